@@ -1,0 +1,1 @@
+"""What users call: the Python API, the command line, evaluation and the demo."""

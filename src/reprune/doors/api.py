@@ -1,0 +1,215 @@
+"""The Python API: prune, resume, status and plan. The command line calls these and shows what they return."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+from reprune.doors.prepare import check_out, draw, nested_flags, open_decoder, settle, settle_seqlen
+from reprune.engine.ledger import Ledger
+from reprune.engine.record import full_record, versions
+from reprune.engine.result import RECORD, Result
+from reprune.engine.run import Methods, run_windows
+from reprune.engine.watcher import Watcher
+from reprune.errors import InputError
+from reprune.model.decoder import Decoder
+from reprune.model.locate import locate_model
+from reprune.plan.recipe import Recipe, read_recipe, resolve_recipe
+from reprune.plan.schedule import Window
+from reprune.plan.survey import Survey, survey
+
+
+def prune(
+    model: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    recipe: str | os.PathLike[str] | dict[str, Any] | None = None,
+    pruner: str | None = None,
+    sparsity: float | str | None = None,
+    reconstruct: str | None = None,
+    calibration: str | Sequence[str] | None = None,
+    heldout: str | Sequence[str] | None = None,
+    samples: int | None = None,
+    seqlen: int | None = None,
+    epochs: int | None = None,
+    lr: float | None = None,
+    batch_size: int | None = None,
+    seed: int | None = None,
+    device: str | None = None,
+    trust_remote_code: bool | None = None,
+    settings: Sequence[str] = (),
+    watcher: Watcher | None = None,
+) -> dict[str, Any]:
+    """Prune a decoder, reconstruct it window by window, and write the sparse model as an ordinary model folder.
+
+    Args:
+        model: a local folder, a Hub id, or a .gguf file.
+        out: the folder to write; it must not exist, or be empty.
+        recipe: a recipe file, or its contents.
+        pruner, sparsity, ..., device: as the flags of `reprune prune`; they go over the recipe.
+        trust_remote_code: let Transformers run Python code that comes with the model.
+        settings: `key.path=value` strings, over everything else.
+        watcher: is told what happens.
+
+    Returns:
+        The record, as in `out`/reprune.json.
+
+    Raises:
+        InputError: something given cannot be used; nothing has been written.
+        NumericalError: numbers went bad on the way; `resume` goes on from the last finished window.
+    """
+    flags = nested_flags(
+        pruner=pruner,
+        sparsity=sparsity,
+        reconstruct=reconstruct,
+        calibration=calibration,
+        heldout=heldout,
+        samples=samples,
+        seqlen=seqlen,
+        epochs=epochs,
+        lr=lr,
+        batch_size=batch_size,
+        seed=seed,
+        device=device,
+        trust_remote_code=trust_remote_code,
+    )
+    content = recipe if isinstance(recipe, dict) else read_recipe(Path(recipe)) if recipe is not None else {}
+    return prune_by_recipe(resolve_recipe(os.fspath(model), content, flags, settings), Path(out), watcher or Watcher())
+
+
+def prune_by_recipe(recipe: Recipe, out: Path, watcher: Watcher) -> dict[str, Any]:
+    """`prune` with its recipe made."""
+    check_out(out)
+    watcher.phase(None, "reading the model")
+    folder = locate_model(recipe.model, notify=watcher.note)
+    recipe = settle(recipe)
+    decoder = open_decoder(recipe, folder)
+    recipe = settle_seqlen(recipe, decoder)
+    survey(decoder, recipe.pattern, recipe.exclude).check()
+    watcher.phase(None, "drawing calibration samples")
+    drawn = draw(recipe, decoder)
+    out.mkdir(parents=True, exist_ok=True)
+    ledger = Ledger(out)
+    job = {
+        "recipe": recipe.model_dump(mode="json"),
+        "folder": str(folder.resolve()),
+        "fingerprint": decoder.checkpoint.fingerprint(),
+        "versions": versions(),
+        "data": {"sha256": drawn.sha256, "sources": [vars(source) for source in drawn.sources]},
+    }
+    ledger.begin(job, drawn.calibration, drawn.heldout)
+    return _finish(recipe, decoder, ledger, job, watcher)
+
+
+def resume(out: str | os.PathLike[str], *, watcher: Watcher | None = None) -> dict[str, Any]:
+    """Go on with a run that was interrupted; the result is the same, bit by bit, as without the interruption.
+
+    Raises:
+        InputError: there is no unfinished run in `out`, or the model or a version changed since it began.
+    """
+    ledger = Ledger(Path(out))
+    if not ledger.exists and (Path(out) / RECORD).exists():
+        raise InputError(f"{out}: this run is finished; there is nothing to resume.")
+    job = ledger.job()
+    recipe = Recipe.model_validate(job["recipe"])
+    folder = Path(job["folder"])
+    if not folder.is_dir():
+        raise InputError(f"{folder}: the model that this run prunes is no longer there; put it back and resume.")
+    decoder = open_decoder(recipe, folder)
+    if decoder.checkpoint.fingerprint() != job["fingerprint"]:
+        raise InputError(f"{folder}: not the model that this run began with; put that back, or start a new run.")
+    if changed := {name: (was, versions().get(name)) for name, was in job["versions"].items() if versions().get(name) != was}:
+        said = ", ".join(f"{name} {was} (now {now})" for name, (was, now) in changed.items())
+        raise InputError(f"{out}: this run began with {said}; install that again to resume, or start a new run.")
+    return _finish(recipe, decoder, ledger, job, watcher or Watcher())
+
+
+def _finish(recipe: Recipe, decoder: Decoder, ledger: Ledger, job: dict[str, Any], watcher: Watcher) -> dict[str, Any]:
+    """Do what is left of a run."""
+    began = time.monotonic()
+    result = Result(ledger.result, decoder)
+    with ledger:
+        run_windows(recipe, decoder, ledger, result, watcher)
+        watcher.phase(None, "writing the result")
+        lines = ledger.lines()
+        seconds = max(time.monotonic() - began, sum(line["window"]["seconds"] for line in lines))
+        record = full_record(recipe, job, lines, seconds)
+        result.finish(record, recipe.to_yaml())
+        ledger.clear()
+    return record
+
+
+@dataclass(frozen=True)
+class Status:
+    """How far a run is."""
+
+    finished: bool
+    windows: int
+    windows_done: int
+    recipe: dict[str, Any]
+    last: dict[str, Any] | None  # the record of the window that was finished last
+
+
+def status(out: str | os.PathLike[str]) -> Status:
+    """How far the run in a folder is; raises `InputError` where there is none."""
+    folder = Path(out)
+    ledger = Ledger(folder)
+    if ledger.exists:
+        job, lines = ledger.job(), ledger.lines()
+        recipe = Recipe.model_validate(job["recipe"])
+        decoder = open_decoder(recipe, Path(job["folder"]))
+        schedule = Methods.of(recipe, len(decoder)).schedule
+        last = lines[-1]["window"] if lines else None
+        return Status(False, len(schedule), len(lines), job["recipe"], last)
+    if (folder / RECORD).exists():
+        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        done = record["windows"]
+        return Status(True, len(done), len(done), record["recipe"], done[-1])
+    raise InputError(f"{out}: holds no run of reprune, neither finished ({RECORD}) nor unfinished.")
+
+
+@final
+@dataclass(frozen=True)
+class Plan:
+    """What `prune` would do with the same arguments."""
+
+    recipe: Recipe
+    folder: Path
+    survey: Survey
+    schedule: list[Window]
+    weights: int  # all of the model's
+    bytes: int  # of its files
+
+
+def plan_by_recipe(recipe: Recipe, watcher: Watcher) -> Plan:
+    """Look at a model's configuration and tensor headers; load no weights.
+
+    Raises:
+        InputError: the recipe does not fit the model at all. What would be refused is in `Plan.survey.refusals`.
+    """
+    folder = locate_model(recipe.model, notify=watcher.note)
+    recipe = settle(recipe)
+    decoder = open_decoder(recipe, folder)
+    recipe = settle_seqlen(recipe, decoder)
+    return Plan(
+        recipe,
+        folder,
+        survey(decoder, recipe.pattern, recipe.exclude),
+        Methods.of(recipe, len(decoder)).schedule,
+        sum(math.prod(entry.shape) for entry in decoder.checkpoint.entries.values()),
+        decoder.checkpoint.bytes,
+    )
+
+
+def plan(model: str | os.PathLike[str], *, settings: Sequence[str] = (), **flags: Any) -> Plan:
+    """What `prune` with the same arguments would do; loads no weights."""
+    content = flags.pop("recipe", None)
+    content = content if isinstance(content, dict) else read_recipe(Path(content)) if content is not None else {}
+    return plan_by_recipe(resolve_recipe(os.fspath(model), content, nested_flags(**flags), settings), Watcher())
+

@@ -1,0 +1,124 @@
+"""Makes ready what a run needs, and refuses what cannot be used, before anything is written."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from reprune.engine.ledger import Ledger
+from reprune.errors import InputError
+from reprune.model.block import Precision
+from reprune.model.decoder import Decoder
+from reprune.plan.recipe import Recipe
+from reprune.plan.samples import Samples, draw_samples
+from reprune.plan.sources import parse_source
+from reprune.plan.tokenizer import load_tokenizer
+
+DEFAULT_SEQLEN = 1024  # the paper's
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def nested_flags(
+    *,
+    epochs: int | None = None,
+    lr: float | None = None,
+    batch_size: int | None = None,
+    pruner: str | None = None,
+    calibration: str | Sequence[str] | None = None,
+    heldout: str | Sequence[str] | None = None,
+    sparsity: float | str | None = None,
+    **plain: Any,
+) -> dict[str, Any]:
+    """Flags in the places that they have in a recipe; those not given (None, empty) are left out."""
+    solver = {"epochs": epochs, "lr": lr, "batch_size": batch_size}
+    content = {
+        "pruner": {"name": pruner} if pruner is not None else None,
+        "solver": {key: value for key, value in solver.items() if value is not None} or None,
+        "calibration": [calibration] if isinstance(calibration, str) else list(calibration or []) or None,
+        "heldout": [heldout] if isinstance(heldout, str) else list(heldout or []) or None,
+        "sparsity": sparsity,
+        **plain,
+    }
+    return {key: value for key, value in content.items() if value is not None}
+
+
+def check_out(out: Path) -> None:
+    """Raise `InputError` unless a result can be written to `out`."""
+    if out.exists() and not out.is_dir():
+        raise InputError(f"--out {out}: is a file; give a folder that does not exist yet.")
+    if out.is_dir() and any(out.iterdir()):
+        if Ledger(out).exists:
+            raise InputError(
+                f"--out {out}: holds an unfinished run; go on with 'reprune resume {out}', or give another folder."
+            )
+        raise InputError(f"--out {out}: is not empty; give a folder that does not exist yet.")
+    parent = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
+    if not os.access(parent, os.W_OK):
+        raise InputError(f"--out {out}: {parent} cannot be written to; give another folder.")
+
+
+def settle(recipe: Recipe) -> Recipe:
+    """The recipe with `auto` replaced by what this machine has."""
+    device = recipe.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda"):
+        count = torch.cuda.device_count()
+        if int(device.partition(":")[2] or 0) >= count:
+            raise InputError(f"--device {device}: this machine has {count} CUDA devices; use --device cpu.")
+    precision = recipe.precision
+    if precision == "auto":
+        fast = torch.cuda.is_bf16_supported() if device.startswith("cuda") else _cpu_multiplies_bfloat16()
+        precision = "bfloat16" if fast else "float32"
+    return recipe.model_copy(update={"device": device, "precision": precision})
+
+
+def _cpu_multiplies_bfloat16() -> bool:
+    """Whether the CPU has instructions for bfloat16 products (without them they are slower than float32)."""
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
+
+
+def open_decoder(recipe: Recipe, folder: Path) -> Decoder:
+    """The model that a settled recipe prunes."""
+    return Decoder(
+        folder,
+        device=torch.device(recipe.device),
+        precision=Precision(_DTYPES[recipe.precision]),
+        trust_remote_code=recipe.trust_remote_code,
+    )
+
+
+def settle_seqlen(recipe: Recipe, decoder: Decoder) -> Recipe:
+    """The recipe with the length of a sample decided, and within what the model takes."""
+    limit = decoder.skeleton.max_positions
+    if recipe.seqlen is None:
+        return recipe.model_copy(update={"seqlen": min(DEFAULT_SEQLEN, limit or DEFAULT_SEQLEN)})
+    if limit is not None and recipe.seqlen > limit:
+        raise InputError(f"--seqlen {recipe.seqlen}: {decoder.folder.name} takes at most {limit} tokens.")
+    return recipe
+
+
+def draw(recipe: Recipe, decoder: Decoder) -> Samples:
+    """The samples of a recipe whose seqlen is settled."""
+    assert recipe.seqlen is not None
+    tokenizer = load_tokenizer(decoder.folder, recipe.trust_remote_code)
+    samples = draw_samples(
+        tokenizer,
+        [parse_source(source) for source in recipe.calibration],
+        [parse_source(source) for source in recipe.heldout],
+        samples=recipe.samples,
+        seqlen=recipe.seqlen,
+        seed=recipe.seed,
+    )
+    largest = int(max(samples.calibration.max(), samples.heldout.max()))
+    if largest >= decoder.vocabulary:
+        raise InputError(
+            f"{decoder.folder.name}: its tokenizer yields the id {largest}, but its embedding has only "
+            f"{decoder.vocabulary} rows; the tokenizer files belong to another model."
+        )
+    return samples

@@ -1,0 +1,93 @@
+"""Prunes one block: statistics of its linears' inputs from the sparse stream, then group by group the pruner."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from reprune.engine.window import PrunedBlock
+from reprune.errors import NumericalError, UnsupportedModelError
+from reprune.math.patterns import Pattern
+from reprune.math.pruner import Pruner
+from reprune.math.statistics import Statistics
+from reprune.model.block import Block, Call
+from reprune.model.linears import Linear
+
+Inputs = Callable[[], Iterable[tuple[Tensor, Call]]]
+"""Gives the block's inputs, batch by batch, each time it is called."""
+
+
+@torch.no_grad()
+def prune_block_(
+    pruned: PrunedBlock,
+    inputs: Inputs,
+    pruner: Pruner[Any],
+    pattern: Pattern,
+    kept_dense: Collection[str],
+    sequential: bool,
+) -> list[str]:
+    """Choose the masks of a block's linears and set their weights as the pruner leaves them.
+
+    Args:
+        pruned: the dense block, without masks; changed in place.
+        inputs: the states that reach it in the sparse model, over all calibration samples.
+        pruner, pattern: how.
+        kept_dense: names of linears that are to stay dense.
+        sequential: gather the statistics of each group anew, after the groups before it have been pruned;
+            otherwise all of them come from one pass through the dense block.
+
+    Returns:
+        Notes on what was not done by the plain rule.
+
+    Raises:
+        UnsupportedModelError: a linear never runs, so nothing is known of its inputs.
+        NumericalError: the pruner cannot use the numbers.
+    """
+    block = pruned.block
+    states, call = next(iter(inputs()))
+    groups = _without(block.groups(states, call), kept_dense)
+    running = {linear.name for group in groups for linear in group}
+    if idle := [one.name for one in block.linears if one.name not in running and one.name not in kept_dense]:
+        raise UnsupportedModelError(
+            f"block {block.index}: the linear {idle[0]} never runs on the calibration data, so it cannot be pruned; "
+            f"leave it dense with --set 'exclude=[\"{idle[0]}\"]'."
+        )
+    notes: list[str] = []
+    for together in [[group] for group in groups] if sequential else [groups]:
+        for group, statistics in zip(together, _statistics(block, inputs, together, pruner), strict=True):
+            place = f"block {block.index}, {', '.join(linear.name for linear in group)}"
+            try:
+                results = pruner.prune([linear.matrix() for linear in group], statistics, pattern)
+            except NumericalError as error:
+                raise NumericalError(f"{place}: {error}") from None
+            for linear, result in zip(group, results, strict=True):
+                linear.set_(result.weight)
+                pruned.masks[linear.name] = result.mask
+            notes += [f"{place}: {note}" for note in results[0].notes]
+    return notes
+
+
+def _without(groups: list[tuple[Linear, ...]], names: Collection[str]) -> list[tuple[Linear, ...]]:
+    left = [tuple(linear for linear in group if linear.name not in names) for group in groups]
+    return [group for group in left if group]
+
+
+def _statistics(
+    block: Block, inputs: Inputs, groups: list[tuple[Linear, ...]], pruner: Pruner[Any]
+) -> list[Statistics]:
+    """The statistics of each group's inputs, from one pass; the first linear of a group stands for all."""
+    made: dict[str, Statistics] = {
+        group[0].name: pruner.statistics(group[0].shape[1], block.device) for group in groups
+    }
+
+    def saw(linear: Linear, X: Tensor) -> None:
+        if linear.name in made:
+            made[linear.name].update(X)
+
+    with block.watch(saw):
+        for states, call in inputs():
+            block.run(states, call)
+    return list(made.values())

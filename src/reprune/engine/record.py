@@ -1,0 +1,117 @@
+"""What a run puts on record, in the form of reprune.json. Knows nothing of how the numbers came about."""
+
+from __future__ import annotations
+
+import platform
+import resource
+import sys
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import PurePath
+from typing import Any
+
+import torch
+
+from reprune import __version__
+from reprune.engine.window import PrunedBlock
+from reprune.math.solver import Errors, Fit
+from reprune.plan.recipe import Recipe
+from reprune.plan.schedule import Window
+
+
+def window_record(window: Window, fit: Fit, after: Errors, seconds: float) -> dict[str, Any]:
+    """One entry of `windows`: errors against the window's own targets, before and after its reconstruction."""
+    before = fit.before or after
+    return {
+        "index": window.index,
+        "blocks": list(window.blocks),
+        "calibration_error": {"before": before.calibration.normalized, "after": after.calibration.normalized},
+        "heldout_error": {"before": before.heldout.normalized, "after": after.heldout.normalized},
+        "relative_calibration_error": {"before": before.calibration.relative, "after": after.calibration.relative},
+        "relative_heldout_error": {"before": before.heldout.relative, "after": after.heldout.relative},
+        "epochs": [
+            {
+                "epoch": epoch.number,
+                "relative_calibration_error": epoch.calibration,
+                "relative_heldout_error": epoch.heldout,
+            }
+            for epoch in fit.epochs
+        ],
+        "kept_epoch": fit.kept_epoch,
+        "seconds": round(seconds, 3),
+    }
+
+
+def block_record(pruned: PrunedBlock, errors: Errors) -> dict[str, Any]:
+    """One entry of `blocks`: the errors are the paper's, the sparse stream's against the dense model's."""
+    matrices = pruned.sparsities()
+    zeros = sum(int(matrix["zeros"]) for matrix in matrices)
+    weights = sum(int(matrix["rows"]) * int(matrix["columns"]) for matrix in matrices)
+    return {
+        "index": pruned.index,
+        "sparsity": zeros / weights if weights else 0.0,
+        "calibration_error": errors.calibration.normalized,
+        "heldout_error": errors.heldout.normalized,
+        "relative_calibration_error": errors.calibration.relative,
+        "relative_heldout_error": errors.heldout.relative,
+        "matrices": matrices,
+    }
+
+
+def versions() -> dict[str, str]:
+    """The versions of all that decides the bits of a result."""
+    return {
+        "reprune": __version__,
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("torch", "transformers", "safetensors", "tokenizers")},
+    }
+
+
+def full_record(
+    recipe: Recipe, job: Mapping[str, Any], lines: Sequence[Mapping[str, Any]], seconds: float
+) -> dict[str, Any]:
+    """The whole of reprune.json. Local paths are reduced to their last part: a result is made to be passed on."""
+    blocks = [block for line in lines for block in line["blocks"]]
+    matrices = [matrix for block in blocks for matrix in block["matrices"]]
+    zeros = sum(matrix["zeros"] for matrix in matrices)
+    weights = sum(matrix["rows"] * matrix["columns"] for matrix in matrices)
+    return {
+        "recipe": _without_folders(recipe),
+        "model": {"name": _last_part(recipe.model), "fingerprint": job["fingerprint"]},
+        "versions": job["versions"],
+        "seed": recipe.seed,
+        "data": job["data"],
+        "sparsity": zeros / weights if weights else 0.0,
+        "blocks": blocks,
+        "windows": [line["window"] for line in lines],
+        "seconds": round(seconds, 3),
+        "peak_memory_bytes": peak_memory_bytes(),
+        "machine": {
+            "system": f"{platform.system()} {platform.machine()}",
+            "threads": torch.get_num_threads(),
+            "device": torch.cuda.get_device_name() if recipe.device.startswith("cuda") else "cpu",
+        },
+    }
+
+
+def peak_memory_bytes() -> dict[str, int]:
+    """The most memory that this process has held, on the host and on the device."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return {
+        "host": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
+        "device": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0,
+    }
+
+
+def _without_folders(recipe: Recipe) -> dict[str, Any]:
+    content = recipe.model_dump(mode="json")
+    content["model"] = _last_part(content["model"])
+    for key in ("calibration", "heldout"):
+        content[key] = [_last_part(source) for source in content[key]]
+    return content
+
+
+def _last_part(name: str) -> str:
+    """The last part of a path; names such as a Hub id, which are no local paths, stay whole."""
+    local = PurePath(name).is_absolute() or name.startswith((".", "~")) or name.count("/") > 1
+    return PurePath(name).name if local else name

@@ -1,0 +1,140 @@
+"""The paper's algorithm: prune and reconstruct window after window, each durable before the next begins.
+
+LR, BR, GP and CR are not branches of this loop but its arguments: the schedule's window size, the teacher, and the
+solver (see `reprune.plan.recipe.RUNGS`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+
+from reprune.engine.frontier import Frontier
+from reprune.engine.ledger import Ledger
+from reprune.engine.pruning import prune_block_
+from reprune.engine.record import block_record, window_record
+from reprune.engine.result import Result
+from reprune.engine.watcher import Watcher
+from reprune.engine.window import PrunedBlock, WindowProblem
+from reprune.errors import NumericalError
+from reprune.math.patterns import Pattern
+from reprune.math.pruner import Pruner
+from reprune.math.solver import Epoch, Fit, Solver
+from reprune.model.decoder import Decoder
+from reprune.plan.recipe import Recipe
+from reprune.plan.schedule import Window, windows
+from reprune.plan.survey import kept_dense
+
+
+@final
+@dataclass(frozen=True)
+class Methods:
+    """What a recipe stands for, as objects."""
+
+    pruner: Pruner[Any]
+    pattern: Pattern
+    solver: Solver
+    schedule: list[Window]
+
+    @staticmethod
+    def of(recipe: Recipe, blocks: int) -> Methods:
+        return Methods(
+            recipe.pruner.build(),
+            recipe.pattern,
+            recipe.solver.build(recipe.guard),
+            windows(blocks, recipe.schedule.size, recipe.schedule.stride),
+        )
+
+
+def run_windows(recipe: Recipe, decoder: Decoder, ledger: Ledger, result: Result, watcher: Watcher) -> None:
+    """Do all windows that the ledger does not hold yet.
+
+    Args:
+        recipe: what to do; its device, precision and seqlen are settled.
+        decoder: the dense model.
+        ledger: entered, begun.
+        result: where retired blocks are written.
+        watcher: is told what happens.
+
+    Raises:
+        NumericalError: numbers went bad; what was finished before stays finished.
+    """
+    methods = Methods.of(recipe, len(decoder))
+    remaining = ledger.remaining(methods.schedule)
+    watcher.started(len(methods.schedule), len(methods.schedule) - len(remaining))
+    if not remaining:
+        return
+    torch.manual_seed(recipe.seed)
+    frontier = _frontier(recipe, decoder, ledger, watcher)
+    for index in (index for window in methods.schedule[: -len(remaining)] for index in window.retired):
+        watcher.phase(None, f"replaying block {index}")
+        frontier.replay(decoder.load(index), decoder.load(index, result.read_block(index)))
+    still_open = ledger.open_blocks(decoder)
+
+    for window in remaining:
+        began = time.monotonic()
+        watcher.phase(window, "targets")
+        dense = [decoder.load(index) for index in window.blocks]
+        with frontier.targets(window, dense, recipe.teacher) as targets:
+            blocks = still_open + [PrunedBlock(block) for block in dense if block.index in window.fresh]
+            del dense
+
+            watcher.phase(window, "pruning")
+            for fresh in (pruned for pruned in blocks if pruned.index in window.fresh):
+                before = [pruned.block for pruned in blocks if pruned.index < fresh.index]
+                notes = prune_block_(
+                    fresh,
+                    lambda before=before, fresh=fresh: frontier.inputs(before, fresh.block),
+                    methods.pruner,
+                    methods.pattern,
+                    kept_dense(fresh.block.linears, recipe.exclude),
+                    recipe.pruner.sequential,
+                )
+                for note in notes:
+                    watcher.note(note)
+
+            watcher.phase(window, "reconstruction")
+            fit = _fit(methods.solver, WindowProblem(frontier, blocks, targets), window, recipe, watcher)
+
+            watcher.phase(window, "advancing")
+            retired = [pruned for pruned in blocks if pruned.index in window.retired]
+            for pruned in retired:
+                result.write_block(pruned.index, pruned.round_(decoder))
+            errors, block_errors = frontier.advance(window, [pruned.block for pruned in blocks], targets)
+            if not errors.calibration.finite:
+                raise NumericalError(f"window {window.index}: its outputs are not finite after reconstruction")
+        still_open = [pruned for pruned in blocks if pruned.index not in window.retired]
+        entry = {
+            "window": window_record(window, fit, errors, time.monotonic() - began),
+            "blocks": [block_record(pruned, block_errors[pruned.index]) for pruned in retired],
+        }
+        ledger.commit(window, entry, still_open)
+        watcher.window_done(window, entry["window"])
+
+
+def _frontier(recipe: Recipe, decoder: Decoder, ledger: Ledger, watcher: Watcher) -> Frontier:
+    watcher.phase(None, "embedding the samples")
+    calibration, heldout = ledger.samples()
+    ids = torch.cat([calibration, heldout])
+    memory, folder = int(recipe.streams.memory), ledger.folder / "streams"
+    shutil.rmtree(folder, ignore_errors=True)  # of a process that was killed
+    return Frontier(decoder, ids, len(calibration), recipe.solver.batch_size, memory, folder)
+
+
+def _fit(solver: Solver, problem: WindowProblem, window: Window, recipe: Recipe, watcher: Watcher) -> Fit:
+    """Let the solver fit the window, and name the window in what goes wrong."""
+    seed = int.from_bytes(hashlib.sha256(f"{recipe.seed}/{window.index}".encode()).digest()[:8]) >> 1
+    progress: Callable[[Epoch], None] = lambda epoch: watcher.epoch(window, epoch, recipe.solver.epochs)  # noqa: E731
+    problem.train_(True)
+    try:
+        return solver.fit(problem, seed, progress)
+    except NumericalError as error:
+        raise NumericalError(f"window {window.index} (blocks {list(window.blocks)}): {error}") from None
+    finally:
+        problem.train_(False)

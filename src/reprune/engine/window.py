@@ -1,0 +1,119 @@
+"""A window in memory: its blocks with their masks, and its reconstruction as a problem for a solver."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import final
+
+import torch
+from torch import Tensor, nn
+
+from reprune.engine.frontier import ErrorPair, Frontier, Targets
+from reprune.errors import NumericalError
+from reprune.math.reconstruction_error import Error
+from reprune.math.solver import Errors, Problem
+from reprune.model.block import Block
+from reprune.model.decoder import Decoder
+
+
+@final
+@dataclass
+class PrunedBlock:
+    """A block whose masks are chosen."""
+
+    block: Block
+    masks: dict[str, Tensor] = field(default_factory=dict)  # by linear: (rows, columns), bool, True where kept
+
+    @property
+    def index(self) -> int:
+        return self.block.index
+
+    def sparsities(self) -> list[dict[str, str | int | float]]:
+        """Of each pruned matrix: its name, shape, and the share of its weights that are zero."""
+        linears = {linear.name: linear for linear in self.block.linears}
+        return [
+            {
+                "name": name,
+                "rows": linears[name].shape[0],
+                "columns": linears[name].shape[1],
+                "zeros": int((linears[name].matrix() == 0).sum()),
+                "sparsity": float((linears[name].matrix() == 0).double().mean()),
+            }
+            for name in self.masks
+        ]
+
+    @torch.no_grad()
+    def round_(self, decoder: Decoder) -> dict[str, Tensor]:
+        """Round all weights to the dtypes in which they are saved, so that the streams see what is saved.
+
+        Returns:
+            The tensors to save, under the checkpoint's names.
+
+        Raises:
+            NumericalError: a weight is NaN or infinite.
+        """
+        tensors = decoder.stored_tensors(self.block)
+        state = self.block.module.state_dict()
+        for name, stored in decoder.names[self.index].items():
+            if tensors[stored].is_floating_point() and not torch.isfinite(tensors[stored]).all():
+                raise NumericalError(f"block {self.index}: {name} holds NaN or infinite values; it is not saved")
+            state[name].copy_(tensors[stored])
+        return tensors
+
+
+@final
+class WindowProblem(Problem):
+    """The reconstruction of a window's blocks: the student's states in, the targets out."""
+
+    def __init__(self, frontier: Frontier, blocks: Sequence[PrunedBlock], targets: Targets) -> None:
+        self._frontier = frontier
+        self._blocks = [pruned.block for pruned in blocks]
+        self._targets = targets
+        self._device = self._blocks[0].device
+        self.samples = frontier.calibration
+        masks: dict[int, Tensor] = {}
+        for pruned in blocks:
+            for linear in pruned.block.linears:
+                if linear.name in pruned.masks:
+                    masks[id(linear.parameter)] = linear.stored(pruned.masks[linear.name])
+        self.parameters: list[nn.Parameter] = [
+            parameter
+            for block in self._blocks
+            for parameter in block.module.parameters()
+            if parameter.is_floating_point()
+        ]
+        self.masks = [masks.get(id(parameter)) for parameter in self.parameters]
+
+    def outputs(self, samples: Tensor) -> Tensor:
+        with torch.enable_grad():
+            return self._frontier.run(self._blocks, self._frontier.student.read(samples))
+
+    def targets(self, samples: Tensor) -> Tensor:
+        return self._targets.end.read(samples).to(self._device)
+
+    def errors(self) -> Errors:
+        return self._measure(self._frontier.batches)
+
+    def heldout_error(self) -> Error:
+        return self._measure(self._frontier.heldout_batches).heldout
+
+    @torch.no_grad()
+    def _measure(self, batches: Sequence[slice]) -> Errors:
+        pair = ErrorPair(self._frontier.calibration)
+        for batch in batches:
+            states = self._frontier.run(self._blocks, self._frontier.student.read(batch))
+            pair.update(batch, states, self._targets.end.read(batch))
+        return pair.errors()
+
+    def target_power(self) -> float:
+        batches = self._frontier.calibration_batches
+        total = sum(float(self._targets.end.read(batch).square().sum(dtype=torch.float64)) for batch in batches)
+        count = sum(self._targets.end.read(batch).numel() for batch in batches)
+        return total / count
+
+    def train_(self, on: bool) -> None:
+        """Have the parameters record gradients, or drop them."""
+        for parameter in self.parameters:
+            parameter.requires_grad_(on)
+            parameter.grad = None

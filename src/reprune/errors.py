@@ -1,0 +1,28 @@
+"""The errors that reprune raises on purpose. Knows nothing of models or tensors.
+
+Every message names the place, what was expected, what came, and the remedy. The command line turns an
+`InputError` into exit code 2 and any other `RepruneError` into exit code 1, in both cases with the message
+alone.
+"""
+
+from __future__ import annotations
+
+
+class RepruneError(Exception):
+    """Base of all errors that reprune raises on purpose."""
+
+
+class InputError(RepruneError, ValueError):
+    """What the user gave cannot be used: a path, a text, an option, a recipe (exit code 2)."""
+
+
+class UnsupportedModelError(InputError):
+    """The model cannot be pruned correctly; the message names the part and the reason (exit code 2)."""
+
+
+class NumericalError(RepruneError):
+    """A computation produced what cannot be used (NaN, a matrix that no damping makes definite)."""
+
+
+class InterruptedRunError(RepruneError):
+    """A run stopped before its end; the message says how to resume it."""

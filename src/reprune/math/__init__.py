@@ -1,0 +1,1 @@
+"""Patterns, statistics, pruners and solvers. Knows tensors; knows nothing of models, files or recipes."""

@@ -1,0 +1,152 @@
+"""What a mask may look like: `Unstructured(0.5)`, `NM(2, 4)`. Knows nothing of where scores come from.
+
+Masks are boolean, True where a weight is kept. All choices are deterministic: among equal scores the one with
+the lower index is pruned first (unstructured) or kept first (N:M).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Literal, final
+
+import torch
+from torch import Tensor
+
+from reprune.errors import InputError
+
+Scope = Literal["matrix", "row"]
+"""Which weights compete with each other: all of a matrix, or those of one output row."""
+
+
+class Pattern(ABC):
+    """The set of masks that a run may choose from."""
+
+    @property
+    @abstractmethod
+    def sparsity(self) -> float:
+        """The share of weights that are pruned, in (0, 1)."""
+
+    @property
+    @abstractmethod
+    def group(self) -> int:
+        """How many consecutive columns belong together (1 where any weight may go)."""
+
+    @abstractmethod
+    def keep(self, scores: Tensor, scope: Scope) -> Tensor:
+        """Keep the best weights that the pattern allows.
+
+        Args:
+            scores: importance of each weight (rows, columns), any float dtype, higher is kept.
+            scope: which weights compete; a pattern with its own groups ignores it.
+
+        Returns:
+            The mask (rows, columns), bool, True where kept.
+        """
+
+    def check(self, columns: int, name: str) -> None:
+        """Raise `InputError` where a matrix of so many input columns cannot have this pattern."""
+        if columns % self.group:
+            raise InputError(
+                f"{name}: the pattern {self} needs a number of input columns that {self.group} divides, "
+                f"but it has {columns}. Choose another pattern, or leave the matrix out with "
+                f"--set 'exclude=[\"{name.rsplit('.', 1)[-1]}\"]'."
+            )
+
+
+@final
+@dataclass(frozen=True)
+class Unstructured(Pattern):
+    """Any `fraction` of the weights may go."""
+
+    fraction: float
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.fraction < 1.0:
+            raise InputError(
+                f"sparsity: expected a number above 0 and below 1, such as 0.5, or N:M; got {self.fraction:g}."
+            )
+
+    @property
+    def sparsity(self) -> float:
+        return self.fraction
+
+    @property
+    def group(self) -> int:
+        return 1
+
+    def keep(self, scores: Tensor, scope: Scope) -> Tensor:
+        if scope == "matrix":
+            return self._keep_rows(scores.reshape(1, -1)).reshape(scores.shape)
+        return self._keep_rows(scores)
+
+    def _keep_rows(self, scores: Tensor) -> Tensor:
+        """Prune exactly round(fraction * columns) of each row of `scores` (rows, columns)."""
+        pruned = round(self.fraction * scores.shape[1])
+        if pruned == 0:
+            return torch.ones_like(scores, dtype=torch.bool)
+        threshold = scores.kthvalue(pruned, dim=1, keepdim=True).values  # (rows, 1)
+        keep = scores > threshold
+        surplus = scores.shape[1] - pruned - keep.sum(dim=1)  # kept too few by as many: ties at the threshold
+        for row in surplus.nonzero().flatten().tolist():
+            ties = (scores[row] == threshold[row]).nonzero().flatten()
+            keep[row, ties[len(ties) - int(surplus[row]) :]] = True
+        return keep
+
+    def __str__(self) -> str:
+        return f"{self.fraction:g}"
+
+
+@final
+@dataclass(frozen=True)
+class NM(Pattern):
+    """`kept` of every `of` consecutive inputs of a row are kept (2:4 is `NM(2, 4)`)."""
+
+    kept: int
+    of: int
+
+    def __post_init__(self) -> None:
+        if not 0 < self.kept < self.of:
+            raise InputError(
+                f"sparsity: expected N:M with 0 < N < M, such as 2:4 (2 of every 4 kept); "
+                f"got {self.kept}:{self.of}."
+            )
+
+    @property
+    def sparsity(self) -> float:
+        return 1.0 - self.kept / self.of
+
+    @property
+    def group(self) -> int:
+        return self.of
+
+    def keep(self, scores: Tensor, scope: Scope) -> Tensor:
+        del scope  # the groups compete within themselves
+        groups = scores.reshape(scores.shape[0], -1, self.of)  # (rows, groups, of)
+        rank = torch.zeros_like(groups, dtype=torch.int16)
+        for other in range(self.of):
+            rival = groups[:, :, other : other + 1]
+            rank += rival > groups
+            rank[:, :, other + 1 :] += rival == groups[:, :, other + 1 :]
+        return (rank < self.kept).reshape(scores.shape)
+
+    def __str__(self) -> str:
+        return f"{self.kept}:{self.of}"
+
+
+def parse_pattern(text: str) -> Pattern:
+    """Read "0.5", "50%" or "2:4" into a pattern; raises `InputError` for anything else."""
+    cleaned = text.strip()
+    try:
+        if ":" in cleaned:
+            kept, of = cleaned.split(":")
+            return NM(int(kept), int(of))
+        if cleaned.endswith("%"):
+            return Unstructured(float(cleaned[:-1]) / 100.0)
+        return Unstructured(float(cleaned))
+    except InputError:
+        raise
+    except ValueError:
+        raise InputError(
+            f"sparsity: expected a fraction such as 0.5 or a pattern such as 2:4 or 4:8; got {text!r}."
+        ) from None

@@ -1,0 +1,49 @@
+"""What a pruner is: scores for the weights of a linear group, a mask, and perhaps updated weights.
+
+A new pruner is one file that derives from `Pruner`, and one line in `reprune.plan.recipe`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import torch
+from torch import Tensor
+
+from reprune.math.patterns import Pattern
+from reprune.math.statistics import Statistics
+
+S = TypeVar("S", bound=Statistics)
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """One matrix after pruning."""
+
+    weight: Tensor  # (rows, columns), float32, exactly zero where the mask is False
+    mask: Tensor  # (rows, columns), bool, True where kept
+    notes: tuple[str, ...] = ()  # what was not done by the plain rule, in words
+
+
+class Pruner(ABC, Generic[S]):
+    """Chooses the mask of each matrix of a linear group from what its inputs look like."""
+
+    @abstractmethod
+    def statistics(self, columns: int, device: torch.device) -> S:
+        """A fresh accumulator of what this pruner needs of a group's inputs."""
+
+    @abstractmethod
+    def prune(self, weights: Sequence[Tensor], statistics: S, pattern: Pattern) -> list[Pruned]:
+        """Prune all matrices of one group, which share their inputs.
+
+        Args:
+            weights: matrices (rows_i, columns), float32; left as they are.
+            statistics: the inputs' statistics, as made by `statistics` and fed with calibration data.
+            pattern: what the masks may look like.
+
+        Raises:
+            NumericalError: the weights or statistics are not finite, or a matrix cannot be inverted.
+        """

@@ -1,0 +1,46 @@
+"""The reconstruction error of one block or window, in the paper's normalized form and as a share of the target."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Error:
+    """How far outputs are from their targets, over N samples of T tokens and H features."""
+
+    normalized: float
+    """(1 / (N H T)) * ||outputs - targets||^2, the paper's normalized reconstruction error."""
+    relative: float
+    """||outputs - targets||^2 / ||targets||^2, which massive activations do not dominate so easily."""
+
+    @property
+    def finite(self) -> bool:
+        return math.isfinite(self.normalized)
+
+
+@final
+class ErrorMeter:
+    """Sums squared differences over batches; the sums are held in float64."""
+
+    def __init__(self) -> None:
+        self._difference = 0.0
+        self._target = 0.0
+        self._count = 0
+
+    def update(self, outputs: Tensor, targets: Tensor) -> None:
+        """Take in one batch: outputs and targets (samples, tokens, hidden), any float dtype."""
+        outputs, targets = outputs.detach().float(), targets.detach().float()
+        self._difference += float((outputs - targets).square().sum(dtype=torch.float64))
+        self._target += float(targets.square().sum(dtype=torch.float64))
+        self._count += targets.numel()
+
+    def error(self) -> Error:
+        """The error over all batches so far (0 where there were none)."""
+        normalized = self._difference / max(self._count, 1)
+        return Error(normalized, self._difference / self._target if self._target else 0.0)

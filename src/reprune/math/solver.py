@@ -1,0 +1,100 @@
+"""What a solver is: something that fits a window's weights to its targets under fixed masks.
+
+A solver sees a window as a `Problem`: parameters, and a differentiable map from sample numbers to outputs.
+A new solver is one file that derives from `Solver`, and one line in `reprune.plan.recipe`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import final
+
+from torch import Tensor, nn
+
+from reprune.math.reconstruction_error import Error
+
+
+@dataclass(frozen=True)
+class Errors:
+    """Errors on the samples that are fitted and on those that are not."""
+
+    calibration: Error
+    heldout: Error
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What one pass over the calibration samples did."""
+
+    number: int  # 1 for the first
+    calibration: float  # relative error, mean over the epoch's batches, each before its own step
+    heldout: float  # relative error after the epoch
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What a solver did to a window."""
+
+    before: Errors | None = None  # None where nothing was fitted: the errors are those after
+    epochs: tuple[Epoch, ...] = ()
+    kept_epoch: int = 0  # the epoch whose state the window keeps; 0 is the state before
+    notes: tuple[str, ...] = field(default=())
+
+
+class Problem(ABC):
+    """One window to be fitted."""
+
+    parameters: Sequence[nn.Parameter]
+    """All that may change: float32 leaves, exactly zero where masked."""
+    masks: Sequence[Tensor | None]
+    """For each parameter, bool and of its shape, True where it may change; None where all of it may."""
+    samples: int
+    """How many calibration samples there are; they are numbered from 0."""
+
+    @abstractmethod
+    def outputs(self, samples: Tensor) -> Tensor:
+        """The window's outputs (batch, tokens, hidden) for calibration samples (batch,), with gradients."""
+
+    @abstractmethod
+    def targets(self, samples: Tensor) -> Tensor:
+        """The targets (batch, tokens, hidden) of the same samples."""
+
+    @abstractmethod
+    def errors(self) -> Errors:
+        """The errors of the window as it stands, over all calibration and all held-out samples."""
+
+    @abstractmethod
+    def heldout_error(self) -> Error:
+        """The error over the held-out samples alone."""
+
+    @abstractmethod
+    def target_power(self) -> float:
+        """The mean square of all calibration targets, by which losses are normalized."""
+
+
+class Solver(ABC):
+    """Fits the weights of a window under its masks."""
+
+    @abstractmethod
+    def fit(self, problem: Problem, seed: int, progress: Callable[[Epoch], None]) -> Fit:
+        """Fit the problem's parameters in place; masked weights stay exactly zero.
+
+        Args:
+            problem: the window.
+            seed: decides everything random in it.
+            progress: called after each epoch.
+
+        Raises:
+            NumericalError: the loss is not finite.
+        """
+
+
+@final
+class NoSolver(Solver):
+    """Leaves the pruner's own update as it is (the LR rung of the paper)."""
+
+    def fit(self, problem: Problem, seed: int, progress: Callable[[Epoch], None]) -> Fit:
+        del problem, seed, progress
+        return Fit()

@@ -1,0 +1,107 @@
+"""SparseGPT: the OBS solution of the remaining weights, column by column (Frantar and Alistarh, 2023).
+
+For one row w with Gram matrix H, pruning weight p at the least cost and correcting the others gives
+
+    cost   = w_p^2 / [H^-1]_pp
+    update = -(w_p / [H^-1]_pp) * H^-1[:, p]
+
+Going through the columns from left to right, only those not yet passed may still change, so H^-1 is that of the
+columns that remain. The rows of the upper Cholesky factor U of H^-1 hold just these: U_pp^2 is [H_F^-1]_pp and
+U[p, p:] / U_pp its scaled column, F being the columns p and after. All rows share H, hence U.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+
+from reprune.errors import NumericalError
+from reprune.math.patterns import Pattern
+from reprune.math.pruner import Pruned, Pruner
+from reprune.math.statistics import Gram
+
+
+@final
+@dataclass(frozen=True)
+class SparseGPT(Pruner[Gram]):
+    """Score w^2 / diag(U)^2 in blocks of columns, with the OBS update of all columns to the right.
+
+    Unstructured masks are chosen once a block of `block_size` columns, N:M masks once a group of M, both from
+    the weights as the updates so far have left them.
+    """
+
+    damping: float = 0.01
+    """Added to the diagonal of H, as a share of its mean."""
+    block_size: int = 128
+    """Columns between two lazy updates of all that is to the right."""
+
+    def statistics(self, columns: int, device: torch.device) -> Gram:
+        return Gram(columns, device)
+
+    def prune(self, weights: Sequence[Tensor], statistics: Gram, pattern: Pattern) -> list[Pruned]:
+        factor, dead, notes = self._factor(statistics)
+        # The matrices share U, so their rows are stacked; columns come first, so that one column is contiguous.
+        stacked = torch.cat(list(weights)).T.contiguous()  # (columns, all rows)
+        stacked[dead] = 0.0
+        rows = [weight.shape[0] for weight in weights]
+        mask = self._sweep_(stacked, factor, rows, pattern)
+        stacked.masked_fill_(~mask, 0.0)
+        pruned = zip(stacked.T.split(rows), mask.T.split(rows), strict=True)
+        return [Pruned(weight.contiguous(), kept.contiguous(), notes) for weight, kept in pruned]
+
+    def _factor(self, statistics: Gram) -> tuple[Tensor, Tensor, tuple[str, ...]]:
+        """The upper Cholesky factor U of H^-1, the columns whose input is always zero, and notes.
+
+        Where H is not definite at the given damping, the damping is raised tenfold, up to the mean diagonal.
+        """
+        H = statistics.matrix.clone()
+        if not torch.isfinite(H).all():
+            raise NumericalError(
+                "the inputs of this group hold NaN or infinite values, so SparseGPT cannot use their Gram matrix"
+            )
+        diagonal = H.diagonal()  # a view: writing to it writes to H
+        dead = diagonal == 0
+        diagonal[dead] = 1.0
+        mean = diagonal.mean()
+        damping, added = self.damping, 0.0
+        while damping <= 1.0:
+            diagonal += (damping - added) * mean
+            added = damping
+            lower, failed = torch.linalg.cholesky_ex(H)
+            if not failed:
+                upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
+                if not failed and torch.isfinite(upper).all():
+                    raised = f"damping raised from {self.damping:g} to {damping:g}: the Gram matrix is near singular"
+                    return upper, dead, (raised,) if damping > self.damping else ()
+            damping *= 10.0
+        raise NumericalError(
+            f"the Gram matrix of this group stays indefinite even with damping {added:g} x its mean diagonal; "
+            "calibrate on more or other text"
+        )
+
+    def _sweep_(self, W: Tensor, U: Tensor, rows: list[int], pattern: Pattern) -> Tensor:
+        """Prune W (columns, rows) in place; return its mask (columns, rows), bool."""
+        columns = W.shape[0]
+        mask = torch.ones_like(W, dtype=torch.bool)
+        width = max(self.block_size // pattern.group, 1) * pattern.group
+        for start in range(0, columns, width):
+            end = min(start + width, columns)
+            block, kept, factor = W[start:end], mask[start:end], U[start:end, start:end]
+            step = pattern.group if pattern.group > 1 else end - start
+            costs = factor.diagonal().square().unsqueeze(1)  # (block columns, 1)
+            errors = torch.empty_like(block)
+            for first in range(0, end - start, step):
+                chosen = slice(first, first + step)
+                scores = block[chosen].square() / costs[chosen]
+                for part, into in zip(scores.split(rows, 1), kept[chosen].split(rows, 1), strict=True):
+                    into.copy_(pattern.keep(part.T, "matrix").T)
+                for column in range(first, first + step):
+                    error = torch.where(kept[column], 0.0, block[column]).div_(factor[column, column])
+                    block[column + 1 :].addr_(factor[column, column + 1 :], error, alpha=-1.0)
+                    errors[column] = error
+            W[end:].addmm_(U[start:end, end:].T, errors, alpha=-1.0)
+        return mask

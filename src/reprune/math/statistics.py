@@ -1,0 +1,53 @@
+"""What a pruner or solver needs to know of a linear's inputs. Accumulated in float32, one batch at a time.
+
+All linears of a group read the same inputs, so they share one object.
+"""
+
+from __future__ import annotations
+
+from typing import final
+
+import torch
+from torch import Tensor
+
+
+class Statistics:
+    """Counts the tokens seen, and nothing else (all that magnitude pruning needs)."""
+
+    def __init__(self, columns: int, device: torch.device) -> None:
+        self.columns = columns
+        self.device = device
+        self.tokens = 0
+
+    def update(self, X: Tensor) -> None:
+        """Take in one batch of inputs X (..., columns), any float dtype."""
+        X = X.detach().reshape(-1, self.columns)
+        self.tokens += X.shape[0]
+        self._accumulate(X.float())
+
+    def _accumulate(self, X: Tensor) -> None:
+        """Add X (tokens, columns), float32."""
+
+
+@final
+class SquaredNorms(Statistics):
+    """The squared L2 norm of each input column: sum over tokens of x^2, (columns,), float32."""
+
+    def __init__(self, columns: int, device: torch.device) -> None:
+        super().__init__(columns, device)
+        self.sums = torch.zeros(columns, device=device)
+
+    def _accumulate(self, X: Tensor) -> None:
+        self.sums += X.square().sum(dim=0)
+
+
+@final
+class Gram(Statistics):
+    """The Gram matrix X'X of the inputs, (columns, columns), float32."""
+
+    def __init__(self, columns: int, device: torch.device) -> None:
+        super().__init__(columns, device)
+        self.matrix = torch.zeros(columns, columns, device=device)
+
+    def _accumulate(self, X: Tensor) -> None:
+        self.matrix.addmm_(X.T, X)

@@ -1,0 +1,29 @@
+"""Wanda: weights by activations, compared within each output row (Sun et al., 2023)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import final
+
+import torch
+from torch import Tensor
+
+from reprune.errors import NumericalError
+from reprune.math.patterns import Pattern
+from reprune.math.pruner import Pruned, Pruner
+from reprune.math.statistics import SquaredNorms
+
+
+@final
+class Wanda(Pruner[SquaredNorms]):
+    """Score |w_ij| * ||x_j||_2, compared within row i; no weight is updated."""
+
+    def statistics(self, columns: int, device: torch.device) -> SquaredNorms:
+        return SquaredNorms(columns, device)
+
+    def prune(self, weights: Sequence[Tensor], statistics: SquaredNorms, pattern: Pattern) -> list[Pruned]:
+        if not torch.isfinite(statistics.sums).all():
+            raise NumericalError("the inputs of this group hold NaN or infinite values, so Wanda cannot score it")
+        norms = (statistics.sums / max(statistics.tokens, 1)).sqrt()  # (columns,); the scale does not matter
+        masks = [pattern.keep(weight.abs() * norms, "row") for weight in weights]
+        return [Pruned(weight.masked_fill(~mask, 0.0), mask) for weight, mask in zip(weights, masks, strict=True)]

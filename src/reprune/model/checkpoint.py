@@ -1,0 +1,131 @@
+"""A model folder's tensors, read one at a time. Knows names, shapes and files; knows nothing of modules.
+
+Tensors are mapped from their file, not read into memory, until someone copies them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from reprune.errors import InputError, UnsupportedModelError
+
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+_SAMPLED_BYTES = 4096  # from each end of each tensor, for the fingerprint
+
+
+@dataclass(frozen=True)
+class TensorEntry:
+    """Where one tensor lies."""
+
+    file: Path
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    bytes: int
+    offset: int  # of its first byte in the file
+
+
+@final
+class Checkpoint:
+    """All tensors of a folder of safetensors files, by name."""
+
+    def __init__(self, folder: Path) -> None:
+        """Read the headers of all files that belong to the model.
+
+        Raises:
+            InputError: a file is missing or damaged, or there is none.
+        """
+        self.folder = folder
+        self.entries: Mapping[str, TensorEntry] = dict(
+            sorted((name, entry) for file in self._files() for name, entry in _read_header(file))
+        )
+
+    def _files(self) -> list[Path]:
+        index = self.folder / "model.safetensors.index.json"
+        if index.exists():
+            try:
+                weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+                names = sorted({str(name) for name in weight_map.values()})
+            except (ValueError, KeyError, AttributeError, TypeError):
+                raise InputError(f"{index}: not a safetensors index with a weight_map; download the model again.") from None
+            if outside := [name for name in names if Path(name).is_absolute() or ".." in Path(name).parts]:
+                raise InputError(f"{index}: names the file {outside[0]}, outside the model folder; refused.")
+            files = [self.folder / name for name in names]
+        else:
+            files = sorted(self.folder.glob("model*.safetensors")) or sorted(self.folder.glob("*.safetensors"))
+        if missing := [file.name for file in files if not file.exists()]:
+            raise InputError(
+                f"{self.folder.name}: the weight file {missing[0]} is missing ({len(missing)} of {len(files)} are); "
+                "download the model again."
+            )
+        if not files:
+            raise InputError(f"{self.folder}: expected *.safetensors files, found none.")
+        return files
+
+    def tensor(self, name: str) -> Tensor:
+        """The tensor of that name on the CPU in its stored dtype, mapped from the file (do not write to it)."""
+        with safe_open(self.entries[name].file, framework="pt") as file:
+            tensor: Tensor = file.get_tensor(name)
+        return tensor
+
+    @property
+    def bytes(self) -> int:
+        """The size of all tensors."""
+        return sum(entry.bytes for entry in self.entries.values())
+
+    def fingerprint(self) -> str:
+        """A SHA-256 that tells this model from any other, in a time that does not grow with its size.
+
+        It covers the configuration, every tensor's name, shape and dtype, and the first and last 4 KiB of each
+        tensor's data.
+        """
+        digest = hashlib.sha256((self.folder / "config.json").read_bytes())
+        for name, entry in self.entries.items():
+            digest.update(f"{name} {entry.shape} {entry.dtype}\n".encode())
+            with entry.file.open("rb") as file:
+                file.seek(entry.offset)
+                digest.update(file.read(min(_SAMPLED_BYTES, entry.bytes)))
+                file.seek(entry.offset + max(entry.bytes - _SAMPLED_BYTES, 0))
+                digest.update(file.read(min(_SAMPLED_BYTES, entry.bytes)))
+        return digest.hexdigest()
+
+
+def _read_header(file: Path) -> Iterator[tuple[str, TensorEntry]]:
+    """Names and places of the tensors in one safetensors file."""
+    try:
+        with safe_open(file, framework="pt"):
+            pass  # the library checks that the header is sound and that the data is all there
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{file}: not a whole safetensors file ({error}); download it again.") from None
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        header: dict[str, Any] = json.loads(stream.read(length))
+    for name, entry in header.items():
+        if name == "__metadata__":
+            continue
+        if entry["dtype"] not in DTYPES:
+            raise UnsupportedModelError(
+                f"{file.name}: the tensor {name} is stored as {entry['dtype']}, which cannot be pruned; "
+                "use the model's bfloat16, float16 or float32 weights."
+            )
+        begin, end = entry["data_offsets"]
+        yield name, TensorEntry(file, tuple(entry["shape"]), DTYPES[entry["dtype"]], end - begin, 8 + length + begin)

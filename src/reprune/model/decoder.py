@@ -1,0 +1,250 @@
+"""A decoder on disk, as the engine uses it: embed samples, load a block, know what each block is passed.
+
+At no time are all blocks in memory. Knows nothing of pruning.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from reprune.errors import UnsupportedModelError
+from reprune.model.block import Block, Call, Precision
+from reprune.model.checkpoint import Checkpoint, TensorEntry
+from reprune.model.skeleton import Skeleton
+
+_PLANNED_TOKENS = 16  # tokens of the sample that never leaves the meta device
+
+
+@final
+class Decoder:
+    """The blocks of a model folder, loaded one at a time."""
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        device: torch.device | None = None,
+        precision: Precision | None = None,
+        trust_remote_code: bool = False,
+    ) -> None:
+        """
+        Args:
+            folder: an ordinary model folder (config.json and safetensors files).
+            device: where blocks are run; the CPU by default.
+            precision: in which dtype their products are computed; float32 by default.
+
+        Raises:
+            InputError: the folder is damaged or incomplete.
+            UnsupportedModelError: the model's blocks cannot be run one by one, or lack tensors.
+        """
+        self.folder = folder
+        self.device = device or torch.device("cpu")
+        self.precision = precision or Precision()
+        self.checkpoint = Checkpoint(folder)
+        self.skeleton = Skeleton(folder, trust_remote_code)
+        self.names = [self._block_names(index) for index in range(len(self))]
+        self._calls: dict[int, list[Call]] = {}  # by batch size
+        self._shapes: tuple[Tensor, list[Call]] | None = None
+
+    def __len__(self) -> int:
+        """The number of blocks."""
+        return len(self.skeleton.blocks)
+
+    @property
+    def vocabulary(self) -> int:
+        """The number of rows of the input embedding: token ids are below it."""
+        return int(self.skeleton.model.get_input_embeddings().weight.shape[0])  # type: ignore[operator]
+
+    def _block_names(self, index: int) -> dict[str, str]:
+        """Of one block: the names of its parameters (and saved buffers) to the names in the checkpoint."""
+        names = {}
+        for name in self.skeleton.blocks[index].state_dict():
+            stored = self._stored_name(f"{self.skeleton.blocks_path}.{index}.{name}")
+            if stored is not None:
+                names[name] = stored
+            elif name in dict(self.skeleton.blocks[index].named_parameters()):
+                raise UnsupportedModelError(
+                    f"{self.folder.name}: the parameter {name} of block {index} is not in its safetensors files "
+                    f"under the name {self.skeleton.blocks_path}.{index}.{name}. The files may be incomplete, or "
+                    "Transformers renames this model's tensors on loading: load it with from_pretrained and write "
+                    "it with save_pretrained(..., save_original_format=False), then prune that folder."
+                )
+        return names
+
+    def _stored_name(self, name: str) -> str | None:
+        """The checkpoint's name of a parameter: the same, or with the base model's prefix taken off or put on."""
+        prefix = self.skeleton.prefix
+        for candidate in (name, name.removeprefix(prefix), prefix + name):
+            if candidate in self.checkpoint.entries:
+                return candidate
+        return None
+
+    def block_of(self, stored: str) -> int | None:
+        """The number of the block that a checkpoint's tensor belongs to, or None."""
+        path, base = f"{self.skeleton.blocks_path}.", self.skeleton.prefix
+        for prefix in (path, path.removeprefix(base), base + path):
+            if stored.startswith(prefix):
+                number = stored[len(prefix) :].split(".", 1)[0]
+                return int(number) if number.isdigit() and int(number) < len(self) else None
+        return None
+
+    def entry(self, index: int, name: str) -> TensorEntry:
+        """Where a parameter of a block lies in the checkpoint."""
+        return self.checkpoint.entries[self.names[index][name]]
+
+    def load(self, index: int, changed: Mapping[str, Tensor] | None = None) -> Block:
+        """A block with its weights, float32, on the device; no other block is touched.
+
+        Args:
+            index: the block's number.
+            changed: tensors that take the place of the checkpoint's, by the names they have there.
+        """
+        module = copy.deepcopy(self.skeleton.blocks[index])
+        changed = changed or {}
+        state = {}
+        for name, stored in self.names[index].items():
+            tensor = changed[stored] if stored in changed else self.checkpoint.tensor(stored)
+            dtype = torch.float32 if tensor.is_floating_point() else tensor.dtype
+            state[name] = torch.empty(tensor.shape, dtype=dtype, device=self.device).copy_(tensor)
+        module.load_state_dict(state, strict=False, assign=True)
+        return Block(index, module.to(self.device).requires_grad_(False).eval(), self.device, self.precision)
+
+    @torch.no_grad()
+    def stored_tensors(self, block: Block) -> dict[str, Tensor]:
+        """All of a block's tensors under the checkpoint's names and in its dtypes, on the CPU.
+
+        Tensors of the checkpoint that the block's module does not know (old buffers) are passed on as they are.
+        """
+        tensors = {
+            name: self.checkpoint.tensor(name)
+            for name in self.checkpoint.entries
+            if self.block_of(name) == block.index
+        }
+        state = block.module.state_dict()
+        for name, stored in self.names[block.index].items():
+            tensors[stored] = state[name].to(device="cpu", dtype=self.checkpoint.entries[stored].dtype)
+        return tensors
+
+    @torch.no_grad()
+    def embed(self, ids: Tensor, slices: Iterable[slice]) -> Iterable[tuple[slice, Tensor]]:
+        """The states that enter block 0, a batch at a time, and along with them what all blocks are passed.
+
+        Args:
+            ids: all samples (samples, tokens), int64.
+            slices: the batches.
+
+        Yields:
+            Each slice with its states (batch, tokens, hidden), float32, on the CPU.
+
+        Raises:
+            UnsupportedModelError: a block is passed something that differs from sample to sample.
+        """
+        for batch in slices:
+            states, calls = self.skeleton.record(ids[batch], self._fill)
+            known = self._calls.setdefault(len(ids[batch]), calls)
+            for index, (one, other) in enumerate(zip(known, calls, strict=True)):
+                if (name := _difference(one, other)) is not None:
+                    raise UnsupportedModelError(
+                        f"{self.folder.name}: block {index} is passed {name!r}, which differs from sample to sample; "
+                        "blocks that depend on more than the hidden states cannot be pruned one by one."
+                    )
+            yield batch, states.float()
+        self._calls = {size: _to(calls, self.device) for size, calls in self._calls.items()}
+
+    def call(self, index: int, batch: int) -> Call:
+        """What a block is passed beside the states of a batch of so many samples (of a size seen by `embed`)."""
+        return self._calls[batch][index]
+
+    def release(self) -> None:
+        """Give back the memory of all weights outside the blocks."""
+        for name, module in self.skeleton.model.named_modules():
+            if not name.startswith(self.skeleton.blocks_path):
+                for key, parameter in module.named_parameters(recurse=False):
+                    setattr(module, key, nn.Parameter(parameter.to("meta"), requires_grad=False))
+
+    def _fill(self, path: str, module: nn.Module, ids: Tensor | None) -> None:
+        """Load the parameters of a module outside the blocks; of the embedding, the rows of these ids only."""
+        for key, parameter in list(module.named_parameters(recurse=False)):
+            if not parameter.is_meta and ids is None:
+                continue
+            name = f"{path}.{key}" if path else key
+            stored = self._stored_name(name)
+            if stored is None:
+                raise UnsupportedModelError(f"{self.folder.name}: the tensor {name} is not in its safetensors files.")
+            source = self.checkpoint.tensor(stored)
+            if parameter.is_meta:
+                # Fresh pages take no memory until they are written: an embedding takes that of the rows in use.
+                parameter = nn.Parameter(torch.empty(source.shape, dtype=torch.float32), requires_grad=False)
+                setattr(module, key, parameter)
+            if ids is None or key != "weight":
+                parameter.copy_(source)
+            else:
+                rows = ids.unique()
+                parameter[rows] = source[rows].float()
+
+    @torch.no_grad()
+    def groups_without_weights(self, index: int) -> list[tuple[str, ...]]:
+        """The names of a block's linear groups, found by running it on the meta device: no weight is read."""
+        if self._shapes is None:
+            tokens = min(_PLANNED_TOKENS, self.skeleton.max_positions or _PLANNED_TOKENS)
+            ids = torch.zeros(1, tokens, dtype=torch.int64)
+            self._shapes = self.skeleton.record(ids, _fill_with_nothing)
+            self.release()
+        states, calls = self._shapes
+        meta = torch.device("meta")
+        module = copy.deepcopy(self.skeleton.blocks[index]).to(meta)
+        block = Block(index, module, meta, Precision())
+        groups = block.groups(states.to(meta), _to([calls[index]], meta)[0])
+        return [tuple(linear.name for linear in group) for group in groups]
+
+
+def _fill_with_nothing(path: str, module: nn.Module, ids: Tensor | None) -> None:
+    """Give a module memory without values: enough to learn the shapes of what it makes."""
+    del path, ids
+    for key, parameter in list(module.named_parameters(recurse=False)):
+        if parameter.is_meta:
+            setattr(module, key, nn.Parameter(torch.zeros(parameter.shape), requires_grad=False))
+
+
+def _difference(one: Call, other: Call) -> str | None:
+    """The name of the first argument in which two calls differ, or None."""
+    pairs = [
+        *((f"argument {n}", a, b) for n, (a, b) in enumerate(zip(one.args, other.args, strict=True))),
+        *((name, one.kwargs[name], other.kwargs[name]) for name in one.kwargs),
+    ]
+    return next((name for name, a, b in pairs if not _equal(a, b)), None)
+
+
+def _equal(one: Any, other: Any) -> bool:
+    if one is other:
+        return True
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return one.shape == other.shape and torch.equal(one, other)
+    if isinstance(one, tuple | list) and isinstance(other, tuple | list):
+        return len(one) == len(other) and all(_equal(a, b) for a, b in zip(one, other, strict=True))
+    if isinstance(one, Tensor) or isinstance(other, Tensor):
+        return False
+    return bool(one == other) or type(one) is type(other)
+
+
+def _to(calls: list[Call], device: torch.device) -> list[Call]:
+    """The calls with their tensors on a device; a tensor that several blocks share stays shared."""
+    moved: dict[int, Tensor] = {}
+
+    def move(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return moved.setdefault(id(value), value.detach().to(device))
+        if isinstance(value, tuple | list):
+            return type(value)(move(item) for item in value)
+        if isinstance(value, dict):
+            return {key: move(item) for key, item in value.items()}
+        return value
+
+    return [replace(call, args=move(call.args), kwargs=move(call.kwargs)) for call in calls]

@@ -1,0 +1,1 @@
+"""What a run will do: recipe, windows, calibration samples. Knows models, but runs nothing."""

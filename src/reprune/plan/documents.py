@@ -1,0 +1,91 @@
+"""Documents: texts in a fixed order, read when they are asked for. Knows no files, no Hub, no tokenizers."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from typing import Protocol, TypeVar, final
+
+T_co = TypeVar("T_co", covariant=True)
+
+
+class Column(Protocol[T_co]):
+    """What `Documents` reads: a tuple is one, a column of a file on disk another."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int, /) -> T_co: ...
+    def __iter__(self) -> Iterator[T_co]: ...
+
+
+@final
+class Documents:
+    """A collection of texts, as calibration and evaluation read it.
+
+    `texts` may read each row from disk when it is indexed; nothing here keeps a text. `token_ids`, where
+    given, runs parallel to `texts` and holds the tokens of texts that a model wrote itself, or None for a row
+    without any.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        texts: Column[str | None],
+        *,
+        joiner: str = "\n\n",
+        running: bool = False,
+        token_ids: Column[list[int] | None] | None = None,
+    ) -> None:
+        self._name = name
+        self._texts = texts
+        self._joiner = joiner
+        self._running = running
+        self._token_ids = token_ids
+
+    @property
+    def name(self) -> str:
+        """How reports call the collection: a file's name or a data set's id, never a path of this machine."""
+        return self._name
+
+    @property
+    def joiner(self) -> str:
+        """The string between two documents when they are packed into one text."""
+        return self._joiner
+
+    @property
+    def running(self) -> bool:
+        """True if the rows are the consecutive lines of one text, so that a row alone is no document."""
+        return self._running or len(self) == 1
+
+    def __len__(self) -> int:
+        return len(self._texts)
+
+    def __getitem__(self, index: int) -> str:
+        """The text of one document ("" where the row has none). Raises IndexError beyond the end."""
+        return self._texts[index] or ""
+
+    def __iter__(self) -> Iterator[str]:
+        for text in self._texts:
+            yield text or ""
+
+    def token_ids(self, index: int) -> list[int] | None:
+        """The tokens that a document was generated as, or None if it is to be tokenized."""
+        if self._token_ids is None:
+            return None
+        return self._token_ids[index] or None
+
+    def __repr__(self) -> str:
+        return f"Documents({self._name!r}, {len(self)} documents)"
+
+
+def text_sha256(documents: Documents, order: Iterable[int] | None = None) -> str:
+    """The SHA-256, in hexadecimal, of the documents joined as they are packed, in UTF-8.
+
+    `order` selects documents by index, in that order; None is all of them as they come.
+    """
+    digest = hashlib.sha256()
+    texts = iter(documents) if order is None else (documents[index] for index in order)
+    for position, text in enumerate(texts):
+        if position:
+            digest.update(documents.joiner.encode())
+        digest.update(text.encode())
+    return digest.hexdigest()

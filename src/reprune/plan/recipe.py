@@ -1,0 +1,282 @@
+"""Everything that decides a run's result, as one validated object that reads and writes YAML.
+
+Options come in layers, the later over the earlier: defaults, recipe file, flags, `--set key.path=value`.
+`reconstruct` names a rung of the paper's ladder and gives the defaults of `schedule`, `teacher` and `solver.name`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, final
+
+import yaml
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ByteSize,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from reprune.errors import InputError
+from reprune.math.adam import Adam
+from reprune.math.magnitude import Magnitude
+from reprune.math.patterns import Pattern, parse_pattern
+from reprune.math.pruner import Pruner
+from reprune.math.solver import NoSolver, Solver
+from reprune.math.sparsegpt import SparseGPT
+from reprune.math.wanda import Wanda
+
+Rung = Literal["LR", "BR", "BR+GP", "BR+GP+CR"]
+RUNGS: Mapping[str, dict[str, Any]] = {
+    "LR": {"schedule": {"size": 1, "stride": 1}, "teacher": "local", "solver": {"name": "none"}},
+    "BR": {"schedule": {"size": 1, "stride": 1}, "teacher": "local", "solver": {"name": "adam"}},
+    "BR+GP": {"schedule": {"size": 1, "stride": 1}, "teacher": "global", "solver": {"name": "adam"}},
+    "BR+GP+CR": {"schedule": {"size": 2, "stride": 1}, "teacher": "global", "solver": {"name": "adam"}},
+}
+"""The paper's reconstruction ladder (its section 3), each rung as a point on three axes."""
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+def _named(value: Any) -> Any:
+    """Let `pruner: wanda` stand for `pruner: {name: wanda}`."""
+    return {"name": value} if isinstance(value, str) else value
+
+
+def _written(value: Any) -> Any:
+    """Let `sparsity: 0.5` stand for `sparsity: "0.5"`."""
+    return f"{value:g}" if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML whose 2:4 is a pattern, not the number 124 in base 60 as in YAML 1.1."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, regexp) for tag, regexp in resolvers if tag != "tag:yaml.org,2002:int"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?[0-9]+$"), list("-+0123456789"))
+
+
+@final
+class PrunerRecipe(_Part):
+    """Which pruner, and its settings."""
+
+    name: Literal["magnitude", "wanda", "sparsegpt"] = "sparsegpt"
+    damping: float = Field(0.01, gt=0)  # SparseGPT: share of the mean diagonal of H
+    block_size: int = Field(128, ge=1)  # SparseGPT: columns between lazy updates
+    sequential: bool = False  # statistics of a group after the groups before it are pruned
+
+    def build(self) -> Pruner[Any]:
+        match self.name:
+            case "magnitude":
+                return Magnitude()
+            case "wanda":
+                return Wanda()
+            case "sparsegpt":
+                return SparseGPT(damping=self.damping, block_size=self.block_size)
+
+
+@final
+class ScheduleRecipe(_Part):
+    """Windows of `size` blocks, each beginning `stride` blocks after the one before."""
+
+    size: int = Field(1, ge=1)
+    stride: int = Field(1, ge=1)
+
+    @model_validator(mode="after")
+    def _no_gaps(self) -> Self:
+        if self.stride > self.size:
+            raise ValueError(f"stride {self.stride} is larger than size {self.size}, which would leave blocks out")
+        return self
+
+
+@final
+class SolverRecipe(_Part):
+    """Which solver, and its settings."""
+
+    name: Literal["none", "adam"] = "adam"
+    epochs: int = Field(10, ge=1)
+    lr: float = Field(2e-4, gt=0)
+    batch_size: int = Field(8, ge=1)
+    betas: tuple[float, float] = (0.9, 0.95)
+
+    @field_validator("betas")
+    @classmethod
+    def _below_one(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if not all(0 <= beta < 1 for beta in value):
+            raise ValueError("both must be at least 0 and below 1")
+        return value
+
+    def build(self, guard: bool) -> Solver:
+        match self.name:
+            case "none":
+                return NoSolver()
+            case "adam":
+                return Adam(self.epochs, self.lr, self.batch_size, self.betas, guard)
+
+
+@final
+class StreamsRecipe(_Part):
+    """Where the hidden states of the samples are held."""
+
+    memory: ByteSize = ByteSize(8 * 10**9)  # all streams together; those beyond it go to files
+
+
+@final
+class Recipe(_Part):
+    """Everything that decides a run's result."""
+
+    model: str = Field(min_length=1)
+    pruner: Annotated[PrunerRecipe, BeforeValidator(_named)] = PrunerRecipe()
+    sparsity: Annotated[str, BeforeValidator(_written)] = "0.5"
+    reconstruct: Rung = "BR+GP"
+    schedule: ScheduleRecipe = ScheduleRecipe()
+    teacher: Literal["local", "global"] = "global"
+    solver: Annotated[SolverRecipe, BeforeValidator(_named)] = SolverRecipe()
+    guard: bool = True  # a window keeps its state of the lowest held-out error
+    calibration: list[str] = Field(["c4"], min_length=1)
+    heldout: list[str] = []  # empty: an eighth as many samples again, from the calibration sources
+    samples: int = Field(256, ge=1)
+    seqlen: int | None = Field(None, ge=2)  # None: 1024, or the model's longest sequence if that is shorter
+    exclude: list[str] = []  # names of linears within a block, as patterns, that stay dense
+    seed: int = Field(0, ge=0, lt=2**63)
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    streams: StreamsRecipe = StreamsRecipe()
+    trust_remote_code: bool = False
+
+    @field_validator("sparsity")
+    @classmethod
+    def _parses(cls, value: str) -> str:
+        parse_pattern(value)
+        return value
+
+    @field_validator("calibration", "heldout", "exclude", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+    @property
+    def pattern(self) -> Pattern:
+        return parse_pattern(self.sparsity)
+
+    def to_yaml(self) -> str:
+        """The recipe as YAML that reads back to the same recipe."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def read_recipe(path: Path) -> dict[str, Any]:
+    """The contents of a recipe file; raises `InputError` where it is no YAML mapping."""
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"--recipe {path}: cannot be read: {error}") from None
+    except yaml.YAMLError as error:
+        raise InputError(f"--recipe {path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if content is None:
+        return {}
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise InputError(f"--recipe {path}: expected keys and values, such as 'sparsity: 0.5'; got {content!r:.80}.")
+    return content
+
+
+def parse_setting(text: str) -> dict[str, Any]:
+    """Read one `key.path=value` of --set, the value as YAML, into nested mappings."""
+    key, equals, value = text.partition("=")
+    if not equals or not all(key.strip().split(".")):
+        raise InputError(f"--set {text}: expected key.path=value, such as --set schedule.size=3.")
+    try:
+        content: Any = yaml.load(value, _Loader)
+    except yaml.YAMLError:
+        raise InputError(f"--set {text}: the value is not valid YAML.") from None
+    for part in reversed(key.strip().split(".")):
+        content = {part: content}
+    assert isinstance(content, dict)
+    return content
+
+
+def resolve_recipe(
+    model: str | None,
+    file: Mapping[str, Any] | None = None,
+    flags: Mapping[str, Any] | None = None,
+    settings: Sequence[str] = (),
+) -> Recipe:
+    """Lay the layers over each other and validate the whole.
+
+    Args:
+        model: MODEL as given; None takes the recipe file's.
+        file: a recipe file's contents.
+        flags: what command-line flags say, nested as in the recipe.
+        settings: `key.path=value` strings.
+
+    Raises:
+        InputError: an unknown key (the nearest known one is named) or a value that does not fit.
+    """
+    lower = _normal(file or {})
+    upper = _normal(flags or {})
+    for setting in settings:
+        upper = _merged(upper, _normal(parse_setting(setting)))
+    if "reconstruct" in upper:  # a rung asked for above replaces what the recipe file spells out below
+        lower = {key: value for key, value in lower.items() if key not in ("schedule", "teacher")}
+        if isinstance(lower.get("solver"), dict):
+            lower["solver"] = {key: value for key, value in lower["solver"].items() if key != "name"}
+    merged = _merged(lower, upper)
+    if model is not None:
+        merged["model"] = model
+    rung = RUNGS.get(str(merged.get("reconstruct", Recipe.model_fields["reconstruct"].default)), {})
+    merged = _merged(rung, merged)
+    try:
+        return Recipe.model_validate(merged)
+    except ValidationError as error:
+        raise InputError(_explain(error)) from None
+
+
+def _normal(layer: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: _named(value) if key in ("pruner", "solver") else value for key, value in layer.items()}
+
+
+def _merged(lower: Mapping[str, Any], upper: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(lower)
+    for key, value in upper.items():
+        below = merged.get(key)
+        merged[key] = _merged(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def _explain(error: ValidationError) -> str:
+    """All that is wrong with a recipe, one line each."""
+    lines = []
+    for problem in error.errors():
+        place = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            known = _keys(problem["loc"][:-1])
+            near = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1, cutoff=0.0)
+            lines.append(f"{place}: unknown key; did you mean {near[0]}? Known here: {', '.join(known)}.")
+        elif problem["type"] == "missing":
+            lines.append(f"{place}: missing; give it, as in 'reprune prune MODEL --out DIR'.")
+        else:
+            said = problem["msg"].removeprefix("Value error, ")
+            said = said.removeprefix(f"{place}: ").rstrip(".")
+            lines.append(f"{place}: {said[0].lower() + said[1:]} (got {problem['input']!r:.80}).")
+    return "\n".join(lines)
+
+
+def _keys(location: tuple[int | str, ...]) -> list[str]:
+    """The known keys of the part of a recipe at `location`."""
+    part: type[BaseModel] = Recipe
+    for step in location:
+        annotation = part.model_fields[str(step)].annotation
+        assert isinstance(annotation, type) and issubclass(annotation, BaseModel)
+        part = annotation
+    return list(part.model_fields)

@@ -1,0 +1,208 @@
+"""One column of rows, read by the `datasets` library, and its failures in plain words.
+
+Knows what `datasets.load_dataset` takes and how it fails; knows nothing of which texts people calibrate on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+import shutil
+import tempfile
+import weakref
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar, cast, final
+
+from reprune.errors import InputError
+from reprune.plan.documents import Documents
+
+TOKEN_COLUMNS = ("token_ids", "ids")  # where a file keeps the tokens of texts that a model wrote itself
+_STRINGS = {"string", "large_string", "string_view"}
+_INTEGER_LIST = re.compile(r"(large_)?list<[^<>]*: u?int\d+( not null)?>")
+_BATCH = 1000  # rows read at a time when a whole column is read in order
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Where rows lie: the arguments of `datasets.load_dataset`.
+
+    `path` is a Hub id, a local directory, or a format ("json", "parquet"); `data_files` a file or a pattern
+    of files for `split`. `column` None means `text`, or the only string column.
+    """
+
+    path: str
+    config: str | None = None
+    split: str = "train"
+    data_files: str | None = None
+    revision: str | None = None
+    column: str | None = None
+
+    def read(
+        self, name: str, *, label: str, joiner: str = "\n\n", running: bool = False, generated: bool = False
+    ) -> Documents:
+        """Read the column into `Documents` called `name`, rows staying on disk as memory-mapped Arrow.
+
+        What comes from the Hub is kept in the cache of `datasets`. What comes from local files is converted
+        into a folder of its own, which is removed with the documents, so that no stale cache is ever read.
+        `generated` says that integer lists in a column of TOKEN_COLUMNS are the tokens of the texts. `label`
+        is what messages call the place.
+
+        Raises InputError if there is no such place, split, configuration or column, if it cannot be read
+        (damaged, no network), or if it has no rows.
+        """
+        local = self.path in ("json", "parquet") or Path(self.path).is_dir()
+        cache = tempfile.mkdtemp(prefix="reprune-") if local else None
+        try:
+            dataset = self._load(label, cache)
+            column = _text_column(dataset, self.column, label)
+            tokens = _token_column(dataset) if generated else None
+            if len(dataset) == 0:
+                raise InputError(
+                    f"{label}: expected at least one row of text, but there is none; give another"
+                )
+            if running and _keeps_newlines(dataset, column):
+                joiner = ""
+            documents = Documents(
+                name,
+                _Column[str](dataset, column),
+                joiner=joiner,
+                running=running,
+                token_ids=None if tokens is None else _Column[list[int]](dataset, tokens),
+            )
+        except BaseException:
+            if cache is not None:
+                shutil.rmtree(cache, ignore_errors=True)
+            raise
+        if cache is not None:
+            weakref.finalize(documents, shutil.rmtree, cache, ignore_errors=True)
+        return documents
+
+    def _load(self, label: str, cache: str | None) -> Any:
+        import datasets  # here because it takes a second to import
+
+        # The files that a split is made of are named here, so the sizes that the card declares for the whole
+        # split do not hold.
+        files = None if self.data_files is None else {self.split: self.data_files}
+        checks = "basic_checks" if files is None else "no_checks"
+        try:
+            with _quiet():
+                return datasets.load_dataset(
+                    self.path,
+                    self.config,
+                    split=self.split,
+                    data_files=files,
+                    revision=self.revision,
+                    verification_mode=checks,
+                    cache_dir=cache,
+                )
+        # Builders, Arrow, the Hub's client and its HTTP library each raise their own; all mean the same here.
+        except Exception as error:
+            raise InputError(f"{label}: {_reason(error, self)}") from error
+
+
+T = TypeVar("T")
+
+
+@final
+class _Column(Generic[T]):
+    """One column of an Arrow data set; every access reads from disk."""
+
+    def __init__(self, dataset: Any, column: str) -> None:
+        self._dataset = dataset.select_columns([column])
+        self._column = column
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __getitem__(self, index: int, /) -> T | None:
+        return cast("T | None", self._dataset[index][self._column])
+
+    def __iter__(self) -> Iterator[T | None]:
+        for batch in self._dataset.iter(batch_size=_BATCH):
+            yield from batch[self._column]
+
+
+def _text_column(dataset: Any, wanted: str | None, label: str) -> str:
+    schema = dataset.features.arrow_schema
+    strings: list[str] = [field.name for field in schema if str(field.type) in _STRINGS]
+    if wanted is not None and wanted in strings:
+        return wanted
+    found = ", ".join(f"{field.name} ({field.type})" for field in schema) or "none"
+    if wanted is not None:
+        raise InputError(
+            f"{label}: expected a column of strings named {wanted!r}, but its columns are: {found}; "
+            "name one of its string columns"
+        )
+    if "text" in strings:
+        return "text"
+    if len(strings) == 1:
+        return strings[0]
+    raise InputError(
+        f"{label}: expected a string column 'text', or only one string column, but its columns are: {found}; "
+        "name the column to read after the source, as in FILE:COLUMN or ID:CONFIG:SPLIT:COLUMN"
+    )
+
+
+def _token_column(dataset: Any) -> str | None:
+    schema = dataset.features.arrow_schema
+    lists = {field.name for field in schema if _INTEGER_LIST.fullmatch(str(field.type))}
+    return next((column for column in TOKEN_COLUMNS if column in lists), None)
+
+
+def _keeps_newlines(dataset: Any, column: str) -> bool:
+    """Whether rows that are lines still end in their newline, by the first that is not empty."""
+    first = next((text for text in _Column[str](dataset, column) if text), "")
+    return first.endswith("\n")
+
+
+def _reason(error: Exception, rows: Rows) -> str:
+    from datasets.exceptions import DatasetNotFoundError
+
+    offline = {
+        "ConnectError",
+        "ConnectTimeout",
+        "ReadTimeout",
+        "LocalEntryNotFoundError",
+        "OfflineModeIsEnabled",
+    }
+    if isinstance(error, DatasetNotFoundError):
+        return (
+            f"expected a data set that can be read, but the Hub has no {rows.path!r}, or it is private or "
+            "gated; check the id, or log in with `hf auth login`"
+        )
+    if isinstance(error, ConnectionError) or type(error).__name__ in offline:
+        return (
+            f"expected to read {rows.path!r} from the Hugging Face Hub, but the Hub cannot be reached; "
+            "check the network and HF_HUB_OFFLINE, or give a local file, or `manual`, which needs no network"
+        )
+    cause = error.__cause__ or error
+    detail = " ".join(str(cause).split())[:300] or type(cause).__name__
+    return (
+        f"expected split {rows.split!r} of {rows.config or 'its only configuration'!r} to be readable, but: "
+        f"{detail}; check the files, or name the parts as ID:CONFIG:SPLIT:COLUMN"
+    )
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Progress bars and log lines of the readers off, and afterwards as they were before."""
+    import datasets
+    import huggingface_hub.utils as hub
+
+    with contextlib.ExitStack() as stack:
+        for logger in (logging.getLogger("datasets"), logging.getLogger("huggingface_hub")):
+            stack.callback(logger.setLevel, logger.level)
+            logger.setLevel(logging.CRITICAL)
+        for bars, variable in (
+            (datasets, "HF_DATASETS_DISABLE_PROGRESS_BARS"),
+            (hub, "HF_HUB_DISABLE_PROGRESS_BARS"),
+        ):
+            # A user who set the variable has decided, and the libraries let nobody overrule it.
+            if variable not in os.environ and not bars.are_progress_bars_disabled():
+                bars.disable_progress_bars()
+                stack.callback(bars.enable_progress_bars)
+        yield

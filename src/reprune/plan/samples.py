@@ -1,0 +1,278 @@
+"""Samples: rows of tokens drawn from sources, to calibrate on, to hold out, and to evaluate on.
+
+Knows how many samples come from where and that none is used twice; knows nothing of models. Calibration and
+held-out samples both come from the `train` split, so that nothing chosen by them has seen the text that
+perplexity is measured on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from reprune.errors import InputError
+from reprune.plan.documents import Documents, text_sha256
+from reprune.plan.shares import Role, Share, most, share_out
+from reprune.plan.sources import SourceSpec
+from reprune.plan.tokens import Tokens, beginning, document_tokens, encode, pack
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_CHOICE = 4  # packed: read so many times the tokens needed, where a text is long enough to choose from
+_CHARACTERS = 16  # a token: more than any text needs; so much is read where only some windows are wanted
+
+
+@final
+@dataclass(frozen=True)
+class SourceRecord:
+    """What one source gave in one role: its display name, the samples drawn, the documents that it has.
+
+    `sha256` is that of the texts that the samples were drawn from, joined, in UTF-8.
+    """
+
+    name: str
+    count: int
+    documents: int
+    sha256: str
+    role: Role
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """Calibration samples (N, T) and held-out samples (K, T), int64, in the order of their sources.
+
+    `sha256` is that of both tensors: for each its shape and then its values, as little-endian int64.
+    """
+
+    calibration: Tensor
+    heldout: Tensor
+    sha256: str
+    sources: list[SourceRecord]
+
+
+def draw_samples(
+    tokenizer: PreTrainedTokenizerBase,
+    calibration: list[SourceSpec],
+    heldout: list[SourceSpec],
+    samples: int,
+    seqlen: int,
+    seed: int,
+    add_bos: bool | None = None,
+) -> Samples:
+    """Draw calibration and held-out samples of exactly `seqlen` tokens (the paper: 256 of 1024 from C4).
+
+    `share_out` says how many samples each source gives: N calibration samples, and K held-out ones beside
+    them, by default an eighth of N from the same sources. Each sample begins with what the tokenizer puts
+    before a text (its BOS token, if it adds one; see `beginning`).
+
+    From a collection, documents are visited in random order and each of at least the length of a sample gives
+    one random span, as SparseGPT draws from C4. If the collection runs out, or its rows are the lines of one
+    text, the documents are joined and tokenized, and non-overlapping spans are chosen from a random offset.
+    No two samples of one source share a document, or share tokens of a packed text, whatever their roles. The
+    same arguments give the same tensors.
+
+    Raises InputError if a source cannot be loaded, if its text is too short (the message says which number of
+    samples or --seqlen it allows), or if a number is out of range.
+    """
+    if seed < 0:
+        raise InputError(f"seed: expected 0 or more, but got {seed}; give a seed that is not negative")
+    prefix = beginning(tokenizer, add_bos)
+    width = _width(seqlen, prefix)
+    shares = share_out(calibration, heldout, samples)
+    drawn: dict[Share, tuple[Tokens, SourceRecord]] = {}
+    for source in dict.fromkeys(share.source for share in shares):
+        own = [share for share in shares if share.source == source]
+        documents = source.load("train")
+        try:
+            drawn |= _draw(tokenizer, documents, own, prefix, width, seed)
+        except _TooShort as short:
+            need = sum(share.count for share in own)
+            remedy = most(calibration, heldout, samples, own[0], short.tokens // width)
+            raise _too_short(short, documents.name, need, prefix, remedy) from None
+    first, second = (
+        torch.from_numpy(_begin(np.concatenate([drawn[s][0] for s in shares if s.role == role]), prefix))
+        for role in ("calibration", "heldout")
+    )  # (N, T), (K, T)
+    return Samples(first, second, _sha256([first, second]), [drawn[share][1] for share in shares])
+
+
+def evaluation_windows(
+    tokenizer: PreTrainedTokenizerBase,
+    documents: Documents,
+    seqlen: int,
+    max_windows: int | None = None,
+    add_bos: bool | None = None,
+) -> Tensor:
+    """Cut a whole text, joined and tokenized once, into consecutive windows. Returns (W, T) int64.
+
+    The windows do not overlap and the last, incomplete one is dropped, as perplexity is measured in the GPTQ
+    and SparseGPT papers. Where the tokenizer adds a BOS token each window is BOS and the next `seqlen` - 1
+    tokens, so no token of the text is left out. At most `max_windows` are returned, from the beginning.
+
+    Raises InputError if the text is shorter than one window, or a number is out of range.
+    """
+    prefix = beginning(tokenizer, add_bos)
+    width = _width(seqlen, prefix)
+    if max_windows is not None and max_windows < 1:
+        raise InputError(f"max_windows: expected at least 1, but got {max_windows}; leave it out for all")
+    tokens = None
+    if max_windows is not None:
+        head = _head(documents, max_windows * width * _CHARACTERS)
+        tokens = None if head is None else encode(tokenizer, head)
+        # The end of a cut text may be tokenized differently; what is used must lie far before it.
+        if tokens is not None and len(tokens) < 2 * max_windows * width:
+            tokens = None
+    if tokens is None:
+        tokens = encode(tokenizer, documents.joiner.join(documents))
+    windows = len(tokens) // width
+    if windows == 0:
+        raise InputError(
+            f"text {documents.name!r}: expected at least {width} tokens for one window of {seqlen}, but "
+            f"it has {len(tokens)}; give a longer text, or --seqlen {len(tokens) + len(prefix)} or less"
+        )
+    windows = min(windows, max_windows or windows)
+    return torch.from_numpy(_begin(tokens[: windows * width].reshape(windows, width), prefix))
+
+
+class _TooShort(Exception):  # noqa: N818, never leaves this module
+    """A text has fewer tokens than its samples need."""
+
+    def __init__(self, tokens: int, width: int) -> None:
+        super().__init__(tokens, width)
+        self.tokens = tokens
+        self.width = width
+
+
+def _draw(
+    tokenizer: PreTrainedTokenizerBase,
+    documents: Documents,
+    shares: list[Share],
+    prefix: list[int],
+    width: int,
+    seed: int,
+) -> dict[Share, tuple[Tokens, SourceRecord]]:
+    """Draw all shares of one source: rows (count, width) without the prefix, and what they came from."""
+    chosen = None
+    if not documents.running and sum(share.count for share in shares) <= len(documents):
+        chosen = _spans_of_documents(tokenizer, documents, shares, prefix, width, seed)
+    if chosen is None:
+        chosen = _spans_of_packed(tokenizer, documents, shares, prefix, width, seed)
+    return {
+        share: (rows, SourceRecord(documents.name, share.count, len(documents), digest, share.role))
+        for share, (rows, digest) in zip(shares, chosen, strict=True)
+    }
+
+
+def _spans_of_documents(
+    tokenizer: PreTrainedTokenizerBase,
+    documents: Documents,
+    shares: list[Share],
+    prefix: list[int],
+    width: int,
+    seed: int,
+) -> list[tuple[Tokens, str]] | None:
+    """One random span of each of `count` random documents that are long enough, or None if they run out."""
+    claimed: set[int] = set()  # used by a share before, or too short for any
+    chosen: list[tuple[Tokens, str]] = []
+    for share in shares:
+        generator = share.generator(seed)
+        rows: list[Tokens] = []
+        used: list[int] = []
+        for index in generator.permutation(len(documents)).tolist():
+            if len(rows) == share.count:
+                break
+            if index in claimed:
+                continue
+            claimed.add(index)
+            tokens = document_tokens(tokenizer, documents, index, prefix)
+            if len(tokens) >= width:
+                start = int(generator.integers(len(tokens) - width + 1))
+                rows.append(tokens[start : start + width])
+                used.append(index)
+        if len(rows) < share.count:
+            return None
+        chosen.append((np.stack(rows), text_sha256(documents, used)))
+    return chosen
+
+
+def _spans_of_packed(
+    tokenizer: PreTrainedTokenizerBase,
+    documents: Documents,
+    shares: list[Share],
+    prefix: list[int],
+    width: int,
+    seed: int,
+) -> list[tuple[Tokens, str]]:
+    """Non-overlapping spans of the joined text. Raises _TooShort if there are too few."""
+    need = sum(share.count for share in shares) * width
+    generators = [share.generator(seed) for share in shares]
+    order = list(range(len(documents)))
+    if not documents.running:
+        order = generators[0].permutation(len(documents)).tolist()
+    limit = None if documents.running else _CHOICE * need
+    tokens, used = pack(tokenizer, documents, order, prefix, limit)
+    if len(tokens) < need:
+        raise _TooShort(len(tokens), width)
+    offset = int(generators[0].integers(min(width, len(tokens) - need + 1)))
+    spans = tokens[offset : offset + (len(tokens) - offset) // width * width].reshape(-1, width)
+    digest = text_sha256(documents, used)
+    claimed: set[int] = set()
+    chosen: list[tuple[Tokens, str]] = []
+    for share, generator in zip(shares, generators, strict=True):
+        free = [index for index in generator.permutation(len(spans)).tolist() if index not in claimed]
+        claimed.update(free[: share.count])
+        chosen.append((spans[free[: share.count]], digest))
+    return chosen
+
+
+def _too_short(short: _TooShort, name: str, need: int, prefix: list[int], most: str | None) -> InputError:
+    """The error for a text that is too short, with the largest settings that it allows."""
+    remedies = [] if most is None else [most]
+    if short.tokens >= need:
+        remedies.append(f"--seqlen {short.tokens // need + len(prefix)}")
+    allowed = f", or at most {' or '.join(remedies)}" if remedies else ""
+    return InputError(
+        f"source {name!r}: expected {need * short.width:,} tokens for {need} samples of "
+        f"{short.width + len(prefix)} (held-out ones included), but the text has {short.tokens:,}; give a "
+        f"longer text{allowed}"
+    )
+
+
+def _width(seqlen: int, prefix: list[int]) -> int:
+    if seqlen < len(prefix) + 1:
+        raise InputError(
+            f"seqlen: expected at least {len(prefix) + 1} tokens, but got {seqlen}; give a longer sample"
+        )
+    return seqlen - len(prefix)
+
+
+def _begin(rows: Tokens, prefix: list[int]) -> Tokens:
+    """Put the prefix before each row: (samples, width) -> (samples, T)."""
+    return np.concatenate([np.tile(np.asarray(prefix, dtype=np.int64), (len(rows), 1)), rows], axis=1)
+
+
+def _head(documents: Documents, characters: int) -> str | None:
+    """The first characters of the joined text, or None if it has no more than that."""
+    parts: list[str] = []
+    size = 0
+    for text in documents:
+        parts += [documents.joiner, text] if parts else [text]
+        size += len(text) + len(documents.joiner)
+        if size > characters + len(documents.joiner):
+            return "".join(parts)[:characters]
+    return None
+
+
+def _sha256(tensors: list[Tensor]) -> str:
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(np.asarray(tensor.shape, dtype="<i8").tobytes())
+        digest.update(tensor.numpy().astype("<i8").tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,43 @@
+"""Which blocks are reconstructed together, in which order. Knows numbers only.
+
+One formula yields every rung of the paper's ladder: windows of `size` blocks, each beginning `stride` blocks after
+the one before. Size 1, stride 1 is block by block; size 2, stride 1 the overlapping windows of cross-block
+reconstruction, [0], [0, 1], [1, 2], ..., [n-1]; size k, stride k takes k blocks at a time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Window:
+    """Consecutive blocks that are reconstructed together."""
+
+    index: int
+    blocks: range
+    fresh: range  # those of them that are dense until now, to be pruned first
+    retired: range  # those of them that no later window holds: final after it
+
+
+def windows(blocks: int, size: int, stride: int) -> list[Window]:
+    """All windows over so many blocks, in order.
+
+    Every block is fresh in exactly one window and retired in exactly one, in the order of the blocks.
+    Requires 1 <= stride <= size (a larger stride would leave blocks out).
+    """
+    if not 1 <= stride <= size:
+        raise ValueError(f"a schedule needs 1 <= stride <= size, got size {size} and stride {stride}")
+
+    def clipped(start: int, end: int) -> range:
+        return range(max(start, 0), max(min(end, blocks), max(start, 0)))
+
+    return [
+        Window(
+            index,
+            blocks=clipped(start, start + size),
+            fresh=clipped(start + size - stride, start + size),
+            retired=clipped(start, start + stride),
+        )
+        for index, start in enumerate(range(stride - size, blocks, stride))
+    ]

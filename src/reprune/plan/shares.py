@@ -1,0 +1,113 @@
+"""Shares: how many samples each source gives in each role. Knows counts, no texts and no tokens."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, final
+
+import numpy as np
+
+from reprune.errors import InputError
+from reprune.plan.sources import Source, SourceSpec, find_source
+
+Role = Literal["calibration", "heldout"]
+
+_PART = 8  # one held-out sample for so many calibration samples
+
+
+@final
+@dataclass(frozen=True)
+class Share:
+    """`count` samples from a source, which stands at `position` among the sources of its role."""
+
+    spec: SourceSpec
+    source: Source
+    position: int
+    role: Role
+    count: int
+
+    def generator(self, seed: int) -> np.random.Generator:
+        """The random numbers of this share alone, so that one source's draws do not depend on another's."""
+        return np.random.default_rng((seed, self.position, int(self.role == "heldout")))
+
+
+def share_out(calibration: list[SourceSpec], heldout: list[SourceSpec], samples: int) -> list[Share]:
+    """Say how many samples come from which source, calibration first.
+
+    `samples` is the total of the calibration sources without a count of their own, divided evenly, the
+    remainder to the first. Held-out samples are extra: without `heldout` sources ceil(count / 8) from each
+    calibration source; else the counts of those sources, or ceil(N / 8) in total, but at least one of each.
+
+    Raises InputError if there is no calibration source, if `samples` leaves one without a sample, or if a
+    name can be no source.
+    """
+    if not calibration:
+        raise InputError("calibration: expected at least one source, but got none; give one, such as c4")
+    if samples < 1:
+        raise InputError(f"samples: expected at least 1, but got {samples}; give the number of samples")
+    counts = _counts(calibration, samples)
+    if 0 in counts:
+        raise InputError(
+            f"samples: expected at least one for each calibration source without a count, but got {samples} "
+            f"for {_free(calibration)} of them; give more samples or fewer sources"
+        )
+    if heldout:
+        held = _counts(heldout, max(_free(heldout), _part(sum(counts))))
+    else:
+        held = [_part(count) for count in counts]
+    return [
+        *_shares("calibration", calibration, counts),
+        *_shares("heldout", heldout or calibration, held),
+    ]
+
+
+def most(
+    calibration: list[SourceSpec], heldout: list[SourceSpec], samples: int, first: Share, capacity: int
+) -> str | None:
+    """What to ask for at most where a source has too little text, in words; None if nothing would do.
+
+    `first` is the first share of that source and `capacity` the number of samples that it has. The setting is
+    the source's own count if it has one, else the number of samples.
+    """
+
+    def needed(number: int) -> int:
+        total, roles = samples, {"calibration": calibration, "heldout": heldout}
+        if first.spec.count is not None:
+            changed = list(roles[first.role])
+            changed[first.position] = replace(first.spec, count=number)
+            roles[first.role] = changed
+        else:
+            total = number
+        shares = share_out(roles["calibration"], roles["heldout"], total)
+        return sum(share.count for share in shares if share.source == first.source)
+
+    least = 1 if first.spec.count is not None else max(1, _free(calibration))
+    largest = least - 1 + bisect_right(range(least, (first.spec.count or samples) + 1), capacity, key=needed)
+    if largest < least:
+        return None
+    return f"a count of {largest}" if first.spec.count is not None else f"--samples {largest}"
+
+
+def _shares(role: Role, specs: list[SourceSpec], counts: list[int]) -> list[Share]:
+    return [
+        Share(spec, find_source(spec.name), position, role, count)
+        for position, (spec, count) in enumerate(zip(specs, counts, strict=True))
+    ]
+
+
+def _counts(specs: Sequence[SourceSpec], total: int) -> list[int]:
+    free = [index for index, spec in enumerate(specs) if spec.count is None]
+    return [
+        spec.count or total // len(free) + (free.index(index) < total % len(free))
+        for index, spec in enumerate(specs)
+    ]
+
+
+def _free(specs: Sequence[SourceSpec]) -> int:
+    return sum(spec.count is None for spec in specs)
+
+
+def _part(count: int) -> int:
+    return -(-count // _PART)

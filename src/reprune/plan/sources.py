@@ -1,0 +1,268 @@
+"""Sources: what a user writes after --calibration, --heldout and --text, and the documents that it names.
+
+Knows the texts that the field calibrates and evaluates on, and the forms of files and Hub data sets; knows
+nothing of tokens or samples.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal, final
+
+from reprune.errors import InputError
+from reprune.plan.documents import Documents
+from reprune.plan.rows import Rows
+from reprune.plan.textfiles import check_lines, explain_json, read_text
+
+Split = Literal["train", "test"]  # of calibration and held-out samples, and of evaluation
+
+_SUFFIXES = (".txt", ".txt.gz", ".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
+_FORMS = (
+    "c4, wikitext2, ptb, manual, a file (.txt, .jsonl, .json, each also with .gz, or .parquet), "
+    "or a Hub data set as ID[:CONFIG][:SPLIT][:COLUMN] with an id such as org/name"
+)
+
+
+@dataclass(frozen=True)
+class SourceSpec:
+    """One source as the user gave it: its name, and how many samples to draw from it, or None for a share."""
+
+    name: str
+    count: int | None = None
+
+
+def parse_source(text: str) -> SourceSpec:
+    """Parse SOURCE[=COUNT], such as `c4=256`.
+
+    What follows the last `=` is a count only if it is a whole number, so paths may contain `=`. Raises
+    InputError if the name is empty or the count is below 1.
+    """
+    name, equals, suffix = text.rpartition("=")
+    if not equals or not re.fullmatch(r"[+-]?[0-9]+", suffix):
+        name, suffix = text, ""
+    if not name.strip():
+        raise InputError(
+            f"source {text!r}: expected SOURCE[=COUNT], but the source is empty; name one of {_FORMS}"
+        )
+    if not suffix:
+        return SourceSpec(name)
+    count = int(suffix)
+    if count < 1:
+        raise InputError(
+            f"source {text!r}: expected a COUNT of at least 1, but got {count}; leave the source out"
+        )
+    return SourceSpec(name, count)
+
+
+def load_documents(name: str, split: Split) -> Documents:
+    """Load the documents that a source names: `train` to calibrate on, `test` to evaluate on.
+
+    A local file has no splits and gives the same documents for both; a Hub data set that names its own split
+    gives that. Raises InputError, with what was expected and the remedy, for whatever keeps the text from
+    being read: an unknown name, a missing or damaged file, a missing column or split, no network.
+    """
+    return find_source(name).load(split)
+
+
+class Source(ABC):
+    """A place that texts come from. Two names of the same place give equal sources."""
+
+    @abstractmethod
+    def load(self, split: Split) -> Documents:
+        """The documents of a split; see `load_documents`."""
+
+
+@final
+@dataclass(frozen=True)
+class Manual(Source):
+    """The language topics that CPython carries for `help()`: a text that needs no network.
+
+    Topics are sorted by key; those at even positions are split `train`, those at odd ones split `test`.
+    """
+
+    def load(self, split: Split) -> Documents:
+        """The topics of a split, one document each. Raises InputError if this Python lacks them."""
+        try:
+            from pydoc_data.topics import topics
+        except ImportError as error:
+            raise InputError(
+                "source 'manual': expected the topics of Python's help(), but this Python has no pydoc_data; "
+                "give another source, such as a .txt file"
+            ) from error
+        keys = sorted(topics)[["train", "test"].index(split) :: 2]
+        return Documents("manual", tuple(topics[key] for key in keys))
+
+
+@final
+@dataclass(frozen=True)
+class TextFile(Source):
+    """A .txt or .txt.gz file: one document, its lines as they stand."""
+
+    path: Path
+
+    def load(self, split: Split) -> Documents:  # noqa: ARG002, a file has no splits
+        """The file's text. Raises InputError if it cannot be read, is not UTF-8 or is empty."""
+        return Documents(self.path.name, (read_text(self.path, _label(self.path.name)),))
+
+
+@final
+@dataclass(frozen=True)
+class RowFile(Source):
+    """A file of JSON Lines, JSON or Parquet, read with `datasets`; each row is a document.
+
+    JSON rows may also hold `token_ids` or `ids`, the tokens of a text that a model wrote itself.
+    """
+
+    path: Path
+    column: str | None = None
+
+    def load(self, split: Split) -> Documents:  # noqa: ARG002, a file has no splits
+        """The file's rows. Raises InputError if it is damaged, not UTF-8, empty, or lacks the column."""
+        label = _label(self.path.name)
+        is_json = not self.path.name.lower().endswith(".parquet")
+        if is_json:
+            check_lines(self.path, label)
+        rows = Rows("json" if is_json else "parquet", data_files=str(self.path), column=self.column)
+        try:
+            return rows.read(self.path.name, label=label, generated=is_json)
+        except InputError:
+            better = explain_json(self.path, label) if is_json else None
+            if better is None:
+                raise
+        raise better
+
+
+@final
+@dataclass(frozen=True)
+class DataSet(Source):
+    """A data set of the Hub, or a local directory of the same form.
+
+    `files` are patterns of the (train, test) files to read, where the whole data set would be too much.
+    `split` overrides the split that is asked for. `running` says that rows are the lines of one text; rows
+    that keep their newline are then joined by nothing.
+    """
+
+    name: str
+    id: str
+    config: str | None = None
+    split: str | None = None
+    column: str | None = None
+    files: tuple[str, str] | None = None
+    revision: str | None = None
+    joiner: str = "\n\n"
+    running: bool = False
+
+    def load(self, split: Split) -> Documents:
+        """The rows of the split. Raises InputError if there is none, or the Hub cannot be reached."""
+        files = None if self.files is None else dict(zip(("train", "test"), self.files, strict=True))[split]
+        rows = Rows(
+            self.id,
+            config=self.config,
+            split=self.split or split,
+            data_files=files,
+            revision=self.revision,
+            column=self.column,
+        )
+        return rows.read(self.name, label=_label(self.name), joiner=self.joiner, running=self.running)
+
+
+# SparseGPT's choice of C4 shards (1 of 1024 for calibration, 1 of 8 for evaluation), which the field keeps.
+# PTB is published as a loading script, which `datasets` no longer runs; the Hub has it converted to Parquet.
+KNOWN: dict[str, Source] = {
+    "c4": DataSet(
+        "c4",
+        "allenai/c4",
+        column="text",
+        files=("en/c4-train.00000-of-01024.json.gz", "en/c4-validation.00000-of-00008.json.gz"),
+    ),
+    "wikitext2": DataSet(
+        "wikitext2", "Salesforce/wikitext", config="wikitext-2-raw-v1", column="text", running=True
+    ),
+    "ptb": DataSet(
+        "ptb",
+        "ptb-text-only/ptb_text_only",
+        column="sentence",
+        files=("*/train/*.parquet", "*/test/*.parquet"),
+        revision="refs/convert/parquet",
+        joiner=" ",
+        running=True,
+    ),
+    "manual": Manual(),
+}
+
+
+def find_source(name: str) -> Source:
+    """The source that a name stands for: a known text, else a local path, else a Hub data set.
+
+    Opens nothing. Raises InputError if the name can be none of these, and says which known name is nearest.
+    """
+    if name in KNOWN:
+        return KNOWN[name]
+    whole = Path(name).expanduser()
+    if whole.is_file():
+        return _file(whole, None)
+    head, colon, tail = name.rpartition(":")
+    stem = Path(head).expanduser()
+    if colon and stem.is_file():
+        return _file(stem, tail or None)
+    parts = [name] if whole.is_dir() else name.split(":")
+    folder = Path(parts[0]).expanduser()
+    if not folder.is_dir():
+        _require_hub_id(name, parts[0])
+    if len(parts) > 4:
+        raise InputError(
+            f"{_label(name)}: expected ID[:CONFIG][:SPLIT][:COLUMN], but got {len(parts)} parts; leave out "
+            f"{':'.join(parts[4:])!r}"
+        )
+    config, split, column = (part or None for part in [*parts[1:], "", "", ""][:3])
+    source = DataSet(name, parts[0], config=config, split=split, column=column)
+    if folder.is_dir():
+        folder = folder.resolve()
+        return replace(source, name=":".join([folder.name, *parts[1:]]), id=str(folder))
+    return source
+
+
+def _file(path: Path, column: str | None) -> Source:
+    label = _label(path.name)
+    if not path.name.lower().endswith(_SUFFIXES):
+        raise InputError(
+            f"{label}: expected a file ending in {', '.join(_SUFFIXES)}, but got "
+            f"{path.suffix or 'no suffix'!r}; convert or rename it"
+        )
+    path = path.resolve()
+    if not path.name.lower().endswith((".txt", ".txt.gz")):
+        return RowFile(path, column)
+    if column is not None:
+        raise InputError(
+            f"{label}: expected no column, since a .txt has none, but got {column!r}; leave it out"
+        )
+    return TextFile(path)
+
+
+def _require_hub_id(name: str, identifier: str) -> None:
+    """Raise InputError unless the identifier, which is no local path, has the form of a Hub data set's."""
+    label = _label(name)
+    if identifier.lower().endswith(_SUFFIXES) or identifier.startswith(("/", ".", "~")) or "\\" in identifier:
+        raise InputError(f"{label}: expected a file or directory, but there is none; check the path")
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", identifier, re.ASCII):
+        return
+    if identifier in KNOWN:
+        raise InputError(
+            f"{label}: expected {identifier!r} alone, which has its own splits and column, but got {name!r}; "
+            "for other parts give the data set by its Hub id"
+        )
+    bare, equals, _ = identifier.partition("=")
+    near = difflib.get_close_matches(bare.lower(), KNOWN, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    count = "COUNT after the = must be a whole number; " if equals else ""
+    raise InputError(
+        f"{label}: expected a source, but there is no such text or file; {hint}{count}a source is {_FORMS}"
+    )
+
+
+def _label(name: str) -> str:
+    return f"source {name!r}"

@@ -1,0 +1,110 @@
+"""Local text files, plain or through gzip: read them whole, or say in which line they are wrong.
+
+Knows encodings and JSON syntax, nothing of data sets or of what the text is for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import json
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO, cast
+
+from reprune.errors import InputError
+
+
+@contextlib.contextmanager
+def open_bytes(path: Path, label: str) -> Iterator[BinaryIO]:
+    """Open a file for reading, through gzip if its name ends in .gz.
+
+    Raises InputError, here or while the file is read, if it cannot be opened or its compression is damaged.
+    """
+    try:
+        compressed = path.name.lower().endswith(".gz")
+        with cast("BinaryIO", gzip.open(path)) if compressed else path.open("rb") as file:
+            yield file
+    except (OSError, EOFError, zlib.error) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise InputError(
+            f"{label}: expected a file that can be read, but: {reason}; check the file and who may read it"
+        ) from error
+
+
+def read_text(path: Path, label: str) -> str:
+    """The whole text of a file, its line ends as they stand, without a byte order mark.
+
+    Raises InputError if it cannot be read, is not UTF-8, or has nothing but white space.
+    """
+    with open_bytes(path, label) as file:
+        data = file.read()
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise _not_utf8(label, line, error) from error
+    if not text.strip():
+        raise _empty(label)
+    return text
+
+
+def check_lines(path: Path, label: str) -> None:
+    """Check that every line of a file is UTF-8 and that one of them has content, keeping none in memory.
+
+    Readers of JSON let some bytes that are not UTF-8 pass, and fail only when the row is asked for.
+    Raises InputError otherwise.
+    """
+    content = False
+    with open_bytes(path, label) as file:
+        for number, line in enumerate(file, 1):
+            try:
+                content = bool(line.decode().strip()) or content
+            except UnicodeDecodeError as error:
+                raise _not_utf8(label, number, error) from error
+    if not content:
+        raise _empty(label)
+
+
+def explain_json(path: Path, label: str) -> InputError | None:
+    """The first thing wrong with a file of JSON Lines or of one JSON array, or None if it is well formed.
+
+    Costs a pass over the file, so it is for files that a reader has already refused.
+    """
+    with open_bytes(path, label) as file:
+        first = file.read(1)
+        file.seek(0)
+        if first == b"[":
+            try:
+                json.loads(file.read())
+            except ValueError as error:
+                return InputError(f"{label}: expected a JSON array of objects, but {error}; correct the file")
+            return None
+        for number, line in enumerate(file, 1):
+            place = f"{label}, line {number}"
+            if not line.strip():
+                continue
+            try:
+                value = json.loads(line)
+            except ValueError as error:
+                return InputError(
+                    f"{place}: expected one JSON object a line, but {error}; correct or remove the line"
+                )
+            if not isinstance(value, dict):
+                return InputError(
+                    f'{place}: expected a JSON object such as {{"text": "..."}}, but got '
+                    f"{type(value).__name__}; make every line an object"
+                )
+    return None
+
+
+def _not_utf8(label: str, line: int, error: UnicodeDecodeError) -> InputError:
+    byte = error.object[error.start]
+    return InputError(
+        f"{label}, line {line}: expected UTF-8, but byte 0x{byte:02x} is not; convert the file to UTF-8"
+    )
+
+
+def _empty(label: str) -> InputError:
+    return InputError(f"{label}: expected text, but the file is empty; give a file with text")

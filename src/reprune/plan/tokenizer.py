@@ -1,0 +1,22 @@
+"""Loads a model folder's tokenizer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from reprune.errors import InputError
+
+
+def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> Any:
+    """The tokenizer of a model folder; raises `InputError` where there is none that can be used."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    except Exception as error:  # the library raises nearly anything on damaged files
+        reason = " ".join(str(error).split())
+        raise InputError(
+            f"{folder.name}: its tokenizer cannot be loaded ({reason:.200}); copy the model's tokenizer files "
+            "(tokenizer.json, tokenizer_config.json) into the folder."
+        ) from None

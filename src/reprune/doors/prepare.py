@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from reprune.plan.sources import parse_source
 from reprune.plan.tokenizer import load_tokenizer
 
 DEFAULT_SEQLEN = 1024  # the paper's
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def nested_flags(
@@ -63,18 +64,31 @@ def check_out(out: Path) -> None:
 
 def settle(recipe: Recipe) -> Recipe:
     """The recipe with `auto` replaced by what this machine has."""
-    device = recipe.device
+    device = settle_device(recipe.device)
+    return recipe.model_copy(update={"device": device, "precision": settle_precision(recipe.precision, device)})
+
+
+def settle_device(device: str) -> str:
+    """`auto` is CUDA where there is one; raises `InputError` for a device that is not there."""
     if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device.startswith("cuda"):
-        count = torch.cuda.device_count()
-        if int(device.partition(":")[2] or 0) >= count:
-            raise InputError(f"--device {device}: this machine has {count} CUDA devices; use --device cpu.")
-    precision = recipe.precision
-    if precision == "auto":
-        fast = torch.cuda.is_bf16_supported() if device.startswith("cuda") else _cpu_multiplies_bfloat16()
-        precision = "bfloat16" if fast else "float32"
-    return recipe.model_copy(update={"device": device, "precision": precision})
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
+        raise InputError(f"--device {device}: expected auto, cpu, cuda or cuda:N.")
+    if device.startswith("cuda") and int(device.partition(":")[2] or 0) >= torch.cuda.device_count():
+        raise InputError(
+            f"--device {device}: this machine has {torch.cuda.device_count()} CUDA devices; use --device cpu."
+        )
+    return device
+
+
+def settle_precision(precision: str, device: str) -> str:
+    """`auto` is bfloat16 where the device multiplies it faster than float32."""
+    if precision not in ("auto", *DTYPES):
+        raise InputError(f"precision {precision}: expected auto, {' or '.join(DTYPES)}.")
+    if precision != "auto":
+        return precision
+    fast = torch.cuda.is_bf16_supported() if device.startswith("cuda") else _cpu_multiplies_bfloat16()
+    return "bfloat16" if fast else "float32"
 
 
 def _cpu_multiplies_bfloat16() -> bool:
@@ -88,7 +102,7 @@ def open_decoder(recipe: Recipe, folder: Path) -> Decoder:
     return Decoder(
         folder,
         device=torch.device(recipe.device),
-        precision=Precision(_DTYPES[recipe.precision]),
+        precision=Precision(DTYPES[recipe.precision]),
         trust_remote_code=recipe.trust_remote_code,
     )
 

@@ -9,7 +9,6 @@ block to block are the model's own.
 from __future__ import annotations
 
 import inspect
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 from reprune.errors import InputError, RepruneError, UnsupportedModelError
 from reprune.model.block import Call
 from reprune.model.linears import find_linears
+from reprune.model.quiet import quiet_transformers
 
 Fill = Callable[[str, nn.Module, Tensor | None], None]
 """Gives the parameters of a module outside the blocks: (module name, module, token ids if it embeds them)."""
@@ -138,7 +138,7 @@ class Skeleton:
             calls.append(call)
             return len(calls) == len(self.blocks)
 
-        with self._recorders(saw), _filling(self.model, self.blocks_path, fill), _quiet():
+        with self._recorders(saw), _filling(self.model, self.blocks_path, fill), quiet_transformers():
             try:
                 self.model(input_ids=ids, use_cache=False)
             except _LastBlockReached:
@@ -166,7 +166,7 @@ def _build(folder: Path, trust_remote_code: bool) -> nn.Module:
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.initialization import no_init_weights
 
-    with _quiet():
+    with quiet_transformers():
         try:
             config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
         except (OSError, ValueError, KeyError) as error:
@@ -233,18 +233,3 @@ def _filling(model: nn.Module, blocks_path: str, fill: Fill) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep Transformers' advice on configurations to itself: it is not about what the user asked for."""
-    from transformers.utils import logging
-
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.set_verbosity(verbosity)

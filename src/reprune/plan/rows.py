@@ -21,6 +21,7 @@ from reprune.errors import InputError
 from reprune.plan.documents import Documents
 
 TOKEN_COLUMNS = ("token_ids", "ids")  # where a file keeps the tokens of texts that a model wrote itself
+_FORMATS = {"json": "JSON", "parquet": "Parquet"}
 _STRINGS = {"string", "large_string", "string_view"}
 _INTEGER_LIST = re.compile(r"(large_)?list<[^<>]*: u?int\d+( not null)?>")
 _BATCH = 1000  # rows read at a time when a whole column is read in order
@@ -54,7 +55,7 @@ class Rows:
         Raises InputError if there is no such place, split, configuration or column, if it cannot be read
         (damaged, no network), or if it has no rows.
         """
-        local = self.path in ("json", "parquet") or Path(self.path).is_dir()
+        local = self.path in _FORMATS or Path(self.path).is_dir()
         cache = tempfile.mkdtemp(prefix="reprune-") if local else None
         try:
             dataset = self._load(label, cache)
@@ -181,6 +182,8 @@ def _reason(error: Exception, rows: Rows) -> str:
         )
     cause = error.__cause__ or error
     detail = " ".join(str(cause).split())[:300] or type(cause).__name__
+    if rows.path in _FORMATS:
+        return f"expected a file of {_FORMATS[rows.path]} rows, but: {detail}; check the file"
     return (
         f"expected split {rows.split!r} of {rows.config or 'its only configuration'!r} to be readable, but: "
         f"{detail}; check the files, or name the parts as ID:CONFIG:SPLIT:COLUMN"

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from reprune.errors import InputError
+from reprune.model.quiet import quiet_transformers
 
 
 def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> Any:
@@ -13,7 +14,8 @@ def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        with quiet_transformers():
+            return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except Exception as error:  # the library raises nearly anything on damaged files
         reason = " ".join(str(error).split())
         raise InputError(

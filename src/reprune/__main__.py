@@ -1,0 +1,5 @@
+"""`python -m reprune` is `reprune`."""
+
+from reprune.doors.cli import main
+
+main()

@@ -1,0 +1,267 @@
+"""Adam takes the textbook's steps, leaves masked weights at zero, and never ends worse than it began."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import final
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from reprune.errors import NumericalError
+from reprune.math.adam import Adam
+from reprune.math.reconstruction_error import Error
+from reprune.math.solver import Epoch, Errors, Fit, NoSolver, Problem
+
+_SAMPLES, _HELDOUT, _TOKENS, _HIDDEN, _INNER = 7, 3, 5, 4, 6
+
+
+def _nothing(epoch: Epoch) -> None:
+    del epoch
+
+
+def _forward(X: Tensor, first: Tensor, bias: Tensor, second: Tensor) -> Tensor:
+    """A small network: X (..., hidden) to (..., hidden)."""
+    return torch.tanh(X @ first.T + bias) @ second.T
+
+
+@final
+class _Network(Problem):
+    """A pruned two-layer network that is to do what the dense one did; it keeps the batches asked of it."""
+
+    def __init__(self, contrary: bool = False) -> None:
+        random = torch.Generator().manual_seed(0)
+        first = torch.randn(_INNER, _HIDDEN, generator=random)
+        bias = 0.1 * torch.randn(_INNER, generator=random)
+        second = torch.randn(_HIDDEN, _INNER, generator=random)
+        self.inputs = torch.randn(_SAMPLES + _HELDOUT, _TOKENS, _HIDDEN, generator=random)
+        self.goals = _forward(self.inputs, first, bias, second)
+        mask = torch.rand(_INNER, _HIDDEN, generator=random) > 0.5
+        self.parameters = [
+            nn.Parameter(torch.where(mask, first, 0.0)),
+            nn.Parameter(bias.clone()),
+            nn.Parameter(second.clone()),
+        ]
+        self.masks = [mask, None, None]
+        self.samples = _SAMPLES
+        if contrary:  # held out is what the pruned network does already: whatever is learned is wrong there
+            self.goals[_SAMPLES:] = self._run(self.inputs[_SAMPLES:]).detach()
+        self.batches: list[Tensor] = []
+
+    def _run(self, X: Tensor) -> Tensor:
+        return _forward(X, *self.parameters)
+
+    def outputs(self, samples: Tensor) -> Tensor:
+        self.batches.append(samples.clone())
+        return self._run(self.inputs[samples])
+
+    def targets(self, samples: Tensor) -> Tensor:
+        return self.goals[samples]
+
+    @torch.no_grad()
+    def _error(self, part: slice) -> Error:
+        difference = (self._run(self.inputs[part]) - self.goals[part]).square()
+        return Error(float(difference.mean()), float(difference.sum() / self.goals[part].square().sum()))
+
+    def errors(self) -> Errors:
+        return Errors(self._error(slice(0, _SAMPLES)), self.heldout_error())
+
+    def heldout_error(self) -> Error:
+        return self._error(slice(_SAMPLES, None))
+
+    def target_power(self) -> float:
+        return float(self.goals[:_SAMPLES].square().mean())
+
+    def state(self) -> list[Tensor]:
+        return [parameter.detach().clone() for parameter in self.parameters]
+
+
+def _same(one: list[Tensor], other: list[Tensor]) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def _twin(
+    problem: _Network, start: list[Tensor], batches: list[Tensor], adam: Adam, steps: int
+) -> list[Tensor]:
+    """Adam written out, in float64, the mask multiplied into the weights of every forward pass.
+
+    m = b1 m + (1 - b1) g, v = b2 v + (1 - b2) g^2, w -= lr (1 - step / steps) m^ / (sqrt(v^) + 1e-8),
+    where m^ and v^ are m and v over 1 - b1^t and 1 - b2^t.
+    """
+    first_beta, second_beta = adam.betas
+    weights = [weight.double() for weight in start]
+    m = [torch.zeros_like(weight) for weight in weights]
+    v = [torch.zeros_like(weight) for weight in weights]
+    power = problem.goals[:_SAMPLES].double().square().mean()
+    for step, batch in enumerate(batches):
+        leaves = [weight.clone().requires_grad_() for weight in weights]
+        masked = [w if mask is None else w * mask for w, mask in zip(leaves, problem.masks, strict=True)]
+        difference = _forward(problem.inputs[batch].double(), *masked) - problem.goals[batch].double()
+        loss = (difference**2).sum() / difference.numel() / power
+        lr = adam.lr * (1 - step / steps)
+        for place, gradient in enumerate(torch.autograd.grad(loss, leaves)):
+            m[place] = first_beta * m[place] + (1 - first_beta) * gradient
+            v[place] = second_beta * v[place] + (1 - second_beta) * gradient**2
+            corrected = m[place] / (1 - first_beta ** (step + 1)), v[place] / (1 - second_beta ** (step + 1))
+            weights[place] = weights[place] - lr * corrected[0] / (corrected[1].sqrt() + 1e-8)
+    return weights
+
+
+@pytest.mark.parametrize("betas", [(0.9, 0.95), (0.5, 0.999)])
+@pytest.mark.parametrize("batch_size", [1, 3, 7, 100])
+def test_every_step_is_the_one_of_the_formula(batch_size: int, betas: tuple[float, float]) -> None:
+    problem = _Network()
+    start = problem.state()
+    adam = Adam(epochs=4, lr=0.01, batch_size=batch_size, betas=betas, guard=False)
+    adam.fit(problem, 0, _nothing)
+    steps = 4 * math.ceil(_SAMPLES / batch_size)
+    assert len(problem.batches) == steps
+    expected = _twin(problem, start, problem.batches, adam, steps)
+    for found, wanted in zip(problem.state(), expected, strict=True):
+        torch.testing.assert_close(found.double(), wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("guard", [True, False])
+def test_masked_weights_stay_exactly_zero(guard: bool) -> None:
+    problem = _Network()
+    start = problem.state()
+    Adam(epochs=5, lr=0.05, batch_size=2, guard=guard).fit(problem, 0, _nothing)
+    mask = problem.masks[0]
+    assert mask is not None
+    masked = problem.parameters[0].detach()[~mask]
+    assert (masked == 0).all()
+    assert not torch.signbit(masked).any()
+    assert all((now != was).any() for now, was in zip(problem.state(), start, strict=True))
+
+
+def test_fitting_lowers_the_error_and_says_by_how_much() -> None:
+    problem = _Network()
+    before = problem.errors()
+    seen: list[Epoch] = []
+    fit = Adam(epochs=20, lr=0.02, batch_size=2).fit(problem, 0, seen.append)
+    assert fit.before == before
+    assert tuple(seen) == fit.epochs
+    assert [epoch.number for epoch in fit.epochs] == list(range(1, 21))
+    assert problem.errors().calibration.normalized < 0.5 * before.calibration.normalized
+    assert problem.heldout_error().relative == min(epoch.heldout for epoch in fit.epochs)
+
+
+def test_an_epochs_calibration_error_is_the_relative_one_over_all_samples() -> None:
+    problem = _Network()
+    # Batches of 3, 3 and 1: the last counts for a third of the others. No step is large enough to matter.
+    fit = Adam(epochs=1, lr=1e-12, batch_size=3).fit(problem, 0, _nothing)
+    assert fit.epochs[0].calibration == pytest.approx(problem.errors().calibration.relative, rel=1e-5)
+
+
+@pytest.mark.parametrize("lr", [1e-3, 0.05, 0.5, 5.0])
+def test_with_the_guard_no_window_ends_worse_than_it_began(lr: float) -> None:
+    problem = _Network()
+    start, before = problem.state(), problem.heldout_error().normalized
+    fit = Adam(epochs=6, lr=lr, batch_size=2).fit(problem, 0, _nothing)
+    ends = [problem.heldout_error().normalized, before]
+    assert ends[0] == min(ends)
+    assert problem.heldout_error().relative == pytest.approx(
+        min(epoch.heldout for epoch in fit.epochs) if fit.kept_epoch else problem.heldout_error().relative
+    )
+    assert (fit.kept_epoch == 0) == _same(problem.state(), start)
+
+
+def test_the_state_kept_is_that_of_the_best_epoch() -> None:
+    best = _Network()
+    fit = Adam(epochs=12, lr=0.1, batch_size=2).fit(best, 0, _nothing)
+    heldout = [epoch.heldout for epoch in fit.epochs]
+    assert fit.kept_epoch == 1 + heldout.index(min(heldout))
+    assert 0 < fit.kept_epoch < 12  # or this test would show nothing
+    assert best.heldout_error().relative == min(heldout)
+    last = _Network()
+    assert Adam(epochs=12, lr=0.1, batch_size=2, guard=False).fit(last, 0, _nothing).kept_epoch == 12
+    assert last.heldout_error().relative == heldout[-1] > min(heldout)
+
+
+def test_where_learning_only_harms_the_start_is_kept() -> None:
+    problem = _Network(contrary=True)
+    start = problem.state()
+    fit = Adam(epochs=3, lr=0.01, batch_size=2).fit(problem, 0, _nothing)
+    assert fit.kept_epoch == 0
+    assert len(fit.epochs) == 3
+    assert _same(problem.state(), start)
+
+
+def test_without_the_guard_the_last_state_stays_even_if_it_is_worse() -> None:
+    problem = _Network(contrary=True)
+    fit = Adam(epochs=3, lr=0.01, batch_size=2, guard=False).fit(problem, 0, _nothing)
+    assert fit.kept_epoch == 3
+    assert problem.heldout_error().relative == fit.epochs[-1].heldout > 0
+
+
+@pytest.mark.parametrize("batch_size", [2, 7])
+def test_a_fit_that_diverges_keeps_its_start_under_the_guard(batch_size: int) -> None:
+    problem = _Network()
+    start = problem.state()
+    fit = Adam(epochs=4, lr=1e30, batch_size=batch_size).fit(problem, 0, _nothing)
+    assert fit.kept_epoch == 0
+    assert len(fit.epochs) < 4
+    assert _same(problem.state(), start)
+
+
+@pytest.mark.parametrize("batch_size", [2, 7])
+def test_a_fit_that_diverges_is_an_error_without_the_guard(batch_size: int) -> None:
+    with pytest.raises(NumericalError, match=r"epoch \d+; lower the learning rate \(--lr, now 1e\+30\)"):
+        Adam(epochs=4, lr=1e30, batch_size=batch_size, guard=False).fit(_Network(), 0, _nothing)
+
+
+def test_a_window_that_is_not_finite_before_it_is_fitted_is_refused() -> None:
+    problem = _Network()
+    problem.inputs[0] = math.nan
+    with pytest.raises(NumericalError, match="before its reconstruction"):
+        Adam(epochs=1).fit(problem, 0, _nothing)
+
+
+def test_targets_that_are_all_zero_are_fitted() -> None:
+    problem = _Network()
+    problem.goals.zero_()
+    before = problem.errors().calibration.normalized
+    Adam(epochs=5, lr=0.05, batch_size=2).fit(problem, 0, _nothing)
+    assert problem.errors().calibration.normalized < before
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 7, 8])
+def test_an_epoch_takes_every_sample_once_in_an_order_of_its_own(batch_size: int) -> None:
+    problem = _Network()
+    Adam(epochs=3, batch_size=batch_size).fit(problem, 0, _nothing)
+    taken = torch.cat(problem.batches).reshape(3, _SAMPLES)
+    assert all(sorted(epoch) == list(range(_SAMPLES)) for epoch in taken.tolist())
+    assert len({tuple(epoch) for epoch in taken.tolist()}) == 3
+    assert all(len(batch) <= batch_size for batch in problem.batches)
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_seed_another_order() -> None:
+    fits: list[tuple[Fit, _Network]] = []
+    for seed in (3, 3, 4):
+        problem = _Network()
+        torch.manual_seed(len(fits))  # the global generator has no say in it
+        fits.append((Adam(epochs=2, lr=0.01, batch_size=2).fit(problem, seed, _nothing), problem))
+    assert fits[0][0] == fits[1][0]
+    assert _same(fits[0][1].state(), fits[1][1].state())
+    assert _same(fits[0][1].batches, fits[1][1].batches)
+    assert torch.cat(fits[0][1].batches).tolist() != torch.cat(fits[2][1].batches).tolist()
+
+
+def test_a_fit_leaves_the_global_random_state_alone() -> None:
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    Adam(epochs=1).fit(_Network(), 5, _nothing)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_no_solver_changes_nothing_and_measures_nothing() -> None:
+    problem = _Network()
+    start = problem.state()
+    called: list[Epoch] = []
+    append: Callable[[Epoch], None] = called.append
+    assert NoSolver().fit(problem, 0, append) == Fit()
+    assert _same(problem.state(), start)
+    assert not called
+    assert not problem.batches

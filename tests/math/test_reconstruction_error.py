@@ -1,0 +1,74 @@
+"""Over batches the error is (1 / (N H T)) ||outputs - targets||^2 of the whole, and its share of targets."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from reprune.math.reconstruction_error import Error, ErrorMeter
+
+_N, _T, _H = 5, 4, 3
+
+
+def _pair() -> tuple[Tensor, Tensor]:
+    random = torch.Generator().manual_seed(0)
+    return torch.randn(_N, _T, _H, generator=random), torch.randn(_N, _T, _H, generator=random)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 5])
+def test_batches_of_any_size_give_the_papers_error(batch: int) -> None:
+    outputs, targets = _pair()
+    meter = ErrorMeter()
+    for some, wanted in zip(outputs.split(batch), targets.split(batch), strict=True):
+        meter.update(some, wanted)
+    difference = sum(
+        (a - b) ** 2 for a, b in zip(outputs.flatten().tolist(), targets.flatten().tolist(), strict=True)
+    )
+    power = sum(value**2 for value in targets.flatten().tolist())
+    assert meter.error().normalized == pytest.approx(difference / (_N * _H * _T), rel=1e-6)
+    assert meter.error().relative == pytest.approx(difference / power, rel=1e-6)
+
+
+def test_equal_outputs_have_no_error() -> None:
+    outputs, _ = _pair()
+    meter = ErrorMeter()
+    meter.update(outputs, outputs.clone())
+    assert meter.error() == Error(0.0, 0.0)
+
+
+def test_without_a_batch_there_is_no_error() -> None:
+    assert ErrorMeter().error() == Error(0.0, 0.0)
+
+
+def test_sums_do_not_lose_small_batches_after_large_ones() -> None:
+    meter = ErrorMeter()
+    meter.update(torch.full((1, 1, 1), 1e5), torch.zeros(1, 1, 1))
+    for _ in range(1000):
+        meter.update(torch.ones(1, 1, 1), torch.zeros(1, 1, 1))
+    assert meter.error().normalized == pytest.approx((1e10 + 1000) / 1001, rel=1e-12)
+
+
+def test_low_precision_is_compared_in_float32() -> None:
+    outputs, targets = (torch.full((1, 64, 64), value, dtype=torch.bfloat16) for value in (2.0, 1.0))
+    meter = ErrorMeter()
+    meter.update(outputs, targets)
+    assert meter.error() == Error(1.0, 1.0)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_outputs_that_are_not_finite_make_an_error_that_is_not(value: float) -> None:
+    outputs, targets = _pair()
+    meter = ErrorMeter()
+    meter.update(outputs.index_fill(0, torch.tensor([2]), value), targets)
+    assert not meter.error().finite
+    assert Error(1.0, 1.0).finite
+
+
+def test_outputs_that_carry_gradients_leave_no_graph_behind() -> None:
+    outputs, targets = _pair()
+    meter = ErrorMeter()
+    meter.update(outputs.requires_grad_(), targets)
+    assert isinstance(meter.error().normalized, float)

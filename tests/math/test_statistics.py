@@ -1,0 +1,89 @@
+"""Statistics taken in batch by batch are those of all the inputs at once, in float32 whatever came in."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from reprune.math.statistics import Gram, SquaredNorms, Statistics
+
+_CPU = torch.device("cpu")
+
+
+def _inputs(samples: int = 5, tokens: int = 7, columns: int = 6) -> Tensor:
+    return torch.randn(samples, tokens, columns, generator=torch.Generator().manual_seed(0))
+
+
+def _fed(statistics: Statistics, X: Tensor, batch: int) -> None:
+    for part in X.split(batch):
+        statistics.update(part)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 5])
+def test_the_gram_matrix_of_batches_is_that_of_the_whole(batch: int) -> None:
+    X, gram = _inputs(), Gram(6, _CPU)
+    _fed(gram, X, batch)
+    whole = X.double().reshape(-1, 6)
+    expected = torch.tensor([[float((whole[:, i] * whole[:, j]).sum()) for j in range(6)] for i in range(6)])
+    torch.testing.assert_close(gram.matrix, expected)
+    assert gram.tokens == 35
+
+
+@pytest.mark.parametrize("batch", [1, 2, 5])
+def test_the_norms_of_batches_are_those_of_the_whole(batch: int) -> None:
+    X, norms = _inputs(), SquaredNorms(6, _CPU)
+    _fed(norms, X, batch)
+    expected = torch.tensor([float(X[..., j].double().norm() ** 2) for j in range(6)])
+    torch.testing.assert_close(norms.sums, expected)
+    assert norms.tokens == 35
+
+
+def test_the_norms_are_the_diagonal_of_the_gram_matrix() -> None:
+    X, gram, norms = _inputs(), Gram(6, _CPU), SquaredNorms(6, _CPU)
+    gram.update(X)
+    norms.update(X)
+    torch.testing.assert_close(gram.matrix.diagonal(), norms.sums)
+
+
+def test_plain_statistics_count_tokens_whatever_their_shape() -> None:
+    statistics = Statistics(6, _CPU)
+    statistics.update(_inputs())
+    statistics.update(_inputs()[0])
+    statistics.update(_inputs()[0, 0])
+    assert statistics.tokens == 35 + 7 + 1
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_low_precision_inputs_are_summed_in_float32(dtype: torch.dtype) -> None:
+    # 4096 tokens of about 1: a running sum in bfloat16 would stop at 256, one in float16 be off by units.
+    X = (1 + 0.1 * torch.randn(8, 512, 4, generator=torch.Generator().manual_seed(0))).to(dtype)
+    gram, norms = Gram(4, _CPU), SquaredNorms(4, _CPU)
+    _fed(gram, X, 1)
+    _fed(norms, X, 1)
+    whole = X.double().reshape(-1, 4)
+    assert gram.matrix.dtype == norms.sums.dtype == torch.float32
+    torch.testing.assert_close(gram.matrix.double(), whole.T @ whole, rtol=5e-5, atol=0)
+    torch.testing.assert_close(norms.sums.double(), whole.square().sum(dim=0), rtol=5e-5, atol=0)
+
+
+def test_inputs_that_carry_gradients_leave_no_graph_behind() -> None:
+    gram, norms = Gram(6, _CPU), SquaredNorms(6, _CPU)
+    X = _inputs().requires_grad_()
+    gram.update(X)
+    norms.update(X)
+    assert not gram.matrix.requires_grad
+    assert not norms.sums.requires_grad
+
+
+def test_inputs_are_left_as_they_are() -> None:
+    X = _inputs()
+    before = X.clone()
+    for statistics in (Statistics(6, _CPU), SquaredNorms(6, _CPU), Gram(6, _CPU)):
+        statistics.update(X)
+    assert torch.equal(X, before)
+
+
+def test_inputs_of_another_width_are_not_taken_in() -> None:
+    with pytest.raises(RuntimeError):
+        Gram(5, _CPU).update(_inputs(3, 7, 6))

@@ -1,0 +1,124 @@
+"""A block runs on hidden states as its model would run it, and shows which linears read the same inputs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from reprune.model.block import Block, Call, Precision
+from reprune.model.linears import Linear
+
+_CPU = torch.device("cpu")
+_FIRST = Call((None,), {}, 0)
+
+
+class _Module(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.o = (nn.Linear(4, 4, bias=False) for _ in range(4))
+        self.idle = nn.Linear(4, 4)
+        self.twice = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mixed = self.q(x) * self.k(x.clone()) + self.v(x)
+        return x + self.twice(self.o(mixed)) + self.twice(mixed)
+
+
+def _states() -> Tensor:
+    return torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0))
+
+
+def _names(groups: list[tuple[Linear, ...]]) -> list[tuple[str, ...]]:
+    return [tuple(linear.name for linear in group) for group in groups]
+
+
+def _block(module: nn.Module, precision: Precision | None = None) -> Block:
+    return Block(0, module, _CPU, precision or Precision())
+
+
+@pytest.mark.parametrize(
+    ("call", "args", "kwargs"),
+    [
+        (Call((None,), {"mask": 1}, 0), ("X",), {"mask": 1}),
+        (Call((7, None, 8), {}, 1), (7, "X", 8), {}),
+        (
+            Call((7,), {"hidden_states": None, "mask": 1}, "hidden_states"),
+            (7,),
+            {"hidden_states": "X", "mask": 1},
+        ),
+    ],
+)
+def test_the_states_take_their_place_among_the_arguments(
+    call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> None:
+    states: Any = "X"
+    assert call.bind(states) == (args, kwargs)
+    assert call.bind(states) == (args, kwargs)  # the first binding has changed nothing
+
+
+@pytest.mark.parametrize("wrap", [lambda x: x, lambda x: (x,), lambda x: (x, None), lambda x: [x, 3]])
+def test_the_states_are_what_comes_first_in_what_a_block_returns(wrap: Any) -> None:
+    class Wrapped(nn.Module):
+        def forward(self, x: Tensor) -> Any:
+            return wrap((2 * x).bfloat16())
+
+    found = _block(Wrapped()).run(torch.ones(1, 2, 3), _FIRST)
+    assert found.dtype == torch.float32
+    assert torch.equal(found, torch.full((1, 2, 3), 2.0))
+
+
+def test_linears_are_grouped_by_the_tensor_they_read_in_the_order_in_which_they_run() -> None:
+    # k reads a copy, which is another tensor; o and the first run of `twice` read two more.
+    groups = _names(_block(_Module()).groups(_states(), _FIRST))
+    assert groups == [("q", "v"), ("k",), ("o",), ("twice",)]
+
+
+def test_views_of_the_same_data_are_one_input() -> None:
+    class Viewed(_Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.q(x) + self.k(x.view(x.shape)) + self.v(x[:])
+
+    assert _names(_block(Viewed()).groups(_states(), _FIRST)) == [("q", "k", "v")]
+
+
+def test_memory_that_is_used_again_for_other_inputs_makes_no_group() -> None:
+    class Long(_Module):
+        def forward(self, x: Tensor) -> Tensor:
+            for linear in (self.q, self.k, self.v, self.o):
+                x = linear(torch.tanh(x))  # each input may be freed once its linear has run
+            return x
+
+    assert _names(_block(Long()).groups(_states(), _FIRST)) == [("q",), ("k",), ("v",), ("o",)]
+
+
+def test_watching_shows_inputs_and_ends_with_its_context() -> None:
+    block, seen = _block(_Module()), list[tuple[str, Tensor]]()
+    with block.watch(lambda linear, inputs: seen.append((linear.name, inputs))):
+        block.run(_states(), _FIRST)
+    assert [name for name, _ in seen] == ["q", "k", "v", "o", "twice", "twice"]
+    assert torch.equal(seen[0][1], _states())
+    with (
+        pytest.raises(ZeroDivisionError),
+        block.watch(lambda linear, inputs: seen.append((linear.name, inputs))),
+    ):
+        raise ZeroDivisionError
+    block.run(_states(), _FIRST)
+    assert len(seen) == 6
+
+
+def test_products_in_bfloat16_are_not_those_in_float32_but_near() -> None:
+    module = _Module()
+    exact = _block(module).run(_states(), _FIRST)
+    low = _block(module, Precision(torch.bfloat16)).run(_states(), _FIRST)
+    assert low.dtype == torch.float32
+    assert not torch.equal(low, exact)
+    torch.testing.assert_close(low, exact, rtol=0.05, atol=0.05)
+
+
+def test_a_block_carries_gradients_to_its_parameters() -> None:
+    module = _Module()
+    _block(module).run(_states(), _FIRST).square().sum().backward()
+    assert all(getattr(module, name).weight.grad.any() for name in ("q", "k", "v", "o", "twice"))

@@ -1,0 +1,182 @@
+"""A folder's tensors are found whatever files they lie in, and what is not whole is refused by name."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from reprune.errors import InputError, UnsupportedModelError
+from reprune.model.checkpoint import Checkpoint
+
+from .. import tiny
+
+FolderOf = Callable[[str], Path]
+
+
+def _tensors() -> dict[str, Tensor]:
+    random = torch.Generator().manual_seed(0)
+    return {
+        "b": torch.randn(3, 4, generator=random),
+        "a": torch.randn(5, generator=random).bfloat16(),
+        "scalar": torch.tensor(3),
+        "mask": torch.tensor([True, False]),
+    }
+
+
+def _folder(folder: Path, **files: dict[str, Tensor]) -> Path:
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text("{}")
+    for name, tensors in files.items():
+        save_file(tensors, folder / f"{name}.safetensors")
+    return folder
+
+
+def _index(folder: Path, weight_map: Any) -> Path:
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    return folder
+
+
+def test_every_tensor_is_read_by_name_in_its_own_dtype(tmp_path: Path) -> None:
+    checkpoint = Checkpoint(_folder(tmp_path, model=_tensors()))
+    assert list(checkpoint.entries) == ["a", "b", "mask", "scalar"]
+    for name, tensor in _tensors().items():
+        entry, found = checkpoint.entries[name], checkpoint.tensor(name)
+        assert torch.equal(found, tensor)
+        assert (
+            (entry.shape, entry.dtype)
+            == (tuple(tensor.shape), tensor.dtype)
+            == (tuple(found.shape), found.dtype)
+        )
+        assert entry.bytes == tensor.numel() * tensor.element_size()
+    assert checkpoint.bytes == 48 + 10 + 8 + 2
+
+
+def test_the_place_of_a_tensor_is_where_its_bytes_are(tmp_path: Path) -> None:
+    checkpoint = Checkpoint(_folder(tmp_path, model=_tensors()))
+    entry = checkpoint.entries["b"]
+    data = entry.file.read_bytes()[entry.offset : entry.offset + entry.bytes]
+    assert data == _tensors()["b"].numpy().tobytes()
+
+
+def test_a_model_in_many_files_is_one(tmp_path: Path, folder_of: FolderOf) -> None:
+    whole = Checkpoint(folder_of("llama"))
+    parts = Checkpoint(tiny.save("llama", tmp_path, max_shard_size="20KB"))
+    assert len({entry.file for entry in parts.entries.values()}) > 3
+    assert list(parts.entries) == list(whole.entries)
+    assert parts.bytes == whole.bytes
+    assert all(torch.equal(parts.tensor(name), whole.tensor(name)) for name in whole.entries)
+
+
+def test_files_that_the_index_does_not_name_are_not_read(tmp_path: Path) -> None:
+    folder = _folder(tmp_path, one={"a": torch.ones(2)}, other={"a": torch.zeros(3)})
+    assert Checkpoint(_index(folder, {"a": "one.safetensors"})).entries["a"].shape == (2,)
+
+
+def test_without_an_index_files_called_model_are_read_before_any_others(tmp_path: Path) -> None:
+    folder = _folder(tmp_path, model={"a": torch.ones(2)}, consolidated={"a": torch.zeros(3)})
+    assert Checkpoint(folder).entries["a"].shape == (2,)
+    other = _folder(tmp_path / "other", weights={"a": torch.ones(2)})
+    assert list(Checkpoint(other).entries) == ["a"]
+
+
+@pytest.mark.parametrize("name", ["../out.safetensors", "/etc/out.safetensors", "a/../../out.safetensors"])
+def test_an_index_that_names_a_file_outside_the_folder_is_refused(name: str, tmp_path: Path) -> None:
+    save_file({"a": torch.ones(2)}, tmp_path / "out.safetensors")
+    folder = _index(_folder(tmp_path / "model"), {"a": name})
+    with pytest.raises(InputError, match=rf"names the file {name}, outside the model folder"):
+        Checkpoint(folder)
+
+
+@pytest.mark.parametrize("weight_map", [None, [], "model.safetensors", 3])
+def test_an_index_without_a_map_of_weights_is_refused(weight_map: Any, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="not a safetensors index with a weight_map"):
+        Checkpoint(_index(_folder(tmp_path, model=_tensors()), weight_map))
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"metadata": {}}'])
+def test_an_index_that_cannot_be_read_is_refused(content: str, tmp_path: Path) -> None:
+    folder = _folder(tmp_path, model=_tensors())
+    (folder / "model.safetensors.index.json").write_text(content)
+    with pytest.raises(InputError, match="not a safetensors index with a weight_map"):
+        Checkpoint(folder)
+
+
+def test_a_file_that_the_index_names_and_is_not_there_is_named(tmp_path: Path) -> None:
+    files = {"a": "one.safetensors", "b": "two.safetensors", "c": "three.safetensors"}
+    folder = _index(_folder(tmp_path, one={"a": torch.ones(2)}), files)
+    with pytest.raises(InputError, match=r"three\.safetensors is missing \(2 of 3 are\)"):
+        Checkpoint(folder)
+
+
+def test_a_folder_without_safetensors_is_refused(tmp_path: Path) -> None:
+    folder = _folder(tmp_path)
+    (folder / "pytorch_model.bin").write_bytes(b"\x80")
+    with pytest.raises(InputError, match=r"expected \*\.safetensors files, found none"):
+        Checkpoint(folder)
+
+
+@pytest.mark.parametrize("left", [0, 7, 100, -1])
+def test_a_file_cut_short_is_refused_by_name(left: int, tmp_path: Path) -> None:
+    file = _folder(tmp_path, model=_tensors()) / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:left])
+    with pytest.raises(InputError, match=r"model\.safetensors: not a whole safetensors file"):
+        Checkpoint(tmp_path)
+
+
+def test_a_file_of_something_else_is_refused_by_name(tmp_path: Path) -> None:
+    file = _folder(tmp_path) / "model.safetensors"
+    file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    with pytest.raises(InputError, match=r"model\.safetensors: not a whole safetensors file"):
+        Checkpoint(tmp_path)
+
+
+def test_numbers_of_eight_bits_are_refused_by_name(tmp_path: Path) -> None:
+    folder = _folder(tmp_path, model={"a": torch.ones(2).to(torch.float8_e4m3fn)})
+    with pytest.raises(UnsupportedModelError, match="the tensor a is stored as F8_E4M3"):
+        Checkpoint(folder)
+
+
+def test_a_fingerprint_stays_the_same_wherever_the_model_lies(tmp_path: Path, folder_of: FolderOf) -> None:
+    copied = shutil.copytree(folder_of("llama"), tmp_path / "copy")
+    (copied / "README.md").write_text("a note")
+    first = Checkpoint(folder_of("llama")).fingerprint()
+    assert Checkpoint(copied).fingerprint() == first
+    assert len(first) == 64
+
+
+@pytest.mark.parametrize("end", ["first", "last"])
+@pytest.mark.parametrize("name", ["a", "b", "long", "scalar"])
+def test_one_byte_at_an_end_of_any_tensor_changes_the_fingerprint(
+    end: str, name: str, tmp_path: Path
+) -> None:
+    tensors = _tensors() | {"long": torch.arange(5000)}
+    checkpoint = Checkpoint(_folder(tmp_path, model=tensors))
+    before = checkpoint.fingerprint()
+    entry = checkpoint.entries[name]
+    with entry.file.open("r+b") as file:
+        file.seek(entry.offset + (0 if end == "first" else entry.bytes - 1))
+        byte = file.read(1)[0]
+        file.seek(-1, 1)
+        file.write(bytes([byte ^ 1]))
+    assert Checkpoint(tmp_path).fingerprint() != before
+
+
+def test_another_configuration_name_shape_or_dtype_changes_the_fingerprint(tmp_path: Path) -> None:
+    zeros = torch.zeros(2, 6)
+    made = [
+        _folder(tmp_path / "plain", model={"a": zeros}),
+        _folder(tmp_path / "name", model={"b": zeros}),
+        _folder(tmp_path / "shape", model={"a": zeros.reshape(3, 4)}),
+        _folder(tmp_path / "dtype", model={"a": zeros.int()}),
+        _folder(tmp_path / "config", model={"a": zeros}),
+    ]
+    (made[-1] / "config.json").write_text('{"model_type": "other"}')
+    assert len({Checkpoint(folder).fingerprint() for folder in made}) == len(made)

@@ -1,0 +1,372 @@
+"""A decoder streamed block by block computes what the whole model does, whatever its tensors are called."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+import torch
+import transformers as tf
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from reprune.errors import InputError, UnsupportedModelError
+from reprune.model.block import Precision
+from reprune.model.decoder import Decoder
+
+from .. import odd, tiny
+from .conftest import assert_same_states, slices, states_of, streamed
+
+FolderOf = Callable[[str], Path]
+architectures = pytest.mark.parametrize("name", list(tiny.CONFIGS))
+
+BLOCKS_PATHS = {
+    "opt": "model.decoder.layers",
+    "gpt_neox": "gpt_neox.layers",
+    "gpt2": "transformer.h",
+}
+
+
+def _renamed(folder: Path, rename: Callable[[str], str]) -> Path:
+    """Write the folder's tensors under other names."""
+    file = folder / "model.safetensors"
+    save_file(
+        {rename(name): tensor for name, tensor in load_file(file).items()}, file, metadata={"format": "pt"}
+    )
+    return folder
+
+
+def _edited(folder: Path, edit: Callable[[dict[str, Tensor]], object]) -> Path:
+    file = folder / "model.safetensors"
+    tensors = load_file(file)
+    edit(tensors)
+    save_file(tensors, file, metadata={"format": "pt"})
+    return folder
+
+
+def _embedded(decoder: Decoder, ids: Tensor, size: int = 3) -> Tensor:
+    return torch.cat([states for _, states in decoder.embed(ids, slices(len(ids), size))])
+
+
+@architectures
+def test_the_blocks_are_found(name: str, folder_of: FolderOf) -> None:
+    decoder = Decoder(folder_of(name))
+    assert len(decoder) == 3
+    assert decoder.skeleton.blocks_path == BLOCKS_PATHS.get(name, "model.layers")
+    assert decoder.vocabulary == tiny.VOCABULARY
+    assert decoder.skeleton.max_positions == tiny.POSITIONS
+
+
+@architectures
+@pytest.mark.parametrize("size", [3, 7])
+def test_streaming_gives_the_states_of_the_whole_model(
+    name: str, size: int, folder_of: FolderOf, ids: Tensor
+) -> None:
+    decoder = Decoder(folder_of(name))
+    expected = states_of(tiny.build(name), decoder.skeleton.blocks_path, ids)
+    assert_same_states(streamed(decoder, ids, size), expected)
+
+
+@architectures
+def test_the_groups_found_without_weights_are_those_found_with_them(
+    name: str, folder_of: FolderOf, ids: Tensor
+) -> None:
+    decoder = Decoder(folder_of(name))
+    without = [decoder.groups_without_weights(index) for index in range(3)]
+    states = _embedded(decoder, ids)[:3]
+    for index in range(3):
+        groups = decoder.load(index).groups(states, decoder.call(index, 3))
+        assert [tuple(linear.name for linear in group) for group in groups] == without[index]
+        assert sorted(linear.name for group in groups for linear in group) == sorted(
+            linear.name for linear in decoder.load(index).linears
+        )
+
+
+@architectures
+def test_planning_reads_no_weight_and_leaves_none_behind(
+    name: str, folder_of: FolderOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoder = Decoder(folder_of(name))
+    monkeypatch.setattr(decoder.checkpoint, "tensor", lambda name: pytest.fail(f"{name} was read"))
+    for index in range(3):
+        decoder.groups_without_weights(index)
+    assert all(parameter.is_meta for parameter in decoder.skeleton.model.parameters())
+
+
+@architectures
+def test_a_block_has_the_weights_of_its_checkpoint_and_gives_them_back(
+    name: str, folder_of: FolderOf
+) -> None:
+    decoder, model = Decoder(folder_of(name)), tiny.build(name)
+    for index, original in enumerate(model.get_submodule(decoder.skeleton.blocks_path)):
+        block = decoder.load(index)
+        assert block.index == index
+        state = block.module.state_dict()
+        assert state.keys() == original.state_dict().keys()
+        assert all(torch.equal(state[key], value) for key, value in original.state_dict().items())
+        assert not block.module.training
+        assert not any(parameter.requires_grad for parameter in block.module.parameters())
+        stored = decoder.stored_tensors(block)
+        assert stored.keys() == {n for n in decoder.checkpoint.entries if decoder.block_of(n) == index}
+        assert all(torch.equal(tensor, decoder.checkpoint.tensor(n)) for n, tensor in stored.items())
+
+
+def test_a_loaded_block_is_its_own_copy(folder_of: FolderOf) -> None:
+    decoder = Decoder(folder_of("llama"))
+    with torch.no_grad():
+        for parameter in decoder.load(0).module.parameters():
+            parameter.zero_()
+    assert all(parameter.any() for parameter in decoder.load(0).module.parameters())
+    assert all(parameter.is_meta for parameter in decoder.skeleton.blocks.parameters())
+
+
+def test_changed_tensors_take_the_place_of_the_checkpoints(folder_of: FolderOf) -> None:
+    decoder = Decoder(folder_of("gpt2"))
+    name = decoder.names[1]["mlp.c_fc.weight"]
+    changed = {name: torch.zeros(32, 128, dtype=torch.bfloat16)}
+    block = decoder.load(1, changed)
+    state = block.module.state_dict()
+    assert state["mlp.c_fc.weight"].dtype == torch.float32
+    assert not state["mlp.c_fc.weight"].any()
+    assert torch.equal(decoder.stored_tensors(block)[name], torch.zeros(32, 128))
+    assert state["mlp.c_proj.weight"].any()
+    assert not changed[name].any()
+
+
+def test_every_tensor_belongs_to_one_block_or_to_none(folder_of: FolderOf) -> None:
+    for name in tiny.CONFIGS:
+        decoder = Decoder(folder_of(name))
+        of_blocks = [stored for index in range(3) for stored in decoder.names[index].values()]
+        assert len(set(of_blocks)) == len(of_blocks)
+        for stored in decoder.checkpoint.entries:
+            assert (decoder.block_of(stored) is not None) == (stored in of_blocks), stored
+    assert decoder.block_of("transformer.h.3.ln_1.weight") is None
+    assert decoder.block_of("transformer.h.x.ln_1.weight") is None
+
+
+def test_where_a_parameter_lies_is_known_by_its_name_in_the_block(folder_of: FolderOf) -> None:
+    entry = Decoder(folder_of("llama")).entry(2, "mlp.up_proj.weight")
+    assert (entry.shape, entry.dtype, entry.bytes) == ((64, 32), torch.float32, 64 * 32 * 4)
+
+
+# --- What the model does before its blocks
+
+
+def test_only_the_rows_of_the_embedding_that_are_used_are_read(
+    folder_of: FolderOf, ids: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoder, model = Decoder(folder_of("llama")), tiny.build("llama")
+    monkeypatch.setattr(torch, "empty", torch.zeros)  # so that what is not read can be told
+    whole = model.model.embed_tokens.weight
+    seen: set[int] = set()
+    for batch, _ in decoder.embed(ids, slices(len(ids), 3)):
+        seen |= set(ids[batch].flatten().tolist())
+        rows = decoder.skeleton.model.get_input_embeddings().weight
+        for row in range(tiny.VOCABULARY):
+            assert torch.equal(rows[row], whole[row] if row in seen else torch.zeros(32)), row
+
+
+def test_no_more_than_one_block_is_ever_made_real(folder_of: FolderOf, ids: Tensor) -> None:
+    decoder = Decoder(folder_of("llama"))
+    for _ in streamed(decoder, ids, 3):
+        assert all(parameter.is_meta for parameter in decoder.skeleton.blocks.parameters())
+        assert decoder.skeleton.model.lm_head.weight.is_meta
+        assert decoder.skeleton.model.model.norm.weight.is_meta
+
+
+@architectures
+def test_released_weights_are_read_again_when_needed(name: str, folder_of: FolderOf, ids: Tensor) -> None:
+    decoder = Decoder(folder_of(name))
+    first = _embedded(decoder, ids)
+    decoder.release()
+    assert all(parameter.is_meta for parameter in decoder.skeleton.model.parameters())
+    assert torch.equal(_embedded(decoder, ids), first)
+
+
+def test_planning_first_changes_nothing_of_the_run(folder_of: FolderOf, ids: Tensor) -> None:
+    expected = _embedded(Decoder(folder_of("gemma3")), ids)
+    decoder = Decoder(folder_of("gemma3"))
+    decoder.groups_without_weights(0)
+    assert torch.equal(_embedded(decoder, ids), expected)
+
+
+def test_a_single_sample_and_a_single_token_pass(folder_of: FolderOf, ids: Tensor) -> None:
+    for name in ("llama", "gemma3", "gpt2", "opt"):
+        decoder = Decoder(folder_of(name))
+        for some in (ids[:1], ids[:, :1]):
+            expected = states_of(tiny.build(name), decoder.skeleton.blocks_path, some)
+            assert_same_states(streamed(decoder, some, 7), expected)
+
+
+# --- What the files are called, and how they are stored
+
+
+@pytest.mark.parametrize("name", ["llama-tied-bias", "opt", "gpt_neox", "gpt2"])
+def test_a_checkpoint_without_the_base_models_prefix_is_read(name: str, tmp_path: Path, ids: Tensor) -> None:
+    prefix = BLOCKS_PATHS.get(name, "model.layers").split(".")[0] + "."
+    folder = _renamed(tiny.save(name, tmp_path), lambda stored: stored.removeprefix(prefix))
+    decoder = Decoder(folder)
+    assert not any(stored.startswith(prefix) for stored in decoder.names[0].values())
+    expected = states_of(tiny.build(name), decoder.skeleton.blocks_path, ids)
+    assert_same_states(streamed(decoder, ids, 3), expected)
+    block = decoder.load(1)
+    assert decoder.stored_tensors(block).keys() == set(decoder.names[1].values())
+
+
+def test_a_checkpoint_with_one_more_prefix_is_read(tmp_path: Path, ids: Tensor) -> None:
+    decoder = Decoder(_renamed(tiny.save("llama", tmp_path), lambda stored: f"model.{stored}"))
+    assert decoder.names[0]["mlp.up_proj.weight"] == "model.model.layers.0.mlp.up_proj.weight"
+    assert decoder.block_of("model.model.layers.2.mlp.up_proj.weight") == 2
+    assert_same_states(streamed(decoder, ids, 3), states_of(tiny.build("llama"), "model.layers", ids))
+
+
+def test_old_buffers_that_the_model_no_longer_knows_are_passed_on(tmp_path: Path) -> None:
+    buffer = torch.tril(torch.ones(1, 1, 8, 8, dtype=torch.uint8))
+    folder = _edited(tiny.save("gpt2", tmp_path), lambda tensors: tensors.update({"h.1.attn.bias": buffer}))
+    decoder = Decoder(folder)
+    assert torch.equal(decoder.stored_tensors(decoder.load(1))["h.1.attn.bias"], buffer)
+    assert "h.1.attn.bias" not in decoder.stored_tensors(decoder.load(0))
+
+
+def test_a_model_in_many_files_is_read(tmp_path: Path, ids: Tensor) -> None:
+    decoder = Decoder(tiny.save("qwen3", tmp_path, max_shard_size="20KB"))
+    assert len({entry.file for entry in decoder.checkpoint.entries.values()}) > 3
+    assert_same_states(streamed(decoder, ids, 3), states_of(tiny.build("qwen3"), "model.layers", ids))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", ["llama-tied-bias", "gemma2", "gpt2"])
+def test_low_precision_weights_are_run_in_float32_and_given_back_as_they_were(
+    name: str, dtype: torch.dtype, tmp_path: Path, ids: Tensor
+) -> None:
+    decoder = Decoder(tiny.save(name, tmp_path, dtype))
+    whole = tf.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
+    assert_same_states(streamed(decoder, ids, 3), states_of(whole, decoder.skeleton.blocks_path, ids))
+    block = decoder.load(1)
+    assert {parameter.dtype for parameter in block.module.parameters()} == {torch.float32}
+    for stored, tensor in decoder.stored_tensors(block).items():
+        assert tensor.dtype == dtype
+        assert torch.equal(tensor, decoder.checkpoint.tensor(stored))
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3", "gpt2"])
+def test_products_in_bfloat16_leave_weights_and_states_in_float32(
+    name: str, folder_of: FolderOf, ids: Tensor
+) -> None:
+    decoder = Decoder(folder_of(name), precision=Precision(torch.bfloat16))
+    expected = states_of(tiny.build(name), decoder.skeleton.blocks_path, ids)
+    assert_same_states(streamed(decoder, ids, 3), expected, tolerance=0.03)
+    exact = Decoder(folder_of(name))
+    low, high = list(streamed(decoder, ids, 3)), list(streamed(exact, ids, 3))
+    assert not torch.equal(low[-1], high[-1])
+    assert {parameter.dtype for parameter in decoder.load(0).module.parameters()} == {torch.float32}
+
+
+# --- What is bent, but borne with
+
+
+@pytest.mark.parametrize(
+    "quirk",
+    ["", "tuples", "keywords", "block buffer", "outer buffer", "likely name", "shared linear", "idle linear"],
+)
+def test_a_decoder_of_ones_own_is_streamed(quirk: odd.Quirk, tmp_path: Path, ids: Tensor) -> None:
+    decoder = Decoder(odd.save(quirk, tmp_path))
+    assert_same_states(streamed(decoder, ids, 3), states_of(odd.build(quirk), "model.layers", ids))
+
+
+def test_a_linear_that_runs_twice_is_a_group_of_its_own_and_one_that_never_runs_is_in_none(
+    tmp_path: Path,
+) -> None:
+    twice = Decoder(odd.save("shared linear", tmp_path / "twice"))
+    assert sorted(twice.groups_without_weights(0)) == [("down",), ("up",)]
+    idle = Decoder(odd.save("idle linear", tmp_path / "idle"))
+    assert idle.groups_without_weights(0) == [("up",), ("down",)]
+
+
+@pytest.mark.parametrize("is_decoder", [True, False])
+def test_bert_is_streamed_as_the_language_model_that_transformers_makes_of_it(
+    is_decoder: bool, tmp_path: Path, ids: Tensor
+) -> None:
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    config = tf.BertConfig(vocab_size=tiny.VOCABULARY, is_decoder=is_decoder, **sizes)
+    model = tf.BertLMHeadModel(config).eval()
+    model.save_pretrained(tmp_path)
+    decoder = Decoder(tmp_path)
+    assert decoder.skeleton.blocks_path == "bert.encoder.layer"
+    assert_same_states(streamed(decoder, ids, 3), states_of(model, "bert.encoder.layer", ids))
+
+
+# --- What is refused
+
+
+def test_a_missing_parameter_of_a_block_is_named(tmp_path: Path) -> None:
+    missing = "model.layers.1.mlp.up_proj.weight"
+    folder = _edited(tiny.save("llama", tmp_path), lambda tensors: tensors.pop(missing))
+    with pytest.raises(UnsupportedModelError, match=r"mlp\.up_proj\.weight of block 1 .*" + missing):
+        Decoder(folder)
+
+
+def test_a_missing_embedding_is_named(tmp_path: Path, ids: Tensor) -> None:
+    missing = "model.embed_tokens.weight"
+    folder = _edited(tiny.save("llama", tmp_path), lambda tensors: tensors.pop(missing))
+    with pytest.raises(UnsupportedModelError, match=missing):
+        _embedded(Decoder(folder), ids)
+
+
+def test_a_tensor_of_another_shape_than_the_configuration_says_is_refused_by_name(tmp_path: Path) -> None:
+    wide = {"model.layers.1.mlp.up_proj.weight": torch.zeros(65, 32)}
+    folder = _edited(tiny.save("llama", tmp_path), lambda tensors: tensors.update(wide))
+    with pytest.raises(InputError, match=r"mlp\.up_proj\.weight"):
+        Decoder(folder).load(1)
+
+
+def test_an_embedding_of_another_shape_than_the_configuration_says_is_refused_by_name(
+    tmp_path: Path, ids: Tensor
+) -> None:
+    wide = {"model.embed_tokens.weight": torch.zeros(tiny.VOCABULARY, 33)}
+    folder = _edited(tiny.save("llama", tmp_path), lambda tensors: tensors.update(wide))
+    with pytest.raises(InputError, match="embed_tokens"):
+        _embedded(Decoder(folder), ids)
+
+
+@pytest.mark.parametrize("size", [1, 3, 7])
+@pytest.mark.parametrize("quirk", ["per sample", "per sample, nested", "per sample, a number"])
+def test_blocks_that_depend_on_more_than_the_states_are_refused(
+    quirk: odd.Quirk, size: int, tmp_path: Path, ids: Tensor
+) -> None:
+    decoder = Decoder(odd.save(quirk, tmp_path))
+    with pytest.raises(
+        UnsupportedModelError, match=r"block 0 is passed .*, which differs from sample to sample"
+    ):
+        _embedded(decoder, ids, size)
+
+
+@pytest.mark.parametrize(
+    ("quirk", "reason"),
+    [
+        ("between", "changes the hidden states between block 0 and block 1"),
+        ("backwards", "block 2 is called where block 0 was expected"),
+        ("again", "block 0 is called where block 1 was expected"),
+        ("not all", "only 2 of its 3 blocks at model.layers run"),
+    ],
+)
+def test_blocks_that_do_not_run_once_each_in_order_are_refused(
+    quirk: odd.Quirk, reason: str, tmp_path: Path, ids: Tensor
+) -> None:
+    decoder = Decoder(odd.save(quirk, tmp_path))
+    with pytest.raises(UnsupportedModelError, match=f"OddModel: .*{reason}"):
+        _embedded(decoder, ids)
+
+
+def test_ids_beyond_the_vocabulary_are_an_error(folder_of: FolderOf) -> None:
+    with pytest.raises((IndexError, InputError)):
+        _embedded(Decoder(folder_of("llama")), torch.tensor([[1, tiny.VOCABULARY]]))
+
+
+def test_the_config_of_a_folder_is_not_changed_by_reading_it(folder_of: FolderOf, ids: Tensor) -> None:
+    folder = folder_of("mistral")
+    before: Mapping[str, bytes] = {path.name: path.read_bytes() for path in folder.iterdir()}
+    for _ in streamed(Decoder(folder), ids, 3):
+        pass
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before

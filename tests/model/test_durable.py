@@ -1,0 +1,116 @@
+"""A file is written whole or not at all: what fails leaves what was there, and nothing beside it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from reprune.model import durable
+from reprune.model.durable import append_line, write_durably, write_tensors, write_text
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """A file that is there already, alone in its folder."""
+    path = tmp_path / "folder" / "file.json"
+    path.parent.mkdir()
+    path.write_text("old", encoding="utf-8")
+    return path
+
+
+def _alone(path: Path, content: str) -> bool:
+    return path.read_text(encoding="utf-8") == content and [path] == list(path.parent.iterdir())
+
+
+def test_a_text_takes_the_place_of_the_old_one_and_leaves_nothing_else(path: Path) -> None:
+    write_text(path, "nové\n")
+    assert path.read_bytes() == "nové\n".encode()
+    assert _alone(path, "nové\n")
+
+
+@pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt(), SystemExit(3)])
+def test_a_write_that_fails_midway_leaves_the_old_file_and_no_temporary(
+    path: Path, error: BaseException
+) -> None:
+    def fail(temporary: Path) -> None:
+        temporary.write_text("half")
+        assert _temporary_is_beside(path, temporary)
+        raise error
+
+    with pytest.raises(type(error)):
+        write_durably(path, fail)
+    assert _alone(path, "old")
+
+
+def _temporary_is_beside(path: Path, temporary: Path) -> bool:
+    return temporary.parent == path.parent and temporary != path and path.read_text() == "old"
+
+
+def test_a_write_that_makes_no_file_leaves_the_old_one(path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        write_durably(path, lambda _: None)
+    assert _alone(path, "old")
+
+
+def test_a_disk_that_cannot_be_reached_leaves_the_old_file(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: int) -> None:
+        raise OSError("no such device")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="no such device"):
+        write_text(path, "new")
+    assert _alone(path, "old")
+
+
+def test_a_temporary_left_by_a_killed_process_does_not_stand_in_the_way(path: Path) -> None:
+    path.with_name(f".{path.name}.tmp").write_text("left behind, and longer than what is written now")
+    write_text(path, "new")
+    assert _alone(path, "new")
+
+
+def test_the_data_is_on_disk_before_the_name_and_the_name_before_the_return(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[str] = []
+    fsync = os.fsync
+
+    def watch(descriptor: int) -> None:
+        synced.append(f"{'folder' if path.read_text() == 'new' else 'data'}")
+        fsync(descriptor)
+
+    monkeypatch.setattr(durable.os, "fsync", watch)
+    write_text(path, "new")
+    assert synced == ["data", "folder"]
+
+
+def test_tensors_are_written_as_an_ordinary_safetensors_file(path: Path) -> None:
+    tensors = {
+        "seen transposed": torch.arange(6).reshape(2, 3).T,
+        "a part of another": torch.arange(10)[2:5],
+        "carries gradients": torch.ones(2, requires_grad=True),
+        "bfloat16": torch.ones(3, dtype=torch.bfloat16),
+    }
+    write_tensors(path, tensors)
+    found = load_file(path)
+    assert found.keys() == tensors.keys()
+    assert all(torch.equal(found[name], tensor.detach()) for name, tensor in tensors.items())
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_lines_are_appended_one_by_one(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.jsonl"
+    append_line(path, '{"a": 1}')
+    append_line(path, '{"b": "é"}')
+    assert path.read_text(encoding="utf-8") == '{"a": 1}\n{"b": "é"}\n'
+
+
+def test_a_folder_that_is_not_there_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        write_text(tmp_path / "missing" / "file", "new")
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,179 @@
+"""A model without weights shows where its blocks are, what they are passed, or why it is refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers as tf
+from torch import Tensor, nn
+
+from reprune.errors import InputError, UnsupportedModelError
+from reprune.model.skeleton import Skeleton
+
+from .. import odd, tiny
+
+FolderOf = Callable[[str], Path]
+architectures = pytest.mark.parametrize("name", list(tiny.CONFIGS))
+
+
+def _fill(path: str, module: nn.Module, ids: Tensor | None) -> None:
+    """Give a module weights of 0.5."""
+    del path, ids
+    for key, parameter in list(module.named_parameters(recurse=False)):
+        setattr(module, key, nn.Parameter(torch.full(parameter.shape, 0.5), requires_grad=False))
+
+
+def _config(folder: Path, **values: Any) -> Path:
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(values))
+    return folder
+
+
+@architectures
+def test_no_parameter_takes_memory_and_the_module_is_in_evaluation_mode(
+    name: str, folder_of: FolderOf
+) -> None:
+    skeleton = Skeleton(folder_of(name))
+    assert all(parameter.is_meta for parameter in skeleton.model.parameters())
+    assert not any(module.training for module in skeleton.model.modules())
+
+
+@architectures
+def test_buffers_are_those_of_the_real_model(name: str, folder_of: FolderOf) -> None:
+    found = dict(Skeleton(folder_of(name)).model.named_buffers())
+    expected = dict(tiny.build(name).named_buffers())
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[key], value) for key, value in expected.items())
+
+
+@architectures
+def test_recording_shows_each_block_its_own_arguments_and_puts_the_blocks_back(
+    name: str, folder_of: FolderOf, ids: Tensor
+) -> None:
+    skeleton = Skeleton(folder_of(name))
+    blocks = list(skeleton.blocks)
+    states, calls = skeleton.record(ids, _fill)
+    assert states.shape == (*ids.shape, 32)
+    assert len(calls) == 3
+    assert all(one is other for one, other in zip(skeleton.blocks, blocks, strict=True))
+    for call in calls:
+        args, kwargs = call.bind(states)
+        assert any(value is states for value in (*args, *kwargs.values()))
+        assert not any(value is states for value in (*call.args, *call.kwargs.values()))
+
+
+def test_sliding_and_full_attention_are_told_apart(folder_of: FolderOf, ids: Tensor) -> None:
+    _, calls = Skeleton(folder_of("gemma3")).record(ids, _fill)
+    masks = [call.kwargs["attention_mask"] for call in calls]
+    assert torch.equal(masks[0], masks[2])
+    assert masks[1] is None or not torch.equal(masks[0], masks[1])
+
+
+def test_no_dropout_is_left_to_chance(tmp_path: Path, ids: Tensor) -> None:
+    config = tf.GPT2Config(vocab_size=tiny.VOCABULARY, n_embd=32, n_layer=2, n_head=4, embd_pdrop=0.5)
+    config.save_pretrained(tmp_path)
+    first, second = (Skeleton(tmp_path).record(ids, _fill)[0] for _ in range(2))
+    assert torch.equal(first, second)
+
+
+def test_only_modules_that_run_before_the_blocks_are_filled(folder_of: FolderOf, ids: Tensor) -> None:
+    skeleton = Skeleton(folder_of("opt"))
+    filled: set[str] = set()
+
+    def fill(path: str, module: nn.Module, some: Tensor | None) -> None:
+        filled.add(path.removeprefix("model.decoder."))
+        _fill(path, module, some)
+
+    skeleton.record(ids, fill)
+    assert filled == {"embed_positions", "embed_tokens", "project_in"}
+
+
+def test_no_hook_stays_behind(folder_of: FolderOf, ids: Tensor) -> None:
+    skeleton = Skeleton(folder_of("llama"))
+    skeleton.record(ids, _fill)
+    assert not any(module._forward_pre_hooks for module in skeleton.model.modules())
+
+
+def test_blocks_that_return_tuples_are_found_out_by_trying(tmp_path: Path, ids: Tensor) -> None:
+    skeleton = Skeleton(odd.save("tuples", tmp_path))
+    assert [len(skeleton.record(ids, _fill)[1]) for _ in range(2)] == [3, 3]
+
+
+def test_a_forward_that_fails_is_refused_with_its_reason(tmp_path: Path, ids: Tensor) -> None:
+    skeleton = Skeleton(odd.save("", tmp_path))
+
+    def fill(path: str, module: nn.Module, some: Tensor | None) -> None:
+        del path, module, some
+        raise RuntimeError("no weights here")
+
+    blocks = list(skeleton.blocks)
+    with pytest.raises(UnsupportedModelError, match=r"OddModel: .*RuntimeError: no weights here"):
+        skeleton.record(ids, fill)
+    assert all(one is other for one, other in zip(skeleton.blocks, blocks, strict=True))
+
+
+def test_what_takes_no_positions_says_so(tmp_path: Path) -> None:
+    assert Skeleton(odd.save("", tmp_path)).max_positions is None
+
+
+def test_several_lists_of_blocks_are_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedModelError, match=r"several lists .*model\.layers, model\.more"):
+        Skeleton(odd.save("two lists", tmp_path))
+
+
+def test_a_model_without_blocks_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedModelError, match="no list of blocks with linears"):
+        Skeleton(odd.save("no blocks", tmp_path))
+
+
+def test_an_encoder_decoder_is_refused(tmp_path: Path) -> None:
+    tf.T5Config(vocab_size=320, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4).save_pretrained(
+        tmp_path
+    )
+    with pytest.raises(UnsupportedModelError, match="t5 is an encoder-decoder; a decoder is needed"):
+        Skeleton(tmp_path)
+
+
+def test_a_model_that_writes_no_text_is_refused(tmp_path: Path) -> None:
+    tf.ViTConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=4).save_pretrained(tmp_path)
+    with pytest.raises(UnsupportedModelError, match="vit is not a causal language model"):
+        Skeleton(tmp_path)
+
+
+def test_quantized_weights_are_refused_with_what_to_use_instead(tmp_path: Path) -> None:
+    config = tiny.CONFIGS["llama"]().to_dict() | {"quantization_config": {"quant_method": "gptq", "bits": 4}}
+    with pytest.raises(UnsupportedModelError, match=r"weights are quantized.*bfloat16, float16 or float32"):
+        Skeleton(_config(tmp_path, **config))
+
+
+@pytest.mark.parametrize(
+    "values", [{}, {"model_type": "no-such-model"}, {"model_type": "llama", "hidden_size": "x"}]
+)
+def test_a_configuration_of_no_known_model_is_refused(values: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"config\.json"):
+        Skeleton(_config(tmp_path, **values))
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "\x00"])
+def test_a_configuration_that_is_no_json_object_is_refused(content: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(InputError, match=r"config\.json"):
+        Skeleton(tmp_path)
+
+
+def test_a_folder_without_a_configuration_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"config\.json"):
+        Skeleton(tmp_path)
+
+
+def test_code_that_comes_with_a_model_is_not_run_unless_allowed(tmp_path: Path) -> None:
+    auto_map = {"AutoConfig": "code.C", "AutoModelForCausalLM": "code.M"}
+    folder = _config(tmp_path, model_type="homemade", auto_map=auto_map)
+    (folder / "code.py").write_text("raise SystemExit('this must not run')\n")
+    with pytest.raises(InputError, match="trust_remote_code"):
+        Skeleton(folder)

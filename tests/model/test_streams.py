@@ -1,0 +1,112 @@
+"""A stream gives back what was written to it, in memory or in a file, and its room when it is closed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from reprune.model.streams import StreamStore
+
+_SHAPE = (5, 3, 4)
+_BYTES = 5 * 3 * 4 * 4
+places = pytest.mark.parametrize("memory", [_BYTES, 0], ids=["memory", "disk"])
+
+
+def _states() -> Tensor:
+    return torch.randn(_SHAPE, generator=torch.Generator().manual_seed(0))
+
+
+@places
+def test_what_is_written_is_read(memory: int, tmp_path: Path) -> None:
+    stream, states = StreamStore(_SHAPE, memory, tmp_path).new(), _states()
+    assert stream.on_disk == (memory == 0)
+    stream.write(slice(0, 3), states[:3])
+    stream.write(slice(3, 5), states[3:])
+    assert torch.equal(stream.read(slice(0, 5)), states)
+    assert torch.equal(stream.read(slice(2, 4)), states[2:4])
+    assert torch.equal(stream.read(torch.tensor([4, 0, 2])), states[[4, 0, 2]])
+    assert stream.read(slice(4, 5)).shape == (1, 3, 4)
+
+
+@places
+def test_later_states_take_the_place_of_earlier_ones(memory: int, tmp_path: Path) -> None:
+    stream = StreamStore(_SHAPE, memory, tmp_path).new()
+    stream.write(slice(0, 5), _states())
+    stream.write(slice(1, 3), torch.zeros(2, 3, 4))
+    assert torch.equal(stream.read(slice(1, 3)), torch.zeros(2, 3, 4))
+    assert torch.equal(stream.read(slice(3, 5)), _states()[3:])
+
+
+@places
+def test_states_are_held_in_float32_and_without_gradients(memory: int, tmp_path: Path) -> None:
+    stream = StreamStore(_SHAPE, memory, tmp_path).new()
+    stream.write(slice(0, 5), _states().bfloat16().requires_grad_())
+    found = stream.read(slice(0, 5))
+    assert found.dtype == torch.float32
+    assert found.device.type == "cpu"
+    assert not found.requires_grad
+    assert torch.equal(found, _states().bfloat16().float())
+
+
+@places
+def test_what_was_read_by_number_does_not_change_with_the_stream(memory: int, tmp_path: Path) -> None:
+    stream = StreamStore(_SHAPE, memory, tmp_path).new()
+    stream.write(slice(0, 5), _states())
+    found = stream.read(torch.tensor([1, 2]))
+    stream.write(slice(0, 5), torch.zeros(_SHAPE))
+    assert torch.equal(found, _states()[1:3])
+
+
+@places
+def test_streams_do_not_share_their_states(memory: int, tmp_path: Path) -> None:
+    store = StreamStore(_SHAPE, 2 * memory, tmp_path)
+    first, second = store.new(), store.new()
+    first.write(slice(0, 5), torch.ones(_SHAPE))
+    second.write(slice(0, 5), torch.zeros(_SHAPE))
+    assert torch.equal(first.read(slice(0, 5)), torch.ones(_SHAPE))
+
+
+def test_streams_go_to_disk_when_the_memory_is_spent_and_come_back_when_it_is_freed(tmp_path: Path) -> None:
+    store = StreamStore(_SHAPE, 2 * _BYTES + _BYTES // 2, tmp_path)
+    assert store.bytes == _BYTES
+    first, second, third = store.new(), store.new(), store.new()
+    assert [first.on_disk, second.on_disk, third.on_disk] == [False, False, True]
+    store.free(third)
+    assert store.new().on_disk
+    store.free(first)
+    assert not store.new().on_disk
+    assert store.new().on_disk
+
+
+def test_a_folder_is_made_when_it_is_needed_and_its_files_are_removed(tmp_path: Path) -> None:
+    folder = tmp_path / "to" / "streams"
+    store = StreamStore(_SHAPE, _BYTES, folder)
+    held = store.new()
+    assert not folder.exists()
+    streams = [store.new() for _ in range(3)]
+    for stream in streams:
+        stream.write(slice(0, 5), _states())
+    assert len(list(folder.iterdir())) == 3
+    assert all(file.stat().st_size == _BYTES for file in folder.iterdir())
+    store.free(streams[0])
+    streams[1].close()
+    assert len(list(folder.iterdir())) == 1
+    store.free(streams[2])
+    store.free(held)
+    assert list(folder.iterdir()) == []
+
+
+@places
+def test_closing_twice_does_no_harm(memory: int, tmp_path: Path) -> None:
+    stream = StreamStore(_SHAPE, memory, tmp_path).new()
+    stream.close()
+    stream.close()
+
+
+def test_states_of_another_shape_are_not_written(tmp_path: Path) -> None:
+    stream = StreamStore(_SHAPE, _BYTES, tmp_path).new()
+    with pytest.raises(RuntimeError):
+        stream.write(slice(0, 2), torch.zeros(2, 3, 5))

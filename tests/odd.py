@@ -1,0 +1,167 @@
+"""A tiny decoder of our own with a quirk of choice: each bends or breaks one assumption about models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Literal
+
+import torch
+import transformers as tf
+from torch import Tensor, nn
+
+Quirk = Literal[
+    "",  # none: a plain decoder
+    # what is borne with
+    "tuples",  # blocks return tuples
+    "keywords",  # blocks are given the states by a keyword of their own
+    "block buffer",  # a block multiplies by a saved buffer
+    "outer buffer",  # the model multiplies by a saved buffer before its blocks
+    "likely name",  # a module before the blocks has a name that begins with theirs
+    "shared linear",  # a linear of each block runs twice
+    # what survey refuses by name
+    "stray matrix",  # a block holds a matrix that belongs to no linear
+    "idle linear",  # a linear of each block never runs
+    # what cannot be run block by block
+    "per sample",  # blocks are given a tensor that depends on the tokens
+    "per sample, nested",  # the same, within a dict
+    "per sample, a number",  # the same, as a number
+    "between",  # the model changes the states between its blocks
+    "backwards",  # the last block runs first
+    "again",  # the first block runs twice
+    "not all",  # the last block does not run
+    "two lists",  # two lists of blocks
+    "no blocks",  # none at all
+]
+
+
+class OddConfig(tf.PreTrainedConfig):
+    model_type = "odd"
+
+    def __init__(self, quirk: Quirk = "", num_hidden_layers: int = 3, **options: Any) -> None:
+        super().__init__(**options)
+        self.quirk = quirk
+        self.num_hidden_layers = num_hidden_layers
+        self.hidden_size = 16
+        self.vocab_size = 320
+
+
+class _Block(nn.Module):
+    def __init__(self, quirk: Quirk, hidden: int) -> None:
+        super().__init__()
+        self.quirk = quirk
+        self.up = nn.Linear(hidden, 2 * hidden)
+        self.down = nn.Linear(2 * hidden, hidden, bias=False)
+        if quirk == "stray matrix":
+            self.mixer = nn.Parameter(torch.randn(hidden, hidden))
+        if quirk == "idle linear":
+            self.idle = nn.Linear(hidden, hidden)
+        if quirk == "block buffer":
+            self.register_buffer("gain", torch.ones(hidden))
+
+    def forward(self, x: Tensor, side: Any = None) -> Any:
+        inner = torch.relu(self.up(x))
+        if self.quirk == "shared linear":
+            inner = inner + self.up(torch.tanh(x))
+        out = x + self.down(inner)
+        if self.quirk == "stray matrix":
+            out = out @ self.mixer
+        if self.quirk == "block buffer":
+            out = out * self.gain
+        if side is not None:
+            out = out + (side["nested"] if isinstance(side, dict) else side)
+        return (out, None) if self.quirk == "tuples" else out
+
+
+class _Base(nn.Module):
+    def __init__(self, config: OddConfig) -> None:
+        super().__init__()
+        self.quirk: Quirk = config.quirk
+        hidden = config.hidden_size
+        self.embed_tokens = nn.Embedding(config.vocab_size, hidden)
+        if self.quirk == "no blocks":
+            return
+        self.layers = nn.ModuleList(_Block(self.quirk, hidden) for _ in range(config.num_hidden_layers))
+        if self.quirk == "likely name":
+            self.layers_norm = nn.LayerNorm(hidden)
+        if self.quirk == "outer buffer":
+            self.register_buffer("gain", torch.ones(hidden))
+        if self.quirk == "two lists":
+            self.more = nn.ModuleList(_Block(self.quirk, hidden) for _ in range(2))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        states: Tensor = self.embed_tokens(ids)
+        if self.quirk == "likely name":
+            states = self.layers_norm(states)
+        if self.quirk == "outer buffer":
+            states = states * self.gain
+        for block in self._order():
+            states = self._through(block, states, ids)
+            if self.quirk == "between":
+                states = 2 * states
+        return states
+
+    def _order(self) -> list[nn.Module]:
+        if self.quirk == "no blocks":
+            return []
+        blocks = list(self.layers)
+        match self.quirk:
+            case "backwards":
+                return blocks[::-1]
+            case "again":
+                return [blocks[0], *blocks]
+            case "not all":
+                return blocks[:-1]
+        return blocks
+
+    def _through(self, block: nn.Module, states: Tensor, ids: Tensor) -> Tensor:
+        match self.quirk:
+            case "tuples":
+                return block(states)[0]
+            case "keywords":
+                return block(x=states)
+            case "per sample":
+                return block(states, side=ids.unsqueeze(-1).float())
+            case "per sample, nested":
+                return block(states, side={"nested": ids.unsqueeze(-1).float()})
+            case "per sample, a number":
+                return block(states, float(ids.float().mean()))
+        return block(states)
+
+
+class OddModel(tf.PreTrainedModel):
+    config_class = OddConfig
+    base_model_prefix = "model"
+
+    def __init__(self, config: OddConfig) -> None:
+        super().__init__(config)
+        self.model = _Base(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.model.embed_tokens
+
+    def forward(self, input_ids: Tensor, use_cache: bool = False) -> Any:
+        del use_cache
+        return SimpleNamespace(logits=self.lm_head(self.model(input_ids)))
+
+
+tf.AutoConfig.register("odd", OddConfig, exist_ok=True)
+tf.AutoModelForCausalLM.register(OddConfig, OddModel, exist_ok=True)
+
+
+def build(quirk: Quirk = "", seed: int = 0, **options: Any) -> OddModel:
+    """A decoder with that quirk and random weights and buffers; float32, in evaluation mode."""
+    torch.manual_seed(seed)
+    model = OddModel(OddConfig(quirk, **options))
+    with torch.no_grad():
+        for tensor in (*model.parameters(), *model.buffers()):
+            tensor.add_(torch.randn_like(tensor) * 0.2)
+    return model.float().eval()
+
+
+def save(quirk: Quirk, folder: Path, **options: Any) -> Path:
+    """Write such a decoder as an ordinary model folder."""
+    build(quirk, **options).save_pretrained(folder)
+    return folder

@@ -1,0 +1,75 @@
+"""Fixtures for the plan's tests: small tokenizers, with a BOS token before a text and without."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from pydoc_data.topics import topics
+
+import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+
+def make_tokenizer(*, bos: bool, eos: bool = False) -> PreTrainedTokenizerBase:
+    """A byte-level BPE over a few of Python's help topics; with `bos` it puts <s> before a text."""
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=["<s>", "</s>"],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    core.train_from_iterator([topics[key] for key in sorted(topics)[:5]], trainer)
+    if bos or eos:
+        template = f"{'<s> ' if bos else ''}$A{' </s>' if eos else ''}"
+        core.post_processor = processors.TemplateProcessing(
+            single=template, special_tokens=[("<s>", 0), ("</s>", 1)]
+        )
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]  # its constructor has no types
+        tokenizer_object=core, bos_token="<s>", eos_token="</s>", model_max_length=32
+    )
+
+
+@pytest.fixture(scope="session")
+def with_bos() -> PreTrainedTokenizerBase:
+    return make_tokenizer(bos=True)
+
+
+@pytest.fixture(scope="session")
+def without_bos() -> PreTrainedTokenizerBase:
+    return make_tokenizer(bos=False)
+
+
+@pytest.fixture(scope="session", params=[True, False], ids=["bos", "no-bos"])
+def tokenizer(request: pytest.FixtureRequest) -> PreTrainedTokenizerBase:
+    return make_tokenizer(bos=request.param)
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Keep the cache of `datasets` out of the home directory, and the Hub out of reach."""
+    import datasets.config
+    import huggingface_hub.constants
+
+    cache = tmp_path_factory.mktemp("datasets-cache")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", cache)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    yield cache
+
+
+@pytest.fixture
+def write_jsonl(tmp_path: Path) -> Callable[..., Path]:
+    """Write rows, each a dict or a text, as JSON Lines."""
+
+    def write(*rows: object, name: str = "rows.jsonl") -> Path:
+        path = tmp_path / name
+        dicts = [{"text": row} if isinstance(row, str) else row for row in rows]
+        path.write_text("".join(json.dumps(row) + "\n" for row in dicts), encoding="utf-8")
+        return path
+
+    return write

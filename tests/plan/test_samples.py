@@ -1,0 +1,252 @@
+"""Samples have exactly the tokens asked for, begin as the tokenizer begins, and none is used twice."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from reprune.errors import InputError
+from reprune.plan import sources
+from reprune.plan.documents import Documents, text_sha256
+from reprune.plan.samples import draw_samples, evaluation_windows
+from reprune.plan.sources import Source, SourceSpec, Split, load_documents
+from reprune.plan.tokens import beginning, encode
+
+FEW = settings(max_examples=25, deadline=None)
+A, B = SourceSpec("a"), SourceSpec("b")
+
+
+@dataclass(frozen=True)
+class _Given(Source):
+    """Texts made by a test."""
+
+    texts: tuple[str, ...]
+    running: bool = False
+
+    def load(self, split: Split) -> Documents:
+        assert split == "train"
+        return Documents("given", self.texts, joiner=" | ", running=self.running)
+
+
+@contextmanager
+def _sources(**given: Source) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        for name, source in given.items():
+            patch.setitem(sources.KNOWN, name, source)
+        yield
+
+
+def _texts(*words: int) -> tuple[str, ...]:
+    """Documents of so many words, no word in two places."""
+    return tuple(" ".join(f"{i:03}x{j:04}" for j in range(count)) for i, count in enumerate(words))
+
+
+def _bodies(tokenizer: PreTrainedTokenizerBase, samples: Tensor) -> list[str]:
+    """The text of each sample, after checking how it begins."""
+    prefix = beginning(tokenizer)
+    assert samples.dtype == torch.int64
+    assert (samples[:, : len(prefix)] == torch.tensor(prefix, dtype=torch.int64)).all()
+    return [str(tokenizer.decode(row)) for row in samples[:, len(prefix) :].tolist()]
+
+
+@FEW
+@given(
+    words=st.lists(st.integers(10, 40), min_size=14, max_size=30),
+    count=st.integers(1, 12),
+    seed=st.integers(0, 9),
+)
+def test_each_long_document_gives_one_span_in_one_role(
+    tokenizer: PreTrainedTokenizerBase, words: list[int], count: int, seed: int
+) -> None:
+    texts = _texts(*words)
+    with _sources(a=_Given(texts)):
+        drawn = draw_samples(tokenizer, [A], [], count, 16, seed)
+    assert drawn.calibration.shape == (count, 16)
+    assert drawn.heldout.shape == (-(-count // 8), 16)
+    bodies = _bodies(tokenizer, torch.cat([drawn.calibration, drawn.heldout]))
+    homes = [[i for i, text in enumerate(texts) if body in text] for body in bodies]
+    assert all(len(home) == 1 for home in homes)  # a span lies within one document
+    assert len({home[0] for home in homes}) == len(homes)
+
+
+@FEW
+@given(
+    words=st.lists(st.integers(0, 30), min_size=1, max_size=12),
+    running=st.booleans(),
+    count=st.integers(1, 20),
+    seqlen=st.integers(2, 40),
+    seed=st.integers(0, 9),
+)
+def test_spans_of_a_packed_text_do_not_overlap_and_its_shortness_is_told(
+    tokenizer: PreTrainedTokenizerBase, words: list[int], running: bool, count: int, seqlen: int, seed: int
+) -> None:
+    texts = (*_texts(*words), " end")
+    with _sources(a=_Given(texts, running=running)):
+        try:
+            drawn = draw_samples(tokenizer, [A], [A], count, seqlen, seed)
+        except InputError as error:
+            _check_remedies(tokenizer, str(error), count, seqlen, seed)
+            return
+    bodies = _bodies(tokenizer, torch.cat([drawn.calibration, drawn.heldout]))
+    assert len(bodies) == count + -(-count // 8)
+    if running and all(len(body) > 12 for body in bodies):  # long enough to occur only once
+        joined = " | ".join(texts)
+        spans = sorted((joined.index(body), joined.index(body) + len(body)) for body in bodies)
+        assert all(end <= start for (_, end), (start, _) in pairwise(spans))
+
+
+def _check_remedies(
+    tokenizer: PreTrainedTokenizerBase, message: str, count: int, seqlen: int, seed: int
+) -> None:
+    """What the message says is the most that works does work, and one more does not."""
+    found = dict(re.findall(r"--(samples|seqlen) (\d+)", message))
+    for name, value in found.items():
+        for more, works in ((0, True), (1, False)):
+            asked = {"samples": count, "seqlen": seqlen} | {name: int(value) + more}
+            try:
+                draw_samples(tokenizer, [A], [A], asked["samples"], asked["seqlen"], seed)
+            except InputError:
+                assert not works
+            else:
+                assert works
+
+
+@FEW
+@given(seed=st.integers(0, 99))
+def test_the_same_seed_gives_the_same_samples_and_another_seed_others(
+    with_bos: PreTrainedTokenizerBase, seed: int
+) -> None:
+    documents, packed = _Given(_texts(*[30] * 40)), _Given(_texts(2000), running=True)
+    with _sources(a=documents, b=packed):
+        first = draw_samples(with_bos, [A, B], [], 16, 12, seed)
+        again = draw_samples(with_bos, [A, B], [], 16, 12, seed)
+        other = draw_samples(with_bos, [A, B], [], 16, 12, seed + 1)
+        alone = draw_samples(with_bos, [A], [], 8, 12, seed)
+    assert torch.equal(first.calibration, again.calibration)
+    assert torch.equal(first.heldout, again.heldout)
+    assert (first.sha256, first.sources) == (again.sha256, again.sources)
+    assert other.sha256 != first.sha256
+    assert torch.equal(alone.calibration, first.calibration[:8])  # sources do not disturb each other
+
+
+@pytest.mark.parametrize("running", [True, False])
+def test_one_source_named_several_times_is_never_used_twice(
+    with_bos: PreTrainedTokenizerBase, running: bool
+) -> None:
+    with _sources(a=_Given(_texts(*[20] * 40), running=running)):
+        specs = [SourceSpec("a", 10), SourceSpec("a", 10)]
+        drawn = draw_samples(with_bos, specs, [SourceSpec("a", 10)], 1, 24, 0)
+    rows = torch.cat([drawn.calibration, drawn.heldout])
+    assert rows.shape == (30, 24)
+    assert len(torch.unique(rows, dim=0)) == 30
+    assert [(r.count, r.role) for r in drawn.sources] == [
+        (10, "calibration"),
+        (10, "calibration"),
+        (10, "heldout"),
+    ]
+
+
+def test_records_and_hash_tell_what_was_used(with_bos: PreTrainedTokenizerBase) -> None:
+    texts = _texts(30, 30)
+    with _sources(a=_Given(texts), b=_Given(("one text " * 99,))):
+        drawn = draw_samples(with_bos, [SourceSpec("a", 1), B], [], 3, 8, 5)
+    assert [(r.name, r.count, r.documents, r.role) for r in drawn.sources] == [
+        ("given", 1, 2, "calibration"),
+        ("given", 3, 1, "calibration"),
+        ("given", 1, 2, "heldout"),
+        ("given", 1, 1, "heldout"),
+    ]
+    used = {text_sha256(Documents("", (text,))) for text in texts}
+    assert {drawn.sources[0].sha256, drawn.sources[2].sha256} == used
+    digest = hashlib.sha256()
+    for tensor in (drawn.calibration, drawn.heldout):
+        for number in [*tensor.shape, *tensor.flatten().tolist()]:
+            digest.update(int(number).to_bytes(8, "little", signed=True))
+    assert drawn.sha256 == digest.hexdigest()
+
+
+def test_tokens_of_generated_texts_are_used_as_they_were_generated(
+    with_bos: PreTrainedTokenizerBase, write_jsonl: Callable[..., Path]
+) -> None:
+    path = write_jsonl(*({"text": "x", "token_ids": [0, *range(40 * i + 9, 40 * i + 15)]} for i in range(9)))
+    drawn = draw_samples(with_bos, [SourceSpec(str(path))], [], 8, 7, 0)
+    rows = torch.cat([drawn.calibration, drawn.heldout])
+    assert sorted(rows.tolist()) == [[0, *range(40 * i + 9, 40 * i + 15)] for i in range(9)]
+
+
+def test_too_short_a_text_of_its_own_count_says_which_count_would_do(
+    without_bos: PreTrainedTokenizerBase,
+) -> None:
+    with _sources(a=_Given(("a" * 3,)), b=_Given(_texts(100))):
+        tokens = len(encode(without_bos, _texts(100)[0]))
+        message = (
+            rf"expected 1,130 tokens for 113 samples of 10 .* has {tokens}; .* a count of (\d+) or --seqlen"
+        )
+        with pytest.raises(InputError, match=message) as raised:
+            draw_samples(without_bos, [SourceSpec("b", 100)], [], 256, 10, 0)
+        found = re.search(r"a count of (\d+)", str(raised.value))
+        assert found is not None
+        draw_samples(without_bos, [SourceSpec("b", int(found[1]))], [], 256, 10, 0)
+        with pytest.raises(InputError, match=r"give a longer text$"):
+            draw_samples(without_bos, [A], [], 256, 10, 0)
+
+
+@pytest.mark.parametrize(("seqlen", "seed", "message"), [(1, 0, "seqlen"), (8, -1, "seed")])
+def test_numbers_out_of_range_are_refused(
+    with_bos: PreTrainedTokenizerBase, seqlen: int, seed: int, message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        draw_samples(with_bos, [SourceSpec("manual")], [], 8, seqlen, seed)
+
+
+def test_the_manual_calibrates_without_a_network(tokenizer: PreTrainedTokenizerBase) -> None:
+    drawn = draw_samples(tokenizer, [SourceSpec("manual")], [], 8, 64, 0)
+    text = "\n\n".join(load_documents("manual", "train"))
+    assert all(body in text for body in _bodies(tokenizer, drawn.calibration))
+
+
+@FEW
+@given(words=st.lists(st.integers(1, 30), min_size=3, max_size=9), seqlen=st.integers(2, 20))
+def test_windows_are_the_text_in_order(
+    tokenizer: PreTrainedTokenizerBase, words: list[int], seqlen: int
+) -> None:
+    documents = Documents("given", _texts(*words), joiner="\n\n")
+    windows = evaluation_windows(tokenizer, documents, seqlen)
+    whole = encode(tokenizer, "\n\n".join(documents)).tolist()
+    width = seqlen - len(beginning(tokenizer))
+    assert windows.shape == (len(whole) // width, seqlen)
+    assert windows[:, seqlen - width :].flatten().tolist() == whole[: len(windows) * width]
+    _bodies(tokenizer, windows)
+
+
+@FEW
+@given(words=st.lists(st.integers(0, 300), min_size=3, max_size=9), most=st.integers(1, 9))
+def test_some_windows_are_the_first_of_all(
+    tokenizer: PreTrainedTokenizerBase, words: list[int], most: int
+) -> None:
+    documents = Documents("given", (*_texts(*words), "long enough for one"))
+    every = evaluation_windows(tokenizer, documents, 8)
+    assert torch.equal(evaluation_windows(tokenizer, documents, 8, most), every[:most])
+
+
+def test_windows_of_too_short_a_text_are_refused(with_bos: PreTrainedTokenizerBase) -> None:
+    documents = Documents("given", ("a b",))
+    tokens = len(encode(with_bos, "a b"))
+    with pytest.raises(
+        InputError, match=rf"at least 63 tokens .* has {tokens}; .* --seqlen {tokens + 1} or less"
+    ):
+        evaluation_windows(with_bos, documents, 64)
+    with pytest.raises(InputError, match="max_windows"):
+        evaluation_windows(with_bos, documents, 2, 0)

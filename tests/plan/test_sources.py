@@ -1,0 +1,334 @@
+"""A source names texts, of this machine or of the Hub, and what is wrong with it is said in one message."""
+
+from __future__ import annotations
+
+import gc
+import gzip
+import json
+import logging
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from pydoc_data.topics import topics
+
+import datasets
+import pyarrow as pa  # type: ignore[import-untyped]  # it ships no types
+import pyarrow.parquet  # type: ignore[import-untyped]  # it ships no types
+import pytest
+from huggingface_hub.utils.tqdm import are_progress_bars_disabled
+from hypothesis import given
+from hypothesis import strategies as st
+
+from reprune.errors import InputError
+from reprune.plan import sources
+from reprune.plan.documents import Documents, text_sha256
+from reprune.plan.sources import DataSet, Manual, SourceSpec, find_source, load_documents, parse_source
+
+Write = Callable[..., Path]
+
+
+def _parquet(path: Path, **columns: list[object]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pyarrow.parquet.write_table(pa.table(columns), path)
+    return path
+
+
+def _gzip_lines(path: Path, *texts: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with gzip.open(path, "wt", encoding="utf-8") as file:
+        file.writelines(json.dumps({"text": text, "timestamp": "2019", "url": "u"}) + "\n" for text in texts)
+    return path
+
+
+def _at(name: str, folder: Path) -> DataSet:
+    known = sources.KNOWN[name]
+    assert isinstance(known, DataSet)
+    return replace(known, id=str(folder))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("c4", SourceSpec("c4", None)),
+        ("c4=256", SourceSpec("c4", 256)),
+        ("a=b.txt", SourceSpec("a=b.txt", None)),
+        ("a=b.txt=7", SourceSpec("a=b.txt", 7)),
+        ("run=3/text.jsonl:body=12", SourceSpec("run=3/text.jsonl:body", 12)),
+        ("org/name:config:train:text=+5", SourceSpec("org/name:config:train:text", 5)),
+        ("c4=1e3", SourceSpec("c4=1e3", None)),
+    ],
+)
+def test_a_whole_number_after_the_last_equals_sign_is_the_count(text: str, expected: SourceSpec) -> None:
+    assert parse_source(text) == expected
+
+
+@given(name=st.text(min_size=1).filter(str.strip), count=st.integers(1, 10**9))
+def test_name_and_count_come_back_for_any_name(name: str, count: int) -> None:
+    assert parse_source(f"{name}={count}") == SourceSpec(name, count)
+
+
+@pytest.mark.parametrize("text", ["", "  ", "=5", "c4=0", "c4=-1"])
+def test_an_empty_name_or_a_count_below_one_is_refused(text: str) -> None:
+    with pytest.raises(InputError, match=r"expected .* but"):
+        parse_source(text)
+
+
+def test_the_manual_is_split_into_even_and_odd_topics() -> None:
+    train, test = load_documents("manual", "train"), load_documents("manual", "test")
+    keys = sorted(topics)
+    assert list(train) == [topics[key] for key in keys[::2]]
+    assert list(test) == [topics[key] for key in keys[1::2]]
+    assert (train.name, train.joiner, train.running) == ("manual", "\n\n", False)
+
+
+@pytest.mark.parametrize("suffix", [".txt", ".txt.gz", ".TXT"])
+def test_a_text_file_is_one_document_with_its_lines_as_they_stand(tmp_path: Path, suffix: str) -> None:
+    text = "one\r\n\n  two é\n"
+    path = tmp_path / f"my text{suffix}"
+    data = b"\xef\xbb\xbf" + text.encode()
+    path.write_bytes(gzip.compress(data) if suffix.endswith("gz") else data)
+    documents = load_documents(str(path), "train")
+    assert list(documents) == [text]
+    assert documents.name == path.name
+    assert documents.running
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".jsonl.gz", ".json.gz"])
+def test_each_line_of_json_is_a_document(tmp_path: Path, suffix: str) -> None:
+    data = "".join(json.dumps({"id": i, "text": f"text {i}\né"}) + "\n" for i in range(5)).encode()
+    path = tmp_path / f"rows{suffix}"
+    path.write_bytes(gzip.compress(data) if suffix.endswith("gz") else data)
+    documents = load_documents(str(path), "test")
+    assert (len(documents), documents.name, documents.joiner) == (5, path.name, "\n\n")
+    assert documents[3] == "text 3\né"
+    assert list(documents) == [f"text {i}\né" for i in range(5)]
+    assert documents.token_ids(0) is None
+
+
+def test_a_json_array_is_read_as_rows(tmp_path: Path) -> None:
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps([{"text": "a"}, {"text": "b"}], indent=1))
+    assert list(load_documents(str(path), "train")) == ["a", "b"]
+
+
+def test_the_column_is_the_named_one_or_text_or_the_only_strings(tmp_path: Path) -> None:
+    both = _parquet(tmp_path / "both.parquet", text=["t"], body=["b"], n=[1])
+    only = _parquet(tmp_path / "only.parquet", body=["b"], n=[1])
+    assert list(load_documents(str(both), "train")) == ["t"]
+    assert list(load_documents(f"{both}:body", "train")) == ["b"]
+    assert list(load_documents(str(only), "train")) == ["b"]
+    assert load_documents(f"{both}:body", "train").name == "both.parquet"
+
+
+def test_a_missing_column_is_refused_with_those_there_are(tmp_path: Path) -> None:
+    path = _parquet(tmp_path / "rows.parquet", title=["t"], body=["b"], n=[1])
+    for name in (str(path), f"{path}:text", f"{path}:n"):
+        with pytest.raises(InputError, match=r"title \(string\), body \(string\), n \(int64\)"):
+            load_documents(name, "train")
+
+
+@pytest.mark.parametrize("column", ["token_ids", "ids"])
+def test_rows_may_hold_the_tokens_they_were_generated_as(write_jsonl: Write, column: str) -> None:
+    path = write_jsonl({"text": "a", column: [3, 1, 2]}, {"text": "b", column: None}, {"text": "c"})
+    documents = load_documents(str(path), "train")
+    assert [documents.token_ids(i) for i in range(3)] == [[3, 1, 2], None, None]
+    assert list(documents) == ["a", "b", "c"]
+
+
+def test_ids_that_are_not_lists_of_whole_numbers_are_no_tokens(write_jsonl: Write) -> None:
+    assert load_documents(str(write_jsonl({"text": "a", "ids": 7})), "train").token_ids(0) is None
+    assert load_documents(str(write_jsonl({"text": "a", "ids": ["x"]})), "train").token_ids(0) is None
+
+
+def test_a_row_without_text_is_an_empty_document(write_jsonl: Write) -> None:
+    assert list(load_documents(str(write_jsonl("a", {"text": None}, "b")), "train")) == ["a", "", "b"]
+
+
+def test_a_changed_file_is_read_anew_and_leaves_nothing_behind(
+    write_jsonl: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, _own_cache: Path
+) -> None:
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+    first = load_documents(str(write_jsonl("before")), "train")
+    second = load_documents(str(write_jsonl("after!")), "train")
+    assert (list(first), list(second)) == (["before"], ["after!"])
+    del first, second
+    gc.collect()
+    assert not list(scratch.iterdir())
+    assert not list(_own_cache.iterdir())
+
+
+def test_c4_reads_one_shard_of_each_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _gzip_lines(tmp_path / "en" / "c4-train.00000-of-01024.json.gz", "first", "second")
+    _gzip_lines(tmp_path / "en" / "c4-train.00001-of-01024.json.gz", "not read")
+    _gzip_lines(tmp_path / "en" / "c4-validation.00000-of-00008.json.gz", "held back")
+    (tmp_path / "README.md").write_text(
+        "---\nconfigs:\n- config_name: en\n  default: true\n  data_files:\n  - split: train\n"
+        "    path: en/c4-train.*.json.gz\n  - split: validation\n    path: en/c4-validation.*.json.gz\n"
+        "dataset_info:\n- config_name: en\n  features:\n  - name: text\n    dtype: string\n"
+        "  - name: timestamp\n    dtype: string\n  - name: url\n    dtype: string\n  splits:\n"
+        "  - name: train\n    num_bytes: 9\n    num_examples: 364868892\n---\n"
+    )
+    monkeypatch.setitem(sources.KNOWN, "c4", _at("c4", tmp_path))
+    train, test = load_documents("c4", "train"), load_documents("c4", "test")
+    assert (list(train), train.name, train.joiner, train.running) == (
+        ["first", "second"],
+        "c4",
+        "\n\n",
+        False,
+    )
+    assert list(test) == ["held back"]
+
+
+@pytest.mark.parametrize(("end", "joiner"), [("\n", ""), ("", "\n\n")])
+def test_wikitext2_is_one_running_text_whether_or_not_rows_keep_their_newline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str, joiner: str
+) -> None:
+    for config in ("wikitext-103-raw-v1", "wikitext-2-raw-v1"):
+        for split in ("train", "test"):
+            rows: list[object] = ["", f" = {config} {split} = {end}", f" text {end}"]
+            _parquet(tmp_path / config / f"{split}-00000-of-00001.parquet", text=rows)
+    configs = "".join(
+        f"- config_name: {config}\n  data_files:\n  - split: train\n    path: {config}/train-*\n"
+        f"  - split: test\n    path: {config}/test-*\n"
+        for config in ("wikitext-103-raw-v1", "wikitext-2-raw-v1")
+    )
+    (tmp_path / "README.md").write_text(f"---\nconfigs:\n{configs}---\n")
+    monkeypatch.setitem(sources.KNOWN, "wikitext2", _at("wikitext2", tmp_path))
+    documents = load_documents("wikitext2", "test")
+    assert list(documents) == ["", f" = wikitext-2-raw-v1 test = {end}", f" text {end}"]
+    assert (documents.joiner, documents.running) == (joiner, True)
+    by_id = load_documents(f"{tmp_path}:wikitext-103-raw-v1:train", "test")
+    assert by_id[1] == f" = wikitext-103-raw-v1 train = {end}"
+    assert by_id.name == f"{tmp_path.name}:wikitext-103-raw-v1:train"
+    with pytest.raises(InputError, match="wikitext-103-raw-v1"):  # the configurations to choose from
+        load_documents(str(tmp_path), "test")
+    with pytest.raises(InputError, match=r"nothere.*train.*test"):
+        load_documents(f"{tmp_path}:wikitext-2-raw-v1:nothere", "test")
+
+
+def test_ptb_reads_the_parquet_conversion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for split in ("train", "test", "validation"):
+        _parquet(tmp_path / "penn_treebank" / split / "0000.parquet", sentence=[f"{split} one", "two"])
+    monkeypatch.setitem(sources.KNOWN, "ptb", _at("ptb", tmp_path))
+    train, test = load_documents("ptb", "train"), load_documents("ptb", "test")
+    assert (list(train), train.joiner, train.running) == (["train one", "two"], " ", True)
+    assert list(test) == ["test one", "two"]
+
+
+def test_a_directory_is_read_as_the_hub_would_serve_it(tmp_path: Path) -> None:
+    _parquet(tmp_path / "train.parquet", body=["a"], title=["x"])
+    _parquet(tmp_path / "test.parquet", body=["b"], title=["y"])
+    assert list(load_documents(f"{tmp_path}:::body", "train")) == ["a"]
+    assert list(load_documents(f"{tmp_path}::test:title", "train")) == ["y"]
+
+
+def test_names_of_one_place_are_equal_sources(
+    write_jsonl: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_jsonl("a")
+    monkeypatch.chdir(tmp_path)
+    assert find_source(str(path)) == find_source("rows.jsonl") == find_source("./rows.jsonl")
+    assert find_source("rows.jsonl:text") != find_source("rows.jsonl:body")
+    assert find_source("manual") == Manual()
+
+
+def test_a_hub_id_keeps_its_parts() -> None:
+    source = find_source("org/name::validation")
+    assert isinstance(source, DataSet)
+    assert (source.id, source.config, source.split, source.column) == ("org/name", None, "validation", None)
+    assert find_source("org/name:c:s:t") == DataSet("org/name:c:s:t", "org/name", "c", "s", "t")
+
+
+@pytest.mark.parametrize("name", ["c4", "ptb", "wikitext2", "no-such-org/no-such-data"])
+def test_a_hub_out_of_reach_is_one_clear_message(name: str, capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(InputError, match=r"the Hub cannot be reached; .*`manual`"):
+        load_documents(name, "train")
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("wikitext", r"did you mean 'wikitext2'\?.*org/name"),
+        ("pbt", r"did you mean 'ptb'\?"),
+        ("c4=1e3", r"did you mean 'c4'\? COUNT after the = must be a whole number"),
+        ("xyzzy", r"no such text or file; a source is c4"),
+        ("c4:en", r"expected 'c4' alone"),
+        ("nowhere/rows.jsonl", r"expected a file or directory, but there is none"),
+        ("./nowhere", r"expected a file or directory, but there is none"),
+        ("rows.parquet:body", r"expected a file or directory, but there is none"),
+        ("org/name:a:b:c:d", r"got 5 parts"),
+    ],
+)
+def test_a_name_that_is_nothing_is_refused_with_the_nearest(name: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        find_source(name)
+
+
+@pytest.mark.parametrize(
+    ("file", "data", "message"),
+    [
+        ("a.csv", b"text\na\n", r"expected a file ending in .* got '\.csv'"),
+        ("a.txt", b"", r"empty"),
+        ("a.txt", b" \n", r"empty"),
+        ("a.txt", b"one\ntw\xe9 o\n", r"line 2: expected UTF-8, but byte 0xe9"),
+        ("a.txt.gz", b"no gzip", r"expected a file that can be read"),
+        ("a.txt.gz", gzip.compress(b"a" * 99)[:-9], r"expected a file that can be read"),
+        ("a.jsonl", b"", r"empty"),
+        ("a.jsonl", b'{"text": "a"}\n{"text": "\xe9"}\n', r"line 2: expected UTF-8, but byte 0xe9"),
+        ("a.jsonl", b'{"text": "a"}\n\n{"text": b}\n', r"line 3: expected one JSON object"),
+        ("a.jsonl", b'{"text": "a"}\n{"text": "b', r"line 2: expected one JSON object"),
+        ("a.jsonl", b'{"text": "a"}\n"b"\n', r"line 2: expected a JSON object .* got str"),
+        ("a.json", b'[{"text": "a"},\n {"text": b}]', r"expected a JSON array .* line 2"),
+        ("a.json", b'{"data": [{"text": "a"}]}', r"columns are: data"),
+        ("a.json.gz", b"no gzip", r"expected a file that can be read"),
+        ("a.parquet", b"no parquet", r"Parquet"),
+        ("a.txt:text", b"a", r"expected no column"),
+    ],
+)
+def test_a_damaged_file_is_refused_with_the_place(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], file: str, data: bytes, message: str
+) -> None:
+    (tmp_path / file.partition(":")[0]).write_bytes(data)
+    with pytest.raises(InputError, match=message) as raised:
+        load_documents(str(tmp_path / file), "train")
+    assert str(raised.value).startswith(f"source '{file.partition(':')[0]}'")
+    assert capfd.readouterr() == ("", "")
+
+
+def test_files_without_any_row_are_refused(tmp_path: Path) -> None:
+    pyarrow.parquet.write_table(pa.table({"text": pa.array([], pa.string())}), tmp_path / "a.parquet")
+    (tmp_path / "a.json").write_text("[]")
+    for name, form in (("a.parquet", "Parquet"), ("a.json", "JSON")):
+        with pytest.raises(InputError, match=rf"source '{name}': expected a file of {form} rows"):
+            load_documents(str(tmp_path / name), "train")
+
+
+@pytest.mark.parametrize("content", [None, b"x"])
+def test_a_directory_without_data_is_refused(tmp_path: Path, content: bytes | None) -> None:
+    if content is not None:
+        (tmp_path / "model.bin").write_bytes(content)
+    with pytest.raises(InputError, match=rf"source '{tmp_path.name}'.*data files"):
+        load_documents(str(tmp_path), "train")
+
+
+def test_bars_and_logs_are_quiet_only_while_reading(
+    write_jsonl: Write, capfd: pytest.CaptureFixture[str]
+) -> None:
+    datasets.enable_progress_bars()
+    level = logging.getLogger("datasets").level
+    load_documents(str(write_jsonl("a")), "train")
+    assert capfd.readouterr() == ("", "")
+    assert not datasets.are_progress_bars_disabled()
+    assert not are_progress_bars_disabled()
+    assert logging.getLogger("datasets").level == level
+
+
+@given(texts=st.lists(st.text(), min_size=1))
+def test_the_hash_is_that_of_the_joined_text(texts: list[str]) -> None:
+    whole = Documents("whole", ("--".join(texts),))
+    assert text_sha256(Documents("parts", tuple(texts), joiner="--")) == text_sha256(whole)
+    assert text_sha256(Documents("parts", tuple(texts)), [0]) == text_sha256(Documents("one", (texts[0],)))

@@ -1,0 +1,210 @@
+"""A survey names what of a model would be pruned, and all that stands in the way, with its remedy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import transformers as tf
+
+from reprune.errors import InputError, UnsupportedModelError
+from reprune.math.patterns import NM, Unstructured
+from reprune.model.decoder import Decoder
+from reprune.plan.survey import Survey, excluded, survey
+
+from .. import odd, tiny
+
+_LLAMA = (
+    ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    ("self_attn.o_proj",),
+    ("mlp.gate_proj", "mlp.up_proj"),
+    ("mlp.down_proj",),
+)
+_GROUPS = dict.fromkeys(tiny.CONFIGS, _LLAMA) | {
+    "opt": (
+        ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+        ("self_attn.out_proj",),
+        ("fc1",),
+        ("fc2",),
+    ),
+    "phi3": (("self_attn.qkv_proj",), ("self_attn.o_proj",), ("mlp.gate_up_proj",), ("mlp.down_proj",)),
+    "gpt_neox": (
+        ("attention.query_key_value",),
+        ("attention.dense",),
+        ("mlp.dense_h_to_4h",),
+        ("mlp.dense_4h_to_h",),
+    ),
+    "gpt2": (("attn.c_attn",), ("attn.c_proj",), ("mlp.c_fc",), ("mlp.c_proj",)),
+}
+_HALF = Unstructured(0.5)
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Decoder:
+    return Decoder(tiny.save("llama", tmp_path_factory.mktemp("llama")))
+
+
+def _mixtral(folder: Path, **options: bool) -> Path:
+    config = tf.MixtralConfig(**tiny._GROUPED, num_local_experts=2, num_experts_per_tok=1)
+    torch.manual_seed(0)
+    tf.MixtralForCausalLM(config).save_pretrained(folder, **options)
+    return folder
+
+
+@pytest.mark.parametrize("name", list(tiny.CONFIGS))
+def test_the_groups_of_an_architecture_are_the_linears_that_share_their_inputs(
+    name: str, tmp_path: Path
+) -> None:
+    decoder = Decoder(tiny.save(name, tmp_path))
+    found = survey(decoder, _HALF, [])
+    found.check()
+    assert found.refusals == ()
+    assert [block.index for block in found.blocks] == [0, 1, 2]
+    for block in found.blocks:
+        assert block.groups == _GROUPS[name]
+        assert block.dense == ()
+        assert block.others == {}
+        modules = decoder.skeleton.blocks[block.index]
+        for linear, (rows, columns) in block.shapes.items():
+            weight = modules.get_submodule(linear).weight
+            assert tuple(weight.shape) == ((columns, rows) if name == "gpt2" else (rows, columns))
+
+
+def test_the_weights_to_be_pruned_are_counted(llama: Decoder) -> None:
+    per_block = 2 * 32 * 32 + 2 * 16 * 32 + 3 * 32 * 64
+    assert survey(llama, _HALF, []).pruned_weights == 3 * per_block
+    assert survey(llama, _HALF, ["down_proj"]).pruned_weights == 3 * (per_block - 32 * 64)
+
+
+@pytest.mark.parametrize(
+    ("exclude", "groups", "dense"),
+    [
+        (["down_proj"], _LLAMA[:3], ("mlp.down_proj",)),
+        (["mlp.down_proj"], _LLAMA[:3], ("mlp.down_proj",)),
+        (["mlp.*"], _LLAMA[:2], ("mlp.down_proj", "mlp.gate_proj", "mlp.up_proj")),
+        (
+            ["?_proj"],
+            _LLAMA[2:],
+            ("self_attn.k_proj", "self_attn.o_proj", "self_attn.q_proj", "self_attn.v_proj"),
+        ),
+        (["k_proj"], (("self_attn.q_proj", "self_attn.v_proj"), *_LLAMA[1:]), ("self_attn.k_proj",)),
+        (["[kv]_proj", "o_proj"], (("self_attn.q_proj",), *_LLAMA[2:]), None),
+    ],
+)
+def test_what_is_excluded_stays_dense(
+    exclude: list[str], groups: tuple[tuple[str, ...], ...], dense: tuple[str, ...] | None, llama: Decoder
+) -> None:
+    found = survey(llama, _HALF, exclude)
+    assert found.refusals == ()
+    for block in found.blocks:
+        assert block.groups == groups
+        assert dense is None or block.dense == dense
+
+
+@pytest.mark.parametrize(
+    ("name", "patterns", "expected"),
+    [
+        ("mlp.down_proj", ["down_proj"], True),
+        ("mlp.down_proj", ["mlp.down_proj"], True),
+        ("mlp.down_proj", ["*proj"], True),
+        ("mlp.down_proj", ["mlp"], False),
+        ("mlp.down_proj", ["Down_proj"], False),
+        ("mlp.down_proj", ["down"], False),
+        ("mlp.down_proj", [], False),
+        ("mlp.down_proj", ["up_proj", "down_*"], True),
+        ("fc1", ["fc?"], True),
+    ],
+)
+def test_a_pattern_fits_a_whole_name_or_its_last_part(name: str, patterns: list[str], expected: bool) -> None:
+    assert excluded(name, patterns) == expected
+
+
+@pytest.mark.parametrize("exclude", [["dwn_proj"], ["mlp.*", "lm_head"], [""]])
+def test_an_exclusion_that_fits_nothing_is_refused_with_what_there_is(
+    exclude: list[str], llama: Decoder
+) -> None:
+    with pytest.raises(InputError, match=rf"exclude: '{exclude[-1]}' fits no matrix .*mlp\.down_proj"):
+        survey(llama, _HALF, exclude)
+
+
+def test_an_exclusion_of_everything_is_refused(llama: Decoder) -> None:
+    with pytest.raises(InputError, match="no linear of any block is left to prune"):
+        survey(llama, _HALF, ["*"])
+
+
+@pytest.mark.parametrize("pattern", [NM(2, 4), NM(4, 8), NM(1, 16), NM(3, 32)], ids=str)
+def test_patterns_that_divide_every_width_are_fine(pattern: NM, llama: Decoder) -> None:
+    assert survey(llama, pattern, []).refusals == ()
+
+
+def test_widths_that_a_pattern_does_not_divide_are_refused_by_name(llama: Decoder) -> None:
+    found = survey(llama, NM(3, 5), [])
+    assert len(found.refusals) == 7
+    for name in (name for group in _LLAMA for name in group):
+        (refusal,) = [line for line in found.refusals if f" {name}: " in line]
+        assert refusal.startswith("blocks 0-2: ")
+        assert "3:5" in refusal
+    with pytest.raises(
+        UnsupportedModelError, match=r"mlp\.down_proj: the pattern 3:5 .* 5 divides, but it has 64"
+    ):
+        found.check()
+
+
+def test_a_width_that_is_not_divided_may_be_left_dense(llama: Decoder) -> None:
+    assert len(survey(llama, NM(3, 64), []).refusals) == 6  # all but mlp.down_proj, of 64 inputs
+    left = survey(llama, NM(3, 64), ["self_attn.*", "gate_proj", "up_proj"])
+    assert left.refusals == ()
+    assert left.blocks[0].groups == (("mlp.down_proj",),)
+
+
+def test_a_matrix_of_no_linear_is_refused_by_name_unless_excluded(tmp_path: Path) -> None:
+    decoder = Decoder(odd.save("stray matrix", tmp_path))
+    found = survey(decoder, _HALF, [])
+    (refusal,) = found.refusals
+    assert refusal.startswith("blocks 0-2: the matrix mixer [16, 16] is not the weight of a linear")
+    assert "exclude" in refusal
+    assert found.blocks[0].others == {"mixer": (16, 16)}
+    with pytest.raises(UnsupportedModelError, match="mixer"):
+        found.check()
+    left = survey(decoder, _HALF, ["mixer"])
+    left.check()
+    assert left.blocks[0].others == {}
+    assert left.blocks[0].groups == (("up",), ("down",))
+
+
+def test_a_linear_that_never_runs_is_refused_by_name_unless_excluded(tmp_path: Path) -> None:
+    decoder = Decoder(odd.save("idle linear", tmp_path))
+    with pytest.raises(UnsupportedModelError, match="blocks 0-2: the linear idle never runs"):
+        survey(decoder, _HALF, []).check()
+    survey(decoder, _HALF, ["idle"]).check()
+
+
+def test_the_experts_of_a_mixture_are_refused_by_name(tmp_path: Path) -> None:
+    decoder = Decoder(_mixtral(tmp_path, save_original_format=False))
+    with pytest.raises(UnsupportedModelError) as raised:
+        survey(decoder, _HALF, []).check()
+    for name in (
+        "mlp.experts.gate_up_proj [2, 128, 32]",
+        "mlp.experts.down_proj [2, 32, 64]",
+        "mlp.gate.weight",
+    ):
+        assert f"blocks 0-2: the matrix {name}" in str(raised.value)
+
+
+def test_the_attention_of_a_mixture_is_pruned_when_its_experts_are_left_dense(tmp_path: Path) -> None:
+    decoder = Decoder(_mixtral(tmp_path, save_original_format=False))
+    found = survey(decoder, _HALF, ["mlp.*"])
+    found.check()
+    assert found.blocks[0].groups == _LLAMA[:2]
+
+
+def test_a_mixture_whose_tensors_are_renamed_on_loading_is_refused_with_a_remedy(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedModelError, match=r"mlp\.\S+ of block 0 .* save_original_format=False"):
+        Decoder(_mixtral(tmp_path))
+
+
+def test_a_survey_without_refusals_passes_its_check() -> None:
+    Survey((), ()).check()
+    with pytest.raises(UnsupportedModelError, match="one\ntwo"):
+        Survey((), ("one", "two")).check()

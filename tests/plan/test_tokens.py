@@ -1,0 +1,82 @@
+"""What a tokenizer puts before a text begins every sample, and packed texts are those texts joined."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import PreTrainedTokenizerBase
+
+from reprune.errors import InputError
+from reprune.plan import tokens
+from reprune.plan.documents import Documents
+from reprune.plan.tokens import beginning, document_tokens, encode, pack
+
+from .conftest import make_tokenizer
+
+
+@pytest.mark.parametrize(
+    ("bos", "eos", "add_bos", "expected"),
+    [
+        (True, False, None, [0]),
+        (True, True, None, [0]),
+        (False, True, None, []),
+        (False, False, None, []),
+        (True, True, False, []),
+        (True, True, True, [0]),
+        (False, False, True, [0]),
+    ],
+)
+def test_the_beginning_is_what_the_tokenizer_adds_unless_told(
+    bos: bool, eos: bool, add_bos: bool | None, expected: list[int]
+) -> None:
+    assert beginning(make_tokenizer(bos=bos, eos=eos), add_bos) == expected
+
+
+def test_a_tokenizer_without_bos_cannot_be_made_to_add_it() -> None:
+    tokenizer = make_tokenizer(bos=False)
+    tokenizer.bos_token = None
+    with pytest.raises(InputError, match="add_bos"):
+        beginning(tokenizer, True)
+
+
+@given(texts=st.lists(st.text("ab\n"), min_size=1), piece=st.integers(1, 20))
+def test_packed_pieces_are_the_joined_text(
+    with_bos: PreTrainedTokenizerBase, texts: list[str], piece: int
+) -> None:
+    documents = Documents("texts", tuple(texts), joiner="--")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tokens, "PIECE", piece)
+        packed, used = pack(with_bos, documents, range(len(texts)), [0])
+    assert with_bos.decode(packed.tolist()) == "--".join(texts)
+    assert used == list(range(len(texts)))
+
+
+def test_a_short_text_is_packed_as_one(with_bos: PreTrainedTokenizerBase) -> None:
+    documents = Documents("texts", ("the if", "statement"))
+    packed, used = pack(with_bos, documents, [1, 0], [0])
+    assert packed.tolist() == encode(with_bos, "statement\n\nthe if").tolist()
+    assert used == [1, 0]
+    assert packed.dtype == np.int64
+
+
+def test_generated_tokens_are_kept_as_they_are_without_their_prefix(
+    with_bos: PreTrainedTokenizerBase,
+) -> None:
+    documents = Documents("texts", ("a", "b", "c"), joiner="-", token_ids=([0, 9, 8], None, [7]))
+    assert document_tokens(with_bos, documents, 0, [0]).tolist() == [9, 8]
+    assert document_tokens(with_bos, documents, 0, []).tolist() == [0, 9, 8]
+    assert document_tokens(with_bos, documents, 1, [0]).tolist() == encode(with_bos, "b").tolist()
+    packed, _ = pack(with_bos, documents, range(3), [0])
+    assert packed.tolist() == [9, 8, *encode(with_bos, "-b-").tolist(), 7]
+
+
+def test_packing_stops_at_its_limit(
+    with_bos: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tokens, "PIECE", 1)
+    documents = Documents("texts", ("aaaa",) * 50, joiner="--")
+    packed, used = pack(with_bos, documents, range(50), [0], limit=12)
+    assert 12 <= len(packed) < 20
+    assert with_bos.decode(packed.tolist()) == "--".join(["aaaa"] * len(used))

@@ -1,0 +1,116 @@
+"""The house stands on its floors: each imports only itself and those below; importing all costs nothing."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import reprune
+
+_ROOT = Path(reprune.__file__).parent
+_FLOORS = ["math", "model", "plan", "engine", "doors"]
+_FOR_ALL = {"reprune", "reprune.errors"}
+_BANNED = {"utils", "util", "helpers", "helper", "manager", "managers", "misc", "common"}
+_MODULES = sorted(_ROOT.rglob("*.py"))
+modules = pytest.mark.parametrize("path", _MODULES, ids=[str(path.relative_to(_ROOT)) for path in _MODULES])
+
+
+def _imports(tree: ast.AST, package: str) -> Iterator[str]:
+    """The absolute names of all modules of reprune that a module imports, wherever in it."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                parts = package.split(".")[: len(package.split(".")) - node.level + 1]
+                base = ".".join([*parts, *([node.module] if node.module else [])])
+            # `from reprune import math` names a module, `from reprune.errors import X` does not
+            yield from (f"{base}.{alias.name}" if base == "reprune" else base for alias in node.names)
+
+
+def _floor(name: str) -> int | None:
+    """The floor of reprune.FLOOR.module, or None of what belongs to no floor."""
+    parts = name.split(".")
+    return _FLOORS.index(parts[1]) if len(parts) > 1 and parts[1] in _FLOORS else None
+
+
+def _dotted(path: Path) -> str:
+    parts = path.relative_to(_ROOT.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+@modules
+def test_a_module_imports_only_its_own_floor_and_those_below(path: Path) -> None:
+    name = _dotted(path)
+    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+    own = _floor(name)
+    for imported in _imports(ast.parse(path.read_text(encoding="utf-8")), package):
+        if imported.split(".")[0] != "reprune" or imported in _FOR_ALL:
+            continue
+        floor = _floor(imported)
+        if own is None:  # the front door: reprune itself and `python -m reprune`
+            assert name != "reprune.errors", f"errors.py imports {imported}"
+            assert floor == len(_FLOORS) - 1 or imported == "reprune.__version__", (
+                f"{name} imports {imported}"
+            )
+        else:
+            assert floor is not None or imported == "reprune.__version__", (
+                f"{name} imports {imported}, of no floor"
+            )
+            assert floor is None or floor <= own, f"{name} imports {imported}, of a floor above"
+
+
+@modules
+def test_a_module_begins_with_what_it_does(path: Path) -> None:
+    assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+
+
+@modules
+def test_a_module_is_named_for_what_it_is(path: Path) -> None:
+    assert not _BANNED & set(path.relative_to(_ROOT).with_suffix("").parts)
+
+
+def test_the_math_floor_knows_no_models() -> None:
+    foreign = {"transformers", "safetensors", "datasets", "accelerate", "huggingface_hub", "tokenizers"}
+    for path in (_ROOT / "math").glob("*.py"):
+        names = {name.split(".")[0] for name in _imports(ast.parse(path.read_text(encoding="utf-8")), "")}
+        assert not names & foreign, path.name
+
+
+def test_all_floors_are_there() -> None:
+    packages = {path.parent.name for path in _ROOT.glob("*/__init__.py")}
+    assert packages == set(_FLOORS)
+
+
+def _python(code: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_importing_reprune_loads_nothing_heavy() -> None:
+    heavy = ("torch", "transformers", "datasets", "numpy", "pydantic")
+    found = _python(f"import sys, reprune; print([name for name in {heavy} if name in sys.modules])")
+    assert found.strip() == "[]"
+
+
+def test_the_names_of_the_api_are_there_to_be_used() -> None:
+    names = ("prune", "plan", "resume", "status", "evaluate")
+    assert (
+        _python(f"import reprune; print(all(callable(getattr(reprune, n)) for n in {names}))").strip()
+        == "True"
+    )
+
+
+def test_the_version_is_that_of_the_project() -> None:
+    project = _ROOT.parent.parent / "pyproject.toml"
+    if project.exists():
+        assert f'version = "{reprune.__version__}"' in project.read_text(encoding="utf-8")

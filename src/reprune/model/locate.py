@@ -139,7 +139,9 @@ def _check_folder(folder: Path, name: str) -> None:
                 "the same with AutoTokenizer, then give FOLDER."
             )
     elif "adapter_config.json" in names:
-        raise InputError(f"{name}: is a PEFT adapter; give its base model with it merged in (merge_and_unload).")
+        raise InputError(
+            f"{name}: is a PEFT adapter; give its base model with it merged in (merge_and_unload)."
+        )
     elif not ggufs:
         raise InputError(f"{name}: has no config.json, so it is not a model folder.")
     if ggufs:

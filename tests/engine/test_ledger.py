@@ -1,0 +1,138 @@
+"""A run that is interrupted goes on from its last finished window and ends with the same bits."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import reprune
+from reprune.engine.ledger import Ledger
+from reprune.engine.watcher import Watcher
+from reprune.errors import InputError
+from reprune.plan.schedule import Window
+from tests import tiny
+
+
+class Interrupted(Exception):
+    """Stands for whatever ends a process."""
+
+
+class InterruptAt(Watcher):
+    """Interrupts a run in a phase of a window, or right after the window is finished."""
+
+    def __init__(self, window: int, phase: str | None = None) -> None:
+        self._window = window
+        self._phase = phase
+
+    def phase(self, window: Window | None, what: str) -> None:
+        if window is not None and (window.index, what) == (self._window, self._phase):
+            raise Interrupted
+
+    def window_done(self, window: Window, record: Mapping[str, Any]) -> None:
+        if self._phase is None and window.index == self._window:
+            raise Interrupted
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.save("llama", tmp_path_factory.mktemp("models") / "llama", dtype=torch.bfloat16)
+
+
+def prune(model: Path, out: Path, rung: str, watcher: Watcher | None = None, *settings: str) -> dict[str, Any]:
+    return reprune.prune(
+        model, out, reconstruct=rung, calibration="manual", samples=6, seqlen=24, epochs=2, lr=1e-3, batch_size=4,
+        device="cpu", settings=["precision=float32", *settings], watcher=watcher,
+    )  # fmt: skip
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix == ".safetensors"}
+
+
+@pytest.mark.parametrize("rung", ["LR", "BR+GP", "BR+GP+CR"])
+@pytest.mark.parametrize("phase", ["targets", "reconstruction", "advancing", None])
+@pytest.mark.parametrize("window", [0, 2])
+def test_resume_ends_with_the_same_bits(llama: Path, rung: str, phase: str | None, window: int, tmp_path: Path) -> None:
+    whole = prune(llama, tmp_path / "whole", rung)
+    with pytest.raises(Interrupted):
+        prune(llama, tmp_path / "cut", rung, InterruptAt(window, phase))
+    before = reprune.status(tmp_path / "cut")
+    assert not before.finished
+    assert before.windows_done == (window + 1 if phase is None else window)
+    record = reprune.resume(tmp_path / "cut")
+    assert files(tmp_path / "cut") == files(tmp_path / "whole")
+    assert [block["calibration_error"] for block in record["blocks"]] == [
+        block["calibration_error"] for block in whole["blocks"]
+    ]
+    assert reprune.status(tmp_path / "cut").finished
+
+
+def test_resume_on_disk_streams(llama: Path, tmp_path: Path) -> None:
+    prune(llama, tmp_path / "whole", "BR+GP")
+    with pytest.raises(Interrupted):
+        prune(llama, tmp_path / "cut", "BR+GP", InterruptAt(1, "reconstruction"), "streams.memory=0B")
+    reprune.resume(tmp_path / "cut")
+    assert files(tmp_path / "cut") == files(tmp_path / "whole")
+
+
+def test_an_unfinished_folder_is_not_a_model_and_is_not_overwritten(llama: Path, tmp_path: Path) -> None:
+    with pytest.raises(Interrupted):
+        prune(llama, tmp_path / "cut", "LR", InterruptAt(1))
+    assert not (tmp_path / "cut" / "config.json").exists()
+    with pytest.raises(InputError, match="reprune resume"):
+        prune(llama, tmp_path / "cut", "LR")
+
+
+def test_a_line_cut_short_by_a_crash_counts_as_not_written(llama: Path, tmp_path: Path) -> None:
+    prune(llama, tmp_path / "whole", "BR+GP+CR")
+    with pytest.raises(Interrupted):
+        prune(llama, tmp_path / "cut", "BR+GP+CR", InterruptAt(2, "reconstruction"))
+    ledger = tmp_path / "cut" / ".reprune" / "ledger.jsonl"
+    with ledger.open("a") as file:
+        file.write('{"window": {"index": 2, "blo')
+    assert reprune.status(tmp_path / "cut").windows_done == 2
+    reprune.resume(tmp_path / "cut")
+    assert files(tmp_path / "cut") == files(tmp_path / "whole")
+
+
+def test_a_finished_run_has_nothing_to_resume(llama: Path, tmp_path: Path) -> None:
+    prune(llama, tmp_path / "out", "LR")
+    with pytest.raises(InputError, match="finished"):
+        reprune.resume(tmp_path / "out")
+    with pytest.raises(InputError, match="no unfinished run"):
+        reprune.resume(tmp_path / "nowhere")
+    with pytest.raises(InputError, match="no run"):
+        reprune.status(tmp_path / "nowhere")
+
+
+def test_another_model_or_version_is_not_gone_on_with(tmp_path: Path) -> None:
+    model = tiny.save("llama", tmp_path / "model")
+    with pytest.raises(Interrupted):
+        prune(model, tmp_path / "cut", "LR", InterruptAt(0))
+    job_file = tmp_path / "cut" / ".reprune" / "run.json"
+    job = json.loads(job_file.read_text())
+    job_file.write_text(json.dumps({**job, "versions": {**job["versions"], "torch": "1.0"}}))
+    with pytest.raises(InputError, match=r"torch 1\.0"):
+        reprune.resume(tmp_path / "cut")
+    job_file.write_text(json.dumps(job))
+    weights = load_file(model / "model.safetensors")
+    weights["model.layers.1.mlp.up_proj.weight"][0, 0] += 1
+    from safetensors.torch import save_file
+
+    save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(InputError, match="not the model"):
+        reprune.resume(tmp_path / "cut")
+
+
+def test_two_processes_do_not_work_on_one_run(llama: Path, tmp_path: Path) -> None:
+    with pytest.raises(Interrupted):
+        prune(llama, tmp_path / "cut", "LR", InterruptAt(0))
+    with Ledger(tmp_path / "cut"), pytest.raises(InputError, match="another process"):
+        reprune.resume(tmp_path / "cut")
+    reprune.resume(tmp_path / "cut")

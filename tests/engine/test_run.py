@@ -1,0 +1,213 @@
+"""A run does what the paper says: fixed masks, exact zeros, untouched embeddings, errors that follow the ladder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+import reprune
+from tests import tiny
+
+RUNGS = ("LR", "BR", "BR+GP", "BR+GP+CR")
+QUICK = {"samples": 8, "seqlen": 24, "epochs": 2, "lr": 1e-3, "batch_size": 3, "device": "cpu"}
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.save("llama", tmp_path_factory.mktemp("models") / "llama")
+
+
+def prune(model: Path, out: Path, *settings: str, **options: Any) -> dict[str, Any]:
+    return reprune.prune(
+        model, out, calibration="manual", settings=["precision=float32", *settings], **{**QUICK, **options}
+    )
+
+
+def tensors(folder: Path) -> dict[str, torch.Tensor]:
+    return {name: tensor for file in folder.glob("*.safetensors") for name, tensor in load_file(file).items()}
+
+
+@pytest.mark.parametrize("name", tiny.CONFIGS)
+@pytest.mark.parametrize(("pruner", "sparsity"), [("sparsegpt", "0.5"), ("wanda", "2:4")])
+def test_every_architecture_is_pruned_from_disk_to_disk(name: str, pruner: str, sparsity: str, tmp_path: Path) -> None:
+    model = tiny.save(name, tmp_path / "model")
+    record = prune(model, tmp_path / "out", pruner=pruner, sparsity=sparsity, reconstruct="BR+GP+CR")
+    dense, sparse = tensors(model), tensors(tmp_path / "out")
+    assert dense.keys() == sparse.keys()
+    assert all(dense[key].shape == sparse[key].shape and dense[key].dtype == sparse[key].dtype for key in dense)
+    assert record["sparsity"] == pytest.approx(0.5, abs=0.01)
+    for block in record["blocks"]:
+        for matrix in block["matrices"]:
+            assert matrix["sparsity"] == pytest.approx(0.5, abs=0.01)
+    outside = [key for key in dense if not any(f".{index}." in f".{key}" for index in range(3))]
+    assert outside
+    assert all(torch.equal(dense[key], sparse[key]) for key in outside), "only blocks may change"
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    ids = torch.tensor([tiny.tokenizer()("The yield statement suspends")["input_ids"]])
+    with torch.no_grad():
+        assert torch.isfinite(loaded(ids).logits).all()
+
+
+@pytest.mark.parametrize("pruner", ["magnitude", "wanda", "sparsegpt"])
+def test_calibration_error_falls_along_the_ladder(llama: Path, pruner: str, tmp_path: Path) -> None:
+    errors = [
+        prune(llama, tmp_path / rung, "guard=off", pruner=pruner, reconstruct=rung, epochs=6)["blocks"][-1]
+        for rung in RUNGS
+    ]
+    calibration = [error["calibration_error"] for error in errors]
+    assert calibration == sorted(calibration, reverse=True)
+
+
+@pytest.mark.parametrize("rung", RUNGS)
+def test_the_recorded_block_errors_are_those_of_the_saved_model(llama: Path, rung: str, tmp_path: Path) -> None:
+    """The twin: whole models, hooks on their blocks, the paper's formula."""
+    record = prune(llama, tmp_path / "out", reconstruct=rung)
+    from reprune.doors.prepare import draw, open_decoder
+    from reprune.plan.recipe import resolve_recipe
+
+    recipe = resolve_recipe(None, {**record["recipe"], "model": str(llama)})
+    drawn = draw(recipe, open_decoder(recipe, llama))
+    for kind, ids in (("calibration", drawn.calibration), ("heldout", drawn.heldout)):
+        dense, sparse = (_block_outputs(folder, ids) for folder in (llama, tmp_path / "out"))
+        for block, target, output in zip(record["blocks"], dense, sparse, strict=True):
+            difference = (target - output).double().square()
+            assert block[f"{kind}_error"] == pytest.approx(float(difference.mean()), rel=1e-4)
+            relative = float(difference.sum() / target.double().square().sum())
+            assert block[f"relative_{kind}_error"] == pytest.approx(relative, rel=1e-4)
+
+
+@torch.no_grad()
+def _block_outputs(folder: Path, ids: torch.Tensor) -> list[torch.Tensor]:
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    seen: list[torch.Tensor] = []
+    for block in model.model.layers:
+        block.register_forward_hook(lambda _, __, output: seen.append(output))
+    model(ids)
+    return seen
+
+
+def test_masks_are_fixed_during_reconstruction(llama: Path, tmp_path: Path) -> None:
+    """What magnitude pruning zeroes does not depend on the rung, and no more is zero after training."""
+    prune(llama, tmp_path / "lr", pruner="magnitude", reconstruct="LR")
+    prune(llama, tmp_path / "cr", pruner="magnitude", reconstruct="BR+GP+CR", lr=1e-2)
+    before, after = tensors(tmp_path / "lr"), tensors(tmp_path / "cr")
+    changed = [key for key in before if not torch.equal(before[key], after[key])]
+    assert any("layernorm" in key for key in changed), "norms are trained too"
+    for key in (key for key in changed if "proj" in key):
+        assert torch.equal(before[key] == 0, after[key] == 0)
+
+
+def test_biases_of_the_window_are_trained(tmp_path: Path) -> None:
+    model = tiny.save("llama-tied-bias", tmp_path / "model")
+    prune(model, tmp_path / "out", reconstruct="BR")
+    dense, sparse = tensors(model), tensors(tmp_path / "out")
+    biases = [key for key in dense if key.endswith("proj.bias")]
+    assert biases
+    # The bias of the keys alone shifts all scores of a query alike, so its gradient is zero up to rounding.
+    assert all(not torch.equal(dense[key], sparse[key]) for key in biases if "k_proj" not in key)
+
+
+def test_the_statistics_come_from_the_sparse_stream(llama: Path, tmp_path: Path) -> None:
+    """The twin: Wanda on block 1, scored by hand with inputs that went through the pruned block 0."""
+    prune(llama, tmp_path / "out", pruner="wanda", reconstruct="LR", samples=4)
+    from reprune.doors.prepare import draw, open_decoder
+    from reprune.plan.recipe import resolve_recipe
+
+    record = json.loads((tmp_path / "out" / "reprune.json").read_text())
+    recipe = resolve_recipe(None, {**record["recipe"], "model": str(llama)})
+    ids = draw(recipe, open_decoder(recipe, llama)).calibration
+    dense, sparse = tensors(llama), tensors(tmp_path / "out")
+    half_pruned = AutoModelForCausalLM.from_pretrained(llama)
+    half_pruned.load_state_dict(
+        {key: sparse[key] if "layers.0." in key else value for key, value in dense.items()}, strict=False
+    )
+    seen: list[torch.Tensor] = []
+    query = half_pruned.model.layers[1].self_attn.q_proj
+    query.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    with torch.no_grad():
+        half_pruned(ids)
+    norms = seen[0].reshape(-1, seen[0].shape[-1]).double().norm(dim=0)
+    scores = dense["model.layers.1.self_attn.q_proj.weight"].double().abs() * norms
+    kept = scores.argsort(dim=1, descending=True)[:, : scores.shape[1] // 2].sort(dim=1).values
+    ours = [row.nonzero().flatten() for row in sparse["model.layers.1.self_attn.q_proj.weight"]]
+    assert torch.equal(kept, torch.stack(ours))
+
+
+@pytest.mark.parametrize("pattern", ["1:4", "4:8", "3:4"])
+def test_any_pattern_that_divides_holds_in_every_group(llama: Path, pattern: str, tmp_path: Path) -> None:
+    prune(llama, tmp_path / "out", sparsity=pattern, reconstruct="BR+GP")
+    kept, of = map(int, pattern.split(":"))
+    matrices = [tensor for key, tensor in tensors(tmp_path / "out").items() if key.endswith("proj.weight")]
+    assert matrices
+    for matrix in matrices:
+        assert ((matrix.reshape(-1, of) != 0).sum(dim=1) == kept).all()
+
+
+def test_any_window_size_and_stride_runs(llama: Path, tmp_path: Path) -> None:
+    record = prune(llama, tmp_path / "3", "schedule.size=3", reconstruct="BR+GP")
+    assert [window["blocks"] for window in record["windows"]] == [[0], [0, 1], [0, 1, 2], [1, 2], [2]]
+    record = prune(llama, tmp_path / "2", "schedule.size=2", "schedule.stride=2", reconstruct="BR")
+    assert [window["blocks"] for window in record["windows"]] == [[0, 1], [2]]
+    assert [block["index"] for block in record["blocks"]] == [0, 1, 2]
+
+
+def test_a_window_of_several_blocks_records_each_blocks_own_error(llama: Path, tmp_path: Path) -> None:
+    together = prune(llama, tmp_path / "3", "schedule.size=3", "schedule.stride=3", "solver.name=none", reconstruct="BR")
+    alone = prune(llama, tmp_path / "1", reconstruct="LR")
+    for one, other in zip(together["blocks"], alone["blocks"], strict=True):
+        assert one["calibration_error"] == pytest.approx(other["calibration_error"], rel=1e-5)
+
+
+def test_the_written_recipe_gives_the_same_bits_again(llama: Path, tmp_path: Path) -> None:
+    prune(llama, tmp_path / "one", reconstruct="BR+GP+CR", seed=7)
+    reprune.prune(llama, tmp_path / "two", recipe=tmp_path / "one" / "recipe.yaml")
+    one, two = tensors(tmp_path / "one"), tensors(tmp_path / "two")
+    assert all(torch.equal(one[key], two[key]) for key in one)
+
+
+def test_streams_on_disk_give_the_same_bits_as_in_memory(llama: Path, tmp_path: Path) -> None:
+    prune(llama, tmp_path / "memory", reconstruct="BR+GP+CR")
+    prune(llama, tmp_path / "disk", "streams.memory=0B", reconstruct="BR+GP+CR")
+    one, two = tensors(tmp_path / "memory"), tensors(tmp_path / "disk")
+    assert all(torch.equal(one[key], two[key]) for key in one)
+    assert not (tmp_path / "disk" / ".reprune").exists()
+
+
+def test_the_result_keeps_the_dtype_and_records_what_is_saved(tmp_path: Path) -> None:
+    model = tiny.save("llama", tmp_path / "model", dtype=torch.bfloat16)
+    record = prune(model, tmp_path / "out", reconstruct="BR+GP", pruner="wanda")
+    saved = tensors(tmp_path / "out")
+    assert {tensor.dtype for tensor in saved.values()} == {torch.bfloat16}
+    pruned = [tensor for key, tensor in saved.items() if key.endswith("proj.weight")]
+    zeros = sum(int((tensor == 0).sum()) for tensor in pruned)
+    assert record["sparsity"] == pytest.approx(zeros / sum(tensor.numel() for tensor in pruned), abs=1e-12)
+
+
+def test_sequential_statistics_are_a_choice(llama: Path, tmp_path: Path) -> None:
+    prune(llama, tmp_path / "one", pruner="wanda", reconstruct="LR")
+    prune(llama, tmp_path / "two", "pruner.sequential=true", pruner="wanda", reconstruct="LR")
+    one, two = tensors(tmp_path / "one"), tensors(tmp_path / "two")
+    first, last = "model.layers.0.self_attn.q_proj.weight", "model.layers.0.mlp.down_proj.weight"
+    assert torch.equal(one[first], two[first])
+    assert not torch.equal(one[last], two[last])
+
+
+def test_excluded_linears_stay_dense(llama: Path, tmp_path: Path) -> None:
+    record = prune(llama, tmp_path / "out", "exclude=[down_proj]", reconstruct="LR")
+    dense, sparse = tensors(llama), tensors(tmp_path / "out")
+    down = [key for key in dense if "down_proj" in key]
+    assert all(torch.equal(dense[key], sparse[key]) for key in down)
+    assert all("down_proj" not in matrix["name"] for block in record["blocks"] for matrix in block["matrices"])
+
+
+def test_the_guard_never_ends_a_window_worse_than_it_began(llama: Path, tmp_path: Path) -> None:
+    record = prune(llama, tmp_path / "out", reconstruct="BR+GP", lr=0.5)
+    for window in record["windows"]:
+        assert window["heldout_error"]["after"] <= window["heldout_error"]["before"] * (1 + 1e-6)
+    assert any(window["kept_epoch"] == 0 for window in record["windows"])

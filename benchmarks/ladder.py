@@ -118,7 +118,9 @@ def main() -> None:
                         file.write(json.dumps(cells[-1]) + "\n")
                     print(table(cells, dense), flush=True)
     shutil.rmtree(options.out / "model", ignore_errors=True)
-    said = f"{platform.machine()}, {os.cpu_count()} cores, {json.dumps(cells[-1]['versions'])}\n\n{table(cells, dense)}\n"
+    said = (
+        f"{platform.machine()}, {os.cpu_count()} cores, {json.dumps(cells[-1]['versions'])}\n\n{table(cells, dense)}\n"
+    )
     (options.out / "table.md").write_text(said)
     print(said)
 

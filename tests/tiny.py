@@ -30,9 +30,7 @@ _SLIDING = {**_GROUPED, "head_dim": 8, "sliding_window": 8}
 
 CONFIGS: Mapping[str, Callable[[], Any]] = {
     "llama": lambda: tf.LlamaConfig(**_GROUPED),
-    "llama-tied-bias": lambda: tf.LlamaConfig(
-        **_GROUPED, tie_word_embeddings=True, attention_bias=True, mlp_bias=True
-    ),
+    "llama-tied-bias": lambda: tf.LlamaConfig(**_GROUPED, tie_word_embeddings=True, attention_bias=True, mlp_bias=True),
     "opt": lambda: tf.OPTConfig(**_COMMON, ffn_dim=64, word_embed_proj_dim=16),
     "qwen2": lambda: tf.Qwen2Config(**_GROUPED),
     "qwen3": lambda: tf.Qwen3Config(**_GROUPED, head_dim=8),

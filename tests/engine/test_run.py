@@ -158,7 +158,9 @@ def test_any_window_size_and_stride_runs(llama: Path, tmp_path: Path) -> None:
 
 
 def test_a_window_of_several_blocks_records_each_blocks_own_error(llama: Path, tmp_path: Path) -> None:
-    together = prune(llama, tmp_path / "3", "schedule.size=3", "schedule.stride=3", "solver.name=none", reconstruct="BR")
+    together = prune(
+        llama, tmp_path / "3", "schedule.size=3", "schedule.stride=3", "solver.name=none", reconstruct="BR"
+    )
     alone = prune(llama, tmp_path / "1", reconstruct="LR")
     for one, other in zip(together["blocks"], alone["blocks"], strict=True):
         assert one["calibration_error"] == pytest.approx(other["calibration_error"], rel=1e-5)

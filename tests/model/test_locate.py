@@ -367,7 +367,7 @@ class Hub(BaseHTTPRequestHandler):
     folder: ClassVar[Path]
     sent: ClassVar[list[str]]
 
-    def do_GET(self) -> None:  # noqa: N802  # the library's name
+    def do_GET(self) -> None:  # the library's name
         path = self.path.partition("?")[0]
         refusal = {"gated": (403, "GatedRepo"), "secret": (401, "RepoNotFound")}
         for name, (status, code) in refusal.items():

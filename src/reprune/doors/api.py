@@ -124,7 +124,9 @@ def resume(out: str | os.PathLike[str], *, watcher: Watcher | None = None) -> di
     decoder = open_decoder(recipe, folder)
     if decoder.checkpoint.fingerprint() != job["fingerprint"]:
         raise InputError(f"{folder}: not the model that this run began with; put that back, or start a new run.")
-    if changed := {name: (was, versions().get(name)) for name, was in job["versions"].items() if versions().get(name) != was}:
+    if changed := {
+        name: (was, versions().get(name)) for name, was in job["versions"].items() if versions().get(name) != was
+    }:
         said = ", ".join(f"{name} {was} (now {now})" for name, (was, now) in changed.items())
         raise InputError(f"{out}: this run began with {said}; install that again to resume, or start a new run.")
     return _finish(recipe, decoder, ledger, job, watcher or Watcher())
@@ -212,4 +214,3 @@ def plan(model: str | os.PathLike[str], *, settings: Sequence[str] = (), **flags
     content = flags.pop("recipe", None)
     content = content if isinstance(content, dict) else read_recipe(Path(content)) if content is not None else {}
     return plan_by_recipe(resolve_recipe(os.fspath(model), content, nested_flags(**flags), settings), Watcher())
-

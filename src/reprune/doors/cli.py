@@ -171,7 +171,9 @@ def status(directory: Annotated[Path, typer.Argument(metavar="DIR", help="The fo
 def evaluate(
     model: Model,
     text: Annotated[str, typer.Option("--text", metavar="SOURCE", help="The text; of a data set, its test split.")],
-    seqlen: Annotated[int | None, typer.Option(metavar="T", help="Tokens a window. [2048, or the model's limit]")] = None,
+    seqlen: Annotated[
+        int | None, typer.Option(metavar="T", help="Tokens a window. [2048, or the model's limit]")
+    ] = None,
     windows: Annotated[int | None, typer.Option(metavar="N", help="Only the first N windows. [all]")] = None,
     device: Annotated[str, typer.Option(metavar="DEVICE", help="auto, cpu, cuda or cuda:N.")] = "auto",
     precision: Annotated[str, typer.Option(metavar="P", help="auto, float32 or bfloat16.")] = "auto",
@@ -199,7 +201,9 @@ def evaluate(
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the sparse models go.")] = Path("demo-output"),
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the sparse models go.")] = Path(
+        "demo-output"
+    ),
 ) -> None:
     """Prune a real model, Gemma 3 270M, at 50 % and show what reconstruction gains (some minutes on a CPU)."""
     with _errors():
@@ -210,10 +214,8 @@ def demo(
 
 def _given(arguments: dict[str, Any]) -> dict[str, Any]:
     """The flags that belong to the recipe, out of a command's arguments; a switch that is off was not given."""
-    names = (
-        "pruner sparsity reconstruct calibration heldout samples seqlen epochs lr batch_size seed device "
-        "trust_remote_code"
-    ).split()
+    names = ("pruner", "sparsity", "reconstruct", "calibration", "heldout", "samples", "seqlen")
+    names += ("epochs", "lr", "batch_size", "seed", "device", "trust_remote_code")
     return {name: arguments[name] for name in names if arguments[name] is not False}
 
 

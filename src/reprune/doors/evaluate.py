@@ -12,7 +12,8 @@ from reprune.doors.prepare import DTYPES, settle_device, settle_precision
 from reprune.errors import InputError
 from reprune.model.block import Precision
 from reprune.model.locate import locate_model
-from reprune.plan.samples import evaluation_windows, text_sha256
+from reprune.plan.documents import text_sha256
+from reprune.plan.samples import evaluation_windows
 from reprune.plan.sources import load_documents, parse_source
 from reprune.plan.tokenizer import load_tokenizer
 

@@ -86,7 +86,7 @@ class _Given(nn.Module):
         from transformers.modeling_outputs import BaseModelOutputWithPast
 
         del args, kwargs
-        return BaseModelOutputWithPast(last_hidden_state=self.states)  # type: ignore[arg-type]
+        return BaseModelOutputWithPast(last_hidden_state=self.states)
 
 
 @contextmanager
@@ -106,7 +106,7 @@ def load_model(folder: Path, device: torch.device, trust_remote_code: bool) -> A
 
     try:
         with quiet_transformers():
-            model = AutoModelForCausalLM.from_pretrained(
+            model: Any = AutoModelForCausalLM.from_pretrained(
                 folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=trust_remote_code
             )
     except (OSError, ValueError, KeyError, RuntimeError) as error:

@@ -93,7 +93,7 @@ def settle_precision(precision: str, device: str) -> str:
 
 def _cpu_multiplies_bfloat16() -> bool:
     """Whether the CPU has instructions for bfloat16 products (without them they are slower than float32)."""
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
 
 

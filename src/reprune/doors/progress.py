@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +15,7 @@ from reprune.engine.record import peak_memory_bytes
 from reprune.engine.watcher import Watcher
 from reprune.math.solver import Epoch
 from reprune.plan.schedule import Window
+from reprune.plan.survey import ranges
 
 if TYPE_CHECKING:
     from reprune.doors.api import Plan, Status
@@ -29,8 +29,7 @@ _HEAD = (
 
 def console() -> Console:
     """Where output goes; off a terminal, lines are not broken."""
-    made = Console(highlight=False, soft_wrap=True)
-    return made
+    return Console(highlight=False, soft_wrap=True)
 
 
 @contextmanager
@@ -200,9 +199,13 @@ def show_plan(plan: Plan) -> None:
     recipe, survey = plan.recipe, plan.survey
     share = survey.pruned_weights / plan.weights
     output.print(f"model      {recipe.model}: {plan.weights:,} weights in {size(plan.bytes)} of safetensors")
-    output.print(f"prune      {recipe.pruner.name} at {recipe.sparsity}: {survey.pruned_weights:,} weights ({percent(share)})")
+    output.print(
+        f"prune      {recipe.pruner.name} at {recipe.sparsity}: {survey.pruned_weights:,} weights ({percent(share)})"
+    )
     size_, stride = recipe.schedule.size, recipe.schedule.stride
-    solver = recipe.solver.name if recipe.solver.name == "none" else f"{recipe.solver.name}, {recipe.solver.epochs} epochs"
+    solver = (
+        recipe.solver.name if recipe.solver.name == "none" else f"{recipe.solver.name}, {recipe.solver.epochs} epochs"
+    )
     output.print(
         f"schedule   {recipe.reconstruct}: {len(plan.schedule)} windows of size {size_}, stride {stride}; "
         f"{recipe.teacher} teacher; solver {solver}"
@@ -225,14 +228,13 @@ def _alike(plan: Plan) -> Iterator[tuple[str, str, str]]:
     """The linear groups, blocks that are alike in one row."""
     rows: dict[tuple[str, str], list[int]] = {}
     for block in plan.survey.blocks:
-        for group in block.groups:
-            shapes = ", ".join(f"{block.shapes[name][0]} x {block.shapes[name][1]}" for name in group)
-            rows.setdefault((", ".join(group), shapes), []).append(block.index)
+        for names in block.groups:
+            shapes = ", ".join("{} x {}".format(*block.shapes[name]) for name in names)
+            rows.setdefault((", ".join(names), shapes), []).append(block.index)
         for name in block.dense:
             rows.setdefault((f"{name} (stays dense)", "{} x {}".format(*block.shapes[name])), []).append(block.index)
     for (group, shapes), blocks in rows.items():
-        whole = blocks == list(range(blocks[0], blocks[-1] + 1)) and len(blocks) > 1
-        yield f"{blocks[0]}-{blocks[-1]}" if whole else ", ".join(map(str, blocks)), group, shapes
+        yield ranges(blocks), group, shapes
 
 
 def percent(share: float) -> str:
@@ -259,5 +261,3 @@ def _change(error: Mapping[str, float]) -> str:
     if error["before"] == error["after"]:
         return percent(error["after"])
     return f"{percent(error['before'])} > {percent(error['after'])}"
-
-

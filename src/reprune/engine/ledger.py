@@ -62,7 +62,9 @@ class Ledger:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             self._lock.close()
-            raise InputError(f"{self.result}: another process is working on this run; wait for it or stop it.") from None
+            raise InputError(
+                f"{self.result}: another process is working on this run; wait for it or stop it."
+            ) from None
         return self
 
     def __exit__(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, final
 
@@ -77,7 +78,7 @@ class Result:
             files |= dict.fromkeys(names, path.name)
         for source in sorted({file for pattern in _COPIED for file in self._decoder.folder.glob(pattern)}):
             if source.is_file() and not any(source.match(pattern) for pattern in _NOT_COPIED):
-                write_durably(self.folder / source.name, lambda target, source=source: shutil.copyfile(source, target) and None)
+                write_durably(self.folder / source.name, partial(shutil.copyfile, source))
         write_text(self.folder / RECIPE, recipe)
         write_text(self.folder / RECORD, json.dumps(record, indent=2) + "\n")
         index = {"metadata": {"total_size": checkpoint.bytes}, "weight_map": dict(sorted(files.items()))}

@@ -11,6 +11,7 @@ import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, final
 
 import torch
@@ -90,7 +91,7 @@ def run_windows(recipe: Recipe, decoder: Decoder, ledger: Ledger, result: Result
                 before = [pruned.block for pruned in blocks if pruned.index < fresh.index]
                 notes = prune_block_(
                     fresh,
-                    lambda before=before, fresh=fresh: frontier.inputs(before, fresh.block),
+                    partial(frontier.inputs, before, fresh.block),
                     methods.pruner,
                     methods.pattern,
                     kept_dense(fresh.block.linears, recipe.exclude),
@@ -110,12 +111,13 @@ def run_windows(recipe: Recipe, decoder: Decoder, ledger: Ledger, result: Result
             if not errors.calibration.finite:
                 raise NumericalError(f"window {window.index}: its outputs are not finite after reconstruction")
         still_open = [pruned for pruned in blocks if pruned.index not in window.retired]
+        record = window_record(window, fit, errors, time.monotonic() - began)
         entry = {
-            "window": window_record(window, fit, errors, time.monotonic() - began),
+            "window": record,
             "blocks": [block_record(pruned, block_errors[pruned.index]) for pruned in retired],
         }
         ledger.commit(window, entry, still_open)
-        watcher.window_done(window, entry["window"])
+        watcher.window_done(window, record)
 
 
 def _frontier(recipe: Recipe, decoder: Decoder, ledger: Ledger, watcher: Watcher) -> Frontier:

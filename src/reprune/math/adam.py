@@ -56,7 +56,7 @@ class Adam(Solver):
                 difference = problem.outputs(batch).float() - problem.targets(batch)
                 loss = difference.square().mean() / power
                 optimizer.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]  # torch leaves backward untyped
+                loss.backward()
                 self._mask_gradients_(problem)
                 optimizer.step()
                 total += loss.item() * len(batch)

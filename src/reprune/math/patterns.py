@@ -108,8 +108,7 @@ class NM(Pattern):
     def __post_init__(self) -> None:
         if not 0 < self.kept < self.of:
             raise InputError(
-                f"sparsity: expected N:M with 0 < N < M, such as 2:4 (2 of every 4 kept); "
-                f"got {self.kept}:{self.of}."
+                f"sparsity: expected N:M with 0 < N < M, such as 2:4 (2 of every 4 kept); got {self.kept}:{self.of}."
             )
 
     @property

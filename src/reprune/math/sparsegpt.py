@@ -68,7 +68,7 @@ class SparseGPT(Pruner[Gram]):
         diagonal[dead] = 1.0
         mean = diagonal.mean()
         damping, added = self.damping, 0.0
-        while damping <= 1.0:
+        while damping <= max(self.damping, 1.0):
             diagonal += (damping - added) * mean
             added = damping
             lower, failed = torch.linalg.cholesky_ex(H)

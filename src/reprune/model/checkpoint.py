@@ -66,7 +66,9 @@ class Checkpoint:
                 weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
                 names = sorted({str(name) for name in weight_map.values()})
             except (ValueError, KeyError, AttributeError, TypeError):
-                raise InputError(f"{index}: not a safetensors index with a weight_map; download the model again.") from None
+                raise InputError(
+                    f"{index}: not a safetensors index with a weight_map; download the model again."
+                ) from None
             if outside := [name for name in names if Path(name).is_absolute() or ".." in Path(name).parts]:
                 raise InputError(f"{index}: names the file {outside[0]}, outside the model folder; refused.")
             files = [self.folder / name for name in names]

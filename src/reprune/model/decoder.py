@@ -60,7 +60,7 @@ class Decoder:
     @property
     def vocabulary(self) -> int:
         """The number of rows of the input embedding: token ids are below it."""
-        return int(self.skeleton.model.get_input_embeddings().weight.shape[0])  # type: ignore[operator]
+        return int(self.skeleton.model.get_input_embeddings().weight.shape[0])
 
     def _block_names(self, index: int) -> dict[str, str]:
         """Of one block: the names of its parameters (and saved buffers) to the names in the checkpoint."""
@@ -123,9 +123,7 @@ class Decoder:
         Tensors of the checkpoint that the block's module does not know (old buffers) are passed on as they are.
         """
         tensors = {
-            name: self.checkpoint.tensor(name)
-            for name in self.checkpoint.entries
-            if self.block_of(name) == block.index
+            name: self.checkpoint.tensor(name) for name in self.checkpoint.entries if self.block_of(name) == block.index
         }
         state = block.module.state_dict()
         for name, stored in self.names[block.index].items():

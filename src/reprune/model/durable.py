@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 
-def write_durably(path: Path, write: Callable[[Path], None]) -> None:
+def write_durably(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` make a temporary file beside `path`, force it to disk, and rename it to `path`."""
     temporary = path.with_name(f".{path.name}.tmp")
     try:
@@ -26,7 +26,7 @@ def write_durably(path: Path, write: Callable[[Path], None]) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write `text` as UTF-8, durably."""
-    write_durably(path, lambda temporary: temporary.write_text(text, encoding="utf-8") and None)
+    write_durably(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:

@@ -50,9 +50,7 @@ class Linear:
 
 def find_linears(block: nn.Module) -> list[Linear]:
     """All linears in a block, in the order of its modules."""
-    return [
-        Linear(name, module) for name, module in block.named_modules() if isinstance(module, nn.Linear | Conv1D)
-    ]
+    return [Linear(name, module) for name, module in block.named_modules() if isinstance(module, nn.Linear | Conv1D)]
 
 
 def other_matrices(block: nn.Module) -> dict[str, tuple[int, ...]]:

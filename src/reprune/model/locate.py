@@ -60,9 +60,7 @@ def locate_model(model: str, *, revision: str | None = None, notify: Notify | No
     if path.is_file():
         return _from_gguf(path, notify)
     if path.suffix.lower() == ".gguf":
-        raise InputError(
-            f"{model}: no such file; download a GGUF from the Hub first (hf download REPO FILE)."
-        )
+        raise InputError(f"{model}: no such file; download a GGUF from the Hub first (hf download REPO FILE).")
     if _looks_like_path(model):
         raise InputError(f"{model}: no such folder; expected a model folder, a Hub id or a .gguf file.")
     return _from_hub(model, revision)
@@ -101,9 +99,7 @@ def locked_cache(name: str, notify: Notify | None = None) -> Iterator[Path]:
         root.mkdir(parents=True, exist_ok=True)
         lock = (root / f".{name}.lock").open("w")
     except OSError as error:
-        raise InputError(
-            f"{root}: no cache can be kept here ({error.strerror}); set REPRUNE_CACHE."
-        ) from None
+        raise InputError(f"{root}: no cache can be kept here ({error.strerror}); set REPRUNE_CACHE.") from None
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -139,9 +135,7 @@ def _check_folder(folder: Path, name: str) -> None:
                 "the same with AutoTokenizer, then give FOLDER."
             )
     elif "adapter_config.json" in names:
-        raise InputError(
-            f"{name}: is a PEFT adapter; give its base model with it merged in (merge_and_unload)."
-        )
+        raise InputError(f"{name}: is a PEFT adapter; give its base model with it merged in (merge_and_unload).")
     elif not ggufs:
         raise InputError(f"{name}: has no config.json, so it is not a model folder.")
     if ggufs:
@@ -162,9 +156,7 @@ def _check_config(file: Path, name: str) -> None:
 
     if any(_NOT_GENERATIVE.search(each) for each in classes) or config.get("model_type") in ENCODERS:
         what = ", ".join(classes) or config["model_type"]
-        raise UnsupportedModelError(
-            f"{name}: {what} does not predict the next token; give a causal language model."
-        )
+        raise UnsupportedModelError(f"{name}: {what} does not predict the next token; give a causal language model.")
 
 
 def _from_hub(model: str, revision: str | None) -> Path:
@@ -188,11 +180,7 @@ def _is_whole(folder: Path) -> bool:
     from reprune.model.checkpoint import Checkpoint
 
     try:
-        return (
-            bool(Checkpoint(folder).entries)
-            and (folder / "config.json").exists()
-            and any(folder.glob("tok*"))
-        )
+        return bool(Checkpoint(folder).entries) and (folder / "config.json").exists() and any(folder.glob("tok*"))
     except InputError:
         return False
 
@@ -226,9 +214,7 @@ def _from_gguf(gguf: Path, notify: Notify | None) -> Path:
     try:
         with gguf.open("rb") as file:
             if file.read(4) != b"GGUF":
-                raise InputError(
-                    f"{gguf}: is no GGUF file; expected a model folder, a Hub id or a .gguf file."
-                )
+                raise InputError(f"{gguf}: is no GGUF file; expected a model folder, a Hub id or a .gguf file.")
             file.seek(0)
             folder = converted_folder(gguf.name, hashlib.file_digest(file, "sha256").hexdigest())
     except OSError as error:
@@ -242,15 +228,11 @@ def _from_gguf(gguf: Path, notify: Notify | None) -> Path:
             return folder
         if notify is not None:
             notify(f"converting {gguf.name} once; the result is kept in the cache")
-        work = (
-            root / f".{folder.name}.partial"
-        )  # left by a conversion that was killed, if there: we hold the lock
+        work = root / f".{folder.name}.partial"  # left by a conversion that was killed, if there: we hold the lock
         shutil.rmtree(work, ignore_errors=True)
         try:
             (work / "read").mkdir(parents=True)
-            (work / "read" / "model.gguf").symlink_to(
-                gguf.resolve()
-            )  # alone: files beside it are not mixed in
+            (work / "read" / "model.gguf").symlink_to(gguf.resolve())  # alone: files beside it are not mixed in
             with _silent_transformers():
                 _convert(gguf, work / "read", work / "write")
             for path in (work / "write").iterdir():

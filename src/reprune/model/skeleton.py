@@ -11,6 +11,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, final
 
@@ -55,7 +56,7 @@ class _Recorder(nn.Module):
         return (states,) if self._as_tuple else states
 
 
-class _LastBlockReached(Exception):  # noqa: N818  # a signal, not an error
+class _LastBlockReached(Exception):
     """Ends a forward pass when the last recorder has been called: what comes after is never run."""
 
 
@@ -70,7 +71,7 @@ class Skeleton:
             UnsupportedModelError: it is no decoder whose blocks can be run one by one; the message says why.
         """
         self.model = _build(folder, trust_remote_code)
-        self.config = self.model.config.get_text_config(decoder=True)
+        self.config: Any = self.model.config.get_text_config(decoder=True)
         self.blocks_path, self.blocks = _find_blocks(self.model)
         self._as_tuple = False
 
@@ -144,16 +145,14 @@ class Skeleton:
             except _LastBlockReached:
                 return entered[0], calls
         raise UnsupportedModelError(
-            f"{type(self.model).__name__}: only {len(calls)} of its {len(self.blocks)} blocks at {self.blocks_path} run."
+            f"{type(self.model).__name__}: only {len(calls)} of the {len(self.blocks)} blocks at {self.blocks_path} run."
         )
 
     @contextmanager
     def _recorders(self, saw: Callable[[int, Tensor, Call], bool]) -> Iterator[None]:
         originals = list(self.blocks)
         for index, block in enumerate(originals):
-            self.blocks[index] = _Recorder(
-                block, lambda states, call, index=index: saw(index, states, call), self._as_tuple
-            )
+            self.blocks[index] = _Recorder(block, partial(saw, index), self._as_tuple)
         try:
             yield
         finally:
@@ -161,7 +160,7 @@ class Skeleton:
                 self.blocks[index] = block
 
 
-def _build(folder: Path, trust_remote_code: bool) -> nn.Module:
+def _build(folder: Path, trust_remote_code: bool) -> Any:
     from accelerate import init_empty_weights
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.initialization import no_init_weights
@@ -172,7 +171,9 @@ def _build(folder: Path, trust_remote_code: bool) -> nn.Module:
         except (OSError, ValueError, KeyError) as error:
             raise InputError(f"{folder.name}: its config.json cannot be used: {error}") from None
         if getattr(config, "is_encoder_decoder", False):
-            raise UnsupportedModelError(f"{folder.name}: {config.model_type} is an encoder-decoder; a decoder is needed.")
+            raise UnsupportedModelError(
+                f"{folder.name}: {config.model_type} is an encoder-decoder; a decoder is needed."
+            )
         if getattr(config, "quantization_config", None) is not None:
             raise UnsupportedModelError(
                 f"{folder.name}: its weights are quantized, and quantized weights cannot be pruned; "
@@ -181,7 +182,7 @@ def _build(folder: Path, trust_remote_code: bool) -> nn.Module:
         try:
             # Buffers are made for real: those that no checkpoint holds (rotary frequencies) exist nowhere else.
             with no_init_weights(), init_empty_weights(include_buffers=False):
-                model: nn.Module = AutoModelForCausalLM.from_config(
+                model: Any = AutoModelForCausalLM.from_config(
                     config, dtype=torch.float32, trust_remote_code=trust_remote_code
                 )
         except ValueError as error:
@@ -216,9 +217,9 @@ def _weights(module: nn.Module) -> Iterator[nn.Parameter]:
 
 
 @contextmanager
-def _filling(model: nn.Module, blocks_path: str, fill: Fill) -> Iterator[None]:
+def _filling(model: Any, blocks_path: str, fill: Fill) -> Iterator[None]:
     """Have the weights of each module outside the blocks filled in just before it first runs."""
-    embedding = model.get_input_embeddings()  # type: ignore[operator]  # a method of every PreTrainedModel
+    embedding = model.get_input_embeddings()
 
     def hook(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         return lambda module, args: fill(name, module, args[0] if module is embedding else None)

@@ -62,9 +62,7 @@ class Rows:
             column = _text_column(dataset, self.column, label)
             tokens = _token_column(dataset) if generated else None
             if len(dataset) == 0:
-                raise InputError(
-                    f"{label}: expected at least one row of text, but there is none; give another"
-                )
+                raise InputError(f"{label}: expected at least one row of text, but there is none; give another")
             if running and _keeps_newlines(dataset, column):
                 joiner = ""
             documents = Documents(

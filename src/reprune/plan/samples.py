@@ -141,7 +141,7 @@ def evaluation_windows(
     return torch.from_numpy(_begin(tokens[: windows * width].reshape(windows, width), prefix))
 
 
-class _TooShort(Exception):  # noqa: N818, never leaves this module
+class _TooShort(Exception):
     """A text has fewer tokens than its samples need."""
 
     def __init__(self, tokens: int, width: int) -> None:
@@ -247,9 +247,7 @@ def _too_short(short: _TooShort, name: str, need: int, prefix: list[int], most: 
 
 def _width(seqlen: int, prefix: list[int]) -> int:
     if seqlen < len(prefix) + 1:
-        raise InputError(
-            f"seqlen: expected at least {len(prefix) + 1} tokens, but got {seqlen}; give a longer sample"
-        )
+        raise InputError(f"seqlen: expected at least {len(prefix) + 1} tokens, but got {seqlen}; give a longer sample")
     return seqlen - len(prefix)
 
 

@@ -100,8 +100,7 @@ def _shares(role: Role, specs: list[SourceSpec], counts: list[int]) -> list[Shar
 def _counts(specs: Sequence[SourceSpec], total: int) -> list[int]:
     free = [index for index, spec in enumerate(specs) if spec.count is None]
     return [
-        spec.count or total // len(free) + (free.index(index) < total % len(free))
-        for index, spec in enumerate(specs)
+        spec.count or total // len(free) + (free.index(index) < total % len(free)) for index, spec in enumerate(specs)
     ]
 
 

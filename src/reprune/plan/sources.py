@@ -45,16 +45,12 @@ def parse_source(text: str) -> SourceSpec:
     if not equals or not re.fullmatch(r"[+-]?[0-9]+", suffix):
         name, suffix = text, ""
     if not name.strip():
-        raise InputError(
-            f"source {text!r}: expected SOURCE[=COUNT], but the source is empty; name one of {_FORMS}"
-        )
+        raise InputError(f"source {text!r}: expected SOURCE[=COUNT], but the source is empty; name one of {_FORMS}")
     if not suffix:
         return SourceSpec(name)
     count = int(suffix)
     if count < 1:
-        raise InputError(
-            f"source {text!r}: expected a COUNT of at least 1, but got {count}; leave the source out"
-        )
+        raise InputError(f"source {text!r}: expected a COUNT of at least 1, but got {count}; leave the source out")
     return SourceSpec(name, count)
 
 
@@ -104,7 +100,7 @@ class TextFile(Source):
 
     path: Path
 
-    def load(self, split: Split) -> Documents:  # noqa: ARG002, a file has no splits
+    def load(self, split: Split) -> Documents:
         """The file's text. Raises InputError if it cannot be read, is not UTF-8 or is empty."""
         return Documents(self.path.name, (read_text(self.path, _label(self.path.name)),))
 
@@ -120,7 +116,7 @@ class RowFile(Source):
     path: Path
     column: str | None = None
 
-    def load(self, split: Split) -> Documents:  # noqa: ARG002, a file has no splits
+    def load(self, split: Split) -> Documents:
         """The file's rows. Raises InputError if it is damaged, not UTF-8, empty, or lacks the column."""
         label = _label(self.path.name)
         is_json = not self.path.name.lower().endswith(".parquet")
@@ -179,9 +175,7 @@ KNOWN: dict[str, Source] = {
         column="text",
         files=("en/c4-train.00000-of-01024.json.gz", "en/c4-validation.00000-of-00008.json.gz"),
     ),
-    "wikitext2": DataSet(
-        "wikitext2", "Salesforce/wikitext", config="wikitext-2-raw-v1", column="text", running=True
-    ),
+    "wikitext2": DataSet("wikitext2", "Salesforce/wikitext", config="wikitext-2-raw-v1", column="text", running=True),
     "ptb": DataSet(
         "ptb",
         "ptb-text-only/ptb_text_only",
@@ -237,9 +231,7 @@ def _file(path: Path, column: str | None) -> Source:
     if not path.name.lower().endswith((".txt", ".txt.gz")):
         return RowFile(path, column)
     if column is not None:
-        raise InputError(
-            f"{label}: expected no column, since a .txt has none, but got {column!r}; leave it out"
-        )
+        raise InputError(f"{label}: expected no column, since a .txt has none, but got {column!r}; leave it out")
     return TextFile(path)
 
 

@@ -136,12 +136,12 @@ def _merged(refusals: Sequence[tuple[int, str]]) -> tuple[str, ...]:
     for index, reason in refusals:
         blocks.setdefault(reason, []).append(index)
     return tuple(
-        f"block {found[0]}: {reason}" if len(found) == 1 else f"blocks {_ranges(found)}: {reason}"
+        f"block {found[0]}: {reason}" if len(found) == 1 else f"blocks {ranges(found)}: {reason}"
         for reason, found in blocks.items()
     )
 
 
-def _ranges(numbers: Sequence[int]) -> str:
+def ranges(numbers: Sequence[int]) -> str:
     """0-3, 5 for [0, 1, 2, 3, 5]."""
     parts: list[list[int]] = []
     for number in numbers:

@@ -88,9 +88,7 @@ def explain_json(path: Path, label: str) -> InputError | None:
             try:
                 value = json.loads(line)
             except ValueError as error:
-                return InputError(
-                    f"{place}: expected one JSON object a line, but {error}; correct or remove the line"
-                )
+                return InputError(f"{place}: expected one JSON object a line, but {error}; correct or remove the line")
             if not isinstance(value, dict):
                 return InputError(
                     f'{place}: expected a JSON object such as {{"text": "..."}}, but got '
@@ -101,9 +99,7 @@ def explain_json(path: Path, label: str) -> InputError | None:
 
 def _not_utf8(label: str, line: int, error: UnicodeDecodeError) -> InputError:
     byte = error.object[error.start]
-    return InputError(
-        f"{label}, line {line}: expected UTF-8, but byte 0x{byte:02x} is not; convert the file to UTF-8"
-    )
+    return InputError(f"{label}, line {line}: expected UTF-8, but byte 0x{byte:02x} is not; convert the file to UTF-8")
 
 
 def _empty(label: str) -> InputError:

@@ -53,9 +53,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> Tokens:
     return np.asarray(_ids(tokenizer, text, special=False), dtype=np.int64)
 
 
-def document_tokens(
-    tokenizer: PreTrainedTokenizerBase, documents: Documents, index: int, prefix: list[int]
-) -> Tokens:
+def document_tokens(tokenizer: PreTrainedTokenizerBase, documents: Documents, index: int, prefix: list[int]) -> Tokens:
     """The tokens of one document without the prefix: as it was generated, else tokenized. (tokens,) int64."""
     ids = documents.token_ids(index)
     return encode(tokenizer, documents[index]) if ids is None else _without(prefix, ids)

@@ -214,8 +214,10 @@ def demo(
 
 def _given(arguments: dict[str, Any]) -> dict[str, Any]:
     """The flags that belong to the recipe, out of a command's arguments; a switch that is off was not given."""
-    names = ("pruner", "sparsity", "reconstruct", "calibration", "heldout", "samples", "seqlen")
-    names += ("epochs", "lr", "batch_size", "seed", "device", "trust_remote_code")
+    names = [
+        *("pruner", "sparsity", "reconstruct", "calibration", "heldout", "samples", "seqlen"),
+        *("epochs", "lr", "batch_size", "seed", "device", "trust_remote_code"),
+    ]
     return {name: arguments[name] for name in names if arguments[name] is not False}
 
 

@@ -145,7 +145,7 @@ class Skeleton:
             except _LastBlockReached:
                 return entered[0], calls
         raise UnsupportedModelError(
-            f"{type(self.model).__name__}: only {len(calls)} of the {len(self.blocks)} blocks at {self.blocks_path} run."
+            f"{type(self.model).__name__}: only {len(calls)} of {len(self.blocks)} blocks at {self.blocks_path} run."
         )
 
     @contextmanager

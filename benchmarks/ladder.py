@@ -29,10 +29,7 @@ def reprune(*arguments: str) -> str:
 
 
 def evaluate(model: str | Path, options: argparse.Namespace) -> float:
-    said = reprune(
-        "evaluate", str(model), "--text", options.test, "--seqlen", "512", "--windows", "12",
-        "--precision", "float32", "-q",
-    )  # fmt: skip
+    said = reprune("evaluate", str(model), "--text", options.test, "--seqlen", "512", "--windows", "12", "-q")
     return float(said)
 
 

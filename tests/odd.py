@@ -125,7 +125,7 @@ class _Base(nn.Module):
             case "per sample, nested":
                 return block(states, side={"nested": ids.unsqueeze(-1).float()})
             case "per sample, a number":
-                return block(states, float(ids.float().mean()))
+                return block(states, float(ids[0].float().mean()))
         return block(states)
 
 

@@ -3,20 +3,73 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
 import transformers
+from gguf import GGMLQuantizationType, GGUFWriter, get_tensor_name_map
+from gguf.constants import MODEL_ARCH
+from gguf.quants import quantize
 
 from reprune.doors import demo_model as door
 from reprune.doors.demo_model import demo_model
 from reprune.errors import InputError
-from tests.model.test_locate import write_gguf
+from tests import tiny
 
 NAME = "tiny-demo.gguf"
+
+
+def write_gguf(file: Path, *, quantized: bool = False, without: str = " ", arch: str = "llama", **rope: float) -> Path:
+    """The tiny Llama and its tokenizer as a GGUF file, in float32 or Q8_0, with a rope `factor` or `table`."""
+    model = tiny.build("llama")
+    config = model.config
+    writer = GGUFWriter(file, arch)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_freq_base(10_000.0)
+    if "factor" in rope:
+        writer.add_rope_scaling_factor(rope["factor"])
+    bpe = json.loads(tiny.tokenizer().backend_tokenizer.to_str())["model"]
+    tokens = sorted(bpe["vocab"], key=bpe["vocab"].__getitem__)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list(tokens)
+    writer.add_token_types([3 if index < 3 else 1 for index in range(len(tokens))])
+    writer.add_token_merges([" ".join(pair) for pair in bpe["merges"]])
+    writer.add_pad_token_id(0)
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.add_add_bos_token(True)
+    names = get_tensor_name_map(MODEL_ARCH.LLAMA, config.num_hidden_layers)
+    for name, tensor in model.state_dict().items():
+        gguf_name = names.get_name(name, try_suffixes=(".weight",))
+        assert gguf_name is not None
+        if without in gguf_name:
+            continue
+        if ".q_proj." in name or ".k_proj." in name:  # llama.cpp interleaves the halves of each head
+            heads = config.num_attention_heads if ".q_proj." in name else config.num_key_value_heads
+            tensor = tensor.unflatten(0, (heads, 2, -1)).transpose(1, 2).flatten(0, 2)
+        if quantized and tensor.dim() == 2:
+            kind = GGMLQuantizationType.Q8_0
+            writer.add_tensor(gguf_name, quantize(tensor.numpy(), kind), raw_dtype=kind)
+        else:
+            writer.add_tensor(gguf_name, tensor.contiguous().numpy())
+    if "table" in rope:
+        writer.add_tensor("rope_freqs.weight", torch.full((4,), rope["table"]).numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return file
 
 
 @pytest.fixture(autouse=True)
@@ -33,9 +86,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     data.mkdir(parents=True)
     third = len(content) // 3
     parts = [data / f"{NAME}.part0{index}" for index in range(3)]
-    for part, piece in zip(
-        parts, (content[:third], content[third : 2 * third], content[2 * third :]), strict=True
-    ):
+    for part, piece in zip(parts, (content[:third], content[third : 2 * third], content[2 * third :]), strict=True):
         part.write_bytes(piece)
     sha256 = hashlib.sha256(content).hexdigest()
     (data / "SHA256SUMS").write_text(f"{'0' * 64}  another.gguf\n{sha256}  {NAME}\n")
@@ -57,9 +108,7 @@ def test_the_parts_become_a_model_folder_that_transformers_loads(package: Any, c
     assert transformers.AutoTokenizer.from_pretrained(folder).bos_token_id == 1
 
 
-def test_once_made_it_is_neither_assembled_nor_hashed_again(
-    package: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_once_made_it_is_neither_assembled_nor_hashed_again(package: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = demo_model()
     package.chunk_paths = pytest.fail
     monkeypatch.setattr(door, "locate_model", pytest.fail)

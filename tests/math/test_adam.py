@@ -82,9 +82,7 @@ def _same(one: list[Tensor], other: list[Tensor]) -> bool:
     return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
-def _twin(
-    problem: _Network, start: list[Tensor], batches: list[Tensor], adam: Adam, steps: int
-) -> list[Tensor]:
+def _twin(problem: _Network, start: list[Tensor], batches: list[Tensor], adam: Adam, steps: int) -> list[Tensor]:
     """Adam written out, in float64, the mask multiplied into the weights of every forward pass.
 
     m = b1 m + (1 - b1) g, v = b2 v + (1 - b2) g^2, w -= lr (1 - step / steps) m^ / (sqrt(v^) + 1e-8),

@@ -49,18 +49,14 @@ def _kept_of_a_group(scores: list[float], kept: int) -> list[bool]:
 
 @_FEW
 @given(scores=_scores(), fraction=_FRACTIONS)
-def test_within_a_matrix_the_lowest_scores_go_and_among_equals_the_first(
-    scores: Tensor, fraction: float
-) -> None:
+def test_within_a_matrix_the_lowest_scores_go_and_among_equals_the_first(scores: Tensor, fraction: float) -> None:
     expected = _kept_by_sorting(scores.flatten().tolist(), round(fraction * scores.numel()))
     assert Unstructured(fraction).keep(scores, "matrix").flatten().tolist() == expected
 
 
 @_FEW
 @given(scores=_scores(), fraction=_FRACTIONS)
-def test_within_each_row_the_lowest_scores_go_and_among_equals_the_first(
-    scores: Tensor, fraction: float
-) -> None:
+def test_within_each_row_the_lowest_scores_go_and_among_equals_the_first(scores: Tensor, fraction: float) -> None:
     expected = [_kept_by_sorting(row, round(fraction * scores.shape[1])) for row in scores.tolist()]
     assert Unstructured(fraction).keep(scores, "row").tolist() == expected
 
@@ -82,9 +78,7 @@ def test_every_group_keeps_its_best_and_among_equals_the_first(case: tuple[NM, T
     groups = scores.reshape(-1, pattern.of).tolist()
     keep = pattern.keep(scores, scope)
     assert keep.shape == scores.shape
-    assert keep.reshape(-1, pattern.of).tolist() == [
-        _kept_of_a_group(group, pattern.kept) for group in groups
-    ]
+    assert keep.reshape(-1, pattern.of).tolist() == [_kept_of_a_group(group, pattern.kept) for group in groups]
 
 
 @_FEW
@@ -107,9 +101,7 @@ def test_a_mask_is_boolean_and_leaves_the_scores_alone(scores: Tensor, fraction:
 @pytest.mark.parametrize("pattern", [Unstructured(0.5), NM(2, 4)], ids=str)
 @pytest.mark.parametrize("scope", ["matrix", "row"])
 @pytest.mark.parametrize("value", [0.0, 1.0, float("inf"), 1e-45])
-def test_where_all_scores_are_equal_half_of_them_still_go(
-    pattern: Pattern, scope: Scope, value: float
-) -> None:
+def test_where_all_scores_are_equal_half_of_them_still_go(pattern: Pattern, scope: Scope, value: float) -> None:
     keep = pattern.keep(torch.full((6, 8), value), scope)
     assert int(keep.sum()) == 24
     assert torch.equal(keep, pattern.keep(torch.full((6, 8), value), scope))
@@ -195,9 +187,7 @@ def test_an_impossible_fraction_cannot_be_made(arguments: Any) -> None:
 
 
 def test_a_matrix_whose_columns_do_not_fall_into_groups_is_refused_by_name() -> None:
-    with pytest.raises(
-        InputError, match=r"mlp\.up_proj: the pattern 3:5 needs .* 5 divides, but it has 32"
-    ) as raised:
+    with pytest.raises(InputError, match=r"mlp\.up_proj: the pattern 3:5 needs .* 5 divides, but it has 32") as raised:
         NM(3, 5).check(32, "mlp.up_proj")
     assert "exclude" in str(raised.value)
     NM(2, 4).check(32, "mlp.up_proj")

@@ -37,9 +37,7 @@ def _weights(*rows: int, columns: int, seed: int = 1) -> list[Tensor]:
     return [torch.randn(count, columns, generator=random) for count in rows]
 
 
-def _prune(
-    pruner: Pruner[Statistics], weights: Sequence[Tensor], X: Tensor, pattern: Pattern
-) -> list[Pruned]:
+def _prune(pruner: Pruner[Statistics], weights: Sequence[Tensor], X: Tensor, pattern: Pattern) -> list[Pruned]:
     statistics = pruner.statistics(X.shape[1], _CPU)
     statistics.update(X)
     return pruner.prune(weights, statistics, pattern)
@@ -100,9 +98,7 @@ def _sparsegpt_twin(
     for column in range(columns):
         if column % width == 0:
             part = slice(column, min(column + width, columns))
-            costs = torch.stack(
-                [W[:, place] ** 2 / inverses[place][0, 0] for place in range(part.start, part.stop)], 1
-            )
+            costs = torch.stack([W[:, place] ** 2 / inverses[place][0, 0] for place in range(part.start, part.stop)], 1)
             mask[:, part] = _mask_of(costs, pattern, by_row=False)
         inverse = inverses[column]
         for row in range(rows):
@@ -142,9 +138,7 @@ def test_wanda_and_magnitude_differ_where_the_inputs_do() -> None:
     [(24, 128), (24, 24), (24, 8), (24, 16), (24, 10), (24, 1)],
     ids=["one block", "just one", "three", "a shorter last", "across groups", "a column each"],
 )
-def test_sparsegpt_prunes_and_updates_as_the_formula_says(
-    pattern: Pattern, columns: int, block_size: int
-) -> None:
+def test_sparsegpt_prunes_and_updates_as_the_formula_says(pattern: Pattern, columns: int, block_size: int) -> None:
     weights, X = _weights(5, 9, columns=columns), _inputs(columns)
     found = _prune(SparseGPT(block_size=block_size), weights, X, pattern)
     H = X.double().T @ X.double()
@@ -184,9 +178,7 @@ def test_the_block_size_does_not_change_an_n_m_result(block_size: int) -> None:
 
 @pruners
 @patterns
-def test_a_group_of_matrices_is_pruned_as_each_of_them_alone(
-    pruner: Pruner[Statistics], pattern: Pattern
-) -> None:
+def test_a_group_of_matrices_is_pruned_as_each_of_them_alone(pruner: Pruner[Statistics], pattern: Pattern) -> None:
     weights, X = _weights(3, 8, 1, columns=16), _inputs(16)
     for weight, together in zip(weights, _prune(pruner, weights, X, pattern), strict=True):
         (alone,) = _prune(pruner, [weight], X, pattern)
@@ -196,9 +188,7 @@ def test_a_group_of_matrices_is_pruned_as_each_of_them_alone(
 
 @pruners
 @patterns
-def test_what_is_pruned_is_plus_zero_and_what_comes_out_is_whole(
-    pruner: Pruner[Statistics], pattern: Pattern
-) -> None:
+def test_what_is_pruned_is_plus_zero_and_what_comes_out_is_whole(pruner: Pruner[Statistics], pattern: Pattern) -> None:
     weights = _weights(6, 4, columns=16)
     weights[0][:, :4] *= -1  # negative weights must not leave -0.0
     for weight, pruned in zip(weights, _prune(pruner, weights, _inputs(16), pattern), strict=True):
@@ -304,6 +294,17 @@ def test_raised_damping_still_makes_up_for_what_was_pruned() -> None:
     outputs = X.double() @ weight.double().T
     error = (outputs - X.double() @ pruned.weight.double().T).square().sum()
     assert error < 1e-6 * outputs.square().sum()
+
+
+def test_raised_damping_takes_the_place_of_the_lower_one() -> None:
+    gram = Gram(4, _CPU)
+    gram.matrix += torch.eye(4) + 1.5 * torch.eye(4).flip(0)  # its lowest eigenvalue is -0.5, its mean diagonal 1
+    (weight,) = _weights(5, columns=4)
+    (pruned,) = SparseGPT().prune([weight], gram, NM(2, 4))
+    assert pruned.notes == ("damping raised from 0.01 to 1: the Gram matrix is near singular",)
+    expected, mask = _sparsegpt_twin(weight, gram.matrix, NM(2, 4), 128, damping=1.0)
+    assert torch.equal(pruned.mask, mask)
+    torch.testing.assert_close(pruned.weight.double(), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_fewer_tokens_than_columns_need_no_raised_damping() -> None:

@@ -24,9 +24,7 @@ def test_batches_of_any_size_give_the_papers_error(batch: int) -> None:
     meter = ErrorMeter()
     for some, wanted in zip(outputs.split(batch), targets.split(batch), strict=True):
         meter.update(some, wanted)
-    difference = sum(
-        (a - b) ** 2 for a, b in zip(outputs.flatten().tolist(), targets.flatten().tolist(), strict=True)
-    )
+    difference = sum((a - b) ** 2 for a, b in zip(outputs.flatten().tolist(), targets.flatten().tolist(), strict=True))
     power = sum(value**2 for value in targets.flatten().tolist())
     assert meter.error().normalized == pytest.approx(difference / (_N * _H * _T), rel=1e-6)
     assert meter.error().relative == pytest.approx(difference / power, rel=1e-6)

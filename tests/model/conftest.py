@@ -43,9 +43,7 @@ def states_of(model: Any, blocks_path: str, ids: Tensor) -> list[Tensor]:
 
     def entered(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         del module
-        states.append(
-            args[0] if args else next(value for value in kwargs.values() if isinstance(value, Tensor))
-        )
+        states.append(args[0] if args else next(value for value in kwargs.values() if isinstance(value, Tensor)))
 
     def left(module: Any, args: tuple[Any, ...], outputs: Any) -> None:
         del module, args

@@ -50,11 +50,7 @@ def test_every_tensor_is_read_by_name_in_its_own_dtype(tmp_path: Path) -> None:
     for name, tensor in _tensors().items():
         entry, found = checkpoint.entries[name], checkpoint.tensor(name)
         assert torch.equal(found, tensor)
-        assert (
-            (entry.shape, entry.dtype)
-            == (tuple(tensor.shape), tensor.dtype)
-            == (tuple(found.shape), found.dtype)
-        )
+        assert (entry.shape, entry.dtype) == (tuple(tensor.shape), tensor.dtype) == (tuple(found.shape), found.dtype)
         assert entry.bytes == tensor.numel() * tensor.element_size()
     assert checkpoint.bytes == 48 + 10 + 8 + 2
 
@@ -154,9 +150,7 @@ def test_a_fingerprint_stays_the_same_wherever_the_model_lies(tmp_path: Path, fo
 
 @pytest.mark.parametrize("end", ["first", "last"])
 @pytest.mark.parametrize("name", ["a", "b", "long", "scalar"])
-def test_one_byte_at_an_end_of_any_tensor_changes_the_fingerprint(
-    end: str, name: str, tmp_path: Path
-) -> None:
+def test_one_byte_at_an_end_of_any_tensor_changes_the_fingerprint(end: str, name: str, tmp_path: Path) -> None:
     tensors = _tensors() | {"long": torch.arange(5000)}
     checkpoint = Checkpoint(_folder(tmp_path, model=tensors))
     before = checkpoint.fingerprint()

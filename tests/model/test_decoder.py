@@ -31,9 +31,7 @@ BLOCKS_PATHS = {
 def _renamed(folder: Path, rename: Callable[[str], str]) -> Path:
     """Write the folder's tensors under other names."""
     file = folder / "model.safetensors"
-    save_file(
-        {rename(name): tensor for name, tensor in load_file(file).items()}, file, metadata={"format": "pt"}
-    )
+    save_file({rename(name): tensor for name, tensor in load_file(file).items()}, file, metadata={"format": "pt"})
     return folder
 
 
@@ -60,9 +58,7 @@ def test_the_blocks_are_found(name: str, folder_of: FolderOf) -> None:
 
 @architectures
 @pytest.mark.parametrize("size", [3, 7])
-def test_streaming_gives_the_states_of_the_whole_model(
-    name: str, size: int, folder_of: FolderOf, ids: Tensor
-) -> None:
+def test_streaming_gives_the_states_of_the_whole_model(name: str, size: int, folder_of: FolderOf, ids: Tensor) -> None:
     decoder = Decoder(folder_of(name))
     expected = states_of(tiny.build(name), decoder.skeleton.blocks_path, ids)
     assert_same_states(streamed(decoder, ids, size), expected)
@@ -95,9 +91,7 @@ def test_planning_reads_no_weight_and_leaves_none_behind(
 
 
 @architectures
-def test_a_block_has_the_weights_of_its_checkpoint_and_gives_them_back(
-    name: str, folder_of: FolderOf
-) -> None:
+def test_a_block_has_the_weights_of_its_checkpoint_and_gives_them_back(name: str, folder_of: FolderOf) -> None:
     decoder, model = Decoder(folder_of(name)), tiny.build(name)
     for index, original in enumerate(model.get_submodule(decoder.skeleton.blocks_path)):
         block = decoder.load(index)
@@ -251,9 +245,7 @@ def test_low_precision_weights_are_run_in_float32_and_given_back_as_they_were(
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma3", "gpt2"])
-def test_products_in_bfloat16_leave_weights_and_states_in_float32(
-    name: str, folder_of: FolderOf, ids: Tensor
-) -> None:
+def test_products_in_bfloat16_leave_weights_and_states_in_float32(name: str, folder_of: FolderOf, ids: Tensor) -> None:
     decoder = Decoder(folder_of(name), precision=Precision(torch.bfloat16))
     expected = states_of(tiny.build(name), decoder.skeleton.blocks_path, ids)
     assert_same_states(streamed(decoder, ids, 3), expected, tolerance=0.03)
@@ -336,9 +328,7 @@ def test_blocks_that_depend_on_more_than_the_states_are_refused(
     quirk: odd.Quirk, size: int, tmp_path: Path, ids: Tensor
 ) -> None:
     decoder = Decoder(odd.save(quirk, tmp_path))
-    with pytest.raises(
-        UnsupportedModelError, match=r"block 0 is passed .*, which differs from sample to sample"
-    ):
+    with pytest.raises(UnsupportedModelError, match=r"block 0 is passed .*, which differs from sample to sample"):
         _embedded(decoder, ids, size)
 
 
@@ -348,7 +338,7 @@ def test_blocks_that_depend_on_more_than_the_states_are_refused(
         ("between", "changes the hidden states between block 0 and block 1"),
         ("backwards", "block 2 is called where block 0 was expected"),
         ("again", "block 0 is called where block 1 was expected"),
-        ("not all", "only 2 of its 3 blocks at model.layers run"),
+        ("not all", "only 2 of 3 blocks at model.layers run"),
     ],
 )
 def test_blocks_that_do_not_run_once_each_in_order_are_refused(

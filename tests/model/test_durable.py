@@ -33,9 +33,7 @@ def test_a_text_takes_the_place_of_the_old_one_and_leaves_nothing_else(path: Pat
 
 
 @pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt(), SystemExit(3)])
-def test_a_write_that_fails_midway_leaves_the_old_file_and_no_temporary(
-    path: Path, error: BaseException
-) -> None:
+def test_a_write_that_fails_midway_leaves_the_old_file_and_no_temporary(path: Path, error: BaseException) -> None:
     def fail(temporary: Path) -> None:
         temporary.write_text("half")
         assert _temporary_is_beside(path, temporary)
@@ -56,9 +54,7 @@ def test_a_write_that_makes_no_file_leaves_the_old_one(path: Path) -> None:
     assert _alone(path, "old")
 
 
-def test_a_disk_that_cannot_be_reached_leaves_the_old_file(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_disk_that_cannot_be_reached_leaves_the_old_file(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(_: int) -> None:
         raise OSError("no such device")
 

@@ -35,9 +35,7 @@ def _config(folder: Path, **values: Any) -> Path:
 
 
 @architectures
-def test_no_parameter_takes_memory_and_the_module_is_in_evaluation_mode(
-    name: str, folder_of: FolderOf
-) -> None:
+def test_no_parameter_takes_memory_and_the_module_is_in_evaluation_mode(name: str, folder_of: FolderOf) -> None:
     skeleton = Skeleton(folder_of(name))
     assert all(parameter.is_meta for parameter in skeleton.model.parameters())
     assert not any(module.training for module in skeleton.model.modules())
@@ -132,9 +130,7 @@ def test_a_model_without_blocks_is_refused(tmp_path: Path) -> None:
 
 
 def test_an_encoder_decoder_is_refused(tmp_path: Path) -> None:
-    tf.T5Config(vocab_size=320, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4).save_pretrained(
-        tmp_path
-    )
+    tf.T5Config(vocab_size=320, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4).save_pretrained(tmp_path)
     with pytest.raises(UnsupportedModelError, match="t5 is an encoder-decoder; a decoder is needed"):
         Skeleton(tmp_path)
 
@@ -151,9 +147,7 @@ def test_quantized_weights_are_refused_with_what_to_use_instead(tmp_path: Path) 
         Skeleton(_config(tmp_path, **config))
 
 
-@pytest.mark.parametrize(
-    "values", [{}, {"model_type": "no-such-model"}, {"model_type": "llama", "hidden_size": "x"}]
-)
+@pytest.mark.parametrize("values", [{}, {"model_type": "no-such-model"}, {"model_type": "llama", "hidden_size": "x"}])
 def test_a_configuration_of_no_known_model_is_refused(values: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"config\.json"):
         Skeleton(_config(tmp_path, **values))

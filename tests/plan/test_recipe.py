@@ -144,9 +144,7 @@ def test_the_model_given_is_over_the_files_and_one_of_them_is_needed() -> None:
         ("0.12345678", Unstructured(0.12345678)),
     ],
 )
-def test_sparsity_is_read_from_yaml_as_it_is_written(
-    text: str, pattern: Unstructured | NM, tmp_path: Path
-) -> None:
+def test_sparsity_is_read_from_yaml_as_it_is_written(text: str, pattern: Unstructured | NM, tmp_path: Path) -> None:
     assert resolve_recipe("model", _read(f"sparsity: {text}\n", tmp_path)).pattern == pattern
     assert resolve_recipe("model", _read(f"{{sparsity: {text}, seed: 1}}", tmp_path)).pattern == pattern
     assert resolve_recipe("model", settings=[f"sparsity={text}"]).pattern == pattern
@@ -287,9 +285,7 @@ def test_a_setting_without_key_and_value_is_refused(text: str) -> None:
         parse_setting(text)
 
 
-@pytest.mark.parametrize(
-    "text", ["exclude=[", "seed={", "model='x", "seed=!!python/name:os.system", "seed=a: b: c"]
-)
+@pytest.mark.parametrize("text", ["exclude=[", "seed={", "model='x", "seed=!!python/name:os.system", "seed=a: b: c"])
 def test_a_setting_whose_value_is_no_yaml_is_refused(text: str) -> None:
     with pytest.raises(InputError, match="not valid YAML"):
         parse_setting(text)
@@ -350,9 +346,7 @@ def _recipes(draw: st.DrawFn) -> Recipe:
 
 @settings(_FEW, max_examples=100)
 @given(recipe=_recipes())
-def test_a_recipe_written_as_yaml_reads_back_equal(
-    recipe: Recipe, tmp_path_factory: pytest.TempPathFactory
-) -> None:
+def test_a_recipe_written_as_yaml_reads_back_equal(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = tmp_path_factory.getbasetemp()
     assert resolve_recipe(None, _read(recipe.to_yaml(), folder)) == recipe
 

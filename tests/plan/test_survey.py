@@ -53,9 +53,7 @@ def _mixtral(folder: Path, **options: bool) -> Path:
 
 
 @pytest.mark.parametrize("name", list(tiny.CONFIGS))
-def test_the_groups_of_an_architecture_are_the_linears_that_share_their_inputs(
-    name: str, tmp_path: Path
-) -> None:
+def test_the_groups_of_an_architecture_are_the_linears_that_share_their_inputs(name: str, tmp_path: Path) -> None:
     decoder = Decoder(tiny.save(name, tmp_path))
     found = survey(decoder, _HALF, [])
     found.check()
@@ -121,9 +119,7 @@ def test_a_pattern_fits_a_whole_name_or_its_last_part(name: str, patterns: list[
 
 
 @pytest.mark.parametrize("exclude", [["dwn_proj"], ["mlp.*", "lm_head"], [""]])
-def test_an_exclusion_that_fits_nothing_is_refused_with_what_there_is(
-    exclude: list[str], llama: Decoder
-) -> None:
+def test_an_exclusion_that_fits_nothing_is_refused_with_what_there_is(exclude: list[str], llama: Decoder) -> None:
     with pytest.raises(InputError, match=rf"exclude: '{exclude[-1]}' fits no matrix .*mlp\.down_proj"):
         survey(llama, _HALF, exclude)
 
@@ -145,9 +141,7 @@ def test_widths_that_a_pattern_does_not_divide_are_refused_by_name(llama: Decode
         (refusal,) = [line for line in found.refusals if f" {name}: " in line]
         assert refusal.startswith("blocks 0-2: ")
         assert "3:5" in refusal
-    with pytest.raises(
-        UnsupportedModelError, match=r"mlp\.down_proj: the pattern 3:5 .* 5 divides, but it has 64"
-    ):
+    with pytest.raises(UnsupportedModelError, match=r"mlp\.down_proj: the pattern 3:5 .* 5 divides, but it has 64"):
         found.check()
 
 

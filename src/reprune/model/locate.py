@@ -51,7 +51,10 @@ def locate_model(model: str, *, revision: str | None = None, notify: Notify | No
         InputError: there is no such model, or it cannot be used; the message says what to do.
         UnsupportedModelError: it is no decoder, or its file holds what Transformers does not read.
     """
-    path = Path(model).expanduser()
+    try:
+        path = Path(model).expanduser()
+    except RuntimeError:  # ~someone who has no home here
+        path = Path(model)
     if revision is not None and path.exists():
         raise InputError(f"{model}: is a local path; only of a Hub id can a revision ({revision}) be asked.")
     if model.strip() and path.is_dir():

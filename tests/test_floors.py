@@ -13,7 +13,7 @@ import pytest
 import reprune
 
 _ROOT = Path(reprune.__file__).parent
-_FLOORS = ["math", "model", "plan", "engine", "doors"]
+_FLOORS = ["math", "model", "planning", "engine", "doors"]
 _FOR_ALL = {"reprune", "reprune.errors"}
 _BANNED = {"utils", "util", "helpers", "helper", "manager", "managers", "misc", "common"}
 _MODULES = sorted(_ROOT.rglob("*.py"))

@@ -15,7 +15,7 @@ import reprune
 from reprune.engine.ledger import Ledger
 from reprune.engine.watcher import Watcher
 from reprune.errors import InputError
-from reprune.plan.schedule import Window
+from reprune.planning.schedule import Window
 from tests import tiny
 
 

@@ -85,5 +85,5 @@ def test_inputs_are_left_as_they_are() -> None:
 
 
 def test_inputs_of_another_width_are_not_taken_in() -> None:
-    with pytest.raises(RuntimeError):
+    with pytest.raises(ValueError, match="6 columns"):
         Gram(5, _CPU).update(_inputs(3, 7, 6))

@@ -20,9 +20,9 @@ from reprune.engine.watcher import Watcher
 from reprune.errors import InputError
 from reprune.model.decoder import Decoder
 from reprune.model.locate import locate_model
-from reprune.plan.recipe import Recipe, read_recipe, resolve_recipe
-from reprune.plan.schedule import Window
-from reprune.plan.survey import Survey, survey
+from reprune.planning.recipe import Recipe, read_recipe, resolve_recipe
+from reprune.planning.schedule import Window
+from reprune.planning.survey import Survey, survey
 
 
 def prune(

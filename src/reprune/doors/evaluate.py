@@ -12,10 +12,10 @@ from reprune.doors.prepare import DTYPES, settle_device, settle_precision
 from reprune.errors import InputError
 from reprune.model.block import Precision
 from reprune.model.locate import locate_model
-from reprune.plan.documents import text_sha256
-from reprune.plan.samples import evaluation_windows
-from reprune.plan.sources import load_documents, parse_source
-from reprune.plan.tokenizer import load_tokenizer
+from reprune.planning.documents import text_sha256
+from reprune.planning.samples import evaluation_windows
+from reprune.planning.sources import load_documents, parse_source
+from reprune.planning.tokenizer import load_tokenizer
 
 DEFAULT_SEQLEN = 2048  # the paper's, and the field's habit
 

@@ -14,10 +14,10 @@ from reprune.engine.ledger import Ledger
 from reprune.errors import InputError
 from reprune.model.block import Precision
 from reprune.model.decoder import Decoder
-from reprune.plan.recipe import Recipe
-from reprune.plan.samples import Samples, draw_samples
-from reprune.plan.sources import parse_source
-from reprune.plan.tokenizer import load_tokenizer
+from reprune.planning.recipe import Recipe
+from reprune.planning.samples import Samples, draw_samples
+from reprune.planning.sources import parse_source
+from reprune.planning.tokenizer import load_tokenizer
 
 DEFAULT_SEQLEN = 1024  # the paper's
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

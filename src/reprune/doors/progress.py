@@ -14,8 +14,8 @@ from rich.table import Table
 from reprune.engine.record import peak_memory_bytes
 from reprune.engine.watcher import Watcher
 from reprune.math.solver import Epoch
-from reprune.plan.schedule import Window
-from reprune.plan.survey import ranges
+from reprune.planning.schedule import Window
+from reprune.planning.survey import ranges
 
 if TYPE_CHECKING:
     from reprune.doors.api import Plan, Status
@@ -220,6 +220,10 @@ def show_plan(plan: Plan) -> None:
     for blocks, group, shapes in _alike(plan):
         table.add_row(blocks, group, shapes)
     output.print(table)
+    if unknown := [block.index for block in survey.blocks if not block.groups_known]:
+        output.print(
+            f"note       blocks {ranges(unknown)} do not run without weights: their groups show when they are loaded"
+        )
     for refusal in survey.refusals:
         output.print(f"refused    {refusal}", style="red")
 

@@ -21,7 +21,7 @@ from reprune.math.solver import Errors
 from reprune.model.block import Block, Call
 from reprune.model.decoder import Decoder
 from reprune.model.streams import Stream, StreamStore
-from reprune.plan.schedule import Window
+from reprune.planning.schedule import Window
 
 Teacher = Literal["local", "global"]
 

@@ -31,7 +31,7 @@ from reprune.engine.window import PrunedBlock
 from reprune.errors import InputError
 from reprune.model.decoder import Decoder
 from reprune.model.durable import append_line, write_tensors, write_text
-from reprune.plan.schedule import Window
+from reprune.planning.schedule import Window
 
 FOLDER = ".reprune"
 

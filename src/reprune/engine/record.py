@@ -15,8 +15,8 @@ import torch
 from reprune import __version__
 from reprune.engine.window import PrunedBlock
 from reprune.math.solver import Errors, Fit
-from reprune.plan.recipe import Recipe
-from reprune.plan.schedule import Window
+from reprune.planning.recipe import Recipe
+from reprune.planning.schedule import Window
 
 
 def window_record(window: Window, fit: Fit, after: Errors, seconds: float) -> dict[str, Any]:

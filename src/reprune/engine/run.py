@@ -1,7 +1,7 @@
 """The paper's algorithm: prune and reconstruct window after window, each durable before the next begins.
 
 LR, BR, GP and CR are not branches of this loop but its arguments: the schedule's window size, the teacher, and the
-solver (see `reprune.plan.recipe.RUNGS`).
+solver (see `reprune.planning.recipe.RUNGS`).
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from reprune.math.patterns import Pattern
 from reprune.math.pruner import Pruner
 from reprune.math.solver import Epoch, Fit, Solver
 from reprune.model.decoder import Decoder
-from reprune.plan.recipe import Recipe
-from reprune.plan.schedule import Window, windows
-from reprune.plan.survey import kept_dense
+from reprune.planning.recipe import Recipe
+from reprune.planning.schedule import Window, windows
+from reprune.planning.survey import kept_dense
 
 
 @final

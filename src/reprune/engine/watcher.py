@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from reprune.math.solver import Epoch
-from reprune.plan.schedule import Window
+from reprune.planning.schedule import Window
 
 
 class Watcher:

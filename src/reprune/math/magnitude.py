@@ -20,7 +20,7 @@ class Magnitude(Pruner[Statistics]):
     def statistics(self, columns: int, device: torch.device) -> Statistics:
         return Statistics(columns, device)
 
-    def prune(self, weights: Sequence[Tensor], statistics: Statistics, pattern: Pattern) -> list[Pruned]:
+    def _prune(self, weights: Sequence[Tensor], statistics: Statistics, pattern: Pattern) -> list[Pruned]:
         del statistics
         masks = [pattern.keep(weight.abs(), "matrix") for weight in weights]
         return [Pruned(weight.masked_fill(~mask, 0.0), mask) for weight, mask in zip(weights, masks, strict=True)]

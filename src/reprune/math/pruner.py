@@ -1,6 +1,6 @@
 """What a pruner is: scores for the weights of a linear group, a mask, and perhaps updated weights.
 
-A new pruner is one file that derives from `Pruner`, and one line in `reprune.plan.recipe`.
+A new pruner is one file that derives from `Pruner`, and one line in `reprune.planning.recipe`.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor
 
+from reprune.errors import NumericalError
 from reprune.math.patterns import Pattern
 from reprune.math.statistics import Statistics
 
@@ -35,7 +36,6 @@ class Pruner(ABC, Generic[S]):
     def statistics(self, columns: int, device: torch.device) -> S:
         """A fresh accumulator of what this pruner needs of a group's inputs."""
 
-    @abstractmethod
     def prune(self, weights: Sequence[Tensor], statistics: S, pattern: Pattern) -> list[Pruned]:
         """Prune all matrices of one group, which share their inputs.
 
@@ -47,3 +47,11 @@ class Pruner(ABC, Generic[S]):
         Raises:
             NumericalError: the weights or statistics are not finite, or a matrix cannot be inverted.
         """
+        for number, weight in enumerate(weights):
+            if not torch.isfinite(weight).all():
+                raise NumericalError(f"matrix {number + 1} of this group holds NaN or infinite weights")
+        return self._prune(weights, statistics, pattern)
+
+    @abstractmethod
+    def _prune(self, weights: Sequence[Tensor], statistics: S, pattern: Pattern) -> list[Pruned]:
+        """What `prune` does once the weights are known to be finite."""

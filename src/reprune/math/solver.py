@@ -1,7 +1,7 @@
 """What a solver is: something that fits a window's weights to its targets under fixed masks.
 
 A solver sees a window as a `Problem`: parameters, and a differentiable map from sample numbers to outputs.
-A new solver is one file that derives from `Solver`, and one line in `reprune.plan.recipe`.
+A new solver is one file that derives from `Solver`, and one line in `reprune.planning.recipe`.
 """
 
 from __future__ import annotations

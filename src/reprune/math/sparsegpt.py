@@ -42,7 +42,7 @@ class SparseGPT(Pruner[Gram]):
     def statistics(self, columns: int, device: torch.device) -> Gram:
         return Gram(columns, device)
 
-    def prune(self, weights: Sequence[Tensor], statistics: Gram, pattern: Pattern) -> list[Pruned]:
+    def _prune(self, weights: Sequence[Tensor], statistics: Gram, pattern: Pattern) -> list[Pruned]:
         factor, dead, notes = self._factor(statistics)
         # The matrices share U, so their rows are stacked; columns come first, so that one column is contiguous.
         stacked = torch.cat(list(weights)).T.contiguous()  # (columns, all rows)

@@ -21,7 +21,9 @@ class Statistics:
 
     def update(self, X: Tensor) -> None:
         """Take in one batch of inputs X (..., columns), any float dtype."""
-        X = X.detach().reshape(-1, self.columns)
+        if X.shape[-1] != self.columns:
+            raise ValueError(f"inputs of {X.shape[-1]} columns, where {self.columns} were expected")
+        X = X.detach().reshape(-1, self.columns)  # (tokens, columns)
         self.tokens += X.shape[0]
         self._accumulate(X.float())
 

@@ -21,7 +21,7 @@ class Wanda(Pruner[SquaredNorms]):
     def statistics(self, columns: int, device: torch.device) -> SquaredNorms:
         return SquaredNorms(columns, device)
 
-    def prune(self, weights: Sequence[Tensor], statistics: SquaredNorms, pattern: Pattern) -> list[Pruned]:
+    def _prune(self, weights: Sequence[Tensor], statistics: SquaredNorms, pattern: Pattern) -> list[Pruned]:
         if not torch.isfinite(statistics.sums).all():
             raise NumericalError("the inputs of this group hold NaN or infinite values, so Wanda cannot score it")
         norms = (statistics.sums / max(statistics.tokens, 1)).sqrt()  # (columns,); the scale does not matter

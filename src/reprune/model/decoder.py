@@ -65,11 +65,13 @@ class Decoder:
     def _block_names(self, index: int) -> dict[str, str]:
         """Of one block: the names of its parameters (and saved buffers) to the names in the checkpoint."""
         names = {}
-        for name in self.skeleton.blocks[index].state_dict():
+        parameters = dict(self.skeleton.blocks[index].named_parameters())
+        for name, tensor in self.skeleton.blocks[index].state_dict().items():
             stored = self._stored_name(f"{self.skeleton.blocks_path}.{index}.{name}")
             if stored is not None:
                 names[name] = stored
-            elif name in dict(self.skeleton.blocks[index].named_parameters()):
+                self._check_shape(stored, tuple(tensor.shape))
+            elif name in parameters:
                 raise UnsupportedModelError(
                     f"{self.folder.name}: the parameter {name} of block {index} is not in its safetensors files "
                     f"under the name {self.skeleton.blocks_path}.{index}.{name}. The files may be incomplete, or "
@@ -77,6 +79,15 @@ class Decoder:
                     "it with save_pretrained(..., save_original_format=False), then prune that folder."
                 )
         return names
+
+    def _check_shape(self, stored: str, shape: tuple[int, ...]) -> None:
+        """Raise `UnsupportedModelError` unless the checkpoint's tensor has the shape that the configuration says."""
+        found = self.checkpoint.entries[stored].shape
+        if found != shape:
+            raise UnsupportedModelError(
+                f"{self.folder.name}: the tensor {stored} has the shape {list(found)}, but the configuration makes it "
+                f"{list(shape)}; config.json and the safetensors files are not of one model."
+            )
 
     def _stored_name(self, name: str) -> str | None:
         """The checkpoint's name of a parameter: the same, or with the base model's prefix taken off or put on."""
@@ -146,7 +157,11 @@ class Decoder:
         """
         for batch in slices:
             states, calls = self.skeleton.record(ids[batch], self._fill)
-            known = self._calls.setdefault(len(ids[batch]), calls)
+            size = len(ids[batch])
+            if size not in self._calls:  # other samples must be passed the same as these
+                others = ids.roll(1, 0)[batch] if len(ids) > 1 else (ids[batch] + 1) % self.vocabulary
+                self._calls[size] = self.skeleton.record(others, self._fill)[1]
+            known = self._calls[size]
             for index, (one, other) in enumerate(zip(known, calls, strict=True)):
                 if (name := _difference(one, other)) is not None:
                     raise UnsupportedModelError(
@@ -163,20 +178,27 @@ class Decoder:
     def release(self) -> None:
         """Give back the memory of all weights outside the blocks."""
         for name, module in self.skeleton.model.named_modules():
-            if not name.startswith(self.skeleton.blocks_path):
+            if self.skeleton.is_outside(name):
                 for key, parameter in module.named_parameters(recurse=False):
                     setattr(module, key, nn.Parameter(parameter.to("meta"), requires_grad=False))
 
     def _fill(self, path: str, module: nn.Module, ids: Tensor | None) -> None:
         """Load the parameters of a module outside the blocks; of the embedding, the rows of these ids only."""
+        prefix = f"{path}." if path else ""
+        saved = self.skeleton.model.state_dict(keep_vars=True)
+        for key, buffer in module.named_buffers(recurse=False):
+            if prefix + key in saved and (stored := self._stored_name(prefix + key)) is not None:
+                self._check_shape(stored, tuple(buffer.shape))
+                buffer.copy_(self.checkpoint.tensor(stored))
         for key, parameter in list(module.named_parameters(recurse=False)):
             if not parameter.is_meta and ids is None:
                 continue
-            name = f"{path}.{key}" if path else key
+            name = prefix + key
             stored = self._stored_name(name)
             if stored is None:
                 raise UnsupportedModelError(f"{self.folder.name}: the tensor {name} is not in its safetensors files.")
             source = self.checkpoint.tensor(stored)
+            self._check_shape(stored, tuple(parameter.shape))
             if parameter.is_meta:
                 # Fresh pages take no memory until they are written: an embedding takes that of the rows in use.
                 parameter = nn.Parameter(torch.empty(source.shape, dtype=torch.float32), requires_grad=False)
@@ -229,7 +251,11 @@ def _equal(one: Any, other: Any) -> bool:
         return len(one) == len(other) and all(_equal(a, b) for a, b in zip(one, other, strict=True))
     if isinstance(one, Tensor) or isinstance(other, Tensor):
         return False
-    return bool(one == other) or type(one) is type(other)
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(_equal(one[key], other[key]) for key in one)
+    if isinstance(one, int | float | str | None):
+        return bool(one == other)
+    return type(one) is type(other)
 
 
 def _to(calls: list[Call], device: torch.device) -> list[Call]:

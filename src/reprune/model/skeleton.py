@@ -86,6 +86,10 @@ class Skeleton:
         """What the names of the base model's parameters begin with, such as "model."."""
         return f"{self.model.base_model_prefix}." if self.model.base_model_prefix else ""
 
+    def is_outside(self, path: str) -> bool:
+        """Whether a module of that path lies outside the blocks."""
+        return _is_outside(path, self.blocks_path)
+
     @torch.no_grad()
     def record(self, ids: Tensor, fill: Fill) -> tuple[Tensor, list[Call]]:
         """Run the model's own forward on token ids up to its last block, over recorders.
@@ -168,8 +172,8 @@ def _build(folder: Path, trust_remote_code: bool) -> Any:
     with quiet_transformers():
         try:
             config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-        except (OSError, ValueError, KeyError) as error:
-            raise InputError(f"{folder.name}: its config.json cannot be used: {error}") from None
+        except Exception as error:  # the library raises nearly anything on a damaged configuration
+            raise InputError(f"{folder.name}: its config.json cannot be used: {' '.join(str(error).split())}") from None
         if getattr(config, "is_encoder_decoder", False):
             raise UnsupportedModelError(
                 f"{folder.name}: {config.model_type} is an encoder-decoder; a decoder is needed."
@@ -216,6 +220,10 @@ def _weights(module: nn.Module) -> Iterator[nn.Parameter]:
     yield from (parameter for parameter in module.parameters() if parameter.dim() >= 3)
 
 
+def _is_outside(path: str, blocks_path: str) -> bool:
+    return not f"{path}.".startswith(f"{blocks_path}.")
+
+
 @contextmanager
 def _filling(model: Any, blocks_path: str, fill: Fill) -> Iterator[None]:
     """Have the weights of each module outside the blocks filled in just before it first runs."""
@@ -227,7 +235,7 @@ def _filling(model: Any, blocks_path: str, fill: Fill) -> Iterator[None]:
     handles = [
         module.register_forward_pre_hook(hook(name))
         for name, module in model.named_modules()
-        if not name.startswith(blocks_path) and any(True for _ in module.parameters(recurse=False))
+        if _is_outside(name, blocks_path) and (module._parameters or module._buffers)
     ]
     try:
         yield

@@ -21,9 +21,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reprune.errors import InputError
-from reprune.plan import sources
-from reprune.plan.documents import Documents, text_sha256
-from reprune.plan.sources import DataSet, Manual, SourceSpec, find_source, load_documents, parse_source
+from reprune.planning import sources
+from reprune.planning.documents import Documents, text_sha256
+from reprune.planning.sources import DataSet, Manual, SourceSpec, find_source, load_documents, parse_source
 
 Write = Callable[..., Path]
 
@@ -315,9 +315,7 @@ def test_a_directory_without_data_is_refused(tmp_path: Path, content: bytes | No
         load_documents(str(tmp_path), "train")
 
 
-def test_bars_and_logs_are_quiet_only_while_reading(
-    write_jsonl: Write, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_bars_and_logs_are_quiet_only_while_reading(write_jsonl: Write, capfd: pytest.CaptureFixture[str]) -> None:
     datasets.enable_progress_bars()
     level = logging.getLogger("datasets").level
     load_documents(str(write_jsonl("a")), "train")

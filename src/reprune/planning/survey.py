@@ -22,6 +22,7 @@ class BlockSurvey:
     shapes: dict[str, tuple[int, int]]  # (rows, columns) of every linear
     dense: tuple[str, ...]  # linears that stay dense as they were told to
     others: dict[str, tuple[int, ...]]  # matrices that are no linear's weight and are not excluded
+    groups_known: bool = True  # False where only the block's weights will tell which linears share inputs
 
 
 @final
@@ -104,19 +105,17 @@ def _survey_block(
                 refusals.append((index, str(error)))
     try:
         found = decoder.groups_without_weights(index)
+        known = True
     except RepruneError:
         raise
-    except Exception as error:  # a block's forward may do anything
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        refusals.append((index, f"the block does not run by itself ({reason})"))
-        found = []
+    except Exception:  # not every kernel runs on the meta device; the groups show when the block is loaded
+        found, known = [(linear.name,) for linear in linears], False
     running = {name for group in found for name in group}
-    if found:
-        refusals += [
-            (index, f"the linear {linear.name} never runs; leave it dense with --set 'exclude=[\"{linear.name}\"]'")
-            for linear in linears
-            if linear.name not in running and linear.name not in dense
-        ]
+    refusals += [
+        (index, f"the linear {linear.name} never runs; leave it dense with --set 'exclude=[\"{linear.name}\"]'")
+        for linear in linears
+        if linear.name not in running and linear.name not in dense
+    ]
     groups = tuple(tuple(name for name in group if name not in dense) for group in found)
     return (
         BlockSurvey(
@@ -125,6 +124,7 @@ def _survey_block(
             {linear.name: linear.shape for linear in linears},
             tuple(sorted(dense)),
             others,
+            known,
         ),
         refusals,
     )

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reprune.errors import InputError
-from reprune.plan.documents import Documents
+from reprune.planning.documents import Documents
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

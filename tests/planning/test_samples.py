@@ -18,11 +18,11 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from reprune.errors import InputError
-from reprune.plan import sources
-from reprune.plan.documents import Documents, text_sha256
-from reprune.plan.samples import draw_samples, evaluation_windows
-from reprune.plan.sources import Source, SourceSpec, Split, load_documents
-from reprune.plan.tokens import beginning, encode
+from reprune.planning import sources
+from reprune.planning.documents import Documents, text_sha256
+from reprune.planning.samples import draw_samples, evaluation_windows
+from reprune.planning.sources import Source, SourceSpec, Split, load_documents
+from reprune.planning.tokens import beginning, encode
 
 FEW = settings(max_examples=25, deadline=None)
 A, B = SourceSpec("a"), SourceSpec("b")
@@ -107,9 +107,7 @@ def test_spans_of_a_packed_text_do_not_overlap_and_its_shortness_is_told(
         assert all(end <= start for (_, end), (start, _) in pairwise(spans))
 
 
-def _check_remedies(
-    tokenizer: PreTrainedTokenizerBase, message: str, count: int, seqlen: int, seed: int
-) -> None:
+def _check_remedies(tokenizer: PreTrainedTokenizerBase, message: str, count: int, seqlen: int, seed: int) -> None:
     """What the message says is the most that works does work, and one more does not."""
     found = dict(re.findall(r"--(samples|seqlen) (\d+)", message))
     for name, value in found.items():
@@ -142,9 +140,7 @@ def test_the_same_seed_gives_the_same_samples_and_another_seed_others(
 
 
 @pytest.mark.parametrize("running", [True, False])
-def test_one_source_named_several_times_is_never_used_twice(
-    with_bos: PreTrainedTokenizerBase, running: bool
-) -> None:
+def test_one_source_named_several_times_is_never_used_twice(with_bos: PreTrainedTokenizerBase, running: bool) -> None:
     with _sources(a=_Given(_texts(*[20] * 40), running=running)):
         specs = [SourceSpec("a", 10), SourceSpec("a", 10)]
         drawn = draw_samples(with_bos, specs, [SourceSpec("a", 10)], 1, 24, 0)
@@ -191,9 +187,7 @@ def test_too_short_a_text_of_its_own_count_says_which_count_would_do(
 ) -> None:
     with _sources(a=_Given(("a" * 3,)), b=_Given(_texts(100))):
         tokens = len(encode(without_bos, _texts(100)[0]))
-        message = (
-            rf"expected 1,130 tokens for 113 samples of 10 .* has {tokens}; .* a count of (\d+) or --seqlen"
-        )
+        message = rf"expected 1,130 tokens for 113 samples of 10 .* has {tokens}; .* a count of (\d+) or --seqlen"
         with pytest.raises(InputError, match=message) as raised:
             draw_samples(without_bos, [SourceSpec("b", 100)], [], 256, 10, 0)
         found = re.search(r"a count of (\d+)", str(raised.value))
@@ -219,9 +213,7 @@ def test_the_manual_calibrates_without_a_network(tokenizer: PreTrainedTokenizerB
 
 @FEW
 @given(words=st.lists(st.integers(1, 30), min_size=3, max_size=9), seqlen=st.integers(2, 20))
-def test_windows_are_the_text_in_order(
-    tokenizer: PreTrainedTokenizerBase, words: list[int], seqlen: int
-) -> None:
+def test_windows_are_the_text_in_order(tokenizer: PreTrainedTokenizerBase, words: list[int], seqlen: int) -> None:
     documents = Documents("given", _texts(*words), joiner="\n\n")
     windows = evaluation_windows(tokenizer, documents, seqlen)
     whole = encode(tokenizer, "\n\n".join(documents)).tolist()
@@ -233,9 +225,7 @@ def test_windows_are_the_text_in_order(
 
 @FEW
 @given(words=st.lists(st.integers(0, 300), min_size=3, max_size=9), most=st.integers(1, 9))
-def test_some_windows_are_the_first_of_all(
-    tokenizer: PreTrainedTokenizerBase, words: list[int], most: int
-) -> None:
+def test_some_windows_are_the_first_of_all(tokenizer: PreTrainedTokenizerBase, words: list[int], most: int) -> None:
     documents = Documents("given", (*_texts(*words), "long enough for one"))
     every = evaluation_windows(tokenizer, documents, 8)
     assert torch.equal(evaluation_windows(tokenizer, documents, 8, most), every[:most])
@@ -244,9 +234,7 @@ def test_some_windows_are_the_first_of_all(
 def test_windows_of_too_short_a_text_are_refused(with_bos: PreTrainedTokenizerBase) -> None:
     documents = Documents("given", ("a b",))
     tokens = len(encode(with_bos, "a b"))
-    with pytest.raises(
-        InputError, match=rf"at least 63 tokens .* has {tokens}; .* --seqlen {tokens + 1} or less"
-    ):
+    with pytest.raises(InputError, match=rf"at least 63 tokens .* has {tokens}; .* --seqlen {tokens + 1} or less"):
         evaluation_windows(with_bos, documents, 64)
     with pytest.raises(InputError, match="max_windows"):
         evaluation_windows(with_bos, documents, 2, 0)

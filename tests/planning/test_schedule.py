@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reprune.plan.schedule import windows
+from reprune.planning.schedule import windows
 
 _FEW = settings(deadline=None, max_examples=100)
 

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from reprune.errors import InputError
-from reprune.plan.documents import Documents, text_sha256
-from reprune.plan.shares import Role, Share, most, share_out
-from reprune.plan.sources import SourceSpec
-from reprune.plan.tokens import Tokens, beginning, document_tokens, encode, pack
+from reprune.planning.documents import Documents, text_sha256
+from reprune.planning.shares import Role, Share, most, share_out
+from reprune.planning.sources import SourceSpec
+from reprune.planning.tokens import Tokens, beginning, document_tokens, encode, pack
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

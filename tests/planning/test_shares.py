@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reprune.errors import InputError
-from reprune.plan.shares import share_out
-from reprune.plan.sources import SourceSpec, parse_source
+from reprune.planning.shares import share_out
+from reprune.planning.sources import SourceSpec, parse_source
 
 COUNTS = st.lists(st.none() | st.integers(1, 50), min_size=1, max_size=4)
 
@@ -56,8 +56,6 @@ def test_shares_add_up_and_hold_out_an_eighth(counts: list[int | None], samples:
     ("calibration", "samples", "message"),
     [("", 8, "at least one source"), ("c4", 0, "at least 1, but got 0"), ("c4 ptb=9 manual", 1, "1 for 2")],
 )
-def test_what_leaves_a_source_without_samples_is_refused(
-    calibration: str, samples: int, message: str
-) -> None:
+def test_what_leaves_a_source_without_samples_is_refused(calibration: str, samples: int, message: str) -> None:
     with pytest.raises(InputError, match=message):
         _counts(calibration, "", samples)

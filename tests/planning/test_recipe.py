@@ -16,7 +16,7 @@ from reprune.math.patterns import NM, Unstructured
 from reprune.math.solver import NoSolver
 from reprune.math.sparsegpt import SparseGPT
 from reprune.math.wanda import Wanda
-from reprune.plan.recipe import Recipe, parse_setting, read_recipe, resolve_recipe
+from reprune.planning.recipe import Recipe, parse_setting, read_recipe, resolve_recipe
 
 _FEW = settings(deadline=None, max_examples=60)
 

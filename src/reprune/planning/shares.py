@@ -10,7 +10,7 @@ from typing import Literal, final
 import numpy as np
 
 from reprune.errors import InputError
-from reprune.plan.sources import Source, SourceSpec, find_source
+from reprune.planning.sources import Source, SourceSpec, find_source
 
 Role = Literal["calibration", "heldout"]
 

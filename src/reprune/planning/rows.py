@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar, cast, final
 
 from reprune.errors import InputError
-from reprune.plan.documents import Documents
+from reprune.planning.documents import Documents
 
 TOKEN_COLUMNS = ("token_ids", "ids")  # where a file keeps the tokens of texts that a model wrote itself
 _FORMATS = {"json": "JSON", "parquet": "Parquet"}

@@ -26,9 +26,7 @@ def make_tokenizer(*, bos: bool, eos: bool = False) -> PreTrainedTokenizerBase:
     core.train_from_iterator([topics[key] for key in sorted(topics)[:5]], trainer)
     if bos or eos:
         template = f"{'<s> ' if bos else ''}$A{' </s>' if eos else ''}"
-        core.post_processor = processors.TemplateProcessing(
-            single=template, special_tokens=[("<s>", 0), ("</s>", 1)]
-        )
+        core.post_processor = processors.TemplateProcessing(single=template, special_tokens=[("<s>", 0), ("</s>", 1)])
     return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]  # its constructor has no types
         tokenizer_object=core, bos_token="<s>", eos_token="</s>", model_max_length=32
     )

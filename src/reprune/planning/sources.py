@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Literal, final
 
 from reprune.errors import InputError
-from reprune.plan.documents import Documents
-from reprune.plan.rows import Rows
-from reprune.plan.textfiles import check_lines, explain_json, read_text
+from reprune.planning.documents import Documents
+from reprune.planning.rows import Rows
+from reprune.planning.textfiles import check_lines, explain_json, read_text
 
 Split = Literal["train", "test"]  # of calibration and held-out samples, and of evaluation
 

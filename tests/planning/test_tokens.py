@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerBase
 
 from reprune.errors import InputError
-from reprune.plan import tokens
-from reprune.plan.documents import Documents
-from reprune.plan.tokens import beginning, document_tokens, encode, pack
+from reprune.planning import tokens
+from reprune.planning.documents import Documents
+from reprune.planning.tokens import beginning, document_tokens, encode, pack
 
 from .conftest import make_tokenizer
 
@@ -42,9 +42,7 @@ def test_a_tokenizer_without_bos_cannot_be_made_to_add_it() -> None:
 
 
 @given(texts=st.lists(st.text("ab\n"), min_size=1), piece=st.integers(1, 20))
-def test_packed_pieces_are_the_joined_text(
-    with_bos: PreTrainedTokenizerBase, texts: list[str], piece: int
-) -> None:
+def test_packed_pieces_are_the_joined_text(with_bos: PreTrainedTokenizerBase, texts: list[str], piece: int) -> None:
     documents = Documents("texts", tuple(texts), joiner="--")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tokens, "PIECE", piece)
@@ -72,9 +70,7 @@ def test_generated_tokens_are_kept_as_they_are_without_their_prefix(
     assert packed.tolist() == [9, 8, *encode(with_bos, "-b-").tolist(), 7]
 
 
-def test_packing_stops_at_its_limit(
-    with_bos: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_packing_stops_at_its_limit(with_bos: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tokens, "PIECE", 1)
     documents = Documents("texts", ("aaaa",) * 50, joiner="--")
     packed, used = pack(with_bos, documents, range(50), [0], limit=12)

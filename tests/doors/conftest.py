@@ -1,0 +1,69 @@
+"""Fixtures for the doors' tests: a folder to stand in, with a model and a text, and the command line in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+
+from reprune.doors.cli import main
+
+from .. import tiny
+
+QUICK = [
+    *("--calibration", "text.txt", "--samples", "6", "--seqlen", "24", "--epochs", "2", "--lr", "1e-3"),
+    *("--batch-size", "4", "--device", "cpu", "--set", "precision=float32"),
+]
+"""Flags with which a tiny model is pruned in a moment."""
+
+
+@dataclass(frozen=True)
+class Said:
+    """How a command ended, and what it wrote where."""
+
+    code: int
+    out: str
+    err: str
+
+
+Cli = Callable[..., Said]
+
+
+@pytest.fixture(scope="session")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny Llama; tests must not change it."""
+    return tiny.save("llama", tmp_path_factory.mktemp("models") / "llama")
+
+
+@pytest.fixture
+def here(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working folder: it holds `llama` and `text.txt`. Output is no terminal, there is no network."""
+    folder = tmp_path / "here"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    (folder / "llama").symlink_to(llama)
+    (folder / "text.txt").write_text(tiny.text(6_000), encoding="utf-8")
+    for name in ("FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("REPRUNE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    return folder
+
+
+@pytest.fixture
+def cli(here: Path, capfd: pytest.CaptureFixture[str]) -> Cli:
+    """Runs `reprune` with the arguments that it is given; says what came of it."""
+    del here
+
+    def run(*arguments: str | Path) -> Said:
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as end:
+            main([str(argument) for argument in arguments])
+        assert isinstance(end.value.code, int)
+        return Said(end.value.code, *capfd.readouterr())
+
+    return run

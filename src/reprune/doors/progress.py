@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _HEAD = (
     "errors: ||sparse - target||² / ||target||² of each window's outputs, before > after\n"
-    f"{'window':>7}  {'blocks':<9} {'calibration error':<17}  {'held-out error':<17} {'time':>7} {'left':>7}"
+    f"{'window':>7}  {'blocks':<9} {'calibration error':<17}  {'held-out error':<17} {'time':>7} {'left':>7}  memory"
 )
 
 
@@ -94,7 +94,7 @@ class _Lines(Watcher):
         self._output.print(
             f"{f'{window.index + 1}/{self._windows}':>7}  {blocks:<9} "
             f"{_change(record['relative_calibration_error']):<17}  {_change(record['relative_heldout_error']):<17} "
-            f"{clock(record['seconds']):>7} {clock(left):>7}"
+            f"{clock(record['seconds']):>7} {clock(left):>7} {size(peak_memory_bytes()['host']):>7}"
         )
 
     def note(self, text: str) -> None:
@@ -202,18 +202,12 @@ def show_plan(plan: Plan) -> None:
     output.print(
         f"prune      {recipe.pruner.name} at {recipe.sparsity}: {survey.pruned_weights:,} weights ({percent(share)})"
     )
-    size_, stride = recipe.schedule.size, recipe.schedule.stride
-    solver = (
-        recipe.solver.name if recipe.solver.name == "none" else f"{recipe.solver.name}, {recipe.solver.epochs} epochs"
-    )
-    output.print(
-        f"schedule   {recipe.reconstruct}: {len(plan.schedule)} windows of size {size_}, stride {stride}; "
-        f"{recipe.teacher} teacher; solver {solver}"
-    )
-    output.print(
-        f"samples    {recipe.samples} of {recipe.seqlen} tokens from {', '.join(recipe.calibration)}; "
-        f"on {recipe.device}, products in {recipe.precision}"
-    )
+    schedule, solver = recipe.schedule, recipe.solver
+    fitted = "no solver" if solver.name == "none" else f"{solver.name}, {solver.epochs} epochs"
+    output.print(f"rung       {recipe.reconstruct}: {recipe.teacher} teacher; {fitted}")
+    output.print(f"schedule   {len(plan.schedule)} windows of size {schedule.size}, stride {schedule.stride}")
+    output.print(f"samples    {recipe.samples} of {recipe.seqlen} tokens from {', '.join(recipe.calibration)}")
+    output.print(f"device     {recipe.device}, products in {recipe.precision}")
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("blocks", "linear group", "rows x columns"):
         table.add_column(column)

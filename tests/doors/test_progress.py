@@ -1,0 +1,173 @@
+"""What a person sees: numbers in a few digits, and on a terminal a live bar that leaves whole lines behind."""
+
+from __future__ import annotations
+
+import io
+import re
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from reprune.doors import progress
+from reprune.doors.perplexity import Perplexity
+from reprune.doors.progress import clock, counting, percent, show_perplexity, size, watching
+from reprune.engine.watcher import Watcher
+
+from .conftest import QUICK, Cli
+
+
+def _bug(given: float, expected: str) -> Any:
+    return pytest.param(given, expected, marks=pytest.mark.xfail(strict=True, reason="rounds up to a whole unit"))
+
+
+@pytest.mark.parametrize(
+    ("share", "expected"),
+    [
+        (0.0, "0.00 %"),
+        (0.00004, "0.00 %"),
+        (0.01234, "1.23 %"),
+        (0.09994, "9.99 %"),
+        (0.09996, "10.0 %"),
+        (0.1234, "12.3 %"),
+        (0.5, "50.0 %"),
+        (0.9994, "99.9 %"),
+        (0.9996, "100 %"),
+        (1.0, "100 %"),
+        (12.34, "1234 %"),
+        (float("nan"), "nan %"),
+        (float("inf"), "inf %"),
+    ],
+)
+def test_percent_has_three_digits(share: float, expected: str) -> None:
+    assert percent(share) == expected
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"),
+    [
+        (0.0, "0.0 s"),
+        (0.04, "0.0 s"),
+        (12.34, "12.3 s"),
+        (59.9, "59.9 s"),
+        _bug(59.97, "1:00"),
+        (60.0, "1:00"),
+        (245.4, "4:05"),
+        (3599.4, "59:59"),
+        (3599.6, "1:00:00"),
+        (7800.0, "2:10:00"),
+        (360_000.0, "100:00:00"),
+    ],
+)
+def test_clock(seconds: float, expected: str) -> None:
+    assert clock(seconds) == expected
+
+
+@pytest.mark.parametrize(
+    ("count", "expected"),
+    [
+        (0, "0 MB"),
+        (416_000_000, "416 MB"),
+        (999_400_000, "999 MB"),
+        _bug(999_900_000, "1.00 GB"),
+        (1_000_000_000, "1.00 GB"),
+        (13_476_000_000, "13.48 GB"),
+    ],
+)
+def test_size_is_in_decimal_units(count: int, expected: str) -> None:
+    assert size(count) == expected
+
+
+@pytest.fixture
+def terminal(here: object, monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
+    """What all consoles write to: a terminal of 80 columns."""
+    screen = io.StringIO()
+    monkeypatch.setenv("TERM", "xterm-256color")
+    console = Console(file=screen, force_terminal=True, width=80, highlight=False, soft_wrap=True)
+    monkeypatch.setattr(progress, "console", lambda: console)
+    return screen
+
+
+def _plain(screen: io.StringIO) -> str:
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", screen.getvalue()).replace("\r", "\n")
+
+
+@pytest.mark.parametrize("flags", [[], ["-v"]])
+def test_a_run_on_a_terminal(flags: list[str], cli: Cli, terminal: io.StringIO) -> None:
+    assert cli("prune", "llama", "--out", "out", *QUICK, *flags).code == 0
+    seen = _plain(terminal)
+    for window in ("1/3", "2/3", "3/3"):
+        assert len(re.findall(rf"^ +{window}  \d ", seen, re.MULTILINE)) == 1
+    assert "━" in seen, "a bar"
+    assert re.search(r"peak [\d.]+ [MG]B", seen)
+    assert ("epoch 2/2: calibration" in seen) == bool(flags)
+    assert "sparse model   out" in seen
+    shows, hides = (terminal.getvalue().rfind(code) for code in ("\x1b[?25h", "\x1b[?25l"))
+    assert shows > hides >= 0, "the cursor is back"
+
+
+def test_an_interrupted_run_gives_the_terminal_back(
+    cli: Cli, terminal: io.StringIO, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("reprune.engine.run.prune_block_", interrupt)
+        said = cli("prune", "llama", "--out", "out", *QUICK)
+    assert said.code == 1
+    assert said.err.startswith("interrupted")
+    shows, hides = (terminal.getvalue().rfind(code) for code in ("\x1b[?25h", "\x1b[?25l"))
+    assert shows > hides >= 0
+    assert cli("resume", "out").code == 0
+    assert len(re.findall(r"^ +\d/3  \d ", _plain(terminal), re.MULTILINE)) == 3
+
+
+def test_other_commands_on_a_terminal(cli: Cli, terminal: io.StringIO) -> None:
+    assert cli("plan", "llama", *QUICK, "--sparsity", "3:5").code == 2
+    assert cli("evaluate", "llama", "--text", "text.txt", "--seqlen", "32").code == 0
+    seen = _plain(terminal)
+    assert "refused    blocks 0-2: self_attn.q_proj" in seen
+    assert re.search(r"windows +━+ +(\d+)/\1 ", seen)
+    assert re.search(r"^perplexity \d+\.\d{4}$", seen, re.MULTILINE)
+
+
+def test_quiet_shows_no_bar_on_a_terminal_either(cli: Cli, terminal: io.StringIO) -> None:
+    assert cli("prune", "llama", "--out", "out", *QUICK, "-q").code == 0
+    assert terminal.getvalue() == ""
+    assert cli("evaluate", "out", "--text", "text.txt", "-q").code == 0
+    assert re.fullmatch(r"\d+\.\d{4}\n", _plain(terminal))
+
+
+def test_quiet_watches_nothing(here: object) -> None:
+    with watching(quiet=True, verbose=True) as watcher:
+        assert type(watcher) is Watcher
+    with counting("windows", quiet=True) as count:
+        count(1, 2)
+
+
+def test_notes_are_shown(cli: Cli, capfd: pytest.CaptureFixture[str]) -> None:
+    with watching(quiet=False, verbose=False) as watcher:
+        watcher.note("block 0, q_proj: damping was raised to 0.1")
+    assert capfd.readouterr().out == "note: block 0, q_proj: damping was raised to 0.1\n"
+
+
+def _wikitext2(bos: bool) -> Perplexity:
+    tokens = 141 * 2047
+    return Perplexity(5.4721, "Llama-2-7b-hf", "wikitext2", "a" * 64, 2048, 141, tokens, bos, "bfloat16")
+
+
+def test_a_perplexity_comes_with_its_protocol(here: object, capfd: pytest.CaptureFixture[str]) -> None:
+    show_perplexity(_wikitext2(bos=False), quiet=False)
+    assert capfd.readouterr().out.splitlines() == [
+        "perplexity 5.4721",
+        "model      Llama-2-7b-hf, products in bfloat16",
+        "text       wikitext2, sha256 aaaaaaaaaaaa",
+        "windows    141 of 2048 tokens (2048), not overlapping; 288,627 tokens predicted",
+    ]
+
+
+@pytest.mark.xfail(strict=True, reason="the last line has 84 columns")
+def test_the_protocol_of_the_fields_benchmark_fits_80_columns(here: object, capfd: pytest.CaptureFixture[str]) -> None:
+    show_perplexity(_wikitext2(bos=True), quiet=False)
+    assert [line for line in capfd.readouterr().out.splitlines() if len(line) > 80] == []

@@ -1,0 +1,70 @@
+"""Every command and every script in the docs runs, as a reader would run it."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from reprune.doors.cli import main
+from reprune.planning.recipe import Recipe
+from tests import tiny
+
+ROOT = Path(__file__).parent.parent
+PAGES = ("docs/pruning.md", "docs/checking.md", "docs/recipe.md", "README.md")  # a reader's order
+_BLOCK = re.compile(r"^```(console|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("reader")
+    tiny.save("llama", folder / "my-model")
+    (folder / "calibration.txt").write_text(tiny.text())
+    (folder / "test.txt").write_text(tiny.text(120_000)[60_000:])
+    return folder
+
+
+def commands(block: str) -> list[str]:
+    """The lines that a reader types, each with its continuation lines."""
+    joined = block.replace("\\\n", " ")
+    return [line.removeprefix("$ ") for line in joined.splitlines() if line.startswith("$ ")]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_command_and_script_of_the_page_runs(page: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "argv", ["script"])
+    found = _BLOCK.findall((ROOT / page).read_text(encoding="utf-8"))
+    assert found
+    for kind, block in found:
+        if kind == "python":
+            exec(compile(block, page, "exec"), {"__name__": "__main__"})  # the page's own script
+            continue
+        for command in commands(block):
+            words = shlex.split(command)
+            assert words[0] == "reprune", command
+            with pytest.raises(SystemExit) as exited:
+                main(words[1:])
+            assert exited.value.code == 0, command
+
+
+def test_the_recipe_page_names_every_key() -> None:
+    def keys(content: dict[str, object], prefix: str = "") -> set[str]:
+        return {
+            key
+            for name, value in content.items()
+            for key in (keys(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name})
+        }
+
+    known = keys(Recipe(model="x").model_dump())
+    page = (ROOT / "docs/recipe.md").read_text(encoding="utf-8")
+    assert known == set(re.findall(r"^\| `([a-z_.]+)`", page, re.MULTILINE))
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    pages = {name for entry in yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"] for name in entry.values()}
+    assert pages == {path.name for path in (ROOT / "docs").glob("*.md")}

@@ -87,7 +87,7 @@ def test_separating_twice_is_separating_once(parts: list[tuple[str, ...]], sourc
 def test_plan_sees_all_sources_and_the_model(arguments: list[str], cli: Cli) -> None:
     said = cli("plan", *arguments)
     assert (said.code, said.err) == (0, "")
-    assert "from text.txt=4, manual=2;" in said.out
+    assert "from text.txt=4, manual=2\n" in said.out
     assert said.out.startswith("model      llama:")
 
 

@@ -22,7 +22,3 @@ class UnsupportedModelError(InputError):
 
 class NumericalError(RepruneError):
     """A computation produced what cannot be used (NaN, a matrix that no damping makes definite)."""
-
-
-class InterruptedRunError(RepruneError):
-    """A run stopped before its end; the message says how to resume it."""

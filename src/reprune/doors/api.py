@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
-from reprune.doors.prepare import check_out, draw, nested_flags, open_decoder, settle, settle_seqlen
+from reprune.doors.prepare import check_out, check_sources, draw, nested_flags, open_decoder, settle, settle_seqlen
 from reprune.engine.ledger import Ledger
 from reprune.engine.record import full_record, versions
 from reprune.engine.result import RECORD, Result
@@ -101,6 +101,7 @@ def prune_by_recipe(recipe: Recipe, out: Path, watcher: Watcher) -> dict[str, An
         "folder": str(folder.resolve()),
         "fingerprint": decoder.checkpoint.fingerprint(),
         "versions": versions(),
+        "windows": len(Methods.of(recipe, len(decoder)).schedule),
         "data": {"sha256": drawn.sha256, "sources": [vars(source) for source in drawn.sources]},
     }
     ledger.begin(job, drawn.calibration, drawn.heldout)
@@ -117,8 +118,7 @@ def resume(out: str | os.PathLike[str], *, watcher: Watcher | None = None) -> di
     if not ledger.exists and (Path(out) / RECORD).exists():
         raise InputError(f"{out}: this run is finished; there is nothing to resume.")
     job = ledger.job()
-    recipe = Recipe.model_validate(job["recipe"])
-    folder = Path(job["folder"])
+    recipe, folder = Recipe.model_validate(job["recipe"]), Path(job["folder"])
     if not folder.is_dir():
         raise InputError(f"{folder}: the model that this run prunes is no longer there; put it back and resume.")
     decoder = open_decoder(recipe, folder)
@@ -164,15 +164,15 @@ def status(out: str | os.PathLike[str]) -> Status:
     ledger = Ledger(folder)
     if ledger.exists:
         job, lines = ledger.job(), ledger.lines()
-        recipe = Recipe.model_validate(job["recipe"])
-        decoder = open_decoder(recipe, Path(job["folder"]))
-        schedule = Methods.of(recipe, len(decoder)).schedule
         last = lines[-1]["window"] if lines else None
-        return Status(False, len(schedule), len(lines), job["recipe"], last)
+        return Status(False, job["windows"], len(lines), job["recipe"], last)
     if (folder / RECORD).exists():
-        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-        done = record["windows"]
-        return Status(True, len(done), len(done), record["recipe"], done[-1])
+        try:
+            record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+            done = record["windows"]
+            return Status(True, len(done), len(done), record["recipe"], done[-1])
+        except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
+            raise InputError(f"{folder / RECORD}: damaged ({error!r}); the model beside it may still load.") from None
     raise InputError(f"{out}: holds no run of reprune, neither finished ({RECORD}) nor unfinished.")
 
 
@@ -199,6 +199,7 @@ def plan_by_recipe(recipe: Recipe, watcher: Watcher) -> Plan:
     recipe = settle(recipe)
     decoder = open_decoder(recipe, folder)
     recipe = settle_seqlen(recipe, decoder)
+    check_sources(recipe)
     return Plan(
         recipe,
         folder,

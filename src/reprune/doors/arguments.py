@@ -3,40 +3,42 @@
 from __future__ import annotations
 
 _MANY = ("--calibration", "--heldout")
-_SWITCHES = ("-q", "--quiet", "-v", "--verbose", "--trust-remote-code", "--help")
+_SWITCHES = ("--quiet", "--verbose", "--trust-remote-code", "--help", "--version")
 
 
 def separate_sources(arguments: list[str]) -> list[str]:
     """Repeat the flag before each of its values: `--calibration a b` becomes `--calibration a --calibration b`.
 
-    A value that begins with a dash ends the list. Where no MODEL has come before the flag and none comes after its
-    values, the last of them is the MODEL.
+    A value that begins with a dash ends the list. Where no MODEL stands anywhere else, the last value of the last
+    list of several is the MODEL.
     """
-    result: list[str] = []
-    position, has_model = 1, False
-    result += arguments[:1]  # the command
-    while position < len(arguments):
-        argument = arguments[position]
-        position += 1
-        if argument not in _MANY:
-            result.append(argument)
-            if argument.startswith("-"):
-                if argument not in _SWITCHES and "=" not in argument and position < len(arguments):
-                    result.append(arguments[position])  # the flag's value
-                    position += 1
-            else:
-                has_model = True
-            continue
-        values = []
-        while position < len(arguments) and not arguments[position].startswith("-"):
-            values.append(arguments[position])
-            position += 1
-        model: list[str] = []
-        if len(values) > 1 and not has_model and position >= len(arguments):
-            model = [values.pop()]
-        for value in values:
-            result += [argument, value]
-        if not values:
-            result.append(argument)
-        result += model
-    return result
+    command, rest = arguments[:1], list(arguments[1:])
+    parts: list[tuple[str | None, list[str]]] = []  # (flag of a list, its values), or (None, words as they are)
+    has_model = False
+    while rest:
+        word = rest.pop(0)
+        if word in _MANY:
+            values = []
+            while rest and not rest[0].startswith("-"):
+                values.append(rest.pop(0))
+            parts.append((word, values))
+        elif not word.startswith("-"):
+            has_model = True
+            parts.append((None, [word]))
+        else:
+            takes_value = not (word in _SWITCHES or "=" in word or _is_short(word)) and bool(rest)
+            parts.append((None, [word, rest.pop(0)] if takes_value else [word]))
+    lists = [number for number, (flag, values) in enumerate(parts) if flag is not None and len(values) > 1]
+    model = [parts[lists[-1]][1].pop()] if lists and not has_model else []
+    result = list(command)
+    for flag, values in parts:
+        if flag is None:
+            result += values
+        else:
+            result += [word for value in values for word in (flag, value)] or [flag]
+    return result + model
+
+
+def _is_short(word: str) -> bool:
+    """Whether a word is of one-letter switches, such as -q or -qv."""
+    return len(word) > 1 and word[1] != "-"

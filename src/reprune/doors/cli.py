@@ -5,6 +5,7 @@ Exit codes: 0 done, 2 a usage or input error (one message, no traceback), 1 anyt
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
+from reprune import __version__
 from reprune.doors.arguments import separate_sources
 from reprune.errors import InputError, RepruneError
 
@@ -23,6 +25,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="A local folder, a Hub id, or a .gguf file.")]
@@ -56,8 +59,12 @@ Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Print every epoc
 
 
 @contextmanager
-def _errors() -> Iterator[None]:
-    """Turn errors into one message and the exit code that the contract names."""
+def _errors(run: Path | None = None) -> Iterator[None]:
+    """Turn errors into one message and the exit code that the contract names.
+
+    Args:
+        run: the folder of a run that may be gone on with.
+    """
     try:
         yield
     except InputError as error:
@@ -67,11 +74,33 @@ def _errors() -> Iterator[None]:
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(1) from None
     except KeyboardInterrupt:
-        print("interrupted; finished windows are kept: 'reprune resume DIR' goes on from there", file=sys.stderr)
+        print(f"interrupted{_hint(run)}", file=sys.stderr)
         raise typer.Exit(1) from None
     except OSError as error:
-        print(f"error: {error.strerror or error}{f': {error.filename}' if error.filename else ''}", file=sys.stderr)
+        place = f": {error.filename}" if error.filename else ""
+        print(f"error: {error.strerror or error}{place}{_hint(run)}", file=sys.stderr)
         raise typer.Exit(1) from None
+
+
+def _hint(run: Path | None) -> str:
+    if run is None or not (run / ".reprune" / "run.json").exists():
+        return ""
+    return f"; finished windows are kept, go on with: reprune resume {run}"
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"reprune {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print it.")
+    ] = False,
+) -> None:
+    """Prune a decoder LLM after training and reconstruct, block by block, what the pruning broke."""
 
 
 @app.command()
@@ -97,7 +126,7 @@ def prune(
     verbose: Verbose = False,
 ) -> None:
     """Prune MODEL, reconstruct it window by window, and write a sparse model folder to DIR."""
-    with _errors():
+    with _errors(out):
         from reprune.doors.api import prune_by_recipe
         from reprune.doors.progress import show_result, watching
 
@@ -147,7 +176,7 @@ def resume(
     verbose: Verbose = False,
 ) -> None:
     """Go on with an interrupted run, from the last finished window."""
-    with _errors():
+    with _errors(directory):
         from reprune.doors.api import resume as resume_run
         from reprune.doors.progress import show_result, watching
 
@@ -195,6 +224,7 @@ def evaluate(
                 precision=precision,
                 trust_remote_code=trust_remote_code,
                 progress=progress,
+                notify=lambda text: None if quiet else print(text),
             )
         show_perplexity(result, quiet)
 
@@ -231,4 +261,5 @@ def _recipe(model: str, file: Path | None, settings: Sequence[str] | None, **fla
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The entry point of `reprune`."""
-    app(args=separate_sources(list(sys.argv[1:] if arguments is None else arguments)))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that it, too, ends with a hint
+    app(args=separate_sources(list(sys.argv[1:] if arguments is None else arguments)), prog_name="reprune")

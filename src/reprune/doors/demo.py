@@ -18,6 +18,8 @@ from reprune.doors.demo_model import demo_model
 from reprune.doors.evaluate import evaluate
 from reprune.doors.perplexity import Perplexity
 from reprune.doors.progress import clock, console, counting, percent, size, watching
+from reprune.engine.ledger import Ledger
+from reprune.engine.result import RECORD
 from reprune.errors import InputError
 
 SAMPLES, SEQLEN, EPOCHS = 32, 256, 3
@@ -43,7 +45,7 @@ def demo(out: Path) -> dict[str, Any]:
     output.print(f"dense        perplexity {dense.perplexity:.2f}")
     rows: dict[str, Any] = {"dense": dense.perplexity}
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("", "sparsity", "last block: calibration", "held-out", "perplexity", "time"):
+    for column in ("", "sparsity", "calibration error", "held-out error", "perplexity", "time"):
         table.add_column(column, justify="left" if not column else "right")
     table.add_row("dense", "0 %", "", "", f"{dense.perplexity:.2f}", "")
     for rung in _RUNGS:
@@ -78,9 +80,9 @@ def demo(out: Path) -> dict[str, Any]:
     output.print(table)
     peak = record["peak_memory_bytes"]["host"]
     output.print(
-        f"\nThe sparse models are ordinary Hugging Face folders: {out / 'LR'} and {out / 'BR+GP'}.\n"
-        f"Errors are relative to the dense block's output. Total time {clock(time.monotonic() - began)}, "
-        f"peak memory {size(peak)}."
+        "\nErrors are those of the last block, relative to its output in the dense model.\n"
+        f"sparse models  {out / 'LR'} and {out / 'BR+GP'}, ordinary model folders\n"
+        f"total time     {clock(time.monotonic() - began)}; peak memory of BR+GP {size(peak)}"
     )
     return rows
 
@@ -93,5 +95,11 @@ def _measure(model: Path) -> Perplexity:
 def _check_out(out: Path) -> None:
     if out.exists() and not out.is_dir():
         raise InputError(f"--out {out}: is a file; give a folder.")
-    if out.is_dir() and (strange := [path.name for path in out.iterdir() if path.name not in _RUNGS]):
-        raise InputError(f"--out {out}: holds {strange[0]}, which is not of a demo; give another folder.")
+    for path in out.iterdir() if out.is_dir() else ():
+        ours = path.name in _RUNGS and path.is_dir() and (not any(path.iterdir()) or _is_run(path))
+        if not ours:
+            raise InputError(f"--out {out}: holds {path.name}, which is not of a demo; give another folder.")
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / RECORD).exists() or Ledger(folder).exists

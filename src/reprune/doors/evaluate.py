@@ -48,7 +48,10 @@ def evaluate(
     if max_windows is not None and max_windows < 1:
         raise InputError(f"--windows {max_windows}: expected at least 1.")
     folder = locate_model(os.fspath(model), notify=notify)
-    documents = load_documents(parse_source(text).name, "test")
+    source = parse_source(text)
+    if source.count is not None:
+        raise InputError(f"--text {text}: takes no COUNT; use --windows to read only the start of a text.")
+    documents = load_documents(source.name, "test")
     tokenizer = load_tokenizer(folder, trust_remote_code)
     where = settle_device(device)
     products = settle_precision(precision, where)
@@ -56,8 +59,10 @@ def evaluate(
     limit = getattr(loaded.config.get_text_config(), "max_position_embeddings", None)
     if seqlen is None:
         seqlen = min(DEFAULT_SEQLEN, limit or DEFAULT_SEQLEN)
-    elif limit is not None and not 2 <= seqlen <= limit:
-        raise InputError(f"--seqlen {seqlen}: expected 2 to {limit}, as {folder.name} takes no longer sequence.")
+    elif limit is not None and seqlen > limit:
+        raise InputError(f"--seqlen {seqlen}: {folder.name} takes at most {limit} tokens.")
+    if seqlen < 2:
+        raise InputError(f"--seqlen {seqlen}: expected at least 2, as the first token is not predicted.")
     windows = evaluation_windows(tokenizer, documents, seqlen, max_windows)
     value = perplexity(loaded, windows, Precision(DTYPES[products]), lambda done: progress(done, len(windows)))
     return Perplexity(

@@ -9,19 +9,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, final
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from reprune.errors import InputError, NumericalError
 from reprune.model.block import Precision
 from reprune.model.quiet import quiet_transformers
 
+_LARGEST_EXPONENT = 709.0  # of a float64
 _LOGIT_ELEMENTS = 2**25  # logits held at a time, in numbers: 128 MiB in float32
 
 
@@ -55,49 +55,34 @@ def perplexity(
     total, predicted = 0.0, 0
     with precision.on(model.device):  # one context for all windows, in which each weight is converted once
         for number, ids in enumerate(windows.to(model.device).split(1)):
-            states = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
-            for logits, targets in _sliced(model, states, ids):
+            for logits, targets in _sliced(model, ids):
                 total += F.cross_entropy(logits.float(), targets, reduction="sum").item()
                 predicted += len(targets)
             progress(number + 1)
-    if not math.isfinite(total):
+    loss = total / predicted
+    if not math.isfinite(loss):
         raise NumericalError("the model's loss on this text is not finite")
-    return math.exp(total / predicted)
+    return math.exp(loss) if loss < _LARGEST_EXPONENT else math.inf
 
 
-def _sliced(model: Any, states: Tensor, ids: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Logits (slice, vocabulary) and the tokens (slice,) they should predict, slice by slice."""
+def _sliced(model: Any, ids: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Logits (slice, vocabulary) and the tokens (slice,) they should predict, for ids (1, tokens), slice by slice.
+
+    The decoder runs once; then the model's own forward applies its head, scaling and caps to slices of its output.
+    """
     size = max(_LOGIT_ELEMENTS // max(int(model.config.get_text_config().vocab_size), 1), 1)
-    with _base_replaced(model) as given:
+    decoder = model.get_decoder()
+    output = decoder(input_ids=ids, use_cache=False)
+    states = output.last_hidden_state
+    try:
         for first in range(0, ids.shape[1] - 1, size):
             last = min(first + size, ids.shape[1] - 1)
-            given.states = states[:, first:last]
+            part = replace(output, last_hidden_state=states[:, first:last])
+            decoder.forward = lambda *_, part=part, **__: part
             logits = model(input_ids=ids[:, first:last], use_cache=False).logits
             yield logits[0], ids[0, first + 1 : last + 1]
-
-
-@final
-class _Given(nn.Module):
-    """Stands in for the base model: puts out states that were computed before."""
-
-    states: Tensor
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        from transformers.modeling_outputs import BaseModelOutputWithPast
-
-        del args, kwargs
-        return BaseModelOutputWithPast(last_hidden_state=self.states)
-
-
-@contextmanager
-def _base_replaced(model: Any) -> Iterator[_Given]:
-    """Let the model's own forward apply its head, scaling and caps to states that are given to it."""
-    base, given = model.base_model, _Given()
-    setattr(model, model.base_model_prefix, given)
-    try:
-        yield given
     finally:
-        setattr(model, model.base_model_prefix, base)
+        vars(decoder).pop("forward", None)
 
 
 def load_model(folder: Path, device: torch.device, trust_remote_code: bool) -> Any:

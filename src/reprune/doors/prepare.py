@@ -16,7 +16,8 @@ from reprune.model.block import Precision
 from reprune.model.decoder import Decoder
 from reprune.planning.recipe import Recipe
 from reprune.planning.samples import Samples, draw_samples
-from reprune.planning.sources import parse_source
+from reprune.planning.shares import share_out
+from reprune.planning.sources import find_source, parse_source
 from reprune.planning.tokenizer import load_tokenizer
 
 DEFAULT_SEQLEN = 1024  # the paper's
@@ -57,8 +58,10 @@ def check_out(out: Path) -> None:
                 f"--out {out}: holds an unfinished run; go on with 'reprune resume {out}', or give another folder."
             )
         raise InputError(f"--out {out}: is not empty; give a folder that does not exist yet.")
-    parent = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
-    if not os.access(parent, os.W_OK):
+    parent = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
+    if not parent.is_dir():
+        raise InputError(f"--out {out}: {parent} is a file; give a folder that does not exist yet.")
+    if not os.access(parent, os.W_OK | os.X_OK):
         raise InputError(f"--out {out}: {parent} cannot be written to; give another folder.")
 
 
@@ -115,6 +118,14 @@ def settle_seqlen(recipe: Recipe, decoder: Decoder) -> Recipe:
     if limit is not None and recipe.seqlen > limit:
         raise InputError(f"--seqlen {recipe.seqlen}: {decoder.folder.name} takes at most {limit} tokens.")
     return recipe
+
+
+def check_sources(recipe: Recipe) -> None:
+    """Raise `InputError` where a source's name or count cannot be right; opens none of them."""
+    calibration, heldout = ([parse_source(name) for name in names] for names in (recipe.calibration, recipe.heldout))
+    share_out(calibration, heldout, recipe.samples)
+    for source in (*calibration, *heldout):
+        find_source(source.name)
 
 
 def draw(recipe: Recipe, decoder: Decoder) -> Samples:

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from reprune.doors.perplexity import Perplexity
 
 _HEAD = (
-    "errors: ||sparse - target||² / ||target||² of each window's outputs, before > after\n"
-    f"{'window':>7}  {'blocks':<9} {'calibration error':<17}  {'held-out error':<17} {'time':>7} {'left':>7}  memory"
+    "errors: ||sparse - target||² / ||target||² of a window's outputs, before > after\n"
+    f"{'window':>7}  {'blocks':<9} {'calibration error':<17}  {'held-out error':<17} {'time':>7} {'left':>7}   memory"
 )
 
 
@@ -94,7 +94,7 @@ class _Lines(Watcher):
         self._output.print(
             f"{f'{window.index + 1}/{self._windows}':>7}  {blocks:<9} "
             f"{_change(record['relative_calibration_error']):<17}  {_change(record['relative_heldout_error']):<17} "
-            f"{clock(record['seconds']):>7} {clock(left):>7} {size(peak_memory_bytes()['host']):>7}"
+            f"{clock(record['seconds']):>7} {clock(left):>7} {size(peak_memory_bytes()['host']):>8}"
         )
 
     def note(self, text: str) -> None:
@@ -152,7 +152,7 @@ def show_result(record: Mapping[str, Any], out: Path) -> None:
     output.print(f"sparse model   {out}")
     output.print(f"sparsity       {percent(record['sparsity'])} of {len(record['blocks'])} blocks' pruned matrices")
     output.print(
-        f"last block     calibration {last['calibration_error']:.4g} ({percent(last['relative_calibration_error'])}), "
+        f"last block     against the dense model: calibration {last['calibration_error']:.4g} ({percent(last['relative_calibration_error'])}), "
         f"held-out {last['heldout_error']:.4g} ({percent(last['relative_heldout_error'])})"
     )
     memory = record["peak_memory_bytes"]
@@ -188,8 +188,8 @@ def show_perplexity(result: Perplexity, quiet: bool) -> None:
     output.print(f"model      {result.model}, products in {result.precision}")
     output.print(f"text       {result.text}, sha256 {result.text_sha256[:12]}")
     output.print(
-        f"windows    {result.windows} of {result.seqlen} tokens ({start}{width}), not overlapping; "
-        f"{result.tokens:,} tokens predicted"
+        f"windows    {result.windows:,} of {result.seqlen} tokens ({start}{width}), not overlapping\n"
+        f"predicted  {result.tokens:,} tokens"
     )
 
 
@@ -243,7 +243,7 @@ def percent(share: float) -> str:
 
 def clock(seconds: float) -> str:
     """Seconds as 12.3 s, 4:05 or 2:10:00."""
-    if seconds < 60:
+    if seconds < 59.95:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
@@ -252,7 +252,9 @@ def clock(seconds: float) -> str:
 
 def size(count: int) -> str:
     """Bytes in decimal units."""
-    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
+    if count >= 999.5e6:
+        return f"{count / 1e9:.2f} GB"
+    return f"{count / 1e6:.0f} MB" if count >= 999.5e3 else f"{count / 1e3:.0f} kB"
 
 
 def _change(error: Mapping[str, float]) -> str:

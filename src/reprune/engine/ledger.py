@@ -31,9 +31,11 @@ from reprune.engine.window import PrunedBlock
 from reprune.errors import InputError
 from reprune.model.decoder import Decoder
 from reprune.model.durable import append_line, write_tensors, write_text
+from reprune.planning.recipe import Recipe
 from reprune.planning.schedule import Window
 
 FOLDER = ".reprune"
+_JOB_KEYS = {"recipe", "folder", "fingerprint", "versions", "windows", "data"}
 
 
 @final
@@ -77,12 +79,15 @@ class Ledger:
         """What `begin` was given; raises `InputError` where there is no run or its file is damaged."""
         try:
             job = json.loads((self.folder / "run.json").read_text(encoding="utf-8"))
-        except FileNotFoundError:
+            if missing := _JOB_KEYS - set(job):
+                raise ValueError(f"{min(missing)} is missing")
+            Recipe.model_validate(job["recipe"])
+        except (FileNotFoundError, NotADirectoryError):
             raise InputError(f"{self.result}: holds no unfinished run of reprune.") from None
-        except (OSError, ValueError) as error:
-            raise InputError(f"{self.folder / 'run.json'}: damaged ({error}); start the run again.") from None
-        assert isinstance(job, dict)
-        return job
+        except (OSError, ValueError, TypeError) as error:
+            reason = " ".join(str(error).split())
+            raise InputError(f"{self.folder / 'run.json'}: damaged ({reason:.100}); start the run again.") from None
+        return dict(job)
 
     def samples(self) -> tuple[Tensor, Tensor]:
         """The token ids of the calibration and of the held-out samples."""

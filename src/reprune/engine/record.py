@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import platform
+import re
 import resource
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from importlib.metadata import version
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any
 
 import torch
@@ -94,11 +96,23 @@ def full_record(
     }
 
 
+def forget_peak_memory() -> None:
+    """Let the peak count from now on, where the system can do that (Linux)."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+
+
 def peak_memory_bytes() -> dict[str, int]:
-    """The most memory that this process has held, on the host and on the device."""
+    """The most resident memory that this process has held since `forget_peak_memory`, on the host and the device."""
     unit = 1 if sys.platform == "darwin" else 1024
+    host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    with suppress(OSError):
+        if found := re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="ascii")):
+            host = int(found[1]) * 1024
     return {
-        "host": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
+        "host": host,
         "device": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0,
     }
 
@@ -112,6 +126,6 @@ def _without_folders(recipe: Recipe) -> dict[str, Any]:
 
 
 def _last_part(name: str) -> str:
-    """The last part of a path; names such as a Hub id, which are no local paths, stay whole."""
-    local = PurePath(name).is_absolute() or name.startswith((".", "~")) or name.count("/") > 1
-    return PurePath(name).name if local else name
+    """The last part of a local path; other names, such as a Hub id, stay whole."""
+    path = Path(re.split("[=:]", name)[0]).expanduser()
+    return PurePath(name).name if path.is_absolute() or path.exists() or path.parts[:1] == ("..",) else name

@@ -19,7 +19,7 @@ import torch
 from reprune.engine.frontier import Frontier
 from reprune.engine.ledger import Ledger
 from reprune.engine.pruning import prune_block_
-from reprune.engine.record import block_record, window_record
+from reprune.engine.record import block_record, forget_peak_memory, window_record
 from reprune.engine.result import Result
 from reprune.engine.watcher import Watcher
 from reprune.engine.window import PrunedBlock, WindowProblem
@@ -66,6 +66,7 @@ def run_windows(recipe: Recipe, decoder: Decoder, ledger: Ledger, result: Result
     Raises:
         NumericalError: numbers went bad; what was finished before stays finished.
     """
+    forget_peak_memory()
     methods = Methods.of(recipe, len(decoder))
     remaining = ledger.remaining(methods.schedule)
     watcher.started(len(methods.schedule), len(methods.schedule) - len(remaining))

@@ -46,6 +46,16 @@ RUNGS: Mapping[str, dict[str, Any]] = {
 class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _no_truth_for_numbers(cls, content: Any) -> Any:
+        """Refuse `samples: yes`, which would otherwise count as 1."""
+        for key, value in content.items() if isinstance(content, dict) else ():
+            field = cls.model_fields.get(key)
+            if isinstance(value, bool) and field is not None and field.annotation in (int, float, int | None):
+                raise ValueError(f"{key}: expected a number, got {str(value).lower()}")
+        return content
+
 
 def _named(value: Any) -> Any:
     """Let `pruner: wanda` stand for `pruner: {name: wanda}`."""
@@ -151,7 +161,7 @@ class Recipe(_Part):
     seqlen: int | None = Field(None, ge=2)  # None: 1024, or the model's longest sequence if that is shorter
     exclude: list[str] = []  # names of linears within a block, as patterns, that stay dense
     seed: int = Field(0, ge=0, lt=2**63)
-    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    device: str = "auto"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     streams: StreamsRecipe = StreamsRecipe()
     trust_remote_code: bool = False
@@ -160,6 +170,13 @@ class Recipe(_Part):
     @classmethod
     def _parses(cls, value: str) -> str:
         parse_pattern(value)
+        return value
+
+    @field_validator("device")
+    @classmethod
+    def _is_device(cls, value: str) -> str:
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", value):
+            raise ValueError("expected auto, cpu, cuda or cuda:N")
         return value
 
     @field_validator("calibration", "heldout", "exclude", mode="before")
@@ -226,7 +243,10 @@ def resolve_recipe(
     lower = _normal(file or {})
     upper = _normal(flags or {})
     for setting in settings:
-        upper = _merged(upper, _normal(parse_setting(setting)))
+        parsed = parse_setting(setting)
+        if model is not None and "model" in parsed:
+            raise InputError(f"--set {setting}: the model is given by MODEL; leave this out.")
+        upper = _merged(upper, _normal(parsed))
     if "reconstruct" in upper:  # a rung asked for above replaces what the recipe file spells out below
         lower = {key: value for key, value in lower.items() if key not in ("schedule", "teacher")}
         if isinstance(lower.get("solver"), dict):
@@ -263,12 +283,13 @@ def _explain(error: ValidationError) -> str:
             known = _keys(problem["loc"][:-1])
             near = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1, cutoff=0.0)
             lines.append(f"{place}: unknown key; did you mean {near[0]}? Known here: {', '.join(known)}.")
-        elif problem["type"] == "missing":
+        elif problem["type"] == "missing" and place == "model":
             lines.append(f"{place}: missing; give it, as in 'reprune prune MODEL --out DIR'.")
         else:
             said = problem["msg"].removeprefix("Value error, ")
             said = said.removeprefix(f"{place}: ").rstrip(".")
-            lines.append(f"{place}: {said[0].lower() + said[1:]} (got {problem['input']!r:.80}).")
+            got = "" if "got " in said else f" (got {problem['input']!r:.80})"
+            lines.append(f"{place}: {said[0].lower() + said[1:]}{got}." if place else f"{said}.")
     return "\n".join(lines)
 
 

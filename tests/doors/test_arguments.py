@@ -56,7 +56,6 @@ def test_what_is_separated_already_comes_through_unchanged(parts: list[tuple[str
         assert separate_sources(arguments) == arguments
 
 
-@pytest.mark.xfail(strict=True, reason="a MODEL right after a source, with flags behind it, is taken for a source")
 @given(before=st.lists(_PARTS, max_size=4), after=st.lists(_PARTS, max_size=4))
 def test_the_model_may_stand_anywhere(before: list[tuple[str, ...]], after: list[tuple[str, ...]]) -> None:
     arguments = ["prune", *(a for part in before for a in part), "MODEL", *(a for part in after for a in part)]
@@ -80,7 +79,6 @@ def test_separating_twice_is_separating_once(parts: list[tuple[str, ...]], sourc
         ["llama", "--calibration", "text.txt=4", "--calibration", "manual=2"],
         pytest.param(
             ["--calibration", "text.txt=4", "manual=2", "llama", "--device", "cpu"],
-            marks=pytest.mark.xfail(strict=True, reason="'Missing argument MODEL', though it is there"),
         ),
     ],
 )

@@ -203,7 +203,6 @@ def test_off_a_terminal_lines_are_plain(rung: str, cli: Cli) -> None:
     [
         pytest.param(
             ["prune", "llama", "--out", "another", *QUICK, "-v"],
-            marks=pytest.mark.xfail(strict=True, reason="the line above the table has 81 columns"),
         ),
         ["plan", "llama", *QUICK],
         ["status", "out"],
@@ -289,7 +288,6 @@ def test_plan_refuses_what_prune_refuses(here: Path, cli: Cli) -> None:
     assert "self_attn.q_proj (stays dense)" in left.out
 
 
-@pytest.mark.xfail(strict=True, reason="plan does not look at the sources")
 def test_plan_refuses_a_source_that_is_not_there(cli: Cli) -> None:
     assert cli("plan", "llama", "--calibration", "missing.txt").code == 2
 

@@ -29,14 +29,15 @@ def separate_sources(arguments: list[str]) -> list[str]:
             takes_value = not (word in _SWITCHES or "=" in word or _is_short(word)) and bool(rest)
             parts.append((None, [word, rest.pop(0)] if takes_value else [word]))
     lists = [number for number, (flag, values) in enumerate(parts) if flag is not None and len(values) > 1]
-    model = [parts[lists[-1]][1].pop()] if lists and not has_model else []
+    if lists and not has_model:
+        parts.insert(lists[-1] + 1, (None, [parts[lists[-1]][1].pop()]))
     result = list(command)
     for flag, values in parts:
         if flag is None:
             result += values
         else:
             result += [word for value in values for word in (flag, value)] or [flag]
-    return result + model
+    return result
 
 
 def _is_short(word: str) -> bool:

@@ -151,10 +151,10 @@ def show_result(record: Mapping[str, Any], out: Path) -> None:
     output.print()
     output.print(f"sparse model   {out}")
     output.print(f"sparsity       {percent(record['sparsity'])} of {len(record['blocks'])} blocks' pruned matrices")
-    output.print(
-        f"last block     against the dense model: calibration {last['calibration_error']:.4g} ({percent(last['relative_calibration_error'])}), "
-        f"held-out {last['heldout_error']:.4g} ({percent(last['relative_heldout_error'])})"
-    )
+    output.print("last block     its error against the dense model, and that over its power")
+    for kind, name in (("calibration", "calibration"), ("heldout", "held-out")):
+        value, share = last[f"{kind}_error"], last[f"relative_{kind}_error"]
+        output.print(f"  {name:<12} {value:.4g} ({percent(share)})")
     memory = record["peak_memory_bytes"]
     device = f", {size(memory['device'])} on the device" if memory["device"] else ""
     output.print(f"time, memory   {clock(record['seconds'])}, peak {size(memory['host'])}{device}")

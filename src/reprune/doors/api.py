@@ -20,6 +20,7 @@ from reprune.engine.watcher import Watcher
 from reprune.errors import InputError
 from reprune.model.decoder import Decoder
 from reprune.model.locate import locate_model
+from reprune.planning.paths import absolute, beside
 from reprune.planning.recipe import Recipe, read_recipe, resolve_recipe
 from reprune.planning.schedule import Window
 from reprune.planning.survey import Survey, survey
@@ -79,8 +80,15 @@ def prune(
         device=device,
         trust_remote_code=trust_remote_code,
     )
-    content = recipe if isinstance(recipe, dict) else read_recipe(Path(recipe)) if recipe is not None else {}
+    content = _contents(recipe)
     return prune_by_recipe(resolve_recipe(os.fspath(model), content, flags, settings), Path(out), watcher or Watcher())
+
+
+def _contents(recipe: str | os.PathLike[str] | dict[str, Any] | None) -> dict[str, Any]:
+    """What a recipe says, given as a file or as its contents."""
+    if recipe is None or isinstance(recipe, dict):
+        return recipe or {}
+    return read_recipe(Path(recipe))
 
 
 def prune_by_recipe(recipe: Recipe, out: Path, watcher: Watcher) -> dict[str, Any]:
@@ -94,6 +102,7 @@ def prune_by_recipe(recipe: Recipe, out: Path, watcher: Watcher) -> dict[str, An
     survey(decoder, recipe.pattern, recipe.exclude).check()
     watcher.phase(None, "drawing calibration samples")
     drawn = draw(recipe, decoder)
+    recipe = absolute(recipe)
     out.mkdir(parents=True, exist_ok=True)
     ledger = Ledger(out)
     job = {
@@ -142,7 +151,7 @@ def _finish(recipe: Recipe, decoder: Decoder, ledger: Ledger, job: dict[str, Any
         lines = ledger.lines()
         seconds = max(time.monotonic() - began, sum(line["window"]["seconds"] for line in lines))
         record = full_record(recipe, job, lines, seconds)
-        result.finish(record, recipe.to_yaml())
+        result.finish(record, beside(recipe, ledger.result).to_yaml())
         ledger.clear()
     return record
 
@@ -212,6 +221,5 @@ def plan_by_recipe(recipe: Recipe, watcher: Watcher) -> Plan:
 
 def plan(model: str | os.PathLike[str], *, settings: Sequence[str] = (), **flags: Any) -> Plan:
     """What `prune` with the same arguments would do; loads no weights."""
-    content = flags.pop("recipe", None)
-    content = content if isinstance(content, dict) else read_recipe(Path(content)) if content is not None else {}
+    content = _contents(flags.pop("recipe", None))
     return plan_by_recipe(resolve_recipe(os.fspath(model), content, nested_flags(**flags), settings), Watcher())

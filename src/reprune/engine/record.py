@@ -9,7 +9,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from importlib.metadata import version
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ import torch
 from reprune import __version__
 from reprune.engine.window import PrunedBlock
 from reprune.math.solver import Errors, Fit
+from reprune.planning.paths import local_name, with_paths
 from reprune.planning.recipe import Recipe
 from reprune.planning.schedule import Window
 
@@ -79,7 +80,7 @@ def full_record(
     weights = sum(matrix["rows"] * matrix["columns"] for matrix in matrices)
     return {
         "recipe": _without_folders(recipe),
-        "model": {"name": _last_part(recipe.model), "fingerprint": job["fingerprint"]},
+        "model": {"name": local_name(recipe.model), "fingerprint": job["fingerprint"]},
         "versions": job["versions"],
         "seed": recipe.seed,
         "data": job["data"],
@@ -118,14 +119,5 @@ def peak_memory_bytes() -> dict[str, int]:
 
 
 def _without_folders(recipe: Recipe) -> dict[str, Any]:
-    content = recipe.model_dump(mode="json")
-    content["model"] = _last_part(content["model"])
-    for key in ("calibration", "heldout"):
-        content[key] = [_last_part(source) for source in content[key]]
-    return content
-
-
-def _last_part(name: str) -> str:
-    """The last part of a local path; other names, such as a Hub id, stay whole."""
-    path = Path(re.split("[=:]", name)[0]).expanduser()
-    return PurePath(name).name if path.is_absolute() or path.exists() or path.parts[:1] == ("..",) else name
+    named = with_paths(recipe, lambda path: path.name)
+    return named.model_copy(update={"model": local_name(recipe.model)}).model_dump(mode="json")

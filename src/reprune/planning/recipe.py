@@ -32,6 +32,7 @@ from reprune.math.pruner import Pruner
 from reprune.math.solver import NoSolver, Solver
 from reprune.math.sparsegpt import SparseGPT
 from reprune.math.wanda import Wanda
+from reprune.planning.sources import KNOWN
 
 Rung = Literal["LR", "BR", "BR+GP", "BR+GP+CR"]
 RUNGS: Mapping[str, dict[str, Any]] = {
@@ -205,7 +206,19 @@ def read_recipe(path: Path) -> dict[str, Any]:
         return {}
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise InputError(f"--recipe {path}: expected keys and values, such as 'sparsity: 0.5'; got {content!r:.80}.")
+    for key in ("calibration", "heldout"):
+        if isinstance(content.get(key), list):
+            content[key] = [_found_beside(source, path.parent) for source in content[key]]
     return content
+
+
+def _found_beside(source: Any, folder: Path) -> Any:
+    """A relative path in a recipe file is relative to that file's folder, if it is there."""
+    if not isinstance(source, str):
+        return source
+    named = re.sub(r"=\d+$", "", source)
+    there = any(part and (folder / part).exists() for part in (named, named.rpartition(":")[0]))
+    return str(folder / source) if there and named not in KNOWN else source
 
 
 def parse_setting(text: str) -> dict[str, Any]:

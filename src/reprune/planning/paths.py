@@ -1,0 +1,45 @@
+"""Finds the local path in a SOURCE such as `texts/a.jsonl:body=64`, and puts another in its place."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from reprune.planning.recipe import Recipe
+from reprune.planning.sources import KNOWN
+
+
+def with_path(source: str, change: Callable[[Path], object]) -> str:
+    """The source with its local path changed; one that begins with no path that exists comes back as it is."""
+    named = re.sub(r"=\d+$", "", source)
+    for candidate in (source, named, named.rpartition(":")[0]):
+        if candidate and candidate not in KNOWN and (path := Path(candidate).expanduser()).exists():
+            return f"{change(path)}{source[len(candidate) :]}"
+    return source
+
+
+def with_paths(recipe: Recipe, change: Callable[[Path], object]) -> Recipe:
+    """The recipe with the local paths of its sources changed."""
+    changed = {
+        key: [with_path(source, change) for source in getattr(recipe, key)] for key in ("calibration", "heldout")
+    }
+    return recipe.model_copy(update=changed)
+
+
+def absolute(recipe: Recipe) -> Recipe:
+    """The recipe with absolute paths, so that it means the same from every folder."""
+    return with_paths(recipe, lambda path: path.resolve())
+
+
+def beside(recipe: Recipe, folder: Path) -> Recipe:
+    """The recipe as it is written in `folder`: paths relative to it, and the model, always given anew, by name."""
+    written = with_paths(recipe, lambda path: os.path.relpath(path.resolve(), folder.resolve()))
+    return written.model_copy(update={"model": local_name(recipe.model)})
+
+
+def local_name(model: str) -> str:
+    """The last part of a MODEL that is a local path; a Hub id as it is."""
+    path = Path(model).expanduser()
+    return path.name if path.is_absolute() or path.exists() else model

@@ -1,0 +1,60 @@
+"""Paths in sources are found, whatever follows them, and written so that a result can be passed on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from reprune.planning.paths import absolute, beside, local_name, with_path
+from reprune.planning.recipe import read_recipe, resolve_recipe
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "texts").mkdir()
+    for name in ("a.jsonl", "b=2.txt"):
+        (tmp_path / "texts" / name).write_text("{}")
+    (tmp_path / "manual").write_text("not the known source of that name")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("texts/a.jsonl", "X"),
+        ("texts/a.jsonl=64", "X=64"),
+        ("texts/a.jsonl:body", "X:body"),
+        ("texts/a.jsonl:body=64", "X:body=64"),
+        ("texts/b=2.txt", "X"),
+        ("texts", "X"),
+        ("manual=3", "manual=3"),
+        ("c4", "c4"),
+        ("owner/name:config=8", "owner/name:config=8"),
+        ("texts/missing.txt", "texts/missing.txt"),
+    ],
+)
+def test_the_path_of_a_source_is_changed_and_the_rest_kept(source: str, expected: str) -> None:
+    assert with_path(source, lambda path: "X") == expected
+
+
+def test_a_recipe_beside_a_result_names_no_folder_above_what_they_share(here: Path) -> None:
+    recipe = absolute(resolve_recipe(str(here / "model"), {}, {"calibration": ["texts/a.jsonl=4", "manual"]}))
+    assert recipe.calibration == [f"{here}/texts/a.jsonl=4", "manual"]
+    written = beside(recipe, here / "results" / "one")
+    assert written.calibration == ["../../texts/a.jsonl=4", "manual"]
+    assert written.model == "model"
+
+
+def test_a_recipe_file_is_read_from_any_folder(here: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (here / "one" / "c4").mkdir(parents=True)
+    (here / "one" / "recipe.yaml").write_text("calibration: ['../texts/a.jsonl:body=4', c4, manual]")
+    monkeypatch.chdir(here / "texts")
+    assert read_recipe(Path("../one/recipe.yaml"))["calibration"] == ["../one/../texts/a.jsonl:body=4", "c4", "manual"]
+
+
+def test_a_hub_id_is_no_path() -> None:
+    assert local_name("meta-llama/Llama-3.2-1B") == "meta-llama/Llama-3.2-1B"
+    assert local_name("texts/a.jsonl") == "a.jsonl"
+    assert local_name("/models/llama") == "llama"

@@ -8,9 +8,11 @@ import re
 import pytest
 from rich.console import Console
 
-from reprune.doors import progress
+from reprune.doors import progress, views
+from reprune.doors.formats import clock, percent, size
 from reprune.doors.perplexity import Perplexity
-from reprune.doors.progress import clock, counting, percent, show_perplexity, size, watching
+from reprune.doors.progress import counting, watching
+from reprune.doors.views import show_perplexity
 from reprune.engine.watcher import Watcher
 
 from .conftest import QUICK, Cli
@@ -79,7 +81,8 @@ def terminal(here: object, monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
     screen = io.StringIO()
     monkeypatch.setenv("TERM", "xterm-256color")
     console = Console(file=screen, force_terminal=True, width=80, highlight=False, soft_wrap=True)
-    monkeypatch.setattr(progress, "console", lambda: console)
+    for module in (progress, views):
+        monkeypatch.setattr(module, "console", lambda: console)
     return screen
 
 

@@ -128,7 +128,8 @@ def prune(
     """Prune MODEL, reconstruct it window by window, and write a sparse model folder to DIR."""
     with _errors(out):
         from reprune.doors.api import prune_by_recipe
-        from reprune.doors.progress import show_result, watching
+        from reprune.doors.progress import watching
+        from reprune.doors.views import show_result
 
         made = _recipe(model, recipe, settings, **_given(locals()))
         with watching(quiet, verbose) as watcher:
@@ -159,7 +160,8 @@ def plan(
     """Show what `prune` with the same flags would do; loads no weights. Exit code 2 if it would refuse."""
     with _errors():
         from reprune.doors.api import plan_by_recipe
-        from reprune.doors.progress import show_plan, watching
+        from reprune.doors.progress import watching
+        from reprune.doors.views import show_plan
 
         made = _recipe(model, recipe, settings, **_given(locals()))
         with watching(quiet=False, verbose=False) as watcher:
@@ -178,7 +180,8 @@ def resume(
     """Go on with an interrupted run, from the last finished window."""
     with _errors(directory):
         from reprune.doors.api import resume as resume_run
-        from reprune.doors.progress import show_result, watching
+        from reprune.doors.progress import watching
+        from reprune.doors.views import show_result
 
         with watching(quiet, verbose) as watcher:
             record = resume_run(directory, watcher=watcher)
@@ -191,7 +194,7 @@ def status(directory: Annotated[Path, typer.Argument(metavar="DIR", help="The fo
     """Show how far a run is."""
     with _errors():
         from reprune.doors.api import status as status_of
-        from reprune.doors.progress import show_status
+        from reprune.doors.views import show_status
 
         show_status(status_of(directory), directory)
 
@@ -212,7 +215,8 @@ def evaluate(
     """Measure the perplexity of MODEL on a text, over non-overlapping windows."""
     with _errors():
         from reprune.doors.evaluate import evaluate as evaluate_model
-        from reprune.doors.progress import counting, show_perplexity
+        from reprune.doors.progress import counting
+        from reprune.doors.views import show_perplexity
 
         with counting("windows", quiet) as progress:
             result = evaluate_model(

@@ -16,8 +16,9 @@ from rich.table import Table
 from reprune.doors.api import prune
 from reprune.doors.demo_model import demo_model
 from reprune.doors.evaluate import evaluate
+from reprune.doors.formats import clock, console, percent, size
 from reprune.doors.perplexity import Perplexity
-from reprune.doors.progress import clock, console, counting, percent, size, watching
+from reprune.doors.progress import counting, watching
 from reprune.engine.ledger import Ledger
 from reprune.engine.result import RECORD
 from reprune.errors import InputError

@@ -1,0 +1,32 @@
+"""How numbers are written for a person, and where they are written to."""
+
+from __future__ import annotations
+
+from rich.console import Console
+
+
+def console() -> Console:
+    """Where output goes; off a terminal, lines are not broken."""
+    return Console(highlight=False, soft_wrap=True)
+
+
+def percent(share: float) -> str:
+    """0.1234 as 12.3 %, with three digits."""
+    value = 100.0 * share
+    return f"{value:.0f} %" if value >= 99.95 else f"{value:.1f} %" if value >= 9.995 else f"{value:.2f} %"
+
+
+def clock(seconds: float) -> str:
+    """Seconds as 12.3 s, 4:05 or 2:10:00."""
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def size(count: int) -> str:
+    """Bytes in decimal units."""
+    if count >= 999.5e6:
+        return f"{count / 1e9:.2f} GB"
+    return f"{count / 1e6:.0f} MB" if count >= 999.5e3 else f"{count / 1e3:.0f} kB"

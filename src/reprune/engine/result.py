@@ -74,7 +74,7 @@ class Result:
         }
         for number, names in enumerate(self._outside, len(self._decoder)):
             path = self._shard(number)
-            write_tensors(path, {name: checkpoint.tensor(name).clone() for name in names})
+            write_tensors(path, {name: checkpoint.tensor(name) for name in names})
             files |= dict.fromkeys(names, path.name)
         for source in sorted({file for pattern in _COPIED for file in self._decoder.folder.glob(pattern)}):
             if source.is_file() and not any(source.match(pattern) for pattern in _NOT_COPIED):

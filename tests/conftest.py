@@ -1,0 +1,12 @@
+"""For all tests: one thread, as tiny models gain nothing from more, and no network."""
+
+from __future__ import annotations
+
+import os
+
+os.environ["OMP_NUM_THREADS"] = "1"  # processes that tests start read it, and so does torch when it is imported
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import torch
+
+torch.set_num_threads(1)

@@ -133,10 +133,9 @@ def resume(out: str | os.PathLike[str], *, watcher: Watcher | None = None) -> di
     decoder = open_decoder(recipe, folder)
     if decoder.checkpoint.fingerprint() != job["fingerprint"]:
         raise InputError(f"{folder}: not the model that this run began with; put that back, or start a new run.")
-    if changed := {
-        name: (was, versions().get(name)) for name, was in job["versions"].items() if versions().get(name) != was
-    }:
-        said = ", ".join(f"{name} {was} (now {now})" for name, (was, now) in changed.items())
+    now = versions()
+    if changed := {name: was for name, was in job["versions"].items() if now.get(name) != was}:
+        said = ", ".join(f"{name} {was} (now {now.get(name)})" for name, was in changed.items())
         raise InputError(f"{out}: this run began with {said}; install that again to resume, or start a new run.")
     return _finish(recipe, decoder, ledger, job, watcher or Watcher())
 

@@ -50,6 +50,7 @@ class Decoder:
         self.checkpoint = Checkpoint(folder)
         self.skeleton = Skeleton(folder, trust_remote_code)
         self.names = [self._block_names(index) for index in range(len(self))]
+        self._saved = frozenset(self.skeleton.model.state_dict(keep_vars=True))  # what a checkpoint may hold
         self._calls: dict[int, list[Call]] = {}  # by batch size
         self._shapes: tuple[Tensor, list[Call]] | None = None
 
@@ -185,9 +186,8 @@ class Decoder:
     def _fill(self, path: str, module: nn.Module, ids: Tensor | None) -> None:
         """Load the parameters of a module outside the blocks; of the embedding, the rows of these ids only."""
         prefix = f"{path}." if path else ""
-        saved = self.skeleton.model.state_dict(keep_vars=True)
         for key, buffer in module.named_buffers(recurse=False):
-            if prefix + key in saved and (stored := self._stored_name(prefix + key)) is not None:
+            if prefix + key in self._saved and (stored := self._stored_name(prefix + key)) is not None:
                 self._check_shape(stored, tuple(buffer.shape))
                 buffer.copy_(self.checkpoint.tensor(stored))
         for key, parameter in list(module.named_parameters(recurse=False)):

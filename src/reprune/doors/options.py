@@ -1,0 +1,75 @@
+"""The options that several commands take, and the exit codes that all of them end with. Knows no command.
+
+Exit codes: 0 done, 2 a usage or input error (one message, no traceback), 1 anything else.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from reprune.errors import InputError, RepruneError
+
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="A local folder, a Hub id, or a .gguf file.")]
+Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="The folder to write; new or empty.")]
+RecipeFile = Annotated[Path | None, typer.Option("--recipe", metavar="FILE", help="A recipe (YAML); flags go over it.")]
+Pruner = Annotated[str | None, typer.Option(metavar="NAME", help="magnitude, wanda or sparsegpt. [sparsegpt]")]
+Sparsity = Annotated[str | None, typer.Option(metavar="S", help="A fraction such as 0.5, or N:M such as 2:4. [0.5]")]
+Reconstruct = Annotated[str | None, typer.Option(metavar="RUNG", help="LR, BR, BR+GP or BR+GP+CR. [BR+GP]")]
+Calibration = Annotated[
+    list[str] | None,
+    typer.Option(metavar="SOURCE[=COUNT] ...", help="c4, wikitext2, ptb, manual, a file, or a Hub data set. [c4]"),
+]
+Heldout = Annotated[
+    list[str] | None,
+    typer.Option(metavar="SOURCE[=COUNT] ...", help="Held-out text. [an eighth again of the calibration sources]"),
+]
+Samples = Annotated[int | None, typer.Option(metavar="N", help="Calibration samples. [256]")]
+Seqlen = Annotated[int | None, typer.Option(metavar="T", help="Tokens a sample. [1024, or the model's limit]")]
+Epochs = Annotated[int | None, typer.Option(metavar="E", help="Epochs a window. [10]")]
+Lr = Annotated[float | None, typer.Option("--lr", metavar="X", help="Learning rate, falling to zero. [2e-4]")]
+BatchSize = Annotated[int | None, typer.Option(metavar="B", help="Samples a step. [8]")]
+Seed = Annotated[int | None, typer.Option(metavar="S", help="Decides everything random. [0]")]
+Device = Annotated[str | None, typer.Option(metavar="DEVICE", help="auto, cpu, cuda or cuda:N. [auto]")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Any key of the recipe, such as schedule.size=3. Repeatable."),
+]
+Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the model.")]
+Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Print errors only.")]
+Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Print every epoch and step.")]
+
+
+@contextmanager
+def exit_codes(run: Path | None = None) -> Iterator[None]:
+    """Turn errors into one message and the exit code that the contract names.
+
+    Args:
+        run: the folder of a run that may be gone on with.
+    """
+    try:
+        yield
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise typer.Exit(2) from None
+    except RepruneError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise typer.Exit(1) from None
+    except KeyboardInterrupt:
+        print(f"interrupted{_hint(run)}", file=sys.stderr)
+        raise typer.Exit(1) from None
+    except OSError as error:
+        place = f": {error.filename}" if error.filename else ""
+        print(f"error: {error.strerror or error}{place}{_hint(run)}", file=sys.stderr)
+        raise typer.Exit(1) from None
+
+
+def _hint(run: Path | None) -> str:
+    if run is None or not (run / ".reprune" / "run.json").exists():
+        return ""
+    return f"; finished windows are kept, go on with: reprune resume {run}"

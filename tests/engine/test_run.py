@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 import reprune
 from tests import tiny
 
-RUNGS = ("LR", "BR", "BR+GP", "BR+GP+CR")
+RUNGS = ("LR", "BR", "BR+GP", "BR+GP+CR", "auto")
 QUICK = {"samples": 8, "seqlen": 24, "epochs": 2, "lr": 1e-3, "batch_size": 3, "device": "cpu"}
 
 
@@ -58,7 +58,7 @@ def test_every_architecture_is_pruned_from_disk_to_disk(name: str, pruner: str, 
 def test_calibration_error_falls_along_the_ladder(llama: Path, pruner: str, tmp_path: Path) -> None:
     errors = [
         prune(llama, tmp_path / rung, "guard=off", pruner=pruner, reconstruct=rung, epochs=6)["blocks"][-1]
-        for rung in RUNGS
+        for rung in RUNGS[:4]
     ]
     calibration = [error["calibration_error"] for error in errors]
     assert calibration == sorted(calibration, reverse=True)
@@ -213,3 +213,80 @@ def test_the_guard_never_ends_a_window_worse_than_it_began(llama: Path, tmp_path
     for window in record["windows"]:
         assert window["heldout_error"]["after"] <= window["heldout_error"]["before"] * (1 + 1e-6)
     assert any(window["kept_epoch"] == 0 for window in record["windows"])
+
+
+OVERFIT = {"samples": 8, "heldout": "manual=8", "epochs": 30, "lr": 3e-3, "reconstruct": "BR+GP+CR"}
+
+
+def test_the_guard_stops_what_overfits(llama: Path, tmp_path: Path) -> None:
+    """Eight samples, 30 epochs: the paper's plain procedure lowers calibration error at the cost of held-out error."""
+    plain = prune(llama, tmp_path / "plain", "guard=off", **OVERFIT)
+    last = plain["windows"][-1]
+    assert last["calibration_error"]["after"] < 0.8 * last["calibration_error"]["before"]
+    assert last["heldout_error"]["after"] > 1.01 * last["heldout_error"]["before"], "it overfits, or this shows nothing"
+    assert last["guard"] == {
+        "on": False,
+        "planned_epochs": 30,
+        "run_epochs": 30,
+        "stopped_early": False,
+        "restored": False,
+        "relative_heldout_error": {"last": last["epochs"][-1]["relative_heldout_error"]}
+        | {"kept": last["epochs"][-1]["relative_heldout_error"]},
+    }
+
+    guarded = prune(llama, tmp_path / "guarded", **OVERFIT)
+    for window in guarded["windows"]:
+        errors, guard = window["relative_heldout_error"], window["guard"]
+        path = [errors["before"], *(epoch["relative_heldout_error"] for epoch in window["epochs"])]
+        assert errors["after"] <= errors["before"] * (1 + 1e-6)
+        assert errors["after"] == pytest.approx(min(path), rel=1e-5)
+        assert guard["on"]
+        assert guard["relative_heldout_error"] == {"last": path[-1], "kept": path[window["kept_epoch"]]}
+        assert guard["run_epochs"] == len(window["epochs"]) == min(30, window["kept_epoch"] + 2)
+        assert guard["stopped_early"] == (len(window["epochs"]) < 30)
+        assert guard["restored"] == (window["kept_epoch"] < len(window["epochs"]))
+    assert any(window["guard"]["stopped_early"] for window in guarded["windows"])
+    assert guarded["blocks"][-1]["heldout_error"] < 0.95 * plain["blocks"][-1]["heldout_error"]
+    assert guarded["blocks"][-1]["calibration_error"] > plain["blocks"][-1]["calibration_error"], "the pitfall"
+
+
+def test_auto_chooses_for_each_window_and_does_not_overfit(llama: Path, tmp_path: Path) -> None:
+    fixed = {
+        rung: prune(llama, tmp_path / rung, "guard=off", **{**OVERFIT, "reconstruct": rung})["blocks"][-1]
+        for rung in ("LR", "BR", "BR+GP", "BR+GP+CR")
+    }
+    record = prune(llama, tmp_path / "auto", **{**OVERFIT, "reconstruct": "auto"})
+    chosen = [window["reconstructed"] for window in record["windows"]]
+    for window, blocks in zip(record["windows"], chosen, strict=True):
+        errors = window["relative_heldout_error"]
+        assert errors["after"] <= errors["before"] * (1 + 1e-6)
+        assert blocks in ([], window["blocks"][-1:], window["blocks"])
+        trained = [epoch["blocks"] for epoch in window["epochs"]]
+        assert trained == sorted(trained, key=len)
+        assert window["blocks"][-1:] in trained
+        assert window["blocks"] in trained
+    assert len({len(blocks) for blocks in chosen}) > 1, "one choice for all windows would show nothing"
+    assert record["blocks"][-1]["heldout_error"] < min(last["heldout_error"] for last in fixed.values())
+
+
+def test_reconstructed_names_the_blocks_that_changed(llama: Path, tmp_path: Path) -> None:
+    """The twin: weights of LR against those of auto."""
+    prune(llama, tmp_path / "lr", pruner="magnitude", reconstruct="LR")
+    record = prune(llama, tmp_path / "auto", pruner="magnitude", reconstruct="auto", lr=3e-2)
+    before, after = tensors(tmp_path / "lr"), tensors(tmp_path / "auto")
+    changed = {index for window in record["windows"] for index in window["reconstructed"]}
+    for index in range(3):
+        differ = any(not torch.equal(before[key], after[key]) for key in before if f"layers.{index}." in key)
+        assert differ == (index in changed)
+
+
+@pytest.mark.parametrize(("only", "dense"), [("attention", "mlp"), ("mlp", "self_attn")])
+def test_only_a_part_of_each_block_can_be_pruned(llama: Path, only: str, dense: str, tmp_path: Path) -> None:
+    record = prune(llama, tmp_path / "out", only=only, reconstruct="LR")
+    assert record["recipe"]["only"] == only
+    one, other = tensors(llama), tensors(tmp_path / "out")
+    for key in (key for key in one if "proj" in key):
+        assert torch.equal(one[key], other[key]) == (dense in key)
+    names = {matrix["name"] for block in record["blocks"] for matrix in block["matrices"]}
+    assert names
+    assert not any(dense in name for name in names)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import final
 
 import pytest
@@ -74,6 +75,9 @@ class _Network(Problem):
     def target_power(self) -> float:
         return float(self.goals[:_SAMPLES].square().mean())
 
+    def last_part(self) -> AbstractContextManager[Problem | None]:
+        return nullcontext(None)
+
     def state(self) -> list[Tensor]:
         return [parameter.detach().clone() for parameter in self.parameters]
 
@@ -138,7 +142,7 @@ def test_fitting_lowers_the_error_and_says_by_how_much() -> None:
     problem = _Network()
     before = problem.errors()
     seen: list[Epoch] = []
-    fit = Adam(epochs=20, lr=0.02, batch_size=2).fit(problem, 0, seen.append)
+    fit = Adam(epochs=20, lr=0.02, batch_size=2, patience=20).fit(problem, 0, seen.append)
     assert fit.before == before
     assert tuple(seen) == fit.epochs
     assert [epoch.number for epoch in fit.epochs] == list(range(1, 21))
@@ -168,7 +172,7 @@ def test_with_the_guard_no_window_ends_worse_than_it_began(lr: float) -> None:
 
 def test_the_state_kept_is_that_of_the_best_epoch() -> None:
     best = _Network()
-    fit = Adam(epochs=12, lr=0.1, batch_size=2).fit(best, 0, _nothing)
+    fit = Adam(epochs=12, lr=0.1, batch_size=2, patience=12).fit(best, 0, _nothing)
     heldout = [epoch.heldout for epoch in fit.epochs]
     assert fit.kept_epoch == 1 + heldout.index(min(heldout))
     assert 0 < fit.kept_epoch < 12  # or this test would show nothing
@@ -181,16 +185,17 @@ def test_the_state_kept_is_that_of_the_best_epoch() -> None:
 def test_where_learning_only_harms_the_start_is_kept() -> None:
     problem = _Network(contrary=True)
     start = problem.state()
-    fit = Adam(epochs=3, lr=0.01, batch_size=2).fit(problem, 0, _nothing)
+    fit = Adam(epochs=9, lr=0.01, batch_size=2, patience=3).fit(problem, 0, _nothing)
     assert fit.kept_epoch == 0
-    assert len(fit.epochs) == 3
+    assert len(fit.epochs) == 3, "it stops early"
+    assert fit.planned_epochs == 9
     assert _same(problem.state(), start)
 
 
 def test_without_the_guard_the_last_state_stays_even_if_it_is_worse() -> None:
     problem = _Network(contrary=True)
-    fit = Adam(epochs=3, lr=0.01, batch_size=2, guard=False).fit(problem, 0, _nothing)
-    assert fit.kept_epoch == 3
+    fit = Adam(epochs=5, lr=0.01, batch_size=2, guard=False, patience=1).fit(problem, 0, _nothing)
+    assert fit.kept_epoch == len(fit.epochs) == 5
     assert problem.heldout_error().relative == fit.epochs[-1].heldout > 0
 
 

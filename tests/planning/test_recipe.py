@@ -16,6 +16,7 @@ from reprune.math.patterns import NM, Unstructured
 from reprune.math.solver import NoSolver
 from reprune.math.sparsegpt import SparseGPT
 from reprune.math.wanda import Wanda
+from reprune.math.widening import Widening
 from reprune.planning.recipe import Recipe, parse_setting, read_recipe, resolve_recipe
 
 _FEW = settings(deadline=None, max_examples=60)
@@ -48,6 +49,7 @@ def test_without_a_word_the_recipe_is_the_papers() -> None:
         ("BR", 1, 1, "local", "adam"),
         ("BR+GP", 1, 1, "global", "adam"),
         ("BR+GP+CR", 2, 1, "global", "adam"),
+        ("auto", 2, 1, "global", "widening"),
     ],
 )
 def test_a_rung_of_the_ladder_is_a_point_on_three_axes(expected: tuple[Any, ...]) -> None:
@@ -366,6 +368,27 @@ def test_a_recipe_builds_what_it_names() -> None:
     adam = resolve_recipe("model", {"solver": solver}).solver.build(guard=False)
     assert adam == Adam(epochs=3, lr=0.1, batch_size=2, betas=(0.5, 0.6), guard=False)
     assert isinstance(resolve_recipe("model", {"reconstruct": "LR"}).solver.build(guard=True), NoSolver)
+    patient = resolve_recipe("model", {"solver": {"epochs": 9, "patience": 4}}).solver.build(guard=True)
+    assert patient == Adam(epochs=9, patience=4)
+    auto = resolve_recipe("model", {"reconstruct": "auto", "solver": {"epochs": 9}}).solver.build(guard=True)
+    assert auto == Widening(last_part=Adam(6), whole=Adam(6), only_part=Adam(9))
+    auto = resolve_recipe("model", {"reconstruct": "auto", "solver": {"epochs": 10}}).solver.build(guard=True)
+    assert auto == Widening(last_part=Adam(8), whole=Adam(6), only_part=Adam(10))
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 3, 4, 10, 100])
+def test_auto_takes_no_more_epochs_than_a_fixed_rung(epochs: int) -> None:
+    """An epoch on one block of two costs half of one on both."""
+    solver = resolve_recipe("model", {"reconstruct": "auto"}, {"solver": {"epochs": epochs}}).solver.build(guard=True)
+    assert isinstance(solver, Widening)
+    assert solver.last_part.epochs / 2 + solver.whole.epochs <= max(epochs, 1.5)
+    assert solver.last_part.epochs >= 1
+    assert solver.whole.epochs >= 1
+
+
+def test_auto_without_the_guard_is_refused() -> None:
+    with pytest.raises(InputError, match="chooses by held-out error"):
+        resolve_recipe("model", {"reconstruct": "auto", "guard": False})
 
 
 def test_a_recipe_cannot_be_changed_in_place() -> None:

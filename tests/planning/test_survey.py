@@ -11,7 +11,8 @@ import transformers as tf
 from reprune.errors import InputError, UnsupportedModelError
 from reprune.math.patterns import NM, Unstructured
 from reprune.model.decoder import Decoder
-from reprune.planning.survey import Survey, excluded, survey
+from reprune.planning.choice import Choice, fits
+from reprune.planning.survey import Survey, survey
 
 from .. import odd, tiny
 
@@ -55,7 +56,7 @@ def _mixtral(folder: Path, **options: bool) -> Path:
 @pytest.mark.parametrize("name", list(tiny.CONFIGS))
 def test_the_groups_of_an_architecture_are_the_linears_that_share_their_inputs(name: str, tmp_path: Path) -> None:
     decoder = Decoder(tiny.save(name, tmp_path))
-    found = survey(decoder, _HALF, [])
+    found = survey(decoder, _HALF, Choice())
     found.check()
     assert found.refusals == ()
     assert [block.index for block in found.blocks] == [0, 1, 2]
@@ -71,8 +72,8 @@ def test_the_groups_of_an_architecture_are_the_linears_that_share_their_inputs(n
 
 def test_the_weights_to_be_pruned_are_counted(llama: Decoder) -> None:
     per_block = 2 * 32 * 32 + 2 * 16 * 32 + 3 * 32 * 64
-    assert survey(llama, _HALF, []).pruned_weights == 3 * per_block
-    assert survey(llama, _HALF, ["down_proj"]).pruned_weights == 3 * (per_block - 32 * 64)
+    assert survey(llama, _HALF, Choice()).pruned_weights == 3 * per_block
+    assert survey(llama, _HALF, Choice(exclude=("down_proj",))).pruned_weights == 3 * (per_block - 32 * 64)
 
 
 @pytest.mark.parametrize(
@@ -93,7 +94,7 @@ def test_the_weights_to_be_pruned_are_counted(llama: Decoder) -> None:
 def test_what_is_excluded_stays_dense(
     exclude: list[str], groups: tuple[tuple[str, ...], ...], dense: tuple[str, ...] | None, llama: Decoder
 ) -> None:
-    found = survey(llama, _HALF, exclude)
+    found = survey(llama, _HALF, Choice(exclude=tuple(exclude)))
     assert found.refusals == ()
     for block in found.blocks:
         assert block.groups == groups
@@ -115,27 +116,36 @@ def test_what_is_excluded_stays_dense(
     ],
 )
 def test_a_pattern_fits_a_whole_name_or_its_last_part(name: str, patterns: list[str], expected: bool) -> None:
-    assert excluded(name, patterns) == expected
+    assert any(fits(name, pattern) for pattern in patterns) == expected
+    assert Choice(exclude=tuple(patterns)).leaves_dense(name) == expected
+
+
+@pytest.mark.parametrize("name", list(tiny.CONFIGS))
+def test_attention_and_mlp_share_out_the_linears_of_every_architecture(name: str, tmp_path: Path) -> None:
+    decoder = Decoder(tiny.save(name, tmp_path))
+    attention = survey(decoder, _HALF, Choice("attention")).blocks[0].groups
+    assert attention == _GROUPS[name][:2]
+    assert survey(decoder, _HALF, Choice("mlp")).blocks[0].groups == _GROUPS[name][2:]
 
 
 @pytest.mark.parametrize("exclude", [["dwn_proj"], ["mlp.*", "lm_head"], [""]])
 def test_an_exclusion_that_fits_nothing_is_refused_with_what_there_is(exclude: list[str], llama: Decoder) -> None:
     with pytest.raises(InputError, match=rf"exclude: '{exclude[-1]}' fits no matrix .*mlp\.down_proj"):
-        survey(llama, _HALF, exclude)
+        survey(llama, _HALF, Choice(exclude=tuple(exclude)))
 
 
 def test_an_exclusion_of_everything_is_refused(llama: Decoder) -> None:
     with pytest.raises(InputError, match="no linear of any block is left to prune"):
-        survey(llama, _HALF, ["*"])
+        survey(llama, _HALF, Choice(exclude=("*",)))
 
 
 @pytest.mark.parametrize("pattern", [NM(2, 4), NM(4, 8), NM(1, 16), NM(3, 32)], ids=str)
 def test_patterns_that_divide_every_width_are_fine(pattern: NM, llama: Decoder) -> None:
-    assert survey(llama, pattern, []).refusals == ()
+    assert survey(llama, pattern, Choice()).refusals == ()
 
 
 def test_widths_that_a_pattern_does_not_divide_are_refused_by_name(llama: Decoder) -> None:
-    found = survey(llama, NM(3, 5), [])
+    found = survey(llama, NM(3, 5), Choice())
     assert len(found.refusals) == 7
     for name in (name for group in _LLAMA for name in group):
         (refusal,) = [line for line in found.refusals if f" {name}: " in line]
@@ -146,22 +156,22 @@ def test_widths_that_a_pattern_does_not_divide_are_refused_by_name(llama: Decode
 
 
 def test_a_width_that_is_not_divided_may_be_left_dense(llama: Decoder) -> None:
-    assert len(survey(llama, NM(3, 64), []).refusals) == 6  # all but mlp.down_proj, of 64 inputs
-    left = survey(llama, NM(3, 64), ["self_attn.*", "gate_proj", "up_proj"])
+    assert len(survey(llama, NM(3, 64), Choice()).refusals) == 6  # all but mlp.down_proj, of 64 inputs
+    left = survey(llama, NM(3, 64), Choice(exclude=("self_attn.*", "gate_proj", "up_proj")))
     assert left.refusals == ()
     assert left.blocks[0].groups == (("mlp.down_proj",),)
 
 
 def test_a_matrix_of_no_linear_is_refused_by_name_unless_excluded(tmp_path: Path) -> None:
     decoder = Decoder(odd.save("stray matrix", tmp_path))
-    found = survey(decoder, _HALF, [])
+    found = survey(decoder, _HALF, Choice())
     (refusal,) = found.refusals
     assert refusal.startswith("blocks 0-2: the matrix mixer [16, 16] is not the weight of a linear")
     assert "exclude" in refusal
     assert found.blocks[0].others == {"mixer": (16, 16)}
     with pytest.raises(UnsupportedModelError, match="mixer"):
         found.check()
-    left = survey(decoder, _HALF, ["mixer"])
+    left = survey(decoder, _HALF, Choice(exclude=("mixer",)))
     left.check()
     assert left.blocks[0].others == {}
     assert left.blocks[0].groups == (("up",), ("down",))
@@ -170,14 +180,14 @@ def test_a_matrix_of_no_linear_is_refused_by_name_unless_excluded(tmp_path: Path
 def test_a_linear_that_never_runs_is_refused_by_name_unless_excluded(tmp_path: Path) -> None:
     decoder = Decoder(odd.save("idle linear", tmp_path))
     with pytest.raises(UnsupportedModelError, match="blocks 0-2: the linear idle never runs"):
-        survey(decoder, _HALF, []).check()
-    survey(decoder, _HALF, ["idle"]).check()
+        survey(decoder, _HALF, Choice()).check()
+    survey(decoder, _HALF, Choice(exclude=("idle",))).check()
 
 
 def test_the_experts_of_a_mixture_are_refused_by_name(tmp_path: Path) -> None:
     decoder = Decoder(_mixtral(tmp_path, save_original_format=False))
     with pytest.raises(UnsupportedModelError) as raised:
-        survey(decoder, _HALF, []).check()
+        survey(decoder, _HALF, Choice()).check()
     for name in (
         "mlp.experts.gate_up_proj [2, 128, 32]",
         "mlp.experts.down_proj [2, 32, 64]",
@@ -188,7 +198,7 @@ def test_the_experts_of_a_mixture_are_refused_by_name(tmp_path: Path) -> None:
 
 def test_the_attention_of_a_mixture_is_pruned_when_its_experts_are_left_dense(tmp_path: Path) -> None:
     decoder = Decoder(_mixtral(tmp_path, save_original_format=False))
-    found = survey(decoder, _HALF, ["mlp.*"])
+    found = survey(decoder, _HALF, Choice(exclude=("mlp.*",)))
     found.check()
     names = {name for group in _LLAMA[:2] for name in group}
     assert {name for group in found.blocks[0].groups for name in group} == names

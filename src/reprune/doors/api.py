@@ -42,6 +42,7 @@ def prune(
     lr: float | None = None,
     batch_size: int | None = None,
     seed: int | None = None,
+    only: str | None = None,
     device: str | None = None,
     trust_remote_code: bool | None = None,
     settings: Sequence[str] = (),
@@ -77,6 +78,7 @@ def prune(
         lr=lr,
         batch_size=batch_size,
         seed=seed,
+        only=only,
         device=device,
         trust_remote_code=trust_remote_code,
     )
@@ -99,7 +101,7 @@ def prune_by_recipe(recipe: Recipe, out: Path, watcher: Watcher) -> dict[str, An
     recipe = settle(recipe)
     decoder = open_decoder(recipe, folder)
     recipe = settle_seqlen(recipe, decoder)
-    survey(decoder, recipe.pattern, recipe.exclude).check()
+    survey(decoder, recipe.pattern, recipe.choice).check()
     watcher.phase(None, "drawing calibration samples")
     drawn = draw(recipe, decoder)
     recipe = absolute(recipe)
@@ -211,7 +213,7 @@ def plan_by_recipe(recipe: Recipe, watcher: Watcher) -> Plan:
     return Plan(
         recipe,
         folder,
-        survey(decoder, recipe.pattern, recipe.exclude),
+        survey(decoder, recipe.pattern, recipe.choice),
         Methods.of(recipe, len(decoder)).schedule,
         sum(math.prod(entry.shape) for entry in decoder.checkpoint.entries.values()),
         decoder.checkpoint.bytes,

@@ -24,6 +24,7 @@ from reprune.doors.options import (
     Heldout,
     Lr,
     Model,
+    Only,
     Out,
     Pruner,
     Quiet,
@@ -81,6 +82,7 @@ def prune(
     lr: Lr = None,
     batch_size: BatchSize = None,
     seed: Seed = None,
+    only: Only = None,
     device: Device = None,
     settings: Settings = None,
     trust_remote_code: Trust = False,
@@ -115,6 +117,7 @@ def plan(
     lr: Lr = None,
     batch_size: BatchSize = None,
     seed: Seed = None,
+    only: Only = None,
     device: Device = None,
     settings: Settings = None,
     trust_remote_code: Trust = False,
@@ -181,7 +184,7 @@ def _given(arguments: dict[str, Any]) -> dict[str, Any]:
     """The flags that belong to the recipe, out of a command's arguments; a switch that is off was not given."""
     names = [
         *("pruner", "sparsity", "reconstruct", "calibration", "heldout", "samples", "seqlen"),
-        *("epochs", "lr", "batch_size", "seed", "device", "trust_remote_code"),
+        *("epochs", "lr", "batch_size", "seed", "only", "device", "trust_remote_code"),
     ]
     return {name: arguments[name] for name in names if arguments[name] is not False}
 

@@ -20,7 +20,7 @@ Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="The folder to w
 RecipeFile = Annotated[Path | None, typer.Option("--recipe", metavar="FILE", help="A recipe (YAML); flags go over it.")]
 Pruner = Annotated[str | None, typer.Option(metavar="NAME", help="magnitude, wanda or sparsegpt. [sparsegpt]")]
 Sparsity = Annotated[str | None, typer.Option(metavar="S", help="A fraction such as 0.5, or N:M such as 2:4. [0.5]")]
-Reconstruct = Annotated[str | None, typer.Option(metavar="RUNG", help="LR, BR, BR+GP or BR+GP+CR. [BR+GP]")]
+Reconstruct = Annotated[str | None, typer.Option(metavar="RUNG", help="LR, BR, BR+GP, BR+GP+CR or auto. [BR+GP]")]
 Calibration = Annotated[
     list[str] | None,
     typer.Option(metavar="SOURCE[=COUNT] ...", help="c4, wikitext2, ptb, manual, a file, or a Hub data set. [c4]"),
@@ -35,6 +35,7 @@ Epochs = Annotated[int | None, typer.Option(metavar="E", help="Epochs a window. 
 Lr = Annotated[float | None, typer.Option("--lr", metavar="X", help="Learning rate, falling to zero. [2e-4]")]
 BatchSize = Annotated[int | None, typer.Option(metavar="B", help="Samples a step. [8]")]
 Seed = Annotated[int | None, typer.Option(metavar="S", help="Decides everything random. [0]")]
+Only = Annotated[str | None, typer.Option(metavar="PART", help="Prune all, or only attention or mlp linears. [all]")]
 Device = Annotated[str | None, typer.Option(metavar="DEVICE", help="auto, cpu, cuda or cuda:N. [auto]")]
 Settings = Annotated[
     list[str] | None,

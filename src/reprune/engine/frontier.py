@@ -123,6 +123,16 @@ class Frontier:
             for stream in made:
                 self._store.free(stream)
 
+    @contextmanager
+    def through(self, blocks: Sequence[Block]) -> Iterator[Stream]:
+        """A stream of what comes out of these blocks in the sparse model, the student's stream in."""
+        stream = self._store.new()
+        try:
+            self._pass(blocks, self.student, {len(blocks): stream})
+            yield stream
+        finally:
+            self._store.free(stream)
+
     @torch.no_grad()
     def _pass(self, blocks: Sequence[Block], source: Stream, taps: Mapping[int, Stream]) -> None:
         """Run `source` through blocks and write what comes out after the n-th block to taps[n] (may be `source`)."""

@@ -37,11 +37,35 @@ def window_record(window: Window, fit: Fit, after: Errors, seconds: float) -> di
                 "epoch": epoch.number,
                 "relative_calibration_error": epoch.calibration,
                 "relative_heldout_error": epoch.heldout,
+                "blocks": list(window.blocks)[-1:] if epoch.last_part else list(window.blocks),
             }
             for epoch in fit.epochs
         ],
         "kept_epoch": fit.kept_epoch,
+        "reconstructed": _reconstructed(window, fit),
+        "guard": _guard_record(fit, before.heldout.relative) if fit.epochs else None,
         "seconds": round(seconds, 3),
+    }
+
+
+def _reconstructed(window: Window, fit: Fit) -> list[int]:
+    """The blocks whose weights the solver changed and kept."""
+    kept = [epoch for epoch in fit.epochs if epoch.number <= fit.kept_epoch]
+    if not kept:
+        return []
+    return list(window.blocks)[-1:] if all(epoch.last_part for epoch in kept) else list(window.blocks)
+
+
+def _guard_record(fit: Fit, start: float) -> dict[str, Any]:
+    """What the guard did to a window, and what it saved: epochs not run, held-out error not gained."""
+    errors = [start, *(epoch.heldout for epoch in fit.epochs)]
+    return {
+        "on": fit.guarded,
+        "planned_epochs": fit.planned_epochs,
+        "run_epochs": len(fit.epochs),
+        "stopped_early": len(fit.epochs) < fit.planned_epochs,
+        "restored": fit.kept_epoch < len(fit.epochs),
+        "relative_heldout_error": {"last": errors[-1], "kept": errors[fit.kept_epoch]},
     }
 
 
@@ -89,11 +113,16 @@ def full_record(
         "windows": [line["window"] for line in lines],
         "seconds": round(seconds, 3),
         "peak_memory_bytes": peak_memory_bytes(),
-        "machine": {
-            "system": f"{platform.system()} {platform.machine()}",
-            "threads": torch.get_num_threads(),
-            "device": torch.cuda.get_device_name() if recipe.device.startswith("cuda") else "cpu",
-        },
+        "machine": machine(recipe.device),
+    }
+
+
+def machine(device: str) -> dict[str, Any]:
+    """What of this machine decides times."""
+    return {
+        "system": f"{platform.system()} {platform.machine()}",
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name() if device.startswith("cuda") else "cpu",
     }
 
 

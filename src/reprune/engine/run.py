@@ -30,7 +30,6 @@ from reprune.math.solver import Epoch, Fit, Solver
 from reprune.model.decoder import Decoder
 from reprune.planning.recipe import Recipe
 from reprune.planning.schedule import Window, windows
-from reprune.planning.survey import kept_dense
 
 
 @final
@@ -95,7 +94,7 @@ def run_windows(recipe: Recipe, decoder: Decoder, ledger: Ledger, result: Result
                     partial(frontier.inputs, before, fresh.block),
                     methods.pruner,
                     methods.pattern,
-                    kept_dense(fresh.block.linears, recipe.exclude),
+                    recipe.choice.kept_dense(fresh.block.linears),
                     recipe.pruner.sequential,
                 )
                 for note in notes:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import final
 
@@ -15,6 +16,7 @@ from reprune.math.reconstruction_error import Error
 from reprune.math.solver import Errors, Problem
 from reprune.model.block import Block
 from reprune.model.decoder import Decoder
+from reprune.model.streams import Stream
 
 
 @final
@@ -66,10 +68,21 @@ class PrunedBlock:
 class WindowProblem(Problem):
     """The reconstruction of a window's blocks: the student's states in, the targets out."""
 
-    def __init__(self, frontier: Frontier, blocks: Sequence[PrunedBlock], targets: Targets) -> None:
+    def __init__(
+        self, frontier: Frontier, blocks: Sequence[PrunedBlock], targets: Targets, source: Stream | None = None
+    ) -> None:
+        """
+        Args:
+            frontier: the streams.
+            blocks: what is fitted.
+            targets: what the last of them is to put out.
+            source: the states that enter the first of them; by default the student's at the frontier.
+        """
         self._frontier = frontier
+        self._pruned = blocks
         self._blocks = [pruned.block for pruned in blocks]
         self._targets = targets
+        self._source = source or frontier.student
         self._device = self._blocks[0].device
         self.samples = frontier.calibration
         masks: dict[int, Tensor] = {}
@@ -87,7 +100,7 @@ class WindowProblem(Problem):
 
     def outputs(self, samples: Tensor) -> Tensor:
         with torch.enable_grad():
-            return self._frontier.run(self._blocks, self._frontier.student.read(samples))
+            return self._frontier.run(self._blocks, self._source.read(samples))
 
     def targets(self, samples: Tensor) -> Tensor:
         return self._targets.end.read(samples).to(self._device)
@@ -102,7 +115,7 @@ class WindowProblem(Problem):
     def _measure(self, batches: Sequence[slice]) -> Errors:
         pair = ErrorPair(self._frontier.calibration)
         for batch in batches:
-            states = self._frontier.run(self._blocks, self._frontier.student.read(batch))
+            states = self._frontier.run(self._blocks, self._source.read(batch))
             pair.update(batch, states, self._targets.end.read(batch))
         return pair.errors()
 
@@ -111,6 +124,14 @@ class WindowProblem(Problem):
         total = sum(float(self._targets.end.read(batch).square().sum(dtype=torch.float64)) for batch in batches)
         count = sum(self._targets.end.read(batch).numel() for batch in batches)
         return total / count
+
+    @contextmanager
+    def last_part(self) -> Iterator[Problem | None]:
+        if len(self._pruned) == 1:
+            yield None
+            return
+        with self._frontier.through(self._blocks[:-1]) as source:
+            yield WindowProblem(self._frontier, self._pruned[-1:], self._targets, source)
 
     def train_(self, on: bool) -> None:
         """Have the parameters record gradients, or drop them."""

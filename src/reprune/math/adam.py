@@ -12,10 +12,20 @@ from dataclasses import dataclass
 from typing import final
 
 import torch
-from torch import Tensor
 
 from reprune.errors import NumericalError
-from reprune.math.solver import Epoch, Fit, Problem, Solver
+from reprune.math.guard import Guard
+from reprune.math.reconstruction_error import Error
+from reprune.math.solver import Epoch, Errors, Fit, Problem, Solver, finite_errors
+
+
+@dataclass(frozen=True)
+class Descent:
+    """Where a descent went."""
+
+    epochs: tuple[Epoch, ...]
+    kept_epoch: int  # the epoch whose state the parameters are left in; 0: as they were
+    heldout: Error  # of that state
 
 
 @final
@@ -33,19 +43,34 @@ class Adam(Solver):
     betas: tuple[float, float] = (0.9, 0.95)
     guard: bool = True
     """Keep the state with the lowest held-out error among the start and the end of each epoch."""
+    patience: int = 2
+    """Under the guard: stop after so many epochs in a row without a new lowest held-out error."""
 
     def fit(self, problem: Problem, seed: int, progress: Callable[[Epoch], None]) -> Fit:
-        before = problem.errors()
-        if not math.isfinite(before.calibration.normalized):
-            raise NumericalError("the window's outputs are not finite before its reconstruction")
+        return self.fit_from(problem, finite_errors(problem), seed, progress)
+
+    def fit_from(self, problem: Problem, before: Errors, seed: int, progress: Callable[[Epoch], None]) -> Fit:
+        """`fit` of a problem whose errors are known."""
+        descent = self.descend(problem, before.heldout, seed, progress)
+        return Fit(before, descent.epochs, self.epochs, descent.kept_epoch, self.guard)
+
+    def descend(self, problem: Problem, start: Error, seed: int, progress: Callable[[Epoch], None]) -> Descent:
+        """Take the steps of all epochs.
+
+        Args:
+            problem: the window.
+            start: its held-out error as it stands.
+            seed: decides the order of the samples.
+            progress: called after each epoch.
+        """
         parameters = list(problem.parameters)
         fused = all(parameter.device.type in ("cpu", "cuda") for parameter in parameters)
         optimizer = torch.optim.Adam(parameters, lr=self.lr, betas=self.betas, fused=fused)
         generator = torch.Generator().manual_seed(seed)
         power = problem.target_power() or 1.0
-        best_error, kept_epoch = before.heldout.normalized, 0
-        best = self._state(parameters)
+        guard = Guard(parameters, start, self.patience) if self.guard else None
         epochs: list[Epoch] = []
+        heldout = start
         batches_per_epoch = math.ceil(problem.samples / self.batch_size)
         steps, step = self.epochs * batches_per_epoch, 0
         for number in range(1, self.epochs + 1):
@@ -62,7 +87,7 @@ class Adam(Solver):
                 total += loss.item() * len(batch)
                 step += 1
             if not math.isfinite(total):
-                if not self.guard:
+                if guard is None:
                     raise NumericalError(
                         f"the loss became {total} in epoch {number}; lower the learning rate (--lr, now {self.lr:g})"
                     )
@@ -70,23 +95,11 @@ class Adam(Solver):
             heldout = problem.heldout_error()
             epochs.append(Epoch(number, total / problem.samples, heldout.relative))
             progress(epochs[-1])
-            if self.guard and heldout.normalized < best_error:
-                best_error, kept_epoch = heldout.normalized, number
-                best = self._state(parameters)
-        if not self.guard:
-            return Fit(before, tuple(epochs), len(epochs))
-        if kept_epoch != len(epochs) or len(epochs) < self.epochs:
-            self._restore_(parameters, best)
-        return Fit(before, tuple(epochs), kept_epoch)
-
-    def _state(self, parameters: list[torch.nn.Parameter]) -> list[Tensor]:
-        return [parameter.detach().clone() for parameter in parameters] if self.guard else []
-
-    @staticmethod
-    @torch.no_grad()
-    def _restore_(parameters: list[torch.nn.Parameter], state: list[Tensor]) -> None:
-        for parameter, saved in zip(parameters, state, strict=True):
-            parameter.copy_(saved)
+            if guard is not None and guard.stops_after(number, heldout):
+                break
+        if guard is None:
+            return Descent(tuple(epochs), len(epochs), heldout)
+        return Descent(tuple(epochs), *guard.restore_())
 
     @staticmethod
     def _mask_gradients_(problem: Problem) -> None:

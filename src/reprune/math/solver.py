@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import final
 
 from torch import Tensor, nn
 
+from reprune.errors import NumericalError
 from reprune.math.reconstruction_error import Error
 
 
@@ -28,9 +30,10 @@ class Errors:
 class Epoch:
     """What one pass over the calibration samples did."""
 
-    number: int  # 1 for the first
+    number: int  # 1 for the window's first
     calibration: float  # relative error, mean over the epoch's batches, each before its own step
     heldout: float  # relative error after the epoch
+    last_part: bool = False  # whether it trained the last part of the window alone
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,9 @@ class Fit:
 
     before: Errors | None = None  # None where nothing was fitted: the errors are those after
     epochs: tuple[Epoch, ...] = ()
+    planned_epochs: int = 0  # how many there would have been without an early stop
     kept_epoch: int = 0  # the epoch whose state the window keeps; 0 is the state before
+    guarded: bool = False  # whether it is that of the lowest held-out error
     notes: tuple[str, ...] = field(default=())
 
 
@@ -72,6 +77,18 @@ class Problem(ABC):
     @abstractmethod
     def target_power(self) -> float:
         """The mean square of all calibration targets, by which losses are normalized."""
+
+    @abstractmethod
+    def last_part(self) -> AbstractContextManager[Problem | None]:
+        """The same problem with all but the window's last part fixed; None where it has one part only."""
+
+
+def finite_errors(problem: Problem) -> Errors:
+    """The errors before anything is fitted; raises `NumericalError` where they are not finite."""
+    errors = problem.errors()
+    if not errors.calibration.finite:
+        raise NumericalError("the window's outputs are not finite before its reconstruction")
+    return errors
 
 
 class Solver(ABC):

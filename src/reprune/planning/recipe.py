@@ -32,16 +32,19 @@ from reprune.math.pruner import Pruner
 from reprune.math.solver import NoSolver, Solver
 from reprune.math.sparsegpt import SparseGPT
 from reprune.math.wanda import Wanda
+from reprune.math.widening import Widening
+from reprune.planning.choice import Choice, Part
 from reprune.planning.sources import KNOWN
 
-Rung = Literal["LR", "BR", "BR+GP", "BR+GP+CR"]
+Rung = Literal["LR", "BR", "BR+GP", "BR+GP+CR", "auto"]
 RUNGS: Mapping[str, dict[str, Any]] = {
     "LR": {"schedule": {"size": 1, "stride": 1}, "teacher": "local", "solver": {"name": "none"}},
     "BR": {"schedule": {"size": 1, "stride": 1}, "teacher": "local", "solver": {"name": "adam"}},
     "BR+GP": {"schedule": {"size": 1, "stride": 1}, "teacher": "global", "solver": {"name": "adam"}},
     "BR+GP+CR": {"schedule": {"size": 2, "stride": 1}, "teacher": "global", "solver": {"name": "adam"}},
+    "auto": {"schedule": {"size": 2, "stride": 1}, "teacher": "global", "solver": {"name": "widening"}},
 }
-"""The paper's reconstruction ladder (its section 3), each rung as a point on three axes."""
+"""The paper's reconstruction ladder (its section 3), each rung as a point on three axes; and `auto`, which chooses."""
 
 
 class _Part(BaseModel):
@@ -116,11 +119,12 @@ class ScheduleRecipe(_Part):
 class SolverRecipe(_Part):
     """Which solver, and its settings."""
 
-    name: Literal["none", "adam"] = "adam"
+    name: Literal["none", "adam", "widening"] = "adam"
     epochs: int = Field(10, ge=1)
     lr: float = Field(2e-4, gt=0)
     batch_size: int = Field(8, ge=1)
     betas: tuple[float, float] = (0.9, 0.95)
+    patience: int = Field(2, ge=1)  # epochs in a row without a lower held-out error, after which the guard stops
 
     @field_validator("betas")
     @classmethod
@@ -134,7 +138,15 @@ class SolverRecipe(_Part):
             case "none":
                 return NoSolver()
             case "adam":
-                return Adam(self.epochs, self.lr, self.batch_size, self.betas, guard)
+                return self._adam(self.epochs, guard)
+            case "widening":
+                # An epoch on one block of two costs half of one on both: together the time of `epochs` on both.
+                whole = max(2 * self.epochs // 3, 1)
+                part = max(2 * (self.epochs - whole), 1)
+                return Widening(self._adam(part, guard), self._adam(whole, guard), self._adam(self.epochs, guard))
+
+    def _adam(self, epochs: int, guard: bool) -> Adam:
+        return Adam(epochs, self.lr, self.batch_size, self.betas, guard, self.patience)
 
 
 @final
@@ -160,6 +172,7 @@ class Recipe(_Part):
     heldout: list[str] = []  # empty: an eighth as many samples again, from the calibration sources
     samples: int = Field(256, ge=1)
     seqlen: int | None = Field(None, ge=2)  # None: 1024, or the model's longest sequence if that is shorter
+    only: Part = "all"  # prune only the linears of the attention, or only the others
     exclude: list[str] = []  # names of linears within a block, as patterns, that stay dense
     seed: int = Field(0, ge=0, lt=2**63)
     device: str = "auto"
@@ -184,6 +197,16 @@ class Recipe(_Part):
     @classmethod
     def _one_or_many(cls, value: Any) -> Any:
         return [value] if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _choice_is_guarded(self) -> Self:
+        if self.solver.name == "widening" and not self.guard:
+            raise ValueError("reconstruct auto chooses by held-out error, which guard: off ignores; leave the guard on")
+        return self
+
+    @property
+    def choice(self) -> Choice:
+        return Choice(self.only, tuple(self.exclude))
 
     @property
     def pattern(self) -> Pattern:

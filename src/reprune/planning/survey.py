@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import final
 
 from reprune.errors import InputError, RepruneError, UnsupportedModelError
 from reprune.math.patterns import Pattern
 from reprune.model.decoder import Decoder
-from reprune.model.linears import Linear, find_linears, other_matrices
+from reprune.model.linears import find_linears, other_matrices
+from reprune.planning.choice import Choice, fits
 
 
 @dataclass(frozen=True)
@@ -48,33 +48,23 @@ class Survey:
         )
 
 
-def excluded(name: str, patterns: Sequence[str]) -> bool:
-    """Whether a matrix of a block is left out: a pattern fits its whole name or the last part of it."""
-    return any(fnmatchcase(name, pattern) or fnmatchcase(name.rsplit(".", 1)[-1], pattern) for pattern in patterns)
-
-
-def kept_dense(linears: Sequence[Linear], patterns: Sequence[str]) -> set[str]:
-    """The names of the linears that stay dense."""
-    return {linear.name for linear in linears if excluded(linear.name, patterns)}
-
-
-def survey(decoder: Decoder, pattern: Pattern, exclude: Sequence[str]) -> Survey:
+def survey(decoder: Decoder, pattern: Pattern, choice: Choice) -> Survey:
     """Go through all blocks on the meta device: no weight is read.
 
     Raises:
-        InputError: no linear of any block would be pruned, or a pattern of `exclude` fits nothing.
+        InputError: no linear of any block would be pruned, or a pattern of `choice.exclude` fits nothing.
     """
     blocks, refusals = [], []
     for index in range(len(decoder)):
-        block, problems = _survey_block(decoder, index, pattern, exclude)
+        block, problems = _survey_block(decoder, index, pattern, choice)
         blocks.append(block)
         refusals += problems
     names = {name for block in blocks for name in (*block.shapes, *_all_others(decoder, block.index))}
-    for given in exclude:
-        if not any(excluded(name, [given]) for name in names):
+    for given in choice.exclude:
+        if not any(fits(name, given) for name in names):
             raise InputError(f"exclude: {given!r} fits no matrix of a block; there are {', '.join(sorted(names))}.")
     if not any(block.groups for block in blocks) and not refusals:
-        raise InputError(f"{decoder.folder.name}: no linear of any block is left to prune; see 'exclude'.")
+        raise InputError(f"{decoder.folder.name}: no linear of any block is left to prune; see 'only' and 'exclude'.")
     return Survey(tuple(blocks), _merged(refusals))
 
 
@@ -83,12 +73,12 @@ def _all_others(decoder: Decoder, index: int) -> dict[str, tuple[int, ...]]:
 
 
 def _survey_block(
-    decoder: Decoder, index: int, pattern: Pattern, exclude: Sequence[str]
+    decoder: Decoder, index: int, pattern: Pattern, choice: Choice
 ) -> tuple[BlockSurvey, list[tuple[int, str]]]:
     module = decoder.skeleton.blocks[index]
     linears = find_linears(module)
-    dense = kept_dense(linears, exclude)
-    others = {name: shape for name, shape in other_matrices(module).items() if not excluded(name, exclude)}
+    dense = choice.kept_dense(linears)
+    others = {name: shape for name, shape in other_matrices(module).items() if not choice.leaves_dense(name)}
     refusals = [
         (
             index,

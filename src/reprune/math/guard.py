@@ -1,0 +1,49 @@
+"""The guard against overfitting: of all the states that a fit passes through, the one of lowest held-out error.
+
+The paper's finding is that a lower calibration error can be a worse model; held-out samples, which no gradient has
+seen, tell the two apart. Knows parameters and errors, nothing of how the steps between them are made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import final
+
+import torch
+from torch import nn
+
+from reprune.math.reconstruction_error import Error
+
+
+@final
+class Guard:
+    """Keeps the best state that parameters have had, and says when it is no use to go on."""
+
+    def __init__(self, parameters: Sequence[nn.Parameter], start: Error, patience: int) -> None:
+        """
+        Args:
+            parameters: what is fitted.
+            start: the held-out error as they stand.
+            patience: how many epochs in a row may pass without a new lowest error.
+        """
+        self._parameters = parameters
+        self._patience = patience
+        self._lowest = start
+        self._best_epoch = 0
+        self._best = [parameter.detach().clone() for parameter in parameters]
+
+    @torch.no_grad()
+    def stops_after(self, epoch: int, heldout: Error) -> bool:
+        """Take in the held-out error after an epoch; whether that was the last one worth its time."""
+        if heldout.normalized < self._lowest.normalized:
+            self._lowest, self._best_epoch = heldout, epoch
+            for kept, parameter in zip(self._best, self._parameters, strict=True):
+                kept.copy_(parameter)
+        return epoch - self._best_epoch >= self._patience
+
+    @torch.no_grad()
+    def restore_(self) -> tuple[int, Error]:
+        """Put the best state back; returns its epoch, 0 for the start, and its held-out error."""
+        for kept, parameter in zip(self._best, self._parameters, strict=True):
+            parameter.copy_(kept)
+        return self._best_epoch, self._lowest

@@ -1,0 +1,50 @@
+"""Reconstruction that widens: first the window's last part alone, then all of it, each as far as held-out data allow.
+
+Under the overlapping schedule a window's first block has been fitted before, and its last block is fresh. Training the
+fresh block alone costs half of what training both does, as the first need not be run again. So a part of the epochs
+goes to it, and the others, from the best state found, to both. The guard keeps the state of the lowest held-out error
+on the whole way: nothing changed, one block changed, or both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import final
+
+from reprune.math.adam import Adam
+from reprune.math.solver import Epoch, Fit, Problem, Solver, finite_errors
+
+
+@final
+@dataclass(frozen=True)
+class Widening(Solver):
+    """Adam on the window's last part, then Adam on all of it."""
+
+    last_part: Adam
+    whole: Adam
+    only_part: Adam
+    """For a window of one part."""
+
+    def fit(self, problem: Problem, seed: int, progress: Callable[[Epoch], None]) -> Fit:
+        before = finite_errors(problem)
+        with problem.last_part() as part:
+            if part is None:
+                return self.only_part.fit_from(problem, before, seed, progress)
+            first = self.last_part.descend(part, before.heldout, seed, lambda epoch: progress(_of_last_part(epoch)))
+
+        def later(epoch: Epoch) -> Epoch:
+            return replace(epoch, number=epoch.number + len(first.epochs))
+
+        second = self.whole.descend(problem, first.heldout, seed, lambda epoch: progress(later(epoch)))
+        return Fit(
+            before,
+            (*map(_of_last_part, first.epochs), *map(later, second.epochs)),
+            self.last_part.epochs + self.whole.epochs,
+            second.kept_epoch + len(first.epochs) if second.kept_epoch else first.kept_epoch,
+            self.whole.guard,
+        )
+
+
+def _of_last_part(epoch: Epoch) -> Epoch:
+    return replace(epoch, last_part=True)

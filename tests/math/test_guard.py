@@ -1,0 +1,58 @@
+"""The guard remembers the best state, gives it back, and has a stated patience."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from reprune.math.guard import Guard
+from reprune.math.reconstruction_error import Error
+
+
+def _run(errors: list[float], patience: int) -> tuple[int, float, float, int]:
+    """Walk through states 0, 1, 2, ... of these errors: epoch kept, its error, the state put back, epochs run."""
+    parameter = nn.Parameter(torch.zeros(2))
+    guard = Guard([parameter], Error(errors[0], errors[0] / 2), patience)
+    ran = 0
+    for epoch, error in enumerate(errors[1:], 1):
+        with torch.no_grad():
+            parameter.fill_(epoch)
+        ran = epoch
+        if guard.stops_after(epoch, Error(error, error / 2)):
+            break
+    kept, lowest = guard.restore_()
+    assert lowest.relative == lowest.normalized / 2
+    return kept, lowest.normalized, float(parameter.detach()[0]), ran
+
+
+@given(errors=st.lists(st.floats(0, 10), min_size=1, max_size=12), patience=st.integers(1, 5))
+def test_it_keeps_the_first_lowest_of_the_states_that_it_saw(errors: list[float], patience: int) -> None:
+    kept, lowest, state, ran = _run(errors, patience)
+    assert lowest == min(errors[: ran + 1])
+    assert kept == state == errors.index(lowest)
+    # It stopped once, and only then, so many epochs in a row had brought no new lowest error.
+    expected = next(
+        (n for n in range(1, len(errors)) if n - errors.index(min(errors[: n + 1])) >= patience), len(errors) - 1
+    )
+    assert ran == expected
+
+
+@pytest.mark.parametrize(
+    ("errors", "patience", "kept", "ran"),
+    [
+        ([3.0, 2.0, 1.0, 0.5], 1, 3, 3),
+        ([3.0, 2.0, 2.5, 0.5], 1, 1, 2),
+        ([3.0, 2.0, 2.5, 0.5], 2, 3, 3),
+        ([3.0, 3.0, 3.0, 3.0], 2, 0, 2),
+        ([3.0, math.nan, math.inf, 1.0], 3, 3, 3),
+        ([3.0, math.nan, math.nan, 1.0], 2, 0, 2),
+    ],
+)
+def test_cases(errors: list[float], patience: int, kept: int, ran: int) -> None:
+    found = _run(errors, patience)
+    assert (found[0], found[3]) == (kept, ran)

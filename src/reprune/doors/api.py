@@ -16,6 +16,7 @@ from reprune.engine.ledger import Ledger
 from reprune.engine.record import full_record, versions
 from reprune.engine.result import RECORD, Result
 from reprune.engine.run import Methods, run_windows
+from reprune.engine.shared import Shared
 from reprune.engine.watcher import Watcher
 from reprune.errors import InputError
 from reprune.model.decoder import Decoder
@@ -93,8 +94,8 @@ def _contents(recipe: str | os.PathLike[str] | dict[str, Any] | None) -> dict[st
     return read_recipe(Path(recipe))
 
 
-def prune_by_recipe(recipe: Recipe, out: Path, watcher: Watcher) -> dict[str, Any]:
-    """`prune` with its recipe made."""
+def prune_by_recipe(recipe: Recipe, out: Path, watcher: Watcher, shared: Shared | None = None) -> dict[str, Any]:
+    """`prune` with its recipe made; `shared` is what runs of one study have in common."""
     check_out(out)
     watcher.phase(None, "reading the model")
     folder = locate_model(recipe.model, notify=watcher.note)
@@ -116,10 +117,12 @@ def prune_by_recipe(recipe: Recipe, out: Path, watcher: Watcher) -> dict[str, An
         "data": {"sha256": drawn.sha256, "sources": [vars(source) for source in drawn.sources]},
     }
     ledger.begin(job, drawn.calibration, drawn.heldout)
-    return _finish(recipe, decoder, ledger, job, watcher)
+    return _finish(recipe, decoder, ledger, job, watcher, shared)
 
 
-def resume(out: str | os.PathLike[str], *, watcher: Watcher | None = None) -> dict[str, Any]:
+def resume(
+    out: str | os.PathLike[str], *, watcher: Watcher | None = None, shared: Shared | None = None
+) -> dict[str, Any]:
     """Go on with a run that was interrupted; the result is the same, bit by bit, as without the interruption.
 
     Raises:
@@ -139,15 +142,20 @@ def resume(out: str | os.PathLike[str], *, watcher: Watcher | None = None) -> di
     if changed := {name: was for name, was in job["versions"].items() if now.get(name) != was}:
         said = ", ".join(f"{name} {was} (now {now.get(name)})" for name, was in changed.items())
         raise InputError(f"{out}: this run began with {said}; install that again to resume, or start a new run.")
-    return _finish(recipe, decoder, ledger, job, watcher or Watcher())
+    return _finish(recipe, decoder, ledger, job, watcher or Watcher(), shared)
 
 
-def _finish(recipe: Recipe, decoder: Decoder, ledger: Ledger, job: dict[str, Any], watcher: Watcher) -> dict[str, Any]:
+def _finish(
+    recipe: Recipe, decoder: Decoder, ledger: Ledger, job: dict[str, Any], watcher: Watcher, shared: Shared | None
+) -> dict[str, Any]:
     """Do what is left of a run."""
+    if shared is not None:
+        decisive = recipe.solver.batch_size, recipe.precision, recipe.device, recipe.trust_remote_code
+        shared.serve((job["fingerprint"], job["data"]["sha256"], *decisive))
     began = time.monotonic()
     result = Result(ledger.result, decoder)
     with ledger:
-        run_windows(recipe, decoder, ledger, result, watcher)
+        run_windows(recipe, decoder, ledger, result, watcher, shared)
         watcher.phase(None, "writing the result")
         lines = ledger.lines()
         seconds = max(time.monotonic() - began, sum(line["window"]["seconds"] for line in lines))

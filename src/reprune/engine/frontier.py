@@ -16,6 +16,8 @@ from typing import Literal, final
 import torch
 from torch import Tensor
 
+from reprune.engine.dense import DenseStream
+from reprune.engine.shared import Shared
 from reprune.math.reconstruction_error import ErrorMeter
 from reprune.math.solver import Errors
 from reprune.model.block import Block, Call
@@ -56,7 +58,14 @@ class Frontier:
     """Both streams, and the passes over them."""
 
     def __init__(
-        self, decoder: Decoder, ids: Tensor, calibration: int, batch_size: int, memory_bytes: int, folder: Path
+        self,
+        decoder: Decoder,
+        ids: Tensor,
+        calibration: int,
+        batch_size: int,
+        memory_bytes: int,
+        folder: Path,
+        shared: Shared | None = None,
     ) -> None:
         """Embed all samples.
 
@@ -67,6 +76,7 @@ class Frontier:
             batch_size: how many samples pass through a block at a time.
             memory_bytes: what all streams in memory may take together; the others go to files.
             folder: where those files go.
+            shared: has what runs before have computed of the dense model, and takes what this one does.
         """
         self._decoder = decoder
         self.calibration = calibration
@@ -76,9 +86,12 @@ class Frontier:
         for batch, states in decoder.embed(ids, self.batches):
             if batch.start == 0:
                 self._store = StreamStore((len(ids), *states.shape[1:]), memory_bytes, folder)
-                self.student, self.dense = self._store.new(), self._store.new()
+                self.student, embedded = self._store.new(), self._store.new()
             self.student.write(batch, states)
-            self.dense.write(batch, states)
+            embedded.write(batch, states)
+        if shared is not None:
+            shared.make_room(self._store.shape, len(decoder))
+        self._dense = DenseStream(embedded, self._store, self.batches, lambda block, x: self.run([block], x), shared)
         decoder.release()
 
     def run(self, blocks: Sequence[Block], states: Tensor) -> Tensor:
@@ -101,49 +114,31 @@ class Frontier:
 
     @contextmanager
     def targets(self, window: Window, dense: Sequence[Block], teacher: Teacher) -> Iterator[Targets]:
-        """The targets of a window; advances the dense stream through the blocks that the window retires."""
-        retired = len(window.retired)
-        made: list[Stream] = []
-
-        def new() -> Stream:
-            made.append(self._store.new())
-            return made[-1]
-
-        taps = {after: self.dense if after == retired else new() for after in range(1, retired + 1)}
-        if teacher == "local":
-            end = new()
-            self._pass(dense, self.student, {len(dense): end})
-            self._pass(dense[:retired], self.dense, taps)
+        """The targets of a window whose dense blocks are given."""
+        retired = {block.index: self._dense.after(block) for block in dense if block.index in window.retired}
+        if teacher == "global":
+            end = [self._dense.after(block) for block in dense][-1]
+            yield Targets(end, retired)
         else:
-            end = taps.get(len(dense)) or new()
-            self._pass(dense, self.dense, taps | {len(dense): end})
-        try:
-            yield Targets(end, {index: taps[after] for after, index in enumerate(window.retired, 1)})
-        finally:
-            for stream in made:
-                self._store.free(stream)
+            with self.through(dense) as end:
+                yield Targets(end, retired)
+        self._dense.forget_before(window.retired.stop)
 
     @contextmanager
     def through(self, blocks: Sequence[Block]) -> Iterator[Stream]:
-        """A stream of what comes out of these blocks in the sparse model, the student's stream in."""
+        """What comes out of these blocks if the student's stream goes in."""
         stream = self._store.new()
         try:
-            self._pass(blocks, self.student, {len(blocks): stream})
+            self._pass(blocks, stream)
             yield stream
         finally:
             self._store.free(stream)
 
     @torch.no_grad()
-    def _pass(self, blocks: Sequence[Block], source: Stream, taps: Mapping[int, Stream]) -> None:
-        """Run `source` through blocks and write what comes out after the n-th block to taps[n] (may be `source`)."""
-        if not blocks:
-            return
+    def _pass(self, blocks: Sequence[Block], into: Stream) -> None:
+        """Run the student's stream through blocks and write what comes out (may be the student's own place)."""
         for batch in self.batches:
-            states = source.read(batch)
-            for after, block in enumerate(blocks, 1):
-                states = self.run([block], states)
-                if after in taps:
-                    taps[after].write(batch, states)
+            into.write(batch, self.run(blocks, self.student.read(batch)))
 
     @torch.no_grad()
     def advance(self, window: Window, blocks: Sequence[Block], targets: Targets) -> tuple[Errors, dict[int, Errors]]:
@@ -168,8 +163,9 @@ class Frontier:
 
     def replay(self, dense: Block, pruned: Block) -> None:
         """Advance both streams through a block that an earlier process retired."""
-        self._pass([dense], self.dense, {1: self.dense})
-        self._pass([pruned], self.student, {1: self.student})
+        self._dense.after(dense)
+        self._dense.forget_before(dense.index + 1)
+        self._pass([pruned], self.student)
 
 
 def _slices(start: int, end: int, size: int) -> list[slice]:

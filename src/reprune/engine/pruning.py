@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Hashable, Iterable
 from typing import Any
 
 import torch
@@ -28,6 +28,7 @@ def prune_block_(
     pattern: Pattern,
     kept_dense: Collection[str],
     sequential: bool,
+    known: dict[Hashable, list[Statistics]] | None = None,
 ) -> list[str]:
     """Choose the masks of a block's linears and set their weights as the pruner leaves them.
 
@@ -38,6 +39,7 @@ def prune_block_(
         kept_dense: names of linears that are to stay dense.
         sequential: gather the statistics of each group anew, after the groups before it have been pruned;
             otherwise all of them come from one pass through the dense block.
+        known: statistics of runs before whose block, inputs and precision are the same; takes those of this one.
 
     Returns:
         Notes on what was not done by the plain rule.
@@ -57,7 +59,8 @@ def prune_block_(
         )
     notes: list[str] = []
     for together in [[group] for group in groups] if sequential else [groups]:
-        for group, statistics in zip(together, _statistics(block, inputs, together, pruner), strict=True):
+        found = _statistics(block, inputs, together, pruner, known if not sequential else None)
+        for group, statistics in zip(together, found, strict=True):
             place = f"block {block.index}, {', '.join(linear.name for linear in group)}"
             try:
                 results = pruner.prune([linear.matrix() for linear in group], statistics, pattern)
@@ -76,12 +79,19 @@ def _without(groups: list[tuple[Linear, ...]], names: Collection[str]) -> list[t
 
 
 def _statistics(
-    block: Block, inputs: Inputs, groups: list[tuple[Linear, ...]], pruner: Pruner[Any]
+    block: Block,
+    inputs: Inputs,
+    groups: list[tuple[Linear, ...]],
+    pruner: Pruner[Any],
+    known: dict[Hashable, list[Statistics]] | None,
 ) -> list[Statistics]:
     """The statistics of each group's inputs, from one pass; the first linear of a group stands for all."""
     made: dict[str, Statistics] = {
         group[0].name: pruner.statistics(group[0].shape[1], block.device) for group in groups
     }
+    key = (frozenset(type(statistics) for statistics in made.values()), tuple(made))
+    if known is not None and key in known:
+        return known[key]
 
     def saw(linear: Linear, X: Tensor) -> None:
         if linear.name in made:
@@ -90,4 +100,6 @@ def _statistics(
     with block.watch(saw):
         for states, call in inputs():
             block.run(states, call)
+    if known is not None:
+        known[key] = list(made.values())
     return list(made.values())

@@ -21,6 +21,7 @@ from reprune.engine.ledger import Ledger
 from reprune.engine.pruning import prune_block_
 from reprune.engine.record import block_record, forget_peak_memory, window_record
 from reprune.engine.result import Result
+from reprune.engine.shared import Shared
 from reprune.engine.watcher import Watcher
 from reprune.engine.window import PrunedBlock, WindowProblem
 from reprune.errors import NumericalError
@@ -52,7 +53,9 @@ class Methods:
         )
 
 
-def run_windows(recipe: Recipe, decoder: Decoder, ledger: Ledger, result: Result, watcher: Watcher) -> None:
+def run_windows(
+    recipe: Recipe, decoder: Decoder, ledger: Ledger, result: Result, watcher: Watcher, shared: Shared | None = None
+) -> None:
     """Do all windows that the ledger does not hold yet.
 
     Args:
@@ -61,6 +64,7 @@ def run_windows(recipe: Recipe, decoder: Decoder, ledger: Ledger, result: Result
         ledger: entered, begun.
         result: where retired blocks are written.
         watcher: is told what happens.
+        shared: what this run has in common with others.
 
     Raises:
         NumericalError: numbers went bad; what was finished before stays finished.
@@ -72,7 +76,7 @@ def run_windows(recipe: Recipe, decoder: Decoder, ledger: Ledger, result: Result
     if not remaining:
         return
     torch.manual_seed(recipe.seed)
-    frontier = _frontier(recipe, decoder, ledger, watcher)
+    frontier = _frontier(recipe, decoder, ledger, watcher, shared)
     for index in (index for window in methods.schedule[: -len(remaining)] for index in window.retired):
         watcher.phase(None, f"replaying block {index}")
         frontier.replay(decoder.load(index), decoder.load(index, result.read_block(index)))
@@ -96,6 +100,7 @@ def run_windows(recipe: Recipe, decoder: Decoder, ledger: Ledger, result: Result
                     methods.pattern,
                     recipe.choice.kept_dense(fresh.block.linears),
                     recipe.pruner.sequential,
+                    shared.statistics if shared is not None and fresh.index == 0 else None,
                 )
                 for note in notes:
                     watcher.note(note)
@@ -120,13 +125,13 @@ def run_windows(recipe: Recipe, decoder: Decoder, ledger: Ledger, result: Result
         watcher.window_done(window, record)
 
 
-def _frontier(recipe: Recipe, decoder: Decoder, ledger: Ledger, watcher: Watcher) -> Frontier:
+def _frontier(recipe: Recipe, decoder: Decoder, ledger: Ledger, watcher: Watcher, shared: Shared | None) -> Frontier:
     watcher.phase(None, "embedding the samples")
     calibration, heldout = ledger.samples()
     ids = torch.cat([calibration, heldout])
     memory, folder = int(recipe.streams.memory), ledger.folder / "streams"
     shutil.rmtree(folder, ignore_errors=True)  # of a process that was killed
-    return Frontier(decoder, ids, len(calibration), recipe.solver.batch_size, memory, folder)
+    return Frontier(decoder, ids, len(calibration), recipe.solver.batch_size, memory, folder, shared)
 
 
 def _fit(solver: Solver, problem: WindowProblem, window: Window, recipe: Recipe, watcher: Watcher) -> Fit:

@@ -16,7 +16,7 @@ import torch
 from reprune.errors import NumericalError
 from reprune.math.guard import Guard
 from reprune.math.reconstruction_error import Error
-from reprune.math.solver import Epoch, Errors, Fit, Problem, Solver, finite_errors
+from reprune.math.solver import Epoch, Fit, Problem, Solver, finite_errors
 
 
 @dataclass(frozen=True)
@@ -47,10 +47,7 @@ class Adam(Solver):
     """Under the guard: stop after so many epochs in a row without a new lowest held-out error."""
 
     def fit(self, problem: Problem, seed: int, progress: Callable[[Epoch], None]) -> Fit:
-        return self.fit_from(problem, finite_errors(problem), seed, progress)
-
-    def fit_from(self, problem: Problem, before: Errors, seed: int, progress: Callable[[Epoch], None]) -> Fit:
-        """`fit` of a problem whose errors are known."""
+        before = finite_errors(problem)
         descent = self.descend(problem, before.heldout, seed, progress)
         return Fit(before, descent.epochs, self.epochs, descent.kept_epoch, self.guard)
 

@@ -27,10 +27,10 @@ class Widening(Solver):
     """For a window of one part."""
 
     def fit(self, problem: Problem, seed: int, progress: Callable[[Epoch], None]) -> Fit:
-        before = finite_errors(problem)
         with problem.last_part() as part:
             if part is None:
-                return self.only_part.fit_from(problem, before, seed, progress)
+                return self.only_part.fit(problem, seed, progress)
+            before = finite_errors(part)  # the window's own, at half the cost
             first = self.last_part.descend(part, before.heldout, seed, lambda epoch: progress(_of_last_part(epoch)))
 
         def later(epoch: Epoch) -> Epoch:

@@ -28,6 +28,11 @@ class Stream:
         self._states[samples] = states.detach().to(self._states)
 
     @property
+    def shape(self) -> tuple[int, ...]:
+        """(samples, tokens, hidden)."""
+        return tuple(self._states.shape)
+
+    @property
     def on_disk(self) -> bool:
         return self._file is not None
 

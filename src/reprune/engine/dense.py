@@ -1,0 +1,67 @@
+"""The dense model's stream: what each of its blocks puts out on all samples, computed once and kept while in use."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import final
+
+import torch
+from torch import Tensor
+
+from reprune.engine.shared import Shared
+from reprune.model.block import Block
+from reprune.model.streams import Stream, StreamStore
+
+Run = Callable[[Block, Tensor], Tensor]
+
+
+@final
+class DenseStream:
+    """The stream at the frontier, and as many blocks ahead as a window looks."""
+
+    def __init__(
+        self, embedded: Stream, store: StreamStore, batches: Sequence[slice], run: Run, shared: Shared | None
+    ) -> None:
+        """
+        Args:
+            embedded: the states that enter block 0.
+            store: makes streams.
+            batches: in which samples pass through a block.
+            run: passes states through a block.
+            shared: keeps the streams for runs to come, and has those of runs before.
+        """
+        self._after: dict[int, Stream] = {-1: embedded}
+        self._store = store
+        self._batches = batches
+        self._run = run
+        self._shared = shared
+
+    @torch.no_grad()
+    def after(self, block: Block) -> Stream:
+        """What a block puts out; what enters it must be at hand, or shared."""
+        if self._shared is not None and block.index in self._shared.dense:
+            return self._shared.dense[block.index]
+        if block.index not in self._after:
+            self._compute(block)
+        return self._at(block.index)
+
+    def _at(self, index: int) -> Stream:
+        if self._shared is not None and index in self._shared.dense:
+            return self._shared.dense[index]
+        return self._after[index]
+
+    def _compute(self, block: Block) -> None:
+        source = self._at(block.index - 1)
+        shared = self._shared.new_stream() if self._shared is not None else None
+        stream = shared or self._store.new()
+        for batch in self._batches:
+            stream.write(batch, self._run(block, source.read(batch)))
+        if self._shared is not None and shared is not None:
+            self._shared.dense[block.index] = shared
+        else:
+            self._after[block.index] = stream
+
+    def forget_before(self, index: int) -> None:
+        """Free what entered the blocks before that of this number: the frontier has reached it."""
+        for passed in [after for after in self._after if after < index - 1]:
+            self._store.free(self._after.pop(passed))

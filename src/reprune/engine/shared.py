@@ -1,0 +1,71 @@
+"""What runs of one model on the same samples have in common, computed once: for the cells of a study.
+
+That is the dense model's stream after each block, and the statistics of the inputs of block 0, which no pruning has
+touched yet. It lives as long as this process: the streams in files of a folder, never read by another process.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Hashable
+from pathlib import Path
+from types import TracebackType
+from typing import Self, final
+
+from reprune.math.statistics import Statistics
+from reprune.model.streams import Stream, StreamStore
+
+_SHARE_OF_FREE_DISK = 0.5
+
+
+@final
+class Shared:
+    """Use it as a context: its files are gone at the end."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._key: Hashable = None
+        self._store: StreamStore | None = None
+        self.dense: dict[int, Stream] = {}  # by block: what it puts out in the dense model, whole
+        self.statistics: dict[Hashable, list[Statistics]] = {}  # of block 0, by what they are of
+
+    def serve(self, key: Hashable) -> None:
+        """Begin a run; what runs with another key have left is dropped.
+
+        Args:
+            key: all that decides the dense stream and the statistics: model, samples, batches, precision, device.
+        """
+        if key != self._key:
+            self.clear()
+            self._key = key
+
+    def make_room(self, shape: tuple[int, int, int], blocks: int) -> None:
+        """Say how large a stream is, (samples, tokens, hidden), and how many there will be.
+
+        Where they would fill the disk, no more streams are shared.
+        """
+        self._folder.mkdir(parents=True, exist_ok=True)
+        store = StreamStore(shape, 0, self._folder)
+        left = (blocks - len(self.dense)) * store.bytes
+        self._store = store if left <= _SHARE_OF_FREE_DISK * shutil.disk_usage(self._folder).free else None
+
+    def new_stream(self) -> Stream | None:
+        """A stream for what a dense block puts out, or None where there is no room for it."""
+        return self._store.new() if self._store is not None else None
+
+    def clear(self) -> None:
+        """Drop everything."""
+        for stream in self.dense.values():
+            stream.close()
+        self._store = None
+        self.dense, self.statistics = {}, {}
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def __enter__(self) -> Self:
+        self.clear()  # of a process that was killed
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.clear()

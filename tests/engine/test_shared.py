@@ -1,0 +1,159 @@
+"""Runs that share what they have in common give the bits that they give alone, and compute the common part once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from reprune.doors.api import prune_by_recipe
+from reprune.engine import dense, pruning
+from reprune.engine.shared import Shared
+from reprune.engine.watcher import Watcher
+from reprune.math.statistics import Gram
+from reprune.planning.recipe import resolve_recipe
+from tests import tiny
+
+_RUNGS = ("LR", "BR", "BR+GP", "BR+GP+CR", "auto")
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.save("llama", tmp_path_factory.mktemp("models") / "llama")
+
+
+def _prune(model: Path, out: Path, shared: Shared | None, watcher: Watcher | None = None, **options: Any) -> None:
+    content = {
+        "calibration": "manual",
+        "samples": 6,
+        "seqlen": 16,
+        "device": "cpu",
+        "precision": "float32",
+        "solver": {"epochs": 1, "batch_size": 3},
+        **options,
+    }
+    prune_by_recipe(resolve_recipe(str(model), content), out, watcher or Watcher(), shared)
+
+
+def _same(one: Path, other: Path) -> bool:
+    files = sorted(file.name for file in one.glob("*.safetensors"))
+    assert files == sorted(file.name for file in other.glob("*.safetensors"))
+    return all(
+        torch.equal(tensor, load_file(other / name)[key])
+        for name in files
+        for key, tensor in load_file(one / name).items()
+    )
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """How many dense blocks were run over all samples, and how many passes for statistics of block 0 were made."""
+    counts = {"dense": 0, "statistics": 0}
+    compute, statistics = dense.DenseStream._compute, pruning._statistics
+
+    def counting(stream: dense.DenseStream, block: Any) -> None:
+        counts["dense"] += 1
+        compute(stream, block)
+
+    def gathering(block: Any, inputs: Any, groups: Any, pruner: Any, known: Any) -> Any:
+        before = len(known) if known is not None else 0
+        found = statistics(block, inputs, groups, pruner, known)
+        if block.index == 0:
+            counts["statistics"] += known is None or len(known) > before
+        return found
+
+    monkeypatch.setattr(dense.DenseStream, "_compute", counting)
+    monkeypatch.setattr(pruning, "_statistics", gathering)
+    return counts
+
+
+def test_a_shared_run_has_the_bits_of_one_alone(llama: Path, tmp_path: Path, counted: dict[str, int]) -> None:
+    with Shared(tmp_path / "shared") as shared:
+        for rung in _RUNGS:
+            _prune(llama, tmp_path / rung, shared, reconstruct=rung)
+        assert counted == {"dense": 3, "statistics": 1}
+        _prune(llama, tmp_path / "wanda", shared, pruner="wanda", reconstruct="BR+GP")
+        assert counted == {"dense": 3, "statistics": 2}
+    assert not (tmp_path / "shared").exists()
+    for rung in _RUNGS:
+        _prune(llama, tmp_path / f"{rung} alone", None, reconstruct=rung)
+        assert _same(tmp_path / rung, tmp_path / f"{rung} alone")
+    _prune(llama, tmp_path / "wanda alone", None, pruner="wanda", reconstruct="BR+GP")
+    assert _same(tmp_path / "wanda", tmp_path / "wanda alone")
+    assert counted == {"dense": 3 + 6 * 3, "statistics": 2 + 6}, "overlapping windows ask for a block once, too"
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"seed": 1}, {"samples": 7}, {"solver": {"epochs": 1, "batch_size": 2}}, {"precision": "bfloat16"}],
+    ids=lambda other: next(iter(other)),
+)
+def test_nothing_is_shared_between_runs_that_differ_in_what_decides_it(
+    other: dict[str, Any], llama: Path, tmp_path: Path, counted: dict[str, int]
+) -> None:
+    with Shared(tmp_path / "shared") as shared:
+        _prune(llama, tmp_path / "one", shared, reconstruct="LR")
+        _prune(llama, tmp_path / "two", shared, reconstruct="LR", **other)
+        assert counted == {"dense": 6, "statistics": 2}
+        files = list((tmp_path / "shared").iterdir())
+        assert len(files) == 3, "what the first run left is dropped"
+    _prune(llama, tmp_path / "alone", None, reconstruct="LR", **other)
+    assert _same(tmp_path / "two", tmp_path / "alone")
+
+
+def test_a_run_that_stopped_in_the_middle_leaves_whole_streams_only(llama: Path, tmp_path: Path) -> None:
+    class _Stop(Watcher):
+        def phase(self, window: Any, what: str) -> None:
+            if window is not None and window.index == 1 and what == "reconstruction":
+                raise KeyboardInterrupt
+
+    with Shared(tmp_path / "shared") as shared:
+        with pytest.raises(KeyboardInterrupt):
+            _prune(llama, tmp_path / "cut", shared, _Stop(), reconstruct="BR+GP")
+        assert sorted(shared.dense) == [0, 1]
+        _prune(llama, tmp_path / "whole", shared, reconstruct="BR+GP")
+    _prune(llama, tmp_path / "alone", None, reconstruct="BR+GP")
+    assert _same(tmp_path / "whole", tmp_path / "alone")
+
+
+def test_streams_are_not_shared_where_they_would_fill_the_disk(
+    llama: Path, tmp_path: Path, counted: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("reprune.engine.shared._SHARE_OF_FREE_DISK", 0.0)
+    with Shared(tmp_path / "shared") as shared:
+        for name in ("one", "two"):
+            _prune(llama, tmp_path / name, shared, reconstruct="BR+GP")
+        assert not shared.dense
+    assert counted == {"dense": 6, "statistics": 1}
+    assert _same(tmp_path / "one", tmp_path / "two")
+
+
+def test_statistics_gathered_group_after_group_are_not_shared(
+    llama: Path, tmp_path: Path, counted: dict[str, int]
+) -> None:
+    with Shared(tmp_path / "shared") as shared:
+        for name in ("one", "two"):
+            _prune(llama, tmp_path / name, shared, reconstruct="LR", pruner={"sequential": True})
+        assert not shared.statistics
+    assert _same(tmp_path / "one", tmp_path / "two")
+
+
+def test_a_pruner_leaves_statistics_as_they_are(llama: Path, tmp_path: Path) -> None:
+    with Shared(tmp_path / "shared") as shared:
+        _prune(llama, tmp_path / "one", shared, reconstruct="LR")
+        (kept,) = shared.statistics.values()
+        grams = [statistics for statistics in kept if isinstance(statistics, Gram)]
+        before = [gram.matrix.clone() for gram in grams]
+        assert len(before) == 4
+        _prune(llama, tmp_path / "two", shared, reconstruct="LR", sparsity=0.7)
+        assert all(torch.equal(gram.matrix, was) for gram, was in zip(grams, before, strict=True))
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "shared" / "old.stream").write_bytes(b"1")
+    with Shared(tmp_path / "shared"):
+        assert not (tmp_path / "shared").exists()

@@ -117,6 +117,37 @@ def test_the_main_job(here: Path, cli: Cli) -> None:
     assert ((up.reshape(-1, 4) == 0).sum(dim=1) == 2).all()
 
 
+def test_what_the_guard_did_and_auto_chose_is_said(here: Path, cli: Cli) -> None:
+    said = cli(
+        "prune", "llama", "--out", "chosen", "--calibration", "text.txt", "--samples", "8", "--seqlen", "24",
+        "--reconstruct", "auto", "--only", "attention", "--epochs", "6", "--lr", "0.05", "--batch-size", "4",
+        "--device", "cpu",
+    )  # fmt: skip
+    assert (said.code, said.err) == (0, "")
+    record = record_of(here / "chosen")
+    guards = [window["guard"] for window in record["windows"]]
+    early = [guard for guard in guards if guard["run_epochs"] < guard["planned_epochs"]]
+    assert early, "or this shows nothing"
+    spared = sum(guard["planned_epochs"] - guard["run_epochs"] for guard in early)
+    assert f"guard          stopped {len(early)} of 4 windows early: {spared} epochs not run\n" in said.out
+    restored = sum(window["kept_epoch"] < len(window["epochs"]) for window in record["windows"])
+    assert f"put back a state of lower held-out error in {restored} of them all\n" in said.out
+    sizes = [len(window["reconstructed"]) for window in record["windows"]]
+    none, one, two = (sizes.count(size) for size in range(3))
+    assert f"auto           nothing in {none} windows, one block in {one}, two in {two}\n" in said.out
+    names = {matrix["name"] for block in record["blocks"] for matrix in block["matrices"]}
+    assert names == {f"self_attn.{part}_proj" for part in "qkvo"}
+
+
+def test_without_the_guard_nothing_is_said_of_it(here: Path, cli: Cli) -> None:
+    said = cli(
+        "prune", "llama", "--out", "plain", "--calibration", "text.txt", "--samples", "8", "--seqlen", "24",
+        "--epochs", "1", "--device", "cpu", "--set", "guard=off",
+    )  # fmt: skip
+    assert said.code == 0
+    assert "guard" not in said.out
+
+
 def test_the_record_tells_nothing_of_the_machine_that_it_was_made_on(here: Path, cli: Cli) -> None:
     (here / "jane-doe").mkdir()
     (here / "text.txt").rename(here / "jane-doe" / "text.txt")

@@ -25,10 +25,27 @@ def show_result(record: Mapping[str, Any], out: Path) -> None:
     for kind, name in (("calibration", "calibration"), ("heldout", "held-out")):
         value, share = last[f"{kind}_error"], last[f"relative_{kind}_error"]
         output.print(f"  {name:<12} {value:.4g} ({percent(share)})")
+    for line in _guarded(record):
+        output.print(line)
     memory = record["peak_memory_bytes"]
     device = f", {size(memory['device'])} on the device" if memory["device"] else ""
     output.print(f"time, memory   {clock(record['seconds'])}, peak {size(memory['host'])}{device}")
     output.print(f"recipe, record {out / 'recipe.yaml'}, {out / 'reprune.json'}")
+
+
+def _guarded(record: Mapping[str, Any]) -> Iterator[str]:
+    """What the guard did, and what `auto` chose."""
+    windows = [window for window in record["windows"] if window["guard"] and window["guard"]["on"]]
+    if not windows:
+        return
+    early = [window["guard"] for window in windows if window["guard"]["stopped_early"]]
+    spared = sum(guard["planned_epochs"] - guard["run_epochs"] for guard in early)
+    restored = sum(window["guard"]["restored"] for window in windows)
+    yield f"guard          stopped {len(early)} of {len(windows)} windows early: {spared} epochs not run"
+    yield f"               put back a state of lower held-out error in {restored} of them all"
+    if record["recipe"]["reconstruct"] == "auto":
+        counts = [sum(len(window["reconstructed"]) == count for window in windows) for count in range(3)]
+        yield f"auto           nothing in {counts[0]} windows, one block in {counts[1]}, two in {counts[2]}"
 
 
 def show_status(status: Status, out: Path) -> None:

@@ -371,9 +371,9 @@ def test_a_recipe_builds_what_it_names() -> None:
     patient = resolve_recipe("model", {"solver": {"epochs": 9, "patience": 4}}).solver.build(guard=True)
     assert patient == Adam(epochs=9, patience=4)
     auto = resolve_recipe("model", {"reconstruct": "auto", "solver": {"epochs": 9}}).solver.build(guard=True)
-    assert auto == Widening(last_part=Adam(6), whole=Adam(6), only_part=Adam(9))
+    assert auto == Widening(last_part=Adam(6), whole=Adam(6, lr=5e-5), only_part=Adam(9, lr=1e-4))
     auto = resolve_recipe("model", {"reconstruct": "auto", "solver": {"epochs": 10}}).solver.build(guard=True)
-    assert auto == Widening(last_part=Adam(8), whole=Adam(6), only_part=Adam(10))
+    assert auto == Widening(last_part=Adam(8), whole=Adam(6, lr=5e-5), only_part=Adam(10, lr=1e-4))
 
 
 @pytest.mark.parametrize("epochs", [1, 2, 3, 4, 10, 100])

@@ -47,6 +47,10 @@ RUNGS: Mapping[str, dict[str, Any]] = {
 """The paper's reconstruction ladder (its section 3), each rung as a point on three axes; and `auto`, which chooses."""
 
 
+_WIDER_LR, _ONLY_PART_LR = 0.25, 0.5
+"""Widening: the share of the learning rate for blocks that are fitted already (docs/experiments.md has the figures)."""
+
+
 class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -143,10 +147,14 @@ class SolverRecipe(_Part):
                 # An epoch on one block of two costs half of one on both: together the time of `epochs` on both.
                 whole = max(2 * self.epochs // 3, 1)
                 part = max(2 * (self.epochs - whole), 1)
-                return Widening(self._adam(part, guard), self._adam(whole, guard), self._adam(self.epochs, guard))
+                return Widening(
+                    last_part=self._adam(part, guard),
+                    whole=self._adam(whole, guard, _WIDER_LR),
+                    only_part=self._adam(self.epochs, guard, _ONLY_PART_LR),
+                )
 
-    def _adam(self, epochs: int, guard: bool) -> Adam:
-        return Adam(epochs, self.lr, self.batch_size, self.betas, guard, self.patience)
+    def _adam(self, epochs: int, guard: bool, lr: float = 1.0) -> Adam:
+        return Adam(epochs, lr * self.lr, self.batch_size, self.betas, guard, self.patience)
 
 
 @final

@@ -371,9 +371,9 @@ def test_a_recipe_builds_what_it_names() -> None:
     patient = resolve_recipe("model", {"solver": {"epochs": 9, "patience": 4}}).solver.build(guard=True)
     assert patient == Adam(epochs=9, patience=4)
     auto = resolve_recipe("model", {"reconstruct": "auto", "solver": {"epochs": 9}}).solver.build(guard=True)
-    assert auto == Widening(last_part=Adam(6), whole=Adam(6, lr=5e-5), only_part=Adam(9, lr=1e-4))
+    assert auto == Widening(*(Adam(epochs, try_first_step=True) for epochs in (6, 6, 9)))
     auto = resolve_recipe("model", {"reconstruct": "auto", "solver": {"epochs": 10}}).solver.build(guard=True)
-    assert auto == Widening(last_part=Adam(8), whole=Adam(6, lr=5e-5), only_part=Adam(10, lr=1e-4))
+    assert auto == Widening(*(Adam(epochs, try_first_step=True) for epochs in (8, 6, 10)))
 
 
 @pytest.mark.parametrize("epochs", [1, 2, 3, 4, 10, 100])

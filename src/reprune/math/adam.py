@@ -14,6 +14,7 @@ from typing import final
 import torch
 
 from reprune.errors import NumericalError
+from reprune.math.first_step import shorten_
 from reprune.math.guard import Guard
 from reprune.math.reconstruction_error import Error
 from reprune.math.solver import Epoch, Fit, Problem, Solver, finite_errors
@@ -45,6 +46,8 @@ class Adam(Solver):
     """Keep the state with the lowest held-out error among the start and the end of each epoch."""
     patience: int = 2
     """Under the guard: stop after so many epochs in a row without a new lowest held-out error."""
+    try_first_step: bool = False
+    """Halve the learning rate until the first step is one that the held-out data take (see `first_step`)."""
 
     def fit(self, problem: Problem, seed: int, progress: Callable[[Epoch], None]) -> Fit:
         before = finite_errors(problem)
@@ -67,20 +70,23 @@ class Adam(Solver):
         power = problem.target_power() or 1.0
         guard = Guard(parameters, start, self.patience) if self.guard else None
         epochs: list[Epoch] = []
-        heldout = start
+        heldout, lr = start, self.lr
         batches_per_epoch = math.ceil(problem.samples / self.batch_size)
         steps, step = self.epochs * batches_per_epoch, 0
         for number in range(1, self.epochs + 1):
             total = 0.0
             for batch in torch.randperm(problem.samples, generator=generator).split(self.batch_size):
                 for group in optimizer.param_groups:
-                    group["lr"] = self.lr * (1.0 - step / steps)
+                    group["lr"] = lr * (1.0 - step / steps)
                 difference = problem.outputs(batch).float() - problem.targets(batch)
                 loss = difference.square().mean() / power
                 optimizer.zero_grad()
                 loss.backward()
                 self._mask_gradients_(problem)
+                origin = [parameter.detach().clone() for parameter in parameters] if self._tries(step) else None
                 optimizer.step()
+                if origin is not None:
+                    lr *= shorten_(parameters, origin, start, problem.heldout_error)
                 total += loss.item() * len(batch)
                 step += 1
             if not math.isfinite(total):
@@ -90,13 +96,16 @@ class Adam(Solver):
                     )
                 break
             heldout = problem.heldout_error()
-            epochs.append(Epoch(number, total / problem.samples, heldout.relative))
+            epochs.append(Epoch(number, total / problem.samples, heldout.relative, lr))
             progress(epochs[-1])
             if guard is not None and guard.stops_after(number, heldout):
                 break
         if guard is None:
             return Descent(tuple(epochs), len(epochs), heldout)
         return Descent(tuple(epochs), *guard.restore_())
+
+    def _tries(self, step: int) -> bool:
+        return self.try_first_step and step == 0
 
     @staticmethod
     def _mask_gradients_(problem: Problem) -> None:

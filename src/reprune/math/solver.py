@@ -33,6 +33,7 @@ class Epoch:
     number: int  # 1 for the window's first
     calibration: float  # relative error, mean over the epoch's batches, each before its own step
     heldout: float  # relative error after the epoch
+    lr: float  # the learning rate that its descent began with
     last_part: bool = False  # whether it trained the last part of the window alone
 
 

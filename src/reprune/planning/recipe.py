@@ -47,10 +47,6 @@ RUNGS: Mapping[str, dict[str, Any]] = {
 """The paper's reconstruction ladder (its section 3), each rung as a point on three axes; and `auto`, which chooses."""
 
 
-_WIDER_LR, _ONLY_PART_LR = 0.25, 0.5
-"""Widening: the share of the learning rate for blocks that are fitted already (docs/experiments.md has the figures)."""
-
-
 class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -148,13 +144,13 @@ class SolverRecipe(_Part):
                 whole = max(2 * self.epochs // 3, 1)
                 part = max(2 * (self.epochs - whole), 1)
                 return Widening(
-                    last_part=self._adam(part, guard),
-                    whole=self._adam(whole, guard, _WIDER_LR),
-                    only_part=self._adam(self.epochs, guard, _ONLY_PART_LR),
+                    last_part=self._adam(part, guard, try_first_step=True),
+                    whole=self._adam(whole, guard, try_first_step=True),
+                    only_part=self._adam(self.epochs, guard, try_first_step=True),
                 )
 
-    def _adam(self, epochs: int, guard: bool, lr: float = 1.0) -> Adam:
-        return Adam(epochs, lr * self.lr, self.batch_size, self.betas, guard, self.patience)
+    def _adam(self, epochs: int, guard: bool, try_first_step: bool = False) -> Adam:
+        return Adam(epochs, self.lr, self.batch_size, self.betas, guard, self.patience, try_first_step)
 
 
 @final

@@ -1,0 +1,81 @@
+"""The first step is halved until held-out data take it, and the rate of all later steps with it."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from reprune.math.adam import Adam
+from reprune.math.first_step import SHORTEST, TOLERANCE, shorten_
+from reprune.math.reconstruction_error import Error
+from tests.math.test_widening import _Chain
+
+
+def _bowl(parameter: nn.Parameter, center: float = 0.0) -> Error:
+    error = float((parameter.detach() - center).square().sum())
+    return Error(error, error)
+
+
+@pytest.mark.parametrize(
+    ("step", "scale"),
+    [
+        (-1.0, 1.0),  # from 1 to 0: as good as can be
+        (-2.0, 1.0),  # to -1: no worse than before
+        (-2.04, 1.0),  # to -1.04: 1.0816 times the error, which is within the tolerance
+        (-2.1, 0.5),  # to -1.1: 1.21 times
+        (-4.0, 0.5),
+        (-4.2, 0.25),
+        (1.0, 1 / 32),  # uphill: at 1 + 1/16 still 1.13 times, at 1 + 1/32 1.063
+        (1000.0, SHORTEST),
+        (math.inf, SHORTEST),
+        (math.nan, SHORTEST),
+    ],
+)
+def test_the_longest_step_that_is_taken_well_stays(step: float, scale: float) -> None:
+    origin = torch.tensor([1.0])
+    parameter = nn.Parameter(origin + step)
+    looks: list[float] = []
+
+    def heldout() -> Error:
+        looks.append(float(parameter.detach()))
+        return _bowl(parameter)
+
+    assert shorten_([parameter], [origin], _bowl(nn.Parameter(origin)), heldout) == scale
+    if math.isfinite(step):
+        assert float(parameter.detach()) == pytest.approx(1.0 + scale * step)
+    assert len(looks) == min(int(-math.log2(scale)) + 1, 6)
+    assert TOLERANCE == 1.1
+
+
+def test_what_has_not_moved_stays_exactly_where_it_was() -> None:
+    origin = torch.tensor([0.0, 0.1, -3.7])
+    parameter = nn.Parameter(origin + torch.tensor([0.0, 0.0, 9.0]))
+    shorten_([parameter], [origin], Error(1.0, 1.0), lambda: Error(2.0, 2.0))
+    assert torch.equal(parameter.detach()[:2], origin[:2])
+
+
+def _path(adam: Adam) -> tuple[list[Tensor], list[float]]:
+    problem = _Chain(2)
+    fit = adam.fit(problem, 0, lambda epoch: None)
+    return problem.state(), [epoch.lr for epoch in fit.epochs]
+
+
+def test_a_fit_goes_on_at_the_rate_of_its_first_step() -> None:
+    """The twin: the same fit at that rate from the start."""
+    long, rates = _path(Adam(3, 1.6, 2, try_first_step=True))
+    assert len(set(rates)) == 1
+    assert rates[0] < 1.6, "or this shows nothing"
+    assert math.log2(1.6 / rates[0]) == pytest.approx(round(math.log2(1.6 / rates[0])))
+    short, _ = _path(Adam(3, rates[0], 2))
+    for found, wanted in zip(long, short, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-6)
+
+
+def test_a_rate_that_is_fine_is_left_alone() -> None:
+    tried, rates = _path(Adam(3, 1e-3, 2, try_first_step=True))
+    plain, _ = _path(Adam(3, 1e-3, 2))
+    assert rates == [1e-3] * 3
+    assert all(torch.equal(found, wanted) for found, wanted in zip(tried, plain, strict=True))

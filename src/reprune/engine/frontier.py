@@ -101,15 +101,10 @@ class Frontier:
             states = block.run(states, self._decoder.call(block.index, len(states)))
         return states
 
-    def inputs(self, before: Sequence[Block], block: Block) -> Iterator[tuple[Tensor, Call]]:
-        """What reaches a block of the window in the sparse model: all calibration samples, batch by batch.
-
-        Args:
-            before: the window's blocks before it.
-            block: the block.
-        """
+    def inputs(self, entering: Stream, block: Block) -> Iterator[tuple[Tensor, Call]]:
+        """What reaches a block in the sparse model: all calibration samples of a stream, batch by batch."""
         for batch in self.calibration_batches:
-            states = self.run(before, self.student.read(batch).to(block.device))
+            states = entering.read(batch).to(block.device)
             yield states, self._decoder.call(block.index, len(states))
 
     @contextmanager
@@ -126,7 +121,10 @@ class Frontier:
 
     @contextmanager
     def through(self, blocks: Sequence[Block]) -> Iterator[Stream]:
-        """What comes out of these blocks if the student's stream goes in."""
+        """What comes out of these blocks if the student's stream goes in (of none: that stream itself)."""
+        if not blocks:
+            yield self.student
+            return
         stream = self._store.new()
         try:
             self._pass(blocks, stream)

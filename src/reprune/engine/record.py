@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import platform
 import re
 import resource
@@ -37,6 +38,7 @@ def window_record(window: Window, fit: Fit, after: Errors, seconds: float) -> di
                 "epoch": epoch.number,
                 "relative_calibration_error": epoch.calibration,
                 "relative_heldout_error": epoch.heldout,
+                "lr": epoch.lr,
                 "blocks": list(window.blocks)[-1:] if epoch.last_part else list(window.blocks),
             }
             for epoch in fit.epochs
@@ -127,7 +129,9 @@ def machine(device: str) -> dict[str, Any]:
 
 
 def forget_peak_memory() -> None:
-    """Let the peak count from now on, where the system can do that (Linux)."""
+    """Give back memory that was freed, and let the peak count from now on, where the system can do that (Linux)."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)  # of glibc: it keeps much of what is freed, which would count as used
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     if torch.cuda.is_available():

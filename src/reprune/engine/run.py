@@ -10,6 +10,7 @@ import hashlib
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, final
@@ -29,6 +30,7 @@ from reprune.math.patterns import Pattern
 from reprune.math.pruner import Pruner
 from reprune.math.solver import Epoch, Fit, Solver
 from reprune.model.decoder import Decoder
+from reprune.model.streams import Stream
 from reprune.planning.recipe import Recipe
 from reprune.planning.schedule import Window, windows
 
@@ -86,16 +88,19 @@ def run_windows(
         began = time.monotonic()
         watcher.phase(window, "targets")
         dense = [decoder.load(index) for index in window.blocks]
-        with frontier.targets(window, dense, recipe.teacher) as targets:
+        with frontier.targets(window, dense, recipe.teacher) as targets, ExitStack() as streams:
             blocks = still_open + [PrunedBlock(block) for block in dense if block.index in window.fresh]
             del dense
 
             watcher.phase(window, "pruning")
+            entering: Stream | None = None  # the states that enter the window's last block, if that is fresh
             for fresh in (pruned for pruned in blocks if pruned.index in window.fresh):
+                streams.close()
                 before = [pruned.block for pruned in blocks if pruned.index < fresh.index]
+                entering = streams.enter_context(frontier.through(before))
                 notes = prune_block_(
                     fresh,
-                    partial(frontier.inputs, before, fresh.block),
+                    partial(frontier.inputs, entering, fresh.block),
                     methods.pruner,
                     methods.pattern,
                     recipe.choice.kept_dense(fresh.block.linears),
@@ -106,7 +111,9 @@ def run_windows(
                     watcher.note(note)
 
             watcher.phase(window, "reconstruction")
-            fit = _fit(methods.solver, WindowProblem(frontier, blocks, targets), window, recipe, watcher)
+            problem = WindowProblem(frontier, blocks, targets, entering_last=entering)
+            fit = _fit(methods.solver, problem, window, recipe, watcher)
+            streams.close()
 
             watcher.phase(window, "advancing")
             retired = [pruned for pruned in blocks if pruned.index in window.retired]

@@ -69,20 +69,27 @@ class WindowProblem(Problem):
     """The reconstruction of a window's blocks: the student's states in, the targets out."""
 
     def __init__(
-        self, frontier: Frontier, blocks: Sequence[PrunedBlock], targets: Targets, source: Stream | None = None
+        self,
+        frontier: Frontier,
+        blocks: Sequence[PrunedBlock],
+        targets: Targets,
+        entering: Stream | None = None,
+        entering_last: Stream | None = None,
     ) -> None:
         """
         Args:
             frontier: the streams.
             blocks: what is fitted.
             targets: what the last of them is to put out.
-            source: the states that enter the first of them; by default the student's at the frontier.
+            entering: the states that enter the first of them; by default the student's at the frontier.
+            entering_last: those that enter the last of them, if they are at hand.
         """
         self._frontier = frontier
         self._pruned = blocks
         self._blocks = [pruned.block for pruned in blocks]
         self._targets = targets
-        self._source = source or frontier.student
+        self._entering = entering or frontier.student
+        self._entering_last = entering_last
         self._device = self._blocks[0].device
         self.samples = frontier.calibration
         masks: dict[int, Tensor] = {}
@@ -100,7 +107,7 @@ class WindowProblem(Problem):
 
     def outputs(self, samples: Tensor) -> Tensor:
         with torch.enable_grad():
-            return self._frontier.run(self._blocks, self._source.read(samples))
+            return self._frontier.run(self._blocks, self._entering.read(samples))
 
     def targets(self, samples: Tensor) -> Tensor:
         return self._targets.end.read(samples).to(self._device)
@@ -115,7 +122,7 @@ class WindowProblem(Problem):
     def _measure(self, batches: Sequence[slice]) -> Errors:
         pair = ErrorPair(self._frontier.calibration)
         for batch in batches:
-            states = self._frontier.run(self._blocks, self._source.read(batch))
+            states = self._frontier.run(self._blocks, self._entering.read(batch))
             pair.update(batch, states, self._targets.end.read(batch))
         return pair.errors()
 
@@ -130,8 +137,11 @@ class WindowProblem(Problem):
         if len(self._pruned) == 1:
             yield None
             return
-        with self._frontier.through(self._blocks[:-1]) as source:
-            yield WindowProblem(self._frontier, self._pruned[-1:], self._targets, source)
+        if self._entering_last is not None:
+            yield WindowProblem(self._frontier, self._pruned[-1:], self._targets, self._entering_last)
+            return
+        with self._frontier.through(self._blocks[:-1]) as entering:
+            yield WindowProblem(self._frontier, self._pruned[-1:], self._targets, entering)
 
     def train_(self, on: bool) -> None:
         """Have the parameters record gradients, or drop them."""

@@ -78,8 +78,7 @@ class Skeleton:
     @property
     def max_positions(self) -> int | None:
         """The longest sequence that the model takes, where its configuration says so."""
-        value = getattr(self.config, "max_position_embeddings", None) or getattr(self.config, "n_positions", None)
-        return int(value) if value else None
+        return max_positions(self.config)
 
     @property
     def prefix(self) -> str:
@@ -164,16 +163,30 @@ class Skeleton:
                 self.blocks[index] = block
 
 
+def read_config(folder: Path, trust_remote_code: bool) -> Any:
+    """The configuration of a model folder; raises `InputError` where Transformers cannot read it."""
+    from transformers import AutoConfig
+
+    try:
+        with quiet_transformers():
+            return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    except Exception as error:  # the library raises nearly anything on a damaged configuration
+        raise InputError(f"{folder.name}: its config.json cannot be used: {' '.join(str(error).split())}") from None
+
+
+def max_positions(config: Any) -> int | None:
+    """The longest sequence that a decoder takes, where its configuration says so."""
+    value = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
+    return int(value) if value else None
+
+
 def _build(folder: Path, trust_remote_code: bool) -> Any:
     from accelerate import init_empty_weights
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
     from transformers.initialization import no_init_weights
 
+    config = read_config(folder, trust_remote_code)
     with quiet_transformers():
-        try:
-            config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-        except Exception as error:  # the library raises nearly anything on a damaged configuration
-            raise InputError(f"{folder.name}: its config.json cannot be used: {' '.join(str(error).split())}") from None
         if getattr(config, "is_encoder_decoder", False):
             raise UnsupportedModelError(
                 f"{folder.name}: {config.model_type} is an encoder-decoder; a decoder is needed."

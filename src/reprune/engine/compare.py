@@ -1,0 +1,164 @@
+"""The error of each block of a sparse model against its dense one, a block of each in memory at a time.
+
+Two streams go side by side over the same text: the dense model's and the sparse one's, each embedded by its own
+model, advanced by its own blocks. Knows nothing of how the sparse model came about, nor of texts.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import final
+
+import torch
+from torch import Tensor
+
+from reprune.errors import InputError, NumericalError
+from reprune.math.reconstruction_error import Error, ErrorMeter
+from reprune.model.block import Block
+from reprune.model.decoder import Decoder
+from reprune.model.streams import StreamStore
+
+
+@final
+@dataclass(frozen=True)
+class BlockError:
+    """How far a sparse block's output is from the dense one's, each on its own model's stream."""
+
+    index: int
+    normalized: float
+    """(1 / (N H T)) * ||dense - sparse||^2, the paper's normalized reconstruction error."""
+    relative: float
+    """||dense - sparse||^2 / ||dense||^2."""
+    sparsity: float
+    """The share of exact zeros among the weights of the sparse block's linears."""
+
+
+@final
+@dataclass(frozen=True)
+class Comparison:
+    """A sparse model's errors from its embedding to its last block."""
+
+    embedding: Error  # zero where both models embed alike, as those that reprune makes do
+    blocks: tuple[BlockError, ...]
+
+
+def check_alike(sparse: Decoder, dense: Decoder) -> None:
+    """Raise `InputError`, naming what differs, unless the two are models of one architecture and shape."""
+    for what, of in (
+        ("is of the architecture", lambda decoder: decoder.skeleton.config.model_type),
+        ("has so many blocks:", len),
+        ("has the hidden size", lambda decoder: getattr(decoder.skeleton.config, "hidden_size", None)),
+        ("has so many words in its vocabulary:", lambda decoder: decoder.vocabulary),
+    ):
+        if (one := of(sparse)) != (other := of(dense)):
+            raise _different(sparse, dense, f"{what} {one}", f"{other}")
+    for index in range(len(dense)):
+        shapes = [_shapes(decoder, index) for decoder in (sparse, dense)]
+        for name in (name for name in shapes[0] | shapes[1] if shapes[0].get(name) != shapes[1].get(name)):
+            said = [list(found[name]) if name in found else "nothing" for found in shapes]
+            raise _different(sparse, dense, f"has as {name} of block {index} {said[0]}", f"{said[1]}")
+
+
+def _shapes(decoder: Decoder, index: int) -> dict[str, tuple[int, ...]]:
+    return {name: decoder.entry(index, name).shape for name in decoder.names[index]}
+
+
+def _different(sparse: Decoder, dense: Decoder, said: str, other: str) -> InputError:
+    return InputError(
+        f"{sparse.folder.name} {said}, {dense.folder.name} {other}; "
+        "only a model pruned from the dense one can be compared with it."
+    )
+
+
+@torch.no_grad()
+def compare(
+    sparse: Decoder,
+    dense: Decoder,
+    ids: Tensor,
+    batch_size: int,
+    memory_bytes: int,
+    folder: Path,
+    progress: Callable[[int, int], None] = lambda done, of: None,
+) -> Comparison:
+    """Measure every block of two models that are alike (see `check_alike`).
+
+    Args:
+        sparse, dense: the models.
+        ids: the text (samples, tokens), int64.
+        batch_size: how many samples pass through a block at a time.
+        memory_bytes: what the streams in memory may take together; the others go to files.
+        folder: where those files go.
+        progress: is told how many batches have passed through a block, of how many.
+
+    Raises:
+        InputError: a stream fits neither memory nor the folder's disk.
+        NumericalError: a block's outputs are not finite.
+    """
+    batches = [slice(first, min(first + batch_size, len(ids))) for first in range(0, len(ids), batch_size)]
+    student = _Side(sparse, ids, batches, memory_bytes, folder)
+    teacher = _Side(dense, ids, batches, memory_bytes - student.memory_bytes, folder)
+    embedding = ErrorMeter()
+    for batch in batches:
+        embedding.update(student.states(batch), teacher.states(batch))
+
+    def measure(index: int) -> BlockError:
+        one, other = sparse.load(index), dense.load(index)
+        meter = ErrorMeter()
+        for number, batch in enumerate(batches, 1):
+            meter.update(student.advance(one, batch), teacher.advance(other, batch))
+            progress(index * len(batches) + number, len(dense) * len(batches))
+        error = meter.error()
+        if not error.finite:
+            raise NumericalError(f"block {index}: what {sparse.folder.name} or its dense model gives is not finite")
+        return BlockError(index, error.normalized, error.relative, sparsity(one))
+
+    return Comparison(embedding.error(), tuple(measure(index) for index in range(len(dense))))
+
+
+@final
+class _Side:
+    """One model's stream."""
+
+    def __init__(
+        self, decoder: Decoder, ids: Tensor, batches: Sequence[slice], memory_bytes: int, folder: Path
+    ) -> None:
+        self._decoder = decoder
+        for batch, states in decoder.embed(ids, batches):
+            if batch.start == 0:
+                store = StreamStore((len(ids), *states.shape[1:]), memory_bytes, folder)
+                if store.bytes > memory_bytes:
+                    _check_room(folder, store.bytes)
+                self._stream = store.new()
+                self.memory_bytes = 0 if self._stream.on_disk else store.bytes
+            self._stream.write(batch, states)
+        decoder.release()
+
+    def states(self, batch: slice) -> Tensor:
+        return self._stream.read(batch)
+
+    def advance(self, block: Block, batch: slice) -> Tensor:
+        """Pass a batch of the stream through a block; returns its states (batch, tokens, hidden) after it."""
+        states = self._stream.read(batch).to(self._decoder.device)
+        states = block.run(states, self._decoder.call(block.index, len(states)))
+        self._stream.write(batch, states)
+        return states
+
+
+def _check_room(folder: Path, needed: int) -> None:
+    """Raise `InputError` unless a file of so many bytes fits: one that is mapped into memory would end the process."""
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise InputError(
+            f"{folder.parent}: the hidden states of this text take {needed / 1e9:.1f} GB of disk, but "
+            f"{free / 1e9:.1f} GB are free; take fewer --windows, or set TMPDIR to a folder with more room."
+        )
+
+
+def sparsity(block: Block) -> float:
+    """The share of exact zeros among the weights of a block's linears (0 where it has none)."""
+    weights = [linear.matrix() for linear in block.linears]
+    zeros = sum(int((matrix == 0).sum()) for matrix in weights)
+    return zeros / max(sum(matrix.numel() for matrix in weights), 1)

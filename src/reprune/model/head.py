@@ -1,0 +1,145 @@
+"""The loss of a model on each token of a text, its logits made in slices that fit small memory and a CPU's caches.
+
+The decoder runs once over a window; then the model's own forward applies its head, and whatever scaling and caps
+follow it, to some tokens of the decoder's output and some words of the vocabulary at a time. Nothing of a model's
+forward is rebuilt here: its decoder and its head are stood in for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from typing import Any, final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from reprune.model.block import Precision
+
+_TOKENS = 512  # at a time: enough for products to run at full speed
+_LOGITS = {"cpu": 2**21}  # at a time: 8 MiB in float32, which stay in the caches
+_LOGITS_ELSEWHERE = 2**25
+_TRIED_TOKENS = 4
+_NEAR = 1e-4  # of the largest logit: what the order of a sum may do to float32
+
+Head = Callable[[Tensor], Tensor]
+"""From hidden states (1, tokens, hidden) to logits (1, tokens, words)."""
+
+
+@final
+class TokenLosses:
+    """A model's losses on windows of a text."""
+
+    def __init__(self, model: Any, precision: Precision) -> None:
+        """
+        Args:
+            model: a causal language model of Transformers, in evaluation mode.
+            precision: in which dtype products are computed.
+        """
+        self._model = model
+        self._decoder = model.get_decoder()
+        self._precision = precision
+        self._logits = _LOGITS.get(model.device.type, _LOGITS_ELSEWHERE)
+        self._linear: Any = model.get_output_embeddings()
+        self._sliceable: bool | None = None if isinstance(self._linear, nn.Linear) else False
+        if self._sliceable is None:
+            self._weight: Tensor = self._linear.weight.detach().to(precision.products)  # (words, hidden)
+            self._bias: Tensor | None = None if self._linear.bias is None else self._linear.bias.detach().float()
+
+    @torch.no_grad()
+    def __call__(self, ids: Tensor) -> Tensor:
+        """The losses of all tokens but the first.
+
+        Args:
+            ids: one window, (1, tokens), int64, on the model's device.
+
+        Returns:
+            Minus the logarithm of each token's probability, (tokens - 1,), float32.
+        """
+        with self._precision.on(self._model.device):
+            output = self._decoder(input_ids=ids, use_cache=False)
+            if self._sliceable is None:
+                self._sliceable = self._try(output, ids)
+            losses = self._by_words if self._sliceable else self._by_tokens
+            return torch.cat(list(losses(output, ids, ids.roll(-1, 1)[0])))[:-1]
+
+    def _by_words(self, output: Any, ids: Tensor, following: Tensor) -> Iterator[Tensor]:
+        """Losses of slices of tokens, each by slices of the vocabulary; `following` (tokens,) is to be predicted."""
+        for tokens in _slices(ids.shape[1], _TOKENS):
+            targets = following[tokens]  # (n,)
+            run = self._runner(output, ids, tokens)
+            # The logits that count most are exact: rounding the rest to bfloat16 all but cancels in their sum.
+            exact = run(partial(self._chosen, words=targets))[:, 0]
+            sums = []
+            for words in _slices(len(self._weight), max(self._logits // len(targets), 1)):
+                logits = run(partial(self._some, words=words))  # (n, some words)
+                inside = ((targets >= words.start) & (targets < words.stop)).nonzero()[:, 0]
+                logits[inside, targets[inside] - words.start] = exact[inside]
+                sums.append(logits.logsumexp(1))
+            yield torch.stack(sums).logsumexp(0) - exact
+
+    def _by_tokens(self, output: Any, ids: Tensor, following: Tensor) -> Iterator[Tensor]:
+        """The same by slices of tokens alone, for a model that does more to its logits than to each by itself."""
+        words = int(self._model.config.get_text_config().vocab_size)
+        for tokens in _slices(ids.shape[1], max(_LOGITS_ELSEWHERE // words, 1)):
+            yield F.cross_entropy(self._runner(output, ids, tokens)(None), following[tokens], reduction="none")
+
+    def _some(self, states: Tensor, words: slice) -> Tensor:
+        """The head's output for some words, float32 so that what follows it rounds nothing."""
+        logits = F.linear(states[0].to(self._weight.dtype), self._weight[words]).float()
+        return (logits if self._bias is None else logits + self._bias[words])[None]
+
+    def _chosen(self, states: Tensor, words: Tensor) -> Tensor:
+        """The head's output (1, tokens, 1), for each token one word, in float32."""
+        logits = (states.float() * self._weight[words].float()).sum(-1, keepdim=True)
+        return logits if self._bias is None else logits + self._bias[words, None]
+
+    def _try(self, output: Any, ids: Tensor) -> bool:
+        """Whether the model gives, for slices of the vocabulary, the slices of what it gives for the whole of it."""
+        run = self._runner(output, ids, slice(0, _TRIED_TOKENS))
+        whole = run(None)
+        targets = whole.argmax(1)
+        try:
+            half = len(self._weight) // 2
+            halves = (slice(0, half), slice(half, len(self._weight)))
+            parts = [run(partial(self._some, words=words)) for words in halves]
+            exact = run(partial(self._chosen, words=targets))
+        except (RuntimeError, IndexError, TypeError, ValueError):
+            return False
+        joined = torch.cat(parts, 1)
+        if joined.shape != whole.shape or exact.shape != (len(whole), 1):
+            return False
+        near = max(4 * torch.finfo(self._weight.dtype).eps, _NEAR) * whole.abs().amax()
+        differences = ((joined - whole).abs().amax(), (exact - whole.gather(1, targets[:, None])).abs().amax())
+        return all(bool(difference <= near) for difference in differences)
+
+    def _runner(self, output: Any, ids: Tensor, tokens: slice) -> Callable[[Head | None], Tensor]:
+        """The model after its decoder, on some tokens: from a head (None is the model's own) to (tokens, words)."""
+        part = replace(output, last_hidden_state=output.last_hidden_state[:, tokens])
+
+        def run(head: Head | None) -> Tensor:
+            with _stands_in(self._decoder, lambda *_, **__: part), _stands_in(self._linear, head):
+                logits: Tensor = self._model(input_ids=ids[:, tokens], use_cache=False).logits
+            return logits[0].float()
+
+        return run
+
+
+@contextmanager
+def _stands_in(module: nn.Module, forward: Callable[..., Any] | None) -> Iterator[None]:
+    """A module that runs another forward, or (None) its own."""
+    if forward is None:
+        yield
+        return
+    module.forward = forward
+    try:
+        yield
+    finally:
+        del module.forward
+
+
+def _slices(length: int, size: int) -> Iterator[slice]:
+    return (slice(first, min(first + size, length)) for first in range(0, length, size))

@@ -1,0 +1,113 @@
+"""A whole model, loaded by plain Transformers, to be evaluated. Knows nothing of blocks, texts or pruning.
+
+Products in bfloat16 need the weights of linears in no more than bfloat16: autocast would round them to it at every
+product. They are kept so, which halves what they take and changes no bit of the result. Everything else (norms,
+embeddings, the states between) is float32.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from reprune.errors import InputError, UnsupportedModelError
+from reprune.model.block import Precision
+from reprune.model.checkpoint import Checkpoint
+from reprune.model.linears import find_linears
+from reprune.model.quiet import quiet_transformers
+from reprune.model.skeleton import Skeleton
+
+
+def load_model(
+    folder: Path, device: torch.device, trust_remote_code: bool = False, precision: Precision | None = None
+) -> Any:
+    """A whole model in evaluation mode, to be run under `precision.on(device)` (float32 by default).
+
+    Raises:
+        InputError: Transformers cannot load it.
+    """
+    products = (precision or Precision()).products
+    stored = _stored_dtypes(folder)
+    bare = None
+    if products != torch.float32 and len(stored) == 1 and stored != {torch.float32}:
+        try:
+            bare = Skeleton(folder, trust_remote_code).model
+        except UnsupportedModelError:  # of no concern here, but then what it computes of its own is not known
+            bare = None
+    dtype = torch.float32 if bare is None else next(iter(stored))
+    model = _from_pretrained(folder, dtype, trust_remote_code)
+    if products != torch.float32:
+        _widen_(model, bare)
+        for linear in find_linears(model):
+            linear.module.weight = nn.Parameter(linear.parameter.to(products), requires_grad=False)
+    return model.to(device).eval()
+
+
+def weights_dtype(folder: Path) -> str:
+    """The dtypes in which a folder's weights are saved, such as "bfloat16" or "bfloat16, float32"."""
+    return ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in _stored_dtypes(folder)))
+
+
+def _stored_dtypes(folder: Path) -> set[torch.dtype]:
+    return {entry.dtype for entry in Checkpoint(folder).entries.values() if entry.dtype.is_floating_point}
+
+
+def _from_pretrained(folder: Path, dtype: torch.dtype, trust_remote_code: bool) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    try:
+        with quiet_transformers():
+            return AutoModelForCausalLM.from_pretrained(
+                folder, dtype=dtype, use_safetensors=True, trust_remote_code=trust_remote_code
+            )
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise InputError(f"{folder}: Transformers cannot load it: {' '.join(str(error).split()):.300}") from None
+
+
+def _widen_(model: Any, bare: Any | None) -> None:
+    """Make all but the linears' weights float32, as if the model had been loaded so.
+
+    Args:
+        model: loaded in the dtype of its files.
+        bare: the same model made in float32 without weights: its buffers are what the files do not hold.
+    """
+    embedding = model.get_input_embeddings()
+    for module in model.modules():
+        by_rows = module is embedding and isinstance(module, nn.Embedding)
+        if by_rows:
+            _widen_rows_when_used(module)
+        for key, parameter in list(module.named_parameters(recurse=False)):
+            stays = key == "weight" and (by_rows or isinstance(module, nn.Linear | Conv1D))
+            if parameter.is_floating_point() and not stays:
+                setattr(module, key, nn.Parameter(parameter.float(), requires_grad=False))
+        for key, buffer in module.named_buffers(recurse=False):
+            if buffer.is_floating_point():
+                module._buffers[key] = buffer.float()
+    if bare is not None:
+        saved = model.state_dict().keys()
+        for name, buffer in bare.named_buffers():
+            if name not in saved:
+                path, _, key = name.rpartition(".")
+                model.get_submodule(path)._buffers[key] = buffer
+
+
+def _widen_rows_when_used(embedding: nn.Embedding) -> None:
+    """Have an embedding give float32, at the cost of the rows that a text uses: while it runs, it holds them alone."""
+    embedding.padding_idx = None  # matters to gradients only, and would be looked for among those rows
+
+    def before(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        ids = args[0]
+        kept.append(embedding._parameters["weight"])
+        embedding.weight = nn.Parameter(embedding.weight[ids.flatten()].float(), requires_grad=False)
+        return torch.arange(ids.numel(), device=ids.device).view_as(ids), *args[1:]
+
+    def after(*_: Any) -> None:
+        embedding._parameters["weight"] = kept.pop()
+
+    kept: list[nn.Parameter | None] = []
+    embedding.register_forward_pre_hook(before)
+    embedding.register_forward_hook(after, always_call=True)

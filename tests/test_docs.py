@@ -15,7 +15,7 @@ from reprune.planning.recipe import Recipe
 from tests import tiny
 
 ROOT = Path(__file__).parent.parent
-PAGES = ("docs/pruning.md", "docs/checking.md", "docs/recipe.md", "README.md")  # a reader's order
+PAGES = ("docs/pruning.md", "docs/checking.md", "docs/recipe.md", "docs/study.md", "README.md")  # a reader's order
 _BLOCK = re.compile(r"^```(console|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 

@@ -101,12 +101,14 @@ def _widen_rows_when_used(embedding: nn.Embedding) -> None:
 
     def before(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         ids = args[0]
+        rows = embedding.weight[ids.flatten()].float()
         kept.append(embedding._parameters["weight"])
-        embedding.weight = nn.Parameter(embedding.weight[ids.flatten()].float(), requires_grad=False)
+        embedding.weight = nn.Parameter(rows, requires_grad=False)
         return torch.arange(ids.numel(), device=ids.device).view_as(ids), *args[1:]
 
     def after(*_: Any) -> None:
-        embedding._parameters["weight"] = kept.pop()
+        if kept:  # not where `before` found no such row
+            embedding._parameters["weight"] = kept.pop()
 
     kept: list[nn.Parameter | None] = []
     embedding.register_forward_pre_hook(before)

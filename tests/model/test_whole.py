@@ -1,0 +1,108 @@
+"""A whole model gives the bits of one loaded in float32 and run under autocast, at half of its memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
+from transformers.pytorch_utils import Conv1D
+
+from reprune.errors import InputError, UnsupportedModelError
+from reprune.model import whole
+from reprune.model.block import Precision
+from reprune.model.whole import load_model, weights_dtype
+
+from .. import tiny
+
+CPU = torch.device("cpu")
+BFLOAT16 = Precision(torch.bfloat16)
+IDS = torch.randint(3, tiny.VOCABULARY, (2, 24), generator=torch.Generator().manual_seed(0))
+
+
+@torch.no_grad()
+def logits(model: Any) -> Tensor:
+    with BFLOAT16.on(CPU):
+        return model(IDS).logits
+
+
+def plain(folder: Path) -> Any:
+    """The slow twin: all in float32, every weight rounded at every product."""
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+@pytest.mark.parametrize("name", tiny.CONFIGS)
+@pytest.mark.parametrize("saved", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+def test_its_bits_are_those_of_autocast_over_float32(name: str, saved: torch.dtype, tmp_path: Path) -> None:
+    folder = tiny.save(name, tmp_path / name, saved)
+    model = load_model(folder, CPU, precision=BFLOAT16)
+    assert torch.equal(logits(model), logits(plain(folder)))
+    assert torch.equal(logits(model), logits(plain(folder))), "a second time, too"
+    embedding = model.get_input_embeddings().weight
+    for module in model.modules():
+        for key, parameter in module.named_parameters(recurse=False):
+            linear = key == "weight" and isinstance(module, nn.Linear | Conv1D)
+            expected = torch.bfloat16 if linear else saved if parameter is embedding else torch.float32
+            assert parameter.dtype == expected, key
+
+
+def test_an_embedding_is_as_it_was_even_after_an_error(tmp_path: Path) -> None:
+    model = load_model(tiny.save("gemma3", tmp_path / "model", torch.bfloat16), CPU, precision=BFLOAT16)
+    embedding = model.get_input_embeddings()
+    before = embedding.weight
+    with pytest.raises(IndexError), torch.no_grad():
+        model(torch.tensor([[tiny.VOCABULARY]]))
+    assert embedding.weight is before
+    embedding.forward = None
+    with pytest.raises(TypeError), torch.no_grad():
+        model(IDS)
+    del embedding.forward
+    assert embedding.weight is before
+    assert torch.isfinite(logits(model)).all()
+
+
+def test_a_folder_of_two_dtypes_is_loaded_exactly(tmp_path: Path) -> None:
+    folder = tiny.save("llama", tmp_path / "model", torch.bfloat16)
+    (file,) = folder.glob("*.safetensors")
+    tensors = load_file(file)
+    norm = "model.layers.1.input_layernorm.weight"
+    tensors[norm] = tensors[norm].float() + 1e-4  # not to be told apart in bfloat16
+    save_file(tensors, file, metadata={"format": "pt"})
+    assert weights_dtype(folder) == "bfloat16, float32"
+    model = load_model(folder, CPU, precision=BFLOAT16)
+    assert torch.equal(model.get_parameter(norm), tensors[norm])
+    assert torch.equal(logits(model), logits(plain(folder)))
+
+
+def test_a_model_whose_blocks_are_not_found_is_loaded_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tiny.save("gemma3", tmp_path / "model", torch.bfloat16)
+
+    def unsupported(*_: Any) -> None:
+        raise UnsupportedModelError("no list of blocks")
+
+    monkeypatch.setattr(whole, "Skeleton", unsupported)
+    assert torch.equal(logits(load_model(folder, CPU, precision=BFLOAT16)), logits(plain(folder)))
+
+
+def test_without_a_precision_it_is_plain_float32(tmp_path: Path) -> None:
+    folder = tiny.save("llama", tmp_path / "model", torch.bfloat16)
+    model = load_model(folder, CPU)
+    assert weights_dtype(folder) == "bfloat16"
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    assert not model.training
+    with torch.no_grad():
+        assert torch.equal(model(IDS).logits, plain(folder)(IDS).logits)
+
+
+def test_what_transformers_cannot_load_is_an_input_error(tmp_path: Path) -> None:
+    folder = tiny.save("llama", tmp_path / "model")
+    config = folder / "config.json"
+    config.write_text(config.read_text().replace('"llama"', '"lama"'))
+    with pytest.raises(InputError, match="Transformers cannot load it"):
+        load_model(folder, CPU)

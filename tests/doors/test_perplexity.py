@@ -14,7 +14,6 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 import reprune
-from reprune.doors import perplexity as door
 from reprune.doors.perplexity import perplexity
 from reprune.errors import InputError, NumericalError
 from reprune.model.block import Precision
@@ -41,49 +40,13 @@ def cut(text: str, seqlen: int, bos: bool) -> Tensor:
 
 
 @pytest.mark.parametrize("name", tiny.CONFIGS)
-@pytest.mark.parametrize("slice_", [None, 7, 1])
-def test_it_is_that_of_plain_transformers(name: str, slice_: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_is_that_of_plain_transformers(name: str) -> None:
     model = tiny.build(name)
     expected = plain(model, WINDOWS)
-    if slice_ is not None:
-        monkeypatch.setattr(door, "_LOGIT_ELEMENTS", slice_ * tiny.VOCABULARY + 1)
-    sizes: list[int] = []
-    model.get_output_embeddings().register_forward_hook(lambda _, args, output: sizes.append(output.shape[1]))
     done: list[int] = []
     assert perplexity(model, WINDOWS, FLOAT32, done.append) == pytest.approx(expected, rel=1e-5)
     assert done == [1, 2, 3]
-    assert sizes == {None: [23], 7: [7, 7, 7, 2], 1: [1] * 23}[slice_] * 3
     assert plain(model, WINDOWS) == pytest.approx(expected), "the model is left as it was"
-
-
-_SMALL: dict[str, Any] = {
-    "vocab_size": tiny.VOCABULARY,
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "pad_token_id": 0,
-}
-
-
-@pytest.mark.parametrize("name", ["granite", "cohere", "mixtral"])
-def test_what_a_model_does_besides_its_head_is_done(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Logits are divided or scaled after the head, or the base model returns more than states."""
-    config = {
-        "granite": lambda: tf.GraniteConfig(**_SMALL, logits_scaling=3.0),
-        "cohere": lambda: tf.CohereConfig(**_SMALL, logit_scale=0.3),
-        "mixtral": lambda: tf.MixtralConfig(**_SMALL, num_local_experts=4, output_router_logits=True),
-    }[name]()
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config).eval()
-    with torch.no_grad():
-        model.get_output_embeddings().weight.mul_(20)
-        config.output_router_logits = False  # its loss would have a term for them
-    monkeypatch.setattr(door, "_LOGIT_ELEMENTS", 5 * tiny.VOCABULARY)
-    assert perplexity(model, WINDOWS, FLOAT32) == pytest.approx(plain(model, WINDOWS), rel=1e-5)
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma2", "opt", "gpt2"])
@@ -153,18 +116,10 @@ def test_a_result_is_evaluated_as_plain_transformers_evaluates_it(here: Path, cl
     windows = cut((here / "text.txt").read_text(), 64, True)
     dense, sparse = (plain(AutoModelForCausalLM.from_pretrained(folder), windows) for folder in ("llama", "out"))
     assert dense != pytest.approx(sparse, rel=1e-3)
-    flags = ["--text", "text.txt", "--seqlen", "64", "--device", "cpu", "--precision", "float32"]
     for folder, expected in (("llama", dense), ("out", sparse)):
-        quiet = cli("evaluate", folder, *flags, "-q")
-        assert (quiet.code, quiet.err) == (0, "")
-        assert float(quiet.out) == pytest.approx(expected, rel=1e-5)
-        assert quiet.out.count("\n") == 1
-        said = cli("evaluate", folder, *flags)
-        head, *protocol = said.out.splitlines()
-        assert (said.code, head) == (0, f"perplexity {quiet.out.strip()}")
-        assert protocol[0] == f"model      {folder}, products in float32"
-        assert protocol[1].startswith("text       text.txt, sha256 ")
-        assert protocol[2].startswith(f"windows    {len(windows)} of 64 tokens (BOS + 63), not overlapping")
+        result = reprune.evaluate(folder, "text.txt", seqlen=64, device="cpu", precision="float32")
+        assert (result.model, result.windows) == (folder, len(windows))
+        assert result.perplexity == pytest.approx(expected, rel=1e-5)
 
 
 def test_the_split_of_a_text_with_splits_is_the_test_split(llama: Path, here: Path) -> None:
@@ -199,3 +154,9 @@ def test_a_model_of_any_length_takes_windows_of_2048(bloom: Path, here: Path) ->
 def test_a_window_without_a_token_to_predict_is_refused(bloom: Path, seqlen: int) -> None:
     with pytest.raises(InputError, match="seqlen"):
         reprune.evaluate(bloom, "text.txt", seqlen=seqlen)
+
+
+def test_a_model_of_any_length_has_no_full_length(bloom: Path) -> None:
+    with pytest.raises(InputError, match=r"^--protocol wanda: .*bloom names none; give --seqlen, or --protocol paper"):
+        reprune.evaluate(bloom, "text.txt", protocol="wanda")
+    assert reprune.evaluate(bloom, "text.txt", protocol="paper").protocol == "paper"

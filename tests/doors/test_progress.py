@@ -8,11 +8,9 @@ import re
 import pytest
 from rich.console import Console
 
-from reprune.doors import progress, views
+from reprune.doors import progress, views, views_evaluation
 from reprune.doors.formats import clock, percent, size
-from reprune.doors.perplexity import Perplexity
 from reprune.doors.progress import counting, watching
-from reprune.doors.views import show_perplexity
 from reprune.engine.watcher import Watcher
 
 from .conftest import QUICK, Cli
@@ -81,7 +79,7 @@ def terminal(here: object, monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
     screen = io.StringIO()
     monkeypatch.setenv("TERM", "xterm-256color")
     console = Console(file=screen, force_terminal=True, width=80, highlight=False, soft_wrap=True)
-    for module in (progress, views):
+    for module in (progress, views, views_evaluation):
         monkeypatch.setattr(module, "console", lambda: console)
     return screen
 
@@ -148,24 +146,3 @@ def test_notes_are_shown(cli: Cli, capfd: pytest.CaptureFixture[str]) -> None:
     with watching(quiet=False, verbose=False) as watcher:
         watcher.note("block 0, q_proj: damping was raised to 0.1")
     assert capfd.readouterr().out == "note: block 0, q_proj: damping was raised to 0.1\n"
-
-
-def _wikitext2(bos: bool) -> Perplexity:
-    tokens = 141 * 2047
-    return Perplexity(5.4721, "Llama-2-7b-hf", "wikitext2", "a" * 64, 2048, 141, tokens, bos, "bfloat16")
-
-
-def test_a_perplexity_comes_with_its_protocol(here: object, capfd: pytest.CaptureFixture[str]) -> None:
-    show_perplexity(_wikitext2(bos=False), quiet=False)
-    assert capfd.readouterr().out.splitlines() == [
-        "perplexity 5.4721",
-        "model      Llama-2-7b-hf, products in bfloat16",
-        "text       wikitext2, sha256 aaaaaaaaaaaa",
-        "windows    141 of 2048 tokens (2048), not overlapping",
-        "predicted  288,627 tokens",
-    ]
-
-
-def test_the_protocol_of_the_fields_benchmark_fits_80_columns(here: object, capfd: pytest.CaptureFixture[str]) -> None:
-    show_perplexity(_wikitext2(bos=True), quiet=False)
-    assert [line for line in capfd.readouterr().out.splitlines() if len(line) > 80] == []

@@ -1,9 +1,13 @@
-"""Lets `--calibration` and `--heldout` take several values after one flag. Knows nothing of what they mean."""
+"""Lets flags such as `--calibration` take several values after one flag. Knows nothing of what they mean."""
 
 from __future__ import annotations
 
 _MANY = ("--calibration", "--heldout")
-_SWITCHES = ("--quiet", "--verbose", "--trust-remote-code", "--help", "--version")
+_MANY_OF = {  # by command
+    "study": (*_MANY, "--pruners", "--rungs", "--seeds", "--only", "--text", "--zero-shot"),
+    "evaluate": ("--zero-shot",),
+}
+_SWITCHES = ("--quiet", "--verbose", "--trust-remote-code", "--keep-models", "--json", "--help", "--version")
 
 
 def separate_sources(arguments: list[str]) -> list[str]:
@@ -13,11 +17,12 @@ def separate_sources(arguments: list[str]) -> list[str]:
     list of several is the MODEL.
     """
     command, rest = arguments[:1], list(arguments[1:])
+    many = _MANY_OF.get(" ".join(command), _MANY)
     parts: list[tuple[str | None, list[str]]] = []  # (flag of a list, its values), or (None, words as they are)
     has_model = False
     while rest:
         word = rest.pop(0)
-        if word in _MANY:
+        if word in many:
             values = []
             while rest and not rest[0].startswith("-"):
                 values.append(rest.pop(0))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from reprune.engine.ledger import Ledger
 from reprune.errors import InputError
@@ -140,10 +141,14 @@ def draw(recipe: Recipe, decoder: Decoder) -> Samples:
         seqlen=recipe.seqlen,
         seed=recipe.seed,
     )
-    largest = int(max(samples.calibration.max(), samples.heldout.max()))
-    if largest >= decoder.vocabulary:
-        raise InputError(
-            f"{decoder.folder.name}: its tokenizer yields the id {largest}, but its embedding has only "
-            f"{decoder.vocabulary} rows; the tokenizer files belong to another model."
-        )
+    check_ids(decoder.folder.name, torch.cat([samples.calibration, samples.heldout]), decoder.vocabulary)
     return samples
+
+
+def check_ids(model: str, ids: Tensor, rows: int) -> None:
+    """Raise `InputError` unless an embedding of so many rows has one for each token."""
+    if (largest := int(ids.max())) >= rows:
+        raise InputError(
+            f"{model}: its tokenizer yields the id {largest}, but its embedding has only {rows} rows; "
+            "the tokenizer files belong to another model."
+        )

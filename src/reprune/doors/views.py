@@ -1,4 +1,4 @@
-"""Shows what a command returns: a result, a status, a perplexity, a plan. Decides nothing."""
+"""Shows what a command returns: a result, a status, a plan. Decides nothing."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from rich.table import Table
 
 from reprune.doors.api import Plan, Status
 from reprune.doors.formats import clock, console, percent, size
-from reprune.doors.perplexity import Perplexity
 from reprune.planning.survey import ranges
 
 
@@ -61,23 +60,6 @@ def show_status(status: Status, out: Path) -> None:
             f"{percent(status.last['relative_heldout_error']['after'])}"
         )
     output.print("finished" if status.finished else f"unfinished; go on with: reprune resume {out}")
-
-
-def show_perplexity(result: Perplexity, quiet: bool) -> None:
-    """A perplexity with its protocol, or the bare number."""
-    output = console()
-    if quiet:
-        output.print(f"{result.perplexity:.4f}")
-        return
-    output.print(f"perplexity {result.perplexity:.4f}")
-    start = "BOS + " if result.bos else ""
-    width = result.seqlen - result.bos
-    output.print(f"model      {result.model}, products in {result.precision}")
-    output.print(f"text       {result.text}, sha256 {result.text_sha256[:12]}")
-    output.print(
-        f"windows    {result.windows:,} of {result.seqlen} tokens ({start}{width}), not overlapping\n"
-        f"predicted  {result.tokens:,} tokens"
-    )
 
 
 def show_plan(plan: Plan) -> None:

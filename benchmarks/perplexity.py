@@ -1,0 +1,139 @@
+"""How fast a perplexity is, beside the plain loop over `model(x, labels=x).loss`: pairs measured in turn.
+
+    python benchmarks/perplexity.py MODEL --text test.txt [--seqlen 2048] [--windows 4] [--repeats 3]
+
+Each way is a process of its own, so that its peak memory is its own. All are started first and then take turns, so
+that whatever else the machine does meets all alike. The plain loop is one window at a time without gradients, with
+the model in the dtype that Transformers loads it in by default and in float32. Prints Markdown tables:
+medians, and in brackets the range.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from reprune.doors.perplexity import perplexity
+from reprune.doors.protocols import Cut, cut_text, open_text
+from reprune.engine.record import forget_peak_memory, peak_memory_bytes
+from reprune.model.block import Precision
+from reprune.model.locate import locate_model
+from reprune.model.whole import load_model
+
+WAYS = ("reprune bfloat16", "plain as loaded", "reprune float32", "plain float32")
+CLOCKS = ("seconds", "busy")
+RATIOS = (
+    ("reprune bfloat16", "plain as loaded"),
+    ("reprune bfloat16", "plain float32"),
+    ("reprune float32", "plain float32"),
+)
+
+
+def measurer(way: str, folder: Path, ids: torch.Tensor) -> Callable[[], float]:
+    """Load the model; returns what measures its perplexity on ids (windows, tokens)."""
+    if way.startswith("reprune"):
+        precision = Precision(torch.bfloat16 if way.endswith("bfloat16") else torch.float32)
+        model = load_model(folder, torch.device("cpu"), precision=precision)
+        return lambda: perplexity(model, ids, precision)
+    from transformers import AutoModelForCausalLM
+
+    plain = AutoModelForCausalLM.from_pretrained(folder, **({"dtype": torch.float32} if "float32" in way else {}))
+    plain.eval()
+
+    @torch.no_grad()
+    def loop() -> float:
+        return math.exp(sum(plain(x, labels=x).loss.item() for x in ids.split(1)) / len(ids))
+
+    return loop
+
+
+def work(way: str, options: argparse.Namespace) -> None:
+    """Measure once for each line of the standard input, and say how it went in a line of JSON."""
+    ids = windows(options)
+    forget_peak_memory()
+    measure = measurer(way, locate_model(options.model), ids)
+    for _ in sys.stdin:
+        began, busy = time.perf_counter(), time.process_time()
+        value = measure()
+        seconds, busy = time.perf_counter() - began, time.process_time() - busy
+        said = {"perplexity": value, "seconds": seconds, "busy": busy, "peak": peak_memory_bytes()["host"]}
+        print(json.dumps({"tokens": ids[:, 1:].numel(), **said}), flush=True)
+
+
+def windows(options: argparse.Namespace) -> torch.Tensor:
+    cut = Cut.of(None, options.seqlen, options.windows)
+    return cut_text(locate_model(options.model), open_text(options.text), cut).ids
+
+
+def ask(process: subprocess.Popen[str]) -> dict[str, float]:
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write("go\n")
+    process.stdin.flush()
+    return json.loads(process.stdout.readline())
+
+
+def spread(values: list[float], digits: int) -> str:
+    return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("--text", required=True)
+    parser.add_argument("--seqlen", type=int, default=2048)
+    parser.add_argument("--windows", type=int, default=4)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
+    parser.add_argument("--worker", choices=WAYS, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.worker:
+        work(options.worker, options)
+        return
+    command = [sys.executable, *sys.argv, "--worker"]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    processes = {way: subprocess.Popen([*command, way], **pipes) for way in options.ways}
+    try:
+        for process in processes.values():
+            ask(process)  # loads, and warms up
+        found = [{way: ask(process) for way, process in processes.items()} for _ in range(options.repeats)]
+    finally:
+        for process in processes.values():
+            process.stdin.close()
+            process.wait()
+    exact = found[0].get("plain float32", {}).get("perplexity")
+    print(
+        f"{options.windows} windows of {options.seqlen} tokens, {options.repeats} rounds; {platform.machine()}, "
+        f"{torch.get_num_threads()} threads, torch {version('torch')}, Transformers {version('transformers')}\n"
+    )
+    print("| way | tokens/s | tokens/CPU-s | peak memory | perplexity | off plain float32 |\n|---|---|---|---|---|---|")
+    speeds = {
+        way: [[one[way]["tokens"] / one[way][clock] for one in found] for clock in CLOCKS] for way in options.ways
+    }
+    for way in options.ways:
+        value = found[0][way]["perplexity"]
+        off = "" if exact is None else f"{abs(value / exact - 1):.1e}"
+        peak = max(one[way]["peak"] for one in found)
+        said = " | ".join(spread(speed, 0) for speed in speeds[way])
+        print(f"| {way} | {said} | {peak / 1e9:.2f} GB | {value:.4f} | {off} |")
+    print("\n| in the same round | times as fast | by CPU time |\n|---|---|---|")
+    for ours, plain in RATIOS:
+        if ours in speeds and plain in speeds:
+            pairs = zip(speeds[ours], speeds[plain], strict=True)
+            ratios = [[one / other for one, other in zip(*pair, strict=True)] for pair in pairs]
+            print(f"| {ours} : {plain} | {' | '.join(spread(ratio, 2) for ratio in ratios)} |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,154 @@
+"""How a text is cut for a measurement: protocols with names, and the windows that they give of a text.
+
+A name means one thing: a protocol is refused where a model or a text cannot be measured by it to the letter.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+from torch import Tensor
+
+from reprune.errors import InputError
+from reprune.model.skeleton import max_positions, read_config
+from reprune.planning.documents import Documents, text_sha256
+from reprune.planning.paths import local_name
+from reprune.planning.samples import evaluation_windows
+from reprune.planning.sources import load_documents, parse_source
+from reprune.planning.tokenizer import load_tokenizer
+
+CUSTOM = "custom"  # what is measured by no protocol's name is called
+
+
+@final
+@dataclass(frozen=True)
+class Protocol:
+    """The length of windows, and how many of them."""
+
+    name: str
+    seqlen: int  # tokens a window
+    windows: int | None = None  # the first so many; None is all
+    model_length: bool = False  # the model's longest sequence in place of seqlen, where that is shorter
+
+    def length(self, limit: int | None, model: str) -> int:
+        """Tokens a window, of a model whose longest sequence is `limit` tokens (None: it has none).
+
+        Raises:
+            InputError: the protocol cannot be followed to the letter.
+        """
+        if self.model_length:
+            if limit is None:
+                raise InputError(
+                    f"--protocol {self.name}: windows of the model's full length, but {model} names none; "
+                    f"give --seqlen, or --protocol {PAPER.name}."
+                )
+            return min(self.seqlen, limit)
+        if limit is not None and limit < self.seqlen:
+            fitting = [one.name for one in PROTOCOLS.values() if one.model_length or one.seqlen <= limit]
+            raise InputError(
+                f"--protocol {self.name}: windows of {self.seqlen} tokens, but {model} takes at most {limit}; "
+                f"use --protocol {' or '.join(fitting)}, or --seqlen {limit}."
+            )
+        return self.seqlen
+
+
+WANDA = Protocol("wanda", 4096, model_length=True)
+PAPER = Protocol("paper", 2048)
+SHORT = Protocol("short", 512, 12)
+PROTOCOLS = {protocol.name: protocol for protocol in (WANDA, PAPER, SHORT)}
+
+
+@final
+@dataclass(frozen=True)
+class Cut:
+    """What was asked of the windows: a protocol, or a length and a number of one's own."""
+
+    protocol: Protocol | None
+    seqlen: int | None
+    max_windows: int | None
+
+    @staticmethod
+    def of(protocol: str | None, seqlen: int | None, max_windows: int | None) -> Cut:
+        """Raises `InputError` for a protocol that there is not, or that has company."""
+        if max_windows is not None and max_windows < 1:
+            raise InputError(f"--windows {max_windows}: expected at least 1.")
+        if protocol is None:
+            return Cut(None, seqlen, max_windows)
+        if protocol not in PROTOCOLS:
+            raise InputError(f"--protocol {protocol}: expected {', '.join(PROTOCOLS)}; or give --seqlen and --windows.")
+        for flag, given in (("--seqlen", seqlen), ("--windows", max_windows)):
+            if given is not None:
+                raise InputError(
+                    f"--protocol {protocol}: decides the windows by itself; leave {flag} {given} out, or --protocol."
+                )
+        return Cut(PROTOCOLS[protocol], None, PROTOCOLS[protocol].windows)
+
+    def settle(self, limit: int | None, model: str) -> tuple[str, int]:
+        """The protocol's name and the tokens a window, of a model whose longest sequence is `limit` tokens.
+
+        Raises:
+            InputError: the model does not take such windows.
+        """
+        if self.protocol is not None:
+            return self.protocol.name, self.protocol.length(limit, model)
+        if self.seqlen is None:
+            seqlen = min(PAPER.seqlen, limit or PAPER.seqlen)
+            return PAPER.name if (seqlen, self.max_windows) == (PAPER.seqlen, PAPER.windows) else CUSTOM, seqlen
+        if limit is not None and self.seqlen > limit:
+            raise InputError(f"--seqlen {self.seqlen}: {model} takes at most {limit} tokens.")
+        if self.seqlen < 2:
+            raise InputError(f"--seqlen {self.seqlen}: expected at least 2, as the first token is not predicted.")
+        return CUSTOM, self.seqlen
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class CutText:
+    """A text as a model is to read it, with all that decides it."""
+
+    ids: Tensor  # (windows, tokens), int64
+    text: str
+    text_sha256: str
+    protocol: str
+    bos: bool  # whether each window begins with the beginning-of-sequence token
+
+    def record(self) -> dict[str, Any]:
+        """All of it but the tokens, under the names that measurements have it by."""
+        windows, seqlen = self.ids.shape
+        named = {"text": self.text, "text_sha256": self.text_sha256, "protocol": self.protocol}
+        return {**named, "seqlen": seqlen, "windows": windows, "bos": self.bos}
+
+
+def open_text(source: str) -> Documents:
+    """The test split of a SOURCE; raises `InputError` where it cannot be read or has a COUNT."""
+    spec = parse_source(source)
+    if spec.count is not None:
+        raise InputError(f"--text {source}: takes no COUNT; use --windows to read only the start of a text.")
+    return load_documents(spec.name, "test")
+
+
+def cut_text(folder: Path, documents: Documents, cut: Cut, trust_remote_code: bool = False) -> CutText:
+    """The windows of a text, in the tokens of a model folder's tokenizer.
+
+    Raises:
+        InputError: the text is too short for the cut, or the model for its windows.
+    """
+    limit = max_positions(read_config(folder, trust_remote_code).get_text_config(decoder=True))
+    protocol, seqlen = cut.settle(limit, folder.name)
+    tokenizer = load_tokenizer(folder, trust_remote_code)
+    ids = evaluation_windows(tokenizer, documents, seqlen, cut.max_windows)
+    if cut.protocol is not None and len(ids) < (needed := cut.protocol.windows or 0):
+        raise InputError(
+            f"--protocol {protocol}: {needed} windows of {seqlen} tokens, but {documents.name} gives only {len(ids)}; "
+            f"give a longer text, or --seqlen {seqlen}."
+        )
+    bos = tokenizer.bos_token_id is not None and bool((ids[:, 0] == tokenizer.bos_token_id).all())
+    return CutText(ids, documents.name, text_sha256(documents), protocol, bos)
+
+
+def model_name(model: str | os.PathLike[str], folder: Path) -> str:
+    """What a MODEL is called in a measurement: the last part of its path, or its Hub id."""
+    return local_name(os.fspath(model)) or folder.name

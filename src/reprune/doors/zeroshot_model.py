@@ -1,0 +1,223 @@
+"""A model as lm-eval asks it: log-likelihoods of continuations, without computing what no answer needs.
+
+Tokens, BOS and truncation are the harness's own. What differs is the work: contexts that several continuations share
+are run once, and the head, which may be most of a model, is applied only where a continuation is predicted.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any, final
+
+import torch
+from lm_eval.models.huggingface import HFLM
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from transformers import DynamicCache
+
+from reprune.errors import InputError, NumericalError
+from reprune.model.block import Precision
+
+_BATCH_TOKENS = 2**11  # run at a time
+_SMALL_BATCH = 2**8  # tokens below which more of them are nearly free, so that padding is no waste
+_WASTE = 1.1  # tokens run for a larger batch, over those that its groups have to run
+_LOGIT_ELEMENTS = 2**25  # logits held at a time, in numbers: 128 MiB in float32
+_TOLERANCE = 1e-3  # of states in float32, relative
+
+Tokens = tuple[int, ...]
+
+
+@final
+class _Group:
+    """Continuations of one context, each with the number of its request, and the fewest tails that predict them all.
+
+    A tail is what is run after the context: a continuation but for its last token.
+    """
+
+    def __init__(self, context: Tokens, continuations: Iterable[tuple[int, Tokens]]) -> None:
+        self.context = context
+        self.continuations = sorted(continuations, key=lambda each: -len(each[1]))
+        self.tails = self._lay_out()[0]
+
+    def places(self) -> dict[Tokens, tuple[int, int]]:
+        """Which tail, and which position with the context, predicts what follows a beginning of a continuation."""
+        return self._lay_out()[1]  # made anew each time, as those of all groups at once would be large
+
+    def _lay_out(self) -> tuple[list[Tokens], dict[Tokens, tuple[int, int]]]:
+        tails: list[Tokens] = []
+        places: dict[Tokens, tuple[int, int]] = {}
+        for _, continuation in self.continuations:
+            if continuation[:-1] not in places:
+                tails.append(continuation[:-1])
+            for end in range(len(continuation)):
+                places.setdefault(continuation[:end], (len(tails) - 1, len(self.context) + end - 1))
+        return tails, places
+
+
+@final
+class Likelihoods(HFLM):  # type: ignore[misc]  # lm-eval has no type information
+    """The harness's model class, with its loop over requests replaced.
+
+    `cut` is how many of the requests so far were longer than the model takes, and lost the start of their context.
+    """
+
+    def __init__(
+        self, model: Any, tokenizer: Any, precision: Precision, progress: Callable[[int, int], None] = lambda *_: None
+    ) -> None:
+        """A model on its device, in evaluation mode; progress is told how many requests are done, of how many."""
+        super().__init__(pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=1)
+        self.cut = 0
+        self._precision = precision
+        self._progress = progress
+        self._decoder = model.get_decoder()
+        names = inspect.signature(self._decoder.forward).parameters
+        # What a decoder calls the keys and values that it keeps; None where it keeps none that can be shared.
+        self._kept_name = next((name for name in ("cache", "past_key_values") if name in names), None)
+        self._tried = False
+
+    @torch.no_grad()
+    def _loglikelihood_tokens(
+        self,
+        requests: Sequence[tuple[Any, list[int], list[int]]],
+        disable_tqdm: bool = False,
+        override_bs: int | None = None,
+    ) -> list[tuple[float, bool]]:
+        """The log-likelihood of each continuation, and whether each token of it is the likeliest; in order."""
+        del disable_tqdm, override_bs
+        by_context: dict[Tokens, list[tuple[int, Tokens]]] = {}
+        for number, (_, context, continuation) in enumerate(requests):
+            fitting = self._fitting(context, continuation)
+            by_context.setdefault(fitting, []).append((number, tuple(continuation)))
+        answers: dict[int, tuple[float, bool]] = {}
+        with self._precision.on(self.device):  # one context for all, in which each weight is converted once
+            for batch in self._batches([_Group(*group) for group in by_context.items()]):
+                answers.update(self._answers(batch))
+                self._progress(len(answers), len(requests))
+        return [answers[number] for number in range(len(requests))]
+
+    def _fitting(self, context: list[int], continuation: list[int]) -> Tokens:
+        """The context that the model takes before a continuation: as the harness has it, its start goes if it must."""
+        if not 0 < len(continuation) <= self.max_length:
+            raise InputError(
+                f"{self.tokenizer.name_or_path}: a continuation of {len(continuation)} tokens; the model takes 1 to "
+                f"{self.max_length}; leave the task out."
+            )
+        room = self.max_length + 1 - len(continuation)  # the last token is not run
+        self.cut += len(context) > room
+        return tuple(context[-room:])
+
+    def _batches(self, groups: list[_Group]) -> Iterator[list[_Group]]:
+        """Groups with contexts of similar length, the longest first, as many at a time as is worth it."""
+        groups.sort(key=lambda group: (len(group.tails) > 1, len(group.context)), reverse=True)
+        batch: list[_Group] = []
+        least = 0  # tokens that the groups of the batch would run one by one
+        for group in groups:
+            least += self._cost([group])
+            if batch and self._cost([*batch, group]) > min(max(_WASTE * least, _SMALL_BATCH), _BATCH_TOKENS):
+                yield batch
+                batch, least = [], self._cost([group])
+            batch.append(group)
+        if batch:
+            yield batch
+
+    def _cost(self, batch: list[_Group]) -> int:
+        """Tokens to run for a batch, padding included."""
+        lengths = [len(group.context) + len(tail) for group in batch for tail in group.tails]
+        shared = self._shared(batch)
+        return len(batch) * shared + len(lengths) * (max(lengths) - shared)
+
+    def _shared(self, batch: list[_Group]) -> int:
+        """How many tokens of its context to run once for each group.
+
+        Less than the shortest context: so kept keys and values hold no padding, and all that is to be predicted is
+        predicted by what is run after them.
+        """
+        worth = self._kept_name is not None and any(len(group.tails) > 1 for group in batch)
+        return min(len(group.context) for group in batch) - 1 if worth else 0
+
+    def _answers(self, batch: list[_Group]) -> Iterator[tuple[int, tuple[float, bool]]]:
+        """The number of each request of a batch, and its answer."""
+        shared = self._shared(batch)
+        if shared and not self._tried:
+            self._tried = True
+            if not self._can_share(batch[0]):
+                self._kept_name = None
+            shared = self._shared(batch)
+        output = self._run(batch, shared)
+        first = 0  # the row of the batch with which a group begins
+        rows: list[int] = []  # where tokens are predicted
+        columns: list[int] = []
+        asked: list[tuple[int, int]] = []  # which of these places, and which token
+        for group in batch:
+            places = group.places()
+            index = {before: len(rows) + number for number, before in enumerate(places)}
+            rows += [first + tail for tail, _ in places.values()]
+            columns += [position - shared for _, position in places.values()]
+            for _, continuation in group.continuations:
+                asked += [(index[continuation[:end]], token) for end, token in enumerate(continuation)]
+            first += len(group.tails)
+        likelihoods, likeliest = self._predicted(output, output.last_hidden_state[rows, columns], asked)
+        end = 0
+        for number, continuation in (each for group in batch for each in group.continuations):
+            begin, end = end, end + len(continuation)
+            value = sum(likelihoods[begin:end])
+            if math.isnan(value):
+                raise NumericalError("the model's log-likelihoods are not numbers; its weights are damaged")
+            yield number, (value, all(likeliest[begin:end]))
+
+    def _run(self, batch: list[_Group], shared: int) -> Any:
+        """The decoder's output for all sequences of a batch, from token `shared` on; padded on the right with zeros.
+
+        No token sees what follows it, so padding there needs no mask.
+        """
+        options: dict[str, Any] = {"use_cache": False}
+        if shared:
+            assert self._kept_name is not None
+            kept: Any = DynamicCache(config=self.config)
+            options = {"use_cache": True, self._kept_name: kept}
+            contexts = torch.tensor([group.context[:shared] for group in batch], device=self.device)
+            self._decoder(input_ids=contexts, **options)
+            owners = [number for number, group in enumerate(batch) for _ in group.tails]
+            kept.reorder_cache(torch.tensor(owners, device=self.device))
+        sequences = [torch.tensor((*group.context, *tail)[shared:]) for group in batch for tail in group.tails]
+        return self._decoder(input_ids=pad_sequence(sequences, batch_first=True).to(self.device), **options)
+
+    def _can_share(self, group: _Group) -> bool:
+        """Whether this decoder, run after kept keys and values, gives the states that it gives in one go."""
+        half = len(group.context) // 2
+        if half == 0:
+            return False
+        with torch.autocast(self.device.type, enabled=False):
+            try:
+                after = self._run([group], half).last_hidden_state
+            except Exception:  # of whatever code the decoder has
+                return False
+            whole = self._run([group], 0).last_hidden_state[:, half:]
+        return after.shape == whole.shape and bool((after - whole).norm() <= _TOLERANCE * whole.norm())
+
+    def _predicted(self, output: Any, states: Tensor, asked: list[tuple[int, int]]) -> tuple[list[float], list[bool]]:
+        """Of each (place, token) asked: the token's log-likelihood, and whether it is the likeliest.
+
+        states is (places, hidden). The model's own forward applies its head, scaling and caps, slice by slice: in
+        float32 whatever the precision, as bfloat16 logits are so far apart that two short answers would often tie.
+        """
+        places, tokens = torch.tensor(asked, device=self.device).unbind(1)
+        likelihoods = torch.empty(len(asked), device=self.device)
+        likeliest = torch.empty(len(asked), dtype=torch.bool, device=self.device)
+        size = max(_LOGIT_ELEMENTS // max(int(self.config.get_text_config().vocab_size), 1), 1)
+        try:
+            for first in range(0, len(states), size):
+                part = replace(output, last_hidden_state=states[None, first : first + size].float())
+                self._decoder.forward = lambda *_, part=part, **__: part
+                ids = torch.zeros(part.last_hidden_state.shape[:2], dtype=torch.long, device=self.device)
+                with torch.autocast(self.device.type, enabled=False):
+                    logits = self.model(input_ids=ids, use_cache=False).logits[0].log_softmax(-1)
+                (here,) = torch.where((places >= first) & (places < first + size))
+                likelihoods[here] = logits[places[here] - first, tokens[here]]
+                likeliest[here] = logits.argmax(-1)[places[here] - first] == tokens[here]
+        finally:
+            vars(self._decoder).pop("forward", None)
+        return likelihoods.tolist(), likeliest.tolist()

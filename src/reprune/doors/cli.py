@@ -16,6 +16,8 @@ import typer
 from reprune import __version__
 from reprune.doors.arguments import separate_sources
 from reprune.doors.cli_evaluate import evaluate
+from reprune.doors.cli_report import report
+from reprune.doors.cli_study import study
 from reprune.doors.options import (
     BatchSize,
     Calibration,
@@ -165,6 +167,8 @@ def status(directory: Annotated[Path, typer.Argument(metavar="DIR", help="The fo
 
 
 app.command(short_help="Measure what MODEL is worth on a text.")(evaluate)
+app.command(short_help="Write one HTML file on a run or a study.")(report)
+app.command(short_help="Prune and measure MODEL by every pruner and rung.")(study)
 
 
 @app.command(short_help="Prune a real model, Gemma 3 270M, in minutes.")

@@ -1,0 +1,150 @@
+"""The grid of a study: which cells there are, in which order, and each one's recipe. Knows nothing of running them.
+
+A cell is one combination of the axes (pruner, rung, part of the block, seed); everything else is common to all cells.
+One more axis is one more field of `Cell` and of `Grid`, and its key in `VARIED`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any, final, get_args
+
+from reprune.errors import InputError
+from reprune.planning.paths import with_paths
+from reprune.planning.recipe import PrunerRecipe, Recipe, parse_setting, resolve_recipe
+
+PRUNERS: tuple[str, ...] = get_args(PrunerRecipe.model_fields["name"].annotation)
+RUNGS: tuple[str, ...] = get_args(Recipe.model_fields["reconstruct"].annotation)
+ONLY: tuple[str, ...] = get_args(Recipe.model_fields["only"].annotation)
+"""The values that an axis can take, in the order of the paper's tables."""
+
+VARIED = {
+    **dict.fromkeys(("pruner", "pruner.name"), "--pruners"),
+    **dict.fromkeys(("reconstruct", "schedule", "schedule.size", "schedule.stride", "teacher"), "--rungs"),
+    **dict.fromkeys(("solver", "solver.name"), "--rungs"),
+    "only": "--only",
+    "seed": "--seeds",
+}
+"""The keys of a recipe in which cells differ, each with the flag of the axis that decides it."""
+
+
+@final
+@dataclass(frozen=True)
+class Cell:
+    """One run of the grid."""
+
+    pruner: str
+    rung: str
+    only: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Of its folder: wanda-BR+GP-seed0, or wanda-BR+GP-mlp-seed0."""
+        parts = [self.pruner, self.rung, *([self.only] if self.only != ONLY[0] else []), f"seed{self.seed}"]
+        return "-".join(parts)
+
+    @property
+    def place(self) -> tuple[int, ...]:
+        """Orders cells: seeds outside, as cells of one seed share their samples; rungs inside, as the ladder goes."""
+        return self.seed, PRUNERS.index(self.pruner), ONLY.index(self.only), RUNGS.index(self.rung)
+
+
+@final
+@dataclass(frozen=True)
+class Grid:
+    """The values of each axis."""
+
+    pruners: tuple[str, ...]
+    rungs: tuple[str, ...]
+    only: tuple[str, ...]
+    seeds: tuple[int, ...]
+
+    @staticmethod
+    def of(pruners: Sequence[str], rungs: Sequence[str], only: Sequence[str], seeds: Sequence[int]) -> Grid:
+        """Raises `InputError` where an axis has no value, or one that is not known."""
+        for flag, values in (("--pruners", pruners), ("--rungs", rungs), ("--only", only), ("--seeds", seeds)):
+            if not values:
+                raise InputError(f"{flag}: expected at least one value.")
+        return Grid(
+            _known("--pruners", pruners, PRUNERS),
+            _known("--rungs", rungs, RUNGS),
+            _known("--only", only, ONLY),
+            tuple(dict.fromkeys(seeds)),
+        )
+
+    def cells(self) -> list[Cell]:
+        """All combinations, in the order in which they are run."""
+        found = product(self.pruners, self.rungs, self.only, self.seeds)
+        return sorted((Cell(*values) for values in found), key=lambda cell: cell.place)
+
+    def __str__(self) -> str:
+        """3 pruners x 5 rungs x 2 seeds: the axes with more than one value, and the first two always."""
+        axes = {"pruner": self.pruners, "rung": self.rungs, "part": self.only, "seed": self.seeds}
+        shown = {name: len(values) for name, values in axes.items() if len(values) > 1 or name in ("pruner", "rung")}
+        return " x ".join(f"{count} {name}{'s' if count > 1 else ''}" for name, count in shown.items())
+
+
+def _known(flag: str, given: Sequence[str], known: tuple[str, ...]) -> tuple[str, ...]:
+    """The values, each once, as they are written; raises `InputError` for one that is not known."""
+    by_name = {name.lower(): name for name in known}
+    for value in given:
+        if value.lower() not in by_name:
+            near = difflib.get_close_matches(value.lower(), by_name, n=1)
+            hint = f"; did you mean {by_name[near[0]]}?" if near else "."
+            raise InputError(f"{flag} {value}: expected {', '.join(known[:-1])} or {known[-1]}{hint}")
+    return tuple(dict.fromkeys(by_name[value.lower()] for value in given))
+
+
+def base_recipe(model: str, file: Mapping[str, Any], flags: Mapping[str, Any], settings: Sequence[str]) -> Recipe:
+    """What all cells begin from.
+
+    Raises:
+        InputError: it does not fit, or `settings` touch what the cells differ in.
+    """
+    for setting in settings:
+        for key in flat(parse_setting(setting)):
+            if key in VARIED:
+                raise InputError(f"--set {setting}: in a study, {VARIED[key]} decides that; leave this out.")
+    return resolve_recipe(model, file, flags, settings)
+
+
+def cell_recipes(
+    cells: Iterable[Cell], model: str, file: Mapping[str, Any], flags: Mapping[str, Any], settings: Sequence[str]
+) -> dict[Cell, Recipe]:
+    """Each cell's recipe: the layers of `resolve_recipe`, and over the flags what the cell is.
+
+    Raises:
+        InputError: a cell's recipe does not fit; the cell is named.
+    """
+    made: dict[Cell, Recipe] = {}
+    for cell in cells:
+        own = {"pruner": {"name": cell.pruner}, "reconstruct": cell.rung, "only": cell.only, "seed": cell.seed}
+        try:
+            made[cell] = resolve_recipe(model, file, {**flags, **own}, settings)
+        except InputError as error:
+            raise InputError(f"cell {cell.name}: {error}") from None
+    return made
+
+
+def common(recipe: Recipe) -> dict[str, Any]:
+    """What a cell's recipe shares with those of all other cells; local paths are reduced to their last part."""
+    content = with_paths(recipe, lambda path: path.name).model_dump(mode="json", exclude={"model"})
+    return {
+        key: {name: part for name, part in value.items() if f"{key}.{name}" not in VARIED}
+        if isinstance(value, dict)
+        else value
+        for key, value in content.items()
+        if key not in ("reconstruct", "schedule", "teacher", "only", "seed")
+    }
+
+
+def flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one, its keys dotted."""
+    found: dict[str, Any] = {}
+    for key, value in content.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+    return found

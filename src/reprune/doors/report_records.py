@@ -1,0 +1,281 @@
+"""Reads the records that `prune` and `study` leave, and refuses what it can't read. Knows nothing of pages.
+
+Only what a report shows is read; what was not measured is None, and what newer versions add is passed over.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from reprune.errors import InputError
+
+RUN = "reprune.json"
+STUDY = "study.json"
+
+Value = float | None
+
+
+class _Read(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
+
+
+class Change(_Read):
+    """An error before and after the reconstruction of a window."""
+
+    before: float
+    after: float
+
+
+class Epoch(_Read):
+    """The relative errors after an epoch; on calibration samples, the mean on its way."""
+
+    epoch: int
+    relative_calibration_error: Value = None
+    relative_heldout_error: Value = None
+
+
+class Guard(_Read):
+    """What the guard did to a window."""
+
+    on: bool
+    planned_epochs: int
+    run_epochs: int
+    stopped_early: bool
+    restored: bool
+    relative_heldout_error: Mapping[str, Value] = {}
+
+
+class Window(_Read):
+    """One entry of `windows`."""
+
+    index: int
+    blocks: tuple[int, ...]
+    calibration_error: Change
+    heldout_error: Change
+    relative_calibration_error: Change
+    relative_heldout_error: Change
+    epochs: tuple[Epoch, ...]
+    kept_epoch: int
+    seconds: float
+    guard: Guard | None = None
+    reconstructed: tuple[int, ...] | None = None
+
+
+class Matrix(_Read):
+    """One pruned matrix of a block."""
+
+    name: str
+    rows: int
+    columns: int
+    sparsity: float
+
+
+class Block(_Read):
+    """One entry of a run's `blocks`."""
+
+    index: int
+    sparsity: float
+    calibration_error: float
+    heldout_error: float
+    relative_calibration_error: float
+    relative_heldout_error: float
+    matrices: tuple[Matrix, ...] = ()
+
+
+class Memory(_Read):
+    """The most memory that was held, in bytes."""
+
+    host: int
+    device: int = 0
+
+    @property
+    def most(self) -> int:
+        """On the device where one was used, else on the host."""
+        return self.device or self.host
+
+
+class Origin(_Read):
+    """The dense model."""
+
+    name: str
+    fingerprint: str | None = None
+
+
+class Text(_Read):
+    """A text that samples were drawn from."""
+
+    name: str
+    role: str | None = None
+    count: int | None = None
+    sha256: str | None = None
+
+
+class Data(_Read):
+    """All samples of a run."""
+
+    sha256: str | None = None
+    sources: tuple[Text, ...] = ()
+
+
+class Run(_Read):
+    """reprune.json: what `prune` did."""
+
+    recipe: dict[str, Any]
+    model: Origin
+    versions: dict[str, str]
+    data: Data
+    sparsity: float
+    blocks: tuple[Block, ...] = Field(min_length=1)
+    windows: tuple[Window, ...]
+    seconds: float
+    peak_memory_bytes: Memory
+    machine: dict[str, Any] = {}
+
+
+class TestError(_Read):
+    """The error of a block against the dense model on a test text."""
+
+    __test__ = False  # no test class of pytest's
+    normalized: Value = None
+    relative: Value = None
+
+
+class CellBlock(_Read):
+    """One entry of a cell's `blocks`."""
+
+    index: int
+    sparsity: Value = None
+    relative_calibration_error: Value = None
+    relative_heldout_error: Value = None
+    test_error: dict[str, TestError] = {}
+
+
+class Accuracy(_Read):
+    """The accuracy on a zero-shot task."""
+
+    accuracy: Value = None
+    standard_error: Value = None
+    examples: int | None = None
+
+
+class Perplexity(_Read):
+    """A perplexity and its protocol."""
+
+    perplexity: Value = None
+    protocol: str | None = None
+    seqlen: int | None = None
+    windows: int | None = None
+    text_sha256: str | None = None
+
+
+class ZeroShot(_Read):
+    """The accuracies on all zero-shot tasks."""
+
+    mean: Value = None
+    tasks: dict[str, Accuracy] = {}
+
+
+class Dense(_Read):
+    """What was measured of the dense model."""
+
+    perplexity: dict[str, Perplexity] = {}
+    zero_shot: ZeroShot | None = None
+
+
+class Cell(_Read):
+    """One entry of a study's `cells`: one run and what was measured of its result."""
+
+    name: str
+    pruner: str
+    rung: str
+    status: Literal["done", "failed", "pending"]
+    sparsity: str | float = "0.5"
+    only: str = "all"
+    seed: int = 0
+    error: str | None = None
+    folder: str | None = None
+    calibration_error: Value = None
+    heldout_error: Value = None
+    relative_calibration_error: Value = None
+    relative_heldout_error: Value = None
+    test_error: dict[str, TestError] = {}
+    perplexity: dict[str, Value] = {}
+    zero_shot: dict[str, Accuracy] | None = None
+    zero_shot_mean: Value = None
+    seconds: Value = None
+    peak_memory_bytes: Memory | None = None
+    blocks: tuple[CellBlock, ...] | None = None
+    windows: tuple[Window, ...] | None = None
+
+
+class Study(_Read):
+    """study.json: what `study` did."""
+
+    kind: Literal["reprune study"]
+    format: Literal[1]
+    model: Origin
+    versions: dict[str, str] = {}
+    machine: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
+    measures: dict[str, Any] = {}
+    data: dict[str, Data] = {}
+    dense: Dense | None = None
+    cells: tuple[Cell, ...] = Field(min_length=1)
+
+
+def read_records(folder: Path) -> Run | Study:
+    """What `folder` holds: the record of a study or that of a run.
+
+    Raises:
+        InputError: it holds neither, or one that is damaged or of another version.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{folder} is not a folder; give the folder that `reprune prune` or `reprune study` wrote")
+    if (folder / STUDY).is_file():
+        return _read(folder / STUDY, Study)
+    if (folder / RUN).is_file():
+        return _read(folder / RUN, Run)
+    if (folder / ".reprune" / "run.json").is_file():
+        raise InputError(f"the run in {folder} is not finished; finish it first: reprune resume {folder}")
+    raise InputError(
+        f"{folder} holds neither {RUN} nor {STUDY}; give the folder that `reprune prune` or `reprune study` wrote"
+    )
+
+
+_Record = TypeVar("_Record", Run, Study)
+_UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
+
+
+def _read(path: Path, kind: type[_Record]) -> _Record:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, or nested beyond reason
+        raise InputError(f"{path} is damaged: expected JSON, {error}; run the command that wrote it again") from None
+    try:
+        return kind.model_validate(_printable(content))
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"]) or "the whole"
+        raise InputError(
+            f"{path} is not a record that this version of reprune can read: {place}: {first['msg'].lower()}; "
+            "make the report with the version that wrote the record, or run the command again"
+        ) from None
+
+
+def _printable(content: Any) -> Any:
+    """`content` with no character in its texts that a page can't hold."""
+    match content:
+        case str():
+            return _UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", content)
+        case list():
+            return [_printable(value) for value in content]
+        case dict():
+            return {_printable(key): _printable(value) for key, value in content.items()}
+        case _:
+            return content

@@ -24,8 +24,8 @@ from pathlib import Path
 
 import torch
 
-from reprune.doors.perplexity import perplexity
-from reprune.doors.protocols import Cut, cut_text, open_text
+from reprune.doors.evaluation.perplexity import perplexity
+from reprune.doors.evaluation.protocols import Cut, cut_text, open_text
 from reprune.engine.record import forget_peak_memory, peak_memory_bytes
 from reprune.model.block import Precision
 from reprune.model.locate import locate_model

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from reprune.doors.cli import main
+from reprune.doors.command.cli import main
 from reprune.planning.recipe import Recipe
 from tests import tiny
 

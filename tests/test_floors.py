@@ -14,6 +14,20 @@ import reprune
 
 _ROOT = Path(reprune.__file__).parent
 _FLOORS = ["math", "model", "planning", "engine", "doors"]
+_ROOMS = [
+    "formats",
+    "prepare",
+    "api",
+    "progress",
+    "drawing",
+    "evaluation",
+    "zeroshot",
+    "study",
+    "report",
+    "demo",
+    "command",
+]
+"""Of the last floor, in which each imports only those before it."""
 _FOR_ALL = {"reprune", "reprune.errors"}
 _BANNED = {"utils", "util", "helpers", "helper", "manager", "managers", "misc", "common"}
 _MODULES = sorted(_ROOT.rglob("*.py"))
@@ -60,6 +74,19 @@ def test_a_module_imports_only_its_own_floor_and_those_below(path: Path) -> None
             assert floor <= own, f"{name} imports {imported}, of a floor above"
 
 
+@pytest.mark.parametrize("room", _ROOMS)
+def test_a_room_of_the_doors_imports_only_those_before_it(room: str) -> None:
+    doors = _ROOT / "doors"
+    for path in [doors / f"{room}.py"] if (doors / f"{room}.py").exists() else (doors / room).glob("*.py"):
+        imported = {name.split(".")[2] for name in _imports(ast.parse(path.read_text("utf-8")), "") if "doors." in name}
+        assert imported <= {*_ROOMS[: _ROOMS.index(room) + 1]}, path.name
+
+
+def test_all_rooms_are_there() -> None:
+    there = {path.stem for path in (_ROOT / "doors").iterdir() if not path.name.startswith("__")}
+    assert there == set(_ROOMS)
+
+
 @modules
 def test_a_module_begins_with_what_it_does(path: Path) -> None:
     assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
@@ -97,7 +124,7 @@ def test_importing_reprune_loads_nothing_heavy() -> None:
 @pytest.mark.parametrize("first", ["reprune", "reprune.doors.api"])
 def test_the_names_of_the_api_are_there_to_be_called_whatever_was_imported_before(first: str) -> None:
     # In a process of its own: what this one has imported already would hide what is wrong.
-    names = sorted({*reprune.__all__, "prune", "plan", "resume", "status", "evaluate"})
+    names = sorted({*reprune.__all__, "prune", "plan", "resume", "status", "evaluate", "study", "report"})
     found = _python(
         f"import reprune, {first}; print([n for n in 2 * {names} if not callable(getattr(reprune, n, None))])"
     )

@@ -7,24 +7,45 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from reprune.doors.api import plan, prune, resume, status
-    from reprune.doors.evaluate import evaluate
+    from reprune.doors.evaluation.against import errors_against
+    from reprune.doors.evaluation.evaluate import evaluate
+    from reprune.doors.report.write import report
+    from reprune.doors.study.run import study
+    from reprune.doors.zeroshot.accuracy import zero_shot
     from reprune.engine.watcher import Watcher
     from reprune.errors import InputError, RepruneError
 
 __version__ = "0.1.0"
 
 _DOORS = {
-    "evaluate": "reprune.doors.evaluate",
+    "errors_against": "reprune.doors.evaluation.against",
+    "evaluate": "reprune.doors.evaluation.evaluate",
     "plan": "reprune.doors.api",
     "prune": "reprune.doors.api",
+    "report": "reprune.doors.report.write",
     "resume": "reprune.doors.api",
     "status": "reprune.doors.api",
+    "study": "reprune.doors.study.run",
+    "zero_shot": "reprune.doors.zeroshot.accuracy",
     "Watcher": "reprune.engine.watcher",
     "RepruneError": "reprune.errors",
     "InputError": "reprune.errors",
 }
 
-__all__ = ["InputError", "RepruneError", "Watcher", "evaluate", "plan", "prune", "resume", "status"]
+__all__ = [
+    "InputError",
+    "RepruneError",
+    "Watcher",
+    "errors_against",
+    "evaluate",
+    "plan",
+    "prune",
+    "report",
+    "resume",
+    "status",
+    "study",
+    "zero_shot",
+]
 
 
 def __getattr__(name: str) -> Any:

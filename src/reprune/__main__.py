@@ -1,5 +1,5 @@
 """`python -m reprune` is `reprune`."""
 
-from reprune.doors.cli import main
+from reprune.doors.command.cli import main
 
 main()

@@ -9,9 +9,8 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 
-from reprune.doors.cli import main
-
-from .. import tiny
+from reprune.doors.command.cli import main
+from tests import tiny
 
 QUICK = [
     *("--calibration", "text.txt", "--samples", "6", "--seqlen", "24", "--epochs", "2", "--lr", "1e-3"),

@@ -8,12 +8,11 @@ import re
 import pytest
 from rich.console import Console
 
-from reprune.doors import progress, views, views_evaluation
+from reprune.doors.command import progress, views, views_evaluation
 from reprune.doors.formats import clock, percent, size
 from reprune.doors.progress import counting, watching
 from reprune.engine.watcher import Watcher
-
-from .conftest import QUICK, Cli
+from tests.doors.conftest import QUICK, Cli
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,207 @@
+"""The command line: parses arguments, calls the API, shows what comes back. Decides nothing by itself.
+
+Exit codes: 0 done, 2 a usage or input error (one message, no traceback), 1 anything else.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from reprune import __version__
+from reprune.doors.command.arguments import separate_sources
+from reprune.doors.command.evaluate import evaluate
+from reprune.doors.command.options import (
+    BatchSize,
+    Calibration,
+    Device,
+    Epochs,
+    Heldout,
+    Lr,
+    Model,
+    Only,
+    Out,
+    Pruner,
+    Quiet,
+    RecipeFile,
+    Reconstruct,
+    Samples,
+    Seed,
+    Seqlen,
+    Settings,
+    Sparsity,
+    Trust,
+    Verbose,
+    exit_codes,
+)
+from reprune.doors.command.report import report
+from reprune.doors.command.study import study
+
+app = typer.Typer(
+    name="reprune",
+    help="Prune a decoder LLM after training and reconstruct, block by block, what the pruning broke.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"reprune {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print it.")
+    ] = False,
+) -> None:
+    """Prune a decoder LLM after training and reconstruct, block by block, what the pruning broke."""
+
+
+@app.command(short_help="Prune and reconstruct MODEL; write a model folder.")
+def prune(
+    model: Model,
+    out: Out,
+    recipe: RecipeFile = None,
+    pruner: Pruner = None,
+    sparsity: Sparsity = None,
+    reconstruct: Reconstruct = None,
+    calibration: Calibration = None,
+    heldout: Heldout = None,
+    samples: Samples = None,
+    seqlen: Seqlen = None,
+    epochs: Epochs = None,
+    lr: Lr = None,
+    batch_size: BatchSize = None,
+    seed: Seed = None,
+    only: Only = None,
+    device: Device = None,
+    settings: Settings = None,
+    trust_remote_code: Trust = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Prune MODEL, reconstruct it window by window, and write a sparse model folder to DIR."""
+    with exit_codes(out):
+        from reprune.doors.api import prune_by_recipe
+        from reprune.doors.command.views import show_result
+        from reprune.doors.progress import watching
+
+        made = _recipe(model, recipe, settings, **_given(locals()))
+        with watching(quiet, verbose) as watcher:
+            record = prune_by_recipe(made, out, watcher)
+        if not quiet:
+            show_result(record, out)
+
+
+@app.command(short_help="Show what prune would do; load no weights.")
+def plan(
+    model: Model,
+    recipe: RecipeFile = None,
+    pruner: Pruner = None,
+    sparsity: Sparsity = None,
+    reconstruct: Reconstruct = None,
+    calibration: Calibration = None,
+    heldout: Heldout = None,
+    samples: Samples = None,
+    seqlen: Seqlen = None,
+    epochs: Epochs = None,
+    lr: Lr = None,
+    batch_size: BatchSize = None,
+    seed: Seed = None,
+    only: Only = None,
+    device: Device = None,
+    settings: Settings = None,
+    trust_remote_code: Trust = False,
+) -> None:
+    """Show what `prune` with the same flags would do; loads no weights. Exit code 2 if it would refuse."""
+    with exit_codes():
+        from reprune.doors.api import plan_by_recipe
+        from reprune.doors.command.views import show_plan
+        from reprune.doors.progress import watching
+
+        made = _recipe(model, recipe, settings, **_given(locals()))
+        with watching(quiet=False, verbose=False) as watcher:
+            planned = plan_by_recipe(made, watcher)
+        show_plan(planned)
+        if planned.survey.refusals:
+            raise typer.Exit(2)
+
+
+@app.command(short_help="Go on with an interrupted run.")
+def resume(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="The folder of an interrupted run.")],
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Go on with an interrupted run, from the last finished window."""
+    with exit_codes(directory):
+        from reprune.doors.api import resume as resume_run
+        from reprune.doors.command.views import show_result
+        from reprune.doors.progress import watching
+
+        with watching(quiet, verbose) as watcher:
+            record = resume_run(directory, watcher=watcher)
+        if not quiet:
+            show_result(record, directory)
+
+
+@app.command(short_help="Show how far a run is.")
+def status(directory: Annotated[Path, typer.Argument(metavar="DIR", help="The folder of a run.")]) -> None:
+    """Show how far a run is."""
+    with exit_codes():
+        from reprune.doors.api import status as status_of
+        from reprune.doors.command.views import show_status
+
+        show_status(status_of(directory), directory)
+
+
+app.command(short_help="Measure what MODEL is worth on a text.")(evaluate)
+app.command(short_help="Write one HTML file on a run or a study.")(report)
+app.command(short_help="Prune and measure MODEL by every pruner and rung.")(study)
+
+
+@app.command(short_help="Prune a real model, Gemma 3 270M, in minutes.")
+def demo(
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the sparse models go.")] = Path(
+        "demo-output"
+    ),
+) -> None:
+    """Prune a real model, Gemma 3 270M, at 50 % and show what reconstruction gains (some minutes on a CPU)."""
+    with exit_codes():
+        from reprune.doors.demo.demo import demo as run_demo
+
+        run_demo(out)
+
+
+def _given(arguments: dict[str, Any]) -> dict[str, Any]:
+    """The flags that belong to the recipe, out of a command's arguments; a switch that is off was not given."""
+    names = [
+        *("pruner", "sparsity", "reconstruct", "calibration", "heldout", "samples", "seqlen"),
+        *("epochs", "lr", "batch_size", "seed", "only", "device", "trust_remote_code"),
+    ]
+    return {name: arguments[name] for name in names if arguments[name] is not False}
+
+
+def _recipe(model: str, file: Path | None, settings: Sequence[str] | None, **flags: Any) -> Any:
+    from reprune.doors.prepare import nested_flags
+    from reprune.planning.recipe import read_recipe, resolve_recipe
+
+    content = read_recipe(file) if file is not None else {}
+    return resolve_recipe(model, content, nested_flags(**flags), settings or ())
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The entry point of `reprune`."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that it, too, ends with a hint
+    app(args=separate_sources(list(sys.argv[1:] if arguments is None else arguments)), prog_name="reprune")

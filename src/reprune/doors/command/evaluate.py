@@ -1,0 +1,112 @@
+"""The `reprune evaluate` command."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from reprune.doors.command.options import Model, Trust, exit_codes
+from reprune.errors import InputError
+
+
+def evaluate(
+    model: Model,
+    text: Annotated[
+        str | None, typer.Option("--text", metavar="SOURCE", help="The text; of a data set, its test split.")
+    ] = None,
+    protocol: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="wanda (full length, at most 4096), paper (2048), or short (512 x 12)."),
+    ] = None,
+    seqlen: Annotated[
+        int | None, typer.Option(metavar="T", help="Tokens a window. [2048, or the model's limit]")
+    ] = None,
+    windows: Annotated[int | None, typer.Option(metavar="N", help="Only the first N windows. [all]")] = None,
+    against: Annotated[
+        str | None, typer.Option(metavar="DENSE", help="Show each block's error against this, the dense model.")
+    ] = None,
+    zero_shot: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TASK ...", help="lm-eval's boolq, rte, hellaswag, ..., or paper for all seven."),
+    ] = None,
+    zero_shot_data: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Their rows, as JSON lines. [from the Hub]")
+    ] = None,
+    zero_shot_limit: Annotated[int | None, typer.Option(metavar="N", help="Only N rows a task. [all]")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    device: Annotated[str, typer.Option(metavar="DEVICE", help="auto, cpu, cuda or cuda:N.")] = "auto",
+    precision: Annotated[str, typer.Option(metavar="P", help="auto, float32 or bfloat16.")] = "auto",
+    trust_remote_code: Trust = False,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Print bare numbers only, one a line.")] = False,
+) -> None:
+    """Measure MODEL: its perplexity on a text, each block's error, its zero-shot accuracy.
+
+    Perplexity is over windows of the text that do not overlap.
+    """
+    with exit_codes():
+        cut: dict[str, Any] = {"protocol": protocol, "seqlen": seqlen, "max_windows": windows}
+        _check(
+            text,
+            {"--against": against, "--protocol": protocol, "--seqlen": seqlen, "--windows": windows},
+            zero_shot,
+            {"--zero-shot-data": zero_shot_data, "--zero-shot-limit": zero_shot_limit},
+        )
+        from reprune.doors.command import views_evaluation as views
+        from reprune.doors.progress import counting
+
+        records: dict[str, Any] = {}
+        silent = quiet or as_json
+        common: dict[str, Any] = {
+            "device": device,
+            "precision": precision,
+            "trust_remote_code": trust_remote_code,
+            "notify": lambda said: None if quiet else print(said, file=sys.stderr if as_json else sys.stdout),
+        }
+
+        def take(name: str, result: Any, show: Any) -> None:
+            if not as_json:
+                if records and not quiet:
+                    print()
+                show(result, quiet)
+            records[name] = result.record()
+
+        if text is not None:
+            from reprune.doors.evaluation.evaluate import evaluate as evaluate_model
+
+            with counting("windows", silent) as progress:
+                measured = evaluate_model(model, text, **cut, **common, progress=progress)
+            take("perplexity", measured, views.show_perplexity)
+        if text is not None and against is not None:
+            from reprune.doors.evaluation.against import errors_against
+
+            with counting("blocks", silent) as progress:
+                errors = errors_against(model, against, text, **cut, **common, progress=progress)
+            take("against", errors, views.show_against)
+        if zero_shot:
+            from reprune.doors.zeroshot.accuracy import zero_shot as accuracies
+
+            with counting("answers", silent) as progress:
+                found = accuracies(
+                    model, zero_shot, data=zero_shot_data, limit=zero_shot_limit, **common, progress=progress
+                )
+            take("zero_shot", found, views.show_zero_shot)
+        if as_json:
+            print(json.dumps(records, indent=2))
+
+
+def _check(
+    text: str | None, of_text: Mapping[str, Any], zero_shot: list[str] | None, of_zero_shot: Mapping[str, Any]
+) -> None:
+    """Raise `InputError` where nothing is asked for, or a flag lacks the one that it belongs to."""
+    lacking = {} if text is not None else dict.fromkeys(of_text, "--text SOURCE")
+    lacking |= {} if zero_shot else dict.fromkeys(of_zero_shot, "--zero-shot TASKS")
+    for flag, value in {**of_text, **of_zero_shot}.items():
+        if value is not None and flag in lacking:
+            raise InputError(f"{flag} {value}: says how, but not on what; give {lacking[flag]} too.")
+    if text is None and not zero_shot:
+        raise InputError("nothing to measure: expected --text SOURCE for perplexity, or --zero-shot TASKS.")

@@ -1,0 +1,138 @@
+"""The `reprune study` command."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from reprune.doors.command.options import (
+    BatchSize,
+    Calibration,
+    Device,
+    Epochs,
+    Heldout,
+    Lr,
+    Model,
+    Quiet,
+    RecipeFile,
+    Samples,
+    Seqlen,
+    Settings,
+    Sparsity,
+    Trust,
+    exit_codes,
+)
+
+
+def study(
+    model: Model,
+    out: Annotated[
+        Path, typer.Option("--out", metavar="DIR", help="The study's folder; new, empty, or of the same study.")
+    ],
+    pruners: Annotated[list[str] | None, typer.Option(metavar="NAME ...", help="[magnitude wanda sparsegpt]")] = None,
+    rungs: Annotated[list[str] | None, typer.Option(metavar="RUNG ...", help="[LR BR BR+GP BR+GP+CR auto]")] = None,
+    seeds: Annotated[list[int] | None, typer.Option(metavar="S ...", help="[0]")] = None,
+    only: Annotated[
+        list[str] | None, typer.Option(metavar="PART ...", help="Of all, attention and mlp, what is pruned. [all]")
+    ] = None,
+    recipe: RecipeFile = None,
+    sparsity: Sparsity = None,
+    calibration: Calibration = None,
+    heldout: Heldout = None,
+    samples: Samples = None,
+    seqlen: Seqlen = None,
+    epochs: Epochs = None,
+    lr: Lr = None,
+    batch_size: BatchSize = None,
+    device: Device = None,
+    settings: Settings = None,
+    text: Annotated[
+        list[str] | None,
+        typer.Option("--text", metavar="SOURCE ...", help="Texts that perplexity and test errors are of. [wikitext2]"),
+    ] = None,
+    protocol: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Of perplexity: wanda, paper or short. [paper]")
+    ] = None,
+    text_seqlen: Annotated[
+        int | None, typer.Option(metavar="T", help="Tokens a window of a text. [the protocol's]")
+    ] = None,
+    windows: Annotated[int | None, typer.Option(metavar="N", help="Only a text's first N windows. [all]")] = None,
+    zero_shot: Annotated[
+        list[str] | None,
+        typer.Option("--zero-shot", metavar="TASK ...", help="Also zero-shot accuracy on these tasks."),
+    ] = None,
+    zero_shot_data: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Local JSON lines of the tasks, in place of the Hub's.")
+    ] = None,
+    zero_shot_limit: Annotated[
+        int | None, typer.Option(metavar="N", help="Only the first N examples of a task. [all]")
+    ] = None,
+    keep_models: Annotated[bool, typer.Option("--keep-models", help="Keep each cell's sparse model.")] = False,
+    trust_remote_code: Trust = False,
+    quiet: Quiet = False,
+    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Print every window.")] = False,
+) -> None:
+    """Prune MODEL by every pruner and rung, measure each, and write tables and figures to DIR.
+
+    Started again with the same flags it goes on where it was; with more values of an axis it does those too.
+    """
+    with exit_codes():
+        from reprune.doors.command.views_study import StudyLines, show_study
+        from reprune.doors.study.grid import PRUNERS, RUNGS
+        from reprune.doors.study.run import study as run_study
+        from reprune.doors.study.watcher import StudyWatcher
+
+        try:
+            record = run_study(
+                model,
+                out,
+                pruners=pruners or PRUNERS,
+                rungs=rungs or RUNGS,
+                only=only or None,
+                seeds=seeds or None,
+                recipe=recipe,
+                sparsity=sparsity,
+                calibration=calibration,
+                heldout=heldout,
+                samples=samples,
+                seqlen=seqlen,
+                epochs=epochs,
+                lr=lr,
+                batch_size=batch_size,
+                device=device,
+                trust_remote_code=trust_remote_code or None,
+                settings=settings or (),
+                texts=text or ("wikitext2",),
+                protocol=protocol,
+                text_seqlen=text_seqlen,
+                windows=windows,
+                zero_shot=zero_shot or (),
+                zero_shot_data=zero_shot_data,
+                zero_shot_limit=zero_shot_limit,
+                keep_models=keep_models,
+                watcher=StudyWatcher() if quiet else StudyLines(verbose),
+            )
+        except KeyboardInterrupt:
+            print(f"interrupted{_hint(out)}", file=sys.stderr)
+            raise typer.Exit(1) from None
+        except OSError as error:
+            place = f": {error.filename}" if error.filename else ""
+            print(f"error: {error.strerror or error}{place}{_hint(out)}", file=sys.stderr)
+            raise typer.Exit(1) from None
+        if not quiet:
+            show_study(record, out)
+        if failed := [cell for cell in record["cells"] if cell["status"] == "failed"]:
+            for cell in failed:
+                print(f"error: cell {cell['name']}: {cell['error']}", file=sys.stderr)
+            print(
+                f"{len(failed)} of {len(record['cells'])} cells failed{_hint(out, 'tries them again')}", file=sys.stderr
+            )
+            raise typer.Exit(1)
+
+
+def _hint(out: Path, does: str = "goes on from there") -> str:
+    """How to go on, if there is a study to go on with."""
+    return f"; what is done is kept, the same command {does}" if (out / "study.json").exists() else ""

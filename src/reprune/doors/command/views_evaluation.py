@@ -1,0 +1,79 @@
+"""Shows what a model is worth: a perplexity, errors by block, accuracies. Decides nothing."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+
+from reprune.doors.evaluation.against import AgainstDense
+from reprune.doors.evaluation.perplexity import Perplexity
+from reprune.doors.formats import console, percent
+
+if TYPE_CHECKING:  # it is there to be shown only where lm-eval is
+    from reprune.doors.zeroshot.accuracy import ZeroShot
+
+_HEX = 12  # digits of a SHA-256 that a person compares
+
+
+def show_perplexity(result: Perplexity, quiet: bool) -> None:
+    """A perplexity with all that decides it, or the bare number."""
+    output = console()
+    if quiet:
+        output.print(f"{result.perplexity:.4f}")
+        return
+    output.print(f"perplexity {result.perplexity:.4f}")
+    output.print(f"model      {result.model}, fingerprint {result.fingerprint[:_HEX]}")
+    output.print(f"weights    saved in {result.weights_dtype}, products in {result.precision}")
+    _show_text(result)
+    output.print(f"predicted  {result.tokens:,} tokens")
+
+
+def show_against(result: AgainstDense, quiet: bool) -> None:
+    """The errors of all blocks, or the last one's relative error alone."""
+    output = console()
+    last = result.blocks[-1]
+    if quiet:
+        output.print(f"{last.relative:.6f}")
+        return
+    output.print(f"against    {result.dense}, fingerprint {result.dense_fingerprint[:_HEX]}")
+    output.print(f"model      {result.model}, fingerprint {result.fingerprint[:_HEX]}; products in {result.precision}")
+    _show_text(result)
+    if result.embedding:
+        output.print(f"embedding  differs: relative error {percent(result.embedding)} before any block")
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("block", "sparsity", "normalized error", "relative error"):
+        table.add_column(column, justify="right")
+    for block in result.blocks:
+        row = (f"{block.index}", percent(block.sparsity), f"{block.normalized:.4g}", percent(block.relative))
+        table.add_row(*row, style="bold" if block is last else None)
+    output.print(table)
+    output.print(f"last block {last.index}: the error has {percent(last.relative)} of the power of the dense output")
+
+
+def show_zero_shot(result: ZeroShot, quiet: bool) -> None:
+    """Accuracy by task, or the mean alone."""
+    output = console()
+    if quiet:
+        output.print(f"{result.mean:.4f}")
+        return
+    output.print(f"zero-shot  {result.model}, products in {result.precision}")
+    first = "all rows" if result.limit is None else f"the first {result.limit} rows of each task"
+    output.print(f"data       {result.data}, {first}; {result.harness}")
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("task")
+    for column in ("examples", "accuracy ± standard error", "metric"):
+        table.add_column(column, justify="right")
+    for task in result.tasks:
+        spread = "" if task.standard_error is None else f" ± {100 * task.standard_error:.2f}"
+        table.add_row(task.task, f"{task.examples:,}", f"{100 * task.accuracy:.2f}{spread} %", task.metric)
+    table.add_row("mean", "", f"{100 * result.mean:.2f} %", "", style="bold")
+    output.print(table)
+
+
+def _show_text(result: Perplexity | AgainstDense) -> None:
+    output = console()
+    start = "BOS + " if result.bos else ""
+    output.print(f"text       {result.text}, sha256 {result.text_sha256[:_HEX]}")
+    windows = f"{result.windows:,} windows of {result.seqlen} tokens ({start}{result.seqlen - result.bos})"
+    output.print(f"protocol   {result.protocol}: {windows}, not overlapping")

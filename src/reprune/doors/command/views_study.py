@@ -1,0 +1,178 @@
+"""Shows a study to a person: two lines a cell, a bar for what is done now, and tables at the end. Decides nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, final
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from reprune.doors.formats import clock, console, percent
+from reprune.doors.progress import counting, watching
+from reprune.doors.study.record import CellRecord, StudyRecord
+from reprune.doors.study.table import (
+    NOTHING,
+    Column,
+    cost_columns,
+    device_column,
+    error_columns,
+    has_parts,
+    quality_columns,
+    rows,
+    task_columns,
+)
+from reprune.doors.study.watcher import StudyWatcher
+from reprune.engine.watcher import Watcher
+from reprune.math.solver import Epoch
+from reprune.planning.schedule import Window
+
+
+@final
+class StudyLines(StudyWatcher):
+    """Shows a study as it goes on.
+
+    Args:
+        verbose: also each window of each run.
+    """
+
+    def __init__(self, verbose: bool) -> None:
+        self._output = console()
+        self._verbose = verbose
+        self._text = ""
+        self._zero_shot = False
+
+    def started(self, record: StudyRecord, axes: str, cells: int, done: int) -> None:
+        said = f"; {done} done before" if done else ""
+        self._output.print(f"study of {record['model']['name']}: {axes} = {_count(cells, 'cell')}{said}", style="bold")
+
+    def dense_done(self, record: StudyRecord, seconds: float) -> None:
+        dense = record["dense"]
+        self._text = next(iter(dense["perplexity"]))
+        self._zero_shot = dense["zero_shot"] is not None
+        others = len(dense["perplexity"]) - 1
+        more = f" ({_count(others, 'other text')}: see the tables)" if others else ""
+        self._output.print("errors: ||sparse - dense||² / ||dense||² of the last block's outputs")
+        self._output.print(f"test error and perplexity: {self._text}{more}")
+        head = ("calibration", "held-out", "test", "perplexity", *(["zero-shot"] if self._zero_shot else []))
+        self._row("", [*head, "time", "left"], style="bold")
+        mean = [percent(dense["zero_shot"]["mean"])] if dense["zero_shot"] else []
+        perplexity = dense["perplexity"][self._text]["perplexity"]
+        self._row("dense", ["", "", "", f"{perplexity:.2f}", *mean, clock(seconds), ""])
+
+    def cell_started(self, cell: CellRecord, number: int, of: int) -> None:
+        part = "" if cell["only"] == "all" else f", {cell['only']} only"
+        self._output.print(f"{number}/{of} {cell['pruner']} {cell['rung']}{part}, seed {cell['seed']}")
+
+    def cell_ended(self, cell: CellRecord, seconds_left: float | None) -> None:
+        if cell["status"] == "failed":
+            self._output.print(f"  failed: {cell['error']}", style="red")
+            return
+        calibration, heldout = cell["relative_calibration_error"], cell["relative_heldout_error"]
+        assert calibration is not None and heldout is not None and cell["seconds"] is not None
+        mean = [percent(cell["zero_shot_mean"] or 0.0)] if self._zero_shot else []
+        self._row(
+            "",
+            [
+                *(percent(error) for error in (calibration, heldout, cell["test_error"][self._text]["relative"])),
+                f"{cell['perplexity'][self._text]:.2f}",
+                *mean,
+                clock(cell["seconds"] + cell["measuring_seconds"]),
+                NOTHING if seconds_left is None else clock(seconds_left),
+            ],
+        )
+
+    def _row(self, name: str, values: Sequence[str], style: str | None = None) -> None:
+        widths = (11, 9, 9, 11, *([10] if self._zero_shot else []), 8, 8)
+        row = "".join(f" {value:>{width}}" for value, width in zip(values, widths, strict=True))
+        self._output.print(f"{name:<6}{row}", style=style)
+
+    @contextmanager
+    def pruning(self) -> Iterator[Watcher]:
+        if self._verbose:
+            with watching(quiet=False, verbose=False) as watcher:
+                yield watcher
+        elif not self._output.is_terminal:
+            yield _Notes(self.note)
+        else:
+            columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), MofNCompleteColumn())
+            with Progress(*columns, TimeElapsedColumn(), console=self._output, transient=True) as bar:
+                yield _Bar(self.note, bar)
+
+    @contextmanager
+    def measuring(self, what: str) -> Iterator[Callable[[int, int], None]]:
+        with counting(what, quiet=False) as progress:
+            yield progress
+
+    def note(self, text: str) -> None:
+        self._output.print(f"note: {text}", style="yellow")
+
+
+class _Notes(Watcher):
+    """Shows nothing of a run but what a reader should know."""
+
+    def __init__(self, show: Callable[[str], None]) -> None:
+        self._show = show
+
+    def note(self, text: str) -> None:
+        self._show(text)
+
+
+@final
+class _Bar(_Notes):
+    """And one bar over a run's windows."""
+
+    def __init__(self, show: Callable[[str], None], bar: Progress) -> None:
+        super().__init__(show)
+        self._bar = bar
+        self._task = bar.add_task("starting", total=None)
+
+    def started(self, windows: int, done: int) -> None:
+        self._bar.update(self._task, total=windows, completed=done)
+
+    def phase(self, window: Window | None, what: str) -> None:
+        self._bar.update(self._task, description=f"  {what:<14}")
+
+    def epoch(self, window: Window, epoch: Epoch, of: int) -> None:
+        self._bar.update(self._task, description=f"  {f'epoch {epoch.number}/{of}':<14}")
+
+    def window_done(self, window: Window, record: Mapping[str, Any]) -> None:
+        self._bar.advance(self._task)
+
+
+def show_study(record: StudyRecord, folder: Path) -> None:
+    """The tables, and where the rest is."""
+    output = console()
+    tables = [error_columns(record), [*quality_columns(record), *cost_columns(), *device_column(record)]]
+    if tasks := task_columns(record):
+        tables.append(tasks)
+    for columns in tables:
+        output.print()
+        output.print(_table(record, columns))
+    output.print("\ntime and peak memory: of pruning and reconstruction")
+    if any(row.asked > 1 for row in rows(record)):
+        output.print("means over the seeds (memory: the largest); their spread is in study.md")
+    output.print(f"tables   {folder / 'study.md'}, {folder / 'study.csv'}, {folder / 'study.json'}")
+    if (folder / "figures").exists():
+        output.print(f"figures  {folder / 'figures'}")
+
+
+def _table(record: StudyRecord, columns: Sequence[Column]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    parts = has_parts(record)
+    for heading in ("pruner", "rung", *(["part"] if parts else [])):
+        table.add_column(heading, no_wrap=True)
+    for column in columns:
+        heading = column.heading.replace("% ", "%\n").replace("perplexity ", "perplexity\n")  # a text's name below
+        table.add_column(heading, justify="right")
+    table.add_row("dense", "", *([""] if parts else []), *(column.of_dense(spread=False) for column in columns))
+    for row in rows(record):
+        names = row.names if parts else row.names[:2]
+        table.add_row(*names, *(column.of(row.cells, spread=False) for column in columns))
+    return table
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"

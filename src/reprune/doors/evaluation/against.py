@@ -1,0 +1,126 @@
+"""`reprune evaluate --against`: the error of every block of a sparse model against its dense model, on any text."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, final
+
+import torch
+
+from reprune.doors.evaluation.protocols import Cut, CutText, cut_text, model_name, open_text
+from reprune.doors.prepare import DTYPES, check_ids, settle_device, settle_precision
+from reprune.engine.compare import BlockError, check_alike, compare
+from reprune.errors import InputError
+from reprune.model.block import Precision
+from reprune.model.decoder import Decoder
+from reprune.model.locate import locate_model
+from reprune.planning.recipe import StreamsRecipe
+
+__all__ = ["AgainstDense", "BlockError", "errors_against"]
+
+_TOKENS = 8192  # a batch at the most: more would take memory and no less time
+
+
+@final
+@dataclass(frozen=True)
+class AgainstDense:
+    """A sparse model's errors against its dense model, with all that decides them."""
+
+    model: str
+    fingerprint: str
+    dense: str
+    dense_fingerprint: str
+    text: str
+    text_sha256: str
+    protocol: str  # a name of `reprune.doors.evaluation.protocols`, or "custom"
+    seqlen: int  # tokens a window
+    windows: int
+    bos: bool  # whether each window begins with the beginning-of-sequence token
+    precision: str  # of the products
+    embedding: float  # relative error of what enters block 0: zero unless the embeddings differ
+    blocks: tuple[BlockError, ...]
+
+    def record(self) -> dict[str, Any]:
+        """All of it, for JSON."""
+        return asdict(self) | {"blocks": [asdict(block) for block in self.blocks]}
+
+
+def errors_against(
+    sparse: str | os.PathLike[str],
+    dense: str | os.PathLike[str],
+    text: str,
+    *,
+    protocol: str | None = None,
+    seqlen: int | None = None,
+    max_windows: int | None = None,
+    batch_size: int = 8,
+    device: str = "auto",
+    precision: str = "auto",
+    trust_remote_code: bool = False,
+    progress: Callable[[int, int], None] = lambda done, of: None,
+    notify: Callable[[str], None] = lambda text: None,
+) -> AgainstDense:
+    """The error of every block of a sparse model against its dense model, each on its own model's stream.
+
+    Neither model is ever in memory: a block of each at a time is, and the hidden states of the text, in memory up to
+    8 GB and then in files of the system's temporary folder, which are removed however this ends.
+
+    Args:
+        sparse, dense: local folders, Hub ids, or .gguf files, of one architecture and shape.
+        text, protocol, seqlen, max_windows: as of `evaluate`.
+        batch_size: windows that pass through a block at a time, at most; fewer if they are longer than 1024 tokens.
+        device, precision: as in a recipe.
+        progress: is told how many batches have passed through a block, of how many in all.
+
+    Raises:
+        InputError: a model or the text cannot be used, or the two are not alike; the message names the difference.
+        NumericalError: a model's outputs are not finite.
+    """
+    if batch_size < 1:
+        raise InputError(f"batch_size {batch_size}: expected at least 1.")
+    cut = Cut.of(protocol, seqlen, max_windows)
+    where = settle_device(device)
+    products = settle_precision(precision, where)
+    folders = [locate_model(os.fspath(model), notify=notify) for model in (sparse, dense)]
+    student, teacher = (
+        Decoder(
+            folder,
+            device=torch.device(where),
+            precision=Precision(DTYPES[products]),
+            trust_remote_code=trust_remote_code,
+        )
+        for folder in folders
+    )
+    check_alike(student, teacher)
+    windows = _windows(folders, text, cut, trust_remote_code)
+    check_ids(folders[0].name, windows.ids, student.vocabulary)
+    memory = int(StreamsRecipe().memory)
+    with tempfile.TemporaryDirectory(prefix="reprune-") as folder:
+        batch = max(min(batch_size, _TOKENS // windows.ids.shape[1]), 1)
+        found = compare(student, teacher, windows.ids, batch, memory, Path(folder), progress)
+    return AgainstDense(
+        model=model_name(sparse, folders[0]),
+        fingerprint=student.checkpoint.fingerprint(),
+        dense=model_name(dense, folders[1]),
+        dense_fingerprint=teacher.checkpoint.fingerprint(),
+        **windows.record(),
+        precision=products,
+        embedding=found.embedding.relative,
+        blocks=found.blocks,
+    )
+
+
+def _windows(folders: list[Path], text: str, cut: Cut, trust_remote_code: bool) -> CutText:
+    """The windows of the text; raises `InputError` unless both models' tokenizers give the same."""
+    documents = open_text(text)
+    one, other = (cut_text(folder, documents, cut, trust_remote_code) for folder in folders)
+    if not torch.equal(one.ids, other.ids):
+        raise InputError(
+            f"{folders[0].name} and {folders[1].name} cut {one.text} into different tokens; only a model with the "
+            "dense model's tokenizer can be compared with it."
+        )
+    return other

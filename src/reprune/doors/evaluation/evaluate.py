@@ -1,0 +1,64 @@
+"""`reprune evaluate`: what a model, dense or sparse, is worth on a text."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+import torch
+
+from reprune.doors.evaluation.perplexity import Perplexity, perplexity
+from reprune.doors.evaluation.protocols import Cut, cut_text, model_name, open_text
+from reprune.doors.prepare import DTYPES, check_ids, settle_device, settle_precision
+from reprune.model.block import Precision
+from reprune.model.checkpoint import Checkpoint
+from reprune.model.locate import locate_model
+from reprune.model.whole import load_model, weights_dtype
+
+
+def evaluate(
+    model: str | os.PathLike[str],
+    text: str,
+    *,
+    protocol: str | None = None,
+    seqlen: int | None = None,
+    max_windows: int | None = None,
+    device: str = "auto",
+    precision: str = "auto",
+    trust_remote_code: bool = False,
+    progress: Callable[[int, int], None] = lambda done, of: None,
+    notify: Callable[[str], None] = lambda text: None,
+) -> Perplexity:
+    """The perplexity of a model on a text.
+
+    Args:
+        model: a local folder (a result of `prune` is one), a Hub id, or a .gguf file.
+        text: a SOURCE; of a data set, its test split.
+        protocol: "wanda" (the model's full length, at most 4096 tokens), "paper" (2048 tokens) or "short" (the first
+            12 windows of 512 tokens); it stands in place of the next two.
+        seqlen: tokens a window; by default 2048, or the model's longest sequence if that is shorter.
+        max_windows: only so many windows from the start.
+        device, precision: as in a recipe.
+        progress: is told how many windows are done, of how many.
+
+    Raises:
+        InputError: the model or the text cannot be used.
+    """
+    cut = Cut.of(protocol, seqlen, max_windows)
+    folder = locate_model(os.fspath(model), notify=notify)
+    where = settle_device(device)
+    products = settle_precision(precision, where)
+    windows = cut_text(folder, open_text(text), cut, trust_remote_code)
+    dtype = Precision(DTYPES[products])
+    loaded = load_model(folder, torch.device(where), trust_remote_code, dtype)
+    check_ids(folder.name, windows.ids, len(loaded.get_input_embeddings().weight))
+    value = perplexity(loaded, windows.ids, dtype, lambda done: progress(done, len(windows.ids)))
+    return Perplexity(
+        perplexity=value,
+        model=model_name(model, folder),
+        fingerprint=Checkpoint(folder).fingerprint(),
+        **windows.record(),
+        tokens=windows.ids[:, 1:].numel(),
+        precision=products,
+        weights_dtype=weights_dtype(folder),
+    )

@@ -1,0 +1,71 @@
+"""Perplexity of a whole model, loaded by plain Transformers, over non-overlapping windows of a text.
+
+The text is tokenized once, without special tokens, and cut in order into windows of `seqlen` tokens. Where the
+tokenizer adds a beginning-of-sequence token, each window is that token and the seqlen - 1 tokens that follow. Every
+token but a window's first is predicted from those before it; the perplexity is exp of the mean loss.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+from reprune.errors import NumericalError
+from reprune.model.block import Precision
+from reprune.model.head import TokenLosses
+from reprune.model.whole import load_model
+
+__all__ = ["Perplexity", "load_model", "perplexity"]
+
+_LARGEST_EXPONENT = 709.0  # of a float64
+
+
+@final
+@dataclass(frozen=True)
+class Perplexity:
+    """A perplexity with all that decides it, so that no two are compared by mistake."""
+
+    perplexity: float
+    model: str
+    fingerprint: str  # of the model's configuration and weights
+    text: str
+    text_sha256: str
+    protocol: str  # a name of `reprune.doors.evaluation.protocols`, or "custom"
+    seqlen: int  # tokens a window
+    windows: int
+    tokens: int  # predicted
+    bos: bool  # whether each window begins with the beginning-of-sequence token
+    precision: str  # of the products
+    weights_dtype: str  # in which the weights are saved
+
+    def record(self) -> dict[str, Any]:
+        """All of it, for JSON."""
+        return asdict(self)
+
+
+@torch.no_grad()
+def perplexity(
+    model: Any, windows: Tensor, precision: Precision, progress: Callable[[int], None] = lambda done: None
+) -> float:
+    """exp of the mean loss over all predicted tokens of windows (windows, tokens), int64.
+
+    Logits are computed in slices, so that a large vocabulary fits small memory.
+
+    Raises:
+        NumericalError: the loss is not finite.
+    """
+    losses = TokenLosses(model, precision)
+    total = 0.0
+    with precision.on(model.device):  # around all windows, so that what is converted is converted once
+        for number, ids in enumerate(windows.to(model.device).split(1), 1):
+            total += float(losses(ids).sum(dtype=torch.float64))
+            progress(number)
+    loss = total / (len(windows) * (windows.shape[1] - 1))
+    if not math.isfinite(loss):
+        raise NumericalError("the model's loss on this text is not finite")
+    return math.exp(loss) if loss < _LARGEST_EXPONENT else math.inf

@@ -1,0 +1,179 @@
+"""How a result was made and how to make it again: the end of every report, and the terms it uses. Draws nothing."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import yaml
+
+from reprune.doors.report.page import Code, Section, Table
+from reprune.doors.report.records import Data, Origin, Run, Study
+from reprune.doors.report.text import NONE
+
+TERMS: Sequence[tuple[str, str]] = (
+    ("Block", "One decoder layer of the model. Blocks are pruned in turn, from the first to the last."),
+    (
+        "Error of a block",
+        "How far the block's outputs are from the dense model's, its input having passed all sparse blocks before it. "
+        "Normalized: the mean square of the difference. Relative: that difference over the power of the dense output, "
+        "so that blocks and models can be compared.",
+    ),
+    (
+        "Calibration and held-out error",
+        "The error on the samples that the weights were fitted to, and on samples kept apart. Only the second tells "
+        "whether the model got better. A test error is the same on a text of its own.",
+    ),
+    (
+        "Window",
+        "Consecutive blocks that are reconstructed together: their weights are trained, the zeros fixed, to give the "
+        "dense model's outputs again.",
+    ),
+    (
+        "Rung",
+        "How closely the blocks are fitted. LR: the pruner's own update alone. BR: each block by itself. BR+GP: each "
+        "block towards the dense model's own states. BR+GP+CR: two overlapping blocks at a time. auto: for each "
+        "window, whichever of no change, one block and two has the lowest held-out error.",
+    ),
+    (
+        "Overfitting, the pitfall",
+        "Each rung lowers the calibration error. That it also lowers the error on other text, or the perplexity, is "
+        "not certain.",
+    ),
+    (
+        "Guard",
+        "Keeps, for each window, the weights of the lowest held-out error among its start and its epochs, and stops "
+        "when that error no longer falls.",
+    ),
+    ("Perplexity", "How uncertain the model is of the next token of a text: lower is better."),
+)
+
+
+def rung_of(recipe: Mapping[str, Any]) -> str:
+    """The rung of a recipe."""
+    return str(recipe.get("reconstruct") or NONE)
+
+
+def pruner_of(recipe: Mapping[str, Any]) -> str:
+    """The pruner's name in a recipe."""
+    pruner = recipe.get("pruner")
+    return str((pruner.get("name") if isinstance(pruner, Mapping) else pruner) or NONE)
+
+
+def run_made(run: Run) -> Section:
+    """Recipe, versions, data and commands of a run."""
+    recipe = {name: value for name, value in run.recipe.items() if name != "model"}
+    again = _command("prune", run.model.name, "--recipe", "recipe.yaml", "--out", "again")
+    return Section(
+        "made",
+        "How it was made",
+        intro=(
+            "The recipe decides the result: with the same model, data, versions and kind of device, it gives the same "
+            "weights. It is in the result's folder as recipe.yaml; files are named without their folders here.",
+        ),
+        pairs=[*_model(run.model), *_data(run.data), *_made_with(run.versions, run.machine)],
+        tables=_sources([("", run.data)]),
+        codes=(
+            Code("Make it again", f"{again}\nreprune report again"),
+            Code("recipe.yaml", _yaml({"model": run.model.name, **recipe})),
+        ),
+    )
+
+
+def study_made(study: Study) -> Section:
+    """Settings, versions, data and commands of a study."""
+    command = _command("study", study.model.name, "--recipe", "settings.yaml", *_flags(study), "--out", "again")
+    codes = [Code("Make it again, with the settings below as settings.yaml", f"{command}\nreprune report again")]
+    if cell := next((cell for cell in study.cells if cell.folder), None):
+        one = _command("prune", study.model.name, "--recipe", f"{cell.folder}/recipe.yaml", "--out", "one-cell")
+        codes.append(Code("Make one cell's model again", one))
+    if study.settings:
+        codes.append(Code("settings.yaml: what all cells have in common", _yaml(study.settings)))
+    return Section(
+        "made",
+        "How it was made",
+        intro=("Each cell's record and recipe are in the study's folder, under cells/.",),
+        pairs=[*_model(study.model), *_protocols(study), *_made_with(study.versions, study.machine)],
+        tables=_sources([(seed, data) for seed, data in study.data.items()]),
+        codes=codes,
+    )
+
+
+def _flags(study: Study) -> Iterator[str]:
+    """The flags of `reprune study` that give the same cells and measures."""
+    for flag, name in (("--pruners", "pruner"), ("--rungs", "rung"), ("--only", "only"), ("--seeds", "seed")):
+        values = list(dict.fromkeys(str(getattr(cell, name)) for cell in study.cells))
+        if values != ["all"]:
+            yield from (flag, *values)
+    names = {"texts": "--text", "protocol": "--protocol", "seqlen": "--text-seqlen", "windows": "--windows"}
+    names |= {name: f"--{name.replace('_', '-')}" for name in ("zero_shot", "zero_shot_data", "zero_shot_limit")}
+    for name, flag in names.items():
+        given = study.measures.get(name)
+        words = [
+            str(value) for value in (list(given) if isinstance(given, list | dict) else [given]) if value is not None
+        ]
+        if words:
+            yield from (flag, *words)
+
+
+def _command(*words: str) -> str:
+    """A line for a shell; a long one is broken before its flags."""
+    line = shlex.join(["reprune", *words])
+    if len(line) <= 80:
+        return line
+    parts: list[list[str]] = [["reprune"]]
+    for word in words:
+        if word.startswith("--"):
+            parts.append([])
+        parts[-1].append(word)
+    return " \\\n    ".join(map(shlex.join, parts))
+
+
+def _yaml(content: Mapping[str, Any]) -> str:
+    text: str = yaml.safe_dump(dict(content), sort_keys=False, allow_unicode=True, width=100)
+    return text.rstrip("\n")
+
+
+def _model(model: Origin) -> Iterator[tuple[str, str]]:
+    yield "Dense model", model.name
+    if model.fingerprint:
+        yield "Fingerprint of its weights", model.fingerprint
+
+
+def _data(data: Data) -> Iterator[tuple[str, str]]:
+    if data.sha256:
+        yield "SHA-256 of all samples", data.sha256
+
+
+def _protocols(study: Study) -> Iterator[tuple[str, str]]:
+    for text, found in (study.dense.perplexity if study.dense is not None else {}).items():
+        said = [
+            *([f"protocol {found.protocol}"] if found.protocol else []),
+            *([f"{found.windows:,} windows of {found.seqlen:,} tokens"] if found.windows and found.seqlen else []),
+            *([f"SHA-256 {found.text_sha256}"] if found.text_sha256 else []),
+        ]
+        if said:
+            yield f"Perplexity on {text}", ", ".join(said)
+
+
+def _made_with(versions: Mapping[str, str], machine: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    if versions:
+        yield "Versions", ", ".join(f"{name} {version}" for name, version in versions.items())
+    if machine:
+        yield "Machine", ", ".join(f"{name} {value}" for name, value in machine.items())
+
+
+def _sources(drawn: Sequence[tuple[str, Data]]) -> list[Table]:
+    """One table of all sources; the first column names whose they are, if they are several's."""
+    rows = []
+    for of, data in drawn:
+        for source in data.sources:
+            role = "held-out" if source.role == "heldout" else source.role or NONE
+            said = [source.name, role, str(source.count or NONE), source.sha256 or NONE]
+            rows.append([of, *said] if of else said)
+    if not rows:
+        return []
+    named = any(of for of, _ in drawn)
+    columns = [*(["seed"] if named else []), "text", "role", "samples", "SHA-256"]
+    return [Table("Samples were drawn from these texts", columns, rows, labels=len(columns))]

@@ -1,0 +1,287 @@
+"""The report on one run: which numbers of reprune.json it shows, as pictures and tables. Judges nothing itself."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+
+from reprune.doors.drawing.figures import (
+    calibration_against,
+    change_by_window,
+    error_by_block,
+    error_by_epoch,
+    seconds_by_window,
+    share_by_matrix,
+)
+from reprune.doors.report.made import TERMS, pruner_of, run_made, rung_of
+from reprune.doors.report.page import Page, Plot, Section, Table, Tile
+from reprune.doors.report.records import Change, Run, Window
+from reprune.doors.report.text import NONE, change, duration, mean, memory, number, share
+from reprune.doors.report.verdict import calibration_course, heldout_course, rises, run_verdict
+
+_SHOWN = 3
+"""Of how many windows the epochs are drawn."""
+
+_TALLEST = 24
+"""So many rows a map of matrices may have; beyond, those that differ in a number only (experts) share one."""
+
+
+def run_page(run: Run) -> Page:
+    """The page on one run."""
+    rung = rung_of(run.recipe)
+    return Page(
+        kind="Pruning report",
+        title=run.model.name,
+        subtitle=f"{pruner_of(run.recipe)} at {run.recipe.get('sparsity', NONE)}, reconstruction {rung}",
+        verdict=run_verdict(run),
+        tiles=tuple(_tiles(run)),
+        sections=tuple(_sections(run)),
+        terms=TERMS,
+    )
+
+
+def _tiles(run: Run) -> Iterator[Tile]:
+    last = run.blocks[-1]
+    yield Tile("Sparsity", share(run.sparsity), "of pruned matrices")
+    yield Tile("Calibration error", share(last.relative_calibration_error), "last block, relative")
+    yield Tile("Held-out error", share(last.relative_heldout_error), "last block, relative")
+    yield Tile("Time", duration(run.seconds))
+    peak = run.peak_memory_bytes
+    yield Tile("Peak memory", memory(peak.most), "on the device" if peak.device else "of the process")
+
+
+def _sections(run: Run) -> Iterator[Section]:
+    yield _blocks(run)
+    if run.windows:
+        yield _windows(run)
+        if trained := [window for window in run.windows if window.epochs]:
+            yield epochs_section([(str(window.index), f"Window {window.index}", window) for window in trained])
+    if any(block.matrices for block in run.blocks):
+        yield _matrices(run)
+    yield _cost(run)
+    yield run_made(run)
+
+
+def _blocks(run: Run) -> Section:
+    columns = ("block", "calibration", "held-out", "held-out over calibration")
+    relative = [(block.relative_calibration_error, block.relative_heldout_error) for block in run.blocks]
+    normalized = [(block.calibration_error, block.heldout_error) for block in run.blocks]
+
+    def table(caption: str, pairs: Sequence[tuple[float, float]], write: object) -> Table:
+        said = share if write is share else number
+        rows = [
+            (str(block.index), said(a), said(b), f"{b / a:.2f}" if a else NONE)
+            for block, (a, b) in zip(run.blocks, pairs, strict=True)
+        ]
+        return Table(caption, columns, rows)
+
+    return Section(
+        "blocks",
+        "Error by block",
+        intro=("Errors add up from block to block, as each block reads what the sparse blocks before it wrote.",),
+        plots=(
+            Plot(
+                error_by_block(
+                    {"calibration": [a for a, _ in relative], "held-out": [b for _, b in relative]},
+                    title="Relative error by block",
+                    ylabel="relative error",
+                    percent=True,
+                ),
+                "The difference from the dense model's output, over that output's power.",
+                table("Relative error by block", relative, share),
+            ),
+            Plot(
+                error_by_block(
+                    {"calibration": [a for a, _ in normalized], "held-out": [b for _, b in normalized]},
+                    title="Normalized error by block",
+                    ylabel="normalized error",
+                ),
+                "The mean square of the difference. A few very large activations can dominate it.",
+                table("Normalized error by block", normalized, number),
+            ),
+        ),
+    )
+
+
+def _windows(run: Run) -> Section:
+    trained = any(window.epochs for window in run.windows)
+    points = [
+        (when, getattr(window.relative_calibration_error, when), getattr(window.relative_heldout_error, when))
+        for when in (("before", "after") if trained else ("after",))
+        for window in run.windows
+    ]
+    if not trained:
+        points = [("pruned", x, y) for _, x, y in points]
+    moves = " A window that reconstruction helps moves down; one that only moves left was fitted to its samples."
+    return Section(
+        "windows",
+        "Calibration against held-out error",
+        intro=("Errors of a window are against the target that it is fitted to.",),
+        plots=(
+            Plot(
+                calibration_against(points, title="Each window's two errors", ylabel="held-out error", percent=True),
+                "On the dotted line both errors are equal; above it, the held-out error is higher."
+                + (moves if trained else ""),
+                _window_table(run),
+            ),
+            *([_changes(run)] if trained else []),
+        ),
+    )
+
+
+def _changes(run: Run) -> Plot:
+    """Where reconstruction gained, and where only on the samples that it was fitted to."""
+    pairs = [
+        (_fraction(window.relative_calibration_error), _fraction(window.relative_heldout_error))
+        for window in run.windows
+    ]
+    return Plot(
+        change_by_window(
+            {"calibration": [a for a, _ in pairs], "held-out": [b for _, b in pairs]},
+            title="What reconstruction changed",
+            ylabel="change of the error",
+        ),
+        "The further below zero, the more reconstruction gained. Where the held-out line is above the calibration "
+        "line, part of the gain holds for the calibration samples only.",
+        Table(
+            "Change of each window's relative errors by its reconstruction",
+            ("window", "calibration", "held-out"),
+            [
+                (
+                    str(window.index),
+                    change(window.relative_calibration_error.before, window.relative_calibration_error.after),
+                    change(window.relative_heldout_error.before, window.relative_heldout_error.after),
+                )
+                for window in run.windows
+            ],
+        ),
+    )
+
+
+def _fraction(error: Change) -> float | None:
+    return error.after / error.before - 1 if error.before > 0 else None
+
+
+def _window_table(run: Run) -> Table:
+    columns = [
+        *("window", "blocks", "calibration before", "after", "change", "held-out before", "after", "change"),
+        *("kept epoch", "changed blocks", "time"),
+    ]
+    rows = []
+    for window in run.windows:
+        calibration, heldout = window.relative_calibration_error, window.relative_heldout_error
+        kept = f"{window.kept_epoch} of {len(window.epochs)}" if window.epochs else NONE
+        early = ", stopped early" if window.guard is not None and window.guard.stopped_early else ""
+        changed = NONE if window.reconstructed is None else ", ".join(map(str, window.reconstructed)) or "none"
+        rows.append(
+            [
+                str(window.index),
+                ", ".join(map(str, window.blocks)),
+                *(share(calibration.before), share(calibration.after), change(calibration.before, calibration.after)),
+                *(share(heldout.before), share(heldout.after), change(heldout.before, heldout.after)),
+                *(kept + early, changed, duration(window.seconds)),
+            ]
+        )
+    return Table("Relative errors of each window, before and after its reconstruction", columns, rows)
+
+
+def epochs_section(windows: Sequence[tuple[str, str, Window]]) -> Section:
+    """The epochs of the windows whose held-out error rose most, or, if none did, of those with the widest gap.
+
+    Args:
+        windows: (group, name, window), only such with epochs. Of a group, one window is shown.
+    """
+    named = {id(window): (group, name) for group, name, window in windows}
+    ranked = [rise.window for rise in rises([window for *_, window in windows])]
+    intro = "The windows whose held-out error rose most over their epochs."
+    if not ranked:
+        ranked = sorted((window for *_, window in windows), key=_gap, reverse=True)
+        intro = "No window's held-out error rose; these have the widest gap between the two errors."
+    first: dict[str, Window] = {}
+    for window in ranked:
+        first.setdefault(named[id(window)][0], window)
+    found = list(first.values())[:_SHOWN]
+    plots = []
+    for window in found:
+        name = named[id(window)][1]
+        calibration, heldout = calibration_course(window), heldout_course(window)
+        rows = [
+            (str(epoch), share(a), share(b), "kept" if epoch == window.kept_epoch else "")
+            for epoch, (a, b) in enumerate(zip(calibration, heldout, strict=True))
+        ]
+        blocks = f"block{'' if len(window.blocks) == 1 else 's'} {', '.join(map(str, window.blocks))}"
+        plots.append(
+            Plot(
+                error_by_epoch(calibration, heldout, kept=window.kept_epoch, title=f"{name} ({blocks}) by epoch"),
+                f"Epoch {window.kept_epoch} of {len(window.epochs)} was kept."
+                if window.kept_epoch
+                else "The start was kept.",
+                Table(f"{name}: relative error by epoch", ("epoch", "calibration", "held-out", "kept"), rows),
+            )
+        )
+    return Section(
+        "epochs",
+        "Error by epoch",
+        intro=(f"{intro} An epoch's calibration error is the mean over its steps, each taken before it.",),
+        plots=plots,
+    )
+
+
+def _gap(window: Window) -> float:
+    calibration = window.relative_calibration_error.after
+    return window.relative_heldout_error.after / calibration if calibration > 0 else 0.0
+
+
+def _matrices(run: Run) -> Section:
+    names = list(dict.fromkeys(matrix.name for block in run.blocks for matrix in block.matrices))
+    joined = len(names) > _TALLEST
+    found: dict[str, list[list[float]]] = {}
+    for place, block in enumerate(run.blocks):
+        for matrix in block.matrices:
+            name = re.sub(r"\d+", "*", matrix.name) if joined else matrix.name
+            found.setdefault(name, [[] for _ in run.blocks])[place].append(matrix.sparsity)
+    rows = {name: [mean(shares) for shares in blocks] for name, blocks in found.items()}
+    all_shares = [matrix.sparsity for block in run.blocks for matrix in block.matrices]
+    low, high = min(all_shares), max(all_shares)
+    spread = (
+        f"All {len(all_shares):,} matrices have {share(low)} of their weights at zero."
+        if share(low) == share(high)
+        else f"From {share(low)} to {share(high)} of a matrix's weights are zero."
+    )
+    if joined:
+        spread += " Matrices whose names differ in a number only share a row, with their mean."
+    return Section(
+        "sparsity",
+        "Sparsity by matrix",
+        intro=(spread,),
+        plots=(
+            Plot(
+                share_by_matrix(rows, title="Share of zeros, by block and matrix"),
+                "The stronger the colour, the more of the matrix is zero.",
+                Table(
+                    "Share of zeros, by block and matrix",
+                    ("block", *rows),
+                    [
+                        (str(block.index), *(share(shares[place]) for shares in rows.values()))
+                        for place, block in enumerate(run.blocks)
+                    ],
+                ),
+            ),
+        ),
+    )
+
+
+def _cost(run: Run) -> Section:
+    peak = run.peak_memory_bytes
+    pairs = [
+        ("Whole run", duration(run.seconds)),
+        ("Peak memory of the process", memory(peak.host)),
+        ("Peak memory of the device", memory(peak.device) if peak.device else "no device was used"),
+    ]
+    rows = [(str(window.index), ", ".join(map(str, window.blocks)), duration(window.seconds)) for window in run.windows]
+    plot = Plot(
+        seconds_by_window([window.seconds for window in run.windows], title="Time by window"),
+        "Pruning and reconstruction of each window.",
+        Table("Time by window", ("window", "blocks", "time"), rows, labels=2),
+    )
+    return Section("cost", "Time and memory", plots=(plot,) if run.windows else (), pairs=pairs)

@@ -1,0 +1,220 @@
+"""The report on a study: which of its numbers it shows, as pictures and tables. Judges nothing itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Literal
+
+from reprune.doors.drawing.figures import by_rung, calibration_against, error_by_block
+from reprune.doors.report.made import TERMS, study_made
+from reprune.doors.report.page import Page, Plot, Section, Table, Tile
+from reprune.doors.report.records import Cell, Study, Value
+from reprune.doors.report.rows import LADDER, Rows, accuracy, bring_together, by_block
+from reprune.doors.report.run import epochs_section
+from reprune.doors.report.tables import parts, results, results_normalized, steps, unfinished, zero_shot
+from reprune.doors.report.text import NONE, counted, duration, known, listed, memory, share, two_places
+from reprune.doors.report.verdict import SLIGHT
+from reprune.doors.report.verdict_study import study_verdict
+
+
+def study_page(study: Study) -> Page:
+    """The page on a study."""
+    rows = bring_together(study)
+    pruners, rungs, sparsities = (
+        listed(list(dict.fromkeys(str(getattr(cell, name)) for cell in study.cells)))
+        for name in ("pruner", "rung", "sparsity")
+    )
+    return Page(
+        kind="Pruning study",
+        title=study.model.name,
+        subtitle=f"{pruners} at {sparsities}, reconstruction {rungs}",
+        verdict=study_verdict(study, rows),
+        tiles=tuple(_tiles(study, rows)),
+        sections=tuple(_sections(study, rows)),
+        terms=TERMS,
+    )
+
+
+def _tiles(study: Study, rows: Rows) -> Iterator[Tile]:
+    best = rows.best
+    if best is not None:
+        measure, row = best
+        yield Tile(f"Lowest {measure.name}", measure.written(row.mean(measure.of)), f"{row.family}, {row.rung}")
+    for text, found in (study.dense.perplexity if study.dense is not None else {}).items():
+        yield Tile(f"Dense perplexity on {text}", two_places(found.perplexity))
+    done = sum(cell.status == "done" for cell in study.cells)
+    seeds = len({cell.seed for cell in study.cells})
+    yield Tile("Cells finished", f"{done} of {len(study.cells)}", f"with {counted(seeds, 'seed')}")
+    seconds = [cell.seconds for cell in study.cells if known(cell.seconds)]
+    if seconds:
+        yield Tile("Time", duration(sum(seconds)), "pruning and reconstruction, all cells")
+
+
+def _sections(study: Study, rows: Rows) -> Iterator[Section]:
+    if rows.families:
+        yield _results(study, rows)
+    if any(len(family.ladder) > 1 for family in rows.families):
+        yield Section(
+            "steps",
+            "Step by step up the ladder",
+            intro=(
+                "What each step changes. A step is called a pitfall where it lowers the calibration error and raises "
+                f"something else, in bold, each by more than {SLIGHT}.",
+            ),
+            tables=(steps(rows),),
+        )
+    if plots := [*_blocks(rows, "heldout"), *_blocks(rows, "calibration")]:
+        intro = "Relative to the dense model's output, on held-out samples and on the samples calibrated on."
+        yield Section("blocks", "Error by block", intro=(intro,), plots=plots)
+    if plots := list(_against(rows)):
+        yield Section("against", "Calibration error against error on other text", plots=plots)
+    if plots := list(_quality(study, rows)):
+        yield Section("quality", "Quality by rung", plots=plots)
+    trained = [
+        (
+            row.family,
+            f"{row.family} {row.rung}{f', seed {cell.seed}' if len(row.cells) > 1 else ''}, window {window.index}",
+            window,
+        )
+        for row in rows.rows
+        for cell in row.cells
+        for window in cell.windows or ()
+        if window.epochs
+    ]
+    if trained:
+        yield epochs_section(trained)
+    if rows.parts:
+        yield Section(
+            "parts",
+            "Attention or feed-forward alone",
+            intro=("How much of the loss comes from which part of a block, after the paper's Table 7.",),
+            tables=parts(rows),
+        )
+    if plots := list(_cost(rows)):
+        yield Section("cost", "Time and memory", plots=plots)
+    if any(cell.status != "done" for cell in study.cells):
+        yield Section("unfinished", "Cells without a result", tables=(unfinished(study),))
+    yield study_made(study)
+
+
+def _results(study: Study, rows: Rows) -> Section:
+    seeds = " Means over the seeds, with the least and the largest." if _many(rows) else ""
+    return Section(
+        "results",
+        "Results",
+        intro=(f"One row a pruner and rung, after the paper's Tables 1 to 3; in bold, the best of its pruner.{seeds}",),
+        tables=(results(study, rows),),
+        folded=(results_normalized(rows), *([zero_shot(study, rows)] if rows.tasks else [])),
+    )
+
+
+def _blocks(rows: Rows, kind: Literal["heldout", "calibration"]) -> Iterator[Plot]:
+    """One panel a pruner, one line a rung."""
+    name = {"heldout": "held-out error", "calibration": "calibration error"}[kind]
+
+    def of(place: int, cell: Cell) -> Value:
+        blocks = cell.blocks or ()
+        if place >= len(blocks):
+            return None
+        block = blocks[place]
+        return block.relative_heldout_error if kind == "heldout" else block.relative_calibration_error
+
+    for family in rows.families:
+        count = max((len(cell.blocks or ()) for row in family.rows for cell in row.cells), default=0)
+        if not count:
+            continue
+        series = {row.rung: by_block(row, of, count) for row in family.rows}
+        title = f"{family.name}: {name} by block"
+        lines = [(str(block), *(share(values[block]) for values in series.values())) for block in range(count)]
+        yield Plot(
+            error_by_block(series, title=title, ylabel=f"relative {name}", percent=True),
+            "Mean over the seeds." if _many(rows) else "",
+            Table(title, ("block", *series), lines),
+        )
+
+
+def _against(rows: Rows) -> Iterator[Plot]:
+    """Calibration error against each other error, one point a pruner, rung and seed."""
+    calibration, *others = rows.errors
+    for measure in others:
+        found = [(row, cell, calibration.of(cell), measure.of(cell)) for row in rows.rows for cell in row.cells]
+        there = [(row, cell, x, y) for row, cell, x, y in found if known(x) and known(y)]
+        if not there:
+            continue
+        title = f"Calibration error against {measure.name}"
+        lines = [
+            (row.family, row.rung, str(cell.seed), share(x), share(y), f"{y / x:.2f}" if x else NONE)
+            for row, cell, x, y in there
+        ]
+        columns = ("pruner", "rung", "seed", calibration.name, measure.name, "ratio")
+        points = [(f"{row.family} {row.rung}", x, y) for row, _, x, y in there]
+        yield Plot(
+            calibration_against(points, title=title, ylabel=measure.name, percent=True),
+            "Last block. Up the ladder, points move left; where they no longer move down, the closer fit gains "
+            "nothing. On the dotted line both errors are equal. Points are named where there is room.",
+            Table(title, columns, lines, labels=3),
+        )
+
+
+def _quality(study: Study, rows: Rows) -> Iterator[Plot]:
+    dense = study.dense.perplexity if study.dense is not None else {}
+    for measure in rows.perplexities:
+        found = dense.get(measure.text)
+        level = found.perplexity if found is not None else None
+        yield from _ladder(rows, measure.name, "perplexity", measure.of, two_places, level)
+    scores = study.dense.zero_shot if study.dense is not None else None
+    level = scores.mean if scores is not None else None
+    yield from _ladder(rows, "mean zero-shot accuracy", "accuracy", accuracy, share, level, percent=True)
+
+
+def _cost(rows: Rows) -> Iterator[Plot]:
+    yield from _ladder(rows, "time", "minutes", lambda cell: cell.seconds, duration, unit=60)
+    host = partial(_peak, "host")
+    device = partial(_peak, "device")
+    yield from _ladder(rows, "peak memory of the process", "GB", host, memory, unit=1e9)
+    if any(value > 0 for row in rows.rows for value in row.values(device)):
+        yield from _ladder(rows, "peak memory of the device", "GB", device, memory, unit=1e9)
+
+
+def _peak(where: Literal["host", "device"], cell: Cell) -> Value:
+    peak = cell.peak_memory_bytes
+    if peak is None:
+        return None
+    return peak.host if where == "host" else peak.device
+
+
+def _ladder(
+    rows: Rows,
+    name: str,
+    ylabel: str,
+    of: Callable[[Cell], Value],
+    write: Callable[[Value], str],
+    dense: Value = None,
+    unit: float = 1,
+    percent: bool = False,
+) -> Iterator[Plot]:
+    """A measure on each rung, one line a pruner; nothing if it was never measured."""
+    rungs = rows.rungs
+    series = {}
+    lines = []
+    for family in rows.families:
+        found = [family.row(rung) for rung in rungs]
+        series[family.name] = [[value / unit for value in row.values(of)] if row is not None else [] for row in found]
+        lines.append([family.name, *(row.written(of, write) if row is not None else NONE for row in found)])
+    if not any(values for columns in series.values() for values in columns):
+        return
+    title = f"{name[:1].upper()}{name[1:]} by rung"
+    joined = sum(rung in LADDER for rung in rungs)
+    baseline = ("dense", dense / unit) if known(dense) else None
+    said = ["Dots are seeds, lines join their means."] if _many(rows) else []
+    said += ["The dotted line is the dense model."] if baseline else []
+    yield Plot(
+        by_rung(series, rungs, title=title, ylabel=ylabel, joined=joined, baseline=baseline, percent=percent),
+        " ".join(said),
+        Table(title, ("pruner", *rungs), lines),
+    )
+
+
+def _many(rows: Rows) -> bool:
+    return any(len(row.cells) > 1 for row in rows.rows)

@@ -1,0 +1,268 @@
+"""What a run's numbers amount to, in words: what reconstruction gained, whether it overfits and where.
+
+The rules are few and stated in the report, so that a reader can check them. Knows nothing of pages and pictures.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from reprune.doors.report.records import Run, Window
+from reprune.doors.report.text import counted, known, listed, numbered, share, unbroken
+
+RISE = 0.01
+"""An error rose or fell if it changed by more than this share; less is taken for noise."""
+
+CLOSE, FAR = 1.25, 2.0
+"""Held-out over calibration error of the last block: up to the one they are close, above the other far apart."""
+
+Tone = Literal["good", "mixed", "bad", "plain"]
+
+SLIGHT = unbroken(f"{100 * RISE:g} %")
+
+RULES = (
+    f"A window overfits if, at the end of its epochs, the held-out error is more than {SLIGHT} above its lowest (the "
+    f"start included) while the calibration error is more than {SLIGHT} below what it was there. If the held-out error "
+    "rose and the calibration error did not fall, training did harm, which is no overfitting: most often the learning "
+    "rate is too high for that window.",
+    "Averages over windows are geometric means of the error after over the error before. They count only windows with "
+    "epochs.",
+    "Whether the whole overfits is judged by the weights that were kept: what the guard took back does no harm.",
+    f"Held-out over calibration error of the last block: up to {CLOSE:g} times is called close, above {FAR:g} times "
+    "far apart. Part of that gap is the pruner's, which looks at the calibration samples too.",
+)
+"""How the verdict is made, for the reader."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The words on top of a report."""
+
+    tone: Tone
+    badge: str
+    headline: str
+    sentences: tuple[str, ...]
+    rules: tuple[str, ...] = RULES
+
+
+@dataclass(frozen=True)
+class Rise:
+    """How the held-out error of a window went up over its epochs."""
+
+    window: Window
+    kind: Literal["overfits", "harmed"]
+    lowest_epoch: int  # 0 is the start
+    share: float  # the last held-out error over the lowest, less 1
+    kept: bool  # the window ends with weights of a held-out error that high
+
+
+def calibration_course(window: Window) -> list[float | None]:
+    """The relative calibration error at the start and after each epoch."""
+    start = window.relative_calibration_error.before
+    return [start, *(epoch.relative_calibration_error for epoch in window.epochs)]
+
+
+def heldout_course(window: Window) -> list[float | None]:
+    """The relative held-out error at the start and after each epoch."""
+    return [window.relative_heldout_error.before, *(epoch.relative_heldout_error for epoch in window.epochs)]
+
+
+def rise(window: Window) -> Rise | None:
+    """Whether a window's held-out error rose over its epochs, by the first of `RULES`; None if it did not."""
+    heldout, calibration = heldout_course(window), calibration_course(window)
+    there = [(error, epoch) for epoch, error in enumerate(heldout) if known(error)]
+    if len(there) < 2:
+        return None
+    lowest, epoch = min(there)
+    last = there[-1][0]
+    if last <= lowest * (1 + RISE):
+        return None
+    then, now = calibration[epoch], calibration[there[-1][1]]
+    if window.kept_epoch == there[-1][1]:
+        now = window.relative_calibration_error.after  # that of the epoch is a mean on its way
+    fell = known(then) and known(now) and now < then * (1 - RISE)
+    kept = window.relative_heldout_error.after > lowest * (1 + RISE)
+    above = last / lowest - 1 if lowest else math.inf
+    return Rise(window, "overfits" if fell else "harmed", epoch, above, kept)
+
+
+def rises(windows: Sequence[Window]) -> list[Rise]:
+    """All rises, the highest first."""
+    found = filter(None, map(rise, windows))
+    return sorted(found, key=lambda rise: -rise.share)
+
+
+def mean_change(windows: Sequence[Window], which: Literal["calibration", "heldout"]) -> float | None:
+    """The geometric mean of the error after over the error before, less 1; None without epochs."""
+    changes = [getattr(window, f"relative_{which}_error") for window in windows if window.epochs]
+    ratios = [change.after / change.before for change in changes if change.before > 0 and change.after > 0]
+    return math.exp(math.fsum(map(math.log, ratios)) / len(ratios)) - 1 if ratios else None
+
+
+def run_verdict(run: Run) -> Verdict:
+    """The verdict on one run."""
+    trained = [window for window in run.windows if window.epochs]
+    if not trained:
+        headline = "No reconstruction was run: this is what the pruner alone leaves."
+        return Verdict("plain", "No reconstruction", headline, (_pruned(run), _last_block(run)))
+    gained, fitted = mean_change(trained, "heldout") or 0.0, mean_change(trained, "calibration") or 0.0
+    found = rises(trained)
+    overfitted = [rise for rise in found if rise.kind == "overfits"]
+    kept = [rise for rise in found if rise.kept]
+    last = run.blocks[-1]
+    tone: Tone
+    helps = gained < -RISE
+    if any(rise.kind == "overfits" for rise in kept) or (not helps and fitted < -RISE):
+        tone, badge = "bad", "Overfits"
+    elif not helps:
+        tone, badge = "bad", "Does not help"
+    elif kept:
+        tone, badge = "mixed", "Helps, but harms some windows"
+    elif overfitted:
+        tone, badge = "mixed", "Overfitting taken back"
+    elif last.relative_heldout_error > FAR * last.relative_calibration_error:
+        tone, badge = "mixed", "Helps, with a wide gap"
+    else:
+        tone, badge = "good", "Helps, no overfitting seen"
+    sentences = (_pruned(run), _last_block(run), *_rising(run, found), *guard_sentences(trained), *_chosen(run))
+    return Verdict(tone, badge, _headline(gained, fitted), sentences)
+
+
+def guard_sentences(windows: Sequence[Window]) -> Iterator[str]:
+    """What the guard did in windows that have epochs, and what it saved."""
+    guards = [window.guard for window in windows if window.guard is not None]
+    watched = [guard for guard in guards if guard.on]
+    if not watched:
+        if guards:
+            yield "The guard was off: each window kept the weights of its last epoch, whatever the held-out error said."
+        return
+    restored = [guard for guard in watched if guard.restored]
+    early = [guard for guard in watched if guard.stopped_early]
+    if not restored and not early:
+        yield "The guard had nothing to do: in every window the last epoch had the lowest held-out error."
+        return
+    did = []
+    if restored:
+        did.append(f"put an earlier state back in {len(restored)} of {counted(len(watched), 'window')}")
+    if early:
+        spared = sum(guard.planned_epochs - guard.run_epochs for guard in early)
+        planned = sum(guard.planned_epochs for guard in watched)
+        saved = f"{spared} of {counted(planned, 'planned epoch')}"
+        did.append(f"stopped {counted(len(early), 'window')} early, which saved {saved}")
+    yield f"The guard {listed(did)}."
+    pairs = [(guard.relative_heldout_error.get("last"), guard.relative_heldout_error.get("kept")) for guard in restored]
+    ratios = [kept / last for last, kept in pairs if known(last) and known(kept) and last > 0 and kept > 0]
+    if ratios:
+        avoided = 1 - math.exp(math.fsum(map(math.log, ratios)) / len(ratios))
+        where = "that window's" if len(restored) == 1 else "those windows'"
+        mean = "" if len(restored) == 1 else " on average"
+        yield (
+            f"What it put back has {share(avoided)} less of {where} held-out error{mean} than the state after the last "
+            "epoch."
+        )
+
+
+def _headline(gained: float, fitted: float) -> str:
+    by, fell = share(abs(gained)), share(abs(fitted))
+    if gained < -RISE:
+        return f"Reconstruction lowered the windows' held-out error by {by} on average (calibration error: by {fell})."
+    if abs(gained) <= RISE:
+        more = f", though the calibration error fell by {fell}" if fitted < -RISE else ""
+        return f"Reconstruction left the windows' held-out error as it was, within {SLIGHT} on average{more}."
+    more = (
+        f"while the calibration error fell by {fell}" if fitted < -RISE else "and did not help on the calibration text"
+    )
+    return f"Reconstruction raised the windows' held-out error by {by} on average, {more}."
+
+
+def _pruned(run: Run) -> str:
+    matrices = sum(len(block.matrices) for block in run.blocks)
+    where = counted(len(run.blocks), "block")
+    where = f"{counted(matrices, 'matrix', 'matrices')} of {where}" if matrices else where
+    pruner = run.recipe.get("pruner")
+    name = pruner.get("name") if isinstance(pruner, dict) else pruner
+    return f"{name or 'The pruner'} set {share(run.sparsity)} of the weights in {where} to zero."
+
+
+def _last_block(run: Run) -> str:
+    last = run.blocks[-1]
+    calibration, heldout = last.relative_calibration_error, last.relative_heldout_error
+    said = (
+        f"At the last block, the output differs from the dense model's by {share(calibration)} of its power on the "
+        f"calibration samples and by {share(heldout)} on held-out samples"
+    )
+    if not calibration > 0:
+        return f"{said}."
+    ratio = heldout / calibration
+    times = unbroken(f"{ratio:.2f} times")
+    if ratio < 1 / CLOSE:
+        return f"{said}: {times}, as the held-out text is easier for this model."
+    if ratio <= CLOSE:
+        return f"{said}: {times}, which is close."
+    if ratio <= FAR:
+        return f"{said}: {times}, so part of what was gained holds for the calibration text only."
+    return (
+        f"{said}: {times}, which is far apart. More calibration samples, or more varied ones, would help more than "
+        "more epochs."
+    )
+
+
+def _rising(run: Run, found: Sequence[Rise]) -> Iterator[str]:
+    windows = sum(bool(window.epochs) for window in run.windows)
+    overfitted = [rise for rise in found if rise.kind == "overfits"]
+    harmed = [rise for rise in found if rise.kind == "harmed"]
+    if not overfitted:
+        yield (
+            f"No window overfits: nowhere did the held-out error end more than {SLIGHT} above its lowest while the "
+            "calibration error went on falling."
+        )
+    else:
+        which = numbered("window", sorted(rise.window.index for rise in overfitted))
+        verb = "overfits" if len(overfitted) == 1 else "overfit"
+        worst = overfitted[0]
+        said = f"{len(overfitted)} of {counted(windows, 'trained window')} {verb}: {which}. "
+        where = "There" if len(overfitted) == 1 else f"Worst is window {worst.window.index}, where"
+        said += f"{where} the held-out error rose by {_risen(worst)} after {_since(worst)} "
+        yield f"{said}while the calibration error fell.{_outcome(overfitted)}"
+    if harmed:
+        which = numbered("window", sorted(rise.window.index for rise in harmed))
+        yield (
+            f"In {which}, training raised the held-out error (by up to {_risen(harmed[0])}) and did not lower the "
+            f"calibration error: the learning rate is likely too high there.{_outcome(harmed)}"
+        )
+
+
+def _outcome(found: Sequence[Rise]) -> str:
+    """What became of windows whose held-out error rose."""
+    kept = sorted(rise.window.index for rise in found if rise.kept)
+    if not kept:
+        return f" {'An' if len(found) == 1 else 'In each, an'} earlier state was put back."
+    if len(kept) == len(found):
+        return f" The weights kept are those of the higher error{'' if len(found) == 1 else ', in all of them'}."
+    return f" An earlier state was put back, except in {numbered('window', kept)}."
+
+
+def _risen(rise: Rise) -> str:
+    return share(rise.share) if math.isfinite(rise.share) else "any measure"
+
+
+def _since(rise: Rise) -> str:
+    return f"epoch {rise.lowest_epoch}" if rise.lowest_epoch else "the start"
+
+
+def _chosen(run: Run) -> Iterator[str]:
+    """What `auto` chose, and how often."""
+    if run.recipe.get("reconstruct") != "auto":
+        return
+    sizes = Counter(len(window.reconstructed) for window in run.windows if window.reconstructed is not None)
+    if not sizes:
+        return
+    names = {0: "no change", 1: "one block"}
+    said = [
+        f"{names.get(size, f'{size} blocks together')} in {counted(sizes[size], 'window')}" for size in sorted(sizes)
+    ]
+    yield f"By held-out error, auto chose {listed(said)}."

@@ -1,0 +1,255 @@
+"""What a study's numbers amount to, in words: the best cell, the ladder, and where a closer fit is a worse model.
+
+The rules are few and stated in the report, so that a reader can check them. Knows nothing of pages and pictures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from reprune.doors.report.records import Cell, Study, Value
+from reprune.doors.report.rows import AUTO, LADDER, Measure, Row, Rows, windows_of
+from reprune.doors.report.text import change, counted, known, listed
+from reprune.doors.report.verdict import RISE, SLIGHT, Tone, Verdict, guard_sentences, rises
+
+RULES = (
+    f"An error or a perplexity rose or fell if it changed by more than {SLIGHT}; less is taken for noise. Where there "
+    "are several seeds, their means are compared, and the text says in how many of the seeds it is so.",
+    "The ladder holds for a measure if it falls at every step from LR to the highest rung measured.",
+    "The pitfall: a step up the ladder lowers the calibration error and raises the held-out error, the test error or "
+    "the perplexity.",
+    "The best result is that of the lowest perplexity on the first text; without perplexities, that of the lowest test "
+    "error, else held-out error. Errors are those of the last block, relative to the dense model's output.",
+    f"A window overfits if, at the end of its epochs, the held-out error is more than {SLIGHT} above its lowest (the "
+    f"start included) while the calibration error is more than {SLIGHT} below what it was there.",
+)
+"""How the verdict is made, for the reader."""
+
+
+@dataclass(frozen=True)
+class Pitfall:
+    """A step up the ladder that fits the calibration samples more closely and makes something else worse."""
+
+    family: str
+    lower: Row
+    upper: Row
+    measure: Measure
+
+    @property
+    def seeds(self) -> tuple[int, int]:
+        """In how many seeds the measure is higher after the step, of how many that have both."""
+        below = {cell.seed: self.measure.of(cell) for cell in self.lower.cells}
+        above = {cell.seed: self.measure.of(cell) for cell in self.upper.cells}
+        pairs = [(below[seed], above[seed]) for seed in below.keys() & above.keys()]
+        both = [(before, after) for before, after in pairs if known(before) and known(after)]
+        return sum(after > before for before, after in both), len(both)
+
+
+def pitfalls(rows: Rows) -> list[Pitfall]:
+    """All steps of all ladders at which the calibration error falls and something that matters more rises."""
+    calibration, *others = rows.measures
+    return [
+        Pitfall(family.name, lower, upper, measure)
+        for family in rows.families
+        for lower, upper in pairwise(family.ladder)
+        if direction(lower.mean(calibration.of), upper.mean(calibration.of)) == "falls"
+        for measure in others
+        if direction(lower.mean(measure.of), upper.mean(measure.of)) == "rises"
+    ]
+
+
+def direction(before: float | None, after: float | None) -> str | None:
+    """falls, rises or stays, by more than `RISE`; None if one of them is not known."""
+    if not known(before) or not known(after):
+        return None
+    if after > before * (1 + RISE):
+        return "rises"
+    return "falls" if after < before * (1 - RISE) else "stays"
+
+
+def study_verdict(study: Study, rows: Rows) -> Verdict:
+    """The verdict on a study."""
+    found = pitfalls(rows)
+    sentences = (
+        *_best(study, rows),
+        *_ladders(rows),
+        *_pitfall_sentences(found),
+        *_one_seed(rows),
+        *_auto(rows),
+        *_guard(rows),
+        *_unfinished(study),
+    )
+    tone: Tone
+    if not rows.families:
+        tone, badge, headline = "plain", "Nothing to compare", "No cell that prunes whole blocks is finished."
+    elif not any(len(family.ladder) > 1 for family in rows.families):
+        tone, badge, headline = "plain", "No ladder", "There is one rung only for each pruner: nothing to compare."
+    elif found:
+        tone, badge = "mixed", "Pitfall seen"
+        steps = len({(pitfall.family, pitfall.upper.rung) for pitfall in found})
+        headline = (
+            f"A lower calibration error is not always a better model: at {counted(steps, 'step')} of a ladder it fell "
+            "while the error on other text or the perplexity rose."
+        )
+    else:
+        tone, badge = "good", "No pitfall seen"
+        headline = (
+            "Where the calibration error fell from rung to rung, nothing else that was measured rose by more than "
+            f"{SLIGHT}."
+        )
+    return Verdict(tone, badge, headline, sentences, RULES)
+
+
+def course(steps: Sequence[tuple[str, float | None]]) -> str | None:
+    """How a measure goes along a ladder: "falls at every step", "falls up to BR+GP, then rises up to BR+GP+CR".
+
+    Args:
+        steps: (rung, value), from the lowest rung.
+
+    Returns:
+        Words that follow the measure's name; None where fewer than two values are known.
+    """
+    there = [(rung, value) for rung, value in steps if known(value)]
+    if len(there) < 2:
+        return None
+    ways = [(direction(before, after), rung) for (_, before), (rung, after) in pairwise(there)]
+    parts: list[tuple[str | None, str]] = []
+    for way, rung in ways:
+        if parts and parts[-1][0] == way:
+            parts.pop()
+        parts.append((way, rung))
+    verb = {"stays": f"stays within {SLIGHT}"}
+    if len(parts) == 1:
+        way = parts[0][0]
+        where = "at every step" if len(ways) > 1 else f"from {there[0][0]} to {there[-1][0]}"
+        return f"{verb.get(str(way), way)} {where}"
+    return ", then ".join(f"{verb.get(str(way), way)} up to {rung}" for way, rung in parts)
+
+
+def _best(study: Study, rows: Rows) -> Iterator[str]:
+    if rows.best is None:
+        return
+    measure, best = rows.best
+    count = sum(bool(row.values(measure.of)) for row in rows.rows)
+    said = f"Best of {counted(count, 'result')} is {best.family} with {best.rung}: {measure.name} "
+    said += best.written(measure.of, measure.written)
+    value, dense = best.mean(measure.of), None
+    if study.dense is not None and measure.kind == "perplexity":
+        record = study.dense.perplexity.get(measure.text)
+        dense = record.perplexity if record is not None else None
+    if known(dense) and dense > 0 and known(value):
+        said += f", which is {value / dense:.2f} times the dense model's {measure.written(dense)}"
+    yield f"{said}."
+
+
+def _ladders(rows: Rows) -> Iterator[str]:
+    """How the measures go along the ladders; pruners of which the same is true share a sentence."""
+    alike: dict[str, list[str]] = {}
+    for family in rows.families:
+        told: dict[str, list[str]] = {}
+        for measure in rows.measures:
+            way = course([(row.rung, row.mean(measure.of)) for row in family.ladder])
+            if way is not None:
+                told.setdefault(way, []).append(measure.name)
+        said = [f"{listed(names)} {way if len(names) == 1 else _plural(way)}" for way, names in told.items()]
+        if said:
+            alike.setdefault("; ".join(said), []).append(family.name)
+    for said_of_all, names in alike.items():
+        yield f"Along the ladder of {listed(names)}, {said_of_all}."
+
+
+def _plural(way: str) -> str:
+    for one, many in (("falls", "fall"), ("rises", "rise"), ("stays", "stay")):
+        way = way.replace(one, many)
+    return way
+
+
+def _pitfall_sentences(found: Sequence[Pitfall]) -> Iterator[str]:
+    """One sentence a step."""
+    steps: dict[tuple[str, str], list[Pitfall]] = {}
+    for pitfall in found:
+        steps.setdefault((pitfall.family, pitfall.upper.rung), []).append(pitfall)
+    for (family, upper), here in steps.items():
+        rose = listed([f"{pitfall.measure.name} {_moved(pitfall)}" for pitfall in here])
+        fell = _size(here[0].lower.mean(_calibration), here[0].upper.mean(_calibration))
+        step = f"from {here[0].lower.rung} to {upper}"
+        yield f"The pitfall with {family}: {step} the calibration error falls by {fell}, but {rose}."
+
+
+def _one_seed(rows: Rows) -> Iterator[str]:
+    if any(family.ladder[1:] for family in rows.families) and all(len(row.cells) == 1 for row in rows.rows):
+        yield "All of this is of one seed: differences of a few percent may be chance."
+
+
+def _moved(pitfall: Pitfall) -> str:
+    measure = pitfall.measure
+    before, after = pitfall.lower.mean(measure.of), pitfall.upper.mean(measure.of)
+    rose, seeds = pitfall.seeds
+    where = f", in {rose} of {counted(seeds, 'seed')}" if seeds > 1 else ""
+    values = f"from {measure.written(before)} to {measure.written(after)}"
+    return f"rises by {_size(before, after)} ({values}{where})"
+
+
+def _calibration(cell: Cell) -> Value:
+    return cell.relative_calibration_error
+
+
+def _size(before: Value, after: Value) -> str:
+    return change(before, after).lstrip("+\N{MINUS SIGN}")
+
+
+def _auto(rows: Rows) -> Iterator[str]:
+    """How `auto` compares with the best fixed rung, and its time with that of the highest."""
+    for measure in rows.measures:
+        if measure.kind in ("calibration", "test"):
+            continue
+        compared = []
+        for family in rows.families:
+            auto = family.row(AUTO)
+            mine = auto.mean(measure.of) if auto is not None else None
+            fixed = [(value, row.rung) for row in family.ladder if known(value := row.mean(measure.of))]
+            if known(mine) and fixed:
+                lowest, rung = min(fixed, key=lambda pair: pair[0])
+                side = {"rises": "above", "falls": "below"}.get(str(direction(lowest, mine)))
+                near = f"within {SLIGHT} of"
+                compared.append(f"{family.name} {f'{_size(lowest, mine)} {side}' if side else near} {rung}")
+        if compared:
+            yield f"auto against the best fixed rung, by {measure.name}: {'; '.join(compared)}."
+    times = []
+    for family in rows.families:
+        auto, highest = family.row(AUTO), family.row(LADDER[-1])
+        mine = auto.mean(_seconds) if auto is not None else None
+        longest = highest.mean(_seconds) if highest is not None else None
+        if known(mine) and known(longest) and longest > 0:
+            times.append(f"{mine / longest:.2f} with {family.name}")
+    if times:
+        yield f"Time of auto over that of {LADDER[-1]}: {listed(times)}."
+
+
+def _seconds(cell: Cell) -> Value:
+    return cell.seconds
+
+
+def _guard(rows: Rows) -> Iterator[str]:
+    windows = [window for window in windows_of(list(rows.rows)) if window.epochs]
+    if not windows:
+        return
+    overfitted = sum(rise.kind == "overfits" for rise in rises(windows))
+    if overfitted:
+        yield f"{overfitted} of {counted(len(windows), 'trained window')} of all cells overfitted over their epochs."
+    else:
+        yield f"None of {counted(len(windows), 'trained window')} of all cells overfitted over its epochs."
+    yield from guard_sentences(windows)
+
+
+def _unfinished(study: Study) -> Iterator[str]:
+    failed = sum(cell.status == "failed" for cell in study.cells)
+    pending = sum(cell.status == "pending" for cell in study.cells)
+    if failed or pending:
+        said = [
+            *([f"{failed} failed"] if failed else []),
+            *([f"{pending} {'is' if pending == 1 else 'are'} not finished yet"] if pending else []),
+        ]
+        yield f"Of {counted(len(study.cells), 'cell')}, {listed(said)}; they are not counted here."

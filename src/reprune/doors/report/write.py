@@ -1,0 +1,57 @@
+"""`reprune report`: one HTML file on a run or a study, from the records alone. Loads no model."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from reprune.doors.report.page import MARK, check_extra, render
+from reprune.doors.report.records import Run, read_records
+from reprune.errors import InputError
+from reprune.model.durable import write_text
+
+NAME = "report.html"
+
+
+def report(directory: str | os.PathLike[str], out: str | os.PathLike[str] | None = None) -> Path:
+    """Write the report on a folder that `prune` or `study` wrote.
+
+    Args:
+        directory: holds reprune.json or study.json.
+        out: the file to write; by default report.html in the folder. An earlier report there is replaced.
+
+    Returns:
+        The file written.
+
+    Raises:
+        InputError: the folder holds no record, or one that can't be read; `out` is something else than a report; an
+            extra is not installed. Nothing is written then.
+    """
+    folder = Path(directory)
+    file = folder / NAME if out is None else Path(out)
+    record = read_records(folder)
+    _check(file)
+    check_extra()
+    if isinstance(record, Run):
+        from reprune.doors.report.run import run_page
+
+        page = run_page(record)
+    else:
+        from reprune.doors.report.study import study_page
+
+        page = study_page(record)
+    text = render(page)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_text(file, text)
+    return file
+
+
+def _check(file: Path) -> None:
+    """Refuse to write over anything but a report."""
+    if file.is_dir():
+        raise InputError(f"{file} is a folder; give --out the name of the HTML file to write")
+    if not file.exists():
+        return
+    with file.open("rb") as there:
+        if MARK.encode() not in there.read(4096):
+            raise InputError(f"{file} exists and is no report of reprune; give another --out, or move it away")

@@ -1,0 +1,128 @@
+"""Begins a study, or goes on with one: refuses what cannot be used before anything is written. Runs no cell."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, final
+
+from reprune.doors.api import Plan, plan_by_recipe
+from reprune.doors.prepare import draw, open_decoder
+from reprune.doors.study.grid import Cell, common
+from reprune.doors.study.measures import Bench, Measures, Text
+from reprune.doors.study.record import FORMAT, KIND, StudyFolder, StudyRecord, differences, extend, read_study
+from reprune.doors.study.watcher import StudyWatcher
+from reprune.engine.record import machine, versions
+from reprune.engine.watcher import Watcher
+from reprune.errors import InputError
+from reprune.planning.paths import local_name
+from reprune.planning.recipe import Recipe
+from reprune.planning.sources import RowFile, TextFile, find_source, parse_source
+
+
+@final
+@dataclass(frozen=True)
+class Begun:
+    """A study that is ready to run."""
+
+    model: str
+    recipes: Mapping[Cell, Recipe]  # of the cells that are asked for, in their order
+    bench: Bench
+    texts: Sequence[Text]
+    record: StudyRecord
+
+
+class _Notes(Watcher):
+    """Passes on what a reader should know."""
+
+    def __init__(self, watcher: StudyWatcher) -> None:
+        self._watcher = watcher
+
+    def note(self, text: str) -> None:
+        self._watcher.note(text)
+
+
+def begin(
+    model: str, recipes: Mapping[Cell, Recipe], measures: Measures, folder: StudyFolder, watcher: StudyWatcher
+) -> Begun:
+    """Look at all that the study needs, and make its record, or read and extend the one that is there.
+
+    Raises:
+        InputError: something cannot be used, or differs from what the study was begun with. Nothing is written.
+    """
+    plan = _planned(recipes, watcher)
+    bench = Bench(measures, plan.recipe.device, plan.recipe.precision, plan.recipe.trust_remote_code)
+    texts = bench.texts(plan.folder)
+    tasks = bench.tasks(watcher.note)
+    bench = replace(bench, measures=replace(measures, zero_shot=tuple(tasks)))
+    for text in texts:
+        if _is_calibrated_on(text, plan.recipe):
+            watcher.note(f"{text.name} is calibrated on too: what is measured on it is not of unseen text")
+    decoder = open_decoder(plan.recipe, plan.folder)
+    record: StudyRecord = {
+        "kind": KIND,
+        "format": FORMAT,
+        "model": {"name": local_name(model), "fingerprint": decoder.checkpoint.fingerprint()},
+        "versions": versions(),
+        "machine": machine(plan.recipe.device),
+        "settings": common(plan.recipe),
+        "measures": measures.record(texts, tasks),
+        "data": {},
+        "dense": {"perplexity": {}, "zero_shot": None},
+        "cells": [],
+    }
+    if folder.exists:
+        record = _same(read_study(folder.path), record, folder, watcher)
+    seed = next(iter(record["data"]), str(plan.recipe.seed))
+    drawn = draw(plan.recipe.model_copy(update={"seed": int(seed)}), decoder)
+    check_data(record, seed, {"sha256": drawn.sha256, "sources": [vars(source) for source in drawn.sources]})
+    extend(record, recipes, plan.recipe.sparsity)
+    return Begun(model, recipes, bench, texts, record)
+
+
+def _planned(recipes: Mapping[Cell, Recipe], watcher: StudyWatcher) -> Plan:
+    """The first cell's plan, once the model is known to be prunable in every cell."""
+    plans: dict[str, Plan] = {}
+    for cell, recipe in recipes.items():
+        if cell.only not in plans:
+            plans[cell.only] = plan_by_recipe(recipe, _Notes(watcher))
+            plans[cell.only].survey.check()
+    return next(iter(plans.values()))
+
+
+def _is_calibrated_on(text: Text, recipe: Recipe) -> bool:
+    """Whether a local file is both; of a data set, other splits are used."""
+    drawn = [find_source(parse_source(source).name) for source in (*recipe.calibration, *recipe.heldout)]
+    source = find_source(text.source)
+    return isinstance(source, TextFile | RowFile) and source in drawn
+
+
+def _same(before: StudyRecord, now: StudyRecord, folder: StudyFolder, watcher: StudyWatcher) -> StudyRecord:
+    """The record that was there, if it is of the same study."""
+    changed: list[str] = []
+    parts: tuple[tuple[str, Mapping[str, Any], Mapping[str, Any]], ...] = (
+        ("model ", before["model"], now["model"]),
+        ("version of ", before["versions"], now["versions"]),
+        ("", before["settings"], now["settings"]),
+        ("measure ", before["measures"], now["measures"]),
+    )
+    for what, was, is_ in parts:
+        changed += [f"{what}{said}" for said in differences(was, is_)]
+    if changed:
+        raise InputError(
+            f"--out {folder.path}: this study was begun with other settings: {'; '.join(changed)}. Give the same again "
+            "(axes may have more values), or another folder."
+        )
+    if said := differences(before["machine"], now["machine"]):
+        watcher.note(f"the study was begun on another machine ({'; '.join(said)}): do not compare times")
+    return before
+
+
+def check_data(record: StudyRecord, seed: str, data: dict[str, Any]) -> None:
+    """Put a seed's samples on record; raise `InputError` where others are there already."""
+    known = record["data"].setdefault(seed, data)
+    if known["sha256"] != data["sha256"]:
+        raise InputError(
+            f"the samples of seed {seed} are not those that this study was begun with, though the settings are: a "
+            "calibration text has changed, or another has its name. Put it back, or give another folder."
+        )

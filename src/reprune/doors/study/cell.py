@@ -1,0 +1,184 @@
+"""One cell of a study: a run of `prune`, then its measures; each step is on record before the next begins.
+
+A cell goes on where it was: an interrupted run is resumed from its ledger, and what is measured is not measured again.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, final
+
+from reprune.doors.api import prune_by_recipe, resume
+from reprune.doors.study.measures import Bench, Progress, Text
+from reprune.doors.study.record import CellBlock, CellRecord
+from reprune.doors.study.watcher import StudyWatcher
+from reprune.engine.ledger import Ledger
+from reprune.engine.result import RECIPE, RECORD
+from reprune.engine.shared import Shared
+from reprune.engine.watcher import Watcher
+from reprune.errors import InputError
+from reprune.planning.recipe import Recipe
+
+_INDEX = "model.safetensors.index.json"  # written last: a folder with it holds a whole model
+
+
+@final
+class CellRun:
+    """What is left of one cell.
+
+    Args:
+        cell: its record, which is filled in.
+        folder: of its run.
+        bench: measures the sparse model.
+        shared: what the runs of a study have in common.
+        save: puts the record on disk.
+        watcher: is told what happens.
+    """
+
+    def __init__(
+        self,
+        cell: CellRecord,
+        folder: Path,
+        bench: Bench,
+        shared: Shared,
+        save: Callable[[], None],
+        watcher: StudyWatcher,
+    ) -> None:
+        self._cell = cell
+        self._folder = folder
+        self._bench = bench
+        self._shared = shared
+        self._save = save
+        self._watcher = watcher
+
+    def prune(self, recipe: Recipe) -> dict[str, Any]:
+        """Do what is left of the run, put its numbers on record, and return what its samples are (`data`).
+
+        Raises:
+            RepruneError, OSError: as `prune` and `resume`.
+        """
+        whole = (self._folder / _INDEX).exists() and (self._folder / RECORD).exists()
+        if not (whole or self._is_measured()):
+            with self._watcher.pruning() as watcher:
+                self._run(recipe, watcher)
+            self._cell["blocks"] = []
+        shutil.rmtree(Ledger(self._folder).folder, ignore_errors=True)  # of a run killed as it removed it
+        record = json.loads((self._folder / RECORD).read_text(encoding="utf-8"))
+        if not self._cell["blocks"]:
+            self._take_down(record)
+            self._save()
+        return dict(record["data"])
+
+    def _is_measured(self) -> bool:
+        """Whether all is on record, so that the weights may be gone."""
+        measures = self._bench.measures
+        return (
+            bool(self._cell["blocks"])
+            and len(self._cell["perplexity"]) == len(self._cell["test_error"]) == len(measures.texts)
+            and bool(self._cell["zero_shot"]) >= bool(measures.zero_shot)
+            and (self._folder / RECORD).exists()
+        )
+
+    def _run(self, recipe: Recipe, watcher: Watcher) -> None:
+        """Begin the run, or go on with it."""
+        gc.collect()  # what measures have left would count as this run's memory
+        if Ledger(self._folder).exists:
+            try:
+                resume(self._folder, watcher=watcher, shared=self._shared)
+            except InputError as error:
+                raise InputError(f"{error} (Remove {self._folder} to begin this cell anew.)") from None
+            return
+        if self._folder.exists():
+            shutil.rmtree(self._folder)  # what a killed process left before its run had begun
+        prune_by_recipe(recipe, self._folder, watcher, self._shared)
+
+    def _take_down(self, record: dict[str, Any]) -> None:
+        """Put a finished run on record; measures of a run before it are forgotten."""
+        blocks: list[CellBlock] = [
+            {
+                "index": block["index"],
+                "sparsity": block["sparsity"],
+                "calibration_error": block["calibration_error"],
+                "heldout_error": block["heldout_error"],
+                "relative_calibration_error": block["relative_calibration_error"],
+                "relative_heldout_error": block["relative_heldout_error"],
+                "test_error": {},
+            }
+            for block in record["blocks"]
+        ]
+        last = blocks[-1]
+        self._cell.update(
+            {
+                "calibration_error": last["calibration_error"],
+                "heldout_error": last["heldout_error"],
+                "relative_calibration_error": last["relative_calibration_error"],
+                "relative_heldout_error": last["relative_heldout_error"],
+                "test_error": {},
+                "perplexity": {},
+                "zero_shot": {},
+                "zero_shot_mean": None,
+                "seconds": record["seconds"],
+                "measuring_seconds": 0.0,
+                "peak_memory_bytes": record["peak_memory_bytes"],
+                "blocks": blocks,
+                "windows": record["windows"],
+            }
+        )
+
+    def measure(self, model: str, texts: Sequence[Text]) -> None:
+        """Take the measures that are not on record.
+
+        Args:
+            model: the dense model.
+            texts: that are measured on.
+
+        Raises:
+            RepruneError, OSError: a measure cannot be taken; those before it are on record.
+        """
+        cell, bench, note = self._cell, self._bench, self._watcher.note
+        for text in texts:
+            name = text.name
+            if name not in cell["perplexity"]:
+                with self._step(f"perplexity, {name}") as progress:
+                    cell["perplexity"][name] = bench.perplexity(self._folder, text, progress, note)["perplexity"]
+            if name not in cell["test_error"]:
+                with self._step(f"test error, {name}") as progress:
+                    errors = bench.errors(self._folder, model, text, progress, note)
+                    for block, error in zip(cell["blocks"], errors, strict=True):
+                        block["test_error"][name] = error
+                    cell["test_error"][name] = errors[-1]
+        if bench.measures.zero_shot and not cell["zero_shot"]:
+            with self._step("zero-shot") as progress:
+                found = bench.zero_shot(self._folder, progress, note)
+                cell["zero_shot_mean"] = found["mean"]
+                cell["zero_shot"] = {
+                    task: {
+                        "accuracy": score["accuracy"],
+                        "standard_error": score["standard_error"],
+                        "examples": score["examples"],
+                    }
+                    for task, score in found["tasks"].items()
+                }
+
+    @contextmanager
+    def _step(self, what: str) -> Iterator[Progress]:
+        """One measure: shown, timed and put on record."""
+        began = time.monotonic()
+        with self._watcher.measuring(what) as progress:
+            yield progress
+        self._cell["measuring_seconds"] = round(self._cell["measuring_seconds"] + time.monotonic() - began, 3)
+        self._save()
+
+    def drop_weights(self) -> None:
+        """Remove all of the sparse model but its record and its recipe, which make it again."""
+        for path in self._folder.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path.name not in (RECORD, RECIPE):
+                path.unlink()

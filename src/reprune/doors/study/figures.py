@@ -1,0 +1,76 @@
+"""A study's figures: error by block for each rung, one picture a pruner; calibration against test error.
+
+Seeds are put together as their mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from statistics import mean
+
+from reprune.doors.study.files import FIGURES
+from reprune.doors.study.grid import ONLY
+from reprune.doors.study.record import CellBlock, StudyRecord
+from reprune.doors.study.table import Row, rows
+from reprune.errors import InputError
+from reprune.model.durable import write_text
+
+
+def write_figures(folder: Path, record: StudyRecord, note: Callable[[str], None]) -> None:
+    """Write figures/*.svg, in place of those from before; without matplotlib, say how to get them."""
+    try:
+        drawn = dict(_figures(record))
+    except InputError as error:
+        note(f"no figures are drawn: {error}")
+        return
+    if not drawn:
+        return
+    (folder / FIGURES).mkdir(exist_ok=True)
+    for path in (folder / FIGURES).glob("*.svg"):
+        if path.stem not in drawn:
+            path.unlink()
+    for name, svg in drawn.items():
+        write_text(folder / FIGURES / f"{name}.svg", svg)
+
+
+def _figures(record: StudyRecord) -> Iterator[tuple[str, str]]:
+    """Names and pictures."""
+    from reprune.doors.drawing.figures import calibration_against, error_by_block
+
+    found = [row for row in rows(record) if row.cells]
+    texts = list(record["dense"]["perplexity"])
+    kinds: list[tuple[str, str, Callable[[CellBlock], float]]] = [
+        ("calibration", "calibration error", lambda block: block["relative_calibration_error"]),
+        ("heldout", "held-out error", lambda block: block["relative_heldout_error"]),
+        *((f"test-{_plain(text)}", f"test error, {text}", _test_error(text)) for text in texts),
+    ]
+    for only in dict.fromkeys(row.only for row in found):
+        part, said = ("", "") if only == ONLY[0] else (f"-{only}", f", {only} only")
+        these = [row for row in found if row.only == only]
+        for pruner in dict.fromkeys(row.pruner for row in these):
+            for kind, label, value in kinds:
+                series = {row.rung: _by_block(row, value) for row in these if row.pruner == pruner}
+                title = f"Error by block, {pruner}{said}"
+                yield f"blocks-{kind}-{pruner}{part}", error_by_block(series, title=title, ylabel=label, percent=True)
+        for kind, label, value in kinds[1:]:
+            points = [
+                (f"{row.pruner} {row.rung}", _by_block(row, kinds[0][2])[-1], _by_block(row, value)[-1])
+                for row in these
+            ]
+            title = f"Calibration against {label}{said}"
+            yield f"calibration-{kind}{part}", calibration_against(points, title=title, ylabel=label, percent=True)
+
+
+def _by_block(row: Row, value: Callable[[CellBlock], float]) -> Sequence[float]:
+    """The mean over the seeds, block by block."""
+    return [mean(map(value, blocks)) for blocks in zip(*(cell["blocks"] for cell in row.cells), strict=True)]
+
+
+def _test_error(text: str) -> Callable[[CellBlock], float]:
+    return lambda block: block["test_error"][text]["relative"]
+
+
+def _plain(text: str) -> str:
+    """A text's name as part of a file's."""
+    return "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in text)

@@ -1,0 +1,146 @@
+"""What a study measures of its models, dense and sparse, and by which protocol. Knows no cells.
+
+Perplexity and test errors are taken on the same windows of the same texts, so that the two can be compared.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+from reprune.doors.evaluation.protocols import Cut, cut_text, open_text
+from reprune.doors.study.record import BlockErrors
+from reprune.errors import InputError
+
+Progress = Callable[[int, int], None]
+Notify = Callable[[str], None]
+
+
+@final
+@dataclass(frozen=True)
+class Text:
+    """A text that is measured on."""
+
+    source: str  # as given
+    name: str  # in the records
+    sha256: str
+
+
+@final
+@dataclass(frozen=True)
+class Measures:
+    """What is measured of every model."""
+
+    texts: tuple[str, ...]  # SOURCEs, as given
+    protocol: str | None = None
+    seqlen: int | None = None  # of a window; None: the protocol's
+    windows: int | None = None
+    zero_shot: tuple[str, ...] = ()  # names of tasks
+    zero_shot_data: Path | None = None
+    zero_shot_limit: int | None = None
+
+    def record(self, texts: Sequence[Text], tasks: Mapping[str, str]) -> dict[str, Any]:
+        """As study.json has it: texts and tasks with their SHA-256, a folder of this machine by its last part."""
+        return {
+            "texts": {text.name: text.sha256 for text in texts},
+            "protocol": self.protocol,
+            "seqlen": self.seqlen,
+            "windows": self.windows,
+            "zero_shot": dict(tasks),
+            "zero_shot_data": self.zero_shot_data.resolve().name if self.zero_shot_data else None,
+            "zero_shot_limit": self.zero_shot_limit,
+        }
+
+
+@final
+@dataclass(frozen=True)
+class Bench:
+    """Measures models of one architecture on one device."""
+
+    measures: Measures
+    device: str
+    precision: str
+    trust_remote_code: bool
+
+    def tasks(self, notify: Notify) -> dict[str, str]:
+        """The zero-shot tasks, each with the SHA-256 of what is asked; raises `InputError` where they cannot be run."""
+        if not self.measures.zero_shot:
+            return {}
+        from reprune.doors.zeroshot.accuracy import open_tasks
+
+        measures = self.measures
+        opened = open_tasks(
+            measures.zero_shot, data=measures.zero_shot_data, limit=measures.zero_shot_limit, notify=notify
+        )
+        return {task.name: task.sha256 for task in opened}
+
+    def texts(self, folder: Path) -> list[Text]:
+        """All texts, read and cut into windows to see that it can be done.
+
+        Args:
+            folder: the dense model's.
+
+        Raises:
+            InputError: a text cannot be used, or two have one name.
+        """
+        measures = self.measures
+        if not measures.texts:
+            raise InputError("--text: expected at least one text, such as wikitext2.")
+        texts: dict[str, Text] = {}
+        for given in measures.texts:
+            try:
+                cut = Cut.of(measures.protocol, measures.seqlen, measures.windows)
+                windows = cut_text(folder, open_text(given), cut, self.trust_remote_code)
+            except InputError as error:  # of `evaluate`, whose --seqlen is another here
+                raise InputError(str(error).replace("--seqlen", "--text-seqlen")) from None
+            if windows.text in texts:
+                raise InputError(f"--text {given}: another text is called {windows.text} too; rename one of them.")
+            texts[windows.text] = Text(given, windows.text, windows.text_sha256)
+        return list(texts.values())
+
+    @property
+    def _cut(self) -> dict[str, Any]:
+        measures = self.measures
+        return {"protocol": measures.protocol, "seqlen": measures.seqlen, "max_windows": measures.windows}
+
+    def _common(self, progress: Progress, notify: Notify) -> dict[str, Any]:
+        return {
+            "device": self.device,
+            "precision": self.precision,
+            "trust_remote_code": self.trust_remote_code,
+            "progress": progress,
+            "notify": notify,
+        }
+
+    def perplexity(self, model: str | Path, text: Text, progress: Progress, notify: Notify) -> dict[str, Any]:
+        """The record of `evaluate`: the perplexity and all that decides it."""
+        from reprune.doors.evaluation.evaluate import evaluate
+
+        found = evaluate(model, text.source, **self._cut, **self._common(progress, notify)).record()
+        gc.collect()  # the whole model that this has loaded refers to itself
+        return found
+
+    def errors(self, sparse: Path, dense: str, text: Text, progress: Progress, notify: Notify) -> list[BlockErrors]:
+        """Each block's error against the dense model, on the windows that perplexity is measured on."""
+        from reprune.doors.evaluation.against import errors_against
+
+        found = errors_against(sparse, dense, text.source, **self._cut, **self._common(progress, notify))
+        return [{"normalized": block.normalized, "relative": block.relative} for block in found.blocks]
+
+    def zero_shot(self, model: str | Path, progress: Progress, notify: Notify) -> dict[str, Any]:
+        """The record of `zero_shot`: accuracy by task."""
+        from reprune.doors.zeroshot.accuracy import zero_shot
+
+        measures = self.measures
+        found = zero_shot(
+            model,
+            measures.zero_shot,
+            data=measures.zero_shot_data,
+            limit=measures.zero_shot_limit,
+            **self._common(progress, notify),
+        ).record()
+        gc.collect()
+        return found

@@ -1,0 +1,224 @@
+"""A study's folder and what it has on record: study.json, written durably after every step. Runs nothing.
+
+study.json         all numbers of all cells, and what decides them
+study.md, .csv     the same as tables, made anew from it
+figures/           pictures of them
+cells/NAME/        what `reprune prune` left of each cell: reprune.json and recipe.yaml, which make it again
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self, TypedDict, cast, final
+
+from reprune.doors.prepare import check_out
+from reprune.doors.study.grid import Cell, flat
+from reprune.errors import InputError
+from reprune.model.durable import write_text
+
+FILE = "study.json"
+KIND, FORMAT = "reprune study", 1
+
+
+class BlockErrors(TypedDict):
+    """Errors of one block against the dense model's, on one text: the paper's form, and that over its power."""
+
+    normalized: float
+    relative: float
+
+
+class CellBlock(TypedDict):
+    """One block of a cell's sparse model."""
+
+    index: int
+    sparsity: float
+    calibration_error: float
+    heldout_error: float
+    relative_calibration_error: float
+    relative_heldout_error: float
+    test_error: dict[str, BlockErrors]
+
+
+class TaskRecord(TypedDict):
+    """Accuracy on one zero-shot task."""
+
+    accuracy: float
+    standard_error: float | None  # None of a single example
+    examples: int
+
+
+class CellRecord(TypedDict):
+    """One cell. Numbers are None, and mappings by text or task lack keys, until they are measured."""
+
+    name: str
+    pruner: str
+    sparsity: str
+    rung: str
+    only: str
+    seed: int
+    status: Literal["pending", "done", "failed"]
+    error: str | None
+    folder: str  # within the study's folder
+    calibration_error: float | None  # this and the next four: of the last block
+    heldout_error: float | None
+    relative_calibration_error: float | None
+    relative_heldout_error: float | None
+    test_error: dict[str, BlockErrors]
+    perplexity: dict[str, float]
+    zero_shot: dict[str, TaskRecord]
+    zero_shot_mean: float | None
+    seconds: float | None  # of pruning and reconstruction
+    measuring_seconds: float
+    peak_memory_bytes: dict[str, int] | None
+    blocks: list[CellBlock]
+    windows: list[dict[str, Any]]
+
+
+class DenseRecord(TypedDict):
+    """The dense model's own measures."""
+
+    perplexity: dict[str, dict[str, Any]]  # by text, with all that decides it
+    zero_shot: dict[str, Any] | None
+
+
+class StudyRecord(TypedDict):
+    """The whole of study.json."""
+
+    kind: str
+    format: int
+    model: dict[str, str]
+    versions: dict[str, str]
+    machine: dict[str, Any]
+    settings: dict[str, Any]  # the recipe's keys that are common to all cells
+    measures: dict[str, Any]  # what is measured, and how
+    data: dict[str, dict[str, Any]]  # by seed: the calibration and held-out samples, and their sources
+    dense: DenseRecord
+    cells: list[CellRecord]
+
+
+def new_cell(cell: Cell, sparsity: str) -> CellRecord:
+    """A cell of which nothing is done."""
+    return {
+        "name": cell.name,
+        "pruner": cell.pruner,
+        "sparsity": sparsity,
+        "rung": cell.rung,
+        "only": cell.only,
+        "seed": cell.seed,
+        "status": "pending",
+        "error": None,
+        "folder": f"cells/{cell.name}",
+        "calibration_error": None,
+        "heldout_error": None,
+        "relative_calibration_error": None,
+        "relative_heldout_error": None,
+        "test_error": {},
+        "perplexity": {},
+        "zero_shot": {},
+        "zero_shot_mean": None,
+        "seconds": None,
+        "measuring_seconds": 0.0,
+        "peak_memory_bytes": None,
+        "blocks": [],
+        "windows": [],
+    }
+
+
+def cell_of(record: CellRecord) -> Cell:
+    """Where in the grid a cell stands."""
+    return Cell(record["pruner"], record["rung"], record["only"], record["seed"])
+
+
+def read_study(folder: Path) -> StudyRecord:
+    """The record of a study; raises `InputError` where there is none, or one that cannot be read."""
+    path = folder / FILE
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if record["kind"] != KIND:
+            raise ValueError(f"its kind is {record['kind']!r}")
+        if record["format"] != FORMAT:
+            raise ValueError(f"its format is {record['format']}, this version of reprune reads {FORMAT}")
+        if missing := StudyRecord.__required_keys__ - set(record):
+            raise ValueError(f"{min(missing)} is missing")
+        for cell in record["cells"]:
+            if missing := CellRecord.__required_keys__ - set(cell):
+                raise ValueError(f"{min(missing)} is missing in a cell")
+    except (FileNotFoundError, NotADirectoryError):
+        raise InputError(f"{folder}: holds no study of reprune ({FILE}).") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: cannot be read as a study ({' '.join(str(error).split()):.100}).") from None
+    return cast(StudyRecord, record)
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What differs between two nested mappings, in words: `solver.epochs 2, now 3`."""
+    was, is_ = flat(before), flat(now)
+    return [
+        f"{key} {_said(was.get(key))}, now {_said(is_.get(key))}"
+        for key in dict.fromkeys([*was, *is_])
+        if was.get(key) != is_.get(key)
+    ]
+
+
+def _said(value: Any) -> str:
+    if isinstance(value, list):
+        return " ".join(map(str, value)) or "none"
+    said = "none" if value is None else str(value)
+    return said[:12] if len(said) == 64 else said  # a SHA-256
+
+
+@final
+class StudyFolder:
+    """The folder of one study. Use it as a context: a second process cannot enter the same one."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock: int | None = None
+
+    @property
+    def exists(self) -> bool:
+        return (self.path / FILE).exists()
+
+    def check(self) -> None:
+        """Raise `InputError` unless a study can be begun here, or gone on with."""
+        if not self.exists:
+            check_out(self.path)
+
+    def __enter__(self) -> Self:
+        """Make the folder and lock it; the system gives the lock back when the process ends, however it ends."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._lock = os.open(self.path, os.O_RDONLY)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(self._lock)
+            raise InputError(
+                f"{self.path}: another process is working on this study; wait for it or stop it."
+            ) from None
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+
+    def cell(self, record: CellRecord) -> Path:
+        """Where a cell's run is."""
+        return self.path / record["folder"]
+
+    def save(self, record: StudyRecord) -> None:
+        """Write study.json; before or after, nothing between."""
+        write_text(self.path / FILE, json.dumps(record, indent=1) + "\n")
+
+
+def extend(record: StudyRecord, cells: Iterable[Cell], sparsity: str) -> None:
+    """Add the cells that a record lacks, all in the grid's order."""
+    there = {cell["name"] for cell in record["cells"]}
+    record["cells"] += [new_cell(cell, sparsity) for cell in cells if cell.name not in there]
+    record["cells"].sort(key=lambda cell: cell_of(cell).place)

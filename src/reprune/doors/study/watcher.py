@@ -1,0 +1,36 @@
+"""What someone who watches a study is told. Knows nothing of how it is shown."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+
+from reprune.doors.study.record import CellRecord, StudyRecord
+from reprune.engine.watcher import Watcher
+
+
+class StudyWatcher:
+    """Is told what happens in a study; this one ignores it all, subclasses show it."""
+
+    def started(self, record: StudyRecord, axes: str, cells: int, done: int) -> None:
+        """The study begins (or goes on): so many cells are asked for, along these axes, and so many are done."""
+
+    def dense_done(self, record: StudyRecord, seconds: float) -> None:
+        """The dense model is measured, in so many seconds of this process."""
+
+    def cell_started(self, cell: CellRecord, number: int, of: int) -> None:
+        """A cell begins, or goes on where it was."""
+
+    def pruning(self) -> AbstractContextManager[Watcher]:
+        """A watcher for the cell's run."""
+        return nullcontext(Watcher())
+
+    def measuring(self, what: str) -> AbstractContextManager[Callable[[int, int], None]]:
+        """Something is measured; the function is told how much of it is done, of how much."""
+        return nullcontext(lambda done, of: None)
+
+    def cell_ended(self, cell: CellRecord, seconds_left: float | None) -> None:
+        """A cell is done or has failed, see its `status`; what is left will take so long, if that can be told."""
+
+    def note(self, text: str) -> None:
+        """Something that a reader of the numbers should know."""

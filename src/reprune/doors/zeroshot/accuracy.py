@@ -1,0 +1,213 @@
+"""Zero-shot accuracy of a model, dense or sparse, on the paper's seven tasks, as lm-eval measures it.
+
+Brings together a model, the harness's tasks and the rows they are put on; knows no prompts and no columns.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+import torch
+
+from reprune.doors.evaluation.perplexity import load_model
+from reprune.doors.prepare import DTYPES, settle_device, settle_precision
+from reprune.doors.zeroshot.rows import LAYOUTS, Row
+from reprune.doors.zeroshot.tasks import Task, load_tasks, quiet_harness, require_harness
+from reprune.errors import InputError
+from reprune.model.block import Precision
+from reprune.model.locate import locate_model
+from reprune.planning.tokenizer import load_tokenizer
+
+TASKS = tuple(LAYOUTS)
+PAPER = "paper"  # the name of all of them
+_METRIC = "acc"  # the paper's: the answer of the highest likelihood, however long it is
+_NORMALIZED = "acc_norm"  # of the highest likelihood a character
+
+
+@final
+@dataclass(frozen=True)
+class TaskScore:
+    """A model's accuracy on one task, with all that decides it."""
+
+    task: str
+    metric: str  # of the harness
+    accuracy: float
+    standard_error: float | None  # None where there is but one row
+    examples: int
+    sha256: str  # of all prompts, choices and right answers
+    split: str
+    accuracy_norm: float | None = None  # None where the harness has no such metric for the task
+    standard_error_norm: float | None = None
+
+    def record(self) -> dict[str, Any]:
+        """All of it but the task's name, for JSON; without normalized accuracy where there is none."""
+        entries = {key: value for key, value in vars(self).items() if key != "task"}
+        if self.accuracy_norm is None:
+            del entries["accuracy_norm"], entries["standard_error_norm"]
+        return entries
+
+
+@final
+@dataclass(frozen=True)
+class ZeroShot:
+    """A model's zero-shot accuracies, with all that decides them, so that no two are compared by mistake."""
+
+    model: str
+    precision: str
+    limit: int | None  # rows of each task, from its start; None is all
+    data: str  # the name of the folder that rows came from, or "hub"
+    harness: str
+    tasks: tuple[TaskScore, ...]
+
+    @property
+    def mean(self) -> float:
+        """The mean of the tasks' accuracies."""
+        return sum(task.accuracy for task in self.tasks) / len(self.tasks)
+
+    def record(self) -> dict[str, Any]:
+        """All of it, for JSON."""
+        whole = {"model": self.model, "precision": self.precision, "limit": self.limit, "data": self.data}
+        tasks = {task.task: task.record() for task in self.tasks}
+        return {**whole, "harness": self.harness, "mean": self.mean, "tasks": tasks}
+
+
+def zero_shot(
+    model: str | os.PathLike[str],
+    tasks: Sequence[str],
+    *,
+    data: str | os.PathLike[str] | None = None,
+    limit: int | None = None,
+    device: str = "auto",
+    precision: str = "auto",
+    trust_remote_code: bool = False,
+    progress: Callable[[int, int], None] = lambda done, of: None,
+    notify: Callable[[str], None] = lambda text: None,
+) -> ZeroShot:
+    """The zero-shot accuracy of a model, by lm-eval's own prompts, choices and metrics.
+
+    Args:
+        model: a local folder (a result of `prune` is one), a Hub id, or a .gguf file.
+        tasks: names among `TASKS`, or "paper" for all of them; commas may separate names.
+        data: a folder of local JSON lines, in place of the Hub's data sets; nothing then needs a network.
+        limit: only so many rows of each task, from the start.
+        device, precision: as in a recipe.
+        progress: is told how many requests (a question with one of its choices) are done, of how many.
+        notify: is told which tasks of "paper" are left out, as the folder lacks them, and which prompts are cut.
+
+    Raises:
+        InputError: lm-eval is not installed, or the model, a task or its rows cannot be used.
+        NumericalError: the model's likelihoods are no numbers.
+    """
+    loaded = open_tasks(tasks, data=data, limit=limit, notify=notify)
+    where = settle_device(device)
+    products = settle_precision(precision, where)
+    folder = locate_model(os.fspath(model), notify=notify)
+    tokenizer = load_tokenizer(folder, trust_remote_code)
+    network = load_model(folder, torch.device(where), trust_remote_code)
+    with quiet_harness():
+        from reprune.doors.zeroshot.likelihoods import Likelihoods
+
+        likelihoods = Likelihoods(network, tokenizer, Precision(DTYPES[products]), progress)
+        answers = likelihoods.loglikelihood([one for task in loaded for one in task.requests], disable_tqdm=True)
+    if likelihoods.cut:
+        taken = f"{folder.name} takes {likelihoods.max_length} tokens"
+        notify(f"{likelihoods.cut} of {len(answers)} requests were cut at their start: {taken}")
+    following = iter(answers)
+    return ZeroShot(
+        model=folder.name,
+        precision=products,
+        limit=limit,
+        data="hub" if data is None else Path(data).resolve().name,
+        harness=f"lm-eval {importlib.metadata.version('lm_eval')}",
+        tasks=tuple(_score(task, [next(following) for _ in task.requests]) for task in loaded),
+    )
+
+
+def open_tasks(
+    tasks: Sequence[str],
+    *,
+    data: str | os.PathLike[str] | None = None,
+    limit: int | None = None,
+    notify: Callable[[str], None] = lambda text: None,
+) -> tuple[Task, ...]:
+    """The tasks that `zero_shot` with the same arguments would put a model to, with their rows.
+
+    Raises:
+        InputError: lm-eval is not installed, or a task or its rows cannot be used.
+    """
+    names = _names(tasks)
+    if limit is not None and limit < 1:
+        raise InputError(f"--zero-shot-limit {limit}: expected at least 1.")
+    require_harness()
+    rows: Mapping[str, Sequence[Row]] | None = None
+    if data is not None:
+        rows = _local_rows(Path(data).expanduser(), names, notify)
+        names = {name: named for name, named in names.items() if name in rows}
+    return load_tasks(list(names), rows, limit)
+
+
+def _names(tasks: Sequence[str]) -> dict[str, bool]:
+    """The tasks asked for, each once, in order; True for those that were named themselves, not by a group."""
+    asked = [name.strip() for item in ([tasks] if isinstance(tasks, str) else tasks) for name in item.split(",")]
+    names: dict[str, bool] = {}
+    for name in asked:
+        if name != PAPER and name not in TASKS:
+            raise InputError(f"--zero-shot {name}: no such task; expected {', '.join(TASKS)}, or {PAPER} for all.")
+        for one in TASKS if name == PAPER else (name,):
+            names[one] = names.get(one, False) or name != PAPER
+    if not names:
+        raise InputError(f"--zero-shot: expected at least one task of {', '.join(TASKS)}, or {PAPER} for all.")
+    return names
+
+
+def _local_rows(folder: Path, names: Mapping[str, bool], notify: Callable[[str], None]) -> dict[str, list[Row]]:
+    """The rows of the tasks whose file is in the folder; raises `InputError` where a task named itself has none."""
+    if not folder.is_dir():
+        raise InputError(
+            f"--zero-shot-data {folder}: no such folder; expected one with files such as {_file('boolq')}."
+        )
+    there = [name for name in TASKS if (folder / _file(name)).is_file()]
+    missing = [name for name in names if name not in there]
+    if any(names[name] for name in missing) or len(missing) == len(names):
+        wanted = ", ".join(_file(name) for name in missing)
+        has = f"it has files for {', '.join(there)}" if there else "it has none of the tasks' files"
+        raise InputError(f"--zero-shot-data {folder}: expected {wanted}, but {has}; add what is missing.")
+    if missing:
+        notify(f"{folder.resolve().name} has no {', '.join(_file(name) for name in missing)}: left out")
+    return {name: LAYOUTS[name].read(folder) for name in names if name in there}
+
+
+def _file(task: str) -> str:
+    return LAYOUTS[task].file
+
+
+def _score(task: Task, answers: Sequence[tuple[float, bool]]) -> TaskScore:
+    metrics = task.metrics(answers)
+    accuracy, error = mean_and_error(metrics[_METRIC])
+    normalized = mean_and_error(metrics[_NORMALIZED]) if _NORMALIZED in metrics else (None, None)
+    return TaskScore(
+        task=task.name,
+        metric=_METRIC,
+        accuracy=accuracy,
+        standard_error=error,
+        examples=len(task.questions),
+        sha256=task.sha256,
+        split=task.split,
+        accuracy_norm=normalized[0],
+        standard_error_norm=normalized[1],
+    )
+
+
+def mean_and_error(values: Sequence[float]) -> tuple[float, float | None]:
+    """The mean and its standard error, from the sample's variance: of rights and wrongs sqrt(p (1 - p) / (n - 1))."""
+    count = len(values)
+    mean = sum(values) / count
+    if count == 1:
+        return mean, None
+    return mean, math.sqrt(sum((value - mean) ** 2 for value in values) / (count - 1) / count)

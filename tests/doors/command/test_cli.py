@@ -1,0 +1,340 @@
+"""Each command does what its help says, shows it in plain lines, and writes the files of the contract."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import reprune
+from reprune.model.checkpoint import Checkpoint
+from reprune.model.decoder import Decoder
+from tests import tiny
+from tests.doors.conftest import QUICK, Cli
+
+_RECIPE = {
+    *("--recipe", "--pruner", "--sparsity", "--reconstruct", "--calibration", "--heldout", "--samples", "--seqlen"),
+    *("--epochs", "--lr", "--batch-size", "--seed", "--only", "--device", "--set", "--trust-remote-code"),
+}
+FLAGS = {
+    "prune": {*_RECIPE, "--out", "--quiet", "--verbose"},
+    "plan": _RECIPE,
+    "resume": {"--quiet", "--verbose"},
+    "status": set(),
+    "evaluate": {
+        *("--text", "--protocol", "--seqlen", "--windows", "--against", "--zero-shot", "--zero-shot-data"),
+        *("--zero-shot-limit", "--json", "--device", "--precision", "--trust-remote-code", "--quiet"),
+    },
+    "study": {
+        *_RECIPE - {"--pruner", "--reconstruct", "--seed"},
+        *("--out", "--pruners", "--rungs", "--seeds", "--text", "--protocol", "--text-seqlen", "--windows"),
+        *("--zero-shot", "--zero-shot-data", "--zero-shot-limit", "--keep-models", "--quiet", "--verbose"),
+    },
+    "report": {"--out", "--quiet"},
+    "demo": {"--out"},
+}
+_HEX = re.compile(r"[0-9a-f]{64}")
+
+
+def record_of(folder: Path) -> dict[str, Any]:
+    record: dict[str, Any] = json.loads((folder / "reprune.json").read_text(encoding="utf-8"))
+    return record
+
+
+def weights_of(folder: Path) -> dict[str, torch.Tensor]:
+    return {name: tensor for file in folder.glob("*.safetensors") for name, tensor in load_file(file).items()}
+
+
+@pytest.mark.parametrize("command", FLAGS)
+def test_every_command_has_the_flags_of_the_contract(command: str, cli: Cli) -> None:
+    said = cli(command, "--help")
+    assert (said.code, said.err) == (0, "")
+    assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", said.out)) >= FLAGS[command] | {"--help"}
+    assert {flag for flag in re.findall(r"^ +(?:-\w, )?(--[a-z-]+)", said.out, re.MULTILINE)} == {
+        *FLAGS[command],
+        "--help",
+    }
+
+
+def test_help_names_every_command(cli: Cli) -> None:
+    said = cli("--help")
+    assert said.code == 0
+    assert set(re.findall(r"^  (\w+)  +[A-Z]", said.out, re.MULTILINE)) >= FLAGS.keys()
+    assert cli().code == 2, "no command at all is a usage error"
+
+
+def test_the_main_job(here: Path, cli: Cli) -> None:
+    said = cli(
+        "prune", "llama", "--out", "out", "--calibration", "text.txt", "--heldout", "manual=3", "--samples", "8",
+        "--seqlen", "24", "--pruner", "wanda", "--sparsity", "2:4", "--reconstruct", "BR+GP+CR", "--epochs", "2",
+        "--lr", "1e-3", "--batch-size", "4", "--seed", "3", "--device", "cpu",
+    )  # fmt: skip
+    assert (said.code, said.err) == (0, "")
+    out = here / "out"
+    record = record_of(out)
+    assert f"sparse model   {Path('out')}\n" in said.out
+    assert "sparsity       50.0 % of 3 blocks" in said.out
+
+    assert record["recipe"]["pruner"]["name"] == "wanda"
+    assert record["recipe"]["solver"]["epochs"] == 2
+    assert (record["recipe"]["sparsity"], record["recipe"]["reconstruct"]) == ("2:4", "BR+GP+CR")
+    assert record["model"]["name"] == "llama"
+    assert _HEX.fullmatch(record["model"]["fingerprint"])
+    assert record["versions"]["reprune"] == reprune.__version__
+    assert record["versions"]["torch"] == torch.__version__
+    assert record["seed"] == 3
+    assert _HEX.fullmatch(record["data"]["sha256"])
+    calibration, heldout = record["data"]["sources"]
+    assert (calibration["role"], calibration["name"], calibration["count"]) == ("calibration", "text.txt", 8)
+    assert calibration["sha256"] == hashlib.sha256((here / "text.txt").read_bytes()).hexdigest()
+    assert (heldout["role"], heldout["name"], heldout["count"]) == ("heldout", "manual", 3)
+    assert record["sparsity"] == 0.5
+    assert [block["index"] for block in record["blocks"]] == [0, 1, 2]
+    for block in record["blocks"]:
+        assert block["sparsity"] == 0.5
+        for key in ("calibration_error", "heldout_error", "relative_calibration_error", "relative_heldout_error"):
+            assert block[key] > 0
+    assert [window["index"] for window in record["windows"]] == [0, 1, 2, 3]
+    assert [window["blocks"] for window in record["windows"]] == [[0], [0, 1], [1, 2], [2]]
+    for window in record["windows"]:
+        assert window["calibration_error"]["before"] > 0
+        assert window["heldout_error"]["before"] >= window["heldout_error"]["after"] > 0
+        assert window["seconds"] >= 0
+    assert record["seconds"] > 0
+    assert record["peak_memory_bytes"].keys() == {"host", "device"}
+    assert record["peak_memory_bytes"]["host"] > 10**7
+
+    index = json.loads((out / "model.safetensors.index.json").read_text())
+    assert set(index["weight_map"].values()) == {file.name for file in out.glob("*.safetensors")}
+    assert {"config.json", "tokenizer.json", "tokenizer_config.json", "recipe.yaml"} <= {p.name for p in out.iterdir()}
+    assert not (out / ".reprune").exists()
+    assert "sparsity_config" not in (out / "config.json").read_text()
+    assert yaml.safe_load((out / "recipe.yaml").read_text())["samples"] == 8
+    AutoModelForCausalLM.from_pretrained(out)
+    assert AutoTokenizer.from_pretrained(out)("yield")["input_ids"] == tiny.tokenizer()("yield")["input_ids"]
+    up = weights_of(out)["model.layers.1.mlp.up_proj.weight"]
+    assert ((up.reshape(-1, 4) == 0).sum(dim=1) == 2).all()
+
+
+def test_what_the_guard_did_and_auto_chose_is_said(here: Path, cli: Cli) -> None:
+    said = cli(
+        "prune", "llama", "--out", "chosen", "--calibration", "text.txt", "--samples", "8", "--seqlen", "24",
+        "--reconstruct", "auto", "--only", "attention", "--epochs", "6", "--lr", "0.05", "--batch-size", "4",
+        "--device", "cpu",
+    )  # fmt: skip
+    assert (said.code, said.err) == (0, "")
+    record = record_of(here / "chosen")
+    guards = [window["guard"] for window in record["windows"]]
+    early = [guard for guard in guards if guard["run_epochs"] < guard["planned_epochs"]]
+    assert early, "or this shows nothing"
+    spared = sum(guard["planned_epochs"] - guard["run_epochs"] for guard in early)
+    assert f"guard          stopped {len(early)} of 4 windows early: {spared} epochs not run\n" in said.out
+    restored = sum(window["kept_epoch"] < len(window["epochs"]) for window in record["windows"])
+    assert f"put back a state of lower held-out error in {restored} of them all\n" in said.out
+    sizes = [len(window["reconstructed"]) for window in record["windows"]]
+    none, one, two = (sizes.count(size) for size in range(3))
+    assert f"auto           nothing in {none} windows, one block in {one}, two in {two}\n" in said.out
+    names = {matrix["name"] for block in record["blocks"] for matrix in block["matrices"]}
+    assert names == {f"self_attn.{part}_proj" for part in "qkvo"}
+
+
+def test_without_the_guard_nothing_is_said_of_it(here: Path, cli: Cli) -> None:
+    said = cli(
+        "prune", "llama", "--out", "plain", "--calibration", "text.txt", "--samples", "8", "--seqlen", "24",
+        "--epochs", "1", "--device", "cpu", "--set", "guard=off",
+    )  # fmt: skip
+    assert said.code == 0
+    assert "guard" not in said.out
+
+
+def test_the_record_tells_nothing_of_the_machine_that_it_was_made_on(here: Path, cli: Cli) -> None:
+    (here / "jane-doe").mkdir()
+    (here / "text.txt").rename(here / "jane-doe" / "text.txt")
+    text = here / "jane-doe" / "text.txt"
+    flags = [*QUICK[2:], "--calibration", str(text), "--heldout", f"{text}=2"]
+    assert cli("prune", here / "llama", "--out", here / "out", *flags).code == 0
+    said = (here / "out" / "reprune.json").read_text()
+    assert str(here) not in said
+    assert "jane-doe" not in said
+    assert f'"{platform.node()}"' not in said
+    assert not re.search(r'"[/~\\]', said)
+    assert record_of(here / "out")["recipe"]["calibration"] == ["text.txt"]
+
+
+def test_a_flag_goes_over_the_recipe_and_the_recipe_over_the_default(here: Path, cli: Cli) -> None:
+    recipe = {"sparsity": "2:4", "samples": 5, "seqlen": 20, "solver": {"lr": 0.01, "epochs": 1}, "seed": 7}
+    (here / "mine.yaml").write_text(yaml.safe_dump({**recipe, "calibration": ["text.txt"], "exclude": "down_proj"}))
+    flags = [
+        "--recipe",
+        "mine.yaml",
+        "--samples",
+        "6",
+        "--epochs",
+        "3",
+        "--set",
+        "seqlen=24",
+        "--set",
+        "solver.epochs=2",
+    ]
+    assert cli("prune", "llama", "--out", "out", *flags).code == 0
+    made = yaml.safe_load((here / "out" / "recipe.yaml").read_text())
+    assert (made["samples"], made["seqlen"], made["solver"]["epochs"]) == (6, 24, 2)  # flags and --set
+    assert (made["sparsity"], made["solver"]["lr"], made["seed"], made["exclude"]) == ("2:4", 0.01, 7, ["down_proj"])
+    assert (made["pruner"]["name"], made["reconstruct"], made["solver"]["batch_size"]) == ("sparsegpt", "BR+GP", 8)
+    assert made["device"] in ("cpu", "cuda")  # settled, as what is recorded must be what was done
+
+
+def test_the_recipe_of_a_result_makes_it_again(here: Path, cli: Cli) -> None:
+    assert cli("prune", "llama", "--out", "first", *QUICK, "--seed", "5", "--pruner", "magnitude").code == 0
+    assert cli("prune", "llama", "--out", "second", "--recipe", "first/recipe.yaml").code == 0
+    first, second = weights_of(here / "first"), weights_of(here / "second")
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert (here / "first" / "recipe.yaml").read_text() == (here / "second" / "recipe.yaml").read_text()
+
+
+def test_an_empty_folder_is_written_to(here: Path, cli: Cli) -> None:
+    (here / "deep" / "out").mkdir(parents=True)
+    assert cli("prune", "llama", "--out", "deep/out", *QUICK).code == 0
+    assert cli("prune", "llama", "--out", "new/below/new", *QUICK).code == 0
+    assert record_of(here / "deep" / "out")["blocks"] == record_of(here / "new" / "below" / "new")["blocks"]
+
+
+def test_quiet_prints_nothing(cli: Cli) -> None:
+    said = cli("prune", "llama", "--out", "out", *QUICK, "-q")
+    assert (said.code, said.out, said.err) == (0, "", "")
+
+
+def test_verbose_prints_every_epoch(cli: Cli) -> None:
+    said = cli("prune", "llama", "--out", "out", *QUICK, "-v")
+    epochs = re.findall(r"^ +epoch (\d)/2: calibration [\d.]+ %, held-out [\d.]+ %$", said.out, re.MULTILINE)
+    assert epochs == ["1", "2"] * 3
+    assert said.out.count("reconstruction\n") == 3
+    assert not re.search(r"epoch \d", cli("prune", "llama", "--out", "other", *QUICK).out)
+
+
+@pytest.mark.parametrize("rung", ["LR", "BR+GP+CR"])
+def test_off_a_terminal_lines_are_plain(rung: str, cli: Cli) -> None:
+    commands = [
+        ["prune", "llama", "--out", "out", *QUICK, "--reconstruct", rung, "-v"],
+        ["plan", "llama", *QUICK],
+        ["status", "out"],
+        ["evaluate", "out", "--text", "text.txt", "--windows", "3"],
+    ]
+    for command in commands:
+        said = cli(*command)
+        assert (said.code, said.err) == (0, "")
+        assert re.fullmatch(r"[^\x00-\x09\x0b-\x1f\x7f]*", said.out), "neither colours nor a line drawn over"
+        assert said.out.endswith("\n")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        pytest.param(
+            ["prune", "llama", "--out", "another", *QUICK, "-v"],
+        ),
+        ["plan", "llama", *QUICK],
+        ["status", "out"],
+        ["evaluate", "out", "--text", "text.txt", "--windows", "3"],
+    ],
+    ids=lambda command: command[0],
+)
+def test_lines_are_short(command: list[str], cli: Cli) -> None:
+    assert cli("prune", "llama", "--out", "out", *QUICK, "-q").code == 0
+    said = cli(*command)
+    assert said.code == 0
+    assert [line for line in said.out.splitlines() if len(line) > 80] == []
+
+
+def test_a_line_a_window(cli: Cli) -> None:
+    said = cli("prune", "llama", "--out", "out", *QUICK, "--reconstruct", "BR+GP+CR")
+    change = r"[\d.]+ %(?: > [\d.]+ %)?"
+    rows = re.findall(rf"^ +(\d/4)  (\S+) +{change} +{change} +[\d.]+ s +([\d.]+) s\b.*$", said.out, re.MULTILINE)
+    assert [row[:2] for row in rows] == [("1/4", "0"), ("2/4", "0-1"), ("3/4", "1-2"), ("4/4", "2")]
+    assert rows[-1][2] == "0.0", "no time is left"
+    heads = re.findall("^ window +blocks +calibration error +held-out error +time +left\\b.*$", said.out, re.MULTILINE)
+    assert len(heads) == 1
+    head = next(line for line in said.out.splitlines() if line.startswith(" window"))
+    row = next(line for line in said.out.splitlines() if " 1/4 " in line)
+    for column in ("blocks", "calibration error", "held-out error"):
+        at = head.index(column)
+        assert row[at - 1] == " " != row[at]
+    assert len(head) == len(row)
+
+
+def test_status_of_a_finished_run(cli: Cli) -> None:
+    assert cli("prune", "llama", "--out", "out", *QUICK, "--sparsity", "4:8").code == 0
+    said = cli("status", "out")
+    assert (said.code, said.err) == (0, "")
+    assert said.out.startswith("out: llama, sparsegpt 4:8, BR+GP\n3 of 3 windows finished\n")
+    assert said.out.endswith("finished\n")
+
+
+def test_plan_loads_no_weights_and_writes_nothing(here: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Checkpoint, "tensor", lambda self, name: pytest.fail(f"{name} was read"))
+    monkeypatch.setattr(Decoder, "load", lambda *_: pytest.fail("a block was loaded"))
+    before = sorted(here.rglob("*"))
+    said = cli("plan", "llama", "--calibration", "text.txt", "--sparsity", "2:4", "--reconstruct", "BR+GP+CR")
+    assert (said.code, said.err) == (0, "")
+    assert sorted(here.rglob("*")) == before
+    for line in (
+        "llama: 48,352 weights",
+        "sparsegpt at 2:4: 27,648 weights (57.2 %)",
+        "BR+GP+CR: global teacher; adam, 10 epochs",
+        "4 windows of size 2, stride 1",
+        "256 of 128 tokens from text.txt",
+        "0-2     mlp.gate_proj, mlp.up_proj  ",
+        "0-2     mlp.down_proj  ",
+    ):
+        assert line in said.out
+    assert re.search(r"self_attn.q_proj, self_attn.k_proj, +32 x 32, 16 x 32, 16 x 32 *\n +self_attn.v_proj", said.out)
+    assert "refused" not in said.out
+
+
+@pytest.mark.parametrize("name", tiny.CONFIGS)
+def test_plan_counts_what_prune_prunes(name: str, here: Path, cli: Cli) -> None:
+    tiny.save(name, here / name)
+    planned = cli("plan", name, *QUICK)
+    assert planned.code == 0
+    assert cli("prune", name, "--out", "out", *QUICK, "--reconstruct", "LR").code == 0
+    matrices = [matrix for block in record_of(here / "out")["blocks"] for matrix in block["matrices"]]
+    weights = sum(matrix["rows"] * matrix["columns"] for matrix in matrices)
+    assert f" {weights:,} weights (" in planned.out
+    assert all(matrix["name"] in planned.out for matrix in matrices)
+
+
+def test_plan_refuses_what_prune_refuses(here: Path, cli: Cli) -> None:
+    flags = [*QUICK, "--sparsity", "3:5"]
+    planned, pruned = cli("plan", "llama", *flags), cli("prune", "llama", "--out", "out", *flags)
+    assert planned.code == pruned.code == 2
+    refusals = [line.removeprefix("refused    ") for line in planned.out.splitlines() if line.startswith("refused")]
+    assert len(refusals) == 7
+    assert pruned.err == "error: " + "\n".join(refusals) + "\n"
+    assert not (here / "out").exists()
+    left = cli("plan", "llama", *QUICK, "--sparsity", "3:4", "--set", "exclude=[down_proj, 'self_attn.*']")
+    assert left.code == 0
+    assert "mlp.down_proj (stays dense)" in left.out
+    assert "self_attn.q_proj (stays dense)" in left.out
+
+
+def test_plan_refuses_a_source_that_is_not_there(cli: Cli) -> None:
+    assert cli("plan", "llama", "--calibration", "missing.txt").code == 2
+
+
+def test_the_api_has_the_names_of_the_commands(here: Path, cli: Cli) -> None:
+    planned = reprune.plan("llama", calibration="text.txt", samples=4)
+    assert [list(window.blocks) for window in planned.schedule] == [[0], [1], [2]]
+    assert cli("prune", "llama", "--out", "out", *QUICK, "-q").code == 0
+    assert reprune.status("out").windows_done == 3
+    for name in ("prune", "plan", "resume", "status", "evaluate"):
+        assert callable(getattr(reprune, name))

@@ -1,0 +1,145 @@
+"""What ends a run before its end leaves one plain message, an exit code, and a run that `resume` finishes."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import reprune
+from reprune.engine import run as engine
+from reprune.errors import NumericalError
+from tests.doors.conftest import QUICK, Cli
+
+COMMAND = [sys.executable, "-m", "reprune"]
+SOURCES = {"PYTHONPATH": str(Path(reprune.__file__).parents[1])}
+CR = [*QUICK, "--reconstruct", "BR+GP+CR"]
+Break = Callable[[BaseException, int], None]
+
+
+@pytest.fixture
+def break_(monkeypatch: pytest.MonkeyPatch) -> Break:
+    """Lets the pruning of the block of that number raise an error, once."""
+    whole = engine.prune_block_
+
+    def set_(error: BaseException, block: int) -> None:
+        def broken(pruned: Any, *arguments: Any) -> Any:
+            if pruned.index == block:
+                monkeypatch.setattr(engine, "prune_block_", whole)
+                raise error
+            return whole(pruned, *arguments)
+
+        monkeypatch.setattr(engine, "prune_block_", broken)
+
+    return set_
+
+
+def shards(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.glob("*.safetensors")}
+
+
+def errors(folder: Path) -> list[Any]:
+    return [block["heldout_error"] for block in json.loads((folder / "reprune.json").read_text())["blocks"]]
+
+
+@pytest.mark.parametrize("block", [0, 1, 2])
+def test_an_interrupted_run_is_resumed(block: int, here: Path, cli: Cli, break_: Break) -> None:
+    assert cli("prune", "llama", "--out", "whole", *CR, "-q").code == 0
+    break_(KeyboardInterrupt(), block)
+    cut = cli("prune", "llama", "--out", "cut", *CR)
+    assert cut.code == 1
+    assert "interrupted" in cut.err
+    assert "reprune resume" in cut.err
+    assert "Traceback" not in cut.err
+    assert "sparse model" not in cut.out
+
+    status = cli("status", "cut")
+    assert status.code == 0
+    assert f"{block} of 4 windows finished" in status.out
+    assert status.out.endswith("unfinished; go on with: reprune resume cut\n")
+    assert ("last: blocks" in status.out) == (block > 0)
+
+    again = cli("prune", "llama", "--out", "cut", *CR)
+    assert again.code == 2
+    assert "reprune resume cut" in again.err
+    assert cli("evaluate", "cut", "--text", "text.txt").code == 2, "an unfinished folder is no model"
+
+    rest = cli("resume", "cut")
+    assert (rest.code, rest.err) == (0, "")
+    assert (f"going on: {block} of 4 windows are finished" in rest.out) == (block > 0)
+    assert re.findall(r"^ +(\d)/4  ", rest.out, re.MULTILINE) == [str(number) for number in range(block + 1, 5)]
+    assert "sparse model   cut\n" in rest.out
+    assert shards(here / "cut") == shards(here / "whole")
+    assert errors(here / "cut") == errors(here / "whole")
+    assert "4 of 4 windows finished" in cli("status", "cut").out
+    assert cli("resume", "cut").code == 2, "there is nothing left to do"
+
+
+def test_resume_can_be_quiet_or_verbose(cli: Cli, break_: Break) -> None:
+    for flag in ("-q", "-v"):
+        break_(KeyboardInterrupt(), 1)
+        assert cli("prune", "llama", "--out", f"cut{flag}", *QUICK).code == 1
+    said = cli("resume", "cut-q", "-q")
+    assert (said.code, said.out, said.err) == (0, "", "")
+    assert "epoch 2/2" in cli("resume", "cut-v", "-v").out
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (NumericalError("block 1, mlp.up_proj: the Gram matrix is not finite"), "block 1, mlp.up_proj: the Gram"),
+        (OSError(28, "No space left on device", "cut/model-00002"), "No space left on device: cut/model-00002"),
+    ],
+)
+def test_what_goes_wrong_on_the_way_is_one_message(error: Exception, message: str, cli: Cli, break_: Break) -> None:
+    break_(error, 1)
+    said = cli("prune", "llama", "--out", "cut", *QUICK)
+    assert said.code == 1
+    assert said.err.startswith(f"error: {message}")
+    assert said.err.count("\n") == 1
+    assert "1 of 3 windows finished" in cli("status", "cut").out
+    assert cli("resume", "cut").code == 0
+
+
+def test_an_error_of_the_program_itself_is_not_hidden(break_: Break, here: Path) -> None:
+    from reprune.doors.command.cli import main
+
+    break_(ZeroDivisionError("a fault"), 0)
+    with pytest.raises(ZeroDivisionError, match="a fault"):
+        main(["prune", "llama", "--out", "cut", *QUICK])
+
+
+def test_a_process_that_is_interrupted_from_outside(here: Path, cli: Cli) -> None:
+    """In a process of its own, with the signal of Ctrl-C, in the middle of the second window."""
+    command = [*COMMAND, "prune", "llama", "--out", "cut", *QUICK, "--epochs", "400", "-v"]
+    pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, cwd=here, env={**os.environ, **SOURCES}, **pipes) as process:
+        assert process.stdout is not None
+        seen: list[str] = []
+        for line in process.stdout:
+            seen.append(line)
+            if "    1/3  " in "".join(seen) and "epoch 2/400" in line:
+                process.send_signal(signal.SIGINT)
+                break
+        rest, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "reprune resume" in err
+    assert err.count("\n") == 1, "one message, no traceback"
+    assert "sparse model" not in rest
+    assert "1 of 3 windows finished" in cli("status", "cut").out
+
+
+def test_a_process_of_its_own_ends_with_the_exit_code_of_the_contract(here: Path) -> None:
+    command = [*COMMAND, "prune", "./nowhere", "--out", "out"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=here, env={**os.environ, **SOURCES})
+    assert done.returncode == 2
+    assert done.stderr == "error: ./nowhere: no such folder; expected a model folder, a Hub id or a .gguf file.\n"
+    assert not (here / "out").exists()

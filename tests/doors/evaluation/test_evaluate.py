@@ -1,0 +1,250 @@
+"""A protocol's name means one thing; the command shows every number with all that decides it, or bare, or as JSON."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+import reprune
+from reprune.doors.evaluation.protocols import PROTOCOLS
+from reprune.doors.zeroshot import accuracy as zeroshot
+from reprune.doors.zeroshot.accuracy import TaskScore, ZeroShot
+from reprune.errors import InputError
+from reprune.model.checkpoint import Checkpoint
+from tests import tiny
+from tests.doors.conftest import Cli
+
+EXACT: dict[str, Any] = {"device": "cpu", "precision": "float32"}
+
+
+def long_model(folder: Path, positions: int) -> Path:
+    """A model of one block that takes sequences of that length."""
+    config = LlamaConfig(
+        vocab_size=tiny.VOCABULARY, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+        max_position_embeddings=positions, bos_token_id=1, eos_token_id=2, pad_token_id=0,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    tiny.tokenizer().save_pretrained(folder)
+    return folder
+
+
+def tokens_of(text: str) -> int:
+    return len(tiny.tokenizer(False)(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+
+@pytest.mark.parametrize(
+    ("protocol", "positions", "seqlen", "windows", "name"),
+    [
+        ("wanda", 600, 600, None, "wanda"),
+        ("wanda", 5000, 4096, None, "wanda"),
+        ("paper", 2048, 2048, None, "paper"),
+        ("paper", 4096, 2048, None, "paper"),
+        ("short", 512, 512, 12, "short"),
+        (None, 4096, 2048, None, "paper"),
+        (None, 2048, 2048, None, "paper"),
+        (None, 600, 600, None, "custom"),
+    ],
+)
+def test_a_protocol_is_followed_to_the_letter(
+    protocol: str | None, positions: int, seqlen: int, windows: int | None, name: str, here: Path
+) -> None:
+    model = long_model(here / "model", positions)
+    (here / "text.txt").write_text(tiny.text(24_000))
+    result = reprune.evaluate(model, "text.txt", protocol=protocol, **EXACT)
+    every = tokens_of(tiny.text(24_000)) // (seqlen - 1)
+    assert every > 12 or windows is None
+    assert (result.protocol, result.seqlen, result.windows) == (name, seqlen, windows or every)
+    alike = reprune.evaluate(model, "text.txt", seqlen=seqlen, max_windows=windows, **EXACT)
+    assert (alike.perplexity, alike.protocol) == (result.perplexity, "custom")
+
+
+def test_the_first_windows_of_the_paper_are_not_the_paper(here: Path) -> None:
+    model = long_model(here / "model", 2048)
+    assert reprune.evaluate(model, "text.txt", max_windows=1, **EXACT).protocol == "custom"
+
+
+@pytest.mark.parametrize(
+    ("protocol", "positions", "message"),
+    [
+        (
+            "paper",
+            1024,
+            "windows of 2048 tokens, but model takes at most 1024; use --protocol wanda or short, or --seq",
+        ),
+        ("short", 511, "windows of 512 tokens, but model takes at most 511; use --protocol wanda, or --seqlen 511"),
+        (
+            "short",
+            512,
+            r"12 windows of 512 tokens, but text\.txt gives only [0-9]; give a longer text, or --seqlen 512",
+        ),
+        ("long", 512, "expected wanda, paper, short; or give --seqlen and --windows"),
+    ],
+)
+def test_a_protocol_that_cannot_be_followed_is_refused(protocol: str, positions: int, message: str, here: Path) -> None:
+    with pytest.raises(InputError, match=f"^--protocol {protocol}: .*{message}"):
+        reprune.evaluate(long_model(here / "model", positions), "text.txt", protocol=protocol, **EXACT)
+
+
+@pytest.mark.parametrize(("options", "flag"), [({"seqlen": 64}, "--seqlen 64"), ({"max_windows": 3}, "--windows 3")])
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_a_protocol_decides_alone(options: dict[str, int], flag: str, protocol: str, llama: Path, here: Path) -> None:
+    with pytest.raises(InputError, match=f"leave {flag} out"):
+        reprune.evaluate(llama, "text.txt", protocol=protocol, **options)
+
+
+def test_a_result_says_all_that_decides_it(here: Path) -> None:
+    model = tiny.save("llama", here / "model", torch.bfloat16)
+    result = reprune.evaluate(model, "text.txt", seqlen=16, max_windows=3, **EXACT)
+    assert json.loads(json.dumps(result.record())) == {
+        "perplexity": result.perplexity,
+        "model": "model",
+        "fingerprint": Checkpoint(model).fingerprint(),
+        "text": "text.txt",
+        "text_sha256": hashlib.sha256((here / "text.txt").read_bytes()).hexdigest(),
+        "protocol": "custom",
+        "seqlen": 16,
+        "windows": 3,
+        "tokens": 45,
+        "bos": True,
+        "precision": "float32",
+        "weights_dtype": "bfloat16",
+    }
+
+
+def test_tokens_without_a_row_in_the_embedding_are_refused(here: Path) -> None:
+    model = tiny.save("llama", here / "model")
+    config = tiny.CONFIGS["llama"]()
+    config.vocab_size = 100
+    AutoModelForCausalLM.from_config(config).save_pretrained(model)
+    with pytest.raises(
+        InputError, match=r"model: its tokenizer yields the id \d+, but its embedding has only 100 rows"
+    ):
+        reprune.evaluate(model, "text.txt", seqlen=16, max_windows=3)
+
+
+FLAGS = ["--text", "text.txt", "--seqlen", "32", "--windows", "5", "--device", "cpu", "--precision", "float32"]
+
+
+def test_the_command_shows_what_decides_a_number(cli: Cli, here: Path) -> None:
+    said = cli("evaluate", "llama", *FLAGS)
+    result = reprune.evaluate("llama", "text.txt", seqlen=32, max_windows=5, **EXACT)
+    assert (said.code, said.err) == (0, "")
+    assert said.out.splitlines() == [
+        f"perplexity {result.perplexity:.4f}",
+        f"model      llama, fingerprint {result.fingerprint[:12]}",
+        "weights    saved in float32, products in float32",
+        f"text       text.txt, sha256 {result.text_sha256[:12]}",
+        "protocol   custom: 5 windows of 32 tokens (BOS + 31), not overlapping",
+        "predicted  155 tokens",
+    ]
+    assert cli("evaluate", "llama", *FLAGS, "-q").out == f"{result.perplexity:.4f}\n"
+    said = cli("evaluate", "llama", *FLAGS, "--json")
+    assert (said.err, json.loads(said.out)) == ("", {"perplexity": result.record()})
+
+
+def test_a_window_without_bos_is_shown_so(cli: Cli, here: Path) -> None:
+    tiny.save("llama", here / "plain", bos=False)
+    assert "5 windows of 32 tokens (32), not overlapping" in cli("evaluate", "plain", *FLAGS).out
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ([], "nothing to measure: expected --text SOURCE for perplexity, or --zero-shot TASKS."),
+        (["--against", "llama"], "--against llama: says how, but not on what; give --text SOURCE too."),
+        (["--protocol", "short"], "--protocol short: says how, but not on what; give --text SOURCE too."),
+        (["--zero-shot", "rte", "--windows", "3"], "--windows 3: says how, but not on what; give --text SOURCE too."),
+        (
+            ["--text", "text.txt", "--zero-shot-limit", "3"],
+            "--zero-shot-limit 3: says how, but not on what; give --zero-shot TASKS too.",
+        ),
+        (
+            ["--text", "text.txt", "--zero-shot-data", "rows"],
+            "--zero-shot-data rows: says how, but not on what; give --zero-shot TASKS too.",
+        ),
+        (
+            ["--text", "text.txt=3"],
+            "--text text.txt=3: takes no COUNT; use --windows to read only the start of a text.",
+        ),
+        (
+            ["--text", "text.txt", "--protocol", "short", "--windows", "3"],
+            "--protocol short: decides the windows by itself; leave --windows 3 out, or --protocol.",
+        ),
+    ],
+)
+def test_what_makes_no_sense_is_one_message(flags: list[str], message: str, cli: Cli) -> None:
+    said = cli("evaluate", "llama", *flags)
+    assert (said.code, said.out, said.err) == (2, "", f"error: {message}\n")
+
+
+def test_the_help_fits_80_columns(cli: Cli) -> None:
+    said = cli("evaluate", "--help")
+    assert [line for line in said.out.splitlines() if len(line) > 80] == []
+    assert all(name in said.out for name in PROTOCOLS)
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What is asked of zero-shot evaluation, which is stood in for."""
+    calls: list[Any] = []
+
+    def zero_shot(model: str, tasks: list[str], **options: Any) -> ZeroShot:
+        calls.append((model, tasks, {key: options[key] for key in ("data", "limit", "device", "precision")}))
+        options["notify"]("a note")
+        options["progress"](1, 1)
+        scores = (
+            TaskScore("boolq", "acc", 0.6201, 0.0085, 3270, "a" * 64, "validation"),
+            TaskScore("arc_challenge", "acc", 0.25, None, 1, "b" * 64, "test"),
+        )
+        return ZeroShot("llama", "float32", options["limit"], "zeroshot", "lm-eval 0.4.13", scores)
+
+    monkeypatch.setattr(zeroshot, "zero_shot", zero_shot)
+    return calls
+
+
+def test_zero_shot_alone(cli: Cli, asked: list[Any]) -> None:
+    said = cli("evaluate", "llama", "--zero-shot", "boolq,arc_challenge", "--device", "cpu")
+    assert (said.code, said.err) == (0, "")
+    assert asked == [
+        ("llama", ["boolq,arc_challenge"], {"data": None, "limit": None, "device": "cpu", "precision": "auto"})
+    ]
+    assert said.out.splitlines()[1:3] == [
+        "zero-shot  llama, products in float32",
+        "data       zeroshot, all rows; lm-eval 0.4.13",
+    ]
+    rows = [re.split(r"  +", line.strip()) for line in said.out.splitlines()[4:]]
+    assert rows == [
+        ["boolq", "3,270", "62.01 ± 0.85 %", "acc"],
+        ["arc_challenge", "1", "25.00 %", "acc"],
+        ["mean", "43.51 %"],
+    ]
+    assert [line for line in said.out.splitlines() if len(line) > 80] == []
+
+
+def test_zero_shot_takes_several_values_and_a_folder(cli: Cli, asked: list[Any], here: Path) -> None:
+    flags = ["--zero-shot-data", "rows", "--zero-shot-limit", "7", "--precision", "float32"]
+    said = cli("evaluate", *flags, *FLAGS[:-2], "--json", "--zero-shot", "boolq", "rte", "llama")
+    assert said.code == 0
+    (call,) = asked
+    assert call[:2] == ("llama", ["boolq", "rte"])
+    assert call[2] == {"data": Path("rows"), "limit": 7, "device": "cpu", "precision": "float32"}
+    record = json.loads(said.out)
+    assert list(record) == ["perplexity", "zero_shot"]
+    assert record["zero_shot"]["mean"] == pytest.approx(0.43505)
+    assert said.err == "a note\n", "what is no JSON goes elsewhere"
+
+
+def test_bare_numbers_come_one_a_line(cli: Cli, asked: list[Any]) -> None:
+    said = cli("evaluate", "llama", *FLAGS, "--against", "llama", "--zero-shot", "boolq", "-q")
+    perplexity, error, mean = said.out.splitlines()
+    assert float(perplexity) > 1
+    assert (error, mean) == ("0.000000", "0.4350")
+    assert said.err == ""

@@ -1,0 +1,414 @@
+"""A report is one HTML file from the records alone; what it cannot read it refuses, and it writes over nothing else."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import importlib.util
+import json
+import re
+from collections.abc import Callable
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from reprune.doors.figures import figures
+
+from reprune.doors.report.records import Study
+from reprune.doors.report.rows import bring_together
+from reprune.doors.report.tables import steps
+from reprune.doors.report.write import report
+from reprune.errors import InputError
+from tests.doors.conftest import Cli
+from tests.doors.report.records import cell, fitted, run_record, study_record, window
+
+VOID = {"meta", "link", "br", "img", "input", "hr"}
+
+
+class Page(HTMLParser):
+    """A page as its elements, text and tables; refuses tags that do not match."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self.open: list[str] = []
+        self.feed(html)
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if not {"style", "script", "svg"} & set(self.open):
+            self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).replace("\N{NO-BREAK SPACE}", " ").split())
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+def written(folder: Path, record: Any) -> Path:
+    """A folder with such a record."""
+    folder.mkdir(parents=True, exist_ok=True)
+    name = "study.json" if isinstance(record, dict) and "cells" in record else "reprune.json"
+    (folder / name).write_text(json.dumps(record), encoding="utf-8")
+    return folder
+
+
+def page(folder: Path, record: Any) -> Page:
+    return Page(report(written(folder, record)).read_text(encoding="utf-8"))
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures take most of a report's time: tests of its words and files do without."""
+    monkeypatch.setattr(figures, "draw", lambda *_, **__: '<svg role="img" aria-label="picture"></svg>')
+
+
+words_only = pytest.mark.usefixtures("undrawn")
+
+
+@pytest.fixture(scope="module")
+def run_html(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return report(written(tmp_path_factory.mktemp("run"), run_record())).read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def study_html(tmp_path_factory: pytest.TempPathFactory) -> str:
+    record = study_record(zero_shot=True)
+    record["cells"] += [
+        {"name": "w-bad", "pruner": "wanda", "rung": "LR", "seed": 1, "status": "failed", "error": "Gram <is> broken"},
+        {"name": "w-next", "pruner": "wanda", "rung": "BR", "seed": 1, "status": "pending"},
+    ]
+    record["cells"] += [cell("wanda", rung, only="mlp", name=f"mlp-{rung}") for rung in ("LR", "BR")]
+    return report(written(tmp_path_factory.mktemp("study"), record)).read_text(encoding="utf-8")
+
+
+@words_only
+def test_the_command_writes_one_file_and_says_where(here: Path, cli: Cli) -> None:
+    written(here / "out", run_record())
+    said = cli("report", "out")
+    assert (said.code, said.out, said.err) == (0, f"report  {Path('out') / 'report.html'}\n", "")
+    assert {path.name for path in (here / "out").iterdir()} == {"reprune.json", "report.html"}
+    said = cli("report", "out", "--out", "new/deep/page.html", "-q")
+    assert (said.code, said.out, said.err) == (0, "", "")
+    assert (here / "new" / "deep" / "page.html").read_bytes() == (here / "out" / "report.html").read_bytes()
+
+
+def test_a_run_is_told_whole(run_html: str) -> None:
+    text = Page(run_html).text
+    assert "Overfitting taken back" in text
+    for heading in ("Error by block", "Calibration against held-out error", "Error by epoch", "Sparsity by matrix"):
+        assert heading in text
+    for word in ("tiny-llama", "wanda at 0.5, reconstruction BR+GP", "ab" * 32, "cd" * 32, "torch 2.13.0", "valid.txt"):
+        assert word in text
+    assert "reprune prune tiny-llama --recipe recipe.yaml --out again" in text
+    assert "All 28 matrices have 50.0 % of their weights at zero." in text
+    assert "Window 1 (block 1) by epoch" in run_html
+    assert "Epoch 1 of 3 was kept." in text
+    assert "1 1 0.61 % 0.49 % -20.0 % 0.68 % 0.62 % -9.6 % 1 of 3 1 7.0 s" in text.replace("\N{MINUS SIGN}", "-")
+    assert "The windows whose held-out error rose most" in text
+    assert text.count("Numbers") == len(Page(run_html).all("figure")) == 7
+
+
+def test_a_study_is_told_whole(study_html: str) -> None:
+    text = Page(study_html).text
+    assert "Pitfall seen" in text
+    for heading in ("Results", "Step by step up the ladder", "Quality by rung", "Attention or feed-forward alone"):
+        assert heading in text
+    assert "w-bad failed Gram <is> broken" in text
+    assert "w-next pending" in text
+    assert "boolq arc_easy" in text
+    assert "wanda BR+GP 3.61 % 6.08 % 8.46 % 58.76 47.8 % 3:07 1.05 GB" in text
+    assert "BR+GP → BR+GP+CR ↓ -38.0 % ↓ -25.0 % ↑ +8.0 % ↑ +4.3 % pitfall" in text.replace("\N{MINUS SIGN}", "-")
+    assert "dense 26.91 55.0 %" in text
+    shown = re.findall(r'aria-label="([^"]+ by block)"', study_html)
+    assert len([title for title in shown if title.startswith(("magnitude", "wanda", "sparsegpt"))]) == 12  # and tables
+    assert len(study_html) < 500_000
+    command = (
+        "reprune study gemma-3-270m --recipe settings.yaml --pruners magnitude wanda sparsegpt --rungs LR BR BR+GP"
+    )
+    assert command.replace(" --", " \\ --") in text
+
+
+def test_the_best_of_each_pruner_stands_out(study_html: str) -> None:
+    bold = [value.replace("\N{NO-BREAK SPACE}", " ") for value in re.findall(r"<b>([^<]*)</b>", study_html)]
+    assert {"2.24 %", "4.56 %", "7.54 %", "55.30", "48.2 %"} <= set(bold)  # wanda's lowest errors, highest accuracy
+    assert not {"9.40 %", "83.54", "44.5 %", "26.91", "55.0 %", "1.05 GB"} & set(bold)
+
+
+def test_of_each_pruner_one_window_is_shown(study_html: str) -> None:
+    shown = re.findall(
+        r'<svg[^>]*aria-label="(\w+) (?:BR\+GP\+CR|auto), window \d+ \(block \d+\) by epoch"', study_html
+    )
+    assert sorted(shown) == ["magnitude", "sparsegpt", "wanda"]
+
+
+def test_only_a_closer_fit_makes_a_rise_a_pitfall() -> None:
+    lower, upper = cell("wanda", "BR+GP"), cell("wanda", "BR+GP+CR")
+    worse = {**upper, "relative_calibration_error": 2 * lower["relative_calibration_error"]}
+    tables = [steps(bring_together(Study.model_validate(study_record([lower, one])))) for one in (upper, worse)]
+    assert [table.rows[0][-1] for table in tables] == ["pitfall", ""]
+    assert [{table.columns[column] for _, column in table.best} for table in tables] == [
+        {"test error on test.txt", "perplexity on test.txt"},
+        set(),
+    ]
+
+
+def test_a_study_command_in_the_report_is_one_that_reprune_takes(study_html: str, cli: Cli) -> None:
+    command = re.search(r"<code>reprune (study .*?) \\\n", study_html, re.DOTALL)
+    assert command is not None
+    flags = set(re.findall(r"^ +(--[a-z-]+)", study_html[command.start() :].split("</code>")[0], re.MULTILINE))
+    helped = cli("study", "--help").out
+    assert flags
+    assert all(flag in helped for flag in flags)
+
+
+@pytest.mark.parametrize("which", ["run_html", "study_html"])
+def test_a_report_needs_nothing_but_itself(which: str, request: pytest.FixtureRequest) -> None:
+    html: str = request.getfixturevalue(which)
+    found = Page(html)
+    assert not [tag for tag, _ in found.tags if tag in ("img", "iframe", "object", "embed", "base", "form")]
+    for tag, attributes in found.tags:
+        for name, value in attributes.items():
+            if name in ("href", "src", "xlink:href") and value is not None:
+                assert value.startswith("#") or value == "data:,", (tag, name, value)
+    assert not re.findall(r"url\((?!#)", html)
+    assert "@import" not in html
+    (policy,) = [meta["content"] for meta in found.all("meta") if meta.get("http-equiv") == "Content-Security-Policy"]
+    (script,) = re.findall(r"<script>(.*?)</script>", html, re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert policy == f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
+
+
+@pytest.mark.parametrize("which", ["run_html", "study_html"])
+def test_a_report_is_well_made(which: str, request: pytest.FixtureRequest) -> None:
+    html: str = request.getfixturevalue(which)
+    found = Page(html)
+    ids = [attributes["id"] for _, attributes in found.tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    used = [str(value) for _, attributes in found.tags for name, value in attributes.items() if name.endswith("href")]
+    used += [f"#{attributes['aria-labelledby']}" for _, attributes in found.tags if "aria-labelledby" in attributes]
+    assert {one[1:] for one in used if one.startswith("#")} <= set(map(str, ids))
+    assert len(found.all("h1")) == 1
+    levels = [int(tag[1]) for tag, _ in found.tags if re.fullmatch("h[1-6]", tag)]
+    assert all(after <= before + 1 for before, after in pairwise(levels))
+    figures, images = found.all("figure"), [one for one in found.all("svg") if one["role"] == "img"]
+    assert len(figures) == len(images) >= 7
+    assert all(image["aria-label"] for image in images)
+    for figure in re.findall(r"<figure>.*?</figure>", html, re.DOTALL):
+        assert re.search(r"<details.*<table>.*<td", figure, re.DOTALL), "numbers stand behind each picture"
+    assert found.all("html") == [{"lang": "en"}]
+    assert html.startswith("<!doctype html>")
+
+
+def test_the_same_record_gives_the_same_bytes(run_html: str, tmp_path: Path) -> None:
+    assert report(written(tmp_path, run_record())).read_text(encoding="utf-8") == run_html
+
+
+EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'&{{ 7*7 }}"
+
+
+def test_nothing_in_a_record_is_taken_for_markup(tmp_path: Path, run_html: str) -> None:
+    record = run_record(2)
+    record["model"]["name"] = record["recipe"]["sparsity"] = record["recipe"]["pruner"]["name"] = EVIL
+    record["data"]["sources"][0]["name"] = record["versions"]["torch"] = record["machine"]["system"] = EVIL
+    record["blocks"][0]["matrices"] = [{**record["blocks"][0]["matrices"][0], "name": EVIL}]
+    evil = page(tmp_path / "c", record)
+    assert evil.text.count("alert(1)") >= 7
+    assert evil.all("script") == [{}]
+    assert not evil.all("img")
+    assert "{{ 7*7 }}" in evil.text
+    assert evil.all("section") == Page(run_html).all("section")
+    cells = [
+        cell("wanda", "BR", perplexity={EVIL: 3.0}, test_error={EVIL: {"relative": 0.1}})
+        | {"pruner": EVIL, "rung": EVIL},
+        cell("wanda", "LR", status="failed", error=EVIL, name=EVIL),
+    ]
+    evil = page(tmp_path / "d", study_record(cells, settings={EVIL: EVIL}, model={"name": EVIL}))
+    assert evil.all("script") == [{}]
+    assert not evil.all("img")
+    sections = ["verdict", "results", "blocks", "against", "quality", "epochs", "cost", "unfinished", "made", "terms"]
+    assert [section["id"] for section in evil.all("section")] == sections
+
+
+@words_only
+def test_characters_that_no_page_can_hold_are_replaced(tmp_path: Path) -> None:
+    record = run_record(1)
+    record["model"]["name"] = "a\x00b\ud800c\x1b[31md"
+    assert "a�b�c�[31md" in page(tmp_path, record).text
+
+
+def test_what_was_not_measured_is_left_out_of_a_study(tmp_path: Path) -> None:
+    bare = {"name": "bare", "pruner": "wanda", "rung": "BR", "status": "done"}
+    found = page(
+        tmp_path / "a", study_record([bare], dense=None, versions={}, machine={}, settings={}, measures={}, data={})
+    )
+    assert not found.all("figure")
+    assert "None" not in found.text
+    assert "nan" not in found.text
+    null = dict.fromkeys(
+        ["calibration_error", "heldout_error", "seconds", "zero_shot", "zero_shot_mean", "blocks", "windows"]
+    )
+    found = page(tmp_path / "b", study_record([cell("wanda", rung, **null) for rung in ("LR", "BR")]))
+    assert "mean zero-shot" not in found.text
+    assert "perplexity on test.txt" in found.text
+    odd = cell("wanda", "BR", perplexity={"test.txt": float("inf")}, relative_heldout_error=float("nan"), blocks=[])
+    assert "not finite" not in page(tmp_path / "c", study_record([cell("wanda", "LR"), odd])).text
+    other = {**cell("wanda", "LR"), "rung": "k=3"}
+    assert "k=3" in page(tmp_path / "d", study_record([cell("wanda", "BR"), other])).text
+
+
+@words_only
+def test_a_run_of_an_older_version_or_without_epochs_is_told(tmp_path: Path) -> None:
+    record = run_record(3, windows=[window(i, [0.1, 0.05], [0.1, 0.09], guard=None) for i in range(3)])
+    record.pop("machine")
+    record["data"] = {}
+    assert "Error by epoch" in page(tmp_path / "a", record).text
+    found = page(tmp_path / "b", run_record(2, windows=[fitted(i, epochs=0) for i in range(2)]))
+    assert "Error by epoch" not in found.text
+    assert "No reconstruction" in found.text
+    device = run_record(1, peak_memory_bytes={"host": 10**9, "device": 3 * 10**9})
+    assert "3.00 GB on the device" in page(tmp_path / "c", device).text
+
+
+@words_only
+def test_many_experts_share_rows(tmp_path: Path) -> None:
+    record = run_record(2)
+    for block in record["blocks"]:
+        block["matrices"] = [
+            {"name": f"mlp.experts.{i}.up_proj", "rows": 4, "columns": 4, "sparsity": 0.4 if i else 0.8}
+            for i in range(40)
+        ]
+    found = page(tmp_path, record)
+    assert "mlp.experts.*.up_proj" in found.text
+    assert "From 40.0 % to 80.0 % of a matrix's weights are zero." in found.text
+    assert "41.0 %" in found.text
+
+
+def _without(*path: str) -> Callable[[], dict[str, Any]]:
+    def make() -> dict[str, Any]:
+        record = run_record(2)
+        inner: Any = record
+        for key in path[:-1]:
+            inner = inner[int(key) if key.isdigit() else key]
+        inner.pop(path[-1])
+        return record
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (_without("blocks"), r"out/reprune.json is not a record .* blocks: field required"),
+        (_without("recipe"), "recipe: field required"),
+        (_without("windows", "1", "kept_epoch"), r"windows.1.kept_epoch: field required"),
+        (_without("blocks", "0", "relative_heldout_error"), "blocks.0.relative_heldout_error: field required"),
+        (lambda: run_record(2, blocks=[]), "blocks: tuple should have at least 1 item"),
+        (lambda: run_record(2, windows="none"), "windows: input should be a valid tuple"),
+        (list, "the whole: input should be a valid dictionary"),
+        (lambda: "{", "damaged: expected JSON"),
+        (lambda: "[" * 100_000, "damaged: expected JSON"),
+        (lambda: b"\xff\xfe", "damaged: expected JSON"),
+        (lambda: study_record(format=2), "study.json is not a record .* format: input should be 1"),
+        (lambda: study_record(kind="else"), "kind: input should be 'reprune study'"),
+        (lambda: study_record(cells=[]), "cells: tuple should have at least 1 item"),
+        (lambda: study_record(cells=[{"name": "x"}]), r"cells.0.pruner: field required"),
+    ],
+)
+def test_a_record_that_cannot_be_read_is_refused(
+    content: Callable[[], Any], message: str, here: Path, cli: Cli
+) -> None:
+    made = content()
+    if isinstance(made, str | bytes):
+        (here / "out").mkdir()
+        (here / "out" / "reprune.json").write_bytes(made if isinstance(made, bytes) else made.encode())
+    else:
+        written(here / "out", made)
+    said = cli("report", "out")
+    assert (said.code, said.out) == (2, "")
+    assert re.search(message, said.err), said.err
+    assert said.err.count("\n") == 1
+    assert not (here / "out" / "report.html").exists()
+
+
+def test_a_folder_without_a_record_is_refused(here: Path, cli: Cli) -> None:
+    (here / "out" / ".reprune").mkdir(parents=True)
+    assert "out holds neither reprune.json nor study.json; give the folder" in cli("report", "out").err
+    (here / "out" / ".reprune" / "run.json").write_text("{}")
+    said = cli("report", "out")
+    assert (said.code, said.err) == (2, "error: the run in out is not finished; finish it first: reprune resume out\n")
+    assert "text.txt is not a folder" in cli("report", "text.txt").err
+    assert cli("report", "nowhere").code == 2
+    assert cli("report").code == 2
+
+
+@words_only
+def test_only_a_report_is_written_over(here: Path, cli: Cli) -> None:
+    written(here / "out", run_record(1))
+    assert cli("report", "out", "-q").code == 0
+    first = (here / "out" / "report.html").read_bytes()
+    written(here / "out", run_record(2))
+    assert cli("report", "out", "-q").code == 0
+    second = (here / "out" / "report.html").read_bytes()
+    assert first != second
+    for name, content in (("mine.html", "<html>mine</html>"), ("empty.html", ""), ("report.html", "mine")):
+        (here / name).write_text(content)
+        said = cli("report", "out", "--out", name)
+        assert said.code == 2
+        assert f"{name} exists and is no report of reprune" in said.err
+        assert (here / name).read_text() == content
+    said = cli("report", "out", "--out", "out/reprune.json")
+    assert said.code == 2
+    assert json.loads((here / "out" / "reprune.json").read_text())
+    assert "out is a folder" in cli("report", "out", "--out", "out").err
+    assert sorted(path.name for path in (here / "out").iterdir()) == ["report.html", "reprune.json"]
+
+
+@pytest.mark.parametrize("missing", ["matplotlib", "jinja2"])
+def test_without_the_extra_the_message_says_how_to_get_it(
+    missing: str, here: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written(here / "out", run_record(1))
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == missing else find(name))
+    said = cli("report", "out")
+    assert said.code == 2
+    assert re.search(rf"(?i)a report needs {missing}; install it with: pip install 'reprune\[report\]'", said.err)
+    assert not (here / "out" / "report.html").exists()
+
+
+@words_only
+def test_a_report_that_cannot_be_finished_leaves_nothing(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written(here / "out", run_record(1))
+    monkeypatch.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(OSError("full")))
+    with pytest.raises(OSError, match="full"):
+        report(here / "out")
+    assert [path.name for path in (here / "out").iterdir()] == ["reprune.json"]
+
+
+@words_only
+def test_a_study_is_read_where_both_records_are(tmp_path: Path) -> None:
+    written(tmp_path, run_record(1))
+    written(tmp_path, study_record([cell("wanda", "LR")]))
+    assert "Pruning study" in Page(report(tmp_path).read_text(encoding="utf-8")).text
+
+
+def test_the_error_is_an_input_error(tmp_path: Path) -> None:
+    with pytest.raises(InputError):
+        report(tmp_path)

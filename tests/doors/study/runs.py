@@ -1,0 +1,57 @@
+"""What the tests of studies have in common: flags of a small study, and its record."""
+
+from __future__ import annotations
+
+import gc
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from reprune.doors.study import run as doors
+from reprune.doors.study.record import CellRecord, StudyRecord, read_study
+from tests import tiny
+from tests.doors.conftest import QUICK
+
+GRID = ["--pruners", "magnitude", "wanda", "--rungs", "LR", "BR+GP"]
+ONE = ["--pruners", "magnitude", "--rungs", "LR"]
+TEXTS = ["--text", "test.txt", "manual", "--text-seqlen", "32", "--windows", "4"]
+STUDY = [*QUICK, *TEXTS]
+"""Flags with which a tiny model is studied in some seconds."""
+
+SETTINGS: dict[str, Any] = {
+    "calibration": "text.txt",
+    "samples": 6,
+    "seqlen": 24,
+    "epochs": 2,
+    "lr": 1e-3,
+    "batch_size": 4,
+    "device": "cpu",
+    "settings": ["precision=float32"],
+    "texts": ["test.txt", "manual"],
+    "text_seqlen": 32,
+    "windows": 4,
+}
+"""The same, as arguments of `study`."""
+
+
+def quicken(patch: pytest.MonkeyPatch) -> None:
+    """Draw no figures and collect no garbage: both take longer than a tiny model."""
+    patch.setattr(gc, "collect", lambda: 0)
+    patch.setattr(doors, "write_figures", lambda *_: None)
+
+
+def write_test_text(folder: Path) -> None:
+    """A text that is not calibrated on."""
+    (folder / "test.txt").write_text(tiny.text(9_000)[6_000:], encoding="utf-8")
+
+
+def cell(study: Path, name: str) -> CellRecord:
+    """One cell of a study's record."""
+    return next(cell for cell in read_study(study)["cells"] if cell["name"] == name)
+
+
+def numbers(record: StudyRecord) -> list[Any]:
+    """All that a cell's run and its measures say, but times and memory."""
+    varying = ("seconds", "measuring_seconds", "peak_memory_bytes", "windows")
+    return [{key: value for key, value in cell.items() if key not in varying} for cell in record["cells"]]

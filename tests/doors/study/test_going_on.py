@@ -1,0 +1,457 @@
+"""A study that anything has ended goes on where it was, to the same numbers; with other settings it is refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import reprune
+from reprune.doors.study import cell as study_cell
+from reprune.doors.study.measures import Bench
+from reprune.doors.study.record import StudyFolder, read_study
+from reprune.doors.study.run import study
+from reprune.doors.study.watcher import StudyWatcher
+from reprune.engine import run as engine
+from reprune.errors import InputError, NumericalError
+from reprune.model.durable import write_text
+from tests import tiny
+from tests.doors.conftest import QUICK, Cli
+from tests.doors.study.runs import GRID, ONE, SETTINGS, STUDY, TEXTS, cell, numbers, quicken, write_test_text
+
+Grid = Mapping[str, Any]
+SMALL: Grid = {"pruners": ["magnitude", "wanda"], "rungs": ["BR+GP"]}
+TWO = [*GRID[:3], "--rungs", "LR", *STUDY]
+NAMES = ["magnitude-BR+GP-seed0", "wanda-BR+GP-seed0"]
+
+
+@pytest.fixture
+def here(here: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working folder, with a text that is not calibrated on. Figures take their time and are not drawn."""
+    write_test_text(here)
+    quicken(monkeypatch)
+    return here
+
+
+@pytest.fixture(scope="module")
+def whole(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small study, never interrupted; tests must not change it."""
+    folder = tmp_path_factory.mktemp("whole")
+    (folder / "text.txt").write_text(tiny.text(6_000), encoding="utf-8")
+    write_test_text(folder)
+    texts = {"calibration": str(folder / "text.txt"), "texts": [str(folder / "test.txt"), "manual"]}
+    with pytest.MonkeyPatch.context() as without:
+        quicken(without)
+        study(llama, folder / "s", **SMALL, **{**SETTINGS, **texts})
+    return folder / "s"
+
+
+def copy_of(whole: Path, here: Path) -> Path:
+    """A study to change, as it would be if it had been made here."""
+    shutil.copytree(whole, here / "s")
+    return here / "s"
+
+
+def stop_at(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, when: Callable[..., bool], times: int) -> None:
+    """Let a function raise KeyboardInterrupt when `when` has said so of its arguments so many times."""
+    real = getattr(owner, name)
+    said = []
+
+    def stopping(*arguments: Any, **more: Any) -> Any:
+        if when(*arguments):
+            said.append(True)
+            if len(said) == times:
+                monkeypatch.setattr(owner, name, real)
+                raise KeyboardInterrupt
+        return real(*arguments, **more)
+
+    monkeypatch.setattr(owner, name, stopping)
+
+
+class Heard(StudyWatcher):
+    """Writes down what happens."""
+
+    def __init__(self) -> None:
+        self.what: list[str] = []
+        self.left: list[float | None] = []
+
+    def started(self, record: Any, axes: str, cells: int, done: int) -> None:
+        self.what.append(f"{done} of {cells}")
+
+    def cell_started(self, cell: Any, number: int, of: int) -> None:
+        self.what.append(cell["name"])
+
+    def measuring(self, what: str) -> Any:
+        self.what.append(what)
+        return super().measuring(what)
+
+    def pruning(self) -> Any:
+        self.what.append("pruning")
+        return super().pruning()
+
+    def cell_ended(self, cell: Any, seconds_left: float | None) -> None:
+        self.left.append(seconds_left)
+
+
+@pytest.mark.parametrize("block", [0, 2])
+def test_a_cell_that_was_interrupted_is_resumed(
+    block: int, here: Path, whole: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pruned: list[int] = []
+    real = engine.prune_block_
+    stop_after = 3 + block  # the first cell's three blocks, then some of the second's
+
+    def prune_block_(fresh: Any, *rest: Any, **more: Any) -> Any:
+        if len(pruned) == stop_after:
+            pruned.append(-1)
+            raise KeyboardInterrupt
+        pruned.append(fresh.index)
+        return real(fresh, *rest, **more)
+
+    monkeypatch.setattr(engine, "prune_block_", prune_block_)
+    flags = [*GRID[:3], "--rungs", "BR+GP", *STUDY]
+    cut = cli("study", "llama", "--out", "s", *flags)
+    assert (cut.code, cut.err) == (1, "interrupted; what is done is kept, the same command goes on from there\n")
+    assert [each["status"] for each in read_study(here / "s")["cells"]] == ["done", "pending"]
+    assert [line.split(",")[0] for line in (here / "s" / "study.csv").read_text().splitlines()[1:]] == NAMES
+
+    rest = cli("study", "llama", "--out", "s", *flags)
+    assert (rest.code, rest.err) == (0, "")
+    assert "2 cells; 1 done before\n" in rest.out
+    assert re.findall(r"^(\d/2) (\w+)", rest.out, re.MULTILINE) == [("2/2", "wanda")]
+    assert [index for index in pruned if index >= 0] == [0, 1, 2, 0, 1, 2], "no block twice"
+    assert numbers(read_study(here / "s")) == numbers(read_study(whole))
+    assert read_study(here / "s")["dense"] == read_study(whole)["dense"]
+
+
+@pytest.mark.parametrize("measure", ["perplexity", "errors"])
+def test_what_is_measured_is_not_measured_again(
+    measure: str, here: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Interrupted at the second text of the second cell, or of the dense model, only what is missing is done."""
+    stop_at(monkeypatch, Bench, measure, lambda self, model, *_: Path(model).name in ("llama", NAMES[1]), times=2)
+    with pytest.raises(KeyboardInterrupt):
+        study("llama", "s", **SMALL, **SETTINGS)
+    heard = Heard()
+    study("llama", "s", **SMALL, **SETTINGS, watcher=heard)
+    steps = [f"{kind}, {text}" for text in ("test.txt", "manual") for kind in ("perplexity", "test error")]
+    if measure == "perplexity":
+        assert heard.what == [
+            *("0 of 2", "dense, manual"),
+            *(NAMES[0], "pruning", *steps, NAMES[1], "pruning", *steps),
+        ]
+        assert heard.left[0] is not None and heard.left[0] > 0
+        assert heard.left[-1] == 0
+    else:
+        assert heard.what == ["1 of 2", NAMES[1], "test error, manual"]
+    assert numbers(read_study(here / "s")) == numbers(read_study(whole))
+
+
+def test_an_end_between_the_removal_of_the_weights_and_its_record_costs_nothing(
+    here: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = copy_of(whole, here)
+    record = read_study(folder)
+    record["cells"][1]["status"] = "pending"
+    StudyFolder(folder).save(record)
+    heard = Heard()
+    study("llama", "s", **SMALL, **SETTINGS, watcher=heard)
+    assert heard.what == ["1 of 2", NAMES[1]]
+    assert numbers(read_study(folder)) == numbers(read_study(whole))
+
+
+@pytest.mark.parametrize("left", ["no weights", "no ledger yet"])
+def test_a_run_that_cannot_be_gone_on_with_begins_anew(left: str, here: Path, whole: Path) -> None:
+    folder = copy_of(whole, here)
+    record = read_study(folder)
+    record["cells"][1]["status"] = "pending"
+    del record["cells"][1]["perplexity"]["manual"]
+    record["cells"][1]["seconds"] = record["cells"][1]["calibration_error"] = 99.0  # of the run that is no more
+    StudyFolder(folder).save(record)
+    if left == "no ledger yet":
+        shutil.rmtree(folder / "cells" / NAMES[1])
+        (folder / "cells" / NAMES[1] / ".reprune").mkdir(parents=True)
+        (folder / "cells" / NAMES[1] / ".reprune" / "samples.safetensors").write_bytes(b"cut short")
+    study("llama", "s", **SMALL, **SETTINGS)
+    assert numbers(read_study(folder)) == numbers(read_study(whole))
+    assert {path.name for path in (folder / "cells" / NAMES[1]).iterdir()} == {"reprune.json", "recipe.yaml"}
+
+
+def test_a_killed_process_is_gone_on_with(here: Path, whole: Path, cli: Cli) -> None:
+    """In a process of its own, with the signal that nothing can catch, in the middle of the second cell."""
+    flags = [*GRID[:3], "--rungs", "BR+GP", *STUDY]
+    command = [sys.executable, "-m", "reprune", "study", "llama", "--out", "s", *flags, "-v"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(reprune.__file__).parents[1])}
+    with subprocess.Popen(command, cwd=here, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith("2/2"):
+                break
+        for line in process.stdout:
+            if line.startswith("    1/3"):
+                process.kill()
+                break
+    assert process.returncode == -signal.SIGKILL
+    assert [each["status"] for each in read_study(here / "s")["cells"]] == ["done", "pending"]
+    rest = cli("study", "llama", "--out", "s", *flags, "-v")
+    assert (rest.code, rest.err) == (0, "")
+    assert "going on: " in rest.out
+    assert numbers(read_study(here / "s")) == numbers(read_study(whole))
+    assert {path.name for path in (here / "s").iterdir()} == {"study.json", "study.md", "study.csv", "cells"}
+
+
+def test_more_values_of_an_axis_are_welcome_and_fewer_leave_the_others_alone(here: Path, whole: Path, cli: Cli) -> None:
+    folder = copy_of(whole, here)
+    before = {cell["name"]: cell for cell in read_study(folder)["cells"]}
+    more = ["--pruners", "magnitude", "--rungs", "LR", "BR+GP", "--seeds", "0", "1", *STUDY]
+    said = cli("study", "llama", "--out", "s", *more)
+    assert (said.code, said.err) == (0, "")
+    assert "1 pruner x 2 rungs x 2 seeds = 4 cells; 1 done before\n" in said.out
+    after = {cell["name"]: cell for cell in read_study(folder)["cells"]}
+    assert list(after) == [*("magnitude-LR-seed0", *NAMES, "magnitude-LR-seed1", "magnitude-BR+GP-seed1")], (
+        "in the order of the grid"
+    )
+    assert {name: after[name] for name in before} == before
+    assert read_study(folder)["data"].keys() == {"0", "1"}
+    assert "means over the seeds" in said.out
+    fewer = cli("study", "llama", "--out", "s", "--pruners", "wanda", "--rungs", "BR+GP", *STUDY)
+    assert (fewer.code, fewer.err) == (0, "")
+    assert "1 pruner x 1 rung = 1 cell; 1 done before\n" in fewer.out
+    assert {cell["name"]: cell for cell in read_study(folder)["cells"]} == after
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"samples": 7}, "samples 6, now 7[.] "),
+        ({"epochs": 3, "lr": 0.1}, "solver.epochs 2, now 3; solver.lr 0.001, now 0.1[.] "),
+        ({"sparsity": "2:4"}, "sparsity 0.5, now 2:4[.] "),
+        ({"seqlen": 20}, "seqlen 24, now 20[.] "),
+        ({"heldout": "manual"}, "heldout none, now manual[.] "),
+        ({"settings": ["precision=bfloat16"]}, "precision float32, now bfloat16[.] "),
+        ({"texts": ["test.txt"]}, "measure texts.manual [0-9a-f]{12}, now none[.] "),
+        ({"windows": 3}, "measure windows 4, now 3[.] "),
+        ({"text_seqlen": 16}, "measure seqlen 32, now 16[.] "),
+    ],
+)
+def test_other_settings_are_refused_by_name(changed: dict[str, Any], message: str, here: Path, whole: Path) -> None:
+    folder = copy_of(whole, here)
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    with pytest.raises(InputError, match=f"this study was begun with other settings: {message}"):
+        study("llama", "s", **SMALL, **{**SETTINGS, **changed})
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_another_model_another_version_or_another_text_of_the_same_name_is_refused(
+    here: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = copy_of(whole, here)
+    tiny.save("qwen2", here / "other" / "llama")
+    with pytest.raises(InputError, match=r"settings: model fingerprint [0-9a-f]{12}, now [0-9a-f]{12}"):
+        study(here / "other" / "llama", "s", **SMALL, **SETTINGS)
+    for name, message in (("text.txt", "a calibration text has changed"), ("test.txt", "measure texts.test.txt ")):
+        text = (here / name).read_text()
+        (here / name).write_text(text.replace("the", "teh"))
+        with pytest.raises(InputError, match=message):
+            study("llama", "s", **SMALL, **SETTINGS)
+        (here / name).write_text(text)
+    record = json.loads((folder / "study.json").read_text())
+    record["versions"]["torch"] = "1.0"
+    write_text(folder / "study.json", json.dumps(record))
+    with pytest.raises(InputError, match=r"settings: version of torch 1\.0, now "):
+        study("llama", "s", **SMALL, **SETTINGS)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "{",
+        "[]",
+        '{"kind": "something else"}',
+        '{"kind": "reprune study", "format": 2}',
+        '{"kind": "reprune study", "format": 1}',
+    ],
+)
+def test_a_record_that_cannot_be_read_is_named(damage: str, here: Path, cli: Cli) -> None:
+    (here / "s").mkdir()
+    (here / "s" / "study.json").write_text(damage)
+    said = cli("study", "llama", "--out", "s", *ONE, *STUDY)
+    assert said.code == 2
+    assert said.err.startswith("error: s/study.json: cannot be read as a study (")
+    assert (here / "s" / "study.json").read_text() == damage
+
+
+def test_a_failed_cell_does_not_end_the_study_and_is_tried_again(
+    here: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = study_cell.prune_by_recipe
+
+    def broken(recipe: Any, *rest: Any, **more: Any) -> Any:
+        if recipe.pruner.name == "magnitude" and recipe.reconstruct == "LR":
+            raise NumericalError("block 1: the Gram matrix is not finite")
+        return real(recipe, *rest, **more)
+
+    with monkeypatch.context() as bad:
+        bad.setattr(study_cell, "prune_by_recipe", broken)
+        said = cli("study", "llama", "--out", "s", *TWO)
+    assert said.code == 1
+    assert said.err.splitlines() == [
+        "error: cell magnitude-LR-seed0: block 1: the Gram matrix is not finite",
+        "1 of 2 cells failed; what is done is kept, the same command tries them again",
+    ]
+    assert "1/2 magnitude LR, seed 0\n  failed: block 1: the Gram matrix is not finite\n" in said.out
+    record = read_study(here / "s")
+    assert [each["status"] for each in record["cells"]] == ["failed", "done"]
+    assert record["cells"][0]["error"] == "block 1: the Gram matrix is not finite"
+    page = (here / "s" / "study.md").read_text()
+    assert "- magnitude-LR-seed0: block 1: the Gram matrix is not finite\n" in page
+    assert "| magnitude | LR | - | - |" in page
+    assert "Cells: 1 done, 1 failed." in page
+
+    again = cli("study", "llama", "--out", "s", *TWO)
+    assert (again.code, again.err) == (0, "")
+    assert "2 cells; 1 done before\n" in again.out
+    assert re.findall(r"^(\d)/2", again.out, re.MULTILINE) == ["1"]
+    assert [each["status"] for each in read_study(here / "s")["cells"]] == ["done"] * 2
+    assert cell(here / "s", "magnitude-LR-seed0")["error"] is None
+
+
+def test_a_fault_of_the_program_is_shown_whole_and_does_not_end_the_study(
+    here: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Bench.errors
+
+    def broken(self: Bench, sparse: Path, *rest: Any) -> Any:
+        return [][1] if sparse.name.startswith("magnitude") else real(self, sparse, *rest)
+
+    monkeypatch.setattr(Bench, "errors", broken)
+    said = cli("study", "llama", "--out", "s", *TWO)
+    assert said.code == 1
+    assert "Traceback" in said.err
+    assert "error: cell magnitude-LR-seed0: IndexError: list index out of range\n" in said.err
+    assert [each["status"] for each in read_study(here / "s")["cells"]] == ["failed", "done"]
+
+
+def test_an_error_on_record_names_no_folder_of_this_machine(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = here / "jane-doe" / "s"
+    for error in (
+        PermissionError(13, "Permission denied", str(out / "cells" / "model-00002")),
+        InputError(f"{out}/cells/magnitude-LR-seed0: damaged,\nstart again"),
+    ):
+
+        def broken(*rest: Any, error: Exception = error, **more: Any) -> Any:
+            raise error
+
+        monkeypatch.setattr(study_cell, "prune_by_recipe", broken)
+        record = study("llama", out, pruners=["magnitude"], rungs=["LR"], **SETTINGS)
+        assert str(here) not in json.dumps(record)
+        assert record["cells"][0]["error"] in (
+            "Permission denied: model-00002",
+            "magnitude-LR-seed0: damaged, start again",
+        )
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(28, "No space left on device", "s/cells/model-00002"),
+        RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"),
+    ],
+)
+def test_a_full_disk_ends_the_study_and_room_lets_it_go_on(
+    error: Exception, here: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*rest: Any, **more: Any) -> Any:
+        raise error
+
+    with monkeypatch.context() as full:
+        full.setattr(study_cell, "prune_by_recipe", broken)
+        said = cli("study", "llama", "--out", "s", *ONE, *STUDY)
+    assert said.code == 1
+    assert said.err.startswith("error: ")
+    assert "No space left on device" in said.err
+    assert said.err.endswith("; what is done is kept, the same command goes on from there\n")
+    assert said.err.count("\n") == 1
+    assert [each["status"] for each in read_study(here / "s")["cells"]] == ["pending"]
+    assert cli("study", "llama", "--out", "s", *ONE, *STUDY).code == 0
+
+
+def test_a_second_process_is_refused(here: Path, whole: Path, cli: Cli) -> None:
+    copy_of(whole, here)
+    flags = [*GRID[:3], "--rungs", "BR+GP", *STUDY]
+    with StudyFolder(here / "s"):
+        said = cli("study", "llama", "--out", "s", *flags)
+    assert said.code == 2
+    assert said.err == "error: s: another process is working on this study; wait for it or stop it.\n"
+    assert cli("study", "llama", "--out", "s", *flags).code == 0
+
+
+_NOT_FOUND = "no such"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--pruners", "wander"], "--pruners wander: expected magnitude, wanda or sparsegpt; did you mean wanda?"),
+        (["--rungs", "LR", "BG"], "--rungs BG: expected LR, "),
+        (["--only", "ffn"], "--only ffn: expected all, attention or mlp"),
+        (["--seeds", "-1"], ""),
+        (["--seeds", "one"], ""),
+        (["--seeds=-1"], "seed: "),
+        (["--text", "missing.txt"], "missing.txt"),
+        (["--text", "short.txt"], "text 'short.txt': expected at least"),
+        (["--text", "test.txt=3"], "takes no COUNT"),
+        (["--text", "other/test.txt", "test.txt"], "another text is called test.txt too"),
+        (["--calibration", "short.txt"], "source 'short.txt'"),
+        (["--calibration", "missing.txt"], "missing.txt"),
+        (["--sparsity", "3:5"], "3:5"),
+        (["--set", "seed=3"], "--seeds decides that"),
+        (["--set", "sampels=3"], "did you mean samples?"),
+        (["--set", "guard=off", "--rungs", "auto"], "cell magnitude-auto-seed0: "),
+        (["--windows", "0"], "--windows 0: expected at least 1"),
+        (["--text-seqlen", "4096"], "4096"),
+        (["--protocol", "papre"], "papre"),
+        (["--zero-shot", "nonsense"], "--zero-shot nonsense: no such task"),
+        (["--zero-shot", "boolq", "--zero-shot-data", "nowhere"], "nowhere"),
+        (["--device", "cuda:99"], "cuda:99"),
+    ],
+)
+@pytest.mark.parametrize("there", [False, True])
+def test_nothing_is_written_where_something_cannot_be_used(
+    there: bool, arguments: list[str], message: str, here: Path, cli: Cli
+) -> None:
+    (here / "short.txt").write_text("too short")
+    (here / "other").mkdir()
+    shutil.copy(here / "test.txt", here / "other")
+    if there:
+        (here / "s").mkdir()
+    before = sorted(here.rglob("*"))
+    flags = [*ONE, *QUICK, *TEXTS]
+    for flag in arguments:  # in place of the flag that is there, not beside it
+        if flag in ("--text", "--calibration", "--pruners", "--rungs"):
+            first = flags.index(flag)
+            after = next((n for n, word in enumerate(flags) if n > first and word.startswith("--")), len(flags))
+            del flags[first:after]
+    said = cli("study", "llama", "--out", "s", *flags, *arguments)
+    assert said.code == 2
+    assert message in said.err
+    assert "Traceback" not in said.err
+    assert sorted(here.rglob("*")) == before
+
+
+@pytest.mark.parametrize("out", ["text.txt", "llama", "text.txt/s"])
+def test_a_folder_of_something_else_is_left_alone(out: str, here: Path, cli: Cli) -> None:
+    before = sorted(here.rglob("*"))
+    said = cli("study", "llama", "--out", out, *ONE, *STUDY)
+    assert said.code == 2
+    assert said.err.startswith(f"error: --out {out}: ")
+    assert sorted(here.rglob("*")) == before

@@ -1,0 +1,98 @@
+"""A grid is all combinations of its axes, each once, in the paper's order; each cell's recipe is what it says."""
+
+from __future__ import annotations
+
+import pytest
+
+from reprune.doors.study.grid import ONLY, PRUNERS, RUNGS, Cell, Grid, base_recipe, cell_recipes, common, flat
+from reprune.errors import InputError
+from reprune.planning.recipe import Recipe
+
+
+def test_the_axes_have_the_values_of_a_recipe_in_the_papers_order() -> None:
+    assert PRUNERS == ("magnitude", "wanda", "sparsegpt")
+    assert RUNGS == ("LR", "BR", "BR+GP", "BR+GP+CR", "auto")
+    assert ONLY == ("all", "attention", "mlp")
+
+
+def test_cells_come_seed_by_seed_then_as_the_ladder_goes_in_whatever_order_they_are_asked_for() -> None:
+    grid = Grid.of(["wanda", "magnitude"], ["BR+GP", "LR"], ["mlp", "all"], [7, 3])
+    assert [cell.name for cell in grid.cells()][:5] == [
+        "magnitude-LR-seed3",
+        "magnitude-BR+GP-seed3",
+        "magnitude-LR-mlp-seed3",
+        "magnitude-BR+GP-mlp-seed3",
+        "wanda-LR-seed3",
+    ]
+    assert len(grid.cells()) == len(set(grid.cells())) == 16
+    assert [cell.seed for cell in grid.cells()] == [3] * 8 + [7] * 8
+    assert str(grid) == "2 pruners x 2 rungs x 2 parts x 2 seeds"
+
+
+def test_a_value_given_twice_or_in_other_letters_is_one() -> None:
+    grid = Grid.of(["Wanda", "wanda"], ["br+gp", "Auto"], ["all"], [0, 0])
+    assert grid == Grid(("wanda",), ("BR+GP", "auto"), ("all",), (0,))
+    assert str(grid) == "1 pruner x 2 rungs"
+
+
+@pytest.mark.parametrize(
+    ("axes", "message"),
+    [
+        ((["wander"], ["LR"], ["all"], [0]), "--pruners wander: expected magnitude, wanda or sparsegpt; did you mean"),
+        ((["wanda"], ["GP"], ["all"], [0]), "--rungs GP: expected LR, BR, BR[+]GP, BR[+]GP[+]CR or auto"),
+        ((["wanda"], ["LR"], ["ffn"], [0]), "--only ffn: expected all, attention or mlp[.]$"),
+        (([], ["LR"], ["all"], [0]), "--pruners: expected at least one value"),
+        ((["wanda"], ["LR"], ["all"], []), "--seeds: expected at least one value"),
+    ],
+)
+def test_a_value_that_is_not_known_is_refused_with_those_that_are(axes: tuple[list[str], ...], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Grid.of(*axes)
+
+
+def test_a_cells_recipe_is_the_common_one_with_the_cells_own_values() -> None:
+    file = {"pruner": {"name": "magnitude", "damping": 0.5}, "schedule": {"size": 3, "stride": 3}, "teacher": "local"}
+    cells = [Cell("sparsegpt", "BR+GP+CR", "mlp", 4), Cell("wanda", "LR", "all", 0)]
+    first, second = cell_recipes(cells, "m", file, {"samples": 9}, ["solver.lr=0.5"]).values()
+    assert (first.pruner.name, first.reconstruct, first.only, first.seed) == ("sparsegpt", "BR+GP+CR", "mlp", 4)
+    assert (first.schedule.size, first.schedule.stride, first.teacher) == (2, 1, "global")
+    assert (second.pruner.name, second.reconstruct, second.only, second.seed) == ("wanda", "LR", "all", 0)
+    assert (second.schedule.size, second.teacher, second.solver.name) == (1, "local", "none")
+    for recipe in (first, second):
+        assert (recipe.model, recipe.samples, recipe.solver.lr, recipe.pruner.damping) == ("m", 9, 0.5, 0.5)
+
+
+def test_what_is_common_to_all_cells_leaves_out_only_what_they_differ_in() -> None:
+    cells = Grid.of(PRUNERS, RUNGS, ONLY, [0, 1]).cells()
+    shared = [common(recipe) for recipe in cell_recipes(cells, "m", {}, {}, []).values()]
+    assert all(each == shared[0] for each in shared)
+    everything = flat(Recipe(model="m").model_dump(mode="json"))
+    assert set(everything) - set(flat(shared[0])) == {
+        *("model", "pruner.name", "reconstruct", "schedule.size", "schedule.stride", "teacher", "solver.name"),
+        *("only", "seed"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("setting", "flag"),
+    [
+        ("seed=3", "--seeds"),
+        ("pruner=wanda", "--pruners"),
+        ("pruner.name=wanda", "--pruners"),
+        ("reconstruct=LR", "--rungs"),
+        ("schedule.size=3", "--rungs"),
+        ("schedule={size: 3, stride: 3}", "--rungs"),
+        ("teacher=local", "--rungs"),
+        ("solver=none", "--rungs"),
+        ("solver.name=none", "--rungs"),
+        ("only=mlp", "--only"),
+    ],
+)
+def test_a_setting_cannot_go_over_an_axis(setting: str, flag: str) -> None:
+    with pytest.raises(InputError, match=f"^--set .*: in a study, {flag} decides that"):
+        base_recipe("m", {}, {}, [setting])
+
+
+def test_a_cell_whose_recipe_does_not_fit_is_named() -> None:
+    with pytest.raises(InputError, match=r"^cell wanda-auto-seed0: .*guard"):
+        cell_recipes([Cell("wanda", "auto", "all", 0)], "m", {"guard": False}, {}, [])

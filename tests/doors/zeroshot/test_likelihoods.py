@@ -1,0 +1,268 @@
+"""Log-likelihoods are those of the harness's own model class, for less work."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers as tf
+
+from reprune.doors.zeroshot.tasks import quiet_harness
+from reprune.errors import InputError, NumericalError
+from reprune.model.block import Precision
+from tests import tiny
+
+with quiet_harness():
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.huggingface import HFLM
+
+    from reprune.doors.zeroshot import likelihoods as door
+    from reprune.doors.zeroshot.likelihoods import Likelihoods
+
+FLOAT32, BFLOAT16 = Precision(torch.float32), Precision(torch.bfloat16)
+TEXT = tiny.text(6_000).replace("\n", " ")
+
+_SMALL: dict[str, Any] = {
+    "vocab_size": tiny.VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": tiny.POSITIONS,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+ODD = {
+    "bloom": lambda: tf.BloomConfig(vocab_size=tiny.VOCABULARY, hidden_size=32, n_layer=2, n_head=4),
+    "granite": lambda: tf.GraniteConfig(**_SMALL, logits_scaling=3.0),
+    "cohere": lambda: tf.CohereConfig(**_SMALL, logit_scale=0.3),
+    "mixtral": lambda: tf.MixtralConfig(**_SMALL, num_local_experts=4),
+    "mamba": lambda: tf.MambaConfig(vocab_size=tiny.VOCABULARY, hidden_size=32, num_hidden_layers=2, state_size=8),
+}
+"""Positions without a table, logits changed after the head, experts, and no attention at all."""
+
+
+def build(name: str) -> Any:
+    if name in tiny.CONFIGS:
+        return tiny.build(name)
+    torch.manual_seed(0)
+    model = tf.AutoModelForCausalLM.from_config(ODD[name]())
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    return model.eval()
+
+
+def ask(pairs: list[tuple[str, str]]) -> list[Any]:
+    return [Instance("loglikelihood", {}, pair, 0) for pair in pairs]
+
+
+def pairs() -> list[tuple[str, str]]:
+    """All that may meet: one context and many continuations, of one token or more, beginning alike or not, twice."""
+    found = [("", "the"), ("", "<s>x"), ("a  ", "b"), (TEXT[:700], " far too long"), (TEXT[:700], " far")]
+    for number in range(7):
+        context = TEXT[200 * number : 200 * number + 30 + 9 * number]
+        found += [(context, each) for each in (" yes", " no and yes", " no and no one", " no", "x", " no and yes")]
+        found += [(f"{context} {each}", " then the end.") for each in ("Ann", "the surgeon")]
+    return [pair for start in range(3) for pair in found[start::3]]
+
+
+REQUESTS = ask(pairs())
+
+
+def plain(model: Any, requests: list[Any] = REQUESTS, **options: Any) -> list[tuple[float, bool]]:
+    """The twin: the harness's own class, which runs every request in full, batch by batch."""
+    with quiet_harness():
+        twin = HFLM(model, tokenizer=tiny.tokenizer(), backend="causal", batch_size=5, logits_cache=False, **options)
+        return list(twin.loglikelihood(requests, disable_tqdm=True))
+
+
+def ours(model: Any, requests: list[Any] = REQUESTS, precision: Precision = FLOAT32, **options: Any) -> Any:
+    with quiet_harness():
+        class_ = Likelihoods(model, tiny.tokenizer(), precision, **options)
+        return class_, class_.loglikelihood(requests, disable_tqdm=True)
+
+
+def same(some: list[tuple[float, bool]], others: list[tuple[float, bool]], tolerance: float = 2e-5) -> None:
+    assert [value for value, _ in some] == pytest.approx([value for value, _ in others], abs=tolerance)
+    assert [likeliest for _, likeliest in some] == [likeliest for _, likeliest in others]
+
+
+@pytest.mark.parametrize("name", [*tiny.CONFIGS, *ODD])
+def test_they_are_those_of_the_harness(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(door, "_BATCH_TOKENS", 150)
+    monkeypatch.setattr(door, "_LOGIT_ELEMENTS", 5 * tiny.VOCABULARY)
+    model = build(name)
+    class_, answers = ours(model)
+    assert "forward" not in vars(model.get_decoder()), "the model is left as it was"
+    same(answers, plain(model))
+    assert (class_._kept_name is None) == (name == "mamba")
+    assert class_.cut == 2
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2", "opt", "gpt2"])
+def test_they_are_those_of_the_harness_in_large_batches_too(name: str) -> None:
+    model = tiny.build(name)
+    same(ours(model)[1], plain(model))
+
+
+def test_the_requests_are_such_that_a_likeliest_token_is_among_them() -> None:
+    model = tiny.build("llama")
+    best = pairs()[:6]
+    ids = [tiny.tokenizer().encode(context or "<s>", add_special_tokens=bool(context)) for context, _ in best]
+    with torch.no_grad():
+        following = [int(model(torch.tensor([each])).logits[0, -1].argmax()) for each in ids]
+    words = [tiny.tokenizer().decode([token]) for token in following]
+    requests = ask([(context, word) for (context, _), word in zip(best, words, strict=True)])
+    answers = ours(model, requests)[1]
+    same(answers, plain(model, requests))
+    assert any(likeliest for _, likeliest in answers)
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2", "opt", "gpt2"])
+def test_bfloat16_products_are_those_of_the_harness_s_mixed_precision(name: str) -> None:
+    model = tiny.build(name)
+    expected = plain(model, mixed_precision_dtype="bfloat16")
+    exact = ours(model)[1]
+    dtypes = set()
+    model.get_output_embeddings().register_forward_hook(
+        lambda _, args, output: dtypes.update((args[0].dtype, output.dtype))
+    )
+    answers = ours(model, precision=BFLOAT16)[1]
+    assert dtypes == {torch.float32}, "the head's products are exact: of two short answers one is likelier"
+    near = [value for value, _ in answers]
+    assert near == pytest.approx([value for value, _ in expected], rel=0.05, abs=0.3)
+    assert near == pytest.approx([value for value, _ in exact], rel=0.05, abs=0.3)
+    assert near != pytest.approx([value for value, _ in exact], abs=1e-3)
+    assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
+
+
+def watched(model: Any) -> tuple[list[tuple[int, ...]], list[int]]:
+    """Tokens that the model's decoder is given, and positions to which its head is applied, call by call."""
+    given: list[tuple[int, ...]] = []
+    headed: list[int] = []
+    embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
+    embeddings.register_forward_pre_hook(lambda _, args: given.append(tuple(args[0].shape)))
+    head.register_forward_hook(lambda _, args, output: headed.append(output.shape[0] * output.shape[1]))
+    return given, headed
+
+
+def test_a_shared_context_is_run_once_and_the_head_is_applied_where_a_continuation_is_predicted() -> None:
+    context = TEXT[:60]
+    length = len(tiny.tokenizer().encode(context))
+    requests = ask([(context, each) for each in (" yes", " no and yes", " no and no one", " no")])
+    tails = [len(tiny.tokenizer().encode(context + request.args[1])) - length for request in requests]
+    model = tiny.build("llama")
+    expected = plain(model, requests)
+    class_, _ = ours(model, requests[:2])
+    given, headed = watched(model)
+    with quiet_harness():
+        answers = class_.loglikelihood(requests, disable_tqdm=True)
+    same(answers, expected)
+    assert given[:2] == [(1, length - 1), (3, max(tails))], "the context but its last token, then three of the four"
+    assert len(given) == 2
+    assert sum(headed) < sum(tails), "what several are predicted from is predicted once"
+
+
+def test_continuations_of_one_token_take_one_pass_and_one_position() -> None:
+    requests = ask([(TEXT[:60], each) for each in ("x", "y", "z")])
+    model = tiny.build("llama")
+    given, headed = watched(model)
+    answers = ours(model, requests)[1]
+    assert (given, headed) == ([(1, len(tiny.tokenizer().encode(TEXT[:60])))], [1])
+    same(answers, plain(tiny.build("llama"), requests))
+
+
+def test_contexts_of_like_length_are_run_together_and_padding_is_little(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(door, "_SMALL_BATCH", 1)
+    words = TEXT.split()
+    contexts = [" ".join(words[number % 45 : number % 45 + 3 + number % 9]) for number in range(90)]
+    lengths = {context: len(tiny.tokenizer().encode(context)) for context in contexts}
+    assert len(lengths) == 45
+    model = tiny.build("llama")
+    given, _ = watched(model)
+    ours(model, ask([(context, " and") for context in contexts]))
+    assert sum(rows for rows, _ in given) == len(lengths), "equal contexts are one"
+    assert len(given) < len(lengths) / 3
+    assert sum(lengths.values()) < sum(rows * columns for rows, columns in given) <= 1.1 * sum(lengths.values())
+
+
+def test_no_batch_is_larger_than_it_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(door, "_BATCH_TOKENS", 300)
+    monkeypatch.setattr(door, "_LOGIT_ELEMENTS", 4 * tiny.VOCABULARY)
+    model = tiny.build("llama")
+    given, headed = watched(model)
+    ours(model)
+    assert max(rows * columns for rows, columns in given[3:]) <= 300  # the first is tried whole and shared
+    assert max(headed) <= 4
+
+
+def test_a_decoder_that_forgets_what_it_kept_is_found_out_and_run_whole() -> None:
+    class Forgetful(tf.LlamaModel):
+        def forward(self, input_ids: Any = None, cache: Any = None, use_cache: Any = None, **options: Any) -> Any:
+            return super().forward(input_ids=input_ids, use_cache=False, **options)
+
+    class Failing(tf.LlamaModel):
+        def forward(self, input_ids: Any = None, past_key_values: Any = None, **options: Any) -> Any:
+            if past_key_values is not None:
+                raise TypeError("takes tuples")
+            return super().forward(input_ids=input_ids, use_cache=False)
+
+    for class_ in (Forgetful, Failing):
+        model = tiny.build("llama")
+        expected = plain(model)
+        model.model.__class__ = class_
+        found, answers = ours(model)
+        same(answers, expected)
+        assert found._kept_name is None
+
+
+def test_answers_do_not_depend_on_the_order_of_requests_or_on_one_another() -> None:
+    model = tiny.build("gemma2")
+    whole = ours(model)[1]
+    backwards = ours(model, REQUESTS[::-1])[1]
+    same(backwards[::-1], whole)
+    alone = [ours(model, [request])[1][0] for request in REQUESTS[:8]]
+    same(alone, whole[:8])
+
+
+def test_progress_counts_requests_after_each_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(door, "_BATCH_TOKENS", 200)
+    done: list[tuple[int, int]] = []
+    ours(tiny.build("llama"), progress=lambda *now: done.append(now))
+    assert len(done) > 3
+    assert [of for _, of in done] == [len(REQUESTS)] * len(done)
+    counts = [count for count, _ in done]
+    assert counts == sorted(set(counts))
+    assert counts[-1] == len(REQUESTS)
+
+
+def test_likelihoods_that_are_no_numbers_are_an_error() -> None:
+    model = tiny.build("llama")
+    torch.nn.init.constant_(model.lm_head.weight, math.nan)
+    with pytest.raises(NumericalError, match="not numbers"):
+        ours(model)
+    assert "forward" not in vars(model.model)
+
+
+def test_a_continuation_that_no_model_takes_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=f"the model takes 1 to {tiny.POSITIONS}"):
+        ours(tiny.build("llama"), ask([("a", TEXT[:3000])]))
+
+
+@pytest.mark.parametrize("more", [0, 1])
+def test_a_request_that_just_fits_is_not_cut(more: int) -> None:
+    requests = ask([("x" * (tiny.POSITIONS - 1 + more), "x")])  # with BOS, and the last token is not run
+    model = tiny.build("llama")
+    class_, answers = ours(model, requests)
+    assert class_.cut == more
+    same(answers, plain(model, requests))
+
+
+def test_no_likelihood_is_asked_of_nothing() -> None:
+    assert ours(tiny.build("llama"), [])[1] == []

@@ -14,14 +14,14 @@ the retired blocks, and are replayed when a run goes on.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Self, final
+from typing import Any, Self, final
 
 import torch
 from safetensors.torch import load_file
@@ -31,6 +31,7 @@ from reprune.engine.window import PrunedBlock
 from reprune.errors import InputError
 from reprune.model.decoder import Decoder
 from reprune.model.durable import append_line, write_tensors, write_text
+from reprune.model.lock import locked
 from reprune.planning.recipe import Recipe
 from reprune.planning.schedule import Window
 
@@ -45,7 +46,7 @@ class Ledger:
     def __init__(self, result: Path) -> None:
         self.result = result
         self.folder = result / FOLDER
-        self._lock: IO[str] | None = None
+        self._held = ExitStack()
 
     @property
     def exists(self) -> bool:
@@ -58,22 +59,14 @@ class Ledger:
         write_text(self.folder / "run.json", json.dumps(job, indent=2))
 
     def __enter__(self) -> Self:
-        """Take the lock, which the system gives back when the process ends, however it ends."""
-        self._lock = (self.folder / "lock").open("w")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self._lock.close()
-            raise InputError(
-                f"{self.result}: another process is working on this run; wait for it or stop it."
-            ) from None
+        """Lock the working folder."""
+        self._held.enter_context(locked(self.folder, self.result, "run"))
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._lock is not None:
-            self._lock.close()
+        self._held.close()
 
     def job(self) -> dict[str, Any]:
         """What `begin` was given; raises `InputError` where there is no run or its file is damaged."""

@@ -8,10 +8,9 @@ cells/NAME/        what `reprune prune` left of each cell: reprune.json and reci
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, TypedDict, cast, final
@@ -20,6 +19,7 @@ from reprune.doors.prepare import check_out
 from reprune.doors.study.grid import Cell, flat
 from reprune.errors import InputError
 from reprune.model.durable import write_text
+from reprune.model.lock import locked
 
 FILE = "study.json"
 KIND, FORMAT = "reprune study", 1
@@ -178,7 +178,7 @@ class StudyFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._lock: int | None = None
+        self._held = ExitStack()
 
     @property
     def exists(self) -> bool:
@@ -190,23 +190,15 @@ class StudyFolder:
             check_out(self.path)
 
     def __enter__(self) -> Self:
-        """Make the folder and lock it; the system gives the lock back when the process ends, however it ends."""
+        """Make the folder and lock it."""
         self.path.mkdir(parents=True, exist_ok=True)
-        self._lock = os.open(self.path, os.O_RDONLY)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(self._lock)
-            raise InputError(
-                f"{self.path}: another process is working on this study; wait for it or stop it."
-            ) from None
+        self._held.enter_context(locked(self.path, self.path, "study"))
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._lock is not None:
-            os.close(self._lock)
+        self._held.close()
 
     def cell(self, record: CellRecord) -> Path:
         """Where a cell's run is."""

@@ -26,7 +26,7 @@ def test_a_perplexity_comes_with_its_protocol(here: object, capfd: Output) -> No
         "model      Llama-2-7b-hf, fingerprint bbbbbbbbbbbb",
         "weights    saved in float16, products in bfloat16",
         "text       wikitext2, sha256 aaaaaaaaaaaa",
-        "protocol   paper: 141 windows of 2048 tokens (2048), not overlapping",
+        "protocol   paper: 141 windows of 2048 tokens (no BOS, 2048), not overlapping",
         "predicted  288,627 tokens",
     ]
 

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 import reprune
 from reprune.doors.demo import demo as door
 from reprune.doors.demo.demo import demo
+from reprune.doors.evaluation.protocols import PROTOCOLS, Protocol
 from reprune.errors import InputError
 from tests.doors.conftest import Cli
 
@@ -25,15 +26,17 @@ def tiny_demo(llama: Path, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         return llama
 
     monkeypatch.setattr(door, "demo_model", demo_model)
-    for name, value in {"SAMPLES": 4, "SEQLEN": 32, "EPOCHS": 2, "WINDOWS": 3, "WINDOW_TOKENS": 64}.items():
+    for name, value in {"SAMPLES": 4, "SEQLEN": 32, "EPOCHS": 2}.items():
         monkeypatch.setattr(door, name, value)
+    monkeypatch.setitem(PROTOCOLS, "short", Protocol("short", 64, 3))
 
 
 def test_the_table_tells_dense_from_pruned_from_reconstructed(here: Path, cli: Cli) -> None:
     said = cli("demo")
     assert (said.code, said.err) == (0, "")
     assert said.out.startswith("converting the model once\ncalibration: 4 samples of 32 tokens")
-    assert "evaluation:  the first 3 windows of 64 tokens" in said.out
+    assert "evaluation:  its odd topics, perplexity by the protocol short\n" in said.out
+    assert "short: 3 windows of 64 tokens (BOS + 63), not overlapping\nproducts in " in said.out
     rows = re.findall(r"^(LR|BR\+GP) +50\.0 % +([\d.]+) % +([\d.]+) % +([\d.]+)  [\d.]+ s *$", said.out, re.MULTILINE)
     assert [row[0] for row in rows] == ["LR", "BR+GP"]
     (dense,) = re.findall(r"^dense +0 % +([\d.]+) *$", said.out, re.MULTILINE)

@@ -152,7 +152,7 @@ def test_the_command_shows_what_decides_a_number(cli: Cli, here: Path) -> None:
 
 def test_a_window_without_bos_is_shown_so(cli: Cli, here: Path) -> None:
     tiny.save("llama", here / "plain", bos=False)
-    assert "5 windows of 32 tokens (32), not overlapping" in cli("evaluate", "plain", *FLAGS).out
+    assert "5 windows of 32 tokens (no BOS, 32), not overlapping" in cli("evaluate", "plain", *FLAGS).out
 
 
 @pytest.mark.parametrize(

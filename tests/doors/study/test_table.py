@@ -76,7 +76,7 @@ def record() -> StudyRecord:
         "dense": {
             "perplexity": {
                 "wikitext2": {**text, "perplexity": 26.914},
-                "a|b.txt": {**text, "perplexity": 33.3, "protocol": None, "bos": False},
+                "a|b.txt": {**text, "perplexity": 33.3, "protocol": "custom", "bos": False},
             },
             "zero_shot": {"mean": 0.5625, "tasks": tasks, "data": "hub", "precision": "float32"},
         },
@@ -143,10 +143,10 @@ def test_tasks_have_a_table_of_their_own_with_their_standard_errors(record: Stud
 def test_the_protocol_of_every_text_is_stated(record: StudyRecord) -> None:
     page = markdown(record)
     assert (
-        "- wikitext2 (sha256 abababababab): protocol short: 1,200 windows of 512 tokens (BOS + 511), not overlapping, "
+        "- wikitext2 (sha256 abababababab): short: 1,200 windows of 512 tokens (BOS + 511), not overlapping, "
         "613,200 tokens predicted, products in float32"
     ) in page
-    assert "- a|b.txt (sha256 abababababab): 1,200 windows of 512 tokens (no BOS, 512)" in page
+    assert "- a|b.txt (sha256 abababababab): custom: 1,200 windows of 512 tokens (no BOS, 512)" in page
     assert "Sparsity 0.5, calibrated on 32 samples of 256 tokens of c4; seeds 0, 1, 2." in page
     assert "Cells: 6 done, 1 failed, 1 pending." in page
     assert "## Failed\n\n- wanda-LR-seed2: window 1: not finite\n" in page

@@ -8,6 +8,7 @@ from rich.table import Table
 
 from reprune.doors.evaluation.against import AgainstDense
 from reprune.doors.evaluation.perplexity import Perplexity
+from reprune.doors.evaluation.protocols import describe
 from reprune.doors.formats import console, percent
 
 if TYPE_CHECKING:  # it is there to be shown only where lm-eval is
@@ -73,7 +74,5 @@ def show_zero_shot(result: ZeroShot, quiet: bool) -> None:
 
 def _show_text(result: Perplexity | AgainstDense) -> None:
     output = console()
-    start = "BOS + " if result.bos else ""
     output.print(f"text       {result.text}, sha256 {result.text_sha256[:_HEX]}")
-    windows = f"{result.windows:,} windows of {result.seqlen} tokens ({start}{result.seqlen - result.bos})"
-    output.print(f"protocol   {result.protocol}: {windows}, not overlapping")
+    output.print(f"protocol   {describe(result.protocol, result.windows, result.seqlen, result.bos)}")

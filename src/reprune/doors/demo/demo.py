@@ -17,6 +17,7 @@ from reprune.doors.api import prune
 from reprune.doors.demo.model import demo_model
 from reprune.doors.evaluation.evaluate import evaluate
 from reprune.doors.evaluation.perplexity import Perplexity
+from reprune.doors.evaluation.protocols import describe
 from reprune.doors.formats import clock, console, percent, size
 from reprune.doors.progress import counting, watching
 from reprune.engine.ledger import Ledger
@@ -24,7 +25,7 @@ from reprune.engine.result import RECORD
 from reprune.errors import InputError
 
 SAMPLES, SEQLEN, EPOCHS = 32, 256, 3
-WINDOWS, WINDOW_TOKENS = 12, 512
+PROTOCOL = "short"
 _RUNGS = ("LR", "BR+GP")
 
 
@@ -40,9 +41,11 @@ def demo(out: Path) -> dict[str, Any]:
     model = demo_model(notify=output.print)
     output.print(
         f"calibration: {SAMPLES} samples of {SEQLEN} tokens from the even topics of the Python manual\n"
-        f"evaluation:  the first {WINDOWS} windows of {WINDOW_TOKENS} tokens of the odd topics"
+        f"evaluation:  its odd topics, perplexity by the protocol {PROTOCOL}"
     )
     dense = _measure(model)
+    windows = describe(dense.protocol, dense.windows, dense.seqlen, dense.bos)
+    output.print(f"{windows}\nproducts in {dense.precision}; text sha256 {dense.text_sha256[:12]}")
     output.print(f"dense        perplexity {dense.perplexity:.2f}")
     rows: dict[str, Any] = {"dense": dense.perplexity}
     table = Table(box=None, pad_edge=False, header_style="bold")
@@ -90,7 +93,7 @@ def demo(out: Path) -> dict[str, Any]:
 
 def _measure(model: Path) -> Perplexity:
     with counting("perplexity", quiet=False) as progress:
-        return evaluate(model, "manual", seqlen=WINDOW_TOKENS, max_windows=WINDOWS, progress=progress)
+        return evaluate(model, "manual", protocol=PROTOCOL, progress=progress)
 
 
 def _check_out(out: Path) -> None:

@@ -122,6 +122,12 @@ class CutText:
         return {**named, "seqlen": seqlen, "windows": windows, "bos": self.bos}
 
 
+def describe(protocol: str, windows: int, seqlen: int, bos: bool) -> str:
+    """What a number was measured on, in words: short: 12 windows of 512 tokens (BOS + 511), not overlapping."""
+    start = "BOS + " if bos else "no BOS, "
+    return f"{protocol}: {windows:,} windows of {seqlen} tokens ({start}{seqlen - bos}), not overlapping"
+
+
 def open_text(source: str) -> Documents:
     """The test split of a SOURCE; raises `InputError` where it cannot be read or has a COUNT."""
     spec = parse_source(source)

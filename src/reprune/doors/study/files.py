@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from reprune.doors.evaluation.protocols import describe
 from reprune.doors.study.grid import ONLY
 from reprune.doors.study.record import CellRecord, StudyRecord
 from reprune.doors.study.table import (
@@ -120,12 +121,10 @@ def _legend(record: StudyRecord) -> str:
 def protocols(record: StudyRecord) -> Iterator[str]:
     """For each text, all that decides its numbers."""
     for text, measured in record["dense"]["perplexity"].items():
-        seqlen, bos = measured["seqlen"], measured["bos"]
-        named = f"protocol {measured['protocol']}: " if measured.get("protocol") else ""
+        windows = describe(measured["protocol"], measured["windows"], measured["seqlen"], measured["bos"])
         yield (
-            f"{text} (sha256 {measured['text_sha256'][:12]}): {named}{measured['windows']:,} windows of {seqlen} "
-            f"tokens ({'BOS + ' if bos else 'no BOS, '}{seqlen - bos}), not overlapping, {measured['tokens']:,} tokens "
-            f"predicted, products in {measured['precision']}; perplexity and test error on the same windows"
+            f"{text} (sha256 {measured['text_sha256'][:12]}): {windows}, {measured['tokens']:,} tokens predicted, "
+            f"products in {measured['precision']}; perplexity and test error on the same windows"
         )
 
 

@@ -10,6 +10,7 @@ from typing import Any, final
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from reprune.doors.evaluation.protocols import describe
 from reprune.doors.formats import clock, console, percent
 from reprune.doors.progress import counting, watching
 from reprune.doors.study.record import CellRecord, StudyRecord
@@ -56,11 +57,13 @@ class StudyLines(StudyWatcher):
         more = f" ({_count(others, 'other text')}: see the tables)" if others else ""
         self._output.print("errors: ||sparse - dense||² / ||dense||² of the last block's outputs")
         self._output.print(f"test error and perplexity: {self._text}{more}")
+        measured = dense["perplexity"][self._text]
+        windows = (measured[key] for key in ("protocol", "windows", "seqlen", "bos"))
+        self._output.print(f"  {describe(*windows)}")
         head = ("calibration", "held-out", "test", "perplexity", *(["zero-shot"] if self._zero_shot else []))
         self._row("", [*head, "time", "left"], style="bold")
         mean = [percent(dense["zero_shot"]["mean"])] if dense["zero_shot"] else []
-        perplexity = dense["perplexity"][self._text]["perplexity"]
-        self._row("dense", ["", "", "", f"{perplexity:.2f}", *mean, clock(seconds), ""])
+        self._row("dense", ["", "", "", f"{measured['perplexity']:.2f}", *mean, clock(seconds), ""])
 
     def cell_started(self, cell: CellRecord, number: int, of: int) -> None:
         part = "" if cell["only"] == "all" else f", {cell['only']} only"

@@ -7,6 +7,7 @@ embeddings, the states between) is float32.
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,12 @@ def load_model(
 def weights_dtype(folder: Path) -> str:
     """The dtypes in which a folder's weights are saved, such as "bfloat16" or "bfloat16, float32"."""
     return ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in _stored_dtypes(folder)))
+
+
+def cache_argument(module: nn.Module) -> str | None:
+    """What a model or decoder calls the keys and values that it keeps; None where it keeps none that can be given."""
+    names = inspect.signature(module.forward).parameters
+    return next((name for name in ("cache", "past_key_values") if name in names), None)
 
 
 def _stored_dtypes(folder: Path) -> set[torch.dtype]:

@@ -6,7 +6,6 @@ are run once, and the head, which may be most of a model, is applied only where 
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -20,6 +19,7 @@ from transformers import DynamicCache
 
 from reprune.errors import InputError, NumericalError
 from reprune.model.block import Precision
+from reprune.model.whole import cache_argument
 
 _BATCH_TOKENS = 2**11  # run at a time
 _SMALL_BATCH = 2**8  # tokens below which more of them are nearly free, so that padding is no waste
@@ -73,9 +73,7 @@ class Likelihoods(HFLM):  # type: ignore[misc]  # lm-eval has no type informatio
         self._precision = precision
         self._progress = progress
         self._decoder = model.get_decoder()
-        names = inspect.signature(self._decoder.forward).parameters
-        # What a decoder calls the keys and values that it keeps; None where it keeps none that can be shared.
-        self._kept_name = next((name for name in ("cache", "past_key_values") if name in names), None)
+        self._kept_name = cache_argument(self._decoder)
         self._tried = False
 
     @torch.no_grad()

@@ -1,0 +1,33 @@
+"""Keeps a second process out of a folder that one is working in. Knows nothing of what is done there."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from reprune.errors import InputError
+
+
+@contextmanager
+def locked(folder: Path, where: Path, what: str) -> Iterator[None]:
+    """Hold a folder's lock, which the system gives back when the process ends, however it ends.
+
+    Args:
+        folder: an existing one.
+        where, what: how the place and the work are called to a reader.
+
+    Raises:
+        InputError: another process holds it.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise InputError(f"{where}: another process is working on this {what}; wait for it or stop it.") from None
+        yield
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,205 @@
+"""Continues texts with a whole model, many at a time and with its cache of keys and values. Knows tokens, no texts.
+
+A round of the decoder and its head costs a CPU little more for many rows than for one, as both read all weights. Rows
+that have ended are taken out of the batch and of the cache, so that what is left runs faster.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+from reprune.errors import InputError, NumericalError
+from reprune.model.block import Precision
+from reprune.model.whole import cache_argument
+
+_LOGITS = 2**24  # handled at a time, in numbers
+_PART = 512  # words of a vocabulary whose weights are summed before one of them is chosen
+_EDGE = 1e-12  # of a distribution
+
+
+@final
+@dataclass(frozen=True)
+class Continuation:
+    """What a model wrote after the tokens that it was given."""
+
+    ids: tuple[int, ...]  # without those given, and without the token that ended it
+    log_probability: float  # natural logarithm, summed over `ids`, under the model's whole distribution
+    ended: bool  # by a token of the end; otherwise by its length
+
+
+@final
+@dataclass(frozen=True)
+class Choice:
+    """From which of the likeliest words the next one is drawn, after Transformers' own definitions."""
+
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+
+    def cut(self, ids: Tensor, logits: Tensor) -> Tensor:
+        """The logits (rows, words) that words are drawn by; minus infinity where none is."""
+        from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+        if self.temperature != 1.0:
+            logits = TemperatureLogitsWarper(self.temperature)(ids, logits)
+        if self.top_k is not None:
+            logits = TopKLogitsWarper(self.top_k)(ids, logits)
+        if self.top_p is not None:
+            logits = TopPLogitsWarper(self.top_p)(ids, logits)
+        return logits
+
+    @property
+    def cuts(self) -> bool:
+        return self != Choice()
+
+
+@final
+class Sampler:
+    """One model, in memory and in evaluation mode, that writes."""
+
+    def __init__(self, model: Any, precision: Precision) -> None:
+        """Raises `InputError` where the model keeps nothing from token to token."""
+        self._model = model
+        self._precision = precision
+        kept = cache_argument(model)
+        if kept is None or not getattr(model.config, "use_cache", True):
+            raise InputError(
+                f"{type(model).__name__} keeps no keys and values from token to token, so that it would write too "
+                "slowly; serve it and give --endpoint URL."
+            )
+        self._kept = kept
+        last = "logits_to_keep" in inspect.signature(model.forward).parameters
+        self._more: dict[str, Any] = {"use_cache": True, **({"logits_to_keep": 1} if last else {})}
+
+    @torch.no_grad()
+    def greedily(self, ids: Tensor, steps: int) -> Tensor:
+        """The likeliest continuation of rows of tokens (rows, tokens) by so many; returns (rows, steps)."""
+        written: list[Tensor] = []
+
+        def likeliest(logits: Tensor) -> Tensor:
+            written.append(torch.cat([part.argmax(1) for part in _parts(logits)]))
+            return written[-1]
+
+        self._write(ids, steps, likeliest, lambda _: None)
+        return torch.stack(written, 1)
+
+    @torch.no_grad()
+    def sample(
+        self, ids: Tensor, steps: int, choice: Choice, ends: Collection[int], generator: torch.Generator
+    ) -> list[Continuation]:
+        """Draw a continuation of each row of tokens (rows, tokens) by at most so many.
+
+        Args:
+            ids: int64, on the model's device.
+            steps: how many tokens to write at most.
+            choice: what is drawn from.
+            ends: tokens that end a text.
+            generator: of the CPU; decides what is drawn.
+        """
+        rows, words, device = len(ids), [list[int]() for _ in ids], ids.device
+        sums, ended = torch.zeros(rows, dtype=torch.float64), [False] * rows
+        left = torch.arange(rows)
+        stops = torch.tensor(sorted(ends), device=device)
+
+        def drawn(logits: Tensor) -> Tensor:
+            uniform = torch.rand(len(logits), generator=generator, dtype=torch.float64).to(device)
+            parts = zip(_parts(logits), uniform.split(_rows(logits)), strict=True)
+            found = [draw(part, part_uniform, choice) for part, part_uniform in parts]
+            tokens = torch.cat([token for token, _ in found])
+            logarithms = torch.cat([logarithm for _, logarithm in found]).cpu()
+            over = torch.isin(tokens, stops).cpu()
+            for place, row in enumerate(left.tolist()):
+                if over[place]:
+                    ended[row] = True
+                else:
+                    words[row].append(int(tokens[place]))
+                    sums[row] += logarithms[place]
+            return tokens
+
+        def still_open(tokens: Tensor) -> Tensor | None:
+            nonlocal left
+            stay = ~torch.isin(tokens, stops)
+            if bool(stay.all()):
+                return None
+            left = left[stay.cpu()]
+            return stay.nonzero()[:, 0]
+
+        self._write(ids, steps, drawn, still_open)
+        return [Continuation(tuple(words[row]), float(sums[row]), ended[row]) for row in range(rows)]
+
+    def _write(
+        self,
+        ids: Tensor,
+        steps: int,
+        choose: Callable[[Tensor], Tensor],
+        still_open: Callable[[Tensor], Tensor | None],
+    ) -> None:
+        """Run the model `steps` times, or until no row is open.
+
+        Args:
+            choose: from logits (rows, words) to the tokens that follow, (rows,).
+            still_open: which places of those tokens go on; None for all.
+        """
+        from transformers import DynamicCache
+
+        cache = DynamicCache(config=self._model.config)
+        given = ids
+        with self._precision.on(ids.device):
+            for step in range(steps):
+                run = self._model(input_ids=given, **{self._kept: cache}, **self._more)
+                logits = run.logits[:, -1]
+                if not bool(torch.isfinite(logits.amax(1)).all()):
+                    raise NumericalError("the model's logits are not finite; nothing can be drawn from them")
+                tokens = choose(logits)
+                if step + 1 == steps:
+                    return
+                stay = still_open(tokens)
+                if stay is not None:
+                    if not len(stay):
+                        return
+                    tokens = tokens[stay]
+                    cache.batch_select_indices(stay)
+                given = tokens[:, None]
+
+
+def draw(logits: Tensor, uniform: Tensor, choice: Choice) -> tuple[Tensor, Tensor]:
+    """Draw one word a row by inverting its distribution, without sorting the vocabulary.
+
+    Args:
+        logits: (rows, words).
+        uniform: (rows,), float64 in [0, 1): where in the distribution.
+        choice: what is drawn from.
+
+    Returns:
+        The words (rows,), int64, and their log-probabilities under the whole distribution (rows,), float64.
+    """
+    logits = logits.float()
+    whole = logits.logsumexp(1)
+    kept = choice.cut(torch.empty(len(logits), 0, dtype=torch.long), logits) if choice.cuts else logits
+    weights = (kept - kept.amax(1, keepdim=True)).exp_()  # (rows, words)
+    padding = -weights.shape[1] % _PART
+    weights = torch.nn.functional.pad(weights, (0, padding)).view(len(weights), -1, _PART)  # (rows, parts, words)
+    upto = weights.sum(2).double().cumsum(1)  # (rows, parts)
+    place = (uniform.clamp(max=1 - _EDGE) * upto[:, -1])[:, None]  # before the end, so in a part that has weight
+    part = torch.searchsorted(upto, place, right=True)  # (rows, 1)
+    inside = weights[torch.arange(len(weights), device=weights.device), part[:, 0]].double().cumsum(1)
+    before = torch.where(part > 0, upto.gather(1, (part - 1).clamp(min=0)), 0.0)
+    # The two sums of a part, of float32 and of float64, differ by a rounding: beyond its last word is its last word.
+    rest = torch.minimum(place - before, inside[:, -1:] * (1 - _EDGE))
+    words = part * _PART + torch.searchsorted(inside, rest, right=True)
+    return words[:, 0], logits.gather(1, words)[:, 0].double() - whole.double()
+
+
+def _rows(logits: Tensor) -> int:
+    return max(_LOGITS // logits.shape[1], 1)
+
+
+def _parts(logits: Tensor) -> tuple[Tensor, ...]:
+    """Some rows at a time, so that what is made of them takes little memory."""
+    return logits.split(_rows(logits))

@@ -1,0 +1,156 @@
+"""What a model writes many at a time is what it would write one by one, from the whole of its own distribution."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from reprune.errors import InputError, NumericalError
+from reprune.model import sampler as module
+from reprune.model.block import Precision
+from reprune.model.sampler import Choice, Sampler, draw
+from tests import tiny
+
+FLOAT32 = Precision(torch.float32)
+GIVEN = torch.randint(3, tiny.VOCABULARY, (5, 4), generator=torch.Generator().manual_seed(0))
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@torch.no_grad()
+def plain_logits(model: Any, ids: list[int]) -> Tensor:
+    """The slow twin: one text, no cache."""
+    return model(torch.tensor([ids])).logits[0, -1].double()
+
+
+@pytest.mark.parametrize("name", tiny.CONFIGS)
+def test_greedy_words_are_the_likeliest_one_after_another(name: str) -> None:
+    model = tiny.build(name)
+    found = Sampler(model, FLOAT32).greedily(GIVEN, 12)  # past the sliding windows of some
+    for given_, written in zip(GIVEN.tolist(), found.tolist(), strict=True):
+        for end, token in enumerate(written):
+            assert int(plain_logits(model, given_ + written[:end]).argmax()) == token
+
+
+@pytest.mark.parametrize("name", tiny.CONFIGS)
+def test_sampled_words_come_with_their_likelihood_and_end_where_the_text_ends(name: str) -> None:
+    model = tiny.build(name)
+    ends = set(range(3, 40))
+    found = Sampler(model, FLOAT32).sample(GIVEN, 14, Choice(), ends, seeded())
+    assert {one.ended for one in found} == {True, False} or all(one.ended for one in found)
+    for given_, one in zip(GIVEN.tolist(), found, strict=True):
+        assert not ends & set(one.ids)
+        assert one.ended == (len(one.ids) < 14) or (one.ended and len(one.ids) == 13)
+        total = 0.0
+        for end, token in enumerate(one.ids):
+            total += float(plain_logits(model, given_ + list(one.ids[:end])).log_softmax(0)[token])
+        assert one.log_probability == pytest.approx(total, rel=1e-4, abs=1e-3)
+
+
+def test_rows_that_end_leave_the_others_as_they_would_be() -> None:
+    """With a choice of one word, what is drawn is greedy, whoever leaves the batch on the way."""
+    model = tiny.build("gemma3")
+    sampler = Sampler(model, FLOAT32)
+    greedy = sampler.greedily(GIVEN, 20).tolist()
+    end = greedy[0][6]
+    for row, one in zip(greedy, sampler.sample(GIVEN, 20, Choice(top_k=1), {end}, seeded()), strict=True):
+        upto = row.index(end) if end in row else len(row)
+        assert (list(one.ids), one.ended) == (row[:upto], end in row)
+
+
+def test_the_same_seed_writes_the_same_and_another_does_not() -> None:
+    sampler = Sampler(tiny.build("llama"), FLOAT32)
+    one, again, other = (sampler.sample(GIVEN, 8, Choice(), {2}, seeded(seed)) for seed in (1, 1, 2))
+    assert one == again != other
+
+
+def naive(logits: Tensor, uniform: float) -> int:
+    """Add up probabilities, word after word, until they exceed `uniform`."""
+    total = 0.0
+    for word, probability in enumerate(logits.double().softmax(0).tolist()):
+        total += probability
+        if total > uniform and probability > 0:
+            return word
+    raise AssertionError
+
+
+@given(
+    seed=st.integers(0, 2**31),
+    words=st.integers(1, 1500),
+    uniform=st.floats(0, 1, exclude_max=True),
+    sharpness=st.sampled_from([0.1, 1.0, 10.0]),
+)
+def test_a_draw_inverts_the_distribution(seed: int, words: int, uniform: float, sharpness: float) -> None:
+    logits = sharpness * torch.randn(words, generator=seeded(seed))
+    (found,), (logarithm,) = draw(logits[None], torch.tensor([uniform], dtype=torch.float64), Choice())
+    probabilities = logits.double().softmax(0)
+    upto = probabilities.cumsum(0)
+    # A rounding may move the edge between two words, by no more than a rounding.
+    low = float(upto[found - 1]) if found else 0.0
+    assert low - 1e-5 <= uniform <= float(upto[found]) + 1e-5
+    assert float(logarithm) == pytest.approx(float(probabilities[found].log()), abs=1e-5)
+
+
+@given(uniform=st.sampled_from([0.0, 0.5, 1 - 2**-53]), words=st.sampled_from([1, 511, 512, 513, 2000]))
+def test_a_word_without_probability_is_never_drawn(uniform: float, words: int) -> None:
+    logits = torch.full((words,), -torch.inf)
+    logits[words // 2] = 0.0
+    (found,), (logarithm,) = draw(logits[None], torch.tensor([uniform], dtype=torch.float64), Choice())
+    assert (int(found), float(logarithm)) == (words // 2, 0.0)
+
+
+def test_words_are_drawn_as_often_as_they_are_likely() -> None:
+    logits = torch.randn(700, generator=seeded()) * 2
+    uniform = torch.rand(40_000, generator=seeded(1), dtype=torch.float64)
+    found, _ = draw(logits.expand(len(uniform), -1), uniform, Choice())
+    expected = logits.double().softmax(0) * len(uniform)
+    counts = torch.bincount(found, minlength=700)
+    often = expected > 20
+    deviation = (counts[often] - expected[often]) / expected[often].sqrt()
+    assert float(deviation.square().mean()) == pytest.approx(1.0, abs=0.35)
+
+
+@pytest.mark.parametrize(
+    ("choice", "allowed"),
+    [
+        (Choice(top_k=3), {0, 1, 2}),
+        (Choice(top_p=0.6), {0, 1}),
+        (Choice(temperature=0.01), {0}),
+        (Choice(temperature=5.0, top_k=4), {0, 1, 2, 3}),
+    ],
+)
+def test_only_what_a_choice_leaves_is_drawn(choice: Choice, allowed: set[int]) -> None:
+    logits = torch.tensor([0.5, 0.25, 0.15, 0.07, 0.03]).log()
+    uniform = torch.linspace(0, 1 - 1e-9, 500, dtype=torch.float64)
+    found, logarithms = draw(logits.expand(500, -1), uniform, choice)
+    assert set(found.tolist()) == allowed
+    torch.testing.assert_close(logarithms, logits.double()[found]), "the likelihood is that of the whole distribution"
+
+
+def test_few_rows_at_a_time_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    sampler = Sampler(tiny.build("llama"), FLOAT32)
+    whole = sampler.sample(GIVEN, 8, Choice(), {2}, seeded()), sampler.greedily(GIVEN, 3).tolist()
+    monkeypatch.setattr(module, "_LOGITS", 2 * tiny.VOCABULARY)
+    assert (sampler.sample(GIVEN, 8, Choice(), {2}, seeded()), sampler.greedily(GIVEN, 3).tolist()) == whole
+
+
+def test_a_model_without_a_cache_is_refused() -> None:
+    model = tiny.build("llama")
+    model.config.use_cache = False
+    with pytest.raises(InputError, match="keeps no keys and values"):
+        Sampler(model, FLOAT32)
+
+
+def test_logits_that_are_no_numbers_are_refused() -> None:
+    model = tiny.build("llama")
+    with torch.no_grad():
+        model.get_output_embeddings().weight[7] = torch.nan
+    with pytest.raises(NumericalError, match="not finite"):
+        Sampler(model, FLOAT32).greedily(GIVEN, 2)

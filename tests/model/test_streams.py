@@ -12,6 +12,7 @@ from reprune.model.streams import StreamStore
 
 _SHAPE = (5, 3, 4)
 _BYTES = 5 * 3 * 4 * 4
+_MAPS = Path("/proc/self/maps")
 places = pytest.mark.parametrize("memory", [_BYTES, 0], ids=["memory", "disk"])
 
 
@@ -104,6 +105,30 @@ def test_closing_twice_does_no_harm(memory: int, tmp_path: Path) -> None:
     stream = StreamStore(_SHAPE, memory, tmp_path).new()
     stream.close()
     stream.close()
+
+
+@places
+def test_a_stream_at_rest_still_has_its_states(memory: int, tmp_path: Path) -> None:
+    stream = StreamStore(_SHAPE, memory, tmp_path).new()
+    stream.write(slice(0, 5), _states())
+    stream.rest()
+    assert torch.equal(stream.read(slice(1, 4)), _states()[1:4])
+    stream.rest()
+    stream.write(slice(0, 1), torch.zeros(1, 3, 4))
+    stream.rest()
+    assert torch.equal(stream.read(slice(0, 5)), torch.cat([torch.zeros(1, 3, 4), _states()[1:]]))
+
+
+@pytest.mark.skipif(not _MAPS.exists(), reason="only Linux says which files are in memory")
+def test_the_file_of_a_stream_at_rest_takes_no_memory(tmp_path: Path) -> None:
+    def mapped() -> bool:
+        return ".stream" in _MAPS.read_text()
+
+    stream = StreamStore(_SHAPE, 0, tmp_path).new()
+    stream.write(slice(0, 5), _states())
+    assert mapped()
+    stream.rest()
+    assert not mapped()
 
 
 def test_states_of_another_shape_are_not_written(tmp_path: Path) -> None:

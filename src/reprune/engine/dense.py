@@ -65,3 +65,5 @@ class DenseStream:
         """Free what entered the blocks before that of this number: the frontier has reached it."""
         for passed in [after for after in self._after if after < index - 1]:
             self._store.free(self._after.pop(passed))
+        if self._shared is not None:
+            self._shared.rest_before(index - 1)

@@ -53,6 +53,11 @@ class Shared:
         """A stream for what a dense block puts out, or None where there is no room for it."""
         return self._store.new() if self._store is not None else None
 
+    def rest_before(self, index: int) -> None:
+        """Have the dense streams before that of this number, which are not read for now, take no memory."""
+        for stream in (stream for block, stream in self.dense.items() if block < index):
+            stream.rest()
+
     def clear(self) -> None:
         """Drop everything."""
         for stream in self.dense.values():

@@ -15,9 +15,18 @@ from torch import Tensor
 class Stream:
     """Hidden states (samples, tokens, hidden), float32, addressed by sample."""
 
-    def __init__(self, states: Tensor, file: Path | None) -> None:
-        self._states = states
+    def __init__(self, shape: tuple[int, int, int], file: Path | None) -> None:
+        self._shape = shape
         self._file = file
+        self._at_hand = torch.empty(shape) if file is None else None
+
+    @property
+    def _states(self) -> Tensor:
+        if self._at_hand is None:  # of a file that is not mapped into memory now
+            size = math.prod(self._shape)
+            mapped = torch.from_file(str(self._file), shared=True, size=size, dtype=torch.float32)
+            self._at_hand = mapped.view(self._shape)
+        return self._at_hand
 
     def read(self, samples: slice | Tensor) -> Tensor:
         """The states of some samples, (batch, tokens, hidden), float32, on the CPU."""
@@ -28,17 +37,17 @@ class Stream:
         self._states[samples] = states.detach().to(self._states)
 
     @property
-    def shape(self) -> tuple[int, ...]:
-        """(samples, tokens, hidden)."""
-        return tuple(self._states.shape)
-
-    @property
     def on_disk(self) -> bool:
         return self._file is not None
 
+    def rest(self) -> None:
+        """Take the pages of its file out of this process's memory until they are read again."""
+        if self._file is not None:
+            self._at_hand = None
+
     def close(self) -> None:
         """Give its memory or its file back; the stream must not be used after."""
-        self._states = torch.empty(0)
+        self._at_hand = torch.empty(0)
         if self._file is not None:
             self._file.unlink(missing_ok=True)
 
@@ -63,12 +72,11 @@ class StreamStore:
         """A stream whose states are not yet set."""
         if self.bytes <= self._left:
             self._left -= self.bytes
-            return Stream(torch.empty(self.shape), None)
+            return Stream(self.shape, None)
         self._folder.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=self._folder, suffix=".stream", delete=False) as file:
             path = Path(file.name)
-        states = torch.from_file(str(path), shared=True, size=math.prod(self.shape), dtype=torch.float32)
-        return Stream(states.view(self.shape), path)
+        return Stream(self.shape, path)
 
     def free(self, stream: Stream) -> None:
         """Close a stream and take its memory back into the budget."""

@@ -1,4 +1,4 @@
-"""Keeps a second process out of a folder that one is working in. Knows nothing of what is done there."""
+"""Keeps a second process out of a folder or file that one is working in. Knows nothing of what is done there."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from reprune.errors import InputError
 
 
 @contextmanager
-def locked(folder: Path, where: Path, what: str) -> Iterator[None]:
-    """Hold a folder's lock, which the system gives back when the process ends, however it ends.
+def locked(path: Path, where: Path, what: str) -> Iterator[None]:
+    """Hold the lock of a folder or file, which the system gives back when the process ends, however it ends.
 
     Args:
-        folder: an existing one.
+        path: an existing one, which is not replaced meanwhile.
         where, what: how the place and the work are called to a reader.
 
     Raises:
         InputError: another process holds it.
     """
-    descriptor = os.open(folder, os.O_RDONLY)
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

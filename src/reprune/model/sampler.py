@@ -91,7 +91,13 @@ class Sampler:
 
     @torch.no_grad()
     def sample(
-        self, ids: Tensor, steps: int, choice: Choice, ends: Collection[int], generator: torch.Generator
+        self,
+        ids: Tensor,
+        steps: int,
+        choice: Choice,
+        ends: Collection[int],
+        generator: torch.Generator,
+        progress: Callable[[int, int], None] = lambda done, of: None,
     ) -> list[Continuation]:
         """Draw a continuation of each row of tokens (rows, tokens) by at most so many.
 
@@ -101,10 +107,11 @@ class Sampler:
             choice: what is drawn from.
             ends: tokens that end a text.
             generator: of the CPU; decides what is drawn.
+            progress: is told after each token how many there are, of how many.
         """
         rows, words, device = len(ids), [list[int]() for _ in ids], ids.device
         sums, ended = torch.zeros(rows, dtype=torch.float64), [False] * rows
-        left = torch.arange(rows)
+        left, written = torch.arange(rows), 0
         stops = torch.tensor(sorted(ends), device=device)
 
         def drawn(logits: Tensor) -> Tensor:
@@ -123,7 +130,9 @@ class Sampler:
             return tokens
 
         def still_open(tokens: Tensor) -> Tensor | None:
-            nonlocal left
+            nonlocal left, written
+            written += 1
+            progress(written, steps)
             stay = ~torch.isin(tokens, stops)
             if bool(stay.all()):
                 return None
@@ -202,4 +211,5 @@ def _rows(logits: Tensor) -> int:
 
 def _parts(logits: Tensor) -> tuple[Tensor, ...]:
     """Some rows at a time, so that what is made of them takes little memory."""
-    return logits.split(_rows(logits))
+    parts: tuple[Tensor, ...] = logits.split(_rows(logits))
+    return parts

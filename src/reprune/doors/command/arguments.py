@@ -6,8 +6,9 @@ _MANY = ("--calibration", "--heldout")
 _MANY_OF = {  # by command
     "study": (*_MANY, "--pruners", "--rungs", "--seeds", "--only", "--text", "--zero-shot"),
     "evaluate": ("--zero-shot",),
+    "generate": ("--filters",),
 }
-_SWITCHES = ("--quiet", "--verbose", "--trust-remote-code", "--keep-models", "--json", "--help", "--version")
+_SWITCHES = ("--quiet", "--verbose", "--trust-remote-code", "--keep-models", "--json", "--show", "--help", "--version")
 
 
 def separate_sources(arguments: list[str]) -> list[str]:

@@ -16,6 +16,7 @@ import typer
 from reprune import __version__
 from reprune.doors.command.arguments import separate_sources
 from reprune.doors.command.evaluate import evaluate
+from reprune.doors.command.generate import generate
 from reprune.doors.command.options import (
     BatchSize,
     Calibration,
@@ -167,6 +168,7 @@ def status(directory: Annotated[Path, typer.Argument(metavar="DIR", help="The fo
 
 
 app.command(short_help="Measure what MODEL is worth on a text.")(evaluate)
+app.command(short_help="Have MODEL write texts to calibrate on.")(generate)
 app.command(short_help="Write one HTML file on a run or a study.")(report)
 app.command(short_help="Prune and measure MODEL by every pruner and rung.")(study)
 

@@ -1,0 +1,73 @@
+"""The `reprune generate` command."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from reprune.doors.command.options import Model, Quiet, Trust, exit_codes
+
+_NONE = "none"
+
+
+def generate(
+    model: Model,
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The file to write, .jsonl.")],
+    samples: Annotated[int, typer.Option(metavar="N", help="Texts to keep.")],
+    length: Annotated[int, typer.Option(metavar="L", help="Tokens of a text, at most. [2048]")] = 2048,
+    least: Annotated[int | None, typer.Option(metavar="L", help="Tokens of a text, at least. [6]")] = None,
+    temperature: Annotated[float | None, typer.Option(metavar="X", help="Of sampling. [1]")] = None,
+    top_p: Annotated[float | None, typer.Option("--top-p", metavar="P", help="Draw from the likeliest share.")] = None,
+    top_k: Annotated[int | None, typer.Option("--top-k", metavar="K", help="Draw from the likeliest K.")] = None,
+    language: Annotated[str | None, typer.Option(metavar="CODE", help="Of ISO 639. [en]")] = None,
+    filters: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME ...", help="language repetition code duplicates likelihood, or none. [all]"),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(metavar="S", help="Decides everything random. [0]")] = None,
+    batch_size: Annotated[int | None, typer.Option(metavar="B", help="Texts written at a time. [64]")] = None,
+    show: Annotated[bool, typer.Option("--show", help="Print ten texts kept and ten rejected.")] = False,
+    device: Annotated[str, typer.Option(metavar="DEVICE", help="auto, cpu, cuda or cuda:N.")] = "auto",
+    precision: Annotated[str, typer.Option(metavar="P", help="auto, float32 or bfloat16.")] = "auto",
+    trust_remote_code: Trust = False,
+    quiet: Quiet = False,
+) -> None:
+    """Have MODEL write texts to calibrate on, and keep those worth it. Started again, it goes on where it was.
+
+    A first token at random, four by greedy choice; if those read as the language, the rest is sampled.
+    """
+    with exit_codes():
+        from reprune.doors.command.views_generation import Lines, show_manifest, show_texts
+        from reprune.doors.generation.generate import GenerationWatcher
+        from reprune.doors.generation.generate import generate as run
+        from reprune.planning.generation.settings import generation
+
+        settings = generation(
+            {
+                "length": length,
+                "least": least,
+                "temperature": temperature,
+                "top_p": top_p,
+                "top_k": top_k,
+                "language": language,
+                "filters": None if filters is None else tuple(name for name in filters if name != _NONE),
+                "seed": seed,
+                "batch_size": batch_size,
+            }
+        )
+        manifest = run(
+            model,
+            out,
+            samples=samples,
+            settings=settings,
+            device=device,
+            precision=precision,
+            trust_remote_code=trust_remote_code,
+            watcher=GenerationWatcher() if quiet else Lines(),
+        )
+        if not quiet:
+            show_manifest(manifest, out)
+        if show:
+            show_texts(out)

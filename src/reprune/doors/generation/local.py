@@ -1,0 +1,87 @@
+"""An author in this process: a whole model that writes many texts at a time. Knows tokens, judges no text."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, final
+
+import torch
+
+from reprune.doors.prepare import DTYPES
+from reprune.model.block import Precision
+from reprune.model.sampler import Sampler
+from reprune.model.whole import load_model
+from reprune.planning.generation.rounds import Author, Ids, Written
+from reprune.planning.generation.settings import PREFIX, Generation
+from reprune.planning.tokens import beginning
+
+
+@final
+class LocalAuthor(Author):
+    """A model folder's model."""
+
+    def __init__(
+        self,
+        folder: Path,
+        tokenizer: Any,
+        settings: Generation,
+        device: str,
+        precision: str,
+        trust_remote_code: bool = False,
+        progress: Callable[[int, int], None] = lambda done, of: None,
+    ) -> None:
+        """Load the model; raises `InputError` where it cannot be loaded, or keeps nothing from token to token."""
+        products = Precision(DTYPES[precision])
+        model = load_model(folder, torch.device(device), trust_remote_code, products)
+        self._tokenizer = tokenizer
+        self._settings = settings
+        self._device = torch.device(device)
+        self._sampler = Sampler(model, products)
+        self._start = beginning(tokenizer)
+        self._ends = ends_of(model, tokenizer)
+        self._progress = progress
+        self.rows = len(model.get_input_embeddings().weight)
+
+    def begin(self, firsts: Sequence[int], number: int) -> list[tuple[str, Ids]]:
+        ids = self._tensor([(first,) for first in firsts])
+        following = self._sampler.greedily(ids, PREFIX - 1).tolist()
+        prefixes: list[Ids] = [(first, *more) for first, more in zip(firsts, following, strict=True)]
+        return [(self._text(prefix), prefix) for prefix in prefixes]
+
+    def write(self, prefixes: Sequence[Ids], number: int) -> list[Written]:
+        settings = self._settings
+        seed = int.from_bytes(hashlib.sha256(f"{settings.seed}/{number}".encode()).digest()[:8]) >> 1
+        found = self._sampler.sample(
+            self._tensor(prefixes),
+            settings.length - PREFIX,
+            settings.choice,
+            self._ends,
+            torch.Generator().manual_seed(seed),
+            self._progress,
+        )
+        return [
+            Written(
+                self._text((*prefix, *one.ids)),
+                (*prefix, *one.ids),
+                one.log_probability / len(one.ids) if one.ids else None,
+                one.ended,
+            )
+            for prefix, one in zip(prefixes, found, strict=True)
+        ]
+
+    def _tensor(self, rows: Sequence[Ids]) -> torch.Tensor:
+        return torch.tensor([[*self._start, *row] for row in rows], device=self._device)
+
+    def _text(self, ids: Ids) -> str:
+        return str(self._tokenizer.decode(ids, skip_special_tokens=True))
+
+
+def ends_of(model: Any, tokenizer: Any) -> frozenset[int]:
+    """The tokens that end a text, by the model's own configuration and its tokenizer's."""
+    found = getattr(model.generation_config, "eos_token_id", None)
+    ends = {found} if isinstance(found, int) else set(found or ())
+    if tokenizer.eos_token_id is not None:
+        ends.add(tokenizer.eos_token_id)
+    return frozenset(ends)

@@ -1,0 +1,71 @@
+"""The tokens that a text may begin with: all of a vocabulary but those that are no piece of text. Knows no model."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any, final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from reprune.errors import InputError
+
+_BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
+_UNUSED = re.compile(r"[<\[(]\|?[^<>\[\]()]*(unused|reserved|extra_id|dummy|placeholder)[^<>\[\]()]*\|?[>\])]", re.I)
+
+
+@final
+@dataclass(frozen=True)
+class FirstTokens:
+    """The tokens that texts begin with, and how many are left out for what reason."""
+
+    ids: NDArray[np.int64]  # ascending
+    left_out: dict[str, int]
+
+    def draw(self, generator: np.random.Generator, count: int) -> NDArray[np.int64]:
+        """So many of them, (count,), each as likely as any other, whatever came before."""
+        return self.ids[generator.integers(len(self.ids), size=count)]
+
+
+def first_tokens(tokenizer: Any, rows: int) -> FirstTokens:
+    """Find them.
+
+    Args:
+        tokenizer: of Transformers.
+        rows: of the model's embedding; ids beyond the tokenizer's own are padding.
+
+    Raises:
+        InputError: no token is left.
+    """
+    known = {int(index): str(token) for token, index in tokenizer.get_vocab().items()}
+    special = set(tokenizer.all_special_ids)
+    special |= {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+    left_out: Counter[str] = Counter()
+    ids: list[int] = []
+    texts = dict(zip(known, tokenizer.batch_decode([[index] for index in known]), strict=True))
+    for index in range(rows):
+        reason = _reason(index, known.get(index), special, texts.get(index, ""))
+        if reason is None:
+            ids.append(index)
+        else:
+            left_out[reason] += 1
+    if not ids:
+        raise InputError("the tokenizer has no token that a text could begin with; give the model's own tokenizer.")
+    return FirstTokens(np.asarray(ids, dtype=np.int64), dict(sorted(left_out.items())))
+
+
+def _reason(index: int, token: str | None, special: set[int], text: str) -> str | None:
+    """Why a token is left out; None if it is not."""
+    if token is None:
+        return "no token of the tokenizer"
+    if _UNUSED.fullmatch(token):
+        return "unused"
+    if index in special:
+        return "special"
+    if _BYTE.fullmatch(token):
+        return "byte"
+    if "\N{REPLACEMENT CHARACTER}" in text:
+        return "part of a character"
+    return None if text else "nothing to read"

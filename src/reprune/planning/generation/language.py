@@ -1,0 +1,67 @@
+"""Which language a text is in, by py3langid. Knows texts, no tokens."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, final
+
+from reprune.errors import InputError
+
+_PIECE = 200  # characters judged at a time
+
+
+def require_language(language: str) -> None:
+    """Raise `InputError` where languages cannot be told, or not this one."""
+    if importlib.util.find_spec("py3langid") is None:
+        raise InputError("generating texts needs py3langid; install it with: pip install 'reprune[generate]'")
+    known = sorted(str(label) for label in _identifier().labels)
+    if language not in known:
+        raise InputError(f"--language {language}: expected a code of ISO 639 among {', '.join(known)}.")
+
+
+@final
+@dataclass(frozen=True)
+class Language:
+    """What a text was taken for."""
+
+    code: str  # of ISO 639
+    score: float  # its probability, 0 to 1
+
+
+def language_of(text: str) -> Language:
+    """The likeliest language of a text, and its probability among all that are known."""
+    code, score = _identifier().classify(text)
+    return Language(str(code), float(score))
+
+
+def share_in(text: str, language: str) -> float:
+    """How much of a text, by its letters, is in a language: its pieces of some 200 characters are judged one by one."""
+    pieces = _pieces(text)
+    letters = [sum(map(str.isalpha, piece)) for piece in pieces]
+    inside = sum(count for piece, count in zip(pieces, letters, strict=True) if language_of(piece).code == language)
+    return inside / sum(letters) if sum(letters) else 0.0
+
+
+def _pieces(text: str) -> list[str]:
+    """A text cut at white space, the last piece joined to that before it where it is short."""
+    words, pieces, size = text.split(), [list[str]()], 0
+    for word in words:
+        if size >= _PIECE:
+            pieces.append([])
+            size = 0
+        pieces[-1].append(word)
+        size += len(word) + 1
+    if len(pieces) > 1 and size < _PIECE // 2:
+        last = pieces.pop()
+        pieces[-1].extend(last)
+    return [" ".join(piece) for piece in pieces]
+
+
+@cache
+def _identifier() -> Any:
+    """The library's own model, with probabilities."""
+    from py3langid.langid import MODEL_FILE, LanguageIdentifier
+
+    return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)

@@ -1,0 +1,227 @@
+"""`reprune generate` has a model write texts into a file that says all of them, and that no interruption changes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+import reprune
+from reprune.doors.generation import local
+from reprune.doors.generation.generate import GenerationWatcher, generate
+from reprune.errors import InputError
+from reprune.planning.generation import rounds
+from reprune.planning.generation.language import Language
+from reprune.planning.generation.settings import Generation, generation
+from tests import tiny
+from tests.doors.conftest import Cli
+
+SMALL = Generation(length=24, least=8, batch_size=6, filters=("duplicates", "likelihood"))
+FLAGS = [
+    "--samples",
+    "9",
+    "--length",
+    "24",
+    "--least",
+    "8",
+    "--batch-size",
+    "6",
+    "--filters",
+    "duplicates",
+    "likelihood",
+]
+EXACT = {"device": "cpu", "precision": "float32"}
+
+
+def reads(text: str) -> Language:
+    """A stand-in for a language, as a tiny model writes none: half of all beginnings are English."""
+    return Language("en" if sum(map(ord, text)) % 2 else "de", 0.75)
+
+
+@pytest.fixture(autouse=True)
+def half_is_english(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rounds, "language_of", reads)
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_a_text_is_what_the_model_would_have_written(llama: Path, here: Path) -> None:
+    """The twin: whole models, no cache; greedy where it must be, and the likelihood of all the rest."""
+    manifest = generate(llama, here / "self.jsonl", samples=9, settings=SMALL, **EXACT)
+    model = AutoModelForCausalLM.from_pretrained(llama)
+    tokenizer = tiny.tokenizer()
+    found = lines(here / "self.jsonl")
+    assert len(found) == manifest["texts"] == manifest["counts"]["kept"] == 9
+    for line in found:
+        ids = line["token_ids"]
+        assert 8 <= len(ids) <= 24
+        assert line["text"] == tokenizer.decode(ids, skip_special_tokens=True)
+        assert line["first_token"] == ids[0] > 2
+        assert reads(line["prefix"]).code == "en"
+        with torch.no_grad():
+            logits = model(torch.tensor([[1, *ids]])).logits[0].double()
+        assert logits[1:5].argmax(1).tolist() == ids[1:5], "four by greedy choice"
+        drawn = logits[5:-1].log_softmax(1).gather(1, torch.tensor(ids[5:])[:, None])
+        assert line["mean_log_probability"] == pytest.approx(float(drawn.mean()), abs=1e-3)
+        assert line["ended"] == (len(ids) < 24)
+    rejected = lines(here / "self.rejected.jsonl")
+    assert len(rejected) == sum(count for name, count in manifest["counts"].items() if name.startswith("rejected"))
+    assert all(reads(line["prefix"]).code == "de" for line in rejected if line["rejected"] == "prefix")
+    assert manifest["made_by"]["settings"]["length"] == 24
+    assert manifest["made_by"]["model"]["name"] == "llama"
+
+
+def test_the_file_is_calibrated_on_with_the_tokens_as_they_were_written(here: Path, cli: Cli) -> None:
+    generate("llama", "self.jsonl", samples=9, settings=SMALL, **EXACT)
+    said = cli(
+        *("prune", "llama", "--out", "out", "--pruner", "wanda", "--reconstruct", "LR", "--seqlen", "12"),
+        *("--calibration", "self.jsonl=6", "--heldout", "self.jsonl=2"),
+    )
+    assert (said.code, said.err) == (0, "")
+    record = json.loads((here / "out" / "reprune.json").read_text())
+    assert [(one["name"], one["count"], one["role"]) for one in record["data"]["sources"]] == [
+        ("self.jsonl", 6, "calibration"),
+        ("self.jsonl", 2, "heldout"),
+    ]
+
+
+class _Stop(GenerationWatcher):
+    def __init__(self, when: int) -> None:
+        self.left = when
+
+    def writing(self, done: int, of: int) -> None:
+        self.left -= 1
+        if not self.left:
+            raise KeyboardInterrupt
+
+
+def test_an_interrupted_file_ends_as_one_that_was_not(llama: Path, here: Path) -> None:
+    generate("llama", "whole/self.jsonl", samples=9, settings=SMALL, **EXACT)
+    for when in (1, 9, 25):
+        folder = here / f"cut{when}"
+        with pytest.raises(KeyboardInterrupt):
+            generate("llama", folder / "self.jsonl", samples=9, settings=SMALL, watcher=_Stop(when), **EXACT)
+        assert not (folder / "self.manifest.json").exists()
+        generate("llama", folder / "self.jsonl", samples=9, settings=SMALL, **EXACT)
+        assert files(folder) == files(here / "whole")
+    again = files(here / "whole")
+    manifest = generate("llama", "whole/self.jsonl", samples=9, settings=SMALL, **EXACT)
+    assert manifest["texts"] == 9
+    assert files(here / "whole") == again, "a file that is whole is left as it is"
+
+
+_KILLED = """
+import sys
+from reprune.planning.generation import rounds
+from tests.doors.generation.test_generate import reads
+rounds.language_of = reads
+from reprune.doors.command.cli import main
+from reprune.planning.generation.corpus import Corpus
+add = Corpus.add
+def adding(self, found):
+    print("adding", flush=True)
+    add(self, found)
+Corpus.add = adding
+main(sys.argv[1:])
+"""
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.002, 0.02])
+def test_a_killed_process_is_gone_on_with(seconds: float, here: Path, cli: Cli) -> None:
+    """In a process of its own, with the signal that nothing can catch, at and around its second durable step."""
+    arguments = ["generate", "llama", *FLAGS, "--device", "cpu", "--precision", "float32", "--out"]
+    assert cli(*arguments, "whole/self.jsonl").code == 0
+    root = Path(reprune.__file__).parents[2]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(root / "src"), str(root)])}
+    command = [sys.executable, "-c", _KILLED, *arguments, "cut/self.jsonl"]
+    with subprocess.Popen(command, cwd=here, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        seen = 0
+        for line in process.stdout:
+            seen += line == "adding\n"
+            if seen == 2:
+                break
+        signal.sigtimedwait([], seconds)
+        process.kill()
+    said = cli(*arguments, "cut/self.jsonl")
+    assert (said.code, said.err) == (0, "")
+    assert files(here / "cut") == files(here / "whole")
+
+
+def test_what_is_printed_fits_a_narrow_terminal_and_says_why(here: Path, cli: Cli) -> None:
+    said = cli("generate", "llama", "--out", "self.jsonl", *FLAGS, "--show")
+    assert (said.code, said.err) == (0, "")
+    assert [line for line in said.out.splitlines() if len(line) > 80] == []
+    assert "9/9 texts of " in said.out
+    assert "texts      self.jsonl: 9\n" in said.out
+    assert "rejected   prefix " in said.out
+    assert said.out.count("\nkept: prefix reads as en, length ") == 9
+    quiet = cli("generate", "llama", "--out", "self.jsonl", *FLAGS, "-q")
+    assert (quiet.code, quiet.out, quiet.err) == (0, "", "")
+    other = cli("generate", "llama", "--out", "self.jsonl", *FLAGS, "--seed", "1")
+    assert other.code == 2
+    assert other.err == "error: --out self.jsonl: is there already, made by other settings; give another file.\n"
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--samples", "0"], "--samples 0: expected at least 1."),
+        (["--length", "5"], "--length 5: input should be greater than 5."),
+        (
+            ["--length", "200"],
+            "--length 200: llama takes at most 128 tokens, 1 of them at the start; give --length 127",
+        ),
+        (["--least", "30"], "least 30 is more than length 24."),
+        (["--temperature", "0"], "--temperature 0.0: input should be greater than 0."),
+        (["--top-p", "1.5"], "--top-p 1.5: input should be less than 1."),
+        (["--top-k", "0"], "--top-k 0: input should be greater than or equal to 1."),
+        (["--language", "xx"], "--language xx: expected a code of ISO 639 among "),
+        (
+            ["--filters", "typos"],
+            "filters: expected some of language, repetition, code, duplicates, ",
+        ),
+        (["--out", "self.txt"], "--out self.txt: expected a file that ends in .jsonl."),
+    ],
+)
+def test_wrong_uses_are_refused_and_nothing_is_written(flags: list[str], message: str, here: Path, cli: Cli) -> None:
+    before = set(here.iterdir())
+    said = cli("generate", "llama", "--out", "self.jsonl", *FLAGS, *flags)
+    assert said.code == 2
+    assert said.err.startswith(f"error: {message}")
+    assert set(here.iterdir()) == before
+
+
+def test_where_nothing_passes_it_says_so_and_ends(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rounds, "language_of", lambda text: Language("de", 0.9))
+    with pytest.raises(
+        InputError, match=r"20 rounds in a row gave no text that passes \(begun 240, rejected prefix 240\)"
+    ):
+        generate("llama", "self.jsonl", samples=9, settings=SMALL, **EXACT)
+
+
+def test_the_ends_of_a_text_are_the_configurations_and_the_tokenizers() -> None:
+    model = tiny.build("llama")
+    assert local.ends_of(model, tiny.tokenizer()) == {2}
+    model.generation_config.eos_token_id = [5, 6]
+    assert local.ends_of(model, tiny.tokenizer()) == {2, 5, 6}
+
+
+def test_settings_have_a_key_of_their_own() -> None:
+    one, other = generation({"length": 64}), generation({"length": 65})
+    assert one.key("model") == generation({"length": 64, "seed": None}).key("model")
+    assert len({one.key("model"), other.key("model"), one.key("another")}) == 3

@@ -1,0 +1,154 @@
+"""A file of texts that a crash cut anywhere goes on from its last whole round, and nothing else is written over."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from reprune.errors import InputError
+from reprune.planning.generation.corpus import Corpus
+from reprune.planning.generation.filters import Filter, Judgement, Text
+from reprune.planning.generation.rounds import Round
+
+MADE_BY = {"model": {"fingerprint": "ab"}, "samples": 5}
+
+
+def line(number: int, name: str) -> dict[str, Any]:
+    return {"text": f"ein Text, né {name}", "token_ids": [1, 2], "mean_log_probability": -1.5, "round": number}
+
+
+def round_(number: int, kept: int, rejected: int) -> Round:
+    return Round(
+        [line(number, f"k{number}.{index}") for index in range(kept)],
+        [*(line(number, f"r{number}.{index}") for index in range(rejected)), {"prefix": "a", "round": number}],
+        Counter({"kept": kept, "rejected code": rejected}),
+    )
+
+
+ROUNDS = [round_(0, 2, 1), round_(1, 0, 3), round_(2, 3, 0)]
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def whole(path: Path) -> Corpus:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    corpus = Corpus(path)
+    corpus.open(MADE_BY)
+    for one in ROUNDS:
+        corpus.add(one)
+    corpus.close({"made_by": MADE_BY, "texts": corpus.count, "counts": dict(corpus.counts)})
+    return corpus
+
+
+def test_a_file_has_the_rounds_in_order_and_a_manifest(tmp_path: Path) -> None:
+    corpus = whole(tmp_path / "self.jsonl")
+    assert set(files(tmp_path)) == {"self.jsonl", "self.rejected.jsonl", "self.manifest.json"}
+    assert list(corpus.kept_lines()) == [one for found in ROUNDS for one in found.kept]
+    assert list(corpus.rejected_lines()) == [one for found in ROUNDS for one in found.rejected]
+    assert (corpus.count, corpus.counts, corpus.next_round) == (5, {"kept": 5, "rejected code": 4}, 3)
+    finished = Corpus(tmp_path / "self.jsonl").finished()
+    assert finished is not None and finished["texts"] == 5
+    assert "né" in (tmp_path / "self.jsonl").read_text(encoding="utf-8"), "texts are to be read"
+
+
+@pytest.mark.parametrize("done", [0, 1, 2, 3])
+@pytest.mark.parametrize("cut", ["nothing", "kept", "both", "ledger"])
+def test_it_goes_on_after_a_crash_anywhere(done: int, cut: str, tmp_path: Path) -> None:
+    whole(tmp_path / "a" / "self.jsonl")
+    (tmp_path / "b").mkdir()
+    corpus = Corpus(tmp_path / "b" / "self.jsonl")
+    corpus.open(MADE_BY)
+    for one in ROUNDS[:done]:
+        corpus.add(one)
+    rubbish = {"nothing": [], "kept": [corpus.path], "both": [corpus.path, corpus.rejected], "ledger": [corpus._rounds]}
+    for file in rubbish[cut]:  # what a process that was killed had written of the next round
+        with file.open("a", encoding="utf-8") as stream:
+            stream.write('{"kept": 3, "text": "cut sh')
+    again = Corpus(corpus.path)
+    assert again.finished() is None
+    again.open(MADE_BY)
+    assert (again.count, again.counts, again.next_round) == (corpus.count, corpus.counts, done)
+    for one in ROUNDS[again.next_round :]:
+        again.add(one)
+    again.close({"made_by": MADE_BY, "texts": again.count, "counts": dict(again.counts)})
+    assert files(tmp_path / "b") == files(tmp_path / "a")
+
+
+def test_filters_learn_what_they_had_learned(tmp_path: Path) -> None:
+    class Noting(Filter):
+        name = "noting"
+
+        def __init__(self) -> None:
+            self.noted: list[tuple[str, bool]] = []
+
+        def judge(self, text: Text) -> Judgement:
+            return Judgement(0, None)
+
+        def take_note(self, text: Text, kept: bool) -> None:
+            self.noted.append((text.text, kept))
+
+    corpus, noting = whole(tmp_path / "self.jsonl"), Noting()
+    corpus.teach([noting])
+    expected = []
+    for found in ROUNDS:
+        expected += [(one["text"], True) for one in found.kept]
+        expected += [(one["text"], False) for one in found.rejected if "text" in one]
+    assert noting.noted == expected
+
+
+@pytest.mark.parametrize("name", ["self.jsonl", "self.rejected.jsonl", "self.manifest.json"])
+def test_a_file_that_is_there_is_not_written_over(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text("years of work")
+    with pytest.raises(InputError, match=f"{name} is there already; give another file"):
+        Corpus(tmp_path / "self.jsonl").open(MADE_BY)
+    assert files(tmp_path) == {name: b"years of work"}
+
+
+def test_other_settings_are_refused_by_name(tmp_path: Path) -> None:
+    corpus = Corpus(tmp_path / "self.jsonl")
+    corpus.open(MADE_BY)
+    corpus.add(ROUNDS[0])
+    before = files(tmp_path)
+    with pytest.raises(InputError, match=r"begun with other settings \(samples\)"):
+        Corpus(tmp_path / "self.jsonl").open({**MADE_BY, "samples": 6})
+    assert files(tmp_path) == before
+
+
+@pytest.mark.parametrize("damage", ["gone", "shorter", "not JSON", "no head"])
+def test_damage_is_named(damage: str, tmp_path: Path) -> None:
+    corpus = Corpus(tmp_path / "self.jsonl")
+    corpus.open(MADE_BY)
+    corpus.add(ROUNDS[0])
+    match damage:
+        case "gone":
+            corpus.path.unlink()
+        case "shorter":
+            corpus.path.write_bytes(corpus.path.read_bytes()[:-5])
+        case "not JSON":
+            corpus._rounds.write_text("{\n")
+        case "no head":
+            corpus._rounds.write_text(corpus._rounds.read_text().split("\n", 1)[1])
+    with pytest.raises(InputError, match=r"(shorter than it was|damaged); remove it and .*generate again"):
+        Corpus(tmp_path / "self.jsonl").open(MADE_BY)
+
+
+def test_a_manifest_that_is_none_is_named(tmp_path: Path) -> None:
+    whole(tmp_path / "self.jsonl")
+    for damage in ("{", "[]", json.dumps({"texts": 3})):
+        (tmp_path / "self.manifest.json").write_text(damage)
+        with pytest.raises(InputError, match=r"self\.manifest\.json: damaged"):
+            Corpus(tmp_path / "self.jsonl").finished()
+
+
+def test_a_name_that_is_no_file_of_lines_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "folder.jsonl").mkdir()
+    with pytest.raises(InputError, match=r"expected a file that ends in \.jsonl"):
+        Corpus(tmp_path / "texts.json")
+    with pytest.raises(InputError, match="is a folder"):
+        Corpus(tmp_path / "folder.jsonl")

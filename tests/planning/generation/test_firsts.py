@@ -1,0 +1,56 @@
+"""Texts begin with any token that is a piece of text, and with no other."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+import transformers as tf
+from tokenizers import AddedToken, Tokenizer, models
+
+from reprune.errors import InputError
+from reprune.planning.generation.firsts import first_tokens
+from tests import tiny
+
+_SPECIAL = ["<bos>", "<eos>", "<start_of_turn>"]
+_UNUSED = ["<unused7>", "[unused3]", "<|reserved_special_token_12|>", "<extra_id_4>", "<|placeholder2|>"]
+
+
+def tokenizer() -> tf.PreTrainedTokenizerFast:
+    words = ["the", "\n", "unused", "<div>", "<0x0A>", "<0xe2>", "ré"]
+    vocabulary = {token: index for index, token in enumerate([*_SPECIAL, *_UNUSED, *words])}
+    made = tf.PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.WordLevel(vocabulary, unk_token="the")), bos_token="<bos>", eos_token="<eos>"
+    )
+    made.add_tokens([AddedToken("<start_of_turn>", special=True)], special_tokens=True)
+    return made
+
+
+def test_special_unused_byte_and_padding_tokens_are_left_out() -> None:
+    made = tokenizer()
+    found = first_tokens(made, rows=20)
+    assert {made.convert_ids_to_tokens(int(index)) for index in found.ids} == {"the", "\n", "unused", "<div>", "ré"}
+    assert found.left_out == {"byte": 2, "no token of the tokenizer": 5, "special": 3, "unused": 5}
+
+
+def test_pieces_of_characters_are_left_out() -> None:
+    made = tiny.tokenizer()
+    found = first_tokens(made, rows=tiny.VOCABULARY)
+    assert found.left_out["special"] == 3
+    assert found.left_out["part of a character"] >= 100
+    assert all("\ufffd" not in made.decode([int(index)]) for index in found.ids)
+    assert len(found.ids) + sum(found.left_out.values()) == tiny.VOCABULARY
+
+
+def test_every_token_is_drawn_as_often_as_any_other() -> None:
+    found = first_tokens(tiny.tokenizer(), rows=tiny.VOCABULARY)
+    drawn = found.draw(np.random.default_rng(0), 200 * len(found.ids))
+    counts = Counter(drawn.tolist())
+    assert set(counts) == set(found.ids.tolist())
+    assert all(120 < count < 290 for count in counts.values())
+
+
+def test_a_tokenizer_without_text_is_refused() -> None:
+    with pytest.raises(InputError, match="no token that a text could begin with"):
+        first_tokens(tokenizer(), rows=3)

@@ -90,7 +90,7 @@ def _twin(problem: _Network, start: list[Tensor], batches: list[Tensor], adam: A
     """Adam written out, in float64, the mask multiplied into the weights of every forward pass.
 
     m = b1 m + (1 - b1) g, v = b2 v + (1 - b2) g^2, w -= lr (1 - step / steps) m^ / (sqrt(v^) + 1e-8),
-    where m^ and v^ are m and v over 1 - b1^t and 1 - b2^t.
+    where m^ and v^ are m and v over 1 - b1^t and 1 - b2^t. 1 and 0 are those of `decay`.
     """
     first_beta, second_beta = adam.betas
     weights = [weight.double() for weight in start]
@@ -102,7 +102,8 @@ def _twin(problem: _Network, start: list[Tensor], batches: list[Tensor], adam: A
         masked = [w if mask is None else w * mask for w, mask in zip(leaves, problem.masks, strict=True)]
         difference = _forward(problem.inputs[batch].double(), *masked) - problem.goals[batch].double()
         loss = (difference**2).sum() / difference.numel() / power
-        lr = adam.lr * (1 - step / steps)
+        left = 1 - step / steps
+        lr = adam.lr * (adam.decay[0] * left + adam.decay[1] * (1 - left))
         for place, gradient in enumerate(torch.autograd.grad(loss, leaves)):
             m[place] = first_beta * m[place] + (1 - first_beta) * gradient
             v[place] = second_beta * v[place] + (1 - second_beta) * gradient**2
@@ -113,10 +114,13 @@ def _twin(problem: _Network, start: list[Tensor], batches: list[Tensor], adam: A
 
 @pytest.mark.parametrize("betas", [(0.9, 0.95), (0.5, 0.999)])
 @pytest.mark.parametrize("batch_size", [1, 3, 7, 100])
-def test_every_step_is_the_one_of_the_formula(batch_size: int, betas: tuple[float, float]) -> None:
+@pytest.mark.parametrize("decay", [(1.0, 0.0), (1.0, 0.6), (0.6, 0.0)])
+def test_every_step_is_the_one_of_the_formula(
+    batch_size: int, betas: tuple[float, float], decay: tuple[float, float]
+) -> None:
     problem = _Network()
     start = problem.state()
-    adam = Adam(epochs=4, lr=0.01, batch_size=batch_size, betas=betas, guard=False)
+    adam = Adam(epochs=4, lr=0.01, batch_size=batch_size, betas=betas, guard=False, decay=decay)
     adam.fit(problem, 0, _nothing)
     steps = 4 * math.ceil(_SAMPLES / batch_size)
     assert len(problem.batches) == steps

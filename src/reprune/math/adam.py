@@ -32,7 +32,7 @@ class Descent:
 @final
 @dataclass(frozen=True)
 class Adam(Solver):
-    """Adam with a learning rate that falls linearly to zero; no weight decay, no clipping.
+    """Adam with a learning rate that falls linearly; no weight decay, no clipping.
 
     The loss is ||outputs - targets||^2 of the batch over the mean power of all targets, so that neither the
     hidden size nor massive activations change the scale of the gradients.
@@ -46,6 +46,8 @@ class Adam(Solver):
     """Keep the state with the lowest held-out error among the start and the end of each epoch."""
     patience: int = 2
     """Under the guard: stop after so many epochs in a row without a new lowest held-out error."""
+    decay: tuple[float, float] = (1.0, 0.0)
+    """What share of `lr` the learning rate falls from, and to."""
     try_first_step: bool = False
     """Halve the learning rate until the first step is one that the held-out data take (see `first_step`)."""
 
@@ -71,13 +73,14 @@ class Adam(Solver):
         guard = Guard(parameters, start, self.patience) if self.guard else None
         epochs: list[Epoch] = []
         heldout, lr = start, self.lr
+        first, last = self.decay
         batches_per_epoch = math.ceil(problem.samples / self.batch_size)
         steps, step = self.epochs * batches_per_epoch, 0
         for number in range(1, self.epochs + 1):
             total = 0.0
             for batch in torch.randperm(problem.samples, generator=generator).split(self.batch_size):
                 for group in optimizer.param_groups:
-                    group["lr"] = lr * (1.0 - step / steps)
+                    group["lr"] = lr * (first + (last - first) * step / steps)
                 difference = problem.outputs(batch).float() - problem.targets(batch)
                 loss = difference.square().mean() / power
                 optimizer.zero_grad()
@@ -96,7 +99,7 @@ class Adam(Solver):
                     )
                 break
             heldout = problem.heldout_error()
-            epochs.append(Epoch(number, total / problem.samples, heldout.relative, lr))
+            epochs.append(Epoch(number, total / problem.samples, heldout.relative, lr * first))
             progress(epochs[-1])
             if guard is not None and guard.stops_after(number, heldout):
                 break

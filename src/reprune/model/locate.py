@@ -23,13 +23,16 @@ _GENERATIVE = re.compile(r"(ForCausalLM|LMHeadModel|ForConditionalGeneration)$")
 _NOT_GENERATIVE = re.compile(r"For(MaskedLM|\w*Classification|\w*QuestionAnswering|MultipleChoice)$")
 
 
-def locate_model(model: str, *, revision: str | None = None, notify: Notify | None = None) -> Path:
+def locate_model(
+    model: str, *, revision: str | None = None, notify: Notify | None = None, weights: bool = True
+) -> Path:
     """The folder of a model: an ordinary Hugging Face folder that plain Transformers loads.
 
     Args:
         model: a local folder, a Hub id such as "google/gemma-3-270m", or a .gguf file.
         revision: branch, tag or commit; only for a Hub id.
         notify: is told before a conversion, which takes about a minute.
+        weights: whether they are needed; otherwise they are not downloaded, and a folder may lack them.
 
     A Hub model that is in the local Hugging Face cache is found there without a network. A GGUF file is
     converted into reprune's own cache, its folder named by the SHA-256 of its content.
@@ -45,7 +48,7 @@ def locate_model(model: str, *, revision: str | None = None, notify: Notify | No
     if revision is not None and path.exists():
         raise InputError(f"{model}: is a local path; only of a Hub id can a revision ({revision}) be asked.")
     if model.strip() and path.is_dir():
-        _check_folder(path, model)
+        _check_folder(path, model, weights)
         return path.resolve()
     if path.is_file():
         return convert_gguf(path, notify)
@@ -53,7 +56,7 @@ def locate_model(model: str, *, revision: str | None = None, notify: Notify | No
         raise InputError(f"{model}: no such file; download a GGUF from the Hub first (hf download REPO FILE).")
     if _looks_like_path(model):
         raise InputError(f"{model}: no such folder; expected a model folder, a Hub id or a .gguf file.")
-    return _from_hub(model, revision)
+    return _from_hub(model, revision, weights)
 
 
 def _looks_like_path(model: str) -> bool:
@@ -64,13 +67,13 @@ def _looks_like_path(model: str) -> bool:
     return bool(slash) and (not name or "/" in name or Path(owner).exists())
 
 
-def _check_folder(folder: Path, name: str) -> None:
-    """Raise unless the folder holds a decoder's configuration and safetensors weights."""
+def _check_folder(folder: Path, name: str, weights: bool) -> None:
+    """Raise unless the folder holds a decoder's configuration and, where they are needed, safetensors weights."""
     names = sorted(path.name for path in folder.iterdir())
     ggufs = [file for file in names if file.lower().endswith(".gguf")]
     if "config.json" in names:
         _check_config(folder / "config.json", name)
-        if any(file.endswith(".safetensors") and not file.startswith("adapter_") for file in names):
+        if not weights or any(file.endswith(".safetensors") and not file.startswith("adapter_") for file in names):
             return
         if "model.safetensors.index.json" in names:
             raise InputError(f"{name}: none of its *.safetensors files is here; download the model again.")
@@ -105,19 +108,20 @@ def _check_config(file: Path, name: str) -> None:
         raise UnsupportedModelError(f"{name}: {what} does not predict the next token; give a causal language model.")
 
 
-def _from_hub(model: str, revision: str | None) -> Path:
+def _from_hub(model: str, revision: str | None, weights: bool) -> Path:
     import huggingface_hub
 
     fetch = huggingface_hub.snapshot_download
+    wanted = [pattern for pattern in _WANTED if weights or not pattern.endswith(".safetensors")]
     try:
-        folder = Path(fetch(model, revision=revision, allow_patterns=_WANTED, ignore_patterns=_UNWANTED))
+        folder = Path(fetch(model, revision=revision, allow_patterns=wanted, ignore_patterns=_UNWANTED))
     except Exception as error:  # its own errors, those of its HTTP client, plain OSErrors
         # Offline it refuses a cached model that lacks any file of the repository, even one that nobody reads.
         cached = getattr(error, "snapshot_path", None)
-        if cached is None or not _is_whole(Path(cached)):
+        if cached is None or (weights and not _is_whole(Path(cached))):
             raise InputError(_hub_message(error, model, revision)) from None
         folder = Path(cached)
-    _check_folder(folder, model)
+    _check_folder(folder, model, weights)
     return folder
 
 

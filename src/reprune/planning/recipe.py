@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, final
 
@@ -140,17 +141,20 @@ class SolverRecipe(_Part):
             case "adam":
                 return self._adam(self.epochs, guard)
             case "widening":
-                # An epoch on one block of two costs half of one on both: together the time of `epochs` on both.
+                # An epoch on one block of two costs half of one on both: together less than `epochs` on both take,
+                # which leaves time for the tries of first steps. The rate falls over both as it does over one.
                 whole = max(2 * self.epochs // 3, 1)
-                part = max(2 * (self.epochs - whole), 1)
+                part = max(self.epochs - whole, 1)
+                adam = replace(self._adam(self.epochs, guard), try_first_step=True)
+                middle = whole / (part + whole)
                 return Widening(
-                    last_part=self._adam(part, guard, try_first_step=True),
-                    whole=self._adam(whole, guard, try_first_step=True),
-                    only_part=self._adam(self.epochs, guard, try_first_step=True),
+                    last_part=replace(adam, epochs=part, decay=(1.0, middle)),
+                    whole=replace(adam, epochs=whole, decay=(middle, 0.0)),
+                    only_part=adam,
                 )
 
-    def _adam(self, epochs: int, guard: bool, try_first_step: bool = False) -> Adam:
-        return Adam(epochs, self.lr, self.batch_size, self.betas, guard, self.patience, try_first_step)
+    def _adam(self, epochs: int, guard: bool) -> Adam:
+        return Adam(epochs, self.lr, self.batch_size, self.betas, guard, self.patience)
 
 
 @final

@@ -29,6 +29,13 @@ def generate(
     seed: Annotated[int | None, typer.Option(metavar="S", help="Decides everything random. [0]")] = None,
     batch_size: Annotated[int | None, typer.Option(metavar="B", help="Texts written at a time. [64]")] = None,
     show: Annotated[bool, typer.Option("--show", help="Print ten texts kept and ten rejected.")] = False,
+    endpoint: Annotated[
+        str | None, typer.Option(metavar="URL", help="A server of OpenAI's completions interface that writes instead.")
+    ] = None,
+    endpoint_model: Annotated[
+        str | None, typer.Option(metavar="NAME", help="What the server calls the model. [the only one it lists]")
+    ] = None,
+    concurrency: Annotated[int, typer.Option(metavar="N", help="Requests to the server at a time.")] = 16,
     device: Annotated[str, typer.Option(metavar="DEVICE", help="auto, cpu, cuda or cuda:N.")] = "auto",
     precision: Annotated[str, typer.Option(metavar="P", help="auto, float32 or bfloat16.")] = "auto",
     trust_remote_code: Trust = False,
@@ -62,6 +69,9 @@ def generate(
             out,
             samples=samples,
             settings=settings,
+            endpoint=endpoint,
+            endpoint_model=endpoint_model,
+            concurrency=concurrency,
             device=device,
             precision=precision,
             trust_remote_code=trust_remote_code,

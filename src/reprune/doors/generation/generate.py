@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from reprune.doors.generation.endpoint import EndpointAuthor
 from reprune.doors.generation.local import LocalAuthor
 from reprune.doors.prepare import settle_device, settle_precision
 from reprune.engine.record import versions
@@ -50,6 +51,9 @@ def generate(
     *,
     samples: int,
     settings: Generation,
+    endpoint: str | None = None,
+    endpoint_model: str | None = None,
+    concurrency: int = 16,
     device: str = "auto",
     precision: str = "auto",
     trust_remote_code: bool = False,
@@ -64,6 +68,10 @@ def generate(
         out: the file, .jsonl; two more are written beside it, see `reprune.planning.generation.corpus`.
         samples: how many texts to keep.
         settings: how they are written and filtered.
+        endpoint: the URL of a server of OpenAI's completions interface that writes in place of this process; of
+            `model`, only the tokenizer and the configuration are then needed.
+        endpoint_model: what the server calls the model, if it has several.
+        concurrency: requests to the server at a time.
         device, precision: as in a recipe.
         watcher: is told what happens.
 
@@ -79,19 +87,30 @@ def generate(
     corpus = Corpus(Path(out))
     require_filters()
     require_language(settings.language)
-    folder = locate_model(os.fspath(model), notify=watcher.note)
-    where = settle_device(device)
-    products = settle_precision(precision, where)
+    folder = locate_model(os.fspath(model), notify=watcher.note, weights=endpoint is None)
     tokenizer = load_tokenizer(folder, trust_remote_code)
     _check_length(folder, settings, len(beginning(tokenizer)), trust_remote_code)
-    made_by = {
-        "model": {"name": local_name(os.fspath(model)), "fingerprint": Checkpoint(folder).fingerprint()},
+    name = local_name(os.fspath(model))
+    made_by: dict[str, Any] = {
+        "model": {"name": name},
         "samples": samples,
         "settings": settings.model_dump(mode="json"),
-        "precision": products,
-        "device": where,
         "versions": versions(),
     }
+
+    def here() -> LocalAuthor:
+        return LocalAuthor(folder, tokenizer, settings, where, products, trust_remote_code, watcher.writing)
+
+    if endpoint is None:
+        where = settle_device(device)
+        products = settle_precision(precision, where)
+        made_by["model"]["fingerprint"] = Checkpoint(folder).fingerprint()
+        made_by |= {"device": where, "precision": products}
+        author: Callable[[], Author] = here
+    else:
+        server = EndpointAuthor(endpoint, endpoint_model, tokenizer, settings, concurrency, watcher.writing)
+        made_by["endpoint_model"] = server.model
+        author = lambda: server  # noqa: E731
     if (finished := corpus.finished()) is not None:
         if finished["made_by"] != made_by:
             raise InputError(f"--out {corpus.path}: is there already, made by other settings; give another file.")
@@ -100,22 +119,20 @@ def generate(
     corpus.path.touch()
     with locked(corpus.path, corpus.path, "file"):
         corpus.open(made_by)
-        author = LocalAuthor(folder, tokenizer, settings, where, products, trust_remote_code, watcher.writing)
-        return _fill(corpus, author, tokenizer, author.rows, samples, settings, made_by, watcher)
+        return _fill(corpus, author(), tokenizer, samples, settings, made_by, watcher)
 
 
 def _fill(
     corpus: Corpus,
     author: Author,
     tokenizer: Any,
-    rows: int,
     samples: int,
     settings: Generation,
     made_by: Mapping[str, Any],
     watcher: GenerationWatcher,
 ) -> dict[str, Any]:
     """Do the rounds that are left."""
-    firsts = first_tokens(tokenizer, rows)
+    firsts = first_tokens(tokenizer, author.rows)
     filters = settings.build_filters()
     corpus.teach(filters)
     procedure = Procedure(author, firsts, settings, filters)

@@ -36,6 +36,9 @@ class Written:
 class Author(ABC):
     """Something that writes texts: a model here, or one behind an endpoint."""
 
+    rows: int
+    """Of its embedding: token ids are below this number."""
+
     @abstractmethod
     def begin(self, firsts: Sequence[int], number: int) -> list[tuple[str, Ids]]:
         """Texts and tokens of prefixes: each first token, and the four after it by greedy choice."""

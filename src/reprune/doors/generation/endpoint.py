@@ -1,0 +1,185 @@
+"""An author behind an endpoint: any server of OpenAI's completions interface (vLLM, SGLang, llama.cpp, Transformers).
+
+The procedure is the same as with a model in this process. What a server does not tell is found here: token ids are
+those of the local tokenizer on the text that came back, and likelihoods are those of the server, where it gives them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, final
+from urllib.parse import urlsplit
+
+from reprune.errors import InputError, RepruneError
+from reprune.planning.generation.rounds import Author, Ids, Written
+from reprune.planning.generation.settings import PREFIX, Generation
+
+_RETRIES = 6  # the client waits longer before each, up to some 8 seconds
+_SECONDS = 600.0  # for one text
+_KEY = "OPENAI_API_KEY"
+
+
+class EndpointError(RepruneError):
+    """A server that worked no longer does."""
+
+
+@final
+class EndpointAuthor(Author):
+    """A server that writes texts, some of them at a time."""
+
+    def __init__(
+        self,
+        url: str,
+        model: str | None,
+        tokenizer: Any,
+        settings: Generation,
+        concurrency: int = 16,
+        progress: Callable[[int, int], None] = lambda done, of: None,
+    ) -> None:
+        """Look whether the server is there and completes texts.
+
+        Args:
+            url: its base, such as http://localhost:8000/v1.
+            model: what it calls the model; None: the only one that it lists.
+            tokenizer: of the model.
+            settings: how texts are sampled.
+            concurrency: requests under way at a time.
+            progress: is told how many texts of a round are written, of how many.
+
+        Raises:
+            InputError: it cannot be used.
+        """
+        if importlib.util.find_spec("openai") is None:
+            raise InputError("--endpoint needs the openai client; install it with: pip install 'reprune[endpoint]'")
+        import openai
+
+        if concurrency < 1:
+            raise InputError(f"--concurrency {concurrency}: expected at least 1.")
+        self._place = f"--endpoint {_without_secrets(url)}:"
+        if not url.startswith(("http://", "https://")):
+            raise InputError(f"--endpoint {url}: expected a URL such as http://localhost:8000/v1.")
+        self._tokenizer = tokenizer
+        self.rows = len(tokenizer)
+        self._settings = settings
+        self._concurrency = concurrency
+        self._progress = progress
+        self._client = openai.OpenAI(
+            base_url=url, api_key=os.environ.get(_KEY) or "none", max_retries=_RETRIES, timeout=_SECONDS
+        )
+        self._more: dict[str, Any] = {}
+        self.model = ""  # for what may go wrong before it is known
+        try:
+            self.model = model or self._only_model()
+            self._more = self._probe()
+        except openai.OpenAIError as error:
+            raise InputError(self._said(error)) from None
+
+    def _only_model(self) -> str:
+        listed = [one.id for one in self._client.models.list().data]
+        if len(listed) == 1:
+            return str(listed[0])
+        found = ", ".join(listed[:5]) or "none"
+        raise InputError(f"{self._place} lists {len(listed)} models ({found}); name one: --endpoint-model.")
+
+    def _probe(self) -> dict[str, Any]:
+        """What is asked for beside the text: likelihoods, where the server takes such a request."""
+        import openai
+
+        try:
+            self._client.completions.create(model=self.model, prompt="The", max_tokens=1, logprobs=1)
+        except (openai.BadRequestError, openai.UnprocessableEntityError):
+            self._client.completions.create(model=self.model, prompt="The", max_tokens=1)
+            return {}
+        return {"logprobs": 1}
+
+    def begin(self, firsts: Sequence[int], number: int) -> list[tuple[str, Ids]]:
+        prompts = [str(self._tokenizer.decode([first])) for first in firsts]
+        greedy: dict[str, Any] = {"max_tokens": PREFIX - 1, "temperature": 0.0}
+        found = self._complete(prompts, [greedy] * len(prompts), lambda done: None)
+        texts = [prompt + choice.text for prompt, choice in zip(prompts, found, strict=True)]
+        return [(text, self._ids(text)) for text in texts]
+
+    def write(self, prefixes: Sequence[Ids], number: int) -> list[Written]:
+        settings = self._settings
+        prompts = [str(self._tokenizer.decode(prefix)) for prefix in prefixes]
+        sampled: dict[str, Any] = {
+            "max_tokens": settings.length - PREFIX,
+            "temperature": settings.temperature,
+            "top_p": settings.top_p or 1.0,
+            **self._more,
+        }
+        if settings.top_k is not None:
+            sampled["extra_body"] = {"top_k": settings.top_k}
+        seeds = [_seed(settings.seed, number, place) for place in range(len(prompts))]
+        found = self._complete(
+            prompts, [{**sampled, "seed": seed} for seed in seeds], lambda done: self._progress(done, len(prompts))
+        )
+        return [self._written(prompt, choice) for prompt, choice in zip(prompts, found, strict=True)]
+
+    def _written(self, prompt: str, choice: Any) -> Written:
+        text = prompt + choice.text
+        told = getattr(choice.logprobs, "token_logprobs", None) or ()
+        values = [value for value in told if value is not None]
+        mean = sum(values) / len(values) if values else None
+        ids = self._ids(text)[: self._settings.length]  # its tokens need not be those that the server counted
+        return Written(text, ids, mean, choice.finish_reason == "stop")
+
+    def _complete(
+        self, prompts: Sequence[str], options: Sequence[dict[str, Any]], done: Callable[[int], None]
+    ) -> list[Any]:
+        """The server's answers, in order."""
+        import openai
+
+        def ask(prompt: str, more: dict[str, Any]) -> Any:
+            return self._client.completions.create(model=self.model, prompt=prompt, **more).choices[0]
+
+        with ThreadPoolExecutor(self._concurrency) as pool:
+            asked = [pool.submit(ask, *pair) for pair in zip(prompts, options, strict=True)]
+            try:
+                answers = []
+                for one in asked:
+                    answers.append(one.result())
+                    done(len(answers))
+            except openai.OpenAIError as error:
+                raise EndpointError(f"{self._said(error)} What is written is kept; the same command goes on.") from None
+            finally:
+                for one in asked:
+                    one.cancel()
+        return answers
+
+    def _ids(self, text: str) -> Ids:
+        return tuple(self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+    def _said(self, error: Any) -> str:
+        """What went wrong, and what to do."""
+        import openai
+
+        detail = " ".join(str(error).split())[:200]
+        match error:
+            case openai.APITimeoutError():
+                said = f"gave no answer in {_SECONDS:.0f} seconds; take a shorter --length or a lower --concurrency."
+            case openai.APIConnectionError():
+                said = "cannot be reached; start the server, or check the URL (it often ends in /v1)."
+            case openai.AuthenticationError() | openai.PermissionDeniedError():
+                said = f"refuses the key; set {_KEY} to one that it takes."
+            case openai.NotFoundError():
+                said = f"has no completions of the model {self.model!r} ({detail}); check the URL and --endpoint-model."
+            case openai.RateLimitError():
+                said = f"is too busy, also after {_RETRIES} retries ({detail}); take a lower --concurrency."
+            case _:
+                said = f"answers with an error ({detail})."
+        return f"{self._place} {said}"
+
+
+def _without_secrets(url: str) -> str:
+    parts = urlsplit(url)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+
+
+def _seed(seed: int, number: int, place: int) -> int:
+    """Of one request: 31 bits, which every server takes."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{number}/{place}".encode()).digest()[:4]) >> 1

@@ -1,0 +1,159 @@
+"""An endpoint writes by the same procedure: proven against a real server on loopback, Transformers' own."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from reprune.doors.generation.endpoint import EndpointAuthor
+from reprune.doors.generation.generate import generate
+from reprune.doors.generation.local import LocalAuthor
+from reprune.errors import InputError
+from reprune.planning.generation import rounds
+from reprune.planning.generation.firsts import first_tokens
+from tests import tiny
+from tests.doors.conftest import Cli
+from tests.doors.generation.test_generate import FLAGS, SMALL, lines, reads
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def server(llama: Path) -> Iterator[tuple[str, str]]:
+    """The URL of a server with the tiny model, and what it calls it."""
+    port = free_port()
+    command = [Path(sys.executable).parent / "transformers", "serve", str(llama), "--host", "127.0.0.1"]
+    options = ["--port", str(port), "--device", "cpu", "--dtype", "float32"]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore"}
+    log = subprocess.DEVNULL
+    with subprocess.Popen([*command, *options], env=environment, stdout=log, stderr=log) as process:
+        try:
+            for _ in range(600):
+                try:
+                    with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1):
+                        break
+                except OSError:
+                    assert process.poll() is None, "the server ended"
+                    time.sleep(0.2)
+            yield f"http://127.0.0.1:{port}/v1", str(llama)
+        finally:
+            process.terminate()
+
+
+@pytest.fixture(autouse=True)
+def half_is_english(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rounds, "language_of", reads)
+
+
+def test_it_begins_as_the_model_here_does(server: tuple[str, str], llama: Path) -> None:
+    """The twin: greedy beginnings of the same model in this process."""
+    tokenizer = tiny.tokenizer()
+    here = LocalAuthor(llama, tokenizer, SMALL, "cpu", "float32")
+    there = EndpointAuthor(*server, tokenizer, SMALL, concurrency=3)
+    # A server takes text, so only beginnings that come back to their own tokens can be compared.
+    firsts = [
+        int(i)
+        for i in first_tokens(tokenizer, here.rows).ids
+        if tokenizer(tokenizer.decode([i]))["input_ids"] == [1, i]
+    ]
+    texts = [text for text, _ in here.begin(firsts[:40], 0)]
+    plain = [place for place, text in enumerate(texts) if "\ufffd" not in text]
+    assert len(plain) > 10
+    found = [text for text, _ in there.begin(firsts[:40], 0)]
+    assert [found[place] for place in plain] == [texts[place] for place in plain]
+
+
+def test_it_fills_a_file_as_the_model_here_would(server: tuple[str, str], here: Path, cli: Cli) -> None:
+    url, name = server
+    said = cli("generate", "llama", "--out", "self.jsonl", *FLAGS, "--endpoint", url, "--endpoint-model", name)
+    assert (said.code, said.err) == (0, "")
+    found = lines(here / "self.jsonl")
+    tokenizer = tiny.tokenizer()
+    assert len(found) == 9
+    for line in found:
+        assert 8 <= len(line["token_ids"]) <= 24
+        assert line["token_ids"] == tokenizer(line["text"], add_special_tokens=False)["input_ids"][:24]
+        assert reads(line["prefix"]).code == "en"
+    manifest = json.loads((here / "self.manifest.json").read_text())
+    assert manifest["made_by"]["endpoint_model"] == name
+    assert "127.0.0.1" not in (here / "self.manifest.json").read_text(), "where a server is, is nobody's business"
+
+
+def test_only_the_tokenizer_is_needed_here(server: tuple[str, str], llama: Path, here: Path) -> None:
+    bare = here / "bare"
+    shutil.copytree(llama, bare, ignore=shutil.ignore_patterns("*.safetensors"))
+    manifest = generate(
+        bare, here / "self.jsonl", samples=2, settings=SMALL, endpoint=server[0], endpoint_model=server[1]
+    )
+    assert manifest["texts"] == 2
+    with pytest.raises(InputError, match=r"holds no .*safetensors"):
+        generate(bare, here / "other.jsonl", samples=2, settings=SMALL)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (
+            ["--endpoint", "http://127.0.0.1:9/v1"],
+            "--endpoint http://127.0.0.1:9/v1: cannot be reached; start the server",
+        ),
+        (["--endpoint", "ftp://me:secret@host/v1"], "--endpoint ftp://host/v1: expected a URL such as http://"),
+        (["--endpoint", "http://127.0.0.1:9/v1", "--concurrency", "0"], "--concurrency 0: expected at least 1."),
+    ],
+)
+def test_a_server_that_cannot_be_used_is_named(
+    flags: list[str], message: str, here: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("reprune.doors.generation.endpoint._RETRIES", 0)
+    said = cli("generate", "llama", "--out", "self.jsonl", *FLAGS, *flags)
+    assert said.code == 2
+    assert said.err.startswith(f"error: {message}")
+    assert not list(here.glob("*self*"))
+
+
+def test_a_path_without_completions_is_named(server: tuple[str, str], here: Path, cli: Cli) -> None:
+    url = server[0].removesuffix("/v1") + "/nothing"
+    said = cli("generate", "llama", "--out", "self.jsonl", *FLAGS, "--endpoint", url, "--endpoint-model", "m")
+    assert said.code == 2
+    assert "has no completions of the model 'm'" in said.err
+
+
+def test_a_server_that_goes_away_ends_it_with_what_is_written(
+    server: tuple[str, str], here: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After the first round the URL leads nowhere."""
+    written = EndpointAuthor.write
+    rounds_done: list[int] = []
+
+    def write(self: EndpointAuthor, prefixes: object, number: int) -> object:
+        if rounds_done:
+            self._client = self._client.with_options(base_url="http://127.0.0.1:9/v1", max_retries=0)
+        rounds_done.append(number)
+        return written(self, prefixes, number)  # type: ignore[arg-type]
+
+    flags = [*FLAGS, "--endpoint", server[0], "--endpoint-model", server[1]]
+    with monkeypatch.context() as away:
+        away.setattr(EndpointAuthor, "write", write)
+        said = cli("generate", "llama", "--out", "self.jsonl", *flags)
+    assert said.code == 1
+    assert "cannot be reached" in said.err
+    assert "What is written is kept; the same command goes on." in said.err
+    before = lines(here / "self.jsonl")
+    again = cli("generate", "llama", "--out", "self.jsonl", *flags)
+    assert (again.code, again.err) == (0, "")
+    assert lines(here / "self.jsonl")[: len(before)] == before
+    assert len(lines(here / "self.jsonl")) == 9

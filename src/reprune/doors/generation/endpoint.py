@@ -61,7 +61,7 @@ class EndpointAuthor(Author):
             raise InputError(f"--concurrency {concurrency}: expected at least 1.")
         self._place = f"--endpoint {_without_secrets(url)}:"
         if not url.startswith(("http://", "https://")):
-            raise InputError(f"--endpoint {url}: expected a URL such as http://localhost:8000/v1.")
+            raise InputError(f"{self._place} expected a URL such as http://localhost:8000/v1.")
         self._tokenizer = tokenizer
         self.rows = len(tokenizer)
         self._settings = settings
@@ -76,7 +76,12 @@ class EndpointAuthor(Author):
             self.model = model or self._only_model()
             self._more = self._probe()
         except openai.OpenAIError as error:
+            self.close()
             raise InputError(self._said(error)) from None
+
+    def close(self) -> None:
+        """Close its connections."""
+        self._client.close()
 
     def _only_model(self) -> str:
         listed = [one.id for one in self._client.models.list().data]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -98,28 +99,28 @@ def generate(
         "versions": versions(),
     }
 
-    def here() -> LocalAuthor:
-        return LocalAuthor(folder, tokenizer, settings, where, products, trust_remote_code, watcher.writing)
-
-    if endpoint is None:
-        where = settle_device(device)
-        products = settle_precision(precision, where)
-        made_by["model"]["fingerprint"] = Checkpoint(folder).fingerprint()
-        made_by |= {"device": where, "precision": products}
-        author: Callable[[], Author] = here
-    else:
-        server = EndpointAuthor(endpoint, endpoint_model, tokenizer, settings, concurrency, watcher.writing)
-        made_by["endpoint_model"] = server.model
-        author = lambda: server  # noqa: E731
-    if (finished := corpus.finished()) is not None:
-        if finished["made_by"] != made_by:
-            raise InputError(f"--out {corpus.path}: is there already, made by other settings; give another file.")
-        return finished
-    corpus.path.parent.mkdir(parents=True, exist_ok=True)
-    corpus.path.touch()
-    with locked(corpus.path, corpus.path, "file"):
+    where = settle_device(device)
+    products = settle_precision(precision, where)
+    with ExitStack() as stack:
+        server: Author | None = None
+        if endpoint is None:
+            made_by["model"]["fingerprint"] = Checkpoint(folder).fingerprint()
+            made_by |= {"device": where, "precision": products}
+        else:
+            server = stack.enter_context(
+                closing(EndpointAuthor(endpoint, endpoint_model, tokenizer, settings, concurrency, watcher.writing))
+            )
+            made_by["endpoint_model"] = server.model
+        if (finished := corpus.finished()) is not None:
+            if finished["made_by"] != made_by:
+                raise InputError(f"--out {corpus.path}: is there already, made by other settings; give another file.")
+            return finished
+        corpus.path.parent.mkdir(parents=True, exist_ok=True)
+        corpus.path.touch()
+        stack.enter_context(locked(corpus.path, corpus.path, "file"))
         corpus.open(made_by)
-        return _fill(corpus, author(), tokenizer, samples, settings, made_by, watcher)
+        author = server or LocalAuthor(folder, tokenizer, settings, where, products, trust_remote_code, watcher.writing)
+        return _fill(corpus, author, tokenizer, samples, settings, made_by, watcher)
 
 
 def _fill(

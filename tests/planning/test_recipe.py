@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -398,3 +399,16 @@ def test_auto_without_the_guard_is_refused() -> None:
 def test_a_recipe_cannot_be_changed_in_place() -> None:
     with pytest.raises(ValueError, match="frozen"):
         resolve_recipe("model").samples = 3
+
+
+def test_a_recipe_has_samples_from_sources_or_from_the_model_itself() -> None:
+    assert resolve_recipe("model").calibration == ["c4"]
+    own = resolve_recipe("model", {}, {"self_generate": 8})
+    assert (own.calibration, own.self_generate.samples) == ([], 8)
+    assert resolve_recipe("model", yaml.safe_load(own.to_yaml())) == own
+    both = resolve_recipe("model", {"calibration": ["c4"], "self_generate": 8}, {}, ["self_generate.top_k=5"])
+    assert (both.calibration, both.self_generate.samples, both.self_generate.top_k) == (["c4"], 8, 5)
+    with pytest.raises(InputError, match="calibration: expected at least one source, or self_generate: N"):
+        resolve_recipe("model", {"calibration": []})
+    with pytest.raises(InputError, match="self_generate"):
+        resolve_recipe("model", {"self_generate": -1})

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
+from reprune.doors.generation.selfmade import self_generated
 from reprune.doors.prepare import check_out, check_sources, draw, nested_flags, open_decoder, settle, settle_seqlen
 from reprune.engine.ledger import Ledger
 from reprune.engine.record import full_record, versions
@@ -43,6 +44,7 @@ def prune(
     lr: float | None = None,
     batch_size: int | None = None,
     seed: int | None = None,
+    self_generate: int | None = None,
     only: str | None = None,
     device: str | None = None,
     trust_remote_code: bool | None = None,
@@ -79,6 +81,7 @@ def prune(
         lr=lr,
         batch_size=batch_size,
         seed=seed,
+        self_generate=self_generate,
         only=only,
         device=device,
         trust_remote_code=trust_remote_code,
@@ -104,7 +107,7 @@ def prune_by_recipe(recipe: Recipe, out: Path, watcher: Watcher, shared: Shared 
     recipe = settle_seqlen(recipe, decoder)
     survey(decoder, recipe.pattern, recipe.choice).check()
     watcher.phase(None, "drawing calibration samples")
-    drawn = draw(recipe, decoder)
+    drawn = draw(recipe, decoder, self_generated(recipe, decoder, watcher))
     recipe = absolute(recipe)
     out.mkdir(parents=True, exist_ok=True)
     ledger = Ledger(out)
@@ -151,11 +154,12 @@ def _finish(
     """Do what is left of a run."""
     if shared is not None:
         decisive = recipe.solver.batch_size, recipe.precision, recipe.device, recipe.trust_remote_code
-        shared.serve((job["fingerprint"], job["data"]["sha256"], *decisive))
+        shared.serve((job["fingerprint"], job["data"]["sha256"], recipe.pruner.statistics, *decisive))
     began = time.monotonic()
     result = Result(ledger.result, decoder)
     with ledger:
-        run_windows(recipe, decoder, ledger, result, watcher, shared)
+        first = int(job["data"]["sources"][0]["count"]) if recipe.pruner.statistics == "first" else None
+        run_windows(recipe, decoder, ledger, result, watcher, shared, first)
         watcher.phase(None, "writing the result")
         lines = ledger.lines()
         seconds = max(time.monotonic() - began, sum(line["window"]["seconds"] for line in lines))

@@ -18,7 +18,7 @@ from reprune.model.decoder import Decoder
 from reprune.planning.recipe import Recipe
 from reprune.planning.samples import Samples, draw_samples
 from reprune.planning.shares import share_out
-from reprune.planning.sources import find_source, parse_source
+from reprune.planning.sources import SourceSpec, find_source, parse_source
 from reprune.planning.tokenizer import load_tokenizer
 
 DEFAULT_SEQLEN = 1024  # the paper's
@@ -124,18 +124,20 @@ def settle_seqlen(recipe: Recipe, decoder: Decoder) -> Recipe:
 def check_sources(recipe: Recipe) -> None:
     """Raise `InputError` where a source's name or count cannot be right; opens none of them."""
     calibration, heldout = ([parse_source(name) for name in names] for names in (recipe.calibration, recipe.heldout))
-    share_out(calibration, heldout, recipe.samples)
+    if calibration:
+        share_out(calibration, heldout, recipe.samples)
     for source in (*calibration, *heldout):
         find_source(source.name)
 
 
-def draw(recipe: Recipe, decoder: Decoder) -> Samples:
-    """The samples of a recipe whose seqlen is settled."""
+def draw(recipe: Recipe, decoder: Decoder, own: Path | None = None) -> Samples:
+    """The samples of a recipe whose seqlen is settled; `own` holds the texts that its model has written for it."""
     assert recipe.seqlen is not None
     tokenizer = load_tokenizer(decoder.folder, recipe.trust_remote_code)
+    written = [] if own is None else [SourceSpec(str(own), recipe.self_generate.samples)]
     samples = draw_samples(
         tokenizer,
-        [parse_source(source) for source in recipe.calibration],
+        [*(parse_source(source) for source in recipe.calibration), *written],
         [parse_source(source) for source in recipe.heldout],
         samples=recipe.samples,
         seqlen=recipe.seqlen,

@@ -66,6 +66,7 @@ class Frontier:
         memory_bytes: int,
         folder: Path,
         shared: Shared | None = None,
+        statistics_samples: int | None = None,
     ) -> None:
         """Embed all samples.
 
@@ -77,13 +78,19 @@ class Frontier:
             memory_bytes: what all streams in memory may take together; the others go to files.
             folder: where those files go.
             shared: has what runs before have computed of the dense model, and takes what this one does.
+            statistics_samples: how many samples, from the first, the pruner's statistics are of; None is all that are
+                calibrated on.
         """
         self._decoder = decoder
         self.calibration = calibration
         self.calibration_batches = _slices(0, calibration, batch_size)
         self.heldout_batches = _slices(calibration, len(ids), batch_size)
         self.batches = self.calibration_batches + self.heldout_batches
-        for batch, states in decoder.embed(ids, self.batches):
+        self._statistics_batches = _slices(0, statistics_samples or calibration, batch_size)
+        last = self._statistics_batches[-1]  # may be of a size of its own, which the model is to see too
+        for batch, states in decoder.embed(ids, self.batches if last in self.batches else [*self.batches, last]):
+            if batch not in self.batches:
+                continue
             if batch.start == 0:
                 self._store = StreamStore((len(ids), *states.shape[1:]), memory_bytes, folder)
                 self.student, embedded = self._store.new(), self._store.new()
@@ -102,8 +109,8 @@ class Frontier:
         return states
 
     def inputs(self, entering: Stream, block: Block) -> Iterator[tuple[Tensor, Call]]:
-        """What reaches a block in the sparse model: all calibration samples of a stream, batch by batch."""
-        for batch in self.calibration_batches:
+        """What reaches a block in the sparse model: the samples that statistics are of, batch by batch."""
+        for batch in self._statistics_batches:
             states = entering.read(batch).to(block.device)
             yield states, self._decoder.call(block.index, len(states))
 

@@ -56,7 +56,13 @@ class Methods:
 
 
 def run_windows(
-    recipe: Recipe, decoder: Decoder, ledger: Ledger, result: Result, watcher: Watcher, shared: Shared | None = None
+    recipe: Recipe,
+    decoder: Decoder,
+    ledger: Ledger,
+    result: Result,
+    watcher: Watcher,
+    shared: Shared | None = None,
+    statistics_samples: int | None = None,
 ) -> None:
     """Do all windows that the ledger does not hold yet.
 
@@ -67,6 +73,7 @@ def run_windows(
         result: where retired blocks are written.
         watcher: is told what happens.
         shared: what this run has in common with others.
+        statistics_samples: how many calibration samples, from the first, the pruner's statistics are of; None is all.
 
     Raises:
         NumericalError: numbers went bad; what was finished before stays finished.
@@ -78,7 +85,7 @@ def run_windows(
     if not remaining:
         return
     torch.manual_seed(recipe.seed)
-    frontier = _frontier(recipe, decoder, ledger, watcher, shared)
+    frontier = _frontier(recipe, decoder, ledger, watcher, shared, statistics_samples)
     for index in (index for window in methods.schedule[: -len(remaining)] for index in window.retired):
         watcher.phase(None, f"replaying block {index}")
         frontier.replay(decoder.load(index), decoder.load(index, result.read_block(index)))
@@ -132,13 +139,21 @@ def run_windows(
         watcher.window_done(window, record)
 
 
-def _frontier(recipe: Recipe, decoder: Decoder, ledger: Ledger, watcher: Watcher, shared: Shared | None) -> Frontier:
+def _frontier(
+    recipe: Recipe,
+    decoder: Decoder,
+    ledger: Ledger,
+    watcher: Watcher,
+    shared: Shared | None,
+    statistics_samples: int | None,
+) -> Frontier:
     watcher.phase(None, "embedding the samples")
     calibration, heldout = ledger.samples()
     ids = torch.cat([calibration, heldout])
     memory, folder = int(recipe.streams.memory), ledger.folder / "streams"
     shutil.rmtree(folder, ignore_errors=True)  # of a process that was killed
-    return Frontier(decoder, ids, len(calibration), recipe.solver.batch_size, memory, folder, shared)
+    size = recipe.solver.batch_size
+    return Frontier(decoder, ids, len(calibration), size, memory, folder, shared, statistics_samples)
 
 
 def _fit(solver: Solver, problem: WindowProblem, window: Window, recipe: Recipe, watcher: Watcher) -> Fit:

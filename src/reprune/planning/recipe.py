@@ -35,6 +35,7 @@ from reprune.math.sparsegpt import SparseGPT
 from reprune.math.wanda import Wanda
 from reprune.math.widening import Widening
 from reprune.planning.choice import Choice, Part
+from reprune.planning.generation.settings import FILTERS, PREFIX, Generation, generation
 from reprune.planning.sources import KNOWN
 
 Rung = Literal["LR", "BR", "BR+GP", "BR+GP+CR", "auto"]
@@ -67,6 +68,11 @@ def _named(value: Any) -> Any:
     return {"name": value} if isinstance(value, str) else value
 
 
+def _counted(value: Any) -> Any:
+    """Let `self_generate: 32` stand for `self_generate: {samples: 32}`."""
+    return {"samples": value} if isinstance(value, int) and not isinstance(value, bool) else value
+
+
 def _written(value: Any) -> Any:
     """Let `sparsity: 0.5` stand for `sparsity: "0.5"`."""
     return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
@@ -91,6 +97,7 @@ class PrunerRecipe(_Part):
     damping: float = Field(0.01, gt=0)  # SparseGPT: share of the mean diagonal of H
     block_size: int = Field(128, ge=1)  # SparseGPT: columns between lazy updates
     sequential: bool = False  # statistics of a group after the groups before it are pruned
+    statistics: Literal["all", "first"] = "all"  # from all calibration samples, or the first source's (the paper's way)
 
     def build(self) -> Pruner[Any]:
         match self.name:
@@ -158,6 +165,33 @@ class SolverRecipe(_Part):
 
 
 @final
+class SelfGenerateRecipe(_Part):
+    """How many calibration texts the dense model writes itself, and how (see `reprune.planning.generation`)."""
+
+    samples: int = Field(0, ge=0)  # beside those of the calibration sources
+    length: int | None = Field(None, gt=PREFIX)  # tokens of a text at most; None: twice those of a sample
+    temperature: float = Field(1.0, gt=0)
+    top_p: float | None = Field(None, gt=0, lt=1)
+    top_k: int | None = Field(None, ge=1)
+    language: str = "en"
+    filters: tuple[str, ...] = FILTERS
+    batch_size: int = Field(64, ge=1)  # texts written at a time, about
+
+    def build(self, tokens: int, most: int | None, seed: int) -> Generation:
+        """The settings of generation.
+
+        Args:
+            tokens: of a sample, without those at its start that belong to no text; a text has as many at least.
+            most: that the model takes; None where it has no limit.
+            seed: of the recipe.
+        """
+        length = max(self.length or 2 * tokens, tokens)
+        own = self.model_dump(exclude={"samples", "length"})
+        own |= {"length": length if most is None else min(length, most), "least": max(tokens, PREFIX + 1)}
+        return generation({**own, "seed": seed})
+
+
+@final
 class StreamsRecipe(_Part):
     """Where the hidden states of the samples are held."""
 
@@ -176,7 +210,8 @@ class Recipe(_Part):
     teacher: Literal["local", "global"] = "global"
     solver: Annotated[SolverRecipe, BeforeValidator(_named)] = SolverRecipe()
     guard: bool = True  # a window keeps its state of the lowest held-out error
-    calibration: list[str] = Field(["c4"], min_length=1)
+    calibration: list[str] = ["c4"]  # none where only self-generated texts are asked for
+    self_generate: Annotated[SelfGenerateRecipe, BeforeValidator(_counted)] = SelfGenerateRecipe()
     heldout: list[str] = []  # empty: an eighth as many samples again, from the calibration sources
     samples: int = Field(256, ge=1)
     seqlen: int | None = Field(None, ge=2)  # None: 1024, or the model's longest sequence if that is shorter
@@ -205,6 +240,22 @@ class Recipe(_Part):
     @classmethod
     def _one_or_many(cls, value: Any) -> Any:
         return [value] if isinstance(value, str) else value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _own_texts_need_no_others(cls, content: Any) -> Any:
+        """Without sources of its own, a recipe that has the model write texts calibrates on those alone."""
+        if isinstance(content, dict) and "calibration" not in content:
+            own = _counted(content.get("self_generate", 0))
+            if isinstance(own, SelfGenerateRecipe) or (isinstance(own, dict) and own.get("samples")):
+                return {**content, "calibration": []}
+        return content
+
+    @model_validator(mode="after")
+    def _has_samples(self) -> Self:
+        if not self.calibration and not self.self_generate.samples:
+            raise ValueError("calibration: expected at least one source, or self_generate: N")
+        return self
 
     @model_validator(mode="after")
     def _choice_is_guarded(self) -> Self:
@@ -307,7 +358,8 @@ def resolve_recipe(
 
 
 def _normal(layer: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: _named(value) if key in ("pruner", "solver") else value for key, value in layer.items()}
+    short = {"pruner": _named, "solver": _named, "self_generate": _counted}
+    return {key: short[key](value) if key in short else value for key, value in layer.items()}
 
 
 def _merged(lower: Mapping[str, Any], upper: Mapping[str, Any]) -> dict[str, Any]:

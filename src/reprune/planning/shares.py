@@ -54,9 +54,9 @@ def share_out(calibration: list[SourceSpec], heldout: list[SourceSpec], samples:
             f"for {_free(calibration)} of them; give more samples or fewer sources"
         )
     if heldout:
-        held = _counts(heldout, max(_free(heldout), _part(sum(counts))))
+        held = _counts(heldout, max(_free(heldout), heldout_part(sum(counts))))
     else:
-        held = [_part(count) for count in counts]
+        held = [heldout_part(count) for count in counts]
     return [
         *_shares("calibration", calibration, counts),
         *_shares("heldout", heldout or calibration, held),
@@ -108,5 +108,6 @@ def _free(specs: Sequence[SourceSpec]) -> int:
     return sum(spec.count is None for spec in specs)
 
 
-def _part(count: int) -> int:
+def heldout_part(count: int) -> int:
+    """How many held-out samples go with so many to calibrate on, where nothing is said of them."""
     return -(-count // _PART)

@@ -23,7 +23,8 @@ from tests.doors.conftest import QUICK, Cli
 
 _RECIPE = {
     *("--recipe", "--pruner", "--sparsity", "--reconstruct", "--calibration", "--heldout", "--samples", "--seqlen"),
-    *("--epochs", "--lr", "--batch-size", "--seed", "--only", "--device", "--set", "--trust-remote-code"),
+    *("--epochs", "--lr", "--batch-size", "--seed", "--only", "--self-generate"),
+    *("--device", "--set", "--trust-remote-code"),
 }
 FLAGS = {
     "prune": {*_RECIPE, "--out", "--quiet", "--verbose"},
@@ -35,9 +36,14 @@ FLAGS = {
         *("--zero-shot-limit", "--json", "--device", "--precision", "--trust-remote-code", "--quiet"),
     },
     "study": {
-        *_RECIPE - {"--pruner", "--reconstruct", "--seed"},
+        *_RECIPE - {"--pruner", "--reconstruct", "--seed", "--self-generate"},
         *("--out", "--pruners", "--rungs", "--seeds", "--text", "--protocol", "--text-seqlen", "--windows"),
         *("--zero-shot", "--zero-shot-data", "--zero-shot-limit", "--keep-models", "--quiet", "--verbose"),
+    },
+    "generate": {
+        *("--out", "--samples", "--length", "--least", "--temperature", "--top-p", "--top-k", "--language"),
+        *("--filters", "--seed", "--batch-size", "--show", "--endpoint", "--endpoint-model", "--concurrency"),
+        *("--device", "--precision", "--trust-remote-code", "--quiet"),
     },
     "report": {"--out", "--quiet"},
     "demo": {"--out"},

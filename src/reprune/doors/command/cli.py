@@ -33,6 +33,7 @@ from reprune.doors.command.options import (
     Reconstruct,
     Samples,
     Seed,
+    SelfGenerate,
     Seqlen,
     Settings,
     Sparsity,
@@ -79,6 +80,7 @@ def prune(
     reconstruct: Reconstruct = None,
     calibration: Calibration = None,
     heldout: Heldout = None,
+    self_generate: SelfGenerate = None,
     samples: Samples = None,
     seqlen: Seqlen = None,
     epochs: Epochs = None,
@@ -114,6 +116,7 @@ def plan(
     reconstruct: Reconstruct = None,
     calibration: Calibration = None,
     heldout: Heldout = None,
+    self_generate: SelfGenerate = None,
     samples: Samples = None,
     seqlen: Seqlen = None,
     epochs: Epochs = None,
@@ -189,7 +192,7 @@ def demo(
 def _given(arguments: dict[str, Any]) -> dict[str, Any]:
     """The flags that belong to the recipe, out of a command's arguments; a switch that is off was not given."""
     names = [
-        *("pruner", "sparsity", "reconstruct", "calibration", "heldout", "samples", "seqlen"),
+        *("pruner", "sparsity", "reconstruct", "calibration", "heldout", "self_generate", "samples", "seqlen"),
         *("epochs", "lr", "batch_size", "seed", "only", "device", "trust_remote_code"),
     ]
     return {name: arguments[name] for name in names if arguments[name] is not False}

@@ -29,6 +29,10 @@ Heldout = Annotated[
     list[str] | None,
     typer.Option(metavar="SOURCE[=COUNT] ...", help="Held-out text. [an eighth again of the calibration sources]"),
 ]
+SelfGenerate = Annotated[
+    int | None,
+    typer.Option("--self-generate", metavar="N", help="N samples more, written by MODEL; alone without --calibration."),
+]
 Samples = Annotated[int | None, typer.Option(metavar="N", help="Calibration samples. [256]")]
 Seqlen = Annotated[int | None, typer.Option(metavar="T", help="Tokens a sample. [1024, or the model's limit]")]
 Epochs = Annotated[int | None, typer.Option(metavar="E", help="Epochs a window. [10]")]

@@ -1,0 +1,64 @@
+"""The calibration texts that a recipe's own model writes: made once, and kept in the cache by all that decides them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import final
+
+from reprune.doors.generation.generate import GenerationWatcher, generate
+from reprune.engine.record import versions
+from reprune.engine.watcher import Watcher
+from reprune.model.decoder import Decoder
+from reprune.model.gguf import cache_root
+from reprune.planning.recipe import Recipe
+from reprune.planning.shares import heldout_part
+from reprune.planning.tokenizer import load_tokenizer
+from reprune.planning.tokens import beginning
+
+_FILE = "self-generated.jsonl"
+
+
+def self_generated(recipe: Recipe, decoder: Decoder, watcher: Watcher) -> Path | None:
+    """The file of a settled recipe's self-generated texts, written now unless it was before; None where none are asked.
+
+    Raises:
+        InputError: the model cannot write them.
+    """
+    wanted = recipe.self_generate.samples
+    if not wanted:
+        return None
+    assert recipe.seqlen is not None
+    tokenizer = load_tokenizer(decoder.folder, recipe.trust_remote_code)
+    start = len(beginning(tokenizer))
+    limit = decoder.skeleton.max_positions
+    settings = recipe.self_generate.build(recipe.seqlen - start, None if limit is None else limit - start, recipe.seed)
+    texts = wanted + (0 if recipe.heldout else heldout_part(wanted))
+    decisive = decoder.checkpoint.fingerprint(), str(texts), recipe.device, recipe.precision, *versions().values()
+    folder = cache_root() / "self-generated" / f"{decoder.folder.name}-{settings.key(*decisive)}"
+    watcher.phase(None, f"generating {texts} texts, or finding them in the cache")
+    generate(
+        decoder.folder,
+        folder / _FILE,
+        samples=texts,
+        settings=settings,
+        device=recipe.device,
+        precision=recipe.precision,
+        trust_remote_code=recipe.trust_remote_code,
+        watcher=_Passing(watcher),
+    )
+    return folder / _FILE
+
+
+@final
+class _Passing(GenerationWatcher):
+    """Passes on to who watches a run."""
+
+    def __init__(self, watcher: Watcher) -> None:
+        self._watcher = watcher
+
+    def round_done(self, kept: int, wanted: int, counts: Mapping[str, int]) -> None:
+        self._watcher.phase(None, f"generating: {kept} of {wanted} texts, {counts['begun']} begun")
+
+    def note(self, text: str) -> None:
+        self._watcher.note(text)

@@ -1,0 +1,134 @@
+"""`prune --self-generate N` has the model write its calibration samples, once, and uses their very tokens."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from safetensors.torch import load_file
+
+from reprune.doors.generation import selfmade
+from reprune.doors.prepare import open_decoder, settle
+from reprune.planning.generation import rounds
+from reprune.planning.recipe import SelfGenerateRecipe, resolve_recipe
+from reprune.planning.samples import Samples
+from tests.doors.conftest import Cli
+from tests.doors.generation.test_generate import lines, reads
+
+OWN = [
+    *("--self-generate", "6", "--seqlen", "12", "--epochs", "1", "--reconstruct", "LR", "--pruner", "wanda"),
+    *("--device", "cpu", "--set", "precision=float32", "--set", "self_generate.filters=[duplicates]"),
+    *("--set", "self_generate.batch_size=6"),
+]
+
+
+@pytest.fixture(autouse=True)
+def half_is_english(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rounds, "language_of", reads)
+
+
+def record(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "reprune.json").read_text())
+    return found
+
+
+def the_file(here: Path) -> Path:
+    (found,) = (here.parent / "cache").glob("self-generated/*/self-generated.jsonl")
+    return found
+
+
+def test_a_model_is_calibrated_on_its_own_texts_alone(here: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Samples] = []
+    from reprune.doors import prepare
+
+    real = prepare.draw_samples
+    monkeypatch.setattr(prepare, "draw_samples", lambda *a, **k: drawn.append(real(*a, **k)) or drawn[-1])
+    said = cli("prune", "llama", "--out", "out", *OWN)
+    assert (said.code, said.err) == (0, "")
+    made = record(here / "out")
+    assert [(one["name"], one["count"], one["role"]) for one in made["data"]["sources"]] == [
+        ("self-generated.jsonl", 6, "calibration"),
+        ("self-generated.jsonl", 1, "heldout"),
+    ]
+    assert (made["recipe"]["calibration"], made["recipe"]["self_generate"]["samples"]) == ([], 6)
+    texts = [line["token_ids"] for line in lines(the_file(here))]
+    assert len(texts) == 7
+    assert all(11 <= len(ids) <= 22 for ids in texts), "long enough for a sample, twice as long at most"
+    for row in [*drawn[0].calibration.tolist(), *drawn[0].heldout.tolist()]:
+        assert row[0] == 1
+        spans = [ids[start : start + 11] for ids in texts for start in range(len(ids) - 10)]
+        assert row[1:] in spans, "a span of a text as it was written"
+
+
+def test_texts_are_written_once_and_kept_by_all_that_decides_them(
+    here: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert cli("prune", "llama", "--out", "one", *OWN).code == 0
+    before = the_file(here).stat().st_mtime_ns
+
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("the texts are there already")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("reprune.doors.generation.generate.LocalAuthor", never)
+        assert cli("prune", "llama", "--out", "two", *OWN, "--pruner", "magnitude").code == 0
+        assert cli("prune", "llama", "--out", "again", "--recipe", "one/recipe.yaml").code == 0
+    assert the_file(here).stat().st_mtime_ns == before
+    for file in (here / "one").glob("*.safetensors"):
+        one, again = load_file(file), load_file(here / "again" / file.name)
+        assert all(one[key].equal(again[key]) for key in one)
+    assert cli("prune", "llama", "--out", "three", *OWN, "--seed", "1").code == 0
+    assert len(list((here.parent / "cache" / "self-generated").iterdir())) == 2
+
+
+def test_they_are_added_to_other_sources(here: Path, cli: Cli) -> None:
+    flags = [*OWN, "--calibration", "text.txt=4", "--heldout", "text.txt=2"]
+    assert cli("prune", "llama", "--out", "out", *flags).code == 0
+    sources = [(one["name"], one["count"], one["role"]) for one in record(here / "out")["data"]["sources"]]
+    assert sources == [
+        ("text.txt", 4, "calibration"),
+        ("self-generated.jsonl", 6, "calibration"),
+        ("text.txt", 2, "heldout"),
+    ]
+    recipe = yaml.safe_load((here / "out" / "recipe.yaml").read_text())
+    assert recipe["self_generate"]["samples"] == 6
+    assert str(here) not in (here / "out" / "recipe.yaml").read_text()
+
+
+def test_the_pruners_statistics_can_be_of_the_first_source_alone(here: Path, cli: Cli) -> None:
+    """With wanda and LR only statistics see the samples: more samples of other sources then change nothing."""
+    plain = ["prune", "llama", "--pruner", "wanda", "--reconstruct", "LR", "--seqlen", "12", "--device", "cpu"]
+    plain += ["--set", "precision=float32", "--heldout", "manual=1"]
+    (here / "other.txt").write_text("0 1 2 3 4 5 6 7 8 9 " * 200)
+    runs = {
+        "alone": ["--calibration", "text.txt=4"],
+        "first": ["--calibration", "text.txt=4", "other.txt=9", "--set", "pruner.statistics=first"],
+        "all": ["--calibration", "text.txt=4", "other.txt=9"],
+    }
+    weights = {}
+    for name, flags in runs.items():
+        assert cli(*plain, "--out", name, *flags).code == 0
+        files = sorted((here / name).glob("*.safetensors"))
+        weights[name] = {key: tensor for file in files for key, tensor in load_file(file).items()}
+    assert all(weights["alone"][key].equal(weights["first"][key]) for key in weights["alone"])
+    assert not all(weights["alone"][key].equal(weights["all"][key]) for key in weights["alone"])
+
+
+def test_the_settings_are_the_recipes(here: Path) -> None:
+    content = {"self_generate": {"samples": 3, "temperature": 0.7, "filters": []}, "seqlen": 16, "device": "cpu"}
+    recipe = settle(resolve_recipe("llama", content, {}, ["self_generate.length=30", "seed=5"]))
+    settings = recipe.self_generate.build(15, 127, recipe.seed)
+    assert (settings.temperature, settings.length, settings.least, settings.seed) == (0.7, 30, 15, 5)
+    plain = SelfGenerateRecipe(samples=3)
+    assert [plain.build(tokens, most, 0).length for tokens, most in ((100, 127), (40, 127), (100, None))] == [
+        127,
+        80,
+        200,
+    ]
+    assert recipe.self_generate.build(100, 127, 0).length == 100, "a text is long enough for a sample"
+    assert recipe.calibration == []
+    decoder = open_decoder(recipe, here / "llama")
+    assert selfmade.self_generated(resolve_recipe("llama"), decoder, selfmade.Watcher()) is None

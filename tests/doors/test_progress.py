@@ -8,7 +8,8 @@ import re
 import pytest
 from rich.console import Console
 
-from reprune.doors.command import progress, views, views_evaluation
+from reprune.doors import progress
+from reprune.doors.command import views, views_evaluation
 from reprune.doors.formats import clock, percent, size
 from reprune.doors.progress import counting, watching
 from reprune.engine.watcher import Watcher

@@ -22,7 +22,7 @@ from reprune.model import locate
 from reprune.model.gguf import cache_root, locked_cache
 from reprune.model.locate import locate_model
 from tests import tiny
-from tests.doors.test_demo_model import write_gguf
+from tests.doors.demo.test_model import write_gguf
 
 TEXT = "Hello,  world: the statement\n\n\tif x:\n é <s>"
 SHA = "0123456789abcdef0123456789abcdef01234567"

@@ -11,8 +11,8 @@ from xml.etree import ElementTree
 
 import matplotlib
 import pytest
-from reprune.doors.figures import figures
 
+from reprune.doors.drawing import figures
 from reprune.doors.drawing.svg import PALETTE, style
 from reprune.errors import InputError
 

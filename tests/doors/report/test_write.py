@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from reprune.doors.figures import figures
 
+from reprune.doors.drawing import figures
 from reprune.doors.report.records import Study
 from reprune.doors.report.rows import bring_together
 from reprune.doors.report.tables import steps

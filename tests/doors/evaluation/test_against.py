@@ -267,7 +267,8 @@ def test_no_file_is_left_however_it_ends(
 
 _SLOW = """
 import time
-from reprune.doors.evaluation import against, cli
+from reprune.doors.command import cli
+from reprune.doors.evaluation import against
 from reprune.model.block import Block
 from reprune.planning.recipe import StreamsRecipe
 

@@ -158,6 +158,18 @@ def test_of_each_pruner_one_window_is_shown(study_html: str) -> None:
     assert sorted(shown) == ["magnitude", "sparsegpt", "wanda"]
 
 
+def test_numbers_of_self_generated_samples_are_compared(tmp_path: Path) -> None:
+    own = {"self_generate": 32, "perplexity": {"test.txt": 50.0}}
+    ladder = [cell("wanda", rung, **more) for more in ({}, own) for rung in ("LR", "BR")]
+    there = page(tmp_path, study_record([*ladder, cell("sparsegpt", "LR")]))
+    assert "By the number of self-generated samples" in there.text
+    assert "Perplexity on test.txt by self-generated samples" in there.text
+    assert "+32 after a pruner's name: calibrated on so many samples more" in there.text
+    assert "pruner rung 0 32 wanda LR 83.54 50.00 wanda BR 69.38 50.00 sparsegpt LR 60.64 \N{EN DASH} " in there.text
+    assert "--self-generate 0 32" in there.text
+    assert "self-generated" not in page(tmp_path, study_record(ladder[:2])).text
+
+
 def test_only_a_closer_fit_makes_a_rise_a_pitfall() -> None:
     lower, upper = cell("wanda", "BR+GP"), cell("wanda", "BR+GP+CR")
     worse = {**upper, "relative_calibration_error": 2 * lower["relative_calibration_error"]}

@@ -29,6 +29,25 @@ def test_cells_come_seed_by_seed_then_as_the_ladder_goes_in_whatever_order_they_
     assert str(grid) == "2 pruners x 2 rungs x 2 parts x 2 seeds"
 
 
+def test_numbers_of_self_generated_samples_come_after_each_other_as_cells_of_one_share_their_samples() -> None:
+    cells = Grid.of(["sparsegpt", "wanda"], ["LR", "BR"], ["all"], [0], [8, 0]).cells()
+    assert [cell.samples for cell in cells] == ["0"] * 4 + ["0+8"] * 4
+    assert cells[4].name == "wanda-LR-self8-seed0"
+    assert str(Grid.of(["wanda"], ["LR"], ["all"], [0], [0, 8])) == ("1 pruner x 1 rung x 2 self-generated counts")
+
+
+def test_self_generated_samples_stand_beside_the_texts_of_the_cells_without_them() -> None:
+    def sources(*counts: int, **flags: object) -> list[list[str]]:
+        cells = Grid.of(["wanda"], ["LR"], ["all"], [0], counts).cells()
+        made = cell_recipes(cells, "m", {}, flags, [])
+        assert [recipe.self_generate.samples for recipe in made.values()] == sorted(counts)
+        return [recipe.calibration for recipe in made.values()]
+
+    assert sources(0, 8) == [["c4"], ["c4"]]
+    assert sources(8, 9) == [[], []]
+    assert sources(8, calibration=["ptb"]) == [["ptb"]]
+
+
 def test_a_value_given_twice_or_in_other_letters_is_one() -> None:
     grid = Grid.of(["Wanda", "wanda"], ["br+gp", "Auto"], ["all"], [0, 0])
     assert grid == Grid(("wanda",), ("BR+GP", "auto"), ("all",), (0,))
@@ -41,6 +60,7 @@ def test_a_value_given_twice_or_in_other_letters_is_one() -> None:
         ((["wander"], ["LR"], ["all"], [0]), "--pruners wander: expected magnitude, wanda or sparsegpt; did you mean"),
         ((["wanda"], ["GP"], ["all"], [0]), "--rungs GP: expected LR, BR, BR[+]GP, BR[+]GP[+]CR or auto"),
         ((["wanda"], ["LR"], ["ffn"], [0]), "--only ffn: expected all, attention or mlp[.]$"),
+        ((["wanda"], ["LR"], ["all"], [0], []), "--self-generate: expected at least one value"),
         (([], ["LR"], ["all"], [0]), "--pruners: expected at least one value"),
         ((["wanda"], ["LR"], ["all"], []), "--seeds: expected at least one value"),
     ],
@@ -69,7 +89,7 @@ def test_what_is_common_to_all_cells_leaves_out_only_what_they_differ_in() -> No
     everything = flat(Recipe(model="m").model_dump(mode="json"))
     assert set(everything) - set(flat(shared[0])) == {
         *("model", "pruner.name", "reconstruct", "schedule.size", "schedule.stride", "teacher", "solver.name"),
-        *("only", "seed"),
+        *("only", "seed", "self_generate.samples"),
     }
 
 
@@ -86,6 +106,8 @@ def test_what_is_common_to_all_cells_leaves_out_only_what_they_differ_in() -> No
         ("solver=none", "--rungs"),
         ("solver.name=none", "--rungs"),
         ("only=mlp", "--only"),
+        ("self_generate=8", "--self-generate"),
+        ("self_generate.samples=8", "--self-generate"),
     ],
 )
 def test_a_setting_cannot_go_over_an_axis(setting: str, flag: str) -> None:

@@ -211,8 +211,8 @@ def test_the_three_forms_agree(record: StudyRecord, tmp_path: Path) -> None:
 def test_one_line_a_cell_in_the_csv(record: StudyRecord) -> None:
     lines = comma_separated(record).splitlines()
     assert len(lines) == 1 + 8
-    assert lines[0].startswith("name,pruner,sparsity,rung,only,seed,status,error,calibration_error,")
-    assert lines[6].startswith("wanda-LR-seed2,wanda,0.5,LR,all,2,failed,window 1: not finite,,,,,")
+    assert lines[0].startswith("name,pruner,sparsity,rung,only,self_generate,seed,status,error,calibration_error,")
+    assert lines[6].startswith("wanda-LR-seed2,wanda,0.5,LR,all,0,2,failed,window 1: not finite,,,,,")
 
 
 def test_the_tables_at_the_end_fit_a_narrow_terminal(

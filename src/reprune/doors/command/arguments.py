@@ -4,7 +4,7 @@ from __future__ import annotations
 
 _MANY = ("--calibration", "--heldout")
 _MANY_OF = {  # by command
-    "study": (*_MANY, "--pruners", "--rungs", "--seeds", "--only", "--text", "--zero-shot"),
+    "study": (*_MANY, "--pruners", "--rungs", "--seeds", "--only", "--self-generate", "--text", "--zero-shot"),
     "evaluate": ("--zero-shot",),
     "generate": ("--filters",),
 }

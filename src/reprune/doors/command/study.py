@@ -38,6 +38,10 @@ def study(
     only: Annotated[
         list[str] | None, typer.Option(metavar="PART ...", help="Of all, attention and mlp, what is pruned. [all]")
     ] = None,
+    self_generate: Annotated[
+        list[int] | None,
+        typer.Option(metavar="N ...", help="How many calibration samples the model writes itself. [0]"),
+    ] = None,
     recipe: RecipeFile = None,
     sparsity: Sparsity = None,
     calibration: Calibration = None,
@@ -93,6 +97,7 @@ def study(
                 rungs=rungs or RUNGS,
                 only=only or None,
                 seeds=seeds or None,
+                self_generate=self_generate or None,
                 recipe=recipe,
                 sparsity=sparsity,
                 calibration=calibration,

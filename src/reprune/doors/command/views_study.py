@@ -20,7 +20,7 @@ from reprune.doors.study.table import (
     cost_columns,
     device_column,
     error_columns,
-    has_parts,
+    labels,
     quality_columns,
     rows,
     task_columns,
@@ -67,7 +67,8 @@ class StudyLines(StudyWatcher):
 
     def cell_started(self, cell: CellRecord, number: int, of: int) -> None:
         part = "" if cell["only"] == "all" else f", {cell['only']} only"
-        self._output.print(f"{number}/{of} {cell['pruner']} {cell['rung']}{part}, seed {cell['seed']}")
+        own = f", {cell['self_generate']} self-generated" if cell["self_generate"] else ""
+        self._output.print(f"{number}/{of} {cell['pruner']} {cell['rung']}{part}{own}, seed {cell['seed']}")
 
     def cell_ended(self, cell: CellRecord, seconds_left: float | None) -> None:
         if cell["status"] == "failed":
@@ -164,15 +165,15 @@ def show_study(record: StudyRecord, folder: Path) -> None:
 
 def _table(record: StudyRecord, columns: Sequence[Column]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
-    parts = has_parts(record)
-    for heading in ("pruner", "rung", *(["part"] if parts else [])):
-        table.add_column(heading, no_wrap=True)
+    head = labels(record)
+    for heading in head:
+        table.add_column(heading.replace("-generated", "-\ngenerated"), no_wrap=True)
     for column in columns:
         heading = column.heading.replace("% ", "%\n").replace("perplexity ", "perplexity\n")  # a text's name below
         table.add_column(heading, justify="right")
-    table.add_row("dense", "", *([""] if parts else []), *(column.of_dense(spread=False) for column in columns))
+    table.add_row("dense", *([""] * (len(head) - 1)), *(column.of_dense(spread=False) for column in columns))
     for row in rows(record):
-        names = row.names if parts else row.names[:2]
+        names = (name(row) for name in head.values())
         table.add_row(*names, *(column.of(row.cells, spread=False) for column in columns))
     return table
 

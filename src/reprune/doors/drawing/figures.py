@@ -184,6 +184,53 @@ def by_rung(
     return draw(paint, title=title, height=340)
 
 
+def by_number(
+    series: Mapping[str, Sequence[tuple[float, float]]],
+    *,
+    title: str,
+    xlabel: str,
+    ylabel: str,
+    baseline: tuple[str, float] | None = None,
+    percent: bool = False,
+) -> str:
+    """What was measured at several numbers of something, one line a series through the means, one dot a measure.
+
+    Args:
+        series: by name, (number, value); a number may come several times (seeds).
+        title: shown above the picture.
+        xlabel: what is counted; 0 and up, shown so that doubling is about the same step everywhere.
+        ylabel: what the values are.
+        baseline: a name and a value, drawn as a level line.
+        percent: values are fractions; show them as percentages.
+
+    Raises:
+        InputError: matplotlib is not installed.
+    """
+
+    def paint(axes: Any) -> None:
+        handles, labels = [], list(series)
+        for number, points in enumerate(series.values()):
+            near: dict[float, list[tuple[float, float]]] = {}
+            for point in sorted(points):
+                near.setdefault(point[0], []).append(point)
+            handles.append(_dots(axes, number, points, joined=[_mean(those) for those in near.values()]))
+        values = [value for points in series.values() for _, value in points]
+        if baseline is not None:
+            handles.append(axes.axhline(baseline[1], color=color("muted"), linewidth=1.2, linestyle=(0, (2, 3))))
+            labels.append(baseline[0])
+            values.append(baseline[1])
+        numbers = sorted({x for points in series.values() for x, _ in points})
+        least = min((x for x in numbers if x > 0), default=1)
+        axes.set_xscale("symlog", base=2, linthresh=least)  # linear from none to the least, then logarithmic
+        axes.set_xticks(numbers, [f"{x:,.0f}" for x in numbers])
+        axes.set_xticks([], minor=True)
+        axes.set(xlabel=short(xlabel, 40), ylabel=short(ylabel, 40))
+        scale(axes, "y", values, percent)
+        legend(axes, handles, labels)
+
+    return draw(paint, title=title, height=340)
+
+
 def seconds_by_window(seconds: Sequence[Number], *, title: str) -> str:
     """The time that each window took, as bars.
 

@@ -95,17 +95,18 @@ def study_made(study: Study) -> Section:
         "How it was made",
         intro=("Each cell's record and recipe are in the study's folder, under cells/.",),
         pairs=[*_model(study.model), *_protocols(study), *_made_with(study.versions, study.machine)],
-        tables=_sources([(seed, data) for seed, data in study.data.items()]),
+        tables=_sources([(_samples(key), data) for key, data in study.data.items()]),
         codes=codes,
     )
 
 
 def _flags(study: Study) -> Iterator[str]:
     """The flags of `reprune study` that give the same cells and measures."""
-    for flag, name in (("--pruners", "pruner"), ("--rungs", "rung"), ("--only", "only"), ("--seeds", "seed")):
-        values = list(dict.fromkeys(str(getattr(cell, name)) for cell in study.cells))
-        if values != ["all"]:
-            yield from (flag, *values)
+    axes = {"--pruners": "pruner", "--rungs": "rung", "--only": "only", "--seeds": "seed"}
+    for flag, name in {**axes, "--self-generate": "self_generate"}.items():
+        values = list(dict.fromkeys(getattr(cell, name) for cell in study.cells))
+        if values != ["all"] and (flag, values) != ("--self-generate", [0]):
+            yield from (flag, *map(str, values))
     names = {"texts": "--text", "protocol": "--protocol", "seqlen": "--text-seqlen", "windows": "--windows"}
     names |= {name: f"--{name.replace('_', '-')}" for name in ("zero_shot", "zero_shot_data", "zero_shot_limit")}
     for name, flag in names.items():
@@ -162,6 +163,12 @@ def _made_with(versions: Mapping[str, str], machine: Mapping[str, Any]) -> Itera
         yield "Versions", ", ".join(f"{name} {version}" for name, version in versions.items())
     if machine:
         yield "Machine", ", ".join(f"{name} {value}" for name, value in machine.items())
+
+
+def _samples(key: str) -> str:
+    """A key of a study's `data` in words: 0, or 0 with 32 self-generated."""
+    seed, plus, count = key.partition("+")
+    return f"{seed} with {count} self-generated" if plus else seed
 
 
 def _sources(drawn: Sequence[tuple[str, Data]]) -> list[Table]:

@@ -198,6 +198,7 @@ class Cell(_Read):
     sparsity: str | float = "0.5"
     only: str = "all"
     seed: int = 0
+    self_generate: int = 0
     error: str | None = None
     folder: str | None = None
     calibration_error: Value = None

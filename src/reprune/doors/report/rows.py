@@ -54,7 +54,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Family:
-    """One pruner's rows at one sparsity: the ladder from below, then `auto`, then whatever else there is."""
+    """One pruner's rows at one sparsity and number of self-generated samples: the ladder, then `auto`, then others."""
 
     name: str
     rows: tuple[Row, ...]
@@ -128,11 +128,14 @@ def bring_together(study: Study) -> Rows:
     found: dict[tuple[str, str, str], list[Cell]] = {}
     for cell in done:
         family = cell.pruner if len(sparsities) == 1 else f"{cell.pruner}\N{NO-BREAK SPACE}{cell.sparsity}"
+        family += f"+{cell.self_generate}" if cell.self_generate else ""
         found.setdefault((family, cell.only, cell.rung), []).append(cell)
     rows = [
         Row(family, rung, only, tuple(sorted(cells, key=lambda cell: cell.seed)))
         for (family, only, rung), cells in found.items()
     ]
+    pruners = list(dict.fromkeys(cell.pruner for cell in study.cells))
+    rows.sort(key=lambda row: pruners.index(row.cells[0].pruner))
     whole = [row for row in rows if row.only == "all"]
     families = [
         Family(name, tuple(sorted((row for row in whole if row.family == name), key=lambda row: _place(row.rung))))

@@ -12,6 +12,7 @@ from reprune.doors.report.page import Page, Plot, Section, Table, Tile
 from reprune.doors.report.records import Cell, Study, Value
 from reprune.doors.report.rows import LADDER, Rows, accuracy, bring_together, by_block
 from reprune.doors.report.run import epochs_section
+from reprune.doors.report.selfmade import selfmade_sections
 from reprune.doors.report.tables import parts, results, results_normalized, steps, unfinished, zero_shot
 from reprune.doors.report.text import NONE, counted, duration, known, listed, memory, share, two_places
 from reprune.doors.report.verdict import SLIGHT
@@ -71,6 +72,7 @@ def _sections(study: Study, rows: Rows) -> Iterator[Section]:
         yield Section("against", "Calibration error against error on other text", plots=plots)
     if plots := list(_quality(study, rows)):
         yield Section("quality", "Quality by rung", plots=plots)
+    yield from selfmade_sections(study, rows)
     trained = [
         (
             row.family,
@@ -99,11 +101,13 @@ def _sections(study: Study, rows: Rows) -> Iterator[Section]:
 
 
 def _results(study: Study, rows: Rows) -> Section:
-    seeds = " Means over the seeds, with the least and the largest." if _many(rows) else ""
+    said = " Means over the seeds, with the least and the largest." if _many(rows) else ""
+    if own := max(cell.self_generate for cell in study.cells):
+        said += f" +{own} after a pruner's name: calibrated on so many samples more, which the model wrote itself."
     return Section(
         "results",
         "Results",
-        intro=(f"One row a pruner and rung, after the paper's Tables 1 to 3; in bold, the best of its pruner.{seeds}",),
+        intro=(f"One row a pruner and rung, after the paper's Tables 1 to 3; in bold, the best of its pruner.{said}",),
         tables=(results(study, rows),),
         folded=(results_normalized(rows), *([zero_shot(study, rows)] if rows.tasks else [])),
     )

@@ -15,6 +15,7 @@ from reprune.doors.study.watcher import StudyWatcher
 from reprune.engine.record import machine, versions
 from reprune.engine.watcher import Watcher
 from reprune.errors import InputError
+from reprune.model.decoder import Decoder
 from reprune.planning.paths import local_name
 from reprune.planning.recipe import Recipe
 from reprune.planning.sources import RowFile, TextFile, find_source, parse_source
@@ -73,9 +74,7 @@ def begin(
     }
     if folder.exists:
         record = _same(read_study(folder.path), record, folder, watcher)
-    seed = next(iter(record["data"]), str(plan.recipe.seed))
-    drawn = draw(plan.recipe.model_copy(update={"seed": int(seed)}), decoder)
-    check_data(record, seed, {"sha256": drawn.sha256, "sources": [vars(source) for source in drawn.sources]})
+    _check_sources(record, recipes, plan.recipe, decoder)
     extend(record, recipes, plan.recipe.sparsity)
     return Begun(model, recipes, bench, texts, record)
 
@@ -95,6 +94,21 @@ def _is_calibrated_on(text: Text, recipe: Recipe) -> bool:
     drawn = [find_source(parse_source(source).name) for source in (*recipe.calibration, *recipe.heldout)]
     source = find_source(text.source)
     return isinstance(source, TextFile | RowFile) and source in drawn
+
+
+def _check_sources(record: StudyRecord, recipes: Mapping[Cell, Recipe], recipe: Recipe, decoder: Decoder) -> None:
+    """Draw what the sources give, to see that it can be done, and is what it was before.
+
+    Self-generated samples are checked as a cell has written them.
+    """
+    if not recipe.calibration:
+        return
+    cells = [cell.samples for cell in recipes if not cell.self_generate]
+    known = next((samples for samples in (*record["data"], *cells) if "+" not in samples), None)
+    seed = recipe.seed if known is None else int(known)
+    drawn = draw(recipe.model_copy(update={"seed": seed}), decoder)
+    if known is not None:
+        check_data(record, known, {"sha256": drawn.sha256, "sources": [vars(source) for source in drawn.sources]})
 
 
 def _same(before: StudyRecord, now: StudyRecord, folder: StudyFolder, watcher: StudyWatcher) -> StudyRecord:
@@ -118,11 +132,11 @@ def _same(before: StudyRecord, now: StudyRecord, folder: StudyFolder, watcher: S
     return before
 
 
-def check_data(record: StudyRecord, seed: str, data: dict[str, Any]) -> None:
-    """Put a seed's samples on record; raise `InputError` where others are there already."""
-    known = record["data"].setdefault(seed, data)
+def check_data(record: StudyRecord, samples: str, data: dict[str, Any]) -> None:
+    """Put samples (`Cell.samples`) on record; raise `InputError` where others are there already."""
+    known = record["data"].setdefault(samples, data)
     if known["sha256"] != data["sha256"]:
         raise InputError(
-            f"the samples of seed {seed} are not those that this study was begun with, though the settings are: a "
+            f"the samples of seed {samples} are not those that this study was begun with, though the settings are: a "
             "calibration text has changed, or another has its name. Put it back, or give another folder."
         )

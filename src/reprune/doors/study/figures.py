@@ -12,7 +12,7 @@ from statistics import mean
 from reprune.doors.study.files import FIGURES
 from reprune.doors.study.grid import ONLY
 from reprune.doors.study.record import CellBlock, StudyRecord
-from reprune.doors.study.table import Row, rows
+from reprune.doors.study.table import Row, counts, error_columns, perplexity_column, rows
 from reprune.errors import InputError
 from reprune.model.durable import write_text
 
@@ -48,18 +48,43 @@ def _figures(record: StudyRecord) -> Iterator[tuple[str, str]]:
     for only in dict.fromkeys(row.only for row in found):
         part, said = ("", "") if only == ONLY[0] else (f"-{only}", f", {only} only")
         these = [row for row in found if row.only == only]
-        for pruner in dict.fromkeys(row.pruner for row in these):
+        for family in dict.fromkeys(row.family for row in these):
             for kind, label, value in kinds:
-                series = {row.rung: _by_block(row, value) for row in these if row.pruner == pruner}
-                title = f"Error by block, {pruner}{said}"
-                yield f"blocks-{kind}-{pruner}{part}", error_by_block(series, title=title, ylabel=label, percent=True)
+                series = {row.rung: _by_block(row, value) for row in these if row.family == family}
+                title = f"Error by block, {family}{said}"
+                yield f"blocks-{kind}-{family}{part}", error_by_block(series, title=title, ylabel=label, percent=True)
         for kind, label, value in kinds[1:]:
             points = [
-                (f"{row.pruner} {row.rung}", _by_block(row, kinds[0][2])[-1], _by_block(row, value)[-1])
+                (f"{row.family} {row.rung}", _by_block(row, kinds[0][2])[-1], _by_block(row, value)[-1])
                 for row in these
             ]
             title = f"Calibration against {label}{said}"
             yield f"calibration-{kind}{part}", calibration_against(points, title=title, ylabel=label, percent=True)
+        if len(counts(record)) > 1:
+            yield from _by_number(record, these, part, said)
+
+
+def _by_number(record: StudyRecord, found: Sequence[Row], part: str, said: str) -> Iterator[tuple[str, str]]:
+    """Each error and perplexity against the number of self-generated samples, one line a pruner and rung."""
+    from reprune.doors.drawing.figures import by_number
+
+    errors = error_columns(record)[1:]
+    for column in (*errors, *(perplexity_column(record, text) for text in record["dense"]["perplexity"])):
+        series: dict[str, list[tuple[int, float]]] = {}
+        for row in found:
+            values = [value for cell in row.cells if (value := column.value(cell)) is not None]
+            series.setdefault(f"{row.pruner} {row.rung}", []).extend((row.self_generate, value) for value in values)
+        percent = column in errors
+        name = column.heading.replace(" %", " error" if percent else "")
+        picture = by_number(
+            series,
+            title=f"{name[0].upper()}{name[1:]}, by self-generated samples{said}",
+            xlabel="self-generated samples",
+            ylabel=name,
+            baseline=None if column.dense is None else ("dense", column.dense),
+            percent=percent,
+        )
+        yield f"self-generated-{_plain(name)}{part}", picture
 
 
 def _by_block(row: Row, value: Callable[[CellBlock], float]) -> Sequence[float]:

@@ -18,6 +18,7 @@ from reprune.doors.study.table import (
     device_column,
     error_columns,
     has_parts,
+    labels,
     perplexity_column,
     quality_columns,
     rows,
@@ -68,13 +69,11 @@ def _about(record: StudyRecord) -> str:
 
 def _table(record: StudyRecord, columns: Sequence[Column]) -> str:
     """One line a row, the dense model first."""
-    parts, found = has_parts(record), rows(record)
-    several = any(row.asked > 1 for row in found)
-    head = ["pruner", "rung", *(["part"] if parts else []), *(["seeds"] if several else [])]
+    head, found = labels(record), rows(record)
+    if any(row.asked > 1 for row in found):
+        head["seeds"] = _seeds
     lines = [["dense", *([""] * (len(head) - 1)), *(column.of_dense() for column in columns)]]
-    for row in found:
-        names = [row.pruner, row.rung, *([row.only] if parts else []), *([_seeds(row)] if several else [])]
-        lines.append([*names, *(column.of(row.cells) for column in columns)])
+    lines += [[*(name(row) for name in head.values()), *(column.of(row.cells) for column in columns)] for row in found]
     return _grid([*head, *(column.heading for column in columns)], lines, left=len(head))
 
 
@@ -88,11 +87,13 @@ def _parts_table(record: StudyRecord, text: str) -> str:
     there = {cell["only"] for cell in record["cells"]}
     parts = [part for part in (*ONLY[1:], ONLY[0]) if part in there]
     column = perplexity_column(record, text)
-    by_names = {row.names: row.cells for row in rows(record)}
-    lines = [["dense", "", *([column.of_dense()] * len(parts))]]
-    for pruner, rung in dict.fromkeys(names[:2] for names in by_names):
-        lines.append([pruner, rung, *(column.of(by_names.get((pruner, rung, part), ())) for part in parts)])
-    return _grid(["pruner", "rung", *parts], lines, left=2)
+    head = {heading: name for heading, name in labels(record).items() if heading != "part"}
+    found: dict[tuple[str, ...], dict[str, tuple[CellRecord, ...]]] = {}
+    for row in rows(record):
+        found.setdefault(tuple(name(row) for name in head.values()), {})[row.only] = row.cells
+    lines = [["dense", *([""] * (len(head) - 1)), *([column.of_dense()] * len(parts))]]
+    lines += [[*names, *(column.of(cells.get(part, ())) for part in parts)] for names, cells in found.items()]
+    return _grid([*head, *parts], lines, left=len(head))
 
 
 def _grid(head: Sequence[str], lines: Iterable[Sequence[str]], left: int) -> str:
@@ -162,7 +163,7 @@ def comma_separated(record: StudyRecord) -> str:
 
 def _numbers(cell: CellRecord, texts: Sequence[str], tasks: Sequence[str]) -> Iterator[tuple[str, Any]]:
     whole: Mapping[str, Any] = cell
-    for key in ("name", "pruner", "sparsity", "rung", "only", "seed", "status", "error"):
+    for key in ("name", "pruner", "sparsity", "rung", "only", "self_generate", "seed", "status", "error"):
         yield key, whole[key]
     for key in ("calibration_error", "heldout_error", "relative_calibration_error", "relative_heldout_error"):
         yield key, whole[key]

@@ -1,6 +1,7 @@
 """The grid of a study: which cells there are, in which order, and each one's recipe. Knows nothing of running them.
 
-A cell is one combination of the axes (pruner, rung, part of the block, seed); everything else is common to all cells.
+A cell is one combination of the axes (pruner, rung, part of the block, seed, number of self-generated samples); all
+else is common to all cells.
 One more axis is one more field of `Cell` and of `Grid`, and its key in `VARIED`.
 """
 
@@ -27,6 +28,7 @@ VARIED = {
     **dict.fromkeys(("solver", "solver.name"), "--rungs"),
     "only": "--only",
     "seed": "--seeds",
+    **dict.fromkeys(("self_generate", "self_generate.samples"), "--self-generate"),
 }
 """The keys of a recipe in which cells differ, each with the flag of the axis that decides it."""
 
@@ -40,17 +42,25 @@ class Cell:
     rung: str
     only: str
     seed: int
+    self_generate: int = 0  # samples that the model writes itself
 
     @property
     def name(self) -> str:
-        """Of its folder: wanda-BR+GP-seed0, or wanda-BR+GP-mlp-seed0."""
-        parts = [self.pruner, self.rung, *([self.only] if self.only != ONLY[0] else []), f"seed{self.seed}"]
-        return "-".join(parts)
+        """Of its folder: wanda-BR+GP-seed0, or wanda-BR+GP-mlp-self32-seed0."""
+        part = [self.only] if self.only != ONLY[0] else []
+        own = [f"self{self.self_generate}"] if self.self_generate else []
+        return "-".join([self.pruner, self.rung, *part, *own, f"seed{self.seed}"])
+
+    @property
+    def samples(self) -> str:
+        """What decides its samples: 0, or 0+32 with 32 self-generated ones. Cells in which it is equal share them."""
+        return f"{self.seed}+{self.self_generate}" if self.self_generate else str(self.seed)
 
     @property
     def place(self) -> tuple[int, ...]:
-        """Orders cells: seeds outside, as cells of one seed share their samples; rungs inside, as the ladder goes."""
-        return self.seed, PRUNERS.index(self.pruner), ONLY.index(self.only), RUNGS.index(self.rung)
+        """Orders cells: outside what decides the samples, which cells share; rungs inside, as the ladder goes."""
+        inside = PRUNERS.index(self.pruner), ONLY.index(self.only), RUNGS.index(self.rung)
+        return self.seed, self.self_generate, *inside
 
 
 @final
@@ -62,11 +72,19 @@ class Grid:
     rungs: tuple[str, ...]
     only: tuple[str, ...]
     seeds: tuple[int, ...]
+    self_generate: tuple[int, ...] = (0,)
 
     @staticmethod
-    def of(pruners: Sequence[str], rungs: Sequence[str], only: Sequence[str], seeds: Sequence[int]) -> Grid:
+    def of(
+        pruners: Sequence[str],
+        rungs: Sequence[str],
+        only: Sequence[str],
+        seeds: Sequence[int],
+        self_generate: Sequence[int] = (0,),
+    ) -> Grid:
         """Raises `InputError` where an axis has no value, or one that is not known."""
-        for flag, values in (("--pruners", pruners), ("--rungs", rungs), ("--only", only), ("--seeds", seeds)):
+        axes = {"--pruners": pruners, "--rungs": rungs, "--only": only, "--seeds": seeds}
+        for flag, values in {**axes, "--self-generate": self_generate}.items():
             if not values:
                 raise InputError(f"{flag}: expected at least one value.")
         return Grid(
@@ -74,16 +92,18 @@ class Grid:
             _known("--rungs", rungs, RUNGS),
             _known("--only", only, ONLY),
             tuple(dict.fromkeys(seeds)),
+            tuple(dict.fromkeys(self_generate)),
         )
 
     def cells(self) -> list[Cell]:
         """All combinations, in the order in which they are run."""
-        found = product(self.pruners, self.rungs, self.only, self.seeds)
+        found = product(self.pruners, self.rungs, self.only, self.seeds, self.self_generate)
         return sorted((Cell(*values) for values in found), key=lambda cell: cell.place)
 
     def __str__(self) -> str:
         """3 pruners x 5 rungs x 2 seeds: the axes with more than one value, and the first two always."""
         axes = {"pruner": self.pruners, "rung": self.rungs, "part": self.only, "seed": self.seeds}
+        axes["self-generated count"] = self.self_generate
         shown = {name: len(values) for name, values in axes.items() if len(values) > 1 or name in ("pruner", "rung")}
         return " x ".join(f"{count} {name}{'s' if count > 1 else ''}" for name, count in shown.items())
 
@@ -121,13 +141,18 @@ def cell_recipes(
         InputError: a cell's recipe does not fit; the cell is named.
     """
     made: dict[Cell, Recipe] = {}
-    for cell in cells:
+    cells = list(cells)
+    sources: dict[str, list[str]] = {}  # of cells without self-generated samples; the others have them beside
+    for cell in sorted(cells, key=lambda cell: cell.self_generate):
         own = {"pruner": {"name": cell.pruner}, "reconstruct": cell.rung, "only": cell.only, "seed": cell.seed}
+        own["self_generate"] = {"samples": cell.self_generate}
         try:
-            made[cell] = resolve_recipe(model, file, {**flags, **own}, settings)
+            made[cell] = resolve_recipe(model, file, {**flags, **sources, **own}, settings)
         except InputError as error:
             raise InputError(f"cell {cell.name}: {error}") from None
-    return made
+        if not cell.self_generate:
+            sources = {"calibration": made[cell].calibration}
+    return {cell: made[cell] for cell in cells}
 
 
 def common(recipe: Recipe) -> dict[str, Any]:

@@ -61,6 +61,7 @@ class CellRecord(TypedDict):
     rung: str
     only: str
     seed: int
+    self_generate: int  # samples that the model has written itself, beside the others
     status: Literal["pending", "done", "failed"]
     error: str | None
     folder: str  # within the study's folder
@@ -96,7 +97,7 @@ class StudyRecord(TypedDict):
     machine: dict[str, Any]
     settings: dict[str, Any]  # the recipe's keys that are common to all cells
     measures: dict[str, Any]  # what is measured, and how
-    data: dict[str, dict[str, Any]]  # by seed: the calibration and held-out samples, and their sources
+    data: dict[str, dict[str, Any]]  # by `Cell.samples`: the calibration and held-out samples, and their sources
     dense: DenseRecord
     cells: list[CellRecord]
 
@@ -110,6 +111,7 @@ def new_cell(cell: Cell, sparsity: str) -> CellRecord:
         "rung": cell.rung,
         "only": cell.only,
         "seed": cell.seed,
+        "self_generate": cell.self_generate,
         "status": "pending",
         "error": None,
         "folder": f"cells/{cell.name}",
@@ -131,7 +133,7 @@ def new_cell(cell: Cell, sparsity: str) -> CellRecord:
 
 def cell_of(record: CellRecord) -> Cell:
     """Where in the grid a cell stands."""
-    return Cell(record["pruner"], record["rung"], record["only"], record["seed"])
+    return Cell(record["pruner"], record["rung"], record["only"], record["seed"], record["self_generate"])
 
 
 def read_study(folder: Path) -> StudyRecord:

@@ -45,6 +45,7 @@ def study(
     rungs: Sequence[str] = RUNGS,
     only: Sequence[str] | None = None,
     seeds: Sequence[int] | None = None,
+    self_generate: Sequence[int] | None = None,
     recipe: str | os.PathLike[str] | Mapping[str, Any] | None = None,
     sparsity: float | str | None = None,
     calibration: str | Sequence[str] | None = None,
@@ -73,7 +74,9 @@ def study(
         model: a local folder, a Hub id, or a .gguf file.
         out: the study's folder: new, empty, or that of the same study. Axes may have more values than before (or
             fewer: the other cells stay as they are); all else must be the same.
-        pruners, rungs, only, seeds: the axes. None: the one value that the recipe has, by default "all" and 0.
+        pruners, rungs, only, seeds, self_generate: the axes; the last are numbers of calibration samples that the model
+            writes itself, beside those of `calibration`. None: the one value that the recipe has, by default "all",
+            0 and 0.
         recipe, sparsity, ..., settings: as for `prune`, for all cells.
         texts: SOURCEs that perplexity and test errors are measured on; of a data set, its test split.
         protocol, text_seqlen, windows: as protocol, seqlen and max_windows of `evaluate`.
@@ -105,7 +108,13 @@ def study(
         trust_remote_code=trust_remote_code,
     )
     base = base_recipe(os.fspath(model), content, flags, settings)
-    grid = Grid.of(pruners, rungs, [base.only] if only is None else only, [base.seed] if seeds is None else seeds)
+    grid = Grid.of(
+        pruners,
+        rungs,
+        [base.only] if only is None else only,
+        [base.seed] if seeds is None else seeds,
+        [base.self_generate.samples] if self_generate is None else self_generate,
+    )
     measures = Measures(
         tuple(dict.fromkeys(texts)),
         protocol,
@@ -191,7 +200,7 @@ class _Study:
     def _do(self, cell: CellRecord, shared: Shared) -> None:
         """Prune and measure; what comes out is on record."""
         run = CellRun(cell, self._folder.cell(cell), self._begun.bench, shared, self._save, self._watcher)
-        check_data(self._record, str(cell["seed"]), run.prune(self._begun.recipes[cell_of(cell)]))
+        check_data(self._record, cell_of(cell).samples, run.prune(self._begun.recipes[cell_of(cell)]))
         run.measure(self._begun.model, self._begun.texts)
         if not self._keep_models:
             run.drop_weights()

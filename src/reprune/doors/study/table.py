@@ -12,7 +12,7 @@ from statistics import mean
 from typing import Any, final
 
 from reprune.doors.formats import clock, percent, size
-from reprune.doors.study.grid import ONLY
+from reprune.doors.study.grid import ONLY, PRUNERS
 from reprune.doors.study.record import CellRecord, StudyRecord
 
 NOTHING = "-"
@@ -71,28 +71,46 @@ class Row:
     pruner: str
     rung: str
     only: str
+    self_generate: int
     cells: tuple[CellRecord, ...]  # that are done
     asked: int
 
     @property
-    def names(self) -> tuple[str, str, str]:
-        return self.pruner, self.rung, self.only
+    def family(self) -> str:
+        """The pruner, and how many self-generated samples it had: wanda, or wanda+32."""
+        return f"{self.pruner}+{self.self_generate}" if self.self_generate else self.pruner
 
 
 def rows(record: StudyRecord) -> list[Row]:
-    """All rows, pruner after pruner, each along the ladder."""
-    found: dict[tuple[str, str, str], list[CellRecord]] = {}
+    """All rows, pruner after pruner, then by part and by number of self-generated samples, each along the ladder."""
+    found: dict[tuple[str, str, str, int], list[CellRecord]] = {}
     for cell in record["cells"]:
-        found.setdefault((cell["pruner"], cell["rung"], cell["only"]), []).append(cell)
-    return [
+        found.setdefault((cell["pruner"], cell["rung"], cell["only"], cell["self_generate"]), []).append(cell)
+    every = [
         Row(*names, tuple(cell for cell in cells if cell["status"] == "done"), len(cells))
         for names, cells in found.items()
     ]
+    return sorted(every, key=lambda row: (PRUNERS.index(row.pruner), ONLY.index(row.only), row.self_generate))
 
 
 def has_parts(record: StudyRecord) -> bool:
     """Whether some cells prune only the attention or only the rest."""
     return any(cell["only"] != ONLY[0] for cell in record["cells"])
+
+
+def counts(record: StudyRecord) -> list[int]:
+    """The numbers of self-generated samples, from the smallest."""
+    return sorted({cell["self_generate"] for cell in record["cells"]})
+
+
+def labels(record: StudyRecord) -> dict[str, Callable[[Row], str]]:
+    """The columns that say what a row is, by heading: pruner and rung, and what else differs between rows."""
+    found: dict[str, Callable[[Row], str]] = {"pruner": lambda row: row.pruner, "rung": lambda row: row.rung}
+    if has_parts(record):
+        found["part"] = lambda row: row.only
+    if counts(record) != [0]:
+        found["self-generated"] = lambda row: str(row.self_generate)
+    return found
 
 
 def error_columns(record: StudyRecord) -> list[Column]:

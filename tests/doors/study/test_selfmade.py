@@ -1,0 +1,67 @@
+"""A study over numbers of self-generated samples: an axis as the others, each number with samples of its own."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from reprune.doors.study import figures as study_figures
+from reprune.doors.study import run as doors
+from reprune.doors.study.record import read_study
+from reprune.doors.study.run import study
+from reprune.planning.generation import rounds
+from tests.doors.conftest import Cli
+from tests.doors.generation.test_generate import reads
+from tests.doors.study.runs import ONE, SETTINGS, STUDY, quicken, write_test_text
+
+OWN = ["--set", "self_generate.filters=[duplicates]", "self_generate.batch_size=6"]
+
+
+@pytest.fixture
+def here(here: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    write_test_text(here)
+    monkeypatch.setattr(rounds, "language_of", reads)
+    quicken(monkeypatch)
+    monkeypatch.setattr(doors, "write_figures", study_figures.write_figures)
+    return here
+
+
+def test_numbers_of_self_generated_samples_are_an_axis(here: Path, cli: Cli) -> None:
+    flags = [*ONE, *STUDY, "--self-generate", "0", "4", "--set", OWN[1], "--set", OWN[2]]
+    said = cli("study", "llama", "--out", "s", *flags)
+    assert (said.code, said.err) == (0, "")
+    assert [line for line in said.out.splitlines() if len(line) > 80] == []
+    assert "1 pruner x 1 rung x 2 self-generated counts = 2 cells\n" in said.out
+    assert "2/2 magnitude LR, 4 self-generated, seed 0\n" in said.out
+    record = read_study(here / "s")
+    assert [each["name"] for each in record["cells"]] == ["magnitude-LR-seed0", "magnitude-LR-self4-seed0"]
+    assert {key: [source["name"] for source in data["sources"]] for key, data in record["data"].items()} == {
+        "0": ["text.txt"] * 2,
+        "0+4": ["text.txt", "self-generated.jsonl"] * 2,
+    }
+    for each, samples in zip(record["cells"], (6, 10), strict=True):
+        made = json.loads((here / "s" / each["folder"] / "reprune.json").read_text())
+        drawn = sum(source["count"] for source in made["data"]["sources"] if source["role"] == "calibration")
+        assert drawn == samples, "beside those of the text, not in their place"
+    page = (here / "s" / "study.md").read_text()
+    lines = [line.split(" | ")[:3] for line in page.splitlines() if line.startswith("| magnitude")]
+    assert lines[:2] == [["| magnitude", "LR", "0"], ["| magnitude", "LR", "4"]]
+    assert "| pruner | rung | self-generated | error |" in page
+    drawn_figures = {path.stem for path in (here / "s" / "figures").glob("self-generated-*.svg")}
+    assert {"self-generated-perplexity-manual", "self-generated-test-error-manual"} <= drawn_figures
+    assert (here / "s" / "figures" / "blocks-heldout-magnitude+4.svg").exists()
+
+    said = cli("study", "llama", "--out", "s", *flags[: len(ONE) + len(STUDY)], "--self-generate", "4", *flags[-4:])
+    assert said.code == 0
+    assert "1 pruner x 1 rung = 1 cell; 1 done before\n" in said.out
+
+
+def test_without_the_plain_number_and_without_texts_they_are_all_that_is_calibrated_on(here: Path) -> None:
+    settings = {**SETTINGS, "calibration": None, "settings": [*SETTINGS["settings"], *OWN[1:]]}
+    grid = {"pruners": ["magnitude"], "rungs": ["LR"]}
+    record = study("llama", "s", **grid, self_generate=[8, 9], **settings)  # type: ignore[arg-type]
+    assert {key: {source["name"] for source in data["sources"]} for key, data in record["data"].items()} == {
+        key: {"self-generated.jsonl"} for key in ("0+8", "0+9")
+    }

@@ -11,22 +11,18 @@ medians, and in brackets the range.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import platform
-import statistics
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
+from turns import serve, spread, take_turns
 
 from reprune.doors.evaluation.perplexity import perplexity
 from reprune.doors.evaluation.protocols import Cut, cut_text, open_text
-from reprune.engine.record import forget_peak_memory, peak_memory_bytes
+from reprune.engine.record import forget_peak_memory
 from reprune.model.block import Precision
 from reprune.model.locate import locate_model
 from reprune.model.whole import load_model
@@ -59,33 +55,16 @@ def measurer(way: str, folder: Path, ids: torch.Tensor) -> Callable[[], float]:
 
 
 def work(way: str, options: argparse.Namespace) -> None:
-    """Measure once for each line of the standard input, and say how it went in a line of JSON."""
+    """Measure in turn."""
     ids = windows(options)
     forget_peak_memory()
     measure = measurer(way, locate_model(options.model), ids)
-    for _ in sys.stdin:
-        began, busy = time.perf_counter(), time.process_time()
-        value = measure()
-        seconds, busy = time.perf_counter() - began, time.process_time() - busy
-        said = {"perplexity": value, "seconds": seconds, "busy": busy, "peak": peak_memory_bytes()["host"]}
-        print(json.dumps({"tokens": ids[:, 1:].numel(), **said}), flush=True)
+    serve(lambda: {"perplexity": measure(), "tokens": ids[:, 1:].numel()})
 
 
 def windows(options: argparse.Namespace) -> torch.Tensor:
     cut = Cut.of(None, options.seqlen, options.windows)
     return cut_text(locate_model(options.model), open_text(options.text), cut).ids
-
-
-def ask(process: subprocess.Popen[str]) -> dict[str, float]:
-    assert process.stdin is not None
-    assert process.stdout is not None
-    process.stdin.write("go\n")
-    process.stdin.flush()
-    return json.loads(process.stdout.readline())
-
-
-def spread(values: list[float], digits: int) -> str:
-    return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
 
 
 def main() -> None:
@@ -101,17 +80,7 @@ def main() -> None:
     if options.worker:
         work(options.worker, options)
         return
-    command = [sys.executable, *sys.argv, "--worker"]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    processes = {way: subprocess.Popen([*command, way], **pipes) for way in options.ways}
-    try:
-        for process in processes.values():
-            ask(process)  # loads, and warms up
-        found = [{way: ask(process) for way, process in processes.items()} for _ in range(options.repeats)]
-    finally:
-        for process in processes.values():
-            process.stdin.close()
-            process.wait()
+    found = take_turns(options.ways, options.repeats)
     exact = found[0].get("plain float32", {}).get("perplexity")
     print(
         f"{options.windows} windows of {options.seqlen} tokens, {options.repeats} rounds; {platform.machine()}, "

@@ -213,6 +213,22 @@ def test_a_study_without_the_pitfall_says_so() -> None:
     assert "auto" not in said(verdict)
 
 
+def test_a_closer_fit_that_leaves_something_as_it_was_is_said_to_be_in_vain() -> None:
+    lower = cell("wanda", "BR+GP")
+    upper = cell("wanda", "BR+GP+CR", perplexity=lower["perplexity"], test_error={})
+    study = Study.model_validate(study_record([lower, upper]))
+    verdict = study_verdict(study, bring_together(study))
+    assert verdict.headline.endswith("by more than 1\N{NO-BREAK SPACE}%; but at 1 step not all of it fell with it.")
+    assert (
+        "In vain, by perplexity on test.txt, with wanda from BR+GP to BR+GP+CR: the calibration error falls by 38.0 %, "
+        "and that stays within 1 %."
+    ) in said(verdict)
+    rising = {**upper, "relative_heldout_error": 2 * lower["relative_heldout_error"]}
+    assert "In vain" not in said(
+        study_verdict(study, bring_together(Study.model_validate(study_record([lower, rising]))))
+    )
+
+
 def test_a_rise_is_no_pitfall_where_the_fit_gets_no_closer() -> None:
     lower = cell("wanda", "BR+GP")
     for calibration in (1.0, 1.5):

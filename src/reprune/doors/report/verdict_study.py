@@ -20,6 +20,7 @@ RULES = (
     "The ladder holds for a measure if it falls at every step from LR to the highest rung measured.",
     "The pitfall: a step up the ladder lowers the calibration error and raises the held-out error, the test error or "
     "the perplexity.",
+    "A step is in vain by a measure if it lowers the calibration error and the measure neither falls nor rises.",
     "The best result is that of the lowest perplexity on the first text; without perplexities, that of the lowest test "
     "error, else held-out error. Errors are those of the last block, relative to the dense model's output.",
     f"A window overfits if, at the end of its epochs, the held-out error is more than {SLIGHT} above its lowest (the "
@@ -29,8 +30,8 @@ RULES = (
 
 
 @dataclass(frozen=True)
-class Pitfall:
-    """A step up the ladder that fits the calibration samples more closely and makes something else worse."""
+class Step:
+    """A step up the ladder that fits the calibration samples more closely, and something else that is measured."""
 
     family: str
     lower: Row
@@ -47,17 +48,32 @@ class Pitfall:
         return sum(after > before for before, after in both), len(both)
 
 
-def pitfalls(rows: Rows) -> list[Pitfall]:
+def pitfalls(rows: Rows) -> list[Step]:
     """All steps of all ladders at which the calibration error falls and something that matters more rises."""
     calibration, *others = rows.measures
     return [
-        Pitfall(family.name, lower, upper, measure)
+        Step(family.name, lower, upper, measure)
         for family in rows.families
         for lower, upper in pairwise(family.ladder)
         if direction(lower.mean(calibration.of), upper.mean(calibration.of)) == "falls"
         for measure in others
         if direction(lower.mean(measure.of), upper.mean(measure.of)) == "rises"
     ]
+
+
+def steps_in_vain(rows: Rows) -> list[tuple[Step, ...]]:
+    """By step: what stays as it was though the calibration error falls; steps with a pitfall are not among them."""
+    calibration, *others = rows.measures
+    found = []
+    for family in rows.families:
+        for lower, upper in pairwise(family.ladder):
+            if direction(lower.mean(calibration.of), upper.mean(calibration.of)) != "falls":
+                continue
+            ways = {measure: direction(lower.mean(measure.of), upper.mean(measure.of)) for measure in others}
+            still = [measure for measure, way in ways.items() if way == "stays"]
+            if still and "rises" not in ways.values():
+                found.append(tuple(Step(family.name, lower, upper, measure) for measure in still))
+    return found
 
 
 def direction(before: float | None, after: float | None) -> str | None:
@@ -71,11 +87,12 @@ def direction(before: float | None, after: float | None) -> str | None:
 
 def study_verdict(study: Study, rows: Rows) -> Verdict:
     """The verdict on a study."""
-    found = pitfalls(rows)
+    found, vain = pitfalls(rows), steps_in_vain(rows)
     sentences = (
         *_best(study, rows),
         *_ladders(rows),
         *_pitfall_sentences(found),
+        *_vain_sentences(vain),
         *_one_seed(rows),
         *_auto(rows),
         *_guard(rows),
@@ -97,7 +114,7 @@ def study_verdict(study: Study, rows: Rows) -> Verdict:
         tone, badge = "good", "No pitfall seen"
         headline = (
             "Where the calibration error fell from rung to rung, nothing else that was measured rose by more than "
-            f"{SLIGHT}."
+            f"{SLIGHT}" + (f"; but at {counted(len(vain), 'step')} not all of it fell with it." if vain else ".")
         )
     return Verdict(tone, badge, headline, sentences, RULES)
 
@@ -166,9 +183,9 @@ def _plural(way: str) -> str:
     return way
 
 
-def _pitfall_sentences(found: Sequence[Pitfall]) -> Iterator[str]:
+def _pitfall_sentences(found: Sequence[Step]) -> Iterator[str]:
     """One sentence a step."""
-    steps: dict[tuple[str, str], list[Pitfall]] = {}
+    steps: dict[tuple[str, str], list[Step]] = {}
     for pitfall in found:
         steps.setdefault((pitfall.family, pitfall.upper.rung), []).append(pitfall)
     for (family, upper), here in steps.items():
@@ -178,12 +195,24 @@ def _pitfall_sentences(found: Sequence[Pitfall]) -> Iterator[str]:
         yield f"The pitfall with {family}: {step} the calibration error falls by {fell}, but {rose}."
 
 
+def _vain_sentences(found: Sequence[tuple[Step, ...]]) -> Iterator[str]:
+    """One sentence a step."""
+    for here in found:
+        step = here[0]
+        fell = _size(step.lower.mean(_calibration), step.upper.mean(_calibration))
+        still = listed([one.measure.name for one in here])
+        yield (
+            f"In vain, by {still}, with {step.family} from {step.lower.rung} to {step.upper.rung}: the calibration "
+            f"error falls by {fell}, and {'that stays' if len(here) == 1 else 'these stay'} within {SLIGHT}."
+        )
+
+
 def _one_seed(rows: Rows) -> Iterator[str]:
     if any(family.ladder[1:] for family in rows.families) and all(len(row.cells) == 1 for row in rows.rows):
         yield "All of this is of one seed: differences of a few percent may be chance."
 
 
-def _moved(pitfall: Pitfall) -> str:
+def _moved(pitfall: Step) -> str:
     measure = pitfall.measure
     before, after = pitfall.lower.mean(measure.of), pitfall.upper.mean(measure.of)
     rose, seeds = pitfall.seeds

@@ -11,11 +11,9 @@ import pytest
 import yaml
 
 from reprune.doors.command.cli import main
-from reprune.planning.generation import rounds
-from reprune.planning.generation.filters import InLanguage, Judgement, NoCode, NotRepetitive
-from reprune.planning.generation.language import Language
 from reprune.planning.recipe import Recipe
 from tests import tiny
+from tests.prose import write_as_if_prose
 
 ROOT = Path(__file__).parent.parent
 PAGES = (
@@ -41,18 +39,11 @@ def commands(block: str) -> list[str]:
     return [line.removeprefix("$ ") for line in joined.splitlines() if line.startswith("$ ")]
 
 
-def as_if_it_wrote_prose(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Take what a model of random weights writes for English, and for no code."""
-    monkeypatch.setattr(rounds, "language_of", lambda text: Language("en", 1.0))
-    for kind in (InLanguage, NoCode, NotRepetitive):
-        monkeypatch.setattr(kind, "judge", lambda self, text: Judgement(1.0, None))
-
-
 @pytest.mark.parametrize("page", PAGES)
 def test_every_command_and_script_of_the_page_runs(page: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     monkeypatch.setattr(sys, "argv", ["script"])
-    as_if_it_wrote_prose(monkeypatch)
+    write_as_if_prose(monkeypatch)
     found = _BLOCK.findall((ROOT / page).read_text(encoding="utf-8"))
     assert found
     for kind, block in found:

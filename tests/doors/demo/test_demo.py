@@ -1,4 +1,4 @@
-"""The demo prunes a model twice and shows what it was worth before and after; it touches no stranger's files."""
+"""The demo prunes a model and shows what it was worth before and after; it touches no stranger's files."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from reprune.doors.demo.demo import demo
 from reprune.doors.evaluation.protocols import PROTOCOLS, Protocol
 from reprune.errors import InputError
 from tests.doors.conftest import Cli
+from tests.prose import write_as_if_prose
 
 
 @pytest.fixture(autouse=True)
@@ -29,6 +30,7 @@ def tiny_demo(llama: Path, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"SAMPLES": 4, "SEQLEN": 32, "EPOCHS": 2}.items():
         monkeypatch.setattr(door, name, value)
     monkeypatch.setitem(PROTOCOLS, "short", Protocol("short", 64, 3))
+    write_as_if_prose(monkeypatch)
 
 
 def test_the_table_tells_dense_from_pruned_from_reconstructed(here: Path, cli: Cli) -> None:
@@ -37,29 +39,33 @@ def test_the_table_tells_dense_from_pruned_from_reconstructed(here: Path, cli: C
     assert said.out.startswith("converting the model once\ncalibration: 4 samples of 32 tokens")
     assert "evaluation:  its odd topics, perplexity by the protocol short\n" in said.out
     assert "short: 3 windows of 64 tokens (BOS + 63), not overlapping\nproducts in " in said.out
-    rows = re.findall(r"^(LR|BR\+GP) +50\.0 % +([\d.]+) % +([\d.]+) % +([\d.]+)  [\d.]+ s *$", said.out, re.MULTILINE)
-    assert [row[0] for row in rows] == ["LR", "BR+GP"]
+    rows = re.findall(
+        r"^(LR|BR\+GP|BR\+GP-own) +50\.0 % +([\d.]+) % +([\d.]+) % +([\d.]+)  [\d.]+ s *$", said.out, re.MULTILINE
+    )
+    assert [row[0] for row in rows] == ["LR", "BR+GP", "BR+GP-own"]
     (dense,) = re.findall(r"^dense +0 % +([\d.]+) *$", said.out, re.MULTILINE)
     assert re.search(rf"^dense +perplexity {dense}$", said.out, re.MULTILINE)
-    assert said.out.count("3/3") == 2, "both runs show their windows"
-    assert "demo-output/LR and demo-output/BR+GP" in said.out
+    assert said.out.count("3/3") == 3, "all runs show their windows"
+    assert "demo-output/LR, demo-output/BR+GP, demo-output/BR+GP-own\n" in said.out
+    assert [line for line in said.out.splitlines() if len(line) > 80] == []
 
     for rung, calibration, heldout, perplexity in rows:
         folder = here / "demo-output" / rung
         AutoModelForCausalLM.from_pretrained(folder)
-        assert reprune.status(folder).recipe["reconstruct"] == rung
+        assert reprune.status(folder).recipe["reconstruct"] == rung.removesuffix("-own")
         measured = reprune.evaluate(folder, "manual", seqlen=64, max_windows=3)
         assert f"{measured.perplexity:.2f}" == perplexity
-        assert 0 < float(calibration) < float(heldout) < 100
+        assert 0 < float(calibration) < 100
+        assert 0 < float(heldout) < 100
 
 
 def test_what_it_returns_is_what_it_shows(here: Path, cli: Cli) -> None:
     rows = demo(here / "out")
-    assert rows.keys() == {"dense", "LR", "BR+GP"}
+    assert rows.keys() == {"dense", "LR", "BR+GP", "BR+GP-own"}
     assert rows["dense"] == reprune.evaluate("llama", "manual", seqlen=64, max_windows=3).perplexity
-    for rung in ("LR", "BR+GP"):
+    for rung, text in {"LR": "manual", "BR+GP": "manual", "BR+GP-own": "self-generated.jsonl"}.items():
         assert rows[rung]["record"]["sparsity"] == pytest.approx(0.5, abs=0.01)
-        assert rows[rung]["record"]["data"]["sources"][0]["name"] == "manual"
+        assert rows[rung]["record"]["data"]["sources"][0]["name"] == text
         assert rows[rung]["perplexity"] != rows["dense"]
 
 
@@ -67,7 +73,7 @@ def test_a_second_demo_replaces_the_first(here: Path, cli: Cli) -> None:
     assert cli("demo", "--out", "out").code == 0
     (here / "out" / "LR" / "config.json").unlink()
     assert cli("demo", "--out", "out").code == 0
-    assert {path.name for path in (here / "out").iterdir()} == {"LR", "BR+GP"}
+    assert {path.name for path in (here / "out").iterdir()} == {"LR", "BR+GP", "BR+GP-own"}
     assert reprune.status(here / "out" / "LR").finished
     AutoModelForCausalLM.from_pretrained(here / "out" / "LR")
 

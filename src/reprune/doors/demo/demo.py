@@ -1,7 +1,8 @@
 """`reprune demo`: the main job on a real model, with nothing but the package index.
 
-Gemma 3 270M is pruned at 50 % by SparseGPT, once as it is (LR) and once with block-wise reconstruction against the
-dense model (BR+GP). Calibration and evaluation use disjoint topics of the Python manual, which every CPython holds.
+Gemma 3 270M is pruned at 50 % by SparseGPT, as it is (LR) and with block-wise reconstruction against the dense model
+(BR+GP). Calibration and evaluation use disjoint topics of the Python manual, which every CPython holds. Then once more
+with no data at all: BR+GP on texts that the model writes itself.
 """
 
 from __future__ import annotations
@@ -26,14 +27,16 @@ from reprune.errors import InputError
 
 SAMPLES, SEQLEN, EPOCHS = 32, 256, 3
 PROTOCOL = "short"
-_RUNGS = ("LR", "BR+GP")
+OWN = "BR+GP-own"
+_RUNS = ("LR", "BR+GP", OWN)
+"""Of each run the row and the folder."""
 
 
 def demo(out: Path) -> dict[str, Any]:
-    """Run the demo; the sparse models go to `out`/LR and `out`/BR+GP, replacing those of a demo before.
+    """Run the demo; the sparse models go to `out`/LR, `out`/BR+GP and `out`/BR+GP-own, in place of those from before.
 
     Returns:
-        For "dense", "LR" and "BR+GP": the perplexity; for the last two also the run's record.
+        For "dense", "LR", "BR+GP" and "BR+GP-own": the perplexity; for the last three also the run's record.
     """
     output = console()
     began = time.monotonic()
@@ -52,43 +55,55 @@ def demo(out: Path) -> dict[str, Any]:
     for column in ("", "sparsity", "calibration error", "held-out error", "perplexity", "time"):
         table.add_column(column, justify="left" if not column else "right")
     table.add_row("dense", "0 %", "", "", f"{dense.perplexity:.2f}", "")
-    for rung in _RUNGS:
-        output.print(f"\nSparseGPT at 50 %, {rung}", style="bold")
-        if (out / rung).exists():
-            shutil.rmtree(out / rung)
-        with watching(quiet=False, verbose=False) as watcher:
-            record = prune(
-                model,
-                out / rung,
-                pruner="sparsegpt",
-                sparsity=0.5,
-                reconstruct=rung,
-                calibration=["manual"],
-                samples=SAMPLES,
-                seqlen=SEQLEN,
-                epochs=EPOCHS,
-                watcher=watcher,
-            )
-        sparse = _measure(out / rung)
+    for name in _RUNS:
+        said = ", on texts that the model writes itself" if name == OWN else ""
+        output.print(f"\nSparseGPT at 50 %, {name.removesuffix('-own')}{said}", style="bold")
+        if name == OWN:
+            output.print("writing the texts takes some minutes the first time; then they are in the cache")
+        record, sparse = _prune(model, out / name, name)
         last = record["blocks"][-1]
         table.add_row(
-            rung,
+            name,
             percent(record["sparsity"]),
             percent(last["relative_calibration_error"]),
             percent(last["relative_heldout_error"]),
             f"{sparse.perplexity:.2f}",
             clock(record["seconds"]),
         )
-        rows[rung] = {"perplexity": sparse.perplexity, "record": record}
+        rows[name] = {"perplexity": sparse.perplexity, "record": record}
     output.print()
     output.print(table)
-    peak = record["peak_memory_bytes"]["host"]
+    peak = rows["BR+GP"]["record"]["peak_memory_bytes"]["host"]
     output.print(
-        "\nErrors are those of the last block, relative to its output in the dense model.\n"
-        f"sparse models  {out / 'LR'} and {out / 'BR+GP'}, ordinary model folders\n"
+        "\nErrors are those of the last block, relative to its output in the dense model;\n"
+        "those of BR+GP-own are of its own texts, as it has seen none of the manual.\n"
+        f"sparse models  {', '.join(str(out / name) for name in _RUNS)}\n"
+        "               ordinary model folders\n"
         f"total time     {clock(time.monotonic() - began)}; peak memory of BR+GP {size(peak)}"
     )
     return rows
+
+
+def _prune(model: Path, folder: Path, name: str) -> tuple[dict[str, Any], Perplexity]:
+    """One run: its record, and the perplexity of what it made."""
+    if folder.exists():
+        shutil.rmtree(folder)
+    samples: dict[str, Any] = {"calibration": ["manual"], "samples": SAMPLES}
+    if name == OWN:
+        samples = {"self_generate": SAMPLES, "settings": [f"self_generate.length={SEQLEN}"]}
+    with watching(quiet=False, verbose=False) as watcher:
+        record = prune(
+            model,
+            folder,
+            pruner="sparsegpt",
+            sparsity=0.5,
+            reconstruct=name.removesuffix("-own"),
+            seqlen=SEQLEN,
+            epochs=EPOCHS,
+            watcher=watcher,
+            **samples,
+        )
+    return record, _measure(folder)
 
 
 def _measure(model: Path) -> Perplexity:
@@ -100,7 +115,7 @@ def _check_out(out: Path) -> None:
     if out.exists() and not out.is_dir():
         raise InputError(f"--out {out}: is a file; give a folder.")
     for path in out.iterdir() if out.is_dir() else ():
-        ours = path.name in _RUNGS and path.is_dir() and (not any(path.iterdir()) or _is_run(path))
+        ours = path.name in _RUNS and path.is_dir() and (not any(path.iterdir()) or _is_run(path))
         if not ours:
             raise InputError(f"--out {out}: holds {path.name}, which is not of a demo; give another folder.")
 

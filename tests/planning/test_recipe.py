@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from reprune.errors import InputError
@@ -351,6 +351,8 @@ def _recipes(draw: st.DrawFn) -> Recipe:
 @given(recipe=_recipes())
 def test_a_recipe_written_as_yaml_reads_back_equal(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = tmp_path_factory.getbasetemp()
+    # A source that is there beside the file is read as that path, and comes back absolute.
+    assume(not any((folder / source).exists() for source in recipe.calibration))
     assert resolve_recipe(None, _read(recipe.to_yaml(), folder)) == recipe
 
 

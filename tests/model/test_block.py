@@ -8,8 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from reprune.model.block import Block, Call, Precision
-from reprune.model.linears import Linear
+from reprune.model.block import Block, Call, LinearGroup, Precision
 
 _CPU = torch.device("cpu")
 _FIRST = Call((None,), {}, 0)
@@ -31,8 +30,8 @@ def _states() -> Tensor:
     return torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0))
 
 
-def _names(groups: list[tuple[Linear, ...]]) -> list[tuple[str, ...]]:
-    return [tuple(linear.name for linear in group) for group in groups]
+def _names(groups: list[LinearGroup]) -> list[tuple[str, ...]]:
+    return [group.names for group in groups]
 
 
 def _block(module: nn.Module, precision: Precision | None = None) -> Block:
@@ -122,3 +121,17 @@ def test_a_block_carries_gradients_to_its_parameters() -> None:
     module = _Module()
     _block(module).run(_states(), _FIRST).square().sum().backward()
     assert all(getattr(module, name).weight.grad.any() for name in ("q", "k", "v", "o", "twice"))
+
+
+def test_the_inputs_of_a_linear_are_had_without_running_what_comes_after() -> None:
+    block, seen = _block(_Module()), dict[str, Tensor]()
+    with block.watch(lambda linear, inputs: seen.setdefault(linear.name, inputs)):
+        block.run(_states(), _FIRST)
+    ran: list[str] = []
+    with block.watch(lambda linear, inputs: ran.append(linear.name)):
+        for linear in block.linears:
+            if linear.name in seen:
+                assert torch.equal(block.inputs_of(linear, _states(), _FIRST), seen[linear.name])
+    assert ran == ["q", "q", "k", "q", "k", "v", "q", "k", "v", "o", "q", "k", "v", "o", "twice"]
+    with pytest.raises(LookupError, match="idle never runs"):
+        block.inputs_of(next(linear for linear in block.linears if linear.name == "idle"), _states(), _FIRST)

@@ -73,8 +73,8 @@ def test_the_groups_found_without_weights_are_those_found_with_them(
     states = _embedded(decoder, ids)[:3]
     for index in range(3):
         groups = decoder.load(index).groups(states, decoder.call(index, 3))
-        assert [tuple(linear.name for linear in group) for group in groups] == without[index]
-        assert sorted(linear.name for group in groups for linear in group) == sorted(
+        assert [group.names for group in groups] == without[index]
+        assert sorted(name for group in groups for name in group.names) == sorted(
             linear.name for linear in decoder.load(index).linears
         )
 

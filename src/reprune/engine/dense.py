@@ -45,6 +45,10 @@ class DenseStream:
             self._compute(block)
         return self._at(block.index)
 
+    def before(self, index: int) -> Stream:
+        """What enters a block that the window in hand ends with."""
+        return self._at(index - 1)
+
     def _at(self, index: int) -> Stream:
         if self._shared is not None and index in self._shared.dense:
             return self._shared.dense[index]

@@ -86,7 +86,8 @@ class Frontier:
         self.calibration_batches = _slices(0, calibration, batch_size)
         self.heldout_batches = _slices(calibration, len(ids), batch_size)
         self.batches = self.calibration_batches + self.heldout_batches
-        self._statistics_batches = _slices(0, statistics_samples or calibration, batch_size)
+        self.statistics_samples = statistics_samples or calibration
+        self._statistics_batches = _slices(0, self.statistics_samples, batch_size)
         last = self._statistics_batches[-1]  # may be of a size of its own, which the model is to see too
         for batch, states in decoder.embed(ids, self.batches if last in self.batches else [*self.batches, last]):
             if batch not in self.batches:
@@ -113,6 +114,13 @@ class Frontier:
         for batch in self._statistics_batches:
             states = entering.read(batch).to(block.device)
             yield states, self._decoder.call(block.index, len(states))
+
+    def pairs(self, entering: Stream, block: Block, teacher: Teacher) -> Iterator[tuple[slice, Tensor, Tensor, Call]]:
+        """What reaches a block in the sparse model and, to give the targets, in the dense one, batch by batch."""
+        dense = self._dense.before(block.index) if teacher == "global" else entering
+        for batch in self.batches:
+            states = entering.read(batch).to(block.device)
+            yield batch, states, dense.read(batch).to(block.device), self._decoder.call(block.index, len(states))
 
     @contextmanager
     def targets(self, window: Window, dense: Sequence[Block], teacher: Teacher) -> Iterator[Targets]:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Hashable, Iterable
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from reprune.engine.refitting import Refitting
 from reprune.engine.window import PrunedBlock
 from reprune.errors import NumericalError, UnsupportedModelError
 from reprune.math.patterns import Pattern
-from reprune.math.pruner import Pruner
+from reprune.math.pruner import Pruned, Pruner
 from reprune.math.statistics import Statistics
-from reprune.model.block import Block, Call
+from reprune.model.block import Block, Call, LinearGroup
 from reprune.model.linears import Linear
 
 Inputs = Callable[[], Iterable[tuple[Tensor, Call]]]
@@ -29,8 +31,9 @@ def prune_block_(
     kept_dense: Collection[str],
     sequential: bool,
     known: dict[Hashable, list[Statistics]] | None = None,
+    refitting: Refitting | None = None,
 ) -> list[str]:
-    """Choose the masks of a block's linears and set their weights as the pruner leaves them.
+    """Choose the masks of a block's linears and set their weights as the pruner, or the refitting, leaves them.
 
     Args:
         pruned: the dense block, without masks; changed in place.
@@ -40,6 +43,7 @@ def prune_block_(
         sequential: gather the statistics of each group anew, after the groups before it have been pruned;
             otherwise all of them come from one pass through the dense block.
         known: statistics of runs before whose block, inputs and precision are the same; takes those of this one.
+        refitting: fit each group by least squares once it is pruned; its statistics are then sequential.
 
     Returns:
         Notes on what was not done by the plain rule.
@@ -51,53 +55,83 @@ def prune_block_(
     block = pruned.block
     states, call = next(iter(inputs()))
     groups = _without(block.groups(states, call), kept_dense)
-    running = {linear.name for group in groups for linear in group}
+    running = {name for group in groups for name in group.names}
     if idle := [one.name for one in block.linears if one.name not in running and one.name not in kept_dense]:
         raise UnsupportedModelError(
             f"block {block.index}: the linear {idle[0]} never runs on the calibration data, so it cannot be pruned; "
             f"leave it dense with --set 'exclude=[\"{idle[0]}\"]'."
         )
+    if refitting is not None:
+        return [note for group in groups for note in _refit_(pruned, group, inputs, pruner, pattern, refitting)]
     notes: list[str] = []
     for together in [[group] for group in groups] if sequential else [groups]:
         found = _statistics(block, inputs, together, pruner, known if not sequential else None)
         for group, statistics in zip(together, found, strict=True):
-            place = f"block {block.index}, {', '.join(linear.name for linear in group)}"
-            try:
-                results = pruner.prune([linear.matrix() for linear in group], statistics, pattern)
-            except NumericalError as error:
-                raise NumericalError(f"{place}: {error}") from None
-            for linear, result in zip(group, results, strict=True):
-                linear.set_(result.weight)
-                pruned.masks[linear.name] = result.mask
-            notes += [f"{place}: {note}" for note in results[0].notes]
+            notes += _prune_(pruned, group, pruner, statistics, pattern)[1]
     return notes
 
 
-def _without(groups: list[tuple[Linear, ...]], names: Collection[str]) -> list[tuple[Linear, ...]]:
-    left = [tuple(linear for linear in group if linear.name not in names) for group in groups]
-    return [group for group in left if group]
+def _prune_(
+    pruned: PrunedBlock, group: LinearGroup, pruner: Pruner[Any], statistics: Statistics, pattern: Pattern
+) -> tuple[list[Pruned], list[str]]:
+    """Prune a group's matrices; returns them, and notes."""
+    place = f"block {pruned.index}, {', '.join(group.names)}"
+    try:
+        results = pruner.prune([linear.matrix() for linear in group.linears], statistics, pattern)
+    except NumericalError as error:
+        raise NumericalError(f"{place}: {error}") from None
+    for linear, result in zip(group.linears, results, strict=True):
+        linear.set_(result.weight)
+        pruned.masks[linear.name] = result.mask
+    return results, [f"{place}: {note}" for note in results[0].notes]
+
+
+def _refit_(
+    pruned: PrunedBlock,
+    group: LinearGroup,
+    inputs: Inputs,
+    pruner: Pruner[Any],
+    pattern: Pattern,
+    refitting: Refitting,
+) -> list[str]:
+    """Prune a group's matrices and fit what is left of them; returns notes."""
+    place = f"block {pruned.index}, {', '.join(group.names)}"
+    statistics = pruner.statistics(group.columns, pruned.block.device)
+    pairs = refitting.gather(pruned.block, group, statistics)
+    if pairs is None:
+        statistics = _statistics(pruned.block, inputs, [group], pruner, None)[0]
+        notes = _prune_(pruned, group, pruner, statistics, pattern)[1]
+        return [*notes, f"{place}: left as the pruner made it: its tokens in the dense and the sparse model differ"]
+    results, notes = _prune_(pruned, group, pruner, statistics, pattern)
+    try:
+        pruned.ridges[group.names] = refitting.refit_(group, results, pairs)
+    except NumericalError as error:
+        raise NumericalError(f"{place}: {error}") from None
+    return notes
+
+
+def _without(groups: list[LinearGroup], names: Collection[str]) -> list[LinearGroup]:
+    left = [replace(group, linears=tuple(one for one in group.linears if one.name not in names)) for group in groups]
+    return [group for group in left if group.linears]
 
 
 def _statistics(
     block: Block,
     inputs: Inputs,
-    groups: list[tuple[Linear, ...]],
+    groups: list[LinearGroup],
     pruner: Pruner[Any],
     known: dict[Hashable, list[Statistics]] | None,
 ) -> list[Statistics]:
     """The statistics of each group's inputs, from one pass; the first linear of a group stands for all."""
-    made: dict[str, Statistics] = {
-        group[0].name: pruner.statistics(group[0].shape[1], block.device) for group in groups
-    }
+    made: dict[str, Statistics] = {group.names[0]: pruner.statistics(group.columns, block.device) for group in groups}
     key = (frozenset(type(statistics) for statistics in made.values()), tuple(made))
     if known is not None and key in known:
         return known[key]
 
     def saw(linear: Linear, X: Tensor) -> None:
-        if linear.name in made:
-            made[linear.name].update(X)
+        made[linear.name].update(X)
 
-    with block.watch(saw):
+    with block.watch(saw, [group.linears[0] for group in groups]):
         for states, call in inputs():
             block.run(states, call)
     if known is not None:

@@ -23,8 +23,17 @@ from reprune.planning.recipe import Recipe
 from reprune.planning.schedule import Window
 
 
-def window_record(window: Window, fit: Fit, after: Errors, seconds: float) -> dict[str, Any]:
-    """One entry of `windows`: errors against the window's own targets, before and after its reconstruction."""
+def window_record(
+    window: Window,
+    fit: Fit,
+    after: Errors,
+    ridges: Mapping[int, Mapping[tuple[str, ...], float | None]],
+    seconds: float,
+) -> dict[str, Any]:
+    """One entry of `windows`: errors against the window's own targets, before and after its reconstruction.
+
+    `ridges`: by fresh block, the ridge that least squares chose for each linear group; None where it changed nothing.
+    """
     before = fit.before or after
     return {
         "index": window.index,
@@ -46,6 +55,11 @@ def window_record(window: Window, fit: Fit, after: Errors, seconds: float) -> di
         "kept_epoch": fit.kept_epoch,
         "reconstructed": _reconstructed(window, fit),
         "guard": _guard_record(fit, before.heldout.relative) if fit.epochs else None,
+        "least_squares": [
+            {"block": index, "linears": list(names), "ridge": ridge}
+            for index, groups in ridges.items()
+            for names, ridge in groups.items()
+        ],
         "seconds": round(seconds, 3),
     }
 

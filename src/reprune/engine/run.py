@@ -21,11 +21,13 @@ from reprune.engine.frontier import Frontier
 from reprune.engine.ledger import Ledger
 from reprune.engine.pruning import prune_block_
 from reprune.engine.record import block_record, forget_peak_memory, window_record
+from reprune.engine.refitting import Refitting
 from reprune.engine.result import Result
 from reprune.engine.shared import Shared
 from reprune.engine.watcher import Watcher
 from reprune.engine.window import PrunedBlock, WindowProblem
 from reprune.errors import NumericalError
+from reprune.math.least_squares import LeastSquares
 from reprune.math.patterns import Pattern
 from reprune.math.pruner import Pruner
 from reprune.math.solver import Epoch, Fit, Solver
@@ -42,6 +44,7 @@ class Methods:
 
     pruner: Pruner[Any]
     pattern: Pattern
+    least_squares: LeastSquares | None  # what each group is fitted by as it is pruned, before the solver begins
     solver: Solver
     schedule: list[Window]
 
@@ -50,6 +53,7 @@ class Methods:
         return Methods(
             recipe.pruner.build(),
             recipe.pattern,
+            recipe.solver.build_least_squares(),
             recipe.solver.build(recipe.guard),
             windows(blocks, recipe.schedule.size, recipe.schedule.stride),
         )
@@ -113,6 +117,7 @@ def run_windows(
                     recipe.choice.kept_dense(fresh.block.linears),
                     recipe.pruner.sequential,
                     shared.statistics if shared is not None and fresh.index == 0 else None,
+                    _refitting(methods, frontier, entering, decoder, fresh.index, recipe),
                 )
                 for note in notes:
                     watcher.note(note)
@@ -130,7 +135,8 @@ def run_windows(
             if not errors.calibration.finite:
                 raise NumericalError(f"window {window.index}: its outputs are not finite after reconstruction")
         still_open = [pruned for pruned in blocks if pruned.index not in window.retired]
-        record = window_record(window, fit, errors, time.monotonic() - began)
+        ridges = {pruned.index: pruned.ridges for pruned in blocks if pruned.index in window.fresh}
+        record = window_record(window, fit, errors, ridges, time.monotonic() - began)
         entry = {
             "window": record,
             "blocks": [block_record(pruned, block_errors[pruned.index]) for pruned in retired],
@@ -154,6 +160,16 @@ def _frontier(
     shutil.rmtree(folder, ignore_errors=True)  # of a process that was killed
     size = recipe.solver.batch_size
     return Frontier(decoder, ids, len(calibration), size, memory, folder, shared, statistics_samples)
+
+
+def _refitting(
+    methods: Methods, frontier: Frontier, entering: Stream, decoder: Decoder, index: int, recipe: Recipe
+) -> Refitting | None:
+    if methods.least_squares is None:
+        return None
+    twin = decoder.load(index)  # pruning changes the other in place
+    pairs = partial(frontier.pairs, entering, twin, recipe.teacher)
+    return Refitting(methods.least_squares, twin, pairs, frontier.calibration, frontier.statistics_samples)
 
 
 def _fit(solver: Solver, problem: WindowProblem, window: Window, recipe: Recipe, watcher: Watcher) -> Fit:

@@ -26,6 +26,8 @@ class PrunedBlock:
 
     block: Block
     masks: dict[str, Tensor] = field(default_factory=dict)  # by linear: (rows, columns), bool, True where kept
+    # By the names of a linear group: the ridge that least squares chose, None where the pruner's weights stayed.
+    ridges: dict[tuple[str, ...], float | None] = field(default_factory=dict)
 
     @property
     def index(self) -> int:

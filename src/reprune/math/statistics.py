@@ -53,3 +53,20 @@ class Gram(Statistics):
 
     def _accumulate(self, X: Tensor) -> None:
         self.matrix.addmm_(X.T, X)
+
+
+@final
+class Paired:
+    """Of a linear's inputs X in the sparse model and Z in the dense one: X'X and X'Z, (columns, columns), float32."""
+
+    def __init__(self, columns: int, device: torch.device) -> None:
+        self.gram = Gram(columns, device)
+        self.cross = torch.zeros(columns, columns, device=device)
+
+    def update(self, X: Tensor, Z: Tensor) -> None:
+        """Take in the inputs of the same tokens, X and Z (..., columns), any float dtype."""
+        if X.shape != Z.shape:
+            raise ValueError(f"inputs of shape {tuple(X.shape)} in one model and {tuple(Z.shape)} in the other")
+        self.gram.update(X)
+        X, Z = (one.detach().reshape(-1, one.shape[-1]).float() for one in (X, Z))
+        self.cross.addmm_(X.T, Z)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, final
@@ -40,6 +40,29 @@ class Precision:
         return torch.autocast(device.type, dtype=self.products)
 
 
+@dataclass(frozen=True)
+class LinearGroup:
+    """Linears of a block that read the very same inputs."""
+
+    linears: tuple[Linear, ...]
+    once: bool = True  # False for a linear, then alone in its group, that runs several times in a pass
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(linear.name for linear in self.linears)
+
+    @property
+    def columns(self) -> int:
+        return self.linears[0].shape[1]
+
+
+class _Reached(Exception):
+    """Ends the run of a block at a linear."""
+
+    def __init__(self, inputs: Tensor) -> None:
+        self.inputs = inputs
+
+
 @final
 class Block:
     """A block in memory, float32, in evaluation mode (no dropout)."""
@@ -62,11 +85,11 @@ class Block:
         return outputs.float()
 
     @contextmanager
-    def watch(self, saw: Callable[[Linear, Tensor], None]) -> Iterator[None]:
-        """Call `saw(linear, inputs)` whenever a linear of the block is run within this context."""
+    def watch(self, saw: Callable[[Linear, Tensor], None], linears: Sequence[Linear] | None = None) -> Iterator[None]:
+        """Call `saw(linear, inputs)` whenever one of these linears of the block, or any, is run within this context."""
         handles = [
             linear.module.register_forward_pre_hook(lambda _, args, linear=linear: saw(linear, args[0]))
-            for linear in self.linears
+            for linear in (self.linears if linears is None else linears)
         ]
         try:
             yield
@@ -75,7 +98,21 @@ class Block:
                 handle.remove()
 
     @torch.no_grad()
-    def groups(self, states: Tensor, call: Call) -> list[tuple[Linear, ...]]:
+    def inputs_of(self, linear: Linear, states: Tensor, call: Call) -> Tensor:
+        """What reaches a linear when it first runs, (..., columns); the block is run no further than to there."""
+
+        def saw(_: Linear, inputs: Tensor) -> None:
+            raise _Reached(inputs)
+
+        try:
+            with self.watch(saw, [linear]):
+                self.run(states, call)
+        except _Reached as reached:
+            return reached.inputs
+        raise LookupError(f"the linear {linear.name} never runs")
+
+    @torch.no_grad()
+    def groups(self, states: Tensor, call: Call) -> list[LinearGroup]:
         """The linear groups, in the order in which the block runs them: linears that read the very same tensor.
 
         A linear that runs more than once is a group of its own; one that never runs is in no group.
@@ -94,8 +131,10 @@ class Block:
         with self.watch(saw):
             self.run(states, call)
         shared = [tuple(one for one in linears if runs[one.name] == 1) for _, linears in seen]
-        alone = [(linear,) for linear in self.linears if runs.get(linear.name, 0) > 1]
-        return [group for group in shared if group] + alone
+        repeated = [linear for linear in self.linears if runs.get(linear.name, 0) > 1]
+        return [LinearGroup(linears) for linears in shared if linears] + [
+            LinearGroup((linear,), once=False) for linear in repeated
+        ]
 
 
 def _same(first: Tensor, second: Tensor) -> bool:

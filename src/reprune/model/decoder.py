@@ -221,8 +221,7 @@ class Decoder:
         meta = torch.device("meta")
         module = copy.deepcopy(self.skeleton.blocks[index]).to(meta)
         block = Block(index, module, meta, Precision())
-        groups = block.groups(states.to(meta), _to([calls[index]], meta)[0])
-        return [tuple(linear.name for linear in group) for group in groups]
+        return [group.names for group in block.groups(states.to(meta), _to([calls[index]], meta)[0])]
 
 
 def _fill_with_nothing(path: str, module: nn.Module, ids: Tensor | None) -> None:

@@ -27,6 +27,7 @@ from pydantic import (
 
 from reprune.errors import InputError
 from reprune.math.adam import Adam
+from reprune.math.least_squares import LeastSquares
 from reprune.math.magnitude import Magnitude
 from reprune.math.patterns import Pattern, parse_pattern
 from reprune.math.pruner import Pruner
@@ -128,6 +129,8 @@ class SolverRecipe(_Part):
     """Which solver, and its settings."""
 
     name: Literal["none", "adam", "widening"] = "adam"
+    start: Literal["pruner", "least-squares"] = "pruner"  # the weights that it begins with
+    ridge: float | None = Field(None, gt=0)  # of least squares, share of the mean diagonal; None: the best on held-out
     epochs: int = Field(10, ge=1)
     lr: float = Field(2e-4, gt=0)
     batch_size: int = Field(8, ge=1)
@@ -140,6 +143,9 @@ class SolverRecipe(_Part):
         if not all(0 <= beta < 1 for beta in value):
             raise ValueError("both must be at least 0 and below 1")
         return value
+
+    def build_least_squares(self) -> LeastSquares | None:
+        return LeastSquares(self.ridge) if self.start == "least-squares" else None
 
     def build(self, guard: bool) -> Solver:
         match self.name:

@@ -72,7 +72,9 @@ def show_plan(plan: Plan) -> None:
         f"prune      {recipe.pruner.name} at {recipe.sparsity}: {survey.pruned_weights:,} weights ({percent(share)})"
     )
     schedule, solver = recipe.schedule, recipe.solver
-    fitted = "no solver" if solver.name == "none" else f"{solver.name}, {solver.epochs} epochs"
+    steps = ["least squares"] if solver.start == "least-squares" else []
+    steps += [f"{solver.name}, {solver.epochs} epochs"] if solver.name != "none" else []
+    fitted = ", then ".join(steps) or "no solver"
     output.print(f"rung       {recipe.reconstruct}: {recipe.teacher} teacher; {fitted}")
     output.print(f"schedule   {len(plan.schedule)} windows of size {schedule.size}, stride {schedule.stride}")
     output.print(f"samples    {recipe.samples} of {recipe.seqlen} tokens from {', '.join(recipe.calibration)}")

@@ -1,0 +1,81 @@
+"""Least squares as part of pruning: each linear group is refitted before the statistics of the next are taken.
+
+Knows the pairs of states that enter the sparse block and its dense twin; `reprune.math.least_squares` fits.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+
+from reprune.math.least_squares import LeastSquares
+from reprune.math.pruner import Pruned
+from reprune.math.statistics import Paired, Statistics
+from reprune.model.block import Block, Call, LinearGroup
+
+Pairs = Callable[[], Iterable[tuple[slice, Tensor, Tensor, Call]]]
+"""Gives samples in batches, those calibrated on and those held out: which they are, what enters the sparse block and
+what enters its dense twin, and the block's other arguments."""
+
+
+@final
+@dataclass(frozen=True)
+class Refitting:
+    """How the groups of one block are refitted."""
+
+    solver: LeastSquares
+    dense: Block
+    """The block as it was before pruning."""
+    pairs: Pairs
+    calibration: int
+    """How many samples, from the first, are calibrated on; the others are held out."""
+    statistics_samples: int
+    """How many of these, from the first, the pruner's statistics are of."""
+
+    @torch.no_grad()
+    def gather(self, block: Block, group: LinearGroup, statistics: Statistics) -> tuple[Paired, Paired] | None:
+        """Take in the inputs of a group in both models, over calibration and held-out samples, in one pass.
+
+        Args:
+            block: the sparse block, the groups before this one pruned and refitted.
+            group: of that block.
+            statistics: what the pruner needs, empty; fed on the way.
+
+        Returns:
+            None, with the statistics left empty, where the two models do not give the group the same tokens, as where
+            experts are routed to, or where it runs several times in a pass.
+        """
+        if not group.once:
+            return None
+        twin = next(linear for linear in self.dense.linears if linear.name == group.names[0])
+        found = Paired(group.columns, block.device), Paired(group.columns, block.device)
+        for samples, states, dense_states, call in self.pairs():
+            X = block.inputs_of(group.linears[0], states, call)
+            Z = self.dense.inputs_of(twin, dense_states, call)
+            every = (*states.shape[:2], group.columns)  # some models flatten samples and tokens before a linear
+            if X.shape != Z.shape or X.numel() != math.prod(every):
+                return None
+            X, Z = X.reshape(every), Z.reshape(every)
+            heldout = samples.start >= self.calibration
+            found[heldout].update(X, Z)
+            if (left := self.statistics_samples - samples.start) > 0 and not heldout:
+                statistics.update(X[:left])
+        return found
+
+    def refit_(self, group: LinearGroup, results: Sequence[Pruned], pairs: tuple[Paired, Paired]) -> float | None:
+        """Set a group's weights to the best under the pruner's masks; returns the ridge that was chosen."""
+        twins = {linear.name: linear.matrix() for linear in self.dense.linears}
+        fit = self.solver.refit(
+            [result.weight for result in results],
+            [result.mask for result in results],
+            [twins[name] for name in group.names],
+            *pairs,
+        )
+        for linear, weight in zip(group.linears, fit.weights, strict=True):
+            linear.set_(weight)
+        return fit.ridge

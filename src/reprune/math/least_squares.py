@@ -1,0 +1,129 @@
+"""Reconstruction of one linear group by least squares: its best weights under given masks, from Gram matrices alone.
+
+With X (tokens, columns) what reaches a linear in the sparse model, and Z what reaches it in the dense one, the weights
+W that best give back the dense model's outputs Z D' from the sparse model's inputs are those that minimize
+
+    || X W' - Z D' ||^2 + ridge * mean(diag X'X) * || W - S ||^2     over W that are zero where they are masked
+
+where D is the dense matrix and S what the pruner left. That is one linear system a row, (X'X + ridge) restricted to the
+columns that the row keeps, and all rows can be solved at once by conjugate gradients, as each product with X'X is one
+product of matrices. No pass over activations is needed beyond that which sums X'X and X'Z. The objective is the
+paper's layer-wise one (Shin et al. 2024, section 2), with the dense stream's targets of its global propagation.
+
+The ridge decides how closely the calibration samples are fitted; it is chosen by the error on held-out samples, which
+their own Gram matrices give in closed form.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+
+from reprune.errors import NumericalError
+from reprune.math.statistics import Paired
+
+RIDGES = (3.0, 1.0, 0.3, 0.1, 0.03, 0.01)
+"""Tried one after the other, from the one that changes least, until the held-out error rises."""
+
+
+@dataclass(frozen=True)
+class Refit:
+    """What became of a group's matrices."""
+
+    weights: list[Tensor]  # each (rows_i, columns), float32, zero where masked
+    ridge: float | None  # the one chosen; None where the pruner's weights were the best
+
+
+@final
+@dataclass(frozen=True)
+class LeastSquares:
+    """Masked least squares by conjugate gradients."""
+
+    ridge: float | None = None
+    """As a share of the mean diagonal of X'X; None is chosen by the held-out samples."""
+    iterations: int = 10
+    """Of the conjugate gradients, for each ridge: each begins where the one before ended."""
+
+    def refit(
+        self,
+        pruned: Sequence[Tensor],
+        masks: Sequence[Tensor],
+        dense: Sequence[Tensor],
+        calibration: Paired,
+        heldout: Paired,
+    ) -> Refit:
+        """Fit the matrices of one group.
+
+        Args:
+            pruned: what the pruner left, (rows_i, columns) each, float32.
+            masks: bool, True where kept.
+            dense: the dense model's matrices, of the same shapes.
+            calibration: the inputs of the group in both models, over the calibration samples.
+            heldout: the same over held-out samples.
+
+        Raises:
+            NumericalError: the inputs are not finite.
+        """
+        rows = [len(one) for one in pruned]
+        start, mask, D = torch.cat(list(pruned)), torch.cat(list(masks)), torch.cat(list(dense))
+        G, right = calibration.gram.matrix, D @ calibration.cross.T  # (columns, columns), (rows, columns)
+        if not (torch.isfinite(G).all() and torch.isfinite(right).all()):
+            raise NumericalError("the inputs of this group hold NaN or infinite values, which least squares cannot use")
+        mean = float(G.diagonal().mean())
+        if mean == 0.0:  # nothing ever reaches this group
+            return Refit(list(pruned), None)
+        heldout_right = D @ heldout.cross.T
+        W, best, chosen = start, start, None
+        lowest = quadratic_error(start, heldout.gram.matrix, heldout_right)
+        for ridge in RIDGES if self.ridge is None else (self.ridge,):
+            W = solve(G, right, W, start, mask, ridge * mean, self.iterations)
+            error = quadratic_error(W, heldout.gram.matrix, heldout_right)
+            if self.ridge is None and not error < lowest:
+                break
+            best, chosen, lowest = W, ridge, error
+        return Refit(list(best.split(rows)), chosen)
+
+
+def solve(G: Tensor, right: Tensor, W: Tensor, prior: Tensor, mask: Tensor, ridge: float, iterations: int) -> Tensor:
+    """Conjugate gradients on each row of W (rows, columns) at once, with Jacobi's preconditioner.
+
+    Minimizes, over W that are zero outside the mask, <W G, W> - 2 <W, right> + ridge ||W - prior||^2.
+
+    Args:
+        G: X'X, (columns, columns), float32, positive semidefinite.
+        right: D Z'X, (rows, columns).
+        W: where to begin, zero outside the mask.
+        prior: what the ridge draws to, zero outside the mask.
+        mask: bool, of the shape of W.
+        ridge: at least 0.
+        iterations: at most so many; fewer where all rows are solved to within float32.
+    """
+    kept = mask.to(W.dtype)
+    inverse = 1.0 / (G.diagonal() + ridge).clamp_min(torch.finfo(W.dtype).tiny)  # (columns,)
+    residual = (right + ridge * prior - W @ G - ridge * W) * kept
+    W = W.clone()
+    scaled = residual * inverse
+    direction = scaled.clone()
+    power = (residual * scaled).sum(dim=1, keepdim=True)  # (rows, 1)
+    enough = power * torch.finfo(W.dtype).eps ** 2
+    for _ in range(iterations):
+        if bool((power <= enough).all()):
+            break
+        product = (direction @ G + ridge * direction) * kept
+        curvature = (direction * product).sum(dim=1, keepdim=True)
+        step = torch.where(curvature > 0, power / curvature, 0.0)
+        W.addcmul_(direction, step)
+        residual.addcmul_(product, step, value=-1.0)
+        scaled = residual * inverse
+        before, power = power, (residual * scaled).sum(dim=1, keepdim=True)
+        direction.mul_(torch.where(before > 0, power / before, 0.0)).add_(scaled)
+    return W
+
+
+def quadratic_error(W: Tensor, G: Tensor, right: Tensor) -> float:
+    """||X W' - Z D'||^2 up to a constant: <W G, W> - 2 <W, right>, summed in float64."""
+    return float(((W @ G - 2.0 * right) * W).sum(dtype=torch.float64))

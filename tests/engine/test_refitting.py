@@ -1,0 +1,193 @@
+"""With `solver.start=least-squares` each linear group is fitted as it is pruned, to the dense model's outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+import reprune
+from reprune.engine.watcher import Watcher
+from reprune.math.statistics import Statistics
+from reprune.model.block import Block, Call, LinearGroup, Precision
+from reprune.planning.recipe import resolve_recipe
+from reprune.planning.schedule import Window
+from tests import tiny
+from tests.engine.test_run import prune, tensors
+
+REFIT = "solver.start=least-squares"
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.save("llama", tmp_path_factory.mktemp("models") / "llama")
+
+
+@pytest.mark.parametrize("name", tiny.CONFIGS)
+@pytest.mark.parametrize("pruner", ["magnitude", "wanda", "sparsegpt"])
+def test_every_architecture_comes_nearer_to_the_dense_model(name: str, pruner: str, tmp_path: Path) -> None:
+    model = tiny.save(name, tmp_path / "model")
+    options = {"pruner": pruner, "reconstruct": "LR", "sparsity": "2:4", "samples": 16}
+    plain = prune(model, tmp_path / "plain", "pruner.sequential=true", **options)
+    record = prune(model, tmp_path / "out", REFIT, **options)
+    assert record["blocks"][-1]["calibration_error"] < plain["blocks"][-1]["calibration_error"]
+    assert record["blocks"][-1]["heldout_error"] < plain["blocks"][-1]["heldout_error"]
+    for block in record["blocks"]:
+        assert all(matrix["sparsity"] == pytest.approx(0.5, abs=1e-3) for matrix in block["matrices"])
+        fitted = [entry for window in record["windows"] for entry in window["least_squares"]]
+        named = [name for entry in fitted if entry["block"] == block["index"] for name in entry["linears"]]
+        assert sorted(named) == sorted(matrix["name"] for matrix in block["matrices"])
+
+
+def test_a_linear_gets_the_weights_that_least_squares_over_whole_models_gives(llama: Path, tmp_path: Path) -> None:
+    """The twin: the gate of block 1, by inputs that hooks see in the dense model and in the one pruned up to there."""
+    ridge = 0.1
+    record = prune(
+        llama, tmp_path / "out", REFIT, "teacher=global", f"solver.ridge={ridge}", pruner="magnitude", reconstruct="LR"
+    )
+    from reprune.doors.prepare import draw, open_decoder
+
+    recipe = resolve_recipe(None, {**record["recipe"], "model": str(llama)})
+    ids = draw(recipe, open_decoder(recipe, llama)).calibration
+    dense, sparse = tensors(llama), tensors(tmp_path / "out")
+    so_far = ("layers.0.", "layers.1.self_attn.")
+    half_pruned = AutoModelForCausalLM.from_pretrained(llama)
+    half_pruned.load_state_dict(
+        {key: sparse[key] if any(part in key for part in so_far) else value for key, value in dense.items()},
+        strict=False,
+    )
+    X, Z = (
+        _inputs_of_gate(model, ids).double() for model in (half_pruned, AutoModelForCausalLM.from_pretrained(llama))
+    )
+    assert not torch.allclose(X, Z)
+    name = "model.layers.1.mlp.gate_proj.weight"
+    D, W = dense[name].double(), sparse[name].double()
+    penalty = (ridge * X.square().sum(dim=0).mean()).sqrt()
+    for row in range(len(D)):
+        kept = W[row] != 0
+        A = torch.cat([X[:, kept], penalty * torch.eye(int(kept.sum()), dtype=torch.float64)])
+        b = torch.cat([Z @ D[row], penalty * D[row, kept]])
+        torch.testing.assert_close(W[row, kept], torch.linalg.lstsq(A, b).solution, rtol=1e-3, atol=1e-3)
+
+
+@torch.no_grad()
+def _inputs_of_gate(model: Any, ids: Tensor) -> Tensor:
+    seen: list[Tensor] = []
+    model.model.layers[1].mlp.gate_proj.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    model(ids)
+    return seen[0].flatten(0, 1)
+
+
+def test_adam_goes_on_from_there(llama: Path, tmp_path: Path) -> None:
+    alone = prune(llama, tmp_path / "alone", REFIT, "solver.name=none", reconstruct="BR+GP")
+    both = prune(llama, tmp_path / "both", REFIT, reconstruct="BR+GP")
+    first = both["windows"][0]
+    assert first["calibration_error"]["before"] == pytest.approx(alone["windows"][0]["calibration_error"]["after"])
+    assert first["calibration_error"]["after"] < first["calibration_error"]["before"]
+
+
+class _StopAfter(Watcher):
+    def __init__(self, window: int) -> None:
+        self._window = window
+
+    def window_done(self, window: Window, record: Mapping[str, Any]) -> None:
+        if window.index == self._window:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("rung", ["LR", "BR+GP+CR", "auto"])
+def test_resume_ends_with_the_same_bits(llama: Path, rung: str, tmp_path: Path) -> None:
+    whole = prune(llama, tmp_path / "whole", REFIT, reconstruct=rung)
+    with pytest.raises(KeyboardInterrupt):
+        prune(llama, tmp_path / "resumed", REFIT, reconstruct=rung, watcher=_StopAfter(1))
+    resumed = reprune.resume(tmp_path / "resumed")
+    one, two = tensors(tmp_path / "whole"), tensors(tmp_path / "resumed")
+    assert all(torch.equal(one[key], two[key]) for key in one)
+    ridges = [[window["least_squares"] for window in record["windows"]] for record in (whole, resumed)]
+    assert ridges[0] == ridges[1]
+
+
+def test_pruner_statistics_may_be_of_the_first_source_alone(llama: Path, tmp_path: Path) -> None:
+    """Masks are then those of the first source, whatever the weights are fitted to."""
+    own = tmp_path / "other.txt"
+    own.write_text("Whatever else there is to be read is read here, and again, and once more. " * 200)
+    sources = {"calibration": ["manual=8", f"{own}=5"], "heldout": "manual=4"}
+    options: dict[str, Any] = {"samples": 8, "seqlen": 24, "batch_size": 3, "device": "cpu", "pruner": "wanda"}
+    for name, first in (("mixed", True), ("alone", False)):
+        settings = [REFIT, "precision=float32", f"pruner.statistics={'first' if first else 'all'}"]
+        chosen = sources if first else {**sources, "calibration": ["manual=8"]}
+        reprune.prune(llama, tmp_path / name, reconstruct="LR", settings=settings, **options, **chosen)
+    mixed, alone = tensors(tmp_path / "mixed"), tensors(tmp_path / "alone")
+    key = "model.layers.0.self_attn.q_proj.weight"
+    assert torch.equal(mixed[key] == 0, alone[key] == 0)
+    assert not torch.equal(mixed[key], alone[key])
+
+
+class _Twice(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.once, self.twice = (torch.nn.Linear(4, 4) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.twice(self.twice(self.once(x)))
+
+
+class _Routed(torch.nn.Module):
+    """Sends only tokens of positive first value to its linear, as to an expert."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.expert = torch.nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = x.reshape(-1, 4)
+        self.expert(flat[flat[:, 0] > 0])
+        return x
+
+
+@pytest.mark.parametrize(("module", "linear"), [(_Twice, "twice"), (_Routed, "expert")])
+def test_a_group_that_cannot_be_paired_is_left_to_the_pruner(module: type[torch.nn.Module], linear: str) -> None:
+    from reprune.engine.pruning import prune_block_
+    from reprune.engine.refitting import Refitting
+    from reprune.engine.window import PrunedBlock
+    from reprune.math.least_squares import LeastSquares
+    from reprune.math.patterns import Unstructured
+    from reprune.math.wanda import Wanda
+
+    torch.manual_seed(0)
+    block = Block(0, module(), torch.device("cpu"), Precision())
+    twin = Block(0, module(), torch.device("cpu"), Precision())
+    twin.module.load_state_dict(block.module.state_dict())
+    call, states = Call((None,), {}, 0), torch.randn(4, 5, 4)
+    pruned = PrunedBlock(block)
+    refitting = Refitting(LeastSquares(), twin, lambda: [(slice(0, 4), states, -states, call)], 4, 4)
+    notes = prune_block_(pruned, lambda: [(states, call)], Wanda(), Unstructured(0.5), (), False, refitting=refitting)
+    assert [note for note in notes if f"{linear}: left as the pruner made it" in note]
+    assert (linear,) not in pruned.ridges
+    matrix = next(one for one in block.linears if one.name == linear).matrix()
+    assert (matrix == 0).sum() == matrix.numel() // 2
+
+
+def test_gathering_feeds_the_pruner_with_its_own_samples_only() -> None:
+    from reprune.engine.refitting import Refitting
+    from reprune.math.least_squares import LeastSquares
+
+    torch.manual_seed(0)
+    block, twin = (Block(0, _Twice(), torch.device("cpu"), Precision()) for _ in range(2))
+    call, states = Call((None,), {}, 0), torch.randn(7, 5, 4)
+    batches = [slice(0, 3), slice(3, 5), slice(5, 7)]  # 5 calibrated on, 2 held out
+    refitting = Refitting(LeastSquares(), twin, lambda: [(b, states[b], 2 * states[b], call) for b in batches], 5, 4)
+    statistics = Statistics(4, torch.device("cpu"))
+    group = LinearGroup((block.linears[0],))
+    found = refitting.gather(block, group, statistics)
+    assert found is not None
+    assert statistics.tokens == 4 * 5
+    for paired, samples in zip(found, (states[:5], states[5:]), strict=True):
+        flat = samples.reshape(-1, 4)
+        torch.testing.assert_close(paired.gram.matrix, flat.T @ flat)
+        torch.testing.assert_close(paired.cross, 2 * flat.T @ flat)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from reprune.errors import InputError
+from reprune.math import patterns
 from reprune.math.patterns import NM, Pattern, Scope, Unstructured, parse_pattern
 
 _FEW = settings(deadline=None, max_examples=60)
@@ -192,3 +193,33 @@ def test_a_matrix_whose_columns_do_not_fall_into_groups_is_refused_by_name() -> 
     assert "exclude" in str(raised.value)
     NM(2, 4).check(32, "mlp.up_proj")
     Unstructured(0.5).check(7, "mlp.up_proj")
+
+
+@_FEW
+@given(
+    scores=st.lists(st.integers(0, 40), min_size=8, max_size=60),
+    fraction=_FRACTIONS,
+    repeated=st.sampled_from([1, 5]),
+)
+def test_looking_at_a_sample_first_changes_nothing(scores: list[float], fraction: float, repeated: int) -> None:
+    """What long rows go through, on short ones; a sample of four misses often enough to test what comes then."""
+    row = torch.tensor([scores * repeated], dtype=torch.float32)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(patterns, "_LONG", 8)
+        patch.setattr(patterns, "_SAMPLE", 4)
+        kept = Unstructured(fraction).keep(row, "matrix")
+    assert kept[0].tolist() == _kept_by_sorting(row[0].tolist(), round(fraction * row.numel()))
+
+
+@pytest.mark.parametrize("fraction", [0.001, 0.5, 0.999])
+@pytest.mark.parametrize("order", ["random", "sorted", "few values"])
+def test_the_mask_of_a_long_row_is_exact(fraction: float, order: str) -> None:
+    scores = torch.rand(300, 400, generator=torch.Generator().manual_seed(0))
+    if order == "sorted":
+        scores = scores.flatten().sort().values.reshape(300, 400)
+    if order == "few values":
+        scores = (scores * 5).floor()
+    flat, pruned = scores.flatten(), round(fraction * scores.numel())
+    expected = torch.ones(scores.numel(), dtype=torch.bool)
+    expected[flat.argsort(stable=True)[:pruned]] = False
+    assert torch.equal(Unstructured(fraction).keep(scores, "matrix").flatten(), expected)

@@ -24,6 +24,8 @@ from reprune.math.patterns import Pattern
 from reprune.math.pruner import Pruned, Pruner
 from reprune.math.statistics import Gram
 
+_NARROW = 16  # columns: few enough that they stay in the processor's cache
+
 
 @final
 @dataclass(frozen=True)
@@ -71,10 +73,12 @@ class SparseGPT(Pruner[Gram]):
         while damping <= max(self.damping, 1.0):
             diagonal += (damping - added) * mean
             added = damping
-            lower, failed = torch.linalg.cholesky_ex(H)
+            # Backwards, H = L L' with L lower; forwards again, L^-1 is the upper factor of H^-1.
+            lower, failed = torch.linalg.cholesky_ex(H.flip(0, 1))
             if not failed:
-                upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
-                if not failed and torch.isfinite(upper).all():
+                identity = torch.eye(len(H), device=H.device)
+                upper = torch.linalg.solve_triangular(lower, identity, upper=False).flip(0, 1)
+                if torch.isfinite(upper).all():
                     raised = f"damping raised from {self.damping:g} to {damping:g}: the Gram matrix is near singular"
                     return upper, dead, (raised,) if damping > self.damping else ()
             damping *= 10.0
@@ -88,20 +92,25 @@ class SparseGPT(Pruner[Gram]):
         columns = W.shape[0]
         mask = torch.ones_like(W, dtype=torch.bool)
         width = max(self.block_size // pattern.group, 1) * pattern.group
+        # Within a block the same again: updates reach the columns nearby at once, those further on after a few.
+        narrow = max(_NARROW // pattern.group, 1) * pattern.group
         for start in range(0, columns, width):
             end = min(start + width, columns)
             block, kept, factor = W[start:end], mask[start:end], U[start:end, start:end]
-            step = pattern.group if pattern.group > 1 else end - start
+            step = pattern.group if pattern.group > 1 else end - start  # columns whose masks are chosen at once
             costs = factor.diagonal().square().unsqueeze(1)  # (block columns, 1)
-            errors = torch.empty_like(block)
-            for first in range(0, end - start, step):
-                chosen = slice(first, first + step)
-                scores = block[chosen].square() / costs[chosen]
-                for part, into in zip(scores.split(rows, 1), kept[chosen].split(rows, 1), strict=True):
-                    into.copy_(pattern.keep(part.T, "matrix").T)
-                for column in range(first, first + step):
-                    error = torch.where(kept[column], 0.0, block[column]).div_(factor[column, column])
-                    block[column + 1 :].addr_(factor[column, column + 1 :], error, alpha=-1.0)
-                    errors[column] = error
+            scales, errors = torch.empty_like(block), torch.empty_like(block)
+            for near in range(0, end - start, narrow):
+                far = min(near + narrow, end - start)
+                for column in range(near, far):
+                    if column % step == 0:
+                        chosen = slice(column, column + step)
+                        scores = block[chosen].square() / costs[chosen]
+                        for part, into in zip(scores.split(rows, 1), kept[chosen].split(rows, 1), strict=True):
+                            into.copy_(pattern.keep(part.T, "matrix").T)
+                        scales[chosen] = ~kept[chosen] / factor.diagonal()[chosen].unsqueeze(1)
+                    error = torch.mul(block[column], scales[column], out=errors[column])
+                    block[column + 1 : far].addr_(factor[column, column + 1 : far], error, alpha=-1.0)
+                block[far:].addmm_(factor[near:far, far:].T, errors[near:far], alpha=-1.0)
             W[end:].addmm_(U[start:end, end:].T, errors, alpha=-1.0)
         return mask

@@ -1,0 +1,144 @@
+"""The main job beside the textbook procedure: time, memory and quality of both, run in turn, each in its own process.
+
+    python benchmarks/speed.py MODEL --calibration SOURCE --text SOURCE --out FOLDER [--rungs LR BR+GP BR+GP+CR]
+        [--variant "BR+GP solver.start=least-squares"] [--repeats 3] [--samples 32] [--seqlen 256] [--epochs 3]
+
+For each rung: `benchmarks/textbook.py`, `reprune prune`, and each --variant of that rung, which is reprune with
+settings of its own. SparseGPT, 50 %, learning rate 2e-4, batch 8. Repeat number n takes seed n for all of them.
+Seconds are of the whole process, from its start to the model on disk; memory is the peak of its resident pages. Then,
+untimed, the perplexity (protocol `short`) and the last block's error relative to the dense model's, on --text.
+Writes FOLDER/speed.json and FOLDER/speed.md: medians, and in brackets the range; ratios are of the same repeat.
+Started again it goes on with the repeats that are missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from turns import spread
+
+import reprune
+
+TEXTBOOK = Path(__file__).with_name("textbook.py")
+
+
+def run_textbook(rung: str, options: argparse.Namespace, seed: int, out: Path) -> dict[str, Any]:
+    seconds = _timed([str(TEXTBOOK), options.model, "--out", str(out), "--rung", rung, *_common(options, seed)])
+    return {"seconds": seconds, "peak": json.loads((out / "textbook.json").read_text(encoding="utf-8"))["peak"]}
+
+
+def run_reprune(rung: str, settings: list[str], options: argparse.Namespace, seed: int, out: Path) -> dict[str, Any]:
+    flags = [flag for setting in settings for flag in ("--set", setting)]
+    command = ["-m", "reprune", "prune", options.model, "--out", str(out), "--pruner", "sparsegpt", "--quiet"]
+    seconds = _timed([*command, "--reconstruct", rung, *_common(options, seed), *flags])
+    record = json.loads((out / "reprune.json").read_text(encoding="utf-8"))
+    return {"seconds": seconds, "peak": record["peak_memory_bytes"]["host"]}
+
+
+def _common(options: argparse.Namespace, seed: int) -> list[str]:
+    sizes = ["--samples", options.samples, "--seqlen", options.seqlen, "--epochs", options.epochs]
+    return ["--calibration", options.calibration, *map(str, sizes), "--seed", str(seed)]
+
+
+def _timed(arguments: list[str]) -> float:
+    began = time.perf_counter()
+    subprocess.run([sys.executable, *arguments], check=True, stdout=subprocess.DEVNULL)
+    return time.perf_counter() - began
+
+
+def measure(out: Path, options: argparse.Namespace) -> dict[str, float]:
+    """The quality of a sparse model."""
+    found = reprune.evaluate(out, options.text, protocol="short", precision="float32")
+    errors = reprune.errors_against(out, options.model, options.text, protocol="short", precision="float32")
+    return {"perplexity": found.perplexity, "error": errors.blocks[-1].relative}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("--calibration", required=True)
+    parser.add_argument("--text", required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--rungs", nargs="+", default=["LR", "BR+GP", "BR+GP+CR"])
+    parser.add_argument("--variant", action="append", default=[])
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--samples", type=int, default=32)
+    parser.add_argument("--seqlen", type=int, default=256)
+    parser.add_argument("--epochs", type=int, default=3)
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    file = options.out / "speed.json"
+    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {"runs": {}}
+    found |= {
+        "machine": f"{_processor()}, {os.cpu_count()} cores",
+        "versions": {name: version(name) for name in ("torch", "transformers", "reprune")},
+        "settings": {key: str(value) for key, value in vars(options).items() if key not in ("out", "model")},
+    }
+    for seed in range(options.repeats):
+        for rung in options.rungs:
+            ways: dict[str, list[str] | None] = {f"textbook {rung}": None, f"reprune {rung}": []}
+            ways |= {f"reprune {one}": one.split()[1:] for one in options.variant if one.split()[0] == rung}
+            for way, settings in ways.items():
+                runs = found["runs"].setdefault(way, {})
+                if str(seed) in runs:
+                    continue
+                out = options.out / "model"
+                shutil.rmtree(out, ignore_errors=True)
+                took = (
+                    run_textbook(rung, options, seed, out)
+                    if settings is None
+                    else run_reprune(rung, settings, options, seed, out)
+                )
+                runs[str(seed)] = {**took, **measure(out, options)}
+                shutil.rmtree(out)
+                file.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+                print(f"{way}, seed {seed}: {runs[str(seed)]}", flush=True)
+    table = _table(found, options.rungs)
+    (options.out / "speed.md").write_text(table, encoding="utf-8")
+    print(table)
+
+
+def _table(found: dict[str, Any], rungs: list[str]) -> str:
+    lines = [
+        f"{found['machine']}; " + ", ".join(f"{name} {number}" for name, number in found["versions"].items()),
+        "",
+        "| way | seconds | times as fast | peak memory (GB) | of the textbook's | perplexity | error |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for rung in rungs:
+        baseline = found["runs"][f"textbook {rung}"]
+        for way, runs in found["runs"].items():
+            if way.split()[1] != rung:
+                continue
+            pairs = [(baseline[seed], run) for seed, run in runs.items() if seed in baseline]
+            cells = [
+                spread([run["seconds"] for _, run in pairs], 1),
+                spread([plain["seconds"] / run["seconds"] for plain, run in pairs], 2),
+                spread([run["peak"] / 1e9 for _, run in pairs], 2),
+                spread([100 * run["peak"] / plain["peak"] for plain, run in pairs], 0) + " %",
+                spread([run["perplexity"] for _, run in pairs], 2),
+                spread([100 * run["error"] for _, run in pairs], 2) + " %",
+            ]
+            lines.append(f"| {way} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _processor() -> str:
+    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if sys.platform == "linux" else ():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+if __name__ == "__main__":
+    main()

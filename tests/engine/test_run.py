@@ -290,3 +290,55 @@ def test_only_a_part_of_each_block_can_be_pruned(llama: Path, only: str, dense: 
     names = {matrix["name"] for block in record["blocks"] for matrix in block["matrices"]}
     assert names
     assert not any(dense in name for name in names)
+
+
+def test_checkpointing_changes_no_bit(llama: Path, tmp_path: Path) -> None:
+    prune(llama, tmp_path / "plain", reconstruct="BR+GP+CR")
+    prune(llama, tmp_path / "checkpointing", "solver.checkpointing=true", reconstruct="BR+GP+CR")
+    one, two = tensors(tmp_path / "plain"), tensors(tmp_path / "checkpointing")
+    assert all(torch.equal(one[key], two[key]) for key in one)
+
+
+def test_checkpointing_keeps_no_more_than_what_enters_each_block(llama: Path, tmp_path: Path) -> None:
+    """The twin: bytes that autograd holds on to during a window of three blocks."""
+
+    def held(*settings: str) -> int:
+        most, now = 0, 0
+
+        def pack(tensor: torch.Tensor) -> torch.Tensor:
+            nonlocal most, now
+            now += tensor.nbytes
+            most = max(most, now)
+            return tensor
+
+        def unpack(tensor: torch.Tensor) -> torch.Tensor:
+            nonlocal now
+            now -= tensor.nbytes
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+            out = tmp_path / str(len(settings))
+            prune(llama, out, "schedule.size=3", *settings, reconstruct="BR+GP", epochs=1, samples=3)
+        return most
+
+    assert held("solver.checkpointing=true") < held()
+
+
+@pytest.mark.parametrize("micro", [1, 2])
+def test_micro_batches_end_at_the_same_weights(llama: Path, micro: int, tmp_path: Path) -> None:
+    prune(llama, tmp_path / "whole", reconstruct="BR+GP", pruner="magnitude")
+    prune(llama, tmp_path / "parts", f"solver.micro_batch_size={micro}", reconstruct="BR+GP", pruner="magnitude")
+    one, two = tensors(tmp_path / "whole"), tensors(tmp_path / "parts")
+    for key in one:
+        torch.testing.assert_close(one[key], two[key], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_products_in_half_precision_come_near_those_in_full(llama: Path, precision: str, tmp_path: Path) -> None:
+    full, half = (
+        reprune.prune(llama, tmp_path / name, calibration="manual", settings=[f"precision={name}"], **QUICK)
+        for name in ("float32", precision)
+    )
+    for kind in ("calibration", "heldout"):
+        assert half["blocks"][-1][f"{kind}_error"] == pytest.approx(full["blocks"][-1][f"{kind}_error"], rel=0.05)
+    assert half["windows"][0]["calibration_error"]["after"] < half["windows"][0]["calibration_error"]["before"]

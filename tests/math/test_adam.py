@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import final
+from dataclasses import replace
 
 import pytest
 import torch
@@ -28,7 +28,6 @@ def _forward(X: Tensor, first: Tensor, bias: Tensor, second: Tensor) -> Tensor:
     return torch.tanh(X @ first.T + bias) @ second.T
 
 
-@final
 class _Network(Problem):
     """A pruned two-layer network that is to do what the dense one did; it keeps the batches asked of it."""
 
@@ -272,3 +271,64 @@ def test_no_solver_changes_nothing_and_measures_nothing() -> None:
     assert _same(problem.state(), start)
     assert not called
     assert not problem.batches
+
+
+@pytest.mark.parametrize(("batch_size", "micro"), [(4, 1), (4, 3), (5, 5), (100, 2)])
+def test_micro_batches_take_the_same_steps(batch_size: int, micro: int) -> None:
+    whole, parts = _Network(), _Network()
+    adam = Adam(epochs=3, lr=0.01, batch_size=batch_size)
+    one, other = adam.fit(whole, 0, _nothing), replace(adam, micro_batch_size=micro).fit(parts, 0, _nothing)
+    for found, wanted in zip(parts.state(), whole.state(), strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+    assert [epoch.calibration for epoch in one.epochs] == pytest.approx([epoch.calibration for epoch in other.epochs])
+    assert max(map(len, parts.batches)) <= micro
+    assert torch.cat(parts.batches).equal(torch.cat(whole.batches))
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 4, 7, 100])
+@pytest.mark.parametrize("micro", [None, 1, 2, 3])
+def test_the_sizes_of_batches_are_known_before(batch_size: int, micro: int | None) -> None:
+    problem = _Network()
+    adam = Adam(epochs=1, batch_size=batch_size, micro_batch_size=micro)
+    adam.fit(problem, 0, _nothing)
+    assert adam.batch_sizes(_SAMPLES) == set(map(len, problem.batches))
+
+
+def test_float16_gradients_are_kept_from_vanishing() -> None:
+    """Gradients through float16 below 6e-8 are zero, unless the loss is scaled up before."""
+
+    class Faint(_Network):
+        def __init__(self, half: bool) -> None:
+            super().__init__()
+            self.half = half
+
+        def outputs(self, samples: Tensor) -> Tensor:
+            return super().outputs(samples).half().float()  # gradients pass through float16
+
+        def target_power(self) -> float:
+            return 1e9  # makes them all tiny
+
+    plain, scaled = Faint(False), Faint(True)
+    start = plain.state()
+    for problem in (plain, scaled):
+        Adam(epochs=2, lr=0.01, batch_size=2, guard=False).fit(problem, 0, _nothing)
+    assert _same(plain.state(), start), "or this shows nothing"
+    assert not _same(scaled.state(), start)
+    assert scaled.errors().calibration.relative < Faint(True).errors().calibration.relative
+
+
+def test_an_overflow_of_float16_costs_a_step_and_no_more() -> None:
+    class Bursting(_Network):
+        half = True
+
+        def outputs(self, samples: Tensor) -> Tensor:
+            outputs = super().outputs(samples)
+            if len(self.batches) == 1:
+                outputs.register_hook(lambda gradient: gradient * math.inf)
+            return outputs
+
+    problem, unhurt = Bursting(), _Network()
+    fits = [Adam(epochs=3, lr=0.01, batch_size=1).fit(one, 0, _nothing) for one in (problem, unhurt)]
+    assert all(bool(torch.isfinite(parameter).all()) for parameter in problem.state())
+    assert fits[0].kept_epoch == fits[1].kept_epoch == 3
+    assert problem.errors().calibration.relative == pytest.approx(unhurt.errors().calibration.relative, rel=0.2)

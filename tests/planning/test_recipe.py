@@ -261,7 +261,7 @@ def test_an_unknown_key_names_the_nearest_known_one(setting: str, place: str, me
         ("exclude=3", "exclude"),
         ("device=tpu", "device"),
         ("device=cuda:x", "device"),
-        ("precision=float16", "precision"),
+        ("precision=float8", "precision"),
         ("streams.memory=much", "streams.memory"),
         ("streams.memory=-1", "streams.memory"),
         ("model=3", "model"),

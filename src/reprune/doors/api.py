@@ -153,7 +153,7 @@ def _finish(
 ) -> dict[str, Any]:
     """Do what is left of a run."""
     if shared is not None:
-        decisive = recipe.solver.batch_size, recipe.precision, recipe.device, recipe.trust_remote_code
+        decisive = recipe.solver.samples_at_a_time, recipe.precision, recipe.device, recipe.trust_remote_code
         shared.serve((job["fingerprint"], job["data"]["sha256"], recipe.pruner.statistics, *decisive))
     began = time.monotonic()
     result = Result(ledger.result, decoder)

@@ -22,7 +22,7 @@ from reprune.planning.sources import SourceSpec, find_source, parse_source
 from reprune.planning.tokenizer import load_tokenizer
 
 DEFAULT_SEQLEN = 1024  # the paper's
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def nested_flags(
@@ -88,7 +88,7 @@ def settle_device(device: str) -> str:
 def settle_precision(precision: str, device: str) -> str:
     """`auto` is bfloat16 where the device multiplies it faster than float32."""
     if precision not in ("auto", *DTYPES):
-        raise InputError(f"precision {precision}: expected auto, {' or '.join(DTYPES)}.")
+        raise InputError(f"precision {precision}: expected auto, {', '.join(DTYPES)}.")
     if precision != "auto":
         return precision
     fast = torch.cuda.is_bf16_supported() if device.startswith("cuda") else _cpu_multiplies_bfloat16()

@@ -7,7 +7,7 @@ dense blocks on one of the two streams: on the student's (a local teacher), or o
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Literal, final
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from reprune.engine.dense import DenseStream
 from reprune.engine.shared import Shared
@@ -67,6 +68,7 @@ class Frontier:
         folder: Path,
         shared: Shared | None = None,
         statistics_samples: int | None = None,
+        training_sizes: Collection[int] = (),
     ) -> None:
         """Embed all samples.
 
@@ -80,6 +82,7 @@ class Frontier:
             shared: has what runs before have computed of the dense model, and takes what this one does.
             statistics_samples: how many samples, from the first, the pruner's statistics are of; None is all that are
                 calibrated on.
+            training_sizes: in batches of which sizes samples will pass through besides.
         """
         self._decoder = decoder
         self.calibration = calibration
@@ -88,9 +91,14 @@ class Frontier:
         self.batches = self.calibration_batches + self.heldout_batches
         self.statistics_samples = statistics_samples or calibration
         self._statistics_batches = _slices(0, self.statistics_samples, batch_size)
-        last = self._statistics_batches[-1]  # may be of a size of its own, which the model is to see too
-        for batch, states in decoder.embed(ids, self.batches if last in self.batches else [*self.batches, last]):
-            if batch not in self.batches:
+        # The model is to see batches of all sizes that there will be.
+        seen = {batch.stop - batch.start for batch in self.batches}
+        last = self._statistics_batches[-1]
+        others = {*training_sizes, last.stop - last.start} - seen
+        for number, (batch, states) in enumerate(
+            decoder.embed(ids, [*self.batches, *(slice(0, size) for size in sorted(others))])
+        ):
+            if number >= len(self.batches):
                 continue
             if batch.start == 0:
                 self._store = StreamStore((len(ids), *states.shape[1:]), memory_bytes, folder)
@@ -102,11 +110,17 @@ class Frontier:
         self._dense = DenseStream(embedded, self._store, self.batches, lambda block, x: self.run([block], x), shared)
         decoder.release()
 
-    def run(self, blocks: Sequence[Block], states: Tensor) -> Tensor:
-        """Pass states (batch, tokens, hidden) through blocks, on their device."""
+    def run(self, blocks: Sequence[Block], states: Tensor, checkpointing: bool = False) -> Tensor:
+        """Pass states (batch, tokens, hidden) through blocks, on their device.
+
+        With checkpointing, a block's activations are not kept for its gradients but computed anew.
+        """
         states = states.to(self._decoder.device)
         for block in blocks:
-            states = block.run(states, self._decoder.call(block.index, len(states)))
+            call = self._decoder.call(block.index, len(states))
+            states = (
+                checkpoint(block.run, states, call, use_reentrant=False) if checkpointing else block.run(states, call)
+            )
         return states
 
     def inputs(self, entering: Stream, block: Block) -> Iterator[tuple[Tensor, Call]]:

@@ -123,7 +123,8 @@ def run_windows(
                     watcher.note(note)
 
             watcher.phase(window, "reconstruction")
-            problem = WindowProblem(frontier, blocks, targets, entering_last=entering)
+            checkpointing = recipe.solver.checkpointing
+            problem = WindowProblem(frontier, blocks, targets, entering_last=entering, checkpointing=checkpointing)
             fit = _fit(methods.solver, problem, window, recipe, watcher)
             streams.close()
 
@@ -158,8 +159,9 @@ def _frontier(
     ids = torch.cat([calibration, heldout])
     memory, folder = int(recipe.streams.memory), ledger.folder / "streams"
     shutil.rmtree(folder, ignore_errors=True)  # of a process that was killed
-    size = recipe.solver.batch_size
-    return Frontier(decoder, ids, len(calibration), size, memory, folder, shared, statistics_samples)
+    size = recipe.solver.samples_at_a_time
+    training = recipe.solver.build(recipe.guard).batch_sizes(len(calibration))
+    return Frontier(decoder, ids, len(calibration), size, memory, folder, shared, statistics_samples, training)
 
 
 def _refitting(

@@ -77,6 +77,7 @@ class WindowProblem(Problem):
         targets: Targets,
         entering: Stream | None = None,
         entering_last: Stream | None = None,
+        checkpointing: bool = False,
     ) -> None:
         """
         Args:
@@ -85,6 +86,7 @@ class WindowProblem(Problem):
             targets: what the last of them is to put out.
             entering: the states that enter the first of them; by default the student's at the frontier.
             entering_last: those that enter the last of them, if they are at hand.
+            checkpointing: keep only what enters each block for the gradients, and compute the rest anew.
         """
         self._frontier = frontier
         self._pruned = blocks
@@ -92,8 +94,10 @@ class WindowProblem(Problem):
         self._targets = targets
         self._entering = entering or frontier.student
         self._entering_last = entering_last
+        self._checkpointing = checkpointing
         self._device = self._blocks[0].device
         self.samples = frontier.calibration
+        self.half = self._blocks[0].precision.products == torch.float16
         masks: dict[int, Tensor] = {}
         for pruned in blocks:
             for linear in pruned.block.linears:
@@ -109,7 +113,7 @@ class WindowProblem(Problem):
 
     def outputs(self, samples: Tensor) -> Tensor:
         with torch.enable_grad():
-            return self._frontier.run(self._blocks, self._entering.read(samples))
+            return self._frontier.run(self._blocks, self._entering.read(samples), self._checkpointing)
 
     def targets(self, samples: Tensor) -> Tensor:
         return self._targets.end.read(samples).to(self._device)
@@ -140,10 +144,18 @@ class WindowProblem(Problem):
             yield None
             return
         if self._entering_last is not None:
-            yield WindowProblem(self._frontier, self._pruned[-1:], self._targets, self._entering_last)
+            yield WindowProblem(
+                self._frontier,
+                self._pruned[-1:],
+                self._targets,
+                self._entering_last,
+                checkpointing=self._checkpointing,
+            )
             return
         with self._frontier.through(self._blocks[:-1]) as entering:
-            yield WindowProblem(self._frontier, self._pruned[-1:], self._targets, entering)
+            yield WindowProblem(
+                self._frontier, self._pruned[-1:], self._targets, entering, checkpointing=self._checkpointing
+            )
 
     def train_(self, on: bool) -> None:
         """Have the parameters record gradients, or drop them."""

@@ -41,6 +41,8 @@ class Adam(Solver):
     epochs: int = 10
     lr: float = 2e-4
     batch_size: int = 8
+    micro_batch_size: int | None = None
+    """A step's samples that pass through the window at a time, their gradients summed; None is all of them at once."""
     betas: tuple[float, float] = (0.9, 0.95)
     guard: bool = True
     """Keep the state with the lowest held-out error among the start and the end of each epoch."""
@@ -50,6 +52,12 @@ class Adam(Solver):
     """What share of `lr` the learning rate falls from, and to."""
     try_first_step: bool = False
     """Halve the learning rate until the first step is one that the held-out data take (see `first_step`)."""
+
+    def batch_sizes(self, samples: int) -> set[int]:
+        steps = {min(self.batch_size, samples), samples % self.batch_size} - {0}
+        if (micro := self.micro_batch_size) is None:
+            return steps
+        return {size for step in steps for size in (min(micro, step), step % micro)} - {0}
 
     def fit(self, problem: Problem, seed: int, progress: Callable[[Epoch], None]) -> Fit:
         before = finite_errors(problem)
@@ -68,6 +76,7 @@ class Adam(Solver):
         parameters = list(problem.parameters)
         fused = all(parameter.device.type in ("cpu", "cuda") for parameter in parameters)
         optimizer = torch.optim.Adam(parameters, lr=self.lr, betas=self.betas, fused=fused)
+        scaler = torch.amp.GradScaler(parameters[0].device.type, enabled=problem.half)
         generator = torch.Generator().manual_seed(seed)
         power = problem.target_power() or 1.0
         guard = Guard(parameters, start, self.patience) if self.guard else None
@@ -81,16 +90,18 @@ class Adam(Solver):
             for batch in torch.randperm(problem.samples, generator=generator).split(self.batch_size):
                 for group in optimizer.param_groups:
                     group["lr"] = lr * (first + (last - first) * step / steps)
-                difference = problem.outputs(batch).float() - problem.targets(batch)
-                loss = difference.square().mean() / power
                 optimizer.zero_grad()
-                loss.backward()
+                for part in batch.split(self.micro_batch_size or self.batch_size):
+                    difference = problem.outputs(part).float() - problem.targets(part)
+                    loss = difference.square().mean() / power * (len(part) / len(batch))
+                    scaler.scale(loss).backward()
+                    total += loss.item() * len(batch)
                 self._mask_gradients_(problem)
                 origin = [parameter.detach().clone() for parameter in parameters] if self._tries(step) else None
-                optimizer.step()
+                scaler.step(optimizer)
+                scaler.update()
                 if origin is not None:
                     lr *= shorten_(parameters, origin, start, problem.heldout_error)
-                total += loss.item() * len(batch)
                 step += 1
             if not math.isfinite(total):
                 if guard is None:

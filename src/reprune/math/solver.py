@@ -58,6 +58,8 @@ class Problem(ABC):
     """For each parameter, bool and of its shape, True where it may change; None where all of it may."""
     samples: int
     """How many calibration samples there are; they are numbered from 0."""
+    half: bool = False
+    """Whether gradients pass through float16, whose smallest numbers a loss must be scaled up to stay above."""
 
     @abstractmethod
     def outputs(self, samples: Tensor) -> Tensor:
@@ -108,10 +110,17 @@ class Solver(ABC):
             NumericalError: the loss is not finite.
         """
 
+    @abstractmethod
+    def batch_sizes(self, samples: int) -> set[int]:
+        """Of how many samples the outputs are asked for at a time, where there are so many in all."""
+
 
 @final
 class NoSolver(Solver):
     """Leaves the pruner's own update as it is (the LR rung of the paper)."""
+
+    def batch_sizes(self, samples: int) -> set[int]:
+        return set()
 
     def fit(self, problem: Problem, seed: int, progress: Callable[[Epoch], None]) -> Fit:
         del problem, seed, progress

@@ -26,6 +26,9 @@ class Widening(Solver):
     only_part: Adam
     """For a window of one part."""
 
+    def batch_sizes(self, samples: int) -> set[int]:
+        return set().union(*(part.batch_sizes(samples) for part in (self.last_part, self.whole, self.only_part)))
+
     def fit(self, problem: Problem, seed: int, progress: Callable[[Epoch], None]) -> Fit:
         with problem.last_part() as part:
             if part is None:

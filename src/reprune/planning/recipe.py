@@ -134,8 +134,21 @@ class SolverRecipe(_Part):
     epochs: int = Field(10, ge=1)
     lr: float = Field(2e-4, gt=0)
     batch_size: int = Field(8, ge=1)
+    micro_batch_size: int | None = Field(None, ge=1)  # of a step's samples, how many at a time; None: all at once
+    checkpointing: bool = False  # compute activations anew for the gradients, block by block
     betas: tuple[float, float] = (0.9, 0.95)
     patience: int = Field(2, ge=1)  # epochs in a row without a lower held-out error, after which the guard stops
+
+    @model_validator(mode="after")
+    def _micro_batches_are_small(self) -> Self:
+        if self.micro_batch_size is not None and self.micro_batch_size > self.batch_size:
+            raise ValueError(f"micro_batch_size {self.micro_batch_size} is more than batch_size {self.batch_size}")
+        return self
+
+    @property
+    def samples_at_a_time(self) -> int:
+        """How many samples pass through a block together."""
+        return self.micro_batch_size or self.batch_size
 
     @field_validator("betas")
     @classmethod
@@ -167,7 +180,7 @@ class SolverRecipe(_Part):
                 )
 
     def _adam(self, epochs: int, guard: bool) -> Adam:
-        return Adam(epochs, self.lr, self.batch_size, self.betas, guard, self.patience)
+        return Adam(epochs, self.lr, self.batch_size, self.micro_batch_size, self.betas, guard, self.patience)
 
 
 @final
@@ -225,7 +238,7 @@ class Recipe(_Part):
     exclude: list[str] = []  # names of linears within a block, as patterns, that stay dense
     seed: int = Field(0, ge=0, lt=2**63)
     device: str = "auto"
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     streams: StreamsRecipe = StreamsRecipe()
     trust_remote_code: bool = False
 

@@ -40,7 +40,7 @@ def evaluate(
     zero_shot_limit: Annotated[int | None, typer.Option(metavar="N", help="Only N rows a task. [all]")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     device: Annotated[str, typer.Option(metavar="DEVICE", help="auto, cpu, cuda or cuda:N.")] = "auto",
-    precision: Annotated[str, typer.Option(metavar="P", help="auto, float32 or bfloat16.")] = "auto",
+    precision: Annotated[str, typer.Option(metavar="P", help="auto, float32, bfloat16 or float16.")] = "auto",
     trust_remote_code: Trust = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Print bare numbers only, one a line.")] = False,
 ) -> None:

@@ -37,7 +37,7 @@ def generate(
     ] = None,
     concurrency: Annotated[int, typer.Option(metavar="N", help="Requests to the server at a time.")] = 16,
     device: Annotated[str, typer.Option(metavar="DEVICE", help="auto, cpu, cuda or cuda:N.")] = "auto",
-    precision: Annotated[str, typer.Option(metavar="P", help="auto, float32 or bfloat16.")] = "auto",
+    precision: Annotated[str, typer.Option(metavar="P", help="auto, float32, bfloat16 or float16.")] = "auto",
     trust_remote_code: Trust = False,
     quiet: Quiet = False,
 ) -> None:

@@ -342,3 +342,18 @@ def test_products_in_half_precision_come_near_those_in_full(llama: Path, precisi
     for kind in ("calibration", "heldout"):
         assert half["blocks"][-1][f"{kind}_error"] == pytest.approx(full["blocks"][-1][f"{kind}_error"], rel=0.05)
     assert half["windows"][0]["calibration_error"]["after"] < half["windows"][0]["calibration_error"]["before"]
+
+
+@pytest.mark.parametrize("rung", ["BR+GP+CR", "auto"])
+def test_low_rank_updates_reconstruct_too(llama: Path, rung: str, tmp_path: Path) -> None:
+    plain = prune(llama, tmp_path / "plain", pruner="magnitude", reconstruct="LR")
+    options = {"pruner": "magnitude", "reconstruct": rung, "lr": 1e-2, "epochs": 4}
+    record = prune(llama, tmp_path / "low", "solver.rank=2", **options)
+    assert record["blocks"][-1]["calibration_error"] < 0.9 * plain["blocks"][-1]["calibration_error"]
+    assert record["sparsity"] == plain["sparsity"]
+    before, after = tensors(tmp_path / "plain"), tensors(tmp_path / "low")
+    for key in (key for key in before if "proj" in key):
+        assert torch.equal(before[key] == 0, after[key] == 0)
+    reprune.prune(llama, tmp_path / "again", recipe=tmp_path / "low" / "recipe.yaml")
+    again = tensors(tmp_path / "again")
+    assert all(torch.equal(after[key], again[key]) for key in after)

@@ -1,7 +1,6 @@
-"""Reconstruction by Adam: gradient steps on all of a window's parameters, masks fixed (PAPER: "Setting").
+"""Reconstruction by Adam: gradient steps on a window's parameters, masks fixed (PAPER: "Setting").
 
-A masked weight starts at zero and its gradient is set to zero, so both of Adam's moments and its step stay zero:
-the zeros are exact without multiplying by the mask in the forward pass.
+The paper moves all weights; with a rank, low-rank updates move in their place (see `reprune.math.coordinates`).
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ from typing import final
 import torch
 
 from reprune.errors import NumericalError
+from reprune.math.coordinates import AllWeights, Coordinates, LowRank
 from reprune.math.first_step import shorten_
 from reprune.math.guard import Guard
 from reprune.math.reconstruction_error import Error
@@ -48,6 +48,8 @@ class Adam(Solver):
     """Keep the state with the lowest held-out error among the start and the end of each epoch."""
     patience: int = 2
     """Under the guard: stop after so many epochs in a row without a new lowest held-out error."""
+    rank: int | None = None
+    """Move low-rank updates of the matrices, of this rank, in place of all their weights."""
     decay: tuple[float, float] = (1.0, 0.0)
     """What share of `lr` the learning rate falls from, and to."""
     try_first_step: bool = False
@@ -73,7 +75,18 @@ class Adam(Solver):
             seed: decides the order of the samples.
             progress: called after each epoch.
         """
-        parameters = list(problem.parameters)
+        with LowRank(problem, self.rank, seed) if self.rank is not None else AllWeights(problem) as coordinates:
+            return self._descend(problem, coordinates, start, seed, progress)
+
+    def _descend(
+        self,
+        problem: Problem,
+        coordinates: Coordinates,
+        start: Error,
+        seed: int,
+        progress: Callable[[Epoch], None],
+    ) -> Descent:
+        parameters = list(coordinates.leaves)
         fused = all(parameter.device.type in ("cpu", "cuda") for parameter in parameters)
         optimizer = torch.optim.Adam(parameters, lr=self.lr, betas=self.betas, fused=fused)
         scaler = torch.amp.GradScaler(parameters[0].device.type, enabled=problem.half)
@@ -96,12 +109,14 @@ class Adam(Solver):
                     loss = difference.square().mean() / power * (len(part) / len(batch))
                     scaler.scale(loss).backward()
                     total += loss.item() * len(batch)
-                self._mask_gradients_(problem)
+                coordinates.pull_()
                 origin = [parameter.detach().clone() for parameter in parameters] if self._tries(step) else None
                 scaler.step(optimizer)
                 scaler.update()
+                coordinates.push_()
                 if origin is not None:
-                    lr *= shorten_(parameters, origin, start, problem.heldout_error)
+                    lr *= shorten_(parameters, origin, start, lambda: _measured(problem, coordinates))
+                    coordinates.push_()
                 step += 1
             if not math.isfinite(total):
                 if guard is None:
@@ -116,13 +131,14 @@ class Adam(Solver):
                 break
         if guard is None:
             return Descent(tuple(epochs), len(epochs), heldout)
-        return Descent(tuple(epochs), *guard.restore_())
+        kept = Descent(tuple(epochs), *guard.restore_())
+        coordinates.push_()
+        return kept
 
     def _tries(self, step: int) -> bool:
         return self.try_first_step and step == 0
 
-    @staticmethod
-    def _mask_gradients_(problem: Problem) -> None:
-        for parameter, mask in zip(problem.parameters, problem.masks, strict=True):
-            if mask is not None and parameter.grad is not None:
-                parameter.grad *= mask
+
+def _measured(problem: Problem, coordinates: Coordinates) -> Error:
+    coordinates.push_()
+    return problem.heldout_error()

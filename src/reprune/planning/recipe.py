@@ -136,6 +136,7 @@ class SolverRecipe(_Part):
     batch_size: int = Field(8, ge=1)
     micro_batch_size: int | None = Field(None, ge=1)  # of a step's samples, how many at a time; None: all at once
     checkpointing: bool = False  # compute activations anew for the gradients, block by block
+    rank: int | None = Field(None, ge=1)  # move low-rank updates of the matrices; None: all their weights
     betas: tuple[float, float] = (0.9, 0.95)
     patience: int = Field(2, ge=1)  # epochs in a row without a lower held-out error, after which the guard stops
 
@@ -180,7 +181,9 @@ class SolverRecipe(_Part):
                 )
 
     def _adam(self, epochs: int, guard: bool) -> Adam:
-        return Adam(epochs, self.lr, self.batch_size, self.micro_batch_size, self.betas, guard, self.patience)
+        return Adam(
+            epochs, self.lr, self.batch_size, self.micro_batch_size, self.betas, guard, self.patience, self.rank
+        )
 
 
 @final

@@ -1,0 +1,136 @@
+"""What an optimizer moves: all weights of a window, or low-rank updates of its matrices.
+
+Either way a masked weight stays exactly zero, and the window's own forward pass is left as it is: gradients come in by
+its parameters, and what the optimizer has done goes back to them.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Self, final
+
+import torch
+from torch import Tensor, nn
+
+from reprune.math.solver import Problem
+
+
+class Coordinates(ABC):
+    """Use it as a context."""
+
+    leaves: Sequence[nn.Parameter]
+    """What the optimizer moves; float32."""
+
+    @abstractmethod
+    def pull_(self) -> None:
+        """After the backward passes of a step: give the leaves their gradients."""
+
+    @abstractmethod
+    def push_(self) -> None:
+        """After the leaves have moved: give the window its parameters."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Leave the window's parameters as they are, and nothing else behind."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+@final
+class AllWeights(Coordinates):
+    """The window's parameters themselves.
+
+    The gradient of a masked weight is set to zero, so both of Adam's moments and its step stay zero: the zeros are
+    exact without multiplying by the mask in the forward pass.
+    """
+
+    def __init__(self, problem: Problem) -> None:
+        self.leaves = problem.parameters
+        self._masks = problem.masks
+
+    def pull_(self) -> None:
+        for parameter, mask in zip(self.leaves, self._masks, strict=True):
+            if mask is not None and parameter.grad is not None:
+                parameter.grad *= mask
+
+    def push_(self) -> None:
+        """They are there."""
+
+    def close(self) -> None:
+        """Nothing was added."""
+
+
+@final
+class LowRank(Coordinates):
+    """For each matrix W two factors, W = W0 + mask * (B A), with B (rows, rank) and A (rank, columns) (LoRA, Hu 2021).
+
+    B begins as zero and A as normal of variance 1 / rank, so that a first step of Adam, which moves each value of B by
+    the learning rate, moves the values of W by as much on average: a learning rate means the same as without factors.
+    What is no matrix, or no larger than its factors, is moved itself. A matrix's gradient is turned into those of its
+    factors as soon as the backward pass has it, and dropped: there is never more than one.
+    """
+
+    def __init__(self, problem: Problem, rank: int, seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        self._factored: list[_Factored] = []
+        self.leaves: list[nn.Parameter] = []
+        for parameter, mask in zip(problem.parameters, problem.masks, strict=True):
+            if parameter.dim() == 2 and rank * sum(parameter.shape) < parameter.numel():
+                factored = _Factored(parameter, mask, rank, generator)
+                self._factored.append(factored)
+                self.leaves += [factored.B, factored.A]
+            else:
+                self.leaves.append(parameter)
+        self._masks = {id(p): mask for p, mask in zip(problem.parameters, problem.masks, strict=True)}
+
+    def pull_(self) -> None:
+        for leaf in self.leaves:
+            if (mask := self._masks.get(id(leaf))) is not None and leaf.grad is not None:
+                leaf.grad *= mask
+
+    def push_(self) -> None:
+        for factored in self._factored:
+            factored.push_()
+
+    def close(self) -> None:
+        for factored in self._factored:
+            factored.remove()
+
+
+class _Factored:
+    """One matrix and the two factors of what is added to it."""
+
+    def __init__(self, parameter: nn.Parameter, mask: Tensor | None, rank: int, generator: torch.Generator) -> None:
+        rows, columns = parameter.shape
+        device = parameter.device
+        self._parameter, self._mask = parameter, mask
+        self._start = parameter.detach().clone()
+        self.B = nn.Parameter(torch.zeros(rows, rank, device=device))
+        self.A = nn.Parameter((torch.randn(rank, columns, generator=generator) / rank**0.5).to(device))
+        self.remove: Callable[[], None] = parameter.register_post_accumulate_grad_hook(self._pull_).remove
+
+    @torch.no_grad()
+    def _pull_(self, parameter: Tensor) -> None:
+        """dL/dB = G A' and dL/dA = B' G, with G the gradient where the mask lets it through; summed over passes."""
+        gradient = parameter.grad
+        assert gradient is not None
+        if self._mask is not None:
+            gradient *= self._mask
+        for leaf, own in ((self.B, gradient @ self.A.T), (self.A, self.B.T @ gradient)):
+            leaf.grad = own if leaf.grad is None else leaf.grad + own
+        parameter.grad = None
+
+    @torch.no_grad()
+    def push_(self) -> None:
+        update = self.B @ self.A
+        if self._mask is not None:
+            update *= self._mask
+        self._parameter.copy_(update.add_(self._start))

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from reprune.math.least_squares import LeastSquares
 from reprune.math.pruner import Pruned
-from reprune.math.statistics import Paired, Statistics
+from reprune.math.statistics import Gram, Paired, Statistics
 from reprune.model.block import Block, Call, LinearGroup
 
 Pairs = Callable[[], Iterable[tuple[slice, Tensor, Tensor, Call]]]
@@ -53,7 +53,9 @@ class Refitting:
         if not group.once:
             return None
         twin = next(linear for linear in self.dense.linears if linear.name == group.names[0])
-        found = Paired(group.columns, block.device), Paired(group.columns, block.device)
+        # A pruner whose statistics are X'X of the same samples takes it from here.
+        same = statistics if isinstance(statistics, Gram) and self.statistics_samples == self.calibration else None
+        found = Paired(group.columns, block.device, same), Paired(group.columns, block.device)
         for samples, states, dense_states, call in self.pairs():
             X = block.inputs_of(group.linears[0], states, call)
             Z = self.dense.inputs_of(twin, dense_states, call)
@@ -63,7 +65,7 @@ class Refitting:
             X, Z = X.reshape(every), Z.reshape(every)
             heldout = samples.start >= self.calibration
             found[heldout].update(X, Z)
-            if (left := self.statistics_samples - samples.start) > 0 and not heldout:
+            if same is None and (left := self.statistics_samples - samples.start) > 0 and not heldout:
                 statistics.update(X[:left])
         return found
 

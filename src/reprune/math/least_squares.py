@@ -26,8 +26,9 @@ from torch import Tensor
 from reprune.errors import NumericalError
 from reprune.math.statistics import Paired
 
-RIDGES = (3.0, 1.0, 0.3, 0.1, 0.03, 0.01)
+RIDGES = (1.0, 0.3, 0.1, 0.03)
 """Tried one after the other, from the one that changes least, until the held-out error rises."""
+_TRIAL = 3  # iterations for each of them; that is enough to tell which is best
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,8 @@ class LeastSquares:
 
     ridge: float | None = None
     """As a share of the mean diagonal of X'X; None is chosen by the held-out samples."""
-    iterations: int = 10
-    """Of the conjugate gradients, for each ridge: each begins where the one before ended."""
+    iterations: int = 6
+    """Of the conjugate gradients at the ridge that is chosen, from where the tries have come; twice as many without."""
 
     def refit(
         self,
@@ -77,14 +78,17 @@ class LeastSquares:
         if mean == 0.0:  # nothing ever reaches this group
             return Refit(list(pruned), None)
         heldout_right = D @ heldout.cross.T
-        W, best, chosen = start, start, None
+        W, best, chosen = start, start, self.ridge
         lowest = quadratic_error(start, heldout.gram.matrix, heldout_right)
-        for ridge in RIDGES if self.ridge is None else (self.ridge,):
-            W = solve(G, right, W, start, mask, ridge * mean, self.iterations)
+        for ridge in RIDGES if self.ridge is None else ():
+            W = solve(G, right, W, start, mask, ridge * mean, _TRIAL)
             error = quadratic_error(W, heldout.gram.matrix, heldout_right)
-            if self.ridge is None and not error < lowest:
+            if not error < lowest:
                 break
             best, chosen, lowest = W, ridge, error
+        if chosen is not None:
+            iterations = self.iterations if self.ridge is None else 2 * self.iterations
+            best = solve(G, right, best, start, mask, chosen * mean, iterations)
         return Refit(list(best.split(rows)), chosen)
 
 

@@ -59,8 +59,9 @@ class Gram(Statistics):
 class Paired:
     """Of a linear's inputs X in the sparse model and Z in the dense one: X'X and X'Z, (columns, columns), float32."""
 
-    def __init__(self, columns: int, device: torch.device) -> None:
-        self.gram = Gram(columns, device)
+    def __init__(self, columns: int, device: torch.device, gram: Gram | None = None) -> None:
+        """`gram`, if given, is fed with X here: a pruner that needs the same X'X shares it."""
+        self.gram = gram or Gram(columns, device)
         self.cross = torch.zeros(columns, columns, device=device)
 
     def update(self, X: Tensor, Z: Tensor) -> None:

@@ -11,10 +11,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
+import torch
+
 from reprune.doors.generation.selfmade import self_generated
-from reprune.doors.prepare import check_out, check_sources, draw, nested_flags, open_decoder, settle, settle_seqlen
+from reprune.doors.prepare import (
+    DTYPES,
+    check_out,
+    count_samples,
+    draw,
+    nested_flags,
+    open_decoder,
+    settle,
+    settle_seqlen,
+)
+from reprune.engine.forecast import Forecast, Group, Work, forecast, measure_speed, resident_bytes
 from reprune.engine.ledger import Ledger
-from reprune.engine.record import full_record, versions
+from reprune.engine.record import full_record, give_back_memory, versions
 from reprune.engine.result import RECORD, Result
 from reprune.engine.run import Methods, run_windows
 from reprune.engine.shared import Shared
@@ -161,6 +173,8 @@ def _finish(
         first = int(job["data"]["sources"][0]["count"]) if recipe.pruner.statistics == "first" else None
         run_windows(recipe, decoder, ledger, result, watcher, shared, first)
         watcher.phase(None, "writing the result")
+        give_back_memory()
+        result.write_outside()
         lines = ledger.lines()
         seconds = max(time.monotonic() - began, sum(line["window"]["seconds"] for line in lines))
         record = full_record(recipe, job, lines, seconds)
@@ -209,6 +223,7 @@ class Plan:
     schedule: list[Window]
     weights: int  # all of the model's
     bytes: int  # of its files
+    forecast: Forecast
 
 
 def plan_by_recipe(recipe: Recipe, watcher: Watcher) -> Plan:
@@ -221,14 +236,29 @@ def plan_by_recipe(recipe: Recipe, watcher: Watcher) -> Plan:
     recipe = settle(recipe)
     decoder = open_decoder(recipe, folder)
     recipe = settle_seqlen(recipe, decoder)
-    check_sources(recipe)
+    samples = count_samples(recipe)
+    found = survey(decoder, recipe.pattern, recipe.choice)
+    schedule = Methods.of(recipe, len(decoder)).schedule
+    assert recipe.seqlen is not None
+    work = Work(
+        decoder.costs(recipe.seqlen),
+        [[Group.of(block.shapes[name] for name in group) for group in block.groups] for block in found.blocks],
+        schedule,
+        *samples,
+        recipe.seqlen,
+        int(decoder.skeleton.config.hidden_size),
+        [decoder.block_bytes(index) for index in range(len(decoder))],
+        decoder.outside_bytes(),
+    )
+    speed = measure_speed(torch.device(recipe.device), DTYPES[recipe.precision])
     return Plan(
         recipe,
         folder,
-        survey(decoder, recipe.pattern, recipe.choice),
-        Methods.of(recipe, len(decoder)).schedule,
+        found,
+        schedule,
         sum(math.prod(entry.shape) for entry in decoder.checkpoint.entries.values()),
         decoder.checkpoint.bytes,
+        forecast(recipe, work, speed, resident_bytes()),
     )
 
 

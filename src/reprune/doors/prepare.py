@@ -121,13 +121,21 @@ def settle_seqlen(recipe: Recipe, decoder: Decoder) -> Recipe:
     return recipe
 
 
-def check_sources(recipe: Recipe) -> None:
-    """Raise `InputError` where a source's name or count cannot be right; opens none of them."""
+def count_samples(recipe: Recipe) -> tuple[int, int]:
+    """How many samples there will be to calibrate on, and held out; opens no source.
+
+    Raises:
+        InputError: a source's name or count cannot be right.
+    """
     calibration, heldout = ([parse_source(name) for name in names] for names in (recipe.calibration, recipe.heldout))
-    if calibration:
-        share_out(calibration, heldout, recipe.samples)
     for source in (*calibration, *heldout):
         find_source(source.name)
+    own = recipe.self_generate.samples
+    if own:  # stands among the sources with a count of its own; its name is that of any that there is
+        calibration.append(SourceSpec("manual", own))
+    shares = share_out(calibration, heldout, recipe.samples)
+    counts = {role: sum(share.count for share in shares if share.role == role) for role in ("calibration", "heldout")}
+    return counts["calibration"], counts["heldout"]
 
 
 def draw(recipe: Recipe, decoder: Decoder, own: Path | None = None) -> Samples:

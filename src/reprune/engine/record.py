@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import platform
 import re
 import resource
@@ -142,10 +143,21 @@ def machine(device: str) -> dict[str, Any]:
     }
 
 
+def give_back_memory() -> None:
+    """Free what nothing refers to, and give what was freed back to the system."""
+    gc.collect()
+    trim_heap()
+
+
+def trim_heap() -> None:
+    """Give memory that was freed back to the system; glibc keeps much of it, which would count as used."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def forget_peak_memory() -> None:
     """Give back memory that was freed, and let the peak count from now on, where the system can do that (Linux)."""
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)  # of glibc: it keeps much of what is freed, which would count as used
+    give_back_memory()
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     if torch.cuda.is_available():

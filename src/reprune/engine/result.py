@@ -24,7 +24,7 @@ RECORD = "reprune.json"
 RECIPE = "recipe.yaml"
 _COPIED = ("*.json", "*.txt", "*.model", "*.jinja", "*.py", "LICENSE*", "NOTICE*", "USE_POLICY*", "*TERMS*")
 _NOT_COPIED = ("*.index.json", RECORD)
-_SHARD_BYTES = 2 * 10**9
+_SHARD_BYTES = 2**28  # of tensors outside the blocks: a shard is in memory while it is written
 
 
 @final
@@ -38,7 +38,7 @@ class Result:
         self._shards = len(decoder) + len(self._outside)
 
     def _plan_outside(self) -> list[list[str]]:
-        """The names of the tensors outside the blocks, in shards of at most 2 GB (or one tensor)."""
+        """The names of the tensors outside the blocks, in shards of at most 256 MiB (or one tensor)."""
         entries = self._decoder.checkpoint.entries
         shards: list[list[str]] = []
         size = 0
@@ -64,8 +64,13 @@ class Result:
         except Exception as error:
             raise InputError(f"{self._shard(index)}: cannot be read ({error}); start the run again.") from None
 
+    def write_outside(self) -> None:
+        """Write the weights outside the blocks, as they were."""
+        for number, names in enumerate(self._outside, len(self._decoder)):
+            write_tensors(self._shard(number), {name: self._decoder.checkpoint.tensor(name) for name in names})
+
     def finish(self, record: Mapping[str, Any], recipe: str) -> None:
-        """Write all but the blocks: the other weights, configuration, tokenizer, recipe, record and index."""
+        """Write all but the weights: configuration, tokenizer, recipe, record and index."""
         checkpoint = self._decoder.checkpoint
         files = {
             name: self._shard(block).name
@@ -73,9 +78,7 @@ class Result:
             if (block := self._decoder.block_of(name)) is not None
         }
         for number, names in enumerate(self._outside, len(self._decoder)):
-            path = self._shard(number)
-            write_tensors(path, {name: checkpoint.tensor(name) for name in names})
-            files |= dict.fromkeys(names, path.name)
+            files |= dict.fromkeys(names, self._shard(number).name)
         for source in sorted({file for pattern in _COPIED for file in self._decoder.folder.glob(pattern)}):
             if source.is_file() and not any(source.match(pattern) for pattern in _NOT_COPIED):
                 write_durably(self.folder / source.name, partial(shutil.copyfile, source))

@@ -20,7 +20,7 @@ import torch
 from reprune.engine.frontier import Frontier
 from reprune.engine.ledger import Ledger
 from reprune.engine.pruning import prune_block_
-from reprune.engine.record import block_record, forget_peak_memory, window_record
+from reprune.engine.record import block_record, forget_peak_memory, trim_heap, window_record
 from reprune.engine.refitting import Refitting
 from reprune.engine.result import Result
 from reprune.engine.shared import Shared
@@ -143,6 +143,8 @@ def run_windows(
             "blocks": [block_record(pruned, block_errors[pruned.index]) for pruned in retired],
         }
         ledger.commit(window, entry, still_open)
+        del blocks, retired, problem  # the next window's blocks take their memory
+        trim_heap()
         watcher.window_done(window, record)
 
 

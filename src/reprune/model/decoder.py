@@ -6,7 +6,7 @@ At no time are all blocks in memory. Knows nothing of pruning.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, final
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from reprune.errors import UnsupportedModelError
 from reprune.model.block import Block, Call, Precision
 from reprune.model.checkpoint import Checkpoint, TensorEntry
+from reprune.model.costs import BlockCosts, block_costs
 from reprune.model.skeleton import Skeleton
 
 _PLANNED_TOKENS = 16  # tokens of the sample that never leaves the meta device
@@ -106,6 +107,14 @@ class Decoder:
                 number = stored[len(prefix) :].split(".", 1)[0]
                 return int(number) if number.isdigit() and int(number) < len(self) else None
         return None
+
+    def block_bytes(self, index: int) -> int:
+        """What a block's tensors take in the checkpoint."""
+        return sum(self.checkpoint.entries[stored].bytes for stored in self.names[index].values())
+
+    def outside_bytes(self) -> list[int]:
+        """What each tensor outside the blocks takes in the checkpoint."""
+        return [entry.bytes for name, entry in self.checkpoint.entries.items() if self.block_of(name) is None]
 
     def entry(self, index: int, name: str) -> TensorEntry:
         """Where a parameter of a block lies in the checkpoint."""
@@ -222,6 +231,28 @@ class Decoder:
         module = copy.deepcopy(self.skeleton.blocks[index]).to(meta)
         block = Block(index, module, meta, Precision())
         return [group.names for group in block.groups(states.to(meta), _to([calls[index]], meta)[0])]
+
+    @torch.no_grad()
+    def costs(self, tokens: int) -> list[BlockCosts]:
+        """What each block costs on a sample of so many tokens; no weight is read."""
+        one, two = (
+            self.skeleton.record(torch.zeros(samples, tokens, dtype=torch.int64), _fill_with_nothing)
+            for samples in (1, 2)
+        )
+        self.release()
+        known: dict[Hashable, BlockCosts] = {}  # most blocks of a model are alike
+        costs = []
+        for module, call, for_two in zip(self.skeleton.blocks, one[1], two[1], strict=True):
+            shapes = tuple((name, parameter.shape) for name, parameter in module.named_parameters())
+            kind = type(module), shapes, tuple((key, _kind(value)) for key, value in call.kwargs.items())
+            if kind not in known:
+                known[kind] = block_costs(module, (one[0], call), (two[0], for_two), self.precision)
+            costs.append(known[kind])
+        return costs
+
+
+def _kind(value: object) -> Hashable:
+    return (*value.shape, str(value.dtype)) if isinstance(value, Tensor) else type(value).__name__
 
 
 def _fill_with_nothing(path: str, module: nn.Module, ids: Tensor | None) -> None:

@@ -1,0 +1,224 @@
+"""What a run will take, before it begins: seconds, peak memory, disk. From what a block costs and what the loop does.
+
+The loop's work is counted: passes of samples through blocks, Gram matrices, factorizations, gradient steps. What the
+machine does in a second is measured in a moment. The constants below join the two; `docs/results.md` says how far they
+were off.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import final
+
+import torch
+
+from reprune.model.costs import BlockCosts
+from reprune.planning.recipe import Recipe
+from reprune.planning.schedule import Window
+
+_TRAFFIC_FORWARD, _TRAFFIC_BOTH = 2.0, 6.0
+"""Bytes that a pass moves beside its products, over those of the activations it would keep."""
+_COLUMN_SECONDS = 3e-5  # of SparseGPT, for each column of a group, whatever its rows
+_FILE_BYTES_PER_SECOND = 4e8  # of a block's shard, read, rounded, written and forced to disk
+_WINDOW_SECONDS = 0.05
+_BESIDE_BYTES = 40e6  # of a run beside what is counted here: the tokenizer, the samples, thread pools
+_HEAP = 1.1  # what the heap takes over what was asked of it
+_TEMPORARY = 1.3  # over the activations kept: what a backward pass holds for a moment
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What a device does in a second."""
+
+    products: float  # floating-point operations of matrix products in the run's precision
+    full: float  # the same in float32
+    traffic: float  # bytes moved by operations on each element
+
+
+@dataclass(frozen=True)
+class Group:
+    """A linear group: rows of all its matrices together, and columns."""
+
+    rows: int
+    columns: int
+
+    @staticmethod
+    def of(shapes: Iterable[tuple[int, int]]) -> Group:
+        """The group of matrices of these shapes, which have their columns in common."""
+        each = list(shapes)
+        return Group(sum(rows for rows, _ in each), each[0][1])
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a run is to do, in numbers."""
+
+    blocks: Sequence[BlockCosts]
+    groups: Sequence[Sequence[Group]]  # of each block
+    schedule: Sequence[Window]
+    calibration: int
+    heldout: int
+    tokens: int  # a sample
+    hidden: int
+    block_bytes: Sequence[int]  # of each block's tensors on disk
+    outside_bytes: Sequence[int]  # of each tensor outside the blocks
+
+
+@final
+@dataclass(frozen=True)
+class Forecast:
+    """Estimates."""
+
+    seconds: float
+    memory_bytes: int  # of the host; with a GPU, that of the streams and of what is written
+    device_bytes: int  # of the GPU; 0 where there is none
+    disk_bytes: int  # the result, and streams that do not fit memory
+
+
+def measure_speed(device: torch.device, products: torch.dtype) -> Speed:
+    """Time products and additions of a size that fills the device, for about half a second."""
+    size = 1024 if device.type == "cpu" else 8192
+
+    def flops(dtype: torch.dtype) -> float:
+        one, other = (torch.ones(size, size, device=device, dtype=dtype) for _ in range(2))
+        return 2.0 * size**3 / _best(lambda: one @ other, device)
+
+    many = torch.ones(size * size * 8, device=device)
+    moved = 3.0 * many.nbytes / _best(lambda: many + many, device)
+    full = flops(torch.float32)
+    return Speed(full if products == torch.float32 else flops(products), full, moved)
+
+
+def _best(run: Callable[[], torch.Tensor], device: torch.device) -> float:
+    found = []
+    for _ in range(6):  # the first warms up
+        began = time.perf_counter()
+        run()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        found.append(time.perf_counter() - began)
+    return min(found)
+
+
+def forecast(recipe: Recipe, work: Work, speed: Speed, base_bytes: int) -> Forecast:
+    """Estimate a run.
+
+    Args:
+        recipe: settled.
+        work: what it comes to.
+        speed: of its device.
+        base_bytes: what a process takes that has only loaded its libraries.
+    """
+    seconds = sum(_window_seconds(recipe, work, speed, window) for window in work.schedule)
+    samples = work.calibration + work.heldout
+    stream = 4 * samples * work.tokens * work.hidden
+    wanted = stream * _streams(recipe)
+    held = min(wanted, int(recipe.streams.memory) // stream * stream)
+    window = max(_window_bytes(recipe, work, one) for one in work.schedule)
+    writing = max((*work.outside_bytes, *work.block_bytes))  # a tensor at a time, mapped from the checkpoint
+    on_device = recipe.device.startswith("cuda")
+    host = base_bytes + _BESIDE_BYTES + max(_HEAP * (held + (0 if on_device else window)), writing)
+    disk = sum(work.block_bytes) + sum(work.outside_bytes) + max(wanted - held, 0)
+    return Forecast(seconds, int(host), int(window) if on_device else 0, int(disk))
+
+
+def _streams(recipe: Recipe) -> int:
+    """How many streams there are at most: the student's, the dense ones that a window looks back on, and targets."""
+    size = recipe.schedule.size
+    return 1 + (size + 1) + (recipe.teacher == "local") + (size > 1)
+
+
+def _window_seconds(recipe: Recipe, work: Work, speed: Speed, window: Window) -> float:
+    samples, calibration, heldout = work.calibration + work.heldout, work.calibration, work.heldout
+
+    def forward(blocks: Sequence[int]) -> float:
+        """One sample through blocks."""
+        return sum(
+            work.blocks[i].forward / speed.products + _TRAFFIC_FORWARD * work.blocks[i].activations / speed.traffic
+            for i in blocks
+        )
+
+    def both(blocks: Sequence[int]) -> float:
+        return sum(
+            work.blocks[i].both / speed.products + _TRAFFIC_BOTH * work.blocks[i].activations / speed.traffic
+            for i in blocks
+        )
+
+    seconds = _WINDOW_SECONDS + samples * forward(window.fresh)  # the dense stream
+    if recipe.teacher == "local":
+        seconds += samples * forward(window.blocks)
+    for index in window.fresh:
+        seconds += samples * forward([i for i in window.blocks if i < index])
+        seconds += _pruning_seconds(recipe, work, speed, index, forward([index]))
+    solver = recipe.solver
+    if solver.name != "none":
+        blocks = list(window.blocks)
+        steps = -(-calibration // solver.batch_size) * solver.epochs
+        parameters = sum(work.blocks[i].parameters for i in blocks)
+        repeated = forward(blocks) if solver.checkpointing else 0.0
+        seconds += samples * forward(blocks)  # the errors before
+        seconds += solver.epochs * (calibration * (both(blocks) + repeated) + heldout * forward(blocks))
+        seconds += steps * 4 * parameters * 9 / speed.traffic  # Adam reads and writes weights, gradients and moments
+    seconds += samples * forward(window.blocks)  # advancing, with the errors after
+    return seconds + sum(work.block_bytes[i] for i in window.retired) / _FILE_BYTES_PER_SECOND
+
+
+def _pruning_seconds(recipe: Recipe, work: Work, speed: Speed, index: int, forward: float) -> float:
+    """Statistics of the calibration samples, the pruner, and least squares."""
+    calibration, samples = work.calibration, work.calibration + work.heldout
+    groups = work.groups[index]
+    refit = recipe.solver.start == "least-squares"
+    seconds = min(recipe.solver.samples_at_a_time, calibration) * forward  # which linears share inputs
+    if refit:  # each group is reached in both models; on average that is half of a pass
+        seconds += samples * forward * len(groups)
+    else:
+        seconds += calibration * forward * (len(groups) if recipe.pruner.sequential else 1)
+    for group in groups:
+        square = group.columns**2
+        if recipe.pruner.name == "sparsegpt":
+            seconds += 2.0 * calibration * work.tokens * square / speed.full
+            seconds += group.columns**3 * 2.0 / speed.full + 1.0 * group.rows * square / speed.full
+            seconds += group.columns * _COLUMN_SECONDS
+        if refit:
+            gram = 0 if recipe.pruner.name == "sparsegpt" else calibration
+            seconds += 2.0 * (gram + calibration + 2 * work.heldout) * work.tokens * square / speed.full
+            seconds += 24 * 2.0 * group.rows * square / speed.full  # products of the conjugate gradients
+    return seconds
+
+
+def _window_bytes(recipe: Recipe, work: Work, window: Window) -> int:
+    """The most that a window holds at a time, without streams."""
+    solver = recipe.solver
+    weights = 4 * sum(work.blocks[i].parameters for i in window.blocks)
+    largest = max(work.blocks[i].activations for i in window.blocks)
+    at_a_time = min(solver.samples_at_a_time, work.calibration)
+    passing = at_a_time * largest  # a pass without gradients holds no more than what it would keep
+    pruning = max(
+        sum(4 * group.columns**2 for group in work.groups[i]) * (1 if recipe.pruner.name == "sparsegpt" else 0)
+        + max((4 * (4 * group.columns**2 + 4 * group.rows * group.columns) for group in work.groups[i]), default=0)
+        for i in window.blocks
+    )
+    if solver.start == "least-squares":
+        weights_then = weights + 4 * max(work.blocks[i].parameters for i in window.fresh or window.blocks)
+        pruning += 16 * max((group.columns**2 for i in window.blocks for group in work.groups[i]), default=0)
+    else:
+        weights_then = weights
+    most = max(weights_then + pruning, weights_then + passing)
+    if solver.name != "none":
+        kept = sum(work.blocks[i].activations for i in window.blocks)
+        if solver.checkpointing:
+            kept = largest + len(window.blocks) * 4 * work.tokens * work.hidden
+        copies = 2.0 if solver.rank is not None else 4.0 + recipe.guard  # weights, gradients, two moments, the best
+        most = max(most, copies * weights + _TEMPORARY * at_a_time * kept)
+    return int(most)
+
+
+def resident_bytes() -> int:
+    """What this process takes now; 0 where the system does not say (it is no Linux)."""
+    try:
+        return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * 4096
+    except (OSError, ValueError, IndexError):
+        return 0

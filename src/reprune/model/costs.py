@@ -1,0 +1,112 @@
+"""What it costs to run a block, learned by running it on tensors without values: no weight is read, nothing computed.
+
+Any block that its model can run is costed so, whatever is in it; there is no formula for an architecture.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+
+from reprune.model.block import Block, Call, Precision
+from reprune.model.linears import find_linears
+
+
+@dataclass(frozen=True)
+class BlockCosts:
+    """Of one block, for one sample."""
+
+    parameters: int
+    forward: float  # floating-point operations of a forward pass
+    both: float  # of a forward and a backward pass
+    activations: float  # bytes that are kept from the forward for the backward pass
+    exact: bool  # False where the block does not run without values, and this is a formula's estimate
+
+
+def block_costs(
+    module: nn.Module, one: tuple[Tensor, Call], two: tuple[Tensor, Call], precision: Precision
+) -> BlockCosts:
+    """Run a block, forward and backward, on fake tensors of the CPU.
+
+    Args:
+        module: the block, on the meta device; left as it is.
+        one: what would enter it, (1, tokens, hidden), and what it would be passed beside; only shapes matter.
+        two: the same for two samples: what is kept for both and not for one twice, such as weights in another
+            precision, is no sample's.
+        precision: of its products.
+    """
+    parameters = sum(parameter.numel() for parameter in module.parameters())
+    _, tokens, hidden = one[0].shape
+    try:
+        once, twice = (_run(copy.deepcopy(module), states.shape, call, precision) for states, call in (one, two))
+    except Exception:  # what depends on values, such as where experts are routed to, cannot be run without them
+        weights = sum(linear.parameter.numel() for linear in find_linears(module))
+        forward = 2.0 * weights * tokens
+        widths = hidden + sum(linear.shape[0] for linear in find_linears(module))
+        return BlockCosts(parameters, forward, 3.0 * forward, 8.0 * widths * tokens, False)
+    return BlockCosts(parameters, once[0], once[1], twice[2] - once[2], True)
+
+
+def _run(module: nn.Module, shape: torch.Size, call: Call, precision: Precision) -> tuple[float, float, float]:
+    cpu, mode = torch.device("cpu"), FakeTensorMode(allow_non_fake_inputs=True)
+    with mode:
+        for part in module.modules():
+            for name, parameter in part.named_parameters(recurse=False):
+                setattr(part, name, nn.Parameter(torch.empty(parameter.shape)))
+            for name, buffer in part.named_buffers(recurse=False):
+                setattr(part, name, torch.empty(buffer.shape, dtype=buffer.dtype))
+        block = Block(0, module, cpu, precision)
+        own = {_storage(parameter) for parameter in module.parameters()}
+        kept: dict[int, int] = {}  # bytes by storage: what is kept twice takes memory once
+        alive: list[Tensor] = []  # holding the tensors keeps their storages apart
+
+        def pack(tensor: Tensor) -> Tensor:
+            alive.append(tensor)
+            if _storage(tensor) not in own:
+                kept[_storage(tensor)] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
+        arguments = Call(_faked(call.args, mode), _faked(call.kwargs, mode), call.states)
+        with FlopCounterMode(display=False, custom_mapping=_ATTENTION) as counter, torch.enable_grad(), hooks:
+            outputs = block.run(torch.empty(shape), arguments)
+            forward = counter.get_total_flops()
+            outputs.square().mean().backward()
+        return float(forward), float(counter.get_total_flops()), float(sum(kept.values()))
+
+
+def _attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    return int(sdpa_flop_count(query, key, value))
+
+
+def _attention_backward(gradient: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    return int(sdpa_backward_flop_count(gradient, query, key, value))
+
+
+_ATTENTION = {  # the CPU's kernels, which the counter does not know by itself; arguments come as shapes
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
+}
+
+
+def _storage(tensor: Tensor) -> int:
+    return int(tensor.untyped_storage()._cdata)
+
+
+def _faked(value: Any, mode: FakeTensorMode) -> Any:
+    """The same with tensors of no values in place of tensors."""
+    if isinstance(value, FakeTensor):
+        return value
+    if isinstance(value, Tensor):
+        return mode.from_tensor(value)
+    if isinstance(value, dict):
+        return {key: _faked(part, mode) for key, part in value.items()}
+    if isinstance(value, tuple | list):
+        return type(value)(_faked(part, mode) for part in value)
+    return value

@@ -1,0 +1,103 @@
+"""A forecast counts what the loop does: more work takes longer, more held at a time takes more memory."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from reprune.engine.forecast import Forecast, Group, Speed, Work, forecast, measure_speed, resident_bytes
+from reprune.model.costs import BlockCosts
+from reprune.planning.recipe import resolve_recipe
+from reprune.planning.schedule import windows
+
+_SPEED = Speed(1e11, 5e10, 1e10)
+_WEIGHTS, _TOKENS, _HIDDEN = 10**7, 128, 1024
+
+
+def _work(blocks: int = 8, calibration: int = 32, heldout: int = 4, size: int = 1) -> Work:
+    flops = 2.0 * _WEIGHTS * _TOKENS
+    cost = BlockCosts(_WEIGHTS, flops, 3 * flops, 40.0 * _HIDDEN * _TOKENS, True)
+    groups = [Group(3072, 1024), Group(1024, 1024), Group(4096, 1024), Group(1024, 2048)]
+    return Work(
+        [cost] * blocks, [groups] * blocks, windows(blocks, size, 1), calibration, heldout, _TOKENS, _HIDDEN,
+        [2 * _WEIGHTS] * blocks, [10**8, 10**4],
+    )  # fmt: skip
+
+
+def _forecast(rung: str = "BR+GP", work: Work | None = None, *settings: str, **flags: Any) -> Forecast:
+    settings = ("device=cpu", "precision=float32", "seqlen=128", *settings)
+    recipe = resolve_recipe("model", {"reconstruct": rung, **flags}, settings=settings)
+    return forecast(recipe, work or _work(size=recipe.schedule.size), _SPEED, 10**8)
+
+
+def test_a_run_of_passes_alone_takes_what_they_take() -> None:
+    """LR with magnitude: the dense stream, its local targets, statistics, a batch for the groups, and advancing."""
+    work = replace(_work(), block_bytes=[0] * 8)
+    found = _forecast("LR", work, pruner="magnitude")
+    one = 2.0 * _WEIGHTS * _TOKENS / _SPEED.products + 2.0 * 40 * _HIDDEN * _TOKENS / _SPEED.traffic
+    passes = 36 + 36 + 32 + 8 + 36
+    assert found.seconds == pytest.approx(8 * (passes * one + 0.05))
+
+
+@pytest.mark.parametrize(
+    ("less", "more"),
+    [
+        (_forecast("LR"), _forecast("BR+GP")),
+        (_forecast("BR+GP"), _forecast("BR")),  # targets of its own
+        (_forecast("BR"), _forecast("BR+GP+CR")),
+        (_forecast("LR", None, pruner="wanda"), _forecast("LR", None, pruner="sparsegpt")),
+        (_forecast("LR"), _forecast("LR", None, "solver.start=least-squares")),
+        (_forecast(), _forecast(work=_work(blocks=9))),
+        (_forecast(), _forecast(work=_work(calibration=40))),
+        (_forecast(), _forecast(work=_work(heldout=8))),
+        (_forecast("BR+GP", None, "solver.epochs=9"), _forecast("BR+GP", None, "solver.epochs=10")),
+        (_forecast("BR+GP+CR"), _forecast("BR+GP+CR", None, "solver.checkpointing=true")),
+    ],
+)
+def test_more_work_takes_longer(less: Forecast, more: Forecast) -> None:
+    assert less.seconds < more.seconds
+
+
+@pytest.mark.parametrize(
+    ("less", "more"),
+    [
+        (_forecast("LR"), _forecast("BR+GP")),
+        (_forecast("BR+GP"), _forecast("BR+GP+CR")),
+        (_forecast("BR+GP", None, "solver.micro_batch_size=1"), _forecast("BR+GP")),
+        (_forecast("BR+GP", None, "solver.rank=8"), _forecast("BR+GP")),
+        (_forecast("BR+GP", None, "guard=off"), _forecast("BR+GP")),
+        (_forecast("BR+GP+CR", None, "solver.checkpointing=true"), _forecast("BR+GP+CR")),
+        (_forecast("LR", None, pruner="wanda"), _forecast("LR", None, pruner="sparsegpt")),
+        (_forecast("LR", None, "streams.memory=0"), _forecast("LR")),
+    ],
+)
+def test_more_at_a_time_takes_more_memory(less: Forecast, more: Forecast) -> None:
+    assert less.memory_bytes < more.memory_bytes
+
+
+def test_memory_does_not_grow_with_the_number_of_blocks() -> None:
+    assert _forecast(work=_work(blocks=4)).memory_bytes == _forecast(work=_work(blocks=32)).memory_bytes
+
+
+def test_streams_that_memory_does_not_hold_go_to_disk() -> None:
+    held, filed = _forecast(), _forecast("BR+GP", None, "streams.memory=0")
+    assert held.disk_bytes == 8 * 2 * _WEIGHTS + 10**8 + 10**4
+    assert filed.disk_bytes == held.disk_bytes + 3 * 4 * 36 * _TOKENS * _HIDDEN
+
+
+def test_a_gpu_holds_the_windows_and_the_host_the_streams() -> None:
+    recipe = resolve_recipe("model", {"reconstruct": "BR+GP"}, settings=["device=cuda", "precision=bfloat16"])
+    found, on_cpu = forecast(recipe, _work(), _SPEED, 10**8), _forecast()
+    assert on_cpu.device_bytes == 0
+    assert found.device_bytes > 5 * 4 * _WEIGHTS
+    assert found.memory_bytes < on_cpu.memory_bytes
+
+
+def test_the_machine_is_measured() -> None:
+    speed = measure_speed(torch.device("cpu"), torch.float32)
+    assert speed.products == speed.full > 1e8
+    assert speed.traffic > 1e7
+    assert resident_bytes() > 10**7

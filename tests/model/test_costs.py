@@ -1,0 +1,93 @@
+"""What a block costs is what its products and its saved activations come to, learned without running it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from reprune.model.block import Block, Precision
+from reprune.model.costs import block_costs
+from reprune.model.decoder import Decoder
+from tests import tiny
+
+_TOKENS = 24
+
+
+@pytest.mark.parametrize("name", tiny.CONFIGS)
+def test_every_architecture_is_costed_without_reading_a_weight(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoder = Decoder(tiny.save(name, tmp_path / "model"))
+    monkeypatch.setattr(decoder.checkpoint, "tensor", lambda name: pytest.fail(f"{name} was read"))
+    costs = decoder.costs(_TOKENS)
+    assert len(costs) == 3
+    for index, cost in enumerate(costs):
+        block = decoder.skeleton.blocks[index]
+        matrices = sum(parameter.numel() for parameter in block.parameters() if parameter.dim() == 2)
+        assert cost.exact
+        assert cost.parameters == sum(parameter.numel() for parameter in block.parameters())
+        assert cost.forward > 2 * matrices * _TOKENS, "the linears, and attention"
+        assert 2.9 * cost.forward < cost.both < 3.3 * cost.forward
+        assert all(parameter.is_meta for parameter in block.parameters())
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3", "opt", "gpt2"])
+def test_the_activations_are_those_that_a_real_pass_keeps(name: str, tmp_path: Path) -> None:
+    """The twin: the block with its weights, and bytes that autograd holds on to."""
+    decoder = Decoder(tiny.save(name, tmp_path / "model"))
+    ids = torch.arange(_TOKENS).reshape(1, -1)
+    ((_, states),) = decoder.embed(ids, [slice(0, 1)])
+    block = decoder.load(0)
+    for parameter in block.module.parameters():
+        parameter.requires_grad_(True)
+    own = {parameter.untyped_storage().data_ptr() for parameter in block.module.parameters()}
+    kept: dict[int, torch.Tensor] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.untyped_storage().data_ptr() not in own:
+            kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        block.run(states, decoder.call(0, 1))
+    expected = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+    # What all samples share, such as rotary angles, is left out; a copy more or less is the kernel's own choice.
+    assert decoder.costs(_TOKENS)[0].activations == pytest.approx(expected, rel=0.1)
+
+
+def test_half_precision_keeps_less(tmp_path: Path) -> None:
+    folder = tiny.save("llama", tmp_path / "model")
+    full, half = (
+        Decoder(folder, precision=Precision(dtype)).costs(_TOKENS)[0] for dtype in (torch.float32, torch.bfloat16)
+    )
+    assert half.activations < full.activations
+    assert half.forward == full.forward
+
+
+class _Choosing(torch.nn.Module):
+    """Asks for values, as a router of experts does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = torch.nn.Linear(8, 32), torch.nn.Linear(32, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if bool((x > 0).all()):
+            return x
+        return x + self.down(self.up(x))
+
+
+def test_a_block_that_needs_values_is_estimated_by_its_linears() -> None:
+    from reprune.model.block import Call
+
+    with torch.device("meta"):
+        module = _Choosing()
+    call = Call((None,), {}, 0)
+    found = block_costs(module, (torch.zeros(1, 5, 8), call), (torch.zeros(2, 5, 8), call), Precision())
+    assert not found.exact
+    assert found.forward == 2 * (8 * 32 + 32 * 8) * 5
+    assert found.both == 3 * found.forward
+    assert found.activations > 0
+    assert Block(0, module, torch.device("meta"), Precision()).linears

@@ -60,13 +60,18 @@ def write_model(folder: Path, blocks: int) -> int:
     write("model-outside.safetensors", {f"{key}.weight": shape for key, shape in outside.items()})
     index_file = {"metadata": {"total_size": total}, "weight_map": files}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index_file))
+    write_tokenizer(folder)
+    return total
+
+
+def write_tokenizer(folder: Path) -> None:
+    """A tokenizer with a token for each byte."""
     raw = Tokenizer(models.BPE(unk_token=None))
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     raw.train_from_iterator(
         ["the quick brown fox"], trainers.BpeTrainer(initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
     )
     PreTrainedTokenizerFast(tokenizer_object=raw).save_pretrained(folder)
-    return total
 
 
 def watch(command: list[str]) -> tuple[int, float]:

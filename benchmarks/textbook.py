@@ -84,7 +84,7 @@ def gram_matrices(layer: nn.Module) -> Iterator[dict[str, Tensor]]:
     grams: dict[str, Tensor] = {}
     hooks = []
     for name, linear in linears(layer):
-        grams[name] = torch.zeros(linear.in_features, linear.in_features)
+        grams[name] = torch.zeros(linear.in_features, linear.in_features, device=linear.weight.device)
 
         def saw(_: nn.Module, args: tuple[Tensor, ...], name: str = name) -> None:
             X = args[0].reshape(-1, args[0].shape[-1])
@@ -109,7 +109,7 @@ def sparsegpt(W: Tensor, gram: Tensor, sparsity: float) -> tuple[Tensor, Tensor]
     dead = H.diagonal() == 0
     H[dead, dead] = 1.0
     W[:, dead] = 0.0
-    H += torch.eye(columns) * DAMPING * H.diagonal().mean()
+    H += torch.eye(columns, device=H.device) * DAMPING * H.diagonal().mean()
     U = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(H)), upper=True)
     mask = torch.ones_like(W, dtype=torch.bool)
     for start in range(0, columns, BLOCK_COLUMNS):
@@ -142,18 +142,30 @@ def main() -> None:
     parser.add_argument("--seqlen", type=int, default=256)
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
 
     began = time.monotonic()
     tokenizer = load_tokenizer(options.model, False)
     source = [parse_source(options.calibration)]
     samples = draw_samples(tokenizer, source, [], options.samples, options.seqlen, options.seed).calibration
-    model = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32).eval()
+    samples = samples.to(options.device)
+    model = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32).to(options.device).eval()
     model.requires_grad_(False)
+    blocks_began = time.monotonic()
     prune(model, samples, options.rung, options.sparsity, options.epochs, options.seed)
-    model.to(torch.bfloat16).save_pretrained(options.out)
+    if torch.device(options.device).type == "cuda":
+        torch.cuda.synchronize()
+    blocks_seconds = time.monotonic() - blocks_began
+    model.to("cpu", torch.bfloat16).save_pretrained(options.out)
     tokenizer.save_pretrained(options.out)
-    found = {"seconds": time.monotonic() - began, "peak": peak_memory_bytes()["host"]}
+    peak = peak_memory_bytes()
+    found = {
+        "seconds": time.monotonic() - began,
+        "seconds_a_block": blocks_seconds / len(model.model.layers),
+        "peak": peak["host"],
+        "peak_device": peak["device"],
+    }
     (options.out / "textbook.json").write_text(json.dumps(found) + "\n", encoding="utf-8")
 
 

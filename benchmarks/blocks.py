@@ -1,0 +1,108 @@
+"""Seconds a block and peak memory on blocks of a large model's shape, reprune beside the textbook procedure.
+
+    python benchmarks/blocks.py --out FOLDER --device cuda [--hidden 4096 --intermediate 11008 --heads 32 --blocks 3]
+        [--samples 256] [--seqlen 1024] [--epochs 10] [--rungs BR+GP BR+GP+CR] [--set solver.micro_batch_size=2]
+
+By default the blocks are those of Llama-7B and the setting is the paper's, whose peaks are 5.7 GB (BR+GP) and 10.6 GB
+(BR+GP+CR), one block or two at a time. Writes a Llama of random weights and a text of random words, runs each way in a
+process of its own (SparseGPT, 50 %), and prints a Markdown table. The textbook holds the whole model on the device, of
+which reprune holds a window; so beside its peak stands that without the other blocks. Needs no network; runs on a CPU
+with smaller numbers, too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from memory import write_tokenizer
+from transformers import LlamaConfig, LlamaForCausalLM
+
+TEXTBOOK = Path(__file__).with_name("textbook.py")
+
+
+def random_llama(folder: Path, options: argparse.Namespace) -> None:
+    """Write a model of random weights, unless it is there."""
+    if (folder / "config.json").exists():
+        return
+    config = LlamaConfig(
+        hidden_size=options.hidden,
+        intermediate_size=options.intermediate,
+        num_hidden_layers=options.blocks,
+        num_attention_heads=options.heads,
+        num_key_value_heads=options.heads,
+        vocab_size=1024,
+        max_position_embeddings=max(2048, options.seqlen),
+    )
+    torch.manual_seed(0)
+    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+    write_tokenizer(folder)
+
+
+def random_text(file: Path, tokens: int) -> None:
+    """Words of random letters: one token a letter, for so many tokens and more."""
+    letters = random.Random(0)
+    words = ("".join(letters.choices("abcdefghijklmnopqrstuvwxyz", k=7)) for _ in range(tokens // 7 + 100))
+    file.write_text(" ".join(words), encoding="utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--device", default="cuda")
+    for name, value in (("hidden", 4096), ("intermediate", 11008), ("heads", 32), ("blocks", 3)):
+        parser.add_argument(f"--{name}", type=int, default=value)
+    for name, value in (("samples", 256), ("seqlen", 1024), ("epochs", 10)):
+        parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--rungs", nargs="+", default=["BR+GP", "BR+GP+CR"])
+    parser.add_argument("--set", action="append", default=[])
+    options = parser.parse_args()
+    model, text = options.out / "model", options.out / "random.txt"
+    options.out.mkdir(parents=True, exist_ok=True)
+    random_llama(model, options)
+    random_text(text, 2 * options.samples * options.seqlen)
+    name = torch.cuda.get_device_name() if options.device.startswith("cuda") else "CPU"
+    print(f"{name}; torch {torch.__version__}; blocks of {options.hidden}/{options.intermediate}, ", end="")
+    print(f"{options.samples} x {options.seqlen} tokens, {options.epochs} epochs\n")
+    print("| rung | way | seconds a block | peak memory (GB) | without the other blocks (GB) |\n|---|---|---|---|---|")
+    for rung in options.rungs:
+        common = ["--calibration", str(text), "--device", options.device]
+        common += [word for key in ("samples", "seqlen", "epochs") for word in (f"--{key}", str(getattr(options, key)))]
+        for way, run in (("textbook", _textbook), ("reprune", _reprune)):
+            out = options.out / "sparse"
+            shutil.rmtree(out, ignore_errors=True)
+            found = run(model, out, rung, common, options)
+            print(f"| {rung} | {way} | " + " | ".join(f"{value:.2f}" for value in found) + " |", flush=True)
+
+
+def _textbook(
+    model: Path, out: Path, rung: str, common: list[str], options: argparse.Namespace
+) -> tuple[float, float, float]:
+    subprocess.run([sys.executable, str(TEXTBOOK), str(model), "--out", str(out), "--rung", rung, *common], check=True)
+    found = json.loads((out / "textbook.json").read_text(encoding="utf-8"))
+    peak = found["peak_device"] or found["peak"]
+    weights = 4 * (4 * options.hidden**2 + 3 * options.hidden * options.intermediate)
+    others = options.blocks - (2 if "CR" in rung else 1)
+    return found["seconds_a_block"], peak / 1e9, (peak - others * weights) / 1e9
+
+
+def _reprune(
+    model: Path, out: Path, rung: str, common: list[str], options: argparse.Namespace
+) -> tuple[float, float, float]:
+    settings = [word for setting in options.set for word in ("--set", setting)]
+    command = ["-m", "reprune", "prune", str(model), "--out", str(out), "--reconstruct", rung, "--quiet"]
+    subprocess.run([sys.executable, *command, "--pruner", "sparsegpt", *common, *settings], check=True)
+    record: dict[str, Any] = json.loads((out / "reprune.json").read_text(encoding="utf-8"))
+    peak = record["peak_memory_bytes"]["device"] or record["peak_memory_bytes"]["host"]
+    return record["seconds"] / options.blocks, peak / 1e9, peak / 1e9
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""The textbook that reprune is measured against does all of the procedure: the same weights, the same errors."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+import reprune
+from reprune.doors.prepare import draw, open_decoder
+from reprune.planning.recipe import resolve_recipe
+from tests import tiny
+
+_BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+_QUICK = {"samples": 8, "seqlen": 24, "epochs": 3, "device": "cpu", "calibration": "manual"}
+
+
+def _load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, _BENCHMARKS / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.save("llama", tmp_path_factory.mktemp("models") / "llama")
+
+
+def _by_textbook(model: Path, rung: str, record: dict[str, Any]) -> tuple[Any, torch.Tensor]:
+    """The model pruned by the textbook on the very samples of a run, and those samples."""
+    recipe = resolve_recipe(None, {**record["recipe"], "model": str(model)})
+    ids = draw(recipe, open_decoder(recipe, model)).calibration
+    network = AutoModelForCausalLM.from_pretrained(model).eval().requires_grad_(False)
+    _load("textbook").prune(network, ids, rung, 0.5, _QUICK["epochs"], 0)
+    return network, ids
+
+
+@torch.no_grad()
+def _states(network: Any, ids: torch.Tensor) -> torch.Tensor:
+    seen: list[torch.Tensor] = []
+    network.model.layers[-1].register_forward_hook(lambda _, __, output: seen.append(output))
+    network(ids)
+    return seen[0]
+
+
+def test_without_reconstruction_its_weights_are_reprunes(llama: Path, tmp_path: Path) -> None:
+    record = reprune.prune(llama, tmp_path / "out", reconstruct="LR", settings=["precision=float32"], **_QUICK)
+    network, _ = _by_textbook(llama, "LR", record)
+    ours = AutoModelForCausalLM.from_pretrained(tmp_path / "out").state_dict()
+    for name, tensor in network.state_dict().items():
+        torch.testing.assert_close(tensor, ours[name], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("rung", ["BR", "BR+GP", "BR+GP+CR"])
+def test_with_reconstruction_its_error_is_reprunes(llama: Path, rung: str, tmp_path: Path) -> None:
+    settings = ["precision=float32", "guard=off"]
+    record = reprune.prune(llama, tmp_path / "out", reconstruct=rung, settings=settings, **_QUICK)
+    network, ids = _by_textbook(llama, rung, record)
+    dense = AutoModelForCausalLM.from_pretrained(llama).eval()
+    error = float((_states(network, ids) - _states(dense, ids)).square().mean())
+    assert error == pytest.approx(record["blocks"][-1]["calibration_error"], rel=0.03)
+    for name, weight in network.state_dict().items():
+        if name.endswith("proj.weight"):
+            assert float((weight == 0).double().mean()) == pytest.approx(0.5, abs=0.01)
+
+
+def test_its_overlapping_windows_are_the_papers() -> None:
+    assert _load("textbook").windows(4, 1) == [range(i, i + 1) for i in range(4)]
+    assert [list(window) for window in _load("textbook").windows(4, 2)] == [[0], [0, 1], [1, 2], [2, 3], [3]]

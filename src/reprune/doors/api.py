@@ -26,7 +26,7 @@ from reprune.doors.prepare import (
 )
 from reprune.engine.forecast import Forecast, Group, Work, forecast, measure_speed, resident_bytes
 from reprune.engine.ledger import Ledger
-from reprune.engine.record import full_record, give_back_memory, versions
+from reprune.engine.record import full_record, trim_heap, versions
 from reprune.engine.result import RECORD, Result
 from reprune.engine.run import Methods, run_windows
 from reprune.engine.shared import Shared
@@ -173,7 +173,7 @@ def _finish(
         first = int(job["data"]["sources"][0]["count"]) if recipe.pruner.statistics == "first" else None
         run_windows(recipe, decoder, ledger, result, watcher, shared, first)
         watcher.phase(None, "writing the result")
-        give_back_memory()
+        trim_heap()
         result.write_outside()
         lines = ledger.lines()
         seconds = max(time.monotonic() - began, sum(line["window"]["seconds"] for line in lines))

@@ -65,6 +65,11 @@ class DenseStream:
         else:
             self._after[block.index] = stream
 
+    def close(self) -> None:
+        """Free all that is not shared."""
+        for index in list(self._after):
+            self._store.free(self._after.pop(index))
+
     def forget_before(self, index: int) -> None:
         """Free what entered the blocks before that of this number: the frontier has reached it."""
         for passed in [after for after in self._after if after < index - 1]:

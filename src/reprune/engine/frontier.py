@@ -110,6 +110,11 @@ class Frontier:
         self._dense = DenseStream(embedded, self._store, self.batches, lambda block, x: self.run([block], x), shared)
         decoder.release()
 
+    def close(self) -> None:
+        """Free the streams; they are not to be used after."""
+        self._store.free(self.student)
+        self._dense.close()
+
     def run(self, blocks: Sequence[Block], states: Tensor, checkpointing: bool = False) -> Tensor:
         """Pass states (batch, tokens, hidden) through blocks, on their device.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import gc
 import platform
 import re
 import resource
@@ -143,12 +142,6 @@ def machine(device: str) -> dict[str, Any]:
     }
 
 
-def give_back_memory() -> None:
-    """Free what nothing refers to, and give what was freed back to the system."""
-    gc.collect()
-    trim_heap()
-
-
 def trim_heap() -> None:
     """Give memory that was freed back to the system; glibc keeps much of it, which would count as used."""
     with suppress(OSError, AttributeError):
@@ -157,7 +150,7 @@ def trim_heap() -> None:
 
 def forget_peak_memory() -> None:
     """Give back memory that was freed, and let the peak count from now on, where the system can do that (Linux)."""
-    give_back_memory()
+    trim_heap()
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     if torch.cuda.is_available():

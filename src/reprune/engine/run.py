@@ -146,6 +146,7 @@ def run_windows(
         del blocks, retired, problem  # the next window's blocks take their memory
         trim_heap()
         watcher.window_done(window, record)
+    frontier.close()
 
 
 def _frontier(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 
 os.environ["OMP_NUM_THREADS"] = "1"  # processes that tests start read it, and so does torch when it is imported
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -10,3 +11,5 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import torch
 
 torch.set_num_threads(1)
+# A shell that runs tests in the background has them ignore Ctrl-C, and so would the processes that they interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -1,10 +1,10 @@
 """How far `reprune plan` is off: its forecast of time and memory beside what then happens, over ten varied recipes.
 
-    python benchmarks/forecast.py --out FOLDER [--model MODEL] [--only 1 5]
+    python benchmarks/forecast.py --out FOLDER --model MODEL [--only 1 5]
 
-Each recipe is planned and then run, each in a process of its own. The models are two Llamas of random weights, and
-MODEL where it is given, in the last two recipes. Prints a Markdown table; time and memory are those that `reprune.json`
-records. Targets: memory within 15 %, time within 40 %.
+Each recipe is planned and then run, each in a process of its own. The models are two Llamas of random weights with
+MODEL's tokenizer, and MODEL itself in the last two recipes. Prints a Markdown table; time and memory are those that
+`reprune.json` records. Targets: memory within 15 %, time within 40 %.
 """
 
 from __future__ import annotations
@@ -56,12 +56,10 @@ def planned(model: Path, rung: str, options: dict[str, Any], settings: list[str]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--model", type=Path)
+    parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--only", type=int, nargs="+", default=[])
     parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.model is None:
-        parser.error("--model: give a model folder; its tokenizer serves the random models, too")
     models = {
         "small": random_llama(options.out / "small", SMALL, options.model),
         "wide": random_llama(options.out / "wide", WIDE, options.model),

@@ -16,7 +16,7 @@ import json
 import math
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, final
 
@@ -45,28 +45,29 @@ class Mask(nn.Module):
         return weight * self.mask
 
 
+class StopForward(Exception):
+    """Ends a forward pass at the first block, whose inputs are then known."""
+
+
 def block_inputs(model: nn.Module, samples: Tensor) -> tuple[list[Tensor], list[dict[str, Any]]]:
     """The states (1, tokens, hidden) that enter the first block, for each sample; and each block's other arguments."""
     states: list[Tensor] = []
     arguments: list[dict[str, Any]] = []
+    layers = model.model.layers
 
-    def first(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        states.append(args[0] if args else kwargs["hidden_states"])
-
-    def each(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def saw(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if layer is layers[0]:
+            states.append(args[0] if args else kwargs["hidden_states"])
+        if len(arguments) == len(layers):
+            raise StopForward
         arguments.append({key: value for key, value in kwargs.items() if key != "hidden_states"})
 
-    layers = model.model.layers
-    hooks = [layers[0].register_forward_pre_hook(first, with_kwargs=True)]
-    for number, sample in enumerate(samples):
-        if number == 0:  # all samples are of one length, so masks and positions are the same for all
-            own = [layer.register_forward_pre_hook(each, with_kwargs=True) for layer in layers]
+    hooks = [layer.register_forward_pre_hook(saw, with_kwargs=True) for layer in layers]
+    for sample in samples:  # all are of one length, so what the first is passed beside its states serves all
+        with suppress(StopForward):
             model.model(sample[None], use_cache=False)
-            for hook in own:
-                hook.remove()
-        else:
-            model.model(sample[None], use_cache=False)
-    hooks[0].remove()
+    for hook in hooks:
+        hook.remove()
     return states, arguments
 
 

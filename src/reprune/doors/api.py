@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, final
 
@@ -218,12 +219,37 @@ class Plan:
     """What `prune` would do with the same arguments."""
 
     recipe: Recipe
-    folder: Path
+    decoder: Decoder
     survey: Survey
     schedule: list[Window]
+    samples: tuple[int, int]  # to calibrate on, and held out
     weights: int  # all of the model's
     bytes: int  # of its files
-    forecast: Forecast
+
+    @property
+    def folder(self) -> Path:
+        """The model's."""
+        return self.decoder.folder
+
+    @cached_property
+    def forecast(self) -> Forecast:
+        """What the run will take, by what the machine does in a second just now."""
+        recipe, decoder = self.recipe, self.decoder
+        assert recipe.seqlen is not None
+        work = Work(
+            decoder.costs(recipe.seqlen),
+            [
+                [Group.of(block.shapes[name] for name in group) for group in block.groups]
+                for block in self.survey.blocks
+            ],
+            self.schedule,
+            *self.samples,
+            recipe.seqlen,
+            [decoder.block_bytes(index) for index in range(len(decoder))],
+            decoder.outside_bytes(),
+        )
+        speed = measure_speed(torch.device(recipe.device), DTYPES[recipe.precision])
+        return forecast(recipe, work, speed, resident_bytes())
 
 
 def plan_by_recipe(recipe: Recipe, watcher: Watcher) -> Plan:
@@ -237,28 +263,14 @@ def plan_by_recipe(recipe: Recipe, watcher: Watcher) -> Plan:
     decoder = open_decoder(recipe, folder)
     recipe = settle_seqlen(recipe, decoder)
     samples = count_samples(recipe)
-    found = survey(decoder, recipe.pattern, recipe.choice)
-    schedule = Methods.of(recipe, len(decoder)).schedule
-    assert recipe.seqlen is not None
-    work = Work(
-        decoder.costs(recipe.seqlen),
-        [[Group.of(block.shapes[name] for name in group) for group in block.groups] for block in found.blocks],
-        schedule,
-        *samples,
-        recipe.seqlen,
-        int(decoder.skeleton.config.hidden_size),
-        [decoder.block_bytes(index) for index in range(len(decoder))],
-        decoder.outside_bytes(),
-    )
-    speed = measure_speed(torch.device(recipe.device), DTYPES[recipe.precision])
     return Plan(
         recipe,
-        folder,
-        found,
-        schedule,
+        decoder,
+        survey(decoder, recipe.pattern, recipe.choice),
+        Methods.of(recipe, len(decoder)).schedule,
+        samples,
         sum(math.prod(entry.shape) for entry in decoder.checkpoint.entries.values()),
         decoder.checkpoint.bytes,
-        forecast(recipe, work, speed, resident_bytes()),
     )
 
 

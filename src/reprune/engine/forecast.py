@@ -62,7 +62,6 @@ class Work:
     calibration: int
     heldout: int
     tokens: int  # a sample
-    hidden: int
     block_bytes: Sequence[int]  # of each block's tensors on disk
     outside_bytes: Sequence[int]  # of each tensor outside the blocks
 
@@ -114,7 +113,7 @@ def forecast(recipe: Recipe, work: Work, speed: Speed, base_bytes: int) -> Forec
     """
     seconds = sum(_window_seconds(recipe, work, speed, window) for window in work.schedule)
     samples = work.calibration + work.heldout
-    stream = 4 * samples * work.tokens * work.hidden
+    stream = samples * work.blocks[0].states
     wanted = stream * _streams(recipe)
     held = min(wanted, int(recipe.streams.memory) // stream * stream)
     window = max(_window_bytes(recipe, work, one) for one in work.schedule)
@@ -196,21 +195,21 @@ def _window_bytes(recipe: Recipe, work: Work, window: Window) -> int:
     largest = max(work.blocks[i].activations for i in window.blocks)
     at_a_time = min(solver.samples_at_a_time, work.calibration)
     passing = at_a_time * largest  # a pass without gradients holds no more than what it would keep
+    grams = recipe.pruner.name == "sparsegpt"  # of all groups of a block at once
     pruning = max(
-        sum(4 * group.columns**2 for group in work.groups[i]) * (1 if recipe.pruner.name == "sparsegpt" else 0)
+        grams * sum(4 * group.columns**2 for group in work.groups[i])
         + max((4 * (4 * group.columns**2 + 4 * group.rows * group.columns) for group in work.groups[i]), default=0)
         for i in window.blocks
     )
+    twin = 0
     if solver.start == "least-squares":
-        weights_then = weights + 4 * max(work.blocks[i].parameters for i in window.fresh or window.blocks)
+        twin = 4 * max(work.blocks[i].parameters for i in window.fresh or window.blocks)
         pruning += 16 * max((group.columns**2 for i in window.blocks for group in work.groups[i]), default=0)
-    else:
-        weights_then = weights
-    most = max(weights_then + pruning, weights_then + passing)
+    most = weights + twin + max(pruning, passing)
     if solver.name != "none":
         kept = sum(work.blocks[i].activations for i in window.blocks)
         if solver.checkpointing:
-            kept = largest + len(window.blocks) * 4 * work.tokens * work.hidden
+            kept = largest + sum(work.blocks[i].states for i in window.blocks)
         copies = 2.0 if solver.rank is not None else 4.0 + recipe.guard  # weights, gradients, two moments, the best
         most = max(most, copies * weights + _TEMPORARY * at_a_time * kept)
     return int(most)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Hashable, Iterable
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -75,11 +76,9 @@ def _prune_(
     pruned: PrunedBlock, group: LinearGroup, pruner: Pruner[Any], statistics: Statistics, pattern: Pattern
 ) -> tuple[list[Pruned], list[str]]:
     """Prune a group's matrices; returns them, and notes."""
-    place = f"block {pruned.index}, {', '.join(group.names)}"
-    try:
+    place = _place(pruned, group)
+    with _naming(place):
         results = pruner.prune([linear.matrix() for linear in group.linears], statistics, pattern)
-    except NumericalError as error:
-        raise NumericalError(f"{place}: {error}") from None
     for linear, result in zip(group.linears, results, strict=True):
         linear.set_(result.weight)
         pruned.masks[linear.name] = result.mask
@@ -95,7 +94,7 @@ def _refit_(
     refitting: Refitting,
 ) -> list[str]:
     """Prune a group's matrices and fit what is left of them; returns notes."""
-    place = f"block {pruned.index}, {', '.join(group.names)}"
+    place = _place(pruned, group)
     statistics = pruner.statistics(group.columns, pruned.block.device)
     pairs = refitting.gather(pruned.block, group, statistics)
     if pairs is None:
@@ -103,11 +102,22 @@ def _refit_(
         notes = _prune_(pruned, group, pruner, statistics, pattern)[1]
         return [*notes, f"{place}: left as the pruner made it: its tokens in the dense and the sparse model differ"]
     results, notes = _prune_(pruned, group, pruner, statistics, pattern)
-    try:
+    with _naming(place):
         pruned.ridges[group.names] = refitting.refit_(group, results, pairs)
+    return notes
+
+
+def _place(pruned: PrunedBlock, group: LinearGroup) -> str:
+    return f"block {pruned.index}, {', '.join(group.names)}"
+
+
+@contextmanager
+def _naming(place: str) -> Iterator[None]:
+    """Have what goes wrong with numbers say where."""
+    try:
+        yield
     except NumericalError as error:
         raise NumericalError(f"{place}: {error}") from None
-    return notes
 
 
 def _without(groups: list[LinearGroup], names: Collection[str]) -> list[LinearGroup]:

@@ -17,6 +17,7 @@ from reprune.math.least_squares import LeastSquares
 from reprune.math.pruner import Pruned
 from reprune.math.statistics import Gram, Paired, Statistics
 from reprune.model.block import Block, Call, LinearGroup
+from reprune.model.linears import Linear
 
 Pairs = Callable[[], Iterable[tuple[slice, Tensor, Tensor, Call]]]
 """Gives samples in batches, those calibrated on and those held out: which they are, what enters the sparse block and
@@ -47,12 +48,12 @@ class Refitting:
             statistics: what the pruner needs, empty; fed on the way.
 
         Returns:
-            None, with the statistics left empty, where the two models do not give the group the same tokens, as where
-            experts are routed to, or where it runs several times in a pass.
+            None, with statistics that are of no use, where the two models do not give the group the same tokens, as
+            where experts are routed to, or where it runs several times in a pass.
         """
         if not group.once:
             return None
-        twin = next(linear for linear in self.dense.linears if linear.name == group.names[0])
+        twin = self._twins(group)[0]
         # A pruner whose statistics are X'X of the same samples takes it from here.
         same = statistics if isinstance(statistics, Gram) and self.statistics_samples == self.calibration else None
         found = Paired(group.columns, block.device, same), Paired(group.columns, block.device)
@@ -71,13 +72,17 @@ class Refitting:
 
     def refit_(self, group: LinearGroup, results: Sequence[Pruned], pairs: tuple[Paired, Paired]) -> float | None:
         """Set a group's weights to the best under the pruner's masks; returns the ridge that was chosen."""
-        twins = {linear.name: linear.matrix() for linear in self.dense.linears}
         fit = self.solver.refit(
             [result.weight for result in results],
             [result.mask for result in results],
-            [twins[name] for name in group.names],
+            [twin.matrix() for twin in self._twins(group)],
             *pairs,
         )
         for linear, weight in zip(group.linears, fit.weights, strict=True):
             linear.set_(weight)
         return fit.ridge
+
+    def _twins(self, group: LinearGroup) -> list[Linear]:
+        """The dense block's linears of the same names."""
+        dense = {linear.name: linear for linear in self.dense.linears}
+        return [dense[name] for name in group.names]

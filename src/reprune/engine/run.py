@@ -89,7 +89,7 @@ def run_windows(
     if not remaining:
         return
     torch.manual_seed(recipe.seed)
-    frontier = _frontier(recipe, decoder, ledger, watcher, shared, statistics_samples)
+    frontier = _frontier(recipe, methods.solver, decoder, ledger, watcher, shared, statistics_samples)
     for index in (index for window in methods.schedule[: -len(remaining)] for index in window.retired):
         watcher.phase(None, f"replaying block {index}")
         frontier.replay(decoder.load(index), decoder.load(index, result.read_block(index)))
@@ -151,6 +151,7 @@ def run_windows(
 
 def _frontier(
     recipe: Recipe,
+    solver: Solver,
     decoder: Decoder,
     ledger: Ledger,
     watcher: Watcher,
@@ -163,7 +164,7 @@ def _frontier(
     memory, folder = int(recipe.streams.memory), ledger.folder / "streams"
     shutil.rmtree(folder, ignore_errors=True)  # of a process that was killed
     size = recipe.solver.samples_at_a_time
-    training = recipe.solver.build(recipe.guard).batch_sizes(len(calibration))
+    training = solver.batch_sizes(len(calibration))
     return Frontier(decoder, ids, len(calibration), size, memory, folder, shared, statistics_samples, training)
 
 

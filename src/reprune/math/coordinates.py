@@ -57,9 +57,7 @@ class AllWeights(Coordinates):
         self._masks = problem.masks
 
     def pull_(self) -> None:
-        for parameter, mask in zip(self.leaves, self._masks, strict=True):
-            if mask is not None and parameter.grad is not None:
-                parameter.grad *= mask
+        _mask_gradients_(self.leaves, self._masks)
 
     def push_(self) -> None:
         """They are there."""
@@ -82,19 +80,19 @@ class LowRank(Coordinates):
         generator = torch.Generator().manual_seed(seed)
         self._factored: list[_Factored] = []
         self.leaves: list[nn.Parameter] = []
+        self._masks: list[Tensor | None] = []  # of the leaves; those of the factored are in what is factored
         for parameter, mask in zip(problem.parameters, problem.masks, strict=True):
             if parameter.dim() == 2 and rank * sum(parameter.shape) < parameter.numel():
                 factored = _Factored(parameter, mask, rank, generator)
                 self._factored.append(factored)
                 self.leaves += [factored.B, factored.A]
+                self._masks += [None, None]
             else:
                 self.leaves.append(parameter)
-        self._masks = {id(p): mask for p, mask in zip(problem.parameters, problem.masks, strict=True)}
+                self._masks.append(mask)
 
     def pull_(self) -> None:
-        for leaf in self.leaves:
-            if (mask := self._masks.get(id(leaf))) is not None and leaf.grad is not None:
-                leaf.grad *= mask
+        _mask_gradients_(self.leaves, self._masks)
 
     def push_(self) -> None:
         for factored in self._factored:
@@ -103,6 +101,12 @@ class LowRank(Coordinates):
     def close(self) -> None:
         for factored in self._factored:
             factored.remove()
+
+
+def _mask_gradients_(leaves: Sequence[nn.Parameter], masks: Sequence[Tensor | None]) -> None:
+    for leaf, mask in zip(leaves, masks, strict=True):
+        if mask is not None and leaf.grad is not None:
+            leaf.grad *= mask
 
 
 class _Factored:

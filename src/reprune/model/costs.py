@@ -23,6 +23,7 @@ class BlockCosts:
     """Of one block, for one sample."""
 
     parameters: int
+    states: int  # bytes of the hidden states that enter it, float32
     forward: float  # floating-point operations of a forward pass
     both: float  # of a forward and a backward pass
     activations: float  # bytes that are kept from the forward for the backward pass
@@ -43,14 +44,15 @@ def block_costs(
     """
     parameters = sum(parameter.numel() for parameter in module.parameters())
     _, tokens, hidden = one[0].shape
+    entering = 4 * tokens * hidden
     try:
         once, twice = (_run(copy.deepcopy(module), states.shape, call, precision) for states, call in (one, two))
     except Exception:  # what depends on values, such as where experts are routed to, cannot be run without them
         weights = sum(linear.parameter.numel() for linear in find_linears(module))
         forward = 2.0 * weights * tokens
         widths = hidden + sum(linear.shape[0] for linear in find_linears(module))
-        return BlockCosts(parameters, forward, 3.0 * forward, 8.0 * widths * tokens, False)
-    return BlockCosts(parameters, once[0], once[1], twice[2] - once[2], True)
+        return BlockCosts(parameters, entering, forward, 3.0 * forward, 8.0 * widths * tokens, False)
+    return BlockCosts(parameters, entering, once[0], once[1], twice[2] - once[2], True)
 
 
 def _run(module: nn.Module, shape: torch.Size, call: Call, precision: Precision) -> tuple[float, float, float]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, final
 
 from reprune.doors.api import Plan, plan_by_recipe
-from reprune.doors.prepare import draw, open_decoder
+from reprune.doors.prepare import draw
 from reprune.doors.study.grid import Cell, common
 from reprune.doors.study.measures import Bench, Measures, Text
 from reprune.doors.study.record import FORMAT, KIND, StudyFolder, StudyRecord, differences, extend, read_study
@@ -59,11 +59,10 @@ def begin(
     for text in texts:
         if _is_calibrated_on(text, plan.recipe):
             watcher.note(f"{text.name} is calibrated on too: what is measured on it is not of unseen text")
-    decoder = open_decoder(plan.recipe, plan.folder)
     record: StudyRecord = {
         "kind": KIND,
         "format": FORMAT,
-        "model": {"name": local_name(model), "fingerprint": decoder.checkpoint.fingerprint()},
+        "model": {"name": local_name(model), "fingerprint": plan.decoder.checkpoint.fingerprint()},
         "versions": versions(),
         "machine": machine(plan.recipe.device),
         "settings": common(plan.recipe),
@@ -74,7 +73,7 @@ def begin(
     }
     if folder.exists:
         record = _same(read_study(folder.path), record, folder, watcher)
-    _check_sources(record, recipes, plan.recipe, decoder)
+    _check_sources(record, recipes, plan.recipe, plan.decoder)
     extend(record, recipes, plan.recipe.sparsity)
     return Begun(model, recipes, bench, texts, record)
 

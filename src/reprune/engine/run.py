@@ -32,6 +32,7 @@ from reprune.math.patterns import Pattern
 from reprune.math.pruner import Pruner
 from reprune.math.solver import Epoch, Fit, Solver
 from reprune.model.decoder import Decoder
+from reprune.model.float32 import fast_float32
 from reprune.model.streams import Stream
 from reprune.planning.recipe import Recipe
 from reprune.planning.schedule import Window, windows
@@ -59,6 +60,7 @@ class Methods:
         )
 
 
+@fast_float32()
 def run_windows(
     recipe: Recipe,
     decoder: Decoder,

@@ -124,6 +124,30 @@ def test_an_interrupted_file_ends_as_one_that_was_not(llama: Path, here: Path) -
     assert files(here / "whole") == again, "a file that is whole is left as it is"
 
 
+@pytest.mark.parametrize("steps", [(4,), (1, 2, 5), (8,)])
+def test_a_file_that_is_asked_for_more_ends_as_one_that_was_at_once(steps: tuple[int, ...], here: Path) -> None:
+    generate("llama", "whole/self.jsonl", samples=9, settings=SMALL, **EXACT)
+    for samples in (*steps, 9):
+        assert generate("llama", "grown/self.jsonl", samples=samples, settings=SMALL, **EXACT)["texts"] == samples
+        assert len(lines(here / "grown" / "self.jsonl")) == samples
+    assert files(here / "grown") == files(here / "whole")
+    with pytest.raises(InputError, match=r"has 9 texts already; give --samples 9 or more, or another file"):
+        generate("llama", "grown/self.jsonl", samples=8, settings=SMALL, **EXACT)
+    with pytest.raises(InputError, match=r"begun with other settings \(settings\)"):
+        generate("llama", "grown/self.jsonl", samples=12, settings=SMALL.model_copy(update={"seed": 9}), **EXACT)
+    assert files(here / "grown") == files(here / "whole")
+
+
+def test_growing_that_is_interrupted_goes_on(here: Path) -> None:
+    generate("llama", "whole/self.jsonl", samples=9, settings=SMALL, **EXACT)
+    generate("llama", "grown/self.jsonl", samples=4, settings=SMALL, **EXACT)
+    with pytest.raises(KeyboardInterrupt):
+        generate("llama", "grown/self.jsonl", samples=9, settings=SMALL, watcher=_Stop(1), **EXACT)
+    assert len(files(here / "grown")) == 4, "the ledger of rounds is there again"
+    generate("llama", "grown/self.jsonl", samples=9, settings=SMALL, **EXACT)
+    assert files(here / "grown") == files(here / "whole")
+
+
 _KILLED = """
 import sys
 from reprune.planning.generation import rounds
@@ -174,7 +198,10 @@ def test_what_is_printed_fits_a_narrow_terminal_and_says_why(here: Path, cli: Cl
     assert (quiet.code, quiet.out, quiet.err) == (0, "", "")
     other = cli("generate", "llama", "--out", "self.jsonl", *FLAGS, "--seed", "1")
     assert other.code == 2
-    assert other.err == "error: --out self.jsonl: is there already, made by other settings; give another file.\n"
+    assert (
+        other.err
+        == "error: --out self.jsonl: was begun with other settings (settings); give the same again, or another file.\n"
+    )
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ def record(folder: Path) -> dict[str, Any]:
 
 
 def the_file(here: Path) -> Path:
-    (found,) = (here.parent / "cache").glob("self-generated/*/self-generated.jsonl")
+    (found,) = (here.parent / "cache").glob("self-generated/*/7/self-generated.jsonl")
     return found
 
 
@@ -82,6 +82,27 @@ def test_texts_are_written_once_and_kept_by_all_that_decides_them(
         assert all(one[key].equal(again[key]) for key in one)
     assert cli("prune", "llama", "--out", "three", *OWN, "--seed", "1").code == 0
     assert len(list((here.parent / "cache" / "self-generated").iterdir())) == 2
+
+
+def test_more_texts_go_on_from_fewer_and_fewer_are_the_first(
+    here: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[int] = []
+    real = rounds.Procedure.round
+    monkeypatch.setattr(rounds.Procedure, "round", lambda *a: begun.append(a[1]) or real(*a))
+    (folder,), number = [here.parent / "cache" / "self-generated"], {}
+    for asked, out in ((6, "six"), (20, "twenty"), (10, "ten"), (6, "again")):
+        assert cli("prune", "llama", "--out", out, *OWN, "--self-generate", str(asked)).code == 0
+        number[out] = len(begun)
+    assert number["twenty"] > number["six"] and number["again"] == number["ten"] == number["twenty"]
+    assert begun == sorted(begun) and len(begun) <= max(begun) + 2, "only a round that was cut short is done again"
+    (one,) = folder.iterdir()
+    found = {count: lines(one / str(count) / "self-generated.jsonl") for count in (7, 12, 23)}
+    assert {count: len(texts) for count, texts in found.items()} == {7: 7, 12: 12, 23: 23}
+    assert found[7] == found[23][:7] and found[12] == found[23][:12]
+    for file in (here / "six").glob("*.safetensors"):
+        first, again = load_file(file), load_file(here / "again" / file.name)
+        assert all(first[key].equal(again[key]) for key in first)
 
 
 def test_they_are_added_to_other_sources(here: Path, cli: Cli) -> None:

@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from reprune.errors import InputError
 from reprune.planning.generation.corpus import Corpus
 from reprune.planning.generation.filters import Filter, Judgement, Text
 from reprune.planning.generation.rounds import Round
 
-MADE_BY = {"model": {"fingerprint": "ab"}, "samples": 5}
+MADE_BY = {"model": {"fingerprint": "ab"}, "settings": {"seed": 5}}
 
 
 def line(number: int, name: str) -> dict[str, Any]:
@@ -39,7 +41,7 @@ def files(folder: Path) -> dict[str, bytes]:
 def whole(path: Path) -> Corpus:
     path.parent.mkdir(parents=True, exist_ok=True)
     corpus = Corpus(path)
-    corpus.open(MADE_BY)
+    corpus.open(MADE_BY, 5)
     for one in ROUNDS:
         corpus.add(one)
     corpus.close({"made_by": MADE_BY, "texts": corpus.count, "counts": dict(corpus.counts)})
@@ -63,7 +65,7 @@ def test_it_goes_on_after_a_crash_anywhere(done: int, cut: str, tmp_path: Path) 
     whole(tmp_path / "a" / "self.jsonl")
     (tmp_path / "b").mkdir()
     corpus = Corpus(tmp_path / "b" / "self.jsonl")
-    corpus.open(MADE_BY)
+    corpus.open(MADE_BY, 5)
     for one in ROUNDS[:done]:
         corpus.add(one)
     rubbish = {"nothing": [], "kept": [corpus.path], "both": [corpus.path, corpus.rejected], "ledger": [corpus._rounds]}
@@ -72,12 +74,62 @@ def test_it_goes_on_after_a_crash_anywhere(done: int, cut: str, tmp_path: Path) 
             stream.write('{"kept": 3, "text": "cut sh')
     again = Corpus(corpus.path)
     assert again.finished() is None
-    again.open(MADE_BY)
+    again.open(MADE_BY, 5)
     assert (again.count, again.counts, again.next_round) == (corpus.count, corpus.counts, done)
     for one in ROUNDS[again.next_round :]:
         again.add(one)
     again.close({"made_by": MADE_BY, "texts": again.count, "counts": dict(again.counts)})
     assert files(tmp_path / "b") == files(tmp_path / "a")
+
+
+class _Endless:
+    """Rounds of one to four texts each that pass, and some that do not."""
+
+    def round(self, number: int, wanted: int) -> Round:
+        found = round_(number, min(1 + number % 4, wanted), number % 2)
+        if (left_over := 1 + number % 4 - wanted) > 0:
+            found.counts["left over"] = left_over
+        return found
+
+
+def _grown(path: Path, samples: int) -> None:
+    corpus = Corpus(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    corpus.open(MADE_BY, samples)
+    while corpus.count < samples:
+        corpus.add(_Endless().round(corpus.next_round, samples - corpus.count))
+    corpus.close({"made_by": MADE_BY, "texts": corpus.count, "counts": dict(sorted(corpus.counts.items()))})
+
+
+@given(st.sets(st.integers(1, 30), min_size=1, max_size=6))
+def test_a_file_grows_to_what_it_would_have_been_at_once(
+    tmp_path_factory: pytest.TempPathFactory, goals: set[int]
+) -> None:
+    folder = tmp_path_factory.mktemp("corpus")
+    for goal in sorted(goals):
+        _grown(folder / "grown" / "self.jsonl", goal)
+        assert Corpus(folder / "grown" / "self.jsonl").texts() == goal
+    _grown(folder / "whole" / "self.jsonl", max(goals))
+    assert files(folder / "grown") == files(folder / "whole")
+
+
+def test_a_file_with_more_texts_is_not_cut(tmp_path: Path) -> None:
+    whole(tmp_path / "self.jsonl")
+    before = files(tmp_path)
+    with pytest.raises(InputError, match=r"has 5 texts already; give --samples 5 or more"):
+        Corpus(tmp_path / "self.jsonl").open(MADE_BY, 4)
+    assert files(tmp_path) == before
+
+
+def test_it_knows_how_many_texts_are_there_for_good(tmp_path: Path) -> None:
+    corpus = Corpus(tmp_path / "self.jsonl")
+    assert corpus.texts() == 0
+    corpus.open(MADE_BY, 5)
+    assert corpus.texts() == 0
+    corpus.add(ROUNDS[0])
+    with corpus._rounds.open("a") as stream:
+        stream.write('{"kept": 4, "te')
+    assert Corpus(corpus.path).texts() == 2
 
 
 def test_filters_learn_what_they_had_learned(tmp_path: Path) -> None:
@@ -102,28 +154,28 @@ def test_filters_learn_what_they_had_learned(tmp_path: Path) -> None:
     assert noting.noted == expected
 
 
-@pytest.mark.parametrize("name", ["self.jsonl", "self.rejected.jsonl", "self.manifest.json"])
+@pytest.mark.parametrize("name", ["self.jsonl", "self.rejected.jsonl"])
 def test_a_file_that_is_there_is_not_written_over(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text("years of work")
     with pytest.raises(InputError, match=f"{name} is there already; give another file"):
-        Corpus(tmp_path / "self.jsonl").open(MADE_BY)
+        Corpus(tmp_path / "self.jsonl").open(MADE_BY, 5)
     assert files(tmp_path) == {name: b"years of work"}
 
 
 def test_other_settings_are_refused_by_name(tmp_path: Path) -> None:
     corpus = Corpus(tmp_path / "self.jsonl")
-    corpus.open(MADE_BY)
+    corpus.open(MADE_BY, 5)
     corpus.add(ROUNDS[0])
     before = files(tmp_path)
-    with pytest.raises(InputError, match=r"begun with other settings \(samples\)"):
-        Corpus(tmp_path / "self.jsonl").open({**MADE_BY, "samples": 6})
+    with pytest.raises(InputError, match=r"begun with other settings \(settings\)"):
+        Corpus(tmp_path / "self.jsonl").open({**MADE_BY, "settings": {}}, 5)
     assert files(tmp_path) == before
 
 
 @pytest.mark.parametrize("damage", ["gone", "shorter", "not JSON", "no head"])
 def test_damage_is_named(damage: str, tmp_path: Path) -> None:
     corpus = Corpus(tmp_path / "self.jsonl")
-    corpus.open(MADE_BY)
+    corpus.open(MADE_BY, 5)
     corpus.add(ROUNDS[0])
     match damage:
         case "gone":
@@ -135,7 +187,7 @@ def test_damage_is_named(damage: str, tmp_path: Path) -> None:
         case "no head":
             corpus._rounds.write_text(corpus._rounds.read_text().split("\n", 1)[1])
     with pytest.raises(InputError, match=r"(shorter than it was|damaged); remove it and .*generate again"):
-        Corpus(tmp_path / "self.jsonl").open(MADE_BY)
+        Corpus(tmp_path / "self.jsonl").open(MADE_BY, 5)
 
 
 def test_a_manifest_that_is_none_is_named(tmp_path: Path) -> None:

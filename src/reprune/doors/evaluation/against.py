@@ -17,6 +17,7 @@ from reprune.engine.compare import BlockError, check_alike, compare
 from reprune.errors import InputError
 from reprune.model.block import Precision
 from reprune.model.decoder import Decoder
+from reprune.model.float32 import fast_float32
 from reprune.model.locate import locate_model
 from reprune.planning.recipe import StreamsRecipe
 
@@ -49,6 +50,7 @@ class AgainstDense:
         return asdict(self) | {"blocks": [asdict(block) for block in self.blocks]}
 
 
+@fast_float32()
 def errors_against(
     sparse: str | os.PathLike[str],
     dense: str | os.PathLike[str],

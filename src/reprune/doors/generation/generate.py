@@ -14,6 +14,7 @@ from reprune.doors.prepare import settle_device, settle_precision
 from reprune.engine.record import versions
 from reprune.errors import InputError
 from reprune.model.checkpoint import Checkpoint
+from reprune.model.float32 import fast_float32
 from reprune.model.locate import locate_model
 from reprune.model.lock import locked
 from reprune.model.skeleton import max_positions, read_config
@@ -46,6 +47,7 @@ class GenerationWatcher:
         """Something that a reader should know."""
 
 
+@fast_float32()
 def generate(
     model: str | os.PathLike[str],
     out: str | os.PathLike[str],
@@ -62,7 +64,8 @@ def generate(
 ) -> dict[str, Any]:
     """Have a model write texts, the paper's way: a first token at random, four by greedy choice, the rest by sampling.
 
-    Started again with the same arguments it goes on where it was, and ends with the same file.
+    Started again with the same arguments it goes on where it was, and ends with the same file. Asked for more texts
+    than a file has it goes on, too, and ends with the file that it would have written at once.
 
     Args:
         model: a local folder, a Hub id, or a .gguf file.
@@ -94,7 +97,6 @@ def generate(
     name = local_name(os.fspath(model))
     made_by: dict[str, Any] = {
         "model": {"name": name},
-        "samples": samples,
         "settings": settings.model_dump(mode="json"),
         "versions": versions(),
     }
@@ -112,13 +114,13 @@ def generate(
             )
             made_by["endpoint_model"] = server.model
         if (finished := corpus.finished()) is not None:
-            if finished["made_by"] != made_by:
-                raise InputError(f"--out {corpus.path}: is there already, made by other settings; give another file.")
-            return finished
+            corpus.check(finished["made_by"], made_by, finished["texts"], samples)
+            if finished["texts"] == samples:
+                return finished
         corpus.path.parent.mkdir(parents=True, exist_ok=True)
         corpus.path.touch()
         stack.enter_context(locked(corpus.path, corpus.path, "file"))
-        corpus.open(made_by)
+        corpus.open(made_by, samples)
         author = server or LocalAuthor(folder, tokenizer, settings, where, products, trust_remote_code, watcher.writing)
         return _fill(corpus, author, tokenizer, samples, settings, made_by, watcher)
 

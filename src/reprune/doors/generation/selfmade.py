@@ -1,8 +1,12 @@
-"""The calibration texts that a recipe's own model writes: made once, and kept in the cache by all that decides them."""
+"""The calibration texts that a recipe's own model writes: made once, and kept in the cache by all that decides them.
+
+There they are one growing file: the first so many of its texts are the same, however many were asked for before.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import islice
 from pathlib import Path
 from typing import final
 
@@ -10,13 +14,16 @@ from reprune.doors.generation.generate import GenerationWatcher, generate
 from reprune.engine.record import versions
 from reprune.engine.watcher import Watcher
 from reprune.model.decoder import Decoder
+from reprune.model.durable import write_text
 from reprune.model.gguf import cache_root
+from reprune.planning.generation.corpus import Corpus
 from reprune.planning.recipe import Recipe
 from reprune.planning.shares import heldout_part
 from reprune.planning.tokenizer import load_tokenizer
 from reprune.planning.tokens import beginning
 
-_FILE = "self-generated.jsonl"
+_ALL = "all.jsonl"  # as many as were ever asked for
+_FIRST = "self-generated.jsonl"  # in a folder that is named for how many it has
 
 
 def self_generated(recipe: Recipe, decoder: Decoder, watcher: Watcher) -> Path | None:
@@ -34,20 +41,28 @@ def self_generated(recipe: Recipe, decoder: Decoder, watcher: Watcher) -> Path |
     limit = decoder.skeleton.max_positions
     settings = recipe.self_generate.build(recipe.seqlen - start, None if limit is None else limit - start, recipe.seed)
     texts = wanted + (0 if recipe.heldout else heldout_part(wanted))
-    decisive = decoder.checkpoint.fingerprint(), str(texts), recipe.device, recipe.precision, *versions().values()
+    decisive = decoder.checkpoint.fingerprint(), recipe.device, recipe.precision, *versions().values()
     folder = cache_root() / "self-generated" / f"{decoder.folder.name}-{settings.key(*decisive)}"
+    first = folder / str(texts) / _FIRST
+    if first.exists():
+        return first
     watcher.phase(None, f"generating {texts} texts, or finding them in the cache")
-    generate(
-        decoder.folder,
-        folder / _FILE,
-        samples=texts,
-        settings=settings,
-        device=recipe.device,
-        precision=recipe.precision,
-        trust_remote_code=recipe.trust_remote_code,
-        watcher=_Passing(watcher),
-    )
-    return folder / _FILE
+    corpus = Corpus(folder / _ALL)
+    if corpus.texts() < texts:
+        generate(
+            decoder.folder,
+            corpus.path,
+            samples=texts,
+            settings=settings,
+            device=recipe.device,
+            precision=recipe.precision,
+            trust_remote_code=recipe.trust_remote_code,
+            watcher=_Passing(watcher),
+        )
+    first.parent.mkdir(parents=True, exist_ok=True)
+    with corpus.path.open(encoding="utf-8") as lines:
+        write_text(first, "".join(islice(lines, texts)))
+    return first
 
 
 @final

@@ -6,6 +6,7 @@ FILE.manifest.json     what made them, and how many were rejected for what reaso
 .FILE.rounds           while it grows: one line a finished round, with the sizes of the two files after it
 
 A round is finished when its line is on disk. What a process that was killed wrote after the last such line is cut off.
+A finished file grows on as if it had never ended: its last round is done again if there were texts left over of it.
 """
 
 from __future__ import annotations
@@ -23,6 +24,17 @@ from reprune.planning.generation.filters import Filter, Text
 from reprune.planning.generation.rounds import Round
 
 SUFFIX = ".jsonl"
+
+_Line = dict[str, Any]
+_NOTHING: _Line = {"rounds": 0, "kept": 0, "kept_bytes": 0, "rejected_bytes": 0, "counts": {}}
+
+
+def _merged(lines: Sequence[_Line]) -> _Line:
+    """One line for rounds in a row."""
+    counts: Counter[str] = Counter()
+    for line in lines:
+        counts.update(line["counts"])
+    return {**(lines[-1] if lines else _NOTHING), "counts": dict(sorted(counts.items()))}
 
 
 @final
@@ -42,6 +54,7 @@ class Corpus:
         self.count = 0  # of texts that are kept
         self.counts: Counter[str] = Counter()
         self.next_round = 0
+        self._last: list[_Line] = []  # what stands in `_rounds` of all rounds but the last, and of the last
 
     def finished(self) -> dict[str, Any] | None:
         """The manifest, if the file is whole; raises `InputError` where it is damaged."""
@@ -49,48 +62,65 @@ class Corpus:
             return None
         try:
             content = json.loads(self.manifest.read_text(encoding="utf-8"))
-            if not isinstance(content, dict) or "made_by" not in content:
+            if not isinstance(content, dict) or not {"made_by", "texts", "last_rounds"} <= content.keys():
                 raise ValueError("no manifest of reprune")
         except (OSError, ValueError) as error:
             raise InputError(f"{self.manifest}: damaged ({error}); remove it and generate again.") from None
         return content
 
-    def open(self, made_by: Mapping[str, Any]) -> None:
-        """Begin the file, or go on with it.
+    def open(self, made_by: Mapping[str, Any], samples: int) -> None:
+        """Begin the file, or go on with it, be it finished or not.
 
         Args:
-            made_by: all that decides the texts.
+            made_by: all that decides the texts, but for their number.
+            samples: how many there are to be.
 
         Raises:
-            InputError: there is a file that this would overwrite, or one that something else has begun.
+            InputError: there is a file that this would overwrite, one that something else has begun, or one with more
+                texts.
         """
         if not self._rounds.exists():
-            for file in (self.path, self.rejected, self.manifest):
-                if file.exists() and file.stat().st_size:
-                    raise InputError(f"--out {self.path}: {file.name} is there already; give another file.")
-            for file in (self.path, self.rejected):
-                file.touch()
-            write_text(self._rounds, json.dumps({"made_by": made_by}) + "\n")
-            return
-        lines = self._finished_rounds()
-        if not lines or (before := lines[0].get("made_by")) is None:
-            raise InputError(f"{self._rounds}: damaged; remove it and {self.path.name}, and generate again.")
-        if before != dict(made_by):
-            changed = ", ".join(key for key in {**before, **made_by} if before.get(key) != made_by.get(key))
-            raise InputError(
-                f"--out {self.path}: was begun with other settings ({changed}); give the same again, or another file."
-            )
-        last: Mapping[str, Any] = {"kept_bytes": 0, "rejected_bytes": 0, "kept": 0, "counts": {}}
-        for line in lines[1:]:
-            last = line
-            self.counts.update(line["counts"])
+            finished = self.finished()
+            if finished is None:
+                for file in (self.path, self.rejected, self.manifest):
+                    if file.exists() and file.stat().st_size:
+                        raise InputError(f"--out {self.path}: {file.name} is there already; give another file.")
+                for file in (self.path, self.rejected):
+                    file.touch()
+                write_text(self._rounds, json.dumps({"made_by": made_by}) + "\n")
+                return
+            self.check(finished["made_by"], made_by, finished["texts"], samples)
+            lines = [{"made_by": made_by}, *finished["last_rounds"]]
+            write_text(self._rounds, "".join(json.dumps(line) + "\n" for line in lines))
+        head, *lines = self._finished_rounds()
+        self.check(head["made_by"], made_by, lines[-1]["kept"] if lines else 0, samples)
+        if lines and lines[-1]["kept"] < samples and lines[-1]["counts"].get("left over"):
+            lines.pop()  # it was cut short where there were enough texts
+            text = "".join(json.dumps(line) + "\n" for line in ({"made_by": made_by}, *lines))
+            write_text(self._rounds, text)
+        last = lines[-1] if lines else _NOTHING
         for file, size in ((self.path, last["kept_bytes"]), (self.rejected, last["rejected_bytes"])):
             if not file.exists() or file.stat().st_size < size:
                 raise InputError(f"{file}: shorter than it was; remove it and {self._rounds.name}, and generate again.")
             with file.open("r+b") as stream:
                 stream.truncate(size)
                 os.fsync(stream.fileno())
-        self.count, self.next_round = last["kept"], len(lines) - 1
+        for line in lines:
+            self.counts.update(line["counts"])
+        self.count, self.next_round = last["kept"], last["rounds"]
+        self._last = [_merged(lines[:-1]), *lines[-1:]]
+
+    def check(self, before: Mapping[str, Any], made_by: Mapping[str, Any], texts: int, samples: int) -> None:
+        """Raise `InputError` unless this is the file that is to be, or the beginning of it."""
+        if before != dict(made_by):
+            changed = ", ".join(key for key in {**before, **made_by} if before.get(key) != made_by.get(key))
+            raise InputError(
+                f"--out {self.path}: was begun with other settings ({changed}); give the same again, or another file."
+            )
+        if texts > samples:
+            raise InputError(
+                f"--out {self.path}: has {texts} texts already; give --samples {texts} or more, or another file."
+            )
 
     def _finished_rounds(self) -> list[dict[str, Any]]:
         content = self._rounds.read_bytes()
@@ -100,9 +130,20 @@ class Corpus:
                 stream.truncate(len(whole))
                 os.fsync(stream.fileno())
         try:
-            return [json.loads(line) for line in whole.splitlines()]
-        except ValueError:
+            lines = [json.loads(line) for line in whole.splitlines()]
+            if "made_by" not in lines[0]:
+                raise ValueError("no head")
+            return lines
+        except (ValueError, IndexError):
             raise InputError(f"{self._rounds}: damaged; remove it and {self.path.name}, and generate again.") from None
+
+    def texts(self) -> int:
+        """How many texts are there for good, finished or not; changes nothing."""
+        if not self._rounds.exists():
+            return 0 if (finished := self.finished()) is None else int(finished["texts"])
+        content = self._rounds.read_bytes()
+        lines = content[: content.rfind(b"\n") + 1].splitlines()
+        return int(json.loads(lines[-1])["kept"]) if len(lines) > 1 else 0
 
     def kept_lines(self) -> Iterator[dict[str, Any]]:
         """The texts that were kept, in order."""
@@ -133,17 +174,20 @@ class Corpus:
         self.count += len(found.kept)
         self.counts.update(found.counts)
         self.next_round += 1
-        line = {
+        line: _Line = {
+            "rounds": self.next_round,
             "kept": self.count,
             "kept_bytes": self.path.stat().st_size,
             "rejected_bytes": self.rejected.stat().st_size,
             "counts": dict(found.counts),
         }
         append_line(self._rounds, json.dumps(line))
+        self._last = [_merged(self._last), line]
 
     def close(self, manifest: Mapping[str, Any]) -> None:
         """Write the manifest: the file is whole."""
-        write_text(self.manifest, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
+        content = {**manifest, "last_rounds": self._last}
+        write_text(self.manifest, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
         self._rounds.unlink()
         sync_folder(self.path.parent)
 

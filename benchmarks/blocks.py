@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import random
 import shutil
 import subprocess
 import sys
@@ -22,35 +21,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from memory import write_tokenizer
-from transformers import LlamaConfig, LlamaForCausalLM
+from runs import prune, random_llama, random_text
 
 TEXTBOOK = Path(__file__).with_name("textbook.py")
-
-
-def random_llama(folder: Path, options: argparse.Namespace) -> None:
-    """Write a model of random weights, unless it is there."""
-    if (folder / "config.json").exists():
-        return
-    config = LlamaConfig(
-        hidden_size=options.hidden,
-        intermediate_size=options.intermediate,
-        num_hidden_layers=options.blocks,
-        num_attention_heads=options.heads,
-        num_key_value_heads=options.heads,
-        vocab_size=1024,
-        max_position_embeddings=max(2048, options.seqlen),
-    )
-    torch.manual_seed(0)
-    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
-    write_tokenizer(folder)
-
-
-def random_text(file: Path, tokens: int) -> None:
-    """Words of random letters: one token a letter, for so many tokens and more."""
-    letters = random.Random(0)
-    words = ("".join(letters.choices("abcdefghijklmnopqrstuvwxyz", k=7)) for _ in range(tokens // 7 + 100))
-    file.write_text(" ".join(words), encoding="utf-8")
 
 
 def main() -> None:
@@ -64,17 +37,23 @@ def main() -> None:
     parser.add_argument("--rungs", nargs="+", default=["BR+GP", "BR+GP+CR"])
     parser.add_argument("--set", action="append", default=[])
     options = parser.parse_args()
-    model, text = options.out / "model", options.out / "random.txt"
     options.out.mkdir(parents=True, exist_ok=True)
-    random_llama(model, options)
-    random_text(text, 2 * options.samples * options.seqlen)
+    model = random_llama(
+        options.out / "model",
+        hidden_size=options.hidden,
+        intermediate_size=options.intermediate,
+        num_hidden_layers=options.blocks,
+        num_attention_heads=options.heads,
+        max_position_embeddings=max(2048, options.seqlen),
+    )
+    text = random_text(options.out / "random.txt", 2 * options.samples * options.seqlen)
     name = torch.cuda.get_device_name() if options.device.startswith("cuda") else "CPU"
     print(f"{name}; torch {torch.__version__}; blocks of {options.hidden}/{options.intermediate}, ", end="")
     print(f"{options.samples} x {options.seqlen} tokens, {options.epochs} epochs\n")
     print("| rung | way | seconds a block | peak memory (GB) | without the other blocks (GB) |\n|---|---|---|---|---|")
     for rung in options.rungs:
-        common = ["--calibration", str(text), "--device", options.device]
-        common += [word for key in ("samples", "seqlen", "epochs") for word in (f"--{key}", str(getattr(options, key)))]
+        common = {"calibration": text, "device": options.device}
+        common |= {key: getattr(options, key) for key in ("samples", "seqlen", "epochs")}
         for way, run in (("textbook", _textbook), ("reprune", _reprune)):
             out = options.out / "sparse"
             shutil.rmtree(out, ignore_errors=True)
@@ -83,9 +62,10 @@ def main() -> None:
 
 
 def _textbook(
-    model: Path, out: Path, rung: str, common: list[str], options: argparse.Namespace
+    model: Path, out: Path, rung: str, common: dict[str, Any], options: argparse.Namespace
 ) -> tuple[float, float, float]:
-    subprocess.run([sys.executable, str(TEXTBOOK), str(model), "--out", str(out), "--rung", rung, *common], check=True)
+    words = [word for name, value in common.items() for word in (f"--{name}", str(value))]
+    subprocess.run([sys.executable, str(TEXTBOOK), str(model), "--out", str(out), "--rung", rung, *words], check=True)
     found = json.loads((out / "textbook.json").read_text(encoding="utf-8"))
     peak = found["peak_device"] or found["peak"]
     weights = 4 * (4 * options.hidden**2 + 3 * options.hidden * options.intermediate)
@@ -94,12 +74,9 @@ def _textbook(
 
 
 def _reprune(
-    model: Path, out: Path, rung: str, common: list[str], options: argparse.Namespace
+    model: Path, out: Path, rung: str, common: dict[str, Any], options: argparse.Namespace
 ) -> tuple[float, float, float]:
-    settings = [word for setting in options.set for word in ("--set", setting)]
-    command = ["-m", "reprune", "prune", str(model), "--out", str(out), "--reconstruct", rung, "--quiet"]
-    subprocess.run([sys.executable, *command, "--pruner", "sparsegpt", *common, *settings], check=True)
-    record: dict[str, Any] = json.loads((out / "reprune.json").read_text(encoding="utf-8"))
+    record = prune(model, out, {"pruner": "sparsegpt", "reconstruct": rung, **common}, options.set)
     peak = record["peak_memory_bytes"]["device"] or record["peak_memory_bytes"]["host"]
     return record["seconds"] / options.blocks, peak / 1e9, peak / 1e9
 

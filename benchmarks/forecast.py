@@ -10,17 +10,11 @@ MODEL's tokenizer, and MODEL itself in the last two recipes. Prints a Markdown t
 from __future__ import annotations
 
 import argparse
-import json
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
-import torch
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
-
-import reprune
+from runs import planned, prune, random_llama
+from transformers import AutoTokenizer
 
 SMALL = {"hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 6, "num_attention_heads": 8}
 WIDE = {"hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 4, "num_attention_heads": 16}
@@ -36,21 +30,16 @@ RECIPES: list[tuple[str, str, dict[str, Any], list[str]]] = [
     ("given", "LR", {"pruner": "wanda", "samples": 32, "seqlen": 256}, []),
     ("given", "BR+GP", {"pruner": "sparsegpt", "samples": 16, "seqlen": 256, "epochs": 2}, []),
 ]
+SHOWN = ("pruner", "samples", "seqlen", "epochs")
 
 
-def random_llama(folder: Path, sizes: dict[str, int], like: Path) -> Path:
-    """Write a model of random weights, unless it is there."""
+def like(given: Path, folder: Path, sizes: dict[str, int]) -> Path:
+    """A model of random weights with the tokenizer of another, unless it is there."""
     if not (folder / "config.json").exists():
-        tokenizer = AutoTokenizer.from_pretrained(like)
-        torch.manual_seed(0)
-        model = LlamaForCausalLM(LlamaConfig(**sizes, vocab_size=len(tokenizer), max_position_embeddings=2048))
-        model.to(torch.bfloat16).save_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(given)
+        random_llama(folder, **sizes, vocab_size=len(tokenizer))
         tokenizer.save_pretrained(folder)
     return folder
-
-
-def planned(model: Path, rung: str, options: dict[str, Any], settings: list[str]) -> Any:
-    return reprune.plan(model, reconstruct=rung, calibration="manual", settings=settings, **options).forecast
 
 
 def main() -> None:
@@ -58,41 +47,27 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--only", type=int, nargs="+", default=[])
-    parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     models = {
-        "small": random_llama(options.out / "small", SMALL, options.model),
-        "wide": random_llama(options.out / "wide", WIDE, options.model),
+        "small": like(options.model, options.out / "small", SMALL),
+        "wide": like(options.model, options.out / "wide", WIDE),
         "given": options.model,
     }
-    if options.worker:
-        name, rung, flags, settings = RECIPES[options.worker - 1]
-        found = planned(models[name], rung, flags, settings)
-        print(json.dumps({"seconds": found.seconds, "memory": found.memory_bytes}))
-        return
     print("| model | rung, pruner, samples, tokens, epochs, settings | seconds | forecast | memory (GB) | forecast |")
     print("|---|---|---|---|---|---|")
     off: list[tuple[float, float]] = []
     for number, (name, rung, flags, settings) in enumerate(RECIPES, 1):
         if options.only and number not in options.only:
             continue
-        again = [sys.executable, __file__, "--out", str(options.out), "--model", str(options.model)]
-        said = subprocess.run([*again, "--worker", str(number)], check=True, capture_output=True, text=True).stdout
-        plan = json.loads(said.splitlines()[-1])
-        out = options.out / "sparse"
-        shutil.rmtree(out, ignore_errors=True)
-        command = [sys.executable, "-m", "reprune", "prune", str(models[name]), "--out", str(out), "--quiet"]
-        command += ["--reconstruct", rung, "--calibration", "manual"]
-        command += [word for key, value in flags.items() for word in (f"--{key}", str(value))]
-        command += [word for setting in settings for word in ("--set", setting)]
-        subprocess.run(command, check=True)
-        record = json.loads((out / "reprune.json").read_text(encoding="utf-8"))
+        flags = {"reconstruct": rung, "calibration": "manual", **flags}
+        plan = planned(models[name], flags, settings)
+        record = prune(models[name], options.out / "sparse", flags, settings)
         seconds, memory = record["seconds"], record["peak_memory_bytes"]["host"]
-        off.append((plan["seconds"] / seconds - 1, plan["memory"] / memory - 1))
-        what = ", ".join([rung, *map(str, flags.values()), *settings])
+        off.append((plan["seconds"] / seconds - 1, plan["memory_bytes"] / memory - 1))
+        what = ", ".join([rung, *(str(value) for key, value in flags.items() if key in SHOWN), *settings])
         print(
             f"| {name} | {what} | {seconds:.1f} | {plan['seconds']:.1f} ({off[-1][0]:+.0%}) "
-            f"| {memory / 1e9:.2f} | {plan['memory'] / 1e9:.2f} ({off[-1][1]:+.0%}) |",
+            f"| {memory / 1e9:.2f} | {plan['memory_bytes'] / 1e9:.2f} ({off[-1][1]:+.0%}) |",
             flush=True,
         )
     for what, place in (("time", 0), ("memory", 1)):

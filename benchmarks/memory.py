@@ -18,9 +18,9 @@ import time
 from pathlib import Path
 
 import torch
+from runs import write_tokenizer
 from safetensors.torch import save_file
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, PreTrainedTokenizerFast
+from transformers import LlamaConfig
 
 HIDDEN, INTERMEDIATE, VOCABULARY = 2048, 8192, 32000
 
@@ -62,16 +62,6 @@ def write_model(folder: Path, blocks: int) -> int:
     (folder / "model.safetensors.index.json").write_text(json.dumps(index_file))
     write_tokenizer(folder)
     return total
-
-
-def write_tokenizer(folder: Path) -> None:
-    """A tokenizer with a token for each byte."""
-    raw = Tokenizer(models.BPE(unk_token=None))
-    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    raw.train_from_iterator(
-        ["the quick brown fox"], trainers.BpeTrainer(initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
-    )
-    PreTrainedTokenizerFast(tokenizer_object=raw).save_pretrained(folder)
 
 
 def watch(command: list[str]) -> tuple[int, float]:

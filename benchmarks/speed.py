@@ -25,6 +25,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from runs import prune
 from turns import spread
 
 import reprune
@@ -33,27 +34,25 @@ TEXTBOOK = Path(__file__).with_name("textbook.py")
 
 
 def run_textbook(rung: str, options: argparse.Namespace, seed: int, out: Path) -> dict[str, Any]:
-    seconds = _timed([str(TEXTBOOK), options.model, "--out", str(out), "--rung", rung, *_common(options, seed)])
+    words = [word for name, value in _common(options, seed).items() for word in (f"--{name}", str(value))]
+    began = time.perf_counter()
+    subprocess.run(
+        [sys.executable, str(TEXTBOOK), options.model, "--out", str(out), "--rung", rung, *words],
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
+    seconds = time.perf_counter() - began
     return {"seconds": seconds, "peak": json.loads((out / "textbook.json").read_text(encoding="utf-8"))["peak"]}
 
 
 def run_reprune(rung: str, settings: list[str], options: argparse.Namespace, seed: int, out: Path) -> dict[str, Any]:
-    flags = [flag for setting in settings for flag in ("--set", setting)]
-    command = ["-m", "reprune", "prune", options.model, "--out", str(out), "--pruner", "sparsegpt", "--quiet"]
-    seconds = _timed([*command, "--reconstruct", rung, *_common(options, seed), *flags])
-    record = json.loads((out / "reprune.json").read_text(encoding="utf-8"))
-    return {"seconds": seconds, "peak": record["peak_memory_bytes"]["host"]}
-
-
-def _common(options: argparse.Namespace, seed: int) -> list[str]:
-    sizes = ["--samples", options.samples, "--seqlen", options.seqlen, "--epochs", options.epochs]
-    return ["--calibration", options.calibration, *map(str, sizes), "--seed", str(seed)]
-
-
-def _timed(arguments: list[str]) -> float:
     began = time.perf_counter()
-    subprocess.run([sys.executable, *arguments], check=True, stdout=subprocess.DEVNULL)
-    return time.perf_counter() - began
+    record = prune(options.model, out, {"pruner": "sparsegpt", "reconstruct": rung, **_common(options, seed)}, settings)
+    return {"seconds": time.perf_counter() - began, "peak": record["peak_memory_bytes"]["host"]}
+
+
+def _common(options: argparse.Namespace, seed: int) -> dict[str, Any]:
+    return {key: getattr(options, key) for key in ("calibration", "samples", "seqlen", "epochs")} | {"seed": seed}
 
 
 def measure(out: Path, options: argparse.Namespace) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -9,6 +10,8 @@ import pytest
 import torch
 
 from reprune.engine.forecast import Forecast, Group, Speed, Work, forecast, measure_speed, resident_bytes
+from reprune.engine.machines import MACHINES, Machine, find_machine
+from reprune.errors import InputError
 from reprune.model.costs import BlockCosts
 from reprune.planning.recipe import resolve_recipe
 from reprune.planning.schedule import windows
@@ -96,8 +99,29 @@ def test_a_gpu_holds_the_windows_and_the_host_the_streams() -> None:
     assert found.memory_bytes < on_cpu.memory_bytes
 
 
+def test_what_crosses_a_link_takes_its_time() -> None:
+    """LR with magnitude: as many passes as above, of which each has states that enter and states that come out."""
+    work = _work()
+    recipe = resolve_recipe("model", {"reconstruct": "LR", "pruner": "magnitude"}, settings=["device=cuda"])
+    near, far = (forecast(recipe, work, replace(_SPEED, link=link), 10**8) for link in (math.inf, 1e9))
+    passes = 36 + 36 + 32 + 8 + 36
+    assert far.seconds - near.seconds == pytest.approx(8 * passes * 2 * 4 * _TOKENS * _HIDDEN / 1e9)
+
+
+@pytest.mark.parametrize("machine", MACHINES.values(), ids=MACHINES)
+def test_a_machine_does_a_part_of_what_its_maker_says(machine: Machine) -> None:
+    half, full = machine.speed("bfloat16"), machine.speed("float32")
+    assert full.products == full.full == half.full < half.products < machine.bfloat16
+    assert half.traffic < machine.bandwidth and half.link < machine.link < half.traffic
+
+
+def test_an_unknown_machine_is_refused_with_those_that_are_known() -> None:
+    with pytest.raises(InputError, match=r"--on tpu: expected one of h100, a100, 4090"):
+        find_machine("tpu")
+
+
 def test_the_machine_is_measured() -> None:
     speed = measure_speed(torch.device("cpu"), torch.float32)
     assert speed.products == speed.full > 1e8
-    assert speed.traffic > 1e7
+    assert speed.traffic > 1e7 and speed.link == math.inf
     assert resident_bytes() > 10**7

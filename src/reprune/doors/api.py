@@ -27,6 +27,7 @@ from reprune.doors.prepare import (
 )
 from reprune.engine.forecast import Forecast, Group, Work, forecast, measure_speed, resident_bytes
 from reprune.engine.ledger import Ledger
+from reprune.engine.machines import Machine, find_machine
 from reprune.engine.record import full_record, trim_heap, versions
 from reprune.engine.result import RECORD, Result
 from reprune.engine.run import Methods, run_windows
@@ -225,6 +226,7 @@ class Plan:
     samples: tuple[int, int]  # to calibrate on, and held out
     weights: int  # all of the model's
     bytes: int  # of its files
+    machine: Machine | None = None  # that the run is forecast for; None is this one
 
     @property
     def folder(self) -> Path:
@@ -233,7 +235,7 @@ class Plan:
 
     @cached_property
     def forecast(self) -> Forecast:
-        """What the run will take, by what the machine does in a second just now."""
+        """What the run will take: by what this machine does in a second just now, or another by its data sheet."""
         recipe, decoder = self.recipe, self.decoder
         assert recipe.seqlen is not None
         work = Work(
@@ -248,17 +250,26 @@ class Plan:
             [decoder.block_bytes(index) for index in range(len(decoder))],
             decoder.outside_bytes(),
         )
+        if self.machine is not None:
+            there = recipe.model_copy(update={"device": "cuda"})
+            return forecast(there, work, self.machine.speed(recipe.precision), resident_bytes())
         speed = measure_speed(torch.device(recipe.device), DTYPES[recipe.precision])
         return forecast(recipe, work, speed, resident_bytes())
 
 
-def plan_by_recipe(recipe: Recipe, watcher: Watcher) -> Plan:
+def plan_by_recipe(recipe: Recipe, watcher: Watcher, machine: Machine | None = None) -> Plan:
     """Look at a model's configuration and tensor headers; load no weights.
+
+    Args:
+        machine: the one that the run is forecast for, where that is not this one.
 
     Raises:
         InputError: the recipe does not fit the model at all. What would be refused is in `Plan.survey.refusals`.
     """
     folder = locate_model(recipe.model, notify=watcher.note)
+    if machine is not None:  # nothing is run on it: blocks without values are on the CPU
+        precision = "bfloat16" if recipe.precision == "auto" else recipe.precision
+        recipe = recipe.model_copy(update={"device": "cpu", "precision": precision})
     recipe = settle(recipe)
     decoder = open_decoder(recipe, folder)
     recipe = settle_seqlen(recipe, decoder)
@@ -271,10 +282,13 @@ def plan_by_recipe(recipe: Recipe, watcher: Watcher) -> Plan:
         samples,
         sum(math.prod(entry.shape) for entry in decoder.checkpoint.entries.values()),
         decoder.checkpoint.bytes,
+        machine,
     )
 
 
-def plan(model: str | os.PathLike[str], *, settings: Sequence[str] = (), **flags: Any) -> Plan:
-    """What `prune` with the same arguments would do; loads no weights."""
+def plan(model: str | os.PathLike[str], *, on: str | None = None, settings: Sequence[str] = (), **flags: Any) -> Plan:
+    """What `prune` with the same arguments would do, here or `on` a machine with a name; loads no weights."""
+    machine = None if on is None else find_machine(on)
     content = _contents(flags.pop("recipe", None))
-    return plan_by_recipe(resolve_recipe(os.fspath(model), content, nested_flags(**flags), settings), Watcher())
+    recipe = resolve_recipe(os.fspath(model), content, nested_flags(**flags), settings)
+    return plan_by_recipe(recipe, Watcher(), machine)

@@ -7,6 +7,7 @@ were off.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -36,6 +37,7 @@ class Speed:
     products: float  # floating-point operations of matrix products in the run's precision
     full: float  # the same in float32
     traffic: float  # bytes moved by operations on each element
+    link: float = math.inf  # bytes moved between host and device; where they are one, nothing moves
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,11 @@ def measure_speed(device: torch.device, products: torch.dtype) -> Speed:
     many = torch.ones(size * size * 8, device=device)
     moved = 3.0 * many.nbytes / _best(lambda: many + many, device)
     full = flops(torch.float32)
-    return Speed(full if products == torch.float32 else flops(products), full, moved)
+    link = math.inf
+    if device.type != "cpu":
+        states = torch.ones(2**26)
+        link = states.nbytes / _best(lambda: states.to(device), device)
+    return Speed(full if products == torch.float32 else flops(products), full, moved, link)
 
 
 def _best(run: Callable[[], torch.Tensor], device: torch.device) -> float:
@@ -133,15 +139,17 @@ def _streams(recipe: Recipe) -> int:
 def _window_seconds(recipe: Recipe, work: Work, speed: Speed, window: Window) -> float:
     samples, calibration, heldout = work.calibration + work.heldout, work.calibration, work.heldout
 
+    crossing = 2.0 * work.blocks[0].states / speed.link  # of a pass: what enters it, and what comes out or should
+
     def forward(blocks: Sequence[int]) -> float:
         """One sample through blocks."""
-        return sum(
+        return (crossing if blocks else 0.0) + sum(
             work.blocks[i].forward / speed.products + _TRAFFIC_FORWARD * work.blocks[i].activations / speed.traffic
             for i in blocks
         )
 
     def both(blocks: Sequence[int]) -> float:
-        return sum(
+        return crossing + sum(
             work.blocks[i].both / speed.products + _TRAFFIC_BOTH * work.blocks[i].activations / speed.traffic
             for i in blocks
         )
@@ -198,7 +206,7 @@ def _window_bytes(recipe: Recipe, work: Work, window: Window) -> int:
     grams = recipe.pruner.name == "sparsegpt"  # of all groups of a block at once
     pruning = max(
         grams * sum(4 * group.columns**2 for group in work.groups[i])
-        + max((4 * (4 * group.columns**2 + 4 * group.rows * group.columns) for group in work.groups[i]), default=0)
+        + max((4 * (3 * group.columns**2 + 4 * group.rows * group.columns) for group in work.groups[i]), default=0)
         for i in window.blocks
     )
     twin = 0

@@ -58,32 +58,22 @@ class SparseGPT(Pruner[Gram]):
     def _factor(self, statistics: Gram) -> tuple[Tensor, Tensor, tuple[str, ...]]:
         """The upper Cholesky factor U of H^-1, the columns whose input is always zero, and notes.
 
-        Where H is not definite at the given damping, the damping is raised tenfold, up to the mean diagonal.
+        Where H is not definite at the given damping, that is raised tenfold, up to the mean diagonal.
         """
-        H = statistics.matrix.clone()
-        if not torch.isfinite(H).all():
+        if not torch.isfinite(statistics.matrix).all():
             raise NumericalError(
                 "the inputs of this group hold NaN or infinite values, so SparseGPT cannot use their Gram matrix"
             )
-        diagonal = H.diagonal()  # a view: writing to it writes to H
-        dead = diagonal == 0
-        diagonal[dead] = 1.0
-        mean = diagonal.mean()
-        damping, added = self.damping, 0.0
+        dead = statistics.matrix.diagonal() == 0
+        damping = self.damping
         while damping <= max(self.damping, 1.0):
-            diagonal += (damping - added) * mean
-            added = damping
-            # Backwards, H = L L' with L lower; forwards again, L^-1 is the upper factor of H^-1.
-            lower, failed = torch.linalg.cholesky_ex(H.flip(0, 1))
-            if not failed:
-                identity = torch.eye(len(H), device=H.device)
-                upper = torch.linalg.solve_triangular(lower, identity, upper=False).flip(0, 1)
-                if torch.isfinite(upper).all():
-                    raised = f"damping raised from {self.damping:g} to {damping:g}: the Gram matrix is near singular"
-                    return upper, dead, (raised,) if damping > self.damping else ()
+            upper = _upper_factor(statistics.matrix, damping)
+            if upper is not None:
+                raised = f"damping raised from {self.damping:g} to {damping:g}: the Gram matrix is near singular"
+                return upper, dead, (raised,) if damping > self.damping else ()
             damping *= 10.0
         raise NumericalError(
-            f"the Gram matrix of this group stays indefinite even with damping {added:g} x its mean diagonal; "
+            f"the Gram matrix of this group stays indefinite even with damping {damping / 10.0:g} x its mean diagonal; "
             "calibrate on more or other text"
         )
 
@@ -114,3 +104,23 @@ class SparseGPT(Pruner[Gram]):
                 block[far:].addmm_(factor[near:far, far:].T, errors[near:far], alpha=-1.0)
             W[end:].addmm_(U[start:end, end:].T, errors, alpha=-1.0)
         return mask
+
+
+def _upper_factor(H: Tensor, damping: float) -> Tensor | None:
+    """The upper Cholesky factor of the inverse of H with a damped diagonal; None where that is not definite.
+
+    Beside H itself there are never more than three matrices of its size: of a wide group they are what takes memory.
+    """
+    # Backwards, H = L L' with L lower; forwards again, L^-1 is the upper factor of H^-1.
+    backwards = H.flip(0, 1)
+    diagonal = backwards.diagonal()  # a view: writing to it writes to the matrix
+    diagonal[diagonal == 0] = 1.0
+    diagonal += damping * diagonal.mean()
+    lower, failed = torch.linalg.cholesky_ex(backwards)
+    del backwards, diagonal
+    if failed:
+        return None
+    inverse = torch.linalg.solve_triangular(lower, torch.eye(len(H), device=H.device), upper=False)
+    del lower
+    upper = inverse.flip(0, 1)
+    return upper if torch.isfinite(upper).all() else None

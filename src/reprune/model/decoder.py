@@ -260,7 +260,9 @@ def _fill_with_nothing(path: str, module: nn.Module, ids: Tensor | None) -> None
     del path, ids
     for key, parameter in list(module.named_parameters(recurse=False)):
         if parameter.is_meta:
-            setattr(module, key, nn.Parameter(torch.zeros(parameter.shape), requires_grad=False))
+            # An embedding of gigabytes takes no memory as long as nothing is written to it.
+            nothing = torch.empty if parameter.dim() == 2 else torch.zeros
+            setattr(module, key, nn.Parameter(nothing(parameter.shape), requires_grad=False))
 
 
 def _difference(one: Call, other: Call) -> str | None:

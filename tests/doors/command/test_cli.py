@@ -6,6 +6,7 @@ import hashlib
 import json
 import platform
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import reprune
+from reprune.doors import api
+from reprune.engine import machines
 from reprune.model.checkpoint import Checkpoint
 from reprune.model.decoder import Decoder
 from tests import tiny
@@ -28,7 +31,7 @@ _RECIPE = {
 }
 FLAGS = {
     "prune": {*_RECIPE, "--out", "--quiet", "--verbose"},
-    "plan": _RECIPE,
+    "plan": {*_RECIPE, "--on"},
     "resume": {"--quiet", "--verbose"},
     "status": set(),
     "evaluate": {
@@ -331,6 +334,20 @@ def test_plan_refuses_what_prune_refuses(here: Path, cli: Cli) -> None:
     assert left.code == 0
     assert "mlp.down_proj (stays dense)" in left.out
     assert "self_attn.q_proj (stays dense)" in left.out
+
+
+def test_plan_forecasts_for_a_machine_that_is_not_here(here: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api, "measure_speed", lambda *_: pytest.fail("this machine was measured"))
+    flags = ["plan", "llama", "--calibration", "text.txt", "--samples", "4"]
+    said = cli(*flags, "--on", "h100")
+    assert (said.code, said.err) == (0, "")
+    assert "device     one H100 (SXM, 80 GB), products in bfloat16\n" in said.out
+    assert " on the device; " in said.out and "does not fit" not in said.out
+    assert "(24 GB), products in float32\n" in cli(*flags, "--on", "4090", "--set", "precision=float32").out
+    monkeypatch.setitem(machines.MACHINES, "4090", replace(machines.MACHINES["4090"], memory_bytes=1000))
+    assert "note       it does not fit the 1 kB of that device; try" in cli(*flags, "--on", "4090").out
+    unknown = cli(*flags, "--on", "tpu")
+    assert (unknown.code, unknown.err) == (2, "error: --on tpu: expected one of h100, a100, 4090.\n")
 
 
 def test_plan_refuses_a_source_that_is_not_there(cli: Cli) -> None:

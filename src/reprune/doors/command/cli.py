@@ -127,16 +127,21 @@ def plan(
     device: Device = None,
     settings: Settings = None,
     trust_remote_code: Trust = False,
+    on: Annotated[
+        str | None, typer.Option("--on", metavar="MACHINE", help="Forecast for h100, a100 or 4090. [this machine]")
+    ] = None,
 ) -> None:
     """Show what `prune` with the same flags would do; loads no weights. Exit code 2 if it would refuse."""
     with exit_codes():
         from reprune.doors.api import plan_by_recipe
         from reprune.doors.command.views import show_plan
         from reprune.doors.progress import watching
+        from reprune.engine.machines import find_machine
 
+        machine = None if on is None else find_machine(on)
         made = _recipe(model, recipe, settings, **_given(locals()))
         with watching(quiet=False, verbose=False) as watcher:
-            planned = plan_by_recipe(made, watcher)
+            planned = plan_by_recipe(made, watcher, machine)
         show_plan(planned)
         if planned.survey.refusals:
             raise typer.Exit(2)

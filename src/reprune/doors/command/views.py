@@ -78,13 +78,20 @@ def show_plan(plan: Plan) -> None:
     output.print(f"rung       {recipe.reconstruct}: {recipe.teacher} teacher; {fitted}")
     output.print(f"schedule   {len(plan.schedule)} windows of size {schedule.size}, stride {schedule.stride}")
     output.print(f"samples    {recipe.samples} of {recipe.seqlen} tokens from {', '.join(recipe.calibration)}")
-    output.print(f"device     {recipe.device}, products in {recipe.precision}")
+    where = recipe.device if plan.machine is None else plan.machine.name
+    output.print(f"device     {where}, products in {recipe.precision}")
     forecast = plan.forecast
     device = f", {size(forecast.device_bytes)} on the device" if forecast.device_bytes else ""
     output.print(
         f"forecast   about {clock(forecast.seconds)}; peak memory {size(forecast.memory_bytes)}{device}; "
         f"{size(forecast.disk_bytes)} on disk"
     )
+    if plan.machine is not None and forecast.device_bytes > plan.machine.memory_bytes:
+        output.print(
+            f"note       it does not fit the {size(plan.machine.memory_bytes)} of that device; try smaller "
+            "solver.micro_batch_size, solver.checkpointing, solver.rank",
+            style="red",
+        )
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("blocks", "linear group", "rows x columns"):
         table.add_column(column)

@@ -1,0 +1,70 @@
+"""What several benchmarks need: a run of reprune in a process of its own, and models and texts to run it on."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+
+def prune(model: Path, out: Path, flags: Mapping[str, Any], settings: Sequence[str] = ()) -> dict[str, Any]:
+    """Run `reprune prune` into a folder that is emptied before; returns its record."""
+    shutil.rmtree(out, ignore_errors=True)
+    words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
+    words += [word for setting in settings for word in ("--set", setting)]
+    subprocess.run(
+        [sys.executable, "-m", "reprune", "prune", str(model), "--out", str(out), "--quiet", *words], check=True
+    )
+    record: dict[str, Any] = json.loads((out / "reprune.json").read_text(encoding="utf-8"))
+    return record
+
+
+def planned(model: Path, flags: Mapping[str, Any], settings: Sequence[str] = ()) -> dict[str, float]:
+    """What `reprune plan` forecasts, in a process of its own, as its memory counts."""
+    code = (
+        "import json, sys, reprune\n"
+        "model, flags, settings = json.loads(sys.argv[1])\n"
+        "found = reprune.plan(model, settings=settings, **flags).forecast\n"
+        "print(json.dumps(vars(found)))\n"
+    )
+    given = json.dumps([str(model), dict(flags), list(settings)])
+    said = subprocess.run([sys.executable, "-c", code, given], check=True, capture_output=True, text=True).stdout
+    found: dict[str, float] = json.loads(said.splitlines()[-1])
+    return found
+
+
+def random_llama(folder: Path, **sizes: int) -> Path:
+    """Write a model of random weights in bfloat16, with a token for each byte, unless it is there."""
+    if not (folder / "config.json").exists():
+        torch.manual_seed(0)
+        config = LlamaConfig(**{"vocab_size": 1024, "max_position_embeddings": 2048, **sizes})
+        LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+        write_tokenizer(folder)
+    return folder
+
+
+def write_tokenizer(folder: Path) -> None:
+    """A tokenizer with a token for each byte."""
+    raw = Tokenizer(models.BPE(unk_token=None))
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.train_from_iterator(
+        ["the quick brown fox"], trainers.BpeTrainer(initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+    )
+    PreTrainedTokenizerFast(tokenizer_object=raw).save_pretrained(folder)
+
+
+def random_text(file: Path, tokens: int) -> Path:
+    """Words of random letters: one token a letter, for so many tokens and more."""
+    letters = random.Random(0)
+    words = ("".join(letters.choices("abcdefghijklmnopqrstuvwxyz", k=7)) for _ in range(tokens // 7 + 100))
+    file.write_text(" ".join(words), encoding="utf-8")
+    return file

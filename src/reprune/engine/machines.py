@@ -1,0 +1,49 @@
+"""Machines that a run can be forecast for without being there: what their makers say, and a share of it.
+
+Matrix products of the sizes of blocks reach about half of a GPU's peak, and what only moves bytes about two thirds of
+its bandwidth; states cross from the host at about half of the link's rate, from pageable memory. These shares are
+estimates: no run on these machines has been held against them yet.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import final
+
+from reprune.engine.forecast import Speed
+from reprune.errors import InputError
+
+_PRODUCTS, _TRAFFIC, _LINK = 0.5, 0.67, 0.5
+
+
+@final
+@dataclass(frozen=True)
+class Machine:
+    """One GPU and what it is fed by."""
+
+    name: str
+    bfloat16: float  # floating-point operations a second of dense products, peak; sums in float32
+    float32: float  # the same, without TF32
+    bandwidth: float  # bytes a second, of its memory
+    link: float  # bytes a second, from the host
+    memory_bytes: int
+
+    def speed(self, precision: str) -> Speed:
+        """What it is expected to do, with products in a recipe's precision."""
+        products = self.float32 if precision == "float32" else self.bfloat16
+        return Speed(_PRODUCTS * products, _PRODUCTS * self.float32, _TRAFFIC * self.bandwidth, _LINK * self.link)
+
+
+MACHINES = {
+    "h100": Machine("one H100 (SXM, 80 GB)", 989e12, 67e12, 3.35e12, 64e9, 80 * 10**9),
+    "a100": Machine("one A100 (SXM, 80 GB)", 312e12, 19.5e12, 2.04e12, 32e9, 80 * 10**9),
+    "4090": Machine("one GeForce RTX 4090 (24 GB)", 165e12, 82.6e12, 1.01e12, 32e9, 24 * 10**9),
+}
+"""Peaks from NVIDIA's data sheets (H100 and A100 Tensor Core GPU; Ada GPU architecture)."""
+
+
+def find_machine(name: str) -> Machine:
+    """Raises `InputError` for one that is not known."""
+    if name not in MACHINES:
+        raise InputError(f"--on {name}: expected one of {', '.join(MACHINES)}.")
+    return MACHINES[name]

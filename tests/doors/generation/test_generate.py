@@ -241,11 +241,11 @@ def test_where_nothing_passes_it_says_so_and_ends(here: Path, monkeypatch: pytes
         generate("llama", "self.jsonl", samples=9, settings=SMALL, **EXACT)
 
 
-def test_the_ends_of_a_text_are_the_configurations_and_the_tokenizers() -> None:
+def test_a_text_ends_where_the_configuration_says_and_where_it_is_no_text() -> None:
     model = tiny.build("llama")
-    assert local.ends_of(model, tiny.tokenizer()) == {2}
+    assert local.ends_of(model, tiny.tokenizer()) == {0, 1, 2}
     model.generation_config.eos_token_id = [5, 6]
-    assert local.ends_of(model, tiny.tokenizer()) == {2, 5, 6}
+    assert local.ends_of(model, tiny.tokenizer()) == {0, 1, 2, 5, 6}
 
 
 def test_settings_have_a_key_of_their_own() -> None:

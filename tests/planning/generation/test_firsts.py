@@ -1,4 +1,4 @@
-"""Texts begin with any token that is a piece of text, and with no other."""
+"""Texts begin with any token that is a piece of text, and with no other; what is no text ends them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import transformers as tf
 from tokenizers import AddedToken, Tokenizer, models
 
 from reprune.errors import InputError
-from reprune.planning.generation.firsts import first_tokens
+from reprune.planning.generation.firsts import first_tokens, signs
 from tests import tiny
 
 _SPECIAL = ["<bos>", "<eos>", "<start_of_turn>"]
@@ -32,6 +32,26 @@ def test_special_unused_byte_and_padding_tokens_are_left_out() -> None:
     found = first_tokens(made, rows=20)
     assert {made.convert_ids_to_tokens(int(index)) for index in found.ids} == {"the", "\n", "unused", "<div>", "ré"}
     assert found.left_out == {"byte": 2, "no token of the tokenizer": 5, "special": 3, "unused": 5}
+
+
+@pytest.mark.parametrize(
+    ("token", "sign"),
+    [
+        ("<start_of_image>", True),
+        ("<|fim_pad|>", True),
+        ("</tool_call>", True),
+        ("<div>", False),
+        ("<a_1>", False),
+        ("a_b", False),
+    ],
+)
+def test_added_tokens_that_are_signs_are_known_by_their_form(token: str, sign: bool) -> None:
+    made = tokenizer()
+    made.add_tokens([AddedToken(token, special=False)])
+    index = made.convert_tokens_to_ids(token)
+    assert (index in signs(made)) == sign
+    assert (index in first_tokens(made, rows=20).ids) == (not sign)
+    assert len(signs(made)) == len(_SPECIAL) + len(_UNUSED) + sign
 
 
 def test_pieces_of_characters_are_left_out() -> None:

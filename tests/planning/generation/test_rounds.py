@@ -15,7 +15,7 @@ from reprune.planning.generation.language import Language
 from reprune.planning.generation.rounds import Author, Ids, Procedure, Written
 from reprune.planning.generation.settings import Generation
 
-FIRSTS = FirstTokens(np.arange(100, 200, dtype=np.int64), {})
+FIRSTS = FirstTokens(np.arange(100, 200, dtype=np.int64), {}, frozenset({7}))
 
 
 @final
@@ -52,6 +52,15 @@ class Noting(Filter):
 @pytest.fixture(autouse=True)
 def english(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "language_of", lambda text: Language("de" if text == "odd" else "en", 0.87654321))
+
+
+def test_a_beginning_with_a_token_that_is_no_text_is_not_written_on() -> None:
+    scribe = Scribe()
+    firsts = FirstTokens(np.arange(100, 200, dtype=np.int64), {}, frozenset({3}))
+    found = Procedure(scribe, firsts, Generation(batch_size=20, length=64), []).round(0, wanted=1000)
+    assert scribe.asked == []
+    assert {line["reason"] for line in found.rejected} == {"holds a token that is no text"}
+    assert found.counts == {"begun": 40, "rejected prefix": 40}
 
 
 def test_only_beginnings_in_the_language_are_written_on() -> None:

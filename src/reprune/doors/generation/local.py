@@ -13,6 +13,7 @@ from reprune.doors.prepare import DTYPES
 from reprune.model.block import Precision
 from reprune.model.sampler import Sampler
 from reprune.model.whole import load_model
+from reprune.planning.generation.firsts import signs
 from reprune.planning.generation.rounds import Author, Ids, Written
 from reprune.planning.generation.settings import PREFIX, Generation
 from reprune.planning.tokens import beginning
@@ -79,9 +80,7 @@ class LocalAuthor(Author):
 
 
 def ends_of(model: Any, tokenizer: Any) -> frozenset[int]:
-    """The tokens that end a text, by the model's own configuration and its tokenizer's."""
+    """The tokens that end a text: by the model's own configuration, and all that are never text."""
     found = getattr(model.generation_config, "eos_token_id", None)
     ends = {found} if isinstance(found, int) else set(found or ())
-    if tokenizer.eos_token_id is not None:
-        ends.add(tokenizer.eos_token_id)
-    return frozenset(ends)
+    return signs(tokenizer) | ends

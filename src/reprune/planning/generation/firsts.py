@@ -1,4 +1,4 @@
-"""The tokens that a text may begin with: all of a vocabulary but those that are no piece of text. Knows no model."""
+"""Which tokens are pieces of text, that one may begin with, and which are signs to a model. Knows no model."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from reprune.errors import InputError
 
 _BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 _UNUSED = re.compile(r"[<\[(]\|?[^<>\[\]()]*(unused|reserved|extra_id|dummy|placeholder)[^<>\[\]()]*\|?[>\])]", re.I)
+_SIGN = re.compile(r"<\|[^<>|]+\|>|</?[A-Za-z]+(_[A-Za-z]+)+>")  # no tag of HTML has an underscore
 
 
 @final
@@ -23,10 +24,20 @@ class FirstTokens:
 
     ids: NDArray[np.int64]  # ascending
     left_out: dict[str, int]
+    signs: frozenset[int]  # the tokens that no text may hold
 
     def draw(self, generator: np.random.Generator, count: int) -> NDArray[np.int64]:
         """So many of them, (count,), each as likely as any other, whatever came before."""
         return self.ids[generator.integers(len(self.ids), size=count)]
+
+
+def signs(tokenizer: Any) -> frozenset[int]:
+    """The tokens that are never text: special ones, those without use, and added ones such as <start_of_image>."""
+    added = tokenizer.added_tokens_decoder.items()
+    found = set(tokenizer.all_special_ids)
+    found |= {index for index, token in added if token.special or _SIGN.fullmatch(str(token))}
+    found |= {int(index) for token, index in tokenizer.get_vocab().items() if _UNUSED.fullmatch(str(token))}
+    return frozenset(found)
 
 
 def first_tokens(tokenizer: Any, rows: int) -> FirstTokens:
@@ -40,8 +51,7 @@ def first_tokens(tokenizer: Any, rows: int) -> FirstTokens:
         InputError: no token is left.
     """
     known = {int(index): str(token) for token, index in tokenizer.get_vocab().items()}
-    special = set(tokenizer.all_special_ids)
-    special |= {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+    special = signs(tokenizer)
     left_out: Counter[str] = Counter()
     ids: list[int] = []
     texts = dict(zip(known, tokenizer.batch_decode([[index] for index in known]), strict=True))
@@ -53,10 +63,10 @@ def first_tokens(tokenizer: Any, rows: int) -> FirstTokens:
             left_out[reason] += 1
     if not ids:
         raise InputError("the tokenizer has no token that a text could begin with; give the model's own tokenizer.")
-    return FirstTokens(np.asarray(ids, dtype=np.int64), dict(sorted(left_out.items())))
+    return FirstTokens(np.asarray(ids, dtype=np.int64), dict(sorted(left_out.items())), special)
 
 
-def _reason(index: int, token: str | None, special: set[int], text: str) -> str | None:
+def _reason(index: int, token: str | None, special: frozenset[int], text: str) -> str | None:
     """Why a token is left out; None if it is not."""
     if token is None:
         return "no token of the tokenizer"

@@ -77,14 +77,16 @@ class Procedure:
         for first, (text, ids) in zip(firsts, self._author.begin(firsts, number), strict=True):
             found.counts["begun"] += 1
             language = language_of(text)
-            if language.code == settings.language:
+            if self._firsts.signs.intersection(ids):
+                reason = "holds a token that is no text"
+            elif language.code == settings.language:
                 prefixes.append((first, text, ids))
                 continue
+            else:
+                reason = f"reads as {language.code}"
             found.counts["rejected prefix"] += 1
             line = {"prefix": text, "token_ids": list(ids), "round": number}
-            found.rejected.append(
-                {**line, "rejected": "prefix", "reason": f"reads as {language.code}", "score": round(language.score, 4)}
-            )
+            found.rejected.append({**line, "rejected": "prefix", "reason": reason, "score": round(language.score, 4)})
         if not prefixes:
             return found
         written = self._author.write([ids for *_, ids in prefixes], number)

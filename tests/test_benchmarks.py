@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 import reprune
 from reprune.doors.prepare import draw, open_decoder
-from reprune.planning.recipe import resolve_recipe
+from reprune.planning.layers import resolve_recipe
 from tests import tiny
 
 _BENCHMARKS = Path(__file__).parent.parent / "benchmarks"

@@ -42,6 +42,7 @@ def commands(block: str) -> list[str]:
 @pytest.mark.parametrize("page", PAGES)
 def test_every_command_and_script_of_the_page_runs(page: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
+    monkeypatch.setenv("REPRUNE_CACHE", str(folder.parent / "cache"))
     monkeypatch.setattr(sys, "argv", ["script"])
     write_as_if_prose(monkeypatch)
     found = _BLOCK.findall((ROOT / page).read_text(encoding="utf-8"))

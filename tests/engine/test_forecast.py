@@ -13,7 +13,7 @@ from reprune.engine.forecast import Forecast, Group, Speed, Work, forecast, meas
 from reprune.engine.machines import MACHINES, Machine, find_machine
 from reprune.errors import InputError
 from reprune.model.costs import BlockCosts
-from reprune.planning.recipe import resolve_recipe
+from reprune.planning.layers import resolve_recipe
 from reprune.planning.schedule import windows
 
 _SPEED = Speed(1e11, 5e10, 1e10)

@@ -15,7 +15,7 @@ import reprune
 from reprune.engine.watcher import Watcher
 from reprune.math.statistics import Statistics
 from reprune.model.block import Block, Call, LinearGroup, Precision
-from reprune.planning.recipe import resolve_recipe
+from reprune.planning.layers import resolve_recipe
 from reprune.planning.schedule import Window
 from tests import tiny
 from tests.engine.test_run import prune, tensors

@@ -69,7 +69,7 @@ def test_the_recorded_block_errors_are_those_of_the_saved_model(llama: Path, run
     """The twin: whole models, hooks on their blocks, the paper's formula."""
     record = prune(llama, tmp_path / "out", reconstruct=rung)
     from reprune.doors.prepare import draw, open_decoder
-    from reprune.planning.recipe import resolve_recipe
+    from reprune.planning.layers import resolve_recipe
 
     recipe = resolve_recipe(None, {**record["recipe"], "model": str(llama)})
     drawn = draw(recipe, open_decoder(recipe, llama))
@@ -117,7 +117,7 @@ def test_the_statistics_come_from_the_sparse_stream(llama: Path, tmp_path: Path)
     """The twin: Wanda on block 1, scored by hand with inputs that went through the pruned block 0."""
     prune(llama, tmp_path / "out", pruner="wanda", reconstruct="LR", samples=4)
     from reprune.doors.prepare import draw, open_decoder
-    from reprune.planning.recipe import resolve_recipe
+    from reprune.planning.layers import resolve_recipe
 
     record = json.loads((tmp_path / "out" / "reprune.json").read_text())
     recipe = resolve_recipe(None, {**record["recipe"], "model": str(llama)})

@@ -14,7 +14,7 @@ from reprune.engine import dense, pruning
 from reprune.engine.shared import Shared
 from reprune.engine.watcher import Watcher
 from reprune.math.statistics import Gram
-from reprune.planning.recipe import resolve_recipe
+from reprune.planning.layers import resolve_recipe
 from tests import tiny
 
 _RUNGS = ("LR", "BR", "BR+GP", "BR+GP+CR", "auto")

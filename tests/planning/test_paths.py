@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from reprune.planning.layers import read_recipe, resolve_recipe
 from reprune.planning.paths import absolute, beside, local_name, with_path
-from reprune.planning.recipe import read_recipe, resolve_recipe
 
 
 @pytest.fixture(autouse=True)

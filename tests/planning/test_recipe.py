@@ -1,4 +1,4 @@
-"""A recipe is what defaults, file, flags and --set say, the later over the earlier; faults are named."""
+"""A recipe is one valid point of all that can be chosen, and builds what it names."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reprune.errors import InputError
@@ -18,7 +18,8 @@ from reprune.math.solver import NoSolver
 from reprune.math.sparsegpt import SparseGPT
 from reprune.math.wanda import Wanda
 from reprune.math.widening import Widening
-from reprune.planning.recipe import Recipe, parse_setting, read_recipe, resolve_recipe
+from reprune.planning.layers import read_recipe, resolve_recipe
+from reprune.planning.recipe import Recipe
 
 _FEW = settings(deadline=None, max_examples=60)
 
@@ -57,80 +58,6 @@ def test_a_rung_of_the_ladder_is_a_point_on_three_axes(expected: tuple[Any, ...]
     assert _rung(resolve_recipe("model", flags={"reconstruct": expected[0]})) == expected
     assert _rung(resolve_recipe("model", {"reconstruct": expected[0]})) == expected
     assert _rung(resolve_recipe("model", settings=[f"reconstruct={expected[0]}"])) == expected
-
-
-def test_a_setting_is_over_a_flag_over_the_file_over_the_default() -> None:
-    file = {"samples": 10, "seed": 1, "solver": {"lr": 0.1, "epochs": 3, "batch_size": 2}}
-    flags = {"seed": 2, "solver": {"epochs": 4, "batch_size": 4}}
-    recipe = resolve_recipe("model", file, flags, ["seed=3", "solver.batch_size=16"])
-    assert (recipe.samples, recipe.seed) == (10, 3)
-    assert (recipe.solver.lr, recipe.solver.epochs, recipe.solver.batch_size) == (0.1, 4, 16)
-    assert recipe.solver.betas == (0.9, 0.95)
-    assert resolve_recipe("model", file, flags).seed == 2
-    assert resolve_recipe("model", file).seed == 1
-
-
-def test_of_two_settings_of_one_key_the_later_holds() -> None:
-    assert resolve_recipe("model", settings=["seed=1", "seed=2"]).seed == 2
-
-
-def test_a_list_is_replaced_and_not_added_to() -> None:
-    recipe = resolve_recipe("model", {"calibration": ["c4", "ptb"]}, {"calibration": ["wikitext2"]})
-    assert recipe.calibration == ["wikitext2"]
-
-
-def test_the_layers_are_left_as_they_are() -> None:
-    file: dict[str, Any] = {"reconstruct": "BR+GP+CR", "solver": {"lr": 0.1}, "pruner": "wanda"}
-    flags: dict[str, Any] = {"solver": {"epochs": 2}}
-    resolve_recipe("model", file, flags, ["solver.lr=0.2", "schedule.size=3"])
-    assert file == {"reconstruct": "BR+GP+CR", "solver": {"lr": 0.1}, "pruner": "wanda"}
-    assert flags == {"solver": {"epochs": 2}}
-    assert _rung(resolve_recipe("model", file)) == ("BR+GP+CR", 2, 1, "global", "adam")
-
-
-def test_a_recipe_may_spell_out_what_its_rung_leaves_open() -> None:
-    file = {"reconstruct": "BR", "schedule": {"size": 3}, "teacher": "global", "solver": "none"}
-    assert _rung(resolve_recipe("model", file)) == ("BR", 3, 1, "global", "none")
-
-
-def test_a_rung_in_a_flag_replaces_what_the_file_spells_out() -> None:
-    file = {
-        "reconstruct": "LR",
-        "schedule": {"size": 4, "stride": 4},
-        "teacher": "local",
-        "solver": {"name": "none", "epochs": 3},
-    }
-    recipe = resolve_recipe("model", file, {"reconstruct": "BR+GP+CR"})
-    assert _rung(recipe) == ("BR+GP+CR", 2, 1, "global", "adam")
-    assert recipe.solver.epochs == 3  # no rung speaks of epochs
-    short = resolve_recipe("model", {"solver": "none"}, {"reconstruct": "BR"})
-    assert _rung(short) == ("BR", 1, 1, "local", "adam")
-
-
-def test_a_rung_in_a_setting_replaces_what_the_file_spells_out() -> None:
-    file = {"schedule": {"size": 4, "stride": 4}, "teacher": "local", "solver": "none"}
-    assert _rung(resolve_recipe("model", file, settings=["reconstruct=BR+GP"])) == (
-        "BR+GP",
-        1,
-        1,
-        "global",
-        "adam",
-    )
-
-
-def test_what_a_setting_says_is_over_the_rung_of_a_flag() -> None:
-    settings_ = ["schedule.size=3", "teacher=local", "solver.name=none"]
-    recipe = resolve_recipe("model", {"teacher": "global"}, {"reconstruct": "BR+GP+CR"}, settings_)
-    assert _rung(recipe) == ("BR+GP+CR", 3, 1, "local", "none")
-
-
-def test_the_model_given_is_over_the_files_and_one_of_them_is_needed() -> None:
-    assert resolve_recipe(None, {"model": "file"}).model == "file"
-    assert resolve_recipe("given", {"model": "file"}).model == "given"
-    with pytest.raises(InputError, match="model: missing"):
-        resolve_recipe(None)
-    with pytest.raises(InputError, match=r"^model: "):
-        resolve_recipe("")
 
 
 @pytest.mark.parametrize(
@@ -207,25 +134,6 @@ def test_a_pruner_or_solver_may_be_named_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    ("setting", "place", "meant"),
-    [
-        ("sparcity=0.5", "sparcity", "sparsity"),
-        ("seqlength=8", "seqlength", "seqlen"),
-        ("pruner.blocksize=8", "pruner.blocksize", "block_size"),
-        ("solver.learning_rate=1", "solver.learning_rate", ""),
-        ("solver.batchsize=8", "solver.batchsize", "batch_size"),
-        ("schedule.strides=1", "schedule.strides", "stride"),
-        ("streams.mem=1", "streams.mem", "memory"),
-        ("zzz=1", "zzz", ""),
-    ],
-)
-def test_an_unknown_key_names_the_nearest_known_one(setting: str, place: str, meant: str) -> None:
-    with pytest.raises(InputError, match=rf"^{place}: unknown key; did you mean {meant}") as raised:
-        resolve_recipe("model", settings=[setting])
-    assert "Known here: " in str(raised.value)
-
-
-@pytest.mark.parametrize(
     ("setting", "place"),
     [
         ("samples=many", "samples"),
@@ -270,90 +178,6 @@ def test_an_unknown_key_names_the_nearest_known_one(setting: str, place: str, me
 def test_a_value_that_does_not_fit_is_refused_by_its_place(setting: str, place: str) -> None:
     with pytest.raises(InputError, match=rf"^{place}(\.\d)?: [a-z]"):
         resolve_recipe(None if place == "model" else "model", settings=[setting])
-
-
-def test_all_that_is_wrong_is_said_at_once() -> None:
-    with pytest.raises(InputError) as raised:
-        resolve_recipe("model", {"samples": 0, "sparcity": 1}, settings=["solver.lr=-1"])
-    assert {line.split(":")[0] for line in str(raised.value).splitlines()} == {
-        "samples",
-        "sparcity",
-        "solver.lr",
-    }
-
-
-@pytest.mark.parametrize("text", ["samples", "=3", ".=3", "a..b=3", "solver.=3", ""])
-def test_a_setting_without_key_and_value_is_refused(text: str) -> None:
-    with pytest.raises(InputError, match=r"expected key\.path=value"):
-        parse_setting(text)
-
-
-@pytest.mark.parametrize("text", ["exclude=[", "seed={", "model='x", "seed=!!python/name:os.system", "seed=a: b: c"])
-def test_a_setting_whose_value_is_no_yaml_is_refused(text: str) -> None:
-    with pytest.raises(InputError, match="not valid YAML"):
-        parse_setting(text)
-
-
-def test_a_setting_may_hold_an_equals_sign() -> None:
-    assert parse_setting("calibration=texts.jsonl=20") == {"calibration": "texts.jsonl=20"}
-
-
-def test_an_empty_recipe_file_says_nothing(tmp_path: Path) -> None:
-    assert _read("# nothing yet\n", tmp_path) == {}
-
-
-@pytest.mark.parametrize("text", ["- a\n- b\n", "just words", "3: 4\n", "true: 1"])
-def test_a_recipe_file_that_is_no_mapping_is_refused(text: str, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"recipe\.yaml: expected keys and values"):
-        _read(text, tmp_path)
-
-
-@pytest.mark.parametrize("text", ["a: [", "a: b: c", "\tsamples: 1", "seed: !!python/object:os.system {}"])
-def test_a_recipe_file_that_is_no_yaml_is_refused_in_one_line(text: str, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"recipe\.yaml: not valid YAML") as raised:
-        _read(text, tmp_path)
-    assert "\n" not in str(raised.value)
-
-
-def test_a_recipe_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "bytes.yaml").write_bytes(b"model: \xff\xfe\n")
-    for name in ("missing.yaml", "bytes.yaml", "."):
-        with pytest.raises(InputError, match="cannot be read"):
-            read_recipe(tmp_path / name)
-
-
-_WORDS = st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"]), min_size=1, max_size=12)
-_NAMES = st.sampled_from(
-    ["2:4", "09", "010", "1_0", "yes", "null", "~", "1e3", "0x1f", "2024-01-01", "#a", "a: b", "="]
-)
-
-
-@st.composite
-def _recipes(draw: st.DrawFn) -> Recipe:
-    size = draw(st.integers(1, 5))
-    file = {
-        "pruner": draw(st.sampled_from(["magnitude", "wanda", "sparsegpt"])),
-        "sparsity": draw(st.sampled_from(["2:4", "4:8", "50%"]) | st.floats(0.001, 0.999)),
-        "reconstruct": draw(st.sampled_from(["LR", "BR", "BR+GP", "BR+GP+CR"])),
-        "schedule": {"size": size, "stride": draw(st.integers(1, size))},
-        "solver": {"lr": draw(st.floats(1e-12, 1e3)), "betas": [0.5, draw(st.floats(0, 0.999))]},
-        "calibration": draw(st.lists(_WORDS | _NAMES, min_size=1, max_size=3)),
-        "exclude": draw(st.lists(_NAMES, max_size=2)),
-        "seqlen": draw(st.none() | st.integers(2, 4096)),
-        "seed": draw(st.integers(0, 2**63 - 1)),
-        "guard": draw(st.booleans()),
-        "streams": {"memory": draw(st.integers(0, 2**40))},
-    }
-    return resolve_recipe(draw(_WORDS | _NAMES), file)
-
-
-@settings(_FEW, max_examples=100)
-@given(recipe=_recipes())
-def test_a_recipe_written_as_yaml_reads_back_equal(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> None:
-    folder = tmp_path_factory.getbasetemp()
-    # A source that is there beside the file is read as that path, and comes back absolute.
-    assume(not any((folder / source).exists() for source in recipe.calibration))
-    assert resolve_recipe(None, _read(recipe.to_yaml(), folder)) == recipe
 
 
 @_FEW

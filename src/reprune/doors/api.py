@@ -36,8 +36,9 @@ from reprune.engine.watcher import Watcher
 from reprune.errors import InputError
 from reprune.model.decoder import Decoder
 from reprune.model.locate import locate_model
+from reprune.planning.layers import read_recipe, resolve_recipe
 from reprune.planning.paths import absolute, beside
-from reprune.planning.recipe import Recipe, read_recipe, resolve_recipe
+from reprune.planning.recipe import Recipe
 from reprune.planning.schedule import Window
 from reprune.planning.survey import Survey, survey
 

@@ -27,7 +27,8 @@ from reprune.engine.compare import compare
 from reprune.errors import InputError, NumericalError
 from reprune.model.block import Block
 from reprune.model.decoder import Decoder
-from reprune.planning.recipe import StreamsRecipe, resolve_recipe
+from reprune.planning.layers import resolve_recipe
+from reprune.planning.recipe import StreamsRecipe
 from tests import tiny
 from tests.doors.conftest import QUICK, Cli
 

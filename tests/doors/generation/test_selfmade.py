@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 from reprune.doors.generation import selfmade
 from reprune.doors.prepare import open_decoder, settle
 from reprune.planning.generation import rounds
-from reprune.planning.recipe import SelfGenerateRecipe, resolve_recipe
+from reprune.planning.layers import resolve_recipe
+from reprune.planning.recipe import SelfGenerateRecipe
 from reprune.planning.samples import Samples
 from tests.doors.conftest import Cli
 from tests.doors.generation.test_generate import lines, reads

@@ -205,7 +205,7 @@ def _given(arguments: dict[str, Any]) -> dict[str, Any]:
 
 def _recipe(model: str, file: Path | None, settings: Sequence[str] | None, **flags: Any) -> Any:
     from reprune.doors.prepare import nested_flags
-    from reprune.planning.recipe import read_recipe, resolve_recipe
+    from reprune.planning.layers import read_recipe, resolve_recipe
 
     content = read_recipe(file) if file is not None else {}
     return resolve_recipe(model, content, nested_flags(**flags), settings or ())

@@ -14,8 +14,9 @@ from itertools import product
 from typing import Any, final, get_args
 
 from reprune.errors import InputError
+from reprune.planning.layers import parse_setting, resolve_recipe
 from reprune.planning.paths import with_paths
-from reprune.planning.recipe import PrunerRecipe, Recipe, parse_setting, resolve_recipe
+from reprune.planning.recipe import PrunerRecipe, Recipe
 
 PRUNERS: tuple[str, ...] = get_args(PrunerRecipe.model_fields["name"].annotation)
 RUNGS: tuple[str, ...] = get_args(Recipe.model_fields["reconstruct"].annotation)

@@ -29,7 +29,7 @@ from reprune.doors.study.record import CellRecord, StudyFolder, StudyRecord, cel
 from reprune.doors.study.watcher import StudyWatcher
 from reprune.engine.shared import Shared
 from reprune.errors import RepruneError
-from reprune.planning.recipe import read_recipe
+from reprune.planning.layers import read_recipe
 
 _FOLDERS = re.compile(r"(?<![\w./-])/(?:[^\s/]+/)+")  # of an absolute path, all but its last part
 _SHARED = ".shared"  # what cells have in common, as long as a study runs

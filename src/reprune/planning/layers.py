@@ -1,0 +1,149 @@
+"""Puts a recipe together from its layers, the later over the earlier: defaults, file, flags, `--set key.path=value`."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from reprune.errors import InputError
+from reprune.planning.recipe import RUNGS, SHORT_FORMS, Recipe
+from reprune.planning.sources import KNOWN
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML whose 2:4 is a pattern, not the number 124 in base 60 as in YAML 1.1."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, regexp) for tag, regexp in resolvers if tag != "tag:yaml.org,2002:int"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?(0|[1-9][0-9]*)$"), list("-+0123456789"))
+
+
+def read_recipe(path: Path) -> dict[str, Any]:
+    """The contents of a recipe file; raises `InputError` where it is no YAML mapping."""
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"--recipe {path}: cannot be read: {error}") from None
+    except yaml.YAMLError as error:
+        raise InputError(f"--recipe {path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if content is None:
+        return {}
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise InputError(f"--recipe {path}: expected keys and values, such as 'sparsity: 0.5'; got {content!r:.80}.")
+    for key in ("calibration", "heldout"):
+        if isinstance(content.get(key), list):
+            content[key] = [_found_beside(source, path.parent) for source in content[key]]
+    return content
+
+
+def _found_beside(source: Any, folder: Path) -> Any:
+    """A relative path in a recipe file is relative to that file's folder, if it is there."""
+    if not isinstance(source, str):
+        return source
+    named = re.sub(r"=\d+$", "", source)
+    there = any(part and (folder / part).exists() for part in (named, named.rpartition(":")[0]))
+    return str(folder / source) if there and named not in KNOWN else source
+
+
+def parse_setting(text: str) -> dict[str, Any]:
+    """Read one `key.path=value` of --set, the value as YAML, into nested mappings."""
+    key, equals, value = text.partition("=")
+    if not equals or not all(key.strip().split(".")):
+        raise InputError(f"--set {text}: expected key.path=value, such as --set schedule.size=3.")
+    try:
+        content: Any = yaml.load(value, _Loader)
+    except yaml.YAMLError:
+        raise InputError(f"--set {text}: the value is not valid YAML.") from None
+    for part in reversed(key.strip().split(".")):
+        content = {part: content}
+    assert isinstance(content, dict)
+    return content
+
+
+def resolve_recipe(
+    model: str | None,
+    file: Mapping[str, Any] | None = None,
+    flags: Mapping[str, Any] | None = None,
+    settings: Sequence[str] = (),
+) -> Recipe:
+    """Lay the layers over each other and validate the whole.
+
+    Args:
+        model: MODEL as given; None takes the recipe file's.
+        file: a recipe file's contents.
+        flags: what command-line flags say, nested as in the recipe.
+        settings: `key.path=value` strings.
+
+    Raises:
+        InputError: an unknown key (the nearest known one is named) or a value that does not fit.
+    """
+    lower = _normal(file or {})
+    upper = _normal(flags or {})
+    for setting in settings:
+        parsed = parse_setting(setting)
+        if model is not None and "model" in parsed:
+            raise InputError(f"--set {setting}: the model is given by MODEL; leave this out.")
+        upper = _merged(upper, _normal(parsed))
+    if "reconstruct" in upper:  # a rung asked for above replaces what the recipe file spells out below
+        lower = {key: value for key, value in lower.items() if key not in ("schedule", "teacher")}
+        if isinstance(lower.get("solver"), dict):
+            lower["solver"] = {key: value for key, value in lower["solver"].items() if key != "name"}
+    merged = _merged(lower, upper)
+    if model is not None:
+        merged["model"] = model
+    rung = RUNGS.get(str(merged.get("reconstruct", Recipe.model_fields["reconstruct"].default)), {})
+    merged = _merged(rung, merged)
+    try:
+        return Recipe.model_validate(merged)
+    except ValidationError as error:
+        raise InputError(_explain(error)) from None
+
+
+def _normal(layer: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: SHORT_FORMS[key](value) if key in SHORT_FORMS else value for key, value in layer.items()}
+
+
+def _merged(lower: Mapping[str, Any], upper: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(lower)
+    for key, value in upper.items():
+        below = merged.get(key)
+        merged[key] = _merged(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def _explain(error: ValidationError) -> str:
+    """All that is wrong with a recipe, one line each."""
+    lines = []
+    for problem in error.errors():
+        place = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            known = _keys(problem["loc"][:-1])
+            near = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1, cutoff=0.0)
+            lines.append(f"{place}: unknown key; did you mean {near[0]}? Known here: {', '.join(known)}.")
+        elif problem["type"] == "missing" and place == "model":
+            lines.append(f"{place}: missing; give it, as in 'reprune prune MODEL --out DIR'.")
+        else:
+            said = problem["msg"].removeprefix("Value error, ")
+            said = said.removeprefix(f"{place}: ").rstrip(".")
+            got = "" if "got " in said else f" (got {problem['input']!r:.80})"
+            lines.append(f"{place}: {said[0].lower() + said[1:]}{got}." if place else f"{said}.")
+    return "\n".join(lines)
+
+
+def _keys(location: tuple[int | str, ...]) -> list[str]:
+    """The known keys of the part of a recipe at `location`."""
+    part: type[BaseModel] = Recipe
+    for step in location:
+        annotation = part.model_fields[str(step)].annotation
+        assert isinstance(annotation, type) and issubclass(annotation, BaseModel)
+        part = annotation
+    return list(part.model_fields)

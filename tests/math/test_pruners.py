@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from reprune.errors import NumericalError
+from reprune.math import sparsegpt
 from reprune.math.magnitude import Magnitude
 from reprune.math.patterns import NM, Pattern, Unstructured
 from reprune.math.pruner import Pruned, Pruner
@@ -147,6 +148,36 @@ def test_sparsegpt_prunes_and_updates_as_the_formula_says(pattern: Pattern, colu
         assert torch.equal(pruned.mask, mask)
         torch.testing.assert_close(pruned.weight.double(), expected, rtol=1e-3, atol=1e-4)
         assert pruned.notes == ()
+
+
+@pytest.mark.parametrize(("columns", "rows"), [(1, 5), (4, 3), (16, 40), (32, 7)])
+def test_columns_are_swept_at_once_as_they_are_one_by_one(columns: int, rows: int) -> None:
+    """What a GPU does in place of a loop over columns: the same weights and errors."""
+    random = torch.Generator().manual_seed(columns)
+    X = _inputs(columns)
+    U = torch.linalg.cholesky(torch.linalg.inv(X.T @ X), upper=True)
+    W = torch.randn(columns, rows, generator=random)
+    scales = (torch.rand(columns, rows, generator=random) < 0.5) / U.diagonal().unsqueeze(1)
+    found = []
+    for sweep in (sparsegpt._one_by_one_, sparsegpt._at_once_):
+        weights, errors = W.clone(), torch.empty_like(W)
+        sweep(weights, errors, scales, U)
+        found.append((weights * (scales == 0), errors))  # what is pruned becomes zero, whatever is left there
+    torch.testing.assert_close(found[0], found[1])
+
+
+@patterns
+@pytest.mark.parametrize("block_size", [128, 8, 10])
+def test_sparsegpt_is_the_formulas_with_columns_at_once(
+    pattern: Pattern, block_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sparsegpt, "_one_by_one_", sparsegpt._at_once_)
+    weights, X = _weights(6, 10, columns=40), _inputs(40)
+    for weight, pruned in zip(weights, _prune(SparseGPT(block_size=block_size), weights, X, pattern), strict=True):
+        width = max(block_size // pattern.group, 1) * pattern.group
+        expected, mask = _sparsegpt_twin(weight, X.double().T @ X.double(), pattern, width)
+        assert torch.equal(pruned.mask, mask)
+        torch.testing.assert_close(pruned.weight, expected.float(), rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("damping", [1e-4, 0.1, 1.0])

@@ -84,6 +84,7 @@ class SparseGPT(Pruner[Gram]):
         width = max(self.block_size // pattern.group, 1) * pattern.group
         # Within a block the same again: updates reach the columns nearby at once, those further on after a few.
         narrow = max(_NARROW // pattern.group, 1) * pattern.group
+        sweep = _one_by_one_ if W.device.type == "cpu" else _at_once_
         for start in range(0, columns, width):
             end = min(start + width, columns)
             block, kept, factor = W[start:end], mask[start:end], U[start:end, start:end]
@@ -92,18 +93,48 @@ class SparseGPT(Pruner[Gram]):
             scales, errors = torch.empty_like(block), torch.empty_like(block)
             for near in range(0, end - start, narrow):
                 far = min(near + narrow, end - start)
-                for column in range(near, far):
-                    if column % step == 0:
-                        chosen = slice(column, column + step)
+                for first in range(near, far, min(step, narrow)):
+                    if first % step == 0:
+                        chosen = slice(first, first + step)
                         scores = block[chosen].square() / costs[chosen]
                         for part, into in zip(scores.split(rows, 1), kept[chosen].split(rows, 1), strict=True):
                             into.copy_(pattern.keep(part.T, "matrix").T)
                         scales[chosen] = ~kept[chosen] / factor.diagonal()[chosen].unsqueeze(1)
-                    error = torch.mul(block[column], scales[column], out=errors[column])
-                    block[column + 1 : far].addr_(factor[column, column + 1 : far], error, alpha=-1.0)
+                    last = min(first + min(step, narrow), far)
+                    here = slice(first, last)
+                    sweep(block[here], errors[here], scales[here], factor[here, here])
+                    block[last:far].addmm_(factor[here, last:far].T, errors[here], alpha=-1.0)
                 block[far:].addmm_(factor[near:far, far:].T, errors[near:far], alpha=-1.0)
             W[end:].addmm_(U[start:end, end:].T, errors, alpha=-1.0)
         return mask
+
+
+def _one_by_one_(W: Tensor, errors: Tensor, scales: Tensor, U: Tensor) -> None:
+    """Sweep a few columns whose masks are chosen.
+
+    Args:
+        W: (columns, rows); becomes what pruning each column leaves of it and of those after it.
+        errors: (columns, rows), set: what each column loses, over U_pp.
+        scales: (columns, rows): 1 / U_pp where pruned, 0 where kept.
+        U: their part of the factor (columns, columns).
+    """
+    for column in range(len(W)):
+        error = torch.mul(W[column], scales[column], out=errors[column])
+        W[column + 1 :].addr_(U[column, column + 1 :], error, alpha=-1.0)
+
+
+def _at_once_(W: Tensor, errors: Tensor, scales: Tensor, U: Tensor) -> None:
+    """The same by one triangular solve for each row, all in one call: a GPU would wait on a call for every column.
+
+    With s the scales of a row and V the part of U above its diagonal, its errors are e = s * (w - V' e), so that
+    (1 + diag(s) V') e = s * w.
+    """
+    V = U.triu(1)
+    systems = scales.T.unsqueeze(2) * V.T  # (rows, columns, columns)
+    right = (scales * W).T.unsqueeze(2)  # (rows, columns, 1)
+    found = torch.linalg.solve_triangular(systems, right, upper=False, unitriangular=True)
+    errors.copy_(found.squeeze(2).T)
+    W.addmm_(V.T, errors, alpha=-1.0)
 
 
 def _upper_factor(H: Tensor, damping: float) -> Tensor | None:

@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 
+from reprune.doors.report.course import course, direction
 from reprune.doors.report.records import Run, Study, Window
 from reprune.doors.report.rows import bring_together
 from reprune.doors.report.verdict import Verdict, guard_sentences, rise, rises, run_verdict
-from reprune.doors.report.verdict_study import course, direction, pitfalls, study_verdict
+from reprune.doors.report.verdict_study import pitfalls, study_verdict
 from tests.doors.report.records import RUNGS, cell, fitted, run_record, study_record, window
 
 
@@ -273,3 +274,53 @@ def test_cells_of_another_sparsity_or_part_are_no_rung_of_the_same_ladder() -> N
     assert [len(family.rows) for family in rows.families] == [5, 5]
     assert {row.only for row in rows.parts} == {"mlp"}
     assert rows.rungs == RUNGS
+
+
+def own(count: int, rung: str = "BR+GP", **measured: float) -> Any:
+    """A cell with so many samples of its own."""
+    test_error, perplexity = measured.pop("test", 0.04), measured.pop("perplexity", 50.0)
+    changes = {"test_error": {"test.txt": {"normalized": 1.0, "relative": test_error}}}
+    return cell("wanda", rung, self_generate=count, perplexity={"test.txt": perplexity}, **changes, **measured)
+
+
+def test_samples_of_its_own_help_where_what_is_measured_falls() -> None:
+    cells = [own(0), own(32, test=0.036, perplexity=50.2), own(128, test=0.03, perplexity=47.0)]
+    text = verdict_on(cells)
+    assert (
+        "What falls from the fewest self-generated samples to the most, by pruner and rung: "
+        "test error on test.txt in 1 of 1 and perplexity on test.txt in 1 of 1." in text
+    )
+    assert (
+        "With 0 to 128 samples of its own beside the others, wanda with BR+GP: test error on test.txt (4.00 % to "
+        "3.00 %) falls at every step; perplexity on test.txt (50.00 to 47.00) stays within 1 % up to 32, then falls up "
+        "to 128." in text
+    )
+    assert "held-out error (" not in text, "held-out samples are others at each number"
+
+
+@pytest.mark.parametrize(
+    ("test", "perplexity", "badge"),
+    [
+        (0.03, 45.0, "Own samples help"),
+        (0.03, 50.1, "Own samples help in part"),
+        (0.05, 51.0, "Own samples do not help"),
+    ],
+)
+def test_a_study_of_own_samples_is_judged_by_both_ends(test: float, perplexity: float, badge: str) -> None:
+    record = Study.model_validate(study_record([own(0), own(64, test=test, perplexity=perplexity)]))
+    assert study_verdict(record, bring_together(record)).badge == badge
+
+
+def test_held_out_errors_are_compared_where_their_text_was_given() -> None:
+    record = study_record([own(0), own(64, relative_heldout_error=0.01)])
+    record["settings"]["heldout"] = ["held.txt=16"]
+    study = Study.model_validate(record)
+    assert "held-out error (" in said(study_verdict(study, bring_together(study)))
+
+
+def test_a_ladder_is_the_verdict_and_own_samples_are_told_beside_it() -> None:
+    cells = [own(count, rung) for count in (0, 32) for rung in ("LR", "BR")]
+    text = verdict_on(cells)
+    assert "What falls from the fewest" not in text
+    assert "wanda with LR: " in text and "wanda with BR: " in text
+    assert "of its own beside the others" not in verdict_on(cells[:2])

@@ -7,14 +7,15 @@ from collections.abc import Iterator
 from reprune.doors.drawing.figures import by_number
 from reprune.doors.report.page import Plot, Section, Table
 from reprune.doors.report.records import Study
-from reprune.doors.report.rows import Row, Rows
+from reprune.doors.report.rows import Rows
 from reprune.doors.report.text import NONE, known
+from reprune.doors.report.verdict_selfmade import Lines, selfmade_lines
 
 
 def selfmade_sections(study: Study, rows: Rows) -> Iterator[Section]:
     """One section, if cells differ in the number of their self-generated samples."""
-    counts = sorted({_count(row) for row in rows.rows})
-    if len(counts) > 1:
+    lines = selfmade_lines(rows)
+    if lines:
         yield Section(
             "selfmade",
             "By the number of self-generated samples",
@@ -23,16 +24,14 @@ def selfmade_sections(study: Study, rows: Rows) -> Iterator[Section]:
                 "to calibrate on: the calibration error is of other samples at each number, and so is the held-out "
                 "error where no held-out text of its own was given; test error and perplexity can be compared.",
             ),
-            plots=list(_plots(study, rows, counts)),
+            plots=list(_plots(study, rows, lines)),
         )
 
 
-def _plots(study: Study, rows: Rows, counts: list[int]) -> Iterator[Plot]:
+def _plots(study: Study, rows: Rows, lines: Lines) -> Iterator[Plot]:
     dense = study.dense.perplexity if study.dense is not None else {}
+    counts = sorted({count for line in lines.values() for count in line})
     for measure in rows.measures:
-        lines: dict[tuple[str, str], dict[int, Row]] = {}
-        for row in rows.rows:
-            lines.setdefault((row.cells[0].pruner, row.rung), {})[_count(row)] = row
         series = {
             f"{pruner} {rung}": [(n, value) for n, row in found.items() for value in row.values(measure.of)]
             for (pruner, rung), found in lines.items()
@@ -57,7 +56,3 @@ def _plots(study: Study, rows: Rows, counts: list[int]) -> Iterator[Plot]:
             "The dotted line is the dense model." if known(level) else "",
             Table(title, ("pruner", "rung", *(f"{n:,}" for n in counts)), table, labels=2),
         )
-
-
-def _count(row: Row) -> int:
-    return row.cells[0].self_generate

@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from reprune.doors.report.course import direction
 from reprune.doors.report.page import Table
 from reprune.doors.report.records import Accuracy, Cell, Study, Value
 from reprune.doors.report.rows import Rows, accuracy
 from reprune.doors.report.text import NONE, change, counted, duration, known, memory, number, share
-from reprune.doors.report.verdict_study import direction
 
 _UP, _DOWN = "\N{UPWARDS ARROW} ", "\N{DOWNWARDS ARROW} "
 

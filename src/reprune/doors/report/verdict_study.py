@@ -9,10 +9,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from reprune.doors.report.course import course, direction, plural
 from reprune.doors.report.records import Cell, Study, Value
 from reprune.doors.report.rows import AUTO, LADDER, Measure, Row, Rows, windows_of
 from reprune.doors.report.text import change, counted, known, listed
-from reprune.doors.report.verdict import RISE, SLIGHT, Tone, Verdict, guard_sentences, rises
+from reprune.doors.report.verdict import SLIGHT, Tone, Verdict, guard_sentences, rises
+from reprune.doors.report.verdict_selfmade import selfmade_headline, selfmade_lines, selfmade_sentences
 
 RULES = (
     f"An error or a perplexity rose or fell if it changed by more than {SLIGHT}; less is taken for noise. Where there "
@@ -20,6 +22,8 @@ RULES = (
     "The ladder holds for a measure if it falls at every step from LR to the highest rung measured.",
     "The pitfall: a step up the ladder lowers the calibration error and raises the held-out error, the test error or "
     "the perplexity.",
+    "Self-generated samples help if all that can be compared falls from their fewest to their most, in part if some "
+    "does: perplexity, test error, and the held-out error where a held-out text was given.",
     "A step is in vain by a measure if it lowers the calibration error and the measure neither falls nor rises.",
     "The best result is that of the lowest perplexity on the first text; without perplexities, that of the lowest test "
     "error, else held-out error. Errors are those of the last block, relative to the dense model's output.",
@@ -76,21 +80,14 @@ def steps_in_vain(rows: Rows) -> list[tuple[Step, ...]]:
     return found
 
 
-def direction(before: float | None, after: float | None) -> str | None:
-    """falls, rises or stays, by more than `RISE`; None if one of them is not known."""
-    if not known(before) or not known(after):
-        return None
-    if after > before * (1 + RISE):
-        return "rises"
-    return "falls" if after < before * (1 - RISE) else "stays"
-
-
 def study_verdict(study: Study, rows: Rows) -> Verdict:
     """The verdict on a study."""
     found, vain = pitfalls(rows), steps_in_vain(rows)
+    climbs = any(len(family.ladder) > 1 for family in rows.families)
     sentences = (
         *_best(study, rows),
         *_ladders(rows),
+        *selfmade_sentences(study, rows),
         *_pitfall_sentences(found),
         *_vain_sentences(vain),
         *_one_seed(rows),
@@ -101,7 +98,9 @@ def study_verdict(study: Study, rows: Rows) -> Verdict:
     tone: Tone
     if not rows.families:
         tone, badge, headline = "plain", "Nothing to compare", "No cell that prunes whole blocks is finished."
-    elif not any(len(family.ladder) > 1 for family in rows.families):
+    elif not climbs and (own := selfmade_headline(study, rows)) is not None:
+        tone, badge, headline = own
+    elif not climbs:
         tone, badge, headline = "plain", "No ladder", "There is one rung only for each pruner: nothing to compare."
     elif found:
         tone, badge = "mixed", "Pitfall seen"
@@ -117,32 +116,6 @@ def study_verdict(study: Study, rows: Rows) -> Verdict:
             f"{SLIGHT}" + (f"; but at {counted(len(vain), 'step')} not all of it fell with it." if vain else ".")
         )
     return Verdict(tone, badge, headline, sentences, RULES)
-
-
-def course(steps: Sequence[tuple[str, float | None]]) -> str | None:
-    """How a measure goes along a ladder: "falls at every step", "falls up to BR+GP, then rises up to BR+GP+CR".
-
-    Args:
-        steps: (rung, value), from the lowest rung.
-
-    Returns:
-        Words that follow the measure's name; None where fewer than two values are known.
-    """
-    there = [(rung, value) for rung, value in steps if known(value)]
-    if len(there) < 2:
-        return None
-    ways = [(direction(before, after), rung) for (_, before), (rung, after) in pairwise(there)]
-    parts: list[tuple[str | None, str]] = []
-    for way, rung in ways:
-        if parts and parts[-1][0] == way:
-            parts.pop()
-        parts.append((way, rung))
-    verb = {"stays": f"stays within {SLIGHT}"}
-    if len(parts) == 1:
-        way = parts[0][0]
-        where = "at every step" if len(ways) > 1 else f"from {there[0][0]} to {there[-1][0]}"
-        return f"{verb.get(str(way), way)} {where}"
-    return ", then ".join(f"{verb.get(str(way), way)} up to {rung}" for way, rung in parts)
 
 
 def _best(study: Study, rows: Rows) -> Iterator[str]:
@@ -170,17 +143,11 @@ def _ladders(rows: Rows) -> Iterator[str]:
             way = course([(row.rung, row.mean(measure.of)) for row in family.ladder])
             if way is not None:
                 told.setdefault(way, []).append(measure.name)
-        said = [f"{listed(names)} {way if len(names) == 1 else _plural(way)}" for way, names in told.items()]
+        said = [f"{listed(names)} {way if len(names) == 1 else plural(way)}" for way, names in told.items()]
         if said:
             alike.setdefault("; ".join(said), []).append(family.name)
     for said_of_all, names in alike.items():
         yield f"Along the ladder of {listed(names)}, {said_of_all}."
-
-
-def _plural(way: str) -> str:
-    for one, many in (("falls", "fall"), ("rises", "rise"), ("stays", "stay")):
-        way = way.replace(one, many)
-    return way
 
 
 def _pitfall_sentences(found: Sequence[Step]) -> Iterator[str]:
@@ -208,7 +175,8 @@ def _vain_sentences(found: Sequence[tuple[Step, ...]]) -> Iterator[str]:
 
 
 def _one_seed(rows: Rows) -> Iterator[str]:
-    if any(family.ladder[1:] for family in rows.families) and all(len(row.cells) == 1 for row in rows.rows):
+    compared = any(family.ladder[1:] for family in rows.families) or selfmade_lines(rows)
+    if compared and all(len(row.cells) == 1 for row in rows.rows):
         yield "All of this is of one seed: differences of a few percent may be chance."
 
 

@@ -1,0 +1,51 @@
+"""Which way numbers go, and how that is said. Knows nothing of what they measure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+from reprune.doors.report.text import known
+from reprune.doors.report.verdict import RISE, SLIGHT
+
+
+def direction(before: float | None, after: float | None) -> str | None:
+    """falls, rises or stays, by more than `RISE`; None if one of them is not known."""
+    if not known(before) or not known(after):
+        return None
+    if after > before * (1 + RISE):
+        return "rises"
+    return "falls" if after < before * (1 - RISE) else "stays"
+
+
+def course(steps: Sequence[tuple[str, float | None]]) -> str | None:
+    """How a measure goes along a ladder: "falls at every step", "falls up to BR+GP, then rises up to BR+GP+CR".
+
+    Args:
+        steps: (rung, value), from the lowest rung.
+
+    Returns:
+        Words that follow the measure's name; None where fewer than two values are known.
+    """
+    there = [(rung, value) for rung, value in steps if known(value)]
+    if len(there) < 2:
+        return None
+    ways = [(direction(before, after), rung) for (_, before), (rung, after) in pairwise(there)]
+    parts: list[tuple[str | None, str]] = []
+    for way, rung in ways:
+        if parts and parts[-1][0] == way:
+            parts.pop()
+        parts.append((way, rung))
+    verb = {"stays": f"stays within {SLIGHT}"}
+    if len(parts) == 1:
+        way = parts[0][0]
+        where = "at every step" if len(ways) > 1 else f"from {there[0][0]} to {there[-1][0]}"
+        return f"{verb.get(str(way), way)} {where}"
+    return ", then ".join(f"{verb.get(str(way), way)} up to {rung}" for way, rung in parts)
+
+
+def plural(way: str) -> str:
+    """Of several measures: fall for falls."""
+    for one, many in (("falls", "fall"), ("rises", "rise"), ("stays", "stay")):
+        way = way.replace(one, many)
+    return way

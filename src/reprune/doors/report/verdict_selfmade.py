@@ -1,0 +1,68 @@
+"""What samples that the model has written itself change, in words: a row at each number of them, all else the same."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from reprune.doors.report.course import course, direction, plural
+from reprune.doors.report.records import Study
+from reprune.doors.report.rows import Measure, Row, Rows
+from reprune.doors.report.text import listed
+from reprune.doors.report.verdict import Tone
+
+Lines = Mapping[tuple[str, str], Mapping[int, Row]]
+"""By pruner and rung: the rows by the number of self-generated samples, the lowest first."""
+
+
+def selfmade_lines(rows: Rows) -> Lines:
+    """All rows, if they differ in that number; none otherwise."""
+    found: dict[tuple[str, str], dict[int, Row]] = {}
+    for row in sorted(rows.rows, key=lambda row: row.cells[0].self_generate):
+        found.setdefault((row.cells[0].pruner, row.rung), {})[row.cells[0].self_generate] = row
+    return found if len({count for line in found.values() for count in line}) > 1 else {}
+
+
+def selfmade_sentences(study: Study, rows: Rows) -> Iterator[str]:
+    """One sentence a pruner and rung, on what is measured on the same samples at each number."""
+    for (pruner, rung), line in selfmade_lines(rows).items():
+        told: dict[str, list[str]] = {}
+        for measure in _comparable(study, rows):
+            values = {count: row.mean(measure.of) for count, row in line.items()}
+            if (way := course([(f"{count:,}", value) for count, value in values.items()])) is not None:
+                first, last = (measure.written(values[count]) for count in (min(line), max(line)))
+                told.setdefault(way, []).append(f"{measure.name} ({first} to {last})")
+        said = [f"{listed(names)} {way if len(names) == 1 else plural(way)}" for way, names in told.items()]
+        if said:
+            yield (
+                f"With {min(line):,} to {max(line):,} samples of its own beside the others, {pruner} with {rung}: "
+                f"{'; '.join(said)}."
+            )
+
+
+def selfmade_headline(study: Study, rows: Rows) -> tuple[Tone, str, str] | None:
+    """Whether they help: the fewest against the most, by all that can be compared; None where there is nothing to."""
+    fell: dict[str, int] = {}
+    count: dict[str, int] = {}
+    for line in selfmade_lines(rows).values():
+        for measure in _comparable(study, rows):
+            way = direction(line[min(line)].mean(measure.of), line[max(line)].mean(measure.of))
+            if way is not None and len(line) > 1:
+                fell[measure.name] = fell.get(measure.name, 0) + (way == "falls")
+                count[measure.name] = count.get(measure.name, 0) + 1
+    if not count:
+        return None
+    tone: Tone
+    if fell == count:
+        tone, badge = "good", "Own samples help"
+    elif any(fell.values()):
+        tone, badge = "mixed", "Own samples help in part"
+    else:
+        tone, badge = "plain", "Own samples do not help"
+    said = listed([f"{name} in {fell[name]} of {count[name]}" for name in count])
+    return tone, badge, f"What falls from the fewest self-generated samples to the most, by pruner and rung: {said}."
+
+
+def _comparable(study: Study, rows: Rows) -> list[Measure]:
+    """Held-out errors are of the same samples only where a held-out text was given."""
+    kinds = ("heldout", "test", "perplexity") if study.settings.get("heldout") else ("test", "perplexity")
+    return [measure for measure in rows.measures if measure.kind in kinds]

@@ -276,11 +276,13 @@ def test_cells_of_another_sparsity_or_part_are_no_rung_of_the_same_ladder() -> N
     assert rows.rungs == RUNGS
 
 
-def own(count: int, rung: str = "BR+GP", **measured: float) -> Any:
+def own(count: int, rung: str = "BR+GP", seed: int = 0, **measured: float) -> Any:
     """A cell with so many samples of its own."""
     test_error, perplexity = measured.pop("test", 0.04), measured.pop("perplexity", 50.0)
     changes = {"test_error": {"test.txt": {"normalized": 1.0, "relative": test_error}}}
-    return cell("wanda", rung, self_generate=count, perplexity={"test.txt": perplexity}, **changes, **measured)
+    return cell(
+        "wanda", rung, seed=seed, self_generate=count, perplexity={"test.txt": perplexity}, **changes, **measured
+    )
 
 
 def test_samples_of_its_own_help_where_what_is_measured_falls() -> None:
@@ -309,6 +311,14 @@ def test_samples_of_its_own_help_where_what_is_measured_falls() -> None:
 def test_a_study_of_own_samples_is_judged_by_both_ends(test: float, perplexity: float, badge: str) -> None:
     record = Study.model_validate(study_record([own(0), own(64, test=test, perplexity=perplexity)]))
     assert study_verdict(record, bring_together(record)).badge == badge
+
+
+def test_own_samples_are_compared_by_the_seeds_that_all_numbers_of_them_have() -> None:
+    cells = [own(0, perplexity=50.0), own(0, perplexity=40.0, seed=1), own(64, perplexity=47.0)]
+    text = verdict_on(cells)
+    assert "perplexity on test.txt (50.00 to 47.00) falls from 0 to 64" in text
+    apart = [own(0, perplexity=50.0), own(64, perplexity=47.0, seed=1)]
+    assert "perplexity on test.txt (50.00 to 47.00) falls from 0 to 64" in verdict_on(apart)
 
 
 def test_held_out_errors_are_compared_where_their_text_was_given() -> None:

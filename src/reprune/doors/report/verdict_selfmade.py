@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 from reprune.doors.report.course import course, direction, plural
 from reprune.doors.report.records import Study
@@ -22,9 +23,21 @@ def selfmade_lines(rows: Rows) -> Lines:
     return found if len({count for line in found.values() for count in line}) > 1 else {}
 
 
+def _in_common(line: Mapping[int, Row]) -> Mapping[int, Row]:
+    """The same with the seeds alone that all its rows have; all of it where there are none."""
+    seeds = set.intersection(*({cell.seed for cell in row.cells} for row in line.values()))
+    if not seeds:
+        return line
+    return {
+        count: replace(row, cells=tuple(cell for cell in row.cells if cell.seed in seeds))
+        for count, row in line.items()
+    }
+
+
 def selfmade_sentences(study: Study, rows: Rows) -> Iterator[str]:
     """One sentence a pruner and rung, on what is measured on the same samples at each number."""
-    for (pruner, rung), line in selfmade_lines(rows).items():
+    for (pruner, rung), whole in selfmade_lines(rows).items():
+        line = _in_common(whole)
         told: dict[str, list[str]] = {}
         for measure in _comparable(study, rows):
             values = {count: row.mean(measure.of) for count, row in line.items()}
@@ -43,7 +56,7 @@ def selfmade_headline(study: Study, rows: Rows) -> tuple[Tone, str, str] | None:
     """Whether they help: the fewest against the most, by all that can be compared; None where there is nothing to."""
     fell: dict[str, int] = {}
     count: dict[str, int] = {}
-    for line in selfmade_lines(rows).values():
+    for line in map(_in_common, selfmade_lines(rows).values()):
         for measure in _comparable(study, rows):
             way = direction(line[min(line)].mean(measure.of), line[max(line)].mean(measure.of))
             if way is not None and len(line) > 1:

@@ -23,7 +23,8 @@ RULES = (
     "The pitfall: a step up the ladder lowers the calibration error and raises the held-out error, the test error or "
     "the perplexity.",
     "Self-generated samples help if all that can be compared falls from their fewest to their most, in part if some "
-    "does: perplexity, test error, and the held-out error where a held-out text was given.",
+    "does: perplexity, test error, and the held-out error where a held-out text was given; by the seeds that all "
+    "numbers of them have.",
     "A step is in vain by a measure if it lowers the calibration error and the measure neither falls nor rises.",
     "The best result is that of the lowest perplexity on the first text; without perplexities, that of the lowest test "
     "error, else held-out error. Errors are those of the last block, relative to the dense model's output.",

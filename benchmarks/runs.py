@@ -57,7 +57,8 @@ def write_tokenizer(folder: Path) -> None:
     raw = Tokenizer(models.BPE(unk_token=None))
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     raw.train_from_iterator(
-        ["the quick brown fox"], trainers.BpeTrainer(initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+        ["the quick brown fox"],
+        trainers.BpeTrainer(initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False),
     )
     PreTrainedTokenizerFast(tokenizer_object=raw).save_pretrained(folder)
 

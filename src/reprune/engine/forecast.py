@@ -17,6 +17,7 @@ from typing import final
 import torch
 
 from reprune.model.costs import BlockCosts
+from reprune.model.float32 import fast_float32
 from reprune.planning.recipe import Recipe
 from reprune.planning.schedule import Window
 
@@ -79,6 +80,7 @@ class Forecast:
     disk_bytes: int  # the result, and streams that do not fit memory
 
 
+@fast_float32()
 def measure_speed(device: torch.device, products: torch.dtype) -> Speed:
     """Time products and additions of a size that fills the device, for about half a second."""
     size = 1024 if device.type == "cpu" else 8192

@@ -12,12 +12,10 @@ from reprune.doors.evaluation.protocols import Cut, cut_text, model_name, open_t
 from reprune.doors.prepare import DTYPES, check_ids, settle_device, settle_precision
 from reprune.model.block import Precision
 from reprune.model.checkpoint import Checkpoint
-from reprune.model.float32 import fast_float32
 from reprune.model.locate import locate_model
 from reprune.model.whole import load_model, weights_dtype
 
 
-@fast_float32()
 def evaluate(
     model: str | os.PathLike[str],
     text: str,

@@ -13,17 +13,12 @@ with smaller numbers, too.
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import torch
-from runs import prune, random_llama, random_text
-
-TEXTBOOK = Path(__file__).with_name("textbook.py")
+from runs import prune, random_llama, random_text, textbook
 
 
 def main() -> None:
@@ -64,9 +59,7 @@ def main() -> None:
 def _textbook(
     model: Path, out: Path, rung: str, common: dict[str, Any], options: argparse.Namespace
 ) -> tuple[float, float, float]:
-    words = [word for name, value in common.items() for word in (f"--{name}", str(value))]
-    subprocess.run([sys.executable, str(TEXTBOOK), str(model), "--out", str(out), "--rung", rung, *words], check=True)
-    found = json.loads((out / "textbook.json").read_text(encoding="utf-8"))
+    found = textbook(model, out, rung, common)
     peak = found["peak_device"] or found["peak"]
     weights = 4 * (4 * options.hidden**2 + 3 * options.hidden * options.intermediate)
     others = options.blocks - (2 if "CR" in rung else 1)

@@ -25,6 +25,8 @@ import torch
 from runs import planned, prune, random_llama, random_text, write_tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from reprune.engine.machines import find_machine
+
 BASE = {"blocks": 4, "hidden": 512, "samples": 32, "seqlen": 256}
 VARIED = {
     "blocks": (4, 8, 16, 32),
@@ -108,7 +110,7 @@ def large(name: str, rung: str, machine: str, out: Path) -> dict[str, Any]:
     """The paper's setting; with settings that spare memory, where it does not fit without."""
     model = without_contents(out / name, SHAPES[name])
     flags = {"pruner": "sparsegpt", "reconstruct": rung, "calibration": "manual", "samples": 256, "seqlen": 1024}
-    limit = {"h100": 80e9, "4090": 24e9}[machine]
+    limit = find_machine(machine).memory_bytes
     tried: dict[str, Any] = {}
     for settings in ([], SPARING, [*SPARING, "solver.rank=64"]):
         tried = {**planned(model, {**flags, "on": machine}, settings), "settings": settings}

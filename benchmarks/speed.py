@@ -18,31 +18,22 @@ import json
 import os
 import platform
 import shutil
-import subprocess
 import sys
 import time
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from runs import prune
+from runs import prune, textbook
 from turns import spread
 
 import reprune
 
-TEXTBOOK = Path(__file__).with_name("textbook.py")
-
 
 def run_textbook(rung: str, options: argparse.Namespace, seed: int, out: Path) -> dict[str, Any]:
-    words = [word for name, value in _common(options, seed).items() for word in (f"--{name}", str(value))]
     began = time.perf_counter()
-    subprocess.run(
-        [sys.executable, str(TEXTBOOK), options.model, "--out", str(out), "--rung", rung, *words],
-        check=True,
-        stdout=subprocess.DEVNULL,
-    )
-    seconds = time.perf_counter() - began
-    return {"seconds": seconds, "peak": json.loads((out / "textbook.json").read_text(encoding="utf-8"))["peak"]}
+    record = textbook(options.model, out, rung, _common(options, seed))
+    return {"seconds": time.perf_counter() - began, "peak": record["peak"]}
 
 
 def run_reprune(rung: str, settings: list[str], options: argparse.Namespace, seed: int, out: Path) -> dict[str, Any]:

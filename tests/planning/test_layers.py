@@ -12,19 +12,7 @@ from hypothesis import strategies as st
 from reprune.errors import InputError
 from reprune.planning.layers import parse_setting, read_recipe, resolve_recipe
 from reprune.planning.recipe import Recipe
-
-_FEW = settings(deadline=None, max_examples=60)
-
-
-def _read(text: str, folder: Path) -> dict[str, Any]:
-    path = folder / "recipe.yaml"
-    path.write_text(text, encoding="utf-8")
-    return read_recipe(path)
-
-
-def _rung(recipe: Recipe) -> tuple[str, int, int, str, str]:
-    schedule = recipe.schedule
-    return recipe.reconstruct, schedule.size, schedule.stride, recipe.teacher, recipe.solver.name
+from tests.planning.recipes import FEW, read, rung
 
 
 def test_a_setting_is_over_a_flag_over_the_file_over_the_default() -> None:
@@ -53,12 +41,12 @@ def test_the_layers_are_left_as_they_are() -> None:
     resolve_recipe("model", file, flags, ["solver.lr=0.2", "schedule.size=3"])
     assert file == {"reconstruct": "BR+GP+CR", "solver": {"lr": 0.1}, "pruner": "wanda"}
     assert flags == {"solver": {"epochs": 2}}
-    assert _rung(resolve_recipe("model", file)) == ("BR+GP+CR", 2, 1, "global", "adam")
+    assert rung(resolve_recipe("model", file)) == ("BR+GP+CR", 2, 1, "global", "adam")
 
 
 def test_a_recipe_may_spell_out_what_its_rung_leaves_open() -> None:
     file = {"reconstruct": "BR", "schedule": {"size": 3}, "teacher": "global", "solver": "none"}
-    assert _rung(resolve_recipe("model", file)) == ("BR", 3, 1, "global", "none")
+    assert rung(resolve_recipe("model", file)) == ("BR", 3, 1, "global", "none")
 
 
 def test_a_rung_in_a_flag_replaces_what_the_file_spells_out() -> None:
@@ -69,15 +57,15 @@ def test_a_rung_in_a_flag_replaces_what_the_file_spells_out() -> None:
         "solver": {"name": "none", "epochs": 3},
     }
     recipe = resolve_recipe("model", file, {"reconstruct": "BR+GP+CR"})
-    assert _rung(recipe) == ("BR+GP+CR", 2, 1, "global", "adam")
+    assert rung(recipe) == ("BR+GP+CR", 2, 1, "global", "adam")
     assert recipe.solver.epochs == 3  # no rung speaks of epochs
     short = resolve_recipe("model", {"solver": "none"}, {"reconstruct": "BR"})
-    assert _rung(short) == ("BR", 1, 1, "local", "adam")
+    assert rung(short) == ("BR", 1, 1, "local", "adam")
 
 
 def test_a_rung_in_a_setting_replaces_what_the_file_spells_out() -> None:
     file = {"schedule": {"size": 4, "stride": 4}, "teacher": "local", "solver": "none"}
-    assert _rung(resolve_recipe("model", file, settings=["reconstruct=BR+GP"])) == (
+    assert rung(resolve_recipe("model", file, settings=["reconstruct=BR+GP"])) == (
         "BR+GP",
         1,
         1,
@@ -89,7 +77,7 @@ def test_a_rung_in_a_setting_replaces_what_the_file_spells_out() -> None:
 def test_what_a_setting_says_is_over_the_rung_of_a_flag() -> None:
     settings_ = ["schedule.size=3", "teacher=local", "solver.name=none"]
     recipe = resolve_recipe("model", {"teacher": "global"}, {"reconstruct": "BR+GP+CR"}, settings_)
-    assert _rung(recipe) == ("BR+GP+CR", 3, 1, "local", "none")
+    assert rung(recipe) == ("BR+GP+CR", 3, 1, "local", "none")
 
 
 def test_the_model_given_is_over_the_files_and_one_of_them_is_needed() -> None:
@@ -147,19 +135,19 @@ def test_a_setting_may_hold_an_equals_sign() -> None:
 
 
 def test_an_empty_recipe_file_says_nothing(tmp_path: Path) -> None:
-    assert _read("# nothing yet\n", tmp_path) == {}
+    assert read("# nothing yet\n", tmp_path) == {}
 
 
 @pytest.mark.parametrize("text", ["- a\n- b\n", "just words", "3: 4\n", "true: 1"])
 def test_a_recipe_file_that_is_no_mapping_is_refused(text: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"recipe\.yaml: expected keys and values"):
-        _read(text, tmp_path)
+        read(text, tmp_path)
 
 
 @pytest.mark.parametrize("text", ["a: [", "a: b: c", "\tsamples: 1", "seed: !!python/object:os.system {}"])
 def test_a_recipe_file_that_is_no_yaml_is_refused_in_one_line(text: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"recipe\.yaml: not valid YAML") as raised:
-        _read(text, tmp_path)
+        read(text, tmp_path)
     assert "\n" not in str(raised.value)
 
 
@@ -197,10 +185,10 @@ def _recipes(draw: st.DrawFn) -> Recipe:
     return resolve_recipe(draw(_WORDS | _NAMES), file)
 
 
-@settings(_FEW, max_examples=100)
+@settings(FEW, max_examples=100)
 @given(recipe=_recipes())
 def test_a_recipe_written_as_yaml_reads_back_equal(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = tmp_path_factory.getbasetemp()
     # A source that is there beside the file is read as that path, and comes back absolute.
     assume(not any((folder / source).exists() for source in recipe.calibration))
-    assert resolve_recipe(None, _read(recipe.to_yaml(), folder)) == recipe
+    assert resolve_recipe(None, read(recipe.to_yaml(), folder)) == recipe

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from reprune.errors import InputError
@@ -18,26 +18,13 @@ from reprune.math.solver import NoSolver
 from reprune.math.sparsegpt import SparseGPT
 from reprune.math.wanda import Wanda
 from reprune.math.widening import Widening
-from reprune.planning.layers import read_recipe, resolve_recipe
-from reprune.planning.recipe import Recipe
-
-_FEW = settings(deadline=None, max_examples=60)
-
-
-def _read(text: str, folder: Path) -> dict[str, Any]:
-    path = folder / "recipe.yaml"
-    path.write_text(text, encoding="utf-8")
-    return read_recipe(path)
-
-
-def _rung(recipe: Recipe) -> tuple[str, int, int, str, str]:
-    schedule = recipe.schedule
-    return recipe.reconstruct, schedule.size, schedule.stride, recipe.teacher, recipe.solver.name
+from reprune.planning.layers import resolve_recipe
+from tests.planning.recipes import FEW, read, rung
 
 
 def test_without_a_word_the_recipe_is_the_papers() -> None:
     recipe = resolve_recipe("model")
-    assert _rung(recipe) == ("BR+GP", 1, 1, "global", "adam")
+    assert rung(recipe) == ("BR+GP", 1, 1, "global", "adam")
     assert (recipe.pruner.name, recipe.pruner.damping, recipe.pruner.block_size) == ("sparsegpt", 0.01, 128)
     solver = recipe.solver
     assert (solver.lr, solver.epochs, solver.batch_size, solver.betas) == (2e-4, 10, 8, (0.9, 0.95))
@@ -55,9 +42,9 @@ def test_without_a_word_the_recipe_is_the_papers() -> None:
     ],
 )
 def test_a_rung_of_the_ladder_is_a_point_on_three_axes(expected: tuple[Any, ...]) -> None:
-    assert _rung(resolve_recipe("model", flags={"reconstruct": expected[0]})) == expected
-    assert _rung(resolve_recipe("model", {"reconstruct": expected[0]})) == expected
-    assert _rung(resolve_recipe("model", settings=[f"reconstruct={expected[0]}"])) == expected
+    assert rung(resolve_recipe("model", flags={"reconstruct": expected[0]})) == expected
+    assert rung(resolve_recipe("model", {"reconstruct": expected[0]})) == expected
+    assert rung(resolve_recipe("model", settings=[f"reconstruct={expected[0]}"])) == expected
 
 
 @pytest.mark.parametrize(
@@ -75,8 +62,8 @@ def test_a_rung_of_the_ladder_is_a_point_on_three_axes(expected: tuple[Any, ...]
     ],
 )
 def test_sparsity_is_read_from_yaml_as_it_is_written(text: str, pattern: Unstructured | NM, tmp_path: Path) -> None:
-    assert resolve_recipe("model", _read(f"sparsity: {text}\n", tmp_path)).pattern == pattern
-    assert resolve_recipe("model", _read(f"{{sparsity: {text}, seed: 1}}", tmp_path)).pattern == pattern
+    assert resolve_recipe("model", read(f"sparsity: {text}\n", tmp_path)).pattern == pattern
+    assert resolve_recipe("model", read(f"{{sparsity: {text}, seed: 1}}", tmp_path)).pattern == pattern
     assert resolve_recipe("model", settings=[f"sparsity={text}"]).pattern == pattern
 
 
@@ -89,7 +76,7 @@ def test_any_other_sparsity_is_refused(text: str) -> None:
 @pytest.mark.parametrize("text", ["off", "no", "false", "False"])
 def test_the_guard_can_be_set_off(text: str, tmp_path: Path) -> None:
     assert not resolve_recipe("model", settings=[f"guard={text}"]).guard
-    assert not resolve_recipe("model", _read(f"guard: {text}", tmp_path)).guard
+    assert not resolve_recipe("model", read(f"guard: {text}", tmp_path)).guard
     assert resolve_recipe("model").guard
 
 
@@ -99,19 +86,19 @@ def test_the_guard_can_be_set_off(text: str, tmp_path: Path) -> None:
 )
 def test_memory_is_given_in_bytes_or_with_a_unit(text: str, expected: int, tmp_path: Path) -> None:
     assert resolve_recipe("model", settings=[f"streams.memory={text}"]).streams.memory == expected
-    assert resolve_recipe("model", _read(f"streams: {{memory: {text}}}", tmp_path)).streams.memory == expected
+    assert resolve_recipe("model", read(f"streams: {{memory: {text}}}", tmp_path)).streams.memory == expected
 
 
 @pytest.mark.parametrize(("text", "expected"), [("1e-4", 1e-4), ("2.5e-4", 2.5e-4), ("1", 1.0)])
 def test_a_learning_rate_may_be_written_with_an_exponent(text: str, expected: float, tmp_path: Path) -> None:
     assert resolve_recipe("model", settings=[f"solver.lr={text}"]).solver.lr == expected
-    assert resolve_recipe("model", _read(f"solver:\n  lr: {text}\n", tmp_path)).solver.lr == expected
+    assert resolve_recipe("model", read(f"solver:\n  lr: {text}\n", tmp_path)).solver.lr == expected
 
 
 @pytest.mark.parametrize(("text", "expected"), [("0", 0), ("12", 12), ("+3", 3), ("010", 10), ("09", 9)])
 def test_a_whole_number_is_decimal_however_it_is_written(text: str, expected: int, tmp_path: Path) -> None:
     assert resolve_recipe("model", settings=[f"seed={text}"]).seed == expected
-    assert resolve_recipe("model", _read(f"seed: {text}", tmp_path)).seed == expected
+    assert resolve_recipe("model", read(f"seed: {text}", tmp_path)).seed == expected
 
 
 @pytest.mark.parametrize(
@@ -180,7 +167,7 @@ def test_a_value_that_does_not_fit_is_refused_by_its_place(setting: str, place: 
         resolve_recipe(None if place == "model" else "model", settings=[setting])
 
 
-@_FEW
+@FEW
 @given(fraction=st.floats(0.001, 0.999))
 def test_a_fraction_given_as_a_number_is_the_one_that_is_pruned(fraction: float) -> None:
     assert resolve_recipe("model", {"sparsity": fraction}).pattern == Unstructured(fraction)

@@ -152,7 +152,7 @@ class _Routed(torch.nn.Module):
 
 @pytest.mark.parametrize(("module", "linear"), [(_Twice, "twice"), (_Routed, "expert")])
 def test_a_group_that_cannot_be_paired_is_left_to_the_pruner(module: type[torch.nn.Module], linear: str) -> None:
-    from reprune.engine.pruning import prune_block_
+    from reprune.engine.pruning import linear_groups, prune_block_
     from reprune.engine.refitting import Refitting
     from reprune.engine.window import PrunedBlock
     from reprune.math.least_squares import LeastSquares
@@ -164,9 +164,9 @@ def test_a_group_that_cannot_be_paired_is_left_to_the_pruner(module: type[torch.
     twin = Block(0, module(), torch.device("cpu"), Precision())
     twin.module.load_state_dict(block.module.state_dict())
     call, states = Call((None,), {}, 0), torch.randn(4, 5, 4)
-    pruned = PrunedBlock(block)
+    pruned = PrunedBlock(block, linear_groups(block, states, call, ()))
     refitting = Refitting(LeastSquares(), twin, lambda: [(slice(0, 4), states, -states, call)], 4, 4)
-    notes = prune_block_(pruned, lambda: [(states, call)], Wanda(), Unstructured(0.5), (), False, refitting=refitting)
+    notes = prune_block_(pruned, lambda: [(states, call)], Wanda(), Unstructured(0.5), False, refitting=refitting)
     assert [note for note in notes if f"{linear}: left as the pruner made it" in note]
     assert (linear,) not in pruned.ridges
     matrix = next(one for one in block.linears if one.name == linear).matrix()

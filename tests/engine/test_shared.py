@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from reprune.doors.api import prune_by_recipe
-from reprune.engine import dense, pruning
+from reprune.engine import dense, pruning, run
 from reprune.engine.shared import Shared
 from reprune.engine.watcher import Watcher
 from reprune.math.statistics import Gram
@@ -52,21 +54,23 @@ def _same(one: Path, other: Path) -> bool:
 def counted(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     """How many dense blocks were run over all samples, and how many passes for statistics of block 0 were made."""
     counts = {"dense": 0, "statistics": 0}
-    compute, statistics = dense.DenseStream._compute, pruning._statistics
+    compute, gather = dense.DenseStream._compute, pruning.gathering
 
     def counting(stream: dense.DenseStream, block: Any) -> None:
         counts["dense"] += 1
         compute(stream, block)
 
-    def gathering(block: Any, inputs: Any, groups: Any, pruner: Any, known: Any) -> Any:
-        before = len(known) if known is not None else 0
-        found = statistics(block, inputs, groups, pruner, known)
+    @contextmanager
+    def gathering(block: Any, groups: Any, pruner: Any, known: Any) -> Iterator[None]:
+        before = len(known)
+        with gather(block, groups, pruner, known):
+            yield
         if block.index == 0:
-            counts["statistics"] += known is None or len(known) > before
-        return found
+            counts["statistics"] += len(known) > before
 
     monkeypatch.setattr(dense.DenseStream, "_compute", counting)
-    monkeypatch.setattr(pruning, "_statistics", gathering)
+    for module in (pruning, run):
+        monkeypatch.setattr(module, "gathering", gathering)
     return counts
 
 

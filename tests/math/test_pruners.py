@@ -13,7 +13,7 @@ from reprune.math import sparsegpt
 from reprune.math.magnitude import Magnitude
 from reprune.math.patterns import NM, Pattern, Unstructured
 from reprune.math.pruner import Pruned, Pruner
-from reprune.math.sparsegpt import SparseGPT
+from reprune.math.sparsegpt import SparseGPT, _upper_factor
 from reprune.math.statistics import Gram, SquaredNorms, Statistics
 from reprune.math.wanda import Wanda
 
@@ -329,13 +329,32 @@ def test_raised_damping_still_makes_up_for_what_was_pruned() -> None:
 
 def test_raised_damping_takes_the_place_of_the_lower_one() -> None:
     gram = Gram(4, _CPU)
-    gram.matrix += torch.eye(4) + 1.5 * torch.eye(4).flip(0)  # its lowest eigenvalue is -0.5, its mean diagonal 1
+    gram.matrix.add_(torch.eye(4) + 1.5 * torch.eye(4).flip(0))  # its lowest eigenvalue is -0.5, its mean diagonal 1
     (weight,) = _weights(5, columns=4)
     (pruned,) = SparseGPT().prune([weight], gram, NM(2, 4))
     assert pruned.notes == ("damping raised from 0.01 to 1: the Gram matrix is near singular",)
     expected, mask = _sparsegpt_twin(weight, gram.matrix, NM(2, 4), 128, damping=1.0)
     assert torch.equal(pruned.mask, mask)
     torch.testing.assert_close(pruned.weight.double(), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("columns", [1, 2, 127, 128, 129, 300, 513])
+def test_the_factor_by_halves_is_the_cholesky_factor_of_the_inverse(columns: int) -> None:
+    X = _inputs(columns, tokens=2 * columns).double()
+    H = X.T @ X
+    factor = _upper_factor(H.float(), 0.01)
+    assert factor is not None
+    damped = H + 0.01 * H.diagonal().mean() * torch.eye(columns, dtype=torch.float64)
+    expected = torch.linalg.cholesky(torch.linalg.inv(damped), upper=True)
+    torch.testing.assert_close(factor.double(), expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
+    assert torch.equal(factor, factor.triu())
+
+
+@pytest.mark.parametrize("where", [0, 150, 299])
+def test_a_matrix_that_is_indefinite_in_any_of_its_parts_has_no_factor(where: int) -> None:
+    H = torch.eye(300)
+    H[where, where] = -1.0
+    assert _upper_factor(H, 0.01) is None
 
 
 def test_fewer_tokens_than_columns_need_no_raised_damping() -> None:
@@ -367,7 +386,7 @@ def test_weights_that_are_not_finite_are_refused(pruner: Pruner[Statistics], val
 
 def test_a_gram_matrix_that_no_damping_makes_definite_is_refused() -> None:
     gram = Gram(4, _CPU)
-    gram.matrix -= 10 * torch.eye(4)
+    gram.matrix.sub_(10 * torch.eye(4))
     with pytest.raises(NumericalError, match="indefinite even with damping 1 x"):
         SparseGPT().prune(_weights(2, columns=4), gram, Unstructured(0.5))
 

@@ -30,6 +30,16 @@ def test_the_gram_matrix_of_batches_is_that_of_the_whole(batch: int) -> None:
     assert gram.tokens == 35
 
 
+@pytest.mark.parametrize("columns", [1, 255, 256, 257, 1000])
+def test_a_gram_matrix_summed_in_strips_is_whole_and_symmetric(columns: int) -> None:
+    X, gram = _inputs(4, 9, columns), Gram(columns, _CPU)
+    for part in X.split(2):
+        gram.update(part)
+        seen = X[: gram.tokens // 9].double().reshape(-1, columns)
+        torch.testing.assert_close(gram.matrix.double(), seen.T @ seen, rtol=1e-5, atol=1e-5)
+        assert torch.equal(gram.matrix, gram.matrix.T)
+
+
 @pytest.mark.parametrize("batch", [1, 2, 5])
 def test_the_norms_of_batches_are_those_of_the_whole(batch: int) -> None:
     X, norms = _inputs(), SquaredNorms(6, _CPU)

@@ -361,3 +361,40 @@ def test_the_config_of_a_folder_is_not_changed_by_reading_it(folder_of: FolderOf
     for _ in streamed(Decoder(folder), ids, 3):
         pass
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+@architectures
+@pytest.mark.parametrize("near", [0, 2**23])
+def test_in_bfloat16_blocks_attend_by_products_only_where_scores_are_few(
+    name: str, near: int, folder_of: FolderOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("reprune.model.decoder._NEAR_SCORES", near)
+    fused = []
+    kernel = torch.nn.functional.scaled_dot_product_attention
+    monkeypatch.setattr(
+        torch.nn.functional,
+        "scaled_dot_product_attention",
+        lambda *args, **kwargs: fused.append(1) or kernel(*args, **kwargs),
+    )
+    decoder = Decoder(folder_of(name), precision=Precision(torch.bfloat16))
+    ids = torch.arange(2 * 16).reshape(2, 16)
+    ((_, states),) = decoder.embed(ids, [slice(0, 2)])
+    outputs = [states]
+    for index in range(len(decoder)):
+        outputs.append(decoder.load(index).run(outputs[-1], decoder.call(index, 2)))
+    assert bool(fused) == (near == 0 and name != "gemma2"), "whose own way is not the fused kernel"
+    full = Decoder(folder_of(name))
+    ((_, exact),) = full.embed(ids, [slice(0, 2)])
+    for index in range(len(full)):
+        exact = full.load(index).run(exact, full.call(index, 2))
+    assert (outputs[-1] - exact).norm() < 0.02 * exact.norm()
+
+
+@pytest.mark.parametrize(("products", "tokens"), [(torch.float32, 4), (torch.bfloat16, 64)])
+def test_in_float32_and_where_scores_are_many_blocks_attend_by_the_fused_kernel(
+    products: torch.dtype, tokens: int, folder_of: FolderOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("reprune.model.decoder._NEAR_SCORES", 2 * 4 * 32**2)
+    decoder = Decoder(folder_of("llama"), precision=Precision(products))
+    list(decoder.embed(torch.zeros(2, tokens, dtype=torch.int64), [slice(0, 2)]))
+    assert decoder.skeleton.model.config._attn_implementation == "sdpa"

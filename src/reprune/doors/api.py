@@ -240,7 +240,7 @@ class Plan:
         recipe, decoder = self.recipe, self.decoder
         assert recipe.seqlen is not None
         work = Work(
-            decoder.costs(recipe.seqlen),
+            decoder.costs(recipe.seqlen, recipe.solver.samples_at_a_time),
             [
                 [Group.of(block.shapes[name] for name in group) for group in block.groups]
                 for block in self.survey.blocks

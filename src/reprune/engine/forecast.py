@@ -23,6 +23,7 @@ from reprune.planning.schedule import Window
 
 _TRAFFIC_FORWARD, _TRAFFIC_BOTH = 2.0, 6.0
 """Bytes that a pass moves beside its products, over those of the activations it would keep."""
+_SYMMETRIC = 0.625  # of a product that is symmetric: what of it is computed
 _COLUMN_SECONDS = 3e-5  # of SparseGPT, for each column of a group, whatever its rows
 _FILE_BYTES_PER_SECOND = 4e8  # of a block's shard, read, rounded, written and forced to disk
 _WINDOW_SECONDS = 0.05
@@ -161,7 +162,7 @@ def _window_seconds(recipe: Recipe, work: Work, speed: Speed, window: Window) ->
         seconds += samples * forward(window.blocks)
     for index in window.fresh:
         seconds += samples * forward([i for i in window.blocks if i < index])
-        seconds += _pruning_seconds(recipe, work, speed, index, forward([index]))
+        seconds += _pruning_seconds(recipe, work, speed, index, forward([index]), len(window.blocks) == 1)
     solver = recipe.solver
     if solver.name != "none":
         blocks = list(window.blocks)
@@ -175,25 +176,27 @@ def _window_seconds(recipe: Recipe, work: Work, speed: Speed, window: Window) ->
     return seconds + sum(work.block_bytes[i] for i in window.retired) / _FILE_BYTES_PER_SECOND
 
 
-def _pruning_seconds(recipe: Recipe, work: Work, speed: Speed, index: int, forward: float) -> float:
-    """Statistics of the calibration samples, the pruner, and least squares."""
+def _pruning_seconds(recipe: Recipe, work: Work, speed: Speed, index: int, forward: float, lone: bool) -> float:
+    """Statistics of the calibration samples, the pruner, and least squares, of a block alone in its window or not."""
     calibration, samples = work.calibration, work.calibration + work.heldout
     groups = work.groups[index]
     refit = recipe.solver.start == "least-squares"
     seconds = min(recipe.solver.samples_at_a_time, calibration) * forward  # which linears share inputs
     if refit:  # each group is reached in both models; on average that is half of a pass
         seconds += samples * forward * len(groups)
-    else:
-        seconds += calibration * forward * (len(groups) if recipe.pruner.sequential else 1)
+    elif recipe.pruner.sequential:
+        seconds += calibration * forward * len(groups)
+    elif recipe.teacher == "global" or not lone:  # else they are gathered in the pass that makes the targets
+        seconds += calibration * forward
     for group in groups:
         square = group.columns**2
         if recipe.pruner.name == "sparsegpt":
-            seconds += 2.0 * calibration * work.tokens * square / speed.full
-            seconds += group.columns**3 * 2.0 / speed.full + 1.0 * group.rows * square / speed.full
+            seconds += 2.0 * _SYMMETRIC * calibration * work.tokens * square / speed.full
+            seconds += group.columns**3 * 1.5 / speed.full + 1.0 * group.rows * square / speed.full
             seconds += group.columns * _COLUMN_SECONDS
         if refit:
-            gram = 0 if recipe.pruner.name == "sparsegpt" else calibration
-            seconds += 2.0 * (gram + calibration + 2 * work.heldout) * work.tokens * square / speed.full
+            gram = work.heldout if recipe.pruner.name == "sparsegpt" else samples
+            seconds += 2.0 * (_SYMMETRIC * gram + samples) * work.tokens * square / speed.full
             seconds += 24 * 2.0 * group.rows * square / speed.full  # products of the conjugate gradients
     return seconds
 
@@ -208,7 +211,7 @@ def _window_bytes(recipe: Recipe, work: Work, window: Window) -> int:
     grams = recipe.pruner.name == "sparsegpt"  # of all groups of a block at once
     pruning = max(
         grams * sum(4 * group.columns**2 for group in work.groups[i])
-        + max((4 * (3 * group.columns**2 + 4 * group.rows * group.columns) for group in work.groups[i]), default=0)
+        + max((4 * (2 * group.columns**2 + 4 * group.rows * group.columns) for group in work.groups[i]), default=0)
         for i in window.blocks
     )
     twin = 0

@@ -8,7 +8,7 @@ dense blocks on one of the two streams: on the student's (a local teacher), or o
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, final
@@ -141,35 +141,57 @@ class Frontier:
             states = entering.read(batch).to(block.device)
             yield batch, states, dense.read(batch).to(block.device), self._decoder.call(block.index, len(states))
 
+    @property
+    def statistics_aside(self) -> bool:
+        """Whether the samples that statistics are of pass through a block in the batches in which all do."""
+        return self._statistics_batches == self.batches[: len(self._statistics_batches)]
+
     @contextmanager
-    def targets(self, window: Window, dense: Sequence[Block], teacher: Teacher) -> Iterator[Targets]:
-        """The targets of a window whose dense blocks are given."""
+    def targets(
+        self,
+        window: Window,
+        dense: Sequence[Block],
+        teacher: Teacher,
+        gathering: AbstractContextManager[None] | None = None,
+    ) -> Iterator[Targets]:
+        """The targets of a window whose dense blocks are given.
+
+        Args:
+            window, dense, teacher: which.
+            gathering: entered while the samples that statistics are of pass through the dense blocks; only for a
+                local teacher, whose targets are what the dense blocks make of the student's states.
+        """
         retired = {block.index: self._dense.after(block) for block in dense if block.index in window.retired}
         if teacher == "global":
             end = [self._dense.after(block) for block in dense][-1]
             yield Targets(end, retired)
         else:
-            with self.through(dense) as end:
+            with self.through(dense, gathering) as end:
                 yield Targets(end, retired)
         self._dense.forget_before(window.retired.stop)
 
     @contextmanager
-    def through(self, blocks: Sequence[Block]) -> Iterator[Stream]:
+    def through(
+        self, blocks: Sequence[Block], gathering: AbstractContextManager[None] | None = None
+    ) -> Iterator[Stream]:
         """What comes out of these blocks if the student's stream goes in (of none: that stream itself)."""
         if not blocks:
             yield self.student
             return
         stream = self._store.new()
         try:
-            self._pass(blocks, stream)
+            gathered = len(self._statistics_batches)
+            with gathering or nullcontext():
+                self._pass(blocks, stream, self.batches[:gathered])
+            self._pass(blocks, stream, self.batches[gathered:])
             yield stream
         finally:
             self._store.free(stream)
 
     @torch.no_grad()
-    def _pass(self, blocks: Sequence[Block], into: Stream) -> None:
+    def _pass(self, blocks: Sequence[Block], into: Stream, batches: Sequence[slice]) -> None:
         """Run the student's stream through blocks and write what comes out (may be the student's own place)."""
-        for batch in self.batches:
+        for batch in batches:
             into.write(batch, self.run(blocks, self.student.read(batch)))
 
     @torch.no_grad()
@@ -197,7 +219,7 @@ class Frontier:
         """Advance both streams through a block that an earlier process retired."""
         self._dense.after(dense)
         self._dense.forget_before(dense.index + 1)
-        self._pass([pruned], self.student)
+        self._pass([pruned], self.student, self.batches)
 
 
 def _slices(start: int, end: int, size: int) -> list[slice]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Hashable, Iterable, Iterator
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -19,8 +19,61 @@ from reprune.math.statistics import Statistics
 from reprune.model.block import Block, Call, LinearGroup
 from reprune.model.linears import Linear
 
+Known = dict[Hashable, list[Statistics]]
+"""Statistics of groups of one block on the same inputs, by what they are and of which groups."""
+
 Inputs = Callable[[], Iterable[tuple[Tensor, Call]]]
 """Gives the block's inputs, batch by batch, each time it is called."""
+
+
+@torch.no_grad()
+def linear_groups(block: Block, states: Tensor, call: Call, kept_dense: Collection[str]) -> list[LinearGroup]:
+    """The groups of linears that are to be pruned.
+
+    Args:
+        block: dense.
+        states, call: a batch of what reaches it.
+        kept_dense: names of linears that are to stay dense.
+
+    Raises:
+        UnsupportedModelError: a linear never runs, so nothing is known of its inputs.
+    """
+    found = block.groups(states, call)
+    left = [
+        replace(group, linears=tuple(one for one in group.linears if one.name not in kept_dense)) for group in found
+    ]
+    groups = [group for group in left if group.linears]
+    running = {name for group in groups for name in group.names}
+    if idle := [one.name for one in block.linears if one.name not in running and one.name not in kept_dense]:
+        raise UnsupportedModelError(
+            f"block {block.index}: the linear {idle[0]} never runs on the calibration data, so it cannot be pruned; "
+            f"leave it dense with --set 'exclude=[\"{idle[0]}\"]'."
+        )
+    return groups
+
+
+@contextmanager
+def gathering(block: Block, groups: Sequence[LinearGroup], pruner: Pruner[Any], known: Known) -> Iterator[None]:
+    """Have what passes through a block within this context make up the statistics of its groups, `known` at its end.
+
+    The first linear of a group stands for all. Where they are known already, nothing happens.
+    """
+    if (key := _key(groups, pruner)) in known:
+        yield
+        return
+    made = {group.names[0]: pruner.statistics(group.columns, block.device) for group in groups}
+
+    def saw(linear: Linear, X: Tensor) -> None:
+        made[linear.name].update(X)
+
+    with block.watch(saw, [group.linears[0] for group in groups]):
+        yield
+    known[key] = list(made.values())
+
+
+def _key(groups: Sequence[LinearGroup], pruner: Pruner[Any]) -> Hashable:
+    kind = type(pruner.statistics(1, torch.device("cpu")))
+    return kind, tuple(group.names[0] for group in groups)
 
 
 @torch.no_grad()
@@ -29,44 +82,33 @@ def prune_block_(
     inputs: Inputs,
     pruner: Pruner[Any],
     pattern: Pattern,
-    kept_dense: Collection[str],
     sequential: bool,
-    known: dict[Hashable, list[Statistics]] | None = None,
+    known: Known | None = None,
     refitting: Refitting | None = None,
 ) -> list[str]:
     """Choose the masks of a block's linears and set their weights as the pruner, or the refitting, leaves them.
 
     Args:
-        pruned: the dense block, without masks; changed in place.
+        pruned: the dense block, its groups known, without masks; changed in place.
         inputs: the states that reach it in the sparse model, over all calibration samples.
         pruner, pattern: how.
-        kept_dense: names of linears that are to stay dense.
         sequential: gather the statistics of each group anew, after the groups before it have been pruned;
             otherwise all of them come from one pass through the dense block.
-        known: statistics of runs before whose block, inputs and precision are the same; takes those of this one.
+        known: statistics that were gathered before of the same block, inputs and precision; takes those of this call.
         refitting: fit each group by least squares once it is pruned; its statistics are then sequential.
 
     Returns:
         Notes on what was not done by the plain rule.
 
     Raises:
-        UnsupportedModelError: a linear never runs, so nothing is known of its inputs.
         NumericalError: the pruner cannot use the numbers.
     """
-    block = pruned.block
-    states, call = next(iter(inputs()))
-    groups = _without(block.groups(states, call), kept_dense)
-    running = {name for group in groups for name in group.names}
-    if idle := [one.name for one in block.linears if one.name not in running and one.name not in kept_dense]:
-        raise UnsupportedModelError(
-            f"block {block.index}: the linear {idle[0]} never runs on the calibration data, so it cannot be pruned; "
-            f"leave it dense with --set 'exclude=[\"{idle[0]}\"]'."
-        )
+    block, groups = pruned.block, pruned.groups
     if refitting is not None:
         return [note for group in groups for note in _refit_(pruned, group, inputs, pruner, pattern, refitting)]
     notes: list[str] = []
     for together in [[group] for group in groups] if sequential else [groups]:
-        found = _statistics(block, inputs, together, pruner, known if not sequential else None)
+        found = _statistics(block, inputs, together, pruner, {} if sequential or known is None else known)
         for group, statistics in zip(together, found, strict=True):
             notes += _prune_(pruned, group, pruner, statistics, pattern)[1]
     return notes
@@ -98,7 +140,7 @@ def _refit_(
     statistics = pruner.statistics(group.columns, pruned.block.device)
     pairs = refitting.gather(pruned.block, group, statistics)
     if pairs is None:
-        statistics = _statistics(pruned.block, inputs, [group], pruner, None)[0]
+        statistics = _statistics(pruned.block, inputs, [group], pruner, {})[0]
         notes = _prune_(pruned, group, pruner, statistics, pattern)[1]
         return [*notes, f"{place}: left as the pruner made it: its tokens in the dense and the sparse model differ"]
     results, notes = _prune_(pruned, group, pruner, statistics, pattern)
@@ -120,30 +162,13 @@ def _naming(place: str) -> Iterator[None]:
         raise NumericalError(f"{place}: {error}") from None
 
 
-def _without(groups: list[LinearGroup], names: Collection[str]) -> list[LinearGroup]:
-    left = [replace(group, linears=tuple(one for one in group.linears if one.name not in names)) for group in groups]
-    return [group for group in left if group.linears]
-
-
 def _statistics(
-    block: Block,
-    inputs: Inputs,
-    groups: list[LinearGroup],
-    pruner: Pruner[Any],
-    known: dict[Hashable, list[Statistics]] | None,
+    block: Block, inputs: Inputs, groups: Sequence[LinearGroup], pruner: Pruner[Any], known: Known
 ) -> list[Statistics]:
-    """The statistics of each group's inputs, from one pass; the first linear of a group stands for all."""
-    made: dict[str, Statistics] = {group.names[0]: pruner.statistics(group.columns, block.device) for group in groups}
-    key = (frozenset(type(statistics) for statistics in made.values()), tuple(made))
-    if known is not None and key in known:
-        return known[key]
-
-    def saw(linear: Linear, X: Tensor) -> None:
-        made[linear.name].update(X)
-
-    with block.watch(saw, [group.linears[0] for group in groups]):
-        for states, call in inputs():
-            block.run(states, call)
-    if known is not None:
-        known[key] = list(made.values())
-    return list(made.values())
+    """The statistics of each group's inputs: those that are known, or from one pass."""
+    key = _key(groups, pruner)
+    if key not in known:
+        with gathering(block, groups, pruner, known):
+            for states, call in inputs():
+                block.run(states, call)
+    return known[key]

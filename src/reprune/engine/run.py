@@ -9,8 +9,8 @@ from __future__ import annotations
 import hashlib
 import shutil
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, final
@@ -19,7 +19,7 @@ import torch
 
 from reprune.engine.frontier import Frontier
 from reprune.engine.ledger import Ledger
-from reprune.engine.pruning import prune_block_
+from reprune.engine.pruning import Known, gathering, linear_groups, prune_block_
 from reprune.engine.record import block_record, forget_peak_memory, trim_heap, window_record
 from reprune.engine.refitting import Refitting
 from reprune.engine.result import Result
@@ -101,8 +101,10 @@ def run_windows(
         began = time.monotonic()
         watcher.phase(window, "targets")
         dense = [decoder.load(index) for index in window.blocks]
-        with frontier.targets(window, dense, recipe.teacher) as targets, ExitStack() as streams:
-            blocks = still_open + [PrunedBlock(block) for block in dense if block.index in window.fresh]
+        blocks = still_open + [PrunedBlock(block) for block in dense if block.index in window.fresh]
+        known: Known = shared.statistics if shared is not None and window.index == 0 else {}
+        on_the_way = _gathering(methods.pruner, frontier, blocks, known, recipe)
+        with frontier.targets(window, dense, recipe.teacher, on_the_way) as targets, ExitStack() as streams:
             del dense
 
             watcher.phase(window, "pruning")
@@ -111,18 +113,20 @@ def run_windows(
                 streams.close()
                 before = [pruned.block for pruned in blocks if pruned.index < fresh.index]
                 entering = streams.enter_context(frontier.through(before))
+                _find_groups_(fresh, frontier, entering, recipe)
                 notes = prune_block_(
                     fresh,
                     partial(frontier.inputs, entering, fresh.block),
                     methods.pruner,
                     methods.pattern,
-                    recipe.choice.kept_dense(fresh.block.linears),
                     recipe.pruner.sequential,
-                    shared.statistics if shared is not None and fresh.index == 0 else None,
+                    known if fresh.index == window.fresh.start else {},
                     _refitting(methods, frontier, entering, decoder, fresh.index, recipe),
                 )
                 for note in notes:
                     watcher.note(note)
+                if shared is None or known is not shared.statistics:
+                    known.clear()
 
             watcher.phase(window, "reconstruction")
             checkpointing = recipe.solver.checkpointing
@@ -168,6 +172,24 @@ def _frontier(
     size = recipe.solver.samples_at_a_time
     training = solver.batch_sizes(len(calibration))
     return Frontier(decoder, ids, len(calibration), size, memory, folder, shared, statistics_samples, training)
+
+
+def _find_groups_(pruned: PrunedBlock, frontier: Frontier, entering: Stream, recipe: Recipe) -> None:
+    if not pruned.groups:
+        states, call = next(frontier.inputs(entering, pruned.block))
+        pruned.groups = linear_groups(pruned.block, states, call, recipe.choice.kept_dense(pruned.block.linears))
+
+
+def _gathering(
+    pruner: Pruner[Any], frontier: Frontier, blocks: Sequence[PrunedBlock], known: Known, recipe: Recipe
+) -> AbstractContextManager[None] | None:
+    """Has the pass that makes the targets gather the statistics too, where it is of the same block and states."""
+    apart = recipe.pruner.sequential or recipe.solver.start == "least-squares"
+    lone = len(blocks) == 1 and not blocks[0].masks
+    if not lone or recipe.teacher != "local" or apart or not frontier.statistics_aside:
+        return None
+    _find_groups_(blocks[0], frontier, frontier.student, recipe)
+    return gathering(blocks[0].block, blocks[0].groups, pruner, known)
 
 
 def _refitting(

@@ -14,7 +14,7 @@ from reprune.engine.frontier import ErrorPair, Frontier, Targets
 from reprune.errors import NumericalError
 from reprune.math.reconstruction_error import Error
 from reprune.math.solver import Errors, Problem
-from reprune.model.block import Block
+from reprune.model.block import Block, LinearGroup
 from reprune.model.decoder import Decoder
 from reprune.model.streams import Stream
 
@@ -22,9 +22,10 @@ from reprune.model.streams import Stream
 @final
 @dataclass
 class PrunedBlock:
-    """A block whose masks are chosen."""
+    """A block whose masks are chosen, or about to be."""
 
     block: Block
+    groups: list[LinearGroup] = field(default_factory=list)  # what is pruned of it, once that is known
     masks: dict[str, Tensor] = field(default_factory=dict)  # by linear: (rows, columns), bool, True where kept
     # By the names of a linear group: the ridge that least squares chose, None where the pruner's weights stayed.
     ridges: dict[tuple[str, ...], float | None] = field(default_factory=dict)

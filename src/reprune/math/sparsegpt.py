@@ -25,6 +25,7 @@ from reprune.math.pruner import Pruned, Pruner
 from reprune.math.statistics import Gram
 
 _NARROW = 16  # columns: few enough that they stay in the processor's cache
+_DIRECT = 128  # columns: so few are factorized by LAPACK, which is slower than products are
 
 
 @final
@@ -140,18 +141,45 @@ def _at_once_(W: Tensor, errors: Tensor, scales: Tensor, U: Tensor) -> None:
 def _upper_factor(H: Tensor, damping: float) -> Tensor | None:
     """The upper Cholesky factor of the inverse of H with a damped diagonal; None where that is not definite.
 
-    Beside H itself there are never more than three matrices of its size: of a wide group they are what takes memory.
+    Beside H itself there are never more than two matrices of its size: of a wide group they are what takes memory.
     """
     # Backwards, H = L L' with L lower; forwards again, L^-1 is the upper factor of H^-1.
     backwards = H.flip(0, 1)
     diagonal = backwards.diagonal()  # a view: writing to it writes to the matrix
     diagonal[diagonal == 0] = 1.0
     diagonal += damping * diagonal.mean()
-    lower, failed = torch.linalg.cholesky_ex(backwards)
-    del backwards, diagonal
-    if failed:
+    if not _to_inverse_factor_(backwards):
         return None
-    inverse = torch.linalg.solve_triangular(lower, torch.eye(len(H), device=H.device), upper=False)
-    del lower
-    upper = inverse.flip(0, 1)
+    upper = backwards.flip(0, 1)
     return upper if torch.isfinite(upper).all() else None
+
+
+def _to_inverse_factor_(A: Tensor) -> bool:
+    """Put in the place of A = L L' the inverse of its lower Cholesky factor L; whether A is definite.
+
+    By halves, so that nearly all of it is products:
+
+        A = | A1  .  |    L^-1 = | L1^-1                 0     |    with B L1' = A21 and L2 L2' = A2 - B B'
+            | A21 A2 |           | -L2^-1 B L1^-1        L2^-1 |
+
+    Only what is on and below the diagonal is read.
+    """
+    size = len(A)
+    if size <= _DIRECT:
+        factor, failed = torch.linalg.cholesky_ex(A)
+        if not failed:
+            one = torch.eye(size, dtype=A.dtype, device=A.device)
+            A.copy_(torch.linalg.solve_triangular(factor, one, upper=False))
+        return not failed
+    half = size // 2
+    upper, lower = slice(0, half), slice(half, size)
+    if not _to_inverse_factor_(A[upper, upper]):
+        return False
+    below = A[lower, upper] @ A[upper, upper].T  # B
+    A[lower, lower].addmm_(below, below.T, alpha=-1.0)
+    if not _to_inverse_factor_(A[lower, lower]):
+        return False
+    A[upper, lower] = 0.0
+    torch.mm(A[lower, lower] @ below, A[upper, upper], out=A[lower, upper])
+    A[lower, upper].neg_()
+    return True

@@ -49,10 +49,29 @@ class Gram(Statistics):
 
     def __init__(self, columns: int, device: torch.device) -> None:
         super().__init__(columns, device)
-        self.matrix = torch.zeros(columns, columns, device=device)
+        self._sums = torch.zeros(columns, columns, device=device)
+        self._mirrored = True  # what is below the diagonal is what is above
+
+    @property
+    def matrix(self) -> Tensor:
+        """X'X of all inputs so far; changes with those that come."""
+        if not self._mirrored:
+            for strip in _strips(self.columns):
+                self._sums[strip.stop :, strip] = self._sums[strip, strip.stop :].T
+            self._mirrored = True
+        return self._sums
 
     def _accumulate(self, X: Tensor) -> None:
-        self.matrix.addmm_(X.T, X)
+        # It is symmetric: each strip of its rows is summed from its diagonal on, five eighths of the work.
+        for strip in _strips(self.columns):
+            self._sums[strip, strip.start :].addmm_(X[:, strip].T, X[:, strip.start :])
+        self._mirrored = False
+
+
+def _strips(columns: int) -> list[slice]:
+    """A matrix's rows in strips: four, or one where it is so small that calls cost more than products."""
+    width = columns if columns < 256 else -(-columns // 4)
+    return [slice(start, min(start + width, columns)) for start in range(0, columns, width)]
 
 
 @final

@@ -20,6 +20,7 @@ from reprune.model.checkpoint import Checkpoint, TensorEntry
 from reprune.model.costs import BlockCosts, block_costs
 from reprune.model.skeleton import Skeleton
 
+_NEAR_SCORES = 2**23  # attention scores: so many that with more the fused kernel is as fast
 _PLANNED_TOKENS = 16  # tokens of the sample that never leaves the meta device
 
 
@@ -165,6 +166,8 @@ class Decoder:
         Raises:
             UnsupportedModelError: a block is passed something that differs from sample to sample.
         """
+        slices = list(slices)
+        self._choose_attention(max(len(ids[batch]) for batch in slices), ids.shape[1])
         for batch in slices:
             states, calls = self.skeleton.record(ids[batch], self._fill)
             size = len(ids[batch])
@@ -180,6 +183,16 @@ class Decoder:
                     )
             yield batch, states.float()
         self._calls = {size: _to(calls, self.device) for size, calls in self._calls.items()}
+
+    def _choose_attention(self, samples: int, tokens: int) -> None:
+        """Have the blocks attend by plain products where that is faster than PyTorch's fused kernel.
+
+        That is on a CPU, in bfloat16, as long as the scores of all heads stay near the processor.
+        """
+        heads = getattr(self.skeleton.config, "num_attention_heads", None)
+        near = isinstance(heads, int) and samples * heads * tokens**2 <= _NEAR_SCORES
+        bfloat16 = self.precision.products == torch.bfloat16
+        self.skeleton.attend_by_products(near and bfloat16 and self.device.type == "cpu")
 
     def call(self, index: int, batch: int) -> Call:
         """What a block is passed beside the states of a batch of so many samples (of a size seen by `embed`)."""
@@ -233,8 +246,9 @@ class Decoder:
         return [group.names for group in block.groups(states.to(meta), _to([calls[index]], meta)[0])]
 
     @torch.no_grad()
-    def costs(self, tokens: int) -> list[BlockCosts]:
-        """What each block costs on a sample of so many tokens; no weight is read."""
+    def costs(self, tokens: int, at_a_time: int = 1) -> list[BlockCosts]:
+        """What each block costs on a sample of so many tokens, where so many pass at a time; no weight is read."""
+        self._choose_attention(at_a_time, tokens)
         one, two = (
             self.skeleton.record(torch.zeros(samples, tokens, dtype=torch.int64), _fill_with_nothing)
             for samples in (1, 2)

@@ -74,6 +74,16 @@ class Skeleton:
         self.config: Any = self.model.config.get_text_config(decoder=True)
         self.blocks_path, self.blocks = _find_blocks(self.model)
         self._as_tuple = False
+        self._fused_attention = getattr(self.model.config, "_attn_implementation", None) == "sdpa"
+
+    def attend_by_products(self, on: bool) -> None:
+        """Have Transformers' models attend by plain products and softmax ("eager"), or by PyTorch's fused kernels.
+
+        Models that do not attend by these kernels on their own, such as remote code of its own kind, stay as they are.
+        """
+        if self._fused_attention:
+            with quiet_transformers():
+                self.model.set_attn_implementation("eager" if on else "sdpa")
 
     @property
     def max_positions(self) -> int | None:

@@ -40,7 +40,8 @@ SHAPES = {  # hidden, intermediate, blocks, heads, heads of keys and values, wor
     "Llama-70B": (8192, 28672, 80, 64, 8, 32000),
     "Llama-405B": (16384, 53248, 126, 128, 8, 128256),
 }
-SPARING = ["solver.micro_batch_size=1", "solver.checkpointing=true"]
+COMPACT, LESS = "solver.compact=true", ["solver.micro_batch_size=1", "solver.checkpointing=true"]
+SPARING = [[], [COMPACT], [COMPACT, *LESS], ["solver.rank=64", *LESS]]  # the first that fits is taken
 
 
 def run(point: dict[str, int], out: Path) -> dict[str, Any]:
@@ -112,7 +113,7 @@ def large(name: str, rung: str, machine: str, out: Path) -> dict[str, Any]:
     flags = {"pruner": "sparsegpt", "reconstruct": rung, "calibration": "manual", "samples": 256, "seqlen": 1024}
     limit = find_machine(machine).memory_bytes
     tried: dict[str, Any] = {}
-    for settings in ([], SPARING, [*SPARING, "solver.rank=64"]):
+    for settings in SPARING:
         tried = {**planned(model, {**flags, "on": machine}, settings), "settings": settings}
         tried["fits"] = tried["device_bytes"] <= limit
         if tried["fits"] or rung == "LR":

@@ -357,3 +357,18 @@ def test_low_rank_updates_reconstruct_too(llama: Path, rung: str, tmp_path: Path
     reprune.prune(llama, tmp_path / "again", recipe=tmp_path / "low" / "recipe.yaml")
     again = tensors(tmp_path / "again")
     assert all(torch.equal(after[key], again[key]) for key in after)
+
+
+@pytest.mark.parametrize("rung", ["BR+GP+CR", "auto"])
+@pytest.mark.parametrize("model", ["llama", "gpt2"])
+def test_compact_is_the_same_run_with_less_memory(rung: str, model: str, tmp_path: Path) -> None:
+    folder = tiny.save(model, tmp_path / "model")
+    options = {"pruner": "magnitude", "reconstruct": rung, "lr": 1e-2, "epochs": 2}
+    plain = prune(folder, tmp_path / "plain", **options)
+    compact = prune(folder, tmp_path / "compact", "solver.compact=true", **options)
+    for one, other in zip(plain["windows"], compact["windows"], strict=True):
+        assert other["calibration_error"]["after"] == pytest.approx(one["calibration_error"]["after"], rel=1e-3)
+        assert other["calibration_error"]["after"] < 0.9 * other["calibration_error"]["before"] or one["index"] > 0
+    before, after = tensors(tmp_path / "plain"), tensors(tmp_path / "compact")
+    for key in before:
+        assert torch.equal(before[key] == 0, after[key] == 0), key

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from reprune.math.adam import Adam
-from reprune.math.coordinates import AllWeights, LowRank
+from reprune.math.coordinates import AllWeights, KeptWeights, LowRank
 from tests.math.test_adam import _forward, _Network, _nothing, _same
 
 
@@ -123,3 +125,51 @@ def test_the_first_step_is_as_long_as_without_factors() -> None:
         lengths.append(float((weight.detach() - start).square().mean().sqrt()))
     assert lengths[0] == pytest.approx(0.01, rel=1e-3)
     assert lengths[1:] == pytest.approx([0.01, 0.01], rel=0.35)
+
+
+def test_the_leaves_of_kept_weights_are_what_masks_keep_and_what_has_none() -> None:
+    problem = _Network()
+    mask = problem.masks[0]
+    assert mask is not None
+    with KeptWeights(problem) as coordinates:
+        first, *others = coordinates.leaves
+        assert torch.equal(first, problem.parameters[0][mask])
+        assert all(leaf is parameter for leaf, parameter in zip(others, problem.parameters[1:], strict=True))
+
+
+@pytest.mark.parametrize("micro", [None, 1])
+@pytest.mark.parametrize("guard", [True, False])
+@pytest.mark.parametrize("lr", [0.01, 0.3])
+def test_kept_weights_alone_take_the_steps_of_all_weights(micro: int | None, guard: bool, lr: float) -> None:
+    every, kept = _Network(), _Network()
+    adam = Adam(epochs=4, lr=lr, batch_size=4, micro_batch_size=micro, guard=guard, try_first_step=True)
+    one = adam.fit(every, 3, _nothing)
+    other = replace(adam, compact=True).fit(kept, 3, _nothing)
+    assert one.kept_epoch == other.kept_epoch
+    for found, wanted in zip(kept.state(), every.state(), strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
+    mask = kept.masks[0]
+    assert mask is not None
+    assert not kept.state()[0][~mask].any()
+
+
+def test_no_gradient_of_full_size_outlives_its_backward_pass() -> None:
+    problem = _Network()
+    with KeptWeights(problem) as coordinates:
+        for _ in range(2):
+            problem.outputs(torch.arange(3)).square().sum().backward()
+        assert problem.parameters[0].grad is None
+        summed = coordinates.leaves[0].grad
+        assert summed is not None
+    problem.outputs(torch.arange(3)).square().sum().backward()
+    mask, gradient = problem.masks[0], problem.parameters[0].grad
+    assert mask is not None
+    assert gradient is not None
+    torch.testing.assert_close(summed, 2 * gradient[mask])
+
+
+def test_the_guard_puts_the_start_of_kept_weights_back_to_the_last_bit() -> None:
+    problem = _Network(contrary=True)
+    start = problem.state()
+    assert Adam(epochs=4, lr=0.05, batch_size=2, compact=True).fit(problem, 0, _nothing).kept_epoch == 0
+    assert _same(problem.state(), start)

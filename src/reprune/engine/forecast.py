@@ -24,6 +24,7 @@ from reprune.planning.schedule import Window
 _TRAFFIC_FORWARD, _TRAFFIC_BOTH = 2.0, 6.0
 """Bytes that a pass moves beside its products, over those of the activations it would keep."""
 _SYMMETRIC = 0.625  # of a product that is symmetric: what of it is computed
+_MASKS = 0.25  # of the weights' bytes
 _COLUMN_SECONDS = 3e-5  # of SparseGPT, for each column of a group, whatever its rows
 _FILE_BYTES_PER_SECOND = 4e8  # of a block's shard, read, rounded, written and forced to disk
 _WINDOW_SECONDS = 0.05
@@ -223,9 +224,18 @@ def _window_bytes(recipe: Recipe, work: Work, window: Window) -> int:
         kept = sum(work.blocks[i].activations for i in window.blocks)
         if solver.checkpointing:
             kept = largest + sum(work.blocks[i].states for i in window.blocks)
-        copies = 2.0 if solver.rank is not None else 4.0 + recipe.guard  # weights, gradients, two moments, the best
-        most = max(most, copies * weights + _TEMPORARY * at_a_time * kept)
+        most = max(most, _copies(recipe) * weights + _TEMPORARY * at_a_time * kept)
     return int(most)
+
+
+def _copies(recipe: Recipe) -> float:
+    """How many times a window's weights are held in one form or another while they are fitted."""
+    if recipe.solver.rank is not None:
+        return 2.0
+    beside = 3.0 + recipe.guard  # gradients, two moments, the best
+    if recipe.solver.compact:
+        return 1.0 + _MASKS + (1.0 - recipe.pattern.sparsity) * (1.0 + beside)
+    return 1.0 + _MASKS + beside
 
 
 def resident_bytes() -> int:

@@ -1,6 +1,7 @@
 """Reconstruction by Adam: gradient steps on a window's parameters, masks fixed (PAPER: "Setting").
 
-The paper moves all weights; with a rank, low-rank updates move in their place (see `reprune.math.coordinates`).
+The paper moves all weights; those that are kept can be moved alone, or low-rank updates in their place (see
+`reprune.math.coordinates`).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import final
 import torch
 
 from reprune.errors import NumericalError
-from reprune.math.coordinates import AllWeights, Coordinates, LowRank
+from reprune.math.coordinates import AllWeights, Coordinates, KeptWeights, LowRank
 from reprune.math.first_step import shorten_
 from reprune.math.guard import Guard
 from reprune.math.reconstruction_error import Error
@@ -50,6 +51,8 @@ class Adam(Solver):
     """Under the guard: stop after so many epochs in a row without a new lowest held-out error."""
     rank: int | None = None
     """Move low-rank updates of the matrices, of this rank, in place of all their weights."""
+    compact: bool = False
+    """Hold gradients, moments and the guard's copy of kept weights alone: the same steps with less memory."""
     decay: tuple[float, float] = (1.0, 0.0)
     """What share of `lr` the learning rate falls from, and to."""
     try_first_step: bool = False
@@ -75,8 +78,13 @@ class Adam(Solver):
             seed: decides the order of the samples.
             progress: called after each epoch.
         """
-        with LowRank(problem, self.rank, seed) if self.rank is not None else AllWeights(problem) as coordinates:
+        with self._coordinates(problem, seed) as coordinates:
             return self._descend(problem, coordinates, start, seed, progress)
+
+    def _coordinates(self, problem: Problem, seed: int) -> Coordinates:
+        if self.rank is not None:
+            return LowRank(problem, self.rank, seed)
+        return KeptWeights(problem) if self.compact else AllWeights(problem)
 
     def _descend(
         self,

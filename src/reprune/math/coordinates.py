@@ -1,4 +1,4 @@
-"""What an optimizer moves: all weights of a window, or low-rank updates of its matrices.
+"""What an optimizer moves: all weights of a window, those that are kept, or low-rank updates of its matrices.
 
 Either way a masked weight stays exactly zero, and the window's own forward pass is left as it is: gradients come in by
 its parameters, and what the optimizer has done goes back to them.
@@ -64,6 +64,57 @@ class AllWeights(Coordinates):
 
     def close(self) -> None:
         """Nothing was added."""
+
+
+@final
+class KeptWeights(Coordinates):
+    """Of each masked parameter the weights that are kept, as one vector: gradients, moments and steps are of no others.
+
+    The steps are those of `AllWeights`. Of a matrix of n weights of which half are kept, 4n bytes of weights stay, and
+    leaf, gradient, two moments and the guard's copy take 10n in place of 16n. A parameter's gradient is taken down to
+    its kept weights as soon as the backward pass has it, and dropped: there is never more than one of full size.
+    """
+
+    def __init__(self, problem: Problem) -> None:
+        self._kept: list[_Kept] = []
+        self.leaves: list[nn.Parameter] = []
+        for parameter, mask in zip(problem.parameters, problem.masks, strict=True):
+            if mask is None:
+                self.leaves.append(parameter)
+            else:
+                self._kept.append(_Kept(parameter, mask))
+                self.leaves.append(self._kept[-1].leaf)
+
+    def pull_(self) -> None:
+        """Each gradient was taken down when it came."""
+
+    def push_(self) -> None:
+        for kept in self._kept:
+            kept.push_()
+
+    def close(self) -> None:
+        for kept in self._kept:
+            kept.remove()
+
+
+class _Kept:
+    """One masked parameter and its kept weights."""
+
+    def __init__(self, parameter: nn.Parameter, mask: Tensor) -> None:
+        self._parameter, self._mask = parameter, mask
+        self.leaf = nn.Parameter(parameter.detach()[mask])
+        self.remove: Callable[[], None] = parameter.register_post_accumulate_grad_hook(self._pull_).remove
+
+    @torch.no_grad()
+    def _pull_(self, parameter: Tensor) -> None:
+        assert parameter.grad is not None
+        own = parameter.grad[self._mask]
+        parameter.grad = None
+        self.leaf.grad = own if self.leaf.grad is None else self.leaf.grad.add_(own)
+
+    @torch.no_grad()
+    def push_(self) -> None:
+        self._parameter.masked_scatter_(self._mask, self.leaf)
 
 
 @final

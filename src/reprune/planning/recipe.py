@@ -124,6 +124,7 @@ class SolverRecipe(_Part):
     micro_batch_size: int | None = Field(None, ge=1)  # of a step's samples, how many at a time; None: all at once
     checkpointing: bool = False  # compute activations anew for the gradients, block by block
     rank: int | None = Field(None, ge=1)  # move low-rank updates of the matrices; None: all their weights
+    compact: bool = False  # gradients, moments and the guard's copy of kept weights alone
     betas: tuple[float, float] = (0.9, 0.95)
     patience: int = Field(2, ge=1)  # epochs in a row without a lower held-out error, after which the guard stops
 
@@ -131,6 +132,12 @@ class SolverRecipe(_Part):
     def _micro_batches_are_small(self) -> Self:
         if self.micro_batch_size is not None and self.micro_batch_size > self.batch_size:
             raise ValueError(f"micro_batch_size {self.micro_batch_size} is more than batch_size {self.batch_size}")
+        return self
+
+    @model_validator(mode="after")
+    def _one_way_to_move(self) -> Self:
+        if self.compact and self.rank is not None:
+            raise ValueError(f"compact goes with all weights, not with updates of rank {self.rank}; leave out either")
         return self
 
     @property
@@ -169,7 +176,15 @@ class SolverRecipe(_Part):
 
     def _adam(self, epochs: int, guard: bool) -> Adam:
         return Adam(
-            epochs, self.lr, self.batch_size, self.micro_batch_size, self.betas, guard, self.patience, self.rank
+            epochs,
+            self.lr,
+            self.batch_size,
+            self.micro_batch_size,
+            self.betas,
+            guard,
+            self.patience,
+            rank=self.rank,
+            compact=self.compact,
         )
 
 

@@ -88,8 +88,8 @@ def show_plan(plan: Plan) -> None:
     )
     if plan.machine is not None and forecast.device_bytes > plan.machine.memory_bytes:
         output.print(
-            f"note       it does not fit the {size(plan.machine.memory_bytes)} of that device; try smaller "
-            "solver.micro_batch_size, solver.checkpointing, solver.rank",
+            f"note       it does not fit the {size(plan.machine.memory_bytes)} of that device; try "
+            "solver.compact, solver.checkpointing, a smaller solver.micro_batch_size, solver.rank",
             style="red",
         )
     table = Table(box=None, pad_edge=False, header_style="bold")

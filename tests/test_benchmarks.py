@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -75,3 +78,14 @@ def test_with_reconstruction_its_error_is_reprunes(llama: Path, rung: str, tmp_p
 def test_its_overlapping_windows_are_the_papers() -> None:
     assert _load("textbook").windows(4, 1) == [range(i, i + 1) for i in range(4)]
     assert [list(window) for window in _load("textbook").windows(4, 2)] == [[0], [0, 1], [1, 2], [2, 3], [3]]
+
+
+def test_no_kill_and_no_damage_goes_unnoticed(tmp_path: Path) -> None:
+    """A sample of what `benchmarks/reliability.py` does, in a process of its own: it forks."""
+    command = [sys.executable, str(_BENCHMARKS / "reliability.py"), "--out", str(tmp_path)]
+    sample = ["--kills", "30", "--corruptions", "100", "--rungs", "LR", "BR+GP", "BR+GP+CR"]
+    said = subprocess.run([*command, *sample], capture_output=True, text=True, check=False)
+    assert said.returncode == 0, said.stdout + said.stderr
+    found = json.loads((tmp_path / "reliability.json").read_text())
+    assert sum(count for what, count in found.items() if what.startswith("killed")) == 30
+    assert sum(found.values()) == 130

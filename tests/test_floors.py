@@ -19,6 +19,7 @@ _ROOMS = [
     "prepare",
     "generation",
     "api",
+    "verify",
     "progress",
     "drawing",
     "evaluation",

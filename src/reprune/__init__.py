@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from reprune.doors.evaluation.evaluate import evaluate
     from reprune.doors.report.write import report
     from reprune.doors.study.run import study
+    from reprune.doors.verify import verify
     from reprune.doors.zeroshot.accuracy import zero_shot
     from reprune.engine.watcher import Watcher
     from reprune.errors import InputError, RepruneError
@@ -26,6 +27,7 @@ _DOORS = {
     "resume": "reprune.doors.api",
     "status": "reprune.doors.api",
     "study": "reprune.doors.study.run",
+    "verify": "reprune.doors.verify",
     "zero_shot": "reprune.doors.zeroshot.accuracy",
     "Watcher": "reprune.engine.watcher",
     "RepruneError": "reprune.errors",
@@ -44,6 +46,7 @@ __all__ = [
     "resume",
     "status",
     "study",
+    "verify",
     "zero_shot",
 ]
 

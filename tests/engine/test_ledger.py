@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import reprune
 from reprune.engine.ledger import Ledger
 from reprune.engine.watcher import Watcher
 from reprune.errors import InputError
+from reprune.model.sealed import seal, unseal
 from reprune.planning.schedule import Window
 from tests import tiny
 
@@ -116,11 +116,12 @@ def test_another_model_or_version_is_not_gone_on_with(tmp_path: Path) -> None:
     with pytest.raises(Interrupted):
         prune(model, tmp_path / "cut", "LR", InterruptAt(0))
     job_file = tmp_path / "cut" / ".reprune" / "run.json"
-    job = json.loads(job_file.read_text())
-    job_file.write_text(json.dumps({**job, "versions": {**job["versions"], "torch": "1.0"}}))
+    before = job_file.read_text()
+    job, _ = unseal(before, indent=2)
+    job_file.write_text(seal({**job, "versions": {**job["versions"], "torch": "1.0"}}, indent=2))
     with pytest.raises(InputError, match=r"torch 1\.0"):
         reprune.resume(tmp_path / "cut")
-    job_file.write_text(json.dumps(job))
+    job_file.write_text(before)
     weights = load_file(model / "model.safetensors")
     weights["model.layers.1.mlp.up_proj.weight"][0, 0] += 1
     from safetensors.torch import save_file

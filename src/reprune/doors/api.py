@@ -124,8 +124,6 @@ def prune_by_recipe(recipe: Recipe, out: Path, watcher: Watcher, shared: Shared 
     watcher.phase(None, "drawing calibration samples")
     drawn = draw(recipe, decoder, self_generated(recipe, decoder, watcher))
     recipe = absolute(recipe)
-    out.mkdir(parents=True, exist_ok=True)
-    ledger = Ledger(out)
     job = {
         "recipe": recipe.model_dump(mode="json"),
         "folder": str(folder.resolve()),
@@ -134,8 +132,10 @@ def prune_by_recipe(recipe: Recipe, out: Path, watcher: Watcher, shared: Shared 
         "windows": len(Methods.of(recipe, len(decoder)).schedule),
         "data": {"sha256": drawn.sha256, "sources": [vars(source) for source in drawn.sources]},
     }
-    ledger.begin(job, drawn.calibration, drawn.heldout)
-    return _finish(recipe, decoder, ledger, job, watcher, shared)
+    with Ledger(out) as ledger:
+        check_out(out)  # once more: no other process can begin there now
+        ledger.begin(job, drawn.calibration, drawn.heldout)
+        return _finish(recipe, decoder, ledger, job, watcher, shared)
 
 
 def resume(
@@ -160,29 +160,31 @@ def resume(
     if changed := {name: was for name, was in job["versions"].items() if now.get(name) != was}:
         said = ", ".join(f"{name} {was} (now {now.get(name)})" for name, was in changed.items())
         raise InputError(f"{out}: this run began with {said}; install that again to resume, or start a new run.")
-    return _finish(recipe, decoder, ledger, job, watcher or Watcher(), shared)
+    with ledger:
+        ledger.check()
+        return _finish(recipe, decoder, ledger, job, watcher or Watcher(), shared)
 
 
 def _finish(
     recipe: Recipe, decoder: Decoder, ledger: Ledger, job: dict[str, Any], watcher: Watcher, shared: Shared | None
 ) -> dict[str, Any]:
-    """Do what is left of a run."""
+    """Do what is left of a run whose ledger has been entered."""
     if shared is not None:
         decisive = recipe.solver.samples_at_a_time, recipe.precision, recipe.device, recipe.trust_remote_code
         shared.serve((job["fingerprint"], job["data"]["sha256"], recipe.pruner.statistics, *decisive))
     began = time.monotonic()
     result = Result(ledger.result, decoder)
-    with ledger:
-        first = int(job["data"]["sources"][0]["count"]) if recipe.pruner.statistics == "first" else None
-        run_windows(recipe, decoder, ledger, result, watcher, shared, first)
-        watcher.phase(None, "writing the result")
-        trim_heap()
-        result.write_outside()
-        lines = ledger.lines()
-        seconds = max(time.monotonic() - began, sum(line["window"]["seconds"] for line in lines))
-        record = full_record(recipe, job, lines, seconds)
-        result.finish(record, beside(recipe, ledger.result).to_yaml())
-        ledger.clear()
+    first = int(job["data"]["sources"][0]["count"]) if recipe.pruner.statistics == "first" else None
+    run_windows(recipe, decoder, ledger, result, watcher, shared, first)
+    watcher.phase(None, "writing the result")
+    trim_heap()
+    written = result.write_outside()
+    lines = ledger.lines()
+    seconds = max(time.monotonic() - began, sum(line["window"]["seconds"] for line in lines))
+    record = full_record(recipe, job, lines, seconds)
+    written |= {name: digest for line in lines for name, digest in line["files"].items()}
+    result.finish(record, beside(recipe, ledger.result).to_yaml(), written)
+    ledger.clear()
     return record
 
 

@@ -50,10 +50,13 @@ def nested_flags(
 
 
 def check_out(out: Path) -> None:
-    """Raise `InputError` unless a result can be written to `out`."""
+    """Raise `InputError` unless a result can be written to `out`.
+
+    What a process left that was killed before its run began is no hindrance.
+    """
     if out.exists() and not out.is_dir():
         raise InputError(f"--out {out}: is a file; give a folder that does not exist yet.")
-    if out.is_dir() and any(out.iterdir()):
+    if out.is_dir() and any(out.iterdir()) and not Ledger(out).never_began:
         if Ledger(out).exists:
             raise InputError(
                 f"--out {out}: holds an unfinished run; go on with 'reprune resume {out}', or give another folder."

@@ -11,13 +11,14 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, final
+from typing import Any, Literal, final
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from reprune.engine.dense import DenseStream
+from reprune.engine.probe import Probe
 from reprune.engine.shared import Shared
 from reprune.math.reconstruction_error import ErrorMeter
 from reprune.math.solver import Errors
@@ -95,9 +96,12 @@ class Frontier:
         seen = {batch.stop - batch.start for batch in self.batches}
         last = self._statistics_batches[-1]
         others = {*training_sizes, last.stop - last.start} - seen
-        for number, (batch, states) in enumerate(
-            decoder.embed(ids, [*self.batches, *(slice(0, size) for size in sorted(others))])
-        ):
+        self._probe = Probe(decoder.vocabulary, ids.shape[1])
+        probe = slice(len(ids), len(ids) + 1)
+        batches = [*self.batches, probe, *(slice(0, size) for size in sorted(others))]
+        for number, (batch, states) in enumerate(decoder.embed(torch.cat([ids, self._probe.ids]), batches)):
+            if batch == probe:
+                self._probe.states = states
             if number >= len(self.batches):
                 continue
             if batch.start == 0:
@@ -213,13 +217,20 @@ class Frontier:
                     advanced = states
             at_end.update(batch, states, targets.end.read(batch))
             self.student.write(batch, advanced)
+        self._probe.states = self.run([block for block in blocks if block.index in window.retired], self._probe.states)
         return at_end.errors(), {index: pair.errors() for index, pair in of_block.items()}
 
+    @torch.no_grad()
     def replay(self, dense: Block, pruned: Block) -> None:
         """Advance both streams through a block that an earlier process retired."""
         self._dense.after(dense)
         self._dense.forget_before(dense.index + 1)
         self._pass([pruned], self.student, self.batches)
+        self._probe.states = self.run([pruned], self._probe.states)
+
+    def probe_record(self) -> dict[str, Any]:
+        """What the sparse model's last block makes of a sequence of tokens that is no one's text."""
+        return self._probe.record()
 
 
 def _slices(start: int, end: int, size: int) -> list[slice]:

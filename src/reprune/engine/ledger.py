@@ -10,15 +10,17 @@ DIR/.reprune holds what a finished result does not need:
 
 A window is finished when its line is in the ledger. Streams are not kept: they follow from the embedded samples and
 the retired blocks, and are replayed when a run goes on.
+
+Nothing is gone on with that is not as it was written. run.json and each line carry a SHA-256 of themselves, a line's
+over that of the line before it; and those of the files that came with them: the samples, retired blocks, open blocks.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, final
@@ -30,8 +32,9 @@ from torch import Tensor
 from reprune.engine.window import PrunedBlock
 from reprune.errors import InputError
 from reprune.model.decoder import Decoder
-from reprune.model.durable import append_line, write_tensors, write_text
+from reprune.model.durable import append_line, sha256, sync_folder, write_tensors, write_text
 from reprune.model.lock import locked
+from reprune.model.sealed import seal, unseal
 from reprune.planning.recipe import Recipe
 from reprune.planning.schedule import Window
 
@@ -52,14 +55,22 @@ class Ledger:
     def exists(self) -> bool:
         return (self.folder / "run.json").exists()
 
+    @property
+    def never_began(self) -> bool:
+        """Whether the result's folder holds nothing but a working folder in which no run has begun."""
+        return [path.name for path in self.result.iterdir()] == [FOLDER] and not self.exists
+
     def begin(self, job: Mapping[str, Any], calibration: Tensor, heldout: Tensor) -> None:
-        """Make the working folder of a new run; run.json is written last."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        write_tensors(self.folder / "samples.safetensors", {"calibration": calibration, "heldout": heldout})
-        write_text(self.folder / "run.json", json.dumps(job, indent=2))
+        """Fill the working folder of a new run, which must have been entered; run.json is written last."""
+        for path in self.folder.iterdir():  # of a run whose run.json is gone: what it says is of no use without
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        samples = self.folder / "samples.safetensors"
+        write_tensors(samples, {"calibration": calibration, "heldout": heldout})
+        write_text(self.folder / "run.json", seal({**job, "files": {samples.name: sha256(samples)}}, indent=2))
 
     def __enter__(self) -> Self:
-        """Lock the working folder."""
+        """Lock the working folder, which is made where there is none."""
+        self.folder.mkdir(parents=True, exist_ok=True)
         self._held.enter_context(locked(self.folder, self.result, "run"))
         return self
 
@@ -71,49 +82,75 @@ class Ledger:
     def job(self) -> dict[str, Any]:
         """What `begin` was given; raises `InputError` where there is no run or its file is damaged."""
         try:
-            job = json.loads((self.folder / "run.json").read_text(encoding="utf-8"))
+            job, _ = unseal((self.folder / "run.json").read_text(encoding="utf-8"), indent=2)
             if missing := _JOB_KEYS - set(job):
                 raise ValueError(f"{min(missing)} is missing")
             Recipe.model_validate(job["recipe"])
         except (FileNotFoundError, NotADirectoryError):
             raise InputError(f"{self.result}: holds no unfinished run of reprune.") from None
         except (OSError, ValueError, TypeError) as error:
-            reason = " ".join(str(error).split())
-            raise InputError(f"{self.folder / 'run.json'}: damaged ({reason:.100}); start the run again.") from None
-        return dict(job)
+            raise _damaged(self.folder / "run.json", str(error)) from None
+        return job
 
     def samples(self) -> tuple[Tensor, Tensor]:
         """The token ids of the calibration and of the held-out samples."""
-        tensors = load_file(self.folder / "samples.safetensors")
+        path = self.folder / "samples.safetensors"
+        _check(path, self.job()["files"][path.name])
+        tensors = load_file(path)
         return tensors["calibration"], tensors["heldout"]
 
     def lines(self) -> list[dict[str, Any]]:
         """The finished windows, in order. A line that a crash cut short is left out, as its window is not finished."""
+        return self._read()[0]
+
+    def _read(self) -> tuple[list[dict[str, Any]], str]:
+        """The finished windows, and the seal of the last."""
+        path = self.folder / "ledger.jsonl"
         try:
-            text = (self.folder / "ledger.jsonl").read_text(encoding="utf-8")
+            content = path.read_bytes()
         except FileNotFoundError:
-            return []
-        done = []
-        for number, line in enumerate(text.splitlines(keepends=True)):
+            return [], ""
+        done, last = [], ""
+        for number, line in enumerate(content.split(b"\n")[:-1]):  # what follows the last newline was cut short
             try:
-                if not line.endswith("\n"):
-                    break
-                entry = json.loads(line)
+                entry, last = unseal(line.decode(), after=last)
                 if entry["window"]["index"] != number:
                     raise ValueError(f"window {number} was expected")
             except (ValueError, KeyError, TypeError) as error:
-                raise InputError(
-                    f"{self.folder / 'ledger.jsonl'}: line {number + 1} is damaged ({error}); start the run again."
-                ) from None
+                raise _damaged(path, f"line {number + 1}: {error}") from None
             done.append(entry)
-        return done
+        return done, last
+
+    def check(self) -> None:
+        """Raise `InputError` unless all files that finished windows have left are as they were written."""
+        lines = self.lines()
+        for number, line in enumerate(lines):
+            for name, expected in line["files"].items():
+                _check(self.result / name, expected)
+            if number == len(lines) - 1:
+                for name, expected in line["open"].items():
+                    _check(self.folder / name, expected)
 
     def remaining(self, schedule: Sequence[Window]) -> list[Window]:
         """The windows that are not finished."""
         return list(schedule[len(self.lines()) :])
 
-    def commit(self, window: Window, entry: Mapping[str, Any], still_open: Sequence[PrunedBlock]) -> None:
-        """Make a window finished; its retired blocks are on disk already."""
+    def commit(
+        self,
+        window: Window,
+        entry: Mapping[str, Any],
+        written: Mapping[str, str],
+        still_open: Sequence[PrunedBlock],
+    ) -> None:
+        """Make a window finished.
+
+        Args:
+            window: which.
+            entry: what goes on record.
+            written: the files of its retired blocks, by name in the result, which are on disk: their SHA-256.
+            still_open: the blocks that the next window goes on with.
+        """
+        open_file = self._open_file(window.index)
         if still_open:
             tensors: dict[str, Tensor] = {}
             for pruned in still_open:
@@ -121,11 +158,13 @@ class Ledger:
                     tensors[f"{pruned.index}/weight/{name}"] = tensor
                 for name, mask in pruned.masks.items():
                     tensors[f"{pruned.index}/mask/{name}"] = mask
-            write_tensors(self._open_file(window.index), tensors)
+            write_tensors(open_file, tensors)
         self._mend()
-        append_line(self.folder / "ledger.jsonl", json.dumps(entry))
+        left = {open_file.name: sha256(open_file)} if still_open else {}
+        line = seal({**entry, "files": dict(written), "open": left}, after=self._read()[1])
+        append_line(self.folder / "ledger.jsonl", line)
         for file in self.folder.glob("open-*.safetensors"):
-            if file != self._open_file(window.index):
+            if file != open_file:
                 file.unlink()
 
     def _mend(self) -> None:
@@ -162,5 +201,25 @@ class Ledger:
         return blocks
 
     def clear(self) -> None:
-        """Remove the working folder of a finished run."""
-        shutil.rmtree(self.folder)
+        """Remove the working folder of a finished run; without run.json, which goes first, it is one no more.
+
+        A disk that fails now takes nothing from the result, so nothing is raised.
+        """
+        with suppress(OSError):
+            (self.folder / "run.json").unlink()
+            sync_folder(self.folder)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _check(path: Path, expected: str) -> None:
+    """Raise `InputError` unless a file has this SHA-256."""
+    try:
+        found = sha256(path)
+    except FileNotFoundError:
+        raise _damaged(path, "it is gone") from None
+    if found != expected:
+        raise _damaged(path, "it is not as it was written: its SHA-256 differs")
+
+
+def _damaged(path: Path, why: str) -> InputError:
+    return InputError(f"{path}: damaged ({' '.join(why.split()):.150}); start the run again in another folder.")

@@ -127,6 +127,7 @@ def full_record(
         "sparsity": zeros / weights if weights else 0.0,
         "blocks": blocks,
         "windows": [line["window"] for line in lines],
+        "forward": lines[-1]["forward"],
         "seconds": round(seconds, 3),
         "peak_memory_bytes": peak_memory_bytes(),
         "machine": machine(recipe.device),

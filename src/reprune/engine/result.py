@@ -6,6 +6,7 @@ the input, in shards of bounded size. The index comes last, so that an unfinishe
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Mapping
@@ -18,10 +19,11 @@ from torch import Tensor
 
 from reprune.errors import InputError
 from reprune.model.decoder import Decoder
-from reprune.model.durable import write_durably, write_tensors, write_text
+from reprune.model.durable import sha256, write_durably, write_tensors, write_text
 
 RECORD = "reprune.json"
 RECIPE = "recipe.yaml"
+INDEX = "model.safetensors.index.json"
 _COPIED = ("*.json", "*.txt", "*.model", "*.jinja", "*.py", "LICENSE*", "NOTICE*", "USE_POLICY*", "*TERMS*")
 _NOT_COPIED = ("*.index.json", RECORD)
 _SHARD_BYTES = 2**28  # of tensors outside the blocks: a shard is in memory while it is written
@@ -53,9 +55,10 @@ class Result:
     def _shard(self, number: int) -> Path:
         return self.folder / f"model-{number + 1:05d}-of-{self._shards:05d}.safetensors"
 
-    def write_block(self, index: int, tensors: Mapping[str, Tensor]) -> None:
-        """Write a block's shard, durably."""
+    def write_block(self, index: int, tensors: Mapping[str, Tensor]) -> dict[str, str]:
+        """Write a block's shard, durably; returns its file's name and SHA-256."""
         write_tensors(self._shard(index), tensors)
+        return {self._shard(index).name: sha256(self._shard(index))}
 
     def read_block(self, index: int) -> dict[str, Tensor]:
         """The tensors of a block that was written before."""
@@ -64,13 +67,22 @@ class Result:
         except Exception as error:
             raise InputError(f"{self._shard(index)}: cannot be read ({error}); start the run again.") from None
 
-    def write_outside(self) -> None:
-        """Write the weights outside the blocks, as they were."""
+    def write_outside(self) -> dict[str, str]:
+        """Write the weights outside the blocks, as they were; returns the names of the files and their SHA-256."""
+        written = {}
         for number, names in enumerate(self._outside, len(self._decoder)):
             write_tensors(self._shard(number), {name: self._decoder.checkpoint.tensor(name) for name in names})
+            written[self._shard(number).name] = sha256(self._shard(number))
+        return written
 
-    def finish(self, record: Mapping[str, Any], recipe: str) -> None:
-        """Write all but the weights: configuration, tokenizer, recipe, record and index."""
+    def finish(self, record: Mapping[str, Any], recipe: str, written: Mapping[str, str]) -> None:
+        """Write all but the weights: configuration, tokenizer, recipe, record and index.
+
+        Args:
+            record: what reprune.json is to hold, beside the SHA-256 of all other files.
+            recipe: the contents of recipe.yaml.
+            written: the files of weights, by name, and their SHA-256.
+        """
         checkpoint = self._decoder.checkpoint
         files = {
             name: self._shard(block).name
@@ -79,10 +91,16 @@ class Result:
         }
         for number, names in enumerate(self._outside, len(self._decoder)):
             files |= dict.fromkeys(names, self._shard(number).name)
+        files_written = dict(written)
         for source in sorted({file for pattern in _COPIED for file in self._decoder.folder.glob(pattern)}):
             if source.is_file() and not any(source.match(pattern) for pattern in _NOT_COPIED):
                 write_durably(self.folder / source.name, partial(shutil.copyfile, source))
+                files_written[source.name] = sha256(self.folder / source.name)
         write_text(self.folder / RECIPE, recipe)
-        write_text(self.folder / RECORD, json.dumps(record, indent=2) + "\n")
+        files_written[RECIPE] = sha256(self.folder / RECIPE)
         index = {"metadata": {"total_size": checkpoint.bytes}, "weight_map": dict(sorted(files.items()))}
-        write_text(self.folder / "model.safetensors.index.json", json.dumps(index, indent=2) + "\n")
+        text = json.dumps(index, indent=2) + "\n"
+        files_written[INDEX] = hashlib.sha256(text.encode()).hexdigest()
+        record = {**record, "files": dict(sorted(files_written.items()))}
+        write_text(self.folder / RECORD, json.dumps(record, indent=2) + "\n")
+        write_text(self.folder / INDEX, text)  # last: a folder without it does not load

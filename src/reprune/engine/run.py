@@ -136,8 +136,9 @@ def run_windows(
 
             watcher.phase(window, "advancing")
             retired = [pruned for pruned in blocks if pruned.index in window.retired]
+            written: dict[str, str] = {}
             for pruned in retired:
-                result.write_block(pruned.index, pruned.round_(decoder))
+                written |= result.write_block(pruned.index, pruned.round_(decoder))
             errors, block_errors = frontier.advance(window, [pruned.block for pruned in blocks], targets)
             if not errors.calibration.finite:
                 raise NumericalError(f"window {window.index}: its outputs are not finite after reconstruction")
@@ -148,7 +149,9 @@ def run_windows(
             "window": record,
             "blocks": [block_record(pruned, block_errors[pruned.index]) for pruned in retired],
         }
-        ledger.commit(window, entry, still_open)
+        if window is methods.schedule[-1]:
+            entry["forward"] = frontier.probe_record()
+        ledger.commit(window, entry, written, still_open)
         del blocks, retired, problem  # the next window's blocks take their memory
         trim_heap()
         watcher.window_done(window, record)

@@ -36,16 +36,16 @@ class PrunedBlock:
 
     def sparsities(self) -> list[dict[str, str | int | float]]:
         """Of each pruned matrix: its name, shape, and the share of its weights that are zero."""
-        linears = {linear.name: linear for linear in self.block.linears}
         return [
             {
-                "name": name,
-                "rows": linears[name].shape[0],
-                "columns": linears[name].shape[1],
-                "zeros": int((linears[name].matrix() == 0).sum()),
-                "sparsity": float((linears[name].matrix() == 0).double().mean()),
+                "name": linear.name,
+                "rows": linear.shape[0],
+                "columns": linear.shape[1],
+                "zeros": int((linear.matrix() == 0).sum()),
+                "sparsity": float((linear.matrix() == 0).double().mean()),
             }
-            for name in self.masks
+            for linear in self.block.linears
+            if linear.name in self.masks
         ]
 
     @torch.no_grad()

@@ -46,6 +46,11 @@ class Pattern(ABC):
             The mask (rows, columns), bool, True where kept.
         """
 
+    def allows(self, mask: Tensor) -> bool:
+        """Whether no group of a mask (rows, columns), bool, keeps more than it may."""
+        del mask
+        return True
+
     def check(self, columns: int, name: str) -> None:
         """Raise `InputError` where a matrix of so many input columns cannot have this pattern."""
         if columns % self.group:
@@ -150,6 +155,9 @@ class NM(Pattern):
             rank += rival > groups
             rank[:, :, other + 1 :] += rival == groups[:, :, other + 1 :]
         return (rank < self.kept).reshape(scores.shape)
+
+    def allows(self, mask: Tensor) -> bool:
+        return bool((mask.reshape(mask.shape[0], -1, self.of).sum(dim=-1) <= self.kept).all())
 
     def __str__(self) -> str:
         return f"{self.kept}:{self.of}"

@@ -5,6 +5,7 @@ Tensors are mapped from their file, not read into memory, until someone copies t
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
@@ -84,9 +85,17 @@ class Checkpoint:
         return files
 
     def tensor(self, name: str) -> Tensor:
-        """The tensor of that name on the CPU in its stored dtype, mapped from the file (do not write to it)."""
-        with safe_open(self.entries[name].file, framework="pt") as file:
-            tensor: Tensor = file.get_tensor(name)
+        """The tensor of that name on the CPU in its stored dtype, mapped from the file (do not write to it).
+
+        Raises:
+            OSError: the file can no longer be read.
+        """
+        path = self.entries[name].file
+        try:
+            with safe_open(path, framework="pt") as file:
+                tensor: Tensor = file.get_tensor(name)
+        except SafetensorError as error:
+            raise OSError(errno.EIO, f"cannot be read any more ({error})", str(path)) from None
         return tensor
 
     @property

@@ -2,26 +2,66 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import os
-from collections.abc import Callable, Mapping
+import re
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 
-def write_durably(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` make a temporary file beside `path`, force it to disk, and rename it to `path`."""
+def write_durably(path: Path, write: Callable[[Path], object], size: int | None = None) -> None:
+    """Let `write` make a temporary file beside `path`, force it to disk, and rename it to `path`.
+
+    Args:
+        path: the file.
+        write: is given the temporary's path.
+        size: how many bytes it writes, where that is known.
+
+    Raises:
+        OSError: it cannot be written; what was there is left as it was, and the error names `path`.
+    """
     temporary = path.with_name(f".{path.name}.tmp")
+    with _naming(path, size):
+        try:
+            write(temporary)
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        sync_folder(path.parent)
+
+
+@contextmanager
+def _naming(path: Path, size: int | None) -> Iterator[None]:
+    """Have an error of the system name this file, in whatever form a library hands it on, and say what lacks room."""
     try:
-        write(temporary)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)
+        yield
+    except SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        raise _named(int(number[1]), path, size) from None
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise _named(error.errno, path, size) from None
+
+
+def _named(number: int, path: Path, size: int | None) -> OSError:
+    said = os.strerror(number)
+    if number in (errno.ENOSPC, errno.EDQUOT):
+        free = f"{shutil.disk_usage(path.parent).free / 1e6:.1f} MB are free"
+        said += f" ({free})" if size is None else f" ({size / 1e6:.1f} MB are to be written, {free})"
+    return OSError(number, said, str(path))
 
 
 def write_text(path: Path, text: str) -> None:
@@ -32,16 +72,29 @@ def write_text(path: Path, text: str) -> None:
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write tensors as one safetensors file, durably. Tensors may be of any device; they are made contiguous."""
     ready = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
-    write_durably(path, lambda temporary: save_file(ready, temporary, metadata={"format": "pt"}))
+    size = sum(tensor.nbytes for tensor in ready.values())
+    write_durably(path, lambda temporary: save_file(ready, temporary, metadata={"format": "pt"}), size)
 
 
 def append_line(path: Path, line: str) -> None:
-    """Append one line to a file and force it to disk."""
-    with path.open("a", encoding="utf-8") as file:
-        file.write(line + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+    """Append one line to a file and force it to disk; where that fails, the file is cut to what it was."""
+    with _naming(path, None), path.open("ab", buffering=0) as file:
+        before = file.tell()
+        left = memoryview(line.encode() + b"\n")
+        try:
+            while left:
+                left = left[file.write(left) :]
+            os.fsync(file.fileno())
+        except OSError:
+            os.ftruncate(file.fileno(), before)
+            raise
     sync_folder(path.parent)
+
+
+def sha256(path: Path) -> str:
+    """Of a file's contents."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def sync_folder(folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import tempfile
 from pathlib import Path
 from typing import final
@@ -69,13 +70,23 @@ class StreamStore:
         self._folder = folder
 
     def new(self) -> Stream:
-        """A stream whose states are not yet set."""
+        """A stream whose states are not yet set.
+
+        Raises:
+            OSError: its file has no room.
+        """
         if self.bytes <= self._left:
             self._left -= self.bytes
             return Stream(self.shape, None)
         self._folder.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=self._folder, suffix=".stream", delete=False) as file:
             path = Path(file.name)
+            try:  # a disk that is full shows now, not as a fault when a page is written
+                if hasattr(os, "posix_fallocate"):
+                    os.posix_fallocate(file.fileno(), 0, self.bytes)
+            except OSError as error:
+                path.unlink()
+                raise OSError(error.errno, error.strerror, str(path)) from None
         return Stream(self.shape, path)
 
     def free(self, stream: Stream) -> None:

@@ -175,6 +175,20 @@ def status(directory: Annotated[Path, typer.Argument(metavar="DIR", help="The fo
         show_status(status_of(directory), directory)
 
 
+@app.command(short_help="Hold a result against its record.")
+def verify(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="The folder of a finished run.")],
+    trust_remote_code: Trust = False,
+) -> None:
+    """Check that a result is what its record says: files, sparsity and pattern, numbers, a forward pass."""
+    with exit_codes():
+        from reprune.doors.command.views import show_check
+        from reprune.doors.verify import verify as verify_result
+
+        if not verify_result(directory, trust_remote_code=trust_remote_code, notify=show_check).passed:
+            raise typer.Exit(1)
+
+
 app.command(short_help="Measure what MODEL is worth on a text.")(evaluate)
 app.command(short_help="Have MODEL write texts to calibrate on.")(generate)
 app.command(short_help="Write one HTML file on a run or a study.")(report)

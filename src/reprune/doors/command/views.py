@@ -10,7 +10,10 @@ from rich.table import Table
 
 from reprune.doors.api import Plan, Status
 from reprune.doors.formats import clock, console, percent, size
+from reprune.doors.verify import Check
 from reprune.planning.survey import ranges
+
+_PROBLEMS = 20  # shown of one check
 
 
 def show_result(record: Mapping[str, Any], out: Path) -> None:
@@ -45,6 +48,16 @@ def _guarded(record: Mapping[str, Any]) -> Iterator[str]:
     if record["recipe"]["reconstruct"] == "auto":
         counts = [sum(len(window["reconstructed"]) == count for window in windows) for count in range(3)]
         yield f"auto           nothing in {counts[0]} windows, one block in {counts[1]}, two in {counts[2]}"
+
+
+def show_check(check: Check) -> None:
+    """One thing that was looked at in a result, and what is wrong with it."""
+    output = console()
+    output.print(f"{'ok' if check.passed else 'FAILED':<7} {check.name:<9} {check.found}", highlight=False)
+    for problem in check.problems[:_PROBLEMS]:
+        output.print(f"          {problem}", style="red", highlight=False)
+    if (more := len(check.problems) - _PROBLEMS) > 0:
+        output.print(f"          and {more} more", style="red")
 
 
 def show_status(status: Status, out: Path) -> None:

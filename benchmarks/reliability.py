@@ -1,0 +1,285 @@
+"""Runs that are killed, and runs whose files are damaged: what becomes of them.
+
+    python benchmarks/reliability.py --out FOLDER [--kills 200] [--corruptions 1000] [--seed 0]
+
+Kills: a tiny Llama is pruned at each of five rungs, with streams in memory and in files, in a process that kills
+itself (SIGKILL) just before one of its durable steps (a file forced to disk, renamed, cut or removed, a folder
+removed), or is killed at a random moment. What is there is then gone on with as a user would: `resume` where there is
+an unfinished run, `prune` where none had begun; every third time that is killed too. In the end the folder must hold,
+byte by byte, what an undisturbed run writes (of reprune.json all but times and memory).
+
+Corruptions: in the folder of an unfinished run one file is damaged (a bit flipped, cut short, bytes added, removed)
+and the run is gone on with. It must be refused by an error that names the file, or end with the very bytes of the
+undisturbed run, as where only what a crash may leave is missing. Nothing may come of it but these two.
+Prints a line for each kind of end, and writes FOLDER/reliability.json; exits with 1 where there was another.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import time
+import traceback
+import warnings
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from runs import random_llama, random_text
+
+import reprune
+from reprune.engine.ledger import Ledger
+from reprune.engine.watcher import Watcher
+from reprune.errors import InputError
+
+RUNGS = ("LR", "BR", "BR+GP", "BR+GP+CR", "auto")
+STEPS = ("fsync", "replace", "ftruncate", "unlink", "rmdir")
+PLACES = {"memory": "1GB", "files": "0B"}
+
+
+def options(rung: str, place: str, text: Path) -> dict[str, Any]:
+    return {
+        "pruner": "sparsegpt",
+        "reconstruct": rung,
+        "calibration": str(text),
+        "samples": 6,
+        "seqlen": 16,
+        "epochs": 1,
+        "batch_size": 3,
+        "device": "cpu",
+        "settings": ["precision=float32", f"streams.memory={PLACES[place]}"],
+    }
+
+
+def contents(folder: Path) -> dict[str, Any]:
+    """All that a run has written, without what differs from one run to the next."""
+    found: dict[str, Any] = {
+        str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()
+    }
+    record = json.loads(found["reprune.json"])
+    for key in ("seconds", "peak_memory_bytes"):
+        del record[key]
+    for window in record["windows"]:
+        del window["seconds"]
+    return {**found, "reprune.json": record}
+
+
+def in_child(work: Callable[[], object], kill_after: float | None = None) -> int:
+    """Do something in a process of its own, perhaps killed after so many seconds; returns how it ended."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of forking: there is one thread
+        process = os.fork()
+    if process == 0:
+        try:
+            work()
+            os._exit(0)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+    if kill_after is not None:
+        time.sleep(kill_after)
+        os.kill(process, signal.SIGKILL)
+    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+
+
+def kill_before(step: int) -> list[int]:
+    """Have this process kill itself just before the durable step of that number; returns where they are counted."""
+    count = [0]
+
+    def counting(original: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            count[0] += 1
+            if count[0] == step:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return original(*args, **kwargs)
+
+        return call
+
+    for name in STEPS:
+        setattr(os, name, counting(getattr(os, name)))
+    return count
+
+
+def go_on(model: Path, out: Path, given: dict[str, Any]) -> None:
+    """What a user does who finds this folder."""
+    if Ledger(out).exists:
+        reprune.resume(out)
+    elif not (out / "model.safetensors.index.json").exists():
+        reprune.prune(model, out, **given)
+
+
+class Scenario:
+    """A run at one rung, undisturbed: what it writes, in how many steps and seconds."""
+
+    def __init__(self, model: Path, rung: str, place: str, folder: Path, text: Path) -> None:
+        self.model, self.rung, self.place = model, rung, place
+        self.given = options(rung, place, text)
+        whole, counted = folder / f"whole-{rung}-{place}", folder / "steps"
+        shutil.rmtree(whole, ignore_errors=True)
+
+        def run() -> None:
+            count = kill_before(-1)
+            reprune.prune(model, whole, **self.given)
+            counted.write_text(str(count[0]))
+
+        began = time.monotonic()
+        if in_child(run) != 0:
+            raise SystemExit("the undisturbed run failed")
+        self.seconds = time.monotonic() - began
+        self.steps = int(counted.read_text())
+        self.expected = contents(whole)
+
+    def kill(self, out: Path, chance: random.Random, step: int | None) -> str:
+        """Kill a run, before a step or at a random moment, and go on; returns what is wrong, nothing if all is well."""
+        shutil.rmtree(out, ignore_errors=True)
+        deaths = 0
+
+        def begin() -> None:
+            kill_before(step or -1)
+            reprune.prune(self.model, out, **self.given)
+
+        after = None if step is not None else chance.uniform(0, self.seconds)
+        if in_child(begin, after) not in (0, -signal.SIGKILL):
+            return "the run failed before it was killed"
+        while True:
+            again = chance.randrange(1, self.steps) if deaths < 2 and chance.random() < 1 / 3 else -1
+
+            def more(again: int = again) -> None:
+                kill_before(again)
+                go_on(self.model, out, self.given)
+
+            ended = in_child(more)
+            if ended == 0:
+                break
+            if ended != -signal.SIGKILL:
+                return "it could not be gone on with"
+            deaths += 1
+        return self.differences(out)
+
+    def differences(self, out: Path) -> str:
+        """Where a result is not what the undisturbed run wrote."""
+        found = contents(out)
+        wrong = {name for name in {*found, *self.expected} if found.get(name) != self.expected.get(name)}
+        wrong -= {name for name in wrong if name.startswith(".reprune/")}  # what a finished run may leave
+        if "reprune.json" in wrong:
+            one, other = found["reprune.json"], self.expected["reprune.json"]
+            wrong |= {f"reprune.json: {key}" for key in {*one, *other} if one.get(key) != other.get(key)}
+        return f"other bytes in {', '.join(sorted(wrong))}" if wrong else ""
+
+
+def kills(scenarios: list[Scenario], out: Path, count: int, chance: random.Random) -> Counter[str]:
+    """Half of them before a step, in turn over all steps of all scenarios; half at random moments."""
+    every = [(scenario, step) for scenario in scenarios for step in range(1, scenario.steps + 1)]
+    chosen: list[tuple[Scenario, int | None]] = list(chance.sample(every, min(count // 2, len(every))))
+    chosen += [(chance.choice(scenarios), None) for _ in range(count - len(chosen))]
+    found: Counter[str] = Counter()
+    for scenario, step in chosen:
+        where = "before a durable step" if step is not None else "at a random moment"
+        wrong = scenario.kill(out / "killed", chance, step)
+        found[f"killed {where}: {wrong or 'the same bytes'}"] += 1
+        if wrong:
+            print(f"{scenario.rung}, streams in {scenario.place}, step {step}: {wrong}", flush=True)
+    return found
+
+
+class StopAfter(Watcher):
+    """Ends a process once so many windows are done."""
+
+    def __init__(self, windows: int) -> None:
+        self._left = windows
+
+    def window_done(self, window: Any, record: Any) -> None:
+        self._left -= 1
+        if self._left == 0:
+            os._exit(0)
+
+
+def damage(path: Path, chance: random.Random) -> str:
+    """Damage a file; returns how."""
+    content = path.read_bytes()
+    kind = chance.choice(("bit flipped", "bit flipped", "cut short", "bytes added", "removed"))
+    if kind == "bit flipped":
+        place = chance.randrange(len(content))
+        flipped = bytes([content[place] ^ (1 << chance.randrange(8))])
+        path.write_bytes(content[:place] + flipped + content[place + 1 :])
+    elif kind == "cut short":
+        path.write_bytes(content[: chance.randrange(len(content))])
+    elif kind == "bytes added":
+        path.write_bytes(content + chance.randbytes(chance.randrange(1, 9)))
+    else:
+        path.unlink()
+    return kind
+
+
+def corruptions(scenarios: list[Scenario], out: Path, count: int, chance: random.Random) -> Counter[str]:
+    """Damage one file each time of a run that stopped after one window or two."""
+    stopped = []
+    for number, scenario in enumerate(scenarios):
+        for windows in (1, 2):
+            folder = out / f"stopped-{number}-{windows}"
+            shutil.rmtree(folder, ignore_errors=True)
+            in_child(lambda s=scenario, f=folder, w=windows: reprune.prune(s.model, f, watcher=StopAfter(w), **s.given))
+            stopped.append((scenario, folder))
+    found: Counter[str] = Counter()
+    for _ in range(count):
+        scenario, folder = chance.choice(stopped)
+        here = out / "damaged"
+        shutil.rmtree(here, ignore_errors=True)
+        shutil.copytree(folder, here)
+        shutil.rmtree(here / ".reprune" / "streams", ignore_errors=True)
+        path = chance.choice(sorted(path for path in here.rglob("*") if path.is_file()))
+        kind = damage(path, chance)
+        # Of a ledger without its end, the file that its last line spoke of is missed; of no run.json, the run.
+        named = {"ledger.jsonl": ["open-"], "run.json": ["is not empty"]}.get(path.name, [])
+        name = "a shard" if path.parent == here else path.name.replace("00000", "N").replace("00001", "N")
+        try:
+            go_on(scenario.model, here, scenario.given)
+            end = scenario.differences(here) or "the same bytes"
+        except InputError as error:
+            by_name = any(one in str(error) for one in (path.name, *named))
+            end = "refused by name" if by_name else f"refused by {error}"
+        except Exception as error:
+            end = f"FAILED: {type(error).__name__}: {error}"
+        found[f"{name}, {kind}: {end}"] += 1
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--corruptions", type=int, default=1000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--rungs", nargs="+", default=RUNGS, choices=RUNGS)
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    given.out.mkdir(parents=True, exist_ok=True)
+    model = random_llama(
+        given.out / "llama",
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+    )
+    text = random_text(given.out / "text.txt", 2000)
+    scenarios = [Scenario(model, rung, place, given.out, text) for rung in given.rungs for place in PLACES]
+    chance = random.Random(given.seed)
+    found = kills(scenarios, given.out, given.kills, chance)
+    found += corruptions(scenarios, given.out, given.corruptions, chance)
+    (given.out / "reliability.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    for what, count in sorted(found.items()):
+        print(f"{count:5d}  {what}")
+    good = ("the same bytes", "refused by name")
+    sys.exit(any(not what.endswith(good) for what in found))
+
+
+if __name__ == "__main__":
+    main()

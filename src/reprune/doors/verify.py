@@ -1,0 +1,203 @@
+"""Whether a result is what its record says: files, sparsity and pattern, numbers, and a forward pass.
+
+The forward pass is that of plain Transformers, which knows nothing of reprune.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from reprune.engine.ledger import Ledger
+from reprune.engine.probe import rms
+from reprune.engine.result import RECORD
+from reprune.errors import InputError, RepruneError
+from reprune.math.patterns import Pattern, parse_pattern
+from reprune.model.checkpoint import Checkpoint
+from reprune.model.decoder import Decoder
+from reprune.model.durable import sha256
+from reprune.model.quiet import quiet_transformers
+
+TOLERANCE = 0.05
+"""How far the states of the forward pass may be off, relative: products in bfloat16 are by a hundredth or so."""
+
+
+@final
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at."""
+
+    name: str
+    found: str  # in words
+    problems: tuple[str, ...] = ()
+
+    @property
+    def passed(self) -> bool:
+        return not self.problems
+
+
+@final
+@dataclass(frozen=True)
+class Verification:
+    """All that was looked at."""
+
+    checks: tuple[Check, ...]
+
+    @property
+    def passed(self) -> bool:
+        return all(check.passed for check in self.checks)
+
+
+def verify(
+    out: str | os.PathLike[str],
+    *,
+    trust_remote_code: bool = False,
+    notify: Callable[[Check], None] = lambda _: None,
+) -> Verification:
+    """Hold a finished result against its record.
+
+    Args:
+        out: the folder that `prune` wrote.
+        trust_remote_code: let Transformers run Python code that comes with the model.
+        notify: told of each check as it is done.
+
+    Returns:
+        What was found: every file is there and as it was written; each matrix has the zeros on record, and its mask
+        is one that the pattern allows; no weight is NaN or infinite; and, unless the files already are not what they
+        were, plain Transformers loads the model and its last block puts out the states on record, within 5 %.
+
+    Raises:
+        InputError: there is no finished result, or its record is not one.
+    """
+    folder = Path(out)
+    record = _read(folder)
+    checks: list[Check] = []
+    for check in _checks(folder, record, trust_remote_code):
+        checks.append(check)
+        notify(check)
+    return Verification(tuple(checks))
+
+
+def _checks(folder: Path, record: dict[str, Any], trust_remote_code: bool) -> Iterator[Check]:
+    files = _files(folder, record["files"])
+    yield files
+    if not files.passed:
+        return
+    yield _weights(folder, record, trust_remote_code)
+    yield _numbers(folder)
+    yield _forward(folder, record["forward"], trust_remote_code)
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    file = folder / RECORD
+    if Ledger(folder).exists:
+        raise InputError(f"{folder}: holds an unfinished run; go on with 'reprune resume {folder}', then verify it.")
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+        if missing := {"recipe", "blocks", "files", "forward"} - set(record):
+            raise ValueError(f"it holds no {min(missing)!r}")
+        parse_pattern(str(record["recipe"]["sparsity"]))
+        _ = [(matrix["name"], matrix["zeros"]) for block in record["blocks"] for matrix in block["matrices"]]
+        _ = torch.tensor(record["forward"]["ids"], dtype=torch.int64), torch.tensor(record["forward"]["rms"])
+        _ = dict(record["files"])
+    except (FileNotFoundError, NotADirectoryError):
+        raise InputError(f"{folder}: holds no result of reprune ({RECORD} is not in it).") from None
+    except (ValueError, KeyError, TypeError, RepruneError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{file}: not a record to verify by ({reason:.100}); prune the model again.") from None
+    return dict(record)
+
+
+def _files(folder: Path, expected: dict[str, str]) -> Check:
+    problems = []
+    for name, digest in expected.items():
+        path = folder / name
+        if Path(name).name != name:
+            problems.append(f"{name}: lies outside the folder")
+        elif not path.is_file():
+            problems.append(f"{name}: is missing")
+        elif sha256(path) != digest:
+            problems.append(f"{name}: is not as it was written")
+    beside = {path.name for path in folder.glob("*.safetensors")} - set(expected)
+    problems += [f"{name}: is not one of the result's" for name in sorted(beside)]
+    return Check("files", f"{len(expected)} files, their SHA-256", tuple(problems))
+
+
+def _weights(folder: Path, record: dict[str, Any], trust_remote_code: bool) -> Check:
+    """Zeros and patterns, matrix by matrix."""
+    pattern = parse_pattern(str(record["recipe"]["sparsity"]))
+    decoder = Decoder(folder, trust_remote_code=trust_remote_code)
+    problems: list[str] = []
+    count = zeros = weights = 0
+    for block in record["blocks"]:
+        matrices = {linear.name: linear.matrix() for linear in decoder.load(block["index"]).linears}
+        for entry in block["matrices"]:
+            count += 1
+            problems += _matrix(f"block {block['index']}, {entry['name']}", matrices.get(entry["name"]), entry, pattern)
+            zeros += entry["zeros"]
+            weights += entry["rows"] * entry["columns"]
+    found = f"{count} matrices, {zeros / max(weights, 1):.2%} zeros, pattern {pattern}"
+    return Check("sparsity", found, tuple(problems))
+
+
+def _matrix(place: str, matrix: Tensor | None, entry: dict[str, Any], pattern: Pattern) -> Iterator[str]:
+    if matrix is None:
+        yield f"{place}: is not in the model"
+    elif tuple(matrix.shape) != (entry["rows"], entry["columns"]):
+        yield f"{place}: is {tuple(matrix.shape)}, on record {entry['rows']} x {entry['columns']}"
+    elif (zeros := int((matrix == 0).sum())) != entry["zeros"]:
+        yield f"{place}: has {zeros} zeros, on record {entry['zeros']}"
+    elif not pattern.allows(matrix != 0):
+        yield f"{place}: is not {pattern}"
+
+
+def _numbers(folder: Path) -> Check:
+    checkpoint = Checkpoint(folder)
+    problems = []
+    for name in checkpoint.entries:
+        tensor = checkpoint.tensor(name)
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            problems.append(f"{name}: holds NaN or infinite values")
+    return Check("numbers", f"{len(checkpoint.entries)} tensors, finite", tuple(problems))
+
+
+def _forward(folder: Path, expected: dict[str, list[float]], trust_remote_code: bool) -> Check:
+    try:
+        found, wanted = (
+            torch.tensor(rms(_last_states(folder, expected, trust_remote_code))),
+            torch.tensor(expected["rms"]),
+        )
+    except Exception as error:  # the library raises nearly anything on a model that it cannot run
+        reason = " ".join(str(error).split())
+        return Check("forward", "in plain Transformers", (f"{type(error).__name__}: {reason:.200}",))
+    off = float((found - wanted).norm() / wanted.norm()) if found.shape == wanted.shape else float("nan")
+    said = f"in plain Transformers; states of {len(wanted)} tokens {off:.2%} off those on record"
+    return Check(
+        "forward", said, () if off <= TOLERANCE else (f"more than the {TOLERANCE:.0%} that rounding explains",)
+    )
+
+
+@torch.no_grad()
+def _last_states(folder: Path, expected: dict[str, list[float]], trust_remote_code: bool) -> Tensor:
+    """What the last block puts out for the tokens on record, (tokens, hidden)."""
+    from transformers import AutoModelForCausalLM
+
+    path = Decoder(folder, trust_remote_code=trust_remote_code).skeleton.blocks_path
+    seen: list[Tensor] = []
+
+    def saw(module: nn.Module, inputs: Any, outputs: Any) -> None:
+        del module, inputs
+        seen.append((outputs[0] if isinstance(outputs, tuple | list) else outputs)[0])
+
+    with quiet_transformers():
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", trust_remote_code=trust_remote_code).eval()
+        model.get_submodule(path)[-1].register_forward_hook(saw)
+        model(input_ids=torch.tensor([expected["ids"]]), use_cache=False)
+    return seen[0]

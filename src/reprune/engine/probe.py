@@ -1,0 +1,36 @@
+"""A sequence of tokens that goes through the sparse model beside the samples, so that a result can be checked by it.
+
+The tokens are spread over the vocabulary by a rule: a record that is passed on holds nothing of anyone's text.
+"""
+
+from __future__ import annotations
+
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+TOKENS = 32  # of them on record; a decoder's states at a token depend on none that come after it
+
+
+@final
+class Probe:
+    """The tokens, and the states that they have come to."""
+
+    def __init__(self, vocabulary: int, tokens: int) -> None:
+        """
+        Args:
+            vocabulary: how many tokens there are.
+            tokens: how many are to pass, as many as of a sample.
+        """
+        self.ids = (torch.arange(tokens) * 7919 % vocabulary).unsqueeze(0)  # (1, tokens), int64
+        self.states = torch.empty(0)  # (1, tokens, hidden), float32
+
+    def record(self) -> dict[str, Any]:
+        """The first tokens, and of each the root mean square of its states after the last block."""
+        return {"ids": self.ids[0, :TOKENS].tolist(), "rms": rms(self.states[0, :TOKENS])}
+
+
+def rms(states: Tensor) -> list[float]:
+    """The root mean square of each token's states (tokens, hidden)."""
+    return [float(value) for value in states.float().square().mean(dim=-1).sqrt()]

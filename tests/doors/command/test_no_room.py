@@ -1,0 +1,131 @@
+"""A disk that is full or fails ends a run with one clear error, and the run goes on once there is room."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.doors.conftest import QUICK, Cli, Said
+
+_RUN = ["llama", "--reconstruct", "BR+GP+CR", *QUICK]
+Mount = Callable[[str], None]
+
+
+def _go_on(cli: Cli, out: Path) -> Said:
+    if (out / ".reprune" / "run.json").exists():
+        return cli("resume", out, "-q")
+    return cli("prune", *_RUN, "--out", out, "-q")
+
+
+def _weights(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.glob("*.safetensors")}
+
+
+@pytest.fixture
+def whole(cli: Cli, here: Path) -> dict[str, bytes]:
+    assert cli("prune", *_RUN, "--out", "whole", "-q").code == 0
+    return _weights(here / "whole")
+
+
+def _one_error(said: Said, expected: str) -> None:
+    assert said.code == 1
+    assert said.err.startswith("error: ")
+    assert len(said.err.strip().splitlines()) == 1
+    assert expected in said.err
+    assert "Traceback" not in said.err
+
+
+@pytest.fixture
+def small_disk(here: Path) -> Iterator[tuple[Path, Mount]]:
+    """A file system of a size that can be changed; only where this process may mount one."""
+    place = here / "disk"
+    place.mkdir()
+
+    def mount(*options: str) -> int:
+        command = ["mount", "-t", "tmpfs", "-o", ",".join(options), "reprune-test", str(place)]
+        return subprocess.run(command, capture_output=True, check=False).returncode
+
+    if shutil.which("mount") is None or os.geteuid() != 0 or mount("size=64k") != 0:
+        pytest.skip("this process may not mount a file system")
+    try:
+        yield place, lambda size: (mount("remount", f"size={size}"), None)[1]
+    finally:
+        subprocess.run(["umount", "-l", str(place)], check=False)
+
+
+@pytest.mark.parametrize("streams", ["streams.memory=1GB", "streams.memory=0B"])
+def test_a_full_disk_is_said_and_a_run_goes_on_when_there_is_room(
+    streams: str, cli: Cli, whole: dict[str, bytes], small_disk: tuple[Path, Mount]
+) -> None:
+    place, resize = small_disk
+    out, full = place / "out", 0
+    for size in range(40, 4000, 40):
+        resize(f"{size}k")
+        if (out / ".reprune" / "run.json").exists():
+            said = cli("resume", out, "-q")
+        else:
+            said = cli("prune", *_RUN, "--set", streams, "--out", out, "-q")
+        if said.code == 0:
+            break
+        full += 1
+        _one_error(said, "No space left on device")
+        assert "are free" in said.err or ".stream" in said.err
+        assert ("reprune resume" in said.err) == (out / ".reprune" / "run.json").exists()
+    assert full > 3
+    assert _weights(out) == whole
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC, errno.EACCES, errno.EROFS])
+def test_whatever_step_fails_is_named_and_loses_nothing(
+    number: int, cli: Cli, here: Path, whole: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = {"fsync": os.fsync, "replace": os.replace}
+    for failing in range(1, 200, 5):
+        out, count = here / f"out-{failing}", [0]
+
+        def counting(original: Callable[..., Any], failing: int = failing, count: list[int] = count) -> Any:
+            def call(*args: Any, **kwargs: Any) -> Any:
+                count[0] += 1
+                if count[0] == failing:
+                    raise OSError(number, os.strerror(number))
+                return original(*args, **kwargs)
+
+            return call
+
+        with monkeypatch.context() as patch:
+            for name, original in steps.items():
+                patch.setattr(os, name, counting(original))
+            said = cli("prune", *_RUN, "--out", out, "-q")
+        if said.code == 0:
+            assert failing > 30
+            break
+        _one_error(said, os.strerror(number))
+        assert _go_on(cli, out).code == 0, said.err
+        assert _weights(out) == whole
+    else:
+        pytest.fail("there was no end of steps")
+
+
+def test_a_file_that_may_not_grow_is_named(here: Path, whole: dict[str, bytes], cli: Cli) -> None:
+    """The error comes from the system through the library that writes tensors, in a process of its own."""
+    limit = max(len(content) for content in whole.values()) // 2
+    code = (
+        "import resource, sys\n"
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))\n"
+        "from reprune.doors.command.cli import main\n"
+        "main(sys.argv[1:])\n"
+    )
+    command = [sys.executable, "-c", code, "prune", *_RUN, "--out", "out", "-q"]
+    said = subprocess.run(command, capture_output=True, text=True, cwd=here, check=False)
+    _one_error(Said(said.returncode, said.stdout, said.stderr), "File too large")
+    assert ".safetensors" in said.stderr
+    assert cli("resume", "out", "-q").code == 0
+    assert _weights(here / "out") == whole

@@ -1,0 +1,172 @@
+"""A result that is as it was written passes; whatever is not is named, with exit code 1."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+import reprune
+from tests import tiny
+from tests.doors.conftest import QUICK, Cli
+
+
+def _pruned(cli: Cli, model: str | Path = "llama", *flags: str) -> None:
+    assert cli("prune", model, "--out", "out", *QUICK, *flags, "-q").code == 0
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3", "opt", "gpt2"])
+@pytest.mark.parametrize("sparsity", ["0.5", "2:4"])
+def test_a_result_passes(name: str, sparsity: str, here: Path, cli: Cli) -> None:
+    _pruned(cli, tiny.save(name, here / "model", dtype=torch.bfloat16), "--sparsity", sparsity)
+    said = cli("verify", "out")
+    assert said.code == 0, said.out
+    assert [line.split()[:2] for line in said.out.splitlines()] == [
+        ["ok", "files"],
+        ["ok", "sparsity"],
+        ["ok", "numbers"],
+        ["ok", "forward"],
+    ]
+    assert f"pattern {sparsity}" in said.out
+    assert said.err == ""
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_a_result_of_half_precision_passes(precision: str, cli: Cli) -> None:
+    _pruned(cli, "llama", "--set", f"precision={precision}")
+    assert cli("verify", "out").code == 0
+
+
+def test_every_file_is_looked_at(here: Path, cli: Cli) -> None:
+    _pruned(cli)
+    for path in sorted((here / "out").iterdir()):
+        if path.name == "reprune.json":
+            continue
+        content = path.read_bytes()
+        path.write_bytes(bytes([*content[:-1], content[-1] ^ 1]))
+        said = cli("verify", "out")
+        assert said.code == 1
+        assert said.out.splitlines()[0].startswith("FAILED  files")
+        assert f"{path.name}: is not as it was written" in said.out
+        path.unlink()
+        assert f"{path.name}: is missing" in cli("verify", "out").out
+        path.write_bytes(content)
+    assert cli("verify", "out").code == 0
+    (here / "out" / "more.safetensors").write_bytes(b"")
+    assert "more.safetensors: is not one of the result's" in cli("verify", "out").out
+
+
+def _rewritten(out: Path, change: Callable[[dict[str, Tensor]], None]) -> None:
+    """Change tensors of the first shard, and the record with them, so that the files are those on record."""
+    shard = min(out.glob("model-*.safetensors"))
+    tensors = load_file(shard)
+    change(tensors)
+    save_file(tensors, shard, metadata={"format": "pt"})
+    record = json.loads((out / "reprune.json").read_text())
+    record["files"][shard.name] = hashlib.sha256(shard.read_bytes()).hexdigest()
+    (out / "reprune.json").write_text(json.dumps(record))
+
+
+def _fill(tensors: dict[str, Tensor]) -> None:
+    tensors["model.layers.0.mlp.up_proj.weight"][0] = 1.0
+
+
+def _swap(tensors: dict[str, Tensor]) -> None:
+    weight = tensors["model.layers.0.mlp.up_proj.weight"]
+    weight.copy_(weight.flatten()[torch.randperm(weight.numel())].reshape(weight.shape))
+
+
+def _spoil(tensors: dict[str, Tensor]) -> None:
+    tensors["model.layers.0.input_layernorm.weight"][0] = float("nan")
+
+
+def _scale(tensors: dict[str, Tensor]) -> None:
+    tensors["model.layers.0.mlp.down_proj.weight"] *= 100.0
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (_fill, "block 0, mlp.up_proj: has "),
+        (_swap, "block 0, mlp.up_proj: is not 2:4"),
+        (_spoil, "model.layers.0.input_layernorm.weight: holds NaN or infinite values"),
+        (_scale, "more than the 5% that rounding explains"),
+    ],
+)
+def test_what_the_files_hold_is_looked_at(
+    change: Callable[[dict[str, Tensor]], None], expected: str, here: Path, cli: Cli
+) -> None:
+    _pruned(cli, "llama", "--sparsity", "2:4")
+    _rewritten(here / "out", change)
+    said = cli("verify", "out")
+    assert said.code == 1
+    assert said.out.startswith("ok      files")
+    assert expected in said.out
+    assert not reprune.verify("out").passed
+
+
+def test_a_model_that_does_not_load_is_said(here: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    import transformers
+
+    _pruned(cli)
+
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("no such layer")
+
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", fail)
+    said = cli("verify", "out")
+    assert said.code == 1
+    assert "RuntimeError: no such layer" in said.out
+
+
+def test_the_record_holds_no_text_of_the_calibration(here: Path, cli: Cli) -> None:
+    _pruned(cli)
+    record = json.loads((here / "out" / "reprune.json").read_text())
+    (here / "text.txt").write_text(tiny.text(6_000)[::-1])
+    assert cli("prune", "llama", "--out", "other", *QUICK, "-q").code == 0
+    assert json.loads((here / "other" / "reprune.json").read_text())["forward"]["ids"] == record["forward"]["ids"]
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (None, "holds no result of reprune"),
+        ("{", "not a record to verify by"),
+        ("[]", "not a record to verify by"),
+        ('{"recipe": {"sparsity": "0.5"}, "blocks": []}', "it holds no 'files'"),
+        ('{"recipe": {"sparsity": "2:1"}, "blocks": [], "files": {}, "forward": {}}', "not a record to verify by"),
+        ('{"recipe": {"sparsity": 0.5}, "blocks": [{}], "files": {}, "forward": {}}', "not a record to verify by"),
+    ],
+)
+def test_what_is_no_result_is_refused(content: str | None, expected: str, here: Path, cli: Cli) -> None:
+    (here / "out").mkdir()
+    if content is not None:
+        (here / "out" / "reprune.json").write_text(content)
+    said = cli("verify", "out")
+    assert said.code == 2
+    assert expected in said.err
+    assert said.err.count("error: ") == 1
+
+
+def test_files_outside_the_folder_are_not_opened(here: Path, cli: Cli) -> None:
+    _pruned(cli)
+    record = json.loads((here / "out" / "reprune.json").read_text())
+    record["files"]["../text.txt"] = "0"
+    (here / "out" / "reprune.json").write_text(json.dumps(record))
+    assert "../text.txt: lies outside the folder" in cli("verify", "out").out
+
+
+def test_an_unfinished_run_is_told_to_go_on(here: Path, cli: Cli) -> None:
+    _pruned(cli)
+    (here / "out" / ".reprune").mkdir()
+    (here / "out" / ".reprune" / "run.json").write_text("{}")
+    said = cli("verify", "out")
+    assert said.code == 2
+    assert "reprune resume out" in said.err
+    assert [path.name for path in (here / "out" / ".reprune").iterdir()] == ["run.json"]

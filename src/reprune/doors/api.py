@@ -37,6 +37,7 @@ from reprune.errors import InputError
 from reprune.model.decoder import Decoder
 from reprune.model.locate import locate_model
 from reprune.planning.layers import read_recipe, resolve_recipe
+from reprune.planning.overlap import sketch
 from reprune.planning.paths import absolute, beside
 from reprune.planning.recipe import Recipe
 from reprune.planning.schedule import Window
@@ -131,6 +132,7 @@ def prune_by_recipe(recipe: Recipe, out: Path, watcher: Watcher, shared: Shared 
         "versions": versions(),
         "windows": len(Methods.of(recipe, len(decoder)).schedule),
         "data": {"sha256": drawn.sha256, "sources": [vars(source) for source in drawn.sources]},
+        "sketch": sketch(torch.cat([drawn.calibration, drawn.heldout])),
     }
     with Ledger(out) as ledger:
         check_out(out)  # once more: no other process can begin there now

@@ -39,7 +39,7 @@ from reprune.planning.recipe import Recipe
 from reprune.planning.schedule import Window
 
 FOLDER = ".reprune"
-_JOB_KEYS = {"recipe", "folder", "fingerprint", "versions", "windows", "data"}
+_JOB_KEYS = {"recipe", "folder", "fingerprint", "versions", "windows", "data", "sketch"}
 
 
 @final

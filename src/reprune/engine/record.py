@@ -124,6 +124,7 @@ def full_record(
         "versions": job["versions"],
         "seed": recipe.seed,
         "data": job["data"],
+        "sketch": job["sketch"],
         "sparsity": zeros / weights if weights else 0.0,
         "blocks": blocks,
         "windows": [line["window"] for line in lines],

@@ -19,7 +19,7 @@ from reprune.doors.zeroshot.accuracy import TaskScore, ZeroShot
 from reprune.errors import InputError
 from reprune.model.checkpoint import Checkpoint
 from tests import tiny
-from tests.doors.conftest import Cli
+from tests.doors.conftest import QUICK, Cli
 
 EXACT: dict[str, Any] = {"device": "cpu", "precision": "float32"}
 
@@ -248,3 +248,16 @@ def test_bare_numbers_come_one_a_line(cli: Cli, asked: list[Any]) -> None:
     assert float(perplexity) > 1
     assert (error, mean) == ("0.000000", "0.4350")
     assert said.err == ""
+
+
+def test_a_text_that_was_calibrated_on_is_noticed(cli: Cli, here: Path) -> None:
+    (here / "other.txt").write_text(tiny.text(60_000)[30_000:])
+    assert cli("prune", "llama", "--out", "out", *QUICK, "-q").code == 0
+    cut = ("--seqlen", "64", "--device", "cpu")
+    said = cli("evaluate", "out", "--text", "text.txt", *cut).out
+    assert re.search(r"note: the text holds \d+% of what this model was calibrated on", " ".join(said.split()))
+    assert "note:" not in cli("evaluate", "out", "--text", "other.txt", *cut).out
+    assert "note:" not in cli("evaluate", "llama", "--text", "text.txt", *cut).out
+    assert cli("evaluate", "out", "--text", "text.txt", *cut, "-q").out.count("\n") == 1
+    (here / "out" / "reprune.json").write_text("{}")
+    assert "note:" not in cli("evaluate", "out", "--text", "text.txt", *cut).out

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from reprune.doors.evaluation.perplexity import Perplexity, perplexity
 from reprune.doors.evaluation.protocols import Cut, cut_text, model_name, open_text
 from reprune.doors.prepare import DTYPES, check_ids, settle_device, settle_precision
+from reprune.engine.result import RECORD
 from reprune.model.block import Precision
 from reprune.model.checkpoint import Checkpoint
 from reprune.model.locate import locate_model
 from reprune.model.whole import load_model, weights_dtype
+from reprune.planning.overlap import overlap
+
+_TOLD = 0.02  # of passages: less is boilerplate
 
 
 def evaluate(
@@ -40,6 +47,7 @@ def evaluate(
         max_windows: only so many windows from the start.
         device, precision: as in a recipe.
         progress: is told how many windows are done, of how many.
+        notify: is told what may make the number mean less than it seems to.
 
     Raises:
         InputError: the model or the text cannot be used.
@@ -49,6 +57,11 @@ def evaluate(
     where = settle_device(device)
     products = settle_precision(precision, where)
     windows = cut_text(folder, open_text(text), cut, trust_remote_code)
+    if (share := _calibrated_on(folder, windows.ids)) >= _TOLD:
+        notify(
+            f"note: the text holds {share:.0%} of what this model was calibrated on (passages of tokens, by their "
+            "hashes): its perplexity says little of other text"
+        )
     dtype = Precision(DTYPES[products])
     loaded = load_model(folder, torch.device(where), trust_remote_code, dtype)
     check_ids(folder.name, windows.ids, len(loaded.get_input_embeddings().weight))
@@ -62,3 +75,12 @@ def evaluate(
         precision=products,
         weights_dtype=weights_dtype(folder),
     )
+
+
+def _calibrated_on(folder: Path, ids: Tensor) -> float:
+    """The share of what a model was calibrated on that is in a text (windows, tokens); 0 where nothing is known."""
+    try:
+        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        return overlap(record["sketch"], ids)
+    except (OSError, ValueError, KeyError, TypeError):  # it was not pruned by reprune
+        return 0.0

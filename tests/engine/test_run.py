@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -372,3 +373,13 @@ def test_compact_is_the_same_run_with_less_memory(rung: str, model: str, tmp_pat
     before, after = tensors(tmp_path / "plain"), tensors(tmp_path / "compact")
     for key in before:
         assert torch.equal(before[key] == 0, after[key] == 0), key
+
+
+def test_what_was_not_done_by_the_plain_rule_is_on_record(llama: Path, tmp_path: Path) -> None:
+    """Two samples of four tokens cannot make a Gram matrix of full rank, and so little damping does not help."""
+    tight = {"samples": 1, "seqlen": 4, "reconstruct": "LR", "pruner": "sparsegpt"}
+    record = prune(llama, tmp_path / "out", "pruner.damping=1e-12", **tight)
+    notes = [note for window in record["windows"] for note in window["notes"]]
+    assert any(re.match(r"block 0, .*: damping raised from 1e-12 to .*near singular", note) for note in notes)
+    plain = prune(llama, tmp_path / "plain", **{**tight, "samples": 16, "seqlen": 64})
+    assert not [note for window in plain["windows"] for note in window["notes"]]

@@ -28,11 +28,16 @@ def window_record(
     fit: Fit,
     after: Errors,
     ridges: Mapping[int, Mapping[tuple[str, ...], float | None]],
+    notes: Sequence[str],
     seconds: float,
 ) -> dict[str, Any]:
     """One entry of `windows`: errors against the window's own targets, before and after its reconstruction.
 
-    `ridges`: by fresh block, the ridge that least squares chose for each linear group; None where it changed nothing.
+    Args:
+        window, fit, after: which, what the solver did, and the errors after it.
+        ridges: by fresh block, the ridge that least squares chose for each linear group; None where it changed nothing.
+        notes: what was not done by the plain rule, such as a damping that was raised, and where.
+        seconds: that it took.
     """
     before = fit.before or after
     return {
@@ -60,6 +65,7 @@ def window_record(
             for index, groups in ridges.items()
             for names, ridge in groups.items()
         ],
+        "notes": [*notes, *fit.notes],
         "seconds": round(seconds, 3),
     }
 

@@ -108,13 +108,14 @@ def run_windows(
             del dense
 
             watcher.phase(window, "pruning")
+            notes: list[str] = []
             entering: Stream | None = None  # the states that enter the window's last block, if that is fresh
             for fresh in (pruned for pruned in blocks if pruned.index in window.fresh):
                 streams.close()
                 before = [pruned.block for pruned in blocks if pruned.index < fresh.index]
                 entering = streams.enter_context(frontier.through(before))
                 _find_groups_(fresh, frontier, entering, recipe)
-                notes = prune_block_(
+                found = prune_block_(
                     fresh,
                     partial(frontier.inputs, entering, fresh.block),
                     methods.pruner,
@@ -123,8 +124,9 @@ def run_windows(
                     known if fresh.index == window.fresh.start else {},
                     _refitting(methods, frontier, entering, decoder, fresh.index, recipe),
                 )
-                for note in notes:
+                for note in found:
                     watcher.note(note)
+                notes += found
                 if shared is None or known is not shared.statistics:
                     known.clear()
 
@@ -144,7 +146,7 @@ def run_windows(
                 raise NumericalError(f"window {window.index}: its outputs are not finite after reconstruction")
         still_open = [pruned for pruned in blocks if pruned.index not in window.retired]
         ridges = {pruned.index: pruned.ridges for pruned in blocks if pruned.index in window.fresh}
-        record = window_record(window, fit, errors, ridges, time.monotonic() - began)
+        record = window_record(window, fit, errors, ridges, notes, time.monotonic() - began)
         entry = {
             "window": record,
             "blocks": [block_record(pruned, block_errors[pruned.index]) for pruned in retired],

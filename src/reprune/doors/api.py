@@ -18,6 +18,7 @@ from reprune.doors.generation.selfmade import self_generated
 from reprune.doors.prepare import (
     DTYPES,
     check_out,
+    check_room,
     count_samples,
     draw,
     nested_flags,
@@ -124,6 +125,7 @@ def prune_by_recipe(recipe: Recipe, out: Path, watcher: Watcher, shared: Shared 
     survey(decoder, recipe.pattern, recipe.choice).check()
     watcher.phase(None, "drawing calibration samples")
     drawn = draw(recipe, decoder, self_generated(recipe, decoder, watcher))
+    check_room(recipe, decoder, drawn, out)
     recipe = absolute(recipe)
     job = {
         "recipe": recipe.model_dump(mode="json"),

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
+import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from reprune.doors.formats import size
+from reprune.engine.forecast import disk_bytes, least_memory_bytes
 from reprune.engine.ledger import Ledger
 from reprune.errors import InputError
 from reprune.model.block import Precision
 from reprune.model.decoder import Decoder
 from reprune.planning.recipe import Recipe
 from reprune.planning.samples import Samples, draw_samples
+from reprune.planning.schedule import windows
 from reprune.planning.shares import share_out
 from reprune.planning.sources import SourceSpec, find_source, parse_source
 from reprune.planning.tokenizer import load_tokenizer
@@ -67,6 +73,38 @@ def check_out(out: Path) -> None:
         raise InputError(f"--out {out}: {parent} is a file; give a folder that does not exist yet.")
     if not os.access(parent, os.W_OK | os.X_OK):
         raise InputError(f"--out {out}: {parent} cannot be written to; give another folder.")
+
+
+def check_room(recipe: Recipe, decoder: Decoder, samples: Samples, out: Path) -> None:
+    """Raise `InputError` where a run needs more disk than is free, or surely more memory than there is."""
+    stream = 4 * (len(samples.calibration) + len(samples.heldout)) * samples.calibration.shape[1] * decoder.hidden
+    disk = disk_bytes(recipe, stream, decoder.checkpoint.bytes)
+    parent = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
+    if disk > (free := shutil.disk_usage(parent).free):
+        raise InputError(
+            f"--out {out}: a run writes about {size(disk)}, and {size(free)} are free there; give a folder on another "
+            "disk."
+        )
+    schedule = windows(len(decoder), recipe.schedule.size, recipe.schedule.stride)
+    parameters = [sum(map(math.prod, decoder.shapes(index))) for index in range(len(decoder))]
+    memory = least_memory_bytes(recipe, schedule, parameters)
+    available = _available_memory(recipe.device)
+    if available is not None and memory > available:
+        raise InputError(
+            f"--device {recipe.device}: a window takes at least {size(memory)} of memory with what its solver holds, "
+            f"and {size(available)} are available; see what 'reprune plan' says, with --set solver.compact=true, "
+            "--set solver.rank=64, or a rung of one block a window."
+        )
+
+
+def _available_memory(device: str) -> int | None:
+    """Bytes that can still be taken; None where the system does not say."""
+    if device.startswith("cuda"):
+        return int(torch.cuda.mem_get_info(torch.device(device))[0])
+    with suppress(OSError):
+        if found := re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text(encoding="ascii")):
+            return int(found[1]) * 1024
+    return None
 
 
 def settle(recipe: Recipe) -> Recipe:

@@ -130,8 +130,32 @@ def forecast(recipe: Recipe, work: Work, speed: Speed, base_bytes: int) -> Forec
     writing = max((*work.outside_bytes, *work.block_bytes))  # a tensor at a time, mapped from the checkpoint
     on_device = recipe.device.startswith("cuda")
     host = base_bytes + _BESIDE_BYTES + max(_HEAP * (held + (0 if on_device else window)), writing)
-    disk = sum(work.block_bytes) + sum(work.outside_bytes) + max(wanted - held, 0)
+    disk = disk_bytes(recipe, stream, sum(work.block_bytes) + sum(work.outside_bytes))
     return Forecast(seconds, int(host), int(window) if on_device else 0, int(disk))
+
+
+def least_memory_bytes(recipe: Recipe, schedule: Sequence[Window], parameters: Sequence[int]) -> int:
+    """What the largest window takes at the very least: its weights, in as many copies as they are held in.
+
+    Args:
+        recipe: settled.
+        schedule: its windows.
+        parameters: how many each block has.
+    """
+    most = max(sum(parameters[index] for index in window.blocks) for window in schedule)
+    return int(4 * most * (_copies(recipe) if recipe.solver.name != "none" else 1.0))
+
+
+def disk_bytes(recipe: Recipe, stream: int, files: int) -> int:
+    """What a run writes.
+
+    Args:
+        recipe: settled.
+        stream: bytes of one stream of all samples.
+        files: of the model's tensors.
+    """
+    wanted = stream * _streams(recipe)
+    return files + wanted - min(wanted, int(recipe.streams.memory) // stream * stream)
 
 
 def _streams(recipe: Recipe) -> int:

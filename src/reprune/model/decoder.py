@@ -113,6 +113,16 @@ class Decoder:
         """What a block's tensors take in the checkpoint."""
         return sum(self.checkpoint.entries[stored].bytes for stored in self.names[index].values())
 
+    @property
+    def hidden(self) -> int:
+        """How many numbers the hidden state of a token has."""
+        said = getattr(self.skeleton.config, "hidden_size", None)
+        return int(said or self.skeleton.model.get_input_embeddings().weight.shape[1])
+
+    def shapes(self, index: int) -> list[tuple[int, ...]]:
+        """The shapes of a block's tensors."""
+        return [self.checkpoint.entries[stored].shape for stored in self.names[index].values()]
+
     def outside_bytes(self) -> list[int]:
         """What each tensor outside the blocks takes in the checkpoint."""
         return [entry.bytes for name, entry in self.checkpoint.entries.items() if self.block_of(name) is None]

@@ -63,8 +63,9 @@ def small_disk(here: Path) -> Iterator[tuple[Path, Mount]]:
 
 @pytest.mark.parametrize("streams", ["streams.memory=1GB", "streams.memory=0B"])
 def test_a_full_disk_is_said_and_a_run_goes_on_when_there_is_room(
-    streams: str, cli: Cli, whole: dict[str, bytes], small_disk: tuple[Path, Mount]
+    streams: str, cli: Cli, whole: dict[str, bytes], small_disk: tuple[Path, Mount], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("reprune.doors.api.check_room", lambda *_: None)  # others fill the disk after it was looked at
     place, resize = small_disk
     out, full = place / "out", 0
     for size in range(40, 4000, 40):
@@ -129,3 +130,30 @@ def test_a_file_that_may_not_grow_is_named(here: Path, whole: dict[str, bytes], 
     assert ".safetensors" in said.stderr
     assert cli("resume", "out", "-q").code == 0
     assert _weights(here / "out") == whole
+
+
+def test_a_run_that_will_not_fit_the_disk_is_refused_before_it_begins(
+    cli: Cli, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(here)
+    files = sum(path.stat().st_size for path in (here / "llama").glob("*.safetensors"))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=files - 20_000))
+    said = cli("prune", *_RUN, "--out", "out")
+    assert said.code == 2
+    assert "are free there; give a folder on another disk" in said.err
+    assert not (here / "out").exists()
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=files + 20_000))
+    assert cli("prune", *_RUN, "--out", "out", "-q").code == 0
+    streams = ("--set", "streams.memory=0B", "--seqlen", "128", "--samples", "20")
+    assert "a run writes about" in cli("prune", *_RUN, *streams, "--out", "other").err
+
+
+def test_a_run_that_cannot_fit_the_memory_is_refused_before_it_begins(
+    cli: Cli, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("reprune.doors.prepare._available_memory", lambda _: 20)
+    said = cli("prune", *_RUN, "--out", "out")
+    assert said.code == 2
+    assert "a window takes at least" in said.err
+    assert "solver.compact=true" in said.err
+    assert not (here / "out").exists()

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 import reprune
@@ -137,3 +139,31 @@ def test_two_processes_do_not_work_on_one_run(llama: Path, tmp_path: Path) -> No
     with Ledger(tmp_path / "cut"), pytest.raises(InputError, match="another process"):
         reprune.resume(tmp_path / "cut")
     reprune.resume(tmp_path / "cut")
+
+
+@given(st.binary(max_size=200) | st.text(max_size=100).map(str.encode) | st.just(b"{}") | st.just(b"null"))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_whatever_stands_in_its_files_a_ledger_answers_or_refuses(tmp_path: Path, content: bytes) -> None:
+    ledger = Ledger(tmp_path)
+    ledger.folder.mkdir(exist_ok=True)
+    for name in ("run.json", "ledger.jsonl"):
+        (ledger.folder / name).write_bytes(content)
+    with pytest.raises(InputError, match=r"run\.json: damaged"):
+        ledger.job()
+    if content.count(b"\n"):
+        with pytest.raises(InputError, match=r"ledger\.jsonl: damaged \(line 1"):
+            ledger.lines()
+    else:
+        assert ledger.lines() == []
+
+
+def test_a_run_that_never_began_is_no_hindrance(llama: Path, tmp_path: Path) -> None:
+    """A process was killed before run.json was there; a ledger without it is of a run that is no more."""
+    left = tmp_path / "out" / ".reprune"
+    left.mkdir(parents=True)
+    (left / "ledger.jsonl").write_text("{}\n")
+    (left / "streams").mkdir()
+    prune(llama, tmp_path / "out", "LR")
+    prune(llama, tmp_path / "whole", "LR")
+    assert files(tmp_path / "out") == files(tmp_path / "whole")
+    assert not left.exists()

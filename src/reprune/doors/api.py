@@ -17,6 +17,7 @@ import torch
 from reprune.doors.generation.selfmade import self_generated
 from reprune.doors.prepare import (
     DTYPES,
+    check_dense,
     check_out,
     check_room,
     count_samples,
@@ -119,6 +120,7 @@ def prune_by_recipe(recipe: Recipe, out: Path, watcher: Watcher, shared: Shared 
     check_out(out)
     watcher.phase(None, "reading the model")
     folder = locate_model(recipe.model, notify=watcher.note)
+    check_dense(folder)
     recipe = settle(recipe)
     decoder = open_decoder(recipe, folder)
     recipe = settle_seqlen(recipe, decoder)
@@ -274,6 +276,7 @@ def plan_by_recipe(recipe: Recipe, watcher: Watcher, machine: Machine | None = N
         InputError: the recipe does not fit the model at all. What would be refused is in `Plan.survey.refusals`.
     """
     folder = locate_model(recipe.model, notify=watcher.note)
+    check_dense(folder)
     if machine is not None:  # nothing is run on it: blocks without values are on the CPU
         precision = "bfloat16" if recipe.precision == "auto" else recipe.precision
         recipe = recipe.model_copy(update={"device": "cpu", "precision": precision})

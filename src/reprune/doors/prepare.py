@@ -17,6 +17,7 @@ from torch import Tensor
 from reprune.doors.formats import size
 from reprune.engine.forecast import disk_bytes, least_memory_bytes
 from reprune.engine.ledger import Ledger
+from reprune.engine.result import RECORD
 from reprune.errors import InputError
 from reprune.model.block import Precision
 from reprune.model.decoder import Decoder
@@ -53,6 +54,15 @@ def nested_flags(
         **plain,
     }
     return {key: value for key, value in content.items() if value is not None}
+
+
+def check_dense(folder: Path) -> None:
+    """Raise `InputError` where a model is a result of `prune`: what it lost would be the teacher's loss too."""
+    if (folder / RECORD).exists():
+        raise InputError(
+            f"{folder.name}: is sparse already, a result of reprune; prune the dense model it was made from. (To prune "
+            f"it further all the same, against itself as it is now, take {RECORD} out of the folder.)"
+        )
 
 
 def check_out(out: Path) -> None:

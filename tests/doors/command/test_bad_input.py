@@ -34,6 +34,9 @@ def strange(here: Path) -> None:
         "encoder/model.safetensors": "x",
         "torn/config.json": '{"model_type": ',
         "unfinished/.reprune/run.json": "{}",
+        "sparse/config.json": '{"model_type": "llama", "architectures": ["LlamaForCausalLM"]}',
+        "sparse/model.safetensors": "x",
+        "sparse/reprune.json": "{}",
     }
     for name, content in files.items():
         (here / name).parent.mkdir(parents=True, exist_ok=True)
@@ -230,6 +233,14 @@ def test_all_that_is_wrong_is_said_at_once(here: Path, cli: Cli) -> None:
         (["resume", "unfinished"], "unfinished"),
         (["evaluate", "llama"], "--text"),
         (["evaluate", "--text", "text.txt"], "MODEL"),
+        (["prune", "sparse", "--out", "out"], "sparse: is sparse already"),
+        (["plan", "sparse"], "sparse: is sparse already"),
+        (["verify"], "DIR"),
+        (["verify", "nowhere"], "nowhere: holds no result"),
+        (["verify", "full"], "full: holds no result"),
+        (["verify", "afile"], "afile: holds no result"),
+        (["verify", "sparse"], "it holds no 'blocks'"),
+        (["verify", "unfinished"], "'reprune resume unfinished'"),
         (["demo", "--out", "full"], "--out full: holds thing"),
         (["demo", "--out", "afile"], "--out afile: is a file"),
         (["demo", "model"], "model"),

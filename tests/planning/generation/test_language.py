@@ -22,6 +22,9 @@ def test_a_language_has_a_code_and_a_score(text: str, code: str) -> None:
     found = language_of(text)
     assert found.code == code
     assert 0 < found.score <= 1
+    assert found.fits(code)
+    assert found.fits("any")
+    assert not found.fits("fr")
 
 
 def test_the_share_is_that_of_the_pieces() -> None:
@@ -30,6 +33,7 @@ def test_the_share_is_that_of_the_pieces() -> None:
     assert 0.3 < share_in(ENGLISH + GERMAN, "en") < 0.7
     assert share_in("12 + 34 = 46", "en") == 0, "no letters"
     assert share_in("", "en") == 0
+    assert share_in(ENGLISH + GERMAN, "any") == share_in("12 + 34 = 46", "any") == 1
 
 
 def test_pieces_hold_every_word_once() -> None:
@@ -41,7 +45,8 @@ def test_pieces_hold_every_word_once() -> None:
 
 def test_a_language_that_is_not_known_is_refused() -> None:
     require_language("en")
-    with pytest.raises(InputError, match=r"--language xx: expected a code of ISO 639 among .*, de, .*"):
+    require_language("any")
+    with pytest.raises(InputError, match=r"--language xx: expected any, or a code of ISO 639 among .*, de, .*"):
         require_language("xx")
 
 

@@ -82,6 +82,13 @@ def test_only_beginnings_in_the_language_are_written_on() -> None:
     assert [kept for _, kept in noting.noted] == [first % 10 >= 3 for first in scribe.begun if first % 2 == 0]
 
 
+def test_any_language_is_written_on_where_any_is_asked_for() -> None:
+    settings = Generation(batch_size=20, length=64, language="any")
+    found = Procedure(Scribe(), FIRSTS, settings, []).round(3, wanted=1000)
+    assert found.counts == {"begun": 40, "kept": 40}
+    assert {line["kept"]["prefix"] for line in found.kept} == {"reads as de", "reads as en"}
+
+
 def test_a_line_says_all_of_a_text() -> None:
     found = Procedure(Scribe(), FIRSTS, Generation(batch_size=20, seed=7), [LongEnough(6)]).round(0, wanted=1)
     (line,) = found.kept

@@ -21,7 +21,7 @@ def generate(
     temperature: Annotated[float | None, typer.Option(metavar="X", help="Of sampling. [1]")] = None,
     top_p: Annotated[float | None, typer.Option("--top-p", metavar="P", help="Draw from the likeliest share.")] = None,
     top_k: Annotated[int | None, typer.Option("--top-k", metavar="K", help="Draw from the likeliest K.")] = None,
-    language: Annotated[str | None, typer.Option(metavar="CODE", help="Of ISO 639. [en]")] = None,
+    language: Annotated[str | None, typer.Option(metavar="CODE", help="Of ISO 639, or any. [en]")] = None,
     filters: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME ...", help="language repetition code duplicates likelihood, or none. [all]"),

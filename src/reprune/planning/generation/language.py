@@ -9,6 +9,8 @@ from typing import Any, final
 
 from reprune.errors import InputError
 
+ANY = "any"
+"""Stands for whatever language a text is in."""
 _PIECE = 200  # characters judged at a time
 
 
@@ -17,8 +19,8 @@ def require_language(language: str) -> None:
     if importlib.util.find_spec("py3langid") is None:
         raise InputError("generating texts needs py3langid; install it with: pip install 'reprune[generate]'")
     known = sorted(str(label) for label in _identifier().labels)
-    if language not in known:
-        raise InputError(f"--language {language}: expected a code of ISO 639 among {', '.join(known)}.")
+    if language not in (ANY, *known):
+        raise InputError(f"--language {language}: expected {ANY}, or a code of ISO 639 among {', '.join(known)}.")
 
 
 @final
@@ -29,6 +31,10 @@ class Language:
     code: str  # of ISO 639
     score: float  # its probability, 0 to 1
 
+    def fits(self, wanted: str) -> bool:
+        """Whether it is the one that is wanted, or any is."""
+        return wanted in (ANY, self.code)
+
 
 def language_of(text: str) -> Language:
     """The likeliest language of a text, and its probability among all that are known."""
@@ -38,9 +44,11 @@ def language_of(text: str) -> Language:
 
 def share_in(text: str, language: str) -> float:
     """How much of a text, by its letters, is in a language: its pieces of some 200 characters are judged one by one."""
+    if language == ANY:
+        return 1.0
     pieces = _pieces(text)
     letters = [sum(map(str.isalpha, piece)) for piece in pieces]
-    inside = sum(count for piece, count in zip(pieces, letters, strict=True) if language_of(piece).code == language)
+    inside = sum(count for piece, count in zip(pieces, letters, strict=True) if language_of(piece).fits(language))
     return inside / sum(letters) if sum(letters) else 0.0
 
 

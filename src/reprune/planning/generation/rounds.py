@@ -79,7 +79,7 @@ class Procedure:
             language = language_of(text)
             if self._firsts.signs.intersection(ids):
                 reason = "holds a token that is no text"
-            elif language.code == settings.language:
+            elif language.fits(settings.language):
                 prefixes.append((first, text, ids))
                 continue
             else:
@@ -124,7 +124,9 @@ class Procedure:
             one_filter.take_note(text, reason is None)
         if reason is None:
             found.counts["kept"] += 1
-            found.kept.append({**line, "kept": {"prefix": f"reads as {self._settings.language}", **measured}})
+            found.kept.append(
+                {**line, "kept": {"prefix": f"reads as {language_of(origin['prefix']).code}", **measured}}
+            )
         else:
             found.counts[f"rejected {reason[0]}"] += 1
             found.rejected.append({**line, "measured": measured, "rejected": reason[0], "reason": reason[1]})

@@ -36,7 +36,7 @@ class Generation(BaseModel):
     temperature: float = Field(1.0, gt=0)
     top_p: float | None = Field(None, gt=0, lt=1)
     top_k: int | None = Field(None, ge=1)
-    language: str = "en"  # of ISO 639
+    language: str = "en"  # of ISO 639, or any
     filters: tuple[str, ...] = FILTERS
     seed: int = Field(0, ge=0, lt=2**63)
     batch_size: int = Field(64, ge=1)  # texts written at a time, about; prefixes are screened by twice as many

@@ -109,7 +109,7 @@ def test_an_interrupted_run_gives_the_terminal_back(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("reprune.engine.run.prune_block_", interrupt)
+        patch.setattr("reprune.engine.fresh.prune_block_", interrupt)
         said = cli("prune", "llama", "--out", "out", *QUICK)
     assert said.code == 1
     assert said.err.startswith("interrupted")

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from reprune.doors.api import prune_by_recipe
-from reprune.engine import dense, pruning, run
+from reprune.engine import dense, fresh, pruning
 from reprune.engine.shared import Shared
 from reprune.engine.watcher import Watcher
 from reprune.math.statistics import Gram
@@ -69,7 +69,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
             counts["statistics"] += len(known) > before
 
     monkeypatch.setattr(dense.DenseStream, "_compute", counting)
-    for module in (pruning, run):
+    for module in (pruning, fresh):
         monkeypatch.setattr(module, "gathering", gathering)
     return counts
 

@@ -9,19 +9,17 @@ from __future__ import annotations
 import hashlib
 import shutil
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, final
 
 import torch
 
+from reprune.engine.fresh import FreshBlocks
 from reprune.engine.frontier import Frontier
 from reprune.engine.ledger import Ledger
-from reprune.engine.pruning import Known, gathering, linear_groups, prune_block_
 from reprune.engine.record import block_record, forget_peak_memory, trim_heap, window_record
-from reprune.engine.refitting import Refitting
 from reprune.engine.result import Result
 from reprune.engine.shared import Shared
 from reprune.engine.watcher import Watcher
@@ -33,7 +31,6 @@ from reprune.math.pruner import Pruner
 from reprune.math.solver import Epoch, Fit, Solver
 from reprune.model.decoder import Decoder
 from reprune.model.float32 import fast_float32
-from reprune.model.streams import Stream
 from reprune.planning.recipe import Recipe
 from reprune.planning.schedule import Window, windows
 
@@ -96,39 +93,21 @@ def run_windows(
         watcher.phase(None, f"replaying block {index}")
         frontier.replay(decoder.load(index), decoder.load(index, result.read_block(index)))
     still_open = ledger.open_blocks(decoder)
+    of_first = shared.statistics if shared is not None else None
+    pruning = FreshBlocks(recipe, methods.pruner, methods.pattern, methods.least_squares, decoder, frontier, of_first)
 
     for window in remaining:
         began = time.monotonic()
         watcher.phase(window, "targets")
         dense = [decoder.load(index) for index in window.blocks]
         blocks = still_open + [PrunedBlock(block) for block in dense if block.index in window.fresh]
-        known: Known = shared.statistics if shared is not None and window.index == 0 else {}
-        on_the_way = _gathering(methods.pruner, frontier, blocks, known, recipe)
-        with frontier.targets(window, dense, recipe.teacher, on_the_way) as targets, ExitStack() as streams:
+        gathering = pruning.gathering(blocks)
+        with frontier.targets(window, dense, recipe.teacher, gathering) as targets, ExitStack() as streams:
             del dense
 
             watcher.phase(window, "pruning")
-            notes: list[str] = []
-            entering: Stream | None = None  # the states that enter the window's last block, if that is fresh
-            for fresh in (pruned for pruned in blocks if pruned.index in window.fresh):
-                streams.close()
-                before = [pruned.block for pruned in blocks if pruned.index < fresh.index]
-                entering = streams.enter_context(frontier.through(before))
-                _find_groups_(fresh, frontier, entering, recipe)
-                found = prune_block_(
-                    fresh,
-                    partial(frontier.inputs, entering, fresh.block),
-                    methods.pruner,
-                    methods.pattern,
-                    recipe.pruner.sequential,
-                    known if fresh.index == window.fresh.start else {},
-                    _refitting(methods, frontier, entering, decoder, fresh.index, recipe),
-                )
-                for note in found:
-                    watcher.note(note)
-                notes += found
-                if shared is None or known is not shared.statistics:
-                    known.clear()
+            fresh = [pruned for pruned in blocks if pruned.index in window.fresh]
+            notes, entering = pruning.prune_(fresh, still_open, streams, watcher)
 
             watcher.phase(window, "reconstruction")
             checkpointing = recipe.solver.checkpointing
@@ -154,7 +133,7 @@ def run_windows(
         if window is methods.schedule[-1]:
             entry["forward"] = frontier.probe_record()
         ledger.commit(window, entry, written, still_open)
-        del blocks, retired, problem  # the next window's blocks take their memory
+        del blocks, fresh, retired, problem  # the next window's blocks take their memory
         trim_heap()
         watcher.window_done(window, record)
     frontier.close()
@@ -177,34 +156,6 @@ def _frontier(
     size = recipe.solver.samples_at_a_time
     training = solver.batch_sizes(len(calibration))
     return Frontier(decoder, ids, len(calibration), size, memory, folder, shared, statistics_samples, training)
-
-
-def _find_groups_(pruned: PrunedBlock, frontier: Frontier, entering: Stream, recipe: Recipe) -> None:
-    if not pruned.groups:
-        states, call = next(frontier.inputs(entering, pruned.block))
-        pruned.groups = linear_groups(pruned.block, states, call, recipe.choice.kept_dense(pruned.block.linears))
-
-
-def _gathering(
-    pruner: Pruner[Any], frontier: Frontier, blocks: Sequence[PrunedBlock], known: Known, recipe: Recipe
-) -> AbstractContextManager[None] | None:
-    """Has the pass that makes the targets gather the statistics too, where it is of the same block and states."""
-    apart = recipe.pruner.sequential or recipe.solver.start == "least-squares"
-    lone = len(blocks) == 1 and not blocks[0].masks
-    if not lone or recipe.teacher != "local" or apart or not frontier.statistics_aside:
-        return None
-    _find_groups_(blocks[0], frontier, frontier.student, recipe)
-    return gathering(blocks[0].block, blocks[0].groups, pruner, known)
-
-
-def _refitting(
-    methods: Methods, frontier: Frontier, entering: Stream, decoder: Decoder, index: int, recipe: Recipe
-) -> Refitting | None:
-    if methods.least_squares is None:
-        return None
-    twin = decoder.load(index)  # pruning changes the other in place
-    pairs = partial(frontier.pairs, entering, twin, recipe.teacher)
-    return Refitting(methods.least_squares, twin, pairs, frontier.calibration, frontier.statistics_samples)
 
 
 def _fit(solver: Solver, problem: WindowProblem, window: Window, recipe: Recipe, watcher: Watcher) -> Fit:

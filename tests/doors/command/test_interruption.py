@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 import reprune
-from reprune.engine import run as engine
+from reprune.engine import fresh as engine
 from reprune.errors import NumericalError
 from tests.doors.conftest import QUICK, Cli
 

@@ -83,7 +83,7 @@ def test_a_demo_that_was_interrupted_is_begun_anew(here: Path, cli: Cli, monkeyp
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("reprune.engine.run.prune_block_", interrupt)
+        patch.setattr("reprune.engine.fresh.prune_block_", interrupt)
         said = cli("demo", "--out", "out")
         assert said.code == 1
         assert "Traceback" not in said.err

@@ -21,7 +21,7 @@ from reprune.doors.study.measures import Bench
 from reprune.doors.study.record import StudyFolder, read_study
 from reprune.doors.study.run import study
 from reprune.doors.study.watcher import StudyWatcher
-from reprune.engine import run as engine
+from reprune.engine import fresh as engine
 from reprune.errors import InputError, NumericalError
 from reprune.model.durable import write_text
 from tests import tiny

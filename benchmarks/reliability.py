@@ -1,6 +1,6 @@
 """Runs that are killed, and runs whose files are damaged: what becomes of them.
 
-    python benchmarks/reliability.py --out FOLDER [--kills 200] [--corruptions 1000] [--seed 0]
+    python benchmarks/reliability.py --out FOLDER [--kills 200] [--corruptions 1000] [--soak 50] [--seed 0]
 
 Kills: a tiny Llama is pruned at each of five rungs, with streams in memory and in files, in a process that kills
 itself (SIGKILL) just before one of its durable steps (a file forced to disk, renamed, cut or removed, a folder
@@ -11,6 +11,9 @@ byte by byte, what an undisturbed run writes (of reprune.json all but times and 
 Corruptions: in the folder of an unfinished run one file is damaged (a bit flipped, cut short, bytes added, removed)
 and the run is gone on with. It must be refused by an error that names the file, or end with the very bytes of the
 undisturbed run, as where only what a crash may leave is missing. Nothing may come of it but these two.
+
+Soak: so many runs in one process, at the rungs in turn; its memory may not grow from the tenth to the last by more than
+a twentieth.
 Prints a line for each kind of end, and writes FOLDER/reliability.json; exits with 1 where there was another.
 """
 
@@ -35,6 +38,7 @@ import torch
 from runs import random_llama, random_text
 
 import reprune
+from reprune.engine.forecast import resident_bytes
 from reprune.engine.ledger import Ledger
 from reprune.engine.watcher import Watcher
 from reprune.errors import InputError
@@ -251,11 +255,25 @@ def corruptions(scenarios: list[Scenario], out: Path, count: int, chance: random
     return found
 
 
+def soak(scenarios: list[Scenario], out: Path, count: int) -> Counter[str]:
+    """Many runs in this process; what it takes after the first ten and after all."""
+    taken = []
+    for number in range(count):
+        scenario = scenarios[number % len(scenarios)]
+        shutil.rmtree(out / "soaked", ignore_errors=True)
+        reprune.prune(scenario.model, out / "soaked", **scenario.given)
+        taken.append(resident_bytes())
+    before, after = taken[min(10, count) - 1], taken[-1]
+    grown = f"{before / 1e6:.0f} MB after the tenth, {after / 1e6:.0f} MB after the last"
+    return Counter({f"runs in one process, {grown}: {'no growth' if after < 1.05 * before else 'GROWTH'}": count})
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--corruptions", type=int, default=1000)
+    parser.add_argument("--soak", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rungs", nargs="+", default=RUNGS, choices=RUNGS)
     given = parser.parse_args()
@@ -274,10 +292,12 @@ def main() -> None:
     chance = random.Random(given.seed)
     found = kills(scenarios, given.out, given.kills, chance)
     found += corruptions(scenarios, given.out, given.corruptions, chance)
+    if given.soak:
+        found += soak(scenarios, given.out, given.soak)
     (given.out / "reliability.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     for what, count in sorted(found.items()):
         print(f"{count:5d}  {what}")
-    good = ("the same bytes", "refused by name")
+    good = ("the same bytes", "refused by name", "no growth")
     sys.exit(any(not what.endswith(good) for what in found))
 
 

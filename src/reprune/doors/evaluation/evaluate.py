@@ -58,10 +58,8 @@ def evaluate(
     products = settle_precision(precision, where)
     windows = cut_text(folder, open_text(text), cut, trust_remote_code)
     if (share := _calibrated_on(folder, windows.ids)) >= _TOLD:
-        notify(
-            f"note: the text holds {share:.0%} of what this model was calibrated on (passages of tokens, by their "
-            "hashes): its perplexity says little of other text"
-        )
+        notify(f"note: the text holds {share:.0%} of what this model was calibrated on,")
+        notify("      so its perplexity says little of other text")
     dtype = Precision(DTYPES[products])
     loaded = load_model(folder, torch.device(where), trust_remote_code, dtype)
     check_ids(folder.name, windows.ids, len(loaded.get_input_embeddings().weight))

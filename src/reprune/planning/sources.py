@@ -77,7 +77,8 @@ class Source(ABC):
 class Manual(Source):
     """The language topics that CPython carries for `help()`: a text that needs no network.
 
-    Topics are sorted by key; those at even positions are split `train`, those at odd ones split `test`.
+    Topics are sorted by key; those at even positions are split `train`, those at odd ones split `test`. As topics
+    repeat each other, paragraphs of the second kind that also stand in one of the first are left out.
     """
 
     def load(self, split: Split) -> Documents:
@@ -89,8 +90,13 @@ class Manual(Source):
                 "source 'manual': expected the topics of Python's help(), but this Python has no pydoc_data; "
                 "give another source, such as a .txt file"
             ) from error
-        keys = sorted(topics)[["train", "test"].index(split) :: 2]
-        return Documents("manual", tuple(topics[key] for key in keys))
+        texts = [topics[key] for key in sorted(topics)]
+        train, test = texts[::2], texts[1::2]
+        if split == "train":
+            return Documents("manual", tuple(train))
+        known = {paragraph.strip() for text in train for paragraph in text.split("\n\n")}
+        left = ([one for one in text.split("\n\n") if one.strip() not in known] for text in test)
+        return Documents("manual", tuple("\n\n".join(paragraphs) for paragraphs in left if paragraphs))
 
 
 @final

@@ -90,9 +90,10 @@ def _checks(folder: Path, record: dict[str, Any], trust_remote_code: bool) -> It
     yield files
     if not files.passed:
         return
-    yield _weights(folder, record, trust_remote_code)
-    yield _numbers(folder)
-    yield _forward(folder, record["forward"], trust_remote_code)
+    decoder = Decoder(folder, trust_remote_code=trust_remote_code)
+    yield _weights(decoder, record)
+    yield _numbers(decoder.checkpoint)
+    yield _forward(decoder, record["forward"], trust_remote_code)
 
 
 def _read(folder: Path) -> dict[str, Any]:
@@ -130,10 +131,9 @@ def _files(folder: Path, expected: dict[str, str]) -> Check:
     return Check("files", f"{len(expected)} files, their SHA-256", tuple(problems))
 
 
-def _weights(folder: Path, record: dict[str, Any], trust_remote_code: bool) -> Check:
+def _weights(decoder: Decoder, record: dict[str, Any]) -> Check:
     """Zeros and patterns, matrix by matrix."""
     pattern = parse_pattern(str(record["recipe"]["sparsity"]))
-    decoder = Decoder(folder, trust_remote_code=trust_remote_code)
     problems: list[str] = []
     count = zeros = weights = 0
     for block in record["blocks"]:
@@ -158,8 +158,7 @@ def _matrix(place: str, matrix: Tensor | None, entry: dict[str, Any], pattern: P
         yield f"{place}: is not {pattern}"
 
 
-def _numbers(folder: Path) -> Check:
-    checkpoint = Checkpoint(folder)
+def _numbers(checkpoint: Checkpoint) -> Check:
     problems = []
     for name in checkpoint.entries:
         tensor = checkpoint.tensor(name)
@@ -168,10 +167,10 @@ def _numbers(folder: Path) -> Check:
     return Check("numbers", f"{len(checkpoint.entries)} tensors, finite", tuple(problems))
 
 
-def _forward(folder: Path, expected: dict[str, list[float]], trust_remote_code: bool) -> Check:
+def _forward(decoder: Decoder, expected: dict[str, list[float]], trust_remote_code: bool) -> Check:
     try:
         found, wanted = (
-            torch.tensor(rms(_last_states(folder, expected, trust_remote_code))),
+            torch.tensor(rms(_last_states(decoder, expected, trust_remote_code))),
             torch.tensor(expected["rms"]),
         )
     except Exception as error:  # the library raises nearly anything on a model that it cannot run
@@ -185,11 +184,10 @@ def _forward(folder: Path, expected: dict[str, list[float]], trust_remote_code: 
 
 
 @torch.no_grad()
-def _last_states(folder: Path, expected: dict[str, list[float]], trust_remote_code: bool) -> Tensor:
+def _last_states(decoder: Decoder, expected: dict[str, list[float]], trust_remote_code: bool) -> Tensor:
     """What the last block puts out for the tokens on record, (tokens, hidden)."""
     from transformers import AutoModelForCausalLM
 
-    path = Decoder(folder, trust_remote_code=trust_remote_code).skeleton.blocks_path
     seen: list[Tensor] = []
 
     def saw(module: nn.Module, inputs: Any, outputs: Any) -> None:
@@ -197,7 +195,9 @@ def _last_states(folder: Path, expected: dict[str, list[float]], trust_remote_co
         seen.append((outputs[0] if isinstance(outputs, tuple | list) else outputs)[0])
 
     with quiet_transformers():
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", trust_remote_code=trust_remote_code).eval()
-        model.get_submodule(path)[-1].register_forward_hook(saw)
+        model = AutoModelForCausalLM.from_pretrained(
+            decoder.folder, dtype="auto", trust_remote_code=trust_remote_code
+        ).eval()
+        model.get_submodule(decoder.skeleton.blocks_path)[-1].register_forward_hook(saw)
         model(input_ids=torch.tensor([expected["ids"]]), use_cache=False)
     return seen[0]

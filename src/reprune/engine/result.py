@@ -23,7 +23,7 @@ from reprune.model.durable import sha256, write_durably, write_tensors, write_te
 
 RECORD = "reprune.json"
 RECIPE = "recipe.yaml"
-INDEX = "model.safetensors.index.json"
+INDEX = "model.safetensors.index.json"  # written last: a folder with it holds a whole model
 _COPIED = ("*.json", "*.txt", "*.model", "*.jinja", "*.py", "LICENSE*", "NOTICE*", "USE_POLICY*", "*TERMS*")
 _NOT_COPIED = ("*.index.json", RECORD)
 _SHARD_BYTES = 2**28  # of tensors outside the blocks: a shard is in memory while it is written

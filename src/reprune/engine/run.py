@@ -100,13 +100,13 @@ def run_windows(
         began = time.monotonic()
         watcher.phase(window, "targets")
         dense = [decoder.load(index) for index in window.blocks]
-        blocks = still_open + [PrunedBlock(block) for block in dense if block.index in window.fresh]
+        fresh = [PrunedBlock(block) for block in dense if block.index in window.fresh]
+        blocks = still_open + fresh
         gathering = pruning.gathering(blocks)
         with frontier.targets(window, dense, recipe.teacher, gathering) as targets, ExitStack() as streams:
             del dense
 
             watcher.phase(window, "pruning")
-            fresh = [pruned for pruned in blocks if pruned.index in window.fresh]
             notes, entering = pruning.prune_(fresh, still_open, streams, watcher)
 
             watcher.phase(window, "reconstruction")
@@ -124,7 +124,7 @@ def run_windows(
             if not errors.calibration.finite:
                 raise NumericalError(f"window {window.index}: its outputs are not finite after reconstruction")
         still_open = [pruned for pruned in blocks if pruned.index not in window.retired]
-        ridges = {pruned.index: pruned.ridges for pruned in blocks if pruned.index in window.fresh}
+        ridges = {pruned.index: pruned.ridges for pruned in fresh}
         record = window_record(window, fit, errors, ridges, notes, time.monotonic() - began)
         entry = {
             "window": record,

@@ -19,13 +19,11 @@ from reprune.doors.study.measures import Bench, Progress, Text
 from reprune.doors.study.record import CellBlock, CellRecord
 from reprune.doors.study.watcher import StudyWatcher
 from reprune.engine.ledger import Ledger
-from reprune.engine.result import RECIPE, RECORD
+from reprune.engine.result import INDEX, RECIPE, RECORD
 from reprune.engine.shared import Shared
 from reprune.engine.watcher import Watcher
 from reprune.errors import InputError
 from reprune.planning.recipe import Recipe
-
-_INDEX = "model.safetensors.index.json"  # written last: a folder with it holds a whole model
 
 
 @final
@@ -63,7 +61,7 @@ class CellRun:
         Raises:
             RepruneError, OSError: as `prune` and `resume`.
         """
-        whole = (self._folder / _INDEX).exists() and (self._folder / RECORD).exists()
+        whole = (self._folder / INDEX).exists() and (self._folder / RECORD).exists()
         if not (whole or self._is_measured()):
             with self._watcher.pruning() as watcher:
                 self._run(recipe, watcher)

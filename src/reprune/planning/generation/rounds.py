@@ -73,14 +73,14 @@ class Procedure:
         settings, found = self._settings, Round()
         generator = np.random.default_rng((settings.seed, number))
         firsts = [int(token) for token in self._firsts.draw(generator, 2 * settings.batch_size)]
-        prefixes: list[tuple[int, str, Ids]] = []
+        prefixes: list[tuple[int, str, str, Ids]] = []
         for first, (text, ids) in zip(firsts, self._author.begin(firsts, number), strict=True):
             found.counts["begun"] += 1
             language = language_of(text)
             if self._firsts.signs.intersection(ids):
                 reason = "holds a token that is no text"
             elif language.fits(settings.language):
-                prefixes.append((first, text, ids))
+                prefixes.append((first, text, language.code, ids))
                 continue
             else:
                 reason = f"reads as {language.code}"
@@ -90,14 +90,14 @@ class Procedure:
         if not prefixes:
             return found
         written = self._author.write([ids for *_, ids in prefixes], number)
-        for (first, prefix, _), one in zip(prefixes, written, strict=True):
+        for (first, prefix, code, _), one in zip(prefixes, written, strict=True):
             if len(found.kept) == wanted:
                 found.counts["left over"] += 1
                 continue
-            self._judge(one, {"prefix": prefix, "first_token": first, "round": number}, found)
+            self._judge(one, {"prefix": prefix, "first_token": first, "round": number}, code, found)
         return found
 
-    def _judge(self, one: Written, origin: dict[str, Any], found: Round) -> None:
+    def _judge(self, one: Written, origin: dict[str, Any], begins_in: str, found: Round) -> None:
         likelihood = one.mean_log_probability
         likelihood = None if likelihood is None else round(likelihood, 4)  # as a process that reads the file knows it
         text = Text(one.text, one.token_ids, likelihood)
@@ -124,9 +124,7 @@ class Procedure:
             one_filter.take_note(text, reason is None)
         if reason is None:
             found.counts["kept"] += 1
-            found.kept.append(
-                {**line, "kept": {"prefix": f"reads as {language_of(origin['prefix']).code}", **measured}}
-            )
+            found.kept.append({**line, "kept": {"prefix": f"reads as {begins_in}", **measured}})
         else:
             found.counts[f"rejected {reason[0]}"] += 1
             found.rejected.append({**line, "measured": measured, "rejected": reason[0], "reason": reason[1]})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from reprune.errors import InputError, UnsupportedModelError
 from reprune.model.checkpoint import Checkpoint
 
 from .. import tiny
+from ..damage import flip_bit
 
 FolderOf = Callable[[str], Path]
 
@@ -76,6 +78,17 @@ def test_files_that_the_index_does_not_name_are_not_read(tmp_path: Path) -> None
     assert Checkpoint(_index(folder, {"a": "one.safetensors"})).entries["a"].shape == (2,)
 
 
+def test_the_one_file_goes_before_an_index_as_transformers_has_it(tmp_path: Path) -> None:
+    folder = _folder(tmp_path, model={"a": torch.ones(2)}, other={"a": torch.zeros(3)})
+    assert Checkpoint(_index(folder, {"a": "other.safetensors"})).entries["a"].shape == (2,)
+
+
+def test_a_tensor_that_is_in_two_files_is_refused_by_its_name(tmp_path: Path) -> None:
+    folder = _folder(tmp_path, one={"a": torch.ones(2)}, two={"a": torch.zeros(2), "b": torch.ones(1)})
+    with pytest.raises(InputError, match=r"the tensor a is in one\.safetensors and in two\.safetensors"):
+        Checkpoint(folder)
+
+
 def test_without_an_index_files_called_model_are_read_before_any_others(tmp_path: Path) -> None:
     folder = _folder(tmp_path, model={"a": torch.ones(2)}, consolidated={"a": torch.zeros(3)})
     assert Checkpoint(folder).entries["a"].shape == (2,)
@@ -94,12 +107,12 @@ def test_an_index_that_names_a_file_outside_the_folder_is_refused(name: str, tmp
 @pytest.mark.parametrize("weight_map", [None, [], "model.safetensors", 3])
 def test_an_index_without_a_map_of_weights_is_refused(weight_map: Any, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="not a safetensors index with a weight_map"):
-        Checkpoint(_index(_folder(tmp_path, model=_tensors()), weight_map))
+        Checkpoint(_index(_folder(tmp_path, part=_tensors()), weight_map))
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"metadata": {}}'])
 def test_an_index_that_cannot_be_read_is_refused(content: str, tmp_path: Path) -> None:
-    folder = _folder(tmp_path, model=_tensors())
+    folder = _folder(tmp_path, part=_tensors())
     (folder / "model.safetensors.index.json").write_text(content)
     with pytest.raises(InputError, match="not a safetensors index with a weight_map"):
         Checkpoint(folder)
@@ -155,12 +168,17 @@ def test_one_byte_at_an_end_of_any_tensor_changes_the_fingerprint(end: str, name
     checkpoint = Checkpoint(_folder(tmp_path, model=tensors))
     before = checkpoint.fingerprint()
     entry = checkpoint.entries[name]
-    with entry.file.open("r+b") as file:
-        file.seek(entry.offset + (0 if end == "first" else entry.bytes - 1))
-        byte = file.read(1)[0]
-        file.seek(-1, 1)
-        file.write(bytes([byte ^ 1]))
+    flip_bit(entry.file, entry.offset + (0 if end == "first" else entry.bytes - 1))
     assert Checkpoint(tmp_path).fingerprint() != before
+
+
+def test_the_digests_are_those_of_all_files_that_make_the_model(tmp_path: Path) -> None:
+    folder = _folder(tmp_path, **{"model-00001-of-00002": {"first": torch.ones(3)}, "model-00002-of-00002": _tensors()})
+    (folder / "modeling_own.py").write_text("# code")
+    (folder / "README.md").write_text("not of the model")
+    names = ["config.json", "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", "modeling_own.py"]
+    expected = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names}
+    assert Checkpoint(folder).digests() == expected
 
 
 def test_another_configuration_name_shape_or_dtype_changes_the_fingerprint(tmp_path: Path) -> None:

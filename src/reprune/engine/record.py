@@ -126,7 +126,7 @@ def full_record(
     weights = sum(matrix["rows"] * matrix["columns"] for matrix in matrices)
     return {
         "recipe": _without_folders(recipe),
-        "model": {"name": local_name(recipe.model), "fingerprint": job["fingerprint"]},
+        "model": {"name": local_name(recipe.model), "fingerprint": job["fingerprint"], "files": job["weights"]},
         "versions": job["versions"],
         "seed": recipe.seed,
         "data": job["data"],

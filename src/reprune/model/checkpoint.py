@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import json
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
@@ -18,6 +18,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from reprune.errors import InputError, UnsupportedModelError
+from reprune.model.durable import sha256
+from reprune.model.wellformed import read_json
 
 DTYPES = {
     "F64": torch.float64,
@@ -32,6 +34,7 @@ DTYPES = {
     "BOOL": torch.bool,
 }
 _SAMPLED_BYTES = 4096  # from each end of each tensor, for the fingerprint
+_FILES_AT_A_TIME = 4  # that are hashed
 
 
 @dataclass(frozen=True)
@@ -56,15 +59,25 @@ class Checkpoint:
             InputError: a file is missing or damaged, or there is none.
         """
         self.folder = folder
-        self.entries: Mapping[str, TensorEntry] = dict(
-            sorted((name, entry) for file in self._files() for name, entry in _read_header(file))
-        )
+        found: dict[str, TensorEntry] = {}
+        for file in self._files():
+            for name, entry in _read_header(file):
+                if name in found:
+                    raise InputError(
+                        f"{folder}: the tensor {name} is in {found[name].file.name} and in {file.name}; "
+                        "remove the file that is not of this model."
+                    )
+                found[name] = entry
+        self.entries: Mapping[str, TensorEntry] = dict(sorted(found.items()))
 
     def _files(self) -> list[Path]:
+        """The files that Transformers reads: the one of the usual name, else those of the index; else all there are."""
+        if (one := self.folder / "model.safetensors").exists():
+            return [one]
         index = self.folder / "model.safetensors.index.json"
         if index.exists():
             try:
-                weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+                weight_map = read_json(index.read_text(encoding="utf-8"))["weight_map"]
                 names = sorted({str(name) for name in weight_map.values()})
             except (ValueError, KeyError, AttributeError, TypeError):
                 raise InputError(
@@ -119,6 +132,13 @@ class Checkpoint:
                 digest.update(file.read(min(_SAMPLED_BYTES, entry.bytes)))
         return digest.hexdigest()
 
+    def digests(self) -> dict[str, str]:
+        """The SHA-256 of the configuration, of code beside it and of each weight file, by its name: all are read."""
+        files = {entry.file for entry in self.entries.values()} | {*self.folder.glob("*.py")}
+        names = ["config.json", *sorted(str(file.relative_to(self.folder)) for file in files)]
+        with ThreadPoolExecutor(_FILES_AT_A_TIME) as pool:
+            return dict(zip(names, pool.map(lambda name: sha256(self.folder / name), names), strict=True))
+
 
 def _read_header(file: Path) -> Iterator[tuple[str, TensorEntry]]:
     """Names and places of the tensors in one safetensors file."""
@@ -129,7 +149,7 @@ def _read_header(file: Path) -> Iterator[tuple[str, TensorEntry]]:
         raise InputError(f"{file}: not a whole safetensors file ({error}); download it again.") from None
     with file.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
-        header: dict[str, Any] = json.loads(stream.read(length))
+        header: dict[str, Any] = read_json(stream.read(length))
     for name, entry in header.items():
         if name == "__metadata__":
             continue

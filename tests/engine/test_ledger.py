@@ -10,15 +10,16 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file
 
 import reprune
 from reprune.engine.ledger import Ledger
 from reprune.engine.watcher import Watcher
 from reprune.errors import InputError
+from reprune.model.checkpoint import Checkpoint
 from reprune.model.sealed import seal, unseal
 from reprune.planning.schedule import Window
 from tests import tiny
+from tests.damage import flip_bit
 
 
 class Interrupted(Exception):
@@ -124,13 +125,12 @@ def test_another_model_or_version_is_not_gone_on_with(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"torch 1\.0"):
         reprune.resume(tmp_path / "cut")
     job_file.write_text(before)
-    weights = load_file(model / "model.safetensors")
-    weights["model.layers.1.mlp.up_proj.weight"][0, 0] += 1
-    from safetensors.torch import save_file
-
-    save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(InputError, match="not the model"):
+    entry = Checkpoint(model).entries["model.layers.1.mlp.up_proj.weight"]
+    flip_bit(entry.file, entry.offset + entry.bytes // 2)
+    with pytest.raises(InputError, match=r"not the model that this run began with: model\.safetensors differs"):
         reprune.resume(tmp_path / "cut")
+    flip_bit(entry.file, entry.offset + entry.bytes // 2)
+    reprune.resume(tmp_path / "cut")
 
 
 def test_two_processes_do_not_work_on_one_run(llama: Path, tmp_path: Path) -> None:
@@ -155,6 +155,22 @@ def test_whatever_stands_in_its_files_a_ledger_answers_or_refuses(tmp_path: Path
             ledger.lines()
     else:
         assert ledger.lines() == []
+
+
+_VALUES = st.recursive(st.none() | st.integers() | st.text(max_size=3), lambda one: st.dictionaries(st.text(), one))
+_CONTENTS = st.dictionaries(st.sampled_from(["recipe", "folder", "window", "blocks", "files", "open"]), _VALUES)
+
+
+@given(_CONTENTS)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_whatever_bears_a_seal_a_ledger_refuses_what_is_no_job_and_no_line(tmp_path: Path, content: Any) -> None:
+    ledger = Ledger(tmp_path)
+    ledger.folder.mkdir(exist_ok=True)
+    (ledger.folder / "run.json").write_text(seal(content, indent=2))
+    (ledger.folder / "ledger.jsonl").write_text(seal(content) + "\n")
+    for ask in (ledger.job, ledger.lines, ledger.check):
+        with pytest.raises(InputError, match="damaged"):
+            ask()
 
 
 def test_a_run_that_never_began_is_no_hindrance(llama: Path, tmp_path: Path) -> None:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -38,6 +37,7 @@ from reprune.engine.watcher import Watcher
 from reprune.errors import InputError
 from reprune.model.decoder import Decoder
 from reprune.model.locate import locate_model
+from reprune.model.wellformed import read_json
 from reprune.planning.layers import read_recipe, resolve_recipe
 from reprune.planning.overlap import sketch
 from reprune.planning.paths import absolute, beside
@@ -133,6 +133,7 @@ def prune_by_recipe(recipe: Recipe, out: Path, watcher: Watcher, shared: Shared 
         "recipe": recipe.model_dump(mode="json"),
         "folder": str(folder.resolve()),
         "fingerprint": decoder.checkpoint.fingerprint(),
+        "weights": decoder.checkpoint.digests(),
         "versions": versions(),
         "windows": len(Methods.of(recipe, len(decoder)).schedule),
         "data": {"sha256": drawn.sha256, "sources": [vars(source) for source in drawn.sources]},
@@ -160,15 +161,22 @@ def resume(
     if not folder.is_dir():
         raise InputError(f"{folder}: the model that this run prunes is no longer there; put it back and resume.")
     decoder = open_decoder(recipe, folder)
-    if decoder.checkpoint.fingerprint() != job["fingerprint"]:
-        raise InputError(f"{folder}: not the model that this run began with; put that back, or start a new run.")
+    if changed := _changed(job["weights"], decoder.checkpoint.digests()):
+        raise InputError(
+            f"{folder}: not the model that this run began with: {changed} differs; put that back, or start a new run."
+        )
     now = versions()
-    if changed := {name: was for name, was in job["versions"].items() if now.get(name) != was}:
-        said = ", ".join(f"{name} {was} (now {now.get(name)})" for name, was in changed.items())
+    if others := {name: was for name, was in job["versions"].items() if now.get(name) != was}:
+        said = ", ".join(f"{name} {was} (now {now.get(name)})" for name, was in others.items())
         raise InputError(f"{out}: this run began with {said}; install that again to resume, or start a new run.")
     with ledger:
         ledger.check()
         return _finish(recipe, decoder, ledger, job, watcher or Watcher(), shared)
+
+
+def _changed(before: Mapping[str, str], now: Mapping[str, str]) -> str | None:
+    """The first name whose entry is not what it was, or is there no more, or was not there."""
+    return min((name for name in {*before, *now} if before.get(name) != now.get(name)), default=None)
 
 
 def _finish(
@@ -215,7 +223,7 @@ def status(out: str | os.PathLike[str]) -> Status:
         return Status(False, job["windows"], len(lines), job["recipe"], last)
     if (folder / RECORD).exists():
         try:
-            record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+            record = read_json((folder / RECORD).read_text(encoding="utf-8"))
             done = record["windows"]
             return Status(True, len(done), len(done), record["recipe"], done[-1])
         except (OSError, ValueError, KeyError, IndexError, TypeError) as error:

@@ -5,7 +5,6 @@ The forward pass is that of plain Transformers, which knows nothing of reprune.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from reprune.model.checkpoint import Checkpoint
 from reprune.model.decoder import Decoder
 from reprune.model.durable import sha256
 from reprune.model.quiet import quiet_transformers
+from reprune.model.wellformed import read_json
 
 TOLERANCE = 0.05
 """How far the states of the forward pass may be off, relative: products in bfloat16 are by a hundredth or so."""
@@ -101,7 +101,7 @@ def _read(folder: Path) -> dict[str, Any]:
     if Ledger(folder).exists:
         raise InputError(f"{folder}: holds an unfinished run; go on with 'reprune resume {folder}', then verify it.")
     try:
-        record = json.loads(file.read_text(encoding="utf-8"))
+        record = read_json(file.read_text(encoding="utf-8"))
         if missing := {"recipe", "blocks", "files", "forward"} - set(record):
             raise ValueError(f"it holds no {min(missing)!r}")
         parse_pattern(str(record["recipe"]["sparsity"]))

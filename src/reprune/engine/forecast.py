@@ -28,8 +28,9 @@ _MASKS = 0.25  # of the weights' bytes
 _COLUMN_SECONDS = 3e-5  # of SparseGPT, for each column of a group, whatever its rows
 _FILE_BYTES_PER_SECOND = 4e8  # of a block's shard, read, rounded, written and forced to disk
 _WINDOW_SECONDS = 0.05
-_BESIDE_BYTES = 40e6  # of a run beside what is counted here: the tokenizer, the samples, thread pools
+_BESIDE_BYTES = 90e6  # of a run beside what is counted here: the tokenizer, the samples, thread pools
 _HEAP = 1.1  # what the heap takes over what was asked of it
+_REFIT_COPIES = 7  # of a group's matrices: what conjugate gradients hold beside what the pruner does
 _TEMPORARY = 1.3  # over the activations kept: what a backward pass holds for a moment
 
 
@@ -242,7 +243,9 @@ def _window_bytes(recipe: Recipe, work: Work, window: Window) -> int:
     twin = 0
     if solver.start == "least-squares":
         twin = 4 * max(work.blocks[i].parameters for i in window.fresh or window.blocks)
-        pruning += 16 * max((group.columns**2 for i in window.blocks for group in work.groups[i]), default=0)
+        every = [group for i in window.blocks for group in work.groups[i]]
+        pruning += 16 * max((group.columns**2 for group in every), default=0)  # both Gram pairs
+        pruning += _REFIT_COPIES * 4 * max((group.rows * group.columns for group in every), default=0)
     most = weights + twin + max(pruning, passing)
     if solver.name != "none":
         kept = sum(work.blocks[i].activations for i in window.blocks)

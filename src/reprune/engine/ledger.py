@@ -2,7 +2,7 @@
 
 DIR/.reprune holds what a finished result does not need:
 
-    run.json               the job: recipe, model folder and fingerprint, versions
+    run.json               the job: recipe, model folder and SHA-256 of its files, versions
     samples.safetensors    the token ids of all samples
     ledger.jsonl           one line a finished window, appended when all its files are on disk
     open-N.safetensors     the float32 weights and masks of the blocks that window N left open
@@ -39,7 +39,9 @@ from reprune.planning.recipe import Recipe
 from reprune.planning.schedule import Window
 
 FOLDER = ".reprune"
-_JOB_KEYS = {"recipe", "folder", "fingerprint", "versions", "windows", "data", "sketch"}
+_JOB: dict[str, type] = dict.fromkeys(("recipe", "weights", "versions", "data", "sketch", "files"), dict)
+_JOB |= {"folder": str, "fingerprint": str, "windows": int}
+_LINE = {"window": dict, "blocks": list, "files": dict, "open": dict}
 
 
 @final
@@ -83,8 +85,7 @@ class Ledger:
         """What `begin` was given; raises `InputError` where there is no run or its file is damaged."""
         try:
             job, _ = unseal((self.folder / "run.json").read_text(encoding="utf-8"), indent=2)
-            if missing := _JOB_KEYS - set(job):
-                raise ValueError(f"{min(missing)} is missing")
+            _require(job, _JOB)
             Recipe.model_validate(job["recipe"])
         except (FileNotFoundError, NotADirectoryError):
             raise InputError(f"{self.result}: holds no unfinished run of reprune.") from None
@@ -114,9 +115,10 @@ class Ledger:
         for number, line in enumerate(content.split(b"\n")[:-1]):  # what follows the last newline was cut short
             try:
                 entry, last = unseal(line.decode(), after=last)
-                if entry["window"]["index"] != number:
+                _require(entry, _LINE)
+                if entry["window"].get("index") != number:
                     raise ValueError(f"window {number} was expected")
-            except (ValueError, KeyError, TypeError) as error:
+            except ValueError as error:
                 raise _damaged(path, f"line {number + 1}: {error}") from None
             done.append(entry)
         return done, last
@@ -209,6 +211,13 @@ class Ledger:
             (self.folder / "run.json").unlink()
             sync_folder(self.folder)
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _require(content: Mapping[str, Any], kinds: Mapping[str, type]) -> None:
+    """Raise `ValueError` unless there is something of each kind under its key."""
+    for key, kind in kinds.items():
+        if not isinstance(content.get(key), kind):
+            raise ValueError(f"{key} is missing, or of another kind")
 
 
 def _check(path: Path, expected: str) -> None:

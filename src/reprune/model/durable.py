@@ -27,7 +27,7 @@ def write_durably(path: Path, write: Callable[[Path], object], size: int | None 
     Raises:
         OSError: it cannot be written; what was there is left as it was, and the error names `path`.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = unfinished(path)
     with _naming(path, size):
         try:
             write(temporary)
@@ -38,6 +38,11 @@ def write_durably(path: Path, write: Callable[[Path], object], size: int | None 
             temporary.unlink(missing_ok=True)
             raise
         sync_folder(path.parent)
+
+
+def unfinished(path: Path) -> Path:
+    """Where a file is made before it gets its name; what a process that is killed may leave."""
+    return path.with_name(f".{path.name}.tmp")
 
 
 @contextmanager

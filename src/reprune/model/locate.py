@@ -6,12 +6,12 @@ names, files and the libraries that fetch and convert; knows nothing of blocks, 
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 
 from reprune.errors import InputError, UnsupportedModelError
 from reprune.model.gguf import Notify, convert_gguf, short
+from reprune.model.wellformed import read_json
 
 _WANTED = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py"]
 _UNWANTED = [  # second copies of the same weights
@@ -95,7 +95,7 @@ def _check_folder(folder: Path, name: str, weights: bool) -> None:
 def _check_config(file: Path, name: str) -> None:
     """Raise unless config.json is that of a model that predicts the next token."""
     try:
-        config = dict(json.loads(file.read_text(encoding="utf-8")))
+        config = dict(read_json(file.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
         raise InputError(f"{name}: its config.json cannot be read ({error}); download it again.") from None
     classes = [str(each) for each in config.get("architectures") or []]

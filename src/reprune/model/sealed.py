@@ -7,6 +7,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from reprune.model.wellformed import read_json
+
 _SEAL = "sha256"
 
 
@@ -27,7 +29,7 @@ def unseal(text: str, after: str = "", indent: int | None = None) -> tuple[dict[
     Raises:
         ValueError: the text is not, byte by byte, what `seal` gave.
     """
-    content = json.loads(text)
+    content = read_json(text)
     if not isinstance(content, dict) or not isinstance(found := content.pop(_SEAL, None), str):
         raise ValueError("it carries no SHA-256 of itself")
     if seal(content, after, indent) != text:

@@ -35,6 +35,8 @@ def read_recipe(path: Path) -> dict[str, Any]:
         raise InputError(f"--recipe {path}: cannot be read: {error}") from None
     except yaml.YAMLError as error:
         raise InputError(f"--recipe {path}: not valid YAML: {' '.join(str(error).split())}") from None
+    except RecursionError:
+        raise InputError(f"--recipe {path}: nested too deep to be read.") from None
     if content is None:
         return {}
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
@@ -61,8 +63,8 @@ def parse_setting(text: str) -> dict[str, Any]:
         raise InputError(f"--set {text}: expected key.path=value, such as --set schedule.size=3.")
     try:
         content: Any = yaml.load(value, _Loader)
-    except yaml.YAMLError:
-        raise InputError(f"--set {text}: the value is not valid YAML.") from None
+    except (yaml.YAMLError, RecursionError):
+        raise InputError(f"--set {text:.200}: the value is not valid YAML.") from None
     for part in reversed(key.strip().split(".")):
         content = {part: content}
     assert isinstance(content, dict)

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import gzip
-import json
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, cast
 
 from reprune.errors import InputError
+from reprune.model.wellformed import read_json
 
 
 @contextlib.contextmanager
@@ -77,7 +77,7 @@ def explain_json(path: Path, label: str) -> InputError | None:
         file.seek(0)
         if first == b"[":
             try:
-                json.loads(file.read())
+                read_json(file.read())
             except ValueError as error:
                 return InputError(f"{label}: expected a JSON array of objects, but {error}; correct the file")
             return None
@@ -86,7 +86,7 @@ def explain_json(path: Path, label: str) -> InputError | None:
             if not line.strip():
                 continue
             try:
-                value = json.loads(line)
+                value = read_json(line)
             except ValueError as error:
                 return InputError(f"{place}: expected one JSON object a line, but {error}; correct or remove the line")
             if not isinstance(value, dict):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +16,7 @@ from reprune.engine.result import RECORD
 from reprune.model.block import Precision
 from reprune.model.checkpoint import Checkpoint
 from reprune.model.locate import locate_model
+from reprune.model.wellformed import read_json
 from reprune.model.whole import load_model, weights_dtype
 from reprune.planning.overlap import overlap
 
@@ -78,7 +78,7 @@ def evaluate(
 def _calibrated_on(folder: Path, ids: Tensor) -> float:
     """The share of what a model was calibrated on that is in a text (windows, tokens); 0 where nothing is known."""
     try:
-        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        record = read_json((folder / RECORD).read_text(encoding="utf-8"))
         return overlap(record["sketch"], ids)
     except (OSError, ValueError, KeyError, TypeError):  # it was not pruned by reprune
         return 0.0

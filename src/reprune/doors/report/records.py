@@ -5,7 +5,6 @@ Only what a report shows is read; what was not measured is None, and what newer 
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from reprune.errors import InputError
+from reprune.model.wellformed import read_json
 
 RUN = "reprune.json"
 STUDY = "study.json"
@@ -255,8 +255,8 @@ _UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\uff
 
 def _read(path: Path, kind: type[_Record]) -> _Record:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, or nested beyond reason
+        content = read_json(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # not UTF-8, or not JSON
         raise InputError(f"{path} is damaged: expected JSON, {error}; run the command that wrote it again") from None
     try:
         return kind.model_validate(_printable(content))

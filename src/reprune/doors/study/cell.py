@@ -6,7 +6,6 @@ A cell goes on where it was: an interrupted run is resumed from its ledger, and 
 from __future__ import annotations
 
 import gc
-import json
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -23,6 +22,7 @@ from reprune.engine.result import INDEX, RECIPE, RECORD
 from reprune.engine.shared import Shared
 from reprune.engine.watcher import Watcher
 from reprune.errors import InputError
+from reprune.model.wellformed import read_json
 from reprune.planning.recipe import Recipe
 
 
@@ -67,7 +67,7 @@ class CellRun:
                 self._run(recipe, watcher)
             self._cell["blocks"] = []
         shutil.rmtree(Ledger(self._folder).folder, ignore_errors=True)  # of a run killed as it removed it
-        record = json.loads((self._folder / RECORD).read_text(encoding="utf-8"))
+        record = read_json((self._folder / RECORD).read_text(encoding="utf-8"))
         if not self._cell["blocks"]:
             self._take_down(record)
             self._save()

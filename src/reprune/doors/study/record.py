@@ -18,8 +18,9 @@ from typing import Any, Literal, Self, TypedDict, cast, final
 from reprune.doors.prepare import check_out
 from reprune.doors.study.grid import Cell, flat
 from reprune.errors import InputError
-from reprune.model.durable import write_text
+from reprune.model.durable import unfinished, write_text
 from reprune.model.lock import locked
+from reprune.model.wellformed import read_json
 
 FILE = "study.json"
 KIND, FORMAT = "reprune study", 1
@@ -140,7 +141,7 @@ def read_study(folder: Path) -> StudyRecord:
     """The record of a study; raises `InputError` where there is none, or one that cannot be read."""
     path = folder / FILE
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = read_json(path.read_text(encoding="utf-8"))
         if record["kind"] != KIND:
             raise ValueError(f"its kind is {record['kind']!r}")
         if record["format"] != FORMAT:
@@ -187,8 +188,12 @@ class StudyFolder:
         return (self.path / FILE).exists()
 
     def check(self) -> None:
-        """Raise `InputError` unless a study can be begun here, or gone on with."""
-        if not self.exists:
+        """Raise `InputError` unless a study can be begun here, or gone on with.
+
+        What a process left that was killed before its study began is no hindrance.
+        """
+        left = [unfinished(self.path / FILE)]
+        if not self.exists and not (self.path.is_dir() and list(self.path.iterdir()) == left):
             check_out(self.path)
 
     def __enter__(self) -> Self:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, final
 
 from reprune.errors import InputError
+from reprune.model.wellformed import read_json
 from reprune.planning.textfiles import read_text
 
 Row = dict[str, Any]
@@ -84,7 +85,7 @@ class Layout:
     def _line(self, number: int, line: str) -> Line:
         place = f"zero-shot data {self.file}, line {number}"
         try:
-            fields = json.loads(line)
+            fields = read_json(line)
         except ValueError as error:
             raise InputError(f"{place}: expected a JSON object, but {error}; a line is {self.example}") from None
         if not isinstance(fields, dict):

@@ -20,6 +20,7 @@ from typing import Any, final
 
 from reprune.errors import InputError
 from reprune.model.durable import append_line, sync_folder, write_text
+from reprune.model.wellformed import read_json
 from reprune.planning.generation.filters import Filter, Text
 from reprune.planning.generation.rounds import Round
 
@@ -61,7 +62,7 @@ class Corpus:
         if self._rounds.exists() or not self.manifest.exists():
             return None
         try:
-            content = json.loads(self.manifest.read_text(encoding="utf-8"))
+            content = read_json(self.manifest.read_text(encoding="utf-8"))
             if not isinstance(content, dict) or not {"made_by", "texts", "last_rounds"} <= content.keys():
                 raise ValueError("no manifest of reprune")
         except (OSError, ValueError) as error:
@@ -130,7 +131,7 @@ class Corpus:
                 stream.truncate(len(whole))
                 os.fsync(stream.fileno())
         try:
-            lines = [json.loads(line) for line in whole.splitlines()]
+            lines = [read_json(line) for line in whole.splitlines()]
             if "made_by" not in lines[0]:
                 raise ValueError("no head")
             return lines
@@ -143,7 +144,7 @@ class Corpus:
             return 0 if (finished := self.finished()) is None else int(finished["texts"])
         content = self._rounds.read_bytes()
         lines = content[: content.rfind(b"\n") + 1].splitlines()
-        return int(json.loads(lines[-1])["kept"]) if len(lines) > 1 else 0
+        return int(read_json(lines[-1])["kept"]) if len(lines) > 1 else 0
 
     def kept_lines(self) -> Iterator[dict[str, Any]]:
         """The texts that were kept, in order."""
@@ -195,4 +196,4 @@ class Corpus:
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
     with path.open(encoding="utf-8") as stream:
         for line in stream:
-            yield json.loads(line)
+            yield read_json(line)

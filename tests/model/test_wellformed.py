@@ -1,0 +1,29 @@
+"""JSON is read, or refused by a ValueError, whatever it is."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from reprune.model.wellformed import read_json
+
+
+@given(st.recursive(st.none() | st.booleans() | st.integers() | st.text(), lambda one: st.lists(one) | st.tuples(one)))
+def test_what_is_well_formed_is_read(value: object) -> None:
+    text = json.dumps(value)
+    assert json.dumps(read_json(text)) == text
+
+
+@pytest.mark.parametrize("text", ["", "{", "[" * 100_000, '{"a":' * 100_000, b"\xff", "nul"])
+def test_all_else_is_a_value_error(text: str | bytes) -> None:
+    with pytest.raises(ValueError):
+        read_json(text)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000])
+def test_nesting_beyond_reason_is_said(text: str) -> None:
+    with pytest.raises(ValueError, match="nested too deep"):
+        read_json(text)

@@ -1,12 +1,16 @@
 """Runs that are killed, and runs whose files are damaged: what becomes of them.
 
-    python benchmarks/reliability.py --out FOLDER [--kills 200] [--corruptions 1000] [--soak 50] [--seed 0]
+    python benchmarks/reliability.py --out FOLDER [--kills 200] [--restarts 200] [--corruptions 1000] [--soak 50]
+        [--seed 0]
 
 Kills: a tiny Llama is pruned at each of five rungs, with streams in memory and in files, in a process that kills
 itself (SIGKILL) just before one of its durable steps (a file forced to disk, renamed, cut or removed, a folder
 removed), or is killed at a random moment. What is there is then gone on with as a user would: `resume` where there is
 an unfinished run, `prune` where none had begun; every third time that is killed too. In the end the folder must hold,
 byte by byte, what an undisturbed run writes (of reprune.json all but times and memory).
+
+Restarts: `generate`, `study` and `report` are killed before each of their durable steps, of each at most so many, and
+started again; see `restarts.py`.
 
 Corruptions: in the folder of an unfinished run one file is damaged (a bit flipped, cut short, bytes added, removed)
 and the run is gone on with. It must be refused by an error that names the file, or end with the very bytes of the
@@ -27,14 +31,14 @@ import shutil
 import signal
 import sys
 import time
-import traceback
-import warnings
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
+os.environ["OMP_NUM_THREADS"] = "1"  # processes that are forked can't have torch told otherwise
+
+from killing import contents, in_child, kill_before, steps_of
+from restarts import commands, restarts
 from runs import random_llama, random_text
 
 import reprune
@@ -44,7 +48,6 @@ from reprune.engine.watcher import Watcher
 from reprune.errors import InputError
 
 RUNGS = ("LR", "BR", "BR+GP", "BR+GP+CR", "auto")
-STEPS = ("fsync", "replace", "ftruncate", "unlink", "rmdir")
 PLACES = {"memory": "1GB", "files": "0B"}
 
 
@@ -62,55 +65,6 @@ def options(rung: str, place: str, text: Path) -> dict[str, Any]:
     }
 
 
-def contents(folder: Path) -> dict[str, Any]:
-    """All that a run has written, without what differs from one run to the next."""
-    found: dict[str, Any] = {
-        str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()
-    }
-    record = json.loads(found["reprune.json"])
-    for key in ("seconds", "peak_memory_bytes"):
-        del record[key]
-    for window in record["windows"]:
-        del window["seconds"]
-    return {**found, "reprune.json": record}
-
-
-def in_child(work: Callable[[], object], kill_after: float | None = None) -> int:
-    """Do something in a process of its own, perhaps killed after so many seconds; returns how it ended."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of forking: there is one thread
-        process = os.fork()
-    if process == 0:
-        try:
-            work()
-            os._exit(0)
-        except BaseException:
-            traceback.print_exc()
-            os._exit(1)
-    if kill_after is not None:
-        time.sleep(kill_after)
-        os.kill(process, signal.SIGKILL)
-    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
-
-
-def kill_before(step: int) -> list[int]:
-    """Have this process kill itself just before the durable step of that number; returns where they are counted."""
-    count = [0]
-
-    def counting(original: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            count[0] += 1
-            if count[0] == step:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return original(*args, **kwargs)
-
-        return call
-
-    for name in STEPS:
-        setattr(os, name, counting(getattr(os, name)))
-    return count
-
-
 def go_on(model: Path, out: Path, given: dict[str, Any]) -> None:
     """What a user does who finds this folder."""
     if Ledger(out).exists:
@@ -125,19 +79,12 @@ class Scenario:
     def __init__(self, model: Path, rung: str, place: str, folder: Path, text: Path) -> None:
         self.model, self.rung, self.place = model, rung, place
         self.given = options(rung, place, text)
-        whole, counted = folder / f"whole-{rung}-{place}", folder / "steps"
+        whole = folder / f"whole-{rung}-{place}"
         shutil.rmtree(whole, ignore_errors=True)
 
-        def run() -> None:
-            count = kill_before(-1)
-            reprune.prune(model, whole, **self.given)
-            counted.write_text(str(count[0]))
-
         began = time.monotonic()
-        if in_child(run) != 0:
-            raise SystemExit("the undisturbed run failed")
+        self.steps = steps_of(lambda: reprune.prune(model, whole, **self.given), folder / "steps")
         self.seconds = time.monotonic() - began
-        self.steps = int(counted.read_text())
         self.expected = contents(whole)
 
     def kill(self, out: Path, chance: random.Random, step: int | None) -> str:
@@ -272,12 +219,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--restarts", type=int, default=200)
     parser.add_argument("--corruptions", type=int, default=1000)
     parser.add_argument("--soak", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rungs", nargs="+", default=RUNGS, choices=RUNGS)
     given = parser.parse_args()
-    torch.set_num_threads(1)
     given.out.mkdir(parents=True, exist_ok=True)
     model = random_llama(
         given.out / "llama",
@@ -291,6 +238,9 @@ def main() -> None:
     scenarios = [Scenario(model, rung, place, given.out, text) for rung in given.rungs for place in PLACES]
     chance = random.Random(given.seed)
     found = kills(scenarios, given.out, given.kills, chance)
+    if given.restarts:
+        whole = given.out / f"whole-{given.rungs[0]}-memory"
+        found += restarts(commands(model, text, whole), given.out, given.restarts, chance)
     found += corruptions(scenarios, given.out, given.corruptions, chance)
     if given.soak:
         found += soak(scenarios, given.out, given.soak)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -18,18 +16,9 @@ import reprune
 from reprune.doors.prepare import draw, open_decoder
 from reprune.planning.layers import resolve_recipe
 from tests import tiny
+from tests.benchmark import FOLDER, load
 
-_BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 _QUICK = {"samples": 8, "seqlen": 24, "epochs": 3, "device": "cpu", "calibration": "manual"}
-
-
-def _load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, _BENCHMARKS / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +31,7 @@ def _by_textbook(model: Path, rung: str, record: dict[str, Any]) -> tuple[Any, t
     recipe = resolve_recipe(None, {**record["recipe"], "model": str(model)})
     ids = draw(recipe, open_decoder(recipe, model)).calibration
     network = AutoModelForCausalLM.from_pretrained(model).eval().requires_grad_(False)
-    _load("textbook").prune(network, ids, rung, 0.5, _QUICK["epochs"], 0)
+    load("textbook").prune(network, ids, rung, 0.5, _QUICK["epochs"], 0)
     return network, ids
 
 
@@ -76,16 +65,30 @@ def test_with_reconstruction_its_error_is_reprunes(llama: Path, rung: str, tmp_p
 
 
 def test_its_overlapping_windows_are_the_papers() -> None:
-    assert _load("textbook").windows(4, 1) == [range(i, i + 1) for i in range(4)]
-    assert [list(window) for window in _load("textbook").windows(4, 2)] == [[0], [0, 1], [1, 2], [2, 3], [3]]
+    assert load("textbook").windows(4, 1) == [range(i, i + 1) for i in range(4)]
+    assert [list(window) for window in load("textbook").windows(4, 2)] == [[0], [0, 1], [1, 2], [2, 3], [3]]
 
 
 def test_no_kill_and_no_damage_goes_unnoticed(tmp_path: Path) -> None:
     """A sample of what `benchmarks/reliability.py` does, in a process of its own: it forks."""
-    command = [sys.executable, str(_BENCHMARKS / "reliability.py"), "--out", str(tmp_path)]
-    sample = ["--kills", "30", "--corruptions", "100", "--soak", "0", "--rungs", "LR", "BR+GP", "BR+GP+CR"]
+    command = [sys.executable, str(FOLDER / "reliability.py"), "--out", str(tmp_path)]
+    sample = [
+        "--kills",
+        "30",
+        "--restarts",
+        "6",
+        "--corruptions",
+        "100",
+        "--soak",
+        "0",
+        "--rungs",
+        "LR",
+        "BR+GP",
+        "BR+GP+CR",
+    ]
     said = subprocess.run([*command, *sample], capture_output=True, text=True, check=False)
     assert said.returncode == 0, said.stdout + said.stderr
     found = json.loads((tmp_path / "reliability.json").read_text())
     assert sum(count for what, count in found.items() if what.startswith("killed")) == 30
-    assert sum(found.values()) == 130
+    assert sum(count for what, count in found.items() if " killed before" in what) == 18
+    assert sum(found.values()) == 148

@@ -448,6 +448,14 @@ def test_nothing_is_written_where_something_cannot_be_used(
     assert sorted(here.rglob("*")) == before
 
 
+def test_what_a_process_left_that_was_killed_before_its_study_began_is_no_hindrance(here: Path, cli: Cli) -> None:
+    (here / "s").mkdir()
+    (here / "s" / ".study.json.tmp").write_text('{"kind":')
+    said = cli("study", "llama", "--out", "s", *ONE, *STUDY)
+    assert (said.code, said.err) == (0, "")
+    assert {path.name for path in (here / "s").iterdir()} == {"study.json", "study.md", "study.csv", "cells"}
+
+
 @pytest.mark.parametrize("out", ["text.txt", "llama", "text.txt/s"])
 def test_a_folder_of_something_else_is_left_alone(out: str, here: Path, cli: Cli) -> None:
     before = sorted(here.rglob("*"))

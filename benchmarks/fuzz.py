@@ -24,8 +24,9 @@ SEEDS: dict[str, list[bytes]] = {
     "recipe": [b"sparsity: 2:4\nsolver: {name: adam, lr: 1e-4}\ncalibration: [c4=32]\n"],
     "setting": [b"solver.betas=[0.9, 0.95]", b"schedule.size=3"],
     "source": [b"c4=32", b"user/set:config:train:text", b"a.jsonl=4"],
-    "run": [b'{"recipe": {"model": "m"}, "folder": "f", "weights": {}, "versions": {}, "data": {}, "sketch": []}'],
-    "ledger": [b'{"window": {"index": 0}, "files": {"a": "b"}, "open": {}}'],
+    "run": [b'{"recipe": {"model": "m"}, "weights": {}, "versions": {}, "data": {}, "sketch": {}, "files": {},'
+            b' "folder": "f", "fingerprint": "a", "windows": 1}'],
+    "ledger": [b'{"window": {"index": 0}, "blocks": [], "files": {"a": "b"}, "open": {"c": "d"}}'],
     "study": [b'{"kind": "reprune study", "format": 1, "cells": []}'],
     "report": [b'{"recipe": {"solver": {"lr": 1}}, "model": {"name": "m"}, "blocks": [{"index": 0}], "windows": []}'],
     "safetensors": [b"\x38" + bytes(7) + b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}  ' + bytes(4)],

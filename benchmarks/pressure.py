@@ -28,11 +28,11 @@ from pathlib import Path
 from typing import Any
 
 from killing import contents
+from runs import PLACES
 
 from reprune.engine.ledger import Ledger
 
 RUNGS = ("LR", "BR+GP", "BR+GP+CR")
-PLACES = {"memory": "1GB", "files": "0B"}
 SHARES = (1.1, 0.8, 0.6)  # of the peak
 STEP = 0.05  # of the peak, by which a limit is raised
 

@@ -39,7 +39,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # processes that are forked can't have torc
 
 from killing import contents, in_child, kill_before, steps_of
 from restarts import commands, restarts
-from runs import random_llama, random_text
+from runs import PLACES, random_llama, random_text
 
 import reprune
 from reprune.engine.forecast import resident_bytes
@@ -48,7 +48,6 @@ from reprune.engine.watcher import Watcher
 from reprune.errors import InputError
 
 RUNGS = ("LR", "BR", "BR+GP", "BR+GP+CR", "auto")
-PLACES = {"memory": "1GB", "files": "0B"}
 
 
 def options(rung: str, place: str, text: Path) -> dict[str, Any]:

@@ -15,6 +15,8 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+PLACES = {"memory": "1GB", "files": "0B"}
+"""Of streams: the setting `streams.memory` that has all of them held there."""
 TEXTBOOK = Path(__file__).with_name("textbook.py")
 
 

@@ -19,6 +19,7 @@ Quirk = Literal[
     "outer buffer",  # the model multiplies by a saved buffer before its blocks
     "likely name",  # a module before the blocks has a name that begins with theirs
     "shared linear",  # a linear of each block runs twice
+    "side list",  # another list of blocks that no text passes through
     # what survey refuses by name
     "stray matrix",  # a block holds a matrix that belongs to no linear
     "idle linear",  # a linear of each block never runs
@@ -30,7 +31,7 @@ Quirk = Literal[
     "backwards",  # the last block runs first
     "again",  # the first block runs twice
     "not all",  # the last block does not run
-    "two lists",  # two lists of blocks
+    "two lists",  # two lists of blocks, one after the other
     "no blocks",  # none at all
 ]
 
@@ -86,7 +87,7 @@ class _Base(nn.Module):
             self.layers_norm = nn.LayerNorm(hidden)
         if self.quirk == "outer buffer":
             self.register_buffer("gain", torch.ones(hidden))
-        if self.quirk == "two lists":
+        if self.quirk in ("two lists", "side list"):
             self.more = nn.ModuleList(_Block(self.quirk, hidden) for _ in range(2))
 
     def forward(self, ids: Tensor) -> Tensor:
@@ -110,6 +111,8 @@ class _Base(nn.Module):
                 return blocks[::-1]
             case "again":
                 return [blocks[0], *blocks]
+            case "two lists":
+                return [*blocks, *self.more]
             case "not all":
                 return blocks[:-1]
         return blocks

@@ -49,11 +49,60 @@ CONFIGS: Mapping[str, Callable[[], Any]] = {
 }
 """The architectures on which discovery is proven, by name."""
 
+_MOE = {**_GROUPED, "num_experts_per_tok": 2}
+_ROPE = {"rope_type": "default", "rope_theta": 10000.0}
+_LATENT = {
+    "q_lora_rank": 16,
+    "kv_lora_rank": 16,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 8,
+    "v_head_dim": 8,
+    "n_routed_experts": 4,
+    "n_group": 2,
+    "topk_group": 1,
+    "moe_intermediate_size": 16,
+    "first_k_dense_replace": 1,
+    "num_key_value_heads": 4,
+}
+MIXTURES: Mapping[str, Callable[[], Any]] = {
+    "mixtral": lambda: tf.MixtralConfig(**_MOE, num_local_experts=4),
+    "qwen2_moe": lambda: tf.Qwen2MoeConfig(
+        **_MOE, num_experts=4, moe_intermediate_size=16, shared_expert_intermediate_size=16
+    ),
+    "qwen3_moe": lambda: tf.Qwen3MoeConfig(**_MOE, num_experts=6, moe_intermediate_size=16, head_dim=8),
+    "olmoe": lambda: tf.OlmoeConfig(**_MOE, num_experts=4),
+    "granitemoe": lambda: tf.GraniteMoeConfig(**_MOE, num_local_experts=4),
+    "gpt_oss": lambda: tf.GptOssConfig(
+        **_MOE, num_local_experts=4, head_dim=8, sliding_window=8, rope_parameters=_ROPE
+    ),
+    "deepseek_v3": lambda: tf.DeepseekV3Config(**{**_MOE, **_LATENT}),
+    "llama4": lambda: tf.Llama4TextConfig(
+        **{**_GROUPED, "num_experts_per_tok": 1},
+        num_local_experts=4,
+        intermediate_size_mlp=64,
+        head_dim=8,
+        interleave_moe_layer_step=1,
+    ),
+    "dbrx": lambda: tf.DbrxConfig(
+        d_model=32,
+        n_heads=4,
+        n_layers=3,
+        max_seq_len=POSITIONS,
+        vocab_size=VOCABULARY,
+        attn_config={"kv_n_heads": 2, "clip_qkv": 8.0, "rope_theta": 10000.0},
+        ffn_config={"ffn_hidden_size": 32, "moe_num_experts": 4, "moe_top_k": 2, "hidden_size": 32},
+    ),
+    "jetmoe": lambda: tf.JetMoeConfig(
+        **_COMMON, num_key_value_heads=2, kv_channels=8, intermediate_size=32, num_local_experts=4
+    ),
+}
+"""Mixtures of experts: each keeps its experts in a way of its own, in the model or in the checkpoint."""
+
 
 def build(name: str, seed: int = 0) -> Any:
     """A model of random weights, large enough that its blocks do something; float32, in evaluation mode."""
     torch.manual_seed(seed)
-    model = tf.AutoModelForCausalLM.from_config(CONFIGS[name]())
+    model = tf.AutoModelForCausalLM.from_config({**CONFIGS, **MIXTURES}[name]())
     with torch.no_grad():
         for parameter in model.parameters():
             # Biases and norms too, so that a test sees whether they are carried along.

@@ -158,6 +158,7 @@ def test_a_group_that_cannot_be_paired_is_left_to_the_pruner(module: type[torch.
     from reprune.math.least_squares import LeastSquares
     from reprune.math.patterns import Unstructured
     from reprune.math.wanda import Wanda
+    from reprune.planning.sparsities import Sparsities
 
     torch.manual_seed(0)
     block = Block(0, module(), torch.device("cpu"), Precision())
@@ -166,7 +167,9 @@ def test_a_group_that_cannot_be_paired_is_left_to_the_pruner(module: type[torch.
     call, states = Call((None,), {}, 0), torch.randn(4, 5, 4)
     pruned = PrunedBlock(block, linear_groups(block, states, call, ()))
     refitting = Refitting(LeastSquares(), twin, lambda: [(slice(0, 4), states, -states, call)], 4, 4)
-    notes = prune_block_(pruned, lambda: [(states, call)], Wanda(), Unstructured(0.5), False, refitting=refitting)
+    notes = prune_block_(
+        pruned, lambda: [(states, call)], Wanda(), Sparsities(Unstructured(0.5)), False, refitting=refitting
+    )
     assert [note for note in notes if f"{linear}: left as the pruner made it" in note]
     assert (linear,) not in pruned.ridges
     matrix = next(one for one in block.linears if one.name == linear).matrix()

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from reprune.errors import InputError, UnsupportedModelError
-from reprune.model.block import Precision
+from reprune.model.block import LinearGroup, Precision
 from reprune.model.decoder import Decoder
 
 from .. import odd, tiny
@@ -69,7 +69,7 @@ def test_the_groups_found_without_weights_are_those_found_with_them(
     name: str, folder_of: FolderOf, ids: Tensor
 ) -> None:
     decoder = Decoder(folder_of(name))
-    without = [decoder.groups_without_weights(index) for index in range(3)]
+    without = [_names(decoder.weightless.groups(index)) for index in range(3)]
     states = _embedded(decoder, ids)[:3]
     for index in range(3):
         groups = decoder.load(index).groups(states, decoder.call(index, 3))
@@ -86,7 +86,7 @@ def test_planning_reads_no_weight_and_leaves_none_behind(
     decoder = Decoder(folder_of(name))
     monkeypatch.setattr(decoder.checkpoint, "tensor", lambda name: pytest.fail(f"{name} was read"))
     for index in range(3):
-        decoder.groups_without_weights(index)
+        decoder.weightless.groups(index)
     assert all(parameter.is_meta for parameter in decoder.skeleton.model.parameters())
 
 
@@ -117,7 +117,7 @@ def test_a_loaded_block_is_its_own_copy(folder_of: FolderOf) -> None:
 
 def test_changed_tensors_take_the_place_of_the_checkpoints(folder_of: FolderOf) -> None:
     decoder = Decoder(folder_of("gpt2"))
-    name = decoder.names[1]["mlp.c_fc.weight"]
+    name = decoder.stored_names(1)["mlp.c_fc.weight"]
     changed = {name: torch.zeros(32, 128, dtype=torch.bfloat16)}
     block = decoder.load(1, changed)
     state = block.module.state_dict()
@@ -131,7 +131,7 @@ def test_changed_tensors_take_the_place_of_the_checkpoints(folder_of: FolderOf) 
 def test_every_tensor_belongs_to_one_block_or_to_none(folder_of: FolderOf) -> None:
     for name in tiny.CONFIGS:
         decoder = Decoder(folder_of(name))
-        of_blocks = [stored for index in range(3) for stored in decoder.names[index].values()]
+        of_blocks = [stored for index in range(3) for stored in decoder.stored_names(index).values()]
         assert len(set(of_blocks)) == len(of_blocks)
         for stored in decoder.checkpoint.entries:
             assert (decoder.block_of(stored) is not None) == (stored in of_blocks), stored
@@ -139,9 +139,10 @@ def test_every_tensor_belongs_to_one_block_or_to_none(folder_of: FolderOf) -> No
     assert decoder.block_of("transformer.h.x.ln_1.weight") is None
 
 
-def test_where_a_parameter_lies_is_known_by_its_name_in_the_block(folder_of: FolderOf) -> None:
-    entry = Decoder(folder_of("llama")).entry(2, "mlp.up_proj.weight")
-    assert (entry.shape, entry.dtype, entry.bytes) == ((64, 32), torch.float32, 64 * 32 * 4)
+def test_the_shapes_of_a_blocks_tensors_are_known_by_their_names_in_it(folder_of: FolderOf) -> None:
+    decoder = Decoder(folder_of("llama"))
+    shapes = {name: tuple(tensor.shape) for name, tensor in decoder.load(2).module.state_dict().items()}
+    assert decoder.shapes(2) == shapes
 
 
 # --- What the model does before its blocks
@@ -182,7 +183,7 @@ def test_released_weights_are_read_again_when_needed(name: str, folder_of: Folde
 def test_planning_first_changes_nothing_of_the_run(folder_of: FolderOf, ids: Tensor) -> None:
     expected = _embedded(Decoder(folder_of("gemma3")), ids)
     decoder = Decoder(folder_of("gemma3"))
-    decoder.groups_without_weights(0)
+    decoder.weightless.groups(0)
     assert torch.equal(_embedded(decoder, ids), expected)
 
 
@@ -202,16 +203,16 @@ def test_a_checkpoint_without_the_base_models_prefix_is_read(name: str, tmp_path
     prefix = BLOCKS_PATHS.get(name, "model.layers").split(".")[0] + "."
     folder = _renamed(tiny.save(name, tmp_path), lambda stored: stored.removeprefix(prefix))
     decoder = Decoder(folder)
-    assert not any(stored.startswith(prefix) for stored in decoder.names[0].values())
+    assert not any(stored.startswith(prefix) for stored in decoder.stored_names(0).values())
     expected = states_of(tiny.build(name), decoder.skeleton.blocks_path, ids)
     assert_same_states(streamed(decoder, ids, 3), expected)
     block = decoder.load(1)
-    assert decoder.stored_tensors(block).keys() == set(decoder.names[1].values())
+    assert decoder.stored_tensors(block).keys() == set(decoder.stored_names(1).values())
 
 
 def test_a_checkpoint_with_one_more_prefix_is_read(tmp_path: Path, ids: Tensor) -> None:
     decoder = Decoder(_renamed(tiny.save("llama", tmp_path), lambda stored: f"model.{stored}"))
-    assert decoder.names[0]["mlp.up_proj.weight"] == "model.model.layers.0.mlp.up_proj.weight"
+    assert decoder.stored_names(0)["mlp.up_proj.weight"] == "model.model.layers.0.mlp.up_proj.weight"
     assert decoder.block_of("model.model.layers.2.mlp.up_proj.weight") == 2
     assert_same_states(streamed(decoder, ids, 3), states_of(tiny.build("llama"), "model.layers", ids))
 
@@ -261,7 +262,17 @@ def test_products_in_bfloat16_leave_weights_and_states_in_float32(name: str, fol
 
 @pytest.mark.parametrize(
     "quirk",
-    ["", "tuples", "keywords", "block buffer", "outer buffer", "likely name", "shared linear", "idle linear"],
+    [
+        "",
+        "tuples",
+        "keywords",
+        "block buffer",
+        "outer buffer",
+        "likely name",
+        "shared linear",
+        "side list",
+        "idle linear",
+    ],
 )
 def test_a_decoder_of_ones_own_is_streamed(quirk: odd.Quirk, tmp_path: Path, ids: Tensor) -> None:
     decoder = Decoder(odd.save(quirk, tmp_path))
@@ -272,22 +283,24 @@ def test_a_linear_that_runs_twice_is_a_group_of_its_own_and_one_that_never_runs_
     tmp_path: Path,
 ) -> None:
     twice = Decoder(odd.save("shared linear", tmp_path / "twice"))
-    assert sorted(twice.groups_without_weights(0)) == [("down",), ("up",)]
+    assert sorted(_names(twice.weightless.groups(0))) == [("down",), ("up",)]
     idle = Decoder(odd.save("idle linear", tmp_path / "idle"))
-    assert idle.groups_without_weights(0) == [("up",), ("down",)]
+    assert _names(idle.weightless.groups(0)) == [("up",), ("down",)]
 
 
-@pytest.mark.parametrize("is_decoder", [True, False])
-def test_bert_is_streamed_as_the_language_model_that_transformers_makes_of_it(
-    is_decoder: bool, tmp_path: Path, ids: Tensor
+def test_bert_is_streamed_where_it_is_a_decoder_and_refused_where_it_sees_what_comes(
+    tmp_path: Path, ids: Tensor
 ) -> None:
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
-    config = tf.BertConfig(vocab_size=tiny.VOCABULARY, is_decoder=is_decoder, **sizes)
-    model = tf.BertLMHeadModel(config).eval()
+    model = tf.BertLMHeadModel(tf.BertConfig(vocab_size=tiny.VOCABULARY, is_decoder=True, **sizes)).eval()
     model.save_pretrained(tmp_path)
     decoder = Decoder(tmp_path)
     assert decoder.skeleton.blocks_path == "bert.encoder.layer"
     assert_same_states(streamed(decoder, ids, 3), states_of(model, "bert.encoder.layer", ids))
+    model.config.is_decoder = False
+    model.config.save_pretrained(tmp_path)
+    with pytest.raises(UnsupportedModelError, match="attends to the tokens that are to come"):
+        Decoder(tmp_path)
 
 
 # --- What is refused
@@ -398,3 +411,7 @@ def test_in_float32_and_where_scores_are_many_blocks_attend_by_the_fused_kernel(
     decoder = Decoder(folder_of("llama"), precision=Precision(products))
     list(decoder.embed(torch.zeros(2, tokens, dtype=torch.int64), [slice(0, 2)]))
     assert decoder.skeleton.model.config._attn_implementation == "sdpa"
+
+
+def _names(groups: list[LinearGroup]) -> list[tuple[str, ...]]:
+    return [group.names for group in groups]

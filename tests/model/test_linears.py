@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from reprune.model.linears import Linear, find_linears, other_matrices
+from reprune.model.linears import Linear, Stack, find_linears, find_routers, other_matrices
 
 _CASES = {"nn.Linear": lambda: nn.Linear(4, 6), "Conv1D": lambda: Conv1D(6, 4)}  # of 4 inputs and 6 outputs
 linears = pytest.mark.parametrize("module", [make() for make in _CASES.values()], ids=list(_CASES))
@@ -15,7 +15,7 @@ linears = pytest.mark.parametrize("module", [make() for make in _CASES.values()]
 
 @linears
 def test_the_matrix_times_the_inputs_is_the_output(module: nn.Module) -> None:
-    linear = Linear("fc", module)
+    linear = Linear.of("fc", module)
     X = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
     assert linear.shape == (6, 4) == tuple(linear.matrix().shape)
     bias = module.bias
@@ -25,17 +25,17 @@ def test_the_matrix_times_the_inputs_is_the_output(module: nn.Module) -> None:
 
 @linears
 def test_the_matrix_shares_its_memory_with_the_parameter(module: nn.Module) -> None:
-    linear = Linear("fc", module)
+    linear = Linear.of("fc", module)
     matrix = linear.matrix()
     assert not matrix.requires_grad
     matrix[2, 3] = 7.0
-    assert linear.stored(linear.parameter.detach())[2, 3] == 7.0
+    assert (linear.parameter == 7.0).sum() == 1
     assert linear.parameter.requires_grad
 
 
 @linears
 def test_a_matrix_is_set_in_place(module: nn.Module) -> None:
-    linear = Linear("fc", module)
+    linear = Linear.of("fc", module)
     parameter, matrix = linear.parameter, torch.arange(24.0).reshape(6, 4)
     linear.set_(matrix)
     assert linear.parameter is parameter
@@ -46,10 +46,29 @@ def test_a_matrix_is_set_in_place(module: nn.Module) -> None:
 
 
 @linears
-def test_stored_and_seen_are_each_others_transpose(module: nn.Module) -> None:
-    linear, matrix = Linear("fc", module), torch.arange(24.0).reshape(6, 4)
-    assert linear.stored(matrix).shape == linear.parameter.shape
-    assert torch.equal(linear.stored(linear.stored(matrix)), matrix)
+def test_what_lies_where_the_matrix_does_is_found_in_any_tensor_of_the_parameters_shape(module: nn.Module) -> None:
+    linear = Linear.of("fc", module)
+    mask = torch.ones(linear.parameter.shape, dtype=torch.bool)
+    linear.of_layout(mask)[2] = False  # an output
+    linear.matrix().copy_(torch.arange(24.0).reshape(6, 4))
+    assert linear.parameter.detach()[~mask].tolist() == [8.0, 9.0, 10.0, 11.0]
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_the_matrices_of_a_stack_lie_one_after_the_other(transposed: bool) -> None:
+    block = nn.Module()
+    layout = (3, 4, 6) if transposed else (3, 6, 4)
+    block.register_parameter("weight", nn.Parameter(torch.randn(layout, generator=torch.Generator().manual_seed(0))))
+    stack = Stack("weight", 3, (6, 4), (1, 6) if transposed else (4, 1), "weight", 1.0)
+    found = find_linears(block, [stack])
+    assert [linear.name for linear in found] == ["weight.0", "weight.1", "weight.2"]
+    assert [linear.number for linear in found] == [0, 1, 2]
+    for number, linear in enumerate(found):
+        whole = block.get_parameter("weight").detach()[number]
+        assert torch.equal(linear.matrix(), whole.T if transposed else whole)
+        linear.set_(torch.full((6, 4), float(number)))
+    assert block.get_parameter("weight").detach().mean(dim=(1, 2)).tolist() == [0.0, 1.0, 2.0]
+    assert other_matrices(block, [stack]) == {}
 
 
 class _Subclass(nn.Linear):
@@ -71,7 +90,7 @@ class _Block(nn.Module):
 def test_all_linears_of_a_block_are_found_in_the_order_of_its_modules() -> None:
     found = find_linears(_Block())
     assert [linear.name for linear in found] == ["attention.qkv", "mlp.0", "mlp.2"]
-    assert [linear.transposed for linear in found] == [True, False, False]
+    assert [linear.strides for linear in found] == [(1, 12), (4, 1), (6, 1)]
     assert find_linears(nn.LayerNorm(4)) == []
 
 
@@ -83,3 +102,27 @@ def test_matrices_that_no_linear_holds_are_named_with_their_shapes() -> None:
         "convolution.weight": (4, 4, 3),
     }
     assert other_matrices(nn.Linear(4, 6)) == {}
+
+
+class _Mixture(nn.Module):
+    """Two kinds of experts, each with its router, and linears of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mlp = nn.Module()
+        self.mlp.gate = nn.Linear(4, 3)
+        self.mlp.experts = nn.Module()
+        self.mlp.experts.register_parameter("up", nn.Parameter(torch.zeros(3, 6, 4)))
+        self.mlp.shared = nn.Linear(4, 6)
+        self.mlp.shared_gate = nn.Linear(4, 1)
+        self.listed = nn.Module()
+        self.listed.router = nn.Linear(4, 2)
+        self.listed.experts = nn.ModuleList(nn.Sequential(nn.Linear(4, 4)) for _ in range(2))
+        self.attention = nn.Linear(4, 3)
+
+
+def test_routers_are_the_linears_beside_experts_that_have_an_output_for_each_or_one_for_all() -> None:
+    stack = Stack("mlp.experts.up", 3, (6, 4), (4, 1), "mlp.experts.up", 1.0)
+    assert find_routers(_Mixture(), [stack]) == {"mlp.gate", "mlp.shared_gate", "listed.router"}
+    heads = Stack("mlp.experts.up", 3, (6, 4), (4, 1), "mlp.experts.up", 3.0)  # every token passes through all
+    assert find_routers(_Mixture(), [heads]) == {"listed.router"}

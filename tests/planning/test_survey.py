@@ -12,6 +12,7 @@ from reprune.errors import InputError, UnsupportedModelError
 from reprune.math.patterns import NM, Unstructured
 from reprune.model.decoder import Decoder
 from reprune.planning.choice import Choice, fits
+from reprune.planning.sparsities import Sparsities
 from reprune.planning.survey import Survey, survey
 
 from .. import odd, tiny
@@ -38,7 +39,7 @@ _GROUPS = dict.fromkeys(tiny.CONFIGS, _LLAMA) | {
     ),
     "gpt2": (("attn.c_attn",), ("attn.c_proj",), ("mlp.c_fc",), ("mlp.c_proj",)),
 }
-_HALF = Unstructured(0.5)
+_HALF = Sparsities(Unstructured(0.5))
 
 
 @pytest.fixture(scope="module")
@@ -113,11 +114,40 @@ def test_what_is_excluded_stays_dense(
         ("mlp.down_proj", [], False),
         ("mlp.down_proj", ["up_proj", "down_*"], True),
         ("fc1", ["fc?"], True),
+        ("mlp.experts.up_proj.7", ["up_proj"], True),
+        ("mlp.experts.up_proj.7", ["up_proj.7"], False),
+        ("mlp.experts.up_proj.7", ["*.up_proj.7"], True),
+        ("mlp.experts.up_proj.7", ["*.up_proj.17"], False),
     ],
 )
 def test_a_pattern_fits_a_whole_name_or_its_last_part(name: str, patterns: list[str], expected: bool) -> None:
     assert any(fits(name, pattern) for pattern in patterns) == expected
-    assert Choice(exclude=tuple(patterns)).leaves_dense(name) == expected
+    assert Choice(exclude=tuple(patterns)).leaves_dense(3, name) == expected
+
+
+def test_a_pattern_may_begin_with_a_blocks_number() -> None:
+    choice = Choice(include=("*proj",), exclude=("1.mlp.*", "2.*"))
+    assert not choice.leaves_dense(0, "mlp.up_proj")
+    assert choice.leaves_dense(1, "mlp.up_proj")
+    assert not choice.leaves_dense(1, "self_attn.q_proj")
+    assert choice.leaves_dense(2, "self_attn.q_proj")
+    assert choice.leaves_dense(0, "fc1"), "it is not among those that are included"
+
+
+def test_some_linears_have_a_pattern_of_their_own(llama: Decoder) -> None:
+    sparsities = Sparsities(Unstructured(0.5), {"0.*": NM(2, 4), "down_proj": Unstructured(0.3)})
+    assert sparsities.of(0, "mlp.down_proj") == NM(2, 4)
+    assert sparsities.of(1, "mlp.down_proj") == Unstructured(0.3)
+    assert sparsities.of(1, "mlp.up_proj") == Unstructured(0.5)
+    shared = sparsities.allocated([0.6, 0.4])
+    assert shared.of(1, "mlp.up_proj") == Unstructured(0.4)
+    assert shared.of(1, "mlp.down_proj") == Unstructured(0.3)
+    survey(llama, sparsities, Choice()).check()
+    with pytest.raises(InputError, match="sparsity_by_name: 'upp' fits no matrix"):
+        survey(llama, Sparsities(Unstructured(0.5), {"upp": NM(2, 4)}), Choice())
+    refusals = survey(llama, Sparsities(Unstructured(0.5), {"1.*": NM(3, 64)}), Choice()).refusals
+    assert len(refusals) == 6
+    assert all(refusal.startswith("block 1: ") for refusal in refusals)
 
 
 @pytest.mark.parametrize("name", list(tiny.CONFIGS))
@@ -141,11 +171,11 @@ def test_an_exclusion_of_everything_is_refused(llama: Decoder) -> None:
 
 @pytest.mark.parametrize("pattern", [NM(2, 4), NM(4, 8), NM(1, 16), NM(3, 32)], ids=str)
 def test_patterns_that_divide_every_width_are_fine(pattern: NM, llama: Decoder) -> None:
-    assert survey(llama, pattern, Choice()).refusals == ()
+    assert survey(llama, Sparsities(pattern), Choice()).refusals == ()
 
 
 def test_widths_that_a_pattern_does_not_divide_are_refused_by_name(llama: Decoder) -> None:
-    found = survey(llama, NM(3, 5), Choice())
+    found = survey(llama, Sparsities(NM(3, 5)), Choice())
     assert len(found.refusals) == 7
     for name in (name for group in _LLAMA for name in group):
         (refusal,) = [line for line in found.refusals if f" {name}: " in line]
@@ -156,8 +186,8 @@ def test_widths_that_a_pattern_does_not_divide_are_refused_by_name(llama: Decode
 
 
 def test_a_width_that_is_not_divided_may_be_left_dense(llama: Decoder) -> None:
-    assert len(survey(llama, NM(3, 64), Choice()).refusals) == 6  # all but mlp.down_proj, of 64 inputs
-    left = survey(llama, NM(3, 64), Choice(exclude=("self_attn.*", "gate_proj", "up_proj")))
+    assert len(survey(llama, Sparsities(NM(3, 64)), Choice()).refusals) == 6  # all but mlp.down_proj, of 64 inputs
+    left = survey(llama, Sparsities(NM(3, 64)), Choice(exclude=("self_attn.*", "gate_proj", "up_proj")))
     assert left.refusals == ()
     assert left.blocks[0].groups == (("mlp.down_proj",),)
 
@@ -167,6 +197,7 @@ def test_a_matrix_of_no_linear_is_refused_by_name_unless_excluded(tmp_path: Path
     found = survey(decoder, _HALF, Choice())
     (refusal,) = found.refusals
     assert refusal.startswith("blocks 0-2: the matrix mixer [16, 16] is not the weight of a linear")
+    assert "20% of the block" in refusal
     assert "exclude" in refusal
     assert found.blocks[0].others == {"mixer": (16, 16)}
     with pytest.raises(UnsupportedModelError, match="mixer"):
@@ -184,29 +215,28 @@ def test_a_linear_that_never_runs_is_refused_by_name_unless_excluded(tmp_path: P
     survey(decoder, _HALF, Choice(exclude=("idle",))).check()
 
 
-def test_the_experts_of_a_mixture_are_refused_by_name(tmp_path: Path) -> None:
-    decoder = Decoder(_mixtral(tmp_path, save_original_format=False))
-    with pytest.raises(UnsupportedModelError) as raised:
-        survey(decoder, _HALF, Choice()).check()
-    for name in (
-        "mlp.experts.gate_up_proj [2, 128, 32]",
-        "mlp.experts.down_proj [2, 32, 64]",
-        "mlp.gate.weight",
-    ):
-        assert f"blocks 0-2: the matrix {name}" in str(raised.value)
+@pytest.mark.parametrize("original", [True, False])
+def test_the_experts_of_a_mixture_are_surveyed_one_by_one_however_they_are_stored(
+    original: bool, tmp_path: Path
+) -> None:
+    found = survey(Decoder(_mixtral(tmp_path, save_original_format=original)), _HALF, Choice())
+    found.check()
+    for block in found.blocks:
+        experts = [group for group in block.groups if "experts" in group[0]]
+        assert experts == [
+            (f"mlp.experts.{name}.{number}",) for name in ("gate_up_proj", "down_proj") for number in range(2)
+        ]
+        assert block.shapes["mlp.experts.gate_up_proj.1"] == (128, 32)
+        assert block.experts == dict.fromkeys((name for group in experts for name in group), 0.5)
+        assert block.others == {"mlp.gate.weight": (2, 32)}
 
 
 def test_the_attention_of_a_mixture_is_pruned_when_its_experts_are_left_dense(tmp_path: Path) -> None:
-    decoder = Decoder(_mixtral(tmp_path, save_original_format=False))
+    decoder = Decoder(_mixtral(tmp_path))
     found = survey(decoder, _HALF, Choice(exclude=("mlp.*",)))
     found.check()
     names = {name for group in _LLAMA[:2] for name in group}
     assert {name for group in found.blocks[0].groups for name in group} == names
-
-
-def test_a_mixture_whose_tensors_are_renamed_on_loading_is_refused_with_a_remedy(tmp_path: Path) -> None:
-    with pytest.raises(UnsupportedModelError, match=r"mlp\.\S+ of block 0 .* save_original_format=False"):
-        Decoder(_mixtral(tmp_path))
 
 
 def test_a_survey_without_refusals_passes_its_check() -> None:

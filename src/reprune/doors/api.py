@@ -64,6 +64,8 @@ def prune(
     seed: int | None = None,
     self_generate: int | None = None,
     only: str | None = None,
+    include: str | Sequence[str] | None = None,
+    exclude: str | Sequence[str] | None = None,
     device: str | None = None,
     trust_remote_code: bool | None = None,
     settings: Sequence[str] = (),
@@ -101,6 +103,8 @@ def prune(
         seed=seed,
         self_generate=self_generate,
         only=only,
+        include=include,
+        exclude=exclude,
         device=device,
         trust_remote_code=trust_remote_code,
     )
@@ -124,7 +128,7 @@ def prune_by_recipe(recipe: Recipe, out: Path, watcher: Watcher, shared: Shared 
     recipe = settle(recipe)
     decoder = open_decoder(recipe, folder)
     recipe = settle_seqlen(recipe, decoder)
-    survey(decoder, recipe.pattern, recipe.choice).check()
+    survey(decoder, recipe.sparsities, recipe.choice).check()
     watcher.phase(None, "drawing calibration samples")
     drawn = draw(recipe, decoder, self_generated(recipe, decoder, watcher))
     check_room(recipe, decoder, drawn, out)
@@ -258,7 +262,10 @@ class Plan:
         work = Work(
             decoder.costs(recipe.seqlen, recipe.solver.samples_at_a_time),
             [
-                [Group.of(block.shapes[name] for name in group) for group in block.groups]
+                [
+                    Group.of((block.shapes[name] for name in names), block.experts.get(names[0]))
+                    for names in block.groups
+                ]
                 for block in self.survey.blocks
             ],
             self.schedule,
@@ -295,7 +302,7 @@ def plan_by_recipe(recipe: Recipe, watcher: Watcher, machine: Machine | None = N
     return Plan(
         recipe,
         decoder,
-        survey(decoder, recipe.pattern, recipe.choice),
+        survey(decoder, recipe.sparsities, recipe.choice),
         Methods.of(recipe, len(decoder)).schedule,
         samples,
         sum(math.prod(entry.shape) for entry in decoder.checkpoint.entries.values()),

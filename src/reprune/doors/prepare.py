@@ -40,6 +40,8 @@ def nested_flags(
     pruner: str | None = None,
     calibration: str | Sequence[str] | None = None,
     heldout: str | Sequence[str] | None = None,
+    include: str | Sequence[str] | None = None,
+    exclude: str | Sequence[str] | None = None,
     sparsity: float | str | None = None,
     **plain: Any,
 ) -> dict[str, Any]:
@@ -50,6 +52,8 @@ def nested_flags(
         "solver": {key: value for key, value in solver.items() if value is not None} or None,
         "calibration": [calibration] if isinstance(calibration, str) else list(calibration or []) or None,
         "heldout": [heldout] if isinstance(heldout, str) else list(heldout or []) or None,
+        "include": [include] if isinstance(include, str) else list(include or []) or None,
+        "exclude": [exclude] if isinstance(exclude, str) else list(exclude or []) or None,
         "sparsity": sparsity,
         **plain,
     }
@@ -96,7 +100,7 @@ def check_room(recipe: Recipe, decoder: Decoder, samples: Samples, out: Path) ->
             "disk."
         )
     schedule = windows(len(decoder), recipe.schedule.size, recipe.schedule.stride)
-    parameters = [sum(map(math.prod, decoder.shapes(index))) for index in range(len(decoder))]
+    parameters = [sum(map(math.prod, decoder.shapes(index).values())) for index in range(len(decoder))]
     memory = least_memory_bytes(recipe, schedule, parameters)
     available = _available_memory(recipe.device)
     if available is not None and memory > available:

@@ -23,6 +23,7 @@ from reprune.model.checkpoint import Checkpoint
 from reprune.model.decoder import Decoder
 from reprune.model.durable import sha256
 from reprune.model.quiet import quiet_transformers
+from reprune.model.skeleton import model_class, read_config
 from reprune.model.wellformed import read_json
 
 TOLERANCE = 0.05
@@ -140,7 +141,8 @@ def _weights(decoder: Decoder, record: dict[str, Any]) -> Check:
         matrices = {linear.name: linear.matrix() for linear in decoder.load(block["index"]).linears}
         for entry in block["matrices"]:
             count += 1
-            problems += _matrix(f"block {block['index']}, {entry['name']}", matrices.get(entry["name"]), entry, pattern)
+            own = parse_pattern(str(entry["pattern"])) if "pattern" in entry else pattern
+            problems += _matrix(f"block {block['index']}, {entry['name']}", matrices.get(entry["name"]), entry, own)
             zeros += entry["zeros"]
             weights += entry["rows"] * entry["columns"]
     found = f"{count} matrices, {zeros / max(weights, 1):.2%} zeros, pattern {pattern}"
@@ -186,8 +188,6 @@ def _forward(decoder: Decoder, expected: dict[str, list[float]], trust_remote_co
 @torch.no_grad()
 def _last_states(decoder: Decoder, expected: dict[str, list[float]], trust_remote_code: bool) -> Tensor:
     """What the last block puts out for the tokens on record, (tokens, hidden)."""
-    from transformers import AutoModelForCausalLM
-
     seen: list[Tensor] = []
 
     def saw(module: nn.Module, inputs: Any, outputs: Any) -> None:
@@ -195,9 +195,8 @@ def _last_states(decoder: Decoder, expected: dict[str, list[float]], trust_remot
         seen.append((outputs[0] if isinstance(outputs, tuple | list) else outputs)[0])
 
     with quiet_transformers():
-        model = AutoModelForCausalLM.from_pretrained(
-            decoder.folder, dtype="auto", trust_remote_code=trust_remote_code
-        ).eval()
+        kind = model_class(read_config(decoder.folder, trust_remote_code))
+        model = kind.from_pretrained(decoder.folder, dtype="auto", trust_remote_code=trust_remote_code).eval()
         model.get_submodule(decoder.skeleton.blocks_path)[-1].register_forward_hook(saw)
         model(input_ids=torch.tensor([expected["ids"]]), use_cache=False)
     return seen[0]

@@ -56,14 +56,10 @@ def check_alike(sparse: Decoder, dense: Decoder) -> None:
         if (one := of(sparse)) != (other := of(dense)):
             raise _different(sparse, dense, f"{what} {one}", f"{other}")
     for index in range(len(dense)):
-        shapes = [_shapes(decoder, index) for decoder in (sparse, dense)]
+        shapes = [decoder.shapes(index) for decoder in (sparse, dense)]
         for name in (name for name in shapes[0] | shapes[1] if shapes[0].get(name) != shapes[1].get(name)):
             said = [list(found[name]) if name in found else "nothing" for found in shapes]
             raise _different(sparse, dense, f"has as {name} of block {index} {said[0]}", f"{said[1]}")
-
-
-def _shapes(decoder: Decoder, index: int) -> dict[str, tuple[int, ...]]:
-    return {name: decoder.entry(index, name).shape for name in decoder.names[index]}
 
 
 def _different(sparse: Decoder, dense: Decoder, said: str, other: str) -> InputError:

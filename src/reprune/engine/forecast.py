@@ -16,6 +16,7 @@ from typing import final
 
 import torch
 
+from reprune.engine.pruning import AT_ONCE
 from reprune.model.costs import BlockCosts
 from reprune.model.float32 import fast_float32
 from reprune.planning.recipe import Recipe
@@ -50,12 +51,18 @@ class Group:
 
     rows: int
     columns: int
+    share: float = 1.0  # of the tokens, how many reach it
+    expert: bool = False
 
     @staticmethod
-    def of(shapes: Iterable[tuple[int, int]]) -> Group:
-        """The group of matrices of these shapes, which have their columns in common."""
+    def of(shapes: Iterable[tuple[int, int]], share: float | None = None) -> Group:
+        """The group of matrices of these shapes, which have their columns in common.
+
+        `share` is that of the tokens which reach it, of an expert.
+        """
         each = list(shapes)
-        return Group(sum(rows for rows, _ in each), each[0][1])
+        rows = sum(rows for rows, _ in each)
+        return Group(rows, each[0][1]) if share is None else Group(rows, each[0][1], share, True)
 
 
 @dataclass(frozen=True)
@@ -206,21 +213,22 @@ def _pruning_seconds(recipe: Recipe, work: Work, speed: Speed, index: int, forwa
     """Statistics of the calibration samples, the pruner, and least squares, of a block alone in its window or not."""
     calibration, samples = work.calibration, work.calibration + work.heldout
     groups = work.groups[index]
+    stages = sum(not group.expert for group in groups) + 2 * any(group.expert for group in groups)
     refit = recipe.solver.start == "least-squares"
     seconds = min(recipe.solver.samples_at_a_time, calibration) * forward  # which linears share inputs
     if refit:  # each group is reached in both models; on average that is half of a pass
-        seconds += samples * forward * len(groups)
+        seconds += samples * forward * stages
     elif recipe.pruner.sequential:
-        seconds += calibration * forward * len(groups)
+        seconds += calibration * forward * stages
     elif recipe.teacher == "global" or not lone:  # else they are gathered in the pass that makes the targets
         seconds += calibration * forward
     for group in groups:
         square = group.columns**2
         if recipe.pruner.name == "sparsegpt":
-            seconds += 2.0 * _SYMMETRIC * calibration * work.tokens * square / speed.full
+            seconds += 2.0 * _SYMMETRIC * calibration * work.tokens * group.share * square / speed.full
             seconds += group.columns**3 * 1.5 / speed.full + 1.0 * group.rows * square / speed.full
             seconds += group.columns * _COLUMN_SECONDS
-        if refit:
+        if refit and not group.expert:
             gram = work.heldout if recipe.pruner.name == "sparsegpt" else samples
             seconds += 2.0 * (_SYMMETRIC * gram + samples) * work.tokens * square / speed.full
             seconds += 24 * 2.0 * group.rows * square / speed.full  # products of the conjugate gradients
@@ -236,7 +244,7 @@ def _window_bytes(recipe: Recipe, work: Work, window: Window) -> int:
     passing = at_a_time * largest  # a pass without gradients holds no more than what it would keep
     grams = recipe.pruner.name == "sparsegpt"  # of all groups of a block at once
     pruning = max(
-        grams * sum(4 * group.columns**2 for group in work.groups[i])
+        grams * _gram_bytes(work.groups[i])
         + max((4 * (2 * group.columns**2 + 4 * group.rows * group.columns) for group in work.groups[i]), default=0)
         for i in window.blocks
     )
@@ -253,6 +261,12 @@ def _window_bytes(recipe: Recipe, work: Work, window: Window) -> int:
             kept = largest + sum(work.blocks[i].states for i in window.blocks)
         most = max(most, _copies(recipe) * weights + _TEMPORARY * at_a_time * kept)
     return int(most)
+
+
+def _gram_bytes(groups: Sequence[Group]) -> int:
+    """Of all groups of a block at once, of experts as many as are gathered in one pass."""
+    experts = sum(4 * group.columns**2 for group in groups if group.expert)
+    return sum(4 * group.columns**2 for group in groups if not group.expert) + min(experts, AT_ONCE)
 
 
 def _copies(recipe: Recipe) -> float:

@@ -12,16 +12,16 @@ from functools import partial
 from typing import Any, final
 
 from reprune.engine.frontier import Frontier
-from reprune.engine.pruning import Known, gathering, linear_groups, prune_block_
+from reprune.engine.pruning import Known, gathering, linear_groups, passes, prune_block_
 from reprune.engine.refitting import Refitting
 from reprune.engine.watcher import Watcher
 from reprune.engine.window import PrunedBlock
 from reprune.math.least_squares import LeastSquares
-from reprune.math.patterns import Pattern
 from reprune.math.pruner import Pruner
 from reprune.model.decoder import Decoder
 from reprune.model.streams import Stream
 from reprune.planning.recipe import Recipe
+from reprune.planning.sparsities import Sparsities
 
 
 @final
@@ -32,7 +32,7 @@ class FreshBlocks:
         self,
         recipe: Recipe,
         pruner: Pruner[Any],
-        pattern: Pattern,
+        sparsities: Sparsities,
         least_squares: LeastSquares | None,
         decoder: Decoder,
         frontier: Frontier,
@@ -41,14 +41,14 @@ class FreshBlocks:
         """
         Args:
             recipe: what else decides it.
-            pruner, pattern, least_squares: by what.
+            pruner, sparsities, least_squares: by what.
             decoder: the dense model.
             frontier: the streams.
             of_first: statistics of block 0, which runs before have gathered; takes those of this one.
         """
         self._recipe = recipe
         self._pruner = pruner
-        self._pattern = pattern
+        self._sparsities = sparsities
         self._least_squares = least_squares
         self._decoder = decoder
         self._frontier = frontier
@@ -62,6 +62,8 @@ class FreshBlocks:
         if not lone or self._recipe.teacher != "local" or apart or not self._frontier.statistics_aside:
             return None
         self._find_groups_(blocks[0], self._frontier.student)
+        if len(passes(blocks[0].groups, self._pruner)) > 1:
+            return None
         return gathering(blocks[0].block, blocks[0].groups, self._pruner, self._known(blocks[0]))
 
     def prune_(
@@ -89,10 +91,11 @@ class FreshBlocks:
                 pruned,
                 partial(self._frontier.inputs, entering, pruned.block),
                 self._pruner,
-                self._pattern,
+                self._sparsities,
                 self._recipe.pruner.sequential,
                 self._known(pruned),
                 self._refitting(pruned.index, entering),
+                self._recipe.pruner.min_tokens,
             )
             self._on_the_way.clear()  # Gram matrices take memory
             for note in found:
@@ -107,7 +110,7 @@ class FreshBlocks:
     def _find_groups_(self, pruned: PrunedBlock, entering: Stream) -> None:
         if not pruned.groups:
             states, call = next(self._frontier.inputs(entering, pruned.block))
-            kept_dense = self._recipe.choice.kept_dense(pruned.block.linears)
+            kept_dense = self._recipe.choice.kept_dense(pruned.index, pruned.block.linears) | pruned.block.routers
             pruned.groups = linear_groups(pruned.block, states, call, kept_dense)
 
     def _refitting(self, index: int, entering: Stream) -> Refitting | None:

@@ -7,7 +7,7 @@ dense blocks on one of the two streams: on the student's (a local teacher), or o
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +24,7 @@ from reprune.math.reconstruction_error import ErrorMeter
 from reprune.math.solver import Errors
 from reprune.model.block import Block, Call
 from reprune.model.decoder import Decoder
+from reprune.model.routing import Routes
 from reprune.model.streams import Stream, StreamStore
 from reprune.planning.schedule import Window
 
@@ -119,18 +120,37 @@ class Frontier:
         self._store.free(self.student)
         self._dense.close()
 
-    def run(self, blocks: Sequence[Block], states: Tensor, checkpointing: bool = False) -> Tensor:
+    def run(
+        self,
+        blocks: Sequence[Block],
+        states: Tensor,
+        checkpointing: bool = False,
+        routing: Callable[[int], AbstractContextManager[Any] | None] = lambda _: None,
+    ) -> Tensor:
         """Pass states (batch, tokens, hidden) through blocks, on their device.
 
-        With checkpointing, a block's activations are not kept for its gradients but computed anew.
+        With checkpointing, a block's activations are not kept for its gradients but computed anew. `routing` gives, by
+        a block's number, what decides where its tokens are sent.
         """
         states = states.to(self._decoder.device)
         for block in blocks:
             call = self._decoder.call(block.index, len(states))
-            states = (
-                checkpoint(block.run, states, call, use_reentrant=False) if checkpointing else block.run(states, call)
-            )
+
+            def run(states: Tensor, block: Block = block, call: Call = call) -> Tensor:
+                return block.run(states, call, routing(block.index))
+
+            states = checkpoint(run, states, use_reentrant=False) if checkpointing else run(states)
         return states
+
+    @torch.no_grad()
+    def routes(self, dense: Block) -> Routes:
+        """Where a dense block sends the tokens that are calibrated on, in the dense model."""
+        found, entering = Routes(), self._dense.before(dense.index)
+        for batch in self.calibration_batches:
+            states = entering.read(batch).to(dense.device)
+            recording = found.recording(len(states), states.shape[1])
+            dense.run(states, self._decoder.call(dense.index, len(states)), recording)
+        return found
 
     def inputs(self, entering: Stream, block: Block) -> Iterator[tuple[Tensor, Call]]:
         """What reaches a block in the sparse model: the samples that statistics are of, batch by batch."""
@@ -228,9 +248,37 @@ class Frontier:
         self._pass([pruned], self.student, self.batches)
         self._probe.states = self.run([pruned], self._probe.states)
 
+    @contextmanager
+    def dense_walk(self) -> Iterator[DenseWalk]:
+        """A walk of the dense stream through all blocks, from the first; the streams at the frontier stay there."""
+        one, other = self._store.new(), self._store.new()
+        for batch in self.batches:
+            one.write(batch, self._dense.before(0).read(batch))
+        try:
+            yield DenseWalk(self, one, other)
+        finally:
+            self._store.free(one)
+            self._store.free(other)
+
     def probe_record(self) -> dict[str, Any]:
         """What the sparse model's last block makes of a sequence of tokens that is no one's text."""
         return self._probe.record()
+
+
+@final
+class DenseWalk:
+    """Two streams: what enters the block at hand in the dense model, and what comes out."""
+
+    def __init__(self, frontier: Frontier, entering: Stream, after: Stream) -> None:
+        self._frontier, self._entering, self._after = frontier, after, entering  # as if a block had just been passed
+
+    @torch.no_grad()
+    def through(self, block: Block) -> tuple[Stream, Stream]:
+        """Pass the next block; returns what enters it and what comes out."""
+        self._entering, self._after = self._after, self._entering
+        for batch in self._frontier.batches:
+            self._after.write(batch, self._frontier.run([block], self._entering.read(batch)))
+        return self._entering, self._after
 
 
 def _slices(start: int, end: int, size: int) -> list[slice]:

@@ -5,6 +5,7 @@ DIR/.reprune holds what a finished result does not need:
     run.json               the job: recipe, model folder and SHA-256 of its files, versions
     samples.safetensors    the token ids of all samples
     ledger.jsonl           one line a finished window, appended when all its files are on disk
+    allocation.json        the sparsity of each block, where they are not one and the same
     open-N.safetensors     the float32 weights and masks of the blocks that window N left open
     streams/               scratch, never read by another process
 
@@ -39,6 +40,7 @@ from reprune.planning.recipe import Recipe
 from reprune.planning.schedule import Window
 
 FOLDER = ".reprune"
+ALLOCATION = "allocation.json"
 _JOB: dict[str, type] = dict.fromkeys(("recipe", "weights", "versions", "data", "sketch", "files"), dict)
 _JOB |= {"folder": str, "fingerprint": str, "windows": int}
 _LINE = {"window": dict, "blocks": list, "files": dict, "open": dict}
@@ -92,6 +94,21 @@ class Ledger:
         except (OSError, ValueError, TypeError) as error:
             raise _damaged(self.folder / "run.json", str(error)) from None
         return job
+
+    def keep_allocation(self, shares: Sequence[float]) -> None:
+        """Keep the sparsities of all blocks, durably."""
+        write_text(self.folder / ALLOCATION, seal({"sparsities": list(shares)}))
+
+    def allocation(self) -> list[float] | None:
+        """The sparsities of all blocks, if they have been kept; raises `InputError` where their file is damaged."""
+        path = self.folder / ALLOCATION
+        try:
+            content, _ = unseal(path.read_text(encoding="utf-8"))
+            return [float(share) for share in content["sparsities"]]
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise _damaged(path, str(error)) from None
 
     def samples(self) -> tuple[Tensor, Tensor]:
         """The token ids of the calibration and of the held-out samples."""
@@ -160,6 +177,8 @@ class Ledger:
                     tensors[f"{pruned.index}/weight/{name}"] = tensor
                 for name, mask in pruned.masks.items():
                     tensors[f"{pruned.index}/mask/{name}"] = mask
+                for name, tokens in pruned.tokens.items():
+                    tensors[f"{pruned.index}/tokens/{name}"] = torch.tensor(tokens)
             write_tensors(open_file, tensors)
         self._mend()
         left = {open_file.name: sha256(open_file)} if still_open else {}
@@ -196,6 +215,8 @@ class Ledger:
                     continue
                 if kind == "mask":
                     pruned.masks[name] = tensor.to(decoder.device)
+                elif kind == "tokens":
+                    pruned.tokens[name] = int(tensor)
                 else:
                     with torch.no_grad():
                         state[name].copy_(tensor)

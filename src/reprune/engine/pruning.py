@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, final
 
 import torch
 from torch import Tensor
@@ -13,11 +13,15 @@ from torch import Tensor
 from reprune.engine.refitting import Refitting
 from reprune.engine.window import PrunedBlock
 from reprune.errors import NumericalError, UnsupportedModelError
-from reprune.math.patterns import Pattern
+from reprune.math.magnitude import Magnitude
 from reprune.math.pruner import Pruned, Pruner
 from reprune.math.statistics import Statistics
 from reprune.model.block import Block, Call, LinearGroup
 from reprune.model.linears import Linear
+from reprune.planning.sparsities import Sparsities
+
+AT_ONCE = 2**32  # bytes of experts' statistics that are gathered in one pass; more experts take more passes
+_NAMED = 8  # experts that a note names
 
 Known = dict[Hashable, list[Statistics]]
 """Statistics of groups of one block on the same inputs, by what they are and of which groups."""
@@ -28,28 +32,18 @@ Inputs = Callable[[], Iterable[tuple[Tensor, Call]]]
 
 @torch.no_grad()
 def linear_groups(block: Block, states: Tensor, call: Call, kept_dense: Collection[str]) -> list[LinearGroup]:
-    """The groups of linears that are to be pruned.
+    """The groups of linears that are to be pruned; a linear that never runs is in none.
 
     Args:
         block: dense.
         states, call: a batch of what reaches it.
         kept_dense: names of linears that are to stay dense.
-
-    Raises:
-        UnsupportedModelError: a linear never runs, so nothing is known of its inputs.
     """
     found = block.groups(states, call)
     left = [
         replace(group, linears=tuple(one for one in group.linears if one.name not in kept_dense)) for group in found
     ]
-    groups = [group for group in left if group.linears]
-    running = {name for group in groups for name in group.names}
-    if idle := [one.name for one in block.linears if one.name not in running and one.name not in kept_dense]:
-        raise UnsupportedModelError(
-            f"block {block.index}: the linear {idle[0]} never runs on the calibration data, so it cannot be pruned; "
-            f"leave it dense with --set 'exclude=[\"{idle[0]}\"]'."
-        )
-    return groups
+    return [group for group in left if group.linears]
 
 
 @contextmanager
@@ -76,81 +70,169 @@ def _key(groups: Sequence[LinearGroup], pruner: Pruner[Any]) -> Hashable:
     return kind, tuple(group.names[0] for group in groups)
 
 
+def passes(groups: Sequence[LinearGroup], pruner: Pruner[Any]) -> list[list[LinearGroup]]:
+    """Groups whose statistics are gathered in one pass: all, but for experts that are too many for memory at once."""
+    size = type(pruner.statistics(1, torch.device("cpu"))).size
+    found: list[list[LinearGroup]] = [[]]
+    left = AT_ONCE
+    for group in groups:
+        left -= size(group.columns) if group.expert else 0
+        if left < 0 and found[-1]:
+            found.append([])
+            left = AT_ONCE - size(group.columns)
+        found[-1].append(group)
+    return found
+
+
 @torch.no_grad()
 def prune_block_(
     pruned: PrunedBlock,
     inputs: Inputs,
     pruner: Pruner[Any],
-    pattern: Pattern,
+    sparsities: Sparsities,
     sequential: bool,
     known: Known | None = None,
     refitting: Refitting | None = None,
+    min_tokens: int = 0,
 ) -> list[str]:
     """Choose the masks of a block's linears and set their weights as the pruner, or the refitting, leaves them.
 
     Args:
         pruned: the dense block, its groups known, without masks; changed in place.
         inputs: the states that reach it in the sparse model, over all calibration samples.
-        pruner, pattern: how.
+        pruner, sparsities: how.
         sequential: gather the statistics of each group anew, after the groups before it have been pruned;
-            otherwise all of them come from one pass through the dense block.
+            otherwise all of them come from the dense block.
         known: statistics that were gathered before of the same block, inputs and precision; takes those of this call.
         refitting: fit each group by least squares once it is pruned; its statistics are then sequential.
+        min_tokens: an expert that fewer tokens reach is pruned by magnitude.
 
     Returns:
         Notes on what was not done by the plain rule.
 
     Raises:
         NumericalError: the pruner cannot use the numbers.
+        UnsupportedModelError: a product with experts' weights cannot be seen.
     """
-    block, groups = pruned.block, pruned.groups
-    if refitting is not None:
-        return [note for group in groups for note in _refit_(pruned, group, inputs, pruner, pattern, refitting)]
+    job = _Job(pruned, inputs, pruner, sparsities, {} if sequential or known is None else known, min_tokens)
     notes: list[str] = []
-    for together in [[group] for group in groups] if sequential else [groups]:
-        found = _statistics(block, inputs, together, pruner, {} if sequential or known is None else known)
-        for group, statistics in zip(together, found, strict=True):
-            notes += _prune_(pruned, group, pruner, statistics, pattern)[1]
+    if refitting is None:
+        for together in _stages(pruned.groups) if sequential else [pruned.groups]:
+            notes += job.prune_(together)
+        return notes
+    for together in _stages(pruned.groups):
+        if len(together) == 1 and not together[0].expert:
+            notes += job.refit_(together[0], refitting)
+        else:
+            notes += job.prune_(together)
+            notes.append(f"{_place(pruned, together)}: left as the pruner made them: each token has experts of its own")
     return notes
 
 
-def _prune_(
-    pruned: PrunedBlock, group: LinearGroup, pruner: Pruner[Any], statistics: Statistics, pattern: Pattern
-) -> tuple[list[Pruned], list[str]]:
-    """Prune a group's matrices; returns them, and notes."""
-    place = _place(pruned, group)
-    with _naming(place):
-        results = pruner.prune([linear.matrix() for linear in group.linears], statistics, pattern)
-    for linear, result in zip(group.linears, results, strict=True):
-        linear.set_(result.weight)
-        pruned.masks[linear.name] = result.mask
-    return results, [f"{place}: {note}" for note in results[0].notes]
+def _stages(groups: Sequence[LinearGroup]) -> list[list[LinearGroup]]:
+    """Groups that do not depend on each other, one after the other."""
+    found: list[list[LinearGroup]] = []
+    for group in groups:
+        if found and group.stage is not None and found[-1][0].stage == group.stage:
+            found[-1].append(group)
+        else:
+            found.append([group])
+    return found
 
 
-def _refit_(
-    pruned: PrunedBlock,
-    group: LinearGroup,
-    inputs: Inputs,
-    pruner: Pruner[Any],
-    pattern: Pattern,
-    refitting: Refitting,
-) -> list[str]:
-    """Prune a group's matrices and fit what is left of them; returns notes."""
-    place = _place(pruned, group)
-    statistics = pruner.statistics(group.columns, pruned.block.device)
-    pairs = refitting.gather(pruned.block, group, statistics)
-    if pairs is None:
-        statistics = _statistics(pruned.block, inputs, [group], pruner, {})[0]
-        notes = _prune_(pruned, group, pruner, statistics, pattern)[1]
-        return [*notes, f"{place}: left as the pruner made it: its tokens in the dense and the sparse model differ"]
-    results, notes = _prune_(pruned, group, pruner, statistics, pattern)
-    with _naming(place):
-        pruned.ridges[group.names] = refitting.refit_(group, results, pairs)
-    return notes
+@final
+@dataclass(frozen=True)
+class _Job:
+    """What the pruning of a block's groups has in common."""
+
+    pruned: PrunedBlock
+    inputs: Inputs
+    pruner: Pruner[Any]
+    sparsities: Sparsities
+    known: Known
+    min_tokens: int
+
+    def prune_(self, groups: Sequence[LinearGroup]) -> list[str]:
+        """Prune groups by the statistics of the block as it is; returns notes."""
+        notes: list[str] = []
+        results: list[tuple[LinearGroup, list[Pruned]]] = []
+        poor: dict[str, list[LinearGroup]] = {}  # by stage: experts that too few tokens reach
+        reached: dict[str, int] = {}  # by stage: tokens
+        for together in passes(groups, self.pruner):
+            for group, statistics in zip(together, self._statistics(together), strict=True):
+                if group.expert:
+                    stage = group.stage or ""
+                    reached[stage] = reached.get(stage, 0) + statistics.tokens
+                    self.pruned.tokens |= dict.fromkeys(group.names, statistics.tokens)
+                    if statistics.tokens < self.min_tokens:
+                        poor.setdefault(stage, []).append(group)
+                results.append((group, self._results(group, statistics)))
+                notes += [f"{_place(self.pruned, [group])}: {note}" for note in results[-1][1][0].notes]
+        if blind := next((stage for stage, tokens in reached.items() if not tokens), None):
+            raise UnsupportedModelError(
+                f"block {self.pruned.index}: no token was seen to reach the experts of {blind}; if --set "
+                f"precision=float32 does not help, leave them dense with --set 'exclude=[\"{blind}*\"]'."
+            )
+        for group, found in results:
+            self._set_(group, found)
+        return notes + [self._note(stage, few) for stage, few in poor.items()]
+
+    def refit_(self, group: LinearGroup, refitting: Refitting) -> list[str]:
+        """Prune a group's matrices and fit what is left of them; returns notes."""
+        place = _place(self.pruned, [group])
+        statistics = self.pruner.statistics(group.columns, self.pruned.block.device)
+        pairs = refitting.gather(self.pruned.block, group, statistics)
+        if pairs is None:
+            why = "its tokens in the dense and the sparse model differ"
+            return [*self.prune_([group]), f"{place}: left as the pruner made it: {why}"]
+        results = self._results(group, statistics)
+        self._set_(group, results)
+        with _naming(place):
+            self.pruned.ridges[group.names] = refitting.refit_(group, results, pairs)
+        return [f"{place}: {note}" for note in results[0].notes]
+
+    def _results(self, group: LinearGroup, statistics: Statistics) -> list[Pruned]:
+        poor = group.expert and statistics.tokens < self.min_tokens
+        pruner: Pruner[Any] = Magnitude() if poor else self.pruner
+        found: dict[str, Pruned] = {}
+        patterns = {name: self.sparsities.of(self.pruned.index, name) for name in group.names}
+        with _naming(_place(self.pruned, [group])):
+            for pattern in dict.fromkeys(patterns.values()):
+                linears = [linear for linear in group.linears if patterns[linear.name] == pattern]
+                results = pruner.prune([linear.matrix() for linear in linears], statistics, pattern)
+                found |= {linear.name: result for linear, result in zip(linears, results, strict=True)}
+        return [found[name] for name in group.names]
+
+    def _set_(self, group: LinearGroup, results: Sequence[Pruned]) -> None:
+        for linear, result in zip(group.linears, results, strict=True):
+            linear.set_(result.weight)
+            self.pruned.masks[linear.name] = result.mask
+
+    def _statistics(self, groups: Sequence[LinearGroup]) -> list[Statistics]:
+        """The statistics of each group's inputs: those that are known, or from one pass."""
+        key = _key(groups, self.pruner)
+        known = self.known if len(groups) == len(self.pruned.groups) else {}
+        if key not in known:
+            with gathering(self.pruned.block, groups, self.pruner, known):
+                for states, call in self.inputs():
+                    self.pruned.block.run(states, call)
+        return known[key]
+
+    def _note(self, stage: str, few: Sequence[LinearGroup]) -> str:
+        experts = sum(group.stage == stage for group in self.pruned.groups)
+        names = ", ".join(
+            f"{group.linears[0].name} ({self.pruned.tokens[group.linears[0].name]})" for group in few[:_NAMED]
+        )
+        more = f" and {len(few) - _NAMED} more" if len(few) > _NAMED else ""
+        return (
+            f"block {self.pruned.index}: {len(few)} of {experts} experts of {stage} were reached by fewer than "
+            f"{self.min_tokens} tokens and are pruned by magnitude: {names}{more}"
+        )
 
 
-def _place(pruned: PrunedBlock, group: LinearGroup) -> str:
-    return f"block {pruned.index}, {', '.join(group.names)}"
+def _place(pruned: PrunedBlock, groups: Sequence[LinearGroup]) -> str:
+    names = [name for group in groups for name in group.names]
+    return f"block {pruned.index}, {', '.join(names[:_NAMED])}{', ...' if len(names) > _NAMED else ''}"
 
 
 @contextmanager
@@ -160,15 +242,3 @@ def _naming(place: str) -> Iterator[None]:
         yield
     except NumericalError as error:
         raise NumericalError(f"{place}: {error}") from None
-
-
-def _statistics(
-    block: Block, inputs: Inputs, groups: Sequence[LinearGroup], pruner: Pruner[Any], known: Known
-) -> list[Statistics]:
-    """The statistics of each group's inputs: those that are known, or from one pass."""
-    key = _key(groups, pruner)
-    if key not in known:
-        with gathering(block, groups, pruner, known):
-            for states, call in inputs():
-                block.run(states, call)
-    return known[key]

@@ -18,9 +18,11 @@ import torch
 from reprune import __version__
 from reprune.engine.window import PrunedBlock
 from reprune.math.solver import Errors, Fit
+from reprune.planning.choice import Choice
 from reprune.planning.paths import local_name, with_paths
 from reprune.planning.recipe import Recipe
 from reprune.planning.schedule import Window
+from reprune.planning.sparsities import Sparsities
 
 
 def window_record(
@@ -91,9 +93,9 @@ def _guard_record(fit: Fit, start: float) -> dict[str, Any]:
     }
 
 
-def block_record(pruned: PrunedBlock, errors: Errors) -> dict[str, Any]:
+def block_record(pruned: PrunedBlock, errors: Errors, sparsities: Sparsities, choice: Choice) -> dict[str, Any]:
     """One entry of `blocks`: the errors are the paper's, the sparse stream's against the dense model's."""
-    matrices = pruned.sparsities()
+    matrices = pruned.matrices(sparsities)
     zeros = sum(int(matrix["zeros"]) for matrix in matrices)
     weights = sum(int(matrix["rows"]) * int(matrix["columns"]) for matrix in matrices)
     return {
@@ -104,6 +106,7 @@ def block_record(pruned: PrunedBlock, errors: Errors) -> dict[str, Any]:
         "relative_calibration_error": errors.calibration.relative,
         "relative_heldout_error": errors.heldout.relative,
         "matrices": matrices,
+        "idle": pruned.idle(choice),
     }
 
 

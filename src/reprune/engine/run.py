@@ -9,13 +9,14 @@ from __future__ import annotations
 import hashlib
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, final
 
 import torch
 
+from reprune.engine.allocate import allocate
 from reprune.engine.fresh import FreshBlocks
 from reprune.engine.frontier import Frontier
 from reprune.engine.ledger import Ledger
@@ -26,7 +27,6 @@ from reprune.engine.watcher import Watcher
 from reprune.engine.window import PrunedBlock, WindowProblem
 from reprune.errors import NumericalError
 from reprune.math.least_squares import LeastSquares
-from reprune.math.patterns import Pattern
 from reprune.math.pruner import Pruner
 from reprune.math.solver import Epoch, Fit, Solver
 from reprune.model.decoder import Decoder
@@ -41,7 +41,6 @@ class Methods:
     """What a recipe stands for, as objects."""
 
     pruner: Pruner[Any]
-    pattern: Pattern
     least_squares: LeastSquares | None  # what each group is fitted by as it is pruned, before the solver begins
     solver: Solver
     schedule: list[Window]
@@ -50,7 +49,6 @@ class Methods:
     def of(recipe: Recipe, blocks: int) -> Methods:
         return Methods(
             recipe.pruner.build(),
-            recipe.pattern,
             recipe.solver.build_least_squares(),
             recipe.solver.build(recipe.guard),
             windows(blocks, recipe.schedule.size, recipe.schedule.stride),
@@ -94,7 +92,13 @@ def run_windows(
         frontier.replay(decoder.load(index), decoder.load(index, result.read_block(index)))
     still_open = ledger.open_blocks(decoder)
     of_first = shared.statistics if shared is not None else None
-    pruning = FreshBlocks(recipe, methods.pruner, methods.pattern, methods.least_squares, decoder, frontier, of_first)
+    sparsities = recipe.sparsities
+    if recipe.allocation.name != "uniform":
+        if (shares := ledger.allocation()) is None:
+            shares = allocate(recipe, methods.pruner, decoder, frontier, watcher)
+            ledger.keep_allocation(shares)
+        sparsities = sparsities.allocated(shares)
+    pruning = FreshBlocks(recipe, methods.pruner, sparsities, methods.least_squares, decoder, frontier, of_first)
 
     for window in remaining:
         began = time.monotonic()
@@ -105,6 +109,8 @@ def run_windows(
         gathering = pruning.gathering(blocks)
         with frontier.targets(window, dense, recipe.teacher, gathering) as targets, ExitStack() as streams:
             del dense
+            if recipe.solver.routing == "teacher":
+                _find_routes_(frontier, decoder, blocks)
 
             watcher.phase(window, "pruning")
             notes, entering = pruning.prune_(fresh, still_open, streams, watcher)
@@ -128,7 +134,9 @@ def run_windows(
         record = window_record(window, fit, errors, ridges, notes, time.monotonic() - began)
         entry = {
             "window": record,
-            "blocks": [block_record(pruned, block_errors[pruned.index]) for pruned in retired],
+            "blocks": [
+                block_record(pruned, block_errors[pruned.index], sparsities, recipe.choice) for pruned in retired
+            ],
         }
         if window is methods.schedule[-1]:
             entry["forward"] = frontier.probe_record()
@@ -137,6 +145,13 @@ def run_windows(
         trim_heap()
         watcher.window_done(window, record)
     frontier.close()
+
+
+def _find_routes_(frontier: Frontier, decoder: Decoder, blocks: Sequence[PrunedBlock]) -> None:
+    """Have blocks be fitted with the experts that the dense model chooses for each token."""
+    for pruned in blocks:
+        if pruned.routes is None and pruned.block.routed:
+            pruned.routes = frontier.routes(pruned.block if not pruned.masks else decoder.load(pruned.index))
 
 
 def _frontier(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
-from typing import final
+from functools import partial
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,10 @@ from reprune.math.reconstruction_error import Error
 from reprune.math.solver import Errors, Problem
 from reprune.model.block import Block, LinearGroup
 from reprune.model.decoder import Decoder
+from reprune.model.routing import Routes
 from reprune.model.streams import Stream
+from reprune.planning.choice import Choice
+from reprune.planning.sparsities import Sparsities
 
 
 @final
@@ -29,13 +33,18 @@ class PrunedBlock:
     masks: dict[str, Tensor] = field(default_factory=dict)  # by linear: (rows, columns), bool, True where kept
     # By the names of a linear group: the ridge that least squares chose, None where the pruner's weights stayed.
     ridges: dict[tuple[str, ...], float | None] = field(default_factory=dict)
+    tokens: dict[str, int] = field(default_factory=dict)  # by linear of an expert: how many calibrated it
+    routes: Routes | None = None  # where the dense model sends its tokens; None: where it sends them itself
 
     @property
     def index(self) -> int:
         return self.block.index
 
-    def sparsities(self) -> list[dict[str, str | int | float]]:
-        """Of each pruned matrix: its name, shape, and the share of its weights that are zero."""
+    def matrices(self, sparsities: Sparsities) -> list[dict[str, str | int | float]]:
+        """Of each pruned matrix: its name, shape, and the share of its weights that are zero.
+
+        Where its pattern is not that of the whole run it is named, and of an expert the tokens that it was pruned by.
+        """
         return [
             {
                 "name": linear.name,
@@ -43,9 +52,21 @@ class PrunedBlock:
                 "columns": linear.shape[1],
                 "zeros": int((linear.matrix() == 0).sum()),
                 "sparsity": float((linear.matrix() == 0).double().mean()),
+                **({"pattern": str(own)} if (own := sparsities.of(self.index, linear.name)) != sparsities.base else {}),
+                **({"tokens": self.tokens[linear.name]} if linear.name in self.tokens else {}),
             }
             for linear in self.block.linears
             if linear.name in self.masks
+        ]
+
+    def idle(self, choice: Choice) -> list[str]:
+        """The linears that were to be pruned and never run, as those that look at images or at another model."""
+        return [
+            linear.name
+            for linear in self.block.linears
+            if linear.name not in self.masks
+            and linear.name not in self.block.routers
+            and not choice.leaves_dense(self.index, linear.name)
         ]
 
     @torch.no_grad()
@@ -60,10 +81,10 @@ class PrunedBlock:
         """
         tensors = decoder.stored_tensors(self.block)
         state = self.block.module.state_dict()
-        for name, stored in decoder.names[self.index].items():
-            if tensors[stored].is_floating_point() and not torch.isfinite(tensors[stored]).all():
+        for name, tensor in decoder.parameters_of(self.index, tensors).items():
+            if tensor.is_floating_point() and not torch.isfinite(tensor).all():
                 raise NumericalError(f"block {self.index}: {name} holds NaN or infinite values; it is not saved")
-            state[name].copy_(tensors[stored])
+            state[name].copy_(tensor)
         return tensors
 
 
@@ -103,7 +124,8 @@ class WindowProblem(Problem):
         for pruned in blocks:
             for linear in pruned.block.linears:
                 if linear.name in pruned.masks:
-                    masks[id(linear.parameter)] = linear.stored(pruned.masks[linear.name])
+                    whole = masks.setdefault(id(linear.parameter), _nothing_masked(linear.parameter))
+                    linear.of_layout(whole).copy_(pruned.masks[linear.name])
         self.parameters: list[nn.Parameter] = [
             parameter
             for block in self._blocks
@@ -114,7 +136,12 @@ class WindowProblem(Problem):
 
     def outputs(self, samples: Tensor) -> Tensor:
         with torch.enable_grad():
-            return self._frontier.run(self._blocks, self._entering.read(samples), self._checkpointing)
+            states = self._entering.read(samples)
+            return self._frontier.run(self._blocks, states, self._checkpointing, partial(self._routing, samples))
+
+    def _routing(self, samples: Tensor, index: int) -> AbstractContextManager[Any] | None:
+        routes = next(pruned.routes for pruned in self._pruned if pruned.index == index)
+        return None if routes is None else routes.repeating(samples)
 
     def targets(self, samples: Tensor) -> Tensor:
         return self._targets.end.read(samples).to(self._device)
@@ -163,3 +190,7 @@ class WindowProblem(Problem):
         for parameter in self.parameters:
             parameter.requires_grad_(on)
             parameter.grad = None
+
+
+def _nothing_masked(parameter: nn.Parameter) -> Tensor:
+    return torch.ones(parameter.shape, dtype=torch.bool, device=parameter.device)

@@ -19,6 +19,12 @@ class Statistics:
         self.device = device
         self.tokens = 0
 
+    @staticmethod
+    def size(columns: int) -> int:
+        """The bytes that it takes for so many columns."""
+        del columns
+        return 0
+
     def update(self, X: Tensor) -> None:
         """Take in one batch of inputs X (..., columns), any float dtype."""
         if X.shape[-1] != self.columns:
@@ -39,6 +45,10 @@ class SquaredNorms(Statistics):
         super().__init__(columns, device)
         self.sums = torch.zeros(columns, device=device)
 
+    @staticmethod
+    def size(columns: int) -> int:
+        return 4 * columns
+
     def _accumulate(self, X: Tensor) -> None:
         self.sums += X.square().sum(dim=0)
 
@@ -51,6 +61,10 @@ class Gram(Statistics):
         super().__init__(columns, device)
         self._sums = torch.zeros(columns, columns, device=device)
         self._mirrored = True  # what is below the diagonal is what is above
+
+    @staticmethod
+    def size(columns: int) -> int:
+        return 4 * columns**2
 
     @property
     def matrix(self) -> Tensor:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 
-from reprune.model.linears import Linear, find_linears
+from reprune.model.linears import Linear, Stack, find_linears, find_routers
+from reprune.model.products import SlicesApart, same_data, watched_products
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,8 @@ class LinearGroup:
 
     linears: tuple[Linear, ...]
     once: bool = True  # False for a linear, then alone in its group, that runs several times in a pass
+    expert: bool = False  # whether only the tokens that are routed to it pass through, which may be none
+    stage: str | None = None  # groups of the same stage do not depend on each other
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -67,17 +71,38 @@ class _Reached(Exception):
 class Block:
     """A block in memory, float32, in evaluation mode (no dropout)."""
 
-    def __init__(self, index: int, module: nn.Module, device: torch.device, precision: Precision) -> None:
+    def __init__(
+        self,
+        index: int,
+        module: nn.Module,
+        device: torch.device,
+        precision: Precision,
+        stacks: Sequence[Stack] = (),
+    ) -> None:
+        """`stacks` are the module's parameters that hold many matrices, as `find_stacks` has found them."""
         self.index = index
         self.module = module
         self.device = device
         self.precision = precision
-        self.linears = find_linears(module)
+        self.linears = find_linears(module, stacks)
+        self.routers = find_routers(module, stacks)  # names of linears
+        self._stacked = [module.get_parameter(stack.parameter) for stack in stacks]
 
-    def run(self, states: Tensor, call: Call) -> Tensor:
-        """Map hidden states (batch, tokens, hidden) through the block; float32 in and out."""
+    @property
+    def routed(self) -> bool:
+        """Whether it sends tokens to some of its experts only."""
+        return any(linear.stack is not None and linear.stack.routed for linear in self.linears) or any(
+            self._is_listed(linear.name) for linear in self.linears
+        )
+
+    def run(self, states: Tensor, call: Call, routing: AbstractContextManager[Any] | None = None) -> Tensor:
+        """Map hidden states (batch, tokens, hidden) through the block; float32 in and out.
+
+        `routing` records where tokens are sent, or decides it.
+        """
         args, kwargs = call.bind(states)
-        with self.precision.on(self.device):
+        apart = SlicesApart(self._stacked) if self._stacked and torch.is_grad_enabled() else nullcontext()
+        with self.precision.on(self.device), apart, routing or nullcontext():
             outputs = self.module(*args, **kwargs)
         # Transformers 5 returns the states, earlier releases and many remote models a tuple that begins with them.
         outputs = outputs[0] if isinstance(outputs, tuple | list) else outputs
@@ -87,15 +112,15 @@ class Block:
     @contextmanager
     def watch(self, saw: Callable[[Linear, Tensor], None], linears: Sequence[Linear] | None = None) -> Iterator[None]:
         """Call `saw(linear, inputs)` whenever one of these linears of the block, or any, is run within this context."""
-        handles = [
-            linear.module.register_forward_pre_hook(lambda _, args, linear=linear: saw(linear, args[0]))
-            for linear in (self.linears if linears is None else linears)
-        ]
-        try:
+        watched = self.linears if linears is None else linears
+        with ExitStack() as stack:
+            for linear in watched:
+                if linear.module is not None:
+                    handle = linear.module.register_forward_pre_hook(partial(_tell, saw, linear), with_kwargs=True)
+                    stack.callback(handle.remove)
+            if stacked := [linear for linear in watched if linear.module is None]:
+                stack.enter_context(watched_products(stacked, saw))
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
     @torch.no_grad()
     def inputs_of(self, linear: Linear, states: Tensor, call: Call) -> Tensor:
@@ -119,11 +144,16 @@ class Block:
         """
         seen: list[tuple[Tensor, list[Linear]]] = []  # holding the tensors keeps their identities apart
         runs: dict[str, int] = {}
+        order: list[str] = []  # of stacks, as they first run
 
         def saw(linear: Linear, inputs: Tensor) -> None:
+            if linear.stack is not None:
+                if linear.stack.shares not in order:
+                    order.append(linear.stack.shares)
+                return
             runs[linear.name] = runs.get(linear.name, 0) + 1
             for tensor, linears in seen:
-                if _same(tensor, inputs):
+                if same_data(tensor, inputs):
                     linears.append(linear)
                     return
             seen.append((inputs, [linear]))
@@ -132,19 +162,50 @@ class Block:
             self.run(states, call)
         shared = [tuple(one for one in linears if runs[one.name] == 1) for _, linears in seen]
         repeated = [linear for linear in self.linears if runs.get(linear.name, 0) > 1]
-        return [LinearGroup(linears) for linears in shared if linears] + [
-            LinearGroup((linear,), once=False) for linear in repeated
+        return [
+            *(self._plain_group(linears) for linears in shared if linears),
+            *(LinearGroup((linear,), once=False) for linear in repeated),
+            *(self._plain_group((linear,)) for linear in self._idle_experts({*runs})),
+            *self._stacked_groups(order),
         ]
 
+    def _stacked_groups(self, order: Sequence[str]) -> Iterator[LinearGroup]:
+        """Matrix by matrix, those of stacks that read the same inputs; all of the first stacks come first."""
+        for shares in order:
+            together: dict[int, list[Linear]] = {}
+            for linear in self.linears:
+                if linear.stack is not None and linear.stack.shares == shares:
+                    together.setdefault(linear.number or 0, []).append(linear)
+            for linears in together.values():
+                assert linears[0].stack is not None
+                yield LinearGroup(tuple(linears), expert=linears[0].stack.routed, stage=shares)
 
-def _same(first: Tensor, second: Tensor) -> bool:
-    """Whether two tensors that are both alive are one and the same data."""
-    if first is second:
-        return True
-    return (
-        first.device.type != "meta"
-        and first.data_ptr() == second.data_ptr()
-        and first.shape == second.shape
-        and first.stride() == second.stride()
-        and first.dtype == second.dtype
-    )
+    def _idle_experts(self, running: set[str]) -> Iterator[Linear]:
+        """Linears of experts, kept as lists of modules, that no token of this batch was routed to."""
+        for linear in self.linears:
+            if linear.module is not None and linear.name not in running and self._is_listed(linear.name):
+                yield linear
+
+    def _plain_group(self, linears: tuple[Linear, ...]) -> LinearGroup:
+        expert = self._is_listed(linears[0].name)
+        return LinearGroup(linears, expert=expert, stage=_in_lists(linears[0].name) if expert else None)
+
+    def _is_listed(self, name: str) -> bool:
+        """Whether a linear lies in a list of modules of which others run: mlp.experts.3.up_proj."""
+        parts = name.split(".")
+        return any(
+            part.isdigit() and isinstance(self.module.get_submodule(".".join(parts[:place])), nn.ModuleList)
+            for place, part in enumerate(parts)
+            if place
+        )
+
+
+def _tell(
+    saw: Callable[[Linear, Tensor], None], linear: Linear, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> None:
+    saw(linear, args[0] if args else next(iter(kwargs.values())))
+
+
+def _in_lists(name: str) -> str:
+    """A linear's name with a star for its number in a list: mlp.experts.*.up_proj."""
+    return ".".join("*" if part.isdigit() else part for part in name.split("."))

@@ -6,6 +6,8 @@ Any block that its model can run is costed so, whatever is in it; there is no fo
 from __future__ import annotations
 
 import copy
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from reprune.model.block import Block, Call, Precision
-from reprune.model.linears import find_linears
+from reprune.model.linears import Linear, Stack, find_linears
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,11 @@ class BlockCosts:
 
 
 def block_costs(
-    module: nn.Module, one: tuple[Tensor, Call], two: tuple[Tensor, Call], precision: Precision
+    module: nn.Module,
+    one: tuple[Tensor, Call],
+    two: tuple[Tensor, Call],
+    precision: Precision,
+    stacks: Sequence[Stack] = (),
 ) -> BlockCosts:
     """Run a block, forward and backward, on fake tensors of the CPU.
 
@@ -41,6 +47,7 @@ def block_costs(
         two: the same for two samples: what is kept for both and not for one twice, such as weights in another
             precision, is no sample's.
         precision: of its products.
+        stacks: of its parameters, those that hold many matrices.
     """
     parameters = sum(parameter.numel() for parameter in module.parameters())
     _, tokens, hidden = one[0].shape
@@ -48,11 +55,16 @@ def block_costs(
     try:
         once, twice = (_run(copy.deepcopy(module), states.shape, call, precision) for states, call in (one, two))
     except Exception:  # what depends on values, such as where experts are routed to, cannot be run without them
-        weights = sum(linear.parameter.numel() for linear in find_linears(module))
-        forward = 2.0 * weights * tokens
-        widths = hidden + sum(linear.shape[0] for linear in find_linears(module))
+        linears = [(linear, _share(linear)) for linear in find_linears(module, stacks)]
+        forward = 2.0 * tokens * sum(share * math.prod(linear.shape) for linear, share in linears)
+        widths = hidden + sum(share * linear.shape[0] for linear, share in linears)
         return BlockCosts(parameters, entering, forward, 3.0 * forward, 8.0 * widths * tokens, False)
     return BlockCosts(parameters, entering, once[0], once[1], twice[2] - once[2], True)
+
+
+def _share(linear: Linear) -> float:
+    """How much of the tokens pass through a linear, if all experts are as often chosen."""
+    return 1.0 if linear.stack is None else linear.stack.per_token / linear.stack.count
 
 
 def _run(module: nn.Module, shape: torch.Size, call: Call, precision: Precision) -> tuple[float, float, float]:

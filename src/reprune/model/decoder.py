@@ -6,8 +6,7 @@ At no time are all blocks in memory. Knows nothing of pruning.
 from __future__ import annotations
 
 import copy
-from collections.abc import Hashable, Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, final
 
@@ -16,12 +15,13 @@ from torch import Tensor, nn
 
 from reprune.errors import UnsupportedModelError
 from reprune.model.block import Block, Call, Precision
-from reprune.model.checkpoint import Checkpoint, TensorEntry
-from reprune.model.costs import BlockCosts, block_costs
+from reprune.model.checkpoint import Checkpoint
+from reprune.model.conversion import Conversion, Layout
+from reprune.model.costs import BlockCosts
 from reprune.model.skeleton import Skeleton
+from reprune.model.weightless import Weightless, to_device
 
 _NEAR_SCORES = 2**23  # attention scores: so many that with more the fused kernel is as fast
-_PLANNED_TOKENS = 16  # tokens of the sample that never leaves the meta device
 
 
 @final
@@ -51,10 +51,11 @@ class Decoder:
         self.precision = precision or Precision()
         self.checkpoint = Checkpoint(folder)
         self.skeleton = Skeleton(folder, trust_remote_code)
-        self.names = [self._block_names(index) for index in range(len(self))]
-        self._saved = frozenset(self.skeleton.model.state_dict(keep_vars=True))  # what a checkpoint may hold
+        self.weightless = Weightless(self.skeleton, self.precision)
+        self._layout = Layout(self.skeleton.model, self.checkpoint)
+        self._aliases = _aliases(self.skeleton.model)
+        self._blocks = [self._conversions(index) for index in range(len(self))]
         self._calls: dict[int, list[Call]] = {}  # by batch size
-        self._shapes: tuple[Tensor, list[Call]] | None = None
 
     def __len__(self) -> int:
         """The number of blocks."""
@@ -65,53 +66,71 @@ class Decoder:
         """The number of rows of the input embedding: token ids are below it."""
         return int(self.skeleton.model.get_input_embeddings().weight.shape[0])
 
-    def _block_names(self, index: int) -> dict[str, str]:
-        """Of one block: the names of its parameters (and saved buffers) to the names in the checkpoint."""
-        names = {}
-        parameters = dict(self.skeleton.blocks[index].named_parameters())
-        for name, tensor in self.skeleton.blocks[index].state_dict().items():
-            stored = self._stored_name(f"{self.skeleton.blocks_path}.{index}.{name}")
-            if stored is not None:
-                names[name] = stored
-                self._check_shape(stored, tuple(tensor.shape))
-            elif name in parameters:
-                raise UnsupportedModelError(
-                    f"{self.folder.name}: the parameter {name} of block {index} is not in its safetensors files "
-                    f"under the name {self.skeleton.blocks_path}.{index}.{name}. The files may be incomplete, or "
-                    "Transformers renames this model's tensors on loading: load it with from_pretrained and write "
-                    "it with save_pretrained(..., save_original_format=False), then prune that folder."
-                )
-        return names
+    def _path(self, index: int) -> str:
+        return f"{self.skeleton.blocks_path}.{index}."
 
-    def _check_shape(self, stored: str, shape: tuple[int, ...]) -> None:
-        """Raise `UnsupportedModelError` unless the checkpoint's tensor has the shape that the configuration says."""
-        found = self.checkpoint.entries[stored].shape
+    def _conversions(self, index: int) -> list[Conversion]:
+        """What a block's parameters (and saved buffers) are made by."""
+        found: dict[int, Conversion] = {}
+        path, block = self._path(index), self.skeleton.blocks[index]
+        parameters = dict(block.named_parameters(remove_duplicate=False))
+        for name, tensor in block.state_dict(keep_vars=True).items():
+            conversion = self._layout.of_parameter.get(path + name)
+            if conversion is None:
+                if name in parameters:
+                    raise UnsupportedModelError(self._why_missing(index, name))
+                continue
+            if outside := next((one for one in conversion.parameters if not one.startswith(path)), None):
+                raise UnsupportedModelError(
+                    f"{self.folder.name}: {conversion.stored[0]} holds weights of block {index} and {outside}; blocks "
+                    "whose weights lie in one tensor cannot be pruned one by one."
+                )
+            found[id(conversion)] = conversion
+            self._check_shape(path + name, conversion, tuple(tensor.shape))
+        return list(found.values())
+
+    def _why_missing(self, index: int, name: str) -> str:
+        full = self._path(index) + name
+        if others := [other for other in self._aliases.get(full, ()) if other != full]:
+            return (
+                f"{self.folder.name}: {full} and {others[0]} are one and the same weights; what shares weights with a "
+                "block cannot be pruned block by block."
+            )
+        return (
+            f"{self.folder.name}: the parameter {name} of block {index} is not in its safetensors files under the name "
+            f"{full} or another that Transformers reads; the files may be incomplete, download the model again."
+        )
+
+    def _check_shape(self, name: str, conversion: Conversion, shape: tuple[int, ...]) -> None:
+        """Raise `UnsupportedModelError` unless a parameter comes in the shape that the configuration says."""
+        found = conversion.shapes[name]
         if found != shape:
             raise UnsupportedModelError(
-                f"{self.folder.name}: the tensor {stored} has the shape {list(found)}, but the configuration makes it "
-                f"{list(shape)}; config.json and the safetensors files are not of one model."
+                f"{self.folder.name}: the tensor {conversion.stored[0]} has the shape {list(found)}, but the "
+                f"configuration makes it {list(shape)}; config.json and the safetensors files are not of one model."
             )
-
-    def _stored_name(self, name: str) -> str | None:
-        """The checkpoint's name of a parameter: the same, or with the base model's prefix taken off or put on."""
-        prefix = self.skeleton.prefix
-        for candidate in (name, name.removeprefix(prefix), prefix + name):
-            if candidate in self.checkpoint.entries:
-                return candidate
-        return None
 
     def block_of(self, stored: str) -> int | None:
         """The number of the block that a checkpoint's tensor belongs to, or None."""
-        path, base = f"{self.skeleton.blocks_path}.", self.skeleton.prefix
-        for prefix in (path, path.removeprefix(base), base + path):
-            if stored.startswith(prefix):
-                number = stored[len(prefix) :].split(".", 1)[0]
+        base = self.skeleton.prefix
+        path = f"{self.skeleton.blocks_path}."
+        # Tensors that the model makes nothing of (old buffers) go by their names.
+        names = self._layout.parameters_of(stored) or [stored, base + stored, stored.removeprefix(base)]
+        for name in names:
+            if name.startswith(path):
+                number = name[len(path) :].split(".", 1)[0]
                 return int(number) if number.isdigit() and int(number) < len(self) else None
         return None
 
+    def stored_names(self, index: int) -> dict[str, str]:
+        """Of a block's tensors in the checkpoint that are parameters as they are: names in the block to names there."""
+        path = self._path(index)
+        return {one.parameters[0].removeprefix(path): one.stored[0] for one in self._blocks[index] if one.rule is None}
+
     def block_bytes(self, index: int) -> int:
         """What a block's tensors take in the checkpoint."""
-        return sum(self.checkpoint.entries[stored].bytes for stored in self.names[index].values())
+        entries = self.checkpoint.entries
+        return sum(entries[stored].bytes for conversion in self._blocks[index] for stored in conversion.stored)
 
     @property
     def hidden(self) -> int:
@@ -119,17 +138,18 @@ class Decoder:
         said = getattr(self.skeleton.config, "hidden_size", None)
         return int(said or self.skeleton.model.get_input_embeddings().weight.shape[1])
 
-    def shapes(self, index: int) -> list[tuple[int, ...]]:
-        """The shapes of a block's tensors."""
-        return [self.checkpoint.entries[stored].shape for stored in self.names[index].values()]
+    def shapes(self, index: int) -> dict[str, tuple[int, ...]]:
+        """The shapes of a block's tensors, by their names in it."""
+        path = self._path(index)
+        return {
+            name.removeprefix(path): shape
+            for conversion in self._blocks[index]
+            for name, shape in conversion.shapes.items()
+        }
 
     def outside_bytes(self) -> list[int]:
         """What each tensor outside the blocks takes in the checkpoint."""
         return [entry.bytes for name, entry in self.checkpoint.entries.items() if self.block_of(name) is None]
-
-    def entry(self, index: int, name: str) -> TensorEntry:
-        """Where a parameter of a block lies in the checkpoint."""
-        return self.checkpoint.entries[self.names[index][name]]
 
     def load(self, index: int, changed: Mapping[str, Tensor] | None = None) -> Block:
         """A block with its weights, float32, on the device; no other block is touched.
@@ -137,30 +157,68 @@ class Decoder:
         Args:
             index: the block's number.
             changed: tensors that take the place of the checkpoint's, by the names they have there.
+
+        Raises:
+            UnsupportedModelError: it cannot be told which matrices its parameters hold.
         """
         module = copy.deepcopy(self.skeleton.blocks[index])
         changed = changed or {}
         state = {}
-        for name, stored in self.names[index].items():
-            tensor = changed[stored] if stored in changed else self.checkpoint.tensor(stored)
-            dtype = torch.float32 if tensor.is_floating_point() else tensor.dtype
-            state[name] = torch.empty(tensor.shape, dtype=dtype, device=self.device).copy_(tensor)
+        for conversion in self._blocks[index]:
+            stored = {
+                name: changed[name] if name in changed else self.checkpoint.tensor(name) for name in conversion.stored
+            }
+            for name, tensor in self._layout.load([conversion], stored).items():
+                dtype = torch.float32 if tensor.is_floating_point() else tensor.dtype
+                made = torch.empty(tensor.shape, dtype=dtype, device=self.device)
+                state[name.removeprefix(self._path(index))] = made.copy_(tensor)
         module.load_state_dict(state, strict=False, assign=True)
-        return Block(index, module.to(self.device).requires_grad_(False).eval(), self.device, self.precision)
+        module = module.to(self.device).requires_grad_(False).eval()
+        try:
+            stacks = self.weightless.stacks(index)
+        except Exception as error:  # whatever a module raises
+            raise UnsupportedModelError(
+                f"{self.folder.name}: which matrices block {index} multiplies by could not be seen "
+                f"({type(error).__name__}: {' '.join(str(error).split()):.200})."
+            ) from error
+        return Block(index, module, self.device, self.precision, stacks)
 
     @torch.no_grad()
     def stored_tensors(self, block: Block) -> dict[str, Tensor]:
         """All of a block's tensors under the checkpoint's names and in its dtypes, on the CPU.
 
         Tensors of the checkpoint that the block's module does not know (old buffers) are passed on as they are.
+
+        Raises:
+            UnsupportedModelError: what is stored would not be read as what the block holds.
         """
         tensors = {
             name: self.checkpoint.tensor(name) for name in self.checkpoint.entries if self.block_of(name) == block.index
         }
-        state = block.module.state_dict()
-        for name, stored in self.names[block.index].items():
-            tensors[stored] = state[name].to(device="cpu", dtype=self.checkpoint.entries[stored].dtype)
+        path, state = self._path(block.index), block.module.state_dict()
+        for conversion in self._blocks[block.index]:
+            made = self._layout.save(
+                [conversion], {name: state[name.removeprefix(path)] for name in conversion.parameters}
+            )
+            found = {
+                name: tensor.to(device="cpu", dtype=self.checkpoint.entries[name].dtype).contiguous()
+                for name, tensor in made.items()
+            }
+            if conversion.rule is not None:
+                for name, tensor in self._layout.load([conversion], found).items():
+                    held = state[name.removeprefix(path)].to(device="cpu", dtype=tensor.dtype)
+                    if not torch.equal(tensor.nan_to_num(), held.nan_to_num()):
+                        raise UnsupportedModelError(
+                            f"{self.folder.name}: {name} cannot be stored as {conversion.stored[0]}: Transformers "
+                            "would not read it back as it is."
+                        )
+            tensors |= found
         return tensors
+
+    def parameters_of(self, index: int, stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """A block's parameters, by their names in it, from its tensors as the checkpoint has them."""
+        made = self._layout.load(self._blocks[index], stored)
+        return {name.removeprefix(self._path(index)): tensor for name, tensor in made.items()}
 
     @torch.no_grad()
     def embed(self, ids: Tensor, slices: Iterable[slice]) -> Iterable[tuple[slice, Tensor]]:
@@ -192,7 +250,7 @@ class Decoder:
                         "blocks that depend on more than the hidden states cannot be pruned one by one."
                     )
             yield batch, states.float()
-        self._calls = {size: _to(calls, self.device) for size, calls in self._calls.items()}
+        self._calls = {size: to_device(calls, self.device) for size, calls in self._calls.items()}
 
     def _choose_attention(self, samples: int, tokens: int) -> None:
         """Have the blocks attend by plain products where that is faster than PyTorch's fused kernel.
@@ -210,27 +268,18 @@ class Decoder:
 
     def release(self) -> None:
         """Give back the memory of all weights outside the blocks."""
-        for name, module in self.skeleton.model.named_modules():
-            if self.skeleton.is_outside(name):
-                for key, parameter in module.named_parameters(recurse=False):
-                    setattr(module, key, nn.Parameter(parameter.to("meta"), requires_grad=False))
+        self.skeleton.release()
 
     def _fill(self, path: str, module: nn.Module, ids: Tensor | None) -> None:
         """Load the parameters of a module outside the blocks; of the embedding, the rows of these ids only."""
         prefix = f"{path}." if path else ""
         for key, buffer in module.named_buffers(recurse=False):
-            if prefix + key in self._saved and (stored := self._stored_name(prefix + key)) is not None:
-                self._check_shape(stored, tuple(buffer.shape))
-                buffer.copy_(self.checkpoint.tensor(stored))
+            if prefix + key in self._layout.of_parameter:
+                buffer.copy_(self._outside(prefix + key, tuple(buffer.shape)))
         for key, parameter in list(module.named_parameters(recurse=False)):
             if not parameter.is_meta and ids is None:
                 continue
-            name = prefix + key
-            stored = self._stored_name(name)
-            if stored is None:
-                raise UnsupportedModelError(f"{self.folder.name}: the tensor {name} is not in its safetensors files.")
-            source = self.checkpoint.tensor(stored)
-            self._check_shape(stored, tuple(parameter.shape))
+            source = self._outside(prefix + key, tuple(parameter.shape))
             if parameter.is_meta:
                 # Fresh pages take no memory until they are written: an embedding takes that of the rows in use.
                 parameter = nn.Parameter(torch.empty(source.shape, dtype=torch.float32), requires_grad=False)
@@ -241,52 +290,19 @@ class Decoder:
                 rows = ids.unique()
                 parameter[rows] = source[rows].float()
 
-    @torch.no_grad()
-    def groups_without_weights(self, index: int) -> list[tuple[str, ...]]:
-        """The names of a block's linear groups, found by running it on the meta device: no weight is read."""
-        if self._shapes is None:
-            tokens = min(_PLANNED_TOKENS, self.skeleton.max_positions or _PLANNED_TOKENS)
-            ids = torch.zeros(1, tokens, dtype=torch.int64)
-            self._shapes = self.skeleton.record(ids, _fill_with_nothing)
-            self.release()
-        states, calls = self._shapes
-        meta = torch.device("meta")
-        module = copy.deepcopy(self.skeleton.blocks[index]).to(meta)
-        block = Block(index, module, meta, Precision())
-        return [group.names for group in block.groups(states.to(meta), _to([calls[index]], meta)[0])]
+    def _outside(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        """A parameter or buffer outside the blocks, or what it is tied to, as the checkpoint has it."""
+        for one in (name, *self._aliases.get(name, ())):
+            if (conversion := self._layout.of_parameter.get(one)) is not None:
+                self._check_shape(one, conversion, shape)
+                stored = {name: self.checkpoint.tensor(name) for name in conversion.stored}
+                return self._layout.load([conversion], stored)[one]
+        raise UnsupportedModelError(f"{self.folder.name}: the tensor {name} is not in its safetensors files.")
 
-    @torch.no_grad()
     def costs(self, tokens: int, at_a_time: int = 1) -> list[BlockCosts]:
         """What each block costs on a sample of so many tokens, where so many pass at a time; no weight is read."""
         self._choose_attention(at_a_time, tokens)
-        one, two = (
-            self.skeleton.record(torch.zeros(samples, tokens, dtype=torch.int64), _fill_with_nothing)
-            for samples in (1, 2)
-        )
-        self.release()
-        known: dict[Hashable, BlockCosts] = {}  # most blocks of a model are alike
-        costs = []
-        for module, call, for_two in zip(self.skeleton.blocks, one[1], two[1], strict=True):
-            shapes = tuple((name, parameter.shape) for name, parameter in module.named_parameters())
-            kind = type(module), shapes, tuple((key, _kind(value)) for key, value in call.kwargs.items())
-            if kind not in known:
-                known[kind] = block_costs(module, (one[0], call), (two[0], for_two), self.precision)
-            costs.append(known[kind])
-        return costs
-
-
-def _kind(value: object) -> Hashable:
-    return (*value.shape, str(value.dtype)) if isinstance(value, Tensor) else type(value).__name__
-
-
-def _fill_with_nothing(path: str, module: nn.Module, ids: Tensor | None) -> None:
-    """Give a module memory without values: enough to learn the shapes of what it makes."""
-    del path, ids
-    for key, parameter in list(module.named_parameters(recurse=False)):
-        if parameter.is_meta:
-            # An embedding of gigabytes takes no memory as long as nothing is written to it.
-            nothing = torch.empty if parameter.dim() == 2 else torch.zeros
-            setattr(module, key, nn.Parameter(nothing(parameter.shape), requires_grad=False))
+        return self.weightless.costs(tokens)
 
 
 def _difference(one: Call, other: Call) -> str | None:
@@ -314,17 +330,9 @@ def _equal(one: Any, other: Any) -> bool:
     return type(one) is type(other)
 
 
-def _to(calls: list[Call], device: torch.device) -> list[Call]:
-    """The calls with their tensors on a device; a tensor that several blocks share stays shared."""
-    moved: dict[int, Tensor] = {}
-
-    def move(value: Any) -> Any:
-        if isinstance(value, Tensor):
-            return moved.setdefault(id(value), value.detach().to(device))
-        if isinstance(value, tuple | list):
-            return type(value)(move(item) for item in value)
-        if isinstance(value, dict):
-            return {key: move(item) for key, item in value.items()}
-        return value
-
-    return [replace(call, args=move(call.args), kwargs=move(call.kwargs)) for call in calls]
+def _aliases(model: nn.Module) -> dict[str, tuple[str, ...]]:
+    """By the name of each parameter that has more than one: all of them."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    return {name: tuple(all_) for all_ in names.values() if len(all_) > 1 for name in all_}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -9,55 +11,147 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+_LOOKED_UP = (nn.Embedding, nn.EmbeddingBag)
+
+
+@dataclass(frozen=True)
+class Stack:
+    """A parameter that holds equal matrices one after the other: those of all experts, or heads.
+
+    Or one alone: of a linear whose module is never called, as its weight is multiplied by where it is needed.
+    """
+
+    parameter: str  # its name within the block
+    count: int
+    shape: tuple[int, int]  # (rows, columns) of each
+    strides: tuple[int, int]  # in elements, of rows and columns
+    shares: str  # the first of the stacks that read the same inputs, or itself
+    per_token: float  # how many of the matrices a token passes through
+
+    @property
+    def routed(self) -> bool:
+        """Whether tokens pass through some of the matrices only."""
+        return self.per_token < self.count
+
 
 @final
 @dataclass(frozen=True)
 class Linear:
-    """One linear of a block: `nn.Linear`, or GPT-2's `Conv1D`, which stores the transpose."""
+    """One linear of a block: `nn.Linear`, GPT-2's `Conv1D`, which stores the transpose, or one matrix of a stack."""
 
-    name: str  # within the block, such as self_attn.q_proj
-    module: nn.Module
+    name: str  # within the block, such as self_attn.q_proj, or mlp.experts.down_proj.3 of a stack
+    parameter: nn.Parameter
+    shape: tuple[int, int]  # (rows, columns)
+    strides: tuple[int, int]  # of its elements in the parameter
+    offset: int = 0
+    module: nn.Module | None = None  # that is run on its inputs; None in a stack
+    stack: Stack | None = None
 
-    @property
-    def transposed(self) -> bool:
-        return isinstance(self.module, Conv1D)
-
-    @property
-    def parameter(self) -> nn.Parameter:
-        weight = self.module.weight
+    @staticmethod
+    def of(name: str, module: nn.Module) -> Linear:
+        """The whole weight of an `nn.Linear` or `Conv1D`."""
+        weight = module.weight
         assert isinstance(weight, nn.Parameter)
-        return weight
+        first, second = weight.shape
+        if isinstance(module, Conv1D):
+            return Linear(name, weight, (second, first), (1, second), module=module)
+        return Linear(name, weight, (first, second), (second, 1), module=module)
 
     @property
-    def shape(self) -> tuple[int, int]:
-        """(rows, columns)."""
-        first, second = self.parameter.shape
-        return (second, first) if self.transposed else (first, second)
+    def number(self) -> int | None:
+        """Which matrix of its stack it is."""
+        return None if self.stack is None else self.offset // math.prod(self.shape)
 
     def matrix(self) -> Tensor:
         """The weights (rows, columns), a view that shares memory with the parameter."""
-        return self.stored(self.parameter.detach())
+        return self.of_layout(self.parameter.detach())
 
-    def stored(self, matrix: Tensor) -> Tensor:
-        """From (rows, columns) to the layout of the parameter, or back: the two are each other's transpose."""
-        return matrix.T if self.transposed else matrix
+    def of_layout(self, tensor: Tensor) -> Tensor:
+        """Of a contiguous tensor of the parameter's shape: what lies where this matrix does, (rows, columns)."""
+        return tensor.as_strided(self.shape, self.strides, tensor.storage_offset() + self.offset)
 
     @torch.no_grad()
     def set_(self, matrix: Tensor) -> None:
         """Overwrite the weights with a matrix (rows, columns)."""
-        self.parameter.copy_(self.stored(matrix))
+        self.matrix().copy_(matrix)
 
 
-def find_linears(block: nn.Module) -> list[Linear]:
-    """All linears in a block, in the order of its modules."""
-    return [Linear(name, module) for name, module in block.named_modules() if isinstance(module, nn.Linear | Conv1D)]
+def find_linears(block: nn.Module, stacks: Sequence[Stack] = ()) -> list[Linear]:
+    """All linears in a block, in the order of its modules, then those of its stacks, matrix by matrix."""
+    stacked = {stack.parameter for stack in stacks}
+    plain = [
+        Linear.of(name, module)
+        for name, module in block.named_modules()
+        if is_linear(module) and f"{name}.weight" not in stacked
+    ]
+    return plain + [linear for stack in stacks for linear in _of_stack(block, stack)]
 
 
-def other_matrices(block: nn.Module) -> dict[str, tuple[int, ...]]:
-    """Parameters of two or more dimensions that no linear holds as its weight: what cannot be pruned, by name."""
-    weights = {id(linear.parameter) for linear in find_linears(block)}
+def is_linear(module: nn.Module) -> bool:
+    """Whether a module is a linear of its own."""
+    return isinstance(module, nn.Linear | Conv1D) and isinstance(module.weight, nn.Parameter)
+
+
+def _of_stack(block: nn.Module, stack: Stack) -> list[Linear]:
+    parameter = block.get_parameter(stack.parameter)
+    size = math.prod(stack.shape)
+    if stack.count == 1:
+        name = stack.parameter.removesuffix(".weight")
+        return [Linear(name, parameter, stack.shape, stack.strides, stack=stack)]
+    return [
+        Linear(f"{stack.parameter}.{number}", parameter, stack.shape, stack.strides, number * size, stack=stack)
+        for number in range(stack.count)
+    ]
+
+
+def other_matrices(block: nn.Module, stacks: Sequence[Stack] = ()) -> dict[str, tuple[int, ...]]:
+    """Parameters of two or more dimensions that no linear holds as its weight: what is not pruned, by name."""
+    weights = {id(linear.parameter) for linear in find_linears(block, stacks)}
     return {
         name: tuple(parameter.shape)
         for name, parameter in block.named_parameters()
         if parameter.dim() >= 2 and id(parameter) not in weights
     }
+
+
+def find_routers(block: nn.Module, stacks: Sequence[Stack]) -> set[str]:
+    """The names of linears that choose experts, or weigh them: one output an expert, or one in all, beside experts.
+
+    Experts are stacks, or lists of equal modules that hold linears.
+    """
+    beside: dict[str, set[int]] = {}  # by the path of what holds experts and router: how many experts
+    for stack in stacks:
+        if stack.routed:
+            path = stack.parameter.rpartition(".")[0]
+            # Such as mlp.experts.down_proj, whose router is mlp.gate; the experts may lie deeper (ffn.experts.mlp.w1).
+            for holder in _above(path):
+                beside.setdefault(holder, set()).add(stack.count)
+    for path, module in block.named_modules():
+        if isinstance(module, nn.ModuleList) and len(module) > 1 and all(_holds_linears(child) for child in module):
+            beside.setdefault(path.rpartition(".")[0], set()).add(len(module))
+    return {
+        name
+        for name, module in block.named_modules()
+        if is_linear(module)
+        for holder, counts in beside.items()
+        if holder and name.startswith(f"{holder}.") and _rows(module) in {1, *counts}
+    }
+
+
+def _above(path: str) -> list[str]:
+    """The module that holds the experts' module, and the one above where experts lie deeper than in one module."""
+    parts = path.split(".")
+    return [".".join(parts[:length]) for length in range(1, len(parts))]
+
+
+def _holds_linears(module: nn.Module) -> bool:
+    return any(is_linear(part) for part in module.modules())
+
+
+def _rows(module: nn.Module) -> int:
+    return Linear.of("", module).shape[0]
+
+
+def is_looked_up(module: nn.Module) -> bool:
+    """Whether a module's weight is a table of rows that are looked up, not a matrix."""
+    return isinstance(module, _LOOKED_UP)

@@ -9,19 +9,26 @@ block to block are the model's own.
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, final
 
 import torch
 from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from reprune.errors import InputError, RepruneError, UnsupportedModelError
 from reprune.model.block import Call
-from reprune.model.linears import find_linears
+from reprune.model.linears import find_linears, is_linear
 from reprune.model.quiet import quiet_transformers
+
+_GENERATIVE = re.compile(r"(ForCausalLM|LMHeadModel|ForConditionalGeneration)$")
+
+_TRIED_TOKENS = 8
+_RETURNED = (0, 1, 2, 3, 4)  # what blocks return: the states, or a tuple of so many that begins with them
 
 Fill = Callable[[str, nn.Module, Tensor | None], None]
 """Gives the parameters of a module outside the blocks: (module name, module, token ids if it embeds them)."""
@@ -31,17 +38,21 @@ Fill = Callable[[str, nn.Module, Tensor | None], None]
 class _Recorder(nn.Module):
     """Stands in for a block: keeps what it is given and hands the hidden states on as they are."""
 
-    def __init__(self, block: nn.Module, saw: Callable[[Tensor, Call], bool], as_tuple: bool) -> None:
+    def __init__(self, block: nn.Module, saw: Callable[[Tensor, Call], bool], returned: int) -> None:
         super().__init__()
-        self._attributes = {key: value for key, value in vars(block).items() if not key.startswith("_")}
+        self._attributes = {"block": block}  # not as a module of its own
         self._names = list(inspect.signature(block.forward).parameters)
         self._saw = saw
-        self._as_tuple = as_tuple
+        self._returned = returned
 
     def __getattr__(self, name: str) -> Any:
         # Models ask their blocks for such things as attention_type before they call them.
-        attributes = self.__dict__.get("_attributes", {})
-        return attributes[name] if name in attributes else super().__getattr__(name)
+        if name.startswith("__") or "_attributes" not in self.__dict__:
+            return super().__getattr__(name)
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self.__dict__["_attributes"]["block"], name)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         if args and isinstance(args[0], Tensor):
@@ -53,7 +64,7 @@ class _Recorder(nn.Module):
             states, call = kwargs[key], Call(args, {**kwargs, key: None}, key)
         if self._saw(states, call):
             raise _LastBlockReached
-        return (states,) if self._as_tuple else states
+        return (states, *(None for _ in range(self._returned - 1))) if self._returned else states
 
 
 class _LastBlockReached(Exception):
@@ -72,9 +83,48 @@ class Skeleton:
         """
         self.model = _build(folder, trust_remote_code)
         self.config: Any = self.model.config.get_text_config(decoder=True)
-        self.blocks_path, self.blocks = _find_blocks(self.model)
-        self._as_tuple = False
+        self._returned = 0
+        lists = _find_lists(self.model)
+        self.blocks_path, self.blocks = next(iter(lists.items()))
         self._fused_attention = getattr(self.model.config, "_attn_implementation", None) == "sdpa"
+        if len(lists) > 1:
+            self.blocks_path = self._choose(lists)
+            self.blocks = lists[self.blocks_path]
+
+    @torch.no_grad()
+    def _choose(self, lists: dict[str, nn.ModuleList]) -> str:
+        """Of several lists of blocks, as those of a model that reads images too, the one that text passes through."""
+        tokens = min(_TRIED_TOKENS, self.max_positions or _TRIED_TOKENS)
+        ids = torch.zeros(1, tokens, dtype=torch.int64)
+        ran: list[str] = []
+        for self._returned in _RETURNED:
+            calls: dict[str, int] = {}
+
+            def saw(path: str, index: int, states: Tensor, call: Call, calls: dict[str, int] = calls) -> bool:
+                del index, states, call
+                calls[path] = calls.get(path, 0) + 1
+                return False
+
+            with ExitStack() as stack, quiet_transformers():
+                for path, blocks in lists.items():
+                    stack.enter_context(self._recorders(blocks, partial(partial, saw, path)))
+                stack.enter_context(_filling(self.model, tuple(lists), fill_with_nothing, ids))
+                with suppress(Exception):  # whatever a model raises whose blocks return something else, or at its end
+                    self.model(input_ids=ids, use_cache=False)
+            self.release()
+            ran = [path for path, count in calls.items() if count >= len(lists[path])]
+            if ran:
+                break
+        self._returned = 0
+        if len(ran) == 1:
+            return ran[0]
+        raise self._several(*(ran or lists))
+
+    def _several(self, *paths: str) -> UnsupportedModelError:
+        return UnsupportedModelError(
+            f"{type(self.model).__name__}: text passes through several lists of blocks, or through none as a whole "
+            f"({', '.join(paths)}), so its blocks cannot be pruned one after the other."
+        )
 
     def attend_by_products(self, on: bool) -> None:
         """Have Transformers' models attend by plain products and softmax ("eager"), or by PyTorch's fused kernels.
@@ -95,9 +145,16 @@ class Skeleton:
         """What the names of the base model's parameters begin with, such as "model."."""
         return f"{self.model.base_model_prefix}." if self.model.base_model_prefix else ""
 
+    def release(self) -> None:
+        """Give back the memory of all weights outside the blocks."""
+        for name, module in self.model.named_modules():
+            if self.is_outside(name):
+                for key, parameter in module.named_parameters(recurse=False):
+                    setattr(module, key, nn.Parameter(parameter.to("meta"), requires_grad=False))
+
     def is_outside(self, path: str) -> bool:
         """Whether a module of that path lies outside the blocks."""
-        return _is_outside(path, self.blocks_path)
+        return _is_outside(path, (self.blocks_path,))
 
     @torch.no_grad()
     def record(self, ids: Tensor, fill: Fill) -> tuple[Tensor, list[Call]]:
@@ -113,22 +170,21 @@ class Skeleton:
         Raises:
             UnsupportedModelError: the blocks do not hand the states from one to the next.
         """
-        try:
-            return self._record(ids, fill)
-        except RepruneError:
-            raise
-        except Exception as error:
-            first = error
-        self._as_tuple = not self._as_tuple  # perhaps the blocks of this model return tuples
-        try:
-            return self._record(ids, fill)
-        except RepruneError:
-            raise
-        except Exception:
-            raise UnsupportedModelError(
-                f"{type(self.model).__name__}: its forward does not run over recorders in place of its blocks "
-                f"({type(first).__name__}: {first})."
-            ) from first
+        first: Exception | None = None
+        forms = [self._returned, *(form for form in _RETURNED if form != self._returned)]
+        for form in forms:
+            self._returned = form
+            try:
+                return self._record(ids, fill)
+            except RepruneError:
+                raise
+            except Exception as error:  # perhaps the blocks of this model return something else
+                first = first or error
+        self._returned = 0
+        raise UnsupportedModelError(
+            f"{type(self.model).__name__}: its forward does not run over recorders in place of its blocks "
+            f"({type(first).__name__}: {first})."
+        ) from first
 
     def _record(self, ids: Tensor, fill: Fill) -> tuple[Tensor, list[Call]]:
         entered: list[Tensor] = []
@@ -152,7 +208,8 @@ class Skeleton:
             calls.append(call)
             return len(calls) == len(self.blocks)
 
-        with self._recorders(saw), _filling(self.model, self.blocks_path, fill), quiet_transformers():
+        recorders = self._recorders(self.blocks, lambda index: partial(saw, index))
+        with recorders, _filling(self.model, (self.blocks_path,), fill, ids), quiet_transformers():
             try:
                 self.model(input_ids=ids, use_cache=False)
             except _LastBlockReached:
@@ -162,15 +219,15 @@ class Skeleton:
         )
 
     @contextmanager
-    def _recorders(self, saw: Callable[[int, Tensor, Call], bool]) -> Iterator[None]:
-        originals = list(self.blocks)
+    def _recorders(self, blocks: nn.ModuleList, saw: Callable[[int], Callable[[Tensor, Call], bool]]) -> Iterator[None]:
+        originals = list(blocks)
         for index, block in enumerate(originals):
-            self.blocks[index] = _Recorder(block, partial(saw, index), self._as_tuple)
+            blocks[index] = _Recorder(block, saw(index), self._returned)
         try:
             yield
         finally:
             for index, block in enumerate(originals):
-                self.blocks[index] = block
+                blocks[index] = block
 
 
 def read_config(folder: Path, trust_remote_code: bool) -> Any:
@@ -192,7 +249,6 @@ def max_positions(config: Any) -> int | None:
 
 def _build(folder: Path, trust_remote_code: bool) -> Any:
     from accelerate import init_empty_weights
-    from transformers import AutoModelForCausalLM
     from transformers.initialization import no_init_weights
 
     config = read_config(folder, trust_remote_code)
@@ -206,35 +262,62 @@ def _build(folder: Path, trust_remote_code: bool) -> Any:
                 f"{folder.name}: its weights are quantized, and quantized weights cannot be pruned; "
                 "use the model's bfloat16, float16 or float32 weights (a .gguf file is dequantized by itself)."
             )
+        if _sees_what_comes(config):
+            raise UnsupportedModelError(
+                f"{folder.name}: {config.model_type} with is_decoder false attends to the tokens that are to come, so "
+                "it does not predict the next one; give a causal language model."
+            )
+        kind = model_class(config)
         try:
             # Buffers are made for real: those that no checkpoint holds (rotary frequencies) exist nowhere else.
             with no_init_weights(), init_empty_weights(include_buffers=False):
-                model: Any = AutoModelForCausalLM.from_config(
-                    config, dtype=torch.float32, trust_remote_code=trust_remote_code
-                )
+                if kind is AutoModelForCausalLM:
+                    model: Any = kind.from_config(config, dtype=torch.float32, trust_remote_code=trust_remote_code)
+                else:
+                    model = kind._from_config(config, dtype=torch.float32)
         except ValueError as error:
             raise UnsupportedModelError(
                 f"{folder.name}: {config.model_type} is not a causal language model of Transformers: {error}"
             ) from None
+        # Experts one by one: only so can be seen, whatever the architecture, what is multiplied by what.
+        if getattr(model, "_can_set_experts_implementation", bool)():
+            model.set_experts_implementation("eager")
     return model.eval()
 
 
-def _find_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
-    """The one list of modules that each hold linears and lie in no other such list."""
+def _sees_what_comes(config: Any) -> bool:
+    """Whether a configuration is of an encoder, which the same class turns into a decoder where it is told to."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES as ENCODERS
+
+    return config.model_type in ENCODERS and getattr(config, "is_decoder", None) is False
+
+
+def model_class(config: Any) -> Any:
+    """The class that loads a model: what its configuration says if Transformers has that, else as for any decoder.
+
+    Of a model of several parts, such as one that reads images too, it is the whole.
+    """
+    import transformers
+
+    if not getattr(config, "auto_map", None):
+        for name in getattr(config, "architectures", None) or ():
+            kind = getattr(transformers, str(name), None)
+            if _GENERATIVE.search(str(name)) and isinstance(kind, type) and issubclass(kind, PreTrainedModel):
+                return kind
+    return AutoModelForCausalLM
+
+
+def _find_lists(model: nn.Module) -> dict[str, nn.ModuleList]:
+    """The lists of modules that each hold linears and lie in no other such list, by path."""
     found: dict[str, nn.ModuleList] = {}
     for path, module in model.named_modules():
         if not isinstance(module, nn.ModuleList) or any(path.startswith(f"{outer}.") for outer in found):
             continue
-        if len(module) and all(any(True for _ in _weights(child)) for child in module):
+        if len(module) and all(not is_linear(child) and any(True for _ in _weights(child)) for child in module):
             found[path] = module
     if not found:
         raise UnsupportedModelError(f"{type(model).__name__}: no list of blocks with linears was found in it.")
-    if len(found) > 1:
-        raise UnsupportedModelError(
-            f"{type(model).__name__}: several lists of blocks were found ({', '.join(found)}), and which of them is "
-            "the decoder cannot be told."
-        )
-    return next(iter(found.items()))
+    return found
 
 
 def _weights(module: nn.Module) -> Iterator[nn.Parameter]:
@@ -243,13 +326,16 @@ def _weights(module: nn.Module) -> Iterator[nn.Parameter]:
     yield from (parameter for parameter in module.parameters() if parameter.dim() >= 3)
 
 
-def _is_outside(path: str, blocks_path: str) -> bool:
-    return not f"{path}.".startswith(f"{blocks_path}.")
+def _is_outside(path: str, inside: tuple[str, ...]) -> bool:
+    return not any(f"{path}.".startswith(f"{one}.") for one in inside)
 
 
 @contextmanager
-def _filling(model: Any, blocks_path: str, fill: Fill) -> Iterator[None]:
-    """Have the weights of each module outside the blocks filled in just before it first runs."""
+def _filling(model: Any, inside: tuple[str, ...], fill: Fill, ids: Tensor) -> Iterator[None]:
+    """Have the weights of each module outside some lists of blocks filled in just before it first runs.
+
+    Those of the embedding are there from the start, as some models look at them before they run it.
+    """
     embedding = model.get_input_embeddings()
 
     def hook(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
@@ -258,10 +344,23 @@ def _filling(model: Any, blocks_path: str, fill: Fill) -> Iterator[None]:
     handles = [
         module.register_forward_pre_hook(hook(name))
         for name, module in model.named_modules()
-        if _is_outside(name, blocks_path) and (module._parameters or module._buffers)
+        if _is_outside(name, inside) and (module._parameters or module._buffers)
     ]
     try:
+        for name, module in model.named_modules():
+            if module is embedding and module._parameters:
+                fill(name, module, ids)
         yield
     finally:
         for handle in handles:
             handle.remove()
+
+
+def fill_with_nothing(path: str, module: nn.Module, ids: Tensor | None) -> None:
+    """Give a module memory without values: enough to learn the shapes of what it makes."""
+    del path, ids
+    for key, parameter in list(module.named_parameters(recurse=False)):
+        if parameter.is_meta:
+            # An embedding of gigabytes takes no memory as long as nothing is written to it.
+            nothing = torch.empty if parameter.dim() == 2 else torch.zeros
+            setattr(module, key, nn.Parameter(nothing(parameter.shape), requires_grad=False))

@@ -20,7 +20,7 @@ from reprune.model.block import Precision
 from reprune.model.checkpoint import Checkpoint
 from reprune.model.linears import find_linears
 from reprune.model.quiet import quiet_transformers
-from reprune.model.skeleton import Skeleton
+from reprune.model.skeleton import Skeleton, model_class, read_config
 
 
 def load_model(
@@ -44,6 +44,7 @@ def load_model(
     if products != torch.float32:
         _widen_(model, bare)
         for linear in find_linears(model):
+            assert linear.module is not None
             linear.module.weight = nn.Parameter(linear.parameter.to(products), requires_grad=False)
     return model.to(device).eval()
 
@@ -64,13 +65,10 @@ def _stored_dtypes(folder: Path) -> set[torch.dtype]:
 
 
 def _from_pretrained(folder: Path, dtype: torch.dtype, trust_remote_code: bool) -> Any:
-    from transformers import AutoModelForCausalLM
-
+    kind = model_class(read_config(folder, trust_remote_code))
     try:
         with quiet_transformers():
-            return AutoModelForCausalLM.from_pretrained(
-                folder, dtype=dtype, use_safetensors=True, trust_remote_code=trust_remote_code
-            )
+            return kind.from_pretrained(folder, dtype=dtype, use_safetensors=True, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise InputError(f"{folder}: Transformers cannot load it: {' '.join(str(error).split()):.300}") from None
 

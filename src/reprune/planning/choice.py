@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -19,23 +20,38 @@ class Choice:
 
     only: Part = "all"
     """`attention`: the linears of modules whose name says so; `mlp`: all the others (the paper's Table 7)."""
+    include: tuple[str, ...] = ()
+    """Patterns of names that are pruned, and no others; none: all are."""
     exclude: tuple[str, ...] = ()
-    """Patterns of names that stay dense; each fits a whole name within the block, or its last part."""
+    """Patterns of names that stay dense. See `fits_place` for what a pattern fits."""
 
-    def leaves_dense(self, name: str) -> bool:
+    def leaves_dense(self, index: int, name: str) -> bool:
         """Whether the matrix of that name within a block stays as it is."""
         if self.only != "all" and is_attention(name) != (self.only == "attention"):
             return True
-        return any(fits(name, pattern) for pattern in self.exclude)
+        if self.include and not any(fits_place(index, name, pattern) for pattern in self.include):
+            return True
+        return any(fits_place(index, name, pattern) for pattern in self.exclude)
 
-    def kept_dense(self, linears: Sequence[Linear]) -> set[str]:
-        """The names of those linears that stay dense."""
-        return {linear.name for linear in linears if self.leaves_dense(linear.name)}
+    def kept_dense(self, index: int, linears: Sequence[Linear]) -> set[str]:
+        """The names of those linears of a block that stay dense."""
+        return {linear.name for linear in linears if self.leaves_dense(index, linear.name)}
+
+
+def fits_place(index: int, name: str, pattern: str) -> bool:
+    """Whether a pattern fits a name within a block, the last part of it, or it with the block's number before.
+
+    `mlp.*` fits the MLP of all blocks, `down_proj` one linear of all, `0.*` all linears of block 0.
+    """
+    return fits(name, pattern) or fnmatchcase(f"{index}.{name}", pattern)
 
 
 def fits(name: str, pattern: str) -> bool:
-    """Whether a pattern fits a whole name or the last part of it."""
-    return fnmatchcase(name, pattern) or fnmatchcase(name.rsplit(".", 1)[-1], pattern)
+    """Whether a pattern fits a whole name or the last part of it; of an expert's matrix, with its number or without."""
+    return any(
+        fnmatchcase(one, pattern) or fnmatchcase(one.rsplit(".", 1)[-1], pattern)
+        for one in (name, re.sub(r"\.\d+$", "", name))
+    )
 
 
 def is_attention(name: str) -> bool:

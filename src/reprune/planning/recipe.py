@@ -32,6 +32,7 @@ from reprune.math.wanda import Wanda
 from reprune.math.widening import Widening
 from reprune.planning.choice import Choice, Part
 from reprune.planning.generation.settings import FILTERS, PREFIX, Generation, generation
+from reprune.planning.sparsities import Sparsities
 
 Rung = Literal["LR", "BR", "BR+GP", "BR+GP+CR", "auto"]
 RUNGS: Mapping[str, dict[str, Any]] = {
@@ -68,7 +69,12 @@ def _counted(value: Any) -> Any:
     return {"samples": value} if isinstance(value, int) and not isinstance(value, bool) else value
 
 
-SHORT_FORMS: Mapping[str, Callable[[Any], Any]] = {"pruner": _named, "solver": _named, "self_generate": _counted}
+SHORT_FORMS: Mapping[str, Callable[[Any], Any]] = {
+    "pruner": _named,
+    "solver": _named,
+    "allocation": _named,
+    "self_generate": _counted,
+}
 """Keys whose values may be given by the first of their parts alone."""
 
 
@@ -85,6 +91,7 @@ class PrunerRecipe(_Part):
     damping: float = Field(0.01, gt=0)  # SparseGPT: share of the mean diagonal of H
     block_size: int = Field(128, ge=1)  # SparseGPT: columns between lazy updates
     sequential: bool = False  # statistics of a group after the groups before it are pruned
+    min_tokens: int = Field(32, ge=0)  # an expert that fewer calibration tokens reach is pruned by magnitude
     statistics: Literal["all", "first"] = "all"  # from all calibration samples, or the first source's (the paper's way)
 
     def build(self) -> Pruner[Any]:
@@ -126,6 +133,7 @@ class SolverRecipe(_Part):
     rank: int | None = Field(None, ge=1)  # move low-rank updates of the matrices; None: all their weights
     compact: bool = False  # gradients, moments and the guard's copy of kept weights alone
     betas: tuple[float, float] = (0.9, 0.95)
+    routing: Literal["student", "teacher"] = "student"  # whose choice of experts each token is fitted with
     patience: int = Field(2, ge=1)  # epochs in a row without a lower held-out error, after which the guard stops
 
     @model_validator(mode="after")
@@ -216,6 +224,17 @@ class SelfGenerateRecipe(_Part):
 
 
 @final
+class AllocationRecipe(_Part):
+    """How the sparsity is shared out over blocks (see `reprune.math.allocation`)."""
+
+    name: Literal["uniform", "owl", "by-error"] = "uniform"
+    spread: float = Field(
+        0.08, gt=0, lt=0.5
+    )  # owl: the most by which two blocks differ, halved; by-error: from the mean
+    outlier: float = Field(5.0, gt=1)  # owl: scores of so many times the mean are outliers
+
+
+@final
 class StreamsRecipe(_Part):
     """Where the hidden states of the samples are held."""
 
@@ -240,7 +259,10 @@ class Recipe(_Part):
     samples: int = Field(256, ge=1)
     seqlen: int | None = Field(None, ge=2)  # None: 1024, or the model's longest sequence if that is shorter
     only: Part = "all"  # prune only the linears of the attention, or only the others
-    exclude: list[str] = []  # names of linears within a block, as patterns, that stay dense
+    include: list[str] = []  # names of linears, as patterns, that are pruned; none: all
+    exclude: list[str] = []  # names of linears, as patterns, that stay dense
+    sparsity_by_name: Annotated[dict[str, Annotated[str, BeforeValidator(_written)]], Field()] = {}  # patterns of names
+    allocation: Annotated[AllocationRecipe, BeforeValidator(_named)] = AllocationRecipe()
     seed: int = Field(0, ge=0, lt=2**63)
     device: str = "auto"
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -253,6 +275,13 @@ class Recipe(_Part):
         parse_pattern(value)
         return value
 
+    @field_validator("sparsity_by_name")
+    @classmethod
+    def _all_parse(cls, value: dict[str, str]) -> dict[str, str]:
+        for sparsity in value.values():
+            parse_pattern(sparsity)
+        return value
+
     @field_validator("device")
     @classmethod
     def _is_device(cls, value: str) -> str:
@@ -260,7 +289,7 @@ class Recipe(_Part):
             raise ValueError("expected auto, cpu, cuda or cuda:N")
         return value
 
-    @field_validator("calibration", "heldout", "exclude", mode="before")
+    @field_validator("calibration", "heldout", "include", "exclude", mode="before")
     @classmethod
     def _one_or_many(cls, value: Any) -> Any:
         return [value] if isinstance(value, str) else value
@@ -287,9 +316,29 @@ class Recipe(_Part):
             raise ValueError("reconstruct auto chooses by held-out error, which guard: off ignores; leave the guard on")
         return self
 
+    @model_validator(mode="after")
+    def _teacher_has_a_stream(self) -> Self:
+        if self.solver.routing == "teacher" and self.teacher != "global":
+            raise ValueError("solver.routing teacher needs the dense model's own states: teacher: global")
+        return self
+
     @property
     def choice(self) -> Choice:
-        return Choice(self.only, tuple(self.exclude))
+        return Choice(self.only, tuple(self.include), tuple(self.exclude))
+
+    @model_validator(mode="after")
+    def _allocation_needs_a_share(self) -> Self:
+        if self.allocation.name != "uniform" and self.pattern.group > 1:
+            raise ValueError(
+                f"allocation {self.allocation.name} shares out a fraction such as 0.6 over blocks; {self.sparsity} is "
+                "the same in all of them"
+            )
+        return self
+
+    @property
+    def sparsities(self) -> Sparsities:
+        by_name = {name: parse_pattern(sparsity) for name, sparsity in self.sparsity_by_name.items()}
+        return Sparsities(self.pattern, by_name)
 
     @property
     def pattern(self) -> Pattern:

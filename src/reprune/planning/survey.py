@@ -2,26 +2,35 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
 
 from reprune.errors import InputError, RepruneError, UnsupportedModelError
-from reprune.math.patterns import Pattern
 from reprune.model.decoder import Decoder
-from reprune.model.linears import find_linears, other_matrices
-from reprune.planning.choice import Choice, fits
+from reprune.model.linears import Stack, find_linears, find_routers, other_matrices
+from reprune.planning.choice import Choice, fits_place
+from reprune.planning.sparsities import Sparsities
+
+_IDLE = 0.4  # of the weights of a block's linears: with more that never run something is amiss
+_LARGE = 0.1  # of a block's matrices: so large a share does not stay dense unless it is told to
 
 
 @dataclass(frozen=True)
 class BlockSurvey:
-    """One block: which of its matrices are pruned, which stay dense, which are in the way."""
+    """One block: which of its matrices are pruned, and which stay dense."""
 
     index: int
     groups: tuple[tuple[str, ...], ...]  # names of the linears to be pruned, by shared input
     shapes: dict[str, tuple[int, int]]  # (rows, columns) of every linear
     dense: tuple[str, ...]  # linears that stay dense as they were told to
-    others: dict[str, tuple[int, ...]]  # matrices that are no linear's weight and are not excluded
+    routers: tuple[str, ...]  # linears that choose experts, which always stay dense
+    idle: tuple[str, ...]  # linears that never run where there is text alone, which stay dense
+    others: dict[str, tuple[int, ...]]  # matrices that no linear holds, which stay dense
+    experts: dict[
+        str, float
+    ]  # by linear of an expert: the share of the tokens that reach it if all are as often chosen
     groups_known: bool = True  # False where only the block's weights will tell which linears share inputs
 
 
@@ -48,72 +57,100 @@ class Survey:
         )
 
 
-def survey(decoder: Decoder, pattern: Pattern, choice: Choice) -> Survey:
-    """Go through all blocks on the meta device: no weight is read.
+def survey(decoder: Decoder, sparsities: Sparsities, choice: Choice) -> Survey:
+    """Go through all blocks: no weight is read.
 
     Raises:
         InputError: no linear of any block would be pruned, or a pattern of `choice.exclude` fits nothing.
     """
     blocks, refusals = [], []
     for index in range(len(decoder)):
-        block, problems = _survey_block(decoder, index, pattern, choice)
+        block, problems = _survey_block(decoder, index, sparsities, choice)
         blocks.append(block)
         refusals += problems
-    names = {name for block in blocks for name in (*block.shapes, *_all_others(decoder, block.index))}
-    for given in choice.exclude:
-        if not any(fits(name, given) for name in names):
-            raise InputError(f"exclude: {given!r} fits no matrix of a block; there are {', '.join(sorted(names))}.")
+    places = {
+        (block.index, name)
+        for block in blocks
+        for name in (*block.shapes, *other_matrices(decoder.skeleton.blocks[block.index]))
+    }
+    given = [("include", name) for name in choice.include] + [("exclude", name) for name in choice.exclude]
+    for key, pattern in (*given, *(("sparsity_by_name", name) for name in sparsities.by_name)):
+        if not any(fits_place(index, name, pattern) for index, name in places):
+            there = ", ".join(sorted({name for _, name in places}))
+            raise InputError(f"{key}: {pattern!r} fits no matrix of a block; there are {there:.2000}.")
     if not any(block.groups for block in blocks) and not refusals:
         raise InputError(f"{decoder.folder.name}: no linear of any block is left to prune; see 'only' and 'exclude'.")
     return Survey(tuple(blocks), _merged(refusals))
 
 
-def _all_others(decoder: Decoder, index: int) -> dict[str, tuple[int, ...]]:
-    return other_matrices(decoder.skeleton.blocks[index])
-
-
 def _survey_block(
-    decoder: Decoder, index: int, pattern: Pattern, choice: Choice
+    decoder: Decoder, index: int, sparsities: Sparsities, choice: Choice
 ) -> tuple[BlockSurvey, list[tuple[int, str]]]:
     module = decoder.skeleton.blocks[index]
-    linears = find_linears(module)
-    dense = choice.kept_dense(linears)
-    others = {name: shape for name, shape in other_matrices(module).items() if not choice.leaves_dense(name)}
-    refusals = [
-        (
-            index,
-            f"the matrix {name} {list(shape)} is not the weight of a linear, so it cannot be pruned; "
-            f"leave it dense with --set 'exclude=[\"{name}\"]'",
+    refusals: list[tuple[int, str]] = []
+    stacks: tuple[Stack, ...] = ()
+    try:
+        stacks = decoder.weightless.stacks(index)
+    except RepruneError:
+        raise
+    except Exception as error:  # whatever a module raises
+        said = " ".join(str(error).split())
+        refusals.append(
+            (index, f"which matrices it multiplies by cannot be seen ({type(error).__name__}: {said:.200})")
         )
-        for name, shape in others.items()
-    ]
+    linears = find_linears(module, stacks)
+    routers = find_routers(module, stacks)
+    dense = choice.kept_dense(index, linears) - routers
     for linear in linears:
-        if linear.name not in dense:
+        if linear.name not in dense | routers:
             try:
-                pattern.check(linear.shape[1], linear.name)
+                name = linear.name if linear.stack is None else linear.stack.parameter
+                sparsities.of(index, linear.name).check(linear.shape[1], name)
             except InputError as error:
                 refusals.append((index, str(error)))
     try:
-        found = decoder.groups_without_weights(index)
-        known = True
+        found = decoder.weightless.groups(index)
+        groups, known = [group.names for group in found], True
+        experts = {name for group in found if group.expert for name in group.names}
     except RepruneError:
         raise
     except Exception:  # not every kernel runs on the meta device; the groups show when the block is loaded
-        found, known = [(linear.name,) for linear in linears], False
-    running = {name for group in found for name in group}
+        groups, known, experts = [(linear.name,) for linear in linears], False, set()
+    others = {
+        name: shape for name, shape in other_matrices(module, stacks).items() if not choice.leaves_dense(index, name)
+    }
+    whole = sum(math.prod(linear.shape) for linear in linears) + sum(map(math.prod, others.values()))
     refusals += [
-        (index, f"the linear {linear.name} never runs; leave it dense with --set 'exclude=[\"{linear.name}\"]'")
-        for linear in linears
-        if linear.name not in running and linear.name not in dense
+        (
+            index,
+            f"the matrix {name} {list(shape)} is not the weight of a linear, so it cannot be pruned, and it is "
+            f"{math.prod(shape) / whole:.0%} of the block; leave it dense with --set 'exclude=[\"{name}\"]'",
+        )
+        for name, shape in others.items()
+        if math.prod(shape) > _LARGE * whole
     ]
-    groups = tuple(tuple(name for name in group if name not in dense) for group in found)
+    running = {name for group in groups for name in group}
+    idle = [linear for linear in linears if linear.name not in running | dense | routers]
+    if sum(math.prod(linear.shape) for linear in idle) > _IDLE * sum(math.prod(linear.shape) for linear in linears):
+        refusals += [
+            (index, f"the linear {one.name} never runs; leave it dense with --set 'exclude=[\"{one.name}\"]'")
+            for one in idle
+        ]
+    left = (tuple(name for name in group if name not in dense | routers) for group in groups)
     return (
         BlockSurvey(
             index,
-            tuple(group for group in groups if group),
+            tuple(group for group in left if group),
             {linear.name: linear.shape for linear in linears},
             tuple(sorted(dense)),
+            tuple(sorted(routers)),
+            tuple(linear.name for linear in idle),
             others,
+            {
+                linear.name: linear.stack.per_token / linear.stack.count
+                for linear in linears
+                if linear.name in experts and linear.stack is not None
+            },
             known,
         ),
         refusals,

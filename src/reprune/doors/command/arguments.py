@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-_MANY = ("--calibration", "--heldout")
+_MANY = ("--calibration", "--heldout", "--include", "--exclude")
 _MANY_OF = {  # by command
     "study": (*_MANY, "--pruners", "--rungs", "--seeds", "--only", "--self-generate", "--text", "--zero-shot"),
     "evaluate": ("--zero-shot",),

@@ -22,7 +22,9 @@ from reprune.doors.command.options import (
     Calibration,
     Device,
     Epochs,
+    Exclude,
     Heldout,
+    Include,
     Lr,
     Model,
     Only,
@@ -88,6 +90,8 @@ def prune(
     batch_size: BatchSize = None,
     seed: Seed = None,
     only: Only = None,
+    include: Include = None,
+    exclude: Exclude = None,
     device: Device = None,
     settings: Settings = None,
     trust_remote_code: Trust = False,
@@ -124,6 +128,8 @@ def plan(
     batch_size: BatchSize = None,
     seed: Seed = None,
     only: Only = None,
+    include: Include = None,
+    exclude: Exclude = None,
     device: Device = None,
     settings: Settings = None,
     trust_remote_code: Trust = False,
@@ -212,7 +218,7 @@ def _given(arguments: dict[str, Any]) -> dict[str, Any]:
     """The flags that belong to the recipe, out of a command's arguments; a switch that is off was not given."""
     names = [
         *("pruner", "sparsity", "reconstruct", "calibration", "heldout", "self_generate", "samples", "seqlen"),
-        *("epochs", "lr", "batch_size", "seed", "only", "device", "trust_remote_code"),
+        *("epochs", "lr", "batch_size", "seed", "only", "include", "exclude", "device", "trust_remote_code"),
     ]
     return {name: arguments[name] for name in names if arguments[name] is not False}
 

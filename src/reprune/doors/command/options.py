@@ -40,6 +40,13 @@ Lr = Annotated[float | None, typer.Option("--lr", metavar="X", help="Learning ra
 BatchSize = Annotated[int | None, typer.Option(metavar="B", help="Samples a step. [8]")]
 Seed = Annotated[int | None, typer.Option(metavar="S", help="Decides everything random. [0]")]
 Only = Annotated[str | None, typer.Option(metavar="PART", help="Prune all, or only attention or mlp linears. [all]")]
+Include = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME ...", help="Prune these linears alone: down_proj, mlp.*, 0.* (block 0). [all]"),
+]
+Exclude = Annotated[
+    list[str] | None, typer.Option(metavar="NAME ...", help="Leave these linears dense; NAME as for --include.")
+]
 Device = Annotated[str | None, typer.Option(metavar="DEVICE", help="auto, cpu, cuda or cuda:N. [auto]")]
 Settings = Annotated[
     list[str] | None,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -120,13 +120,30 @@ def show_plan(plan: Plan) -> None:
 
 
 def _alike(plan: Plan) -> Iterator[tuple[str, str, str]]:
-    """The linear groups, blocks that are alike in one row."""
+    """The linear groups, blocks that are alike in one row, and of experts all that are alike."""
     rows: dict[tuple[str, str], list[int]] = {}
+    tokens = plan.samples[0] * (plan.recipe.seqlen or 0)
     for block in plan.survey.blocks:
+        seen: dict[tuple[str, str], None] = {}
+        counts: dict[str, int] = {}
         for names in block.groups:
             shapes = ", ".join("{} x {}".format(*block.shapes[name]) for name in names)
-            rows.setdefault((", ".join(names), shapes), []).append(block.index)
-        for name in block.dense:
-            rows.setdefault((f"{name} (stays dense)", "{} x {}".format(*block.shapes[name])), []).append(block.index)
+            share = block.experts.get(names[0])
+            if share is not None:
+                counts[_numberless(names)] = counts.get(_numberless(names), 0) + 1
+                shapes += f", about {share * tokens:,.0f} tokens each"
+            seen[(_numberless(names) if share is not None else ", ".join(names), shapes)] = None
+        for name, shapes in seen:
+            of_all = f"{counts[name]} experts: " if name in counts else ""
+            rows.setdefault((name, of_all + shapes), []).append(block.index)
+        for name in (*block.dense, *block.routers, *block.idle):
+            why = "router" if name in block.routers else "never runs" if name in block.idle else "stays dense"
+            rows.setdefault((f"{name} ({why})", "{} x {}".format(*block.shapes[name])), []).append(block.index)
+        for name, shape in block.others.items():
+            rows.setdefault((f"{name} (no linear)", " x ".join(map(str, shape))), []).append(block.index)
     for (group, shapes), blocks in rows.items():
         yield ranges(blocks), group, shapes
+
+
+def _numberless(names: Sequence[str]) -> str:
+    return ", ".join(f"{name.rpartition('.')[0]}.*" for name in names)

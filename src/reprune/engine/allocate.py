@@ -1,0 +1,118 @@
+"""Measures what each block bears, before anything is pruned, and shares the sparsity out by it.
+
+All blocks are looked at in the dense model: what enters each is the dense stream.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import Any
+
+import torch
+
+from reprune.engine.frontier import Frontier
+from reprune.engine.pruning import Known, linear_groups, prune_block_
+from reprune.engine.watcher import Watcher
+from reprune.engine.window import PrunedBlock
+from reprune.math.allocation import by_error, by_outliers, outlier_share
+from reprune.math.patterns import Unstructured
+from reprune.math.pruner import Pruner
+from reprune.math.reconstruction_error import ErrorMeter
+from reprune.math.wanda import Wanda
+from reprune.model.decoder import Decoder
+from reprune.model.linears import Linear
+from reprune.model.streams import Stream
+from reprune.planning.recipe import Recipe
+from reprune.planning.sparsities import Sparsities
+
+_EDGE = 0.01  # no block is measured closer to all or nothing
+
+
+@torch.no_grad()
+def allocate(
+    recipe: Recipe, pruner: Pruner[Any], decoder: Decoder, frontier: Frontier, watcher: Watcher
+) -> list[float]:
+    """The sparsity of each block.
+
+    Args:
+        recipe: says by what.
+        pruner: that errors are measured with.
+        decoder: the dense model.
+        frontier: at its start.
+        watcher: is told how far it is.
+    """
+    weights, outliers, curves = [], [], []
+    base, spread = recipe.pattern.sparsity, recipe.allocation.spread
+    levels = sorted({min(max(base + part * spread, _EDGE), 1.0 - _EDGE) for part in (-1.0, 0.0, 1.0)})
+    with frontier.dense_walk() as walk:
+        for index in range(len(decoder)):
+            watcher.phase(None, f"what block {index} bears")
+            pruned = PrunedBlock(decoder.load(index))
+            entering, after = walk.through(pruned.block)
+            states, call = next(frontier.inputs(entering, pruned.block))
+            choice = recipe.choice
+            dense = choice.kept_dense(index, pruned.block.linears) | pruned.block.routers
+            pruned.groups = linear_groups(pruned.block, states, call, dense)
+            own = [one for group in pruned.groups for one in group.linears if _shares(recipe, index, one)]
+            weights.append(sum(math.prod(linear.shape) for linear in own))
+            if recipe.allocation.name == "owl":
+                outliers.append(_outliers(recipe, frontier, pruned, entering))
+            else:
+                curves.append(_curve(recipe, pruner, frontier, pruned, entering, after, levels))
+    if recipe.allocation.name == "owl":
+        return by_outliers(outliers, weights, base, spread)
+    return by_error(curves, weights, base)
+
+
+def _shares(recipe: Recipe, index: int, linear: Linear) -> bool:
+    """Whether a linear takes part: no name decides its sparsity."""
+    return recipe.sparsities.of(index, linear.name) == recipe.pattern
+
+
+def _outliers(recipe: Recipe, frontier: Frontier, pruned: PrunedBlock, entering: Stream) -> float:
+    """The share of outliers among the scores of all of a block's linears."""
+    from reprune.engine.pruning import gathering
+
+    known: Known = {}
+    with gathering(pruned.block, pruned.groups, Wanda(), known):
+        for states, call in frontier.inputs(entering, pruned.block):
+            pruned.block.run(states, call)
+    (statistics,) = known.values()
+    total = count = 0.0
+    for group, found in zip(pruned.groups, statistics, strict=True):
+        norms = (found.sums / max(found.tokens, 1)).sqrt()  # type: ignore[attr-defined]  # of Wanda
+        for linear in group.linears:
+            size = math.prod(linear.shape)
+            total += size * outlier_share(linear.matrix(), norms, recipe.allocation.outlier)
+            count += size
+    return total / max(count, 1.0)
+
+
+def _curve(
+    recipe: Recipe,
+    pruner: Pruner[Any],
+    frontier: Frontier,
+    pruned: PrunedBlock,
+    entering: Stream,
+    after: Stream,
+    levels: list[float],
+) -> list[tuple[float, float]]:
+    """The relative held-out error of what a block puts out, pruned alone to each level; it is dense again after."""
+    block = pruned.block
+    kept = {id(linear.parameter): (linear.parameter, linear.parameter.clone()) for linear in block.linears}
+    known: Known = {}
+    curve = []
+    for level in levels:
+        sparsities = Sparsities(Unstructured(level), recipe.sparsities.by_name)
+        inputs = partial(frontier.inputs, entering, block)
+        prune_block_(pruned, inputs, pruner, sparsities, False, known, min_tokens=recipe.pruner.min_tokens)
+        meter = ErrorMeter()
+        for batch in frontier.heldout_batches:
+            states = frontier.run([block], entering.read(batch))
+            meter.update(states, after.read(batch).to(states.device))
+        curve.append((level, meter.error().relative))
+        for parameter, weight in kept.values():
+            parameter.copy_(weight)
+        pruned.masks.clear()
+    return curve

@@ -1,0 +1,93 @@
+"""How one sparsity is shared out over blocks, so that the whole has it and each as much as it bears.
+
+Knows numbers only: how many weights each block has, and what was measured of it.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import math
+from collections.abc import Sequence
+
+from torch import Tensor
+
+STEP = 0.005  # of a block's sparsity, by which weights are shared out
+MOST = 0.99  # of a block's weights that are pruned at most
+
+
+def outlier_share(weight: Tensor, norms: Tensor, times: float = 5.0) -> float:
+    """The share of a matrix's Wanda scores that are more than so many times their mean (OWL, Yin et al. 2024, eq. 1).
+
+    Args:
+        weight: (rows, columns).
+        norms: (columns,), of the inputs.
+    """
+    scores = weight.abs() * norms
+    return float((scores > times * scores.mean()).double().mean())
+
+
+def by_outliers(shares: Sequence[float], weights: Sequence[int], sparsity: float, spread: float) -> list[float]:
+    """OWL (Yin et al. 2024, section 3.3): the more outliers a block has, the denser it stays.
+
+    Args:
+        shares: of each block, of scores that are outliers.
+        weights: of each block, how many may be pruned.
+        sparsity: of all together.
+        spread: the most by which two blocks differ, halved (the paper's lambda).
+    """
+    low, high = min(shares), max(shares)
+    stretched = [2.0 * spread * (share - low) / (high - low) if high > low else 0.0 for share in shares]
+    middle = sum(value * count for value, count in zip(stretched, weights, strict=True)) / sum(weights)
+    return _settled([sparsity - (value - middle) for value in stretched], weights, sparsity)
+
+
+def by_error(curves: Sequence[Sequence[tuple[float, float]]], weights: Sequence[int], sparsity: float) -> list[float]:
+    """The sparsities of the least sum of errors: where the last weight pruned costs the same in all blocks.
+
+    Args:
+        curves: of each block, (sparsity, error) at two or more sparsities that rise, the error at each above 0. Between
+            them the logarithm of the error is taken to be straight; beyond them no block goes.
+        weights: of each block, how many may be pruned.
+        sparsity: of all together, within the range of the curves.
+    """
+    found = [curve[0][0] for curve in curves]
+    budget = sparsity * sum(weights) - sum(s * count for s, count in zip(found, weights, strict=True))
+
+    def price(index: int) -> float:
+        here = found[index]
+        return (_error(curves[index], here + STEP) - _error(curves[index], here)) / weights[index]
+
+    queue = [(price(index), index) for index in range(len(curves)) if weights[index]]
+    heapq.heapify(queue)
+    while queue and budget > 0:
+        _, index = heapq.heappop(queue)
+        step = min(STEP, curves[index][-1][0] - found[index], budget / weights[index])
+        if step <= 1e-12:
+            continue
+        found[index] += step
+        budget -= step * weights[index]
+        heapq.heappush(queue, (price(index), index))
+    return _settled(found, weights, sparsity)
+
+
+def _error(curve: Sequence[tuple[float, float]], sparsity: float) -> float:
+    """The error at a sparsity, by the straight line through the logarithms of those on either side of it."""
+    pairs = list(itertools.pairwise(curve))
+    (s0, e0), (s1, e1) = next((pair for pair in pairs if sparsity <= pair[1][0]), pairs[-1])
+    part = (sparsity - s0) / (s1 - s0)
+    return math.exp((1.0 - part) * math.log(max(e0, 1e-30)) + part * math.log(max(e1, 1e-30)))
+
+
+def _settled(found: Sequence[float], weights: Sequence[int], sparsity: float) -> list[float]:
+    """All moved by the same so that the whole has the sparsity, none below 0 or above `MOST`."""
+    total = sum(weights)
+    low, high = -1.0, 1.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        moved = [min(max(value + middle, 0.0), MOST) for value in found]
+        if sum(value * count for value, count in zip(moved, weights, strict=True)) < sparsity * total:
+            low = middle
+        else:
+            high = middle
+    return [round(min(max(value + high, 0.0), MOST), 6) for value in found]

@@ -1,0 +1,169 @@
+"""How a checkpoint's tensors make up a model's parameters, and back: by name, or as Transformers converts them.
+
+Many checkpoints name their tensors otherwise than Transformers does, or cut them otherwise: the experts of Mixtral lie
+in three matrices each on disk and in two parameters for all in the model. The rules are Transformers' own, as it
+applies them on loading; here they are applied to a few tensors at a time, and reversed for what is saved.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from copy import deepcopy
+from dataclasses import dataclass, field
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+from reprune.errors import UnsupportedModelError
+from reprune.model.checkpoint import Checkpoint
+
+
+@dataclass
+class Conversion:
+    """Some stored tensors and the parameters that are made of them, and of nothing else."""
+
+    stored: list[str] = field(default_factory=list)  # names in the checkpoint
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)  # of the parameters, by their names in the model
+    rule: Any = None  # Transformers' converter; None where one tensor is one parameter as it is
+    between: dict[str, str] = field(default_factory=dict)  # by stored name: the name that the rule knows it by
+    patterns: dict[str, str] = field(default_factory=dict)  # by stored name: the rule's pattern that fits it
+    first: str = ""  # the parameter that the rule names its results after
+
+    @property
+    def parameters(self) -> list[str]:
+        """Their names in the model."""
+        return list(self.shapes)
+
+
+@final
+class Layout:
+    """All conversions of a checkpoint."""
+
+    def __init__(self, model: Any, checkpoint: Checkpoint) -> None:
+        """
+        Args:
+            model: of Transformers, its parameters on the meta device.
+            checkpoint: whose tensors it is to be made of.
+
+        Raises:
+            UnsupportedModelError: a conversion does not work.
+        """
+        self._model = model
+        self._checkpoint = checkpoint
+        self._wanted = model.state_dict(keep_vars=True)
+        self.of_parameter: dict[str, Conversion] = {}
+        self._of_stored: dict[str, Conversion] = {}
+        for conversion in self._conversions():
+            if conversion.rule is not None:
+                self._try(conversion)
+            for name in conversion.parameters:
+                self.of_parameter[name] = conversion
+            for name in conversion.stored:
+                self._of_stored[name] = conversion
+
+    def parameters_of(self, stored: str) -> list[str]:
+        """The model's parameters that a tensor of the checkpoint goes into; none if it is of no use to it."""
+        found = self._of_stored.get(stored)
+        return [] if found is None else found.parameters
+
+    def load(self, conversions: Iterable[Conversion], stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The parameters that conversions make, by their names in the model, in the dtypes of what they are made of."""
+        made: dict[str, Tensor] = {}
+        for conversion in conversions:
+            if conversion.rule is None:
+                made[conversion.parameters[0]] = stored[conversion.stored[0]]
+            else:
+                made |= self._forward(conversion, stored)
+        return made
+
+    def save(self, conversions: Iterable[Conversion], parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What `load` made, as the checkpoint has it: by stored name, in the dtypes of the parameters."""
+        made: dict[str, Tensor] = {}
+        for conversion in conversions:
+            if conversion.rule is None:
+                made[conversion.stored[0]] = parameters[conversion.parameters[0]]
+            else:
+                made |= self._backward(conversion, parameters)
+        return made
+
+    def _conversions(self) -> list[Conversion]:
+        """Every conversion with all that goes into it, by Transformers' rules."""
+        from transformers.conversion_mapping import get_model_conversion_mapping
+        from transformers.core_model_loading import (
+            WeightConverter,
+            WeightRenaming,
+            apply_renamings,
+            dot_natural_key,
+            rename_source_key,
+        )
+
+        model, wanted = self._model, self._wanted
+        rules = get_model_conversion_mapping(model)
+        renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
+        converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
+        by_pattern = {pattern: rule for rule in converters for pattern in rule.source_patterns}
+        prefix = model.base_model_prefix
+        found: dict[str, Conversion] = {}
+        for stored in sorted(self._checkpoint.entries, key=dot_natural_key):
+            name, pattern = rename_source_key(stored, renamings, converters, prefix, wanted)
+            if name not in wanted and stored in wanted:
+                name, pattern = rename_source_key(stored, [], [], prefix, wanted)
+            if name not in wanted:
+                continue
+            conversion = found.setdefault(name, Conversion(first=name))
+            conversion.stored.append(stored)
+            if pattern is None:
+                conversion.shapes = {name: self._checkpoint.entries[stored].shape}
+            else:
+                conversion.rule = by_pattern[pattern]
+                conversion.patterns[stored] = pattern
+                conversion.between[stored] = apply_renamings(stored, renamings)
+        return list(found.values())
+
+    def _try(self, conversion: Conversion) -> None:
+        """Convert there and back without values, to know that it works, and what comes of it."""
+        entries = self._checkpoint.entries
+        try:
+            empty = {name: torch.empty(entries[name].shape, device="meta") for name in conversion.stored}
+            made = self._forward(conversion, empty)
+            conversion.shapes = {name: tuple(tensor.shape) for name, tensor in made.items()}
+            back = self._backward(conversion, made)
+        except UnsupportedModelError:
+            raise
+        except Exception as error:  # the rules raise nearly anything on tensors that do not fit
+            raise UnsupportedModelError(
+                f"{self._checkpoint.folder.name}: {conversion.stored[0]} cannot be converted as Transformers does it "
+                f"({type(error).__name__}: {' '.join(str(error).split()):.200})."
+            ) from None
+        if {name: tuple(tensor.shape) for name, tensor in back.items()} != {
+            name: entries[name].shape for name in conversion.stored
+        }:
+            raise UnsupportedModelError(
+                f"{self._checkpoint.folder.name}: what Transformers makes of {conversion.stored[0]} it does not turn "
+                "back into that, so it cannot be saved as it was; load the model with from_pretrained and write it "
+                "with save_pretrained(..., save_original_format=False), then prune that folder."
+            )
+
+    def _forward(self, conversion: Conversion, stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        rule = deepcopy(conversion.rule)
+        for name in conversion.stored:
+            rule.add_tensor(conversion.first, name, conversion.patterns[name], stored[name])
+        return _singly(rule.convert(conversion.first, model=self._model, config=self._model.config))
+
+    def _backward(self, conversion: Conversion, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        rule = deepcopy(conversion.rule).reverse_transform()
+        first = ""
+        for name in conversion.parameters:
+            renamed, pattern = rule.rename_source_key(name)
+            first = first or renamed
+            rule.add_tensor(renamed, name, pattern, parameters[name])
+        made = _singly(rule.convert(first, model=self._model, config=self._model.config))
+        stored = {between: name for name, between in conversion.between.items()}
+        if not made.keys() <= stored.keys():
+            raise ValueError(f"{sorted(made.keys() - stored.keys())[0]} is not in the checkpoint")
+        return {stored[name]: tensor for name, tensor in made.items()}
+
+
+def _singly(made: Mapping[str, Any]) -> dict[str, Tensor]:
+    return {name: value[0] if isinstance(value, list) else value for name, value in made.items()}

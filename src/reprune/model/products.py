@@ -1,0 +1,239 @@
+"""Sees what a block multiplies its tokens by, where that is no module of its own: the matrices of experts.
+
+Transformers keeps the experts of a layer as one parameter, and each architecture multiplies by its parts in a way of
+its own. What is watched here is the product itself: of some tokens and a view of such a parameter. So the parts, how
+they are laid out and what reaches each are learned by running the block, not from a list of architectures.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from reprune.model.linears import Linear, Stack, is_linear, is_looked_up
+
+Saw = Callable[[Tensor, Tensor], None]
+"""Is told of a product: a matrix (rows, columns), a view of a parameter, and its inputs (..., columns)."""
+
+
+@final
+class _Products(TorchFunctionMode):
+    """While it is entered, tells of each product of a view of one of some parameters."""
+
+    def __init__(self, parameters: Iterable[Tensor], saw: Saw) -> None:
+        super().__init__()
+        self._storages = {_storage(parameter) for parameter in parameters}
+        self._saw = saw
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        for matrix, inputs in self._seen(getattr(func, "__name__", ""), args, kwargs):
+            self._saw(matrix, inputs)
+        return func(*args, **kwargs)
+
+    def _seen(self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Each matrix that is about to be multiplied by, as (rows, columns), and its inputs."""
+        if name == "linear":
+            left = args[0] if args else kwargs["input"]
+            right = args[1] if len(args) > 1 else kwargs["weight"]
+            if self._is_ours(right):
+                yield right, left
+            return
+        if name in ("matmul", "__matmul__", "mm", "bmm"):
+            operands = args[:2]
+        elif name == "__rmatmul__":
+            operands = args[1::-1]
+        elif name in ("addmm", "baddbmm"):
+            operands = args[1:3]
+        else:
+            return
+        if len(operands) != 2 or not all(isinstance(one, Tensor) and one.dim() >= 2 for one in operands):
+            return
+        left, right = operands
+        if self._is_ours(right):
+            matrices, inputs = right.mT, left
+        elif self._is_ours(left):
+            matrices, inputs = left, right.mT
+        else:
+            return
+        if matrices.dim() == 2:
+            yield matrices, inputs
+        elif matrices.dim() == 3 and inputs.dim() == 3 and len(inputs) == len(matrices):
+            yield from zip(matrices, inputs, strict=True)
+
+    def _is_ours(self, tensor: object) -> bool:
+        return isinstance(tensor, Tensor) and tensor.dim() >= 2 and _storage(tensor) in self._storages
+
+
+@contextmanager
+def watched_products(linears: Iterable[Linear], saw: Callable[[Linear, Tensor], None]) -> Iterator[None]:
+    """Call `saw(linear, inputs)` whenever within this context tokens are multiplied by one of these of a stack.
+
+    Rows of inputs that are zero, as where all tokens are multiplied by all experts and most are blanked out before,
+    count as tokens that were routed elsewhere.
+    """
+    by_place = {(_storage(linear.parameter), linear.offset): linear for linear in linears}
+
+    def tell(matrix: Tensor, inputs: Tensor) -> None:
+        linear = by_place.get((_storage(matrix), int(matrix.storage_offset())))
+        if linear is not None and tuple(matrix.shape) == linear.shape:
+            saw(linear, _routed_rows(inputs))
+
+    with _Products([linear.parameter for linear in by_place.values()], tell):
+        yield
+
+
+@final
+class SlicesApart(TorchFunctionMode):
+    """While it is entered, parameters that are indexed matrix by matrix are taken apart once.
+
+    The gradient of a slice that was taken by its index is as large as the whole parameter, and there is one for each
+    expert; all slices that are taken at once have one gradient together.
+    """
+
+    def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
+        super().__init__()
+        self._whole: dict[int, Tensor] = {id(parameter): parameter for parameter in parameters}
+        self._views: dict[tuple[int, Any], Tensor] = {}
+        self._slices: dict[int, tuple[Tensor, ...]] = {}
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        name = getattr(func, "__name__", "")
+        if name == "__getitem__" and id(args[0]) in self._whole and _is_index(args[1]):
+            whole = args[0]
+            if id(whole) not in self._slices:
+                self._slices[id(whole)] = whole.unbind(0)
+            return self._slices[id(whole)][int(args[1])]
+        if name == "view" and not kwargs and id(args[0]) in self._whole:
+            key = id(args[0]), repr(args[1:])
+            if key not in self._views:
+                view = func(*args)
+                self._views[key] = self._whole[id(view)] = view  # holding it keeps its identity
+            return self._views[key]
+        return func(*args, **(kwargs or {}))
+
+
+def candidates(block: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that may be stacks: of two or more dimensions, and of no module that says what they are."""
+    return {
+        f"{path}.{key}" if path else key: parameter
+        for path, module in block.named_modules()
+        if not (is_linear(module) or is_looked_up(module) or isinstance(module, nn.modules.conv._ConvNd))
+        for key, parameter in module.named_parameters(recurse=False)
+        if parameter.dim() >= 2
+    }
+
+
+@dataclass
+class _Seen:
+    """What was seen of one parameter."""
+
+    shape: tuple[int, int]
+    strides: tuple[int, int]
+    inputs: dict[int, Tensor]  # by offset: what reached the matrix there
+    regular: bool = True  # all of one shape and layout, one after the other
+    rows: int = 0
+
+
+@torch.no_grad()
+def find_stacks(block: nn.Module, run: Callable[[], None], tokens: int) -> list[Stack]:
+    """The stacks of a block, found by running it.
+
+    Args:
+        block: with values in its parameters, any.
+        run: runs it on some tokens.
+        tokens: on how many.
+    """
+    others = candidates(block)
+    if not others:
+        return []
+    linears = {name: module for name, module in block.named_modules() if is_linear(module)}
+    parameters = others | {f"{name}.weight": module.get_parameter("weight") for name, module in linears.items()}
+    called: set[str] = set()
+    names = {_storage(parameter): name for name, parameter in parameters.items()}
+    seen: dict[str, _Seen] = {}
+
+    def saw(matrix: Tensor, inputs: Tensor) -> None:
+        name = names[_storage(matrix)]
+        rows, columns = matrix.shape
+        first, second = matrix.stride()
+        found = seen.setdefault(name, _Seen((rows, columns), (first, second), {}))
+        size = rows * columns
+        found.regular &= (
+            found.shape == (rows, columns)
+            and found.strides == (first, second)
+            and matrix.storage_offset() % size == 0
+            and (rows - 1) * first + (columns - 1) * second == size - 1
+        )
+        found.inputs[int(matrix.storage_offset())] = inputs
+        found.rows += len(_routed_rows(inputs))
+
+    with ExitStack() as stack:
+        for name, module in linears.items():
+            stack.callback(module.register_forward_pre_hook(lambda *_, name=name: called.add(f"{name}.weight")).remove)
+        stack.enter_context(_Products(parameters.values(), saw))
+        run()
+    stacks: list[Stack] = []
+    for name, found in seen.items():
+        count, rest = divmod(parameters[name].numel(), math.prod(found.shape))
+        # A linear whose module is not called, as its weight is multiplied by directly, is a stack of one.
+        apart = count == 1 and name.removesuffix(".weight") in linears and name not in called
+        if not found.regular or rest or not (count > 1 or apart) or name in called:
+            continue
+        shares = next((one for one in stacks if one.count == count and _read_alike(seen[one.parameter], found)), None)
+        # What comes out of a linear with weights of zero is zero, and tells nothing of who reads it.
+        known = next((one.per_token for one in reversed(stacks) if one.count == count), 0.0)
+        per_token = known if found.rows == 0 else min(found.rows / tokens, float(count))
+        stacks.append(
+            Stack(name, count, found.shape, found.strides, shares.shares if shares is not None else name, per_token)
+        )
+    return stacks
+
+
+def _read_alike(one: _Seen, other: _Seen) -> bool:
+    """Whether the same tensors reach the matrices of two stacks, number by number."""
+    size, others = math.prod(one.shape), math.prod(other.shape)
+    pairs = [
+        (inputs, other.inputs.get(offset // size * others)) for offset, inputs in one.inputs.items()
+    ]  # what was seen of one and not of the other tells them apart too
+    return all(second is not None and same_data(first, second) for first, second in pairs)
+
+
+def same_data(first: Tensor, second: Tensor) -> bool:
+    """Whether two tensors that are both alive are one and the same data."""
+    if first is second:
+        return True
+    return (
+        first.device.type != "meta"
+        and first.data_ptr() == second.data_ptr()
+        and first.shape == second.shape
+        and first.stride() == second.stride()
+        and first.dtype == second.dtype
+    )
+
+
+def _routed_rows(inputs: Tensor) -> Tensor:
+    """The inputs (..., columns) as (tokens, columns), without those that are zero in all columns."""
+    flat = inputs.detach().reshape(-1, inputs.shape[-1])
+    return flat[(flat != 0).any(dim=-1)]
+
+
+def _storage(tensor: Tensor) -> int:
+    return int(tensor.untyped_storage()._cdata)
+
+
+def _is_index(value: object) -> bool:
+    if isinstance(value, Tensor):
+        return value.dim() == 0 and not value.is_floating_point() and value.dtype != torch.bool
+    return isinstance(value, int) and not isinstance(value, bool)

@@ -1,0 +1,69 @@
+"""Which experts a block's tokens were sent to, recorded in one model and repeated in another.
+
+Every architecture chooses by the highest of some scores (`torch.topk`), once or in several steps; what is recorded is
+the outcome of each choice, in the order in which the block makes them. Where it is repeated, scores are the model's
+own and choices the recorded ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, final
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+
+@final
+class Routes:
+    """The choices that a block makes on all samples."""
+
+    def __init__(self) -> None:
+        self._choices: list[list[Tensor]] = []  # of each choice, by batch: (samples, tokens, ...), int32, on the CPU
+
+    def recording(self, samples: int, tokens: int) -> TorchFunctionMode:
+        """Take in the choices for the next so many samples while it is entered."""
+        return _Recording(self._choices, samples, tokens)
+
+    def repeating(self, samples: Tensor) -> TorchFunctionMode:
+        """Have a block make the choices recorded for these samples while it is entered."""
+        return _Repeating([torch.cat(batches)[samples] for batches in self._choices])
+
+
+@final
+class _Recording(TorchFunctionMode):
+    def __init__(self, choices: list[list[Tensor]], samples: int, tokens: int) -> None:
+        super().__init__()
+        self._choices, self._samples, self._tokens, self._number = choices, samples, tokens, 0
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        found = func(*args, **(kwargs or {}))
+        if getattr(func, "__name__", "") == "topk":
+            if self._number == len(self._choices):
+                self._choices.append([])
+            kept = found.indices.reshape(self._samples, self._tokens, -1).to("cpu", torch.int32)
+            self._choices[self._number].append(kept)
+            self._number += 1
+        return found
+
+
+@final
+class _Repeating(TorchFunctionMode):
+    def __init__(self, choices: list[Tensor]) -> None:
+        super().__init__()
+        self._choices, self._number = choices, 0
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        found = func(*args, **(kwargs or {}))
+        if getattr(func, "__name__", "") != "topk":
+            return found
+        scores = args[0] if args else (kwargs or {})["input"]
+        dim = args[2] if len(args) > 2 else (kwargs or {}).get("dim", -1)
+        indices = self._choices[self._number].to(scores.device, torch.int64).reshape(found.indices.shape)
+        self._number += 1
+        return type(found)((scores.gather(dim, indices), indices))

@@ -1,0 +1,140 @@
+"""What is known of a decoder's blocks before any weight is read: their linears, which share inputs, what they cost.
+
+A block is run on the meta device, where nothing is computed. What depends on values cannot be run there, as which
+experts a token is routed to: such a block is run on a few tokens with weights of zero, which take no memory.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Hashable
+from typing import Any, final
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from reprune.model.block import Block, Call, LinearGroup, Precision
+from reprune.model.costs import BlockCosts, block_costs
+from reprune.model.linears import Stack
+from reprune.model.products import candidates, find_stacks
+from reprune.model.skeleton import Skeleton, fill_with_nothing
+
+_TOKENS = 16  # of the sample that blocks are run on
+
+
+@final
+class Weightless:
+    """The blocks of a skeleton."""
+
+    def __init__(self, skeleton: Skeleton, precision: Precision) -> None:
+        self._skeleton = skeleton
+        self._precision = precision
+        self._recorded: tuple[Tensor, list[Call]] | None = None
+        self._stacks: dict[Hashable, tuple[Stack, ...]] = {}  # most blocks of a model are alike
+        self._groups: dict[Hashable, list[LinearGroup]] = {}
+
+    def _sample(self) -> tuple[Tensor, list[Call]]:
+        if self._recorded is None:
+            tokens = min(_TOKENS, self._skeleton.max_positions or _TOKENS)
+            self._recorded = self._skeleton.record(torch.zeros(1, tokens, dtype=torch.int64), fill_with_nothing)
+            self._skeleton.release()
+        return self._recorded
+
+    def stacks(self, index: int) -> tuple[Stack, ...]:
+        """The parameters of a block that hold many matrices; whatever a block raises that cannot be run so."""
+        module = self._skeleton.blocks[index]
+        if not candidates(module):
+            return ()
+        kind = _kind_of(module, self._sample()[1][index])
+        if kind not in self._stacks:
+            real, states, call = self._near(index)
+            block = Block(index, real, torch.device("cpu"), Precision())
+            self._stacks[kind] = tuple(find_stacks(real, lambda: _run(block, states, call), states.shape[1]))
+        return self._stacks[kind]
+
+    def groups(self, index: int) -> list[LinearGroup]:
+        """The linear groups of a block, its linears without values; whatever a block raises that cannot be run so."""
+        states, calls = self._sample()
+        kind = _kind_of(self._skeleton.blocks[index], calls[index])
+        if kind not in self._groups:
+            if stacks := self.stacks(index):
+                module, states, call = self._near(index)
+                block = Block(index, module, torch.device("cpu"), Precision(), stacks)
+                self._groups[kind] = block.groups(states, call)
+            else:
+                meta = torch.device("meta")
+                module = copy.deepcopy(self._skeleton.blocks[index]).to(meta)
+                self._groups[kind] = Block(index, module, meta, Precision()).groups(
+                    states.to(meta), to_device([calls[index]], meta)[0]
+                )
+        return self._groups[kind]
+
+    def _near(self, index: int) -> tuple[nn.Module, Tensor, Call]:
+        """A block with weights that take no memory, the states of some tokens, and what it is passed with them."""
+        states, calls = self._sample()
+        module = copy.deepcopy(self._skeleton.blocks[index])
+        for part in module.modules():
+            for key, parameter in list(part.named_parameters(recurse=False)):
+                setattr(part, key, nn.Parameter(_without_memory(parameter), requires_grad=False))
+        some = torch.randn(states.shape, generator=torch.Generator().manual_seed(0))
+        return module.eval(), some, calls[index]
+
+    @torch.no_grad()
+    def costs(self, tokens: int) -> list[BlockCosts]:
+        """What each block costs on a sample of so many tokens."""
+        one, two = (
+            self._skeleton.record(torch.zeros(samples, tokens, dtype=torch.int64), fill_with_nothing)
+            for samples in (1, 2)
+        )
+        self._skeleton.release()
+        known: dict[Hashable, BlockCosts] = {}
+        costs = []
+        for index, (module, call, for_two) in enumerate(zip(self._skeleton.blocks, one[1], two[1], strict=True)):
+            kind = _kind_of(module, call)
+            if kind not in known:
+                try:
+                    stacks = self.stacks(index)
+                except Exception:  # of no concern here: the survey says it
+                    stacks = ()
+                known[kind] = block_costs(module, (one[0], call), (two[0], for_two), self._precision, stacks)
+            costs.append(known[kind])
+        return costs
+
+
+@torch.no_grad()
+def _run(block: Block, states: Tensor, call: Call) -> None:
+    block.run(states, call)
+
+
+def _without_memory(parameter: nn.Parameter) -> Tensor:
+    """Ones for a vector, so that what is normalized stays what it is; zeros for a matrix, whose pages nobody writes."""
+    if parameter.dim() < 2:
+        return torch.ones(parameter.shape)
+    return torch.from_numpy(np.zeros(tuple(parameter.shape), dtype=np.float32))
+
+
+def _kind_of(module: nn.Module, call: Call) -> Hashable:
+    """What two blocks that are alike have in common."""
+    shapes = tuple((name, parameter.shape) for name, parameter in module.named_parameters())
+    return type(module), shapes, tuple((key, _kind(value)) for key, value in call.kwargs.items())
+
+
+def _kind(value: object) -> Hashable:
+    return (*value.shape, str(value.dtype)) if isinstance(value, Tensor) else type(value).__name__
+
+
+def to_device(calls: list[Call], device: torch.device) -> list[Call]:
+    """The calls with their tensors on a device; a tensor that several blocks share stays shared."""
+    moved: dict[int, Tensor] = {}
+
+    def move(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return moved.setdefault(id(value), value.detach().to(device))
+        if isinstance(value, tuple | list):
+            return type(value)(move(item) for item in value)
+        if isinstance(value, dict):
+            return {key: move(item) for key, item in value.items()}
+        return value
+
+    return [Call(move(call.args), move(call.kwargs), call.states) for call in calls]

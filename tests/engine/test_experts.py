@@ -1,0 +1,164 @@
+"""Mixtures of experts are pruned expert by expert, by the tokens that are routed to each, and saved as they were."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+import reprune
+from reprune.engine import pruning
+from reprune.errors import InputError
+from reprune.math.patterns import NM
+from reprune.model.decoder import Decoder
+from tests import tiny
+
+QUICK = {"samples": 8, "seqlen": 24, "epochs": 2, "lr": 1e-3, "batch_size": 3, "device": "cpu"}
+
+
+@pytest.fixture(scope="module")
+def mixtral(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.save("mixtral", tmp_path_factory.mktemp("models") / "mixtral")
+
+
+def prune(model: Path, out: Path, *settings: str, **options: Any) -> dict[str, Any]:
+    return reprune.prune(
+        model, out, calibration="manual", settings=["precision=float32", *settings], **{**QUICK, **options}
+    )
+
+
+def tensors(folder: Path) -> dict[str, torch.Tensor]:
+    return {name: tensor for file in folder.glob("*.safetensors") for name, tensor in load_file(file).items()}
+
+
+@pytest.mark.parametrize("name", tiny.MIXTURES)
+@pytest.mark.parametrize(("pruner", "sparsity"), [("sparsegpt", "0.5"), ("wanda", "2:4")])
+def test_every_mixture_is_pruned_from_disk_to_disk(name: str, pruner: str, sparsity: str, tmp_path: Path) -> None:
+    model = tiny.save(name, tmp_path / "model")
+    options = {"pruner": pruner, "sparsity": sparsity}
+    record = prune(model, tmp_path / "out", "pruner.min_tokens=4", reconstruct="BR+GP+CR", **options)
+    plain = prune(model, tmp_path / "lr", "pruner.min_tokens=4", reconstruct="LR", **options)
+    assert record["blocks"][-1]["calibration_error"] < plain["blocks"][-1]["calibration_error"]
+    dense, sparse = tensors(model), tensors(tmp_path / "out")
+    assert {key: (t.shape, t.dtype) for key, t in dense.items()} == {
+        key: (t.shape, t.dtype) for key, t in sparse.items()
+    }
+    for block in record["blocks"]:
+        for matrix in block["matrices"]:
+            assert matrix["sparsity"] == pytest.approx(0.5, abs=0.03), matrix["name"]
+    last = record["blocks"][-1]["matrices"]
+    experts = [matrix for matrix in last if "tokens" in matrix]
+    assert len(experts) >= 8
+    assert reprune.verify(tmp_path / "out").passed
+    decoder = Decoder(tmp_path / "out")
+    block = decoder.load(len(decoder) - 1)
+    for router in block.routers:
+        weight = block.module.get_submodule(router).get_parameter("weight")
+        assert (weight != 0).all(), "routers are not pruned"
+    if sparsity == "2:4":
+        assert all(NM(2, 4).allows(one.matrix() != 0) for one in block.linears if one.name not in block.routers)
+    loaded, info = AutoModelForCausalLM.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    assert torch.isfinite(loaded(torch.arange(3, 20).view(1, -1)).logits).all()
+
+
+def test_the_record_says_how_many_tokens_reached_each_expert(mixtral: Path, tmp_path: Path) -> None:
+    record = prune(mixtral, tmp_path / "out", pruner="wanda", reconstruct="LR")
+    for block in record["blocks"]:
+        for parameter in ("gate_up_proj", "down_proj"):
+            reached = [one["tokens"] for one in block["matrices"] if one["name"].startswith(f"mlp.experts.{parameter}")]
+            assert len(reached) == 4
+            assert sum(reached) == 2 * 8 * 24, "each token passes through two"
+        assert not any("tokens" in one for one in block["matrices"] if "experts" not in one["name"])
+
+
+def test_an_expert_that_too_few_tokens_reach_is_pruned_by_magnitude_and_named(mixtral: Path, tmp_path: Path) -> None:
+    record = prune(mixtral, tmp_path / "out", "pruner.min_tokens=100000", pruner="wanda", reconstruct="LR")
+    notes = [note for window in record["windows"] for note in window["notes"]]
+    assert any(
+        "4 of 4 experts of mlp.experts.down_proj were reached by fewer than 100000 tokens and are pruned by magnitude"
+        in note
+        for note in notes
+    )
+    by_magnitude = prune(mixtral, tmp_path / "magnitude", pruner="magnitude", reconstruct="LR")
+    assert not [note for window in by_magnitude["windows"] for note in window["notes"] if "magnitude" not in note]
+    one, other = tensors(tmp_path / "out"), tensors(tmp_path / "magnitude")
+    experts = [key for key in one if ".experts." in key]
+    assert experts
+    assert all(torch.equal(one[key], other[key]) for key in experts)
+    assert not all(torch.equal(one[key], other[key]) for key in one if "self_attn" in key)
+
+
+def test_experts_whose_statistics_do_not_fit_at_once_are_pruned_as_those_that_do(
+    mixtral: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prune(mixtral, tmp_path / "once", reconstruct="LR")
+    monkeypatch.setattr(pruning, "AT_ONCE", 4 * 64**2)
+    prune(mixtral, tmp_path / "often", reconstruct="LR")
+    one, other = tensors(tmp_path / "once"), tensors(tmp_path / "often")
+    assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_a_run_that_goes_on_keeps_what_it_knew_of_experts(mixtral: Path, tmp_path: Path) -> None:
+    whole = prune(mixtral, tmp_path / "whole", reconstruct="BR+GP+CR")
+
+    class Stopper(reprune.Watcher):
+        done = 0
+
+        def window_done(self, window: Any, record: Any) -> None:
+            self.done += 1
+            if self.done == 2:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prune(mixtral, tmp_path / "broken", reconstruct="BR+GP+CR", watcher=Stopper())
+    assert reprune.resume(tmp_path / "broken")["blocks"] == whole["blocks"]
+
+
+@pytest.mark.parametrize("rung", ["BR+GP", "BR+GP+CR"])
+def test_tokens_may_be_fitted_with_the_experts_that_the_dense_model_chooses(
+    mixtral: Path, rung: str, tmp_path: Path
+) -> None:
+    own = prune(mixtral, tmp_path / "student", reconstruct=rung)
+    dense = prune(mixtral, tmp_path / "teacher", "solver.routing=teacher", reconstruct=rung)
+    assert own["blocks"][0]["calibration_error"] != dense["blocks"][0]["calibration_error"]
+    plain = prune(mixtral, tmp_path / "lr", reconstruct="LR")
+    assert dense["blocks"][-1]["calibration_error"] < plain["blocks"][-1]["calibration_error"]
+
+
+def test_a_local_teacher_has_no_routes_to_give(mixtral: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"solver\.routing teacher"):
+        prune(mixtral, tmp_path / "out", "solver.routing=teacher", reconstruct="BR")
+
+
+def test_least_squares_fits_what_all_tokens_pass_and_says_that_experts_are_left(mixtral: Path, tmp_path: Path) -> None:
+    record = prune(mixtral, tmp_path / "out", "solver.start=least-squares", reconstruct="LR")
+    fitted = [one["linears"] for window in record["windows"] for one in window["least_squares"]]
+    assert ["self_attn.o_proj"] in fitted
+    assert not any("experts" in name for names in fitted for name in names)
+    notes = [note for window in record["windows"] for note in window["notes"]]
+    assert sum("left as the pruner made them" in note for note in notes) == 2 * 3
+
+
+def test_low_rank_updates_reach_experts(mixtral: Path, tmp_path: Path) -> None:
+    plain = prune(mixtral, tmp_path / "lr", reconstruct="LR")
+    record = prune(mixtral, tmp_path / "out", "solver.rank=4", reconstruct="BR+GP", epochs=4)
+    assert record["blocks"][-1]["calibration_error"] < plain["blocks"][-1]["calibration_error"]
+    assert reprune.verify(tmp_path / "out").passed
+
+
+def test_plan_shows_experts_in_one_row_and_their_share_of_the_tokens(mixtral: Path, tmp_path: Path) -> None:
+    from reprune.doors.command.views import _alike
+
+    planned = reprune.plan(mixtral, samples=8, seqlen=24, calibration="manual")
+    rows = {name: shapes for _, name, shapes in _alike(planned)}
+    assert rows["mlp.experts.gate_up_proj.*"] == "4 experts: 128 x 32, about 96 tokens each"
+    assert rows["mlp.gate.weight (no linear)"] == "4 x 32"
+    assert planned.forecast.seconds > 0
+    assert json.dumps(vars(planned.forecast))

@@ -1,0 +1,85 @@
+"""A sparsity shared out over blocks: the whole keeps it, and each block gets what it bears."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from reprune.math.allocation import MOST, STEP, by_error, by_outliers, outlier_share
+
+counts = st.lists(st.integers(1, 10**6), min_size=1, max_size=8)
+shares = st.floats(0.05, 0.9)
+
+
+def _mean(found: list[float], weights: list[int]) -> float:
+    return sum(value * count for value, count in zip(found, weights, strict=True)) / sum(weights)
+
+
+def test_outliers_are_scores_of_many_times_their_mean() -> None:
+    weight, norms = torch.tensor([[1.0, -1.0, 2.0], [1.0, 1.0, 1.0]]), torch.tensor([1.0, 1.0, 20.0])
+    scores = weight.abs() * norms
+    expected = sum(float(score) > 2 * float(scores.mean()) for score in scores.flatten()) / 6
+    assert outlier_share(weight, norms, 2.0) == pytest.approx(expected)
+
+
+@given(counts, st.data(), shares, st.floats(0.01, 0.3))
+def test_by_outliers_the_whole_has_the_sparsity_and_more_outliers_mean_denser(
+    weights: list[int], data: st.DataObject, sparsity: float, spread: float
+) -> None:
+    outliers = data.draw(st.lists(st.floats(0.0, 0.1), min_size=len(weights), max_size=len(weights)))
+    found = by_outliers(outliers, weights, sparsity, spread)
+    assert _mean(found, weights) == pytest.approx(sparsity, abs=2e-6)
+    assert all(0.0 <= value <= MOST for value in found)
+    for (one, a), (other, b) in itertools.combinations(zip(outliers, found, strict=True), 2):
+        assert (one - other) * (b - a) >= -1e-6
+    assert max(found) - min(found) <= 2 * spread + 1e-6
+
+
+def test_by_outliers_is_the_papers_formula_for_blocks_alike() -> None:
+    outliers, spread = [0.01, 0.03, 0.02], 0.08
+    stretched = [(value - 0.01) / 0.02 * 2 * spread for value in outliers]
+    density = [value - sum(stretched) / 3 + (1 - 0.6) for value in stretched]
+    found = by_outliers(outliers, [5, 5, 5], 0.6, spread)
+    assert found == pytest.approx([1 - value for value in density], abs=2e-6)
+
+
+@given(counts, st.data(), st.floats(0.2, 0.8))
+def test_by_error_the_whole_has_the_sparsity_and_no_block_leaves_what_was_measured(
+    weights: list[int], data: st.DataObject, sparsity: float
+) -> None:
+    curves = []
+    for _ in weights:
+        rises = data.draw(st.tuples(*[st.floats(1e-6, 1.0)] * 3))
+        errors = list(itertools.accumulate(rises))
+        curves.append(list(zip((sparsity - 0.1, sparsity, sparsity + 0.1), errors, strict=True)))
+    found = by_error(curves, weights, sparsity)
+    assert _mean(found, weights) == pytest.approx(sparsity, abs=2e-6)
+    assert all(sparsity - 0.1 - 1e-5 <= value <= sparsity + 0.1 + 1e-5 for value in found)
+
+
+def test_by_error_no_weights_could_move_to_lower_the_sum() -> None:
+    """The twin: all shares on a grid, the least sum of errors at the same total."""
+    levels = (0.4, 0.5, 0.6)
+    curves = [[(s, scale * math.exp(rate * s)) for s in levels] for scale, rate in ((1.0, 2.0), (0.2, 8.0), (0.5, 4.0))]
+    weights = [100, 200, 100]
+
+    def total(found: tuple[float, ...]) -> float:
+        return sum(
+            scale * math.exp(rate * s)
+            for (scale, rate), s in zip(((1.0, 2.0), (0.2, 8.0), (0.5, 4.0)), found, strict=True)
+        )
+
+    grid = [0.4 + number * 0.01 for number in range(21)]
+    best = min(
+        total((a, b, c))
+        for a, b in itertools.product(grid, grid)
+        if 0.4 <= (c := (0.5 * 400 - 100 * a - 200 * b) / 100) <= 0.6
+    )
+    found = by_error(curves, weights, 0.5)
+    assert total(tuple(found)) <= best * (1 + 10 * STEP)
+    assert found[1] < 0.5 < found[0], "where errors rise faster less is pruned"

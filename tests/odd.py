@@ -27,6 +27,7 @@ Quirk = Literal[
     "per sample",  # blocks are given a tensor that depends on the tokens
     "per sample, nested",  # the same, within a dict
     "per sample, a number",  # the same, as a number
+    "handed on",  # blocks are given what the first block has put out
     "between",  # the model changes the states between its blocks
     "backwards",  # the last block runs first
     "again",  # the first block runs twice
@@ -96,8 +97,10 @@ class _Base(nn.Module):
             states = self.layers_norm(states)
         if self.quirk == "outer buffer":
             states = states * self.gain
+        first: Tensor | None = None
         for block in self._order():
-            states = self._through(block, states, ids)
+            states = block(states, side=first) if self.quirk == "handed on" else self._through(block, states, ids)
+            first = states if first is None else first
             if self.quirk == "between":
                 states = 2 * states
         return states

@@ -119,7 +119,7 @@ def test_a_model_that_does_not_load_is_said(here: Path, cli: Cli, monkeypatch: p
     def fail(*_: object, **__: object) -> None:
         raise RuntimeError("no such layer")
 
-    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", fail)
+    monkeypatch.setattr(transformers.PreTrainedModel, "from_pretrained", fail)
     said = cli("verify", "out")
     assert said.code == 1
     assert "RuntimeError: no such layer" in said.out

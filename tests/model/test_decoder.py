@@ -337,13 +337,47 @@ def test_an_embedding_of_another_shape_than_the_configuration_says_is_refused_by
 
 
 @pytest.mark.parametrize("size", [1, 3, 7])
-@pytest.mark.parametrize("quirk", ["per sample", "per sample, nested", "per sample, a number"])
-def test_blocks_that_depend_on_more_than_the_states_are_refused(
-    quirk: odd.Quirk, size: int, tmp_path: Path, ids: Tensor
-) -> None:
-    decoder = Decoder(odd.save(quirk, tmp_path))
+def test_blocks_that_are_passed_a_number_of_each_batch_are_refused(size: int, tmp_path: Path, ids: Tensor) -> None:
+    decoder = Decoder(odd.save("per sample, a number", tmp_path))
     with pytest.raises(UnsupportedModelError, match=r"block 0 is passed .*, which differs from sample to sample"):
         _embedded(decoder, ids, size)
+
+
+@pytest.mark.parametrize("in_memory", [0, 2**30])
+@pytest.mark.parametrize("size", [1, 3, 7])
+@pytest.mark.parametrize("quirk", ["per sample", "per sample, nested"])
+def test_blocks_are_passed_what_is_each_samples_own(
+    quirk: odd.Quirk, size: int, in_memory: int, tmp_path: Path, ids: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("reprune.model.passing._IN_MEMORY", in_memory)
+    decoder, whole = Decoder(odd.save(quirk, tmp_path)), odd.build(quirk)
+    states = _embedded(decoder, ids, size)
+    expected = states_of(whole, "model.layers", ids)
+    some = torch.tensor([4, 0, 6])[: min(size, 3)]
+    for index in range(len(decoder)):
+        block = decoder.load(index)
+        with torch.no_grad():
+            if len(some) == size:
+                torch.testing.assert_close(
+                    block.run(states[some], decoder.call(index, some)), expected[index + 1][some]
+                )
+            states = torch.cat([block.run(states[one], decoder.call(index, one)) for one in slices(len(ids), size)])
+        torch.testing.assert_close(states, expected[index + 1])
+    _embedded(decoder, ids.flip(0), size)  # other samples have others
+    with torch.no_grad():
+        again = (
+            decoder.load(0).run(_embedded(decoder, ids.flip(0), size)[:1], decoder.call(0, slice(0, 1)))
+            if size == 1
+            else None
+        )
+    if again is not None:
+        torch.testing.assert_close(again, states_of(whole, "model.layers", ids.flip(0))[1][:1])
+
+
+def test_blocks_that_are_passed_what_earlier_blocks_make_are_refused(tmp_path: Path, ids: Tensor) -> None:
+    decoder = Decoder(odd.save("handed on", tmp_path))
+    with pytest.raises(UnsupportedModelError, match=r"block 1 is passed .*, which comes from the blocks before it"):
+        _embedded(decoder, ids)
 
 
 @pytest.mark.parametrize(
@@ -351,15 +385,15 @@ def test_blocks_that_depend_on_more_than_the_states_are_refused(
     [
         ("between", "changes the hidden states between block 0 and block 1"),
         ("backwards", "block 2 is called where block 0 was expected"),
-        ("again", "block 0 is called where block 1 was expected"),
+        ("again", "its 3 blocks at model.layers run 4 times in all"),
         ("not all", "only 2 of 3 blocks at model.layers run"),
     ],
 )
 def test_blocks_that_do_not_run_once_each_in_order_are_refused(
     quirk: odd.Quirk, reason: str, tmp_path: Path, ids: Tensor
 ) -> None:
-    decoder = Decoder(odd.save(quirk, tmp_path))
     with pytest.raises(UnsupportedModelError, match=f"OddModel: .*{reason}"):
+        decoder = Decoder(odd.save(quirk, tmp_path))
         _embedded(decoder, ids)
 
 

@@ -208,8 +208,17 @@ def test_a_matrix_of_no_linear_is_refused_by_name_unless_excluded(tmp_path: Path
     assert left.blocks[0].groups == (("up",), ("down",))
 
 
-def test_a_linear_that_never_runs_is_refused_by_name_unless_excluded(tmp_path: Path) -> None:
+def test_a_linear_that_never_runs_stays_dense_and_is_named(tmp_path: Path) -> None:
+    found = survey(Decoder(odd.save("idle linear", tmp_path)), _HALF, Choice())
+    found.check()
+    for block in found.blocks:
+        assert block.idle == ("idle",)
+        assert block.groups == (("up",), ("down",))
+
+
+def test_blocks_most_of_whose_linears_never_run_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     decoder = Decoder(odd.save("idle linear", tmp_path))
+    monkeypatch.setattr("reprune.planning.survey._IDLE", 0.1)
     with pytest.raises(UnsupportedModelError, match="blocks 0-2: the linear idle never runs"):
         survey(decoder, _HALF, Choice()).check()
     survey(decoder, _HALF, Choice(exclude=("idle",))).check()

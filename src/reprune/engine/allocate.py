@@ -109,7 +109,7 @@ def _curve(
         prune_block_(pruned, inputs, pruner, sparsities, False, known, min_tokens=recipe.pruner.min_tokens)
         meter = ErrorMeter()
         for batch in frontier.heldout_batches:
-            states = frontier.run([block], entering.read(batch))
+            states = frontier.run([block], entering.read(batch), batch)
             meter.update(states, after.read(batch).to(states.device))
         curve.append((level, meter.error().relative))
         for parameter, weight in kept.values():

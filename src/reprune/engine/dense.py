@@ -12,7 +12,7 @@ from reprune.engine.shared import Shared
 from reprune.model.block import Block
 from reprune.model.streams import Stream, StreamStore
 
-Run = Callable[[Block, Tensor], Tensor]
+Run = Callable[[Block, Tensor, slice], Tensor]
 
 
 @final
@@ -27,7 +27,7 @@ class DenseStream:
             embedded: the states that enter block 0.
             store: makes streams.
             batches: in which samples pass through a block.
-            run: passes states through a block.
+            run: passes the states of some samples through a block.
             shared: keeps the streams for runs to come, and has those of runs before.
         """
         self._after: dict[int, Stream] = {-1: embedded}
@@ -59,7 +59,7 @@ class DenseStream:
         shared = self._shared.new_stream() if self._shared is not None else None
         stream = shared or self._store.new()
         for batch in self._batches:
-            stream.write(batch, self._run(block, source.read(batch)))
+            stream.write(batch, self._run(block, source.read(batch), batch))
         if self._shared is not None and shared is not None:
             self._shared.dense[block.index] = shared
         else:

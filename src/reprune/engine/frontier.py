@@ -98,7 +98,7 @@ class Frontier:
         last = self._statistics_batches[-1]
         others = {*training_sizes, last.stop - last.start} - seen
         self._probe = Probe(decoder.vocabulary, ids.shape[1])
-        probe = slice(len(ids), len(ids) + 1)
+        probe = self._probe_sample = slice(len(ids), len(ids) + 1)
         batches = [*self.batches, probe, *(slice(0, size) for size in sorted(others))]
         for number, (batch, states) in enumerate(decoder.embed(torch.cat([ids, self._probe.ids]), batches)):
             if batch == probe:
@@ -112,7 +112,9 @@ class Frontier:
             embedded.write(batch, states)
         if shared is not None:
             shared.make_room(self._store.shape, len(decoder))
-        self._dense = DenseStream(embedded, self._store, self.batches, lambda block, x: self.run([block], x), shared)
+        self._dense = DenseStream(
+            embedded, self._store, self.batches, lambda block, x, samples: self.run([block], x, samples), shared
+        )
         decoder.release()
 
     def close(self) -> None:
@@ -124,17 +126,18 @@ class Frontier:
         self,
         blocks: Sequence[Block],
         states: Tensor,
+        samples: slice | Tensor,
         checkpointing: bool = False,
         routing: Callable[[int], AbstractContextManager[Any] | None] = lambda _: None,
     ) -> Tensor:
-        """Pass states (batch, tokens, hidden) through blocks, on their device.
+        """Pass the states (batch, tokens, hidden) of some samples through blocks, on their device.
 
         With checkpointing, a block's activations are not kept for its gradients but computed anew. `routing` gives, by
         a block's number, what decides where its tokens are sent.
         """
         states = states.to(self._decoder.device)
         for block in blocks:
-            call = self._decoder.call(block.index, len(states))
+            call = self._decoder.call(block.index, samples)
 
             def run(states: Tensor, block: Block = block, call: Call = call) -> Tensor:
                 return block.run(states, call, routing(block.index))
@@ -149,21 +152,21 @@ class Frontier:
         for batch in self.calibration_batches:
             states = entering.read(batch).to(dense.device)
             recording = found.recording(len(states), states.shape[1])
-            dense.run(states, self._decoder.call(dense.index, len(states)), recording)
+            dense.run(states, self._decoder.call(dense.index, batch), recording)
         return found
 
     def inputs(self, entering: Stream, block: Block) -> Iterator[tuple[Tensor, Call]]:
         """What reaches a block in the sparse model: the samples that statistics are of, batch by batch."""
         for batch in self._statistics_batches:
             states = entering.read(batch).to(block.device)
-            yield states, self._decoder.call(block.index, len(states))
+            yield states, self._decoder.call(block.index, batch)
 
     def pairs(self, entering: Stream, block: Block, teacher: Teacher) -> Iterator[tuple[slice, Tensor, Tensor, Call]]:
         """What reaches a block in the sparse model and, to give the targets, in the dense one, batch by batch."""
         dense = self._dense.before(block.index) if teacher == "global" else entering
         for batch in self.batches:
             states = entering.read(batch).to(block.device)
-            yield batch, states, dense.read(batch).to(block.device), self._decoder.call(block.index, len(states))
+            yield batch, states, dense.read(batch).to(block.device), self._decoder.call(block.index, batch)
 
     @property
     def statistics_aside(self) -> bool:
@@ -216,7 +219,7 @@ class Frontier:
     def _pass(self, blocks: Sequence[Block], into: Stream, batches: Sequence[slice]) -> None:
         """Run the student's stream through blocks and write what comes out (may be the student's own place)."""
         for batch in batches:
-            into.write(batch, self.run(blocks, self.student.read(batch)))
+            into.write(batch, self.run(blocks, self.student.read(batch), batch))
 
     @torch.no_grad()
     def advance(self, window: Window, blocks: Sequence[Block], targets: Targets) -> tuple[Errors, dict[int, Errors]]:
@@ -231,13 +234,15 @@ class Frontier:
             states = self.student.read(batch)
             advanced = states
             for block in blocks:
-                states = self.run([block], states)
+                states = self.run([block], states, batch)
                 if block.index in of_block:
                     of_block[block.index].update(batch, states, targets.dense[block.index].read(batch))
                     advanced = states
             at_end.update(batch, states, targets.end.read(batch))
             self.student.write(batch, advanced)
-        self._probe.states = self.run([block for block in blocks if block.index in window.retired], self._probe.states)
+        self._probe.states = self.run(
+            [block for block in blocks if block.index in window.retired], self._probe.states, self._probe_sample
+        )
         return at_end.errors(), {index: pair.errors() for index, pair in of_block.items()}
 
     @torch.no_grad()
@@ -246,7 +251,7 @@ class Frontier:
         self._dense.after(dense)
         self._dense.forget_before(dense.index + 1)
         self._pass([pruned], self.student, self.batches)
-        self._probe.states = self.run([pruned], self._probe.states)
+        self._probe.states = self.run([pruned], self._probe.states, self._probe_sample)
 
     @contextmanager
     def dense_walk(self) -> Iterator[DenseWalk]:
@@ -277,7 +282,7 @@ class DenseWalk:
         """Pass the next block; returns what enters it and what comes out."""
         self._entering, self._after = self._after, self._entering
         for batch in self._frontier.batches:
-            self._after.write(batch, self._frontier.run([block], self._entering.read(batch)))
+            self._after.write(batch, self._frontier.run([block], self._entering.read(batch), batch))
         return self._entering, self._after
 
 

@@ -32,5 +32,5 @@ class Probe:
 
 
 def rms(states: Tensor) -> list[float]:
-    """The root mean square of each token's states (tokens, hidden)."""
-    return [float(value) for value in states.float().square().mean(dim=-1).sqrt()]
+    """The root mean square of each token's states (tokens, hidden), or of all its streams (tokens, streams, hidden)."""
+    return [float(value) for value in states.float().flatten(1).square().mean(dim=-1).sqrt()]

@@ -137,7 +137,9 @@ class WindowProblem(Problem):
     def outputs(self, samples: Tensor) -> Tensor:
         with torch.enable_grad():
             states = self._entering.read(samples)
-            return self._frontier.run(self._blocks, states, self._checkpointing, partial(self._routing, samples))
+            return self._frontier.run(
+                self._blocks, states, samples, self._checkpointing, partial(self._routing, samples)
+            )
 
     def _routing(self, samples: Tensor, index: int) -> AbstractContextManager[Any] | None:
         routes = next(pruned.routes for pruned in self._pruned if pruned.index == index)
@@ -156,7 +158,7 @@ class WindowProblem(Problem):
     def _measure(self, batches: Sequence[slice]) -> Errors:
         pair = ErrorPair(self._frontier.calibration)
         for batch in batches:
-            states = self._frontier.run(self._blocks, self._entering.read(batch))
+            states = self._frontier.run(self._blocks, self._entering.read(batch), batch)
             pair.update(batch, states, self._targets.end.read(batch))
         return pair.errors()
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, final
 
@@ -18,7 +19,8 @@ from reprune.model.block import Block, Call, Precision
 from reprune.model.checkpoint import Checkpoint
 from reprune.model.conversion import Conversion, Layout
 from reprune.model.costs import BlockCosts
-from reprune.model.skeleton import Skeleton
+from reprune.model.passing import Passing
+from reprune.model.skeleton import Skeleton, setting
 from reprune.model.weightless import Weightless, to_device
 
 _NEAR_SCORES = 2**23  # attention scores: so many that with more the fused kernel is as fast
@@ -55,7 +57,8 @@ class Decoder:
         self._layout = Layout(self.skeleton.model, self.checkpoint)
         self._aliases = _aliases(self.skeleton.model)
         self._blocks = [self._conversions(index) for index in range(len(self))]
-        self._calls: dict[int, list[Call]] = {}  # by batch size
+        self._block_of = {name: self.block_of(name) for name in self.checkpoint.entries}
+        self._passing = Passing(folder.name, len(self))
 
     def __len__(self) -> int:
         """The number of blocks."""
@@ -91,7 +94,7 @@ class Decoder:
 
     def _why_missing(self, index: int, name: str) -> str:
         full = self._path(index) + name
-        if others := [other for other in self._aliases.get(full, ()) if other != full]:
+        if others := self._aliases.get(full):
             return (
                 f"{self.folder.name}: {full} and {others[0]} are one and the same weights; what shares weights with a "
                 "block cannot be pruned block by block."
@@ -135,7 +138,7 @@ class Decoder:
     @property
     def hidden(self) -> int:
         """How many numbers the hidden state of a token has."""
-        said = getattr(self.skeleton.config, "hidden_size", None)
+        said = setting(self.skeleton.config, "hidden_size")
         return int(said or self.skeleton.model.get_input_embeddings().weight.shape[1])
 
     def shapes(self, index: int) -> dict[str, tuple[int, ...]]:
@@ -192,9 +195,7 @@ class Decoder:
         Raises:
             UnsupportedModelError: what is stored would not be read as what the block holds.
         """
-        tensors = {
-            name: self.checkpoint.tensor(name) for name in self.checkpoint.entries if self.block_of(name) == block.index
-        }
+        tensors = {name: self.checkpoint.tensor(name) for name, index in self._block_of.items() if index == block.index}
         path, state = self._path(block.index), block.module.state_dict()
         for conversion in self._blocks[block.index]:
             made = self._layout.save(
@@ -236,35 +237,35 @@ class Decoder:
         """
         slices = list(slices)
         self._choose_attention(max(len(ids[batch]) for batch in slices), ids.shape[1])
+        self._passing.begin(max(batch.stop for batch in slices))
         for batch in slices:
             states, calls = self.skeleton.record(ids[batch], self._fill)
-            size = len(ids[batch])
-            if size not in self._calls:  # other samples must be passed the same as these
-                others = ids.roll(1, 0)[batch] if len(ids) > 1 else (ids[batch] + 1) % self.vocabulary
-                self._calls[size] = self.skeleton.record(others, self._fill)[1]
-            known = self._calls[size]
-            for index, (one, other) in enumerate(zip(known, calls, strict=True)):
-                if (name := _difference(one, other)) is not None:
-                    raise UnsupportedModelError(
-                        f"{self.folder.name}: block {index} is passed {name!r}, which differs from sample to sample; "
-                        "blocks that depend on more than the hidden states cannot be pruned one by one."
-                    )
+            others = ids.roll(1, 0)[batch] if len(ids) > 1 else (ids[batch] + 1) % self.vocabulary
+            self._passing.take(batch, calls, partial(self._calls_for, others))
+            if batch.start == 0 and self._passing.has_own:
+                self._passing.check(calls, self.skeleton.record(ids[batch], self._fill, disturb=True)[1])
             yield batch, states.float()
-        self._calls = {size: to_device(calls, self.device) for size, calls in self._calls.items()}
+        self._passing.finish(lambda calls: to_device(calls, self.device))
+
+    def _calls_for(self, ids: Tensor) -> list[Call]:
+        return self.skeleton.record(ids, self._fill)[1]
 
     def _choose_attention(self, samples: int, tokens: int) -> None:
         """Have the blocks attend by plain products where that is faster than PyTorch's fused kernel.
 
         That is on a CPU, in bfloat16, as long as the scores of all heads stay near the processor.
         """
-        heads = getattr(self.skeleton.config, "num_attention_heads", None)
+        heads = setting(self.skeleton.config, "num_attention_heads")
         near = isinstance(heads, int) and samples * heads * tokens**2 <= _NEAR_SCORES
         bfloat16 = self.precision.products == torch.bfloat16
         self.skeleton.attend_by_products(near and bfloat16 and self.device.type == "cpu")
 
-    def call(self, index: int, batch: int) -> Call:
-        """What a block is passed beside the states of a batch of so many samples (of a size seen by `embed`)."""
-        return self._calls[batch][index]
+    def call(self, index: int, samples: slice | Tensor | int) -> Call:
+        """What a block is passed beside the states of some samples, as many at a time as `embed` has seen.
+
+        A number stands for so many samples from the first.
+        """
+        return self._passing.call(index, slice(0, samples) if isinstance(samples, int) else samples)
 
     def release(self) -> None:
         """Give back the memory of all weights outside the blocks."""
@@ -305,34 +306,15 @@ class Decoder:
         return self.weightless.costs(tokens)
 
 
-def _difference(one: Call, other: Call) -> str | None:
-    """The name of the first argument in which two calls differ, or None."""
-    pairs = [
-        *((f"argument {n}", a, b) for n, (a, b) in enumerate(zip(one.args, other.args, strict=True))),
-        *((name, one.kwargs[name], other.kwargs[name]) for name in one.kwargs),
-    ]
-    return next((name for name, a, b in pairs if not _equal(a, b)), None)
-
-
-def _equal(one: Any, other: Any) -> bool:
-    if one is other:
-        return True
-    if isinstance(one, Tensor) and isinstance(other, Tensor):
-        return one.shape == other.shape and torch.equal(one, other)
-    if isinstance(one, tuple | list) and isinstance(other, tuple | list):
-        return len(one) == len(other) and all(_equal(a, b) for a, b in zip(one, other, strict=True))
-    if isinstance(one, Tensor) or isinstance(other, Tensor):
-        return False
-    if isinstance(one, dict) and isinstance(other, dict):
-        return one.keys() == other.keys() and all(_equal(one[key], other[key]) for key in one)
-    if isinstance(one, int | float | str | None):
-        return bool(one == other)
-    return type(one) is type(other)
-
-
-def _aliases(model: nn.Module) -> dict[str, tuple[str, ...]]:
-    """By the name of each parameter that has more than one: all of them."""
-    names: dict[int, list[str]] = {}
+def _aliases(model: Any) -> dict[str, tuple[str, ...]]:
+    """By the name of each parameter that is tied to others: those others' names."""
+    names: dict[Any, list[str]] = {}
+    tied: dict[str, str] = getattr(model, "all_tied_weights_keys", None) or {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(tied.get(name, name), []).append(name)
         names.setdefault(id(parameter), []).append(name)
-    return {name: tuple(all_) for all_ in names.values() if len(all_) > 1 for name in all_}
+    found: dict[str, tuple[str, ...]] = {}
+    for alike in names.values():
+        for name in alike:
+            found[name] = (*found.get(name, ()), *(other for other in alike if other != name))
+    return {name: others for name, others in found.items() if others}

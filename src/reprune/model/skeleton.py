@@ -28,7 +28,8 @@ from reprune.model.quiet import quiet_transformers
 _GENERATIVE = re.compile(r"(ForCausalLM|LMHeadModel|ForConditionalGeneration)$")
 
 _TRIED_TOKENS = 8
-_RETURNED = (0, 1, 2, 3, 4)  # what blocks return: the states, or a tuple of so many that begins with them
+_RETURNED = (0, 1, 2, 3, 4, -2, -3, -4)
+"""What blocks return: the states, or a tuple of so many that begins with them; if negative, with None beside them."""
 
 Fill = Callable[[str, nn.Module, Tensor | None], None]
 """Gives the parameters of a module outside the blocks: (module name, module, token ids if it embeds them)."""
@@ -38,12 +39,13 @@ Fill = Callable[[str, nn.Module, Tensor | None], None]
 class _Recorder(nn.Module):
     """Stands in for a block: keeps what it is given and hands the hidden states on as they are."""
 
-    def __init__(self, block: nn.Module, saw: Callable[[Tensor, Call], bool], returned: int) -> None:
+    def __init__(self, block: nn.Module, saw: Callable[[Tensor, Call], bool], returned: int, disturb: bool) -> None:
         super().__init__()
         self._attributes = {"block": block}  # not as a module of its own
         self._names = list(inspect.signature(block.forward).parameters)
         self._saw = saw
         self._returned = returned
+        self._disturb = disturb
 
     def __getattr__(self, name: str) -> Any:
         # Models ask their blocks for such things as attention_type before they call them.
@@ -64,7 +66,18 @@ class _Recorder(nn.Module):
             states, call = kwargs[key], Call(args, {**kwargs, key: None}, key)
         if self._saw(states, call):
             raise _LastBlockReached
-        return (states, *(None for _ in range(self._returned - 1))) if self._returned else states
+        if self._disturb:
+            states = 1.25 * states
+        beside = [_Beside() if self._returned > 0 else None for _ in range(abs(self._returned) - 1)]
+        return (states, *beside) if self._returned else states
+
+
+class _Beside:
+    """Stands in for what a block returns beside the hidden states; no other block may be passed it."""
+
+
+def _stop(*_: Any) -> None:
+    raise _LastBlockReached
 
 
 class _LastBlockReached(Exception):
@@ -87,13 +100,12 @@ class Skeleton:
         lists = _find_lists(self.model)
         self.blocks_path, self.blocks = next(iter(lists.items()))
         self._fused_attention = getattr(self.model.config, "_attn_implementation", None) == "sdpa"
-        if len(lists) > 1:
-            self.blocks_path = self._choose(lists)
-            self.blocks = lists[self.blocks_path]
+        self.blocks_path = self._choose(lists)
+        self.blocks = lists[self.blocks_path]
 
     @torch.no_grad()
     def _choose(self, lists: dict[str, nn.ModuleList]) -> str:
-        """Of several lists of blocks, as those of a model that reads images too, the one that text passes through."""
+        """The list of blocks that text passes through, once: of several, as where a model reads images too."""
         tokens = min(_TRIED_TOKENS, self.max_positions or _TRIED_TOKENS)
         ids = torch.zeros(1, tokens, dtype=torch.int64)
         ran: list[str] = []
@@ -109,6 +121,10 @@ class Skeleton:
                 for path, blocks in lists.items():
                     stack.enter_context(self._recorders(blocks, partial(partial, saw, path)))
                 stack.enter_context(_filling(self.model, tuple(lists), fill_with_nothing, ids))
+                if isinstance(
+                    head := self.model.get_output_embeddings(), nn.Module
+                ):  # what comes then is of no concern
+                    stack.callback(head.register_forward_pre_hook(_stop).remove)
                 with suppress(Exception):  # whatever a model raises whose blocks return something else, or at its end
                     self.model(input_ids=ids, use_cache=False)
             self.release()
@@ -116,9 +132,15 @@ class Skeleton:
             if ran:
                 break
         self._returned = 0
-        if len(ran) == 1:
-            return ran[0]
-        raise self._several(*(ran or lists))
+        if len(ran) > 1 or (not ran and len(lists) > 1):
+            raise self._several(*(ran or lists))
+        path = next(iter(ran or lists))
+        if calls.get(path, 0) > len(lists[path]):
+            raise UnsupportedModelError(
+                f"{type(self.model).__name__}: its {len(lists[path])} blocks at {path} run {calls[path]} times in all; "
+                "blocks that do not run once each in their order cannot be pruned one by one."
+            )
+        return path
 
     def _several(self, *paths: str) -> UnsupportedModelError:
         return UnsupportedModelError(
@@ -157,12 +179,13 @@ class Skeleton:
         return _is_outside(path, (self.blocks_path,))
 
     @torch.no_grad()
-    def record(self, ids: Tensor, fill: Fill) -> tuple[Tensor, list[Call]]:
+    def record(self, ids: Tensor, fill: Fill, disturb: bool = False) -> tuple[Tensor, list[Call]]:
         """Run the model's own forward on token ids up to its last block, over recorders.
 
         Args:
             ids: (batch, tokens), int64.
             fill: gives the weights that are needed before the blocks.
+            disturb: have each block hand on other states than it is given; what is passed beside must not show it.
 
         Returns:
             The states that enter the first block, (batch, tokens, hidden), and what each block is passed with them.
@@ -175,7 +198,7 @@ class Skeleton:
         for form in forms:
             self._returned = form
             try:
-                return self._record(ids, fill)
+                return self._record(ids, fill, disturb)
             except RepruneError:
                 raise
             except Exception as error:  # perhaps the blocks of this model return something else
@@ -186,7 +209,7 @@ class Skeleton:
             f"({type(first).__name__}: {first})."
         ) from first
 
-    def _record(self, ids: Tensor, fill: Fill) -> tuple[Tensor, list[Call]]:
+    def _record(self, ids: Tensor, fill: Fill, disturb: bool) -> tuple[Tensor, list[Call]]:
         entered: list[Tensor] = []
         calls: list[Call] = []
 
@@ -196,7 +219,12 @@ class Skeleton:
                     f"{type(self.model).__name__}: block {index} is called where block {len(calls)} was expected; "
                     "blocks that do not run once each in their order cannot be pruned one by one."
                 )
-            if calls and states is not entered[0]:
+            if any(isinstance(value, _Beside) for value in (*call.args, *call.kwargs.values())):
+                raise UnsupportedModelError(
+                    f"{type(self.model).__name__}: block {index} is passed what a block before it puts out beside the "
+                    "hidden states; blocks that are joined by more than those cannot be pruned one by one."
+                )
+            if calls and states is not entered[0] and not disturb:
                 if states.shape != entered[0].shape:
                     raise TypeError("the blocks return tuples")
                 if not torch.equal(states, entered[0]):
@@ -208,21 +236,29 @@ class Skeleton:
             calls.append(call)
             return len(calls) == len(self.blocks)
 
-        recorders = self._recorders(self.blocks, lambda index: partial(saw, index))
+        recorders = self._recorders(self.blocks, lambda index: partial(saw, index), disturb)
         with recorders, _filling(self.model, (self.blocks_path,), fill, ids), quiet_transformers():
             try:
                 self.model(input_ids=ids, use_cache=False)
             except _LastBlockReached:
+                if entered[0].shape[:2] != ids.shape:
+                    raise UnsupportedModelError(
+                        f"{type(self.model).__name__}: its blocks are given states of shape {list(entered[0].shape)} "
+                        f"for {ids.shape[0]} samples of {ids.shape[1]} tokens; blocks that see more than tokens, "
+                        "one by one, cannot be pruned so."
+                    ) from None
                 return entered[0], calls
         raise UnsupportedModelError(
             f"{type(self.model).__name__}: only {len(calls)} of {len(self.blocks)} blocks at {self.blocks_path} run."
         )
 
     @contextmanager
-    def _recorders(self, blocks: nn.ModuleList, saw: Callable[[int], Callable[[Tensor, Call], bool]]) -> Iterator[None]:
+    def _recorders(
+        self, blocks: nn.ModuleList, saw: Callable[[int], Callable[[Tensor, Call], bool]], disturb: bool = False
+    ) -> Iterator[None]:
         originals = list(blocks)
         for index, block in enumerate(originals):
-            blocks[index] = _Recorder(block, saw(index), self._returned)
+            blocks[index] = _Recorder(block, saw(index), self._returned, disturb)
         try:
             yield
         finally:
@@ -243,8 +279,16 @@ def read_config(folder: Path, trust_remote_code: bool) -> Any:
 
 def max_positions(config: Any) -> int | None:
     """The longest sequence that a decoder takes, where its configuration says so."""
-    value = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
+    value = setting(config, "max_position_embeddings") or setting(config, "n_positions")
     return int(value) if value else None
+
+
+def setting(config: Any, name: str) -> Any:
+    """What a configuration says, or None: also where it says that blocks differ in it."""
+    try:
+        return getattr(config, name, None)
+    except Exception:  # a class of its own in each release
+        return None
 
 
 def _build(folder: Path, trust_remote_code: bool) -> Any:
@@ -279,6 +323,7 @@ def _build(folder: Path, trust_remote_code: bool) -> Any:
             raise UnsupportedModelError(
                 f"{folder.name}: {config.model_type} is not a causal language model of Transformers: {error}"
             ) from None
+        model.tie_weights()
         # Experts one by one: only so can be seen, whatever the architecture, what is multiplied by what.
         if getattr(model, "_can_set_experts_implementation", bool)():
             model.set_experts_implementation("eager")

@@ -26,7 +26,7 @@ from tests.doors.conftest import QUICK, Cli
 
 _RECIPE = {
     *("--recipe", "--pruner", "--sparsity", "--reconstruct", "--calibration", "--heldout", "--samples", "--seqlen"),
-    *("--epochs", "--lr", "--batch-size", "--seed", "--only", "--self-generate"),
+    *("--epochs", "--lr", "--batch-size", "--seed", "--only", "--include", "--exclude", "--self-generate"),
     *("--device", "--set", "--trust-remote-code"),
 }
 FLAGS = {
@@ -39,7 +39,7 @@ FLAGS = {
         *("--zero-shot-limit", "--json", "--device", "--precision", "--trust-remote-code", "--quiet"),
     },
     "study": {
-        *_RECIPE - {"--pruner", "--reconstruct", "--seed"},
+        *_RECIPE - {"--pruner", "--reconstruct", "--seed", "--include", "--exclude"},
         *("--out", "--pruners", "--rungs", "--seeds", "--text", "--protocol", "--text-seqlen", "--windows"),
         *("--zero-shot", "--zero-shot-data", "--zero-shot-limit", "--keep-models", "--quiet", "--verbose"),
     },

@@ -1,0 +1,183 @@
+"""What a model passes to its blocks beside the hidden states: the same for all samples, or to each sample its own.
+
+Masks and rotary embeddings are the same for all samples. Some models pass more, such as an embedding of each token
+for each block: that is kept sample by sample, in memory or, where it is much, in a file without a name.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any, final
+
+import torch
+from torch import Tensor
+
+from reprune.errors import UnsupportedModelError
+from reprune.model.block import Call
+
+_IN_MEMORY = 2**30  # bytes of what samples are passed of their own
+_Path = tuple[Any, ...]
+"""Where something lies in a call: ("args", 1), ("kwargs", "mask", 0)."""
+
+
+@final
+class Passing:
+    """The calls of all blocks, for batches of samples."""
+
+    def __init__(self, model: str, blocks: int) -> None:
+        """
+        Args:
+            model: its name, for messages.
+            blocks: how many it has.
+        """
+        self._model = model
+        self._blocks = blocks
+        self._calls: dict[int, list[Call]] = {}  # by batch size; of what is a sample's own, any sample's
+        self._own: dict[tuple[int, _Path], Tensor] = {}  # by block and place: (samples, ...), on the CPU
+        self._files: list[IO[bytes]] = []
+        self._samples = self._filled = 0
+
+    def begin(self, samples: int) -> None:
+        """Begin with samples, so many in all."""
+        self._samples, self._filled = samples, 0
+        self._own.clear()
+        self._calls.clear()
+        for file in self._files:
+            file.close()
+        self._files.clear()
+
+    def take(self, batch: slice, calls: list[Call], others: Callable[[], list[Call]]) -> None:
+        """Take in what blocks are passed with a batch.
+
+        Args:
+            batch: of which samples; the first time that samples come, they come in their order.
+            calls: of each block.
+            others: gives the calls for as many other samples, to tell what differs.
+
+        Raises:
+            UnsupportedModelError: something differs from sample to sample that is no sample's own.
+        """
+        size = batch.stop - batch.start
+        if size not in self._calls:
+            self._calls[size] = others()
+        new = batch.start == self._filled
+        for index, (one, other) in enumerate(zip(self._calls[size], calls, strict=True)):
+            found, known = dict(_leaves(other)), dict(_leaves(one))
+            if found.keys() != known.keys():
+                raise self._refusal(index, next(iter(found.keys() ^ known.keys())))
+            for path, value in found.items():
+                if (index, path) not in self._own and not _equal(known[path], value):
+                    self._begin_own(index, path, known[path], value, size)
+                if (index, path) in self._own and new:
+                    self._own[index, path][batch] = value
+        if new:
+            self._filled = batch.stop
+
+    @property
+    def has_own(self) -> bool:
+        """Whether anything is a sample's own."""
+        return bool(self._own)
+
+    def check(self, calls: list[Call], disturbed: list[Call]) -> None:
+        """Raise `UnsupportedModelError` where calls change with what blocks put out.
+
+        Args:
+            calls: for some samples.
+            disturbed: for the same samples, where blocks hand on other states.
+        """
+        for index, (one, other) in enumerate(zip(calls, disturbed, strict=True)):
+            for (path, value), (_, changed) in zip(_leaves(one), _leaves(other), strict=True):
+                if not _equal(value, changed):
+                    name = path[1] if path[0] == "kwargs" else f"argument {path[1]}"
+                    raise UnsupportedModelError(
+                        f"{self._model}: block {index} is passed {name!r}, which comes from the blocks before it; "
+                        "blocks that are joined by more than the hidden states cannot be pruned one by one."
+                    )
+
+    def _begin_own(self, index: int, path: _Path, known: Any, value: Any, size: int) -> None:
+        alike = isinstance(known, Tensor) and isinstance(value, Tensor) and known.shape == value.shape
+        if not alike or not value.dim() or len(value) != size or self._filled:
+            raise self._refusal(index, path)
+        self._own[index, path] = self._room((self._samples, *value.shape[1:]), value.dtype)
+
+    def _room(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        size = math.prod(shape)
+        taken = sum(own.nbytes for own in self._own.values())
+        if taken + size * dtype.itemsize <= _IN_MEMORY:
+            return torch.empty(tuple(shape), dtype=dtype)
+        file = tempfile.NamedTemporaryFile(prefix="reprune-")  # noqa: SIM115  # it lives as long as this object
+        self._files.append(file)
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, size * dtype.itemsize)
+        mapped = torch.from_file(str(Path(file.name)), shared=True, size=size, dtype=dtype)
+        return mapped.view(tuple(shape))
+
+    def finish(self, move: Callable[[list[Call]], list[Call]]) -> None:
+        """Put what all samples share where blocks run."""
+        self._calls = {size: move(calls) for size, calls in self._calls.items()}
+
+    def call(self, index: int, samples: slice | Tensor) -> Call:
+        """What a block is passed beside the states of these samples."""
+        size = samples.stop - samples.start if isinstance(samples, slice) else len(samples)
+        call = self._calls[size][index]
+        for (block, path), own in self._own.items():
+            if block == index:
+                call = _with(call, path, own[samples])
+        return call
+
+    def _refusal(self, index: int, path: _Path) -> UnsupportedModelError:
+        name = path[1] if path[0] == "kwargs" else f"argument {path[1]}"
+        return UnsupportedModelError(
+            f"{self._model}: block {index} is passed {name!r}, which differs from sample to sample; "
+            "blocks that depend on more than the hidden states cannot be pruned one by one."
+        )
+
+
+def _leaves(call: Call) -> Iterator[tuple[_Path, Any]]:
+    """All that a call passes, with where it lies."""
+
+    def walk(value: Any, path: _Path) -> Iterator[tuple[_Path, Any]]:
+        if isinstance(value, tuple | list):
+            for number, part in enumerate(value):
+                yield from walk(part, (*path, number))
+        elif isinstance(value, dict):
+            for key, part in value.items():
+                yield from walk(part, (*path, key))
+        else:
+            yield path, value
+
+    yield from walk(call.args, ("args",))
+    yield from walk(call.kwargs, ("kwargs",))
+
+
+def _with(call: Call, path: _Path, value: Tensor) -> Call:
+    """A call with something else at a place; it goes to the device of what was there."""
+
+    def put(at: Any, rest: _Path) -> Any:
+        if not rest:
+            return value.to(at.device)
+        if isinstance(at, dict):
+            return {**at, rest[0]: put(at[rest[0]], rest[1:])}
+        parts = list(at)
+        parts[rest[0]] = put(parts[rest[0]], rest[1:])
+        return type(at)(parts)
+
+    if path[0] == "args":
+        return Call(put(call.args, path[1:]), call.kwargs, call.states)
+    return Call(call.args, put(call.kwargs, path[1:]), call.states)
+
+
+def _equal(one: Any, other: Any) -> bool:
+    if one is other:
+        return True
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return one.shape == other.shape and torch.equal(one, other)
+    if isinstance(one, Tensor) or isinstance(other, Tensor):
+        return False
+    if isinstance(one, int | float | str | None):
+        return bool(one == other)
+    return type(one) is type(other)

@@ -6,6 +6,7 @@ its parameters, and what the optimizer has done goes back to them.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from types import TracebackType
@@ -121,6 +122,8 @@ class _Kept:
 class LowRank(Coordinates):
     """For each matrix W two factors, W = W0 + mask * (B A), with B (rows, rank) and A (rank, columns) (LoRA, Hu 2021).
 
+    Where a parameter holds the matrices of several experts each has its own.
+
     B begins as zero and A as normal of variance 1 / rank, so that a first step of Adam, which moves each value of B by
     the learning rate, moves the values of W by as much on average: a learning rate means the same as without factors.
     What is no matrix, or no larger than its factors, is moved itself. A matrix's gradient is turned into those of its
@@ -133,7 +136,7 @@ class LowRank(Coordinates):
         self.leaves: list[nn.Parameter] = []
         self._masks: list[Tensor | None] = []  # of the leaves; those of the factored are in what is factored
         for parameter, mask in zip(problem.parameters, problem.masks, strict=True):
-            if parameter.dim() == 2 and rank * sum(parameter.shape) < parameter.numel():
+            if parameter.dim() >= 2 and rank * sum(parameter.shape[-2:]) < math.prod(parameter.shape[-2:]):
                 factored = _Factored(parameter, mask, rank, generator)
                 self._factored.append(factored)
                 self.leaves += [factored.B, factored.A]
@@ -161,15 +164,15 @@ def _mask_gradients_(leaves: Sequence[nn.Parameter], masks: Sequence[Tensor | No
 
 
 class _Factored:
-    """One matrix and the two factors of what is added to it."""
+    """One matrix, or those of all experts, and the two factors of what is added to it."""
 
     def __init__(self, parameter: nn.Parameter, mask: Tensor | None, rank: int, generator: torch.Generator) -> None:
-        rows, columns = parameter.shape
+        *experts, rows, columns = parameter.shape
         device = parameter.device
         self._parameter, self._mask = parameter, mask
         self._start = parameter.detach().clone()
-        self.B = nn.Parameter(torch.zeros(rows, rank, device=device))
-        self.A = nn.Parameter((torch.randn(rank, columns, generator=generator) / rank**0.5).to(device))
+        self.B = nn.Parameter(torch.zeros(*experts, rows, rank, device=device))
+        self.A = nn.Parameter((torch.randn(*experts, rank, columns, generator=generator) / rank**0.5).to(device))
         self.remove: Callable[[], None] = parameter.register_post_accumulate_grad_hook(self._pull_).remove
 
     @torch.no_grad()
@@ -179,7 +182,7 @@ class _Factored:
         assert gradient is not None
         if self._mask is not None:
             gradient *= self._mask
-        for leaf, own in ((self.B, gradient @ self.A.T), (self.A, self.B.T @ gradient)):
+        for leaf, own in ((self.B, gradient @ self.A.mT), (self.A, self.B.mT @ gradient)):
             leaf.grad = own if leaf.grad is None else leaf.grad + own
         parameter.grad = None
 

@@ -1,0 +1,95 @@
+"""A sparsity is shared out over blocks by what each bears, once, before anything is pruned."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import reprune
+from reprune.errors import InputError
+from tests import tiny
+
+QUICK = {"samples": 8, "seqlen": 24, "epochs": 1, "lr": 1e-3, "batch_size": 3, "device": "cpu", "pruner": "wanda"}
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.save("llama", tmp_path_factory.mktemp("models") / "llama")
+
+
+def prune(model: Path, out: Path, *settings: str, **options: Any) -> dict[str, Any]:
+    options = {**QUICK, "sparsity": "0.6", "reconstruct": "LR", **options}
+    return reprune.prune(model, out, calibration="manual", settings=["precision=float32", *settings], **options)
+
+
+@pytest.mark.parametrize("name", ["owl", "by-error"])
+@pytest.mark.parametrize("model", ["llama", "mixtral", "gpt2"])
+def test_the_whole_has_the_sparsity_and_blocks_differ(name: str, model: str, tmp_path: Path) -> None:
+    record = prune(tiny.save(model, tmp_path / "model"), tmp_path / "out", f"allocation={name}")
+    shares = [block["sparsity"] for block in record["blocks"]]
+    assert record["sparsity"] == pytest.approx(0.6, abs=0.01)
+    assert max(shares) - min(shares) > 0.005
+    assert all(0.5 < share < 0.7 for share in shares)
+    for block in record["blocks"]:
+        (pattern,) = {float(matrix.get("pattern", 0.6)) for matrix in block["matrices"]}
+        assert pattern == pytest.approx(block["sparsity"], abs=0.02)
+    assert reprune.verify(tmp_path / "out").passed
+
+
+def test_shared_out_by_error_the_sum_of_errors_of_blocks_alone_is_lower(llama: Path, tmp_path: Path) -> None:
+    """Where the error of each block is that of itself alone, which a window of one with a local teacher has."""
+
+    def total(record: dict[str, Any]) -> float:
+        return sum(float(window["relative_heldout_error"]["after"]) for window in record["windows"])
+
+    options = {"sparsity": "0.7", "heldout": "manual=8"}
+    even = prune(llama, tmp_path / "even", **options)
+    shared = prune(llama, tmp_path / "shared", "allocation=by-error", "allocation.spread=0.2", **options)
+    assert total(shared) < total(even)
+
+
+def test_linears_with_a_sparsity_of_their_own_take_no_part(llama: Path, tmp_path: Path) -> None:
+    record = prune(llama, tmp_path / "out", "allocation=owl", 'sparsity_by_name={"down_proj": "2:4"}')
+    for block in record["blocks"]:
+        patterns = {matrix["name"]: matrix["pattern"] for matrix in block["matrices"]}
+        assert patterns.pop("mlp.down_proj") == "2:4"
+        assert len(set(patterns.values())) == 1
+
+
+def test_a_run_goes_on_with_the_shares_that_it_began_with(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = prune(llama, tmp_path / "whole", "allocation=by-error")
+
+    class Stopper(reprune.Watcher):
+        def window_done(self, window: Any, record: Any) -> None:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prune(llama, tmp_path / "broken", "allocation=by-error", watcher=Stopper())
+    monkeypatch.setattr("reprune.engine.run.allocate", lambda *_: pytest.fail("they are measured once"))
+    assert reprune.resume(tmp_path / "broken")["blocks"] == whole["blocks"]
+    kept = tmp_path / "broken" / "recipe.yaml"
+    assert yaml.safe_load(kept.read_text())["allocation"]["name"] == "by-error"
+
+
+def test_damaged_shares_are_refused(llama: Path, tmp_path: Path) -> None:
+    class Stopper(reprune.Watcher):
+        def window_done(self, window: Any, record: Any) -> None:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prune(llama, tmp_path / "out", "allocation=owl", watcher=Stopper())
+    file = tmp_path / "out" / ".reprune" / "allocation.json"
+    file.write_text(file.read_text().replace("0.6", "0.5"))
+    with pytest.raises(InputError, match=r"allocation\.json: damaged"):
+        reprune.resume(tmp_path / "out")
+
+
+def test_a_pattern_of_groups_cannot_be_shared_out(llama: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"allocation owl shares out a fraction such as 0\.6 over blocks; 2:4"):
+        prune(llama, tmp_path / "out", "allocation=owl", sparsity="2:4")
+    assert not (tmp_path / "out").exists()

@@ -85,18 +85,21 @@ SIZES: Mapping[str, int] = {
     **dict.fromkeys(("max_target_positions", "max_source_positions", "context_length", "index_topk"), 128),
     **dict.fromkeys(("vocab_size", "vocab_size_per_layer_input", "unpadded_vocab_size", "text_vocab_size"), VOCABULARY),
     **dict.fromkeys(("rotary_dim", "partial_rotary_dim"), 8),
-    **dict.fromkeys(("mamba_n_heads", "mamba_num_heads", "n_mamba_heads", "mamba_n_groups"), 4),
+    **dict.fromkeys(("mamba_n_heads", "mamba_num_heads", "n_mamba_heads"), 4),
     **dict.fromkeys(("mamba_d_ssm", "mamba_intermediate_size"), WIDTH),
     **dict.fromkeys(("hidden_size_per_layer_input", "laurel_rank", "lru_width", "recurrent_block_width"), WIDTH),
 }
 """What a configuration's numbers become, by name, where it has them and they are larger."""
 
+_HEAD = {"head_dim": 16}
 _LATENT = {"num_key_value_heads": HEADS}  # latent attention has as many heads of keys
 ODD: Mapping[str, Mapping[str, Any]] = {
     **dict.fromkeys(("axk1", "axk2", "deepseek_v3", "deepseek_v32", "sarvam_mla"), _LATENT),
     **dict.fromkeys(("glm4_moe_lite", "glm_moe_dsa", "longcat_flash", "minicpm3", "youtu", "kimi_linear"), _LATENT),
     "deepseek_v2": {**_LATENT, "num_experts_per_tok": 2},
     "mamba2": {"num_heads": 8, "head_dim": 16, "n_groups": 1},
+    "nemotron_h": {"n_groups": 1},
+    **dict.fromkeys(("hunyuan_v1_dense", "hunyuan_v1_moe", "ministral"), _HEAD),
     "nemotron": {"num_key_value_heads": 2},
     "reformer": {"axial_pos_embds_dim": [16, 48], "axial_pos_shape": [8, 16], "attn_layers": ["local", "lsh"]},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2, "num_dense_layers": 1},

@@ -19,6 +19,8 @@ Quirk = Literal[
     "outer buffer",  # the model multiplies by a saved buffer before its blocks
     "likely name",  # a module before the blocks has a name that begins with theirs
     "shared linear",  # a linear of each block runs twice
+    "beside, of no use",  # blocks hand the next one something beside the states that it does not look at
+    "looked at",  # the model uses a weight whose module it never runs
     "side list",  # another list of blocks that no text passes through
     # what survey refuses by name
     "stray matrix",  # a block holds a matrix that belongs to no linear
@@ -27,6 +29,7 @@ Quirk = Literal[
     "per sample",  # blocks are given a tensor that depends on the tokens
     "per sample, nested",  # the same, within a dict
     "per sample, a number",  # the same, as a number
+    "beside",  # blocks hand the next one something beside the states
     "handed on",  # blocks are given what the first block has put out
     "between",  # the model changes the states between its blocks
     "backwards",  # the last block runs first
@@ -70,8 +73,10 @@ class _Block(nn.Module):
             out = out @ self.mixer
         if self.quirk == "block buffer":
             out = out * self.gain
-        if side is not None:
+        if side is not None and self.quirk != "beside, of no use":
             out = out + (side["nested"] if isinstance(side, dict) else side)
+        if self.quirk.startswith("beside"):
+            return out, out.mean()
         return (out, None) if self.quirk == "tuples" else out
 
 
@@ -86,6 +91,8 @@ class _Base(nn.Module):
         self.layers = nn.ModuleList(_Block(self.quirk, hidden) for _ in range(config.num_hidden_layers))
         if self.quirk == "likely name":
             self.layers_norm = nn.LayerNorm(hidden)
+        if self.quirk == "looked at":
+            self.scale = nn.LayerNorm(hidden)
         if self.quirk == "outer buffer":
             self.register_buffer("gain", torch.ones(hidden))
         if self.quirk in ("two lists", "side list"):
@@ -97,6 +104,13 @@ class _Base(nn.Module):
             states = self.layers_norm(states)
         if self.quirk == "outer buffer":
             states = states * self.gain
+        if self.quirk == "looked at":
+            states = states * self.scale.weight
+        if self.quirk.startswith("beside"):
+            beside: Tensor | None = None
+            for block in self._order():
+                states, beside = block(states, side=beside)
+            return states
         first: Tensor | None = None
         for block in self._order():
             states = block(states, side=first) if self.quirk == "handed on" else self._through(block, states, ids)

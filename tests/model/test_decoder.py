@@ -272,6 +272,8 @@ def test_products_in_bfloat16_leave_weights_and_states_in_float32(name: str, fol
         "shared linear",
         "side list",
         "idle linear",
+        "beside, of no use",
+        "looked at",
     ],
 )
 def test_a_decoder_of_ones_own_is_streamed(quirk: odd.Quirk, tmp_path: Path, ids: Tensor) -> None:
@@ -372,6 +374,12 @@ def test_blocks_are_passed_what_is_each_samples_own(
         )
     if again is not None:
         torch.testing.assert_close(again, states_of(whole, "model.layers", ids.flip(0))[1][:1])
+
+
+def test_blocks_that_look_at_what_others_hand_them_beside_the_states_are_refused(tmp_path: Path, ids: Tensor) -> None:
+    decoder = Decoder(odd.save("beside", tmp_path))
+    with pytest.raises(UnsupportedModelError, match="block 1 is passed what a block before it puts out beside"):
+        _embedded(decoder, ids)
 
 
 def test_blocks_that_are_passed_what_earlier_blocks_make_are_refused(tmp_path: Path, ids: Tensor) -> None:

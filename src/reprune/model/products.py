@@ -187,9 +187,10 @@ def find_stacks(block: nn.Module, run: Callable[[], None], tokens: int) -> list[
     stacks: list[Stack] = []
     for name, found in seen.items():
         count, rest = divmod(parameters[name].numel(), math.prod(found.shape))
-        # A linear whose module is not called, as its weight is multiplied by directly, is a stack of one.
-        apart = count == 1 and name.removesuffix(".weight") in linears and name not in called
-        if not found.regular or rest or not (count > 1 or apart) or name in called:
+        # A linear whose module is not called, as its weight is multiplied by directly, is a stack of one; so is what
+        # would hold more experts in another configuration.
+        alone = count == 1 and (name.removesuffix(".weight") in linears or parameters[name].dim() > 2)
+        if not found.regular or rest or not (count > 1 or alone) or name in called:
             continue
         shares = next((one for one in stacks if one.count == count and _read_alike(seen[one.parameter], found)), None)
         # What comes out of a linear with weights of zero is zero, and tells nothing of who reads it.

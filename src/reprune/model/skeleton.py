@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from reprune.errors import InputError, RepruneError, UnsupportedModelError
+from reprune.model.beside import Beside, matters, passed_beside, without_beside
 from reprune.model.block import Call
 from reprune.model.linears import find_linears, is_linear
 from reprune.model.quiet import quiet_transformers
@@ -68,12 +69,8 @@ class _Recorder(nn.Module):
             raise _LastBlockReached
         if self._disturb:
             states = 1.25 * states
-        beside = [_Beside() if self._returned > 0 else None for _ in range(abs(self._returned) - 1)]
+        beside = [Beside(place) if self._returned > 0 else None for place in range(1, abs(self._returned))]
         return (states, *beside) if self._returned else states
-
-
-class _Beside:
-    """Stands in for what a block returns beside the hidden states; no other block may be passed it."""
 
 
 def _stop(*_: Any) -> None:
@@ -97,6 +94,8 @@ class Skeleton:
         self.model = _build(folder, trust_remote_code)
         self.config: Any = self.model.config.get_text_config(decoder=True)
         self._returned = 0
+        self._early = False  # whether weights are looked at before the module that holds them is run
+        self._joined: list[int] | None = None  # blocks that make something of what others hand them beside states
         lists = _find_lists(self.model)
         self.blocks_path, self.blocks = next(iter(lists.items()))
         self._fused_attention = getattr(self.model.config, "_attn_implementation", None) == "sdpa"
@@ -193,17 +192,44 @@ class Skeleton:
         Raises:
             UnsupportedModelError: the blocks do not hand the states from one to the next.
         """
+        states, calls = self._recorded(ids, fill, disturb)
+        if any(passed_beside(call) for call in calls):
+            if self._joined is None:
+                self._joined = self._find_joined()
+            if self._joined:
+                raise UnsupportedModelError(
+                    f"{type(self.model).__name__}: block {self._joined[0]} is passed what a block before it puts out "
+                    "beside the hidden states; blocks that are joined by more than those cannot be pruned one by one."
+                )
+        return states, [without_beside(call) for call in calls]
+
+    def _find_joined(self) -> list[int]:
+        """The blocks that make something of what blocks before them put out beside the hidden states."""
+        ids = torch.zeros(1, min(_TRIED_TOKENS, self.max_positions or _TRIED_TOKENS), dtype=torch.int64)
+        states, calls = self._recorded(ids, fill_with_nothing, False)
+        self.release()
+        return [
+            index
+            for index, call in enumerate(calls)
+            if passed_beside(call)
+            and matters(self.blocks[index], call, self.blocks[max(index - 1, 0)], calls[max(index - 1, 0)], states)
+        ]
+
+    def _recorded(self, ids: Tensor, fill: Fill, disturb: bool) -> tuple[Tensor, list[Call]]:
+        """The same, whatever the blocks return, and whether or not weights are looked at before their module runs."""
         first: Exception | None = None
-        forms = [self._returned, *(form for form in _RETURNED if form != self._returned)]
-        for form in forms:
-            self._returned = form
-            try:
-                return self._record(ids, fill, disturb)
-            except RepruneError:
-                raise
-            except Exception as error:  # perhaps the blocks of this model return something else
-                first = first or error
-        self._returned = 0
+        for early in (self._early, True):
+            self._early = early
+            for form in [self._returned, *(form for form in _RETURNED if form != self._returned)]:
+                self._returned = form
+                try:
+                    return self._record(ids, fill, disturb)
+                except RepruneError:
+                    raise
+                except Exception as error:  # perhaps the blocks of this model return something else
+                    first = first or error
+            self._returned = 0
+        self._early = False
         raise UnsupportedModelError(
             f"{type(self.model).__name__}: its forward does not run over recorders in place of its blocks "
             f"({type(first).__name__}: {first})."
@@ -219,11 +245,6 @@ class Skeleton:
                     f"{type(self.model).__name__}: block {index} is called where block {len(calls)} was expected; "
                     "blocks that do not run once each in their order cannot be pruned one by one."
                 )
-            if any(isinstance(value, _Beside) for value in (*call.args, *call.kwargs.values())):
-                raise UnsupportedModelError(
-                    f"{type(self.model).__name__}: block {index} is passed what a block before it puts out beside the "
-                    "hidden states; blocks that are joined by more than those cannot be pruned one by one."
-                )
             if calls and states is not entered[0] and not disturb:
                 if states.shape != entered[0].shape:
                     raise TypeError("the blocks return tuples")
@@ -237,7 +258,7 @@ class Skeleton:
             return len(calls) == len(self.blocks)
 
         recorders = self._recorders(self.blocks, lambda index: partial(saw, index), disturb)
-        with recorders, _filling(self.model, (self.blocks_path,), fill, ids), quiet_transformers():
+        with recorders, _filling(self.model, (self.blocks_path,), fill, ids, self._early), quiet_transformers():
             try:
                 self.model(input_ids=ids, use_cache=False)
             except _LastBlockReached:
@@ -376,10 +397,11 @@ def _is_outside(path: str, inside: tuple[str, ...]) -> bool:
 
 
 @contextmanager
-def _filling(model: Any, inside: tuple[str, ...], fill: Fill, ids: Tensor) -> Iterator[None]:
+def _filling(model: Any, inside: tuple[str, ...], fill: Fill, ids: Tensor, early: bool = False) -> Iterator[None]:
     """Have the weights of each module outside some lists of blocks filled in just before it first runs.
 
-    Those of the embedding are there from the start, as some models look at them before they run it.
+    Those of the embedding are there from the start, as some models look at them before they run it; `early` has all be
+    there but those of the output head.
     """
     embedding = model.get_input_embeddings()
 
@@ -395,6 +417,8 @@ def _filling(model: Any, inside: tuple[str, ...], fill: Fill, ids: Tensor) -> It
         for name, module in model.named_modules():
             if module is embedding and module._parameters:
                 fill(name, module, ids)
+            elif early and module is not model.get_output_embeddings() and _is_outside(name, inside):
+                fill(name, module, None)
         yield
     finally:
         for handle in handles:

@@ -10,10 +10,10 @@ import copy
 from collections.abc import Hashable
 from typing import Any, final
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
+from reprune.model.beside import without_weights
 from reprune.model.block import Block, Call, LinearGroup, Precision
 from reprune.model.costs import BlockCosts, block_costs
 from reprune.model.linears import Stack
@@ -73,12 +73,8 @@ class Weightless:
     def _near(self, index: int) -> tuple[nn.Module, Tensor, Call]:
         """A block with weights that take no memory, the states of some tokens, and what it is passed with them."""
         states, calls = self._sample()
-        module = copy.deepcopy(self._skeleton.blocks[index])
-        for part in module.modules():
-            for key, parameter in list(part.named_parameters(recurse=False)):
-                setattr(part, key, nn.Parameter(_without_memory(parameter), requires_grad=False))
         some = torch.randn(states.shape, generator=torch.Generator().manual_seed(0))
-        return module.eval(), some, calls[index]
+        return without_weights(self._skeleton.blocks[index]), some, calls[index]
 
     @torch.no_grad()
     def costs(self, tokens: int) -> list[BlockCosts]:
@@ -105,13 +101,6 @@ class Weightless:
 @torch.no_grad()
 def _run(block: Block, states: Tensor, call: Call) -> None:
     block.run(states, call)
-
-
-def _without_memory(parameter: nn.Parameter) -> Tensor:
-    """Ones for a vector, so that what is normalized stays what it is; zeros for a matrix, whose pages nobody writes."""
-    if parameter.dim() < 2:
-        return torch.ones(parameter.shape)
-    return torch.from_numpy(np.zeros(tuple(parameter.shape), dtype=np.float32))
 
 
 def _kind_of(module: nn.Module, call: Call) -> Hashable:

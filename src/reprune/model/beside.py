@@ -1,0 +1,76 @@
+"""What blocks hand to the next ones beside the hidden states, and whether it matters.
+
+Some blocks return more than states, and some models pass it on. Where the next block makes nothing of it, or it is None
+in truth, blocks can still be run one by one. That is found out by running a block on a few tokens with weights of zero:
+once with something in that place which nothing can be done with.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import final
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from reprune.model.block import Call
+
+
+@final
+class Beside:
+    """Stands in for what a block returns beside the hidden states, at a place of its tuple."""
+
+    def __init__(self, place: int) -> None:
+        self.place = place
+
+
+def without_beside(call: Call) -> Call:
+    """The call with None where a block before put something out."""
+    args = tuple(None if isinstance(value, Beside) else value for value in call.args)
+    return Call(
+        args, {key: None if isinstance(value, Beside) else value for key, value in call.kwargs.items()}, call.states
+    )
+
+
+def passed_beside(call: Call) -> list[Beside]:
+    """What a call is passed of it."""
+    return [value for value in (*call.args, *call.kwargs.values()) if isinstance(value, Beside)]
+
+
+@torch.no_grad()
+def matters(block: nn.Module, call: Call, before: nn.Module, call_before: Call, states: Tensor) -> bool:
+    """Whether a block makes something of what the one before it puts out beside the hidden states.
+
+    Args:
+        block, before: on the meta device; left as they are.
+        call, call_before: what they are passed.
+        states: of the shape that enters them.
+    """
+    some = torch.randn(states.shape, generator=torch.Generator().manual_seed(0))
+    try:
+        args, kwargs = call.bind(some)
+        without_weights(block)(*args, **kwargs)
+    except Exception:  # whatever comes of it: it was looked at
+        try:
+            args, kwargs = without_beside(call_before).bind(some)
+            outputs = without_weights(before)(*args, **kwargs)
+            return any(outputs[beside.place] is not None for beside in passed_beside(call))
+        except Exception:  # it cannot be known
+            return True
+    return False
+
+
+def without_weights(module: nn.Module) -> nn.Module:
+    """A copy on the CPU with weights that take no memory: zeros, and ones for vectors, that normalize as they are."""
+    copied = copy.deepcopy(module)
+    for part in copied.modules():
+        for key, parameter in list(part.named_parameters(recurse=False)):
+            setattr(part, key, nn.Parameter(_without_memory(parameter), requires_grad=False))
+    return copied.eval()
+
+
+def _without_memory(parameter: nn.Parameter) -> Tensor:
+    if parameter.dim() < 2:
+        return torch.ones(parameter.shape)
+    return torch.from_numpy(np.zeros(tuple(parameter.shape), dtype=np.float32))  # pages that nobody writes to

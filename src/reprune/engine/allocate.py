@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from reprune.engine.frontier import Frontier
-from reprune.engine.pruning import Known, linear_groups, prune_block_
+from reprune.engine.pruning import Known, gathering, linear_groups, prune_block_
 from reprune.engine.watcher import Watcher
 from reprune.engine.window import PrunedBlock
 from reprune.math.allocation import by_error, by_outliers, outlier_share
@@ -72,8 +72,6 @@ def _shares(recipe: Recipe, index: int, linear: Linear) -> bool:
 
 def _outliers(recipe: Recipe, frontier: Frontier, pruned: PrunedBlock, entering: Stream) -> float:
     """The share of outliers among the scores of all of a block's linears."""
-    from reprune.engine.pruning import gathering
-
     known: Known = {}
     with gathering(pruned.block, pruned.groups, Wanda(), known):
         for states, call in frontier.inputs(entering, pruned.block):

@@ -1,0 +1,65 @@
+"""What a checkpoint holds in another form than the model is taken, and given back, by Transformers' own rules."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers as tf
+from torch import Tensor
+
+from reprune.errors import UnsupportedModelError
+from reprune.model.conversion import Layout
+from reprune.model.decoder import Decoder
+
+FolderOf = Callable[[str], Path]
+
+
+def test_a_block_is_made_of_the_tensors_that_transformers_makes_it_of(folder_of: FolderOf) -> None:
+    decoder = Decoder(folder_of("mixtral"))
+    model = tf.AutoModelForCausalLM.from_pretrained(folder_of("mixtral"), dtype=torch.float32)
+    for index in range(len(decoder)):
+        state = decoder.load(index).module.state_dict()
+        expected = model.model.layers[index].state_dict()
+        assert state.keys() == expected.keys()
+        assert all(torch.equal(state[name], expected[name]) for name in expected)
+
+
+def test_what_is_not_turned_back_into_what_it_was_is_refused(
+    folder_of: FolderOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = Layout._backward
+
+    def cut(self: Layout, conversion: Any, parameters: dict[str, Tensor]) -> dict[str, Tensor]:
+        made = whole(self, conversion, parameters)
+        return dict(list(made.items())[1:])
+
+    monkeypatch.setattr(Layout, "_backward", cut)
+    with pytest.raises(UnsupportedModelError, match=r"does not turn back .*save_original_format=False"):
+        Decoder(folder_of("mixtral"))
+
+
+def test_a_rule_that_fails_is_refused_with_its_reason(folder_of: FolderOf, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise ValueError("Undefined Operation encountered!")
+
+    monkeypatch.setattr(Layout, "_forward", fail)
+    with pytest.raises(UnsupportedModelError, match=r"cannot be converted .*Undefined Operation encountered!"):
+        Decoder(folder_of("mixtral"))
+
+
+def test_what_would_be_read_back_otherwise_is_not_saved(folder_of: FolderOf, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder = Decoder(folder_of("mixtral"))
+    block = decoder.load(1)
+    whole = Layout._backward
+
+    def turned(self: Layout, conversion: Any, parameters: dict[str, Tensor]) -> dict[str, Tensor]:
+        made = whole(self, conversion, parameters)
+        return dict(zip(made, reversed(list(made.values())), strict=True))
+
+    monkeypatch.setattr(Layout, "_backward", turned)
+    with pytest.raises(UnsupportedModelError, match="would not read it back as it is"):
+        decoder.stored_tensors(block)

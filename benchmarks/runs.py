@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 PLACES = {"memory": "1GB", "files": "0B"}
@@ -70,13 +70,17 @@ def random_llama(folder: Path, **sizes: int) -> Path:
 
 def write_tokenizer(folder: Path) -> None:
     """A tokenizer with a token for each byte."""
+    PreTrainedTokenizerFast(tokenizer_object=byte_level(["the quick brown fox"])).save_pretrained(folder)
+
+
+def byte_level(texts: Sequence[str], **settings: Any) -> Tokenizer:
+    """A byte-level BPE tokenizer trained on texts; `settings` are the trainer's."""
     raw = Tokenizer(models.BPE(unk_token=None))
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    raw.train_from_iterator(
-        ["the quick brown fox"],
-        trainers.BpeTrainer(initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False),
-    )
-    PreTrainedTokenizerFast(tokenizer_object=raw).save_pretrained(folder)
+    raw.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    raw.train_from_iterator(texts, trainers.BpeTrainer(initial_alphabet=alphabet, show_progress=False, **settings))
+    return raw
 
 
 def random_text(file: Path, tokens: int) -> Path:

@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from runs import byte_level
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import processors
 from torch import Tensor
 from transformers import (
     LlamaConfig,
@@ -70,16 +71,7 @@ def tokenizer(texts: list[str], folder: Path) -> PreTrainedTokenizerFast:
     """Trained once on the texts; every text begins with a token of its own."""
     file = folder / "tokenizer.json"
     if not file.exists():
-        raw = Tokenizer(models.BPE(unk_token=None))
-        raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-        raw.decoder = decoders.ByteLevel()
-        trainer = trainers.BpeTrainer(
-            vocab_size=VOCABULARY,
-            special_tokens=["<pad>", "<s>", "</s>"],
-            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-            show_progress=False,
-        )
-        raw.train_from_iterator(texts, trainer)
+        raw = byte_level(texts, vocab_size=VOCABULARY, special_tokens=["<pad>", "<s>", "</s>"])
         raw.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
         raw.save(str(file))
     return PreTrainedTokenizerFast(tokenizer_file=str(file), bos_token="<s>", eos_token="</s>", pad_token="<pad>")

@@ -11,8 +11,7 @@ import yaml
 import reprune
 from reprune.errors import InputError
 from tests import tiny
-
-QUICK = {"samples": 8, "seqlen": 24, "epochs": 1, "lr": 1e-3, "batch_size": 3, "device": "cpu", "pruner": "wanda"}
+from tests.engine import quick
 
 
 @pytest.fixture(scope="module")
@@ -21,8 +20,8 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def prune(model: Path, out: Path, *settings: str, **options: Any) -> dict[str, Any]:
-    options = {**QUICK, "sparsity": "0.6", "reconstruct": "LR", **options}
-    return reprune.prune(model, out, calibration="manual", settings=["precision=float32", *settings], **options)
+    options = {"sparsity": "0.6", "reconstruct": "LR", "epochs": 1, "pruner": "wanda", **options}
+    return quick.prune(model, out, *settings, **options)
 
 
 @pytest.mark.parametrize("name", ["owl", "by-error"])

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import reprune
@@ -17,23 +16,12 @@ from reprune.errors import InputError
 from reprune.math.patterns import NM
 from reprune.model.decoder import Decoder
 from tests import tiny
-
-QUICK = {"samples": 8, "seqlen": 24, "epochs": 2, "lr": 1e-3, "batch_size": 3, "device": "cpu"}
+from tests.engine.quick import prune, tensors
 
 
 @pytest.fixture(scope="module")
 def mixtral(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.save("mixtral", tmp_path_factory.mktemp("models") / "mixtral")
-
-
-def prune(model: Path, out: Path, *settings: str, **options: Any) -> dict[str, Any]:
-    return reprune.prune(
-        model, out, calibration="manual", settings=["precision=float32", *settings], **{**QUICK, **options}
-    )
-
-
-def tensors(folder: Path) -> dict[str, torch.Tensor]:
-    return {name: tensor for file in folder.glob("*.safetensors") for name, tensor in load_file(file).items()}
 
 
 @pytest.mark.parametrize("name", tiny.MIXTURES)

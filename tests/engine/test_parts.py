@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 import transformers as tf
-from safetensors.torch import load_file
 
 import reprune
 from tests import tiny
+from tests.engine.quick import tensors
 
 
 @pytest.fixture(scope="module")
@@ -38,8 +38,7 @@ def test_the_language_model_is_pruned_and_the_rest_is_kept(seeing: Path, tmp_pat
         seeing, out, calibration="manual", samples=4, seqlen=24, epochs=1, device="cpu", pruner="wanda", sparsity="2:4"
     )
     assert len(record["blocks"]) == 3
-    dense = {name: tensor for file in seeing.glob("*.safetensors") for name, tensor in load_file(file).items()}
-    sparse = {name: tensor for file in out.glob("*.safetensors") for name, tensor in load_file(file).items()}
+    dense, sparse = tensors(seeing), tensors(out)
     assert dense.keys() == sparse.keys()
     changed = {name for name in dense if not torch.equal(dense[name], sparse[name])}
     assert changed

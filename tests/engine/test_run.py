@@ -5,33 +5,21 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import reprune
 from tests import tiny
+from tests.engine.quick import QUICK, prune, tensors
 
 RUNGS = ("LR", "BR", "BR+GP", "BR+GP+CR", "auto")
-QUICK = {"samples": 8, "seqlen": 24, "epochs": 2, "lr": 1e-3, "batch_size": 3, "device": "cpu"}
 
 
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.save("llama", tmp_path_factory.mktemp("models") / "llama")
-
-
-def prune(model: Path, out: Path, *settings: str, **options: Any) -> dict[str, Any]:
-    return reprune.prune(
-        model, out, calibration="manual", settings=["precision=float32", *settings], **{**QUICK, **options}
-    )
-
-
-def tensors(folder: Path) -> dict[str, torch.Tensor]:
-    return {name: tensor for file in folder.glob("*.safetensors") for name, tensor in load_file(file).items()}
 
 
 @pytest.mark.parametrize("name", tiny.CONFIGS)

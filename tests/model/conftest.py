@@ -83,3 +83,7 @@ def assert_same_states(found: Iterator[Tensor], expected: list[Tensor], toleranc
         assert scale > 0
         assert float((one - other.float()).abs().max()) <= tolerance * scale, f"after {count - 1} blocks"
     assert count == len(expected)
+
+
+def embedded(decoder: Decoder, ids: Tensor, size: int = 3) -> Tensor:
+    return torch.cat([states for _, states in decoder.embed(ids, slices(len(ids), size))])

@@ -31,13 +31,13 @@ def test_a_block_is_made_of_the_tensors_that_transformers_makes_it_of(folder_of:
 def test_what_is_not_turned_back_into_what_it_was_is_refused(
     folder_of: FolderOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = Layout._backward
+    whole = Layout.save
 
     def cut(self: Layout, conversion: Any, parameters: dict[str, Tensor]) -> dict[str, Tensor]:
         made = whole(self, conversion, parameters)
         return dict(list(made.items())[1:])
 
-    monkeypatch.setattr(Layout, "_backward", cut)
+    monkeypatch.setattr(Layout, "save", cut)
     with pytest.raises(UnsupportedModelError, match=r"does not turn back .*save_original_format=False"):
         Decoder(folder_of("mixtral"))
 
@@ -46,7 +46,7 @@ def test_a_rule_that_fails_is_refused_with_its_reason(folder_of: FolderOf, monke
     def fail(*_: object) -> None:
         raise ValueError("Undefined Operation encountered!")
 
-    monkeypatch.setattr(Layout, "_forward", fail)
+    monkeypatch.setattr(Layout, "load", fail)
     with pytest.raises(UnsupportedModelError, match=r"cannot be converted .*Undefined Operation encountered!"):
         Decoder(folder_of("mixtral"))
 
@@ -54,12 +54,12 @@ def test_a_rule_that_fails_is_refused_with_its_reason(folder_of: FolderOf, monke
 def test_what_would_be_read_back_otherwise_is_not_saved(folder_of: FolderOf, monkeypatch: pytest.MonkeyPatch) -> None:
     decoder = Decoder(folder_of("mixtral"))
     block = decoder.load(1)
-    whole = Layout._backward
+    whole = Layout.save
 
     def turned(self: Layout, conversion: Any, parameters: dict[str, Tensor]) -> dict[str, Tensor]:
         made = whole(self, conversion, parameters)
         return dict(zip(made, reversed(list(made.values())), strict=True))
 
-    monkeypatch.setattr(Layout, "_backward", turned)
+    monkeypatch.setattr(Layout, "save", turned)
     with pytest.raises(UnsupportedModelError, match="would not read it back as it is"):
         decoder.stored_tensors(block)

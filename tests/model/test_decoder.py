@@ -16,7 +16,7 @@ from reprune.model.block import LinearGroup, Precision
 from reprune.model.decoder import Decoder
 
 from .. import odd, tiny
-from .conftest import assert_same_states, slices, states_of, streamed
+from .conftest import assert_same_states, embedded, slices, states_of, streamed
 
 FolderOf = Callable[[str], Path]
 architectures = pytest.mark.parametrize("name", list(tiny.CONFIGS))
@@ -43,10 +43,6 @@ def _edited(folder: Path, edit: Callable[[dict[str, Tensor]], object]) -> Path:
     return folder
 
 
-def _embedded(decoder: Decoder, ids: Tensor, size: int = 3) -> Tensor:
-    return torch.cat([states for _, states in decoder.embed(ids, slices(len(ids), size))])
-
-
 @architectures
 def test_the_blocks_are_found(name: str, folder_of: FolderOf) -> None:
     decoder = Decoder(folder_of(name))
@@ -70,7 +66,7 @@ def test_the_groups_found_without_weights_are_those_found_with_them(
 ) -> None:
     decoder = Decoder(folder_of(name))
     without = [_names(decoder.weightless.groups(index)) for index in range(3)]
-    states = _embedded(decoder, ids)[:3]
+    states = embedded(decoder, ids)[:3]
     for index in range(3):
         groups = decoder.load(index).groups(states, decoder.call(index, 3))
         assert [group.names for group in groups] == without[index]
@@ -174,17 +170,17 @@ def test_no_more_than_one_block_is_ever_made_real(folder_of: FolderOf, ids: Tens
 @architectures
 def test_released_weights_are_read_again_when_needed(name: str, folder_of: FolderOf, ids: Tensor) -> None:
     decoder = Decoder(folder_of(name))
-    first = _embedded(decoder, ids)
+    first = embedded(decoder, ids)
     decoder.release()
     assert all(parameter.is_meta for parameter in decoder.skeleton.model.parameters())
-    assert torch.equal(_embedded(decoder, ids), first)
+    assert torch.equal(embedded(decoder, ids), first)
 
 
 def test_planning_first_changes_nothing_of_the_run(folder_of: FolderOf, ids: Tensor) -> None:
-    expected = _embedded(Decoder(folder_of("gemma3")), ids)
+    expected = embedded(Decoder(folder_of("gemma3")), ids)
     decoder = Decoder(folder_of("gemma3"))
     decoder.weightless.groups(0)
-    assert torch.equal(_embedded(decoder, ids), expected)
+    assert torch.equal(embedded(decoder, ids), expected)
 
 
 def test_a_single_sample_and_a_single_token_pass(folder_of: FolderOf, ids: Tensor) -> None:
@@ -319,7 +315,7 @@ def test_a_missing_embedding_is_named(tmp_path: Path, ids: Tensor) -> None:
     missing = "model.embed_tokens.weight"
     folder = _edited(tiny.save("llama", tmp_path), lambda tensors: tensors.pop(missing))
     with pytest.raises(UnsupportedModelError, match=missing):
-        _embedded(Decoder(folder), ids)
+        embedded(Decoder(folder), ids)
 
 
 def test_a_tensor_of_another_shape_than_the_configuration_says_is_refused_by_name(tmp_path: Path) -> None:
@@ -335,57 +331,7 @@ def test_an_embedding_of_another_shape_than_the_configuration_says_is_refused_by
     wide = {"model.embed_tokens.weight": torch.zeros(tiny.VOCABULARY, 33)}
     folder = _edited(tiny.save("llama", tmp_path), lambda tensors: tensors.update(wide))
     with pytest.raises(InputError, match="embed_tokens"):
-        _embedded(Decoder(folder), ids)
-
-
-@pytest.mark.parametrize("size", [1, 3, 7])
-def test_blocks_that_are_passed_a_number_of_each_batch_are_refused(size: int, tmp_path: Path, ids: Tensor) -> None:
-    decoder = Decoder(odd.save("per sample, a number", tmp_path))
-    with pytest.raises(UnsupportedModelError, match=r"block 0 is passed .*, which differs from sample to sample"):
-        _embedded(decoder, ids, size)
-
-
-@pytest.mark.parametrize("in_memory", [0, 2**30])
-@pytest.mark.parametrize("size", [1, 3, 7])
-@pytest.mark.parametrize("quirk", ["per sample", "per sample, nested"])
-def test_blocks_are_passed_what_is_each_samples_own(
-    quirk: odd.Quirk, size: int, in_memory: int, tmp_path: Path, ids: Tensor, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("reprune.model.passing._IN_MEMORY", in_memory)
-    decoder, whole = Decoder(odd.save(quirk, tmp_path)), odd.build(quirk)
-    states = _embedded(decoder, ids, size)
-    expected = states_of(whole, "model.layers", ids)
-    some = torch.tensor([4, 0, 6])[: min(size, 3)]
-    for index in range(len(decoder)):
-        block = decoder.load(index)
-        with torch.no_grad():
-            if len(some) == size:
-                torch.testing.assert_close(
-                    block.run(states[some], decoder.call(index, some)), expected[index + 1][some]
-                )
-            states = torch.cat([block.run(states[one], decoder.call(index, one)) for one in slices(len(ids), size)])
-        torch.testing.assert_close(states, expected[index + 1])
-    _embedded(decoder, ids.flip(0), size)  # other samples have others
-    with torch.no_grad():
-        again = (
-            decoder.load(0).run(_embedded(decoder, ids.flip(0), size)[:1], decoder.call(0, slice(0, 1)))
-            if size == 1
-            else None
-        )
-    if again is not None:
-        torch.testing.assert_close(again, states_of(whole, "model.layers", ids.flip(0))[1][:1])
-
-
-def test_blocks_that_look_at_what_others_hand_them_beside_the_states_are_refused(tmp_path: Path, ids: Tensor) -> None:
-    decoder = Decoder(odd.save("beside", tmp_path))
-    with pytest.raises(UnsupportedModelError, match="block 1 is passed what a block before it puts out beside"):
-        _embedded(decoder, ids)
-
-
-def test_blocks_that_are_passed_what_earlier_blocks_make_are_refused(tmp_path: Path, ids: Tensor) -> None:
-    decoder = Decoder(odd.save("handed on", tmp_path))
-    with pytest.raises(UnsupportedModelError, match=r"block 1 is passed .*, which comes from the blocks before it"):
-        _embedded(decoder, ids)
+        embedded(Decoder(folder), ids)
 
 
 @pytest.mark.parametrize(
@@ -402,12 +348,12 @@ def test_blocks_that_do_not_run_once_each_in_order_are_refused(
 ) -> None:
     with pytest.raises(UnsupportedModelError, match=f"OddModel: .*{reason}"):
         decoder = Decoder(odd.save(quirk, tmp_path))
-        _embedded(decoder, ids)
+        embedded(decoder, ids)
 
 
 def test_ids_beyond_the_vocabulary_are_an_error(folder_of: FolderOf) -> None:
     with pytest.raises((IndexError, InputError)):
-        _embedded(Decoder(folder_of("llama")), torch.tensor([[1, tiny.VOCABULARY]]))
+        embedded(Decoder(folder_of("llama")), torch.tensor([[1, tiny.VOCABULARY]]))
 
 
 def test_the_config_of_a_folder_is_not_changed_by_reading_it(folder_of: FolderOf, ids: Tensor) -> None:

@@ -86,7 +86,7 @@ def test_a_model_whose_blocks_are_not_found_is_loaded_all_the_same(
     def unsupported(*_: Any) -> None:
         raise UnsupportedModelError("no list of blocks")
 
-    monkeypatch.setattr(whole, "Skeleton", unsupported)
+    monkeypatch.setattr(whole, "build_bare", unsupported)
     assert torch.equal(logits(load_model(folder, CPU, precision=BFLOAT16)), logits(plain(folder)))
 
 

@@ -19,11 +19,11 @@ from reprune.engine.probe import rms
 from reprune.engine.result import RECORD
 from reprune.errors import InputError, RepruneError
 from reprune.math.patterns import Pattern, parse_pattern
+from reprune.model.bare import model_class, read_config
 from reprune.model.checkpoint import Checkpoint
 from reprune.model.decoder import Decoder
 from reprune.model.durable import sha256
 from reprune.model.quiet import quiet_transformers
-from reprune.model.skeleton import model_class, read_config
 from reprune.model.wellformed import read_json
 
 TOLERANCE = 0.05

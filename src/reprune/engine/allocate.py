@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from reprune.engine.frontier import Frontier
-from reprune.engine.pruning import Known, gathering, linear_groups, prune_block_
+from reprune.engine.pruning import Inputs, Known, find_groups_, gathered, prune_block_
 from reprune.engine.watcher import Watcher
 from reprune.engine.window import PrunedBlock
 from reprune.math.allocation import by_error, by_outliers, outlier_share
@@ -50,16 +50,14 @@ def allocate(
             watcher.phase(None, f"what block {index} bears")
             pruned = PrunedBlock(decoder.load(index))
             entering, after = walk.through(pruned.block)
-            states, call = next(frontier.inputs(entering, pruned.block))
-            choice = recipe.choice
-            dense = choice.kept_dense(index, pruned.block.linears) | pruned.block.routers
-            pruned.groups = linear_groups(pruned.block, states, call, dense)
+            inputs = partial(frontier.inputs, entering, pruned.block)
+            find_groups_(pruned, inputs, recipe.choice)
             own = [one for group in pruned.groups for one in group.linears if _shares(recipe, index, one)]
             weights.append(sum(math.prod(linear.shape) for linear in own))
             if recipe.allocation.name == "owl":
-                outliers.append(_outliers(recipe, frontier, pruned, entering))
+                outliers.append(_outliers(recipe, pruned, inputs))
             else:
-                curves.append(_curve(recipe, pruner, frontier, pruned, entering, after, levels))
+                curves.append(_curve(recipe, pruner, frontier, pruned, inputs, entering, after, levels))
     if recipe.allocation.name == "owl":
         return by_outliers(outliers, weights, base, spread)
     return by_error(curves, weights, base)
@@ -70,13 +68,9 @@ def _shares(recipe: Recipe, index: int, linear: Linear) -> bool:
     return recipe.sparsities.of(index, linear.name) == recipe.pattern
 
 
-def _outliers(recipe: Recipe, frontier: Frontier, pruned: PrunedBlock, entering: Stream) -> float:
+def _outliers(recipe: Recipe, pruned: PrunedBlock, inputs: Inputs) -> float:
     """The share of outliers among the scores of all of a block's linears."""
-    known: Known = {}
-    with gathering(pruned.block, pruned.groups, Wanda(), known):
-        for states, call in frontier.inputs(entering, pruned.block):
-            pruned.block.run(states, call)
-    (statistics,) = known.values()
+    statistics = gathered(pruned.block, inputs, pruned.groups, Wanda(), {})
     total = count = 0.0
     for group, found in zip(pruned.groups, statistics, strict=True):
         norms = (found.sums / max(found.tokens, 1)).sqrt()  # type: ignore[attr-defined]  # of Wanda
@@ -92,6 +86,7 @@ def _curve(
     pruner: Pruner[Any],
     frontier: Frontier,
     pruned: PrunedBlock,
+    inputs: Inputs,
     entering: Stream,
     after: Stream,
     levels: list[float],
@@ -103,7 +98,6 @@ def _curve(
     curve = []
     for level in levels:
         sparsities = Sparsities(Unstructured(level), recipe.sparsities.by_name)
-        inputs = partial(frontier.inputs, entering, block)
         prune_block_(pruned, inputs, pruner, sparsities, False, known, min_tokens=recipe.pruner.min_tokens)
         meter = ErrorMeter()
         for batch in frontier.heldout_batches:

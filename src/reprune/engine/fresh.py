@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any, final
 
 from reprune.engine.frontier import Frontier
-from reprune.engine.pruning import Known, gathering, linear_groups, passes, prune_block_
+from reprune.engine.pruning import Known, find_groups_, gathering, passes, prune_block_
 from reprune.engine.refitting import Refitting
 from reprune.engine.watcher import Watcher
 from reprune.engine.window import PrunedBlock
@@ -109,9 +109,7 @@ class FreshBlocks:
 
     def _find_groups_(self, pruned: PrunedBlock, entering: Stream) -> None:
         if not pruned.groups:
-            states, call = next(self._frontier.inputs(entering, pruned.block))
-            kept_dense = self._recipe.choice.kept_dense(pruned.index, pruned.block.linears) | pruned.block.routers
-            pruned.groups = linear_groups(pruned.block, states, call, kept_dense)
+            find_groups_(pruned, partial(self._frontier.inputs, entering, pruned.block), self._recipe.choice)
 
     def _refitting(self, index: int, entering: Stream) -> Refitting | None:
         if self._least_squares is None:

@@ -18,6 +18,7 @@ from reprune.math.pruner import Pruned, Pruner
 from reprune.math.statistics import Statistics
 from reprune.model.block import Block, Call, LinearGroup
 from reprune.model.linears import Linear
+from reprune.planning.choice import Choice
 from reprune.planning.sparsities import Sparsities
 
 AT_ONCE = 2**32  # bytes of experts' statistics that are gathered in one pass; more experts take more passes
@@ -46,6 +47,24 @@ def linear_groups(block: Block, states: Tensor, call: Call, kept_dense: Collecti
     return [group for group in left if group.linears]
 
 
+def find_groups_(pruned: PrunedBlock, inputs: Inputs, choice: Choice) -> None:
+    """Set what is to be pruned of a dense block, found by running it on a batch of its inputs."""
+    states, call = next(iter(inputs()))
+    kept_dense = choice.kept_dense(pruned.index, pruned.block.linears) | pruned.block.routers
+    pruned.groups = linear_groups(pruned.block, states, call, kept_dense)
+
+
+def gathered(
+    block: Block, inputs: Inputs, groups: Sequence[LinearGroup], pruner: Pruner[Any], known: Known
+) -> list[Statistics]:
+    """The statistics of each group's inputs: those that are known, or from one pass."""
+    if (key := _key(groups, pruner)) not in known:
+        with gathering(block, groups, pruner, known):
+            for states, call in inputs():
+                block.run(states, call)
+    return known[key]
+
+
 @contextmanager
 def gathering(block: Block, groups: Sequence[LinearGroup], pruner: Pruner[Any], known: Known) -> Iterator[None]:
     """Have what passes through a block within this context make up the statistics of its groups, `known` at its end.
@@ -66,13 +85,16 @@ def gathering(block: Block, groups: Sequence[LinearGroup], pruner: Pruner[Any], 
 
 
 def _key(groups: Sequence[LinearGroup], pruner: Pruner[Any]) -> Hashable:
-    kind = type(pruner.statistics(1, torch.device("cpu")))
-    return kind, tuple(group.names[0] for group in groups)
+    return _kind(pruner), tuple(group.names[0] for group in groups)
+
+
+def _kind(pruner: Pruner[Any]) -> type[Statistics]:
+    return type(pruner.statistics(1, torch.device("cpu")))
 
 
 def passes(groups: Sequence[LinearGroup], pruner: Pruner[Any]) -> list[list[LinearGroup]]:
     """Groups whose statistics are gathered in one pass: all, but for experts that are too many for memory at once."""
-    size = type(pruner.statistics(1, torch.device("cpu"))).size
+    size = _kind(pruner).size
     found: list[list[LinearGroup]] = [[]]
     left = AT_ONCE
     for group in groups:
@@ -164,7 +186,7 @@ class _Job:
                     stage = group.stage or ""
                     reached[stage] = reached.get(stage, 0) + statistics.tokens
                     self.pruned.tokens |= dict.fromkeys(group.names, statistics.tokens)
-                    if statistics.tokens < self.min_tokens:
+                    if self._is_poor(group, statistics):
                         poor.setdefault(stage, []).append(group)
                 results.append((group, self._results(group, statistics)))
                 notes += [f"{_place(self.pruned, [group])}: {note}" for note in results[-1][1][0].notes]
@@ -192,8 +214,7 @@ class _Job:
         return [f"{place}: {note}" for note in results[0].notes]
 
     def _results(self, group: LinearGroup, statistics: Statistics) -> list[Pruned]:
-        poor = group.expert and statistics.tokens < self.min_tokens
-        pruner: Pruner[Any] = Magnitude() if poor else self.pruner
+        pruner: Pruner[Any] = Magnitude() if self._is_poor(group, statistics) else self.pruner
         found: dict[str, Pruned] = {}
         patterns = {name: self.sparsities.of(self.pruned.index, name) for name in group.names}
         with _naming(_place(self.pruned, [group])):
@@ -209,14 +230,12 @@ class _Job:
             self.pruned.masks[linear.name] = result.mask
 
     def _statistics(self, groups: Sequence[LinearGroup]) -> list[Statistics]:
-        """The statistics of each group's inputs: those that are known, or from one pass."""
-        key = _key(groups, self.pruner)
         known = self.known if len(groups) == len(self.pruned.groups) else {}
-        if key not in known:
-            with gathering(self.pruned.block, groups, self.pruner, known):
-                for states, call in self.inputs():
-                    self.pruned.block.run(states, call)
-        return known[key]
+        return gathered(self.pruned.block, self.inputs, groups, self.pruner, known)
+
+    def _is_poor(self, group: LinearGroup, statistics: Statistics) -> bool:
+        """Whether too few tokens reach an expert for the pruner."""
+        return group.expert and statistics.tokens < self.min_tokens
 
     def _note(self, stage: str, few: Sequence[LinearGroup]) -> str:
         experts = sum(group.stage == stage for group in self.pruned.groups)

@@ -79,9 +79,9 @@ class PrunedBlock:
         Raises:
             NumericalError: a weight is NaN or infinite.
         """
-        tensors = decoder.stored_tensors(self.block)
+        tensors, parameters = decoder.rounded(self.block)
         state = self.block.module.state_dict()
-        for name, tensor in decoder.parameters_of(self.index, tensors).items():
+        for name, tensor in parameters.items():
             if tensor.is_floating_point() and not torch.isfinite(tensor).all():
                 raise NumericalError(f"block {self.index}: {name} holds NaN or infinite values; it is not saved")
             state[name].copy_(tensor)

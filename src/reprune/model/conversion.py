@@ -7,7 +7,7 @@ applies them on loading; here they are applied to a few tensors at a time, and r
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any, final
@@ -67,25 +67,30 @@ class Layout:
         found = self._of_stored.get(stored)
         return [] if found is None else found.parameters
 
-    def load(self, conversions: Iterable[Conversion], stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The parameters that conversions make, by their names in the model, in the dtypes of what they are made of."""
-        made: dict[str, Tensor] = {}
-        for conversion in conversions:
-            if conversion.rule is None:
-                made[conversion.parameters[0]] = stored[conversion.stored[0]]
-            else:
-                made |= self._forward(conversion, stored)
-        return made
+    def load(self, conversion: Conversion, stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The parameters that a conversion makes, by their names in the model, in the dtypes of what makes them."""
+        if conversion.rule is None:
+            return {conversion.parameters[0]: stored[conversion.stored[0]]}
+        rule = deepcopy(conversion.rule)
+        for name in conversion.stored:
+            rule.add_tensor(conversion.first, name, conversion.patterns[name], stored[name])
+        return _singly(rule.convert(conversion.first, model=self._model, config=self._model.config))
 
-    def save(self, conversions: Iterable[Conversion], parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def save(self, conversion: Conversion, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """What `load` made, as the checkpoint has it: by stored name, in the dtypes of the parameters."""
-        made: dict[str, Tensor] = {}
-        for conversion in conversions:
-            if conversion.rule is None:
-                made[conversion.stored[0]] = parameters[conversion.parameters[0]]
-            else:
-                made |= self._backward(conversion, parameters)
-        return made
+        if conversion.rule is None:
+            return {conversion.stored[0]: parameters[conversion.parameters[0]]}
+        rule = deepcopy(conversion.rule).reverse_transform()
+        first = ""
+        for name in conversion.parameters:
+            renamed, pattern = rule.rename_source_key(name)
+            first = first or renamed
+            rule.add_tensor(renamed, name, pattern, parameters[name])
+        made = _singly(rule.convert(first, model=self._model, config=self._model.config))
+        stored = {between: name for name, between in conversion.between.items()}
+        if not made.keys() <= stored.keys():
+            raise ValueError(f"{sorted(made.keys() - stored.keys())[0]} is not in the checkpoint")
+        return {stored[name]: tensor for name, tensor in made.items()}
 
     def _conversions(self) -> list[Conversion]:
         """Every conversion with all that goes into it, by Transformers' rules."""
@@ -126,9 +131,9 @@ class Layout:
         entries = self._checkpoint.entries
         try:
             empty = {name: torch.empty(entries[name].shape, device="meta") for name in conversion.stored}
-            made = self._forward(conversion, empty)
+            made = self.load(conversion, empty)
             conversion.shapes = {name: tuple(tensor.shape) for name, tensor in made.items()}
-            back = self._backward(conversion, made)
+            back = self.save(conversion, made)
         except UnsupportedModelError:
             raise
         except Exception as error:  # the rules raise nearly anything on tensors that do not fit
@@ -144,25 +149,6 @@ class Layout:
                 "back into that, so it cannot be saved as it was; load the model with from_pretrained and write it "
                 "with save_pretrained(..., save_original_format=False), then prune that folder."
             )
-
-    def _forward(self, conversion: Conversion, stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        rule = deepcopy(conversion.rule)
-        for name in conversion.stored:
-            rule.add_tensor(conversion.first, name, conversion.patterns[name], stored[name])
-        return _singly(rule.convert(conversion.first, model=self._model, config=self._model.config))
-
-    def _backward(self, conversion: Conversion, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        rule = deepcopy(conversion.rule).reverse_transform()
-        first = ""
-        for name in conversion.parameters:
-            renamed, pattern = rule.rename_source_key(name)
-            first = first or renamed
-            rule.add_tensor(renamed, name, pattern, parameters[name])
-        made = _singly(rule.convert(first, model=self._model, config=self._model.config))
-        stored = {between: name for name, between in conversion.between.items()}
-        if not made.keys() <= stored.keys():
-            raise ValueError(f"{sorted(made.keys() - stored.keys())[0]} is not in the checkpoint")
-        return {stored[name]: tensor for name, tensor in made.items()}
 
 
 def _singly(made: Mapping[str, Any]) -> dict[str, Tensor]:

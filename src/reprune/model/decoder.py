@@ -15,13 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from reprune.errors import UnsupportedModelError
+from reprune.model.bare import setting
 from reprune.model.block import Block, Call, Precision
 from reprune.model.checkpoint import Checkpoint
 from reprune.model.conversion import Conversion, Layout
 from reprune.model.costs import BlockCosts
 from reprune.model.passing import Passing
-from reprune.model.skeleton import Skeleton, setting
-from reprune.model.weightless import Weightless, to_device
+from reprune.model.skeleton import Skeleton
+from reprune.model.weightless import Weightless
 
 _NEAR_SCORES = 2**23  # attention scores: so many that with more the fused kernel is as fast
 
@@ -57,8 +58,8 @@ class Decoder:
         self._layout = Layout(self.skeleton.model, self.checkpoint)
         self._aliases = _aliases(self.skeleton.model)
         self._blocks = [self._conversions(index) for index in range(len(self))]
-        self._block_of = {name: self.block_of(name) for name in self.checkpoint.entries}
-        self._passing = Passing(folder.name, len(self))
+        self._block_of = {name: self._find_block_of(name) for name in self.checkpoint.entries}
+        self._passing = Passing(folder.name)
 
     def __len__(self) -> int:
         """The number of blocks."""
@@ -115,6 +116,9 @@ class Decoder:
 
     def block_of(self, stored: str) -> int | None:
         """The number of the block that a checkpoint's tensor belongs to, or None."""
+        return self._block_of.get(stored)
+
+    def _find_block_of(self, stored: str) -> int | None:
         base = self.skeleton.prefix
         path = f"{self.skeleton.blocks_path}."
         # Tensors that the model makes nothing of (old buffers) go by their names.
@@ -152,7 +156,7 @@ class Decoder:
 
     def outside_bytes(self) -> list[int]:
         """What each tensor outside the blocks takes in the checkpoint."""
-        return [entry.bytes for name, entry in self.checkpoint.entries.items() if self.block_of(name) is None]
+        return [self.checkpoint.entries[name].bytes for name, index in self._block_of.items() if index is None]
 
     def load(self, index: int, changed: Mapping[str, Tensor] | None = None) -> Block:
         """A block with its weights, float32, on the device; no other block is touched.
@@ -171,7 +175,7 @@ class Decoder:
             stored = {
                 name: changed[name] if name in changed else self.checkpoint.tensor(name) for name in conversion.stored
             }
-            for name, tensor in self._layout.load([conversion], stored).items():
+            for name, tensor in self._layout.load(conversion, stored).items():
                 dtype = torch.float32 if tensor.is_floating_point() else tensor.dtype
                 made = torch.empty(tensor.shape, dtype=dtype, device=self.device)
                 state[name.removeprefix(self._path(index))] = made.copy_(tensor)
@@ -186,40 +190,47 @@ class Decoder:
             ) from error
         return Block(index, module, self.device, self.precision, stacks)
 
-    @torch.no_grad()
     def stored_tensors(self, block: Block) -> dict[str, Tensor]:
-        """All of a block's tensors under the checkpoint's names and in its dtypes, on the CPU.
+        """All of a block's tensors under the checkpoint's names and in its dtypes, on the CPU; see `rounded`."""
+        return self.rounded(block)[0]
 
-        Tensors of the checkpoint that the block's module does not know (old buffers) are passed on as they are.
+    @torch.no_grad()
+    def rounded(self, block: Block) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """A block as it is stored.
+
+        Returns:
+            All its tensors under the checkpoint's names and in its dtypes, on the CPU; those of the checkpoint that the
+            block's module does not know (old buffers) are passed on as they are. And its parameters, by their names in
+            it, as they would be read from those.
 
         Raises:
             UnsupportedModelError: what is stored would not be read as what the block holds.
         """
-        tensors = {name: self.checkpoint.tensor(name) for name, index in self._block_of.items() if index == block.index}
+        tensors = {
+            name: self.checkpoint.tensor(name)
+            for name, index in self._block_of.items()
+            if index == block.index and not self._layout.parameters_of(name)
+        }
+        parameters: dict[str, Tensor] = {}
         path, state = self._path(block.index), block.module.state_dict()
         for conversion in self._blocks[block.index]:
             made = self._layout.save(
-                [conversion], {name: state[name.removeprefix(path)] for name in conversion.parameters}
+                conversion, {name: state[name.removeprefix(path)] for name in conversion.parameters}
             )
-            found = {
+            stored = {
                 name: tensor.to(device="cpu", dtype=self.checkpoint.entries[name].dtype).contiguous()
                 for name, tensor in made.items()
             }
-            if conversion.rule is not None:
-                for name, tensor in self._layout.load([conversion], found).items():
-                    held = state[name.removeprefix(path)].to(device="cpu", dtype=tensor.dtype)
-                    if not torch.equal(tensor.nan_to_num(), held.nan_to_num()):
-                        raise UnsupportedModelError(
-                            f"{self.folder.name}: {name} cannot be stored as {conversion.stored[0]}: Transformers "
-                            "would not read it back as it is."
-                        )
-            tensors |= found
-        return tensors
-
-    def parameters_of(self, index: int, stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """A block's parameters, by their names in it, from its tensors as the checkpoint has them."""
-        made = self._layout.load(self._blocks[index], stored)
-        return {name.removeprefix(self._path(index)): tensor for name, tensor in made.items()}
+            for name, tensor in self._layout.load(conversion, stored).items():
+                parameters[name.removeprefix(path)] = tensor
+                held = state[name.removeprefix(path)].to(device="cpu", dtype=tensor.dtype)
+                if conversion.rule is not None and not torch.equal(tensor.nan_to_num(), held.nan_to_num()):
+                    raise UnsupportedModelError(
+                        f"{self.folder.name}: {name} cannot be stored as {conversion.stored[0]}: Transformers "
+                        "would not read it back as it is."
+                    )
+            tensors |= stored
+        return tensors, parameters
 
     @torch.no_grad()
     def embed(self, ids: Tensor, slices: Iterable[slice]) -> Iterable[tuple[slice, Tensor]]:
@@ -240,15 +251,16 @@ class Decoder:
         self._passing.begin(max(batch.stop for batch in slices))
         for batch in slices:
             states, calls = self.skeleton.record(ids[batch], self._fill)
-            others = ids.roll(1, 0)[batch] if len(ids) > 1 else (ids[batch] + 1) % self.vocabulary
-            self._passing.take(batch, calls, partial(self._calls_for, others))
+            self._passing.take(batch, calls, partial(self._calls_of_others, ids, batch))
             if batch.start == 0 and self._passing.has_own:
                 self._passing.check(calls, self.skeleton.record(ids[batch], self._fill, disturb=True)[1])
             yield batch, states.float()
-        self._passing.finish(lambda calls: to_device(calls, self.device))
+        self._passing.finish(self.device)
 
-    def _calls_for(self, ids: Tensor) -> list[Call]:
-        return self.skeleton.record(ids, self._fill)[1]
+    def _calls_of_others(self, ids: Tensor, batch: slice) -> list[Call]:
+        """What blocks are passed with as many other samples as there are in a batch."""
+        others = ids.roll(1, 0)[batch] if len(ids) > 1 else (ids[batch] + 1) % self.vocabulary
+        return self.skeleton.record(others, self._fill)[1]
 
     def _choose_attention(self, samples: int, tokens: int) -> None:
         """Have the blocks attend by plain products where that is faster than PyTorch's fused kernel.
@@ -297,7 +309,7 @@ class Decoder:
             if (conversion := self._layout.of_parameter.get(one)) is not None:
                 self._check_shape(one, conversion, shape)
                 stored = {name: self.checkpoint.tensor(name) for name in conversion.stored}
-                return self._layout.load([conversion], stored)[one]
+                return self._layout.load(conversion, stored)[one]
         raise UnsupportedModelError(f"{self.folder.name}: the tensor {name} is not in its safetensors files.")
 
     def costs(self, tokens: int, at_a_time: int = 1) -> list[BlockCosts]:

@@ -19,7 +19,7 @@ _UNWANTED = [  # second copies of the same weights
     *(f"*.{kind}{rest}" for kind in ("fp16", "bf16", "fp32") for rest in (".safetensors", "-*", ".index.*")),
 ]
 _PICKLE = re.compile(r"pytorch_model.*\.bin|.*\.(pth|pt|ckpt)")
-_GENERATIVE = re.compile(r"(ForCausalLM|LMHeadModel|ForConditionalGeneration)$")
+GENERATIVE = re.compile(r"(ForCausalLM|LMHeadModel|ForConditionalGeneration)$")
 _NOT_GENERATIVE = re.compile(r"For(MaskedLM|\w*Classification|\w*QuestionAnswering|MultipleChoice)$")
 
 
@@ -99,7 +99,7 @@ def _check_config(file: Path, name: str) -> None:
     except (OSError, ValueError, TypeError) as error:
         raise InputError(f"{name}: its config.json cannot be read ({error}); download it again.") from None
     classes = [str(each) for each in config.get("architectures") or []]
-    if any(_GENERATIVE.search(each) for each in classes):
+    if any(GENERATIVE.search(each) for each in classes):
         return
     from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES as ENCODERS
 

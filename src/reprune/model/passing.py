@@ -28,14 +28,9 @@ _Path = tuple[Any, ...]
 class Passing:
     """The calls of all blocks, for batches of samples."""
 
-    def __init__(self, model: str, blocks: int) -> None:
-        """
-        Args:
-            model: its name, for messages.
-            blocks: how many it has.
-        """
+    def __init__(self, model: str) -> None:
+        """`model` is its name, for messages."""
         self._model = model
-        self._blocks = blocks
         self._calls: dict[int, list[Call]] = {}  # by batch size; of what is a sample's own, any sample's
         self._own: dict[tuple[int, _Path], Tensor] = {}  # by block and place: (samples, ...), on the CPU
         self._files: list[IO[bytes]] = []
@@ -92,10 +87,8 @@ class Passing:
         for index, (one, other) in enumerate(zip(calls, disturbed, strict=True)):
             for (path, value), (_, changed) in zip(_leaves(one), _leaves(other), strict=True):
                 if not _equal(value, changed):
-                    name = path[1] if path[0] == "kwargs" else f"argument {path[1]}"
-                    raise UnsupportedModelError(
-                        f"{self._model}: block {index} is passed {name!r}, which comes from the blocks before it; "
-                        "blocks that are joined by more than the hidden states cannot be pruned one by one."
+                    raise self._refusal(
+                        index, path, "comes from the blocks before it", "are joined by more than the hidden states"
                     )
 
     def _begin_own(self, index: int, path: _Path, known: Any, value: Any, size: int) -> None:
@@ -116,9 +109,9 @@ class Passing:
         mapped = torch.from_file(str(Path(file.name)), shared=True, size=size, dtype=dtype)
         return mapped.view(tuple(shape))
 
-    def finish(self, move: Callable[[list[Call]], list[Call]]) -> None:
+    def finish(self, device: torch.device) -> None:
         """Put what all samples share where blocks run."""
-        self._calls = {size: move(calls) for size, calls in self._calls.items()}
+        self._calls = {size: to_device(calls, device) for size, calls in self._calls.items()}
 
     def call(self, index: int, samples: slice | Tensor) -> Call:
         """What a block is passed beside the states of these samples."""
@@ -129,11 +122,17 @@ class Passing:
                 call = _with(call, path, own[samples])
         return call
 
-    def _refusal(self, index: int, path: _Path) -> UnsupportedModelError:
+    def _refusal(
+        self,
+        index: int,
+        path: _Path,
+        what: str = "differs from sample to sample",
+        who: str = "depend on more than the hidden states",
+    ) -> UnsupportedModelError:
         name = path[1] if path[0] == "kwargs" else f"argument {path[1]}"
         return UnsupportedModelError(
-            f"{self._model}: block {index} is passed {name!r}, which differs from sample to sample; "
-            "blocks that depend on more than the hidden states cannot be pruned one by one."
+            f"{self._model}: block {index} is passed {name!r}, which {what}; "
+            f"blocks that {who} cannot be pruned one by one."
         )
 
 
@@ -181,3 +180,19 @@ def _equal(one: Any, other: Any) -> bool:
     if isinstance(one, int | float | str | None):
         return bool(one == other)
     return type(one) is type(other)
+
+
+def to_device(calls: list[Call], device: torch.device) -> list[Call]:
+    """The calls with their tensors on a device; a tensor that several blocks share stays shared."""
+    moved: dict[int, Tensor] = {}
+
+    def move(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return moved.setdefault(id(value), value.detach().to(device))
+        if isinstance(value, tuple | list):
+            return type(value)(move(item) for item in value)
+        if isinstance(value, dict):
+            return {key: move(item) for key, item in value.items()}
+        return value
+
+    return [Call(move(call.args), move(call.kwargs), call.states) for call in calls]

@@ -28,7 +28,10 @@ class Routes:
 
     def repeating(self, samples: Tensor) -> TorchFunctionMode:
         """Have a block make the choices recorded for these samples while it is entered."""
-        return _Repeating([torch.cat(batches)[samples] for batches in self._choices])
+        for batches in self._choices:
+            if len(batches) > 1:  # once
+                batches[:] = [torch.cat(batches)]
+        return _Repeating([whole[samples] for (whole,) in self._choices])
 
 
 @final

@@ -9,7 +9,6 @@ block to block are the model's own.
 from __future__ import annotations
 
 import inspect
-import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
@@ -18,17 +17,15 @@ from typing import Any, final
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from reprune.errors import InputError, RepruneError, UnsupportedModelError
+from reprune.errors import RepruneError, UnsupportedModelError
+from reprune.model.bare import build_bare, max_positions
 from reprune.model.beside import Beside, matters, passed_beside, without_beside
 from reprune.model.block import Call
 from reprune.model.linears import find_linears, is_linear
 from reprune.model.quiet import quiet_transformers
 
-_GENERATIVE = re.compile(r"(ForCausalLM|LMHeadModel|ForConditionalGeneration)$")
-
-_TRIED_TOKENS = 8
+_FEW_TOKENS = 16
 _RETURNED = (0, 1, 2, 3, 4, -2, -3, -4)
 """What blocks return: the states, or a tuple of so many that begins with them; if negative, with None beside them."""
 
@@ -42,7 +39,7 @@ class _Recorder(nn.Module):
 
     def __init__(self, block: nn.Module, saw: Callable[[Tensor, Call], bool], returned: int, disturb: bool) -> None:
         super().__init__()
-        self._attributes = {"block": block}  # not as a module of its own
+        self._original = (block,)  # in a tuple, so that it is no module of this one
         self._names = list(inspect.signature(block.forward).parameters)
         self._saw = saw
         self._returned = returned
@@ -50,12 +47,12 @@ class _Recorder(nn.Module):
 
     def __getattr__(self, name: str) -> Any:
         # Models ask their blocks for such things as attention_type before they call them.
-        if name.startswith("__") or "_attributes" not in self.__dict__:
-            return super().__getattr__(name)
         try:
             return super().__getattr__(name)
         except AttributeError:
-            return getattr(self.__dict__["_attributes"]["block"], name)
+            if name.startswith("__") or "_original" not in self.__dict__:
+                raise
+            return getattr(self._original[0], name)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         if args and isinstance(args[0], Tensor):
@@ -91,7 +88,7 @@ class Skeleton:
         Raises:
             UnsupportedModelError: it is no decoder whose blocks can be run one by one; the message says why.
         """
-        self.model = _build(folder, trust_remote_code)
+        self.model = build_bare(folder, trust_remote_code)
         self.config: Any = self.model.config.get_text_config(decoder=True)
         self._returned = 0
         self._early = False  # whether weights are looked at before the module that holds them is run
@@ -105,8 +102,7 @@ class Skeleton:
     @torch.no_grad()
     def _choose(self, lists: dict[str, nn.ModuleList]) -> str:
         """The list of blocks that text passes through, once: of several, as where a model reads images too."""
-        tokens = min(_TRIED_TOKENS, self.max_positions or _TRIED_TOKENS)
-        ids = torch.zeros(1, tokens, dtype=torch.int64)
+        ids = self.few_ids()
         ran: list[str] = []
         for self._returned in _RETURNED:
             calls: dict[str, int] = {}
@@ -120,9 +116,8 @@ class Skeleton:
                 for path, blocks in lists.items():
                     stack.enter_context(self._recorders(blocks, partial(partial, saw, path)))
                 stack.enter_context(_filling(self.model, tuple(lists), fill_with_nothing, ids))
-                if isinstance(
-                    head := self.model.get_output_embeddings(), nn.Module
-                ):  # what comes then is of no concern
+                head = self.model.get_output_embeddings()
+                if isinstance(head, nn.Module):  # what comes then is of no concern
                     stack.callback(head.register_forward_pre_hook(_stop).remove)
                 with suppress(Exception):  # whatever a model raises whose blocks return something else, or at its end
                     self.model(input_ids=ids, use_cache=False)
@@ -160,6 +155,10 @@ class Skeleton:
     def max_positions(self) -> int | None:
         """The longest sequence that the model takes, where its configuration says so."""
         return max_positions(self.config)
+
+    def few_ids(self) -> Tensor:
+        """Token ids (1, tokens) to try something on: no more than the model takes."""
+        return torch.zeros(1, min(_FEW_TOKENS, self.max_positions or _FEW_TOKENS), dtype=torch.int64)
 
     @property
     def prefix(self) -> str:
@@ -205,8 +204,7 @@ class Skeleton:
 
     def _find_joined(self) -> list[int]:
         """The blocks that make something of what blocks before them put out beside the hidden states."""
-        ids = torch.zeros(1, min(_TRIED_TOKENS, self.max_positions or _TRIED_TOKENS), dtype=torch.int64)
-        states, calls = self._recorded(ids, fill_with_nothing, False)
+        states, calls = self._recorded(self.few_ids(), fill_with_nothing, False)
         self.release()
         return [
             index
@@ -218,7 +216,7 @@ class Skeleton:
     def _recorded(self, ids: Tensor, fill: Fill, disturb: bool) -> tuple[Tensor, list[Call]]:
         """The same, whatever the blocks return, and whether or not weights are looked at before their module runs."""
         first: Exception | None = None
-        for early in (self._early, True):
+        for early in dict.fromkeys((self._early, True)):
             self._early = early
             for form in [self._returned, *(form for form in _RETURNED if form != self._returned)]:
                 self._returned = form
@@ -285,92 +283,6 @@ class Skeleton:
         finally:
             for index, block in enumerate(originals):
                 blocks[index] = block
-
-
-def read_config(folder: Path, trust_remote_code: bool) -> Any:
-    """The configuration of a model folder; raises `InputError` where Transformers cannot read it."""
-    from transformers import AutoConfig
-
-    try:
-        with quiet_transformers():
-            return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    except Exception as error:  # the library raises nearly anything on a damaged configuration
-        raise InputError(f"{folder.name}: its config.json cannot be used: {' '.join(str(error).split())}") from None
-
-
-def max_positions(config: Any) -> int | None:
-    """The longest sequence that a decoder takes, where its configuration says so."""
-    value = setting(config, "max_position_embeddings") or setting(config, "n_positions")
-    return int(value) if value else None
-
-
-def setting(config: Any, name: str) -> Any:
-    """What a configuration says, or None: also where it says that blocks differ in it."""
-    try:
-        return getattr(config, name, None)
-    except Exception:  # a class of its own in each release
-        return None
-
-
-def _build(folder: Path, trust_remote_code: bool) -> Any:
-    from accelerate import init_empty_weights
-    from transformers.initialization import no_init_weights
-
-    config = read_config(folder, trust_remote_code)
-    with quiet_transformers():
-        if getattr(config, "is_encoder_decoder", False):
-            raise UnsupportedModelError(
-                f"{folder.name}: {config.model_type} is an encoder-decoder; a decoder is needed."
-            )
-        if getattr(config, "quantization_config", None) is not None:
-            raise UnsupportedModelError(
-                f"{folder.name}: its weights are quantized, and quantized weights cannot be pruned; "
-                "use the model's bfloat16, float16 or float32 weights (a .gguf file is dequantized by itself)."
-            )
-        if _sees_what_comes(config):
-            raise UnsupportedModelError(
-                f"{folder.name}: {config.model_type} with is_decoder false attends to the tokens that are to come, so "
-                "it does not predict the next one; give a causal language model."
-            )
-        kind = model_class(config)
-        try:
-            # Buffers are made for real: those that no checkpoint holds (rotary frequencies) exist nowhere else.
-            with no_init_weights(), init_empty_weights(include_buffers=False):
-                if kind is AutoModelForCausalLM:
-                    model: Any = kind.from_config(config, dtype=torch.float32, trust_remote_code=trust_remote_code)
-                else:
-                    model = kind._from_config(config, dtype=torch.float32)
-        except ValueError as error:
-            raise UnsupportedModelError(
-                f"{folder.name}: {config.model_type} is not a causal language model of Transformers: {error}"
-            ) from None
-        model.tie_weights()
-        # Experts one by one: only so can be seen, whatever the architecture, what is multiplied by what.
-        if getattr(model, "_can_set_experts_implementation", bool)():
-            model.set_experts_implementation("eager")
-    return model.eval()
-
-
-def _sees_what_comes(config: Any) -> bool:
-    """Whether a configuration is of an encoder, which the same class turns into a decoder where it is told to."""
-    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES as ENCODERS
-
-    return config.model_type in ENCODERS and getattr(config, "is_decoder", None) is False
-
-
-def model_class(config: Any) -> Any:
-    """The class that loads a model: what its configuration says if Transformers has that, else as for any decoder.
-
-    Of a model of several parts, such as one that reads images too, it is the whole.
-    """
-    import transformers
-
-    if not getattr(config, "auto_map", None):
-        for name in getattr(config, "architectures", None) or ():
-            kind = getattr(transformers, str(name), None)
-            if _GENERATIVE.search(str(name)) and isinstance(kind, type) and issubclass(kind, PreTrainedModel):
-                return kind
-    return AutoModelForCausalLM
 
 
 def _find_lists(model: nn.Module) -> dict[str, nn.ModuleList]:

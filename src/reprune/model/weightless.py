@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Hashable
-from typing import Any, final
+from typing import final
 
 import torch
 from torch import Tensor, nn
@@ -17,10 +17,9 @@ from reprune.model.beside import without_weights
 from reprune.model.block import Block, Call, LinearGroup, Precision
 from reprune.model.costs import BlockCosts, block_costs
 from reprune.model.linears import Stack
+from reprune.model.passing import to_device
 from reprune.model.products import candidates, find_stacks
 from reprune.model.skeleton import Skeleton, fill_with_nothing
-
-_TOKENS = 16  # of the sample that blocks are run on
 
 
 @final
@@ -36,8 +35,7 @@ class Weightless:
 
     def _sample(self) -> tuple[Tensor, list[Call]]:
         if self._recorded is None:
-            tokens = min(_TOKENS, self._skeleton.max_positions or _TOKENS)
-            self._recorded = self._skeleton.record(torch.zeros(1, tokens, dtype=torch.int64), fill_with_nothing)
+            self._recorded = self._skeleton.record(self._skeleton.few_ids(), fill_with_nothing)
             self._skeleton.release()
         return self._recorded
 
@@ -111,19 +109,3 @@ def _kind_of(module: nn.Module, call: Call) -> Hashable:
 
 def _kind(value: object) -> Hashable:
     return (*value.shape, str(value.dtype)) if isinstance(value, Tensor) else type(value).__name__
-
-
-def to_device(calls: list[Call], device: torch.device) -> list[Call]:
-    """The calls with their tensors on a device; a tensor that several blocks share stays shared."""
-    moved: dict[int, Tensor] = {}
-
-    def move(value: Any) -> Any:
-        if isinstance(value, Tensor):
-            return moved.setdefault(id(value), value.detach().to(device))
-        if isinstance(value, tuple | list):
-            return type(value)(move(item) for item in value)
-        if isinstance(value, dict):
-            return {key: move(item) for key, item in value.items()}
-        return value
-
-    return [Call(move(call.args), move(call.kwargs), call.states) for call in calls]

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from reprune.errors import InputError, UnsupportedModelError
+from reprune.model.bare import build_bare, model_class, read_config
 from reprune.model.block import Precision
 from reprune.model.checkpoint import Checkpoint
 from reprune.model.linears import find_linears
 from reprune.model.quiet import quiet_transformers
-from reprune.model.skeleton import Skeleton, model_class, read_config
 
 
 def load_model(
@@ -36,7 +36,7 @@ def load_model(
     bare = None
     if products != torch.float32 and len(stored) == 1 and stored != {torch.float32}:
         try:
-            bare = Skeleton(folder, trust_remote_code).model
+            bare = build_bare(folder, trust_remote_code)
         except UnsupportedModelError:  # of no concern here, but then what it computes of its own is not known
             bare = None
     dtype = torch.float32 if bare is None else next(iter(stored))

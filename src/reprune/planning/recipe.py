@@ -261,7 +261,7 @@ class Recipe(_Part):
     only: Part = "all"  # prune only the linears of the attention, or only the others
     include: list[str] = []  # names of linears, as patterns, that are pruned; none: all
     exclude: list[str] = []  # names of linears, as patterns, that stay dense
-    sparsity_by_name: Annotated[dict[str, Annotated[str, BeforeValidator(_written)]], Field()] = {}  # patterns of names
+    sparsity_by_name: dict[str, Annotated[str, BeforeValidator(_written)]] = {}  # patterns of names
     allocation: Annotated[AllocationRecipe, BeforeValidator(_named)] = AllocationRecipe()
     seed: int = Field(0, ge=0, lt=2**63)
     device: str = "auto"

@@ -28,9 +28,7 @@ class BlockSurvey:
     routers: tuple[str, ...]  # linears that choose experts, which always stay dense
     idle: tuple[str, ...]  # linears that never run where there is text alone, which stay dense
     others: dict[str, tuple[int, ...]]  # matrices that no linear holds, which stay dense
-    experts: dict[
-        str, float
-    ]  # by linear of an expert: the share of the tokens that reach it if all are as often chosen
+    experts: dict[str, float]  # by linear of an expert: the share of tokens that reach it if all are chosen alike
     groups_known: bool = True  # False where only the block's weights will tell which linears share inputs
 
 

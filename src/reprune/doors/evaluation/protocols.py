@@ -13,7 +13,7 @@ from typing import Any, final
 from torch import Tensor
 
 from reprune.errors import InputError
-from reprune.model.skeleton import max_positions, read_config
+from reprune.model.bare import max_positions, read_config
 from reprune.planning.documents import Documents, text_sha256
 from reprune.planning.paths import local_name
 from reprune.planning.samples import evaluation_windows

@@ -13,11 +13,11 @@ from reprune.doors.generation.local import LocalAuthor
 from reprune.doors.prepare import settle_device, settle_precision
 from reprune.engine.record import versions
 from reprune.errors import InputError
+from reprune.model.bare import max_positions, read_config
 from reprune.model.checkpoint import Checkpoint
 from reprune.model.float32 import fast_float32
 from reprune.model.locate import locate_model
 from reprune.model.lock import locked
-from reprune.model.skeleton import max_positions, read_config
 from reprune.planning.generation.corpus import Corpus
 from reprune.planning.generation.filters import require_filters
 from reprune.planning.generation.firsts import first_tokens

@@ -1,0 +1,96 @@
+"""Makes the default configuration of any architecture tiny. Knows names of settings, and nothing of what they do."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from transformers import PreTrainedConfig
+
+VOCABULARY, WIDTH, WIDE, BLOCKS, HEADS = 512, 64, 128, 4, 4
+
+SIZES: Mapping[str, int] = {
+    **dict.fromkeys(("hidden_size", "d_model", "n_embd", "emb_dim", "dim", "embed_dim", "embedding_size"), WIDTH),
+    **dict.fromkeys(("word_embed_proj_dim", "input_embedding_size", "output_embedding_size", "ffn_hidden_size"), WIDTH),
+    **dict.fromkeys(("intermediate_size", "ffn_dim", "d_ff", "n_inner", "mlp_dim", "dim_ff", "d_inner"), WIDE),
+    **dict.fromkeys(("encoder_ffn_dim", "decoder_ffn_dim", "shared_intermediate_size", "intermediate_size_mlp"), WIDE),
+    **dict.fromkeys(("moe_intermediate_size", "expert_ffn_hidden_size", "shared_expert_intermediate_size"), WIDTH),
+    **dict.fromkeys(("moe_shared_expert_intermediate_size", "dense_intermediate_size", "expert_dim"), WIDTH),
+    **dict.fromkeys(
+        ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers", "encoder_layers"), BLOCKS
+    ),
+    **dict.fromkeys(("num_decoder_layers", "num_encoder_layers", "num_blocks", "num_hidden_groups", "depth"), BLOCKS),
+    **dict.fromkeys(("num_attention_heads", "n_head", "n_heads", "num_heads", "decoder_attention_heads"), HEADS),
+    **dict.fromkeys(("encoder_attention_heads", "attention_heads", "num_encoder_attention_heads"), HEADS),
+    **dict.fromkeys(("num_key_value_heads", "multi_query_group_num", "n_kv_heads", "num_kv_heads"), 2),
+    **dict.fromkeys(("head_dim", "attention_head_size", "global_head_dim", "swa_head_dim", "v_head_dim"), 16),
+    **dict.fromkeys(("d_kv", "qk_rope_head_dim", "qk_nope_head_dim", "q_lora_rank", "kv_lora_rank", "kv_channels"), 16),
+    **dict.fromkeys(("index_head_dim", "linear_key_head_dim", "linear_value_head_dim", "attention_hidden_size"), 16),
+    **dict.fromkeys(("linear_num_key_heads", "linear_num_value_heads", "index_n_heads"), 2),
+    **dict.fromkeys(("mamba_d_state", "state_size", "ssm_state_size", "mamba_headdim", "mamba_head_dim"), 16),
+    **dict.fromkeys(("num_experts", "n_routed_experts", "num_local_experts", "moe_num_experts"), 4),
+    **dict.fromkeys(("num_experts_per_tok", "moe_topk", "moe_k", "num_selected_experts", "top_k_experts"), 2),
+    **dict.fromkeys(("n_group", "topk_group", "n_shared_experts", "num_shared_experts", "first_k_dense_replace"), 1),
+    **dict.fromkeys(("sliding_window", "window_size", "attention_window_size", "attention_window", "chunk_size"), 8),
+    **dict.fromkeys(("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length"), 128),
+    **dict.fromkeys(("max_target_positions", "max_source_positions", "context_length", "index_topk"), 128),
+    **dict.fromkeys(("vocab_size", "vocab_size_per_layer_input", "unpadded_vocab_size", "text_vocab_size"), VOCABULARY),
+    **dict.fromkeys(("rotary_dim", "partial_rotary_dim"), 8),
+    **dict.fromkeys(("mamba_n_heads", "mamba_num_heads", "n_mamba_heads"), 4),
+    **dict.fromkeys(("mamba_d_ssm", "mamba_intermediate_size"), WIDTH),
+    **dict.fromkeys(("hidden_size_per_layer_input", "laurel_rank", "lru_width", "recurrent_block_width"), WIDTH),
+}
+"""What a configuration's numbers become, by name, where it has them and they are larger."""
+
+_HEAD = {"head_dim": 16}
+_LATENT = {"num_key_value_heads": HEADS}  # latent attention has as many heads of keys
+ODD: Mapping[str, Mapping[str, Any]] = {
+    **dict.fromkeys(("axk1", "axk2", "deepseek_v3", "deepseek_v32", "sarvam_mla"), _LATENT),
+    **dict.fromkeys(("glm4_moe_lite", "glm_moe_dsa", "longcat_flash", "minicpm3", "youtu", "kimi_linear"), _LATENT),
+    "deepseek_v2": {**_LATENT, "num_experts_per_tok": 2},
+    "mamba2": {"num_heads": 8, "head_dim": 16, "n_groups": 1},
+    "nemotron_h": {"n_groups": 1},
+    **dict.fromkeys(("hunyuan_v1_dense", "hunyuan_v1_moe", "ministral"), _HEAD),
+    "nemotron": {"num_key_value_heads": 2},
+    "reformer": {"axial_pos_embds_dim": [16, 48], "axial_pos_shape": [8, 16], "attn_layers": ["local", "lsh"]},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2, "num_dense_layers": 1},
+    "gemma3n_text": {"num_kv_shared_layers": 0},
+    "zamba2": {"layers_block_type": ["mamba", "hybrid", "mamba", "hybrid"], "num_mem_blocks": 1},
+    "gpt_neo": {"attention_types": [[["global", "local"], 2]]},
+    "dots1": {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2},
+    "dbrx": {
+        "attn_config": {"kv_n_heads": 2, "clip_qkv": 8.0, "rope_theta": 10000.0},
+        "ffn_config": {"ffn_hidden_size": WIDTH, "moe_num_experts": 4, "moe_top_k": 2, "hidden_size": WIDTH},
+    },
+}
+"""What must be given besides, by architecture."""
+
+
+def shrunk(kind: type[PreTrainedConfig], odd: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The arguments that make a configuration tiny."""
+    default = kind()
+    given: dict[str, Any] = {}
+    for name, size in SIZES.items():
+        value = _value(default, name)
+        if isinstance(value, int) and not isinstance(value, bool) and value > size and name in _settable(default):
+            given[name] = size
+    for name in _settable(default):
+        value = _value(default, name)
+        if re.search(r"(token_id|token_index|_token)$", name) and isinstance(value, int) and value >= VOCABULARY:
+            given[name] = 3
+    for name in getattr(kind, "sub_configs", None) or {}:
+        if isinstance(part := _value(default, name), PreTrainedConfig):
+            given[name] = {**shrunk(type(part)), "model_type": part.model_type}
+    return given | dict(odd or {})
+
+
+def _value(config: PreTrainedConfig, name: str) -> Any:
+    try:
+        return getattr(config, name, None)
+    except Exception:  # some say that what differs from block to block has no one value
+        return None
+
+
+def _settable(config: PreTrainedConfig) -> set[str]:
+    return {name for name in vars(config) if not name.startswith("_")} | set(getattr(config, "attribute_map", {}))

@@ -1,0 +1,105 @@
+"""A model of Transformers made from its configuration alone. Knows nothing of blocks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from reprune.errors import InputError, UnsupportedModelError
+from reprune.model.locate import GENERATIVE
+from reprune.model.quiet import quiet_transformers
+
+
+def read_config(folder: Path, trust_remote_code: bool) -> Any:
+    """The configuration of a model folder; raises `InputError` where Transformers cannot read it."""
+    from transformers import AutoConfig
+
+    try:
+        with quiet_transformers():
+            return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    except Exception as error:  # the library raises nearly anything on a damaged configuration
+        raise InputError(f"{folder.name}: its config.json cannot be used: {' '.join(str(error).split())}") from None
+
+
+def max_positions(config: Any) -> int | None:
+    """The longest sequence that a decoder takes, where its configuration says so."""
+    value = setting(config, "max_position_embeddings") or setting(config, "n_positions")
+    return int(value) if value else None
+
+
+def setting(config: Any, name: str) -> Any:
+    """What a configuration says, or None: also where it says that blocks differ in it."""
+    try:
+        return getattr(config, name, None)
+    except Exception:  # a class of its own in each release
+        return None
+
+
+def build_bare(folder: Path, trust_remote_code: bool) -> Any:
+    """The model of a folder's config.json, in evaluation mode: parameters on the meta device, buffers as they are.
+
+    Raises:
+        InputError: Transformers cannot read the configuration.
+        UnsupportedModelError: it is no decoder that can be pruned; the message says why.
+    """
+    from accelerate import init_empty_weights
+    from transformers.initialization import no_init_weights
+
+    config = read_config(folder, trust_remote_code)
+    with quiet_transformers():
+        if getattr(config, "is_encoder_decoder", False):
+            raise UnsupportedModelError(
+                f"{folder.name}: {config.model_type} is an encoder-decoder; a decoder is needed."
+            )
+        if getattr(config, "quantization_config", None) is not None:
+            raise UnsupportedModelError(
+                f"{folder.name}: its weights are quantized, and quantized weights cannot be pruned; "
+                "use the model's bfloat16, float16 or float32 weights (a .gguf file is dequantized by itself)."
+            )
+        if _sees_what_comes(config):
+            raise UnsupportedModelError(
+                f"{folder.name}: {config.model_type} with is_decoder false attends to the tokens that are to come, so "
+                "it does not predict the next one; give a causal language model."
+            )
+        kind = model_class(config)
+        try:
+            # Buffers are made for real: those that no checkpoint holds (rotary frequencies) exist nowhere else.
+            with no_init_weights(), init_empty_weights(include_buffers=False):
+                if kind is AutoModelForCausalLM:
+                    model: Any = kind.from_config(config, dtype=torch.float32, trust_remote_code=trust_remote_code)
+                else:
+                    model = kind._from_config(config, dtype=torch.float32)
+        except ValueError as error:
+            raise UnsupportedModelError(
+                f"{folder.name}: {config.model_type} is not a causal language model of Transformers: {error}"
+            ) from None
+        model.tie_weights()
+        # Experts one by one: only so can be seen, whatever the architecture, what is multiplied by what.
+        if getattr(model, "_can_set_experts_implementation", bool)():
+            model.set_experts_implementation("eager")
+    return model.eval()
+
+
+def _sees_what_comes(config: Any) -> bool:
+    """Whether a configuration is of an encoder, which the same class turns into a decoder where it is told to."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES as ENCODERS
+
+    return config.model_type in ENCODERS and getattr(config, "is_decoder", None) is False
+
+
+def model_class(config: Any) -> Any:
+    """The class that loads a model: what its configuration says if Transformers has that, else as for any decoder.
+
+    Of a model of several parts, such as one that reads images too, it is the whole.
+    """
+    import transformers
+
+    if not getattr(config, "auto_map", None):
+        for name in getattr(config, "architectures", None) or ():
+            kind = getattr(transformers, str(name), None)
+            if GENERATIVE.search(str(name)) and isinstance(kind, type) and issubclass(kind, PreTrainedModel):
+                return kind
+    return AutoModelForCausalLM

@@ -1,0 +1,23 @@
+"""Runs of the whole job that take a moment, for the engine's tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+import reprune
+
+QUICK = {"samples": 8, "seqlen": 24, "epochs": 2, "lr": 1e-3, "batch_size": 3, "device": "cpu"}
+
+
+def prune(model: Path, out: Path, *settings: str, **options: Any) -> dict[str, Any]:
+    return reprune.prune(
+        model, out, calibration="manual", settings=["precision=float32", *settings], **{**QUICK, **options}
+    )
+
+
+def tensors(folder: Path) -> dict[str, torch.Tensor]:
+    return {name: tensor for file in folder.glob("*.safetensors") for name, tensor in load_file(file).items()}

@@ -1,0 +1,61 @@
+"""Blocks are passed what their model passes them, each sample its own; what joins blocks otherwise is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from reprune.errors import UnsupportedModelError
+from reprune.model.decoder import Decoder
+
+from .. import odd
+from .conftest import embedded, slices, states_of
+
+
+@pytest.mark.parametrize("size", [1, 3, 7])
+def test_blocks_that_are_passed_a_number_of_each_batch_are_refused(size: int, tmp_path: Path, ids: Tensor) -> None:
+    decoder = Decoder(odd.save("per sample, a number", tmp_path))
+    with pytest.raises(UnsupportedModelError, match=r"block 0 is passed .*, which differs from sample to sample"):
+        embedded(decoder, ids, size)
+
+
+@pytest.mark.parametrize("in_memory", [0, 2**30])
+@pytest.mark.parametrize("size", [1, 3, 7])
+@pytest.mark.parametrize("quirk", ["per sample", "per sample, nested"])
+def test_blocks_are_passed_what_is_each_samples_own(
+    quirk: odd.Quirk, size: int, in_memory: int, tmp_path: Path, ids: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("reprune.model.passing._IN_MEMORY", in_memory)
+    decoder, whole = Decoder(odd.save(quirk, tmp_path)), odd.build(quirk)
+    states = embedded(decoder, ids, size)
+    expected = states_of(whole, "model.layers", ids)
+    some = torch.tensor([4, 0, 6])[: min(size, 3)]
+    for index in range(len(decoder)):
+        block = decoder.load(index)
+        with torch.no_grad():
+            if len(some) == size:
+                torch.testing.assert_close(
+                    block.run(states[some], decoder.call(index, some)), expected[index + 1][some]
+                )
+            states = torch.cat([block.run(states[one], decoder.call(index, one)) for one in slices(len(ids), size)])
+        torch.testing.assert_close(states, expected[index + 1])
+    turned = embedded(decoder, ids.flip(0), size)  # other samples have others
+    first = slice(0, size)
+    with torch.no_grad():
+        again = decoder.load(0).run(turned[first], decoder.call(0, first))
+    torch.testing.assert_close(again, states_of(whole, "model.layers", ids.flip(0))[1][first])
+
+
+def test_blocks_that_look_at_what_others_hand_them_beside_the_states_are_refused(tmp_path: Path, ids: Tensor) -> None:
+    decoder = Decoder(odd.save("beside", tmp_path))
+    with pytest.raises(UnsupportedModelError, match="block 1 is passed what a block before it puts out beside"):
+        embedded(decoder, ids)
+
+
+def test_blocks_that_are_passed_what_earlier_blocks_make_are_refused(tmp_path: Path, ids: Tensor) -> None:
+    decoder = Decoder(odd.save("handed on", tmp_path))
+    with pytest.raises(UnsupportedModelError, match=r"block 1 is passed .*, which comes from the blocks before it"):
+        embedded(decoder, ids)

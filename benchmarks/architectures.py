@@ -29,6 +29,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from pydoc_data.topics import topics
@@ -90,11 +91,12 @@ def seen_whole(folder: Path, path: str) -> tuple[list[Tensor], dict[str, Any]]:
     kind = model_class(decoder.skeleton.model.config)
     model, info = kind.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
     states: list[Tensor] = []
+    plain = replace(decoder.skeleton.forms[decoder.skeleton.running[0]], slots=())
 
     def saw(_: nn.Module, __: Any, outputs: Any) -> None:
-        states.append((outputs[0] if isinstance(outputs, tuple | list) else outputs).detach().clone())
+        states.append(plain.of((outputs[0] if isinstance(outputs, tuple | list) else outputs).detach().clone()))
 
-    for block in model.get_submodule(path):
+    for block in [model.get_submodule(path)[index] for index in decoder.skeleton.running]:
         block.register_forward_hook(saw)
     with torch.no_grad():
         model.eval()(input_ids=tokens(), use_cache=False)
@@ -108,9 +110,10 @@ def seen_streaming(decoder: Decoder) -> list[Tensor]:
     decoder.release()
     found = []
     with torch.no_grad():
-        for index in range(len(decoder)):
-            states = decoder.load(index).run(states, decoder.call(index, slice(0, len(ids))))
-            found.append(states)
+        for index in decoder.skeleton.running:
+            call = decoder.call(index, slice(0, len(ids)))
+            states = decoder.load(index).run(states, call)
+            found.append(call.form.states(states))
     return found
 
 

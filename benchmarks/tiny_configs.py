@@ -44,6 +44,15 @@ SIZES: Mapping[str, int] = {
 """What a configuration's numbers become, by name, where it has them and they are larger."""
 
 _HEAD = {"head_dim": 16}
+_SHARED = {"attention_hidden_size": 2 * WIDTH}
+_INDEXER = {
+    "indexer_n_heads": 2,
+    "indexer_kv_heads": 1,
+    "indexer_head_dim": 16,
+    "indexer_budget": 8,
+    "indexer_compress_ratio": 2,
+}
+_SHARES_KEYS = {"num_kv_shared_layers": 2, "layer_types": ["sliding_attention", "full_attention"] * 2}
 _LATENT = {"num_key_value_heads": HEADS}  # latent attention has as many heads of keys
 ODD: Mapping[str, Mapping[str, Any]] = {
     **dict.fromkeys(("axk1", "axk2", "deepseek_v3", "deepseek_v32", "sarvam_mla"), _LATENT),
@@ -53,10 +62,35 @@ ODD: Mapping[str, Mapping[str, Any]] = {
     "nemotron_h": {"n_groups": 1},
     **dict.fromkeys(("hunyuan_v1_dense", "hunyuan_v1_moe", "ministral"), _HEAD),
     "nemotron": {"num_key_value_heads": 2},
-    "reformer": {"axial_pos_embds_dim": [16, 48], "axial_pos_shape": [8, 16], "attn_layers": ["local", "lsh"]},
+    "reformer": {
+        "axial_pos_embds_dim": [16, 48],
+        "axial_pos_shape": [8, 16],
+        "attn_layers": ["local", "lsh"] * 2,
+        "local_attn_chunk_length": 8,
+        "lsh_attn_chunk_length": 8,
+        "num_buckets": 4,
+        "hash_seed": 0,
+        "feed_forward_size": WIDE,
+        "is_decoder": True,
+    },
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2, "num_dense_layers": 1},
-    "gemma3n_text": {"num_kv_shared_layers": 0},
-    "zamba2": {"layers_block_type": ["mamba", "hybrid", "mamba", "hybrid"], "num_mem_blocks": 1},
+    "gemma3n_text": {**_SHARES_KEYS, "intermediate_size": WIDE},
+    "gemma3n": {"text_config": {**_SHARES_KEYS, "intermediate_size": WIDE}},
+    "gemma4_text": _SHARES_KEYS,
+    "zamba": {"layers_block_type": ["linear_attention", "hybrid"] * 2, "attention_head_dim": 32, **_SHARED},
+    "zamba2": {"layers_block_type": ["mamba", "hybrid"] * 2, "num_mem_blocks": 1, "mamba_headdim": 32, **_SHARED},
+    "xmod": {"default_language": "en_XX"},
+    "cohere_compass_text": {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 10000.0}}},
+    "qwen4_exp": {"text_config": _INDEXER},
+    "qwen4_exp_text": _INDEXER,
+    "dots3_note": {
+        "vision_config": {"pyramid_num_routed": [-1, -1, 4, 4], "adapter_in_dim": WIDTH, "adapter_out_dim": WIDTH},
+        "audio_config": {"adapter_input_size": WIDTH, "adapter_out_dim": WIDTH},
+    },
+    "blt": {
+        "encoder_config": {"hidden_size_global": WIDTH},
+        "decoder_config": {"hidden_size_global": WIDTH},
+    },
     "gpt_neo": {"attention_types": [[["global", "local"], 2]]},
     "dots1": {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2},
     "dbrx": {
@@ -68,8 +102,8 @@ ODD: Mapping[str, Mapping[str, Any]] = {
 
 
 def shrunk(kind: type[PreTrainedConfig], odd: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """The arguments that make a configuration tiny."""
-    default = kind()
+    """The arguments that make a configuration tiny; `odd` ones go over what is shrunk, part by part."""
+    default, odd = kind(), odd or {}
     given: dict[str, Any] = {}
     for name, size in SIZES.items():
         value = _value(default, name)
@@ -77,12 +111,17 @@ def shrunk(kind: type[PreTrainedConfig], odd: Mapping[str, Any] | None = None) -
             given[name] = size
     for name in _settable(default):
         value = _value(default, name)
-        if re.search(r"(token_id|token_index|_token)$", name) and isinstance(value, int) and value >= VOCABULARY:
+        if (
+            re.search(r"(token_id|token_index|(?<!\bn)_token)$", name)
+            and isinstance(value, int)
+            and value >= VOCABULARY
+        ):
             given[name] = 3
-    for name in getattr(kind, "sub_configs", None) or {}:
+    parts = getattr(kind, "sub_configs", None) or {}
+    for name in parts:
         if isinstance(part := _value(default, name), PreTrainedConfig):
-            given[name] = {**shrunk(type(part)), "model_type": part.model_type}
-    return given | dict(odd or {})
+            given[name] = {**shrunk(type(part), odd.get(name)), "model_type": part.model_type}
+    return {**odd, **given} | {name: value for name, value in odd.items() if name not in parts}
 
 
 def _value(config: PreTrainedConfig, name: str) -> Any:

@@ -4,8 +4,8 @@
 
 Forms: llama, opt and mixtral (4 experts, 2 a token), of about 1, 3 or 10 million weights. The tokenizer (byte-level BPE
 of 4096 tokens) is trained on the same texts. Texts are any source that reprune calibrates on, all documents of each.
-Adam, learning rate 2e-3 with a warm-up, falling to a tenth; batches of 16 x 256 tokens; products in bfloat16 where the
-processor has them. A checkpoint is written every 200 steps, and the same command goes on from it. In the end FOLDER is
+Adam, a learning rate for each size, with a warm-up, falling to a tenth; batches of 4 x 256 tokens; products in bfloat16
+where the processor has them. A checkpoint is written every 200 steps, and the same command goes on from it. In the end FOLDER is
 an ordinary model folder.
 """
 
@@ -37,8 +37,9 @@ from transformers import (
 from reprune.doors.prepare import settle_precision
 from reprune.planning.sources import find_source
 
-VOCABULARY, TOKENS, BATCH, RATE, EVERY = 4096, 256, 16, 2e-3, 200
-SIZES = {1: (128, 4, 4), 3: (192, 6, 6), 10: (320, 8, 8)}  # millions: hidden size, blocks, heads
+VOCABULARY, TOKENS, BATCH, EVERY = 4096, 256, 4, 200
+SIZES = {1: (128, 4, 4), 3: (224, 4, 7), 10: (384, 5, 6)}  # millions: hidden size, blocks, heads
+RATES = {1: 3.125e-3, 3: 1e-3, 10: 6e-4}  # millions: the highest learning rate
 
 
 def build(form: str, millions: int) -> Any:
@@ -96,22 +97,22 @@ def batches(ids: Tensor, passes: int) -> list[Tensor]:
     return every
 
 
-def rate(step: int, steps: int) -> float:
+def rate(step: int, steps: int, highest: float) -> float:
     """The learning rate: up over 100 steps, then down along a cosine to a tenth."""
     warm = min((step + 1) / 100, 1.0)
-    return RATE * warm * (0.55 + 0.45 * math.cos(math.pi * step / steps))
+    return highest * warm * (0.55 + 0.45 * math.cos(math.pi * step / steps))
 
 
 def train(model: Any, ids: Tensor, options: argparse.Namespace, products: torch.dtype) -> None:
     """Take all steps that are left."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, betas=(0.9, 0.95), weight_decay=0.1)
+    optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.98), weight_decay=0.1)
     state, every = options.out / "training", batches(ids, options.passes)
     first = _restore(model, optimizer, state)
-    began = time.monotonic()
+    began, total = time.monotonic(), 0.0
     model.train()
     for step in range(first, len(every)):
         for group in optimizer.param_groups:
-            group["lr"] = rate(step, len(every))
+            group["lr"] = rate(step, len(every), RATES[options.millions])
         samples = torch.stack([ids[start : start + TOKENS - 1] for start in every[step]])
         samples = torch.cat([torch.ones(BATCH, 1, dtype=torch.int64), samples], dim=1)
         with torch.autocast("cpu", dtype=products, enabled=products != torch.float32):
@@ -120,10 +121,12 @@ def train(model: Any, ids: Tensor, options: argparse.Namespace, products: torch.
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
+        total += loss.item() / EVERY
         if (step + 1) % EVERY == 0:
             _keep(model, optimizer, state, step + 1)
             seconds = (time.monotonic() - began) / (step + 1 - first)
-            print(f"step {step + 1} of {len(every)}: loss {loss.item():.3f}, {seconds:.2f} s a step", flush=True)
+            print(f"step {step + 1} of {len(every)}: loss {total:.3f}, {seconds:.2f} s a step", flush=True)
+            total = 0.0
 
 
 def _keep(model: Any, optimizer: torch.optim.Optimizer, folder: Path, step: int) -> None:

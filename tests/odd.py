@@ -19,6 +19,8 @@ Quirk = Literal[
     "outer buffer",  # the model multiplies by a saved buffer before its blocks
     "likely name",  # a module before the blocks has a name that begins with theirs
     "shared linear",  # a linear of each block runs twice
+    "beside, of tokens",  # blocks hand the next one a number of each token beside the states
+    "by name, of tokens",  # the same, as an entry of a mapping that all are passed
     "beside, of no use",  # blocks hand the next one something beside the states that it does not look at
     "looked at",  # the model uses a weight whose module it never runs
     "side list",  # another list of blocks that no text passes through
@@ -29,7 +31,10 @@ Quirk = Literal[
     "per sample",  # blocks are given a tensor that depends on the tokens
     "per sample, nested",  # the same, within a dict
     "per sample, a number",  # the same, as a number
-    "beside",  # blocks hand the next one something beside the states
+    "beside",  # blocks hand the next one something beside the states that is no token's
+    "beside, numbers",  # the same, whole numbers
+    "beside, by name",  # the same, as an entry of a mapping that all are passed
+    "beside, without name",  # the same, where the argument has no name
     "handed on",  # blocks are given what the first block has put out
     "between",  # the model changes the states between its blocks
     "backwards",  # the last block runs first
@@ -38,6 +43,9 @@ Quirk = Literal[
     "two lists",  # two lists of blocks, one after the other
     "no blocks",  # none at all
 ]
+
+
+_MAPPINGS = ("beside, by name", "beside, without name", "by name, of tokens")
 
 
 class OddConfig(tf.PreTrainedConfig):
@@ -73,9 +81,17 @@ class _Block(nn.Module):
             out = out @ self.mixer
         if self.quirk == "block buffer":
             out = out * self.gain
-        if side is not None and self.quirk != "beside, of no use":
+        if self.quirk in _MAPPINGS:
+            for value in side.values():
+                out = out + value
+            side["seen"] = out.mean(-1, keepdim=True) if self.quirk == "by name, of tokens" else out.mean()
+        elif side is not None and self.quirk != "beside, of no use":
             out = out + (side["nested"] if isinstance(side, dict) else side)
-        if self.quirk.startswith("beside"):
+        if self.quirk == "beside, of tokens":
+            return out, out.mean(-1, keepdim=True)
+        if self.quirk == "beside, numbers":
+            return out, out.argmax(-1, keepdim=True)
+        if self.quirk.startswith("beside") and self.quirk not in _MAPPINGS:
             return out, out.mean()
         return (out, None) if self.quirk == "tuples" else out
 
@@ -106,6 +122,11 @@ class _Base(nn.Module):
             states = states * self.gain
         if self.quirk == "looked at":
             states = states * self.scale.weight
+        if self.quirk in _MAPPINGS:
+            shared: dict[str, Tensor] = {}
+            for block in self._order():
+                states = block(states, shared) if self.quirk == "beside, without name" else block(states, side=shared)
+            return states
         if self.quirk.startswith("beside"):
             beside: Tensor | None = None
             for block in self._order():

@@ -98,11 +98,47 @@ MIXTURES: Mapping[str, Callable[[], Any]] = {
 }
 """Mixtures of experts: each keeps its experts in a way of its own, in the model or in the checkpoint."""
 
+_SHARED_KEYS: dict[str, Any] = {
+    **_SLIDING,
+    "num_hidden_layers": 4,
+    "layer_types": ["sliding_attention", "full_attention"] * 2,
+    "num_kv_shared_layers": 2,
+    "vocab_size_per_layer_input": VOCABULARY,
+    "hidden_size_per_layer_input": 8,
+}
+
+
+def _looking_at_images(index: int) -> dict[str, Any]:
+    return {**_GROUPED, "cross_attention_layers": [index], "model_type": "mllama_text_model"}
+
+
+JOINED: Mapping[str, Callable[[], Any]] = {
+    "gemma3n": lambda: tf.Gemma3nTextConfig(**_SHARED_KEYS, laurel_rank=8),  # four streams, and shared keys and values
+    "gemma4": lambda: tf.Gemma4TextConfig(**_SHARED_KEYS, global_head_dim=8),  # shared keys and values
+    "zaya": lambda: tf.ZayaConfig(**_COMMON, moe_intermediate_size=32, head_dim=8, num_experts=4),  # routers' states
+    "xlnet": lambda: tf.XLNetConfig(vocab_size=VOCABULARY, d_model=32, n_layer=3, n_head=4, d_inner=64),  # tokens first
+    "cpmant": lambda: tf.CpmAntConfig(  # more positions than tokens
+        vocab_size=VOCABULARY, hidden_size=32, num_attention_heads=4, dim_head=8, dim_ff=64, num_hidden_layers=3
+    ),
+    "prophetnet": lambda: tf.ProphetNetConfig(  # streams of n-grams behind the tokens
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        decoder_ffn_dim=64,
+        num_decoder_layers=3,
+        num_decoder_attention_heads=4,
+        is_decoder=True,
+        add_cross_attention=False,
+    ),
+    "mllama": lambda: tf.MllamaConfig(text_config=_looking_at_images(1)),  # a block that text passes over
+    "mllama-last": lambda: tf.MllamaConfig(text_config=_looking_at_images(2)),
+}
+"""Decoders whose blocks hand on more than (samples, tokens, hidden), or that pass over some of them."""
+
 
 def build(name: str, seed: int = 0) -> Any:
     """A model of random weights, large enough that its blocks do something; float32, in evaluation mode."""
     torch.manual_seed(seed)
-    model = tf.AutoModelForCausalLM.from_config({**CONFIGS, **MIXTURES}[name]())
+    model = tf.AutoModelForCausalLM.from_config({**CONFIGS, **MIXTURES, **JOINED}[name]())
     with torch.no_grad():
         for parameter in model.parameters():
             # Biases and norms too, so that a test sees whether they are carried along.

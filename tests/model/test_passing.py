@@ -49,12 +49,6 @@ def test_blocks_are_passed_what_is_each_samples_own(
     torch.testing.assert_close(again, states_of(whole, "model.layers", ids.flip(0))[1][first])
 
 
-def test_blocks_that_look_at_what_others_hand_them_beside_the_states_are_refused(tmp_path: Path, ids: Tensor) -> None:
-    decoder = Decoder(odd.save("beside", tmp_path))
-    with pytest.raises(UnsupportedModelError, match="block 1 is passed what a block before it puts out beside"):
-        embedded(decoder, ids)
-
-
 def test_blocks_that_are_passed_what_earlier_blocks_make_are_refused(tmp_path: Path, ids: Tensor) -> None:
     decoder = Decoder(odd.save("handed on", tmp_path))
     with pytest.raises(UnsupportedModelError, match=r"block 1 is passed .*, which comes from the blocks before it"):

@@ -91,7 +91,7 @@ def check_out(out: Path) -> None:
 
 def check_room(recipe: Recipe, decoder: Decoder, samples: Samples, out: Path) -> None:
     """Raise `InputError` where a run needs more disk than is free, or surely more memory than there is."""
-    stream = 4 * (len(samples.calibration) + len(samples.heldout)) * samples.calibration.shape[1] * decoder.hidden
+    stream = 4 * (len(samples.calibration) + len(samples.heldout)) * samples.calibration.shape[1] * decoder.width
     disk = disk_bytes(recipe, stream, decoder.checkpoint.bytes)
     parent = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
     if disk > (free := shutil.disk_usage(parent).free):

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from reprune.engine.ledger import Ledger
-from reprune.engine.probe import rms
+from reprune.engine.probe import TOKENS, rms
 from reprune.engine.result import RECORD
 from reprune.errors import InputError, RepruneError
 from reprune.math.patterns import Pattern, parse_pattern
@@ -189,14 +189,16 @@ def _forward(decoder: Decoder, expected: dict[str, list[float]], trust_remote_co
 def _last_states(decoder: Decoder, expected: dict[str, list[float]], trust_remote_code: bool) -> Tensor:
     """What the last block puts out for the tokens on record, (tokens, hidden)."""
     seen: list[Tensor] = []
+    skeleton = decoder.skeleton
 
     def saw(module: nn.Module, inputs: Any, outputs: Any) -> None:
         del module, inputs
-        seen.append((outputs[0] if isinstance(outputs, tuple | list) else outputs)[0])
+        states = outputs[0] if isinstance(outputs, tuple | list) else outputs
+        seen.append(skeleton.forms[-1].states(skeleton.forms[-1].of(states))[0, :TOKENS])
 
     with quiet_transformers():
         kind = model_class(read_config(decoder.folder, trust_remote_code))
         model = kind.from_pretrained(decoder.folder, dtype="auto", trust_remote_code=trust_remote_code).eval()
-        model.get_submodule(decoder.skeleton.blocks_path)[-1].register_forward_hook(saw)
+        model.get_submodule(skeleton.blocks_path)[skeleton.running[-1]].register_forward_hook(saw)
         model(input_ids=torch.tensor([expected["ids"]]), use_cache=False)
     return seen[0]

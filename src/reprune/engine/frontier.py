@@ -145,6 +145,10 @@ class Frontier:
             states = checkpoint(run, states, use_reentrant=False) if checkpointing else run(states)
         return states
 
+    def runs(self, index: int) -> bool:
+        """Whether text passes through a block."""
+        return index in self._decoder.skeleton.running
+
     @torch.no_grad()
     def routes(self, dense: Block) -> Routes:
         """Where a dense block sends the tokens that are calibrated on, in the dense model."""
@@ -267,7 +271,7 @@ class Frontier:
 
     def probe_record(self) -> dict[str, Any]:
         """What the sparse model's last block makes of a sequence of tokens that is no one's text."""
-        return self._probe.record()
+        return self._probe.record(self._decoder.skeleton.forms[-1])
 
 
 @final

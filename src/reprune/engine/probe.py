@@ -10,6 +10,8 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
+from reprune.model.forms import Form
+
 TOKENS = 32  # of them on record; a decoder's states at a token depend on none that come after it
 
 
@@ -26,9 +28,9 @@ class Probe:
         self.ids = (torch.arange(tokens) * 7919 % vocabulary).unsqueeze(0)  # (1, tokens), int64
         self.states = torch.empty(0)  # (1, tokens, hidden), float32
 
-    def record(self) -> dict[str, Any]:
-        """The first tokens, and of each the root mean square of its states after the last block."""
-        return {"ids": self.ids[0, :TOKENS].tolist(), "rms": rms(self.states[0, :TOKENS])}
+    def record(self, form: Form) -> dict[str, Any]:
+        """The first tokens, and of each the root mean square of its states after the last block, of that form."""
+        return {"ids": self.ids[0, :TOKENS].tolist(), "rms": rms(form.states(self.states)[0, :TOKENS])}
 
 
 def rms(states: Tensor) -> list[float]:

@@ -175,6 +175,8 @@ def _frontier(
 
 def _fit(solver: Solver, problem: WindowProblem, window: Window, recipe: Recipe, watcher: Watcher) -> Fit:
     """Let the solver fit the window, and name the window in what goes wrong."""
+    if not problem.parameters:  # no text passes through any of its blocks
+        return Fit()
     seed = int.from_bytes(hashlib.sha256(f"{recipe.seed}/{window.index}".encode()).digest()[:8]) >> 1
     progress: Callable[[Epoch], None] = lambda epoch: watcher.epoch(window, epoch, recipe.solver.epochs)  # noqa: E731
     problem.train_(True)

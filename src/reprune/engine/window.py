@@ -129,6 +129,7 @@ class WindowProblem(Problem):
         self.parameters: list[nn.Parameter] = [
             parameter
             for block in self._blocks
+            if frontier.runs(block.index)
             for parameter in block.module.parameters()
             if parameter.is_floating_point()
         ]
@@ -170,7 +171,7 @@ class WindowProblem(Problem):
 
     @contextmanager
     def last_part(self) -> Iterator[Problem | None]:
-        if len(self._pruned) == 1:
+        if len(self._pruned) == 1 or not self._frontier.runs(self._pruned[-1].index):
             yield None
             return
         if self._entering_last is not None:

@@ -27,7 +27,7 @@ def read_config(folder: Path, trust_remote_code: bool) -> Any:
 def max_positions(config: Any) -> int | None:
     """The longest sequence that a decoder takes, where its configuration says so."""
     value = setting(config, "max_position_embeddings") or setting(config, "n_positions")
-    return int(value) if value else None
+    return int(value) if value and int(value) > 0 else None
 
 
 def setting(config: Any, name: str) -> Any:

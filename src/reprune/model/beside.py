@@ -8,29 +8,21 @@ once with something in that place which nothing can be done with.
 from __future__ import annotations
 
 import copy
-from typing import final
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from reprune.model.block import Call
-
-
-@final
-class Beside:
-    """Stands in for what a block returns beside the hidden states, at a place of its tuple."""
-
-    def __init__(self, place: int) -> None:
-        self.place = place
+from reprune.model.forms import Beside
 
 
 def without_beside(call: Call) -> Call:
     """The call with None where a block before put something out."""
     args = tuple(None if isinstance(value, Beside) else value for value in call.args)
-    return Call(
-        args, {key: None if isinstance(value, Beside) else value for key, value in call.kwargs.items()}, call.states
-    )
+    kwargs = {key: None if isinstance(value, Beside) else value for key, value in call.kwargs.items()}
+    return replace(call, args=args, kwargs=kwargs)
 
 
 def passed_beside(call: Call) -> list[Beside]:
@@ -45,7 +37,7 @@ def matters(block: nn.Module, call: Call, before: nn.Module, call_before: Call, 
     Args:
         block, before: on the meta device; left as they are.
         call, call_before: what they are passed.
-        states: of the shape that enters them.
+        states: of the shape that enters them, as a stream's.
     """
     some = torch.randn(states.shape, generator=torch.Generator().manual_seed(0))
     try:

@@ -11,6 +11,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
+from reprune.model.forms import PLAIN, Form
 from reprune.model.linears import Linear, Stack, find_linears, find_routers
 from reprune.model.products import SlicesApart, same_data, watched_products
 
@@ -22,12 +23,15 @@ class Call:
     args: tuple[Any, ...]  # all positional arguments; the hidden states' place holds None
     kwargs: dict[str, Any]  # all keyword arguments; the hidden states' place holds None
     states: int | str  # the position or the keyword of the hidden states
+    form: Form = PLAIN  # how they lie in a stream's
 
-    def bind(self, states: Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The arguments with the hidden states in their place."""
+    def bind(self, stream: Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments with the hidden states, and what comes with them, in their places."""
+        args, kwargs = self.form.hand(self.args, self.kwargs, stream)
+        states = self.form.entering(stream)
         if isinstance(self.states, str):
-            return self.args, {**self.kwargs, self.states: states}
-        return (*self.args[: self.states], states, *self.args[self.states + 1 :]), self.kwargs
+            return args, {**kwargs, self.states: states}
+        return (*args[: self.states], states, *args[self.states + 1 :]), kwargs
 
 
 @dataclass(frozen=True)
@@ -96,18 +100,17 @@ class Block:
         )
 
     def run(self, states: Tensor, call: Call, routing: AbstractContextManager[Any] | None = None) -> Tensor:
-        """Map hidden states (batch, tokens, hidden) through the block; float32 in and out.
+        """Map a stream's states (batch, tokens, hidden) through the block; float32 in and out.
 
         `routing` records where tokens are sent, or decides it.
         """
+        if not call.form.runs:
+            return states
         args, kwargs = call.bind(states)
         apart = SlicesApart(self._stacked) if self._stacked and torch.is_grad_enabled() else nullcontext()
         with self.precision.on(self.device), apart, routing or nullcontext():
             outputs = self.module(*args, **kwargs)
-        # Transformers 5 returns the states, earlier releases and many remote models a tuple that begins with them.
-        outputs = outputs[0] if isinstance(outputs, tuple | list) else outputs
-        assert isinstance(outputs, Tensor)
-        return outputs.float()
+        return call.form.leaving(outputs, kwargs, states)
 
     @contextmanager
     def watch(self, saw: Callable[[Linear, Tensor], None], linears: Sequence[Linear] | None = None) -> Iterator[None]:

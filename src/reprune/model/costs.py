@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -43,15 +43,18 @@ def block_costs(
 
     Args:
         module: the block, on the meta device; left as it is.
-        one: what would enter it, (1, tokens, hidden), and what it would be passed beside; only shapes matter.
+        one: what would enter it, (1, tokens, ...), and what it would be passed beside; only shapes matter.
         two: the same for two samples: what is kept for both and not for one twice, such as weights in another
             precision, is no sample's.
         precision: of its products.
         stacks: of its parameters, those that hold many matrices.
     """
     parameters = sum(parameter.numel() for parameter in module.parameters())
-    _, tokens, hidden = one[0].shape
+    tokens = one[0].shape[1]
+    hidden = one[0].numel() // tokens
     entering = 4 * tokens * hidden
+    if not one[1].form.runs:
+        return BlockCosts(parameters, entering, 0.0, 0.0, 0.0, True)
     try:
         once, twice = (_run(copy.deepcopy(module), states.shape, call, precision) for states, call in (one, two))
     except Exception:  # what depends on values, such as where experts are routed to, cannot be run without them
@@ -87,7 +90,7 @@ def _run(module: nn.Module, shape: torch.Size, call: Call, precision: Precision)
             return tensor
 
         hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
-        arguments = Call(_faked(call.args, mode), _faked(call.kwargs, mode), call.states)
+        arguments = replace(call, args=_faked(call.args, mode), kwargs=_faked(call.kwargs, mode))
         with FlopCounterMode(display=False, custom_mapping=_ATTENTION) as counter, torch.enable_grad(), hooks:
             outputs = block.run(torch.empty(shape), arguments)
             forward = counter.get_total_flops()

@@ -140,10 +140,9 @@ class Decoder:
         return sum(entries[stored].bytes for conversion in self._blocks[index] for stored in conversion.stored)
 
     @property
-    def hidden(self) -> int:
-        """How many numbers the hidden state of a token has."""
-        said = setting(self.skeleton.config, "hidden_size")
-        return int(said or self.skeleton.model.get_input_embeddings().weight.shape[1])
+    def width(self) -> int:
+        """How many numbers go along a stream for a token."""
+        return self.weightless.width
 
     def shapes(self, index: int) -> dict[str, tuple[int, ...]]:
         """The shapes of a block's tensors, by their names in it."""
@@ -241,7 +240,7 @@ class Decoder:
             slices: the batches.
 
         Yields:
-            Each slice with its states (batch, tokens, hidden), float32, on the CPU.
+            Each slice with its states (batch, tokens, ...), float32, on the CPU.
 
         Raises:
             UnsupportedModelError: a block is passed something that differs from sample to sample.

@@ -10,6 +10,7 @@ import math
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any, final
 
@@ -166,8 +167,8 @@ def _with(call: Call, path: _Path, value: Tensor) -> Call:
         return type(at)(parts)
 
     if path[0] == "args":
-        return Call(put(call.args, path[1:]), call.kwargs, call.states)
-    return Call(call.args, put(call.kwargs, path[1:]), call.states)
+        return replace(call, args=put(call.args, path[1:]))
+    return replace(call, kwargs=put(call.kwargs, path[1:]))
 
 
 def _equal(one: Any, other: Any) -> bool:
@@ -195,4 +196,4 @@ def to_device(calls: list[Call], device: torch.device) -> list[Call]:
             return {key: move(item) for key, item in value.items()}
         return value
 
-    return [Call(move(call.args), move(call.kwargs), call.states) for call in calls]
+    return [replace(call, args=move(call.args), kwargs=move(call.kwargs)) for call in calls]

@@ -54,6 +54,8 @@ class _Products(TorchFunctionMode):
             operands = args[1::-1]
         elif name in ("addmm", "baddbmm"):
             operands = args[1:3]
+        elif name == "einsum":
+            operands = as_products(args, self._is_ours)
         else:
             return
         if len(operands) != 2 or not all(isinstance(one, Tensor) and one.dim() >= 2 for one in operands):
@@ -72,6 +74,43 @@ class _Products(TorchFunctionMode):
 
     def _is_ours(self, tensor: object) -> bool:
         return isinstance(tensor, Tensor) and tensor.dim() >= 2 and _storage(tensor) in self._storages
+
+
+def as_products(args: tuple[Any, ...], is_ours: Callable[[object], bool]) -> tuple[Tensor, ...]:
+    """The operands of an `einsum` as those of a product of inputs (batch, tokens, columns) and matrices.
+
+    Letters that operands have in common are columns, or number the matrices where the result has them too; the others
+    of the parameter are rows, and those of the inputs tokens. What is no product of that kind is ().
+    """
+    if len(args) == 2 and isinstance(args[1], tuple | list):
+        args = (args[0], *args[1])
+    if len(args) != 3 or not isinstance(args[0], str) or "." in args[0] or "->" not in args[0]:
+        return ()
+    given, result = args[0].replace(" ", "").split("->")
+    letters, operands = given.split(","), args[1:]
+    ours = next((place for place in (1, 0) if is_ours(operands[place])), None)
+    if ours is None or not isinstance(operands[1 - ours], Tensor) or len({*letters[ours]}) < len(letters[ours]):
+        return ()
+    weight, inputs, of_weight, of_inputs = operands[ours], operands[1 - ours], letters[ours], letters[1 - ours]
+    columns = [one for one in of_weight if one in of_inputs and one not in result]
+    numbers = [one for one in of_weight if one in of_inputs and one in result]
+    rows = [one for one in of_weight if one not in of_inputs]
+    tokens = [one for one in of_inputs if one not in of_weight]
+    summed = [one for one in (*rows, *tokens) if one not in result]
+    if not columns or not rows or summed or len({*of_inputs}) < inputs.dim():
+        return ()
+    matrices = weight.permute([of_weight.index(one) for one in (*numbers, *columns, *rows)])
+    try:  # a view, or no matrix that could be written to
+        matrices = matrices.view(
+            math.prod(weight.shape[of_weight.index(one)] for one in numbers),
+            math.prod(weight.shape[of_weight.index(one)] for one in columns),
+            -1,
+        )
+    except RuntimeError:
+        return ()
+    there = inputs.permute([of_inputs.index(one) for one in (*numbers, *tokens, *columns)])
+    there = there.reshape(len(matrices), -1, matrices.shape[1])
+    return (there[0], matrices[0]) if not numbers else (there, matrices)
 
 
 @contextmanager

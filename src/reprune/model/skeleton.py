@@ -8,9 +8,9 @@ block to block are the model's own.
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, final
@@ -20,62 +20,17 @@ from torch import Tensor, nn
 
 from reprune.errors import RepruneError, UnsupportedModelError
 from reprune.model.bare import build_bare, max_positions
-from reprune.model.beside import Beside, matters, passed_beside, without_beside
+from reprune.model.beside import matters, passed_beside, without_beside
 from reprune.model.block import Call
+from reprune.model.forms import Form, axes
+from reprune.model.handing import find_forms, hands_on
 from reprune.model.linears import find_linears, is_linear
 from reprune.model.quiet import quiet_transformers
+from reprune.model.recorder import Fill, LastBlockReached, fill_with_nothing, filling, is_outside, recorders, stop
 
-_FEW_TOKENS = 16
+_FEW_TOKENS = 11  # a size that nothing else in a model is likely to have
 _RETURNED = (0, 1, 2, 3, 4, -2, -3, -4)
 """What blocks return: the states, or a tuple of so many that begins with them; if negative, with None beside them."""
-
-Fill = Callable[[str, nn.Module, Tensor | None], None]
-"""Gives the parameters of a module outside the blocks: (module name, module, token ids if it embeds them)."""
-
-
-@final
-class _Recorder(nn.Module):
-    """Stands in for a block: keeps what it is given and hands the hidden states on as they are."""
-
-    def __init__(self, block: nn.Module, saw: Callable[[Tensor, Call], bool], returned: int, disturb: bool) -> None:
-        super().__init__()
-        self._original = (block,)  # in a tuple, so that it is no module of this one
-        self._names = list(inspect.signature(block.forward).parameters)
-        self._saw = saw
-        self._returned = returned
-        self._disturb = disturb
-
-    def __getattr__(self, name: str) -> Any:
-        # Models ask their blocks for such things as attention_type before they call them.
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            if name.startswith("__") or "_original" not in self.__dict__:
-                raise
-            return getattr(self._original[0], name)
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        if args and isinstance(args[0], Tensor):
-            states, call = args[0], Call((None, *args[1:]), kwargs, 0)
-        else:
-            key = next((name for name in ("hidden_states", *self._names) if isinstance(kwargs.get(name), Tensor)), None)
-            if key is None:
-                raise UnsupportedModelError("a block is called without hidden states, so it cannot be run by itself.")
-            states, call = kwargs[key], Call(args, {**kwargs, key: None}, key)
-        if self._saw(states, call):
-            raise _LastBlockReached
-        if self._disturb:
-            states = 1.25 * states
-        beside = [Beside(place) if self._returned > 0 else None for place in range(1, abs(self._returned))]
-        return (states, *beside) if self._returned else states
-
-
-def _stop(*_: Any) -> None:
-    raise _LastBlockReached
-
-
-class _LastBlockReached(Exception):
-    """Ends a forward pass when the last recorder has been called: what comes after is never run."""
 
 
 @final
@@ -92,49 +47,59 @@ class Skeleton:
         self.config: Any = self.model.config.get_text_config(decoder=True)
         self._returned = 0
         self._early = False  # whether weights are looked at before the module that holds them is run
-        self._joined: list[int] | None = None  # blocks that make something of what others hand them beside states
+        self._forms: list[Form] | None = None
         lists = _find_lists(self.model)
-        self.blocks_path, self.blocks = next(iter(lists.items()))
         self._fused_attention = getattr(self.model.config, "_attn_implementation", None) == "sdpa"
-        self.blocks_path = self._choose(lists)
+        self.blocks_path, self.running = self._choose(lists)
         self.blocks = lists[self.blocks_path]
 
     @torch.no_grad()
-    def _choose(self, lists: dict[str, nn.ModuleList]) -> str:
-        """The list of blocks that text passes through, once: of several, as where a model reads images too."""
+    def _choose(self, lists: dict[str, nn.ModuleList]) -> tuple[str, tuple[int, ...]]:
+        """The list of blocks that text passes through, once: of several, as where a model reads images too.
+
+        Returns:
+            Its path, and the numbers of those blocks that text passes through: all, but for those that look at images
+            alone.
+        """
         ids = self.few_ids()
         ran: list[str] = []
         for self._returned in _RETURNED:
-            calls: dict[str, int] = {}
+            calls: dict[str, list[int]] = {}
+            whole = False
 
-            def saw(path: str, index: int, states: Tensor, call: Call, calls: dict[str, int] = calls) -> bool:
-                del index, states, call
-                calls[path] = calls.get(path, 0) + 1
+            def saw(path: str, index: int, states: Tensor, call: Call, calls: dict[str, list[int]] = calls) -> bool:
+                del states, call
+                calls.setdefault(path, []).append(index)
                 return False
 
             with ExitStack() as stack, quiet_transformers():
                 for path, blocks in lists.items():
-                    stack.enter_context(self._recorders(blocks, partial(partial, saw, path)))
-                stack.enter_context(_filling(self.model, tuple(lists), fill_with_nothing, ids))
+                    stack.enter_context(recorders(blocks, partial(partial, saw, path), self._returned))
+                stack.enter_context(filling(self.model, tuple(lists), fill_with_nothing, ids))
                 head = self.model.get_output_embeddings()
                 if isinstance(head, nn.Module):  # what comes then is of no concern
-                    stack.callback(head.register_forward_pre_hook(_stop).remove)
+                    stack.callback(head.register_forward_pre_hook(stop).remove)
                 with suppress(Exception):  # whatever a model raises whose blocks return something else, or at its end
-                    self.model(input_ids=ids, use_cache=False)
-            self.release()
-            ran = [path for path, count in calls.items() if count >= len(lists[path])]
+                    with suppress(LastBlockReached):
+                        self.model(input_ids=ids, use_cache=False)
+                    whole = True
+            self._release(tuple(lists))
+            ran = [path for path, seen in calls.items() if len(seen) >= len(lists[path])]
+            if not ran and whole and len(calls) == 1:
+                ran = [path for path, seen in calls.items() if len({*seen}) > len(lists[path]) / 2]
             if ran:
                 break
         self._returned = 0
         if len(ran) > 1 or (not ran and len(lists) > 1):
             raise self._several(*(ran or lists))
         path = next(iter(ran or lists))
-        if calls.get(path, 0) > len(lists[path]):
+        seen = calls.get(path, []) if ran else []
+        if len(seen) > len({*seen}):
             raise UnsupportedModelError(
-                f"{type(self.model).__name__}: its {len(lists[path])} blocks at {path} run {calls[path]} times in all; "
+                f"{type(self.model).__name__}: its {len(lists[path])} blocks at {path} run {len(seen)} times in all; "
                 "blocks that do not run once each in their order cannot be pruned one by one."
             )
-        return path
+        return path, tuple(sorted(seen)) or tuple(range(len(lists[path])))
 
     def _several(self, *paths: str) -> UnsupportedModelError:
         return UnsupportedModelError(
@@ -156,9 +121,9 @@ class Skeleton:
         """The longest sequence that the model takes, where its configuration says so."""
         return max_positions(self.config)
 
-    def few_ids(self) -> Tensor:
-        """Token ids (1, tokens) to try something on: no more than the model takes."""
-        return torch.zeros(1, min(_FEW_TOKENS, self.max_positions or _FEW_TOKENS), dtype=torch.int64)
+    def few_ids(self, samples: int = 1) -> Tensor:
+        """Token ids (samples, tokens) to try something on: no more than the model takes."""
+        return torch.zeros(samples, min(_FEW_TOKENS, self.max_positions or _FEW_TOKENS), dtype=torch.int64)
 
     @property
     def prefix(self) -> str:
@@ -167,14 +132,17 @@ class Skeleton:
 
     def release(self) -> None:
         """Give back the memory of all weights outside the blocks."""
+        self._release((self.blocks_path,))
+
+    def _release(self, inside: tuple[str, ...]) -> None:
         for name, module in self.model.named_modules():
-            if self.is_outside(name):
+            if is_outside(name, inside):
                 for key, parameter in module.named_parameters(recurse=False):
                     setattr(module, key, nn.Parameter(parameter.to("meta"), requires_grad=False))
 
     def is_outside(self, path: str) -> bool:
         """Whether a module of that path lies outside the blocks."""
-        return _is_outside(path, (self.blocks_path,))
+        return is_outside(path, (self.blocks_path,))
 
     @torch.no_grad()
     def record(self, ids: Tensor, fill: Fill, disturb: bool = False) -> tuple[Tensor, list[Call]]:
@@ -186,32 +154,57 @@ class Skeleton:
             disturb: have each block hand on other states than it is given; what is passed beside must not show it.
 
         Returns:
-            The states that enter the first block, (batch, tokens, hidden), and what each block is passed with them.
+            The states that enter the first block, as a stream's (batch, tokens, ...), and what each block is passed
+            with them.
 
         Raises:
             UnsupportedModelError: the blocks do not hand the states from one to the next.
         """
+        if self._forms is None:
+            self._forms = self._find_forms()
         states, calls = self._recorded(ids, fill, disturb)
-        if any(passed_beside(call) for call in calls):
-            if self._joined is None:
-                self._joined = self._find_joined()
-            if self._joined:
-                raise UnsupportedModelError(
-                    f"{type(self.model).__name__}: block {self._joined[0]} is passed what a block before it puts out "
-                    "beside the hidden states; blocks that are joined by more than those cannot be pruned one by one."
-                )
-        return states, [without_beside(call) for call in calls]
+        calls = [self._formed(call, form) for call, form in zip(calls, self._forms, strict=True)]
+        return self._forms[self.running[0]].of(states), calls
 
-    def _find_joined(self) -> list[int]:
-        """The blocks that make something of what blocks before them put out beside the hidden states."""
-        states, calls = self._recorded(self.few_ids(), fill_with_nothing, False)
+    @property
+    def forms(self) -> list[Form]:
+        """How each block is given its states."""
+        if self._forms is None:
+            self._forms = self._find_forms()
+        return self._forms
+
+    @staticmethod
+    def _formed(call: Call, form: Form) -> Call:
+        """A call in its form; of what blocks before have put out beside their states, what is carried along."""
+        carried = any(isinstance(slot.place, int) for slot in form.slots)
+        return replace(call if carried else without_beside(call), form=form)
+
+    def _find_forms(self) -> list[Form]:
+        """How each block is given its states, found out on a few tokens."""
+        name, ids = type(self.model).__name__, self.few_ids()
+        states, calls = self._recorded(ids, fill_with_nothing, False)
+        more = self.few_ids(3)[:, : -(-ids.shape[1] // 2)]
+        others, _ = self._recorded(more, fill_with_nothing, False)
         self.release()
-        return [
-            index
-            for index, call in enumerate(calls)
-            if passed_beside(call)
-            and matters(self.blocks[index], call, self.blocks[max(index - 1, 0)], calls[max(index - 1, 0)], states)
-        ]
+        places = axes((states.shape, others.shape), (ids.shape, more.shape))
+        if places is None:
+            raise UnsupportedModelError(
+                f"{name}: its blocks are given states of shape {list(states.shape)} for {ids.shape[0]} sample of "
+                f"{ids.shape[1]} tokens, and {list(others.shape)} for {more.shape[0]} of {more.shape[1]}; blocks whose "
+                "states are not so many numbers for each token of each sample cannot be pruned one by one."
+            )
+        plain = Form(*places)
+        calls = [replace(call, form=replace(plain, runs=call.form.runs)) for call in calls]
+        before, joined = self.running[0], {}
+        for index in self.running:
+            if passed_beside(calls[index]):
+                there = self.blocks[index], calls[index], self.blocks[before], calls[before]
+                joined[index] = matters(*there, plain.of(states))
+            before = index
+        calls = [call if joined.get(index, False) else without_beside(call) for index, call in enumerate(calls)]
+        if not hands_on(calls):
+            return [call.form for call in calls]
+        return find_forms(name, self.blocks, calls, states, plain)
 
     def _recorded(self, ids: Tensor, fill: Fill, disturb: bool) -> tuple[Tensor, list[Call]]:
         """The same, whatever the blocks return, and whether or not weights are looked at before their module runs."""
@@ -238,51 +231,34 @@ class Skeleton:
         calls: list[Call] = []
 
         def saw(index: int, states: Tensor, call: Call) -> bool:
-            if index != len(calls):
+            if index != self.running[len(calls)]:
                 raise UnsupportedModelError(
-                    f"{type(self.model).__name__}: block {index} is called where block {len(calls)} was expected; "
-                    "blocks that do not run once each in their order cannot be pruned one by one."
+                    f"{type(self.model).__name__}: block {index} is called where block {self.running[len(calls)]} was "
+                    "expected; blocks that do not run once each in their order cannot be pruned one by one."
                 )
             if calls and states is not entered[0] and not disturb:
                 if states.shape != entered[0].shape:
                     raise TypeError("the blocks return tuples")
-                if not torch.equal(states, entered[0]):
+                if not torch.equal(states.nan_to_num(), entered[0].nan_to_num()):  # memory without values may hold any
                     raise UnsupportedModelError(
                         f"{type(self.model).__name__}: the model changes the hidden states between block {index - 1} "
                         f"and block {index}, so its blocks cannot be run one by one."
                     )
             entered.append(states)
             calls.append(call)
-            return len(calls) == len(self.blocks)
+            return len(calls) == len(self.running)
 
-        recorders = self._recorders(self.blocks, lambda index: partial(saw, index), disturb)
-        with recorders, _filling(self.model, (self.blocks_path,), fill, ids, self._early), quiet_transformers():
+        recording = recorders(self.blocks, lambda index: partial(saw, index), self._returned, disturb)
+        with recording, filling(self.model, (self.blocks_path,), fill, ids, self._early), quiet_transformers():
             try:
                 self.model(input_ids=ids, use_cache=False)
-            except _LastBlockReached:
-                if entered[0].shape[:2] != ids.shape:
-                    raise UnsupportedModelError(
-                        f"{type(self.model).__name__}: its blocks are given states of shape {list(entered[0].shape)} "
-                        f"for {ids.shape[0]} samples of {ids.shape[1]} tokens; blocks that see more than tokens, "
-                        "one by one, cannot be pruned so."
-                    ) from None
-                return entered[0], calls
+            except LastBlockReached:
+                passed_over = Call((), {}, 0, Form(runs=False))
+                by_number = dict(zip(self.running, calls, strict=True))
+                return entered[0], [by_number.get(index, passed_over) for index in range(len(self.blocks))]
         raise UnsupportedModelError(
-            f"{type(self.model).__name__}: only {len(calls)} of {len(self.blocks)} blocks at {self.blocks_path} run."
+            f"{type(self.model).__name__}: only {len(calls)} of {len(self.running)} blocks at {self.blocks_path} run."
         )
-
-    @contextmanager
-    def _recorders(
-        self, blocks: nn.ModuleList, saw: Callable[[int], Callable[[Tensor, Call], bool]], disturb: bool = False
-    ) -> Iterator[None]:
-        originals = list(blocks)
-        for index, block in enumerate(originals):
-            blocks[index] = _Recorder(block, saw(index), self._returned, disturb)
-        try:
-            yield
-        finally:
-            for index, block in enumerate(originals):
-                blocks[index] = block
 
 
 def _find_lists(model: nn.Module) -> dict[str, nn.ModuleList]:
@@ -302,46 +278,3 @@ def _weights(module: nn.Module) -> Iterator[nn.Parameter]:
     """The weight matrices of a would-be block."""
     yield from (linear.parameter for linear in find_linears(module))
     yield from (parameter for parameter in module.parameters() if parameter.dim() >= 3)
-
-
-def _is_outside(path: str, inside: tuple[str, ...]) -> bool:
-    return not any(f"{path}.".startswith(f"{one}.") for one in inside)
-
-
-@contextmanager
-def _filling(model: Any, inside: tuple[str, ...], fill: Fill, ids: Tensor, early: bool = False) -> Iterator[None]:
-    """Have the weights of each module outside some lists of blocks filled in just before it first runs.
-
-    Those of the embedding are there from the start, as some models look at them before they run it; `early` has all be
-    there but those of the output head.
-    """
-    embedding = model.get_input_embeddings()
-
-    def hook(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-        return lambda module, args: fill(name, module, args[0] if module is embedding else None)
-
-    handles = [
-        module.register_forward_pre_hook(hook(name))
-        for name, module in model.named_modules()
-        if _is_outside(name, inside) and (module._parameters or module._buffers)
-    ]
-    try:
-        for name, module in model.named_modules():
-            if module is embedding and module._parameters:
-                fill(name, module, ids)
-            elif early and module is not model.get_output_embeddings() and _is_outside(name, inside):
-                fill(name, module, None)
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def fill_with_nothing(path: str, module: nn.Module, ids: Tensor | None) -> None:
-    """Give a module memory without values: enough to learn the shapes of what it makes."""
-    del path, ids
-    for key, parameter in list(module.named_parameters(recurse=False)):
-        if parameter.is_meta:
-            # An embedding of gigabytes takes no memory as long as nothing is written to it.
-            nothing = torch.empty if parameter.dim() == 2 else torch.zeros
-            setattr(module, key, nn.Parameter(nothing(parameter.shape), requires_grad=False))

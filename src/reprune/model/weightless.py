@@ -19,7 +19,8 @@ from reprune.model.costs import BlockCosts, block_costs
 from reprune.model.linears import Stack
 from reprune.model.passing import to_device
 from reprune.model.products import candidates, find_stacks
-from reprune.model.skeleton import Skeleton, fill_with_nothing
+from reprune.model.recorder import fill_with_nothing
+from reprune.model.skeleton import Skeleton
 
 
 @final
@@ -38,6 +39,12 @@ class Weightless:
             self._recorded = self._skeleton.record(self._skeleton.few_ids(), fill_with_nothing)
             self._skeleton.release()
         return self._recorded
+
+    @property
+    def width(self) -> int:
+        """How many numbers go along a stream for a token."""
+        states = self._sample()[0]
+        return states.numel() // (len(states) * states.shape[1])
 
     def stacks(self, index: int) -> tuple[Stack, ...]:
         """The parameters of a block that hold many matrices; whatever a block raises that cannot be run so."""

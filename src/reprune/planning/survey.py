@@ -129,7 +129,10 @@ def _survey_block(
     ]
     running = {name for group in groups for name in group}
     idle = [linear for linear in linears if linear.name not in running | dense | routers]
-    if sum(math.prod(linear.shape) for linear in idle) > _IDLE * sum(math.prod(linear.shape) for linear in linears):
+    runs = index in decoder.skeleton.running
+    if runs and sum(math.prod(linear.shape) for linear in idle) > _IDLE * sum(
+        math.prod(linear.shape) for linear in linears
+    ):
         refusals += [
             (index, f"the linear {one.name} never runs; leave it dense with --set 'exclude=[\"{one.name}\"]'")
             for one in idle

@@ -1,0 +1,100 @@
+"""Models whose blocks hand on more than hidden states, or pass over some blocks, are pruned as all others."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import reprune
+from tests import odd, tiny
+from tests.engine import quick
+from tests.engine.quick import tensors
+
+PASSED_OVER = {"mllama": 1, "mllama-last": 2}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("models")
+    return {name: tiny.save(name, root / name) for name in tiny.JOINED}
+
+
+@pytest.mark.parametrize("name", list(tiny.JOINED))
+@pytest.mark.parametrize("rung", ["LR", "BR+GP+CR", "auto"])
+def test_the_whole_job_is_done(name: str, rung: str, folders: dict[str, Path], tmp_path: Path) -> None:
+    plain = quick.prune(folders[name], tmp_path / "plain", reconstruct="LR")
+    record = quick.prune(folders[name], tmp_path / "out", reconstruct=rung, epochs=3)
+    over = PASSED_OVER.get(name)
+    for block in record["blocks"]:
+        shares = [matrix["sparsity"] for matrix in block["matrices"]]
+        if block["index"] == over:
+            assert not shares
+            assert block["idle"]
+        else:
+            assert shares
+            assert all(share == pytest.approx(0.5, abs=0.02) for share in shares)
+    assert reprune.verify(tmp_path / "out").passed
+    if rung != "LR":
+        assert record["blocks"][-1]["calibration_error"] < plain["blocks"][-1]["calibration_error"]
+
+
+@pytest.mark.parametrize("name", list(PASSED_OVER))
+def test_blocks_that_text_passes_over_keep_their_bits(name: str, folders: dict[str, Path], tmp_path: Path) -> None:
+    quick.prune(folders[name], tmp_path / "out", reconstruct="BR+GP+CR")
+    before, after = tensors(folders[name]), tensors(tmp_path / "out")
+    assert before.keys() == after.keys()
+    for key, tensor in before.items():
+        if f"layers.{PASSED_OVER[name]}." in key:
+            assert torch.equal(tensor, after[key]), key
+
+
+@pytest.mark.parametrize("name", ["gemma3n", "gemma4", "mllama-last"])
+@pytest.mark.parametrize("settings", [["solver.start=least-squares"], ["allocation=by-error"], ["allocation=owl"]])
+def test_so_it_is_by_least_squares_and_where_sparsity_is_shared_out(
+    name: str, settings: list[str], folders: dict[str, Path], tmp_path: Path
+) -> None:
+    record = quick.prune(folders[name], tmp_path / "out", *settings, reconstruct="BR+GP", heldout="manual=4")
+    assert record["sparsity"] == pytest.approx(0.5, abs=0.02)
+    assert reprune.verify(tmp_path / "out").passed
+
+
+@pytest.mark.parametrize("name", ["gemma3n", "mllama-last"])
+@pytest.mark.parametrize("memory", [0, 2**30])
+def test_a_run_that_was_cut_short_ends_with_the_same_bits(
+    name: str, memory: int, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    options: dict[str, Any] = {"reconstruct": "BR+GP+CR"}
+    whole = quick.prune(folders[name], tmp_path / "whole", f"streams.memory={memory}", **options)
+
+    class Stopper(reprune.Watcher):
+        def window_done(self, window: Any, record: Any) -> None:
+            if window.index == 2:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        quick.prune(folders[name], tmp_path / "cut", f"streams.memory={memory}", watcher=Stopper(), **options)
+    record = reprune.resume(tmp_path / "cut")
+    assert record["blocks"] == whole["blocks"]
+    one, other = tensors(tmp_path / "whole"), tensors(tmp_path / "cut")
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_what_a_run_will_do_is_planned_too(folders: dict[str, Path]) -> None:
+    plan = reprune.plan(folders["mllama"], pruner="wanda", sparsity="2:4", reconstruct="BR+GP")
+    assert [bool(block.groups) for block in plan.survey.blocks] == [True, False, True]
+    assert plan.survey.blocks[1].idle
+    assert reprune.plan(folders["gemma3n"], pruner="wanda").survey.refusals == ()
+
+
+@pytest.mark.parametrize("quirk", ["beside, of tokens", "by name, of tokens"])
+def test_errors_count_what_is_handed_on(quirk: odd.Quirk, tmp_path: Path) -> None:
+    """A block's targets are all that later blocks see of it, not its hidden states alone."""
+    odd.save(quirk, tmp_path / "model")
+    tiny.tokenizer().save_pretrained(tmp_path / "model")
+    record = quick.prune(tmp_path / "model", tmp_path / "out", reconstruct="BR+GP")
+    assert record["blocks"][-1]["calibration_error"] > 0
+    assert reprune.verify(tmp_path / "out").passed

@@ -1,0 +1,112 @@
+"""A model's states and what goes with them lie in a stream's by samples and tokens, and come back as they were."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from reprune.model.forms import Beside, Form, Slot, axes
+
+_SIZES = st.integers(1, 4)
+
+
+@st.composite
+def _slots(draw: st.DrawFn) -> tuple[Slot, ...]:
+    found = []
+    for number in range(draw(st.integers(0, 3))):
+        shape = tuple(draw(st.lists(_SIZES, max_size=2)))
+        place = draw(st.sampled_from([number + 1, ("side", f"key {number}", None), ("side", f"key {number}", 0)]))
+        found.append(Slot(place, shape, draw(st.integers(1, len(shape) + 1))))
+    return tuple(found)
+
+
+@st.composite
+def _cases(draw: st.DrawFn) -> tuple[Form, Tensor]:
+    """A form, and states as a model lays them."""
+    rest = tuple(draw(st.lists(_SIZES, min_size=1, max_size=2)))
+    samples, tokens = draw(st.permutations(range(len(rest) + 2)))[:2]
+    main = torch.randn(draw(_SIZES), draw(_SIZES), *rest)
+    slots = draw(_slots())
+    every = frozenset(range(len(slots)))
+    return Form(samples, tokens, rest, slots, every, every), main.movedim((0, 1), (samples, tokens))
+
+
+@given(_cases())
+def test_states_come_back_as_they_were_with_nothing_beside_them(case: tuple[Form, Tensor]) -> None:
+    form, states = case
+    stream = form.of(states)
+    assert stream.shape[:2] == (states.shape[form.samples], states.shape[form.tokens])
+    assert torch.equal(form.entering(stream), states)
+    assert stream.numel() == states.numel() + stream[..., 0].numel() * sum(slot.width for slot in form.slots) or (
+        not form.slots
+    )
+
+
+@given(_cases())
+def test_what_a_block_writes_is_what_the_next_one_reads(case: tuple[Form, Tensor]) -> None:
+    form, states = case
+    stream = form.of(states)
+    written = {slot.place: slot.value(torch.randn(*stream.shape[:2], slot.width)) for slot in form.slots}
+    returned = [states, *(written.get(place) for place in range(1, 4))]
+    side: dict[str, Any] = {}
+    for place, value in written.items():
+        if not isinstance(place, int):
+            side[place[1]] = value if place[2] is None else (value,)
+    out = form.leaving(tuple(returned), {"side": side}, stream)
+    args, kwargs = form.hand((None, *(Beside(place) for place in range(1, 4))), {"side": {}}, out)
+    assert torch.equal(form.entering(out), states)
+    for place, value in written.items():
+        if isinstance(place, int):
+            read = args[place]
+        else:
+            read = kwargs["side"][place[1]]
+            read = read if place[2] is None else read[0]
+        assert torch.equal(read, value)
+
+
+@given(_cases())
+def test_what_is_not_written_stays_and_what_is_not_read_is_not_handed(case: tuple[Form, Tensor]) -> None:
+    form, states = case
+    stream = torch.randn(form.of(states).shape)
+    other = replace(form, reads=frozenset(), writes=frozenset())
+    out = other.leaving(form.entering(stream), {"side": {}}, stream)
+    torch.testing.assert_close(out, stream, rtol=0, atol=0)
+    args, kwargs = other.hand((None, Beside(1)), {"side": {}}, stream)
+    assert args == ((None, None) if form.slots else args)
+    assert kwargs == {"side": {}}
+
+
+def test_gradients_pass_through_what_is_carried_along() -> None:
+    slot = Slot(1, (2,), 1)
+    form = Form(0, 1, (3,), (slot,), frozenset({0}), frozenset({0}))
+    stream = torch.randn(2, 4, 5, requires_grad=True)
+    args, _ = form.hand((None, Beside(1)), {}, stream)
+    form.leaving((form.entering(stream), 2 * args[1]), {}, stream).sum().backward()
+    assert stream.grad is not None
+    assert torch.equal(stream.grad, torch.tensor([1.0, 1.0, 1.0, 2.0, 2.0]).expand(2, 4, 5))
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "expected"),
+    [
+        ((1, 11, 64), (3, 6, 64), (0, 1)),
+        ((11, 1, 64), (6, 3, 64), (1, 0)),
+        ((4, 1, 11, 64), (4, 3, 6, 64), (1, 2)),
+        ((1, 43, 64), (3, 38, 64), (0, 1)),  # with positions of its own
+        ((1, 22, 64), (3, 12, 64), (0, 1)),
+        ((11, 64), (18, 64), None),  # samples and tokens in one
+        ((1, 64), (3, 64), None),  # no tokens
+        ((1, 11, 11), (3, 6, 6), None),  # numbers of pairs of tokens
+        ((1, 11, 64), (3, 6), None),
+    ],
+)
+def test_axes_are_told_by_what_changes_with_samples_and_tokens(
+    one: tuple[int, ...], other: tuple[int, ...], expected: tuple[int, int] | None
+) -> None:
+    assert axes((torch.Size(one), torch.Size(other)), (torch.Size((1, 11)), torch.Size((3, 6)))) == expected

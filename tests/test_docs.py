@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+import transformers as tf
 import yaml
 
 from reprune.doors.command.cli import main
@@ -18,9 +20,11 @@ from tests.prose import write_as_if_prose
 ROOT = Path(__file__).parent.parent
 PAGES = (
     *("docs/pruning.md", "docs/checking.md", "docs/recipe.md", "docs/generation.md", "docs/study.md"),
+    "docs/adding.md",
     "README.md",
 )
 """In a reader's order."""
+_FILE = re.compile(r"# (\S+\.py)\n")
 _BLOCK = re.compile(r"^```(console|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -28,9 +32,18 @@ _BLOCK = re.compile(r"^```(console|python)\n(.*?)^```$", re.MULTILINE | re.DOTAL
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("reader")
     tiny.save("llama", folder / "my-model")
+    _save_xlm(folder / "my-xlm")
     (folder / "calibration.txt").write_text(tiny.text())
     (folder / "test.txt").write_text(tiny.text(120_000)[60_000:])
     return folder
+
+
+def _save_xlm(folder: Path) -> None:
+    """A tiny model of random weights whose blocks lie in four lists."""
+    config = tf.XLMConfig(vocab_size=tiny.VOCABULARY, emb_dim=32, n_layers=3, n_heads=4, causal=True)
+    torch.manual_seed(0)
+    tf.XLMWithLMHeadModel(config).save_pretrained(folder)
+    tiny.tokenizer().save_pretrained(folder)
 
 
 def commands(block: str) -> list[str]:
@@ -48,6 +61,9 @@ def test_every_command_and_script_of_the_page_runs(page: str, folder: Path, monk
     found = _BLOCK.findall((ROOT / page).read_text(encoding="utf-8"))
     assert found
     for kind, block in found:
+        if named := _FILE.match(block):
+            Path(named[1]).write_text(block, encoding="utf-8")
+            continue
         if kind == "python":
             exec(compile(block, page, "exec"), {"__name__": "__main__"})  # the page's own script
             continue
@@ -57,6 +73,16 @@ def test_every_command_and_script_of_the_page_runs(page: str, folder: Path, monk
             with pytest.raises(SystemExit) as exited:
                 main(words[1:])
             assert exited.value.code == 0, command
+
+
+def test_what_was_added_by_code_loads_without_it(folder: Path) -> None:
+    """Runs after the pages."""
+    ids = torch.arange(3, 35).unsqueeze(0)
+    plain = tf.XLMWithLMHeadModel.from_pretrained(folder / "sparse-xlm").eval()
+    by_code = tf.AutoModelForCausalLM.from_pretrained(folder / "sparse-xlm", trust_remote_code=True).eval()
+    with torch.no_grad():
+        assert torch.allclose(plain(ids, use_cache=False).logits, by_code(ids).logits, atol=1e-5)
+    assert (plain.transformer.ffns[1].lin1.weight == 0).float().mean() == pytest.approx(0.5, abs=0.01)
 
 
 def test_the_recipe_page_names_every_key() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import reprune
@@ -80,3 +81,33 @@ def test_no_kill_and_no_damage_goes_unnoticed(tmp_path: Path) -> None:
     assert sum(count for what, count in found.items() if what.startswith("killed")) == 30
     assert sum(count for what, count in found.items() if " killed before" in what) == 15
     assert sum(found.values()) == 145
+
+
+def test_training_that_was_cut_short_goes_on_to_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(FOLDER)
+    train = load("train")
+    monkeypatch.setattr(train, "EVERY", 2)
+    monkeypatch.setattr(train, "TOKENS", 32)
+    (tmp_path / "text.txt").write_text(tiny.text(6_000))
+    keep = train._keep
+
+    def into(name: str) -> dict[str, torch.Tensor]:
+        flags = ["--form", "mixtral", "--millions", "1", "--texts", str(tmp_path / "text.txt"), "--passes", "1"]
+        monkeypatch.setattr(sys, "argv", ["train.py", "--out", str(tmp_path / name), *flags])
+        train.main()
+        return load_file(tmp_path / name / "model.safetensors")
+
+    def cut(*args: Any) -> None:
+        keep(*args)
+        raise KeyboardInterrupt
+
+    whole = into("whole")
+    monkeypatch.setattr(train, "_keep", cut)
+    with pytest.raises(KeyboardInterrupt):
+        into("cut")
+    monkeypatch.setattr(train, "_keep", keep)
+    assert json.loads((tmp_path / "cut" / "training" / "step.json").read_text()) == 2
+    gone_on = into("cut")
+    assert whole.keys() == gone_on.keys()
+    assert all(torch.equal(tensor, gone_on[name]) for name, tensor in whole.items())
+    assert not any(torch.equal(tensor, torch.zeros_like(tensor)) for tensor in whole.values())

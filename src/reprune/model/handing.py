@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
@@ -34,52 +34,84 @@ def find_forms(model: str, blocks: nn.ModuleList, calls: Sequence[Call], states:
     Raises:
         UnsupportedModelError: something is handed on that is not so many numbers a token.
     """
-    main = plain.of(states)
+    main, shared = plain.of(states), _shared(calls)
     plain = replace(plain, rest=tuple(main.shape[2:]))
-    shared, tokens = _shared(calls), main.shape[1]
-    slots: list[Slot] = []
-    reads: list[frozenset[int]] = []
-    writes: list[frozenset[int]] = []
-    for index, call in enumerate(calls):
-        if any(map(is_shared, call.args)):
-            raise _refusal(model, index, "in an argument without a name")
+    search = _Search(model, main.shape[1])
     running = [index for index, call in enumerate(calls) if call.form.runs]
-    last: frozenset[int] = frozenset()  # what the block before has written
-    entries: set[int] = set()  # of mappings, written by any block before
-    for index, call in enumerate(calls):
-        reads.append(frozenset(entries | {number for number in last if isinstance(slots[number].place, int)}))
-        written: set[int] = set()
-        if index in running:
-            form = replace(plain, slots=tuple(slots), reads=reads[index])
-            try:
-                args, kwargs = replace(call, form=form).bind(form.of(torch.zeros_like(states, dtype=torch.float32)))
-                for name in shared & kwargs.keys():
-                    if kwargs[name] is call.kwargs[name]:  # no block writes to what all of them are passed
-                        kwargs[name] = type(kwargs[name])()
-                handed = {name: dict(kwargs[name]) for name in shared if name in kwargs}
-                outputs = without_weights(blocks[index])(*args, **kwargs)
-            except Exception as error:  # whatever a module raises
-                said = " ".join(str(error).split())
-                raise _refusal(
-                    model, index, f"it does not run by itself ({type(error).__name__}: {said:.200})"
-                ) from error
-            following = running[running.index(index) + 1 :][:1]
-            wanted = {beside.place for later in following for beside in passed_beside(calls[later])}
-            for place, value in _put_out(outputs, wanted, kwargs, handed):
-                slot = _slot(model, index, place, value, tokens)
-                known = next((number for number, one in enumerate(slots) if one.place == place), None)
-                if known is None:
-                    slots.append(slot)
-                elif slots[known] != slot:
-                    raise _refusal(model, index, "it is not of one shape")
-                written.add(len(slots) - 1 if known is None else known)
-            last = frozenset(written)
-            entries |= {number for number in written if not isinstance(slots[number].place, int)}
-        writes.append(frozenset(written))
+    reads: dict[int, frozenset[int]] = {}
+    writes: dict[int, frozenset[int]] = {}
+    for index, following in zip(running, [*running[1:], None], strict=True):
+        call, reads[index] = calls[index], search.at_hand
+        if any(map(is_shared, call.args)):
+            raise search.refusal(index, "in an argument without a name")
+        form = replace(plain, slots=tuple(search.slots), reads=reads[index])
+        try:
+            args, kwargs = replace(call, form=form).bind(form.of(torch.zeros_like(states, dtype=torch.float32)))
+            for name in shared & kwargs.keys():
+                if kwargs[name] is call.kwargs[name]:  # no block writes to what all of them are passed
+                    kwargs[name] = type(kwargs[name])()
+            handed = {name: dict(kwargs[name]) for name in shared & kwargs.keys()}
+            outputs = without_weights(blocks[index])(*args, **kwargs)
+        except Exception as error:  # whatever a module raises
+            said = " ".join(str(error).split())
+            raise search.refusal(index, f"it does not run by itself ({type(error).__name__}: {said:.200})") from error
+        wanted = set() if following is None else {beside.place for beside in passed_beside(calls[following])}
+        writes[index] = search.take(index, _put_out(outputs, wanted, kwargs, handed))
+    nothing: frozenset[int] = frozenset()
     return [
-        replace(plain, slots=tuple(slots), reads=reads[index], writes=writes[index], runs=call.form.runs)
+        replace(
+            plain,
+            slots=tuple(search.slots),
+            reads=reads.get(index, nothing),
+            writes=writes.get(index, nothing),
+            runs=call.form.runs,
+        )
         for index, call in enumerate(calls)
     ]
+
+
+@final
+class _Search:
+    """The slots that were found so far, and those of them that the next block is handed."""
+
+    def __init__(self, model: str, tokens: int) -> None:
+        self._model = model
+        self._tokens = tokens
+        self.slots: list[Slot] = []
+        self.at_hand: frozenset[int] = frozenset()
+
+    def take(self, index: int, put_out: Sequence[tuple[Place, Any]]) -> frozenset[int]:
+        """Take in what a block has put out; returns the numbers of the slots that it has written."""
+        written = frozenset(self._number(index, place, value) for place, value in put_out)
+        # Entries of mappings stay for all later blocks, what is returned is for the next one.
+        self.at_hand = written | {number for number in self.at_hand if not isinstance(self.slots[number].place, int)}
+        return written
+
+    def _number(self, index: int, place: Place, value: Any) -> int:
+        slot = self._slot(index, place, value)
+        for number, known in enumerate(self.slots):
+            if known.place == place:
+                if known != slot:
+                    raise self.refusal(index, "it is not of one shape")
+                return number
+        self.slots.append(slot)
+        return len(self.slots) - 1
+
+    def _slot(self, index: int, place: Place, value: Any) -> Slot:
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            what = f"a tensor of {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
+            raise self.refusal(index, f"it is {what}")
+        places = [axis for axis, size in enumerate(value.shape) if axis and size == self._tokens]
+        if len(places) != 1 or len(value) != 1:
+            raise self.refusal(index, f"it has the shape {list(value.shape)} for one sample of {self._tokens} tokens")
+        (axis,) = places
+        return Slot(place, tuple(value.shape[1:axis] + value.shape[axis + 1 :]), axis)
+
+    def refusal(self, index: int, why: str) -> UnsupportedModelError:
+        return UnsupportedModelError(
+            f"{self._model}: block {index} hands to later blocks more than the hidden states, and {why}; only numbers "
+            "that belong to a token can be carried along with its states."
+        )
 
 
 def _shared(calls: Sequence[Call]) -> set[str]:
@@ -106,21 +138,3 @@ def _put_out(
             else:
                 found.append(((name, key, None), value))
     return found
-
-
-def _slot(model: str, index: int, place: Place, value: Any, tokens: int) -> Slot:
-    if not isinstance(value, Tensor) or not value.is_floating_point():
-        what = f"a tensor of {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
-        raise _refusal(model, index, f"it is {what}")
-    places = [axis for axis, size in enumerate(value.shape) if axis and size == tokens]
-    if len(places) != 1 or len(value) != 1:
-        raise _refusal(model, index, f"it has the shape {list(value.shape)} for one sample of {tokens} tokens")
-    shape = value.shape[1 : places[0]] + value.shape[places[0] + 1 :]
-    return Slot(place, tuple(shape), places[0])
-
-
-def _refusal(model: str, index: int, why: str) -> UnsupportedModelError:
-    return UnsupportedModelError(
-        f"{model}: block {index} hands to later blocks more than the hidden states, and {why}; only numbers that "
-        "belong to a token can be carried along with its states."
-    )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 
@@ -21,6 +23,7 @@ ROOT = Path(__file__).parent.parent
 PAGES = (
     *("docs/pruning.md", "docs/checking.md", "docs/recipe.md", "docs/generation.md", "docs/study.md"),
     "docs/adding.md",
+    "docs/distributed.md",
     "README.md",
 )
 """In a reader's order."""
@@ -69,6 +72,11 @@ def test_every_command_and_script_of_the_page_runs(page: str, folder: Path, monk
             continue
         for command in commands(block):
             words = shlex.split(command)
+            if words[0] == "torchrun":
+                launched = [sys.executable, "-m", "torch.distributed.run", *words[1:]]
+                environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+                assert subprocess.run(launched, env=environment, check=False).returncode == 0, command
+                continue
             assert words[0] == "reprune", command
             with pytest.raises(SystemExit) as exited:
                 main(words[1:])

@@ -6,6 +6,7 @@ import math
 import os
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,8 +18,10 @@ from reprune.doors.generation.selfmade import self_generated
 from reprune.doors.prepare import (
     DTYPES,
     check_dense,
+    check_disk,
+    check_memory,
     check_out,
-    check_room,
+    check_ranks,
     count_samples,
     draw,
     nested_flags,
@@ -26,6 +29,7 @@ from reprune.doors.prepare import (
     settle,
     settle_seqlen,
 )
+from reprune.engine.books import Books
 from reprune.engine.forecast import Forecast, Group, Work, forecast, measure_speed, resident_bytes
 from reprune.engine.ledger import Ledger
 from reprune.engine.machines import Machine, find_machine
@@ -35,6 +39,7 @@ from reprune.engine.run import Methods, run_windows
 from reprune.engine.shared import Shared
 from reprune.engine.watcher import Watcher
 from reprune.errors import InputError
+from reprune.math.ranks import ALONE, Ranks
 from reprune.model.decoder import Decoder
 from reprune.model.locate import locate_model
 from reprune.model.wellformed import read_json
@@ -119,9 +124,18 @@ def _contents(recipe: str | os.PathLike[str] | dict[str, Any] | None) -> dict[st
     return read_recipe(Path(recipe))
 
 
-def prune_by_recipe(recipe: Recipe, out: Path, watcher: Watcher, shared: Shared | None = None) -> dict[str, Any]:
-    """`prune` with its recipe made; `shared` is what runs of one study have in common."""
-    check_out(out)
+def prune_by_recipe(
+    recipe: Recipe, out: Path, watcher: Watcher, shared: Shared | None = None, ranks: Ranks = ALONE
+) -> dict[str, Any]:
+    """`prune` with its recipe made.
+
+    Args:
+        recipe, out, watcher: as there.
+        shared: what runs of one study have in common.
+        ranks: the processes that do it together; only the first writes, and looks at `out`.
+    """
+    if ranks.first:
+        check_out(out)
     watcher.phase(None, "reading the model")
     folder = locate_model(recipe.model, notify=watcher.note)
     check_dense(folder)
@@ -129,38 +143,51 @@ def prune_by_recipe(recipe: Recipe, out: Path, watcher: Watcher, shared: Shared 
     decoder = open_decoder(recipe, folder)
     recipe = settle_seqlen(recipe, decoder)
     survey(decoder, recipe.sparsities, recipe.choice).check()
-    watcher.phase(None, "drawing calibration samples")
-    drawn = draw(recipe, decoder, self_generated(recipe, decoder, watcher))
-    check_room(recipe, decoder, drawn, out)
-    recipe = absolute(recipe)
-    job = {
-        "recipe": recipe.model_dump(mode="json"),
-        "folder": str(folder.resolve()),
-        "fingerprint": decoder.checkpoint.fingerprint(),
-        "weights": decoder.checkpoint.digests(),
-        "versions": versions(),
-        "windows": len(Methods.of(recipe, len(decoder)).schedule),
-        "data": {"sha256": drawn.sha256, "sources": [vars(source) for source in drawn.sources]},
-        "sketch": sketch(torch.cat([drawn.calibration, drawn.heldout])),
-    }
-    with Ledger(out) as ledger:
-        check_out(out)  # once more: no other process can begin there now
-        ledger.begin(job, drawn.calibration, drawn.heldout)
-        return _finish(recipe, decoder, ledger, job, watcher, shared)
+    check_ranks(recipe, count_samples(recipe)[0], ranks)
+    check_memory(recipe, decoder)
+    made_absolute = absolute(recipe)
+    ledger = Ledger(out)
+    with ExitStack() as stack:
+        job: dict[str, Any] | None = None
+        if ranks.first:
+            watcher.phase(None, "drawing calibration samples")
+            drawn = draw(recipe, decoder, self_generated(recipe, decoder, watcher))
+            check_disk(recipe, decoder, drawn, out)
+            job = {
+                "recipe": made_absolute.model_dump(mode="json"),
+                "folder": str(folder.resolve()),
+                "fingerprint": decoder.checkpoint.fingerprint(),
+                "weights": decoder.checkpoint.digests(),
+                "versions": versions(),
+                "windows": len(Methods.of(recipe, len(decoder)).schedule),
+                "data": {"sha256": drawn.sha256, "sources": [vars(source) for source in drawn.sources]},
+                "sketch": sketch(torch.cat([drawn.calibration, drawn.heldout])),
+            }
+            stack.enter_context(ledger)
+            check_out(out)  # once more: no other process can begin there now
+            ledger.begin(job, drawn.calibration, drawn.heldout)
+        ranks.wait_for_first()
+        return _finish(made_absolute, decoder, ledger, ranks.tell(job), watcher, shared, ranks)
 
 
 def resume(
-    out: str | os.PathLike[str], *, watcher: Watcher | None = None, shared: Shared | None = None
+    out: str | os.PathLike[str],
+    *,
+    watcher: Watcher | None = None,
+    shared: Shared | None = None,
+    ranks: Ranks = ALONE,
 ) -> dict[str, Any]:
     """Go on with a run that was interrupted; the result is the same, bit by bit, as without the interruption.
+
+    That is so where as many ranks do it; with another number of them sums are made in another order.
 
     Raises:
         InputError: there is no unfinished run in `out`, or the model or a version changed since it began.
     """
     ledger = Ledger(Path(out))
-    if not ledger.exists and (Path(out) / RECORD).exists():
+    if ranks.first and not ledger.exists and (Path(out) / RECORD).exists():
         raise InputError(f"{out}: this run is finished; there is nothing to resume.")
-    job = ledger.job()
+    job = ranks.tell(ledger.job() if ranks.first else None)
     recipe, folder = Recipe.model_validate(job["recipe"]), Path(job["folder"])
     if not folder.is_dir():
         raise InputError(f"{folder}: the model that this run prunes is no longer there; put it back and resume.")
@@ -173,9 +200,14 @@ def resume(
     if others := {name: was for name, was in job["versions"].items() if now.get(name) != was}:
         said = ", ".join(f"{name} {was} (now {now.get(name)})" for name, was in others.items())
         raise InputError(f"{out}: this run began with {said}; install that again to resume, or start a new run.")
-    with ledger:
-        ledger.check()
-        return _finish(recipe, decoder, ledger, job, watcher or Watcher(), shared)
+    check_ranks(
+        recipe, sum(source["count"] for source in job["data"]["sources"] if source["role"] == "calibration"), ranks
+    )
+    with ledger if ranks.first else nullcontext():
+        if ranks.first:
+            ledger.check()
+        ranks.wait_for_first()
+        return _finish(recipe, decoder, ledger, job, watcher or Watcher(), shared, ranks)
 
 
 def _changed(before: Mapping[str, str], now: Mapping[str, str]) -> str | None:
@@ -184,22 +216,45 @@ def _changed(before: Mapping[str, str], now: Mapping[str, str]) -> str | None:
 
 
 def _finish(
-    recipe: Recipe, decoder: Decoder, ledger: Ledger, job: dict[str, Any], watcher: Watcher, shared: Shared | None
+    recipe: Recipe,
+    decoder: Decoder,
+    ledger: Ledger,
+    job: dict[str, Any],
+    watcher: Watcher,
+    shared: Shared | None,
+    ranks: Ranks,
 ) -> dict[str, Any]:
-    """Do what is left of a run whose ledger has been entered."""
+    """Do what is left of a run whose ledger has been entered, on the first rank."""
     if shared is not None:
         decisive = recipe.solver.samples_at_a_time, recipe.precision, recipe.device, recipe.trust_remote_code
         shared.serve((job["fingerprint"], job["data"]["sha256"], recipe.pruner.statistics, *decisive))
     began = time.monotonic()
     result = Result(ledger.result, decoder)
     first = int(job["data"]["sources"][0]["count"]) if recipe.pruner.statistics == "first" else None
-    run_windows(recipe, decoder, ledger, result, watcher, shared, first)
+    books = Books(ledger.result, ledger, result, ranks)
+    run_windows(recipe, decoder, books, watcher, shared, first, ranks)
+    record = _write_(recipe, ledger, result, job, watcher, began, ranks.count) if ranks.first else None
+    ranks.wait_for_first()
+    told: dict[str, Any] = ranks.tell(record)
+    return told
+
+
+def _write_(
+    recipe: Recipe,
+    ledger: Ledger,
+    result: Result,
+    job: dict[str, Any],
+    watcher: Watcher,
+    began: float,
+    ranks: int,
+) -> dict[str, Any]:
+    """Write what is left of the result of a run whose windows are all finished; returns its record."""
     watcher.phase(None, "writing the result")
     trim_heap()
     written = result.write_outside()
     lines = ledger.lines()
     seconds = max(time.monotonic() - began, sum(line["window"]["seconds"] for line in lines))
-    record = full_record(recipe, job, lines, seconds)
+    record = full_record(recipe, job, lines, seconds, ranks)
     written |= {name: digest for line in lines for name, digest in line["files"].items()}
     result.finish(record, beside(recipe, ledger.result).to_yaml(), written)
     ledger.clear()

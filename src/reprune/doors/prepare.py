@@ -19,6 +19,7 @@ from reprune.engine.forecast import disk_bytes, least_memory_bytes
 from reprune.engine.ledger import Ledger
 from reprune.engine.result import RECORD
 from reprune.errors import InputError
+from reprune.math.ranks import Ranks
 from reprune.model.block import Precision
 from reprune.model.decoder import Decoder
 from reprune.planning.recipe import Recipe
@@ -89,8 +90,20 @@ def check_out(out: Path) -> None:
         raise InputError(f"--out {out}: {parent} cannot be written to; give another folder.")
 
 
-def check_room(recipe: Recipe, decoder: Decoder, samples: Samples, out: Path) -> None:
-    """Raise `InputError` where a run needs more disk than is free, or surely more memory than there is."""
+def check_ranks(recipe: Recipe, calibration: int, ranks: Ranks) -> None:
+    """Raise `InputError` unless so many samples can be shared out over ranks, and devices too."""
+    if calibration < ranks.count:
+        raise InputError(
+            f"--samples: {calibration} cannot be shared out over {ranks.count} processes; start as many at most."
+        )
+    if not ranks.alone and ":" in recipe.device:
+        raise InputError(
+            f"--device {recipe.device}: each of {ranks.count} processes takes a device of its own; give cuda."
+        )
+
+
+def check_disk(recipe: Recipe, decoder: Decoder, samples: Samples, out: Path) -> None:
+    """Raise `InputError` where a run needs more disk than is free."""
     stream = 4 * (len(samples.calibration) + len(samples.heldout)) * samples.calibration.shape[1] * decoder.width
     disk = disk_bytes(recipe, stream, decoder.checkpoint.bytes)
     parent = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
@@ -99,6 +112,10 @@ def check_room(recipe: Recipe, decoder: Decoder, samples: Samples, out: Path) ->
             f"--out {out}: a run writes about {size(disk)}, and {size(free)} are free there; give a folder on another "
             "disk."
         )
+
+
+def check_memory(recipe: Recipe, decoder: Decoder) -> None:
+    """Raise `InputError` where a run surely needs more memory than there is."""
     schedule = windows(len(decoder), recipe.schedule.size, recipe.schedule.stride)
     parameters = [sum(map(math.prod, decoder.shapes(index).values())) for index in range(len(decoder))]
     memory = least_memory_bytes(recipe, schedule, parameters)

@@ -18,6 +18,7 @@ from reprune.engine.window import PrunedBlock
 from reprune.math.allocation import by_error, by_outliers, outlier_share
 from reprune.math.patterns import Unstructured
 from reprune.math.pruner import Pruner
+from reprune.math.ranks import Ranks
 from reprune.math.reconstruction_error import ErrorMeter
 from reprune.math.wanda import Wanda
 from reprune.model.decoder import Decoder
@@ -51,11 +52,11 @@ def allocate(
             pruned = PrunedBlock(decoder.load(index))
             entering, after = walk.through(pruned.block)
             inputs = partial(frontier.inputs, entering, pruned.block)
-            find_groups_(pruned, inputs, recipe.choice)
+            find_groups_(pruned, inputs, recipe.choice, frontier.ranks)
             own = [one for group in pruned.groups for one in group.linears if _shares(recipe, index, one)]
             weights.append(sum(math.prod(linear.shape) for linear in own))
             if recipe.allocation.name == "owl":
-                outliers.append(_outliers(recipe, pruned, inputs))
+                outliers.append(_outliers(recipe, pruned, inputs, frontier.ranks))
             else:
                 curves.append(_curve(recipe, pruner, frontier, pruned, inputs, entering, after, levels))
     if recipe.allocation.name == "owl":
@@ -68,9 +69,9 @@ def _shares(recipe: Recipe, index: int, linear: Linear) -> bool:
     return recipe.sparsities.of(index, linear.name) == recipe.pattern
 
 
-def _outliers(recipe: Recipe, pruned: PrunedBlock, inputs: Inputs) -> float:
+def _outliers(recipe: Recipe, pruned: PrunedBlock, inputs: Inputs, ranks: Ranks) -> float:
     """The share of outliers among the scores of all of a block's linears."""
-    statistics = gathered(pruned.block, inputs, pruned.groups, Wanda(), {})
+    statistics = gathered(pruned.block, inputs, pruned.groups, Wanda(), {}, ranks)
     total = count = 0.0
     for group, found in zip(pruned.groups, statistics, strict=True):
         norms = (found.sums / max(found.tokens, 1)).sqrt()  # type: ignore[attr-defined]  # of Wanda
@@ -98,11 +99,21 @@ def _curve(
     curve = []
     for level in levels:
         sparsities = Sparsities(Unstructured(level), recipe.sparsities.by_name)
-        prune_block_(pruned, inputs, pruner, sparsities, False, known, min_tokens=recipe.pruner.min_tokens)
+        prune_block_(
+            pruned,
+            inputs,
+            pruner,
+            sparsities,
+            False,
+            known,
+            min_tokens=recipe.pruner.min_tokens,
+            ranks=frontier.ranks,
+        )
         meter = ErrorMeter()
         for batch in frontier.heldout_batches:
             states = frontier.run([block], entering.read(batch), batch)
             meter.update(states, after.read(batch).to(states.device))
+        meter.sum_over_(frontier.ranks)
         curve.append((level, meter.error().relative))
         for parameter, weight in kept.values():
             parameter.copy_(weight)

@@ -64,7 +64,7 @@ class FreshBlocks:
         self._find_groups_(blocks[0], self._frontier.student)
         if len(passes(blocks[0].groups, self._pruner)) > 1:
             return None
-        return gathering(blocks[0].block, blocks[0].groups, self._pruner, self._known(blocks[0]))
+        return gathering(blocks[0].block, blocks[0].groups, self._pruner, self._known(blocks[0]), self._frontier.ranks)
 
     def prune_(
         self, fresh: Sequence[PrunedBlock], open_blocks: Sequence[PrunedBlock], streams: ExitStack, watcher: Watcher
@@ -96,6 +96,7 @@ class FreshBlocks:
                 self._known(pruned),
                 self._refitting(pruned.index, entering),
                 self._recipe.pruner.min_tokens,
+                self._frontier.ranks,
             )
             self._on_the_way.clear()  # Gram matrices take memory
             for note in found:
@@ -109,7 +110,8 @@ class FreshBlocks:
 
     def _find_groups_(self, pruned: PrunedBlock, entering: Stream) -> None:
         if not pruned.groups:
-            find_groups_(pruned, partial(self._frontier.inputs, entering, pruned.block), self._recipe.choice)
+            inputs = partial(self._frontier.inputs, entering, pruned.block)
+            find_groups_(pruned, inputs, self._recipe.choice, self._frontier.ranks)
 
     def _refitting(self, index: int, entering: Stream) -> Refitting | None:
         if self._least_squares is None:
@@ -117,4 +119,12 @@ class FreshBlocks:
         twin = self._decoder.load(index)  # pruning changes the other in place
         pairs = partial(self._frontier.pairs, entering, twin, self._recipe.teacher)
         frontier = self._frontier
-        return Refitting(self._least_squares, twin, pairs, frontier.calibration, frontier.statistics_samples)
+        return Refitting(
+            self._least_squares,
+            twin,
+            pairs,
+            frontier.calibration,
+            frontier.statistics_samples,
+            frontier.statistics_of_all,
+            frontier.ranks,
+        )

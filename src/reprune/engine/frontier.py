@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from reprune.engine.dense import DenseStream
 from reprune.engine.probe import Probe
 from reprune.engine.shared import Shared
+from reprune.math.ranks import ALONE, Ranks
 from reprune.math.reconstruction_error import ErrorMeter
 from reprune.math.solver import Errors
 from reprune.model.block import Block, Call
@@ -51,8 +52,10 @@ class ErrorPair:
         """Take in a batch of samples (all of one kind)."""
         self._meters[batch.start >= self._calibration].update(outputs, targets.to(outputs.device))
 
-    def errors(self) -> Errors:
-        """The errors over all batches so far."""
+    def errors(self, ranks: Ranks) -> Errors:
+        """The errors over all batches of all ranks so far; to be asked for once."""
+        for meter in self._meters:
+            meter.sum_over_(ranks)
         return Errors(self._meters[0].error(), self._meters[1].error())
 
 
@@ -63,21 +66,22 @@ class Frontier:
     def __init__(
         self,
         decoder: Decoder,
-        ids: Tensor,
-        calibration: int,
+        calibration: Tensor,
+        heldout: Tensor,
         batch_size: int,
         memory_bytes: int,
         folder: Path,
         shared: Shared | None = None,
         statistics_samples: int | None = None,
         training_sizes: Collection[int] = (),
+        ranks: Ranks = ALONE,
     ) -> None:
-        """Embed all samples.
+        """Embed this rank's samples.
 
         Args:
             decoder: the dense model.
-            ids: all samples (samples, tokens), int64, those calibrated on first.
-            calibration: how many of them are calibrated on; the others are held out.
+            calibration: all samples that are calibrated on (samples, tokens), int64.
+            heldout: all that are held out.
             batch_size: how many samples pass through a block at a time.
             memory_bytes: what all streams in memory may take together; the others go to files.
             folder: where those files go.
@@ -85,18 +89,24 @@ class Frontier:
             statistics_samples: how many samples, from the first, the pruner's statistics are of; None is all that are
                 calibrated on.
             training_sizes: in batches of which sizes samples will pass through besides.
+            ranks: the processes that have them together.
         """
         self._decoder = decoder
-        self.calibration = calibration
-        self.calibration_batches = _slices(0, calibration, batch_size)
-        self.heldout_batches = _slices(calibration, len(ids), batch_size)
+        self.ranks = ranks
+        self.samples = len(calibration)  # of all ranks
+        ids = torch.cat([calibration[ranks.number :: ranks.count], heldout[ranks.number :: ranks.count]])
+        self.calibration = ranks.part(self.samples)
+        self.calibration_batches = _slices(0, self.calibration, batch_size)
+        self.heldout_batches = _slices(self.calibration, len(ids), batch_size)
         self.batches = self.calibration_batches + self.heldout_batches
-        self.statistics_samples = statistics_samples or calibration
+        self.statistics_of_all = statistics_samples is None or statistics_samples == self.samples
+        self.statistics_samples = ranks.part(self.samples if statistics_samples is None else statistics_samples)
         self._statistics_batches = _slices(0, self.statistics_samples, batch_size)
         # The model is to see batches of all sizes that there will be.
         seen = {batch.stop - batch.start for batch in self.batches}
-        last = self._statistics_batches[-1]
-        others = {*training_sizes, last.stop - last.start} - seen
+        own = {*training_sizes} if ranks.alone else {*range(1, max(training_sizes, default=0) + 1)}
+        others = (own | {batch.stop - batch.start for batch in self._statistics_batches[-1:]}) - seen
+        others = {size for size in others if size <= len(ids)}
         self._probe = Probe(decoder.vocabulary, ids.shape[1])
         probe = self._probe_sample = slice(len(ids), len(ids) + 1)
         batches = [*self.batches, probe, *(slice(0, size) for size in sorted(others))]
@@ -247,7 +257,7 @@ class Frontier:
         self._probe.states = self.run(
             [block for block in blocks if block.index in window.retired], self._probe.states, self._probe_sample
         )
-        return at_end.errors(), {index: pair.errors() for index, pair in of_block.items()}
+        return at_end.errors(self.ranks), {index: pair.errors(self.ranks) for index, pair in of_block.items()}
 
     @torch.no_grad()
     def replay(self, dense: Block, pruned: Block) -> None:

@@ -171,15 +171,7 @@ class Ledger:
         """
         open_file = self._open_file(window.index)
         if still_open:
-            tensors: dict[str, Tensor] = {}
-            for pruned in still_open:
-                for name, tensor in pruned.block.module.state_dict().items():
-                    tensors[f"{pruned.index}/weight/{name}"] = tensor
-                for name, mask in pruned.masks.items():
-                    tensors[f"{pruned.index}/mask/{name}"] = mask
-                for name, tokens in pruned.tokens.items():
-                    tensors[f"{pruned.index}/tokens/{name}"] = torch.tensor(tokens)
-            write_tensors(open_file, tensors)
+            write_tensors(open_file, _tensors_of(still_open))
         self._mend()
         left = {open_file.name: sha256(open_file)} if still_open else {}
         line = seal({**entry, "files": dict(written), "open": left}, after=self._read()[1])
@@ -199,29 +191,10 @@ class Ledger:
     def _open_file(self, window: int) -> Path:
         return self.folder / f"open-{window:05d}.safetensors"
 
-    def open_blocks(self, decoder: Decoder) -> list[PrunedBlock]:
-        """The blocks that the last finished window left open, as they were in memory."""
+    def open_tensors(self) -> dict[str, Tensor]:
+        """What the blocks are made of that the last finished window left open; see `open_blocks`."""
         path = self._open_file(len(self.lines()) - 1)
-        if not path.exists():
-            return []
-        tensors = load_file(path)
-        blocks = []
-        for index in sorted({int(name.split("/", 1)[0]) for name in tensors}):
-            pruned = PrunedBlock(decoder.load(index))
-            state = pruned.block.module.state_dict()
-            for key, tensor in tensors.items():
-                number, kind, name = key.split("/", 2)
-                if int(number) != index:
-                    continue
-                if kind == "mask":
-                    pruned.masks[name] = tensor.to(decoder.device)
-                elif kind == "tokens":
-                    pruned.tokens[name] = int(tensor)
-                else:
-                    with torch.no_grad():
-                        state[name].copy_(tensor)
-            blocks.append(pruned)
-        return blocks
+        return load_file(path) if path.exists() else {}
 
     def clear(self) -> None:
         """Remove the working folder of a finished run; without run.json, which goes first, it is one no more.
@@ -232,6 +205,39 @@ class Ledger:
             (self.folder / "run.json").unlink()
             sync_folder(self.folder)
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _tensors_of(blocks: Sequence[PrunedBlock]) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = {}
+    for pruned in blocks:
+        for name, tensor in pruned.block.module.state_dict().items():
+            tensors[f"{pruned.index}/weight/{name}"] = tensor
+        for name, mask in pruned.masks.items():
+            tensors[f"{pruned.index}/mask/{name}"] = mask
+        for name, tokens in pruned.tokens.items():
+            tensors[f"{pruned.index}/tokens/{name}"] = torch.tensor(tokens)
+    return tensors
+
+
+def open_blocks(tensors: Mapping[str, Tensor], decoder: Decoder) -> list[PrunedBlock]:
+    """Blocks that a window left open, as they were in memory, of what `Ledger.open_tensors` gives."""
+    blocks = []
+    for index in sorted({int(name.split("/", 1)[0]) for name in tensors}):
+        pruned = PrunedBlock(decoder.load(index))
+        state = pruned.block.module.state_dict()
+        for key, tensor in tensors.items():
+            number, kind, name = key.split("/", 2)
+            if int(number) != index:
+                continue
+            if kind == "mask":
+                pruned.masks[name] = tensor.to(decoder.device)
+            elif kind == "tokens":
+                pruned.tokens[name] = int(tensor)
+            else:
+                with torch.no_grad():
+                    state[name].copy_(tensor)
+        blocks.append(pruned)
+    return blocks
 
 
 def _require(content: Mapping[str, Any], kinds: Mapping[str, type]) -> None:

@@ -15,6 +15,7 @@ from reprune.engine.window import PrunedBlock
 from reprune.errors import NumericalError, UnsupportedModelError
 from reprune.math.magnitude import Magnitude
 from reprune.math.pruner import Pruned, Pruner
+from reprune.math.ranks import ALONE, Ranks
 from reprune.math.statistics import Statistics
 from reprune.model.block import Block, Call, LinearGroup
 from reprune.model.linears import Linear
@@ -47,29 +48,45 @@ def linear_groups(block: Block, states: Tensor, call: Call, kept_dense: Collecti
     return [group for group in left if group.linears]
 
 
-def find_groups_(pruned: PrunedBlock, inputs: Inputs, choice: Choice) -> None:
-    """Set what is to be pruned of a dense block, found by running it on a batch of its inputs."""
-    states, call = next(iter(inputs()))
-    kept_dense = choice.kept_dense(pruned.index, pruned.block.linears) | pruned.block.routers
-    pruned.groups = linear_groups(pruned.block, states, call, kept_dense)
+def find_groups_(pruned: PrunedBlock, inputs: Inputs, choice: Choice, ranks: Ranks = ALONE) -> None:
+    """Set what is to be pruned of a dense block, found by running it on a batch of its inputs, on the first rank."""
+    if ranks.first:
+        states, call = next(iter(inputs()))
+        kept_dense = choice.kept_dense(pruned.index, pruned.block.linears) | pruned.block.routers
+        pruned.groups = linear_groups(pruned.block, states, call, kept_dense)
+    if not ranks.alone:
+        told = ranks.tell([[list(group.names), group.once, group.expert, group.stage] for group in pruned.groups])
+        by_name = {linear.name: linear for linear in pruned.block.linears}
+        pruned.groups = [
+            LinearGroup(tuple(by_name[name] for name in names), once, expert, stage)
+            for names, once, expert, stage in told
+        ]
 
 
 def gathered(
-    block: Block, inputs: Inputs, groups: Sequence[LinearGroup], pruner: Pruner[Any], known: Known
+    block: Block,
+    inputs: Inputs,
+    groups: Sequence[LinearGroup],
+    pruner: Pruner[Any],
+    known: Known,
+    ranks: Ranks = ALONE,
 ) -> list[Statistics]:
     """The statistics of each group's inputs: those that are known, or from one pass."""
     if (key := _key(groups, pruner)) not in known:
-        with gathering(block, groups, pruner, known):
+        with gathering(block, groups, pruner, known, ranks):
             for states, call in inputs():
                 block.run(states, call)
     return known[key]
 
 
 @contextmanager
-def gathering(block: Block, groups: Sequence[LinearGroup], pruner: Pruner[Any], known: Known) -> Iterator[None]:
+def gathering(
+    block: Block, groups: Sequence[LinearGroup], pruner: Pruner[Any], known: Known, ranks: Ranks = ALONE
+) -> Iterator[None]:
     """Have what passes through a block within this context make up the statistics of its groups, `known` at its end.
 
-    The first linear of a group stands for all. Where they are known already, nothing happens.
+    The first linear of a group stands for all. They are summed over ranks. Where they are known already, nothing
+    happens.
     """
     if (key := _key(groups, pruner)) in known:
         yield
@@ -81,6 +98,8 @@ def gathering(block: Block, groups: Sequence[LinearGroup], pruner: Pruner[Any], 
 
     with block.watch(saw, [group.linears[0] for group in groups]):
         yield
+    for statistics in made.values():
+        statistics.sum_over_(ranks)
     known[key] = list(made.values())
 
 
@@ -116,6 +135,7 @@ def prune_block_(
     known: Known | None = None,
     refitting: Refitting | None = None,
     min_tokens: int = 0,
+    ranks: Ranks = ALONE,
 ) -> list[str]:
     """Choose the masks of a block's linears and set their weights as the pruner, or the refitting, leaves them.
 
@@ -128,6 +148,7 @@ def prune_block_(
         known: statistics that were gathered before of the same block, inputs and precision; takes those of this call.
         refitting: fit each group by least squares once it is pruned; its statistics are then sequential.
         min_tokens: an expert that fewer tokens reach is pruned by magnitude.
+        ranks: the processes that have the samples together; each group is pruned by one, which tells the others.
 
     Returns:
         Notes on what was not done by the plain rule.
@@ -136,7 +157,7 @@ def prune_block_(
         NumericalError: the pruner cannot use the numbers.
         UnsupportedModelError: a product with experts' weights cannot be seen.
     """
-    job = _Job(pruned, inputs, pruner, sparsities, {} if sequential or known is None else known, min_tokens)
+    job = _Job(pruned, inputs, pruner, sparsities, {} if sequential or known is None else known, min_tokens, ranks)
     notes: list[str] = []
     if refitting is None:
         for together in _stages(pruned.groups) if sequential else [pruned.groups]:
@@ -173,11 +194,12 @@ class _Job:
     sparsities: Sparsities
     known: Known
     min_tokens: int
+    ranks: Ranks
 
     def prune_(self, groups: Sequence[LinearGroup]) -> list[str]:
         """Prune groups by the statistics of the block as it is; returns notes."""
         notes: list[str] = []
-        results: list[tuple[LinearGroup, list[Pruned]]] = []
+        results: list[tuple[LinearGroup, list[Pruned] | None]] = []
         poor: dict[str, list[LinearGroup]] = {}  # by stage: experts that too few tokens reach
         reached: dict[str, int] = {}  # by stage: tokens
         for together in passes(groups, self.pruner):
@@ -188,15 +210,15 @@ class _Job:
                     self.pruned.tokens |= dict.fromkeys(group.names, statistics.tokens)
                     if self._is_poor(group, statistics):
                         poor.setdefault(stage, []).append(group)
-                results.append((group, self._results(group, statistics)))
-                notes += [f"{_place(self.pruned, [group])}: {note}" for note in results[-1][1][0].notes]
+                mine = len(results) % self.ranks.count == self.ranks.number
+                results.append((group, self._results(group, statistics) if mine else None))
         if blind := next((stage for stage, tokens in reached.items() if not tokens), None):
             raise UnsupportedModelError(
                 f"block {self.pruned.index}: no token was seen to reach the experts of {blind}; if --set "
                 f"precision=float32 does not help, leave them dense with --set 'exclude=[\"{blind}*\"]'."
             )
-        for group, found in results:
-            self._set_(group, found)
+        for number, (group, found) in enumerate(results):
+            notes += self._set_(group, found, number % self.ranks.count)
         return notes + [self._note(stage, few) for stage, few in poor.items()]
 
     def refit_(self, group: LinearGroup, refitting: Refitting) -> list[str]:
@@ -207,11 +229,15 @@ class _Job:
         if pairs is None:
             why = "its tokens in the dense and the sparse model differ"
             return [*self.prune_([group]), f"{place}: left as the pruner made it: {why}"]
-        results = self._results(group, statistics)
-        self._set_(group, results)
-        with _naming(place):
-            self.pruned.ridges[group.names] = refitting.refit_(group, results, pairs)
-        return [f"{place}: {note}" for note in results[0].notes]
+        results, ridge = None, None
+        if self.ranks.first:
+            results = self._results(group, statistics)
+            with _naming(place):
+                fit = refitting.refit(group, results, pairs)
+            ridge = fit.ridge
+            results = [replace(result, weight=weight) for result, weight in zip(results, fit.weights, strict=True)]
+        self.pruned.ridges[group.names] = self.ranks.tell(ridge)
+        return self._set_(group, results, 0)
 
     def _results(self, group: LinearGroup, statistics: Statistics) -> list[Pruned]:
         pruner: Pruner[Any] = Magnitude() if self._is_poor(group, statistics) else self.pruner
@@ -224,14 +250,26 @@ class _Job:
                 found |= {linear.name: result for linear, result in zip(linears, results, strict=True)}
         return [found[name] for name in group.names]
 
-    def _set_(self, group: LinearGroup, results: Sequence[Pruned]) -> None:
+    def _set_(self, group: LinearGroup, results: Sequence[Pruned] | None, source: int) -> list[str]:
+        """Take over what one rank has found, on the others None; returns its notes."""
+        if results is None:
+            device = self.pruned.block.device
+            results = [
+                Pruned(
+                    torch.empty(linear.shape, device=device), torch.empty(linear.shape, dtype=torch.bool, device=device)
+                )
+                for linear in group.linears
+            ]
         for linear, result in zip(group.linears, results, strict=True):
+            self.ranks.copy_([result.weight, result.mask], source)
             linear.set_(result.weight)
             self.pruned.masks[linear.name] = result.mask
+        said = self.ranks.tell(list(results[0].notes), source)
+        return [f"{_place(self.pruned, [group])}: {note}" for note in said]
 
     def _statistics(self, groups: Sequence[LinearGroup]) -> list[Statistics]:
         known = self.known if len(groups) == len(self.pruned.groups) else {}
-        return gathered(self.pruned.block, self.inputs, groups, self.pruner, known)
+        return gathered(self.pruned.block, self.inputs, groups, self.pruner, known, self.ranks)
 
     def _is_poor(self, group: LinearGroup, statistics: Statistics) -> bool:
         """Whether too few tokens reach an expert for the pruner."""

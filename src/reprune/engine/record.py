@@ -120,7 +120,7 @@ def versions() -> dict[str, str]:
 
 
 def full_record(
-    recipe: Recipe, job: Mapping[str, Any], lines: Sequence[Mapping[str, Any]], seconds: float
+    recipe: Recipe, job: Mapping[str, Any], lines: Sequence[Mapping[str, Any]], seconds: float, ranks: int = 1
 ) -> dict[str, Any]:
     """The whole of reprune.json. Local paths are reduced to their last part: a result is made to be passed on."""
     blocks = [block for line in lines for block in line["blocks"]]
@@ -141,6 +141,7 @@ def full_record(
         "seconds": round(seconds, 3),
         "peak_memory_bytes": peak_memory_bytes(),
         "machine": machine(recipe.device),
+        **({"ranks": ranks} if ranks > 1 else {}),
     }
 
 

@@ -13,8 +13,9 @@ from typing import final
 import torch
 from torch import Tensor
 
-from reprune.math.least_squares import LeastSquares
+from reprune.math.least_squares import LeastSquares, Refit
 from reprune.math.pruner import Pruned
+from reprune.math.ranks import ALONE, Ranks
 from reprune.math.statistics import Gram, Paired, Statistics
 from reprune.model.block import Block, Call, LinearGroup
 from reprune.model.linears import Linear
@@ -37,6 +38,10 @@ class Refitting:
     """How many samples, from the first, are calibrated on; the others are held out."""
     statistics_samples: int
     """How many of these, from the first, the pruner's statistics are of."""
+    statistics_of_all: bool = True
+    """Whether they are of all that are calibrated on."""
+    ranks: Ranks = ALONE
+    """The processes that have the samples together."""
 
     @torch.no_grad()
     def gather(self, block: Block, group: LinearGroup, statistics: Statistics) -> tuple[Paired, Paired] | None:
@@ -53,34 +58,47 @@ class Refitting:
         """
         if not group.once:
             return None
-        twin = self._twins(group)[0]
         # A pruner whose statistics are X'X of the same samples takes it from here.
-        same = statistics if isinstance(statistics, Gram) and self.statistics_samples == self.calibration else None
+        same = statistics if isinstance(statistics, Gram) and self.statistics_of_all else None
         found = Paired(group.columns, block.device, same), Paired(group.columns, block.device)
+        alike = self._take_in_(block, group, statistics, found, same is None)
+        if sum(self.ranks.add([0.0 if alike else 1.0])):  # on any rank
+            return None
+        for pair in found:
+            pair.sum_over_(self.ranks)
+        if same is None:
+            statistics.sum_over_(self.ranks)
+        return found
+
+    def _take_in_(
+        self, block: Block, group: LinearGroup, statistics: Statistics, found: tuple[Paired, Paired], apart: bool
+    ) -> bool:
+        """Take in this rank's samples; returns whether both models give the group the same tokens.
+
+        `apart` says that the pruner's statistics are not those that are found.
+        """
+        twin = self._twins(group)[0]
         for samples, states, dense_states, call in self.pairs():
             X = block.inputs_of(group.linears[0], states, call)
             Z = self.dense.inputs_of(twin, dense_states, call)
             every = (*states.shape[:2], group.columns)  # some models flatten samples and tokens before a linear
             if X.shape != Z.shape or X.numel() != math.prod(every):
-                return None
+                return False
             X, Z = X.reshape(every), Z.reshape(every)
             heldout = samples.start >= self.calibration
             found[heldout].update(X, Z)
-            if same is None and (left := self.statistics_samples - samples.start) > 0 and not heldout:
+            if apart and (left := self.statistics_samples - samples.start) > 0 and not heldout:
                 statistics.update(X[:left])
-        return found
+        return True
 
-    def refit_(self, group: LinearGroup, results: Sequence[Pruned], pairs: tuple[Paired, Paired]) -> float | None:
-        """Set a group's weights to the best under the pruner's masks; returns the ridge that was chosen."""
-        fit = self.solver.refit(
+    def refit(self, group: LinearGroup, results: Sequence[Pruned], pairs: tuple[Paired, Paired]) -> Refit:
+        """A group's best weights under the pruner's masks."""
+        return self.solver.refit(
             [result.weight for result in results],
             [result.mask for result in results],
             [twin.matrix() for twin in self._twins(group)],
             *pairs,
         )
-        for linear, weight in zip(group.linears, fit.weights, strict=True):
-            linear.set_(weight)
-        return fit.ridge
 
     def _twins(self, group: LinearGroup) -> list[Linear]:
         """The dense block's linears of the same names."""

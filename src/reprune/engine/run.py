@@ -7,27 +7,26 @@ solver (see `reprune.planning.recipe.RUNGS`).
 from __future__ import annotations
 
 import hashlib
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, final
 
 import torch
 
 from reprune.engine.allocate import allocate
+from reprune.engine.books import Books
 from reprune.engine.fresh import FreshBlocks
 from reprune.engine.frontier import Frontier
-from reprune.engine.ledger import Ledger
 from reprune.engine.record import block_record, forget_peak_memory, trim_heap, window_record
-from reprune.engine.result import Result
 from reprune.engine.shared import Shared
 from reprune.engine.watcher import Watcher
 from reprune.engine.window import PrunedBlock, WindowProblem
 from reprune.errors import NumericalError
 from reprune.math.least_squares import LeastSquares
 from reprune.math.pruner import Pruner
+from reprune.math.ranks import ALONE, Ranks
 from reprune.math.solver import Epoch, Fit, Solver
 from reprune.model.decoder import Decoder
 from reprune.model.float32 import fast_float32
@@ -59,49 +58,49 @@ class Methods:
 def run_windows(
     recipe: Recipe,
     decoder: Decoder,
-    ledger: Ledger,
-    result: Result,
+    books: Books,
     watcher: Watcher,
     shared: Shared | None = None,
     statistics_samples: int | None = None,
+    ranks: Ranks = ALONE,
 ) -> None:
     """Do all windows that the ledger does not hold yet.
 
     Args:
         recipe: what to do; its device, precision and seqlen are settled.
         decoder: the dense model.
-        ledger: entered, begun.
-        result: where retired blocks are written.
+        books: what is done, and where it is written.
         watcher: is told what happens.
         shared: what this run has in common with others.
         statistics_samples: how many calibration samples, from the first, the pruner's statistics are of; None is all.
+        ranks: the processes that do it together.
 
     Raises:
         NumericalError: numbers went bad; what was finished before stays finished.
     """
     forget_peak_memory()
     methods = Methods.of(recipe, len(decoder))
-    remaining = ledger.remaining(methods.schedule)
+    remaining = books.remaining(methods.schedule)
     watcher.started(len(methods.schedule), len(methods.schedule) - len(remaining))
     if not remaining:
         return
     torch.manual_seed(recipe.seed)
-    frontier = _frontier(recipe, methods.solver, decoder, ledger, watcher, shared, statistics_samples)
+    frontier = _frontier(recipe, methods.solver, decoder, books, watcher, shared, statistics_samples, ranks)
     for index in (index for window in methods.schedule[: -len(remaining)] for index in window.retired):
         watcher.phase(None, f"replaying block {index}")
-        frontier.replay(decoder.load(index), decoder.load(index, result.read_block(index)))
-    still_open = ledger.open_blocks(decoder)
+        frontier.replay(decoder.load(index), decoder.load(index, books.retired(index)))
+    still_open = books.open_blocks(decoder)
     of_first = shared.statistics if shared is not None else None
     sparsities = recipe.sparsities
     if recipe.allocation.name != "uniform":
-        if (shares := ledger.allocation()) is None:
+        if (shares := books.allocation()) is None:
             shares = allocate(recipe, methods.pruner, decoder, frontier, watcher)
-            ledger.keep_allocation(shares)
+            books.keep_allocation(shares)
         sparsities = sparsities.allocated(shares)
     pruning = FreshBlocks(recipe, methods.pruner, sparsities, methods.least_squares, decoder, frontier, of_first)
 
     for window in remaining:
-        began = time.monotonic()
+        began, traffic = time.monotonic(), replace(ranks.traffic)
         watcher.phase(window, "targets")
         dense = [decoder.load(index) for index in window.blocks]
         fresh = [PrunedBlock(block) for block in dense if block.index in window.fresh]
@@ -120,18 +119,22 @@ def run_windows(
             problem = WindowProblem(frontier, blocks, targets, entering_last=entering, checkpointing=checkpointing)
             fit = _fit(methods.solver, problem, window, recipe, watcher)
             streams.close()
+            agree_(blocks, ranks)
 
             watcher.phase(window, "advancing")
             retired = [pruned for pruned in blocks if pruned.index in window.retired]
             written: dict[str, str] = {}
             for pruned in retired:
-                written |= result.write_block(pruned.index, pruned.round_(decoder))
+                written |= books.write_block(pruned.index, pruned.round_(decoder))
             errors, block_errors = frontier.advance(window, [pruned.block for pruned in blocks], targets)
             if not errors.calibration.finite:
                 raise NumericalError(f"window {window.index}: its outputs are not finite after reconstruction")
         still_open = [pruned for pruned in blocks if pruned.index not in window.retired]
         ridges = {pruned.index: pruned.ridges for pruned in fresh}
         record = window_record(window, fit, errors, ridges, notes, time.monotonic() - began)
+        if not ranks.alone:
+            spent = ranks.traffic.since(traffic)
+            record["exchange"] = {"bytes": spent.bytes, "seconds": round(spent.seconds, 3)}
         entry = {
             "window": record,
             "blocks": [
@@ -140,11 +143,30 @@ def run_windows(
         }
         if window is methods.schedule[-1]:
             entry["forward"] = frontier.probe_record()
-        ledger.commit(window, entry, written, still_open)
+        books.commit(window, entry, written, still_open)
         del blocks, fresh, retired, problem  # the next window's blocks take their memory
         trim_heap()
         watcher.window_done(window, record)
     frontier.close()
+    books.clear_streams()
+
+
+@torch.no_grad()
+def agree_(blocks: Sequence[PrunedBlock], ranks: Ranks) -> None:
+    """Have all ranks go on with the weights of the first; raise `NumericalError` where their masks differ."""
+    if ranks.alone:
+        return
+    for pruned in blocks:
+        ranks.copy_(list(pruned.block.module.state_dict().values()))
+    own = hashlib.sha256()
+    for pruned in blocks:
+        for name, mask in pruned.masks.items():
+            own.update(name.encode() + mask.cpu().numpy().tobytes())
+    if (said := ranks.tell(own.hexdigest())) != own.hexdigest():
+        raise NumericalError(
+            f"blocks {[pruned.index for pruned in blocks]}: process {ranks.number} has other masks than the first "
+            f"({own.hexdigest()[:8]}, not {said[:8]}); this is a fault of reprune, please report it"
+        )
 
 
 def _find_routes_(frontier: Frontier, decoder: Decoder, blocks: Sequence[PrunedBlock]) -> None:
@@ -158,19 +180,27 @@ def _frontier(
     recipe: Recipe,
     solver: Solver,
     decoder: Decoder,
-    ledger: Ledger,
+    books: Books,
     watcher: Watcher,
     shared: Shared | None,
     statistics_samples: int | None,
+    ranks: Ranks,
 ) -> Frontier:
     watcher.phase(None, "embedding the samples")
-    calibration, heldout = ledger.samples()
-    ids = torch.cat([calibration, heldout])
-    memory, folder = int(recipe.streams.memory), ledger.folder / "streams"
-    shutil.rmtree(folder, ignore_errors=True)  # of a process that was killed
-    size = recipe.solver.samples_at_a_time
-    training = solver.batch_sizes(len(calibration))
-    return Frontier(decoder, ids, len(calibration), size, memory, folder, shared, statistics_samples, training)
+    calibration, heldout = books.samples()
+    books.clear_streams()  # of a process that was killed
+    return Frontier(
+        decoder,
+        calibration,
+        heldout,
+        recipe.solver.samples_at_a_time,
+        int(recipe.streams.memory),
+        books.streams,
+        shared,
+        statistics_samples,
+        solver.batch_sizes(len(calibration)),
+        ranks,
+    )
 
 
 def _fit(solver: Solver, problem: WindowProblem, window: Window, recipe: Recipe, watcher: Watcher) -> Fit:

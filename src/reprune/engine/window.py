@@ -118,7 +118,8 @@ class WindowProblem(Problem):
         self._entering_last = entering_last
         self._checkpointing = checkpointing
         self._device = self._blocks[0].device
-        self.samples = frontier.calibration
+        self.samples = frontier.samples
+        self.ranks = frontier.ranks
         self.half = self._blocks[0].precision.products == torch.float16
         masks: dict[int, Tensor] = {}
         for pruned in blocks:
@@ -161,13 +162,14 @@ class WindowProblem(Problem):
         for batch in batches:
             states = self._frontier.run(self._blocks, self._entering.read(batch), batch)
             pair.update(batch, states, self._targets.end.read(batch))
-        return pair.errors()
+        return pair.errors(self.ranks)
 
     def target_power(self) -> float:
         batches = self._frontier.calibration_batches
         total = sum(float(self._targets.end.read(batch).square().sum(dtype=torch.float64)) for batch in batches)
         count = sum(self._targets.end.read(batch).numel() for batch in batches)
-        return total / count
+        power, numbers = self.ranks.add([total, count])
+        return power / numbers
 
     @contextmanager
     def last_part(self) -> Iterator[Problem | None]:

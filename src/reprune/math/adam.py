@@ -112,12 +112,14 @@ class Adam(Solver):
                 for group in optimizer.param_groups:
                     group["lr"] = lr * (first + (last - first) * step / steps)
                 optimizer.zero_grad()
-                for part in batch.split(self.micro_batch_size or self.batch_size):
+                own = problem.ranks.own(batch)
+                for part in own.split(self.micro_batch_size or self.batch_size) if len(own) else ():
                     difference = problem.outputs(part).float() - problem.targets(part)
                     loss = difference.square().mean() / power * (len(part) / len(batch))
                     scaler.scale(loss).backward()
                     total += loss.item() * len(batch)
                 coordinates.pull_()
+                problem.ranks.sum_gradients_(parameters)
                 origin = [parameter.detach().clone() for parameter in parameters] if self._tries(step) else None
                 scaler.step(optimizer)
                 scaler.update()
@@ -126,6 +128,7 @@ class Adam(Solver):
                     lr *= shorten_(parameters, origin, start, lambda: _measured(problem, coordinates))
                     coordinates.push_()
                 step += 1
+            (total,) = problem.ranks.add([total])
             if not math.isfinite(total):
                 if guard is None:
                     raise NumericalError(

@@ -9,6 +9,8 @@ from typing import final
 import torch
 from torch import Tensor
 
+from reprune.math.ranks import Ranks
+
 
 @dataclass(frozen=True)
 class Error:
@@ -39,6 +41,11 @@ class ErrorMeter:
         self._difference += float((outputs - targets).square().sum(dtype=torch.float64))
         self._target += float(targets.square().sum(dtype=torch.float64))
         self._count += targets.numel()
+
+    def sum_over_(self, ranks: Ranks) -> None:
+        """Take in what all ranks have measured."""
+        sums = ranks.add([self._difference, self._target, self._count])
+        self._difference, self._target, self._count = sums[0], sums[1], int(sums[2])
 
     def error(self) -> Error:
         """The error over all batches so far (0 where there were none)."""

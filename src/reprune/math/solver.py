@@ -15,6 +15,7 @@ from typing import final
 from torch import Tensor, nn
 
 from reprune.errors import NumericalError
+from reprune.math.ranks import ALONE, Ranks
 from reprune.math.reconstruction_error import Error
 
 
@@ -58,12 +59,17 @@ class Problem(ABC):
     """For each parameter, bool and of its shape, True where it may change; None where all of it may."""
     samples: int
     """How many calibration samples there are; they are numbered from 0."""
+    ranks: Ranks = ALONE
+    """The processes that fit it together, each to its own samples."""
     half: bool = False
     """Whether gradients pass through float16, whose smallest numbers a loss must be scaled up to stay above."""
 
     @abstractmethod
     def outputs(self, samples: Tensor) -> Tensor:
-        """The window's outputs (batch, tokens, hidden) for calibration samples (batch,), with gradients."""
+        """The window's outputs (batch, tokens, hidden) for calibration samples (batch,) of this rank's, with gradients.
+
+        They are numbered as `Ranks.own` does.
+        """
 
     @abstractmethod
     def targets(self, samples: Tensor) -> Tensor:

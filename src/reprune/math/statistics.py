@@ -10,6 +10,8 @@ from typing import final
 import torch
 from torch import Tensor
 
+from reprune.math.ranks import Ranks
+
 
 class Statistics:
     """Counts the tokens seen, and nothing else (all that magnitude pruning needs)."""
@@ -36,6 +38,15 @@ class Statistics:
     def _accumulate(self, X: Tensor) -> None:
         """Add X (tokens, columns), float32."""
 
+    def sum_over_(self, ranks: Ranks) -> None:
+        """Take in what all ranks have seen."""
+        self.tokens = int(ranks.add([self.tokens])[0])
+        ranks.sum_(self._sums_of())
+
+    def _sums_of(self) -> list[Tensor]:
+        """What is summed over inputs."""
+        return []
+
 
 @final
 class SquaredNorms(Statistics):
@@ -51,6 +62,9 @@ class SquaredNorms(Statistics):
 
     def _accumulate(self, X: Tensor) -> None:
         self.sums += X.square().sum(dim=0)
+
+    def _sums_of(self) -> list[Tensor]:
+        return [self.sums]
 
 
 @final
@@ -81,6 +95,9 @@ class Gram(Statistics):
             self._sums[strip, strip.start :].addmm_(X[:, strip].T, X[:, strip.start :])
         self._mirrored = False
 
+    def _sums_of(self) -> list[Tensor]:
+        return [self.matrix]  # mirrored on all ranks, also where one has seen nothing
+
 
 def _strips(columns: int) -> list[slice]:
     """A matrix's rows in strips: four, or one where it is so small that calls cost more than products."""
@@ -104,3 +121,8 @@ class Paired:
         self.gram.update(X)
         X, Z = (one.detach().reshape(-1, one.shape[-1]).float() for one in (X, Z))
         self.cross.addmm_(X.T, Z)
+
+    def sum_over_(self, ranks: Ranks) -> None:
+        """Take in what all ranks have seen."""
+        self.gram.sum_over_(ranks)
+        ranks.sum_([self.cross])

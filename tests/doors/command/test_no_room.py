@@ -65,7 +65,7 @@ def small_disk(here: Path) -> Iterator[tuple[Path, Mount]]:
 def test_a_full_disk_is_said_and_a_run_goes_on_when_there_is_room(
     streams: str, cli: Cli, whole: dict[str, bytes], small_disk: tuple[Path, Mount], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("reprune.doors.api.check_room", lambda *_: None)  # others fill the disk after it was looked at
+    monkeypatch.setattr("reprune.doors.api.check_disk", lambda *_: None)  # others fill the disk after it was looked at
     place, resize = small_disk
     out, full = place / "out", 0
     for size in range(40, 4000, 40):

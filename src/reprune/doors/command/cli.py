@@ -5,9 +5,11 @@ Exit codes: 0 done, 2 a usage or input error (one message, no traceback), 1 anyt
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -31,6 +33,7 @@ from reprune.doors.command.options import (
     Out,
     Pruner,
     Quiet,
+    RankTimeout,
     RecipeFile,
     Reconstruct,
     Samples,
@@ -45,6 +48,9 @@ from reprune.doors.command.options import (
 )
 from reprune.doors.command.report import report
 from reprune.doors.command.study import study
+
+_TOGETHER = ("prune", "resume")
+"""What several processes do together."""
 
 app = typer.Typer(
     name="reprune",
@@ -65,11 +71,17 @@ def _print_version(asked: bool) -> None:
 
 @app.callback()
 def options(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print it.")
     ] = False,
 ) -> None:
     """Prune a decoder LLM after training and reconstruct, block by block, what the pruning broke."""
+    if context.invoked_subcommand not in _TOGETHER and "WORLD_SIZE" in os.environ:
+        with exit_codes():
+            from reprune.doors.command.launched import refuse_launched
+
+            refuse_launched(str(context.invoked_subcommand))
 
 
 @app.command(short_help="Prune and reconstruct MODEL; write a model folder.")
@@ -97,17 +109,19 @@ def prune(
     trust_remote_code: Trust = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
+    rank_timeout: RankTimeout = None,
 ) -> None:
     """Prune MODEL, reconstruct it window by window, and write a sparse model folder to DIR."""
-    with exit_codes(out):
+    given = _given(locals())
+    with exit_codes(out), _ranks(rank_timeout) as ranks:
         from reprune.doors.api import prune_by_recipe
         from reprune.doors.command.views import show_result
         from reprune.doors.progress import watching
 
-        made = _recipe(model, recipe, settings, **_given(locals()))
-        with watching(quiet, verbose) as watcher:
-            record = prune_by_recipe(made, out, watcher)
-        if not quiet:
+        made = _recipe(model, recipe, settings, **given)
+        with watching(quiet or not ranks.first, verbose) as watcher:
+            record = prune_by_recipe(made, out, watcher, ranks=ranks)
+        if ranks.first and not quiet:
             show_result(record, out)
 
 
@@ -158,16 +172,17 @@ def resume(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="The folder of an interrupted run.")],
     quiet: Quiet = False,
     verbose: Verbose = False,
+    rank_timeout: RankTimeout = None,
 ) -> None:
     """Go on with an interrupted run, from the last finished window."""
-    with exit_codes(directory):
+    with exit_codes(directory), _ranks(rank_timeout) as ranks:
         from reprune.doors.api import resume as resume_run
         from reprune.doors.command.views import show_result
         from reprune.doors.progress import watching
 
-        with watching(quiet, verbose) as watcher:
-            record = resume_run(directory, watcher=watcher)
-        if not quiet:
+        with watching(quiet or not ranks.first, verbose) as watcher:
+            record = resume_run(directory, watcher=watcher, ranks=ranks)
+        if ranks.first and not quiet:
             show_result(record, directory)
 
 
@@ -212,6 +227,15 @@ def demo(
         from reprune.doors.demo.demo import demo as run_demo
 
         run_demo(out)
+
+
+@contextmanager
+def _ranks(timeout: float | None) -> Iterator[Any]:
+    """The processes that run the command together; one, unless a launcher has started more."""
+    from reprune.doors.command.launched import TIMEOUT, ranks_of_launch
+
+    with ranks_of_launch(TIMEOUT if timeout is None else timeout) as ranks:
+        yield ranks
 
 
 def _given(arguments: dict[str, Any]) -> dict[str, Any]:

@@ -55,6 +55,10 @@ Settings = Annotated[
 Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the model.")]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Print errors only.")]
 Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Print every epoch and step.")]
+RankTimeout = Annotated[
+    float | None,
+    typer.Option("--rank-timeout", metavar="S", min=1, help="Under torchrun: wait so long for another process. [600]"),
+]
 
 
 @contextmanager

@@ -1,0 +1,62 @@
+"""Commands that a launcher such as torchrun has started several times: who speaks, and how they end together."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import typer
+
+from reprune.errors import InputError, RepruneError
+from reprune.math.ranks import ALONE, LostRankError, Ranks, Together
+
+TIMEOUT = 600.0
+"""Seconds; the default."""
+
+
+def launched() -> bool:
+    """Whether this process is one of several."""
+    return os.environ.get("WORLD_SIZE", "1") not in ("", "1") and "RANK" in os.environ
+
+
+@contextmanager
+def ranks_of_launch(timeout: float) -> Iterator[Ranks]:
+    """The processes that were launched together; alone where there is one.
+
+    An error that all of them come to is said once, by the first. Another's is said with the number of its process.
+
+    Args:
+        timeout: how many seconds to wait for another one before it is given up for lost.
+    """
+    if not launched():
+        yield ALONE
+        return
+    together, lost = Together(timeout), False
+    try:
+        yield together
+    except KeyboardInterrupt:
+        if together.first:
+            raise
+        raise typer.Exit(1) from None
+    except LostRankError:
+        lost = True
+        if together.is_first_to_lose():
+            raise
+        raise typer.Exit(1) from None
+    except (RepruneError, OSError) as error:
+        if not together.blame(str(error)):
+            raise typer.Exit(2 if isinstance(error, InputError) else 1) from None
+        if not together.first:
+            print(f"process {together.number} of {together.count}: ", end="", file=sys.stderr)
+        raise
+    finally:
+        if not lost:  # or it would wait for those that are
+            together.close()
+
+
+def refuse_launched(command: str) -> None:
+    """Raise `InputError` where a command that runs in one process is one of several."""
+    if launched():
+        raise InputError(f"{command}: runs in one process; start it without torchrun.")

@@ -1,0 +1,88 @@
+"""What a run has done and goes on from, as each of its processes sees it: one keeps it on disk and tells the others."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, final
+
+from torch import Tensor
+
+from reprune.engine.ledger import FOLDER, Ledger, open_blocks
+from reprune.engine.result import Result
+from reprune.engine.window import PrunedBlock
+from reprune.math.ranks import ALONE, Ranks
+from reprune.model.decoder import Decoder
+from reprune.planning.schedule import Window
+
+
+@final
+class Books:
+    """The ledger and the result of a run, read and written by its first rank."""
+
+    def __init__(self, folder: Path, ledger: Ledger, result: Result, ranks: Ranks = ALONE) -> None:
+        """
+        Args:
+            folder: of the result.
+            ledger: entered and begun on the first rank; not to be looked at by the others.
+            result: the folder's.
+            ranks: of the run.
+        """
+        self._ledger = ledger
+        self._result = result
+        self._ranks = ranks
+        # Each rank has files of its own, also where all see one disk.
+        self.streams = folder / FOLDER / "streams" / ("" if ranks.alone else f"rank-{ranks.number}")
+
+    def samples(self) -> tuple[Tensor, Tensor]:
+        """The token ids of all calibration and of all held-out samples."""
+        if self._ranks.alone:
+            return self._ledger.samples()
+        read = dict(zip(("calibration", "heldout"), self._ledger.samples(), strict=True)) if self._ranks.first else None
+        told = self._ranks.tell_tensors(read)
+        return told["calibration"], told["heldout"]
+
+    def remaining(self, schedule: Sequence[Window]) -> list[Window]:
+        """The windows that are not finished."""
+        left = len(self._ledger.remaining(schedule)) if self._ranks.first else 0
+        return list(schedule[len(schedule) - int(self._ranks.tell(left)) :])
+
+    def retired(self, index: int) -> dict[str, Tensor]:
+        """The tensors of a block that was written before."""
+        return self._ranks.tell_tensors(self._result.read_block(index) if self._ranks.first else None)
+
+    def open_blocks(self, decoder: Decoder) -> list[PrunedBlock]:
+        """The blocks that the last finished window has left open."""
+        left = self._ledger.open_tensors() if self._ranks.first else None
+        return open_blocks(self._ranks.tell_tensors(left), decoder)
+
+    def allocation(self) -> list[float] | None:
+        """The sparsities of all blocks, if they have been kept."""
+        kept: list[float] | None = self._ranks.tell(self._ledger.allocation() if self._ranks.first else None)
+        return kept
+
+    def keep_allocation(self, shares: Sequence[float]) -> None:
+        """Keep the sparsities of all blocks, durably."""
+        if self._ranks.first:
+            self._ledger.keep_allocation(shares)
+
+    def write_block(self, index: int, tensors: Mapping[str, Tensor]) -> dict[str, str]:
+        """Write a block's shard, durably; returns its file's name and SHA-256."""
+        return self._result.write_block(index, tensors) if self._ranks.first else {}
+
+    def commit(
+        self,
+        window: Window,
+        entry: Mapping[str, Any],
+        written: Mapping[str, str],
+        still_open: Sequence[PrunedBlock],
+    ) -> None:
+        """Make a window finished; no rank goes on before it is."""
+        if self._ranks.first:
+            self._ledger.commit(window, entry, written, still_open)
+        self._ranks.tell(window.index)
+
+    def clear_streams(self) -> None:
+        """Remove what this rank's streams, or those of a process that was killed, have left."""
+        shutil.rmtree(self.streams, ignore_errors=True)

@@ -1,0 +1,289 @@
+"""The processes that do one run together, each with a part of the samples (torch.distributed).
+
+A rank has every so manieth sample, counted from its own number. What is summed over samples is summed over ranks; what
+one rank has computed or read, it tells the others. Alone there is one rank, and nothing of this does anything. Nothing
+is pickled: values go as JSON, tensors as their bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import partial
+from typing import Any, final
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.rendezvous import rendezvous
+
+from reprune.errors import RepruneError
+
+_BUCKET = 2**26  # bytes of small tensors that are summed at once
+_PATIENCE = timedelta(days=30)  # for what only the first rank does; a rank that ends meanwhile ends the others
+
+_HEARING = 2.0  # seconds for all ranks to come to the same error
+
+
+class LostRankError(RepruneError):
+    """Another process of the run has ended, or cannot be reached."""
+
+
+@dataclass
+class Traffic:
+    """What ranks have exchanged."""
+
+    bytes: int = 0  # that this rank has sent
+    seconds: float = 0.0  # that it has spent on it, mostly waiting
+
+    def since(self, before: Traffic) -> Traffic:
+        return Traffic(self.bytes - before.bytes, self.seconds - before.seconds)
+
+
+class Ranks(ABC):
+    """All processes of a run, as one of them sees them."""
+
+    number: int
+    """This one's."""
+    count: int
+    traffic: Traffic
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the one that writes."""
+        return self.number == 0
+
+    @property
+    def alone(self) -> bool:
+        return self.count == 1
+
+    def part(self, samples: int) -> int:
+        """How many of so many samples are this rank's."""
+        return len(range(self.number, samples, self.count))
+
+    @abstractmethod
+    def own(self, samples: Tensor) -> Tensor:
+        """Of the numbers of some samples those of this rank's, as it numbers them itself."""
+
+    @abstractmethod
+    def sum_(self, tensors: Sequence[Tensor]) -> None:
+        """Set each tensor to its sum over all ranks."""
+
+    @abstractmethod
+    def add(self, values: Sequence[float]) -> list[float]:
+        """Each number's sum over all ranks, in float64."""
+
+    @abstractmethod
+    def copy_(self, tensors: Sequence[Tensor], source: int = 0) -> None:
+        """Set each tensor to what it is on one rank."""
+
+    @abstractmethod
+    def tell(self, value: Any, source: int = 0) -> Any:
+        """What one rank gives: whatever JSON can hold."""
+
+    @abstractmethod
+    def wait_for_first(self) -> None:
+        """Wait until the first rank gets here, however long that takes."""
+
+    def tell_tensors(self, tensors: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+        """What the first rank gives, on the CPU; the others give None."""
+        if self.alone:
+            return dict(tensors or {})
+        kinds = [[name, str(one.dtype).removeprefix("torch."), [*one.shape]] for name, one in (tensors or {}).items()]
+        told = self.tell(kinds)
+        if tensors is None:
+            tensors = {name: torch.empty(shape, dtype=getattr(torch, dtype)) for name, dtype, shape in told}
+        found = {name: tensors[name].cpu().contiguous() for name, _, _ in told}
+        self.copy_(list(found.values()))
+        return found
+
+    def sum_gradients_(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Sum all gradients; where no rank has one there is none."""
+        if self.alone:
+            return
+        there = self.add([float(parameter.grad is not None) for parameter in parameters])
+        having = [parameter for parameter, count in zip(parameters, there, strict=True) if count]
+        for parameter in having:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        self.sum_([parameter.grad for parameter in having if parameter.grad is not None])
+
+
+@final
+class Alone(Ranks):
+    """One process."""
+
+    number, count = 0, 1
+
+    def __init__(self) -> None:
+        self.traffic = Traffic()
+
+    def own(self, samples: Tensor) -> Tensor:
+        return samples
+
+    def sum_(self, tensors: Sequence[Tensor]) -> None:
+        """They are the sums."""
+
+    def add(self, values: Sequence[float]) -> list[float]:
+        return list(values)
+
+    def copy_(self, tensors: Sequence[Tensor], source: int = 0) -> None:
+        """They are what they are."""
+
+    def tell(self, value: Any, source: int = 0) -> Any:
+        return value
+
+    def wait_for_first(self) -> None:
+        """It is here."""
+
+
+@final
+class Together(Ranks):
+    """Several processes, as a launcher such as torchrun has started them."""
+
+    def __init__(self, timeout: float) -> None:
+        """Join the others, as RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT say.
+
+        Args:
+            timeout: how many seconds to wait for another rank before it is given up for lost.
+
+        Raises:
+            LostRankError: the others do not come.
+        """
+        self.traffic = Traffic()
+        self.backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+        wait = timedelta(seconds=timeout)
+        try:
+            self._store, self.number, self.count = next(rendezvous("env://", timeout=wait))
+            self._store.set_timeout(wait)
+            dist.init_process_group(
+                self.backend, store=self._store, rank=self.number, world_size=self.count, timeout=wait
+            )
+        except (RuntimeError, ValueError) as error:
+            raise LostRankError(f"the processes of this run do not find each other: {_short(error)}") from None
+        self._meetings = 0
+
+    def close(self) -> None:
+        """Leave the others, whatever has become of them."""
+        with suppress(RuntimeError):
+            dist.destroy_process_group()
+
+    def own(self, samples: Tensor) -> Tensor:
+        return samples[samples % self.count == self.number] // self.count
+
+    def sum_(self, tensors: Sequence[Tensor]) -> None:
+        bucket: list[Tensor] = []
+        for tensor in tensors:
+            if tensor.is_contiguous() and tensor.nbytes >= _BUCKET:
+                self._sum_(tensor)
+                continue
+            bucket.append(tensor)
+            if sum(one.nbytes for one in bucket) >= _BUCKET:
+                self._sum_together_(bucket)
+                bucket = []
+        if bucket:
+            self._sum_together_(bucket)
+
+    def _sum_together_(self, tensors: Sequence[Tensor]) -> None:
+        flat = torch.cat([tensor.flatten() for tensor in tensors])
+        self._sum_(flat)
+        for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
+            tensor.copy_(part.view_as(tensor))
+
+    def _sum_(self, tensor: Tensor) -> None:
+        # In a ring each rank sends (count - 1) / count of it twice.
+        self._exchange(2 * tensor.nbytes * (self.count - 1) // self.count, lambda: dist.all_reduce(tensor))
+
+    def add(self, values: Sequence[float]) -> list[float]:
+        sums = torch.tensor(list(values), dtype=torch.float64)
+        self._sum_(sums)
+        return [float(value) for value in sums]
+
+    def copy_(self, tensors: Sequence[Tensor], source: int = 0) -> None:
+        for tensor in tensors:
+            whole = tensor.contiguous()
+            if not whole.numel():
+                continue
+            sent = whole.nbytes if self.number == source else 0
+            raw = whole.view(-1).view(torch.uint8)
+            self._exchange(sent, partial(dist.broadcast, raw, source))
+            if whole is not tensor:
+                tensor.copy_(whole)
+
+    def tell(self, value: Any, source: int = 0) -> Any:
+        mine = self.number == source
+        said = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8) if mine else torch.empty(0)
+        length = torch.tensor([len(said)])
+        self.copy_([length], source)
+        if not mine:
+            said = torch.empty(int(length), dtype=torch.uint8)
+        self.copy_([said], source)
+        return json.loads(bytes(said.tolist()).decode())
+
+    def wait_for_first(self) -> None:
+        key = f"reprune/first/{self._meetings}"
+        self._meetings += 1
+        if self.first:
+            self._exchange(0, lambda: self._store.set(key, b"1"))
+        else:
+            self._exchange(0, lambda: self._store.wait([key], _PATIENCE))
+
+    def blame(self, message: str) -> bool:
+        """Whether this rank is the one to say why all end: the first, or one whose reason is not that of the first."""
+        said, heard = "reprune/error", "reprune/heard"
+        try:
+            if self.first:
+                self._store.set(said, message.encode())
+                until = time.monotonic() + _HEARING
+                while self._store.add(heard, 0) < self.count - 1 and time.monotonic() < until:
+                    time.sleep(0.05)  # with the first ends what they find each other by
+                return True
+            self._store.wait([said], timedelta(seconds=_HEARING))
+            same = self._store.get(said) == message.encode()
+            self._store.add(heard, 1)
+            return not same
+        except RuntimeError:  # the first knows of no error
+            return True
+
+    def is_first_to_lose(self) -> bool:
+        """Whether no other rank has said before that some are lost, as far as can be known."""
+        found: list[int] = []
+
+        def ask() -> None:
+            with suppress(RuntimeError):
+                found.append(int(self._store.add("reprune/lost", 1)))
+
+        # Where the one to ask is lost, nobody answers.
+        asking = threading.Thread(target=ask, daemon=True)
+        asking.start()
+        asking.join(_HEARING)
+        return found == [1] if found else self.number <= 1
+
+    def _exchange(self, sent: int, work: Callable[[], Any]) -> None:
+        began = time.perf_counter()
+        try:
+            work()
+        except RuntimeError as error:
+            raise LostRankError(
+                f"process {self.number} of {self.count} has lost the others ({_short(error)}); see which of them ended "
+                "and why. Finished windows are kept: go on with 'reprune resume DIR', with any number of processes."
+            ) from None
+        self.traffic.bytes += sent
+        self.traffic.seconds += time.perf_counter() - began
+
+
+def _short(error: Exception) -> str:
+    return " ".join(str(error).split())[:150]
+
+
+ALONE = Alone()
+"""Of what runs in one process."""

@@ -1,0 +1,47 @@
+"""The command line with a fault in one of its processes.
+
+    python faulty.py FAULT RANK WINDOW ARGUMENTS...
+
+When process RANK is about to finish WINDOW it is killed ("kill"), stops without a sign of life ("stop"), finds its disk
+full ("full"), or runs out of memory ("memory"). "none" has no fault.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import sys
+from typing import Any
+
+from reprune.doors.command.cli import main
+from reprune.engine.books import Books
+from reprune.errors import RepruneError
+
+
+def fail(fault: str) -> None:
+    match fault:
+        case "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        case "stop":
+            os.kill(os.getpid(), signal.SIGSTOP)
+        case "full":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "a stream")
+        case "memory":
+            raise RepruneError("there is no more memory")
+
+
+def run(fault: str, rank: str, window: str, *arguments: str) -> None:
+    commit = Books.commit
+
+    def committing(self: Books, at: Any, *rest: Any) -> None:
+        if os.environ["RANK"] == rank and at.index == int(window):
+            fail(fault)
+        commit(self, at, *rest)
+
+    Books.commit = committing  # type: ignore[method-assign]  # that is the fault
+    main(arguments)
+
+
+if __name__ == "__main__":
+    run(*sys.argv[1:])

@@ -1,0 +1,223 @@
+"""A command that runs as several processes ends as one: with one message, in a bounded time, and is gone on with."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import reprune
+from tests.doors.conftest import QUICK, Cli
+from tests.engine import together
+from tests.engine.quick import tensors
+from tests.engine.test_ranks import TOLERANCE
+from tests.engine.together import Ended, Rank
+
+FAULTY = str(Path(__file__).parent / "faulty.py")
+CR = [*map(str, QUICK), "--reconstruct", "BR+GP+CR", "-q"]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node"]
+BOUND = 60
+"""Seconds within which all processes are to have ended."""
+
+
+def _faulty(count: int, *arguments: str) -> list[Rank]:
+    return together.start(count, together.script, FAULTY, *arguments)
+
+
+def _commands(count: int, *arguments: str) -> list[Rank]:
+    return together.start(count, together.command, *arguments)
+
+
+def _ended(ranks: list[Rank], stopped: int | None = None) -> list[Ended]:
+    """How each ended; one that has stopped is killed when the others have."""
+    found = {number: rank.wait(BOUND) for number, rank in enumerate(ranks) if number != stopped}
+    if stopped is not None:
+        ranks[stopped].send(signal.SIGKILL)
+        found[stopped] = ranks[stopped].wait(BOUND)
+    return [found[number] for number in range(len(ranks))]
+
+
+def _messages(ended: list[Ended]) -> list[str]:
+    """What all have said, without the warnings of the libraries."""
+    lines = [line for one in ended for line in one.err.splitlines()]
+    return [line for line in lines if line.startswith(("error:", "interrupted", "process "))]
+
+
+def _like(one: Path, other: Path) -> None:
+    weights, others = tensors(one), tensors(other)
+    assert weights.keys() == others.keys()
+    for key, tensor in weights.items():
+        assert float((tensor - others[key]).norm()) <= 10 * TOLERANCE * float(tensor.norm()) + 1e-6, key
+
+
+def _windows_done(out: Path) -> int:
+    return reprune.status(out).windows_done
+
+
+@pytest.fixture
+def whole(cli: Cli, here: Path) -> Path:
+    assert cli("prune", "llama", "--out", "whole", *CR).code == 0
+    return here / "whole"
+
+
+@pytest.mark.parametrize(
+    ("fault", "rank", "count"),
+    [("kill", 1, 2), ("kill", 0, 2), ("kill", 3, 4), ("full", 1, 2), ("full", 0, 4), ("memory", 1, 2)],
+)
+def test_what_ends_one_process_ends_all_with_one_message_and_the_run_is_gone_on_with(
+    fault: str, rank: int, count: int, here: Path, whole: Path
+) -> None:
+    began = time.monotonic()
+    ended = _ended(_faulty(count, fault, str(rank), "2", "prune", "llama", "--out", "cut", *CR))
+    assert time.monotonic() - began < BOUND
+    for number, one in enumerate(ended):
+        assert one.code == (-signal.SIGKILL if fault == "kill" and number == rank else 1)
+    said = _messages(ended)
+    # Where a process fails by itself the others, which nothing tells, may say that they have lost it.
+    own = [line for line in said if "has lost the others" not in line]
+    assert len(said) - len(own) <= 1
+    if fault == "kill":
+        assert not own
+        assert "reprune resume" in said[0]
+    else:
+        assert len(own) == 1
+        assert {"full": "No space left", "memory": "no more memory"}[fault] in own[0]
+        assert own[0].startswith("error: " if rank == 0 else f"process {rank} of {count}: error: ")
+    assert not any("Traceback" in one.err for one in ended)
+    assert _windows_done(here / "cut") in ((2,) if rank == 0 else (2, 3))  # the first may have finished its own
+    assert [one.code for one in _ended(_commands(6 - count, "resume", "cut", "-q"))] == [0] * (6 - count)
+    _like(whole, here / "cut")
+    assert reprune.verify(here / "cut").passed
+
+
+def test_one_process_goes_on_with_what_two_began(here: Path, whole: Path, cli: Cli) -> None:
+    _ended(_faulty(2, "kill", "1", "3", "prune", "llama", "--out", "cut", *CR))
+    assert _windows_done(here / "cut") in (3, 4)
+    assert cli("resume", "cut", "-q").code == 0
+    _like(whole, here / "cut")
+
+
+def test_a_process_that_is_silent_is_given_up(here: Path) -> None:
+    arguments = ["stop", "1", "2", "prune", "llama", "--out", "cut", *CR, "--rank-timeout", "5"]
+    ended = _ended(_faulty(2, *arguments), stopped=1)
+    assert ended[0].code == 1
+    (said,) = _messages(ended)
+    assert "process 0 of 2 has lost the others" in said
+    assert _windows_done(here / "cut") in (2, 3)
+
+
+@pytest.mark.parametrize("arguments", [["--sparsity", "2"], ["--samples", "1"], ["--pruner", "chance"]])
+def test_bad_input_is_said_once_and_nothing_is_written(arguments: list[str], here: Path) -> None:
+    ended = _ended(_commands(2, "prune", "llama", "--out", "bad", *CR, *arguments))
+    assert [one.code for one in ended] == [2, 2]
+    assert len(_messages(ended)) == 1
+    assert not (here / "bad").exists()
+
+
+def test_what_is_wrong_in_one_process_alone_is_said_by_it(here: Path) -> None:
+    """As where another machine lacks the model."""
+    port, arguments = together.free_port(), ["prune", "llama", "--out", "bad", *CR]
+    (here / "elsewhere").mkdir()
+    ranks = [
+        Rank(together.command, arguments, together.places(rank, 2, port), folder)
+        for rank, folder in enumerate([here, here / "elsewhere"])
+    ]
+    ended = _ended(ranks)
+    assert ended[1].code == 2
+    assert [line for line in _messages(ended) if line.startswith("process 1 of 2: error: llama: ")]
+    assert not list(here.glob("bad/*.safetensors"))
+
+
+def test_commands_of_one_process_are_refused(here: Path) -> None:
+    ended = _ended(_commands(2, "status", "llama"))
+    assert [one.code for one in ended] == [2, 2]
+    assert all("start it without torchrun" in one.err for one in ended)
+
+
+def test_an_interrupt_of_all_is_said_once(here: Path) -> None:
+    ranks = _commands(2, "prune", "llama", "--out", "cut", *CR, "--epochs", "2000", "--set", "guard=off")
+    while not (here / "cut" / ".reprune" / "run.json").exists():
+        time.sleep(0.1)
+    time.sleep(1)
+    for rank in ranks:
+        rank.send(signal.SIGTERM)
+    ended = _ended(ranks)
+    assert [one.code for one in ended] == [1, 1]
+    (said,) = _messages(ended)
+    assert "reprune resume" in said
+
+
+def test_torchrun_starts_it(here: Path, whole: Path) -> None:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(together.SOURCES)}
+
+    def launch(count: int, out: str, *more: str) -> subprocess.CompletedProcess[str]:
+        command = [*TORCHRUN, str(count), "-m", "reprune", "prune", "llama", "--out", out, *CR[:-1], *more]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=2 * BOUND, check=False)
+
+    said = launch(2, "two")
+    assert said.returncode == 0, said.stderr
+    assert said.stdout.count("sparse model") == 1
+    assert json.loads((here / "two" / "reprune.json").read_text())["ranks"] == 2
+    _like(whole, here / "two")
+    assert launch(1, "one", "-q").returncode == 0
+    shards = {path.name: path.read_bytes() for path in whole.glob("*.safetensors")}
+    assert {path.name: path.read_bytes() for path in (here / "one").glob("*.safetensors")} == shards
+
+
+@pytest.fixture
+def two_hosts() -> Iterator[tuple[str, str]]:
+    """Two network namespaces with a link between them, at 10.99.7.1 and 10.99.7.2; only where they may be made."""
+    names = (f"reprune-{os.getpid()}-a", f"reprune-{os.getpid()}-b")
+
+    def ip(*arguments: str) -> bool:
+        return subprocess.run(["ip", *arguments], capture_output=True, check=False).returncode == 0
+
+    if shutil.which("ip") is None or os.geteuid() != 0 or not ip("netns", "add", names[0]):
+        pytest.skip("this process may not make network namespaces")
+    ip("netns", "add", names[1])
+    try:
+        ip("-n", names[0], "link", "add", "one", "type", "veth", "peer", "name", "other", "netns", names[1])
+        for place, (name, link) in enumerate(zip(names, ("one", "other"), strict=True), 1):
+            ip("-n", name, "addr", "add", f"10.99.7.{place}/24", "dev", link)
+            ip("-n", name, "link", "set", link, "up")
+            ip("-n", name, "link", "set", "lo", "up")
+        yield names
+    finally:
+        for name in names:
+            ip("netns", "del", name)
+
+
+def test_where_the_link_between_two_hosts_is_cut_both_end_and_the_run_is_gone_on_with(
+    two_hosts: tuple[str, str], here: Path, cli: Cli
+) -> None:
+    port = together.free_port()
+    arguments = ["prune", "llama", "--out", "cut", *CR, "--epochs", "40", "--set", "guard=off", "--rank-timeout", "8"]
+    ranks = []
+    for rank, (host, link) in enumerate(zip(two_hosts, ("one", "other"), strict=True)):
+        own = {**together.places(rank, 2, port), "MASTER_ADDR": "10.99.7.1", "GLOO_SOCKET_IFNAME": link}
+        ranks.append(
+            subprocess.Popen(
+                ["ip", "netns", "exec", host, sys.executable, "-m", "reprune", *arguments],
+                env={**os.environ, **own, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(together.SOURCES)},
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+    while not (here / "cut" / ".reprune" / "ledger.jsonl").exists():
+        assert ranks[0].poll() is None
+        time.sleep(0.05)
+    subprocess.run(["ip", "-n", two_hosts[0], "link", "set", "one", "down"], check=True)
+    said = [rank.communicate(timeout=BOUND)[1] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [1, 1]
+    assert all("has lost the others" in one for one in said)  # each host has a reader of its own
+    assert _windows_done(here / "cut") >= 1
+    assert cli("resume", "cut", "-q").code == 0
+    assert reprune.verify(here / "cut").passed

@@ -1,0 +1,115 @@
+"""Several processes that share the samples come to what one process comes to, whatever the recipe."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import reprune
+from reprune.doors.api import prune_by_recipe
+from reprune.engine.watcher import Watcher
+from reprune.planning.layers import resolve_recipe
+from tests import tiny
+from tests.engine import together
+from tests.engine.quick import tensors
+
+TOLERANCE = 1e-4
+"""Of a model's weights, relative: sums over samples are made in another order, and nothing else differs."""
+
+_COMMON: dict[str, Any] = {
+    "calibration": ["manual"],
+    "samples": 9,  # which no number of processes divides
+    "seqlen": 24,
+    "device": "cpu",
+    "precision": "float32",
+    "solver": {"epochs": 2, "lr": 1e-3, "batch_size": 4},
+}
+RECIPES: dict[str, tuple[str, dict[str, Any]]] = {
+    "LR, SparseGPT": ("llama", {"reconstruct": "LR"}),
+    "LR, Wanda 2:4": ("llama", {"reconstruct": "LR", "pruner": {"name": "wanda"}, "sparsity": "2:4"}),
+    "LR, magnitude": ("llama", {"reconstruct": "LR", "pruner": {"name": "magnitude"}}),
+    "LR, group by group": ("llama", {"reconstruct": "LR", "pruner": {"sequential": True}}),
+    "BR": ("llama", {"reconstruct": "BR"}),
+    "BR+GP+CR": ("llama", {"reconstruct": "BR+GP+CR"}),
+    "auto": ("llama", {"reconstruct": "auto"}),
+    "least squares": ("llama", {"reconstruct": "BR+GP", "solver": {"start": "least-squares"}}),
+    "no guard, in parts": ("llama", {"reconstruct": "BR+GP", "guard": "off", "solver": {"micro_batch_size": 1}}),
+    "kept weights": ("llama", {"reconstruct": "BR+GP", "solver": {"compact": True, "checkpointing": True}}),
+    "low rank": ("llama", {"reconstruct": "BR+GP", "solver": {"rank": 2}}),
+    "by error": ("llama", {"reconstruct": "BR", "allocation": {"name": "by-error"}}),
+    "owl, on disk": ("llama", {"reconstruct": "LR", "allocation": {"name": "owl"}, "streams": {"memory": 0}}),
+    "experts": ("mixtral", {"reconstruct": "BR+GP", "pruner": {"min_tokens": 4}}),
+    "experts, as the teacher": ("mixtral", {"reconstruct": "BR+GP", "solver": {"routing": "teacher"}}),
+    "shared keys": ("gemma4", {"reconstruct": "BR+GP+CR"}),
+}
+
+
+def _recipe(own: dict[str, Any]) -> dict[str, Any]:
+    return {**_COMMON, **own, "solver": {**_COMMON["solver"], **own.get("solver", {})}}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Everything done by one, two and four processes."""
+    root = tmp_path_factory.mktemp("ranks")
+    for name in {model for model, _ in RECIPES.values()}:
+        tiny.save(name, root / name)
+    for name, (model, own) in RECIPES.items():
+        (root / "1").mkdir(exist_ok=True)
+        prune_by_recipe(resolve_recipe(str(root / model), _recipe(own)), root / "1" / name, Watcher())
+    for count in (2, 4):
+        jobs = [
+            (str(root / model), str(root / str(count) / name), _recipe(own)) for name, (model, own) in RECIPES.items()
+        ]
+        (root / str(count)).mkdir()
+        (root / f"worked-{count}").mkdir()
+        for ended in [rank.wait(300) for rank in together.start(count, together.prune, jobs, root / f"worked-{count}")]:
+            assert ended.code == 0, ended.err
+    return root
+
+
+@pytest.mark.parametrize("count", [2, 4])
+@pytest.mark.parametrize("name", list(RECIPES))
+def test_the_result_is_that_of_one_process(folder: Path, name: str, count: int) -> None:
+    one, other = tensors(folder / "1" / name), tensors(folder / str(count) / name)
+    assert one.keys() == other.keys()
+    off = sum(float((tensor - other[key]).double().square().sum()) for key, tensor in one.items())
+    power = sum(float(tensor.double().square().sum()) for tensor in one.values())
+    assert (off / power) ** 0.5 <= TOLERANCE
+    records = [json.loads((folder / place / name / "reprune.json").read_text()) for place in ("1", str(count))]
+    assert records[0]["sparsity"] == records[1]["sparsity"]
+    for mine, theirs in zip(*(record["blocks"] for record in records), strict=True):
+        for key in ("calibration_error", "heldout_error"):
+            assert theirs[key] == pytest.approx(mine[key], rel=1e-3)
+        assert [matrix.get("tokens") for matrix in mine["matrices"]] == [
+            matrix.get("tokens") for matrix in theirs["matrices"]
+        ]
+    assert reprune.verify(folder / str(count) / name).passed
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_all_processes_have_the_same_record_and_it_says_what_they_exchanged(folder: Path, count: int) -> None:
+    name = "BR+GP+CR"
+    told = [json.loads((folder / f"worked-{count}" / f"{name}-{rank}.json").read_text()) for rank in range(count)]
+    assert all(one["blocks"] == told[0]["blocks"] for one in told)
+    assert told[0]["ranks"] == count
+    assert all(window["exchange"]["bytes"] > 0 for window in told[0]["windows"])
+    assert "ranks" not in json.loads((folder / "1" / name / "reprune.json").read_text())
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_nothing_but_the_result_is_left(folder: Path, count: int) -> None:
+    for name in RECIPES:
+        assert not (folder / str(count) / name / ".reprune").exists()
+
+
+@pytest.mark.parametrize("name", ["BR+GP+CR", "least squares"])
+def test_zeros_are_at_the_same_places(folder: Path, name: str) -> None:
+    one, two = tensors(folder / "1" / name), tensors(folder / "2" / name)
+    differ = sum(int(((tensor == 0) != (two[key] == 0)).sum()) for key, tensor in one.items())
+    assert differ == 0
+    assert torch.equal(one["model.embed_tokens.weight"], two["model.embed_tokens.weight"])

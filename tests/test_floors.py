@@ -19,6 +19,7 @@ _ROOMS = [
     "prepare",
     "generation",
     "api",
+    "planned",
     "verify",
     "progress",
     "drawing",

@@ -6,9 +6,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from reprune.doors.api import plan, prune, resume, status
+    from reprune.doors.api import prune, resume, status
     from reprune.doors.evaluation.against import errors_against
     from reprune.doors.evaluation.evaluate import evaluate
+    from reprune.doors.planned import plan
     from reprune.doors.report.write import report
     from reprune.doors.study.run import study
     from reprune.doors.verify import verify
@@ -21,7 +22,7 @@ __version__ = "0.1.0"
 _DOORS = {
     "errors_against": "reprune.doors.evaluation.against",
     "evaluate": "reprune.doors.evaluation.evaluate",
-    "plan": "reprune.doors.api",
+    "plan": "reprune.doors.planned",
     "prune": "reprune.doors.api",
     "report": "reprune.doors.report.write",
     "resume": "reprune.doors.api",

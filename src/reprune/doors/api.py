@@ -1,22 +1,19 @@
-"""The Python API: prune, resume, status and plan. The command line calls these and shows what they return."""
+"""The Python API: prune, resume and status. The command line calls these and shows what they return."""
 
 from __future__ import annotations
 
-import math
 import os
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import Any, final
+from typing import Any
 
 import torch
 
 from reprune.doors.generation.selfmade import self_generated
 from reprune.doors.prepare import (
-    DTYPES,
     check_dense,
     check_disk,
     check_memory,
@@ -26,13 +23,12 @@ from reprune.doors.prepare import (
     draw,
     nested_flags,
     open_decoder,
+    recipe_contents,
     settle,
     settle_seqlen,
 )
 from reprune.engine.books import Books
-from reprune.engine.forecast import Forecast, Group, Work, forecast, measure_speed, resident_bytes
 from reprune.engine.ledger import Ledger
-from reprune.engine.machines import Machine, find_machine
 from reprune.engine.record import full_record, trim_heap, versions
 from reprune.engine.result import RECORD, Result
 from reprune.engine.run import Methods, run_windows
@@ -43,12 +39,11 @@ from reprune.math.ranks import ALONE, Ranks
 from reprune.model.decoder import Decoder
 from reprune.model.locate import locate_model
 from reprune.model.wellformed import read_json
-from reprune.planning.layers import read_recipe, resolve_recipe
+from reprune.planning.layers import resolve_recipe
 from reprune.planning.overlap import sketch
 from reprune.planning.paths import absolute, beside
 from reprune.planning.recipe import Recipe
-from reprune.planning.schedule import Window
-from reprune.planning.survey import Survey, survey
+from reprune.planning.survey import survey
 
 
 def prune(
@@ -113,15 +108,8 @@ def prune(
         device=device,
         trust_remote_code=trust_remote_code,
     )
-    content = _contents(recipe)
+    content = recipe_contents(recipe)
     return prune_by_recipe(resolve_recipe(os.fspath(model), content, flags, settings), Path(out), watcher or Watcher())
-
-
-def _contents(recipe: str | os.PathLike[str] | dict[str, Any] | None) -> dict[str, Any]:
-    """What a recipe says, given as a file or as its contents."""
-    if recipe is None or isinstance(recipe, dict):
-        return recipe or {}
-    return read_recipe(Path(recipe))
 
 
 def prune_by_recipe(
@@ -288,87 +276,3 @@ def status(out: str | os.PathLike[str]) -> Status:
         except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
             raise InputError(f"{folder / RECORD}: damaged ({error!r}); the model beside it may still load.") from None
     raise InputError(f"{out}: holds no run of reprune, neither finished ({RECORD}) nor unfinished.")
-
-
-@final
-@dataclass(frozen=True)
-class Plan:
-    """What `prune` would do with the same arguments."""
-
-    recipe: Recipe
-    decoder: Decoder
-    survey: Survey
-    schedule: list[Window]
-    samples: tuple[int, int]  # to calibrate on, and held out
-    weights: int  # all of the model's
-    bytes: int  # of its files
-    machine: Machine | None = None  # that the run is forecast for; None is this one
-
-    @property
-    def folder(self) -> Path:
-        """The model's."""
-        return self.decoder.folder
-
-    @cached_property
-    def forecast(self) -> Forecast:
-        """What the run will take: by what this machine does in a second just now, or another by its data sheet."""
-        recipe, decoder = self.recipe, self.decoder
-        assert recipe.seqlen is not None
-        work = Work(
-            decoder.costs(recipe.seqlen, recipe.solver.samples_at_a_time),
-            [
-                [
-                    Group.of((block.shapes[name] for name in names), block.experts.get(names[0]))
-                    for names in block.groups
-                ]
-                for block in self.survey.blocks
-            ],
-            self.schedule,
-            *self.samples,
-            recipe.seqlen,
-            [decoder.block_bytes(index) for index in range(len(decoder))],
-            decoder.outside_bytes(),
-        )
-        if self.machine is not None:
-            there = recipe.model_copy(update={"device": "cuda"})
-            return forecast(there, work, self.machine.speed(recipe.precision), resident_bytes())
-        speed = measure_speed(torch.device(recipe.device), DTYPES[recipe.precision])
-        return forecast(recipe, work, speed, resident_bytes())
-
-
-def plan_by_recipe(recipe: Recipe, watcher: Watcher, machine: Machine | None = None) -> Plan:
-    """Look at a model's configuration and tensor headers; load no weights.
-
-    Args:
-        machine: the one that the run is forecast for, where that is not this one.
-
-    Raises:
-        InputError: the recipe does not fit the model at all. What would be refused is in `Plan.survey.refusals`.
-    """
-    folder = locate_model(recipe.model, notify=watcher.note)
-    check_dense(folder)
-    if machine is not None:  # nothing is run on it: blocks without values are on the CPU
-        precision = "bfloat16" if recipe.precision == "auto" else recipe.precision
-        recipe = recipe.model_copy(update={"device": "cpu", "precision": precision})
-    recipe = settle(recipe)
-    decoder = open_decoder(recipe, folder)
-    recipe = settle_seqlen(recipe, decoder)
-    samples = count_samples(recipe)
-    return Plan(
-        recipe,
-        decoder,
-        survey(decoder, recipe.sparsities, recipe.choice),
-        Methods.of(recipe, len(decoder)).schedule,
-        samples,
-        sum(math.prod(entry.shape) for entry in decoder.checkpoint.entries.values()),
-        decoder.checkpoint.bytes,
-        machine,
-    )
-
-
-def plan(model: str | os.PathLike[str], *, on: str | None = None, settings: Sequence[str] = (), **flags: Any) -> Plan:
-    """What `prune` with the same arguments would do, here or `on` a machine with a name; loads no weights."""
-    machine = None if on is None else find_machine(on)
-    content = _contents(flags.pop("recipe", None))
-    recipe = resolve_recipe(os.fspath(model), content, nested_flags(**flags), settings)
-    return plan_by_recipe(recipe, Watcher(), machine)

@@ -22,6 +22,7 @@ from reprune.errors import InputError
 from reprune.math.ranks import Ranks
 from reprune.model.block import Precision
 from reprune.model.decoder import Decoder
+from reprune.planning.layers import read_recipe
 from reprune.planning.recipe import Recipe
 from reprune.planning.samples import Samples, draw_samples
 from reprune.planning.schedule import windows
@@ -59,6 +60,13 @@ def nested_flags(
         **plain,
     }
     return {key: value for key, value in content.items() if value is not None}
+
+
+def recipe_contents(recipe: str | os.PathLike[str] | dict[str, Any] | None) -> dict[str, Any]:
+    """What a recipe says, given as a file or as its contents."""
+    if recipe is None or isinstance(recipe, dict):
+        return recipe or {}
+    return read_recipe(Path(recipe))
 
 
 def check_dense(folder: Path) -> None:

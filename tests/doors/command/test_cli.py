@@ -30,9 +30,9 @@ _RECIPE = {
     *("--device", "--set", "--trust-remote-code"),
 }
 FLAGS = {
-    "prune": {*_RECIPE, "--out", "--quiet", "--verbose"},
+    "prune": {*_RECIPE, "--out", "--quiet", "--verbose", "--rank-timeout"},
     "plan": {*_RECIPE, "--on"},
-    "resume": {"--quiet", "--verbose"},
+    "resume": {"--quiet", "--verbose", "--rank-timeout"},
     "status": set(),
     "evaluate": {
         *("--text", "--protocol", "--seqlen", "--windows", "--against", "--zero-shot", "--zero-shot-data"),

@@ -153,8 +153,8 @@ def plan(
 ) -> None:
     """Show what `prune` with the same flags would do; loads no weights. Exit code 2 if it would refuse."""
     with exit_codes():
-        from reprune.doors.api import plan_by_recipe
         from reprune.doors.command.views import show_plan
+        from reprune.doors.planned import plan_by_recipe
         from reprune.doors.progress import watching
         from reprune.engine.machines import find_machine
 

@@ -8,8 +8,9 @@ from typing import Any
 
 from rich.table import Table
 
-from reprune.doors.api import Plan, Status
+from reprune.doors.api import Status
 from reprune.doors.formats import clock, console, percent, size
+from reprune.doors.planned import Plan
 from reprune.doors.verify import Check
 from reprune.planning.survey import ranges
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, final
 
-from reprune.doors.api import Plan, plan_by_recipe
+from reprune.doors.planned import Plan, plan_by_recipe
 from reprune.doors.prepare import draw
 from reprune.doors.study.grid import Cell, common
 from reprune.doors.study.measures import Bench, Measures, Text

@@ -1,0 +1,118 @@
+"""What a run would do, would be refused for, and would take: known before any weight is read."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, final
+
+import torch
+
+from reprune.doors.prepare import (
+    DTYPES,
+    check_dense,
+    count_samples,
+    nested_flags,
+    open_decoder,
+    recipe_contents,
+    settle,
+    settle_seqlen,
+)
+from reprune.engine.forecast import Forecast, Group, Work, forecast, measure_speed, resident_bytes
+from reprune.engine.machines import Machine, find_machine
+from reprune.engine.run import Methods
+from reprune.engine.watcher import Watcher
+from reprune.model.decoder import Decoder
+from reprune.model.locate import locate_model
+from reprune.planning.layers import resolve_recipe
+from reprune.planning.recipe import Recipe
+from reprune.planning.schedule import Window
+from reprune.planning.survey import Survey, survey
+
+
+@final
+@dataclass(frozen=True)
+class Plan:
+    """What `prune` would do with the same arguments."""
+
+    recipe: Recipe
+    decoder: Decoder
+    survey: Survey
+    schedule: list[Window]
+    samples: tuple[int, int]  # to calibrate on, and held out
+    weights: int  # all of the model's
+    bytes: int  # of its files
+    machine: Machine | None = None  # that the run is forecast for; None is this one
+
+    @property
+    def folder(self) -> Path:
+        """The model's."""
+        return self.decoder.folder
+
+    @cached_property
+    def forecast(self) -> Forecast:
+        """What the run will take: by what this machine does in a second just now, or another by its data sheet."""
+        recipe, decoder = self.recipe, self.decoder
+        assert recipe.seqlen is not None
+        work = Work(
+            decoder.costs(recipe.seqlen, recipe.solver.samples_at_a_time),
+            [
+                [
+                    Group.of((block.shapes[name] for name in names), block.experts.get(names[0]))
+                    for names in block.groups
+                ]
+                for block in self.survey.blocks
+            ],
+            self.schedule,
+            *self.samples,
+            recipe.seqlen,
+            [decoder.block_bytes(index) for index in range(len(decoder))],
+            decoder.outside_bytes(),
+        )
+        if self.machine is not None:
+            there = recipe.model_copy(update={"device": "cuda"})
+            return forecast(there, work, self.machine.speed(recipe.precision), resident_bytes())
+        speed = measure_speed(torch.device(recipe.device), DTYPES[recipe.precision])
+        return forecast(recipe, work, speed, resident_bytes())
+
+
+def plan_by_recipe(recipe: Recipe, watcher: Watcher, machine: Machine | None = None) -> Plan:
+    """Look at a model's configuration and tensor headers; load no weights.
+
+    Args:
+        machine: the one that the run is forecast for, where that is not this one.
+
+    Raises:
+        InputError: the recipe does not fit the model at all. What would be refused is in `Plan.survey.refusals`.
+    """
+    folder = locate_model(recipe.model, notify=watcher.note)
+    check_dense(folder)
+    if machine is not None:  # nothing is run on it: blocks without values are on the CPU
+        precision = "bfloat16" if recipe.precision == "auto" else recipe.precision
+        recipe = recipe.model_copy(update={"device": "cpu", "precision": precision})
+    recipe = settle(recipe)
+    decoder = open_decoder(recipe, folder)
+    recipe = settle_seqlen(recipe, decoder)
+    samples = count_samples(recipe)
+    return Plan(
+        recipe,
+        decoder,
+        survey(decoder, recipe.sparsities, recipe.choice),
+        Methods.of(recipe, len(decoder)).schedule,
+        samples,
+        sum(math.prod(entry.shape) for entry in decoder.checkpoint.entries.values()),
+        decoder.checkpoint.bytes,
+        machine,
+    )
+
+
+def plan(model: str | os.PathLike[str], *, on: str | None = None, settings: Sequence[str] = (), **flags: Any) -> Plan:
+    """What `prune` with the same arguments would do, here or `on` a machine with a name; loads no weights."""
+    machine = None if on is None else find_machine(on)
+    content = recipe_contents(flags.pop("recipe", None))
+    recipe = resolve_recipe(os.fspath(model), content, nested_flags(**flags), settings)
+    return plan_by_recipe(recipe, Watcher(), machine)

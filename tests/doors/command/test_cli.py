@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import reprune
-from reprune.doors import api
+from reprune.doors import planned
 from reprune.engine import machines
 from reprune.model.checkpoint import Checkpoint
 from reprune.model.decoder import Decoder
@@ -337,7 +337,7 @@ def test_plan_refuses_what_prune_refuses(here: Path, cli: Cli) -> None:
 
 
 def test_plan_forecasts_for_a_machine_that_is_not_here(here: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(api, "measure_speed", lambda *_: pytest.fail("this machine was measured"))
+    monkeypatch.setattr(planned, "measure_speed", lambda *_: pytest.fail("this machine was measured"))
     flags = ["plan", "llama", "--calibration", "text.txt", "--samples", "4"]
     said = cli(*flags, "--on", "h100")
     assert (said.code, said.err) == (0, "")

@@ -305,7 +305,8 @@ Wanda 2:4, BR+GP and SparseGPT 50 %, BR+GP+CR (2 samples of 32 tokens). A model 
 block that runs on text has its zeros (routers of experts apart), plain Transformers loads the result without a tensor
 missing or unexpected and computes in it what was computed block by block (1e-5), the last block's calibration error is
 not above that of pruning alone, and `reprune verify` finds nothing. That is a test of form: it says nothing of quality.
-"Not built" are configurations that Transformers itself does not build or run in this size.
+"Not built" are configurations that Transformers itself does not build or run by themselves. (gemma3n needs the package
+timm for its images.)
 
 A model that is refused is refused before anything is written, for the reason in the table.
 """

@@ -13,7 +13,7 @@ VOCABULARY, WIDTH, WIDE, BLOCKS, HEADS = 512, 64, 128, 4, 4
 SIZES: Mapping[str, int] = {
     **dict.fromkeys(("hidden_size", "d_model", "n_embd", "emb_dim", "dim", "embed_dim", "embedding_size"), WIDTH),
     **dict.fromkeys(("word_embed_proj_dim", "input_embedding_size", "output_embedding_size", "ffn_hidden_size"), WIDTH),
-    **dict.fromkeys(("intermediate_size", "ffn_dim", "d_ff", "n_inner", "mlp_dim", "dim_ff", "d_inner"), WIDE),
+    **dict.fromkeys(("intermediate_size", "ffn_dim", "d_ff", "n_inner", "mlp_dim", "dim_ff", "dff", "d_inner"), WIDE),
     **dict.fromkeys(("encoder_ffn_dim", "decoder_ffn_dim", "shared_intermediate_size", "intermediate_size_mlp"), WIDE),
     **dict.fromkeys(("moe_intermediate_size", "expert_ffn_hidden_size", "shared_expert_intermediate_size"), WIDTH),
     **dict.fromkeys(("moe_shared_expert_intermediate_size", "dense_intermediate_size", "expert_dim"), WIDTH),

@@ -1,12 +1,12 @@
 """Trains small models of real forms on real text, to study pruning on more than one model.
 
-    python benchmarks/train.py --out FOLDER --form llama --millions 3 --texts a.txt b.jsonl manual [--passes 6]
+    python benchmarks/train.py --out FOLDER --form llama --millions 3 --texts a.txt b.jsonl manual [--passes 2]
 
 Forms: llama, opt and mixtral (4 experts, 2 a token), of about 1, 3 or 10 million weights. The tokenizer (byte-level BPE
 of 4096 tokens) is trained on the same texts. Texts are any source that reprune calibrates on, all documents of each.
 Adam, a learning rate for each size, with a warm-up, falling to a tenth; batches of 4 x 256 tokens; products in bfloat16
-where the processor has them. A checkpoint is written every 200 steps, and the same command goes on from it. In the end FOLDER is
-an ordinary model folder.
+where the processor has them. A checkpoint is written every 200 steps, and the same command goes on from it. In the end
+FOLDER is an ordinary model folder.
 """
 
 from __future__ import annotations
@@ -169,7 +169,7 @@ def main() -> None:
     parser.add_argument("--form", choices=("llama", "opt", "mixtral"), required=True)
     parser.add_argument("--millions", type=int, choices=tuple(SIZES), required=True)
     parser.add_argument("--texts", nargs="+", required=True)
-    parser.add_argument("--passes", type=int, default=6)
+    parser.add_argument("--passes", type=int, default=2)
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     texts = read(options.texts)

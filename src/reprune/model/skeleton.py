@@ -210,7 +210,7 @@ class Skeleton:
         """The same, whatever the blocks return, and whether or not weights are looked at before their module runs."""
         first: Exception | None = None
         for early in dict.fromkeys((self._early, True)):
-            self._early = early
+            self._early, first = early, None  # with all weights at hand it says more of the model
             for form in [self._returned, *(form for form in _RETURNED if form != self._returned)]:
                 self._returned = form
                 try:

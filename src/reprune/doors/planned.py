@@ -22,16 +22,20 @@ from reprune.doors.prepare import (
     settle,
     settle_seqlen,
 )
-from reprune.engine.forecast import Forecast, Group, Work, forecast, measure_speed, resident_bytes
+from reprune.engine.exchange import Crew, find_network
+from reprune.engine.forecast import ONE_PROCESS, Forecast, Group, Work, forecast, measure_speed, resident_bytes
 from reprune.engine.machines import Machine, find_machine
 from reprune.engine.run import Methods
 from reprune.engine.watcher import Watcher
+from reprune.errors import InputError
 from reprune.model.decoder import Decoder
 from reprune.model.locate import locate_model
 from reprune.planning.layers import resolve_recipe
 from reprune.planning.recipe import Recipe
 from reprune.planning.schedule import Window
 from reprune.planning.survey import Survey, survey
+
+_IN_ONE = 8  # GPUs of a machine
 
 
 @final
@@ -47,6 +51,7 @@ class Plan:
     weights: int  # all of the model's
     bytes: int  # of its files
     machine: Machine | None = None  # that the run is forecast for; None is this one
+    crew: Crew = ONE_PROCESS  # the processes
 
     @property
     def folder(self) -> Path:
@@ -75,16 +80,17 @@ class Plan:
         )
         if self.machine is not None:
             there = recipe.model_copy(update={"device": "cuda"})
-            return forecast(there, work, self.machine.speed(recipe.precision), resident_bytes())
+            return forecast(there, work, self.machine.speed(recipe.precision), resident_bytes(), self.crew)
         speed = measure_speed(torch.device(recipe.device), DTYPES[recipe.precision])
-        return forecast(recipe, work, speed, resident_bytes())
+        return forecast(recipe, work, speed, resident_bytes(), self.crew)
 
 
-def plan_by_recipe(recipe: Recipe, watcher: Watcher, machine: Machine | None = None) -> Plan:
+def plan_by_recipe(recipe: Recipe, watcher: Watcher, machine: Machine | None = None, crew: Crew = ONE_PROCESS) -> Plan:
     """Look at a model's configuration and tensor headers; load no weights.
 
     Args:
         machine: the one that the run is forecast for, where that is not this one.
+        crew: the processes that it is forecast for.
 
     Raises:
         InputError: the recipe does not fit the model at all. What would be refused is in `Plan.survey.refusals`.
@@ -98,6 +104,8 @@ def plan_by_recipe(recipe: Recipe, watcher: Watcher, machine: Machine | None = N
     decoder = open_decoder(recipe, folder)
     recipe = settle_seqlen(recipe, decoder)
     samples = count_samples(recipe)
+    if samples[0] < crew.count:
+        raise InputError(f"--ranks {crew.count}: more than the {samples[0]} samples that are shared out over them.")
     return Plan(
         recipe,
         decoder,
@@ -107,12 +115,38 @@ def plan_by_recipe(recipe: Recipe, watcher: Watcher, machine: Machine | None = N
         sum(math.prod(entry.shape) for entry in decoder.checkpoint.entries.values()),
         decoder.checkpoint.bytes,
         machine,
+        crew,
     )
 
 
-def plan(model: str | os.PathLike[str], *, on: str | None = None, settings: Sequence[str] = (), **flags: Any) -> Plan:
-    """What `prune` with the same arguments would do, here or `on` a machine with a name; loads no weights."""
+def make_crew(ranks: int | None, network: str | None, machine: Machine | None) -> Crew:
+    """So many processes, on a network with a name: by default what machines of eight GPUs have."""
+    if ranks is not None and ranks < 1:
+        raise InputError(f"--ranks {ranks}: expected at least 1.")
+    if network is not None and ranks is None:
+        raise InputError(f"--network {network}: of how many processes? Give --ranks too.")
+    usual = "local" if machine is None else "nvlink" if (ranks or 1) <= _IN_ONE else "100g"
+    return Crew(ranks or 1, find_network(network or usual))
+
+
+def plan(
+    model: str | os.PathLike[str],
+    *,
+    on: str | None = None,
+    ranks: int | None = None,
+    network: str | None = None,
+    settings: Sequence[str] = (),
+    **flags: Any,
+) -> Plan:
+    """What `prune` with the same arguments would do; loads no weights.
+
+    Args:
+        on: the name of a machine, where that is not this one.
+        ranks: so many processes.
+        network: what they exchange over: local, nvlink or 100g.
+    """
     machine = None if on is None else find_machine(on)
+    crew = make_crew(ranks, network, machine)
     content = recipe_contents(flags.pop("recipe", None))
     recipe = resolve_recipe(os.fspath(model), content, nested_flags(**flags), settings)
-    return plan_by_recipe(recipe, Watcher(), machine)
+    return plan_by_recipe(recipe, Watcher(), machine, crew)

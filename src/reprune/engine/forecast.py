@@ -16,6 +16,7 @@ from typing import final
 
 import torch
 
+from reprune.engine.exchange import Crew
 from reprune.engine.pruning import AT_ONCE
 from reprune.model.costs import BlockCosts
 from reprune.model.float32 import fast_float32
@@ -32,6 +33,7 @@ _WINDOW_SECONDS = 0.05
 _BESIDE_BYTES = 90e6  # of a run beside what is counted here: the tokenizer, the samples, thread pools
 _HEAP = 1.1  # what the heap takes over what was asked of it
 _REFIT_COPIES = 7  # of a group's matrices: what conjugate gradients hold beside what the pruner does
+ONE_PROCESS = Crew()
 _TEMPORARY = 1.3  # over the activations kept: what a backward pass holds for a moment
 
 
@@ -88,6 +90,7 @@ class Forecast:
     memory_bytes: int  # of the host; with a GPU, that of the streams and of what is written
     device_bytes: int  # of the GPU; 0 where there is none
     disk_bytes: int  # the result, and streams that do not fit memory
+    exchanged_bytes: int = 0  # through the link of each process, where there are several
 
 
 @fast_float32()
@@ -120,17 +123,20 @@ def _best(run: Callable[[], torch.Tensor], device: torch.device) -> float:
     return min(found)
 
 
-def forecast(recipe: Recipe, work: Work, speed: Speed, base_bytes: int) -> Forecast:
-    """Estimate a run.
+def forecast(recipe: Recipe, work: Work, speed: Speed, base_bytes: int, crew: Crew = ONE_PROCESS) -> Forecast:
+    """Estimate a run; of several processes time and memory are those of the first, which writes.
 
     Args:
         recipe: settled.
         work: what it comes to.
         speed: of its device.
         base_bytes: what a process takes that has only loaded its libraries.
+        crew: the processes that do it.
     """
-    seconds = sum(_window_seconds(recipe, work, speed, window) for window in work.schedule)
-    samples = work.calibration + work.heldout
+    exchanges = [_exchange(recipe, work, window) for window in work.schedule]
+    seconds = sum(_window_seconds(recipe, work, speed, window, crew) for window in work.schedule)
+    seconds += sum(crew.seconds(*exchange) for exchange in exchanges)
+    samples = crew.part(work.calibration) + crew.part(work.heldout)
     stream = samples * work.blocks[0].states
     wanted = stream * _streams(recipe)
     held = min(wanted, int(recipe.streams.memory) // stream * stream)
@@ -139,7 +145,28 @@ def forecast(recipe: Recipe, work: Work, speed: Speed, base_bytes: int) -> Forec
     on_device = recipe.device.startswith("cuda")
     host = base_bytes + _BESIDE_BYTES + max(_HEAP * (held + (0 if on_device else window)), writing)
     disk = disk_bytes(recipe, stream, sum(work.block_bytes) + sum(work.outside_bytes))
-    return Forecast(seconds, int(host), int(window) if on_device else 0, int(disk))
+    exchanged = sum(crew.bytes(summed, told) for summed, told, _ in exchanges)
+    return Forecast(seconds, int(host), int(window) if on_device else 0, int(disk), int(exchanged))
+
+
+def _exchange(recipe: Recipe, work: Work, window: Window) -> tuple[float, float, int]:
+    """What processes exchange in a window: bytes summed over all, bytes that one tells the others, and how often."""
+    summed = told = 0.0
+    often = 0
+    refit = recipe.solver.start == "least-squares"
+    for group in (group for index in window.fresh for group in work.groups[index]):
+        if recipe.pruner.name == "sparsegpt" or refit:
+            summed += 4 * group.columns**2 * (4 if refit and not group.expert else 1)
+        elif recipe.pruner.name == "wanda":
+            summed += 4 * group.columns
+        told += 5 * group.rows * group.columns  # weights and masks
+        often += 4
+    parameters = sum(work.blocks[index].parameters for index in window.blocks)
+    if recipe.solver.name != "none":
+        steps = -(-work.calibration // recipe.solver.batch_size) * recipe.solver.epochs
+        summed += steps * 4 * parameters * (1.0 - recipe.pattern.sparsity if recipe.solver.compact else 1.0)
+        often += 2 * steps + 2 * recipe.solver.epochs
+    return summed, told + 4 * parameters, often
 
 
 def least_memory_bytes(recipe: Recipe, schedule: Sequence[Window], parameters: Sequence[int]) -> int:
@@ -172,8 +199,9 @@ def _streams(recipe: Recipe) -> int:
     return 1 + (size + 1) + (recipe.teacher == "local") + (size > 1)
 
 
-def _window_seconds(recipe: Recipe, work: Work, speed: Speed, window: Window) -> float:
-    samples, calibration, heldout = work.calibration + work.heldout, work.calibration, work.heldout
+def _window_seconds(recipe: Recipe, work: Work, speed: Speed, window: Window, crew: Crew) -> float:
+    calibration, heldout = crew.part(work.calibration), crew.part(work.heldout)
+    samples = calibration + heldout
 
     crossing = 2.0 * work.blocks[0].states / speed.link  # of a pass: what enters it, and what comes out or should
 
@@ -195,23 +223,27 @@ def _window_seconds(recipe: Recipe, work: Work, speed: Speed, window: Window) ->
         seconds += samples * forward(window.blocks)
     for index in window.fresh:
         seconds += samples * forward([i for i in window.blocks if i < index])
-        seconds += _pruning_seconds(recipe, work, speed, index, forward([index]), len(window.blocks) == 1)
+        seconds += _pruning_seconds(recipe, work, speed, index, forward([index]), len(window.blocks) == 1, crew)
     solver = recipe.solver
     if solver.name != "none":
         blocks = list(window.blocks)
-        steps = -(-calibration // solver.batch_size) * solver.epochs
+        steps = -(-work.calibration // solver.batch_size) * solver.epochs
+        in_steps = crew.per_epoch(work.calibration, solver.batch_size)
         parameters = sum(work.blocks[i].parameters for i in blocks)
         repeated = forward(blocks) if solver.checkpointing else 0.0
         seconds += samples * forward(blocks)  # the errors before
-        seconds += solver.epochs * (calibration * (both(blocks) + repeated) + heldout * forward(blocks))
+        seconds += solver.epochs * (in_steps * (both(blocks) + repeated) + heldout * forward(blocks))
         seconds += steps * 4 * parameters * 9 / speed.traffic  # Adam reads and writes weights, gradients and moments
     seconds += samples * forward(window.blocks)  # advancing, with the errors after
     return seconds + sum(work.block_bytes[i] for i in window.retired) / _FILE_BYTES_PER_SECOND
 
 
-def _pruning_seconds(recipe: Recipe, work: Work, speed: Speed, index: int, forward: float, lone: bool) -> float:
+def _pruning_seconds(
+    recipe: Recipe, work: Work, speed: Speed, index: int, forward: float, lone: bool, crew: Crew
+) -> float:
     """Statistics of the calibration samples, the pruner, and least squares, of a block alone in its window or not."""
-    calibration, samples = work.calibration, work.calibration + work.heldout
+    calibration, heldout = crew.part(work.calibration), crew.part(work.heldout)
+    samples = calibration + heldout
     groups = work.groups[index]
     stages = sum(not group.expert for group in groups) + 2 * any(group.expert for group in groups)
     refit = recipe.solver.start == "least-squares"
@@ -222,17 +254,23 @@ def _pruning_seconds(recipe: Recipe, work: Work, speed: Speed, index: int, forwa
         seconds += calibration * forward * stages
     elif recipe.teacher == "global" or not lone:  # else they are gathered in the pass that makes the targets
         seconds += calibration * forward
+    solving = []  # of each group, by one process
     for group in groups:
         square = group.columns**2
         if recipe.pruner.name == "sparsegpt":
             seconds += 2.0 * _SYMMETRIC * calibration * work.tokens * group.share * square / speed.full
-            seconds += group.columns**3 * 1.5 / speed.full + 1.0 * group.rows * square / speed.full
-            seconds += group.columns * _COLUMN_SECONDS
+            solving.append(
+                group.columns**3 * 1.5 / speed.full
+                + 1.0 * group.rows * square / speed.full
+                + group.columns * _COLUMN_SECONDS
+            )
         if refit and not group.expert:
-            gram = work.heldout if recipe.pruner.name == "sparsegpt" else samples
+            gram = heldout if recipe.pruner.name == "sparsegpt" else samples
             seconds += 2.0 * (_SYMMETRIC * gram + samples) * work.tokens * square / speed.full
             seconds += 24 * 2.0 * group.rows * square / speed.full  # products of the conjugate gradients
-    return seconds
+    # One after the other where each group is to see what those before it have become.
+    in_turn = refit or recipe.pruner.sequential
+    return seconds + (sum(solving) if in_turn else crew.longest(solving))
 
 
 def _window_bytes(recipe: Recipe, work: Work, window: Window) -> int:

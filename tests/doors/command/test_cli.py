@@ -31,7 +31,7 @@ _RECIPE = {
 }
 FLAGS = {
     "prune": {*_RECIPE, "--out", "--quiet", "--verbose", "--rank-timeout"},
-    "plan": {*_RECIPE, "--on"},
+    "plan": {*_RECIPE, "--on", "--ranks", "--network"},
     "resume": {"--quiet", "--verbose", "--rank-timeout"},
     "status": set(),
     "evaluate": {
@@ -361,3 +361,11 @@ def test_the_api_has_the_names_of_the_commands(here: Path, cli: Cli) -> None:
     assert reprune.status("out").windows_done == 3
     for name in ("prune", "plan", "resume", "status", "evaluate"):
         assert callable(getattr(reprune, name))
+
+
+def test_plan_forecasts_for_several_processes(cli: Cli) -> None:
+    said = cli("plan", "llama", *QUICK, "--ranks", "2")
+    assert said.code == 0
+    assert "processes  2: time and memory are of each" in said.out
+    assert "processes" not in cli("plan", "llama", *QUICK).out
+    assert "over NVLink of H100" in cli("plan", "llama", *QUICK, "--ranks", "2", "--on", "h100").out

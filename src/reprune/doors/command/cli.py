@@ -150,18 +150,24 @@ def plan(
     on: Annotated[
         str | None, typer.Option("--on", metavar="MACHINE", help="Forecast for h100, a100 or 4090. [this machine]")
     ] = None,
+    ranks: Annotated[
+        int | None, typer.Option("--ranks", metavar="N", help="Forecast for N processes, a GPU or machine each. [1]")
+    ] = None,
+    network: Annotated[
+        str | None, typer.Option("--network", metavar="NAME", help="That they exchange over: local, nvlink or 100g.")
+    ] = None,
 ) -> None:
     """Show what `prune` with the same flags would do; loads no weights. Exit code 2 if it would refuse."""
     with exit_codes():
         from reprune.doors.command.views import show_plan
-        from reprune.doors.planned import plan_by_recipe
+        from reprune.doors.planned import make_crew, plan_by_recipe
         from reprune.doors.progress import watching
         from reprune.engine.machines import find_machine
 
         machine = None if on is None else find_machine(on)
         made = _recipe(model, recipe, settings, **_given(locals()))
         with watching(quiet=False, verbose=False) as watcher:
-            planned = plan_by_recipe(made, watcher, machine)
+            planned = plan_by_recipe(made, watcher, machine, make_crew(ranks, network, machine))
         show_plan(planned)
         if planned.survey.refusals:
             raise typer.Exit(2)

@@ -100,6 +100,11 @@ def show_plan(plan: Plan) -> None:
         f"forecast   about {clock(forecast.seconds)}; peak memory {size(forecast.memory_bytes)}{device}; "
         f"{size(forecast.disk_bytes)} on disk"
     )
+    if plan.crew.count > 1:
+        output.print(
+            f"processes  {plan.crew.count}: time and memory are of each, which sends about "
+            f"{size(forecast.exchanged_bytes)} over {plan.crew.network.name}"
+        )
     if plan.machine is not None and forecast.device_bytes > plan.machine.memory_bytes:
         output.print(
             f"note       it does not fit the {size(plan.machine.memory_bytes)} of that device; try "

@@ -1,0 +1,90 @@
+"""What processes share out and exchange is counted: less work each, more to send, and no gain without end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import reprune
+from reprune.engine.exchange import NETWORKS, Crew, Network, find_network
+from reprune.engine.forecast import Forecast, Speed, forecast
+from reprune.errors import InputError
+from reprune.planning.layers import resolve_recipe
+from tests import tiny
+from tests.engine.test_forecast import _SPEED, _work
+
+
+def _forecast(count: int, network: str, *settings: str, speed: Speed = _SPEED) -> Forecast:
+    settings = ("device=cpu", "precision=float32", "seqlen=128", *settings)
+    recipe = resolve_recipe("model", {"reconstruct": "BR+GP"}, settings=settings)
+    return forecast(recipe, _work(calibration=64, heldout=8), speed, 10**8, Crew(count, find_network(network)))
+
+
+@given(st.integers(1, 12), st.integers(1, 200), st.integers(1, 32))
+def test_an_epoch_takes_each_no_less_than_its_part_and_no_more_than_all(count: int, samples: int, batch: int) -> None:
+    found = Crew(count).per_epoch(samples, batch)
+    assert samples / count - 1e-6 <= found <= samples + 1e-6
+    assert Crew(1).per_epoch(samples, batch) == samples
+
+
+def test_how_unevenly_batches_fall() -> None:
+    """Eight of many samples on two processes: half, and half of the mean distance from it, 1.09."""
+    assert Crew(2).per_epoch(1024, 8) == pytest.approx(1024 / 8 * (4 + 1.09), rel=0.03)
+
+
+def test_jobs_are_dealt_out_in_turn() -> None:
+    assert Crew(2).longest([1.0, 5.0, 2.0, 1.0]) == 6.0
+    assert Crew(1).longest([1.0, 5.0]) == 6.0
+    assert Crew(3).longest([]) == 0.0
+
+
+def test_one_process_exchanges_nothing() -> None:
+    assert Crew(1).seconds(1e9, 1e9, 1000) == Crew(1).bytes(1e9, 1e9) == 0.0
+    assert _forecast(1, "100g").exchanged_bytes == 0
+    assert _forecast(1, "100g") == _forecast(1, "nvlink")
+
+
+def test_a_sum_is_sent_nearly_twice_and_what_one_tells_once() -> None:
+    assert Crew(2).bytes(100.0, 7.0) == 107.0
+    assert Crew(8).bytes(100.0, 0.0) == 175.0
+    network = Network("", 100.0, 0.5)
+    assert Crew(2, network).seconds(70.0, 0.0, 2) == pytest.approx(1.0 + 1.0)
+
+
+def test_more_processes_take_less_time_and_memory_for_streams_each() -> None:
+    one, two, four = (_forecast(count, "nvlink") for count in (1, 2, 4))
+    assert one.seconds > two.seconds > four.seconds > one.seconds / 4
+    assert one.memory_bytes > four.memory_bytes
+    assert 0 < two.exchanged_bytes < four.exchanged_bytes
+
+
+def test_a_slow_network_takes_back_what_processes_gain() -> None:
+    fast = Speed(1e15, 1e14, 1e13)
+    assert _forecast(8, "100g", speed=fast).seconds > _forecast(8, "nvlink", speed=fast).seconds
+
+
+def test_gradients_of_kept_weights_are_half_as_much() -> None:
+    assert _forecast(2, "local", "solver.compact=true").exchanged_bytes < _forecast(2, "local").exchanged_bytes
+
+
+@pytest.mark.parametrize(
+    ("flags", "reason"),
+    [
+        ({"ranks": 0}, "--ranks 0: expected at least 1"),
+        ({"ranks": 9, "samples": 8}, "--ranks 9: more than the 8 samples"),
+        ({"network": "100g"}, "of how many processes"),
+        ({"ranks": 2, "network": "pigeons"}, "--network pigeons: expected one of local, nvlink, 100g"),
+    ],
+)
+def test_what_cannot_be_is_refused(flags: dict[str, Any], reason: str, tmp_path: Path) -> None:
+    model = tiny.save("llama", tmp_path / "llama")
+    with pytest.raises(InputError, match=reason):
+        reprune.plan(model, calibration="manual", **flags)
+
+
+def test_the_network_is_what_machines_have() -> None:
+    assert set(NETWORKS) == {"local", "nvlink", "100g"}

@@ -28,11 +28,11 @@ class Network:
 
 
 NETWORKS = {
-    "local": Network("one machine, by its memory", 2e9, 5e-4),
+    "local": Network("one machine, by its memory", 4e8, 5e-4),
     "nvlink": Network("NVLink of H100", 450e9, 3e-5),
     "100g": Network("100 Gbit/s between machines", 12.5e9, 1e-4),
 }
-"""NVLink: NVIDIA's data sheet, each way. By memory: gloo on a machine of two cores, measured (docs/distributed.md)."""
+"""NVLink: NVIDIA's data sheet, each way. By memory: gloo on a machine of two cores, with what it waits (docs/distributed.md)."""
 
 
 def find_network(name: str) -> Network:

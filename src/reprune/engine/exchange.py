@@ -32,7 +32,7 @@ NETWORKS = {
     "nvlink": Network("NVLink of H100", 450e9, 3e-5),
     "100g": Network("100 Gbit/s between machines", 12.5e9, 1e-4),
 }
-"""NVLink: NVIDIA's data sheet, each way. By memory: gloo on a machine of two cores, with what it waits (docs/distributed.md)."""
+"""NVLink: NVIDIA's data sheet, each way. By memory: gloo on two cores, with what it waits (docs/distributed.md)."""
 
 
 def find_network(name: str) -> Network:

@@ -23,6 +23,7 @@ Quirk = Literal[
     "by name, of tokens",  # the same, as an entry of a mapping that all are passed
     "beside, of no use",  # blocks hand the next one something beside the states that it does not look at
     "looked at",  # the model uses a weight whose module it never runs
+    "not all",  # the last block does not run
     "side list",  # another list of blocks that no text passes through
     # what survey refuses by name
     "stray matrix",  # a block holds a matrix that belongs to no linear
@@ -39,7 +40,6 @@ Quirk = Literal[
     "between",  # the model changes the states between its blocks
     "backwards",  # the last block runs first
     "again",  # the first block runs twice
-    "not all",  # the last block does not run
     "two lists",  # two lists of blocks, one after the other
     "no blocks",  # none at all
 ]

@@ -219,7 +219,7 @@ def _finish(
     began = time.monotonic()
     result = Result(ledger.result, decoder)
     first = int(job["data"]["sources"][0]["count"]) if recipe.pruner.statistics == "first" else None
-    books = Books(ledger.result, ledger, result, ranks)
+    books = Books(ledger, result, ranks)
     run_windows(recipe, decoder, books, watcher, shared, first, ranks)
     record = _write_(recipe, ledger, result, job, watcher, began, ranks.count) if ranks.first else None
     ranks.wait_for_first()

@@ -113,8 +113,7 @@ def _curve(
         for batch in frontier.heldout_batches:
             states = frontier.run([block], entering.read(batch), batch)
             meter.update(states, after.read(batch).to(states.device))
-        meter.sum_over_(frontier.ranks)
-        curve.append((level, meter.error().relative))
+        curve.append((level, meter.error(frontier.ranks).relative))
         for parameter, weight in kept.values():
             parameter.copy_(weight)
         pruned.masks.clear()

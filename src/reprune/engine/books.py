@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, final
 
 from torch import Tensor
 
-from reprune.engine.ledger import FOLDER, Ledger, open_blocks
+from reprune.engine.ledger import Ledger, open_blocks
 from reprune.engine.result import Result
 from reprune.engine.window import PrunedBlock
 from reprune.math.ranks import ALONE, Ranks
@@ -21,24 +20,21 @@ from reprune.planning.schedule import Window
 class Books:
     """The ledger and the result of a run, read and written by its first rank."""
 
-    def __init__(self, folder: Path, ledger: Ledger, result: Result, ranks: Ranks = ALONE) -> None:
+    def __init__(self, ledger: Ledger, result: Result, ranks: Ranks = ALONE) -> None:
         """
         Args:
-            folder: of the result.
             ledger: entered and begun on the first rank; not to be looked at by the others.
-            result: the folder's.
+            result: beside it.
             ranks: of the run.
         """
         self._ledger = ledger
         self._result = result
         self._ranks = ranks
         # Each rank has files of its own, also where all see one disk.
-        self.streams = folder / FOLDER / "streams" / ("" if ranks.alone else f"rank-{ranks.number}")
+        self.streams = ledger.folder / "streams" / ("" if ranks.alone else f"rank-{ranks.number}")
 
     def samples(self) -> tuple[Tensor, Tensor]:
         """The token ids of all calibration and of all held-out samples."""
-        if self._ranks.alone:
-            return self._ledger.samples()
         read = dict(zip(("calibration", "heldout"), self._ledger.samples(), strict=True)) if self._ranks.first else None
         told = self._ranks.tell_tensors(read)
         return told["calibration"], told["heldout"]

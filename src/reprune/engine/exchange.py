@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import final
 
 import torch
@@ -56,15 +57,8 @@ class Crew:
 
     def per_epoch(self, samples: int, batch_size: int) -> float:
         """How many samples a pass over all takes in steps, each as long as the process with the most of its batch."""
-        if self.count == 1:
-            return float(samples)
-        generator = torch.Generator().manual_seed(0)
         batch = min(batch_size, samples)
-        most = 0
-        for _ in range(_DRAWS):
-            drawn = torch.randperm(samples, generator=generator)[:batch] % self.count
-            most += int(drawn.bincount().max())
-        return most / _DRAWS * samples / batch
+        return float(samples) if self.count == 1 else _most(samples, batch, self.count) * samples / batch
 
     def longest(self, seconds: Sequence[float]) -> float:
         """How long jobs take that are dealt out in turn."""
@@ -85,3 +79,11 @@ class Crew:
     def bytes(self, summed: float, told: float) -> float:
         """What passes through the link of one process."""
         return 2.0 * summed * (self.count - 1) / self.count + told if self.count > 1 else 0.0
+
+
+@cache
+def _most(samples: int, batch: int, count: int) -> float:
+    """How many samples of a batch are on average of the process that has most of them; the same for all windows."""
+    generator = torch.Generator().manual_seed(0)
+    drawn = (torch.randperm(samples, generator=generator)[:batch] % count for _ in range(_DRAWS))
+    return sum(int(one.bincount().max()) for one in drawn) / _DRAWS

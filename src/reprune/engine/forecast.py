@@ -163,7 +163,7 @@ def _exchange(recipe: Recipe, work: Work, window: Window) -> tuple[float, float,
         often += 4
     parameters = sum(work.blocks[index].parameters for index in window.blocks)
     if recipe.solver.name != "none":
-        steps = -(-work.calibration // recipe.solver.batch_size) * recipe.solver.epochs
+        steps = _steps(recipe, work)
         summed += steps * 4 * parameters * (1.0 - recipe.pattern.sparsity if recipe.solver.compact else 1.0)
         often += 2 * steps + 2 * recipe.solver.epochs
     return summed, told + 4 * parameters, often
@@ -199,6 +199,11 @@ def _streams(recipe: Recipe) -> int:
     return 1 + (size + 1) + (recipe.teacher == "local") + (size > 1)
 
 
+def _steps(recipe: Recipe, work: Work) -> int:
+    """How many a window's solver takes."""
+    return -(-work.calibration // recipe.solver.batch_size) * recipe.solver.epochs
+
+
 def _window_seconds(recipe: Recipe, work: Work, speed: Speed, window: Window, crew: Crew) -> float:
     calibration, heldout = crew.part(work.calibration), crew.part(work.heldout)
     samples = calibration + heldout
@@ -227,7 +232,7 @@ def _window_seconds(recipe: Recipe, work: Work, speed: Speed, window: Window, cr
     solver = recipe.solver
     if solver.name != "none":
         blocks = list(window.blocks)
-        steps = -(-work.calibration // solver.batch_size) * solver.epochs
+        steps = _steps(recipe, work)
         in_steps = crew.per_epoch(work.calibration, solver.batch_size)
         parameters = sum(work.blocks[i].parameters for i in blocks)
         repeated = forward(blocks) if solver.checkpointing else 0.0

@@ -53,10 +53,8 @@ class ErrorPair:
         self._meters[batch.start >= self._calibration].update(outputs, targets.to(outputs.device))
 
     def errors(self, ranks: Ranks) -> Errors:
-        """The errors over all batches of all ranks so far; to be asked for once."""
-        for meter in self._meters:
-            meter.sum_over_(ranks)
-        return Errors(self._meters[0].error(), self._meters[1].error())
+        """The errors over all batches of all ranks so far."""
+        return Errors(self._meters[0].error(ranks), self._meters[1].error(ranks))
 
 
 @final

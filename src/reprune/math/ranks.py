@@ -28,7 +28,6 @@ from reprune.errors import RepruneError
 
 _BUCKET = 2**26  # bytes of small tensors that are summed at once
 _PATIENCE = timedelta(days=30)  # for what only the first rank does; a rank that ends meanwhile ends the others
-
 _HEARING = 2.0  # seconds for all ranks to come to the same error
 
 
@@ -158,16 +157,15 @@ class Together(Ranks):
             LostRankError: the others do not come.
         """
         self.traffic = Traffic()
-        self.backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        backend = "gloo"
         if torch.cuda.is_available():
+            backend = "cpu:gloo,cuda:nccl"
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
         wait = timedelta(seconds=timeout)
         try:
             self._store, self.number, self.count = next(rendezvous("env://", timeout=wait))
             self._store.set_timeout(wait)
-            dist.init_process_group(
-                self.backend, store=self._store, rank=self.number, world_size=self.count, timeout=wait
-            )
+            dist.init_process_group(backend, store=self._store, rank=self.number, world_size=self.count, timeout=wait)
         except (RuntimeError, ValueError) as error:
             raise LostRankError(f"the processes of this run do not find each other: {_short(error)}") from None
         self._meetings = 0
@@ -182,14 +180,16 @@ class Together(Ranks):
 
     def sum_(self, tensors: Sequence[Tensor]) -> None:
         bucket: list[Tensor] = []
+        size = 0
         for tensor in tensors:
             if tensor.is_contiguous() and tensor.nbytes >= _BUCKET:
                 self._sum_(tensor)
                 continue
             bucket.append(tensor)
-            if sum(one.nbytes for one in bucket) >= _BUCKET:
+            size += tensor.nbytes
+            if size >= _BUCKET:
                 self._sum_together_(bucket)
-                bucket = []
+                bucket, size = [], 0
         if bucket:
             self._sum_together_(bucket)
 
@@ -227,7 +227,7 @@ class Together(Ranks):
         if not mine:
             said = torch.empty(int(length), dtype=torch.uint8)
         self.copy_([said], source)
-        return json.loads(bytes(said.tolist()).decode())
+        return json.loads(said.numpy().tobytes())
 
     def wait_for_first(self) -> None:
         key = f"reprune/first/{self._meetings}"

@@ -9,7 +9,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from reprune.math.ranks import Ranks
+from reprune.math.ranks import ALONE, Ranks
 
 
 @dataclass(frozen=True)
@@ -42,12 +42,7 @@ class ErrorMeter:
         self._target += float(targets.square().sum(dtype=torch.float64))
         self._count += targets.numel()
 
-    def sum_over_(self, ranks: Ranks) -> None:
-        """Take in what all ranks have measured."""
-        sums = ranks.add([self._difference, self._target, self._count])
-        self._difference, self._target, self._count = sums[0], sums[1], int(sums[2])
-
-    def error(self) -> Error:
-        """The error over all batches so far (0 where there were none)."""
-        normalized = self._difference / max(self._count, 1)
-        return Error(normalized, self._difference / self._target if self._target else 0.0)
+    def error(self, ranks: Ranks = ALONE) -> Error:
+        """The error over all batches of all ranks so far (0 where there were none)."""
+        difference, target, count = ranks.add([self._difference, self._target, self._count])
+        return Error(difference / max(count, 1), difference / target if target else 0.0)

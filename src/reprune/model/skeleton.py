@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, final
 
@@ -47,7 +48,6 @@ class Skeleton:
         self.config: Any = self.model.config.get_text_config(decoder=True)
         self._returned = 0
         self._early = False  # whether weights are looked at before the module that holds them is run
-        self._forms: list[Form] | None = None
         lists = _find_lists(self.model)
         self._fused_attention = getattr(self.model.config, "_attn_implementation", None) == "sdpa"
         self.blocks_path, self.running = self._choose(lists)
@@ -140,10 +140,6 @@ class Skeleton:
                 for key, parameter in module.named_parameters(recurse=False):
                     setattr(module, key, nn.Parameter(parameter.to("meta"), requires_grad=False))
 
-    def is_outside(self, path: str) -> bool:
-        """Whether a module of that path lies outside the blocks."""
-        return is_outside(path, (self.blocks_path,))
-
     @torch.no_grad()
     def record(self, ids: Tensor, fill: Fill, disturb: bool = False) -> tuple[Tensor, list[Call]]:
         """Run the model's own forward on token ids up to its last block, over recorders.
@@ -160,18 +156,10 @@ class Skeleton:
         Raises:
             UnsupportedModelError: the blocks do not hand the states from one to the next.
         """
-        if self._forms is None:
-            self._forms = self._find_forms()
+        forms = self.forms
         states, calls = self._recorded(ids, fill, disturb)
-        calls = [self._formed(call, form) for call, form in zip(calls, self._forms, strict=True)]
-        return self._forms[self.running[0]].of(states), calls
-
-    @property
-    def forms(self) -> list[Form]:
-        """How each block is given its states."""
-        if self._forms is None:
-            self._forms = self._find_forms()
-        return self._forms
+        calls = [self._formed(call, form) for call, form in zip(calls, forms, strict=True)]
+        return forms[self.running[0]].of(states), calls
 
     @staticmethod
     def _formed(call: Call, form: Form) -> Call:
@@ -179,7 +167,9 @@ class Skeleton:
         carried = any(isinstance(slot.place, int) for slot in form.slots)
         return replace(call if carried else without_beside(call), form=form)
 
-    def _find_forms(self) -> list[Form]:
+    @cached_property
+    @torch.no_grad()
+    def forms(self) -> list[Form]:
         """How each block is given its states, found out on a few tokens."""
         name, ids = type(self.model).__name__, self.few_ids()
         states, calls = self._recorded(ids, fill_with_nothing, False)
@@ -195,13 +185,13 @@ class Skeleton:
             )
         plain = Form(*places)
         calls = [replace(call, form=replace(plain, runs=call.form.runs)) for call in calls]
-        before, joined = self.running[0], {}
-        for index in self.running:
-            if passed_beside(calls[index]):
-                there = self.blocks[index], calls[index], self.blocks[before], calls[before]
-                joined[index] = matters(*there, plain.of(states))
-            before = index
-        calls = [call if joined.get(index, False) else without_beside(call) for index, call in enumerate(calls)]
+        joined = {
+            index
+            for before, index in pairwise(self.running)
+            if passed_beside(calls[index])
+            and matters(self.blocks[index], calls[index], self.blocks[before], calls[before], plain.of(states))
+        }
+        calls = [call if index in joined else without_beside(call) for index, call in enumerate(calls)]
         if not hands_on(calls):
             return [call.form for call in calls]
         return find_forms(name, self.blocks, calls, states, plain)

@@ -1,12 +1,12 @@
 """Time and memory against blocks, hidden size, samples and sample length; and what large models are forecast to take.
 
-    python benchmarks/scale.py --out FOLDER [--only blocks hidden samples seqlen large]
+    python benchmarks/scale.py --out FOLDER [--only blocks hidden samples seqlen large several]
 
 Runs `reprune prune` (SparseGPT, BR+GP, 2 epochs) on Llamas of random weights, one quantity varied at a time, each run
 in a process of its own, and sets beside each what `reprune plan` had forecast. A straight line is fitted to each
 quantity (to the square of the hidden size, as the weights go by it), and the point furthest off it is named. Then the
 forecasts for Llama-7B, 70B and 405B, by `reprune plan --on`: of those models only the configuration and the headers of
-their tensors are there, in files without contents.
+their tensors are there, in files without contents. Last, hours of 7B and 70B on several GPUs.
 Writes FOLDER/scale.json and FOLDER/scale.md. Started again it goes on with the runs that are missing.
 """
 
@@ -40,6 +40,8 @@ SHAPES = {  # hidden, intermediate, blocks, heads, heads of keys and values, wor
     "Llama-70B": (8192, 28672, 80, 64, 8, 32000),
     "Llama-405B": (16384, 53248, 126, 128, 8, 128256),
 }
+PARTS = [*VARIED, "large", "several"]
+CREWS = ((1, "nvlink"), (8, "nvlink"), (64, "100g"))  # processes, a GPU each, and what they exchange over
 COMPACT, LESS = "solver.compact=true", ["solver.micro_batch_size=1", "solver.checkpointing=true"]
 SPARING = [[], [COMPACT], [COMPACT, *LESS], ["solver.rank=64", *LESS]]  # the first that fits is taken
 
@@ -121,16 +123,24 @@ def large(name: str, rung: str, machine: str, out: Path) -> dict[str, Any]:
     return tried
 
 
+def several(name: str, batch: int, ranks: int, network: str, out: Path) -> float:
+    """The hours of BR+GP on so many H100s, 1024 samples of 1024 tokens."""
+    model = without_contents(out / name, SHAPES[name])
+    flags = {"pruner": "sparsegpt", "reconstruct": "BR+GP", "calibration": "manual", "samples": 1024, "seqlen": 1024}
+    more = {"batch_size": batch, "on": "h100", "ranks": ranks, "network": network}
+    return planned(model, {**flags, **more})["seconds"] / 3600
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--only", nargs="+", default=[*VARIED, "large"], choices=[*VARIED, "large"])
+    parser.add_argument("--only", nargs="+", default=PARTS, choices=PARTS)
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     file = options.out / "scale.json"
     done: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
 
-    def once(key: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    def once(key: str, make: Callable[[], Any]) -> Any:
         if key not in done:
             done[key] = make()
             file.write_text(json.dumps(done, indent=2) + "\n", encoding="utf-8")
@@ -164,6 +174,19 @@ def main() -> None:
                     lines.append(
                         f"| {key.replace(', ', ' | ')} | {' | '.join(cells)} | {', '.join(found['settings'])} |"
                     )
+        parts.append("\n".join(lines))
+    if "several" in options.only:
+        lines = ["| model | batch | one | 8, NVLink | 64, 100 Gbit/s |", "|---|---|---|---|---|"]
+        for model in ("Llama-7B", "Llama-70B"):
+            for batch in (8, 64):
+                hours = [
+                    once(
+                        f"{model}, batch {batch}, {ranks}",
+                        lambda a=(model, batch, ranks, network): several(*a, options.out),
+                    )
+                    for ranks, network in CREWS
+                ]
+                lines.append(f"| {model} | {batch} | {' | '.join(f'{one:.2f}' for one in hours)} |")
         parts.append("\n".join(lines))
     table = "\n\n".join(parts) + "\n"
     (options.out / "scale.md").write_text(table, encoding="utf-8")

@@ -41,11 +41,11 @@ def batched(options: argparse.Namespace) -> Callable[[], dict[str, Any]]:
     tokenizer = load_tokenizer(folder, False)
     settings = Generation(length=options.length, batch_size=options.batch_size, filters=())
     author = LocalAuthor(folder, tokenizer, settings, "cpu", settle_precision("auto", "cpu"))
-    procedure = Procedure(author, first_tokens(tokenizer, author.rows), settings, ())
+    procedure = Procedure(author, first_tokens(tokenizer, author.rows), settings)
     numbers = itertools.count()
 
     def measure() -> dict[str, Any]:
-        kept = procedure.round(next(numbers), 10**9).kept
+        kept = procedure.draft(next(numbers)).lines
         return {"texts": len(kept), "tokens": sum(len(line["token_ids"]) for line in kept)}
 
     return measure

@@ -9,7 +9,13 @@ os.environ["OMP_NUM_THREADS"] = "1"  # processes that tests start read it, and s
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import torch
+from hypothesis import settings
 
+# No test is a matter of time: beside other work an example may take as long as it likes.
+settings.register_profile(
+    "untimed", parent=settings.get_profile("ci" if "CI" in os.environ else "default"), deadline=None
+)
+settings.load_profile("untimed")
 torch.set_num_threads(1)
 # A shell that runs tests in the background has them ignore Ctrl-C, and so would the processes that they interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -22,7 +22,7 @@ def _states() -> Tensor:
 
 @places
 def test_what_is_written_is_read(memory: int, tmp_path: Path) -> None:
-    stream, states = StreamStore(_SHAPE, memory, tmp_path).new(), _states()
+    stream, states = StreamStore(memory, tmp_path).new(_SHAPE), _states()
     assert stream.on_disk == (memory == 0)
     stream.write(slice(0, 3), states[:3])
     stream.write(slice(3, 5), states[3:])
@@ -34,7 +34,7 @@ def test_what_is_written_is_read(memory: int, tmp_path: Path) -> None:
 
 @places
 def test_later_states_take_the_place_of_earlier_ones(memory: int, tmp_path: Path) -> None:
-    stream = StreamStore(_SHAPE, memory, tmp_path).new()
+    stream = StreamStore(memory, tmp_path).new(_SHAPE)
     stream.write(slice(0, 5), _states())
     stream.write(slice(1, 3), torch.zeros(2, 3, 4))
     assert torch.equal(stream.read(slice(1, 3)), torch.zeros(2, 3, 4))
@@ -43,7 +43,7 @@ def test_later_states_take_the_place_of_earlier_ones(memory: int, tmp_path: Path
 
 @places
 def test_states_are_held_in_float32_and_without_gradients(memory: int, tmp_path: Path) -> None:
-    stream = StreamStore(_SHAPE, memory, tmp_path).new()
+    stream = StreamStore(memory, tmp_path).new(_SHAPE)
     stream.write(slice(0, 5), _states().bfloat16().requires_grad_())
     found = stream.read(slice(0, 5))
     assert found.dtype == torch.float32
@@ -54,7 +54,7 @@ def test_states_are_held_in_float32_and_without_gradients(memory: int, tmp_path:
 
 @places
 def test_what_was_read_by_number_does_not_change_with_the_stream(memory: int, tmp_path: Path) -> None:
-    stream = StreamStore(_SHAPE, memory, tmp_path).new()
+    stream = StreamStore(memory, tmp_path).new(_SHAPE)
     stream.write(slice(0, 5), _states())
     found = stream.read(torch.tensor([1, 2]))
     stream.write(slice(0, 5), torch.zeros(_SHAPE))
@@ -63,31 +63,30 @@ def test_what_was_read_by_number_does_not_change_with_the_stream(memory: int, tm
 
 @places
 def test_streams_do_not_share_their_states(memory: int, tmp_path: Path) -> None:
-    store = StreamStore(_SHAPE, 2 * memory, tmp_path)
-    first, second = store.new(), store.new()
+    store = StreamStore(2 * memory, tmp_path)
+    first, second = store.new(_SHAPE), store.new(_SHAPE)
     first.write(slice(0, 5), torch.ones(_SHAPE))
     second.write(slice(0, 5), torch.zeros(_SHAPE))
     assert torch.equal(first.read(slice(0, 5)), torch.ones(_SHAPE))
 
 
 def test_streams_go_to_disk_when_the_memory_is_spent_and_come_back_when_it_is_freed(tmp_path: Path) -> None:
-    store = StreamStore(_SHAPE, 2 * _BYTES + _BYTES // 2, tmp_path)
-    assert store.bytes == _BYTES
-    first, second, third = store.new(), store.new(), store.new()
+    store = StreamStore(2 * _BYTES + _BYTES // 2, tmp_path)
+    first, second, third = store.new(_SHAPE), store.new(_SHAPE), store.new(_SHAPE)
     assert [first.on_disk, second.on_disk, third.on_disk] == [False, False, True]
     store.free(third)
-    assert store.new().on_disk
+    assert store.new(_SHAPE).on_disk
     store.free(first)
-    assert not store.new().on_disk
-    assert store.new().on_disk
+    assert not store.new(_SHAPE).on_disk
+    assert store.new(_SHAPE).on_disk
 
 
 def test_a_folder_is_made_when_it_is_needed_and_its_files_are_removed(tmp_path: Path) -> None:
     folder = tmp_path / "to" / "streams"
-    store = StreamStore(_SHAPE, _BYTES, folder)
-    held = store.new()
+    store = StreamStore(_BYTES, folder)
+    held = store.new(_SHAPE)
     assert not folder.exists()
-    streams = [store.new() for _ in range(3)]
+    streams = [store.new(_SHAPE) for _ in range(3)]
     for stream in streams:
         stream.write(slice(0, 5), _states())
     assert len(list(folder.iterdir())) == 3
@@ -100,16 +99,27 @@ def test_a_folder_is_made_when_it_is_needed_and_its_files_are_removed(tmp_path: 
     assert list(folder.iterdir()) == []
 
 
+def test_a_store_that_is_closed_gives_all_room_back_though_its_streams_are_still_held(tmp_path: Path) -> None:
+    with StreamStore(_BYTES, tmp_path) as store:
+        streams = [store.new(_SHAPE) for _ in range(3)]
+        for stream in streams:
+            stream.write(slice(0, 5), _states())
+        assert len(list(tmp_path.iterdir())) == 2
+    assert [*tmp_path.iterdir()] == []
+    assert not _MAPS.exists() or ".stream" not in _MAPS.read_text()
+    assert store.has_memory_for(_SHAPE)
+
+
 @places
 def test_closing_twice_does_no_harm(memory: int, tmp_path: Path) -> None:
-    stream = StreamStore(_SHAPE, memory, tmp_path).new()
+    stream = StreamStore(memory, tmp_path).new(_SHAPE)
     stream.close()
     stream.close()
 
 
 @places
 def test_a_stream_at_rest_still_has_its_states(memory: int, tmp_path: Path) -> None:
-    stream = StreamStore(_SHAPE, memory, tmp_path).new()
+    stream = StreamStore(memory, tmp_path).new(_SHAPE)
     stream.write(slice(0, 5), _states())
     stream.rest()
     assert torch.equal(stream.read(slice(1, 4)), _states()[1:4])
@@ -124,7 +134,7 @@ def test_the_file_of_a_stream_at_rest_takes_no_memory(tmp_path: Path) -> None:
     def mapped() -> bool:
         return ".stream" in _MAPS.read_text()
 
-    stream = StreamStore(_SHAPE, 0, tmp_path).new()
+    stream = StreamStore(0, tmp_path).new(_SHAPE)
     stream.write(slice(0, 5), _states())
     assert mapped()
     stream.rest()
@@ -132,6 +142,6 @@ def test_the_file_of_a_stream_at_rest_takes_no_memory(tmp_path: Path) -> None:
 
 
 def test_states_of_another_shape_are_not_written(tmp_path: Path) -> None:
-    stream = StreamStore(_SHAPE, _BYTES, tmp_path).new()
+    stream = StreamStore(_BYTES, tmp_path).new(_SHAPE)
     with pytest.raises(RuntimeError):
         stream.write(slice(0, 2), torch.zeros(2, 3, 5))

@@ -122,8 +122,7 @@ def prune_by_recipe(
         shared: what runs of one study have in common.
         ranks: the processes that do it together; only the first writes, and looks at `out`.
     """
-    if ranks.first:
-        check_out(out)
+    ranks.first_does(lambda: check_out(out))
     watcher.phase(None, "reading the model")
     folder = locate_model(recipe.model, notify=watcher.note)
     check_dense(folder)
@@ -135,11 +134,13 @@ def prune_by_recipe(
     check_memory(recipe, decoder)
     made_absolute = absolute(recipe)
     ledger = Ledger(out)
+    own = self_generated(recipe, decoder, watcher, ranks)
+
     with ExitStack() as stack:
-        job: dict[str, Any] | None = None
-        if ranks.first:
+
+        def begin() -> dict[str, Any]:
             watcher.phase(None, "drawing calibration samples")
-            drawn = draw(recipe, decoder, self_generated(recipe, decoder, watcher))
+            drawn = draw(recipe, decoder, own)
             check_disk(recipe, decoder, drawn, out)
             job = {
                 "recipe": made_absolute.model_dump(mode="json"),
@@ -154,8 +155,9 @@ def prune_by_recipe(
             stack.enter_context(ledger)
             check_out(out)  # once more: no other process can begin there now
             ledger.begin(job, drawn.calibration, drawn.heldout)
-        ranks.wait_for_first()
-        return _finish(made_absolute, decoder, ledger, ranks.tell(job), watcher, shared, ranks)
+            return job
+
+        return _finish(made_absolute, decoder, ledger, ranks.first_does(begin), watcher, shared, ranks)
 
 
 def resume(
@@ -173,9 +175,7 @@ def resume(
         InputError: there is no unfinished run in `out`, or the model or a version changed since it began.
     """
     ledger = Ledger(Path(out))
-    if ranks.first and not ledger.exists and (Path(out) / RECORD).exists():
-        raise InputError(f"{out}: this run is finished; there is nothing to resume.")
-    job = ranks.tell(ledger.job() if ranks.first else None)
+    job = ranks.first_does(lambda: _unfinished(ledger, out))
     recipe, folder = Recipe.model_validate(job["recipe"]), Path(job["folder"])
     if not folder.is_dir():
         raise InputError(f"{folder}: the model that this run prunes is no longer there; put it back and resume.")
@@ -192,10 +192,15 @@ def resume(
         recipe, sum(source["count"] for source in job["data"]["sources"] if source["role"] == "calibration"), ranks
     )
     with ledger if ranks.first else nullcontext():
-        if ranks.first:
-            ledger.check()
-        ranks.wait_for_first()
+        ranks.first_does(ledger.check)
         return _finish(recipe, decoder, ledger, job, watcher or Watcher(), shared, ranks)
+
+
+def _unfinished(ledger: Ledger, out: str | os.PathLike[str]) -> dict[str, Any]:
+    """What a run that is to be gone on with has begun with."""
+    if not ledger.exists and (Path(out) / RECORD).exists():
+        raise InputError(f"{out}: this run is finished; there is nothing to resume.")
+    return ledger.job()
 
 
 def _changed(before: Mapping[str, str], now: Mapping[str, str]) -> str | None:
@@ -221,10 +226,7 @@ def _finish(
     first = int(job["data"]["sources"][0]["count"]) if recipe.pruner.statistics == "first" else None
     books = Books(ledger, result, ranks)
     run_windows(recipe, decoder, books, watcher, shared, first, ranks)
-    record = _write_(recipe, ledger, result, job, watcher, began, ranks.count) if ranks.first else None
-    ranks.wait_for_first()
-    told: dict[str, Any] = ranks.tell(record)
-    return told
+    return ranks.first_does(lambda: _write_(recipe, ledger, result, job, watcher, began, ranks.count))
 
 
 def _write_(

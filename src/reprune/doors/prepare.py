@@ -104,10 +104,13 @@ def check_ranks(recipe: Recipe, calibration: int, ranks: Ranks) -> None:
         raise InputError(
             f"--samples: {calibration} cannot be shared out over {ranks.count} processes; start as many at most."
         )
-    if not ranks.alone and ":" in recipe.device:
-        raise InputError(
-            f"--device {recipe.device}: each of {ranks.count} processes takes a device of its own; give cuda."
-        )
+    check_devices(recipe.device, ranks)
+
+
+def check_devices(device: str, ranks: Ranks) -> None:
+    """Raise `InputError` unless each rank can have a device of its own."""
+    if not ranks.alone and ":" in device:
+        raise InputError(f"--device {device}: each of {ranks.count} processes takes a device of its own; give cuda.")
 
 
 def check_disk(recipe: Recipe, decoder: Decoder, samples: Samples, out: Path) -> None:

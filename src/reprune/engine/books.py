@@ -15,6 +15,8 @@ from reprune.math.ranks import ALONE, Ranks
 from reprune.model.decoder import Decoder
 from reprune.planning.schedule import Window
 
+_STREAMS = "streams"
+
 
 @final
 class Books:
@@ -31,7 +33,7 @@ class Books:
         self._result = result
         self._ranks = ranks
         # Each rank has files of its own, also where all see one disk.
-        self.streams = ledger.folder / "streams" / ("" if ranks.alone else f"rank-{ranks.number}")
+        self.streams = ledger.folder / _STREAMS / ("" if ranks.alone else f"rank-{ranks.number}")
 
     def samples(self) -> tuple[Tensor, Tensor]:
         """The token ids of all calibration and of all held-out samples."""
@@ -80,5 +82,8 @@ class Books:
         self._ranks.tell(window.index)
 
     def clear_streams(self) -> None:
-        """Remove what this rank's streams, or those of a process that was killed, have left."""
-        shutil.rmtree(self.streams, ignore_errors=True)
+        """Remove what this rank's streams, or those of processes that were killed, have left.
+
+        The first removes whatever there is: do it before it tells the others `samples`, or when all is done.
+        """
+        shutil.rmtree(self._ledger.folder / _STREAMS if self._ranks.first else self.streams, ignore_errors=True)

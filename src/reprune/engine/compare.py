@@ -6,6 +6,7 @@ model, advanced by its own blocks. Knows nothing of how the sparse model came ab
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -94,24 +95,24 @@ def compare(
         NumericalError: a block's outputs are not finite.
     """
     batches = [slice(first, min(first + batch_size, len(ids))) for first in range(0, len(ids), batch_size)]
-    student = _Side(sparse, ids, batches, memory_bytes, folder)
-    teacher = _Side(dense, ids, batches, memory_bytes - student.memory_bytes, folder)
-    embedding = ErrorMeter()
-    for batch in batches:
-        embedding.update(student.states(batch), teacher.states(batch))
+    with StreamStore(memory_bytes, folder) as store:
+        student, teacher = _Side(sparse, ids, batches, store, folder), _Side(dense, ids, batches, store, folder)
+        embedding = ErrorMeter()
+        for batch in batches:
+            embedding.update(student.states(batch), teacher.states(batch))
 
-    def measure(index: int) -> BlockError:
-        one, other = sparse.load(index), dense.load(index)
-        meter = ErrorMeter()
-        for number, batch in enumerate(batches, 1):
-            meter.update(student.advance(one, batch), teacher.advance(other, batch))
-            progress(index * len(batches) + number, len(dense) * len(batches))
-        error = meter.error()
-        if not error.finite:
-            raise NumericalError(f"block {index}: what {sparse.folder.name} or its dense model gives is not finite")
-        return BlockError(index, error.normalized, error.relative, sparsity(one))
+        def measure(index: int) -> BlockError:
+            one, other = sparse.load(index), dense.load(index)
+            meter = ErrorMeter()
+            for number, batch in enumerate(batches, 1):
+                meter.update(student.advance(one, batch), teacher.advance(other, batch))
+                progress(index * len(batches) + number, len(dense) * len(batches))
+            error = meter.error()
+            if not error.finite:
+                raise NumericalError(f"block {index}: what {sparse.folder.name} or its dense model gives is not finite")
+            return BlockError(index, error.normalized, error.relative, sparsity(one))
 
-    return Comparison(embedding.error(), tuple(measure(index) for index in range(len(dense))))
+        return Comparison(embedding.error(), tuple(measure(index) for index in range(len(dense))))
 
 
 @final
@@ -119,16 +120,15 @@ class _Side:
     """One model's stream."""
 
     def __init__(
-        self, decoder: Decoder, ids: Tensor, batches: Sequence[slice], memory_bytes: int, folder: Path
+        self, decoder: Decoder, ids: Tensor, batches: Sequence[slice], store: StreamStore, folder: Path
     ) -> None:
         self._decoder = decoder
         for batch, states in decoder.embed(ids, batches):
             if batch.start == 0:
-                store = StreamStore((len(ids), *states.shape[1:]), memory_bytes, folder)
-                if store.bytes > memory_bytes:
-                    _check_room(folder, store.bytes)
-                self._stream = store.new()
-                self.memory_bytes = 0 if self._stream.on_disk else store.bytes
+                shape = len(ids), states.shape[1], states.shape[2]
+                if not store.has_memory_for(shape):
+                    _check_room(folder, 4 * math.prod(shape))
+                self._stream = store.new(shape)
             self._stream.write(batch, states)
         decoder.release()
 

@@ -57,18 +57,13 @@ class DenseStream:
     def _compute(self, block: Block) -> None:
         source = self._at(block.index - 1)
         shared = self._shared.new_stream() if self._shared is not None else None
-        stream = shared or self._store.new()
+        stream = shared or self._store.new(source.shape)
         for batch in self._batches:
             stream.write(batch, self._run(block, source.read(batch), batch))
         if self._shared is not None and shared is not None:
             self._shared.dense[block.index] = shared
         else:
             self._after[block.index] = stream
-
-    def close(self) -> None:
-        """Free all that is not shared."""
-        for index in list(self._after):
-            self._store.free(self._after.pop(index))
 
     def forget_before(self, index: int) -> None:
         """Free what entered the blocks before that of this number: the frontier has reached it."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, final
 
 import torch
@@ -67,8 +66,7 @@ class Frontier:
         calibration: Tensor,
         heldout: Tensor,
         batch_size: int,
-        memory_bytes: int,
-        folder: Path,
+        store: StreamStore,
         shared: Shared | None = None,
         statistics_samples: int | None = None,
         training_sizes: Collection[int] = (),
@@ -81,8 +79,7 @@ class Frontier:
             calibration: all samples that are calibrated on (samples, tokens), int64.
             heldout: all that are held out.
             batch_size: how many samples pass through a block at a time.
-            memory_bytes: what all streams in memory may take together; the others go to files.
-            folder: where those files go.
+            store: makes the streams, and closes them when nothing reads them any more.
             shared: has what runs before have computed of the dense model, and takes what this one does.
             statistics_samples: how many samples, from the first, the pruner's statistics are of; None is all that are
                 calibrated on.
@@ -90,6 +87,7 @@ class Frontier:
             ranks: the processes that have them together.
         """
         self._decoder = decoder
+        self._store = store
         self.ranks = ranks
         self.samples = len(calibration)  # of all ranks
         ids = torch.cat([calibration[ranks.number :: ranks.count], heldout[ranks.number :: ranks.count]])
@@ -114,21 +112,16 @@ class Frontier:
             if number >= len(self.batches):
                 continue
             if batch.start == 0:
-                self._store = StreamStore((len(ids), *states.shape[1:]), memory_bytes, folder)
-                self.student, embedded = self._store.new(), self._store.new()
+                self._shape = len(ids), states.shape[1], states.shape[2]
+                self.student, embedded = store.new(self._shape), store.new(self._shape)
             self.student.write(batch, states)
             embedded.write(batch, states)
         if shared is not None:
-            shared.make_room(self._store.shape, len(decoder))
+            shared.make_room(self._shape, len(decoder))
         self._dense = DenseStream(
-            embedded, self._store, self.batches, lambda block, x, samples: self.run([block], x, samples), shared
+            embedded, store, self.batches, lambda block, x, samples: self.run([block], x, samples), shared
         )
         decoder.release()
-
-    def close(self) -> None:
-        """Free the streams; they are not to be used after."""
-        self._store.free(self.student)
-        self._dense.close()
 
     def run(
         self,
@@ -217,7 +210,7 @@ class Frontier:
         if not blocks:
             yield self.student
             return
-        stream = self._store.new()
+        stream = self._store.new(self._shape)
         try:
             gathered = len(self._statistics_batches)
             with gathering or nullcontext():
@@ -268,7 +261,7 @@ class Frontier:
     @contextmanager
     def dense_walk(self) -> Iterator[DenseWalk]:
         """A walk of the dense stream through all blocks, from the first; the streams at the frontier stay there."""
-        one, other = self._store.new(), self._store.new()
+        one, other = self._store.new(self._shape), self._store.new(self._shape)
         for batch in self.batches:
             one.write(batch, self._dense.before(0).read(batch))
         try:

@@ -30,6 +30,7 @@ from reprune.math.ranks import ALONE, Ranks
 from reprune.math.solver import Epoch, Fit, Solver
 from reprune.model.decoder import Decoder
 from reprune.model.float32 import fast_float32
+from reprune.model.streams import StreamStore
 from reprune.planning.recipe import Recipe
 from reprune.planning.schedule import Window, windows
 
@@ -85,7 +86,26 @@ def run_windows(
     if not remaining:
         return
     torch.manual_seed(recipe.seed)
-    frontier = _frontier(recipe, methods.solver, decoder, books, watcher, shared, statistics_samples, ranks)
+    books.clear_streams()  # of a process that was killed
+    # However the run ends: what is read of files that are left open takes room on the disk.
+    with StreamStore(int(recipe.streams.memory), books.streams) as store:
+        frontier = _frontier(recipe, methods.solver, decoder, books, watcher, store, shared, statistics_samples, ranks)
+        _do(remaining, recipe, methods, decoder, books, watcher, frontier, shared, ranks)
+    books.clear_streams()
+
+
+def _do(
+    remaining: Sequence[Window],
+    recipe: Recipe,
+    methods: Methods,
+    decoder: Decoder,
+    books: Books,
+    watcher: Watcher,
+    frontier: Frontier,
+    shared: Shared | None,
+    ranks: Ranks,
+) -> None:
+    """Do the windows that remain, once the frontier is where they begin."""
     for index in (index for window in methods.schedule[: -len(remaining)] for index in window.retired):
         watcher.phase(None, f"replaying block {index}")
         frontier.replay(decoder.load(index), decoder.load(index, books.retired(index)))
@@ -147,8 +167,6 @@ def run_windows(
         del blocks, fresh, retired, problem  # the next window's blocks take their memory
         trim_heap()
         watcher.window_done(window, record)
-    frontier.close()
-    books.clear_streams()
 
 
 @torch.no_grad()
@@ -182,20 +200,19 @@ def _frontier(
     decoder: Decoder,
     books: Books,
     watcher: Watcher,
+    store: StreamStore,
     shared: Shared | None,
     statistics_samples: int | None,
     ranks: Ranks,
 ) -> Frontier:
     watcher.phase(None, "embedding the samples")
     calibration, heldout = books.samples()
-    books.clear_streams()  # of a process that was killed
     return Frontier(
         decoder,
         calibration,
         heldout,
         recipe.solver.samples_at_a_time,
-        int(recipe.streams.memory),
-        books.streams,
+        store,
         shared,
         statistics_samples,
         solver.batch_sizes(len(calibration)),

@@ -6,6 +6,7 @@ touched yet. It lives as long as this process: the streams in files of a folder,
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Hashable
 from pathlib import Path
@@ -13,7 +14,7 @@ from types import TracebackType
 from typing import Self, final
 
 from reprune.math.statistics import Statistics
-from reprune.model.streams import Stream, StreamStore
+from reprune.model.streams import Shape, Stream, StreamStore
 
 _SHARE_OF_FREE_DISK = 0.5
 
@@ -25,7 +26,8 @@ class Shared:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._key: Hashable = None
-        self._store: StreamStore | None = None
+        self._store = StreamStore(0, folder)
+        self._shape: Shape | None = None  # None: no more streams are shared
         self.dense: dict[int, Stream] = {}  # by block: what it puts out in the dense model, whole
         self.statistics: dict[Hashable, list[Statistics]] = {}  # of block 0, by what they are of
 
@@ -39,19 +41,18 @@ class Shared:
             self.clear()
             self._key = key
 
-    def make_room(self, shape: tuple[int, int, int], blocks: int) -> None:
+    def make_room(self, shape: Shape, blocks: int) -> None:
         """Say how large a stream is, (samples, tokens, hidden), and how many there will be.
 
         Where they would fill the disk, no more streams are shared.
         """
         self._folder.mkdir(parents=True, exist_ok=True)
-        store = StreamStore(shape, 0, self._folder)
-        left = (blocks - len(self.dense)) * store.bytes
-        self._store = store if left <= _SHARE_OF_FREE_DISK * shutil.disk_usage(self._folder).free else None
+        left = (blocks - len(self.dense)) * 4 * math.prod(shape)
+        self._shape = shape if left <= _SHARE_OF_FREE_DISK * shutil.disk_usage(self._folder).free else None
 
     def new_stream(self) -> Stream | None:
         """A stream for what a dense block puts out, or None where there is no room for it."""
-        return self._store.new() if self._store is not None else None
+        return self._store.new(self._shape) if self._shape is not None else None
 
     def rest_before(self, index: int) -> None:
         """Have the dense streams before that of this number, which are not read for now, take no memory."""
@@ -60,9 +61,8 @@ class Shared:
 
     def clear(self) -> None:
         """Drop everything."""
-        for stream in self.dense.values():
-            stream.close()
-        self._store = None
+        self._store.close()
+        self._shape = None
         self.dense, self.statistics = {}, {}
         shutil.rmtree(self._folder, ignore_errors=True)
 

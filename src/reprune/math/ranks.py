@@ -17,14 +17,16 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
-from typing import Any, final
+from typing import Any, TypeVar, cast, final
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.rendezvous import rendezvous
 
-from reprune.errors import RepruneError
+from reprune.errors import InputError, RepruneError
+
+Value = TypeVar("Value")
 
 _BUCKET = 2**26  # bytes of small tensors that are summed at once
 _PATIENCE = timedelta(days=30)  # for what only the first rank does; a rank that ends meanwhile ends the others
@@ -90,6 +92,27 @@ class Ranks(ABC):
     @abstractmethod
     def wait_for_first(self) -> None:
         """Wait until the first rank gets here, however long that takes."""
+
+    def first_does(self, work: Callable[[], Value]) -> Value:
+        """What the first rank's work gives, which JSON can hold; the others wait, however long it takes.
+
+        Raises:
+            InputError: on all ranks, where the work raises it.
+        """
+        if self.alone:
+            return work()
+        found: Value | None = None
+        wrong: InputError | None = None
+        if self.first:
+            try:
+                found = work()
+            except InputError as error:
+                wrong = error
+        self.wait_for_first()
+        said, told = self.tell([None if wrong is None else str(wrong), found])
+        if said is not None:
+            raise wrong or InputError(said)
+        return cast("Value", told)
 
     def tell_tensors(self, tensors: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
         """What the first rank gives, on the CPU; the others give None."""
@@ -275,7 +298,7 @@ class Together(Ranks):
         except RuntimeError as error:
             raise LostRankError(
                 f"process {self.number} of {self.count} has lost the others ({_short(error)}); see which of them ended "
-                "and why. Finished windows are kept: go on with 'reprune resume DIR', with any number of processes."
+                "and why."
             ) from None
         self.traffic.bytes += sent
         self.traffic.seconds += time.perf_counter() - began

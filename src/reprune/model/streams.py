@@ -6,27 +6,31 @@ import math
 import os
 import tempfile
 from pathlib import Path
-from typing import final
+from typing import Self, final
 
 import torch
 from torch import Tensor
+
+Shape = tuple[int, int, int]
+"""Samples, tokens, hidden."""
 
 
 @final
 class Stream:
     """Hidden states (samples, tokens, hidden), float32, addressed by sample."""
 
-    def __init__(self, shape: tuple[int, int, int], file: Path | None) -> None:
-        self._shape = shape
+    def __init__(self, shape: Shape, file: Path | None) -> None:
+        self.shape = shape
+        self.bytes = 4 * math.prod(shape)
         self._file = file
         self._at_hand = torch.empty(shape) if file is None else None
 
     @property
     def _states(self) -> Tensor:
         if self._at_hand is None:  # of a file that is not mapped into memory now
-            size = math.prod(self._shape)
+            size = math.prod(self.shape)
             mapped = torch.from_file(str(self._file), shared=True, size=size, dtype=torch.float32)
-            self._at_hand = mapped.view(self._shape)
+            self._at_hand = mapped.view(self.shape)
         return self._at_hand
 
     def read(self, samples: slice | Tensor) -> Tensor:
@@ -55,42 +59,60 @@ class Stream:
 
 @final
 class StreamStore:
-    """Makes streams of one shape, in memory as long as the budget lasts, then in files of a folder."""
+    """Makes streams, in memory as long as the budget lasts, then in files of a folder; as a context it closes them."""
 
-    def __init__(self, shape: tuple[int, int, int], memory_bytes: int, folder: Path) -> None:
+    def __init__(self, memory_bytes: int, folder: Path) -> None:
         """
         Args:
-            shape: (samples, tokens, hidden) of every stream.
             memory_bytes: what all streams in memory may take together.
             folder: where the files of the others go; made when first needed.
         """
-        self.shape = shape
-        self.bytes = 4 * math.prod(shape)
         self._left = memory_bytes
         self._folder = folder
+        self._streams: list[Stream] = []
 
-    def new(self) -> Stream:
+    def has_memory_for(self, shape: Shape) -> bool:
+        """Whether a stream of that shape would be in memory."""
+        return 4 * math.prod(shape) <= self._left
+
+    def new(self, shape: Shape) -> Stream:
         """A stream whose states are not yet set.
 
         Raises:
             OSError: its file has no room.
         """
-        if self.bytes <= self._left:
-            self._left -= self.bytes
-            return Stream(self.shape, None)
+        stream = Stream(shape, None if self.has_memory_for(shape) else self._new_file(4 * math.prod(shape)))
+        if not stream.on_disk:
+            self._left -= stream.bytes
+        self._streams.append(stream)
+        return stream
+
+    def _new_file(self, size: int) -> Path:
         self._folder.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=self._folder, suffix=".stream", delete=False) as file:
             path = Path(file.name)
             try:  # a disk that is full shows now, not as a fault when a page is written
                 if hasattr(os, "posix_fallocate"):
-                    os.posix_fallocate(file.fileno(), 0, self.bytes)
+                    os.posix_fallocate(file.fileno(), 0, size)
             except OSError as error:
                 path.unlink()
                 raise OSError(error.errno, error.strerror, str(path)) from None
-        return Stream(self.shape, path)
+        return path
 
     def free(self, stream: Stream) -> None:
         """Close a stream and take its memory back into the budget."""
+        self._streams = [one for one in self._streams if one is not stream]
         if not stream.on_disk:
-            self._left += self.bytes
+            self._left += stream.bytes
         stream.close()
+
+    def close(self) -> None:
+        """Close all streams; a file's room is the disk's again, whoever still holds its stream."""
+        for stream in self._streams:
+            self.free(stream)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

@@ -89,8 +89,8 @@ def test_more_texts_go_on_from_fewer_and_fewer_are_the_first(
     here: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begun: list[int] = []
-    real = rounds.Procedure.round
-    monkeypatch.setattr(rounds.Procedure, "round", lambda *a: begun.append(a[1]) or real(*a))
+    real = rounds.Procedure.draft
+    monkeypatch.setattr(rounds.Procedure, "draft", lambda *a: begun.append(a[1]) or real(*a))
     (folder,), number = [here.parent / "cache" / "self-generated"], {}
     for asked, out in ((6, "six"), (20, "twenty"), (10, "ten"), (6, "again")):
         assert cli("prune", "llama", "--out", out, *OWN, "--self-generate", str(asked)).code == 0

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any, final
 
 import numpy as np
@@ -12,7 +14,7 @@ from reprune.planning.generation import rounds as module
 from reprune.planning.generation.filters import Filter, Judgement, LongEnough, Text
 from reprune.planning.generation.firsts import FirstTokens
 from reprune.planning.generation.language import Language
-from reprune.planning.generation.rounds import Author, Ids, Procedure, Written
+from reprune.planning.generation.rounds import Author, Draft, Ids, Procedure, Round, Written, judge
 from reprune.planning.generation.settings import Generation
 
 FIRSTS = FirstTokens(np.arange(100, 200, dtype=np.int64), {}, frozenset({7}))
@@ -49,6 +51,10 @@ class Noting(Filter):
         self.noted.append((text.text, kept))
 
 
+def one_round(procedure: Procedure, number: int, filters: Sequence[Filter] = (), wanted: int = 1000) -> Round:
+    return judge(procedure.draft(number), filters, wanted)
+
+
 @pytest.fixture(autouse=True)
 def english(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "language_of", lambda text: Language("de" if text == "odd" else "en", 0.87654321))
@@ -57,7 +63,7 @@ def english(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_beginning_with_a_token_that_is_no_text_is_not_written_on() -> None:
     scribe = Scribe()
     firsts = FirstTokens(np.arange(100, 200, dtype=np.int64), {}, frozenset({3}))
-    found = Procedure(scribe, firsts, Generation(batch_size=20, length=64), []).round(0, wanted=1000)
+    found = one_round(Procedure(scribe, firsts, Generation(batch_size=20, length=64)), 0)
     assert scribe.asked == []
     assert {line["reason"] for line in found.rejected} == {"holds a token that is no text"}
     assert found.counts == {"begun": 40, "rejected prefix": 40}
@@ -66,7 +72,7 @@ def test_a_beginning_with_a_token_that_is_no_text_is_not_written_on() -> None:
 def test_only_beginnings_in_the_language_are_written_on() -> None:
     scribe, noting = Scribe(), Noting()
     settings = Generation(batch_size=20, length=64)
-    found = Procedure(scribe, FIRSTS, settings, [LongEnough(8), noting]).round(3, wanted=1000)
+    found = one_round(Procedure(scribe, FIRSTS, settings), 3, [LongEnough(8), noting])
     assert len(scribe.begun) == 40
     assert [ids[0] for ids in scribe.asked] == [first for first in scribe.begun if first % 2 == 0]
     long = [first for first in scribe.begun if first % 2 == 0 and first % 10 >= 3]
@@ -84,13 +90,13 @@ def test_only_beginnings_in_the_language_are_written_on() -> None:
 
 def test_any_language_is_written_on_where_any_is_asked_for() -> None:
     settings = Generation(batch_size=20, length=64, language="any")
-    found = Procedure(Scribe(), FIRSTS, settings, []).round(3, wanted=1000)
+    found = one_round(Procedure(Scribe(), FIRSTS, settings), 3)
     assert found.counts == {"begun": 40, "kept": 40}
     assert {line["kept"]["prefix"] for line in found.kept} == {"reads as de", "reads as en"}
 
 
 def test_a_line_says_all_of_a_text() -> None:
-    found = Procedure(Scribe(), FIRSTS, Generation(batch_size=20, seed=7), [LongEnough(6)]).round(0, wanted=1)
+    found = one_round(Procedure(Scribe(), FIRSTS, Generation(batch_size=20, seed=7)), 0, [LongEnough(6)], wanted=1)
     (line,) = found.kept
     first = line["first_token"]
     assert line == {
@@ -118,8 +124,8 @@ def test_a_line_says_all_of_a_text() -> None:
 
 
 def test_texts_beyond_those_wanted_are_counted_and_no_more() -> None:
-    whole = Procedure(Scribe(), FIRSTS, Generation(batch_size=20), []).round(1, wanted=1000)
-    part = Procedure(Scribe(), FIRSTS, Generation(batch_size=20), []).round(1, wanted=3)
+    whole = one_round(Procedure(Scribe(), FIRSTS, Generation(batch_size=20)), 1)
+    part = one_round(Procedure(Scribe(), FIRSTS, Generation(batch_size=20)), 1, wanted=3)
     assert part.kept == whole.kept[:3]
     assert part.counts["left over"] == len(whole.kept) - 3
 
@@ -127,7 +133,7 @@ def test_texts_beyond_those_wanted_are_counted_and_no_more() -> None:
 def test_a_round_depends_on_the_seed_and_its_number_alone() -> None:
     def firsts(seed: int, number: int) -> list[Any]:
         scribe = Scribe()
-        Procedure(scribe, FIRSTS, Generation(batch_size=4, seed=seed), []).round(number, wanted=9)
+        one_round(Procedure(scribe, FIRSTS, Generation(batch_size=4, seed=seed)), number, wanted=9)
         return scribe.begun
 
     assert firsts(0, 5) == firsts(0, 5)
@@ -138,5 +144,12 @@ def test_a_round_depends_on_the_seed_and_its_number_alone() -> None:
 def test_a_round_in_which_nothing_reads_well_writes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "language_of", lambda text: Language("de", 0.9))
     scribe = Scribe()
-    found = Procedure(scribe, FIRSTS, Generation(batch_size=3), []).round(0, wanted=9)
+    found = one_round(Procedure(scribe, FIRSTS, Generation(batch_size=3)), 0, wanted=9)
     assert (found.kept, len(found.rejected), scribe.asked) == ([], 6, [])
+
+
+def test_a_draft_is_judged_elsewhere_as_it_would_be_here() -> None:
+    draft = Procedure(Scribe(), FIRSTS, Generation(batch_size=20)).draft(2)
+    told = Draft(**json.loads(json.dumps(asdict(draft))))
+    assert told == draft
+    assert judge(told, [LongEnough(8)], 3) == judge(draft, [LongEnough(8)], 3)

@@ -8,8 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,6 +19,7 @@ from reprune.doors.command.arguments import separate_sources
 from reprune.doors.command.evaluate import evaluate
 from reprune.doors.command.generate import generate
 from reprune.doors.command.options import (
+    RESUME,
     BatchSize,
     Calibration,
     Device,
@@ -45,11 +45,12 @@ from reprune.doors.command.options import (
     Trust,
     Verbose,
     exit_codes,
+    processes,
 )
 from reprune.doors.command.report import report
 from reprune.doors.command.study import study
 
-_TOGETHER = ("prune", "resume")
+_TOGETHER = ("prune", "resume", "generate")
 """What several processes do together."""
 
 app = typer.Typer(
@@ -113,7 +114,7 @@ def prune(
 ) -> None:
     """Prune MODEL, reconstruct it window by window, and write a sparse model folder to DIR."""
     given = _given(locals())
-    with exit_codes(out), _ranks(rank_timeout) as ranks:
+    with exit_codes(out), processes(rank_timeout, RESUME) as ranks:
         from reprune.doors.api import prune_by_recipe
         from reprune.doors.command.views import show_result
         from reprune.doors.progress import watching
@@ -181,7 +182,7 @@ def resume(
     rank_timeout: RankTimeout = None,
 ) -> None:
     """Go on with an interrupted run, from the last finished window."""
-    with exit_codes(directory), _ranks(rank_timeout) as ranks:
+    with exit_codes(directory), processes(rank_timeout, RESUME) as ranks:
         from reprune.doors.api import resume as resume_run
         from reprune.doors.command.views import show_result
         from reprune.doors.progress import watching
@@ -233,15 +234,6 @@ def demo(
         from reprune.doors.demo.demo import demo as run_demo
 
         run_demo(out)
-
-
-@contextmanager
-def _ranks(timeout: float | None) -> Iterator[Any]:
-    """The processes that run the command together; one, unless a launcher has started more."""
-    from reprune.doors.command.launched import TIMEOUT, ranks_of_launch
-
-    with ranks_of_launch(TIMEOUT if timeout is None else timeout) as ranks:
-        yield ranks
 
 
 def _given(arguments: dict[str, Any]) -> dict[str, Any]:

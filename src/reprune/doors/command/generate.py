@@ -7,9 +7,10 @@ from typing import Annotated
 
 import typer
 
-from reprune.doors.command.options import Model, Quiet, Trust, exit_codes
+from reprune.doors.command.options import Model, Quiet, RankTimeout, Trust, exit_codes, processes
 
 _NONE = "none"
+_AGAIN = "Finished rounds are kept: give the same command again, with any number of processes."
 
 
 def generate(
@@ -40,12 +41,13 @@ def generate(
     precision: Annotated[str, typer.Option(metavar="P", help="auto, float32, bfloat16 or float16.")] = "auto",
     trust_remote_code: Trust = False,
     quiet: Quiet = False,
+    rank_timeout: RankTimeout = None,
 ) -> None:
     """Have MODEL write texts to calibrate on, and keep those worth it. Started again, it goes on where it was.
 
     A first token at random, four by greedy choice; if those read as the language, the rest is sampled.
     """
-    with exit_codes():
+    with exit_codes(), processes(rank_timeout, _AGAIN) as ranks:
         from reprune.doors.command.views_generation import Lines, show_manifest, show_texts
         from reprune.doors.generation.generate import GenerationWatcher
         from reprune.doors.generation.generate import generate as run
@@ -75,9 +77,10 @@ def generate(
             device=device,
             precision=precision,
             trust_remote_code=trust_remote_code,
-            watcher=GenerationWatcher() if quiet else Lines(),
+            watcher=Lines() if ranks.first and not quiet else GenerationWatcher(),
+            ranks=ranks,
         )
-        if not quiet:
+        if ranks.first and not quiet:
             show_manifest(manifest, out)
-        if show:
+        if ranks.first and show:
             show_texts(out)

@@ -22,13 +22,14 @@ def launched() -> bool:
 
 
 @contextmanager
-def ranks_of_launch(timeout: float) -> Iterator[Ranks]:
+def ranks_of_launch(timeout: float, after_loss: str) -> Iterator[Ranks]:
     """The processes that were launched together; alone where there is one.
 
     An error that all of them come to is said once, by the first. Another's is said with the number of its process.
 
     Args:
         timeout: how many seconds to wait for another one before it is given up for lost.
+        after_loss: a sentence on how to go on then.
     """
     if not launched():
         yield ALONE
@@ -40,10 +41,10 @@ def ranks_of_launch(timeout: float) -> Iterator[Ranks]:
         if together.first:
             raise
         raise typer.Exit(1) from None
-    except LostRankError:
+    except LostRankError as error:
         lost = True
         if together.is_first_to_lose():
-            raise
+            raise LostRankError(f"{error} {after_loss}") from None
         raise typer.Exit(1) from None
     except (RepruneError, OSError) as error:
         if not together.blame(str(error)):

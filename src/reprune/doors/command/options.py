@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -60,6 +60,8 @@ RankTimeout = Annotated[
     typer.Option("--rank-timeout", metavar="S", min=1, help="Under torchrun: wait so long for another process. [600]"),
 ]
 
+RESUME = "Finished windows are kept: go on with 'reprune resume DIR', with any number of processes."
+
 
 @contextmanager
 def exit_codes(run: Path | None = None) -> Iterator[None]:
@@ -89,3 +91,17 @@ def _hint(run: Path | None) -> str:
     if run is None or not (run / ".reprune" / "run.json").exists():
         return ""
     return f"; finished windows are kept, go on with: reprune resume {run}"
+
+
+@contextmanager
+def processes(timeout: float | None, after_loss: str) -> Iterator[Any]:
+    """The processes that run the command together; one, unless a launcher has started more.
+
+    Args:
+        timeout: how many seconds to wait for another one before it is given up for lost.
+        after_loss: a sentence on how to go on then.
+    """
+    from reprune.doors.command.launched import TIMEOUT, ranks_of_launch
+
+    with ranks_of_launch(TIMEOUT if timeout is None else timeout, after_loss) as ranks:
+        yield ranks

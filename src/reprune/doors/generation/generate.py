@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from contextlib import ExitStack, closing
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 from reprune.doors.generation.endpoint import EndpointAuthor
 from reprune.doors.generation.local import LocalAuthor
-from reprune.doors.prepare import settle_device, settle_precision
+from reprune.doors.prepare import check_devices, settle_device, settle_precision
 from reprune.engine.record import versions
 from reprune.errors import InputError
+from reprune.math.ranks import ALONE, Ranks
 from reprune.model.bare import max_positions, read_config
 from reprune.model.checkpoint import Checkpoint
 from reprune.model.float32 import fast_float32
@@ -22,7 +24,7 @@ from reprune.planning.generation.corpus import Corpus
 from reprune.planning.generation.filters import require_filters
 from reprune.planning.generation.firsts import first_tokens
 from reprune.planning.generation.language import require_language
-from reprune.planning.generation.rounds import Author, Procedure
+from reprune.planning.generation.rounds import Author, Draft, Procedure, judge
 from reprune.planning.generation.settings import Generation
 from reprune.planning.paths import local_name
 from reprune.planning.tokenizer import load_tokenizer
@@ -61,6 +63,7 @@ def generate(
     precision: str = "auto",
     trust_remote_code: bool = False,
     watcher: GenerationWatcher | None = None,
+    ranks: Ranks = ALONE,
 ) -> dict[str, Any]:
     """Have a model write texts, the paper's way: a first token at random, four by greedy choice, the rest by sampling.
 
@@ -78,6 +81,8 @@ def generate(
         concurrency: requests to the server at a time.
         device, precision: as in a recipe.
         watcher: is told what happens.
+        ranks: the processes that do it together, each with a whole model and every so manieth round; only the first
+            judges texts, and writes.
 
     Returns:
         The manifest.
@@ -101,6 +106,7 @@ def generate(
         "versions": versions(),
     }
 
+    check_devices(device, ranks)
     where = settle_device(device)
     products = settle_precision(precision, where)
     with ExitStack() as stack:
@@ -113,16 +119,22 @@ def generate(
                 closing(EndpointAuthor(endpoint, endpoint_model, tokenizer, settings, concurrency, watcher.writing))
             )
             made_by["endpoint_model"] = server.model
-        if (finished := corpus.finished()) is not None:
-            corpus.check(finished["made_by"], made_by, finished["texts"], samples)
-            if finished["texts"] == samples:
-                return finished
-        corpus.path.parent.mkdir(parents=True, exist_ok=True)
-        corpus.path.touch()
-        stack.enter_context(locked(corpus.path, corpus.path, "file"))
-        corpus.open(made_by, samples)
+
+        def begin() -> dict[str, Any] | None:
+            if (finished := corpus.finished()) is not None:
+                corpus.check(finished["made_by"], made_by, finished["texts"], samples)
+                if finished["texts"] == samples:
+                    return finished
+            corpus.path.parent.mkdir(parents=True, exist_ok=True)
+            corpus.path.touch()
+            stack.enter_context(locked(corpus.path, corpus.path, "file"))
+            corpus.open(made_by, samples)
+            return None
+
+        if (finished := ranks.first_does(begin)) is not None:
+            return finished
         author = server or LocalAuthor(folder, tokenizer, settings, where, products, trust_remote_code, watcher.writing)
-        return _fill(corpus, author, tokenizer, samples, settings, made_by, watcher)
+        return _fill(corpus, author, tokenizer, samples, settings, made_by, watcher, ranks)
 
 
 def _fill(
@@ -133,34 +145,71 @@ def _fill(
     settings: Generation,
     made_by: Mapping[str, Any],
     watcher: GenerationWatcher,
+    ranks: Ranks,
 ) -> dict[str, Any]:
-    """Do the rounds that are left."""
+    """Do the rounds that are left, as many at a time as there are ranks."""
     firsts = first_tokens(tokenizer, author.rows)
-    filters = settings.build_filters()
-    corpus.teach(filters)
-    procedure = Procedure(author, firsts, settings, filters)
-    watcher.started(corpus.count, samples)
-    idle = 0
-    while corpus.count < samples:
-        found = procedure.round(corpus.next_round, samples - corpus.count)
-        corpus.add(found)
-        watcher.round_done(corpus.count, samples, corpus.counts)
-        idle = 0 if found.kept else idle + 1
-        if idle == _HOPELESS:
-            counts = ", ".join(f"{name} {count}" for name, count in sorted(corpus.counts.items()))
+    procedure = Procedure(author, firsts, settings)
+    judging = _Judging(corpus, samples, settings, watcher) if ranks.first else None
+
+    def next_round() -> int | None:
+        return None if judging is None else judging.next_round()
+
+    while (number := ranks.first_does(next_round)) is not None:
+        mine = asdict(procedure.draft(number + ranks.number))
+        for source in range(ranks.count):
+            draft = Draft(**ranks.tell(mine, source))
+            if judging is not None:
+                judging.add(draft)
+
+    def close() -> dict[str, Any]:
+        manifest = {
+            "made_by": dict(made_by),
+            "texts": corpus.count,
+            "rounds": corpus.next_round,
+            "counts": dict(sorted(corpus.counts.items())),
+            "first_tokens": {"possible": len(firsts.ids), "left_out": firsts.left_out},
+        }
+        corpus.close(manifest)
+        return manifest
+
+    return ranks.first_does(close)
+
+
+@final
+class _Judging:
+    """Judges rounds in order, and puts them on disk; those after the last text that is wanted are passed over."""
+
+    def __init__(self, corpus: Corpus, samples: int, settings: Generation, watcher: GenerationWatcher) -> None:
+        self._corpus = corpus
+        self._samples = samples
+        self._filters = settings.build_filters()
+        self._watcher = watcher
+        self._idle = 0  # rounds in a row that have kept nothing
+        corpus.teach(self._filters)
+        watcher.started(corpus.count, samples)
+
+    def next_round(self) -> int | None:
+        """Its number; None where there are enough texts. Raises `InputError` where there will never be."""
+        if self._corpus.count >= self._samples:
+            return None
+        if self._idle >= _HOPELESS:
+            counts = ", ".join(f"{name} {count}" for name, count in sorted(self._corpus.counts.items()))
             raise InputError(
-                f"{idle} rounds in a row gave no text that passes ({counts}); leave filters out, or give the language "
-                "that the model writes (--language)."
+                f"{self._idle} rounds in a row gave no text that passes ({counts}); leave filters out, or give the "
+                "language that the model writes (--language)."
             )
-    manifest = {
-        "made_by": dict(made_by),
-        "texts": corpus.count,
-        "rounds": corpus.next_round,
-        "counts": dict(sorted(corpus.counts.items())),
-        "first_tokens": {"possible": len(firsts.ids), "left_out": firsts.left_out},
-    }
-    corpus.close(manifest)
-    return manifest
+        return self._corpus.next_round
+
+    def add(self, draft: Draft) -> None:
+        """Judge the next round."""
+        wanted = self._samples - self._corpus.count
+        if wanted <= 0:
+            return
+        found = judge(draft, self._filters, wanted)
+        self._corpus.add(found)
+        self._watcher.round_done(self._corpus.count, self._samples, self._corpus.counts)
+        self._idle = 0 if found.kept else self._idle + 1
 
 
 def _check_length(folder: Path, settings: Generation, prefix: int, trust_remote_code: bool) -> None:

@@ -13,6 +13,7 @@ from typing import final
 from reprune.doors.generation.generate import GenerationWatcher, generate
 from reprune.engine.record import versions
 from reprune.engine.watcher import Watcher
+from reprune.math.ranks import ALONE, Ranks
 from reprune.model.decoder import Decoder
 from reprune.model.durable import write_text
 from reprune.model.gguf import cache_root
@@ -26,8 +27,10 @@ _ALL = "all.jsonl"  # as many as were ever asked for
 _FIRST = "self-generated.jsonl"  # in a folder that is named for how many it has
 
 
-def self_generated(recipe: Recipe, decoder: Decoder, watcher: Watcher) -> Path | None:
+def self_generated(recipe: Recipe, decoder: Decoder, watcher: Watcher, ranks: Ranks = ALONE) -> Path | None:
     """The file of a settled recipe's self-generated texts, written now unless it was before; None where none are asked.
+
+    Ranks write it together. It is in the first one's cache.
 
     Raises:
         InputError: the model cannot write them.
@@ -44,11 +47,15 @@ def self_generated(recipe: Recipe, decoder: Decoder, watcher: Watcher) -> Path |
     decisive = decoder.checkpoint.fingerprint(), recipe.device, recipe.precision, *versions().values()
     folder = cache_root() / "self-generated" / f"{decoder.folder.name}-{settings.key(*decisive)}"
     first = folder / str(texts) / _FIRST
-    if first.exists():
-        return first
-    watcher.phase(None, f"generating {texts} texts, or finding them in the cache")
     corpus = Corpus(folder / _ALL)
-    if corpus.texts() < texts:
+
+    def missing() -> bool:
+        if first.exists():
+            return False
+        watcher.phase(None, f"generating {texts} texts, or finding them in the cache")
+        return corpus.texts() < texts
+
+    if ranks.first_does(missing):
         generate(
             decoder.folder,
             corpus.path,
@@ -58,10 +65,12 @@ def self_generated(recipe: Recipe, decoder: Decoder, watcher: Watcher) -> Path |
             precision=recipe.precision,
             trust_remote_code=recipe.trust_remote_code,
             watcher=_Passing(watcher),
+            ranks=ranks,
         )
-    first.parent.mkdir(parents=True, exist_ok=True)
-    with corpus.path.open(encoding="utf-8") as lines:
-        write_text(first, "".join(islice(lines, texts)))
+    if ranks.first and not first.exists():
+        first.parent.mkdir(parents=True, exist_ok=True)
+        with corpus.path.open(encoding="utf-8") as lines:
+            write_text(first, "".join(islice(lines, texts)))
     return first
 
 

@@ -1,7 +1,8 @@
 """One round of the paper's procedure: begin many texts, screen their first words, write those that pass, filter them.
 
-A round depends on the seed and its own number alone, and on what the filters have learned before it, so that rounds
-can be done one after another by any number of processes. Knows an author by what it can do, not what it is.
+What a round writes depends on the seed and its own number alone, so that rounds can be written in any order by any
+number of processes; what is kept of it depends on what filters have learned of those before, so that they are judged in
+order. Knows an author by what it can do, not what it is.
 """
 
 from __future__ import annotations
@@ -48,83 +49,116 @@ class Author(ABC):
         """Go on with each prefix by sampling. `number` is that of the round, which decides what is drawn."""
 
 
+_Line = dict[str, Any]
+
+
+@final
+@dataclass(frozen=True)
+class Draft:
+    """What a round has written, before any text is judged: all of it can be held by JSON."""
+
+    number: int
+    begun: int
+    rejected: Sequence[_Line]  # prefixes, as lines of the file
+    lines: Sequence[_Line]  # texts, as lines of the file but for the judgement
+    begins_in: Sequence[str]  # the language of each text's prefix
+
+
 @final
 @dataclass
 class Round:
     """What a round gave, as lines of JSON, in order."""
 
-    kept: list[dict[str, Any]] = field(default_factory=list)
-    rejected: list[dict[str, Any]] = field(default_factory=list)
+    kept: list[_Line] = field(default_factory=list)
+    rejected: list[_Line] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
 
 
 @final
 class Procedure:
-    """Texts, round after round."""
+    """Writes texts, round after round or in whatever order."""
 
-    def __init__(self, author: Author, firsts: FirstTokens, settings: Generation, filters: Sequence[Filter]) -> None:
+    def __init__(self, author: Author, firsts: FirstTokens, settings: Generation) -> None:
         self._author = author
         self._firsts = firsts
         self._settings = settings
-        self._filters = filters
 
-    def round(self, number: int, wanted: int) -> Round:
-        """Do a round; texts beyond the number wanted are neither judged nor kept."""
-        settings, found = self._settings, Round()
+    def draft(self, number: int) -> Draft:
+        """Write what the round of that number has; it depends on no other."""
+        settings = self._settings
         generator = np.random.default_rng((settings.seed, number))
         firsts = [int(token) for token in self._firsts.draw(generator, 2 * settings.batch_size)]
-        prefixes: list[tuple[int, str, str, Ids]] = []
+        rejected: list[_Line] = []
+        origins: list[_Line] = []
+        prefixes: list[Ids] = []
+        begins_in: list[str] = []
         for first, (text, ids) in zip(firsts, self._author.begin(firsts, number), strict=True):
-            found.counts["begun"] += 1
             language = language_of(text)
             if self._firsts.signs.intersection(ids):
                 reason = "holds a token that is no text"
             elif language.fits(settings.language):
-                prefixes.append((first, text, language.code, ids))
+                prefixes.append(ids)
+                origins.append({"prefix": text, "first_token": first, "round": number})
+                begins_in.append(language.code)
                 continue
             else:
                 reason = f"reads as {language.code}"
-            found.counts["rejected prefix"] += 1
             line = {"prefix": text, "token_ids": list(ids), "round": number}
-            found.rejected.append({**line, "rejected": "prefix", "reason": reason, "score": round(language.score, 4)})
-        if not prefixes:
-            return found
-        written = self._author.write([ids for *_, ids in prefixes], number)
-        for (first, prefix, code, _), one in zip(prefixes, written, strict=True):
-            if len(found.kept) == wanted:
-                found.counts["left over"] += 1
-                continue
-            self._judge(one, {"prefix": prefix, "first_token": first, "round": number}, code, found)
-        return found
+            rejected.append({**line, "rejected": "prefix", "reason": reason, "score": round(language.score, 4)})
+        written = self._author.write(prefixes, number) if prefixes else []
+        lines = [self._line(one, origin) for one, origin in zip(written, origins, strict=True)]
+        return Draft(number, len(firsts), rejected, lines, begins_in)
 
-    def _judge(self, one: Written, origin: dict[str, Any], begins_in: str, found: Round) -> None:
+    def _line(self, one: Written, origin: _Line) -> _Line:
         likelihood = one.mean_log_probability
-        likelihood = None if likelihood is None else round(likelihood, 4)  # as a process that reads the file knows it
-        text = Text(one.text, one.token_ids, likelihood)
         language = language_of(one.text)
-        line = {
+        return {
             "text": one.text,
             "token_ids": list(one.token_ids),
             "seed": self._settings.seed,
             **origin,
             "language": language.code,
             "language_score": round(language.score, 4),
-            "mean_log_probability": likelihood,
+            # As a process that reads the file knows it.
+            "mean_log_probability": None if likelihood is None else round(likelihood, 4),
             "ended": one.ended,
         }
-        measured: dict[str, float] = {}
-        reason: tuple[str, str] | None = None
-        for one_filter in self._filters:
-            judgement = one_filter.judge(text)
-            measured[one_filter.name] = round(judgement.value, 4)
-            if judgement.reason is not None:
-                reason = one_filter.name, judgement.reason
-                break
-        for one_filter in self._filters:
-            one_filter.take_note(text, reason is None)
-        if reason is None:
-            found.counts["kept"] += 1
-            found.kept.append({**line, "kept": {"prefix": f"reads as {begins_in}", **measured}})
+
+
+def judge(draft: Draft, filters: Sequence[Filter], wanted: int) -> Round:
+    """Judge the texts of a round; those beyond the number wanted are neither judged nor kept.
+
+    Args:
+        draft: of the round; filters must have learned from all rounds before it.
+        filters: learn from it.
+        wanted: how many texts to keep at most.
+    """
+    found = Round(rejected=list(draft.rejected), counts=Counter(begun=draft.begun))
+    if draft.rejected:
+        found.counts["rejected prefix"] = len(draft.rejected)
+    for line, begins_in in zip(draft.lines, draft.begins_in, strict=True):
+        if len(found.kept) == wanted:
+            found.counts["left over"] += 1
         else:
-            found.counts[f"rejected {reason[0]}"] += 1
-            found.rejected.append({**line, "measured": measured, "rejected": reason[0], "reason": reason[1]})
+            _judge(line, begins_in, filters, found)
+    return found
+
+
+def _judge(line: _Line, begins_in: str, filters: Sequence[Filter], found: Round) -> None:
+    text = Text(line["text"], tuple(line["token_ids"]), line["mean_log_probability"])
+    measured: dict[str, float] = {}
+    reason: tuple[str, str] | None = None
+    for one_filter in filters:
+        judgement = one_filter.judge(text)
+        measured[one_filter.name] = round(judgement.value, 4)
+        if judgement.reason is not None:
+            reason = one_filter.name, judgement.reason
+            break
+    for one_filter in filters:
+        one_filter.take_note(text, reason is None)
+    if reason is None:
+        found.counts["kept"] += 1
+        found.kept.append({**line, "kept": {"prefix": f"reads as {begins_in}", **measured}})
+    else:
+        found.counts[f"rejected {reason[0]}"] += 1
+        found.rejected.append({**line, "measured": measured, "rejected": reason[0], "reason": reason[1]})

@@ -1,0 +1,92 @@
+"""Several processes write the file that one would have written, byte by byte, and end as one."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.doors.conftest import QUICK, Cli
+from tests.doors.generation.test_generate import FLAGS, files, half_is_english, reads  # noqa: F401  # a fixture for all
+from tests.engine import together
+from tests.engine.quick import tensors
+from tests.engine.test_ranks import TOLERANCE
+
+GENERATE = ["generate", "llama", *FLAGS, "--samples", "24", "--device", "cpu", "--precision", "float32", "--out"]
+BOUND = 60
+
+
+def writing(fault: tuple[int, int] | None, *arguments: str) -> None:
+    """The command line, in which a rank is killed as it begins its round of that number."""
+    from reprune.doors.command.cli import main
+    from reprune.planning.generation import rounds
+
+    rounds.language_of = reads
+    draft: Callable[..., Any] = rounds.Procedure.draft
+
+    def drafting(self: Any, number: int) -> Any:
+        if fault == (int(os.environ["RANK"]), number):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return draft(self, number)
+
+    rounds.Procedure.draft = drafting  # type: ignore[method-assign]  # that is the fault
+    main(arguments)
+
+
+def ended(count: int, *arguments: Any) -> list[together.Ended]:
+    return [rank.wait(BOUND) for rank in together.start(count, writing, *arguments)]
+
+
+@pytest.fixture
+def whole(here: Path, cli: Cli) -> dict[str, bytes]:
+    assert cli(*GENERATE, "whole/self.jsonl", "-q").code == 0
+    return files(here / "whole")
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_they_write_what_one_would(count: int, here: Path, whole: dict[str, bytes]) -> None:
+    ranks = ended(count, None, *GENERATE, "shared/self.jsonl")
+    assert [(rank.code, rank.err) for rank in ranks] == [(0, "")] * count
+    assert files(here / "shared") == whole
+    assert "texts      shared/self.jsonl: 24\n" in ranks[0].out
+    assert {rank.out for rank in ranks[1:]} == {""}
+    again = ended(count, None, *GENERATE, "shared/self.jsonl", "--seed", "1")
+    assert [rank.code for rank in again] == [2] * count
+    (said,) = [rank.err for rank in again if rank.err]
+    assert said.startswith("error: --out shared/self.jsonl: was begun with other settings (settings)")
+
+
+@pytest.mark.parametrize(("rank", "number", "then"), [(1, 1, 1), (0, 2, 3), (1, 3, 2)])
+def test_what_a_killed_one_leaves_is_gone_on_with_by_any_number(
+    rank: int, number: int, then: int, here: Path, whole: dict[str, bytes]
+) -> None:
+    ranks = ended(2, (rank, number), *GENERATE, "cut/self.jsonl", "-q")
+    assert ranks[rank].code == -signal.SIGKILL
+    other = ranks[1 - rank]
+    assert other.code == 1
+    assert f"error: process {1 - rank} of 2 has lost the others" in other.err  # after what the libraries say
+    assert "give the same command again" in other.err
+    assert not (here / "cut" / "self.manifest.json").exists()
+    assert [one.code for one in ended(then, None, *GENERATE, "cut/self.jsonl", "-q")] == [0] * then
+    assert files(here / "cut") == whole
+
+
+def test_a_run_that_calibrates_on_its_own_texts_has_them_written_by_all(here: Path, cli: Cli) -> None:
+    own = ["prune", "llama", *map(str, QUICK), "--self-generate", "4", "--reconstruct", "BR+GP", "-q"]
+    filters = ["--set", "self_generate.language=any", "--set", "self_generate.filters=[duplicates]"]
+    ranks = ended(2, None, *own, *filters, "--out", "two")
+    assert [(rank.code, rank.err) for rank in ranks] == [(0, "")] * 2
+    (written,) = (here.parent / "cache").rglob("self-generated.jsonl")
+    content = written.read_bytes()
+    shutil.rmtree(here.parent / "cache")
+    assert cli(*own, *filters, "--out", "one").code == 0
+    assert written.read_bytes() == content
+    one, two = tensors(here / "one"), tensors(here / "two")
+    assert one.keys() == two.keys()
+    for key, tensor in one.items():
+        assert float((tensor - two[key]).norm()) <= 10 * TOLERANCE * float(tensor.norm()) + 1e-6, key

@@ -72,8 +72,9 @@ def test_every_command_and_script_of_the_page_runs(page: str, folder: Path, monk
             continue
         for command in commands(block):
             words = shlex.split(command)
-            if words[0] == "torchrun":
-                launched = [sys.executable, "-m", "torch.distributed.run", *words[1:]]
+            if words[0] == "torchrun" or "--ray" in words:  # in processes of their own
+                module = "torch.distributed.run" if words[0] == "torchrun" else "reprune"
+                launched = [sys.executable, "-m", module, *words[1:]]
                 environment = {**os.environ, "OMP_NUM_THREADS": "1"}
                 assert subprocess.run(launched, env=environment, check=False).returncode == 0, command
                 continue

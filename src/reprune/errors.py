@@ -20,5 +20,14 @@ class UnsupportedModelError(InputError):
     """The model cannot be pruned correctly; the message names the part and the reason (exit code 2)."""
 
 
+def out_of_memory(error: BaseException) -> str | None:
+    """What an error says that comes of too little memory, of the host or of a GPU; None of any other error."""
+    is_it = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    if not is_it and not (isinstance(error, RuntimeError) and "can't allocate memory" in str(error)):
+        return None
+    said = " ".join(str(error).split()).rpartition("DefaultCPUAllocator: ")[2]
+    return f"out of memory{f' ({said[:160]})' if said else ''}"
+
+
 class NumericalError(RepruneError):
     """A computation produced what cannot be used (NaN, a matrix that no damping makes definite)."""

@@ -97,7 +97,11 @@ def test_all_processes_have_the_same_record_and_it_says_what_they_exchanged(fold
     told = [json.loads((folder / f"worked-{count}" / f"{name}-{rank}.json").read_text()) for rank in range(count)]
     assert all(one["blocks"] == told[0]["blocks"] for one in told)
     assert told[0]["ranks"] == count
-    assert all(window["exchange"]["bytes"] > 0 for window in told[0]["windows"])
+    for window in told[0]["windows"]:
+        assert len(window["exchange"]["bytes"]) == len(window["exchange"]["seconds"]) == count
+        assert min(window["exchange"]["bytes"]) > 0
+    assert len(told[0]["peak_memory_bytes_by_rank"]) == count
+    assert told[0]["peak_memory_bytes_by_rank"][0] == told[0]["peak_memory_bytes"]
     assert "ranks" not in json.loads((folder / "1" / name / "reprune.json").read_text())
 
 

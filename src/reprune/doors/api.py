@@ -29,7 +29,7 @@ from reprune.doors.prepare import (
 )
 from reprune.engine.books import Books
 from reprune.engine.ledger import Ledger
-from reprune.engine.record import full_record, trim_heap, versions
+from reprune.engine.record import full_record, peak_memory_bytes, trim_heap, versions
 from reprune.engine.result import RECORD, Result
 from reprune.engine.run import Methods, run_windows
 from reprune.engine.shared import Shared
@@ -226,7 +226,8 @@ def _finish(
     first = int(job["data"]["sources"][0]["count"]) if recipe.pruner.statistics == "first" else None
     books = Books(ledger, result, ranks)
     run_windows(recipe, decoder, books, watcher, shared, first, ranks)
-    return ranks.first_does(lambda: _write_(recipe, ledger, result, job, watcher, began, ranks.count))
+    peaks = ranks.each_tells(peak_memory_bytes())
+    return ranks.first_does(lambda: _write_(recipe, ledger, result, job, watcher, began, peaks))
 
 
 def _write_(
@@ -236,7 +237,7 @@ def _write_(
     job: dict[str, Any],
     watcher: Watcher,
     began: float,
-    ranks: int,
+    peaks: Sequence[dict[str, int]],
 ) -> dict[str, Any]:
     """Write what is left of the result of a run whose windows are all finished; returns its record."""
     watcher.phase(None, "writing the result")
@@ -244,7 +245,7 @@ def _write_(
     written = result.write_outside()
     lines = ledger.lines()
     seconds = max(time.monotonic() - began, sum(line["window"]["seconds"] for line in lines))
-    record = full_record(recipe, job, lines, seconds, ranks)
+    record = full_record(recipe, job, lines, seconds, peaks)
     written |= {name: digest for line in lines for name, digest in line["files"].items()}
     result.finish(record, beside(recipe, ledger.result).to_yaml(), written)
     ledger.clear()

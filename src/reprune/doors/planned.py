@@ -23,7 +23,7 @@ from reprune.doors.prepare import (
     settle_seqlen,
 )
 from reprune.engine.exchange import Crew, find_network
-from reprune.engine.forecast import ONE_PROCESS, Forecast, Group, Work, forecast, measure_speed, resident_bytes
+from reprune.engine.forecast import ONE_PROCESS, Forecast, Group, Speed, Work, forecast, measure_speed, resident_bytes
 from reprune.engine.machines import Machine, find_machine
 from reprune.engine.run import Methods
 from reprune.engine.watcher import Watcher
@@ -59,11 +59,10 @@ class Plan:
         return self.decoder.folder
 
     @cached_property
-    def forecast(self) -> Forecast:
-        """What the run will take: by what this machine does in a second just now, or another by its data sheet."""
+    def _work(self) -> Work:
         recipe, decoder = self.recipe, self.decoder
         assert recipe.seqlen is not None
-        work = Work(
+        return Work(
             decoder.costs(recipe.seqlen, recipe.solver.samples_at_a_time),
             [
                 [
@@ -78,11 +77,21 @@ class Plan:
             [decoder.block_bytes(index) for index in range(len(decoder))],
             decoder.outside_bytes(),
         )
+
+    @cached_property
+    def forecast(self) -> Forecast:
+        """What the run will take: by what this machine does in a second just now, or another by its data sheet."""
+        recipe = self.recipe
         if self.machine is not None:
             there = recipe.model_copy(update={"device": "cuda"})
-            return forecast(there, work, self.machine.speed(recipe.precision), resident_bytes(), self.crew)
+            return forecast(there, self._work, self.machine.speed(recipe.precision), resident_bytes(), self.crew)
         speed = measure_speed(torch.device(recipe.device), DTYPES[recipe.precision])
-        return forecast(recipe, work, speed, resident_bytes(), self.crew)
+        return forecast(recipe, self._work, speed, resident_bytes(), self.crew)
+
+    @property
+    def memory_bytes(self) -> int:
+        """The forecast's memory, whatever a machine does in a second."""
+        return forecast(self.recipe, self._work, Speed(1.0, 1.0, 1.0), resident_bytes(), self.crew).memory_bytes
 
 
 def plan_by_recipe(recipe: Recipe, watcher: Watcher, machine: Machine | None = None, crew: Crew = ONE_PROCESS) -> Plan:

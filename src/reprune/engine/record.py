@@ -120,9 +120,19 @@ def versions() -> dict[str, str]:
 
 
 def full_record(
-    recipe: Recipe, job: Mapping[str, Any], lines: Sequence[Mapping[str, Any]], seconds: float, ranks: int = 1
+    recipe: Recipe,
+    job: Mapping[str, Any],
+    lines: Sequence[Mapping[str, Any]],
+    seconds: float,
+    peaks: Sequence[dict[str, int]],
 ) -> dict[str, Any]:
-    """The whole of reprune.json. Local paths are reduced to their last part: a result is made to be passed on."""
+    """The whole of reprune.json. Local paths are reduced to their last part: a result is made to be passed on.
+
+    Args:
+        recipe, job, lines: what was done.
+        seconds: how long it took.
+        peaks: the most memory that each process has held.
+    """
     blocks = [block for line in lines for block in line["blocks"]]
     matrices = [matrix for block in blocks for matrix in block["matrices"]]
     zeros = sum(matrix["zeros"] for matrix in matrices)
@@ -139,9 +149,9 @@ def full_record(
         "windows": [line["window"] for line in lines],
         "forward": lines[-1]["forward"],
         "seconds": round(seconds, 3),
-        "peak_memory_bytes": peak_memory_bytes(),
+        "peak_memory_bytes": peaks[0],
         "machine": machine(recipe.device),
-        **({"ranks": ranks} if ranks > 1 else {}),
+        **({"ranks": len(peaks), "peak_memory_bytes_by_rank": list(peaks)} if len(peaks) > 1 else {}),
     }
 
 

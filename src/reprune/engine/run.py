@@ -154,7 +154,8 @@ def _do(
         record = window_record(window, fit, errors, ridges, notes, time.monotonic() - began)
         if not ranks.alone:
             spent = ranks.traffic.since(traffic)
-            record["exchange"] = {"bytes": spent.bytes, "seconds": round(spent.seconds, 3)}
+            bytes_, seconds = zip(*ranks.each_tells([spent.bytes, round(spent.seconds, 3)]), strict=True)
+            record["exchange"] = {"bytes": list(bytes_), "seconds": list(seconds)}
         entry = {
             "window": record,
             "blocks": [

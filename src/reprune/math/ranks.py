@@ -89,6 +89,10 @@ class Ranks(ABC):
     def tell(self, value: Any, source: int = 0) -> Any:
         """What one rank gives: whatever JSON can hold."""
 
+    def each_tells(self, value: Any) -> list[Any]:
+        """What all ranks give, in their order: whatever JSON can hold."""
+        return [self.tell(value, source) for source in range(self.count)]
+
     @abstractmethod
     def wait_for_first(self) -> None:
         """Wait until the first rank gets here, however long that takes."""

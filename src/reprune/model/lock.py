@@ -12,12 +12,13 @@ from reprune.errors import InputError
 
 
 @contextmanager
-def locked(path: Path, where: Path, what: str) -> Iterator[None]:
+def locked(path: Path, where: Path, what: str, wait: bool = False) -> Iterator[None]:
     """Hold the lock of a folder or file, which the system gives back when the process ends, however it ends.
 
     Args:
         path: an existing one, which is not replaced meanwhile.
         where, what: how the place and the work are called to a reader.
+        wait: for another process that holds it, however long that takes.
 
     Raises:
         InputError: another process holds it.
@@ -25,7 +26,7 @@ def locked(path: Path, where: Path, what: str) -> Iterator[None]:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except OSError:
             raise InputError(f"{where}: another process is working on this {what}; wait for it or stop it.") from None
         yield

@@ -39,13 +39,19 @@ _PARTS = st.one_of(
         ("prune M --calibration", "prune M --calibration"),
         ("prune M --calibration --out o", "prune M --calibration --out o"),
         ("prune M --calibration=a", "prune M --calibration=a"),
+        ("study M --ray a:1 --out o", "study M --ray a:1 --out o"),
+        ("study --ray a:1 M --out o", "study --ray a:1 M --out o"),
+        ("study --out o --ray M", "study --out o --ray - M"),
+        ("study M --ray --out o", "study M --ray - --out o"),
+        ("study M --out o --ray", "study M --out o --ray -"),
+        ("study --seeds 0 1 --ray a:1 M", "study --seeds 0 --seeds 1 --ray a:1 M"),
         ("status DIR", "status DIR"),
         ("--help", "--help"),
         ("", ""),
     ],
 )
 def test_a_flag_is_repeated_before_each_of_its_values(given_: str, expected: str) -> None:
-    assert separate_sources(given_.split()) == expected.split()
+    assert separate_sources(given_.split()) == ["" if word == "-" else word for word in expected.split()]
 
 
 @given(parts=st.lists(_PARTS, max_size=6))

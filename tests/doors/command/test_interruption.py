@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import reprune
 from reprune.engine import fresh as engine
@@ -96,6 +97,11 @@ def test_resume_can_be_quiet_or_verbose(cli: Cli, break_: Break) -> None:
     ("error", "message"),
     [
         (NumericalError("block 1, mlp.up_proj: the Gram matrix is not finite"), "block 1, mlp.up_proj: the Gram"),
+        (MemoryError(), "out of memory; 'reprune plan' forecasts what a run takes"),
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB."),
+            "out of memory (CUDA out of memory. Tried to allocate 20.00 GiB.); 'reprune plan'",
+        ),
         (OSError(28, "No space left on device", "cut/model-00002"), "No space left on device: cut/model-00002"),
     ],
 )

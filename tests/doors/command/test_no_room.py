@@ -13,6 +13,9 @@ from typing import Any
 
 import pytest
 
+import reprune
+import reprune.engine.run as engine
+from reprune.errors import NumericalError
 from tests.doors.conftest import QUICK, Cli, Said
 
 _RUN = ["llama", "--reconstruct", "BR+GP+CR", *QUICK]
@@ -163,3 +166,21 @@ def test_a_run_that_cannot_fit_the_memory_is_refused_before_it_begins(
     assert "a window takes at least" in said.err
     assert "solver.compact=true" in said.err
     assert not (here / "out").exists()
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="only Linux says which files are in memory")
+def test_a_run_that_fails_gives_its_streams_back_though_its_error_is_still_held(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any) -> Any:
+        assert ".stream" in Path("/proc/self/maps").read_text()
+        raise NumericalError("a fault")
+
+    monkeypatch.setattr(engine, "_fit", broken)
+    with pytest.raises(NumericalError) as held:
+        reprune.prune(
+            "llama", here / "out", calibration="text.txt", samples=6, seqlen=24, settings=["streams.memory=0B"]
+        )
+    assert held.tb is not None
+    assert not list((here / "out").rglob("*.stream"))
+    assert ".stream" not in Path("/proc/self/maps").read_text()

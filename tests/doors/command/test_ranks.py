@@ -89,7 +89,7 @@ def test_what_ends_one_process_ends_all_with_one_message_and_the_run_is_gone_on_
         assert "reprune resume" in said[0]
     else:
         assert len(own) == 1
-        assert {"full": "No space left", "memory": "no more memory"}[fault] in own[0]
+        assert {"full": "No space left", "memory": "out of memory ("}[fault] in own[0]
         assert own[0].startswith("error: " if rank == 0 else f"process {rank} of {count}: error: ")
     assert not any("Traceback" in one.err for one in ended)
     assert _windows_done(here / "cut") in ((2,) if rank == 0 else (2, 3))  # the first may have finished its own
@@ -170,6 +170,18 @@ def test_torchrun_starts_it(here: Path, whole: Path) -> None:
     assert launch(1, "one", "-q").returncode == 0
     shards = {path.name: path.read_bytes() for path in whole.glob("*.safetensors")}
     assert {path.name: path.read_bytes() for path in (here / "one").glob("*.safetensors")} == shards
+
+
+def test_two_machines_find_each_other_as_the_docs_say(here: Path, whole: Path) -> None:
+    """Two launchers on this one, each with a process of its own."""
+    meeting = ["--nnodes", "2", "--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{together.free_port()}"]
+    command = [*TORCHRUN, "1", *meeting, "-m", "reprune", "prune", "llama", "--out", "two", *CR]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(together.SOURCES)}
+    machines = [subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    said = [machine.communicate(timeout=2 * BOUND)[1] for machine in machines]
+    assert [machine.returncode for machine in machines] == [0, 0], said
+    assert json.loads((here / "two" / "reprune.json").read_text())["ranks"] == 2
+    _like(whole, here / "two")
 
 
 @pytest.fixture

@@ -76,15 +76,28 @@ def test_what_a_killed_one_leaves_is_gone_on_with_by_any_number(
     assert files(here / "cut") == whole
 
 
+OWN = [
+    *("prune", "llama", *map(str, QUICK), "--self-generate", "4", "--reconstruct", "BR+GP", "-q"),
+    *("--set", "self_generate.language=any", "--set", "self_generate.filters=[duplicates]"),
+]
+
+
+def test_two_runs_at_once_are_calibrated_on_texts_that_one_of_them_writes(here: Path) -> None:
+    """Neither is refused because the other is writing them."""
+    runs = [together.start(1, writing, None, *OWN, "--out", out) for out in ("a", "b")]
+    assert [(rank.wait(BOUND).code, len(run)) for run in runs for rank in run] == [(0, 1)] * 2
+    a, b = tensors(here / "a"), tensors(here / "b")
+    assert all(tensor.equal(b[key]) for key, tensor in a.items())
+    assert len(list((here.parent / "cache").rglob("self-generated.jsonl"))) == 1
+
+
 def test_a_run_that_calibrates_on_its_own_texts_has_them_written_by_all(here: Path, cli: Cli) -> None:
-    own = ["prune", "llama", *map(str, QUICK), "--self-generate", "4", "--reconstruct", "BR+GP", "-q"]
-    filters = ["--set", "self_generate.language=any", "--set", "self_generate.filters=[duplicates]"]
-    ranks = ended(2, None, *own, *filters, "--out", "two")
+    ranks = ended(2, None, *OWN, "--out", "two")
     assert [(rank.code, rank.err) for rank in ranks] == [(0, "")] * 2
     (written,) = (here.parent / "cache").rglob("self-generated.jsonl")
     content = written.read_bytes()
     shutil.rmtree(here.parent / "cache")
-    assert cli(*own, *filters, "--out", "one").code == 0
+    assert cli(*OWN, "--out", "one").code == 0
     assert written.read_bytes() == content
     one, two = tensors(here / "one"), tensors(here / "two")
     assert one.keys() == two.keys()

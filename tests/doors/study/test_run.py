@@ -59,7 +59,16 @@ def test_the_command_has_the_flags_of_the_contract(cli: Cli) -> None:
         *("--out", "--pruners", "--rungs", "--seeds", "--only", "--self-generate", "--recipe", "--sparsity"),
         *("--calibration", "--heldout", "--samples", "--seqlen", "--epochs", "--lr", "--batch-size", "--device"),
         *("--set", "--text", "--protocol", "--text-seqlen", "--windows", "--zero-shot", "--zero-shot-data"),
-        *("--zero-shot-limit", "--keep-models", "--trust-remote-code", "--quiet", "--verbose", "--help"),
+        *(
+            "--zero-shot-limit",
+            "--keep-models",
+            "--ray",
+            "--ray-cpus",
+            "--trust-remote-code",
+            "--quiet",
+            "--verbose",
+            "--help",
+        ),
     }
 
 

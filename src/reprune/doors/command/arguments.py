@@ -8,6 +8,7 @@ _MANY_OF = {  # by command
     "evaluate": ("--zero-shot",),
     "generate": ("--filters",),
 }
+_MAYBE_ONE = {"study": ("--ray",)}  # by command: takes a value or none, which is then the empty one
 _SWITCHES = ("--quiet", "--verbose", "--trust-remote-code", "--keep-models", "--json", "--show", "--help", "--version")
 
 
@@ -18,8 +19,8 @@ def separate_sources(arguments: list[str]) -> list[str]:
     list of several is the MODEL.
     """
     command, rest = arguments[:1], list(arguments[1:])
-    many = _MANY_OF.get(" ".join(command), _MANY)
-    parts: list[tuple[str | None, list[str]]] = []  # (flag of a list, its values), or (None, words as they are)
+    many, maybe_one = _MANY_OF.get(" ".join(command), _MANY), _MAYBE_ONE.get(" ".join(command), ())
+    parts: list[tuple[str | None, list[str]]] = []  # (flag of values, these), or (None, words as they are)
     has_model = False
     while rest:
         word = rest.pop(0)
@@ -28,6 +29,8 @@ def separate_sources(arguments: list[str]) -> list[str]:
             while rest and not rest[0].startswith("-"):
                 values.append(rest.pop(0))
             parts.append((word, values))
+        elif word in maybe_one:
+            parts.append((word, [rest.pop(0)] if rest and not rest[0].startswith("-") else []))
         elif not word.startswith("-"):
             has_model = True
             parts.append((None, [word]))
@@ -35,12 +38,15 @@ def separate_sources(arguments: list[str]) -> list[str]:
             takes_value = not (word in _SWITCHES or "=" in word or _is_short(word)) and bool(rest)
             parts.append((None, [word, rest.pop(0)] if takes_value else [word]))
     lists = [number for number, (flag, values) in enumerate(parts) if flag is not None and len(values) > 1]
+    lists = lists or [number for number, (flag, values) in enumerate(parts) if flag in maybe_one and values]
     if lists and not has_model:
         parts.insert(lists[-1] + 1, (None, [parts[lists[-1]][1].pop()]))
     result = list(command)
     for flag, values in parts:
         if flag is None:
             result += values
+        elif flag in maybe_one:
+            result += [flag, *(values or [""])]
         else:
             result += [word for value in values for word in (flag, value)] or [flag]
     return result

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from reprune.errors import InputError, RepruneError
+from reprune.errors import InputError, RepruneError, out_of_memory
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="A local folder, a Hub id, or a .gguf file.")]
 Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="The folder to write; new or empty.")]
@@ -60,6 +60,10 @@ RankTimeout = Annotated[
     typer.Option("--rank-timeout", metavar="S", min=1, help="Under torchrun: wait so long for another process. [600]"),
 ]
 
+_LESS_MEMORY = (
+    "; 'reprune plan' forecasts what a run takes, and it takes less with solver.micro_batch_size=1, "
+    "solver.compact=true or solver.checkpointing=true"
+)
 RESUME = "Finished windows are kept: go on with 'reprune resume DIR', with any number of processes."
 
 
@@ -84,6 +88,11 @@ def exit_codes(run: Path | None = None) -> Iterator[None]:
     except OSError as error:
         place = f": {error.filename}" if error.filename else ""
         print(f"error: {error.strerror or error}{place}{_hint(run)}", file=sys.stderr)
+        raise typer.Exit(1) from None
+    except (MemoryError, RuntimeError) as error:
+        if (said := out_of_memory(error)) is None:
+            raise
+        print(f"error: {said}{_LESS_MEMORY if run is not None else ''}{_hint(run)}", file=sys.stderr)
         raise typer.Exit(1) from None
 
 

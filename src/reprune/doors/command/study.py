@@ -75,6 +75,11 @@ def study(
         int | None, typer.Option(metavar="N", help="Only the first N examples of a task. [all]")
     ] = None,
     keep_models: Annotated[bool, typer.Option("--keep-models", help="Keep each cell's sparse model.")] = False,
+    ray: Annotated[
+        str | None,
+        typer.Option(metavar="[ADDRESS]", help="Do cells on a Ray cluster; without ADDRESS, on one of this machine."),
+    ] = None,
+    ray_cpus: Annotated[int | None, typer.Option(metavar="N", help="Cores of a cell there. [all of a node]")] = None,
     trust_remote_code: Trust = False,
     quiet: Quiet = False,
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Print every window.")] = False,
@@ -118,6 +123,8 @@ def study(
                 zero_shot_data=zero_shot_data,
                 zero_shot_limit=zero_shot_limit,
                 keep_models=keep_models,
+                ray=ray,
+                ray_cpus=ray_cpus,
                 watcher=StudyWatcher() if quiet else StudyLines(verbose),
             )
         except KeyboardInterrupt:

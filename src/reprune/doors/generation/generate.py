@@ -156,11 +156,9 @@ def _fill(
         return None if judging is None else judging.next_round()
 
     while (number := ranks.first_does(next_round)) is not None:
-        mine = asdict(procedure.draft(number + ranks.number))
-        for source in range(ranks.count):
-            draft = Draft(**ranks.tell(mine, source))
+        for told in ranks.each_tells(asdict(procedure.draft(number + ranks.number))):
             if judging is not None:
-                judging.add(draft)
+                judging.add(Draft(**told))
 
     def close() -> dict[str, Any]:
         manifest = {

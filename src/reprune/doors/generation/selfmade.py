@@ -6,6 +6,7 @@ There they are one growing file: the first so many of its texts are the same, ho
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
 from typing import final
@@ -17,6 +18,7 @@ from reprune.math.ranks import ALONE, Ranks
 from reprune.model.decoder import Decoder
 from reprune.model.durable import write_text
 from reprune.model.gguf import cache_root
+from reprune.model.lock import locked
 from reprune.planning.generation.corpus import Corpus
 from reprune.planning.recipe import Recipe
 from reprune.planning.shares import heldout_part
@@ -49,28 +51,30 @@ def self_generated(recipe: Recipe, decoder: Decoder, watcher: Watcher, ranks: Ra
     first = folder / str(texts) / _FIRST
     corpus = Corpus(folder / _ALL)
 
-    def missing() -> bool:
-        if first.exists():
-            return False
-        watcher.phase(None, f"generating {texts} texts, or finding them in the cache")
-        return corpus.texts() < texts
+    with ExitStack() as stack:
 
-    if ranks.first_does(missing):
-        generate(
-            decoder.folder,
-            corpus.path,
-            samples=texts,
-            settings=settings,
-            device=recipe.device,
-            precision=recipe.precision,
-            trust_remote_code=recipe.trust_remote_code,
-            watcher=_Passing(watcher),
-            ranks=ranks,
-        )
-    if ranks.first and not first.exists():
-        first.parent.mkdir(parents=True, exist_ok=True)
-        with corpus.path.open(encoding="utf-8") as lines:
-            write_text(first, "".join(islice(lines, texts)))
+        def missing() -> bool:
+            watcher.phase(None, f"generating {texts} texts, or finding them in the cache")
+            folder.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(locked(folder, folder, "cache", wait=True))  # another run may be writing them just now
+            return not first.exists() and corpus.texts() < texts
+
+        if ranks.first_does(missing):
+            generate(
+                decoder.folder,
+                corpus.path,
+                samples=texts,
+                settings=settings,
+                device=recipe.device,
+                precision=recipe.precision,
+                trust_remote_code=recipe.trust_remote_code,
+                watcher=_Passing(watcher),
+                ranks=ranks,
+            )
+        if ranks.first and not first.exists():
+            first.parent.mkdir(parents=True, exist_ok=True)
+            with corpus.path.open(encoding="utf-8") as lines:
+                write_text(first, "".join(islice(lines, texts)))
     return first
 
 

@@ -31,6 +31,7 @@ class Begun:
     bench: Bench
     texts: Sequence[Text]
     record: StudyRecord
+    plans: Mapping[str, Plan]  # by what is pruned
 
 
 class _Notes(Watcher):
@@ -51,7 +52,8 @@ def begin(
     Raises:
         InputError: something cannot be used, or differs from what the study was begun with. Nothing is written.
     """
-    plan = _planned(recipes, watcher)
+    plans = _planned(recipes, watcher)
+    plan = next(iter(plans.values()))
     bench = Bench(measures, plan.recipe.device, plan.recipe.precision, plan.recipe.trust_remote_code)
     texts = bench.texts(plan.folder)
     tasks = bench.tasks(watcher.note)
@@ -75,17 +77,17 @@ def begin(
         record = _same(read_study(folder.path), record, folder, watcher)
     _check_sources(record, recipes, plan.recipe, plan.decoder)
     extend(record, recipes, plan.recipe.sparsity)
-    return Begun(model, recipes, bench, texts, record)
+    return Begun(model, recipes, bench, texts, record, plans)
 
 
-def _planned(recipes: Mapping[Cell, Recipe], watcher: StudyWatcher) -> Plan:
-    """The first cell's plan, once the model is known to be prunable in every cell."""
+def _planned(recipes: Mapping[Cell, Recipe], watcher: StudyWatcher) -> dict[str, Plan]:
+    """A plan for each part that is pruned, once the model is known to be prunable in every cell."""
     plans: dict[str, Plan] = {}
     for cell, recipe in recipes.items():
         if cell.only not in plans:
             plans[cell.only] = plan_by_recipe(recipe, _Notes(watcher))
             plans[cell.only].survey.check()
-    return next(iter(plans.values()))
+    return plans
 
 
 def _is_calibrated_on(text: Text, recipe: Recipe) -> bool:

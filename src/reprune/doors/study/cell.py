@@ -34,7 +34,7 @@ class CellRun:
         cell: its record, which is filled in.
         folder: of its run.
         bench: measures the sparse model.
-        shared: what the runs of a study have in common.
+        shared: what the runs of a study have in common, where they are done in one process.
         save: puts the record on disk.
         watcher: is told what happens.
     """
@@ -44,7 +44,7 @@ class CellRun:
         cell: CellRecord,
         folder: Path,
         bench: Bench,
-        shared: Shared,
+        shared: Shared | None,
         save: Callable[[], None],
         watcher: StudyWatcher,
     ) -> None:

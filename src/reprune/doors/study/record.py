@@ -4,6 +4,7 @@ study.json         all numbers of all cells, and what decides them
 study.md, .csv     the same as tables, made anew from it
 figures/           pictures of them
 cells/NAME/        what `reprune prune` left of each cell: reprune.json and recipe.yaml, which make it again
+.cells/            on a cluster: what cells in hand have on record
 """
 
 from __future__ import annotations
@@ -211,9 +212,35 @@ class StudyFolder:
         """Where a cell's run is."""
         return self.path / record["folder"]
 
+    @property
+    def apart(self) -> Path:
+        """The folder for what cells that are done elsewhere have on record until study.json has it."""
+        return self.path / ".cells"
+
+    def pick_up(self, record: StudyRecord) -> None:
+        """Take over what such cells have on record."""
+        for cell in record["cells"]:
+            if (found := read_apart(self.apart, cell["name"])) is not None:
+                cell.update(found)
+
     def save(self, record: StudyRecord) -> None:
         """Write study.json; before or after, nothing between."""
         write_text(self.path / FILE, json.dumps(record, indent=1) + "\n")
+
+
+def read_apart(folder: Path, name: str) -> CellRecord | None:
+    """What a cell that is done elsewhere has on record, if anything."""
+    try:
+        found = read_json((folder / f"{name}.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    whole = isinstance(found, dict) and CellRecord.__required_keys__ == found.keys() and found["name"] == name
+    return cast(CellRecord, found) if whole else None
+
+
+def save_apart(folder: Path, cell: CellRecord) -> None:
+    """Write what a cell has on record; before or after, nothing between."""
+    write_text(folder / f"{cell['name']}.json", json.dumps(cell))
 
 
 def extend(record: StudyRecord, cells: Iterable[Cell], sparsity: str) -> None:

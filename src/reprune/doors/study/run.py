@@ -1,17 +1,18 @@
 """`reprune study`: the paper's grid on one model, cell after cell, each pruned and measured; it can be gone on with.
 
 Everything that can be refused is refused before the folder is touched. Then the dense model is measured once, and each
-cell is run and measured in turn. A cell that fails is put on record and does not end the study.
+cell is run and measured, here in turn or on a cluster. A cell that fails is put on record and does not end the study.
 """
 
 from __future__ import annotations
 
 import errno
 import os
-import re
+import shutil
+import sys
 import time
-import traceback
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from statistics import mean
 from typing import Any, final
@@ -20,21 +21,20 @@ import torch
 
 from reprune.doors.prepare import nested_flags
 from reprune.doors.study.begin import Begun, begin, check_data
-from reprune.doors.study.cell import CellRun
+from reprune.doors.study.cluster import OnRay
 from reprune.doors.study.figures import write_figures
 from reprune.doors.study.files import write_tables
 from reprune.doors.study.grid import PRUNERS, RUNGS, Grid, base_recipe, cell_recipes
+from reprune.doors.study.hands import CellTask, Hands, InTurn, Outcome, said
 from reprune.doors.study.measures import Measures
+from reprune.doors.study.needs import Needs, all_needs
 from reprune.doors.study.record import CellRecord, StudyFolder, StudyRecord, cell_of
 from reprune.doors.study.watcher import StudyWatcher
-from reprune.engine.shared import Shared
-from reprune.errors import RepruneError
+from reprune.errors import InputError
 from reprune.planning.layers import read_recipe
 
-_FOLDERS = re.compile(r"(?<![\w./-])/(?:[^\s/]+/)+")  # of an absolute path, all but its last part
+_CPUS_BESIDE_GPU = 4
 _SHARED = ".shared"  # what cells have in common, as long as a study runs
-_EXPECTED = (RepruneError, OSError, MemoryError, torch.OutOfMemoryError)
-"""What may go wrong with a cell without a fault of the program; of anything else the traceback is shown."""
 
 
 def study(
@@ -66,6 +66,8 @@ def study(
     zero_shot_data: str | os.PathLike[str] | None = None,
     zero_shot_limit: int | None = None,
     keep_models: bool = False,
+    ray: str | None = None,
+    ray_cpus: int | None = None,
     watcher: StudyWatcher | None = None,
 ) -> StudyRecord:
     """Prune and measure a model in every cell of a grid; go on with it where it was begun before.
@@ -83,6 +85,9 @@ def study(
         zero_shot, zero_shot_data, zero_shot_limit: as tasks, data and limit of `zero_shot`; without tasks there is
             no such measure.
         keep_models: keep each cell's sparse model; otherwise only its record and recipe stay.
+        ray: the address of a Ray cluster whose workers do the cells; empty is that of RAY_ADDRESS, or one of this
+            machine alone. All nodes must see `out`, the model and the texts by the same paths.
+        ray_cpus: the cores that a cell has there; by default as many as PyTorch takes here, and 4 beside a GPU.
         watcher: is told what happens.
 
     Returns:
@@ -131,11 +136,30 @@ def study(
     def ready() -> Begun:
         return begin(os.fspath(model), recipes, measures, folder, watcher)
 
+    if ray_cpus is not None and (ray is None or ray_cpus < 1):
+        raise InputError(f"--ray-cpus {ray_cpus}: expected at least 1, and --ray with it.")
     first = None if folder.path.exists() else ready()  # so that no folder is made for what is refused
-    with folder:
-        begun = ready() if first is None or folder.exists else first
-        _Study(begun, folder, keep_models, watcher).run(str(grid))
+    with ExitStack() as stack:
+        cluster = None if ray is None else stack.enter_context(OnRay(ray, folder.apart, watcher))
+        if cluster is not None and first is not None:
+            cluster.check(_needs(first, ray_cpus))
+        stack.enter_context(folder)
+        if first is None or folder.exists:
+            begun = ready()
+            if cluster is not None:
+                cluster.check(_needs(begun, ray_cpus))
+        else:
+            begun = first
+        _Study(begun, folder, keep_models, watcher).run(str(grid), cluster)
     return begun.record
+
+
+def _needs(begun: Begun, cpus: int | None) -> dict[str, Needs]:
+    """What each cell needs of a cluster's node."""
+    if cpus is None:
+        on_gpu = next(iter(begun.plans.values())).recipe.device.startswith("cuda")
+        cpus = min(torch.get_num_threads(), _CPUS_BESIDE_GPU) if on_gpu else torch.get_num_threads()
+    return all_needs(begun.plans, {cell.name: recipe for cell, recipe in begun.recipes.items()}, cpus)
 
 
 @final
@@ -149,35 +173,52 @@ class _Study:
         self._keep_models = keep_models
         self._watcher = watcher
 
-    def run(self, axes: str) -> None:
-        """Measure the dense model, do all cells that are not done, and write tables and figures."""
+    def run(self, axes: str, cluster: Hands | None) -> None:
+        """Measure the dense model, have all cells done that are not, and write tables and figures."""
+        self._folder.pick_up(self._record)
         self._save()
+        shutil.rmtree(self._folder.apart, ignore_errors=True)
         cells = [cell for cell in self._record["cells"] if cell_of(cell) in self._begun.recipes]
-        left = [cell for cell in cells if cell["status"] != "done"]
+        left = [(number, cell) for number, cell in enumerate(cells, 1) if cell["status"] != "done"]
         self._watcher.started(self._record, axes, len(cells), len(cells) - len(left))
         self._measure_dense()
-        with Shared(self._folder.path / _SHARED) as shared:
-            self._do_all(cells, left, shared)
+        tasks = [self._task(cell, number, len(cells)) for number, cell in left]
+        self._have_done(tasks, cluster or InTurn(self._folder.path / _SHARED, self._save, self._watcher))
+        shutil.rmtree(self._folder.apart, ignore_errors=True)
         write_figures(self._folder.path, self._record, self._watcher.note)
         write_tables(self._folder.path, self._record)
 
-    def _do_all(self, cells: Sequence[CellRecord], left: list[CellRecord], shared: Shared) -> None:
-        """Do the cells that are left, one after another."""
-        for cell in list(left):
-            self._watcher.cell_started(cell, cells.index(cell) + 1, len(cells))
-            cell["status"], cell["error"] = "pending", None
-            try:
-                self._do(cell, shared)
-                cell["status"] = "done"
-            except Exception as error:  # the other cells may well succeed
-                _raise_if_disk_full(error)
-                cell["status"], cell["error"] = "failed", _said(error)
-                if not isinstance(error, _EXPECTED):
-                    traceback.print_exc()
+    def _task(self, cell: CellRecord, number: int, of: int) -> CellTask:
+        cell["status"], cell["error"] = "pending", None
+        begun = self._begun
+        recipe = begun.recipes[cell_of(cell)]
+        folder = self._folder.cell(cell)
+        return CellTask(cell, (number, of), recipe, folder, begun.bench, begun.model, begun.texts, self._keep_models)
+
+    def _have_done(self, tasks: Sequence[CellTask], hands: Hands) -> None:
+        """Have cells done; each is on record when it has ended."""
+        left = [task.cell for task in tasks]
+        for task, outcome in hands.do(tasks):
+            cell = task.cell
+            if outcome.disk_full:  # no other cell would fare better, and all can go on with room
+                raise OSError(errno.ENOSPC, outcome.error)
+            if outcome.trace is not None:
+                print(outcome.trace, file=sys.stderr)
+            cell["error"] = outcome.error or self._wrong_data(cell, outcome)
+            cell["status"] = "done" if cell["error"] is None else "failed"
             left.remove(cell)
             self._save()
             write_tables(self._folder.path, self._record)
-            self._watcher.cell_ended(cell, seconds_left(self._record, left))
+            self._watcher.cell_ended(cell, seconds_left(self._record, left, hands.at_once))
+
+    def _wrong_data(self, cell: CellRecord, outcome: Outcome) -> str | None:
+        """What is wrong with a cell's samples, if anything."""
+        assert outcome.data is not None
+        try:
+            check_data(self._record, cell_of(cell).samples, outcome.data)
+        except InputError as error:
+            return said(error)
+        return None
 
     def _save(self) -> None:
         self._folder.save(self._record)
@@ -197,25 +238,8 @@ class _Study:
             self._save()
         self._watcher.dense_done(self._record, time.monotonic() - began)
 
-    def _do(self, cell: CellRecord, shared: Shared) -> None:
-        """Prune and measure; what comes out is on record."""
-        run = CellRun(cell, self._folder.cell(cell), self._begun.bench, shared, self._save, self._watcher)
-        check_data(self._record, cell_of(cell).samples, run.prune(self._begun.recipes[cell_of(cell)]))
-        run.measure(self._begun.model, self._begun.texts)
-        if not self._keep_models:
-            run.drop_weights()
 
-
-def _said(error: Exception) -> str:
-    """What went wrong, in one line that names no folder of this machine."""
-    if isinstance(error, OSError):
-        said = (error.strerror or str(error)) + (f": {error.filename}" if error.filename else "")
-    else:
-        said = str(error) if isinstance(error, RepruneError) else f"{type(error).__name__}: {error}"
-    return " ".join(_FOLDERS.sub("", said).split())
-
-
-def seconds_left(record: StudyRecord, left: Sequence[CellRecord]) -> float | None:
+def seconds_left(record: StudyRecord, left: Sequence[CellRecord], at_once: int = 1) -> float | None:
     """How long the cells that are left will take: as long as those done, of the same rung where there are any."""
     by_rung: dict[str, list[float]] = {}
     for cell in record["cells"]:
@@ -224,12 +248,5 @@ def seconds_left(record: StudyRecord, left: Sequence[CellRecord]) -> float | Non
     if not left or not by_rung:
         return None if left else 0.0
     overall = mean(seconds for rung in by_rung.values() for seconds in rung)
-    return sum(mean(by_rung[cell["rung"]]) if cell["rung"] in by_rung else overall for cell in left)
-
-
-def _raise_if_disk_full(error: Exception) -> None:
-    """End the study where a disk or a quota is full: no other cell would fare better, and all can go on with room."""
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        raise error
-    if "No space left on device" in str(error):  # of safetensors, which has no number for it
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
+    seconds = sum(mean(by_rung[cell["rung"]]) if cell["rung"] in by_rung else overall for cell in left)
+    return seconds / min(at_once, len(left))

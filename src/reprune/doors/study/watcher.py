@@ -19,7 +19,7 @@ class StudyWatcher:
         """The dense model is measured, in so many seconds of this process."""
 
     def cell_started(self, cell: CellRecord, number: int, of: int) -> None:
-        """A cell begins, or goes on where it was."""
+        """A cell begins, or goes on where it was; on a cluster, it has ended."""
 
     def pruning(self) -> AbstractContextManager[Watcher]:
         """A watcher for the cell's run."""

@@ -1,0 +1,55 @@
+"""What a cell needs of a machine: cores, a GPU, memory. By the forecast of its run, and by what measuring it holds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import final
+
+from reprune.doors.planned import Plan
+from reprune.doors.prepare import DTYPES
+from reprune.engine.forecast import resident_bytes
+from reprune.engine.run import Methods
+from reprune.planning.recipe import Recipe
+
+_MARGIN = 1.15  # forecasts of memory were off by at most 15 %
+
+
+@final
+@dataclass(frozen=True)
+class Needs:
+    """Of one cell."""
+
+    cpus: int
+    gpus: int
+    memory_bytes: int
+
+    def __str__(self) -> str:
+        gpus = f", {self.gpus} GPU" if self.gpus else ""
+        return f"{self.cpus} CPU{gpus}, {self.memory_bytes / 1e9:.1f} GB of memory"
+
+
+def needs(plan: Plan, recipe: Recipe, cpus: int) -> Needs:
+    """What one cell needs.
+
+    Args:
+        plan: of a cell that prunes the same linears.
+        recipe: this cell's.
+        cpus: the cores that it is to have.
+    """
+    settled = recipe.model_copy(update={key: getattr(plan.recipe, key) for key in ("device", "precision", "seqlen")})
+    own = replace(plan, recipe=settled, schedule=Methods.of(settled, len(plan.decoder)).schedule)
+    on_gpu = settled.device.startswith("cuda")
+    measuring = 0 if on_gpu else resident_bytes() + plan.weights * DTYPES[settled.precision].itemsize
+    return Needs(cpus, int(on_gpu), int(_MARGIN * max(own.memory_bytes, measuring)))
+
+
+def all_needs(plans: Mapping[str, Plan], recipes: Mapping[str, Recipe], cpus: int) -> dict[str, Needs]:
+    """What each cell needs, by its name.
+
+    Args:
+        plans: by what is pruned.
+        recipes: of the cells.
+        cpus: the cores that each is to have.
+    """
+    return {name: needs(plans[recipe.only], recipe, cpus) for name, recipe in recipes.items()}

@@ -1,0 +1,244 @@
+"""A study on a Ray cluster comes to the numbers of one in this process, whatever becomes of its workers."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+
+from reprune.doors.study import cluster as module
+from reprune.doors.study.cluster import OnRay, do_cell
+from reprune.doors.study.hands import CellTask, Outcome
+from reprune.doors.study.measures import Bench, Measures
+from reprune.doors.study.needs import Needs
+from reprune.doors.study.record import read_study, save_apart
+from reprune.doors.study.run import study
+from reprune.doors.study.watcher import StudyWatcher
+from reprune.errors import InputError
+from reprune.planning.recipe import Recipe
+from tests.doors.conftest import Cli
+from tests.doors.study.runs import GRID, ONE, SETTINGS, STUDY, numbers, write_test_text
+
+COMMAND = [sys.executable, "-m", "reprune", "study", "llama", *STUDY, "--set", "guard=off"]
+NODE = {"memory": 4_000_000_000, "object_store_memory": 100_000_000}
+BOUND = 300
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Of a cluster of three nodes: a head that does no work, and two with a core each."""
+    code = (
+        "import sys\n"
+        "from ray.cluster_utils import Cluster\n"
+        f"cluster = Cluster(initialize_head=True, head_node_args={{'num_cpus': 0, **{NODE}}})\n"
+        f"for _ in range(2): cluster.add_node(num_cpus=1, **{NODE})\n"
+        "print('at', cluster.address, flush=True)\n"
+        "sys.stdin.read()\n"
+        "cluster.shutdown()\n"
+    )
+    environment = {**os.environ, **quiet(tmp_path_factory.mktemp("home"))}
+    with subprocess.Popen(
+        [sys.executable, "-c", code], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        os.environ["RAY_AUTH_MODE"] = "disabled"
+        yield next(line.split()[1] for line in process.stdout if line.startswith("at "))
+        process.communicate("", timeout=60)
+    del os.environ["RAY_AUTH_MODE"]
+
+
+def quiet(home: Path) -> dict[str, str]:
+    return {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "HOME": str(home)}
+
+
+@pytest.fixture
+def here(here: Path) -> Path:
+    write_test_text(here)
+    return here
+
+
+def workers(cell: str) -> list[int]:
+    """The processes that do a cell."""
+    found = []
+    for place in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if place.read_bytes().startswith(f"ray::{cell}".encode()):
+                found.append(int(place.parent.name))
+        except OSError:
+            continue
+    return found
+
+
+def kill_workers(cell: str, ready: Callable[[], bool], killed: list[int], times: int, over: threading.Event) -> None:
+    """Kill the workers of a cell as they come, each when that is so, as often as is said."""
+    while len(killed) < times and not over.is_set():
+        if (now := [process for process in workers(cell) if process not in killed]) and ready():
+            os.kill(now[0], signal.SIGKILL)
+            killed.append(now[0])
+        time.sleep(0.02)
+
+
+def run(here: Path, address: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [*COMMAND, "--ray", address, "--ray-cpus", "1", *arguments]
+    environment = {**os.environ, **quiet(here), "COLUMNS": "80"}
+    return subprocess.run(
+        command, cwd=here, env=environment, capture_output=True, text=True, timeout=BOUND, check=False
+    )
+
+
+def test_its_numbers_are_those_of_one_process_though_a_worker_is_killed(here: Path, address: str) -> None:
+    settings = {**SETTINGS, "epochs": 40, "settings": ["precision=float32", "guard=off"]}
+    cell, killed, over = "wanda-BR+GP-seed0", [], threading.Event()
+    ledger = here / "shared" / "cells" / cell / ".reprune" / "ledger.jsonl"
+    killing = threading.Thread(target=kill_workers, args=(cell, ledger.exists, killed, 1, over))
+    killing.start()
+    said = run(here, address, "--out", "shared", "--epochs", "40", *GRID)
+    over.set()
+    killing.join()
+    assert (said.returncode, said.stderr) == (0, "")
+    assert len(killed) == 1
+    study("llama", "alone", pruners=["magnitude", "wanda"], rungs=["LR", "BR+GP"], **settings)
+    shared, alone = read_study(here / "shared"), read_study(here / "alone")
+    assert numbers(shared) == numbers(alone)
+    assert shared["data"] == alone["data"]
+    assert {path.name for path in (here / "shared").iterdir()} == {path.name for path in (here / "alone").iterdir()}
+    lost = [line for line in said.stdout.splitlines() if line.startswith(f"note: cell {cell}: its worker was lost (")]
+    assert len(lost) == 1, said.stdout
+    assert "raylet" not in said.stdout
+    assert len(re.findall(r"^[1-4]/4 ", said.stdout, re.MULTILINE)) == 4
+    before = (here / "shared" / "study.json").read_text()
+    again = run(here, address, "--out", "shared", "--epochs", "40", *GRID)
+    assert (again.returncode, again.stderr) == (0, "")
+    assert (here / "shared" / "study.json").read_text() == before
+
+
+def test_a_cluster_of_this_machine_is_started_where_no_address_is_given(here: Path) -> None:
+    environment = {**os.environ, "HOME": str(here), "COLUMNS": "80"}
+    command, before = [*COMMAND, "--out", "s", *ONE, "--ray"], workers("")
+    said = subprocess.run(
+        command, cwd=here, env=environment, capture_output=True, text=True, timeout=BOUND, check=False
+    )
+    assert (said.returncode, said.stderr) == (0, "")
+    assert read_study(here / "s")["cells"][0]["status"] == "done"
+    assert set(workers("")) <= set(before)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--ray", "127.0.0.1:1"], "--ray 127.0.0.1:1: no cluster there ("),
+        (["--ray", "ray://127.0.0.1:1"], "--ray ray://127.0.0.1:1: no cluster there ("),
+        (["--ray", "127.0.0.1:99999"], "--ray 127.0.0.1:99999: no cluster there ("),
+        (["--ray-cpus", "2"], "--ray-cpus 2: expected at least 1, and --ray with it."),
+        (["--ray", "127.0.0.1:1", "--ray-cpus", "0"], "--ray-cpus 0: expected at least 1, and --ray with it."),
+    ],
+)
+def test_wrong_uses_are_refused_before_anything(arguments: list[str], message: str, here: Path, cli: Cli) -> None:
+    said = cli("study", "llama", "--out", "s", *ONE, *STUDY, *arguments)
+    assert said.code == 2
+    assert said.err.startswith(f"error: {message}")
+    assert not (here / "s").exists()
+
+
+def test_what_no_node_has_is_refused_and_nothing_is_written(here: Path, address: str) -> None:
+    said = run(here, address, "--out", "s", "--ray-cpus", "3", *ONE)
+    assert said.returncode == 2
+    assert "cell magnitude-LR-seed0 needs 3 CPU, " in said.stderr
+    assert "no node has that (the largest: " in said.stderr
+    assert not (here / "s").exists()
+
+
+class _Ray:
+    """A stand-in for Ray: it has nodes, of which the first is dead, and loses each worker as often as is said."""
+
+    exceptions = ray.exceptions
+
+    def __init__(self, *nodes: Mapping[str, float], lost: int = 0) -> None:
+        self._nodes = nodes
+        self._lost = lost
+        self.begun = 0
+
+    def nodes(self) -> list[dict[str, Any]]:
+        return [{"Alive": number > 0, "Resources": node} for number, node in enumerate(self._nodes)]
+
+    def remote(self, *work: Any) -> Any:
+        """Of a function, and of its arguments: both give back what has these methods."""
+        self.begun += len(work) > 1
+        return object() if len(work) > 1 else self
+
+    def options(self, **_: Any) -> Any:
+        return self
+
+    def wait(self, running: list[Any], num_returns: int) -> tuple[list[Any], list[Any]]:
+        return running[:num_returns], running[num_returns:]
+
+    def get(self, ended: Any) -> Any:
+        if self.begun <= self._lost:
+            raise ray.exceptions.WorkerCrashedError
+        return {"status": "pending", "seconds": 3.0}, Outcome({}), ["a note"]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "at_once"), [(Needs(1, 0, 10), 6), (Needs(2, 0, 10), 3), (Needs(1, 0, 40), 3), (Needs(1, 1, 10), 2)]
+)
+def test_as_many_cells_are_done_at_a_time_as_nodes_that_live_have_room_for(wanted: Needs, at_once: int) -> None:
+    crew = object.__new__(OnRay)
+    dead = {"CPU": 64.0, "memory": 1e12, "GPU": 8.0}
+    crew._ray = _Ray(dead, {"CPU": 4.0, "memory": 100.0, "GPU": 2.0}, {"CPU": 2.0, "memory": 50.0})
+    crew.check({"a": wanted})
+    assert crew.at_once == at_once
+    with pytest.raises(InputError, match=r"cell b needs 1 CPU, 3 GPU, 0\.0 GB of memory; no node has that"):
+        crew.check({"a": wanted, "b": Needs(1, 3, 10)})
+
+
+@pytest.mark.parametrize("lost", [0, 1, module.RETRIES, module.RETRIES + 1])
+def test_a_cell_whose_workers_are_lost_again_and_again_fails_in_the_end(lost: int, here: Path) -> None:
+    notes: list[str] = []
+    crew = object.__new__(OnRay)
+    crew._ray, crew._apart, crew._watcher = _Ray(lost=lost), here / ".cells", StudyWatcher()
+    crew._watcher.note = notes.append  # type: ignore[method-assign]
+    crew._needs = {"a": Needs(1, 0, 1)}
+    bench = Bench(Measures(()), "cpu", "float32", False)
+    task = CellTask({"name": "a"}, (1, 1), Recipe(model="llama"), here / "s", bench, "llama", (), False)  # type: ignore[typeddict-item]
+    ((same, outcome),) = crew.do([task])
+    assert same is task
+    died = "its worker was lost (The worker died unexpectedly while executing this task)"
+    assert [note for note in notes if "lost" in note] == [f"cell a: {died}; another goes on with it"] * min(
+        lost, module.RETRIES
+    )
+    if lost > module.RETRIES:
+        assert outcome == Outcome(error=f"{died}, as were {module.RETRIES} before it")
+    else:
+        assert outcome == Outcome({})
+        assert (task.cell["seconds"], notes[-1]) == (3.0, "a note")
+
+
+def test_a_node_that_does_not_see_the_folder_says_so(here: Path) -> None:
+    task = CellTask({"name": "a"}, (1, 1), *(None,) * 4, (), False)  # type: ignore[arg-type,typeddict-item]
+    _, outcome, _ = do_cell(task, here / "nowhere", "mark", 1)
+    assert outcome.error is not None
+    assert "does not see the study's folder" in outcome.error
+
+
+def test_what_a_worker_has_left_is_taken_over_by_a_study_that_goes_on_without(here: Path) -> None:
+    study("llama", "s", pruners=["magnitude"], rungs=["LR"], **SETTINGS)
+    record = json.loads((here / "s" / "study.json").read_text())
+    (done,) = record["cells"]
+    pending = {**done, "status": "pending", "test_error": {}, "perplexity": {}, "blocks": []}
+    (here / "s" / "study.json").write_text(json.dumps({**record, "cells": [pending]}))
+    (here / "s" / ".cells").mkdir()
+    save_apart(here / "s" / ".cells", {**done, "status": "pending"})
+    found = study("llama", "s", pruners=["magnitude"], rungs=["LR"], **SETTINGS)
+    assert found["cells"] == [done], "not measured anew: the time would be another"
+    assert not (here / "s" / ".cells").exists()

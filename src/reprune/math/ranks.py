@@ -187,7 +187,7 @@ class Together(Ranks):
         backend = "gloo"
         if torch.cuda.is_available():
             backend = "cpu:gloo,cuda:nccl"
-            # A rank that is lost is then an error here, as with gloo, and not the end of this process by NCCL's watchdog.
+            # So that a lost rank is an error here, as with gloo, and not the end of this process by NCCL's watchdog.
             os.environ.setdefault("TORCH_NCCL_BLOCKING_WAIT", "1")
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
         wait = timedelta(seconds=timeout)

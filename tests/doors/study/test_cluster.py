@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import ray
 
+import reprune
 from reprune.doors.study import cluster as module
 from reprune.doors.study.cluster import OnRay, do_cell
 from reprune.doors.study.hands import CellTask, Outcome
@@ -121,6 +122,30 @@ def test_its_numbers_are_those_of_one_process_though_a_worker_is_killed(here: Pa
     again = run(here, address, "--out", "shared", "--epochs", "40", *GRID)
     assert (again.returncode, again.stderr) == (0, "")
     assert (here / "shared" / "study.json").read_text() == before
+
+
+def test_an_interrupt_ends_the_tasks_too_and_the_study_goes_on_without_the_cluster(here: Path, address: str) -> None:
+    cell = "magnitude-BR+GP-seed0"
+    arguments = ["--out", "s", "--epochs", "300", "--pruners", "magnitude", "--rungs", "BR+GP"]
+    command = [*COMMAND, "--ray", address, "--ray-cpus", "1", *arguments]
+    environment = {**os.environ, **quiet(here), "COLUMNS": "80"}
+    pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, cwd=here, env=environment, **pipes) as process:
+        while not (here / "s" / "cells" / cell / ".reprune" / "ledger.jsonl").exists():
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert err == "interrupted; what is done is kept, the same command goes on from there\n"
+    until = time.monotonic() + 60
+    while workers(cell) and time.monotonic() < until:
+        time.sleep(0.1)
+    assert not workers(cell)
+    assert reprune.status(here / "s" / "cells" / cell).windows_done >= 1
+    command = [*COMMAND, *arguments]
+    said = subprocess.run(command, cwd=here, env=environment, capture_output=True, text=True, timeout=BOUND)
+    assert (said.returncode, said.stderr) == (0, "")
 
 
 def test_a_cluster_of_this_machine_is_started_where_no_address_is_given(here: Path) -> None:

@@ -41,12 +41,13 @@ FLAGS = {
     "study": {
         *_RECIPE - {"--pruner", "--reconstruct", "--seed", "--include", "--exclude"},
         *("--out", "--pruners", "--rungs", "--seeds", "--text", "--protocol", "--text-seqlen", "--windows"),
-        *("--zero-shot", "--zero-shot-data", "--zero-shot-limit", "--keep-models", "--quiet", "--verbose"),
+        *("--zero-shot", "--zero-shot-data", "--zero-shot-limit", "--keep-models", "--ray", "--ray-cpus"),
+        *("--quiet", "--verbose"),
     },
     "generate": {
         *("--out", "--samples", "--length", "--least", "--temperature", "--top-p", "--top-k", "--language"),
         *("--filters", "--seed", "--batch-size", "--show", "--endpoint", "--endpoint-model", "--concurrency"),
-        *("--device", "--precision", "--trust-remote-code", "--quiet"),
+        *("--device", "--precision", "--trust-remote-code", "--quiet", "--rank-timeout"),
     },
     "report": {"--out", "--quiet"},
     "demo": {"--out"},

@@ -148,17 +148,6 @@ def test_an_interrupt_ends_the_tasks_too_and_the_study_goes_on_without_the_clust
     assert (said.returncode, said.stderr) == (0, "")
 
 
-def test_a_cluster_of_this_machine_is_started_where_no_address_is_given(here: Path) -> None:
-    environment = {**os.environ, "HOME": str(here), "COLUMNS": "80"}
-    command, before = [*COMMAND, "--out", "s", *ONE, "--ray"], workers("")
-    said = subprocess.run(
-        command, cwd=here, env=environment, capture_output=True, text=True, timeout=BOUND, check=False
-    )
-    assert (said.returncode, said.stderr) == (0, "")
-    assert read_study(here / "s")["cells"][0]["status"] == "done"
-    assert set(workers("")) <= set(before)
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -52,26 +52,6 @@ def figures(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doors, "write_figures", study_figures.write_figures)
 
 
-def test_the_command_has_the_flags_of_the_contract(cli: Cli) -> None:
-    said = cli("study", "--help")
-    assert (said.code, said.err) == (0, "")
-    assert set(re.findall(r"^ +(?:-\w, )?(--[a-z-]+)", said.out, re.MULTILINE)) == {
-        *("--out", "--pruners", "--rungs", "--seeds", "--only", "--self-generate", "--recipe", "--sparsity"),
-        *("--calibration", "--heldout", "--samples", "--seqlen", "--epochs", "--lr", "--batch-size", "--device"),
-        *("--set", "--text", "--protocol", "--text-seqlen", "--windows", "--zero-shot", "--zero-shot-data"),
-        *(
-            "--zero-shot-limit",
-            "--keep-models",
-            "--ray",
-            "--ray-cpus",
-            "--trust-remote-code",
-            "--quiet",
-            "--verbose",
-            "--help",
-        ),
-    }
-
-
 @pytest.mark.parametrize(
     ("given", "expected"),
     [

@@ -53,10 +53,13 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         [sys.executable, "-c", code], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout is not None
-        os.environ["RAY_AUTH_MODE"] = "disabled"
-        yield next(line.split()[1] for line in process.stdout if line.startswith("at "))
+        said = next((line.split()[1] for line in process.stdout if line.startswith("at ")), None)
+        if said is None:
+            pytest.skip("no cluster of Ray can be started here")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("RAY_AUTH_MODE", "disabled")
+            yield said
         process.communicate("", timeout=60)
-    del os.environ["RAY_AUTH_MODE"]
 
 
 def quiet(home: Path) -> dict[str, str]:

@@ -29,5 +29,10 @@ def out_of_memory(error: BaseException) -> str | None:
     return f"out of memory{f' ({said[:160]})' if said else ''}"
 
 
+def is_expected(error: BaseException) -> bool:
+    """Whether that may go wrong without a fault of the program; of anything else the traceback is shown."""
+    return isinstance(error, RepruneError | OSError) or out_of_memory(error) is not None
+
+
 class NumericalError(RepruneError):
     """A computation produced what cannot be used (NaN, a matrix that no damping makes definite)."""

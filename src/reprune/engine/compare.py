@@ -6,7 +6,6 @@ model, advanced by its own blocks. Knows nothing of how the sparse model came ab
 
 from __future__ import annotations
 
-import math
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from reprune.errors import InputError, NumericalError
 from reprune.math.reconstruction_error import Error, ErrorMeter
 from reprune.model.block import Block
 from reprune.model.decoder import Decoder
-from reprune.model.streams import StreamStore
+from reprune.model.streams import StreamStore, stream_bytes
 
 
 @final
@@ -127,7 +126,7 @@ class _Side:
             if batch.start == 0:
                 shape = len(ids), states.shape[1], states.shape[2]
                 if not store.has_memory_for(shape):
-                    _check_room(folder, 4 * math.prod(shape))
+                    _check_room(folder, stream_bytes(shape))
                 self._stream = store.new(shape)
             self._stream.write(batch, states)
         decoder.release()

@@ -6,7 +6,6 @@ touched yet. It lives as long as this process: the streams in files of a folder,
 
 from __future__ import annotations
 
-import math
 import shutil
 from collections.abc import Hashable
 from pathlib import Path
@@ -14,7 +13,7 @@ from types import TracebackType
 from typing import Self, final
 
 from reprune.math.statistics import Statistics
-from reprune.model.streams import Shape, Stream, StreamStore
+from reprune.model.streams import Shape, Stream, StreamStore, stream_bytes
 
 _SHARE_OF_FREE_DISK = 0.5
 
@@ -47,7 +46,7 @@ class Shared:
         Where they would fill the disk, no more streams are shared.
         """
         self._folder.mkdir(parents=True, exist_ok=True)
-        left = (blocks - len(self.dense)) * 4 * math.prod(shape)
+        left = (blocks - len(self.dense)) * stream_bytes(shape)
         self._shape = shape if left <= _SHARE_OF_FREE_DISK * shutil.disk_usage(self._folder).free else None
 
     def new_stream(self) -> Stream | None:

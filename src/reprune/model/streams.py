@@ -15,13 +15,18 @@ Shape = tuple[int, int, int]
 """Samples, tokens, hidden."""
 
 
+def stream_bytes(shape: Shape) -> int:
+    """What a stream of that shape takes, in memory or on disk."""
+    return 4 * math.prod(shape)
+
+
 @final
 class Stream:
     """Hidden states (samples, tokens, hidden), float32, addressed by sample."""
 
     def __init__(self, shape: Shape, file: Path | None) -> None:
         self.shape = shape
-        self.bytes = 4 * math.prod(shape)
+        self.bytes = stream_bytes(shape)
         self._file = file
         self._at_hand = torch.empty(shape) if file is None else None
 
@@ -73,7 +78,7 @@ class StreamStore:
 
     def has_memory_for(self, shape: Shape) -> bool:
         """Whether a stream of that shape would be in memory."""
-        return 4 * math.prod(shape) <= self._left
+        return stream_bytes(shape) <= self._left
 
     def new(self, shape: Shape) -> Stream:
         """A stream whose states are not yet set.
@@ -81,7 +86,7 @@ class StreamStore:
         Raises:
             OSError: its file has no room.
         """
-        stream = Stream(shape, None if self.has_memory_for(shape) else self._new_file(4 * math.prod(shape)))
+        stream = Stream(shape, None if self.has_memory_for(shape) else self._new_file(stream_bytes(shape)))
         if not stream.on_disk:
             self._left -= stream.bytes
         self._streams.append(stream)

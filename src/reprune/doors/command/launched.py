@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import typer
 
-from reprune.errors import InputError, RepruneError, out_of_memory
+from reprune.errors import InputError, RepruneError, is_expected
 from reprune.math.ranks import ALONE, LostRankError, Ranks, Together
 
 TIMEOUT = 600.0
@@ -47,8 +47,8 @@ def ranks_of_launch(timeout: float, after_loss: str) -> Iterator[Ranks]:
             raise LostRankError(f"{error} {after_loss}") from None
         raise typer.Exit(1) from None
     except (RepruneError, OSError, MemoryError, RuntimeError) as error:
-        if not isinstance(error, RepruneError | OSError) and out_of_memory(error) is None:
-            raise  # a fault of the program, with its traceback
+        if not is_expected(error):
+            raise
         if not together.blame(str(error)):
             raise typer.Exit(2 if isinstance(error, InputError) else 1) from None
         if not together.first:

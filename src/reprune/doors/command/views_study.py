@@ -25,7 +25,7 @@ from reprune.doors.study.table import (
     rows,
     task_columns,
 )
-from reprune.doors.study.watcher import StudyWatcher
+from reprune.doors.study.watcher import NotesOfRun, StudyWatcher
 from reprune.engine.watcher import Watcher
 from reprune.math.solver import Epoch
 from reprune.planning.schedule import Window
@@ -99,7 +99,7 @@ class StudyLines(StudyWatcher):
             with watching(quiet=False, verbose=False) as watcher:
                 yield watcher
         elif not self._output.is_terminal:
-            yield _Notes(self.note)
+            yield NotesOfRun(self.note)
         else:
             columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), MofNCompleteColumn())
             with Progress(*columns, TimeElapsedColumn(), console=self._output, transient=True) as bar:
@@ -114,18 +114,8 @@ class StudyLines(StudyWatcher):
         self._output.print(f"note: {text}", style="yellow")
 
 
-class _Notes(Watcher):
-    """Shows nothing of a run but what a reader should know."""
-
-    def __init__(self, show: Callable[[str], None]) -> None:
-        self._show = show
-
-    def note(self, text: str) -> None:
-        self._show(text)
-
-
 @final
-class _Bar(_Notes):
+class _Bar(NotesOfRun):
     """And one bar over a run's windows."""
 
     def __init__(self, show: Callable[[str], None], bar: Progress) -> None:

@@ -11,9 +11,8 @@ from reprune.doors.prepare import draw
 from reprune.doors.study.grid import Cell, common
 from reprune.doors.study.measures import Bench, Measures, Text
 from reprune.doors.study.record import FORMAT, KIND, StudyFolder, StudyRecord, differences, extend, read_study
-from reprune.doors.study.watcher import StudyWatcher
+from reprune.doors.study.watcher import NotesOfRun, StudyWatcher
 from reprune.engine.record import machine, versions
-from reprune.engine.watcher import Watcher
 from reprune.errors import InputError
 from reprune.model.decoder import Decoder
 from reprune.planning.paths import local_name
@@ -32,16 +31,6 @@ class Begun:
     texts: Sequence[Text]
     record: StudyRecord
     plans: Mapping[str, Plan]  # by what is pruned
-
-
-class _Notes(Watcher):
-    """Passes on what a reader should know."""
-
-    def __init__(self, watcher: StudyWatcher) -> None:
-        self._watcher = watcher
-
-    def note(self, text: str) -> None:
-        self._watcher.note(text)
 
 
 def begin(
@@ -85,7 +74,7 @@ def _planned(recipes: Mapping[Cell, Recipe], watcher: StudyWatcher) -> dict[str,
     plans: dict[str, Plan] = {}
     for cell, recipe in recipes.items():
         if cell.only not in plans:
-            plans[cell.only] = plan_by_recipe(recipe, _Notes(watcher))
+            plans[cell.only] = plan_by_recipe(recipe, NotesOfRun(watcher.note))
             plans[cell.only].survey.check()
     return plans
 

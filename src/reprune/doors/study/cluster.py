@@ -12,7 +12,7 @@ import re
 import secrets
 import socket
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self, final
@@ -22,7 +22,7 @@ import torch
 from reprune.doors.study.hands import CellTask, Hands, Outcome, attempt
 from reprune.doors.study.needs import Needs
 from reprune.doors.study.record import CellRecord, read_apart, save_apart
-from reprune.doors.study.watcher import StudyWatcher
+from reprune.doors.study.watcher import NotesOfRun, StudyWatcher
 from reprune.engine.watcher import Watcher
 from reprune.errors import InputError
 from reprune.model.durable import write_text
@@ -73,7 +73,7 @@ class OnRay(Hands):
         """Take what cells need, by their names; raise `InputError` where no node will ever have it."""
         nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
         for name, needs in wanted.items():
-            if not any(_holds(node, needs) for node in nodes):
+            if not any(_times(node, needs) for node in nodes):
                 largest = max(nodes, key=lambda node: (node.get("GPU", 0), node.get("memory", 0)))
                 has = Needs(int(largest.get("CPU", 0)), int(largest.get("GPU", 0)), int(largest.get("memory", 0)))
                 raise InputError(
@@ -196,10 +196,6 @@ def _short(error: Exception) -> str:
     return re.split(r"(?<=[a-z])[.:](?:\s|$)", " ".join(str(error).split()))[0][:200]
 
 
-def _holds(node: Mapping[str, float], needs: Needs) -> bool:
-    return _times(node, needs) > 0
-
-
 def _times(node: Mapping[str, float], needs: Needs) -> int:
     """How many such cells a node has room for at a time."""
     has = [
@@ -217,22 +213,9 @@ class _Notes(StudyWatcher):
     def __init__(self) -> None:
         self.said: list[str] = []
 
-    @contextmanager
-    def _watching(self) -> Iterator[Watcher]:
-        yield _RunNotes(self)
-
     def pruning(self) -> AbstractContextManager[Watcher]:
-        return self._watching()
+        return nullcontext(NotesOfRun(self.note))
 
     def note(self, text: str) -> None:
         if text not in self.said:
             self.said.append(text)
-
-
-@final
-class _RunNotes(Watcher):
-    def __init__(self, into: _Notes) -> None:
-        self._into = into
-
-    def note(self, text: str) -> None:
-        self._into.note(text)

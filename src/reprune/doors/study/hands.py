@@ -11,19 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
-import torch
-
 from reprune.doors.study.cell import CellRun
 from reprune.doors.study.measures import Bench, Text
 from reprune.doors.study.record import CellRecord
 from reprune.doors.study.watcher import StudyWatcher
 from reprune.engine.shared import Shared
-from reprune.errors import RepruneError
+from reprune.errors import RepruneError, is_expected
 from reprune.planning.recipe import Recipe
 
 _FOLDERS = re.compile(r"(?<![\w./-])/(?:[^\s/]+/)+")  # of an absolute path, all but its last part
-_EXPECTED = (RepruneError, OSError, MemoryError, torch.OutOfMemoryError)
-"""What may go wrong with a cell without a fault of the program; of anything else the traceback is shown."""
 
 
 @final
@@ -80,7 +76,7 @@ def attempt(task: CellTask, shared: Shared | None, save: Callable[[], None], wat
         if not task.keep_model:
             run.drop_weights()
     except Exception as error:  # the other cells may well succeed
-        trace = None if isinstance(error, _EXPECTED) else traceback.format_exc()
+        trace = None if is_expected(error) else traceback.format_exc()
         return Outcome(data, said(error), trace, _is_disk_full(error))
     return Outcome(data)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import final
 
 from reprune.doors.planned import Plan
-from reprune.doors.prepare import DTYPES
+from reprune.doors.prepare import DTYPES, count_samples
 from reprune.engine.forecast import resident_bytes
 from reprune.engine.run import Methods
 from reprune.planning.recipe import Recipe
@@ -38,7 +38,8 @@ def needs(plan: Plan, recipe: Recipe, cpus: int) -> Needs:
         cpus: the cores that it is to have.
     """
     settled = recipe.model_copy(update={key: getattr(plan.recipe, key) for key in ("device", "precision", "seqlen")})
-    own = replace(plan, recipe=settled, schedule=Methods.of(settled, len(plan.decoder)).schedule)
+    schedule = Methods.of(settled, len(plan.decoder)).schedule
+    own = replace(plan, recipe=settled, schedule=schedule, samples=count_samples(settled))
     on_gpu = settled.device.startswith("cuda")
     measuring = 0 if on_gpu else resident_bytes() + plan.weights * DTYPES[settled.precision].itemsize
     return Needs(cpus, int(on_gpu), int(_MARGIN * max(own.memory_bytes, measuring)))
@@ -52,4 +53,12 @@ def all_needs(plans: Mapping[str, Plan], recipes: Mapping[str, Recipe], cpus: in
         recipes: of the cells.
         cpus: the cores that each is to have.
     """
-    return {name: needs(plans[recipe.only], recipe, cpus) for name, recipe in recipes.items()}
+    found: dict[str, Needs] = {}  # by recipe, whatever its seed
+
+    def of(recipe: Recipe) -> Needs:
+        key = recipe.model_copy(update={"seed": 0}).model_dump_json()
+        if key not in found:
+            found[key] = needs(plans[recipe.only], recipe, cpus)
+        return found[key]
+
+    return {name: of(recipe) for name, recipe in recipes.items()}

@@ -34,3 +34,13 @@ class StudyWatcher:
 
     def note(self, text: str) -> None:
         """Something that a reader of the numbers should know."""
+
+
+class NotesOfRun(Watcher):
+    """Passes on nothing of a run but what a reader should know."""
+
+    def __init__(self, show: Callable[[str], None]) -> None:
+        self._show = show
+
+    def note(self, text: str) -> None:
+        self._show(text)

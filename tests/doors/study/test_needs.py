@@ -1,0 +1,28 @@
+"""What a cell asks of a node follows from its own recipe, and is found once for all seeds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from reprune.doors.planned import Plan, plan_by_recipe
+from reprune.doors.study.needs import all_needs
+from reprune.engine.watcher import Watcher
+from reprune.planning.layers import resolve_recipe
+
+
+def test_a_cell_with_more_samples_needs_more_whatever_the_plan_it_shares(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = resolve_recipe("llama", {"calibration": ["text.txt"], "samples": 6, "seqlen": 24, "device": "cpu"})
+    many = few.model_copy(update={"samples": 20_000})
+    asked: list[int] = []
+    real = Plan.memory_bytes.fget  # type: ignore[attr-defined]  # a property's
+    monkeypatch.setattr(Plan, "memory_bytes", property(lambda plan: asked.append(plan.samples[0]) or real(plan)))
+    recipes = {"a": few, "b": few.model_copy(update={"seed": 1}), "c": many}
+    found = all_needs({"all": plan_by_recipe(few, Watcher())}, recipes, 2)
+    assert asked == [6, 20_000]
+    assert found["a"] == found["b"]
+    assert (found["a"].cpus, found["a"].gpus) == (2, 0)
+    assert found["c"].memory_bytes > found["a"].memory_bytes + 100e6

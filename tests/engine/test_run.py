@@ -288,6 +288,30 @@ def test_checkpointing_changes_no_bit(llama: Path, tmp_path: Path) -> None:
     assert all(torch.equal(one[key], two[key]) for key in one)
 
 
+def test_a_standardized_loss_is_fitted_and_judged_in_its_own_measure(llama: Path, tmp_path: Path) -> None:
+    plain = prune(llama, tmp_path / "plain", reconstruct="BR+GP+CR")
+    record = prune(llama, tmp_path / "standardized", "solver.loss=standardized", reconstruct="BR+GP+CR")
+    assert [window["loss"] for window in record["windows"]] == ["standardized"] * len(record["windows"])
+    assert [window["loss"] for window in plain["windows"]] == ["squared"] * len(plain["windows"])
+    for window in record["windows"]:
+        errors = window["relative_heldout_error"]
+        course = [errors["before"], *(epoch["relative_heldout_error"] for epoch in window["epochs"])]
+        assert window["kept_epoch"] == course.index(min(course))
+        # After it: as the fit has left it, but for the rounding of what is saved.
+        assert errors["after"] == pytest.approx(min(course), rel=1e-3)
+    # A window's plain error, and that of its retired block, are in the same measure.
+    last, block = record["windows"][-1], record["blocks"][-1]
+    assert last["calibration_error"]["after"] == pytest.approx(block["calibration_error"], rel=1e-5)
+    assert last["relative_calibration_error"]["after"] != pytest.approx(block["relative_calibration_error"], rel=1e-3)
+
+
+def test_without_a_descent_there_is_nothing_to_standardize(llama: Path, tmp_path: Path) -> None:
+    plain = prune(llama, tmp_path / "plain", reconstruct="LR")
+    record = prune(llama, tmp_path / "standardized", "solver.loss=standardized", reconstruct="LR")
+    assert record["windows"][0]["loss"] == "squared"
+    assert record["blocks"] == plain["blocks"]
+
+
 def test_checkpointing_keeps_no_more_than_what_enters_each_block(llama: Path, tmp_path: Path) -> None:
     """The twin: bytes that autograd holds on to during a window of three blocks."""
 

@@ -96,11 +96,12 @@ def _twin(problem: _Network, start: list[Tensor], batches: list[Tensor], adam: A
     m = [torch.zeros_like(weight) for weight in weights]
     v = [torch.zeros_like(weight) for weight in weights]
     power = problem.goals[:_SAMPLES].double().square().mean()
+    scale = power.sqrt() if problem.scale is None else problem.scale.double()
     for step, batch in enumerate(batches):
         leaves = [weight.clone().requires_grad_() for weight in weights]
         masked = [w if mask is None else w * mask for w, mask in zip(leaves, problem.masks, strict=True)]
         difference = _forward(problem.inputs[batch].double(), *masked) - problem.goals[batch].double()
-        loss = (difference**2).sum() / difference.numel() / power
+        loss = ((difference / scale) ** 2).sum() / difference.numel()
         left = 1 - step / steps
         lr = adam.lr * (adam.decay[0] * left + adam.decay[1] * (1 - left))
         for place, gradient in enumerate(torch.autograd.grad(loss, leaves)):
@@ -114,10 +115,12 @@ def _twin(problem: _Network, start: list[Tensor], batches: list[Tensor], adam: A
 @pytest.mark.parametrize("betas", [(0.9, 0.95), (0.5, 0.999)])
 @pytest.mark.parametrize("batch_size", [1, 3, 7, 100])
 @pytest.mark.parametrize("decay", [(1.0, 0.0), (1.0, 0.6), (0.6, 0.0)])
+@pytest.mark.parametrize("scale", [None, torch.logspace(-1, 1, _HIDDEN)])
 def test_every_step_is_the_one_of_the_formula(
-    batch_size: int, betas: tuple[float, float], decay: tuple[float, float]
+    batch_size: int, betas: tuple[float, float], decay: tuple[float, float], scale: Tensor | None
 ) -> None:
     problem = _Network()
+    problem.scale = scale
     start = problem.state()
     adam = Adam(epochs=4, lr=0.01, batch_size=batch_size, betas=betas, guard=False, decay=decay)
     adam.fit(problem, 0, _nothing)

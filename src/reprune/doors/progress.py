@@ -15,8 +15,11 @@ from reprune.engine.watcher import Watcher
 from reprune.math.solver import Epoch
 from reprune.planning.schedule import Window
 
+_MEASURES = {
+    "squared": "errors: ||sparse - target||² / ||target||² of a window's outputs, before > after",
+    "standardized": "errors: mean of ((sparse - target) / feature's deviation)², before > after",
+}
 _HEAD = (
-    "errors: ||sparse - target||² / ||target||² of a window's outputs, before > after\n"
     f"{'window':>7}  {'blocks':<9} {'calibration error':<17}  {'held-out error':<17} {'time':>7} {'left':>7}   memory"
 )
 
@@ -78,7 +81,7 @@ class _Lines(Watcher):
         self._seconds.append(record["seconds"])
         left = self._left * sum(self._seconds) / len(self._seconds)
         if len(self._seconds) == 1:
-            self._output.print(_HEAD, style="bold")
+            self._output.print(_MEASURES[record["loss"]], _HEAD, sep="\n", style="bold")
         blocks = f"{window.blocks[0]}" if len(window.blocks) == 1 else f"{window.blocks[0]}-{window.blocks[-1]}"
         self._output.print(
             f"{f'{window.index + 1}/{self._windows}':>7}  {blocks:<9} "

@@ -22,6 +22,7 @@ from reprune.engine.shared import Shared
 from reprune.math.ranks import ALONE, Ranks
 from reprune.math.reconstruction_error import ErrorMeter
 from reprune.math.solver import Errors
+from reprune.math.standardization import FeatureSpread
 from reprune.model.block import Block, Call
 from reprune.model.decoder import Decoder
 from reprune.model.routing import Routes
@@ -43,9 +44,10 @@ class Targets:
 class ErrorPair:
     """Measures calibration and held-out samples apart."""
 
-    def __init__(self, calibration: int) -> None:
+    def __init__(self, calibration: int, scale: Tensor | None = None) -> None:
+        """Samples before `calibration` are calibrated on; `scale` is that of an `ErrorMeter`."""
         self._calibration = calibration
-        self._meters = (ErrorMeter(), ErrorMeter())
+        self._meters = (ErrorMeter(scale), ErrorMeter(scale))
 
     def update(self, batch: slice, outputs: Tensor, targets: Tensor) -> None:
         """Take in a batch of samples (all of one kind)."""
@@ -202,6 +204,13 @@ class Frontier:
                 yield Targets(end, retired)
         self._dense.forget_before(window.retired.stop)
 
+    def scale_of(self, targets: Targets) -> Tensor:
+        """How much each feature of a window's targets varies over the tokens calibrated on: (hidden,), float32."""
+        spread = FeatureSpread()
+        for batch in self.calibration_batches:
+            spread.update(targets.end.read(batch))
+        return spread.scale(self._shape[-1], self._decoder.device, self.ranks)
+
     @contextmanager
     def through(
         self, blocks: Sequence[Block], gathering: AbstractContextManager[None] | None = None
@@ -227,13 +236,16 @@ class Frontier:
             into.write(batch, self.run(blocks, self.student.read(batch), batch))
 
     @torch.no_grad()
-    def advance(self, window: Window, blocks: Sequence[Block], targets: Targets) -> tuple[Errors, dict[int, Errors]]:
+    def advance(
+        self, window: Window, blocks: Sequence[Block], targets: Targets, scale: Tensor | None
+    ) -> tuple[Errors, dict[int, Errors]]:
         """Advance the student's stream through the blocks that the window retires.
 
         Returns:
-            The window's errors, against its targets, and each retired block's, against the dense model.
+            The window's errors, against its targets and in the measure that `scale` gives, and each retired block's,
+            against the dense model.
         """
-        at_end = ErrorPair(self.calibration)
+        at_end = ErrorPair(self.calibration, scale)
         of_block = {index: ErrorPair(self.calibration) for index in window.retired}
         for batch in self.batches:
             states = self.student.read(batch)

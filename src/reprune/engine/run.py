@@ -135,8 +135,15 @@ def _do(
             notes, entering = pruning.prune_(fresh, still_open, streams, watcher)
 
             watcher.phase(window, "reconstruction")
-            checkpointing = recipe.solver.checkpointing
-            problem = WindowProblem(frontier, blocks, targets, entering_last=entering, checkpointing=checkpointing)
+            scale = frontier.scale_of(targets) if recipe.solver.standardizes else None
+            problem = WindowProblem(
+                frontier,
+                blocks,
+                targets,
+                entering_last=entering,
+                checkpointing=recipe.solver.checkpointing,
+                scale=scale,
+            )
             fit = _fit(methods.solver, problem, window, recipe, watcher)
             streams.close()
             agree_(blocks, ranks)
@@ -146,12 +153,12 @@ def _do(
             written: dict[str, str] = {}
             for pruned in retired:
                 written |= books.write_block(pruned.index, pruned.round_(decoder))
-            errors, block_errors = frontier.advance(window, [pruned.block for pruned in blocks], targets)
+            errors, block_errors = frontier.advance(window, [pruned.block for pruned in blocks], targets, scale)
             if not errors.calibration.finite:
                 raise NumericalError(f"window {window.index}: its outputs are not finite after reconstruction")
         still_open = [pruned for pruned in blocks if pruned.index not in window.retired]
         ridges = {pruned.index: pruned.ridges for pruned in fresh}
-        record = window_record(window, fit, errors, ridges, notes, time.monotonic() - began)
+        record = window_record(window, fit, errors, ridges, notes, scale is not None, time.monotonic() - began)
         if not ranks.alone:
             spent = ranks.traffic.since(traffic)
             bytes_, seconds = zip(*ranks.each_tells([spent.bytes, round(spent.seconds, 3)]), strict=True)

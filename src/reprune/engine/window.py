@@ -100,6 +100,7 @@ class WindowProblem(Problem):
         entering: Stream | None = None,
         entering_last: Stream | None = None,
         checkpointing: bool = False,
+        scale: Tensor | None = None,
     ) -> None:
         """
         Args:
@@ -109,6 +110,7 @@ class WindowProblem(Problem):
             entering: the states that enter the first of them; by default the student's at the frontier.
             entering_last: those that enter the last of them, if they are at hand.
             checkpointing: keep only what enters each block for the gradients, and compute the rest anew.
+            scale: what losses and errors divide each feature's differences by, (hidden,); None: the plain ones.
         """
         self._frontier = frontier
         self._pruned = blocks
@@ -117,6 +119,7 @@ class WindowProblem(Problem):
         self._entering = entering or frontier.student
         self._entering_last = entering_last
         self._checkpointing = checkpointing
+        self.scale = scale
         self._device = self._blocks[0].device
         self.samples = frontier.samples
         self.ranks = frontier.ranks
@@ -158,7 +161,7 @@ class WindowProblem(Problem):
 
     @torch.no_grad()
     def _measure(self, batches: Sequence[slice]) -> Errors:
-        pair = ErrorPair(self._frontier.calibration)
+        pair = ErrorPair(self._frontier.calibration, self.scale)
         for batch in batches:
             states = self._frontier.run(self._blocks, self._entering.read(batch), batch)
             pair.update(batch, states, self._targets.end.read(batch))
@@ -177,18 +180,21 @@ class WindowProblem(Problem):
             yield None
             return
         if self._entering_last is not None:
-            yield WindowProblem(
-                self._frontier,
-                self._pruned[-1:],
-                self._targets,
-                self._entering_last,
-                checkpointing=self._checkpointing,
-            )
+            yield self._last(self._entering_last)
             return
         with self._frontier.through(self._blocks[:-1]) as entering:
-            yield WindowProblem(
-                self._frontier, self._pruned[-1:], self._targets, entering, checkpointing=self._checkpointing
-            )
+            yield self._last(entering)
+
+    def _last(self, entering: Stream) -> Problem:
+        """The last block alone, with the states that enter it."""
+        return WindowProblem(
+            self._frontier,
+            self._pruned[-1:],
+            self._targets,
+            entering,
+            checkpointing=self._checkpointing,
+            scale=self.scale,
+        )
 
     def train_(self, on: bool) -> None:
         """Have the parameters record gradients, or drop them."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import final
 
 import torch
+from torch import Tensor
 
 from reprune.errors import NumericalError
 from reprune.math.coordinates import AllWeights, Coordinates, KeptWeights, LowRank
@@ -36,7 +37,8 @@ class Adam(Solver):
     """Adam with a learning rate that falls linearly; no weight decay, no clipping.
 
     The loss is ||outputs - targets||^2 of the batch over the mean power of all targets, so that neither the
-    hidden size nor massive activations change the scale of the gradients.
+    hidden size nor massive activations change the scale of the gradients. Where the problem gives a scale of each
+    feature, it is the mean of ((outputs - targets) / scale)^2.
     """
 
     epochs: int = 10
@@ -115,7 +117,7 @@ class Adam(Solver):
                 own = problem.ranks.own(batch)
                 for part in own.split(self.micro_batch_size or self.batch_size) if len(own) else ():
                     difference = problem.outputs(part).float() - problem.targets(part)
-                    loss = difference.square().mean() / power * (len(part) / len(batch))
+                    loss = _loss(difference, power, problem.scale) * (len(part) / len(batch))
                     scaler.scale(loss).backward()
                     total += loss.item() * len(batch)
                 coordinates.pull_()
@@ -148,6 +150,10 @@ class Adam(Solver):
 
     def _tries(self, step: int) -> bool:
         return self.try_first_step and step == 0
+
+
+def _loss(difference: Tensor, power: float, scale: Tensor | None) -> Tensor:
+    return difference.square().mean() / power if scale is None else (difference / scale).square().mean()
 
 
 def _measured(problem: Problem, coordinates: Coordinates) -> Error:

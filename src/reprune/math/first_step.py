@@ -36,7 +36,7 @@ def shorten_(
         The share of the step that is left.
     """
     scale = 1.0
-    while scale > SHORTEST and not heldout().normalized <= TOLERANCE * before.normalized:
+    while scale > SHORTEST and not heldout().judged <= TOLERANCE * before.judged:
         scale /= 2
         for parameter, origin in zip(parameters, start, strict=True):
             parameter.copy_((parameter + origin) / 2)

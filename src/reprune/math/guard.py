@@ -35,7 +35,7 @@ class Guard:
     @torch.no_grad()
     def stops_after(self, epoch: int, heldout: Error) -> bool:
         """Take in the held-out error after an epoch; whether that was the last one worth its time."""
-        if heldout.normalized < self._lowest.normalized:
+        if heldout.judged < self._lowest.judged:
             self._lowest, self._best_epoch = heldout, epoch
             for kept, parameter in zip(self._best, self._parameters, strict=True):
                 kept.copy_(parameter)

@@ -19,7 +19,13 @@ class Error:
     normalized: float
     """(1 / (N H T)) * ||outputs - targets||^2, the paper's normalized reconstruction error."""
     relative: float
-    """||outputs - targets||^2 / ||targets||^2, which massive activations do not dominate so easily."""
+    """||outputs - targets||^2 / ||targets||^2, or if standardized the mean of ((outputs - targets) / scale)^2."""
+    standardized: bool = False
+
+    @property
+    def judged(self) -> float:
+        """What tells states of the same window apart: the measure of its loss, up to a factor."""
+        return self.relative if self.standardized else self.normalized
 
     @property
     def finite(self) -> bool:
@@ -30,19 +36,27 @@ class Error:
 class ErrorMeter:
     """Sums squared differences over batches; the sums are held in float64."""
 
-    def __init__(self) -> None:
+    def __init__(self, scale: Tensor | None = None) -> None:
+        """`scale` (hidden,), if given, is what the relative error divides each feature's differences by."""
+        self._scale = scale
         self._difference = 0.0
+        self._scaled = 0.0
         self._target = 0.0
         self._count = 0
 
     def update(self, outputs: Tensor, targets: Tensor) -> None:
         """Take in one batch: outputs and targets (samples, tokens, hidden), any float dtype."""
         outputs, targets = outputs.detach().float(), targets.detach().float()
-        self._difference += float((outputs - targets).square().sum(dtype=torch.float64))
+        difference = outputs - targets
+        self._difference += float(difference.square().sum(dtype=torch.float64))
+        if self._scale is not None:
+            self._scaled += float((difference / self._scale).square().sum(dtype=torch.float64))
         self._target += float(targets.square().sum(dtype=torch.float64))
         self._count += targets.numel()
 
     def error(self, ranks: Ranks = ALONE) -> Error:
         """The error over all batches of all ranks so far (0 where there were none)."""
-        difference, target, count = ranks.add([self._difference, self._target, self._count])
+        difference, scaled, target, count = ranks.add([self._difference, self._scaled, self._target, self._count])
+        if self._scale is not None:
+            return Error(difference / max(count, 1), scaled / max(count, 1), standardized=True)
         return Error(difference / max(count, 1), difference / target if target else 0.0)

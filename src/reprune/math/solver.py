@@ -61,6 +61,8 @@ class Problem(ABC):
     """How many calibration samples there are; they are numbered from 0."""
     ranks: Ranks = ALONE
     """The processes that fit it together, each to its own samples."""
+    scale: Tensor | None = None
+    """What the loss divides each feature's differences by, (hidden,), float32; None: the root of the mean power."""
     half: bool = False
     """Whether gradients pass through float16, whose smallest numbers a loss must be scaled up to stay above."""
 

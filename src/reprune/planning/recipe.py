@@ -125,6 +125,7 @@ class SolverRecipe(_Part):
     name: Literal["none", "adam", "widening"] = "adam"
     start: Literal["pruner", "least-squares"] = "pruner"  # the weights that it begins with
     ridge: float | None = Field(None, gt=0)  # of least squares, share of the mean diagonal; None: the best on held-out
+    loss: Literal["squared", "standardized"] = "squared"  # of a window's outputs: plain, or all features alike
     epochs: int = Field(10, ge=1)
     lr: float = Field(2e-4, gt=0)
     batch_size: int = Field(8, ge=1)
@@ -159,6 +160,11 @@ class SolverRecipe(_Part):
         if not all(0 <= beta < 1 for beta in value):
             raise ValueError("both must be at least 0 and below 1")
         return value
+
+    @property
+    def standardizes(self) -> bool:
+        """Whether a window's errors are standardized: where there is a descent that minimizes such a loss."""
+        return self.loss == "standardized" and self.name != "none"
 
     def build_least_squares(self) -> LeastSquares | None:
         return LeastSquares(self.ridge) if self.start == "least-squares" else None

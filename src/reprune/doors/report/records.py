@@ -63,6 +63,7 @@ class Window(_Read):
     epochs: tuple[Epoch, ...]
     kept_epoch: int
     seconds: float
+    loss: str = "squared"
     guard: Guard | None = None
     reconstructed: tuple[int, ...] | None = None
 

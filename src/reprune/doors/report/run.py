@@ -103,6 +103,15 @@ def _blocks(run: Run) -> Section:
     )
 
 
+def _measure(run: Run) -> str:
+    if not any(window.loss == "standardized" for window in run.windows):
+        return ""
+    return (
+        " They are standardized, as its loss is: the mean square of each feature's difference over the feature's"
+        " standard deviation. Errors by block are the plain ones."
+    )
+
+
 def _windows(run: Run) -> Section:
     trained = any(window.epochs for window in run.windows)
     points = [
@@ -116,7 +125,7 @@ def _windows(run: Run) -> Section:
     return Section(
         "windows",
         "Calibration against held-out error",
-        intro=("Errors of a window are against the target that it is fitted to.",),
+        intro=("Errors of a window are against the target that it is fitted to." + _measure(run),),
         plots=(
             Plot(
                 calibration_against(points, title="Each window's two errors", ylabel="held-out error", percent=True),

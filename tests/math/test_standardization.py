@@ -1,0 +1,78 @@
+"""A scale is sqrt(variance + FLOOR * mean variance) of each feature, and a standardized loss is blind to units."""
+
+from __future__ import annotations
+
+import statistics
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from reprune.math.reconstruction_error import ErrorMeter
+from reprune.math.standardization import FLOOR, FeatureSpread
+
+_CPU = torch.device("cpu")
+
+
+def _states(seed: int = 0, features: int = 6) -> Tensor:
+    """(samples, tokens, features), each feature of a size of its own, one of them massive."""
+    random = torch.Generator().manual_seed(seed)
+    states = torch.randn(5, 7, features, generator=random) * torch.logspace(-2, 2, features)
+    return states + 100.0 * torch.randn(features, generator=random)
+
+
+def _scale(targets: Tensor, batch: int = 2) -> Tensor:
+    spread = FeatureSpread()
+    for some in targets.split(batch):
+        spread.update(some)
+    return spread.scale(targets.shape[-1], _CPU)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 5])
+def test_it_is_the_standard_deviation_over_all_tokens(batch: int) -> None:
+    targets = _states()
+    variances = [statistics.pvariance(column) for column in targets.flatten(0, 1).double().T.tolist()]
+    mean = statistics.fmean(variances)
+    wanted = torch.tensor([(variance + FLOOR * mean) ** 0.5 for variance in variances])
+    assert torch.allclose(_scale(targets, batch), wanted, rtol=1e-5)
+
+
+def test_a_large_mean_does_not_hide_a_small_variance() -> None:
+    targets = torch.tensor([1e6, 1e6 + 1.0]).reshape(1, 2, 1)
+    assert float(_scale(targets)) == pytest.approx((0.25 * (1 + FLOOR)) ** 0.5, rel=1e-6)
+
+
+def test_features_that_never_vary_do_not_decide() -> None:
+    targets = _states()
+    targets[..., 0] = 3.0
+    scale = _scale(targets)
+    assert scale[0] ** 2 == pytest.approx(FLOOR * float((scale**2).mean()) / (1 + FLOOR), rel=1e-4)
+
+
+def test_targets_that_are_all_the_same_have_a_scale_of_one() -> None:
+    assert torch.equal(_scale(torch.full((2, 3, 4), 5.0)), torch.ones(4))
+
+
+@given(st.integers(0, 100), st.floats(1e-3, 1e3))
+def test_the_error_is_blind_to_units(seed: int, unit: float) -> None:
+    targets = _states(seed)
+    outputs = targets + _states(seed + 1)
+
+    def error(outputs: Tensor, targets: Tensor) -> float:
+        meter = ErrorMeter(_scale(targets))
+        meter.update(outputs, targets)
+        return meter.error().relative
+
+    assert error(unit * outputs, unit * targets) == pytest.approx(error(outputs, targets), rel=1e-3)
+
+
+def test_each_feature_counts_alike() -> None:
+    """An error of a tenth of each feature's deviation is one of a hundredth, whatever their sizes."""
+    targets, scale = _states(), torch.linspace(1.0, 1e4, 6)
+    meter = ErrorMeter(scale)
+    meter.update(targets[:3] + 0.1 * scale, targets[:3])
+    meter.update(targets[3:] - 0.1 * scale, targets[3:])
+    assert meter.error().relative == pytest.approx(0.01, rel=1e-3)
+    assert meter.error().normalized == pytest.approx(float((0.1 * scale).square().mean()), rel=1e-3)

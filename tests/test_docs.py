@@ -27,6 +27,8 @@ PAGES = (
     "README.md",
 )
 """In a reader's order."""
+_LAUNCHERS = {"torchrun": ["torch.distributed.run"], "accelerate": ["accelerate.commands.accelerate_cli"]}
+"""Modules that are these commands."""
 _FILE = re.compile(r"# (\S+\.py)\n")
 _BLOCK = re.compile(r"^```(console|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
@@ -72,9 +74,8 @@ def test_every_command_and_script_of_the_page_runs(page: str, folder: Path, monk
             continue
         for command in commands(block):
             words = shlex.split(command)
-            if words[0] == "torchrun" or "--ray" in words:  # in processes of their own
-                module = "torch.distributed.run" if words[0] == "torchrun" else "reprune"
-                launched = [sys.executable, "-m", module, *words[1:]]
+            if words[0] in _LAUNCHERS or "--ray" in words:  # in processes of their own
+                launched = [sys.executable, "-m", *_LAUNCHERS.get(words[0], ["reprune"]), *words[1:]]
                 environment = {**os.environ, "OMP_NUM_THREADS": "1"}
                 assert subprocess.run(launched, env=environment, check=False).returncode == 0, command
                 continue

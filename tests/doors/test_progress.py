@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -146,3 +147,12 @@ def test_notes_are_shown(cli: Cli, capfd: pytest.CaptureFixture[str]) -> None:
     with watching(quiet=False, verbose=False) as watcher:
         watcher.note("block 0, q_proj: damping was raised to 0.1")
     assert capfd.readouterr().out == "note: block 0, q_proj: damping was raised to 0.1\n"
+
+
+def test_a_standardized_run_names_its_measure(cli: Cli, here: Path) -> None:
+    said = cli("prune", "llama", "--out", "out", "--set", "solver.loss=standardized", *QUICK)
+    assert said.code == 0
+    (head,) = [line for line in said.out.splitlines() if line.startswith("errors: ")]
+    assert head == "errors: mean of ((sparse - target) / feature's deviation)², before > after"
+    assert cli("report", "out").code == 0
+    assert "They are standardized, as its loss is" in (here / "out" / "report.html").read_text(encoding="utf-8")

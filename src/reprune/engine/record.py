@@ -31,7 +31,6 @@ def window_record(
     after: Errors,
     ridges: Mapping[int, Mapping[tuple[str, ...], float | None]],
     notes: Sequence[str],
-    standardized: bool,
     seconds: float,
 ) -> dict[str, Any]:
     """One entry of `windows`: errors against the window's own targets, before and after its reconstruction.
@@ -40,14 +39,13 @@ def window_record(
         window, fit, after: which, what the solver did, and the errors after it.
         ridges: by fresh block, the ridge that least squares chose for each linear group; None where it changed nothing.
         notes: what was not done by the plain rule, such as a damping that was raised, and where.
-        standardized: whether relative errors are in the measure of the standardized loss.
         seconds: that it took.
     """
     before = fit.before or after
     return {
         "index": window.index,
         "blocks": list(window.blocks),
-        "loss": "standardized" if standardized else "squared",
+        "loss": "standardized" if after.calibration.standardized else "squared",
         "calibration_error": {"before": before.calibration.normalized, "after": after.calibration.normalized},
         "heldout_error": {"before": before.heldout.normalized, "after": after.heldout.normalized},
         "relative_calibration_error": {"before": before.calibration.relative, "after": after.calibration.relative},

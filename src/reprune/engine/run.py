@@ -158,7 +158,7 @@ def _do(
                 raise NumericalError(f"window {window.index}: its outputs are not finite after reconstruction")
         still_open = [pruned for pruned in blocks if pruned.index not in window.retired]
         ridges = {pruned.index: pruned.ridges for pruned in fresh}
-        record = window_record(window, fit, errors, ridges, notes, scale is not None, time.monotonic() - began)
+        record = window_record(window, fit, errors, ridges, notes, time.monotonic() - began)
         if not ranks.alone:
             spent = ranks.traffic.since(traffic)
             bytes_, seconds = zip(*ranks.each_tells([spent.bytes, round(spent.seconds, 3)]), strict=True)

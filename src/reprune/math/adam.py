@@ -101,7 +101,7 @@ class Adam(Solver):
         optimizer = torch.optim.Adam(parameters, lr=self.lr, betas=self.betas, fused=fused)
         scaler = torch.amp.GradScaler(parameters[0].device.type, enabled=problem.half)
         generator = torch.Generator().manual_seed(seed)
-        power = problem.target_power() or 1.0
+        loss_of = _loss_of(problem)
         guard = Guard(parameters, start, self.patience) if self.guard else None
         epochs: list[Epoch] = []
         heldout, lr = start, self.lr
@@ -117,7 +117,7 @@ class Adam(Solver):
                 own = problem.ranks.own(batch)
                 for part in own.split(self.micro_batch_size or self.batch_size) if len(own) else ():
                     difference = problem.outputs(part).float() - problem.targets(part)
-                    loss = _loss(difference, power, problem.scale) * (len(part) / len(batch))
+                    loss = loss_of(difference) * (len(part) / len(batch))
                     scaler.scale(loss).backward()
                     total += loss.item() * len(batch)
                 coordinates.pull_()
@@ -152,8 +152,12 @@ class Adam(Solver):
         return self.try_first_step and step == 0
 
 
-def _loss(difference: Tensor, power: float, scale: Tensor | None) -> Tensor:
-    return difference.square().mean() / power if scale is None else (difference / scale).square().mean()
+def _loss_of(problem: Problem) -> Callable[[Tensor], Tensor]:
+    """From the differences of a batch (samples, tokens, hidden) to its loss."""
+    if (scale := problem.scale) is not None:
+        return lambda difference: (difference / scale).square().mean()
+    power = problem.target_power() or 1.0
+    return lambda difference: difference.square().mean() / power
 
 
 def _measured(problem: Problem, coordinates: Coordinates) -> Error:

@@ -116,14 +116,14 @@ def _job(more: str) -> str:
         ("--nproc-per-node 8", "--nproc-per-node 1"),
         (":29500", f":{together.free_port()}"),
         ("my-model", "llama"),
-        ("--reconstruct BR+GP", f"--reconstruct BR+GP {' '.join(map(str, QUICK))} {more}"),
+        ("--reconstruct BR+GP", f"--reconstruct BR+GP {' '.join(QUICK)} {more}"),
     ):
         assert script.count(theirs) == 1, theirs
         script = script.replace(theirs, here)
     return script
 
 
-def _submit(environment: dict[str, str], here: Path, more: str = "") -> str:
+def _submit(environment: dict[str, str], here: Path, more: str) -> str:
     (here / "job.sh").write_text(_job(more))
     own = {**environment, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(together.SOURCES)}
     command = ["sbatch", "--parsable", "--output", "said.txt", "job.sh"]

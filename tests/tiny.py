@@ -129,6 +129,23 @@ JOINED: Mapping[str, Callable[[], Any]] = {
         is_decoder=True,
         add_cross_attention=False,
     ),
+    "deepseek_v4": lambda: tf.DeepseekV4Config(  # streams between the tokens and the hidden states
+        **{**_COMMON, "num_key_value_heads": 1},
+        head_dim=8,
+        q_lora_rank=16,
+        o_lora_rank=16,
+        o_groups=2,
+        partial_rotary_factor=1.0,
+        index_head_dim=8,
+        index_n_heads=2,
+        moe_intermediate_size=16,
+        n_routed_experts=4,
+        num_experts_per_tok=2,
+        hc_mult=2,
+        sliding_window=8,
+        layer_types=["heavily_compressed_attention"] * 2 + ["compressed_sparse_attention"],
+        mlp_layer_types=["hash_moe"] * 2 + ["moe"],
+    ),
     "mllama": lambda: tf.MllamaConfig(text_config=_looking_at_images(1)),  # a block that text passes over
     "mllama-last": lambda: tf.MllamaConfig(text_config=_looking_at_images(2)),
 }

@@ -114,7 +114,7 @@ class Frontier:
             if number >= len(self.batches):
                 continue
             if batch.start == 0:
-                self._shape = len(ids), states.shape[1], states.shape[2]
+                self._shape = len(ids), *states.shape[1:]
                 self.student, embedded = store.new(self._shape), store.new(self._shape)
             self.student.write(batch, states)
             embedded.write(batch, states)

@@ -11,8 +11,8 @@ from typing import Self, final
 import torch
 from torch import Tensor
 
-Shape = tuple[int, int, int]
-"""Samples, tokens, hidden."""
+Shape = tuple[int, ...]
+"""Samples, tokens, hidden; of some models samples, tokens, streams of a token, hidden."""
 
 
 def stream_bytes(shape: Shape) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import threading
 import time
 from abc import ABC, abstractmethod
@@ -186,10 +187,12 @@ class Together(Ranks):
         self.traffic = Traffic()
         backend = "gloo"
         if torch.cuda.is_available():
-            backend = "cpu:gloo,cuda:nccl"
-            # So that a lost rank is an error here, as with gloo, and not the end of this process by NCCL's watchdog.
-            os.environ.setdefault("TORCH_NCCL_BLOCKING_WAIT", "1")
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+            # NCCL refuses processes that share a GPU.
+            if int(os.environ.get("LOCAL_WORLD_SIZE", "1")) <= torch.cuda.device_count():
+                backend = "cpu:gloo,cuda:nccl"
+                # So that a lost rank is an error here, as with gloo, and does not end this process by NCCL's watchdog.
+                os.environ.setdefault("TORCH_NCCL_BLOCKING_WAIT", "1")
         wait = timedelta(seconds=timeout)
         try:
             self._store, self.number, self.count = next(rendezvous("env://", timeout=wait))
@@ -311,7 +314,9 @@ class Together(Ranks):
 
 
 def _short(error: Exception) -> str:
-    return " ".join(str(error).split())[:150]
+    """What an error of PyTorch's says first, without the place in its source that it stands behind."""
+    said = re.sub(r"^\[[^]]*\.cc:\d+\] *", "", " ".join(str(error).split()))
+    return re.split(r"\. (?=[A-Z])", said)[0][:150]
 
 
 ALONE = Alone()

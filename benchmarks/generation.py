@@ -21,8 +21,8 @@ import numpy as np
 import torch
 from turns import serve, spread, take_turns
 
+from reprune.doors.devices import settle_precision
 from reprune.doors.generation.local import LocalAuthor
-from reprune.doors.prepare import settle_precision
 from reprune.engine.record import forget_peak_memory
 from reprune.model.locate import locate_model
 from reprune.planning.generation.firsts import first_tokens

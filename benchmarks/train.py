@@ -34,7 +34,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from reprune.doors.prepare import settle_precision
+from reprune.doors.devices import settle_precision
 from reprune.planning.sources import find_source
 
 VOCABULARY, TOKENS, BATCH, EVERY = 4096, 256, 4, 200

@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from lm_eval.models.huggingface import HFLM
 
+from reprune.doors.devices import DTYPES, settle_device, settle_precision
 from reprune.doors.evaluation.perplexity import load_model
-from reprune.doors.prepare import DTYPES, settle_device, settle_precision
 from reprune.doors.zeroshot.accuracy import TASKS
 from reprune.doors.zeroshot.likelihoods import Likelihoods
 from reprune.doors.zeroshot.rows import LAYOUTS

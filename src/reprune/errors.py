@@ -20,6 +20,15 @@ class UnsupportedModelError(InputError):
     """The model cannot be pruned correctly; the message names the part and the reason (exit code 2)."""
 
 
+class HalfPrecisionError(UnsupportedModelError):
+    """The model computes something of its own that goes with float32 products alone (exit code 2)."""
+
+    def __init__(self, reason: str) -> None:
+        """`reason` says what cannot be computed, and in which dtype."""
+        super().__init__(f"{reason}; give precision float32 ('--set precision=float32', or '--precision float32').")
+        self.reason = reason
+
+
 def out_of_memory(error: BaseException) -> str | None:
     """What an error says that comes of too little memory, of the host or of a GPU; None of any other error."""
     is_it = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"

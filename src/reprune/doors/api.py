@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ from reprune.engine.result import RECORD, Result
 from reprune.engine.run import Methods, run_windows
 from reprune.engine.shared import Shared
 from reprune.engine.watcher import Watcher
-from reprune.errors import InputError
+from reprune.errors import HalfPrecisionError, InputError
 from reprune.math.ranks import ALONE, Ranks
 from reprune.model.decoder import Decoder
 from reprune.model.locate import locate_model
@@ -122,6 +122,16 @@ def prune_by_recipe(
         shared: what runs of one study have in common.
         ranks: the processes that do it together; only the first writes, and looks at `out`.
     """
+    try:
+        return _prune(recipe, out, watcher, shared, ranks)
+    except HalfPrecisionError as error:
+        if recipe.precision != "auto" or not ranks.alone or out.exists():
+            raise
+        watcher.note(f"{error.reason}; so its products are in float32")
+    return _prune(recipe.model_copy(update={"precision": "float32"}), out, watcher, shared, ranks)
+
+
+def _prune(recipe: Recipe, out: Path, watcher: Watcher, shared: Shared | None, ranks: Ranks) -> dict[str, Any]:
     ranks.first_does(lambda: check_out(out))
     watcher.phase(None, "reading the model")
     folder = locate_model(recipe.model, notify=watcher.note)
@@ -157,7 +167,14 @@ def prune_by_recipe(
             ledger.begin(job, drawn.calibration, drawn.heldout)
             return job
 
-        return _finish(made_absolute, decoder, ledger, ranks.first_does(begin), watcher, shared, ranks)
+        try:
+            return _finish(made_absolute, decoder, ledger, ranks.first_does(begin), watcher, shared, ranks)
+        except HalfPrecisionError:
+            if ranks.first and not ledger.lines():  # nothing is finished that could be gone on with
+                ledger.clear()
+                with suppress(OSError):
+                    out.rmdir()
+            raise
 
 
 def resume(

@@ -12,8 +12,8 @@ from typing import Any, final
 
 import torch
 
+from reprune.doors.devices import DTYPES
 from reprune.doors.prepare import (
-    DTYPES,
     check_dense,
     count_samples,
     nested_flags,

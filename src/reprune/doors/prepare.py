@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from reprune.doors.devices import DTYPES, settle_device, settle_precision
 from reprune.doors.formats import size
 from reprune.engine.forecast import disk_bytes, least_memory_bytes
 from reprune.engine.ledger import Ledger
@@ -31,7 +32,6 @@ from reprune.planning.sources import SourceSpec, find_source, parse_source
 from reprune.planning.tokenizer import load_tokenizer
 
 DEFAULT_SEQLEN = 1024  # the paper's
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def nested_flags(
@@ -153,35 +153,6 @@ def settle(recipe: Recipe) -> Recipe:
     """The recipe with `auto` replaced by what this machine has."""
     device = settle_device(recipe.device)
     return recipe.model_copy(update={"device": device, "precision": settle_precision(recipe.precision, device)})
-
-
-def settle_device(device: str) -> str:
-    """`auto` is CUDA where there is one; raises `InputError` for a device that is not there."""
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
-        raise InputError(f"--device {device}: expected auto, cpu, cuda or cuda:N.")
-    if device.startswith("cuda") and int(device.partition(":")[2] or 0) >= torch.cuda.device_count():
-        raise InputError(
-            f"--device {device}: this machine has {torch.cuda.device_count()} CUDA devices; use --device cpu."
-        )
-    return device
-
-
-def settle_precision(precision: str, device: str) -> str:
-    """`auto` is bfloat16 where the device multiplies it faster than float32."""
-    if precision not in ("auto", *DTYPES):
-        raise InputError(f"precision {precision}: expected auto, {', '.join(DTYPES)}.")
-    if precision != "auto":
-        return precision
-    fast = torch.cuda.is_bf16_supported() if device.startswith("cuda") else _cpu_multiplies_bfloat16()
-    return "bfloat16" if fast else "float32"
-
-
-def _cpu_multiplies_bfloat16() -> bool:
-    """Whether the CPU has instructions for bfloat16 products (without them they are slower than float32)."""
-    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
 
 
 def open_decoder(recipe: Recipe, folder: Path) -> Decoder:

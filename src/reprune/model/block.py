@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
+from reprune.errors import HalfPrecisionError
 from reprune.model.forms import PLAIN, Form
 from reprune.model.linears import Linear, Stack, find_linears, find_routers
 from reprune.model.products import SlicesApart, same_data, watched_products
@@ -34,6 +36,10 @@ class Call:
         return (*args[: self.states], states, *args[self.states + 1 :]), kwargs
 
 
+_OF_DTYPES = r"dtype|scalar type|not implemented for '(BFloat16|Half)'"
+"""In what PyTorch says of an operation whose tensors are of several dtypes, or of one that it does not take."""
+
+
 @dataclass(frozen=True)
 class Precision:
     """In which dtype a block's products are computed; weights, sums and hidden states stay float32."""
@@ -41,9 +47,24 @@ class Precision:
     products: torch.dtype = torch.float32
 
     def on(self, device: torch.device) -> AbstractContextManager[None]:
-        if self.products == torch.float32:
-            return nullcontext()
-        return torch.autocast(device.type, dtype=self.products)
+        """A context in which a model on that device is run.
+
+        Raises:
+            HalfPrecisionError: within it, where the model brings together what autocast leaves in several dtypes.
+        """
+        return nullcontext() if self.products == torch.float32 else self._in_half(device)
+
+    @contextmanager
+    def _in_half(self, device: torch.device) -> Iterator[None]:
+        try:
+            with torch.autocast(device.type, dtype=self.products):
+                yield
+        except RuntimeError as error:
+            said = " ".join(str(error).split())
+            if not re.search(_OF_DTYPES, said):
+                raise
+            dtype = str(self.products).removeprefix("torch.")
+            raise HalfPrecisionError(f"this model cannot be run with products in {dtype} ({said:.160})") from error
 
 
 @dataclass(frozen=True)

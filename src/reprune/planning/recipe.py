@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Annotated, Any, Literal, Self, final
@@ -31,6 +30,7 @@ from reprune.math.sparsegpt import SparseGPT
 from reprune.math.wanda import Wanda
 from reprune.math.widening import Widening
 from reprune.planning.choice import Choice, Part
+from reprune.planning.devices import is_device
 from reprune.planning.generation.settings import FILTERS, PREFIX, Generation, generation
 from reprune.planning.sparsities import Sparsities
 
@@ -291,7 +291,7 @@ class Recipe(_Part):
     @field_validator("device")
     @classmethod
     def _is_device(cls, value: str) -> str:
-        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", value):
+        if not is_device(value):
             raise ValueError("expected auto, cpu, cuda or cuda:N")
         return value
 

@@ -11,8 +11,9 @@ from typing import Any, final
 
 import torch
 
+from reprune.doors.devices import DTYPES, in_precision, settle_device
 from reprune.doors.evaluation.protocols import Cut, CutText, cut_text, model_name, open_text
-from reprune.doors.prepare import DTYPES, check_ids, settle_device, settle_precision
+from reprune.doors.prepare import check_ids
 from reprune.engine.compare import BlockError, check_alike, compare
 from reprune.errors import InputError
 from reprune.model.block import Precision
@@ -86,34 +87,37 @@ def errors_against(
         raise InputError(f"batch_size {batch_size}: expected at least 1.")
     cut = Cut.of(protocol, seqlen, max_windows)
     where = settle_device(device)
-    products = settle_precision(precision, where)
     folders = [locate_model(os.fspath(model), notify=notify) for model in (sparse, dense)]
-    student, teacher = (
-        Decoder(
-            folder,
-            device=torch.device(where),
-            precision=Precision(DTYPES[products]),
-            trust_remote_code=trust_remote_code,
+
+    def against(products: str) -> AgainstDense:
+        student, teacher = (
+            Decoder(
+                folder,
+                device=torch.device(where),
+                precision=Precision(DTYPES[products]),
+                trust_remote_code=trust_remote_code,
+            )
+            for folder in folders
         )
-        for folder in folders
-    )
-    check_alike(student, teacher)
-    windows = _windows(folders, text, cut, trust_remote_code)
-    check_ids(folders[0].name, windows.ids, student.vocabulary)
-    memory = int(StreamsRecipe().memory)
-    with tempfile.TemporaryDirectory(prefix="reprune-") as folder:
-        batch = max(min(batch_size, _TOKENS // windows.ids.shape[1]), 1)
-        found = compare(student, teacher, windows.ids, batch, memory, Path(folder), progress)
-    return AgainstDense(
-        model=model_name(sparse, folders[0]),
-        fingerprint=student.checkpoint.fingerprint(),
-        dense=model_name(dense, folders[1]),
-        dense_fingerprint=teacher.checkpoint.fingerprint(),
-        **windows.record(),
-        precision=products,
-        embedding=found.embedding.relative,
-        blocks=found.blocks,
-    )
+        check_alike(student, teacher)
+        windows = _windows(folders, text, cut, trust_remote_code)
+        check_ids(folders[0].name, windows.ids, student.vocabulary)
+        memory = int(StreamsRecipe().memory)
+        with tempfile.TemporaryDirectory(prefix="reprune-") as folder:
+            batch = max(min(batch_size, _TOKENS // windows.ids.shape[1]), 1)
+            found = compare(student, teacher, windows.ids, batch, memory, Path(folder), progress)
+        return AgainstDense(
+            model=model_name(sparse, folders[0]),
+            fingerprint=student.checkpoint.fingerprint(),
+            dense=model_name(dense, folders[1]),
+            dense_fingerprint=teacher.checkpoint.fingerprint(),
+            **windows.record(),
+            precision=products,
+            embedding=found.embedding.relative,
+            blocks=found.blocks,
+        )
+
+    return in_precision(precision, where, against, notify)
 
 
 def _windows(folders: list[Path], text: str, cut: Cut, trust_remote_code: bool) -> CutText:

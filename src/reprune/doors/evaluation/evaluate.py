@@ -9,9 +9,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from reprune.doors.devices import DTYPES, in_precision, settle_device
 from reprune.doors.evaluation.perplexity import Perplexity, perplexity
 from reprune.doors.evaluation.protocols import Cut, cut_text, model_name, open_text
-from reprune.doors.prepare import DTYPES, check_ids, settle_device, settle_precision
+from reprune.doors.prepare import check_ids
 from reprune.engine.result import RECORD
 from reprune.model.block import Precision
 from reprune.model.checkpoint import Checkpoint
@@ -55,15 +56,18 @@ def evaluate(
     cut = Cut.of(protocol, seqlen, max_windows)
     folder = locate_model(os.fspath(model), notify=notify)
     where = settle_device(device)
-    products = settle_precision(precision, where)
     windows = cut_text(folder, open_text(text), cut, trust_remote_code)
     if (share := _calibrated_on(folder, windows.ids)) >= _TOLD:
         notify(f"note: the text holds {share:.0%} of what this model was calibrated on,")
         notify("      so its perplexity says little of other text")
-    dtype = Precision(DTYPES[products])
-    loaded = load_model(folder, torch.device(where), trust_remote_code, dtype)
-    check_ids(folder.name, windows.ids, len(loaded.get_input_embeddings().weight))
-    value = perplexity(loaded, windows.ids, dtype, lambda done: progress(done, len(windows.ids)))
+
+    def measured(products: str) -> tuple[str, float]:
+        dtype = Precision(DTYPES[products])
+        loaded = load_model(folder, torch.device(where), trust_remote_code, dtype)
+        check_ids(folder.name, windows.ids, len(loaded.get_input_embeddings().weight))
+        return products, perplexity(loaded, windows.ids, dtype, lambda done: progress(done, len(windows.ids)))
+
+    products, value = in_precision(precision, where, measured, notify)
     return Perplexity(
         perplexity=value,
         model=model_name(model, folder),

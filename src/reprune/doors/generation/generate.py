@@ -9,9 +9,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, final
 
+from reprune.doors.devices import settle_device, settle_precision
 from reprune.doors.generation.endpoint import EndpointAuthor
 from reprune.doors.generation.local import LocalAuthor
-from reprune.doors.prepare import check_devices, settle_device, settle_precision
+from reprune.doors.prepare import check_devices
 from reprune.engine.record import versions
 from reprune.errors import InputError
 from reprune.math.ranks import ALONE, Ranks

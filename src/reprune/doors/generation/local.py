@@ -9,7 +9,7 @@ from typing import Any, final
 
 import torch
 
-from reprune.doors.prepare import DTYPES
+from reprune.doors.devices import DTYPES
 from reprune.model.block import Precision
 from reprune.model.sampler import Sampler
 from reprune.model.whole import load_model

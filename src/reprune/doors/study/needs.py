@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import final
 
+from reprune.doors.devices import DTYPES
 from reprune.doors.planned import Plan
-from reprune.doors.prepare import DTYPES, count_samples
+from reprune.doors.prepare import count_samples
 from reprune.engine.forecast import resident_bytes
 from reprune.engine.run import Methods
 from reprune.planning.recipe import Recipe

@@ -15,8 +15,8 @@ from typing import Any, final
 
 import torch
 
+from reprune.doors.devices import DTYPES, in_precision, settle_device
 from reprune.doors.evaluation.perplexity import load_model
-from reprune.doors.prepare import DTYPES, settle_device, settle_precision
 from reprune.doors.zeroshot.rows import LAYOUTS, Row
 from reprune.doors.zeroshot.tasks import Task, load_tasks, quiet_harness, require_harness
 from reprune.errors import InputError
@@ -108,15 +108,18 @@ def zero_shot(
     """
     loaded = open_tasks(tasks, data=data, limit=limit, notify=notify)
     where = settle_device(device)
-    products = settle_precision(precision, where)
     folder = locate_model(os.fspath(model), notify=notify)
     tokenizer = load_tokenizer(folder, trust_remote_code)
     network = load_model(folder, torch.device(where), trust_remote_code)
     with quiet_harness():
         from reprune.doors.zeroshot.likelihoods import Likelihoods
 
-        likelihoods = Likelihoods(network, tokenizer, Precision(DTYPES[products]), progress)
-        answers = likelihoods.loglikelihood([one for task in loaded for one in task.requests], disable_tqdm=True)
+        def answered(products: str) -> tuple[str, Any, Any]:
+            asked = [one for task in loaded for one in task.requests]
+            likelihoods = Likelihoods(network, tokenizer, Precision(DTYPES[products]), progress)
+            return products, likelihoods, likelihoods.loglikelihood(asked, disable_tqdm=True)
+
+        products, likelihoods, answers = in_precision(precision, where, answered, notify)
     if likelihoods.cut:
         taken = f"{folder.name} takes {likelihoods.max_length} tokens"
         notify(f"{likelihoods.cut} of {len(answers)} requests were cut at their start: {taken}")

@@ -1,0 +1,65 @@
+"""On which device, and with products in which dtype, a model is run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+
+from reprune.errors import HalfPrecisionError, InputError
+from reprune.planning.devices import is_device
+
+Value = TypeVar("Value")
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def settle_device(device: str) -> str:
+    """`auto` is CUDA where there is one; raises `InputError` for a device that is not there."""
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if not is_device(device):
+        raise InputError(f"--device {device}: expected auto, cpu, cuda or cuda:N.")
+    if device.startswith("cuda") and int(device.partition(":")[2] or 0) >= torch.cuda.device_count():
+        raise InputError(
+            f"--device {device}: this machine has {torch.cuda.device_count()} CUDA devices; use --device cpu."
+        )
+    return device
+
+
+def settle_precision(precision: str, device: str) -> str:
+    """`auto` is bfloat16 where the device multiplies it faster than float32."""
+    if precision not in ("auto", *DTYPES):
+        raise InputError(f"precision {precision}: expected auto, {', '.join(DTYPES)}.")
+    if precision != "auto":
+        return precision
+    fast = torch.cuda.is_bf16_supported() if device.startswith("cuda") else _cpu_multiplies_bfloat16()
+    return "bfloat16" if fast else "float32"
+
+
+def _cpu_multiplies_bfloat16() -> bool:
+    """Whether the CPU has instructions for bfloat16 products (without them they are slower than float32)."""
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
+
+
+def in_precision(
+    precision: str, device: str, work: Callable[[str], Value], notify: Callable[[str], None] = lambda text: None
+) -> Value:
+    """What some work gives that is told in which dtype products are.
+
+    `auto` is what `settle_precision` says, and float32 where a model turns out not to be computable in that.
+
+    Raises:
+        InputError: there is no such precision.
+        HalfPrecisionError: the model cannot be computed in the one that was asked for by name.
+    """
+    settled = settle_precision(precision, device)
+    try:
+        return work(settled)
+    except HalfPrecisionError as error:
+        if precision != "auto":
+            raise
+        notify(f"note: {error.reason}; so its products are in float32")
+    return work("float32")

@@ -1,0 +1,99 @@
+"""Products in halves, where a model is not computable so: `auto` then is float32, and what was asked for is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import reprune
+from reprune.doors import devices
+from reprune.errors import HalfPrecisionError
+from reprune.model.block import Precision
+from tests import tiny
+from tests.doors.conftest import QUICK, Cli
+from tests.engine.quick import tensors
+
+
+@pytest.fixture
+def dbrx(here: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A model that adds up its experts' outputs in the dtype of the states; `auto` is bfloat16."""
+    monkeypatch.setattr(devices, "_cpu_multiplies_bfloat16", lambda: True)
+    (here / "text.txt").write_text(tiny.text())
+    return tiny.save("dbrx", here / "dbrx")
+
+
+PRUNE = ["prune", "dbrx", "--out", "out", "--reconstruct", "BR+GP", "--device", "cpu"]
+
+
+def test_prune_goes_on_in_float32(cli: Cli, here: Path, dbrx: Path) -> None:
+    said = cli(*PRUNE, *QUICK, "--set", "precision=auto")
+    assert said.code == 0
+    assert " ".join(said.out.split()).count("so its products are in float32") == 1
+    assert reprune.status("out").recipe["precision"] == "float32"
+    cli(*PRUNE[:3], "plain", *PRUNE[4:], *QUICK)
+    one, other = tensors(here / "out"), tensors(here / "plain")
+    assert all(torch.equal(tensor, other[key]) for key, tensor in one.items())
+
+
+def test_bfloat16_by_name_is_refused_and_leaves_nothing(cli: Cli, here: Path, dbrx: Path) -> None:
+    said = cli(*PRUNE, *QUICK, "--set", "precision=bfloat16")
+    assert said.code == 2
+    assert "error: this model cannot be run with products in bfloat16" in said.err
+    assert "--set precision=float32" in said.err
+    assert not (here / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "measure",
+    [
+        lambda model, **options: reprune.evaluate(model, "text.txt", **options).perplexity,
+        lambda model, **options: reprune.errors_against(model, model, "text.txt", **options).embedding,
+    ],
+)
+def test_measures_go_on_in_float32(here: Path, dbrx: Path, measure: Callable[..., float]) -> None:
+    told: list[str] = []
+    options: dict[str, Any] = {"seqlen": 32, "max_windows": 4, "device": "cpu"}
+    found = measure(dbrx, notify=told.append, **options)
+    assert len(told) == 1
+    assert "so its products are in float32" in told[0]
+    assert found == measure(dbrx, precision="float32", **options)
+    with pytest.raises(HalfPrecisionError):
+        measure(dbrx, precision="bfloat16", **options)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "expected"),
+    [
+        (lambda: torch.zeros(2, 2).index_add_(0, torch.tensor([0]), torch.zeros(1, 2).bfloat16()), HalfPrecisionError),
+        (lambda: torch.zeros(2, 2) @ torch.zeros(3, 2), RuntimeError),
+        (lambda: torch.zeros(2).index_select(0, torch.tensor([5])), IndexError),
+    ],
+)
+def test_only_what_comes_of_dtypes_is_said_to(wrong: Callable[[], Any], expected: type[Exception]) -> None:
+    with pytest.raises(expected) as found, Precision(torch.bfloat16).on(torch.device("cpu")):
+        wrong()
+    assert type(found.value) is expected
+
+
+def test_a_result_that_windows_were_finished_of_is_kept(
+    here: Path, dbrx: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where it is a later block that cannot be run."""
+    from reprune.model.block import Block
+
+    run = Block.run
+
+    def later(self: Block, *args: Any, **kwargs: Any) -> Any:
+        if self.index == 2 and self.precision.products == torch.bfloat16:
+            raise HalfPrecisionError("block 2 cannot be run")
+        return run(self, *args, **kwargs)
+
+    monkeypatch.setattr(Block, "run", later)
+    tiny.save("llama", here / "llama")
+    with pytest.raises(HalfPrecisionError):
+        reprune.prune("llama", "out", calibration="manual", samples=8, seqlen=24, reconstruct="LR", device="cpu")
+    assert reprune.status("out").windows_done == 2

@@ -30,6 +30,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from pydoc_data.topics import topics
@@ -215,12 +216,12 @@ def _said(error: BaseException, kind: bool = True) -> str:
     return f"{type(error).__name__}: {said}" if kind else said
 
 
-def _alone(model_type: str, out: Path) -> dict[str, Any]:
-    """In a process of its own, which a model may end."""
+def alone(work: Callable[[str, Path], dict[str, Any]], model_type: str, out: Path) -> dict[str, Any]:
+    """Some work on an architecture in a process of its own, which a model may end."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     with _limited():
-        return examine(model_type, out)
+        return work(model_type, out)
 
 
 @contextmanager
@@ -238,6 +239,12 @@ def _limited() -> Iterator[None]:
         signal.alarm(0)
 
 
+def write_text(out: Path) -> None:
+    """What is calibrated on."""
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "text.txt").write_text("\n\n".join(topics[key] for key in sorted(topics))[:60_000], encoding="utf-8")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
@@ -245,8 +252,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--page", type=Path)
     options = parser.parse_args()
-    options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "text.txt").write_text("\n\n".join(topics[key] for key in sorted(topics))[:60_000], encoding="utf-8")
+    write_text(options.out)
     file = options.out / "architectures.json"
     found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     wanted = options.only or list(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
@@ -257,19 +263,25 @@ def main() -> None:
         file.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n", encoding="utf-8")
         print(f"{name:<28} {outcome['outcome']:<9} {outcome['why']}"[:400], flush=True)
 
-    _in_processes(remaining, options.out, options.jobs, done)
+    in_processes(remaining, partial(alone, examine), options.out, options.jobs, done)
     print(summary(found))
     if options.page:
         options.page.write_text(page(found), encoding="utf-8")
     sys.exit(any(one["outcome"] == "failed" for one in found.values()))
 
 
-def _in_processes(names: list[str], out: Path, jobs: int, done: Callable[[str, dict[str, Any]], None]) -> None:
+def in_processes(
+    names: list[str],
+    work: Callable[[str, Path], dict[str, Any]],
+    out: Path,
+    jobs: int,
+    done: Callable[[str, dict[str, Any]], None],
+) -> None:
     """Each in a fork of this process, so many at a time; one that ends its process has failed."""
     context = multiprocessing.get_context("fork")
     while names:
         with ProcessPoolExecutor(jobs, mp_context=context, max_tasks_per_child=None) as pool:
-            futures = {name: pool.submit(_alone, name, out) for name in names}
+            futures = {name: pool.submit(work, name, out) for name in names}
             try:
                 for name, future in futures.items():
                     done(name, future.result())
@@ -309,6 +321,16 @@ not above that of pruning alone, and `reprune verify` finds nothing. That is a t
 timm for its images.)
 
 A model that is refused is refused before anything is written, for the reason in the table.
+
+All of that is in float32 on the CPU. Most runs have products in bfloat16, and many are on a GPU, so that the same models
+are pruned in these ways too (SparseGPT 50 %, BR+GP), as far as a machine without a GPU can tell:
+
+    python benchmarks/devices.py --out sweep
+
+The device there is a pretended one: it computes on the CPU, refuses tensors of the CPU among its own as CUDA does, and
+its autocast has CUDA's rules. Of the 183 that can be pruned (without timm), all are in float32 on that device, all but
+xmod in bfloat16 and in float16, and all but xmod and dbrx in bfloat16 on the CPU. Those two bring together tensors of
+two dtypes; with `precision: auto`, the default, they are run in float32, and a note says so.
 """
 
 

@@ -1,0 +1,109 @@
+"""The main job with products in halves, and on a device that is not the CPU, on every causal language model.
+
+    python benchmarks/devices.py --out FOLDER [--only llama mixtral ...] [--jobs 2]
+
+Each architecture that the installed Transformers registers is built in a tiny size with random weights, as
+benchmarks/architectures.py does, and pruned with SparseGPT 50 %, BR+GP (2 samples of 32 tokens): in bfloat16 on the
+CPU, and in float32, bfloat16 and float16 on a device that this machine need not have. That device is a pretended one:
+it computes on the CPU, refuses tensors of the CPU among its own as CUDA does, and its autocast has CUDA's rules.
+
+Prints a line for each that is not run everywhere, and why; writes FOLDER/devices.json. Started again it does what is
+missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from architectures import SAMPLES, SEQLEN, alone, build, in_processes, write_text
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from tests import pretended
+
+import reprune
+from reprune.errors import HalfPrecisionError, UnsupportedModelError
+from reprune.planning import devices
+
+PLACES = [("cpu", "bfloat16"), *((pretended.NAME, dtype) for dtype in ("float32", "bfloat16", "float16"))]
+
+
+def examine(model_type: str, out: Path) -> dict[str, str]:
+    """By place how one architecture went: passed, or why not; of one that is refused or not built that alone."""
+    folder = out / "models" / model_type
+    shutil.rmtree(folder, ignore_errors=True)
+    found = {}
+    try:
+        build(model_type, folder / "dense")
+    except Exception as error:  # whatever a model raises
+        return {"not built": str(error)}
+    if pretended.NAME not in devices.KINDS:
+        devices.KINDS = (*devices.KINDS, pretended.NAME)
+        pretended.device()
+    for device, precision in PLACES:
+        try:
+            reprune.prune(
+                folder / "dense",
+                folder / f"{device}-{precision}",
+                calibration=str(out / "text.txt"),
+                samples=SAMPLES,
+                seqlen=SEQLEN,
+                epochs=1,
+                reconstruct="BR+GP",
+                device=device,
+                settings=[f"precision={precision}", "pruner.min_tokens=4"],
+            )
+            found[f"{device}, {precision}"] = "passed"
+        except HalfPrecisionError as error:
+            found[f"{device}, {precision}"] = f"float32 alone: {error.reason}"
+        except UnsupportedModelError as error:
+            return {"refused": str(error)}
+        except Exception as error:  # whatever a model raises
+            found[f"{device}, {precision}"] = f"failed: {type(error).__name__}: {' '.join(str(error).split()):.200}"
+    shutil.rmtree(folder, ignore_errors=True)
+    return found
+
+
+def summary(found: Mapping[str, Mapping[str, str]]) -> str:
+    pruned = [one for one in found.values() if not {"refused", "not built"} & one.keys()]
+    counts = {
+        f"{device}, {dtype}": sum(one.get(f"{device}, {dtype}") == "passed" for one in pruned)
+        for device, dtype in PLACES
+    }
+    return f"{len(pruned)} that can be pruned; passed: " + "; ".join(f"{place} {n}" for place, n in counts.items())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--only", nargs="+")
+    parser.add_argument("--jobs", type=int, default=2)
+    options = parser.parse_args()
+    write_text(options.out)
+    file = options.out / "devices.json"
+    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    wanted = options.only or list(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+
+    def done(name: str, outcome: dict[str, Any]) -> None:
+        found[name] = outcome
+        file.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        for place, said in outcome.items():
+            if said != "passed":
+                print(f"{name:<28} {place:<22} {said}"[:400], flush=True)
+
+    remaining = [name for name in wanted if options.only or name not in found]
+    in_processes(remaining, partial(alone, examine), options.out, options.jobs, done)
+    print(summary(found))
+    sys.exit(any(said.startswith("failed") for one in found.values() for said in one.values()))
+
+
+if __name__ == "__main__":
+    main()

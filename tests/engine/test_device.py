@@ -1,0 +1,166 @@
+"""On a device that is not the CPU the same is done, by one process and by several: no tensor is left on the other side.
+
+Machines that test this have no GPU, so the device is a pretended one, which refuses what CUDA refuses.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import reprune
+from reprune.doors.api import prune_by_recipe
+from reprune.doors.generation.generate import generate
+from reprune.doors.zeroshot.accuracy import zero_shot
+from reprune.doors.zeroshot.rows import LAYOUTS
+from reprune.engine.watcher import Watcher
+from reprune.planning import devices
+from reprune.planning.generation.settings import Generation
+from reprune.planning.layers import resolve_recipe
+from tests import pretended, tiny
+from tests.doors.zeroshot.test_accuracy import lines
+from tests.engine import together
+from tests.engine.quick import tensors
+from tests.engine.test_ranks import RECIPES, TOLERANCE, recipe
+
+ALONE = [
+    name
+    for name in RECIPES
+    if name not in ("LR, magnitude", "LR, SparseGPT", "BR", "no guard, in parts", "by error", "experts")
+]
+TOGETHER = ["BR+GP+CR", "least squares", "kept weights", "experts, as the teacher"]
+PLACES = {"cpu": "cpu", "1": pretended.NAME}
+"""Where one process leaves its results, by device."""
+WRITING = Generation(length=16, least=8, batch_size=4, language="any", filters=())
+
+
+def _begin() -> None:
+    """In a process of its own, as PyTorch does not forget a device."""
+    devices.KINDS = (*devices.KINDS, pretended.NAME)
+    pretended.device()
+
+
+def _prune(jobs: list[tuple[str, str, dict[str, Any]]], folder: Path) -> None:
+    _begin()
+    together.prune(jobs, folder)
+
+
+def _prune_alone(jobs: list[tuple[str, str, dict[str, Any]]]) -> None:
+    _begin()
+    for model, out, content in jobs:
+        prune_by_recipe(resolve_recipe(model, content), Path(out), Watcher())
+
+
+def _job(root: Path, place: str, name: str, device: str = pretended.NAME) -> tuple[str, str, dict[str, Any]]:
+    model, own = RECIPES[name]
+    return str(root / model), str(root / place / name), recipe(own) | {"device": device}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("devices")
+    for name in {model for model, _ in RECIPES.values()}:
+        tiny.save(name, root / name)
+    (root / "worked").mkdir()
+    alone = [[_job(root, place, name, device) for name in ALONE] for place, device in PLACES.items()]
+    _end([rank for jobs in alone for rank in together.start(1, _prune_alone, jobs)])
+    _end(together.start(2, _prune, [_job(root, "2", name) for name in TOGETHER], root / "worked"))
+    return root
+
+
+def _end(ranks: Sequence[together.Rank]) -> None:
+    for ended in [rank.wait(300) for rank in ranks]:
+        assert ended.code == 0, ended.err
+
+
+@pytest.mark.parametrize(("count", "name"), [*((1, name) for name in ALONE), *((2, name) for name in TOGETHER)])
+def test_the_result_is_that_of_the_cpu(folder: Path, count: int, name: str) -> None:
+    one, other = tensors(folder / "cpu" / name), tensors(folder / str(count) / name)
+    assert one.keys() == other.keys()
+    off = sum(float((tensor - other[key]).double().square().sum()) for key, tensor in one.items())
+    power = sum(float(tensor.double().square().sum()) for tensor in one.values())
+    assert (off / power) ** 0.5 <= TOLERANCE
+    assert json.loads((folder / str(count) / name / "reprune.json").read_text())["recipe"]["device"] == pretended.NAME
+    assert reprune.verify(folder / str(count) / name).passed
+
+
+def _run_models(root: str, device: str) -> None:
+    """What else runs a model, in all precisions."""
+    _begin()
+    folder, found = Path(root), {}
+    text, model = str(folder / "text.txt"), folder / "llama"
+    for precision in ("float32", "bfloat16", "float16"):
+        options: dict[str, Any] = {"device": device, "precision": precision}
+        cut: dict[str, Any] = {"seqlen": 32, "max_windows": 20, **options}
+        pruned = folder / f"pruned-{device}-{precision}"
+        settings = [f"precision={precision}"]
+        reprune.prune(model, pruned, calibration=text, samples=8, seqlen=24, epochs=2, device=device, settings=settings)
+        texts = folder / f"own-{device}-{precision}.jsonl"
+        generate(model, texts, samples=4, settings=WRITING, **options)
+        asked = zero_shot(pruned, ["boolq", "arc_easy"], data=folder / "rows", **options)
+        found[precision] = {
+            "zero-shot": [task.accuracy for task in asked.tasks],
+            "perplexity": reprune.evaluate(pruned, text, **cut).perplexity,
+            "against": reprune.errors_against(pruned, model, text, **cut).blocks[-1].relative,
+        }
+    (folder / f"{device}.json").write_text(json.dumps(found))
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """By device and precision what else runs a model."""
+    root = tmp_path_factory.mktemp("measured")
+    tiny.save("llama", root / "llama")
+    (root / "text.txt").write_text(tiny.text())
+    (root / "rows").mkdir()
+    for task in ("boolq", "arc_easy"):
+        (root / "rows" / LAYOUTS[task].file).write_text("\n".join(json.dumps(line) for line in lines(task)))
+    _end([rank for device in PLACES.values() for rank in together.start(1, _run_models, str(root), device)])
+    found = {device: json.loads((root / f"{device}.json").read_text()) for device in ("cpu", pretended.NAME)}
+    for precision in found["cpu"]:
+        texts = [(root / f"own-{device}-{precision}.jsonl").read_text() for device in ("cpu", pretended.NAME)]
+        assert [len(text.splitlines()) for text in texts] == [4, 4]
+        assert texts[0] == texts[1] or precision != "float32"
+    return found
+
+
+@pytest.mark.parametrize(("precision", "near"), [("float32", 1e-4), ("bfloat16", 0.1), ("float16", 0.1)])
+def test_a_model_is_evaluated_there_as_on_the_cpu(
+    measured: dict[str, dict[str, Any]], precision: str, near: float
+) -> None:
+    here, there = measured["cpu"][precision], measured[pretended.NAME][precision]
+    for what in ("perplexity", "against"):
+        assert there[what] == pytest.approx(here[what], rel=near)
+    if precision == "float32":
+        assert there["zero-shot"] == here["zero-shot"]
+
+
+def _mix() -> None:
+    _begin()
+    here, there = torch.ones(3, 3), torch.ones(3, 3).to(pretended.NAME)
+    refused: list[Callable[[], Any]] = [
+        lambda: there + here,
+        lambda: here.add_(there),
+        lambda: there @ here.T,
+        lambda: torch.cat([there, here]),
+        lambda: there.index_select(0, torch.tensor([0])),
+        lambda: there.numpy(),
+        lambda: torch.rand(2, device=there.device, generator=torch.Generator()),
+    ]
+    for number, work in enumerate(refused):
+        try:
+            work()
+        except (RuntimeError, TypeError):
+            continue
+        raise AssertionError(f"operation {number} was done")
+    assert (there[torch.tensor([0])] + torch.tensor(1.0)).device.type == pretended.NAME
+    assert torch.equal(here.copy_(there * 2), torch.full((3, 3), 2.0))
+
+
+def test_the_pretended_device_refuses_what_cuda_refuses() -> None:
+    _end(together.start(1, _mix))

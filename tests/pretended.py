@@ -1,0 +1,231 @@
+"""A device that is not the CPU, for tests on machines that have none: its tensors do not mix with the CPU's.
+
+Its values are computed on the CPU, so that they can be held against the CPU's own; what is asked of it is what CUDA
+would refuse: a CPU tensor among a device's, an array of a device's tensor, a CPU's generator for a device's values.
+PyTorch is told of it as of any device that it does not know itself, so that autograd and autocast are the real ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, partial, reduce
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
+
+NAME = "pretended"
+
+_CROSSING = ("copy_", "_to_copy", "_foreach_copy_")  # between devices
+_INDEXING = ("index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index", "_unsafe_index_put")
+"""CUDA takes the indices of a tensor in brackets from the CPU too."""
+
+_IN_HALF = {
+    "addbmm",
+    "addmm",
+    "addmv",
+    "addr",
+    "baddbmm",
+    "bmm",
+    "chain_matmul",
+    "linalg_multi_dot",
+    "einsum",
+    "linear",
+}
+_IN_HALF |= {"conv1d", "conv2d", "conv3d", "matmul", "mm", "mv", "prelu", "scaled_dot_product_attention"}
+_TO_FLOAT32 = {"prod", "softmax", "log_softmax", "cumprod", "cumsum", "linalg_vector_norm", "sum"}
+_IN_THE_WIDEST = {"addcdiv", "addcmul", "atan2", "bilinear", "cross", "dot", "index_put", "scatter_add", "tensordot"}
+"""What CUDA's autocast does in which dtype, as PyTorch's manual lists it: products in halves; with a result in float32,
+unless another is asked for; in the widest of what is given. All else that it knows is done in float32."""
+
+
+class _Module:
+    """What PyTorch asks of a device."""
+
+    @staticmethod
+    def is_available() -> bool:
+        return True
+
+    @staticmethod
+    def device_count() -> int:
+        return 1
+
+    @staticmethod
+    def current_device() -> int:
+        return 0
+
+    @staticmethod
+    def _is_in_bad_fork() -> bool:
+        return False
+
+    @staticmethod
+    def manual_seed_all(seed: int) -> None:
+        """It draws nothing itself."""
+
+    @staticmethod
+    def get_amp_supported_dtype() -> list[torch.dtype]:
+        return [torch.bfloat16, torch.float16]
+
+
+class Pretended(Tensor):
+    """A tensor of the device."""
+
+    held: Tensor  # on the CPU
+
+    @staticmethod
+    def __new__(cls, held: Tensor) -> Pretended:
+        made = torch.Tensor._make_wrapper_subclass(
+            cls,
+            held.size(),
+            strides=held.stride(),
+            storage_offset=held.storage_offset(),
+            dtype=held.dtype,
+            device=f"{NAME}:0",
+        )
+        made.held = held
+        return made
+
+    def tolist(self) -> Any:
+        return self.held.tolist()
+
+    def data_ptr(self) -> int:
+        return self.held.data_ptr()
+
+    def untyped_storage(self) -> Any:
+        return self.held.untyped_storage()
+
+    @classmethod
+    def __torch_dispatch__(
+        cls, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        return _run(func, args, kwargs or {})
+
+
+@cache
+def device() -> torch.device:
+    """The device; PyTorch knows of it from the first call on."""
+    _setup_privateuseone_for_python_backend(NAME, backend_module=_Module())
+    library = torch.library.Library("_", "IMPL")
+    library.fallback(_called, "PrivateUse1")
+    library.fallback(torch.library.fallthrough_kernel, "AutocastPrivateUse1")
+    made = torch.library.Library("aten", "IMPL")
+    for full in ("_to_copy", "copy_", "empty.memory_format", "empty_strided"):  # where PyTorch asks no fallback
+        name, _, overload = full.partition(".")
+        func = getattr(getattr(torch.ops.aten, name), overload or "default")
+        made.impl(full, partial(_called, func), "PrivateUse1")
+    casting = torch.library.Library("aten", "IMPL")
+    for full in torch._C._dispatch_get_all_op_names():
+        if full.startswith("aten::") and torch._C._dispatch_has_kernel_for_dispatch_key(full, "AutocastCUDA"):
+            name, _, overload = full.removeprefix("aten::").partition(".")
+            func = getattr(getattr(torch.ops.aten, name), overload or "default")
+            casting.impl(full.removeprefix("aten::"), partial(_cast, func, _policy(name)), "AutocastPrivateUse1")
+    _kept.extend([library, made, casting])
+    return torch.device(NAME, 0)
+
+
+_AUTOCAST = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastPrivateUse1)
+
+
+_Policy = Callable[[Sequence[Tensor]], torch.dtype]
+
+
+def _policy(name: str) -> _Policy | None:
+    """In which dtype an operation is done; None where its result alone is float32."""
+    if name in _TO_FLOAT32:
+        return None
+    return _in_half if name in _IN_HALF else _in_the_widest if name in _IN_THE_WIDEST else _in_float32
+
+
+def _cast(func: Any, policy: _Policy | None, *args: Any, **kwargs: Any) -> Any:
+    """An operation within autocast; without a policy its result alone is float32, where nothing else is asked for."""
+    with torch._C._ExcludeDispatchKeyGuard(_AUTOCAST):
+        flat, spec = tree_flatten((args, kwargs))
+        cast = [isinstance(one, Tensor) and one.is_floating_point() and one.dtype != torch.float64 for one in flat]
+        if policy is not None:
+            dtype = policy([one for one, is_cast in zip(flat, cast, strict=True) if is_cast])
+            flat = [one.to(dtype) if is_cast else one for one, is_cast in zip(flat, cast, strict=True)]
+            args, kwargs = tree_unflatten(flat, spec)
+        elif any(cast):
+            names = [argument.name for argument in func._schema.arguments]
+            given = dict(zip(names, args, strict=False)) | kwargs
+            if "dtype" in names and given.get("dtype") is None:
+                args, kwargs = (), given | {"dtype": torch.float32}
+        return func(*args, **kwargs)
+
+
+def _in_half(tensors: Sequence[Tensor]) -> torch.dtype:
+    return torch.get_autocast_dtype(NAME)
+
+
+def _in_float32(tensors: Sequence[Tensor]) -> torch.dtype:
+    return torch.float32
+
+
+def _in_the_widest(tensors: Sequence[Tensor]) -> torch.dtype:
+    return reduce(torch.promote_types, (one.dtype for one in tensors), torch.get_autocast_dtype(NAME))
+
+
+_kept: list[Any] = []
+
+
+def _called(func: Any, *args: Any, **kwargs: Any) -> Any:
+    return _run(func, args, kwargs)
+
+
+def _run(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """Do on the CPU what is asked for; raises `RuntimeError` for what a device does not do."""
+    name = func.overloadpacket.__name__
+    asked = kwargs.get("device")
+    flat, spec = tree_flatten((args, dict(kwargs)))
+    on_device = [one for one in flat if isinstance(one, Pretended)]
+    _check(func, name, args, kwargs, on_device)
+    here = asked is None if on_device else False
+    if asked is not None:
+        here = torch.device(asked).type == NAME
+    wrappers = {id(one.held): one for one in on_device}
+    plain = [
+        one.held if isinstance(one, Pretended) else torch.device("cpu") if isinstance(one, torch.device) else one
+        for one in flat
+    ]
+    plain_args, plain_kwargs = tree_unflatten(plain, spec)
+    if here and plain_kwargs.get("pin_memory"):
+        plain_kwargs["pin_memory"] = False
+    found = func(*plain_args, **plain_kwargs)
+    theirs = {id(one) for one in flat if isinstance(one, Tensor) and not isinstance(one, Pretended)}
+
+    def wrapped(one: Any) -> Any:
+        if not isinstance(one, Tensor) or id(one) in theirs:
+            return one
+        if id(one) in wrappers:
+            return wrappers[id(one)]
+        return Pretended(one) if here else one
+
+    flat_found, found_spec = tree_flatten(found)
+    return tree_unflatten([wrapped(one) for one in flat_found], found_spec)
+
+
+def _check(func: Any, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], on_device: Sequence[Any]) -> None:
+    """Raise `RuntimeError` where CUDA would."""
+    generator = kwargs.get("generator")
+    asked = kwargs.get("device")
+    drawn_here = bool(on_device) or (asked is not None and torch.device(asked).type == NAME)
+    if generator is not None and drawn_here and generator.device.type != NAME:
+        raise RuntimeError(
+            f"Expected a '{NAME}' device type for generator but found '{generator.device.type}' ({func})"
+        )
+    if not on_device or name in _CROSSING:
+        return
+    looked_at = tree_flatten(([args[0], *args[2:]], kwargs) if name in _INDEXING else (args, kwargs))[0]
+    for one in looked_at:
+        if isinstance(one, Tensor) and not isinstance(one, Pretended) and one.dim() > 0:
+            raise RuntimeError(
+                f"Expected all tensors to be on the same device, but found one of shape {tuple(one.shape)} on the CPU "
+                f"among those of {NAME} ({func})"
+            )
+    for argument, value in zip(func._schema.arguments, args, strict=False):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            for one in tree_flatten(value)[0]:
+                if isinstance(one, Tensor) and not isinstance(one, Pretended):
+                    raise RuntimeError(f"a CPU tensor cannot take what is computed on {NAME} ({func})")

@@ -19,10 +19,12 @@ from reprune.doors.generation.generate import generate
 from reprune.doors.zeroshot.accuracy import zero_shot
 from reprune.doors.zeroshot.rows import LAYOUTS
 from reprune.engine.watcher import Watcher
+from reprune.model.whole import load_model
 from reprune.planning import devices
 from reprune.planning.generation.settings import Generation
 from reprune.planning.layers import resolve_recipe
 from tests import pretended, tiny
+from tests.benchmark import load
 from tests.doors.zeroshot.test_accuracy import lines
 from tests.engine import together
 from tests.engine.quick import tensors
@@ -138,6 +140,22 @@ def test_a_model_is_evaluated_there_as_on_the_cpu(
         assert there[what] == pytest.approx(here[what], rel=near)
     if precision == "float32":
         assert there["zero-shot"] == here["zero-shot"]
+
+
+def _textbook(root: str) -> None:
+    """What a GPU is to be measured with, the baseline and SparseGPT's own benchmark."""
+    _begin()
+    textbook = load("textbook")
+    network = load_model(Path(root) / "llama", pretended.device()).requires_grad_(False)
+    ids = torch.arange(4 * 24).view(4, 24).remainder(tiny.VOCABULARY).to(pretended.NAME)
+    textbook.prune(network, ids, "BR+GP+CR", 0.5, 2, 0)
+    zeros = network.model.layers[0].mlp.up_proj.weight == 0
+    assert abs(float(zeros.float().mean()) - 0.5) < 0.01
+
+
+def test_the_baseline_runs_there(tmp_path: Path) -> None:
+    tiny.save("llama", tmp_path / "llama")
+    _end(together.start(1, _textbook, str(tmp_path)))
 
 
 def _mix() -> None:

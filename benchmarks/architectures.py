@@ -322,8 +322,8 @@ timm for its images.)
 
 A model that is refused is refused before anything is written, for the reason in the table.
 
-All of that is in float32 on the CPU. Most runs have products in bfloat16, and many are on a GPU, so that the same models
-are pruned in these ways too (SparseGPT 50 %, BR+GP), as far as a machine without a GPU can tell:
+All of that is in float32 on the CPU. Most runs have products in bfloat16, and many are on a GPU, so that the same
+models are pruned in these ways too (SparseGPT 50 %, BR+GP), as far as a machine without a GPU can tell:
 
     python benchmarks/devices.py --out sweep
 

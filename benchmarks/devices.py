@@ -31,7 +31,6 @@ from tests import pretended
 
 import reprune
 from reprune.errors import HalfPrecisionError, UnsupportedModelError
-from reprune.planning import devices
 
 PLACES = [("cpu", "bfloat16"), *((pretended.NAME, dtype) for dtype in ("float32", "bfloat16", "float16"))]
 
@@ -45,9 +44,7 @@ def examine(model_type: str, out: Path) -> dict[str, str]:
         build(model_type, folder / "dense")
     except Exception as error:  # whatever a model raises
         return {"not built": str(error)}
-    if pretended.NAME not in devices.KINDS:
-        devices.KINDS = (*devices.KINDS, pretended.NAME)
-        pretended.device()
+    pretended.device()
     for device, precision in PLACES:
         try:
             reprune.prune(

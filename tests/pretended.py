@@ -16,6 +16,8 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
+from reprune.planning import devices
+
 NAME = "pretended"
 
 _CROSSING = ("copy_", "_to_copy", "_foreach_copy_")  # between devices
@@ -105,7 +107,8 @@ class Pretended(Tensor):
 
 @cache
 def device() -> torch.device:
-    """The device; PyTorch knows of it from the first call on."""
+    """The device; PyTorch and reprune know of it from the first call on, and PyTorch forgets none."""
+    devices.KINDS = (*devices.KINDS, NAME)
     _setup_privateuseone_for_python_backend(NAME, backend_module=_Module())
     library = torch.library.Library("_", "IMPL")
     library.fallback(_called, "PrivateUse1")
@@ -181,9 +184,7 @@ def _run(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     flat, spec = tree_flatten((args, dict(kwargs)))
     on_device = [one for one in flat if isinstance(one, Pretended)]
     _check(func, name, args, kwargs, on_device)
-    here = asked is None if on_device else False
-    if asked is not None:
-        here = torch.device(asked).type == NAME
+    here = bool(on_device) if asked is None else torch.device(asked).type == NAME
     wrappers = {id(one.held): one for one in on_device}
     plain = [
         one.held if isinstance(one, Pretended) else torch.device("cpu") if isinstance(one, torch.device) else one

@@ -20,7 +20,6 @@ from reprune.doors.zeroshot.accuracy import zero_shot
 from reprune.doors.zeroshot.rows import LAYOUTS
 from reprune.engine.watcher import Watcher
 from reprune.model.whole import load_model
-from reprune.planning import devices
 from reprune.planning.generation.settings import Generation
 from reprune.planning.layers import resolve_recipe
 from tests import pretended, tiny
@@ -41,19 +40,13 @@ PLACES = {"cpu": "cpu", "1": pretended.NAME}
 WRITING = Generation(length=16, least=8, batch_size=4, language="any", filters=())
 
 
-def _begin() -> None:
-    """In a process of its own, as PyTorch does not forget a device."""
-    devices.KINDS = (*devices.KINDS, pretended.NAME)
-    pretended.device()
-
-
 def _prune(jobs: list[tuple[str, str, dict[str, Any]]], folder: Path) -> None:
-    _begin()
+    pretended.device()
     together.prune(jobs, folder)
 
 
 def _prune_alone(jobs: list[tuple[str, str, dict[str, Any]]]) -> None:
-    _begin()
+    pretended.device()
     for model, out, content in jobs:
         prune_by_recipe(resolve_recipe(model, content), Path(out), Watcher())
 
@@ -93,7 +86,7 @@ def test_the_result_is_that_of_the_cpu(folder: Path, count: int, name: str) -> N
 
 def _run_models(root: str, device: str) -> None:
     """What else runs a model, in all precisions."""
-    _begin()
+    pretended.device()
     folder, found = Path(root), {}
     text, model = str(folder / "text.txt"), folder / "llama"
     for precision in ("float32", "bfloat16", "float16"):
@@ -144,7 +137,7 @@ def test_a_model_is_evaluated_there_as_on_the_cpu(
 
 def _textbook(root: str) -> None:
     """What a GPU is to be measured with, the baseline and SparseGPT's own benchmark."""
-    _begin()
+    pretended.device()
     textbook = load("textbook")
     network = load_model(Path(root) / "llama", pretended.device()).requires_grad_(False)
     ids = torch.arange(4 * 24).view(4, 24).remainder(tiny.VOCABULARY).to(pretended.NAME)
@@ -159,7 +152,7 @@ def test_the_baseline_runs_there(tmp_path: Path) -> None:
 
 
 def _mix() -> None:
-    _begin()
+    pretended.device()
     here, there = torch.ones(3, 3), torch.ones(3, 3).to(pretended.NAME)
     refused: list[Callable[[], Any]] = [
         lambda: there + here,

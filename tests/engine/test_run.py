@@ -254,6 +254,9 @@ def test_auto_chooses_for_each_window_and_does_not_overfit(llama: Path, tmp_path
         assert trained == sorted(trained, key=len)
         assert window["blocks"][-1:] in trained
         assert window["blocks"] in trained
+    assert {window["loss"] for window in record["windows"]} == {"standardized"}
+    solver = record["recipe"]["solver"]
+    assert (solver["loss"], solver["lr"]) == ("standardized", OVERFIT["lr"])  # what is recorded is what was done
     assert len({len(blocks) for blocks in chosen}) > 1, "one choice for all windows would show nothing"
     assert record["blocks"][-1]["heldout_error"] < min(last["heldout_error"] for last in fixed.values())
 

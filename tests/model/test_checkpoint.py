@@ -16,6 +16,7 @@ from torch import Tensor
 
 from reprune.errors import InputError, UnsupportedModelError
 from reprune.model.checkpoint import Checkpoint
+from reprune.model.durable import sha256
 
 from .. import tiny
 from ..damage import flip_bit
@@ -179,6 +180,34 @@ def test_the_digests_are_those_of_all_files_that_make_the_model(tmp_path: Path) 
     names = ["config.json", "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", "modeling_own.py"]
     expected = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names}
     assert Checkpoint(folder).digests() == expected
+
+
+def test_digests_in_the_background_stop_where_nobody_waits_for_them(tmp_path: Path) -> None:
+    folder = _folder(tmp_path, model=_tensors())
+    checkpoint = Checkpoint(folder)
+    with checkpoint.digesting() as digests:
+        assert digests() == checkpoint.digests()
+    calls: list[str] = []
+    with pytest.raises(InputError, match="a text is missing"), checkpoint.digesting():
+        raise InputError("a text is missing")
+    file = folder / "model.safetensors"
+    with file.open("ab") as stream:
+        stream.truncate(2**26)  # more than is read at a time
+
+    def stopped() -> bool:
+        calls.append("asked")
+        return len(calls) > 2
+
+    assert sha256(file, stopped) != sha256(file)
+    assert len(calls) == 3
+
+
+def test_a_weight_file_that_is_gone_is_told_by_who_waits(tmp_path: Path) -> None:
+    folder = _folder(tmp_path, model=_tensors())
+    checkpoint = Checkpoint(folder)
+    (folder / "model.safetensors").unlink()
+    with checkpoint.digesting() as digests, pytest.raises(FileNotFoundError, match=r"model\.safetensors"):
+        digests()
 
 
 def test_another_configuration_name_shape_or_dtype_changes_the_fingerprint(tmp_path: Path) -> None:

@@ -26,7 +26,8 @@ def test_without_a_word_the_recipe_is_the_papers() -> None:
     recipe = resolve_recipe("model")
     assert rung(recipe) == ("BR+GP", 1, 1, "global", "adam")
     assert (recipe.pruner.name, recipe.pruner.damping, recipe.pruner.block_size) == ("sparsegpt", 0.01, 128)
-    solver = recipe.solver
+    solver = recipe.settled().solver
+    assert solver.loss == "squared"
     assert (solver.lr, solver.epochs, solver.batch_size, solver.betas) == (2e-4, 10, 8, (0.9, 0.95))
     assert (recipe.samples, recipe.calibration, recipe.pattern) == (256, ["c4"], Unstructured(0.5))
 
@@ -188,10 +189,35 @@ def test_a_recipe_builds_what_it_names() -> None:
         auto = resolve_recipe("model", {"reconstruct": "auto", "solver": {"epochs": epochs}}).solver.build(guard=True)
         middle = whole / (part + whole)
         assert auto == Widening(
-            Adam(part, try_first_step=True, decay=(1.0, middle)),
-            Adam(whole, try_first_step=True, decay=(middle, 0.0)),
-            Adam(epochs, try_first_step=True),
+            Adam(part, 4e-4, try_first_step=True, decay=(1.0, middle)),
+            Adam(whole, 4e-4, try_first_step=True, decay=(middle, 0.0)),
+            Adam(epochs, 4e-4, try_first_step=True),
         ), "one rate that falls over both"
+
+
+@pytest.mark.parametrize(
+    ("rung", "said", "loss", "lr"),
+    [
+        ("BR+GP", {}, "squared", 2e-4),
+        ("BR+GP", {"loss": "standardized"}, "standardized", 4e-4),
+        ("BR+GP", {"loss": "standardized", "lr": 0.1}, "standardized", 0.1),
+        ("LR", {"loss": "standardized"}, "standardized", 2e-4),  # which nothing uses
+        ("auto", {}, "standardized", 4e-4),
+        ("auto", {"loss": "squared"}, "squared", 2e-4),
+        ("auto", {"lr": 0.1}, "standardized", 0.1),
+        ("auto", {"name": "adam"}, "squared", 2e-4),
+    ],
+)
+def test_the_loss_is_the_papers_but_for_auto_and_the_rate_goes_with_it(
+    rung: str, said: dict[str, Any], loss: str, lr: float
+) -> None:
+    recipe = resolve_recipe("model", {"reconstruct": rung, "solver": said})
+    settled = recipe.settled().solver
+    assert (settled.loss, settled.lr) == (loss, lr)
+    assert recipe.solver.standardizes == settled.standardizes == (loss == "standardized" and settled.name != "none")
+    assert settled.name == "none" or settled.build(guard=True) == recipe.solver.build(guard=True)
+    assert settled.settled() == settled
+    assert (recipe.solver.loss, recipe.solver.lr) == (said.get("loss"), said.get("lr")), "left to the rung till a run"
 
 
 @pytest.mark.parametrize("epochs", [1, 2, 3, 4, 10, 100])

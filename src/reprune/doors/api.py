@@ -136,7 +136,7 @@ def _prune(recipe: Recipe, out: Path, watcher: Watcher, shared: Shared | None, r
     watcher.phase(None, "reading the model")
     folder = locate_model(recipe.model, notify=watcher.note)
     check_dense(folder)
-    recipe = settle(recipe)
+    recipe = settle(recipe).settled()
     decoder = open_decoder(recipe, folder)
     recipe = settle_seqlen(recipe, decoder)
     survey(decoder, recipe.sparsities, recipe.choice).check()
@@ -150,13 +150,15 @@ def _prune(recipe: Recipe, out: Path, watcher: Watcher, shared: Shared | None, r
 
         def begin() -> dict[str, Any]:
             watcher.phase(None, "drawing calibration samples")
-            drawn = draw(recipe, decoder, own)
-            check_disk(recipe, decoder, drawn, out)
+            with decoder.checkpoint.digesting() as digests:  # while texts are read and tokenized
+                drawn = draw(recipe, decoder, own)
+                check_disk(recipe, decoder, drawn, out)
+                weights = digests()
             job = {
                 "recipe": made_absolute.model_dump(mode="json"),
                 "folder": str(folder.resolve()),
                 "fingerprint": decoder.checkpoint.fingerprint(),
-                "weights": decoder.checkpoint.digests(),
+                "weights": weights,
                 "versions": versions(),
                 "windows": len(Methods.of(recipe, len(decoder)).schedule),
                 "data": {"sha256": drawn.sha256, "sources": [vars(source) for source in drawn.sources]},

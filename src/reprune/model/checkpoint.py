@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import errno
 import hashlib
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
@@ -134,10 +136,24 @@ class Checkpoint:
 
     def digests(self) -> dict[str, str]:
         """The SHA-256 of the configuration, of code beside it and of each weight file, by its name: all are read."""
+        with self.digesting() as digests:
+            return digests()
+
+    @contextmanager
+    def digesting(self) -> Iterator[Callable[[], dict[str, str]]]:
+        """Begin with `digests` beside whatever else is done here; what is yielded waits for them and returns them.
+
+        Where the context is left without that, nothing more is read.
+        """
         files = {entry.file for entry in self.entries.values()} | {*self.folder.glob("*.py")}
         names = ["config.json", *sorted(str(file.relative_to(self.folder)) for file in files)]
-        with ThreadPoolExecutor(_FILES_AT_A_TIME) as pool:
-            return dict(zip(names, pool.map(lambda name: sha256(self.folder / name), names), strict=True))
+        left, pool = threading.Event(), ThreadPoolExecutor(_FILES_AT_A_TIME)
+        try:
+            found = [pool.submit(sha256, self.folder / name, left.is_set) for name in names]
+            yield lambda: {name: digest.result() for name, digest in zip(names, found, strict=True)}
+        finally:
+            left.set()
+            pool.shutdown(cancel_futures=True)
 
 
 def _read_header(file: Path) -> Iterator[tuple[str, TensorEntry]]:

@@ -15,6 +15,8 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+_CHUNK_BYTES = 2**22  # read at a time
+
 
 def write_durably(path: Path, write: Callable[[Path], object], size: int | None = None) -> None:
     """Let `write` make a temporary file beside `path`, force it to disk, and rename it to `path`.
@@ -96,10 +98,13 @@ def append_line(path: Path, line: str) -> None:
     sync_folder(path.parent)
 
 
-def sha256(path: Path) -> str:
-    """Of a file's contents."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def sha256(path: Path, stopped: Callable[[], bool] = lambda: False) -> str:
+    """Of a file's contents; of no meaning once `stopped` says so, which is asked every few MB."""
+    digest = hashlib.sha256()
+    with path.open("rb", buffering=0) as file:
+        while (chunk := file.read(_CHUNK_BYTES)) and not stopped():
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def sync_folder(folder: Path) -> None:

@@ -205,6 +205,17 @@ def test_a_study_finds_the_pitfall_where_the_fit_gets_closer_and_the_text_worse(
     assert "All of this is of one seed: differences of a few percent may be chance." in text
 
 
+def test_a_study_in_which_auto_has_another_loss_says_so() -> None:
+    cells = [cell("wanda", rung) for rung in RUNGS]
+    alike = Study.model_validate(study_record(cells))
+    assert "standardized" not in said(study_verdict(alike, bring_together(alike)))
+    for each in cells[-1]["windows"]:
+        each["loss"] = "standardized"
+    other = Study.model_validate(study_record(cells))
+    text = said(study_verdict(other, bring_together(other)))
+    assert "auto has the standardized loss, the ladder the paper's squared one" in text
+
+
 def test_a_study_without_the_pitfall_says_so() -> None:
     cells = [cell("wanda", rung) for rung in ("LR", "BR", "BR+GP")]
     study = Study.model_validate(study_record(cells))

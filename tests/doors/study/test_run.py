@@ -90,6 +90,7 @@ def test_a_whole_grid(here: Path, cli: Cli) -> None:
     assert _HEX.fullmatch(record["model"]["fingerprint"])
     assert record["settings"]["samples"] == 6
     assert record["settings"]["solver"]["epochs"] == 2
+    assert record["settings"]["solver"]["loss"] is None  # the rung decides
     assert record["settings"]["device"] == "cpu"
     assert list(record["dense"]["perplexity"]) == ["test.txt", "manual"]
     assert record["dense"]["perplexity"]["manual"]["windows"] == 4

@@ -36,7 +36,12 @@ SelfGenerate = Annotated[
 Samples = Annotated[int | None, typer.Option(metavar="N", help="Calibration samples. [256]")]
 Seqlen = Annotated[int | None, typer.Option(metavar="T", help="Tokens a sample. [1024, or the model's limit]")]
 Epochs = Annotated[int | None, typer.Option(metavar="E", help="Epochs a window. [10]")]
-Lr = Annotated[float | None, typer.Option("--lr", metavar="X", help="Learning rate, falling to zero. [2e-4]")]
+Lr = Annotated[
+    float | None,
+    typer.Option(
+        "--lr", metavar="X", help="Learning rate, falling to zero. [2e-4; of a standardized loss, as in auto, 4e-4]"
+    ),
+]
 BatchSize = Annotated[int | None, typer.Option(metavar="B", help="Samples a step. [8]")]
 Seed = Annotated[int | None, typer.Option(metavar="S", help="Decides everything random. [0]")]
 Only = Annotated[str | None, typer.Option(metavar="PART", help="Prune all, or only attention or mlp linears. [all]")]

@@ -88,6 +88,7 @@ def show_plan(plan: Plan) -> None:
     schedule, solver = recipe.schedule, recipe.solver
     steps = ["least squares"] if solver.start == "least-squares" else []
     steps += [f"{solver.name}, {solver.epochs} epochs"] if solver.name != "none" else []
+    steps[-1:] = [f"{steps[-1]}, standardized loss"] if solver.standardizes else steps[-1:]
     fitted = ", then ".join(steps) or "no solver"
     output.print(f"rung       {recipe.reconstruct}: {recipe.teacher} teacher; {fitted}")
     output.print(f"schedule   {len(plan.schedule)} windows of size {schedule.size}, stride {schedule.stride}")

@@ -67,6 +67,11 @@ class Window(_Read):
     guard: Guard | None = None
     reconstructed: tuple[int, ...] | None = None
 
+    @property
+    def standardized(self) -> bool:
+        """Whether its relative errors are in the measure of the standardized loss."""
+        return self.loss == "standardized"
+
 
 class Matrix(_Read):
     """One pruned matrix of a block."""

@@ -104,7 +104,7 @@ def _blocks(run: Run) -> Section:
 
 
 def _measure(run: Run) -> str:
-    if not any(window.loss == "standardized" for window in run.windows):
+    if not any(window.standardized for window in run.windows):
         return ""
     return (
         " They are standardized, as its loss is: the mean square of each feature's difference over the feature's"
@@ -219,12 +219,11 @@ def epochs_section(windows: Sequence[tuple[str, str, Window]]) -> Section:
             for epoch, (a, b) in enumerate(zip(calibration, heldout, strict=True))
         ]
         blocks = f"block{'' if len(window.blocks) == 1 else 's'} {', '.join(map(str, window.blocks))}"
+        kept = f"Epoch {window.kept_epoch} of {len(window.epochs)}" if window.kept_epoch else "The start"
         plots.append(
             Plot(
                 error_by_epoch(calibration, heldout, kept=window.kept_epoch, title=f"{name} ({blocks}) by epoch"),
-                f"Epoch {window.kept_epoch} of {len(window.epochs)} was kept."
-                if window.kept_epoch
-                else "The start was kept.",
+                f"{kept} was kept." + (" Errors are standardized, as the loss is." if window.standardized else ""),
                 Table(f"{name}: relative error by epoch", ("epoch", "calibration", "held-out", "kept"), rows),
             )
         )

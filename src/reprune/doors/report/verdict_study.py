@@ -215,6 +215,10 @@ def _auto(rows: Rows) -> Iterator[str]:
                 compared.append(f"{family.name} {f'{_size(lowest, mine)} {side}' if side else near} {rung}")
         if compared:
             yield f"auto against the best fixed rung, by {measure.name}: {'; '.join(compared)}."
+    autos = [auto for family in rows.families if (auto := family.row(AUTO)) is not None]
+    ladder = [row for family in rows.families for row in family.ladder]
+    if _standardized(autos) == {True} and _standardized(ladder) == {False}:
+        yield "auto has the standardized loss, the ladder the paper's squared one: part of what lies between is that."
     times = []
     for family in rows.families:
         auto, highest = family.row(AUTO), family.row(LADDER[-1])
@@ -224,6 +228,11 @@ def _auto(rows: Rows) -> Iterator[str]:
             times.append(f"{mine / longest:.2f} with {family.name}")
     if times:
         yield f"Time of auto over that of {LADDER[-1]}: {listed(times)}."
+
+
+def _standardized(rows: Sequence[Row]) -> set[bool]:
+    """Whether the loss of their windows is, where there are epochs."""
+    return {window.standardized for window in windows_of(rows) if window.epochs}
 
 
 def _seconds(cell: Cell) -> Value:

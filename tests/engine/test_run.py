@@ -308,6 +308,12 @@ def test_a_standardized_loss_is_fitted_and_judged_in_its_own_measure(llama: Path
     assert last["relative_calibration_error"]["after"] != pytest.approx(block["relative_calibration_error"], rel=1e-3)
 
 
+def test_how_much_of_the_power_one_feature_has_is_on_record(llama: Path, tmp_path: Path) -> None:
+    plain = prune(llama, tmp_path / "plain", reconstruct="BR+GP")
+    assert all(1 / 32 < window["largest_feature"] < 0.5 for window in plain["windows"]), "random weights have none"
+    assert prune(llama, tmp_path / "lr", reconstruct="LR")["windows"][0]["largest_feature"] is None
+
+
 def test_without_a_descent_there_is_nothing_to_standardize(llama: Path, tmp_path: Path) -> None:
     plain = prune(llama, tmp_path / "plain", reconstruct="LR")
     record = prune(llama, tmp_path / "standardized", "solver.loss=standardized", reconstruct="LR")

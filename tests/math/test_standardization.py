@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from reprune.math.reconstruction_error import ErrorMeter
-from reprune.math.standardization import FLOOR, FeatureSpread
+from reprune.math.standardization import FLOOR, FeatureStatistics, FeatureSums
 
 _CPU = torch.device("cpu")
 
@@ -23,11 +23,15 @@ def _states(seed: int = 0, features: int = 6) -> Tensor:
     return states + 100.0 * torch.randn(features, generator=random)
 
 
-def _scale(targets: Tensor, batch: int = 2) -> Tensor:
-    spread = FeatureSpread()
+def _statistics(targets: Tensor, batch: int = 2) -> FeatureStatistics:
+    sums = FeatureSums()
     for some in targets.split(batch):
-        spread.update(some)
-    return spread.scale(targets.shape[-1], _CPU)
+        sums.update(some)
+    return sums.statistics(targets.shape[-1], _CPU)
+
+
+def _scale(targets: Tensor, batch: int = 2) -> Tensor:
+    return _statistics(targets, batch).scale
 
 
 @pytest.mark.parametrize("batch", [1, 2, 5])
@@ -53,6 +57,22 @@ def test_features_that_never_vary_do_not_decide() -> None:
 
 def test_targets_that_are_all_the_same_have_a_scale_of_one() -> None:
     assert torch.equal(_scale(torch.full((2, 3, 4), 5.0)), torch.ones(4))
+
+
+@pytest.mark.parametrize("batch", [1, 2, 5])
+def test_power_and_the_largest_share_of_it_are_those_of_the_plain_formula(batch: int) -> None:
+    targets = _states(features=4)
+    columns = [[number * number for number in column] for column in targets.flatten(0, 1).double().T.tolist()]
+    powers = [statistics.fmean(column) for column in columns]
+    found = _statistics(targets, batch)
+    assert found.power == pytest.approx(statistics.fmean(powers))
+    assert found.largest_share == pytest.approx(max(powers) / sum(powers))
+
+
+def test_of_nothing_no_feature_has_a_share() -> None:
+    found = FeatureSums().statistics(3, _CPU)
+    assert (found.power, found.largest_share) == (0.0, 0.0)
+    assert torch.equal(found.scale, torch.ones(3))
 
 
 @given(st.integers(0, 100), st.floats(1e-3, 1e3))

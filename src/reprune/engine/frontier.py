@@ -22,7 +22,7 @@ from reprune.engine.shared import Shared
 from reprune.math.ranks import ALONE, Ranks
 from reprune.math.reconstruction_error import ErrorMeter
 from reprune.math.solver import Errors
-from reprune.math.standardization import FeatureSpread
+from reprune.math.standardization import FeatureStatistics, FeatureSums
 from reprune.model.block import Block, Call
 from reprune.model.decoder import Decoder
 from reprune.model.routing import Routes
@@ -204,12 +204,12 @@ class Frontier:
                 yield Targets(end, retired)
         self._dense.forget_before(window.retired.stop)
 
-    def scale_of(self, targets: Targets) -> Tensor:
-        """How much each feature of a window's targets varies over the tokens calibrated on: (hidden,), float32."""
-        spread = FeatureSpread()
+    def features_of(self, targets: Targets) -> FeatureStatistics:
+        """How large each feature of a window's targets is over the tokens calibrated on, and how much it varies."""
+        sums = FeatureSums()
         for batch in self.calibration_batches:
-            spread.update(targets.end.read(batch))
-        return spread.scale(self._shape[-1], self._decoder.device, self.ranks)
+            sums.update(targets.end.read(batch))
+        return sums.statistics(self._shape[-1], self._decoder.device, self.ranks)
 
     @contextmanager
     def through(

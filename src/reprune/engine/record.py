@@ -18,6 +18,7 @@ import torch
 from reprune import __version__
 from reprune.engine.window import PrunedBlock
 from reprune.math.solver import Errors, Fit
+from reprune.math.standardization import FeatureStatistics
 from reprune.planning.choice import Choice
 from reprune.planning.paths import local_name, with_paths
 from reprune.planning.recipe import Recipe
@@ -29,6 +30,7 @@ def window_record(
     window: Window,
     fit: Fit,
     after: Errors,
+    features: FeatureStatistics | None,
     ridges: Mapping[int, Mapping[tuple[str, ...], float | None]],
     notes: Sequence[str],
     seconds: float,
@@ -37,6 +39,7 @@ def window_record(
 
     Args:
         window, fit, after: which, what the solver did, and the errors after it.
+        features: of its targets; None where nothing was fitted to them.
         ridges: by fresh block, the ridge that least squares chose for each linear group; None where it changed nothing.
         notes: what was not done by the plain rule, such as a damping that was raised, and where.
         seconds: that it took.
@@ -46,6 +49,7 @@ def window_record(
         "index": window.index,
         "blocks": list(window.blocks),
         "loss": "standardized" if after.calibration.standardized else "squared",
+        "largest_feature": None if features is None else features.largest_share,
         "calibration_error": {"before": before.calibration.normalized, "after": after.calibration.normalized},
         "heldout_error": {"before": before.heldout.normalized, "after": after.heldout.normalized},
         "relative_calibration_error": {"before": before.calibration.relative, "after": after.calibration.relative},

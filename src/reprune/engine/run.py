@@ -135,11 +135,13 @@ def _do(
             notes, entering = pruning.prune_(fresh, still_open, streams, watcher)
 
             watcher.phase(window, "reconstruction")
-            scale = frontier.scale_of(targets) if recipe.solver.standardizes else None
+            features = frontier.features_of(targets) if recipe.solver.name != "none" else None
+            scale = features.scale if features is not None and recipe.solver.standardizes else None
             problem = WindowProblem(
                 frontier,
                 blocks,
                 targets,
+                power=features.power if features is not None else None,
                 entering_last=entering,
                 checkpointing=recipe.solver.checkpointing,
                 scale=scale,
@@ -158,7 +160,7 @@ def _do(
                 raise NumericalError(f"window {window.index}: its outputs are not finite after reconstruction")
         still_open = [pruned for pruned in blocks if pruned.index not in window.retired]
         ridges = {pruned.index: pruned.ridges for pruned in fresh}
-        record = window_record(window, fit, errors, ridges, notes, time.monotonic() - began)
+        record = window_record(window, fit, errors, features, ridges, notes, time.monotonic() - began)
         if not ranks.alone:
             spent = ranks.traffic.since(traffic)
             bytes_, seconds = zip(*ranks.each_tells([spent.bytes, round(spent.seconds, 3)]), strict=True)

@@ -100,6 +100,7 @@ class WindowProblem(Problem):
         entering: Stream | None = None,
         entering_last: Stream | None = None,
         checkpointing: bool = False,
+        power: float | None = None,
         scale: Tensor | None = None,
     ) -> None:
         """
@@ -110,12 +111,14 @@ class WindowProblem(Problem):
             entering: the states that enter the first of them; by default the student's at the frontier.
             entering_last: those that enter the last of them, if they are at hand.
             checkpointing: keep only what enters each block for the gradients, and compute the rest anew.
+            power: the mean square of the calibration targets; None where nothing is to be fitted to them.
             scale: what losses and errors divide each feature's differences by, (hidden,); None: the plain ones.
         """
         self._frontier = frontier
         self._pruned = blocks
         self._blocks = [pruned.block for pruned in blocks]
         self._targets = targets
+        self._power = power
         self._entering = entering or frontier.student
         self._entering_last = entering_last
         self._checkpointing = checkpointing
@@ -168,11 +171,8 @@ class WindowProblem(Problem):
         return pair.errors(self.ranks)
 
     def target_power(self) -> float:
-        batches = self._frontier.calibration_batches
-        total = sum(float(self._targets.end.read(batch).square().sum(dtype=torch.float64)) for batch in batches)
-        count = sum(self._targets.end.read(batch).numel() for batch in batches)
-        power, numbers = self.ranks.add([total, count])
-        return power / numbers
+        assert self._power is not None
+        return self._power
 
     @contextmanager
     def last_part(self) -> Iterator[Problem | None]:
@@ -193,6 +193,7 @@ class WindowProblem(Problem):
             self._targets,
             entering,
             checkpointing=self._checkpointing,
+            power=self._power,
             scale=self.scale,
         )
 

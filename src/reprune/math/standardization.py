@@ -1,4 +1,4 @@
-"""How much each feature of a window's targets varies, so that a loss can count all features alike.
+"""How large each feature of a window's targets is, and how much it varies, so that a loss can count all alike.
 
 A few features of a language model's hidden states are hundreds of times as large as the others (massive activations).
 They make up most of the squared error, whatever they do for the model. The norm at the beginning of the next block
@@ -7,6 +7,7 @@ scales features back to about the same size; a loss over standard deviations doe
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import final
 
 import torch
@@ -17,10 +18,29 @@ from reprune.math.ranks import ALONE, Ranks
 FLOOR = 1e-3
 """Of the mean variance, added to each: features that hardly vary are not to decide."""
 
+DOMINANT = 0.5
+"""A feature with a larger share of the power than this rules the squared error."""
+
 
 @final
-class FeatureSpread:
-    """The standard deviation of each feature over tokens; sums are held in float64."""
+@dataclass(frozen=True)
+class FeatureStatistics:
+    """Of all features over tokens."""
+
+    power: float
+    """The mean square of all numbers."""
+    largest_share: float
+    """How much of all features' power is that of one of them, the largest; 0 where there is none."""
+    scale: Tensor
+    """What to divide each feature's differences by, (hidden,), float32: sqrt(variance + FLOOR * mean variance).
+
+    Features of a target that does not vary at all are divided by 1.
+    """
+
+
+@final
+class FeatureSums:
+    """Sums of each feature and of its square over tokens, in float64."""
 
     def __init__(self) -> None:
         self._sums: Tensor | None = None  # (3, hidden): counts, sums, sums of squares
@@ -31,10 +51,8 @@ class FeatureSpread:
         found = torch.stack([torch.full_like(rows[0], len(rows)), rows.sum(dim=0), rows.square().sum(dim=0)])
         self._sums = found if self._sums is None else self._sums + found
 
-    def scale(self, hidden: int, device: torch.device, ranks: Ranks = ALONE) -> Tensor:
-        """What to divide each feature's differences by, (hidden,), float32: sqrt(variance + FLOOR * mean variance).
-
-        Features of a target that does not vary at all are divided by 1.
+    def statistics(self, hidden: int, device: torch.device, ranks: Ranks = ALONE) -> FeatureStatistics:
+        """What the sums amount to.
 
         Args:
             hidden: how many features there are, also where this rank has seen none.
@@ -45,6 +63,9 @@ class FeatureSpread:
         ranks.sum_([sums])
         count, total, squares = sums
         count = count.clamp_min(1.0)
-        variances = (squares / count - (total / count).square()).clamp_min(0.0)
+        powers = squares / count
+        variances = (powers - (total / count).square()).clamp_min(0.0)
         variances += FLOOR * variances.mean()
-        return torch.where(variances > 0, variances, 1.0).sqrt().float().to(device)
+        scale = torch.where(variances > 0, variances, 1.0).sqrt().float().to(device)
+        power = float(powers.mean())
+        return FeatureStatistics(power, float(powers.max()) / (hidden * power) if power else 0.0, scale)

@@ -6,6 +6,7 @@ import hashlib
 import json
 import platform
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,12 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import reprune
 from reprune.doors import planned
+from reprune.doors.formats import percent
 from reprune.engine import machines
 from reprune.model.checkpoint import Checkpoint
 from reprune.model.decoder import Decoder
@@ -133,6 +135,24 @@ def test_the_main_job(here: Path, cli: Cli) -> None:
     assert AutoTokenizer.from_pretrained(out)("yield")["input_ids"] == tiny.tokenizer()("yield")["input_ids"]
     up = weights_of(out)["model.layers.1.mlp.up_proj.weight"]
     assert ((up.reshape(-1, 4) == 0).sum(dim=1) == 2).all()
+
+
+def test_a_loss_that_is_of_one_feature_is_said(here: Path, cli: Cli) -> None:
+    plain = cli("prune", "llama", "--out", "plain", *QUICK)
+    assert "one feature's" not in plain.out
+    shutil.copytree(here / "llama", here / "massive")
+    weights = load_file(here / "massive" / "model.safetensors")
+    weights["model.embed_tokens.weight"][:, 3] += 30.0
+    save_file(weights, here / "massive" / "model.safetensors", metadata={"format": "pt"})
+    said = cli("prune", "massive", "--out", "ruled", *QUICK)
+    shares = [window["largest_feature"] for window in record_of(here / "ruled")["windows"]]
+    assert max(shares) > 0.5
+    assert (
+        f"loss           up to {percent(max(shares))} of the power of what it compares is one feature's;\n" in said.out
+    )
+    assert "--set solver.loss=standardized counts all features alike\n" in said.out
+    other = cli("prune", "massive", "--out", "other", "--set", "solver.loss=standardized", *QUICK)
+    assert "one feature's" not in other.out
 
 
 def test_what_the_guard_did_and_auto_chose_is_said(here: Path, cli: Cli) -> None:

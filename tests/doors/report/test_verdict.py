@@ -205,6 +205,18 @@ def test_a_study_finds_the_pitfall_where_the_fit_gets_closer_and_the_text_worse(
     assert "All of this is of one seed: differences of a few percent may be chance." in text
 
 
+def test_a_run_whose_loss_is_of_one_feature_says_so() -> None:
+    record = run_record()
+    assert "one feature" not in said(run_verdict(Run.model_validate(record)))
+    for each, share in zip(record["windows"], (0.2, 0.5, 0.51, 0.95), strict=True):
+        each["largest_feature"] = share
+    text = said(run_verdict(Run.model_validate(record)))
+    assert "In 2 of 4 trained windows one feature has most of the power of what the loss compares, up to 95.0 %" in text
+    for each in record["windows"]:
+        each["loss"] = "standardized"
+    assert "one feature" not in said(run_verdict(Run.model_validate(record)))
+
+
 def test_a_study_in_which_auto_has_another_loss_says_so() -> None:
     cells = [cell("wanda", rung) for rung in RUNGS]
     alike = Study.model_validate(study_record(cells))

@@ -12,6 +12,7 @@ from reprune.doors.api import Status
 from reprune.doors.formats import clock, console, percent, size
 from reprune.doors.planned import Plan
 from reprune.doors.verify import Check
+from reprune.math.standardization import DOMINANT
 from reprune.planning.survey import ranges
 
 _PROBLEMS = 20  # shown of one check
@@ -30,6 +31,10 @@ def show_result(record: Mapping[str, Any], out: Path) -> None:
         output.print(f"  {name:<12} {value:.4g} ({percent(share)})")
     for line in _guarded(record):
         output.print(line)
+    squared = [window["largest_feature"] or 0.0 for window in record["windows"] if window["loss"] == "squared"]
+    if (share := max(squared, default=0.0)) > DOMINANT:
+        output.print(f"loss           up to {percent(share)} of the power of what it compares is one feature's;")
+        output.print("               --set solver.loss=standardized counts all features alike")
     memory = record["peak_memory_bytes"]
     device = f", {size(memory['device'])} on the device" if memory["device"] else ""
     output.print(f"time, memory   {clock(record['seconds'])}, peak {size(memory['host'])}{device}")

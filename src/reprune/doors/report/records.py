@@ -64,6 +64,7 @@ class Window(_Read):
     kept_epoch: int
     seconds: float
     loss: str = "squared"
+    largest_feature: Value = None
     guard: Guard | None = None
     reconstructed: tuple[int, ...] | None = None
 

@@ -13,6 +13,7 @@ from typing import Literal
 
 from reprune.doors.report.records import Run, Window
 from reprune.doors.report.text import counted, known, listed, numbered, share, unbroken
+from reprune.math.standardization import DOMINANT
 
 RISE = 0.01
 """An error rose or fell if it changed by more than this share; less is taken for noise."""
@@ -128,7 +129,14 @@ def run_verdict(run: Run) -> Verdict:
         tone, badge = "mixed", "Helps, with a wide gap"
     else:
         tone, badge = "good", "Helps, no overfitting seen"
-    sentences = (_pruned(run), _last_block(run), *_rising(run, found), *guard_sentences(trained), *_chosen(run))
+    sentences = (
+        _pruned(run),
+        _last_block(run),
+        *_rising(run, found),
+        *guard_sentences(trained),
+        *_ruled(trained),
+        *_chosen(run),
+    )
     return Verdict(tone, badge, _headline(gained, fitted), sentences)
 
 
@@ -252,6 +260,18 @@ def _risen(rise: Rise) -> str:
 
 def _since(rise: Rise) -> str:
     return f"epoch {rise.lowest_epoch}" if rise.lowest_epoch else "the start"
+
+
+def _ruled(windows: Sequence[Window]) -> Iterator[str]:
+    """Whether one feature rules the squared loss."""
+    shares = [window.largest_feature for window in windows if not window.standardized]
+    ruled = [found for found in shares if known(found) and found > DOMINANT]
+    if ruled:
+        yield (
+            f"In {len(ruled)} of {counted(len(windows), 'trained window')} one feature has most of the power of what "
+            f"the loss compares, up to {share(max(ruled))}: a squared loss sees little else. "
+            "With solver.loss: standardized all features count alike."
+        )
 
 
 def _chosen(run: Run) -> Iterator[str]:

@@ -47,7 +47,6 @@ RUNGS: Mapping[str, dict[str, Any]] = {
 PAPER_LR = 2e-4
 """Of Adam, in all of the paper's experiments."""
 
-
 _NUMBERS = (int, float, int | None, float | None)
 
 
@@ -60,11 +59,7 @@ class _Part(BaseModel):
         """Refuse `samples: yes`, which would otherwise count as 1."""
         for key, value in content.items() if isinstance(content, dict) else ():
             field = cls.model_fields.get(key)
-            if (
-                isinstance(value, bool)
-                and field is not None
-                and field.annotation in (int, float, int | None, float | None)
-            ):
+            if isinstance(value, bool) and field is not None and field.annotation in _NUMBERS:
                 raise ValueError(f"{key}: expected a number, got {str(value).lower()}")
         return content
 
@@ -135,9 +130,9 @@ class SolverRecipe(_Part):
     name: Literal["none", "adam", "widening"] = "adam"
     start: Literal["pruner", "least-squares"] = "pruner"  # the weights that it begins with
     ridge: float | None = Field(None, gt=0)  # of least squares, share of the mean diagonal; None: the best on held-out
-    loss: Literal["squared", "standardized"] | None = None  # of a window's outputs: plain, or all features alike
+    loss: Literal["squared", "standardized"] | None = None  # plain, or all features alike; None: as the solver is
     epochs: int = Field(10, ge=1)
-    lr: float | None = Field(None, gt=0)
+    lr: float | None = Field(None, gt=0)  # None: as the loss is
     batch_size: int = Field(8, ge=1)
     micro_batch_size: int | None = Field(None, ge=1)  # of a step's samples, how many at a time; None: all at once
     checkpointing: bool = False  # compute activations anew for the gradients, block by block

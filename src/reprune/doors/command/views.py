@@ -92,8 +92,8 @@ def show_plan(plan: Plan) -> None:
     )
     schedule, solver = recipe.schedule, recipe.solver
     steps = ["least squares"] if solver.start == "least-squares" else []
-    steps += [f"{solver.name}, {solver.epochs} epochs"] if solver.name != "none" else []
-    steps[-1:] = [f"{steps[-1]}, standardized loss"] if solver.standardizes else steps[-1:]
+    loss = ", standardized loss" if solver.standardizes else ""
+    steps += [f"{solver.name}, {solver.epochs} epochs{loss}"] if solver.name != "none" else []
     fitted = ", then ".join(steps) or "no solver"
     output.print(f"rung       {recipe.reconstruct}: {recipe.teacher} teacher; {fitted}")
     output.print(f"schedule   {len(plan.schedule)} windows of size {schedule.size}, stride {schedule.stride}")

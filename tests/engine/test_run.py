@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -207,6 +208,12 @@ def test_the_guard_never_ends_a_window_worse_than_it_began(llama: Path, tmp_path
 OVERFIT = {"samples": 8, "heldout": "manual=8", "epochs": 30, "lr": 3e-3, "reconstruct": "BR+GP+CR"}
 
 
+def course(window: dict[str, Any], measure: str) -> list[float]:
+    """The held-out error at the start and after each epoch."""
+    key = f"{measure}_heldout_error"
+    return [window[key]["before"], *(epoch[key] for epoch in window["epochs"])]
+
+
 def test_the_guard_stops_what_overfits(llama: Path, tmp_path: Path) -> None:
     """Eight samples, 30 epochs: the paper's plain procedure lowers calibration error at the cost of held-out error."""
     plain = prune(llama, tmp_path / "plain", "guard=off", **OVERFIT)
@@ -219,19 +226,22 @@ def test_the_guard_stops_what_overfits(llama: Path, tmp_path: Path) -> None:
         "run_epochs": 30,
         "stopped_early": False,
         "restored": False,
-        "relative_heldout_error": {"last": last["epochs"][-1]["relative_heldout_error"]}
-        | {"kept": last["epochs"][-1]["relative_heldout_error"]},
+        **{
+            f"{measure}_heldout_error": dict.fromkeys(("last", "kept"), last["epochs"][-1][f"{measure}_heldout_error"])
+            for measure in ("relative", "standardized")
+        },
     }
 
     guarded = prune(llama, tmp_path / "guarded", **OVERFIT)
     for window in guarded["windows"]:
-        errors, guard = window["relative_heldout_error"], window["guard"]
-        path = [errors["before"], *(epoch["relative_heldout_error"] for epoch in window["epochs"])]
-        assert errors["after"] <= errors["before"] * (1 + 1e-6)
-        assert errors["after"] == pytest.approx(min(path), rel=1e-5)
+        guard, relative, judged = window["guard"], course(window, "relative"), course(window, "standardized")
+        assert window["heldout_error"]["after"] <= window["heldout_error"]["before"] * (1 + 1e-6)
+        assert window["kept_epoch"] == min(range(len(judged)), key=lambda n: (relative[n] > relative[0], judged[n]))
+        assert window["standardized_heldout_error"]["after"] == pytest.approx(judged[window["kept_epoch"]], rel=1e-5)
         assert guard["on"]
-        assert guard["relative_heldout_error"] == {"last": path[-1], "kept": path[window["kept_epoch"]]}
-        assert guard["run_epochs"] == len(window["epochs"]) == min(30, window["kept_epoch"] + 2)
+        for measure, path in (("relative", relative), ("standardized", judged)):
+            assert guard[f"{measure}_heldout_error"] == {"last": path[-1], "kept": path[window["kept_epoch"]]}
+        assert guard["run_epochs"] == len(window["epochs"]) == min(30, judged.index(min(judged[1:]), 1) + 2)
         assert guard["stopped_early"] == (len(window["epochs"]) < 30)
         assert guard["restored"] == (window["kept_epoch"] < len(window["epochs"]))
     assert any(window["guard"]["stopped_early"] for window in guarded["windows"])
@@ -297,11 +307,13 @@ def test_a_standardized_loss_is_fitted_and_judged_in_its_own_measure(llama: Path
     assert [window["loss"] for window in record["windows"]] == ["standardized"] * len(record["windows"])
     assert [window["loss"] for window in plain["windows"]] == ["squared"] * len(plain["windows"])
     for window in record["windows"]:
-        errors = window["relative_heldout_error"]
-        course = [errors["before"], *(epoch["relative_heldout_error"] for epoch in window["epochs"])]
-        assert window["kept_epoch"] == course.index(min(course))
+        path = course(window, "relative")
+        assert path == course(window, "standardized")
+        assert window["kept_epoch"] == path.index(min(path))
         # After it: as the fit has left it, but for the rounding of what is saved.
-        assert errors["after"] == pytest.approx(min(course), rel=1e-3)
+        assert window["relative_heldout_error"]["after"] == pytest.approx(min(path), rel=1e-3)
+    for window in plain["windows"]:
+        assert course(window, "relative") != course(window, "standardized")
     # A window's plain error, and that of its retired block, are in the same measure.
     last, block = record["windows"][-1], record["blocks"][-1]
     assert last["calibration_error"]["after"] == pytest.approx(block["calibration_error"], rel=1e-5)

@@ -35,9 +35,9 @@ def test_it_keeps_the_first_lowest_of_the_states_that_it_saw(errors: list[float]
     kept, lowest, state, ran = _run(errors, patience)
     assert lowest == min(errors[: ran + 1])
     assert kept == state == errors.index(lowest)
-    # It stopped once, and only then, so many epochs in a row had brought no new lowest error.
+    # It stopped once, and only then, so many epochs in a row had brought no error below those of all epochs before.
     expected = next(
-        (n for n in range(1, len(errors)) if n - errors.index(min(errors[: n + 1])) >= patience), len(errors) - 1
+        (n for n in range(1, len(errors)) if n - errors.index(min(errors[1 : n + 1]), 1) >= patience), len(errors) - 1
     )
     assert ran == expected
 
@@ -48,7 +48,9 @@ def test_it_keeps_the_first_lowest_of_the_states_that_it_saw(errors: list[float]
         ([3.0, 2.0, 1.0, 0.5], 1, 3, 3),
         ([3.0, 2.0, 2.5, 0.5], 1, 1, 2),
         ([3.0, 2.0, 2.5, 0.5], 2, 3, 3),
-        ([3.0, 3.0, 3.0, 3.0], 2, 0, 2),
+        ([3.0, 3.0, 3.0, 3.0], 2, 0, 3),
+        ([1.0, 2.0, 1.5, 1.4, 0.8], 1, 4, 4),
+        ([1.0, 2.0, 2.1, 2.2, 0.8], 2, 0, 3),
         ([3.0, math.nan, math.inf, 1.0], 3, 3, 3),
         ([3.0, math.nan, math.nan, 1.0], 2, 0, 2),
     ],
@@ -56,3 +58,18 @@ def test_it_keeps_the_first_lowest_of_the_states_that_it_saw(errors: list[float]
 def test_cases(errors: list[float], patience: int, kept: int, ran: int) -> None:
     found = _run(errors, patience)
     assert (found[0], found[3]) == (kept, ran)
+
+
+def test_states_are_told_apart_with_all_features_alike_but_none_is_kept_that_is_worse_than_the_start_as_it_is() -> None:
+    parameter = nn.Parameter(torch.zeros(1))
+    guard = Guard([parameter], Error(4.0, 0.4, standardized=9.0), patience=2)
+    # (plain, standardized): the second is the lowest plain one, the fourth is above the start, the third is kept.
+    seen = [(3.0, 8.0), (1.0, 7.0), (2.0, 6.0), (4.1, 5.0), (3.0, 6.5), (3.0, 6.6)]
+    stops = []
+    for epoch, (plain, standardized) in enumerate(seen, 1):
+        with torch.no_grad():
+            parameter.fill_(epoch)
+        stops.append(guard.stops_after(epoch, Error(plain, plain / 10, standardized)))
+    assert stops == [False, False, False, False, False, True]  # two epochs in a row above the fourth
+    assert guard.restore_() == (3, Error(2.0, 0.2, 6.0))
+    assert parameter.item() == 3

@@ -83,7 +83,9 @@ def test_the_error_is_blind_to_units(seed: int, unit: float) -> None:
     def error(outputs: Tensor, targets: Tensor) -> float:
         meter = ErrorMeter(_scale(targets))
         meter.update(outputs, targets)
-        return meter.error().relative
+        found = meter.error().standardized
+        assert found is not None
+        return found
 
     assert error(unit * outputs, unit * targets) == pytest.approx(error(outputs, targets), rel=1e-3)
 
@@ -94,5 +96,5 @@ def test_each_feature_counts_alike() -> None:
     meter = ErrorMeter(scale)
     meter.update(targets[:3] + 0.1 * scale, targets[:3])
     meter.update(targets[3:] - 0.1 * scale, targets[3:])
-    assert meter.error().relative == pytest.approx(0.01, rel=1e-3)
+    assert meter.error().standardized == pytest.approx(0.01, rel=1e-3)
     assert meter.error().normalized == pytest.approx(float((0.1 * scale).square().mean()), rel=1e-3)

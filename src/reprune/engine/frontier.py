@@ -242,8 +242,8 @@ class Frontier:
         """Advance the student's stream through the blocks that the window retires.
 
         Returns:
-            The window's errors, against its targets and in the measure that `scale` gives, and each retired block's,
-            against the dense model.
+            The window's errors against its targets, standardized too where there is a `scale` (hidden,) of features,
+            and each retired block's against the dense model.
         """
         at_end = ErrorPair(self.calibration, scale)
         of_block = {index: ErrorPair(self.calibration) for index in window.retired}

@@ -7,7 +7,7 @@ import platform
 import re
 import resource
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
@@ -17,11 +17,12 @@ import torch
 
 from reprune import __version__
 from reprune.engine.window import PrunedBlock
+from reprune.math.reconstruction_error import Error
 from reprune.math.solver import Errors, Fit
 from reprune.math.standardization import FeatureStatistics
 from reprune.planning.choice import Choice
 from reprune.planning.paths import local_name, with_paths
-from reprune.planning.recipe import Recipe
+from reprune.planning.recipe import Recipe, SolverRecipe
 from reprune.planning.schedule import Window
 from reprune.planning.sparsities import Sparsities
 
@@ -30,6 +31,7 @@ def window_record(
     window: Window,
     fit: Fit,
     after: Errors,
+    solver: SolverRecipe,
     features: FeatureStatistics | None,
     ridges: Mapping[int, Mapping[tuple[str, ...], float | None]],
     notes: Sequence[str],
@@ -39,26 +41,34 @@ def window_record(
 
     Args:
         window, fit, after: which, what the solver did, and the errors after it.
+        solver: its settings; its loss is the measure that relative errors are in.
         features: of its targets; None where nothing was fitted to them.
         ridges: by fresh block, the ridge that least squares chose for each linear group; None where it changed nothing.
         notes: what was not done by the plain rule, such as a damping that was raised, and where.
         seconds: that it took.
     """
     before = fit.before or after
+    standardized = solver.standardizes
+
+    def change(error_of: Callable[[Errors], float | None]) -> dict[str, float | None]:
+        return {"before": error_of(before), "after": error_of(after)}
+
     return {
         "index": window.index,
         "blocks": list(window.blocks),
-        "loss": "standardized" if after.calibration.standardized else "squared",
+        "loss": "standardized" if standardized else "squared",
         "largest_feature": None if features is None else features.largest_share,
-        "calibration_error": {"before": before.calibration.normalized, "after": after.calibration.normalized},
-        "heldout_error": {"before": before.heldout.normalized, "after": after.heldout.normalized},
-        "relative_calibration_error": {"before": before.calibration.relative, "after": after.calibration.relative},
-        "relative_heldout_error": {"before": before.heldout.relative, "after": after.heldout.relative},
+        "calibration_error": change(lambda errors: errors.calibration.normalized),
+        "heldout_error": change(lambda errors: errors.heldout.normalized),
+        "relative_calibration_error": change(lambda errors: errors.calibration.in_measure(standardized)),
+        "relative_heldout_error": change(lambda errors: errors.heldout.in_measure(standardized)),
+        "standardized_heldout_error": change(lambda errors: errors.heldout.standardized),
         "epochs": [
             {
                 "epoch": epoch.number,
                 "relative_calibration_error": epoch.calibration,
                 "relative_heldout_error": epoch.heldout,
+                "standardized_heldout_error": epoch.judged,
                 "lr": epoch.lr,
                 "blocks": list(window.blocks)[-1:] if epoch.last_part else list(window.blocks),
             }
@@ -66,7 +76,7 @@ def window_record(
         ],
         "kept_epoch": fit.kept_epoch,
         "reconstructed": _reconstructed(window, fit),
-        "guard": _guard_record(fit, before.heldout.relative) if fit.epochs else None,
+        "guard": _guard_record(fit, before.heldout, standardized) if fit.epochs else None,
         "least_squares": [
             {"block": index, "linears": list(names), "ridge": ridge}
             for index, groups in ridges.items()
@@ -85,16 +95,18 @@ def _reconstructed(window: Window, fit: Fit) -> list[int]:
     return list(window.blocks)[-1:] if all(epoch.last_part for epoch in kept) else list(window.blocks)
 
 
-def _guard_record(fit: Fit, start: float) -> dict[str, Any]:
+def _guard_record(fit: Fit, start: Error, standardized: bool) -> dict[str, Any]:
     """What the guard did to a window, and what it saved: epochs not run, held-out error not gained."""
-    errors = [start, *(epoch.heldout for epoch in fit.epochs)]
+    relative = [start.in_measure(standardized), *(epoch.heldout for epoch in fit.epochs)]
+    judged = [start.judged, *(epoch.judged for epoch in fit.epochs)]
     return {
         "on": fit.guarded,
         "planned_epochs": fit.planned_epochs,
         "run_epochs": len(fit.epochs),
         "stopped_early": len(fit.epochs) < fit.planned_epochs,
         "restored": fit.kept_epoch < len(fit.epochs),
-        "relative_heldout_error": {"last": errors[-1], "kept": errors[fit.kept_epoch]},
+        "relative_heldout_error": {"last": relative[-1], "kept": relative[fit.kept_epoch]},
+        "standardized_heldout_error": {"last": judged[-1], "kept": judged[fit.kept_epoch]},
     }
 
 

@@ -136,7 +136,7 @@ def _do(
 
             watcher.phase(window, "reconstruction")
             features = frontier.features_of(targets) if recipe.solver.name != "none" else None
-            scale = features.scale if features is not None and recipe.solver.standardizes else None
+            scale = None if features is None else features.scale
             problem = WindowProblem(
                 frontier,
                 blocks,
@@ -145,6 +145,7 @@ def _do(
                 entering_last=entering,
                 checkpointing=recipe.solver.checkpointing,
                 scale=scale,
+                standardized=recipe.solver.standardizes,
             )
             fit = _fit(methods.solver, problem, window, recipe, watcher)
             streams.close()
@@ -160,7 +161,7 @@ def _do(
                 raise NumericalError(f"window {window.index}: its outputs are not finite after reconstruction")
         still_open = [pruned for pruned in blocks if pruned.index not in window.retired]
         ridges = {pruned.index: pruned.ridges for pruned in fresh}
-        record = window_record(window, fit, errors, features, ridges, notes, time.monotonic() - began)
+        record = window_record(window, fit, errors, recipe.solver, features, ridges, notes, time.monotonic() - began)
         if not ranks.alone:
             spent = ranks.traffic.since(traffic)
             bytes_, seconds = zip(*ranks.each_tells([spent.bytes, round(spent.seconds, 3)]), strict=True)

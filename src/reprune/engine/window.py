@@ -102,6 +102,7 @@ class WindowProblem(Problem):
         checkpointing: bool = False,
         power: float | None = None,
         scale: Tensor | None = None,
+        standardized: bool = False,
     ) -> None:
         """
         Args:
@@ -112,7 +113,8 @@ class WindowProblem(Problem):
             entering_last: those that enter the last of them, if they are at hand.
             checkpointing: keep only what enters each block for the gradients, and compute the rest anew.
             power: the mean square of the calibration targets; None where nothing is to be fitted to them.
-            scale: what losses and errors divide each feature's differences by, (hidden,); None: the plain ones.
+            scale: what standardized errors divide each feature's differences by, (hidden,); None: there are none.
+            standardized: whether the loss does so too.
         """
         self._frontier = frontier
         self._pruned = blocks
@@ -122,7 +124,8 @@ class WindowProblem(Problem):
         self._entering = entering or frontier.student
         self._entering_last = entering_last
         self._checkpointing = checkpointing
-        self.scale = scale
+        self._scale = scale
+        self.scale = scale if standardized else None
         self._device = self._blocks[0].device
         self.samples = frontier.samples
         self.ranks = frontier.ranks
@@ -164,7 +167,7 @@ class WindowProblem(Problem):
 
     @torch.no_grad()
     def _measure(self, batches: Sequence[slice]) -> Errors:
-        pair = ErrorPair(self._frontier.calibration, self.scale)
+        pair = ErrorPair(self._frontier.calibration, self._scale)
         for batch in batches:
             states = self._frontier.run(self._blocks, self._entering.read(batch), batch)
             pair.update(batch, states, self._targets.end.read(batch))
@@ -194,7 +197,8 @@ class WindowProblem(Problem):
             entering,
             checkpointing=self._checkpointing,
             power=self._power,
-            scale=self.scale,
+            scale=self._scale,
+            standardized=self.scale is not None,
         )
 
     def train_(self, on: bool) -> None:

@@ -101,7 +101,7 @@ class Adam(Solver):
         optimizer = torch.optim.Adam(parameters, lr=self.lr, betas=self.betas, fused=fused)
         scaler = torch.amp.GradScaler(parameters[0].device.type, enabled=problem.half)
         generator = torch.Generator().manual_seed(seed)
-        loss_of = _loss_of(problem)
+        loss_of, standardized = _loss_of(problem), problem.scale is not None
         guard = Guard(parameters, start, self.patience) if self.guard else None
         epochs: list[Epoch] = []
         heldout, lr = start, self.lr
@@ -138,7 +138,8 @@ class Adam(Solver):
                     )
                 break
             heldout = problem.heldout_error()
-            epochs.append(Epoch(number, total / problem.samples, heldout.relative, lr * first))
+            calibration, seen = total / problem.samples, heldout.in_measure(standardized)
+            epochs.append(Epoch(number, calibration, seen, heldout.judged, lr * first))
             progress(epochs[-1])
             if guard is not None and guard.stops_after(number, heldout):
                 break

@@ -19,13 +19,24 @@ class Error:
     normalized: float
     """(1 / (N H T)) * ||outputs - targets||^2, the paper's normalized reconstruction error."""
     relative: float
-    """||outputs - targets||^2 / ||targets||^2, or if standardized the mean of ((outputs - targets) / scale)^2."""
-    standardized: bool = False
+    """||outputs - targets||^2 / ||targets||^2."""
+    standardized: float | None = None
+    """The mean of ((outputs - targets) / scale)^2; None where no scale of each feature was given."""
 
     @property
     def judged(self) -> float:
-        """What tells states of the same window apart: the measure of its loss, up to a factor."""
-        return self.relative if self.standardized else self.normalized
+        """What tells states of the same window apart, whatever its loss: all features alike, if their scale is known.
+
+        A squared error can be that of one feature of hundreds, and then says little of the model.
+        """
+        return self.normalized if self.standardized is None else self.standardized
+
+    def in_measure(self, standardized: bool) -> float:
+        """The relative or the standardized error."""
+        if not standardized:
+            return self.relative
+        assert self.standardized is not None
+        return self.standardized
 
     @property
     def finite(self) -> bool:
@@ -37,7 +48,7 @@ class ErrorMeter:
     """Sums squared differences over batches; the sums are held in float64."""
 
     def __init__(self, scale: Tensor | None = None) -> None:
-        """`scale` (hidden,), if given, is what the relative error divides each feature's differences by."""
+        """`scale` (hidden,), if given, is what the standardized error divides each feature's differences by."""
         self._scale = scale
         self._difference = 0.0
         self._scaled = 0.0
@@ -57,6 +68,8 @@ class ErrorMeter:
     def error(self, ranks: Ranks = ALONE) -> Error:
         """The error over all batches of all ranks so far (0 where there were none)."""
         difference, scaled, target, count = ranks.add([self._difference, self._scaled, self._target, self._count])
-        if self._scale is not None:
-            return Error(difference / max(count, 1), scaled / max(count, 1), standardized=True)
-        return Error(difference / max(count, 1), difference / target if target else 0.0)
+        return Error(
+            difference / max(count, 1),
+            difference / target if target else 0.0,
+            None if self._scale is None else scaled / max(count, 1),
+        )

@@ -32,8 +32,9 @@ class Epoch:
     """What one pass over the calibration samples did."""
 
     number: int  # 1 for the window's first
-    calibration: float  # relative error, mean over the epoch's batches, each before its own step
-    heldout: float  # relative error after the epoch
+    calibration: float  # in the measure of the loss, mean over the epoch's batches, each before its own step
+    heldout: float  # the error after the epoch, in the same measure: relative, or standardized as the loss is
+    judged: float  # the same error as the guard looks at it, see `Error.judged`
     lr: float  # the learning rate that its descent began with
     last_part: bool = False  # whether it trained the last part of the window alone
 

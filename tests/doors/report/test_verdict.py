@@ -9,6 +9,8 @@ import pytest
 from reprune.doors.report.course import course, direction
 from reprune.doors.report.records import Run, Study, Window
 from reprune.doors.report.rows import bring_together
+from reprune.doors.report.run import epochs_section
+from reprune.doors.report.text import share
 from reprune.doors.report.verdict import Verdict, guard_sentences, rise, rises, run_verdict
 from reprune.doors.report.verdict_study import pitfalls, study_verdict
 from tests.doors.report.records import RUNGS, cell, fitted, run_record, study_record, window
@@ -208,13 +210,50 @@ def test_a_study_finds_the_pitfall_where_the_fit_gets_closer_and_the_text_worse(
 def test_a_run_whose_loss_is_of_one_feature_says_so() -> None:
     record = run_record()
     assert "one feature" not in said(run_verdict(Run.model_validate(record)))
-    for each, share in zip(record["windows"], (0.2, 0.5, 0.51, 0.95), strict=True):
-        each["largest_feature"] = share
+    for each, part in zip(record["windows"], (0.2, 0.5, 0.51, 0.95), strict=True):
+        each["largest_feature"] = part
     text = said(run_verdict(Run.model_validate(record)))
     assert "In 2 of 4 trained windows one feature has most of the power of what the loss compares, up to 95.0 %" in text
     for each in record["windows"]:
         each["loss"] = "standardized"
     assert "one feature" not in said(run_verdict(Run.model_validate(record)))
+
+
+def _judged(standardized: list[float], kept: int) -> Run:
+    """A run of one window, squared loss, with this course of the standardized held-out error beside the plain one."""
+    record = run_record(1)
+    each = window(0, [0.1, 0.09, 0.08, 0.07], [0.2, 0.15, 0.17, 0.19], kept=kept)
+    for epoch, error in zip(each["epochs"], standardized[1:], strict=True):
+        epoch["standardized_heldout_error"] = error
+    each["standardized_heldout_error"] = {"before": standardized[0], "after": standardized[kept]}
+    each["guard"]["standardized_heldout_error"] = {"last": standardized[-1], "kept": standardized[kept]}
+    return Run.model_validate({**record, "windows": [each]})
+
+
+def test_whether_a_window_overfits_is_seen_where_all_features_count_alike() -> None:
+    """The plain held-out error, which may be one feature's, is at its lowest after the first epoch in all of these."""
+    falls, rises = [0.5, 0.4, 0.35, 0.3], [0.5, 0.4, 0.45, 0.6]
+    assert rise(_judged(falls, kept=3).windows[0]) is None
+    found = rise(_judged(rises, kept=1).windows[0])
+    assert found is not None
+    assert (found.kind, found.lowest_epoch, found.share, found.kept) == ("overfits", 1, pytest.approx(0.5), False)
+    kept = rise(_judged(rises, kept=3).windows[0])
+    assert kept is not None
+    assert kept.kept
+    # What the guard put back is told in its own measure: 0.4 is a third less than 0.6.
+    assert "33.3 % less of that window's held-out error" in said(run_verdict(_judged(rises, kept=1)))
+
+
+def test_the_page_shows_the_error_that_states_were_told_apart_by() -> None:
+    run = _judged([0.5, 0.4, 0.35, 0.3], kept=3)
+    section = epochs_section([("run", "Window 0", run.windows[0])])
+    (plot,) = section.plots
+    assert plot.table.columns == ("epoch", "calibration", "held-out", "held-out, standardized", "kept")
+    assert tuple(plot.table.rows[3])[3:] == (share(0.3), "kept")
+    assert "It has the lowest standardized held-out error" in plot.caption
+    (without,) = epochs_section([("run", "Window 0", Window.model_validate(fitted(0)))]).plots
+    assert "held-out, standardized" not in without.table.columns
+    assert "standardized" not in without.caption
 
 
 def test_a_study_in_which_auto_has_another_loss_says_so() -> None:

@@ -32,12 +32,20 @@ class Change(_Read):
     after: float
 
 
+class Judged(_Read):
+    """The standardized error before and after; None without a descent, and in records of earlier versions."""
+
+    before: Value = None
+    after: Value = None
+
+
 class Epoch(_Read):
-    """The relative errors after an epoch; on calibration samples, the mean on its way."""
+    """The errors after an epoch, in the measure of the loss; on calibration samples, the mean on its way."""
 
     epoch: int
     relative_calibration_error: Value = None
     relative_heldout_error: Value = None
+    standardized_heldout_error: Value = None
 
 
 class Guard(_Read):
@@ -49,6 +57,12 @@ class Guard(_Read):
     stopped_early: bool
     restored: bool
     relative_heldout_error: Mapping[str, Value] = {}
+    standardized_heldout_error: Mapping[str, Value] = {}
+
+    @property
+    def judged(self) -> Mapping[str, Value]:
+        """The error by which it told states apart, of the last of them and of the one kept."""
+        return self.standardized_heldout_error or self.relative_heldout_error
 
 
 class Window(_Read):
@@ -60,6 +74,7 @@ class Window(_Read):
     heldout_error: Change
     relative_calibration_error: Change
     relative_heldout_error: Change
+    standardized_heldout_error: Judged = Judged()
     epochs: tuple[Epoch, ...]
     kept_epoch: int
     seconds: float
@@ -72,6 +87,11 @@ class Window(_Read):
     def standardized(self) -> bool:
         """Whether its relative errors are in the measure of the standardized loss."""
         return self.loss == "standardized"
+
+    @property
+    def judged_apart(self) -> bool:
+        """Whether its states were told apart by another error than the one that its loss is of."""
+        return bool(self.epochs) and not self.standardized and self.standardized_heldout_error.before is not None
 
 
 class Matrix(_Read):

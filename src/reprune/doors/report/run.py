@@ -17,7 +17,7 @@ from reprune.doors.report.made import TERMS, pruner_of, run_made, rung_of
 from reprune.doors.report.page import Page, Plot, Section, Table, Tile
 from reprune.doors.report.records import Change, Run, Window
 from reprune.doors.report.text import NONE, change, duration, mean, memory, number, share
-from reprune.doors.report.verdict import calibration_course, heldout_course, rises, run_verdict
+from reprune.doors.report.verdict import calibration_course, heldout_course, judged_course, rises, run_verdict
 
 _SHOWN = 3
 """Of how many windows the epochs are drawn."""
@@ -214,17 +214,20 @@ def epochs_section(windows: Sequence[tuple[str, str, Window]]) -> Section:
     for window in found:
         name = named[id(window)][1]
         calibration, heldout = calibration_course(window), heldout_course(window)
+        errors = {"calibration": calibration, "held-out": heldout}
+        if window.judged_apart:
+            errors["held-out, standardized"] = judged_course(window)
         rows = [
-            (str(epoch), share(a), share(b), "kept" if epoch == window.kept_epoch else "")
-            for epoch, (a, b) in enumerate(zip(calibration, heldout, strict=True))
+            (str(epoch), *map(share, found), "kept" if epoch == window.kept_epoch else "")
+            for epoch, found in enumerate(zip(*errors.values(), strict=True))
         ]
         blocks = f"block{'' if len(window.blocks) == 1 else 's'} {', '.join(map(str, window.blocks))}"
         kept = f"Epoch {window.kept_epoch} of {len(window.epochs)}" if window.kept_epoch else "The start"
         plots.append(
             Plot(
                 error_by_epoch(calibration, heldout, kept=window.kept_epoch, title=f"{name} ({blocks}) by epoch"),
-                f"{kept} was kept." + (" Errors are standardized, as the loss is." if window.standardized else ""),
-                Table(f"{name}: relative error by epoch", ("epoch", "calibration", "held-out", "kept"), rows),
+                f"{kept} was kept." + _judge(window),
+                Table(f"{name}: relative error by epoch", ("epoch", *errors, "kept"), rows),
             )
         )
     return Section(
@@ -233,6 +236,15 @@ def epochs_section(windows: Sequence[tuple[str, str, Window]]) -> Section:
         intro=(f"{intro} An epoch's calibration error is the mean over its steps, each taken before it.",),
         plots=plots,
     )
+
+
+def _judge(window: Window) -> str:
+    """In which measure errors are, and by which states were told apart."""
+    if window.standardized:
+        return " Errors are standardized, as the loss is."
+    if not window.judged_apart or window.guard is None or not window.guard.on:
+        return ""
+    return " It has the lowest standardized held-out error (see the table), and no higher plain one than the start."
 
 
 def _gap(window: Window) -> float:

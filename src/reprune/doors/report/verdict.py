@@ -29,7 +29,8 @@ RULES = (
     f"A window overfits if, at the end of its epochs, the held-out error is more than {SLIGHT} above its lowest (the "
     f"start included) while the calibration error is more than {SLIGHT} below what it was there. If the held-out error "
     "rose and the calibration error did not fall, training did harm, which is no overfitting: most often the learning "
-    "rate is too high for that window.",
+    "rate is too high for that window. This held-out error is the standardized one, in which all features count alike, "
+    "where it is on record.",
     "Averages over windows are geometric means of the error after over the error before. They count only windows with "
     "epochs.",
     "Whether the whole overfits is judged by the weights that were kept: what the guard took back does no harm.",
@@ -72,9 +73,16 @@ def heldout_course(window: Window) -> list[float | None]:
     return [window.relative_heldout_error.before, *(epoch.relative_heldout_error for epoch in window.epochs)]
 
 
+def judged_course(window: Window) -> list[float | None]:
+    """The held-out error at the start and after each epoch, as the guard looks at it: all features alike."""
+    if not window.judged_apart:
+        return heldout_course(window)
+    return [window.standardized_heldout_error.before, *(epoch.standardized_heldout_error for epoch in window.epochs)]
+
+
 def rise(window: Window) -> Rise | None:
     """Whether a window's held-out error rose over its epochs, by the first of `RULES`; None if it did not."""
-    heldout, calibration = heldout_course(window), calibration_course(window)
+    heldout, calibration = judged_course(window), calibration_course(window)
     there = [(error, epoch) for epoch, error in enumerate(heldout) if known(error)]
     if len(there) < 2:
         return None
@@ -86,7 +94,8 @@ def rise(window: Window) -> Rise | None:
     if window.kept_epoch == there[-1][1]:
         now = window.relative_calibration_error.after  # that of the epoch is a mean on its way
     fell = known(then) and known(now) and now < then * (1 - RISE)
-    kept = window.relative_heldout_error.after > lowest * (1 + RISE)
+    after = window.standardized_heldout_error.after if window.judged_apart else window.relative_heldout_error.after
+    kept = known(after) and after > lowest * (1 + RISE)
     above = last / lowest - 1 if lowest else math.inf
     return Rise(window, "overfits" if fell else "harmed", epoch, above, kept)
 
@@ -162,7 +171,7 @@ def guard_sentences(windows: Sequence[Window]) -> Iterator[str]:
         saved = f"{spared} of {counted(planned, 'planned epoch')}"
         did.append(f"stopped {counted(len(early), 'window')} early, which saved {saved}")
     yield f"The guard {listed(did)}."
-    pairs = [(guard.relative_heldout_error.get("last"), guard.relative_heldout_error.get("kept")) for guard in restored]
+    pairs = [(guard.judged.get("last"), guard.judged.get("kept")) for guard in restored]
     ratios = [kept / last for last, kept in pairs if known(last) and known(kept) and last > 0 and kept > 0]
     if ratios:
         avoided = 1 - math.exp(math.fsum(map(math.log, ratios)) / len(ratios))

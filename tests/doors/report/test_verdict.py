@@ -244,13 +244,24 @@ def test_whether_a_window_overfits_is_seen_where_all_features_count_alike() -> N
     assert "33.3 % less of that window's held-out error" in said(run_verdict(_judged(rises, kept=1)))
 
 
+def test_a_state_put_back_for_its_plain_error_is_told_by_that() -> None:
+    """The standardized error of the last state is the lowest, but its plain one, 0.25, is above the start's, 0.2."""
+    record = run_record(1)
+    each = window(0, [0.1, 0.09], [0.2, 0.25], kept=0)
+    each["epochs"][0]["standardized_heldout_error"] = 0.4
+    each["standardized_heldout_error"] = {"before": 0.5, "after": 0.5}
+    each["guard"]["standardized_heldout_error"] = {"last": 0.4, "kept": 0.5}
+    text = said(run_verdict(Run.model_validate({**record, "windows": [each]})))
+    assert "20.0 % less of that window's held-out error" in text
+
+
 def test_the_page_shows_the_error_that_states_were_told_apart_by() -> None:
     run = _judged([0.5, 0.4, 0.35, 0.3], kept=3)
     section = epochs_section([("run", "Window 0", run.windows[0])])
     (plot,) = section.plots
     assert plot.table.columns == ("epoch", "calibration", "held-out", "held-out, standardized", "kept")
     assert tuple(plot.table.rows[3])[3:] == (share(0.3), "kept")
-    assert "It has the lowest standardized held-out error" in plot.caption
+    assert "it has the lowest standardized one (see the table)" in plot.caption
     (without,) = epochs_section([("run", "Window 0", Window.model_validate(fitted(0)))]).plots
     assert "held-out, standardized" not in without.table.columns
     assert "standardized" not in without.caption

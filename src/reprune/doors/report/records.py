@@ -61,8 +61,13 @@ class Guard(_Read):
 
     @property
     def judged(self) -> Mapping[str, Value]:
-        """The error by which it told states apart, of the last of them and of the one kept."""
-        return self.standardized_heldout_error or self.relative_heldout_error
+        """The error for which it kept the state that it kept, of that one and of the last.
+
+        The standardized one, if that is on record; but the plain one where the last state was worse by that alone.
+        """
+        last, kept = (self.standardized_heldout_error.get(which) for which in ("last", "kept"))
+        standardized = last is not None and kept is not None and kept <= last
+        return self.standardized_heldout_error if standardized else self.relative_heldout_error
 
 
 class Window(_Read):

@@ -244,7 +244,10 @@ def _judge(window: Window) -> str:
         return " Errors are standardized, as the loss is."
     if not window.judged_apart or window.guard is None or not window.guard.on:
         return ""
-    return " It has the lowest standardized held-out error (see the table), and no higher plain one than the start."
+    return (
+        " Of the states whose plain held-out error is not above the start's, it has the lowest standardized one"
+        " (see the table)."
+    )
 
 
 def _gap(window: Window) -> float:

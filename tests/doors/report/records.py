@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from reprune.doors.report.verdict import Verdict
+
 MATRICES = {
     **{f"self_attn.{name}": (64, 32) for name in ("q_proj", "k_proj", "v_proj", "o_proj")},
     **{f"mlp.{name}": (96, 32) for name in ("gate_proj", "up_proj", "down_proj")},
@@ -203,3 +205,8 @@ def study_record(cells: Sequence[Any] | None = None, *, zero_shot: bool = False,
         "cells": list(cells),
         **changes,
     }
+
+
+def said(verdict: Verdict) -> str:
+    """All words of a verdict, with plain spaces."""
+    return " ".join([verdict.headline, *verdict.sentences]).replace("\N{NO-BREAK SPACE}", " ")

@@ -9,19 +9,13 @@ import pytest
 from reprune.doors.report.course import course, direction
 from reprune.doors.report.records import Run, Study, Window
 from reprune.doors.report.rows import bring_together
-from reprune.doors.report.run import epochs_section
-from reprune.doors.report.text import share
 from reprune.doors.report.verdict import Verdict, guard_sentences, rise, rises, run_verdict
 from reprune.doors.report.verdict_study import pitfalls, study_verdict
-from tests.doors.report.records import RUNGS, cell, fitted, run_record, study_record, window
+from tests.doors.report.records import RUNGS, cell, fitted, run_record, said, study_record, window
 
 
 def judged(**changes: Any) -> Verdict:
     return run_verdict(Run.model_validate(run_record(**changes)))
-
-
-def said(verdict: Verdict) -> str:
-    return " ".join([verdict.headline, *verdict.sentences]).replace("\N{NO-BREAK SPACE}", " ")
 
 
 def seen(calibration: list[float], heldout: list[float], **options: Any) -> Any:
@@ -210,61 +204,13 @@ def test_a_study_finds_the_pitfall_where_the_fit_gets_closer_and_the_text_worse(
 def test_a_run_whose_loss_is_of_one_feature_says_so() -> None:
     record = run_record()
     assert "one feature" not in said(run_verdict(Run.model_validate(record)))
-    for each, part in zip(record["windows"], (0.2, 0.5, 0.51, 0.95), strict=True):
-        each["largest_feature"] = part
+    for each, share in zip(record["windows"], (0.2, 0.5, 0.51, 0.95), strict=True):
+        each["largest_feature"] = share
     text = said(run_verdict(Run.model_validate(record)))
     assert "In 2 of 4 trained windows one feature has most of the power of what the loss compares, up to 95.0 %" in text
     for each in record["windows"]:
         each["loss"] = "standardized"
     assert "one feature" not in said(run_verdict(Run.model_validate(record)))
-
-
-def _judged(standardized: list[float], kept: int) -> Run:
-    """A run of one window, squared loss, with this course of the standardized held-out error beside the plain one."""
-    record = run_record(1)
-    each = window(0, [0.1, 0.09, 0.08, 0.07], [0.2, 0.15, 0.17, 0.19], kept=kept)
-    for epoch, error in zip(each["epochs"], standardized[1:], strict=True):
-        epoch["standardized_heldout_error"] = error
-    each["standardized_heldout_error"] = {"before": standardized[0], "after": standardized[kept]}
-    each["guard"]["standardized_heldout_error"] = {"last": standardized[-1], "kept": standardized[kept]}
-    return Run.model_validate({**record, "windows": [each]})
-
-
-def test_whether_a_window_overfits_is_seen_where_all_features_count_alike() -> None:
-    """The plain held-out error, which may be one feature's, is at its lowest after the first epoch in all of these."""
-    falls, rises = [0.5, 0.4, 0.35, 0.3], [0.5, 0.4, 0.45, 0.6]
-    assert rise(_judged(falls, kept=3).windows[0]) is None
-    found = rise(_judged(rises, kept=1).windows[0])
-    assert found is not None
-    assert (found.kind, found.lowest_epoch, found.share, found.kept) == ("overfits", 1, pytest.approx(0.5), False)
-    kept = rise(_judged(rises, kept=3).windows[0])
-    assert kept is not None
-    assert kept.kept
-    # What the guard put back is told in its own measure: 0.4 is a third less than 0.6.
-    assert "33.3 % less of that window's held-out error" in said(run_verdict(_judged(rises, kept=1)))
-
-
-def test_a_state_put_back_for_its_plain_error_is_told_by_that() -> None:
-    """The standardized error of the last state is the lowest, but its plain one, 0.25, is above the start's, 0.2."""
-    record = run_record(1)
-    each = window(0, [0.1, 0.09], [0.2, 0.25], kept=0)
-    each["epochs"][0]["standardized_heldout_error"] = 0.4
-    each["standardized_heldout_error"] = {"before": 0.5, "after": 0.5}
-    each["guard"]["standardized_heldout_error"] = {"last": 0.4, "kept": 0.5}
-    text = said(run_verdict(Run.model_validate({**record, "windows": [each]})))
-    assert "20.0 % less of that window's held-out error" in text
-
-
-def test_the_page_shows_the_error_that_states_were_told_apart_by() -> None:
-    run = _judged([0.5, 0.4, 0.35, 0.3], kept=3)
-    section = epochs_section([("run", "Window 0", run.windows[0])])
-    (plot,) = section.plots
-    assert plot.table.columns == ("epoch", "calibration", "held-out", "held-out, standardized", "kept")
-    assert tuple(plot.table.rows[3])[3:] == (share(0.3), "kept")
-    assert "it has the lowest standardized one (see the table)" in plot.caption
-    (without,) = epochs_section([("run", "Window 0", Window.model_validate(fitted(0)))]).plots
-    assert "held-out, standardized" not in without.table.columns
-    assert "standardized" not in without.caption
 
 
 def test_a_study_in_which_auto_has_another_loss_says_so() -> None:

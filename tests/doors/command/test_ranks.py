@@ -9,9 +9,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import psutil
 import pytest
 
 import reprune
@@ -56,6 +57,21 @@ def _like(one: Path, other: Path) -> None:
     assert weights.keys() == others.keys()
     for key, tensor in weights.items():
         assert float((tensor - others[key]).norm()) <= 10 * TOLERANCE * float(tensor.norm()) + 1e-6, key
+
+
+def _stuck(launchers: Sequence[subprocess.Popen[bytes]]) -> int:
+    """How many do not end in time; what they have started, and they, are ended and say where they were."""
+    until = time.monotonic() + 2 * BOUND
+    found = 0
+    for launcher in launchers:
+        try:
+            launcher.wait(max(until - time.monotonic(), 0))
+        except subprocess.TimeoutExpired:
+            found += 1
+            for one in [*psutil.Process(launcher.pid).children(recursive=True), launcher]:
+                one.send_signal(signal.SIGABRT)
+                one.wait(BOUND)
+    return found
 
 
 def _windows_done(out: Path) -> int:
@@ -177,10 +193,16 @@ def test_two_machines_find_each_other_as_the_docs_say(here: Path, whole: Path) -
     """Two launchers on this one, each with a process of its own."""
     meeting = ["--nnodes", "2", "--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{together.free_port()}"]
     command = [*TORCHRUN, "1", *meeting, "-m", "reprune", "prune", "llama", "--out", "two", *CR]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(together.SOURCES)}
-    machines = [subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) for _ in range(2)]
-    said = [machine.communicate(timeout=2 * BOUND)[1] for machine in machines]
-    assert [machine.returncode for machine in machines] == [0, 0], said
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(together.SOURCES), "PYTHONFAULTHANDLER": "1"}
+    files = [here / "one.txt", here / "other.txt"]
+    machines = []
+    for file in files:
+        with file.open("w") as said:
+            machines.append(subprocess.Popen(command, env=environment, stderr=said))
+    stuck = _stuck(machines)
+    told = "\n".join(file.read_text() for file in files)
+    assert not stuck, told
+    assert [machine.returncode for machine in machines] == [0, 0], told
     assert json.loads((here / "two" / "reprune.json").read_text())["ranks"] == 2
     _like(whole, here / "two")
 

@@ -169,7 +169,7 @@ def test_what_the_guard_did_and_auto_chose_is_said(here: Path, cli: Cli) -> None
     spared = sum(guard["planned_epochs"] - guard["run_epochs"] for guard in early)
     assert f"guard          stopped {len(early)} of 4 windows early: {spared} epochs not run\n" in said.out
     restored = sum(window["kept_epoch"] < len(window["epochs"]) for window in record["windows"])
-    assert f"put back a state of lower held-out error in {restored} of them all\n" in said.out
+    assert f"put back an earlier, better state in {restored} of them all\n" in said.out
     sizes = [len(window["reconstructed"]) for window in record["windows"]]
     none, one, two = (sizes.count(size) for size in range(3))
     assert f"auto           nothing in {none} windows, one block in {one}, two in {two}\n" in said.out

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,10 @@ SETTINGS: dict[str, Any] = {
 """The same, as arguments of `study`."""
 
 
+SMALL: Mapping[str, Any] = {"pruners": ["magnitude", "wanda"], "rungs": ["BR+GP"]}
+"""The axes of a study of two cells."""
+
+
 def quicken(patch: pytest.MonkeyPatch) -> None:
     """Draw no figures and collect no garbage: both take longer than a tiny model."""
     patch.setattr(gc, "collect", lambda: 0)
@@ -44,6 +50,23 @@ def quicken(patch: pytest.MonkeyPatch) -> None:
 def write_test_text(folder: Path) -> None:
     """A text that is not calibrated on."""
     (folder / "test.txt").write_text(tiny.text(9_000)[6_000:], encoding="utf-8")
+
+
+def studied(model: Path, folder: Path, **grid: Any) -> Path:
+    """A study of these pruners and rungs, with those settings, in a folder."""
+    (folder / "text.txt").write_text(tiny.text(6_000), encoding="utf-8")
+    write_test_text(folder)
+    texts = {"calibration": str(folder / "text.txt"), "texts": [str(folder / "test.txt"), "manual"]}
+    with pytest.MonkeyPatch.context() as without:
+        quicken(without)
+        doors.study(model, folder / "s", **grid, **{**SETTINGS, **texts})
+    return folder / "s"
+
+
+def copy_of(whole: Path, here: Path) -> Path:
+    """A study to change, as it would be if it had been made here."""
+    shutil.copytree(whole, here / "s")
+    return here / "s"
 
 
 def cell(study: Path, name: str) -> CellRecord:

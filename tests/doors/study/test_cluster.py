@@ -29,7 +29,7 @@ from reprune.doors.study.watcher import StudyWatcher
 from reprune.errors import InputError
 from reprune.planning.recipe import Recipe
 from tests.doors.conftest import Cli
-from tests.doors.study.runs import GRID, ONE, SETTINGS, STUDY, numbers, write_test_text
+from tests.doors.study.runs import GRID, ONE, SETTINGS, STUDY, numbers
 
 COMMAND = [sys.executable, "-m", "reprune", "study", "llama", *STUDY, "--set", "guard=off"]
 NODE = {"memory": 4_000_000_000, "object_store_memory": 100_000_000}
@@ -64,12 +64,6 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 def quiet(home: Path) -> dict[str, str]:
     return {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "HOME": str(home)}
-
-
-@pytest.fixture
-def here(here: Path) -> Path:
-    write_test_text(here)
-    return here
 
 
 def workers(cell: str) -> list[int]:

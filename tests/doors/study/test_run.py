@@ -18,9 +18,8 @@ from reprune.doors.study.measures import Bench
 from reprune.doors.study.record import read_study
 from reprune.doors.study.run import study
 from reprune.errors import InputError
-from tests import tiny
 from tests.doors.conftest import QUICK, Cli
-from tests.doors.study.runs import GRID, ONE, SETTINGS, STUDY, TEXTS, cell, quicken, write_test_text
+from tests.doors.study.runs import GRID, ONE, SETTINGS, STUDY, TEXTS, cell, studied
 
 _HEX = re.compile(r"[0-9a-f]{64}")
 
@@ -28,22 +27,8 @@ _HEX = re.compile(r"[0-9a-f]{64}")
 @pytest.fixture(scope="session")
 def finished(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A study of the whole small grid; tests must not change it."""
-    folder = tmp_path_factory.mktemp("finished")
-    (folder / "text.txt").write_text(tiny.text(6_000), encoding="utf-8")
-    write_test_text(folder)
-    texts = {"calibration": str(folder / "text.txt"), "texts": [str(folder / "test.txt"), "manual"]}
-    with pytest.MonkeyPatch.context() as without:
-        quicken(without)
-        study(llama, folder / "s", pruners=["magnitude", "wanda"], rungs=["LR", "BR+GP"], **{**SETTINGS, **texts})
-    return folder / "s"
-
-
-@pytest.fixture
-def here(here: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working folder, with a text that is not calibrated on. Figures take their time and are not drawn."""
-    write_test_text(here)
-    quicken(monkeypatch)
-    return here
+    grid = {"pruners": ["magnitude", "wanda"], "rungs": ["LR", "BR+GP"]}
+    return studied(llama, tmp_path_factory.mktemp("finished"), **grid)
 
 
 @pytest.fixture

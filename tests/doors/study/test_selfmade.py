@@ -14,16 +14,14 @@ from reprune.doors.study.run import study
 from reprune.planning.generation import rounds
 from tests.doors.conftest import Cli
 from tests.doors.generation.test_generate import reads
-from tests.doors.study.runs import ONE, SETTINGS, STUDY, quicken, write_test_text
+from tests.doors.study.runs import ONE, SETTINGS, STUDY
 
 OWN = ["--set", "self_generate.filters=[duplicates]", "self_generate.batch_size=6"]
 
 
 @pytest.fixture
 def here(here: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    write_test_text(here)
     monkeypatch.setattr(rounds, "language_of", reads)
-    quicken(monkeypatch)
     monkeypatch.setattr(doors, "write_figures", study_figures.write_figures)
     return here
 

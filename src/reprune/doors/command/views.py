@@ -50,7 +50,7 @@ def _guarded(record: Mapping[str, Any]) -> Iterator[str]:
     spared = sum(guard["planned_epochs"] - guard["run_epochs"] for guard in early)
     restored = sum(window["guard"]["restored"] for window in windows)
     yield f"guard          stopped {len(early)} of {len(windows)} windows early: {spared} epochs not run"
-    yield f"               put back a state of lower held-out error in {restored} of them all"
+    yield f"               put back an earlier, better state in {restored} of them all"
     if record["recipe"]["reconstruct"] == "auto":
         counts = [sum(len(window["reconstructed"]) == count for window in windows) for count in range(3)]
         yield f"auto           nothing in {counts[0]} windows, one block in {counts[1]}, two in {counts[2]}"

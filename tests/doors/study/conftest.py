@@ -1,0 +1,23 @@
+"""What the tests of studies start from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.doors.study.runs import SMALL, quicken, studied, write_test_text
+
+
+@pytest.fixture
+def here(here: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working folder, with a text that is not calibrated on. Figures take their time and are not drawn."""
+    write_test_text(here)
+    quicken(monkeypatch)
+    return here
+
+
+@pytest.fixture(scope="package")
+def whole(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small study, never interrupted; tests must not change it."""
+    return studied(llama, tmp_path_factory.mktemp("whole"), **SMALL)

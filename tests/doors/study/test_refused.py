@@ -1,0 +1,148 @@
+"""What cannot be studied, or not as a study was begun, is refused by name, and nothing is changed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from reprune.doors.study.record import StudyFolder
+from reprune.doors.study.run import study
+from reprune.errors import InputError
+from reprune.model.durable import write_text
+from tests import tiny
+from tests.doors.conftest import QUICK, Cli
+from tests.doors.study.runs import GRID, ONE, SETTINGS, SMALL, STUDY, TEXTS, copy_of
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"samples": 7}, "samples 6, now 7[.] "),
+        ({"epochs": 3, "lr": 0.1}, "solver.epochs 2, now 3; solver.lr 0.001, now 0.1[.] "),
+        ({"sparsity": "2:4"}, "sparsity 0.5, now 2:4[.] "),
+        ({"seqlen": 20}, "seqlen 24, now 20[.] "),
+        ({"heldout": "manual"}, "heldout none, now manual[.] "),
+        ({"settings": ["precision=bfloat16"]}, "precision float32, now bfloat16[.] "),
+        ({"texts": ["test.txt"]}, "measure texts.manual [0-9a-f]{12}, now none[.] "),
+        ({"windows": 3}, "measure windows 4, now 3[.] "),
+        ({"text_seqlen": 16}, "measure seqlen 32, now 16[.] "),
+    ],
+)
+def test_other_settings_are_refused_by_name(changed: dict[str, Any], message: str, here: Path, whole: Path) -> None:
+    folder = copy_of(whole, here)
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    with pytest.raises(InputError, match=f"this study was begun with other settings: {message}"):
+        study("llama", "s", **SMALL, **{**SETTINGS, **changed})
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_another_model_another_version_or_another_text_of_the_same_name_is_refused(
+    here: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = copy_of(whole, here)
+    tiny.save("qwen2", here / "other" / "llama")
+    with pytest.raises(InputError, match=r"settings: model fingerprint [0-9a-f]{12}, now [0-9a-f]{12}"):
+        study(here / "other" / "llama", "s", **SMALL, **SETTINGS)
+    for name, message in (("text.txt", "a calibration text has changed"), ("test.txt", "measure texts.test.txt ")):
+        text = (here / name).read_text()
+        (here / name).write_text(text.replace("the", "teh"))
+        with pytest.raises(InputError, match=message):
+            study("llama", "s", **SMALL, **SETTINGS)
+        (here / name).write_text(text)
+    record = json.loads((folder / "study.json").read_text())
+    record["versions"]["torch"] = "1.0"
+    write_text(folder / "study.json", json.dumps(record))
+    with pytest.raises(InputError, match=r"settings: version of torch 1\.0, now "):
+        study("llama", "s", **SMALL, **SETTINGS)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "{",
+        "[]",
+        '{"kind": "something else"}',
+        '{"kind": "reprune study", "format": 2}',
+        '{"kind": "reprune study", "format": 1}',
+    ],
+)
+def test_a_record_that_cannot_be_read_is_named(damage: str, here: Path, cli: Cli) -> None:
+    (here / "s").mkdir()
+    (here / "s" / "study.json").write_text(damage)
+    said = cli("study", "llama", "--out", "s", *ONE, *STUDY)
+    assert said.code == 2
+    assert said.err.startswith("error: s/study.json: cannot be read as a study (")
+    assert (here / "s" / "study.json").read_text() == damage
+
+
+def test_a_second_process_is_refused(here: Path, whole: Path, cli: Cli) -> None:
+    copy_of(whole, here)
+    flags = [*GRID[:3], "--rungs", "BR+GP", *STUDY]
+    with StudyFolder(here / "s"):
+        said = cli("study", "llama", "--out", "s", *flags)
+    assert said.code == 2
+    assert said.err == "error: s: another process is working on this study; wait for it or stop it.\n"
+    assert cli("study", "llama", "--out", "s", *flags).code == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--pruners", "wander"], "--pruners wander: expected magnitude, wanda or sparsegpt; did you mean wanda?"),
+        (["--rungs", "LR", "BG"], "--rungs BG: expected LR, "),
+        (["--only", "ffn"], "--only ffn: expected all, attention or mlp"),
+        (["--seeds", "-1"], ""),
+        (["--seeds", "one"], ""),
+        (["--seeds=-1"], "seed: "),
+        (["--text", "missing.txt"], "missing.txt"),
+        (["--text", "short.txt"], "text 'short.txt': expected at least"),
+        (["--text", "test.txt=3"], "takes no COUNT"),
+        (["--text", "other/test.txt", "test.txt"], "another text is called test.txt too"),
+        (["--calibration", "short.txt"], "source 'short.txt'"),
+        (["--calibration", "missing.txt"], "missing.txt"),
+        (["--sparsity", "3:5"], "3:5"),
+        (["--set", "seed=3"], "--seeds decides that"),
+        (["--set", "sampels=3"], "did you mean samples?"),
+        (["--set", "guard=off", "--rungs", "auto"], "cell magnitude-auto-seed0: "),
+        (["--windows", "0"], "--windows 0: expected at least 1"),
+        (["--text-seqlen", "4096"], "4096"),
+        (["--protocol", "papre"], "papre"),
+        (["--zero-shot", "nonsense"], "--zero-shot nonsense: no such task"),
+        (["--zero-shot", "boolq", "--zero-shot-data", "nowhere"], "nowhere"),
+        (["--device", "cuda:99"], "cuda:99"),
+    ],
+)
+@pytest.mark.parametrize("there", [False, True])
+def test_nothing_is_written_where_something_cannot_be_used(
+    there: bool, arguments: list[str], message: str, here: Path, cli: Cli
+) -> None:
+    (here / "short.txt").write_text("too short")
+    (here / "other").mkdir()
+    shutil.copy(here / "test.txt", here / "other")
+    if there:
+        (here / "s").mkdir()
+    before = sorted(here.rglob("*"))
+    flags = [*ONE, *QUICK, *TEXTS]
+    for flag in arguments:  # in place of the flag that is there, not beside it
+        if flag in ("--text", "--calibration", "--pruners", "--rungs"):
+            first = flags.index(flag)
+            after = next((n for n, word in enumerate(flags) if n > first and word.startswith("--")), len(flags))
+            del flags[first:after]
+    said = cli("study", "llama", "--out", "s", *flags, *arguments)
+    assert said.code == 2
+    assert message in said.err
+    assert "Traceback" not in said.err
+    assert sorted(here.rglob("*")) == before
+
+
+@pytest.mark.parametrize("out", ["text.txt", "llama", "text.txt/s"])
+def test_a_folder_of_something_else_is_left_alone(out: str, here: Path, cli: Cli) -> None:
+    before = sorted(here.rglob("*"))
+    said = cli("study", "llama", "--out", out, *ONE, *STUDY)
+    assert said.code == 2
+    assert said.err.startswith(f"error: --out {out}: ")
+    assert sorted(here.rglob("*")) == before

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from reprune.doors.study import figures as study_figures
+from reprune.doors.study import run as doors
 from tests.doors.study.runs import SMALL, quicken, studied, write_test_text
 
 
@@ -15,6 +17,12 @@ def here(here: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write_test_text(here)
     quicken(monkeypatch)
     return here
+
+
+@pytest.fixture
+def figures(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures are drawn after all."""
+    monkeypatch.setattr(doors, "write_figures", study_figures.write_figures)
 
 
 @pytest.fixture(scope="package")

@@ -95,7 +95,9 @@ def run(here: Path, address: str, *arguments: str) -> subprocess.CompletedProces
     )
 
 
-def test_its_numbers_are_those_of_one_process_though_a_worker_is_killed(here: Path, address: str) -> None:
+def test_its_numbers_are_those_of_one_process_though_a_worker_is_killed(
+    here: Path, figures: None, address: str
+) -> None:
     settings = {**SETTINGS, "epochs": 40, "settings": ["precision=float32", "guard=off"]}
     cell, killed, over = "wanda-BR+GP-seed0", [], threading.Event()
     ledger = here / "shared" / "cells" / cell / ".reprune" / "ledger.jsonl"

@@ -13,7 +13,6 @@ from reprune.doors.command.arguments import separate_sources
 from reprune.doors.evaluation.against import errors_against
 from reprune.doors.evaluation.evaluate import evaluate
 from reprune.doors.study import figures as study_figures
-from reprune.doors.study import run as doors
 from reprune.doors.study.measures import Bench
 from reprune.doors.study.record import read_study
 from reprune.doors.study.run import study
@@ -29,12 +28,6 @@ def finished(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A study of the whole small grid; tests must not change it."""
     grid = {"pruners": ["magnitude", "wanda"], "rungs": ["LR", "BR+GP"]}
     return studied(llama, tmp_path_factory.mktemp("finished"), **grid)
-
-
-@pytest.fixture
-def figures(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Figures are drawn after all."""
-    monkeypatch.setattr(doors, "write_figures", study_figures.write_figures)
 
 
 @pytest.mark.parametrize(

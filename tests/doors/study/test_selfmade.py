@@ -7,8 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from reprune.doors.study import figures as study_figures
-from reprune.doors.study import run as doors
 from reprune.doors.study.record import read_study
 from reprune.doors.study.run import study
 from reprune.planning.generation import rounds
@@ -20,9 +18,8 @@ OWN = ["--set", "self_generate.filters=[duplicates]", "self_generate.batch_size=
 
 
 @pytest.fixture
-def here(here: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def here(here: Path, figures: None, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(rounds, "language_of", reads)
-    monkeypatch.setattr(doors, "write_figures", study_figures.write_figures)
     return here
 
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -69,8 +70,9 @@ def _stuck(launchers: Sequence[subprocess.Popen[bytes]]) -> int:
         except subprocess.TimeoutExpired:
             found += 1
             for one in [*psutil.Process(launcher.pid).children(recursive=True), launcher]:
-                one.send_signal(signal.SIGABRT)
-                one.wait(BOUND)
+                with suppress(psutil.NoSuchProcess):
+                    one.send_signal(signal.SIGABRT)
+                    one.wait(BOUND)
     return found
 
 

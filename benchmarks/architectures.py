@@ -185,7 +185,7 @@ def examine(model_type: str, out: Path) -> dict[str, Any]:
                 seqlen=SEQLEN,
                 epochs=3,
                 device="cpu",
-                settings=["precision=float32", "pruner.min_tokens=4", *([] if job.endswith("LR") else ["guard=off"])],
+                settings=["precision=float32", "pruner.min_tokens=4", "guard=off"],
                 **flags,
             )
             errors[job] = record["blocks"][-1]["calibration_error"]

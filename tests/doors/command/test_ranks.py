@@ -60,6 +60,11 @@ def _like(one: Path, other: Path) -> None:
         assert float((tensor - others[key]).norm()) <= 10 * TOLERANCE * float(tensor.norm()) + 1e-6, key
 
 
+def _environment(**own: str) -> dict[str, str]:
+    """Of a process of one thread, from these sources."""
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(together.SOURCES), **own}
+
+
 def _stuck(launchers: Sequence[subprocess.Popen[bytes]]) -> int:
     """How many do not end in time; what they have started, and they, are ended and say where they were."""
     until = time.monotonic() + 2 * BOUND
@@ -175,7 +180,7 @@ def test_an_interrupt_of_all_is_said_once(here: Path) -> None:
 
 
 def test_torchrun_starts_it(here: Path, whole: Path) -> None:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(together.SOURCES)}
+    environment = _environment()
 
     def launch(count: int, out: str, *more: str) -> subprocess.CompletedProcess[str]:
         command = [*TORCHRUN, str(count), "-m", "reprune", "prune", "llama", "--out", out, *CR[:-1], *more]
@@ -195,7 +200,7 @@ def test_two_machines_find_each_other_as_the_docs_say(here: Path, whole: Path) -
     """Two launchers on this one, each with a process of its own."""
     meeting = ["--nnodes", "2", "--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{together.free_port()}"]
     command = [*TORCHRUN, "1", *meeting, "-m", "reprune", "prune", "llama", "--out", "two", *CR]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(together.SOURCES), "PYTHONFAULTHANDLER": "1"}
+    environment = _environment(PYTHONFAULTHANDLER="1")
     files = [here / "one.txt", here / "other.txt"]
     machines = []
     for file in files:
@@ -249,7 +254,7 @@ def test_where_the_link_between_two_hosts_is_cut_both_end_and_the_run_is_gone_on
         ranks.append(
             subprocess.Popen(
                 ["ip", "netns", "exec", host, sys.executable, "-m", "reprune", *arguments],
-                env={**os.environ, **own, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(together.SOURCES)},
+                env=_environment(**own),
                 stderr=subprocess.PIPE,
                 text=True,
             )

@@ -26,8 +26,7 @@ _HEX = re.compile(r"[0-9a-f]{64}")
 @pytest.fixture(scope="session")
 def finished(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A study of the whole small grid; tests must not change it."""
-    grid = {"pruners": ["magnitude", "wanda"], "rungs": ["LR", "BR+GP"]}
-    return studied(llama, tmp_path_factory.mktemp("finished"), **grid)
+    return studied(llama, tmp_path_factory.mktemp("finished"), pruners=["magnitude", "wanda"], rungs=["LR", "BR+GP"])
 
 
 @pytest.mark.parametrize(

@@ -14,11 +14,6 @@ from tests import tiny
 from tests.engine import quick
 
 
-@pytest.fixture(scope="module")
-def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.save("llama", tmp_path_factory.mktemp("models") / "llama")
-
-
 def prune(model: Path, out: Path, *settings: str, **options: Any) -> dict[str, Any]:
     options = {"sparsity": "0.6", "reconstruct": "LR", "epochs": 1, "pruner": "wanda", **options}
     return quick.prune(model, out, *settings, **options)

@@ -23,11 +23,6 @@ from tests.engine.test_run import prune, tensors
 REFIT = "solver.start=least-squares"
 
 
-@pytest.fixture(scope="module")
-def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.save("llama", tmp_path_factory.mktemp("models") / "llama")
-
-
 @pytest.mark.parametrize("name", tiny.CONFIGS)
 @pytest.mark.parametrize("pruner", ["magnitude", "wanda", "sparsegpt"])
 def test_every_architecture_comes_nearer_to_the_dense_model(name: str, pruner: str, tmp_path: Path) -> None:

@@ -18,11 +18,6 @@ from tests.engine.quick import QUICK, prune, tensors
 RUNGS = ("LR", "BR", "BR+GP", "BR+GP+CR", "auto")
 
 
-@pytest.fixture(scope="module")
-def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.save("llama", tmp_path_factory.mktemp("models") / "llama")
-
-
 @pytest.mark.parametrize("name", tiny.CONFIGS)
 @pytest.mark.parametrize(("pruner", "sparsity"), [("sparsegpt", "0.5"), ("wanda", "2:4")])
 def test_every_architecture_is_pruned_from_disk_to_disk(name: str, pruner: str, sparsity: str, tmp_path: Path) -> None:

@@ -17,14 +17,8 @@ from reprune.engine.shared import Shared
 from reprune.engine.watcher import Watcher
 from reprune.math.statistics import Gram
 from reprune.planning.layers import resolve_recipe
-from tests import tiny
 
 _RUNGS = ("LR", "BR", "BR+GP", "BR+GP+CR", "auto")
-
-
-@pytest.fixture(scope="module")
-def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.save("llama", tmp_path_factory.mktemp("models") / "llama")
 
 
 def _prune(model: Path, out: Path, shared: Shared | None, watcher: Watcher | None = None, **options: Any) -> None:

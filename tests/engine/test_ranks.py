@@ -39,7 +39,7 @@ RECIPES: dict[str, tuple[str, dict[str, Any]]] = {
     "least squares": ("llama", {"reconstruct": "BR+GP", "solver": {"start": "least-squares"}}),
     "no guard, in parts": ("llama", {"reconstruct": "BR+GP", "guard": "off", "solver": {"micro_batch_size": 1}}),
     "kept weights": ("llama", {"reconstruct": "BR+GP", "solver": {"compact": True, "checkpointing": True}}),
-    "standardized": ("llama", {"reconstruct": "BR+GP+CR", "solver": {"loss": "standardized"}}),
+    "standardized": ("llama", {"reconstruct": "BR+GP+CR", "solver": {"loss": "standardized", "teacher_forcing": 0.5}}),
     "low rank": ("llama", {"reconstruct": "BR+GP", "solver": {"rank": 2}}),
     "by error": ("llama", {"reconstruct": "BR", "allocation": {"name": "by-error"}}),
     "owl, on disk": ("llama", {"reconstruct": "LR", "allocation": {"name": "owl"}, "streams": {"memory": 0}}),

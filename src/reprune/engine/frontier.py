@@ -152,6 +152,10 @@ class Frontier:
         """Whether text passes through a block."""
         return index in self._decoder.skeleton.running
 
+    def entering(self, block: Block, samples: slice | Tensor) -> Tensor:
+        """What enters a block of the window in hand in the dense model, of some samples; only for a global teacher."""
+        return self._dense.before(block.index).read(samples)
+
     @torch.no_grad()
     def routes(self, dense: Block) -> Routes:
         """Where a dense block sends the tokens that are calibrated on, in the dense model."""

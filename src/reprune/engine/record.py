@@ -57,6 +57,7 @@ def window_record(
         "index": window.index,
         "blocks": list(window.blocks),
         "loss": "standardized" if standardized else "squared",
+        "teacher_forcing": solver.teacher_forcing,
         "largest_feature": None if features is None else features.largest_share,
         "calibration_error": change(lambda errors: errors.calibration.normalized),
         "heldout_error": change(lambda errors: errors.heldout.normalized),

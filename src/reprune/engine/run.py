@@ -146,6 +146,7 @@ def _do(
                 checkpointing=recipe.solver.checkpointing,
                 scale=scale,
                 standardized=recipe.solver.standardizes,
+                teacher_forcing=recipe.solver.teacher_forcing,
             )
             fit = _fit(methods.solver, problem, window, recipe, watcher)
             streams.close()

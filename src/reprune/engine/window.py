@@ -103,6 +103,7 @@ class WindowProblem(Problem):
         power: float | None = None,
         scale: Tensor | None = None,
         standardized: bool = False,
+        teacher_forcing: float = 0.0,
     ) -> None:
         """
         Args:
@@ -115,6 +116,8 @@ class WindowProblem(Problem):
             power: the mean square of the calibration targets; None where nothing is to be fitted to them.
             scale: what standardized errors divide each feature's differences by, (hidden,); None: there are none.
             standardized: whether the loss does so too.
+            teacher_forcing: the dense model's share in the states that enter while it is fitted; errors are of the
+                student's alone.
         """
         self._frontier = frontier
         self._pruned = blocks
@@ -124,6 +127,7 @@ class WindowProblem(Problem):
         self._entering = entering or frontier.student
         self._entering_last = entering_last
         self._checkpointing = checkpointing
+        self._teacher_forcing = teacher_forcing
         self._scale = scale
         self.scale = scale if standardized else None
         self._device = self._blocks[0].device
@@ -146,8 +150,10 @@ class WindowProblem(Problem):
         self.masks = [masks.get(id(parameter)) for parameter in self.parameters]
 
     def outputs(self, samples: Tensor) -> Tensor:
+        states = self._entering.read(samples)
+        if self._teacher_forcing:
+            states = states.lerp(self._frontier.entering(self._blocks[0], samples), self._teacher_forcing)
         with torch.enable_grad():
-            states = self._entering.read(samples)
             return self._frontier.run(
                 self._blocks, states, samples, self._checkpointing, partial(self._routing, samples)
             )
@@ -199,6 +205,7 @@ class WindowProblem(Problem):
             power=self._power,
             scale=self._scale,
             standardized=self.scale is not None,
+            teacher_forcing=self._teacher_forcing,
         )
 
     def train_(self, on: bool) -> None:

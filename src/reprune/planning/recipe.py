@@ -140,6 +140,7 @@ class SolverRecipe(_Part):
     compact: bool = False  # gradients, moments and the guard's copy of kept weights alone
     betas: tuple[float, float] = (0.9, 0.95)
     routing: Literal["student", "teacher"] = "student"  # whose choice of experts each token is fitted with
+    teacher_forcing: float = Field(0.0, ge=0, le=1)  # the dense model's share in the states that windows are fitted on
     patience: int = Field(2, ge=1)  # epochs in a row without a lower held-out error, after which the guard stops
 
     @model_validator(mode="after")
@@ -340,8 +341,12 @@ class Recipe(_Part):
 
     @model_validator(mode="after")
     def _teacher_has_a_stream(self) -> Self:
-        if self.solver.routing == "teacher" and self.teacher != "global":
-            raise ValueError("solver.routing teacher needs the dense model's own states: teacher: global")
+        own = "teacher_forcing" if self.solver.teacher_forcing else "routing teacher"
+        if self.teacher != "global" and (self.solver.teacher_forcing or self.solver.routing == "teacher"):
+            raise ValueError(
+                f"solver.{own} needs the dense model's own states, but the teacher is local (reconstruct "
+                f"{self.reconstruct}); take a rung with GP, or teacher: global"
+            )
         return self
 
     def settled(self) -> Self:

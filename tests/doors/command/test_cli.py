@@ -329,6 +329,10 @@ def test_plan_loads_no_weights_and_writes_nothing(here: Path, cli: Cli, monkeypa
         assert line in said.out
     assert re.search(r"self_attn.q_proj, self_attn.k_proj, +32 x 32, 16 x 32, 16 x 32 *\n +self_attn.v_proj", said.out)
     assert "refused" not in said.out
+    assert "descent" not in said.out
+    settings = ["--set", "solver.loss=standardized", "--set", "solver.teacher_forcing=0.5"]
+    other = cli("plan", "llama", "--calibration", "text.txt", "--reconstruct", "BR+GP+CR", *settings)
+    assert "\ndescent    standardized loss, teacher forcing 0.5\nschedule " in other.out
 
 
 @pytest.mark.parametrize("name", tiny.CONFIGS)

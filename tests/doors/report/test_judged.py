@@ -53,3 +53,9 @@ def test_the_page_shows_the_error_that_states_were_told_apart_by() -> None:
     (without,) = epochs_section([("run", "Window 0", Window.model_validate(fitted(0)))]).plots
     assert "held-out, standardized" not in without.table.columns
     assert "standardized" not in without.caption
+
+
+def test_the_page_says_that_an_epochs_error_is_of_other_states_than_the_windows_own() -> None:
+    own, forced = Window.model_validate(fitted(0)), Window.model_validate({**fitted(0), "teacher_forcing": 0.5})
+    told = [" ".join(epochs_section([("run", "Window 0", each)]).intro) for each in (own, forced)]
+    assert ["teacher forcing" in text for text in told] == [False, True]

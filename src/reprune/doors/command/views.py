@@ -92,10 +92,15 @@ def show_plan(plan: Plan) -> None:
     )
     schedule, solver = recipe.schedule, recipe.solver
     steps = ["least squares"] if solver.start == "least-squares" else []
-    loss = ", standardized loss" if solver.standardizes else ""
-    steps += [f"{solver.name}, {solver.epochs} epochs{loss}"] if solver.name != "none" else []
+    steps += [f"{solver.name}, {solver.epochs} epochs"] if solver.name != "none" else []
     fitted = ", then ".join(steps) or "no solver"
     output.print(f"rung       {recipe.reconstruct}: {recipe.teacher} teacher; {fitted}")
+    unlike = ["standardized loss"] if solver.standardizes else []
+    unlike += (
+        [f"teacher forcing {solver.teacher_forcing:g}"] if solver.teacher_forcing and solver.name != "none" else []
+    )
+    if unlike:
+        output.print(f"descent    {', '.join(unlike)}")
     output.print(f"schedule   {len(plan.schedule)} windows of size {schedule.size}, stride {schedule.stride}")
     output.print(f"samples    {recipe.samples} of {recipe.seqlen} tokens from {', '.join(recipe.calibration)}")
     where = recipe.device if plan.machine is None else plan.machine.name

@@ -84,6 +84,7 @@ class Window(_Read):
     kept_epoch: int
     seconds: float
     loss: str = "squared"
+    teacher_forcing: float = 0.0
     largest_feature: Value = None
     guard: Guard | None = None
     reconstructed: tuple[int, ...] | None = None

@@ -230,10 +230,12 @@ def epochs_section(windows: Sequence[tuple[str, str, Window]]) -> Section:
                 Table(f"{name}: relative error by epoch", ("epoch", *errors, "kept"), rows),
             )
         )
+    mixed = any(window.teacher_forcing for window in found)
+    forced = ", of states that are partly the dense model's (teacher forcing)" if mixed else ""
     return Section(
         "epochs",
         "Error by epoch",
-        intro=(f"{intro} An epoch's calibration error is the mean over its steps, each taken before it.",),
+        intro=(f"{intro} An epoch's calibration error is the mean over its steps, each taken before it{forced}.",),
         plots=plots,
     )
 

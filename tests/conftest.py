@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
+from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"  # processes that tests start read it, and so does torch when it is imported
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+import pytest
 import torch
 from hypothesis import settings
 
@@ -19,3 +21,11 @@ settings.load_profile("untimed")
 torch.set_num_threads(1)
 # A shell that runs tests in the background has them ignore Ctrl-C, and so would the processes that they interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="session")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny Llama; tests must not change it."""
+    from tests import tiny  # it takes seconds to import, which tests without a model should not
+
+    return tiny.save("llama", tmp_path_factory.mktemp("models") / "llama")

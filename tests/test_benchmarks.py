@@ -22,11 +22,6 @@ from tests.benchmark import FOLDER, load
 _QUICK = {"samples": 8, "seqlen": 24, "epochs": 3, "device": "cpu", "calibration": "manual"}
 
 
-@pytest.fixture(scope="module")
-def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.save("llama", tmp_path_factory.mktemp("models") / "llama")
-
-
 def _by_textbook(model: Path, rung: str, record: dict[str, Any]) -> tuple[Any, torch.Tensor]:
     """The model pruned by the textbook on the very samples of a run, and those samples."""
     recipe = resolve_recipe(None, {**record["recipe"], "model": str(model)})

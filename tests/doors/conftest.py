@@ -31,12 +31,6 @@ class Said:
 Cli = Callable[..., Said]
 
 
-@pytest.fixture(scope="session")
-def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a tiny Llama; tests must not change it."""
-    return tiny.save("llama", tmp_path_factory.mktemp("models") / "llama")
-
-
 @pytest.fixture
 def here(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The working folder: it holds `llama` and `text.txt`. Output is no terminal, there is no network."""

@@ -341,10 +341,11 @@ class Recipe(_Part):
 
     @model_validator(mode="after")
     def _teacher_has_a_stream(self) -> Self:
-        own = "teacher_forcing" if self.solver.teacher_forcing else "routing teacher"
-        if self.teacher != "global" and (self.solver.teacher_forcing or self.solver.routing == "teacher"):
+        forced, routed = self.solver.teacher_forcing > 0, self.solver.routing == "teacher"
+        if self.teacher != "global" and (forced or routed):
+            setting = "teacher_forcing" if forced else "routing teacher"
             raise ValueError(
-                f"solver.{own} needs the dense model's own states, but the teacher is local (reconstruct "
+                f"solver.{setting} needs the dense model's own states, but the teacher is local (reconstruct "
                 f"{self.reconstruct}); take a rung with GP, or teacher: global"
             )
         return self

@@ -95,12 +95,10 @@ def show_plan(plan: Plan) -> None:
     steps += [f"{solver.name}, {solver.epochs} epochs"] if solver.name != "none" else []
     fitted = ", then ".join(steps) or "no solver"
     output.print(f"rung       {recipe.reconstruct}: {recipe.teacher} teacher; {fitted}")
-    unlike = ["standardized loss"] if solver.standardizes else []
-    unlike += (
-        [f"teacher forcing {solver.teacher_forcing:g}"] if solver.teacher_forcing and solver.name != "none" else []
-    )
-    if unlike:
-        output.print(f"descent    {', '.join(unlike)}")
+    forced = solver.teacher_forcing > 0 and solver.name != "none"
+    traits = ["standardized loss"] * solver.standardizes + [f"teacher forcing {solver.teacher_forcing:g}"] * forced
+    if traits:
+        output.print(f"descent    {', '.join(traits)}")
     output.print(f"schedule   {len(plan.schedule)} windows of size {schedule.size}, stride {schedule.stride}")
     output.print(f"samples    {recipe.samples} of {recipe.seqlen} tokens from {', '.join(recipe.calibration)}")
     where = recipe.device if plan.machine is None else plan.machine.name

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from reprune.errors import NumericalError
-from reprune.math.adam import Adam
+from reprune.math.adam import Adam, kept_rms
 from reprune.math.reconstruction_error import Error
 from reprune.math.solver import Epoch, Errors, Fit, NoSolver, Problem
 
@@ -83,6 +83,19 @@ class _Network(Problem):
         return [parameter.detach().clone() for parameter in self.parameters]
 
 
+class _OneMatrix(_Network):
+    """The first matrix of the network alone, in other units: so many times as large, on inputs as much smaller."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.goals = self.inputs @ torch.randn(_HIDDEN, _INNER, generator=torch.Generator().manual_seed(1))
+        self.parameters, self.masks = [nn.Parameter(factor * self.state()[0])], [self.masks[0]]
+        self.inputs = self.inputs / factor
+
+    def _run(self, X: Tensor) -> Tensor:
+        return X @ self.parameters[0].T
+
+
 def _same(one: list[Tensor], other: list[Tensor]) -> bool:
     return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
@@ -131,6 +144,34 @@ def test_every_step_is_the_one_of_the_formula(
     expected = _twin(problem, start, problem.batches, adam, steps)
     for found, wanted in zip(problem.state(), expected, strict=True):
         torch.testing.assert_close(found.double(), wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_a_relative_rate_is_a_share_of_the_kept_weights_root_mean_square() -> None:
+    """Of the pruned matrices alone; where none is, of all that moves."""
+    problem, plain = _Network(), _Network()
+    pruned, mask = problem.state()[0], problem.masks[0]
+    assert mask is not None
+    rms = math.sqrt(sum(value**2 for value in pruned[mask].tolist()) / int(mask.sum()))
+    assert kept_rms(problem) == pytest.approx(rms, rel=1e-6)
+    fit = Adam(epochs=3, lr=0.02, batch_size=2, relative=True).fit(problem, 0, _nothing)
+    assert [epoch.lr for epoch in fit.epochs] == [pytest.approx(0.02 * rms, rel=1e-6)] * 3, "what it came to is told"
+    Adam(epochs=3, lr=fit.epochs[0].lr, batch_size=2).fit(plain, 0, _nothing)
+    assert _same(problem.state(), plain.state())
+    plain.masks = [None, None, None]
+    everything = [value for parameter in plain.state() for value in parameter.flatten().tolist()]
+    assert kept_rms(plain) == pytest.approx(math.sqrt(sum(v**2 for v in everything) / len(everything)), rel=1e-6)
+
+
+@pytest.mark.parametrize("size", [0.125, 8.0])
+def test_with_a_relative_rate_the_units_of_the_weights_do_not_matter(size: float) -> None:
+    """Weights twice as large on inputs half as large are the same network: each step is the same share of them."""
+    ends = []
+    for factor in (1.0, size):
+        problem = _OneMatrix(factor)
+        Adam(epochs=4, lr=0.01, batch_size=2, relative=True).fit(problem, 0, _nothing)
+        ends.append(problem.state()[0] / factor)
+    torch.testing.assert_close(ends[1], ends[0], rtol=1e-4, atol=1e-5)
+    assert (ends[0] - _OneMatrix(1.0).state()[0]).abs().max() > 0.02, "or this shows nothing"
 
 
 @pytest.mark.parametrize("guard", [True, False])

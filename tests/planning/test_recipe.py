@@ -189,9 +189,9 @@ def test_a_recipe_builds_what_it_names() -> None:
         auto = resolve_recipe("model", {"reconstruct": "auto", "solver": {"epochs": epochs}}).solver.build(guard=True)
         middle = whole / (part + whole)
         assert auto == Widening(
-            Adam(part, 4e-4, try_first_step=True, decay=(1.0, middle)),
-            Adam(whole, 4e-4, try_first_step=True, decay=(middle, 0.0)),
-            Adam(epochs, 4e-4, try_first_step=True),
+            Adam(part, 0.01, try_first_step=True, decay=(1.0, middle), relative=True),
+            Adam(whole, 0.01, try_first_step=True, decay=(middle, 0.0), relative=True),
+            Adam(epochs, 0.01, try_first_step=True, relative=True),
         ), "one rate that falls over both"
 
 
@@ -199,17 +199,17 @@ def test_a_recipe_builds_what_it_names() -> None:
     ("rung", "said", "loss", "lr"),
     [
         ("BR+GP", {}, "squared", 2e-4),
-        ("BR+GP", {"loss": "standardized"}, "standardized", 4e-4),
+        ("BR+GP", {"loss": "standardized"}, "standardized", "1%"),
         ("BR+GP", {"loss": "standardized", "lr": 0.1}, "standardized", 0.1),
         ("LR", {"loss": "standardized"}, "standardized", 2e-4),  # which nothing uses
-        ("auto", {}, "standardized", 4e-4),
+        ("auto", {}, "standardized", "1%"),
         ("auto", {"loss": "squared"}, "squared", 2e-4),
         ("auto", {"lr": 0.1}, "standardized", 0.1),
         ("auto", {"name": "adam"}, "squared", 2e-4),
     ],
 )
 def test_the_loss_is_the_papers_but_for_auto_and_the_rate_goes_with_it(
-    rung: str, said: dict[str, Any], loss: str, lr: float
+    rung: str, said: dict[str, Any], loss: str, lr: float | str
 ) -> None:
     recipe = resolve_recipe("model", {"reconstruct": rung, "solver": said})
     settled = recipe.settled().solver

@@ -59,7 +59,7 @@ def prune(
     samples: int | None = None,
     seqlen: int | None = None,
     epochs: int | None = None,
-    lr: float | None = None,
+    lr: float | str | None = None,
     batch_size: int | None = None,
     seed: int | None = None,
     self_generate: int | None = None,

@@ -37,7 +37,7 @@ DEFAULT_SEQLEN = 1024  # the paper's
 def nested_flags(
     *,
     epochs: int | None = None,
-    lr: float | None = None,
+    lr: float | str | None = None,
     batch_size: int | None = None,
     pruner: str | None = None,
     calibration: str | Sequence[str] | None = None,

@@ -71,6 +71,7 @@ def window_record(
                 "relative_heldout_error": epoch.heldout,
                 "standardized_heldout_error": epoch.judged,
                 "lr": epoch.lr,
+                "relative_lr": epoch.relative_lr,
                 "blocks": list(window.blocks)[-1:] if epoch.last_part else list(window.blocks),
             }
             for epoch in fit.epochs

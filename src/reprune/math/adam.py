@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import final
+from typing import Literal, final
 
 import torch
 from torch import Tensor
@@ -20,6 +20,9 @@ from reprune.math.first_step import shorten_
 from reprune.math.guard import Guard
 from reprune.math.reconstruction_error import Error
 from reprune.math.solver import Epoch, Fit, Problem, Solver, finite_errors
+
+_USUAL_LR = (0.0025, 0.04)
+"""As shares of the kept weights' root mean square."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,8 @@ class Adam(Solver):
     """What share of `lr` the learning rate falls from, and to."""
     try_first_step: bool = False
     """Halve the learning rate until the first step is one that the held-out data take (see `first_step`)."""
+    relative: bool = False
+    """Whether `lr` is a share of the root mean square of the window's kept weights."""
 
     def batch_sizes(self, samples: int) -> set[int]:
         steps = {min(self.batch_size, samples), samples % self.batch_size} - {0}
@@ -98,13 +103,15 @@ class Adam(Solver):
     ) -> Descent:
         parameters = list(coordinates.leaves)
         fused = all(parameter.device.type in ("cpu", "cuda") for parameter in parameters)
-        optimizer = torch.optim.Adam(parameters, lr=self.lr, betas=self.betas, fused=fused)
+        size = kept_rms(problem) or 1.0
+        lr = self.lr * size if self.relative else self.lr
+        optimizer = torch.optim.Adam(parameters, lr=lr, betas=self.betas, fused=fused)
         scaler = torch.amp.GradScaler(parameters[0].device.type, enabled=problem.half)
         generator = torch.Generator().manual_seed(seed)
         loss_of, standardized = _loss_of(problem), problem.scale is not None
         guard = Guard(parameters, start, self.patience) if self.guard else None
         epochs: list[Epoch] = []
-        heldout, lr = start, self.lr
+        heldout = start
         first, last = self.decay
         batches_per_epoch = math.ceil(problem.samples / self.batch_size)
         steps, step = self.epochs * batches_per_epoch, 0
@@ -134,12 +141,12 @@ class Adam(Solver):
             if not math.isfinite(total):
                 if guard is None:
                     raise NumericalError(
-                        f"the loss became {total} in epoch {number}; lower the learning rate (--lr, now {self.lr:g})"
+                        f"the loss became {total} in epoch {number}; lower the learning rate (--lr, now {lr:g})"
                     )
                 break
             heldout = problem.heldout_error()
             calibration, seen = total / problem.samples, heldout.in_measure(standardized)
-            epochs.append(Epoch(number, calibration, seen, heldout.judged, lr * first))
+            epochs.append(Epoch(number, calibration, seen, heldout.judged, lr * first, lr * first / size))
             progress(epochs[-1])
             if guard is not None and guard.stops_after(number, heldout):
                 break
@@ -151,6 +158,24 @@ class Adam(Solver):
 
     def _tries(self, step: int) -> bool:
         return self.try_first_step and step == 0
+
+
+def kept_rms(problem: Problem) -> float:
+    """The root mean square of a problem's kept weights, all its pruned matrices together.
+
+    Where none is pruned it is that of all its parameters.
+    """
+    pairs = list(zip(problem.parameters, problem.masks, strict=True))
+    masked = [(parameter, mask) for parameter, mask in pairs if mask is not None] or pairs
+    power = sum(float(torch.linalg.vector_norm(parameter.detach())) ** 2 for parameter, _ in masked)
+    kept = sum(parameter.numel() if mask is None else int(mask.sum()) for parameter, mask in masked)
+    return math.sqrt(power / max(kept, 1))
+
+
+def unusual_steps(relative_lr: float) -> Literal["shorter", "longer"] | None:
+    """What a learning rate makes of Adam's steps, where it is far from 1 % of the kept weights' root mean square."""
+    shortest, longest = _USUAL_LR
+    return "shorter" if relative_lr < shortest else "longer" if relative_lr > longest else None
 
 
 def _loss_of(problem: Problem) -> Callable[[Tensor], Tensor]:

@@ -36,6 +36,7 @@ class Epoch:
     heldout: float  # the error after the epoch, in the same measure: relative, or standardized as the loss is
     judged: float  # the same error as the guard looks at it, see `Error.judged`
     lr: float  # the learning rate that its descent began with
+    relative_lr: float  # the same, over the root mean square of the kept weights as they were then
     last_part: bool = False  # whether it trained the last part of the window alone
 
 

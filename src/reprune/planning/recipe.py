@@ -32,6 +32,7 @@ from reprune.math.widening import Widening
 from reprune.planning.choice import Choice, Part
 from reprune.planning.devices import is_device
 from reprune.planning.generation.settings import FILTERS, PREFIX, Generation, generation
+from reprune.planning.rates import parse_rate
 from reprune.planning.sparsities import Sparsities
 
 Rung = Literal["LR", "BR", "BR+GP", "BR+GP+CR", "auto"]
@@ -46,6 +47,8 @@ RUNGS: Mapping[str, dict[str, Any]] = {
 
 PAPER_LR = 2e-4
 """Of Adam, in all of the paper's experiments."""
+_OWN_LR = "1%"
+"""Where the loss is not of the paper."""
 
 _NUMBERS = (int, float, int | None, float | None)
 
@@ -132,7 +135,9 @@ class SolverRecipe(_Part):
     ridge: float | None = Field(None, gt=0)  # of least squares, share of the mean diagonal; None: the best on held-out
     loss: Literal["squared", "standardized"] | None = None  # plain, or all features alike; None: as the solver is
     epochs: int = Field(10, ge=1)
-    lr: float | None = Field(None, gt=0)  # None: as the loss is
+    lr: float | str | None = (
+        None  # a number, or a share of the weights' root mean square, as "1%"; None: as the loss is
+    )
     batch_size: int = Field(8, ge=1)
     micro_batch_size: int | None = Field(None, ge=1)  # of a step's samples, how many at a time; None: all at once
     checkpointing: bool = False  # compute activations anew for the gradients, block by block
@@ -155,6 +160,12 @@ class SolverRecipe(_Part):
             raise ValueError(f"compact goes with all weights, not with updates of rank {self.rank}; leave out either")
         return self
 
+    @field_validator("lr", mode="before")
+    @classmethod
+    def _is_a_rate(cls, given: Any) -> Any:
+        rate = None if given is None else parse_rate(given)
+        return given.strip() if rate and rate.relative else rate and rate.value
+
     @property
     def samples_at_a_time(self) -> int:
         """How many samples pass through a block together."""
@@ -175,10 +186,11 @@ class SolverRecipe(_Part):
     def settled(self) -> Self:
         """With the loss and the learning rate decided: the paper's, but for a solver that is not of the paper.
 
-        A standardized loss does well at twice the rate (docs/results.md, "More quality in the same time").
+        With a standardized loss, which is not of the paper either, the rate goes with the weights: what suits one
+        model is a tenth of what suits another (docs/results.md, "Other models").
         """
         loss = self.loss or ("standardized" if self.name == "widening" else "squared")
-        lr = self.lr or (2 * PAPER_LR if loss == "standardized" and self.name != "none" else PAPER_LR)
+        lr = self.lr or (_OWN_LR if loss == "standardized" and self.name != "none" else PAPER_LR)
         return self.model_copy(update={"loss": loss, "lr": lr})
 
     def build_least_squares(self) -> LeastSquares | None:
@@ -204,11 +216,10 @@ class SolverRecipe(_Part):
                 )
 
     def _adam(self, epochs: int, guard: bool) -> Adam:
-        lr = self.settled().lr
-        assert lr is not None
+        lr = parse_rate(self.settled().lr)
         return Adam(
             epochs,
-            lr,
+            lr.value,
             self.batch_size,
             self.micro_batch_size,
             self.betas,
@@ -216,6 +227,7 @@ class SolverRecipe(_Part):
             self.patience,
             rank=self.rank,
             compact=self.compact,
+            relative=lr.relative,
         )
 
 

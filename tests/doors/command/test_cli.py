@@ -155,6 +155,20 @@ def test_a_loss_that_is_of_one_feature_is_said(here: Path, cli: Cli) -> None:
     assert "one feature's" not in other.out
 
 
+@pytest.mark.parametrize(("lr", "steps"), [("0.05%", "shorter"), ("1%", None), ("30%", "longer")])
+def test_a_rate_far_from_the_weights_size_is_said(here: Path, cli: Cli, lr: str, steps: str | None) -> None:
+    said = cli("prune", "llama", "--out", "rated", *QUICK, "--lr", lr)
+    assert (said.code, said.err) == (0, "")
+    firsts = [window["epochs"][0] for window in record_of(here / "rated")["windows"]]
+    share = float(lr[:-1]) / 100
+    assert [first["relative_lr"] for first in firsts] == [pytest.approx(share)] * len(firsts)
+    assert len({first["lr"] for first in firsts}) == len(firsts), "each window's own"
+    assert ("root mean square" in said.out) == (steps is not None)
+    if steps:
+        assert f" is {percent(share)} of the root mean square of the weights that it moves:\n" in said.out
+        assert f"{steps} steps than usual; --lr 1% goes with the weights\n" in said.out
+
+
 def test_what_the_guard_did_and_auto_chose_is_said(here: Path, cli: Cli) -> None:
     said = cli(
         "prune", "llama", "--out", "chosen", "--calibration", "text.txt", "--samples", "8", "--seqlen", "24",

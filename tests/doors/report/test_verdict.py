@@ -213,6 +213,22 @@ def test_a_run_whose_loss_is_of_one_feature_says_so() -> None:
     assert "one feature" not in said(run_verdict(Run.model_validate(record)))
 
 
+@pytest.mark.parametrize(
+    ("rate", "steps"),
+    [(0.0008, "0.08 %: shorter"), (0.01, None), (0.2, "20.0 %: longer"), (None, None)],
+)
+def test_a_rate_far_from_the_weights_size_is_said(rate: float | None, steps: str | None) -> None:
+    record = run_record()
+    for each in record["windows"]:
+        each["epochs"][0]["relative_lr"] = rate
+    text = said(run_verdict(Run.model_validate(record)))
+    assert ("learning rate" in text) == (steps is not None)
+    if steps:
+        size, _, kind = steps.partition(": ")
+        assert f"The learning rate is {size} of the root mean square of the weights that it moves" in text
+        assert f"{kind} steps than usual. With solver.lr: 1% it goes with the weights." in text
+
+
 def test_a_study_in_which_auto_has_another_loss_says_so() -> None:
     cells = [cell("wanda", rung) for rung in RUNGS]
     alike = Study.model_validate(study_record(cells))

@@ -37,9 +37,11 @@ Samples = Annotated[int | None, typer.Option(metavar="N", help="Calibration samp
 Seqlen = Annotated[int | None, typer.Option(metavar="T", help="Tokens a sample. [1024, or the model's limit]")]
 Epochs = Annotated[int | None, typer.Option(metavar="E", help="Epochs a window. [10]")]
 Lr = Annotated[
-    float | None,
+    str | None,
     typer.Option(
-        "--lr", metavar="X", help="Learning rate, falling to zero. [2e-4; of a standardized loss, as in auto, 4e-4]"
+        "--lr",
+        metavar="X",
+        help="Learning rate, falling to zero; 1% is of the weights' size. [2e-4; of a standardized loss 1%]",
     ),
 ]
 BatchSize = Annotated[int | None, typer.Option(metavar="B", help="Samples a step. [8]")]

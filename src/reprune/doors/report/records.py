@@ -46,6 +46,7 @@ class Epoch(_Read):
     relative_calibration_error: Value = None
     relative_heldout_error: Value = None
     standardized_heldout_error: Value = None
+    relative_lr: Value = None
 
 
 class Guard(_Read):

@@ -9,10 +9,12 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import Literal
 
 from reprune.doors.report.records import Run, Window
 from reprune.doors.report.text import counted, known, listed, numbered, share, unbroken
+from reprune.math.adam import unusual_steps
 from reprune.math.standardization import DOMINANT
 
 RISE = 0.01
@@ -144,6 +146,7 @@ def run_verdict(run: Run) -> Verdict:
         *_rising(run, found),
         *guard_sentences(trained),
         *_ruled(trained),
+        *_rated(trained),
         *_chosen(run),
     )
     return Verdict(tone, badge, _headline(gained, fitted), sentences)
@@ -280,6 +283,17 @@ def _ruled(windows: Sequence[Window]) -> Iterator[str]:
             f"In {len(ruled)} of {counted(len(windows), 'trained window')} one feature has most of the power of what "
             f"the loss compares, up to {share(max(ruled))}: a squared loss sees little else. "
             "With solver.loss: standardized all features count alike."
+        )
+
+
+def _rated(windows: Sequence[Window]) -> Iterator[str]:
+    """Whether the learning rate is far from what suits weights of that size."""
+    rates = [window.epochs[0].relative_lr for window in windows if window.epochs]
+    found = [rate for rate in rates if known(rate)]
+    if found and (steps := unusual_steps(rate := median(found))):
+        yield (
+            f"The learning rate is {share(rate)} of the root mean square of the weights that it moves: {steps} steps "
+            "than usual. With solver.lr: 1% it goes with the weights."
         )
 
 

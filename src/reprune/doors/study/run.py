@@ -53,7 +53,7 @@ def study(
     samples: int | None = None,
     seqlen: int | None = None,
     epochs: int | None = None,
-    lr: float | None = None,
+    lr: float | str | None = None,
     batch_size: int | None = None,
     device: str | None = None,
     trust_remote_code: bool | None = None,

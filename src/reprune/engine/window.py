@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from reprune.engine.frontier import ErrorPair, Frontier, Targets
 from reprune.errors import NumericalError
+from reprune.math.finite import all_finite
 from reprune.math.reconstruction_error import Error
 from reprune.math.solver import Errors, Problem
 from reprune.model.block import Block, LinearGroup
@@ -82,7 +83,7 @@ class PrunedBlock:
         tensors, parameters = decoder.rounded(self.block)
         state = self.block.module.state_dict()
         for name, tensor in parameters.items():
-            if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            if tensor.is_floating_point() and not all_finite(tensor):
                 raise NumericalError(f"block {self.index}: {name} holds NaN or infinite values; it is not saved")
             state[name].copy_(tensor)
         return tensors

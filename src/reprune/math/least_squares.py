@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from reprune.errors import NumericalError
+from reprune.math.finite import all_finite
 from reprune.math.statistics import Paired
 
 RIDGES = (1.0, 0.3, 0.1, 0.03)
@@ -72,7 +73,7 @@ class LeastSquares:
         rows = [len(one) for one in pruned]
         start, mask, D = torch.cat(list(pruned)), torch.cat(list(masks)), torch.cat(list(dense))
         G, right = calibration.gram.matrix, D @ calibration.cross.T  # (columns, columns), (rows, columns)
-        if not (torch.isfinite(G).all() and torch.isfinite(right).all()):
+        if not (all_finite(G) and all_finite(right)):
             raise NumericalError("the inputs of this group hold NaN or infinite values, which least squares cannot use")
         mean = float(G.diagonal().mean())
         if mean == 0.0:  # nothing ever reaches this group

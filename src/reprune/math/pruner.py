@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from reprune.errors import NumericalError
+from reprune.math.finite import all_finite
 from reprune.math.patterns import Pattern
 from reprune.math.statistics import Statistics
 
@@ -48,7 +49,7 @@ class Pruner(ABC, Generic[S]):
             NumericalError: the weights or statistics are not finite, or a matrix cannot be inverted.
         """
         for number, weight in enumerate(weights):
-            if not torch.isfinite(weight).all():
+            if not all_finite(weight):
                 raise NumericalError(f"matrix {number + 1} of this group holds NaN or infinite weights")
         return self._prune(weights, statistics, pattern)
 

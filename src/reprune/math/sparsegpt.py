@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from reprune.errors import NumericalError
+from reprune.math.finite import all_finite
 from reprune.math.patterns import Pattern
 from reprune.math.pruner import Pruned, Pruner
 from reprune.math.statistics import Gram
@@ -61,7 +62,7 @@ class SparseGPT(Pruner[Gram]):
 
         Where H is not definite at the given damping, that is raised tenfold, up to the mean diagonal.
         """
-        if not torch.isfinite(statistics.matrix).all():
+        if not all_finite(statistics.matrix):
             raise NumericalError(
                 "the inputs of this group hold NaN or infinite values, so SparseGPT cannot use their Gram matrix"
             )
@@ -151,7 +152,8 @@ def _upper_factor(H: Tensor, damping: float) -> Tensor | None:
     if not _to_inverse_factor_(backwards):
         return None
     upper = backwards.flip(0, 1)
-    return upper if torch.isfinite(upper).all() else None
+    del backwards, diagonal
+    return upper if all_finite(upper) else None
 
 
 def _to_inverse_factor_(A: Tensor) -> bool:

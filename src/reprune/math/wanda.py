@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from reprune.errors import NumericalError
+from reprune.math.finite import all_finite
 from reprune.math.patterns import Pattern
 from reprune.math.pruner import Pruned, Pruner
 from reprune.math.statistics import SquaredNorms
@@ -22,7 +23,7 @@ class Wanda(Pruner[SquaredNorms]):
         return SquaredNorms(columns, device)
 
     def _prune(self, weights: Sequence[Tensor], statistics: SquaredNorms, pattern: Pattern) -> list[Pruned]:
-        if not torch.isfinite(statistics.sums).all():
+        if not all_finite(statistics.sums):
             raise NumericalError("the inputs of this group hold NaN or infinite values, so Wanda cannot score it")
         norms = (statistics.sums / max(statistics.tokens, 1)).sqrt()  # (columns,); the scale does not matter
         masks = [pattern.keep(weight.abs() * norms, "row") for weight in weights]

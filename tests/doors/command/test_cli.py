@@ -165,7 +165,7 @@ def test_a_rate_far_from_the_weights_size_is_said(here: Path, cli: Cli, lr: str,
     assert len({first["lr"] for first in firsts}) == len(firsts), "each window's own"
     assert ("root mean square" in said.out) == (steps is not None)
     if steps:
-        assert f" is {percent(share)} of the root mean square of the weights that it moves:\n" in said.out
+        assert f" is {percent(share)} of the kept weights' root mean square:\n" in said.out
         assert f"{steps} steps than usual; --lr 1% goes with the weights\n" in said.out
 
 

@@ -225,7 +225,7 @@ def test_a_rate_far_from_the_weights_size_is_said(rate: float | None, steps: str
     assert ("learning rate" in text) == (steps is not None)
     if steps:
         size, _, kind = steps.partition(": ")
-        assert f"The learning rate is {size} of the root mean square of the weights that it moves" in text
+        assert f"The learning rate is {size} of the kept weights' root mean square" in text
         assert f"{kind} steps than usual. With solver.lr: 1% it goes with the weights." in text
 
 

@@ -66,7 +66,7 @@ def _rated(record: Mapping[str, Any]) -> Iterator[str]:
     shares = [first["relative_lr"] for first in firsts if first.get("relative_lr") is not None]
     if shares and (steps := unusual_steps(share := median(shares))):
         lr = median(first["lr"] for first in firsts)
-        yield f"rate           {lr:.2g} is {percent(share)} of the root mean square of the weights that it moves:"
+        yield f"rate           {lr:.2g} is {percent(share)} of the kept weights' root mean square:"
         yield f"               {steps} steps than usual; --lr 1% goes with the weights"
 
 

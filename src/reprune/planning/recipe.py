@@ -135,9 +135,7 @@ class SolverRecipe(_Part):
     ridge: float | None = Field(None, gt=0)  # of least squares, share of the mean diagonal; None: the best on held-out
     loss: Literal["squared", "standardized"] | None = None  # plain, or all features alike; None: as the solver is
     epochs: int = Field(10, ge=1)
-    lr: float | str | None = (
-        None  # a number, or a share of the weights' root mean square, as "1%"; None: as the loss is
-    )
+    lr: float | str | None = None  # see `reprune.planning.rates`; None: as the loss is
     batch_size: int = Field(8, ge=1)
     micro_batch_size: int | None = Field(None, ge=1)  # of a step's samples, how many at a time; None: all at once
     checkpointing: bool = False  # compute activations anew for the gradients, block by block
@@ -163,8 +161,10 @@ class SolverRecipe(_Part):
     @field_validator("lr", mode="before")
     @classmethod
     def _is_a_rate(cls, given: Any) -> Any:
-        rate = None if given is None else parse_rate(given)
-        return given.strip() if rate and rate.relative else rate and rate.value
+        if given is None:
+            return None
+        rate = parse_rate(given)
+        return given.strip() if rate.relative else rate.value
 
     @property
     def samples_at_a_time(self) -> int:

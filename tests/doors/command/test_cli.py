@@ -169,6 +169,14 @@ def test_a_rate_far_from_the_weights_size_is_said(here: Path, cli: Cli, lr: str,
         assert f"{steps} steps than usual; --lr 1% goes with the weights\n" in said.out
 
 
+def test_where_first_steps_are_tried_a_short_one_is_no_ones_mistake(here: Path, cli: Cli) -> None:
+    said = cli("prune", "llama", "--out", "tried", *QUICK, "--reconstruct", "auto", "--lr", "0.05%")
+    assert (said.code, said.err) == (0, "")
+    rates = [epoch["relative_lr"] for window in record_of(here / "tried")["windows"] for epoch in window["epochs"]]
+    assert 0 < max(rates) < 0.0025, "or this shows nothing"
+    assert "root mean square" not in said.out
+
+
 def test_what_the_guard_did_and_auto_chose_is_said(here: Path, cli: Cli) -> None:
     said = cli(
         "prune", "llama", "--out", "chosen", "--calibration", "text.txt", "--samples", "8", "--seqlen", "24",

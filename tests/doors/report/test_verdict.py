@@ -227,6 +227,8 @@ def test_a_rate_far_from_the_weights_size_is_said(rate: float | None, steps: str
         size, _, kind = steps.partition(": ")
         assert f"The learning rate is {size} of the kept weights' root mean square" in text
         assert f"{kind} steps than usual. With solver.lr: 1% it goes with the weights." in text
+    record["recipe"]["solver"] = {"name": "widening"}  # which tries its first steps
+    assert "learning rate" not in said(run_verdict(Run.model_validate(record)))
 
 
 def test_a_study_in_which_auto_has_another_loss_says_so() -> None:

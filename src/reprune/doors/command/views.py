@@ -61,7 +61,9 @@ def _guarded(record: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _rated(record: Mapping[str, Any]) -> Iterator[str]:
-    """Whether the learning rate is far from what suits weights of that size."""
+    """Whether the learning rate is far from what suits weights of that size; not where first steps are tried."""
+    if record["recipe"]["solver"]["name"] == "widening":  # on record is what the tries have left of it
+        return
     firsts = [window["epochs"][0] for window in record["windows"] if window["epochs"]]
     shares = [first["relative_lr"] for first in firsts if first.get("relative_lr") is not None]
     if shares and (steps := unusual_steps(share := median(shares))):

@@ -146,7 +146,7 @@ def run_verdict(run: Run) -> Verdict:
         *_rising(run, found),
         *guard_sentences(trained),
         *_ruled(trained),
-        *_rated(trained),
+        *_rated(run, trained),
         *_chosen(run),
     )
     return Verdict(tone, badge, _headline(gained, fitted), sentences)
@@ -286,8 +286,10 @@ def _ruled(windows: Sequence[Window]) -> Iterator[str]:
         )
 
 
-def _rated(windows: Sequence[Window]) -> Iterator[str]:
-    """Whether the learning rate is far from what suits weights of that size."""
+def _rated(run: Run, windows: Sequence[Window]) -> Iterator[str]:
+    """Whether the learning rate is far from what suits weights of that size; not where first steps are tried."""
+    if run.recipe.get("solver", {}).get("name") == "widening":  # on record is what the tries have left of it
+        return
     rates = [window.epochs[0].relative_lr for window in windows if window.epochs]
     found = [rate for rate in rates if known(rate)]
     if found and (steps := unusual_steps(rate := median(found))):

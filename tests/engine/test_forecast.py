@@ -37,11 +37,11 @@ def _forecast(rung: str = "BR+GP", work: Work | None = None, *settings: str, **f
 
 
 def test_a_run_of_passes_alone_takes_what_they_take() -> None:
-    """LR with magnitude: the dense stream, local targets (and statistics), a batch for the groups, and advancing."""
+    """LR with magnitude: the dense stream, local targets (and statistics), a sample for the groups, and advancing."""
     work = replace(_work(), block_bytes=[0] * 8)
     found = _forecast("LR", work, pruner="magnitude")
     one = 2.0 * _WEIGHTS * _TOKENS / _SPEED.products + 2.0 * 40 * _HIDDEN * _TOKENS / _SPEED.traffic
-    passes = 36 + 36 + 8 + 36
+    passes = 36 + 36 + 1 + 36
     assert found.seconds == pytest.approx(8 * (passes * one + 0.05))
 
 
@@ -52,6 +52,8 @@ def test_a_run_of_passes_alone_takes_what_they_take() -> None:
         (_forecast("BR+GP"), _forecast("BR")),  # targets of its own
         (_forecast("BR"), _forecast("BR+GP+CR")),
         (_forecast("LR", None, pruner="wanda"), _forecast("LR", None, pruner="sparsegpt")),
+        (_forecast("BR+GP", None, pruner="magnitude"), _forecast("BR+GP", None, pruner="wanda")),  # no statistics
+        (_forecast("BR+GP"), _forecast("BR+GP", None, "pruner.sequential=true")),
         (_forecast("LR"), _forecast("LR", None, "solver.start=least-squares")),
         (_forecast(), _forecast(work=_work(blocks=9))),
         (_forecast(), _forecast(work=_work(calibration=40))),
@@ -109,7 +111,7 @@ def test_what_crosses_a_link_takes_its_time() -> None:
     work = _work()
     recipe = resolve_recipe("model", {"reconstruct": "LR", "pruner": "magnitude"}, settings=["device=cuda"])
     near, far = (forecast(recipe, work, replace(_SPEED, link=link), 10**8) for link in (math.inf, 1e9))
-    passes = 36 + 36 + 8 + 36
+    passes = 36 + 36 + 1 + 36
     assert far.seconds - near.seconds == pytest.approx(8 * passes * 2 * 4 * _TOKENS * _HIDDEN / 1e9)
 
 

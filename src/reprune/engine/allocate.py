@@ -52,7 +52,7 @@ def allocate(
             pruned = PrunedBlock(decoder.load(index))
             entering, after = walk.through(pruned.block)
             inputs = partial(frontier.inputs, entering, pruned.block)
-            find_groups_(pruned, inputs, recipe.choice, frontier.ranks)
+            find_groups_(pruned, partial(frontier.few, entering, pruned.block), recipe.choice, frontier.ranks)
             own = [one for group in pruned.groups for one in group.linears if _shares(recipe, index, one)]
             weights.append(sum(math.prod(linear.shape) for linear in own))
             if recipe.allocation.name == "owl":

@@ -250,15 +250,17 @@ def _pruning_seconds(
     calibration, heldout = crew.part(work.calibration), crew.part(work.heldout)
     samples = calibration + heldout
     groups = work.groups[index]
-    stages = sum(not group.expert for group in groups) + 2 * any(group.expert for group in groups)
+    routed = any(group.expert for group in groups)
+    plain = sum(not group.expert for group in groups)
     refit = recipe.solver.start == "least-squares"
-    seconds = min(recipe.solver.samples_at_a_time, calibration) * forward  # which linears share inputs
+    seconds = (min(recipe.solver.samples_at_a_time, calibration) if routed else 1) * forward  # which share inputs
     if refit:  # each group is reached in both models; on average that is half of a pass
-        seconds += samples * forward * stages
-    elif recipe.pruner.sequential:
-        seconds += calibration * forward * stages
-    elif recipe.teacher == "global" or not lone:  # else they are gathered in the pass that makes the targets
-        seconds += calibration * forward
+        seconds += samples * forward * (plain + 2 * routed)
+    elif routed or recipe.pruner.name != "magnitude":
+        if recipe.pruner.sequential:  # each group is reached
+            seconds += calibration * forward * (plain / 2 + 2 * routed)
+        elif recipe.teacher == "global" or not lone:  # else they are gathered in the pass that makes the targets
+            seconds += calibration * forward
     solving = []  # of each group, by one process
     for group in groups:
         square = group.columns**2

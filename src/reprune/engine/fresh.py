@@ -110,8 +110,8 @@ class FreshBlocks:
 
     def _find_groups_(self, pruned: PrunedBlock, entering: Stream) -> None:
         if not pruned.groups:
-            inputs = partial(self._frontier.inputs, entering, pruned.block)
-            find_groups_(pruned, inputs, self._recipe.choice, self._frontier.ranks)
+            some = partial(self._frontier.few, entering, pruned.block)
+            find_groups_(pruned, some, self._recipe.choice, self._frontier.ranks)
 
     def _refitting(self, index: int, entering: Stream) -> Refitting | None:
         if self._least_squares is None:

@@ -172,6 +172,11 @@ class Frontier:
             states = entering.read(batch).to(block.device)
             yield states, self._decoder.call(block.index, batch)
 
+    def few(self, entering: Stream, block: Block) -> tuple[Tensor, Call]:
+        """What reaches a block in the sparse model: of one sample, where it routes tokens of a batch."""
+        samples = self._statistics_batches[0] if block.routed else slice(0, 1)
+        return entering.read(samples).to(block.device), self._decoder.call(block.index, samples)
+
     def pairs(self, entering: Stream, block: Block, teacher: Teacher) -> Iterator[tuple[slice, Tensor, Tensor, Call]]:
         """What reaches a block in the sparse model and, to give the targets, in the dense one, batch by batch."""
         dense = self._dense.before(block.index) if teacher == "global" else entering

@@ -17,7 +17,7 @@ from reprune.math.magnitude import Magnitude
 from reprune.math.pruner import Pruned, Pruner
 from reprune.math.ranks import ALONE, Ranks
 from reprune.math.statistics import Statistics
-from reprune.model.block import Block, Call, LinearGroup
+from reprune.model.block import Block, Call, Enough, LinearGroup
 from reprune.model.linears import Linear
 from reprune.planning.choice import Choice
 from reprune.planning.sparsities import Sparsities
@@ -48,10 +48,12 @@ def linear_groups(block: Block, states: Tensor, call: Call, kept_dense: Collecti
     return [group for group in left if group.linears]
 
 
-def find_groups_(pruned: PrunedBlock, inputs: Inputs, choice: Choice, ranks: Ranks = ALONE) -> None:
-    """Set what is to be pruned of a dense block, found by running it on a batch of its inputs, on the first rank."""
+def find_groups_(
+    pruned: PrunedBlock, some: Callable[[], tuple[Tensor, Call]], choice: Choice, ranks: Ranks = ALONE
+) -> None:
+    """Set what is to be pruned of a dense block, found by running it on some of its inputs, on the first rank."""
     if ranks.first:
-        states, call = next(iter(inputs()))
+        states, call = some()
         kept_dense = choice.kept_dense(pruned.index, pruned.block.linears) | pruned.block.routers
         pruned.groups = linear_groups(pruned.block, states, call, kept_dense)
     if not ranks.alone:
@@ -71,30 +73,45 @@ def gathered(
     known: Known,
     ranks: Ranks = ALONE,
 ) -> list[Statistics]:
-    """The statistics of each group's inputs: those that are known, or from one pass."""
+    """The statistics of each group's inputs: those that are known, or from one pass, no further than they need it.
+
+    A pruner that needs no data has empty ones, unless it is to be told how many tokens reach an expert.
+    """
+    if pruner.data_free and not any(group.expert for group in groups):
+        return [pruner.statistics(group.columns, block.device) for group in groups]
     if (key := _key(groups, pruner)) not in known:
-        with gathering(block, groups, pruner, known, ranks):
+        with gathering(block, groups, pruner, known, ranks, alone=True):
             for states, call in inputs():
-                block.run(states, call)
+                block.show(states, call)
     return known[key]
 
 
 @contextmanager
 def gathering(
-    block: Block, groups: Sequence[LinearGroup], pruner: Pruner[Any], known: Known, ranks: Ranks = ALONE
+    block: Block,
+    groups: Sequence[LinearGroup],
+    pruner: Pruner[Any],
+    known: Known,
+    ranks: Ranks = ALONE,
+    alone: bool = False,
 ) -> Iterator[None]:
     """Have what passes through a block within this context make up the statistics of its groups, `known` at its end.
 
     The first linear of a group stands for all. They are summed over ranks. Where they are known already, nothing
-    happens.
+    happens. `alone` says that a pass has no other purpose: it is ended by `Enough` at the last group, where they run
+    in turn.
     """
     if (key := _key(groups, pruner)) in known:
         yield
         return
     made = {group.names[0]: pruner.statistics(group.columns, block.device) for group in groups}
+    in_turn = all(group.once and not group.expert for group in groups)
+    last = groups[-1].names[0] if alone and in_turn and groups else None
 
     def saw(linear: Linear, X: Tensor) -> None:
         made[linear.name].update(X)
+        if linear.name == last:
+            raise Enough
 
     with block.watch(saw, [group.linears[0] for group in groups]):
         yield

@@ -17,6 +17,8 @@ from reprune.math.statistics import Statistics
 class Magnitude(Pruner[Statistics]):
     """Score |w|, compared within the whole matrix; no weight is updated (Han et al., 2015)."""
 
+    data_free = True
+
     def statistics(self, columns: int, device: torch.device) -> Statistics:
         return Statistics(columns, device)
 

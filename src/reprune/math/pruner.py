@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import ClassVar, Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -32,6 +32,9 @@ class Pruned:
 
 class Pruner(ABC, Generic[S]):
     """Chooses the mask of each matrix of a linear group from what its inputs look like."""
+
+    data_free: ClassVar[bool] = False
+    """Whether it looks at weights alone: then no samples are passed for its statistics."""
 
     @abstractmethod
     def statistics(self, columns: int, device: torch.device) -> S:

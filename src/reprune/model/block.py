@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, final
@@ -85,11 +85,8 @@ class LinearGroup:
         return self.linears[0].shape[1]
 
 
-class _Reached(Exception):
-    """Ends the run of a block at a linear."""
-
-    def __init__(self, inputs: Tensor) -> None:
-        self.inputs = inputs
+class Enough(Exception):
+    """Raised by what watches a block: it has seen what the block is run for."""
 
 
 @final
@@ -133,6 +130,12 @@ class Block:
             outputs = self.module(*args, **kwargs)
         return call.form.leaving(outputs, kwargs, states)
 
+    @torch.no_grad()
+    def show(self, states: Tensor, call: Call) -> None:
+        """Run the block for those that watch it, no further than until one of them has seen `Enough`."""
+        with suppress(Enough):
+            self.run(states, call)
+
     @contextmanager
     def watch(self, saw: Callable[[Linear, Tensor], None], linears: Sequence[Linear] | None = None) -> Iterator[None]:
         """Call `saw(linear, inputs)` whenever one of these linears of the block, or any, is run within this context."""
@@ -150,15 +153,17 @@ class Block:
     def inputs_of(self, linear: Linear, states: Tensor, call: Call) -> Tensor:
         """What reaches a linear when it first runs, (..., columns); the block is run no further than to there."""
 
-        def saw(_: Linear, inputs: Tensor) -> None:
-            raise _Reached(inputs)
+        seen: list[Tensor] = []
 
-        try:
-            with self.watch(saw, [linear]):
-                self.run(states, call)
-        except _Reached as reached:
-            return reached.inputs
-        raise LookupError(f"the linear {linear.name} never runs")
+        def saw(_: Linear, inputs: Tensor) -> None:
+            seen.append(inputs)
+            raise Enough
+
+        with self.watch(saw, [linear]):
+            self.show(states, call)
+        if not seen:
+            raise LookupError(f"the linear {linear.name} never runs")
+        return seen[0]
 
     @torch.no_grad()
     def groups(self, states: Tensor, call: Call) -> list[LinearGroup]:

@@ -1,0 +1,106 @@
+"""Samples pass through a block no further, and no more often, than its pruner's statistics need."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from reprune.engine import pruning
+from reprune.engine.pruning import gathered, gathering, linear_groups
+from reprune.math.magnitude import Magnitude
+from reprune.math.pruner import Pruner
+from reprune.math.sparsegpt import SparseGPT
+from reprune.math.wanda import Wanda
+from reprune.model.block import Block, Call, LinearGroup, Precision
+from tests import tiny
+from tests.engine.quick import QUICK, prune
+
+_CALL = Call((None,), {}, 0)
+
+
+class _Chain(torch.nn.Module):
+    """Three linears in turn, of which one may run twice; counts how often each has been run to its end."""
+
+    def __init__(self, twice: bool) -> None:
+        super().__init__()
+        self.first, self.second, self.third = (torch.nn.Linear(4, 4) for _ in range(3))
+        self.twice = twice
+        self.ran: list[str] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        for name in ("first", "second", "third", *["third"] * self.twice):
+            x = self.get_submodule(name)(torch.tanh(x))
+            self.ran.append(name)
+        return x
+
+
+def _made(twice: bool = False) -> tuple[_Chain, Block, list[tuple[Tensor, Call]], list[LinearGroup]]:
+    torch.manual_seed(0)
+    module = _Chain(twice)
+    block = Block(0, module, torch.device("cpu"), Precision())
+    inputs = [(torch.randn(2, 3, 4), _CALL) for _ in range(3)]
+    groups = linear_groups(block, *inputs[0], ())
+    module.ran.clear()
+    return module, block, inputs, groups
+
+
+def _whole(block: Block, inputs: list[tuple[Tensor, Call]], groups: list[LinearGroup], pruner: Pruner[Any]) -> Any:
+    known: dict[Any, Any] = {}
+    with torch.no_grad(), gathering(block, groups, pruner, known):
+        for states, call in inputs:
+            block.run(states, call)
+    return next(iter(known.values()))
+
+
+@pytest.mark.parametrize(("pruner", "what"), [(Wanda(), "sums"), (SparseGPT(), "matrix")])
+def test_statistics_alone_end_a_pass_at_the_last_group(pruner: Pruner[Any], what: str) -> None:
+    module, block, inputs, groups = _made()
+    found = gathered(block, lambda: inputs, groups, pruner, {})
+    assert module.ran == ["first", "second"] * 3
+    for one, other in zip(found, _whole(block, inputs, groups, pruner), strict=True):
+        assert one.tokens == other.tokens == 18
+        assert torch.equal(getattr(one, what), getattr(other, what))
+    assert module.ran[6:] == ["first", "second", "third"] * 3
+
+
+def test_statistics_of_one_group_end_a_pass_there() -> None:
+    module, block, inputs, groups = _made()
+    gathered(block, lambda: inputs, groups[1:2], Wanda(), {})
+    assert module.ran == ["first"] * 3
+
+
+def test_a_linear_that_runs_again_is_seen_to_the_end() -> None:
+    module, block, inputs, groups = _made(twice=True)
+    (*_, last) = gathered(block, lambda: inputs, groups, Wanda(), {})
+    assert module.ran == ["first", "second", "third", "third"] * 3
+    assert last.tokens == 2 * 18
+
+
+def test_no_sample_is_passed_for_a_pruner_that_needs_no_data() -> None:
+    module, block, _, groups = _made()
+
+    def none() -> list[tuple[Tensor, Call]]:
+        raise AssertionError("samples were asked for")
+
+    assert [found.tokens for found in gathered(block, none, groups, Magnitude(), {})] == [0, 0, 0]
+    assert not module.ran
+
+
+@pytest.mark.parametrize(("name", "samples"), [("llama", 1), ("mixtral", QUICK["batch_size"])])
+def test_groups_are_found_by_one_sample_or_where_tokens_are_routed_by_a_batch(
+    name: str, samples: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+
+    def counting(block: Block, states: Tensor, call: Call, kept_dense: Collection[str]) -> list[LinearGroup]:
+        sizes.append(len(states))
+        return linear_groups(block, states, call, kept_dense)
+
+    monkeypatch.setattr(pruning, "linear_groups", counting)
+    record = prune(tiny.save(name, tmp_path / "model"), tmp_path / "out", pruner="wanda", reconstruct="LR")
+    assert sizes == [samples] * len(record["blocks"])

@@ -14,6 +14,7 @@ from reprune.doors.report.records import Cell, Study, Value
 from reprune.doors.report.rows import AUTO, LADDER, Measure, Row, Rows, windows_of
 from reprune.doors.report.text import change, counted, known, listed
 from reprune.doors.report.verdict import SLIGHT, Tone, Verdict, guard_sentences, rises
+from reprune.doors.report.verdict_pruners import closer_and_worse, pruner_sentences
 from reprune.doors.report.verdict_selfmade import selfmade_headline, selfmade_lines, selfmade_sentences
 
 RULES = (
@@ -25,6 +26,7 @@ RULES = (
     "Self-generated samples help if all that can be compared falls from their fewest to their most, in part if some "
     "does: perplexity, test error, and the held-out error where a held-out text was given; by the seeds that all "
     "numbers of them have.",
+    "Two pruners are compared at each rung, by the measure that the best result is chosen by.",
     "A step is in vain by a measure if it lowers the calibration error and the measure neither falls nor rises.",
     "The best result is that of the lowest perplexity on the first text; without perplexities, that of the lowest test "
     "error, else held-out error. Errors are those of the last block, relative to the dense model's output.",
@@ -91,6 +93,7 @@ def study_verdict(study: Study, rows: Rows) -> Verdict:
         *selfmade_sentences(study, rows),
         *_pitfall_sentences(found),
         *_vain_sentences(vain),
+        *pruner_sentences(rows),
         *_one_seed(rows),
         *_auto(rows),
         *_guard(rows),
@@ -101,6 +104,12 @@ def study_verdict(study: Study, rows: Rows) -> Verdict:
         tone, badge, headline = "plain", "Nothing to compare", "No cell that prunes whole blocks is finished."
     elif not climbs and (own := selfmade_headline(study, rows)) is not None:
         tone, badge, headline = own
+    elif not climbs and closer_and_worse(rows):
+        tone, badge = "mixed", "Pitfall seen"
+        headline = (
+            "A lower calibration error is not always a better model: one pruner ends at the lower error, another at "
+            "the better model."
+        )
     elif not climbs:
         tone, badge, headline = "plain", "No ladder", "There is one rung only for each pruner: nothing to compare."
     elif found:
@@ -176,7 +185,7 @@ def _vain_sentences(found: Sequence[tuple[Step, ...]]) -> Iterator[str]:
 
 
 def _one_seed(rows: Rows) -> Iterator[str]:
-    compared = any(family.ladder[1:] for family in rows.families) or selfmade_lines(rows)
+    compared = any(family.ladder[1:] for family in rows.families) or selfmade_lines(rows) or closer_and_worse(rows)
     if compared and all(len(row.cells) == 1 for row in rows.rows):
         yield "All of this is of one seed: differences of a few percent may be chance."
 

@@ -18,7 +18,7 @@ from reprune.math.sparsegpt import SparseGPT
 from reprune.math.wanda import Wanda
 from reprune.model.block import Block, Call, LinearGroup, Precision
 from tests import tiny
-from tests.engine.quick import QUICK, prune
+from tests.engine.quick import QUICK, prune, tensors
 
 _CALL = Call((None,), {}, 0)
 
@@ -79,6 +79,18 @@ def test_a_linear_that_runs_again_is_seen_to_the_end() -> None:
     (*_, last) = gathered(block, lambda: inputs, groups, Wanda(), {})
     assert module.ran == ["first", "second", "third", "third"] * 3
     assert last.tokens == 2 * 18
+
+
+@pytest.mark.parametrize("name", ["llama", "mixtral", "xlnet"])  # xlnet's matrices in einsum run first, listed last
+def test_a_pass_that_ends_early_gives_the_same_model(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny.save(name, tmp_path / "model")
+    prune(model, tmp_path / "early", pruner="wanda", reconstruct="BR+GP")
+    monkeypatch.setattr(pruning, "gathering", lambda *given, alone: gathering(*given))
+    prune(model, tmp_path / "whole", pruner="wanda", reconstruct="BR+GP")
+    early, whole = tensors(tmp_path / "early"), tensors(tmp_path / "whole")
+    assert all(torch.equal(early[key], whole[key]) for key in whole)
 
 
 def test_no_sample_is_passed_for_a_pruner_that_needs_no_data() -> None:

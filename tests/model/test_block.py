@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from reprune.model.block import Block, Call, LinearGroup, Precision
+from reprune.model.linears import Stack
 
 _CPU = torch.device("cpu")
 _FIRST = Call((None,), {}, 0)
@@ -135,3 +136,14 @@ def test_the_inputs_of_a_linear_are_had_without_running_what_comes_after() -> No
     assert ran == ["q", "q", "k", "q", "k", "v", "q", "k", "v", "o", "q", "k", "v", "o", "twice"]
     with pytest.raises(LookupError, match="idle never runs"):
         block.inputs_of(next(linear for linear in block.linears if linear.name == "idle"), _states(), _FIRST)
+
+
+@pytest.mark.parametrize(("per_token", "routed"), [(1.0, True), (2.0, False)])
+def test_a_block_is_routed_where_tokens_pass_through_some_of_a_stacks_matrices(per_token: float, routed: bool) -> None:
+    class Gated(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gate_weight = nn.Parameter(torch.randn(2, 4, 4))  # a matrix for each head, or for each expert
+
+    stack = Stack("gate_weight", 2, (4, 4), (4, 1), "gate_weight", per_token)
+    assert Block(0, Gated(), _CPU, Precision(), [stack]).routed is routed

@@ -98,14 +98,14 @@ def gathering(
     """Have what passes through a block within this context make up the statistics of its groups, `known` at its end.
 
     The first linear of a group stands for all. They are summed over ranks. Where they are known already, nothing
-    happens. `alone` says that a pass has no other purpose: it is ended by `Enough` at the last group, where they run
-    in turn.
+    happens. `alone` says that a pass has no other purpose: it is ended by `Enough` at the last group, where they
+    run in the order in which they are listed.
     """
     if (key := _key(groups, pruner)) in known:
         yield
         return
     made = {group.names[0]: pruner.statistics(group.columns, block.device) for group in groups}
-    in_turn = all(group.once and not group.expert for group in groups)
+    in_turn = all(group.once and group.stage is None for group in groups)
     last = groups[-1].names[0] if alone and in_turn and groups else None
 
     def saw(linear: Linear, X: Tensor) -> None:

@@ -113,8 +113,8 @@ class Block:
     @property
     def routed(self) -> bool:
         """Whether it sends tokens to some of its experts only."""
-        return any(linear.stack is not None and linear.stack.routed for linear in self.linears) or any(
-            self._is_listed(linear.name) for linear in self.linears
+        return any(
+            linear.stack.routed if linear.stack is not None else self._is_listed(linear.name) for linear in self.linears
         )
 
     def run(self, states: Tensor, call: Call, routing: AbstractContextManager[Any] | None = None) -> Tensor:
@@ -167,9 +167,10 @@ class Block:
 
     @torch.no_grad()
     def groups(self, states: Tensor, call: Call) -> list[LinearGroup]:
-        """The linear groups, in the order in which the block runs them: linears that read the very same tensor.
+        """The linear groups: linears that read the very same tensor.
 
-        A linear that runs more than once is a group of its own; one that never runs is in no group.
+        First come those that run once, in the order in which they do, and last those of stacks, which have a stage. A
+        linear that runs more than once is a group of its own; one that never runs is in no group.
         """
         seen: list[tuple[Tensor, list[Linear]]] = []  # holding the tensors keeps their identities apart
         runs: dict[str, int] = {}

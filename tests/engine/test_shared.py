@@ -55,9 +55,9 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
         compute(stream, block)
 
     @contextmanager
-    def gathering(block: Any, groups: Any, pruner: Any, known: Any, *ranks: Any) -> Iterator[None]:
+    def gathering(block: Any, groups: Any, pruner: Any, known: Any, *ranks: Any, **alone: bool) -> Iterator[None]:
         before = len(known)
-        with gather(block, groups, pruner, known, *ranks):
+        with gather(block, groups, pruner, known, *ranks, **alone):
             yield
         if block.index == 0:
             counts["statistics"] += len(known) > before

@@ -256,7 +256,7 @@ def _pruning_seconds(
     seconds = (min(recipe.solver.samples_at_a_time, calibration) if routed else 1) * forward  # which share inputs
     if refit:  # each group is reached in both models; on average that is half of a pass
         seconds += samples * forward * (plain + 2 * routed)
-    elif routed or recipe.pruner.name != "magnitude":
+    elif routed or not recipe.pruner.build().data_free:
         if recipe.pruner.sequential:  # each group is reached
             seconds += calibration * forward * (plain / 2 + 2 * routed)
         elif recipe.teacher == "global" or not lone:  # else they are gathered in the pass that makes the targets

@@ -149,10 +149,8 @@ class Block:
                 stack.enter_context(watched_products(stacked, saw))
             yield
 
-    @torch.no_grad()
     def inputs_of(self, linear: Linear, states: Tensor, call: Call) -> Tensor:
         """What reaches a linear when it first runs, (..., columns); the block is run no further than to there."""
-
         seen: list[Tensor] = []
 
         def saw(_: Linear, inputs: Tensor) -> None:

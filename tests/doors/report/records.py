@@ -6,7 +6,10 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from reprune.doors.report.records import Study
+from reprune.doors.report.rows import bring_together
 from reprune.doors.report.verdict import Verdict
+from reprune.doors.report.verdict_study import study_verdict
 
 MATRICES = {
     **{f"self_attn.{name}": (64, 32) for name in ("q_proj", "k_proj", "v_proj", "o_proj")},
@@ -210,3 +213,9 @@ def study_record(cells: Sequence[Any] | None = None, *, zero_shot: bool = False,
 def said(verdict: Verdict) -> str:
     """All words of a verdict, with plain spaces."""
     return " ".join([verdict.headline, *verdict.sentences]).replace("\N{NO-BREAK SPACE}", " ")
+
+
+def verdict_on(cells: list[Any] | None = None, **options: Any) -> str:
+    """All words of the verdict on a study of these cells."""
+    study = Study.model_validate(study_record(cells, **options))
+    return said(study_verdict(study, bring_together(study)))

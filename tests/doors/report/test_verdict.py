@@ -11,7 +11,7 @@ from reprune.doors.report.records import Run, Study, Window
 from reprune.doors.report.rows import bring_together
 from reprune.doors.report.verdict import Verdict, guard_sentences, rise, rises, run_verdict
 from reprune.doors.report.verdict_study import pitfalls, study_verdict
-from tests.doors.report.records import RUNGS, cell, fitted, run_record, said, study_record, window
+from tests.doors.report.records import RUNGS, cell, fitted, run_record, said, study_record, verdict_on, window
 
 
 def judged(**changes: Any) -> Verdict:
@@ -163,11 +163,6 @@ def test_a_course_along_the_ladder_is_put_into_words() -> None:
     assert course([("LR", 5.0), ("BR", None), ("BR+GP", 4.0)]) == "falls from LR to BR+GP"
     assert course([("LR", None), ("BR", 4.0)]) is None
     assert [direction(1.0, value) for value in (1.02, 1.005, 0.98, None)] == ["rises", "stays", "falls", None]
-
-
-def verdict_on(cells: list[Any] | None = None, **options: Any) -> str:
-    study = Study.model_validate(study_record(cells, **options))
-    return said(study_verdict(study, bring_together(study)))
 
 
 def test_a_study_finds_the_pitfall_where_the_fit_gets_closer_and_the_text_worse() -> None:

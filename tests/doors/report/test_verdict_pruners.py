@@ -6,15 +6,7 @@ from typing import Any
 
 import pytest
 
-from reprune.doors.report.records import Study
-from reprune.doors.report.rows import bring_together
-from reprune.doors.report.verdict_study import study_verdict
-from tests.doors.report.records import cell, said, study_record
-
-
-def verdict_on(cells: list[Any]) -> str:
-    study = Study.model_validate(study_record(cells))
-    return said(study_verdict(study, bring_together(study)))
+from tests.doors.report.records import cell, verdict_on
 
 
 def test_a_pruner_that_fits_more_closely_than_another_and_is_worse_is_named() -> None:

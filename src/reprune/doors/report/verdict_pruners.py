@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import permutations
 
 from reprune.doors.report.course import direction
@@ -10,38 +11,42 @@ from reprune.doors.report.rows import Family, Measure, Row, Rows
 from reprune.doors.report.text import listed
 
 
-def closer_and_worse(rows: Rows) -> dict[tuple[str, str], list[tuple[Row, Row]]]:
-    """By two pruners: the rows, at the same rung, at which the first fits more closely and is the worse model.
+@dataclass(frozen=True)
+class Closer:
+    """One pruner that fits more closely than another and is the worse one."""
 
-    What a model is judged by is what the best row is chosen by; there is none where that is not measured.
-    """
+    family: str
+    other: str
+    measure: Measure  # what is higher
+    pairs: tuple[tuple[Row, Row], ...]  # its row and the other's, at the same rung
+
+
+def closer_and_worse(rows: Rows) -> list[Closer]:
+    """All of them, by what the best row is chosen by; none where that is not measured."""
     if rows.best is None:
-        return {}
+        return []
     calibration, (measure, _) = rows.measures[0], rows.best
-    found: dict[tuple[str, str], list[tuple[Row, Row]]] = {}
+    found = []
     for first, second in permutations(rows.families, 2):
-        if not _comparable(first, second):
-            continue
-        for one in first.rows:
-            other = second.row(one.rung)
-            if (
-                other is not None
-                and direction(other.mean(calibration.of), one.mean(calibration.of)) == "falls"
-                and direction(other.mean(measure.of), one.mean(measure.of)) == "rises"
-            ):
-                found.setdefault((first.name, second.name), []).append((one, other))
+        both = [(one, other) for one in first.rows if (other := second.row(one.rung)) is not None]
+        pairs = tuple(
+            (one, other)
+            for one, other in both
+            if direction(other.mean(calibration.of), one.mean(calibration.of)) == "falls"
+            and direction(other.mean(measure.of), one.mean(measure.of)) == "rises"
+        )
+        if pairs and _comparable(first, second):
+            found.append(Closer(first.name, second.name, measure, pairs))
     return found
 
 
-def pruner_sentences(rows: Rows) -> Iterator[str]:
+def pruner_sentences(found: Sequence[Closer]) -> Iterator[str]:
     """One sentence for two pruners."""
-    for (closer, other), pairs in closer_and_worse(rows).items():
-        assert rows.best is not None
-        measure = rows.best[0]
-        where = listed([f"{one.rung} ({_both(measure, one, two)})" for one, two in pairs])
+    for one in found:
+        where = listed([f"{mine.rung} ({_both(one.measure, mine, theirs)})" for mine, theirs in one.pairs])
         yield (
-            f"Between pruners: {closer} ends at a lower calibration error than {other}, and at a higher "
-            f"{measure.name}, with {where}."
+            f"Between pruners: {one.family} ends at a lower calibration error than {one.other}, and at a higher "
+            f"{one.measure.name}, with {where}."
         )
 
 

@@ -85,7 +85,7 @@ def steps_in_vain(rows: Rows) -> list[tuple[Step, ...]]:
 
 def study_verdict(study: Study, rows: Rows) -> Verdict:
     """The verdict on a study."""
-    found, vain = pitfalls(rows), steps_in_vain(rows)
+    found, vain, closer = pitfalls(rows), steps_in_vain(rows), closer_and_worse(rows)
     climbs = any(len(family.ladder) > 1 for family in rows.families)
     sentences = (
         *_best(study, rows),
@@ -93,8 +93,8 @@ def study_verdict(study: Study, rows: Rows) -> Verdict:
         *selfmade_sentences(study, rows),
         *_pitfall_sentences(found),
         *_vain_sentences(vain),
-        *pruner_sentences(rows),
-        *_one_seed(rows),
+        *pruner_sentences(closer),
+        *_one_seed(rows, bool(closer)),
         *_auto(rows),
         *_guard(rows),
         *_unfinished(study),
@@ -104,7 +104,7 @@ def study_verdict(study: Study, rows: Rows) -> Verdict:
         tone, badge, headline = "plain", "Nothing to compare", "No cell that prunes whole blocks is finished."
     elif not climbs and (own := selfmade_headline(study, rows)) is not None:
         tone, badge, headline = own
-    elif not climbs and closer_and_worse(rows):
+    elif not climbs and closer:
         tone, badge = "mixed", "Pitfall seen"
         headline = (
             "A lower calibration error is not always a better model: one pruner ends at the lower error, another at "
@@ -184,8 +184,9 @@ def _vain_sentences(found: Sequence[tuple[Step, ...]]) -> Iterator[str]:
         )
 
 
-def _one_seed(rows: Rows) -> Iterator[str]:
-    compared = any(family.ladder[1:] for family in rows.families) or selfmade_lines(rows) or closer_and_worse(rows)
+def _one_seed(rows: Rows, pruners: bool) -> Iterator[str]:
+    """`pruners` says whether they are compared."""
+    compared = pruners or any(family.ladder[1:] for family in rows.families) or selfmade_lines(rows)
     if compared and all(len(row.cells) == 1 for row in rows.rows):
         yield "All of this is of one seed: differences of a few percent may be chance."
 

@@ -16,6 +16,7 @@ _ROOT = Path(reprune.__file__).parent
 _FLOORS = ["math", "model", "planning", "engine", "doors"]
 _ROOMS = [
     "formats",
+    "rates",
     "devices",
     "prepare",
     "generation",

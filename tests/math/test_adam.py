@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from reprune.errors import NumericalError
-from reprune.math.adam import Adam, kept_rms
+from reprune.math.adam import Adam
+from reprune.math.rate import kept_rms
 from reprune.math.reconstruction_error import Error
 from reprune.math.solver import Epoch, Errors, Fit, NoSolver, Problem
 
@@ -155,7 +156,8 @@ def test_a_relative_rate_is_a_share_of_the_kept_weights_root_mean_square() -> No
     assert kept_rms(problem) == pytest.approx(rms, rel=1e-6)
     fit = Adam(epochs=3, lr=0.02, batch_size=2, relative=True).fit(problem, 0, _nothing)
     assert [epoch.lr for epoch in fit.epochs] == [pytest.approx(0.02 * rms, rel=1e-6)] * 3, "what it came to is told"
-    Adam(epochs=3, lr=fit.epochs[0].lr, batch_size=2).fit(plain, 0, _nothing)
+    absolute = Adam(epochs=3, lr=fit.epochs[0].lr, batch_size=2).fit(plain, 0, _nothing)
+    assert (fit.relative_lr, absolute.relative_lr) == (0.02, pytest.approx(0.02, rel=1e-6))
     assert _same(problem.state(), plain.state())
     plain.masks = [None, None, None]
     everything = [value for parameter in plain.state() for value in parameter.flatten().tolist()]

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from reprune.doors.formats import clock, console, percent, size
+from reprune.doors.rates import said_of_rate
 from reprune.engine.record import peak_memory_bytes
 from reprune.engine.watcher import Watcher
 from reprune.math.solver import Epoch
@@ -88,6 +89,8 @@ class _Lines(Watcher):
             f"{_change(record['relative_calibration_error']):<17}  {_change(record['relative_heldout_error']):<17} "
             f"{clock(record['seconds']):>7} {clock(left):>7} {size(peak_memory_bytes()['host']):>8}"
         )
+        if len(self._seconds) == 1 and (said := said_of_rate([record])):  # now, not when the hours are over
+            self.note(f"learning rate of {' '.join(said)}")
 
     def note(self, text: str) -> None:
         self._output.print(f"note: {text}", style="yellow")

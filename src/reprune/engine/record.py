@@ -76,6 +76,7 @@ def window_record(
             }
             for epoch in fit.epochs
         ],
+        "relative_lr": fit.relative_lr,
         "kept_epoch": fit.kept_epoch,
         "reconstructed": _reconstructed(window, fit),
         "guard": _guard_record(fit, before.heldout, standardized) if fit.epochs else None,

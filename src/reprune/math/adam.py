@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, final
+from typing import final
 
 import torch
 from torch import Tensor
@@ -18,11 +18,9 @@ from reprune.errors import NumericalError
 from reprune.math.coordinates import AllWeights, Coordinates, KeptWeights, LowRank
 from reprune.math.first_step import shorten_
 from reprune.math.guard import Guard
+from reprune.math.rate import kept_rms
 from reprune.math.reconstruction_error import Error
 from reprune.math.solver import Epoch, Fit, Problem, Solver, finite_errors
-
-_USUAL_LR = (0.0025, 0.04)
-"""As shares of the kept weights' root mean square."""
 
 
 @dataclass(frozen=True)
@@ -73,8 +71,13 @@ class Adam(Solver):
 
     def fit(self, problem: Problem, seed: int, progress: Callable[[Epoch], None]) -> Fit:
         before = finite_errors(problem)
+        rate = self.relative_lr(problem)
         descent = self.descend(problem, before.heldout, seed, progress)
-        return Fit(before, descent.epochs, self.epochs, descent.kept_epoch, self.guard)
+        return Fit(before, descent.epochs, self.epochs, descent.kept_epoch, self.guard, rate)
+
+    def relative_lr(self, problem: Problem) -> float:
+        """The rate that it is to begin with, over the root mean square of the problem's kept weights as they stand."""
+        return self.lr if self.relative else self.lr / (kept_rms(problem) or 1.0)
 
     def descend(self, problem: Problem, start: Error, seed: int, progress: Callable[[Epoch], None]) -> Descent:
         """Take the steps of all epochs.
@@ -158,24 +161,6 @@ class Adam(Solver):
 
     def _tries(self, step: int) -> bool:
         return self.try_first_step and step == 0
-
-
-def kept_rms(problem: Problem) -> float:
-    """The root mean square of a problem's kept weights, all its pruned matrices together.
-
-    Where none is pruned it is that of all its parameters.
-    """
-    pairs = list(zip(problem.parameters, problem.masks, strict=True))
-    masked = [(parameter, mask) for parameter, mask in pairs if mask is not None] or pairs
-    power = sum(float(torch.linalg.vector_norm(parameter.detach())) ** 2 for parameter, _ in masked)
-    kept = sum(parameter.numel() if mask is None else int(mask.sum()) for parameter, mask in masked)
-    return math.sqrt(power / max(kept, 1))
-
-
-def unusual_steps(relative_lr: float) -> Literal["shorter", "longer"] | None:
-    """What a learning rate makes of Adam's steps, where it is far from 1 % of the kept weights' root mean square."""
-    shortest, longest = _USUAL_LR
-    return "shorter" if relative_lr < shortest else "longer" if relative_lr > longest else None
 
 
 def _loss_of(problem: Problem) -> Callable[[Tensor], Tensor]:

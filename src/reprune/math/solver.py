@@ -49,6 +49,7 @@ class Fit:
     planned_epochs: int = 0  # how many there would have been without an early stop
     kept_epoch: int = 0  # the epoch whose state the window keeps; 0 is the state before
     guarded: bool = False  # whether it is that of the lowest held-out error
+    relative_lr: float | None = None  # the rate asked for, over the root mean square of the kept weights before the fit
     notes: tuple[str, ...] = field(default=())
 
 

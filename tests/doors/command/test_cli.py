@@ -155,26 +155,34 @@ def test_a_loss_that_is_of_one_feature_is_said(here: Path, cli: Cli) -> None:
     assert "one feature's" not in other.out
 
 
-@pytest.mark.parametrize(("lr", "steps"), [("0.05%", "shorter"), ("1%", None), ("30%", "longer")])
-def test_a_rate_far_from_the_weights_size_is_said(here: Path, cli: Cli, lr: str, steps: str | None) -> None:
-    said = cli("prune", "llama", "--out", "rated", *QUICK, "--lr", lr)
+@pytest.mark.parametrize(
+    ("rung", "lr", "steps"),
+    [
+        ("BR+GP", "0.05%", "shorter"),
+        ("BR+GP", "1%", None),
+        ("BR+GP", "30%", "longer"),
+        ("auto", "0.05%", "shorter"),  # as asked: its tries of first steps make it shorter still
+        ("auto", "1%", None),
+    ],
+)
+def test_a_rate_far_from_the_weights_size_is_said(here: Path, cli: Cli, lr: str, steps: str | None, rung: str) -> None:
+    """After the first window, while there is time to begin again, and at the end."""
+    said = cli("prune", "llama", "--out", "rated", *QUICK, "--lr", lr, "--reconstruct", rung)
     assert (said.code, said.err) == (0, "")
-    firsts = [window["epochs"][0] for window in record_of(here / "rated")["windows"]]
+    windows = record_of(here / "rated")["windows"]
     share = float(lr[:-1]) / 100
-    assert [first["relative_lr"] for first in firsts] == [pytest.approx(share)] * len(firsts)
-    assert len({first["lr"] for first in firsts}) == len(firsts), "each window's own"
-    assert ("root mean square" in said.out) == (steps is not None)
-    if steps:
-        assert f" is {percent(share)} of the kept weights' root mean square:\n" in said.out
-        assert f"{steps} steps than usual; --lr 1% goes with the weights\n" in said.out
-
-
-def test_where_first_steps_are_tried_a_short_one_is_no_ones_mistake(here: Path, cli: Cli) -> None:
-    said = cli("prune", "llama", "--out", "tried", *QUICK, "--reconstruct", "auto", "--lr", "0.05%")
-    assert (said.code, said.err) == (0, "")
-    rates = [epoch["relative_lr"] for window in record_of(here / "tried")["windows"] for epoch in window["epochs"]]
-    assert 0 < max(rates) < 0.0025, "or this shows nothing"
-    assert "root mean square" not in said.out
+    assert [window["relative_lr"] for window in windows] == [pytest.approx(share)] * len(windows)
+    begun = [window["epochs"][0]["relative_lr"] for window in windows]
+    assert rung == "auto" or begun == [pytest.approx(share)] * len(windows)
+    assert len({window["epochs"][0]["lr"] for window in windows}) == len(windows), "each window's own"
+    what = f"{percent(share)} of the kept weights' root mean square: {steps} steps"
+    then = "than usual; --lr 1% goes with the weights"
+    lines = said.out.splitlines()
+    if steps is None:
+        assert "root mean square" not in said.out
+        return
+    assert lines.index(f"note: learning rate of {what} {then}") < lines.index("writing the result")
+    assert f"rate           {what}\n               {then}\n" in said.out
 
 
 def test_what_the_guard_did_and_auto_chose_is_said(here: Path, cli: Cli) -> None:

@@ -215,14 +215,15 @@ def test_a_run_whose_loss_is_of_one_feature_says_so() -> None:
 def test_a_rate_far_from_the_weights_size_is_said(rate: float | None, steps: str | None) -> None:
     record = run_record()
     for each in record["windows"]:
-        each["epochs"][0]["relative_lr"] = rate
+        each["relative_lr"] = each["epochs"][0]["relative_lr"] = rate
     text = said(run_verdict(Run.model_validate(record)))
     assert ("learning rate" in text) == (steps is not None)
     if steps:
         size, _, kind = steps.partition(": ")
         assert f"The learning rate is {size} of the kept weights' root mean square" in text
         assert f"{kind} steps than usual. With solver.lr: 1% it goes with the weights." in text
-    record["recipe"]["solver"] = {"name": "widening"}  # which tries its first steps
+    for each in record["windows"]:  # as where first steps are tried
+        each["relative_lr"], each["epochs"][0]["relative_lr"] = 0.01, 0.0001
     assert "learning rate" not in said(run_verdict(Run.model_validate(record)))
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 from rich.table import Table
@@ -12,8 +11,8 @@ from rich.table import Table
 from reprune.doors.api import Status
 from reprune.doors.formats import clock, console, percent, size
 from reprune.doors.planned import Plan
+from reprune.doors.rates import said_of_rate
 from reprune.doors.verify import Check
-from reprune.math.adam import unusual_steps
 from reprune.math.standardization import DOMINANT
 from reprune.planning.survey import ranges
 
@@ -37,8 +36,9 @@ def show_result(record: Mapping[str, Any], out: Path) -> None:
     if (share := max(squared, default=0.0)) > DOMINANT:
         output.print(f"loss           up to {percent(share)} of the power of what it compares is one feature's;")
         output.print("               --set solver.loss=standardized counts all features alike")
-    for line in _rated(record):
-        output.print(line)
+    if said := said_of_rate(record["windows"]):
+        output.print(f"rate           {said[0]}")
+        output.print(f"               {said[1]}")
     memory = record["peak_memory_bytes"]
     device = f", {size(memory['device'])} on the device" if memory["device"] else ""
     output.print(f"time, memory   {clock(record['seconds'])}, peak {size(memory['host'])}{device}")
@@ -58,18 +58,6 @@ def _guarded(record: Mapping[str, Any]) -> Iterator[str]:
     if record["recipe"]["reconstruct"] == "auto":
         counts = [sum(len(window["reconstructed"]) == count for window in windows) for count in range(3)]
         yield f"auto           nothing in {counts[0]} windows, one block in {counts[1]}, two in {counts[2]}"
-
-
-def _rated(record: Mapping[str, Any]) -> Iterator[str]:
-    """Whether the learning rate is far from what suits weights of that size; not where first steps are tried."""
-    if record["recipe"]["solver"]["name"] == "widening":  # on record is what the tries have left of it
-        return
-    firsts = [window["epochs"][0] for window in record["windows"] if window["epochs"]]
-    shares = [first["relative_lr"] for first in firsts if first.get("relative_lr") is not None]
-    if shares and (steps := unusual_steps(share := median(shares))):
-        lr = median(first["lr"] for first in firsts)
-        yield f"rate           {lr:.2g} is {percent(share)} of the kept weights' root mean square:"
-        yield f"               {steps} steps than usual; --lr 1% goes with the weights"
 
 
 def show_check(check: Check) -> None:

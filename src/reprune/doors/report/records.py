@@ -82,6 +82,7 @@ class Window(_Read):
     relative_heldout_error: Change
     standardized_heldout_error: Judged = Judged()
     epochs: tuple[Epoch, ...]
+    relative_lr: Value = None
     kept_epoch: int
     seconds: float
     loss: str = "squared"

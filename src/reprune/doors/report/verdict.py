@@ -9,12 +9,11 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from statistics import median
 from typing import Literal
 
 from reprune.doors.report.records import Run, Window
 from reprune.doors.report.text import counted, known, listed, numbered, share, unbroken
-from reprune.math.adam import unusual_steps
+from reprune.math.rate import unusual_steps
 from reprune.math.standardization import DOMINANT
 
 RISE = 0.01
@@ -146,7 +145,7 @@ def run_verdict(run: Run) -> Verdict:
         *_rising(run, found),
         *guard_sentences(trained),
         *_ruled(trained),
-        *_rated(run, trained),
+        *_rated(trained),
         *_chosen(run),
     )
     return Verdict(tone, badge, _headline(gained, fitted), sentences)
@@ -286,13 +285,11 @@ def _ruled(windows: Sequence[Window]) -> Iterator[str]:
         )
 
 
-def _rated(run: Run, windows: Sequence[Window]) -> Iterator[str]:
-    """Whether the learning rate is far from what suits weights of that size; not where first steps are tried."""
-    if run.recipe.get("solver", {}).get("name") == "widening":  # on record is what the tries have left of it
-        return
-    rates = [window.epochs[0].relative_lr for window in windows if window.epochs]
-    found = [rate for rate in rates if known(rate)]
-    if found and (steps := unusual_steps(rate := median(found))):
+def _rated(windows: Sequence[Window]) -> Iterator[str]:
+    """Whether the learning rate is far from what suits weights of that size."""
+    begun = [window.epochs[0].relative_lr for window in windows if window.epochs]
+    if unusual := unusual_steps([window.relative_lr for window in windows], begun):
+        rate, steps = unusual
         yield (
             f"The learning rate is {share(rate)} of the kept weights' root mean square: {steps} steps than usual. "
             "With solver.lr: 1% it goes with the weights."

@@ -94,13 +94,17 @@ def test_a_pass_that_ends_early_gives_the_same_model(
 
 
 def test_no_sample_is_passed_for_a_pruner_that_needs_no_data() -> None:
-    module, block, _, groups = _made()
+    module, block, inputs, groups = _made()
 
     def none() -> list[tuple[Tensor, Call]]:
         raise AssertionError("samples were asked for")
 
     assert [found.tokens for found in gathered(block, none, groups, Magnitude(), {})] == [0, 0, 0]
     assert not module.ran
+    known: dict[Any, Any] = {}
+    with torch.no_grad(), gathering(block, groups, Magnitude(), known):  # where samples pass for another purpose
+        block.run(*inputs[0])
+    assert module.ran and not known
 
 
 @pytest.mark.parametrize(("name", "samples"), [("llama", 1), ("mixtral", QUICK["batch_size"])])

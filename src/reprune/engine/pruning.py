@@ -77,7 +77,7 @@ def gathered(
 
     A pruner that needs no data has empty ones, unless it is to be told how many tokens reach an expert.
     """
-    if pruner.data_free and not any(group.expert for group in groups):
+    if _needs_none(groups, pruner):
         return [pruner.statistics(group.columns, block.device) for group in groups]
     if (key := _key(groups, pruner)) not in known:
         with gathering(block, groups, pruner, known, ranks, alone=True):
@@ -97,11 +97,11 @@ def gathering(
 ) -> Iterator[None]:
     """Have what passes through a block within this context make up the statistics of its groups, `known` at its end.
 
-    The first linear of a group stands for all. They are summed over ranks. Where they are known already, nothing
-    happens. `alone` says that a pass has no other purpose: it is ended by `Enough` at the last group, where they
-    run in the order in which they are listed.
+    The first linear of a group stands for all. They are summed over ranks. Where they are known already, or none are
+    needed, nothing happens. `alone` says that a pass has no other purpose: it is ended by `Enough` at the last group,
+    where they run in the order in which they are listed.
     """
-    if (key := _key(groups, pruner)) in known:
+    if (key := _key(groups, pruner)) in known or _needs_none(groups, pruner):
         yield
         return
     made = {group.names[0]: pruner.statistics(group.columns, block.device) for group in groups}
@@ -118,6 +118,11 @@ def gathering(
     for statistics in made.values():
         statistics.sum_over_(ranks)
     known[key] = list(made.values())
+
+
+def _needs_none(groups: Sequence[LinearGroup], pruner: Pruner[Any]) -> bool:
+    """Whether a pruner can do without statistics; of experts they say how many tokens each has seen."""
+    return pruner.data_free and not any(group.expert for group in groups)
 
 
 def _key(groups: Sequence[LinearGroup], pruner: Pruner[Any]) -> Hashable:

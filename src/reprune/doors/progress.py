@@ -90,7 +90,7 @@ class _Lines(Watcher):
             f"{clock(record['seconds']):>7} {clock(left):>7} {size(peak_memory_bytes()['host']):>8}"
         )
         if len(self._seconds) == 1 and (said := said_of_rate([record])):  # now, not when the hours are over
-            self.note(f"learning rate of {' '.join(said)}")
+            self.note("\n      ".join([f"rate {said[0]}", said[1]]))
 
     def note(self, text: str) -> None:
         self._output.print(f"note: {text}", style="yellow")

@@ -177,11 +177,10 @@ def test_a_rate_far_from_the_weights_size_is_said(here: Path, cli: Cli, lr: str,
     assert len({window["epochs"][0]["lr"] for window in windows}) == len(windows), "each window's own"
     what = f"{percent(share)} of the kept weights' root mean square: {steps} steps"
     then = "than usual; --lr 1% goes with the weights"
-    lines = said.out.splitlines()
     if steps is None:
         assert "root mean square" not in said.out
         return
-    assert lines.index(f"note: learning rate of {what} {then}") < lines.index("writing the result")
+    assert said.out.index(f"\nnote: rate {what}\n      {then}\n") < said.out.index("\nwriting the result\n")
     assert f"rate           {what}\n               {then}\n" in said.out
 
 

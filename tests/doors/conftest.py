@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub
 import pytest
@@ -60,3 +62,9 @@ def cli(here: Path, capfd: pytest.CaptureFixture[str]) -> Cli:
         return Said(end.value.code, *capfd.readouterr())
 
     return run
+
+
+def record_of(folder: Path) -> dict[str, Any]:
+    """The record of a finished run."""
+    record: dict[str, Any] = json.loads((folder / "reprune.json").read_text(encoding="utf-8"))
+    return record

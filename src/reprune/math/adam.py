@@ -30,6 +30,7 @@ class Descent:
     epochs: tuple[Epoch, ...]
     kept_epoch: int  # the epoch whose state the parameters are left in; 0: as they were
     heldout: Error  # of that state
+    relative_lr: float  # the rate asked for, over the root mean square of the kept weights before the first step
 
 
 @final
@@ -71,13 +72,8 @@ class Adam(Solver):
 
     def fit(self, problem: Problem, seed: int, progress: Callable[[Epoch], None]) -> Fit:
         before = finite_errors(problem)
-        rate = self.relative_lr(problem)
         descent = self.descend(problem, before.heldout, seed, progress)
-        return Fit(before, descent.epochs, self.epochs, descent.kept_epoch, self.guard, rate)
-
-    def relative_lr(self, problem: Problem) -> float:
-        """The rate that it is to begin with, over the root mean square of the problem's kept weights as they stand."""
-        return self.lr if self.relative else self.lr / (kept_rms(problem) or 1.0)
+        return Fit(before, descent.epochs, self.epochs, descent.kept_epoch, self.guard, descent.relative_lr)
 
     def descend(self, problem: Problem, start: Error, seed: int, progress: Callable[[Epoch], None]) -> Descent:
         """Take the steps of all epochs.
@@ -107,7 +103,7 @@ class Adam(Solver):
         parameters = list(coordinates.leaves)
         fused = all(parameter.device.type in ("cpu", "cuda") for parameter in parameters)
         size = kept_rms(problem) or 1.0
-        lr = self.lr * size if self.relative else self.lr
+        lr, relative_lr = (self.lr * size, self.lr) if self.relative else (self.lr, self.lr / size)
         optimizer = torch.optim.Adam(parameters, lr=lr, betas=self.betas, fused=fused)
         scaler = torch.amp.GradScaler(parameters[0].device.type, enabled=problem.half)
         generator = torch.Generator().manual_seed(seed)
@@ -154,8 +150,8 @@ class Adam(Solver):
             if guard is not None and guard.stops_after(number, heldout):
                 break
         if guard is None:
-            return Descent(tuple(epochs), len(epochs), heldout)
-        kept = Descent(tuple(epochs), *guard.restore_())
+            return Descent(tuple(epochs), len(epochs), heldout, relative_lr)
+        kept = Descent(tuple(epochs), *guard.restore_(), relative_lr)
         coordinates.push_()
         return kept
 

@@ -34,7 +34,6 @@ class Widening(Solver):
             if part is None:
                 return self.only_part.fit(problem, seed, progress)
             before = finite_errors(part)  # the window's own, at half the cost
-            rate = self.last_part.relative_lr(part)
             first = self.last_part.descend(part, before.heldout, seed, lambda epoch: progress(_of_last_part(epoch)))
 
         def later(epoch: Epoch) -> Epoch:
@@ -47,7 +46,7 @@ class Widening(Solver):
             self.last_part.epochs + self.whole.epochs,
             second.kept_epoch + len(first.epochs) if second.kept_epoch else first.kept_epoch,
             self.whole.guard,
-            rate,
+            first.relative_lr,
         )
 
 

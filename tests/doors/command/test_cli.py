@@ -9,7 +9,6 @@ import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -24,7 +23,7 @@ from reprune.engine import machines
 from reprune.model.checkpoint import Checkpoint
 from reprune.model.decoder import Decoder
 from tests import tiny
-from tests.doors.conftest import QUICK, Cli
+from tests.doors.conftest import QUICK, Cli, record_of
 
 _RECIPE = {
     *("--recipe", "--pruner", "--sparsity", "--reconstruct", "--calibration", "--heldout", "--samples", "--seqlen"),
@@ -55,11 +54,6 @@ FLAGS = {
     "demo": {"--out"},
 }
 _HEX = re.compile(r"[0-9a-f]{64}")
-
-
-def record_of(folder: Path) -> dict[str, Any]:
-    record: dict[str, Any] = json.loads((folder / "reprune.json").read_text(encoding="utf-8"))
-    return record
 
 
 def weights_of(folder: Path) -> dict[str, torch.Tensor]:
@@ -153,35 +147,6 @@ def test_a_loss_that_is_of_one_feature_is_said(here: Path, cli: Cli) -> None:
     assert "--set solver.loss=standardized counts all features alike\n" in said.out
     other = cli("prune", "massive", "--out", "other", "--set", "solver.loss=standardized", *QUICK)
     assert "one feature's" not in other.out
-
-
-@pytest.mark.parametrize(
-    ("rung", "lr", "steps"),
-    [
-        ("BR+GP", "0.05%", "shorter"),
-        ("BR+GP", "1%", None),
-        ("BR+GP", "30%", "longer"),
-        ("auto", "0.05%", "shorter"),  # as asked: its tries of first steps make it shorter still
-        ("auto", "1%", None),
-    ],
-)
-def test_a_rate_far_from_the_weights_size_is_said(here: Path, cli: Cli, lr: str, steps: str | None, rung: str) -> None:
-    """After the first window, while there is time to begin again, and at the end."""
-    said = cli("prune", "llama", "--out", "rated", *QUICK, "--lr", lr, "--reconstruct", rung)
-    assert (said.code, said.err) == (0, "")
-    windows = record_of(here / "rated")["windows"]
-    share = float(lr[:-1]) / 100
-    assert [window["relative_lr"] for window in windows] == [pytest.approx(share)] * len(windows)
-    begun = [window["epochs"][0]["relative_lr"] for window in windows]
-    assert rung == "auto" or begun == [pytest.approx(share)] * len(windows)
-    assert len({window["epochs"][0]["lr"] for window in windows}) == len(windows), "each window's own"
-    what = f"{percent(share)} of the kept weights' root mean square: {steps} steps"
-    then = "than usual; --lr 1% goes with the weights"
-    if steps is None:
-        assert "root mean square" not in said.out
-        return
-    assert said.out.index(f"\nnote: rate {what}\n      {then}\n") < said.out.index("\nwriting the result\n")
-    assert f"rate           {what}\n               {then}\n" in said.out
 
 
 def test_what_the_guard_did_and_auto_chose_is_said(here: Path, cli: Cli) -> None:

@@ -1,0 +1,39 @@
+"""A run whose learning rate is far from the size of its weights says so, early and at its end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from reprune.doors.formats import percent
+from tests.doors.conftest import QUICK, Cli, record_of
+
+
+@pytest.mark.parametrize(
+    ("rung", "lr", "steps"),
+    [
+        ("BR+GP", "0.05%", "shorter"),
+        ("BR+GP", "1%", None),
+        ("BR+GP", "30%", "longer"),
+        ("auto", "0.05%", "shorter"),  # as asked: its tries of first steps make it shorter still
+        ("auto", "1%", None),
+    ],
+)
+def test_a_rate_far_from_the_weights_size_is_said(here: Path, cli: Cli, lr: str, steps: str | None, rung: str) -> None:
+    """After the first window, while there is time to begin again, and at the end."""
+    said = cli("prune", "llama", "--out", "rated", *QUICK, "--lr", lr, "--reconstruct", rung)
+    assert (said.code, said.err) == (0, "")
+    windows = record_of(here / "rated")["windows"]
+    share = float(lr[:-1]) / 100
+    assert [window["relative_lr"] for window in windows] == [pytest.approx(share)] * len(windows)
+    begun = [window["epochs"][0]["relative_lr"] for window in windows]
+    assert rung == "auto" or begun == [pytest.approx(share)] * len(windows)
+    assert len({window["epochs"][0]["lr"] for window in windows}) == len(windows), "each window's own"
+    what = f"{percent(share)} of the kept weights' root mean square: {steps} steps"
+    then = "than usual; --lr 1% goes with the weights"
+    if steps is None:
+        assert "root mean square" not in said.out
+        return
+    assert said.out.index(f"\nnote: rate {what}\n      {then}\n") < said.out.index("\nwriting the result\n")
+    assert f"rate           {what}\n               {then}\n" in said.out

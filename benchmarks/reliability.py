@@ -42,8 +42,8 @@ from restarts import commands, restarts
 from runs import PLACES, random_llama, random_text
 
 import reprune
-from reprune.engine.forecast import resident_bytes
 from reprune.engine.ledger import Ledger
+from reprune.engine.speed import resident_bytes
 from reprune.engine.watcher import Watcher
 from reprune.errors import InputError
 

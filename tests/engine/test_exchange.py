@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 import reprune
 from reprune.engine.exchange import NETWORKS, Crew, Network, find_network
-from reprune.engine.forecast import Forecast, Speed, forecast
+from reprune.engine.forecast import Forecast, forecast
+from reprune.engine.speed import Speed
 from reprune.errors import InputError
 from reprune.planning.layers import resolve_recipe
 from tests import tiny

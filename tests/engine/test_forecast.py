@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from reprune.engine.forecast import Forecast, Group, Speed, Work, forecast, measure_speed, resident_bytes
+from reprune.engine.forecast import Forecast, Group, Work, forecast
 from reprune.engine.machines import MACHINES, Machine, find_machine
+from reprune.engine.speed import Speed, measure_speed, resident_bytes
 from reprune.errors import InputError
 from reprune.model.costs import BlockCosts
 from reprune.planning.layers import resolve_recipe

@@ -16,6 +16,7 @@ from reprune.doors.generation.selfmade import self_generated
 from reprune.doors.prepare import (
     check_dense,
     check_disk,
+    check_distillation,
     check_memory,
     check_out,
     check_ranks,
@@ -140,6 +141,7 @@ def _prune(recipe: Recipe, out: Path, watcher: Watcher, shared: Shared | None, r
     decoder = open_decoder(recipe, folder)
     recipe = settle_seqlen(recipe, decoder)
     survey(decoder, recipe.sparsities, recipe.choice).check()
+    check_distillation(recipe, decoder)
     check_ranks(recipe, count_samples(recipe)[0], ranks)
     check_memory(recipe, decoder)
     made_absolute = absolute(recipe)
@@ -160,7 +162,7 @@ def _prune(recipe: Recipe, out: Path, watcher: Watcher, shared: Shared | None, r
                 "fingerprint": decoder.checkpoint.fingerprint(),
                 "weights": weights,
                 "versions": versions(),
-                "windows": len(Methods.of(recipe, len(decoder)).schedule),
+                "windows": len(Methods.of(recipe, len(decoder)).steps),
                 "data": {"sha256": drawn.sha256, "sources": [vars(source) for source in drawn.sources]},
                 "sketch": sketch(torch.cat([drawn.calibration, drawn.heldout])),
             }
@@ -261,6 +263,7 @@ def _write_(
     """Write what is left of the result of a run whose windows are all finished; returns its record."""
     watcher.phase(None, "writing the result")
     trim_heap()
+    ledger.settle()
     written = result.write_outside()
     lines = ledger.lines()
     seconds = max(time.monotonic() - began, sum(line["window"]["seconds"] for line in lines))

@@ -30,3 +30,8 @@ def size(count: int) -> str:
     if count >= 999.5e6:
         return f"{count / 1e9:.2f} GB"
     return f"{count / 1e6:.0f} MB" if count >= 999.5e3 else f"{count / 1e3:.0f} kB"
+
+
+def nats(divergence: float) -> str:
+    """A divergence with three digits."""
+    return f"{divergence:.3g}"

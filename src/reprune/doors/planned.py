@@ -15,6 +15,7 @@ import torch
 from reprune.doors.devices import DTYPES
 from reprune.doors.prepare import (
     check_dense,
+    check_distillation,
     count_samples,
     nested_flags,
     open_decoder,
@@ -23,9 +24,10 @@ from reprune.doors.prepare import (
     settle_seqlen,
 )
 from reprune.engine.exchange import Crew, find_network
-from reprune.engine.forecast import ONE_PROCESS, Forecast, Group, Speed, Work, forecast, measure_speed, resident_bytes
+from reprune.engine.forecast import ONE_PROCESS, Forecast, Group, Work, forecast
 from reprune.engine.machines import Machine, find_machine
 from reprune.engine.run import Methods
+from reprune.engine.speed import Speed, measure_speed, resident_bytes
 from reprune.engine.watcher import Watcher
 from reprune.errors import InputError
 from reprune.model.decoder import Decoder
@@ -76,6 +78,7 @@ class Plan:
             recipe.seqlen,
             [decoder.block_bytes(index) for index in range(len(decoder))],
             decoder.outside_bytes(),
+            decoder.head_shape,
         )
 
     @cached_property
@@ -112,6 +115,7 @@ def plan_by_recipe(recipe: Recipe, watcher: Watcher, machine: Machine | None = N
     recipe = settle(recipe)
     decoder = open_decoder(recipe, folder)
     recipe = settle_seqlen(recipe, decoder)
+    check_distillation(recipe, decoder)
     samples = count_samples(recipe)
     if samples[0] < crew.count:
         raise InputError(f"--ranks {crew.count}: more than the {samples[0]} samples that are shared out over them.")

@@ -175,6 +175,14 @@ def settle_seqlen(recipe: Recipe, decoder: Decoder) -> Recipe:
     return recipe
 
 
+def check_distillation(recipe: Recipe, decoder: Decoder) -> None:
+    """Raise `InputError` unless the model has as many blocks to distill, and predicts something from the last."""
+    if (asked := recipe.distill.blocks) > len(decoder):
+        raise InputError(f"distill.blocks {asked}: {decoder.folder.name} has {len(decoder)} blocks.")
+    if asked:
+        decoder.check_predicts()
+
+
 def count_samples(recipe: Recipe) -> tuple[int, int]:
     """How many samples there will be to calibrate on, and held out; opens no source.
 

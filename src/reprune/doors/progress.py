@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, final
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from reprune.doors.formats import clock, console, percent, size
+from reprune.doors.formats import clock, console, nats, percent, size
 from reprune.doors.rates import said_of_rate
 from reprune.engine.record import peak_memory_bytes
 from reprune.engine.watcher import Watcher
@@ -20,6 +20,7 @@ _MEASURES = {
     "squared": "errors: ||sparse - target||² / ||target||² of a window's outputs, before > after",
     "standardized": "errors: mean of ((sparse - target) / feature's deviation)², before > after",
 }
+_PREDICTIONS = "the last blocks once more: KL(dense || sparse) of predictions, in nats a token"
 _HEAD = (
     f"{'window':>7}  {'blocks':<9} {'calibration error':<17}  {'held-out error':<17} {'time':>7} {'left':>7}   memory"
 )
@@ -71,26 +72,37 @@ class _Lines(Watcher):
 
     def epoch(self, window: Window, epoch: Epoch, of: int) -> None:
         if self._verbose:
+            said = nats if window.distills else percent
             self._output.print(
-                f"         epoch {epoch.number}/{of}: calibration {percent(epoch.calibration)}, "
-                f"held-out {percent(epoch.heldout)}",
+                f"         epoch {epoch.number}/{of}: calibration {said(epoch.calibration)}, "
+                f"held-out {said(epoch.heldout)}",
                 style="dim",
             )
 
     def window_done(self, window: Window, record: Mapping[str, Any]) -> None:
         self._left -= 1
         self._seconds.append(record["seconds"])
-        left = self._left * sum(self._seconds) / len(self._seconds)
+        if window.distills:
+            self._output.print(_PREDICTIONS, style="bold")
+            passed = [epoch["calibration_divergence"] for epoch in record["epochs"]]
+            calibration = {"before": passed[0], "after": passed[-1]} if passed else None
+            changes = [_change(calibration, nats) if calibration else "", _change(record["heldout_divergence"], nats)]
+            self._line(window, record, changes)
+            return
         if len(self._seconds) == 1:
             self._output.print(_MEASURES[record["loss"]], _HEAD, sep="\n", style="bold")
-        blocks = f"{window.blocks[0]}" if len(window.blocks) == 1 else f"{window.blocks[0]}-{window.blocks[-1]}"
-        self._output.print(
-            f"{f'{window.index + 1}/{self._windows}':>7}  {blocks:<9} "
-            f"{_change(record['relative_calibration_error']):<17}  {_change(record['relative_heldout_error']):<17} "
-            f"{clock(record['seconds']):>7} {clock(left):>7} {size(peak_memory_bytes()['host']):>8}"
-        )
+        errors = (record[f"relative_{which}_error"] for which in ("calibration", "heldout"))
+        self._line(window, record, [_change(error, percent) for error in errors])
         if len(self._seconds) == 1 and (said := said_of_rate([record])):  # now, not when the hours are over
             self.note("\n      ".join([f"rate {said[0]}", said[1]]))
+
+    def _line(self, window: Window, record: Mapping[str, Any], changes: Sequence[str]) -> None:
+        blocks = f"{window.blocks[0]}" if len(window.blocks) == 1 else f"{window.blocks[0]}-{window.blocks[-1]}"
+        left = self._left * sum(self._seconds) / len(self._seconds)
+        self._output.print(
+            f"{f'{window.index + 1}/{self._windows}':>7}  {blocks:<9} {changes[0]:<17}  {changes[1]:<17} "
+            f"{clock(record['seconds']):>7} {clock(left):>7} {size(peak_memory_bytes()['host']):>8}"
+        )
 
     def note(self, text: str) -> None:
         self._output.print(f"note: {text}", style="yellow")
@@ -139,7 +151,7 @@ def counting(what: str, quiet: bool) -> Iterator[Callable[[int, int], None]]:
         yield lambda done, of: bar.update(task, completed=done, total=of)
 
 
-def _change(error: Mapping[str, float]) -> str:
+def _change(error: Mapping[str, float], said: Callable[[float], str]) -> str:
     if error["before"] == error["after"]:
-        return percent(error["after"])
-    return f"{percent(error['before'])} > {percent(error['after'])}"
+        return said(error["after"])
+    return f"{said(error['before'])} > {said(error['after'])}"

@@ -69,6 +69,16 @@ class Books:
         """Write a block's shard, durably; returns its file's name and SHA-256."""
         return self._result.write_block(index, tensors) if self._ranks.first else {}
 
+    def stage_block(self, index: int, tensors: Mapping[str, Tensor]) -> dict[str, str]:
+        """Write a block that has been fitted once more beside the ledger; its shard stays until that is committed."""
+        return self._result.write_block(index, tensors, self._ledger.staging_folder()) if self._ranks.first else {}
+
+    def block_records(self) -> list[dict[str, Any]]:
+        """What is on record of all blocks that have been retired."""
+        lines = self._ledger.lines() if self._ranks.first else []
+        records: list[dict[str, Any]] = self._ranks.tell([block for line in lines for block in line["blocks"]])
+        return records
+
     def commit(
         self,
         window: Window,

@@ -7,19 +7,15 @@ were off.
 
 from __future__ import annotations
 
-import math
-import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import final
-
-import torch
 
 from reprune.engine.exchange import Crew
 from reprune.engine.pruning import AT_ONCE
+from reprune.engine.speed import Speed
 from reprune.model.costs import BlockCosts
-from reprune.model.float32 import fast_float32
+from reprune.model.predictor import LOGITS
 from reprune.planning.recipe import Recipe
 from reprune.planning.schedule import Window
 
@@ -34,17 +30,10 @@ _BESIDE_BYTES = 90e6  # of a run beside what is counted here: the tokenizer, the
 _HEAP = 1.1  # what the heap takes over what was asked of it
 _REFIT_COPIES = 7  # of a group's matrices: what conjugate gradients hold beside what the pruner does
 ONE_PROCESS = Crew()
+_DIVERGENCE_FORWARD, _DIVERGENCE_BOTH = 16, 26
+"""How many times logits are read or written to compare them, and to find their gradient too."""
+_LOGITS_HELD = 6  # tensors of their size at a time
 _TEMPORARY = 1.3  # over the activations kept: what a backward pass holds for a moment
-
-
-@dataclass(frozen=True)
-class Speed:
-    """What a device does in a second."""
-
-    products: float  # floating-point operations of matrix products in the run's precision
-    full: float  # the same in float32
-    traffic: float  # bytes moved by operations on each element
-    link: float = math.inf  # bytes moved between host and device; where they are one, nothing moves
 
 
 @dataclass(frozen=True)
@@ -79,6 +68,7 @@ class Work:
     tokens: int  # a sample
     block_bytes: Sequence[int]  # of each block's tensors on disk
     outside_bytes: Sequence[int]  # of each tensor outside the blocks
+    head: tuple[int, int] = (0, 0)  # words and hidden size of what makes the logits
 
 
 @final
@@ -91,36 +81,6 @@ class Forecast:
     device_bytes: int  # of the GPU; 0 where there is none
     disk_bytes: int  # the result, and streams that do not fit memory
     exchanged_bytes: int = 0  # through the link of each process, where there are several
-
-
-@fast_float32()
-def measure_speed(device: torch.device, products: torch.dtype) -> Speed:
-    """Time products and additions of a size that fills the device, for about half a second."""
-    size = 1024 if device.type == "cpu" else 8192
-
-    def flops(dtype: torch.dtype) -> float:
-        one, other = (torch.ones(size, size, device=device, dtype=dtype) for _ in range(2))
-        return 2.0 * size**3 / _best(lambda: one @ other, device)
-
-    many = torch.ones(size * size * 8, device=device)
-    moved = 3.0 * many.nbytes / _best(lambda: many + many, device)
-    full = flops(torch.float32)
-    link = math.inf
-    if device.type != "cpu":
-        states = torch.ones(2**26)
-        link = states.nbytes / _best(lambda: states.to(device), device)
-    return Speed(full if products == torch.float32 else flops(products), full, moved, link)
-
-
-def _best(run: Callable[[], torch.Tensor], device: torch.device) -> float:
-    found = []
-    for _ in range(6):  # the first warms up
-        began = time.perf_counter()
-        run()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        found.append(time.perf_counter() - began)
-    return min(found)
 
 
 def forecast(recipe: Recipe, work: Work, speed: Speed, base_bytes: int, crew: Crew = ONE_PROCESS) -> Forecast:
@@ -141,6 +101,9 @@ def forecast(recipe: Recipe, work: Work, speed: Speed, base_bytes: int, crew: Cr
     wanted = stream * _streams(recipe)
     held = min(wanted, int(recipe.streams.memory) // stream * stream)
     window = max(_window_bytes(recipe, work, one) for one in work.schedule)
+    if recipe.distill.blocks:
+        seconds += _distilling_seconds(recipe, work, speed, crew)
+        window = max(window, _distilling_bytes(recipe, work))
     writing = max((*work.outside_bytes, *work.block_bytes))  # a tensor at a time, mapped from the checkpoint
     on_device = recipe.device.startswith("cuda")
     host = base_bytes + _BESIDE_BYTES + max(_HEAP * (held + (0 if on_device else window)), writing)
@@ -163,7 +126,7 @@ def _exchange(recipe: Recipe, work: Work, window: Window) -> tuple[float, float,
         often += 4
     parameters = sum(work.blocks[index].parameters for index in window.blocks)
     if recipe.solver.name != "none":
-        steps = _steps(recipe, work)
+        steps = _steps(recipe, work, recipe.solver.epochs)
         summed += steps * 4 * parameters * (1.0 - recipe.pattern.sparsity if recipe.solver.compact else 1.0)
         often += 2 * steps + 2 * recipe.solver.epochs
     return summed, told + 4 * parameters, often
@@ -196,32 +159,82 @@ def disk_bytes(recipe: Recipe, stream: int, files: int) -> int:
 def _streams(recipe: Recipe) -> int:
     """How many streams there are at most: the student's, the dense ones that a window looks back on, and targets."""
     size = recipe.schedule.size
-    return 1 + (size + 1) + (recipe.teacher == "local") + (size > 1)
+    return 1 + (size + 1) + (recipe.teacher == "local") + (size > 1) + 2 * (recipe.distill.blocks > 0)
 
 
-def _steps(recipe: Recipe, work: Work) -> int:
-    """How many a window's solver takes."""
-    return -(-work.calibration // recipe.solver.batch_size) * recipe.solver.epochs
+def _steps(recipe: Recipe, work: Work, epochs: int) -> int:
+    """How many a descent of so many epochs takes."""
+    return -(-work.calibration // recipe.solver.batch_size) * epochs
+
+
+@final
+@dataclass(frozen=True)
+class _Passes:
+    """Seconds of what one sample goes through."""
+
+    work: Work
+    speed: Speed
+
+    @property
+    def _crossing(self) -> float:
+        """Of a pass: what enters it, and what comes out or should."""
+        return 2.0 * self.work.blocks[0].states / self.speed.link
+
+    def forward(self, blocks: Sequence[int]) -> float:
+        """Through blocks."""
+        costs = [self.work.blocks[i] for i in blocks]
+        return (self._crossing if blocks else 0.0) + sum(
+            cost.forward / self.speed.products + _TRAFFIC_FORWARD * cost.activations / self.speed.traffic
+            for cost in costs
+        )
+
+    def both(self, blocks: Sequence[int]) -> float:
+        """Through blocks, and their gradients back."""
+        costs = [self.work.blocks[i] for i in blocks]
+        return self._crossing + sum(
+            cost.both / self.speed.products + _TRAFFIC_BOTH * cost.activations / self.speed.traffic for cost in costs
+        )
+
+    def head(self, products: int, logits: int) -> float:
+        """So many products of the head, and so many times its logits read or written."""
+        words, hidden = self.work.head
+        flops, bytes_ = 2.0 * words * hidden * products, 4.0 * words * logits
+        return self.work.tokens * (flops / self.speed.products + bytes_ / self.speed.traffic)
+
+
+def _distilling_seconds(recipe: Recipe, work: Work, speed: Speed, crew: Crew) -> float:
+    """Of fitting the last blocks to the dense model's predictions."""
+    blocks = range(len(work.blocks) - recipe.distill.blocks, len(work.blocks))
+    calibration, heldout = crew.part(work.calibration), crew.part(work.heldout)
+    passes, epochs = _Passes(work, speed), recipe.distill.epochs or recipe.solver.epochs
+    once = passes.forward(blocks)
+    seconds = (2 + epochs) * heldout * (once + passes.head(2, _DIVERGENCE_FORWARD))
+    repeated = once if recipe.solver.checkpointing else 0.0
+    step = passes.both(blocks) + repeated + passes.head(3, _DIVERGENCE_BOTH)
+    seconds += epochs * crew.per_epoch(work.calibration, recipe.solver.batch_size) * step
+    seconds += _steps(recipe, work, epochs) * 4 * sum(work.blocks[i].parameters for i in blocks) * 9 / speed.traffic
+    seconds += (calibration + heldout) * 2 * once  # the errors after, of each block
+    return seconds + sum(work.block_bytes[i] for i in blocks) / _FILE_BYTES_PER_SECOND
+
+
+def _distilling_bytes(recipe: Recipe, work: Work) -> int:
+    """The most that it holds at a time, without streams."""
+    costs = work.blocks[len(work.blocks) - recipe.distill.blocks :]
+    words, hidden = work.head
+    at_a_time = min(recipe.solver.samples_at_a_time, work.calibration)
+    kept = sum(cost.activations for cost in costs)
+    if recipe.solver.checkpointing:
+        kept = max(cost.activations for cost in costs) + sum(cost.states for cost in costs)
+    weights = _copies(recipe) * 4 * sum(cost.parameters for cost in costs)
+    logits = min(4 * LOGITS, 4 * words * work.tokens * at_a_time) * _LOGITS_HELD
+    return int(weights + 4 * words * hidden + max(at_a_time * kept + logits, _TEMPORARY * at_a_time * kept))
 
 
 def _window_seconds(recipe: Recipe, work: Work, speed: Speed, window: Window, crew: Crew) -> float:
     calibration, heldout = crew.part(work.calibration), crew.part(work.heldout)
     samples = calibration + heldout
-
-    crossing = 2.0 * work.blocks[0].states / speed.link  # of a pass: what enters it, and what comes out or should
-
-    def forward(blocks: Sequence[int]) -> float:
-        """One sample through blocks."""
-        return (crossing if blocks else 0.0) + sum(
-            work.blocks[i].forward / speed.products + _TRAFFIC_FORWARD * work.blocks[i].activations / speed.traffic
-            for i in blocks
-        )
-
-    def both(blocks: Sequence[int]) -> float:
-        return crossing + sum(
-            work.blocks[i].both / speed.products + _TRAFFIC_BOTH * work.blocks[i].activations / speed.traffic
-            for i in blocks
-        )
+    passes = _Passes(work, speed)
+    forward = passes.forward
 
     seconds = _WINDOW_SECONDS + samples * forward(window.fresh)  # the dense stream
     if recipe.teacher == "local":
@@ -232,12 +245,12 @@ def _window_seconds(recipe: Recipe, work: Work, speed: Speed, window: Window, cr
     solver = recipe.solver
     if solver.name != "none":
         blocks = list(window.blocks)
-        steps = _steps(recipe, work)
+        steps = _steps(recipe, work, recipe.solver.epochs)
         in_steps = crew.per_epoch(work.calibration, solver.batch_size)
         parameters = sum(work.blocks[i].parameters for i in blocks)
         repeated = forward(blocks) if solver.checkpointing else 0.0
         seconds += samples * forward(blocks)  # the errors before
-        seconds += solver.epochs * (in_steps * (both(blocks) + repeated) + heldout * forward(blocks))
+        seconds += solver.epochs * (in_steps * (passes.both(blocks) + repeated) + heldout * forward(blocks))
         seconds += steps * 4 * parameters * 9 / speed.traffic  # Adam reads and writes weights, gradients and moments
     seconds += samples * forward(window.blocks)  # advancing, with the errors after
     return seconds + sum(work.block_bytes[i] for i in window.retired) / _FILE_BYTES_PER_SECOND
@@ -322,11 +335,3 @@ def _copies(recipe: Recipe) -> float:
     if recipe.solver.compact:
         return 1.0 + _MASKS + (1.0 - recipe.pattern.sparsity) * (1.0 + beside)
     return 1.0 + _MASKS + beside
-
-
-def resident_bytes() -> int:
-    """What this process takes now; 0 where the system does not say (it is no Linux)."""
-    try:
-        return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * 4096
-    except (OSError, ValueError, IndexError):
-        return 0

@@ -7,7 +7,7 @@ dense blocks on one of the two streams: on the student's (a local teacher), or o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal, final
@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from reprune.engine.dense import DenseStream
+from reprune.engine.kept import Kept
 from reprune.engine.probe import Probe
 from reprune.engine.shared import Shared
 from reprune.math.ranks import ALONE, Ranks
@@ -73,6 +74,7 @@ class Frontier:
         statistics_samples: int | None = None,
         training_sizes: Collection[int] = (),
         ranks: Ranks = ALONE,
+        keep_before: int | None = None,
     ) -> None:
         """Embed this rank's samples.
 
@@ -87,12 +89,14 @@ class Frontier:
                 calibrated on.
             training_sizes: in batches of which sizes samples will pass through besides.
             ranks: the processes that have them together.
+            keep_before: the block before which copies of the streams are kept.
         """
         self._decoder = decoder
         self._store = store
         self.ranks = ranks
         self.samples = len(calibration)  # of all ranks
         ids = torch.cat([calibration[ranks.number :: ranks.count], heldout[ranks.number :: ranks.count]])
+        self.ids = ids  # (samples, tokens), int64: this rank's, as it numbers them
         self.calibration = ranks.part(self.samples)
         self.calibration_batches = _slices(0, self.calibration, batch_size)
         self.heldout_batches = _slices(self.calibration, len(ids), batch_size)
@@ -124,6 +128,22 @@ class Frontier:
             embedded, store, self.batches, lambda block, x, samples: self.run([block], x, samples), shared
         )
         decoder.release()
+        self.kept: Kept | None = None
+        if keep_before is not None:
+            self.kept = Kept(keep_before, store, self._shape)
+            for batch in self.batches:
+                self._keep(0, batch, embedded.read(batch), embedded.read(batch))
+            self._keep_probe(0)
+
+    def _keep(self, before: int, batch: slice, student: Tensor, dense: Tensor) -> None:
+        """Copy what enters a block in both models, if it is to be kept."""
+        if self.kept is not None and self.kept.before == before:
+            self.kept.student.write(batch, student)
+            self.kept.dense.write(batch, dense)
+
+    def _keep_probe(self, before: int) -> None:
+        if self.kept is not None and self.kept.before == before:
+            self.kept.probe = self._probe.states
 
     def run(
         self,
@@ -155,6 +175,11 @@ class Frontier:
     def entering(self, block: Block, samples: slice | Tensor) -> Tensor:
         """What enters a block of the window in hand in the dense model, of some samples; only for a global teacher."""
         return self._dense.before(block.index).read(samples)
+
+    @property
+    def dense_end(self) -> Stream:
+        """What the dense model's last block puts out, once the frontier is there."""
+        return self._dense.before(len(self._decoder))
 
     @torch.no_grad()
     def routes(self, dense: Block) -> Routes:
@@ -264,20 +289,54 @@ class Frontier:
                 if block.index in of_block:
                     of_block[block.index].update(batch, states, targets.dense[block.index].read(batch))
                     advanced = states
+                    self._keep(block.index + 1, batch, states, targets.dense[block.index].read(batch))
             at_end.update(batch, states, targets.end.read(batch))
             self.student.write(batch, advanced)
-        self._probe.states = self.run(
-            [block for block in blocks if block.index in window.retired], self._probe.states, self._probe_sample
-        )
+        for block in (block for block in blocks if block.index in window.retired):
+            self._pass_probe(block)
         return at_end.errors(self.ranks), {index: pair.errors(self.ranks) for index, pair in of_block.items()}
 
     @torch.no_grad()
     def replay(self, dense: Block, pruned: Block) -> None:
         """Advance both streams through a block that an earlier process retired."""
-        self._dense.after(dense)
+        after = self._dense.after(dense)
         self._dense.forget_before(dense.index + 1)
         self._pass([pruned], self.student, self.batches)
-        self._probe.states = self.run([pruned], self._probe.states, self._probe_sample)
+        self._pass_probe(pruned)
+        for batch in self.batches:
+            self._keep(dense.index + 1, batch, self.student.read(batch), after.read(batch))
+
+    def _pass_probe(self, block: Block) -> None:
+        self._probe.states = self.run([block], self._probe.states, self._probe_sample)
+        self._keep_probe(block.index + 1)
+
+    @torch.no_grad()
+    def repeat(self, dense: Iterable[Block], blocks: Sequence[Block]) -> dict[int, Errors]:
+        """Pass what is kept through the last blocks, which have been fitted once more, to the end; it is used up.
+
+        Args:
+            dense: they as they were before pruning, one at a time.
+            blocks: they as they are.
+
+        Returns:
+            Each block's errors against the dense model.
+        """
+        assert self.kept is not None
+        kept, self.kept = self.kept, None
+        self._probe.states = kept.probe
+        found = {}
+        for twin, block in zip(dense, blocks, strict=True):
+            pair = ErrorPair(self.calibration)
+            for batch in self.batches:
+                student = self.run([block], kept.student.read(batch), batch)
+                teacher = self.run([twin], kept.dense.read(batch), batch)
+                pair.update(batch, student, teacher)
+                kept.student.write(batch, student)
+                kept.dense.write(batch, teacher)
+            self._pass_probe(block)
+            found[block.index] = pair.errors(self.ranks)
+        kept.free(self._store)
+        return found
 
     @contextmanager
     def dense_walk(self) -> Iterator[DenseWalk]:

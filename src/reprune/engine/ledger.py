@@ -7,6 +7,7 @@ DIR/.reprune holds what a finished result does not need:
     ledger.jsonl           one line a finished window, appended when all its files are on disk
     allocation.json        the sparsity of each block, where they are not one and the same
     open-N.safetensors     the float32 weights and masks of the blocks that window N left open
+    staged/                blocks that were fitted once more, which take their shards' places once that is in the ledger
     streams/               scratch, never read by another process
 
 A window is finished when its line is in the ledger. Streams are not kept: they follow from the embedded samples and
@@ -41,6 +42,7 @@ from reprune.planning.schedule import Window
 
 FOLDER = ".reprune"
 ALLOCATION = "allocation.json"
+_STAGED = "staged"
 _JOB: dict[str, type] = dict.fromkeys(("recipe", "weights", "versions", "data", "sketch", "files"), dict)
 _JOB |= {"folder": str, "fingerprint": str, "windows": int}
 _LINE = {"window": dict, "blocks": list, "files": dict, "open": dict}
@@ -54,6 +56,12 @@ class Ledger:
         self.result = result
         self.folder = result / FOLDER
         self._held = ExitStack()
+
+    def staging_folder(self) -> Path:
+        """Where blocks that have been fitted once more are written; made where there is none."""
+        folder = self.folder / _STAGED
+        folder.mkdir(exist_ok=True)
+        return folder
 
     @property
     def exists(self) -> bool:
@@ -143,12 +151,19 @@ class Ledger:
     def check(self) -> None:
         """Raise `InputError` unless all files that finished windows have left are as they were written."""
         lines = self.lines()
-        for number, line in enumerate(lines):
-            for name, expected in line["files"].items():
-                _check(self.result / name, expected)
-            if number == len(lines) - 1:
-                for name, expected in line["open"].items():
-                    _check(self.folder / name, expected)
+        staged = _staged_by(lines)
+        for name, expected in {name: digest for line in lines for name, digest in line["files"].items()}.items():
+            waiting = self.folder / _STAGED / name
+            _check(waiting if name in staged and waiting.exists() else self.result / name, expected)
+        for name, expected in lines[-1]["open"].items() if lines else ():
+            _check(self.folder / name, expected)
+
+    def settle(self) -> None:
+        """Have blocks that were fitted once more take their shards' places, as all windows are finished."""
+        for name in _staged_by(self.lines()):
+            if (waiting := self.folder / _STAGED / name).exists():
+                waiting.replace(self.result / name)
+        sync_folder(self.result)
 
     def remaining(self, schedule: Sequence[Window]) -> list[Window]:
         """The windows that are not finished."""
@@ -205,6 +220,11 @@ class Ledger:
             (self.folder / "run.json").unlink()
             sync_folder(self.folder)
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _staged_by(lines: Sequence[Mapping[str, Any]]) -> Mapping[str, str]:
+    """The files that the last line speaks of, if they were staged."""
+    return lines[-1]["files"] if lines and lines[-1]["window"].get("distilled") else {}
 
 
 def _tensors_of(blocks: Sequence[PrunedBlock]) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import final
 
-from reprune.engine.forecast import Speed
+from reprune.engine.speed import Speed
 from reprune.errors import InputError
 
 _PRODUCTS, _TRAFFIC, _LINK = 0.5, 0.67, 0.5

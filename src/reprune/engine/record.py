@@ -21,8 +21,9 @@ from reprune.math.reconstruction_error import Error
 from reprune.math.solver import Errors, Fit
 from reprune.math.standardization import FeatureStatistics
 from reprune.planning.choice import Choice
+from reprune.planning.descents import SolverRecipe
 from reprune.planning.paths import local_name, with_paths
-from reprune.planning.recipe import Recipe, SolverRecipe
+from reprune.planning.recipe import Recipe
 from reprune.planning.schedule import Window
 from reprune.planning.sparsities import Sparsities
 
@@ -153,7 +154,8 @@ def full_record(
         seconds: how long it took.
         peaks: the most memory that each process has held.
     """
-    blocks = [block for line in lines for block in line["blocks"]]
+    blocks = list({block["index"]: block for line in lines for block in line["blocks"]}.values())  # as they are last
+    steps = [line["window"] for line in lines]
     matrices = [matrix for block in blocks for matrix in block["matrices"]]
     zeros = sum(matrix["zeros"] for matrix in matrices)
     weights = sum(matrix["rows"] * matrix["columns"] for matrix in matrices)
@@ -166,7 +168,8 @@ def full_record(
         "sketch": job["sketch"],
         "sparsity": zeros / weights if weights else 0.0,
         "blocks": blocks,
-        "windows": [line["window"] for line in lines],
+        "windows": [step for step in steps if not step.get("distilled")],
+        "distillation": next((step for step in steps if step.get("distilled")), None),
         "forward": lines[-1]["forward"],
         "seconds": round(seconds, 3),
         "peak_memory_bytes": peaks[0],

@@ -55,10 +55,11 @@ class Result:
     def _shard(self, number: int) -> Path:
         return self.folder / f"model-{number + 1:05d}-of-{self._shards:05d}.safetensors"
 
-    def write_block(self, index: int, tensors: Mapping[str, Tensor]) -> dict[str, str]:
-        """Write a block's shard, durably; returns its file's name and SHA-256."""
-        write_tensors(self._shard(index), tensors)
-        return {self._shard(index).name: sha256(self._shard(index))}
+    def write_block(self, index: int, tensors: Mapping[str, Tensor], folder: Path | None = None) -> dict[str, str]:
+        """Write a block's shard, durably, or into another folder; returns its file's name and SHA-256."""
+        path = (folder or self.folder) / self._shard(index).name
+        write_tensors(path, tensors)
+        return {path.name: sha256(path)}
 
     def read_block(self, index: int) -> dict[str, Tensor]:
         """The tensors of a block that was written before."""

@@ -15,8 +15,10 @@ from typing import Any, final
 
 import torch
 
+from reprune.engine.agreement import agree_
 from reprune.engine.allocate import allocate
 from reprune.engine.books import Books
+from reprune.engine.distillation import distill
 from reprune.engine.fresh import FreshBlocks
 from reprune.engine.frontier import Frontier
 from reprune.engine.record import block_record, forget_peak_memory, trim_heap, window_record
@@ -24,6 +26,7 @@ from reprune.engine.shared import Shared
 from reprune.engine.watcher import Watcher
 from reprune.engine.window import PrunedBlock, WindowProblem
 from reprune.errors import NumericalError
+from reprune.math.adam import Adam
 from reprune.math.least_squares import LeastSquares
 from reprune.math.pruner import Pruner
 from reprune.math.ranks import ALONE, Ranks
@@ -32,7 +35,7 @@ from reprune.model.decoder import Decoder
 from reprune.model.float32 import fast_float32
 from reprune.model.streams import StreamStore
 from reprune.planning.recipe import Recipe
-from reprune.planning.schedule import Window, windows
+from reprune.planning.schedule import Window, once_more, windows
 
 
 @final
@@ -44,15 +47,29 @@ class Methods:
     least_squares: LeastSquares | None  # what each group is fitted by as it is pruned, before the solver begins
     solver: Solver
     schedule: list[Window]
+    distillation: tuple[Adam, Window] | None  # by which descent the last blocks are fitted once more, and which
 
     @staticmethod
     def of(recipe: Recipe, blocks: int) -> Methods:
+        schedule = windows(blocks, recipe.schedule.size, recipe.schedule.stride)
+        descent = recipe.build_distillation()
         return Methods(
             recipe.pruner.build(),
             recipe.solver.build_least_squares(),
             recipe.solver.build(recipe.guard),
-            windows(blocks, recipe.schedule.size, recipe.schedule.stride),
+            schedule,
+            None if descent is None else (descent, once_more(len(schedule), blocks, recipe.distill.blocks)),
         )
+
+    def batch_sizes(self, samples: int) -> set[int]:
+        """In batches of which sizes samples pass through a block in steps, where there are so many samples in all."""
+        found = self.solver.batch_sizes(samples)
+        return found if self.distillation is None else found | self.distillation[0].batch_sizes(samples)
+
+    @property
+    def steps(self) -> list[Window]:
+        """All that is finished one after the other."""
+        return self.schedule if self.distillation is None else [*self.schedule, self.distillation[1]]
 
 
 @fast_float32()
@@ -81,15 +98,15 @@ def run_windows(
     """
     forget_peak_memory()
     methods = Methods.of(recipe, len(decoder))
-    remaining = books.remaining(methods.schedule)
-    watcher.started(len(methods.schedule), len(methods.schedule) - len(remaining))
+    remaining = books.remaining(methods.steps)
+    watcher.started(len(methods.steps), len(methods.steps) - len(remaining))
     if not remaining:
         return
     torch.manual_seed(recipe.seed)
     books.clear_streams()  # of a process that was killed
     # However the run ends: what is read of files that are left open takes room on the disk.
     with StreamStore(int(recipe.streams.memory), books.streams) as store:
-        frontier = _frontier(recipe, methods.solver, decoder, books, watcher, store, shared, statistics_samples, ranks)
+        frontier = _frontier(recipe, methods, decoder, books, watcher, store, shared, statistics_samples, ranks)
         _do(remaining, recipe, methods, decoder, books, watcher, frontier, shared, ranks)
     books.clear_streams()
 
@@ -106,7 +123,7 @@ def _do(
     ranks: Ranks,
 ) -> None:
     """Do the windows that remain, once the frontier is where they begin."""
-    for index in (index for window in methods.schedule[: -len(remaining)] for index in window.retired):
+    for index in (index for window in methods.steps[: -len(remaining)] for index in window.retired):
         watcher.phase(None, f"replaying block {index}")
         frontier.replay(decoder.load(index), decoder.load(index, books.retired(index)))
     still_open = books.open_blocks(decoder)
@@ -120,6 +137,10 @@ def _do(
     pruning = FreshBlocks(recipe, methods.pruner, sparsities, methods.least_squares, decoder, frontier, of_first)
 
     for window in remaining:
+        if window.distills:
+            assert methods.distillation is not None
+            distill(recipe, methods.distillation[0], window, decoder, books, watcher, frontier, sparsities)
+            break
         began, traffic = time.monotonic(), replace(ranks.traffic)
         watcher.phase(window, "targets")
         dense = [decoder.load(index) for index in window.blocks]
@@ -181,24 +202,6 @@ def _do(
         watcher.window_done(window, record)
 
 
-@torch.no_grad()
-def agree_(blocks: Sequence[PrunedBlock], ranks: Ranks) -> None:
-    """Have all ranks go on with the weights of the first; raise `NumericalError` where their masks differ."""
-    if ranks.alone:
-        return
-    for pruned in blocks:
-        ranks.copy_(list(pruned.block.module.state_dict().values()))
-    own = hashlib.sha256()
-    for pruned in blocks:
-        for name, mask in pruned.masks.items():
-            own.update(name.encode() + mask.cpu().numpy().tobytes())
-    if (said := ranks.tell(own.hexdigest())) != own.hexdigest():
-        raise NumericalError(
-            f"blocks {[pruned.index for pruned in blocks]}: process {ranks.number} has other masks than the first "
-            f"({own.hexdigest()[:8]}, not {said[:8]}); this is a fault of reprune, please report it"
-        )
-
-
 def _find_routes_(frontier: Frontier, decoder: Decoder, blocks: Sequence[PrunedBlock]) -> None:
     """Have blocks be fitted with the experts that the dense model chooses for each token."""
     for pruned in blocks:
@@ -208,7 +211,7 @@ def _find_routes_(frontier: Frontier, decoder: Decoder, blocks: Sequence[PrunedB
 
 def _frontier(
     recipe: Recipe,
-    solver: Solver,
+    methods: Methods,
     decoder: Decoder,
     books: Books,
     watcher: Watcher,
@@ -227,8 +230,9 @@ def _frontier(
         store,
         shared,
         statistics_samples,
-        solver.batch_sizes(len(calibration)),
+        methods.batch_sizes(len(calibration)),
         ranks,
+        None if methods.distillation is None else methods.distillation[1].blocks[0],
     )
 
 

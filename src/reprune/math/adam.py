@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import final
 
 import torch
-from torch import Tensor
 
 from reprune.errors import NumericalError
 from reprune.math.coordinates import AllWeights, Coordinates, KeptWeights, LowRank
@@ -36,12 +35,7 @@ class Descent:
 @final
 @dataclass(frozen=True)
 class Adam(Solver):
-    """Adam with a learning rate that falls linearly; no weight decay, no clipping.
-
-    The loss is ||outputs - targets||^2 of the batch over the mean power of all targets, so that neither the
-    hidden size nor massive activations change the scale of the gradients. Where the problem gives a scale of each
-    feature, it is the mean of ((outputs - targets) / scale)^2.
-    """
+    """Adam with a learning rate that falls linearly; no weight decay, no clipping. The loss is the problem's."""
 
     epochs: int = 10
     lr: float = 2e-4
@@ -107,7 +101,7 @@ class Adam(Solver):
         optimizer = torch.optim.Adam(parameters, lr=lr, betas=self.betas, fused=fused)
         scaler = torch.amp.GradScaler(parameters[0].device.type, enabled=problem.half)
         generator = torch.Generator().manual_seed(seed)
-        loss_of, standardized = _loss_of(problem), problem.scale is not None
+        standardized = problem.scale is not None
         guard = Guard(parameters, start, self.patience) if self.guard else None
         epochs: list[Epoch] = []
         heldout = start
@@ -122,8 +116,7 @@ class Adam(Solver):
                 optimizer.zero_grad()
                 own = problem.ranks.own(batch)
                 for part in own.split(self.micro_batch_size or self.batch_size) if len(own) else ():
-                    difference = problem.outputs(part).float() - problem.targets(part)
-                    loss = loss_of(difference) * (len(part) / len(batch))
+                    loss = problem.loss(part) * (len(part) / len(batch))
                     scaler.scale(loss).backward()
                     total += loss.item() * len(batch)
                 coordinates.pull_()
@@ -157,14 +150,6 @@ class Adam(Solver):
 
     def _tries(self, step: int) -> bool:
         return self.try_first_step and step == 0
-
-
-def _loss_of(problem: Problem) -> Callable[[Tensor], Tensor]:
-    """From the differences of a batch (samples, tokens, hidden) to its loss."""
-    if (scale := problem.scale) is not None:
-        return lambda difference: (difference / scale).square().mean()
-    power = problem.target_power() or 1.0
-    return lambda difference: difference.square().mean() / power
 
 
 def _measured(problem: Problem, coordinates: Coordinates) -> Error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import final
+from typing import Self, final
 
 import torch
 from torch import Tensor
@@ -22,6 +22,11 @@ class Error:
     """||outputs - targets||^2 / ||targets||^2."""
     standardized: float | None = None
     """The mean of ((outputs - targets) / scale)^2; None where no scale of each feature was given."""
+
+    @classmethod
+    def of_predictions(cls, divergence: float) -> Self:
+        """Where what is compared are not outputs but what is predicted from them: their divergence, in nats a token."""
+        return cls(divergence, divergence)
 
     @property
     def judged(self) -> float:

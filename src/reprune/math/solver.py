@@ -80,6 +80,18 @@ class Problem(ABC):
     def targets(self, samples: Tensor) -> Tensor:
         """The targets (batch, tokens, hidden) of the same samples."""
 
+    def loss(self, samples: Tensor) -> Tensor:
+        """What a descent lowers, of some samples, with gradients.
+
+        It is the mean square of the outputs' differences from the targets over the mean power of all targets, so that
+        neither the hidden size nor massive activations change the scale of the gradients; where there is a scale of
+        each feature, the mean of ((outputs - targets) / scale)^2.
+        """
+        difference = self.outputs(samples).float() - self.targets(samples)
+        if self.scale is not None:
+            return (difference / self.scale).square().mean()
+        return difference.square().mean() / (self.target_power() or 1.0)
+
     @abstractmethod
     def errors(self) -> Errors:
         """The errors of the window as it stands, over all calibration and all held-out samples."""

@@ -20,7 +20,9 @@ from reprune.model.block import Block, Call, Precision
 from reprune.model.checkpoint import Checkpoint
 from reprune.model.conversion import Conversion, Layout
 from reprune.model.costs import BlockCosts
+from reprune.model.linears import is_linear
 from reprune.model.passing import Passing
+from reprune.model.predictor import Predictor
 from reprune.model.skeleton import Skeleton
 from reprune.model.weightless import Weightless
 
@@ -153,6 +155,12 @@ class Decoder:
             for name, shape in conversion.shapes.items()
         }
 
+    @property
+    def head_shape(self) -> tuple[int, int]:
+        """The words that it makes logits of, and the numbers that they are made of."""
+        weight = getattr(self.skeleton.model.get_output_embeddings(), "weight", None)
+        return (0, 0) if weight is None or weight.dim() != 2 else (weight.shape[0], weight.shape[1])
+
     def outside_bytes(self) -> list[int]:
         """What each tensor outside the blocks takes in the checkpoint."""
         return [self.checkpoint.entries[name].bytes for name, index in self._block_of.items() if index is None]
@@ -282,8 +290,32 @@ class Decoder:
         """Give back the memory of all weights outside the blocks."""
         self.skeleton.release()
 
-    def _fill(self, path: str, module: nn.Module, ids: Tensor | None) -> None:
-        """Load the parameters of a module outside the blocks; of the embedding, the rows of these ids only."""
+    def predictor(self) -> Predictor:
+        """What the model predicts from what its last block puts out; give its memory back by `release`."""
+        fill_after = partial(self._fill, device=self.device, products=self.precision.products)
+
+        def run(states: Tensor, ids: Tensor) -> Tensor:
+            with self.precision.on(self.device):
+                return self.skeleton.predict(ids, states, self._fill, fill_after)
+
+        return Predictor(run)
+
+    def check_predicts(self) -> None:
+        """Raise `UnsupportedModelError` unless the model makes logits of its last block's states; no weight is read."""
+        self.skeleton.check_predicts()
+
+    def _fill(
+        self,
+        path: str,
+        module: nn.Module,
+        ids: Tensor | None,
+        device: torch.device | None = None,
+        products: torch.dtype = torch.float32,
+    ) -> None:
+        """Load the parameters of a module outside the blocks; of the embedding, the rows of these ids only.
+
+        They go to a device, by default the CPU; the matrix of a linear in the dtype of products.
+        """
         prefix = f"{path}." if path else ""
         for key, buffer in module.named_buffers(recurse=False):
             if prefix + key in self._layout.of_parameter:
@@ -294,7 +326,8 @@ class Decoder:
             source = self._outside(prefix + key, tuple(parameter.shape))
             if parameter.is_meta:
                 # Fresh pages take no memory until they are written: an embedding takes that of the rows in use.
-                parameter = nn.Parameter(torch.empty(source.shape, dtype=torch.float32), requires_grad=False)
+                dtype = products if is_linear(module) and key == "weight" else torch.float32
+                parameter = nn.Parameter(torch.empty(source.shape, dtype=dtype, device=device), requires_grad=False)
                 setattr(module, key, parameter)
             if ids is None or key != "weight":
                 parameter.copy_(source)

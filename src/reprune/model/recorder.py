@@ -17,12 +17,16 @@ from reprune.model.forms import Beside
 Fill = Callable[[str, nn.Module, Tensor | None], None]
 """Gives the parameters of a module outside the blocks: (module name, module, token ids if it embeds them)."""
 
+Saw = Callable[[Tensor, Call], bool | Tensor]
+"""Is told of the states and the call that reach a block. True ends the forward pass by `LastBlockReached`; a tensor is
+what the block hands on in place of the states."""
+
 
 @final
 class _Recorder(nn.Module):
     """Stands in for a block: keeps what it is given and hands the hidden states on as they are."""
 
-    def __init__(self, block: nn.Module, saw: Callable[[Tensor, Call], bool], returned: int, disturb: bool) -> None:
+    def __init__(self, block: nn.Module, saw: Saw, returned: int, disturb: bool) -> None:
         super().__init__()
         self._original = (block,)  # in a tuple, so that it is no module of this one
         self._names = list(inspect.signature(block.forward).parameters)
@@ -47,8 +51,11 @@ class _Recorder(nn.Module):
             if key is None:
                 raise UnsupportedModelError("a block is called without hidden states, so it cannot be run by itself.")
             states, call = kwargs[key], Call(args, {**kwargs, key: None}, key)
-        if self._saw(states, call):
+        said = self._saw(states, call)
+        if said is True:
             raise LastBlockReached
+        if isinstance(said, Tensor):
+            states = said
         if self._disturb:
             states = 1.25 * states
         beside = [Beside(place) if self._returned > 0 else None for place in range(1, abs(self._returned))]
@@ -65,15 +72,12 @@ class LastBlockReached(Exception):
 
 
 @contextmanager
-def recorders(
-    blocks: nn.ModuleList, saw: Callable[[int], Callable[[Tensor, Call], bool]], returned: int, disturb: bool = False
-) -> Iterator[None]:
+def recorders(blocks: nn.ModuleList, saw: Callable[[int], Saw], returned: int, disturb: bool = False) -> Iterator[None]:
     """Have recorders stand in for blocks.
 
     Args:
         blocks: the model's list of them.
-        saw: gives, by a block's number, what is told of the states and the call that reach it, and says whether that
-            was the last: then `LastBlockReached` is raised.
+        saw: gives, by a block's number, what is told of the states and the call that reach it.
         returned: what the blocks return: the states, or a tuple of so many that begins with them; if negative, with
             None beside them.
         disturb: have them hand on other states than they are given.

@@ -161,6 +161,62 @@ class Skeleton:
         calls = [self._formed(call, form) for call, form in zip(calls, forms, strict=True)]
         return forms[self.running[0]].of(states), calls
 
+    def predict(self, ids: Tensor, states: Tensor, fill: Fill, fill_after: Fill) -> Tensor:
+        """Run the model's own forward, what its last block puts out being given.
+
+        Args:
+            ids: (batch, tokens), int64.
+            states: a stream's (batch, tokens, ...), after the last block; gradients flow back to them.
+            fill: gives the weights that are needed before that.
+            fill_after: and those after it, where the states are.
+
+        Returns:
+            The logits (batch, tokens, words).
+
+        Raises:
+            UnsupportedModelError: the model makes none, or not by a forward that runs over recorders.
+        """
+        last = self.running[-1]
+        given = self.forms[last].entering(states)
+        fills = [fill]
+
+        def saw(index: int, states: Tensor, call: Call) -> bool | Tensor:
+            del states, call
+            if index != last:
+                return False
+            fills.append(fill_after)
+            return given
+
+        def filled(path: str, module: nn.Module, of: Tensor | None) -> None:
+            fills[-1](path, module, of)
+
+        recording = recorders(self.blocks, lambda index: partial(saw, index), self._returned)
+        try:
+            with recording, filling(self.model, (self.blocks_path,), filled, ids, self._early), quiet_transformers():
+                logits = self.model(input_ids=ids, use_cache=False).logits
+            if logits.shape[:2] != ids.shape:
+                raise ValueError(f"they are of shape {list(logits.shape)} for {list(ids.shape)} tokens")
+        except Exception as error:  # whatever a model raises
+            raise UnsupportedModelError(
+                f"{type(self.model).__name__}: what it predicts cannot be had from its last block "
+                f"({type(error).__name__}: {' '.join(str(error).split()):.200}); leave out distill.blocks."
+            ) from error
+        assert isinstance(logits, Tensor)
+        return logits
+
+    @torch.no_grad()
+    def check_predicts(self) -> None:
+        """Raise `UnsupportedModelError` unless `predict` goes, and by a matrix of the model's own for its logits."""
+        if not isinstance(self.model.get_output_embeddings(), nn.Module):
+            raise UnsupportedModelError(
+                f"{type(self.model).__name__}: has no module that makes its logits, so its blocks cannot be fitted to "
+                "what it predicts; leave out distill.blocks."
+            )
+        ids = self.few_ids()
+        states, _ = self.record(ids, fill_with_nothing)
+        self.predict(ids, states, fill_with_nothing, fill_with_nothing)
+        self.release()
+
     @staticmethod
     def _formed(call: Call, form: Form) -> Call:
         """A call in its form; of what blocks before have put out beside their states, what is carried along."""

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Annotated, Any, Literal, Self, final
 
 import yaml
@@ -14,25 +13,21 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ByteSize,
-    ConfigDict,
     Field,
     field_validator,
     model_validator,
 )
 
 from reprune.math.adam import Adam
-from reprune.math.least_squares import LeastSquares
 from reprune.math.magnitude import Magnitude
 from reprune.math.patterns import Pattern, parse_pattern
 from reprune.math.pruner import Pruner
-from reprune.math.solver import NoSolver, Solver
 from reprune.math.sparsegpt import SparseGPT
 from reprune.math.wanda import Wanda
-from reprune.math.widening import Widening
 from reprune.planning.choice import Choice, Part
+from reprune.planning.descents import DistillRecipe, RecipePart, SolverRecipe
 from reprune.planning.devices import is_device
 from reprune.planning.generation.settings import FILTERS, PREFIX, Generation, generation
-from reprune.planning.rates import parse_rate
 from reprune.planning.sparsities import Sparsities
 
 Rung = Literal["LR", "BR", "BR+GP", "BR+GP+CR", "auto"]
@@ -45,27 +40,6 @@ RUNGS: Mapping[str, dict[str, Any]] = {
 }
 """The paper's reconstruction ladder (its section 3), each rung as a point on three axes; and `auto`, which chooses."""
 
-PAPER_LR = 2e-4
-"""Of Adam, in all of the paper's experiments."""
-_OWN_LR = "1%"
-"""Where the loss is not of the paper."""
-
-_NUMBERS = (int, float, int | None, float | None)
-
-
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _no_truth_for_numbers(cls, content: Any) -> Any:
-        """Refuse `samples: yes`, which would otherwise count as 1."""
-        for key, value in content.items() if isinstance(content, dict) else ():
-            field = cls.model_fields.get(key)
-            if isinstance(value, bool) and field is not None and field.annotation in _NUMBERS:
-                raise ValueError(f"{key}: expected a number, got {str(value).lower()}")
-        return content
-
 
 def _named(value: Any) -> Any:
     """Let `pruner: wanda` stand for `pruner: {name: wanda}`."""
@@ -77,11 +51,17 @@ def _counted(value: Any) -> Any:
     return {"samples": value} if isinstance(value, int) and not isinstance(value, bool) else value
 
 
+def _in_blocks(value: Any) -> Any:
+    """Let `distill: 8` stand for `distill: {blocks: 8}`."""
+    return {"blocks": value} if isinstance(value, int) and not isinstance(value, bool) else value
+
+
 SHORT_FORMS: Mapping[str, Callable[[Any], Any]] = {
     "pruner": _named,
     "solver": _named,
     "allocation": _named,
     "self_generate": _counted,
+    "distill": _in_blocks,
 }
 """Keys whose values may be given by the first of their parts alone."""
 
@@ -92,7 +72,7 @@ def _written(value: Any) -> Any:
 
 
 @final
-class PrunerRecipe(_Part):
+class PrunerRecipe(RecipePart):
     """Which pruner, and its settings."""
 
     name: Literal["magnitude", "wanda", "sparsegpt"] = "sparsegpt"
@@ -113,7 +93,7 @@ class PrunerRecipe(_Part):
 
 
 @final
-class ScheduleRecipe(_Part):
+class ScheduleRecipe(RecipePart):
     """Windows of `size` blocks, each beginning `stride` blocks after the one before."""
 
     size: int = Field(1, ge=1)
@@ -127,112 +107,7 @@ class ScheduleRecipe(_Part):
 
 
 @final
-class SolverRecipe(_Part):
-    """Which solver, and its settings."""
-
-    name: Literal["none", "adam", "widening"] = "adam"
-    start: Literal["pruner", "least-squares"] = "pruner"  # the weights that it begins with
-    ridge: float | None = Field(None, gt=0)  # of least squares, share of the mean diagonal; None: the best on held-out
-    loss: Literal["squared", "standardized"] | None = None  # plain, or all features alike; None: as the solver is
-    epochs: int = Field(10, ge=1)
-    lr: float | str | None = None  # see `reprune.planning.rates`; None: as the loss is
-    batch_size: int = Field(8, ge=1)
-    micro_batch_size: int | None = Field(None, ge=1)  # of a step's samples, how many at a time; None: all at once
-    checkpointing: bool = False  # compute activations anew for the gradients, block by block
-    rank: int | None = Field(None, ge=1)  # move low-rank updates of the matrices; None: all their weights
-    compact: bool = False  # gradients, moments and the guard's copy of kept weights alone
-    betas: tuple[float, float] = (0.9, 0.95)
-    routing: Literal["student", "teacher"] = "student"  # whose choice of experts each token is fitted with
-    teacher_forcing: float = Field(0.0, ge=0, le=1)  # the dense model's share in the states that windows are fitted on
-    patience: int = Field(2, ge=1)  # epochs in a row without a lower held-out error, after which the guard stops
-
-    @model_validator(mode="after")
-    def _micro_batches_are_small(self) -> Self:
-        if self.micro_batch_size is not None and self.micro_batch_size > self.batch_size:
-            raise ValueError(f"micro_batch_size {self.micro_batch_size} is more than batch_size {self.batch_size}")
-        return self
-
-    @model_validator(mode="after")
-    def _one_way_to_move(self) -> Self:
-        if self.compact and self.rank is not None:
-            raise ValueError(f"compact goes with all weights, not with updates of rank {self.rank}; leave out either")
-        return self
-
-    @field_validator("lr", mode="before")
-    @classmethod
-    def _is_a_rate(cls, given: Any) -> Any:
-        if given is None:
-            return None
-        rate = parse_rate(given)
-        return given.strip() if rate.relative else rate.value
-
-    @property
-    def samples_at_a_time(self) -> int:
-        """How many samples pass through a block together."""
-        return self.micro_batch_size or self.batch_size
-
-    @field_validator("betas")
-    @classmethod
-    def _below_one(cls, value: tuple[float, float]) -> tuple[float, float]:
-        if not all(0 <= beta < 1 for beta in value):
-            raise ValueError("both must be at least 0 and below 1")
-        return value
-
-    @property
-    def standardizes(self) -> bool:
-        """Whether a window's errors are standardized: where there is a descent that minimizes such a loss."""
-        return self.settled().loss == "standardized" and self.name != "none"
-
-    def settled(self) -> Self:
-        """With the loss and the learning rate decided: the paper's, but for a solver that is not of the paper.
-
-        With a standardized loss, which is not of the paper either, the rate goes with the weights: what suits one
-        model is a tenth of what suits another (docs/results.md, "Other real models").
-        """
-        loss = self.loss or ("standardized" if self.name == "widening" else "squared")
-        lr = self.lr or (_OWN_LR if loss == "standardized" and self.name != "none" else PAPER_LR)
-        return self.model_copy(update={"loss": loss, "lr": lr})
-
-    def build_least_squares(self) -> LeastSquares | None:
-        return LeastSquares(self.ridge) if self.start == "least-squares" else None
-
-    def build(self, guard: bool) -> Solver:
-        match self.name:
-            case "none":
-                return NoSolver()
-            case "adam":
-                return self._adam(self.epochs, guard)
-            case "widening":
-                # An epoch on one block of two costs half of one on both: together less than `epochs` on both take,
-                # which leaves time for the tries of first steps. The rate falls over both as it does over one.
-                whole = max(2 * self.epochs // 3, 1)
-                part = max(self.epochs - whole, 1)
-                adam = replace(self._adam(self.epochs, guard), try_first_step=True)
-                middle = whole / (part + whole)
-                return Widening(
-                    last_part=replace(adam, epochs=part, decay=(1.0, middle)),
-                    whole=replace(adam, epochs=whole, decay=(middle, 0.0)),
-                    only_part=adam,
-                )
-
-    def _adam(self, epochs: int, guard: bool) -> Adam:
-        lr = parse_rate(self.settled().lr)
-        return Adam(
-            epochs,
-            lr.value,
-            self.batch_size,
-            self.micro_batch_size,
-            self.betas,
-            guard,
-            self.patience,
-            rank=self.rank,
-            compact=self.compact,
-            relative=lr.relative,
-        )
-
-
-@final
-class SelfGenerateRecipe(_Part):
+class SelfGenerateRecipe(RecipePart):
     """How many calibration texts the dense model writes itself, and how (see `reprune.planning.generation`)."""
 
     samples: int = Field(0, ge=0)  # beside those of the calibration sources
@@ -259,7 +134,7 @@ class SelfGenerateRecipe(_Part):
 
 
 @final
-class AllocationRecipe(_Part):
+class AllocationRecipe(RecipePart):
     """How the sparsity is shared out over blocks (see `reprune.math.allocation`)."""
 
     name: Literal["uniform", "owl", "by-error"] = "uniform"
@@ -270,14 +145,14 @@ class AllocationRecipe(_Part):
 
 
 @final
-class StreamsRecipe(_Part):
+class StreamsRecipe(RecipePart):
     """Where the hidden states of the samples are held."""
 
     memory: ByteSize = ByteSize(8 * 10**9)  # all streams together; those beyond it go to files
 
 
 @final
-class Recipe(_Part):
+class Recipe(RecipePart, BaseModel):  # the latter again, so that ruff knows pydantic copies its defaults
     """Everything that decides a run's result."""
 
     model: str = Field(min_length=1)
@@ -287,6 +162,7 @@ class Recipe(_Part):
     schedule: ScheduleRecipe = ScheduleRecipe()
     teacher: Literal["local", "global"] = "global"
     solver: Annotated[SolverRecipe, BeforeValidator(_named)] = SolverRecipe()
+    distill: Annotated[DistillRecipe, BeforeValidator(_in_blocks)] = DistillRecipe()
     guard: bool = True  # a window keeps its state of the lowest held-out error
     calibration: list[str] = ["c4"]  # none where only self-generated texts are asked for
     self_generate: Annotated[SelfGenerateRecipe, BeforeValidator(_counted)] = SelfGenerateRecipe()
@@ -361,6 +237,10 @@ class Recipe(_Part):
                 f"{self.reconstruct}); take a rung with GP, or teacher: global"
             )
         return self
+
+    def build_distillation(self) -> Adam | None:
+        """The descent that fits the last blocks once more; None where there is none."""
+        return self.distill.build(self.solver, self.guard) if self.distill.blocks else None
 
     def settled(self) -> Self:
         """The recipe with what its solver decides made explicit."""

@@ -18,6 +18,7 @@ class Window:
     blocks: range
     fresh: range  # those of them that are dense until now, to be pruned first
     retired: range  # those of them that no later window holds: final after it
+    distills: bool = False  # whether they are final already, and fitted to the model's predictions
 
 
 def windows(blocks: int, size: int, stride: int) -> list[Window]:
@@ -41,3 +42,11 @@ def windows(blocks: int, size: int, stride: int) -> list[Window]:
         )
         for index, start in enumerate(range(stride - size, blocks, stride))
     ]
+
+
+def once_more(index: int, blocks: int, count: int) -> Window:
+    """The last so many of all blocks, which are fitted once more when all windows are done.
+
+    None of them is fresh in it; that they are retired is the windows' doing. `index` is the number of this step.
+    """
+    return Window(index, range(blocks - count, blocks), range(blocks, blocks), range(blocks, blocks), distills=True)

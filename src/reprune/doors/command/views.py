@@ -9,7 +9,7 @@ from typing import Any
 from rich.table import Table
 
 from reprune.doors.api import Status
-from reprune.doors.formats import clock, console, percent, size
+from reprune.doors.formats import clock, console, nats, percent, size
 from reprune.doors.planned import Plan
 from reprune.doors.rates import said_of_rate
 from reprune.doors.verify import Check
@@ -30,7 +30,7 @@ def show_result(record: Mapping[str, Any], out: Path) -> None:
     for kind, name in (("calibration", "calibration"), ("heldout", "held-out")):
         value, share = last[f"{kind}_error"], last[f"relative_{kind}_error"]
         output.print(f"  {name:<12} {value:.4g} ({percent(share)})")
-    for line in _guarded(record):
+    for line in (*_distilled(record.get("distillation")), *_guarded(record)):
         output.print(line)
     squared = [window["largest_feature"] or 0.0 for window in record["windows"] if window["loss"] == "squared"]
     if (share := max(squared, default=0.0)) > DOMINANT:
@@ -43,6 +43,15 @@ def show_result(record: Mapping[str, Any], out: Path) -> None:
     device = f", {size(memory['device'])} on the device" if memory["device"] else ""
     output.print(f"time, memory   {clock(record['seconds'])}, peak {size(memory['host'])}{device}")
     output.print(f"recipe, record {out / 'recipe.yaml'}, {out / 'reprune.json'}")
+
+
+def _distilled(step: Mapping[str, Any] | None) -> Iterator[str]:
+    """What fitting the last blocks to the dense model's predictions has done to them."""
+    if step is None:
+        return
+    change = step["heldout_divergence"]
+    yield f"distilled      blocks {ranges(step['blocks'])}: KL(dense || sparse) of what the model predicts,"
+    yield f"               held-out {nats(change['before'])} > {nats(change['after'])} nats a token"
 
 
 def _guarded(record: Mapping[str, Any]) -> Iterator[str]:
@@ -76,7 +85,13 @@ def show_status(status: Status, out: Path) -> None:
     recipe = status.recipe
     output.print(f"{out}: {recipe['model']}, {recipe['pruner']['name']} {recipe['sparsity']}, {recipe['reconstruct']}")
     output.print(f"{status.windows_done} of {status.windows} windows finished")
-    if status.last is not None:
+    if status.last is not None and status.last.get("distilled"):
+        change = status.last["heldout_divergence"]
+        output.print(
+            f"last: blocks {status.last['blocks']}, distilled: held-out divergence {nats(change['before'])} > "
+            f"{nats(change['after'])}"
+        )
+    elif status.last is not None:
         output.print(
             f"last: blocks {status.last['blocks']}, relative error calibration "
             f"{percent(status.last['relative_calibration_error']['after'])}, held-out "
@@ -103,6 +118,8 @@ def show_plan(plan: Plan) -> None:
     traits = ["standardized loss"] * solver.standardizes + [f"teacher forcing {solver.teacher_forcing:g}"] * forced
     if traits:
         output.print(f"descent    {', '.join(traits)}")
+    if (step := recipe.distill).blocks:
+        output.print(f"distill    the last {step.blocks} blocks, {step.epochs or solver.epochs} epochs at {step.lr}")
     output.print(f"schedule   {len(plan.schedule)} windows of size {schedule.size}, stride {schedule.stride}")
     output.print(f"samples    {recipe.samples} of {recipe.seqlen} tokens from {', '.join(recipe.calibration)}")
     where = recipe.device if plan.machine is None else plan.machine.name

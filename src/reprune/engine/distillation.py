@@ -1,0 +1,140 @@
+"""The last step of a run that asks for it: the last blocks, already final, are fitted to what the dense model predicts.
+
+Reconstruction compares hidden states, of which the head reads some directions and not others; and no window knows
+what the windows after it make of its error. The last blocks can be compared by the predictions themselves, for what
+the head costs. This goes beyond the paper.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from reprune.engine.agreement import agree_
+from reprune.engine.books import Books
+from reprune.engine.frontier import Frontier
+from reprune.engine.predictions import PredictionProblem
+from reprune.engine.record import block_record, trim_heap
+from reprune.engine.watcher import Watcher
+from reprune.engine.window import PrunedBlock
+from reprune.errors import NumericalError
+from reprune.math.adam import Adam, Descent
+from reprune.math.reconstruction_error import Error
+from reprune.math.solver import Epoch
+from reprune.model.decoder import Decoder
+from reprune.planning.recipe import Recipe
+from reprune.planning.schedule import Window
+from reprune.planning.sparsities import Sparsities
+
+
+def distill(
+    recipe: Recipe,
+    solver: Adam,
+    window: Window,
+    decoder: Decoder,
+    books: Books,
+    watcher: Watcher,
+    frontier: Frontier,
+    sparsities: Sparsities,
+) -> None:
+    """Fit the last blocks to the dense model's predictions, and make that durable.
+
+    Args:
+        recipe: what to do.
+        solver: by which descent.
+        window: the blocks, and the number of this step after those of all windows.
+        decoder: the dense model.
+        books: what is done, all windows among it.
+        watcher: is told what happens.
+        frontier: the streams, at the end, those before the first of the blocks kept.
+        sparsities: of the run.
+
+    Raises:
+        NumericalError: numbers went bad; what was finished before stays finished.
+    """
+    began = time.monotonic()
+    watcher.phase(window, "predictions")
+    before = {record["index"]: record for record in books.block_records()}
+    blocks = [_retired(decoder, books, before[index]) for index in window.blocks]
+    problem = PredictionProblem(frontier, blocks, decoder.predictor(), recipe.solver.checkpointing)
+    start = problem.heldout_error()
+    if not start.finite:
+        raise NumericalError(f"blocks {list(window.blocks)}: what the model predicts from them is not finite")
+    seed = int.from_bytes(hashlib.sha256(f"{recipe.seed}/distill".encode()).digest()[:8]) >> 1
+
+    def progress(epoch: Epoch) -> None:
+        watcher.epoch(window, epoch, solver.epochs)
+
+    problem.train_(True)
+    descent = solver.descend(problem, start, seed, progress)
+    problem.train_(False)
+    agree_(blocks, frontier.ranks)
+
+    watcher.phase(window, "advancing")
+    written: dict[str, str] = {}
+    for pruned in blocks:
+        written |= books.stage_block(pruned.index, pruned.round_(decoder))
+    after = problem.heldout_error()
+    decoder.release()
+    twins = (decoder.load(index) for index in window.blocks)
+    errors = frontier.repeat(twins, [pruned.block for pruned in blocks])
+    if not errors[window.blocks[-1]].calibration.finite:
+        raise NumericalError(f"blocks {list(window.blocks)}: their outputs are not finite after distillation")
+    records = [block_record(pruned, errors[pruned.index], sparsities, recipe.choice) for pruned in blocks]
+    record = _record(window, before, records, descent, (start, after), solver, time.monotonic() - began)
+    entry = {"window": record, "blocks": records, "forward": frontier.probe_record()}
+    books.commit(window, entry, written, [])
+    trim_heap()
+    watcher.window_done(window, record)
+
+
+def _retired(decoder: Decoder, books: Books, record: Mapping[str, Any]) -> PrunedBlock:
+    """A block as it was written, with its masks: what is zero of the matrices that were pruned."""
+    pruned = PrunedBlock(decoder.load(record["index"], books.retired(record["index"])))
+    matrices = {matrix["name"]: matrix for matrix in record["matrices"]}
+    for linear in pruned.block.linears:
+        if (matrix := matrices.get(linear.name)) is not None:
+            pruned.masks[linear.name] = linear.matrix() != 0
+            if "tokens" in matrix:
+                pruned.tokens[linear.name] = matrix["tokens"]
+    return pruned
+
+
+def _record(
+    window: Window,
+    before: Mapping[int, Mapping[str, Any]],
+    after: Sequence[Mapping[str, Any]],
+    descent: Descent,
+    heldout: tuple[Error, Error],
+    solver: Adam,
+    seconds: float,
+) -> dict[str, Any]:
+    """What goes on record of the step; divergences are in nats a token."""
+    last = window.blocks[-1]
+    return {
+        "index": window.index,
+        "distilled": True,
+        "blocks": list(window.blocks),
+        "heldout_divergence": {"before": heldout[0].normalized, "after": heldout[1].normalized},
+        "last_block": {
+            key: {"before": before[last][key], "after": after[-1][key]}
+            for key in ("relative_calibration_error", "relative_heldout_error")
+        },
+        "epochs": [
+            {
+                "epoch": epoch.number,
+                "calibration_divergence": epoch.calibration,
+                "heldout_divergence": epoch.heldout,
+                "lr": epoch.lr,
+                "relative_lr": epoch.relative_lr,
+            }
+            for epoch in descent.epochs
+        ],
+        "planned_epochs": solver.epochs,
+        "kept_epoch": descent.kept_epoch,
+        "guarded": solver.guard,
+        "relative_lr": descent.relative_lr,
+        "seconds": round(seconds, 3),
+    }

@@ -1,0 +1,82 @@
+"""The last blocks as a problem for a descent: that the model predicts what the dense model does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import final
+
+import torch
+from torch import Tensor
+
+from reprune.engine.frontier import Frontier, Targets
+from reprune.engine.window import PrunedBlock, WindowProblem
+from reprune.math.divergence import summed_divergence
+from reprune.math.reconstruction_error import Error
+from reprune.math.solver import Errors, Problem
+from reprune.model.predictor import Predictor
+
+
+@final
+class PredictionProblem(Problem):
+    """Its loss and its errors are KL(dense || sparse) of the next token's probabilities, in nats a token."""
+
+    def __init__(
+        self, frontier: Frontier, blocks: Sequence[PrunedBlock], predictor: Predictor, checkpointing: bool = False
+    ) -> None:
+        """
+        Args:
+            frontier: the streams, at the end; what enters the first of the blocks has been kept.
+            blocks: the model's last.
+            predictor: makes logits of what they put out.
+            checkpointing: keep only what enters each block for the gradients, and compute the rest anew.
+        """
+        assert frontier.kept is not None
+        self._frontier = frontier
+        self._entering = frontier.kept.student
+        self._targets = Targets(frontier.dense_end, {})
+        self._window = WindowProblem(frontier, blocks, self._targets, self._entering, checkpointing=checkpointing)
+        self._blocks = [pruned.block for pruned in blocks]
+        self._predictor = predictor
+        self.parameters, self.masks = self._window.parameters, self._window.masks
+        self.samples, self.ranks, self.half = self._window.samples, self._window.ranks, self._window.half
+
+    def outputs(self, samples: Tensor) -> Tensor:
+        return self._window.outputs(samples)
+
+    def targets(self, samples: Tensor) -> Tensor:
+        return self._window.targets(samples)
+
+    def loss(self, samples: Tensor) -> Tensor:
+        ids = self._frontier.ids[samples]
+        return self._divergence(self.outputs(samples), self.targets(samples), ids) / ids.numel()
+
+    def _divergence(self, states: Tensor, of: Tensor, ids: Tensor) -> Tensor:
+        return summed_divergence(states, of, ids, self._predictor, self._predictor.parts)
+
+    def errors(self) -> Errors:
+        return Errors(self._measure(self._frontier.calibration_batches), self._measure(self._frontier.heldout_batches))
+
+    def heldout_error(self) -> Error:
+        return self._measure(self._frontier.heldout_batches)
+
+    @torch.no_grad()
+    def _measure(self, batches: Sequence[slice]) -> Error:
+        total, tokens = 0.0, 0
+        for batch in batches:
+            states = self._frontier.run(self._blocks, self._entering.read(batch), batch)
+            ids, of = self._frontier.ids[batch], self._targets.end.read(batch).to(states.device)
+            total += float(self._divergence(states, of, ids))
+            tokens += ids.numel()
+        total, count = self.ranks.add([total, tokens])
+        return Error.of_predictions(total / max(count, 1))
+
+    def target_power(self) -> float:
+        return 1.0
+
+    def last_part(self) -> AbstractContextManager[Problem | None]:
+        return nullcontext()
+
+    def train_(self, on: bool) -> None:
+        """Have the parameters record gradients, or drop them."""
+        self._window.train_(on)

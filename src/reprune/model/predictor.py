@@ -1,0 +1,60 @@
+"""What a model predicts from its last block's states: its own norm, head and whatever follows them, some at a time.
+
+Logits are as wide as the vocabulary, so they are made of a few tokens at a time and never kept. Knows no losses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import final
+
+import torch
+from torch import Tensor
+
+LOGITS = 2**25  # at a time: 128 MiB in float32
+_TRIED = 4  # tokens
+_NEAR = 0.02  # of the largest logit: what rounding of half precision may do
+
+
+@final
+class Predictor:
+    """From states after the last block to logits."""
+
+    def __init__(self, run: Callable[[Tensor, Tensor], Tensor]) -> None:
+        """`run` makes logits (batch, tokens, words) of states (batch, tokens, ...) and their ids (batch, tokens)."""
+        self._run = run
+        self._words = 0
+        self._by_token = True
+
+    def __call__(self, states: Tensor, ids: Tensor) -> Tensor:
+        """The logits (batch, tokens, words), float32, with gradients to the states.
+
+        Args:
+            states: a stream's (batch, tokens, ...), float32, where blocks run.
+            ids: the tokens that they are of (batch, tokens), int64, on the CPU.
+        """
+        return self._run(states, ids).float()
+
+    @torch.no_grad()
+    def parts(self, states: Tensor, ids: Tensor) -> Iterator[tuple[slice, slice]]:
+        """The samples and the tokens of states to make logits of at a time, all of them in turn."""
+        if not self._words:
+            self._look_at(states, ids)
+        samples, tokens = ids.shape
+        at_once = max(LOGITS // self._words, 1)
+        if at_once >= tokens or not self._by_token:
+            several = max(at_once // tokens, 1)
+            for first in range(0, samples, several):
+                yield slice(first, min(first + several, samples)), slice(0, tokens)
+            return
+        for sample in range(samples):
+            for first in range(0, tokens, at_once):
+                yield slice(sample, sample + 1), slice(first, min(first + at_once, tokens))
+
+    def _look_at(self, states: Tensor, ids: Tensor) -> None:
+        """Learn how many words there are, and whether a token's logits depend on its own states alone."""
+        few = states[:1, :_TRIED], ids[:1, :_TRIED]
+        together = self(*few)
+        alone = torch.cat([self(few[0][:, [at]], few[1][:, [at]]) for at in range(few[1].shape[1])], dim=1)
+        self._words = together.shape[-1]
+        self._by_token = bool((together - alone).abs().amax() <= _NEAR * together.abs().amax())

@@ -1,0 +1,159 @@
+"""The parts of a recipe that say how weights are fitted: the solver of windows, and distillation."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, Literal, Self, final
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from reprune.math.adam import Adam
+from reprune.math.least_squares import LeastSquares
+from reprune.math.solver import NoSolver, Solver
+from reprune.math.widening import Widening
+from reprune.planning.rates import parse_rate
+
+PAPER_LR = 2e-4
+"""Of Adam, in all of the paper's experiments."""
+_OWN_LR = "1%"
+"""Where the loss is not of the paper."""
+
+_NUMBERS = (int, float, int | None, float | None)
+
+
+class RecipePart(BaseModel):
+    """Frozen, and it refuses what it does not know."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_truth_for_numbers(cls, content: Any) -> Any:
+        """Refuse `samples: yes`, which would otherwise count as 1."""
+        for key, value in content.items() if isinstance(content, dict) else ():
+            field = cls.model_fields.get(key)
+            if isinstance(value, bool) and field is not None and field.annotation in _NUMBERS:
+                raise ValueError(f"{key}: expected a number, got {str(value).lower()}")
+        return content
+
+
+def _read_rate(given: Any) -> Any:
+    if given is None:
+        return None
+    rate = parse_rate(given)
+    return given.strip() if rate.relative else rate.value
+
+
+@final
+class SolverRecipe(RecipePart):
+    """Which solver, and its settings."""
+
+    name: Literal["none", "adam", "widening"] = "adam"
+    start: Literal["pruner", "least-squares"] = "pruner"  # the weights that it begins with
+    ridge: float | None = Field(None, gt=0)  # of least squares, share of the mean diagonal; None: the best on held-out
+    loss: Literal["squared", "standardized"] | None = None  # plain, or all features alike; None: as the solver is
+    epochs: int = Field(10, ge=1)
+    lr: float | str | None = None  # see `reprune.planning.rates`; None: as the loss is
+    batch_size: int = Field(8, ge=1)
+    micro_batch_size: int | None = Field(None, ge=1)  # of a step's samples, how many at a time; None: all at once
+    checkpointing: bool = False  # compute activations anew for the gradients, block by block
+    rank: int | None = Field(None, ge=1)  # move low-rank updates of the matrices; None: all their weights
+    compact: bool = False  # gradients, moments and the guard's copy of kept weights alone
+    betas: tuple[float, float] = (0.9, 0.95)
+    routing: Literal["student", "teacher"] = "student"  # whose choice of experts each token is fitted with
+    teacher_forcing: float = Field(0.0, ge=0, le=1)  # the dense model's share in the states that windows are fitted on
+    patience: int = Field(2, ge=1)  # epochs in a row without a lower held-out error, after which the guard stops
+
+    @model_validator(mode="after")
+    def _micro_batches_are_small(self) -> Self:
+        if self.micro_batch_size is not None and self.micro_batch_size > self.batch_size:
+            raise ValueError(f"micro_batch_size {self.micro_batch_size} is more than batch_size {self.batch_size}")
+        return self
+
+    @model_validator(mode="after")
+    def _one_way_to_move(self) -> Self:
+        if self.compact and self.rank is not None:
+            raise ValueError(f"compact goes with all weights, not with updates of rank {self.rank}; leave out either")
+        return self
+
+    _is_a_rate = field_validator("lr", mode="before")(_read_rate)
+
+    @property
+    def samples_at_a_time(self) -> int:
+        """How many samples pass through a block together."""
+        return self.micro_batch_size or self.batch_size
+
+    @field_validator("betas")
+    @classmethod
+    def _below_one(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if not all(0 <= beta < 1 for beta in value):
+            raise ValueError("both must be at least 0 and below 1")
+        return value
+
+    @property
+    def standardizes(self) -> bool:
+        """Whether a window's errors are standardized: where there is a descent that minimizes such a loss."""
+        return self.settled().loss == "standardized" and self.name != "none"
+
+    def settled(self) -> Self:
+        """With the loss and the learning rate decided: the paper's, but for a solver that is not of the paper.
+
+        With a standardized loss, which is not of the paper either, the rate goes with the weights: what suits one
+        model is a tenth of what suits another (docs/results.md, "Other real models").
+        """
+        loss = self.loss or ("standardized" if self.name == "widening" else "squared")
+        lr = self.lr or (_OWN_LR if loss == "standardized" and self.name != "none" else PAPER_LR)
+        return self.model_copy(update={"loss": loss, "lr": lr})
+
+    def build_least_squares(self) -> LeastSquares | None:
+        return LeastSquares(self.ridge) if self.start == "least-squares" else None
+
+    def build(self, guard: bool) -> Solver:
+        match self.name:
+            case "none":
+                return NoSolver()
+            case "adam":
+                return self.descent(self.epochs, self.settled().lr, guard)
+            case "widening":
+                # An epoch on one block of two costs half of one on both: together less than `epochs` on both take,
+                # which leaves time for the tries of first steps. The rate falls over both as it does over one.
+                whole = max(2 * self.epochs // 3, 1)
+                part = max(self.epochs - whole, 1)
+                adam = replace(self.descent(self.epochs, self.settled().lr, guard), try_first_step=True)
+                middle = whole / (part + whole)
+                return Widening(
+                    last_part=replace(adam, epochs=part, decay=(1.0, middle)),
+                    whole=replace(adam, epochs=whole, decay=(middle, 0.0)),
+                    only_part=adam,
+                )
+
+    def descent(self, epochs: int, rate: float | str | None, guard: bool) -> Adam:
+        """Adam with these settings, but for the number of epochs and the learning rate."""
+        lr = parse_rate(rate)
+        return Adam(
+            epochs,
+            lr.value,
+            self.batch_size,
+            self.micro_batch_size,
+            self.betas,
+            guard,
+            self.patience,
+            rank=self.rank,
+            compact=self.compact,
+            relative=lr.relative,
+        )
+
+
+@final
+class DistillRecipe(RecipePart):
+    """Whether the last blocks are fitted once more, to what the dense model predicts (see `engine.distillation`)."""
+
+    blocks: int = Field(0, ge=0)  # how many; 0: none
+    epochs: int | None = Field(None, ge=1)  # None: as many as of the solver
+    lr: float | str = "0.2%"  # see `reprune.planning.rates`
+
+    _is_a_rate = field_validator("lr", mode="before")(_read_rate)
+
+    def build(self, solver: SolverRecipe, guard: bool) -> Adam:
+        """A descent with the solver's other settings; its first step is tried, as weights are near their best."""
+        return replace(solver.descent(self.epochs or solver.epochs, self.lr, guard), try_first_step=True)

@@ -11,12 +11,15 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import reprune
-from reprune.engine.ledger import Ledger
+from reprune.engine.ledger import FOLDER, Ledger
 from reprune.engine.watcher import Watcher
-from reprune.errors import InputError
+from reprune.errors import InputError, UnsupportedModelError
+from reprune.model.skeleton import Skeleton
 from reprune.planning.schedule import Window
 from tests import tiny
+from tests.damage import flip_bit
 from tests.engine.quick import prune, tensors
+from tests.engine.test_ledger import InterruptAt, Interrupted, files
 
 LAST = ["distill.blocks=2", "distill.epochs=3", "distill.lr=2%"]
 
@@ -117,3 +120,81 @@ def test_every_form_of_decoder_can_be_distilled(form: str, tmp_path: Path) -> No
     step = prune(folder, tmp_path / "out", "distill=1", "distill.lr=1%", watcher=keeping)["distillation"]
     measured = divergence(folder, tmp_path / "out", keeping.heldout)
     assert step["heldout_divergence"]["after"] == pytest.approx(measured, rel=0.01, abs=1e-6)
+
+
+def test_a_model_whose_logits_no_module_makes_is_refused_before_anything_is_done(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    init = Skeleton.__init__
+
+    def headless(self: Skeleton, *arguments: Any) -> None:
+        init(self, *arguments)
+        monkeypatch.setattr(self.model, "get_output_embeddings", lambda: None)
+
+    monkeypatch.setattr(Skeleton, "__init__", headless)
+    with pytest.raises(UnsupportedModelError, match=r"no module that makes its logits.*leave out distill\.blocks"):
+        prune(llama, tmp_path / "out", "distill=1")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture(scope="module")
+def whole(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A distilled result that nothing has interrupted."""
+    folder = tmp_path_factory.mktemp("whole") / "out"
+    prune(llama, folder, *LAST)
+    return folder
+
+
+STEP = 3  # of the tiny Llama's three windows
+
+
+@pytest.mark.parametrize("window, phase", [(1, "reconstruction"), (2, None), (STEP, "predictions"), (STEP, None)])
+def test_it_goes_on_after_an_interruption_to_the_same_bits(
+    llama: Path, whole: Path, tmp_path: Path, window: int, phase: str | None
+) -> None:
+    cut = tmp_path / "cut"
+    with pytest.raises(Interrupted):
+        prune(llama, cut, *LAST, watcher=InterruptAt(window, phase))
+    status = reprune.status(cut)
+    assert (status.windows_done, status.windows) == (window + (phase is None), STEP + 1)
+    assert not (cut / "config.json").exists()
+    record = reprune.resume(cut)
+    assert files(cut) == files(whole)
+    assert len(record["windows"]) == STEP
+    assert record["distillation"]["blocks"] == [1, 2]
+    assert reprune.verify(cut).passed
+
+
+def test_blocks_that_were_staged_for_nothing_do_no_harm(llama: Path, whole: Path, tmp_path: Path) -> None:
+    """A process was killed after it had written the blocks, and before the ledger said so."""
+    cut = tmp_path / "cut"
+    with pytest.raises(Interrupted):
+        prune(llama, cut, *LAST, watcher=InterruptAt(STEP, "predictions"))
+    last = sorted(cut.glob("model-*.safetensors"))[-1]
+    staged = cut / FOLDER / "staged"
+    staged.mkdir()
+    (staged / last.name).write_bytes(b"of no use")
+    reprune.resume(cut)
+    assert files(cut) == files(whole)
+
+
+@pytest.mark.parametrize("moved", [0, 1, 2])
+def test_a_run_that_was_killed_while_blocks_took_their_places_is_finished(
+    llama: Path, whole: Path, tmp_path: Path, moved: int
+) -> None:
+    cut = tmp_path / "cut"
+    with pytest.raises(Interrupted):
+        prune(llama, cut, *LAST, watcher=InterruptAt(STEP))
+    for file in sorted((cut / FOLDER / "staged").iterdir())[:moved]:
+        file.replace(cut / file.name)
+    reprune.resume(cut)
+    assert files(cut) == files(whole)
+
+
+def test_a_staged_block_that_was_damaged_is_not_gone_on_with(llama: Path, tmp_path: Path) -> None:
+    with pytest.raises(Interrupted):
+        prune(llama, tmp_path / "cut", *LAST, watcher=InterruptAt(STEP))
+    file = sorted((tmp_path / "cut" / FOLDER / "staged").iterdir())[0]
+    flip_bit(file, file.stat().st_size - 8)
+    with pytest.raises(InputError, match="damaged"):
+        reprune.resume(tmp_path / "cut")

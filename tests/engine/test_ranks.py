@@ -45,7 +45,8 @@ RECIPES: dict[str, tuple[str, dict[str, Any]]] = {
     "owl, on disk": ("llama", {"reconstruct": "LR", "allocation": {"name": "owl"}, "streams": {"memory": 0}}),
     "experts": ("mixtral", {"reconstruct": "BR+GP", "pruner": {"min_tokens": 4}}),
     "experts, as the teacher": ("mixtral", {"reconstruct": "BR+GP", "solver": {"routing": "teacher"}}),
-    "shared keys": ("gemma4", {"reconstruct": "BR+GP+CR"}),
+    "shared keys": ("gemma4", {"reconstruct": "BR+GP+CR", "distill": {"blocks": 2}}),
+    "distilled": ("llama", {"reconstruct": "BR+GP", "distill": {"blocks": 2}, "solver": {"micro_batch_size": 1}}),
 }
 
 

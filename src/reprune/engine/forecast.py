@@ -30,9 +30,9 @@ _BESIDE_BYTES = 90e6  # of a run beside what is counted here: the tokenizer, the
 _HEAP = 1.1  # what the heap takes over what was asked of it
 _REFIT_COPIES = 7  # of a group's matrices: what conjugate gradients hold beside what the pruner does
 ONE_PROCESS = Crew()
-_DIVERGENCE_FORWARD, _DIVERGENCE_BOTH = 16, 26
+_DIVERGENCE_FORWARD, _DIVERGENCE_BOTH = 10, 15
 """How many times logits are read or written to compare them, and to find their gradient too."""
-_LOGITS_HELD = 6  # tensors of their size at a time
+_LOGITS_HELD = 5  # tensors of their size at a time
 _TEMPORARY = 1.3  # over the activations kept: what a backward pass holds for a moment
 
 

@@ -11,7 +11,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-LOGITS = 2**25  # at a time: 128 MiB in float32
+LOGITS = 2**24  # at a time: 64 MiB in float32
 _TRIED = 4  # tokens
 _NEAR = 0.02  # of the largest logit: what rounding of half precision may do
 

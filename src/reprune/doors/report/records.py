@@ -102,6 +102,25 @@ class Window(_Read):
         return bool(self.epochs) and not self.standardized and self.standardized_heldout_error.before is not None
 
 
+class DistilledEpoch(_Read):
+    """The divergences of an epoch, in nats a token; on calibration samples, the mean on its way."""
+
+    epoch: int
+    calibration_divergence: Value = None
+    heldout_divergence: Value = None
+
+
+class Distillation(_Read):
+    """What fitting the last blocks to the dense model's predictions has done."""
+
+    blocks: tuple[int, ...]
+    heldout_divergence: Change
+    epochs: tuple[DistilledEpoch, ...]
+    kept_epoch: int
+    seconds: float
+    last_block: dict[str, Change] = {}
+
+
 class Matrix(_Read):
     """One pruned matrix of a block."""
 
@@ -168,6 +187,7 @@ class Run(_Read):
     sparsity: float
     blocks: tuple[Block, ...] = Field(min_length=1)
     windows: tuple[Window, ...]
+    distillation: Distillation | None = None
     seconds: float
     peak_memory_bytes: Memory
     machine: dict[str, Any] = {}

@@ -15,6 +15,7 @@ from reprune.doors.drawing.figures import (
 )
 from reprune.doors.report.made import TERMS, pruner_of, run_made, rung_of
 from reprune.doors.report.page import Page, Plot, Section, Table, Tile
+from reprune.doors.report.predictions import predictions_section
 from reprune.doors.report.records import Change, Run, Window
 from reprune.doors.report.text import NONE, change, duration, mean, memory, number, share
 from reprune.doors.report.verdict import calibration_course, heldout_course, judged_course, rises, run_verdict
@@ -56,6 +57,8 @@ def _sections(run: Run) -> Iterator[Section]:
         yield _windows(run)
         if trained := [window for window in run.windows if window.epochs]:
             yield epochs_section([(str(window.index), f"Window {window.index}", window) for window in trained])
+    if run.distillation is not None:
+        yield predictions_section(run.distillation)
     if any(block.matrices for block in run.blocks):
         yield _matrices(run)
     yield _cost(run)

@@ -6,6 +6,8 @@ Each architecture's default configuration is shrunk, built with random weights a
 Wanda 2:4, BR+GP and with SparseGPT 50 %, BR+GP+CR (2 samples), and both pruners' LR beside. Then:
 
 - streaming: what each block puts out under streaming is what it puts out in the whole model (1e-5, relative, float32);
+- predictions: the logits that are made of the last block's states, for distillation, are those of the whole model, or
+  it is said that there are none (1e-5);
 - sparsity: every linear of every block but the routers of experts is on record and has its zeros;
 - error: the last block's calibration error is not above LR's with the same pruner (without the guard, which goes by
   another error);
@@ -119,6 +121,23 @@ def seen_streaming(decoder: Decoder) -> list[Tensor]:
     return found
 
 
+@torch.no_grad()
+def predictions(folder: Path) -> float:
+    """How far logits of the last block's states are off those of the whole model as plain Transformers loads it.
+
+    Raises:
+        UnsupportedModelError: the model makes none of them.
+    """
+    decoder, ids = Decoder(folder), tokens()
+    decoder.check_predicts()
+    (_, states), *_ = list(decoder.embed(ids, [slice(0, len(ids))]))
+    for index in decoder.skeleton.running:
+        states = decoder.load(index).run(states, decoder.call(index, slice(0, len(ids))))
+    found = decoder.predictor()(states, ids)
+    model = model_class(decoder.skeleton.model.config).from_pretrained(folder, dtype=torch.float32)
+    return off([found], [model.eval()(input_ids=ids, use_cache=False).logits])
+
+
 def off(found: list[Tensor], wanted: list[Tensor]) -> float:
     """The largest relative distance between two models' states."""
     if len(found) != len(wanted):
@@ -174,6 +193,12 @@ def examine(model_type: str, out: Path) -> dict[str, Any]:
         measured["streaming"] = off(streaming, whole)
         if not measured["streaming"] <= TOLERANCE:
             problems.append(f"streaming: {measured['streaming']:.1e} off the whole model's forward")
+        try:
+            measured["predictions"] = predictions(folder / "dense")
+            if not measured["predictions"] <= TOLERANCE:
+                problems.append(f"predictions: {measured['predictions']:.1e} off the whole model's")
+        except UnsupportedModelError as error:
+            found["not distilled"] = _said(error, False)
         text = out / "text.txt"
         errors = {}
         for job, flags in JOBS.items():

@@ -22,7 +22,7 @@ from reprune.model.conversion import Conversion, Layout
 from reprune.model.costs import BlockCosts
 from reprune.model.linears import is_linear
 from reprune.model.passing import Passing
-from reprune.model.predictor import Predictor
+from reprune.model.predictor import Predictor, check_predicts
 from reprune.model.skeleton import Skeleton
 from reprune.model.weightless import Weightless
 
@@ -301,8 +301,12 @@ class Decoder:
         return Predictor(run)
 
     def check_predicts(self) -> None:
-        """Raise `UnsupportedModelError` unless the model makes logits of its last block's states; no weight is read."""
-        self.skeleton.check_predicts()
+        """Raise `UnsupportedModelError` unless the model makes logits of its last block's states; no weight is read.
+
+        Raises:
+            HalfPrecisionError: it does so in float32 only.
+        """
+        check_predicts(self.skeleton, self.precision)
 
     def _fill(
         self,

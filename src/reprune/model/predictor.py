@@ -9,11 +9,39 @@ from collections.abc import Callable, Iterator
 from typing import final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from reprune.errors import RepruneError, UnsupportedModelError
+from reprune.model.block import Precision
+from reprune.model.skeleton import Skeleton
 
 LOGITS = 2**24  # at a time: 64 MiB in float32
 _TRIED = 4  # tokens
 _NEAR = 0.02  # of the largest logit: what rounding of half precision may do
+
+
+def check_predicts(skeleton: Skeleton, precision: Precision) -> None:
+    """Raise `UnsupportedModelError` unless a model makes logits of its last block's states; no weight is read.
+
+    Raises:
+        HalfPrecisionError: it does so in float32 only.
+    """
+    name = type(skeleton.model).__name__
+    if not isinstance(skeleton.model.get_output_embeddings(), nn.Module):
+        raise UnsupportedModelError(
+            f"{name}: has no module that makes its logits, so its blocks cannot be fitted to what it predicts; leave "
+            "out distill.blocks."
+        )
+    try:
+        with precision.on(torch.device("cpu")):
+            skeleton.try_predict()
+    except RepruneError:
+        raise
+    except Exception as error:  # whatever a model raises
+        raise UnsupportedModelError(
+            f"{name}: what it predicts cannot be had from its last block ({type(error).__name__}: "
+            f"{' '.join(str(error).split()):.200}); leave out distill.blocks."
+        ) from error
 
 
 @final

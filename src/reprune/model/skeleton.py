@@ -171,10 +171,7 @@ class Skeleton:
             fill_after: and those after it, where the states are.
 
         Returns:
-            The logits (batch, tokens, words).
-
-        Raises:
-            UnsupportedModelError: the model makes none, or not by a forward that runs over recorders.
+            The logits (batch, tokens, words). Where the model makes none so, whatever it raises is raised.
         """
         last = self.running[-1]
         given = self.forms[last].entering(states)
@@ -191,27 +188,15 @@ class Skeleton:
             fills[-1](path, module, of)
 
         recording = recorders(self.blocks, lambda index: partial(saw, index), self._returned)
-        try:
-            with recording, filling(self.model, (self.blocks_path,), filled, ids, self._early), quiet_transformers():
-                logits = self.model(input_ids=ids, use_cache=False).logits
-            if logits.shape[:2] != ids.shape:
-                raise ValueError(f"they are of shape {list(logits.shape)} for {list(ids.shape)} tokens")
-        except Exception as error:  # whatever a model raises
-            raise UnsupportedModelError(
-                f"{type(self.model).__name__}: what it predicts cannot be had from its last block "
-                f"({type(error).__name__}: {' '.join(str(error).split()):.200}); leave out distill.blocks."
-            ) from error
-        assert isinstance(logits, Tensor)
+        with recording, filling(self.model, (self.blocks_path,), filled, ids, self._early), quiet_transformers():
+            logits: Tensor = self.model(input_ids=ids, use_cache=False).logits
+        if logits.shape[:2] != ids.shape:
+            raise ValueError(f"its logits are of shape {list(logits.shape)} for {list(ids.shape)} tokens")
         return logits
 
     @torch.no_grad()
-    def check_predicts(self) -> None:
-        """Raise `UnsupportedModelError` unless `predict` goes, and by a matrix of the model's own for its logits."""
-        if not isinstance(self.model.get_output_embeddings(), nn.Module):
-            raise UnsupportedModelError(
-                f"{type(self.model).__name__}: has no module that makes its logits, so its blocks cannot be fitted to "
-                "what it predicts; leave out distill.blocks."
-            )
+    def try_predict(self) -> None:
+        """Run `predict` on a few tokens, without values."""
         ids = self.few_ids()
         states, _ = self.record(ids, fill_with_nothing)
         self.predict(ids, states, fill_with_nothing, fill_with_nothing)

@@ -306,6 +306,8 @@ def _cost(run: Run) -> Section:
         ("Peak memory of the process", memory(peak.host)),
         ("Peak memory of the device", memory(peak.device) if peak.device else "no device was used"),
     ]
+    if run.distillation is not None:
+        pairs.insert(1, ("Of it, distillation", duration(run.distillation.seconds)))
     rows = [(str(window.index), ", ".join(map(str, window.blocks)), duration(window.seconds)) for window in run.windows]
     plot = Plot(
         seconds_by_window([window.seconds for window in run.windows], title="Time by window"),

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from reprune.engine.forecast import Forecast, Group, Work, forecast
+from reprune.engine.forecast import Forecast, Group, Work, forecast, least_memory_bytes
 from reprune.engine.machines import MACHINES, Machine, find_machine
 from reprune.engine.speed import Speed, measure_speed, resident_bytes
 from reprune.errors import InputError
@@ -46,6 +46,30 @@ def test_a_run_of_passes_alone_takes_what_they_take() -> None:
     assert found.seconds == pytest.approx(8 * (passes * one + 0.05))
 
 
+def test_distillation_takes_its_passes_its_products_of_the_head_and_its_steps() -> None:
+    """Held-out errors before, between and after; steps; and both models once more through the blocks."""
+    work = replace(_work(), block_bytes=[0] * 8, head=(5000, _HIDDEN))
+    without = _forecast("LR", work, pruner="magnitude")
+    found = _forecast("LR", work, "distill.blocks=2", "distill.epochs=3", pruner="magnitude")
+    flops, moved = 2.0 * _WEIGHTS * _TOKENS / _SPEED.products, 40 * _HIDDEN * _TOKENS / _SPEED.traffic
+    forward, both = 2 * (flops + 2 * moved), 2 * (3 * flops + 6 * moved)
+    product, pass_ = 2.0 * 5000 * _HIDDEN * _TOKENS / _SPEED.products, 4.0 * 5000 * _TOKENS / _SPEED.traffic
+    expected = 5 * 4 * (forward + 2 * product + 10 * pass_)
+    expected += 3 * 32 * (both + 3 * product + 15 * pass_)
+    expected += 3 * 4 * 4 * 2 * _WEIGHTS * 9 / _SPEED.traffic
+    expected += 36 * 2 * forward
+    assert found.seconds - without.seconds == pytest.approx(expected)
+
+
+def test_the_least_memory_is_that_of_distillation_where_it_holds_more_blocks() -> None:
+    recipes = [resolve_recipe("model", {"reconstruct": "LR", "distill": blocks}) for blocks in (0, 1, 4)]
+    schedule = windows(8, 1, 1)
+    least = [least_memory_bytes(recipe, schedule, [100] * 8) for recipe in recipes]
+    assert least[0] == 400
+    assert least[2] == pytest.approx(4 * least[1], abs=4)
+    assert least[1] > 4 * least[0]
+
+
 @pytest.mark.parametrize(
     ("less", "more"),
     [
@@ -61,6 +85,8 @@ def test_a_run_of_passes_alone_takes_what_they_take() -> None:
         (_forecast(), _forecast(work=_work(heldout=8))),
         (_forecast("BR+GP", None, "solver.epochs=9"), _forecast("BR+GP", None, "solver.epochs=10")),
         (_forecast("BR+GP+CR"), _forecast("BR+GP+CR", None, "solver.checkpointing=true")),
+        (_forecast("LR"), _forecast("LR", None, "distill=1")),
+        (_forecast("LR", None, "distill=1"), _forecast("LR", None, "distill=2")),
     ],
 )
 def test_more_work_takes_longer(less: Forecast, more: Forecast) -> None:
@@ -83,6 +109,8 @@ def test_more_work_takes_longer(less: Forecast, more: Forecast) -> None:
         (_forecast("BR+GP+CR", None, "solver.checkpointing=true"), _forecast("BR+GP+CR")),
         (_forecast("LR", None, pruner="wanda"), _forecast("LR", None, pruner="sparsegpt")),
         (_forecast("LR", None, "streams.memory=0"), _forecast("LR")),
+        (_forecast("BR+GP", None, "distill=3"), _forecast("BR+GP", None, "distill=6")),
+        (_forecast("LR", None, "distill=3"), _forecast("LR", replace(_work(), head=(10**5, _HIDDEN)), "distill=3")),
     ],
 )
 def test_more_at_a_time_takes_more_memory(less: Forecast, more: Forecast) -> None:

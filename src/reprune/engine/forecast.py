@@ -133,7 +133,7 @@ def _exchange(recipe: Recipe, work: Work, window: Window) -> tuple[float, float,
 
 
 def least_memory_bytes(recipe: Recipe, schedule: Sequence[Window], parameters: Sequence[int]) -> int:
-    """What the largest window takes at the very least: its weights, in as many copies as they are held in.
+    """What the largest window, or distillation, takes at the least: its weights, in as many copies as they are held in.
 
     Args:
         recipe: settled.
@@ -141,7 +141,8 @@ def least_memory_bytes(recipe: Recipe, schedule: Sequence[Window], parameters: S
         parameters: how many each block has.
     """
     most = max(sum(parameters[index] for index in window.blocks) for window in schedule)
-    return int(4 * most * (_copies(recipe) if recipe.solver.name != "none" else 1.0))
+    windows = most * (_copies(recipe) if recipe.solver.name != "none" else 1.0)
+    return int(4 * max(windows, sum(parameters[len(parameters) - recipe.distill.blocks :]) * _copies(recipe)))
 
 
 def disk_bytes(recipe: Recipe, stream: int, files: int) -> int:

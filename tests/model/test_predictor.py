@@ -7,16 +7,16 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM
 
 from reprune.model import predictor
 from reprune.model.block import Precision
 from reprune.model.decoder import Decoder
 from reprune.model.predictor import Predictor
+from reprune.model.whole import load_model
 from tests import tiny
 
 
-@pytest.mark.parametrize("form", [*tiny.CONFIGS])
+@pytest.mark.parametrize("form", [*tiny.CONFIGS, *tiny.MIXTURES, *tiny.JOINED])
 def test_logits_are_those_of_the_whole_model(form: str, tmp_path: Path) -> None:
     folder = tiny.save(form, tmp_path / "model")
     decoder = Decoder(folder)
@@ -26,7 +26,7 @@ def test_logits_are_those_of_the_whole_model(form: str, tmp_path: Path) -> None:
         decoder.release()
         for index in range(len(decoder)):
             states = decoder.load(index).run(states, decoder.call(index, slice(0, 2)))
-        expected = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)(ids).logits
+        expected = load_model(folder, torch.device("cpu"))(input_ids=ids, use_cache=False).logits
         torch.testing.assert_close(decoder.predictor()(states, ids), expected, rtol=1e-4, atol=1e-4)
 
 

@@ -187,7 +187,8 @@ class Skeleton:
         def filled(path: str, module: nn.Module, of: Tensor | None) -> None:
             fills[-1](path, module, of)
 
-        recording = recorders(self.blocks, lambda index: partial(saw, index), self._returned)
+        # Nothing stands beside the states: what follows the blocks may prefer it to them, where there is something.
+        recording = recorders(self.blocks, lambda index: partial(saw, index), -abs(self._returned))
         with recording, filling(self.model, (self.blocks_path,), filled, ids, self._early), quiet_transformers():
             logits: Tensor = self.model(input_ids=ids, use_cache=False).logits
         if logits.shape[:2] != ids.shape:

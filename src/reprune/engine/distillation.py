@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from reprune.engine.agreement import agree_
@@ -60,24 +61,21 @@ def distill(
     blocks = [_retired(decoder, books, before[index]) for index in window.blocks]
     problem = PredictionProblem(frontier, blocks, decoder.predictor(), recipe.solver.checkpointing)
     start = problem.heldout_error()
-    if not start.finite:
-        raise NumericalError(f"blocks {list(window.blocks)}: what the model predicts from them is not finite")
-    seed = int.from_bytes(hashlib.sha256(f"{recipe.seed}/distill".encode()).digest()[:8]) >> 1
-
-    def progress(epoch: Epoch) -> None:
-        watcher.epoch(window, epoch, solver.epochs)
-
-    problem.train_(True)
-    descent = solver.descend(problem, start, seed, progress)
-    problem.train_(False)
+    descent = _descend(problem, start, solver, window, recipe.seed, watcher)
     agree_(blocks, frontier.ranks)
 
     watcher.phase(window, "advancing")
-    written: dict[str, str] = {}
-    for pruned in blocks:
-        written |= books.stage_block(pruned.index, pruned.round_(decoder))
+    tensors = [pruned.round_(decoder) for pruned in blocks]
     after = problem.heldout_error()
     decoder.release()
+    if solver.guard and not after.judged <= start.judged:  # rounding took back more than was gained
+        blocks = [_retired(decoder, books, before[index]) for index in window.blocks]
+        tensors = [pruned.round_(decoder) for pruned in blocks]
+        after, descent = start, replace(descent, kept_epoch=0)
+    written: dict[str, str] = {}
+    for pruned, rounded in zip(blocks, tensors, strict=True):
+        written |= books.stage_block(pruned.index, rounded)
+    del tensors
     twins = (decoder.load(index) for index in window.blocks)
     errors = frontier.repeat(twins, [pruned.block for pruned in blocks])
     if not errors[window.blocks[-1]].calibration.finite:
@@ -88,6 +86,27 @@ def distill(
     books.commit(window, entry, written, [])
     trim_heap()
     watcher.window_done(window, record)
+
+
+def _descend(
+    problem: PredictionProblem, start: Error, solver: Adam, window: Window, seed: int, watcher: Watcher
+) -> Descent:
+    """Let the solver fit the blocks, and name them in what goes wrong."""
+    place = f"distillation of blocks {list(window.blocks)}"
+    if not start.finite:
+        raise NumericalError(f"{place}: what the model predicts from them is not finite")
+    of_step = int.from_bytes(hashlib.sha256(f"{seed}/distill".encode()).digest()[:8]) >> 1
+
+    def progress(epoch: Epoch) -> None:
+        watcher.epoch(window, epoch, solver.epochs)
+
+    problem.train_(True)
+    try:
+        return solver.descend(problem, start, of_step, progress)
+    except NumericalError as error:
+        raise NumericalError(f"{place}, whose rate is distill.lr: {error}") from None
+    finally:
+        problem.train_(False)
 
 
 def _retired(decoder: Decoder, books: Books, record: Mapping[str, Any]) -> PrunedBlock:

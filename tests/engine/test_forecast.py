@@ -53,7 +53,7 @@ def test_distillation_takes_its_passes_its_products_of_the_head_and_its_steps() 
     found = _forecast("LR", work, "distill.blocks=2", "distill.epochs=3", pruner="magnitude")
     flops, moved = 2.0 * _WEIGHTS * _TOKENS / _SPEED.products, 40 * _HIDDEN * _TOKENS / _SPEED.traffic
     forward, both = 2 * (flops + 2 * moved), 2 * (3 * flops + 6 * moved)
-    product, pass_ = 2.0 * 5000 * _HIDDEN * _TOKENS / _SPEED.products, 4.0 * 5000 * _TOKENS / _SPEED.traffic
+    product, pass_ = 2.0 * 5000 * _HIDDEN * _TOKENS / (0.5 * _SPEED.products), 4.0 * 5000 * _TOKENS / _SPEED.traffic
     expected = 5 * 4 * (forward + 2 * product + 10 * pass_)
     expected += 3 * 32 * (both + 3 * product + 15 * pass_)
     expected += 3 * 4 * 4 * 2 * _WEIGHTS * 9 / _SPEED.traffic

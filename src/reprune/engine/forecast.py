@@ -32,6 +32,7 @@ _REFIT_COPIES = 7  # of a group's matrices: what conjugate gradients hold beside
 ONE_PROCESS = Crew()
 _DIVERGENCE_FORWARD, _DIVERGENCE_BOTH = 10, 15
 """How many times logits are read or written to compare them, and to find their gradient too."""
+_HEAD_SPEED = 0.5  # of the head's products, over those of others: a matrix of hundreds of megabytes for few tokens
 _LOGITS_HELD = 5  # tensors of their size at a time
 _TEMPORARY = 1.3  # over the activations kept: what a backward pass holds for a moment
 
@@ -199,7 +200,7 @@ class _Passes:
     def head(self, products: int, logits: int) -> float:
         """So many products of the head, and so many times its logits read or written."""
         words, hidden = self.work.head
-        flops, bytes_ = 2.0 * words * hidden * products, 4.0 * words * logits
+        flops, bytes_ = 2.0 * words * hidden * products / _HEAD_SPEED, 4.0 * words * logits
         return self.work.tokens * (flops / self.speed.products + bytes_ / self.speed.traffic)
 
 

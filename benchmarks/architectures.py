@@ -52,6 +52,7 @@ import reprune
 from reprune.errors import UnsupportedModelError
 from reprune.math.patterns import parse_pattern
 from reprune.model.bare import model_class
+from reprune.model.block import Call
 from reprune.model.decoder import Decoder
 
 SAMPLES, SEQLEN, TOLERANCE, SECONDS = 2, 32, 1e-5, 400
@@ -107,18 +108,23 @@ def seen_whole(folder: Path, path: str) -> tuple[list[Tensor], dict[str, Any]]:
     return states, info
 
 
-def seen_streaming(decoder: Decoder) -> list[Tensor]:
-    """The same, block by block."""
+@torch.no_grad()
+def streamed(decoder: Decoder) -> list[tuple[Call, Tensor]]:
+    """The call of each block, and the stream's states after it, block by block."""
     ids = tokens()
     (_, states), *_ = list(decoder.embed(ids, [slice(0, len(ids))]))
     decoder.release()
     found = []
-    with torch.no_grad():
-        for index in decoder.skeleton.running:
-            call = decoder.call(index, slice(0, len(ids)))
-            states = decoder.load(index).run(states, call)
-            found.append(call.form.states(states))
+    for index in decoder.skeleton.running:
+        call = decoder.call(index, slice(0, len(ids)))
+        states = decoder.load(index).run(states, call)
+        found.append((call, states))
     return found
+
+
+def seen_streaming(decoder: Decoder) -> list[Tensor]:
+    """The same, block by block."""
+    return [call.form.states(states) for call, states in streamed(decoder)]
 
 
 @torch.no_grad()
@@ -130,10 +136,7 @@ def predictions(folder: Path) -> float:
     """
     decoder, ids = Decoder(folder), tokens()
     decoder.check_predicts()
-    (_, states), *_ = list(decoder.embed(ids, [slice(0, len(ids))]))
-    for index in decoder.skeleton.running:
-        states = decoder.load(index).run(states, decoder.call(index, slice(0, len(ids))))
-    found = decoder.predictor()(states, ids)
+    found = decoder.predictor()(streamed(decoder)[-1][1], ids)
     model = model_class(decoder.skeleton.model.config).from_pretrained(folder, dtype=torch.float32)
     return off([found], [model.eval()(input_ids=ids, use_cache=False).logits])
 

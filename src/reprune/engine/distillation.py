@@ -7,7 +7,6 @@ the head costs. This goes beyond the paper.
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -16,13 +15,14 @@ from typing import Any
 from reprune.engine.agreement import agree_
 from reprune.engine.books import Books
 from reprune.engine.frontier import Frontier
-from reprune.engine.predictions import PredictionProblem
+from reprune.engine.predictions import PredictionObjective
 from reprune.engine.record import block_record, trim_heap
 from reprune.engine.watcher import Watcher
 from reprune.engine.window import PrunedBlock
 from reprune.errors import NumericalError
 from reprune.math.adam import Adam, Descent
 from reprune.math.reconstruction_error import Error
+from reprune.math.seeds import seed_of
 from reprune.math.solver import Epoch
 from reprune.model.decoder import Decoder
 from reprune.planning.recipe import Recipe
@@ -59,7 +59,7 @@ def distill(
     watcher.phase(window, "predictions")
     before = {record["index"]: record for record in books.block_records()}
     blocks = [_retired(decoder, books, before[index]) for index in window.blocks]
-    problem = PredictionProblem(frontier, blocks, decoder.predictor(), recipe.solver.checkpointing)
+    problem = PredictionObjective(frontier, blocks, decoder.predictor(), recipe.solver.checkpointing)
     start = problem.heldout_error()
     descent = _descend(problem, start, solver, window, recipe.seed, watcher)
     agree_(blocks, frontier.ranks)
@@ -89,20 +89,19 @@ def distill(
 
 
 def _descend(
-    problem: PredictionProblem, start: Error, solver: Adam, window: Window, seed: int, watcher: Watcher
+    problem: PredictionObjective, start: Error, solver: Adam, window: Window, seed: int, watcher: Watcher
 ) -> Descent:
     """Let the solver fit the blocks, and name them in what goes wrong."""
     place = f"distillation of blocks {list(window.blocks)}"
     if not start.finite:
         raise NumericalError(f"{place}: what the model predicts from them is not finite")
-    of_step = int.from_bytes(hashlib.sha256(f"{seed}/distill".encode()).digest()[:8]) >> 1
 
     def progress(epoch: Epoch) -> None:
         watcher.epoch(window, epoch, solver.epochs)
 
     problem.train_(True)
     try:
-        return solver.descend(problem, start, of_step, progress)
+        return solver.descend(problem, start, seed_of(seed, "distill"), progress)
     except NumericalError as error:
         raise NumericalError(f"{place}, whose rate is distill.lr: {error}") from None
     finally:

@@ -204,17 +204,37 @@ class _Passes:
         return self.work.tokens * (flops / self.speed.products + bytes_ / self.speed.traffic)
 
 
+def _descent_seconds(
+    recipe: Recipe,
+    passes: _Passes,
+    blocks: Sequence[int],
+    epochs: int,
+    crew: Crew,
+    comparing: float = 0.0,
+    differentiating: float = 0.0,
+) -> float:
+    """Of epochs of Adam over blocks, each with the held-out error after it.
+
+    `comparing` is what a sample's error takes beside its pass, `differentiating` its loss and that one's gradient.
+    """
+    work, solver = passes.work, recipe.solver
+    once = passes.forward(blocks)
+    step = passes.both(blocks) + (once if solver.checkpointing else 0.0) + differentiating
+    in_steps = crew.per_epoch(work.calibration, solver.batch_size)
+    seconds = epochs * (in_steps * step + crew.part(work.heldout) * (once + comparing))
+    parameters = sum(work.blocks[i].parameters for i in blocks)
+    # Adam reads and writes weights, gradients and moments.
+    return seconds + _steps(recipe, work, epochs) * 4 * parameters * 9 / passes.speed.traffic
+
+
 def _distilling_seconds(recipe: Recipe, work: Work, speed: Speed, crew: Crew) -> float:
     """Of fitting the last blocks to the dense model's predictions."""
     blocks = range(len(work.blocks) - recipe.distill.blocks, len(work.blocks))
     calibration, heldout = crew.part(work.calibration), crew.part(work.heldout)
-    passes, epochs = _Passes(work, speed), recipe.distill.epochs or recipe.solver.epochs
-    once = passes.forward(blocks)
-    seconds = (2 + epochs) * heldout * (once + passes.head(2, _DIVERGENCE_FORWARD))
-    repeated = once if recipe.solver.checkpointing else 0.0
-    step = passes.both(blocks) + repeated + passes.head(3, _DIVERGENCE_BOTH)
-    seconds += epochs * crew.per_epoch(work.calibration, recipe.solver.batch_size) * step
-    seconds += _steps(recipe, work, epochs) * 4 * sum(work.blocks[i].parameters for i in blocks) * 9 / speed.traffic
+    passes, epochs = _Passes(work, speed), recipe.distill.epochs_beside(recipe.solver)
+    once, comparing = passes.forward(blocks), passes.head(2, _DIVERGENCE_FORWARD)
+    seconds = 2 * heldout * (once + comparing)  # the errors before, and after rounding
+    seconds += _descent_seconds(recipe, passes, blocks, epochs, crew, comparing, passes.head(3, _DIVERGENCE_BOTH))
     seconds += (calibration + heldout) * 2 * once  # the errors after, of each block
     return seconds + sum(work.block_bytes[i] for i in blocks) / _FILE_BYTES_PER_SECOND
 
@@ -224,9 +244,7 @@ def _distilling_bytes(recipe: Recipe, work: Work) -> int:
     costs = work.blocks[len(work.blocks) - recipe.distill.blocks :]
     words, hidden = work.head
     at_a_time = min(recipe.solver.samples_at_a_time, work.calibration)
-    kept = sum(cost.activations for cost in costs)
-    if recipe.solver.checkpointing:
-        kept = max(cost.activations for cost in costs) + sum(cost.states for cost in costs)
+    kept = _kept_bytes(recipe, costs)
     weights = _copies(recipe) * 4 * sum(cost.parameters for cost in costs)
     logits = min(4 * LOGITS, 4 * words * work.tokens * at_a_time) * _LOGITS_HELD
     return int(weights + 4 * words * hidden + max(at_a_time * kept + logits, _TEMPORARY * at_a_time * kept))
@@ -247,13 +265,8 @@ def _window_seconds(recipe: Recipe, work: Work, speed: Speed, window: Window, cr
     solver = recipe.solver
     if solver.name != "none":
         blocks = list(window.blocks)
-        steps = _steps(recipe, work, recipe.solver.epochs)
-        in_steps = crew.per_epoch(work.calibration, solver.batch_size)
-        parameters = sum(work.blocks[i].parameters for i in blocks)
-        repeated = forward(blocks) if solver.checkpointing else 0.0
         seconds += samples * forward(blocks)  # the errors before
-        seconds += solver.epochs * (in_steps * (passes.both(blocks) + repeated) + heldout * forward(blocks))
-        seconds += steps * 4 * parameters * 9 / speed.traffic  # Adam reads and writes weights, gradients and moments
+        seconds += _descent_seconds(recipe, passes, blocks, solver.epochs, crew)
     seconds += samples * forward(window.blocks)  # advancing, with the errors after
     return seconds + sum(work.block_bytes[i] for i in window.retired) / _FILE_BYTES_PER_SECOND
 
@@ -316,11 +329,16 @@ def _window_bytes(recipe: Recipe, work: Work, window: Window) -> int:
         pruning += _REFIT_COPIES * 4 * max((group.rows * group.columns for group in every), default=0)
     most = weights + twin + max(pruning, passing)
     if solver.name != "none":
-        kept = sum(work.blocks[i].activations for i in window.blocks)
-        if solver.checkpointing:
-            kept = largest + sum(work.blocks[i].states for i in window.blocks)
+        kept = _kept_bytes(recipe, [work.blocks[i] for i in window.blocks])
         most = max(most, _copies(recipe) * weights + _TEMPORARY * at_a_time * kept)
     return int(most)
+
+
+def _kept_bytes(recipe: Recipe, costs: Sequence[BlockCosts]) -> float:
+    """What a sample's pass through blocks keeps for its gradients."""
+    if recipe.solver.checkpointing:
+        return max(cost.activations for cost in costs) + sum(cost.states for cost in costs)
+    return sum(cost.activations for cost in costs)
 
 
 def _gram_bytes(groups: Sequence[Group]) -> int:

@@ -287,9 +287,10 @@ class Frontier:
             for block in blocks:
                 states = self.run([block], states, batch)
                 if block.index in of_block:
-                    of_block[block.index].update(batch, states, targets.dense[block.index].read(batch))
+                    dense = targets.dense[block.index].read(batch)
+                    of_block[block.index].update(batch, states, dense)
                     advanced = states
-                    self._keep(block.index + 1, batch, states, targets.dense[block.index].read(batch))
+                    self._keep(block.index + 1, batch, states, dense)
             at_end.update(batch, states, targets.end.read(batch))
             self.student.write(batch, advanced)
         for block in (block for block in blocks if block.index in window.retired):

@@ -160,6 +160,8 @@ class Ledger:
 
     def settle(self) -> None:
         """Have blocks that were fitted once more take their shards' places, as all windows are finished."""
+        if not (self.folder / _STAGED).exists():
+            return
         for name in _staged_by(self.lines()):
             if (waiting := self.folder / _STAGED / name).exists():
                 waiting.replace(self.result / name)

@@ -1,9 +1,8 @@
-"""The last blocks as a problem for a descent: that the model predicts what the dense model does."""
+"""The last blocks as an objective for a descent: that the model predicts what the dense model does."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import final
 
 import torch
@@ -13,13 +12,13 @@ from reprune.engine.frontier import Frontier, Targets
 from reprune.engine.window import PrunedBlock, WindowProblem
 from reprune.math.divergence import summed_divergence
 from reprune.math.reconstruction_error import Error
-from reprune.math.solver import Errors, Problem
+from reprune.math.solver import Objective
 from reprune.model.predictor import Predictor
 
 
 @final
-class PredictionProblem(Problem):
-    """Its loss and its errors are KL(dense || sparse) of the next token's probabilities, in nats a token."""
+class PredictionObjective(Objective):
+    """Its loss and its error are KL(dense || sparse) of the next token's probabilities, in nats a token."""
 
     def __init__(
         self, frontier: Frontier, blocks: Sequence[PrunedBlock], predictor: Predictor, checkpointing: bool = False
@@ -41,41 +40,23 @@ class PredictionProblem(Problem):
         self.parameters, self.masks = self._window.parameters, self._window.masks
         self.samples, self.ranks, self.half = self._window.samples, self._window.ranks, self._window.half
 
-    def outputs(self, samples: Tensor) -> Tensor:
-        return self._window.outputs(samples)
-
-    def targets(self, samples: Tensor) -> Tensor:
-        return self._window.targets(samples)
-
     def loss(self, samples: Tensor) -> Tensor:
         ids = self._frontier.ids[samples]
-        return self._divergence(self.outputs(samples), self.targets(samples), ids) / ids.numel()
+        return self._divergence(self._window.outputs(samples), self._window.targets(samples), ids) / ids.numel()
 
     def _divergence(self, states: Tensor, of: Tensor, ids: Tensor) -> Tensor:
         return summed_divergence(states, of, ids, self._predictor, self._predictor.parts)
 
-    def errors(self) -> Errors:
-        return Errors(self._measure(self._frontier.calibration_batches), self._measure(self._frontier.heldout_batches))
-
-    def heldout_error(self) -> Error:
-        return self._measure(self._frontier.heldout_batches)
-
     @torch.no_grad()
-    def _measure(self, batches: Sequence[slice]) -> Error:
+    def heldout_error(self) -> Error:
         total, tokens = 0.0, 0
-        for batch in batches:
+        for batch in self._frontier.heldout_batches:
             states = self._frontier.run(self._blocks, self._entering.read(batch), batch)
             ids, of = self._frontier.ids[batch], self._targets.end.read(batch).to(states.device)
             total += float(self._divergence(states, of, ids))
             tokens += ids.numel()
         total, count = self.ranks.add([total, tokens])
         return Error.of_predictions(total / max(count, 1))
-
-    def target_power(self) -> float:
-        return 1.0
-
-    def last_part(self) -> AbstractContextManager[Problem | None]:
-        return nullcontext()
 
     def train_(self, on: bool) -> None:
         """Have the parameters record gradients, or drop them."""

@@ -6,7 +6,6 @@ solver (see `reprune.planning.recipe.RUNGS`).
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -30,6 +29,7 @@ from reprune.math.adam import Adam
 from reprune.math.least_squares import LeastSquares
 from reprune.math.pruner import Pruner
 from reprune.math.ranks import ALONE, Ranks
+from reprune.math.seeds import seed_of
 from reprune.math.solver import Epoch, Fit, Solver
 from reprune.model.decoder import Decoder
 from reprune.model.float32 import fast_float32
@@ -107,12 +107,12 @@ def run_windows(
     # However the run ends: what is read of files that are left open takes room on the disk.
     with StreamStore(int(recipe.streams.memory), books.streams) as store:
         frontier = _frontier(recipe, methods, decoder, books, watcher, store, shared, statistics_samples, ranks)
-        _do(remaining, recipe, methods, decoder, books, watcher, frontier, shared, ranks)
+        _do(len(methods.steps) - len(remaining), recipe, methods, decoder, books, watcher, frontier, shared, ranks)
     books.clear_streams()
 
 
 def _do(
-    remaining: Sequence[Window],
+    done: int,
     recipe: Recipe,
     methods: Methods,
     decoder: Decoder,
@@ -122,8 +122,8 @@ def _do(
     shared: Shared | None,
     ranks: Ranks,
 ) -> None:
-    """Do the windows that remain, once the frontier is where they begin."""
-    for index in (index for window in methods.steps[: -len(remaining)] for index in window.retired):
+    """Do the steps that remain after so many, once the frontier is where they begin."""
+    for index in (index for window in methods.schedule[:done] for index in window.retired):
         watcher.phase(None, f"replaying block {index}")
         frontier.replay(decoder.load(index), decoder.load(index, books.retired(index)))
     still_open = books.open_blocks(decoder)
@@ -136,11 +136,7 @@ def _do(
         sparsities = sparsities.allocated(shares)
     pruning = FreshBlocks(recipe, methods.pruner, sparsities, methods.least_squares, decoder, frontier, of_first)
 
-    for window in remaining:
-        if window.distills:
-            assert methods.distillation is not None
-            distill(recipe, methods.distillation[0], window, decoder, books, watcher, frontier, sparsities)
-            break
+    for window in methods.schedule[done:]:
         began, traffic = time.monotonic(), replace(ranks.traffic)
         watcher.phase(window, "targets")
         dense = [decoder.load(index) for index in window.blocks]
@@ -200,6 +196,8 @@ def _do(
         del blocks, fresh, retired, problem  # the next window's blocks take their memory
         trim_heap()
         watcher.window_done(window, record)
+    if methods.distillation is not None:
+        distill(recipe, *methods.distillation, decoder, books, watcher, frontier, sparsities)
 
 
 def _find_routes_(frontier: Frontier, decoder: Decoder, blocks: Sequence[PrunedBlock]) -> None:
@@ -240,7 +238,7 @@ def _fit(solver: Solver, problem: WindowProblem, window: Window, recipe: Recipe,
     """Let the solver fit the window, and name the window in what goes wrong."""
     if not problem.parameters:  # no text passes through any of its blocks
         return Fit()
-    seed = int.from_bytes(hashlib.sha256(f"{recipe.seed}/{window.index}".encode()).digest()[:8]) >> 1
+    seed = seed_of(recipe.seed, window.index)
     progress: Callable[[Epoch], None] = lambda epoch: watcher.epoch(window, epoch, recipe.solver.epochs)  # noqa: E731
     problem.train_(True)
     try:

@@ -19,7 +19,7 @@ from reprune.math.first_step import shorten_
 from reprune.math.guard import Guard
 from reprune.math.rate import kept_rms
 from reprune.math.reconstruction_error import Error
-from reprune.math.solver import Epoch, Fit, Problem, Solver, finite_errors
+from reprune.math.solver import Epoch, Fit, Objective, Problem, Solver, finite_errors
 
 
 @dataclass(frozen=True)
@@ -69,11 +69,11 @@ class Adam(Solver):
         descent = self.descend(problem, before.heldout, seed, progress)
         return Fit(before, descent.epochs, self.epochs, descent.kept_epoch, self.guard, descent.relative_lr)
 
-    def descend(self, problem: Problem, start: Error, seed: int, progress: Callable[[Epoch], None]) -> Descent:
+    def descend(self, problem: Objective, start: Error, seed: int, progress: Callable[[Epoch], None]) -> Descent:
         """Take the steps of all epochs.
 
         Args:
-            problem: the window.
+            problem: what it lowers.
             start: its held-out error as it stands.
             seed: decides the order of the samples.
             progress: called after each epoch.
@@ -81,14 +81,14 @@ class Adam(Solver):
         with self._coordinates(problem, seed) as coordinates:
             return self._descend(problem, coordinates, start, seed, progress)
 
-    def _coordinates(self, problem: Problem, seed: int) -> Coordinates:
+    def _coordinates(self, problem: Objective, seed: int) -> Coordinates:
         if self.rank is not None:
             return LowRank(problem, self.rank, seed)
         return KeptWeights(problem) if self.compact else AllWeights(problem)
 
     def _descend(
         self,
-        problem: Problem,
+        problem: Objective,
         coordinates: Coordinates,
         start: Error,
         seed: int,
@@ -152,6 +152,6 @@ class Adam(Solver):
         return self.try_first_step and step == 0
 
 
-def _measured(problem: Problem, coordinates: Coordinates) -> Error:
+def _measured(problem: Objective, coordinates: Coordinates) -> Error:
     coordinates.push_()
     return problem.heldout_error()

@@ -15,7 +15,7 @@ from typing import Self, final
 import torch
 from torch import Tensor, nn
 
-from reprune.math.solver import Problem
+from reprune.math.solver import Objective
 
 
 class Coordinates(ABC):
@@ -53,7 +53,7 @@ class AllWeights(Coordinates):
     exact without multiplying by the mask in the forward pass.
     """
 
-    def __init__(self, problem: Problem) -> None:
+    def __init__(self, problem: Objective) -> None:
         self.leaves = problem.parameters
         self._masks = problem.masks
 
@@ -76,7 +76,7 @@ class KeptWeights(Coordinates):
     its kept weights as soon as the backward pass has it, and dropped: there is never more than one of full size.
     """
 
-    def __init__(self, problem: Problem) -> None:
+    def __init__(self, problem: Objective) -> None:
         self._kept: list[_Kept] = []
         self.leaves: list[nn.Parameter] = []
         for parameter, mask in zip(problem.parameters, problem.masks, strict=True):
@@ -130,7 +130,7 @@ class LowRank(Coordinates):
     factors as soon as the backward pass has it, and dropped: there is never more than one.
     """
 
-    def __init__(self, problem: Problem, rank: int, seed: int) -> None:
+    def __init__(self, problem: Objective, rank: int, seed: int) -> None:
         generator = torch.Generator().manual_seed(seed)
         self._factored: list[_Factored] = []
         self.leaves: list[nn.Parameter] = []

@@ -9,13 +9,13 @@ from typing import Literal
 
 import torch
 
-from reprune.math.solver import Problem
+from reprune.math.solver import Objective
 
 _USUAL = (0.0025, 0.04)
 """As shares of the kept weights' root mean square."""
 
 
-def kept_rms(problem: Problem) -> float:
+def kept_rms(problem: Objective) -> float:
     """The root mean square of a problem's kept weights, all its pruned matrices together.
 
     Where none is pruned it is that of all its parameters.

@@ -1,6 +1,7 @@
 """What a solver is: something that fits a window's weights to its targets under fixed masks.
 
-A solver sees a window as a `Problem`: parameters, and a differentiable map from sample numbers to outputs.
+A solver sees a window as a `Problem`: parameters, and a differentiable map from sample numbers to outputs. A descent
+needs less of it, an `Objective`.
 A new solver is one file that derives from `Solver`, and one line in `reprune.planning.recipe`.
 """
 
@@ -53,8 +54,8 @@ class Fit:
     notes: tuple[str, ...] = field(default=())
 
 
-class Problem(ABC):
-    """One window to be fitted."""
+class Objective(ABC):
+    """What a descent lowers, and by what it is judged."""
 
     parameters: Sequence[nn.Parameter]
     """All that may change: float32 leaves, exactly zero where masked."""
@@ -70,22 +71,33 @@ class Problem(ABC):
     """Whether gradients pass through float16, whose smallest numbers a loss must be scaled up to stay above."""
 
     @abstractmethod
-    def outputs(self, samples: Tensor) -> Tensor:
-        """The window's outputs (batch, tokens, hidden) for calibration samples (batch,) of this rank's, with gradients.
+    def loss(self, samples: Tensor) -> Tensor:
+        """The mean loss of calibration samples (batch,) of this rank's, with gradients.
 
         They are numbered as `Ranks.own` does.
         """
+
+    @abstractmethod
+    def heldout_error(self) -> Error:
+        """The error over the held-out samples alone."""
+
+
+class Problem(Objective):
+    """One window to be fitted."""
+
+    @abstractmethod
+    def outputs(self, samples: Tensor) -> Tensor:
+        """The window's outputs (batch, tokens, hidden) for samples as `loss` is given them, with gradients."""
 
     @abstractmethod
     def targets(self, samples: Tensor) -> Tensor:
         """The targets (batch, tokens, hidden) of the same samples."""
 
     def loss(self, samples: Tensor) -> Tensor:
-        """What a descent lowers, of some samples, with gradients.
+        """The mean square of the outputs' differences from the targets over the mean power of all targets.
 
-        It is the mean square of the outputs' differences from the targets over the mean power of all targets, so that
-        neither the hidden size nor massive activations change the scale of the gradients; where there is a scale of
-        each feature, the mean of ((outputs - targets) / scale)^2.
+        So neither the hidden size nor massive activations change the scale of the gradients. Where there is a scale of
+        each feature, it is the mean of ((outputs - targets) / scale)^2.
         """
         difference = self.outputs(samples).float() - self.targets(samples)
         if self.scale is not None:
@@ -95,10 +107,6 @@ class Problem(ABC):
     @abstractmethod
     def errors(self) -> Errors:
         """The errors of the window as it stands, over all calibration and all held-out samples."""
-
-    @abstractmethod
-    def heldout_error(self) -> Error:
-        """The error over the held-out samples alone."""
 
     @abstractmethod
     def target_power(self) -> float:

@@ -154,6 +154,10 @@ class DistillRecipe(RecipePart):
 
     _is_a_rate = field_validator("lr", mode="before")(_read_rate)
 
+    def epochs_beside(self, solver: SolverRecipe) -> int:
+        """How many epochs it takes, where windows are fitted by that solver."""
+        return self.epochs or solver.epochs
+
     def build(self, solver: SolverRecipe, guard: bool) -> Adam:
         """A descent with the solver's other settings; its first step is tried, as weights are near their best."""
-        return replace(solver.descent(self.epochs or solver.epochs, self.lr, guard), try_first_step=True)
+        return replace(solver.descent(self.epochs_beside(solver), self.lr, guard), try_first_step=True)

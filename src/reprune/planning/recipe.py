@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Annotated, Any, Literal, Self, final
 
 import yaml
@@ -46,14 +47,15 @@ def _named(value: Any) -> Any:
     return {"name": value} if isinstance(value, str) else value
 
 
-def _counted(value: Any) -> Any:
-    """Let `self_generate: 32` stand for `self_generate: {samples: 32}`."""
-    return {"samples": value} if isinstance(value, int) and not isinstance(value, bool) else value
+def _number_of(key: str, value: Any) -> Any:
+    """Let a number stand for a part with that under a key."""
+    return {key: value} if isinstance(value, int) and not isinstance(value, bool) else value
 
 
-def _in_blocks(value: Any) -> Any:
-    """Let `distill: 8` stand for `distill: {blocks: 8}`."""
-    return {"blocks": value} if isinstance(value, int) and not isinstance(value, bool) else value
+_counted = partial(_number_of, "samples")
+"""Lets `self_generate: 32` stand for `self_generate: {samples: 32}`."""
+_in_blocks = partial(_number_of, "blocks")
+"""Lets `distill: 8` stand for `distill: {blocks: 8}`."""
 
 
 SHORT_FORMS: Mapping[str, Callable[[Any], Any]] = {

@@ -119,7 +119,7 @@ def show_plan(plan: Plan) -> None:
     if traits:
         output.print(f"descent    {', '.join(traits)}")
     if (step := recipe.distill).blocks:
-        output.print(f"distill    the last {step.blocks} blocks, {step.epochs or solver.epochs} epochs at {step.lr}")
+        output.print(f"distill    the last {step.blocks} blocks, {step.epochs_beside(solver)} epochs at {step.lr}")
     output.print(f"schedule   {len(plan.schedule)} windows of size {schedule.size}, stride {schedule.stride}")
     output.print(f"samples    {recipe.samples} of {recipe.seqlen} tokens from {', '.join(recipe.calibration)}")
     where = recipe.device if plan.machine is None else plan.machine.name

@@ -6,7 +6,6 @@ those of the local tokenizer on the text that came back, and likelihoods are tho
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import os
 from collections.abc import Callable, Sequence
@@ -15,6 +14,7 @@ from typing import Any, final
 from urllib.parse import urlsplit
 
 from reprune.errors import InputError, RepruneError
+from reprune.math.seeds import seed_of
 from reprune.planning.generation.rounds import Author, Ids, Written
 from reprune.planning.generation.settings import PREFIX, Generation
 
@@ -187,4 +187,4 @@ def _without_secrets(url: str) -> str:
 
 def _seed(seed: int, number: int, place: int) -> int:
     """Of one request: 31 bits, which every server takes."""
-    return int.from_bytes(hashlib.sha256(f"{seed}/{number}/{place}".encode()).digest()[:4]) >> 1
+    return seed_of(seed, number, place, size=4)

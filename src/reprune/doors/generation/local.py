@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, final
@@ -10,6 +9,7 @@ from typing import Any, final
 import torch
 
 from reprune.doors.devices import DTYPES
+from reprune.math.seeds import seed_of
 from reprune.model.block import Precision
 from reprune.model.sampler import Sampler
 from reprune.model.whole import load_model
@@ -53,7 +53,7 @@ class LocalAuthor(Author):
 
     def write(self, prefixes: Sequence[Ids], number: int) -> list[Written]:
         settings = self._settings
-        seed = int.from_bytes(hashlib.sha256(f"{settings.seed}/{number}".encode()).digest()[:8]) >> 1
+        seed = seed_of(settings.seed, number)
         found = self._sampler.sample(
             self._tensor(prefixes),
             settings.length - PREFIX,

@@ -105,7 +105,8 @@ def _twin(problem: _Network, start: list[Tensor], batches: list[Tensor], adam: A
     """Adam written out, in float64, the mask multiplied into the weights of every forward pass.
 
     m = b1 m + (1 - b1) g, v = b2 v + (1 - b2) g^2, w -= lr (1 - step / steps) m^ / (sqrt(v^) + 1e-8),
-    where m^ and v^ are m and v over 1 - b1^t and 1 - b2^t. 1 and 0 are those of `decay`.
+    where m^ and v^ are m and v over 1 - b1^t and 1 - b2^t. 1 and 0 are those of `decay`. In a warm-up of n steps, lr
+    is times 1 / (n + 1) in the first, 2 / (n + 1) in the second, and so on.
     """
     first_beta, second_beta = adam.betas
     weights = [weight.double() for weight in start]
@@ -120,6 +121,9 @@ def _twin(problem: _Network, start: list[Tensor], batches: list[Tensor], adam: A
         loss = ((difference / scale) ** 2).sum() / difference.numel()
         left = 1 - step / steps
         lr = adam.lr * (adam.decay[0] * left + adam.decay[1] * (1 - left))
+        rising = math.ceil(adam.warmup * steps)
+        if step < rising:
+            lr *= (step + 1) / (rising + 1)
         for place, gradient in enumerate(torch.autograd.grad(loss, leaves)):
             m[place] = first_beta * m[place] + (1 - first_beta) * gradient
             v[place] = second_beta * v[place] + (1 - second_beta) * gradient**2
@@ -132,13 +136,14 @@ def _twin(problem: _Network, start: list[Tensor], batches: list[Tensor], adam: A
 @pytest.mark.parametrize("batch_size", [1, 3, 7, 100])
 @pytest.mark.parametrize("decay", [(1.0, 0.0), (1.0, 0.6), (0.6, 0.0)])
 @pytest.mark.parametrize("scale", [None, torch.logspace(-1, 1, _HIDDEN)])
+@pytest.mark.parametrize("warmup", [0.0, 0.125, 0.4])
 def test_every_step_is_the_one_of_the_formula(
-    batch_size: int, betas: tuple[float, float], decay: tuple[float, float], scale: Tensor | None
+    batch_size: int, betas: tuple[float, float], decay: tuple[float, float], scale: Tensor | None, warmup: float
 ) -> None:
     problem = _Network()
     problem.scale = scale
     start = problem.state()
-    adam = Adam(epochs=4, lr=0.01, batch_size=batch_size, betas=betas, guard=False, decay=decay)
+    adam = Adam(epochs=4, lr=0.01, batch_size=batch_size, betas=betas, guard=False, decay=decay, warmup=warmup)
     adam.fit(problem, 0, _nothing)
     steps = 4 * math.ceil(_SAMPLES / batch_size)
     assert len(problem.batches) == steps

@@ -74,6 +74,17 @@ def test_a_fit_goes_on_at_the_rate_of_its_first_step() -> None:
         torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-6)
 
 
+def test_with_a_warm_up_a_whole_step_is_tried_and_a_part_of_it_taken() -> None:
+    """The twin: the same fit without a try, at the rate that the try without a warm-up finds."""
+    _, rates = _path(Adam(3, 1.6, 2, try_first_step=True))
+    long, warmed = _path(Adam(3, 1.6, 2, try_first_step=True, warmup=0.4))
+    assert warmed == rates
+    assert rates[0] < 1.6, "or this shows nothing"
+    short, _ = _path(Adam(3, rates[0], 2, warmup=0.4))
+    for found, wanted in zip(long, short, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-6)
+
+
 def test_a_rate_that_is_fine_is_left_alone() -> None:
     tried, rates = _path(Adam(3, 1e-3, 2, try_first_step=True))
     plain, _ = _path(Adam(3, 1e-3, 2))

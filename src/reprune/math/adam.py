@@ -15,7 +15,7 @@ import torch
 
 from reprune.errors import NumericalError
 from reprune.math.coordinates import AllWeights, Coordinates, KeptWeights, LowRank
-from reprune.math.first_step import shorten_
+from reprune.math.first_step import retreat_, shorten_
 from reprune.math.guard import Guard
 from reprune.math.rate import kept_rms
 from reprune.math.reconstruction_error import Error
@@ -53,6 +53,8 @@ class Adam(Solver):
     """Hold gradients, moments and the guard's copy of kept weights alone: the same steps with less memory."""
     decay: tuple[float, float] = (1.0, 0.0)
     """What share of `lr` the learning rate falls from, and to."""
+    warmup: float = 0.0
+    """During what share of the steps, the first ones, the rate rises linearly to that; whole steps, rounded up."""
     try_first_step: bool = False
     """Halve the learning rate until the first step is one that the held-out data take (see `first_step`)."""
     relative: bool = False
@@ -105,14 +107,14 @@ class Adam(Solver):
         guard = Guard(parameters, start, self.patience) if self.guard else None
         epochs: list[Epoch] = []
         heldout = start
-        first, last = self.decay
         batches_per_epoch = math.ceil(problem.samples / self.batch_size)
         steps, step = self.epochs * batches_per_epoch, 0
         for number in range(1, self.epochs + 1):
             total = 0.0
             for batch in torch.randperm(problem.samples, generator=generator).split(self.batch_size):
-                for group in optimizer.param_groups:
-                    group["lr"] = lr * (first + (last - first) * step / steps)
+                tries, warmth = self.try_first_step and step == 0, self._warmth(step, steps)
+                for group in optimizer.param_groups:  # a try is of a whole step
+                    group["lr"] = lr * self._share(step, steps) * (1.0 if tries else warmth)
                 optimizer.zero_grad()
                 own = problem.ranks.own(batch)
                 for part in own.split(self.micro_batch_size or self.batch_size) if len(own) else ():
@@ -121,12 +123,13 @@ class Adam(Solver):
                     total += loss.item() * len(batch)
                 coordinates.pull_()
                 problem.ranks.sum_gradients_(parameters)
-                origin = [parameter.detach().clone() for parameter in parameters] if self._tries(step) else None
+                origin = [parameter.detach().clone() for parameter in parameters] if tries else None
                 scaler.step(optimizer)
                 scaler.update()
                 coordinates.push_()
                 if origin is not None:
                     lr *= shorten_(parameters, origin, start, lambda: _measured(problem, coordinates))
+                    retreat_(parameters, origin, warmth)
                     coordinates.push_()
                 step += 1
             (total,) = problem.ranks.add([total])
@@ -138,7 +141,8 @@ class Adam(Solver):
                 break
             heldout = problem.heldout_error()
             calibration, seen = total / problem.samples, heldout.in_measure(standardized)
-            epochs.append(Epoch(number, calibration, seen, heldout.judged, lr * first, lr * first / size))
+            highest = lr * self.decay[0]
+            epochs.append(Epoch(number, calibration, seen, heldout.judged, highest, highest / size))
             progress(epochs[-1])
             if guard is not None and guard.stops_after(number, heldout):
                 break
@@ -148,8 +152,14 @@ class Adam(Solver):
         coordinates.push_()
         return kept
 
-    def _tries(self, step: int) -> bool:
-        return self.try_first_step and step == 0
+    def _share(self, step: int, steps: int) -> float:
+        """Of `lr`, in a step (from 0) of so many, but for the warm-up."""
+        first, last = self.decay
+        return first + (last - first) * step / steps
+
+    def _warmth(self, step: int, steps: int) -> float:
+        """Of that rate, in the same."""
+        return min(1.0, (step + 1) / (math.ceil(self.warmup * steps) + 1))
 
 
 def _measured(problem: Objective, coordinates: Coordinates) -> Error:

@@ -41,3 +41,11 @@ def shorten_(
         for parameter, origin in zip(parameters, start, strict=True):
             parameter.copy_((parameter + origin) / 2)
     return scale
+
+
+@torch.no_grad()
+def retreat_(parameters: Sequence[nn.Parameter], start: Sequence[Tensor], share: float) -> None:
+    """Leave a share of the step that parameters have taken from `start`; they are changed in place."""
+    if share < 1:
+        for parameter, origin in zip(parameters, start, strict=True):
+            parameter.copy_(torch.lerp(origin, parameter, share))

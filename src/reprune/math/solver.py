@@ -36,7 +36,7 @@ class Epoch:
     calibration: float  # in the measure of the loss, mean over the epoch's batches, each before its own step
     heldout: float  # the error after the epoch, in the same measure: relative, or standardized as the loss is
     judged: float  # the same error as the guard looks at it, see `Error.judged`
-    lr: float  # the learning rate that its descent began with
+    lr: float  # the learning rate that its descent began with, or rose to in its warm-up
     relative_lr: float  # the same, over the root mean square of the kept weights as they were then
     last_part: bool = False  # whether it trained the last part of the window alone
 

@@ -18,6 +18,9 @@ PAPER_LR = 2e-4
 _OWN_LR = "1%"
 """Where the loss is not of the paper."""
 
+_WARMUP = 1 / 8
+"""Of distillation: the share of its steps during which the learning rate rises."""
+
 _NUMBERS = (int, float, int | None, float | None)
 
 
@@ -159,5 +162,9 @@ class DistillRecipe(RecipePart):
         return self.epochs or solver.epochs
 
     def build(self, solver: SolverRecipe, guard: bool) -> Adam:
-        """A descent with the solver's other settings; its first step is tried, as weights are near their best."""
-        return replace(solver.descent(self.epochs_beside(solver), self.lr, guard), try_first_step=True)
+        """A descent with the solver's other settings.
+
+        As weights are near their best, its rate rises first, and its first step is tried.
+        """
+        descent = solver.descent(self.epochs_beside(solver), self.lr, guard)
+        return replace(descent, warmup=_WARMUP, try_first_step=True)

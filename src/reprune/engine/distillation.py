@@ -99,13 +99,8 @@ def _descend(
     def progress(epoch: Epoch) -> None:
         watcher.epoch(window, epoch, solver.epochs)
 
-    problem.train_(True)
-    try:
+    with problem.fitting(f"{place}, whose rate is distill.lr"):
         return solver.descend(problem, start, seed_of(seed, "distill"), progress)
-    except NumericalError as error:
-        raise NumericalError(f"{place}, whose rate is distill.lr: {error}") from None
-    finally:
-        problem.train_(False)
 
 
 def _retired(decoder: Decoder, books: Books, record: Mapping[str, Any]) -> PrunedBlock:

@@ -57,7 +57,3 @@ class PredictionObjective(Objective):
             tokens += ids.numel()
         total, count = self.ranks.add([total, tokens])
         return Error.of_predictions(total / max(count, 1))
-
-    def train_(self, on: bool) -> None:
-        """Have the parameters record gradients, or drop them."""
-        self._window.train_(on)

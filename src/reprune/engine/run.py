@@ -240,10 +240,5 @@ def _fit(solver: Solver, problem: WindowProblem, window: Window, recipe: Recipe,
         return Fit()
     seed = seed_of(recipe.seed, window.index)
     progress: Callable[[Epoch], None] = lambda epoch: watcher.epoch(window, epoch, recipe.solver.epochs)  # noqa: E731
-    problem.train_(True)
-    try:
+    with problem.fitting(f"window {window.index} (blocks {list(window.blocks)})"):
         return solver.fit(problem, seed, progress)
-    except NumericalError as error:
-        raise NumericalError(f"window {window.index} (blocks {list(window.blocks)}): {error}") from None
-    finally:
-        problem.train_(False)

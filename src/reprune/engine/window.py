@@ -209,12 +209,6 @@ class WindowProblem(Problem):
             teacher_forcing=self._teacher_forcing,
         )
 
-    def train_(self, on: bool) -> None:
-        """Have the parameters record gradients, or drop them."""
-        for parameter in self.parameters:
-            parameter.requires_grad_(on)
-            parameter.grad = None
-
 
 def _nothing_masked(parameter: nn.Parameter) -> Tensor:
     return torch.ones(parameter.shape, dtype=torch.bool, device=parameter.device)

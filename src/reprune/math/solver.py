@@ -8,8 +8,8 @@ A new solver is one file that derives from `Solver`, and one line in `reprune.pl
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import final
 
@@ -80,6 +80,22 @@ class Objective(ABC):
     @abstractmethod
     def heldout_error(self) -> Error:
         """The error over the held-out samples alone."""
+
+    @contextmanager
+    def fitting(self, what: str) -> Iterator[None]:
+        """Parameters record gradients within, and a `NumericalError` that leaves it says what was fitted."""
+        self._record_gradients_(True)
+        try:
+            yield
+        except NumericalError as error:
+            raise NumericalError(f"{what}: {error}") from None
+        finally:
+            self._record_gradients_(False)
+
+    def _record_gradients_(self, on: bool) -> None:
+        for parameter in self.parameters:
+            parameter.requires_grad_(on)
+            parameter.grad = None
 
 
 class Problem(Objective):

@@ -30,7 +30,7 @@ from reprune.doors.prepare import (
 )
 from reprune.engine.books import Books
 from reprune.engine.ledger import Ledger
-from reprune.engine.record import full_record, peak_memory_bytes, trim_heap, versions
+from reprune.engine.record import full_record, peak_memory_bytes, versions
 from reprune.engine.result import RECORD, Result
 from reprune.engine.run import Methods, run_windows
 from reprune.engine.shared import Shared
@@ -262,7 +262,6 @@ def _write_(
 ) -> dict[str, Any]:
     """Write what is left of the result of a run whose windows are all finished; returns its record."""
     watcher.phase(None, "writing the result")
-    trim_heap()
     ledger.settle()
     written = result.write_outside()
     lines = ledger.lines()

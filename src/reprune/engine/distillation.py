@@ -16,7 +16,7 @@ from reprune.engine.agreement import agree_
 from reprune.engine.books import Books
 from reprune.engine.frontier import Frontier
 from reprune.engine.predictions import PredictionObjective
-from reprune.engine.record import block_record, trim_heap
+from reprune.engine.record import block_record
 from reprune.engine.watcher import Watcher
 from reprune.engine.window import PrunedBlock
 from reprune.errors import NumericalError
@@ -25,6 +25,7 @@ from reprune.math.reconstruction_error import Error
 from reprune.math.seeds import seed_of
 from reprune.math.solver import Epoch
 from reprune.model.decoder import Decoder
+from reprune.model.heap import trim_heap
 from reprune.planning.recipe import Recipe
 from reprune.planning.schedule import Window
 from reprune.planning.sparsities import Sparsities

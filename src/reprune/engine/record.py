@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import platform
 import re
 import resource
@@ -20,6 +19,7 @@ from reprune.engine.window import PrunedBlock
 from reprune.math.reconstruction_error import Error
 from reprune.math.solver import Errors, Fit
 from reprune.math.standardization import FeatureStatistics
+from reprune.model.heap import trim_heap
 from reprune.planning.choice import Choice
 from reprune.planning.descents import SolverRecipe
 from reprune.planning.paths import local_name, with_paths
@@ -185,12 +185,6 @@ def machine(device: str) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name() if device.startswith("cuda") else "cpu",
     }
-
-
-def trim_heap() -> None:
-    """Give memory that was freed back to the system; glibc keeps much of it, which would count as used."""
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def forget_peak_memory() -> None:

@@ -20,7 +20,7 @@ from reprune.engine.books import Books
 from reprune.engine.distillation import distill
 from reprune.engine.fresh import FreshBlocks
 from reprune.engine.frontier import Frontier
-from reprune.engine.record import block_record, forget_peak_memory, trim_heap, window_record
+from reprune.engine.record import block_record, forget_peak_memory, window_record
 from reprune.engine.shared import Shared
 from reprune.engine.watcher import Watcher
 from reprune.engine.window import PrunedBlock, WindowProblem
@@ -32,7 +32,7 @@ from reprune.math.ranks import ALONE, Ranks
 from reprune.math.seeds import seed_of
 from reprune.math.solver import Epoch, Fit, Solver
 from reprune.model.decoder import Decoder
-from reprune.model.float32 import fast_float32
+from reprune.model.full_speed import full_speed
 from reprune.model.streams import StreamStore
 from reprune.planning.recipe import Recipe
 from reprune.planning.schedule import Window, once_more, windows
@@ -72,7 +72,7 @@ class Methods:
         return self.schedule if self.distillation is None else [*self.schedule, self.distillation[1]]
 
 
-@fast_float32()
+@full_speed()
 def run_windows(
     recipe: Recipe,
     decoder: Decoder,
@@ -194,7 +194,6 @@ def _do(
             entry["forward"] = frontier.probe_record()
         books.commit(window, entry, written, still_open)
         del blocks, fresh, retired, problem  # the next window's blocks take their memory
-        trim_heap()
         watcher.window_done(window, record)
     if methods.distillation is not None:
         distill(recipe, *methods.distillation, decoder, books, watcher, frontier, sparsities)

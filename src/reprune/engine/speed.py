@@ -19,7 +19,7 @@ class Speed:
 
     products: float  # floating-point operations of matrix products in the run's precision
     full: float  # the same in float32
-    traffic: float  # bytes moved by operations on each element
+    traffic: float  # bytes moved by sums into new memory, which stand for all operations on each element
     link: float = math.inf  # bytes moved between host and device; where they are one, nothing moves
 
 

@@ -18,7 +18,7 @@ from reprune.engine.compare import BlockError, check_alike, compare
 from reprune.errors import InputError
 from reprune.model.block import Precision
 from reprune.model.decoder import Decoder
-from reprune.model.float32 import fast_float32
+from reprune.model.full_speed import full_speed
 from reprune.model.locate import locate_model
 from reprune.planning.recipe import StreamsRecipe
 
@@ -51,7 +51,7 @@ class AgainstDense:
         return asdict(self) | {"blocks": [asdict(block) for block in self.blocks]}
 
 
-@fast_float32()
+@full_speed()
 def errors_against(
     sparse: str | os.PathLike[str],
     dense: str | os.PathLike[str],

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from reprune.errors import NumericalError
 from reprune.model.block import Precision
-from reprune.model.float32 import fast_float32
+from reprune.model.full_speed import full_speed
 from reprune.model.head import TokenLosses
 from reprune.model.whole import load_model
 
@@ -49,7 +49,7 @@ class Perplexity:
         return asdict(self)
 
 
-@fast_float32()
+@full_speed()
 @torch.no_grad()
 def perplexity(
     model: Any, windows: Tensor, precision: Precision, progress: Callable[[int], None] = lambda done: None

@@ -18,7 +18,7 @@ from reprune.errors import InputError
 from reprune.math.ranks import ALONE, Ranks
 from reprune.model.bare import max_positions, read_config
 from reprune.model.checkpoint import Checkpoint
-from reprune.model.float32 import fast_float32
+from reprune.model.full_speed import full_speed
 from reprune.model.locate import locate_model
 from reprune.model.lock import locked
 from reprune.planning.generation.corpus import Corpus
@@ -50,7 +50,7 @@ class GenerationWatcher:
         """Something that a reader should know."""
 
 
-@fast_float32()
+@full_speed()
 def generate(
     model: str | os.PathLike[str],
     out: str | os.PathLike[str],

@@ -21,7 +21,7 @@ from reprune.doors.zeroshot.rows import LAYOUTS, Row
 from reprune.doors.zeroshot.tasks import Task, load_tasks, quiet_harness, require_harness
 from reprune.errors import InputError
 from reprune.model.block import Precision
-from reprune.model.float32 import fast_float32
+from reprune.model.full_speed import full_speed
 from reprune.model.locate import locate_model
 from reprune.planning.tokenizer import load_tokenizer
 
@@ -78,7 +78,7 @@ class ZeroShot:
         return {**whole, "harness": self.harness, "mean": self.mean, "tasks": tasks}
 
 
-@fast_float32()
+@full_speed()
 def zero_shot(
     model: str | os.PathLike[str],
     tasks: Sequence[str],

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from reprune.errors import InputError
+from reprune.model.garbage import no_search
 from reprune.model.quiet import quiet_transformers
 
 
@@ -14,7 +15,7 @@ def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        with quiet_transformers():
+        with quiet_transformers(), no_search():
             return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except Exception as error:  # the library raises nearly anything on damaged files
         reason = " ".join(str(error).split())

@@ -49,6 +49,7 @@ from reprune.doors.command.options import (
 )
 from reprune.doors.command.report import report
 from reprune.doors.command.study import study
+from reprune.model.garbage import few_searches
 
 _TOGETHER = ("prune", "resume", "generate")
 """What several processes do together."""
@@ -256,4 +257,5 @@ def _recipe(model: str, file: Path | None, settings: Sequence[str] | None, **fla
 def main(arguments: Sequence[str] | None = None) -> None:
     """The entry point of `reprune`."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that it, too, ends with a hint
-    app(args=separate_sources(list(sys.argv[1:] if arguments is None else arguments)), prog_name="reprune")
+    with few_searches():
+        app(args=separate_sources(list(sys.argv[1:] if arguments is None else arguments)), prog_name="reprune")

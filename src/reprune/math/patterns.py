@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Literal, final
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -105,23 +106,30 @@ class Unstructured(Pattern):
 
 
 def _kth_lowest(scores: Tensor, k: int) -> Tensor:
-    """The k-th lowest of each row (rows, columns), as (rows, 1).
-
-    In one long row it is sought among those values alone that a sample of the row says it may be one of: the selection
-    itself knows no threads. Where the sample was wrong, all are sought through, so the result is always exact.
-    """
+    """The k-th lowest of each row (rows, columns), as (rows, 1)."""
+    if scores.device.type == "cpu" and scores.dtype == torch.float32:  # NumPy takes a fifth of the time
+        return torch.from_numpy(np.partition(scores.detach().numpy(), k - 1, axis=1)[:, k - 1 : k])
     if len(scores) == 1 and scores.shape[1] >= _LONG:
-        row = scores[0]
-        sample = row[:: row.numel() // _SAMPLE | 1].sort().values
-        share = k / row.numel()
-        place = share * len(sample)
-        margin = 4.0 * math.sqrt(len(sample) * share * (1.0 - share)) + 2.0  # four standard deviations
-        low = sample[max(int(place - margin), 0)]
-        high = sample[min(int(place + margin), len(sample) - 1)]
-        below, near = int((row < low).sum()), row[(row >= low) & (row <= high)]
-        if below < k <= below + len(near):
-            return near.kthvalue(k - below).values.reshape(1, 1)
+        return _kth_of_many(scores[0], k).reshape(1, 1)
     return scores.kthvalue(k, dim=1, keepdim=True).values
+
+
+def _kth_of_many(row: Tensor, k: int) -> Tensor:
+    """The k-th lowest of one long row (columns,).
+
+    It is sought among those values alone that a sample of the row says it may be one of: PyTorch's selection from one
+    row is by one group of threads. Where the sample was wrong, all are sought through, so the result is always exact.
+    """
+    sample = row[:: row.numel() // _SAMPLE | 1].sort().values
+    share = k / row.numel()
+    place = share * len(sample)
+    margin = 4.0 * math.sqrt(len(sample) * share * (1.0 - share)) + 2.0  # four standard deviations
+    low = sample[max(int(place - margin), 0)]
+    high = sample[min(int(place + margin), len(sample) - 1)]
+    below, near = int((row < low).sum()), row[(row >= low) & (row <= high)]
+    if below < k <= below + len(near):
+        return near.kthvalue(k - below).values
+    return row.kthvalue(k).values
 
 
 @final

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from reprune.model.block import Block, Call, LinearGroup, Precision
+from reprune.model.block import Block, Call, LinearGroup, Precision, many_passes
 from reprune.model.linears import Stack
 
 _CPU = torch.device("cpu")
@@ -147,3 +148,48 @@ def test_a_block_is_routed_where_tokens_pass_through_some_of_a_stacks_matrices(p
 
     stack = Stack("gate_weight", 2, (4, 4), (4, 1), "gate_weight", per_token)
     assert Block(0, Gated(), _CPU, Precision(), [stack]).routed is routed
+
+
+class _Casts(TorchDispatchMode):
+    """Counts how often a matrix of weights is cast."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        del types
+        self.count += func is torch.ops.aten._to_copy.default and args[0].shape == (4, 4)
+        return func(*args, **(kwargs or {}))
+
+
+def _passed(block: Block) -> tuple[list[Tensor], int]:
+    """What three passes put out, and how many weights they cast."""
+    with _Casts() as casts:
+        return [block.run(_states() + number, _FIRST) for number in range(3)], casts.count
+
+
+@pytest.mark.parametrize(("precision", "once"), [(Precision(torch.bfloat16), 5), (Precision(), 0)])
+@torch.no_grad()
+def test_weights_are_cast_once_in_many_passes_which_put_out_the_same(precision: Precision, once: int) -> None:
+    block = _block(_Module(), precision)
+    for parameter in block.module.parameters():
+        parameter.requires_grad_(False)
+    wanted, anew = _passed(block)
+    with many_passes([block]):
+        found, casts = _passed(block)
+    assert (anew, casts) == (3 * (once + (once > 0)), once)  # one of the five linears runs twice in a pass
+    assert all(torch.equal(one, other) for one, other in zip(found, wanted, strict=True))
+    assert _passed(block)[1] == anew  # what was cast is kept no longer
+
+
+def test_after_many_passes_as_many_parameters_record_gradients_as_before() -> None:
+    block = _block(_Module(), Precision(torch.bfloat16))
+    for parameter in block.module.parameters():
+        parameter.requires_grad_(False)
+    block.module.get_parameter("q.weight").requires_grad_(True)
+    with pytest.raises(KeyError), torch.no_grad(), many_passes([block]):
+        raise KeyError("any")
+    assert [name for name, one in block.module.named_parameters() if one.requires_grad] == ["q.weight"]
+    with many_passes([]):
+        pass

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from reprune.engine.shared import Shared
-from reprune.model.block import Block
+from reprune.model.block import Block, many_passes
 from reprune.model.streams import Stream, StreamStore
 
 Run = Callable[[Block, Tensor, slice], Tensor]
@@ -58,8 +58,9 @@ class DenseStream:
         source = self._at(block.index - 1)
         shared = self._shared.new_stream() if self._shared is not None else None
         stream = shared or self._store.new(source.shape)
-        for batch in self._batches:
-            stream.write(batch, self._run(block, source.read(batch), batch))
+        with many_passes([block]):
+            for batch in self._batches:
+                stream.write(batch, self._run(block, source.read(batch), batch))
         if self._shared is not None and shared is not None:
             self._shared.dense[block.index] = shared
         else:

@@ -24,7 +24,7 @@ from reprune.math.ranks import ALONE, Ranks
 from reprune.math.reconstruction_error import ErrorMeter
 from reprune.math.solver import Errors
 from reprune.math.standardization import FeatureStatistics, FeatureSums
-from reprune.model.block import Block, Call
+from reprune.model.block import Block, Call, many_passes
 from reprune.model.decoder import Decoder
 from reprune.model.routing import Routes
 from reprune.model.streams import Stream, StreamStore
@@ -266,8 +266,9 @@ class Frontier:
     @torch.no_grad()
     def _pass(self, blocks: Sequence[Block], into: Stream, batches: Sequence[slice]) -> None:
         """Run the student's stream through blocks and write what comes out (may be the student's own place)."""
-        for batch in batches:
-            into.write(batch, self.run(blocks, self.student.read(batch), batch))
+        with many_passes(blocks):
+            for batch in batches:
+                into.write(batch, self.run(blocks, self.student.read(batch), batch))
 
     @torch.no_grad()
     def advance(
@@ -281,18 +282,19 @@ class Frontier:
         """
         at_end = ErrorPair(self.calibration, scale)
         of_block = {index: ErrorPair(self.calibration) for index in window.retired}
-        for batch in self.batches:
-            states = self.student.read(batch)
-            advanced = states
-            for block in blocks:
-                states = self.run([block], states, batch)
-                if block.index in of_block:
-                    dense = targets.dense[block.index].read(batch)
-                    of_block[block.index].update(batch, states, dense)
-                    advanced = states
-                    self._keep(block.index + 1, batch, states, dense)
-            at_end.update(batch, states, targets.end.read(batch))
-            self.student.write(batch, advanced)
+        with many_passes(blocks):
+            for batch in self.batches:
+                states = self.student.read(batch)
+                advanced = states
+                for block in blocks:
+                    states = self.run([block], states, batch)
+                    if block.index in of_block:
+                        dense = targets.dense[block.index].read(batch)
+                        of_block[block.index].update(batch, states, dense)
+                        advanced = states
+                        self._keep(block.index + 1, batch, states, dense)
+                at_end.update(batch, states, targets.end.read(batch))
+                self.student.write(batch, advanced)
         for block in (block for block in blocks if block.index in window.retired):
             self._pass_probe(block)
         return at_end.errors(self.ranks), {index: pair.errors(self.ranks) for index, pair in of_block.items()}

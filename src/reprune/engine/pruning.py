@@ -17,7 +17,7 @@ from reprune.math.magnitude import Magnitude
 from reprune.math.pruner import Pruned, Pruner
 from reprune.math.ranks import ALONE, Ranks
 from reprune.math.statistics import Statistics
-from reprune.model.block import Block, Call, Enough, LinearGroup
+from reprune.model.block import Block, Call, Enough, LinearGroup, many_passes
 from reprune.model.linears import Linear
 from reprune.planning.choice import Choice
 from reprune.planning.sparsities import Sparsities
@@ -80,7 +80,7 @@ def gathered(
     if _needs_none(groups, pruner):
         return [pruner.statistics(group.columns, block.device) for group in groups]
     if (key := _key(groups, pruner)) not in known:
-        with gathering(block, groups, pruner, known, ranks, alone=True):
+        with gathering(block, groups, pruner, known, ranks, alone=True), torch.no_grad(), many_passes([block]):
             for states, call in inputs():
                 block.show(states, call)
     return known[key]

@@ -16,7 +16,7 @@ from reprune.errors import NumericalError
 from reprune.math.finite import all_finite
 from reprune.math.reconstruction_error import Error
 from reprune.math.solver import Errors, Problem
-from reprune.model.block import Block, LinearGroup
+from reprune.model.block import Block, LinearGroup, many_passes
 from reprune.model.decoder import Decoder
 from reprune.model.routing import Routes
 from reprune.model.streams import Stream
@@ -175,9 +175,10 @@ class WindowProblem(Problem):
     @torch.no_grad()
     def _measure(self, batches: Sequence[slice]) -> Errors:
         pair = ErrorPair(self._frontier.calibration, self._scale)
-        for batch in batches:
-            states = self._frontier.run(self._blocks, self._entering.read(batch), batch)
-            pair.update(batch, states, self._targets.end.read(batch))
+        with many_passes(self._blocks):
+            for batch in batches:
+                states = self._frontier.run(self._blocks, self._entering.read(batch), batch)
+                pair.update(batch, states, self._targets.end.read(batch))
         return pair.errors(self.ranks)
 
     def target_power(self) -> float:

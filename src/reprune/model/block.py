@@ -228,6 +228,31 @@ class Block:
         )
 
 
+@contextmanager
+def many_passes(blocks: Sequence[Block]) -> Iterator[None]:
+    """Within this context, weights are cast to the precision of products once, not anew in each pass through a block.
+
+    It is for passes without gradients, between which no weight changes.
+    """
+    if not blocks or blocks[0].precision.products == torch.float32:
+        yield
+        return
+    # Autocast keeps what it has cast of parameters that record gradients, until the outermost context ends.
+    still = [one for block in blocks for one in block.module.parameters() if _could_record(one)]
+    for parameter in still:
+        parameter.requires_grad_(True)
+    try:
+        with torch.autocast(blocks[0].device.type, dtype=blocks[0].precision.products):
+            yield
+    finally:
+        for parameter in still:
+            parameter.requires_grad_(False)
+
+
+def _could_record(parameter: nn.Parameter) -> bool:
+    return parameter.is_floating_point() and not parameter.requires_grad
+
+
 def _tell(
     saw: Callable[[Linear, Tensor], None], linear: Linear, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> None:

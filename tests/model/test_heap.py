@@ -13,6 +13,7 @@ from reprune.model.heap import kept_heap, trim_heap
 
 _HAS_HEAP = hasattr(ctypes.CDLL(None), "mallopt") and resident_bytes() > 0
 _MIB = 2**20
+_TRIM, _MMAP = -1, -3  # of glibc's malloc.h
 needs_heap = pytest.mark.skipif(not _HAS_HEAP, reason="the system's heap is not glibc's")
 
 
@@ -53,3 +54,29 @@ def test_a_system_without_such_a_heap_is_left_alone(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(ctypes, "CDLL", lambda _: object())
     with kept_heap():
         assert torch.ones(8).sum() == 8
+
+
+class _Old:
+    """A library whose `mallopt` takes no larger threshold than glibc did before 2.35, or none at all."""
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.set: dict[int, int] = {}
+
+    def mallopt(self, parameter: int, value: int) -> int:
+        if parameter == _MMAP and value > self.most:
+            return 0
+        self.set[parameter] = value
+        return 1
+
+    def malloc_trim(self, _: int) -> int:
+        return 1
+
+
+@pytest.mark.parametrize(("most", "wanted"), [(2**25, {_MMAP: 2**25, _TRIM: 2**31 - 1}), (0, {})])
+def test_an_older_heap_keeps_what_it_can(most: int, wanted: dict[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """One threshold without the other would have glibc give each tensor pages of its own."""
+    library = _Old(most)
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: library)
+    with kept_heap():
+        assert library.set == wanted

@@ -11,24 +11,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
-"""Of `mallopt`: with how much free at its end the heap is cut, and how large a tensor has pages of its own."""
-_KEEPING = (2**31 - 1, 2**28)
-_AS_EVER = (2**26, 2**25)
-"""Bytes for the two. The latter are what glibc's own rule ends at once large tensors have been freed."""
+"""Of `mallopt`."""
+_LARGE = 2**28
+"""Bytes of a tensor that goes back to the system at once, as ever: that costs little beside what is done with it, and
+what it would leave between other tensors could be too much to waste."""
+_OF_GLIBC = 2**25
+"""The same by glibc's own rule, once such tensors have been freed; before glibc 2.35 no more can be set."""
 
 
 @contextmanager
 def kept_heap() -> Iterator[None]:
-    """Within this context, or a function that it decorates, memory that is freed is kept for what is asked for next.
-
-    Tensors of 256 MiB and more go back to the system at once, as ever: they cost little beside what is done with them,
-    and what they leave between other tensors could be too much to waste.
-    """
-    _set(*_KEEPING)
+    """Within this context, or a function that it decorates, memory that is freed is kept for what is asked for next."""
+    _set(2**31 - 1, _LARGE)
     try:
         yield
     finally:
-        _set(*_AS_EVER)
+        _set(2 * _OF_GLIBC, _OF_GLIBC)
         trim_heap()
 
 
@@ -38,8 +36,9 @@ def trim_heap() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def _set(trim: int, mmap: int) -> None:
+def _set(free: int, large: int) -> None:
+    """With so many bytes free at its end the heap is cut; a tensor of so many has pages of its own."""
     with suppress(OSError, AttributeError):
         library = ctypes.CDLL(None)
-        library.mallopt(_TRIM_THRESHOLD, trim)
-        library.mallopt(_MMAP_THRESHOLD, mmap)
+        if library.mallopt(_MMAP_THRESHOLD, large) or library.mallopt(_MMAP_THRESHOLD, _OF_GLIBC):
+            library.mallopt(_TRIM_THRESHOLD, free)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,7 @@ from transformers.pytorch_utils import Conv1D
 from reprune.errors import InputError, UnsupportedModelError
 from reprune.model import whole
 from reprune.model.block import Precision
-from reprune.model.whole import load_model, weights_dtype
+from reprune.model.whole import collect_models, load_model, weights_dtype
 
 from .. import tiny
 
@@ -106,3 +109,26 @@ def test_what_transformers_cannot_load_is_an_input_error(tmp_path: Path) -> None
     config.write_text(config.read_text().replace('"llama"', '"lama"'))
     with pytest.raises(InputError, match=r"config\.json cannot be used"):
         load_model(folder, CPU)
+
+
+def test_a_whole_model_that_nobody_uses_is_given_back(folder_of: Callable[[str], Path]) -> None:
+    gc.collect()
+    gc.disable()  # so that nothing else does it
+    try:
+        model = load_model(folder_of("llama"), torch.device("cpu"))
+        model.itself = [model]
+        gone = weakref.ref(model)
+        collect_models()
+        assert gone() is model
+        del model
+        assert gone() is not None
+        collect_models()
+        assert gone() is None
+    finally:
+        gc.enable()
+
+
+def test_where_no_model_was_loaded_nothing_is_searched(monkeypatch: pytest.MonkeyPatch) -> None:
+    collect_models()
+    monkeypatch.setattr(gc, "collect", lambda: pytest.fail("everything was searched through"))
+    collect_models()

@@ -20,6 +20,7 @@ from reprune.math.reconstruction_error import Error
 from reprune.math.solver import Errors, Fit
 from reprune.math.standardization import FeatureStatistics
 from reprune.model.heap import trim_heap
+from reprune.model.whole import collect_models
 from reprune.planning.choice import Choice
 from reprune.planning.descents import SolverRecipe
 from reprune.planning.paths import local_name, with_paths
@@ -188,7 +189,8 @@ def machine(device: str) -> dict[str, Any]:
 
 
 def forget_peak_memory() -> None:
-    """Give back memory that was freed, and let the peak count from now on, where the system can do that (Linux)."""
+    """Give back memory that is no longer used, and let the peak count from now on, where the system can (Linux)."""
+    collect_models()  # one that was evaluated before would count as this run's memory
     trim_heap()
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")

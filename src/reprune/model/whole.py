@@ -7,9 +7,11 @@ embeddings, the states between) is float32.
 
 from __future__ import annotations
 
+import gc
 import inspect
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +23,8 @@ from reprune.model.block import Precision
 from reprune.model.checkpoint import Checkpoint
 from reprune.model.linears import find_linears
 from reprune.model.quiet import quiet_transformers
+
+_loaded: WeakSet[nn.Module] = WeakSet()
 
 
 def load_model(
@@ -46,7 +50,14 @@ def load_model(
         for linear in find_linears(model):
             assert linear.module is not None
             linear.module.weight = nn.Parameter(linear.parameter.to(products), requires_grad=False)
+    _loaded.add(model)
     return model.to(device).eval()
+
+
+def collect_models() -> None:
+    """Give back the memory of whole models that nobody uses any more: each refers to itself."""
+    if _loaded:
+        gc.collect()
 
 
 def weights_dtype(folder: Path) -> str:

@@ -5,7 +5,6 @@ A cell goes on where it was: an interrupted run is resumed from its ledger, and 
 
 from __future__ import annotations
 
-import gc
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -85,7 +84,6 @@ class CellRun:
 
     def _run(self, recipe: Recipe, watcher: Watcher) -> None:
         """Begin the run, or go on with it."""
-        gc.collect()  # what measures have left would count as this run's memory
         if Ledger(self._folder).exists:
             try:
                 resume(self._folder, watcher=watcher, shared=self._shared)

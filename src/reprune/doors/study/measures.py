@@ -5,7 +5,6 @@ Perplexity and test errors are taken on the same windows of the same texts, so t
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,9 +117,10 @@ class Bench:
     def perplexity(self, model: str | Path, text: Text, progress: Progress, notify: Notify) -> dict[str, Any]:
         """The record of `evaluate`: the perplexity and all that decides it."""
         from reprune.doors.evaluation.evaluate import evaluate
+        from reprune.model.whole import collect_models
 
         found = evaluate(model, text.source, **self._cut, **self._common(progress, notify)).record()
-        gc.collect()  # the whole model that this has loaded refers to itself
+        collect_models()
         return found
 
     def errors(self, sparse: Path, dense: str, text: Text, progress: Progress, notify: Notify) -> list[BlockErrors]:
@@ -133,6 +133,7 @@ class Bench:
     def zero_shot(self, model: str | Path, progress: Progress, notify: Notify) -> dict[str, Any]:
         """The record of `zero_shot`: accuracy by task."""
         from reprune.doors.zeroshot.accuracy import zero_shot
+        from reprune.model.whole import collect_models
 
         measures = self.measures
         found = zero_shot(
@@ -142,5 +143,5 @@ class Bench:
             limit=measures.zero_shot_limit,
             **self._common(progress, notify),
         ).record()
-        gc.collect()
+        collect_models()
         return found

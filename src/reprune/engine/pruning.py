@@ -80,7 +80,7 @@ def gathered(
     if _needs_none(groups, pruner):
         return [pruner.statistics(group.columns, block.device) for group in groups]
     if (key := _key(groups, pruner)) not in known:
-        with gathering(block, groups, pruner, known, ranks, alone=True), torch.no_grad(), many_passes([block]):
+        with gathering(block, groups, pruner, known, ranks, alone=True), many_passes([block]):
             for states, call in inputs():
                 block.show(states, call)
     return known[key]

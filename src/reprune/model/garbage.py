@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 _RARELY = 100_000
-"""Containers more than were dropped since the last search; Python's own is 700, a command imports some 600,000."""
+"""Containers more than were dropped since the last search; Python's own is 700, a command imports some 400,000."""
 
 
 @contextmanager

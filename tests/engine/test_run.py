@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import re
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import reprune
+from reprune.engine.watcher import Watcher
+from reprune.model.block import Block
+from reprune.model.decoder import Decoder
+from reprune.planning.schedule import Window
 from tests import tiny
 from tests.engine.quick import QUICK, prune, tensors
 
@@ -351,6 +357,36 @@ def test_checkpointing_keeps_no_more_than_what_enters_each_block(llama: Path, tm
         return most
 
     assert held("solver.checkpointing=true") < held()
+
+
+@pytest.mark.parametrize("rung", ["LR", "BR+GP", "BR+GP+CR"])
+def test_a_block_leaves_memory_with_the_last_window_that_needs_it(
+    llama: Path, rung: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[tuple[int, weakref.ref[torch.nn.Module]]] = []
+    load = Decoder.load
+
+    def watched(self: Decoder, index: int, *args: Any) -> Block:
+        block = load(self, index, *args)
+        loaded.append((index, weakref.ref(block.module)))
+        return block
+
+    class Looking(Watcher):
+        windows = 0
+
+        def phase(self, window: Window | None, what: str) -> None:
+            if window is not None and what == "targets":
+                self.windows += 1
+                assert {index for index, module in loaded if module() is not None} <= {*window.blocks}
+
+    monkeypatch.setattr(Decoder, "load", watched)
+    looking = Looking()
+    gc.disable()  # what is held by a cycle alone is held too
+    try:
+        record = prune(llama, tmp_path / "out", reconstruct=rung, watcher=looking)
+    finally:
+        gc.enable()
+    assert looking.windows == len(record["windows"]) > 1
 
 
 @pytest.mark.parametrize("micro", [1, 2])

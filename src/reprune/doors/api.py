@@ -266,6 +266,7 @@ def _write_(
     written = result.write_outside()
     lines = ledger.lines()
     seconds = max(time.monotonic() - began, sum(line["window"]["seconds"] for line in lines))
+    peaks = [peak_memory_bytes(), *peaks[1:]]  # of a short run, what is written last is the most that is held
     record = full_record(recipe, job, lines, seconds, peaks)
     written |= {name: digest for line in lines for name, digest in line["files"].items()}
     result.finish(record, beside(recipe, ledger.result).to_yaml(), written)

@@ -224,7 +224,11 @@ class _Job:
         results: list[tuple[LinearGroup, list[Pruned] | None]] = []
         poor: dict[str, list[LinearGroup]] = {}  # by stage: experts that too few tokens reach
         reached: dict[str, int] = {}  # by stage: tokens
-        for together in passes(groups, self.pruner):
+        parts = passes(groups, self.pruner)
+        # What the pruner makes of one group need not wait in memory for that of all, unless statistics are to come of
+        # the block as it is, or other processes make theirs meanwhile.
+        at_once = len(parts) == 1 and self.ranks.alone
+        for together in parts:
             for group, statistics in zip(together, self._statistics(together), strict=True):
                 if group.expert:
                     stage = group.stage or ""
@@ -232,6 +236,9 @@ class _Job:
                     self.pruned.tokens |= dict.fromkeys(group.names, statistics.tokens)
                     if self._is_poor(group, statistics):
                         poor.setdefault(stage, []).append(group)
+                if at_once:
+                    notes += self._set_(group, self._results(group, statistics), 0)
+                    continue
                 mine = len(results) % self.ranks.count == self.ranks.number
                 results.append((group, self._results(group, statistics) if mine else None))
         if blind := next((stage for stage, tokens in reached.items() if not tokens), None):

@@ -36,6 +36,7 @@ from reprune.model.full_speed import full_speed
 from reprune.model.streams import StreamStore
 from reprune.planning.recipe import Recipe
 from reprune.planning.schedule import Window, once_more, windows
+from reprune.planning.sparsities import Sparsities
 
 
 @final
@@ -134,22 +135,58 @@ def _do(
             shares = allocate(recipe, methods.pruner, decoder, frontier, watcher)
             books.keep_allocation(shares)
         sparsities = sparsities.allocated(shares)
-    pruning = FreshBlocks(recipe, methods.pruner, sparsities, methods.least_squares, decoder, frontier, of_first)
-
+    fresh_blocks = FreshBlocks(recipe, methods.pruner, sparsities, methods.least_squares, decoder, frontier, of_first)
+    doing = _Windows(recipe, methods, decoder, books, watcher, frontier, fresh_blocks, sparsities, ranks)
     for window in methods.schedule[done:]:
+        still_open = doing.do(window, still_open)
+    if methods.distillation is not None:
+        distill(recipe, *methods.distillation, decoder, books, watcher, frontier, sparsities)
+
+
+@final
+@dataclass(frozen=True)
+class _Windows:
+    """What windows have in common."""
+
+    recipe: Recipe
+    methods: Methods
+    decoder: Decoder
+    books: Books
+    watcher: Watcher
+    frontier: Frontier
+    pruning: FreshBlocks
+    sparsities: Sparsities
+    ranks: Ranks
+
+    def do(self, window: Window, still_open: list[PrunedBlock]) -> list[PrunedBlock]:
+        """Prune and reconstruct a window, and put it on record.
+
+        Nothing of it outlives this call but what is returned: the next window's blocks take its memory.
+
+        Args:
+            window: which.
+            still_open: its blocks that windows before have begun with.
+
+        Returns:
+            Those that later windows go on with.
+
+        Raises:
+            NumericalError: numbers went bad.
+        """
+        recipe, books, watcher, frontier, ranks = self.recipe, self.books, self.watcher, self.frontier, self.ranks
         began, traffic = time.monotonic(), replace(ranks.traffic)
         watcher.phase(window, "targets")
-        dense = [decoder.load(index) for index in window.blocks]
+        dense = [self.decoder.load(index) for index in window.blocks]
         fresh = [PrunedBlock(block) for block in dense if block.index in window.fresh]
         blocks = still_open + fresh
-        gathering = pruning.gathering(blocks)
+        gathering = self.pruning.gathering(blocks)
         with frontier.targets(window, dense, recipe.teacher, gathering) as targets, ExitStack() as streams:
             del dense
             if recipe.solver.routing == "teacher":
-                _find_routes_(frontier, decoder, blocks)
+                _find_routes_(frontier, self.decoder, blocks)
 
             watcher.phase(window, "pruning")
-            notes, entering = pruning.prune_(fresh, still_open, streams, watcher)
+            notes, entering = self.pruning.prune_(fresh, still_open, streams, watcher)
 
             watcher.phase(window, "reconstruction")
             features = frontier.features_of(targets) if recipe.solver.name != "none" else None
@@ -165,7 +202,7 @@ def _do(
                 standardized=recipe.solver.standardizes,
                 teacher_forcing=recipe.solver.teacher_forcing,
             )
-            fit = _fit(methods.solver, problem, window, recipe, watcher)
+            fit = _fit(self.methods.solver, problem, window, recipe, watcher)
             streams.close()
             agree_(blocks, ranks)
 
@@ -173,11 +210,11 @@ def _do(
             retired = [pruned for pruned in blocks if pruned.index in window.retired]
             written: dict[str, str] = {}
             for pruned in retired:
-                written |= books.write_block(pruned.index, pruned.round_(decoder))
+                written |= books.write_block(pruned.index, pruned.round_(self.decoder))
             errors, block_errors = frontier.advance(window, [pruned.block for pruned in blocks], targets, scale)
             if not errors.calibration.finite:
                 raise NumericalError(f"window {window.index}: its outputs are not finite after reconstruction")
-        still_open = [pruned for pruned in blocks if pruned.index not in window.retired]
+        open_ = [pruned for pruned in blocks if pruned.index not in window.retired]
         ridges = {pruned.index: pruned.ridges for pruned in fresh}
         record = window_record(window, fit, errors, recipe.solver, features, ridges, notes, time.monotonic() - began)
         if not ranks.alone:
@@ -187,16 +224,14 @@ def _do(
         entry = {
             "window": record,
             "blocks": [
-                block_record(pruned, block_errors[pruned.index], sparsities, recipe.choice) for pruned in retired
+                block_record(pruned, block_errors[pruned.index], self.sparsities, recipe.choice) for pruned in retired
             ],
         }
-        if window is methods.schedule[-1]:
+        if window is self.methods.schedule[-1]:
             entry["forward"] = frontier.probe_record()
-        books.commit(window, entry, written, still_open)
-        del blocks, fresh, retired, problem  # the next window's blocks take their memory
+        books.commit(window, entry, written, open_)
         watcher.window_done(window, record)
-    if methods.distillation is not None:
-        distill(recipe, *methods.distillation, decoder, books, watcher, frontier, sparsities)
+        return open_
 
 
 def _find_routes_(frontier: Frontier, decoder: Decoder, blocks: Sequence[PrunedBlock]) -> None:

@@ -13,7 +13,7 @@ from reprune.engine.forecast import Forecast, Group, Work, forecast, least_memor
 from reprune.engine.machines import MACHINES, Machine, find_machine
 from reprune.engine.speed import Speed, measure_speed, resident_bytes
 from reprune.errors import InputError
-from reprune.model.costs import BlockCosts
+from reprune.model.costs import BlockCosts, Flops
 from reprune.planning.layers import resolve_recipe
 from reprune.planning.schedule import windows
 
@@ -23,7 +23,7 @@ _WEIGHTS, _TOKENS, _HIDDEN = 10**7, 128, 1024
 
 def _work(blocks: int = 8, calibration: int = 32, heldout: int = 4, size: int = 1) -> Work:
     flops = 2.0 * _WEIGHTS * _TOKENS
-    cost = BlockCosts(_WEIGHTS, 4 * _TOKENS * _HIDDEN, flops, 3 * flops, 40.0 * _HIDDEN * _TOKENS, True)
+    cost = BlockCosts(_WEIGHTS, 4 * _TOKENS * _HIDDEN, Flops(flops), Flops(3 * flops), 40.0 * _HIDDEN * _TOKENS, True)
     groups = [Group(3072, 1024), Group(1024, 1024), Group(4096, 1024), Group(1024, 2048)]
     return Work(
         [cost] * blocks, [groups] * blocks, windows(blocks, size, 1), calibration, heldout, _TOKENS,
@@ -37,13 +37,33 @@ def _forecast(rung: str = "BR+GP", work: Work | None = None, *settings: str, **f
     return forecast(recipe, work or _work(size=recipe.schedule.size), _SPEED, 10**8)
 
 
+def test_fused_attention_is_forecast_at_its_own_speed() -> None:
+    assert _SPEED.seconds(Flops(3e11, 2e11)) == 5.0
+    assert replace(_SPEED, attention=2e10).seconds(Flops(3e11, 2e11)) == 13.0
+
+
 def test_a_run_of_passes_alone_takes_what_they_take() -> None:
     """LR with magnitude: the dense stream, local targets (and statistics), a sample for the groups, and advancing."""
-    work = replace(_work(), block_bytes=[0] * 8)
+    work = replace(_work(), block_bytes=[0] * 8, outside_bytes=[0])
     found = _forecast("LR", work, pruner="magnitude")
     one = 2.0 * _WEIGHTS * _TOKENS / _SPEED.products + 2.0 * 40 * _HIDDEN * _TOKENS / _SPEED.traffic
     passes = 36 + 36 + 1 + 36
     assert found.seconds == pytest.approx(8 * (passes * one + 0.05))
+
+
+def test_what_is_written_takes_its_time() -> None:
+    """Retired blocks, what lies outside them, and of windows of two what each but the last leaves open."""
+    nothing = replace(_work(size=2), block_bytes=[0] * 8, outside_bytes=[0])
+    kept_open = 8 * 5 * _WEIGHTS / 4e8
+    for work, expected in (
+        (replace(nothing, block_bytes=[10**8] * 8), 8 / 4),
+        (replace(nothing, outside_bytes=[6 * 10**8, 6 * 10**8]), 2),
+    ):
+        assert _forecast("BR+GP+CR", work).seconds - _forecast("BR+GP+CR", nothing).seconds == pytest.approx(expected)
+    none_open = [replace(window, retired=range(window.blocks[0], window.blocks[-1] + 1)) for window in nothing.schedule]
+    assert _forecast("BR+GP+CR", nothing).seconds - _forecast(
+        "BR+GP+CR", replace(nothing, schedule=none_open)
+    ).seconds == pytest.approx(kept_open)
 
 
 def test_distillation_takes_its_passes_its_products_of_the_head_and_its_steps() -> None:
@@ -160,4 +180,5 @@ def test_the_machine_is_measured() -> None:
     speed = measure_speed(torch.device("cpu"), torch.float32)
     assert speed.products == speed.full > 1e8
     assert speed.traffic > 1e7 and speed.link == math.inf
+    assert speed.attention is not None and speed.attention > 1e7
     assert resident_bytes() > 10**7

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from reprune.model.block import Block, Precision
-from reprune.model.costs import block_costs
+from reprune.model.costs import Flops, block_costs
 from reprune.model.decoder import Decoder
 from tests import tiny
 
@@ -28,8 +28,8 @@ def test_every_architecture_is_costed_without_reading_a_weight(
         matrices = sum(parameter.numel() for parameter in block.parameters() if parameter.dim() == 2)
         assert cost.exact
         assert cost.parameters == sum(parameter.numel() for parameter in block.parameters())
-        assert cost.forward > 2 * matrices * _TOKENS, "the linears, and attention"
-        assert 2.9 * cost.forward < cost.both < 3.3 * cost.forward
+        assert cost.forward.total > 2 * matrices * _TOKENS, "the linears, and attention"
+        assert 2.9 * cost.forward.total < cost.both.total < 3.3 * cost.forward.total
         assert all(parameter.is_meta for parameter in block.parameters())
 
 
@@ -63,7 +63,19 @@ def test_half_precision_keeps_less(tmp_path: Path) -> None:
         Decoder(folder, precision=Precision(dtype)).costs(_TOKENS)[0] for dtype in (torch.float32, torch.bfloat16)
     )
     assert half.activations < full.activations
-    assert half.forward == full.forward
+    assert half.forward.total == full.forward.total
+
+
+def test_what_the_fused_kernel_does_is_told_apart(tmp_path: Path) -> None:
+    """Four operations a score and feature forward, and two and a half times that back."""
+    folder = tiny.save("llama", tmp_path / "model")
+    fused, plain = (
+        Decoder(folder, precision=Precision(dtype)).costs(_TOKENS)[0] for dtype in (torch.float32, torch.bfloat16)
+    )
+    hidden = Decoder(folder).skeleton.config.hidden_size
+    assert fused.forward.attention == 4 * _TOKENS**2 * hidden
+    assert fused.both.attention == 3.5 * fused.forward.attention
+    assert plain.forward.attention == plain.both.attention == 0
 
 
 class _Choosing(torch.nn.Module):
@@ -87,7 +99,7 @@ def test_a_block_that_needs_values_is_estimated_by_its_linears() -> None:
     call = Call((None,), {}, 0)
     found = block_costs(module, (torch.zeros(1, 5, 8), call), (torch.zeros(2, 5, 8), call), Precision())
     assert not found.exact
-    assert found.forward == 2 * (8 * 32 + 32 * 8) * 5
-    assert found.both == 3 * found.forward
+    assert found.forward == Flops(2 * (8 * 32 + 32 * 8) * 5)
+    assert found.both.products == 3 * found.forward.products
     assert found.activations > 0
     assert Block(0, module, torch.device("meta"), Precision()).linears

@@ -25,6 +25,7 @@ _SYMMETRIC = 0.625  # of a product that is symmetric: what of it is computed
 _MASKS = 0.25  # of the weights' bytes
 _COLUMN_SECONDS = 3e-5  # of SparseGPT, for each column of a group, whatever its rows
 _FILE_BYTES_PER_SECOND = 4e8  # of a block's shard, read, rounded, written and forced to disk
+_COPIED_BYTES_PER_SECOND = 6e8  # of what lies outside the blocks, which is written as it was
 _WINDOW_SECONDS = 0.05
 _BESIDE_BYTES = 90e6  # of a run beside what is counted here: the tokenizer, the samples, thread pools
 _HEAP = 1.1  # what the heap takes over what was asked of it
@@ -97,6 +98,7 @@ def forecast(recipe: Recipe, work: Work, speed: Speed, base_bytes: int, crew: Cr
     exchanges = [_exchange(recipe, work, window) for window in work.schedule]
     seconds = sum(_window_seconds(recipe, work, speed, window, crew) for window in work.schedule)
     seconds += sum(crew.seconds(*exchange) for exchange in exchanges)
+    seconds += sum(work.outside_bytes) / _COPIED_BYTES_PER_SECOND
     samples = crew.part(work.calibration) + crew.part(work.heldout)
     stream = samples * work.blocks[0].states
     wanted = stream * _streams(recipe)
@@ -186,7 +188,7 @@ class _Passes:
         """Through blocks."""
         costs = [self.work.blocks[i] for i in blocks]
         return (self._crossing if blocks else 0.0) + sum(
-            cost.forward / self.speed.products + _TRAFFIC_FORWARD * cost.activations / self.speed.traffic
+            self.speed.seconds(cost.forward) + _TRAFFIC_FORWARD * cost.activations / self.speed.traffic
             for cost in costs
         )
 
@@ -194,7 +196,7 @@ class _Passes:
         """Through blocks, and their gradients back."""
         costs = [self.work.blocks[i] for i in blocks]
         return self._crossing + sum(
-            cost.both / self.speed.products + _TRAFFIC_BOTH * cost.activations / self.speed.traffic for cost in costs
+            self.speed.seconds(cost.both) + _TRAFFIC_BOTH * cost.activations / self.speed.traffic for cost in costs
         )
 
     def head(self, products: int, logits: int) -> float:
@@ -268,7 +270,10 @@ def _window_seconds(recipe: Recipe, work: Work, speed: Speed, window: Window, cr
         seconds += samples * forward(blocks)  # the errors before
         seconds += _descent_seconds(recipe, passes, blocks, solver.epochs, crew)
     seconds += samples * forward(window.blocks)  # advancing, with the errors after
-    return seconds + sum(work.block_bytes[i] for i in window.retired) / _FILE_BYTES_PER_SECOND
+    # Blocks that later windows go on with are kept as they are, float32 with their masks.
+    left_open = sum(work.blocks[i].parameters for i in window.blocks if i not in window.retired)
+    written = sum(work.block_bytes[i] for i in window.retired) + 4 * (1.0 + _MASKS) * left_open
+    return seconds + written / _FILE_BYTES_PER_SECOND
 
 
 def _pruning_seconds(

@@ -138,9 +138,13 @@ class WindowProblem(Problem):
         masks: dict[int, Tensor] = {}
         for pruned in blocks:
             for linear in pruned.block.linears:
-                if linear.name in pruned.masks:
+                if (mask := pruned.masks.get(linear.name)) is None:
+                    continue
+                if linear.is_whole:
+                    masks[id(linear.parameter)] = mask
+                else:
                     whole = masks.setdefault(id(linear.parameter), _nothing_masked(linear.parameter))
-                    linear.of_layout(whole).copy_(pruned.masks[linear.name])
+                    linear.of_layout(whole).copy_(mask)
         self.parameters: list[nn.Parameter] = [
             parameter
             for block in self._blocks

@@ -21,13 +21,25 @@ from reprune.model.linears import Linear, Stack, find_linears
 
 
 @dataclass(frozen=True)
+class Flops:
+    """Floating-point operations of a pass."""
+
+    products: float  # of matrix products
+    attention: float = 0.0  # of PyTorch's fused attention, which has a speed of its own
+
+    @property
+    def total(self) -> float:
+        return self.products + self.attention
+
+
+@dataclass(frozen=True)
 class BlockCosts:
     """Of one block, for one sample."""
 
     parameters: int
     states: int  # bytes of the hidden states that enter it, float32
-    forward: float  # floating-point operations of a forward pass
-    both: float  # of a forward and a backward pass
+    forward: Flops  # of a forward pass
+    both: Flops  # of a forward and a backward pass
     activations: float  # bytes that are kept from the forward for the backward pass
     exact: bool  # False where the block does not run without values, and this is a formula's estimate
 
@@ -54,14 +66,14 @@ def block_costs(
     hidden = one[0].numel() // tokens
     entering = 4 * tokens * hidden
     if not one[1].form.runs:
-        return BlockCosts(parameters, entering, 0.0, 0.0, 0.0, True)
+        return BlockCosts(parameters, entering, Flops(0.0), Flops(0.0), 0.0, True)
     try:
         once, twice = (_run(copy.deepcopy(module), states.shape, call, precision) for states, call in (one, two))
     except Exception:  # what depends on values, such as where experts are routed to, cannot be run without them
         linears = [(linear, _share(linear)) for linear in find_linears(module, stacks)]
         forward = 2.0 * tokens * sum(share * math.prod(linear.shape) for linear, share in linears)
         widths = hidden + sum(share * linear.shape[0] for linear, share in linears)
-        return BlockCosts(parameters, entering, forward, 3.0 * forward, 8.0 * widths * tokens, False)
+        return BlockCosts(parameters, entering, Flops(forward), Flops(3.0 * forward), 8.0 * widths * tokens, False)
     return BlockCosts(parameters, entering, once[0], once[1], twice[2] - once[2], True)
 
 
@@ -70,7 +82,7 @@ def _share(linear: Linear) -> float:
     return 1.0 if linear.stack is None else linear.stack.per_token / linear.stack.count
 
 
-def _run(module: nn.Module, shape: torch.Size, call: Call, precision: Precision) -> tuple[float, float, float]:
+def _run(module: nn.Module, shape: torch.Size, call: Call, precision: Precision) -> tuple[Flops, Flops, float]:
     cpu, mode = torch.device("cpu"), FakeTensorMode(allow_non_fake_inputs=True)
     with mode:
         for part in module.modules():
@@ -93,9 +105,14 @@ def _run(module: nn.Module, shape: torch.Size, call: Call, precision: Precision)
         arguments = replace(call, args=_faked(call.args, mode), kwargs=_faked(call.kwargs, mode))
         with FlopCounterMode(display=False, custom_mapping=_ATTENTION) as counter, torch.enable_grad(), hooks:
             outputs = block.run(torch.empty(shape), arguments)
-            forward = counter.get_total_flops()
+            forward = _counted(counter)
             outputs.square().mean().backward()
-        return float(forward), float(counter.get_total_flops()), float(sum(kept.values()))
+        return forward, _counted(counter), float(sum(kept.values()))
+
+
+def _counted(counter: FlopCounterMode) -> Flops:
+    attention = sum(counter.get_flop_counts().get("Global", {}).get(kernel, 0) for kernel in _ATTENTION)
+    return Flops(float(counter.get_total_flops() - attention), float(attention))
 
 
 def _attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:

@@ -66,6 +66,11 @@ class Linear:
         """The weights (rows, columns), a view that shares memory with the parameter."""
         return self.of_layout(self.parameter.detach())
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether the parameter is this matrix and no more, as it lies."""
+        return self.parameter.shape == self.shape and self.strides == (self.shape[1], 1) and not self.offset
+
     def of_layout(self, tensor: Tensor) -> Tensor:
         """Of a contiguous tensor of the parameter's shape: what lies where this matrix does, (rows, columns)."""
         return tensor.as_strided(self.shape, self.strides, tensor.storage_offset() + self.offset)

@@ -6,6 +6,7 @@ import gc
 import weakref
 from collections.abc import Callable
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
@@ -128,7 +129,26 @@ def test_a_whole_model_that_nobody_uses_is_given_back(folder_of: Callable[[str],
         gc.enable()
 
 
+def test_a_part_of_it_that_refers_to_itself_is_given_back_when_the_model_is_gone(
+    folder_of: Callable[[str], Path],
+) -> None:
+    gc.collect()
+    gc.disable()
+    try:
+        model = load_model(folder_of("llama"), torch.device("cpu"))
+        part = model.get_input_embeddings()
+        part.__dict__["itself"] = [part]
+        gone, part_gone = weakref.ref(model), weakref.ref(part)
+        model.__dict__.clear()  # as a search has left it
+        del model, part
+        assert gone() is None and part_gone() is not None
+        collect_models()
+        assert part_gone() is None
+    finally:
+        gc.enable()
+
+
 def test_where_no_model_was_loaded_nothing_is_searched(monkeypatch: pytest.MonkeyPatch) -> None:
-    collect_models()
+    monkeypatch.setattr(whole, "_was_loaded", Event())
     monkeypatch.setattr(gc, "collect", lambda: pytest.fail("everything was searched through"))
     collect_models()

@@ -10,8 +10,8 @@ from __future__ import annotations
 import gc
 import inspect
 from pathlib import Path
+from threading import Event
 from typing import Any
-from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,8 @@ from reprune.model.checkpoint import Checkpoint
 from reprune.model.linears import find_linears
 from reprune.model.quiet import quiet_transformers
 
-_loaded: WeakSet[nn.Module] = WeakSet()
+_was_loaded = Event()
+"""Whether this process has ever loaded one."""
 
 
 def load_model(
@@ -50,13 +51,13 @@ def load_model(
         for linear in find_linears(model):
             assert linear.module is not None
             linear.module.weight = nn.Parameter(linear.parameter.to(products), requires_grad=False)
-    _loaded.add(model)
+    _was_loaded.set()
     return model.to(device).eval()
 
 
 def collect_models() -> None:
-    """Give back the memory of whole models that nobody uses any more: each refers to itself."""
-    if _loaded:
+    """Give back the memory of whole models that nobody uses any more: each, or a part of it, refers to itself."""
+    if _was_loaded.is_set():
         gc.collect()
 
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import re
-import weakref
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +12,6 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import reprune
-from reprune.engine.watcher import Watcher
-from reprune.model.block import Block
-from reprune.model.decoder import Decoder
-from reprune.planning.schedule import Window
 from tests import tiny
 from tests.engine.quick import QUICK, prune, tensors
 
@@ -332,61 +326,6 @@ def test_without_a_descent_there_is_nothing_to_standardize(llama: Path, tmp_path
     record = prune(llama, tmp_path / "standardized", "solver.loss=standardized", reconstruct="LR")
     assert record["windows"][0]["loss"] == "squared"
     assert record["blocks"] == plain["blocks"]
-
-
-def test_checkpointing_keeps_no_more_than_what_enters_each_block(llama: Path, tmp_path: Path) -> None:
-    """The twin: bytes that autograd holds on to during a window of three blocks."""
-
-    def held(*settings: str) -> int:
-        most, now = 0, 0
-
-        def pack(tensor: torch.Tensor) -> torch.Tensor:
-            nonlocal most, now
-            now += tensor.nbytes
-            most = max(most, now)
-            return tensor
-
-        def unpack(tensor: torch.Tensor) -> torch.Tensor:
-            nonlocal now
-            now -= tensor.nbytes
-            return tensor
-
-        with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
-            out = tmp_path / str(len(settings))
-            prune(llama, out, "schedule.size=3", *settings, reconstruct="BR+GP", epochs=1, samples=3)
-        return most
-
-    assert held("solver.checkpointing=true") < held()
-
-
-@pytest.mark.parametrize("rung", ["LR", "BR+GP", "BR+GP+CR"])
-def test_a_block_leaves_memory_with_the_last_window_that_needs_it(
-    llama: Path, rung: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    loaded: list[tuple[int, weakref.ref[torch.nn.Module]]] = []
-    load = Decoder.load
-
-    def watched(self: Decoder, index: int, *args: Any) -> Block:
-        block = load(self, index, *args)
-        loaded.append((index, weakref.ref(block.module)))
-        return block
-
-    class Looking(Watcher):
-        windows = 0
-
-        def phase(self, window: Window | None, what: str) -> None:
-            if window is not None and what == "targets":
-                self.windows += 1
-                assert {index for index, module in loaded if module() is not None} <= {*window.blocks}
-
-    monkeypatch.setattr(Decoder, "load", watched)
-    looking = Looking()
-    gc.disable()  # what is held by a cycle alone is held too
-    try:
-        record = prune(llama, tmp_path / "out", reconstruct=rung, watcher=looking)
-    finally:
-        gc.enable()
-    assert looking.windows == len(record["windows"]) > 1
 
 
 @pytest.mark.parametrize("micro", [1, 2])

@@ -19,6 +19,7 @@ from transformers.pytorch_utils import Conv1D
 from reprune.errors import InputError, UnsupportedModelError
 from reprune.model import whole
 from reprune.model.block import Precision
+from reprune.model.garbage import no_search
 from reprune.model.whole import collect_models, load_model, weights_dtype
 
 from .. import tiny
@@ -114,8 +115,7 @@ def test_what_transformers_cannot_load_is_an_input_error(tmp_path: Path) -> None
 
 def test_a_whole_model_that_nobody_uses_is_given_back(folder_of: Callable[[str], Path]) -> None:
     gc.collect()
-    gc.disable()  # so that nothing else does it
-    try:
+    with no_search():  # so that nothing else does it
         model = load_model(folder_of("llama"), torch.device("cpu"))
         model.itself = [model]
         gone = weakref.ref(model)
@@ -125,16 +125,13 @@ def test_a_whole_model_that_nobody_uses_is_given_back(folder_of: Callable[[str],
         assert gone() is not None
         collect_models()
         assert gone() is None
-    finally:
-        gc.enable()
 
 
 def test_a_part_of_it_that_refers_to_itself_is_given_back_when_the_model_is_gone(
     folder_of: Callable[[str], Path],
 ) -> None:
     gc.collect()
-    gc.disable()
-    try:
+    with no_search():
         model = load_model(folder_of("llama"), torch.device("cpu"))
         part = model.get_input_embeddings()
         part.__dict__["itself"] = [part]
@@ -144,8 +141,6 @@ def test_a_part_of_it_that_refers_to_itself_is_given_back_when_the_model_is_gone
         assert gone() is None and part_gone() is not None
         collect_models()
         assert part_gone() is None
-    finally:
-        gc.enable()
 
 
 def test_where_no_model_was_loaded_nothing_is_searched(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -284,20 +284,29 @@ class Frontier:
         of_block = {index: ErrorPair(self.calibration) for index in window.retired}
         with many_passes(blocks):
             for batch in self.batches:
-                states = self.student.read(batch)
-                advanced = states
-                for block in blocks:
-                    states = self.run([block], states, batch)
-                    if block.index in of_block:
-                        dense = targets.dense[block.index].read(batch)
-                        of_block[block.index].update(batch, states, dense)
-                        advanced = states
-                        self._keep(block.index + 1, batch, states, dense)
+                advanced, states = self._advanced(blocks, batch, targets, of_block)
                 at_end.update(batch, states, targets.end.read(batch))
                 self.student.write(batch, advanced)
         for block in (block for block in blocks if block.index in window.retired):
             self._pass_probe(block)
         return at_end.errors(self.ranks), {index: pair.errors(self.ranks) for index, pair in of_block.items()}
+
+    def _advanced(
+        self, blocks: Sequence[Block], batch: slice, targets: Targets, of_block: Mapping[int, ErrorPair]
+    ) -> tuple[Tensor, Tensor]:
+        """What a batch of the student's states becomes: after the last block that is retired, and after all.
+
+        The errors of those that are retired are added to their pairs.
+        """
+        advanced = states = self.student.read(batch)
+        for block in blocks:
+            states = self.run([block], states, batch)
+            if block.index in of_block:
+                dense = targets.dense[block.index].read(batch)
+                of_block[block.index].update(batch, states, dense)
+                self._keep(block.index + 1, batch, states, dense)
+                advanced = states
+        return advanced, states
 
     @torch.no_grad()
     def replay(self, dense: Block, pruned: Block) -> None:

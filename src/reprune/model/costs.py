@@ -27,10 +27,6 @@ class Flops:
     products: float  # of matrix products
     attention: float = 0.0  # of PyTorch's fused attention, which has a speed of its own
 
-    @property
-    def total(self) -> float:
-        return self.products + self.attention
-
 
 @dataclass(frozen=True)
 class BlockCosts:

@@ -1,0 +1,69 @@
+"""What a run holds in memory, and for how long."""
+
+from __future__ import annotations
+
+import weakref
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from reprune.engine.watcher import Watcher
+from reprune.model.block import Block
+from reprune.model.decoder import Decoder
+from reprune.model.garbage import no_search
+from reprune.planning.schedule import Window
+from tests.engine.quick import prune
+
+
+def test_checkpointing_keeps_no_more_than_what_enters_each_block(llama: Path, tmp_path: Path) -> None:
+    """The twin: bytes that autograd holds on to during a window of three blocks."""
+
+    def held(*settings: str) -> int:
+        most, now = 0, 0
+
+        def pack(tensor: torch.Tensor) -> torch.Tensor:
+            nonlocal most, now
+            now += tensor.nbytes
+            most = max(most, now)
+            return tensor
+
+        def unpack(tensor: torch.Tensor) -> torch.Tensor:
+            nonlocal now
+            now -= tensor.nbytes
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+            out = tmp_path / str(len(settings))
+            prune(llama, out, "schedule.size=3", *settings, reconstruct="BR+GP", epochs=1, samples=3)
+        return most
+
+    assert held("solver.checkpointing=true") < held()
+
+
+@pytest.mark.parametrize("rung", ["LR", "BR+GP", "BR+GP+CR"])
+def test_a_block_leaves_memory_with_the_last_window_that_needs_it(
+    llama: Path, rung: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[tuple[int, weakref.ref[torch.nn.Module]]] = []
+    load = Decoder.load
+
+    def watched(self: Decoder, index: int, *args: Any) -> Block:
+        block = load(self, index, *args)
+        loaded.append((index, weakref.ref(block.module)))
+        return block
+
+    class Looking(Watcher):
+        windows = 0
+
+        def phase(self, window: Window | None, what: str) -> None:
+            if window is not None and what == "targets":
+                self.windows += 1
+                assert {index for index, module in loaded if module() is not None} <= {*window.blocks}
+
+    monkeypatch.setattr(Decoder, "load", watched)
+    looking = Looking()
+    with no_search():  # what is held by a cycle alone is held too
+        record = prune(llama, tmp_path / "out", reconstruct=rung, watcher=looking)
+    assert looking.windows == len(record["windows"]) > 1

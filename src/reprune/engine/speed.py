@@ -35,33 +35,44 @@ def measure_speed(device: torch.device, products: torch.dtype) -> Speed:
     """Time products, attention and additions of a size that fills the device, for about half a second."""
     size = 1024 if device.type == "cpu" else 8192
     samples, heads, tokens, width = (1 if device.type == "cpu" else 16), 16, 1024, 64
-
-    def flops(dtype: torch.dtype) -> float:
-        one, other = (torch.ones(size, size, device=device, dtype=dtype) for _ in range(2))
-        return 2.0 * size**3 / _best(lambda: one @ other, device)
-
     many = torch.ones(size * size * 8, device=device)
-    moved = 3.0 * many.nbytes / _best(lambda: many + many, device)
-    full = flops(torch.float32)
-    link = math.inf
-    if device.type != "cpu":
-        sent = torch.ones(2**26)
-        link = sent.nbytes / _best(lambda: sent.to(device), device)
     states = torch.ones(samples, heads, tokens, width, device=device, dtype=products)
-    attending = _best(lambda: scaled_dot_product_attention(states, states, states, is_causal=True), device)
-    attention = 4.0 * states.numel() * tokens / attending  # all are counted, also those that a causal mask spares
-    return Speed(full if products == torch.float32 else flops(products), full, moved, link, attention)
+    sent = torch.ones(0 if device.type == "cpu" else 2**26)
+    matrix = torch.ones(size, size, device=device)
+    rounded = matrix.to(products)
+    moved, full, multiplied, attending, sending = _best_of_each(
+        device,
+        lambda: many + many,
+        lambda: matrix @ matrix,
+        lambda: rounded @ rounded,
+        lambda: scaled_dot_product_attention(states, states, states, is_causal=True),
+        lambda: sent.to(device),
+    )
+    flops = 2.0 * size**3
+    return Speed(
+        flops / (full if products == torch.float32 else multiplied),
+        flops / full,
+        3.0 * many.nbytes / moved,
+        math.inf if device.type == "cpu" else sent.nbytes / sending,
+        4.0 * states.numel() * tokens / attending,  # all are counted, also those that a causal mask spares
+    )
 
 
-def _best(run: Callable[[], torch.Tensor], device: torch.device) -> float:
-    found = []
-    for _ in range(6):  # the first warms up
-        began = time.perf_counter()
-        run()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        found.append(time.perf_counter() - began)
-    return min(found)
+def _best_of_each(device: torch.device, *runs: Callable[[], torch.Tensor]) -> list[float]:
+    """The fewest seconds that each took, of all its tries within half a second, but at least one.
+
+    They take turns, so that what disturbs the machine for a moment does not hit all tries of one.
+    """
+    found: list[float] = []
+    end = time.perf_counter() + 0.5
+    while len(found) < 2 * len(runs) or time.perf_counter() < end:
+        for run in runs:
+            began = time.perf_counter()
+            run()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            found.append(time.perf_counter() - began)
+    return [min(found[len(runs) + place :: len(runs)]) for place in range(len(runs))]  # the first round warms up
 
 
 def resident_bytes() -> int:

@@ -42,9 +42,12 @@ def test_checkpointing_keeps_no_more_than_what_enters_each_block(llama: Path, tm
     assert held("solver.checkpointing=true") < held()
 
 
-@pytest.mark.parametrize("rung", ["LR", "BR+GP", "BR+GP+CR"])
-def test_a_block_leaves_memory_with_the_last_window_that_needs_it(
-    llama: Path, rung: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("rung", "settings"),
+    [("LR", []), ("BR+GP", []), ("BR+GP+CR", []), ("BR", ["schedule.size=2", "schedule.stride=1"])],
+)
+def test_a_block_is_in_memory_while_a_window_needs_it_and_once(
+    llama: Path, rung: str, settings: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loaded: list[tuple[int, weakref.ref[torch.nn.Module]]] = []
     load = Decoder.load
@@ -58,12 +61,17 @@ def test_a_block_leaves_memory_with_the_last_window_that_needs_it(
         windows = 0
 
         def phase(self, window: Window | None, what: str) -> None:
-            if window is not None and what == "targets":
+            if window is None:
+                return
+            held = sorted(index for index, module in loaded if module() is not None)
+            if what == "targets":
                 self.windows += 1
-                assert {index for index, module in loaded if module() is not None} <= {*window.blocks}
+                assert set(held) <= {*window.blocks}
+            else:  # the dense ones are of no more use
+                assert held == list(window.blocks)
 
     monkeypatch.setattr(Decoder, "load", watched)
     looking = Looking()
     with no_search():  # what is held by a cycle alone is held too
-        record = prune(llama, tmp_path / "out", reconstruct=rung, watcher=looking)
+        record = prune(llama, tmp_path / "out", *settings, reconstruct=rung, watcher=looking)
     assert looking.windows == len(record["windows"]) > 1

@@ -13,6 +13,8 @@ from reprune.model.block import Block, many_passes
 from reprune.model.streams import Stream, StreamStore
 
 Run = Callable[[Block, Tensor, slice], Tensor]
+Dense = Callable[[int], Block]
+"""Gives a block, by its number, as the dense model has it."""
 
 
 @final
@@ -37,13 +39,13 @@ class DenseStream:
         self._shared = shared
 
     @torch.no_grad()
-    def after(self, block: Block) -> Stream:
-        """What a block puts out; what enters it must be at hand, or shared."""
-        if self._shared is not None and block.index in self._shared.dense:
-            return self._shared.dense[block.index]
-        if block.index not in self._after:
-            self._compute(block)
-        return self._at(block.index)
+    def after(self, index: int, dense: Dense) -> Stream:
+        """What a block puts out; where that is not at hand, nor shared, what enters it must be."""
+        if self._shared is not None and index in self._shared.dense:
+            return self._shared.dense[index]
+        if index not in self._after:
+            self._compute(dense(index))
+        return self._at(index)
 
     def before(self, index: int) -> Stream:
         """What enters a block that the window in hand ends with."""

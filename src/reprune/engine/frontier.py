@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from reprune.engine.dense import DenseStream
+from reprune.engine.dense import Dense, DenseStream
 from reprune.engine.kept import Kept
 from reprune.engine.probe import Probe
 from reprune.engine.shared import Shared
@@ -218,23 +218,24 @@ class Frontier:
     def targets(
         self,
         window: Window,
-        dense: Sequence[Block],
+        dense: Dense,
         teacher: Teacher,
         gathering: AbstractContextManager[None] | None = None,
     ) -> Iterator[Targets]:
-        """The targets of a window whose dense blocks are given.
+        """The targets of a window.
 
         Args:
-            window, dense, teacher: which.
+            window, teacher: which.
+            dense: is asked for those of its blocks whose outputs are not at hand; none is held on to.
             gathering: entered while the samples that statistics are of pass through the dense blocks; only for a
                 local teacher, whose targets are what the dense blocks make of the student's states.
         """
-        retired = {block.index: self._dense.after(block) for block in dense if block.index in window.retired}
+        retired = {index: self._dense.after(index, dense) for index in window.retired}
         if teacher == "global":
-            end = [self._dense.after(block) for block in dense][-1]
+            end = [self._dense.after(index, dense) for index in window.blocks][-1]
             yield Targets(end, retired)
         else:
-            with self.through(dense, gathering) as end:
+            with self.through([dense(index) for index in window.blocks], gathering) as end:
                 yield Targets(end, retired)
         self._dense.forget_before(window.retired.stop)
 
@@ -249,7 +250,10 @@ class Frontier:
     def through(
         self, blocks: Sequence[Block], gathering: AbstractContextManager[None] | None = None
     ) -> Iterator[Stream]:
-        """What comes out of these blocks if the student's stream goes in (of none: that stream itself)."""
+        """What comes out of these blocks if the student's stream goes in (of none: that stream itself).
+
+        None of them is held on to.
+        """
         if not blocks:
             yield self.student
             return
@@ -259,6 +263,7 @@ class Frontier:
             with gathering or nullcontext():
                 self._pass(blocks, stream, self.batches[:gathered])
             self._pass(blocks, stream, self.batches[gathered:])
+            del blocks, gathering
             yield stream
         finally:
             self._store.free(stream)
@@ -311,7 +316,7 @@ class Frontier:
     @torch.no_grad()
     def replay(self, dense: Block, pruned: Block) -> None:
         """Advance both streams through a block that an earlier process retired."""
-        after = self._dense.after(dense)
+        after = self._dense.after(dense.index, lambda _: dense)
         self._dense.forget_before(dense.index + 1)
         self._pass([pruned], self.student, self.batches)
         self._pass_probe(pruned)

@@ -7,9 +7,10 @@ solver (see `reprune.planning.recipe.RUNGS`).
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, final
 
 import torch
@@ -31,6 +32,7 @@ from reprune.math.pruner import Pruner
 from reprune.math.ranks import ALONE, Ranks
 from reprune.math.seeds import seed_of
 from reprune.math.solver import Epoch, Fit, Solver
+from reprune.model.block import Block
 from reprune.model.decoder import Decoder
 from reprune.model.full_speed import full_speed
 from reprune.model.streams import StreamStore
@@ -176,12 +178,11 @@ class _Windows:
         recipe, books, watcher, frontier, ranks = self.recipe, self.books, self.watcher, self.frontier, self.ranks
         began, traffic = time.monotonic(), replace(ranks.traffic)
         watcher.phase(window, "targets")
-        dense = [self.decoder.load(index) for index in window.blocks]
-        fresh = [PrunedBlock(block) for block in dense if block.index in window.fresh]
+        fresh = [PrunedBlock(self.decoder.load(index)) for index in window.fresh]
         blocks = still_open + fresh
         gathering = self.pruning.gathering(blocks)
+        dense = partial(_dense, self.decoder, {pruned.index: pruned.block for pruned in fresh})
         with frontier.targets(window, dense, recipe.teacher, gathering) as targets, ExitStack() as streams:
-            del dense
             if recipe.solver.routing == "teacher":
                 _find_routes_(frontier, self.decoder, blocks)
 
@@ -232,6 +233,11 @@ class _Windows:
         books.commit(window, entry, written, open_)
         watcher.window_done(window, record)
         return open_
+
+
+def _dense(decoder: Decoder, fresh: Mapping[int, Block], index: int) -> Block:
+    """A block as the dense model has it, as those still are that have just been loaded."""
+    return fresh[index] if index in fresh else decoder.load(index)
 
 
 def _find_routes_(frontier: Frontier, decoder: Decoder, blocks: Sequence[PrunedBlock]) -> None:

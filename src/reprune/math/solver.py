@@ -16,6 +16,7 @@ from typing import final
 from torch import Tensor, nn
 
 from reprune.errors import NumericalError
+from reprune.math.mean_square import mean_square_
 from reprune.math.ranks import ALONE, Ranks
 from reprune.math.reconstruction_error import Error
 
@@ -107,7 +108,7 @@ class Problem(Objective):
 
     @abstractmethod
     def targets(self, samples: Tensor) -> Tensor:
-        """The targets (batch, tokens, hidden) of the same samples."""
+        """The targets (batch, tokens, hidden) of the same samples; the caller's own, to write to."""
 
     def loss(self, samples: Tensor) -> Tensor:
         """The mean square of the outputs' differences from the targets over the mean power of all targets.
@@ -115,10 +116,8 @@ class Problem(Objective):
         So neither the hidden size nor massive activations change the scale of the gradients. Where there is a scale of
         each feature, it is the mean of ((outputs - targets) / scale)^2.
         """
-        difference = self.outputs(samples).float() - self.targets(samples)
-        if self.scale is not None:
-            return (difference / self.scale).square().mean()
-        return difference.square().mean() / (self.target_power() or 1.0)
+        mean = mean_square_(self.outputs(samples).float(), self.targets(samples), self.scale)
+        return mean if self.scale is not None else mean / (self.target_power() or 1.0)
 
     @abstractmethod
     def errors(self) -> Errors:

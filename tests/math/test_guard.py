@@ -17,7 +17,7 @@ from reprune.math.reconstruction_error import Error
 def _run(errors: list[float], patience: int) -> tuple[int, float, float, int]:
     """Walk through states 0, 1, 2, ... of these errors: epoch kept, its error, the state put back, epochs run."""
     parameter = nn.Parameter(torch.zeros(2))
-    guard = Guard([parameter], Error(errors[0], errors[0] / 2), patience)
+    guard = Guard([parameter], [None], Error(errors[0], errors[0] / 2), patience)
     ran = 0
     for epoch, error in enumerate(errors[1:], 1):
         with torch.no_grad():
@@ -62,7 +62,7 @@ def test_cases(errors: list[float], patience: int, kept: int, ran: int) -> None:
 
 def test_states_are_told_apart_with_all_features_alike_but_none_is_kept_that_is_worse_than_the_start_as_it_is() -> None:
     parameter = nn.Parameter(torch.zeros(1))
-    guard = Guard([parameter], Error(4.0, 0.4, standardized=9.0), patience=2)
+    guard = Guard([parameter], [None], Error(4.0, 0.4, standardized=9.0), patience=2)
     # (plain, standardized): the second is the lowest plain one, the fourth is above the start, the third is kept.
     seen = [(3.0, 8.0), (1.0, 7.0), (2.0, 6.0), (4.1, 5.0), (3.0, 6.5), (3.0, 6.6)]
     stops = []
@@ -73,3 +73,18 @@ def test_states_are_told_apart_with_all_features_alike_but_none_is_kept_that_is_
     assert stops == [False, False, False, False, False, True]  # two epochs in a row above the fourth
     assert guard.restore_() == (3, Error(2.0, 0.2, 6.0))
     assert parameter.item() == 3
+
+
+def test_of_a_masked_parameter_what_may_change_is_put_back() -> None:
+    mask = torch.tensor([[True, False, True], [False, False, True]])
+    parameter, bias = nn.Parameter(torch.tensor([[1.0, 0, 2], [0, 0, 3]])), nn.Parameter(torch.tensor([4.0]))
+    guard = Guard([parameter, bias], [mask, None], Error(3.0, 0.3), patience=2)
+    for epoch, error in enumerate((2.0, 2.5), 1):
+        with torch.no_grad():
+            parameter += mask
+            bias += 1
+        guard.stops_after(epoch, Error(error, error / 10))
+    with torch.no_grad():
+        parameter.fill_(-1)  # what no mask lets through is not the guard's
+    assert guard.restore_()[0] == 1
+    assert parameter.tolist() == [[2.0, -1, 3], [-1, -1, 4]] and bias.tolist() == [5.0]

@@ -356,7 +356,8 @@ def _copies(recipe: Recipe) -> float:
     """How many times a window's weights are held in one form or another while they are fitted."""
     if recipe.solver.rank is not None:
         return 2.0
-    beside = 3.0 + recipe.guard  # gradients, two moments, the best
+    moved, kept = 3.0, 1.0 - recipe.pattern.sparsity  # gradients, two moments
     if recipe.solver.compact:
-        return 1.0 + _MASKS + (1.0 - recipe.pattern.sparsity) * (1.0 + beside)
-    return 1.0 + _MASKS + beside
+        return 1.0 + _MASKS + kept * (1.0 + moved + recipe.guard)
+    best = kept if recipe.device.startswith("cuda") else 1.0
+    return 1.0 + _MASKS + moved + best * recipe.guard

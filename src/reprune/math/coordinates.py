@@ -23,6 +23,8 @@ class Coordinates(ABC):
 
     leaves: Sequence[nn.Parameter]
     """What the optimizer moves; float32."""
+    masks: Sequence[Tensor | None]
+    """For each of them, bool and of its shape, True where it moves; None where all of it does."""
 
     @abstractmethod
     def pull_(self) -> None:
@@ -54,11 +56,10 @@ class AllWeights(Coordinates):
     """
 
     def __init__(self, problem: Objective) -> None:
-        self.leaves = problem.parameters
-        self._masks = problem.masks
+        self.leaves, self.masks = problem.parameters, problem.masks
 
     def pull_(self) -> None:
-        _mask_gradients_(self.leaves, self._masks)
+        _mask_gradients_(self.leaves, self.masks)
 
     def push_(self) -> None:
         """They are there."""
@@ -85,6 +86,7 @@ class KeptWeights(Coordinates):
             else:
                 self._kept.append(_Kept(parameter, mask))
                 self.leaves.append(self._kept[-1].leaf)
+        self.masks = [None] * len(self.leaves)
 
     def pull_(self) -> None:
         """Each gradient was taken down when it came."""
@@ -134,19 +136,19 @@ class LowRank(Coordinates):
         generator = torch.Generator().manual_seed(seed)
         self._factored: list[_Factored] = []
         self.leaves: list[nn.Parameter] = []
-        self._masks: list[Tensor | None] = []  # of the leaves; those of the factored are in what is factored
+        self.masks: list[Tensor | None] = []  # those of the factored are in what is factored
         for parameter, mask in zip(problem.parameters, problem.masks, strict=True):
             if parameter.dim() >= 2 and rank * sum(parameter.shape[-2:]) < math.prod(parameter.shape[-2:]):
                 factored = _Factored(parameter, mask, rank, generator)
                 self._factored.append(factored)
                 self.leaves += [factored.B, factored.A]
-                self._masks += [None, None]
+                self.masks += [None, None]
             else:
                 self.leaves.append(parameter)
-                self._masks.append(mask)
+                self.masks.append(mask)
 
     def pull_(self) -> None:
-        _mask_gradients_(self.leaves, self._masks)
+        _mask_gradients_(self.leaves, self.masks)
 
     def push_(self) -> None:
         for factored in self._factored:

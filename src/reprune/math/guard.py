@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import final
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from reprune.math.reconstruction_error import Error
 
@@ -23,29 +23,31 @@ from reprune.math.reconstruction_error import Error
 class Guard:
     """Keeps the best state that parameters have had, and says when it is no use to go on."""
 
-    def __init__(self, parameters: Sequence[nn.Parameter], start: Error, patience: int) -> None:
+    def __init__(
+        self, parameters: Sequence[nn.Parameter], masks: Sequence[Tensor | None], start: Error, patience: int
+    ) -> None:
         """
         Args:
             parameters: what is fitted.
+            masks: of each, bool, True where it may change: what it holds elsewhere is not copied. None is all of it.
             start: the held-out error as they stand.
             patience: how many epochs in a row may pass without an error below that of all epochs before them. The
                 start is not among those: where the first steps, the longest, threw the parameters back, what falls
                 from there is on its way below the start.
         """
-        self._parameters = parameters
+        self._best = [_Copy(parameter, mask) for parameter, mask in zip(parameters, masks, strict=True)]
         self._patience = patience
         self._start = self._lowest = start
         self._best_epoch = 0
         self._lowest_since, self._progress_epoch = math.inf, 0
-        self._best = [parameter.detach().clone() for parameter in parameters]
 
     @torch.no_grad()
     def stops_after(self, epoch: int, heldout: Error) -> bool:
         """Take in the held-out error after an epoch; whether that was the last one worth its time."""
         if heldout.judged < self._lowest.judged and heldout.normalized <= self._start.normalized:
             self._lowest, self._best_epoch = heldout, epoch
-            for kept, parameter in zip(self._best, self._parameters, strict=True):
-                kept.copy_(parameter)
+            for copy in self._best:
+                copy.take()
         if heldout.judged < self._lowest_since:
             self._lowest_since, self._progress_epoch = heldout.judged, epoch
         return epoch - self._progress_epoch >= self._patience
@@ -53,6 +55,31 @@ class Guard:
     @torch.no_grad()
     def restore_(self) -> tuple[int, Error]:
         """Put the best state back; returns its epoch, 0 for the start, and its held-out error."""
-        for kept, parameter in zip(self._best, self._parameters, strict=True):
-            parameter.copy_(kept)
+        for copy in self._best:
+            copy.put_back_()
         return self._best_epoch, self._lowest
+
+
+class _Copy:
+    """Of one parameter, as it was."""
+
+    def __init__(self, parameter: nn.Parameter, mask: Tensor | None) -> None:
+        self._parameter, self._mask = parameter, mask
+        self._values: Tensor | None = None
+        self.take()
+
+    def take(self) -> None:
+        if self._mask is not None:
+            self._values = None  # before there are others
+            self._values = self._parameter.detach()[self._mask]
+        elif self._values is None:
+            self._values = self._parameter.detach().clone()
+        else:
+            self._values.copy_(self._parameter)
+
+    def put_back_(self) -> None:
+        assert self._values is not None
+        if self._mask is not None:
+            self._parameter.masked_scatter_(self._mask, self._values)
+        else:
+            self._parameter.copy_(self._values)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from reprune.errors import HalfPrecisionError
 from reprune.model.forms import PLAIN, Form
+from reprune.model.half_linears import HalfLinears
 from reprune.model.linears import Linear, Stack, find_linears, find_routers
 from reprune.model.products import SlicesApart, same_data, watched_products
 
@@ -125,8 +126,10 @@ class Block:
         if not call.form.runs:
             return states
         args, kwargs = call.bind(states)
-        apart = SlicesApart(self._stacked) if self._stacked and torch.is_grad_enabled() else nullcontext()
-        with self.precision.on(self.device), apart, routing or nullcontext():
+        recording = torch.is_grad_enabled()
+        apart = SlicesApart(self._stacked) if self._stacked and recording else nullcontext()
+        half = HalfLinears() if recording and self.precision.products != torch.float32 else nullcontext()
+        with self.precision.on(self.device), apart, half, routing or nullcontext():
             outputs = self.module(*args, **kwargs)
         return call.form.leaving(outputs, kwargs, states)
 

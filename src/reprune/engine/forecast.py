@@ -108,7 +108,7 @@ def forecast(recipe: Recipe, work: Work, speed: Speed, base_bytes: int, crew: Cr
         seconds += _distilling_seconds(recipe, work, speed, crew)
         window = max(window, _distilling_bytes(recipe, work))
     writing = max((*work.outside_bytes, *work.block_bytes))  # a tensor at a time, mapped from the checkpoint
-    on_device = recipe.device.startswith("cuda")
+    on_device = _on_gpu(recipe)
     host = base_bytes + _BESIDE_BYTES + max(_HEAP * (held + (0 if on_device else window)), writing)
     disk = disk_bytes(recipe, stream, sum(work.block_bytes) + sum(work.outside_bytes))
     exchanged = sum(crew.bytes(summed, told) for summed, told, _ in exchanges)
@@ -334,9 +334,17 @@ def _window_bytes(recipe: Recipe, work: Work, window: Window) -> int:
         pruning += _REFIT_COPIES * 4 * max((group.rows * group.columns for group in every), default=0)
     most = weights + twin + max(pruning, passing)
     if solver.name != "none":
-        kept = _kept_bytes(recipe, [work.blocks[i] for i in window.blocks])
-        most = max(most, _copies(recipe) * weights + _TEMPORARY * at_a_time * kept)
+        most = max(most, _fitting_bytes(recipe, weights, [work.blocks[i] for i in window.blocks], at_a_time))
     return int(most)
+
+
+def _fitting_bytes(recipe: Recipe, weights: int, costs: Sequence[BlockCosts], at_a_time: int) -> float:
+    """The most while blocks of so many bytes of weights are fitted."""
+    held, kept = _copies(recipe) * weights, at_a_time * _kept_bytes(recipe, costs)
+    if not _on_gpu(recipe):  # gradients come as activations go, but a heap has seldom room for the ones in the others'
+        return held + _TEMPORARY * kept
+    passing = (_TEMPORARY - 1.0) * at_a_time * max(cost.activations for cost in costs)
+    return max(held, held - _gradients(recipe) * weights + kept) + passing
 
 
 def _kept_bytes(recipe: Recipe, costs: Sequence[BlockCosts]) -> float:
@@ -356,8 +364,20 @@ def _copies(recipe: Recipe) -> float:
     """How many times a window's weights are held in one form or another while they are fitted."""
     if recipe.solver.rank is not None:
         return 2.0
-    moved, kept = 3.0, 1.0 - recipe.pattern.sparsity  # gradients, two moments
+    kept = 1.0 - recipe.pattern.sparsity
+    moved, moments = _gradients(recipe), 2.0
     if recipe.solver.compact:
-        return 1.0 + _MASKS + kept * (1.0 + moved + recipe.guard)
-    best = kept if recipe.device.startswith("cuda") else 1.0
-    return 1.0 + _MASKS + moved + best * recipe.guard
+        return 1.0 + _MASKS + moved + kept * (1.0 + moments + recipe.guard)
+    best = kept if _on_gpu(recipe) else 1.0
+    return 1.0 + _MASKS + moved + moments + best * recipe.guard
+
+
+def _gradients(recipe: Recipe) -> float:
+    """The same of their gradients alone."""
+    if recipe.solver.rank is not None:
+        return 0.0
+    return 1.0 - recipe.pattern.sparsity if recipe.solver.compact else 1.0
+
+
+def _on_gpu(recipe: Recipe) -> bool:
+    return recipe.device.startswith("cuda")

@@ -75,7 +75,7 @@ def test_states_are_told_apart_with_all_features_alike_but_none_is_kept_that_is_
     assert parameter.item() == 3
 
 
-def test_of_a_masked_parameter_what_may_change_is_put_back() -> None:
+def test_of_a_masked_parameter_what_may_change_is_put_back_and_zeros_are_zero_again() -> None:
     mask = torch.tensor([[True, False, True], [False, False, True]])
     parameter, bias = nn.Parameter(torch.tensor([[1.0, 0, 2], [0, 0, 3]])), nn.Parameter(torch.tensor([4.0]))
     guard = Guard([parameter, bias], [mask, None], Error(3.0, 0.3), patience=2)
@@ -85,6 +85,6 @@ def test_of_a_masked_parameter_what_may_change_is_put_back() -> None:
             bias += 1
         guard.stops_after(epoch, Error(error, error / 10))
     with torch.no_grad():
-        parameter.fill_(-1)  # what no mask lets through is not the guard's
+        parameter.fill_(math.nan)
     assert guard.restore_()[0] == 1
-    assert parameter.tolist() == [[2.0, -1, 3], [-1, -1, 4]] and bias.tolist() == [5.0]
+    assert parameter.tolist() == [[2.0, 0, 3], [0, 0, 4]] and bias.tolist() == [5.0]

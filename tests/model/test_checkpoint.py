@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from reprune.errors import InputError, UnsupportedModelError
+from reprune.model import checkpoint
 from reprune.model.checkpoint import Checkpoint
 from reprune.model.durable import sha256
 
@@ -221,3 +222,20 @@ def test_another_configuration_name_shape_or_dtype_changes_the_fingerprint(tmp_p
     ]
     (made[-1] / "config.json").write_text('{"model_type": "other"}')
     assert len({Checkpoint(folder).fingerprint() for folder in made}) == len(made)
+
+
+def test_a_file_that_the_system_does_not_map_is_refused_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As 93 GB in one file, on a machine of 24."""
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise RuntimeError(
+            "unable to mmap 93405723800 bytes from file <model.safetensors>: Cannot allocate memory (12)"
+        )
+
+    monkeypatch.setattr(checkpoint, "safe_open", refuse)
+    with pytest.raises(
+        InputError, match=r"model\.safetensors: cannot be mapped .* 93405723800 bytes .* max_shard_size"
+    ):
+        Checkpoint(_folder(tmp_path, model=_tensors()))

@@ -341,9 +341,9 @@ def _window_bytes(recipe: Recipe, work: Work, window: Window) -> int:
 def _fitting_bytes(recipe: Recipe, weights: int, costs: Sequence[BlockCosts], at_a_time: int) -> float:
     """The most while blocks of so many bytes of weights are fitted."""
     held, kept = _copies(recipe) * weights, at_a_time * _kept_bytes(recipe, costs)
-    if not _on_gpu(recipe):  # gradients come as activations go, but a heap has seldom room for the ones in the others'
-        return held + _TEMPORARY * kept
     passing = (_TEMPORARY - 1.0) * at_a_time * max(cost.activations for cost in costs)
+    if not _on_gpu(recipe):  # gradients come as activations go, but a heap has seldom room for the ones in the others'
+        return held + kept + passing
     return max(held, held - _gradients(recipe) * weights + kept) + passing
 
 

@@ -29,7 +29,7 @@ class Guard:
         """
         Args:
             parameters: what is fitted.
-            masks: of each, bool, True where it may change: what it holds elsewhere is not copied. None is all of it.
+            masks: of each, bool, True where it may change: elsewhere it is zero, and is not copied. None is all of it.
             start: the held-out error as they stand.
             patience: how many epochs in a row may pass without an error below that of all epochs before them. The
                 start is not among those: where the first steps, the longest, threw the parameters back, what falls
@@ -80,6 +80,7 @@ class _Copy:
     def put_back_(self) -> None:
         assert self._values is not None
         if self._mask is not None:
-            self._parameter.masked_scatter_(self._mask, self._values)
+            # Where a descent has run into NaN, what is masked may be NaN too.
+            self._parameter.zero_().masked_scatter_(self._mask, self._values)
         else:
             self._parameter.copy_(self._values)

@@ -163,6 +163,11 @@ def _read_header(file: Path) -> Iterator[tuple[str, TensorEntry]]:
             pass  # the library checks that the header is sound and that the data is all there
     except (SafetensorError, OSError) as error:
         raise InputError(f"{file}: not a whole safetensors file ({error}); download it again.") from None
+    except RuntimeError as error:
+        raise InputError(
+            f"{file}: cannot be mapped into memory as a whole ({error}); save the model in smaller files "
+            "(`save_pretrained` with `max_shard_size`), or have the system allow it (vm.overcommit_memory=1)."
+        ) from None
     with file.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
         header: dict[str, Any] = read_json(stream.read(length))

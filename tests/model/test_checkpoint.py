@@ -235,7 +235,5 @@ def test_a_file_that_the_system_does_not_map_is_refused_by_name(
         )
 
     monkeypatch.setattr(checkpoint, "safe_open", refuse)
-    with pytest.raises(
-        InputError, match=r"model\.safetensors: cannot be mapped .* 93405723800 bytes .* max_shard_size"
-    ):
+    with pytest.raises(InputError, match=r"model\.safetensors: cannot be mapped .* 93405723800 bytes .*max_shard_size"):
         Checkpoint(_folder(tmp_path, model=_tensors()))

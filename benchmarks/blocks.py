@@ -18,29 +18,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from runs import prune, random_llama, random_text, textbook
+from runs import add_shape, llama_of_shape, prune, random_text, textbook
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--device", default="cuda")
-    for name, value in (("hidden", 4096), ("intermediate", 11008), ("heads", 32), ("blocks", 3)):
-        parser.add_argument(f"--{name}", type=int, default=value)
-    for name, value in (("samples", 256), ("seqlen", 1024), ("epochs", 10)):
+    add_shape(parser)
+    for name, value in (("blocks", 3), ("samples", 256), ("epochs", 10)):
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--rungs", nargs="+", default=["BR+GP", "BR+GP+CR"])
     parser.add_argument("--set", action="append", default=[])
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    model = random_llama(
-        options.out / "model",
-        hidden_size=options.hidden,
-        intermediate_size=options.intermediate,
-        num_hidden_layers=options.blocks,
-        num_attention_heads=options.heads,
-        max_position_embeddings=max(2048, options.seqlen),
-    )
+    model = llama_of_shape(options.out / "model", options, options.blocks)
     text = random_text(options.out / "random.txt", 2 * options.samples * options.seqlen)
     name = torch.cuda.get_device_name() if options.device.startswith("cuda") else "CPU"
     print(f"{name}; torch {torch.__version__}; blocks of {options.hidden}/{options.intermediate}, ", end="")

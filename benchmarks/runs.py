@@ -7,6 +7,7 @@ import random
 import shutil
 import subprocess
 import sys
+from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,24 @@ def random_llama(folder: Path, **sizes: int) -> Path:
         LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
         write_tokenizer(folder)
     return folder
+
+
+def add_shape(parser: ArgumentParser) -> None:
+    """Options for the shape of a Llama's blocks, by default that of Llama-7B's, and how long samples are."""
+    for name, value in (("hidden", 4096), ("intermediate", 11008), ("heads", 32), ("seqlen", 1024)):
+        parser.add_argument(f"--{name}", type=int, default=value)
+
+
+def llama_of_shape(folder: Path, options: Namespace, blocks: int) -> Path:
+    """A Llama of so many blocks of that shape, as `random_llama` writes it."""
+    return random_llama(
+        folder,
+        hidden_size=options.hidden,
+        intermediate_size=options.intermediate,
+        num_hidden_layers=blocks,
+        num_attention_heads=options.heads,
+        max_position_embeddings=max(2048, options.seqlen),
+    )
 
 
 def write_tokenizer(folder: Path) -> None:

@@ -17,9 +17,8 @@ import shutil
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-from runs import random_llama, random_text
+from runs import add_shape, llama_of_shape, random_text
 from torch.profiler import ProfilerActivity, profile, record_function
 
 import reprune
@@ -60,23 +59,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--rung", default="BR+GP")
-    for name, value in (("hidden", 4096), ("intermediate", 11008), ("heads", 32), ("batch", 8), ("seqlen", 1024)):
-        parser.add_argument(f"--{name}", type=int, default=value)
+    add_shape(parser)
+    parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--set", action="append", default=[])
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     blocks = 2 if "CR" in options.rung else 1
-    model = random_llama(
-        options.out / f"model-{blocks}",
-        hidden_size=options.hidden,
-        intermediate_size=options.intermediate,
-        num_hidden_layers=blocks,
-        num_attention_heads=options.heads,
-        max_position_embeddings=max(2048, options.seqlen),
-    )
+    model = llama_of_shape(options.out / f"model-{blocks}", options, blocks)
     text = random_text(options.out / "random.txt", 8 * options.batch * options.seqlen)
     shutil.rmtree(options.out / "sparse", ignore_errors=True)
-    settings: dict[str, Any] = {"samples": options.batch, "batch_size": options.batch, "seqlen": options.seqlen}
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
         reprune.prune(
             model,
@@ -84,11 +75,13 @@ def main() -> None:
             pruner="sparsegpt",
             reconstruct=options.rung,
             calibration=str(text),
+            samples=options.batch,
+            batch_size=options.batch,
+            seqlen=options.seqlen,
             epochs=2,
             device="cpu",
             settings=["streams.memory=0B", *options.set],
             watcher=Marks(),
-            **settings,
         )
     trace = options.out / "trace.json"
     found.export_chrome_trace(str(trace))

@@ -78,7 +78,7 @@ def test_linears_that_read_the_same_tensor_keep_it_once_and_weights_as_they_are(
 
 
 def test_the_gradients_of_what_several_read_are_summed_in_float32() -> None:
-    """2^-8 beside 1 is lost where two gradients are added in bfloat16."""
+    """2^-9 beside 1 is lost where two gradients are added in bfloat16."""
     one, other = _linear(1, 1, bias=False), _linear(1, 1, bias=False)
     with torch.no_grad():
         one.weight.fill_(1.0)

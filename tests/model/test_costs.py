@@ -33,7 +33,8 @@ def test_every_architecture_is_costed_without_reading_a_weight(
         assert cost.exact
         assert cost.parameters == sum(parameter.numel() for parameter in block.parameters())
         assert _total(cost.forward) > 2 * matrices * _TOKENS, "the linears, and attention"
-        assert 2.9 * _total(cost.forward) < _total(cost.both) < 3.3 * _total(cost.forward)
+        # Backward twice that, but for the inputs' gradients of linears that read the block's first norm.
+        assert 2.6 * _total(cost.forward) < _total(cost.both) < 3.3 * _total(cost.forward)
         assert all(parameter.is_meta for parameter in block.parameters())
 
 

@@ -364,40 +364,51 @@ def test_the_config_of_a_folder_is_not_changed_by_reading_it(folder_of: FolderOf
 
 
 @architectures
-@pytest.mark.parametrize("near", [0, 2**23])
-def test_in_bfloat16_blocks_attend_by_products_only_where_scores_are_few(
-    name: str, near: int, folder_of: FolderOf, monkeypatch: pytest.MonkeyPatch
+def test_in_bfloat16_blocks_do_without_the_fused_kernel(
+    name: str, folder_of: FolderOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("reprune.model.decoder._NEAR_SCORES", near)
-    fused = []
-    kernel = torch.nn.functional.scaled_dot_product_attention
-    monkeypatch.setattr(
-        torch.nn.functional,
-        "scaled_dot_product_attention",
-        lambda *args, **kwargs: fused.append(1) or kernel(*args, **kwargs),
-    )
+    monkeypatch.setattr("reprune.model.half_attention.scaled_dot_product_attention", _no_kernel)
     decoder = Decoder(folder_of(name), precision=Precision(torch.bfloat16))
     ids = torch.arange(2 * 16).reshape(2, 16)
     ((_, states),) = decoder.embed(ids, [slice(0, 2)])
-    outputs = [states]
     for index in range(len(decoder)):
-        outputs.append(decoder.load(index).run(outputs[-1], decoder.call(index, 2)))
-    assert bool(fused) == (near == 0 and name != "gemma2"), "whose own way is not the fused kernel"
+        states = decoder.load(index).run(states, decoder.call(index, 2))
     full = Decoder(folder_of(name))
     ((_, exact),) = full.embed(ids, [slice(0, 2)])
     for index in range(len(full)):
         exact = full.load(index).run(exact, full.call(index, 2))
-    assert (outputs[-1] - exact).norm() < 0.02 * exact.norm()
+    assert (states - exact).norm() < 0.02 * exact.norm()
 
 
-@pytest.mark.parametrize(("products", "tokens"), [(torch.float32, 4), (torch.bfloat16, 64)])
-def test_in_float32_and_where_scores_are_many_blocks_attend_by_the_fused_kernel(
-    products: torch.dtype, tokens: int, folder_of: FolderOf, monkeypatch: pytest.MonkeyPatch
+@architectures
+@pytest.mark.parametrize(("products", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.05)])
+def test_a_block_that_is_fitted_has_the_gradients_of_its_own_module(
+    name: str, products: torch.dtype, tolerance: float, folder_of: FolderOf, ids: Tensor
 ) -> None:
-    monkeypatch.setattr("reprune.model.decoder._NEAR_SCORES", 2 * 4 * 32**2)
-    decoder = Decoder(folder_of("llama"), precision=Precision(products))
-    list(decoder.embed(torch.zeros(2, tokens, dtype=torch.int64), [slice(0, 2)]))
-    assert decoder.skeleton.model.config._attn_implementation == "sdpa"
+    """The twin: the module as its model runs it, in float32."""
+    decoder = Decoder(folder_of(name), precision=Precision(products))
+    ((_, states),) = decoder.embed(ids, [slice(0, len(ids))])
+    block, call = decoder.load(0), decoder.call(0, len(ids))
+    block.module.requires_grad_(True)
+    args, kwargs = call.bind(states)
+    outputs = block.module(*args, **kwargs)
+    expected = outputs[0] if isinstance(outputs, tuple) else outputs
+    outer = torch.randn(expected.shape, generator=torch.Generator().manual_seed(1))
+    expected.backward(outer)
+    twins = {key: parameter.grad for key, parameter in block.module.named_parameters()}
+    largest = max(twin.norm() for twin in twins.values() if twin is not None)
+    block.module.zero_grad()
+    block.run(states, call).backward(outer)
+    for key, parameter in block.module.named_parameters():
+        twin = twins[key]
+        assert (parameter.grad is None) == (twin is None), key
+        if parameter.grad is not None and twin is not None:
+            # That of some, such as a bias of keys, is zero but for rounding.
+            assert (parameter.grad - twin).norm() <= tolerance * (twin.norm() + 0.1 * largest), key
+
+
+def _no_kernel(*_: object, **__: object) -> None:
+    pytest.fail("the fused kernel was asked")
 
 
 def _names(groups: list[LinearGroup]) -> list[tuple[str, ...]]:

@@ -102,9 +102,10 @@ def test_gradients_reach_the_weights_that_make_what_is_handed_on(name: str, fold
     compared = 0
     for block in loaded:
         expected = dict(blocks[block.index].named_parameters())
+        largest = max(float(one.grad.abs().max()) for one in expected.values() if one.grad is not None)
         for key, parameter in block.module.named_parameters():
             if (wanted := expected[key].grad) is not None and parameter.grad is not None:
-                atol = 1e-4 * max(float(wanted.abs().max()), 1e-6)
+                atol = max(1e-4 * float(wanted.abs().max()), 1e-7 * largest)  # some are zero but for rounding
                 torch.testing.assert_close(parameter.grad, wanted, rtol=1e-3, atol=atol)
                 compared += 1
     assert compared > len(running)

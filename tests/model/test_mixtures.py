@@ -157,7 +157,7 @@ def test_gradients_are_the_same_where_experts_are_taken_apart_once(name: str, fo
         return found
 
     for one, other in zip(gradients(plain), gradients(lambda: block.run(states, call)), strict=True):
-        torch.testing.assert_close(one, other)
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6 * float(one.abs().max()))
 
 
 def test_a_parameter_that_is_indexed_matrix_by_matrix_has_one_gradient() -> None:

@@ -6,16 +6,18 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 
 from reprune.errors import HalfPrecisionError
+from reprune.model.fitted_linears import FittedLinears
 from reprune.model.forms import PLAIN, Form
-from reprune.model.half_linears import HalfLinears
+from reprune.model.half_attention import HalfAttention
 from reprune.model.linears import Linear, Stack, find_linears, find_routers
+from reprune.model.norms import RmsNorm, as_one, find_norms
 from reprune.model.products import SlicesApart, same_data, watched_products
 
 
@@ -111,6 +113,11 @@ class Block:
         self.routers = find_routers(module, stacks)  # names of linears
         self._stacked = [module.get_parameter(stack.parameter) for stack in stacks]
 
+    @cached_property
+    def norms(self) -> list[RmsNorm]:
+        """Its root mean square norms."""
+        return find_norms(self.module)
+
     @property
     def routed(self) -> bool:
         """Whether it sends tokens to some of its experts only."""
@@ -126,12 +133,22 @@ class Block:
         if not call.form.runs:
             return states
         args, kwargs = call.bind(states)
-        recording = torch.is_grad_enabled()
-        apart = SlicesApart(self._stacked) if self._stacked and recording else nullcontext()
-        half = HalfLinears() if recording and self.precision.products != torch.float32 else nullcontext()
-        with self.precision.on(self.device), apart, half, routing or nullcontext():
+        with self.precision.on(self.device), self._ways(), routing or nullcontext():
             outputs = self.module(*args, **kwargs)
         return call.form.leaving(outputs, kwargs, states)
+
+    @contextmanager
+    def _ways(self) -> Iterator[None]:
+        """A context in which some of what models do is done in other ways, which are faster or take less memory."""
+        with ExitStack() as stack:
+            if self.precision.products != torch.float32 and self.device.type == "cpu":
+                stack.enter_context(HalfAttention())
+            if torch.is_grad_enabled():
+                if self._stacked:
+                    stack.enter_context(SlicesApart(self._stacked))
+                linears = stack.enter_context(FittedLinears())
+                stack.enter_context(as_one(self.norms, linears.scaled))
+            yield
 
     @torch.no_grad()
     def show(self, states: Tensor, call: Call) -> None:

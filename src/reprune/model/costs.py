@@ -79,14 +79,15 @@ def _share(linear: Linear) -> float:
 
 
 def _run(module: nn.Module, shape: torch.Size, call: Call, precision: Precision) -> tuple[Flops, Flops, float]:
-    cpu, mode = torch.device("cpu"), FakeTensorMode(allow_non_fake_inputs=True)
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    block = Block(0, module, torch.device("cpu"), precision)
+    assert block.norms is not None  # they are found by values, of which there are none within
     with mode:
         for part in module.modules():
             for name, parameter in part.named_parameters(recurse=False):
                 setattr(part, name, nn.Parameter(torch.empty(parameter.shape)))
             for name, buffer in part.named_buffers(recurse=False):
                 setattr(part, name, torch.empty(buffer.shape, dtype=buffer.dtype))
-        block = Block(0, module, cpu, precision)
         own = {_storage(parameter) for parameter in module.parameters()}
         kept: dict[int, int] = {}  # bytes by storage: what is kept twice takes memory once
         alive: list[Tensor] = []  # holding the tensors keeps their storages apart

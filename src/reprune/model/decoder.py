@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from reprune.errors import UnsupportedModelError
-from reprune.model.bare import setting
 from reprune.model.block import Block, Call, Precision
 from reprune.model.checkpoint import Checkpoint
 from reprune.model.conversion import Conversion, Layout
@@ -25,8 +24,6 @@ from reprune.model.passing import Passing
 from reprune.model.predictor import Predictor, check_predicts
 from reprune.model.skeleton import Skeleton
 from reprune.model.weightless import Weightless
-
-_NEAR_SCORES = 2**23  # attention scores: so many that with more the fused kernel is as fast
 
 
 @final
@@ -254,7 +251,6 @@ class Decoder:
             UnsupportedModelError: a block is passed something that differs from sample to sample.
         """
         slices = list(slices)
-        self._choose_attention(max(len(ids[batch]) for batch in slices), ids.shape[1])
         self._passing.begin(max(batch.stop for batch in slices))
         for batch in slices:
             states, calls = self.skeleton.record(ids[batch], self._fill)
@@ -268,16 +264,6 @@ class Decoder:
         """What blocks are passed with as many other samples as there are in a batch."""
         others = ids.roll(1, 0)[batch] if len(ids) > 1 else (ids[batch] + 1) % self.vocabulary
         return self.skeleton.record(others, self._fill)[1]
-
-    def _choose_attention(self, samples: int, tokens: int) -> None:
-        """Have the blocks attend by plain products where that is faster than PyTorch's fused kernel.
-
-        That is on a CPU, in bfloat16, as long as the scores of all heads stay near the processor.
-        """
-        heads = setting(self.skeleton.config, "num_attention_heads")
-        near = isinstance(heads, int) and samples * heads * tokens**2 <= _NEAR_SCORES
-        bfloat16 = self.precision.products == torch.bfloat16
-        self.skeleton.attend_by_products(near and bfloat16 and self.device.type == "cpu")
 
     def call(self, index: int, samples: slice | Tensor | int) -> Call:
         """What a block is passed beside the states of some samples, as many at a time as `embed` has seen.
@@ -350,7 +336,6 @@ class Decoder:
 
     def costs(self, tokens: int, at_a_time: int = 1) -> list[BlockCosts]:
         """What each block costs on a sample of so many tokens, where so many pass at a time; no weight is read."""
-        self._choose_attention(at_a_time, tokens)
         return self.weightless.costs(tokens)
 
 

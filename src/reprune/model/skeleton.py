@@ -49,7 +49,6 @@ class Skeleton:
         self._returned = 0
         self._early = False  # whether weights are looked at before the module that holds them is run
         lists = _find_lists(self.model)
-        self._fused_attention = getattr(self.model.config, "_attn_implementation", None) == "sdpa"
         self.blocks_path, self.running = self._choose(lists)
         self.blocks = lists[self.blocks_path]
 
@@ -106,15 +105,6 @@ class Skeleton:
             f"{type(self.model).__name__}: text passes through several lists of blocks, or through none as a whole "
             f"({', '.join(paths)}), so its blocks cannot be pruned one after the other."
         )
-
-    def attend_by_products(self, on: bool) -> None:
-        """Have Transformers' models attend by plain products and softmax ("eager"), or by PyTorch's fused kernels.
-
-        Models that do not attend by these kernels on their own, such as remote code of its own kind, stay as they are.
-        """
-        if self._fused_attention:
-            with quiet_transformers():
-                self.model.set_attn_implementation("eager" if on else "sdpa")
 
     @property
     def max_positions(self) -> int | None:

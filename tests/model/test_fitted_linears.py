@@ -1,4 +1,4 @@
-"""Linears in half precision are those of autocast, keep an input once and no cast weight, and leave others alone."""
+"""Fitted linears are those of autocast, keep an input once and no cast weight, and leave others alone."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from reprune.model.half_linears import HalfLinears
+from reprune.model.fitted_linears import FittedLinears
 
 _HALF = (torch.bfloat16, torch.float16)
 
 
 @contextmanager
 def _half(dtype: torch.dtype) -> Iterator[None]:
-    with torch.autocast("cpu", dtype=dtype), HalfLinears():
+    with torch.autocast("cpu", dtype=dtype), FittedLinears():
         yield
 
 
@@ -98,7 +98,7 @@ def test_what_was_written_to_is_cast_anew() -> None:
 
 
 @pytest.mark.parametrize("bias", [True, False])
-def test_where_autocast_is_off_or_weights_are_fixed_nothing_changes(bias: bool) -> None:
+def test_where_autocast_is_off_or_weights_are_fixed_values_are_as_they_were(bias: bool) -> None:
     module, inputs = _linear(7, 12, bias), _drawn(5, 12)
     with _half(torch.bfloat16):
         with torch.autocast("cpu", enabled=False):
@@ -116,3 +116,74 @@ def test_a_weight_may_be_a_part_of_a_parameter() -> None:
         linear(inputs, weight=stack[1]).float().sum().backward()
     assert stack.grad is not None and not stack.grad[0].any()
     torch.testing.assert_close(stack.grad[1], inputs.sum(0).expand(3, 4), rtol=2**-6, atol=2**-5)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_in_float32_gradients_are_those_of_the_plain_linear(bias: bool) -> None:
+    module, inputs, outer = _linear(7, 12, bias), _drawn(2, 5, 12).requires_grad_(), _drawn(2, 5, 7, seed=9)
+    module(inputs).backward(outer)
+    expected = [one.grad.clone() for one in (inputs, *module.parameters()) if one.grad is not None]
+    for one in (inputs, *module.parameters()):
+        one.grad = None
+    with FittedLinears():
+        module(inputs).backward(outer)
+    for one, twin in zip((inputs, *module.parameters()), expected, strict=True):
+        assert one.grad is not None
+        torch.testing.assert_close(one.grad, twin)
+
+
+@contextmanager
+def _in(dtype: torch.dtype) -> Iterator[FittedLinears]:
+    with torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32), FittedLinears() as linears:
+        yield linears
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("others", [False, True])
+@pytest.mark.parametrize("least", [0.5, 0.0])
+def test_a_scale_has_its_gradient_of_that_of_the_weights(dtype: torch.dtype, others: bool, least: float) -> None:
+    """Also where something else reads the states, and where the scale is too small to be divided by."""
+    first, second = _linear(7, 12, bias=True), _linear(5, 12, bias=False, seed=5)
+    states, scale = _drawn(2, 9, 12), (least + _drawn(12, seed=3).abs()).requires_grad_()
+    if not least:
+        with torch.no_grad():
+            scale[4] = 0.0
+    exact_scale = scale.detach().double().requires_grad_()
+
+    def loss(scaled: Tensor, one: Tensor, other: Tensor) -> Tensor:
+        total = one.double().square().mean() + other.double().sin().mean()
+        return total + scaled.double().pow(3).mean() if others else total
+
+    with _in(dtype) as linears:
+        scaled = states * scale
+        linears.scaled(scaled, scale)
+        found = loss(scaled, first(scaled), second(scaled))
+    found.backward()
+    scaled_twin = states.double() * exact_scale
+    W, V = first.weight.detach().double(), second.weight.detach().double()
+    loss(scaled_twin, linear(scaled_twin, W, first.bias.detach().double()), linear(scaled_twin, V)).backward()
+    assert scale.grad is not None and exact_scale.grad is not None
+    difference = (scale.grad.double() - exact_scale.grad).norm() / exact_scale.grad.norm()
+    assert difference < (1e-5 if dtype == torch.float32 else 2**-6)
+
+
+def test_no_gradient_of_the_states_is_made_where_that_of_their_scale_will_do() -> None:
+    module, states = _linear(7, 12, bias=False), _drawn(9, 12)
+    scale = torch.full((12,), 2.0, requires_grad=True)
+    with _in(torch.float32) as linears:
+        scaled = states * scale
+        scaled.register_hook(lambda _: pytest.fail("a gradient of the states"))
+        linears.scaled(scaled, scale)
+        module(scaled).sum().backward()
+    assert scale.grad is not None
+
+
+def test_states_that_were_written_to_are_no_longer_known() -> None:
+    module, states = _linear(7, 12, bias=False), _drawn(9, 12)
+    scale = torch.full((12,), 2.0, requires_grad=True)
+    with _in(torch.float32) as linears:
+        scaled = states * scale
+        linears.scaled(scaled, scale)
+        scaled.add_(1.0)
+        module(scaled).sum().backward()
+    torch.testing.assert_close(scale.grad, (states * module.weight.detach().sum(0)).sum(0))

@@ -1,0 +1,111 @@
+"""Linears while they are fitted: as autocast has them, or plain, but in less time and memory.
+
+Autocast casts a linear's inputs and weights, and keeps both for the gradients: of linears that read the same inputs
+each its own copy of these. Here the copy is one, and weights are cast anew for the gradients. And where the inputs need
+no gradient but for a scale in them, that is had without a product.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Mapping
+from typing import Any, final
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.nn.functional import linear
+from torch.overrides import TorchFunctionMode
+
+_LEAST = 1e-4  # of the largest of a scale: what is divided by less of it is not to be relied on
+
+
+@final
+class FittedLinears(TorchFunctionMode):
+    """While it is entered, linears of float32 weights that record gradients are computed so."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._cast_last: tuple[_Same, Tensor] | None = None
+        self._scaled: tuple[_Same, Tensor] | None = None
+
+    def scaled(self, states: Tensor, scale: Tensor) -> None:
+        """Be told of states (..., columns) that need a gradient for their scale (columns,) alone.
+
+        A linear's weights W have it in theirs: for y = W (scale * x), summed over all states,
+
+            by_W = sum of by_y (scale * x)'    and    by_scale = sum of x * (W' by_y),
+
+        so that scale * by_scale is the sum over the rows of W * by_W.
+        """
+        sizes = scale.detach().abs()
+        if isinstance(scale, FakeTensor) or bool(sizes.min() > _LEAST * sizes.max()):
+            self._scaled = _Same(states), scale
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if func is linear and _is_ours(*args, **(kwargs or {})):
+            return self._linear(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+    def _linear(self, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Any:
+        cast, scale = self._cast(input), None
+        if self._scaled is not None and self._scaled[0].is_(input):
+            input, scale = input.detach(), self._scaled[1]
+        return _Linear.apply(input, cast, weight, bias, scale)  # type: ignore[no-untyped-call]  # PyTorch's own
+
+    def _cast(self, inputs: Tensor) -> Tensor:
+        """The inputs in the dtype of products; the same tensor's are cast once."""
+        if self._cast_last is not None and self._cast_last[0].is_(inputs):
+            return self._cast_last[1]
+        cast = inputs.detach().to(_of_products(inputs.device.type))
+        self._cast_last = _Same(inputs), cast
+        return cast
+
+
+class _Same:
+    """A tensor as it is, without keeping it."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._tensor, self._version = weakref.ref(tensor), tensor._version
+
+    def is_(self, tensor: Tensor) -> bool:
+        return self._tensor() is tensor and self._version == tensor._version
+
+
+def _of_products(device: str) -> torch.dtype:
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32
+
+
+def _is_ours(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
+    del bias
+    dtypes = torch.float32, _of_products(input.device.type)
+    return weight.dtype == torch.float32 and weight.requires_grad and input.dtype in dtypes
+
+
+@final
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, inputs: Tensor, cast: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | None
+    ) -> Tensor:
+        ctx.save_for_backward(cast, weight, scale)
+        ctx.dtypes = inputs.dtype, None if bias is None else bias.dtype
+        return linear(cast, weight.to(cast.dtype), None if bias is None else bias.to(cast.dtype))
+
+    @staticmethod
+    def backward(ctx: Any, *outer: Any) -> Any:
+        (gradient,) = outer
+        cast, weight, scale = ctx.saved_tensors
+        by_inputs = by_weight = by_bias = by_scale = None
+        if ctx.needs_input_grad[0]:
+            by_inputs = (gradient @ weight.to(cast.dtype)).to(ctx.dtypes[0])
+        rows = gradient.reshape(-1, gradient.shape[-1])
+        if ctx.needs_input_grad[2]:
+            by_weight = (rows.T @ cast.reshape(-1, cast.shape[-1])).to(weight.dtype)
+        if ctx.needs_input_grad[3]:
+            by_bias = rows.sum(0).to(ctx.dtypes[1])
+        if ctx.needs_input_grad[4]:
+            by_scale = (weight * by_weight).sum(0).div_(scale)
+        return by_inputs, None, by_weight, by_bias, by_scale

@@ -1,0 +1,190 @@
+"""Attention by plain products is what the formula gives, in parts of any size, and elsewhere the kernel is asked."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from reprune.model import half_attention
+from reprune.model.half_attention import HalfAttention
+
+_DTYPES = (torch.bfloat16, torch.float16)
+
+
+def _drawn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
+    """As heads lie in memory: (samples, heads, tokens, size), token after token."""
+    samples, heads, tokens, size = shape
+    drawn = torch.randn(samples, tokens, heads, size, generator=torch.Generator().manual_seed(seed))
+    return drawn.transpose(1, 2).to(dtype)
+
+
+def _twin(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool, scale: float | None) -> Tensor:
+    """From the formula, head by head and token by token, in float64."""
+    samples, heads, tokens, size = query.shape
+    group = heads // key.shape[1]
+    rows = []
+    for sample in range(samples):
+        for head in range(heads):
+            keys, values = key[sample, head // group], value[sample, head // group]
+            for token in range(tokens):
+                scores = keys @ query[sample, head, token] * (scale if scale is not None else 1 / math.sqrt(size))
+                allowed = torch.ones(len(keys), dtype=torch.bool)
+                if causal:
+                    allowed[token + 1 :] = False
+                if mask is not None:
+                    row = mask.expand(samples, 1, tokens, len(keys))[sample, 0, token]
+                    if row.dtype == torch.bool:
+                        allowed &= row
+                    else:
+                        scores = scores + row
+                weights = scores.masked_fill(~allowed, -math.inf).softmax(0)
+                rows.append(weights @ values)
+    return torch.stack(rows).view(samples, heads, tokens, -1)
+
+
+def _mask(kind: str, samples: int, tokens: int, keys: int) -> Tensor | None:
+    if kind == "none":
+        return None
+    near = torch.ones(tokens, keys, dtype=torch.bool).tril(keys - tokens).triu(-2)
+    near[:, 0] = True  # nobody is left without a key
+    if kind == "bool":
+        return near
+    added = torch.zeros(samples if kind == "own" else 1, 1, tokens, keys).masked_fill_(
+        ~near, torch.finfo(torch.float32).min
+    )
+    if kind == "own":
+        added += torch.randn(added.shape, generator=torch.Generator().manual_seed(7))
+    return added
+
+
+_CASES = [
+    # samples, query heads, key heads, tokens, keys, size, mask, causal, scale
+    (2, 4, 1, 6, 6, 8, "none", True, None),
+    (2, 4, 2, 6, 6, 8, "none", True, 0.3),
+    (2, 3, 3, 5, 5, 4, "none", False, None),
+    (2, 4, 2, 5, 5, 4, "bool", False, None),
+    (2, 4, 4, 5, 5, 4, "float", False, None),
+    (2, 4, 2, 5, 5, 4, "own", False, None),
+    (3, 4, 2, 7, 7, 4, "own", False, 0.5),
+    (2, 2, 1, 3, 9, 4, "bool", False, None),
+    (2, 2, 1, 9, 3, 4, "none", True, None),
+    (1, 1, 1, 1, 1, 2, "none", True, None),
+]
+cases = pytest.mark.parametrize(
+    ("samples", "heads", "key_heads", "tokens", "keys", "size", "kind", "causal", "scale"), _CASES
+)
+
+
+@cases
+@pytest.mark.parametrize("dtype", _DTYPES)
+@pytest.mark.parametrize(("at_once", "rows"), [(2**23, 512), (40, 2), (1, 1)])
+def test_values_and_gradients_are_those_of_the_formula(
+    samples: int,
+    heads: int,
+    key_heads: int,
+    tokens: int,
+    keys: int,
+    size: int,
+    kind: str,
+    causal: bool,
+    scale: float | None,
+    dtype: torch.dtype,
+    at_once: int,
+    rows: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(half_attention, "_AT_ONCE", at_once)
+    monkeypatch.setattr(half_attention, "_ROWS", rows)
+    monkeypatch.setattr(half_attention, "scaled_dot_product_attention", _no_kernel)
+    # One of them comes in float32, as what rotary angles were multiplied with does.
+    given = [
+        _drawn(samples, heads, tokens, size, seed=1).requires_grad_(),
+        _drawn(samples, key_heads, keys, size, seed=2, dtype=dtype).requires_grad_(),
+        _drawn(samples, key_heads, keys, size + 1, seed=3, dtype=dtype).requires_grad_(),
+    ]
+    exact = [one.detach().to(dtype).double().requires_grad_() for one in given]
+    mask = _mask(kind, samples, tokens, keys)
+    expected = _twin(*exact, mask, causal, scale)
+    with torch.autocast("cpu", dtype=dtype), HalfAttention():
+        found = scaled_dot_product_attention(
+            *given, attn_mask=mask, is_causal=causal, scale=scale, enable_gqa=heads != key_heads
+        )
+    assert found.dtype == dtype and found.shape == expected.shape
+    outer = _drawn(*found.shape, seed=4, dtype=dtype)
+    expected.backward(outer.double())
+    found.backward(outer)
+    for one, other in [(found, expected), *((one.grad, other.grad) for one, other in zip(given, exact, strict=True))]:
+        assert one is not None and other is not None
+        assert (one.double() - other).norm() <= 2**-6 * other.norm() + 1e-6
+    assert [one.grad.dtype for one in given if one.grad is not None] == [one.dtype for one in given]
+
+
+def _no_kernel(*_: Any, **__: Any) -> None:
+    pytest.fail("the kernel was asked")
+
+
+@pytest.mark.parametrize(("at_once", "kept"), [(2**23, True), (64, False)])
+def test_shares_are_kept_for_the_gradients_only_where_they_are_few(
+    at_once: int, kept: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(half_attention, "_AT_ONCE", at_once)
+    query = _drawn(2, 4, 16, 8).requires_grad_()
+    seen: list[tuple[int, ...]] = []
+
+    def pack(tensor: Tensor) -> Tensor:
+        seen.append(tuple(tensor.shape))
+        return tensor
+
+    with (
+        torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
+        torch.autocast("cpu", dtype=torch.bfloat16),
+        HalfAttention(),
+    ):
+        scaled_dot_product_attention(query, query, query, is_causal=True)
+    assert ((8, 16, 16) in seen) == kept
+
+
+_KERNEL = scaled_dot_product_attention
+_HEADS = _drawn(2, 4, 6, 8)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "more"),
+    [
+        ((_HEADS, _HEADS, _HEADS), {"dropout_p": 0.5}),
+        ((_HEADS, _HEADS, _HEADS), {"attn_mask": torch.randn(1, 4, 6, 6)}),
+        ((_HEADS, _HEADS, _HEADS), {"attn_mask": torch.zeros(6, 6, requires_grad=True)}),
+        ((_HEADS, _HEADS, _HEADS), {"attn_mask": torch.zeros(1, 6)}),
+        ((_HEADS, _HEADS, _HEADS), {"attn_mask": torch.zeros(6, 6), "is_causal": True}),
+        ((_HEADS[0], _HEADS[0], _HEADS[0]), {}),
+        ((_HEADS[:1], _HEADS, _HEADS), {}),
+    ],
+    ids=[
+        "dropout",
+        "a mask for each head",
+        "a mask that learns",
+        "one row of a mask",
+        "two masks",
+        "one sample",
+        "shared queries",
+    ],
+)
+def test_what_it_has_no_way_for_is_the_kernels(arguments: tuple[Tensor, ...], more: dict[str, Any]) -> None:
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        torch.manual_seed(0)
+        expected = _KERNEL(*arguments, **more)
+        with HalfAttention():
+            torch.manual_seed(0)
+            found = _KERNEL(*arguments, **more)
+    assert torch.equal(found, expected)
+
+
+def test_without_autocast_the_kernel_is_asked() -> None:
+    with HalfAttention():
+        found = _KERNEL(_HEADS, _HEADS, _HEADS, is_causal=True)
+    assert found.dtype == torch.float32 and torch.equal(found, _KERNEL(_HEADS, _HEADS, _HEADS, is_causal=True))

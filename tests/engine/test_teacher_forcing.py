@@ -23,10 +23,15 @@ def alike(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     return all(torch.equal(tensor, other[name]) for name, tensor in one.items())
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_on_the_dense_models_states_alone_a_block_does_not_see_what_was_pruned_before_it(
-    llama: Path, tmp_path: Path
+    llama: Path, precision: str, tmp_path: Path
 ) -> None:
-    plain = ["guard=off", "pruner=magnitude"]  # by magnitude, masks depend on no states either
+    plain = [
+        "guard=off",
+        "pruner=magnitude",
+        f"precision={precision}",
+    ]  # by magnitude, masks depend on no states either
     prune(llama, tmp_path / "own", *plain)
     prune(llama, tmp_path / "forced", *plain, "solver.teacher_forcing=1")
     prune(llama, tmp_path / "lone", *plain, "include=[2.*]")  # all blocks before it stay dense

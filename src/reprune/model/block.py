@@ -143,11 +143,13 @@ class Block:
         with ExitStack() as stack:
             if self.precision.products != torch.float32 and self.device.type == "cpu":
                 stack.enter_context(HalfAttention())
+            linears: FittedLinears | None = None
             if torch.is_grad_enabled():
                 if self._stacked:
                     stack.enter_context(SlicesApart(self._stacked))
                 linears = stack.enter_context(FittedLinears())
-                stack.enter_context(as_one(self.norms, linears.scaled))
+            # Without gradients too: a block that is fitted is to give to the bit what it gives else.
+            stack.enter_context(as_one(self.norms, linears.scaled if linears is not None else None))
             yield
 
     @torch.no_grad()

@@ -35,7 +35,7 @@ class RmsNorm:
     offset: float
     dtypes: dict[torch.dtype, torch.dtype]  # by that of x, if it takes it: that of what comes out
 
-    def run(self, scaled: Scaled, *args: Any, **kwargs: Any) -> Any:
+    def run(self, scaled: Scaled | None, *args: Any, **kwargs: Any) -> Any:
         """What the module's forward gives; `scaled` is told of outputs that need a gradient for their scale alone."""
         if kwargs or len(args) != 1 or not isinstance(args[0], Tensor) or args[0].dtype not in self.dtypes:
             return type(self.module).forward(self.module, *args, **kwargs)
@@ -43,7 +43,7 @@ class RmsNorm:
         weight = self.module.get_parameter("weight")
         scale = weight + self.offset if self.offset else weight
         outputs = _RmsNorm.apply(states, scale, self.epsilon, self.dtypes[states.dtype])  # type: ignore[no-untyped-call]  # PyTorch's own
-        if scale.requires_grad and not states.requires_grad:
+        if scaled is not None and scale.requires_grad and not states.requires_grad:
             scaled(outputs, scale)
         return outputs
 
@@ -95,7 +95,7 @@ def _alike(given: Any, expected: Tensor) -> bool:
 
 
 @contextmanager
-def as_one(norms: Sequence[RmsNorm], scaled: Scaled) -> Iterator[None]:
+def as_one(norms: Sequence[RmsNorm], scaled: Scaled | None) -> Iterator[None]:
     """Within this context these modules are computed as one function each.
 
     `scaled` is told of outputs that need a gradient for their scale alone, and of that scale.

@@ -82,7 +82,7 @@ cases = pytest.mark.parametrize(
 
 @cases
 @pytest.mark.parametrize("dtype", _DTYPES)
-@pytest.mark.parametrize(("at_once", "rows"), [(2**23, 512), (40, 2), (1, 1)])
+@pytest.mark.parametrize(("near", "at_once", "rows"), [(2**20, 2**23, 512), (2**20, 60, 2), (0, 40, 2), (0, 1, 1)])
 def test_values_and_gradients_are_those_of_the_formula(
     samples: int,
     heads: int,
@@ -94,10 +94,12 @@ def test_values_and_gradients_are_those_of_the_formula(
     causal: bool,
     scale: float | None,
     dtype: torch.dtype,
+    near: int,
     at_once: int,
     rows: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(half_attention, "_NEAR", near)
     monkeypatch.setattr(half_attention, "_AT_ONCE", at_once)
     monkeypatch.setattr(half_attention, "_ROWS", rows)
     monkeypatch.setattr(half_attention, "scaled_dot_product_attention", _no_kernel)
@@ -128,11 +130,11 @@ def _no_kernel(*_: Any, **__: Any) -> None:
     pytest.fail("the kernel was asked")
 
 
-@pytest.mark.parametrize(("at_once", "kept"), [(2**23, True), (64, False)])
-def test_shares_are_kept_for_the_gradients_only_where_they_are_few(
-    at_once: int, kept: bool, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("near", "kept"), [(4 * 16**2, True), (4 * 16**2 - 1, False)])
+def test_shares_are_kept_for_the_gradients_only_where_a_sample_has_few(
+    near: int, kept: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(half_attention, "_AT_ONCE", at_once)
+    monkeypatch.setattr(half_attention, "_NEAR", near)
     query = _drawn(2, 4, 16, 8).requires_grad_()
     seen: list[tuple[int, ...]] = []
 

@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
-_AT_ONCE = 2**23  # scores: 16 MiB
+_AT_ONCE = 2**23  # scores that are computed together: 16 MiB
+_NEAR = 2**20  # scores of a sample: so many are kept for the gradients
 _ROWS = 512  # tokens whose scores are computed together, where each attends to no later ones
 
 
@@ -118,8 +119,8 @@ class _Shape:
 
     @property
     def near(self) -> bool:
-        """Whether there are so few scores that they are all computed together."""
-        return self.samples * self.heads * self.group * self.tokens * self.keys <= _AT_ONCE
+        """Whether there are so few scores that they are kept for the gradients."""
+        return self.heads * self.group * self.tokens * self.keys <= _NEAR
 
     def parts(self, mask: Tensor | None) -> Iterator[_Part]:
         units = self.samples * self.heads
@@ -163,26 +164,28 @@ class _Attention(torch.autograd.Function):
         shape = _Shape(samples, heads, query.shape[1] // heads, query.shape[2], keys, causal, scale, half)
         rows, key_rows, values = shape.rows(query), shape.of_keys(key), shape.of_keys(value)
         outputs = rows.new_empty(*rows.shape[:2], values.shape[-1])
-        shares = None
+        kept = []
         for part in shape.parts(mask):
             shares = _shares(part, rows, key_rows, scale)
             outputs[part.units, part.rows] = torch.bmm(shares, values[part.units, part.keys])
-        ctx.save_for_backward(rows, key_rows, values, mask, shares if shape.near else None)
+            if shape.near:
+                kept.append(shares)
+        ctx.save_for_backward(rows, key_rows, values, mask, *kept)
         ctx.shape, ctx.dtypes = shape, (query.dtype, key.dtype, value.dtype)
         return shape.of_rows(outputs)
 
     @staticmethod
     def backward(ctx: Any, *outer: Any) -> Any:
         shape: _Shape = ctx.shape
-        rows, key_rows, values, mask, kept = ctx.saved_tensors
+        rows, key_rows, values, mask, *kept = ctx.saved_tensors
         (gradient,) = outer
         by_outputs = shape.rows(gradient)
         by_rows = torch.empty_like(rows)
-        sums = rows.dtype if shape.near else torch.float32
+        sums = rows.dtype if shape.near else torch.float32  # of few tokens all rows are one part
         by_keys, by_values = (torch.zeros(one.shape, dtype=sums) for one in (key_rows, values))
-        for part in shape.parts(mask):
+        for number, part in enumerate(shape.parts(mask)):
             own, its_keys = (part.units, part.rows), (part.units, part.keys)
-            shares = _shares(part, rows, key_rows, shape.scale) if kept is None else kept
+            shares = kept[number] if kept else _shares(part, rows, key_rows, shape.scale)
             by_values[its_keys].add_(torch.bmm(shares.mT, by_outputs[own]))
             by_shares = torch.bmm(by_outputs[own], values[its_keys].mT)
             by_scores = torch._softmax_backward_data(by_shares, shares, -1, shares.dtype)

@@ -81,6 +81,8 @@ def test_what_the_fused_kernel_does_is_told_apart(tmp_path: Path) -> None:
     assert fused.forward.attention == 4 * _TOKENS**2 * hidden
     assert fused.both.attention == 3.5 * fused.forward.attention
     assert plain.forward.attention == plain.both.attention == 0
+    of_gpu = Decoder(folder, precision=Precision(torch.bfloat16)).costs(_TOKENS, "cuda")[0]
+    assert of_gpu.forward.attention == fused.forward.attention, "which is the kernel's there in any precision"
 
 
 class _Choosing(torch.nn.Module):

@@ -65,7 +65,7 @@ class Plan:
         recipe, decoder = self.recipe, self.decoder
         assert recipe.seqlen is not None
         return Work(
-            decoder.costs(recipe.seqlen, recipe.solver.samples_at_a_time),
+            decoder.costs(recipe.seqlen, None if self.machine is None else "cuda"),
             [
                 [
                     Group.of((block.shapes[name] for name in names), block.experts.get(names[0]))

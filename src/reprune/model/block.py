@@ -111,6 +111,7 @@ class Block:
         self.precision = precision
         self.linears = find_linears(module, stacks)
         self.routers = find_routers(module, stacks)  # names of linears
+        self.attends_by_products = precision.products != torch.float32 and device.type == "cpu"
         self._stacked = [module.get_parameter(stack.parameter) for stack in stacks]
 
     @cached_property
@@ -141,7 +142,7 @@ class Block:
     def _ways(self) -> Iterator[None]:
         """A context in which some of what models do is done in other ways, which are faster or take less memory."""
         with ExitStack() as stack:
-            if self.precision.products != torch.float32 and self.device.type == "cpu":
+            if self.attends_by_products:
                 stack.enter_context(HalfAttention())
             linears: FittedLinears | None = None
             if torch.is_grad_enabled():

@@ -45,6 +45,7 @@ def block_costs(
     one: tuple[Tensor, Call],
     two: tuple[Tensor, Call],
     precision: Precision,
+    device: str = "cpu",
     stacks: Sequence[Stack] = (),
 ) -> BlockCosts:
     """Run a block, forward and backward, on fake tensors of the CPU.
@@ -55,6 +56,7 @@ def block_costs(
         two: the same for two samples: what is kept for both and not for one twice, such as weights in another
             precision, is no sample's.
         precision: of its products.
+        device: the type of that which it is costed for.
         stacks: of its parameters, those that hold many matrices.
     """
     parameters = sum(parameter.numel() for parameter in module.parameters())
@@ -64,7 +66,9 @@ def block_costs(
     if not one[1].form.runs:
         return BlockCosts(parameters, entering, Flops(0.0), Flops(0.0), 0.0, True)
     try:
-        once, twice = (_run(copy.deepcopy(module), states.shape, call, precision) for states, call in (one, two))
+        once, twice = (
+            _run(copy.deepcopy(module), states.shape, call, precision, device) for states, call in (one, two)
+        )
     except Exception:  # what depends on values, such as where experts are routed to, cannot be run without them
         linears = [(linear, _share(linear)) for linear in find_linears(module, stacks)]
         forward = 2.0 * tokens * sum(share * math.prod(linear.shape) for linear, share in linears)
@@ -78,9 +82,12 @@ def _share(linear: Linear) -> float:
     return 1.0 if linear.stack is None else linear.stack.per_token / linear.stack.count
 
 
-def _run(module: nn.Module, shape: torch.Size, call: Call, precision: Precision) -> tuple[Flops, Flops, float]:
+def _run(
+    module: nn.Module, shape: torch.Size, call: Call, precision: Precision, device: str
+) -> tuple[Flops, Flops, float]:
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     block = Block(0, module, torch.device("cpu"), precision)
+    block.attends_by_products &= device == "cpu"
     assert block.norms is not None  # they are found by values, of which there are none within
     with mode:
         for part in module.modules():

@@ -334,9 +334,14 @@ class Decoder:
                 return self._layout.load(conversion, stored)[one]
         raise UnsupportedModelError(f"{self.folder.name}: the tensor {name} is not in its safetensors files.")
 
-    def costs(self, tokens: int, at_a_time: int = 1) -> list[BlockCosts]:
-        """What each block costs on a sample of so many tokens, where so many pass at a time; no weight is read."""
-        return self.weightless.costs(tokens)
+    def costs(self, tokens: int, device: str | None = None) -> list[BlockCosts]:
+        """What each block costs on a sample of so many tokens; no weight is read.
+
+        Args:
+            tokens: how many.
+            device: the type of that which it is to be run on ("cuda"), where that is not the decoder's own.
+        """
+        return self.weightless.costs(tokens, device or self.device.type)
 
 
 def _aliases(model: Any) -> dict[str, tuple[str, ...]]:

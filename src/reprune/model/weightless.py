@@ -82,8 +82,8 @@ class Weightless:
         return without_weights(self._skeleton.blocks[index]), some, calls[index]
 
     @torch.no_grad()
-    def costs(self, tokens: int) -> list[BlockCosts]:
-        """What each block costs on a sample of so many tokens."""
+    def costs(self, tokens: int, device: str) -> list[BlockCosts]:
+        """What each block costs on a sample of so many tokens, on a device of that type."""
         one, two = (
             self._skeleton.record(torch.zeros(samples, tokens, dtype=torch.int64), fill_with_nothing)
             for samples in (1, 2)
@@ -98,7 +98,7 @@ class Weightless:
                     stacks = self.stacks(index)
                 except Exception:  # of no concern here: the survey says it
                     stacks = ()
-                known[kind] = block_costs(module, (one[0], call), (two[0], for_two), self._precision, stacks)
+                known[kind] = block_costs(module, (one[0], call), (two[0], for_two), self._precision, device, stacks)
             costs.append(known[kind])
         return costs
 

@@ -144,13 +144,11 @@ class Block:
         with ExitStack() as stack:
             if self.attends_by_products:
                 stack.enter_context(HalfAttention())
-            linears: FittedLinears | None = None
             if torch.is_grad_enabled():
                 if self._stacked:
                     stack.enter_context(SlicesApart(self._stacked))
                 linears = stack.enter_context(FittedLinears())
-            # Without gradients too: a block that is fitted is to give to the bit what it gives else.
-            stack.enter_context(as_one(self.norms, linears.scaled if linears is not None else None))
+                stack.enter_context(as_one(self.norms, linears.scaled))
             yield
 
     @torch.no_grad()

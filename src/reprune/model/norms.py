@@ -1,18 +1,18 @@
-"""Root mean square norms, with gradients in less time and memory than by the operations that models write them as.
+"""The gradients of root mean square norms, in less time and memory than those of the operations that make them up.
 
-Each of these reads and writes all states, and some are kept for the gradients; here the norm is one function, which
-keeps what enters it. Which of a block's modules are such norms is learned by running them.
+Of these each has a gradient of its own, which reads and writes all states, and some are kept for it; here a norm is one
+function, which keeps what enters it. Its values are the module's own. Which of a block's modules are such norms is
+learned by running them.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, final
-from warnings import catch_warnings, simplefilter
 
 import torch
 from torch import Tensor, nn
@@ -33,17 +33,17 @@ class RmsNorm:
     module: nn.Module
     epsilon: float
     offset: float
-    dtypes: dict[torch.dtype, torch.dtype]  # by that of x, if it takes it: that of what comes out
 
-    def run(self, scaled: Scaled | None, *args: Any, **kwargs: Any) -> Any:
+    def run(self, scaled: Scaled, *args: Any, **kwargs: Any) -> Any:
         """What the module's forward gives; `scaled` is told of outputs that need a gradient for their scale alone."""
-        if kwargs or len(args) != 1 or not isinstance(args[0], Tensor) or args[0].dtype not in self.dtypes:
-            return type(self.module).forward(self.module, *args, **kwargs)
+        own = partial(type(self.module).forward, self.module)
+        if kwargs or len(args) != 1 or not isinstance(args[0], Tensor):
+            return own(*args, **kwargs)
         (states,) = args
         weight = self.module.get_parameter("weight")
         scale = weight + self.offset if self.offset else weight
-        outputs = _RmsNorm.apply(states, scale, self.epsilon, self.dtypes[states.dtype])  # type: ignore[no-untyped-call]  # PyTorch's own
-        if scaled is not None and scale.requires_grad and not states.requires_grad:
+        outputs = _RmsNorm.apply(states, scale, self.epsilon, own)  # type: ignore[no-untyped-call]  # PyTorch's own
+        if scale.requires_grad and not states.requires_grad:
             scaled(outputs, scale)
         return outputs
 
@@ -66,23 +66,13 @@ def _as_norm(module: nn.Module) -> RmsNorm | None:
     scale = nn.Parameter(1.5 + states[1], requires_grad=False)
     tried._parameters = {"weight": scale}
     try:
-        found = [(tried(size * states), _norm(size * states, epsilon)[0]) for size in _TRIED]
+        found = [(tried(size * states), size * states * _factors(size * states, epsilon)) for size in _TRIED]
     except Exception:  # whatever a module raises that is no such norm
         return None
     for offset in _OFFSETS:
         if all(_alike(given, normed * (scale + offset)) for given, normed in found):
-            return RmsNorm(module, epsilon, offset, _dtypes(tried, states))
+            return RmsNorm(module, epsilon, offset)
     return None
-
-
-def _dtypes(module: nn.Module, states: Tensor) -> dict[torch.dtype, torch.dtype]:
-    """What dtypes a module takes, and in which it gives what comes out."""
-    found: dict[torch.dtype, torch.dtype] = {}
-    for dtype in (torch.float32, torch.bfloat16, torch.float16):
-        with suppress(RuntimeError), catch_warnings():  # some want states and weights to be of one dtype
-            simplefilter("ignore")
-            found[dtype] = module(states.to(dtype)).dtype
-    return found
 
 
 def _alike(given: Any, expected: Tensor) -> bool:
@@ -95,7 +85,7 @@ def _alike(given: Any, expected: Tensor) -> bool:
 
 
 @contextmanager
-def as_one(norms: Sequence[RmsNorm], scaled: Scaled | None) -> Iterator[None]:
+def as_one(norms: Sequence[RmsNorm], scaled: Scaled) -> Iterator[None]:
     """Within this context these modules are computed as one function each.
 
     `scaled` is told of outputs that need a gradient for their scale alone, and of that scale.
@@ -109,20 +99,19 @@ def as_one(norms: Sequence[RmsNorm], scaled: Scaled | None) -> Iterator[None]:
             del norm.module.forward
 
 
-def _norm(states: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
-    """The normed states, float32, and by what they were multiplied (..., 1)."""
-    lengths = torch.linalg.vector_norm(states, dim=-1, keepdim=True, dtype=torch.float32)
-    factors = lengths.square_().div_(states.shape[-1]).add_(epsilon).rsqrt_()
-    return states * factors, factors
+def _factors(states: Tensor, epsilon: float) -> Tensor:
+    """What the states are multiplied by to be normed, (..., 1), float32."""
+    lengths: Tensor = torch.linalg.vector_norm(states, dim=-1, keepdim=True, dtype=torch.float32)
+    return lengths.square_().div_(states.shape[-1]).add_(epsilon).rsqrt_()
 
 
 @final
 class _RmsNorm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, states: Tensor, scale: Tensor, epsilon: float, dtype: torch.dtype) -> Tensor:
-        normed, factors = _norm(states, epsilon)
-        ctx.save_for_backward(states, scale, factors)
-        return normed.mul_(scale).to(dtype)
+    def forward(ctx: Any, states: Tensor, scale: Tensor, epsilon: float, own: Callable[[Tensor], Tensor]) -> Tensor:
+        ctx.save_for_backward(states, scale, _factors(states, epsilon))
+        outputs: Tensor = own(states)
+        return outputs
 
     @staticmethod
     def backward(ctx: Any, *outer: Any) -> Any:

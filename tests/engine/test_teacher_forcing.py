@@ -27,11 +27,8 @@ def alike(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 def test_on_the_dense_models_states_alone_a_block_does_not_see_what_was_pruned_before_it(
     llama: Path, precision: str, tmp_path: Path
 ) -> None:
-    plain = [
-        "guard=off",
-        "pruner=magnitude",
-        f"precision={precision}",
-    ]  # by magnitude, masks depend on no states either
+    # By magnitude, masks depend on no states either.
+    plain = ["guard=off", "pruner=magnitude", f"precision={precision}"]
     prune(llama, tmp_path / "own", *plain)
     prune(llama, tmp_path / "forced", *plain, "solver.teacher_forcing=1")
     prune(llama, tmp_path / "lone", *plain, "include=[2.*]")  # all blocks before it stay dense

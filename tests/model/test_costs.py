@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from reprune.model.block import Block, Precision
 from reprune.model.costs import Flops, block_costs
 from reprune.model.decoder import Decoder
+from reprune.model.norms import find_norms
 from tests import tiny
 
 _TOKENS = 24
@@ -33,8 +35,12 @@ def test_every_architecture_is_costed_without_reading_a_weight(
         assert cost.exact
         assert cost.parameters == sum(parameter.numel() for parameter in block.parameters())
         assert _total(cost.forward) > 2 * matrices * _TOKENS, "the linears, and attention"
-        # Backward twice that, but for the inputs' gradients of linears that read the block's first norm.
-        assert 2.6 * _total(cost.forward) < _total(cost.both) < 3.3 * _total(cost.forward)
+        # What reads the block's first norm makes no gradient of its inputs, where that is one of root mean squares.
+        spared = 0.0
+        if find_norms(block):
+            first = decoder.weightless.groups(index)[0]
+            spared = sum(2.0 * math.prod(linear.shape) * _TOKENS for linear in first.linears)
+        assert 2.9 * _total(cost.forward) < _total(cost.both) + spared < 3.3 * _total(cost.forward)
         assert all(parameter.is_meta for parameter in block.parameters())
 
 

@@ -138,7 +138,10 @@ def test_mixtral_is_stored_matrix_by_matrix_and_held_in_two_parameters(folder_of
 
 
 @mixtures
-def test_gradients_are_the_same_where_experts_are_taken_apart_once(name: str, folder_of: FolderOf, ids: Tensor) -> None:
+def test_gradients_are_the_same_where_experts_are_taken_apart_once(
+    name: str, folder_of: FolderOf, ids: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("reprune.model.block.find_norms", lambda _: [])  # whose gradients are summed in another order
     decoder = Decoder(folder_of(name))
     block, states, call = _last(decoder, ids)
     block.module.requires_grad_(True)
@@ -157,7 +160,7 @@ def test_gradients_are_the_same_where_experts_are_taken_apart_once(name: str, fo
         return found
 
     for one, other in zip(gradients(plain), gradients(lambda: block.run(states, call)), strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6 * float(one.abs().max()))
+        torch.testing.assert_close(one, other)
 
 
 def test_a_parameter_that_is_indexed_matrix_by_matrix_has_one_gradient() -> None:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from typing import Any, final
 
 import torch
@@ -17,7 +17,7 @@ from reprune.model.fitted_linears import FittedLinears
 from reprune.model.forms import PLAIN, Form
 from reprune.model.half_attention import HalfAttention
 from reprune.model.linears import Linear, Stack, find_linears, find_routers
-from reprune.model.norms import RmsNorm, as_one, find_norms
+from reprune.model.norms import as_one, find_norms
 from reprune.model.products import SlicesApart, same_data, watched_products
 
 
@@ -112,12 +112,8 @@ class Block:
         self.linears = find_linears(module, stacks)
         self.routers = find_routers(module, stacks)  # names of linears
         self.attends_by_products = precision.products != torch.float32 and device.type == "cpu"
+        self._norms = find_norms(module)
         self._stacked = [module.get_parameter(stack.parameter) for stack in stacks]
-
-    @cached_property
-    def norms(self) -> list[RmsNorm]:
-        """Its root mean square norms."""
-        return find_norms(self.module)
 
     @property
     def routed(self) -> bool:
@@ -148,7 +144,7 @@ class Block:
                 if self._stacked:
                     stack.enter_context(SlicesApart(self._stacked))
                 linears = stack.enter_context(FittedLinears())
-                stack.enter_context(as_one(self.norms, linears.scaled))
+                stack.enter_context(as_one(self._norms, linears.scaled))
             yield
 
     @torch.no_grad()

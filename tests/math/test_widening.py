@@ -59,6 +59,9 @@ class _Chain(Problem):
     def errors(self) -> Errors:
         return Errors(self._error(slice(0, _SAMPLES)), self.heldout_error())
 
+    def errors_before(self) -> Errors:
+        return self.errors()
+
     def heldout_error(self) -> Error:
         return self._error(slice(_SAMPLES, None))
 

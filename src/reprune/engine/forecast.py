@@ -262,12 +262,13 @@ def _window_seconds(recipe: Recipe, work: Work, speed: Speed, window: Window, cr
     if recipe.teacher == "local":
         seconds += samples * forward(window.blocks)
     for index in window.fresh:
-        seconds += samples * forward([i for i in window.blocks if i < index])
+        if index > window.fresh.start:  # what enters the first is at hand
+            seconds += samples * forward([i for i in window.blocks if i < index])
         seconds += _pruning_seconds(recipe, work, speed, index, forward([index]), len(window.blocks) == 1, crew)
     solver = recipe.solver
     if solver.name != "none":
         blocks = list(window.blocks)
-        seconds += samples * forward(blocks)  # the errors before
+        seconds += samples * forward(blocks[-1:] if window.fresh else blocks)  # the errors before
         seconds += _descent_seconds(recipe, passes, blocks, solver.epochs, crew)
     seconds += samples * forward(window.blocks)  # advancing, with the errors after
     # Blocks that later windows go on with are kept as they are, float32 with their masks.

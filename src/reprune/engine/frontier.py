@@ -128,6 +128,7 @@ class Frontier:
             embedded, store, self.batches, lambda block, x, samples: self.run([block], x, samples), shared
         )
         decoder.release()
+        self._ahead: tuple[list[Block], Stream] | None = None  # what these blocks made of the student's stream
         self.kept: Kept | None = None
         if keep_before is not None:
             self.kept = Kept(keep_before, store, self._shape)
@@ -252,13 +253,18 @@ class Frontier:
     ) -> Iterator[Stream]:
         """What comes out of these blocks if the student's stream goes in (of none: that stream itself).
 
-        None of them is held on to.
+        None of them is held on to. Where the last `advance` has left just these it is at hand, once: they must be as
+        they were then.
         """
         if not blocks:
             yield self.student
             return
-        stream = self._store.new(self._shape)
+        ahead = self._take_ahead(blocks)
+        stream = ahead or self._store.new(self._shape)
         try:
+            if ahead is not None:
+                yield ahead
+                return
             gathered = len(self._statistics_batches)
             with gathering or nullcontext():
                 self._pass(blocks, stream, self.batches[:gathered])
@@ -267,6 +273,13 @@ class Frontier:
             yield stream
         finally:
             self._store.free(stream)
+
+    def _take_ahead(self, blocks: Sequence[Block]) -> Stream | None:
+        """What came out of these blocks as the window before ended, if it did; it is the caller's from then on."""
+        if self._ahead is None or [*map(id, self._ahead[0])] != [*map(id, blocks)]:
+            return None
+        (_, stream), self._ahead = self._ahead, None
+        return stream
 
     @torch.no_grad()
     def _pass(self, blocks: Sequence[Block], into: Stream, batches: Sequence[slice]) -> None:
@@ -281,17 +294,25 @@ class Frontier:
     ) -> tuple[Errors, dict[int, Errors]]:
         """Advance the student's stream through the blocks that the window retires.
 
+        What comes out of those that it leaves open is kept for the next window (see `through`).
+
         Returns:
             The window's errors against its targets, standardized too where there is a `scale` (hidden,) of features,
             and each retired block's against the dense model.
         """
         at_end = ErrorPair(self.calibration, scale)
         of_block = {index: ErrorPair(self.calibration) for index in window.retired}
+        if self._ahead is not None:
+            self._store.free(self._ahead[1])
+        still_open = [block for block in blocks if block.index not in window.retired]
+        self._ahead = (still_open, self._store.new(self._shape)) if still_open else None
         with many_passes(blocks):
             for batch in self.batches:
                 advanced, states = self._advanced(blocks, batch, targets, of_block)
                 at_end.update(batch, states, targets.end.read(batch))
                 self.student.write(batch, advanced)
+                if self._ahead is not None:
+                    self._ahead[1].write(batch, states)
         for block in (block for block in blocks if block.index in window.retired):
             self._pass_probe(block)
         return at_end.errors(self.ranks), {index: pair.errors(self.ranks) for index, pair in of_block.items()}

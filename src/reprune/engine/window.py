@@ -112,7 +112,7 @@ class WindowProblem(Problem):
             blocks: what is fitted.
             targets: what the last of them is to put out.
             entering: the states that enter the first of them; by default the student's at the frontier.
-            entering_last: those that enter the last of them, if they are at hand.
+            entering_last: those that enter the last of them, as those before it are now, if they are at hand.
             checkpointing: keep only what enters each block for the gradients, and compute the rest anew.
             power: the mean square of the calibration targets; None where nothing is to be fitted to them.
             scale: what standardized errors divide each feature's differences by, (hidden,); None: there are none.
@@ -170,18 +170,21 @@ class WindowProblem(Problem):
     def targets(self, samples: Tensor) -> Tensor:
         return self._targets.end.read(samples).to(self._device)
 
-    def errors(self) -> Errors:
-        return self._measure(self._frontier.batches)
+    def errors_before(self) -> Errors:
+        if self._entering_last is not None:
+            return self._measure(self._frontier.batches, self._blocks[-1:], self._entering_last)
+        return self._measure(self._frontier.batches, self._blocks, self._entering)
 
     def heldout_error(self) -> Error:
-        return self._measure(self._frontier.heldout_batches).heldout
+        return self._measure(self._frontier.heldout_batches, self._blocks, self._entering).heldout
 
     @torch.no_grad()
-    def _measure(self, batches: Sequence[slice]) -> Errors:
+    def _measure(self, batches: Sequence[slice], blocks: Sequence[Block], entering: Stream) -> Errors:
+        """The errors of some samples at the end of these blocks, which are the window's last."""
         pair = ErrorPair(self._frontier.calibration, self._scale)
-        with many_passes(self._blocks):
+        with many_passes(blocks):
             for batch in batches:
-                states = self._frontier.run(self._blocks, self._entering.read(batch), batch)
+                states = self._frontier.run(blocks, entering.read(batch), batch)
                 pair.update(batch, states, self._targets.end.read(batch))
         return pair.errors(self.ranks)
 

@@ -120,8 +120,8 @@ class Problem(Objective):
         return mean if self.scale is not None else mean / (self.target_power() or 1.0)
 
     @abstractmethod
-    def errors(self) -> Errors:
-        """The errors of the window as it stands, over all calibration and all held-out samples."""
+    def errors_before(self) -> Errors:
+        """The errors over all calibration and all held-out samples; only before anything of the window is fitted."""
 
     @abstractmethod
     def target_power(self) -> float:
@@ -134,7 +134,7 @@ class Problem(Objective):
 
 def finite_errors(problem: Problem) -> Errors:
     """The errors before anything is fitted; raises `NumericalError` where they are not finite."""
-    errors = problem.errors()
+    errors = problem.errors_before()
     if not errors.calibration.finite:
         raise NumericalError("the window's outputs are not finite before its reconstruction")
     return errors

@@ -1,0 +1,76 @@
+"""No sample passes through a block more often than it must."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from reprune.model.block import Block
+from reprune.model.streams import StreamStore
+from tests.engine.quick import QUICK, prune
+
+CALIBRATION, HELDOUT, EPOCHS = QUICK["samples"], 1, QUICK["epochs"]
+ALL = CALIBRATION + HELDOUT
+
+
+@pytest.fixture
+def passed(monkeypatch: pytest.MonkeyPatch) -> Counter[int]:
+    """By block: how many samples have passed through it, or through its dense twin, without gradients."""
+    found: Counter[int] = Counter()
+    run = Block.run
+
+    def counted(self: Block, states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        if not torch.is_grad_enabled():
+            found[self.index] += len(states)
+        return run(self, states, *args, **kwargs)
+
+    monkeypatch.setattr(Block, "run", counted)
+    return found
+
+
+# The dense stream; one sample that says which linears share inputs; statistics; after the fit; and the probe.
+OF_ALL_RUNGS = ALL + 1 + CALIBRATION + ALL + 1
+# Before the fit, and after each epoch.
+OF_A_FIT = ALL + EPOCHS * HELDOUT
+# A block of each kind is looked at before anything is done; here all are of one kind.
+SURVEYED = Counter({0: 1})
+
+
+def test_a_window_of_one_block_passes_it_for_the_errors_before_and_after(
+    llama: Path, tmp_path: Path, passed: Counter[int]
+) -> None:
+    record = prune(llama, tmp_path / "out", reconstruct="BR+GP")
+    blocks = range(len(record["blocks"]))
+    assert passed - SURVEYED == dict.fromkeys(blocks, OF_ALL_RUNGS + OF_A_FIT)
+
+
+def test_what_windows_that_overlap_have_in_common_is_passed_once(
+    llama: Path, tmp_path: Path, passed: Counter[int]
+) -> None:
+    record = prune(llama, tmp_path / "out", reconstruct="BR+GP+CR")
+    blocks = range(len(record["blocks"]))
+    # Each block is in a second window, with the next, and what comes out of it until that one's fit is what the first
+    # has ended with. The last block is there alone, and passed for the errors before.
+    again = EPOCHS * HELDOUT + ALL
+    expected = Counter(dict.fromkeys(blocks, OF_ALL_RUNGS + OF_A_FIT + again))
+    assert passed - SURVEYED == expected + Counter({blocks[-1]: ALL})
+
+
+def test_streams_are_freed_as_windows_go_on(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    left: list[int] = []
+    stores: list[StreamStore] = []
+    free = StreamStore.free
+
+    def watched(self: StreamStore, stream: Any) -> None:
+        free(self, stream)
+        left.append(len(self._streams))
+        stores.append(self)
+
+    monkeypatch.setattr(StreamStore, "free", watched)
+    prune(llama, tmp_path / "out", reconstruct="BR+GP+CR")
+    assert left[-1] == 0
+    assert max(left) <= 5, "the student's, the dense model's before, between and after two blocks, one for statistics"

@@ -15,6 +15,7 @@ from typing import Self, final
 import torch
 from torch import Tensor, nn
 
+from reprune.math.masking import mask_
 from reprune.math.solver import Objective
 
 
@@ -162,7 +163,7 @@ class LowRank(Coordinates):
 def _mask_gradients_(leaves: Sequence[nn.Parameter], masks: Sequence[Tensor | None]) -> None:
     for leaf, mask in zip(leaves, masks, strict=True):
         if mask is not None and leaf.grad is not None:
-            leaf.grad *= mask
+            mask_(leaf.grad, mask)
 
 
 class _Factored:
@@ -183,7 +184,7 @@ class _Factored:
         gradient = parameter.grad
         assert gradient is not None
         if self._mask is not None:
-            gradient *= self._mask
+            mask_(gradient, self._mask)
         for leaf, own in ((self.B, gradient @ self.A.mT), (self.A, self.B.mT @ gradient)):
             leaf.grad = own if leaf.grad is None else leaf.grad + own
         parameter.grad = None
@@ -192,5 +193,5 @@ class _Factored:
     def push_(self) -> None:
         update = self.B @ self.A
         if self._mask is not None:
-            update *= self._mask
+            mask_(update, self._mask)
         self._parameter.copy_(update.add_(self._start))

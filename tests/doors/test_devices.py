@@ -21,7 +21,7 @@ from tests.engine.quick import tensors
 @pytest.fixture
 def dbrx(here: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A model that adds up its experts' outputs in the dtype of the states; `auto` is bfloat16."""
-    monkeypatch.setattr(devices, "_cpu_multiplies_bfloat16", lambda: True)
+    monkeypatch.setattr(devices, "_cpu_multiplies", lambda precision: True)
     (here / "text.txt").write_text(tiny.text())
     return tiny.save("dbrx", here / "dbrx")
 
@@ -97,3 +97,36 @@ def test_a_result_that_windows_were_finished_of_is_kept(
     with pytest.raises(HalfPrecisionError):
         reprune.prune("llama", "out", calibration="manual", samples=8, seqlen=24, reconstruct="LR", device="cpu")
     assert reprune.status("out").windows_done == 2
+
+
+@pytest.mark.parametrize(
+    ("precision", "device", "capabilities", "slow"),
+    [
+        ("float16", "cpu", {"architecture": "x86_64", "avx512_bf16": True}, True),
+        ("float16", "cpu", {"architecture": "x86_64", "amx_fp16": True}, False),
+        ("float16", "cuda", {"architecture": "x86_64"}, False),
+        ("bfloat16", "cpu", {"architecture": "x86_64", "avx512_bf16": True}, False),
+        ("bfloat16", "cpu", {"architecture": "x86_64"}, True),
+        ("bfloat16", "cpu", {"architecture": "aarch64"}, False),
+        ("float32", "cpu", {"architecture": "x86_64"}, False),
+        ("auto", "cpu", {"architecture": "x86_64"}, False),
+    ],
+)
+def test_it_is_known_which_precisions_are_slow_here(
+    precision: str, device: str, capabilities: dict[str, Any], slow: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(devices, "_capabilities", lambda: capabilities)
+    assert (devices.slowness(precision, device) is not None) == slow
+
+
+def test_who_asks_for_a_slow_precision_is_told_so_once(cli: Cli, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "_capabilities", lambda: {"architecture": "x86_64"})
+    tiny.save("llama", here / "llama")
+    (here / "text.txt").write_text(tiny.text())
+    said = cli("prune", "llama", "--out", "out", "--reconstruct", "LR", *QUICK, "--set", "precision=bfloat16")
+    assert said.code == 0
+    line = "note: this CPU multiplies slowly in bfloat16; precision auto is faster"
+    assert [one for one in said.out.splitlines() if "slowly" in one] == [line]
+    told: list[str] = []
+    reprune.evaluate("llama", "text.txt", seqlen=32, max_windows=2, precision="bfloat16", notify=told.append)
+    assert told == [line]

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from reprune.doors.devices import slowness
 from reprune.doors.generation.selfmade import self_generated
 from reprune.doors.prepare import (
     check_dense,
@@ -138,6 +139,8 @@ def _prune(recipe: Recipe, out: Path, watcher: Watcher, shared: Shared | None, r
     folder = locate_model(recipe.model, notify=watcher.note)
     check_dense(folder)
     recipe = settle(recipe).settled()
+    if slow := slowness(recipe.precision, recipe.device):
+        watcher.note(slow)
     decoder = open_decoder(recipe, folder)
     recipe = settle_seqlen(recipe, decoder)
     survey(decoder, recipe.sparsities, recipe.choice).check()

@@ -34,14 +34,32 @@ def settle_precision(precision: str, device: str) -> str:
         raise InputError(f"precision {precision}: expected auto, {', '.join(DTYPES)}.")
     if precision != "auto":
         return precision
-    fast = torch.cuda.is_bf16_supported() if device.startswith("cuda") else _cpu_multiplies_bfloat16()
+    fast = torch.cuda.is_bf16_supported() if device.startswith("cuda") else _cpu_multiplies("bfloat16")
     return "bfloat16" if fast else "float32"
 
 
-def _cpu_multiplies_bfloat16() -> bool:
-    """Whether the CPU has instructions for bfloat16 products (without them they are slower than float32)."""
-    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
+def slowness(precision: str, device: str) -> str | None:
+    """What to say of a precision that was asked for by name, if products in it are slower than in float32."""
+    slow = (
+        precision in _INSTRUCTIONS
+        and device == "cpu"
+        and _capabilities().get("architecture") == "x86_64"  # of others the names of instructions are not known here
+        and not _cpu_multiplies(precision)
+    )
+    return f"this CPU multiplies slowly in {precision}; precision auto is faster" if slow else None
+
+
+_INSTRUCTIONS = {"bfloat16": ("avx512_bf16", "amx_bf16"), "float16": ("avx512_fp16", "amx_fp16")}
+
+
+def _cpu_multiplies(precision: str) -> bool:
+    """Whether the CPU has instructions for such products (without them they are slower than in float32)."""
+    return any(_capabilities().get(name, False) for name in _INSTRUCTIONS[precision])
+
+
+def _capabilities() -> dict[str, Any]:
+    found: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return found
 
 
 def in_precision(
@@ -56,6 +74,8 @@ def in_precision(
         HalfPrecisionError: the model cannot be computed in the one that was asked for by name.
     """
     settled = settle_precision(precision, device)
+    if slow := slowness(precision, device):
+        notify(f"note: {slow}")
     try:
         return work(settled)
     except HalfPrecisionError as error:

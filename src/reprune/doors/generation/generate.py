@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, final
 
-from reprune.doors.devices import settle_device, settle_precision
+from reprune.doors.devices import settle_device, settle_precision, slowness
 from reprune.doors.generation.endpoint import EndpointAuthor
 from reprune.doors.generation.local import LocalAuthor
 from reprune.doors.prepare import check_devices
@@ -115,6 +115,8 @@ def generate(
         if endpoint is None:
             made_by["model"]["fingerprint"] = Checkpoint(folder).fingerprint()
             made_by |= {"device": where, "precision": products}
+            if slow := slowness(precision, where):
+                watcher.note(slow)
         else:
             server = stack.enter_context(
                 closing(EndpointAuthor(endpoint, endpoint_model, tokenizer, settings, concurrency, watcher.writing))

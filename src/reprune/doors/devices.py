@@ -14,6 +14,9 @@ Value = TypeVar("Value")
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
+_INSTRUCTIONS = {"bfloat16": ("avx512_bf16", "amx_bf16"), "float16": ("avx512_fp16", "amx_fp16")}
+"""Of x86 processors, as PyTorch names them: any of these multiplies faster than in float32."""
+
 
 def settle_device(device: str) -> str:
     """`auto` is CUDA where there is one; raises `InputError` for a device that is not there."""
@@ -47,9 +50,6 @@ def slowness(precision: str, device: str) -> str | None:
         and not _cpu_multiplies(precision)
     )
     return f"this CPU multiplies slowly in {precision}; precision auto is faster" if slow else None
-
-
-_INSTRUCTIONS = {"bfloat16": ("avx512_bf16", "amx_bf16"), "float16": ("avx512_fp16", "amx_fp16")}
 
 
 def _cpu_multiplies(precision: str) -> bool:

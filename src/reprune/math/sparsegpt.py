@@ -124,11 +124,12 @@ def _one_by_one_(W: Tensor, errors: Tensor, scales: Tensor, U: Tensor) -> None:
         scales: (columns, rows): 1 / U_pp where pruned, 0 where kept.
         U: their part of the factor (columns, columns).
     """
-    weights, lost, by, upper = (one.numpy() for one in (W, errors, scales, U))
-    for column in range(len(weights)):
-        if column:
-            weights[column] -= upper[:column, column] @ lost[:column]
-        np.multiply(weights[column], by[column], out=lost[column])
+    weights, lost, by, upper = (one.detach().numpy() for one in (W, errors, scales, U))
+    with np.errstate(all="ignore"):  # what is not finite is told of where it would be saved
+        for column in range(len(weights)):
+            if column:
+                weights[column] -= upper[:column, column] @ lost[:column]
+            np.multiply(weights[column], by[column], out=lost[column])
 
 
 def _at_once_(W: Tensor, errors: Tensor, scales: Tensor, U: Tensor) -> None:

@@ -62,13 +62,11 @@ def test_what_windows_that_overlap_have_in_common_is_passed_once(
 
 def test_streams_are_freed_as_windows_go_on(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     left: list[int] = []
-    stores: list[StreamStore] = []
     free = StreamStore.free
 
     def watched(self: StreamStore, stream: Any) -> None:
         free(self, stream)
         left.append(len(self._streams))
-        stores.append(self)
 
     monkeypatch.setattr(StreamStore, "free", watched)
     prune(llama, tmp_path / "out", reconstruct="BR+GP+CR")

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reprune.math.masking import mask_, masked_
+from reprune.math.masking import mask_, mask_weights_
 
 
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 2**31), st.booleans())
@@ -15,7 +15,7 @@ def test_it_is_what_filling_with_zero_gives(rows: int, columns: int, seed: int, 
     weight = torch.randn(rows, columns, generator=generator)
     mask = torch.rand(columns, rows, generator=generator).T > 0.5 if turned else torch.rand(rows, columns) > 0.5
     filled = weight.masked_fill(~mask, 0.0)
-    found = masked_(weight.clone(), mask)
+    found = mask_weights_(weight.clone(), mask)
     assert torch.equal(found, filled)
     assert not found[~mask].signbit().any()
     assert torch.equal(mask_(weight, mask), filled)

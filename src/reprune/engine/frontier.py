@@ -17,11 +17,11 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from reprune.engine.dense import Dense, DenseStream
+from reprune.engine.error_pair import ErrorPair
 from reprune.engine.kept import Kept
 from reprune.engine.probe import Probe
 from reprune.engine.shared import Shared
 from reprune.math.ranks import ALONE, Ranks
-from reprune.math.reconstruction_error import ErrorMeter
 from reprune.math.solver import Errors
 from reprune.math.standardization import FeatureStatistics, FeatureSums
 from reprune.model.block import Block, Call, many_passes
@@ -39,24 +39,6 @@ class Targets:
 
     end: Stream  # what the window's last block should put out, from the teacher's inputs
     dense: Mapping[int, Stream]  # for each retired block, what it puts out in the dense model
-
-
-@final
-class ErrorPair:
-    """Measures calibration and held-out samples apart."""
-
-    def __init__(self, calibration: int, scale: Tensor | None = None) -> None:
-        """Samples before `calibration` are calibrated on; `scale` is that of an `ErrorMeter`."""
-        self._calibration = calibration
-        self._meters = (ErrorMeter(scale), ErrorMeter(scale))
-
-    def update(self, batch: slice, outputs: Tensor, targets: Tensor) -> None:
-        """Take in a batch of samples (all of one kind)."""
-        self._meters[batch.start >= self._calibration].update(outputs, targets.to(outputs.device))
-
-    def errors(self, ranks: Ranks) -> Errors:
-        """The errors over all batches of all ranks so far."""
-        return Errors(self._meters[0].error(ranks), self._meters[1].error(ranks))
 
 
 @final
@@ -262,13 +244,11 @@ class Frontier:
         ahead = self._take_ahead(blocks)
         stream = ahead or self._store.new(self._shape)
         try:
-            if ahead is not None:
-                yield ahead
-                return
-            gathered = len(self._statistics_batches)
-            with gathering or nullcontext():
-                self._pass(blocks, stream, self.batches[:gathered])
-            self._pass(blocks, stream, self.batches[gathered:])
+            if ahead is None:
+                gathered = len(self._statistics_batches)
+                with gathering or nullcontext():
+                    self._pass(blocks, stream, self.batches[:gathered])
+                self._pass(blocks, stream, self.batches[gathered:])
             del blocks, gathering
             yield stream
         finally:
@@ -276,7 +256,7 @@ class Frontier:
 
     def _take_ahead(self, blocks: Sequence[Block]) -> Stream | None:
         """What came out of these blocks as the window before ended, if it did; it is the caller's from then on."""
-        if self._ahead is None or [*map(id, self._ahead[0])] != [*map(id, blocks)]:
+        if self._ahead is None or self._ahead[0] != [*blocks]:
             return None
         (_, stream), self._ahead = self._ahead, None
         return stream

@@ -11,7 +11,8 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from reprune.engine.frontier import ErrorPair, Frontier, Targets
+from reprune.engine.error_pair import ErrorPair
+from reprune.engine.frontier import Frontier, Targets
 from reprune.errors import NumericalError
 from reprune.math.finite import all_finite
 from reprune.math.reconstruction_error import Error

@@ -8,7 +8,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from reprune.math.masking import masked_
+from reprune.math.masking import mask_weights_
 from reprune.math.patterns import Pattern
 from reprune.math.pruner import Pruned, Pruner
 from reprune.math.statistics import Statistics
@@ -26,4 +26,4 @@ class Magnitude(Pruner[Statistics]):
     def _prune(self, weights: Sequence[Tensor], statistics: Statistics, pattern: Pattern) -> list[Pruned]:
         del statistics
         masks = [pattern.keep(weight.abs(), "matrix") for weight in weights]
-        return [Pruned(masked_(weight.clone(), mask), mask) for weight, mask in zip(weights, masks, strict=True)]
+        return [Pruned(mask_weights_(weight.clone(), mask), mask) for weight, mask in zip(weights, masks, strict=True)]

@@ -21,6 +21,6 @@ def mask_(values: Tensor, mask: Tensor) -> Tensor:
     return values.mul_(mask.view(torch.uint8))
 
 
-def masked_(weights: Tensor, mask: Tensor) -> Tensor:
+def mask_weights_(weights: Tensor, mask: Tensor) -> Tensor:
     """The same of weights that are finite, all of whose zeros are then positive, as they are saved."""
     return mask_(weights, mask).add_(0.0)

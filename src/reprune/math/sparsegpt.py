@@ -22,7 +22,7 @@ from torch import Tensor
 
 from reprune.errors import NumericalError
 from reprune.math.finite import all_finite
-from reprune.math.masking import masked_
+from reprune.math.masking import mask_weights_
 from reprune.math.patterns import Pattern
 from reprune.math.pruner import Pruned, Pruner
 from reprune.math.statistics import Gram
@@ -55,7 +55,7 @@ class SparseGPT(Pruner[Gram]):
         stacked[dead] = 0.0
         rows = [weight.shape[0] for weight in weights]
         mask = self._sweep_(stacked, factor, rows, pattern)
-        masked_(stacked, mask)
+        mask_weights_(stacked, mask)
         pruned = zip(stacked.T.split(rows), mask.T.split(rows), strict=True)
         return [Pruned(weight.contiguous(), kept.contiguous(), notes) for weight, kept in pruned]
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from reprune.errors import NumericalError
 from reprune.math.finite import all_finite
-from reprune.math.masking import masked_
+from reprune.math.masking import mask_weights_
 from reprune.math.patterns import Pattern
 from reprune.math.pruner import Pruned, Pruner
 from reprune.math.statistics import SquaredNorms
@@ -28,4 +28,4 @@ class Wanda(Pruner[SquaredNorms]):
             raise NumericalError("the inputs of this group hold NaN or infinite values, so Wanda cannot score it")
         norms = (statistics.sums / max(statistics.tokens, 1)).sqrt()  # (columns,); the scale does not matter
         masks = [pattern.keep(weight.abs() * norms, "row") for weight in weights]
-        return [Pruned(masked_(weight.clone(), mask), mask) for weight, mask in zip(weights, masks, strict=True)]
+        return [Pruned(mask_weights_(weight.clone(), mask), mask) for weight, mask in zip(weights, masks, strict=True)]

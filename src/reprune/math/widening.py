@@ -33,7 +33,7 @@ class Widening(Solver):
         with problem.last_part() as part:
             if part is None:
                 return self.only_part.fit(problem, seed, progress)
-            before = finite_errors(part)  # the window's own, at half the cost
+            before = finite_errors(part)  # the window's own
             first = self.last_part.descend(part, before.heldout, seed, lambda epoch: progress(_of_last_part(epoch)))
 
         def later(epoch: Epoch) -> Epoch:

@@ -32,6 +32,7 @@ Value = TypeVar("Value")
 _BUCKET = 2**26  # bytes of small tensors that are summed at once
 _PATIENCE = timedelta(days=30)  # for what only the first rank does; a rank that ends meanwhile ends the others
 _HEARING = 2.0  # seconds for all ranks to come to the same error
+_LETTING_GO = 0.1  # seconds for threads that await Python's lock, and nothing else
 
 
 class LostRankError(RepruneError):
@@ -204,6 +205,9 @@ class Together(Ranks):
 
     def close(self) -> None:
         """Leave the others, whatever has become of them."""
+        # Threads of gloo let go of tensors under Python's lock. PyTorch 2.6 holds that while it waits for them to end,
+        # for ever: so they are to be through with it.
+        time.sleep(_LETTING_GO)
         with suppress(RuntimeError):
             dist.destroy_process_group()
 

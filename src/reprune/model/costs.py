@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+from torch.utils.flop_counter import FlopCounterMode
 
 from reprune.model.block import Block, Call, Precision
 from reprune.model.linears import Linear, Stack, find_linears
@@ -119,11 +119,15 @@ def _counted(counter: FlopCounterMode) -> Flops:
 
 
 def _attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
-    return int(sdpa_flop_count(query, key, value))
+    """Two products: of queries and keys, and of the scores and values. Several query heads may share a key head."""
+    samples, heads, queries, size = query
+    return int(2 * samples * heads * queries * key[-2] * (size + value[-1]))
 
 
 def _attention_backward(gradient: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
-    return int(sdpa_backward_flop_count(gradient, query, key, value))
+    """Five: the scores anew, their gradients, and those of queries, keys and values."""
+    samples, heads, queries, size = query
+    return int(2 * samples * heads * queries * key[-2] * (3 * size + 2 * value[-1]))
 
 
 _ATTENTION = {  # the CPU's kernels, which the counter does not know by itself; arguments come as shapes

@@ -7,6 +7,7 @@ names, files and the libraries that fetch and convert; knows nothing of blocks, 
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from pathlib import Path
 
 from reprune.errors import InputError, UnsupportedModelError
@@ -118,6 +119,10 @@ def _from_hub(model: str, revision: str | None, weights: bool) -> Path:
     except Exception as error:  # its own errors, those of its HTTP client, plain OSErrors
         # Offline it refuses a cached model that lacks any file of the repository, even one that nobody reads.
         cached = getattr(error, "snapshot_path", None)
+        if cached is None and isinstance(error, huggingface_hub.errors.OfflineModeIsEnabled):
+            # Releases such as 2.1 ask the Hub for a commit that is in the cache, unless they are told not to.
+            with suppress(Exception):
+                cached = fetch(model, revision=revision, allow_patterns=wanted, local_files_only=True)
         if cached is None or (weights and not _is_whole(Path(cached))):
             raise InputError(_hub_message(error, model, revision)) from None
         folder = Path(cached)

@@ -137,7 +137,8 @@ def versions() -> dict[str, str]:
     return {
         "reprune": __version__,
         "python": platform.python_version(),
-        **{name: version(name) for name in ("torch", "transformers", "safetensors", "tokenizers")},
+        "torch": str(torch.__version__),  # with the kind of build, which the package's metadata may lack
+        **{name: version(name) for name in ("transformers", "safetensors", "tokenizers")},
     }
 
 

@@ -11,12 +11,17 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial, reduce
 from typing import Any
 
+import pytest
 import torch
+from packaging.version import Version
 from torch import Tensor
+from torch.utils import backend_registration
 from torch.utils._pytree import tree_flatten, tree_unflatten
-from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
 from reprune.planning import devices
+
+if Version(torch.__version__) < Version("2.10"):
+    pytest.skip("this PyTorch takes no device that is written in Python", allow_module_level=True)
 
 NAME = "pretended"
 
@@ -109,7 +114,7 @@ class Pretended(Tensor):
 def device() -> torch.device:
     """The device; PyTorch and reprune know of it from the first call on, and PyTorch forgets none."""
     devices.KINDS = (*devices.KINDS, NAME)
-    _setup_privateuseone_for_python_backend(NAME, backend_module=_Module())
+    backend_registration._setup_privateuseone_for_python_backend(NAME, backend_module=_Module())
     library = torch.library.Library("_", "IMPL")
     library.fallback(_called, "PrivateUse1")
     library.fallback(torch.library.fallthrough_kernel, "AutocastPrivateUse1")

@@ -180,12 +180,20 @@ _HEADS = _drawn(2, 4, 6, 8)
 )
 def test_what_it_has_no_way_for_is_the_kernels(arguments: tuple[Tensor, ...], more: dict[str, Any]) -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        torch.manual_seed(0)
-        expected = _KERNEL(*arguments, **more)
+        expected = _outcome(*arguments, **more)
         with HalfAttention():
-            torch.manual_seed(0)
-            found = _KERNEL(*arguments, **more)
-    assert torch.equal(found, expected)
+            found = _outcome(*arguments, **more)
+    assert type(found) is type(expected)
+    assert torch.equal(found, expected) if isinstance(found, Tensor) else found == expected
+
+
+def _outcome(*arguments: Tensor, **more: Any) -> Tensor | str:
+    """What the kernel gives, or what it says: newer ones refuse two masks."""
+    torch.manual_seed(0)
+    try:
+        return _KERNEL(*arguments, **more)
+    except RuntimeError as error:
+        return str(error)
 
 
 def test_without_autocast_the_kernel_is_asked() -> None:

@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test docs clean
+.PHONY: demo test lowest docs clean
 
 demo: $(VENV)/.demo
 	$(BIN)/reprune demo
@@ -15,6 +15,15 @@ test: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
+
+# The lower bounds in pyproject.toml: the tests with the oldest releases that they admit, in an environment of its own.
+lowest:
+	$(PYTHON) -m venv $(VENV)-lowest
+	$(VENV)-lowest/bin/python -m pip install --quiet uv
+	$(VENV)-lowest/bin/uv pip install --quiet --python $(VENV)-lowest/bin/python --resolution lowest-direct \
+		--editable '.[dev]'
+	PATH="$(CURDIR)/$(VENV)-lowest/bin:$$PATH" $(VENV)-lowest/bin/python -m pytest -n auto --maxprocesses 8 \
+		--dist loadfile -W ignore::DeprecationWarning -W ignore::hypothesis.errors.HypothesisWarning
 
 docs: $(VENV)/.dev
 	$(BIN)/mkdocs build --strict
@@ -37,4 +46,4 @@ $(VENV)/.dev: pyproject.toml | $(BIN)/python
 	@touch $@
 
 clean:
-	rm -rf $(VENV) site demo-output
+	rm -rf $(VENV) $(VENV)-lowest site demo-output

@@ -282,6 +282,21 @@ def test_a_hub_model_in_the_cache_is_found_offline(cached: Path) -> None:
     assert locate_model("owner/tiny") == locate_model("owner/tiny", revision=SHA) == cached
 
 
+def test_a_library_that_asks_the_hub_all_the_same_is_told_not_to(cached: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fetch = huggingface_hub.snapshot_download
+
+    def asks(*arguments: Any, local_files_only: bool = False, **more: Any) -> Any:
+        if not local_files_only:
+            raise errors.OfflineModeIsEnabled("as release 2.1 does for a commit")
+        return fetch(*arguments, local_files_only=True, **more)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", asks)
+    assert locate_model("owner/tiny", revision=SHA) == cached
+    (cached / "config.json").unlink()
+    with pytest.raises(InputError, match="owner/tiny"):
+        locate_model("owner/tiny", revision=SHA)
+
+
 def test_a_cached_hub_model_is_checked_like_a_folder(cached: Path) -> None:
     (cached / "model.safetensors").rename(cached / "pytorch_model.bin")
     with pytest.raises(InputError, match=r"owner/tiny: its weights are pickles"):

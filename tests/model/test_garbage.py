@@ -54,4 +54,3 @@ def test_what_a_program_leaves_is_cleared_where_a_library_would_say_that_it_was_
     with few_searches():
         pass
     assert gc.get_freeze_count() == frozen
-    del OfNanobind

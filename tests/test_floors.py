@@ -141,6 +141,10 @@ def test_a_name_that_the_api_does_not_have_is_an_attribute_error() -> None:
         _ = reprune.prun
 
 
+def test_type_checkers_are_told_that_the_package_has_types() -> None:
+    assert (_ROOT / "py.typed").is_file()
+
+
 def test_the_version_is_that_of_the_project() -> None:
     project = _ROOT.parent.parent / "pyproject.toml"
     if project.exists():

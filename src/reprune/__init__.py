@@ -52,8 +52,10 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    """Import a door when it is first used: `import reprune` alone stays quick."""
-    if name in _DOORS:
-        return getattr(import_module(_DOORS[name]), name)
-    raise AttributeError(f"module 'reprune' has no attribute {name!r}")
+if not TYPE_CHECKING:  # a type checker would take any name to be there
+
+    def __getattr__(name: str) -> Any:
+        """Import a door when it is first used: `import reprune` alone stays quick."""
+        if name in _DOORS:
+            return getattr(import_module(_DOORS[name]), name)
+        raise AttributeError(f"module 'reprune' has no attribute {name!r}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import final
 
@@ -53,7 +54,9 @@ class PredictionObjective(Objective):
         for batch in self._frontier.heldout_batches:
             states = self._frontier.run(self._blocks, self._entering.read(batch), batch)
             ids, of = self._frontier.ids[batch], self._targets.end.read(batch).to(states.device)
-            total += float(self._divergence(states, of, ids))
+            # Where squares overflow a norm makes zeros of the states, which predict all words alike and no worse.
+            finite = math.isfinite(float(torch.linalg.vector_norm(states, dtype=torch.float32)))
+            total += float(self._divergence(states, of, ids)) if finite else math.inf
             tokens += ids.numel()
         total, count = self.ranks.add([total, tokens])
         return Error.of_predictions(total / max(count, 1))

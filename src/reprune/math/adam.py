@@ -137,13 +137,13 @@ class Adam(Solver):
                     coordinates.push_()
                 step += 1
             (total,) = problem.ranks.add([total])
-            if not math.isfinite(total):
+            failed = f"the loss became {total}" if not math.isfinite(total) else None
+            if failed is None and not (heldout := problem.heldout_error()).finite:
+                failed = f"the held-out error became {heldout.normalized}"
+            if failed is not None:
                 if guard is None:
-                    raise NumericalError(
-                        f"the loss became {total} in epoch {number}; lower the learning rate (--lr, now {lr:g})"
-                    )
+                    raise NumericalError(f"{failed} in epoch {number}; lower the learning rate (--lr, now {lr:g})")
                 break
-            heldout = problem.heldout_error()
             calibration, seen = total / problem.samples, heldout.in_measure(standardized)
             highest = lr * self.decay[0]
             epochs.append(Epoch(number, calibration, seen, heldout.judged, highest, highest / size))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +23,16 @@ def prune(model: Path, out: Path, *settings: str, **options: Any) -> dict[str, A
 @pytest.mark.parametrize("name", ["owl", "by-error"])
 @pytest.mark.parametrize("model", ["llama", "mixtral", "gpt2"])
 def test_the_whole_has_the_sparsity_and_blocks_differ(name: str, model: str, tmp_path: Path) -> None:
-    record = prune(tiny.save(model, tmp_path / "model"), tmp_path / "out", f"allocation={name}")
-    shares = [block["sparsity"] for block in record["blocks"]]
-    assert record["sparsity"] == pytest.approx(0.6, abs=0.01)
-    assert max(shares) - min(shares) > 0.005
-    assert all(0.5 < share < 0.7 for share in shares)
+    many = {"samples": 32, "heldout": "manual=16"}  # of fewer, an error may bend so that even shares are the best
+    record = prune(tiny.save(model, tmp_path / "model"), tmp_path / "out", f"allocation={name}", **many)
+    shares = []
     for block in record["blocks"]:
-        (pattern,) = {float(matrix.get("pattern", 0.6)) for matrix in block["matrices"]}
-        assert pattern == pytest.approx(block["sparsity"], abs=0.02)
+        (share,) = {float(matrix.get("pattern", 0.6)) for matrix in block["matrices"]}
+        assert block["sparsity"] == pytest.approx(share, abs=1 / 64), "of rows of 32, whole weights"
+        shares.append(share)
+    assert sum(shares) / len(shares) == pytest.approx(0.6, abs=1e-5), "blocks are of one size"
+    assert 0.005 < max(shares) - min(shares) < 2 * 0.08 + 1e-5, "the spread to either side"
+    assert record["sparsity"] == pytest.approx(0.6, abs=1 / 64)
     assert reprune.verify(tmp_path / "out").passed
 
 
@@ -78,7 +81,9 @@ def test_damaged_shares_are_refused(llama: Path, tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         prune(llama, tmp_path / "out", "allocation=owl", watcher=Stopper())
     file = tmp_path / "out" / ".reprune" / "allocation.json"
-    file.write_text(file.read_text().replace("0.6", "0.5"))
+    written = file.read_text()
+    first = json.dumps(json.loads(written)["sparsities"][0])
+    file.write_text(written.replace(first, "0.25", 1))
     with pytest.raises(InputError, match=r"allocation\.json: damaged"):
         reprune.resume(tmp_path / "out")
 

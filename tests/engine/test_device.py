@@ -27,7 +27,7 @@ from tests.benchmark import load
 from tests.doors.zeroshot.test_accuracy import lines
 from tests.engine import together
 from tests.engine.quick import tensors
-from tests.engine.test_ranks import RECIPES, TOLERANCE, recipe
+from tests.engine.test_ranks import RECIPES, TOLERANCE, job, lay_out
 
 ALONE = [
     name
@@ -51,20 +51,14 @@ def _prune_alone(jobs: list[tuple[str, str, dict[str, Any]]]) -> None:
         prune_by_recipe(resolve_recipe(model, content), Path(out), Watcher())
 
 
-def _job(root: Path, place: str, name: str, device: str = pretended.NAME) -> tuple[str, str, dict[str, Any]]:
-    model, own = RECIPES[name]
-    return str(root / model), str(root / place / name), recipe(own) | {"device": device}
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("devices")
-    for name in {model for model, _ in RECIPES.values()}:
-        tiny.save(name, root / name)
+    lay_out(root)
     (root / "worked").mkdir()
-    alone = [[_job(root, place, name, device) for name in ALONE] for place, device in PLACES.items()]
+    alone = [[job(root, place, name, device=device) for name in ALONE] for place, device in PLACES.items()]
     _end([rank for jobs in alone for rank in together.start(1, _prune_alone, jobs)])
-    _end(together.start(2, _prune, [_job(root, "2", name) for name in TOGETHER], root / "worked"))
+    _end(together.start(2, _prune, [job(root, "2", name, device=pretended.NAME) for name in TOGETHER], root / "worked"))
     return root
 
 
@@ -111,7 +105,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, An
     """By device and precision what else runs a model."""
     root = tmp_path_factory.mktemp("measured")
     tiny.save("llama", root / "llama")
-    (root / "text.txt").write_text(tiny.text())
+    (root / "text.txt").write_text(tiny.LICENCE)  # as in `lay_out`, so that masks are the same
     (root / "rows").mkdir()
     for task in ("boolq", "arc_easy"):
         (root / "rows" / LAYOUTS[task].file).write_text("\n".join(json.dumps(line) for line in lines(task)))

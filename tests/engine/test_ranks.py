@@ -21,7 +21,6 @@ TOLERANCE = 1e-4
 """Of a model's weights, relative: sums over samples are made in another order, and nothing else differs."""
 
 _COMMON: dict[str, Any] = {
-    "calibration": ["manual"],
     "samples": 9,  # which no number of processes divides
     "seqlen": 24,
     "device": "cpu",
@@ -50,23 +49,35 @@ RECIPES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def recipe(own: dict[str, Any]) -> dict[str, Any]:
-    return {**_COMMON, **own, "solver": {**_COMMON["solver"], **own.get("solver", {})}}
+def lay_out(root: Path) -> None:
+    """Write the models of all recipes and their text.
+
+    The text is the same with every Python: of thousands of scores two can be so close that the order of a sum decides
+    which weight is pruned, and where they are is a matter of the text.
+    """
+    for name in {model for model, _ in RECIPES.values()}:
+        tiny.save(name, root / name)
+    (root / "text.txt").write_text(tiny.LICENCE, encoding="utf-8")
+
+
+def job(root: Path, place: str, name: str, **more: Any) -> tuple[str, str, dict[str, Any]]:
+    """The model, the result's folder and the recipe of a run."""
+    model, own = RECIPES[name]
+    solver = {**_COMMON["solver"], **own.get("solver", {})}
+    content = {**_COMMON, "calibration": [str(root / "text.txt")], **own, "solver": solver, **more}
+    return str(root / model), str(root / place / name), content
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Everything done by one, two and four processes."""
     root = tmp_path_factory.mktemp("ranks")
-    for name in {model for model, _ in RECIPES.values()}:
-        tiny.save(name, root / name)
-    for name, (model, own) in RECIPES.items():
-        (root / "1").mkdir(exist_ok=True)
-        prune_by_recipe(resolve_recipe(str(root / model), recipe(own)), root / "1" / name, Watcher())
+    lay_out(root)
+    (root / "1").mkdir()
+    for model, out, content in [job(root, "1", name) for name in RECIPES]:
+        prune_by_recipe(resolve_recipe(model, content), Path(out), Watcher())
     for count in (2, 4):
-        jobs = [
-            (str(root / model), str(root / str(count) / name), recipe(own)) for name, (model, own) in RECIPES.items()
-        ]
+        jobs = [job(root, str(count), name) for name in RECIPES]
         (root / str(count)).mkdir()
         (root / f"worked-{count}").mkdir()
         for ended in [rank.wait(300) for rank in together.start(count, together.prune, jobs, root / f"worked-{count}")]:

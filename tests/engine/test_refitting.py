@@ -27,7 +27,7 @@ REFIT = "solver.start=least-squares"
 @pytest.mark.parametrize("pruner", ["magnitude", "wanda", "sparsegpt"])
 def test_every_architecture_comes_nearer_to_the_dense_model(name: str, pruner: str, tmp_path: Path) -> None:
     model = tiny.save(name, tmp_path / "model")
-    options = {"pruner": pruner, "reconstruct": "LR", "sparsity": "2:4", "samples": 16}
+    options = {"pruner": pruner, "reconstruct": "LR", "sparsity": "2:4", "samples": 64}
     plain = prune(model, tmp_path / "plain", "pruner.sequential=true", **options)
     record = prune(model, tmp_path / "out", REFIT, **options)
     assert record["blocks"][-1]["calibration_error"] < plain["blocks"][-1]["calibration_error"]
@@ -79,8 +79,8 @@ def _inputs_of_gate(model: Any, ids: Tensor) -> Tensor:
 
 
 def test_adam_goes_on_from_there(llama: Path, tmp_path: Path) -> None:
-    alone = prune(llama, tmp_path / "alone", REFIT, "solver.name=none", reconstruct="BR+GP")
-    both = prune(llama, tmp_path / "both", REFIT, reconstruct="BR+GP")
+    alone = prune(llama, tmp_path / "alone", REFIT, "solver.name=none", reconstruct="BR+GP", samples=48)
+    both = prune(llama, tmp_path / "both", REFIT, reconstruct="BR+GP", samples=48)
     first = both["windows"][0]
     assert first["calibration_error"]["before"] == pytest.approx(alone["windows"][0]["calibration_error"]["after"])
     assert first["calibration_error"]["after"] < first["calibration_error"]["before"]

@@ -152,7 +152,7 @@ def test_a_loss_that_is_of_one_feature_is_said(here: Path, cli: Cli) -> None:
 def test_what_the_guard_did_and_auto_chose_is_said(here: Path, cli: Cli) -> None:
     said = cli(
         "prune", "llama", "--out", "chosen", "--calibration", "text.txt", "--samples", "8", "--seqlen", "24",
-        "--reconstruct", "auto", "--only", "attention", "--epochs", "6", "--lr", "0.05", "--batch-size", "4",
+        "--reconstruct", "auto", "--only", "attention", "--epochs", "6", "--lr", "0.5", "--batch-size", "4",
         "--device", "cpu",
     )  # fmt: skip
     assert (said.code, said.err) == (0, "")

@@ -146,7 +146,8 @@ def test_a_server_that_goes_away_ends_it_with_what_is_written(
         rounds_done.append(number)
         return written(self, prefixes, number)  # type: ignore[arg-type]
 
-    flags = [*FLAGS, "--endpoint", server[0], "--endpoint-model", server[1]]
+    # More texts than one round can keep, which are two batches.
+    flags = [*FLAGS, "--samples", "15", "--endpoint", server[0], "--endpoint-model", server[1]]
     with monkeypatch.context() as away:
         away.setattr(EndpointAuthor, "write", write)
         said = cli("generate", "llama", "--out", "self.jsonl", *flags)
@@ -157,4 +158,4 @@ def test_a_server_that_goes_away_ends_it_with_what_is_written(
     again = cli("generate", "llama", "--out", "self.jsonl", *flags)
     assert (again.code, again.err) == (0, "")
     assert lines(here / "self.jsonl")[: len(before)] == before
-    assert len(lines(here / "self.jsonl")) == 9
+    assert len(lines(here / "self.jsonl")) == 15

@@ -159,7 +159,8 @@ def test_a_killed_process_is_gone_on_with(here: Path, whole: Path, cli: Cli) -> 
     """In a process of its own, with the signal that nothing can catch, in the middle of the second cell."""
     flags = [*GRID[:3], "--rungs", "BR+GP", *STUDY]
     command = [sys.executable, "-m", "reprune", "study", "llama", "--out", "s", *flags, "-v"]
-    environment = {**os.environ, "PYTHONPATH": str(Path(reprune.__file__).parents[1])}
+    places = [str(Path(reprune.__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(places)}
     with subprocess.Popen(command, cwd=here, env=environment, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         for line in process.stdout:

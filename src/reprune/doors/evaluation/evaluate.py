@@ -59,7 +59,7 @@ def evaluate(
     windows = cut_text(folder, open_text(text), cut, trust_remote_code)
     if (share := _calibrated_on(folder, windows.ids)) >= _TOLD:
         notify(f"note: the text holds {share:.0%} of what this model was calibrated on,")
-        notify("      so its perplexity says little of other text")
+        notify("      so on other text its perplexity may well be higher")
 
     def measured(products: str) -> tuple[str, float]:
         dtype = Precision(DTYPES[products])

@@ -54,7 +54,7 @@ class PredictionObjective(Objective):
         for batch in self._frontier.heldout_batches:
             states = self._frontier.run(self._blocks, self._entering.read(batch), batch)
             ids, of = self._frontier.ids[batch], self._targets.end.read(batch).to(states.device)
-            # Where squares overflow a norm makes zeros of the states, which predict all words alike and no worse.
+            # Where squares overflow the last norm makes zeros of the states: all words alike, which can seem better.
             finite = math.isfinite(float(torch.linalg.vector_norm(states, dtype=torch.float32)))
             total += float(self._divergence(states, of, ids)) if finite else math.inf
             tokens += ids.numel()

@@ -31,7 +31,11 @@ def test_the_whole_has_the_sparsity_and_blocks_differ(name: str, model: str, tmp
         assert block["sparsity"] == pytest.approx(share, abs=1 / 64), "of rows of 32, whole weights"
         shares.append(share)
     assert sum(shares) / len(shares) == pytest.approx(0.6, abs=1e-5), "blocks are of one size"
-    assert 0.005 < max(shares) - min(shares) < 2 * 0.08 + 1e-5, "the spread to either side"
+    assert max(shares) - min(shares) > 0.005
+    assert max(shares) - min(shares) < 2 * 0.08 + 1e-5, "the spread to either side"
+    if name == "by-error":  # the middle of OWL's may lie anywhere between the two
+        assert all(abs(share - 0.6) < 0.08 + 1e-5 for share in shares)
+    assert record["sparsity"] == pytest.approx(0.6, abs=0.01)
     found = [block["sparsity"] for block in record["blocks"]]
     assert record["sparsity"] == pytest.approx(sum(found) / len(found), abs=1e-6)
     assert reprune.verify(tmp_path / "out").passed

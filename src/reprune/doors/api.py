@@ -145,8 +145,10 @@ def _prune(recipe: Recipe, out: Path, watcher: Watcher, shared: Shared | None, r
     recipe = settle_seqlen(recipe, decoder)
     survey(decoder, recipe.sparsities, recipe.choice).check()
     check_distillation(recipe, decoder)
-    check_ranks(recipe, count_samples(recipe)[0], ranks)
+    counts = count_samples(recipe)
+    check_ranks(recipe, counts[0], ranks)
     check_memory(recipe, decoder)
+    ranks.first_does(lambda: check_disk(recipe, decoder, sum(counts), out))
     made_absolute = absolute(recipe)
     ledger = Ledger(out)
     own = self_generated(recipe, decoder, watcher, ranks)
@@ -157,7 +159,6 @@ def _prune(recipe: Recipe, out: Path, watcher: Watcher, shared: Shared | None, r
             watcher.phase(None, "drawing calibration samples")
             with decoder.checkpoint.digesting() as digests:  # while texts are read and tokenized
                 drawn = draw(recipe, decoder, own)
-                check_disk(recipe, decoder, drawn, out)
                 weights = digests()
             job = {
                 "recipe": made_absolute.model_dump(mode="json"),

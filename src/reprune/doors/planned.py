@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +15,10 @@ import torch
 from reprune.doors.devices import DTYPES
 from reprune.doors.prepare import (
     check_dense,
+    check_disk,
     check_distillation,
+    check_memory,
+    check_out,
     count_samples,
     nested_flags,
     open_decoder,
@@ -54,6 +57,18 @@ class Plan:
     bytes: int  # of its files
     machine: Machine | None = None  # that the run is forecast for; None is this one
     crew: Crew = ONE_PROCESS  # the processes
+    out: Path | None = None  # the folder to write, where it is said
+
+    @cached_property
+    def refusals(self) -> tuple[str, ...]:
+        """Why `prune` would refuse, a line each: by the model, and by the memory and the disk that are here."""
+        checks: list[Callable[[], None]] = []
+        if self.machine is None:
+            checks.append(lambda: check_memory(self.recipe, self.decoder))
+        if (out := self.out) is not None:
+            checks.append(lambda: check_out(out))
+            checks.append(lambda: check_disk(self.recipe, self.decoder, sum(self.samples), out))
+        return (*self.survey.refusals, *(said for check in checks if (said := _said(check)) is not None))
 
     @property
     def folder(self) -> Path:
@@ -97,15 +112,31 @@ class Plan:
         return forecast(self.recipe, self._work, Speed(1.0, 1.0, 1.0), resident_bytes(), self.crew).memory_bytes
 
 
-def plan_by_recipe(recipe: Recipe, watcher: Watcher, machine: Machine | None = None, crew: Crew = ONE_PROCESS) -> Plan:
+def _said(check: Callable[[], None]) -> str | None:
+    """What a check refuses, if it does."""
+    try:
+        check()
+    except InputError as error:
+        return str(error)
+    return None
+
+
+def plan_by_recipe(
+    recipe: Recipe,
+    watcher: Watcher,
+    machine: Machine | None = None,
+    crew: Crew = ONE_PROCESS,
+    out: Path | None = None,
+) -> Plan:
     """Look at a model's configuration and tensor headers; load no weights.
 
     Args:
         machine: the one that the run is forecast for, where that is not this one.
         crew: the processes that it is forecast for.
+        out: the folder that the run would write.
 
     Raises:
-        InputError: the recipe does not fit the model at all. What would be refused is in `Plan.survey.refusals`.
+        InputError: the recipe does not fit the model at all. What would be refused is in `Plan.refusals`.
     """
     folder = locate_model(recipe.model, notify=watcher.note)
     check_dense(folder)
@@ -129,6 +160,7 @@ def plan_by_recipe(recipe: Recipe, watcher: Watcher, machine: Machine | None = N
         decoder.checkpoint.bytes,
         machine,
         crew,
+        out,
     )
 
 
@@ -144,6 +176,7 @@ def make_crew(ranks: int | None, network: str | None, machine: Machine | None) -
 
 def plan(
     model: str | os.PathLike[str],
+    out: str | os.PathLike[str] | None = None,
     *,
     on: str | None = None,
     ranks: int | None = None,
@@ -154,6 +187,8 @@ def plan(
     """What `prune` with the same arguments would do; loads no weights.
 
     Args:
+        model: a local folder, a Hub id, or a .gguf file.
+        out: the folder that it would write: is it free, and is there room?
         on: the name of a machine, where that is not this one.
         ranks: so many processes.
         network: what they exchange over: local, nvlink or 100g.
@@ -162,4 +197,4 @@ def plan(
     crew = make_crew(ranks, network, machine)
     content = recipe_contents(flags.pop("recipe", None))
     recipe = resolve_recipe(os.fspath(model), content, nested_flags(**flags), settings)
-    return plan_by_recipe(recipe, Watcher(), machine, crew)
+    return plan_by_recipe(recipe, Watcher(), machine, crew, None if out is None else Path(out))

@@ -113,10 +113,10 @@ def check_devices(device: str, ranks: Ranks) -> None:
         raise InputError(f"--device {device}: each of {ranks.count} processes takes a device of its own; give cuda.")
 
 
-def check_disk(recipe: Recipe, decoder: Decoder, samples: Samples, out: Path) -> None:
-    """Raise `InputError` where a run needs more disk than is free."""
-    stream = 4 * (len(samples.calibration) + len(samples.heldout)) * samples.calibration.shape[1] * decoder.width
-    disk = disk_bytes(recipe, stream, decoder.checkpoint.bytes)
+def check_disk(recipe: Recipe, decoder: Decoder, samples: int, out: Path) -> None:
+    """Raise `InputError` where a run on so many samples, those held out among them, needs more disk than is free."""
+    assert recipe.seqlen is not None
+    disk = disk_bytes(recipe, 4 * samples * recipe.seqlen * decoder.width, decoder.checkpoint.bytes)
     parent = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
     if disk > (free := shutil.disk_usage(parent).free):
         raise InputError(

@@ -32,7 +32,7 @@ _RECIPE = {
 }
 FLAGS = {
     "prune": {*_RECIPE, "--out", "--quiet", "--verbose", "--rank-timeout"},
-    "plan": {*_RECIPE, "--on", "--ranks", "--network"},
+    "plan": {*_RECIPE, "--out", "--quiet", "--on", "--ranks", "--network"},
     "resume": {"--quiet", "--verbose", "--rank-timeout"},
     "status": set(),
     "evaluate": {
@@ -353,6 +353,24 @@ def test_plan_refuses_what_prune_refuses(here: Path, cli: Cli) -> None:
     assert left.code == 0
     assert "mlp.down_proj (stays dense)" in left.out
     assert "self_attn.q_proj (stays dense)" in left.out
+
+
+def test_plan_takes_the_folder_too_and_refuses_what_prune_would_for_it(here: Path, cli: Cli) -> None:
+    flags = ["llama", "--out", "out", *QUICK, "--reconstruct", "LR"]
+    said = cli("plan", *flags)
+    assert (said.code, said.err) == (0, "")
+    assert "schedule   3 windows" in said.out and "refused" not in said.out
+    assert not (here / "out").exists()
+    quiet = cli("plan", *flags, "-q")
+    assert (quiet.code, quiet.out, quiet.err) == (0, "", "")
+    (here / "out").mkdir()
+    (here / "out" / "notes.txt").write_text("mine", encoding="utf-8")
+    planned, pruned = cli("plan", *flags), cli("prune", *flags)
+    assert planned.code == pruned.code == 2
+    assert "schedule   3 windows" in planned.out
+    assert planned.out.endswith("refused    " + pruned.err.removeprefix("error: "))
+    quiet = cli("plan", *flags, "-q")
+    assert (quiet.code, quiet.out, quiet.err) == (2, "", pruned.err)
 
 
 def test_plan_forecasts_for_a_machine_that_is_not_here(here: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -141,6 +141,11 @@ def test_a_file_that_may_not_grow_is_named(here: Path, whole: dict[str, bytes], 
     assert _weights(here / "out") == whole
 
 
+def _refused(said: str) -> str:
+    """The line of a plan on what `prune` ends with."""
+    return "refused    " + said.removeprefix("error: ").rstrip()
+
+
 def test_a_run_that_will_not_fit_the_disk_is_refused_before_it_begins(
     cli: Cli, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -151,6 +156,8 @@ def test_a_run_that_will_not_fit_the_disk_is_refused_before_it_begins(
     assert said.code == 2
     assert "are free there; give a folder on another disk" in said.err
     assert not (here / "out").exists()
+    planned = cli("plan", *_RUN, "--out", "out")
+    assert (planned.code, planned.out.splitlines()[-1:]) == (2, [_refused(said.err)])
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=files + 20_000))
     assert cli("prune", *_RUN, "--out", "out", "-q").code == 0
     streams = ("--set", "streams.memory=0B", "--seqlen", "128", "--samples", "20")
@@ -166,6 +173,9 @@ def test_a_run_that_cannot_fit_the_memory_is_refused_before_it_begins(
     assert "a window takes at least" in said.err
     assert "solver.compact=true" in said.err
     assert not (here / "out").exists()
+    planned = cli("plan", *_RUN)
+    assert (planned.code, planned.out.splitlines()[-1:]) == (2, [_refused(said.err)])
+    assert cli("plan", *_RUN, "--on", "h100").code == 0  # that memory is another machine's
 
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="only Linux says which files are in memory")

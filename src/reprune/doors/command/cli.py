@@ -49,6 +49,7 @@ from reprune.doors.command.options import (
 )
 from reprune.doors.command.report import report
 from reprune.doors.command.study import study
+from reprune.errors import InputError
 from reprune.model.garbage import few_searches
 
 _TOGETHER = ("prune", "resume", "generate")
@@ -130,6 +131,9 @@ def prune(
 @app.command(short_help="Show what prune would do; load no weights.")
 def plan(
     model: Model,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="The folder that prune would write: is there room?")
+    ] = None,
     recipe: RecipeFile = None,
     pruner: Pruner = None,
     sparsity: Sparsity = None,
@@ -149,6 +153,7 @@ def plan(
     device: Device = None,
     settings: Settings = None,
     trust_remote_code: Trust = False,
+    quiet: Quiet = False,
     on: Annotated[
         str | None, typer.Option("--on", metavar="MACHINE", help="Forecast for h100, a100 or 4090. [this machine]")
     ] = None,
@@ -168,10 +173,13 @@ def plan(
 
         machine = None if on is None else find_machine(on)
         made = _recipe(model, recipe, settings, **_given(locals()))
-        with watching(quiet=False, verbose=False) as watcher:
-            planned = plan_by_recipe(made, watcher, machine, make_crew(ranks, network, machine))
-        show_plan(planned)
-        if planned.survey.refusals:
+        with watching(quiet, verbose=False) as watcher:
+            planned = plan_by_recipe(made, watcher, machine, make_crew(ranks, network, machine), out)
+        if quiet and planned.refusals:
+            raise InputError("\n".join(planned.refusals))
+        if not quiet:
+            show_plan(planned)
+        if planned.refusals:
             raise typer.Exit(2)
 
 

@@ -151,7 +151,7 @@ def show_plan(plan: Plan) -> None:
         output.print(
             f"note       blocks {ranges(unknown)} do not run without weights: their groups show when they are loaded"
         )
-    for refusal in survey.refusals:
+    for refusal in plan.refusals:
         output.print(f"refused    {refusal}", style="red")
 
 

@@ -51,6 +51,14 @@ CONFIGS: Mapping[str, Callable[[], Any]] = {
 }
 """The architectures on which discovery is proven, by name."""
 
+PARALLEL: Mapping[str, Callable[[], Any]] = {
+    "cohere": lambda: tf.CohereConfig(**_GROUPED),
+    "gptj": lambda: tf.GPTJConfig(
+        vocab_size=VOCABULARY, n_embd=32, n_layer=3, n_head=4, n_positions=POSITIONS, rotary_dim=8
+    ),
+}
+"""Attention and MLP read the same tensor."""
+
 _MOE = {**_GROUPED, "num_experts_per_tok": 2}
 _ROPE = {"rope_type": "default", "rope_theta": 10000.0}
 _LATENT = {
@@ -157,7 +165,7 @@ JOINED: Mapping[str, Callable[[], Any]] = {
 def build(name: str, seed: int = 0) -> Any:
     """A model of random weights, large enough that its blocks do something; float32, in evaluation mode."""
     torch.manual_seed(seed)
-    model = tf.AutoModelForCausalLM.from_config({**CONFIGS, **MIXTURES, **JOINED}[name]())
+    model = tf.AutoModelForCausalLM.from_config({**CONFIGS, **PARALLEL, **MIXTURES, **JOINED}[name]())
     with torch.no_grad():
         for parameter in model.parameters():
             # Biases and norms too, so that a test sees whether they are carried along.

@@ -61,6 +61,30 @@ def test_linears_with_a_sparsity_of_their_own_take_no_part(llama: Path, tmp_path
         assert len(set(patterns.values())) == 1
 
 
+def test_a_block_that_stays_dense_changes_nothing_for_the_others(llama: Path, tmp_path: Path) -> None:
+    settings = ("allocation=owl", "allocation.outlier=2")
+    record = prune(llama, tmp_path / "out", *settings, exclude=["0.*"])
+    found = [block["sparsity"] for block in record["blocks"]]
+    assert found[0] == 0
+    assert abs(found[1] - found[2]) == pytest.approx(0.16, abs=1 / 32), (
+        "the whole spread is between the two that are left"
+    )
+
+
+@pytest.mark.parametrize("name", ["owl", "by-error"])
+@pytest.mark.parametrize("sparsity", ["0.004", "0.03", "0.995"])
+def test_so_little_or_so_much_is_shared_out_too(name: str, sparsity: str, llama: Path, tmp_path: Path) -> None:
+    record = prune(llama, tmp_path / "out", f"allocation={name}", sparsity=sparsity)
+    assert record["sparsity"] == pytest.approx(float(sparsity), abs=0.02)
+    assert reprune.verify(tmp_path / "out").passed
+
+
+@pytest.mark.parametrize("name", ["owl", "by-error"])
+def test_where_names_decide_on_all_there_is_nothing_to_share_out(name: str, llama: Path, tmp_path: Path) -> None:
+    record = prune(llama, tmp_path / "out", f"allocation={name}", 'sparsity_by_name={"*": 0.25}')
+    assert all(block["sparsity"] == 0.25 for block in record["blocks"])
+
+
 def test_a_run_goes_on_with_the_shares_that_it_began_with(
     llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from reprune.engine import pruning
 from reprune.engine.pruning import gathered, gathering, linear_groups
+from reprune.errors import UnsupportedModelError
 from reprune.math.magnitude import Magnitude
 from reprune.math.pruner import Pruner
 from reprune.math.sparsegpt import SparseGPT
@@ -81,14 +82,38 @@ def test_a_linear_that_runs_again_is_seen_to_the_end() -> None:
     assert last.tokens == 2 * 18
 
 
-@pytest.mark.parametrize("name", ["llama", "mixtral", "xlnet"])  # xlnet's matrices in einsum run first, listed last
+def test_a_pass_ends_when_each_group_was_seen_not_when_the_last_listed_was() -> None:
+    """Of a group whose first linear stays dense, the next may run after other groups."""
+    module, block, inputs, groups = _made()
+    found = gathered(block, lambda: inputs, [groups[2], groups[0]], Wanda(), {})
+    assert module.ran == ["first", "second"] * 3
+    assert [one.tokens for one in found] == [18, 18]
+
+
+def test_a_linear_that_no_token_is_seen_to_reach_is_refused_not_pruned_blindly() -> None:
+    _, block, inputs, groups = _made()
+    with pytest.raises(UnsupportedModelError, match="first: no token of the calibration samples was seen to reach it"):
+        gathered(block, lambda: inputs[:0], groups, Wanda(), {})
+
+
+@pytest.mark.parametrize(
+    ("name", "include"),
+    [
+        ("llama", []),
+        ("mixtral", []),
+        ("xlnet", []),  # whose matrices in einsum run first and are listed last
+        ("cohere", ["o_proj", "up_proj"]),  # attention and MLP read one tensor: up_proj, of the first group, runs last
+        ("gptj", ["out_proj", "fc_in"]),
+    ],
+)
 def test_a_pass_that_ends_early_gives_the_same_model(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, include: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = tiny.save(name, tmp_path / "model")
-    prune(model, tmp_path / "early", pruner="wanda", reconstruct="BR+GP")
+    options = {"pruner": "wanda", "reconstruct": "BR+GP", "include": include or None}
+    prune(model, tmp_path / "early", **options)
     monkeypatch.setattr(pruning, "gathering", lambda *given, alone: gathering(*given))
-    prune(model, tmp_path / "whole", pruner="wanda", reconstruct="BR+GP")
+    prune(model, tmp_path / "whole", **options)
     early, whole = tensors(tmp_path / "early"), tensors(tmp_path / "whole")
     assert all(torch.equal(early[key], whole[key]) for key in whole)
 

@@ -42,6 +42,15 @@ RECIPES: dict[str, tuple[str, dict[str, Any]]] = {
     "low rank": ("llama", {"reconstruct": "BR+GP", "solver": {"rank": 2}}),
     "by error": ("llama", {"reconstruct": "BR", "allocation": {"name": "by-error"}}),
     "owl, on disk": ("llama", {"reconstruct": "LR", "allocation": {"name": "owl"}, "streams": {"memory": 0}}),
+    "float16, some without a sample": (
+        "llama",
+        {
+            "pruner": {"name": "magnitude"},
+            "precision": "float16",
+            "distill": {"blocks": 1},
+            "solver": {"batch_size": 1},
+        },
+    ),
     "experts": ("mixtral", {"reconstruct": "BR+GP", "pruner": {"min_tokens": 4}}),
     "experts, as the teacher": ("mixtral", {"reconstruct": "BR+GP", "solver": {"routing": "teacher"}}),
     "shared keys": ("gemma4", {"reconstruct": "BR+GP+CR", "distill": {"blocks": 2}}),

@@ -388,3 +388,25 @@ def test_an_overflow_of_float16_costs_a_step_and_no_more() -> None:
     assert all(bool(torch.isfinite(parameter).all()) for parameter in problem.state())
     assert fits[0].kept_epoch == fits[1].kept_epoch == 3
     assert problem.errors().calibration.relative == pytest.approx(unhurt.errors().calibration.relative, rel=0.2)
+
+
+def test_a_first_step_that_overflowed_was_not_tried_and_the_next_is() -> None:
+    class Bursting(_Network):
+        half = True
+        bursts = 0
+
+        def outputs(self, samples: Tensor) -> Tensor:
+            outputs = super().outputs(samples)
+            if len(self.batches) <= self.bursts:
+                outputs.register_hook(lambda gradient: gradient * math.inf)
+            return outputs
+
+    adam = Adam(epochs=6, lr=1.0, batch_size=1, try_first_step=True)
+    rates = []
+    for bursts in (0, 1, 2):
+        problem = Bursting()
+        problem.bursts = bursts
+        fit = adam.fit(problem, 0, _nothing)
+        rates.append(fit.epochs[0].lr)
+        assert fit.kept_epoch > 0
+    assert max(rates) < 0.5, "or the whole step was taken well"

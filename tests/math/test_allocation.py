@@ -13,18 +13,31 @@ from hypothesis import strategies as st
 from reprune.math.allocation import MOST, STEP, by_error, by_outliers, outlier_share
 
 counts = st.lists(st.integers(1, 10**6), min_size=1, max_size=8)
-shares = st.floats(0.05, 0.9)
+shares = st.floats(0.005, 0.98)
 
 
 def _mean(found: list[float], weights: list[int]) -> float:
     return sum(value * count for value, count in zip(found, weights, strict=True)) / sum(weights)
 
 
-def test_outliers_are_scores_of_many_times_their_mean() -> None:
-    weight, norms = torch.tensor([[1.0, -1.0, 2.0], [1.0, 1.0, 1.0]]), torch.tensor([1.0, 1.0, 20.0])
-    scores = weight.abs() * norms
-    expected = sum(float(score) > 2 * float(scores.mean()) for score in scores.flatten()) / 6
-    assert outlier_share(weight, norms, 2.0) == pytest.approx(expected)
+def test_outliers_are_scores_of_many_times_the_mean_of_the_whole_block() -> None:
+    one = torch.tensor([[1.0, -1.0, 2.0], [1.0, 1.0, 1.0]]), torch.tensor([1.0, 1.0, 20.0])
+    other = torch.tensor([[0.1, -0.2], [0.1, 3.0], [0.1, 0.1]]), torch.tensor([2.0, 1.0])
+    scores = [float(score) for weight, norms in (one, other) for score in (weight.abs() * norms).flatten()]
+    mean = sum(scores) / 12
+    for times in (0.1, 1.0, 2.0, 5.0):
+        expected = sum(score > times * mean for score in scores) / 12
+        assert outlier_share(lambda: [one, other], times) == pytest.approx(expected)
+    assert outlier_share(lambda: [one], 1.0) > outlier_share(lambda: [one, (other[0] * 1e3, other[1])], 1.0)
+    assert outlier_share(list, 2.0) == 0.0
+
+
+def test_a_block_of_which_nothing_is_pruned_has_no_say_in_what_others_get() -> None:
+    alone = by_outliers([0.01, 0.03, 0.02], [5, 5, 5], 0.6, 0.08)
+    assert by_outliers([0.0, 0.01, 0.03, 0.02], [0, 5, 5, 5], 0.6, 0.08)[1:] == alone
+    assert by_outliers([0.0, 0.3], [0, 0], 0.6, 0.08) == [0.6, 0.6]
+    curve = [(0.5, 0.1), (0.6, 0.2), (0.7, 0.4)]
+    assert by_error([curve, curve], [0, 0], 0.6) == [0.6, 0.6]
 
 
 @given(counts, st.data(), shares, st.floats(0.01, 0.3))
@@ -34,7 +47,7 @@ def test_by_outliers_the_whole_has_the_sparsity_and_more_outliers_mean_denser(
     outliers = data.draw(st.lists(st.floats(0.0, 0.1), min_size=len(weights), max_size=len(weights)))
     found = by_outliers(outliers, weights, sparsity, spread)
     assert _mean(found, weights) == pytest.approx(sparsity, abs=2e-6)
-    assert all(0.0 <= value <= MOST for value in found)
+    assert all(0.0 < value <= MOST for value in found)
     for (one, a), (other, b) in itertools.combinations(zip(outliers, found, strict=True), 2):
         assert (one - other) * (b - a) >= -1e-6
     assert max(found) - min(found) <= 2 * spread + 1e-6

@@ -27,7 +27,7 @@ from reprune.model.streams import Stream
 from reprune.planning.recipe import Recipe
 from reprune.planning.sparsities import Sparsities
 
-_EDGE = 0.01  # no block is measured closer to all or nothing
+_EDGE = 0.01  # no block is measured closer to all or nothing, where the whole is not
 
 
 @torch.no_grad()
@@ -45,7 +45,7 @@ def allocate(
     """
     weights, outliers, curves = [], [], []
     base, spread = recipe.pattern.sparsity, recipe.allocation.spread
-    levels = sorted({min(max(base + part * spread, _EDGE), 1.0 - _EDGE) for part in (-1.0, 0.0, 1.0)})
+    levels = [max(base - spread, min(_EDGE, base / 2)), base, min(base + spread, 1 - min(_EDGE, (1 - base) / 2))]
     with frontier.dense_walk() as walk:
         for index in range(len(decoder)):
             watcher.phase(None, f"what block {index} bears")
@@ -70,16 +70,17 @@ def _shares(recipe: Recipe, index: int, linear: Linear) -> bool:
 
 
 def _outliers(recipe: Recipe, pruned: PrunedBlock, inputs: Inputs, ranks: Ranks) -> float:
-    """The share of outliers among the scores of all of a block's linears."""
+    """The share of outliers among the scores of all of a block's linears that are pruned."""
     statistics = gathered(pruned.block, inputs, pruned.groups, Wanda(), {}, ranks)
-    total = count = 0.0
-    for group, found in zip(pruned.groups, statistics, strict=True):
-        norms = (found.sums / max(found.tokens, 1)).sqrt()  # type: ignore[attr-defined]  # of Wanda
-        for linear in group.linears:
-            size = math.prod(linear.shape)
-            total += size * outlier_share(linear.matrix(), norms, recipe.allocation.outlier)
-            count += size
-    return total / max(count, 1.0)
+    means = [(found.sums / max(found.tokens, 1)).sqrt() for found in statistics]  # type: ignore[attr-defined]  # Wanda's
+    return outlier_share(
+        lambda: (
+            (linear.matrix(), mean)
+            for group, mean in zip(pruned.groups, means, strict=True)
+            for linear in group.linears
+        ),
+        recipe.allocation.outlier,
+    )
 
 
 def _curve(

@@ -98,25 +98,35 @@ def gathering(
     """Have what passes through a block within this context make up the statistics of its groups, `known` at its end.
 
     The first linear of a group stands for all. They are summed over ranks. Where they are known already, or none are
-    needed, nothing happens. `alone` says that a pass has no other purpose: it is ended by `Enough` at the last group,
-    where they run in the order in which they are listed.
+    needed, nothing happens. `alone` says that a pass has no other purpose: it is ended by `Enough` once each group has
+    been seen, where each runs once in every pass.
+
+    Raises:
+        UnsupportedModelError: no token reached a linear that is no expert's.
     """
     if (key := _key(groups, pruner)) in known or _needs_none(groups, pruner):
         yield
         return
     made = {group.names[0]: pruner.statistics(group.columns, block.device) for group in groups}
-    in_turn = all(group.once and group.stage is None for group in groups)
-    last = groups[-1].names[0] if alone and in_turn and groups else None
+    in_turn = alone and all(group.once and group.stage is None for group in groups)
+    seen = dict.fromkeys(made, 0)  # passes: those that are in groups may run in another order than their groups
 
     def saw(linear: Linear, X: Tensor) -> None:
         made[linear.name].update(X)
-        if linear.name == last:
+        seen[linear.name] += 1
+        if in_turn and min(seen.values()) == seen[linear.name]:
             raise Enough
 
     with block.watch(saw, [group.linears[0] for group in groups]):
         yield
     for statistics in made.values():
         statistics.sum_over_(ranks)
+    for group in groups:
+        if not group.expert and not made[group.names[0]].tokens:
+            raise UnsupportedModelError(
+                f"{', '.join(group.names)}: no token of the calibration samples was seen to reach it, though one was "
+                "found to; leave it dense with --exclude, and please report this model."
+            )
     known[key] = list(made.values())
 
 

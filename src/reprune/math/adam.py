@@ -102,6 +102,8 @@ class Adam(Solver):
         lr, relative_lr = (self.lr * size, self.lr) if self.relative else (self.lr, self.lr / size)
         optimizer = torch.optim.Adam(parameters, lr=lr, betas=self.betas, fused=fused)
         scaler = torch.amp.GradScaler(parameters[0].device.type, enabled=problem.half)
+        scaler.scale(torch.zeros((), device=parameters[0].device))  # a rank may have no sample in the first step
+        tried = not self.try_first_step
         generator = torch.Generator().manual_seed(seed)
         standardized = problem.scale is not None
         # On a CPU it takes fifty times as long to pick out half of a matrix as to copy all of it.
@@ -116,9 +118,9 @@ class Adam(Solver):
         for number in range(1, self.epochs + 1):
             total = 0.0
             for batch in torch.randperm(problem.samples, generator=generator).split(self.batch_size):
-                tries, warmth = self.try_first_step and step == 0, self._warmth(step, steps)
+                warmth = self._warmth(step, steps)
                 for group in optimizer.param_groups:  # a try is of a whole step
-                    group["lr"] = lr * self._share(step, steps) * (1.0 if tries else warmth)
+                    group["lr"] = lr * self._share(step, steps) * (warmth if tried else 1.0)
                 optimizer.zero_grad()
                 own = problem.ranks.own(batch)
                 for part in own.split(self.micro_batch_size or self.batch_size) if len(own) else ():
@@ -127,11 +129,13 @@ class Adam(Solver):
                     total += loss.item() * len(batch)
                 coordinates.pull_()
                 problem.ranks.sum_gradients_(parameters)
-                origin = [parameter.detach().clone() for parameter in parameters] if tries else None
+                origin = None if tried else [parameter.detach().clone() for parameter in parameters]
+                scale = None if tried else scaler.get_scale()
                 scaler.step(optimizer)
                 scaler.update()
                 coordinates.push_()
-                if origin is not None:
+                if origin is not None and scaler.get_scale() == scale:  # else gradients overflowed: it was not taken
+                    tried = True
                     lr *= shorten_(parameters, origin, start, lambda: _measured(problem, coordinates))
                     retreat_(parameters, origin, warmth)
                     coordinates.push_()

@@ -8,23 +8,31 @@ from __future__ import annotations
 import heapq
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 
+import torch
 from torch import Tensor
 
 STEP = 0.005  # of a block's sparsity, by which weights are shared out
-MOST = 0.99  # of a block's weights that are pruned at most
+LEAST, MOST = 1e-6, 0.99  # of a block's weights that are pruned: hardly any, or nearly all
 
 
-def outlier_share(weight: Tensor, norms: Tensor, times: float = 5.0) -> float:
-    """The share of a matrix's Wanda scores that are more than so many times their mean (OWL, Yin et al. 2024, eq. 1).
+def outlier_share(matrices: Callable[[], Iterable[tuple[Tensor, Tensor]]], times: float = 5.0) -> float:
+    """The share of a block's Wanda scores that are more than so many times their mean (OWL, Yin et al. 2024, eq. 1).
+
+    The mean is over the scores of all matrices, so that outliers may be all in one of them.
 
     Args:
-        weight: (rows, columns).
-        norms: (columns,), of the inputs.
+        matrices: gives weights (rows, columns) and the root mean squares of their inputs (columns,), each time anew.
+        times: how many.
     """
-    scores = weight.abs() * norms
-    return float((scores > times * scores.mean()).double().mean())
+    total, count, above = 0.0, 0, 0
+    for weight, norms in matrices():
+        total += float((weight.abs() * norms).sum(dtype=torch.float64))
+        count += weight.numel()
+    for weight, norms in matrices():
+        above += int((weight.abs() * norms > times * total / count).sum())
+    return above / max(count, 1)
 
 
 def by_outliers(shares: Sequence[float], weights: Sequence[int], sparsity: float, spread: float) -> list[float]:
@@ -36,9 +44,13 @@ def by_outliers(shares: Sequence[float], weights: Sequence[int], sparsity: float
         sparsity: of all together.
         spread: the most by which two blocks differ, halved (the paper's lambda).
     """
-    low, high = min(shares), max(shares)
+    total = sum(weights)
+    known = [share for share, count in zip(shares, weights, strict=True) if count]
+    if not known:
+        return [sparsity] * len(shares)
+    low, high = min(known), max(known)  # a block of which nothing may be pruned has no say
     stretched = [2.0 * spread * (share - low) / (high - low) if high > low else 0.0 for share in shares]
-    middle = sum(value * count for value, count in zip(stretched, weights, strict=True)) / sum(weights)
+    middle = sum(value * count for value, count in zip(stretched, weights, strict=True)) / total
     return _settled([sparsity - (value - middle) for value in stretched], weights, sparsity)
 
 
@@ -51,6 +63,8 @@ def by_error(curves: Sequence[Sequence[tuple[float, float]]], weights: Sequence[
         weights: of each block, how many may be pruned.
         sparsity: of all together, within the range of the curves.
     """
+    if not sum(weights):
+        return [sparsity] * len(curves)
     found = [curve[0][0] for curve in curves]
     budget = sparsity * sum(weights) - sum(s * count for s, count in zip(found, weights, strict=True))
 
@@ -80,14 +94,14 @@ def _error(curve: Sequence[tuple[float, float]], sparsity: float) -> float:
 
 
 def _settled(found: Sequence[float], weights: Sequence[int], sparsity: float) -> list[float]:
-    """All moved by the same so that the whole has the sparsity, none below 0 or above `MOST`."""
-    total = sum(weights)
+    """All moved by the same so that the whole has the sparsity, none below `LEAST` or above `MOST`."""
+    total, most = sum(weights), max(MOST, sparsity)
     low, high = -1.0, 1.0
     for _ in range(60):
         middle = (low + high) / 2
-        moved = [min(max(value + middle, 0.0), MOST) for value in found]
+        moved = [min(max(value + middle, LEAST), most) for value in found]
         if sum(value * count for value, count in zip(moved, weights, strict=True)) < sparsity * total:
             low = middle
         else:
             high = middle
-    return [round(min(max(value + high, 0.0), MOST), 6) for value in found]
+    return [round(min(max(value + high, LEAST), most), 6) for value in found]

@@ -275,6 +275,24 @@ def test_evaluate(flags: list[str], expected: str, here: Path, cli: Cli) -> None
     _refused(cli, here, ["evaluate", "llama", "--text", "text.txt", *flags], expected)
 
 
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (["--against", "nowhere"], "nowhere"),
+        (["--against", "other"], "is of the architecture llama, other gpt2"),
+        (["--zero-shot", "boolque"], "--zero-shot boolque: no such task"),
+        (["--zero-shot", "boolq", "--zero-shot-data", "nowhere"], "--zero-shot-data nowhere: no such folder"),
+        (["--zero-shot", "boolq", "--zero-shot-limit", "0"], "--zero-shot-limit 0"),
+    ],
+)
+def test_evaluate_measures_nothing_before_all_is_known_to_be_usable(
+    flags: list[str], expected: str, here: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny.save("gpt2", here / "other")
+    monkeypatch.setattr("reprune.doors.evaluation.evaluate.evaluate", lambda *_, **__: pytest.fail("it was measured"))
+    _refused(cli, here, ["evaluate", "llama", "--text", "text.txt", *flags, "--json"], expected)
+
+
 @pytest.mark.parametrize("content", ["", "{}", "[]", '{"windows": []}'])
 def test_status_of_a_damaged_record(content: str, here: Path, cli: Cli) -> None:
     (here / "full" / "reprune.json").write_text(content)

@@ -313,3 +313,19 @@ def test_the_command_shows_a_table_in_80_columns(here: Path, cli: Cli) -> None:
     record = json.loads(cli("evaluate", "out", *flags, "--json").out)
     assert record["against"] == json.loads(json.dumps(found.record()))
     assert record["perplexity"]["windows"] == found.windows
+
+
+def test_what_was_measured_before_something_failed_is_printed_too(
+    tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dense = tiny.save("llama", tmp_path / "dense")
+    (tmp_path / "text.txt").write_text(tiny.text(4000), encoding="utf-8")
+
+    def failing(*_: Any, **__: Any) -> AgainstDense:
+        raise NumericalError("a model's outputs are not finite")
+
+    monkeypatch.setattr(against, "errors_against", failing)
+    flags = ["--text", str(tmp_path / "text.txt"), "--seqlen", "32", "--windows", "2", "--against", str(dense)]
+    said = cli("evaluate", str(dense), *flags, "--json")
+    assert (said.code, said.err.splitlines()[-1]) == (1, "error: a model's outputs are not finite")
+    assert list(json.loads(said.out)) == ["perplexity"]

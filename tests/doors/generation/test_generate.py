@@ -236,6 +236,17 @@ def test_wrong_uses_are_refused_and_nothing_is_written(flags: list[str], message
     assert set(here.iterdir()) == before
 
 
+def test_a_length_that_is_not_given_is_the_models_limit(here: Path, cli: Cli) -> None:
+    flags = [flag for flag in FLAGS if flag not in ("--length", "24")]
+    assert cli("generate", "llama", "--out", "self.jsonl", *flags, "-q").code == 0
+    manifest = json.loads(next(here.glob("self*.json")).read_text(encoding="utf-8"))
+    assert manifest["made_by"]["settings"]["length"] == tiny.POSITIONS - 1, "beside BOS"
+    assert max(len(line["token_ids"]) for line in lines(here / "self.jsonl")) == tiny.POSITIONS - 1
+    least = cli("generate", "llama", "--out", "other.jsonl", *flags, "--least", "200")
+    assert (least.code, least.out) == (2, "")
+    assert "takes at most 128 tokens" in least.err
+
+
 def test_where_nothing_passes_it_says_so_and_ends(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rounds, "language_of", lambda text: Language("de", 0.9))
     with pytest.raises(

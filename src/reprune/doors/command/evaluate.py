@@ -75,28 +75,39 @@ def evaluate(
                 show(result, quiet)
             records[name] = result.record()
 
-        if text is not None:
-            from reprune.doors.evaluation.evaluate import evaluate as evaluate_model
-
-            with counting("windows", silent) as progress:
-                measured = evaluate_model(model, text, **cut, **common, progress=progress)
-            take("perplexity", measured, views.show_perplexity)
-        if text is not None and against is not None:
-            from reprune.doors.evaluation.against import errors_against
-
-            with counting("blocks", silent) as progress:
-                errors = errors_against(model, against, text, **cut, **common, progress=progress)
-            take("against", errors, views.show_against)
+        # Whatever cannot be used is told before the first measure, which may take hours.
         if zero_shot:
-            from reprune.doors.zeroshot.accuracy import zero_shot as accuracies
+            from reprune.doors.zeroshot.accuracy import check_tasks
 
-            with counting("answers", silent) as progress:
-                found = accuracies(
-                    model, zero_shot, data=zero_shot_data, limit=zero_shot_limit, **common, progress=progress
-                )
-            take("zero_shot", found, views.show_zero_shot)
-        if as_json:
-            print(json.dumps(records, indent=2))
+            check_tasks(zero_shot, data=zero_shot_data, limit=zero_shot_limit)
+        if text is not None and against is not None:
+            from reprune.doors.evaluation.against import check_against
+
+            check_against(model, against, text, **cut, trust_remote_code=trust_remote_code, notify=common["notify"])
+        try:
+            if text is not None:
+                from reprune.doors.evaluation.evaluate import evaluate as evaluate_model
+
+                with counting("windows", silent) as progress:
+                    measured = evaluate_model(model, text, **cut, **common, progress=progress)
+                take("perplexity", measured, views.show_perplexity)
+            if text is not None and against is not None:
+                from reprune.doors.evaluation.against import errors_against
+
+                with counting("blocks", silent) as progress:
+                    errors = errors_against(model, against, text, **cut, **common, progress=progress)
+                take("against", errors, views.show_against)
+            if zero_shot:
+                from reprune.doors.zeroshot.accuracy import zero_shot as accuracies
+
+                with counting("answers", silent) as progress:
+                    found = accuracies(
+                        model, zero_shot, data=zero_shot_data, limit=zero_shot_limit, **common, progress=progress
+                    )
+                take("zero_shot", found, views.show_zero_shot)
+        finally:
+            if as_json and records:  # of those before one that failed, too
+                print(json.dumps(records, indent=2))
 
 
 def _check(

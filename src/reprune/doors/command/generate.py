@@ -17,7 +17,9 @@ def generate(
     model: Model,
     out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The file to write, .jsonl.")],
     samples: Annotated[int, typer.Option(metavar="N", help="Texts to keep.")],
-    length: Annotated[int, typer.Option(metavar="L", help="Tokens of a text, at most. [2048]")] = 2048,
+    length: Annotated[
+        int | None, typer.Option(metavar="L", help="Tokens of a text, at most. [2048, or the model's limit]")
+    ] = None,
     least: Annotated[int | None, typer.Option(metavar="L", help="Tokens of a text, at least. [6]")] = None,
     temperature: Annotated[float | None, typer.Option(metavar="X", help="Of sampling. [1]")] = None,
     top_p: Annotated[float | None, typer.Option("--top-p", metavar="P", help="Draw from the likeliest share.")] = None,

@@ -90,16 +90,7 @@ def errors_against(
     folders = [locate_model(os.fspath(model), notify=notify) for model in (sparse, dense)]
 
     def against(products: str) -> AgainstDense:
-        student, teacher = (
-            Decoder(
-                folder,
-                device=torch.device(where),
-                precision=Precision(DTYPES[products]),
-                trust_remote_code=trust_remote_code,
-            )
-            for folder in folders
-        )
-        check_alike(student, teacher)
+        student, teacher = _pair(folders, where, products, trust_remote_code)
         windows = _windows(folders, text, cut, trust_remote_code)
         check_ids(folders[0].name, windows.ids, student.vocabulary)
         memory = int(StreamsRecipe().memory)
@@ -118,6 +109,39 @@ def errors_against(
         )
 
     return in_precision(precision, where, against, notify)
+
+
+def check_against(
+    sparse: str | os.PathLike[str],
+    dense: str | os.PathLike[str],
+    text: str,
+    *,
+    protocol: str | None = None,
+    seqlen: int | None = None,
+    max_windows: int | None = None,
+    trust_remote_code: bool = False,
+    notify: Callable[[str], None] = lambda text: None,
+) -> None:
+    """Raise the `InputError` that `errors_against` would of its models and its text; nothing is measured."""
+    cut = Cut.of(protocol, seqlen, max_windows)
+    folders = [locate_model(os.fspath(model), notify=notify) for model in (sparse, dense)]
+    _pair(folders, "cpu", "float32", trust_remote_code)
+    _windows(folders, text, cut, trust_remote_code)
+
+
+def _pair(folders: list[Path], where: str, products: str, trust_remote_code: bool) -> tuple[Decoder, Decoder]:
+    """The sparse and the dense model; raises `InputError` unless they are alike."""
+    student, teacher = (
+        Decoder(
+            folder,
+            device=torch.device(where),
+            precision=Precision(DTYPES[products]),
+            trust_remote_code=trust_remote_code,
+        )
+        for folder in folders
+    )
+    check_alike(student, teacher)
+    return student, teacher
 
 
 def _windows(folders: list[Path], text: str, cut: Cut, trust_remote_code: bool) -> CutText:

@@ -75,7 +75,7 @@ def generate(
         model: a local folder, a Hub id, or a .gguf file.
         out: the file, .jsonl; two more are written beside it, see `reprune.planning.generation.corpus`.
         samples: how many texts to keep.
-        settings: how they are written and filtered.
+        settings: how they are written and filtered; a length that is left to its default is within the model's limit.
         endpoint: the URL of a server of OpenAI's completions interface that writes in place of this process; of
             `model`, only the tokenizer and the configuration are then needed.
         endpoint_model: what the server calls the model, if it has several.
@@ -99,7 +99,7 @@ def generate(
     require_language(settings.language)
     folder = locate_model(os.fspath(model), notify=watcher.note, weights=endpoint is None)
     tokenizer = load_tokenizer(folder, trust_remote_code)
-    _check_length(folder, settings, len(beginning(tokenizer)), trust_remote_code)
+    settings = _fitting(folder, settings, len(beginning(tokenizer)), trust_remote_code)
     name = local_name(os.fspath(model))
     made_by: dict[str, Any] = {
         "model": {"name": name},
@@ -213,10 +213,14 @@ class _Judging:
         self._idle = 0 if found.kept else self._idle + 1
 
 
-def _check_length(folder: Path, settings: Generation, prefix: int, trust_remote_code: bool) -> None:
+def _fitting(folder: Path, settings: Generation, prefix: int, trust_remote_code: bool) -> Generation:
+    """The settings, a length that was not given within what the model takes; raises `InputError` of one that was."""
     limit = max_positions(read_config(folder, trust_remote_code).get_text_config(decoder=True))
-    if limit is not None and settings.length + prefix > limit:
-        raise InputError(
-            f"--length {settings.length}: {folder.name} takes at most {limit} tokens, {prefix} of them at the start; "
-            f"give --length {limit - prefix} or less."
-        )
+    if limit is None or settings.length + prefix <= limit:
+        return settings
+    if "length" not in settings.model_fields_set and settings.least + prefix <= limit:
+        return settings.model_copy(update={"length": limit - prefix})
+    raise InputError(
+        f"--length {settings.length}: {folder.name} takes at most {limit} tokens, {prefix} of them at the start; "
+        f"give --length {limit - prefix} or less."
+    )

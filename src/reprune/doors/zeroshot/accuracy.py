@@ -147,14 +147,27 @@ def open_tasks(
         InputError: lm-eval is not installed, or a task or its rows cannot be used.
     """
     names = _names(tasks)
-    if limit is not None and limit < 1:
-        raise InputError(f"--zero-shot-limit {limit}: expected at least 1.")
+    _check_limit(limit)
     require_harness()
     rows: Mapping[str, Sequence[Row]] | None = None
     if data is not None:
         rows = _local_rows(Path(data).expanduser(), names, notify)
         names = {name: named for name, named in names.items() if name in rows}
     return load_tasks(list(names), rows, limit)
+
+
+def check_tasks(tasks: Sequence[str], *, data: str | os.PathLike[str] | None = None, limit: int | None = None) -> None:
+    """Raise the `InputError` that `open_tasks` would, as far as that can be told without a network."""
+    names = _names(tasks)
+    _check_limit(limit)
+    require_harness()
+    if data is not None:
+        _local_rows(Path(data).expanduser(), names, lambda text: None)
+
+
+def _check_limit(limit: int | None) -> None:
+    if limit is not None and limit < 1:
+        raise InputError(f"--zero-shot-limit {limit}: expected at least 1.")
 
 
 def _names(tasks: Sequence[str]) -> dict[str, bool]:

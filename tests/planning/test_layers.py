@@ -95,17 +95,20 @@ def test_the_model_given_is_over_the_files_and_one_of_them_is_needed() -> None:
         ("sparcity=0.5", "sparcity", "sparsity"),
         ("seqlength=8", "seqlength", "seqlen"),
         ("pruner.blocksize=8", "pruner.blocksize", "block_size"),
-        ("solver.learning_rate=1", "solver.learning_rate", ""),
+        ("solver.learning_rate=1", "solver.learning_rate", None),
         ("solver.batchsize=8", "solver.batchsize", "batch_size"),
         ("schedule.strides=1", "schedule.strides", "stride"),
         ("streams.mem=1", "streams.mem", "memory"),
-        ("zzz=1", "zzz", ""),
+        ("lr=1e-3", "lr", "solver.lr or distill.lr"),  # as the flags are named
+        ("epochs=3", "epochs", "solver.epochs or distill.epochs"),
+        ("size=3", "size", "schedule.size"),
+        ("zzz=1", "zzz", None),
     ],
 )
-def test_an_unknown_key_names_the_nearest_known_one(setting: str, place: str, meant: str) -> None:
-    with pytest.raises(InputError, match=rf"^{place}: unknown key; did you mean {meant}") as raised:
+def test_an_unknown_key_names_the_nearest_known_one(setting: str, place: str, meant: str | None) -> None:
+    asked = r"\." if meant is None else rf"; did you mean {meant}\?"
+    with pytest.raises(InputError, match=rf"^{place}: unknown key{asked} Known here: "):
         resolve_recipe("model", settings=[setting])
-    assert "Known here: " in str(raised.value)
 
 
 def test_all_that_is_wrong_is_said_at_once() -> None:

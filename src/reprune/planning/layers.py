@@ -129,8 +129,9 @@ def _explain(error: ValidationError) -> str:
         place = ".".join(str(part) for part in problem["loc"])
         if problem["type"] == "extra_forbidden":
             known = _keys(problem["loc"][:-1])
-            near = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1, cutoff=0.0)
-            lines.append(f"{place}: unknown key; did you mean {near[0]}? Known here: {', '.join(known)}.")
+            meant = _meant(problem["loc"], known)
+            asked = f"; did you mean {' or '.join(meant)}?" if meant else "."
+            lines.append(f"{place}: unknown key{asked} Known here: {', '.join(known)}.")
         elif problem["type"] == "missing" and place == "model":
             lines.append(f"{place}: missing; give it, as in 'reprune prune MODEL --out DIR'.")
         else:
@@ -141,11 +142,19 @@ def _explain(error: ValidationError) -> str:
     return "\n".join(lines)
 
 
+def _meant(location: tuple[int | str, ...], known: Sequence[str]) -> list[str]:
+    """Keys that an unknown one may have been meant for: of the same name in a part, as the flags have them, or near."""
+    name = str(location[-1])
+    parts = [part for part in Recipe.model_fields if len(location) == 1 and name in _keys((part,))]
+    return [f"{part}.{name}" for part in parts] or difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+
+
 def _keys(location: tuple[int | str, ...]) -> list[str]:
-    """The known keys of the part of a recipe at `location`."""
+    """The known keys of the part of a recipe at `location`; of a value that has no parts, none."""
     part: type[BaseModel] = Recipe
     for step in location:
         annotation = part.model_fields[str(step)].annotation
-        assert isinstance(annotation, type) and issubclass(annotation, BaseModel)
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            return []
         part = annotation
     return list(part.model_fields)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-_MANY = ("--calibration", "--heldout", "--include", "--exclude")
+_SETTINGS = "--set"  # its values hold an equals sign, by which a MODEL after them is told
+_MANY = ("--calibration", "--heldout", "--include", "--exclude", _SETTINGS)
 _MANY_OF = {  # by command
     "study": (*_MANY, "--pruners", "--rungs", "--seeds", "--only", "--self-generate", "--text", "--zero-shot"),
     "evaluate": ("--zero-shot",),
@@ -26,7 +27,7 @@ def separate_sources(arguments: list[str]) -> list[str]:
         word = rest.pop(0)
         if word in many:
             values = []
-            while rest and not rest[0].startswith("-"):
+            while rest and not rest[0].startswith("-") and (word != _SETTINGS or not values or "=" in rest[0]):
                 values.append(rest.pop(0))
             parts.append((word, values))
         elif word in maybe_one:

@@ -57,7 +57,7 @@ Exclude = Annotated[
 Device = Annotated[str | None, typer.Option(metavar="DEVICE", help="auto, cpu, cuda or cuda:N. [auto]")]
 Settings = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Any key of the recipe, such as schedule.size=3. Repeatable."),
+    typer.Option("--set", metavar="KEY=VALUE ...", help="Any keys of the recipe, such as schedule.size=3."),
 ]
 Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the model.")]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Print errors only.")]

@@ -26,7 +26,7 @@ def separate_sources(arguments: list[str]) -> list[str]:
     while rest:
         word = rest.pop(0)
         if word in many:
-            values = []
+            values: list[str] = []
             while rest and not rest[0].startswith("-") and (word != _SETTINGS or not values or "=" in rest[0]):
                 values.append(rest.pop(0))
             parts.append((word, values))

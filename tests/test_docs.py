@@ -8,15 +8,19 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import transformers as tf
 import yaml
+from safetensors.torch import load_file, save_file
 
+import reprune
 from reprune.doors.command.cli import main
 from reprune.planning.recipe import Recipe
 from tests import tiny
+from tests.doors.conftest import record_of
 from tests.prose import write_as_if_prose
 
 ROOT = Path(__file__).parent.parent
@@ -57,6 +61,23 @@ def commands(block: str) -> list[str]:
     return [line.removeprefix("$ ") for line in joined.splitlines() if line.startswith("$ ")]
 
 
+def _pruned(name: str, folder: Path, *settings: str) -> Path:
+    """A tiny model, pruned to 2:4 where the settings do not say otherwise."""
+    tiny.save(name, folder / name)
+    flags: dict[str, Any] = {"pruner": "magnitude", "sparsity": "2:4", "reconstruct": "LR", "samples": 4, "seqlen": 16}
+    reprune.prune(folder / name, folder / "out", calibration="manual", settings=settings, **flags)
+    return folder / "out"
+
+
+def _check(out: Path) -> None:
+    """Run the script of the page on checking against a result."""
+    page = (ROOT / "docs/checking.md").read_text(encoding="utf-8")
+    [script] = [block for kind, block in _BLOCK.findall(page) if kind == "python" and "safe_open" in block]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["script", str(out)])
+        exec(compile(script, "docs/checking.md", "exec"), {"__name__": "__main__"})
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_every_command_and_script_of_the_page_runs(page: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
@@ -83,6 +104,33 @@ def test_every_command_and_script_of_the_page_runs(page: str, folder: Path, monk
             with pytest.raises(SystemExit) as exited:
                 main(words[1:])
             assert exited.value.code == 0, command
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [("llama", ()), ("gpt2", ()), ("llama", ("sparsity_by_name={down_proj: 0.3, '0.*': 0.4}",))],
+)
+def test_the_script_that_checks_a_result_passes_a_right_one_and_no_other(
+    name: str, settings: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """GPT-2's matrices are square or not, and transposed in the file; by name, not all have the run's pattern."""
+    out = _pruned(name, tmp_path, *settings)
+    _check(out)
+    matrices = [matrix for block in record_of(out)["blocks"] for matrix in block["matrices"]]
+    assert capsys.readouterr().out.count("\n") == len(matrices)
+    file = min(out.glob("*.safetensors"))  # the first block's
+    tensors = load_file(file)
+    weights = next(tensor for key, tensor in tensors.items() if key.endswith(("o_proj.weight", "attn.c_proj.weight")))
+    weights[weights == 0] = 1.0
+    save_file(tensors, file)
+    with pytest.raises(AssertionError):
+        _check(out)
+
+
+def test_the_script_that_checks_a_result_says_what_it_does_not_cover(tmp_path: Path) -> None:
+    """Experts have other names in the checkpoint than in the model."""
+    with pytest.raises(SystemExit, match=r"lists of blocks with these names: .*; expected one"):
+        _check(_pruned("mixtral", tmp_path))
 
 
 def test_what_was_added_by_code_loads_without_it(folder: Path) -> None:

@@ -28,11 +28,14 @@ PAGES = (
     *("docs/pruning.md", "docs/checking.md", "docs/recipe.md", "docs/generation.md", "docs/study.md"),
     "docs/adding.md",
     "docs/distributed.md",
+    "docs/python.md",
     "README.md",
 )
 """In a reader's order."""
 _LAUNCHERS = {"torchrun": ["torch.distributed.run"], "accelerate": ["accelerate.commands.accelerate_cli"]}
 """Modules that are these commands."""
+_BY_NAME = {"recipe", "versions", "model.files", "files"}
+_PAIRS = ({"before", "after"}, {"last", "kept"})
 _FILE = re.compile(r"# (\S+\.py)\n")
 _BLOCK = re.compile(r"^```(console|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
@@ -61,11 +64,12 @@ def commands(block: str) -> list[str]:
     return [line.removeprefix("$ ") for line in joined.splitlines() if line.startswith("$ ")]
 
 
-def _pruned(name: str, folder: Path, *settings: str) -> Path:
+def _pruned(name: str, folder: Path, *settings: str, reconstruct: str = "LR") -> Path:
     """A tiny model, pruned to 2:4 where the settings do not say otherwise."""
     tiny.save(name, folder / name)
-    flags: dict[str, Any] = {"pruner": "magnitude", "sparsity": "2:4", "reconstruct": "LR", "samples": 4, "seqlen": 16}
-    reprune.prune(folder / name, folder / "out", calibration="manual", settings=settings, **flags)
+    flags: dict[str, Any] = {"pruner": "magnitude", "sparsity": "2:4", "samples": 4, "seqlen": 16}
+    flags |= {"calibration": "manual", "reconstruct": reconstruct, "settings": settings}
+    reprune.prune(folder / name, folder / "out", **flags)
     return folder / "out"
 
 
@@ -155,6 +159,25 @@ def test_the_recipe_page_names_every_key() -> None:
     known.add("sparsity_by_name")  # its keys are patterns
     page = (ROOT / "docs/recipe.md").read_text(encoding="utf-8")
     assert known == set(re.findall(r"^\| `([a-z_.]+)`", page, re.MULTILINE))
+
+
+def test_the_page_on_the_record_names_every_key(tmp_path: Path) -> None:
+    """Of a run that has everything on record but what only several processes have."""
+    everything = ("solver.start=least-squares", "distill=1", "solver.epochs=1", "sparsity_by_name={self_attn.*: 0.3}")
+    record = record_of(_pruned("mixtral", tmp_path, *everything, reconstruct="BR+GP"))
+    several = {"ranks", "peak_memory_bytes_by_rank", "windows[].exchange.bytes", "windows[].exchange.seconds"}
+    page = (ROOT / "docs/record.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"^\| `([a-z0-9_.\[\]]+)`", page, re.MULTILINE))
+    assert _keys(record) | several == named - {"windows[].guard", "distillation"}  # objects, which may be null
+
+
+def _keys(entry: object, path: str = "") -> set[str]:
+    """The keys of a record, of lists those of all their entries; what has names for keys, or is a pair, is one."""
+    if isinstance(entry, list) and entry and isinstance(entry[0], dict):
+        return {key for each in entry for key in _keys(each, f"{path}[]")}
+    if not isinstance(entry, dict) or path in _BY_NAME or entry.keys() in _PAIRS:
+        return {path}
+    return {key for name, value in entry.items() for key in _keys(value, f"{path}.{name}".removeprefix("."))}
 
 
 def test_every_page_is_in_the_navigation() -> None:

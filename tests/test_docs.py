@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from safetensors.torch import load_file, save_file
 
 import reprune
 from reprune.doors.command.cli import main
+from reprune.doors.zeroshot.rows import LAYOUTS
 from reprune.planning.recipe import Recipe
 from tests import tiny
 from tests.doors.conftest import record_of
@@ -47,7 +50,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     _save_xlm(folder / "my-xlm")
     (folder / "calibration.txt").write_text(tiny.text())
     (folder / "test.txt").write_text(tiny.text(120_000)[60_000:])
+    _add_chats(folder / "my-model", folder / "chats.jsonl")
     return folder
+
+
+def _add_chats(model: Path, file: Path) -> None:
+    """Chats, and a template for them in the model's tokenizer."""
+    tokenizer = tf.AutoTokenizer.from_pretrained(model)
+    tokenizer.chat_template = "{{ bos_token }}{% for one in messages %}{{ one.role }}: {{ one.content }}\n{% endfor %}"
+    tokenizer.save_pretrained(model)
+    pairs = pairwise(tiny.text(6_000).split("\n\n"))
+    chats = ([{"role": "user", "content": one}, {"role": "assistant", "content": other}] for one, other in pairs)
+    file.write_text("".join(json.dumps({"messages": chat}) + "\n" for chat in chats))
 
 
 def _save_xlm(folder: Path) -> None:
@@ -178,6 +192,13 @@ def _keys(entry: object, path: str = "") -> set[str]:
     if not isinstance(entry, dict) or path in _BY_NAME or entry.keys() in _PAIRS:
         return {path}
     return {key for name, value in entry.items() for key in _keys(value, f"{path}.{name}".removeprefix("."))}
+
+
+def test_the_page_on_checking_shows_the_form_of_each_tasks_rows() -> None:
+    page = (ROOT / "docs/checking.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)` \| `(\w+\.jsonl)` \| (?:`(\{.*?\})`|the same)", page, re.MULTILINE)
+    lines = {task: (file, example or LAYOUTS["arc_easy"].example) for task, file, example in rows}
+    assert lines == {task: (layout.file, layout.example) for task, layout in LAYOUTS.items()}
 
 
 def test_every_page_is_in_the_navigation() -> None:

@@ -316,6 +316,23 @@ def test_a_missing_embedding_is_named(tmp_path: Path, ids: Tensor) -> None:
     folder = _edited(tiny.save("llama", tmp_path), lambda tensors: tensors.pop(missing))
     with pytest.raises(UnsupportedModelError, match=missing):
         embedded(Decoder(folder), ids)
+    with pytest.raises(UnsupportedModelError, match=missing):
+        Decoder(folder).weightless.groups(0)
+
+
+@pytest.mark.parametrize("name", [*tiny.CONFIGS, *tiny.PARALLEL, *tiny.MIXTURES, *tiny.JOINED])
+def test_a_whole_model_lacks_nothing(name: str, folder_of: FolderOf) -> None:
+    assert Decoder(folder_of(name)).lacking == []
+
+
+def test_what_a_model_lacks_outside_its_blocks_is_known(tmp_path: Path) -> None:
+    missing = ["model.norm.weight", "lm_head.weight"]
+    folder = _edited(tiny.save("llama", tmp_path), lambda tensors: [tensors.pop(name) for name in missing])
+    decoder = Decoder(folder)
+    assert decoder.lacking == missing
+    decoder.weightless.groups(0)
+    with pytest.raises(UnsupportedModelError, match=missing[0]):
+        decoder.check_predicts()
 
 
 def test_a_tensor_of_another_shape_than_the_configuration_says_is_refused_by_name(tmp_path: Path) -> None:

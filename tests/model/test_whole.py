@@ -105,6 +105,21 @@ def test_without_a_precision_it_is_plain_float32(tmp_path: Path) -> None:
         assert torch.equal(model(IDS).logits, plain(folder)(IDS).logits)
 
 
+@pytest.mark.parametrize("lost", ["lm_head.weight", "model.norm.weight", "model.layers.1.mlp.up_proj.weight"])
+def test_a_weight_that_is_not_there_is_named(lost: str, tmp_path: Path) -> None:
+    folder = tiny.save("llama", tmp_path / "model")
+    tensors = load_file(folder / "model.safetensors")
+    del tensors[lost]
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(InputError, match=f"its files lack {lost}, so"):
+        load_model(folder, CPU)
+
+
+@pytest.mark.parametrize("name", [*tiny.CONFIGS, *tiny.PARALLEL, *tiny.MIXTURES, *tiny.JOINED])
+def test_a_model_lacks_nothing_that_is_tied_or_that_transformers_makes(name: str, tmp_path: Path) -> None:
+    load_model(tiny.save(name, tmp_path / name), CPU)
+
+
 def test_what_transformers_cannot_load_is_an_input_error(tmp_path: Path) -> None:
     folder = tiny.save("llama", tmp_path / "model")
     config = folder / "config.json"

@@ -26,6 +26,7 @@ from reprune.doors.prepare import (
     nested_flags,
     open_decoder,
     recipe_contents,
+    said_lacking,
     settle,
     settle_seqlen,
 )
@@ -145,6 +146,8 @@ def _prune(recipe: Recipe, out: Path, watcher: Watcher, shared: Shared | None, r
     recipe = settle_seqlen(recipe, decoder)
     survey(decoder, recipe.sparsities, recipe.choice).check()
     check_distillation(recipe, decoder)
+    if lacking := said_lacking(decoder):
+        watcher.note(lacking)
     counts = count_samples(recipe)
     check_ranks(recipe, counts[0], ranks)
     check_memory(recipe, decoder)

@@ -183,6 +183,16 @@ def check_distillation(recipe: Recipe, decoder: Decoder) -> None:
         decoder.check_predicts()
 
 
+def said_lacking(decoder: Decoder) -> str | None:
+    """What is to be known of a model whose files lack something that its blocks do without, as a head."""
+    if not decoder.lacking:
+        return None
+    return (
+        f"{decoder.folder.name}: its files lack {', '.join(decoder.lacking):.300}; its blocks are pruned all the same, "
+        "and the result will lack it too: neither predicts anything that could be evaluated"
+    )
+
+
 def count_samples(recipe: Recipe) -> tuple[int, int]:
     """How many samples there will be to calibrate on, and held out; opens no source.
 

@@ -6,8 +6,9 @@ At no time are all blocks in memory. Knows nothing of pruning.
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Iterable, Mapping
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, final
 
@@ -22,6 +23,7 @@ from reprune.model.costs import BlockCosts
 from reprune.model.linears import is_linear
 from reprune.model.passing import Passing
 from reprune.model.predictor import Predictor, check_predicts
+from reprune.model.recorder import fill_with_nothing
 from reprune.model.skeleton import Skeleton
 from reprune.model.weightless import Weightless
 
@@ -53,7 +55,7 @@ class Decoder:
         self.precision = precision or Precision()
         self.checkpoint = Checkpoint(folder)
         self.skeleton = Skeleton(folder, trust_remote_code)
-        self.weightless = Weightless(self.skeleton, self.precision)
+        self.weightless = Weightless(self.skeleton, self.precision, self._fill_with_nothing)
         self._layout = Layout(self.skeleton.model, self.checkpoint)
         self._aliases = _aliases(self.skeleton.model)
         self._blocks = [self._conversions(index) for index in range(len(self))]
@@ -157,6 +159,19 @@ class Decoder:
         """The words that it makes logits of, and the numbers that they are made of."""
         weight = getattr(self.skeleton.model.get_output_embeddings(), "weight", None)
         return (0, 0) if weight is None or weight.dim() != 2 else (weight.shape[0], weight.shape[1])
+
+    @cached_property
+    def lacking(self) -> list[str]:
+        """Parameters outside the blocks that its files do not hold, but for those that Transformers makes itself."""
+        model = self.skeleton.model
+        made = [re.compile(pattern) for pattern in getattr(model, "_keys_to_ignore_on_load_missing", None) or ()]
+        return [
+            name
+            for name, _ in model.named_parameters(remove_duplicate=False)
+            if not name.startswith(f"{self.skeleton.blocks_path}.")
+            and self._stored_as(name) is None
+            and not any(pattern.search(name) for pattern in made)
+        ]
 
     def outside_bytes(self) -> list[int]:
         """What each tensor outside the blocks takes in the checkpoint."""
@@ -292,7 +307,15 @@ class Decoder:
         Raises:
             HalfPrecisionError: it does so in float32 only.
         """
-        check_predicts(self.skeleton, self.precision)
+        check_predicts(self.skeleton, self.precision, self._fill_with_nothing)
+
+    def _fill_with_nothing(self, path: str, module: nn.Module, ids: Tensor | None) -> None:
+        """As `_fill`, but for the values: what the files lack is refused, and nothing is read."""
+        for key, _ in module.named_parameters(recurse=False):
+            name = f"{path}.{key}" if path else key
+            if self._stored_as(name) is None:
+                raise UnsupportedModelError(self._why_lacking(name))
+        fill_with_nothing(path, module, ids)
 
     def _fill(
         self,
@@ -327,12 +350,24 @@ class Decoder:
 
     def _outside(self, name: str, shape: tuple[int, ...]) -> Tensor:
         """A parameter or buffer outside the blocks, or what it is tied to, as the checkpoint has it."""
-        for one in (name, *self._aliases.get(name, ())):
-            if (conversion := self._layout.of_parameter.get(one)) is not None:
-                self._check_shape(one, conversion, shape)
-                stored = {name: self.checkpoint.tensor(name) for name in conversion.stored}
-                return self._layout.load(conversion, stored)[one]
-        raise UnsupportedModelError(f"{self.folder.name}: the tensor {name} is not in its safetensors files.")
+        one = self._stored_as(name)
+        if one is None:
+            raise UnsupportedModelError(self._why_lacking(name))
+        conversion = self._layout.of_parameter[one]
+        self._check_shape(one, conversion, shape)
+        stored = {name: self.checkpoint.tensor(name) for name in conversion.stored}
+        return self._layout.load(conversion, stored)[one]
+
+    def _stored_as(self, name: str) -> str | None:
+        """The parameter or buffer itself, or one that it is tied to: that which the checkpoint has."""
+        names = name, *self._aliases.get(name, ())
+        return next((one for one in names if one in self._layout.of_parameter), None)
+
+    def _why_lacking(self, name: str) -> str:
+        return (
+            f"{self.folder.name}: the tensor {name}, which is needed, is not in its safetensors files; they may be "
+            "incomplete, download the model again."
+        )
 
     def costs(self, tokens: int, device: str | None = None) -> list[BlockCosts]:
         """What each block costs on a sample of so many tokens; no weight is read.

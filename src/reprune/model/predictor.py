@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from reprune.errors import RepruneError, UnsupportedModelError
 from reprune.model.block import Precision
+from reprune.model.recorder import Fill
 from reprune.model.skeleton import Skeleton
 
 LOGITS = 2**24  # at a time: 64 MiB in float32
@@ -20,8 +21,13 @@ _TRIED = 4  # tokens
 _NEAR = 0.02  # of the largest logit: what rounding of half precision may do
 
 
-def check_predicts(skeleton: Skeleton, precision: Precision) -> None:
+def check_predicts(skeleton: Skeleton, precision: Precision, fill: Fill) -> None:
     """Raise `UnsupportedModelError` unless a model makes logits of its last block's states; no weight is read.
+
+    Args:
+        skeleton: of the model.
+        precision: in which its products are computed.
+        fill: gives the weights outside the blocks, without values.
 
     Raises:
         HalfPrecisionError: it does so in float32 only.
@@ -34,7 +40,7 @@ def check_predicts(skeleton: Skeleton, precision: Precision) -> None:
         )
     try:
         with precision.on(torch.device("cpu")):
-            skeleton.try_predict()
+            skeleton.try_predict(fill)
     except RepruneError:
         raise
     except Exception as error:  # whatever a model raises

@@ -186,11 +186,11 @@ class Skeleton:
         return logits
 
     @torch.no_grad()
-    def try_predict(self) -> None:
+    def try_predict(self, fill: Fill) -> None:
         """Run `predict` on a few tokens, without values."""
         ids = self.few_ids()
-        states, _ = self.record(ids, fill_with_nothing)
-        self.predict(ids, states, fill_with_nothing, fill_with_nothing)
+        states, _ = self.record(ids, fill)
+        self.predict(ids, states, fill, fill)
         self.release()
 
     @staticmethod

@@ -19,7 +19,7 @@ from reprune.model.costs import BlockCosts, block_costs
 from reprune.model.linears import Stack
 from reprune.model.passing import to_device
 from reprune.model.products import candidates, find_stacks
-from reprune.model.recorder import fill_with_nothing
+from reprune.model.recorder import Fill, fill_with_nothing
 from reprune.model.skeleton import Skeleton
 
 
@@ -27,7 +27,9 @@ from reprune.model.skeleton import Skeleton
 class Weightless:
     """The blocks of a skeleton."""
 
-    def __init__(self, skeleton: Skeleton, precision: Precision) -> None:
+    def __init__(self, skeleton: Skeleton, precision: Precision, fill: Fill) -> None:
+        """`fill` gives the weights before the blocks, without values, and refuses what cannot be had."""
+        self._fill = fill
         self._skeleton = skeleton
         self._precision = precision
         self._recorded: tuple[Tensor, list[Call]] | None = None
@@ -36,7 +38,7 @@ class Weightless:
 
     def _sample(self) -> tuple[Tensor, list[Call]]:
         if self._recorded is None:
-            self._recorded = self._skeleton.record(self._skeleton.few_ids(), fill_with_nothing)
+            self._recorded = self._skeleton.record(self._skeleton.few_ids(), self._fill)
             self._skeleton.release()
         return self._recorded
 

@@ -80,9 +80,23 @@ def _from_pretrained(folder: Path, dtype: torch.dtype, trust_remote_code: bool) 
     kind = model_class(read_config(folder, trust_remote_code))
     try:
         with quiet_transformers():
-            return kind.from_pretrained(folder, dtype=dtype, use_safetensors=True, trust_remote_code=trust_remote_code)
+            model, info = kind.from_pretrained(
+                folder,
+                dtype=dtype,
+                use_safetensors=True,
+                trust_remote_code=trust_remote_code,
+                output_loading_info=True,
+            )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise InputError(f"{folder}: Transformers cannot load it: {' '.join(str(error).split()):.300}") from None
+    # Buffers it makes itself; parameters that it does not find are random, others at each load.
+    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    if missing := sorted(parameters.intersection(info["missing_keys"])):
+        raise InputError(
+            f"{folder}: its files lack {', '.join(missing):.300}, so what it predicts is not known; download the model "
+            "again, or give the causal language model that it belongs to."
+        )
+    return model
 
 
 def _widen_(model: Any, bare: Any | None) -> None:

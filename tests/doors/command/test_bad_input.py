@@ -299,6 +299,33 @@ def test_status_of_a_damaged_record(content: str, here: Path, cli: Cli) -> None:
     _refused(cli, here, ["status", "full"], "reprune.json")
 
 
+def test_a_model_without_a_head_is_pruned_with_a_note_and_nothing_that_needs_the_head_is_done(
+    here: Path, cli: Cli
+) -> None:
+    model = tiny.build("mistral").model  # as embedding models are saved
+    model.save_pretrained(here / "headless")
+    tiny.tokenizer().save_pretrained(here / "headless")
+    flags = ["headless", *QUICK, "--reconstruct", "LR"]
+    _refused(cli, here, ["prune", *flags, "--out", "out", "--set", "distill.blocks=1"], "the tensor lm_head.weight")
+    _refused(cli, here, ["plan", *flags, "--set", "distill.blocks=1"], "the tensor lm_head.weight")
+    _refused(cli, here, ["evaluate", "headless", "--text", "text.txt"], "its files lack lm_head.weight")
+    said = cli("generate", "headless", "--out", "a.jsonl", "--samples", "1", "--length", "9")
+    assert (said.code, "its files lack lm_head.weight" in said.err) == (2, True)
+    for said in (cli("plan", *flags), cli("prune", *flags, "--out", "out")):
+        assert said.code == 0
+        assert "headless: its files lack lm_head.weight; its blocks are" in " ".join((said.out + said.err).split())
+    assert cli("verify", "out").code == 0
+
+
+def test_a_model_without_an_embedding(here: Path, cli: Cli) -> None:
+    tiny.save("llama", here / "cut")
+    weights = load_file(here / "cut" / "model.safetensors")
+    del weights["model.embed_tokens.weight"]
+    save_file(weights, here / "cut" / "model.safetensors", metadata={"format": "pt"})
+    _refused(cli, here, ["prune", "cut", "--out", "out", *QUICK], "the tensor model.embed_tokens.weight")
+    _refused(cli, here, ["plan", "cut", *QUICK], "the tensor model.embed_tokens.weight")
+
+
 def test_a_model_whose_tokenizer_belongs_to_another(here: Path, cli: Cli) -> None:
     tiny.save("llama", here / "small")
     weights = load_file(here / "small" / "model.safetensors")

@@ -11,6 +11,7 @@ from rich.table import Table
 from reprune.doors.api import Status
 from reprune.doors.formats import clock, console, nats, percent, size
 from reprune.doors.planned import Plan
+from reprune.doors.prepare import said_lacking
 from reprune.doors.rates import said_of_rate
 from reprune.doors.verify import Check
 from reprune.math.standardization import DOMINANT
@@ -151,6 +152,8 @@ def show_plan(plan: Plan) -> None:
         output.print(
             f"note       blocks {ranges(unknown)} do not run without weights: their groups show when they are loaded"
         )
+    if lacking := said_lacking(plan.decoder):
+        output.print(f"note       {lacking}")
     for refusal in plan.refusals:
         output.print(f"refused    {refusal}", style="red")
 

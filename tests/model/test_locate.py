@@ -229,6 +229,8 @@ LLAMA = {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
         (LLAMA, ["consolidated.00.pth"], "pickles"),
         (LLAMA, ["tf_model.h5"], r"no \*.safetensors"),
         (LLAMA, ["adapter_model.safetensors"], r"no \*.safetensors"),
+        (LLAMA, ["adapter_config.json", "adapter_model.safetensors"], "is a PEFT adapter.*merge_and_unload"),
+        (LLAMA, ["adapter_config.json", "model.safetensors"], "PEFT adapter beside its weights.*merge_and_unload"),
         (LLAMA, ["model.safetensors.index.json"], "none of its"),
         ("{", ["model.safetensors"], "config.json cannot be read"),
         ("[1]", ["model.safetensors"], "config.json cannot be read"),

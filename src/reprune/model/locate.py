@@ -72,10 +72,20 @@ def _check_folder(folder: Path, name: str, weights: bool) -> None:
     """Raise unless the folder holds a decoder's configuration and, where they are needed, safetensors weights."""
     names = sorted(path.name for path in folder.iterdir())
     ggufs = [file for file in names if file.lower().endswith(".gguf")]
+    adapter = "adapter_config.json" in names
     if "config.json" in names:
         _check_config(folder / "config.json", name)
-        if not weights or any(file.endswith(".safetensors") and not file.startswith("adapter_") for file in names):
+        own = any(file.endswith(".safetensors") and not file.startswith("adapter_") for file in names)
+        if weights and own and adapter:
+            raise InputError(
+                f"{name}: holds a PEFT adapter beside its weights (adapter_config.json); give the model with it merged "
+                "in (merge_and_unload), or take the adapter's files out of the folder."
+            )
+        if own or not weights:
             return
+    if adapter:
+        raise InputError(f"{name}: is a PEFT adapter; give its base model with it merged in (merge_and_unload).")
+    if "config.json" in names:
         if "model.safetensors.index.json" in names:
             raise InputError(f"{name}: none of its *.safetensors files is here; download the model again.")
         if pickles := [file for file in names if _PICKLE.fullmatch(file)]:
@@ -84,8 +94,6 @@ def _check_folder(folder: Path, name: str, weights: bool) -> None:
                 f"If you trust them: AutoModelForCausalLM.from_pretrained({name!r}).save_pretrained(FOLDER), "
                 "the same with AutoTokenizer, then give FOLDER."
             )
-    elif "adapter_config.json" in names:
-        raise InputError(f"{name}: is a PEFT adapter; give its base model with it merged in (merge_and_unload).")
     elif not ggufs:
         raise InputError(f"{name}: has no config.json, so it is not a model folder.")
     if ggufs:

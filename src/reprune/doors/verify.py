@@ -121,7 +121,7 @@ def _files(folder: Path, expected: dict[str, str]) -> Check:
     problems = []
     for name, digest in expected.items():
         path = folder / name
-        if Path(name).name != name:
+        if Path(name).is_absolute() or ".." in Path(name).parts:
             problems.append(f"{name}: lies outside the folder")
         elif not path.is_file():
             problems.append(f"{name}: is missing")

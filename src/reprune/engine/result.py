@@ -20,11 +20,12 @@ from torch import Tensor
 from reprune.errors import InputError
 from reprune.model.decoder import Decoder
 from reprune.model.durable import sha256, write_durably, write_tensors, write_text
+from reprune.model.locate import BESIDE
 
 RECORD = "reprune.json"
 RECIPE = "recipe.yaml"
 INDEX = "model.safetensors.index.json"  # written last: a folder with it holds a whole model
-_COPIED = ("*.json", "*.txt", "*.model", "*.jinja", "*.py", "LICENSE*", "NOTICE*", "USE_POLICY*", "*TERMS*")
+_COPIED = (*BESIDE, "LICENSE*", "NOTICE*", "USE_POLICY*", "*TERMS*")
 _NOT_COPIED = ("*.index.json", RECORD)
 _SHARD_BYTES = 2**28  # of tensors outside the blocks: a shard is in memory while it is written
 
@@ -95,8 +96,10 @@ class Result:
         files_written = dict(written)
         for source in sorted({file for pattern in _COPIED for file in self._decoder.folder.glob(pattern)}):
             if source.is_file() and not any(source.match(pattern) for pattern in _NOT_COPIED):
-                write_durably(self.folder / source.name, partial(shutil.copyfile, source))
-                files_written[source.name] = sha256(self.folder / source.name)
+                name = source.relative_to(self._decoder.folder).as_posix()
+                (self.folder / name).parent.mkdir(exist_ok=True)
+                write_durably(self.folder / name, partial(shutil.copyfile, source))
+                files_written[name] = sha256(self.folder / name)
         write_text(self.folder / RECIPE, recipe)
         files_written[RECIPE] = sha256(self.folder / RECIPE)
         index = {"metadata": {"total_size": checkpoint.bytes}, "weight_map": dict(sorted(files.items()))}

@@ -14,7 +14,14 @@ from reprune.errors import InputError, UnsupportedModelError
 from reprune.model.gguf import Notify, convert_gguf, short
 from reprune.model.wellformed import read_json
 
-_WANTED = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py"]
+_LICENCES = ("license", "licence", "notice", "copying", "use_policy", "terms")
+_TEXTS = ("", "-MODEL", "-CODE", "*.txt", "*.md", "*.rst", "*.html", "*.pdf")
+BESIDE = (  # the weights: patterns of files
+    *("*.json", "*.txt", "*.model", "*.tiktoken", "*.spm", "bpe.codes", "*.py"),
+    *("*.jinja", "additional_chat_templates/*.jinja"),
+    *(f"*{''.join(f'[{a.lower()}{a.upper()}]' for a in word)}{rest}" for word in _LICENCES for rest in _TEXTS),
+)
+_WANTED = ["*.safetensors", *BESIDE]
 _UNWANTED = [  # second copies of the same weights
     *("*/*.safetensors", "consolidated*"),
     *(f"*.{kind}{rest}" for kind in ("fp16", "bf16", "fp32") for rest in (".safetensors", "-*", ".index.*")),

@@ -1,0 +1,40 @@
+"""The result's folder holds all that belongs to the model but for weights that are not its own."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from reprune.doors.verify import _files
+from reprune.engine.result import Result
+from reprune.model.decoder import Decoder
+from tests import tiny
+
+
+def finished(folder: Path, out: Path) -> Path:
+    """A result of a model of which nothing was changed."""
+    out.mkdir()
+    decoder = Decoder(folder)
+    result = Result(out, decoder)
+    written = result.write_outside()
+    for index in range(len(decoder)):
+        written |= result.write_block(index, decoder.stored_tensors(decoder.load(index)))
+    result.finish({}, "model: m\n", written)
+    return out
+
+
+def test_it_holds_templates_licences_and_tokenizers_and_no_other_weights(tmp_path: Path) -> None:
+    folder = tiny.save("llama", tmp_path / "model")
+    copied = ["additional_chat_templates/tools.jinja", "chat_template.jinja", "a.tiktoken", "a.spm", "bpe.codes"]
+    copied += ["LICENSE", "Licence.txt", "my_license.md", "LICENSE-MODEL", "COPYING", "Notice", "USE_POLICY.md"]
+    others = ["license.bin", "licence.pt", "notice.safetensors", "pytorch_model.bin", "README.md", "sub/a.jinja"]
+    for name in copied + others:
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(name)
+    (folder / "license").mkdir()
+    out = finished(folder, tmp_path / "out")
+    assert {name: (out / name).read_text() for name in copied} == {name: name for name in copied}
+    assert not [name for name in (*others, "license") if (out / name).exists()]
+    files = json.loads((out / "reprune.json").read_text())["files"]
+    assert {*copied, "tokenizer.json"} <= files.keys()
+    assert _files(out, files).passed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,23 @@ def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> Any:
         with quiet_transformers(), no_search():
             return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except Exception as error:  # the library raises nearly anything on damaged files
+        file = _sentencepiece(folder)
+        if file is not None and importlib.util.find_spec("sentencepiece") is None:
+            raise InputError(
+                f"{folder.name}: its tokenizer ({file.name}) is read by another package: pip install sentencepiece"
+            ) from None
         reason = " ".join(str(error).split())
         raise InputError(
             f"{folder.name}: its tokenizer cannot be loaded ({reason:.200}); copy the model's tokenizer files "
             "(tokenizer.json, tokenizer_config.json) into the folder."
         ) from None
+
+
+def _sentencepiece(folder: Path) -> Path | None:
+    """A file of a model of sentencepiece, which begins with a list of pieces; one of tiktoken is text."""
+    files = (file for kind in ("model", "spm") for file in sorted(folder.glob(f"*.{kind}")) if file.is_file())
+    for file in files:
+        with file.open("rb") as stream:
+            if stream.read(1) == b"\n":
+                return file
+    return None

@@ -1,0 +1,30 @@
+"""A tokenizer that cannot be loaded is refused with what to do."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from reprune.errors import InputError
+from reprune.planning.tokenizer import load_tokenizer
+from tests import tiny
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"\n\x0e\n\x05<unk>\x15\x00\x00\x00\x00\x18\x02", r"\(tokenizer\.model\) .*: pip install sentencepiece$"),
+        (b"IQ== 0\n", r"cannot be loaded \(.*copy the model's tokenizer files"),
+    ],
+    ids=["sentencepiece", "tiktoken"],
+)
+def test_it_is_said_what_lacks(content: bytes, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sentencepiece", None)
+    tiny.CONFIGS["llama"]().save_pretrained(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "LlamaTokenizer"}))
+    (tmp_path / "tokenizer.model").write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        load_tokenizer(tmp_path)

@@ -5,6 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import torch
+from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM
+
 from reprune.doors.verify import _files
 from reprune.engine.result import Result
 from reprune.model.decoder import Decoder
@@ -38,3 +42,15 @@ def test_it_holds_templates_licences_and_tokenizers_and_no_other_weights(tmp_pat
     files = json.loads((out / "reprune.json").read_text())["files"]
     assert {*copied, "tokenizer.json"} <= files.keys()
     assert _files(out, files).passed
+
+
+def test_its_weights_are_those_that_the_configuration_named(tmp_path: Path) -> None:
+    folder = tiny.save("llama", tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"transformers_weights": "own.safetensors"}))
+    (folder / "model.safetensors").rename(folder / "own.safetensors")
+    save_file({"a": torch.ones(2)}, folder / "model.safetensors")
+    out = finished(folder, tmp_path / "out")
+    assert json.loads((out / "config.json").read_text()) == config
+    model = AutoModelForCausalLM.from_pretrained(out)
+    assert all(torch.equal(model.state_dict()[name], one) for name, one in tiny.build("llama").state_dict().items())

@@ -98,6 +98,33 @@ def test_without_an_index_files_called_model_are_read_before_any_others(tmp_path
     assert list(Checkpoint(other).entries) == ["a"]
 
 
+def test_the_weights_that_the_configuration_names_are_read(tmp_path: Path) -> None:
+    folder = _folder(tmp_path, model={"a": torch.ones(1)}, other={"a": torch.ones(2)}, part={"b": torch.ones(3)})
+    (folder / "x.safetensors.index.json").write_text(json.dumps({"weight_map": {"b": "part.safetensors"}}))
+    for named, found in (("other.safetensors", ("a", 2)), ("x.safetensors.index.json", ("b", 3)), (None, ("a", 1))):
+        (folder / "config.json").write_text(json.dumps({"transformers_weights": named}))
+        assert [(name, *entry.shape) for name, entry in Checkpoint(folder).entries.items()] == [found]
+
+
+@pytest.mark.parametrize(
+    ("named", "message"),
+    [
+        ("gone.safetensors", r"gone\.safetensors is missing"),
+        ("gone.safetensors.index.json", "not a safetensors index"),
+        ("../model.safetensors", "expected a .* file of the folder"),
+        ("pytorch_model.bin", "expected a .* file of the folder"),
+        (3, "expected a .* file of the folder"),
+    ],
+)
+def test_weights_that_the_configuration_names_and_are_not_there_are_refused(
+    named: object, message: str, tmp_path: Path
+) -> None:
+    folder = _folder(tmp_path, model=_tensors())
+    (folder / "config.json").write_text(json.dumps({"transformers_weights": named}))
+    with pytest.raises(InputError, match=message):
+        Checkpoint(folder)
+
+
 @pytest.mark.parametrize("name", ["../out.safetensors", "/etc/out.safetensors", "a/../../out.safetensors"])
 def test_an_index_that_names_a_file_outside_the_folder_is_refused(name: str, tmp_path: Path) -> None:
     save_file({"a": torch.ones(2)}, tmp_path / "out.safetensors")

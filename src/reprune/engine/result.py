@@ -18,9 +18,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from reprune.errors import InputError
+from reprune.model.checkpoint import NAMES_WEIGHTS
 from reprune.model.decoder import Decoder
 from reprune.model.durable import sha256, write_durably, write_tensors, write_text
 from reprune.model.locate import BESIDE
+from reprune.model.wellformed import read_json
 
 RECORD = "reprune.json"
 RECIPE = "recipe.yaml"
@@ -98,7 +100,7 @@ class Result:
             if source.is_file() and not any(source.match(pattern) for pattern in _NOT_COPIED):
                 name = source.relative_to(self._decoder.folder).as_posix()
                 (self.folder / name).parent.mkdir(exist_ok=True)
-                write_durably(self.folder / name, partial(shutil.copyfile, source))
+                write_durably(self.folder / name, partial(_copy, source))
                 files_written[name] = sha256(self.folder / name)
         write_text(self.folder / RECIPE, recipe)
         files_written[RECIPE] = sha256(self.folder / RECIPE)
@@ -108,3 +110,12 @@ class Result:
         record = {**record, "files": dict(sorted(files_written.items()))}
         write_text(self.folder / RECORD, json.dumps(record, indent=2) + "\n")
         write_text(self.folder / INDEX, text)  # last: a folder without it does not load
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copy a file; from a configuration is left out what names the files of weights, which have other names now."""
+    if source.name == "config.json" and NAMES_WEIGHTS in (config := read_json(source.read_text(encoding="utf-8"))):
+        rest = {key: value for key, value in config.items() if key != NAMES_WEIGHTS}
+        target.write_text(json.dumps(rest, indent=2) + "\n", encoding="utf-8")
+    else:
+        shutil.copyfile(source, target)

@@ -35,6 +35,9 @@ DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
+NAMES_WEIGHTS = "transformers_weights"
+"""What config.json may say, on loading, of the file that holds the weights."""
+
 _SAMPLED_BYTES = 4096  # from each end of each tensor, for the fingerprint
 _FILES_AT_A_TIME = 4  # that are hashed
 
@@ -73,19 +76,25 @@ class Checkpoint:
         self.entries: Mapping[str, TensorEntry] = dict(sorted(found.items()))
 
     def _files(self) -> list[Path]:
-        """The files that Transformers reads: the one of the usual name, else those of the index; else all there are."""
-        if (one := self.folder / "model.safetensors").exists():
+        """The files that Transformers reads.
+
+        What config.json names, else the one of the usual name, else those of the index; else all there are.
+        """
+        named = self._named_by_config()
+        if named is None and (one := self.folder / "model.safetensors").exists():
             return [one]
-        index = self.folder / "model.safetensors.index.json"
-        if index.exists():
+        index = self.folder / (named or "model.safetensors.index.json")
+        if named is not None and named.endswith(".safetensors"):
+            files = [self.folder / named]
+        elif named is not None or index.exists():
             try:
                 weight_map = read_json(index.read_text(encoding="utf-8"))["weight_map"]
                 names = sorted({str(name) for name in weight_map.values()})
-            except (ValueError, KeyError, AttributeError, TypeError):
+            except (OSError, ValueError, KeyError, AttributeError, TypeError):
                 raise InputError(
                     f"{index}: not a safetensors index with a weight_map; download the model again."
                 ) from None
-            if outside := [name for name in names if Path(name).is_absolute() or ".." in Path(name).parts]:
+            if outside := [name for name in names if _is_outside(name)]:
                 raise InputError(f"{index}: names the file {outside[0]}, outside the model folder; refused.")
             files = [self.folder / name for name in names]
         else:
@@ -98,6 +107,22 @@ class Checkpoint:
         if not files:
             raise InputError(f"{self.folder}: expected *.safetensors files, found none.")
         return files
+
+    def _named_by_config(self) -> str | None:
+        """The file of weights, or index of such files, that config.json names, where it does."""
+        config = self.folder / "config.json"
+        try:
+            named = read_json(config.read_text(encoding="utf-8")).get(NAMES_WEIGHTS)
+        except (OSError, ValueError, AttributeError):  # whoever reads the configuration says it
+            return None
+        if named is None:
+            return None
+        if not str(named).endswith((".safetensors", ".safetensors.index.json")) or _is_outside(str(named)):
+            raise InputError(
+                f"{config}: its {NAMES_WEIGHTS} is {named!r}; expected a *.safetensors file of the folder, or an index "
+                "of such files."
+            )
+        return str(named)
 
     def tensor(self, name: str) -> Tensor:
         """The tensor of that name on the CPU in its stored dtype, mapped from the file (do not write to it).
@@ -154,6 +179,10 @@ class Checkpoint:
         finally:
             left.set()
             pool.shutdown(cancel_futures=True)
+
+
+def _is_outside(name: str) -> bool:
+    return Path(name).is_absolute() or ".." in Path(name).parts
 
 
 def _read_header(file: Path) -> Iterator[tuple[str, TensorEntry]]:

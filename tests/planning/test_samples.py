@@ -176,10 +176,48 @@ def test_records_and_hash_tell_what_was_used(with_bos: PreTrainedTokenizerBase) 
 def test_tokens_of_generated_texts_are_used_as_they_were_generated(
     with_bos: PreTrainedTokenizerBase, write_jsonl: Callable[..., Path]
 ) -> None:
-    path = write_jsonl(*({"text": "x", "token_ids": [0, *range(40 * i + 9, 40 * i + 15)]} for i in range(9)))
-    drawn = draw_samples(with_bos, [SourceSpec(str(path))], [], 8, 7, 0)
-    rows = torch.cat([drawn.calibration, drawn.heldout])
-    assert sorted(rows.tolist()) == [[0, *range(40 * i + 9, 40 * i + 15)] for i in range(9)]
+    ids = [[0, *range(40 * i + 9, 40 * i + 15)] for i in range(9)]
+    texts = [str(with_bos.decode(row, skip_special_tokens=True)) for row in ids]
+    assert [encode(with_bos, text).tolist() for text in texts] != [row[1:] for row in ids]  # not so tokenized anew
+    path = write_jsonl(*({"text": text, "token_ids": row} for text, row in zip(texts, ids, strict=True)))
+    for name in (str(path), f"{path}:text"):
+        drawn = draw_samples(with_bos, [SourceSpec(name)], [], 8, 7, 0)
+        assert sorted(torch.cat([drawn.calibration, drawn.heldout]).tolist()) == ids
+        assert ([one.foreign_tokens for one in drawn.sources], drawn.notes) == ([0, 0], [])
+
+
+@pytest.mark.parametrize("seqlen", [8, 200])  # one span a text, or spans of all joined
+def test_numbers_that_are_no_tokens_of_the_text_are_left_aside_with_a_note(
+    with_bos: PreTrainedTokenizerBase, write_jsonl: Callable[..., Path], seqlen: int
+) -> None:
+    texts = _texts(*[40] * 18)
+    plain = draw_samples(with_bos, [SourceSpec(str(write_jsonl(*texts)))], [], 8, seqlen, 0)
+    numbers: list[list[int]] = [[7] * 70, [-1], [2**40], [399, 12345]]
+    rows = ({"text": text, "ids": numbers[i % 4], "note": "a"} for i, text in enumerate(texts))
+    drawn = draw_samples(with_bos, [SourceSpec(str(write_jsonl(*rows, name="of a user.jsonl")))], [], 8, seqlen, 0)
+    assert torch.equal(drawn.calibration, plain.calibration)
+    assert torch.equal(drawn.heldout, plain.heldout)
+    assert drawn.sources[0].foreign_tokens >= 8
+    assert [note.partition(":")[0] for note in drawn.notes] == ["source 'of a user.jsonl'"]
+
+
+def test_tokens_of_a_server_may_end_before_its_text(
+    with_bos: PreTrainedTokenizerBase, write_jsonl: Callable[..., Path]
+) -> None:
+    texts = _texts(*[40] * 9)
+    path = write_jsonl(*({"text": text, "token_ids": encode(with_bos, text)[:7].tolist()} for text in texts))
+    drawn = draw_samples(with_bos, [SourceSpec(str(path))], [], 8, 8, 0)
+    rows = torch.cat([drawn.calibration, drawn.heldout])[:, 1:].tolist()
+    assert sorted(rows) == sorted(encode(with_bos, text)[:7].tolist() for text in texts)
+
+
+def test_of_a_column_that_is_named_the_words_are_tokenized(
+    with_bos: PreTrainedTokenizerBase, write_jsonl: Callable[..., Path]
+) -> None:
+    path = write_jsonl({"text": "a", "body": "the end of the statement", "token_ids": encode(with_bos, "a").tolist()})
+    drawn = draw_samples(with_bos, [SourceSpec(f"{path}:body", 1)], [SourceSpec("manual")], 1, 4, 0)
+    assert with_bos.decode(drawn.calibration[0, 1:].tolist()) in "the end of the statement"
+    assert drawn.notes == []
 
 
 def test_too_short_a_text_of_its_own_count_says_which_count_would_do(

@@ -62,7 +62,8 @@ def test_a_short_text_is_packed_as_one(with_bos: PreTrainedTokenizerBase) -> Non
 def test_generated_tokens_are_kept_as_they_are_without_their_prefix(
     with_bos: PreTrainedTokenizerBase,
 ) -> None:
-    documents = Documents("texts", ("a", "b", "c"), joiner="-", token_ids=([0, 9, 8], None, [7]))
+    a, c = str(with_bos.decode([9, 8])), str(with_bos.decode([7]))
+    documents = Documents("texts", (a, "b", c), joiner="-", token_ids=([0, 9, 8], None, [7]))
     assert document_tokens(with_bos, documents, 0, [0]).tolist() == [9, 8]
     assert document_tokens(with_bos, documents, 0, []).tolist() == [0, 9, 8]
     assert document_tokens(with_bos, documents, 1, [0]).tolist() == encode(with_bos, "b").tolist()

@@ -163,6 +163,8 @@ def _prune(recipe: Recipe, out: Path, watcher: Watcher, shared: Shared | None, r
             with decoder.checkpoint.digesting() as digests:  # while texts are read and tokenized
                 drawn = draw(recipe, decoder, own)
                 weights = digests()
+            for note in drawn.notes:
+                watcher.note(note)
             job = {
                 "recipe": made_absolute.model_dump(mode="json"),
                 "folder": str(folder.resolve()),

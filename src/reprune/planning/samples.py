@@ -19,7 +19,7 @@ from reprune.errors import InputError
 from reprune.planning.documents import Documents, text_sha256
 from reprune.planning.shares import Role, Share, most, share_out
 from reprune.planning.sources import SourceSpec
-from reprune.planning.tokens import Tokens, beginning, document_tokens, encode, pack
+from reprune.planning.tokens import Tokens, beginning, document_tokens, encode, foreign_tokens, pack
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -28,12 +28,16 @@ _CHOICE = 4  # packed: read so many times the tokens needed, where a text is lon
 _CHARACTERS = 16  # a token: more than any text needs; so much is read where only some windows are wanted
 
 
+_Chosen = tuple[Tokens, str, int]  # rows (count, width), the SHA-256 of their texts, how many have foreign tokens
+
+
 @final
 @dataclass(frozen=True)
 class SourceRecord:
     """What one source gave in one role: its display name, the samples drawn, the documents that it has.
 
-    `sha256` is that of the texts that the samples were drawn from, joined, in UTF-8.
+    `sha256` is that of the texts that the samples were drawn from, joined, in UTF-8. `foreign_tokens` counts those
+    of them whose token ids are not this tokenizer's, and were left aside.
     """
 
     name: str
@@ -41,6 +45,7 @@ class SourceRecord:
     documents: int
     sha256: str
     role: Role
+    foreign_tokens: int = 0
 
 
 @final
@@ -55,6 +60,16 @@ class Samples:
     heldout: Tensor
     sha256: str
     sources: list[SourceRecord]
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader should know of them."""
+        names = dict.fromkeys(source.name for source in self.sources if source.foreign_tokens)
+        return [
+            f"source {name!r}: some of its token ids are not its texts by this model's tokenizer; there the words are "
+            "tokenized"
+            for name in names
+        ]
 
 
 def draw_samples(
@@ -165,8 +180,8 @@ def _draw(
     if chosen is None:
         chosen = _spans_of_packed(tokenizer, documents, shares, prefix, width, seed)
     return {
-        share: (rows, SourceRecord(documents.name, share.count, len(documents), digest, share.role))
-        for share, (rows, digest) in zip(shares, chosen, strict=True)
+        share: (rows, SourceRecord(documents.name, share.count, len(documents), digest, share.role, foreign))
+        for share, (rows, digest, foreign) in zip(shares, chosen, strict=True)
     }
 
 
@@ -177,10 +192,10 @@ def _spans_of_documents(
     prefix: list[int],
     width: int,
     seed: int,
-) -> list[tuple[Tokens, str]] | None:
+) -> list[_Chosen] | None:
     """One random span of each of `count` random documents that are long enough, or None if they run out."""
     claimed: set[int] = set()  # used by a share before, or too short for any
-    chosen: list[tuple[Tokens, str]] = []
+    chosen: list[_Chosen] = []
     for share in shares:
         generator = share.generator(seed)
         rows: list[Tokens] = []
@@ -198,7 +213,7 @@ def _spans_of_documents(
                 used.append(index)
         if len(rows) < share.count:
             return None
-        chosen.append((np.stack(rows), text_sha256(documents, used)))
+        chosen.append((np.stack(rows), text_sha256(documents, used), foreign_tokens(tokenizer, documents, used)))
     return chosen
 
 
@@ -209,7 +224,7 @@ def _spans_of_packed(
     prefix: list[int],
     width: int,
     seed: int,
-) -> list[tuple[Tokens, str]]:
+) -> list[_Chosen]:
     """Non-overlapping spans of the joined text. Raises _TooShort if there are too few."""
     need = sum(share.count for share in shares) * width
     generators = [share.generator(seed) for share in shares]
@@ -222,13 +237,13 @@ def _spans_of_packed(
         raise _TooShort(len(tokens), width)
     offset = int(generators[0].integers(min(width, len(tokens) - need + 1)))
     spans = tokens[offset : offset + (len(tokens) - offset) // width * width].reshape(-1, width)
-    digest = text_sha256(documents, used)
+    digest, foreign = text_sha256(documents, used), foreign_tokens(tokenizer, documents, used)
     claimed: set[int] = set()
-    chosen: list[tuple[Tokens, str]] = []
+    chosen: list[_Chosen] = []
     for share, generator in zip(shares, generators, strict=True):
         free = [index for index in generator.permutation(len(spans)).tolist() if index not in claimed]
         claimed.update(free[: share.count])
-        chosen.append((spans[free[: share.count]], digest))
+        chosen.append((spans[free[: share.count]], digest, foreign))
     return chosen
 
 

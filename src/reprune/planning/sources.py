@@ -116,7 +116,8 @@ class TextFile(Source):
 class RowFile(Source):
     """A file of JSON Lines, JSON or Parquet, read with `datasets`; each row is a document.
 
-    JSON rows may also hold `token_ids` or `ids`, the tokens of a text that a model wrote itself.
+    JSON rows may also hold `token_ids` or `ids`, the tokens of a text that a model wrote itself: they are taken to be
+    those of the column `text`, not of one that is named.
     """
 
     path: Path
@@ -130,7 +131,7 @@ class RowFile(Source):
             check_lines(self.path, label)
         rows = Rows("json" if is_json else "parquet", data_files=str(self.path), column=self.column)
         try:
-            return rows.read(self.path.name, label=label, generated=is_json)
+            return rows.read(self.path.name, label=label, generated=is_json and self.column in (None, "text"))
         except InputError:
             better = explain_json(self.path, label) if is_json else None
             if better is None:

@@ -55,8 +55,15 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> Tokens:
 
 def document_tokens(tokenizer: PreTrainedTokenizerBase, documents: Documents, index: int, prefix: list[int]) -> Tokens:
     """The tokens of one document without the prefix: as it was generated, else tokenized. (tokens,) int64."""
-    ids = documents.token_ids(index)
+    ids = _generated(tokenizer, documents, index)
     return encode(tokenizer, documents[index]) if ids is None else _without(prefix, ids)
+
+
+def foreign_tokens(tokenizer: PreTrainedTokenizerBase, documents: Documents, used: Iterable[int]) -> int:
+    """How many of the documents come with tokens that are not this tokenizer's, so that their words are tokenized."""
+    return sum(
+        documents.token_ids(index) is not None and _generated(tokenizer, documents, index) is None for index in used
+    )
 
 
 def pack(
@@ -75,7 +82,7 @@ def pack(
     used: list[int] = []
     rows: list[Tokens] = []
     total = 0
-    for run in _runs(documents, order, used):
+    for run in _runs(tokenizer, documents, order, used):
         rows.append(encode(tokenizer, run) if isinstance(run, str) else _without(prefix, run))
         total += len(rows[-1])
         if limit is not None and total >= limit:
@@ -83,7 +90,9 @@ def pack(
     return np.concatenate([np.empty(0, np.int64), *rows]), used
 
 
-def _runs(documents: Documents, order: Iterable[int], used: list[int]) -> Iterator[str | list[int]]:
+def _runs(
+    tokenizer: PreTrainedTokenizerBase, documents: Documents, order: Iterable[int], used: list[int]
+) -> Iterator[str | list[int]]:
     """Cut the joined text into runs of about PIECE characters, and lists of ready tokens between them."""
     parts: list[str] = []
     size = 0
@@ -91,7 +100,7 @@ def _runs(documents: Documents, order: Iterable[int], used: list[int]) -> Iterat
         if used:
             parts.append(documents.joiner)
         used.append(index)
-        ids = documents.token_ids(index)
+        ids = _generated(tokenizer, documents, index)
         if ids is None:
             parts.append(documents[index])
             size += len(parts[-1])
@@ -109,6 +118,22 @@ def _pieces(text: str) -> Iterator[str]:
         end = text.find("\n", start + PIECE) + 1 or len(text)
         yield text[start:end]
         start = end
+
+
+def _generated(tokenizer: PreTrainedTokenizerBase, documents: Documents, index: int) -> list[int] | None:
+    """The tokens that a document was generated as, if they are its text by this tokenizer.
+
+    A text is what `reprune generate` makes of its tokens; that of a server may go on after the last of them.
+    """
+    ids = documents.token_ids(index)
+    if ids is None:
+        return None
+    text = documents[index]
+    try:
+        decoded = tokenizer.decode(ids, skip_special_tokens=True)
+    except (IndexError, OverflowError, TypeError, ValueError):  # numbers that are no ids at all
+        return None
+    return ids if decoded == text or _ids(tokenizer, text, special=False)[: len(ids)] == ids else None
 
 
 def _without(prefix: list[int], ids: list[int]) -> Tokens:

@@ -55,6 +55,7 @@ def test_a_model_is_calibrated_on_its_own_texts_alone(here: Path, cli: Cli, monk
         ("self-generated.jsonl", 1, "heldout"),
     ]
     assert (made["recipe"]["calibration"], made["recipe"]["self_generate"]["samples"]) == ([], 6)
+    assert [one["foreign_tokens"] for one in made["data"]["sources"]] == [0, 0]
     texts = [line["token_ids"] for line in lines(the_file(here))]
     assert len(texts) == 7
     assert all(11 <= len(ids) <= 22 for ids in texts), "long enough for a sample, twice as long at most"
@@ -62,6 +63,22 @@ def test_a_model_is_calibrated_on_its_own_texts_alone(here: Path, cli: Cli, monk
         assert row[0] == 1
         spans = [ids[start : start + 11] for ids in texts for start in range(len(ids) - 10)]
         assert row[1:] in spans, "a span of a text as it was written"
+
+
+def test_texts_of_a_model_with_another_tokenizer_are_tokenized_with_a_note(here: Path, cli: Cli) -> None:
+    texts = (here / "text.txt").read_text().split("\n\n")
+    rows = [{"text": text, "token_ids": [5] * 40} for text in texts if len(text) > 100][:12]
+    (here / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    plain = "".join(json.dumps({"text": row["text"]}) + "\n" for row in rows)
+    (here / "plain.jsonl").write_text(plain)
+    flags = (*OWN[2:12], "--samples", "6", "--calibration")
+    said = cli("prune", "llama", "--out", "one", *flags, "own.jsonl")
+    assert (said.code, said.err) == (0, "")
+    assert "source 'own.jsonl': some of its token ids are not its texts" in " ".join(said.out.split())
+    assert cli("prune", "llama", "--out", "two", *flags, "plain.jsonl").code == 0
+    one, two = record(here / "one"), record(here / "two")
+    assert one["data"]["sha256"] == two["data"]["sha256"]
+    assert [source["foreign_tokens"] for source in one["data"]["sources"]] == [6, 1]
 
 
 def test_texts_are_written_once_and_kept_by_all_that_decides_them(

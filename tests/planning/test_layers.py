@@ -10,6 +10,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from reprune.errors import InputError
+from reprune.math.patterns import Unstructured
 from reprune.planning.layers import parse_setting, read_recipe, resolve_recipe
 from reprune.planning.recipe import Recipe
 from tests.planning.recipes import FEW, read, rung
@@ -33,6 +34,17 @@ def test_of_two_settings_of_one_key_the_later_holds() -> None:
 def test_a_list_is_replaced_and_not_added_to() -> None:
     recipe = resolve_recipe("model", {"calibration": ["c4", "ptb"]}, {"calibration": ["wikitext2"]})
     assert recipe.calibration == ["wikitext2"]
+
+
+def test_patterns_of_a_later_layer_decide_before_those_of_an_earlier_one() -> None:
+    file = {"sparsity_by_name": {"mlp.*": 0.5, "q_proj": 0.4}}
+    recipe = resolve_recipe("model", file, None, ['sparsity_by_name={"mlp.down_proj": 0.3, "q_proj": 0.2}'])
+    sparsities = recipe.sparsities
+    names = ("mlp.down_proj", "mlp.up_proj", "self_attn.q_proj")
+    assert [sparsities.of(0, name) for name in names] == [Unstructured(0.3), Unstructured(0.5), Unstructured(0.2)]
+    assert resolve_recipe("model", file, None, ["sparsity_by_name={}"]).sparsity_by_name == {}
+    anew = resolve_recipe("model", file, None, ["sparsity_by_name={}", "sparsity_by_name={o_proj: 0.1}"])
+    assert anew.sparsity_by_name == {"o_proj": "0.1"}
 
 
 def test_the_layers_are_left_as_they_are() -> None:

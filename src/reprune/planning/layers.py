@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Mapping, Sequence
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -88,18 +89,17 @@ def resolve_recipe(
     Raises:
         InputError: an unknown key (the nearest known one is named) or a value that does not fit.
     """
-    lower = _normal(file or {})
-    upper = _normal(flags or {})
+    lower, above = _normal(file or {}), [_normal(flags or {})]
     for setting in settings:
         parsed = parse_setting(setting)
         if model is not None and "model" in parsed:
             raise InputError(f"--set {setting}: the model is given by MODEL; leave this out.")
-        upper = _merged(upper, _normal(parsed))
-    if "reconstruct" in upper:  # a rung asked for above replaces what the recipe file spells out below
+        above.append(_normal(parsed))
+    if any("reconstruct" in layer for layer in above):  # that rung replaces what the recipe file spells out below
         lower = {key: value for key, value in lower.items() if key not in ("schedule", "teacher")}
         if isinstance(lower.get("solver"), dict):
             lower["solver"] = {key: value for key, value in lower["solver"].items() if key != "name"}
-    merged = _merged(lower, upper)
+    merged = reduce(_merged, above, lower)
     if model is not None:
         merged["model"] = model
     rung = RUNGS.get(str(merged.get("reconstruct", Recipe.model_fields["reconstruct"].default)), {})
@@ -118,7 +118,12 @@ def _merged(lower: Mapping[str, Any], upper: Mapping[str, Any]) -> dict[str, Any
     merged = dict(lower)
     for key, value in upper.items():
         below = merged.get(key)
-        merged[key] = _merged(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
+        if not (isinstance(below, dict) and isinstance(value, dict)):
+            merged[key] = value
+        elif key == "sparsity_by_name":  # of its patterns the first that fits decides, so the upper ones come first
+            merged[key] = {**value, **below, **value} if value else {}
+        else:
+            merged[key] = _merged(below, value)
     return merged
 
 

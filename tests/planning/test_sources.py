@@ -238,6 +238,27 @@ def test_a_directory_is_read_as_the_hub_would_serve_it(tmp_path: Path) -> None:
     assert list(load_documents(f"{tmp_path}::test:title", "train")) == ["y"]
 
 
+def test_each_text_file_of_a_directory_is_a_document_with_its_lines_as_they_stand(tmp_path: Path) -> None:
+    (tmp_path / "more").mkdir()
+    texts = {"a.txt": "one\r\n\n  two é\n", "b.txt": "", "c.txt.gz": "three\nfour\n", "more/d.txt": "five\n"}
+    for name, text in texts.items():
+        data = b"\xef\xbb\xbf" + text.encode()
+        (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith("gz") else data)
+    for name in (f"{tmp_path}", f"{tmp_path}:default:train:text"):
+        documents = load_documents(name, "train")
+        assert sorted(documents) == sorted(texts.values())
+        assert [documents[index] for index in range(4)] == list(documents)
+        assert (documents.joiner, documents.running) == ("\n\n", False)
+    assert documents.name == f"{tmp_path.name}:default:train:text"
+    with pytest.raises(InputError, match=r"expected no column, since a \.txt has none, but got 'body'"):
+        load_documents(f"{tmp_path}:::body", "train")
+    with pytest.raises(InputError, match=r"split 'test'"):
+        load_documents(str(tmp_path), "test")
+    (tmp_path / "test.txt").write_bytes(b"\xff")
+    with pytest.raises(InputError, match=rf"source '{tmp_path.name}', file 'test.txt', line 1: expected UTF-8"):
+        list(load_documents(str(tmp_path), "test"))
+
+
 def test_names_of_one_place_are_equal_sources(
     write_jsonl: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

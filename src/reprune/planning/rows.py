@@ -19,6 +19,7 @@ from typing import Any, Generic, TypeVar, cast, final
 
 from reprune.errors import InputError
 from reprune.planning.documents import Documents
+from reprune.planning.textfiles import TextFiles, is_text_file
 
 TOKEN_COLUMNS = ("token_ids", "ids")  # where a file keeps the tokens of texts that a model wrote itself
 _FORMATS = {"json": "JSON", "parquet": "Parquet"}
@@ -48,15 +49,18 @@ class Rows:
         """Read the column into `Documents` called `name`, rows staying on disk as memory-mapped Arrow.
 
         What comes from the Hub is kept in the cache of `datasets`. What comes from local files is converted
-        into a folder of its own, which is removed with the documents, so that no stale cache is ever read.
+        into a folder of its own, which is removed with the documents, so that no stale cache is ever read. Of a
+        local directory of .txt files, whose lines `datasets` takes for rows, each file is a document.
         `generated` says that integer lists in a column of TOKEN_COLUMNS are the tokens of the texts. `label`
         is what messages call the place.
 
         Raises InputError if there is no such place, split, configuration or column, if it cannot be read
         (damaged, no network), or if it has no rows.
         """
-        local = self.path in _FORMATS or Path(self.path).is_dir()
-        cache = tempfile.mkdtemp(prefix="reprune-") if local else None
+        folder = self.path not in _FORMATS and Path(self.path).is_dir()
+        if folder and (files := self._text_files(label)):
+            return Documents(name, TextFiles(files, label), joiner=joiner, running=running)
+        cache = tempfile.mkdtemp(prefix="reprune-") if folder or self.path in _FORMATS else None
         try:
             dataset = self._load(label, cache)
             column = _text_column(dataset, self.column, label)
@@ -79,6 +83,24 @@ class Rows:
         if cache is not None:
             weakref.finalize(documents, shutil.rmtree, cache, ignore_errors=True)
         return documents
+
+    def _text_files(self, label: str) -> list[Path] | None:
+        """The files of the split of a local directory, if they are texts that are cut into lines; None otherwise."""
+        import datasets
+
+        try:
+            with _quiet(), tempfile.TemporaryDirectory(prefix="reprune-") as cache:
+                builder = datasets.load_dataset_builder(self.path, self.config, cache_dir=cache)
+        except Exception as error:  # as in `_load`
+            raise InputError(f"{label}: {_reason(error, self)}") from error
+        files = (builder.config.data_files or {}).get(self.split) or []
+        if getattr(builder.config, "sample_by", None) != "line" or not all(map(is_text_file, files)):
+            return None
+        if files and self.column not in (None, "text"):
+            raise InputError(
+                f"{label}: expected no column, since a .txt has none, but got {self.column!r}; leave it out"
+            )
+        return [Path(file) for file in files]
 
     def _load(self, label: str, cache: str | None) -> Any:
         import datasets  # here because it takes a second to import

@@ -16,7 +16,7 @@ from typing import Literal, final
 from reprune.errors import InputError
 from reprune.planning.documents import Documents
 from reprune.planning.rows import Rows
-from reprune.planning.textfiles import check_lines, explain_json, read_text
+from reprune.planning.textfiles import check_lines, explain_json, is_text_file, read_text
 
 Split = Literal["train", "test"]  # of calibration and held-out samples, and of evaluation
 
@@ -235,7 +235,7 @@ def _file(path: Path, column: str | None) -> Source:
             f"{path.suffix or 'no suffix'!r}; convert or rename it"
         )
     path = path.resolve()
-    if not path.name.lower().endswith((".txt", ".txt.gz")):
+    if not is_text_file(path.name):
         return RowFile(path, column)
     if column is not None:
         raise InputError(f"{label}: expected no column, since a .txt has none, but got {column!r}; leave it out")

@@ -8,12 +8,17 @@ from __future__ import annotations
 import contextlib
 import gzip
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import BinaryIO, cast, final
 
 from reprune.errors import InputError
 from reprune.model.wellformed import read_json
+
+
+def is_text_file(name: str) -> bool:
+    """Whether a file is a plain text, by its name."""
+    return name.lower().endswith((".txt", ".txt.gz"))
 
 
 @contextlib.contextmanager
@@ -38,16 +43,40 @@ def read_text(path: Path, label: str) -> str:
 
     Raises InputError if it cannot be read, is not UTF-8, or has nothing but white space.
     """
-    with open_bytes(path, label) as file:
-        data = file.read()
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise _not_utf8(label, line, error) from error
+    text = _decoded(path, label)
     if not text.strip():
         raise _empty(label)
     return text
+
+
+@final
+class TextFiles:
+    """Whole files as a column of texts; every access reads from disk."""
+
+    def __init__(self, paths: Sequence[Path], label: str) -> None:
+        self._paths = paths
+        self._label = label
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def __getitem__(self, index: int, /) -> str:
+        """The text of one file. Raises InputError if it cannot be read or is not UTF-8."""
+        path = self._paths[index]
+        return _decoded(path, f"{self._label}, file {path.name!r}")
+
+    def __iter__(self) -> Iterator[str]:
+        return (self[index] for index in range(len(self)))
+
+
+def _decoded(path: Path, label: str) -> str:
+    with open_bytes(path, label) as file:
+        data = file.read()
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise _not_utf8(label, line, error) from error
 
 
 def check_lines(path: Path, label: str) -> None:

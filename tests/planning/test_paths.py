@@ -54,6 +54,14 @@ def test_a_recipe_file_is_read_from_any_folder(here: Path, monkeypatch: pytest.M
     assert read_recipe(Path("../one/recipe.yaml"))["calibration"] == ["../one/../texts/a.jsonl:body=4", "c4", "manual"]
 
 
+@pytest.mark.parametrize("key", ["calibration", "heldout"])
+def test_one_path_in_a_recipe_file_is_found_as_a_list_of_one_is(here: Path, key: str) -> None:
+    file = here / "texts" / "recipe.yaml"
+    for text in ("a.jsonl=4", "[a.jsonl=4]"):
+        file.write_text(f"{key}: {text}")
+        assert read_recipe(file) == {key: [f"{here}/texts/a.jsonl=4"]}
+
+
 def test_a_hub_id_is_no_path() -> None:
     assert local_name("meta-llama/Llama-3.2-1B") == "meta-llama/Llama-3.2-1B"
     assert local_name("texts/a.jsonl") == "a.jsonl"

@@ -43,8 +43,9 @@ def read_recipe(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise InputError(f"--recipe {path}: expected keys and values, such as 'sparsity: 0.5'; got {content!r:.80}.")
     for key in ("calibration", "heldout"):
-        if isinstance(content.get(key), list):
-            content[key] = [_found_beside(source, path.parent) for source in content[key]]
+        if isinstance(given := content.get(key), list | str):
+            sources = [given] if isinstance(given, str) else given
+            content[key] = [_found_beside(source, path.parent) for source in sources]
     return content
 
 

@@ -28,7 +28,12 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("texts/a.jsonl:body", "X:body"),
         ("texts/a.jsonl:body=64", "X:body=64"),
         ("texts/b=2.txt", "X"),
+        ("texts/a.jsonl=+8", "X=+8"),
         ("texts", "X"),
+        ("texts:config:train:body=8", "X:config:train:body=8"),
+        ("texts::test", "X::test"),
+        ("~nobody-has-this-name/a.txt", "~nobody-has-this-name/a.txt"),
+        (f"{'long' * 99}.txt", f"{'long' * 99}.txt"),
         ("manual=3", "manual=3"),
         ("c4", "c4"),
         ("owner/name:config=8", "owner/name:config=8"),
@@ -49,9 +54,11 @@ def test_a_recipe_beside_a_result_names_no_folder_above_what_they_share(here: Pa
 
 def test_a_recipe_file_is_read_from_any_folder(here: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (here / "one" / "c4").mkdir(parents=True)
-    (here / "one" / "recipe.yaml").write_text("calibration: ['../texts/a.jsonl:body=4', c4, manual]")
+    sources = ["../texts/a.jsonl:body=4", "../texts/a.jsonl=+4", "../texts:config:train:body=4"]
+    (here / "one" / "recipe.yaml").write_text(f"calibration: {[*sources, 'c4', 'manual', '~/a.txt']}")
     monkeypatch.chdir(here / "texts")
-    assert read_recipe(Path("../one/recipe.yaml"))["calibration"] == ["../one/../texts/a.jsonl:body=4", "c4", "manual"]
+    found = read_recipe(Path("../one/recipe.yaml"))["calibration"]
+    assert found == [*(f"../one/{source}" for source in sources), "c4", "manual", "~/a.txt"]
 
 
 @pytest.mark.parametrize("key", ["calibration", "heldout"])

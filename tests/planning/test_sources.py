@@ -295,6 +295,11 @@ def test_a_hub_out_of_reach_is_one_clear_message(name: str, capfd: pytest.Captur
         ("./nowhere", r"expected a file or directory, but there is none"),
         ("rows.parquet:body", r"expected a file or directory, but there is none"),
         ("org/name:a:b:c:d", r"got 5 parts"),
+        ("~nobody-has-this-name/rows.txt", r"expected a file or directory, but there is none"),
+        (f"{'long' * 99}.txt", r"expected a file or directory, but there is none"),
+        (r"C:\texts\rows.txt", r"expected a file or directory, but there is none"),
+        ("C:/texts/rows.txt=8", r"expected a file or directory, but there is none"),
+        ("/dev/null", r"expected a regular file, .* but it is a pipe or a device; write the text to a file"),
     ],
 )
 def test_a_name_that_is_nothing_is_refused_with_the_nearest(name: str, message: str) -> None:
@@ -321,6 +326,7 @@ def test_a_name_that_is_nothing_is_refused_with_the_nearest(name: str, message: 
         ("a.json.gz", b"no gzip", r"expected a file that can be read"),
         ("a.parquet", b"no parquet", r"Parquet"),
         ("a.txt:text", b"a", r"expected no column"),
+        ("a.jsonl:text:more", b'{"text": "a"}', r"expected FILE\[:COLUMN\], but got 'text:more' after it"),
     ],
 )
 def test_a_damaged_file_is_refused_with_the_place(

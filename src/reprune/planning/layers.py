@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from reprune.errors import InputError
 from reprune.planning.recipe import RUNGS, SHORT_FORMS, Recipe
-from reprune.planning.sources import KNOWN
+from reprune.planning.sources import local_path, split_count
 
 
 class _Loader(yaml.SafeLoader):
@@ -53,9 +53,8 @@ def _found_beside(source: Any, folder: Path) -> Any:
     """A relative path in a recipe file is relative to that file's folder, if it is there."""
     if not isinstance(source, str):
         return source
-    named = re.sub(r"=\d+$", "", source)
-    there = any(part and (folder / part).exists() for part in (named, named.rpartition(":")[0]))
-    return str(folder / source) if there and named not in KNOWN else source
+    there = local_path(split_count(source)[0], folder)
+    return source if there is None else str(folder / source)
 
 
 def parse_setting(text: str) -> dict[str, Any]:

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable
 from pathlib import Path
 
 from reprune.planning.recipe import Recipe
-from reprune.planning.sources import KNOWN
+from reprune.planning.sources import local_path, split_count
 
 
 def with_path(source: str, change: Callable[[Path], object]) -> str:
     """The source with its local path changed; one that begins with no path that exists comes back as it is."""
-    named = re.sub(r"=\d+$", "", source)
-    for candidate in (source, named, named.rpartition(":")[0]):
-        if candidate and candidate not in KNOWN and (path := Path(candidate).expanduser()).exists():
-            return f"{change(path)}{source[len(candidate) :]}"
-    return source
+    name, count = split_count(source)
+    if (found := local_path(name)) is None:
+        return source
+    path, parts = found
+    return f"{change(path)}{parts}{count}"
 
 
 def with_paths(recipe: Recipe, change: Callable[[Path], object]) -> Recipe:

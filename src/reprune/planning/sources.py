@@ -9,7 +9,8 @@ from __future__ import annotations
 import difflib
 import re
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, final
 
@@ -41,17 +42,36 @@ def parse_source(text: str) -> SourceSpec:
     What follows the last `=` is a count only if it is a whole number, so paths may contain `=`. Raises
     InputError if the name is empty or the count is below 1.
     """
-    name, equals, suffix = text.rpartition("=")
-    if not equals or not re.fullmatch(r"[+-]?[0-9]+", suffix):
-        name, suffix = text, ""
+    name, suffix = split_count(text)
     if not name.strip():
         raise InputError(f"source {text!r}: expected SOURCE[=COUNT], but the source is empty; name one of {_FORMS}")
     if not suffix:
         return SourceSpec(name)
-    count = int(suffix)
+    count = int(suffix[1:])
     if count < 1:
         raise InputError(f"source {text!r}: expected a COUNT of at least 1, but got {count}; leave the source out")
     return SourceSpec(name, count)
+
+
+def split_count(text: str) -> tuple[str, str]:
+    """The name in SOURCE[=COUNT], and `=COUNT` as it is written: "" where there is none."""
+    found = re.search(r"=[+-]?[0-9]+\Z", text)
+    return (text, "") if found is None else (text[: found.start()], found[0])
+
+
+def local_path(name: str, folder: Path | None = None) -> tuple[Path, str] | None:
+    """The path of this machine that a source's name begins with, and the `:part`s after it; None where there is none.
+
+    A known name is no path. `folder` is where relative paths begin; None is the working folder.
+    """
+    end = -1 if name in KNOWN else len(name)
+    while end > 0:
+        with suppress(OSError, RuntimeError):  # longer than any file's name, ~someone who has no home here
+            path = Path(name[:end]).expanduser() if folder is None else folder / name[:end]
+            if path.exists():
+                return path, name[end:]
+        end = name.rfind(":", 0, end)
+    return None
 
 
 def load_documents(name: str, split: Split) -> Documents:
@@ -203,37 +223,45 @@ def find_source(name: str) -> Source:
     """
     if name in KNOWN:
         return KNOWN[name]
-    whole = Path(name).expanduser()
-    if whole.is_file():
-        return _file(whole, None)
-    head, colon, tail = name.rpartition(":")
-    stem = Path(head).expanduser()
-    if colon and stem.is_file():
-        return _file(stem, tail or None)
-    parts = [name] if whole.is_dir() else name.split(":")
-    folder = Path(parts[0]).expanduser()
-    if not folder.is_dir():
-        _require_hub_id(name, parts[0])
-    if len(parts) > 4:
+    found = local_path(name)
+    if found is None:
+        identifier, *parts = name.split(":")
+        _require_hub_id(name, identifier)
+        return DataSet(name, identifier, *_parts(name, parts))
+    path, rest = found
+    parts = rest.split(":")[1:]
+    if not path.is_dir():
+        return _file(path, parts)
+    folder = path.resolve()
+    return DataSet(":".join([folder.name, *parts]), str(folder), *_parts(name, parts))
+
+
+def _parts(name: str, parts: list[str]) -> tuple[str | None, str | None, str | None]:
+    """The configuration, split and column of a data set; None for what is not named."""
+    if len(parts) > 3:
         raise InputError(
-            f"{_label(name)}: expected ID[:CONFIG][:SPLIT][:COLUMN], but got {len(parts)} parts; leave out "
-            f"{':'.join(parts[4:])!r}"
+            f"{_label(name)}: expected ID[:CONFIG][:SPLIT][:COLUMN], but got {len(parts) + 1} parts; leave out "
+            f"{':'.join(parts[3:])!r}"
         )
-    config, split, column = (part or None for part in [*parts[1:], "", "", ""][:3])
-    source = DataSet(name, parts[0], config=config, split=split, column=column)
-    if folder.is_dir():
-        folder = folder.resolve()
-        return replace(source, name=":".join([folder.name, *parts[1:]]), id=str(folder))
-    return source
+    config, split, column = (part or None for part in [*parts, "", "", ""][:3])
+    return config, split, column
 
 
-def _file(path: Path, column: str | None) -> Source:
+def _file(path: Path, parts: list[str]) -> Source:
     label = _label(path.name)
+    if not path.is_file():
+        raise InputError(
+            f"{label}: expected a regular file, as it is read several times, but it is a pipe or a device; write the "
+            "text to a file"
+        )
     if not path.name.lower().endswith(_SUFFIXES):
         raise InputError(
             f"{label}: expected a file ending in {', '.join(_SUFFIXES)}, but got "
             f"{path.suffix or 'no suffix'!r}; convert or rename it"
         )
+    if len(parts) > 1:
+        raise InputError(f"{label}: expected FILE[:COLUMN], but got {':'.join(parts)!r} after it; leave out the rest")
+    column = (parts or [""])[0] or None
     path = path.resolve()
     if not is_text_file(path.name):
         return RowFile(path, column)
@@ -245,7 +273,8 @@ def _file(path: Path, column: str | None) -> Source:
 def _require_hub_id(name: str, identifier: str) -> None:
     """Raise InputError unless the identifier, which is no local path, has the form of a Hub data set's."""
     label = _label(name)
-    if identifier.lower().endswith(_SUFFIXES) or identifier.startswith(("/", ".", "~")) or "\\" in identifier:
+    starts_as_path = re.match(r"[/.~]|[A-Za-z]:[/\\]", name)
+    if identifier.lower().endswith(_SUFFIXES) or starts_as_path or "\\" in name:
         raise InputError(f"{label}: expected a file or directory, but there is none; check the path")
     if re.fullmatch(r"[\w.-]+/[\w.-]+", identifier, re.ASCII):
         return

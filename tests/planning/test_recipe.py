@@ -83,7 +83,10 @@ def test_the_guard_can_be_set_off(text: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [("2GB", 2 * 10**9), ("2GiB", 2**31), ("500 MB", 500 * 10**6), ("1000", 1000), ("0", 0)],
+    [
+        *(("2GB", 2 * 10**9), ("2GiB", 2**31), ("500 MB", 500 * 10**6), ("1000", 1000), ("0", 0), ("1.5kb", 1500)),
+        *(("8e9", 8 * 10**9), ("8.0e+9", 8 * 10**9), ("2G", 2 * 10**9)),
+    ],
 )
 def test_memory_is_given_in_bytes_or_with_a_unit(text: str, expected: int, tmp_path: Path) -> None:
     assert resolve_recipe("model", settings=[f"streams.memory={text}"]).streams.memory == expected
@@ -160,6 +163,14 @@ def test_a_pruner_or_solver_may_be_named_alone() -> None:
         ("precision=float8", "precision"),
         ("streams.memory=much", "streams.memory"),
         ("streams.memory=-1", "streams.memory"),
+        ("streams.memory=50%", "streams.memory"),
+        ("streams.memory=on", "streams.memory"),
+        ("streams.memory=2:4", "streams.memory"),
+        ("streams.memory=1e-4", "streams.memory"),
+        ("streams.memory=0.5", "streams.memory"),
+        ("streams.memory=.inf", "streams.memory"),
+        ("streams.memory=2 apples", "streams.memory"),
+        ("streams.memory=[8GB]", "streams.memory"),
         ("model=3", "model"),
     ],
 )

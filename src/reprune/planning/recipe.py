@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
 from typing import Annotated, Any, Literal, Self, final
 
@@ -71,6 +73,16 @@ SHORT_FORMS: Mapping[str, Callable[[Any], Any]] = {
 def _written(value: Any) -> Any:
     """Let `sparsity: 0.5` stand for `sparsity: "0.5"`."""
     return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
+def _size(value: Any) -> Any:
+    """Let `8e9`, `8 GB` and `7.5GiB` be a size in bytes, and nothing that only begins like one."""
+    if isinstance(value, str) and re.fullmatch(r"\s*(\d*\.?\d+\s*[A-Za-z]+|\d+)\s*", value):
+        return value  # which ByteSize reads
+    with suppress(TypeError, ValueError):
+        if not isinstance(value, bool) and float(value) >= 0 and float(value).is_integer():
+            return int(float(value))
+    raise ValueError(f"expected a number of bytes, or one with a unit, such as 8GB or 500 MiB, got {value!r:.80}")
 
 
 @final
@@ -150,7 +162,7 @@ class AllocationRecipe(RecipePart):
 class StreamsRecipe(RecipePart):
     """Where the hidden states of the samples are held."""
 
-    memory: ByteSize = ByteSize(8 * 10**9)  # all streams together; those beyond it go to files
+    memory: Annotated[ByteSize, BeforeValidator(_size)] = ByteSize(8 * 10**9)  # of all; those beyond it go to files
 
 
 @final

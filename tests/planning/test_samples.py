@@ -21,7 +21,7 @@ from reprune.errors import InputError
 from reprune.planning import sources
 from reprune.planning.documents import Documents, text_sha256
 from reprune.planning.samples import draw_samples, evaluation_windows
-from reprune.planning.sources import Source, SourceSpec, Split, load_documents
+from reprune.planning.sources import DataSet, Source, SourceSpec, Split, load_documents
 from reprune.planning.tokens import beginning, encode
 
 FEW = settings(max_examples=25, deadline=None)
@@ -152,6 +152,37 @@ def test_one_source_named_several_times_is_never_used_twice(with_bos: PreTrained
         (10, "calibration"),
         (10, "heldout"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("rows.jsonl", "rows.jsonl:text"),
+        ("rows", "rows:default"),
+        ("rows:::text", "rows::train"),
+        ("texts", "texts:default:train:text"),
+        ("known", "rows"),
+    ],
+)
+def test_one_text_of_two_names_is_refused(
+    with_bos: PreTrainedTokenizerBase,
+    write_jsonl: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    one: str,
+    other: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("rows.jsonl", "rows/train.jsonl"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        write_jsonl(*({"text": text, "body": "b" * 99} for text in _texts(*[30] * 20)), name=name)
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.txt").write_text(_texts(900)[0])
+    with _sources(known=DataSet("known", str(tmp_path / "rows"), column="text", running=True)):
+        with pytest.raises(InputError, match=rf"^source '{other}': expected one name .* that of '{one}'; name it so"):
+            draw_samples(with_bos, [SourceSpec(one)], [SourceSpec(other)], 4, 12, 0)
+        draw_samples(with_bos, [SourceSpec(one)], [SourceSpec(one)], 4, 12, 0)
+    draw_samples(with_bos, [SourceSpec("rows.jsonl:body")], [SourceSpec("rows.jsonl:text")], 4, 12, 0)
 
 
 def test_records_and_hash_tell_what_was_used(with_bos: PreTrainedTokenizerBase) -> None:

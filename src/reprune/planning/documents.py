@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from typing import Protocol, TypeVar, final
 
 T_co = TypeVar("T_co", covariant=True)
@@ -34,12 +34,14 @@ class Documents:
         joiner: str = "\n\n",
         running: bool = False,
         token_ids: Column[list[int] | None] | None = None,
+        place: Hashable = None,
     ) -> None:
         self._name = name
         self._texts = texts
         self._joiner = joiner
         self._running = running
         self._token_ids = token_ids
+        self._place = place
 
     @property
     def name(self) -> str:
@@ -55,6 +57,11 @@ class Documents:
     def running(self) -> bool:
         """True if the rows are the consecutive lines of one text, so that a row alone is no document."""
         return self._running or len(self) == 1
+
+    @property
+    def place(self) -> Hashable:
+        """Where the texts lie, equal for all names of it; None of what has one name."""
+        return self._place
 
     def __len__(self) -> int:
         return len(self._texts)

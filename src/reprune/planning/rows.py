@@ -12,7 +12,7 @@ import re
 import shutil
 import tempfile
 import weakref
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar, cast, final
@@ -58,8 +58,10 @@ class Rows:
         (damaged, no network), or if it has no rows.
         """
         folder = self.path not in _FORMATS and Path(self.path).is_dir()
-        if folder and (files := self._text_files(label)):
-            return Documents(name, TextFiles(files, label), joiner=joiner, running=running)
+        if folder and (found := self._text_files(label)):
+            config, files = found
+            place = self._place(config, "text")
+            return Documents(name, TextFiles(files, label), joiner=joiner, running=running, place=place)
         cache = tempfile.mkdtemp(prefix="reprune-") if folder or self.path in _FORMATS else None
         try:
             dataset = self._load(label, cache)
@@ -75,6 +77,7 @@ class Rows:
                 joiner=joiner,
                 running=running,
                 token_ids=None if tokens is None else _Column[list[int]](dataset, tokens),
+                place=self._place(dataset.config_name, column),
             )
         except BaseException:
             if cache is not None:
@@ -84,8 +87,12 @@ class Rows:
             weakref.finalize(documents, shutil.rmtree, cache, ignore_errors=True)
         return documents
 
-    def _text_files(self, label: str) -> list[Path] | None:
-        """The files of the split of a local directory, if they are texts that are cut into lines; None otherwise."""
+    def _place(self, config: str, column: str) -> Hashable:
+        """What is the same for all names of one column."""
+        return self.path, config, self.split, self.data_files, self.revision, column
+
+    def _text_files(self, label: str) -> tuple[str, list[Path]] | None:
+        """Configuration and files of a local directory's split, if these would be cut into lines; None otherwise."""
         import datasets
 
         try:
@@ -94,13 +101,14 @@ class Rows:
         except Exception as error:  # as in `_load`
             raise InputError(f"{label}: {_reason(error, self)}") from error
         files = (builder.config.data_files or {}).get(self.split) or []
-        if getattr(builder.config, "sample_by", None) != "line" or not all(map(is_text_file, files)):
+        cut = getattr(builder.config, "sample_by", None) == "line"
+        if not files or not cut or not all(map(is_text_file, files)):
             return None
-        if files and self.column not in (None, "text"):
+        if self.column not in (None, "text"):
             raise InputError(
                 f"{label}: expected no column, since a .txt has none, but got {self.column!r}; leave it out"
             )
-        return [Path(file) for file in files]
+        return str(builder.config.name), [Path(file) for file in files]
 
     def _load(self, label: str, cache: str | None) -> Any:
         import datasets  # here because it takes a second to import

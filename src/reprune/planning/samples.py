@@ -8,6 +8,7 @@ perplexity is measured on.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, final
 
@@ -94,7 +95,7 @@ def draw_samples(
     same arguments give the same tensors.
 
     Raises InputError if a source cannot be loaded, if its text is too short (the message says which number of
-    samples or --seqlen it allows), or if a number is out of range.
+    samples or --seqlen it allows), if one text goes by two names, or if a number is out of range.
     """
     if seed < 0:
         raise InputError(f"seed: expected 0 or more, but got {seed}; give a seed that is not negative")
@@ -102,9 +103,16 @@ def draw_samples(
     width = _width(seqlen, prefix)
     shares = share_out(calibration, heldout, samples)
     drawn: dict[Share, tuple[Tokens, SourceRecord]] = {}
+    names: dict[Hashable, str] = {}  # of places
     for source in dict.fromkeys(share.source for share in shares):
         own = [share for share in shares if share.source == source]
         documents = source.load("train")
+        name = own[0].spec.name
+        if documents.place is not None and (other := names.setdefault(documents.place, name)) != name:
+            raise InputError(
+                f"source {name!r}: expected one name for one text, so that no sample is drawn twice, but it is that of "
+                f"{other!r}; name it so here too"
+            )
         try:
             drawn |= _draw(tokenizer, documents, own, prefix, width, seed)
         except _TooShort as short:

@@ -25,7 +25,11 @@ def separate_sources(arguments: list[str]) -> list[str]:
     has_model = False
     while rest:
         word = rest.pop(0)
-        if word in many:
+        if word == "--":  # what follows is no flag
+            has_model = has_model or bool(rest)
+            parts.append((None, [word, *rest]))
+            rest = []
+        elif word in many:
             values: list[str] = []
             while rest and not rest[0].startswith("-") and (word != _SETTINGS or not values or "=" in rest[0]):
                 values.append(rest.pop(0))

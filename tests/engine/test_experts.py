@@ -93,17 +93,19 @@ def test_experts_whose_statistics_do_not_fit_at_once_are_pruned_as_those_that_do
     assert all(torch.equal(one[key], other[key]) for key in one)
 
 
+class Stopper(reprune.Watcher):
+    """Ends a run after its second window."""
+
+    done = 0
+
+    def window_done(self, window: Any, record: Any) -> None:
+        self.done += 1
+        if self.done == 2:
+            raise KeyboardInterrupt
+
+
 def test_a_run_that_goes_on_keeps_what_it_knew_of_experts(mixtral: Path, tmp_path: Path) -> None:
     whole = prune(mixtral, tmp_path / "whole", reconstruct="BR+GP+CR")
-
-    class Stopper(reprune.Watcher):
-        done = 0
-
-        def window_done(self, window: Any, record: Any) -> None:
-            self.done += 1
-            if self.done == 2:
-                raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
         prune(mixtral, tmp_path / "broken", reconstruct="BR+GP+CR", watcher=Stopper())
     assert reprune.resume(tmp_path / "broken")["blocks"] == whole["blocks"]
@@ -118,6 +120,19 @@ def test_tokens_may_be_fitted_with_the_experts_that_the_dense_model_chooses(
     assert own["blocks"][0]["calibration_error"] != dense["blocks"][0]["calibration_error"]
     plain = prune(mixtral, tmp_path / "lr", reconstruct="LR")
     assert dense["blocks"][-1]["calibration_error"] < plain["blocks"][-1]["calibration_error"]
+
+
+def test_a_run_that_goes_on_finds_the_experts_of_a_block_left_dense_in_the_dense_model(
+    mixtral: Path, tmp_path: Path
+) -> None:
+    """A window of two fits the block that is left dense, before the run is cut, and once more after."""
+    options = {"reconstruct": "BR+GP+CR", "exclude": ["1.*"], "lr": 1e-2}
+    prune(mixtral, tmp_path / "whole", "solver.routing=teacher", "guard=off", **options)
+    with pytest.raises(KeyboardInterrupt):
+        prune(mixtral, tmp_path / "broken", "solver.routing=teacher", "guard=off", watcher=Stopper(), **options)
+    reprune.resume(tmp_path / "broken")
+    one, other = tensors(tmp_path / "whole"), tensors(tmp_path / "broken")
+    assert all(torch.equal(one[key], other[key]) for key in one)
 
 
 def test_a_local_teacher_has_no_routes_to_give(mixtral: Path, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ import torch
 from reprune.engine.agreement import agree_
 from reprune.engine.allocate import allocate
 from reprune.engine.books import Books
+from reprune.engine.dense import Dense
 from reprune.engine.distillation import distill
 from reprune.engine.fresh import FreshBlocks
 from reprune.engine.frontier import Frontier
@@ -184,7 +185,7 @@ class _Windows:
         dense = partial(_dense, self.decoder, {pruned.index: pruned.block for pruned in fresh})
         with frontier.targets(window, dense, recipe.teacher, gathering) as targets, ExitStack() as streams:
             if recipe.solver.routing == "teacher":
-                _find_routes_(frontier, self.decoder, blocks)
+                _find_routes_(frontier, dense, blocks)
 
             watcher.phase(window, "pruning")
             notes, entering = self.pruning.prune_(fresh, still_open, streams, watcher)
@@ -240,11 +241,11 @@ def _dense(decoder: Decoder, fresh: Mapping[int, Block], index: int) -> Block:
     return fresh[index] if index in fresh else decoder.load(index)
 
 
-def _find_routes_(frontier: Frontier, decoder: Decoder, blocks: Sequence[PrunedBlock]) -> None:
+def _find_routes_(frontier: Frontier, dense: Dense, blocks: Sequence[PrunedBlock]) -> None:
     """Have blocks be fitted with the experts that the dense model chooses for each token."""
     for pruned in blocks:
         if pruned.routes is None and pruned.block.routed:
-            pruned.routes = frontier.routes(pruned.block if not pruned.masks else decoder.load(pruned.index))
+            pruned.routes = frontier.routes(dense(pruned.index))
 
 
 def _frontier(

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers as tf
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -17,6 +18,26 @@ from reprune.model.sampler import Choice, Sampler, draw
 from tests import tiny
 
 FLOAT32 = Precision(torch.float32)
+_STATES: dict[str, Any] = {"vocab_size": tiny.VOCABULARY, "hidden_size": 32, "num_hidden_layers": 2}
+OF_STATES = {
+    "mamba": lambda: tf.MambaConfig(**_STATES, state_size=4),
+    "qwen3_next": lambda: tf.Qwen3NextConfig(
+        **_STATES,
+        layer_types=["linear_attention", "full_attention"],
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        linear_num_key_heads=2,
+        linear_num_value_heads=2,
+        linear_key_head_dim=8,
+        linear_value_head_dim=8,
+        num_experts=4,
+        num_experts_per_tok=2,
+        moe_intermediate_size=16,
+        shared_expert_intermediate_size=16,
+    ),
+}
+"""Models whose caches hold states, in all blocks or some, in place of keys and values."""
 GIVEN = torch.randint(3, tiny.VOCABULARY, (5, 4), generator=torch.Generator().manual_seed(0))
 
 
@@ -41,7 +62,16 @@ def test_greedy_words_are_the_likeliest_one_after_another(name: str) -> None:
 
 @pytest.mark.parametrize("name", tiny.CONFIGS)
 def test_sampled_words_come_with_their_likelihood_and_end_where_the_text_ends(name: str) -> None:
-    model = tiny.build(name)
+    _check_sampled(tiny.build(name))
+
+
+@pytest.mark.parametrize("name", OF_STATES)
+def test_rows_that_end_leave_a_cache_of_states_too(name: str) -> None:
+    torch.manual_seed(0)
+    _check_sampled(tf.AutoModelForCausalLM.from_config(OF_STATES[name]()).float().eval())
+
+
+def _check_sampled(model: Any) -> None:
     ends = set(range(3, 40))
     found = Sampler(model, FLOAT32).sample(GIVEN, 14, Choice(), ends, seeded())
     assert {one.ended for one in found} == {True, False} or all(one.ended for one in found)
@@ -146,6 +176,15 @@ def test_a_model_without_a_cache_is_refused() -> None:
     model.config.use_cache = False
     with pytest.raises(InputError, match="keeps no keys and values"):
         Sampler(model, FLOAT32)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [("prophetnet", r"next tokens are \d\d% off"), ("cpmant", "RuntimeError: The size of tensor")],
+)
+def test_a_model_whose_cache_gives_other_words_or_none_is_refused(name: str, reason: str) -> None:
+    with pytest.raises(InputError, match=rf"does not write with its cache.*\({reason}.*--endpoint"):
+        Sampler(tiny.build(name), FLOAT32)
 
 
 def test_logits_that_are_no_numbers_are_refused() -> None:

@@ -122,7 +122,11 @@ def show_plan(plan: Plan) -> None:
     if (step := recipe.distill).blocks:
         output.print(f"distill    the last {step.blocks} blocks, {step.epochs_beside(solver)} epochs at {step.lr}")
     output.print(f"schedule   {len(plan.schedule)} windows of size {schedule.size}, stride {schedule.stride}")
-    output.print(f"samples    {recipe.samples} of {recipe.seqlen} tokens from {', '.join(recipe.calibration)}")
+    own = recipe.self_generate.samples
+    sources = [*recipe.calibration, *([f"the model's own texts={own}"] if own else [])]
+    calibration, heldout = plan.samples
+    output.print(f"samples    {calibration} of {recipe.seqlen} tokens from {', '.join(sources)}")
+    output.print(f"held out   {heldout} from {', '.join(recipe.heldout) or 'the same'}")
     where = recipe.device if plan.machine is None else plan.machine.name
     output.print(f"device     {where}, products in {recipe.precision}")
     forecast = plan.forecast

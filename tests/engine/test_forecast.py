@@ -137,6 +137,15 @@ def test_more_at_a_time_takes_more_memory(less: Forecast, more: Forecast) -> Non
     assert less.memory_bytes < more.memory_bytes
 
 
+def test_a_model_that_writes_texts_before_is_held_as_a_whole() -> None:
+    recipe = resolve_recipe("model", {"reconstruct": "BR+GP"}, settings=["device=cpu", "seqlen=128"])
+    none, small, large = (forecast(recipe, _work(), _SPEED, 0, writer_bytes=writer) for writer in (0, 10**6, 10**12))
+    assert none == small
+    assert 10**12 < large.memory_bytes < 10**12 + 10**8
+    on_gpu = recipe.model_copy(update={"device": "cuda"})
+    assert forecast(on_gpu, _work(), _SPEED, 0, writer_bytes=10**12).device_bytes == 10**12
+
+
 def test_memory_does_not_grow_with_the_number_of_blocks() -> None:
     assert _forecast(work=_work(blocks=4)).memory_bytes == _forecast(work=_work(blocks=32)).memory_bytes
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from reprune.doors.devices import slowness
-from reprune.doors.generation.selfmade import self_generated
+from reprune.doors.generation.selfmade import self_generated, unwritten
 from reprune.doors.prepare import (
     check_dense,
     check_disk,
@@ -150,7 +150,7 @@ def _prune(recipe: Recipe, out: Path, watcher: Watcher, shared: Shared | None, r
         watcher.note(lacking)
     counts = count_samples(recipe)
     check_ranks(recipe, counts[0], ranks)
-    check_memory(recipe, decoder)
+    check_memory(recipe, decoder, ranks.first_does(lambda: unwritten(recipe, decoder)))
     ranks.first_does(lambda: check_disk(recipe, decoder, sum(counts), out))
     made_absolute = absolute(recipe)
     ledger = Ledger(out)
@@ -161,7 +161,7 @@ def _prune(recipe: Recipe, out: Path, watcher: Watcher, shared: Shared | None, r
         def begin() -> dict[str, Any]:
             watcher.phase(None, "drawing calibration samples")
             with decoder.checkpoint.digesting() as digests:  # while texts are read and tokenized
-                drawn = draw(recipe, decoder, own)
+                drawn = draw(recipe, decoder, own and own.path)
                 weights = digests()
             for note in drawn.notes:
                 watcher.note(note)
@@ -173,6 +173,7 @@ def _prune(recipe: Recipe, out: Path, watcher: Watcher, shared: Shared | None, r
                 "versions": versions(),
                 "windows": len(Methods.of(recipe, len(decoder)).steps),
                 "data": {"sha256": drawn.sha256, "sources": [vars(source) for source in drawn.sources]},
+                "self_generation": own and own.record,
                 "sketch": sketch(torch.cat([drawn.calibration, drawn.heldout])),
             }
             stack.enter_context(ledger)

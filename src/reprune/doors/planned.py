@@ -13,6 +13,7 @@ from typing import Any, final
 import torch
 
 from reprune.doors.devices import DTYPES
+from reprune.doors.generation.selfmade import texts_of, unwritten
 from reprune.doors.prepare import (
     check_dense,
     check_disk,
@@ -33,8 +34,10 @@ from reprune.engine.run import Methods
 from reprune.engine.speed import Speed, measure_speed, resident_bytes
 from reprune.engine.watcher import Watcher
 from reprune.errors import InputError
+from reprune.model.block import Precision
 from reprune.model.decoder import Decoder
 from reprune.model.locate import locate_model
+from reprune.model.whole import whole_bytes
 from reprune.planning.layers import resolve_recipe
 from reprune.planning.recipe import Recipe
 from reprune.planning.schedule import Window
@@ -64,7 +67,7 @@ class Plan:
         """Why `prune` would refuse, a line each: by the model, and by the memory and the disk that are here."""
         checks: list[Callable[[], None]] = []
         if self.machine is None:
-            checks.append(lambda: check_memory(self.recipe, self.decoder))
+            checks.append(lambda: check_memory(self.recipe, self.decoder, self.texts))
         if (out := self.out) is not None:
             checks.append(lambda: check_out(out))
             checks.append(lambda: check_disk(self.recipe, self.decoder, sum(self.samples), out))
@@ -74,6 +77,14 @@ class Plan:
     def folder(self) -> Path:
         """The model's."""
         return self.decoder.folder
+
+    @cached_property
+    def texts(self) -> int:
+        """How many texts the model will write itself before; none where they are in the cache of this machine."""
+        return unwritten(self.recipe, self.decoder) if self.machine is None else texts_of(self.recipe)
+
+    def _writer_bytes(self, texts: int) -> int:
+        return whole_bytes(self.folder, Precision(DTYPES[self.recipe.precision])) if texts else 0
 
     @cached_property
     def _work(self) -> Work:
@@ -98,18 +109,24 @@ class Plan:
 
     @cached_property
     def forecast(self) -> Forecast:
-        """What the run will take: by what this machine does in a second just now, or another by its data sheet."""
-        recipe = self.recipe
+        """What the run will take: by what this machine does in a second just now, or another by its data sheet.
+
+        The time in which the model writes texts is not in it.
+        """
+        recipe, writer = self.recipe, self._writer_bytes(self.texts)
         if self.machine is not None:
             there = recipe.model_copy(update={"device": "cuda"})
-            return forecast(there, self._work, self.machine.speed(recipe.precision), resident_bytes(), self.crew)
+            return forecast(
+                there, self._work, self.machine.speed(recipe.precision), resident_bytes(), self.crew, writer
+            )
         speed = measure_speed(torch.device(recipe.device), DTYPES[recipe.precision])
-        return forecast(recipe, self._work, speed, resident_bytes(), self.crew)
+        return forecast(recipe, self._work, speed, resident_bytes(), self.crew, writer)
 
     @property
     def memory_bytes(self) -> int:
-        """The forecast's memory, whatever a machine does in a second."""
-        return forecast(self.recipe, self._work, Speed(1.0, 1.0, 1.0), resident_bytes(), self.crew).memory_bytes
+        """The forecast's memory, whatever a machine does in a second or has in its cache."""
+        writer = self._writer_bytes(texts_of(self.recipe))
+        return forecast(self.recipe, self._work, Speed(1.0, 1.0, 1.0), resident_bytes(), self.crew, writer).memory_bytes
 
 
 def _said(check: Callable[[], None]) -> str | None:

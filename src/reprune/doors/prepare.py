@@ -23,6 +23,7 @@ from reprune.errors import InputError
 from reprune.math.ranks import Ranks
 from reprune.model.block import Precision
 from reprune.model.decoder import Decoder
+from reprune.model.whole import whole_bytes
 from reprune.planning.layers import read_recipe
 from reprune.planning.recipe import Recipe
 from reprune.planning.samples import Samples, draw_samples
@@ -125,8 +126,8 @@ def check_disk(recipe: Recipe, decoder: Decoder, samples: int, out: Path) -> Non
         )
 
 
-def check_memory(recipe: Recipe, decoder: Decoder) -> None:
-    """Raise `InputError` where a run surely needs more memory than there is."""
+def check_memory(recipe: Recipe, decoder: Decoder, texts: int = 0) -> None:
+    """Raise `InputError` where a run surely needs more memory than there is; its model writes so many texts before."""
     schedule = windows(len(decoder), recipe.schedule.size, recipe.schedule.stride)
     parameters = [sum(map(math.prod, decoder.shapes(index).values())) for index in range(len(decoder))]
     memory = least_memory_bytes(recipe, schedule, parameters)
@@ -136,6 +137,13 @@ def check_memory(recipe: Recipe, decoder: Decoder) -> None:
             f"--device {recipe.device}: a window takes at least {size(memory)} of memory with what its solver holds, "
             f"and {size(available)} are available; see what 'reprune plan' says, with --set solver.compact=true, "
             "--set solver.rank=64, or a rung of one block a window."
+        )
+    whole = whole_bytes(decoder.folder, Precision(DTYPES[recipe.precision])) if texts else 0
+    if available is not None and whole > available:
+        raise InputError(
+            f"--self-generate {recipe.self_generate.samples}: the whole model, which writes the texts, takes at least "
+            f"{size(whole)} of memory, and {size(available)} are available; have a server write them (reprune generate "
+            "--endpoint URL), and give the file with --calibration."
         )
 
 

@@ -85,7 +85,9 @@ class Forecast:
     exchanged_bytes: int = 0  # through the link of each process, where there are several
 
 
-def forecast(recipe: Recipe, work: Work, speed: Speed, base_bytes: int, crew: Crew = ONE_PROCESS) -> Forecast:
+def forecast(
+    recipe: Recipe, work: Work, speed: Speed, base_bytes: int, crew: Crew = ONE_PROCESS, writer_bytes: int = 0
+) -> Forecast:
     """Estimate a run; of several processes time and memory are those of the first, which writes.
 
     Args:
@@ -94,6 +96,7 @@ def forecast(recipe: Recipe, work: Work, speed: Speed, base_bytes: int, crew: Cr
         speed: of its device.
         base_bytes: what a process takes that has only loaded its libraries.
         crew: the processes that do it.
+        writer_bytes: of the whole model, where it writes texts before; how long that takes is not known.
     """
     exchanges = [_exchange(recipe, work, window) for window in work.schedule]
     seconds = sum(_window_seconds(recipe, work, speed, window, crew) for window in work.schedule)
@@ -109,10 +112,10 @@ def forecast(recipe: Recipe, work: Work, speed: Speed, base_bytes: int, crew: Cr
         window = max(window, _distilling_bytes(recipe, work))
     writing = max((*work.outside_bytes, *work.block_bytes))  # a tensor at a time, mapped from the checkpoint
     on_device = _on_gpu(recipe)
-    host = base_bytes + _BESIDE_BYTES + max(_HEAP * (held + (0 if on_device else window)), writing)
+    host = base_bytes + _BESIDE_BYTES + max(_HEAP * (held + (0 if on_device else window)), writing, writer_bytes)
     disk = disk_bytes(recipe, stream, sum(work.block_bytes) + sum(work.outside_bytes))
     exchanged = sum(crew.bytes(summed, told) for summed, told, _ in exchanges)
-    return Forecast(seconds, int(host), int(window) if on_device else 0, int(disk), int(exchanged))
+    return Forecast(seconds, int(host), int(max(window, writer_bytes)) if on_device else 0, int(disk), int(exchanged))
 
 
 def _exchange(recipe: Recipe, work: Work, window: Window) -> tuple[float, float, int]:

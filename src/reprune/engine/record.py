@@ -161,6 +161,9 @@ def full_record(
     matrices = [matrix for block in blocks for matrix in block["matrices"]]
     zeros = sum(matrix["zeros"] for matrix in matrices)
     weights = sum(matrix["rows"] * matrix["columns"] for matrix in matrices)
+    if own := job.get("self_generation"):
+        peaks = _highest(peaks, own["peak_memory_bytes"])
+        own = {**own, "peak_memory_bytes": own["peak_memory_bytes"][0]}
     return {
         "recipe": _without_folders(recipe),
         "model": {"name": local_name(recipe.model), "fingerprint": job["fingerprint"], "files": job["weights"]},
@@ -173,11 +176,18 @@ def full_record(
         "windows": [step for step in steps if not step.get("distilled")],
         "distillation": next((step for step in steps if step.get("distilled")), None),
         "forward": lines[-1]["forward"],
-        "seconds": round(seconds, 3),
+        "seconds": round(seconds, 3),  # of the windows and what is written; the model's own texts have their own
+        "self_generation": own,
         "peak_memory_bytes": peaks[0],
         "machine": machine(recipe.device),
         **({"ranks": len(peaks), "peak_memory_bytes_by_rank": list(peaks)} if len(peaks) > 1 else {}),
     }
+
+
+def _highest(peaks: Sequence[dict[str, int]], before: Sequence[dict[str, int]]) -> list[dict[str, int]]:
+    """The higher of two peaks of each process; those before may have been of another number of them."""
+    pairs = zip(peaks, [*before, *peaks[len(before) :]], strict=False)
+    return [{key: max(one[key], other[key]) for key in one} for one, other in pairs]
 
 
 def machine(device: str) -> dict[str, Any]:

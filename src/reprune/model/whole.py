@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import inspect
+import math
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -53,6 +54,14 @@ def load_model(
             linear.module.weight = nn.Parameter(linear.parameter.to(products), requires_grad=False)
     _was_loaded.set()
     return model.to(device).eval()
+
+
+def whole_bytes(folder: Path, precision: Precision) -> int:
+    """What a whole model takes in memory at the least while `load_model` loads it."""
+    stored = _stored_dtypes(folder)
+    as_stored = precision.products != torch.float32 and len(stored) == 1
+    dtype = next(iter(stored)) if as_stored else torch.float32
+    return dtype.itemsize * sum(math.prod(entry.shape) for entry in Checkpoint(folder).entries.values())
 
 
 def collect_models() -> None:

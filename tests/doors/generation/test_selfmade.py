@@ -12,6 +12,8 @@ from safetensors.torch import load_file
 
 from reprune.doors.generation import selfmade
 from reprune.doors.prepare import open_decoder, settle
+from reprune.model.block import Precision
+from reprune.model.whole import whole_bytes
 from reprune.planning.generation import rounds
 from reprune.planning.layers import resolve_recipe
 from reprune.planning.recipe import SelfGenerateRecipe
@@ -135,6 +137,35 @@ def test_they_are_added_to_other_sources(here: Path, cli: Cli) -> None:
     recipe = yaml.safe_load((here / "out" / "recipe.yaml").read_text())
     assert recipe["self_generate"]["samples"] == 6
     assert str(here) not in (here / "out" / "recipe.yaml").read_text()
+
+
+def test_a_record_has_what_the_writing_took_and_a_plan_says_that_there_is_some(here: Path, cli: Cli) -> None:
+    line = "generation 7 texts, which the model writes before"
+    assert line in cli("plan", "llama", *OWN).out
+    said = cli("prune", "llama", "--out", "one", *OWN)
+    assert "generation     7 texts before" in said.out
+    made = record(here / "one")
+    own = made["self_generation"]
+    assert own["texts"] == 7
+    assert own["seconds"] > 0
+    assert all(made["peak_memory_bytes"][key] >= peak for key, peak in own["peak_memory_bytes"].items())
+    assert line not in cli("plan", "llama", *OWN).out
+    assert cli("prune", "llama", "--out", "two", *OWN).code == 0
+    assert record(here / "two")["self_generation"] is None, "they were in the cache"
+
+
+def test_a_model_that_writes_is_counted_as_a_whole(here: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = sum(tensor.numel() * 4 for tensor in load_file(here / "llama" / "model.safetensors").values())
+    assert whole_bytes(here / "llama", Precision()) == whole
+    monkeypatch.setattr("reprune.doors.prepare._available_memory", lambda _: whole - 1)
+    said, planned = cli("prune", "llama", "--out", "out", *OWN), cli("plan", "llama", *OWN)
+    assert said.code == planned.code == 2
+    assert "--self-generate 6: the whole model, which writes the texts, takes at least" in said.err
+    assert planned.out.endswith("refused    " + said.err.removeprefix("error: "))
+    monkeypatch.setattr("reprune.doors.prepare._available_memory", lambda _: whole)
+    assert cli("prune", "llama", "--out", "out", *OWN).code == 0
+    monkeypatch.setattr("reprune.doors.prepare._available_memory", lambda _: whole - 1)
+    assert cli("prune", "llama", "--out", "again", *OWN).code == 0, "nothing is to be written any more"
 
 
 def test_the_pruners_statistics_can_be_of_the_first_source_alone(here: Path, cli: Cli) -> None:

@@ -43,6 +43,9 @@ def show_result(record: Mapping[str, Any], out: Path) -> None:
     memory = record["peak_memory_bytes"]
     device = f", {size(memory['device'])} on the device" if memory["device"] else ""
     output.print(f"time, memory   {clock(record['seconds'])}, peak {size(memory['host'])}{device}")
+    if own := record["self_generation"]:
+        peak = size(max(own["peak_memory_bytes"].values()))
+        output.print(f"generation     {own['texts']} texts before, {clock(own['seconds'])}, peak {peak}")
     output.print(f"recipe, record {out / 'recipe.yaml'}, {out / 'reprune.json'}")
 
 
@@ -127,6 +130,10 @@ def show_plan(plan: Plan) -> None:
     calibration, heldout = plan.samples
     output.print(f"samples    {calibration} of {recipe.seqlen} tokens from {', '.join(sources)}")
     output.print(f"held out   {heldout} from {', '.join(recipe.heldout) or 'the same'}")
+    if plan.texts:
+        output.print(
+            f"generation {plan.texts} texts, which the model writes before; the forecast does not have their time"
+        )
     where = recipe.device if plan.machine is None else plan.machine.name
     output.print(f"device     {where}, products in {recipe.precision}")
     forecast = plan.forecast

@@ -5,14 +5,16 @@ There they are one growing file: the first so many of its texts are the same, ho
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import final
+from typing import Any, final
 
 from reprune.doors.generation.generate import GenerationWatcher, generate
-from reprune.engine.record import versions
+from reprune.engine.record import forget_peak_memory, peak_memory_bytes, versions
 from reprune.engine.watcher import Watcher
 from reprune.math.ranks import ALONE, Ranks
 from reprune.model.decoder import Decoder
@@ -20,6 +22,7 @@ from reprune.model.durable import write_text
 from reprune.model.gguf import cache_root
 from reprune.model.lock import locked
 from reprune.planning.generation.corpus import Corpus
+from reprune.planning.generation.settings import Generation
 from reprune.planning.recipe import Recipe
 from reprune.planning.shares import heldout_part
 from reprune.planning.tokenizer import load_tokenizer
@@ -29,27 +32,69 @@ _ALL = "all.jsonl"  # as many as were ever asked for
 _FIRST = "self-generated.jsonl"  # in a folder that is named for how many it has
 
 
-def self_generated(recipe: Recipe, decoder: Decoder, watcher: Watcher, ranks: Ranks = ALONE) -> Path | None:
-    """The file of a settled recipe's self-generated texts, written now unless it was before; None where none are asked.
+def texts_of(recipe: Recipe) -> int:
+    """How many texts a recipe has its model write, those to be held out among them."""
+    wanted = recipe.self_generate.samples
+    return wanted + (0 if recipe.heldout else heldout_part(wanted))
 
-    Ranks write it together. It is in the first one's cache.
+
+@final
+@dataclass(frozen=True)
+class _Place:
+    """Where the texts of a settled recipe are kept, and how they are written."""
+
+    settings: Generation
+    folder: Path
+    first: Path  # of them, just as many as are asked for
+
+    @staticmethod
+    def of(recipe: Recipe, decoder: Decoder) -> _Place:
+        assert recipe.seqlen is not None
+        start = len(beginning(load_tokenizer(decoder.folder, recipe.trust_remote_code)))
+        limit = decoder.skeleton.max_positions
+        most = None if limit is None else limit - start
+        settings = recipe.self_generate.build(recipe.seqlen - start, most, recipe.seed)
+        decisive = decoder.checkpoint.fingerprint(), recipe.device, recipe.precision, *versions().values()
+        folder = cache_root() / "self-generated" / f"{decoder.folder.name}-{settings.key(*decisive)}"
+        return _Place(settings, folder, folder / str(texts_of(recipe)) / _FIRST)
+
+    @property
+    def corpus(self) -> Corpus:
+        return Corpus(self.folder / _ALL)
+
+    def lacks(self, texts: int) -> bool:
+        """Whether a model has to write any of so many."""
+        return not self.first.exists() and self.corpus.texts() < texts
+
+
+def unwritten(recipe: Recipe, decoder: Decoder) -> int:
+    """How many texts a settled recipe has, if its model has to write any of them; otherwise none."""
+    texts = texts_of(recipe)
+    return texts if texts and _Place.of(recipe, decoder).lacks(texts) else 0
+
+
+@final
+@dataclass(frozen=True)
+class OwnTexts:
+    """What a model has written."""
+
+    path: Path
+    record: dict[str, Any] | None  # of their writing: how many, seconds, and each rank's peak of memory; None: cached
+
+
+def self_generated(recipe: Recipe, decoder: Decoder, watcher: Watcher, ranks: Ranks = ALONE) -> OwnTexts | None:
+    """A settled recipe's self-generated texts, written now unless they were before; None where none are asked.
+
+    Ranks write them together. They are in the first one's cache.
 
     Raises:
         InputError: the model cannot write them.
     """
-    wanted = recipe.self_generate.samples
-    if not wanted:
+    if not (texts := texts_of(recipe)):
         return None
-    assert recipe.seqlen is not None
-    tokenizer = load_tokenizer(decoder.folder, recipe.trust_remote_code)
-    start = len(beginning(tokenizer))
-    limit = decoder.skeleton.max_positions
-    settings = recipe.self_generate.build(recipe.seqlen - start, None if limit is None else limit - start, recipe.seed)
-    texts = wanted + (0 if recipe.heldout else heldout_part(wanted))
-    decisive = decoder.checkpoint.fingerprint(), recipe.device, recipe.precision, *versions().values()
-    folder = cache_root() / "self-generated" / f"{decoder.folder.name}-{settings.key(*decisive)}"
-    first = folder / str(texts) / _FIRST
-    corpus = Corpus(folder / _ALL)
+    place = _Place.of(recipe, decoder)
+    folder, first, corpus = place.folder, place.first, place.corpus
+    record: dict[str, Any] | None = None
 
     with ExitStack() as stack:
 
@@ -57,25 +102,29 @@ def self_generated(recipe: Recipe, decoder: Decoder, watcher: Watcher, ranks: Ra
             watcher.phase(None, f"generating {texts} texts, or finding them in the cache")
             folder.mkdir(parents=True, exist_ok=True)
             stack.enter_context(locked(folder, folder, "cache", wait=True))  # another run may be writing them just now
-            return not first.exists() and corpus.texts() < texts
+            return place.lacks(texts)
 
         if ranks.first_does(missing):
+            forget_peak_memory()
+            began = time.monotonic()
             generate(
                 decoder.folder,
                 corpus.path,
                 samples=texts,
-                settings=settings,
+                settings=place.settings,
                 device=recipe.device,
                 precision=recipe.precision,
                 trust_remote_code=recipe.trust_remote_code,
                 watcher=_Passing(watcher),
                 ranks=ranks,
             )
+            seconds, peaks = round(time.monotonic() - began, 3), ranks.each_tells(peak_memory_bytes())
+            record = {"texts": texts, "seconds": seconds, "peak_memory_bytes": peaks}
         if ranks.first and not first.exists():
             first.parent.mkdir(parents=True, exist_ok=True)
             with corpus.path.open(encoding="utf-8") as lines:
                 write_text(first, "".join(islice(lines, texts)))
-    return first
+    return OwnTexts(first, record)
 
 
 @final

@@ -47,6 +47,20 @@ def test_they_are_those_of_the_whole_logits(
     assert torch.equal(plain(model), expected), "the model is left as it was"
 
 
+@pytest.mark.parametrize("name", [*tiny.MIXTURES, *tiny.JOINED, "modernbert-decoder"])
+def test_they_are_so_whatever_transformers_gives_for_the_decoder(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if name == "modernbert-decoder":  # its head is what it calls decoder
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(tf.ModernBertDecoderConfig(**_SMALL)).eval()
+    else:
+        model = tiny.build(name)
+    expected = plain(model)
+    few_at_a_time(monkeypatch)
+    losses = TokenLosses(model, FLOAT32)
+    torch.testing.assert_close(losses(IDS), expected, rtol=1e-5, atol=1e-5)
+    assert (losses._decoder is None) == (name == "prophetnet"), "its forward reads more than the states"
+
+
 @pytest.mark.parametrize("precision", [FLOAT32, BFLOAT16], ids=["float32", "bfloat16"])
 def test_no_more_logits_are_made_than_were_allowed(precision: Precision, monkeypatch: pytest.MonkeyPatch) -> None:
     few_at_a_time(monkeypatch)

@@ -40,7 +40,7 @@ class TokenLosses:
             precision: in which dtype products are computed.
         """
         self._model = model
-        self._decoder = model.get_decoder()
+        self._decoder = find_decoder(model, precision)
         self._precision = precision
         self._logits = _LOGITS.get(model.device.type, _LOGITS_ELSEWHERE)
         self._linear: Any = model.get_output_embeddings()
@@ -60,11 +60,14 @@ class TokenLosses:
             Minus the logarithm of each token's probability, (tokens - 1,), float32.
         """
         with self._precision.on(self._model.device):
+            following = ids.roll(-1, 1)[0]
+            if self._decoder is None:
+                return torch.cat(list(self._by_whole(ids, following)))[:-1]
             output = self._decoder(input_ids=ids, use_cache=False)
             if self._sliceable is None:
                 self._sliceable = self._try(output, ids)
             losses = self._by_words if self._sliceable else self._by_tokens
-            return torch.cat(list(losses(output, ids, ids.roll(-1, 1)[0])))[:-1]
+            return torch.cat(list(losses(output, ids, following)))[:-1]
 
     def _by_words(self, output: Any, ids: Tensor, following: Tensor) -> Iterator[Tensor]:
         """Losses of slices of tokens, each by slices of the vocabulary; `following` (tokens,) is to be predicted."""
@@ -86,6 +89,12 @@ class TokenLosses:
         words = int(self._model.config.get_text_config().vocab_size)
         for tokens in _slices(ids.shape[1], max(_LOGITS_ELSEWHERE // words, 1)):
             yield F.cross_entropy(self._runner(output, ids, tokens)(None), following[tokens], reduction="none")
+
+    def _by_whole(self, ids: Tensor, following: Tensor) -> Iterator[Tensor]:
+        """The same of all logits at once, for a model without a decoder that can be stood in for."""
+        logits = self._model(input_ids=ids, use_cache=False).logits[0]  # (tokens, words)
+        for tokens in _slices(ids.shape[1], _TOKENS):
+            yield F.cross_entropy(logits[tokens].float(), following[tokens], reduction="none")
 
     def _some(self, states: Tensor, words: slice) -> Tensor:
         """The head's output for some words, float32 so that what follows it rounds nothing."""
@@ -112,7 +121,7 @@ class TokenLosses:
         joined = torch.cat(parts, 1)
         if joined.shape != whole.shape or exact.shape != (len(whole), 1):
             return False
-        near = max(4 * torch.finfo(self._weight.dtype).eps, _NEAR) * whole.abs().amax()
+        near = _near(self._precision) * whole.abs().amax()
         differences = ((joined - whole).abs().amax(), (exact - whole.gather(1, targets[:, None])).abs().amax())
         return all(bool(difference <= near) for difference in differences)
 
@@ -126,6 +135,53 @@ class TokenLosses:
             return logits[0].float()
 
         return run
+
+
+@torch.no_grad()
+def find_decoder(model: Any, precision: Precision) -> Any:
+    """The part of a model that makes the states that its head reads.
+
+    It is what Transformers says, unless that has the head in it or is the head: then the part of it that has the
+    embedding and no head.
+
+    Args:
+        model: a causal language model of Transformers, in evaluation mode.
+        precision: in which dtype products are computed.
+
+    Returns:
+        A module whose output has them as `last_hidden_state`. None where the model's own forward, given some of them,
+        does not give their logits.
+    """
+    head = model.get_output_embeddings()
+    found = model.get_decoder()
+    if head is not None and head in found.modules():
+        embedding = model.get_input_embeddings()
+        found = model if found is head else found
+        while found is not None and head in found.modules():
+            found = next((child for child in found.children() if embedding in child.modules()), None)
+    return found if found is not None and _makes_logits(model, found, precision) else None
+
+
+def _makes_logits(model: Any, decoder: Any, precision: Precision) -> bool:
+    """Whether the last tokens of a decoder's output alone give the logits that the model has for these tokens."""
+    ids = torch.arange(_TRIED_TOKENS, device=model.device)[None]
+    last = slice(_TRIED_TOKENS // 2, None)
+    try:
+        with precision.on(model.device):
+            expected = model(input_ids=ids, use_cache=False).logits[:, last].float()
+            output = decoder(input_ids=ids, use_cache=False)
+            part = replace(output, last_hidden_state=output.last_hidden_state[:, last])
+            with _stands_in(decoder, lambda *_, **__: part):
+                logits = model(input_ids=ids[:, last], use_cache=False).logits.float()
+    except Exception:  # of whatever code the model has
+        return False
+    near = _near(precision) * expected.abs().amax()
+    return logits.shape == expected.shape and bool((logits - expected).abs().amax() <= near)
+
+
+def _near(precision: Precision) -> float:
+    """How far apart, of the largest logit, the same logits may be."""
+    return max(4 * torch.finfo(precision.products).eps, _NEAR)
 
 
 @contextmanager

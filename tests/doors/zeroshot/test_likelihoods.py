@@ -43,12 +43,13 @@ ODD = {
     "cohere": lambda: tf.CohereConfig(**_SMALL, logit_scale=0.3),
     "mixtral": lambda: tf.MixtralConfig(**_SMALL, num_local_experts=4),
     "mamba": lambda: tf.MambaConfig(vocab_size=tiny.VOCABULARY, hidden_size=32, num_hidden_layers=2, state_size=8),
+    "modernbert-decoder": lambda: tf.ModernBertDecoderConfig(**_SMALL),
 }
-"""Positions without a table, logits changed after the head, experts, and no attention at all."""
+"""Positions without a table, logits changed after the head, experts, no attention, a head that is called decoder."""
 
 
 def build(name: str) -> Any:
-    if name in tiny.CONFIGS:
+    if name not in ODD:
         return tiny.build(name)
     torch.manual_seed(0)
     model = tf.AutoModelForCausalLM.from_config(ODD[name]())
@@ -78,14 +79,24 @@ REQUESTS = ask(pairs())
 def plain(model: Any, requests: list[Any] = REQUESTS, **options: Any) -> list[tuple[float, bool]]:
     """The twin: the harness's own class, which runs every request in full, batch by batch."""
     with quiet_harness():
-        twin = HFLM(model, tokenizer=tiny.tokenizer(), backend="causal", batch_size=5, logits_cache=False, **options)
+        options = {"batch_size": 5, **options}
+        twin = HFLM(model, tokenizer=tiny.tokenizer(), backend="causal", logits_cache=False, **options)
         return list(twin.loglikelihood(requests, disable_tqdm=True))
 
 
 def ours(model: Any, requests: list[Any] = REQUESTS, precision: Precision = FLOAT32, **options: Any) -> Any:
+    class_ = made(model, precision, **options)
+    return class_, answered(class_, requests)
+
+
+def made(model: Any, precision: Precision = FLOAT32, **options: Any) -> Any:
     with quiet_harness():
-        class_ = Likelihoods(model, tiny.tokenizer(), precision, **options)
-        return class_, class_.loglikelihood(requests, disable_tqdm=True)
+        return Likelihoods(model, tiny.tokenizer(), precision, **options)
+
+
+def answered(class_: Any, requests: list[Any]) -> Any:
+    with quiet_harness():
+        return class_.loglikelihood(requests, disable_tqdm=True)
 
 
 def same(some: list[tuple[float, bool]], others: list[tuple[float, bool]], tolerance: float = 2e-5) -> None:
@@ -109,6 +120,15 @@ def test_they_are_those_of_the_harness(name: str, monkeypatch: pytest.MonkeyPatc
 def test_they_are_those_of_the_harness_in_large_batches_too(name: str) -> None:
     model = tiny.build(name)
     same(ours(model)[1], plain(model))
+
+
+@pytest.mark.parametrize("name", ["llama4", "mllama", "modernbert-decoder", "prophetnet"])
+def test_a_decoder_is_found_where_transformers_gives_another_module_for_it(name: str) -> None:
+    model = build(name)
+    requests = [request for request in REQUESTS if len(request.args[0]) < 200]
+    class_, answers = ours(model, requests)
+    assert (class_._decoder is None) == (name == "prophetnet"), "its forward reads more than the states"
+    same(answers, plain(model, requests, batch_size=1))
 
 
 def test_the_requests_are_such_that_a_likeliest_token_is_among_them() -> None:
@@ -172,8 +192,9 @@ def test_a_shared_context_is_run_once_and_the_head_is_applied_where_a_continuati
 def test_continuations_of_one_token_take_one_pass_and_one_position() -> None:
     requests = ask([(TEXT[:60], each) for each in ("x", "y", "z")])
     model = tiny.build("llama")
+    class_ = made(model)
     given, headed = watched(model)
-    answers = ours(model, requests)[1]
+    answers = answered(class_, requests)
     assert (given, headed) == ([(1, len(tiny.tokenizer().encode(TEXT[:60])))], [1])
     same(answers, plain(tiny.build("llama"), requests))
 
@@ -185,8 +206,9 @@ def test_contexts_of_like_length_are_run_together_and_padding_is_little(monkeypa
     lengths = {context: len(tiny.tokenizer().encode(context)) for context in contexts}
     assert len(lengths) == 45
     model = tiny.build("llama")
+    class_ = made(model)
     given, _ = watched(model)
-    ours(model, ask([(context, " and") for context in contexts]))
+    answered(class_, ask([(context, " and") for context in contexts]))
     assert sum(rows for rows, _ in given) == len(lengths), "equal contexts are one"
     assert len(given) < len(lengths) / 3
     assert sum(lengths.values()) < sum(rows * columns for rows, columns in given) <= 1.1 * sum(lengths.values())

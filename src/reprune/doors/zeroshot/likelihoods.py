@@ -19,6 +19,7 @@ from transformers import DynamicCache
 
 from reprune.errors import InputError, NumericalError
 from reprune.model.block import Precision
+from reprune.model.head import find_decoder
 from reprune.model.whole import cache_argument
 
 _BATCH_TOKENS = 2**11  # run at a time
@@ -72,8 +73,8 @@ class Likelihoods(HFLM):  # type: ignore[misc]  # lm-eval has no type informatio
         self.cut = 0
         self._precision = precision
         self._progress = progress
-        self._decoder = model.get_decoder()
-        self._kept_name = cache_argument(self._decoder)
+        self._decoder = find_decoder(model, Precision())
+        self._kept_name = None if self._decoder is None else cache_argument(self._decoder)
         self._tried = False
 
     @torch.no_grad()
@@ -85,6 +86,8 @@ class Likelihoods(HFLM):  # type: ignore[misc]  # lm-eval has no type informatio
     ) -> list[tuple[float, bool]]:
         """The log-likelihood of each continuation, and whether each token of it is the likeliest; in order."""
         del disable_tqdm, override_bs
+        if self._decoder is None:
+            return self._whole(requests)
         by_context: dict[Tokens, list[tuple[int, Tokens]]] = {}
         for number, (_, context, continuation) in enumerate(requests):
             fitting = self._fitting(context, continuation)
@@ -95,6 +98,16 @@ class Likelihoods(HFLM):  # type: ignore[misc]  # lm-eval has no type informatio
                 answers.update(self._answers(batch))
                 self._progress(len(answers), len(requests))
         return [answers[number] for number in range(len(requests))]
+
+    def _whole(self, requests: Sequence[tuple[Any, list[int], list[int]]]) -> list[tuple[float, bool]]:
+        """The same where no decoder can be stood in for: as the harness does it, in float32, one by one."""
+        for _, context, continuation in requests:
+            self._fitting(context, continuation)
+        answers: list[tuple[float, bool]] = super()._loglikelihood_tokens(list(requests), disable_tqdm=True)
+        for value, _ in answers:
+            _check(value)
+        self._progress(len(requests), len(requests))
+        return answers
 
     def _fitting(self, context: list[int], continuation: list[int]) -> Tokens:
         """The context that the model takes before a continuation: as the harness has it, its start goes if it must."""
@@ -162,8 +175,7 @@ class Likelihoods(HFLM):  # type: ignore[misc]  # lm-eval has no type informatio
         for number, continuation in (each for group in batch for each in group.continuations):
             begin, end = end, end + len(continuation)
             value = sum(likelihoods[begin:end])
-            if math.isnan(value):
-                raise NumericalError("the model's log-likelihoods are not numbers; its weights are damaged")
+            _check(value)
             yield number, (value, all(likeliest[begin:end]))
 
     def _run(self, batch: list[_Group], shared: int) -> Any:
@@ -219,3 +231,8 @@ class Likelihoods(HFLM):  # type: ignore[misc]  # lm-eval has no type informatio
         finally:
             vars(self._decoder).pop("forward", None)
         return likelihoods.tolist(), likeliest.tolist()
+
+
+def _check(value: float) -> None:
+    if math.isnan(value):
+        raise NumericalError("the model's log-likelihoods are not numbers; its weights are damaged")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -279,6 +280,23 @@ def test_several_seeds_are_told_apart() -> None:
     assert "in 2 of 3 seeds" in text
     assert "one seed" not in text
     assert "Best of 2 results" in text
+
+
+def test_rows_are_compared_by_the_seeds_that_they_have_in_common() -> None:
+    easy = {"test_error": {"test.txt": {"normalized": 1.0, "relative": 0.01}}, "perplexity": {"test.txt": 29.0}}
+    cells = [cell("wanda", rung) for rung in ("LR", "BR")]
+    text = verdict_on([*cells, cell("wanda", "LR", seed=1, **easy), cell("wanda", "BR", seed=1, status="failed")])
+    for found in (text, verdict_on(cells)):
+        assert "nothing else that was measured rose" in found
+        assert "Best of 2 results is wanda with BR" in found
+        assert "perplexity on test.txt fall from LR to BR" in found
+    assert "Not all results have the same seeds: they are compared by the seeds that they have in common." in text
+    assert "the same seeds" not in verdict_on(cells)
+    auto = [cell("wanda", "auto"), cell("wanda", "auto", seed=1, perplexity={"test.txt": 999.0})]
+    found = verdict_on([*cells, *auto])
+    assert re.search(r"auto against the best fixed rung, by perplexity on test.txt: wanda [\d.]+ % below BR", found)
+    closer = cell("sparsegpt", "LR", perplexity={"test.txt": 120.0})
+    assert "120.00 against" in verdict_on([cells[0], closer, cell("sparsegpt", "LR", seed=1, **easy)])
 
 
 def test_the_best_is_chosen_by_what_was_measured() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from reprune.doors.report.records import Cell, Study, Value, Window
@@ -112,13 +112,22 @@ class Rows:
 
     @property
     def best(self) -> tuple[Measure, Row] | None:
-        """The best row, and by what: the lowest first perplexity, else the lowest first test error, else held-out."""
+        """The best row, and by what: the lowest first perplexity, else the lowest first test error, else held-out.
+
+        It has the seeds alone that all rows have, if there are any: these it is chosen by.
+        """
         for kind in ("perplexity", "test", "heldout"):
             for measure in self.measures:
-                there = [(value, place) for place, row in enumerate(self.rows) if known(value := row.mean(measure.of))]
-                if measure.kind == kind and there:
-                    return measure, list(self.rows)[min(there)[1]]
+                for rows in (in_common(tuple(self.rows), measure.of), list(self.rows)):
+                    there = [(value, place) for place, row in enumerate(rows) if known(value := row.mean(measure.of))]
+                    if measure.kind == kind and there:
+                        return measure, rows[min(there)[1]]
         return None
+
+    @property
+    def uneven(self) -> bool:
+        """Whether some rows have seeds that others have not."""
+        return len({frozenset(cell.seed for cell in row.cells) for row in self.rows}) > 1
 
 
 def bring_together(study: Study) -> Rows:
@@ -148,6 +157,18 @@ def bring_together(study: Study) -> Rows:
         _names(cell.test_error for cell in done),
         _names(cell.zero_shot or {} for cell in done),
     )
+
+
+def in_common(rows: Sequence[Row], of: Callable[[Cell], Value]) -> list[Row]:
+    """The rows with the seeds alone of which all have a value; one without any value has no say in that."""
+    seeds = [{cell.seed for cell in row.cells if known(of(cell))} for row in rows]
+    shared = set.intersection(*filter(None, seeds)) if any(seeds) else set()
+    return [replace(row, cells=tuple(cell for cell in row.cells if cell.seed in shared)) for row in rows]
+
+
+def means(rows: Sequence[Row], of: Callable[[Cell], Value]) -> list[Value]:
+    """The mean of each row, to be compared: over the seeds that all have. None where there are none."""
+    return [row.mean(of) for row in in_common(rows, of)]
 
 
 def by_block(row: Row, of: Callable[[int, Cell], Value], blocks: int) -> list[Value]:

@@ -9,7 +9,7 @@ from itertools import pairwise
 from reprune.doors.report.course import direction
 from reprune.doors.report.page import Table
 from reprune.doors.report.records import Accuracy, Cell, Study, Value
-from reprune.doors.report.rows import Rows, accuracy
+from reprune.doors.report.rows import Rows, accuracy, means
 from reprune.doors.report.text import NONE, change, counted, duration, known, memory, number, share
 
 _UP, _DOWN = "\N{UPWARDS ARROW} ", "\N{DOWNWARDS ARROW} "
@@ -90,12 +90,12 @@ def steps(rows: Rows) -> Table:
     rising: set[tuple[int, int]] = set()
     for family in rows.families:
         for lower, upper in pairwise(family.ladder):
-            means = [(lower.mean(measure.of), upper.mean(measure.of)) for measure in measures]
-            ways = [direction(before, after) for before, after in means]
+            pairs = [means((lower, upper), measure.of) for measure in measures]
+            ways = [direction(before, after) for before, after in pairs]
             rose = [place for place, way in enumerate(ways) if way == "rises" and ways[0] == "falls"]
             rising |= {(len(lines), place + 2) for place in rose}
             arrows = [{"rises": _UP, "falls": _DOWN}.get(str(way), "") for way in ways]
-            said = [arrow + change(*pair) for arrow, pair in zip(arrows, means, strict=True)]
+            said = [arrow + change(*pair) for arrow, pair in zip(arrows, pairs, strict=True)]
             step = f"{lower.rung} \N{RIGHTWARDS ARROW} {upper.rung}"
             lines.append([family.name, step, *said, "pitfall" if rose else ""])
     columns = ("pruner", "step", *(measure.name for measure in measures), "")
@@ -127,8 +127,8 @@ def _table(caption: str, rows: Rows, columns: Sequence[_Column]) -> Table:
             seeds = [counted(len(row.cells), "seed").split()[0]] if several else []
             lines.append([family.name, row.rung, *seeds, *(row.written(column.of, column.write) for column in shown)])
         for place, column in enumerate(shown):
-            means = [(row.mean(column.of), at) for at, row in enumerate(family.rows, first)]
-            there = [(column.better * value, at) for value, at in means if known(value)]
+            values = enumerate(means(family.rows, column.of), first)
+            there = [(column.better * value, at) for at, value in values if known(value)]
             if column.better and len(there) > 1:
                 best.add((max(there)[1], place + labels))
     names = ("pruner", "rung", *(["seeds"] if several else []))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import permutations
 
 from reprune.doors.report.course import direction
-from reprune.doors.report.rows import Family, Measure, Row, Rows
+from reprune.doors.report.rows import Family, Measure, Row, Rows, means
 from reprune.doors.report.text import listed
 
 
@@ -32,8 +32,8 @@ def closer_and_worse(rows: Rows) -> list[Closer]:
         pairs = tuple(
             (one, other)
             for one, other in both
-            if direction(other.mean(calibration.of), one.mean(calibration.of)) == "falls"
-            and direction(other.mean(measure.of), one.mean(measure.of)) == "rises"
+            if direction(*means((other, one), calibration.of)) == "falls"
+            and direction(*means((other, one), measure.of)) == "rises"
         )
         if pairs and _comparable(first, second):
             found.append(Closer(first.name, second.name, measure, pairs))
@@ -57,4 +57,4 @@ def _comparable(first: Family, second: Family) -> bool:
 
 
 def _both(measure: Measure, one: Row, other: Row) -> str:
-    return f"{measure.written(one.mean(measure.of))} against {measure.written(other.mean(measure.of))}"
+    return " against ".join(map(measure.written, means((one, other), measure.of)))

@@ -5,13 +5,13 @@ The rules are few and stated in the report, so that a reader can check them. Kno
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 from reprune.doors.report.course import course, direction, plural
 from reprune.doors.report.records import Cell, Study, Value
-from reprune.doors.report.rows import AUTO, LADDER, Measure, Row, Rows, windows_of
+from reprune.doors.report.rows import AUTO, LADDER, Measure, Row, Rows, means, windows_of
 from reprune.doors.report.text import change, counted, known, listed
 from reprune.doors.report.verdict import SLIGHT, Tone, Verdict, guard_sentences, rises
 from reprune.doors.report.verdict_pruners import closer_and_worse, pruner_sentences
@@ -19,7 +19,8 @@ from reprune.doors.report.verdict_selfmade import selfmade_headline, selfmade_li
 
 RULES = (
     f"An error or a perplexity rose or fell if it changed by more than {SLIGHT}; less is taken for noise. Where there "
-    "are several seeds, their means are compared, and the text says in how many of the seeds it is so.",
+    "are several seeds, the means over those that all of what is compared have are compared, and the text says in how "
+    "many of the seeds it is so.",
     "The ladder holds for a measure if it falls at every step from LR to the highest rung measured.",
     "The pitfall: a step up the ladder lowers the calibration error and raises the held-out error, the test error or "
     "the perplexity.",
@@ -46,6 +47,11 @@ class Step:
     measure: Measure
 
     @property
+    def values(self) -> tuple[Value, Value]:
+        """The measure before and after the step."""
+        return _both(self.lower, self.upper, self.measure.of)
+
+    @property
     def seeds(self) -> tuple[int, int]:
         """In how many seeds the measure is higher after the step, of how many that have both."""
         below = {cell.seed: self.measure.of(cell) for cell in self.lower.cells}
@@ -62,9 +68,9 @@ def pitfalls(rows: Rows) -> list[Step]:
         Step(family.name, lower, upper, measure)
         for family in rows.families
         for lower, upper in pairwise(family.ladder)
-        if direction(lower.mean(calibration.of), upper.mean(calibration.of)) == "falls"
+        if direction(*_both(lower, upper, calibration.of)) == "falls"
         for measure in others
-        if direction(lower.mean(measure.of), upper.mean(measure.of)) == "rises"
+        if direction(*_both(lower, upper, measure.of)) == "rises"
     ]
 
 
@@ -74,9 +80,9 @@ def steps_in_vain(rows: Rows) -> list[tuple[Step, ...]]:
     found = []
     for family in rows.families:
         for lower, upper in pairwise(family.ladder):
-            if direction(lower.mean(calibration.of), upper.mean(calibration.of)) != "falls":
+            if direction(*_both(lower, upper, calibration.of)) != "falls":
                 continue
-            ways = {measure: direction(lower.mean(measure.of), upper.mean(measure.of)) for measure in others}
+            ways = {measure: direction(*_both(lower, upper, measure.of)) for measure in others}
             still = [measure for measure, way in ways.items() if way == "stays"]
             if still and "rises" not in ways.values():
                 found.append(tuple(Step(family.name, lower, upper, measure) for measure in still))
@@ -94,7 +100,7 @@ def study_verdict(study: Study, rows: Rows) -> Verdict:
         *_pitfall_sentences(found),
         *_vain_sentences(vain),
         *pruner_sentences(closer),
-        *_one_seed(rows, bool(closer)),
+        *_seeds(rows, bool(closer)),
         *_auto(rows),
         *_guard(rows),
         *_unfinished(study),
@@ -150,7 +156,8 @@ def _ladders(rows: Rows) -> Iterator[str]:
     for family in rows.families:
         told: dict[str, list[str]] = {}
         for measure in rows.measures:
-            way = course([(row.rung, row.mean(measure.of)) for row in family.ladder])
+            values = means(family.ladder, measure.of)
+            way = course([(row.rung, value) for row, value in zip(family.ladder, values, strict=True)])
             if way is not None:
                 told.setdefault(way, []).append(measure.name)
         said = [f"{listed(names)} {way if len(names) == 1 else plural(way)}" for way, names in told.items()]
@@ -167,7 +174,7 @@ def _pitfall_sentences(found: Sequence[Step]) -> Iterator[str]:
         steps.setdefault((pitfall.family, pitfall.upper.rung), []).append(pitfall)
     for (family, upper), here in steps.items():
         rose = listed([f"{pitfall.measure.name} {_moved(pitfall)}" for pitfall in here])
-        fell = _size(here[0].lower.mean(_calibration), here[0].upper.mean(_calibration))
+        fell = _size(*_both(here[0].lower, here[0].upper, _calibration))
         step = f"from {here[0].lower.rung} to {upper}"
         yield f"The pitfall with {family}: {step} the calibration error falls by {fell}, but {rose}."
 
@@ -176,7 +183,7 @@ def _vain_sentences(found: Sequence[tuple[Step, ...]]) -> Iterator[str]:
     """One sentence a step."""
     for here in found:
         step = here[0]
-        fell = _size(step.lower.mean(_calibration), step.upper.mean(_calibration))
+        fell = _size(*_both(step.lower, step.upper, _calibration))
         still = listed([one.measure.name for one in here])
         yield (
             f"In vain, by {still}, with {step.family} from {step.lower.rung} to {step.upper.rung}: the calibration "
@@ -184,20 +191,28 @@ def _vain_sentences(found: Sequence[tuple[Step, ...]]) -> Iterator[str]:
         )
 
 
-def _one_seed(rows: Rows, pruners: bool) -> Iterator[str]:
+def _seeds(rows: Rows, pruners: bool) -> Iterator[str]:
     """`pruners` says whether they are compared."""
     compared = pruners or any(family.ladder[1:] for family in rows.families) or selfmade_lines(rows)
     if compared and all(len(row.cells) == 1 for row in rows.rows):
         yield "All of this is of one seed: differences of a few percent may be chance."
+    if rows.uneven:
+        yield "Not all results have the same seeds: they are compared by the seeds that they have in common."
 
 
 def _moved(pitfall: Step) -> str:
     measure = pitfall.measure
-    before, after = pitfall.lower.mean(measure.of), pitfall.upper.mean(measure.of)
+    before, after = pitfall.values
     rose, seeds = pitfall.seeds
     where = f", in {rose} of {counted(seeds, 'seed')}" if seeds > 1 else ""
     values = f"from {measure.written(before)} to {measure.written(after)}"
     return f"rises by {_size(before, after)} ({values}{where})"
+
+
+def _both(lower: Row, upper: Row, of: Callable[[Cell], Value]) -> tuple[Value, Value]:
+    """The means of two rows that are compared."""
+    before, after = means((lower, upper), of)
+    return before, after
 
 
 def _calibration(cell: Cell) -> Value:
@@ -215,9 +230,10 @@ def _auto(rows: Rows) -> Iterator[str]:
             continue
         compared = []
         for family in rows.families:
-            auto = family.row(AUTO)
-            mine = auto.mean(measure.of) if auto is not None else None
-            fixed = [(value, row.rung) for row in family.ladder if known(value := row.mean(measure.of))]
+            if (auto := family.row(AUTO)) is None:
+                continue
+            mine, *values = means((auto, *family.ladder), measure.of)
+            fixed = [(value, row.rung) for row, value in zip(family.ladder, values, strict=True) if known(value)]
             if known(mine) and fixed:
                 lowest, rung = min(fixed, key=lambda pair: pair[0])
                 side = {"rises": "above", "falls": "below"}.get(str(direction(lowest, mine)))
@@ -232,8 +248,9 @@ def _auto(rows: Rows) -> Iterator[str]:
     times = []
     for family in rows.families:
         auto, highest = family.row(AUTO), family.row(LADDER[-1])
-        mine = auto.mean(_seconds) if auto is not None else None
-        longest = highest.mean(_seconds) if highest is not None else None
+        if auto is None or highest is None:
+            continue
+        mine, longest = _both(auto, highest, _seconds)
         if known(mine) and known(longest) and longest > 0:
             times.append(f"{mine / longest:.2f} with {family.name}")
     if times:

@@ -106,6 +106,71 @@ def test_without_reconstruction_there_is_nothing_to_judge() -> None:
     assert "overfit" not in said(verdict)
 
 
+PRUNED = [fitted(index, epochs=0) for index in range(4)]
+LEAST_SQUARES = [{**one, "least_squares": [{"block": 0, "linears": ["mlp.up_proj"], "ridge": 0.3}]} for one in PRUNED]
+
+
+def distilled(after: float) -> dict[str, Any]:
+    return {
+        "blocks": [2, 3],
+        "heldout_divergence": {"before": 0.1, "after": after},
+        "epochs": [{"epoch": 1, "calibration_divergence": 0.1, "heldout_divergence": after}],
+        "kept_epoch": 1,
+        "seconds": 3.0,
+    }
+
+
+def test_least_squares_alone_is_not_called_the_pruner_alone() -> None:
+    verdict = judged(windows=LEAST_SQUARES)
+    assert (verdict.tone, verdict.badge) == ("plain", "Least squares alone")
+    assert "pruner alone" not in said(verdict)
+
+
+@pytest.mark.parametrize(
+    ("after", "tone", "badge", "words"),
+    [
+        (
+            0.08,
+            "good",
+            "Distillation helps",
+            "lowered the held-out divergence of predictions by 20.0 % (from 0.1000 to",
+        ),
+        (0.1, "bad", "Does not help", "left the held-out divergence of predictions as it was, within 1 %"),
+        (0.4, "bad", "Distillation harms", "raised the held-out divergence of predictions by 300 %"),
+    ],
+)
+def test_a_run_that_was_only_distilled_is_judged_by_that(after: float, tone: str, badge: str, words: str) -> None:
+    verdict = judged(windows=PRUNED, distillation=distilled(after))
+    assert (verdict.tone, verdict.badge) == (tone, badge)
+    assert f"Distillation {words}" in verdict.headline.replace("\N{NO-BREAK SPACE}", " ")
+
+
+def test_distillation_that_harms_is_said_of_a_run_that_helps() -> None:
+    windows = [fitted(index) for index in range(4)]
+    assert judged(windows=windows, distillation=distilled(0.08)).tone == "good"
+    verdict = judged(windows=windows, distillation=distilled(0.4))
+    assert (verdict.tone, verdict.badge) == ("mixed", "Helps, but distillation harms")
+    assert "Distillation raised the held-out divergence of predictions by 300 %" in said(verdict)
+
+
+@pytest.mark.parametrize(
+    ("pruner", "windows", "words"),
+    [
+        ("magnitude", PRUNED, "1.50 times, as the held-out text is harder for this model."),
+        ("wanda", PRUNED, "1.50 times, so part of what the pruner gains by looking at samples holds for"),
+        ("magnitude", LEAST_SQUARES, "1.50 times, so part of what was gained holds for"),
+    ],
+)
+def test_a_gap_is_laid_to_what_looked_at_samples(pruner: str, windows: list[Any], words: str) -> None:
+    block = run_record(1)["blocks"][0] | {"relative_calibration_error": 0.01, "relative_heldout_error": 0.015}
+    assert words in said(judged(blocks=[block], windows=windows, recipe={"pruner": {"name": pruner}}))
+
+
+def test_a_calibration_error_that_rises_is_not_said_to_fall() -> None:
+    windows = [window(index, [0.5, 0.6], [0.5, 0.4]) for index in range(4)]
+    assert "by 20.0 % on average (calibration error: raised by 20.0 %)" in said(judged(windows=windows))
+
+
 @pytest.mark.parametrize(
     ("heldout", "words"),
     [(0.01, "1.00 times, which is close"), (0.007, "the held-out text is easier"), (0.015, "1.50 times, so part")],

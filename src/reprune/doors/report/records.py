@@ -89,6 +89,7 @@ class Window(_Read):
     teacher_forcing: float = 0.0
     largest_feature: Value = None
     guard: Guard | None = None
+    least_squares: tuple[dict[str, Any], ...] = ()
     reconstructed: tuple[int, ...] | None = None
 
     @property

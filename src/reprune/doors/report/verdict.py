@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from reprune.doors.report.records import Run, Window
-from reprune.doors.report.text import counted, known, listed, numbered, share, unbroken
+from reprune.doors.report.text import counted, known, listed, number, numbered, share, unbroken
 from reprune.math.rate import unusual_steps
 from reprune.math.standardization import DOMINANT
 
@@ -36,7 +36,8 @@ RULES = (
     "epochs.",
     "Whether the whole overfits is judged by the weights that were kept: what the guard took back does no harm.",
     f"Held-out over calibration error of the last block: up to {CLOSE:g} times is called close, above {FAR:g} times "
-    "far apart. Part of that gap is the pruner's, which looks at the calibration samples too.",
+    "far apart. Part of that gap is the pruner's, which looks at the calibration samples too, unless it is magnitude.",
+    "Distillation helps if it lowers the held-out divergence of predictions, and harms if it raises it.",
 )
 """How the verdict is made, for the reader."""
 
@@ -118,8 +119,7 @@ def run_verdict(run: Run) -> Verdict:
     """The verdict on one run."""
     trained = [window for window in run.windows if window.epochs]
     if not trained:
-        headline = "No reconstruction was run: this is what the pruner alone leaves."
-        return Verdict("plain", "No reconstruction", headline, (_pruned(run), _last_block(run)))
+        return Verdict(*_untrained(run), (_pruned(run), _last_block(run)))
     gained, fitted = mean_change(trained, "heldout") or 0.0, mean_change(trained, "calibration") or 0.0
     found = rises(trained)
     overfitted = [rise for rise in found if rise.kind == "overfits"]
@@ -139,6 +139,8 @@ def run_verdict(run: Run) -> Verdict:
         tone, badge = "mixed", "Helps, with a wide gap"
     else:
         tone, badge = "good", "Helps, no overfitting seen"
+    if tone != "bad" and _divergence(run) > RISE:
+        tone, badge = "mixed", "Helps, but distillation harms"
     sentences = (
         _pruned(run),
         _last_block(run),
@@ -147,8 +149,48 @@ def run_verdict(run: Run) -> Verdict:
         *_ruled(trained),
         *_rated(trained),
         *_chosen(run),
+        *_distilled(run),
     )
     return Verdict(tone, badge, _headline(gained, fitted), sentences)
+
+
+def _untrained(run: Run) -> tuple[Tone, str, str]:
+    """Tone, badge and headline of a run in whose windows no epoch was run."""
+    for headline in _distilled(run):
+        if abs(changed := _divergence(run)) <= RISE:
+            return "bad", "Does not help", headline
+        return ("bad", "Distillation harms", headline) if changed > 0 else ("good", "Distillation helps", headline)
+    if _by_least_squares(run):
+        headline = (
+            "Weights were fitted by least squares alone: what that gained is not on record, as windows are measured "
+            "after it."
+        )
+        return "plain", "Least squares alone", headline
+    return "plain", "No reconstruction", "No reconstruction was run: this is what the pruner alone leaves."
+
+
+def _by_least_squares(run: Run) -> bool:
+    return any(window.least_squares for window in run.windows)
+
+
+def _divergence(run: Run) -> float:
+    """By which share distillation changed the held-out divergence of predictions; 0 without it."""
+    if run.distillation is None or not run.distillation.heldout_divergence.before > 0:
+        return 0.0
+    return run.distillation.heldout_divergence.after / run.distillation.heldout_divergence.before - 1
+
+
+def _distilled(run: Run) -> Iterator[str]:
+    """What distillation changed."""
+    if run.distillation is None:
+        return
+    changed, divergence = _divergence(run), run.distillation.heldout_divergence
+    values = f"from {number(divergence.before)} to {number(divergence.after)} nats a token"
+    if abs(changed) <= RISE:
+        yield f"Distillation left the held-out divergence of predictions as it was, within {SLIGHT} ({values})."
+        return
+    did = "raised" if changed > 0 else "lowered"
+    yield f"Distillation {did} the held-out divergence of predictions by {share(abs(changed))} ({values})."
 
 
 def guard_sentences(windows: Sequence[Window]) -> Iterator[str]:
@@ -188,7 +230,8 @@ def guard_sentences(windows: Sequence[Window]) -> Iterator[str]:
 def _headline(gained: float, fitted: float) -> str:
     by, fell = share(abs(gained)), share(abs(fitted))
     if gained < -RISE:
-        return f"Reconstruction lowered the windows' held-out error by {by} on average (calibration error: by {fell})."
+        fell = f"raised by {fell}" if fitted > 0 else f"by {fell}"
+        return f"Reconstruction lowered the windows' held-out error by {by} on average (calibration error: {fell})."
     if abs(gained) <= RISE:
         more = f", though the calibration error fell by {fell}" if fitted < -RISE else ""
         return f"Reconstruction left the windows' held-out error as it was, within {SLIGHT} on average{more}."
@@ -202,9 +245,7 @@ def _pruned(run: Run) -> str:
     matrices = sum(len(block.matrices) for block in run.blocks)
     where = counted(len(run.blocks), "block")
     where = f"{counted(matrices, 'matrix', 'matrices')} of {where}" if matrices else where
-    pruner = run.recipe.get("pruner")
-    name = pruner.get("name") if isinstance(pruner, dict) else pruner
-    return f"{name or 'The pruner'} set {share(run.sparsity)} of the weights in {where} to zero."
+    return f"{_pruner(run) or 'The pruner'} set {share(run.sparsity)} of the weights in {where} to zero."
 
 
 def _last_block(run: Run) -> str:
@@ -222,12 +263,29 @@ def _last_block(run: Run) -> str:
         return f"{said}: {times}, as the held-out text is easier for this model."
     if ratio <= CLOSE:
         return f"{said}: {times}, which is close."
+    if not (fitted := _fitted(run)) and _is_blind(run):
+        return f"{said}: {times}, as the held-out text is harder for this model."
     if ratio <= FAR:
-        return f"{said}: {times}, so part of what was gained holds for the calibration text only."
-    return (
-        f"{said}: {times}, which is far apart. More calibration samples, or more varied ones, would help more than "
-        "more epochs."
-    )
+        whose = "what was gained" if fitted else "what the pruner gains by looking at samples"
+        return f"{said}: {times}, so part of {whose} holds for the calibration text only."
+    more = " more than more epochs" if fitted else ""
+    return f"{said}: {times}, which is far apart. More calibration samples, or more varied ones, would help{more}."
+
+
+def _fitted(run: Run) -> bool:
+    """Whether any weights were fitted to samples."""
+    return any(window.epochs for window in run.windows) or _by_least_squares(run) or run.distillation is not None
+
+
+def _is_blind(run: Run) -> bool:
+    """Whether what is pruned was chosen without a look at samples."""
+    allocation = run.recipe.get("allocation") or {}
+    return _pruner(run) == "magnitude" and allocation.get("name", "uniform") == "uniform"
+
+
+def _pruner(run: Run) -> str | None:
+    pruner = run.recipe.get("pruner")
+    return pruner.get("name") if isinstance(pruner, dict) else pruner
 
 
 def _rising(run: Run, found: Sequence[Rise]) -> Iterator[str]:

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
+from rich.table import Table
 
 from reprune.doors import progress
 from reprune.doors.command import views, views_evaluation
-from reprune.doors.formats import clock, percent, size
+from reprune.doors.formats import clock, console, percent, size
 from reprune.doors.progress import counting, watching
 from reprune.engine.watcher import Watcher
 from tests.doors.conftest import QUICK, Cli
@@ -141,6 +142,24 @@ def test_quiet_watches_nothing(here: object) -> None:
         assert type(watcher) is Watcher
     with counting("windows", quiet=True) as count:
         count(1, 2)
+
+
+def test_a_bar_shows_names_as_they_are(terminal: io.StringIO) -> None:
+    with counting("te[bold]st{0}.txt", quiet=False) as count:
+        count(1, 2)
+    assert "te[bold]st{0}.txt" in _plain(terminal)
+
+
+def test_names_are_shown_as_they_are(here: object, capfd: pytest.CaptureFixture[str]) -> None:
+    with watching(quiet=False, verbose=False) as watcher:
+        watcher.note("sparse[wanda], [/tmp], :smile:")
+    table = Table("[red]heading")
+    table.add_row("[b]ell")
+    console().print(table)
+    said = capfd.readouterr().out
+    assert "note: sparse[wanda], [/tmp], :smile:" in said
+    assert "[red]heading" in said
+    assert "[b]ell" in said
 
 
 def test_notes_are_shown(cli: Cli, capfd: pytest.CaptureFixture[str]) -> None:

@@ -6,8 +6,8 @@ from rich.console import Console
 
 
 def console() -> Console:
-    """Where output goes; off a terminal, lines are not broken."""
-    return Console(highlight=False, soft_wrap=True)
+    """Where output goes, as it is: names may have brackets and colons. Off a terminal, lines are not broken."""
+    return Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
 
 
 def percent(share: float) -> str:

@@ -37,7 +37,7 @@ def watching(quiet: bool, verbose: bool) -> Iterator[Watcher]:
         yield _Lines(output, verbose)
         return
     bar = Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=20),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
@@ -145,7 +145,12 @@ def counting(what: str, quiet: bool) -> Iterator[Callable[[int, int], None]]:
     if quiet or not output.is_terminal:
         yield lambda done, of: None
         return
-    columns = (TextColumn(what), BarColumn(bar_width=30), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=30),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
     with Progress(*columns, console=output, transient=True) as bar:
         task = bar.add_task(what, total=None)
         yield lambda done, of: bar.update(task, completed=done, total=of)

@@ -64,7 +64,7 @@ def show_texts(out: Path) -> None:
             output.print(f"\n{title}: {why}", style="green" if title == "kept" else "red")
             text = " ".join(line["text"].split())
             for row in textwrap.wrap(textwrap.shorten(text, 480, placeholder=" ..."), _WIDTH - 2):
-                output.print(f"  {row}", markup=False)
+                output.print(f"  {row}")
 
 
 def _measured(kept: Mapping[str, Any]) -> str:

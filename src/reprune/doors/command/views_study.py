@@ -101,7 +101,7 @@ class StudyLines(StudyWatcher):
         elif not self._output.is_terminal:
             yield NotesOfRun(self.note)
         else:
-            columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), MofNCompleteColumn())
+            columns = (TextColumn("{task.description}", markup=False), BarColumn(bar_width=20), MofNCompleteColumn())
             with Progress(*columns, TimeElapsedColumn(), console=self._output, transient=True) as bar:
                 yield _Bar(self.note, bar)
 

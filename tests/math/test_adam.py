@@ -410,3 +410,12 @@ def test_a_first_step_that_overflowed_was_not_tried_and_the_next_is() -> None:
         rates.append(fit.epochs[0].lr)
         assert fit.kept_epoch > 0
     assert max(rates) < 0.5, "or the whole step was taken well"
+
+
+@pytest.mark.parametrize("adam", [Adam(epochs=3, lr=1e-2), Adam(epochs=3, lr=1e-2, compact=True)])
+def test_it_takes_its_steps_where_a_caller_has_turned_gradients_off(adam: Adam) -> None:
+    ordinary, problem = _Network(), _Network()
+    adam.fit(ordinary, 0, _nothing)
+    with torch.no_grad():
+        adam.fit(problem, 0, _nothing)
+    assert _same(problem.state(), ordinary.state())

@@ -41,6 +41,7 @@ from reprune.errors import HalfPrecisionError, InputError
 from reprune.math.ranks import ALONE, Ranks
 from reprune.model.decoder import Decoder
 from reprune.model.locate import locate_model
+from reprune.model.undisturbed import undisturbed
 from reprune.model.wellformed import read_json
 from reprune.planning.layers import resolve_recipe
 from reprune.planning.overlap import sketch
@@ -115,6 +116,7 @@ def prune(
     return prune_by_recipe(resolve_recipe(os.fspath(model), content, flags, settings), Path(out), watcher or Watcher())
 
 
+@undisturbed()
 def prune_by_recipe(
     recipe: Recipe, out: Path, watcher: Watcher, shared: Shared | None = None, ranks: Ranks = ALONE
 ) -> dict[str, Any]:
@@ -191,6 +193,7 @@ def _prune(recipe: Recipe, out: Path, watcher: Watcher, shared: Shared | None, r
             raise
 
 
+@undisturbed()
 def resume(
     out: str | os.PathLike[str],
     *,

@@ -37,6 +37,7 @@ from reprune.errors import InputError
 from reprune.model.block import Precision
 from reprune.model.decoder import Decoder
 from reprune.model.locate import locate_model
+from reprune.model.undisturbed import undisturbed
 from reprune.model.whole import whole_bytes
 from reprune.planning.layers import resolve_recipe
 from reprune.planning.recipe import Recipe
@@ -87,6 +88,7 @@ class Plan:
         return whole_bytes(self.folder, Precision(DTYPES[self.recipe.precision])) if texts else 0
 
     @cached_property
+    @undisturbed()
     def _work(self) -> Work:
         recipe, decoder = self.recipe, self.decoder
         assert recipe.seqlen is not None
@@ -108,6 +110,7 @@ class Plan:
         )
 
     @cached_property
+    @undisturbed()
     def forecast(self) -> Forecast:
         """What the run will take: by what this machine does in a second just now, or another by its data sheet.
 
@@ -138,6 +141,7 @@ def _said(check: Callable[[], None]) -> str | None:
     return None
 
 
+@undisturbed()
 def plan_by_recipe(
     recipe: Recipe,
     watcher: Watcher,

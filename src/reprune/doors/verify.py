@@ -24,6 +24,7 @@ from reprune.model.checkpoint import Checkpoint
 from reprune.model.decoder import Decoder
 from reprune.model.durable import sha256
 from reprune.model.quiet import quiet_transformers
+from reprune.model.undisturbed import undisturbed
 from reprune.model.wellformed import read_json
 
 TOLERANCE = 0.05
@@ -56,6 +57,7 @@ class Verification:
         return all(check.passed for check in self.checks)
 
 
+@undisturbed()
 def verify(
     out: str | os.PathLike[str],
     *,

@@ -124,8 +124,9 @@ class Adam(Solver):
                 optimizer.zero_grad()
                 own = problem.ranks.own(batch)
                 for part in own.split(self.micro_batch_size or self.batch_size) if len(own) else ():
-                    loss = problem.loss(part) * (len(part) / len(batch))
-                    scaler.scale(loss).backward()
+                    with torch.enable_grad():  # whoever is told of epochs may have turned it off
+                        loss = problem.loss(part) * (len(part) / len(batch))
+                        scaler.scale(loss).backward()
                     total += loss.item() * len(batch)
                 coordinates.pull_()
                 problem.ranks.sum_gradients_(parameters)

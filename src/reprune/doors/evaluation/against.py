@@ -20,6 +20,7 @@ from reprune.model.block import Precision
 from reprune.model.decoder import Decoder
 from reprune.model.full_speed import full_speed
 from reprune.model.locate import locate_model
+from reprune.model.undisturbed import undisturbed
 from reprune.planning.recipe import StreamsRecipe
 
 __all__ = ["AgainstDense", "BlockError", "errors_against"]
@@ -51,6 +52,7 @@ class AgainstDense:
         return asdict(self) | {"blocks": [asdict(block) for block in self.blocks]}
 
 
+@undisturbed()
 @full_speed()
 def errors_against(
     sparse: str | os.PathLike[str],

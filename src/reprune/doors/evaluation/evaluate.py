@@ -17,6 +17,7 @@ from reprune.engine.result import RECORD
 from reprune.model.block import Precision
 from reprune.model.checkpoint import Checkpoint
 from reprune.model.locate import locate_model
+from reprune.model.undisturbed import undisturbed
 from reprune.model.wellformed import read_json
 from reprune.model.whole import load_model, weights_dtype
 from reprune.planning.overlap import overlap
@@ -24,6 +25,7 @@ from reprune.planning.overlap import overlap
 _TOLD = 0.02  # of passages: less is boilerplate
 
 
+@undisturbed()
 def evaluate(
     model: str | os.PathLike[str],
     text: str,

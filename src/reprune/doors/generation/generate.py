@@ -21,6 +21,7 @@ from reprune.model.checkpoint import Checkpoint
 from reprune.model.full_speed import full_speed
 from reprune.model.locate import locate_model
 from reprune.model.lock import locked
+from reprune.model.undisturbed import undisturbed
 from reprune.planning.generation.corpus import Corpus
 from reprune.planning.generation.filters import require_filters
 from reprune.planning.generation.firsts import first_tokens
@@ -50,6 +51,7 @@ class GenerationWatcher:
         """Something that a reader should know."""
 
 
+@undisturbed()
 @full_speed()
 def generate(
     model: str | os.PathLike[str],

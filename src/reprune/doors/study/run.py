@@ -31,12 +31,14 @@ from reprune.doors.study.needs import Needs, all_needs
 from reprune.doors.study.record import CellRecord, StudyFolder, StudyRecord, cell_of
 from reprune.doors.study.watcher import StudyWatcher
 from reprune.errors import InputError
+from reprune.model.undisturbed import undisturbed
 from reprune.planning.layers import read_recipe
 
 _CPUS_BESIDE_GPU = 4
 _SHARED = ".shared"  # what cells have in common, as long as a study runs
 
 
+@undisturbed()
 def study(
     model: str | os.PathLike[str],
     out: str | os.PathLike[str],

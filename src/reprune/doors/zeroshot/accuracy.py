@@ -23,6 +23,7 @@ from reprune.errors import InputError
 from reprune.model.block import Precision
 from reprune.model.full_speed import full_speed
 from reprune.model.locate import locate_model
+from reprune.model.undisturbed import undisturbed
 from reprune.planning.tokenizer import load_tokenizer
 
 TASKS = tuple(LAYOUTS)
@@ -78,6 +79,7 @@ class ZeroShot:
         return {**whole, "harness": self.harness, "mean": self.mean, "tasks": tasks}
 
 
+@undisturbed()
 @full_speed()
 def zero_shot(
     model: str | os.PathLike[str],

@@ -1,0 +1,86 @@
+"""The Python API: it takes what a caller naturally gives, and what a caller has set before changes no bit of it."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import reprune
+from tests import tiny
+from tests.model.test_undisturbed import SURROUNDINGS
+
+QUICK: dict[str, Any] = {
+    "calibration": "text.txt",
+    "samples": 6,
+    "seqlen": 24,
+    "epochs": 2,
+    "lr": 1e-3,
+    "batch_size": 4,
+    "device": "cpu",
+    "settings": ["precision=float32"],
+}
+
+
+def _weights(folder: Path) -> str:
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(folder.glob("*.safetensors")))).hexdigest()
+
+
+class _Meddling(reprune.Watcher):
+    """Turns gradients off whenever it is told of something."""
+
+    def epoch(self, *_: Any) -> None:
+        torch.set_grad_enabled(False)
+
+    def window_done(self, *_: Any) -> None:
+        torch.set_grad_enabled(False)
+
+
+@pytest.fixture(scope="module")
+def done(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of an ordinary caller; tests must not change it."""
+    folder = tmp_path_factory.mktemp("done")
+    (folder / "text.txt").write_text(tiny.text(6_000), encoding="utf-8")
+    reprune.prune(llama, folder / "out", **QUICK | {"calibration": str(folder / "text.txt")})
+    return folder / "out"
+
+
+def _measured(model: Path) -> tuple[float, float, bool]:
+    how: Any = {"seqlen": 24, "max_windows": 4, "device": "cpu", "precision": "float32"}
+    perplexity = reprune.evaluate(model, "text.txt", **how).perplexity
+    error = reprune.errors_against(model, "llama", "text.txt", **how).blocks[-1].normalized
+    return perplexity, error, reprune.verify(model).passed
+
+
+@pytest.mark.parametrize("name", ["inference_mode", "autocast", "float64", "meta by default"])
+def test_what_a_caller_has_set_changes_no_bit(name: str, here: Path, done: Path) -> None:
+    with SURROUNDINGS[name]():
+        assert reprune.plan("llama", **QUICK).memory_bytes > 0
+        reprune.prune("llama", "out", **QUICK)
+        found = _measured(here / "out")
+    assert _weights(here / "out") == _weights(done)
+    assert found == _measured(done)
+
+
+def test_half_precision_within_a_callers_autocast_is_as_without(here: Path) -> None:
+    half = QUICK | {"settings": ["precision=bfloat16"]}
+    reprune.prune("llama", "plain", **half)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        reprune.prune("llama", "within", **half)
+    assert _weights(here / "within") == _weights(here / "plain")
+
+
+def test_a_watcher_that_turns_gradients_off_changes_nothing(here: Path, done: Path) -> None:
+    reprune.prune("llama", "out", **QUICK, watcher=_Meddling())
+    assert _weights(here / "out") == _weights(done)
+    assert torch.is_grad_enabled()
+
+
+@pytest.mark.usefixtures("here")
+def test_a_run_leaves_a_callers_random_numbers_alone() -> None:
+    before = torch.get_rng_state()
+    reprune.prune("llama", "out", **QUICK)
+    assert torch.equal(torch.get_rng_state(), before)

@@ -1,0 +1,100 @@
+"""Within `undisturbed` nothing that a caller has set changes a number; once it is over all is as the caller had it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from reprune.model.undisturbed import undisturbed
+
+
+@contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@contextmanager
+def _default_device(device: str) -> Iterator[None]:
+    torch.set_default_device(device)
+    try:
+        yield
+    finally:
+        torch.set_default_device(None)
+
+
+@contextmanager
+def _two_of_autocast() -> Iterator[None]:
+    with torch.autocast("cpu", dtype=torch.bfloat16), torch.autocast("cpu", dtype=torch.float16, cache_enabled=False):
+        yield
+
+
+SURROUNDINGS: dict[str, Callable[[], AbstractContextManager[object]]] = {
+    "no_grad": torch.no_grad,
+    "inference_mode": torch.inference_mode,
+    "autocast": lambda: torch.autocast("cpu", dtype=torch.bfloat16),
+    "autocast in autocast": _two_of_autocast,
+    "float64": lambda: _default_dtype(torch.float64),
+    "bfloat16": lambda: _default_dtype(torch.bfloat16),
+    "meta by default": lambda: _default_device("meta"),
+    "meta in a context": lambda: torch.device("meta"),
+}
+
+
+def _settings() -> list[object]:
+    depth = torch.autocast_increment_nesting()
+    torch.autocast_decrement_nesting()
+    autocast = [torch.is_autocast_enabled(kind) for kind in ("cpu", "cuda")]
+    made = torch.empty(0)
+    grad = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
+    return [depth, autocast, torch.is_autocast_cache_enabled(), made.dtype, made.device, *grad]
+
+
+@pytest.mark.parametrize("name", SURROUNDINGS)
+def test_all_is_as_pytorch_starts_and_then_as_the_caller_had_it(name: str) -> None:
+    at_first = _settings()
+    with SURROUNDINGS[name]():
+        before = _settings()
+        assert before != at_first
+        with undisturbed():
+            assert _settings() == at_first
+        assert _settings() == before
+        with pytest.raises(ZeroDivisionError), undisturbed():
+            raise ZeroDivisionError
+        assert _settings() == before
+    assert _settings() == at_first
+
+
+def test_weights_that_change_are_cast_anew_within_an_outer_autocast() -> None:
+    linear, X = nn.Linear(4, 4, bias=False), torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
+
+    def run() -> Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            product: Tensor = linear(X)
+            return product
+
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        run()
+        with undisturbed():
+            run()
+            with torch.no_grad():
+                linear.weight.zero_()
+            assert not run().any()
+        assert not run().any(), "nor is what the caller has cast before"
+
+
+def test_random_numbers_are_those_that_the_caller_would_have_drawn() -> None:
+    torch.manual_seed(1)
+    expected = torch.rand(3)
+    torch.manual_seed(1)
+    with undisturbed():
+        torch.manual_seed(2)
+        torch.rand(3)
+    assert torch.equal(torch.rand(3), expected)

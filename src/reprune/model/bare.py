@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from threading import get_ident
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from reprune.errors import InputError, UnsupportedModelError
@@ -45,7 +49,6 @@ def build_bare(folder: Path, trust_remote_code: bool) -> Any:
         InputError: Transformers cannot read the configuration.
         UnsupportedModelError: it is no decoder that can be pruned; the message says why.
     """
-    from accelerate import init_empty_weights
     from transformers.initialization import no_init_weights
 
     config = read_config(folder, trust_remote_code)
@@ -67,7 +70,7 @@ def build_bare(folder: Path, trust_remote_code: bool) -> Any:
         kind = model_class(config)
         try:
             # Buffers are made for real: those that no checkpoint holds (rotary frequencies) exist nowhere else.
-            with no_init_weights(), init_empty_weights(include_buffers=False):
+            with no_init_weights(), _parameters_on_meta():
                 if kind is AutoModelForCausalLM:
                     model: Any = kind.from_config(config, dtype=torch.float32, trust_remote_code=trust_remote_code)
                 else:
@@ -81,6 +84,28 @@ def build_bare(folder: Path, trust_remote_code: bool) -> Any:
         if getattr(model, "_can_set_experts_implementation", bool)():
             model.set_experts_implementation("eager")
     return model.eval()
+
+
+@contextmanager
+def _parameters_on_meta() -> Iterator[None]:
+    """Within this context the parameters that this thread gives to modules are without values; buffers are as they are.
+
+    Other threads, which may just be loading blocks, are none of its concern.
+    """
+    own, plain = get_ident(), nn.Module.register_parameter
+
+    def register(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        plain(module, name, parameter)
+        if parameter is not None and get_ident() == own:
+            empty = nn.Parameter(parameter.to("meta"), requires_grad=parameter.requires_grad)
+            empty.__dict__.update(parameter.__dict__)  # what a model has noted on it
+            module._parameters[name] = empty
+
+    try:
+        nn.Module.register_parameter = register  # type: ignore[assignment, method-assign]  # for as long as the context lasts
+        yield
+    finally:
+        nn.Module.register_parameter = plain  # type: ignore[method-assign]
 
 
 def _sees_what_comes(config: Any) -> bool:

@@ -10,6 +10,8 @@ import pytest
 import torch
 
 import reprune
+from reprune.doors.generation.generate import generate
+from reprune.planning.generation.settings import generation
 from tests import tiny
 from tests.model.test_undisturbed import SURROUNDINGS
 
@@ -84,3 +86,21 @@ def test_a_run_leaves_a_callers_random_numbers_alone() -> None:
     before = torch.get_rng_state()
     reprune.prune("llama", "out", **QUICK)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_path_may_begin_with_the_home_folder(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(here))
+    (here / "recipe.yaml").write_text("sparsity: 0.25", encoding="utf-8")
+    record = reprune.prune("~/llama", "~/out", recipe="~/recipe.yaml", **QUICK | {"epochs": 1})
+    assert record["recipe"]["sparsity"] == "0.25"
+    assert not (here / "~").exists()
+    assert reprune.status("~/out").finished
+    assert reprune.verify("~/out").passed
+    with pytest.raises(reprune.InputError, match="this run is finished"):
+        reprune.resume("~/out")
+    assert str(reprune.report("~/out", "~/page.html")) == str(here / "page.html")
+    assert "is not empty" in reprune.plan("llama", "~/out", **QUICK).refusals[0]
+    with pytest.raises(reprune.InputError, match=str(here / "text.txt")):
+        reprune.study("llama", "~/text.txt", pruners=["wanda"], rungs=["LR"], texts=["text.txt"])
+    with pytest.raises(reprune.InputError, match=str(here / "text.txt")):
+        generate("llama", "~/text.txt", samples=1, settings=generation({}))

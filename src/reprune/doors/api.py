@@ -40,6 +40,7 @@ from reprune.engine.watcher import Watcher
 from reprune.errors import HalfPrecisionError, InputError
 from reprune.math.ranks import ALONE, Ranks
 from reprune.model.decoder import Decoder
+from reprune.model.local import local_path
 from reprune.model.locate import locate_model
 from reprune.model.undisturbed import undisturbed
 from reprune.model.wellformed import read_json
@@ -113,7 +114,8 @@ def prune(
         trust_remote_code=trust_remote_code,
     )
     content = recipe_contents(recipe)
-    return prune_by_recipe(resolve_recipe(os.fspath(model), content, flags, settings), Path(out), watcher or Watcher())
+    made = resolve_recipe(os.fspath(model), content, flags, settings)
+    return prune_by_recipe(made, local_path(out), watcher or Watcher())
 
 
 @undisturbed()
@@ -208,7 +210,7 @@ def resume(
     Raises:
         InputError: there is no unfinished run in `out`, or the model or a version changed since it began.
     """
-    ledger = Ledger(Path(out))
+    ledger = Ledger(local_path(out))
     job = ranks.first_does(lambda: _unfinished(ledger, out))
     recipe, folder = Recipe.model_validate(job["recipe"]), Path(job["folder"])
     if not folder.is_dir():
@@ -232,7 +234,7 @@ def resume(
 
 def _unfinished(ledger: Ledger, out: str | os.PathLike[str]) -> dict[str, Any]:
     """What a run that is to be gone on with has begun with."""
-    if not ledger.exists and (Path(out) / RECORD).exists():
+    if not ledger.exists and (local_path(out) / RECORD).exists():
         raise InputError(f"{out}: this run is finished; there is nothing to resume.")
     return ledger.job()
 
@@ -300,7 +302,7 @@ class Status:
 
 def status(out: str | os.PathLike[str]) -> Status:
     """How far the run in a folder is; raises `InputError` where there is none."""
-    folder = Path(out)
+    folder = local_path(out)
     ledger = Ledger(folder)
     if ledger.exists:
         job, lines = ledger.job(), ledger.lines()

@@ -36,6 +36,7 @@ from reprune.engine.watcher import Watcher
 from reprune.errors import InputError
 from reprune.model.block import Precision
 from reprune.model.decoder import Decoder
+from reprune.model.local import local_path
 from reprune.model.locate import locate_model
 from reprune.model.undisturbed import undisturbed
 from reprune.model.whole import whole_bytes
@@ -218,4 +219,4 @@ def plan(
     crew = make_crew(ranks, network, machine)
     content = recipe_contents(flags.pop("recipe", None))
     recipe = resolve_recipe(os.fspath(model), content, nested_flags(**flags), settings)
-    return plan_by_recipe(recipe, Watcher(), machine, crew, None if out is None else Path(out))
+    return plan_by_recipe(recipe, Watcher(), machine, crew, None if out is None else local_path(out))

@@ -23,6 +23,7 @@ from reprune.errors import InputError
 from reprune.math.ranks import Ranks
 from reprune.model.block import Precision
 from reprune.model.decoder import Decoder
+from reprune.model.local import local_path
 from reprune.model.whole import whole_bytes
 from reprune.planning.layers import read_recipe
 from reprune.planning.recipe import Recipe
@@ -67,7 +68,7 @@ def recipe_contents(recipe: str | os.PathLike[str] | dict[str, Any] | None) -> d
     """What a recipe says, given as a file or as its contents."""
     if recipe is None or isinstance(recipe, dict):
         return recipe or {}
-    return read_recipe(Path(recipe))
+    return read_recipe(local_path(recipe))
 
 
 def check_dense(folder: Path) -> None:

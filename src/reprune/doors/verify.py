@@ -23,6 +23,7 @@ from reprune.model.bare import model_class, read_config
 from reprune.model.checkpoint import Checkpoint
 from reprune.model.decoder import Decoder
 from reprune.model.durable import sha256
+from reprune.model.local import local_path
 from reprune.model.quiet import quiet_transformers
 from reprune.model.undisturbed import undisturbed
 from reprune.model.wellformed import read_json
@@ -79,7 +80,7 @@ def verify(
     Raises:
         InputError: there is no finished result, or its record is not one.
     """
-    folder = Path(out)
+    folder = local_path(out)
     record = _read(folder)
     checks: list[Check] = []
     for check in _checks(folder, record, trust_remote_code):

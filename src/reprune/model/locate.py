@@ -12,6 +12,7 @@ from pathlib import Path
 
 from reprune.errors import InputError, UnsupportedModelError
 from reprune.model.gguf import Notify, convert_gguf, short
+from reprune.model.local import local_path
 from reprune.model.wellformed import read_json
 
 _LICENCES = ("license", "licence", "notice", "copying", "use_policy", "terms")
@@ -49,10 +50,13 @@ def locate_model(
         InputError: there is no such model, or it cannot be used; the message says what to do.
         UnsupportedModelError: it is no decoder, or its file holds what Transformers does not read.
     """
+    path = local_path(model)
     try:
-        path = Path(model).expanduser()
-    except RuntimeError:  # ~someone who has no home here
-        path = Path(model)
+        path.exists()
+    except OSError as error:  # a name that is too long, a folder that nobody may look into
+        raise InputError(
+            f"{model:.200}: cannot be looked at ({error.strerror}); expected a model folder, a Hub id or a .gguf file."
+        ) from None
     if revision is not None and path.exists():
         raise InputError(f"{model}: is a local path; only of a Hub id can a revision ({revision}) be asked.")
     if model.strip() and path.is_dir():

@@ -61,6 +61,19 @@ def test_a_flag_is_repeated_before_each_of_its_values(given_: str, expected: str
     assert separate_sources(given_.split()) == ["" if word == "-" else word for word in expected.split()]
 
 
+@pytest.mark.parametrize(
+    ("given_", "expected"),
+    [
+        ("prune M --out=~/o --recipe ~/r.yaml", "prune M --out=/home/me/o --recipe /home/me/r.yaml"),
+        ("evaluate M --zero-shot-data=~", "evaluate M --zero-shot-data=/home/me"),
+        ("prune M --set a=~/b --out=~nobody-is-called-so/o", "prune M --set a=~/b --out=~nobody-is-called-so/o"),
+    ],
+)
+def test_paths_may_begin_with_the_home_folder(given_: str, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    assert separate_sources(given_.split()) == expected.split()
+
+
 @given(parts=st.lists(_PARTS, max_size=6))
 def test_what_is_separated_already_comes_through_unchanged(parts: list[tuple[str, ...]]) -> None:
     flags = [argument for part in parts for argument in part]

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
+from reprune.model.local import local_path
+
 _SETTINGS = "--set"  # its values hold an equals sign, by which a MODEL after them is told
 _MANY = ("--calibration", "--heldout", "--include", "--exclude", _SETTINGS)
 _MANY_OF = {  # by command
@@ -10,6 +14,7 @@ _MANY_OF = {  # by command
     "generate": ("--filters",),
 }
 _MAYBE_ONE = {"study": ("--ray",)}  # by command: takes a value or none, which is then the empty one
+_PATHS = ("--out", "--recipe", "--zero-shot-data")
 _SWITCHES = ("--quiet", "--verbose", "--trust-remote-code", "--keep-models", "--json", "--show", "--help", "--version")
 
 
@@ -54,7 +59,19 @@ def separate_sources(arguments: list[str]) -> list[str]:
             result += [flag, *(values or [""])]
         else:
             result += [word for value in values for word in (flag, value)] or [flag]
-    return result
+    return list(_at_home(result))
+
+
+def _at_home(words: Sequence[str]) -> Iterator[str]:
+    """The words with `~` at the start of paths as the home folder: of `--out=~/x`, a shell leaves it as it is."""
+    before = ""
+    for word in words:
+        flag, _, value = word.partition("=")
+        if flag in _PATHS and value.startswith("~"):
+            yield f"{flag}={local_path(value)}"
+        else:
+            yield str(local_path(word)) if before in _PATHS and word.startswith("~") else word
+        before = word
 
 
 def _is_short(word: str) -> bool:

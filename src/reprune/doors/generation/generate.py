@@ -19,6 +19,7 @@ from reprune.math.ranks import ALONE, Ranks
 from reprune.model.bare import max_positions, read_config
 from reprune.model.checkpoint import Checkpoint
 from reprune.model.full_speed import full_speed
+from reprune.model.local import local_path
 from reprune.model.locate import locate_model
 from reprune.model.lock import locked
 from reprune.model.undisturbed import undisturbed
@@ -96,7 +97,7 @@ def generate(
     watcher = watcher or GenerationWatcher()
     if samples < 1:
         raise InputError(f"--samples {samples}: expected at least 1.")
-    corpus = Corpus(Path(out))
+    corpus = Corpus(local_path(out))
     require_filters()
     require_language(settings.language)
     folder = locate_model(os.fspath(model), notify=watcher.note, weights=endpoint is None)

@@ -9,6 +9,7 @@ from reprune.doors.report.page import MARK, check_extra, render
 from reprune.doors.report.records import Run, read_records
 from reprune.errors import InputError
 from reprune.model.durable import write_text
+from reprune.model.local import local_path
 
 NAME = "report.html"
 
@@ -27,8 +28,8 @@ def report(directory: str | os.PathLike[str], out: str | os.PathLike[str] | None
         InputError: the folder holds no record, or one that can't be read; `out` is something else than a report; an
             extra is not installed. Nothing is written then.
     """
-    folder = Path(directory)
-    file = folder / NAME if out is None else Path(out)
+    folder = local_path(directory)
+    file = folder / NAME if out is None else local_path(out)
     record = read_records(folder)
     _check(file)
     check_extra()

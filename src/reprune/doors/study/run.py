@@ -13,7 +13,6 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from pathlib import Path
 from statistics import mean
 from typing import Any, final
 
@@ -31,6 +30,7 @@ from reprune.doors.study.needs import Needs, all_needs
 from reprune.doors.study.record import CellRecord, StudyFolder, StudyRecord, cell_of
 from reprune.doors.study.watcher import StudyWatcher
 from reprune.errors import InputError
+from reprune.model.local import local_path
 from reprune.model.undisturbed import undisturbed
 from reprune.planning.layers import read_recipe
 
@@ -101,7 +101,7 @@ def study(
             written.
     """
     watcher = watcher or StudyWatcher()
-    content = recipe if isinstance(recipe, Mapping) else read_recipe(Path(recipe)) if recipe is not None else {}
+    content = recipe if isinstance(recipe, Mapping) else read_recipe(local_path(recipe)) if recipe is not None else {}
     flags = nested_flags(
         sparsity=sparsity,
         calibration=calibration,
@@ -128,11 +128,11 @@ def study(
         text_seqlen,
         windows,
         tuple(dict.fromkeys(zero_shot)),
-        None if zero_shot_data is None else Path(zero_shot_data),
+        None if zero_shot_data is None else local_path(zero_shot_data),
         zero_shot_limit,
     )
     recipes = cell_recipes(grid.cells(), os.fspath(model), content, flags, settings)
-    folder = StudyFolder(Path(out))
+    folder = StudyFolder(local_path(out))
     folder.check()
 
     def ready() -> Begun:

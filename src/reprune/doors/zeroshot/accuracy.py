@@ -22,6 +22,7 @@ from reprune.doors.zeroshot.tasks import Task, load_tasks, quiet_harness, requir
 from reprune.errors import InputError
 from reprune.model.block import Precision
 from reprune.model.full_speed import full_speed
+from reprune.model.local import local_path
 from reprune.model.locate import locate_model
 from reprune.model.undisturbed import undisturbed
 from reprune.planning.tokenizer import load_tokenizer
@@ -153,7 +154,7 @@ def open_tasks(
     require_harness()
     rows: Mapping[str, Sequence[Row]] | None = None
     if data is not None:
-        rows = _local_rows(Path(data).expanduser(), names, notify)
+        rows = _local_rows(local_path(data), names, notify)
         names = {name: named for name, named in names.items() if name in rows}
     return load_tasks(list(names), rows, limit)
 

@@ -62,6 +62,25 @@ def test_every_file_is_looked_at(here: Path, cli: Cli) -> None:
     assert "more.safetensors: is not one of the result's" in cli("verify", "out").out
 
 
+def test_what_was_found_is_true_only_if_it_passed(here: Path, cli: Cli) -> None:
+    _pruned(cli)
+    assert reprune.verify("out")
+    (here / "out" / "config.json").write_text("{}", encoding="utf-8")
+    found = reprune.verify("out")
+    assert not found
+    assert json.loads(json.dumps(found.record())) == {
+        "passed": False,
+        "checks": [
+            {
+                "name": "files",
+                "found": found.checks[0].found,
+                "problems": ["config.json: is not as it was written"],
+                "passed": False,
+            }
+        ],
+    }
+
+
 def _rewritten(out: Path, change: Callable[[dict[str, Tensor]], None]) -> None:
     """Change tensors of the first shard, and the record with them, so that the files are those on record."""
     shard = min(out.glob("model-*.safetensors"))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, final
 
@@ -56,6 +56,15 @@ class Verification:
     @property
     def passed(self) -> bool:
         return all(check.passed for check in self.checks)
+
+    def __bool__(self) -> bool:
+        """Whether it passed, so that `assert verify(out)` says what it seems to."""
+        return self.passed
+
+    def record(self) -> dict[str, Any]:
+        """All of it, for JSON."""
+        checks = [asdict(check) | {"problems": list(check.problems), "passed": check.passed} for check in self.checks]
+        return {"passed": self.passed, "checks": checks}
 
 
 @undisturbed()

@@ -104,3 +104,36 @@ def test_a_path_may_begin_with_the_home_folder(here: Path, monkeypatch: pytest.M
         reprune.study("llama", "~/text.txt", pruners=["wanda"], rungs=["LR"], texts=["text.txt"])
     with pytest.raises(reprune.InputError, match=str(here / "text.txt")):
         generate("llama", "~/text.txt", samples=1, settings=generation({}))
+
+
+def test_sources_may_be_paths_alone_or_in_lists(here: Path, done: Path) -> None:
+    text, device = here / "text.txt", torch.device("cpu")
+    plain = reprune.plan("llama", **QUICK | {"heldout": "text.txt"})
+    for given in (Path("text.txt"), [Path("text.txt")]):
+        found = reprune.plan("llama", **QUICK | {"calibration": given, "heldout": given, "device": device})
+        assert found.recipe == plain.recipe
+    how: Any = {"seqlen": 24, "max_windows": 1, "device": device, "precision": "float32"}
+    assert reprune.evaluate(done, text, **how) == reprune.evaluate(done, "text.txt", **how)
+    assert reprune.errors_against(done, "llama", text, **how).text == "text.txt"
+
+
+def test_one_text_in_place_of_a_sequence_is_its_one_element(here: Path) -> None:
+    settings = reprune.plan("llama", **QUICK | {"settings": "precision=float32"})
+    assert settings.recipe == reprune.plan("llama", **QUICK).recipe
+    axes: Any = {"pruners": "wanda", "rungs": "LR", "only": "attention", "texts": here / "text.txt"}
+    record = reprune.study(
+        "llama", "grid", **axes, text_seqlen=24, windows=2, **QUICK | {"settings": "distill.blocks=0"}
+    )
+    assert [(cell["pruner"], cell["rung"], cell["error"]) for cell in record["cells"]] == [("wanda", "LR", None)]
+    assert list(record["measures"]["texts"]) == ["text.txt"]
+    with pytest.raises(reprune.InputError, match="--zero-shot boolk: no such task"):
+        reprune.zero_shot("llama", "boolk")
+    with pytest.raises(reprune.InputError, match="--zero-shot boolk: no such task"):
+        reprune.study("llama", "other", **axes, text_seqlen=24, windows=2, zero_shot="boolk", **QUICK)
+
+
+@pytest.mark.usefixtures("here")
+def test_a_recipe_may_be_that_of_a_plan() -> None:
+    plan = reprune.plan("llama", **QUICK | {"sparsity": "2:4", "reconstruct": "LR"})
+    assert reprune.plan("llama", recipe=plan.recipe).recipe == plan.recipe
+    assert reprune.plan("llama", recipe=plan.recipe, sparsity=0.25).recipe.sparsity == "0.25"

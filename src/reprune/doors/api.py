@@ -15,6 +15,7 @@ import torch
 from reprune.doors.devices import slowness
 from reprune.doors.generation.selfmade import self_generated, unwritten
 from reprune.doors.prepare import (
+    Sources,
     check_dense,
     check_disk,
     check_distillation,
@@ -29,6 +30,7 @@ from reprune.doors.prepare import (
     said_lacking,
     settle,
     settle_seqlen,
+    several,
 )
 from reprune.engine.books import Books
 from reprune.engine.ledger import Ledger
@@ -55,12 +57,12 @@ def prune(
     model: str | os.PathLike[str],
     out: str | os.PathLike[str],
     *,
-    recipe: str | os.PathLike[str] | dict[str, Any] | None = None,
+    recipe: str | os.PathLike[str] | Mapping[str, Any] | Recipe | None = None,
     pruner: str | None = None,
     sparsity: float | str | None = None,
     reconstruct: str | None = None,
-    calibration: str | Sequence[str] | None = None,
-    heldout: str | Sequence[str] | None = None,
+    calibration: Sources | None = None,
+    heldout: Sources | None = None,
     samples: int | None = None,
     seqlen: int | None = None,
     epochs: int | None = None,
@@ -71,9 +73,9 @@ def prune(
     only: str | None = None,
     include: str | Sequence[str] | None = None,
     exclude: str | Sequence[str] | None = None,
-    device: str | None = None,
+    device: str | torch.device | None = None,
     trust_remote_code: bool | None = None,
-    settings: Sequence[str] = (),
+    settings: str | Sequence[str] = (),
     watcher: Watcher | None = None,
 ) -> dict[str, Any]:
     """Prune a decoder, reconstruct it window by window, and write the sparse model as an ordinary model folder.
@@ -81,10 +83,10 @@ def prune(
     Args:
         model: a local folder, a Hub id, or a .gguf file.
         out: the folder to write; it must not exist, or be empty.
-        recipe: a recipe file, or its contents.
+        recipe: a recipe file, its contents, or a `Recipe`, such as that of a plan.
         pruner, sparsity, ..., device: as the flags of `reprune prune`; they go over the recipe.
         trust_remote_code: let Transformers run Python code that comes with the model.
-        settings: `key.path=value` strings, over everything else.
+        settings: one `key.path=value` or several, over everything else.
         watcher: is told what happens.
 
     Returns:
@@ -114,7 +116,7 @@ def prune(
         trust_remote_code=trust_remote_code,
     )
     content = recipe_contents(recipe)
-    made = resolve_recipe(os.fspath(model), content, flags, settings)
+    made = resolve_recipe(os.fspath(model), content, flags, several(settings))
     return prune_by_recipe(made, local_path(out), watcher or Watcher())
 
 

@@ -18,8 +18,9 @@ _INSTRUCTIONS = {"bfloat16": ("avx512_bf16", "amx_bf16"), "float16": ("avx512_fp
 """Of x86 processors, as PyTorch names them: any of these multiplies faster than in float32."""
 
 
-def settle_device(device: str) -> str:
+def settle_device(device: str | torch.device) -> str:
     """`auto` is CUDA where there is one; raises `InputError` for a device that is not there."""
+    device = str(device)
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if not is_device(device):

@@ -26,6 +26,7 @@ from reprune.doors.prepare import (
     recipe_contents,
     settle,
     settle_seqlen,
+    several,
 )
 from reprune.engine.exchange import Crew, find_network
 from reprune.engine.forecast import ONE_PROCESS, Forecast, Group, Work, forecast
@@ -203,7 +204,7 @@ def plan(
     on: str | None = None,
     ranks: int | None = None,
     network: str | None = None,
-    settings: Sequence[str] = (),
+    settings: str | Sequence[str] = (),
     **flags: Any,
 ) -> Plan:
     """What `prune` with the same arguments would do; loads no weights.
@@ -218,5 +219,5 @@ def plan(
     machine = None if on is None else find_machine(on)
     crew = make_crew(ranks, network, machine)
     content = recipe_contents(flags.pop("recipe", None))
-    recipe = resolve_recipe(os.fspath(model), content, nested_flags(**flags), settings)
+    recipe = resolve_recipe(os.fspath(model), content, nested_flags(**flags), several(settings))
     return plan_by_recipe(recipe, Watcher(), machine, crew, None if out is None else local_path(out))

@@ -6,7 +6,7 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,17 @@ from reprune.planning.tokenizer import load_tokenizer
 
 DEFAULT_SEQLEN = 1024  # the paper's
 
+Sources = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+"""One SOURCE, or several."""
+
+
+def several(given: Any) -> list[Any]:
+    """What may be given alone, or several of it; paths as texts."""
+    if given is None:
+        return []
+    all_of: Iterable[Any] = [given] if isinstance(given, str | os.PathLike) else given
+    return [os.fspath(one) if isinstance(one, os.PathLike) else one for one in all_of]
+
 
 def nested_flags(
     *,
@@ -42,11 +53,12 @@ def nested_flags(
     lr: float | str | None = None,
     batch_size: int | None = None,
     pruner: str | None = None,
-    calibration: str | Sequence[str] | None = None,
-    heldout: str | Sequence[str] | None = None,
+    calibration: Sources | None = None,
+    heldout: Sources | None = None,
     include: str | Sequence[str] | None = None,
     exclude: str | Sequence[str] | None = None,
     sparsity: float | str | None = None,
+    device: str | torch.device | None = None,
     **plain: Any,
 ) -> dict[str, Any]:
     """Flags in the places that they have in a recipe; those not given (None, empty) are left out."""
@@ -54,20 +66,23 @@ def nested_flags(
     content = {
         "pruner": {"name": pruner} if pruner is not None else None,
         "solver": {key: value for key, value in solver.items() if value is not None} or None,
-        "calibration": [calibration] if isinstance(calibration, str) else list(calibration or []) or None,
-        "heldout": [heldout] if isinstance(heldout, str) else list(heldout or []) or None,
-        "include": [include] if isinstance(include, str) else list(include or []) or None,
-        "exclude": [exclude] if isinstance(exclude, str) else list(exclude or []) or None,
+        "calibration": several(calibration) or None,
+        "heldout": several(heldout) or None,
+        "include": several(include) or None,
+        "exclude": several(exclude) or None,
         "sparsity": sparsity,
+        "device": str(device) if isinstance(device, torch.device) else device,
         **plain,
     }
     return {key: value for key, value in content.items() if value is not None}
 
 
-def recipe_contents(recipe: str | os.PathLike[str] | dict[str, Any] | None) -> dict[str, Any]:
-    """What a recipe says, given as a file or as its contents."""
-    if recipe is None or isinstance(recipe, dict):
-        return recipe or {}
+def recipe_contents(recipe: str | os.PathLike[str] | Mapping[str, Any] | Recipe | None) -> dict[str, Any]:
+    """What a recipe says, given as a file, as its contents, or made already."""
+    if isinstance(recipe, Recipe):
+        return recipe.model_dump(mode="json")
+    if recipe is None or isinstance(recipe, Mapping):
+        return dict(recipe or {})
     return read_recipe(local_path(recipe))
 
 

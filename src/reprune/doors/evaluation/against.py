@@ -57,13 +57,13 @@ class AgainstDense:
 def errors_against(
     sparse: str | os.PathLike[str],
     dense: str | os.PathLike[str],
-    text: str,
+    text: str | os.PathLike[str],
     *,
     protocol: str | None = None,
     seqlen: int | None = None,
     max_windows: int | None = None,
     batch_size: int = 8,
-    device: str = "auto",
+    device: str | torch.device = "auto",
     precision: str = "auto",
     trust_remote_code: bool = False,
     progress: Callable[[int, int], None] = lambda done, of: None,
@@ -116,7 +116,7 @@ def errors_against(
 def check_against(
     sparse: str | os.PathLike[str],
     dense: str | os.PathLike[str],
-    text: str,
+    text: str | os.PathLike[str],
     *,
     protocol: str | None = None,
     seqlen: int | None = None,
@@ -146,7 +146,7 @@ def _pair(folders: list[Path], where: str, products: str, trust_remote_code: boo
     return student, teacher
 
 
-def _windows(folders: list[Path], text: str, cut: Cut, trust_remote_code: bool) -> CutText:
+def _windows(folders: list[Path], text: str | os.PathLike[str], cut: Cut, trust_remote_code: bool) -> CutText:
     """The windows of the text; raises `InputError` unless both models' tokenizers give the same."""
     documents = open_text(text)
     one, other = (cut_text(folder, documents, cut, trust_remote_code) for folder in folders)

@@ -28,12 +28,12 @@ _TOLD = 0.02  # of passages: less is boilerplate
 @undisturbed()
 def evaluate(
     model: str | os.PathLike[str],
-    text: str,
+    text: str | os.PathLike[str],
     *,
     protocol: str | None = None,
     seqlen: int | None = None,
     max_windows: int | None = None,
-    device: str = "auto",
+    device: str | torch.device = "auto",
     precision: str = "auto",
     trust_remote_code: bool = False,
     progress: Callable[[int, int], None] = lambda done, of: None,

@@ -128,9 +128,9 @@ def describe(protocol: str, windows: int, seqlen: int, bos: bool) -> str:
     return f"{protocol}: {windows:,} windows of {seqlen} tokens ({start}{seqlen - bos}), not overlapping"
 
 
-def open_text(source: str) -> Documents:
+def open_text(source: str | os.PathLike[str]) -> Documents:
     """The test split of a SOURCE; raises `InputError` where it cannot be read or has a COUNT."""
-    spec = parse_source(source)
+    spec = parse_source(os.fspath(source))
     if spec.count is not None:
         raise InputError(f"--text {source}: takes no COUNT; use --windows to read only the start of a text.")
     return load_documents(spec.name, "test")

@@ -9,6 +9,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, final
 
+import torch
+
 from reprune.doors.devices import settle_device, settle_precision, slowness
 from reprune.doors.generation.endpoint import EndpointAuthor
 from reprune.doors.generation.local import LocalAuthor
@@ -63,7 +65,7 @@ def generate(
     endpoint: str | None = None,
     endpoint_model: str | None = None,
     concurrency: int = 16,
-    device: str = "auto",
+    device: str | torch.device = "auto",
     precision: str = "auto",
     trust_remote_code: bool = False,
     watcher: GenerationWatcher | None = None,
@@ -110,7 +112,7 @@ def generate(
         "versions": versions(),
     }
 
-    check_devices(device, ranks)
+    check_devices(str(device), ranks)
     where = settle_device(device)
     products = settle_precision(precision, where)
     with ExitStack() as stack:

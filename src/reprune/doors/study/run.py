@@ -18,7 +18,7 @@ from typing import Any, final
 
 import torch
 
-from reprune.doors.prepare import nested_flags
+from reprune.doors.prepare import Sources, nested_flags, recipe_contents, several
 from reprune.doors.study.begin import Begun, begin, check_data
 from reprune.doors.study.cluster import OnRay
 from reprune.doors.study.figures import write_figures
@@ -32,7 +32,7 @@ from reprune.doors.study.watcher import StudyWatcher
 from reprune.errors import InputError
 from reprune.model.local import local_path
 from reprune.model.undisturbed import undisturbed
-from reprune.planning.layers import read_recipe
+from reprune.planning.recipe import Recipe
 
 _CPUS_BESIDE_GPU = 4
 _SHARED = ".shared"  # what cells have in common, as long as a study runs
@@ -43,28 +43,28 @@ def study(
     model: str | os.PathLike[str],
     out: str | os.PathLike[str],
     *,
-    pruners: Sequence[str] = PRUNERS,
-    rungs: Sequence[str] = RUNGS,
-    only: Sequence[str] | None = None,
+    pruners: str | Sequence[str] = PRUNERS,
+    rungs: str | Sequence[str] = RUNGS,
+    only: str | Sequence[str] | None = None,
     seeds: Sequence[int] | None = None,
     self_generate: Sequence[int] | None = None,
-    recipe: str | os.PathLike[str] | Mapping[str, Any] | None = None,
+    recipe: str | os.PathLike[str] | Mapping[str, Any] | Recipe | None = None,
     sparsity: float | str | None = None,
-    calibration: str | Sequence[str] | None = None,
-    heldout: str | Sequence[str] | None = None,
+    calibration: Sources | None = None,
+    heldout: Sources | None = None,
     samples: int | None = None,
     seqlen: int | None = None,
     epochs: int | None = None,
     lr: float | str | None = None,
     batch_size: int | None = None,
-    device: str | None = None,
+    device: str | torch.device | None = None,
     trust_remote_code: bool | None = None,
-    settings: Sequence[str] = (),
-    texts: Sequence[str] = ("wikitext2",),
+    settings: str | Sequence[str] = (),
+    texts: Sources = ("wikitext2",),
     protocol: str | None = None,
     text_seqlen: int | None = None,
     windows: int | None = None,
-    zero_shot: Sequence[str] = (),
+    zero_shot: str | Sequence[str] = (),
     zero_shot_data: str | os.PathLike[str] | None = None,
     zero_shot_limit: int | None = None,
     keep_models: bool = False,
@@ -101,7 +101,7 @@ def study(
             written.
     """
     watcher = watcher or StudyWatcher()
-    content = recipe if isinstance(recipe, Mapping) else read_recipe(local_path(recipe)) if recipe is not None else {}
+    content, settings = recipe_contents(recipe), several(settings)
     flags = nested_flags(
         sparsity=sparsity,
         calibration=calibration,
@@ -116,18 +116,18 @@ def study(
     )
     base = base_recipe(os.fspath(model), content, flags, settings)
     grid = Grid.of(
-        pruners,
-        rungs,
-        [base.only] if only is None else only,
+        several(pruners),
+        several(rungs),
+        [base.only] if only is None else several(only),
         [base.seed] if seeds is None else seeds,
         [base.self_generate.samples] if self_generate is None else self_generate,
     )
     measures = Measures(
-        tuple(dict.fromkeys(texts)),
+        tuple(dict.fromkeys(several(texts))),
         protocol,
         text_seqlen,
         windows,
-        tuple(dict.fromkeys(zero_shot)),
+        tuple(dict.fromkeys(several(zero_shot))),
         None if zero_shot_data is None else local_path(zero_shot_data),
         zero_shot_limit,
     )

@@ -84,11 +84,11 @@ class ZeroShot:
 @full_speed()
 def zero_shot(
     model: str | os.PathLike[str],
-    tasks: Sequence[str],
+    tasks: str | Sequence[str],
     *,
     data: str | os.PathLike[str] | None = None,
     limit: int | None = None,
-    device: str = "auto",
+    device: str | torch.device = "auto",
     precision: str = "auto",
     trust_remote_code: bool = False,
     progress: Callable[[int, int], None] = lambda done, of: None,
@@ -138,7 +138,7 @@ def zero_shot(
 
 
 def open_tasks(
-    tasks: Sequence[str],
+    tasks: str | Sequence[str],
     *,
     data: str | os.PathLike[str] | None = None,
     limit: int | None = None,
@@ -159,7 +159,9 @@ def open_tasks(
     return load_tasks(list(names), rows, limit)
 
 
-def check_tasks(tasks: Sequence[str], *, data: str | os.PathLike[str] | None = None, limit: int | None = None) -> None:
+def check_tasks(
+    tasks: str | Sequence[str], *, data: str | os.PathLike[str] | None = None, limit: int | None = None
+) -> None:
     """Raise the `InputError` that `open_tasks` would, as far as that can be told without a network."""
     names = _names(tasks)
     _check_limit(limit)
@@ -173,7 +175,7 @@ def _check_limit(limit: int | None) -> None:
         raise InputError(f"--zero-shot-limit {limit}: expected at least 1.")
 
 
-def _names(tasks: Sequence[str]) -> dict[str, bool]:
+def _names(tasks: str | Sequence[str]) -> dict[str, bool]:
     """The tasks asked for, each once, in order; True for those that were named themselves, not by a group."""
     asked = [name.strip() for item in ([tasks] if isinstance(tasks, str) else tasks) for name in item.split(",")]
     names: dict[str, bool] = {}

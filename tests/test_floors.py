@@ -136,6 +136,15 @@ def test_the_names_of_the_api_are_there_to_be_called_whatever_was_imported_befor
     assert found.strip() == "[]"
 
 
+def test_the_names_of_the_api_are_listed_before_any_is_imported() -> None:
+    found = _python("import sys, reprune; print({*reprune.__all__} <= {*dir(reprune)}, 'torch' in sys.modules)")
+    assert found.strip() == "True False"
+
+
+def test_the_packages_docstring_names_all_of_the_api() -> None:
+    assert {name for name in reprune.__all__ if name not in str(reprune.__doc__)} == set()
+
+
 def test_a_name_that_the_api_does_not_have_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="module 'reprune' has no attribute 'prun'"):
         _ = reprune.prun

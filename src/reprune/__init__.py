@@ -1,4 +1,19 @@
-"""reprune: prune decoder LLMs after training and reconstruct, block by block, what the pruning broke."""
+"""reprune: prune decoder LLMs after training and reconstruct, block by block, what the pruning broke.
+
+    prune           prune a model, reconstruct it window by window, and write the sparse model
+    resume          go on with a run that was interrupted
+    status          how far a run is
+    plan            what `prune` would do, be refused for, and take
+    verify          hold a result against its record
+    evaluate        a model's perplexity on a text
+    errors_against  the error of every block against the dense model
+    zero_shot       a model's accuracy on the paper's tasks
+    study           prune and measure a model in every cell of a grid
+    report          one HTML file on a run or a study
+
+A `Watcher` is told what happens in a run, a `StudyWatcher` what happens in a study. All that is raised on purpose is a
+`RepruneError`: an `InputError` where something given cannot be used, a `NumericalError` where numbers went bad.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +27,11 @@ if TYPE_CHECKING:
     from reprune.doors.planned import plan
     from reprune.doors.report.write import report
     from reprune.doors.study.run import study
+    from reprune.doors.study.watcher import StudyWatcher
     from reprune.doors.verify import verify
     from reprune.doors.zeroshot.accuracy import zero_shot
     from reprune.engine.watcher import Watcher
-    from reprune.errors import InputError, RepruneError
+    from reprune.errors import InputError, NumericalError, RepruneError
 
 __version__ = "0.1.0"
 
@@ -30,14 +46,18 @@ _DOORS = {
     "study": "reprune.doors.study.run",
     "verify": "reprune.doors.verify",
     "zero_shot": "reprune.doors.zeroshot.accuracy",
+    "StudyWatcher": "reprune.doors.study.watcher",
     "Watcher": "reprune.engine.watcher",
     "RepruneError": "reprune.errors",
     "InputError": "reprune.errors",
+    "NumericalError": "reprune.errors",
 }
 
 __all__ = [
     "InputError",
+    "NumericalError",
     "RepruneError",
+    "StudyWatcher",
     "Watcher",
     "errors_against",
     "evaluate",
@@ -50,6 +70,11 @@ __all__ = [
     "verify",
     "zero_shot",
 ]
+
+
+def __dir__() -> list[str]:
+    """The doors too, before they are imported."""
+    return sorted({*globals(), *__all__})
 
 
 if not TYPE_CHECKING:  # a type checker would take any name to be there

@@ -13,6 +13,7 @@ import reprune
 from reprune.doors.generation.generate import generate
 from reprune.planning.generation.settings import generation
 from tests import tiny
+from tests.doors.conftest import record_of
 from tests.model.test_undisturbed import SURROUNDINGS
 
 QUICK: dict[str, Any] = {
@@ -39,6 +40,13 @@ class _Meddling(reprune.Watcher):
 
     def window_done(self, *_: Any) -> None:
         torch.set_grad_enabled(False)
+
+
+class _Interrupting(reprune.Watcher):
+    """Has the run end after its first window."""
+
+    def window_done(self, *_: Any) -> None:
+        raise KeyboardInterrupt
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +81,14 @@ def test_half_precision_within_a_callers_autocast_is_as_without(here: Path) -> N
     with torch.autocast("cpu", dtype=torch.bfloat16):
         reprune.prune("llama", "within", **half)
     assert _weights(here / "within") == _weights(here / "plain")
+
+
+@pytest.mark.usefixtures("here")
+def test_the_record_that_is_returned_is_the_one_on_disk() -> None:
+    assert reprune.prune("llama", "out", **QUICK) == record_of(Path("out"))
+    with pytest.raises(KeyboardInterrupt):
+        reprune.prune("llama", "again", **QUICK, watcher=_Interrupting())
+    assert reprune.resume("again") == record_of(Path("again"))
 
 
 def test_a_watcher_that_turns_gradients_off_changes_nothing(here: Path, done: Path) -> None:

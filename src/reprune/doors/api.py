@@ -286,7 +286,7 @@ def _write_(
     peaks = [peak_memory_bytes(), *peaks[1:]]  # of a short run, what is written last is the most that is held
     record = full_record(recipe, job, lines, seconds, peaks)
     written |= {name: digest for line in lines for name, digest in line["files"].items()}
-    result.finish(record, beside(recipe, ledger.result).to_yaml(), written)
+    record = result.finish(record, beside(recipe, ledger.result).to_yaml(), written)
     ledger.clear()
     return record
 

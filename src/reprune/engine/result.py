@@ -79,13 +79,16 @@ class Result:
             written[self._shard(number).name] = sha256(self._shard(number))
         return written
 
-    def finish(self, record: Mapping[str, Any], recipe: str, written: Mapping[str, str]) -> None:
+    def finish(self, record: Mapping[str, Any], recipe: str, written: Mapping[str, str]) -> dict[str, Any]:
         """Write all but the weights: configuration, tokenizer, recipe, record and index.
 
         Args:
             record: what reprune.json is to hold, beside the SHA-256 of all other files.
             recipe: the contents of recipe.yaml.
             written: the files of weights, by name, and their SHA-256.
+
+        Returns:
+            What reprune.json holds.
         """
         checkpoint = self._decoder.checkpoint
         files = {
@@ -107,9 +110,10 @@ class Result:
         index = {"metadata": {"total_size": checkpoint.bytes}, "weight_map": dict(sorted(files.items()))}
         text = json.dumps(index, indent=2) + "\n"
         files_written[INDEX] = hashlib.sha256(text.encode()).hexdigest()
-        record = {**record, "files": dict(sorted(files_written.items()))}
-        write_text(self.folder / RECORD, json.dumps(record, indent=2) + "\n")
+        whole = {**record, "files": dict(sorted(files_written.items()))}
+        write_text(self.folder / RECORD, json.dumps(whole, indent=2) + "\n")
         write_text(self.folder / INDEX, text)  # last: a folder without it does not load
+        return whole
 
 
 def _copy(source: Path, target: Path) -> None:

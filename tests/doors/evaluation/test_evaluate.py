@@ -116,6 +116,7 @@ def test_a_result_says_all_that_decides_it(here: Path) -> None:
         "bos": True,
         "precision": "float32",
         "weights_dtype": "bfloat16",
+        "calibration_overlap": None,
     }
 
 
@@ -259,5 +260,11 @@ def test_a_text_that_was_calibrated_on_is_noticed(cli: Cli, here: Path) -> None:
     assert "note:" not in cli("evaluate", "out", "--text", "other.txt", *cut).out
     assert "note:" not in cli("evaluate", "llama", "--text", "text.txt", *cut).out
     assert cli("evaluate", "out", "--text", "text.txt", *cut, "-q").out.count("\n") == 1
+    records = [
+        reprune.evaluate(model, text, seqlen=64, device="cpu").record()
+        for model, text in (("out", "text.txt"), ("out", "other.txt"), ("llama", "text.txt"))
+    ]
+    held, other, dense = (record["calibration_overlap"] for record in records)
+    assert (held > 0.02, other < 0.02, dense) == (True, True, None)
     (here / "out" / "reprune.json").write_text("{}")
     assert "note:" not in cli("evaluate", "out", "--text", "text.txt", *cut).out

@@ -59,7 +59,8 @@ def evaluate(
     folder = locate_model(os.fspath(model), notify=notify)
     where = settle_device(device)
     windows = cut_text(folder, open_text(text), cut, trust_remote_code)
-    if (share := _calibrated_on(folder, windows.ids)) >= _TOLD:
+    share = _calibrated_on(folder, windows.ids)
+    if share is not None and share >= _TOLD:
         notify(f"note: the text holds {share:.0%} of what this model was calibrated on,")
         notify("      so on other text its perplexity may well be higher")
 
@@ -78,13 +79,14 @@ def evaluate(
         tokens=windows.ids[:, 1:].numel(),
         precision=products,
         weights_dtype=weights_dtype(folder),
+        calibration_overlap=share,
     )
 
 
-def _calibrated_on(folder: Path, ids: Tensor) -> float:
-    """The share of what a model was calibrated on that is in a text (windows, tokens); 0 where nothing is known."""
+def _calibrated_on(folder: Path, ids: Tensor) -> float | None:
+    """The share of what a model was calibrated on that is in a text (windows, tokens); None where nothing is known."""
     try:
         record = read_json((folder / RECORD).read_text(encoding="utf-8"))
         return overlap(record["sketch"], ids)
     except (OSError, ValueError, KeyError, TypeError):  # it was not pruned by reprune
-        return 0.0
+        return None

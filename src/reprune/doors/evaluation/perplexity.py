@@ -43,6 +43,7 @@ class Perplexity:
     bos: bool  # whether each window begins with the beginning-of-sequence token
     precision: str  # of the products
     weights_dtype: str  # in which the weights are saved
+    calibration_overlap: float | None = None  # share of what it was calibrated on that the text holds; None: not known
 
     def record(self) -> dict[str, Any]:
         """All of it, for JSON."""

@@ -13,7 +13,7 @@ import reprune
 from reprune.doors.generation.generate import generate
 from reprune.planning.generation.settings import generation
 from tests import tiny
-from tests.doors.conftest import record_of
+from tests.doors.conftest import Cli, record_of
 from tests.model.test_undisturbed import SURROUNDINGS
 
 QUICK: dict[str, Any] = {
@@ -153,3 +153,14 @@ def test_a_recipe_may_be_that_of_a_plan() -> None:
     plan = reprune.plan("llama", **QUICK | {"sparsity": "2:4", "reconstruct": "LR"})
     assert reprune.plan("llama", recipe=plan.recipe).recipe == plan.recipe
     assert reprune.plan("llama", recipe=plan.recipe, sparsity=0.25).recipe.sparsity == "0.25"
+
+
+@pytest.mark.parametrize(("out", "said"), [("link", "is a link to gone, "), ("link/out", "link is a link to gone, ")])
+def test_a_link_to_nothing_is_refused_at_once(out: str, said: str, here: Path, cli: Cli) -> None:
+    (here / "link").symlink_to("gone")
+    ended = cli("prune", "no-model", "--out", out, "--calibration", "text.txt")
+    assert (ended.code, ended.err) == (
+        2,
+        f"error: --out {out}: {said}which is not there; make that folder, or give another.\n",
+    )
+    assert not (here / "gone").exists()

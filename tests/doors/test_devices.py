@@ -39,6 +39,13 @@ def test_prune_goes_on_in_float32(cli: Cli, here: Path, dbrx: Path) -> None:
     assert all(torch.equal(tensor, other[key]) for key, tensor in one.items())
 
 
+def test_it_does_so_in_an_empty_folder_that_out_is_a_link_to(here: Path, dbrx: Path) -> None:
+    (here / "elsewhere").mkdir()
+    (here / "out").symlink_to("elsewhere")
+    reprune.prune("dbrx", "out", calibration="manual", samples=8, seqlen=24, reconstruct="LR", device="cpu")
+    assert reprune.status(here / "elsewhere").recipe["precision"] == "float32"
+
+
 def test_bfloat16_by_name_is_refused_and_leaves_nothing(cli: Cli, here: Path, dbrx: Path) -> None:
     said = cli(*PRUNE, *QUICK, "--set", "precision=bfloat16")
     assert said.code == 2

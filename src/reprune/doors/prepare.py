@@ -102,6 +102,13 @@ def check_out(out: Path) -> None:
     """
     if out.exists() and not out.is_dir():
         raise InputError(f"--out {out}: is a file; give a folder that does not exist yet.")
+    for folder in (out, *out.parents):
+        if folder.is_symlink() and not folder.exists():
+            where = "" if folder == out else f"{folder} "
+            raise InputError(
+                f"--out {out}: {where}is a link to {folder.readlink()}, which is not there; make that folder, or give "
+                "another."
+            )
     if out.is_dir() and any(out.iterdir()) and not Ledger(out).never_began:
         if Ledger(out).exists:
             raise InputError(

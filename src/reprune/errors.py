@@ -28,6 +28,10 @@ class HalfPrecisionError(UnsupportedModelError):
         super().__init__(f"{reason}; give precision float32 ('--set precision=float32', or '--precision float32').")
         self.reason = reason
 
+    def __reduce__(self) -> tuple[type[HalfPrecisionError], tuple[str]]:
+        """Another process is sent the reason, from which it makes the message anew."""
+        return type(self), (self.reason,)
+
 
 def out_of_memory(error: BaseException) -> str | None:
     """What an error says that comes of too little memory, of the host or of a GPU; None of any other error."""

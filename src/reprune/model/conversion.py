@@ -76,6 +76,19 @@ class Layout:
             rule.add_tensor(conversion.first, name, conversion.patterns[name], stored[name])
         return _singly(rule.convert(conversion.first, model=self._model, config=self._model.config))
 
+    def read(self, conversion: Conversion) -> dict[str, Tensor]:
+        """What it makes of the checkpoint's tensors."""
+        return self.load(conversion, {name: self._checkpoint.tensor(name) for name in conversion.stored})
+
+    def check_shape(self, name: str, conversion: Conversion, shape: tuple[int, ...]) -> None:
+        """Raise `UnsupportedModelError` unless a parameter comes in the shape that the configuration says."""
+        found = conversion.shapes[name]
+        if found != shape:
+            raise UnsupportedModelError(
+                f"{self._checkpoint.folder.name}: the tensor {conversion.stored[0]} has the shape {list(found)}, but "
+                f"the configuration makes it {list(shape)}; config.json and the safetensors files are not of one model."
+            )
+
     def save(self, conversion: Conversion, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """What `load` made, as the checkpoint has it: by stored name, in the dtypes of the parameters."""
         if conversion.rule is None:

@@ -6,24 +6,22 @@ At no time are all blocks in memory. Knows nothing of pruning.
 from __future__ import annotations
 
 import copy
-import re
 from collections.abc import Iterable, Mapping
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
-from typing import Any, final
+from typing import final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from reprune.errors import UnsupportedModelError
 from reprune.model.block import Block, Call, Precision
 from reprune.model.checkpoint import Checkpoint
 from reprune.model.conversion import Conversion, Layout
 from reprune.model.costs import BlockCosts
-from reprune.model.linears import is_linear
+from reprune.model.outside import Outside
 from reprune.model.passing import Passing
 from reprune.model.predictor import Predictor, check_predicts
-from reprune.model.recorder import fill_with_nothing
 from reprune.model.skeleton import Skeleton
 from reprune.model.weightless import Weightless
 
@@ -55,9 +53,9 @@ class Decoder:
         self.precision = precision or Precision()
         self.checkpoint = Checkpoint(folder)
         self.skeleton = Skeleton(folder, trust_remote_code)
-        self.weightless = Weightless(self.skeleton, self.precision, self._fill_with_nothing)
         self._layout = Layout(self.skeleton.model, self.checkpoint)
-        self._aliases = _aliases(self.skeleton.model)
+        self._outside = Outside(folder.name, self.skeleton.model, self.skeleton.blocks_path, self._layout)
+        self.weightless = Weightless(self.skeleton, self.precision, self._outside.fill_with_nothing)
         self._blocks = [self._conversions(index) for index in range(len(self))]
         self._block_of = {name: self._find_block_of(name) for name in self.checkpoint.entries}
         self._passing = Passing(folder.name)
@@ -91,12 +89,12 @@ class Decoder:
                     "whose weights lie in one tensor cannot be pruned one by one."
                 )
             found[id(conversion)] = conversion
-            self._check_shape(path + name, conversion, tuple(tensor.shape))
+            self._layout.check_shape(path + name, conversion, tuple(tensor.shape))
         return list(found.values())
 
     def _why_missing(self, index: int, name: str) -> str:
         full = self._path(index) + name
-        if others := self._aliases.get(full):
+        if others := self._outside.aliases.get(full):
             return (
                 f"{self.folder.name}: {full} and {others[0]} are one and the same weights; what shares weights with a "
                 "block cannot be pruned block by block."
@@ -105,15 +103,6 @@ class Decoder:
             f"{self.folder.name}: the parameter {name} of block {index} is not in its safetensors files under the name "
             f"{full} or another that Transformers reads; the files may be incomplete, download the model again."
         )
-
-    def _check_shape(self, name: str, conversion: Conversion, shape: tuple[int, ...]) -> None:
-        """Raise `UnsupportedModelError` unless a parameter comes in the shape that the configuration says."""
-        found = conversion.shapes[name]
-        if found != shape:
-            raise UnsupportedModelError(
-                f"{self.folder.name}: the tensor {conversion.stored[0]} has the shape {list(found)}, but the "
-                f"configuration makes it {list(shape)}; config.json and the safetensors files are not of one model."
-            )
 
     def block_of(self, stored: str) -> int | None:
         """The number of the block that a checkpoint's tensor belongs to, or None."""
@@ -160,18 +149,10 @@ class Decoder:
         weight = getattr(self.skeleton.model.get_output_embeddings(), "weight", None)
         return (0, 0) if weight is None or weight.dim() != 2 else (weight.shape[0], weight.shape[1])
 
-    @cached_property
+    @property
     def lacking(self) -> list[str]:
         """Parameters outside the blocks that its files do not hold, but for those that Transformers makes itself."""
-        model = self.skeleton.model
-        made = [re.compile(pattern) for pattern in getattr(model, "_keys_to_ignore_on_load_missing", None) or ()]
-        return [
-            name
-            for name, _ in model.named_parameters(remove_duplicate=False)
-            if not name.startswith(f"{self.skeleton.blocks_path}.")
-            and self._stored_as(name) is None
-            and not any(pattern.search(name) for pattern in made)
-        ]
+        return self._outside.lacking
 
     def outside_bytes(self) -> list[int]:
         """What each tensor outside the blocks takes in the checkpoint."""
@@ -268,17 +249,17 @@ class Decoder:
         slices = list(slices)
         self._passing.begin(max(batch.stop for batch in slices))
         for batch in slices:
-            states, calls = self.skeleton.record(ids[batch], self._fill)
+            states, calls = self.skeleton.record(ids[batch], self._outside.fill)
             self._passing.take(batch, calls, partial(self._calls_of_others, ids, batch))
             if batch.start == 0 and self._passing.has_own:
-                self._passing.check(calls, self.skeleton.record(ids[batch], self._fill, disturb=True)[1])
+                self._passing.check(calls, self.skeleton.record(ids[batch], self._outside.fill, disturb=True)[1])
             yield batch, states.float()
         self._passing.finish(self.device)
 
     def _calls_of_others(self, ids: Tensor, batch: slice) -> list[Call]:
         """What blocks are passed with as many other samples as there are in a batch."""
         others = ids.roll(1, 0)[batch] if len(ids) > 1 else (ids[batch] + 1) % self.vocabulary
-        return self.skeleton.record(others, self._fill)[1]
+        return self.skeleton.record(others, self._outside.fill)[1]
 
     def call(self, index: int, samples: slice | Tensor | int) -> Call:
         """What a block is passed beside the states of some samples, as many at a time as `embed` has seen.
@@ -293,11 +274,11 @@ class Decoder:
 
     def predictor(self) -> Predictor:
         """What the model predicts from what its last block puts out; give its memory back by `release`."""
-        fill_after = partial(self._fill, device=self.device, products=self.precision.products)
+        fill_after = partial(self._outside.fill, device=self.device, products=self.precision.products)
 
         def run(states: Tensor, ids: Tensor) -> Tensor:
             with self.precision.on(self.device):
-                return self.skeleton.predict(ids, states, self._fill, fill_after)
+                return self.skeleton.predict(ids, states, self._outside.fill, fill_after)
 
         return Predictor(run)
 
@@ -307,67 +288,7 @@ class Decoder:
         Raises:
             HalfPrecisionError: it does so in float32 only.
         """
-        check_predicts(self.skeleton, self.precision, self._fill_with_nothing)
-
-    def _fill_with_nothing(self, path: str, module: nn.Module, ids: Tensor | None) -> None:
-        """As `_fill`, but for the values: what the files lack is refused, and nothing is read."""
-        for key, _ in module.named_parameters(recurse=False):
-            name = f"{path}.{key}" if path else key
-            if self._stored_as(name) is None:
-                raise UnsupportedModelError(self._why_lacking(name))
-        fill_with_nothing(path, module, ids)
-
-    def _fill(
-        self,
-        path: str,
-        module: nn.Module,
-        ids: Tensor | None,
-        device: torch.device | None = None,
-        products: torch.dtype = torch.float32,
-    ) -> None:
-        """Load the parameters of a module outside the blocks; of the embedding, the rows of these ids only.
-
-        They go to a device, by default the CPU; the matrix of a linear in the dtype of products.
-        """
-        prefix = f"{path}." if path else ""
-        for key, buffer in module.named_buffers(recurse=False):
-            if prefix + key in self._layout.of_parameter:
-                buffer.copy_(self._outside(prefix + key, tuple(buffer.shape)))
-        for key, parameter in list(module.named_parameters(recurse=False)):
-            if not parameter.is_meta and ids is None:
-                continue
-            source = self._outside(prefix + key, tuple(parameter.shape))
-            if parameter.is_meta:
-                # Fresh pages take no memory until they are written: an embedding takes that of the rows in use.
-                dtype = products if is_linear(module) and key == "weight" else torch.float32
-                parameter = nn.Parameter(torch.empty(source.shape, dtype=dtype, device=device), requires_grad=False)
-                setattr(module, key, parameter)
-            if ids is None or key != "weight":
-                parameter.copy_(source)
-            else:
-                rows = ids.unique()
-                parameter[rows] = source[rows].float()
-
-    def _outside(self, name: str, shape: tuple[int, ...]) -> Tensor:
-        """A parameter or buffer outside the blocks, or what it is tied to, as the checkpoint has it."""
-        one = self._stored_as(name)
-        if one is None:
-            raise UnsupportedModelError(self._why_lacking(name))
-        conversion = self._layout.of_parameter[one]
-        self._check_shape(one, conversion, shape)
-        stored = {name: self.checkpoint.tensor(name) for name in conversion.stored}
-        return self._layout.load(conversion, stored)[one]
-
-    def _stored_as(self, name: str) -> str | None:
-        """The parameter or buffer itself, or one that it is tied to: that which the checkpoint has."""
-        names = name, *self._aliases.get(name, ())
-        return next((one for one in names if one in self._layout.of_parameter), None)
-
-    def _why_lacking(self, name: str) -> str:
-        return (
-            f"{self.folder.name}: the tensor {name}, which is needed, is not in its safetensors files; they may be "
-            "incomplete, download the model again."
-        )
+        check_predicts(self.skeleton, self.precision, self._outside.fill_with_nothing)
 
     def costs(self, tokens: int, device: str | None = None) -> list[BlockCosts]:
         """What each block costs on a sample of so many tokens; no weight is read.
@@ -377,17 +298,3 @@ class Decoder:
             device: the type of that which it is to be run on ("cuda"), where that is not the decoder's own.
         """
         return self.weightless.costs(tokens, device or self.device.type)
-
-
-def _aliases(model: Any) -> dict[str, tuple[str, ...]]:
-    """By the name of each parameter that is tied to others: those others' names."""
-    names: dict[Any, list[str]] = {}
-    tied: dict[str, str] = getattr(model, "all_tied_weights_keys", None) or {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        names.setdefault(tied.get(name, name), []).append(name)
-        names.setdefault(id(parameter), []).append(name)
-    found: dict[str, tuple[str, ...]] = {}
-    for alike in names.values():
-        for name in alike:
-            found[name] = (*found.get(name, ()), *(other for other in alike if other != name))
-    return {name: others for name, others in found.items() if others}

@@ -311,6 +311,40 @@ def test_a_missing_parameter_of_a_block_is_named(tmp_path: Path) -> None:
         Decoder(folder)
 
 
+@pytest.mark.parametrize("name", ["model.layers.1.mlp.up_proj.weight", "model.layers.0.input_layernorm.weight"])
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int32])
+def test_weights_that_are_no_floats_are_refused_by_name(name: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    folder = _edited(tiny.save("llama", tmp_path), lambda tensors: tensors.update({name: tensors[name].to(dtype)}))
+    with pytest.raises(UnsupportedModelError, match=rf"the tensor {name} is stored as {str(dtype)[6:]}, which cannot"):
+        Decoder(folder)
+
+
+def test_an_expert_that_is_no_floats_is_refused_by_name(tmp_path: Path) -> None:
+    name = "model.layers.1.mlp.experts.2.down_proj.weight"
+    folder = tiny.save("qwen3_moe", tmp_path)
+    _edited(folder, lambda tensors: tensors.update({name: tensors[name].to(torch.int8)}))
+    with pytest.raises(UnsupportedModelError, match=f"the tensor {name} is stored as int8"):
+        Decoder(folder)
+
+
+def test_an_embedding_that_is_no_floats_is_refused_before_anything_is_read(tmp_path: Path) -> None:
+    name = "model.embed_tokens.weight"
+    folder = _edited(tiny.save("llama", tmp_path), lambda tensors: tensors.update({name: tensors[name].to(torch.int8)}))
+    with pytest.raises(UnsupportedModelError, match=f"the tensor {name} is stored as int8"):
+        Decoder(folder).weightless.groups(0)
+
+
+@pytest.mark.parametrize("packed", ["qweight", "weight_packed"])
+def test_quantized_weights_are_called_so_where_only_their_names_say_it(packed: str, tmp_path: Path) -> None:
+    name = "model.layers.1.mlp.up_proj"
+
+    def pack(tensors: dict[str, Tensor]) -> None:
+        tensors[f"{name}.{packed}"] = tensors.pop(f"{name}.weight").to(torch.int32)
+
+    with pytest.raises(UnsupportedModelError, match=rf"its weights are quantized \({name}\.{packed}\)"):
+        Decoder(_edited(tiny.save("llama", tmp_path), pack))
+
+
 def test_a_missing_embedding_is_named(tmp_path: Path, ids: Tensor) -> None:
     missing = "model.embed_tokens.weight"
     folder = _edited(tiny.save("llama", tmp_path), lambda tensors: tensors.pop(missing))

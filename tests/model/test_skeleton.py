@@ -142,9 +142,13 @@ def test_a_model_that_writes_no_text_is_refused(tmp_path: Path) -> None:
 
 
 def test_quantized_weights_are_refused_with_what_to_use_instead(tmp_path: Path) -> None:
-    config = tiny.CONFIGS["llama"]().to_dict() | {"quantization_config": {"quant_method": "gptq", "bits": 4}}
-    with pytest.raises(UnsupportedModelError, match=r"weights are quantized.*bfloat16, float16 or float32"):
-        Skeleton(_config(tmp_path, **config))
+    quantized = {"quantization_config": {"quant_method": "gptq", "bits": 4}}
+    whole = tiny.CONFIGS["llama"]().to_dict() | quantized
+    part = tf.LlavaConfig(text_config=tiny.CONFIGS["llama"]()).to_dict()
+    part["text_config"] |= quantized
+    for config in (whole, part):
+        with pytest.raises(UnsupportedModelError, match=r"weights are quantized.*bfloat16, float16 or float32"):
+            Skeleton(_config(tmp_path, **config))
 
 
 @pytest.mark.parametrize("values", [{}, {"model_type": "no-such-model"}, {"model_type": "llama", "hidden_size": "x"}])

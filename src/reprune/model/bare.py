@@ -57,7 +57,7 @@ def build_bare(folder: Path, trust_remote_code: bool) -> Any:
             raise UnsupportedModelError(
                 f"{folder.name}: {config.model_type} is an encoder-decoder; a decoder is needed."
             )
-        if getattr(config, "quantization_config", None) is not None:
+        if any(setting(one, "quantization_config") is not None for one in (config, setting(config, "text_config"))):
             raise UnsupportedModelError(
                 f"{folder.name}: its weights are quantized, and quantized weights cannot be pruned; "
                 "use the model's bfloat16, float16 or float32 weights (a .gguf file is dequantized by itself)."

@@ -181,6 +181,14 @@ class Checkpoint:
             pool.shutdown(cancel_futures=True)
 
 
+def no_floats(place: str, name: str, dtype: str) -> UnsupportedModelError:
+    """Why a weight of such numbers is refused."""
+    return UnsupportedModelError(
+        f"{place}: the tensor {name} is stored as {dtype}, which cannot be pruned; "
+        "use the model's bfloat16, float16 or float32 weights."
+    )
+
+
 def _is_outside(name: str) -> bool:
     return Path(name).is_absolute() or ".." in Path(name).parts
 
@@ -204,9 +212,6 @@ def _read_header(file: Path) -> Iterator[tuple[str, TensorEntry]]:
         if name == "__metadata__":
             continue
         if entry["dtype"] not in DTYPES:
-            raise UnsupportedModelError(
-                f"{file.name}: the tensor {name} is stored as {entry['dtype']}, which cannot be pruned; "
-                "use the model's bfloat16, float16 or float32 weights."
-            )
+            raise no_floats(file.name, name, entry["dtype"])
         begin, end = entry["data_offsets"]
         yield name, TensorEntry(file, tuple(entry["shape"]), DTYPES[entry["dtype"]], end - begin, 8 + length + begin)

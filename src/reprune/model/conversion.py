@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from typing import Any, final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from reprune.errors import UnsupportedModelError
-from reprune.model.checkpoint import Checkpoint
+from reprune.model.checkpoint import Checkpoint, no_floats
 
 
 @dataclass
@@ -80,9 +80,13 @@ class Layout:
         """What it makes of the checkpoint's tensors."""
         return self.load(conversion, {name: self._checkpoint.tensor(name) for name in conversion.stored})
 
-    def check_shape(self, name: str, conversion: Conversion, shape: tuple[int, ...]) -> None:
-        """Raise `UnsupportedModelError` unless a parameter comes in the shape that the configuration says."""
-        found = conversion.shapes[name]
+    def check(self, name: str, conversion: Conversion, wanted: Tensor) -> None:
+        """Raise `UnsupportedModelError` unless a parameter comes as floats, in the shape that the model wants."""
+        if isinstance(wanted, nn.Parameter) and wanted.is_floating_point():
+            for stored in conversion.stored:
+                if not (dtype := self._checkpoint.entries[stored].dtype).is_floating_point:
+                    raise no_floats(self._checkpoint.folder.name, stored, str(dtype).removeprefix("torch."))
+        found, shape = conversion.shapes[name], tuple(wanted.shape)
         if found != shape:
             raise UnsupportedModelError(
                 f"{self._checkpoint.folder.name}: the tensor {conversion.stored[0]} has the shape {list(found)}, but "

@@ -25,6 +25,9 @@ from reprune.model.predictor import Predictor, check_predicts
 from reprune.model.skeleton import Skeleton
 from reprune.model.weightless import Weightless
 
+_PACKED = (".qweight", ".qzeros", ".weight_packed")
+"""What names of tensors end in that hold several numbers in one, also where config.json says nothing of it."""
+
 
 @final
 class Decoder:
@@ -89,7 +92,7 @@ class Decoder:
                     "whose weights lie in one tensor cannot be pruned one by one."
                 )
             found[id(conversion)] = conversion
-            self._layout.check_shape(path + name, conversion, tuple(tensor.shape))
+            self._layout.check(path + name, conversion, tensor)
         return list(found.values())
 
     def _why_missing(self, index: int, name: str) -> str:
@@ -98,6 +101,11 @@ class Decoder:
             return (
                 f"{self.folder.name}: {full} and {others[0]} are one and the same weights; what shares weights with a "
                 "block cannot be pruned block by block."
+            )
+        if packed := next((stored for stored in self.checkpoint.entries if stored.endswith(_PACKED)), None):
+            return (
+                f"{self.folder.name}: its weights are quantized ({packed}), and quantized weights cannot be pruned; "
+                "use the model's bfloat16, float16 or float32 weights."
             )
         return (
             f"{self.folder.name}: the parameter {name} of block {index} is not in its safetensors files under the name "

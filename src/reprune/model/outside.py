@@ -61,16 +61,16 @@ class Outside:
         They go to a device, by default the CPU; the matrix of a linear in the dtype of products.
 
         Raises:
-            UnsupportedModelError: the checkpoint lacks one, or has it in another shape.
+            UnsupportedModelError: the checkpoint lacks one, or has another in its place.
         """
         prefix = f"{path}." if path else ""
         for key, buffer in module.named_buffers(recurse=False):
             if prefix + key in self._layout.of_parameter:
-                buffer.copy_(self._tensor(prefix + key, tuple(buffer.shape)))
+                buffer.copy_(self._tensor(prefix + key, buffer))
         for key, parameter in list(module.named_parameters(recurse=False)):
             if not parameter.is_meta and ids is None:
                 continue
-            source = self._tensor(prefix + key, tuple(parameter.shape))
+            source = self._tensor(prefix + key, parameter)
             if parameter.is_meta:
                 # Fresh pages take no memory until they are written: an embedding takes that of the rows in use.
                 dtype = products if is_linear(module) and key == "weight" else torch.float32
@@ -83,25 +83,25 @@ class Outside:
                 parameter[rows] = source[rows].float()
 
     def fill_with_nothing(self, path: str, module: nn.Module, ids: Tensor | None) -> None:
-        """As `fill`, but for the values: what the checkpoint lacks is refused, and nothing is read."""
-        for key, _ in module.named_parameters(recurse=False):
-            self._needed(f"{path}.{key}" if path else key)
+        """As `fill`, but for the values: refuses what that would, and reads nothing."""
+        for key, parameter in module.named_parameters(recurse=False):
+            self._checked(f"{path}.{key}" if path else key, parameter)
         fill_with_nothing(path, module, ids)
 
-    def _tensor(self, name: str, shape: tuple[int, ...]) -> Tensor:
+    def _tensor(self, name: str, wanted: Tensor) -> Tensor:
         """A parameter or buffer, or what it is tied to, as the checkpoint has it."""
-        one = self._needed(name)
-        conversion = self._layout.of_parameter[one]
-        self._layout.check_shape(one, conversion, shape)
-        return self._layout.read(conversion)[one]
+        held = self._checked(name, wanted)
+        return self._layout.read(self._layout.of_parameter[held])[held]
 
-    def _needed(self, name: str) -> str:
+    def _checked(self, name: str, wanted: Tensor) -> str:
+        """What the checkpoint holds it as."""
         held = self._held(name)
         if held is None:
             raise UnsupportedModelError(
                 f"{self._name}: the tensor {name}, which is needed, is not in its safetensors files; they may be "
                 "incomplete, download the model again."
             )
+        self._layout.check(held, self._layout.of_parameter[held], wanted)
         return held
 
     def _held(self, name: str) -> str | None:

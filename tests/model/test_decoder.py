@@ -301,6 +301,19 @@ def test_bert_is_streamed_where_it_is_a_decoder_and_refused_where_it_sees_what_c
         Decoder(tmp_path)
 
 
+def test_a_model_whose_first_weights_are_no_text_model_s_is_streamed_too(tmp_path: Path, ids: Tensor) -> None:
+    vision = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    config = tf.Idefics3Config(
+        text_config=tiny.CONFIGS["llama"]().to_dict(), vision_config=vision | {"image_size": 28, "patch_size": 14}
+    )
+    torch.manual_seed(0)
+    model = tf.Idefics3ForConditionalGeneration(config).eval()  # moves embeddings to where those weights are
+    model.save_pretrained(tmp_path)
+    decoder = Decoder(tmp_path)
+    assert decoder.skeleton.blocks_path == "model.text_model.layers"
+    assert_same_states(streamed(decoder, ids, 3), states_of(model, decoder.skeleton.blocks_path, ids))
+
+
 # --- What is refused
 
 

@@ -124,6 +124,18 @@ def test_several_lists_of_blocks_are_refused_by_name(tmp_path: Path) -> None:
         Skeleton(odd.save("two lists", tmp_path))
 
 
+def test_what_a_model_raises_that_does_not_run_on_text_alone_is_said(tmp_path: Path) -> None:
+    layers = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    tf.Blip2Config(
+        vision_config=layers | {"image_size": 28, "patch_size": 14},
+        qformer_config=layers | {"encoder_hidden_size": 32},
+        text_config=tiny.CONFIGS["opt"]().to_dict(),
+        architectures=["Blip2ForConditionalGeneration"],
+    ).save_pretrained(tmp_path)
+    with pytest.raises(UnsupportedModelError, match=r"through none as a whole .* \(TypeError: .*'pixel_values'\)"):
+        Skeleton(tmp_path)
+
+
 def test_a_model_without_blocks_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedModelError, match="no list of blocks with linears"):
         Skeleton(odd.save("no blocks", tmp_path))

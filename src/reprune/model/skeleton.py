@@ -8,11 +8,11 @@ block to block are the model's own.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from functools import cached_property, partial
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any, final
 
@@ -62,7 +62,8 @@ class Skeleton:
         """
         ids = self.few_ids()
         ran: list[str] = []
-        for self._returned in _RETURNED:
+        raised: dict[bool, str] = {}
+        for self._early, self._returned in product((False, True), _RETURNED):
             calls: dict[str, list[int]] = {}
             whole = False
 
@@ -74,23 +75,26 @@ class Skeleton:
             with ExitStack() as stack, quiet_transformers():
                 for path, blocks in lists.items():
                     stack.enter_context(recorders(blocks, partial(partial, saw, path), self._returned))
-                stack.enter_context(filling(self.model, tuple(lists), fill_with_nothing, ids))
+                stack.enter_context(filling(self.model, tuple(lists), fill_with_nothing, ids, self._early))
                 head = self.model.get_output_embeddings()
                 if isinstance(head, nn.Module):  # what comes then is of no concern
                     stack.callback(head.register_forward_pre_hook(stop).remove)
-                with suppress(Exception):  # whatever a model raises whose blocks return something else, or at its end
+                try:
                     with suppress(LastBlockReached):
                         self.model(input_ids=ids, use_cache=False)
                     whole = True
+                except Exception as error:  # whatever a model raises whose blocks return something else, or at its end
+                    raised.setdefault(self._early, f" ({type(error).__name__}: {' '.join(str(error).split()):.200})")
             self._release(tuple(lists))
             ran = [path for path, seen in calls.items() if len(seen) >= len(lists[path])]
             if not ran and whole and len(calls) == 1:
                 ran = [path for path, seen in calls.items() if len({*seen}) > len(lists[path]) / 2]
             if ran:
                 break
-        self._returned = 0
+        self._returned, self._early = 0, self._early and bool(ran)
         if len(ran) > 1 or (not ran and len(lists) > 1):
-            raise self._several(*(ran or lists))
+            # With all weights at hand what it raises says more of the model.
+            raise self._several(ran or lists, "" if ran else raised.get(True, ""))
         path = next(iter(ran or lists))
         seen = calls.get(path, []) if ran else []
         if len(seen) > len({*seen}):
@@ -100,10 +104,10 @@ class Skeleton:
             )
         return path, tuple(sorted(seen)) or tuple(range(len(lists[path])))
 
-    def _several(self, *paths: str) -> UnsupportedModelError:
+    def _several(self, paths: Iterable[str], why: str) -> UnsupportedModelError:
         return UnsupportedModelError(
             f"{type(self.model).__name__}: text passes through several lists of blocks, or through none as a whole "
-            f"({', '.join(paths)}), so its blocks cannot be pruned one after the other."
+            f"({', '.join(paths)}), so its blocks cannot be pruned one after the other{why}."
         )
 
     @property

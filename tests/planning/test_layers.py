@@ -166,6 +166,19 @@ def test_a_recipe_file_that_is_no_yaml_is_refused_in_one_line(text: str, tmp_pat
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.parametrize("text", ["samples: 8\nsamples: 16\n", "solver:\n  lr: 1\n  lr: 2\n", "solver: {lr: 1, lr: 1}"])
+def test_a_key_that_stands_twice_is_refused_with_its_line(text: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"expected each key once, but '\w+' stands twice in .* line [123]"):
+        read(text, tmp_path)
+    with pytest.raises(InputError, match="not valid YAML"):
+        parse_setting("solver={lr: 1, lr: 2}")
+
+
+def test_a_key_may_be_over_one_that_is_merged_in(tmp_path: Path) -> None:
+    text = "solver: &a {lr: 1, epochs: 2}\nx:\n  y: &b\n    <<: *a\n    lr: 2\ndistill:\n  <<: *b\n"
+    assert read(text, tmp_path)["distill"] == {"lr": 2, "epochs": 2}
+
+
 def test_a_recipe_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
     (tmp_path / "bytes.yaml").write_bytes(b"model: \xff\xfe\n")
     for name in ("missing.yaml", "bytes.yaml", "."):

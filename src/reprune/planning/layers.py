@@ -18,7 +18,18 @@ from reprune.planning.sources import local_path, split_count
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML whose 2:4 is a pattern, not the number 124 in base 60 as in YAML 1.1."""
+    """YAML whose 2:4 is a pattern, not the number 124 in base 60 as in YAML 1.1, and whose keys stand once each."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen: set[tuple[str, str]] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if (key.tag, key.value) in seen:
+                    said = f"expected each key once, but {key.value!r} stands twice"
+                    raise yaml.composer.ComposerError(None, None, said, key.start_mark)
+                seen.add((key.tag, key.value))
+        return node
 
 
 _Loader.yaml_implicit_resolvers = {

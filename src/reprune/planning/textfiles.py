@@ -72,6 +72,12 @@ class TextFiles:
 def _decoded(path: Path, label: str) -> str:
     with open_bytes(path, label) as file:
         data = file.read()
+    if (place := data.find(b"\0")) >= 0:  # every other byte of UTF-16
+        line = data.count(b"\n", 0, place) + 1
+        raise InputError(
+            f"{label}, line {line}: expected text in UTF-8, but it has a zero byte, as UTF-16 has; convert the file to "
+            "UTF-8, or take such bytes out"
+        )
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from reprune.errors import InputError
 from reprune.planning.recipe import RUNGS, SHORT_FORMS, Recipe
-from reprune.planning.sources import local_path, split_count
+from reprune.planning.sources import split_count, split_path
 
 
 class _Loader(yaml.SafeLoader):
@@ -64,7 +64,7 @@ def _found_beside(source: Any, folder: Path) -> Any:
     """A relative path in a recipe file is relative to that file's folder, if it is there."""
     if not isinstance(source, str):
         return source
-    there = local_path(split_count(source)[0], folder)
+    there = split_path(split_count(source)[0], folder)
     return source if there is None else str(folder / source)
 
 

@@ -6,14 +6,15 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from reprune.model.local import local_path
 from reprune.planning.recipe import Recipe
-from reprune.planning.sources import local_path, split_count
+from reprune.planning.sources import split_count, split_path
 
 
 def with_path(source: str, change: Callable[[Path], object]) -> str:
     """The source with its local path changed; one that begins with no path that exists comes back as it is."""
     name, count = split_count(source)
-    if (found := local_path(name)) is None:
+    if (found := split_path(name)) is None:
         return source
     path, parts = found
     return f"{change(path)}{parts}{count}"
@@ -40,5 +41,5 @@ def beside(recipe: Recipe, folder: Path) -> Recipe:
 
 def local_name(model: str) -> str:
     """The last part of a MODEL that is a local path; a Hub id as it is."""
-    path = Path(model).expanduser()
+    path = local_path(model)
     return path.name if path.is_absolute() or path.exists() else model

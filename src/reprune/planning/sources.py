@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Literal, final
 
 from reprune.errors import InputError
+from reprune.model.local import local_path
 from reprune.planning.documents import Documents
 from reprune.planning.rows import Rows
 from reprune.planning.textfiles import check_lines, explain_json, is_text_file, read_text
@@ -59,15 +60,15 @@ def split_count(text: str) -> tuple[str, str]:
     return (text, "") if found is None else (text[: found.start()], found[0])
 
 
-def local_path(name: str, folder: Path | None = None) -> tuple[Path, str] | None:
+def split_path(name: str, folder: Path | None = None) -> tuple[Path, str] | None:
     """The path of this machine that a source's name begins with, and the `:part`s after it; None where there is none.
 
     A known name is no path. `folder` is where relative paths begin; None is the working folder.
     """
     end = -1 if name in KNOWN else len(name)
     while end > 0:
-        with suppress(OSError, RuntimeError):  # longer than any file's name, ~someone who has no home here
-            path = Path(name[:end]).expanduser() if folder is None else folder / name[:end]
+        path = local_path(name[:end]) if folder is None else folder / name[:end]
+        with suppress(OSError):  # longer than any file's name
             if path.exists():
                 return path, name[end:]
         end = name.rfind(":", 0, end)
@@ -223,7 +224,7 @@ def find_source(name: str) -> Source:
     """
     if name in KNOWN:
         return KNOWN[name]
-    found = local_path(name)
+    found = split_path(name)
     if found is None:
         identifier, *parts = name.split(":")
         _require_hub_id(name, identifier)

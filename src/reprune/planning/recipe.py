@@ -30,7 +30,8 @@ from reprune.math.wanda import Wanda
 from reprune.planning.choice import Choice, Part
 from reprune.planning.descents import DistillRecipe, RecipePart, SolverRecipe
 from reprune.planning.devices import is_device
-from reprune.planning.generation.settings import FILTERS, PREFIX, Generation, generation
+from reprune.planning.generation.language import ANY, can_tell, wrong_language
+from reprune.planning.generation.settings import FILTERS, PREFIX, Generation, generation, wrong_filters
 from reprune.planning.sparsities import Sparsities
 
 Rung = Literal["LR", "BR", "BR+GP", "BR+GP+CR", "auto"]
@@ -132,6 +133,21 @@ class SelfGenerateRecipe(RecipePart):
     language: str = "en"
     filters: tuple[str, ...] = FILTERS
     batch_size: int = Field(64, ge=1)  # texts written at a time, about
+
+    @field_validator("language")
+    @classmethod
+    def _can_be_told(cls, value: str) -> str:
+        usual = value in (ANY, "en")  # to know the others takes a second
+        if not usual and can_tell() and (wrong := wrong_language(value)):
+            raise ValueError(f"{wrong}, got {value}")
+        return value
+
+    @field_validator("filters")
+    @classmethod
+    def _are_filters(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if wrong := wrong_filters(value):
+            raise ValueError(wrong)
+        return value
 
     def build(self, tokens: int, most: int | None, seed: int) -> Generation:
         """The settings of generation.

@@ -16,11 +16,21 @@ _PIECE = 200  # characters judged at a time
 
 def require_language(language: str) -> None:
     """Raise `InputError` where languages cannot be told, or not this one."""
-    if importlib.util.find_spec("py3langid") is None:
+    if not can_tell():
         raise InputError("generating texts needs py3langid; install it with: pip install 'reprune[generate]'")
+    if wrong := wrong_language(language):
+        raise InputError(f"--language {language}: {wrong}.")
+
+
+def can_tell() -> bool:
+    """Whether there is what languages are told by."""
+    return importlib.util.find_spec("py3langid") is not None
+
+
+def wrong_language(language: str) -> str | None:
+    """What is wrong with the code of a language that is to be told; None if nothing is."""
     known = sorted(str(label) for label in _identifier().labels)
-    if language not in (ANY, *known):
-        raise InputError(f"--language {language}: expected {ANY}, or a code of ISO 639 among {', '.join(known)}.")
+    return None if language in (ANY, *known) else f"expected {ANY}, or a code of ISO 639 among {', '.join(known)}"
 
 
 @final

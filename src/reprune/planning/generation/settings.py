@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Self, final
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -23,6 +23,12 @@ from reprune.planning.generation.filters import (
 
 PREFIX = 5  # tokens that are looked at before a text is written: the first, and four by greedy choice (the paper's)
 FILTERS = ("language", "repetition", "code", "duplicates", "likelihood")
+
+
+def wrong_filters(names: Sequence[str]) -> str | None:
+    """What is wrong with names of filters; None if nothing is."""
+    unknown = [name for name in names if name not in FILTERS]
+    return f"expected some of {', '.join(FILTERS)}, got {unknown[0]}" if unknown else None
 
 
 @final
@@ -45,8 +51,8 @@ class Generation(BaseModel):
     def _fits(self) -> Self:
         if self.least > self.length:
             raise ValueError(f"least {self.least} is more than length {self.length}")
-        if unknown := [name for name in self.filters if name not in FILTERS]:
-            raise ValueError(f"filters: expected some of {', '.join(FILTERS)}, got {unknown[0]}")
+        if wrong := wrong_filters(self.filters):
+            raise ValueError(f"filters: {wrong}")
         return self
 
     @property

@@ -21,14 +21,19 @@ def locked(path: Path, where: Path, what: str, wait: bool = False) -> Iterator[N
         wait: for another process that holds it, however long that takes.
 
     Raises:
-        InputError: another process holds it.
+        InputError: another process holds it, or the file system gives no locks.
     """
-    descriptor = os.open(path, os.O_RDONLY)
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)  # NFS locks only what may be written
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except OSError:
+        except BlockingIOError:
             raise InputError(f"{where}: another process is working on this {what}; wait for it or stop it.") from None
+        except OSError as error:
+            raise InputError(
+                f"{where}: the file system gives no lock that keeps other processes out of this {what} "
+                f"({error.strerror}); put it on another disk."
+            ) from None
         yield
     finally:
         os.close(descriptor)

@@ -1,0 +1,46 @@
+"""A lock keeps a second process out, and what the system says of one that it does not give is passed on."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+from pathlib import Path
+
+import pytest
+
+from reprune.errors import InputError
+from reprune.model.lock import locked
+
+
+@pytest.mark.parametrize("folder", [True, False])
+def test_what_another_holds_is_refused_until_it_lets_go(folder: bool, tmp_path: Path) -> None:
+    path = tmp_path if folder else tmp_path / "file"
+    path.touch()
+    with locked(path, path, "run"):  # noqa: SIM117
+        with pytest.raises(InputError, match="another process is working on this run"), locked(path, path, "run"):
+            pass
+    with locked(path, path, "run"):
+        pass
+
+
+@pytest.mark.parametrize("wait", [True, False])
+def test_a_file_system_without_locks_is_no_other_process(
+    wait: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none(*_: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", none)
+    said = r"out: the file system gives no lock that keeps .* of this run \(No locks available\)"
+    with pytest.raises(InputError, match=said), locked(tmp_path, Path("out"), "run", wait):
+        pass
+
+
+def test_a_file_is_locked_as_one_that_may_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """NFS gives no exclusive lock of a file that is open to be read alone."""
+    modes: list[int] = []
+    monkeypatch.setattr(fcntl, "flock", lambda held, _: modes.append(fcntl.fcntl(held, fcntl.F_GETFL) & os.O_ACCMODE))
+    (tmp_path / "file").touch()
+    with locked(tmp_path / "file", tmp_path, "file"), locked(tmp_path, tmp_path, "cache"):
+        assert modes == [os.O_RDWR, os.O_RDONLY]

@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from reprune.engine.forecast import Forecast, Group, Work, forecast, least_memory_bytes
+from reprune.engine.footprint import least_memory_bytes
+from reprune.engine.forecast import Forecast, forecast
 from reprune.engine.machines import MACHINES, Machine, find_machine
 from reprune.engine.speed import Speed, measure_speed, resident_bytes
+from reprune.engine.work import Group, Work
 from reprune.errors import InputError
 from reprune.model.costs import BlockCosts, Flops
 from reprune.planning.layers import resolve_recipe

@@ -29,11 +29,12 @@ from reprune.doors.prepare import (
     several,
 )
 from reprune.engine.exchange import Crew, find_network
-from reprune.engine.forecast import ONE_PROCESS, Forecast, Group, Work, forecast
+from reprune.engine.forecast import ONE_PROCESS, Forecast, forecast
 from reprune.engine.machines import Machine, find_machine
 from reprune.engine.run import Methods
 from reprune.engine.speed import Speed, measure_speed, resident_bytes
 from reprune.engine.watcher import Watcher
+from reprune.engine.work import Group, Work
 from reprune.errors import InputError
 from reprune.model.block import Precision
 from reprune.model.decoder import Decoder

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from reprune.doors.devices import DTYPES, settle_device, settle_precision
 from reprune.doors.formats import size
-from reprune.engine.forecast import disk_bytes, least_memory_bytes
+from reprune.engine.footprint import disk_bytes, least_memory_bytes
 from reprune.engine.ledger import Ledger
 from reprune.engine.result import RECORD
 from reprune.errors import InputError

@@ -7,70 +7,30 @@ were off.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
 
 from reprune.engine.exchange import Crew
-from reprune.engine.pruning import AT_ONCE
+from reprune.engine.footprint import MASKS, disk_bytes, distilling_bytes, on_gpu, streams, window_bytes
 from reprune.engine.speed import Speed
-from reprune.model.costs import BlockCosts
-from reprune.model.predictor import LOGITS
+from reprune.engine.work import Work
 from reprune.planning.recipe import Recipe
 from reprune.planning.schedule import Window
 
 _TRAFFIC_FORWARD, _TRAFFIC_BOTH = 2.0, 6.0
 """Bytes that a pass moves beside its products, over those of the activations it would keep."""
 _SYMMETRIC = 0.625  # of a product that is symmetric: what of it is computed
-_MASKS = 0.25  # of the weights' bytes
 _COLUMN_SECONDS = 3e-5  # of SparseGPT, for each column of a group, whatever its rows
 _FILE_BYTES_PER_SECOND = 4e8  # of a block's shard, read, rounded, written and forced to disk
 _COPIED_BYTES_PER_SECOND = 6e8  # of what lies outside the blocks, which is written as it was
 _WINDOW_SECONDS = 0.05
 _BESIDE_BYTES = 90e6  # of a run beside what is counted here: the tokenizer, the samples, thread pools
 _HEAP = 1.1  # what the heap takes over what was asked of it
-_REFIT_COPIES = 7  # of a group's matrices: what conjugate gradients hold beside what the pruner does
 ONE_PROCESS = Crew()
 _DIVERGENCE_FORWARD, _DIVERGENCE_BOTH = 10, 15
 """How many times logits are read or written to compare them, and to find their gradient too."""
 _HEAD_SPEED = 0.5  # of the head's products, over those of others: a matrix of hundreds of megabytes for few tokens
-_LOGITS_HELD = 5  # tensors of their size at a time
-_TEMPORARY = 1.3  # over the activations kept: what a backward pass holds for a moment
-
-
-@dataclass(frozen=True)
-class Group:
-    """A linear group: rows of all its matrices together, and columns."""
-
-    rows: int
-    columns: int
-    share: float = 1.0  # of the tokens, how many reach it
-    expert: bool = False
-
-    @staticmethod
-    def of(shapes: Iterable[tuple[int, int]], share: float | None = None) -> Group:
-        """The group of matrices of these shapes, which have their columns in common.
-
-        `share` is that of the tokens which reach it, of an expert.
-        """
-        each = list(shapes)
-        rows = sum(rows for rows, _ in each)
-        return Group(rows, each[0][1]) if share is None else Group(rows, each[0][1], share, True)
-
-
-@dataclass(frozen=True)
-class Work:
-    """What a run is to do, in numbers."""
-
-    blocks: Sequence[BlockCosts]
-    groups: Sequence[Sequence[Group]]  # of each block
-    schedule: Sequence[Window]
-    calibration: int
-    heldout: int
-    tokens: int  # a sample
-    block_bytes: Sequence[int]  # of each block's tensors on disk
-    outside_bytes: Sequence[int]  # of each tensor outside the blocks
-    head: tuple[int, int] = (0, 0)  # words and hidden size of what makes the logits
 
 
 @final
@@ -104,14 +64,14 @@ def forecast(
     seconds += sum(work.outside_bytes) / _COPIED_BYTES_PER_SECOND
     samples = crew.part(work.calibration) + crew.part(work.heldout)
     stream = samples * work.blocks[0].states
-    wanted = stream * _streams(recipe)
+    wanted = stream * streams(recipe)
     held = min(wanted, int(recipe.streams.memory) // stream * stream)
-    window = max(_window_bytes(recipe, work, one) for one in work.schedule)
+    window = max(window_bytes(recipe, work, one) for one in work.schedule)
     if recipe.distill.blocks:
         seconds += _distilling_seconds(recipe, work, speed, crew)
-        window = max(window, _distilling_bytes(recipe, work))
+        window = max(window, distilling_bytes(recipe, work))
     writing = max((*work.outside_bytes, *work.block_bytes))  # a tensor at a time, mapped from the checkpoint
-    on_device = _on_gpu(recipe)
+    on_device = on_gpu(recipe)
     host = base_bytes + _BESIDE_BYTES + max(_HEAP * (held + (0 if on_device else window)), writing, writer_bytes)
     disk = disk_bytes(recipe, stream, sum(work.block_bytes) + sum(work.outside_bytes))
     exchanged = sum(crew.bytes(summed, told) for summed, told, _ in exchanges)
@@ -136,37 +96,6 @@ def _exchange(recipe: Recipe, work: Work, window: Window) -> tuple[float, float,
         summed += steps * 4 * parameters * (1.0 - recipe.pattern.sparsity if recipe.solver.compact else 1.0)
         often += 2 * steps + 2 * recipe.solver.epochs
     return summed, told + 4 * parameters, often
-
-
-def least_memory_bytes(recipe: Recipe, schedule: Sequence[Window], parameters: Sequence[int]) -> int:
-    """What the largest window, or distillation, takes at the least: its weights, in as many copies as they are held in.
-
-    Args:
-        recipe: settled.
-        schedule: its windows.
-        parameters: how many each block has.
-    """
-    most = max(sum(parameters[index] for index in window.blocks) for window in schedule)
-    windows = most * (_copies(recipe) if recipe.solver.name != "none" else 1.0)
-    return int(4 * max(windows, sum(parameters[len(parameters) - recipe.distill.blocks :]) * _copies(recipe)))
-
-
-def disk_bytes(recipe: Recipe, stream: int, files: int) -> int:
-    """What a run writes.
-
-    Args:
-        recipe: settled.
-        stream: bytes of one stream of all samples.
-        files: of the model's tensors.
-    """
-    wanted = stream * _streams(recipe)
-    return files + wanted - min(wanted, int(recipe.streams.memory) // stream * stream)
-
-
-def _streams(recipe: Recipe) -> int:
-    """How many streams there are at most: the student's, the dense ones that a window looks back on, and targets."""
-    size = recipe.schedule.size
-    return 1 + (size + 1) + (recipe.teacher == "local") + (size > 1) + 2 * (recipe.distill.blocks > 0)
 
 
 def _steps(recipe: Recipe, work: Work, epochs: int) -> int:
@@ -244,17 +173,6 @@ def _distilling_seconds(recipe: Recipe, work: Work, speed: Speed, crew: Crew) ->
     return seconds + sum(work.block_bytes[i] for i in blocks) / _FILE_BYTES_PER_SECOND
 
 
-def _distilling_bytes(recipe: Recipe, work: Work) -> int:
-    """The most that it holds at a time, without streams."""
-    costs = work.blocks[len(work.blocks) - recipe.distill.blocks :]
-    words, hidden = work.head
-    at_a_time = min(recipe.solver.samples_at_a_time, work.calibration)
-    kept = _kept_bytes(recipe, costs)
-    weights = _copies(recipe) * 4 * sum(cost.parameters for cost in costs)
-    logits = min(4 * LOGITS, 4 * words * work.tokens * at_a_time) * _LOGITS_HELD
-    return int(weights + 4 * words * hidden + max(at_a_time * kept + logits, _TEMPORARY * at_a_time * kept))
-
-
 def _window_seconds(recipe: Recipe, work: Work, speed: Speed, window: Window, crew: Crew) -> float:
     calibration, heldout = crew.part(work.calibration), crew.part(work.heldout)
     samples = calibration + heldout
@@ -276,7 +194,7 @@ def _window_seconds(recipe: Recipe, work: Work, speed: Speed, window: Window, cr
     seconds += samples * forward(window.blocks)  # advancing, with the errors after
     # Blocks that later windows go on with are kept as they are, float32 with their masks.
     left_open = sum(work.blocks[i].parameters for i in window.blocks if i not in window.retired)
-    written = sum(work.block_bytes[i] for i in window.retired) + 4 * (1.0 + _MASKS) * left_open
+    written = sum(work.block_bytes[i] for i in window.retired) + 4 * (1.0 + MASKS) * left_open
     return seconds + written / _FILE_BYTES_PER_SECOND
 
 
@@ -315,73 +233,3 @@ def _pruning_seconds(
     # One after the other where each group is to see what those before it have become.
     in_turn = refit or recipe.pruner.sequential
     return seconds + (sum(solving) if in_turn else crew.longest(solving))
-
-
-def _window_bytes(recipe: Recipe, work: Work, window: Window) -> int:
-    """The most that a window holds at a time, without streams."""
-    solver = recipe.solver
-    weights = 4 * sum(work.blocks[i].parameters for i in window.blocks)
-    largest = max(work.blocks[i].activations for i in window.blocks)
-    at_a_time = min(solver.samples_at_a_time, work.calibration)
-    passing = at_a_time * largest  # a pass without gradients holds no more than what it would keep
-    grams = recipe.pruner.name == "sparsegpt"  # of all groups of a block at once
-    pruning = max(
-        grams * _gram_bytes(work.groups[i])
-        + max((4 * (2 * group.columns**2 + 4 * group.rows * group.columns) for group in work.groups[i]), default=0)
-        for i in window.blocks
-    )
-    twin = 0
-    if solver.start == "least-squares":
-        twin = 4 * max(work.blocks[i].parameters for i in window.fresh or window.blocks)
-        every = [group for i in window.blocks for group in work.groups[i]]
-        pruning += 16 * max((group.columns**2 for group in every), default=0)  # both Gram pairs
-        pruning += _REFIT_COPIES * 4 * max((group.rows * group.columns for group in every), default=0)
-    most = weights + twin + max(pruning, passing)
-    if solver.name != "none":
-        most = max(most, _fitting_bytes(recipe, weights, [work.blocks[i] for i in window.blocks], at_a_time))
-    return int(most)
-
-
-def _fitting_bytes(recipe: Recipe, weights: int, costs: Sequence[BlockCosts], at_a_time: int) -> float:
-    """The most while blocks of so many bytes of weights are fitted."""
-    held, kept = _copies(recipe) * weights, at_a_time * _kept_bytes(recipe, costs)
-    passing = (_TEMPORARY - 1.0) * at_a_time * max(cost.activations for cost in costs)
-    if not _on_gpu(recipe):  # gradients come as activations go, but a heap has seldom room for the ones in the others'
-        return held + kept + passing
-    return max(held, held - _gradients(recipe) * weights + kept) + passing
-
-
-def _kept_bytes(recipe: Recipe, costs: Sequence[BlockCosts]) -> float:
-    """What a sample's pass through blocks keeps for its gradients."""
-    if recipe.solver.checkpointing:
-        return max(cost.activations for cost in costs) + sum(cost.states for cost in costs)
-    return sum(cost.activations for cost in costs)
-
-
-def _gram_bytes(groups: Sequence[Group]) -> int:
-    """Of all groups of a block at once, of experts as many as are gathered in one pass."""
-    experts = sum(4 * group.columns**2 for group in groups if group.expert)
-    return sum(4 * group.columns**2 for group in groups if not group.expert) + min(experts, AT_ONCE)
-
-
-def _copies(recipe: Recipe) -> float:
-    """How many times a window's weights are held in one form or another while they are fitted."""
-    if recipe.solver.rank is not None:
-        return 2.0
-    kept = 1.0 - recipe.pattern.sparsity
-    moved, moments = _gradients(recipe), 2.0
-    if recipe.solver.compact:
-        return 1.0 + _MASKS + moved + kept * (1.0 + moments + recipe.guard)
-    best = kept if _on_gpu(recipe) else 1.0
-    return 1.0 + _MASKS + moved + moments + best * recipe.guard
-
-
-def _gradients(recipe: Recipe) -> float:
-    """The same of their gradients alone."""
-    if recipe.solver.rank is not None:
-        return 0.0
-    return 1.0 - recipe.pattern.sparsity if recipe.solver.compact else 1.0
-
-
-def _on_gpu(recipe: Recipe) -> bool:
-    return recipe.device.startswith("cuda")

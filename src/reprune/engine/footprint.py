@@ -1,0 +1,129 @@
+"""What a run holds at a time, in memory and on the disk: a forecast's bytes. Knows nothing of time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from reprune.engine.pruning import AT_ONCE
+from reprune.engine.work import Group, Work
+from reprune.model.costs import BlockCosts
+from reprune.model.predictor import LOGITS
+from reprune.planning.recipe import Recipe
+from reprune.planning.schedule import Window
+
+MASKS = 0.25  # of the weights' bytes
+_REFIT_COPIES = 7  # of a group's matrices: what conjugate gradients hold beside what the pruner does
+_LOGITS_HELD = 5  # tensors of their size at a time
+_TEMPORARY = 1.3  # over the activations kept: what a backward pass holds for a moment
+
+
+def least_memory_bytes(recipe: Recipe, schedule: Sequence[Window], parameters: Sequence[int]) -> int:
+    """What the largest window, or distillation, takes at the least: its weights, in as many copies as they are held in.
+
+    Args:
+        recipe: settled.
+        schedule: its windows.
+        parameters: how many each block has.
+    """
+    most = max(sum(parameters[index] for index in window.blocks) for window in schedule)
+    windows = most * (_copies(recipe) if recipe.solver.name != "none" else 1.0)
+    return int(4 * max(windows, sum(parameters[len(parameters) - recipe.distill.blocks :]) * _copies(recipe)))
+
+
+def disk_bytes(recipe: Recipe, stream: int, files: int) -> int:
+    """What a run writes.
+
+    Args:
+        recipe: settled.
+        stream: bytes of one stream of all samples.
+        files: of the model's tensors.
+    """
+    wanted = stream * streams(recipe)
+    return files + wanted - min(wanted, int(recipe.streams.memory) // stream * stream)
+
+
+def streams(recipe: Recipe) -> int:
+    """How many streams there are at most: the student's, the dense ones that a window looks back on, and targets."""
+    size = recipe.schedule.size
+    return 1 + (size + 1) + (recipe.teacher == "local") + (size > 1) + 2 * (recipe.distill.blocks > 0)
+
+
+def window_bytes(recipe: Recipe, work: Work, window: Window) -> int:
+    """The most that a window holds at a time, without streams."""
+    solver = recipe.solver
+    weights = 4 * sum(work.blocks[i].parameters for i in window.blocks)
+    largest = max(work.blocks[i].activations for i in window.blocks)
+    at_a_time = min(solver.samples_at_a_time, work.calibration)
+    passing = at_a_time * largest  # a pass without gradients holds no more than what it would keep
+    grams = recipe.pruner.name == "sparsegpt"  # of all groups of a block at once
+    pruning = max(
+        grams * _gram_bytes(work.groups[i])
+        + max((4 * (2 * group.columns**2 + 4 * group.rows * group.columns) for group in work.groups[i]), default=0)
+        for i in window.blocks
+    )
+    twin = 0
+    if solver.start == "least-squares":
+        twin = 4 * max(work.blocks[i].parameters for i in window.fresh or window.blocks)
+        every = [group for i in window.blocks for group in work.groups[i]]
+        pruning += 16 * max((group.columns**2 for group in every), default=0)  # both Gram pairs
+        pruning += _REFIT_COPIES * 4 * max((group.rows * group.columns for group in every), default=0)
+    most = weights + twin + max(pruning, passing)
+    if solver.name != "none":
+        most = max(most, _fitting_bytes(recipe, weights, [work.blocks[i] for i in window.blocks], at_a_time))
+    return int(most)
+
+
+def _fitting_bytes(recipe: Recipe, weights: int, costs: Sequence[BlockCosts], at_a_time: int) -> float:
+    """The most while blocks of so many bytes of weights are fitted."""
+    held, kept = _copies(recipe) * weights, at_a_time * _kept_bytes(recipe, costs)
+    passing = (_TEMPORARY - 1.0) * at_a_time * max(cost.activations for cost in costs)
+    if not on_gpu(recipe):  # gradients come as activations go, but a heap has seldom room for the ones in the others'
+        return held + kept + passing
+    return max(held, held - _gradients(recipe) * weights + kept) + passing
+
+
+def distilling_bytes(recipe: Recipe, work: Work) -> int:
+    """The most that it holds at a time, without streams."""
+    costs = work.blocks[len(work.blocks) - recipe.distill.blocks :]
+    words, hidden = work.head
+    at_a_time = min(recipe.solver.samples_at_a_time, work.calibration)
+    kept = _kept_bytes(recipe, costs)
+    weights = _copies(recipe) * 4 * sum(cost.parameters for cost in costs)
+    logits = min(4 * LOGITS, 4 * words * work.tokens * at_a_time) * _LOGITS_HELD
+    return int(weights + 4 * words * hidden + max(at_a_time * kept + logits, _TEMPORARY * at_a_time * kept))
+
+
+def _kept_bytes(recipe: Recipe, costs: Sequence[BlockCosts]) -> float:
+    """What a sample's pass through blocks keeps for its gradients."""
+    if recipe.solver.checkpointing:
+        return max(cost.activations for cost in costs) + sum(cost.states for cost in costs)
+    return sum(cost.activations for cost in costs)
+
+
+def _gram_bytes(groups: Sequence[Group]) -> int:
+    """Of all groups of a block at once, of experts as many as are gathered in one pass."""
+    experts = sum(4 * group.columns**2 for group in groups if group.expert)
+    return sum(4 * group.columns**2 for group in groups if not group.expert) + min(experts, AT_ONCE)
+
+
+def _copies(recipe: Recipe) -> float:
+    """How many times a window's weights are held in one form or another while they are fitted."""
+    if recipe.solver.rank is not None:
+        return 2.0
+    kept = 1.0 - recipe.pattern.sparsity
+    moved, moments = _gradients(recipe), 2.0
+    if recipe.solver.compact:
+        return 1.0 + MASKS + moved + kept * (1.0 + moments + recipe.guard)
+    best = kept if on_gpu(recipe) else 1.0
+    return 1.0 + MASKS + moved + moments + best * recipe.guard
+
+
+def _gradients(recipe: Recipe) -> float:
+    """The same of their gradients alone."""
+    if recipe.solver.rank is not None:
+        return 0.0
+    return 1.0 - recipe.pattern.sparsity if recipe.solver.compact else 1.0
+
+
+def on_gpu(recipe: Recipe) -> bool:
+    return recipe.device.startswith("cuda")

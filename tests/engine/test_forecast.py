@@ -83,6 +83,34 @@ def test_distillation_takes_its_passes_its_products_of_the_head_and_its_steps() 
     assert found.seconds - without.seconds == pytest.approx(expected)
 
 
+def test_an_allocation_takes_its_walk_and_each_blocks_prunings() -> None:
+    """Every sample once through each block and one for its groups; then statistics, or prunings and held-out errors."""
+    work = replace(_work(), outside_bytes=[0])
+    one = 2.0 * _WEIGHTS * _TOKENS / _SPEED.products + 2.0 * 40 * _HIDDEN * _TOKENS / _SPEED.traffic
+    plain = _forecast("LR", work, pruner="magnitude")
+    for name, passes in (("owl", 36 + 1 + 32), ("by-error", 36 + 1 + 3 * 4)):
+        found = _forecast("LR", work, f"allocation={name}", pruner="magnitude")
+        assert found.seconds - plain.seconds == pytest.approx(8 * passes * one)
+    columns = [(3072, 1024), (1024, 1024), (4096, 1024), (1024, 2048)]
+    gram = sum(2 * 0.625 * 32 * _TOKENS * column**2 for _, column in columns) / _SPEED.full
+    solving = sum((1.5 * c**3 + r * c**2) / _SPEED.full + 3e-5 * c for r, c in columns)
+    plain, found = (_forecast("LR", work, *more, pruner="sparsegpt") for more in ((), ("allocation=by-error",)))
+    assert found.seconds - plain.seconds == pytest.approx(8 * ((36 + 1 + 32 + 3 * 4) * one + gram + 3 * solving))
+
+
+def test_an_allocation_has_two_streams_more_than_the_start() -> None:
+    plain, found = (_forecast("BR+GP", None, "streams.memory=0", *more) for more in ((), ("allocation=owl",)))
+    assert found.disk_bytes - plain.disk_bytes == 4 * 36 * _TOKENS * _HIDDEN, "four, not three"
+
+
+def test_a_window_looks_back_on_no_more_streams_than_there_are_blocks() -> None:
+    found = [
+        _forecast("BR+GP", _work(blocks=3, size=3), "streams.memory=0", f"schedule.size={size}", "schedule.stride=3")
+        for size in (3, 1000)
+    ]
+    assert found[0].disk_bytes == found[1].disk_bytes
+
+
 def test_the_least_memory_is_that_of_distillation_where_it_holds_more_blocks() -> None:
     recipes = [resolve_recipe("model", {"reconstruct": "LR", "distill": blocks}) for blocks in (0, 1, 4)]
     schedule = windows(8, 1, 1)

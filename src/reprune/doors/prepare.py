@@ -140,7 +140,7 @@ def check_devices(device: str, ranks: Ranks) -> None:
 def check_disk(recipe: Recipe, decoder: Decoder, samples: int, out: Path) -> None:
     """Raise `InputError` where a run on so many samples, those held out among them, needs more disk than is free."""
     assert recipe.seqlen is not None
-    disk = disk_bytes(recipe, 4 * samples * recipe.seqlen * decoder.width, decoder.checkpoint.bytes)
+    disk = disk_bytes(recipe, len(decoder), 4 * samples * recipe.seqlen * decoder.width, decoder.checkpoint.bytes)
     parent = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
     if disk > (free := shutil.disk_usage(parent).free):
         raise InputError(

@@ -9,7 +9,7 @@ from reprune.engine.work import Group, Work
 from reprune.model.costs import BlockCosts
 from reprune.model.predictor import LOGITS
 from reprune.planning.recipe import Recipe
-from reprune.planning.schedule import Window
+from reprune.planning.schedule import Window, windows
 
 MASKS = 0.25  # of the weights' bytes
 _REFIT_COPIES = 7  # of a group's matrices: what conjugate gradients hold beside what the pruner does
@@ -30,22 +30,27 @@ def least_memory_bytes(recipe: Recipe, schedule: Sequence[Window], parameters: S
     return int(4 * max(windows, sum(parameters[len(parameters) - recipe.distill.blocks :]) * _copies(recipe)))
 
 
-def disk_bytes(recipe: Recipe, stream: int, files: int) -> int:
+def disk_bytes(recipe: Recipe, blocks: int, stream: int, files: int) -> int:
     """What a run writes.
 
     Args:
         recipe: settled.
+        blocks: how many the model has.
         stream: bytes of one stream of all samples.
         files: of the model's tensors.
     """
-    wanted = stream * streams(recipe)
+    wanted = stream * streams(recipe, blocks)
     return files + wanted - min(wanted, int(recipe.streams.memory) // stream * stream)
 
 
-def streams(recipe: Recipe) -> int:
-    """How many streams there are at most: the student's, the dense ones that a window looks back on, and targets."""
-    size = recipe.schedule.size
-    return 1 + (size + 1) + (recipe.teacher == "local") + (size > 1) + 2 * (recipe.distill.blocks > 0)
+def streams(recipe: Recipe, blocks: int) -> int:
+    """How many streams there are at most: the student's, the dense ones that a window looks back on, and targets.
+
+    A walk through the dense model, by which an allocation measures blocks, has two beside those of the start.
+    """
+    size = min(recipe.schedule.size, blocks)
+    in_windows = 1 + (size + 1) + (recipe.teacher == "local") + (size > 1)
+    return max(in_windows, 4 * (recipe.allocation.name != "uniform")) + 2 * (recipe.distill.blocks > 0)
 
 
 def window_bytes(recipe: Recipe, work: Work, window: Window) -> int:
@@ -71,6 +76,27 @@ def window_bytes(recipe: Recipe, work: Work, window: Window) -> int:
     if solver.name != "none":
         most = max(most, _fitting_bytes(recipe, weights, [work.blocks[i] for i in window.blocks], at_a_time))
     return int(most)
+
+
+def allocating_bytes(recipe: Recipe, work: Work) -> int:
+    """The most that is held while an allocation measures blocks: each alone, and dense once more, without streams."""
+    alone, twins = measured(recipe), int(recipe.allocation.name == "by-error")
+    return max(
+        window_bytes(alone, work, window) + 4 * twins * work.blocks[window.index].parameters
+        for window in windows(len(work.blocks), 1, 1)
+    )
+
+
+def measured(recipe: Recipe) -> Recipe:
+    """What an allocation does to each block, as a recipe: it is pruned by its dense inputs, for OWL by Wanda."""
+    pruner = {"name": "wanda"} if recipe.allocation.name == "owl" else {}
+    return recipe.model_copy(
+        update={
+            "teacher": "global",
+            "pruner": recipe.pruner.model_copy(update={**pruner, "sequential": False}),
+            "solver": recipe.solver.model_copy(update={"name": "none", "start": "pruner"}),
+        }
+    )
 
 
 def _fitting_bytes(recipe: Recipe, weights: int, costs: Sequence[BlockCosts], at_a_time: int) -> float:

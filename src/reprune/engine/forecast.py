@@ -12,7 +12,16 @@ from dataclasses import dataclass
 from typing import final
 
 from reprune.engine.exchange import Crew
-from reprune.engine.footprint import MASKS, disk_bytes, distilling_bytes, on_gpu, streams, window_bytes
+from reprune.engine.footprint import (
+    MASKS,
+    allocating_bytes,
+    disk_bytes,
+    distilling_bytes,
+    measured,
+    on_gpu,
+    streams,
+    window_bytes,
+)
 from reprune.engine.speed import Speed
 from reprune.engine.work import Work
 from reprune.planning.recipe import Recipe
@@ -30,6 +39,7 @@ _HEAP = 1.1  # what the heap takes over what was asked of it
 ONE_PROCESS = Crew()
 _DIVERGENCE_FORWARD, _DIVERGENCE_BOTH = 10, 15
 """How many times logits are read or written to compare them, and to find their gradient too."""
+_LEVELS = 3  # of sparsity, to which an allocation by error prunes each block
 _HEAD_SPEED = 0.5  # of the head's products, over those of others: a matrix of hundreds of megabytes for few tokens
 
 
@@ -64,16 +74,19 @@ def forecast(
     seconds += sum(work.outside_bytes) / _COPIED_BYTES_PER_SECOND
     samples = crew.part(work.calibration) + crew.part(work.heldout)
     stream = samples * work.blocks[0].states
-    wanted = stream * streams(recipe)
+    wanted = stream * streams(recipe, len(work.blocks))
     held = min(wanted, int(recipe.streams.memory) // stream * stream)
     window = max(window_bytes(recipe, work, one) for one in work.schedule)
+    if recipe.allocation.name != "uniform":
+        seconds += _allocating_seconds(recipe, work, speed, crew)
+        window = max(window, allocating_bytes(recipe, work))
     if recipe.distill.blocks:
         seconds += _distilling_seconds(recipe, work, speed, crew)
         window = max(window, distilling_bytes(recipe, work))
     writing = max((*work.outside_bytes, *work.block_bytes))  # a tensor at a time, mapped from the checkpoint
     on_device = on_gpu(recipe)
     host = base_bytes + _BESIDE_BYTES + max(_HEAP * (held + (0 if on_device else window)), writing, writer_bytes)
-    disk = disk_bytes(recipe, stream, sum(work.block_bytes) + sum(work.outside_bytes))
+    disk = disk_bytes(recipe, len(work.blocks), stream, sum(work.block_bytes) + sum(work.outside_bytes))
     exchanged = sum(crew.bytes(summed, told) for summed, told, _ in exchanges)
     return Forecast(seconds, int(host), int(max(window, writer_bytes)) if on_device else 0, int(disk), int(exchanged))
 
@@ -173,6 +186,18 @@ def _distilling_seconds(recipe: Recipe, work: Work, speed: Speed, crew: Crew) ->
     return seconds + sum(work.block_bytes[i] for i in blocks) / _FILE_BYTES_PER_SECOND
 
 
+def _allocating_seconds(recipe: Recipe, work: Work, speed: Speed, crew: Crew) -> float:
+    """Of measuring what each block bears: a walk through the dense model, and each block pruned to some levels."""
+    samples, heldout = crew.part(work.calibration) + crew.part(work.heldout), crew.part(work.heldout)
+    levels = _LEVELS if recipe.allocation.name == "by-error" else 0
+    passes, alone, seconds = _Passes(work, speed), measured(recipe), 0.0
+    for index in range(len(work.blocks)):
+        once = passes.forward([index])
+        seconds += (samples + levels * heldout) * once
+        seconds += _pruning_seconds(alone, work, speed, index, once, False, crew, levels)
+    return seconds
+
+
 def _window_seconds(recipe: Recipe, work: Work, speed: Speed, window: Window, crew: Crew) -> float:
     calibration, heldout = crew.part(work.calibration), crew.part(work.heldout)
     samples = calibration + heldout
@@ -199,9 +224,12 @@ def _window_seconds(recipe: Recipe, work: Work, speed: Speed, window: Window, cr
 
 
 def _pruning_seconds(
-    recipe: Recipe, work: Work, speed: Speed, index: int, forward: float, lone: bool, crew: Crew
+    recipe: Recipe, work: Work, speed: Speed, index: int, forward: float, lone: bool, crew: Crew, times: int = 1
 ) -> float:
-    """Statistics of the calibration samples, the pruner, and least squares, of a block alone in its window or not."""
+    """Statistics of the calibration samples, the pruner, and least squares, of a block alone in its window or not.
+
+    It may be pruned several times by the same statistics.
+    """
     calibration, heldout = crew.part(work.calibration), crew.part(work.heldout)
     samples = calibration + heldout
     groups = work.groups[index]
@@ -232,4 +260,4 @@ def _pruning_seconds(
             seconds += 24 * 2.0 * group.rows * square / speed.full  # products of the conjugate gradients
     # One after the other where each group is to see what those before it have become.
     in_turn = refit or recipe.pruner.sequential
-    return seconds + (sum(solving) if in_turn else crew.longest(solving))
+    return seconds + times * (sum(solving) if in_turn else crew.longest(solving))

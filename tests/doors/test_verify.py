@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import AutoModelForCausalLM
 
 import reprune
 from tests import tiny
@@ -40,6 +41,37 @@ def test_a_result_passes(name: str, sparsity: str, here: Path, cli: Cli) -> None
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 def test_a_result_of_half_precision_passes(precision: str, cli: Cli) -> None:
     _pruned(cli, "llama", "--set", f"precision={precision}")
+    assert cli("verify", "out").code == 0
+
+
+def test_positions_may_depend_on_how_long_a_text_is(here: Path, cli: Cli) -> None:
+    """LongRoPE has other factors beyond its first context, from the first token on."""
+    torch.manual_seed(0)
+    rope = {"rope_type": "longrope", "rope_theta": 10000.0, "partial_rotary_factor": 1.0}
+    rope |= {"short_factor": [1.0] * 4, "long_factor": [8.0] * 4, "original_max_position_embeddings": 48}
+    config = tiny.CONFIGS["phi3"]()
+    config.rope_parameters, config.original_max_position_embeddings = rope, 48
+    model = AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.dim() > 1:
+                parameter.copy_(torch.randn_like(parameter) * (0.6 if "self_attn" in name else 0.15))
+    model.save_pretrained("long")
+    tiny.tokenizer().save_pretrained("long")
+    _pruned(cli, "long", "--seqlen", "96")
+    said = cli("verify", "out")
+    assert said.code == 0, said.out
+    record = json.loads((here / "out" / "reprune.json").read_text())
+    assert record["forward"].pop("tokens") == 96
+    (here / "out" / "reprune.json").write_text(json.dumps(record))
+    assert "more than the 5%" in cli("verify", "out").out, "as short a text as is on record shows nothing here"
+
+
+def test_a_record_of_before_has_no_more_tokens_than_it_shows(here: Path, cli: Cli) -> None:
+    _pruned(cli)
+    record = json.loads((here / "out" / "reprune.json").read_text())
+    assert record["forward"].pop("tokens") == len(record["forward"]["ids"])
+    (here / "out" / "reprune.json").write_text(json.dumps(record))
     assert cli("verify", "out").code == 0
 
 

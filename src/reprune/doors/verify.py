@@ -5,6 +5,7 @@ The forward pass is that of plain Transformers, which knows nothing of reprune.
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from reprune.engine.ledger import Ledger
-from reprune.engine.probe import TOKENS, rms
+from reprune.engine.probe import TOKENS, Probe, rms
 from reprune.engine.result import RECORD
 from reprune.errors import InputError, RepruneError
 from reprune.math.patterns import Pattern, parse_pattern
@@ -120,6 +121,7 @@ def _read(folder: Path) -> dict[str, Any]:
         parse_pattern(str(record["recipe"]["sparsity"]))
         _ = [(matrix["name"], matrix["zeros"]) for block in record["blocks"] for matrix in block["matrices"]]
         _ = torch.tensor(record["forward"]["ids"], dtype=torch.int64), torch.tensor(record["forward"]["rms"])
+        _ = int(record["forward"].get("tokens", 0))
         _ = dict(record["files"])
     except (FileNotFoundError, NotADirectoryError):
         raise InputError(f"{folder}: holds no result of reprune ({RECORD} is not in it).") from None
@@ -181,7 +183,7 @@ def _numbers(checkpoint: Checkpoint) -> Check:
     return Check("numbers", f"{len(checkpoint.entries)} tensors, finite", tuple(problems))
 
 
-def _forward(decoder: Decoder, expected: dict[str, list[float]], trust_remote_code: bool) -> Check:
+def _forward(decoder: Decoder, expected: dict[str, Any], trust_remote_code: bool) -> Check:
     try:
         found, wanted = (
             torch.tensor(rms(_last_states(decoder, expected, trust_remote_code))),
@@ -198,9 +200,11 @@ def _forward(decoder: Decoder, expected: dict[str, list[float]], trust_remote_co
 
 
 @torch.no_grad()
-def _last_states(decoder: Decoder, expected: dict[str, list[float]], trust_remote_code: bool) -> Tensor:
-    """What the last block puts out for the tokens on record, (tokens, hidden)."""
+def _last_states(decoder: Decoder, expected: dict[str, Any], trust_remote_code: bool) -> Tensor:
+    """What the last block puts out for the tokens on record (tokens, hidden), with as many after them as there were."""
     seen: list[Tensor] = []
+    first = torch.tensor([expected["ids"]])
+    more = Probe(decoder.vocabulary, int(expected.get("tokens", 0))).ids[:, first.shape[1] :]
     skeleton = decoder.skeleton
 
     def saw(module: nn.Module, inputs: Any, outputs: Any) -> None:
@@ -212,5 +216,6 @@ def _last_states(decoder: Decoder, expected: dict[str, list[float]], trust_remot
         kind = model_class(read_config(decoder.folder, trust_remote_code))
         model = kind.from_pretrained(decoder.folder, dtype="auto", trust_remote_code=trust_remote_code).eval()
         model.get_submodule(skeleton.blocks_path)[skeleton.running[-1]].register_forward_hook(saw)
-        model(input_ids=torch.tensor([expected["ids"]]), use_cache=False)
+        last = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
+        model(input_ids=torch.cat([first, more], 1), use_cache=False, **last)
     return seen[0]

@@ -12,7 +12,9 @@ from torch import Tensor
 
 from reprune.model.forms import Form
 
-TOKENS = 32  # of them on record; a decoder's states at a token depend on none that come after it
+TOKENS = (
+    32  # of them on record; a decoder's states at a token depend on none that come after it, but on how many, perhaps
+)
 
 
 @final
@@ -29,8 +31,12 @@ class Probe:
         self.states = torch.empty(0)  # (1, tokens, hidden), float32
 
     def record(self, form: Form) -> dict[str, Any]:
-        """The first tokens, and of each the root mean square of its states after the last block, of that form."""
-        return {"ids": self.ids[0, :TOKENS].tolist(), "rms": rms(form.states(self.states)[0, :TOKENS])}
+        """The first tokens, of each the root mean square of its states after the last block, and how many passed.
+
+        `form` is that of the states. Where positions depend on how long a text is, states of the first tokens do too.
+        """
+        shown = {"ids": self.ids[0, :TOKENS].tolist(), "rms": rms(form.states(self.states)[0, :TOKENS])}
+        return {**shown, "tokens": self.ids.shape[1]}
 
 
 def rms(states: Tensor) -> list[float]:

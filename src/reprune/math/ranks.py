@@ -1,6 +1,6 @@
 """The processes that do one run together, each with a part of the samples (torch.distributed).
 
-A rank has every so manieth sample, counted from its own number. What is summed over samples is summed over ranks; what
+Each of N ranks has every N-th sample, counted from its own number. What is summed over samples is summed over ranks; what
 one rank has computed or read, it tells the others. Alone there is one rank, and nothing of this does anything. Nothing
 is pickled: values go as JSON, tensors as their bytes.
 """

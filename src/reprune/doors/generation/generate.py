@@ -87,7 +87,7 @@ def generate(
         concurrency: requests to the server at a time.
         device, precision: as in a recipe.
         watcher: is told what happens.
-        ranks: the processes that do it together, each with a whole model and every so manieth round; only the first
+        ranks: the N processes that do it together, each with a whole model and every N-th round; only the first
             judges texts, and writes.
 
     Returns:

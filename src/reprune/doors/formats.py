@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import os
+
 from rich.console import Console
+
+_WIDEST = 10_000  # that a table may be where nothing says how wide it is shown
 
 
 def console() -> Console:
     """Where output goes, as it is: names may have brackets and colons. Off a terminal, lines are not broken."""
-    return Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
+    output = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
+    if not output.is_terminal and "COLUMNS" not in os.environ:
+        output.width = _WIDEST
+    return output
 
 
 def percent(share: float) -> str:

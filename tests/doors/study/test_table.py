@@ -228,6 +228,29 @@ def test_the_tables_at_the_end_fit_a_narrow_terminal(
     assert "(" not in said.split("means over")[0].replace("%", ""), "no spreads"
 
 
+@pytest.mark.parametrize("columns", [None, "80", "60"])
+def test_no_heading_and_no_number_is_cut(
+    columns: str | None, record: StudyRecord, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    if columns is not None:
+        monkeypatch.setenv("COLUMNS", columns)
+    name = "c4-validation-sample.jsonl"
+    record["dense"]["perplexity"][name] = record["dense"]["perplexity"]["wikitext2"]
+    for cell in record["cells"]:
+        if cell["status"] == "done":
+            cell["test_error"][name] = cell["test_error"]["wikitext2"]
+            cell["perplexity"][name] = 4102912.4
+    show_study(record, Path("s"))
+    lines = capfd.readouterr().out.splitlines()
+    assert sum(name in line for line in lines) == 2
+    assert sum("4102912.40" in line for line in lines) == 3
+    assert not [line for line in lines if "\N{HORIZONTAL ELLIPSIS}" in line]
+    assert sum(line.startswith("pruner") for line in lines) == {None: 3, "80": 5, "60": 6}[columns]
+    tables = [line for line in lines if not line.startswith(("means", "time", "tables"))]
+    assert columns is None or max(map(len, tables)) <= int(columns)
+
+
 def test_what_is_left_takes_as_long_as_what_is_done_of_the_same_rung(record: StudyRecord) -> None:
     cells = record["cells"]
     lr = [120.0, 140.0, 190.0, 70.0, 90.0]  # seconds and 20 of measuring

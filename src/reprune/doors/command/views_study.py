@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, final
 
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -143,14 +145,28 @@ def show_study(record: StudyRecord, folder: Path) -> None:
     if tasks := task_columns(record):
         tables.append(tasks)
     for columns in tables:
-        output.print()
-        output.print(_table(record, columns))
+        for table in _fitting(record, columns, output):
+            output.print()
+            output.print(table)
     output.print("\ntime and peak memory: of pruning and reconstruction")
     if any(row.asked > 1 for row in rows(record)):
         output.print("means over the seeds (memory: the largest); their spread is in study.md")
     output.print(f"tables   {folder / 'study.md'}, {folder / 'study.csv'}, {folder / 'study.json'}")
     if (folder / "figures").exists():
         output.print(f"figures  {folder / 'figures'}")
+
+
+def _fitting(record: StudyRecord, columns: Sequence[Column], output: Console) -> Iterator[Table]:
+    """One table of these columns, or several, so that none is wider than what it is shown on."""
+    unbounded = output.options.update(max_width=sys.maxsize)
+    begun: list[Column] = []
+    for column in columns:
+        wider = [*begun, column]
+        if begun and output.measure(_table(record, wider), options=unbounded).maximum > output.width:
+            yield _table(record, begun)
+            wider = [column]
+        begun = wider
+    yield _table(record, begun)
 
 
 def _table(record: StudyRecord, columns: Sequence[Column]) -> Table:
@@ -160,7 +176,7 @@ def _table(record: StudyRecord, columns: Sequence[Column]) -> Table:
         table.add_column(heading.replace("-generated", "-\ngenerated"), no_wrap=True)
     for column in columns:
         heading = column.heading.replace("% ", "%\n").replace("perplexity ", "perplexity\n")  # a text's name below
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", overflow="fold")
     table.add_row("dense", *([""] * (len(head) - 1)), *(column.of_dense(spread=False) for column in columns))
     for row in rows(record):
         names = (name(row) for name in head.values())

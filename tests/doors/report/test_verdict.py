@@ -304,6 +304,13 @@ def test_a_study_in_which_auto_has_another_loss_says_so() -> None:
     assert "auto has the standardized loss, the ladder the paper's squared one" in text
 
 
+def test_a_test_error_of_auto_that_is_above_the_best_rungs_is_said() -> None:
+    errors = {"test.txt": {"normalized": 1.0, "relative": 0.2}}
+    text = verdict_on([cell("wanda", "BR"), cell("wanda", "auto", test_error=errors)])
+    assert "auto against the best fixed rung, by test error on test.txt: wanda 77.3 % above BR." in text
+    assert "by test error" not in verdict_on([cell("wanda", "BR"), cell("wanda", "auto")])
+
+
 def test_a_study_without_the_pitfall_says_so() -> None:
     cells = [cell("wanda", rung) for rung in ("LR", "BR", "BR+GP")]
     study = Study.model_validate(study_record(cells))

@@ -226,7 +226,7 @@ def _size(before: Value, after: Value) -> str:
 def _auto(rows: Rows) -> Iterator[str]:
     """How `auto` compares with the best fixed rung, and its time with that of the highest."""
     for measure in rows.measures:
-        if measure.kind in ("calibration", "test"):
+        if measure.kind == "calibration":
             continue
         compared = []
         for family in rows.families:
@@ -237,6 +237,8 @@ def _auto(rows: Rows) -> Iterator[str]:
             if known(mine) and fixed:
                 lowest, rung = min(fixed, key=lambda pair: pair[0])
                 side = {"rises": "above", "falls": "below"}.get(str(direction(lowest, mine)))
+                if measure.kind == "test" and side != "above":  # the perplexity says more
+                    continue
                 near = f"within {SLIGHT} of"
                 compared.append(f"{family.name} {f'{_size(lowest, mine)} {side}' if side else near} {rung}")
         if compared:

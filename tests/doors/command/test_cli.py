@@ -40,7 +40,7 @@ FLAGS = {
         *("--zero-shot-limit", "--json", "--device", "--precision", "--trust-remote-code", "--quiet"),
     },
     "study": {
-        *_RECIPE - {"--pruner", "--reconstruct", "--seed", "--include", "--exclude"},
+        *_RECIPE - {"--pruner", "--reconstruct", "--seed"},
         *("--out", "--pruners", "--rungs", "--seeds", "--text", "--protocol", "--text-seqlen", "--windows"),
         *("--zero-shot", "--zero-shot-data", "--zero-shot-limit", "--keep-models", "--ray", "--ray-cpus"),
         *("--quiet", "--verbose"),

@@ -138,6 +138,20 @@ def test_an_end_between_the_removal_of_the_weights_and_its_record_costs_nothing(
     assert numbers(read_study(folder)) == numbers(read_study(whole))
 
 
+def test_models_that_went_do_not_come_back_and_it_is_said(here: Path, whole: Path) -> None:
+    folder = copy_of(whole, here)
+    notes: list[str] = []
+    heard = Heard()
+    heard.note = notes.append  # type: ignore[method-assign]
+    study("llama", "s", **SMALL, **SETTINGS, watcher=heard)
+    assert not notes
+    study("llama", "s", **SMALL, **SETTINGS, keep_models=True, watcher=heard)
+    assert heard.what == ["2 of 2"] * 2
+    assert ["models of 2 of 2 cells went when they were measured" in note for note in notes] == [True]
+    assert str(Path("s") / "cells" / NAMES[0] / "recipe.yaml") in notes[0]
+    assert (folder / "cells" / NAMES[0] / "recipe.yaml").exists()
+
+
 @pytest.mark.parametrize("left", ["no weights", "no ledger yet"])
 def test_a_run_that_cannot_be_gone_on_with_begins_anew(left: str, here: Path, whole: Path) -> None:
     folder = copy_of(whole, here)

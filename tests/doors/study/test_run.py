@@ -175,6 +175,14 @@ def test_only_a_part_of_each_block_is_pruned(here: Path, cli: Cli) -> None:
     assert f"| magnitude | LR | {cells['attention']} | {cells['mlp']} | {cells['all']} |" in table
 
 
+def test_linears_are_left_dense_by_name_in_all_cells(here: Path, cli: Cli) -> None:
+    flags = ["--include", "mlp.*", "--exclude", "up_proj", "down_proj"]
+    assert cli("study", "llama", "--out", "s", *ONE, *STUDY, *flags).code == 0
+    record = json.loads((here / "s" / "cells" / "magnitude-LR-seed0" / "reprune.json").read_text())
+    assert {matrix["name"] for block in record["blocks"] for matrix in block["matrices"]} == {"mlp.gate_proj"}
+    assert read_study(here / "s")["settings"]["exclude"] == ["up_proj", "down_proj"]
+
+
 def test_a_recipe_file_gives_what_is_common_and_the_values_of_axes_that_are_not_given(here: Path, cli: Cli) -> None:
     (here / "mine.yaml").write_text("{samples: 5, only: mlp, seed: 3, solver: {epochs: 1}}")
     flags = ["--recipe", "mine.yaml", *GRID[:3], "--rungs", "LR", *STUDY[:2], *STUDY[4:]]

@@ -13,7 +13,9 @@ from reprune.doors.command.options import (
     Calibration,
     Device,
     Epochs,
+    Exclude,
     Heldout,
+    Include,
     Lr,
     Model,
     Quiet,
@@ -40,7 +42,7 @@ def study(
     ] = None,
     self_generate: Annotated[
         list[int] | None,
-        typer.Option(metavar="N ...", help="How many calibration samples the model writes itself. [0]"),
+        typer.Option(metavar="N ...", help="N samples more, written by MODEL; alone without --calibration and 0. [0]"),
     ] = None,
     recipe: RecipeFile = None,
     sparsity: Sparsity = None,
@@ -51,6 +53,8 @@ def study(
     epochs: Epochs = None,
     lr: Lr = None,
     batch_size: BatchSize = None,
+    include: Include = None,
+    exclude: Exclude = None,
     device: Device = None,
     settings: Settings = None,
     text: Annotated[
@@ -79,7 +83,9 @@ def study(
         str | None,
         typer.Option(metavar="[ADDRESS]", help="Do cells on a Ray cluster; without ADDRESS, on one of this machine."),
     ] = None,
-    ray_cpus: Annotated[int | None, typer.Option(metavar="N", help="Cores of a cell there. [all of a node]")] = None,
+    ray_cpus: Annotated[
+        int | None, typer.Option(metavar="N", help="Cores of a cell there. [PyTorch's threads here; 4 beside a GPU]")
+    ] = None,
     trust_remote_code: Trust = False,
     quiet: Quiet = False,
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Print every window.")] = False,
@@ -112,6 +118,8 @@ def study(
                 epochs=epochs,
                 lr=lr,
                 batch_size=batch_size,
+                include=include,
+                exclude=exclude,
                 device=device,
                 trust_remote_code=trust_remote_code or None,
                 settings=settings or (),

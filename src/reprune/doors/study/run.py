@@ -29,6 +29,7 @@ from reprune.doors.study.measures import Measures
 from reprune.doors.study.needs import Needs, all_needs
 from reprune.doors.study.record import CellRecord, StudyFolder, StudyRecord, cell_of
 from reprune.doors.study.watcher import StudyWatcher
+from reprune.engine.result import INDEX, RECIPE
 from reprune.errors import InputError
 from reprune.model.local import local_path
 from reprune.model.undisturbed import undisturbed
@@ -57,6 +58,8 @@ def study(
     epochs: int | None = None,
     lr: float | str | None = None,
     batch_size: int | None = None,
+    include: str | Sequence[str] | None = None,
+    exclude: str | Sequence[str] | None = None,
     device: str | torch.device | None = None,
     trust_remote_code: bool | None = None,
     settings: str | Sequence[str] = (),
@@ -79,8 +82,8 @@ def study(
         out: the study's folder: new, empty, or that of the same study. Axes may have more values than before (or
             fewer: the other cells stay as they are); all else must be the same.
         pruners, rungs, only, seeds, self_generate: the axes; the last are numbers of calibration samples that the model
-            writes itself, beside those of `calibration`. None: the one value that the recipe has, by default "all",
-            0 and 0.
+            writes itself, beside those of `calibration`; without that and without a 0 among them, cells are calibrated
+            on these alone. None: the one value that the recipe has, by default "all", 0 and 0.
         recipe, sparsity, ..., settings: as for `prune`, for all cells.
         texts: SOURCEs that perplexity and test errors are measured on; of a data set, its test split.
         protocol, text_seqlen, windows: as protocol, seqlen and max_windows of `evaluate`.
@@ -111,6 +114,8 @@ def study(
         epochs=epochs,
         lr=lr,
         batch_size=batch_size,
+        include=include,
+        exclude=exclude,
         device=device,
         trust_remote_code=trust_remote_code,
     )
@@ -183,12 +188,23 @@ class _Study:
         cells = [cell for cell in self._record["cells"] if cell_of(cell) in self._begun.recipes]
         left = [(number, cell) for number, cell in enumerate(cells, 1) if cell["status"] != "done"]
         self._watcher.started(self._record, axes, len(cells), len(cells) - len(left))
+        self._note_gone(cells)
         self._measure_dense()
         tasks = [self._task(cell, number, len(cells)) for number, cell in left]
         self._have_done(tasks, cluster or InTurn(self._folder.path / _SHARED, self._save, self._watcher))
         shutil.rmtree(self._folder.apart, ignore_errors=True)
         write_figures(self._folder.path, self._record, self._watcher.note)
         write_tables(self._folder.path, self._record)
+
+    def _note_gone(self, cells: Sequence[CellRecord]) -> None:
+        """Say which models are asked for that an earlier run of the study has not kept."""
+        gone = [cell for cell in cells if cell["status"] == "done" and not (self._folder.cell(cell) / INDEX).exists()]
+        if self._keep_models and gone:
+            self._watcher.note(
+                f"--keep-models: the sparse models of {len(gone)} of {len(cells)} cells went when they were measured, "
+                f"without that flag; 'reprune prune' makes one again from its recipe.yaml, such as "
+                f"{self._folder.cell(gone[0]) / RECIPE}"
+            )
 
     def _task(self, cell: CellRecord, number: int, of: int) -> CellTask:
         cell["status"], cell["error"] = "pending", None

@@ -98,3 +98,14 @@ def test_random_numbers_are_those_that_the_caller_would_have_drawn() -> None:
         torch.manual_seed(2)
         torch.rand(3)
     assert torch.equal(torch.rand(3), expected)
+
+
+def test_a_gpu_that_is_begun_with_meanwhile_has_the_callers_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, seeds = [False], []
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: begun[0])
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeds.append)
+    torch.manual_seed(1)
+    with undisturbed():
+        torch.manual_seed(2)
+        begun[0] = True
+    assert seeds == [1, 2, 1]

@@ -37,7 +37,7 @@ PAGES = (
 """In a reader's order."""
 _LAUNCHERS = {"torchrun": ["torch.distributed.run"], "accelerate": ["accelerate.commands.accelerate_cli"]}
 """Modules that are these commands."""
-_BY_NAME = {"recipe", "versions", "model.files", "files"}
+_BY_NAME = {"recipe", "versions", "model.files", "files", "self_generation.peak_memory_bytes"}
 _PAIRS = ({"before", "after"}, {"last", "kept"})
 _FILE = re.compile(r"# (\S+\.py)\n")
 _BLOCK = re.compile(r"^```(console|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -175,14 +175,17 @@ def test_the_recipe_page_names_every_key() -> None:
     assert known == set(re.findall(r"^\| `([a-z_.]+)`", page, re.MULTILINE))
 
 
-def test_the_page_on_the_record_names_every_key(tmp_path: Path) -> None:
+def test_the_page_on_the_record_names_every_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a run that has everything on record but what only several processes have."""
+    monkeypatch.setenv("REPRUNE_CACHE", str(tmp_path / "cache"))
+    write_as_if_prose(monkeypatch)
     everything = ("solver.start=least-squares", "distill=1", "solver.epochs=1", "sparsity_by_name={self_attn.*: 0.3}")
+    everything += ("self_generate=2", "self_generate.filters=[]")
     record = record_of(_pruned("mixtral", tmp_path, *everything, reconstruct="BR+GP"))
     several = {"ranks", "peak_memory_bytes_by_rank", "windows[].exchange.bytes", "windows[].exchange.seconds"}
     page = (ROOT / "docs/record.md").read_text(encoding="utf-8")
     named = set(re.findall(r"^\| `([a-z0-9_.\[\]]+)`", page, re.MULTILINE))
-    assert _keys(record) | several == named - {"windows[].guard", "distillation"}  # objects, which may be null
+    assert _keys(record) | several == named - {"windows[].guard", "distillation", "self_generation"}
 
 
 def _keys(entry: object, path: str = "") -> set[str]:

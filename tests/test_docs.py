@@ -175,6 +175,14 @@ def test_the_recipe_page_names_every_key() -> None:
     assert known == set(re.findall(r"^\| `([a-z_.]+)`", page, re.MULTILINE))
 
 
+def test_the_page_on_python_names_all_there_is() -> None:
+    page = (ROOT / "docs/python.md").read_text(encoding="utf-8")
+    assert all(f"`{name}" in page for name in reprune.__all__)
+    functions = {name for name in reprune.__all__ if name.islower()}
+    methods = {name for name in vars(reprune.Watcher) if not name.startswith("_")}
+    assert functions | methods == set(re.findall(r"^\| `(\w+)\(", page, re.MULTILINE))
+
+
 def test_the_page_on_the_record_names_every_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a run that has everything on record but what only several processes have."""
     monkeypatch.setenv("REPRUNE_CACHE", str(tmp_path / "cache"))

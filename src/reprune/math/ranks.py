@@ -1,8 +1,8 @@
 """The processes that do one run together, each with a part of the samples (torch.distributed).
 
-Each of N ranks has every N-th sample, counted from its own number. What is summed over samples is summed over ranks; what
-one rank has computed or read, it tells the others. Alone there is one rank, and nothing of this does anything. Nothing
-is pickled: values go as JSON, tensors as their bytes.
+Each of N ranks has every N-th sample, counted from its own number. What is summed over samples is summed over ranks;
+what one rank has computed or read, it tells the others. Alone there is one rank, and nothing of this does anything.
+Nothing is pickled: values go as JSON, tensors as their bytes.
 """
 
 from __future__ import annotations

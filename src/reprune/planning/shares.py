@@ -97,10 +97,15 @@ def _shares(role: Role, specs: list[SourceSpec], counts: list[int]) -> list[Shar
     ]
 
 
-def _counts(specs: Sequence[SourceSpec], total: int) -> list[int]:
+def total(specs: Sequence[SourceSpec], samples: int) -> int:
+    """How many samples come from calibration sources, those without a count of their own sharing `samples`."""
+    return sum(_counts(specs, samples))
+
+
+def _counts(specs: Sequence[SourceSpec], shared: int) -> list[int]:
     free = [index for index, spec in enumerate(specs) if spec.count is None]
     return [
-        spec.count or total // len(free) + (free.index(index) < total % len(free)) for index, spec in enumerate(specs)
+        spec.count or shared // len(free) + (free.index(index) < shared % len(free)) for index, spec in enumerate(specs)
     ]
 
 

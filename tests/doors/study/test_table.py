@@ -153,6 +153,24 @@ def test_the_protocol_of_every_text_is_stated(record: StudyRecord) -> None:
     assert "reprune 0.2.0, torch 2.9; Linux x86_64, 2 threads, cpu." in page
 
 
+@pytest.mark.parametrize(
+    ("calibration", "own", "said"),
+    [
+        (["a.txt=4"], [0], "calibrated on 4 samples of 256 tokens of a.txt=4; seeds"),
+        (["a.txt=4", "c4"], [0], "calibrated on 36 samples of 256 tokens of a.txt=4, c4; seeds"),
+        (["c4"], [0, 8], "of 256 tokens of c4, and on 0 or 8 that the model writes itself; seeds"),
+        ([], [4, 8], "calibrated on 4 or 8 samples of 256 tokens that the model writes itself; seeds"),
+    ],
+)
+def test_the_samples_are_counted_as_they_are_drawn(
+    record: StudyRecord, calibration: list[str], own: list[int], said: str
+) -> None:
+    record["settings"]["calibration"] = calibration
+    for number, cell in enumerate(record["cells"]):
+        cell["self_generate"] = own[number % len(own)]
+    assert said in markdown(record)
+
+
 def test_seeds_and_parts_have_a_column_where_there_are_several(record: StudyRecord) -> None:
     record["cells"] = [done(Cell("wanda", "LR", "all", 0), 1.0)]
     page = markdown(record)

@@ -25,6 +25,8 @@ from reprune.doors.study.table import (
     task_columns,
 )
 from reprune.model.durable import write_text
+from reprune.planning.shares import total
+from reprune.planning.sources import parse_source
 
 FIGURES = "figures"
 
@@ -61,10 +63,20 @@ def _about(record: StudyRecord) -> str:
     state = ", ".join(f"{number} {status}" for status, number in count.items() if number)
     seeds = sorted({cell["seed"] for cell in cells})
     return (
-        f"Sparsity {settings['sparsity']}, calibrated on {settings['samples']} samples of {settings['seqlen']} tokens "
-        f"of {', '.join(settings['calibration'])}; seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}. "
-        f"Cells: {state}."
+        f"Sparsity {settings['sparsity']}, calibrated on {_samples(settings, cells)}; "
+        f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}. Cells: {state}."
     )
+
+
+def _samples(settings: Mapping[str, Any], cells: Sequence[CellRecord]) -> str:
+    """What the cells are calibrated on, by the counts that the sources have."""
+    own = " or ".join(map(str, sorted({cell["self_generate"] for cell in cells})))
+    length = f"samples of {settings['seqlen']} tokens"
+    if not settings["calibration"]:
+        return f"{own} {length} that the model writes itself"
+    count = total([parse_source(name) for name in settings["calibration"]], settings["samples"])
+    said = f"{count} {length} of {', '.join(settings['calibration'])}"
+    return said if own == "0" else f"{said}, and on {own} that the model writes itself"
 
 
 def _table(record: StudyRecord, columns: Sequence[Column]) -> str:

@@ -132,7 +132,7 @@ def show_plan(plan: Plan) -> None:
     output.print(f"held out   {heldout} from {', '.join(recipe.heldout) or 'the same'}")
     if plan.texts:
         output.print(
-            f"generation {plan.texts} texts, which the model writes before; the forecast does not have their time"
+            f"generation {plan.texts} texts, which the model writes before; the forecast leaves the time for it out"
         )
     where = recipe.device if plan.machine is None else plan.machine.name
     output.print(f"device     {where}, products in {recipe.precision}")

@@ -219,7 +219,7 @@ def test_all_that_is_wrong_is_said_at_once(here: Path, cli: Cli) -> None:
         (["plan"], "MODEL"),
         (["plan", "llama", "--device", "cuda:99"], "cuda:99"),
         (["plan", "llama", "--seqlen", "129"], "129"),
-        (["plan", "llama", "--out", "out"], "--out"),
+        (["plan", "llama", "--out", "full", "-q"], "--out full: is not empty"),
         (["resume"], "DIR"),
         (["resume", "nowhere"], "nowhere: holds no unfinished run"),
         (["resume", "full"], "full: holds no unfinished run"),

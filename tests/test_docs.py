@@ -8,6 +8,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -215,3 +216,10 @@ def test_the_page_on_checking_shows_the_form_of_each_tasks_rows() -> None:
 def test_every_page_is_in_the_navigation() -> None:
     pages = {name for entry in yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"] for name in entry.values()}
     assert pages == {path.name for path in (ROOT / "docs").glob("*.md")}
+
+
+def test_the_source_distribution_holds_what_tests_read_and_call_for() -> None:
+    hatch = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["hatch"]["build"]["targets"]
+    included = hatch["sdist"]["include"]
+    assert {"src", "tests", "benchmarks", "docs", "mkdocs.yml", "Makefile", "README.md", "LICENSE"} <= {*included}
+    assert all((ROOT / name).exists() for name in included)

@@ -69,6 +69,8 @@ class Outside:
                 buffer.copy_(self._tensor(prefix + key, buffer))
         for key, parameter in list(module.named_parameters(recurse=False)):
             if not parameter.is_meta and ids is None:
+                if device is not None and parameter.device != device:  # loaded before it was known where it will run
+                    setattr(module, key, nn.Parameter(parameter.to(device), requires_grad=False))
                 continue
             source = self._tensor(prefix + key, parameter)
             if parameter.is_meta:

@@ -12,9 +12,8 @@ from torch import Tensor
 
 from reprune.model.forms import Form
 
-TOKENS = (
-    32  # of them on record; a decoder's states at a token depend on none that come after it, but on how many, perhaps
-)
+TOKENS = 32
+"""Of them on record. A decoder's states at a token depend on none that come after it, though perhaps on how many do."""
 
 
 @final

@@ -5,9 +5,9 @@ The forward pass is that of plain Transformers, which knows nothing of reprune.
 
 from __future__ import annotations
 
-import inspect
 import os
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, final
@@ -21,6 +21,7 @@ from reprune.engine.result import RECORD
 from reprune.errors import InputError, RepruneError
 from reprune.math.patterns import Pattern, parse_pattern
 from reprune.model.bare import model_class, read_config
+from reprune.model.block import Enough
 from reprune.model.checkpoint import Checkpoint
 from reprune.model.decoder import Decoder
 from reprune.model.durable import sha256
@@ -211,11 +212,12 @@ def _last_states(decoder: Decoder, expected: dict[str, Any], trust_remote_code: 
         del module, inputs
         states = outputs[0] if isinstance(outputs, tuple | list) else outputs
         seen.append(skeleton.forms[-1].states(skeleton.forms[-1].of(states))[0, :TOKENS])
+        raise Enough  # before logits are made of all tokens
 
     with quiet_transformers():
         kind = model_class(read_config(decoder.folder, trust_remote_code))
         model = kind.from_pretrained(decoder.folder, dtype="auto", trust_remote_code=trust_remote_code).eval()
         model.get_submodule(skeleton.blocks_path)[skeleton.running[-1]].register_forward_hook(saw)
-        last = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
-        model(input_ids=torch.cat([first, more], 1), use_cache=False, **last)
+        with suppress(Enough):
+            model(input_ids=torch.cat([first, more], 1), use_cache=False)
     return seen[0]

@@ -231,6 +231,13 @@ def test_zero_shot_alone(cli: Cli, asked: list[Any]) -> None:
 
 
 def test_zero_shot_takes_several_values_and_a_folder(cli: Cli, asked: list[Any], here: Path) -> None:
+    (here / "rows").mkdir()
+    rows = {
+        "boolq": {"passage": "Ice is cold.", "question": "is ice cold", "label": 1},
+        "rte": {"premise": "Ice is cold.", "hypothesis": "Ice is warm.", "label": "not_entailment"},
+    }
+    for name, row in rows.items():
+        (here / "rows" / f"{name}_dev.jsonl").write_text(json.dumps(row), encoding="utf-8")
     flags = ["--zero-shot-data", "rows", "--zero-shot-limit", "7", "--precision", "float32"]
     said = cli("evaluate", *flags, *FLAGS[:-2], "--json", "--zero-shot", "boolq", "rte", "llama")
     assert said.code == 0

@@ -17,7 +17,8 @@ def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> Any:
 
     try:
         with quiet_transformers(), no_search():
-            return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+            words = tokenizer("one two", add_special_tokens=False)["input_ids"]
     except Exception as error:  # the library raises nearly anything on damaged files
         file = _sentencepiece(folder)
         if file is not None and importlib.util.find_spec("sentencepiece") is None:
@@ -29,6 +30,12 @@ def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> Any:
             f"{folder.name}: its tokenizer cannot be loaded ({reason:.200}); copy the model's tokenizer files "
             "(tokenizer.json, tokenizer_config.json) into the folder."
         ) from None
+    if not words:  # of a class that Transformers makes without its files
+        raise InputError(
+            f"{folder.name}: its tokenizer knows no words; copy the model's tokenizer files (tokenizer.json, "
+            "tokenizer_config.json) into the folder."
+        )
+    return tokenizer
 
 
 def _sentencepiece(folder: Path) -> Path | None:

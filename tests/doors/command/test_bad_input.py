@@ -341,3 +341,5 @@ def test_a_model_without_a_tokenizer(here: Path, cli: Cli) -> None:
     tiny.build("llama").save_pretrained(here / "bare")
     _refused(cli, here, ["prune", "bare", "--out", "out", *QUICK], "bare: its tokenizer cannot be loaded")
     _refused(cli, here, ["evaluate", "bare", "--text", "text.txt"], "bare: its tokenizer cannot be loaded")
+    (here / "bare" / "tokenizer_config.json").write_text('{"tokenizer_class": "LlamaTokenizer", "unk_token": "<unk>"}')
+    _refused(cli, here, ["prune", "bare", "--out", "out", *QUICK], "bare: its tokenizer knows no words")

@@ -14,18 +14,10 @@ from reprune.doors.generation.generate import generate
 from reprune.planning.generation.settings import generation
 from tests import tiny
 from tests.doors.conftest import Cli, record_of
+from tests.doors.study.runs import MEASURES, SETTINGS
 from tests.model.test_undisturbed import SURROUNDINGS
 
-QUICK: dict[str, Any] = {
-    "calibration": "text.txt",
-    "samples": 6,
-    "seqlen": 24,
-    "epochs": 2,
-    "lr": 1e-3,
-    "batch_size": 4,
-    "device": "cpu",
-    "settings": ["precision=float32"],
-}
+QUICK: dict[str, Any] = {name: value for name, value in SETTINGS.items() if name not in MEASURES}
 
 
 def _weights(folder: Path) -> str:

@@ -27,6 +27,7 @@ from reprune.doors.prepare import (
     nested_flags,
     open_decoder,
     recipe_contents,
+    refusal,
     said_lacking,
     settle,
     settle_seqlen,
@@ -134,19 +135,10 @@ def prune_by_recipe(
     try:
         return _prune(recipe, out, watcher, shared, ranks)
     except HalfPrecisionError as error:
-        if recipe.precision != "auto" or not ranks.alone or not _is_free(out):
+        if recipe.precision != "auto" or not ranks.alone or refusal(lambda: check_out(out)):
             raise
         watcher.note(f"{error.reason}; so its products are in float32")
     return _prune(recipe.model_copy(update={"precision": "float32"}), out, watcher, shared, ranks)
-
-
-def _is_free(out: Path) -> bool:
-    """Whether a run may begin there, now."""
-    try:
-        check_out(out)
-    except InputError:
-        return False
-    return True
 
 
 def _prune(recipe: Recipe, out: Path, watcher: Watcher, shared: Shared | None, ranks: Ranks) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from reprune.doors.prepare import (
     nested_flags,
     open_decoder,
     recipe_contents,
+    refusal,
     settle,
     settle_seqlen,
     several,
@@ -75,7 +76,7 @@ class Plan:
         if (out := self.out) is not None:
             checks.append(lambda: check_out(out))
             checks.append(lambda: check_disk(self.recipe, self.decoder, sum(self.samples), out))
-        return (*self.survey.refusals, *(said for check in checks if (said := _said(check)) is not None))
+        return (*self.survey.refusals, *(said for check in checks if (said := refusal(check)) is not None))
 
     @property
     def folder(self) -> Path:
@@ -133,15 +134,6 @@ class Plan:
         """The forecast's memory, whatever a machine does in a second or has in its cache."""
         writer = self._writer_bytes(texts_of(self.recipe))
         return forecast(self.recipe, self._work, Speed(1.0, 1.0, 1.0), resident_bytes(), self.crew, writer).memory_bytes
-
-
-def _said(check: Callable[[], None]) -> str | None:
-    """What a check refuses, if it does."""
-    try:
-        check()
-    except InputError as error:
-        return str(error)
-    return None
 
 
 @undisturbed()

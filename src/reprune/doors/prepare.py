@@ -6,7 +6,7 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -86,6 +86,15 @@ def recipe_contents(recipe: str | os.PathLike[str] | Mapping[str, Any] | Recipe 
     return read_recipe(local_path(recipe))
 
 
+def refusal(check: Callable[[], None]) -> str | None:
+    """What a check refuses, if it does."""
+    try:
+        check()
+    except InputError as error:
+        return str(error)
+    return None
+
+
 def check_dense(folder: Path) -> None:
     """Raise `InputError` where a model is a result of `prune`: what it lost would be the teacher's loss too."""
     if (folder / RECORD).exists():
@@ -115,11 +124,16 @@ def check_out(out: Path) -> None:
                 f"--out {out}: holds an unfinished run; go on with 'reprune resume {out}', or give another folder."
             )
         raise InputError(f"--out {out}: is not empty; give a folder that does not exist yet.")
-    parent = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
+    parent = _there(out)
     if not parent.is_dir():
         raise InputError(f"--out {out}: {parent} is a file; give a folder that does not exist yet.")
     if not os.access(parent, os.W_OK | os.X_OK):
         raise InputError(f"--out {out}: {parent} cannot be written to; give another folder.")
+
+
+def _there(out: Path) -> Path:
+    """The innermost of a folder and those that it is in which exists."""
+    return next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
 
 
 def check_ranks(recipe: Recipe, calibration: int, ranks: Ranks) -> None:
@@ -141,8 +155,7 @@ def check_disk(recipe: Recipe, decoder: Decoder, samples: int, out: Path) -> Non
     """Raise `InputError` where a run on so many samples, those held out among them, needs more disk than is free."""
     assert recipe.seqlen is not None
     disk = disk_bytes(recipe, len(decoder), 4 * samples * recipe.seqlen * decoder.width, decoder.checkpoint.bytes)
-    parent = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
-    if disk > (free := shutil.disk_usage(parent).free):
+    if disk > (free := shutil.disk_usage(_there(out)).free):
         raise InputError(
             f"--out {out}: a run writes about {size(disk)}, and {size(free)} are free there; give a folder on another "
             "disk."

@@ -38,6 +38,7 @@ DTYPES = {
 NAMES_WEIGHTS = "transformers_weights"
 """What config.json may say, on loading, of the file that holds the weights."""
 
+_USUAL = ("model.safetensors", "model.safetensors.index.json")
 _SAMPLED_BYTES = 4096  # from each end of each tensor, for the fingerprint
 _FILES_AT_A_TIME = 4  # that are hashed
 
@@ -80,25 +81,14 @@ class Checkpoint:
 
         What config.json names, else the one of the usual name, else those of the index; else all there are.
         """
-        named = self._named_by_config()
-        if named is None and (one := self.folder / "model.safetensors").exists():
-            return [one]
-        index = self.folder / (named or "model.safetensors.index.json")
-        if named is not None and named.endswith(".safetensors"):
-            files = [self.folder / named]
-        elif named is not None or index.exists():
-            try:
-                weight_map = read_json(index.read_text(encoding="utf-8"))["weight_map"]
-                names = sorted({str(name) for name in weight_map.values()})
-            except (OSError, ValueError, KeyError, AttributeError, TypeError):
-                raise InputError(
-                    f"{index}: not a safetensors index with a weight_map; download the model again."
-                ) from None
-            if outside := [name for name in names if _is_outside(name)]:
-                raise InputError(f"{index}: names the file {outside[0]}, outside the model folder; refused.")
-            files = [self.folder / name for name in names]
-        else:
+        usual = (name for name in _USUAL if (self.folder / name).exists())
+        named = self._named_by_config() or next(usual, None)
+        if named is None:
             files = sorted(self.folder.glob("model*.safetensors")) or sorted(self.folder.glob("*.safetensors"))
+        elif named.endswith(".safetensors"):
+            files = [self.folder / named]
+        else:
+            files = self._of_index(self.folder / named)
         if missing := [file.name for file in files if not file.exists()]:
             raise InputError(
                 f"{self.folder.name}: the weight file {missing[0]} is missing ({len(missing)} of {len(files)} are); "
@@ -107,6 +97,16 @@ class Checkpoint:
         if not files:
             raise InputError(f"{self.folder}: expected *.safetensors files, found none.")
         return files
+
+    def _of_index(self, index: Path) -> list[Path]:
+        try:
+            weight_map = read_json(index.read_text(encoding="utf-8"))["weight_map"]
+            names = sorted({str(name) for name in weight_map.values()})
+        except (OSError, ValueError, KeyError, AttributeError, TypeError):
+            raise InputError(f"{index}: not a safetensors index with a weight_map; download the model again.") from None
+        if outside := [name for name in names if _is_outside(name)]:
+            raise InputError(f"{index}: names the file {outside[0]}, outside the model folder; refused.")
+        return [self.folder / name for name in names]
 
     def _named_by_config(self) -> str | None:
         """The file of weights, or index of such files, that config.json names, where it does."""

@@ -35,6 +35,8 @@ SETTINGS: dict[str, Any] = {
     "windows": 4,
 }
 """The same, as arguments of `study`."""
+MEASURES = ("texts", "text_seqlen", "windows")
+"""Those of them that `prune` does not take."""
 
 
 SMALL: Mapping[str, Any] = {"pruners": ["magnitude", "wanda"], "rungs": ["BR+GP"]}

@@ -82,8 +82,9 @@ def evaluate(
             check_tasks(zero_shot, data=zero_shot_data, limit=zero_shot_limit)
         if text is not None and against is not None:
             from reprune.doors.evaluation.against import check_against
+            from reprune.doors.evaluation.protocols import Cut
 
-            check_against(model, against, text, **cut, trust_remote_code=trust_remote_code, notify=common["notify"])
+            check_against([model, against], text, Cut.of(*cut.values()), trust_remote_code, common["notify"])
         try:
             if text is not None:
                 from reprune.doors.evaluation.evaluate import evaluate as evaluate_model

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, final
@@ -114,19 +114,14 @@ def errors_against(
 
 
 def check_against(
-    sparse: str | os.PathLike[str],
-    dense: str | os.PathLike[str],
+    models: Sequence[str | os.PathLike[str]],
     text: str | os.PathLike[str],
-    *,
-    protocol: str | None = None,
-    seqlen: int | None = None,
-    max_windows: int | None = None,
-    trust_remote_code: bool = False,
-    notify: Callable[[str], None] = lambda text: None,
+    cut: Cut,
+    trust_remote_code: bool,
+    notify: Callable[[str], None],
 ) -> None:
-    """Raise the `InputError` that `errors_against` would of its models and its text; nothing is measured."""
-    cut = Cut.of(protocol, seqlen, max_windows)
-    folders = [locate_model(os.fspath(model), notify=notify) for model in (sparse, dense)]
+    """Raise the `InputError` that `errors_against` would of the sparse and the dense model and the text."""
+    folders = [locate_model(os.fspath(model), notify=notify) for model in models]
     _pair(folders, "cpu", "float32", trust_remote_code)
     _windows(folders, text, cut, trust_remote_code)
 

@@ -149,30 +149,29 @@ def open_tasks(
     Raises:
         InputError: lm-eval is not installed, or a task or its rows cannot be used.
     """
-    names = _names(tasks)
-    _check_limit(limit)
-    require_harness()
-    rows: Mapping[str, Sequence[Row]] | None = None
-    if data is not None:
-        rows = _local_rows(local_path(data), names, notify)
-        names = {name: named for name, named in names.items() if name in rows}
-    return load_tasks(list(names), rows, limit)
+    names, rows = _asked(tasks, data, limit, notify)
+    return load_tasks(names, rows, limit)
 
 
 def check_tasks(
     tasks: str | Sequence[str], *, data: str | os.PathLike[str] | None = None, limit: int | None = None
 ) -> None:
     """Raise the `InputError` that `open_tasks` would, as far as that can be told without a network."""
+    _asked(tasks, data, limit, lambda text: None)
+
+
+def _asked(
+    tasks: str | Sequence[str], data: str | os.PathLike[str] | None, limit: int | None, notify: Callable[[str], None]
+) -> tuple[list[str], Mapping[str, Sequence[Row]] | None]:
+    """The names of the tasks that there will be, and their rows where these are local."""
     names = _names(tasks)
-    _check_limit(limit)
-    require_harness()
-    if data is not None:
-        _local_rows(Path(data).expanduser(), names, lambda text: None)
-
-
-def _check_limit(limit: int | None) -> None:
     if limit is not None and limit < 1:
         raise InputError(f"--zero-shot-limit {limit}: expected at least 1.")
+    require_harness()
+    if data is None:
+        return list(names), None
+    rows = _local_rows(local_path(data), names, notify)
+    return [name for name in names if name in rows], rows
 
 
 def _names(tasks: str | Sequence[str]) -> dict[str, bool]:

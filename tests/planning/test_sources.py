@@ -195,9 +195,9 @@ def test_c4_reads_one_shard_of_each_split(tmp_path: Path, monkeypatch: pytest.Mo
     assert list(test) == ["held back"]
 
 
-@pytest.mark.parametrize(("end", "joiner"), [("\n", ""), ("", "\n\n")])
-def test_wikitext2_is_one_running_text_whether_or_not_rows_keep_their_newline(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str, joiner: str
+@pytest.mark.parametrize("end", ["\n", ""])
+def test_wikitext2_is_one_running_text_joined_as_published_whether_or_not_rows_keep_their_newline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str
 ) -> None:
     for config in ("wikitext-103-raw-v1", "wikitext-2-raw-v1"):
         for split in ("train", "test"):
@@ -212,7 +212,7 @@ def test_wikitext2_is_one_running_text_whether_or_not_rows_keep_their_newline(
     monkeypatch.setitem(sources.KNOWN, "wikitext2", _at("wikitext2", tmp_path))
     documents = load_documents("wikitext2", "test")
     assert list(documents) == ["", f" = wikitext-2-raw-v1 test = {end}", f" text {end}"]
-    assert (documents.joiner, documents.running) == (joiner, True)
+    assert (documents.joiner, documents.running) == ("\n\n", True)
     by_id = load_documents(f"{tmp_path}:wikitext-103-raw-v1:train", "test")
     assert by_id[1] == f" = wikitext-103-raw-v1 train = {end}"
     assert by_id.name == f"{tmp_path.name}:wikitext-103-raw-v1:train"

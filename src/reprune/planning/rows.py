@@ -69,8 +69,6 @@ class Rows:
             tokens = _token_column(dataset) if generated else None
             if len(dataset) == 0:
                 raise InputError(f"{label}: expected at least one row of text, but there is none; give another")
-            if running and _keeps_newlines(dataset, column):
-                joiner = ""
             documents = Documents(
                 name,
                 _Column[str](dataset, column),
@@ -180,12 +178,6 @@ def _token_column(dataset: Any) -> str | None:
     schema = dataset.features.arrow_schema
     lists = {field.name for field in schema if _INTEGER_LIST.fullmatch(str(field.type))}
     return next((column for column in TOKEN_COLUMNS if column in lists), None)
-
-
-def _keeps_newlines(dataset: Any, column: str) -> bool:
-    """Whether rows that are lines still end in their newline, by the first that is not empty."""
-    first = next((text for text in _Column[str](dataset, column) if text), "")
-    return first.endswith("\n")
 
 
 def _reason(error: Exception, rows: Rows) -> str:

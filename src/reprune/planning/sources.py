@@ -166,8 +166,7 @@ class DataSet(Source):
     """A data set of the Hub, or a local directory of the same form.
 
     `files` are patterns of the (train, test) files to read, where the whole data set would be too much.
-    `split` overrides the split that is asked for. `running` says that rows are the lines of one text; rows
-    that keep their newline are then joined by nothing.
+    `split` overrides the split that is asked for. `running` says that rows are the lines of one text.
     """
 
     name: str
@@ -194,7 +193,8 @@ class DataSet(Source):
         return rows.read(self.name, label=_label(self.name), joiner=self.joiner, running=self.running)
 
 
-# SparseGPT's choice of C4 shards (1 of 1024 for calibration, 1 of 8 for evaluation), which the field keeps.
+# SparseGPT's choice of C4 shards (1 of 1024 for calibration, 1 of 8 for evaluation), which the field keeps. Of
+# WikiText-2, whose rows are lines that keep their newline, or are empty, it measures the test joined by two newlines.
 # PTB is published as a loading script, which `datasets` no longer runs; the Hub has it converted to Parquet.
 KNOWN: dict[str, Source] = {
     "c4": DataSet(

@@ -173,10 +173,13 @@ def test_a_changed_file_is_read_anew_and_leaves_nothing_behind(
     assert not list(_own_cache.iterdir())
 
 
-def test_c4_reads_one_shard_of_each_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_c4_reads_one_shard_of_each_split_and_tests_what_the_field_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     _gzip_lines(tmp_path / "en" / "c4-train.00000-of-01024.json.gz", "first", "second")
     _gzip_lines(tmp_path / "en" / "c4-train.00001-of-01024.json.gz", "not read")
-    _gzip_lines(tmp_path / "en" / "c4-validation.00000-of-00008.json.gz", "held back")
+    tested = [f"tested {number}" for number in range(1102)]
+    _gzip_lines(tmp_path / "en" / "c4-validation.00000-of-00008.json.gz", *tested)
     (tmp_path / "README.md").write_text(
         "---\nconfigs:\n- config_name: en\n  default: true\n  data_files:\n  - split: train\n"
         "    path: en/c4-train.*.json.gz\n  - split: validation\n    path: en/c4-validation.*.json.gz\n"
@@ -186,13 +189,16 @@ def test_c4_reads_one_shard_of_each_split(tmp_path: Path, monkeypatch: pytest.Mo
     )
     monkeypatch.setitem(sources.KNOWN, "c4", _at("c4", tmp_path))
     train, test = load_documents("c4", "train"), load_documents("c4", "test")
-    assert (list(train), train.name, train.joiner, train.running) == (
+    assert (list(train), train.name, train.joiner, train.running, train.windows) == (
         ["first", "second"],
         "c4",
         "\n\n",
         False,
+        None,
     )
-    assert list(test) == ["held back"]
+    assert (list(test), test.name, test.joiner, test.running, test.windows) == (tested[:1100], "c4", " ", False, 256)
+    _gzip_lines(tmp_path / "en" / "c4-validation.00000-of-00008.json.gz", "one alone")
+    assert list(load_documents("c4", "test")) == ["one alone"]
 
 
 @pytest.mark.parametrize("end", ["\n", ""])

@@ -35,6 +35,7 @@ class Documents:
         running: bool = False,
         token_ids: Column[list[int] | None] | None = None,
         place: Hashable = None,
+        windows: int | None = None,
     ) -> None:
         self._name = name
         self._texts = texts
@@ -42,6 +43,7 @@ class Documents:
         self._running = running
         self._token_ids = token_ids
         self._place = place
+        self._windows = windows
 
     @property
     def name(self) -> str:
@@ -62,6 +64,11 @@ class Documents:
     def place(self) -> Hashable:
         """Where the texts lie, equal for all names of it; None of what has one name."""
         return self._place
+
+    @property
+    def windows(self) -> int | None:
+        """How many windows from its start the field measures of this text; None for all that it gives."""
+        return self._windows
 
     def __len__(self) -> int:
         return len(self._texts)

@@ -33,7 +33,7 @@ class Rows:
     """Where rows lie: the arguments of `datasets.load_dataset`.
 
     `path` is a Hub id, a local directory, or a format ("json", "parquet"); `data_files` a file or a pattern
-    of files for `split`. `column` None means `text`, or the only string column.
+    of files for `split`. `column` None means `text`, or the only string column. `first` leaves only so many rows.
     """
 
     path: str
@@ -42,9 +42,17 @@ class Rows:
     data_files: str | None = None
     revision: str | None = None
     column: str | None = None
+    first: int | None = None
 
     def read(
-        self, name: str, *, label: str, joiner: str = "\n\n", running: bool = False, generated: bool = False
+        self,
+        name: str,
+        *,
+        label: str,
+        joiner: str = "\n\n",
+        running: bool = False,
+        generated: bool = False,
+        windows: int | None = None,
     ) -> Documents:
         """Read the column into `Documents` called `name`, rows staying on disk as memory-mapped Arrow.
 
@@ -69,6 +77,8 @@ class Rows:
             tokens = _token_column(dataset) if generated else None
             if len(dataset) == 0:
                 raise InputError(f"{label}: expected at least one row of text, but there is none; give another")
+            if self.first is not None:
+                dataset = dataset.select(range(len(dataset))[: self.first])
             documents = Documents(
                 name,
                 _Column[str](dataset, column),
@@ -76,6 +86,7 @@ class Rows:
                 running=running,
                 token_ids=None if tokens is None else _Column[list[int]](dataset, tokens),
                 place=self._place(dataset.config_name, column),
+                windows=windows,
             )
         except BaseException:
             if cache is not None:

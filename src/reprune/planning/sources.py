@@ -162,11 +162,22 @@ class RowFile(Source):
 
 @final
 @dataclass(frozen=True)
+class Excerpt:
+    """What the field measures of a long test split: its first rows, joined, and at most so many windows of them."""
+
+    rows: int
+    joiner: str
+    windows: int
+
+
+@final
+@dataclass(frozen=True)
 class DataSet(Source):
     """A data set of the Hub, or a local directory of the same form.
 
     `files` are patterns of the (train, test) files to read, where the whole data set would be too much.
-    `split` overrides the split that is asked for. `running` says that rows are the lines of one text.
+    `split` overrides the split that is asked for. `running` says that rows are the lines of one text. `tested` is
+    what there is to evaluate on, where that is not all of the split.
     """
 
     name: str
@@ -178,9 +189,11 @@ class DataSet(Source):
     revision: str | None = None
     joiner: str = "\n\n"
     running: bool = False
+    tested: Excerpt | None = None
 
     def load(self, split: Split) -> Documents:
         """The rows of the split. Raises InputError if there is none, or the Hub cannot be reached."""
+        part = self.tested if split == "test" else None
         files = None if self.files is None else dict(zip(("train", "test"), self.files, strict=True))[split]
         rows = Rows(
             self.id,
@@ -189,12 +202,20 @@ class DataSet(Source):
             data_files=files,
             revision=self.revision,
             column=self.column,
+            first=part and part.rows,
         )
-        return rows.read(self.name, label=_label(self.name), joiner=self.joiner, running=self.running)
+        return rows.read(
+            self.name,
+            label=_label(self.name),
+            joiner=part.joiner if part else self.joiner,
+            running=self.running,
+            windows=part and part.windows,
+        )
 
 
-# SparseGPT's choice of C4 shards (1 of 1024 for calibration, 1 of 8 for evaluation), which the field keeps. Of
-# WikiText-2, whose rows are lines that keep their newline, or are empty, it measures the test joined by two newlines.
+# SparseGPT's choice of C4, which the field keeps: shards (1 of 1024 for calibration, 1 of 8 for evaluation), and what
+# is measured of the second. Of WikiText-2, whose rows are lines that keep their newline, or are empty, the field
+# measures the test joined by two newlines.
 # PTB is published as a loading script, which `datasets` no longer runs; the Hub has it converted to Parquet.
 KNOWN: dict[str, Source] = {
     "c4": DataSet(
@@ -202,6 +223,7 @@ KNOWN: dict[str, Source] = {
         "allenai/c4",
         column="text",
         files=("en/c4-train.00000-of-01024.json.gz", "en/c4-validation.00000-of-00008.json.gz"),
+        tested=Excerpt(1100, " ", 256),
     ),
     "wikitext2": DataSet("wikitext2", "Salesforce/wikitext", config="wikitext-2-raw-v1", column="text", running=True),
     "ptb": DataSet(

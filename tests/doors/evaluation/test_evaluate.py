@@ -13,15 +13,17 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 import reprune
-from reprune.doors.evaluation.protocols import PROTOCOLS
+from reprune.doors.evaluation.protocols import PROTOCOLS, Cut, cut_text
 from reprune.doors.zeroshot import accuracy as zeroshot
 from reprune.doors.zeroshot.accuracy import TaskScore, ZeroShot
 from reprune.errors import InputError
 from reprune.model.checkpoint import Checkpoint
+from reprune.planning.documents import Documents
 from tests import tiny
 from tests.doors.conftest import QUICK, Cli
 
 EXACT: dict[str, Any] = {"device": "cpu", "precision": "float32"}
+ALL: dict[str, Any] = {"protocol": None, "seqlen": None, "max_windows": None}
 
 
 def long_model(folder: Path, positions: int) -> Path:
@@ -64,6 +66,23 @@ def test_a_protocol_is_followed_to_the_letter(
     assert (result.protocol, result.seqlen, result.windows) == (name, seqlen, windows or every)
     alike = reprune.evaluate(model, "text.txt", seqlen=seqlen, max_windows=windows, **EXACT)
     assert (alike.perplexity, alike.protocol) == (result.perplexity, "custom")
+
+
+@pytest.mark.parametrize(
+    ("options", "windows", "name"),
+    [
+        ({"protocol": "wanda"}, 3, "wanda"),
+        ({"seqlen": 512}, 3, "custom"),
+        ({"seqlen": 512, "max_windows": 5}, 5, "custom"),
+        ({"protocol": "short"}, 12, "short"),
+    ],
+)
+def test_all_of_a_text_are_the_windows_that_the_field_measures_of_it(
+    options: dict[str, Any], windows: int, name: str, here: Path
+) -> None:
+    documents = Documents("c4", (tiny.text(24_000),), windows=3)
+    found = cut_text(long_model(here / "model", 512), documents, Cut.of(**ALL | options))
+    assert (found.protocol, found.ids.shape) == (name, (windows, 512))
 
 
 def test_the_first_windows_of_the_paper_are_not_the_paper(here: Path) -> None:

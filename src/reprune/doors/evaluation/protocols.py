@@ -145,7 +145,7 @@ def cut_text(folder: Path, documents: Documents, cut: Cut, trust_remote_code: bo
     limit = max_positions(read_config(folder, trust_remote_code).get_text_config(decoder=True))
     protocol, seqlen = cut.settle(limit, folder.name)
     tokenizer = load_tokenizer(folder, trust_remote_code)
-    ids = evaluation_windows(tokenizer, documents, seqlen, cut.max_windows)
+    ids = evaluation_windows(tokenizer, documents, seqlen, cut.max_windows or documents.windows)
     if cut.protocol is not None and len(ids) < (needed := cut.protocol.windows or 0):
         raise InputError(
             f"--protocol {protocol}: {needed} windows of {seqlen} tokens, but {documents.name} gives only {len(ids)}; "

@@ -193,6 +193,18 @@ def test_excluded_linears_stay_dense(llama: Path, tmp_path: Path) -> None:
     assert all("down_proj" not in matrix["name"] for block in record["blocks"] for matrix in block["matrices"])
 
 
+@pytest.mark.parametrize(("excluded", "trained"), [("0.*", {1, 2}), ("1.*", {0, 1, 2})])
+def test_what_stays_dense_is_trained_where_there_is_an_error(
+    excluded: str, trained: set[int], llama: Path, tmp_path: Path
+) -> None:
+    """As docs/pruning.md says: norms and excluded blocks too."""
+    prune(llama, tmp_path / "out", f"exclude=[{excluded}]", "guard=off", reconstruct="BR+GP")
+    dense, sparse = tensors(llama), tensors(tmp_path / "out")
+    for index in range(3):
+        own = [key for key in dense if f".{index}." in key]
+        assert [torch.equal(dense[key], sparse[key]) for key in own] == [index not in trained] * len(own)
+
+
 def test_the_guard_never_ends_a_window_worse_than_it_began(llama: Path, tmp_path: Path) -> None:
     record = prune(llama, tmp_path / "out", reconstruct="BR+GP", lr=0.5)
     for window in record["windows"]:

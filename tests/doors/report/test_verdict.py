@@ -89,6 +89,27 @@ def test_overfitting_that_was_kept_is_a_bad_result() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("heldout", "badge", "headline"),
+    [
+        (0.996, "Fitted in vain", "left the windows' held-out error as it was, within 1 % on average, though the cali"),
+        (1.008, "Fitted in vain", "left the windows' held-out error as it was, within 1 % on average, though the cali"),
+        (1.02, "Overfits", "raised the windows' held-out error by 2.00 % on average, while the calibration error fell"),
+    ],
+)
+def test_where_no_window_overfits_the_whole_does_only_if_the_held_out_error_rose_on_average(
+    heldout: float, badge: str, headline: str
+) -> None:
+    windows = [window(i, [1.0, 0.97], [1.0, heldout], kept=1) for i in range(3)]
+    for one in windows:  # the error by which states are told apart falls
+        one["standardized_heldout_error"] = {"before": 1.0, "after": 0.9}
+        one["epochs"][0]["standardized_heldout_error"] = 0.9
+    verdict = judged(windows=windows)
+    assert (verdict.tone, verdict.badge) == ("bad", badge)
+    assert headline in said(verdict)
+    assert "No window overfits" in said(verdict)
+
+
 def test_a_run_that_does_not_help() -> None:
     verdict = judged(windows=[window(i, [1.0, 1.5], [1.0, 1.6]) for i in range(2)])
     assert (verdict.tone, verdict.badge) == ("bad", "Does not help")

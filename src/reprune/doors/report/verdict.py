@@ -34,7 +34,9 @@ RULES = (
     "where it is on record.",
     "Averages over windows are geometric means of the error after over the error before. They count only windows with "
     "epochs.",
-    "Whether the whole overfits is judged by the weights that were kept: what the guard took back does no harm.",
+    "Whether the whole overfits is judged by the weights that were kept: what the guard took back does no harm. The "
+    f"whole also overfits where, on average, the calibration error fell by more than {SLIGHT} and the held-out error "
+    f"rose by more than {SLIGHT}; where the held-out error did neither, it was fitted in vain.",
     f"Held-out over calibration error of the last block: up to {CLOSE:g} times is called close, above {FAR:g} times "
     "far apart. Part of that gap is the pruner's, which looks at the calibration samples too, unless it is magnitude.",
     "Distillation helps if it lowers the held-out divergence of predictions, and harms if it raises it.",
@@ -127,8 +129,10 @@ def run_verdict(run: Run) -> Verdict:
     last = run.blocks[-1]
     tone: Tone
     helps = gained < -RISE
-    if any(rise.kind == "overfits" for rise in kept) or (not helps and fitted < -RISE):
+    if any(rise.kind == "overfits" for rise in kept) or (gained > RISE and fitted < -RISE):
         tone, badge = "bad", "Overfits"
+    elif not helps and fitted < -RISE:
+        tone, badge = "bad", "Fitted in vain"
     elif not helps:
         tone, badge = "bad", "Does not help"
     elif kept:

@@ -298,6 +298,31 @@ def test_a_run_of_an_older_version_or_without_epochs_is_told(tmp_path: Path) -> 
     assert "3.00 GB on the device" in page(tmp_path / "c", device).text
 
 
+def shared(index: int, *seconds: float) -> dict[str, Any]:
+    """A window that so many processes did, of the time that each spent on exchanging."""
+    return {**fitted(index), "seconds": 10.0, "exchange": {"bytes": [9] * len(seconds), "seconds": seconds}}
+
+
+@words_only
+def test_a_run_of_several_processes_is_told_as_that(tmp_path: Path) -> None:
+    peaks = [{"host": 2 * 10**9, "device": 10**9}, {"host": 10**9, "device": 3 * 10**9}]
+    several = {"ranks": 2, "peak_memory_bytes": peaks[0], "peak_memory_bytes_by_rank": peaks}
+    record = run_record(2, windows=[shared(0, 1.0, 3.0), shared(1, 4.0, 4.0)], **several)
+    text = page(tmp_path / "a", record).text
+    assert text.count("Processes 2 ") == 2
+    assert "Of the windows' time, exchange between processes 30.0 %, waiting included" in text
+    assert "Peak memory of the largest process 2.00 GB Peak memory of the fullest device 3.00 GB" in text
+    assert "3.00 GB on the fullest device" in text
+    assert "versions, kind of device and number of processes, it gives the same weights" in text
+    assert "torchrun --nproc-per-node 2 -m reprune prune tiny-llama" in text
+    gone_on = run_record(2, windows=[shared(0, 1.0, 3.0), fitted(1)])
+    text = page(tmp_path / "b", gone_on).text
+    assert text.count("Processes 1 and 2: it went on with another number of them") == 2
+    assert "20.0 %, waiting included" in text
+    assert "Peak memory of the process" in text
+    assert "Processes" not in page(tmp_path / "c", run_record(1)).text
+
+
 @words_only
 def test_many_experts_share_rows(tmp_path: Path) -> None:
     record = run_record(2)

@@ -10,7 +10,7 @@ import yaml
 
 from reprune.doors.report.page import Code, Section, Table
 from reprune.doors.report.records import Data, Origin, Run, Study
-from reprune.doors.report.text import NONE
+from reprune.doors.report.text import NONE, listed
 
 TERMS: Sequence[tuple[str, str]] = (
     ("Block", "One decoder layer of the model. Blocks are pruned in turn, from the first to the last."),
@@ -61,18 +61,27 @@ def pruner_of(recipe: Mapping[str, Any]) -> str:
     return str((pruner.get("name") if isinstance(pruner, Mapping) else pruner) or NONE)
 
 
+def processes_of(run: Run) -> list[tuple[str, str]]:
+    """How many processes did a run, where there were several."""
+    if run.processes == (1,):
+        return []
+    said = listed([str(count) for count in run.processes])
+    return [("Processes", said if len(run.processes) == 1 else f"{said}: it went on with another number of them")]
+
+
 def run_made(run: Run) -> Section:
     """Recipe, versions, data and commands of a run."""
     recipe = {name: value for name, value in run.recipe.items() if name != "model"}
-    again = _command("prune", run.model.name, "--recipe", "recipe.yaml", "--out", "again")
+    again = _command("prune", run.model.name, "--recipe", "recipe.yaml", "--out", "again", processes=run.ranks)
     return Section(
         "made",
         "How it was made",
         intro=(
-            "The recipe decides the result: with the same model, data, versions and kind of device, it gives the same "
-            "weights. It is in the result's folder as recipe.yaml; files are named without their folders here.",
+            "The recipe decides the result: with the same model, data, versions, kind of device and number of "
+            "processes, it gives the same weights. It is in the result's folder as recipe.yaml; files are named "
+            "without their folders here.",
         ),
-        pairs=[*_model(run.model), *_data(run.data), *_made_with(run.versions, run.machine)],
+        pairs=[*_model(run.model), *_data(run.data), *_made_with(run.versions, run.machine), *processes_of(run)],
         tables=_sources([("", run.data)]),
         codes=(
             Code("Make it again", f"{again}\nreprune report again"),
@@ -118,12 +127,13 @@ def _flags(study: Study) -> Iterator[str]:
             yield from (flag, *words)
 
 
-def _command(*words: str) -> str:
+def _command(*words: str, processes: int = 1) -> str:
     """A line for a shell; a long one is broken before its flags."""
-    line = shlex.join(["reprune", *words])
+    start = ["reprune"] if processes == 1 else ["torchrun", "--nproc-per-node", str(processes), "-m", "reprune"]
+    line = shlex.join([*start, *words])
     if len(line) <= 80:
         return line
-    parts: list[list[str]] = [["reprune"]]
+    parts: list[list[str]] = [start]
     for word in words:
         if word.startswith("--"):
             parts.append([])

@@ -71,6 +71,12 @@ class Guard(_Read):
         return self.standardized_heldout_error if standardized else self.relative_heldout_error
 
 
+class Exchange(_Read):
+    """What several processes told each other, waiting included: the time of each."""
+
+    seconds: tuple[float, ...] = Field(min_length=1)
+
+
 class Window(_Read):
     """One entry of `windows`."""
 
@@ -91,6 +97,7 @@ class Window(_Read):
     guard: Guard | None = None
     least_squares: tuple[dict[str, Any], ...] = ()
     reconstructed: tuple[int, ...] | None = None
+    exchange: Exchange | None = None
 
     @property
     def standardized(self) -> bool:
@@ -191,7 +198,28 @@ class Run(_Read):
     distillation: Distillation | None = None
     seconds: float
     peak_memory_bytes: Memory
+    peak_memory_bytes_by_rank: tuple[Memory, ...] = ()
+    ranks: int = 1
     machine: dict[str, Any] = {}
+
+    @property
+    def peak(self) -> Memory:
+        """The most memory that one of its processes held."""
+        held = (self.peak_memory_bytes, *self.peak_memory_bytes_by_rank)
+        return Memory(host=max(one.host for one in held), device=max(one.device for one in held))
+
+    @property
+    def processes(self) -> tuple[int, ...]:
+        """How many did it; several numbers where it went on with another than before."""
+        found = {1 if window.exchange is None else len(window.exchange.seconds) for window in self.windows}
+        return tuple(sorted(found | {self.ranks}))
+
+    @property
+    def exchange(self) -> Value:
+        """The share of the windows' time that processes spent on exchanging, on average; None where there was one."""
+        pairs = [(window.exchange.seconds, window.seconds) for window in self.windows if window.exchange is not None]
+        whole = sum(seconds for _, seconds in pairs)
+        return sum(sum(spent) / len(spent) for spent, _ in pairs) / whole if whole else None
 
 
 class TestError(_Read):

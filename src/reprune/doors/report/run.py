@@ -13,7 +13,7 @@ from reprune.doors.drawing.figures import (
     seconds_by_window,
     share_by_matrix,
 )
-from reprune.doors.report.made import TERMS, pruner_of, run_made, rung_of
+from reprune.doors.report.made import TERMS, processes_of, pruner_of, run_made, rung_of
 from reprune.doors.report.page import Page, Plot, Section, Table, Tile
 from reprune.doors.report.predictions import predictions_section
 from reprune.doors.report.records import Change, Run, Window
@@ -47,8 +47,7 @@ def _tiles(run: Run) -> Iterator[Tile]:
     yield Tile("Calibration error", share(last.relative_calibration_error), "last block, relative")
     yield Tile("Held-out error", share(last.relative_heldout_error), "last block, relative")
     yield Tile("Time", duration(run.seconds))
-    peak = run.peak_memory_bytes
-    yield Tile("Peak memory", memory(peak.most), "on the device" if peak.device else "of the process")
+    yield Tile("Peak memory", memory(run.peak.most), "on " + _device(run) if run.peak.device else "of " + _process(run))
 
 
 def _sections(run: Run) -> Iterator[Section]:
@@ -299,15 +298,23 @@ def _matrices(run: Run) -> Section:
     )
 
 
+def _process(run: Run) -> str:
+    return "the largest process" if run.ranks > 1 else "the process"
+
+
+def _device(run: Run) -> str:
+    return "the fullest device" if run.ranks > 1 and run.peak.device else "the device"
+
+
 def _cost(run: Run) -> Section:
-    peak = run.peak_memory_bytes
-    pairs = [
-        ("Whole run", duration(run.seconds)),
-        ("Peak memory of the process", memory(peak.host)),
-        ("Peak memory of the device", memory(peak.device) if peak.device else "no device was used"),
-    ]
+    pairs = [("Whole run", duration(run.seconds))]
     if run.distillation is not None:
-        pairs.insert(1, ("Of it, distillation", duration(run.distillation.seconds)))
+        pairs.append(("Of it, distillation", duration(run.distillation.seconds)))
+    pairs += processes_of(run)
+    if run.exchange is not None:
+        pairs.append(("Of the windows' time, exchange between processes", f"{share(run.exchange)}, waiting included"))
+    device = memory(run.peak.device) if run.peak.device else "no device was used"
+    pairs += [(f"Peak memory of {_process(run)}", memory(run.peak.host)), (f"Peak memory of {_device(run)}", device)]
     rows = [(str(window.index), ", ".join(map(str, window.blocks)), duration(window.seconds)) for window in run.windows]
     plot = Plot(
         seconds_by_window([window.seconds for window in run.windows], title="Time by window"),

@@ -14,6 +14,9 @@ LADDER = ("LR", "BR", "BR+GP", "BR+GP+CR")
 
 AUTO = "auto"
 
+PARTS = {"attention": "attention only", "mlp": "feed-forward only", "all": "all"}
+"""What may be pruned of each block, and what it is called."""
+
 
 @dataclass(frozen=True)
 class Measure:

@@ -9,7 +9,7 @@ from itertools import pairwise
 from reprune.doors.report.course import direction
 from reprune.doors.report.page import Table
 from reprune.doors.report.records import Accuracy, Cell, Study, Value
-from reprune.doors.report.rows import Rows, accuracy, means
+from reprune.doors.report.rows import PARTS, Rows, accuracy, means
 from reprune.doors.report.text import NONE, change, counted, duration, known, memory, number, share
 
 _UP, _DOWN = "\N{UPWARDS ARROW} ", "\N{DOWNWARDS ARROW} "
@@ -69,7 +69,7 @@ def zero_shot(study: Study, rows: Rows) -> Table:
 def parts(rows: Rows) -> list[Table]:
     """What pruning the attention alone, the rest alone and all of a block leaves, one table a measure."""
     every = [*rows.rows, *rows.parts]
-    columns = [name for name in ("attention", "mlp", "all") if any(row.only == name for row in every)]
+    columns = [name for name in PARTS if any(row.only == name for row in every)]
     names = dict.fromkeys((row.family, row.rung) for row in rows.parts)
     tables = []
     for measure in rows.perplexities or rows.errors[1:2]:
@@ -78,7 +78,7 @@ def parts(rows: Rows) -> list[Table]:
             found = {row.only: row for row in every if (row.family, row.rung) == (family, rung)}
             cells = [found[part].written(measure.of, measure.written) if part in found else NONE for part in columns]
             lines.append([family, rung, *cells])
-        heads = [{"attention": "attention only", "mlp": "feed-forward only"}.get(part, "all") for part in columns]
+        heads = [PARTS[part] for part in columns]
         tables.append(Table(measure.name.capitalize(), ("pruner", "rung", *heads), lines, labels=2))
     return tables
 

@@ -14,6 +14,7 @@ from reprune.doors.report.records import Cell, Study, Value
 from reprune.doors.report.rows import AUTO, LADDER, Measure, Row, Rows, means, windows_of
 from reprune.doors.report.text import change, counted, known, listed
 from reprune.doors.report.verdict import SLIGHT, Tone, Verdict, guard_sentences, rises
+from reprune.doors.report.verdict_parts import part_sentences
 from reprune.doors.report.verdict_pruners import closer_and_worse, pruner_sentences
 from reprune.doors.report.verdict_selfmade import selfmade_headline, selfmade_lines, selfmade_sentences
 
@@ -93,8 +94,9 @@ def study_verdict(study: Study, rows: Rows) -> Verdict:
     """The verdict on a study."""
     found, vain, closer = pitfalls(rows), steps_in_vain(rows), closer_and_worse(rows)
     climbs = any(len(family.ladder) > 1 for family in rows.families)
+    best, parts = tuple(_best(study, rows)), () if climbs else tuple(part_sentences(rows))
     sentences = (
-        *_best(study, rows),
+        *best,
         *_ladders(rows),
         *selfmade_sentences(study, rows),
         *_pitfall_sentences(found),
@@ -102,11 +104,12 @@ def study_verdict(study: Study, rows: Rows) -> Verdict:
         *pruner_sentences(closer),
         *_seeds(rows, bool(closer)),
         *_auto(rows),
+        *parts,
         *_guard(rows),
         *_unfinished(study),
     )
     tone: Tone
-    if not rows.families:
+    if not rows.families and not parts:
         tone, badge, headline = "plain", "Nothing to compare", "No cell that prunes whole blocks is finished."
     elif not climbs and (own := selfmade_headline(study, rows)) is not None:
         tone, badge, headline = own
@@ -116,6 +119,10 @@ def study_verdict(study: Study, rows: Rows) -> Verdict:
             "A lower calibration error is not always a better model: one pruner ends at the lower error, another at "
             "the better model."
         )
+    elif not climbs and _count(rows) > 1:
+        tone, badge, headline = "plain", "No ladder", best[0]
+    elif not climbs and parts:
+        tone, badge, headline = "plain", "Parts compared", parts[0]
     elif not climbs:
         tone, badge, headline = "plain", "No ladder", "There is one rung only for each pruner: nothing to compare."
     elif found:
@@ -131,15 +138,19 @@ def study_verdict(study: Study, rows: Rows) -> Verdict:
             "Where the calibration error fell from rung to rung, nothing else that was measured rose by more than "
             f"{SLIGHT}" + (f"; but at {counted(len(vain), 'step')} not all of it fell with it." if vain else ".")
         )
-    return Verdict(tone, badge, headline, sentences, RULES)
+    return Verdict(tone, badge, headline, tuple(said for said in sentences if said != headline), RULES)
+
+
+def _count(rows: Rows) -> int:
+    """How many results have what the best is chosen by."""
+    return 0 if rows.best is None else sum(bool(row.values(rows.best[0].of)) for row in rows.rows)
 
 
 def _best(study: Study, rows: Rows) -> Iterator[str]:
     if rows.best is None:
         return
     measure, best = rows.best
-    count = sum(bool(row.values(measure.of)) for row in rows.rows)
-    said = f"Best of {counted(count, 'result')} is {best.family} with {best.rung}: {measure.name} "
+    said = f"Best of {counted(_count(rows), 'result')} is {best.family} with {best.rung}: {measure.name} "
     said += best.written(measure.of, measure.written)
     value, dense = best.mean(measure.of), None
     if study.dense is not None and measure.kind == "perplexity":

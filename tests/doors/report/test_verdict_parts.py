@@ -1,0 +1,61 @@
+"""A study without a ladder says what else of it can be compared: pruners, or the parts of a block that are pruned."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from reprune.doors.report.records import Study
+from reprune.doors.report.rows import bring_together
+from reprune.doors.report.verdict import Verdict
+from reprune.doors.report.verdict_study import study_verdict
+from tests.doors.report.records import cell, said, study_record
+
+
+def judged(*cells: Any) -> Verdict:
+    study = Study.model_validate(study_record(cells))
+    return study_verdict(study, bring_together(study))
+
+
+def part(only: str, perplexity: float, pruner: str = "wanda") -> Any:
+    return cell(pruner, "LR", only=only, name=f"{pruner}-{only}", perplexity={"test.txt": perplexity})
+
+
+ALONE = cell("wanda", "LR")
+PARTS = "By the part of each block that is pruned, wanda with LR has a perplexity on test.txt of"
+
+
+@pytest.mark.parametrize(
+    "others", [[cell("sparsegpt", "LR")], [cell("wanda", "auto")], [cell("magnitude", "LR"), part("mlp", 40.0)]]
+)
+def test_several_results_without_a_ladder_are_compared(others: list[Any]) -> None:
+    verdict = judged(ALONE, *others)
+    assert (verdict.tone, verdict.badge) == ("plain", "No ladder")
+    assert verdict.headline.startswith("Best of 2 results is ")
+    assert said(verdict).count("Best of") == 1
+    assert "nothing to compare" not in said(verdict)
+    assert (PARTS in said(verdict)) is (len(others) > 1)
+
+
+def test_the_parts_of_a_block_are_compared() -> None:
+    verdict = judged(ALONE, part("attention", 30.0), part("mlp", 40.0), part("mlp", 50.0, pruner="magnitude"))
+    assert (verdict.tone, verdict.badge) == ("plain", "Parts compared")
+    headline = (
+        f"{PARTS} 30.00 (attention only), 40.00 (feed-forward only) and {ALONE['perplexity']['test.txt']:.2f} (all)."
+    )
+    assert verdict.headline == headline
+    assert said(verdict).count("By the part") == 1
+    verdict = judged(part("attention", 30.0), part("mlp", 25.0))
+    assert verdict.headline == f"{PARTS} 25.00 (feed-forward only) and 30.00 (attention only)."
+
+
+@pytest.mark.parametrize(
+    ("cells", "words"),
+    [
+        ([ALONE], "There is one rung only for each pruner: nothing to compare."),
+        ([part("mlp", 40.0)], "No cell that prunes whole blocks is finished."),
+    ],
+)
+def test_one_result_is_compared_with_nothing(cells: list[Any], words: str) -> None:
+    assert judged(*cells).headline == words

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from reprune.doors.study.record import StudyFolder
+from reprune.doors.study.record import StudyFolder, differences
 from reprune.doors.study.run import study
 from reprune.errors import InputError
 from reprune.model.durable import write_text
@@ -38,6 +38,13 @@ def test_other_settings_are_refused_by_name(changed: dict[str, Any], message: st
     with pytest.raises(InputError, match=f"this study was begun with other settings: {message}"):
         study("llama", "s", **SMALL, **{**SETTINGS, **changed})
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_an_empty_list_that_an_older_record_lacks_is_no_difference() -> None:
+    now = {"include": [], "heldout": [], "solver": {"epochs": 2}}
+    assert differences({"heldout": [], "solver": {"epochs": 2}}, now) == []
+    assert differences(now, {"solver": {"epochs": 2}, "include": ["0.*"]}) == ["include none, now 0.*"]
+    assert differences({"solver": {"epochs": 2}, "heldout": ["a"]}, now) == ["heldout a, now none"]
 
 
 def test_another_model_another_version_or_another_text_of_the_same_name_is_refused(

@@ -160,8 +160,11 @@ def read_study(folder: Path) -> StudyRecord:
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What differs between two nested mappings, in words: `solver.epochs 2, now 3`."""
-    was, is_ = flat(before), flat(now)
+    """What differs between two nested mappings, in words: `solver.epochs 2, now 3`.
+
+    An empty list is as no key, as older records lack those that were added since.
+    """
+    was, is_ = ({key: value for key, value in flat(one).items() if value != []} for one in (before, now))
     return [
         f"{key} {_said(was.get(key))}, now {_said(is_.get(key))}"
         for key in dict.fromkeys([*was, *is_])

@@ -186,7 +186,9 @@ def check_memory(recipe: Recipe, decoder: Decoder, texts: int = 0) -> None:
 def _available_memory(device: str) -> int | None:
     """Bytes that can still be taken; None where the system does not say."""
     if device.startswith("cuda"):
-        return int(torch.cuda.mem_get_info(torch.device(device))[0])
+        gpu = torch.device(device)
+        kept = torch.cuda.memory_reserved(gpu) - torch.cuda.memory_allocated(gpu)  # by PyTorch, of what it has freed
+        return int(torch.cuda.mem_get_info(gpu)[0]) + kept
     with suppress(OSError):
         if found := re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text(encoding="ascii")):
             return int(found[1]) * 1024

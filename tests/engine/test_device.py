@@ -19,6 +19,7 @@ from reprune.doors.generation.generate import generate
 from reprune.doors.zeroshot.accuracy import zero_shot
 from reprune.doors.zeroshot.rows import LAYOUTS
 from reprune.engine.watcher import Watcher
+from reprune.math import masking
 from reprune.model.whole import load_model
 from reprune.planning.generation.settings import Generation
 from reprune.planning.layers import resolve_recipe
@@ -41,11 +42,13 @@ WRITING = Generation(length=16, least=8, batch_size=4, language="any", filters=(
 
 def _prune(jobs: list[tuple[str, str, dict[str, Any]]], folder: Path) -> None:
     pretended.device()
+    masking._AT_ONCE = 1000  # less than a matrix, as of large models
     together.prune(jobs, folder)
 
 
 def _prune_alone(jobs: list[tuple[str, str, dict[str, Any]]]) -> None:
     pretended.device()
+    masking._AT_ONCE = 1000
     for model, out, content in jobs:
         prune_by_recipe(resolve_recipe(model, content), Path(out), Watcher())
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from reprune.math.adam import Adam
 from reprune.math.coordinates import AllWeights, KeptWeights, LowRank
 from tests.math.test_adam import _forward, _Network, _nothing, _same
+from tests.math.test_masking import Picking
 
 
 def _factors(problem: _Network, rank: int) -> list[Tensor]:
@@ -166,6 +167,13 @@ def test_no_gradient_of_full_size_outlives_its_backward_pass() -> None:
     assert mask is not None
     assert gradient is not None
     torch.testing.assert_close(summed, 2 * gradient[mask])
+
+
+def test_the_places_of_kept_weights_are_those_in_one_vector() -> None:
+    problem = _Network()
+    with Picking() as picking:
+        Adam(epochs=1, lr=0.05, batch_size=2, compact=True).fit(problem, 0, _nothing)
+    assert {*picking.shapes} == {(problem.parameters[0].numel(),)}
 
 
 def test_the_guard_puts_the_start_of_kept_weights_back_to_the_last_bit() -> None:

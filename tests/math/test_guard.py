@@ -12,6 +12,7 @@ from torch import nn
 
 from reprune.math.guard import Guard
 from reprune.math.reconstruction_error import Error
+from tests.math.test_masking import Picking
 
 
 def _run(errors: list[float], patience: int) -> tuple[int, float, float, int]:
@@ -78,12 +79,14 @@ def test_states_are_told_apart_with_all_features_alike_but_none_is_kept_that_is_
 def test_of_a_masked_parameter_what_may_change_is_put_back_and_zeros_are_zero_again() -> None:
     mask = torch.tensor([[True, False, True], [False, False, True]])
     parameter, bias = nn.Parameter(torch.tensor([[1.0, 0, 2], [0, 0, 3]])), nn.Parameter(torch.tensor([4.0]))
-    guard = Guard([parameter, bias], [mask, None], Error(3.0, 0.3), patience=2)
-    for epoch, error in enumerate((2.0, 2.5), 1):
-        with torch.no_grad():
-            parameter += mask
-            bias += 1
-        guard.stops_after(epoch, Error(error, error / 10))
+    with Picking() as picking:
+        guard = Guard([parameter, bias], [mask, None], Error(3.0, 0.3), patience=2)
+        for epoch, error in enumerate((2.0, 2.5), 1):
+            with torch.no_grad():
+                parameter += mask
+                bias += 1
+            guard.stops_after(epoch, Error(error, error / 10))
+    assert picking.shapes == [(6,), (6,)], "places in one vector"
     with torch.no_grad():
         parameter.fill_(math.nan)
     assert guard.restore_()[0] == 1

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from reprune.engine.pruning import AT_ONCE
 from reprune.engine.work import Group, Work
+from reprune.math.masking import PLACES_BYTES
 from reprune.model.costs import BlockCosts
 from reprune.model.predictor import LOGITS
 from reprune.planning.recipe import Recipe
@@ -105,7 +106,8 @@ def _fitting_bytes(recipe: Recipe, weights: int, costs: Sequence[BlockCosts], at
     passing = (_TEMPORARY - 1.0) * at_a_time * max(cost.activations for cost in costs)
     if not on_gpu(recipe):  # gradients come as activations go, but a heap has seldom room for the ones in the others'
         return held + kept + passing
-    return max(held, held - _gradients(recipe) * weights + kept) + passing
+    picking = min(PLACES_BYTES, 2 * weights) if _picks(recipe) else 0  # between backward passes
+    return max(held + picking, max(held, held - _gradients(recipe) * weights + kept) + passing)
 
 
 def distilling_bytes(recipe: Recipe, work: Work) -> int:
@@ -142,6 +144,11 @@ def _copies(recipe: Recipe) -> float:
         return 1.0 + MASKS + moved + kept * (1.0 + moments + recipe.guard)
     best = kept if on_gpu(recipe) else 1.0
     return 1.0 + MASKS + moved + moments + best * recipe.guard
+
+
+def _picks(recipe: Recipe) -> bool:
+    """Whether a GPU holds kept weights alone of something, which are picked from all."""
+    return recipe.solver.rank is None and (recipe.guard or recipe.solver.compact)
 
 
 def _gradients(recipe: Recipe) -> float:

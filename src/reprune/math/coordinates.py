@@ -15,7 +15,7 @@ from typing import Self, final
 import torch
 from torch import Tensor, nn
 
-from reprune.math.masking import mask_
+from reprune.math.masking import mask_, pick, put_back_
 from reprune.math.solver import Objective
 
 
@@ -106,19 +106,19 @@ class _Kept:
 
     def __init__(self, parameter: nn.Parameter, mask: Tensor) -> None:
         self._parameter, self._mask = parameter, mask
-        self.leaf = nn.Parameter(parameter.detach()[mask])
+        self.leaf = nn.Parameter(pick(parameter.detach(), mask))
         self.remove: Callable[[], None] = parameter.register_post_accumulate_grad_hook(self._pull_).remove
 
     @torch.no_grad()
     def _pull_(self, parameter: Tensor) -> None:
         assert parameter.grad is not None
-        own = parameter.grad[self._mask]
+        own = pick(parameter.grad, self._mask)
         parameter.grad = None
         self.leaf.grad = own if self.leaf.grad is None else self.leaf.grad.add_(own)
 
     @torch.no_grad()
     def push_(self) -> None:
-        self._parameter.masked_scatter_(self._mask, self.leaf)
+        put_back_(self._parameter, self._mask, self.leaf)
 
 
 @final

@@ -16,6 +16,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
+from reprune.math.masking import pick, put_back_
 from reprune.math.reconstruction_error import Error
 
 
@@ -71,7 +72,7 @@ class _Copy:
     def take(self) -> None:
         if self._mask is not None:
             self._values = None  # before there are others
-            self._values = self._parameter.detach()[self._mask]
+            self._values = pick(self._parameter.detach(), self._mask)
         elif self._values is None:
             self._values = self._parameter.detach().clone()
         else:
@@ -81,6 +82,6 @@ class _Copy:
         assert self._values is not None
         if self._mask is not None:
             # Where a descent has run into NaN, what is masked may be NaN too.
-            self._parameter.zero_().masked_scatter_(self._mask, self._values)
+            put_back_(self._parameter.zero_(), self._mask, self._values)
         else:
             self._parameter.copy_(self._values)

@@ -6,12 +6,14 @@ Machines that test this have no GPU, so the device is a pretended one, which ref
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 import reprune
 from reprune.doors.api import prune_by_recipe
@@ -20,6 +22,7 @@ from reprune.doors.zeroshot.accuracy import zero_shot
 from reprune.doors.zeroshot.rows import LAYOUTS
 from reprune.engine.watcher import Watcher
 from reprune.math import masking
+from reprune.math.standardization import FeatureSums
 from reprune.model.whole import load_model
 from reprune.planning.generation.settings import Generation
 from reprune.planning.layers import resolve_recipe
@@ -50,7 +53,22 @@ def _prune_alone(jobs: list[tuple[str, str, dict[str, Any]]]) -> None:
     pretended.device()
     masking._AT_ONCE = 1000
     for model, out, content in jobs:
-        prune_by_recipe(resolve_recipe(model, content), Path(out), Watcher())
+        with _features_summed_on(content["device"]):
+            prune_by_recipe(resolve_recipe(model, content), Path(out), Watcher())
+
+
+@contextmanager
+def _features_summed_on(device: str) -> Iterator[None]:
+    """Fails where the host sums targets over tokens while a GPU waits."""
+    update = FeatureSums.update
+
+    def on_device(self: FeatureSums, targets: Tensor) -> None:
+        assert targets.device.type == device
+        update(self, targets)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FeatureSums, "update", on_device)
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -226,7 +226,7 @@ class Frontier:
         """How large each feature of a window's targets is over the tokens calibrated on, and how much it varies."""
         sums = FeatureSums()
         for batch in self.calibration_batches:
-            sums.update(targets.end.read(batch))
+            sums.update(targets.end.read(batch).to(self._decoder.device))
         return sums.statistics(self._shape[-1], self._decoder.device, self.ranks)
 
     @contextmanager

@@ -6,10 +6,12 @@ import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from reprune.errors import NumericalError
 from reprune.math.adam import Adam
@@ -214,6 +216,29 @@ def test_an_epochs_calibration_error_is_the_relative_one_over_all_samples() -> N
     # Batches of 3, 3 and 1: the last counts for a third of the others. No step is large enough to matter.
     fit = Adam(epochs=1, lr=1e-12, batch_size=3).fit(problem, 0, _nothing)
     assert fit.epochs[0].calibration == pytest.approx(problem.errors().calibration.relative, rel=1e-5)
+
+
+def test_losses_are_read_after_the_last_step_of_their_epoch() -> None:
+    """A GPU has to be waited for then."""
+    seen = ""
+
+    class Told(_Network):
+        def loss(self, samples: Tensor) -> Tensor:
+            nonlocal seen
+            seen += "s"
+            return super().loss(samples)
+
+    class Reading(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            nonlocal seen
+            seen += "r" * (func is torch.ops.aten._local_scalar_dense.default)
+            return func(*args, **(kwargs or {}))
+
+    problem = Told()
+    problem.scale = torch.ones(_HIDDEN)
+    with Reading():
+        Adam(epochs=2, lr=0.01, batch_size=3, guard=False).fit(problem, 0, _nothing)
+    assert [*filter(None, seen.split("r"))] == ["sss", "sss"]
 
 
 @pytest.mark.parametrize("lr", [1e-3, 0.05, 0.5, 5.0])

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import final
 
 import torch
+from torch import Tensor
 
 from reprune.errors import NumericalError
 from reprune.math.coordinates import AllWeights, Coordinates, KeptWeights, LowRank
@@ -116,7 +117,7 @@ class Adam(Solver):
         batches_per_epoch = math.ceil(problem.samples / self.batch_size)
         steps, step = self.epochs * batches_per_epoch, 0
         for number in range(1, self.epochs + 1):
-            total = 0.0
+            losses: list[tuple[Tensor, int]] = []  # read when all are there, as a GPU has to be waited for then
             for batch in torch.randperm(problem.samples, generator=generator).split(self.batch_size):
                 warmth = self._warmth(step, steps)
                 for group in optimizer.param_groups:  # a try is of a whole step
@@ -127,7 +128,7 @@ class Adam(Solver):
                     with torch.enable_grad():  # whoever is told of epochs may have turned it off
                         loss = problem.loss(part) * (len(part) / len(batch))
                         scaler.scale(loss).backward()
-                    total += loss.item() * len(batch)
+                    losses.append((loss.detach(), len(batch)))
                 coordinates.pull_()
                 problem.ranks.sum_gradients_(parameters)
                 origin = None if tried else [parameter.detach().clone() for parameter in parameters]
@@ -141,6 +142,9 @@ class Adam(Solver):
                     retreat_(parameters, origin, warmth)
                     coordinates.push_()
                 step += 1
+            total = 0.0
+            for loss, samples in losses:
+                total += loss.item() * samples
             (total,) = problem.ranks.add([total])
             failed = f"the loss became {total}" if not math.isfinite(total) else None
             if failed is None and not (heldout := problem.heldout_error()).finite:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from reprune.model.streams import StreamStore
 
@@ -50,6 +52,27 @@ def test_states_are_held_in_float32_and_without_gradients(memory: int, tmp_path:
     assert found.device.type == "cpu"
     assert not found.requires_grad
     assert torch.equal(found, _states().bfloat16().float())
+
+
+class _Operations(TorchDispatchMode):
+    """Their names, in their order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        del types
+        self.names.append(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+@places
+def test_states_of_another_kind_are_copied_once(memory: int, tmp_path: Path) -> None:
+    stream, states = StreamStore(memory, tmp_path).new(_SHAPE), _states().bfloat16()
+    with _Operations() as operations:
+        stream.write(slice(1, 3), states[1:3])
+    assert [name for name in operations.names if "copy" in name] == ["copy_"]
 
 
 @places

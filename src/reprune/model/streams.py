@@ -44,7 +44,7 @@ class Stream:
 
     def write(self, samples: slice, states: Tensor) -> None:
         """Set the states of some samples."""
-        self._states[samples] = states.detach().to(self._states)
+        self._states[samples] = states.detach()  # of whatever device and dtype: one copy
 
     @property
     def on_disk(self) -> bool:

@@ -76,6 +76,16 @@ def test_states_of_another_kind_are_copied_once(memory: int, tmp_path: Path) -> 
 
 
 @places
+def test_what_a_gpu_reads_by_number_is_not_gathered_by_the_host(memory: int, tmp_path: Path) -> None:
+    stream = StreamStore(memory, tmp_path).new(_SHAPE)
+    with _Operations() as operations:
+        found = stream.read(torch.tensor([4, 0, 2]), torch.device("meta"))  # of no values, but not the CPU
+    assert (found.shape, found.dtype, found.device.type) == ((3, 3, 4), torch.float32, "meta")
+    assert "index" not in operations.names
+    assert operations.names.count("copy_") == 3
+
+
+@places
 def test_what_was_read_by_number_does_not_change_with_the_stream(memory: int, tmp_path: Path) -> None:
     stream = StreamStore(memory, tmp_path).new(_SHAPE)
     stream.write(slice(0, 5), _states())

@@ -157,7 +157,7 @@ class Frontier:
 
     def entering(self, block: Block, samples: slice | Tensor) -> Tensor:
         """What enters a block of the window in hand in the dense model, of some samples; only for a global teacher."""
-        return self._dense.before(block.index).read(samples)
+        return self._dense.before(block.index).read(samples, block.device)
 
     @property
     def dense_end(self) -> Stream:

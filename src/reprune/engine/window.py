@@ -156,7 +156,7 @@ class WindowProblem(Problem):
         self.masks = [masks.get(id(parameter)) for parameter in self.parameters]
 
     def outputs(self, samples: Tensor) -> Tensor:
-        states = self._entering.read(samples)
+        states = self._entering.read(samples, self._device)
         if self._teacher_forcing:
             states = states.lerp(self._frontier.entering(self._blocks[0], samples), self._teacher_forcing)
         with torch.enable_grad():
@@ -169,7 +169,7 @@ class WindowProblem(Problem):
         return None if routes is None else routes.repeating(samples)
 
     def targets(self, samples: Tensor) -> Tensor:
-        return self._targets.end.read(samples).to(self._device)
+        return self._targets.end.read(samples, self._device)
 
     def errors_before(self) -> Errors:
         if self._entering_last is not None:

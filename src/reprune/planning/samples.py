@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _CHOICE = 4  # packed: read so many times the tokens needed, where a text is long enough to choose from
+_LONG_ENOUGH = 1 / 1000  # of a collection's documents; where fewer are, they are joined
+_LOOKED_AT = 4000  # documents, before that is judged
 _CHARACTERS = 16  # a token: more than any text needs; so much is read where only some windows are wanted
 
 
@@ -89,8 +91,9 @@ def draw_samples(
     before a text (its BOS token, if it adds one; see `beginning`).
 
     From a collection, documents are visited in random order and each of at least the length of a sample gives
-    one random span, as SparseGPT draws from C4. If the collection runs out, or its rows are the lines of one
-    text, the documents are joined and tokenized, and non-overlapping spans are chosen from a random offset.
+    one random span, as SparseGPT draws from C4. If the collection runs out, if fewer than one in a thousand of those
+    visited are long enough, or if its rows are the lines of one text, the documents are joined and tokenized, and
+    non-overlapping spans are chosen from a random offset.
     No two samples of one source share a document, or share tokens of a packed text, whatever their roles. The
     same arguments give the same tensors.
 
@@ -201,18 +204,22 @@ def _spans_of_documents(
     width: int,
     seed: int,
 ) -> list[_Chosen] | None:
-    """One random span of each of `count` random documents that are long enough, or None if they run out."""
+    """One random span of each of `count` random documents that are long enough, or None if they run out or are rare."""
     claimed: set[int] = set()  # used by a share before, or too short for any
     chosen: list[_Chosen] = []
     for share in shares:
         generator = share.generator(seed)
         rows: list[Tokens] = []
         used: list[int] = []
+        looked_at = 0
         for index in generator.permutation(len(documents)).tolist():
             if len(rows) == share.count:
                 break
             if index in claimed:
                 continue
+            if looked_at >= _LOOKED_AT and len(rows) < _LONG_ENOUGH * looked_at:
+                return None
+            looked_at += 1
             claimed.add(index)
             tokens = document_tokens(tokenizer, documents, index, prefix)
             if len(tokens) >= width:

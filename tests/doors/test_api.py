@@ -120,6 +120,9 @@ def test_sources_may_be_paths_alone_or_in_lists(here: Path, done: Path) -> None:
     for given in (Path("text.txt"), [Path("text.txt")]):
         found = reprune.plan("llama", **QUICK | {"calibration": given, "heldout": given, "device": device})
         assert found.recipe == plain.recipe
+        sources = {"calibration": given, "heldout": given}
+        others = {key: value for key, value in QUICK.items() if key not in sources}
+        assert reprune.plan("llama", recipe=sources, **others).recipe == plain.recipe
     how: Any = {"seqlen": 24, "max_windows": 1, "device": device, "precision": "float32"}
     assert reprune.evaluate(done, text, **how) == reprune.evaluate(done, "text.txt", **how)
     assert reprune.errors_against(done, "llama", text, **how).text == "text.txt"

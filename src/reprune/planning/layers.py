@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections.abc import Mapping, Sequence
 from functools import reduce
@@ -122,7 +123,16 @@ def resolve_recipe(
 
 
 def _normal(layer: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: SHORT_FORMS[key](value) if key in SHORT_FORMS else value for key, value in layer.items()}
+    return {
+        key: SHORT_FORMS[key](value) if key in SHORT_FORMS else _without_paths(value) for key, value in layer.items()
+    }
+
+
+def _without_paths(value: Any) -> Any:
+    """A path, alone or in a list, as the string that a recipe file has in its place."""
+    if isinstance(value, list | tuple):
+        return [_without_paths(one) for one in value]
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
 def _merged(lower: Mapping[str, Any], upper: Mapping[str, Any]) -> dict[str, Any]:

@@ -141,6 +141,18 @@ def test_a_missing_column_is_refused_with_those_there_are(tmp_path: Path) -> Non
             load_documents(name, "train")
 
 
+@pytest.mark.parametrize("within", [[{"role": "user", "content": "a"}], ["a"], {"a": "b"}])
+def test_a_label_beside_chats_is_not_taken_for_the_text(write_jsonl: Write, within: object) -> None:
+    path = write_jsonl({"messages": within, "label": "chat"})
+    with pytest.raises(InputError, match=r"label \(string\).* name the column .* if 'messages' has chats, render them"):
+        load_documents(str(path), "train")
+    with pytest.raises(InputError, match=r"if 'messages' has chats"):
+        load_documents(str(path.parent), "train")
+    assert list(load_documents(f"{path}:label", "train")) == ["chat"]
+    beside = write_jsonl({"messages": within, "label": "chat", "text": "a"})
+    assert list(load_documents(str(beside), "train")) == ["a"]
+
+
 @pytest.mark.parametrize("column", ["token_ids", "ids"])
 def test_rows_may_hold_the_tokens_they_were_generated_as(write_jsonl: Write, column: str) -> None:
     path = write_jsonl({"text": "a", column: [3, 1, 2]}, {"text": "b", column: None}, {"text": "c"})

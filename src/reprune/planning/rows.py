@@ -25,6 +25,7 @@ TOKEN_COLUMNS = ("token_ids", "ids")  # where a file keeps the tokens of texts t
 _FORMATS = {"json": "JSON", "parquet": "Parquet"}
 _STRINGS = {"string", "large_string", "string_view"}
 _INTEGER_LIST = re.compile(r"(large_)?list<[^<>]*: u?int\d+( not null)?>")
+_STRINGS_WITHIN = re.compile(r"<.*(string|json)")  # as chats have them
 _BATCH = 1000  # rows read at a time when a whole column is read in order
 
 
@@ -33,7 +34,8 @@ class Rows:
     """Where rows lie: the arguments of `datasets.load_dataset`.
 
     `path` is a Hub id, a local directory, or a format ("json", "parquet"); `data_files` a file or a pattern
-    of files for `split`. `column` None means `text`, or the only string column. `first` leaves only so many rows.
+    of files for `split`. `column` None means `text`, or the only column with strings, at the top or within. `first` leaves
+    only so many rows.
     """
 
     path: str
@@ -177,11 +179,13 @@ def _text_column(dataset: Any, wanted: str | None, label: str) -> str:
         )
     if "text" in strings:
         return "text"
-    if len(strings) == 1:
+    within = [field.name for field in schema if _STRINGS_WITHIN.search(str(field.type))]
+    if len(strings) == 1 and not within:
         return strings[0]
+    chats = f"; if {within[0]!r} has chats, render them into a column 'text' first" if within else ""
     raise InputError(
-        f"{label}: expected a string column 'text', or only one string column, but its columns are: {found}; "
-        "name the column to read after the source, as in FILE:COLUMN or ID:CONFIG:SPLIT:COLUMN"
+        f"{label}: expected a string column 'text', or only one column with strings, but its columns are: {found}; "
+        f"name the column to read after the source, as in FILE:COLUMN or ID:CONFIG:SPLIT:COLUMN{chats}"
     )
 
 

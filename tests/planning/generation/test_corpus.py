@@ -204,3 +204,19 @@ def test_a_name_that_is_no_file_of_lines_is_refused(tmp_path: Path) -> None:
         Corpus(tmp_path / "texts.json")
     with pytest.raises(InputError, match="is a folder"):
         Corpus(tmp_path / "folder.jsonl")
+
+
+@pytest.mark.parametrize("left", [None, 0, 20])
+def test_a_file_that_lost_its_texts_is_not_said_to_be_whole(left: int | None, tmp_path: Path) -> None:
+    path = whole(tmp_path / "self.jsonl").path
+    content = path.read_bytes()
+    path.unlink()
+    if left is not None:
+        path.write_bytes(content[:left])
+    remedy = r"remove it and self\.rejected\.jsonl and self\.manifest\.json and generate again"
+    for look in (Corpus.finished, Corpus.texts, lambda corpus: corpus.open(MADE_BY, 6)):
+        with pytest.raises(InputError, match=rf"self\.jsonl: gone, or shorter than it was; {remedy}"):
+            look(Corpus(path))
+    for name in ("self.jsonl", "self.rejected.jsonl", "self.manifest.json"):
+        (tmp_path / name).unlink(missing_ok=True)
+    assert list(whole(path).kept_lines()) == [one for found in ROUNDS for one in found.kept]

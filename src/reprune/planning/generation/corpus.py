@@ -58,16 +58,27 @@ class Corpus:
         self._last: list[_Line] = []  # what stands in `_rounds` of all rounds but the last, and of the last
 
     def finished(self) -> dict[str, Any] | None:
-        """The manifest, if the file is whole; raises `InputError` where it is damaged."""
+        """The manifest, if the file is whole; raises `InputError` where one of the two is damaged."""
         if self._rounds.exists() or not self.manifest.exists():
             return None
         try:
             content = read_json(self.manifest.read_text(encoding="utf-8"))
             if not isinstance(content, dict) or not {"made_by", "texts", "last_rounds"} <= content.keys():
                 raise ValueError("no manifest of reprune")
-        except (OSError, ValueError) as error:
-            raise InputError(f"{self.manifest}: damaged ({error}); remove it and generate again.") from None
+            size = int(content["last_rounds"][-1]["kept_bytes"])
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            raise InputError(f"{self.manifest}: damaged ({error}); {self._remedy(self.manifest)}") from None
+        self._require_bytes(self.path, size)
         return content
+
+    def _require_bytes(self, file: Path, size: int) -> None:
+        if not file.exists() or file.stat().st_size < size:
+            raise InputError(f"{file}: gone, or shorter than it was; {self._remedy(file)}")
+
+    def _remedy(self, damaged: Path) -> str:
+        files = (self.path, self.rejected, self.manifest, self._rounds)
+        others = (file.name for file in files if file != damaged and file.exists())
+        return f"remove {' and '.join(('it', *others))} and generate again."
 
     def open(self, made_by: Mapping[str, Any], samples: int) -> None:
         """Begin the file, or go on with it, be it finished or not.
@@ -101,8 +112,7 @@ class Corpus:
             write_text(self._rounds, text)
         last = lines[-1] if lines else _NOTHING
         for file, size in ((self.path, last["kept_bytes"]), (self.rejected, last["rejected_bytes"])):
-            if not file.exists() or file.stat().st_size < size:
-                raise InputError(f"{file}: shorter than it was; remove it and {self._rounds.name}, and generate again.")
+            self._require_bytes(file, size)
             with file.open("r+b") as stream:
                 stream.truncate(size)
                 os.fsync(stream.fileno())
@@ -136,7 +146,7 @@ class Corpus:
                 raise ValueError("no head")
             return lines
         except (ValueError, IndexError):
-            raise InputError(f"{self._rounds}: damaged; remove it and {self.path.name}, and generate again.") from None
+            raise InputError(f"{self._rounds}: damaged; {self._remedy(self._rounds)}") from None
 
     def texts(self) -> int:
         """How many texts are there for good, finished or not; changes nothing."""

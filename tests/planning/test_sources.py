@@ -277,6 +277,27 @@ def test_each_text_file_of_a_directory_is_a_document_with_its_lines_as_they_stan
         list(load_documents(str(tmp_path), "test"))
 
 
+@pytest.mark.parametrize("name", ["web[1].jsonl", "web*.jsonl", "web?.parquet", "run[1]/web.jsonl.gz", "[.json"])
+def test_a_file_whose_path_looks_like_a_pattern_is_that_file(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    for one, text in ((tmp_path / f"web1{path.suffix}", "another"), (path, "meant")):
+        one.parent.mkdir(exist_ok=True)
+        if path.suffix == ".parquet":
+            _parquet(one, text=[text])
+        elif path.suffix == ".gz":
+            _gzip_lines(one, text)
+        else:
+            one.write_text(json.dumps({"text": text}))
+    assert list(load_documents(str(path), "train")) == ["meant"]
+
+
+def test_a_folder_whose_path_looks_like_a_pattern_is_refused(tmp_path: Path) -> None:
+    _parquet(tmp_path / "run[1]" / "more" / "train.parquet", text=["meant"])
+    _parquet(tmp_path / "run1" / "more" / "train.parquet", text=["another"])
+    with pytest.raises(InputError, match=r"source 'more': expected a folder .* but got 'run\[1\]' in it; rename that"):
+        load_documents(str(tmp_path / "run[1]" / "more"), "train")
+
+
 def test_names_of_one_place_are_equal_sources(
     write_jsonl: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

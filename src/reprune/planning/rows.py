@@ -6,6 +6,7 @@ Knows what `datasets.load_dataset` takes and how it fails; knows nothing of whic
 from __future__ import annotations
 
 import contextlib
+import glob
 import logging
 import os
 import re
@@ -68,6 +69,11 @@ class Rows:
         (damaged, no network), or if it has no rows.
         """
         folder = self.path not in _FORMATS and Path(self.path).is_dir()
+        if folder and (part := next(filter(glob.has_magic, Path(self.path).parts), None)):
+            raise InputError(
+                f"{label}: expected a folder whose path has no *, ? or [, which `datasets` takes for patterns, but got "
+                f"{part!r} in it; rename that, or name a file"
+            )
         if folder and (found := self._text_files(label)):
             config, files = found
             place = self._place(config, "text")

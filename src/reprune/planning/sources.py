@@ -7,6 +7,7 @@ nothing of tokens or samples.
 from __future__ import annotations
 
 import difflib
+import glob
 import re
 from abc import ABC, abstractmethod
 from contextlib import suppress
@@ -150,7 +151,8 @@ class RowFile(Source):
         is_json = not self.path.name.lower().endswith(".parquet")
         if is_json:
             check_lines(self.path, label)
-        rows = Rows("json" if is_json else "parquet", data_files=str(self.path), column=self.column)
+        form, file = "json" if is_json else "parquet", glob.escape(str(self.path))
+        rows = Rows(form, data_files=file, column=self.column)
         try:
             return rows.read(self.path.name, label=label, generated=is_json and self.column in (None, "text"))
         except InputError:

@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from reprune.doors.generation.endpoint import EndpointAuthor
+from reprune.doors.generation.endpoint import EndpointAuthor, EndpointError
 from reprune.doors.generation.generate import generate
 from reprune.doors.generation.local import LocalAuthor
 from reprune.errors import InputError
 from reprune.planning.generation import rounds
 from reprune.planning.generation.firsts import first_tokens
+from reprune.planning.generation.settings import Generation
 from tests import tiny
 from tests.doors.conftest import Cli
 from tests.doors.generation.test_generate import FLAGS, SMALL, lines, reads
@@ -52,6 +58,48 @@ def server(llama: Path) -> Iterator[tuple[str, str]]:
             yield f"http://127.0.0.1:{port}/v1", str(llama)
         finally:
             process.terminate()
+
+
+@contextmanager
+def answering(
+    answer: Callable[[dict[str, Any]], Any], model: str | None = "m", settings: Generation = SMALL
+) -> Iterator[EndpointAuthor]:
+    """The author behind a server that answers requests by a function: with JSON, or with bytes of HTML.
+
+    Asked for its models it answers the request {}.
+    """
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self._send(answer({}))
+
+        def do_POST(self) -> None:
+            self._send(answer(json.loads(self.rfile.read(int(self.headers["content-length"])))))
+
+        def _send(self, found: Any) -> None:
+            html = isinstance(found, bytes)
+            data = found if html else found.encode() if isinstance(found, str) else json.dumps(found).encode()
+            self.send_response(200)
+            self.send_header("content-type", "text/html" if html else "application/json")
+            self.send_header("content-length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        try:
+            url = f"http://127.0.0.1:{server.server_port}/v1"
+            with closing(EndpointAuthor(url, model, tiny.tokenizer(), settings)) as author:
+                yield author
+        finally:
+            server.shutdown()
+
+
+def completion(text: object, **more: object) -> dict[str, Any]:
+    return {"choices": [{"index": 0, "text": text, "finish_reason": "length", **more}]}
 
 
 @pytest.fixture(autouse=True)
@@ -159,3 +207,52 @@ def test_a_server_that_goes_away_ends_it_with_what_is_written(
     assert (again.code, again.err) == (0, "")
     assert lines(here / "self.jsonl")[: len(before)] == before
     assert len(lines(here / "self.jsonl")) == 15
+
+
+STRANGE = [
+    b"<html>",
+    "{oops",
+    {"error": {"message": "the model is loading"}},
+    {"choices": None},
+    {"choices": []},
+    {"choices": [{"index": 0}]},
+    completion(None),
+    completion("\ud83d"),
+]
+
+
+@pytest.mark.parametrize("strange", STRANGE)
+def test_an_answer_that_is_no_completion_is_named(strange: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the start, where nothing is written, and later, where a text may come after all."""
+    message = r"answers with what is no completion \(.*\); check the URL \(it often ends in /v1\)\."
+    with pytest.raises(InputError, match=message), answering(lambda request: strange):
+        pass
+    answers: list[object] = [completion("a"), strange, completion(" man"), strange, strange]
+    monkeypatch.setattr("reprune.doors.generation.endpoint._RETRIES", 1)
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    with answering(lambda request: answers.pop(0)) as author:
+        assert [one.text for one in author.write([(70, 71)], 0)] == [tiny.tokenizer().decode([70, 71]) + " man"]
+        with pytest.raises(EndpointError, match=rf"{message} What is written is kept"):
+            author.write([(70, 71)], 0)
+
+
+@pytest.mark.parametrize("strange", [b"<html>", "{oops", {"models": []}, {"data": None}, {"data": ["m"]}])
+def test_what_is_no_list_of_models_is_named(strange: object) -> None:
+    message = r"\(no list of models\); check the URL"
+    with pytest.raises(InputError, match=message), answering(lambda request: strange, model=None):
+        pass
+
+
+@pytest.mark.parametrize("url", ["http://[::1", "http://localhost:port/v1"])
+def test_what_is_no_url_is_named(url: str) -> None:
+    with pytest.raises(InputError, match=r"--endpoint http.*: expected a URL such as .* \(Invalid port"):
+        EndpointAuthor(url, "m", tiny.tokenizer(), SMALL)
+
+
+@pytest.mark.parametrize(
+    ("told", "mean"), [([-1.0, None, -2], -1.5), (["a"], None), ([-1.0, -math.inf], None), (5, None), (None, None)]
+)
+def test_likelihoods_that_are_no_numbers_are_not_known(told: object, mean: float | None) -> None:
+    answer = completion(" man", logprobs={"token_logprobs": told})
+    with answering(lambda request: answer) as author:
+        assert [one.mean_log_probability for one in author.write([(70, 71)], 0)] == [mean]

@@ -7,11 +7,14 @@ those of the local tokenizer on the text that came back, and likelihoods are tho
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
+import re
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any, final
-from urllib.parse import urlsplit
 
 from reprune.errors import InputError, RepruneError
 from reprune.math.seeds import seed_of
@@ -25,6 +28,10 @@ _KEY = "OPENAI_API_KEY"
 
 class EndpointError(RepruneError):
     """A server that worked no longer does."""
+
+
+class _Strange(Exception):
+    """An answer is not what the interface has."""
 
 
 @final
@@ -67,15 +74,18 @@ class EndpointAuthor(Author):
         self._settings = settings
         self._concurrency = concurrency
         self._progress = progress
-        self._client = openai.OpenAI(
-            base_url=url, api_key=os.environ.get(_KEY) or "none", max_retries=_RETRIES, timeout=_SECONDS
-        )
+        key = os.environ.get(_KEY) or "none"
+        try:
+            self._client = openai.OpenAI(base_url=url, api_key=key, max_retries=_RETRIES, timeout=_SECONDS)
+        except Exception as error:  # of whatever HTTP library it has
+            said = " ".join(str(error).split())[:200]
+            raise InputError(f"{self._place} expected a URL such as http://localhost:8000/v1 ({said}).") from None
         self._more: dict[str, Any] = {}
         self.model = ""  # for what may go wrong before it is known
         try:
             self.model = model or self._only_model()
             self._more = self._probe()
-        except openai.OpenAIError as error:
+        except (openai.OpenAIError, _Strange) as error:
             self.close()
             raise InputError(self._said(error)) from None
 
@@ -84,9 +94,12 @@ class EndpointAuthor(Author):
         self._client.close()
 
     def _only_model(self) -> str:
-        listed = [one.id for one in self._client.models.list().data]
+        try:
+            listed = [str(one.id) for one in self._client.models.list().data]
+        except (AttributeError, TypeError, ValueError):  # what the client makes of anything else
+            raise _Strange("no list of models") from None
         if len(listed) == 1:
-            return str(listed[0])
+            return listed[0]
         found = ", ".join(listed[:5]) or "none"
         raise InputError(f"{self._place} lists {len(listed)} models ({found}); name one: --endpoint-model.")
 
@@ -95,11 +108,24 @@ class EndpointAuthor(Author):
         import openai
 
         try:
-            self._client.completions.create(model=self.model, prompt="The", max_tokens=1, logprobs=1)
+            self._choice("The", max_tokens=1, logprobs=1)
         except (openai.BadRequestError, openai.UnprocessableEntityError):
-            self._client.completions.create(model=self.model, prompt="The", max_tokens=1)
+            self._choice("The", max_tokens=1)
             return {}
         return {"logprobs": 1}
+
+    def _choice(self, prompt: str, **more: Any) -> Any:
+        """What the server writes after a prompt: a text that can be told and kept."""
+        try:
+            answer = self._client.completions.create(model=self.model, prompt=prompt, **more)
+            choices = getattr(answer, "choices", None)
+            choice = choices[0] if isinstance(choices, list) and choices else None
+            if not isinstance(text := getattr(choice, "text", None), str):
+                raise ValueError(f"no text in {' '.join(str(answer).split())}")
+            text.encode()
+        except ValueError as error:  # of JSON and of characters too
+            raise _Strange(str(error)) from None
+        return choice
 
     def begin(self, firsts: Sequence[int], number: int) -> list[tuple[str, Ids]]:
         prompts = [str(self._tokenizer.decode([first])) for first in firsts]
@@ -127,11 +153,12 @@ class EndpointAuthor(Author):
 
     def _written(self, prompt: str, choice: Any) -> Written:
         text = prompt + choice.text
-        told = getattr(choice.logprobs, "token_logprobs", None) or ()
-        values = [value for value in told if value is not None]
-        mean = sum(values) / len(values) if values else None
+        told = getattr(getattr(choice, "logprobs", None), "token_logprobs", None)
+        values = [value for value in told if value is not None] if isinstance(told, list) else []
+        known = values and all(isinstance(value, int | float) and math.isfinite(value) for value in values)
+        mean = sum(values) / len(values) if known else None
         ids = self._ids(text)[: self._settings.length]  # its tokens need not be those that the server counted
-        return Written(text, ids, mean, choice.finish_reason == "stop")
+        return Written(text, ids, mean, getattr(choice, "finish_reason", None) == "stop")
 
     def _complete(
         self, prompts: Sequence[str], options: Sequence[dict[str, Any]], done: Callable[[int], None]
@@ -140,7 +167,11 @@ class EndpointAuthor(Author):
         import openai
 
         def ask(prompt: str, more: dict[str, Any]) -> Any:
-            return self._client.completions.create(model=self.model, prompt=prompt, **more).choices[0]
+            for attempt in range(_RETRIES):
+                with suppress(_Strange):  # the client itself asks again after errors
+                    return self._choice(prompt, **more)
+                time.sleep(min(2**attempt / 2, 8))
+            return self._choice(prompt, **more)
 
         with ThreadPoolExecutor(self._concurrency) as pool:
             asked = [pool.submit(ask, *pair) for pair in zip(prompts, options, strict=True)]
@@ -149,7 +180,7 @@ class EndpointAuthor(Author):
                 for one in asked:
                     answers.append(one.result())
                     done(len(answers))
-            except openai.OpenAIError as error:
+            except (openai.OpenAIError, _Strange) as error:
                 raise EndpointError(f"{self._said(error)} What is written is kept; the same command goes on.") from None
             finally:
                 for one in asked:
@@ -175,14 +206,15 @@ class EndpointAuthor(Author):
                 said = f"has no completions of the model {self.model!r} ({detail}); check the URL and --endpoint-model."
             case openai.RateLimitError():
                 said = f"is too busy, also after {_RETRIES} retries ({detail}); take a lower --concurrency."
+            case _Strange():
+                said = f"answers with what is no completion ({detail}); check the URL (it often ends in /v1)."
             case _:
                 said = f"answers with an error ({detail})."
         return f"{self._place} {said}"
 
 
 def _without_secrets(url: str) -> str:
-    parts = urlsplit(url)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+    return re.sub(r"//[^/?#]*@", "//", url, count=1)
 
 
 def _seed(seed: int, number: int, place: int) -> int:

@@ -15,6 +15,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "texts").mkdir()
     for name in ("a.jsonl", "b=2.txt"):
         (tmp_path / "texts" / name).write_text("{}")
+    (tmp_path / "texts" / "year=2024").mkdir()
     (tmp_path / "manual").write_text("not the known source of that name")
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -28,6 +29,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("texts/a.jsonl:body", "X:body"),
         ("texts/a.jsonl:body=64", "X:body=64"),
         ("texts/b=2.txt", "X"),
+        ("texts/year=2024", "X"),
+        ("texts/year=2024=8", "X=8"),
         ("texts/a.jsonl=+8", "X=+8"),
         ("texts", "X"),
         ("texts:config:train:body=8", "X:config:train:body=8"),
@@ -54,7 +57,7 @@ def test_a_recipe_beside_a_result_names_no_folder_above_what_they_share(here: Pa
 
 def test_a_recipe_file_is_read_from_any_folder(here: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (here / "one" / "c4").mkdir(parents=True)
-    sources = ["../texts/a.jsonl:body=4", "../texts/a.jsonl=+4", "../texts:config:train:body=4"]
+    sources = ["../texts/a.jsonl:body=4", "../texts/a.jsonl=+4", "../texts:config:train:body=4", "../texts/year=2024"]
     (here / "one" / "recipe.yaml").write_text(f"calibration: {[*sources, 'c4', 'manual', '~/a.txt']}")
     monkeypatch.chdir(here / "texts")
     found = read_recipe(Path("../one/recipe.yaml"))["calibration"]

@@ -63,6 +63,18 @@ def test_a_whole_number_after_the_last_equals_sign_is_the_count(text: str, expec
     assert parse_source(text) == expected
 
 
+def test_a_number_that_ends_the_name_of_a_path_is_no_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("year=2024", "both=1", "both", "c4=7", "a:b=3"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path)
+    for text in ("year=2024", f"{tmp_path}/year=2024", "a:b=3"):
+        assert parse_source(text) == SourceSpec(text, None)
+    assert parse_source("year=2024=4") == SourceSpec("year=2024", 4)
+    assert parse_source("year=2024:config=4") == SourceSpec("year=2024:config", 4)
+    for text, name, count in (("both=1", "both", 1), ("c4=7", "c4", 7), ("year=2023", "year", 2023)):
+        assert parse_source(text) == SourceSpec(name, count), "what the text has meant"
+
+
 @given(name=st.text(min_size=1).filter(str.strip), count=st.integers(1, 10**9))
 def test_name_and_count_come_back_for_any_name(name: str, count: int) -> None:
     assert parse_source(f"{name}={count}") == SourceSpec(name, count)

@@ -65,7 +65,7 @@ def _found_beside(source: Any, folder: Path) -> Any:
     """A relative path in a recipe file is relative to that file's folder, if it is there."""
     if not isinstance(source, str):
         return source
-    there = split_path(split_count(source)[0], folder)
+    there = split_path(split_count(source, folder)[0], folder)
     return source if there is None else str(folder / source)
 
 

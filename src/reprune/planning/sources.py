@@ -41,8 +41,8 @@ class SourceSpec:
 def parse_source(text: str) -> SourceSpec:
     """Parse SOURCE[=COUNT], such as `c4=256`.
 
-    What follows the last `=` is a count only if it is a whole number, so paths may contain `=`. Raises
-    InputError if the name is empty or the count is below 1.
+    What follows the last `=` is a count only if it is a whole number, so paths may contain `=`; see `split_count`.
+    Raises InputError if the name is empty or the count is below 1.
     """
     name, suffix = split_count(text)
     if not name.strip():
@@ -55,10 +55,17 @@ def parse_source(text: str) -> SourceSpec:
     return SourceSpec(name, count)
 
 
-def split_count(text: str) -> tuple[str, str]:
-    """The name in SOURCE[=COUNT], and `=COUNT` as it is written: "" where there is none."""
-    found = re.search(r"=[+-]?[0-9]+\Z", text)
-    return (text, "") if found is None else (text[: found.start()], found[0])
+def split_count(text: str, folder: Path | None = None) -> tuple[str, str]:
+    """The name in SOURCE[=COUNT], and `=COUNT` as it is written: "" where there is none.
+
+    Where the whole is a path, such as `year=2024`, and what comes before `=` is none, there is none either. `folder` is
+    where relative paths begin; None is the working folder.
+    """
+    if (found := re.search(r"=[+-]?[0-9]+\Z", text)) is None:
+        return text, ""
+    name = text[: found.start()]
+    whole = name not in KNOWN and split_path(name, folder) is None and split_path(text, folder) is not None
+    return (text, "") if whole else (name, found[0])
 
 
 def split_path(name: str, folder: Path | None = None) -> tuple[Path, str] | None:

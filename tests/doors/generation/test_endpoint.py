@@ -256,3 +256,11 @@ def test_likelihoods_that_are_no_numbers_are_not_known(told: object, mean: float
     answer = completion(" man", logprobs={"token_logprobs": told})
     with answering(lambda request: answer) as author:
         assert [one.mean_log_probability for one in author.write([(70, 71)], 0)] == [mean]
+
+
+def test_a_token_that_is_no_text_ends_one() -> None:
+    with answering(lambda request: completion(" man</s> dog<unk>")) as author:
+        (one,) = author.write([(70, 71)], 0)
+    text = tiny.tokenizer().decode([70, 71]) + " man"
+    assert (one.text, one.ended) == (text, True)
+    assert list(one.token_ids) == tiny.tokenizer()(text, add_special_tokens=False)["input_ids"]

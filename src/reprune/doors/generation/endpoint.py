@@ -18,6 +18,7 @@ from typing import Any, final
 
 from reprune.errors import InputError, RepruneError
 from reprune.math.seeds import seed_of
+from reprune.planning.generation.firsts import signs
 from reprune.planning.generation.rounds import Author, Ids, Written
 from reprune.planning.generation.settings import PREFIX, Generation
 
@@ -71,6 +72,7 @@ class EndpointAuthor(Author):
             raise InputError(f"{self._place} expected a URL such as http://localhost:8000/v1.")
         self._tokenizer = tokenizer
         self.rows = len(tokenizer)
+        self._signs = signs(tokenizer)
         self._settings = settings
         self._concurrency = concurrency
         self._progress = progress
@@ -157,8 +159,13 @@ class EndpointAuthor(Author):
         values = [value for value in told if value is not None] if isinstance(told, list) else []
         known = values and all(isinstance(value, int | float) and math.isfinite(value) for value in values)
         mean = sum(values) / len(values) if known else None
-        ids = self._ids(text)[: self._settings.length]  # its tokens need not be those that the server counted
-        return Written(text, ids, mean, getattr(choice, "finish_reason", None) == "stop")
+        ids = self._ids(text)
+        ended = getattr(choice, "finish_reason", None) == "stop"
+        if (end := next((place for place, one in enumerate(ids) if one in self._signs), None)) is not None:
+            ids, ended = ids[:end], True
+            text = str(self._tokenizer.decode(ids))
+        ids = ids[: self._settings.length]  # its tokens need not be those that the server counted
+        return Written(text, ids, mean, ended)
 
     def _complete(
         self, prompts: Sequence[str], options: Sequence[dict[str, Any]], done: Callable[[int], None]

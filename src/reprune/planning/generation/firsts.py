@@ -14,7 +14,11 @@ from reprune.errors import InputError
 
 _BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 _UNUSED = re.compile(r"[<\[(]\|?[^<>\[\]()]*(unused|reserved|extra_id|dummy|placeholder)[^<>\[\]()]*\|?[>\])]", re.I)
-_SIGN = re.compile(r"<\|[^<>|]+\|>|</?[A-Za-z]+(_[A-Za-z]+)+>")  # no tag of HTML has an underscore
+_SIGN = re.compile(
+    r"<[|\uff5c][^<>|\uff5c]+[|\uff5c]>"  # DeepSeek's bars are of full width
+    r"|\[\|[^\[\]|]+\|\]|\[/?[A-Z]+(_[A-Z]+)*\]"  # EXAONE's and Mistral's
+    r"|</?([A-Za-z]+(_[A-Za-z]+)+|image|think)>"  # no tag of HTML has an underscore, or is one of these
+)
 
 
 @final

@@ -26,7 +26,7 @@ from reprune.doors.generation.local import LocalAuthor
 from reprune.errors import InputError
 from reprune.planning.generation import rounds
 from reprune.planning.generation.firsts import first_tokens
-from reprune.planning.generation.settings import Generation
+from reprune.planning.generation.settings import PREFIX, Generation
 from tests import tiny
 from tests.doors.conftest import Cli
 from tests.doors.generation.test_generate import FLAGS, SMALL, lines, reads
@@ -264,3 +264,21 @@ def test_a_token_that_is_no_text_ends_one() -> None:
     text = tiny.tokenizer().decode([70, 71]) + " man"
     assert (one.text, one.ended) == (text, True)
     assert list(one.token_ids) == tiny.tokenizer()(text, add_special_tokens=False)["input_ids"]
+
+
+def test_a_prefix_of_more_tokens_leaves_room_for_less() -> None:
+    """A server refuses what is longer than its model takes."""
+    asked: list[dict[str, Any]] = []
+
+    def answer(request: dict[str, Any]) -> object:
+        asked.append(request)
+        return completion(" man")
+
+    prefixes = [(70, 71), (70, 71, 72, 73, 74), tuple(range(70, 79)), tuple(range(70, 110))]
+    with answering(answer) as author:
+        author.write(prefixes, 0)
+    room = {request["prompt"]: request["max_tokens"] for request in asked[1:]}
+    for prompt, tokens in room.items():
+        length = len(tiny.tokenizer()(prompt, add_special_tokens=False)["input_ids"])
+        assert tokens == max(1, SMALL.length - max(PREFIX, length))
+    assert max(room.values()) == SMALL.length - PREFIX > min(room.values()) == 1

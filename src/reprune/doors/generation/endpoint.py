@@ -140,18 +140,22 @@ class EndpointAuthor(Author):
         settings = self._settings
         prompts = [str(self._tokenizer.decode(prefix)) for prefix in prefixes]
         sampled: dict[str, Any] = {
-            "max_tokens": settings.length - PREFIX,
             "temperature": settings.temperature,
             "top_p": settings.top_p or 1.0,
             **self._more,
         }
         if settings.top_k is not None:
             sampled["extra_body"] = {"top_k": settings.top_k}
-        seeds = [_seed(settings.seed, number, place) for place in range(len(prompts))]
-        found = self._complete(
-            prompts, [{**sampled, "seed": seed} for seed in seeds], lambda done: self._progress(done, len(prompts))
-        )
+        options = [
+            {**sampled, "max_tokens": self._room(prompt), "seed": _seed(settings.seed, number, place)}
+            for place, prompt in enumerate(prompts)
+        ]
+        found = self._complete(prompts, options, lambda done: self._progress(done, len(prompts)))
         return [self._written(prompt, choice) for prompt, choice in zip(prompts, found, strict=True)]
+
+    def _room(self, prompt: str) -> int:
+        """How many tokens may follow: a prefix, tokenized anew, may have more than it was written with."""
+        return max(1, self._settings.length - max(PREFIX, len(self._ids(prompt))))
 
     def _written(self, prompt: str, choice: Any) -> Written:
         text = prompt + choice.text

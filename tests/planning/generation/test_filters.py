@@ -32,6 +32,14 @@ FRENCH = (
     "parole au sujet du bruit que les travaux apporteraient dans leurs rues. Le maire a écouté pendant deux heures et "
     "a promis de revenir avec un autre projet avant la fin du mois."
 )
+CHINESE = (
+    "市议会星期四再次开会。讨论旧桥的修缮问题。几位居民发了言。其中有人已经是第二次。谈的都是施工会给街道带来的噪音。"
+    "市长听了两个小时。答应月底以前拿出另一个方案。没有人相信花费会少。但多数人同意。什么也不做已经成了更贵的选择。"
+)
+THAI = (
+    "สภาเมืองประชุมอีกครั้งเมื่อวันพฤหัสบดีเพื่อหารือเรื่องการซ่อมสะพานเก่า ชาวบ้านหลายคนลุกขึ้นพูดถึงเสียงดังที่งานก่อสร้างจะนำมาสู่ถนนของพวกเขา "
+    "นายกเทศมนตรีฟังอยู่สองชั่วโมงและรับปากว่าจะกลับมาพร้อมแผนใหม่ก่อนสิ้นเดือน"
+)
 PYTHON = """import os
 def walk(folder):
     for name in os.listdir(folder):
@@ -58,6 +66,9 @@ def text(words: str, likelihood: float | None = -3.0) -> Text:
         (InLanguage("en"), f"{PROSE[:150]} {FRENCH}", "in en"),
         (NotRepetitive(), "and then we went to the shop " * 30, "words again"),
         (NotRepetitive(), f"{PROSE} {PROSE}", "words again"),
+        (NotRepetitive(), "今天天气很好。我们去公园玩。" * 30, "characters again"),
+        (NotRepetitive(), "วันนี้อากาศดีเราไปเที่ยวสวนสาธารณะ " * 30, "characters again"),
+        (NotRepetitive(), CHINESE * 2, "characters again"),
         (NotRepetitive(), " ", "no words"),
         (NoCode(), PYTHON, "code or markup"),
         (NoCode(), HTML, "code or markup"),
@@ -69,6 +80,11 @@ def test_what_is_not_wanted_is_left_out_and_prose_is_not(judge: Filter, bad: str
     said = judge.judge(text(bad)).reason
     assert said is not None and reason in said
     assert judge.judge(text(PROSE)).reason is None
+
+
+@pytest.mark.parametrize("prose", [FRENCH, CHINESE, THAI])
+def test_prose_with_spaces_or_without_does_not_repeat_itself(prose: str) -> None:
+    assert NotRepetitive().judge(text(prose)).reason is None
 
 
 def test_english_reference_prose_passes() -> None:

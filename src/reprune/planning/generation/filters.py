@@ -85,7 +85,8 @@ class NotRepetitive(Filter):
     """Words do not come again and again, by the measures of Rae et al. 2021 (arXiv 2112.11446, Table A1).
 
     The share of characters in the most frequent n-gram of 2, 3 and 4 words, and in all n-grams of 5 to 10 words that
-    come more than once, each has a limit. The value is the largest share over its limit: above 1 is too much.
+    come more than once, each has a limit. The value is the largest share over its limit: above 1 is too much. Of a text
+    with hardly a space, as Chinese or Thai, so many characters in a row, wherever they begin, stand for a word.
     """
 
     name: str = "repetition"
@@ -95,14 +96,19 @@ class NotRepetitive(Filter):
         characters = sum(map(len, words))
         if not characters:
             return Judgement(0.0, "no words")
+        unit, name = 1, "words"
+        if characters > _LONGEST * len(words):
+            words, unit, name = list("".join(words)), _CHARACTERS, "characters"
         found = {
-            **{n: _in_top(words, n) / characters / limit for n, limit in _TOP.items()},
-            **{n: _in_doubles(words, n) / characters / limit for n, limit in _DOUBLE.items()},
+            **{n: _in_top(words, n * unit) / characters / limit for n, limit in _TOP.items()},
+            **{n: _in_doubles(words, n * unit) / characters / limit for n, limit in _DOUBLE.items()},
         }
         n, worst = max(found.items(), key=lambda item: item[1])
-        return Judgement(worst, f"the same {n} words again" if worst > 1 else None)
+        return Judgement(worst, f"the same {n * unit} {name} again" if worst > 1 else None)
 
 
+_CHARACTERS = 4  # for a word: few in Thai, many in Chinese
+_LONGEST = 15  # characters a word on average, in a text of words
 _TOP = {2: 0.20, 3: 0.18, 4: 0.16}
 _DOUBLE = {5: 0.15, 6: 0.14, 7: 0.13, 8: 0.12, 9: 0.11, 10: 0.10}
 """By the words of an n-gram, the largest share of characters."""

@@ -310,6 +310,17 @@ def test_a_folder_whose_path_looks_like_a_pattern_is_refused(tmp_path: Path) -> 
         load_documents(str(tmp_path / "run[1]" / "more"), "train")
 
 
+@pytest.mark.parametrize("split", ["all", "train+test", "train + test"])
+def test_text_files_of_several_splits_are_documents_too(tmp_path: Path, split: str) -> None:
+    for name in ("train", "test"):
+        (tmp_path / f"{name}.txt").write_text(f"{name}\n\nof two lines\n")
+    assert list(load_documents(f"{tmp_path}::{split}", "train")) == [
+        f"{one}\n\nof two lines\n" for one in ("train", "test")
+    ]
+    with pytest.raises(InputError, match=r"split 'train\+more'"):
+        load_documents(f"{tmp_path}::train+more", "train")
+
+
 def test_names_of_one_place_are_equal_sources(
     write_jsonl: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -117,7 +117,9 @@ class Rows:
                 builder = datasets.load_dataset_builder(self.path, self.config, cache_dir=cache)
         except Exception as error:  # as in `_load`
             raise InputError(f"{label}: {_reason(error, self)}") from error
-        files = (builder.config.data_files or {}).get(self.split) or []
+        known = builder.config.data_files or {}
+        splits = list(known) if self.split == "all" else [name.strip() for name in self.split.split("+")]
+        files = [file for name in splits for file in known[name]] if known.keys() >= set(splits) else []
         cut = getattr(builder.config, "sample_by", None) == "line"
         if not files or not cut or not all(map(is_text_file, files)):
             return None

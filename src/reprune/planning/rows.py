@@ -23,7 +23,7 @@ from reprune.planning.documents import Documents
 from reprune.planning.textfiles import TextFiles, is_text_file
 
 TOKEN_COLUMNS = ("token_ids", "ids")  # where a file keeps the tokens of texts that a model wrote itself
-_FORMATS = {"json": "JSON", "parquet": "Parquet"}
+_FORMATS = {"json": "JSON", "parquet": "Parquet", "arrow": "Arrow"}
 _STRINGS = {"string", "large_string", "string_view"}
 _INTEGER_LIST = re.compile(r"(large_)?list<[^<>]*: u?int\d+( not null)?>")
 _STRINGS_WITHIN = re.compile(r"<.*(string|json)")  # as chats have them
@@ -34,9 +34,8 @@ _BATCH = 1000  # rows read at a time when a whole column is read in order
 class Rows:
     """Where rows lie: the arguments of `datasets.load_dataset`.
 
-    `path` is a Hub id, a local directory, or a format ("json", "parquet"); `data_files` a file or a pattern
-    of files for `split`. `column` None means `text`, or the only column with strings, at the top or within. `first` leaves
-    only so many rows.
+    `path` is a Hub id, a local directory, or a format of `_FORMATS`; `data_files` a file or a pattern of files for `split`.
+    `column` None means `text`, or the only column with strings, at the top or within. `first` leaves only so many rows.
     """
 
     path: str

@@ -204,11 +204,12 @@ class DataSet(Source):
         """The rows of the split. Raises InputError if there is none, or the Hub cannot be reached."""
         part = self.tested if split == "test" else None
         files = None if self.files is None else dict(zip(("train", "test"), self.files, strict=True))[split]
+        saved = (Path(self.id) / "state.json").is_file()  # by Dataset.save_to_disk, as one split, perhaps beside caches
         rows = Rows(
-            self.id,
+            "arrow" if saved else self.id,
             config=self.config,
             split=self.split or split,
-            data_files=files,
+            data_files=f"{glob.escape(self.id)}/data*.arrow" if saved else files,
             revision=self.revision,
             column=self.column,
             first=part and part.rows,

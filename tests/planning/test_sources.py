@@ -368,6 +368,8 @@ def test_a_hub_out_of_reach_is_one_clear_message(name: str, capfd: pytest.Captur
         ("./nowhere", r"expected a file or directory, but there is none"),
         ("rows.parquet:body", r"expected a file or directory, but there is none"),
         ("org/name:a:b:c:d", r"got 5 parts"),
+        ("org/name::train[:50]", r"expected whole splits, but got the slice '\[:50\]'; leave it out"),
+        ("org/name::train[10%:]+test:text", r"expected whole splits, but got the slice '\[10%:\]'"),
         ("~nobody-has-this-name/rows.txt", r"expected a file or directory, but there is none"),
         (f"{'long' * 99}.txt", r"expected a file or directory, but there is none"),
         (r"C:\texts\rows.txt", r"expected a file or directory, but there is none"),

@@ -271,6 +271,11 @@ def find_source(name: str) -> Source:
 
 def _parts(name: str, parts: list[str]) -> tuple[str | None, str | None, str | None]:
     """The configuration, split and column of a data set; None for what is not named."""
+    if found := re.search(r"\[[^\]]*:[^\]]*\]", ":".join(parts)):
+        raise InputError(
+            f"{_label(name)}: expected whole splits, but got the slice {found[0]!r}; leave it out, as samples are "
+            "drawn at random and none is used twice"
+        )
     if len(parts) > 3:
         raise InputError(
             f"{_label(name)}: expected ID[:CONFIG][:SPLIT][:COLUMN], but got {len(parts) + 1} parts; leave out "

@@ -424,6 +424,17 @@ def test_files_without_any_row_are_refused(tmp_path: Path) -> None:
             load_documents(str(tmp_path / name), "train")
 
 
+def test_rows_that_are_all_blank_are_refused(write_jsonl: Write, tmp_path: Path) -> None:
+    message = r"expected at least one row of text, but there is none"
+    with pytest.raises(InputError, match=rf"source 'rows.jsonl': {message}"):
+        load_documents(str(write_jsonl("", " \n", {"text": None})), "train")
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.txt").write_text("\n")
+    with pytest.raises(InputError, match=rf"source 'texts': {message}"):
+        load_documents(str(tmp_path / "texts"), "train")
+    assert list(load_documents(str(write_jsonl(*[""] * 2000, "a")), "train")) == [*[""] * 2000, "a"]
+
+
 @pytest.mark.parametrize("content", [None, b"x"])
 def test_a_directory_without_data_is_refused(tmp_path: Path, content: bytes | None) -> None:
     if content is not None:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar, cast, final
 
 from reprune.errors import InputError
-from reprune.planning.documents import Documents
+from reprune.planning.documents import Column, Documents
 from reprune.planning.textfiles import TextFiles, is_text_file
 
 TOKEN_COLUMNS = ("token_ids", "ids")  # where a file keeps the tokens of texts that a model wrote itself
@@ -65,7 +65,7 @@ class Rows:
         is what messages call the place.
 
         Raises InputError if there is no such place, split, configuration or column, if it cannot be read
-        (damaged, no network), or if it has no rows.
+        (damaged, no network), or if no row has more than white space.
         """
         folder = self.path not in _FORMATS and Path(self.path).is_dir()
         if folder and (part := next(filter(glob.has_magic, Path(self.path).parts), None)):
@@ -76,14 +76,15 @@ class Rows:
         if folder and (found := self._text_files(label)):
             config, files = found
             place = self._place(config, "text")
-            return Documents(name, TextFiles(files, label), joiner=joiner, running=running, place=place)
+            texts = TextFiles(files, label)
+            _require_text(texts, label)
+            return Documents(name, texts, joiner=joiner, running=running, place=place)
         cache = tempfile.mkdtemp(prefix="reprune-") if folder or self.path in _FORMATS else None
         try:
             dataset = self._load(label, cache)
             column = _text_column(dataset, self.column, label)
             tokens = _token_column(dataset) if generated else None
-            if len(dataset) == 0:
-                raise InputError(f"{label}: expected at least one row of text, but there is none; give another")
+            _require_text(_Column[str](dataset, column), label)
             if self.first is not None:
                 dataset = dataset.select(range(len(dataset))[: self.first])
             documents = Documents(
@@ -171,6 +172,11 @@ class _Column(Generic[T]):
     def __iter__(self) -> Iterator[T | None]:
         for batch in self._dataset.iter(batch_size=_BATCH):
             yield from batch[self._column]
+
+
+def _require_text(texts: Column[str | None], label: str) -> None:
+    if not any((texts[index] or "").strip() for index in range(len(texts))):  # one by one: a batch of books is large
+        raise InputError(f"{label}: expected at least one row of text, but there is none; give another")
 
 
 def _text_column(dataset: Any, wanted: str | None, label: str) -> str:

@@ -243,6 +243,20 @@ def test_what_is_no_list_of_models_is_named(strange: object) -> None:
         pass
 
 
+def test_a_server_that_hangs_is_said_to_have_been_asked_so_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("reprune.doors.generation.endpoint._SECONDS", 0.1)
+    monkeypatch.setattr("reprune.doors.generation.endpoint._RETRIES", 1)
+    asked: list[dict[str, Any]] = []
+
+    def hang(request: dict[str, Any]) -> None:
+        asked.append(request)
+        time.sleep(0.3)
+
+    with pytest.raises(InputError, match=r"gave no answer in 0 seconds, 2 times; take a shorter"), answering(hang):
+        pass
+    assert len(asked) == 2
+
+
 @pytest.mark.parametrize("url", ["http://[::1", "http://localhost:port/v1"])
 def test_what_is_no_url_is_named(url: str) -> None:
     with pytest.raises(InputError, match=r"--endpoint http.*: expected a URL such as .* \(Invalid port"):

@@ -208,7 +208,8 @@ class EndpointAuthor(Author):
         detail = " ".join(str(error).split())[:200]
         match error:
             case openai.APITimeoutError():
-                said = f"gave no answer in {_SECONDS:.0f} seconds; take a shorter --length or a lower --concurrency."
+                asked = f"{_SECONDS:.0f} seconds, {_RETRIES + 1} times"
+                said = f"gave no answer in {asked}; take a shorter --length or a lower --concurrency."
             case openai.APIConnectionError():
                 said = "cannot be reached; start the server, or check the URL (it often ends in /v1)."
             case openai.AuthenticationError() | openai.PermissionDeniedError():

@@ -219,7 +219,11 @@ def test_what_is_printed_fits_a_narrow_terminal_and_says_why(here: Path, cli: Cl
         (["--least", "30"], "least 30 is more than length 24."),
         (["--temperature", "0"], "--temperature 0.0: input should be greater than 0."),
         (["--top-p", "1.5"], "--top-p 1.5: input should be less than 1."),
-        (["--top-k", "0"], "--top-k 0: input should be greater than or equal to 1."),
+        (["--top-p", "1"], "--top-p 1.0: input should be less than 1. Leave it out to draw from all tokens."),
+        (
+            ["--top-k", "0"],
+            "--top-k 0: input should be greater than or equal to 1. Leave it out to draw from all tokens.",
+        ),
         (["--language", "xx"], "--language xx: expected any, or a code of ISO 639 among "),
         (
             ["--filters", "typos"],

@@ -85,4 +85,5 @@ def generation(content: Mapping[str, Any]) -> Generation:
         place = ".".join(str(part) for part in problem["loc"])
         said = problem["msg"].removeprefix("Value error, ")
         flag = f"--{place.replace('_', '-')} {problem['input']}: " if place else ""
-        raise InputError(f"{flag}{said[0].lower() + said[1:]}.") from None
+        off = " Leave it out to draw from all tokens." if place in ("top_p", "top_k") else ""
+        raise InputError(f"{flag}{said[0].lower() + said[1:]}.{off}") from None

@@ -22,6 +22,7 @@ from reprune.doors.prepare import (
     check_memory,
     check_out,
     check_ranks,
+    check_versions,
     count_samples,
     draw,
     nested_flags,
@@ -143,10 +144,11 @@ def prune_by_recipe(
 
 def _prune(recipe: Recipe, out: Path, watcher: Watcher, shared: Shared | None, ranks: Ranks) -> dict[str, Any]:
     ranks.first_does(lambda: check_out(out))
+    check_versions(ranks)
     watcher.phase(None, "reading the model")
     folder = locate_model(recipe.model, notify=watcher.note)
     check_dense(folder)
-    recipe = settle(recipe).settled()
+    recipe = settle(recipe, ranks).settled()
     if slow := slowness(recipe.precision, recipe.device):
         watcher.note(slow)
     decoder = open_decoder(recipe, folder)

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import torch
 
 from reprune.errors import HalfPrecisionError, InputError
+from reprune.math.ranks import Ranks
 from reprune.planning.devices import is_device
 
 Value = TypeVar("Value")
@@ -40,6 +41,21 @@ def settle_precision(precision: str, device: str) -> str:
         return precision
     fast = torch.cuda.is_bf16_supported() if device.startswith("cuda") else _cpu_multiplies("bfloat16")
     return "bfloat16" if fast else "float32"
+
+
+def settle_together(device: str | torch.device, precision: str, ranks: Ranks) -> tuple[str, str]:
+    """Device and precision of all processes of a run, whose machines may differ: what `auto` is on the first's.
+
+    Raises:
+        InputError: there is no such device on one of them, or no such precision.
+    """
+
+    def settled() -> list[str]:
+        where = settle_device(device)
+        return [where, settle_precision(precision, where)]
+
+    where, products = ranks.first_does(settled)
+    return settle_device(where), products
 
 
 def slowness(precision: str, device: str) -> str | None:

@@ -14,13 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from reprune.doors.devices import DTYPES, settle_device, settle_precision
+from reprune.doors.devices import DTYPES, settle_together
 from reprune.doors.formats import size
 from reprune.engine.footprint import disk_bytes, least_memory_bytes
 from reprune.engine.ledger import Ledger
+from reprune.engine.record import versions
 from reprune.engine.result import RECORD
 from reprune.errors import InputError
-from reprune.math.ranks import Ranks
+from reprune.math.ranks import ALONE, Ranks
 from reprune.model.block import Precision
 from reprune.model.decoder import Decoder
 from reprune.model.local import local_path
@@ -151,6 +152,18 @@ def check_devices(device: str, ranks: Ranks) -> None:
         raise InputError(f"--device {device}: each of {ranks.count} processes takes a device of its own; give cuda.")
 
 
+def check_versions(ranks: Ranks) -> None:
+    """Raise `InputError`, on all ranks, unless each has the versions of the first."""
+    first, *others = ranks.each_tells(versions())
+    for number, own in enumerate(others, 1):
+        if differing := [
+            f"{name} {own.get(name)} (the first {was})" for name, was in first.items() if own.get(name) != was
+        ]:
+            raise InputError(
+                f"process {number} of {ranks.count} has {', '.join(differing)}; install the same on all machines."
+            )
+
+
 def check_disk(recipe: Recipe, decoder: Decoder, samples: int, out: Path) -> None:
     """Raise `InputError` where a run on so many samples, those held out among them, needs more disk than is free."""
     assert recipe.seqlen is not None
@@ -195,10 +208,10 @@ def _available_memory(device: str) -> int | None:
     return None
 
 
-def settle(recipe: Recipe) -> Recipe:
-    """The recipe with `auto` replaced by what this machine has."""
-    device = settle_device(recipe.device)
-    return recipe.model_copy(update={"device": device, "precision": settle_precision(recipe.precision, device)})
+def settle(recipe: Recipe, ranks: Ranks = ALONE) -> Recipe:
+    """The recipe with `auto` replaced by what this machine has, or the first of several."""
+    device, precision = settle_together(recipe.device, recipe.precision, ranks)
+    return recipe.model_copy(update={"device": device, "precision": precision})
 
 
 def open_decoder(recipe: Recipe, folder: Path) -> Decoder:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -158,6 +159,47 @@ def test_what_is_wrong_in_one_process_alone_is_said_by_it(here: Path) -> None:
     assert ended[1].code == 2
     assert [line for line in _messages(ended) if line.startswith("process 1 of 2: error: llama: ")]
     assert not list(here.glob("bad/*.safetensors"))
+
+
+def _elsewhere(what: str, *arguments: str) -> None:
+    """The command line, in a second process whose machine multiplies in bfloat16, or has another PyTorch."""
+    from reprune.doors import api, devices, prepare
+
+    second = os.environ["RANK"] == "1"
+    if what == "bfloat16":
+        devices._cpu_multiplies = lambda precision: second
+        run = api.run_windows
+
+        def running(recipe: Any, *rest: Any) -> None:
+            print("products in", recipe.precision)
+            run(recipe, *rest)
+
+        api.run_windows = running
+    elif second:
+        own = prepare.versions()
+        prepare.versions = lambda: {**own, "torch": what}
+    together.command(*arguments)
+
+
+def test_what_auto_is_on_the_first_machine_it_is_on_all(here: Path) -> None:
+    settings = ("--set", "precision=auto", "--reconstruct", "LR")
+    ended = _ended(together.start(2, _elsewhere, "bfloat16", "prune", "llama", "--out", "two", *CR, *settings))
+    assert [(one.code, one.out) for one in ended] == [(0, "products in float32\n")] * 2
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["prune", "llama", *CR],
+        ["generate", "llama", *("--samples", "1", "--length", "32", "--language", "any", "--filters", "none")],
+    ],
+)
+def test_another_version_on_another_machine_is_refused(arguments: list[str], here: Path) -> None:
+    ended = _ended(together.start(2, _elsewhere, "1.0", *arguments, "--out", "new.jsonl"))
+    assert [one.code for one in ended] == [2, 2]
+    (said,) = _messages(ended)
+    assert said.startswith("error: process 1 of 2 has torch 1.0 (the first ")
+    assert not (here / "new.jsonl").exists()
 
 
 def test_commands_of_one_process_are_refused(here: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from reprune.doors.command.arguments import separate_sources
 from reprune.doors.evaluation.against import errors_against
 from reprune.doors.evaluation.evaluate import evaluate
 from reprune.doors.study import figures as study_figures
+from reprune.doors.study.hands import CellTask, InTurn, Outcome
 from reprune.doors.study.measures import Bench
 from reprune.doors.study.record import read_study
 from reprune.doors.study.run import study
@@ -92,6 +94,22 @@ def test_a_whole_grid(here: Path, cli: Cli) -> None:
         for key in ("windows", "seconds", "peak_memory_bytes"):
             assert each[key] == made[key]
     assert {path.name for path in (here / "s").iterdir()} == {*("study.json", "study.md", "study.csv", "cells")}
+
+
+def test_what_auto_is_here_it_is_for_all_cells(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cluster's node, or the machine that a study is gone on with on, may have another."""
+    seen: list[tuple[str, str]] = []
+
+    def look(_: InTurn, tasks: Sequence[CellTask]) -> Iterator[tuple[CellTask, Outcome]]:
+        seen.extend((task.recipe.device, task.recipe.precision) for task in tasks)
+        return iter(())
+
+    monkeypatch.setattr(InTurn, "do", look)
+    settings = {**SETTINGS, "device": "auto", "settings": ["precision=auto"]}
+    record = study("llama", "s", pruners=["magnitude"], rungs=["LR", "BR"], **settings)
+    here_is = record["settings"]["device"], record["settings"]["precision"]
+    assert "auto" not in here_is
+    assert seen == [here_is] * 2
 
 
 def test_a_cell_is_what_the_single_commands_make(here: Path, cli: Cli, finished: Path) -> None:

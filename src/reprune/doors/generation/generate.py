@@ -11,10 +11,10 @@ from typing import Any, final
 
 import torch
 
-from reprune.doors.devices import settle_device, settle_precision, slowness
+from reprune.doors.devices import settle_together, slowness
 from reprune.doors.generation.endpoint import EndpointAuthor
 from reprune.doors.generation.local import LocalAuthor
-from reprune.doors.prepare import check_devices
+from reprune.doors.prepare import check_devices, check_versions
 from reprune.engine.record import versions
 from reprune.errors import InputError
 from reprune.math.ranks import ALONE, Ranks
@@ -113,8 +113,8 @@ def generate(
     }
 
     check_devices(str(device), ranks)
-    where = settle_device(device)
-    products = settle_precision(precision, where)
+    check_versions(ranks)
+    where, products = settle_together(device, precision, ranks)
     with ExitStack() as stack:
         server: Author | None = None
         if endpoint is None:

@@ -209,7 +209,10 @@ class _Study:
     def _task(self, cell: CellRecord, number: int, of: int) -> CellTask:
         cell["status"], cell["error"] = "pending", None
         begun = self._begun
-        recipe = begun.recipes[cell_of(cell)]
+        own = cell_of(cell)
+        # Of a node of a cluster `auto` might be something else.
+        common = begun.plans[own.only].recipe
+        recipe = begun.recipes[own].model_copy(update={"device": common.device, "precision": common.precision})
         folder = self._folder.cell(cell)
         return CellTask(cell, (number, of), recipe, folder, begun.bench, begun.model, begun.texts, self._keep_models)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, nullcontext, suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -232,8 +232,13 @@ def resume(
     check_ranks(
         recipe, sum(source["count"] for source in job["data"]["sources"] if source["role"] == "calibration"), ranks
     )
-    with ledger if ranks.first else nullcontext():
-        ranks.first_does(ledger.check)
+    with ExitStack() as stack:
+
+        def enter() -> None:
+            stack.enter_context(ledger)
+            ledger.check()
+
+        ranks.first_does(enter)
         return _finish(recipe, decoder, ledger, job, watcher or Watcher(), shared, ranks)
 
 

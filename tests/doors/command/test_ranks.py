@@ -18,6 +18,7 @@ import psutil
 import pytest
 
 import reprune
+from reprune.engine.ledger import Ledger
 from tests.doors.conftest import QUICK, Cli
 from tests.engine import together
 from tests.engine.quick import tensors
@@ -137,6 +138,15 @@ def test_a_process_that_is_silent_is_given_up(here: Path) -> None:
     (said,) = _messages(ended)
     assert "process 0 of 2 has lost the others" in said
     assert _windows_done(here / "cut") in (2, 3)
+
+
+def test_a_run_that_another_process_holds_is_refused_once(here: Path) -> None:
+    _ended(_faulty(1, "full", "0", "1", "prune", "llama", "--out", "cut", *CR))
+    with Ledger(here / "cut"):
+        ended = _ended(_commands(2, "resume", "cut", "-q"))
+    assert [one.code for one in ended] == [2, 2]
+    (said,) = _messages(ended)
+    assert "another process" in said
 
 
 @pytest.mark.parametrize("arguments", [["--sparsity", "2"], ["--samples", "1"], ["--pruner", "chance"]])

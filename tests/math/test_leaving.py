@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import pytest
 import torch.distributed as dist
 
+from reprune.math.heartbeat import Heartbeat
 from reprune.math.ranks import Together
 
 
@@ -36,5 +37,7 @@ def test_threads_that_await_pythons_lock_have_it_before_the_group_waits_for_them
     threading.Thread(target=let_go).start()
     monkeypatch.setattr(dist, "destroy_process_group", lambda: at_end.append(had.is_set()))
     gate.release()
-    Together.close(object.__new__(Together))
+    ranks = object.__new__(Together)
+    ranks._heart = Heartbeat(dist.HashStore())
+    Together.close(ranks)
     assert at_end == [True]

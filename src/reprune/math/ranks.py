@@ -26,11 +26,11 @@ from torch import Tensor, nn
 from torch.distributed.rendezvous import rendezvous
 
 from reprune.errors import InputError, RepruneError
+from reprune.math.heartbeat import Heartbeat
 
 Value = TypeVar("Value")
 
 _BUCKET = 2**26  # bytes of small tensors that are summed at once
-_PATIENCE = timedelta(days=30)  # for what only the first rank does; a rank that ends meanwhile ends the others
 _HEARING = 2.0  # seconds for all ranks to come to the same error
 _LETTING_GO = 0.1  # seconds for threads that await Python's lock, and nothing else
 
@@ -97,7 +97,7 @@ class Ranks(ABC):
 
     @abstractmethod
     def wait_for_first(self) -> None:
-        """Wait until the first rank gets here, however long that takes."""
+        """Wait until the first rank gets here, however long that takes, as long as it lives."""
 
     def first_does(self, work: Callable[[], Value]) -> Value:
         """What the first rank's work gives, which JSON can hold; the others wait, however long it takes.
@@ -201,10 +201,14 @@ class Together(Ranks):
             dist.init_process_group(backend, store=self._store, rank=self.number, world_size=self.count, timeout=wait)
         except (RuntimeError, ValueError) as error:
             raise LostRankError(f"the processes of this run do not find each other: {_short(error)}") from None
-        self._meetings = 0
+        self._meetings, self._patience = 0, timeout
+        self._heart = Heartbeat(self._store)
+        if self.first:
+            self._heart.begin()
 
     def close(self) -> None:
         """Leave the others, whatever has become of them."""
+        self._heart.end()
         # Threads of gloo let go of tensors under Python's lock. PyTorch 2.6 holds that while it waits for them to end,
         # for ever: so they are to be through with it.
         time.sleep(_LETTING_GO)
@@ -271,7 +275,7 @@ class Together(Ranks):
         if self.first:
             self._exchange(0, lambda: self._store.set(key, b"1"))
         else:
-            self._exchange(0, lambda: self._store.wait([key], _PATIENCE))
+            self._exchange(0, lambda: self._heart.wait(key, self._patience))
 
     def blame(self, message: str) -> bool:
         """Whether this rank is the one to say why all end: the first, or one whose reason is not that of the first."""
@@ -292,6 +296,7 @@ class Together(Ranks):
 
     def is_first_to_lose(self) -> bool:
         """Whether no other rank has said before that some are lost, as far as can be known."""
+        self._heart.end()
         found: list[int] = []
 
         def ask() -> None:

@@ -149,6 +149,33 @@ def test_a_run_that_another_process_holds_is_refused_once(here: Path) -> None:
     assert "another process" in said
 
 
+def _stopping(*arguments: str) -> None:
+    """The command line, whose first process stops without a sign of life as it draws samples."""
+    from reprune.doors import api
+
+    def draw(*_: Any) -> Any:
+        Path("drawing").touch()
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+    api.draw = draw
+    together.command(*arguments)
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_those_who_wait_for_the_first_give_it_up_or_are_interrupted(interrupted: bool, here: Path) -> None:
+    patience = ["--rank-timeout", "600" if interrupted else "5"]
+    ranks = together.start(2, _stopping, "prune", "llama", "--out", "cut", *CR, *patience)
+    while not (here / "drawing").exists():
+        time.sleep(0.1)
+    if interrupted:
+        ranks[1].send(signal.SIGTERM)
+    ended = _ended(ranks, stopped=0)
+    assert ended[1].code == 1
+    assert ["process 1 of 2 has lost the others (no sign of life" in one for one in _messages(ended)] == (
+        [] if interrupted else [True]
+    )
+
+
 @pytest.mark.parametrize("arguments", [["--sparsity", "2"], ["--samples", "1"], ["--pruner", "chance"]])
 def test_bad_input_is_said_once_and_nothing_is_written(arguments: list[str], here: Path) -> None:
     ended = _ended(_commands(2, "prune", "llama", "--out", "bad", *CR, *arguments))

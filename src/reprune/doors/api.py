@@ -27,6 +27,7 @@ from reprune.doors.prepare import (
     draw,
     nested_flags,
     open_decoder,
+    other_versions,
     recipe_contents,
     refusal,
     said_lacking,
@@ -225,9 +226,7 @@ def resume(
         raise InputError(
             f"{folder}: not the model that this run began with: {changed} differs; put that back, or start a new run."
         )
-    now = versions()
-    if others := {name: was for name, was in job["versions"].items() if now.get(name) != was}:
-        said = ", ".join(f"{name} {was} (now {now.get(name)})" for name, was in others.items())
+    if said := other_versions(job["versions"], versions(), "now"):
         raise InputError(f"{out}: this run began with {said}; install that again to resume, or start a new run.")
     check_ranks(
         recipe, sum(source["count"] for source in job["data"]["sources"] if source["role"] == "calibration"), ranks

@@ -156,12 +156,13 @@ def check_versions(ranks: Ranks) -> None:
     """Raise `InputError`, on all ranks, unless each has the versions of the first."""
     first, *others = ranks.each_tells(versions())
     for number, own in enumerate(others, 1):
-        if differing := [
-            f"{name} {own.get(name)} (the first {was})" for name, was in first.items() if own.get(name) != was
-        ]:
-            raise InputError(
-                f"process {number} of {ranks.count} has {', '.join(differing)}; install the same on all machines."
-            )
+        if said := other_versions(own, first, "the first"):
+            raise InputError(f"process {number} of {ranks.count} has {said}; install the same on all machines.")
+
+
+def other_versions(own: Mapping[str, str], than: Mapping[str, str], whose: str) -> str:
+    """Which versions differ, each with the other beside it and whose that is; empty where none do."""
+    return ", ".join(f"{name} {was} ({whose} {than.get(name)})" for name, was in own.items() if than.get(name) != was)
 
 
 def check_disk(recipe: Recipe, decoder: Decoder, samples: int, out: Path) -> None:

@@ -26,6 +26,7 @@ from reprune.doors.study.needs import Needs
 from reprune.doors.study.record import read_study, save_apart
 from reprune.doors.study.run import study
 from reprune.doors.study.watcher import StudyWatcher
+from reprune.engine.record import versions
 from reprune.errors import InputError
 from reprune.planning.recipe import Recipe
 from tests.doors.conftest import Cli
@@ -176,6 +177,7 @@ class _Ray:
     """A stand-in for Ray: it has nodes, of which the first is dead, and loses each worker as often as is said."""
 
     exceptions = ray.exceptions
+    versions: Mapping[str, str] | None = versions()  # on all nodes; None: reprune is not there
 
     def __init__(self, *nodes: Mapping[str, float], lost: int = 0) -> None:
         self._nodes = nodes
@@ -183,7 +185,8 @@ class _Ray:
         self.begun = 0
 
     def nodes(self) -> list[dict[str, Any]]:
-        return [{"Alive": number > 0, "Resources": node} for number, node in enumerate(self._nodes)]
+        named = {"NodeID": "1" * 56, "NodeManagerHostname": "there"}
+        return [{"Alive": number > 0, "Resources": node, **named} for number, node in enumerate(self._nodes)]
 
     def remote(self, *work: Any) -> Any:
         """Of a function, and of its arguments: both give back what has these methods."""
@@ -197,6 +200,10 @@ class _Ray:
         return running[:num_returns], running[num_returns:]
 
     def get(self, ended: Any) -> Any:
+        if ended is self:  # of a function without arguments
+            if self.versions is None:
+                raise ray.exceptions.RaySystemError("Traceback:\nNo module named 'reprune'")
+            return self.versions
         if self.begun <= self._lost:
             raise ray.exceptions.WorkerCrashedError
         return {"status": "pending", "seconds": 3.0}, Outcome({}), ["a note"]
@@ -213,6 +220,25 @@ def test_as_many_cells_are_done_at_a_time_as_nodes_that_live_have_room_for(wante
     assert crew.at_once == at_once
     with pytest.raises(InputError, match=r"cell b needs 1 CPU, 3 GPU, 0\.0 GB of memory; no node has that"):
         crew.check({"a": wanted, "b": Needs(1, 3, 10)})
+
+
+@pytest.mark.parametrize(
+    ("there", "message"),
+    [
+        (
+            {**versions(), "torch": "1.0"},
+            r"--ray: node there has torch 1\.0 \(here .*\); install the same on all nodes",
+        ),
+        (None, r"--ray: node there cannot load reprune \(No module named 'reprune'\); install it there"),
+    ],
+)
+def test_a_node_that_cannot_do_a_cell_as_here_is_refused(there: Mapping[str, str] | None, message: str) -> None:
+    crew = object.__new__(OnRay)
+    crew._ray = _Ray({}, {"CPU": 0.0, "memory": 9.0}, {"CPU": 1.0, "memory": 9.0})
+    crew._ray.versions = there
+    with pytest.raises(InputError, match=message):
+        crew.check({"a": Needs(1, 0, 1)})
+    crew.check({})  # no node is to do anything
 
 
 @pytest.mark.parametrize("lost", [0, 1, module.RETRIES, module.RETRIES + 1])

@@ -19,10 +19,12 @@ from typing import Any, Self, final
 
 import torch
 
+from reprune.doors.prepare import other_versions
 from reprune.doors.study.hands import CellTask, Hands, Outcome, attempt
 from reprune.doors.study.needs import Needs
 from reprune.doors.study.record import CellRecord, read_apart, save_apart
 from reprune.doors.study.watcher import NotesOfRun, StudyWatcher
+from reprune.engine.record import versions
 from reprune.engine.watcher import Watcher
 from reprune.errors import InputError
 from reprune.model.durable import write_text
@@ -70,8 +72,13 @@ class OnRay(Hands):
             raise InputError(f"--ray {address}: no cluster that can be used ({_short(error)}).") from None
 
     def check(self, wanted: Mapping[str, Needs]) -> None:
-        """Take what cells need, by their names; raise `InputError` where no node will ever have it."""
-        nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
+        """Take what cells need, by their names.
+
+        Raises:
+            InputError: no node will ever have it, or one that has it cannot do a cell as it would be done here.
+        """
+        living = [node for node in self._ray.nodes() if node["Alive"]]
+        nodes = [node["Resources"] for node in living]
         for name, needs in wanted.items():
             if not any(_times(node, needs) for node in nodes):
                 largest = max(nodes, key=lambda node: (node.get("GPU", 0), node.get("memory", 0)))
@@ -80,9 +87,30 @@ class OnRay(Hands):
                     f"--ray: cell {name} needs {needs}; no node has that (the largest: {has}). Give a cluster that "
                     "has, fewer cores a cell (--ray-cpus), or less to hold (streams.memory, fewer samples)."
                 )
+        self._look_at([node for node in living if any(_times(node["Resources"], needs) for needs in wanted.values())])
         self._needs = wanted
         each = [min(_times(node, needs) for needs in wanted.values()) for node in nodes] if wanted else []
         self.at_once = max(1, sum(each))
+
+    def _look_at(self, nodes: Sequence[Mapping[str, Any]]) -> None:
+        """Raise `InputError` unless each node has reprune, and the versions that are here."""
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        ray, here = self._ray, versions()
+        asked = []
+        for node in nodes:
+            there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            asked.append(ray.remote(versions).options(num_cpus=0, max_retries=0, scheduling_strategy=there).remote())
+        for node, answer in zip(nodes, asked, strict=True):
+            name = node["NodeManagerHostname"]
+            try:
+                said = other_versions(ray.get(answer), here, "here")
+            except ray.exceptions.RayError as error:
+                raise InputError(
+                    f"--ray: node {name} cannot load reprune ({_last_line(error)}); install it there as it is here."
+                ) from None
+            if said:
+                raise InputError(f"--ray: node {name} has {said}; install the same on all nodes.")
 
     def do(self, tasks: Sequence[CellTask]) -> Iterator[tuple[CellTask, Outcome]]:
         ray, mark = self._ray, secrets.token_hex(8)
@@ -194,6 +222,11 @@ def _check_reachable(address: str) -> None:
 def _short(error: Exception) -> str:
     """The first sentence of what Ray says."""
     return re.split(r"(?<=[a-z])[.:](?:\s|$)", " ".join(str(error).split()))[0][:200]
+
+
+def _last_line(error: Exception) -> str:
+    """What went wrong on a node, without where."""
+    return str(error).strip().splitlines()[-1][:200]
 
 
 def _times(node: Mapping[str, float], needs: Needs) -> int:

@@ -11,10 +11,13 @@ import torch
 
 import reprune
 from reprune.doors.generation.generate import generate
+from reprune.errors import InputError
+from reprune.math.ranks import ALONE, Together
 from reprune.planning.generation.settings import generation
 from tests import tiny
 from tests.doors.conftest import Cli, record_of
 from tests.doors.study.runs import MEASURES, SETTINGS
+from tests.engine import together
 from tests.model.test_undisturbed import SURROUNDINGS
 
 QUICK: dict[str, Any] = {name: value for name, value in SETTINGS.items() if name not in MEASURES}
@@ -112,6 +115,28 @@ def test_a_path_may_begin_with_the_home_folder(here: Path, monkeypatch: pytest.M
         reprune.study("llama", "~/text.txt", pruners=["wanda"], rungs=["LR"], texts=["text.txt"])
     with pytest.raises(reprune.InputError, match=str(here / "text.txt")):
         generate("llama", "~/text.txt", samples=1, settings=generation({}))
+
+
+def _together(out: str) -> None:
+    """What a script does that a launcher starts several times."""
+    ranks = Together(60)
+    print(reprune.prune("llama", out, **QUICK, ranks=ranks)["ranks"])
+    ranks.close()
+
+
+def test_a_script_that_is_launched_says_whether_it_does_one_run_or_many(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = [rank.wait(60) for rank in together.start(2, _together, "out")]
+    assert [(one.code, one.out) for one in ended] == [(0, "2\n")] * 2
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InputError, match="prune: a launcher has started this process as one of several"):
+        reprune.prune("llama", "own", **QUICK)
+    with pytest.raises(InputError, match="resume: a launcher"):
+        reprune.resume("own")
+    assert not (here / "own").exists()
+    assert "ranks" not in reprune.prune("llama", "own", **QUICK, ranks=ALONE)
 
 
 def test_sources_may_be_paths_alone_or_in_lists(here: Path, done: Path) -> None:

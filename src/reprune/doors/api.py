@@ -28,6 +28,7 @@ from reprune.doors.prepare import (
     nested_flags,
     open_decoder,
     other_versions,
+    ranks_or_alone,
     recipe_contents,
     refusal,
     said_lacking,
@@ -80,6 +81,7 @@ def prune(
     trust_remote_code: bool | None = None,
     settings: str | Sequence[str] = (),
     watcher: Watcher | None = None,
+    ranks: Ranks | None = None,
 ) -> dict[str, Any]:
     """Prune a decoder, reconstruct it window by window, and write the sparse model as an ordinary model folder.
 
@@ -91,6 +93,8 @@ def prune(
         trust_remote_code: let Transformers run Python code that comes with the model.
         settings: one `key.path=value` or several, over everything else.
         watcher: is told what happens.
+        ranks: the processes that a launcher has started and that do it together, each called with the same; by default
+            this one does it alone, and must be alone.
 
     Returns:
         The record, as in `out`/reprune.json.
@@ -99,6 +103,7 @@ def prune(
         InputError: something given cannot be used; nothing has been written.
         NumericalError: numbers went bad on the way; `resume` goes on from the last finished window.
     """
+    ranks = ranks_or_alone(ranks, "prune")
     flags = nested_flags(
         pruner=pruner,
         sparsity=sparsity,
@@ -120,7 +125,7 @@ def prune(
     )
     content = recipe_contents(recipe)
     made = resolve_recipe(os.fspath(model), content, flags, several(settings))
-    return prune_by_recipe(made, local_path(out), watcher or Watcher())
+    return prune_by_recipe(made, local_path(out), watcher or Watcher(), ranks=ranks)
 
 
 @undisturbed()
@@ -207,15 +212,22 @@ def resume(
     *,
     watcher: Watcher | None = None,
     shared: Shared | None = None,
-    ranks: Ranks = ALONE,
+    ranks: Ranks | None = None,
 ) -> dict[str, Any]:
     """Go on with a run that was interrupted; the result is the same, bit by bit, as without the interruption.
 
     That is so where as many ranks do it; with another number of them sums are made in another order.
 
+    Args:
+        out: the folder of the run.
+        watcher: is told what happens.
+        shared: what runs of one study have in common.
+        ranks: as for `prune`.
+
     Raises:
         InputError: there is no unfinished run in `out`, or the model or a version changed since it began.
     """
+    ranks = ranks_or_alone(ranks, "resume")
     ledger = Ledger(local_path(out))
     job = ranks.first_does(lambda: _unfinished(ledger, out))
     recipe, folder = Recipe.model_validate(job["recipe"]), Path(job["folder"])

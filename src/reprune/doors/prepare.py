@@ -21,7 +21,7 @@ from reprune.engine.ledger import Ledger
 from reprune.engine.record import versions
 from reprune.engine.result import RECORD
 from reprune.errors import InputError
-from reprune.math.ranks import ALONE, Ranks
+from reprune.math.ranks import ALONE, Ranks, launched
 from reprune.model.block import Precision
 from reprune.model.decoder import Decoder
 from reprune.model.local import local_path
@@ -135,6 +135,17 @@ def check_out(out: Path) -> None:
 def _there(out: Path) -> Path:
     """The innermost of a folder and those that it is in which exists."""
     return next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
+
+
+def ranks_or_alone(ranks: Ranks | None, function: str) -> Ranks:
+    """The processes that do a run; none given, this one. Raises `InputError` where that would be one of several."""
+    if ranks is None and launched():
+        raise InputError(
+            f"{function}: a launcher has started this process as one of several. To do one run together, pass ranks, a "
+            "reprune.math.ranks.Together(600), or start the command by it ('torchrun -m reprune'); for a run of its "
+            "own in each process pass reprune.math.ranks.ALONE."
+        )
+    return ranks or ALONE
 
 
 def check_ranks(recipe: Recipe, calibration: int, ranks: Ranks) -> None:

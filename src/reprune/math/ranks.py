@@ -39,6 +39,11 @@ class LostRankError(RepruneError):
     """Another process of the run has ended, or cannot be reached."""
 
 
+def launched() -> bool:
+    """Whether a launcher has started this process as one of several."""
+    return os.environ.get("WORLD_SIZE", "1") not in ("", "1") and "RANK" in os.environ
+
+
 @dataclass
 class Traffic:
     """What ranks have exchanged."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,15 +9,10 @@ from contextlib import contextmanager
 import typer
 
 from reprune.errors import InputError, RepruneError, is_expected
-from reprune.math.ranks import ALONE, LostRankError, Ranks, Together
+from reprune.math.ranks import ALONE, LostRankError, Ranks, Together, launched
 
 TIMEOUT = 600.0
 """Seconds; the default."""
-
-
-def launched() -> bool:
-    """Whether this process is one of several."""
-    return os.environ.get("WORLD_SIZE", "1") not in ("", "1") and "RANK" in os.environ
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from reprune.engine.result import INDEX, RECIPE, RECORD
 from reprune.engine.shared import Shared
 from reprune.engine.watcher import Watcher
 from reprune.errors import InputError
+from reprune.math.ranks import ALONE
 from reprune.model.wellformed import read_json
 from reprune.planning.recipe import Recipe
 
@@ -86,7 +87,7 @@ class CellRun:
         """Begin the run, or go on with it."""
         if Ledger(self._folder).exists:
             try:
-                resume(self._folder, watcher=watcher, shared=self._shared)
+                resume(self._folder, watcher=watcher, shared=self._shared, ranks=ALONE)
             except InputError as error:
                 raise InputError(f"{error} (Remove {self._folder} to begin this cell anew.)") from None
             return

@@ -191,7 +191,8 @@ def test_the_page_on_the_record_names_every_key(tmp_path: Path, monkeypatch: pyt
     everything = ("solver.start=least-squares", "distill=1", "solver.epochs=1", "sparsity_by_name={self_attn.*: 0.3}")
     everything += ("self_generate=2", "self_generate.filters=[]")
     record = record_of(_pruned("mixtral", tmp_path, *everything, reconstruct="BR+GP"))
-    several = {"ranks", "peak_memory_bytes_by_rank", "windows[].exchange.bytes", "windows[].exchange.seconds"}
+    several = {f"{step}.exchange.{what}" for step in ("windows[]", "distillation") for what in ("bytes", "seconds")}
+    several |= {"ranks", "peak_memory_bytes_by_rank"}
     page = (ROOT / "docs/record.md").read_text(encoding="utf-8")
     named = set(re.findall(r"^\| `([a-z0-9_.\[\]]+)`", page, re.MULTILINE))
     assert _keys(record) | several == named - {"windows[].guard", "distillation", "self_generation"}

@@ -13,6 +13,7 @@ import reprune
 from reprune.engine.exchange import NETWORKS, Crew, Network, find_network
 from reprune.engine.forecast import Forecast, forecast
 from reprune.engine.speed import Speed
+from reprune.engine.work import Group
 from reprune.errors import InputError
 from reprune.planning.layers import resolve_recipe
 from tests import tiny
@@ -70,6 +71,39 @@ def test_a_slow_network_takes_back_what_processes_gain() -> None:
 
 def test_gradients_of_kept_weights_are_half_as_much() -> None:
     assert _forecast(2, "local", "solver.compact=true").exchanged_bytes < _forecast(2, "local").exchanged_bytes
+
+
+def test_gradients_of_factors_are_rank_times_rows_and_columns() -> None:
+    """Of matrices of 3072, 1024, 4096 rows by 1024 columns, and 1024 by 2048, in 8 blocks."""
+    saved = (3072 + 1024 + 4096) * 1024 + 1024 * 2048 - 4 * ((3072 + 1024 + 4096) + 3 * 1024 + 1024 + 2048)
+    steps = 64 // 8 * 10
+    full, factors = _forecast(2, "local"), _forecast(2, "local", "solver.rank=4")
+    assert full.exchanged_bytes - factors.exchanged_bytes == 8 * steps * 4 * saved
+
+
+def test_each_matrix_of_a_group_has_factors_of_its_own() -> None:
+    group = Group.of([(64, 32), (16, 32)])
+    assert (group.rows, group.columns, group.matrices) == (80, 32, 2)
+    assert Group.of([(8, 4)], 0.5) == Group(8, 4, 0.5, True, 1)
+
+
+def test_distillation_exchanges_its_gradients_and_both_states_of_its_blocks() -> None:
+    work = _work(calibration=64, heldout=8)
+    steps, parameters = 64 // 8 * 3, work.blocks[0].parameters
+    more = 2 * (steps * 4 * parameters + 4 * parameters + work.block_bytes[0])
+    found = _forecast(2, "local", "distill.blocks=2", "distill.epochs=3")
+    assert found.exchanged_bytes - _forecast(2, "local").exchanged_bytes == more
+
+
+@pytest.mark.parametrize(("name", "squares", "times"), [("by-error", True, 3), ("owl", False, 0)])
+def test_an_allocation_exchanges_statistics_once_and_what_is_pruned_each_time(
+    name: str, squares: bool, times: int
+) -> None:
+    groups = _work().groups[0]
+    statistics = sum(4 * (group.columns**2 if squares else group.columns) for group in groups)
+    pruned = sum(5 * group.rows * group.columns for group in groups)
+    found = _forecast(2, "local", f"allocation={name}")
+    assert found.exchanged_bytes - _forecast(2, "local").exchanged_bytes == 8 * (statistics + times * pruned)
 
 
 @pytest.mark.parametrize(

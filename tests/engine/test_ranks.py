@@ -127,6 +127,15 @@ def test_all_processes_have_the_same_record_and_it_says_what_they_exchanged(fold
     assert "ranks" not in json.loads((folder / "1" / name / "reprune.json").read_text())
 
 
+@pytest.mark.parametrize("count", [2, 4])
+def test_the_record_says_what_was_exchanged_while_blocks_were_distilled(folder: Path, count: int) -> None:
+    record = json.loads((folder / str(count) / "distilled" / "reprune.json").read_text())
+    exchange = record["distillation"]["exchange"]
+    assert len(exchange["bytes"]) == len(exchange["seconds"]) == count
+    assert min(exchange["bytes"]) > 0
+    assert "exchange" not in json.loads((folder / "1" / "distilled" / "reprune.json").read_text())["distillation"]
+
+
 @pytest.mark.parametrize("count", [1, 2, 4])
 def test_nothing_but_the_result_is_left(folder: Path, count: int) -> None:
     for name in RECIPES:

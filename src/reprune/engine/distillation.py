@@ -16,7 +16,7 @@ from reprune.engine.agreement import agree_
 from reprune.engine.books import Books
 from reprune.engine.frontier import Frontier
 from reprune.engine.predictions import PredictionObjective
-from reprune.engine.record import block_record
+from reprune.engine.record import block_record, exchange_record
 from reprune.engine.watcher import Watcher
 from reprune.engine.window import PrunedBlock
 from reprune.errors import NumericalError
@@ -56,14 +56,15 @@ def distill(
     Raises:
         NumericalError: numbers went bad; what was finished before stays finished.
     """
-    began = time.monotonic()
+    began, ranks = time.monotonic(), frontier.ranks
+    traffic = replace(ranks.traffic)
     watcher.phase(window, "predictions")
     before = {record["index"]: record for record in books.block_records()}
     blocks = [_retired(decoder, books, before[index]) for index in window.blocks]
     problem = PredictionObjective(frontier, blocks, decoder.predictor(), recipe.solver.checkpointing)
     start = problem.heldout_error()
     descent = _descend(problem, start, solver, window, recipe.seed, watcher)
-    agree_(blocks, frontier.ranks)
+    agree_(blocks, ranks)
 
     watcher.phase(window, "advancing")
     tensors = [pruned.round_(decoder) for pruned in blocks]
@@ -83,6 +84,7 @@ def distill(
         raise NumericalError(f"blocks {list(window.blocks)}: their outputs are not finite after distillation")
     records = [block_record(pruned, errors[pruned.index], sparsities, recipe.choice) for pruned in blocks]
     record = _record(window, before, records, descent, (start, after), solver, time.monotonic() - began)
+    record |= exchange_record(ranks, traffic)
     entry = {"window": record, "blocks": records, "forward": frontier.probe_record()}
     books.commit(window, entry, written, [])
     trim_heap()

@@ -12,7 +12,11 @@ from typing import final
 
 import torch
 
+from reprune.engine.footprint import LEVELS, measured
+from reprune.engine.work import Group, Work
 from reprune.errors import InputError
+from reprune.planning.recipe import Recipe
+from reprune.planning.schedule import Window
 
 _REACHED = 0.7  # of a network's peak
 _DRAWS = 200  # of batches, to see how unevenly they fall
@@ -87,3 +91,64 @@ def _most(samples: int, batch: int, count: int) -> float:
     generator = torch.Generator().manual_seed(0)
     drawn = (torch.randperm(samples, generator=generator)[:batch] % count for _ in range(_DRAWS))
     return sum(int(one.bincount().max()) for one in drawn) / _DRAWS
+
+
+Exchange = tuple[float, float, int]
+"""Bytes summed over all processes, bytes that one tells the others, and how often."""
+
+
+def exchanges(recipe: Recipe, work: Work) -> list[Exchange]:
+    """What processes exchange: in each window, and in the steps before and after them."""
+    found = [_in_window(recipe, work, window) for window in work.schedule]
+    if recipe.allocation.name != "uniform":
+        times = LEVELS if recipe.allocation.name == "by-error" else 0
+        found += [_in_pruning(measured(recipe), groups, times) for groups in work.groups]
+    if recipe.distill.blocks:
+        blocks = range(len(work.blocks) - recipe.distill.blocks, len(work.blocks))
+        summed, told, often = _in_descent(recipe, work, blocks, recipe.distill.epochs_beside(recipe.solver))
+        found.append((summed, told + sum(work.block_bytes[index] for index in blocks), often))
+    return found
+
+
+def steps(recipe: Recipe, work: Work, epochs: int) -> int:
+    """How many a descent of so many epochs takes."""
+    return -(-work.calibration // recipe.solver.batch_size) * epochs
+
+
+def _in_window(recipe: Recipe, work: Work, window: Window) -> Exchange:
+    fresh = [group for index in window.fresh for group in work.groups[index]]
+    epochs = recipe.solver.epochs if recipe.solver.name != "none" else 0
+    summed, told, often = _in_pruning(recipe, fresh)
+    then_summed, then_told, then_often = _in_descent(recipe, work, window.blocks, epochs)
+    return summed + then_summed, told + then_told, often + then_often
+
+
+def _in_pruning(recipe: Recipe, groups: Sequence[Group], times: int = 1) -> Exchange:
+    """In pruning groups so many times by the same statistics."""
+    summed = told = 0.0
+    refit = recipe.solver.start == "least-squares"
+    for group in groups:
+        if recipe.pruner.name == "sparsegpt" or refit:
+            summed += 4 * group.columns**2 * (4 if refit and not group.expert else 1)
+        elif recipe.pruner.name == "wanda":
+            summed += 4 * group.columns
+        told += times * 5 * group.rows * group.columns  # weights and masks
+    return summed, told, 4 * max(times, 1) * len(groups)
+
+
+def _in_descent(recipe: Recipe, work: Work, blocks: Sequence[int], epochs: int) -> Exchange:
+    """In fitting blocks for so many epochs, after which all take the weights of the first."""
+    taken = steps(recipe, work, epochs)
+    weights = 4 * sum(work.blocks[index].parameters for index in blocks)
+    return taken * 4 * _moved(recipe, work, blocks), weights, 2 * taken + 2 * epochs
+
+
+def _moved(recipe: Recipe, work: Work, blocks: Sequence[int]) -> float:
+    """How many numbers a step moves, each with its gradient (`math.coordinates`)."""
+    parameters = sum(work.blocks[index].parameters for index in blocks)
+    if (rank := recipe.solver.rank) is not None:
+        groups = [group for index in blocks for group in work.groups[index]]
+        factors = [rank * (group.rows + group.matrices * group.columns) for group in groups]
+        saved = [group.rows * group.columns - moved for group, moved in zip(groups, factors, strict=True)]
+        return parameters - sum(max(numbers, 0) for numbers in saved)
+    return parameters * (1.0 - recipe.pattern.sparsity if recipe.solver.compact else 1.0)

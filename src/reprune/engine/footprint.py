@@ -14,6 +14,7 @@ from reprune.planning.schedule import Window, windows
 
 MASKS = 0.25  # of the weights' bytes
 _REFIT_COPIES = 7  # of a group's matrices: what conjugate gradients hold beside what the pruner does
+LEVELS = 3  # of sparsity, to which an allocation by error prunes each block
 _LOGITS_HELD = 5  # tensors of their size at a time
 _TEMPORARY = 1.3  # over the activations kept: what a backward pass holds for a moment
 

@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
 
-from reprune.engine.exchange import Crew
+from reprune.engine.exchange import Crew, exchanges, steps
 from reprune.engine.footprint import (
+    LEVELS,
     MASKS,
     allocating_bytes,
     disk_bytes,
@@ -39,7 +40,6 @@ _HEAP = 1.1  # what the heap takes over what was asked of it
 ONE_PROCESS = Crew()
 _DIVERGENCE_FORWARD, _DIVERGENCE_BOTH = 10, 15
 """How many times logits are read or written to compare them, and to find their gradient too."""
-_LEVELS = 3  # of sparsity, to which an allocation by error prunes each block
 _HEAD_SPEED = 0.5  # of the head's products, over those of others: a matrix of hundreds of megabytes for few tokens
 
 
@@ -68,9 +68,9 @@ def forecast(
         crew: the processes that do it.
         writer_bytes: of the whole model, where it writes texts before; how long that takes is not known.
     """
-    exchanges = [_exchange(recipe, work, window) for window in work.schedule]
+    exchanged = exchanges(recipe, work)
     seconds = sum(_window_seconds(recipe, work, speed, window, crew) for window in work.schedule)
-    seconds += sum(crew.seconds(*exchange) for exchange in exchanges)
+    seconds += sum(crew.seconds(*exchange) for exchange in exchanged)
     seconds += sum(work.outside_bytes) / _COPIED_BYTES_PER_SECOND
     samples = crew.part(work.calibration) + crew.part(work.heldout)
     stream = samples * work.blocks[0].states
@@ -87,33 +87,8 @@ def forecast(
     on_device = on_gpu(recipe)
     host = base_bytes + _BESIDE_BYTES + max(_HEAP * (held + (0 if on_device else window)), writing, writer_bytes)
     disk = disk_bytes(recipe, len(work.blocks), stream, sum(work.block_bytes) + sum(work.outside_bytes))
-    exchanged = sum(crew.bytes(summed, told) for summed, told, _ in exchanges)
-    return Forecast(seconds, int(host), int(max(window, writer_bytes)) if on_device else 0, int(disk), int(exchanged))
-
-
-def _exchange(recipe: Recipe, work: Work, window: Window) -> tuple[float, float, int]:
-    """What processes exchange in a window: bytes summed over all, bytes that one tells the others, and how often."""
-    summed = told = 0.0
-    often = 0
-    refit = recipe.solver.start == "least-squares"
-    for group in (group for index in window.fresh for group in work.groups[index]):
-        if recipe.pruner.name == "sparsegpt" or refit:
-            summed += 4 * group.columns**2 * (4 if refit and not group.expert else 1)
-        elif recipe.pruner.name == "wanda":
-            summed += 4 * group.columns
-        told += 5 * group.rows * group.columns  # weights and masks
-        often += 4
-    parameters = sum(work.blocks[index].parameters for index in window.blocks)
-    if recipe.solver.name != "none":
-        steps = _steps(recipe, work, recipe.solver.epochs)
-        summed += steps * 4 * parameters * (1.0 - recipe.pattern.sparsity if recipe.solver.compact else 1.0)
-        often += 2 * steps + 2 * recipe.solver.epochs
-    return summed, told + 4 * parameters, often
-
-
-def _steps(recipe: Recipe, work: Work, epochs: int) -> int:
-    """How many a descent of so many epochs takes."""
-    return -(-work.calibration // recipe.solver.batch_size) * epochs
+    sent = sum(crew.bytes(summed, told) for summed, told, _ in exchanged)
+    return Forecast(seconds, int(host), int(max(window, writer_bytes)) if on_device else 0, int(disk), int(sent))
 
 
 @final
@@ -171,7 +146,7 @@ def _descent_seconds(
     seconds = epochs * (in_steps * step + crew.part(work.heldout) * (once + comparing))
     parameters = sum(work.blocks[i].parameters for i in blocks)
     # Adam reads and writes weights, gradients and moments.
-    return seconds + _steps(recipe, work, epochs) * 4 * parameters * 9 / passes.speed.traffic
+    return seconds + steps(recipe, work, epochs) * 4 * parameters * 9 / passes.speed.traffic
 
 
 def _distilling_seconds(recipe: Recipe, work: Work, speed: Speed, crew: Crew) -> float:
@@ -189,7 +164,7 @@ def _distilling_seconds(recipe: Recipe, work: Work, speed: Speed, crew: Crew) ->
 def _allocating_seconds(recipe: Recipe, work: Work, speed: Speed, crew: Crew) -> float:
     """Of measuring what each block bears: a walk through the dense model, and each block pruned to some levels."""
     samples, heldout = crew.part(work.calibration) + crew.part(work.heldout), crew.part(work.heldout)
-    levels = _LEVELS if recipe.allocation.name == "by-error" else 0
+    levels = LEVELS if recipe.allocation.name == "by-error" else 0
     passes, alone, seconds = _Passes(work, speed), measured(recipe), 0.0
     for index in range(len(work.blocks)):
         once = passes.forward([index])

@@ -16,6 +16,7 @@ import torch
 
 from reprune import __version__
 from reprune.engine.window import PrunedBlock
+from reprune.math.ranks import Ranks, Traffic
 from reprune.math.reconstruction_error import Error
 from reprune.math.solver import Errors, Fit
 from reprune.math.standardization import FeatureStatistics
@@ -113,6 +114,15 @@ def _guard_record(fit: Fit, start: Error, standardized: bool) -> dict[str, Any]:
         "relative_heldout_error": {"last": relative[-1], "kept": relative[fit.kept_epoch]},
         "standardized_heldout_error": {"last": judged[-1], "kept": judged[fit.kept_epoch]},
     }
+
+
+def exchange_record(ranks: Ranks, before: Traffic) -> dict[str, Any]:
+    """The entry `exchange`: what each process has sent since, and how long that took; of one process there is none."""
+    if ranks.alone:
+        return {}
+    spent = ranks.traffic.since(before)
+    sent, seconds = zip(*ranks.each_tells([spent.bytes, round(spent.seconds, 3)]), strict=True)
+    return {"exchange": {"bytes": list(sent), "seconds": list(seconds)}}
 
 
 def block_record(pruned: PrunedBlock, errors: Errors, sparsities: Sparsities, choice: Choice) -> dict[str, Any]:

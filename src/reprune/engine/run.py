@@ -22,7 +22,7 @@ from reprune.engine.dense import Dense
 from reprune.engine.distillation import distill
 from reprune.engine.fresh import FreshBlocks
 from reprune.engine.frontier import Frontier
-from reprune.engine.record import block_record, forget_peak_memory, window_record
+from reprune.engine.record import block_record, exchange_record, forget_peak_memory, window_record
 from reprune.engine.shared import Shared
 from reprune.engine.watcher import Watcher
 from reprune.engine.window import PrunedBlock, WindowProblem
@@ -219,10 +219,7 @@ class _Windows:
         open_ = [pruned for pruned in blocks if pruned.index not in window.retired]
         ridges = {pruned.index: pruned.ridges for pruned in fresh}
         record = window_record(window, fit, errors, recipe.solver, features, ridges, notes, time.monotonic() - began)
-        if not ranks.alone:
-            spent = ranks.traffic.since(traffic)
-            bytes_, seconds = zip(*ranks.each_tells([spent.bytes, round(spent.seconds, 3)]), strict=True)
-            record["exchange"] = {"bytes": list(bytes_), "seconds": list(seconds)}
+        record |= exchange_record(ranks, traffic)
         entry = {
             "window": record,
             "blocks": [

@@ -17,6 +17,7 @@ class Group:
     columns: int
     share: float = 1.0  # of the tokens, how many reach it
     expert: bool = False
+    matrices: int = 1
 
     @staticmethod
     def of(shapes: Iterable[tuple[int, int]], share: float | None = None) -> Group:
@@ -26,7 +27,8 @@ class Group:
         """
         each = list(shapes)
         rows = sum(rows for rows, _ in each)
-        return Group(rows, each[0][1]) if share is None else Group(rows, each[0][1], share, True)
+        reached, expert = (1.0, False) if share is None else (share, True)
+        return Group(rows, each[0][1], reached, expert, len(each))
 
 
 @dataclass(frozen=True)

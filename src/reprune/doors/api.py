@@ -44,7 +44,7 @@ from reprune.engine.run import Methods, run_windows
 from reprune.engine.shared import Shared
 from reprune.engine.watcher import Watcher
 from reprune.errors import HalfPrecisionError, InputError
-from reprune.math.ranks import ALONE, Ranks
+from reprune.math.ranks import ALONE, Ranks, after_loss
 from reprune.model.decoder import Decoder
 from reprune.model.local import local_path
 from reprune.model.locate import locate_model
@@ -55,6 +55,8 @@ from reprune.planning.overlap import sketch
 from reprune.planning.paths import absolute, beside
 from reprune.planning.recipe import Recipe
 from reprune.planning.survey import survey
+
+_KEPT = "Finished windows are kept: go on with 'reprune resume DIR', with any number of processes."
 
 
 def prune(
@@ -163,7 +165,7 @@ def _prune(recipe: Recipe, out: Path, watcher: Watcher, shared: Shared | None, r
     check_distillation(recipe, decoder)
     if lacking := said_lacking(decoder):
         watcher.note(lacking)
-    counts = count_samples(recipe)
+    counts = ranks.first_does(lambda: count_samples(recipe))  # no other reads the texts
     check_ranks(recipe, counts[0], ranks)
     check_memory(recipe, decoder, ranks.first_does(lambda: unwritten(recipe, decoder)))
     ranks.first_does(lambda: check_disk(recipe, decoder, sum(counts), out))
@@ -282,9 +284,10 @@ def _finish(
     result = Result(ledger.result, decoder)
     first = int(job["data"]["sources"][0]["count"]) if recipe.pruner.statistics == "first" else None
     books = Books(ledger, result, ranks)
-    run_windows(recipe, decoder, books, watcher, shared, first, ranks)
-    peaks = ranks.each_tells(peak_memory_bytes())
-    return ranks.first_does(lambda: _write_(recipe, ledger, result, job, watcher, began, peaks))
+    with after_loss(_KEPT):
+        run_windows(recipe, decoder, books, watcher, shared, first, ranks)
+        peaks = ranks.each_tells(peak_memory_bytes())
+        return ranks.first_does(lambda: _write_(recipe, ledger, result, job, watcher, began, peaks))
 
 
 def _write_(

@@ -13,8 +13,8 @@ import re
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -42,6 +42,15 @@ class LostRankError(RepruneError):
 def launched() -> bool:
     """Whether a launcher has started this process as one of several."""
     return os.environ.get("WORLD_SIZE", "1") not in ("", "1") and "RANK" in os.environ
+
+
+@contextmanager
+def after_loss(go_on: str) -> Iterator[None]:
+    """Where another process is lost meanwhile, say how to go on."""
+    try:
+        yield
+    except LostRankError as error:
+        raise LostRankError(f"{error} {go_on}") from None
 
 
 @dataclass

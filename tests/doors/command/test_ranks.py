@@ -186,16 +186,30 @@ def test_bad_input_is_said_once_and_nothing_is_written(arguments: list[str], her
 
 def test_what_is_wrong_in_one_process_alone_is_said_by_it(here: Path) -> None:
     """As where another machine lacks the model."""
-    port, arguments = together.free_port(), ["prune", "llama", "--out", "bad", *CR]
     (here / "elsewhere").mkdir()
-    ranks = [
-        Rank(together.command, arguments, together.places(rank, 2, port), folder)
-        for rank, folder in enumerate([here, here / "elsewhere"])
-    ]
-    ended = _ended(ranks)
+    ended = _apart(here, here / "elsewhere", "prune", "llama", "--out", "bad", *CR)
     assert ended[1].code == 2
-    assert [line for line in _messages(ended) if line.startswith("process 1 of 2: error: llama: ")]
+    said = _messages(ended)
+    assert [line for line in said if line.startswith("process 1 of 2: error: llama: ")]
+    assert not any("resume" in line for line in said), "nothing has begun"
     assert not list(here.glob("bad/*.safetensors"))
+
+
+def test_only_the_first_machine_needs_the_texts(here: Path) -> None:
+    (here / "elsewhere").mkdir()
+    (here / "elsewhere" / "llama").symlink_to(here / "llama")
+    ended = _apart(here, here / "elsewhere", "prune", "llama", "--out", "two", *CR, "--reconstruct", "LR")
+    assert [(one.code, one.err) for one in ended] == [(0, "")] * 2
+    assert [path.name for path in (here / "elsewhere").iterdir()] == ["llama"]
+
+
+def _apart(here: Path, elsewhere: Path, *arguments: str) -> list[Ended]:
+    """The command line in two processes with a working folder each, as on two machines."""
+    port = together.free_port()
+    folders = enumerate([here, elsewhere])
+    return _ended(
+        [Rank(together.command, arguments, together.places(rank, 2, port), folder) for rank, folder in folders]
+    )
 
 
 def _elsewhere(what: str, *arguments: str) -> None:

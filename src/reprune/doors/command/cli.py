@@ -19,7 +19,6 @@ from reprune.doors.command.arguments import separate_sources
 from reprune.doors.command.evaluate import evaluate
 from reprune.doors.command.generate import generate
 from reprune.doors.command.options import (
-    RESUME,
     BatchSize,
     Calibration,
     Device,
@@ -116,7 +115,7 @@ def prune(
 ) -> None:
     """Prune MODEL, reconstruct it window by window, and write a sparse model folder to DIR."""
     given = _given(locals())
-    with exit_codes(out), processes(rank_timeout, RESUME) as ranks:
+    with exit_codes(out), processes(rank_timeout) as ranks:
         from reprune.doors.api import prune_by_recipe
         from reprune.doors.command.views import show_result
         from reprune.doors.progress import watching
@@ -191,7 +190,7 @@ def resume(
     rank_timeout: RankTimeout = None,
 ) -> None:
     """Go on with an interrupted run, from the last finished window."""
-    with exit_codes(directory), processes(rank_timeout, RESUME) as ranks:
+    with exit_codes(directory), processes(rank_timeout) as ranks:
         from reprune.doors.api import resume as resume_run
         from reprune.doors.command.views import show_result
         from reprune.doors.progress import watching

@@ -10,7 +10,6 @@ import typer
 from reprune.doors.command.options import Model, Quiet, RankTimeout, Trust, exit_codes, processes
 
 _NONE = "none"
-_AGAIN = "Finished rounds are kept: give the same command again, with any number of processes."
 
 
 def generate(
@@ -49,7 +48,7 @@ def generate(
 
     A first token at random, four by greedy choice; if those read as the language, the rest is sampled.
     """
-    with exit_codes(), processes(rank_timeout, _AGAIN) as ranks:
+    with exit_codes(), processes(rank_timeout) as ranks:
         from reprune.doors.command.views_generation import Lines, show_manifest, show_texts
         from reprune.doors.generation.generate import GenerationWatcher
         from reprune.doors.generation.generate import generate as run

@@ -16,14 +16,13 @@ TIMEOUT = 600.0
 
 
 @contextmanager
-def ranks_of_launch(timeout: float, after_loss: str) -> Iterator[Ranks]:
+def ranks_of_launch(timeout: float) -> Iterator[Ranks]:
     """The processes that were launched together; alone where there is one.
 
     An error that all of them come to is said once, by the first. Another's is said with the number of its process.
 
     Args:
         timeout: how many seconds to wait for another one before it is given up for lost.
-        after_loss: a sentence on how to go on then.
     """
     if not launched():
         yield ALONE
@@ -35,10 +34,10 @@ def ranks_of_launch(timeout: float, after_loss: str) -> Iterator[Ranks]:
         if together.first:
             raise
         raise typer.Exit(1) from None
-    except LostRankError as error:
+    except LostRankError:
         lost = True
         if together.is_first_to_lose():
-            raise LostRankError(f"{error} {after_loss}") from None
+            raise
         raise typer.Exit(1) from None
     except (RepruneError, OSError, MemoryError, RuntimeError) as error:
         if not is_expected(error):

@@ -71,7 +71,6 @@ _LESS_MEMORY = (
     "; 'reprune plan' forecasts what a run takes, and it takes less with solver.micro_batch_size=1, "
     "solver.compact=true or solver.checkpointing=true"
 )
-RESUME = "Finished windows are kept: go on with 'reprune resume DIR', with any number of processes."
 
 
 @contextmanager
@@ -110,14 +109,13 @@ def _hint(run: Path | None) -> str:
 
 
 @contextmanager
-def processes(timeout: float | None, after_loss: str) -> Iterator[Any]:
+def processes(timeout: float | None) -> Iterator[Any]:
     """The processes that run the command together; one, unless a launcher has started more.
 
     Args:
         timeout: how many seconds to wait for another one before it is given up for lost.
-        after_loss: a sentence on how to go on then.
     """
     from reprune.doors.command.launched import TIMEOUT, ranks_of_launch
 
-    with ranks_of_launch(TIMEOUT if timeout is None else timeout, after_loss) as ranks:
+    with ranks_of_launch(TIMEOUT if timeout is None else timeout) as ranks:
         yield ranks

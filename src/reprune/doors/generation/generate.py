@@ -17,7 +17,7 @@ from reprune.doors.generation.local import LocalAuthor
 from reprune.doors.prepare import check_devices, check_versions
 from reprune.engine.record import versions
 from reprune.errors import InputError
-from reprune.math.ranks import ALONE, Ranks
+from reprune.math.ranks import ALONE, Ranks, after_loss
 from reprune.model.bare import max_positions, read_config
 from reprune.model.checkpoint import Checkpoint
 from reprune.model.full_speed import full_speed
@@ -36,6 +36,7 @@ from reprune.planning.tokenizer import load_tokenizer
 from reprune.planning.tokens import beginning
 
 _HOPELESS = 20  # rounds in a row that keep nothing
+_AGAIN = "Finished rounds are kept: give the same command again, with any number of processes."
 
 
 class GenerationWatcher:
@@ -142,7 +143,8 @@ def generate(
         if (finished := ranks.first_does(begin)) is not None:
             return finished
         author = server or LocalAuthor(folder, tokenizer, settings, where, products, trust_remote_code, watcher.writing)
-        return _fill(corpus, author, tokenizer, samples, settings, made_by, watcher, ranks)
+        with after_loss(_AGAIN):
+            return _fill(corpus, author, tokenizer, samples, settings, made_by, watcher, ranks)
 
 
 def _fill(

@@ -155,6 +155,7 @@ def test_an_interrupt_ends_the_tasks_too_and_the_study_goes_on_without_the_clust
         (["--ray", "ray://127.0.0.1:1"], "--ray ray://127.0.0.1:1: no cluster there ("),
         (["--ray", "127.0.0.1:99999"], "--ray 127.0.0.1:99999: no cluster there ("),
         (["--ray-cpus", "2"], "--ray-cpus 2: expected at least 1, and --ray with it."),
+        (["--ray", "127.0.0.1:1", "--device", "cuda:1"], "--device cuda:1: Ray gives each cell a GPU of its own; give"),
         (["--ray", "127.0.0.1:1", "--ray-cpus", "0"], "--ray-cpus 0: expected at least 1, and --ray with it."),
     ],
 )

@@ -145,6 +145,8 @@ def study(
 
     if ray_cpus is not None and (ray is None or ray_cpus < 1):
         raise InputError(f"--ray-cpus {ray_cpus}: expected at least 1, and --ray with it.")
+    if ray is not None and base.device.partition(":")[2] not in ("", "0"):
+        raise InputError(f"--device {base.device}: Ray gives each cell a GPU of its own; give cuda.")
     first = None if folder.path.exists() else ready()  # so that no folder is made for what is refused
     with ExitStack() as stack:
         cluster = None if ray is None else stack.enter_context(OnRay(ray, folder.apart, watcher))

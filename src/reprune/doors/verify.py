@@ -26,6 +26,7 @@ from reprune.model.checkpoint import Checkpoint
 from reprune.model.decoder import Decoder
 from reprune.model.durable import sha256
 from reprune.model.local import local_path
+from reprune.model.plain_kernels import plain_kernels
 from reprune.model.quiet import quiet_transformers
 from reprune.model.undisturbed import undisturbed
 from reprune.model.wellformed import read_json
@@ -218,6 +219,6 @@ def _last_states(decoder: Decoder, expected: dict[str, Any], trust_remote_code: 
         kind = model_class(read_config(decoder.folder, trust_remote_code))
         model = kind.from_pretrained(decoder.folder, dtype="auto", trust_remote_code=trust_remote_code).eval()
         model.get_submodule(skeleton.blocks_path)[skeleton.running[-1]].register_forward_hook(saw)
-        with suppress(Enough):
+        with suppress(Enough), plain_kernels(torch.device("cpu")):
             model(input_ids=torch.cat([first, more], 1), use_cache=False)
     return seen[0]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from reprune.model.block import Call
 from reprune.model.forms import Beside
+from reprune.model.plain_kernels import plain_kernels
 
 
 def without_beside(call: Call) -> Call:
@@ -42,11 +44,11 @@ def matters(block: nn.Module, call: Call, before: nn.Module, call_before: Call, 
     some = torch.randn(states.shape, generator=torch.Generator().manual_seed(0))
     try:
         args, kwargs = call.bind(some)
-        without_weights(block)(*args, **kwargs)
+        run_without_weights(block, args, kwargs)
     except Exception:  # whatever comes of it: it was looked at
         try:
             args, kwargs = without_beside(call_before).bind(some)
-            outputs = without_weights(before)(*args, **kwargs)
+            outputs = run_without_weights(before, args, kwargs)
             return any(outputs[beside.place] is not None for beside in passed_beside(call))
         except Exception:  # it cannot be known
             return True
@@ -60,6 +62,12 @@ def without_weights(module: nn.Module) -> nn.Module:
         for key, parameter in list(part.named_parameters(recurse=False)):
             setattr(part, key, nn.Parameter(_without_memory(parameter), requires_grad=False))
     return copied.eval()
+
+
+def run_without_weights(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """What a module puts out, with such weights."""
+    with plain_kernels(torch.device("cpu")):
+        return without_weights(module)(*args, **kwargs)
 
 
 def _without_memory(parameter: nn.Parameter) -> Tensor:

@@ -18,6 +18,7 @@ from reprune.model.forms import PLAIN, Form
 from reprune.model.half_attention import HalfAttention
 from reprune.model.linears import Linear, Stack, find_linears, find_routers
 from reprune.model.norms import as_one, find_norms
+from reprune.model.plain_kernels import plain_kernels
 from reprune.model.products import SlicesApart, same_data, watched_products
 
 
@@ -49,13 +50,15 @@ class Precision:
 
     products: torch.dtype = torch.float32
 
-    def on(self, device: torch.device) -> AbstractContextManager[None]:
+    @contextmanager
+    def on(self, device: torch.device) -> Iterator[None]:
         """A context in which a model on that device is run.
 
         Raises:
             HalfPrecisionError: within it, where the model brings together what autocast leaves in several dtypes.
         """
-        return nullcontext() if self.products == torch.float32 else self._in_half(device)
+        with plain_kernels(device), nullcontext() if self.products == torch.float32 else self._in_half(device):
+            yield
 
     @contextmanager
     def _in_half(self, device: torch.device) -> Iterator[None]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from reprune.errors import UnsupportedModelError
-from reprune.model.beside import passed_beside, without_weights
+from reprune.model.beside import passed_beside, run_without_weights
 from reprune.model.block import Call
 from reprune.model.forms import Form, Place, Slot, is_shared
 
@@ -51,7 +51,7 @@ def find_forms(model: str, blocks: nn.ModuleList, calls: Sequence[Call], states:
                 if kwargs[name] is call.kwargs[name]:  # no block writes to what all of them are passed
                     kwargs[name] = type(kwargs[name])()
             handed = {name: dict(kwargs[name]) for name in shared & kwargs.keys()}
-            outputs = without_weights(blocks[index])(*args, **kwargs)
+            outputs = run_without_weights(blocks[index], args, kwargs)
         except Exception as error:  # whatever a module raises
             said = " ".join(str(error).split())
             raise search.refusal(index, f"it does not run by itself ({type(error).__name__}: {said:.200})") from error

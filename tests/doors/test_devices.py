@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -104,6 +105,29 @@ def test_a_result_that_windows_were_finished_of_is_kept(
     with pytest.raises(HalfPrecisionError):
         reprune.prune("llama", "out", calibration="manual", samples=8, seqlen=24, reconstruct="LR", device="cpu")
     assert reprune.status("out").windows_done == 2
+
+
+@pytest.mark.parametrize(
+    ("cards", "device", "precision"),
+    [
+        ([75, 80], "cuda", "float32"),
+        ([75, 80], "cuda:0", "float32"),
+        ([75, 80], "cuda:1", "bfloat16"),
+        ([90, 70], "cuda", "bfloat16"),
+        ([90, 70], "cuda:1", "float32"),
+    ],
+)
+def test_auto_is_what_the_gpu_that_is_asked_for_multiplies_fast(
+    cards: list[int], device: str, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def properties(of: str) -> SimpleNamespace:
+        return SimpleNamespace(major=cards[torch.device(of).index or 0] // 10)
+
+    monkeypatch.setattr(torch.cuda, "get_device_properties", properties)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)  # as it says of all: it counts emulation
+    assert devices.settle_precision("auto", device) == precision
+    monkeypatch.setattr(torch.version, "hip", "6.2")
+    assert devices.settle_precision("auto", device) == "bfloat16", "AMD numbers its GPUs otherwise"
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,7 @@ def settle_precision(precision: str, device: str) -> str:
         raise InputError(f"precision {precision}: expected auto, {', '.join(DTYPES)}.")
     if precision != "auto":
         return precision
-    fast = torch.cuda.is_bf16_supported() if device.startswith("cuda") else _cpu_multiplies("bfloat16")
+    fast = _gpu_multiplies_bfloat16(device) if device.startswith("cuda") else _cpu_multiplies("bfloat16")
     return "bfloat16" if fast else "float32"
 
 
@@ -72,6 +72,11 @@ def slowness(precision: str, device: str) -> str | None:
 def _cpu_multiplies(precision: str) -> bool:
     """Whether the CPU has instructions for such products (without them they are slower than in float32)."""
     return any(_capabilities().get(name, False) for name in _INSTRUCTIONS[precision])
+
+
+def _gpu_multiplies_bfloat16(device: str) -> bool:
+    """Whether this GPU has units for them: NVIDIA's before Ampere know bfloat16, but multiply it without."""
+    return torch.version.hip is not None or torch.cuda.get_device_properties(device).major >= 8
 
 
 def _capabilities() -> dict[str, Any]:

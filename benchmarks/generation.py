@@ -92,7 +92,7 @@ def main() -> None:
     parser.add_argument("--worker", choices=(OURS, PLAIN), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
-        forget_peak_memory()
+        forget_peak_memory("cpu")
         serve((batched if options.worker == OURS else one_at_a_time)(options))
         return
     found = take_turns((OURS, PLAIN), options.repeats)

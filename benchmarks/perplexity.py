@@ -57,7 +57,7 @@ def measurer(way: str, folder: Path, ids: torch.Tensor) -> Callable[[], float]:
 def work(way: str, options: argparse.Namespace) -> None:
     """Measure in turn."""
     ids = windows(options)
-    forget_peak_memory()
+    forget_peak_memory("cpu")
     measure = measurer(way, locate_model(options.model), ids)
     serve(lambda: {"perplexity": measure(), "tokens": ids[:, 1:].numel()})
 

@@ -160,7 +160,7 @@ def main() -> None:
     blocks_seconds = time.monotonic() - blocks_began
     model.to("cpu", torch.bfloat16).save_pretrained(options.out)
     tokenizer.save_pretrained(options.out)
-    peak = peak_memory_bytes()
+    peak = peak_memory_bytes(options.device)
     found = {
         "seconds": time.monotonic() - began,
         "seconds_a_block": blocks_seconds / len(model.model.layers),

@@ -19,7 +19,7 @@ def serve(measure: Callable[[], dict[str, Any]]) -> None:
         began, busy = time.perf_counter(), time.process_time()
         found = measure()
         seconds, busy = time.perf_counter() - began, time.process_time() - busy
-        peak = peak_memory_bytes()["host"]
+        peak = peak_memory_bytes("cpu")["host"]
         print(json.dumps({**found, "seconds": seconds, "busy": busy, "peak": peak}), flush=True)
 
 

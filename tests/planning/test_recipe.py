@@ -160,6 +160,7 @@ def test_a_pruner_or_solver_may_be_named_alone() -> None:
         ("exclude=3", "exclude"),
         ("device=tpu", "device"),
         ("device=cuda:x", "device"),
+        ("device=cuda:00", "device"),
         ("precision=float8", "precision"),
         ("streams.memory=much", "streams.memory"),
         ("streams.memory=-1", "streams.memory"),

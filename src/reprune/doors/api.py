@@ -286,7 +286,7 @@ def _finish(
     books = Books(ledger, result, ranks)
     with after_loss(_KEPT):
         run_windows(recipe, decoder, books, watcher, shared, first, ranks)
-        peaks = ranks.each_tells(peak_memory_bytes())
+        peaks = ranks.each_tells(peak_memory_bytes(recipe.device))
         return ranks.first_does(lambda: _write_(recipe, ledger, result, job, watcher, began, peaks))
 
 
@@ -305,7 +305,8 @@ def _write_(
     written = result.write_outside()
     lines = ledger.lines()
     seconds = max(time.monotonic() - began, sum(line["window"]["seconds"] for line in lines))
-    peaks = [peak_memory_bytes(), *peaks[1:]]  # of a short run, what is written last is the most that is held
+    # Of a short run, what is written last is the most that is held.
+    peaks = [peak_memory_bytes(recipe.device), *peaks[1:]]
     record = full_record(recipe, job, lines, seconds, peaks)
     written |= {name: digest for line in lines for name, digest in line["files"].items()}
     record = result.finish(record, beside(recipe, ledger.result).to_yaml(), written)

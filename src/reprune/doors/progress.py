@@ -101,7 +101,7 @@ class _Lines(Watcher):
         left = self._left * sum(self._seconds) / len(self._seconds)
         self._output.print(
             f"{f'{window.index + 1}/{self._windows}':>7}  {blocks:<9} {changes[0]:<17}  {changes[1]:<17} "
-            f"{clock(record['seconds']):>7} {clock(left):>7} {size(peak_memory_bytes()['host']):>8}"
+            f"{clock(record['seconds']):>7} {clock(left):>7} {size(peak_memory_bytes('cpu')['host']):>8}"
         )
 
     def note(self, text: str) -> None:
@@ -135,7 +135,7 @@ class _Bar(_Lines):
         self._bar.advance(self._task)
 
     def _show(self, what: str) -> None:
-        self._bar.update(self._task, description=f"{what:<14}", memory=f"peak {size(peak_memory_bytes()['host'])}")
+        self._bar.update(self._task, description=f"{what:<14}", memory=f"peak {size(peak_memory_bytes('cpu')['host'])}")
 
 
 @contextmanager

@@ -205,21 +205,21 @@ def machine(device: str) -> dict[str, Any]:
     return {
         "system": f"{platform.system()} {platform.machine()}",
         "threads": torch.get_num_threads(),
-        "device": torch.cuda.get_device_name() if device.startswith("cuda") else "cpu",
+        "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else "cpu",
     }
 
 
-def forget_peak_memory() -> None:
+def forget_peak_memory(device: str) -> None:
     """Give back memory that is no longer used, and let the peak count from now on, where the system can (Linux)."""
     collect_models()  # one that was evaluated before would count as this run's memory
     trim_heap()
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
+    if device.startswith("cuda") and torch.cuda.is_initialized():  # before, there is none
+        torch.cuda.reset_peak_memory_stats(device)
 
 
-def peak_memory_bytes() -> dict[str, int]:
+def peak_memory_bytes(device: str) -> dict[str, int]:
     """The most resident memory that this process has held since `forget_peak_memory`, on the host and the device."""
     unit = 1 if sys.platform == "darwin" else 1024
     host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
@@ -228,7 +228,7 @@ def peak_memory_bytes() -> dict[str, int]:
             host = int(found[1]) * 1024
     return {
         "host": host,
-        "device": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0,
+        "device": torch.cuda.max_memory_allocated(device) if device.startswith("cuda") else 0,
     }
 
 

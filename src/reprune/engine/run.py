@@ -100,7 +100,7 @@ def run_windows(
     Raises:
         NumericalError: numbers went bad; what was finished before stays finished.
     """
-    forget_peak_memory()
+    forget_peak_memory(recipe.device)
     methods = Methods.of(recipe, len(decoder))
     remaining = books.remaining(methods.steps)
     watcher.started(len(methods.steps), len(methods.steps) - len(remaining))

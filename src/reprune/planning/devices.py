@@ -10,4 +10,4 @@ KINDS = ("cuda",)
 
 def is_device(name: str) -> bool:
     """Whether this names a device: `auto`, `cpu`, an accelerator's kind, or one of a kind by its number."""
-    return re.fullmatch(rf"auto|cpu|({'|'.join(KINDS)})(:\d+)?", name) is not None
+    return re.fullmatch(rf"auto|cpu|({'|'.join(KINDS)})(:(0|[1-9][0-9]*))?", name) is not None

@@ -105,7 +105,7 @@ def self_generated(recipe: Recipe, decoder: Decoder, watcher: Watcher, ranks: Ra
             return place.lacks(texts)
 
         if ranks.first_does(missing):
-            forget_peak_memory()
+            forget_peak_memory(recipe.device)
             began = time.monotonic()
             generate(
                 decoder.folder,
@@ -118,7 +118,7 @@ def self_generated(recipe: Recipe, decoder: Decoder, watcher: Watcher, ranks: Ra
                 watcher=_Passing(watcher),
                 ranks=ranks,
             )
-            seconds, peaks = round(time.monotonic() - began, 3), ranks.each_tells(peak_memory_bytes())
+            seconds, peaks = round(time.monotonic() - began, 3), ranks.each_tells(peak_memory_bytes(recipe.device))
             record = {"texts": texts, "seconds": seconds, "peak_memory_bytes": peaks}
         if ranks.first and not first.exists():
             first.parent.mkdir(parents=True, exist_ok=True)

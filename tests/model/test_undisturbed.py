@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
 import pytest
 import torch
@@ -36,6 +37,25 @@ def _two_of_autocast() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def _older_setting(precision: str) -> Iterator[None]:
+    torch.set_float32_matmul_precision(precision)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+@contextmanager
+def _newer_setting(place: Any, precision: str) -> Iterator[None]:
+    before = place.fp32_precision
+    place.fp32_precision = precision
+    try:
+        yield
+    finally:
+        place.fp32_precision = before
+
+
 SURROUNDINGS: dict[str, Callable[[], AbstractContextManager[object]]] = {
     "no_grad": torch.no_grad,
     "inference_mode": torch.inference_mode,
@@ -43,9 +63,30 @@ SURROUNDINGS: dict[str, Callable[[], AbstractContextManager[object]]] = {
     "autocast in autocast": _two_of_autocast,
     "float64": lambda: _default_dtype(torch.float64),
     "bfloat16": lambda: _default_dtype(torch.bfloat16),
+    "TF32": lambda: _older_setting("high"),
+    "products in bfloat16": lambda: _older_setting("medium"),
     "meta by default": lambda: _default_device("meta"),
     "meta in a context": lambda: torch.device("meta"),
 }
+
+
+if hasattr(torch.backends.cuda.matmul, "fp32_precision"):  # since PyTorch 2.9
+    SURROUNDINGS |= {
+        "TF32 of all": lambda: _newer_setting(torch.backends, "tf32"),
+        "TF32 of the GPU": lambda: _newer_setting(torch.backends.cuda.matmul, "tf32"),
+        "products in bfloat16, of the CPU": lambda: _newer_setting(torch.backends.mkldnn.matmul, "bf16"),
+    }
+
+
+def _rounding() -> list[object]:
+    """Of products; what is not said is exact."""
+    matmul = getattr(torch.backends.mkldnn, "matmul", None)
+    found = [getattr(of, "fp32_precision", "none") for of in (torch.backends, torch.backends.cuda.matmul, matmul)]
+    try:
+        older = torch.get_float32_matmul_precision()
+    except RuntimeError:  # where the newer settings are used
+        older = "unsaid"
+    return [older, *("ieee" if one == "none" else one for one in found)]
 
 
 def _settings() -> list[object]:
@@ -54,7 +95,7 @@ def _settings() -> list[object]:
     autocast = [torch.is_autocast_enabled(kind) for kind in ("cpu", "cuda")]
     made = torch.empty(0)
     grad = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
-    return [depth, autocast, torch.is_autocast_cache_enabled(), made.dtype, made.device, *grad]
+    return [depth, autocast, torch.is_autocast_cache_enabled(), made.dtype, made.device, *grad, *_rounding()]
 
 
 @pytest.mark.parametrize("name", SURROUNDINGS)

@@ -20,7 +20,7 @@ from reprune.errors import InputError, UnsupportedModelError
 from reprune.model import whole
 from reprune.model.block import Precision
 from reprune.model.garbage import no_search
-from reprune.model.whole import collect_models, load_model, weights_dtype
+from reprune.model.whole import collect_models, load_model, weights_dtype, whole_bytes
 
 from .. import tiny
 
@@ -53,6 +53,41 @@ def test_its_bits_are_those_of_autocast_over_float32(name: str, saved: torch.dty
             linear = key == "weight" and isinstance(module, nn.Linear | Conv1D)
             expected = torch.bfloat16 if linear else saved if parameter is embedding else torch.float32
             assert parameter.dtype == expected, key
+
+
+def experts_one_by_one(folder: Path) -> Any:
+    """The slow twin, of which autocast sees each expert, as it does where blocks are run one by one."""
+    model = plain(folder)
+    if model._can_set_experts_implementation():
+        model.set_experts_implementation("eager")
+    return model
+
+
+@pytest.mark.parametrize("name", [name for name in tiny.MIXTURES if name != "dbrx"])  # which bfloat16 cannot run
+def test_experts_are_multiplied_by_in_the_precision_of_products(name: str, tmp_path: Path) -> None:
+    folder = tiny.save(name, tmp_path / name, torch.bfloat16)
+    model = load_model(folder, CPU, precision=BFLOAT16)
+    assert {parameter.dtype for parameter in model.parameters() if parameter.dim() > 2} == {torch.bfloat16}
+    found, expected = logits(model), logits(experts_one_by_one(folder))
+    assert (found - expected).norm() < 0.02 * expected.norm()
+
+
+def test_a_mixture_takes_what_is_said_of_it(tmp_path: Path) -> None:
+    folder = tiny.save("mixtral", tmp_path / "model", torch.bfloat16)
+    held = sum(parameter.nbytes for parameter in load_model(folder, CPU, precision=BFLOAT16).parameters())
+    assert held == pytest.approx(whole_bytes(folder, BFLOAT16), rel=0.01)
+
+
+def test_experts_whose_rows_no_grouped_product_takes_stay_float32(tmp_path: Path) -> None:
+    config = tiny.MIXTURES["qwen3_moe"]()
+    config.moe_intermediate_size = 12  # 24 bytes in bfloat16, which are not a multiple of 16
+    torch.manual_seed(0)
+    folder = tmp_path / "model"
+    AutoModelForCausalLM.from_config(config).bfloat16().save_pretrained(folder)
+    model = load_model(folder, CPU, precision=BFLOAT16)
+    assert model.model.layers[0].mlp.experts.down_proj.dtype == torch.float32
+    found, expected = logits(model), logits(experts_one_by_one(folder))
+    assert (found - expected).norm() < 0.02 * expected.norm()
 
 
 def test_an_embedding_is_as_it_was_even_after_an_error(tmp_path: Path) -> None:

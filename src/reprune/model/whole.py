@@ -1,8 +1,9 @@
 """A whole model, loaded by plain Transformers, to be evaluated. Knows nothing of blocks, texts or pruning.
 
 Products in bfloat16 need the weights of linears in no more than bfloat16: autocast would round them to it at every
-product. They are kept so, which halves what they take and changes no bit of the result. Everything else (norms,
-embeddings, the states between) is float32.
+product. They are kept so, which halves what they take and changes no bit of the result. So are those of experts, which
+Transformers multiplies by in their own dtype, where autocast does not see it. Everything else (norms, embeddings, the
+states between) is float32.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import gc
 import inspect
 import math
+from collections.abc import Set
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -23,7 +25,9 @@ from reprune.model.bare import build_bare, model_class, read_config
 from reprune.model.block import Precision
 from reprune.model.checkpoint import Checkpoint
 from reprune.model.linears import find_linears
+from reprune.model.products import candidates
 from reprune.model.quiet import quiet_transformers
+from reprune.model.stacked import stacked_parameters
 
 _was_loaded = Event()
 """Whether this process has ever loaded one."""
@@ -48,10 +52,13 @@ def load_model(
     dtype = torch.float32 if bare is None else next(iter(stored))
     model = _from_pretrained(folder, dtype, trust_remote_code)
     if products != torch.float32:
-        _widen_(model, bare)
+        stacked = stacked_parameters(folder, trust_remote_code) if candidates(model) else set()
+        _widen_(model, bare, stacked)
         for linear in find_linears(model):
             assert linear.module is not None
             linear.module.weight = nn.Parameter(linear.parameter.to(products), requires_grad=False)
+        for parameter in map(model.get_parameter, stacked):
+            parameter.requires_grad_(False).data = parameter.to(products)
     _was_loaded.set()
     return model.to(device).eval()
 
@@ -108,20 +115,22 @@ def _from_pretrained(folder: Path, dtype: torch.dtype, trust_remote_code: bool) 
     return model
 
 
-def _widen_(model: Any, bare: Any | None) -> None:
+def _widen_(model: Any, bare: Any | None, stacked: Set[str]) -> None:
     """Make all but the linears' weights float32, as if the model had been loaded so.
 
     Args:
         model: loaded in the dtype of its files.
         bare: the same model made in float32 without weights: its buffers are what the files do not hold.
+        stacked: the names of parameters that stay as linears' weights do.
     """
     embedding = model.get_input_embeddings()
-    for module in model.modules():
+    for path, module in model.named_modules():
         by_rows = module is embedding and isinstance(module, nn.Embedding)
         if by_rows:
             _widen_rows_when_used(module)
         for key, parameter in list(module.named_parameters(recurse=False)):
             stays = key == "weight" and (by_rows or isinstance(module, nn.Linear | Conv1D))
+            stays |= f"{path}.{key}" in stacked
             if parameter.is_floating_point() and not stays:
                 setattr(module, key, nn.Parameter(parameter.float(), requires_grad=False))
         for key, buffer in module.named_buffers(recurse=False):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from reprune.doors.planned import Plan, plan_by_recipe
-from reprune.doors.study.needs import all_needs
+from reprune.doors.study.needs import all_needs, needs
 from reprune.engine.watcher import Watcher
 from reprune.planning.layers import resolve_recipe
 
@@ -26,3 +27,16 @@ def test_a_cell_with_more_samples_needs_more_whatever_the_plan_it_shares(
     assert found["a"] == found["b"]
     assert (found["a"].cpus, found["a"].gpus) == (2, 0)
     assert found["c"].memory_bytes > found["a"].memory_bytes + 100e6
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_cell_has_room_for_the_whole_model_that_it_measures_whatever_the_device(
+    device: str, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Plan, "memory_bytes", property(lambda plan: 0))
+    recipe = resolve_recipe("llama", {"calibration": ["text.txt"], "samples": 6, "seqlen": 24, "device": "cpu"})
+    plan = plan_by_recipe(recipe, Watcher())
+    settled = plan.recipe.model_copy(update={"device": device, "precision": "bfloat16"})
+    found = needs(replace(plan, recipe=settled, weights=10**9), recipe, 2)
+    assert found.gpus == (device == "cuda")
+    assert found.memory_bytes > 2e9

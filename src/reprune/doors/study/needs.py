@@ -42,7 +42,8 @@ def needs(plan: Plan, recipe: Recipe, cpus: int) -> Needs:
     schedule = Methods.of(settled, len(plan.decoder)).schedule
     own = replace(plan, recipe=settled, schedule=schedule, samples=count_samples(settled))
     on_gpu = settled.device.startswith("cuda")
-    measuring = 0 if on_gpu else resident_bytes() + plan.weights * DTYPES[settled.precision].itemsize
+    # The whole model that is measured goes to a GPU, too, by way of the host's memory.
+    measuring = resident_bytes() + plan.weights * DTYPES[settled.precision].itemsize
     return Needs(cpus, int(on_gpu), int(_MARGIN * max(own.memory_bytes, measuring)))
 
 

@@ -1,6 +1,6 @@
 """How far `reprune plan` is off: its forecast of time and memory beside what then happens, over ten varied recipes.
 
-    python benchmarks/forecast.py --out FOLDER --model MODEL [--only 1 5]
+    python benchmarks/forecast.py --out FOLDER --model MODEL [--only 1 5] [--device cpu]
 
 Each recipe is planned and then run, each in a process of its own. The models are two Llamas of random weights with
 MODEL's tokenizer, and MODEL itself in the last two recipes. Prints a Markdown table; time and memory are those that
@@ -47,6 +47,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--only", type=int, nargs="+", default=[])
+    parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
     models = {
         "small": like(options.model, options.out / "small", SMALL),
@@ -59,7 +60,7 @@ def main() -> None:
     for number, (name, rung, flags, settings) in enumerate(RECIPES, 1):
         if options.only and number not in options.only:
             continue
-        flags = {"reconstruct": rung, "calibration": "manual", **flags}
+        flags = {"reconstruct": rung, "calibration": "manual", "device": options.device, **flags}
         plan = planned(models[name], flags, settings)
         record = prune(models[name], options.out / "sparse", flags, settings)
         seconds, memory = record["seconds"], record["peak_memory_bytes"]["host"]

@@ -1,6 +1,6 @@
 """Memory is the window's, not the model's: prunes a random Llama of over 6 GB and watches anonymous memory.
 
-    python benchmarks/memory.py --out FOLDER [--blocks 46]
+    python benchmarks/memory.py --out FOLDER [--blocks 46] [--device cpu]
 
 Writes the model shard by shard (bfloat16, hidden size 2048), runs `reprune prune` (Wanda, LR) on it in a process of
 its own, and prints the peak of that process's anonymous resident memory, read from /proc every 50 ms (Linux).
@@ -87,6 +87,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--blocks", type=int, default=46)
     parser.add_argument("--reconstruct", default="LR")
+    parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
     model, result = options.out / "random-llama", options.out / "sparse"
     shutil.rmtree(result, ignore_errors=True)
@@ -98,7 +99,7 @@ def main() -> None:
         [
             sys.executable, "-m", "reprune", "prune", str(model), "--out", str(result), "--pruner", "wanda",
             "--reconstruct", options.reconstruct, "--calibration", "manual", "--samples", "8", "--seqlen", "128",
-            "--epochs", "1",
+            "--epochs", "1", "--device", options.device,
         ]
     )  # fmt: skip
     print(

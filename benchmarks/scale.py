@@ -1,6 +1,6 @@
 """Time and memory against blocks, hidden size, samples and sample length; and what large models are forecast to take.
 
-    python benchmarks/scale.py --out FOLDER [--only blocks hidden samples seqlen large several]
+    python benchmarks/scale.py --out FOLDER [--only blocks hidden samples seqlen large several] [--device cpu]
 
 Runs `reprune prune` (SparseGPT, BR+GP, 2 epochs) on Llamas of random weights, one quantity varied at a time, each run
 in a process of its own, and sets beside each what `reprune plan` had forecast. A straight line is fitted to each
@@ -46,7 +46,7 @@ COMPACT, LESS = "solver.compact=true", ["solver.micro_batch_size=1", "solver.che
 SPARING = [[], [COMPACT], [COMPACT, *LESS], ["solver.rank=64", *LESS]]  # the first that fits is taken
 
 
-def run(point: dict[str, int], out: Path) -> dict[str, Any]:
+def run(point: dict[str, int], out: Path, device: str) -> dict[str, Any]:
     """One run, and its forecast."""
     model = random_llama(
         out / f"llama-{point['blocks']}-{point['hidden']}",
@@ -57,7 +57,7 @@ def run(point: dict[str, int], out: Path) -> dict[str, Any]:
         num_key_value_heads=point["hidden"] // 64,
     )
     text = random_text(out / "random.txt", 2 * max(VARIED["samples"]) * max(VARIED["seqlen"]))
-    flags = {"pruner": "sparsegpt", "reconstruct": "BR+GP", "calibration": str(text), "epochs": 2}
+    flags = {"pruner": "sparsegpt", "reconstruct": "BR+GP", "calibration": str(text), "epochs": 2, "device": device}
     flags |= {name: point[name] for name in ("samples", "seqlen")}
     forecast = planned(model, flags)
     record = prune(model, out / "sparse", flags)
@@ -135,6 +135,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--only", nargs="+", default=PARTS, choices=PARTS)
+    parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     file = options.out / "scale.json"
@@ -153,7 +154,8 @@ def main() -> None:
         for value in VARIED[name]:
             point = {**BASE, name: value}
             found = once(
-                ", ".join(f"{key} {count}" for key, count in point.items()), lambda p=point: run(p, options.out)
+                ", ".join(f"{key} {count}" for key, count in point.items()),
+                lambda p=point: run(p, options.out, options.device),
             )
             rows.append((value, found))
         parts.append(_table(name, rows))

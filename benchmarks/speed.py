@@ -2,11 +2,13 @@
 
     python benchmarks/speed.py MODEL --calibration SOURCE --text SOURCE --out FOLDER [--rungs LR BR+GP BR+GP+CR]
         [--variant "BR+GP solver.start=least-squares"] [--repeats 3] [--samples 32] [--seqlen 256] [--epochs 3]
+        [--device cpu]
 
 For each rung: `benchmarks/textbook.py`, `reprune prune`, and each --variant of that rung, which is reprune with
 settings of its own. SparseGPT, 50 %, learning rate 2e-4, batch 8. Repeat number n takes seed n for all of them.
-Seconds are of the whole process, from its start to the model on disk; memory is the peak of its resident pages. Then,
-untimed, the perplexity (protocol `short`) and the last block's error relative to the dense model's, on --text.
+Seconds are of the whole process, from its start to the model on disk; memory is the peak of its resident pages, or on a
+GPU of what is allocated there. Then, untimed, the perplexity (protocol `short`) and the last block's error relative to
+the dense model's, on --text.
 Writes FOLDER/speed.json and FOLDER/speed.md: medians, and in brackets the range; ratios are of the same repeat.
 Started again it goes on with the repeats that are missing.
 """
@@ -28,28 +30,35 @@ from runs import prune, textbook
 from turns import spread
 
 import reprune
+from reprune.engine.record import machine
 
 
 def run_textbook(rung: str, options: argparse.Namespace, seed: int, out: Path) -> dict[str, Any]:
     began = time.perf_counter()
     record = textbook(options.model, out, rung, _common(options, seed))
-    return {"seconds": time.perf_counter() - began, "peak": record["peak"]}
+    return {
+        "seconds": time.perf_counter() - began,
+        "peak": record["peak" if options.device == "cpu" else "peak_device"],
+    }
 
 
 def run_reprune(rung: str, settings: list[str], options: argparse.Namespace, seed: int, out: Path) -> dict[str, Any]:
     began = time.perf_counter()
     record = prune(options.model, out, {"pruner": "sparsegpt", "reconstruct": rung, **_common(options, seed)}, settings)
-    return {"seconds": time.perf_counter() - began, "peak": record["peak_memory_bytes"]["host"]}
+    peaks = record["peak_memory_bytes"]
+    return {"seconds": time.perf_counter() - began, "peak": peaks["host" if options.device == "cpu" else "device"]}
 
 
 def _common(options: argparse.Namespace, seed: int) -> dict[str, Any]:
-    return {key: getattr(options, key) for key in ("calibration", "samples", "seqlen", "epochs")} | {"seed": seed}
+    keys = ("calibration", "samples", "seqlen", "epochs", "device")
+    return {key: getattr(options, key) for key in keys} | {"seed": seed}
 
 
 def measure(out: Path, options: argparse.Namespace) -> dict[str, float]:
     """The quality of a sparse model."""
-    found = reprune.evaluate(out, options.text, protocol="short", precision="float32")
-    errors = reprune.errors_against(out, options.model, options.text, protocol="short", precision="float32")
+    how: dict[str, Any] = {"protocol": "short", "precision": "float32", "device": options.device}
+    found = reprune.evaluate(out, options.text, **how)
+    errors = reprune.errors_against(out, options.model, options.text, **how)
     return {"perplexity": found.perplexity, "error": errors.blocks[-1].relative}
 
 
@@ -65,12 +74,13 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=32)
     parser.add_argument("--seqlen", type=int, default=256)
     parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     file = options.out / "speed.json"
     found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {"runs": {}}
     found |= {
-        "machine": f"{processor()}, {os.cpu_count()} cores",
+        "machine": ", ".join([processor(), f"{os.cpu_count()} cores", *_gpu(options.device)]),
         "versions": {name: version(name) for name in ("torch", "transformers", "reprune")},
         "settings": {key: str(value) for key, value in vars(options).items() if key not in ("out", "model")},
     }
@@ -121,6 +131,10 @@ def _table(found: dict[str, Any], rungs: list[str]) -> str:
             ]
             lines.append(f"| {way} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
+
+
+def _gpu(device: str) -> list[str]:
+    return [] if device == "cpu" else [machine(device)["device"]]
 
 
 def processor() -> str:

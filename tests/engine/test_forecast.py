@@ -12,7 +12,7 @@ import torch
 from reprune.engine.footprint import least_memory_bytes
 from reprune.engine.forecast import Forecast, forecast
 from reprune.engine.machines import MACHINES, Machine, find_machine
-from reprune.engine.speed import Speed, measure_speed, resident_bytes
+from reprune.engine.speed import Speed, _size, measure_speed, resident_bytes
 from reprune.engine.work import Group, Work
 from reprune.errors import InputError
 from reprune.model.costs import BlockCosts, Flops
@@ -222,6 +222,12 @@ def test_a_machine_does_a_part_of_what_its_maker_says(machine: Machine) -> None:
 def test_an_unknown_machine_is_refused_with_those_that_are_known() -> None:
     with pytest.raises(InputError, match=r"--on tpu: expected one of h100, a100, 4090"):
         find_machine("tpu")
+
+
+@pytest.mark.parametrize(("free", "size"), [(80e9, 8192), (11e9, 8192), (8e9, 4096), (1e9, 2048), (1e6, 1024)])
+def test_what_a_gpu_is_measured_by_fits_it(free: float, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (int(free), int(80e9)))
+    assert _size(torch.device("cuda", 0)) == size
 
 
 def test_the_machine_is_measured() -> None:

@@ -33,8 +33,8 @@ class Speed:
 @fast_float32()
 def measure_speed(device: torch.device, products: torch.dtype) -> Speed:
     """Time products, attention and additions of a size that fills the device, for about half a second."""
-    size = 1024 if device.type == "cpu" else 8192
-    samples, heads, tokens, width = (1 if device.type == "cpu" else 16), 16, 1024, 64
+    size = _size(device)
+    samples, heads, tokens, width = (1 if device.type == "cpu" else size // 512), 16, 1024, 64
     many = torch.ones(size * size * 8, device=device)
     states = torch.ones(samples, heads, tokens, width, device=device, dtype=products)
     sent = torch.ones(0 if device.type == "cpu" else 2**26)
@@ -56,6 +56,16 @@ def measure_speed(device: torch.device, products: torch.dtype) -> Speed:
         math.inf if device.type == "cpu" else sent.nbytes / sending,
         4.0 * states.numel() * tokens / attending,  # all are counted, also those that a causal mask spares
     )
+
+
+def _size(device: torch.device) -> int:
+    """Of matrices that fill the device; of a GPU all that is timed takes no more than half of what is free."""
+    if device.type == "cpu":
+        return 1024
+    size = 8192
+    while device.type == "cuda" and size > 1024 and 80 * size**2 > torch.cuda.mem_get_info(device)[0] / 2:
+        size //= 2
+    return size
 
 
 def _best_of_each(device: torch.device, *runs: Callable[[], torch.Tensor]) -> list[float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -160,6 +161,26 @@ def test_what_transformers_cannot_load_is_an_input_error(tmp_path: Path) -> None
     config = folder / "config.json"
     config.write_text(config.read_text().replace('"llama"', '"lama"'))
     with pytest.raises(InputError, match=r"config\.json cannot be used"):
+        load_model(folder, CPU)
+
+
+def test_the_package_of_a_quantizer_that_is_not_there_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tiny.save("llama", tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "gptq", "bits": 4, "group_size": 128}
+    (folder / "config.json").write_text(json.dumps(config))
+    monkeypatch.setattr("transformers.quantizers.quantizer_gptq.is_optimum_available", lambda: False)
+    with pytest.raises(InputError, match=r"model: Transformers cannot load it: .*requires optimum"):
+        load_model(folder, CPU)
+
+
+def test_a_weight_of_another_shape_is_named(tmp_path: Path) -> None:
+    folder = tiny.save("llama", tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    config["intermediate_size"] = 48
+    (folder / "config.json").write_text(json.dumps(config))
+    expected = r"down_proj\.weight with shape \[32, 64\], and by its config\.json it has \[32, 48\]"
+    with pytest.raises(InputError, match=expected):
         load_model(folder, CPU)
 
 

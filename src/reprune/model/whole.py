@@ -102,8 +102,9 @@ def _from_pretrained(folder: Path, dtype: torch.dtype, trust_remote_code: bool) 
                 use_safetensors=True,
                 trust_remote_code=trust_remote_code,
                 output_loading_info=True,
+                ignore_mismatched_sizes=True,  # which are named below; Transformers' own error names none
             )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:  # the last: of a quantizer's package
         raise InputError(f"{folder}: Transformers cannot load it: {' '.join(str(error).split()):.300}") from None
     # Buffers it makes itself; parameters that it does not find are random, others at each load.
     parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
@@ -111,6 +112,12 @@ def _from_pretrained(folder: Path, dtype: torch.dtype, trust_remote_code: bool) 
         raise InputError(
             f"{folder}: its files lack {', '.join(missing):.300}, so what it predicts is not known; download the model "
             "again, or give the causal language model that it belongs to."
+        )
+    if mismatched := sorted(info["mismatched_keys"]):
+        name, found, expected = mismatched[0]
+        raise InputError(
+            f"{folder}: its files have {name} with shape {list(found)}, and by its config.json it has "
+            f"{list(expected)}; the two are not of one model, or the weights are packed. Give a model whose files fit."
         )
     return model
 

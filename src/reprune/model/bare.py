@@ -18,14 +18,22 @@ from reprune.model.quiet import quiet_transformers
 
 
 def read_config(folder: Path, trust_remote_code: bool) -> Any:
-    """The configuration of a model folder; raises `InputError` where Transformers cannot read it."""
+    """The configuration of a model folder.
+
+    Raises:
+        InputError: Transformers cannot read it.
+        UnsupportedModelError: it is an encoder-decoder's, of which nothing here can make use.
+    """
     from transformers import AutoConfig
 
     try:
         with quiet_transformers():
-            return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+            config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except Exception as error:  # the library raises nearly anything on a damaged configuration
         raise InputError(f"{folder.name}: its config.json cannot be used: {' '.join(str(error).split())}") from None
+    if getattr(config, "is_encoder_decoder", False):
+        raise UnsupportedModelError(f"{folder.name}: {config.model_type} is an encoder-decoder; a decoder is needed.")
+    return config
 
 
 def max_positions(config: Any) -> int | None:
@@ -53,10 +61,6 @@ def build_bare(folder: Path, trust_remote_code: bool) -> Any:
 
     config = read_config(folder, trust_remote_code)
     with quiet_transformers():
-        if getattr(config, "is_encoder_decoder", False):
-            raise UnsupportedModelError(
-                f"{folder.name}: {config.model_type} is an encoder-decoder; a decoder is needed."
-            )
         if any(setting(one, "quantization_config") is not None for one in (config, setting(config, "text_config"))):
             raise UnsupportedModelError(
                 f"{folder.name}: its weights are quantized, and quantized weights cannot be pruned; "

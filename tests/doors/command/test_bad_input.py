@@ -32,6 +32,8 @@ def strange(here: Path) -> None:
         "pickled/pytorch_model.bin": "x",
         "encoder/config.json": '{"model_type": "bert", "architectures": ["BertForMaskedLM"]}',
         "encoder/model.safetensors": "x",
+        "two-parts/config.json": '{"model_type": "bart", "architectures": ["BartForConditionalGeneration"]}',
+        "two-parts/model.safetensors": "\2\0\0\0\0\0\0\0{}",
         "torn/config.json": '{"model_type": ',
         "unfinished/.reprune/run.json": "{}",
         "sparse/config.json": '{"model_type": "llama", "architectures": ["LlamaForCausalLM"]}',
@@ -68,6 +70,7 @@ _MODELS = [
     ("no-weights", "no-weights: holds no *.safetensors"),
     ("pickled", "pytorch_model.bin"),
     ("encoder", "BertForMaskedLM"),
+    ("two-parts", "two-parts: bart is an encoder-decoder; a decoder is needed"),
     ("torn", "torn: its config.json cannot be read"),
 ]
 

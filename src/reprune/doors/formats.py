@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
+from typing import Any
 
 from rich.console import Console
 
@@ -42,3 +44,10 @@ def size(count: int) -> str:
 def nats(divergence: float) -> str:
     """A divergence with three digits."""
     return f"{divergence:.3g}"
+
+
+def sparsities(recipe: Mapping[str, Any]) -> str:
+    """What a recipe asks for: 0.5, and what else decides, as in 0.5 (owl), others by name."""
+    way = dict(recipe.get("allocation", {})).get("name", "uniform")
+    shared_out = "" if way == "uniform" else f" ({way})"
+    return f"{recipe['sparsity']}{shared_out}{', others by name' if recipe.get('sparsity_by_name') else ''}"

@@ -15,6 +15,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
+from reprune.doors.formats import sparsities
 from reprune.engine.ledger import Ledger
 from reprune.engine.probe import TOKENS, Probe, rms
 from reprune.engine.result import RECORD
@@ -121,6 +122,7 @@ def _read(folder: Path) -> dict[str, Any]:
         if missing := {"recipe", "blocks", "files", "forward"} - set(record):
             raise ValueError(f"it holds no {min(missing)!r}")
         parse_pattern(str(record["recipe"]["sparsity"]))
+        _ = sparsities(record["recipe"])
         _ = [(matrix["name"], matrix["zeros"]) for block in record["blocks"] for matrix in block["matrices"]]
         _ = torch.tensor(record["forward"]["ids"], dtype=torch.int64), torch.tensor(record["forward"]["rms"])
         _ = int(record["forward"].get("tokens", 0))
@@ -161,7 +163,7 @@ def _weights(decoder: Decoder, record: dict[str, Any]) -> Check:
             problems += _matrix(f"block {block['index']}, {entry['name']}", matrices.get(entry["name"]), entry, own)
             zeros += entry["zeros"]
             weights += entry["rows"] * entry["columns"]
-    found = f"{count} matrices, {zeros / max(weights, 1):.2%} zeros, pattern {pattern}"
+    found = f"{count} matrices, {zeros / max(weights, 1):.2%} zeros, pattern {sparsities(record['recipe'])}"
     return Check("sparsity", found, tuple(problems))
 
 

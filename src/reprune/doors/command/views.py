@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
 from reprune.doors.api import Status
-from reprune.doors.formats import clock, console, nats, percent, size
+from reprune.doors.formats import clock, console, nats, percent, size, sparsities
 from reprune.doors.planned import Plan
 from reprune.doors.prepare import said_lacking
 from reprune.doors.rates import said_of_rate
@@ -87,7 +87,8 @@ def show_status(status: Status, out: Path) -> None:
     """How far a run is."""
     output = console()
     recipe = status.recipe
-    output.print(f"{out}: {recipe['model']}, {recipe['pruner']['name']} {recipe['sparsity']}, {recipe['reconstruct']}")
+    pruned = f"{recipe['pruner']['name']} {sparsities(recipe)}"
+    output.print(f"{out}: {recipe['model']}, {pruned}, {recipe['reconstruct']}")
     output.print(f"{status.windows_done} of {status.windows} windows finished")
     if status.last is not None and status.last.get("distilled"):
         change = status.last["heldout_divergence"]
@@ -110,9 +111,10 @@ def show_plan(plan: Plan) -> None:
     recipe, survey = plan.recipe, plan.survey
     share = survey.pruned_weights / plan.weights
     output.print(f"model      {recipe.model}: {plan.weights:,} weights in {size(plan.bytes)} of safetensors")
-    output.print(
-        f"prune      {recipe.pruner.name} at {recipe.sparsity}: {survey.pruned_weights:,} weights ({percent(share)})"
-    )
+    pruned = f"{recipe.pruner.name} at {sparsities(recipe.model_dump(exclude={'allocation'}))}"
+    output.print(f"prune      {pruned}: {survey.pruned_weights:,} weights ({percent(share)})")
+    if recipe.allocation.name != "uniform":
+        output.print(f"allocation {recipe.allocation.name} shares it out over the blocks, by what each bears")
     schedule, solver = recipe.schedule, recipe.solver
     steps = ["least squares"] if solver.start == "least-squares" else []
     steps += [f"{solver.name}, {solver.epochs} epochs"] if solver.name != "none" else []
@@ -173,18 +175,22 @@ def _alike(plan: Plan) -> Iterator[tuple[str, str, str]]:
     """The linear groups, blocks that are alike in one row, and of experts all that are alike."""
     rows: dict[tuple[str, str], list[int]] = {}
     tokens = plan.samples[0] * (plan.recipe.seqlen or 0)
+    given = plan.recipe.sparsities
     for block in plan.survey.blocks:
         seen: dict[tuple[str, str], None] = {}
         counts: dict[str, int] = {}
         for names in block.groups:
             shapes = ", ".join("{} x {}".format(*block.shapes[name]) for name in names)
+            own = {name: given.of(block.index, name) for name in names}
+            marks = {name: "" if pattern == given.base else f" ({pattern})" for name, pattern in own.items()}
             share = block.experts.get(names[0])
+            said = ", ".join(f"{name if share is None else _numberless(name)}{marks[name]}" for name in names)
             if share is not None:
-                counts[_numberless(names)] = counts.get(_numberless(names), 0) + 1
+                counts[said] = counts.get(said, 0) + 1
                 shapes += f", about {share * tokens:,.0f} tokens each"
-            seen[(_numberless(names) if share is not None else ", ".join(names), shapes)] = None
+            seen[(said, shapes)] = None
         for name, shapes in seen:
-            of_all = f"{counts[name]} experts: " if name in counts else ""
+            of_all = f"{counts[name]} expert{'s' * (counts[name] != 1)}: " if name in counts else ""
             rows.setdefault((name, of_all + shapes), []).append(block.index)
         for name in (*block.dense, *block.routers, *block.idle):
             why = "router" if name in block.routers else "never runs" if name in block.idle else "stays dense"
@@ -195,5 +201,5 @@ def _alike(plan: Plan) -> Iterator[tuple[str, str, str]]:
         yield ranges(blocks), group, shapes
 
 
-def _numberless(names: Sequence[str]) -> str:
-    return ", ".join(f"{name.rpartition('.')[0]}.*" for name in names)
+def _numberless(name: str) -> str:
+    return f"{name.rpartition('.')[0]}.*"

@@ -164,6 +164,22 @@ def test_an_exclusion_that_fits_nothing_is_refused_with_what_there_is(exclude: l
         survey(llama, _HALF, Choice(exclude=tuple(exclude)))
 
 
+@pytest.mark.parametrize(
+    ("pattern", "hint"),
+    [
+        ("lm_head", ": what is outside the blocks stays dense anyway; there"),
+        ("model.embed_tokens", ": what is outside the blocks stays dense anyway; there"),
+        ("model.layers.0.mlp.down_proj", ": give it with the block's number, '0.mlp.down_proj'; there"),
+        ("model.layers.*.mlp.*", r": give it with the block's number, '\*\.mlp\.\*'; there"),
+        ("model.layers.9.mlp.down_proj", "; there"),
+        ("model", "; there"),
+    ],
+)
+def test_a_name_in_the_whole_model_is_known_for_what_it_is(pattern: str, hint: str, llama: Decoder) -> None:
+    with pytest.raises(InputError, match=rf"fits no matrix of a block{hint} are mlp\.down_proj"):
+        survey(llama, _HALF, Choice(exclude=(pattern,)))
+
+
 def test_an_exclusion_of_everything_is_refused(llama: Decoder) -> None:
     with pytest.raises(InputError, match="no linear of any block is left to prune"):
         survey(llama, _HALF, Choice(exclude=("*",)))

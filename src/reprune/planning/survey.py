@@ -10,7 +10,7 @@ from typing import final
 from reprune.errors import InputError, RepruneError, UnsupportedModelError
 from reprune.model.decoder import Decoder
 from reprune.model.linears import Stack, find_linears, find_routers, other_matrices
-from reprune.planning.choice import Choice, fits_place
+from reprune.planning.choice import Choice, fits, fits_place
 from reprune.planning.sparsities import Sparsities
 
 _IDLE = 0.4  # of the weights of a block's linears: with more that never run something is amiss
@@ -75,10 +75,24 @@ def survey(decoder: Decoder, sparsities: Sparsities, choice: Choice) -> Survey:
     for key, pattern in (*given, *(("sparsity_by_name", name) for name in sparsities.by_name)):
         if not any(fits_place(index, name, pattern) for index, name in places):
             there = ", ".join(sorted({name for _, name in places}))
-            raise InputError(f"{key}: {pattern!r} fits no matrix of a block; there are {there:.2000}.")
+            hint = _hint(decoder, pattern, places)
+            raise InputError(f"{key}: {pattern!r} fits no matrix of a block{hint}; there are {there:.2000}.")
     if not any(block.groups for block in blocks) and not refusals:
         raise InputError(f"{decoder.folder.name}: no linear of any block is left to prune; see 'only' and 'exclude'.")
     return Survey(tuple(blocks), _merged(refusals))
+
+
+def _hint(decoder: Decoder, pattern: str, places: set[tuple[int, str]]) -> str:
+    """What a pattern that fits nothing may have been meant for: a name within the whole model."""
+    skeleton = decoder.skeleton
+    path = f"{skeleton.blocks_path}."
+    within = pattern.removeprefix(path)
+    if within != pattern and any(fits_place(index, name, within) for index, name in places):
+        return f": give it with the block's number, {within!r}"
+    for name, module in skeleton.model.named_modules():
+        if fits(name, pattern) and not name.startswith(path) and [*module.parameters(recurse=False)]:
+            return ": what is outside the blocks stays dense anyway"
+    return ""
 
 
 def _survey_block(

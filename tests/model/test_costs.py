@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import transformers as tf
 from packaging.version import Version
 
+from reprune.model import costs, weightless
 from reprune.model.block import Block, Precision
 from reprune.model.costs import Flops, block_costs
 from reprune.model.decoder import Decoder
@@ -28,9 +31,9 @@ def test_every_architecture_is_costed_without_reading_a_weight(
 ) -> None:
     decoder = Decoder(tiny.save(name, tmp_path / "model"))
     monkeypatch.setattr(decoder.checkpoint, "tensor", lambda name: pytest.fail(f"{name} was read"))
-    costs = decoder.costs(_TOKENS)
-    assert len(costs) == 3
-    for index, cost in enumerate(costs):
+    found = decoder.costs(_TOKENS)
+    assert len(found) == 3
+    for index, cost in enumerate(found):
         block = decoder.skeleton.blocks[index]
         matrices = sum(parameter.numel() for parameter in block.parameters() if parameter.dim() == 2)
         assert cost.exact
@@ -102,6 +105,38 @@ def test_what_the_fused_kernel_does_is_told_apart(name: str, tmp_path: Path) -> 
     assert plain.forward.attention == plain.both.attention == 0
     of_gpu = Decoder(folder, precision=Precision(torch.bfloat16)).costs(_TOKENS, "cuda")[0]
     assert of_gpu.forward.attention == fused.forward.attention, "which is the kernel's there in any precision"
+
+
+def test_a_scan_over_many_tokens_is_costed_on_few(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tf.MambaConfig(vocab_size=tiny.VOCABULARY, hidden_size=32, num_hidden_layers=1, state_size=4)
+    tf.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    decoder, ran = Decoder(tmp_path), []
+    plain = costs._run
+
+    def run(module: torch.nn.Module, shape: torch.Size, *others: Any) -> Any:
+        found = plain(module, shape, *others)
+        ran.append(shape[1])
+        return found
+
+    monkeypatch.setattr(costs, "_run", run)
+    expected = decoder.costs(20)
+    assert ran == [20, 20]
+    ran.clear()
+    monkeypatch.setattr(weightless, "MANY", 1_000)
+    for module in (costs, weightless):
+        monkeypatch.setattr(module, "FEW", (4, 8, 12))
+    assert decoder.costs(20) == expected
+    assert ran == [4, 4, 8, 8, 12, 12]
+
+
+@pytest.mark.parametrize("name", ["llama", "deepseek_v3"])
+def test_few_tokens_tell_what_attention_over_many_costs(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoder = Decoder(tiny.save(name, tmp_path))
+    expected = decoder.costs(100)
+    monkeypatch.setattr(weightless, "MANY", 0)
+    assert decoder.costs(100) == expected
 
 
 class _Choosing(torch.nn.Module):

@@ -1,23 +1,35 @@
 """What it costs to run a block, learned by running it on tensors without values: no weight is read, nothing computed.
 
-Any block that its model can run is costed so, whatever is in it; there is no formula for an architecture.
+Any block that its model can run is costed so, whatever is in it; there is no formula for an architecture. One that goes
+token by token, as a scan does where its kernel is not installed, would take minutes for a long sample: it is run on few
+tokens, of three numbers, and what more would come to follows from these.
 """
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from reprune.model.block import Block, Call, Precision
 from reprune.model.linears import Linear, Stack, find_linears
+
+FEW = (8, 16, 24)  # tokens
+MANY = 10_000
+"""Operations of a pass and its gradients. Blocks take hundreds, whatever the tokens; a scan a hundred for each."""
+
+
+class TooManyError(Exception):
+    """A block takes more operations than it may."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +59,7 @@ def block_costs(
     precision: Precision,
     device: str = "cpu",
     stacks: Sequence[Stack] = (),
+    most: int | None = None,
 ) -> BlockCosts:
     """Run a block, forward and backward, on fake tensors of the CPU.
 
@@ -58,6 +71,10 @@ def block_costs(
         precision: of its products.
         device: the type of that which it is costed for.
         stacks: of its parameters, those that hold many matrices.
+        most: operations, whatever their size; None: as many as it takes.
+
+    Raises:
+        TooManyError: it takes more of them.
     """
     parameters = sum(parameter.numel() for parameter in module.parameters())
     tokens = one[0].shape[1]
@@ -67,8 +84,10 @@ def block_costs(
         return BlockCosts(parameters, entering, Flops(0.0), Flops(0.0), 0.0, True)
     try:
         once, twice = (
-            _run(copy.deepcopy(module), states.shape, call, precision, device) for states, call in (one, two)
+            _run(copy.deepcopy(module), states.shape, call, precision, device, most) for states, call in (one, two)
         )
+    except TooManyError:
+        raise
     except Exception:  # what depends on values, such as where experts are routed to, cannot be run without them
         linears = [(linear, _share(linear)) for linear in find_linears(module, stacks)]
         forward = 2.0 * tokens * sum(share * math.prod(linear.shape) for linear, share in linears)
@@ -77,13 +96,45 @@ def block_costs(
     return BlockCosts(parameters, entering, once[0], once[1], twice[2] - once[2], True)
 
 
+def extrapolated(few: Sequence[BlockCosts], tokens: int) -> BlockCosts:
+    """A block's costs for so many tokens from those for `FEW`: what they grow by is no more than quadratic in them."""
+    steps = tokens / FEW[0] - 1  # as long as the first of three that are as far apart
+
+    def value(of: Callable[[BlockCosts], float]) -> float:
+        one, two, three = (of(costs) for costs in few)
+        return one + steps * (two - one) + steps * (steps - 1) / 2 * (three - 2 * two + one)
+
+    return BlockCosts(
+        few[0].parameters,
+        few[0].states // FEW[0] * tokens,
+        Flops(value(lambda costs: costs.forward.products), value(lambda costs: costs.forward.attention)),
+        Flops(value(lambda costs: costs.both.products), value(lambda costs: costs.both.attention)),
+        value(lambda costs: costs.activations),
+        all(costs.exact for costs in few),
+    )
+
+
+class _Bounded(TorchDispatchMode):
+    """Within this context no more than so many operations are done."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # PyTorch's own
+        self._left = most
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self._left -= 1
+        if self._left < 0:
+            raise TooManyError
+        return func(*args, **(kwargs or {}))
+
+
 def _share(linear: Linear) -> float:
     """How much of the tokens pass through a linear, if all experts are as often chosen."""
     return 1.0 if linear.stack is None else linear.stack.per_token / linear.stack.count
 
 
 def _run(
-    module: nn.Module, shape: torch.Size, call: Call, precision: Precision, device: str
+    module: nn.Module, shape: torch.Size, call: Call, precision: Precision, device: str, most: int | None
 ) -> tuple[Flops, Flops, float]:
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     block = Block(0, module, torch.device("cpu"), precision)  # which finds norms by values: within there are none
@@ -106,7 +157,8 @@ def _run(
 
         hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
         arguments = replace(call, args=_faked(call.args, mode), kwargs=_faked(call.kwargs, mode))
-        with FlopCounterMode(display=False, custom_mapping=_ATTENTION) as counter, torch.enable_grad(), hooks:
+        bound = nullcontext() if most is None else _Bounded(most)
+        with FlopCounterMode(display=False, custom_mapping=_ATTENTION) as counter, torch.enable_grad(), hooks, bound:
             outputs = block.run(torch.empty(shape), arguments)
             forward = _counted(counter)
             outputs.square().mean().backward()

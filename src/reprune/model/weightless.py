@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from reprune.model.beside import without_weights
 from reprune.model.block import Block, Call, LinearGroup, Precision
-from reprune.model.costs import BlockCosts, block_costs
+from reprune.model.costs import FEW, MANY, BlockCosts, TooManyError, block_costs, extrapolated
 from reprune.model.linears import Stack
 from reprune.model.passing import to_device
 from reprune.model.products import candidates, find_stacks
@@ -86,6 +86,13 @@ class Weightless:
     @torch.no_grad()
     def costs(self, tokens: int, device: str) -> list[BlockCosts]:
         """What each block costs on a sample of so many tokens, on a device of that type."""
+        try:
+            return self._costs(tokens, device, MANY)
+        except TooManyError:
+            few = [self._costs(some, device) for some in FEW]
+            return [extrapolated(costs, tokens) for costs in zip(*few, strict=True)]
+
+    def _costs(self, tokens: int, device: str, most: int | None = None) -> list[BlockCosts]:
         one, two = (
             self._skeleton.record(torch.zeros(samples, tokens, dtype=torch.int64), fill_with_nothing)
             for samples in (1, 2)
@@ -100,7 +107,9 @@ class Weightless:
                     stacks = self.stacks(index)
                 except Exception:  # of no concern here: the survey says it
                     stacks = ()
-                known[kind] = block_costs(module, (one[0], call), (two[0], for_two), self._precision, device, stacks)
+                known[kind] = block_costs(
+                    module, (one[0], call), (two[0], for_two), self._precision, device, stacks, most
+                )
             costs.append(known[kind])
         return costs
 

@@ -34,7 +34,7 @@ _BATCH = 1000  # rows read at a time when a whole column is read in order
 class Rows:
     """Where rows lie: the arguments of `datasets.load_dataset`.
 
-    `path` is a Hub id, a local directory, or a format of `_FORMATS`; `data_files` a file or a pattern of files for `split`.
+    `path` is a Hub id, a local directory, or a format of `_FORMATS`; `data_files` a file or a pattern for `split`.
     `column` None means `text`, or the only column with strings, at the top or within. `first` leaves only so many rows.
     """
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -96,6 +99,34 @@ def test_tensors_are_written_as_an_ordinary_safetensors_file(path: Path) -> None
     found = load_file(path)
     assert found.keys() == tensors.keys()
     assert all(torch.equal(found[name], tensor.detach()) for name, tensor in tensors.items())
+    assert list(path.parent.iterdir()) == [path]
+
+
+_KILLED = """
+import os, signal, sys
+from pathlib import Path
+
+import torch
+
+from reprune.model import durable
+
+
+def killed_within(tensors, path, metadata):
+    (Path(path).parent / ".tmpQx3f9a").write_bytes(b"half")  # as safetensors names its own
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+durable.save_file = killed_within
+durable.write_tensors(Path(sys.argv[1]), {"a": torch.ones(3)})
+"""
+
+
+def test_of_a_process_killed_while_it_writes_tensors_the_next_write_leaves_nothing(path: Path) -> None:
+    killed = subprocess.run([sys.executable, "-c", _KILLED, str(path)], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert path.read_text() == "old"
+    write_tensors(path, {"a": torch.ones(3)})
+    assert load_file(path).keys() == {"a"}
     assert list(path.parent.iterdir()) == [path]
 
 

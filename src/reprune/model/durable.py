@@ -80,7 +80,23 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write tensors as one safetensors file, durably. Tensors may be of any device; they are made contiguous."""
     ready = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
     size = sum(tensor.nbytes for tensor in ready.values())
-    write_durably(path, lambda temporary: save_file(ready, temporary, metadata={"format": "pt"}), size)
+    write_durably(path, lambda temporary: _save(ready, temporary), size)
+
+
+def _save(tensors: dict[str, Tensor], temporary: Path) -> None:
+    """Write tensors in a folder beside `temporary`, which the next write empties.
+
+    safetensors writes to a file of its own beside the one that it is given, and gives it another name in each process: a
+    process that is killed leaves it.
+    """
+    folder = temporary.with_suffix(".parts")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    try:
+        save_file(tensors, folder / temporary.name, metadata={"format": "pt"})
+        (folder / temporary.name).replace(temporary)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def append_line(path: Path, line: str) -> None:

@@ -130,6 +130,18 @@ def test_of_a_process_killed_while_it_writes_tensors_the_next_write_leaves_nothi
     assert list(path.parent.iterdir()) == [path]
 
 
+@pytest.mark.parametrize("mask", [0o022, 0o007, 0o077])
+def test_tensors_may_be_read_by_whom_other_files_may(path: Path, mask: int) -> None:
+    text = path.with_name("text")
+    before = os.umask(mask)
+    try:
+        write_tensors(path, {"a": torch.ones(3)})
+        write_text(text, "new")
+    finally:
+        os.umask(before)
+    assert path.stat().st_mode == text.stat().st_mode
+
+
 def test_lines_are_appended_one_by_one(tmp_path: Path) -> None:
     path = tmp_path / "ledger.jsonl"
     append_line(path, '{"a": 1}')

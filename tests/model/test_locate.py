@@ -54,6 +54,11 @@ def test_a_gguf_file_becomes_a_folder_with_the_models_weights_in_bfloat16(gguf: 
         assert torch.equal(model.state_dict()[name], tensor), name
 
 
+def test_a_converted_model_may_be_read_by_whom_other_files_may(gguf: Path, tmp_path: Path) -> None:
+    (other := tmp_path / "other").touch()
+    assert {path.stat().st_mode for path in locate_model(str(gguf)).iterdir()} == {other.stat().st_mode}
+
+
 def test_the_converted_model_is_the_one_read_from_a_quantized_gguf_rounded(tmp_path: Path) -> None:
     file = write_gguf(tmp_path / "q8.gguf", quantized=True)
     direct = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file=file.name, dtype=torch.float32)

@@ -84,16 +84,19 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def _save(tensors: dict[str, Tensor], temporary: Path) -> None:
-    """Write tensors in a folder beside `temporary`, which the next write empties.
+    """Write tensors in a folder beside `temporary`, which the next write empties, and as readable as other files.
 
-    safetensors writes to a file of its own beside the one that it is given, and gives it another name in each process: a
-    process that is killed leaves it.
+    safetensors writes to a file of its own beside the one that it is given, and gives it another name in each process:
+    one that is killed leaves it. Nobody but its owner may read it.
     """
+    temporary.unlink(missing_ok=True)
+    temporary.touch()  # with the rights that the system gives any new file here
     folder = temporary.with_suffix(".parts")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     try:
         save_file(tensors, folder / temporary.name, metadata={"format": "pt"})
+        shutil.copymode(temporary, folder / temporary.name)
         (folder / temporary.name).replace(temporary)
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -97,6 +97,7 @@ def convert_gguf(gguf: Path, notify: Notify | None) -> Path:
             with _silent_conversion():
                 _convert(gguf, work / "read", work / "write")
             for path in (work / "write").iterdir():
+                shutil.copymode(work / "write" / "config.json", path)  # weights come readable by their owner alone
                 with path.open("rb") as written:
                     os.fsync(written.fileno())
             sync_folder(work / "write")

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from reprune.doors.devices import slowness
+from reprune.doors.devices import check_begun_on, slowness
 from reprune.doors.generation.selfmade import self_generated, unwritten
 from reprune.doors.prepare import (
     Sources,
@@ -227,7 +227,8 @@ def resume(
         ranks: as for `prune`.
 
     Raises:
-        InputError: there is no unfinished run in `out`, or the model or a version changed since it began.
+        InputError: there is no unfinished run in `out`, the model or a version changed since it began, or its device is
+            not there.
     """
     ranks = ranks_or_alone(ranks, "resume")
     ledger = Ledger(local_path(out))
@@ -235,6 +236,7 @@ def resume(
     recipe, folder = Recipe.model_validate(job["recipe"]), Path(job["folder"])
     if not folder.is_dir():
         raise InputError(f"{folder}: the model that this run prunes is no longer there; put it back and resume.")
+    check_begun_on(recipe.device, out)
     decoder = open_decoder(recipe, folder)
     if changed := _changed(job["weights"], decoder.checkpoint.digests()):
         raise InputError(

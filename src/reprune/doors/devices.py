@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -26,11 +27,24 @@ def settle_device(device: str | torch.device) -> str:
         return "cuda" if torch.cuda.is_available() else "cpu"
     if not is_device(device):
         raise InputError(f"--device {device}: expected auto, cpu, cuda or cuda:N.")
-    if device.startswith("cuda") and int(device.partition(":")[2] or 0) >= torch.cuda.device_count():
+    if _is_absent(device):
         raise InputError(
             f"--device {device}: this machine has {torch.cuda.device_count()} CUDA devices; use --device cpu."
         )
     return device
+
+
+def check_begun_on(device: str, run: str | os.PathLike[str]) -> None:
+    """Raise `InputError` where this machine lacks the device that a run began on."""
+    if _is_absent(device):
+        raise InputError(
+            f"{run}: this run began on {device}, and this machine has {torch.cuda.device_count()} CUDA devices; resume "
+            "it where there is one."
+        )
+
+
+def _is_absent(device: str) -> bool:
+    return device.startswith("cuda") and int(device.partition(":")[2] or 0) >= torch.cuda.device_count()
 
 
 def settle_precision(precision: str, device: str) -> str:

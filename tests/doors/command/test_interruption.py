@@ -18,6 +18,7 @@ import torch
 import reprune
 from reprune.engine import fresh as engine
 from reprune.errors import NumericalError
+from reprune.model.sealed import seal, unseal
 from tests.doors.conftest import QUICK, Cli
 
 COMMAND = [sys.executable, "-m", "reprune"]
@@ -113,6 +114,25 @@ def test_what_goes_wrong_on_the_way_is_one_message(error: Exception, message: st
     assert said.err.count("\n") == 1
     assert "1 of 3 windows finished" in cli("status", "cut").out
     assert cli("resume", "cut").code == 0
+
+
+@pytest.mark.parametrize(("device", "there"), [("cuda", 0), ("cuda:2", 2)])
+def test_a_run_is_not_resumed_where_its_gpu_is_not(
+    device: str, there: int, cli: Cli, here: Path, break_: Break, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    break_(KeyboardInterrupt(), 0)
+    cli("prune", "llama", "--out", "cut", *QUICK, "-q")
+    file = here / "cut" / ".reprune" / "run.json"
+    job, _ = unseal(file.read_text(), indent=2)
+    job["recipe"]["device"] = device
+    file.write_text(seal(job, indent=2))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: there)
+    said = cli("resume", "cut")
+    assert (said.code, said.err) == (
+        2,
+        f"error: cut: this run began on {device}, and this machine has {there} CUDA devices; resume it where there is "
+        "one.\n",
+    )
 
 
 def test_an_error_of_the_program_itself_is_not_hidden(break_: Break, here: Path) -> None:

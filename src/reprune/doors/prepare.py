@@ -110,6 +110,7 @@ def check_out(out: Path) -> None:
 
     What a process left that was killed before its run began is no hindrance.
     """
+    begun = Ledger(out).exists
     if out.exists() and not out.is_dir():
         raise InputError(f"--out {out}: is a file; give a folder that does not exist yet.")
     for folder in (out, *out.parents):
@@ -120,7 +121,7 @@ def check_out(out: Path) -> None:
                 "another."
             )
     if out.is_dir() and any(out.iterdir()) and not Ledger(out).never_began:
-        if Ledger(out).exists:
+        if begun:
             raise InputError(
                 f"--out {out}: holds an unfinished run; go on with 'reprune resume {out}', or give another folder."
             )
@@ -133,8 +134,8 @@ def check_out(out: Path) -> None:
 
 
 def _there(out: Path) -> Path:
-    """The innermost of a folder and those that it is in which exists."""
-    return next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
+    """The innermost of a folder and those that it is in which exists, and can be looked at."""
+    return next(folder for folder in (out.absolute(), *out.absolute().parents) if os.access(folder, os.F_OK))
 
 
 def ranks_or_alone(ranks: Ranks | None, function: str) -> Ranks:

@@ -65,7 +65,16 @@ class Ledger:
 
     @property
     def exists(self) -> bool:
-        return (self.folder / "run.json").exists()
+        """Whether a run has begun and is not finished; raises `InputError` where the folder cannot be looked at."""
+        try:
+            (self.folder / "run.json").stat()  # Path.exists of some Pythons raises, of others says no
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        except OSError as error:
+            raise InputError(
+                f"{self.result}: cannot be looked at ({error.strerror}); give a folder that can."
+            ) from None
+        return True
 
     @property
     def never_began(self) -> bool:

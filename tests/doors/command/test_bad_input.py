@@ -186,6 +186,10 @@ def test_recipes_and_settings(command: str, flags: list[str], expected: str, her
     _refused(cli, here, [command, "llama", *out, *QUICK, *flags], expected)
 
 
+_LONG = "x" * 300
+"""A name that the system refuses to look at, as it does a folder within one that may not be entered."""
+
+
 @pytest.mark.parametrize(
     ("out", "expected"),
     [
@@ -195,6 +199,8 @@ def test_recipes_and_settings(command: str, flags: list[str], expected: str, her
         ("llama", "--out llama: is not empty"),
         ("", "is not empty"),
         ("afile/below", "--out afile/below"),
+        (_LONG, f"{_LONG}: cannot be looked at (File name too long)"),
+        (f"{_LONG}/below", f"{_LONG}/below: cannot be looked at (File name too long)"),
     ],
 )
 def test_where_nothing_can_be_written(out: str, expected: str, here: Path, cli: Cli) -> None:
@@ -227,6 +233,10 @@ def test_all_that_is_wrong_is_said_at_once(here: Path, cli: Cli) -> None:
         (["resume", "nowhere"], "nowhere: holds no unfinished run"),
         (["resume", "full"], "full: holds no unfinished run"),
         (["resume", "afile"], "afile"),
+        (["plan", "llama", "--out", _LONG, *QUICK, "-q"], "cannot be looked at (File name too long)"),
+        (["resume", _LONG], "cannot be looked at (File name too long)"),
+        (["status", _LONG], "cannot be looked at (File name too long)"),
+        (["verify", _LONG], "cannot be looked at (File name too long)"),
         (["resume", "full", "again"], "again"),
         (["status"], "DIR"),
         (["status", "nowhere"], "nowhere: holds no run"),

@@ -14,8 +14,10 @@ from typing import Any
 
 import pytest
 import torch
+import typer
 
 import reprune
+from reprune.doors.command.options import exit_codes
 from reprune.engine import fresh as engine
 from reprune.errors import NumericalError
 from reprune.model.sealed import seal, unseal
@@ -83,6 +85,12 @@ def test_an_interrupted_run_is_resumed(block: int, here: Path, cli: Cli, break_:
     assert errors(here / "cut") == errors(here / "whole")
     assert "4 of 4 windows finished" in cli("status", "cut").out
     assert cli("resume", "cut").code == 2, "there is nothing left to do"
+
+
+def test_no_way_on_is_named_where_the_folder_cannot_be_looked_at(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(typer.Exit) as end, exit_codes(Path("x" * 300)):
+        raise KeyboardInterrupt
+    assert (end.value.exit_code, capsys.readouterr().err) == (1, "interrupted\n")
 
 
 def test_resume_can_be_quiet_or_verbose(cli: Cli, break_: Break) -> None:

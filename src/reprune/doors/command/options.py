@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -103,9 +103,10 @@ def exit_codes(run: Path | None = None) -> Iterator[None]:
 
 
 def _hint(run: Path | None) -> str:
-    if run is None or not (run / ".reprune" / "run.json").exists():
-        return ""
-    return f"; finished windows are kept, go on with: reprune resume {run}"
+    with suppress(OSError):  # of a folder that cannot be looked at
+        if run is not None and (run / ".reprune" / "run.json").exists():
+            return f"; finished windows are kept, go on with: reprune resume {run}"
+    return ""
 
 
 @contextmanager

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,9 +51,10 @@ def here(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def cli(here: Path, capfd: pytest.CaptureFixture[str]) -> Cli:
+def cli(here: Path, capfd: pytest.CaptureFixture[str]) -> Iterator[Cli]:
     """Runs `reprune` with the arguments that it is given; says what came of it."""
     del here
+    before = signal.getsignal(signal.SIGINT)
 
     def run(*arguments: str | Path) -> Said:
         capfd.readouterr()
@@ -61,7 +63,8 @@ def cli(here: Path, capfd: pytest.CaptureFixture[str]) -> Cli:
         assert isinstance(end.value.code, int)
         return Said(end.value.code, *capfd.readouterr())
 
-    return run
+    yield run
+    signal.signal(signal.SIGINT, before)
 
 
 def record_of(folder: Path) -> dict[str, Any]:

@@ -172,6 +172,48 @@ def test_a_process_that_is_interrupted_from_outside(sent: signal.Signals, here: 
     assert "1 of 3 windows finished" in cli("status", "cut").out
 
 
+_IMPORTING = """
+import os, signal
+try:
+    os.kill(os.getpid(), signal.{signal})
+    import time
+except BaseException as error:
+    raise ModuleNotFoundError("Could not import module 'PreTrainedModel'") from error
+"""
+_LEAVING = """
+import atexit, os, signal, typer
+from reprune.doors.command.options import exit_codes
+
+atexit.register(lambda: os.kill(os.getpid(), signal.SIGINT))
+try:
+    with exit_codes():
+        os.kill(os.getpid(), signal.SIGINT)
+except typer.Exit as end:
+    assert end.exit_code == 1
+"""
+
+
+def _run(code: str, folder: Path) -> tuple[int, str]:
+    environment = {**os.environ, **SOURCES}
+    command = [sys.executable, "-c", code]
+    ended = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    return ended.returncode, ended.stderr
+
+
+@pytest.mark.parametrize("sent", ["SIGINT", "SIGTERM"])
+def test_an_interrupt_while_a_library_is_imported_is_said_to_be_one(sent: str, tmp_path: Path) -> None:
+    (tmp_path / "library.py").write_text(_IMPORTING.format(signal=sent))
+    (tmp_path / "cut" / ".reprune").mkdir(parents=True)
+    (tmp_path / "cut" / ".reprune" / "run.json").touch()
+    lines = "from pathlib import Path", "from reprune.doors.command.options import exit_codes"
+    said = _run("\n".join([*lines, "with exit_codes(Path('cut')):", "    import library"]), tmp_path)
+    assert said == (1, "interrupted; finished windows are kept, go on with: reprune resume cut\n")
+
+
+def test_a_second_interrupt_adds_nothing(tmp_path: Path) -> None:
+    assert _run(_LEAVING, tmp_path) == (1, "interrupted\n")
+
+
 def test_a_process_of_its_own_ends_with_the_exit_code_of_the_contract(here: Path) -> None:
     command = [*COMMAND, "prune", "./nowhere", "--out", "out"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=here, env={**os.environ, **SOURCES})

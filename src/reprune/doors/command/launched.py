@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import typer
 
+from reprune.doors.command.interrupts import heed_no_more
 from reprune.errors import InputError, RepruneError, is_expected
 from reprune.math.ranks import ALONE, LostRankError, Ranks, Together, launched
 
@@ -33,6 +34,7 @@ def ranks_of_launch(timeout: float) -> Iterator[Ranks]:
     except KeyboardInterrupt:
         if together.first:
             raise
+        heed_no_more()
         raise typer.Exit(1) from None
     except LostRankError:
         lost = True

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
+from reprune.doors.command.interrupts import heed_interrupts, heed_no_more
 from reprune.errors import InputError, RepruneError, out_of_memory
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="A local folder, a Hub id, or a .gguf file.")]
@@ -80,6 +81,7 @@ def exit_codes(run: Path | None = None) -> Iterator[None]:
     Args:
         run: the folder of a run that may be gone on with.
     """
+    heed_interrupts(lambda: _say_interrupted(run))
     try:
         yield
     except InputError as error:
@@ -89,7 +91,8 @@ def exit_codes(run: Path | None = None) -> Iterator[None]:
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(1) from None
     except KeyboardInterrupt:
-        print(f"interrupted{_hint(run)}", file=sys.stderr)
+        heed_no_more()
+        _say_interrupted(run)
         raise typer.Exit(1) from None
     except OSError as error:
         place = f": {error.filename}" if error.filename else ""
@@ -100,6 +103,10 @@ def exit_codes(run: Path | None = None) -> Iterator[None]:
             raise
         print(f"error: {said}{_LESS_MEMORY if run is not None else ''}{_hint(run)}", file=sys.stderr)
         raise typer.Exit(1) from None
+
+
+def _say_interrupted(run: Path | None) -> None:
+    print(f"interrupted{_hint(run)}", file=sys.stderr, flush=True)
 
 
 def _hint(run: Path | None) -> str:

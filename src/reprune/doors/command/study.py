@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from reprune.doors.command.interrupts import heed_no_more
 from reprune.doors.command.options import (
     BatchSize,
     Calibration,
@@ -136,6 +137,7 @@ def study(
                 watcher=StudyWatcher() if quiet else StudyLines(verbose),
             )
         except KeyboardInterrupt:
+            heed_no_more()
             print(f"interrupted{_hint(out)}", file=sys.stderr)
             raise typer.Exit(1) from None
         except OSError as error:

@@ -1,0 +1,53 @@
+"""How Ctrl-C, and SIGTERM as it, end a command. Knows no command."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from types import FrameType
+
+_BARE_LINE = "\r\x1b[2K\x1b[?25h"
+"""Takes a bar from a terminal's line, and shows the cursor that it hides."""
+
+
+def heed_interrupts(say: Callable[[], None]) -> None:
+    """Have an interrupt raise `KeyboardInterrupt`; while a module is imported it calls `say` and ends the process.
+
+    What is raised in an import may be taken for a part of a library that is missing, or abort the process.
+    """
+
+    def interrupt(_: int, frame: FrameType | None) -> None:
+        if not _is_importing(frame):
+            raise KeyboardInterrupt
+        with suppress(OSError, RuntimeError):  # of a pipe that nobody reads, or what was just being written
+            if sys.__stdout__ is not None:
+                print(_BARE_LINE if sys.__stdout__.isatty() else "", end="", file=sys.__stdout__, flush=True)
+        if (
+            os.environ.get("WORLD_SIZE", "1") in ("", "1") or os.environ.get("RANK", "0") == "0"
+        ):  # of several, the first
+            say()
+        os._exit(1)
+
+    _handle(interrupt)
+
+
+def heed_no_more() -> None:
+    """Have another interrupt end the process without a word, as all has been said."""
+    _handle(lambda _number, _frame: os._exit(1))
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _handle(handler: Callable[[int, FrameType | None], None]) -> None:
+    signal.signal(signal.SIGTERM, handler)
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as it is of what a shell starts in the background
+        signal.signal(signal.SIGINT, handler)

@@ -7,7 +7,9 @@ import json
 import platform
 import re
 import shutil
+import sys
 from dataclasses import replace
+from io import BytesIO, TextIOWrapper
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import reprune
 from reprune.doors import planned
+from reprune.doors.command.cli import main
 from reprune.doors.formats import percent
 from reprune.engine import machines
 from reprune.model.checkpoint import Checkpoint
@@ -278,6 +281,17 @@ def test_lines_are_short(command: list[str], cli: Cli) -> None:
     said = cli(*command)
     assert said.code == 0
     assert [line for line in said.out.splitlines() if len(line) > 80] == []
+
+
+def test_signs_that_a_terminal_does_not_know_end_no_run(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with TextIOWrapper(BytesIO(), encoding="ascii") as output:
+        monkeypatch.setattr(sys, "stdout", output)
+        with pytest.raises(SystemExit) as end:
+            main(["prune", "llama", "--out", "out", *QUICK, "--reconstruct", "LR"])
+        output.seek(0)
+        assert "errors: ||sparse - target||? / ||target||?" in output.read()
+    assert end.value.code == 0
+    assert (here / "out" / "reprune.json").exists()
 
 
 def test_a_line_a_window(cli: Cli) -> None:

@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -264,5 +265,8 @@ def _recipe(model: str, file: Path | None, settings: Sequence[str] | None, **fla
 def main(arguments: Sequence[str] | None = None) -> None:
     """The entry point of `reprune`."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that it, too, ends with a hint
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="replace")  # a sign that the terminal does not know is no reason to end a run
     with few_searches():
         app(args=separate_sources(list(sys.argv[1:] if arguments is None else arguments)), prog_name="reprune")

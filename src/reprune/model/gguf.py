@@ -27,12 +27,29 @@ Notify = Callable[[str], None]
 
 
 def cache_root() -> Path:
-    """Where converted models are kept: $REPRUNE_CACHE, $XDG_CACHE_HOME/reprune or ~/.cache/reprune."""
-    if own := os.environ.get("REPRUNE_CACHE"):
-        return Path(own).expanduser().absolute()
-    if (shared := Path(os.environ.get("XDG_CACHE_HOME", ""))).is_absolute():  # its standard ignores others
-        return shared / "reprune"
-    return Path.home() / ".cache" / "reprune"
+    """Where converted models are kept: $REPRUNE_CACHE, $XDG_CACHE_HOME/reprune or ~/.cache/reprune.
+
+    Raises:
+        InputError: it would be in a home folder, and there is none.
+    """
+    try:
+        if own := os.environ.get("REPRUNE_CACHE"):
+            return Path(own).expanduser().absolute()
+        if (shared := Path(os.environ.get("XDG_CACHE_HOME", ""))).is_absolute():  # its standard ignores others
+            return shared / "reprune"
+        return Path.home() / ".cache" / "reprune"
+    except RuntimeError as error:
+        raise InputError(f"no cache can be kept ({str(error).rstrip('.')}); set REPRUNE_CACHE to a folder.") from None
+
+
+@contextmanager
+def usable_cache() -> Iterator[Path]:
+    """Yields the cache's root; an error of the system within this context is an `InputError` that says what to do."""
+    root = cache_root()
+    try:
+        yield root
+    except OSError as error:
+        raise InputError(f"{root}: no cache can be kept here ({error.strerror}); set REPRUNE_CACHE.") from None
 
 
 def converted_folder(file_name: str, sha256: str) -> Path:
@@ -54,12 +71,9 @@ def locked_cache(name: str, notify: Notify | None = None) -> Iterator[Path]:
     """
     import fcntl
 
-    root = cache_root()
-    try:
+    with usable_cache() as root:
         root.mkdir(parents=True, exist_ok=True)
         lock = (root / f".{name}.lock").open("w")
-    except OSError as error:
-        raise InputError(f"{root}: no cache can be kept here ({error.strerror}); set REPRUNE_CACHE.") from None
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -168,6 +168,36 @@ def test_a_model_that_writes_is_counted_as_a_whole(here: Path, cli: Cli, monkeyp
     assert cli("prune", "llama", "--out", "again", *OWN).code == 0, "nothing is to be written any more"
 
 
+@pytest.mark.parametrize("command", [["prune", "llama", "--out", "out"], ["plan", "llama", "-q"]])
+def test_without_a_home_it_is_said_where_to_keep_them(
+    command: list[str], cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none(_: int) -> None:
+        raise KeyError
+
+    for name in ("REPRUNE_CACHE", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", none)
+    said = cli(*command, *OWN)
+    assert (said.code, said.err) == (
+        2,
+        "error: no cache can be kept (Could not determine home directory); set REPRUNE_CACHE to a folder.\n",
+    )
+
+
+@pytest.mark.parametrize(("cache", "why"), [("afile/cache", "Not a directory"), ("x" * 300, "File name too long")])
+def test_a_cache_that_cannot_be_made_is_said(
+    cache: str, why: str, here: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (here / "afile").touch()
+    monkeypatch.setenv("REPRUNE_CACHE", cache)
+    said = cli("prune", "llama", "--out", "out", *OWN)
+    assert (said.code, said.err) == (
+        2,
+        f"error: {here / cache}: no cache can be kept here ({why}); set REPRUNE_CACHE.\n",
+    )
+
+
 def test_the_pruners_statistics_can_be_of_the_first_source_alone(here: Path, cli: Cli) -> None:
     """With wanda and LR only statistics see the samples: more samples of other sources then change nothing."""
     plain = ["prune", "llama", "--pruner", "wanda", "--reconstruct", "LR", "--seqlen", "12", "--device", "cpu"]

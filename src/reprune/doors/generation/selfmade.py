@@ -19,7 +19,7 @@ from reprune.engine.watcher import Watcher
 from reprune.math.ranks import ALONE, Ranks
 from reprune.model.decoder import Decoder
 from reprune.model.durable import write_text
-from reprune.model.gguf import cache_root
+from reprune.model.gguf import cache_root, usable_cache
 from reprune.model.lock import locked
 from reprune.planning.generation.corpus import Corpus
 from reprune.planning.generation.settings import Generation
@@ -64,7 +64,8 @@ class _Place:
 
     def lacks(self, texts: int) -> bool:
         """Whether a model has to write any of so many."""
-        return not self.first.exists() and self.corpus.texts() < texts
+        with usable_cache():
+            return not self.first.exists() and self.corpus.texts() < texts
 
 
 def unwritten(recipe: Recipe, decoder: Decoder) -> int:
@@ -100,8 +101,9 @@ def self_generated(recipe: Recipe, decoder: Decoder, watcher: Watcher, ranks: Ra
 
         def missing() -> bool:
             watcher.phase(None, f"generating {texts} texts, or finding them in the cache")
-            folder.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(locked(folder, folder, "cache", wait=True))  # another run may be writing them just now
+            with usable_cache():
+                folder.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(locked(folder, folder, "cache", wait=True))  # another run may be writing them now
             return place.lacks(texts)
 
         if ranks.first_does(missing):

@@ -172,7 +172,7 @@ def test_other_settings_are_refused_by_name(tmp_path: Path) -> None:
     assert files(tmp_path) == before
 
 
-@pytest.mark.parametrize("damage", ["gone", "shorter", "not JSON", "no head"])
+@pytest.mark.parametrize("damage", ["gone", "shorter", "not JSON", "no head", "no round", "no number"])
 def test_damage_is_named(damage: str, tmp_path: Path) -> None:
     corpus = Corpus(tmp_path / "self.jsonl")
     corpus.open(MADE_BY, 5)
@@ -186,8 +186,41 @@ def test_damage_is_named(damage: str, tmp_path: Path) -> None:
             corpus._rounds.write_text("{\n")
         case "no head":
             corpus._rounds.write_text(corpus._rounds.read_text().split("\n", 1)[1])
+        case "no round":
+            corpus._rounds.write_text(corpus._rounds.read_text().split("\n", 1)[0] + '\n["kept"]\n')
+        case "no number":
+            corpus._rounds.write_text(corpus._rounds.read_text().replace('"kept": 2', '"kept": "2"'))
     with pytest.raises(InputError, match=r"(shorter than it was|damaged); remove it and .*generate again"):
         Corpus(tmp_path / "self.jsonl").open(MADE_BY, 5)
+    if damage not in ("gone", "shorter"):
+        with pytest.raises(InputError, match=r"self\.rounds: damaged; remove it and self\.jsonl and"):
+            Corpus(tmp_path / "self.jsonl").texts()
+
+
+@pytest.mark.parametrize(
+    "damage", [{"texts": "5"}, {"made_by": []}, {"last_rounds": {}}, {"last_rounds": [{"rounds": 1}]}]
+)
+def test_a_manifest_that_is_damaged_is_named_and_its_file_left_as_it_was(
+    damage: dict[str, Any], tmp_path: Path
+) -> None:
+    manifest = whole(tmp_path / "self.jsonl").manifest
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | damage))
+    before = files(tmp_path)
+    said = r"self\.manifest\.json: damaged.*; remove it and self\.jsonl and self\.rejected\.jsonl and generate again"
+    with pytest.raises(InputError, match=said):
+        Corpus(tmp_path / "self.jsonl").open(MADE_BY, 6)
+    if "texts" in damage:
+        with pytest.raises(InputError, match=said):
+            Corpus(tmp_path / "self.jsonl").texts()
+    assert files(tmp_path) == before
+
+
+@pytest.mark.parametrize("damage", ['{"text"', "[]", '{"text": "a", "round": 0}', "{}"])
+def test_a_line_that_is_damaged_is_named(damage: str, tmp_path: Path) -> None:
+    corpus = whole(tmp_path / "self.jsonl")
+    corpus.rejected.write_text(damage + "\n")
+    with pytest.raises(InputError, match=r"self\.rejected\.jsonl: damaged"):
+        corpus.teach([])
 
 
 def test_a_manifest_that_is_none_is_named(tmp_path: Path) -> None:

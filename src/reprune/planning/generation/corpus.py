@@ -15,6 +15,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, final
 
@@ -26,6 +27,7 @@ from reprune.planning.generation.rounds import Round
 
 SUFFIX = ".jsonl"
 
+_OF_TEXT = {"round", "text", "token_ids", "mean_log_probability"}
 _Line = dict[str, Any]
 _NOTHING: _Line = {"rounds": 0, "kept": 0, "kept_bytes": 0, "rejected_bytes": 0, "counts": {}}
 
@@ -102,6 +104,8 @@ class Corpus:
                 write_text(self._rounds, json.dumps({"made_by": made_by}) + "\n")
                 return
             self.check(finished["made_by"], made_by, finished["texts"], samples)
+            if not _are_rounds(finished["last_rounds"]):
+                raise self._damaged(self.manifest)
             lines = [{"made_by": made_by}, *finished["last_rounds"]]
             write_text(self._rounds, "".join(json.dumps(line) + "\n" for line in lines))
         head, *lines = self._finished_rounds()
@@ -123,6 +127,8 @@ class Corpus:
 
     def check(self, before: Mapping[str, Any], made_by: Mapping[str, Any], texts: int, samples: int) -> None:
         """Raise `InputError` unless this is the file that is to be, or the beginning of it."""
+        if not (isinstance(before, Mapping) and isinstance(texts, int)):
+            raise self._damaged(self.manifest)
         if before != dict(made_by):
             changed = ", ".join(key for key in {**before, **made_by} if before.get(key) != made_by.get(key))
             raise InputError(
@@ -140,21 +146,29 @@ class Corpus:
             with self._rounds.open("r+b") as stream:
                 stream.truncate(len(whole))
                 os.fsync(stream.fileno())
-        try:
-            lines = [read_json(line) for line in whole.splitlines()]
-            if "made_by" not in lines[0]:
-                raise ValueError("no head")
-            return lines
-        except (ValueError, IndexError):
-            raise InputError(f"{self._rounds}: damaged; {self._remedy(self._rounds)}") from None
+        return self._read(whole)
+
+    def _read(self, whole: bytes) -> list[dict[str, Any]]:
+        """The head and the rounds that stand in so many whole lines."""
+        with suppress(ValueError):
+            head, *lines = [read_json(line) for line in whole.splitlines()]
+            if isinstance(head, dict) and isinstance(head.get("made_by"), dict) and _are_rounds(lines):
+                return [head, *lines]
+        raise self._damaged(self._rounds)
+
+    def _damaged(self, file: Path) -> InputError:
+        return InputError(f"{file}: damaged; {self._remedy(file)}")
 
     def texts(self) -> int:
         """How many texts are there for good, finished or not; changes nothing."""
         if not self._rounds.exists():
-            return 0 if (finished := self.finished()) is None else int(finished["texts"])
+            texts = 0 if (finished := self.finished()) is None else finished["texts"]
+            if not isinstance(texts, int):
+                raise self._damaged(self.manifest)
+            return texts
         content = self._rounds.read_bytes()
-        lines = content[: content.rfind(b"\n") + 1].splitlines()
-        return int(read_json(lines[-1])["kept"]) if len(lines) > 1 else 0
+        _, *lines = self._read(content[: content.rfind(b"\n") + 1])
+        return int(lines[-1]["kept"]) if lines else 0
 
     def kept_lines(self) -> Iterator[dict[str, Any]]:
         """The texts that were kept, in order."""
@@ -203,7 +217,24 @@ class Corpus:
         sync_folder(self.path.parent)
 
 
+def _are_rounds(lines: Any) -> bool:
+    """Whether these are lines as `_NOTHING` is one."""
+    return isinstance(lines, list) and all(
+        isinstance(line, dict)
+        and all(isinstance(line.get(key), type(value)) for key, value in _NOTHING.items())
+        and all(isinstance(number, int) and number >= 0 for key, number in line.items() if key != "counts")
+        and all(isinstance(count, int) for count in line["counts"].values())
+        for line in lines
+    )
+
+
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
     with path.open(encoding="utf-8") as stream:
-        for line in stream:
-            yield read_json(line)
+        try:
+            for line in stream:
+                found = read_json(line)
+                if not isinstance(found, dict) or not (_OF_TEXT if "text" in found else {"round"}) <= found.keys():
+                    raise ValueError("no text, and no prefix of one")
+                yield found
+        except ValueError:
+            raise InputError(f"{path}: damaged; remove it and what stands beside it, and generate again.") from None

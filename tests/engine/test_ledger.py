@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import reprune
+from reprune.doors import api
 from reprune.engine.ledger import Ledger
 from reprune.engine.watcher import Watcher
 from reprune.errors import InputError
@@ -131,6 +132,24 @@ def test_another_model_or_version_is_not_gone_on_with(tmp_path: Path) -> None:
         reprune.resume(tmp_path / "cut")
     flip_bit(entry.file, entry.offset + entry.bytes // 2)
     reprune.resume(tmp_path / "cut")
+
+
+def test_a_run_that_another_process_finishes_meanwhile_is_left_as_it_is(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, opened = tmp_path / "out", api.open_decoder
+
+    def slowly(*arguments: Any) -> Any:
+        monkeypatch.setattr(api, "open_decoder", opened)
+        reprune.resume(out)  # as another process does
+        return opened(*arguments)
+
+    with pytest.raises(Interrupted):
+        prune(llama, out, "LR", InterruptAt(0))
+    monkeypatch.setattr(api, "open_decoder", slowly)
+    with pytest.raises(InputError, match="out: this run is finished; there is nothing to resume"):
+        reprune.resume(out)
+    assert not (out / ".reprune").exists()
 
 
 def test_two_processes_do_not_work_on_one_run(llama: Path, tmp_path: Path) -> None:

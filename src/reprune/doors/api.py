@@ -231,7 +231,7 @@ def resume(
             not there.
     """
     ranks = ranks_or_alone(ranks, "resume")
-    ledger = Ledger(local_path(out))
+    ledger = Ledger(local_path(out), begun=True)
     job = ranks.first_does(lambda: _unfinished(ledger, out))
     recipe, folder = Recipe.model_validate(job["recipe"]), Path(job["folder"])
     if not folder.is_dir():

@@ -22,7 +22,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, nullcontext, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, final
@@ -52,8 +52,14 @@ _LINE = {"window": dict, "blocks": list, "files": dict, "open": dict}
 class Ledger:
     """The working folder of one run. Use it as a context: a second process cannot enter the same one."""
 
-    def __init__(self, result: Path) -> None:
+    def __init__(self, result: Path, begun: bool = False) -> None:
+        """
+        Args:
+            result: the folder that the run writes.
+            begun: whether a run that has begun there is to be gone on with.
+        """
         self.result = result
+        self._begun = begun
         self.folder = result / FOLDER
         self._held = ExitStack()
 
@@ -90,9 +96,19 @@ class Ledger:
         write_text(self.folder / "run.json", seal({**job, "files": {samples.name: sha256(samples)}}, indent=2))
 
     def __enter__(self) -> Self:
-        """Lock the working folder, which is made where there is none."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._held.enter_context(locked(self.folder, self.result, "run"))
+        """Lock the working folder, which is made where there is none for a new run.
+
+        Raises:
+            InputError: another process is working on the run, or has finished it meanwhile.
+        """
+        if not self._begun:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        with ExitStack() as held:
+            with suppress(FileNotFoundError) if self._begun else nullcontext():
+                held.enter_context(locked(self.folder, self.result, "run"))
+            if self._begun and not self.exists:
+                raise InputError(f"{self.result}: this run is finished; there is nothing to resume.")
+            self._held = held.pop_all()
         return self
 
     def __exit__(

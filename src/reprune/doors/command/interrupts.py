@@ -25,9 +25,8 @@ def heed_interrupts(say: Callable[[], None]) -> None:
         with suppress(OSError, RuntimeError):  # of a pipe that nobody reads, or what was just being written
             if sys.__stdout__ is not None:
                 print(_BARE_LINE if sys.__stdout__.isatty() else "", end="", file=sys.__stdout__, flush=True)
-        if (
-            os.environ.get("WORLD_SIZE", "1") in ("", "1") or os.environ.get("RANK", "0") == "0"
-        ):  # of several, the first
+        alone = os.environ.get("WORLD_SIZE", "1") in ("", "1")
+        if alone or os.environ.get("RANK", "0") == "0":  # one speaks for all
             say()
         os._exit(1)
 

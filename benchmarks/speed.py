@@ -10,7 +10,7 @@ Seconds are of the whole process, from its start to the model on disk; memory is
 GPU of what is allocated there. Then, untimed, the perplexity (protocol `short`) and the last block's error relative to
 the dense model's, on --text.
 Writes FOLDER/speed.json and FOLDER/speed.md: medians, and in brackets the range; ratios are of the same repeat.
-Started again it goes on with the repeats that are missing.
+Started again with the same settings it goes on with the repeats that are missing.
 """
 
 from __future__ import annotations
@@ -79,11 +79,15 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     file = options.out / "speed.json"
     found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {"runs": {}}
-    found |= {
+    may_grow = ("out", "rungs", "variant", "repeats")
+    made = {
         "machine": ", ".join([processor(), f"{os.cpu_count()} cores", *_gpu(options.device)]),
         "versions": {name: version(name) for name in ("torch", "transformers", "reprune")},
-        "settings": {key: str(value) for key, value in vars(options).items() if key not in ("out", "model")},
+        "settings": {key: Path(str(value)).name for key, value in vars(options).items() if key not in may_grow},
     }
+    if found["runs"] and any(found.get(key) != value for key, value in made.items()):
+        parser.error(f"{file} has runs of other settings, versions or another machine; give another --out")
+    found |= made
     for seed in range(options.repeats):
         for rung in options.rungs:
             ways: dict[str, list[str] | None] = {f"textbook {rung}": None, f"reprune {rung}": []}
@@ -111,6 +115,7 @@ def main() -> None:
 def _table(found: dict[str, Any], rungs: list[str]) -> str:
     lines = [
         f"{found['machine']}; " + ", ".join(f"{name} {number}" for name, number in found["versions"].items()),
+        ", ".join(f"{name} {value}" for name, value in found["settings"].items()),
         "",
         "| way | seconds | times as fast | peak memory (GB) | of the textbook's | perplexity | error |",
         "|---|---|---|---|---|---|---|",

@@ -202,6 +202,36 @@ def test_both_ways_run_where_it_is_said_and_tell_of_their_memory_there(
     assert [one["peak"] for one in found] == [peak, peak]
 
 
+def test_repeats_of_other_settings_are_not_added_to_those_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(FOLDER))
+    speed = load("speed")
+
+    def took(*arguments: Any) -> dict[str, float]:
+        arguments[-1].mkdir()
+        return {"seconds": 1.0, "peak": 1}
+
+    monkeypatch.setattr(speed, "run_textbook", took)
+    monkeypatch.setattr(speed, "run_reprune", took)
+    monkeypatch.setattr(speed, "measure", lambda *_: {"perplexity": 2.0, "error": 0.1})
+
+    def run(*arguments: str) -> dict[str, Any]:
+        common = ["llama", "--calibration", "text.txt", "--text", "text.txt", "--out", str(tmp_path), "--rungs", "LR"]
+        monkeypatch.setattr(sys, "argv", ["speed.py", *common, *arguments])
+        speed.main()
+        found: dict[str, Any] = json.loads((tmp_path / "speed.json").read_text())
+        return found
+
+    run("--repeats", "1")
+    assert list(run("--repeats", "2")["runs"]["reprune LR"]) == ["0", "1"]
+    assert "epochs 3" in (tmp_path / "speed.md").read_text()
+    with pytest.raises(SystemExit):
+        run("--repeats", "3", "--epochs", "9")
+    assert "speed.json has runs of other settings" in capsys.readouterr().err
+    assert list(run("--repeats", "2")["runs"]["reprune LR"]) == ["0", "1"]
+
+
 @pytest.mark.parametrize(
     ("name", "arguments"),
     [

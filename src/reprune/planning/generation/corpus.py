@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, final
+from typing import Any, TypeGuard, final
 
 from reprune.errors import InputError
 from reprune.model.durable import append_line, sync_folder, write_text
@@ -65,12 +65,11 @@ class Corpus:
             return None
         try:
             content = read_json(self.manifest.read_text(encoding="utf-8"))
-            if not isinstance(content, dict) or not {"made_by", "texts", "last_rounds"} <= content.keys():
+            if not _is_manifest(content):
                 raise ValueError("no manifest of reprune")
-            size = int(content["last_rounds"][-1]["kept_bytes"])
-        except (OSError, ValueError, LookupError, TypeError) as error:
+        except (OSError, ValueError) as error:
             raise InputError(f"{self.manifest}: damaged ({error}); {self._remedy(self.manifest)}") from None
-        self._require_bytes(self.path, size)
+        self._require_bytes(self.path, content["last_rounds"][-1]["kept_bytes"])
         return content
 
     def _require_bytes(self, file: Path, size: int) -> None:
@@ -104,8 +103,6 @@ class Corpus:
                 write_text(self._rounds, json.dumps({"made_by": made_by}) + "\n")
                 return
             self.check(finished["made_by"], made_by, finished["texts"], samples)
-            if not _are_rounds(finished["last_rounds"]):
-                raise self._damaged(self.manifest)
             lines = [{"made_by": made_by}, *finished["last_rounds"]]
             write_text(self._rounds, "".join(json.dumps(line) + "\n" for line in lines))
         head, *lines = self._finished_rounds()
@@ -127,8 +124,6 @@ class Corpus:
 
     def check(self, before: Mapping[str, Any], made_by: Mapping[str, Any], texts: int, samples: int) -> None:
         """Raise `InputError` unless this is the file that is to be, or the beginning of it."""
-        if not (isinstance(before, Mapping) and isinstance(texts, int)):
-            raise self._damaged(self.manifest)
         if before != dict(made_by):
             changed = ", ".join(key for key in {**before, **made_by} if before.get(key) != made_by.get(key))
             raise InputError(
@@ -154,18 +149,12 @@ class Corpus:
             head, *lines = [read_json(line) for line in whole.splitlines()]
             if isinstance(head, dict) and isinstance(head.get("made_by"), dict) and _are_rounds(lines):
                 return [head, *lines]
-        raise self._damaged(self._rounds)
-
-    def _damaged(self, file: Path) -> InputError:
-        return InputError(f"{file}: damaged; {self._remedy(file)}")
+        raise InputError(f"{self._rounds}: damaged; {self._remedy(self._rounds)}")
 
     def texts(self) -> int:
         """How many texts are there for good, finished or not; changes nothing."""
         if not self._rounds.exists():
-            texts = 0 if (finished := self.finished()) is None else finished["texts"]
-            if not isinstance(texts, int):
-                raise self._damaged(self.manifest)
-            return texts
+            return 0 if (finished := self.finished()) is None else int(finished["texts"])
         content = self._rounds.read_bytes()
         _, *lines = self._read(content[: content.rfind(b"\n") + 1])
         return int(lines[-1]["kept"]) if lines else 0
@@ -215,6 +204,17 @@ class Corpus:
         write_text(self.manifest, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
         self._rounds.unlink()
         sync_folder(self.path.parent)
+
+
+def _is_manifest(content: Any) -> TypeGuard[dict[str, Any]]:
+    """Whether this is what `close` writes."""
+    return (
+        isinstance(content, dict)
+        and isinstance(content.get("made_by"), dict)
+        and isinstance(content.get("texts"), int)
+        and bool(content.get("last_rounds"))
+        and _are_rounds(content["last_rounds"])
+    )
 
 
 def _are_rounds(lines: Any) -> bool:

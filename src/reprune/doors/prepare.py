@@ -21,7 +21,8 @@ from reprune.engine.ledger import Ledger
 from reprune.engine.record import versions
 from reprune.engine.result import RECORD
 from reprune.errors import InputError
-from reprune.math.ranks import ALONE, Ranks, launched
+from reprune.math.launch import launched
+from reprune.math.ranks import ALONE, Ranks
 from reprune.model.block import Precision
 from reprune.model.decoder import Decoder
 from reprune.model.local import local_path

@@ -39,11 +39,6 @@ class LostRankError(RepruneError):
     """Another process of the run has ended, or cannot be reached."""
 
 
-def launched() -> bool:
-    """Whether a launcher has started this process as one of several."""
-    return os.environ.get("WORLD_SIZE", "1") not in ("", "1") and "RANK" in os.environ
-
-
 @contextmanager
 def after_loss(go_on: str) -> Iterator[None]:
     """Where another process is lost meanwhile, say how to go on."""

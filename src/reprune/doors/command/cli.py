@@ -5,7 +5,6 @@ Exit codes: 0 done, 2 a usage or input error (one message, no traceback), 1 anyt
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -50,6 +49,7 @@ from reprune.doors.command.options import (
 from reprune.doors.command.report import report
 from reprune.doors.command.study import study
 from reprune.errors import InputError
+from reprune.math.launch import launched
 from reprune.model.garbage import few_searches
 
 _TOGETHER = ("prune", "resume", "generate")
@@ -80,11 +80,9 @@ def options(
     ] = False,
 ) -> None:
     """Prune a decoder LLM after training and reconstruct, block by block, what the pruning broke."""
-    if context.invoked_subcommand not in _TOGETHER and "WORLD_SIZE" in os.environ:
+    if context.invoked_subcommand not in _TOGETHER and launched():
         with exit_codes():
-            from reprune.doors.command.launched import refuse_launched
-
-            refuse_launched(str(context.invoked_subcommand))
+            raise InputError(f"{context.invoked_subcommand}: runs in one process; start it without torchrun.")
 
 
 @app.command(short_help="Prune and reconstruct MODEL; write a model folder.")

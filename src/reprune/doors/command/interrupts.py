@@ -9,6 +9,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from types import FrameType
 
+from reprune.math.launch import speaks
+
 _BARE_LINE = "\r\x1b[2K\x1b[?25h"
 """Takes a bar from a terminal's line, and shows the cursor that it hides."""
 
@@ -25,8 +27,7 @@ def heed_interrupts(say: Callable[[], None]) -> None:
         with suppress(OSError, RuntimeError):  # of a pipe that nobody reads, or what was just being written
             if sys.__stdout__ is not None:
                 print(_BARE_LINE if sys.__stdout__.isatty() else "", end="", file=sys.__stdout__, flush=True)
-        alone = os.environ.get("WORLD_SIZE", "1") in ("", "1")
-        if alone or os.environ.get("RANK", "0") == "0":  # one speaks for all
+        if speaks():
             say()
         os._exit(1)
 

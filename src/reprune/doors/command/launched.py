@@ -10,7 +10,8 @@ import typer
 
 from reprune.doors.command.interrupts import heed_no_more
 from reprune.errors import InputError, RepruneError, is_expected
-from reprune.math.ranks import ALONE, LostRankError, Ranks, Together, launched
+from reprune.math.launch import launched
+from reprune.math.ranks import ALONE, LostRankError, Ranks, Together
 
 TIMEOUT = 600.0
 """Seconds; the default."""
@@ -52,9 +53,3 @@ def ranks_of_launch(timeout: float) -> Iterator[Ranks]:
     finally:
         if not lost:  # or it would wait for those that are
             together.close()
-
-
-def refuse_launched(command: str) -> None:
-    """Raise `InputError` where a command that runs in one process is one of several."""
-    if launched():
-        raise InputError(f"{command}: runs in one process; start it without torchrun.")

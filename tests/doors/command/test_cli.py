@@ -39,8 +39,9 @@ FLAGS = {
     "resume": {"--quiet", "--verbose", "--rank-timeout"},
     "status": set(),
     "evaluate": {
-        *("--text", "--protocol", "--seqlen", "--windows", "--against", "--zero-shot", "--zero-shot-data"),
-        *("--zero-shot-limit", "--json", "--device", "--precision", "--trust-remote-code", "--quiet"),
+        *("--text", "--protocol", "--seqlen", "--windows", "--against", "--no-perplexity", "--zero-shot"),
+        *("--zero-shot-data", "--zero-shot-limit", "--json", "--device", "--precision", "--trust-remote-code"),
+        "--quiet",
     },
     "study": {
         *_RECIPE - {"--pruner", "--reconstruct", "--seed"},

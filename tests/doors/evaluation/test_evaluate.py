@@ -17,6 +17,7 @@ from reprune.doors.evaluation.protocols import PROTOCOLS, Cut, cut_text
 from reprune.doors.zeroshot import accuracy as zeroshot
 from reprune.doors.zeroshot.accuracy import TaskScore, ZeroShot
 from reprune.errors import InputError
+from reprune.model import whole
 from reprune.model.checkpoint import Checkpoint
 from reprune.planning.documents import Documents
 from tests import tiny
@@ -180,6 +181,10 @@ def test_a_window_without_bos_is_shown_so(cli: Cli, here: Path) -> None:
     [
         ([], "nothing to measure: expected --text SOURCE for perplexity, or --zero-shot TASKS."),
         (["--against", "llama"], "--against llama: says how, but not on what; give --text SOURCE too."),
+        (
+            ["--text", "text.txt", "--no-perplexity"],
+            "--no-perplexity: leaves nothing to measure on a text; give --against DENSE too.",
+        ),
         (["--protocol", "short"], "--protocol short: says how, but not on what; give --text SOURCE too."),
         (["--zero-shot", "rte", "--windows", "3"], "--windows 3: says how, but not on what; give --text SOURCE too."),
         (
@@ -275,6 +280,24 @@ def test_bare_numbers_come_one_a_line(cli: Cli, asked: list[Any]) -> None:
     assert float(perplexity) > 1
     assert (error, mean) == ("0.000000", "0.4350")
     assert said.err == ""
+
+
+def test_errors_alone_never_load_the_model_whole(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it does not fit, what does is named."""
+
+    def load_model(*arguments: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(whole, "load_model", load_model)
+    monkeypatch.setattr("reprune.doors.evaluation.evaluate.load_model", load_model)
+    found = reprune.errors_against("llama", "llama", "text.txt", seqlen=32, max_windows=5, **EXACT)
+    asked = ("evaluate", "llama", *FLAGS, "--against", "llama")
+    said = cli(*asked, "--no-perplexity", "--json")
+    assert (said.code, said.err, json.loads(said.out)) == (0, "", {"against": found.record()})
+    remedy = "; perplexity holds the whole model, --against a block of it: --no-perplexity leaves it out."
+    said = cli(*asked, "-q")
+    assert (said.code, said.out, said.err) == (1, "", f"error: out of memory{remedy}\n")
+    assert cli("evaluate", "llama", *FLAGS, "-q").err == "error: out of memory\n"
 
 
 def test_a_text_that_was_calibrated_on_is_noticed(cli: Cli, here: Path) -> None:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from reprune.doors.command.options import Model, Trust, exit_codes
-from reprune.errors import InputError
+from reprune.errors import InputError, RepruneError, out_of_memory
 
 
 def evaluate(
@@ -30,6 +31,9 @@ def evaluate(
     against: Annotated[
         str | None, typer.Option(metavar="DENSE", help="Show each block's error against this, the dense model.")
     ] = None,
+    no_perplexity: Annotated[
+        bool, typer.Option("--no-perplexity", help="Leave perplexity out: --against by itself never holds MODEL whole.")
+    ] = False,
     zero_shot: Annotated[
         list[str] | None,
         typer.Option(metavar="TASK ...", help="lm-eval's boolq, rte, hellaswag, ..., or paper for all seven."),
@@ -56,6 +60,8 @@ def evaluate(
             zero_shot,
             {"--zero-shot-data": zero_shot_data, "--zero-shot-limit": zero_shot_limit},
         )
+        if no_perplexity and against is None:
+            raise InputError("--no-perplexity: leaves nothing to measure on a text; give --against DENSE too.")
         from reprune.doors.command import views_evaluation as views
         from reprune.doors.progress import counting
 
@@ -86,10 +92,10 @@ def evaluate(
 
             check_against([model, against], text, Cut.of(*cut.values()), trust_remote_code, common["notify"])
         try:
-            if text is not None:
+            if text is not None and not no_perplexity:
                 from reprune.doors.evaluation.evaluate import evaluate as evaluate_model
 
-                with counting("windows", silent) as progress:
+                with _room_for_all(against), counting("windows", silent) as progress:
                     measured = evaluate_model(model, text, **cut, **common, progress=progress)
                 take("perplexity", measured, views.show_perplexity)
             if text is not None and against is not None:
@@ -109,6 +115,19 @@ def evaluate(
         finally:
             if as_json and records:  # of those before one that failed, too
                 print(json.dumps(records, indent=2))
+
+
+@contextmanager
+def _room_for_all(against: str | None) -> Iterator[None]:
+    """Where the whole model does not fit in memory, say how to do without where that is possible."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if against is None or (said := out_of_memory(error)) is None:
+            raise
+        raise RepruneError(
+            f"{said}; perplexity holds the whole model, --against a block of it: --no-perplexity leaves it out."
+        ) from error
 
 
 def _check(

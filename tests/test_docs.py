@@ -13,6 +13,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import markdown
 import pytest
 import torch
 import transformers as tf
@@ -217,6 +218,14 @@ def test_the_page_on_checking_shows_the_form_of_each_tasks_rows() -> None:
 def test_every_page_is_in_the_navigation() -> None:
     pages = {name for entry in yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"] for name in entry.values()}
     assert pages == {path.name for path in (ROOT / "docs").glob("*.md")}
+
+
+def test_items_and_tables_of_each_page_are_built_as_such() -> None:
+    """An item that goes on after a table is indented by four spaces, and a blank line comes before the next."""
+    extensions = yaml.safe_load((ROOT / "mkdocs.yml").read_text())["markdown_extensions"]
+    for page in (ROOT / "docs").glob("*.md"):
+        built = markdown.markdown(page.read_text(encoding="utf-8"), extensions=extensions)
+        assert re.findall(r"^(?:- |\|).*|<code>\|.*", built, re.MULTILINE) == [], page.name
 
 
 def test_the_source_distribution_holds_what_tests_read_and_call_for() -> None:

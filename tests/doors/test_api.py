@@ -173,6 +173,9 @@ def test_a_recipe_may_be_that_of_a_plan() -> None:
     plan = reprune.plan("llama", **QUICK | {"sparsity": "2:4", "reconstruct": "LR"})
     assert reprune.plan("llama", recipe=plan.recipe).recipe == plan.recipe
     assert reprune.plan("llama", recipe=plan.recipe, sparsity=0.25).recipe.sparsity == "0.25"
+    for asked in ({"device": "cuda", "precision": "float16"}, {"device": "auto", "precision": "auto"}):
+        elsewhere = reprune.plan("llama", recipe=plan.recipe.model_copy(update=asked), on="h100").recipe
+        assert elsewhere == plan.recipe.model_copy(update=asked), "this machine has only looked at it"
 
 
 @pytest.mark.parametrize(("out", "said"), [("link", "is a link to gone, "), ("link/out", "link is a link to gone, ")])

@@ -56,7 +56,7 @@ _IN_ONE = 8  # GPUs of a machine
 class Plan:
     """What `prune` would do with the same arguments."""
 
-    recipe: Recipe
+    recipe: Recipe  # for `prune`; of another machine's run, device and precision are as asked for
     decoder: Decoder
     survey: Survey
     schedule: list[Window]
@@ -88,8 +88,13 @@ class Plan:
         """How many texts the model will write itself before; none where they are in the cache of this machine."""
         return unwritten(self.recipe, self.decoder) if self.machine is None else texts_of(self.recipe)
 
+    @property
+    def products(self) -> str:
+        """The precision of products; `auto`, which only the recipe of another machine's run still says, is a GPU's."""
+        return "bfloat16" if self.recipe.precision == "auto" else self.recipe.precision
+
     def _writer_bytes(self, texts: int) -> int:
-        return whole_bytes(self.folder, Precision(DTYPES[self.recipe.precision])) if texts else 0
+        return whole_bytes(self.folder, Precision(DTYPES[self.products])) if texts else 0
 
     @cached_property
     @undisturbed()
@@ -123,10 +128,8 @@ class Plan:
         recipe, writer = self.recipe, self._writer_bytes(self.texts)
         if self.machine is not None:
             there = recipe.model_copy(update={"device": "cuda"})
-            return forecast(
-                there, self._work, self.machine.speed(recipe.precision), resident_bytes(), self.crew, writer
-            )
-        speed = measure_speed(torch.device(recipe.device), DTYPES[recipe.precision])
+            return forecast(there, self._work, self.machine.speed(self.products), resident_bytes(), self.crew, writer)
+        speed = measure_speed(torch.device(recipe.device), DTYPES[self.products])
         return forecast(recipe, self._work, speed, resident_bytes(), self.crew, writer)
 
     @property
@@ -156,6 +159,7 @@ def plan_by_recipe(
     """
     folder = locate_model(recipe.model, notify=watcher.note)
     check_dense(folder)
+    asked = {"device": recipe.device, "precision": recipe.precision}
     if machine is not None:  # nothing is run on it: blocks without values are on the CPU
         precision = "bfloat16" if recipe.precision == "auto" else recipe.precision
         recipe = recipe.model_copy(update={"device": "cpu", "precision": precision})
@@ -167,7 +171,7 @@ def plan_by_recipe(
     if samples[0] < crew.count:
         raise InputError(f"--ranks {crew.count}: more than the {samples[0]} samples that are shared out over them.")
     return Plan(
-        recipe,
+        recipe if machine is None else recipe.model_copy(update=asked),
         decoder,
         survey(decoder, recipe.sparsities, recipe.choice),
         Methods.of(recipe, len(decoder)).schedule,

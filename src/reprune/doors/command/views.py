@@ -137,7 +137,7 @@ def show_plan(plan: Plan) -> None:
             f"generation {plan.texts} texts, which the model writes before; the forecast leaves the time for it out"
         )
     where = recipe.device if plan.machine is None else plan.machine.name
-    output.print(f"device     {where}, products in {recipe.precision}")
+    output.print(f"device     {where}, products in {plan.products}")
     forecast = plan.forecast
     device = f", {size(forecast.device_bytes)} on the device" if forecast.device_bytes else ""
     output.print(

@@ -38,6 +38,7 @@ def test_status_speaks_of_a_step_that_is_done_but_not_settled(cli: Cli, monkeypa
     assert "4 of 4 windows finished" in said.out
     assert re.search(r"last: blocks \[1, 2\], distilled: held-out divergence [\d.e-]+ > [\d.e-]+\n", said.out)
     assert cli("resume", "out").code == 0
+    assert cli("status", "out").out == re.sub(r"unfinished;.*", "finished", said.out)
 
 
 def test_a_plan_says_what_is_distilled_and_refuses_what_cannot_be(cli: Cli) -> None:

@@ -321,10 +321,10 @@ class Status:
     """How far a run is."""
 
     finished: bool
-    windows: int
+    windows: int  # with the distillation, which comes after them
     windows_done: int
     recipe: dict[str, Any]
-    last: dict[str, Any] | None  # the record of the window that was finished last
+    last: dict[str, Any] | None  # the record of the window, or the distillation, that was finished last
 
 
 def status(out: str | os.PathLike[str]) -> Status:
@@ -338,7 +338,8 @@ def status(out: str | os.PathLike[str]) -> Status:
     if (folder / RECORD).exists():
         try:
             record = read_json((folder / RECORD).read_text(encoding="utf-8"))
-            done = record["windows"]
+            step = record.get("distillation")
+            done = [*record["windows"], *([step] if step else [])]
             return Status(True, len(done), len(done), record["recipe"], done[-1])
         except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
             raise InputError(f"{folder / RECORD}: damaged ({error!r}); the model beside it may still load.") from None

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from reprune.errors import InputError
 from reprune.planning.generation import filters as module
 from reprune.planning.generation.filters import (
     Filter,
@@ -19,7 +20,9 @@ from reprune.planning.generation.filters import (
     NoDuplicate,
     NotRepetitive,
     Text,
+    require_filters,
 )
+from reprune.planning.generation.settings import FILTERS
 
 PROSE = (
     "The council met again on Thursday to discuss the repair of the old bridge. Several residents spoke, some of them "
@@ -146,3 +149,11 @@ def test_texts_that_are_all_as_likely_have_no_outliers() -> None:
     for _ in range(20):
         judge.take_note(text(PROSE, -3.0), kept=True)
     assert judge.judge(text(PROSE, -9.0)).reason is None
+
+
+def test_only_duplicates_need_a_library_and_name_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    require_filters(FILTERS)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    require_filters([name for name in FILTERS if name != "duplicates"])
+    with pytest.raises(InputError, match=r"pip install 'reprune\[generate\]', or leave the filter duplicates out"):
+        require_filters(FILTERS)

@@ -101,7 +101,7 @@ def generate(
     if samples < 1:
         raise InputError(f"--samples {samples}: expected at least 1.")
     corpus = Corpus(local_path(out))
-    require_filters()
+    require_filters(settings.filters)
     require_language(settings.language)
     folder = locate_model(os.fspath(model), notify=watcher.note, weights=endpoint is None)
     tokenizer = load_tokenizer(folder, trust_remote_code)

@@ -235,7 +235,10 @@ class Likely(Filter):
             self._seen.append(text.mean_log_probability)
 
 
-def require_filters() -> None:
-    """Raise `InputError` where a library of the filters is not installed."""
-    if importlib.util.find_spec("datasketch") is None:
-        raise InputError("filtering near-duplicates needs datasketch; install it with: pip install 'reprune[generate]'")
+def require_filters(names: Sequence[str]) -> None:
+    """Raise `InputError` where a library of these filters is not installed."""
+    if NoDuplicate.name in names and importlib.util.find_spec("datasketch") is None:
+        raise InputError(
+            "filtering near-duplicates needs datasketch; install it with: pip install 'reprune[generate]', or leave "
+            "the filter duplicates out."
+        )

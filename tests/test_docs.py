@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import re
@@ -183,6 +184,9 @@ def test_the_page_on_python_names_all_there_is() -> None:
     functions = {name for name in reprune.__all__ if name.islower()}
     methods = {name for name in vars(reprune.Watcher) if not name.startswith("_")}
     assert functions | methods == set(re.findall(r"^\| `(\w+)\(", page, re.MULTILINE))
+    flags = inspect.signature(reprune.prune).parameters
+    taken = {name for function in functions for name in inspect.signature(getattr(reprune, function)).parameters}
+    assert {name for name in {*taken} - {*flags} if not re.search(rf"\b{name}\b", page)} == set()
 
 
 def test_the_page_on_the_record_names_every_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -208,13 +208,8 @@ def _prune(recipe: Recipe, out: Path, watcher: Watcher, shared: Shared | None, r
             raise
 
 
-@undisturbed()
 def resume(
-    out: str | os.PathLike[str],
-    *,
-    watcher: Watcher | None = None,
-    shared: Shared | None = None,
-    ranks: Ranks | None = None,
+    out: str | os.PathLike[str], *, watcher: Watcher | None = None, ranks: Ranks | None = None
 ) -> dict[str, Any]:
     """Go on with a run that was interrupted; the result is the same, bit by bit, as without the interruption.
 
@@ -223,14 +218,24 @@ def resume(
     Args:
         out: the folder of the run.
         watcher: is told what happens.
-        shared: what runs of one study have in common.
         ranks: as for `prune`.
+
+    Returns:
+        The record, as of `prune`.
 
     Raises:
         InputError: there is no unfinished run in `out`, the model or a version changed since it began, or its device is
             not there.
+        NumericalError: as of `prune`.
     """
-    ranks = ranks_or_alone(ranks, "resume")
+    return resume_sharing(out, watcher or Watcher(), None, ranks_or_alone(ranks, "resume"))
+
+
+@undisturbed()
+def resume_sharing(
+    out: str | os.PathLike[str], watcher: Watcher, shared: Shared | None, ranks: Ranks = ALONE
+) -> dict[str, Any]:
+    """`resume` with what runs of one study have in common."""
     ledger = Ledger(local_path(out), begun=True)
     job = ranks.first_does(lambda: _unfinished(ledger, out))
     recipe, folder = Recipe.model_validate(job["recipe"]), Path(job["folder"])
@@ -254,7 +259,7 @@ def resume(
             ledger.check()
 
         ranks.first_does(enter)
-        return _finish(recipe, decoder, ledger, job, watcher or Watcher(), shared, ranks)
+        return _finish(recipe, decoder, ledger, job, watcher, shared, ranks)
 
 
 def _unfinished(ledger: Ledger, out: str | os.PathLike[str]) -> dict[str, Any]:

@@ -212,6 +212,13 @@ def plan(
         on: the name of a machine, where that is not this one.
         ranks: so many processes.
         network: what they exchange over: local, nvlink or 100g.
+        settings, flags: as of `prune`.
+
+    Returns:
+        What the run will do and take (`forecast`), and in `refusals` why it would be refused.
+
+    Raises:
+        InputError: something given cannot be used at all.
     """
     machine = None if on is None else find_machine(on)
     crew = make_crew(ranks, network, machine)

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, final
 
-from reprune.doors.api import prune_by_recipe, resume
+from reprune.doors.api import prune_by_recipe, resume_sharing
 from reprune.doors.study.measures import Bench, Progress, Text
 from reprune.doors.study.record import CellBlock, CellRecord
 from reprune.doors.study.watcher import StudyWatcher
@@ -21,7 +21,6 @@ from reprune.engine.result import INDEX, RECIPE, RECORD
 from reprune.engine.shared import Shared
 from reprune.engine.watcher import Watcher
 from reprune.errors import InputError
-from reprune.math.ranks import ALONE
 from reprune.model.wellformed import read_json
 from reprune.planning.recipe import Recipe
 
@@ -87,7 +86,7 @@ class CellRun:
         """Begin the run, or go on with it."""
         if Ledger(self._folder).exists:
             try:
-                resume(self._folder, watcher=watcher, shared=self._shared, ranks=ALONE)
+                resume_sharing(self._folder, watcher, self._shared)
             except InputError as error:
                 raise InputError(f"{error} (Remove {self._folder} to begin this cell anew.)") from None
             return

@@ -348,7 +348,8 @@ missing or unexpected and computes in it what was computed block by block (1e-5)
 (without the guard, which goes by another) is not above that of pruning alone, and `reprune verify` finds nothing. That
 is a test of form: it says nothing of quality.
 "Not built" are configurations that Transformers itself does not build or run by themselves. (gemma3n needs the package
-timm for its images.)
+timm for its images.) Of an encoder-decoder, as BART, what is built here is the decoder, of which Transformers makes
+a model of its own (`BartForCausalLM`); as a whole it is refused.
 
 A model that is refused is refused before anything is written, for the reason in the table.
 

@@ -94,7 +94,7 @@ class Plan:
         return "bfloat16" if self.recipe.precision == "auto" else self.recipe.precision
 
     def _writer_bytes(self, texts: int) -> int:
-        return whole_bytes(self.folder, Precision(DTYPES[self.products])) if texts else 0
+        return whole_bytes(self.folder, Precision(DTYPES[self.products]), self.recipe.trust_remote_code) if texts else 0
 
     @cached_property
     @undisturbed()

@@ -201,7 +201,8 @@ def check_memory(recipe: Recipe, decoder: Decoder, texts: int = 0) -> None:
             f"and {size(available)} are available; see what 'reprune plan' says, with --set solver.compact=true, "
             "--set solver.rank=64, or a rung of one block a window."
         )
-    whole = whole_bytes(decoder.folder, Precision(DTYPES[recipe.precision])) if texts else 0
+    precision = Precision(DTYPES[recipe.precision])
+    whole = whole_bytes(decoder.folder, precision, recipe.trust_remote_code) if texts else 0
     if available is not None and whole > available:
         raise InputError(
             f"--self-generate {recipe.self_generate.samples}: the whole model, which writes the texts, takes at least "

@@ -62,6 +62,11 @@ class Layout:
             for name in conversion.stored:
                 self._of_stored[name] = conversion
 
+    @property
+    def used(self) -> list[str]:
+        """The checkpoint's tensors that the model makes something of, by name; others, as old buffers, nobody reads."""
+        return [name for name in self._checkpoint.entries if name in self._of_stored]
+
     def parameters_of(self, stored: str) -> list[str]:
         """The model's parameters that a tensor of the checkpoint goes into; none if it is of no use to it."""
         found = self._of_stored.get(stored)

@@ -112,6 +112,11 @@ class Decoder:
             f"{full} or another that Transformers reads; the files may be incomplete, download the model again."
         )
 
+    @property
+    def used(self) -> list[str]:
+        """The checkpoint's tensors that the model makes something of, by name."""
+        return self._layout.used
+
     def block_of(self, stored: str) -> int | None:
         """The number of the block that a checkpoint's tensor belongs to, or None."""
         return self._block_of.get(stored)

@@ -11,7 +11,8 @@ from __future__ import annotations
 import gc
 import inspect
 import math
-from collections.abc import Set
+from collections.abc import Iterable, Set
+from contextlib import suppress
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -23,7 +24,8 @@ from transformers.pytorch_utils import Conv1D
 from reprune.errors import InputError, UnsupportedModelError
 from reprune.model.bare import build_bare, model_class, read_config
 from reprune.model.block import Precision
-from reprune.model.checkpoint import Checkpoint
+from reprune.model.checkpoint import Checkpoint, TensorEntry
+from reprune.model.conversion import Layout
 from reprune.model.linears import find_linears
 from reprune.model.products import candidates
 from reprune.model.quiet import quiet_transformers
@@ -42,18 +44,17 @@ def load_model(
         InputError: Transformers cannot load it.
     """
     products = (precision or Precision()).products
-    stored = _stored_dtypes(folder)
     bare = None
-    if products != torch.float32 and len(stored) == 1 and stored != {torch.float32}:
-        try:
-            bare = build_bare(folder, trust_remote_code)
-        except UnsupportedModelError:  # of no concern here, but then what it computes of its own is not known
-            bare = None
-    dtype = torch.float32 if bare is None else next(iter(stored))
+    dtype = torch.float32
+    if products != torch.float32:
+        bare = _bare(folder, trust_remote_code)
+        stored = _dtypes(_used(Checkpoint(folder), bare))
+        if bare is not None and len(stored) == 1:  # else what it computes of its own is not known
+            (dtype,) = stored
     model = _from_pretrained(folder, dtype, trust_remote_code)
     if products != torch.float32:
         stacked = stacked_parameters(folder, trust_remote_code) if candidates(model) else set()
-        _widen_(model, bare, stacked)
+        _widen_(model, bare if dtype != torch.float32 else None, stacked)
         for linear in find_linears(model):
             assert linear.module is not None
             linear.module.weight = nn.Parameter(linear.parameter.to(products), requires_grad=False)
@@ -63,12 +64,13 @@ def load_model(
     return model.to(device).eval()
 
 
-def whole_bytes(folder: Path, precision: Precision) -> int:
+def whole_bytes(folder: Path, precision: Precision, trust_remote_code: bool = False) -> int:
     """What a whole model takes in memory at the least while `load_model` loads it."""
-    stored = _stored_dtypes(folder)
+    used = _used(Checkpoint(folder), _bare(folder, trust_remote_code))
+    stored = _dtypes(used)
     as_stored = precision.products != torch.float32 and len(stored) == 1
     dtype = next(iter(stored)) if as_stored else torch.float32
-    return dtype.itemsize * sum(math.prod(entry.shape) for entry in Checkpoint(folder).entries.values())
+    return dtype.itemsize * sum(math.prod(entry.shape) for entry in used)
 
 
 def collect_models() -> None:
@@ -77,9 +79,10 @@ def collect_models() -> None:
         gc.collect()
 
 
-def weights_dtype(folder: Path) -> str:
+def weights_dtype(folder: Path, trust_remote_code: bool = False) -> str:
     """The dtypes in which a folder's weights are saved, such as "bfloat16" or "bfloat16, float32"."""
-    return ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in _stored_dtypes(folder)))
+    used = _used(Checkpoint(folder), _bare(folder, trust_remote_code))
+    return ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in _dtypes(used)))
 
 
 def cache_argument(module: nn.Module) -> str | None:
@@ -88,8 +91,25 @@ def cache_argument(module: nn.Module) -> str | None:
     return next((name for name in ("cache", "past_key_values") if name in names), None)
 
 
-def _stored_dtypes(folder: Path) -> set[torch.dtype]:
-    return {entry.dtype for entry in Checkpoint(folder).entries.values() if entry.dtype.is_floating_point}
+def _bare(folder: Path, trust_remote_code: bool) -> Any | None:
+    """The model without weights; None where it cannot be made."""
+    try:
+        return build_bare(folder, trust_remote_code)
+    except Exception:  # whatever it raises: of no concern here
+        return None
+
+
+def _used(checkpoint: Checkpoint, bare: Any | None) -> list[TensorEntry]:
+    """The tensors that a model makes something of; all of them, where that is not known."""
+    entries = checkpoint.entries
+    with suppress(UnsupportedModelError):
+        if bare is not None:
+            return [entries[name] for name in Layout(bare, checkpoint).used]
+    return list(entries.values())
+
+
+def _dtypes(entries: Iterable[TensorEntry]) -> set[torch.dtype]:
+    return {entry.dtype for entry in entries if entry.dtype.is_floating_point}
 
 
 def _from_pretrained(folder: Path, dtype: torch.dtype, trust_remote_code: bool) -> Any:

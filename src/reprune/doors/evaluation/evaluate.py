@@ -78,7 +78,7 @@ def evaluate(
         **windows.record(),
         tokens=windows.ids[:, 1:].numel(),
         precision=products,
-        weights_dtype=weights_dtype(folder),
+        weights_dtype=weights_dtype(folder, trust_remote_code),
         calibration_overlap=share,
     )
 

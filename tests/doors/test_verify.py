@@ -44,6 +44,15 @@ def test_a_result_of_half_precision_passes(precision: str, cli: Cli) -> None:
     assert cli("verify", "out").code == 0
 
 
+def test_an_old_buffer_may_be_infinite(here: Path, cli: Cli) -> None:
+    file = tiny.save("gpt_neox", here / "model", dtype=torch.float16) / "model.safetensors"
+    old = {f"gpt_neox.layers.{index}.attention.masked_bias": torch.tensor(-1e9).half() for index in range(3)}
+    save_file(load_file(file) | old, file, metadata={"format": "pt"})
+    _pruned(cli, here / "model")
+    said = cli("verify", "out")
+    assert said.code == 0, said.out
+
+
 def test_positions_may_depend_on_how_long_a_text_is(here: Path, cli: Cli) -> None:
     """LongRoPE has other factors beyond its first context, from the first token on."""
     torch.manual_seed(0)

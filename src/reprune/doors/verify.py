@@ -23,7 +23,6 @@ from reprune.errors import InputError, RepruneError
 from reprune.math.patterns import Pattern, parse_pattern
 from reprune.model.bare import model_class, read_config
 from reprune.model.block import Enough
-from reprune.model.checkpoint import Checkpoint
 from reprune.model.decoder import Decoder
 from reprune.model.durable import sha256
 from reprune.model.local import local_path
@@ -109,7 +108,7 @@ def _checks(folder: Path, record: dict[str, Any], trust_remote_code: bool) -> It
         return
     decoder = Decoder(folder, trust_remote_code=trust_remote_code)
     yield _weights(decoder, record)
-    yield _numbers(decoder.checkpoint)
+    yield _numbers(decoder)
     yield _forward(decoder, record["forward"], trust_remote_code)
 
 
@@ -178,13 +177,13 @@ def _matrix(place: str, matrix: Tensor | None, entry: dict[str, Any], pattern: P
         yield f"{place}: is not {pattern}"
 
 
-def _numbers(checkpoint: Checkpoint) -> Check:
+def _numbers(decoder: Decoder) -> Check:
     problems = []
-    for name in checkpoint.entries:
-        tensor = checkpoint.tensor(name)
+    for name in decoder.used:
+        tensor = decoder.checkpoint.tensor(name)
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             problems.append(f"{name}: holds NaN or infinite values")
-    return Check("numbers", f"{len(checkpoint.entries)} tensors, finite", tuple(problems))
+    return Check("numbers", f"{len(decoder.used)} tensors, finite", tuple(problems))
 
 
 def _forward(decoder: Decoder, expected: dict[str, Any], trust_remote_code: bool) -> Check:

@@ -82,6 +82,18 @@ def test_the_converted_tokenizer_is_the_models(gguf: Path) -> None:
     assert (tokenizer.eos_token, tokenizer.pad_token) == ("</s>", "<pad>")
 
 
+@pytest.mark.parametrize(
+    ("bos", "split", "first"),
+    [(None, "llama-bpe", [1]), (False, "llama-bpe", []), (None, "qwen2", []), (None, None, []), (True, "qwen2", [1])],
+)
+def test_texts_begin_with_bos_where_llama_cpp_puts_it(
+    bos: bool | None, split: str | None, first: list[int], tmp_path: Path
+) -> None:
+    _, tokenizer = load(locate_model(str(write_gguf(tmp_path / "model.gguf", bos=bos, split=split))))
+    rest = tokenizer("one", add_special_tokens=False).input_ids
+    assert tokenizer("one").input_ids == first + rest
+
+
 def test_a_conversion_is_announced_once_and_leaves_no_trace_but_its_result(
     gguf: Path, cache: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

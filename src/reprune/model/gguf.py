@@ -20,7 +20,11 @@ from safetensors import SafetensorError
 
 from reprune.errors import InputError, UnsupportedModelError
 from reprune.model.durable import sync_folder
+from reprune.model.gguf_file import read_gguf, short
 from reprune.model.quiet import quiet_transformers
+
+_CONVERSION = 2
+"""The number of this way to convert: one more with each change of what comes out."""
 
 Notify = Callable[[str], None]
 """Is told in one sentence what takes long."""
@@ -55,12 +59,12 @@ def usable_cache() -> Iterator[Path]:
 def converted_folder(file_name: str, sha256: str) -> Path:
     """The folder of a GGUF file once it is converted, whether it is already or not.
 
-    Named by the content and by the major version of Transformers, whose readers decide what comes out.
+    Named by the content, by the conversion and by the major version of Transformers: they decide what comes out.
     """
     import transformers
 
     major = transformers.__version__.split(".")[0]
-    return cache_root() / f"{Path(file_name).stem}-{sha256[:16]}-tf{major}"
+    return cache_root() / f"{Path(file_name).stem}-{sha256[:16]}-{_CONVERSION}-tf{major}"
 
 
 @contextmanager
@@ -137,7 +141,7 @@ def _convert(gguf: Path, source: Path, target: Path) -> None:
     import torch
     import transformers
 
-    architecture, rope_is_scaled = _survey(gguf, source / "model.gguf")
+    said = read_gguf(gguf, source / "model.gguf")
     options: dict[str, Any] = {"dtype": torch.bfloat16, "output_loading_info": True}
     if hasattr(transformers, "GgufConfig"):  # newer versions keep weights packed unless told not to
         options["quantization_config"] = transformers.GgufConfig(dequantize=True)
@@ -146,45 +150,28 @@ def _convert(gguf: Path, source: Path, target: Path) -> None:
     library = f"Transformers {transformers.__version__}"
     try:
         model, info = auto.from_pretrained(source, gguf_file="model.gguf", **options)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(source, gguf_file="model.gguf")
+        tokenizer: Any = transformers.AutoTokenizer.from_pretrained(source, gguf_file="model.gguf")
     except Exception as error:  # an unknown architecture, a missing key: nearly anything
         raise UnsupportedModelError(
-            f"{gguf.name}: {library} makes no decoder of this GGUF, of architecture {architecture} "
+            f"{gguf.name}: {library} makes no decoder of this GGUF, of architecture {said.architecture} "
             f"({short(error)}); {elsewhere}"
         ) from None
     if missing := sorted(info["missing_keys"]):
         raise UnsupportedModelError(f"{gguf.name}: lacks {len(missing)} tensors ({missing[0]}); {elsewhere}")
     rope = json.dumps(getattr(model.config, "rope_parameters", None), default=str)
-    if rope_is_scaled and not re.search(r'"rope_type": "(?!default")', rope):
+    if said.rope_is_scaled and not re.search(r'"rope_type": "(?!default")', rope):
         raise UnsupportedModelError(
             f"{gguf.name}: its rotary frequencies are scaled, which {library} does not read from a GGUF of "
-            f"architecture {architecture}, so the model would be another; {elsewhere}"
+            f"architecture {said.architecture}, so the model would be another; {elsewhere}"
         )
     # The weights are plain now, but a model that remembers a quantizer cannot be saved.
     model.hf_quantizer, model.is_quantized = None, False
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
+    if said.implies_bos:
+        tokenizer.add_bos_token = True
     model.save_pretrained(target)
     tokenizer.save_pretrained(target)
-
-
-def _survey(gguf: Path, file: Path) -> tuple[str, bool]:
-    """A whole GGUF file's architecture, and whether its rotary frequencies are scaled."""
-    from gguf import GGUFReader
-
-    if re.search(r"-\d{5}-of-(?!00001)\d{5}\.gguf$", gguf.name, re.IGNORECASE):
-        raise InputError(f"{gguf}: is one of several parts; merge them (llama-gguf-split --merge FIRST OUT).")
-    try:
-        reader = GGUFReader(file)
-        architecture = str(reader.fields["general.architecture"].contents())
-    except Exception as error:  # it walks the bytes without checks, so damage may raise anything
-        raise InputError(
-            f"{gguf}: is damaged, cut short or of an unknown version ({short(error)}); download it again."
-        ) from None
-    factor = reader.fields.get(f"{architecture}.rope.scaling.factor")
-    tables = [tensor.data for tensor in reader.tensors if "rope_" in tensor.name]  # one factor a frequency
-    scaled = factor is not None and float(factor.contents()) not in (0.0, 1.0)
-    return architecture, scaled or any((table != 1).any() for table in tables)
 
 
 @contextmanager
@@ -200,8 +187,3 @@ def _silent_conversion() -> Iterator[None]:
             yield
     finally:
         reader.tqdm = bar
-
-
-def short(error: Exception) -> str:
-    """An error of a library in one line."""
-    return f"{type(error).__name__}: {' '.join(str(error).split()):.200}"

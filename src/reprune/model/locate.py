@@ -11,7 +11,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from reprune.errors import InputError, UnsupportedModelError
-from reprune.model.gguf import Notify, convert_gguf, short
+from reprune.model.gguf import Notify, convert_gguf
+from reprune.model.gguf_file import short
 from reprune.model.local import local_path
 from reprune.model.wellformed import read_json
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 import transformers
 from gguf import GGMLQuantizationType, GGUFWriter, get_tensor_name_map
-from gguf.constants import MODEL_ARCH
+from gguf.constants import MODEL_ARCH, MODEL_ARCH_NAMES
 from gguf.quants import quantize
 
 from reprune.doors.demo import model as door
@@ -24,9 +24,24 @@ from tests import tiny
 NAME = "tiny-demo.gguf"
 
 
-def write_gguf(file: Path, *, quantized: bool = False, without: str = " ", arch: str = "llama", **rope: float) -> Path:
-    """The tiny Llama and its tokenizer as a GGUF file, in float32 or Q8_0, with a rope `factor` or `table`."""
-    model = tiny.build("llama")
+def write_gguf(
+    file: Path,
+    *,
+    quantized: bool = False,
+    without: str = " ",
+    arch: str = "llama",
+    model: Any = None,
+    bos: bool | None = True,
+    split: str | None = None,
+    **rope: float,
+) -> Path:
+    """A model (the tiny Llama) and the tiny tokenizer as a GGUF file, in float32 or Q8_0.
+
+    Args:
+        bos, split: what it says of BOS and of how text is split, if anything.
+        rope: `base`, `factor`, `table` and `width` of what rotates, and the `window` of attention.
+    """
+    model = tiny.build("llama") if model is None else model
     config = model.config
     writer = GGUFWriter(file, arch)
     writer.add_context_length(config.max_position_embeddings)
@@ -35,10 +50,17 @@ def write_gguf(file: Path, *, quantized: bool = False, without: str = " ", arch:
     writer.add_feed_forward_length(config.intermediate_size)
     writer.add_head_count(config.num_attention_heads)
     writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_rope_freq_base(10_000.0)
+    if hasattr(config, "rms_norm_eps"):
+        writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    else:
+        writer.add_layer_norm_eps(1e-5)
+    writer.add_rope_freq_base(rope.get("base", 10_000.0))
     if "factor" in rope:
         writer.add_rope_scaling_factor(rope["factor"])
+    if "width" in rope:
+        writer.add_rope_dimension_count(int(rope["width"]))
+    if "window" in rope:
+        writer.add_sliding_window(int(rope["window"]))
     bpe = json.loads(tiny.tokenizer().backend_tokenizer.to_str())["model"]
     tokens = sorted(bpe["vocab"], key=bpe["vocab"].__getitem__)
     writer.add_tokenizer_model("gpt2")
@@ -48,19 +70,27 @@ def write_gguf(file: Path, *, quantized: bool = False, without: str = " ", arch:
     writer.add_pad_token_id(0)
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
-    writer.add_add_bos_token(True)
-    names = get_tensor_name_map(MODEL_ARCH.LLAMA, config.num_hidden_layers)
+    if bos is not None:
+        writer.add_add_bos_token(bos)
+    if split is not None:
+        writer.add_tokenizer_pre(split)
+    kind = next((kind for kind, name in MODEL_ARCH_NAMES.items() if name == arch), MODEL_ARCH.LLAMA)
+    names = get_tensor_name_map(kind, config.num_hidden_layers)
     for name, tensor in model.state_dict().items():
-        gguf_name = names.get_name(name, try_suffixes=(".weight",))
+        if name == "lm_head.weight" and config.tie_word_embeddings:
+            continue
+        gguf_name = names.get_name(name, try_suffixes=(".weight", ".bias"))
         assert gguf_name is not None
         if without in gguf_name:
             continue
-        if ".q_proj." in name or ".k_proj." in name:  # llama.cpp interleaves the halves of each head
+        if arch == "llama" and (
+            ".q_proj." in name or ".k_proj." in name
+        ):  # llama.cpp interleaves the halves of each head
             heads = config.num_attention_heads if ".q_proj." in name else config.num_key_value_heads
             tensor = tensor.unflatten(0, (heads, 2, -1)).transpose(1, 2).flatten(0, 2)
         if quantized and tensor.dim() == 2:
-            kind = GGMLQuantizationType.Q8_0
-            writer.add_tensor(gguf_name, quantize(tensor.numpy(), kind), raw_dtype=kind)
+            q8 = GGMLQuantizationType.Q8_0
+            writer.add_tensor(gguf_name, quantize(tensor.numpy(), q8), raw_dtype=q8)
         else:
             writer.add_tensor(gguf_name, tensor.contiguous().numpy())
     if "table" in rope:
@@ -101,7 +131,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_the_parts_become_a_model_folder_that_transformers_loads(package: Any, cache: Path) -> None:
     said: list[str] = []
     folder = demo_model(said.append)
-    assert folder.name == f"tiny-demo-{package.EXPECTED_SHA256[:16]}-tf5"
+    assert folder.name == f"tiny-demo-{package.EXPECTED_SHA256[:16]}-2-tf5"
     assert said == [f"converting {NAME} once; the result is kept in the cache"]
     assert [path.name for path in cache.iterdir() if not path.name.endswith(".lock")] == [folder.name]
     assert transformers.AutoModelForCausalLM.from_pretrained(folder).config.model_type == "llama"

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, final
 
 from reprune.errors import InputError
-from reprune.model.gguf import short
+from reprune.model.gguf_file import short
 from reprune.model.quiet import quiet_transformers
 
 # Where the harness keeps each task: reading these few folders takes a moment, reading all of its tasks takes seconds.

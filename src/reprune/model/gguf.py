@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from reprune.errors import InputError, UnsupportedModelError
 from reprune.model.durable import sync_folder
 from reprune.model.gguf_file import read_gguf, short
+from reprune.model.gguf_settled import settle_
 from reprune.model.quiet import quiet_transformers
 
 _CONVERSION = 2
@@ -163,6 +164,11 @@ def _convert(gguf: Path, source: Path, target: Path) -> None:
         raise UnsupportedModelError(
             f"{gguf.name}: its rotary frequencies are scaled, which {library} does not read from a GGUF of "
             f"architecture {said.architecture}, so the model would be another; {elsewhere}"
+        )
+    if lost := settle_(model, said):
+        raise UnsupportedModelError(
+            f"{gguf.name}: {library} passes over {', '.join(lost)} in a GGUF of architecture {said.architecture}, so "
+            f"the model would be another; {elsewhere}"
         )
     # The weights are plain now, but a model that remembers a quantizer cannot be saved.
     model.hf_quantizer, model.is_quantized = None, False

@@ -1,16 +1,20 @@
-"""What a GGUF file says of its model: architecture, settings, tokenizer. Knows nothing of what is made of it."""
+"""What a GGUF file says of its model: settings, tensors, tokenizer. Knows nothing of what is made of it."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import final
+from typing import Any, final
 
 from reprune.errors import InputError
 
 _WITH_BOS = ("llama3", "llama-v3", "llama-bpe", "pixtral", "tekken")
 """Ways to split text, after which llama.cpp puts BOS first in every text unless the file says otherwise."""
+
+_TABLE = "rope_"
+"""What names of tensors hold that are factors, one a rotary frequency."""
 
 
 @final
@@ -19,6 +23,8 @@ class GgufFile:
     """The metadata of a whole GGUF file."""
 
     architecture: str
+    settings: Mapping[str, Any]  # of the model, by their names behind the architecture's
+    tensors: Mapping[str, int]  # how many numbers each has that the model computes with
     rope_is_scaled: bool  # its rotary frequencies
     implies_bos: bool  # whether texts begin with BOS though the file does not say it
 
@@ -32,17 +38,28 @@ def read_gguf(gguf: Path, file: Path) -> GgufFile:
     try:
         reader = GGUFReader(file)
         architecture = str(reader.fields["general.architecture"].contents())
+        own = f"{architecture}."
+        settings = {
+            key.removeprefix(own): each.contents() for key, each in reader.fields.items() if key.startswith(own)
+        }
     except Exception as error:  # it walks the bytes without checks, so damage may raise anything
         raise InputError(
             f"{gguf}: is damaged, cut short or of an unknown version ({short(error)}); download it again."
         ) from None
-    factor = reader.fields.get(f"{architecture}.rope.scaling.factor")
-    tables = [tensor.data for tensor in reader.tensors if "rope_" in tensor.name]  # one factor a frequency
-    scaled = factor is not None and float(factor.contents()) not in (0.0, 1.0)
+    blocks = int(settings.get("block_count", 0)) - int(settings.get("nextn_predict_layers", 0))
+    later = re.compile(r"blk\.(\d+)\.")  # blocks behind the model's own, which predict tokens further on
+    tables = [tensor.data for tensor in reader.tensors if _TABLE in tensor.name]
     split = reader.fields.get("tokenizer.ggml.pre")
     return GgufFile(
         architecture,
-        scaled or any((table != 1).any() for table in tables),
+        settings,
+        {
+            tensor.name: int(tensor.n_elements)
+            for tensor in reader.tensors
+            if _TABLE not in tensor.name and not ((found := later.match(tensor.name)) and int(found[1]) >= blocks)
+        },
+        float(settings.get("rope.scaling.factor", 0.0)) not in (0.0, 1.0)
+        or any((table != 1).any() for table in tables),
         "tokenizer.ggml.add_bos_token" not in reader.fields and split is not None and split.contents() in _WITH_BOS,
     )
 

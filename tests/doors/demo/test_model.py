@@ -39,7 +39,7 @@ def write_gguf(
 
     Args:
         bos, split: what it says of BOS and of how text is split, if anything.
-        rope: `base`, `factor`, `table` and `width` of what rotates, and the `window` of attention.
+        rope: the `base`, `factor`, `table` and `width` of what rotates, a `window`, and how many blocks are `later`.
     """
     model = tiny.build("llama") if model is None else model
     config = model.config
@@ -61,6 +61,8 @@ def write_gguf(
         writer.add_rope_dimension_count(int(rope["width"]))
     if "window" in rope:
         writer.add_sliding_window(int(rope["window"]))
+    if "later" in rope:
+        writer.add_uint32(f"{arch}.nextn_predict_layers", int(rope["later"]))
     bpe = json.loads(tiny.tokenizer().backend_tokenizer.to_str())["model"]
     tokens = sorted(bpe["vocab"], key=bpe["vocab"].__getitem__)
     writer.add_tokenizer_model("gpt2")

@@ -1,0 +1,75 @@
+"""Holds what Transformers made of a GGUF file against the file: its reader passes over some of it without a word.
+
+What its configuration has a plain place for is put right there; of the rest it is told that the model is without it.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from reprune.model.gguf_file import GgufFile
+
+_BLOCKS_OF_27B = {"gemma2": 46, "gemma3": 62}
+"""By these llama.cpp knows the models of 27B, whose files do not say that their queries have a scale of their own."""
+
+
+def settle_(model: Any, said: GgufFile) -> list[str]:
+    """Put a model's configuration right by its file; returns what of the file the model is without, in words."""
+    config = model.config
+    if said.settings.get("block_count") == _BLOCKS_OF_27B.get(said.architecture, 0):
+        config.query_pre_attn_scalar = config.hidden_size // config.num_attention_heads
+    lost = []
+    if (numbers := _numbers(said, getattr(config, "tie_word_embeddings", False)) - _held(model)) > 0:
+        lost.append(f"{numbers} numbers of its tensors")
+    for key, put_ in _PUT.items():
+        value = said.settings.get(key)
+        if value is not None and not put_(config, value):
+            lost.append(f"{key} = {value}")
+    return lost
+
+
+def _numbers(said: GgufFile, tied: bool) -> int:
+    """How many the file has; where the embedding is the head too, its second copy does not count."""
+    return sum(count for name, count in said.tensors.items() if not (tied and name == "output.weight"))
+
+
+def _held(model: Any) -> int:
+    return sum({tensor.data_ptr(): tensor.numel() for tensor in model.state_dict().values()}.values())
+
+
+def _put_base_(config: Any, base: float) -> bool:
+    rope = getattr(config, "rope_parameters", None) or {}
+    rope = rope.get("full_attention", rope)  # others have one for each kind of block
+    if not math.isclose(rope.get("rope_theta", base), base, rel_tol=1e-6):
+        rope["rope_theta"] = base
+    return True
+
+
+def _put_width_(config: Any, width: int) -> bool:
+    rope = getattr(config, "rope_parameters", None) or {}
+    if "rope_theta" not in rope:  # nothing rotates, or each kind of block has one of its own
+        return True
+    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    if "partial_rotary_factor" in rope and int(head * rope["partial_rotary_factor"]) != width:
+        rope["partial_rotary_factor"] = width / head
+    return int(head * rope.get("partial_rotary_factor", 1.0)) == width
+
+
+def _put_window_(config: Any, window: int) -> bool:
+    if window == 0 or window >= config.max_position_embeddings or window == getattr(config, "sliding_window", None):
+        return True
+    if not hasattr(config, "sliding_window") or "sliding_attention" not in (
+        getattr(config, "layer_types", None) or ["sliding_attention"]
+    ):
+        return False
+    config.sliding_window = window
+    return True
+
+
+_PUT = {
+    "rope.freq_base": _put_base_,
+    "rope.dimension_count": _put_width_,
+    "attention.sliding_window": _put_window_,
+}
+"""By a setting's name in the file, what puts it into a configuration; it returns whether that has it then."""

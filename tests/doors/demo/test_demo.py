@@ -14,6 +14,7 @@ from reprune.doors.demo import demo as door
 from reprune.doors.demo.demo import demo
 from reprune.doors.evaluation.protocols import PROTOCOLS, Protocol
 from reprune.errors import InputError
+from tests import tiny
 from tests.doors.conftest import Cli
 from tests.prose import write_as_if_prose
 
@@ -110,6 +111,27 @@ def test_a_folder_with_files_of_others_is_refused(file: str, here: Path, cli: Cl
     assert said.code == 2
     assert said.err.startswith("error: --out out: ")
     assert [path for path in here.rglob("out/**/*") if path.is_file()] == [theirs]
+
+
+def _result(folder: Path, model: Path) -> None:
+    reprune.prune(model, folder, calibration="manual", samples=2, seqlen=32, pruner="magnitude", reconstruct="LR")
+
+
+def test_a_result_of_another_model_is_kept(here: Path, cli: Cli) -> None:
+    _result(here / "out" / "LR", tiny.save("gpt2", here / "mine"))
+    before = (here / "out" / "LR" / "reprune.json").read_bytes()
+    said = cli("demo", "--out", "out")
+    assert (said.code, said.err) == (2, "error: --out out: LR is not of the demo's model; give another folder.\n")
+    assert (here / "out" / "LR" / "reprune.json").read_bytes() == before
+
+
+def test_what_somebody_put_beside_a_demo_is_kept(here: Path, llama: Path, cli: Cli) -> None:
+    _result(here / "out" / "LR", llama)
+    (here / "out" / "LR" / "report.html").touch()
+    (theirs := here / "out" / "LR" / "notes.txt").write_text("a week of evaluation")
+    said = cli("demo", "--out", "out")
+    assert (said.code, theirs.read_text()) == (2, "a week of evaluation")
+    assert said.err == "error: --out out: LR holds notes.txt, which is not of a demo; give another folder.\n"
 
 
 def test_without_its_package_the_demo_names_the_extra(here: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:

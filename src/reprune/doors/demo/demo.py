@@ -7,8 +7,10 @@ with no data at all: BR+GP on texts that the model writes itself.
 
 from __future__ import annotations
 
+import re
 import shutil
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +23,20 @@ from reprune.doors.evaluation.perplexity import Perplexity
 from reprune.doors.evaluation.protocols import describe
 from reprune.doors.formats import clock, console, percent, size
 from reprune.doors.progress import counting, watching
-from reprune.engine.ledger import Ledger
-from reprune.engine.result import RECORD
+from reprune.doors.report.write import NAME
+from reprune.engine.ledger import FOLDER, Ledger
+from reprune.engine.result import INDEX, RECIPE, RECORD
 from reprune.errors import InputError
+from reprune.model.checkpoint import Checkpoint
+from reprune.model.wellformed import read_json
+from reprune.planning.paths import local_name
 
 SAMPLES, SEQLEN, EPOCHS = 32, 256, 3
 PROTOCOL = "short"
 OWN = "BR+GP-own"
 _RUNS = ("LR", "BR+GP", OWN)
 """Of each run the row and the folder."""
+_SHARD = re.compile(r"\.?model-\d{5}-of-\d{5}\.safetensors(\.(tmp|parts))?")
 
 
 def demo(out: Path) -> dict[str, Any]:
@@ -42,6 +49,7 @@ def demo(out: Path) -> dict[str, Any]:
     began = time.monotonic()
     _check_out(out)
     model = demo_model(notify=output.print)
+    _check_runs(out, model)
     output.print(
         f"calibration: {SAMPLES} samples of {SEQLEN} tokens from the even topics of the Python manual\n"
         f"evaluation:  its odd topics, perplexity by the protocol {PROTOCOL}"
@@ -122,3 +130,28 @@ def _check_out(out: Path) -> None:
 
 def _is_run(folder: Path) -> bool:
     return (folder / RECORD).exists() or Ledger(folder).exists
+
+
+def _check_runs(out: Path, model: Path) -> None:
+    """Refuse to replace a run of another model, or what somebody has put beside a run's files."""
+    fingerprint = Checkpoint(model).fingerprint()
+    for folder in (out / name for name in _RUNS if (out / name).is_dir() and any((out / name).iterdir())):
+        run = _begun_with(folder)
+        if run.get("fingerprint") != fingerprint and run.get("name") != model.name:
+            raise InputError(f"--out {out}: {folder.name} is not of the demo's model; give another folder.")
+        ours = {path.name for path in model.iterdir()} | {RECORD, RECIPE, INDEX, FOLDER, NAME}
+        for path in sorted(folder.iterdir()):
+            if path.name not in ours and not _SHARD.fullmatch(path.name):
+                raise InputError(
+                    f"--out {out}: {folder.name} holds {path.name}, which is not of a demo; give another folder."
+                )
+
+
+def _begun_with(folder: Path) -> dict[str, Any]:
+    """The name and fingerprint of the model that a run is of; nothing where it does not say."""
+    with suppress(InputError, OSError, ValueError, KeyError, TypeError):
+        if (ledger := Ledger(folder)).exists:
+            job = ledger.job()
+            return {"name": local_name(job["recipe"]["model"]), "fingerprint": job["fingerprint"]}
+        return dict(read_json((folder / RECORD).read_text(encoding="utf-8"))["model"])
+    return {}

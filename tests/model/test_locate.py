@@ -140,6 +140,17 @@ def test_a_conversion_that_was_killed_is_not_taken_for_a_finished_one(
     assert not partial_folder.exists()
 
 
+@pytest.mark.parametrize("lost", ["*.safetensors", "config.json", "tok*"])
+def test_what_a_cleaner_of_caches_left_of_a_conversion_is_converted_anew(lost: str, gguf: Path) -> None:
+    folder = locate_model(str(gguf))
+    for path in folder.glob(lost):
+        path.unlink()
+    said: list[str] = []
+    assert locate_model(str(gguf), notify=said.append) == folder
+    assert said == ["converting tiny.gguf once; the result is kept in the cache"]
+    load(folder)
+
+
 def test_a_second_process_waits_for_the_first(gguf: Path, cache: Path) -> None:
     said: SimpleQueue[str] = SimpleQueue()
     found: list[Path] = []

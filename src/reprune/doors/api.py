@@ -46,6 +46,7 @@ from reprune.engine.watcher import Watcher
 from reprune.errors import HalfPrecisionError, InputError
 from reprune.math.ranks import ALONE, Ranks, after_loss
 from reprune.model.decoder import Decoder
+from reprune.model.gguf import is_whole
 from reprune.model.local import local_path
 from reprune.model.locate import locate_model
 from reprune.model.undisturbed import undisturbed
@@ -238,9 +239,8 @@ def resume_sharing(
     """`resume` with what runs of one study have in common."""
     ledger = Ledger(local_path(out), begun=True)
     job = ranks.first_does(lambda: _unfinished(ledger, out))
-    recipe, folder = Recipe.model_validate(job["recipe"]), Path(job["folder"])
-    if not folder.is_dir():
-        raise InputError(f"{folder}: the model that this run prunes is no longer there; put it back and resume.")
+    recipe = Recipe.model_validate(job["recipe"])
+    folder = _dense(recipe, Path(job["folder"]), watcher or Watcher())
     check_begun_on(recipe.device, out)
     decoder = open_decoder(recipe, folder)
     if changed := _changed(job["weights"], decoder.checkpoint.digests()):
@@ -267,6 +267,23 @@ def _unfinished(ledger: Ledger, out: str | os.PathLike[str]) -> dict[str, Any]:
     if not ledger.exists and (local_path(out) / RECORD).exists():
         raise InputError(f"{out}: this run is finished; there is nothing to resume.")
     return ledger.job()
+
+
+def _dense(recipe: Recipe, folder: Path, watcher: Watcher) -> Path:
+    """The folder of the model that a run has begun with; that of a GGUF file is made once more where it is gone."""
+    if is_whole(folder):
+        return folder
+    if recipe.model.lower().endswith(".gguf"):
+        gguf = local_path(recipe.model)
+        if not gguf.is_file():
+            raise InputError(
+                f"{folder}: what this run prunes is no longer whole in the cache, and to convert it anew {gguf} is not "
+                "there; put that back and resume."
+            )
+        return locate_model(recipe.model, notify=watcher.note)
+    if not folder.is_dir():
+        raise InputError(f"{folder}: the model that this run prunes is no longer there; put it back and resume.")
+    return folder
 
 
 def _changed(before: Mapping[str, str], now: Mapping[str, str]) -> str | None:

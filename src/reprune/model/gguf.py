@@ -90,7 +90,7 @@ def locked_cache(name: str, notify: Notify | None = None) -> Iterator[Path]:
 
 
 def convert_gguf(gguf: Path, notify: Notify | None) -> Path:
-    """The folder of a GGUF file, converted now unless it was before."""
+    """The folder of a GGUF file, converted now unless it was before and is whole."""
     try:
         with gguf.open("rb") as file:
             if file.read(4) != b"GGUF":
@@ -99,12 +99,12 @@ def convert_gguf(gguf: Path, notify: Notify | None) -> Path:
             folder = converted_folder(gguf.name, hashlib.file_digest(file, "sha256").hexdigest())
     except OSError as error:
         raise InputError(f"{gguf}: cannot be read ({error.strerror}).") from None
-    if folder.is_dir():
+    if is_whole(folder):
         return folder
     if importlib.util.find_spec("gguf") is None:
         raise InputError(f'{gguf}: GGUF files are read by another package: pip install "reprune[gguf]"')
     with locked_cache(folder.name, notify) as root:
-        if folder.is_dir():  # by the process that we waited for
+        if is_whole(folder):  # by the process that we waited for
             return folder
         if notify is not None:
             notify(f"converting {gguf.name} once; the result is kept in the cache")
@@ -120,6 +120,7 @@ def convert_gguf(gguf: Path, notify: Notify | None) -> Path:
                 with path.open("rb") as written:
                     os.fsync(written.fileno())
             sync_folder(work / "write")
+            shutil.rmtree(folder, ignore_errors=True)  # what a cleaner of caches left of it
             (work / "write").replace(folder)
             sync_folder(root)
         except (OSError, SafetensorError) as error:
@@ -130,6 +131,16 @@ def convert_gguf(gguf: Path, notify: Notify | None) -> Path:
         finally:
             shutil.rmtree(work, ignore_errors=True)
     return folder
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether the folder has all that a model needs, whatever else it holds or lacks."""
+    from reprune.model.checkpoint import Checkpoint
+
+    try:
+        return bool(Checkpoint(folder).entries) and (folder / "config.json").exists() and any(folder.glob("tok*"))
+    except InputError:
+        return False
 
 
 def _convert(gguf: Path, source: Path, target: Path) -> None:

@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from reprune.errors import InputError, UnsupportedModelError
-from reprune.model.gguf import Notify, convert_gguf
+from reprune.model.gguf import Notify, convert_gguf, is_whole
 from reprune.model.gguf_file import short
 from reprune.model.local import local_path
 from reprune.model.wellformed import read_json
@@ -143,21 +143,11 @@ def _from_hub(model: str, revision: str | None, weights: bool) -> Path:
             # Releases such as 2.1 ask the Hub for a commit that is in the cache, unless they are told not to.
             with suppress(Exception):
                 cached = fetch(model, revision=revision, allow_patterns=wanted, local_files_only=True)
-        if cached is None or (weights and not _is_whole(Path(cached))):
+        if cached is None or (weights and not is_whole(Path(cached))):
             raise InputError(_hub_message(error, model, revision)) from None
         folder = Path(cached)
     _check_folder(folder, model, weights)
     return folder
-
-
-def _is_whole(folder: Path) -> bool:
-    """Whether the folder has all that a model needs, whatever else its repository holds."""
-    from reprune.model.checkpoint import Checkpoint
-
-    try:
-        return bool(Checkpoint(folder).entries) and (folder / "config.json").exists() and any(folder.glob("tok*"))
-    except InputError:
-        return False
 
 
 def _hub_message(error: Exception, model: str, revision: str | None) -> str:

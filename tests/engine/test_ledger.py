@@ -202,3 +202,31 @@ def test_a_run_that_never_began_is_no_hindrance(llama: Path, tmp_path: Path) -> 
     prune(llama, tmp_path / "whole", "LR")
     assert files(tmp_path / "out") == files(tmp_path / "whole")
     assert not left.exists()
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_working_folder_behind_a_link_is_refused_as_it_would_be_removed(
+    llama: Path, tmp_path: Path, begun: bool
+) -> None:
+    out, other = tmp_path / "out", tmp_path / "other"
+    if begun:
+        with pytest.raises(Interrupted):
+            prune(llama, out, "LR", InterruptAt(0))
+        (out / ".reprune").rename(other)
+    else:
+        out.mkdir()
+        other.mkdir()
+        (other / "mine.txt").write_text("mine")
+    before = sorted(other.iterdir())
+    (out / ".reprune").symlink_to(other)
+    with pytest.raises(InputError, match=r"out/\.reprune: is a link to .*/other; a run keeps and removes its files in"):
+        reprune.resume(out) if begun else prune(llama, out, "LR")
+    assert sorted(other.iterdir()) == before
+
+
+def test_a_folder_of_an_unfinished_run_that_is_a_link_is_refused(llama: Path, tmp_path: Path) -> None:
+    with pytest.raises(Interrupted):
+        prune(llama, tmp_path / "cut", "LR", InterruptAt(0))
+    (tmp_path / "cut" / ".reprune" / "staged").symlink_to(tmp_path)
+    with pytest.raises(InputError, match="staged: is a link to "):
+        reprune.resume(tmp_path / "cut")

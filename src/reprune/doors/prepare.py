@@ -121,7 +121,9 @@ def check_out(out: Path) -> None:
                 f"--out {out}: {where}is a link to {folder.readlink()}, which is not there; make that folder, or give "
                 "another."
             )
-    if out.is_dir() and any(out.iterdir()) and not Ledger(out).never_began:
+    if out.is_dir() and Ledger(out).never_began:
+        Ledger(out).check_links()
+    elif out.is_dir() and any(out.iterdir()):
         if begun:
             raise InputError(
                 f"--out {out}: holds an unfinished run; go on with 'reprune resume {out}', or give another folder."

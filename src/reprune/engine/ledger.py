@@ -87,6 +87,15 @@ class Ledger:
         """Whether the result's folder holds nothing but a working folder in which no run has begun."""
         return [path.name for path in self.result.iterdir()] == [FOLDER] and not self.exists
 
+    def check_links(self) -> None:
+        """Raise `InputError` where a run would write to, and remove, what lies in a folder behind a link."""
+        for path in (*self.result.glob("*"), *self.folder.glob("*")):
+            if path.is_symlink() and not path.is_file():
+                raise InputError(
+                    f"{path}: is a link to {path.readlink()}; a run keeps and removes its files in its own folder: "
+                    "remove the link."
+                )
+
     def begin(self, job: Mapping[str, Any], calibration: Tensor, heldout: Tensor) -> None:
         """Fill the working folder of a new run, which must have been entered; run.json is written last."""
         for path in self.folder.iterdir():  # of a run whose run.json is gone: what it says is of no use without
@@ -99,8 +108,9 @@ class Ledger:
         """Lock the working folder, which is made where there is none for a new run.
 
         Raises:
-            InputError: another process is working on the run, or has finished it meanwhile.
+            InputError: another process is working on the run, or has finished it meanwhile; or a link leads out of it.
         """
+        self.check_links()
         if not self._begun:
             self.folder.mkdir(parents=True, exist_ok=True)
         with ExitStack() as held:

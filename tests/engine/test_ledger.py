@@ -224,9 +224,16 @@ def test_a_working_folder_behind_a_link_is_refused_as_it_would_be_removed(
     assert sorted(other.iterdir()) == before
 
 
-def test_a_folder_of_an_unfinished_run_that_is_a_link_is_refused(llama: Path, tmp_path: Path) -> None:
+def test_links_within_an_unfinished_run_are_refused_as_they_would_be_written_through(
+    llama: Path, tmp_path: Path
+) -> None:
     with pytest.raises(Interrupted):
         prune(llama, tmp_path / "cut", "LR", InterruptAt(0))
-    (tmp_path / "cut" / ".reprune" / "staged").symlink_to(tmp_path)
-    with pytest.raises(InputError, match="staged: is a link to "):
-        reprune.resume(tmp_path / "cut")
+    (tmp_path / "mine.txt").write_text("mine, without an end of line")
+    for name, other in (("staged", tmp_path), ("ledger.jsonl", tmp_path / "mine.txt")):
+        link = tmp_path / "cut" / ".reprune" / name
+        link.unlink(missing_ok=True)
+        link.symlink_to(other)
+        with pytest.raises(InputError, match=f"{name}: is a link to "):
+            reprune.resume(tmp_path / "cut")
+        link.unlink()

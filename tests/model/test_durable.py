@@ -73,6 +73,19 @@ def test_a_temporary_left_by_a_killed_process_does_not_stand_in_the_way(path: Pa
     assert _alone(path, "new")
 
 
+@pytest.mark.parametrize("content", ["new", {"a": torch.ones(3)}])
+def test_a_link_in_the_place_of_the_temporary_is_not_written_through(
+    path: Path, content: str | dict[str, torch.Tensor]
+) -> None:
+    other = path.parent.parent / "other"
+    other.write_text("mine")
+    path.with_name(f".{path.name}.tmp").symlink_to(other)
+    write_text(path, content) if isinstance(content, str) else write_tensors(path, content)
+    assert other.read_text() == "mine"
+    assert not path.is_symlink()
+    assert list(path.parent.iterdir()) == [path]
+
+
 def test_the_data_is_on_disk_before_the_name_and_the_name_before_the_return(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -88,9 +88,12 @@ class Ledger:
         return [path.name for path in self.result.iterdir()] == [FOLDER] and not self.exists
 
     def check_links(self) -> None:
-        """Raise `InputError` where a run would write to, and remove, what lies in a folder behind a link."""
+        """Raise `InputError` where a run would write to, or remove, what lies behind a link.
+
+        A file in the result's folder is written anew, whatever stands in its place.
+        """
         for path in (*self.result.glob("*"), *self.folder.glob("*")):
-            if path.is_symlink() and not path.is_file():
+            if path.is_symlink() and (path.parent == self.folder or not path.is_file()):
                 raise InputError(
                     f"{path}: is a link to {path.readlink()}; a run keeps and removes its files in its own folder: "
                     "remove the link."

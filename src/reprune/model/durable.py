@@ -31,6 +31,7 @@ def write_durably(path: Path, write: Callable[[Path], object], size: int | None 
     """
     temporary = unfinished(path)
     with _naming(path, size):
+        temporary.unlink(missing_ok=True)  # it may be a link, which `write` would write through
         try:
             write(temporary)
             with temporary.open("rb") as file:
@@ -89,7 +90,6 @@ def _save(tensors: dict[str, Tensor], temporary: Path) -> None:
     safetensors writes to a file of its own beside the one that it is given, and gives it another name in each process:
     one that is killed leaves it. Nobody but its owner may read it.
     """
-    temporary.unlink(missing_ok=True)
     temporary.touch()  # with the rights that the system gives any new file here
     folder = temporary.with_suffix(".parts")
     shutil.rmtree(folder, ignore_errors=True)

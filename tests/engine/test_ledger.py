@@ -192,6 +192,18 @@ def test_whatever_bears_a_seal_a_ledger_refuses_what_is_no_job_and_no_line(tmp_p
             ask()
 
 
+@pytest.mark.parametrize("name", ["../../mine.safetensors", "/mine.safetensors", "..", "staged\0.safetensors", "a.txt"])
+@pytest.mark.parametrize("kind", ["files", "open"])
+def test_a_line_that_names_what_is_no_file_of_weights_is_refused(tmp_path: Path, kind: str, name: str) -> None:
+    ledger = Ledger(tmp_path)
+    (ledger.folder / "staged").mkdir(parents=True)
+    line = {"window": {"index": 0, "distilled": True}, "blocks": [], "files": {}, "open": {}, kind: {name: ""}}
+    (ledger.folder / "ledger.jsonl").write_text(seal(line) + "\n")
+    for ask in (ledger.check, ledger.settle):
+        with pytest.raises(InputError, match=r"ledger\.jsonl: damaged \(line 1: .* is no file of weights"):
+            ask()
+
+
 def test_a_run_that_never_began_is_no_hindrance(llama: Path, tmp_path: Path) -> None:
     """A process was killed before run.json was there; a ledger without it is of a run that is no more."""
     left = tmp_path / "out" / ".reprune"

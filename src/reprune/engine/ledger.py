@@ -20,6 +20,7 @@ over that of the line before it; and those of the files that came with them: the
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, nullcontext, suppress
@@ -45,6 +46,7 @@ ALLOCATION = "allocation.json"
 _STAGED = "staged"
 _JOB: dict[str, type] = dict.fromkeys(("recipe", "weights", "versions", "data", "sketch", "files"), dict)
 _JOB |= {"folder": str, "fingerprint": str, "windows": int}
+_SHARD = re.compile(r"[\w-]+\.safetensors")  # no path: it is moved from one folder to another
 _LINE = {"window": dict, "blocks": list, "files": dict, "open": dict}
 
 
@@ -181,6 +183,8 @@ class Ledger:
                 _require(entry, _LINE)
                 if entry["window"].get("index") != number:
                     raise ValueError(f"window {number} was expected")
+                if strange := [name for name in (*entry["files"], *entry["open"]) if not _SHARD.fullmatch(name)]:
+                    raise ValueError(f"{min(strange)!r} is no file of weights")
             except ValueError as error:
                 raise _damaged(path, f"line {number + 1}: {error}") from None
             done.append(entry)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import transformers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -132,6 +135,36 @@ def test_another_model_or_version_is_not_gone_on_with(tmp_path: Path) -> None:
         reprune.resume(tmp_path / "cut")
     flip_bit(entry.file, entry.offset + entry.bytes // 2)
     reprune.resume(tmp_path / "cut")
+
+
+_CODE = """
+from transformers import LlamaConfig, LlamaForCausalLM
+class C(LlamaConfig):
+    model_type = "homemade"
+class M(LlamaForCausalLM):
+    config_class = C
+"""
+
+
+def test_code_that_came_with_the_model_and_has_changed_is_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transformers.dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    model, ran = tiny.save("llama", tmp_path / "model"), tmp_path / "ran"
+    config = json.loads((model / "config.json").read_text())
+    maps = {"AutoConfig": "code.C", "AutoModelForCausalLM": "code.M"}
+    (model / "config.json").write_text(json.dumps({**config, "model_type": "homemade", "auto_map": maps}))
+    (model / "code.py").write_text(_CODE)
+    with pytest.raises(Interrupted):
+        prune(model, tmp_path / "cut", "LR", InterruptAt(0), "trust_remote_code=true")
+    (model / "code.py").write_text(f"open({str(ran)!r}, 'w').close()\n{_CODE}")
+    with pytest.raises(InputError, match=r"not the model that this run began with: code\.py differs"):
+        reprune.resume(tmp_path / "cut")
+    assert not ran.exists()
+    (model / "config.json").unlink()
+    with pytest.raises(InputError, match="the model that this run prunes is no longer there"):
+        reprune.resume(tmp_path / "cut")
 
 
 def test_a_run_that_another_process_finishes_meanwhile_is_left_as_it_is(

@@ -45,6 +45,7 @@ from reprune.engine.shared import Shared
 from reprune.engine.watcher import Watcher
 from reprune.errors import HalfPrecisionError, InputError
 from reprune.math.ranks import ALONE, Ranks, after_loss
+from reprune.model.checkpoint import Checkpoint
 from reprune.model.decoder import Decoder
 from reprune.model.gguf import is_whole
 from reprune.model.local import local_path
@@ -240,13 +241,13 @@ def resume_sharing(
     ledger = Ledger(local_path(out), begun=True)
     job = ranks.first_does(lambda: _unfinished(ledger, out))
     recipe = Recipe.model_validate(job["recipe"])
-    folder = _dense(recipe, Path(job["folder"]), watcher or Watcher())
+    folder = _dense(recipe, Path(job["folder"]), watcher)
     check_begun_on(recipe.device, out)
-    decoder = open_decoder(recipe, folder)
-    if changed := _changed(job["weights"], decoder.checkpoint.digests()):
+    if changed := _changed(job["weights"], Checkpoint(folder).digests()):  # before any code beside it is run
         raise InputError(
             f"{folder}: not the model that this run began with: {changed} differs; put that back, or start a new run."
         )
+    decoder = open_decoder(recipe, folder)
     if said := other_versions(job["versions"], versions(), "now"):
         raise InputError(f"{out}: this run began with {said}; install that again to resume, or start a new run.")
     check_ranks(
@@ -281,7 +282,7 @@ def _dense(recipe: Recipe, folder: Path, watcher: Watcher) -> Path:
                 "there; put that back and resume."
             )
         return locate_model(recipe.model, notify=watcher.note)
-    if not folder.is_dir():
+    if not (folder / "config.json").is_file():
         raise InputError(f"{folder}: the model that this run prunes is no longer there; put it back and resume.")
     return folder
 

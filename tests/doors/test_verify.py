@@ -84,6 +84,31 @@ def test_a_record_of_before_has_no_more_tokens_than_it_shows(here: Path, cli: Cl
     assert cli("verify", "out").code == 0
 
 
+def test_pickled_weights_beside_others_are_not_read(here: Path, cli: Cli) -> None:
+    _pruned(cli)
+    out, tensors = here / "out", dict[str, Tensor]()
+    for path in [*out.glob("*.safetensors"), out / "model.safetensors.index.json"]:
+        tensors |= load_file(path) if path.suffix == ".safetensors" else {}
+        path.unlink()
+    save_file(tensors, out / "other.safetensors", metadata={"format": "pt"})
+    torch.save(tensors, out / "pytorch_model.bin")
+    record = json.loads((out / "reprune.json").read_text())
+    names = [name for name in record["files"] if (out / name).exists()] + ["other.safetensors", "pytorch_model.bin"]
+    record["files"] = {name: hashlib.sha256((out / name).read_bytes()).hexdigest() for name in names}
+    (out / "reprune.json").write_text(json.dumps(record))
+    said = cli("verify", "out")
+    assert said.code == 1
+    assert [line.split()[0] for line in said.out.splitlines()[:4]] == ["ok", "ok", "ok", "FAILED"]
+    assert "model.safetensors" in said.out
+
+
+def test_an_adapter_beside_a_result_is_refused(here: Path, cli: Cli) -> None:
+    _pruned(cli)
+    (here / "out" / "adapter_config.json").write_text("{}")
+    said = cli("verify", "out")
+    assert (said.code, "out: holds a PEFT adapter beside its weights" in said.err) == (2, True)
+
+
 def test_every_file_is_looked_at(here: Path, cli: Cli) -> None:
     _pruned(cli)
     for path in sorted((here / "out").iterdir()):

@@ -26,6 +26,7 @@ from reprune.model.block import Enough
 from reprune.model.decoder import Decoder
 from reprune.model.durable import sha256
 from reprune.model.local import local_path
+from reprune.model.locate import locate_model
 from reprune.model.plain_kernels import plain_kernels
 from reprune.model.quiet import quiet_transformers
 from reprune.model.undisturbed import undisturbed
@@ -90,7 +91,7 @@ def verify(
         were, plain Transformers loads the model and its last block puts out the states on record, within 5 %.
 
     Raises:
-        InputError: there is no finished result, or its record is not one.
+        InputError: there is no finished result, or its record is not one, or what it has in place of a model is none.
     """
     folder = local_path(out)
     record = _read(folder)
@@ -106,6 +107,7 @@ def _checks(folder: Path, record: dict[str, Any], trust_remote_code: bool) -> It
     yield files
     if not files.passed:
         return
+    locate_model(os.fspath(folder))
     decoder = Decoder(folder, trust_remote_code=trust_remote_code)
     yield _weights(decoder, record)
     yield _numbers(decoder)
@@ -218,7 +220,9 @@ def _last_states(decoder: Decoder, expected: dict[str, Any], trust_remote_code: 
 
     with quiet_transformers():
         kind = model_class(read_config(decoder.folder, trust_remote_code))
-        model = kind.from_pretrained(decoder.folder, dtype="auto", trust_remote_code=trust_remote_code).eval()
+        model = kind.from_pretrained(
+            decoder.folder, dtype="auto", use_safetensors=True, trust_remote_code=trust_remote_code
+        ).eval()
         model.get_submodule(skeleton.blocks_path)[skeleton.running[-1]].register_forward_hook(saw)
         with suppress(Enough), plain_kernels(torch.device("cpu")):
             model(input_ids=torch.cat([first, more], 1), use_cache=False)

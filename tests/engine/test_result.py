@@ -44,6 +44,26 @@ def test_it_holds_templates_licences_and_tokenizers_and_no_other_weights(tmp_pat
     assert _files(out, files).passed
 
 
+def test_links_to_what_is_no_models_are_left_out_and_named(tmp_path: Path) -> None:
+    """A model from elsewhere may have them; the result may be given to others."""
+    folder, base = tiny.save("llama", tmp_path / "model"), tiny.save("llama", tmp_path / "base")
+    cache = tmp_path / "models--a--b" / "blobs"
+    cache.mkdir(parents=True)
+    (cache / "0123").write_text("cached")
+    for name in ("LICENSE", "mine"):
+        (tmp_path / name).write_text("mine")
+    (folder / "tokenizer.json").unlink()
+    links = {"tokenizer.json": base / "tokenizer.json", "notice.txt": cache / "0123", "terms.txt": "notice.txt"}
+    for name, target in {**links, "LICENSE": tmp_path / "LICENSE", "a.json": tmp_path / "mine"}.items():
+        (folder / name).symlink_to(target)
+    (tmp_path / "link").symlink_to(folder)
+    out = finished(tmp_path / "link", tmp_path / "out")
+    assert all((out / name).exists() and not (out / name).is_symlink() for name in links)
+    assert not (out / "LICENSE").exists()
+    assert not (out / "a.json").exists()
+    assert Result(out, Decoder(folder)).left_out() == ["LICENSE", "a.json"]
+
+
 def test_its_weights_are_those_that_the_configuration_named(tmp_path: Path) -> None:
     folder = tiny.save("llama", tmp_path / "model")
     config = json.loads((folder / "config.json").read_text())

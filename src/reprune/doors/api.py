@@ -328,6 +328,8 @@ def _write_(
     watcher.phase(None, "writing the result")
     ledger.settle()
     written = result.write_outside()
+    for name in result.left_out():
+        watcher.note(f"{name} is not in the result: in the model's folder it is a link to what may be no part of it")
     lines = ledger.lines()
     seconds = max(time.monotonic() - began, sum(line["window"]["seconds"] for line in lines))
     # Of a short run, what is written last is the most that is held.

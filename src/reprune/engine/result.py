@@ -79,6 +79,21 @@ class Result:
             written[self._shard(number).name] = sha256(self._shard(number))
         return written
 
+    def _beside(self) -> dict[str, Path]:
+        """The files that belong to the model beside its weights, by name."""
+        folder = self._decoder.folder
+        found = sorted({file for pattern in _COPIED for file in folder.glob(pattern)})
+        return {
+            source.relative_to(folder).as_posix(): source
+            for source in found
+            if source.is_file() and not any(source.match(pattern) for pattern in _NOT_COPIED)
+        }
+
+    def left_out(self) -> list[str]:
+        """The names of those that are links to what is no model's: it may be private, and is not copied."""
+        folder = self._decoder.folder.resolve()
+        return [name for name, source in self._beside().items() if not _is_of_a_model(source.resolve(), folder)]
+
     def finish(self, record: Mapping[str, Any], recipe: str, written: Mapping[str, str]) -> dict[str, Any]:
         """Write all but the weights: configuration, tokenizer, recipe, record and index.
 
@@ -99,9 +114,9 @@ class Result:
         for number, names in enumerate(self._outside, len(self._decoder)):
             files |= dict.fromkeys(names, self._shard(number).name)
         files_written = dict(written)
-        for source in sorted({file for pattern in _COPIED for file in self._decoder.folder.glob(pattern)}):
-            if source.is_file() and not any(source.match(pattern) for pattern in _NOT_COPIED):
-                name = source.relative_to(self._decoder.folder).as_posix()
+        left_out = self.left_out()
+        for name, source in self._beside().items():
+            if name not in left_out:
                 (self.folder / name).parent.mkdir(exist_ok=True)
                 write_durably(self.folder / name, partial(_copy, source))
                 files_written[name] = sha256(self.folder / name)
@@ -114,6 +129,16 @@ class Result:
         write_text(self.folder / RECORD, json.dumps(whole, indent=2) + "\n")
         write_text(self.folder / INDEX, text)  # last: a folder without it does not load
         return whole
+
+
+def _is_of_a_model(file: Path, folder: Path) -> bool:
+    """Whether a file, with its links followed, lies in this folder, in the Hub's cache, or beside another model."""
+    if file.is_relative_to(folder) or (file.parent.name == "blobs" and file.parent.parent.name.startswith("models--")):
+        return True
+    try:
+        return "model_type" in read_json((file.parent / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError):
+        return False
 
 
 def _copy(source: Path, target: Path) -> None:

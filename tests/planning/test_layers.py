@@ -179,6 +179,22 @@ def test_a_key_may_be_over_one_that_is_merged_in(tmp_path: Path) -> None:
     assert read(text, tmp_path)["distill"] == {"lr": 2, "epochs": 2}
 
 
+@pytest.mark.parametrize("key", ["calibration", "sparsity", "include", "x"])
+@pytest.mark.parametrize("value", ["&a [*a]", "&a {x: *a}", "[&a {x: [*a]}]"])
+def test_an_alias_to_what_it_stands_in_is_refused(key: str, value: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"recipe\.yaml: not valid YAML: an alias stands in what it stands for"):
+        read(f"{key}: {value}\n", tmp_path)
+    with pytest.raises(InputError, match="the value is not valid YAML"):
+        parse_setting(f"{key}={value}")
+
+
+def test_aliases_of_aliases_that_come_to_more_than_memory_are_refused(tmp_path: Path) -> None:
+    lines = ["a0: &a0 [x, x]", *(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 30))]
+    with pytest.raises(InputError, match="with its aliases written out it has more than 100000 parts"):
+        read("\n".join(lines), tmp_path)
+    assert read("\n".join(lines[:4]), tmp_path)["a3"][9][9][9] == ["x", "x"]
+
+
 def test_a_recipe_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
     (tmp_path / "bytes.yaml").write_bytes(b"model: \xff\xfe\n")
     for name in ("missing.yaml", "bytes.yaml", "."):

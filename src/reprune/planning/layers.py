@@ -17,9 +17,30 @@ from reprune.errors import InputError
 from reprune.planning.recipe import RUNGS, SHORT_FORMS, Recipe
 from reprune.planning.sources import split_count, split_path
 
+_MOST = 100_000  # values and keys of a YAML text, far beyond what any recipe has
+
 
 class _Loader(yaml.SafeLoader):
-    """YAML whose 2:4 is a pattern, not the number 124 in base 60 as in YAML 1.1, and whose keys stand once each."""
+    """YAML whose 2:4 is a pattern, not the number 124 in base 60 as in YAML 1.1, and whose keys stand once each.
+
+    Some lines of aliases to aliases are more than any memory holds, and one to what it stands in has no end: both are
+    refused.
+    """
+
+    def __init__(self, stream: Any) -> None:
+        super().__init__(stream)
+        self._parts: dict[int, int] = {}  # of each list and mapping, its aliases written out
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        node = super().compose_node(parent, index)
+        if isinstance(node, yaml.CollectionNode) and id(node) not in self._parts:
+            raise _refused("an alias stands in what it stands for", node)
+        return node
+
+    def compose_sequence_node(self, anchor: Any) -> yaml.SequenceNode:
+        node = super().compose_sequence_node(anchor)
+        self._count(node, node.value)
+        return node
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
@@ -27,10 +48,20 @@ class _Loader(yaml.SafeLoader):
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode):
                 if (key.tag, key.value) in seen:
-                    said = f"expected each key once, but {key.value!r} stands twice"
-                    raise yaml.composer.ComposerError(None, None, said, key.start_mark)
+                    raise _refused(f"expected each key once, but {key.value!r} stands twice", key)
                 seen.add((key.tag, key.value))
+        self._count(node, [one for pair in node.value for one in pair])
         return node
+
+    def _count(self, node: yaml.Node, inner: Sequence[yaml.Node]) -> None:
+        """Note how many parts a node has whose inner ones are known."""
+        self._parts[id(node)] = 1 + sum(self._parts.get(id(one), 1) for one in inner)
+        if self._parts[id(node)] > _MOST:
+            raise _refused(f"with its aliases written out it has more than {_MOST} parts", node)
+
+
+def _refused(why: str, node: Any) -> yaml.composer.ComposerError:
+    return yaml.composer.ComposerError(None, None, why, node.start_mark)
 
 
 _Loader.yaml_implicit_resolvers = {

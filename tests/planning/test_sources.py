@@ -321,17 +321,6 @@ def test_text_files_of_several_splits_are_documents_too(tmp_path: Path, split: s
         load_documents(f"{tmp_path}::train+more", "train")
 
 
-def test_a_data_set_that_was_saved_is_read_as_one_split(tmp_path: Path) -> None:
-    for name in ("saved", "saved[1]"):
-        rows = datasets.Dataset.from_list([{"text": f"text {index}", "body": "b"} for index in range(4)])
-        rows.save_to_disk(str(tmp_path / name), num_shards=2)
-        (tmp_path / name / "cache-0123.arrow").write_bytes(b"of a map over it")
-        for split in ("train", "test"):
-            found = load_documents(f"{tmp_path}/{name}", split)  # type: ignore[arg-type]  # one of Split
-            assert (list(found), found.name) == ([f"text {index}" for index in range(4)], name)
-        assert list(load_documents(f"{tmp_path}/{name}:::body", "train")) == ["b"] * 4
-
-
 def test_names_of_one_place_are_equal_sources(
     write_jsonl: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -20,6 +20,7 @@ from typing import Any, Generic, TypeVar, cast, final
 
 from reprune.errors import InputError
 from reprune.planning.documents import Column, Documents
+from reprune.planning.saved import STATE
 from reprune.planning.textfiles import TextFiles, is_text_file
 
 TOKEN_COLUMNS = ("token_ids", "ids")  # where a file keeps the tokens of texts that a model wrote itself
@@ -34,14 +35,14 @@ _BATCH = 1000  # rows read at a time when a whole column is read in order
 class Rows:
     """Where rows lie: the arguments of `datasets.load_dataset`.
 
-    `path` is a Hub id, a local directory, or a format of `_FORMATS`; `data_files` a file or a pattern for `split`.
+    `path` is a Hub id, a local directory, or a format of `_FORMATS`; `data_files` files or patterns for `split`.
     `column` None means `text`, or the only column with strings, at the top or within. `first` leaves only so many rows.
     """
 
     path: str
     config: str | None = None
     split: str = "train"
-    data_files: str | None = None
+    data_files: tuple[str, ...] | None = None
     revision: str | None = None
     column: str | None = None
     first: int | None = None
@@ -79,6 +80,11 @@ class Rows:
             texts = TextFiles(files, label)
             _require_text(texts, label)
             return Documents(name, texts, joiner=joiner, running=running, place=place)
+        if folder and (Path(self.path) / STATE).exists():
+            raise InputError(
+                f"{label}: expected a folder without a {STATE} of its own, which `datasets` takes for that of a saved "
+                "data set, but it has one; rename that, or name a file"
+            )
         cache = tempfile.mkdtemp(prefix="reprune-") if folder or self.path in _FORMATS else None
         try:
             dataset = self._load(label, cache)
@@ -134,7 +140,7 @@ class Rows:
 
         # The files that a split is made of are named here, so the sizes that the card declares for the whole
         # split do not hold.
-        files = None if self.data_files is None else {self.split: self.data_files}
+        files = None if self.data_files is None else {self.split: list(self.data_files)}
         checks = "basic_checks" if files is None else "no_checks"
         try:
             with _quiet():

@@ -11,7 +11,7 @@ import glob
 import re
 from abc import ABC, abstractmethod
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, final
 
@@ -19,6 +19,7 @@ from reprune.errors import InputError
 from reprune.model.local import local_path
 from reprune.planning.documents import Documents
 from reprune.planning.rows import Rows
+from reprune.planning.saved import saved_files
 from reprune.planning.textfiles import check_lines, explain_json, is_text_file, read_text
 
 Split = Literal["train", "test"]  # of calibration and held-out samples, and of evaluation
@@ -159,7 +160,7 @@ class RowFile(Source):
         if is_json:
             check_lines(self.path, label)
         form, file = "json" if is_json else "parquet", glob.escape(str(self.path))
-        rows = Rows(form, data_files=file, column=self.column)
+        rows = Rows(form, data_files=(file,), column=self.column)
         try:
             return rows.read(self.path.name, label=label, generated=is_json and self.column in (None, "text"))
         except InputError:
@@ -203,20 +204,23 @@ class DataSet(Source):
     def load(self, split: Split) -> Documents:
         """The rows of the split. Raises InputError if there is none, or the Hub cannot be reached."""
         part = self.tested if split == "test" else None
-        files = None if self.files is None else dict(zip(("train", "test"), self.files, strict=True))[split]
-        saved = (Path(self.id) / "state.json").is_file()  # by Dataset.save_to_disk, as one split, perhaps beside caches
+        files = None if self.files is None else (self.files[("train", "test").index(split)],)
+        label = _label(self.name)
         rows = Rows(
-            "arrow" if saved else self.id,
+            self.id,
             config=self.config,
             split=self.split or split,
-            data_files=f"{glob.escape(self.id)}/data*.arrow" if saved else files,
+            data_files=files,
             revision=self.revision,
             column=self.column,
             first=part and part.rows,
         )
+        if (saved := saved_files(Path(self.id), self.config, self.split, split, label)) is not None:
+            data_files = tuple(glob.escape(str(file)) for file in saved)
+            rows = replace(rows, path="arrow", config=None, split="train", data_files=data_files)
         return rows.read(
             self.name,
-            label=_label(self.name),
+            label=label,
             joiner=part.joiner if part else self.joiner,
             running=self.running,
             windows=part and part.windows,

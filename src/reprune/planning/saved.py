@@ -1,0 +1,75 @@
+"""Which files hold the rows of a folder that `save_to_disk` of the `datasets` library has written.
+
+Caches, and shards of an earlier save, may lie beside them: so it is the folder's own lists that say. Reads no row.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from reprune.errors import InputError
+from reprune.model.wellformed import read_json
+
+STATE = "state.json"  # of a data set, and of each split of a dictionary of them
+
+_SPLITS = "dataset_dict.json"  # of a dictionary
+
+
+def saved_files(folder: Path, config: str | None, split: str | None, usual: str, label: str) -> tuple[Path, ...] | None:
+    """The files of a split in the order of their rows; None where the folder was not saved so.
+
+    `config` and `split` are as they were named: several splits are joined by +, and `all` is every one. Where none is
+    named, it is `usual` of a dictionary; a data set that was saved alone has no other. `label` is what messages call
+    the place.
+
+    Raises InputError if there is no such configuration or split, or it has no files.
+    """
+    files = _shards(folder)
+    if files is None:
+        names = _listed(folder / _SPLITS, "splits")
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            return None
+        files = _files_of(folder, names, split or usual, label)
+    if config not in (None, "default"):
+        raise InputError(
+            f"{label}: expected no configuration, as saved data sets have none, but got {config!r}; leave it out"
+        )
+    if not files:  # as an empty data set has
+        raise InputError(f"{label}: expected at least one row of text, but there is none; give another")
+    return tuple(files)
+
+
+def _files_of(folder: Path, names: list[str], wanted: str, label: str) -> list[Path]:
+    """The files of the wanted splits of a dictionary of these names."""
+    files: list[Path] = []
+    for name in names if wanted == "all" else [part.strip() for part in wanted.split("+")]:
+        if name not in names:
+            raise InputError(
+                f"{label}: expected a split that was saved there ({', '.join(names) or 'none'}), but got {name!r}; "
+                "name one as in FOLDER::SPLIT"
+            )
+        if (shards := _shards(folder / name)) is None:
+            raise InputError(
+                f"{label}: expected {name}/{STATE} to list the split's files, but it does not; save the data set again"
+            )
+        files.extend(shards)
+    return files
+
+
+def _shards(folder: Path) -> list[Path] | None:
+    """The files of one data set; None where none was saved there."""
+    files = _listed(folder / STATE, "_data_files")
+    try:
+        return None if files is None else [folder / file["filename"] for file in files]
+    except (KeyError, TypeError):
+        return None
+
+
+def _listed(file: Path, key: str) -> Any:
+    """What a file of JSON has under a key; None where there is neither."""
+    try:
+        content = read_json(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content.get(key) if isinstance(content, dict) else None

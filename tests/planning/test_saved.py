@@ -1,0 +1,71 @@
+"""Of a folder that `save_to_disk` has written the files on its own lists are read, and no others beside them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import datasets
+import pytest
+
+from reprune.errors import InputError
+from reprune.planning.sources import load_documents
+
+
+def test_a_data_set_that_was_saved_is_read_as_one_split(tmp_path: Path) -> None:
+    for name in ("saved", "saved[1]"):
+        rows = datasets.Dataset.from_list([{"text": f"text {index}", "body": "b"} for index in range(4)])
+        rows.save_to_disk(str(tmp_path / name), num_shards=2)
+        (tmp_path / name / "cache-0123.arrow").write_bytes(b"of a map over it")
+        for split in ("train", "test"):
+            found = load_documents(f"{tmp_path}/{name}", split)  # type: ignore[arg-type]  # one of Split
+            assert (list(found), found.name) == ([f"text {index}" for index in range(4)], name)
+        assert list(load_documents(f"{tmp_path}/{name}:::body", "train")) == ["b"] * 4
+
+
+def test_of_several_splits_each_is_read_without_the_caches_beside_it(tmp_path: Path) -> None:
+    folder = tmp_path / "saved[1]"
+    texts = {"train_sft": ["a", "b"], "train_gen": ["c"], "test": ["d"]}
+    splits = {name: datasets.Dataset.from_dict({"text": rows}) for name, rows in texts.items()}
+    datasets.DatasetDict(splits).save_to_disk(str(folder))
+    for name in texts:
+        rows = (folder / name / "data-00000-of-00001.arrow").read_bytes()
+        (folder / name / "cache-0123.arrow").write_bytes(rows)  # as a map over them leaves it
+    assert list(load_documents(str(folder), "test")) == ["d"]
+    for named, expected in (("train_sft", "ab"), ("train_gen + test", "cd"), ("all", "abcd")):
+        assert list(load_documents(f"{folder}::{named}", "train")) == list(expected)
+    for named in ("", "::train", "::test+train"):
+        with pytest.raises(InputError, match=r"there \(train_sft, train_gen, test\), but got 'train'; name one"):
+            load_documents(f"{folder}{named}", "train")
+    with pytest.raises(InputError, match=r"expected no configuration, .* but got 'more'; leave it out"):
+        load_documents(f"{folder}:more", "test")
+    (folder / "test" / "state.json").unlink()
+    with pytest.raises(InputError, match=r"expected test/state\.json to list the split's files"):
+        load_documents(str(folder), "test")
+
+
+def test_a_split_is_one_place_by_its_name_and_by_its_folder(tmp_path: Path) -> None:
+    datasets.DatasetDict(train=datasets.Dataset.from_dict({"text": ["a"]})).save_to_disk(str(tmp_path))
+    found = {load_documents(f"{tmp_path}{named}", "train").place for named in ("", "::train", ":default", "/train")}
+    assert len(found) == 1
+
+
+def test_shards_of_an_earlier_save_are_left_aside(tmp_path: Path) -> None:
+    rows = datasets.Dataset.from_dict({"text": ["a", "b"]})
+    for shards in (2, 1):
+        rows.save_to_disk(str(tmp_path), num_shards=shards)
+    assert list(load_documents(str(tmp_path), "train")) == ["a", "b"]
+
+
+def test_a_saved_data_set_without_rows_is_refused(tmp_path: Path) -> None:
+    datasets.Dataset.from_dict({"text": []}).save_to_disk(str(tmp_path / "saved"))
+    with pytest.raises(InputError, match=r"source 'saved': expected at least one row of text, but there is none"):
+        load_documents(str(tmp_path / "saved"), "train")
+
+
+def test_a_folder_with_a_state_of_its_own_is_no_saved_one(tmp_path: Path) -> None:
+    (tmp_path / "state.json").write_text("[]")
+    (tmp_path / "train.txt").write_text("a")
+    assert list(load_documents(str(tmp_path), "train")) == ["a"]
+    (tmp_path / "train.txt").rename(tmp_path / "train.jsonl").write_text('{"text": "a"}')
+    with pytest.raises(InputError, match=r"expected a folder without a state\.json of its own, .*; rename that"):
+        load_documents(str(tmp_path), "train")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import datasets
@@ -47,6 +48,20 @@ def test_a_split_is_one_place_by_its_name_and_by_its_folder(tmp_path: Path) -> N
     datasets.DatasetDict(train=datasets.Dataset.from_dict({"text": ["a"]})).save_to_disk(str(tmp_path))
     found = {load_documents(f"{tmp_path}{named}", "train").place for named in ("", "::train", ":default", "/train")}
     assert len(found) == 1
+
+
+@pytest.mark.parametrize(("named", "own"), [(None, "train"), (datasets.Split.VALIDATION, "validation")])
+def test_a_data_set_that_was_saved_alone_has_no_split_but_its_own(
+    tmp_path: Path, named: datasets.NamedSplit | None, own: str
+) -> None:
+    datasets.Dataset.from_dict({"text": ["a"]}, split=named).save_to_disk(str(tmp_path))
+    found = {load_documents(f"{tmp_path}{part}", "test").place for part in ("", f"::{own}", "::all", ":::text")}
+    assert len(found) == 1
+    for other in ("test", f"{own}+test"):
+        with pytest.raises(
+            InputError, match=rf"expected '{own}', the only split .* got '{re.escape(other)}'; leave it"
+        ):
+            load_documents(f"{tmp_path}::{other}", "train")
 
 
 def test_shards_of_an_earlier_save_are_left_aside(tmp_path: Path) -> None:

@@ -20,13 +20,19 @@ def saved_files(folder: Path, config: str | None, split: str | None, usual: str,
     """The files of a split in the order of their rows; None where the folder was not saved so.
 
     `config` and `split` are as they were named: several splits are joined by +, and `all` is every one. Where none is
-    named, it is `usual` of a dictionary; a data set that was saved alone has no other. `label` is what messages call
-    the place.
+    named, it is `usual` of a dictionary, and the only one of a data set that was saved alone, which is `train` where
+    it has no name. `label` is what messages call the place.
 
     Raises InputError if there is no such configuration or split, or it has no files.
     """
     files = _shards(folder)
-    if files is None:
+    if files is not None:
+        own = _listed(folder / STATE, "_split") or "train"
+        if split not in (None, "all", own):
+            raise InputError(
+                f"{label}: expected {own!r}, the only split that was saved there, but got {split!r}; leave it out"
+            )
+    else:
         names = _listed(folder / _SPLITS, "splits")
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             return None

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -229,7 +230,7 @@ def test_an_answer_that_is_no_completion_is_named(strange: object, monkeypatch: 
         pass
     answers: list[object] = [completion("a"), strange, completion(" man"), strange, strange]
     monkeypatch.setattr("reprune.doors.generation.endpoint._RETRIES", 1)
-    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    monkeypatch.setattr("reprune.doors.generation.endpoint._PAUSE", 0.0)
     with answering(lambda request: answers.pop(0)) as author:
         assert [one.text for one in author.write([(70, 71)], 0)] == [tiny.tokenizer().decode([70, 71]) + " man"]
         with pytest.raises(EndpointError, match=rf"{message} What is written is kept"):
@@ -255,6 +256,27 @@ def test_a_server_that_hangs_is_said_to_have_been_asked_so_often(monkeypatch: py
     with pytest.raises(InputError, match=r"gave no answer in 0 seconds, 2 times; take a shorter"), answering(hang):
         pass
     assert len(asked) == 2
+
+
+def test_an_interrupt_waits_for_no_answer() -> None:
+    """Nor does Python as it ends, which waits for threads that are no daemons."""
+    main, before = threading.main_thread(), threading.enumerate()
+    over, answered = threading.Event(), threading.Event()
+
+    def answer(request: dict[str, Any]) -> object:
+        if "seed" in request:
+            assert main.ident is not None
+            signal.pthread_kill(main.ident, signal.SIGINT)
+            over.wait(30)
+            answered.set()
+        return completion(" man")
+
+    with answering(answer) as author:
+        with pytest.raises(KeyboardInterrupt):
+            author.write([(70, 71)], 0)
+        assert not answered.is_set()
+        assert all(one.daemon for one in threading.enumerate() if one not in before)
+        over.set()
 
 
 @pytest.mark.parametrize("url", ["http://[::1", "http://localhost:port/v1"])

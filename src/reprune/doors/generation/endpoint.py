@@ -10,9 +10,10 @@ import importlib.util
 import math
 import os
 import re
-import time
+import threading
+from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import suppress
 from typing import Any, final
 
@@ -24,6 +25,8 @@ from reprune.planning.generation.settings import PREFIX, Generation
 
 _RETRIES = 6  # the client waits longer before each, up to some 8 seconds
 _SECONDS = 600.0  # for one text
+_PAUSE = 0.5  # seconds after an answer that is none, doubled each time up to _LONGEST
+_LONGEST = 8.0
 _KEY = "OPENAI_API_KEY"
 
 
@@ -177,25 +180,38 @@ class EndpointAuthor(Author):
         """The server's answers, in order."""
         import openai
 
+        asked: list[Future[Any]] = [Future() for _ in prompts]
+        left = deque(zip(asked, prompts, options, strict=True))
+        unwanted = threading.Event()
+
         def ask(prompt: str, more: dict[str, Any]) -> Any:
             for attempt in range(_RETRIES):
                 with suppress(_Strange):  # the client itself asks again after errors
                     return self._choice(prompt, **more)
-                time.sleep(min(2**attempt / 2, 8))
+                if unwanted.wait(min(_PAUSE * 2**attempt, _LONGEST)):
+                    break
             return self._choice(prompt, **more)
 
-        with ThreadPoolExecutor(self._concurrency) as pool:
-            asked = [pool.submit(ask, *pair) for pair in zip(prompts, options, strict=True)]
-            try:
-                answers = []
-                for one in asked:
-                    answers.append(one.result())
-                    done(len(answers))
-            except (openai.OpenAIError, _Strange) as error:
-                raise EndpointError(f"{self._said(error)} What is written is kept; the same command goes on.") from None
-            finally:
-                for one in asked:
-                    one.cancel()
+        def work() -> None:
+            with suppress(IndexError):  # none is left
+                while not unwanted.is_set():
+                    answer, prompt, more = left.popleft()
+                    try:
+                        answer.set_result(ask(prompt, more))
+                    except BaseException as error:
+                        answer.set_exception(error)
+
+        try:
+            for _ in range(min(self._concurrency, len(prompts))):
+                threading.Thread(target=work, daemon=True).start()  # Python waits for those of an executor as it ends
+            answers = []
+            for one in asked:
+                answers.append(one.result())
+                done(len(answers))
+        except (openai.OpenAIError, _Strange) as error:
+            raise EndpointError(f"{self._said(error)} What is written is kept; the same command goes on.") from None
+        finally:
+            unwanted.set()
         return answers
 
     def _ids(self, text: str) -> Ids:

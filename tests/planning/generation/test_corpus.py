@@ -253,3 +253,17 @@ def test_a_file_that_lost_its_texts_is_not_said_to_be_whole(left: int | None, tm
     for name in ("self.jsonl", "self.rejected.jsonl", "self.manifest.json"):
         (tmp_path / name).unlink(missing_ok=True)
     assert list(whole(path).kept_lines()) == [one for found in ROUNDS for one in found.kept]
+
+
+@pytest.mark.parametrize("left", [None, 20])
+def test_a_whole_file_stays_whole_where_more_texts_are_refused(left: int | None, tmp_path: Path) -> None:
+    corpus = whole(tmp_path / "self.jsonl")
+    content = corpus.rejected.read_bytes()
+    corpus.rejected.unlink()
+    if left is not None:
+        corpus.rejected.write_bytes(content[:left])
+    before = files(tmp_path)
+    with pytest.raises(InputError, match=r"self\.rejected\.jsonl: gone, or shorter than it was; remove it and"):
+        Corpus(corpus.path).open(MADE_BY, 6)
+    assert files(tmp_path) == before
+    assert Corpus(corpus.path).finished() is not None

@@ -103,6 +103,7 @@ class Corpus:
                 write_text(self._rounds, json.dumps({"made_by": made_by}) + "\n")
                 return
             self.check(finished["made_by"], made_by, finished["texts"], samples)
+            self._require_bytes(self.rejected, finished["last_rounds"][-1]["rejected_bytes"])
             lines = [{"made_by": made_by}, *finished["last_rounds"]]
             write_text(self._rounds, "".join(json.dumps(line) + "\n" for line in lines))
         head, *lines = self._finished_rounds()

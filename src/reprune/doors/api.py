@@ -213,9 +213,9 @@ def _prune(recipe: Recipe, out: Path, watcher: Watcher, shared: Shared | None, r
 def resume(
     out: str | os.PathLike[str], *, watcher: Watcher | None = None, ranks: Ranks | None = None
 ) -> dict[str, Any]:
-    """Go on with a run that was interrupted; the result is the same, bit by bit, as without the interruption.
+    """Go on with a run that was interrupted; on a CPU the result is the same, bit by bit, as without the interruption.
 
-    That is so where as many ranks do it; with another number of them sums are made in another order.
+    That is so where as many ranks do it; with another number of them, and on a GPU, sums are made in another order.
 
     Args:
         out: the folder of the run.

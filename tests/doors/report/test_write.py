@@ -313,7 +313,7 @@ def test_a_run_of_several_processes_is_told_as_that(tmp_path: Path) -> None:
     assert "Of the windows' time, exchange between processes 30.0 %, waiting included" in text
     assert "Peak memory of the largest process 2.00 GB Peak memory of the fullest device 3.00 GB" in text
     assert "3.00 GB on the fullest device" in text
-    assert "versions, kind of device and number of processes, it gives the same weights" in text
+    assert "number of processes, on the same CPU with as many threads, it gives the same weights; on a GPU they" in text
     assert "torchrun --nproc-per-node 2 -m reprune prune tiny-llama" in text
     gone_on = run_record(2, windows=[shared(0, 1.0, 3.0), fitted(1)])
     text = page(tmp_path / "b", gone_on).text

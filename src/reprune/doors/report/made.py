@@ -77,9 +77,9 @@ def run_made(run: Run) -> Section:
         "made",
         "How it was made",
         intro=(
-            "The recipe decides the result: with the same model, data, versions, kind of device and number of "
-            "processes, it gives the same weights. It is in the result's folder as recipe.yaml; files are named "
-            "without their folders here.",
+            "The recipe decides the result: with the same model, data, versions and number of processes, on the same "
+            "CPU with as many threads, it gives the same weights; on a GPU they may differ by rounding. It is in the "
+            "result's folder as recipe.yaml; files are named without their folders here.",
         ),
         pairs=[*_model(run.model), *_data(run.data), *_made_with(run.versions, run.machine), *processes_of(run)],
         tables=_sources([("", run.data)]),

@@ -59,3 +59,10 @@ def test_the_parts_of_a_block_are_compared() -> None:
 )
 def test_one_result_is_compared_with_nothing(cells: list[Any], words: str) -> None:
     assert judged(*cells).headline == words
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_windows_of_parts_are_counted_too(whole: bool) -> None:
+    cells = [cell("wanda", "BR", only=only, name=only) for only in (["all"] if whole else []) + ["attention", "mlp"]]
+    windows = sum(len(one["windows"]) for one in cells)
+    assert f"of {windows} trained windows of all cells overfitted" in said(judged(*cells))

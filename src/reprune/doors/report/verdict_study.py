@@ -280,7 +280,7 @@ def _seconds(cell: Cell) -> Value:
 
 
 def _guard(rows: Rows) -> Iterator[str]:
-    windows = [window for window in windows_of(list(rows.rows)) if window.epochs]
+    windows = [window for window in windows_of((*rows.rows, *rows.parts)) if window.epochs]
     if not windows:
         return
     overfitted = sum(rise.kind == "overfits" for rise in rises(windows))

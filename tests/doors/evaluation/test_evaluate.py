@@ -229,7 +229,8 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
             TaskScore("boolq", "acc", 0.6201, 0.0085, 3270, "a" * 64, "validation"),
             TaskScore("arc_challenge", "acc", 0.25, None, 1, "b" * 64, "test"),
         )
-        return ZeroShot("llama", "float32", options["limit"], "zeroshot", "lm-eval 0.4.13", scores)
+        limit = options["limit"]
+        return ZeroShot("llama", "f" * 64, "float32", "float32", limit, "zeroshot", "lm-eval 0.4.13", scores)
 
     monkeypatch.setattr(zeroshot, "zero_shot", zero_shot)
     return calls
@@ -242,7 +243,7 @@ def test_zero_shot_alone(cli: Cli, asked: list[Any]) -> None:
         ("llama", ["boolq,arc_challenge"], {"data": None, "limit": None, "device": "cpu", "precision": "auto"})
     ]
     assert said.out.splitlines()[1:3] == [
-        "zero-shot  llama, products in float32",
+        "zero-shot  llama, fingerprint ffffffffffff; products in float32",
         "data       zeroshot, all rows; lm-eval 0.4.13",
     ]
     rows = [re.split(r"  +", line.strip()) for line in said.out.splitlines()[4:]]

@@ -22,6 +22,7 @@ from reprune.doors.zeroshot.accuracy import PAPER, TASKS, TaskScore, ZeroShot, z
 from reprune.doors.zeroshot.rows import LAYOUTS
 from reprune.doors.zeroshot.tasks import load_tasks, quiet_harness
 from reprune.errors import InputError, NumericalError
+from reprune.model.checkpoint import Checkpoint
 from tests import tiny
 
 WORDS = tiny.LICENCE.split()  # hundreds of them, whatever the Python
@@ -76,7 +77,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(model: Path, tasks: Any, data: Path | None, **options: Any) -> ZeroShot:
+def run(model: Path | str, tasks: Any, data: Path | None, **options: Any) -> ZeroShot:
     return zero_shot(model, tasks, data=data, device="cpu", precision="float32", **options)
 
 
@@ -114,7 +115,9 @@ def test_a_record_says_all_that_decides_it(llama: Path, data: Path) -> None:
     (arc, boolq) = load_tasks(["arc_easy", "boolq"], {name: LAYOUTS[name].read(data) for name in TASKS}, 4)
     assert record == {
         "model": "llama",
+        "fingerprint": Checkpoint(llama).fingerprint(),
         "precision": "float32",
+        "weights_dtype": "float32",
         "limit": 4,
         "data": "zeroshot",
         "harness": f"lm-eval {importlib.metadata.version('lm_eval')}",
@@ -150,7 +153,7 @@ def test_one_row_has_no_error(llama: Path, data: Path) -> None:
 
 def test_the_mean_is_of_tasks_not_of_rows() -> None:
     tasks = tuple(TaskScore(name, "acc", value, 0.1, n, "", "test") for name, value, n in (("a", 1, 9), ("b", 0, 1)))
-    assert ZeroShot("m", "float32", None, "hub", "", tasks).mean == 0.5
+    assert ZeroShot("m", "", "float32", "float32", None, "hub", "", tasks).mean == 0.5
 
 
 @pytest.mark.parametrize(
@@ -242,6 +245,17 @@ def test_prompts_that_are_cut_are_said(llama: Path, part: Path) -> None:
     said: list[str] = []
     run(llama, ["rte"], part, notify=said.append)
     assert said == [f"2 of 2 requests were cut at their start: llama takes {tiny.POSITIONS} tokens"]
+
+
+def test_a_model_of_the_hub_is_called_by_its_id(llama: Path, part: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(door, "locate_model", lambda *_, **__: llama)
+    (part / "rte_dev.jsonl").write_text(
+        json.dumps({"premise": " ".join(WORDS[:300]), "hypothesis": "b", "label": "entailment"}), encoding="utf-8"
+    )
+    said: list[str] = []
+    result = run("organization/name", ["rte"], part, notify=said.append)  # its folder's name is a commit's hash
+    assert result.model == "organization/name"
+    assert said == [f"2 of 2 requests were cut at their start: organization/name takes {tiny.POSITIONS} tokens"]
 
 
 def test_progress_is_of_requests(llama: Path, part: Path) -> None:

@@ -58,7 +58,7 @@ def show_zero_shot(result: ZeroShot, quiet: bool) -> None:
     if quiet:
         output.print(f"{result.mean:.4f}")
         return
-    output.print(f"zero-shot  {result.model}, products in {result.precision}")
+    output.print(f"zero-shot  {result.model}, fingerprint {result.fingerprint[:_HEX]}; products in {result.precision}")
     first = "all rows" if result.limit is None else f"the first {result.limit} rows of each task"
     output.print(f"data       {result.data}, {first}; {result.harness}")
     table = Table(box=None, pad_edge=False, header_style="bold")

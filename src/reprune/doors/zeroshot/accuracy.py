@@ -17,14 +17,17 @@ import torch
 
 from reprune.doors.devices import DTYPES, in_precision, settle_device
 from reprune.doors.evaluation.perplexity import load_model
+from reprune.doors.evaluation.protocols import model_name
 from reprune.doors.zeroshot.rows import LAYOUTS, Row
 from reprune.doors.zeroshot.tasks import Task, load_tasks, quiet_harness, require_harness
 from reprune.errors import InputError
 from reprune.model.block import Precision
+from reprune.model.checkpoint import Checkpoint
 from reprune.model.full_speed import full_speed
 from reprune.model.local import local_path
 from reprune.model.locate import locate_model
 from reprune.model.undisturbed import undisturbed
+from reprune.model.whole import weights_dtype
 from reprune.planning.tokenizer import load_tokenizer
 
 TASKS = tuple(LAYOUTS)
@@ -62,7 +65,9 @@ class ZeroShot:
     """A model's zero-shot accuracies, with all that decides them, so that no two are compared by mistake."""
 
     model: str
-    precision: str
+    fingerprint: str  # of the model's configuration and weights
+    precision: str  # of the products
+    weights_dtype: str  # in which the weights are saved
     limit: int | None  # rows of each task, from its start; None is all
     data: str  # the name of the folder that rows came from, or "hub"
     harness: str
@@ -75,9 +80,8 @@ class ZeroShot:
 
     def record(self) -> dict[str, Any]:
         """All of it, for JSON."""
-        whole = {"model": self.model, "precision": self.precision, "limit": self.limit, "data": self.data}
-        tasks = {task.task: task.record() for task in self.tasks}
-        return {**whole, "harness": self.harness, "mean": self.mean, "tasks": tasks}
+        whole = {key: value for key, value in vars(self).items() if key != "tasks"}
+        return {**whole, "mean": self.mean, "tasks": {task.task: task.record() for task in self.tasks}}
 
 
 @undisturbed()
@@ -123,13 +127,16 @@ def zero_shot(
             return products, likelihoods, likelihoods.loglikelihood(asked, disable_tqdm=True)
 
         products, likelihoods, answers = in_precision(precision, where, answered, notify)
+    name = model_name(model, folder)
     if likelihoods.cut:
-        taken = f"{folder.name} takes {likelihoods.max_length} tokens"
+        taken = f"{name} takes {likelihoods.max_length} tokens"
         notify(f"{likelihoods.cut} of {len(answers)} requests were cut at their start: {taken}")
     following = iter(answers)
     return ZeroShot(
-        model=folder.name,
+        model=name,
+        fingerprint=Checkpoint(folder).fingerprint(),
         precision=products,
+        weights_dtype=weights_dtype(folder),
         limit=limit,
         data="hub" if data is None else Path(data).resolve().name,
         harness=f"lm-eval {importlib.metadata.version('lm_eval')}",

@@ -277,6 +277,14 @@ def test_a_continuation_that_no_model_takes_is_refused(tmp_path: Path) -> None:
         ours(tiny.build("llama"), ask([("a", TEXT[:3000])]))
 
 
+def test_tokens_without_a_row_in_the_embedding_are_refused() -> None:
+    config = tiny.CONFIGS["llama"]()
+    config.vocab_size = 100
+    model = tf.AutoModelForCausalLM.from_config(config)
+    with pytest.raises(InputError, match=r"its tokenizer yields the id \d+, but its embedding has only 100 rows"):
+        ours(model, ask([("a", " the")]))
+
+
 @pytest.mark.parametrize("more", [0, 1])
 def test_a_request_that_just_fits_is_not_cut(more: int) -> None:
     requests = ask([("x" * (tiny.POSITIONS - 1 + more), "x")])  # with BOS, and the last token is not run

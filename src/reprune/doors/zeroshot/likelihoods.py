@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from itertools import chain
+from pathlib import Path
 from typing import Any, final
 
 import torch
@@ -17,6 +19,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache
 
+from reprune.doors.prepare import check_ids
 from reprune.errors import InputError, NumericalError
 from reprune.model.block import Precision
 from reprune.model.head import find_decoder
@@ -86,6 +89,9 @@ class Likelihoods(HFLM):  # type: ignore[misc]  # lm-eval has no type informatio
     ) -> list[tuple[float, bool]]:
         """The log-likelihood of each continuation, and whether each token of it is the likeliest; in order."""
         del disable_tqdm, override_bs
+        largest = max((token for _, *parts in requests for token in chain(*parts)), default=0)
+        rows = len(self.model.get_input_embeddings().weight)
+        check_ids(Path(self.tokenizer.name_or_path).name, torch.tensor(largest), rows)
         if self._decoder is None:
             return self._whole(requests)
         by_context: dict[Tokens, list[tuple[int, Tokens]]] = {}

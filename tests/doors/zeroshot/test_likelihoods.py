@@ -285,6 +285,21 @@ def test_tokens_without_a_row_in_the_embedding_are_refused() -> None:
         ours(model, ask([("a", " the")]))
 
 
+def test_a_tokenizer_that_names_neither_bos_nor_eos_begins_a_text_with_nothing() -> None:
+    model = tiny.build("llama")
+    nameless = tf.PreTrainedTokenizerFast(tokenizer_object=tiny.tokenizer(bos=False).backend_tokenizer)
+    named = tf.PreTrainedTokenizerFast(tokenizer_object=nameless.backend_tokenizer, eos_token="</s>")
+    requests = [request for request in REQUESTS if request.args[0]]
+    with quiet_harness():
+        answers, expected = (
+            Likelihoods(model, tokenizer, FLOAT32).loglikelihood(requests, disable_tqdm=True)
+            for tokenizer in (nameless, named)
+        )
+        assert answers == expected
+        with pytest.raises(InputError, match=r"neither a bos_token nor an eos_token .*; name one in tokenizer_config"):
+            Likelihoods(model, nameless, FLOAT32).loglikelihood(ask([("", "the")]), disable_tqdm=True)
+
+
 @pytest.mark.parametrize("more", [0, 1])
 def test_a_request_that_just_fits_is_not_cut(more: int) -> None:
     requests = ask([("x" * (tiny.POSITIONS - 1 + more), "x")])  # with BOS, and the last token is not run

@@ -80,6 +80,25 @@ class Likelihoods(HFLM):  # type: ignore[misc]  # lm-eval has no type informatio
         self._kept_name = None if self._decoder is None else cache_argument(self._decoder)
         self._tried = False
 
+    @property
+    def prefix_token_id(self) -> int:
+        """What stands for an empty context: BOS or else EOS."""
+        if self._names_no_prefix():
+            raise InputError(
+                f"{self.tokenizer.name_or_path}: its tokenizer has neither a bos_token nor an eos_token to begin a text "
+                "without a context with; name one in tokenizer_config.json."
+            )
+        return int(super().prefix_token_id)
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **options: Any) -> list[int]:
+        """The harness's, but for a tokenizer without BOS and EOS, as it looks whether a text begins with them."""
+        if add_special_tokens is None and self._names_no_prefix():
+            return list(self.tokenizer.encode(string))
+        return list(super().tok_encode(string, add_special_tokens, **options))
+
+    def _names_no_prefix(self) -> bool:
+        return self.tokenizer.bos_token_id is None and self.tokenizer.eos_token_id is None
+
     @torch.no_grad()
     def _loglikelihood_tokens(
         self,

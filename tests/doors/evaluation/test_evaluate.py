@@ -316,5 +316,7 @@ def test_a_text_that_was_calibrated_on_is_noticed(cli: Cli, here: Path) -> None:
     ]
     held, other, dense = (record["calibration_overlap"] for record in records)
     assert (held > 0.02, other < 0.02, dense) == (True, True, None)
+    short = reprune.evaluate("out", "text.txt", seqlen=8, device="cpu")  # than any passage
+    assert short.calibration_overlap == pytest.approx(held, abs=0.05)
     (here / "out" / "reprune.json").write_text("{}")
     assert "note:" not in cli("evaluate", "out", "--text", "text.txt", *cut).out

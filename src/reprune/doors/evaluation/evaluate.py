@@ -59,7 +59,7 @@ def evaluate(
     folder = locate_model(os.fspath(model), notify=notify)
     where = settle_device(device)
     windows = cut_text(folder, open_text(text), cut, trust_remote_code)
-    share = _calibrated_on(folder, windows.ids)
+    share = _calibrated_on(folder, windows.running)
     if share is not None and share >= _TOLD:
         notify(f"note: the text holds {share:.0%} of what this model was calibrated on,")
         notify("      so on other text its perplexity may well be higher")
@@ -84,7 +84,7 @@ def evaluate(
 
 
 def _calibrated_on(folder: Path, ids: Tensor) -> float | None:
-    """The share of what a model was calibrated on that is in a text (windows, tokens); None where nothing is known."""
+    """The share of what a model was calibrated on that is in a text (1, tokens); None where nothing is known."""
     try:
         record = read_json((folder / RECORD).read_text(encoding="utf-8"))
         return overlap(record["sketch"], ids)

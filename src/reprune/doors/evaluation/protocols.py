@@ -19,6 +19,7 @@ from reprune.planning.paths import local_name
 from reprune.planning.samples import evaluation_windows
 from reprune.planning.sources import load_documents, parse_source
 from reprune.planning.tokenizer import load_tokenizer
+from reprune.planning.tokens import beginning
 
 CUSTOM = "custom"  # what is measured by no protocol's name is called
 
@@ -114,6 +115,12 @@ class CutText:
     text_sha256: str
     protocol: str
     bos: bool  # whether each window begins with the beginning-of-sequence token
+    beginning: int  # tokens at the start of each window that are not the text's
+
+    @property
+    def running(self) -> Tensor:
+        """The text's own tokens, (1, all of them), as each window goes on where the one before it ends."""
+        return self.ids[:, self.beginning :].reshape(1, -1)
 
     def record(self) -> dict[str, Any]:
         """All of it but the tokens, under the names that measurements have it by."""
@@ -152,7 +159,7 @@ def cut_text(folder: Path, documents: Documents, cut: Cut, trust_remote_code: bo
             f"give a longer text, or --seqlen {seqlen}."
         )
     bos = tokenizer.bos_token_id is not None and bool((ids[:, 0] == tokenizer.bos_token_id).all())
-    return CutText(ids, documents.name, text_sha256(documents), protocol, bos)
+    return CutText(ids, documents.name, text_sha256(documents), protocol, bos, len(beginning(tokenizer)))
 
 
 def model_name(model: str | os.PathLike[str], folder: Path) -> str:

@@ -132,6 +132,19 @@ def test_in_float32_gradients_are_those_of_the_plain_linear(bias: bool) -> None:
         torch.testing.assert_close(one.grad, twin)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(12,), (5, 12), (2, 5, 12), (2, 3, 5, 12)])
+def test_what_is_put_out_may_be_worked_on_in_place(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    module, inputs = _linear(7, 12, bias=True), _drawn(*shape).requires_grad_()
+    gradients = []
+    for in_place in (False, True):
+        with _in(dtype):
+            outputs = module(inputs)
+            loss = outputs.relu_().float().sum() if in_place else outputs.relu().float().sum()
+        gradients.append(torch.autograd.grad(loss, (inputs, *module.parameters())))
+    assert all(torch.equal(one, twin) for one, twin in zip(*gradients, strict=True))
+
+
 @contextmanager
 def _in(dtype: torch.dtype) -> Iterator[FittedLinears]:
     with torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32), FittedLinears() as linears:

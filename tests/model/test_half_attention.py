@@ -151,6 +151,17 @@ def test_shares_are_kept_for_the_gradients_only_where_a_sample_has_few(
     assert ((8, 16, 16) in seen) == kept
 
 
+def test_what_is_put_out_may_be_worked_on_in_place() -> None:
+    query = _drawn(2, 4, 6, 8).requires_grad_()
+    gradients = []
+    for in_place in (False, True):
+        with torch.autocast("cpu", dtype=torch.bfloat16), HalfAttention():
+            outputs = scaled_dot_product_attention(query, query, query, is_causal=True)
+        loss = outputs.relu_().sum() if in_place else outputs.relu().sum()
+        gradients += torch.autograd.grad(loss, query)
+    assert torch.equal(*gradients)
+
+
 _KERNEL = scaled_dot_product_attention
 _HEADS = _drawn(2, 4, 6, 8)
 

@@ -92,7 +92,9 @@ class _Linear(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(cast, weight, scale)
         ctx.dtypes = inputs.dtype, None if bias is None else bias.dtype
-        return linear(cast, weight.to(cast.dtype), None if bias is None else bias.to(cast.dtype))
+        outputs: Tensor = linear(cast, weight.to(cast.dtype), None if bias is None else bias.to(cast.dtype))
+        # Of a linear with a bias they may be a view, on which nothing could be done in place.
+        return torch.ops.aten._unsafe_view(outputs, outputs.shape)  # type: ignore[no-any-return]
 
     @staticmethod
     def backward(ctx: Any, *outer: Any) -> Any:

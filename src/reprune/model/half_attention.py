@@ -51,10 +51,12 @@ def _attention(
         )
     half = torch.get_autocast_dtype("cpu")
     mask = None if attn_mask is None else _additive(attn_mask, half)
+    samples, heads, keys, size = key.shape
+    scale = size**-0.5 if scale is None else scale
+    shape = _Shape(samples, heads, query.shape[1] // heads, query.shape[2], keys, is_causal, scale, half)
     with torch.autocast("cpu", enabled=False):
-        return _Attention.apply(  # type: ignore[no-untyped-call]  # PyTorch's own
-            query, key, value, mask, is_causal, query.shape[-1] ** -0.5 if scale is None else scale, half
-        )
+        rows = _Attention.apply(query, key, value, mask, shape)  # type: ignore[no-untyped-call]  # PyTorch's own
+    return shape.of_rows(rows)  # not in `_Attention`: a view that it puts out could not be worked on in place
 
 
 def _are_ours(query: Tensor, key: Tensor, value: Tensor, grouped: bool) -> bool:
@@ -159,30 +161,25 @@ class _Attention(torch.autograd.Function):
         key: Tensor,
         value: Tensor,
         mask: Tensor | None,
-        causal: bool,
-        scale: float,
-        half: torch.dtype,
+        shape: _Shape,
     ) -> Tensor:
-        samples, heads, keys, _ = key.shape
-        shape = _Shape(samples, heads, query.shape[1] // heads, query.shape[2], keys, causal, scale, half)
         rows, key_rows, values = shape.rows(query), shape.of_keys(key), shape.of_keys(value)
         outputs = rows.new_empty(*rows.shape[:2], values.shape[-1])
         kept = []
         for part in shape.parts(mask):
-            shares = _shares(part, rows, key_rows, scale)
+            shares = _shares(part, rows, key_rows, shape.scale)
             outputs[part.units, part.rows] = torch.bmm(shares, values[part.units, part.keys])
             if shape.near:
                 kept.append(shares)
         ctx.save_for_backward(rows, key_rows, values, mask, *kept)
         ctx.shape, ctx.dtypes = shape, (query.dtype, key.dtype, value.dtype)
-        return shape.of_rows(outputs)
+        return outputs
 
     @staticmethod
     def backward(ctx: Any, *outer: Any) -> Any:
         shape: _Shape = ctx.shape
         rows, key_rows, values, mask, *kept = ctx.saved_tensors
-        (gradient,) = outer
-        by_outputs = shape.rows(gradient)
+        (by_outputs,) = outer
         by_rows = torch.empty_like(rows)
         sums = rows.dtype if shape.near else torch.float32  # of few tokens all rows are one part
         by_keys, by_values = (torch.zeros(one.shape, dtype=sums) for one in (key_rows, values))
@@ -199,7 +196,7 @@ class _Attention(torch.autograd.Function):
             by_keys.mul_(shape.scale).view(shape.samples, shape.heads, shape.keys, -1),
             by_values.view(shape.samples, shape.heads, shape.keys, -1),
         )
-        return *(one.to(dtype) for one, dtype in zip(found, ctx.dtypes, strict=True)), None, None, None, None
+        return *(one.to(dtype) for one, dtype in zip(found, ctx.dtypes, strict=True)), None, None
 
 
 def _shares(part: _Part, rows: Tensor, keys: Tensor, scale: float) -> Tensor:

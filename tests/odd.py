@@ -18,6 +18,7 @@ Quirk = Literal[
     "block buffer",  # a block multiplies by a saved buffer
     "outer buffer",  # the model multiplies by a saved buffer before its blocks
     "likely name",  # a module before the blocks has a name that begins with theirs
+    "of a class",  # the model asks of which class a block is before it calls it
     "shared linear",  # a linear of each block runs twice
     "beside, of tokens",  # blocks hand the next one a number of each token beside the states
     "by name, of tokens",  # the same, as an entry of a mapping that all are passed
@@ -161,6 +162,8 @@ class _Base(nn.Module):
                 return block(states)[0]
             case "keywords":
                 return block(x=states)
+            case "of a class":
+                return block(states, 0.5) if isinstance(block, _Block) else block(states)
             case "per sample":
                 return block(states, side=ids.unsqueeze(-1).float())
             case "per sample, nested":

@@ -261,6 +261,7 @@ def test_products_in_bfloat16_leave_weights_and_states_in_float32(name: str, fol
     [
         "",
         "tuples",
+        "of a class",
         "keywords",
         "block buffer",
         "outer buffer",

@@ -34,6 +34,11 @@ class _Recorder(nn.Module):
         self._returned = returned
         self._disturb = disturb
 
+    @property  # type: ignore[misc]  # nobody sets it
+    def __class__(self) -> type[Any]:
+        """The block's, as models may ask of which class it is before they call it."""
+        return type(self._original[0]) if "_original" in self.__dict__ else _Recorder
+
     def __getattr__(self, name: str) -> Any:
         # Models ask their blocks for such things as attention_type before they call them.
         try:

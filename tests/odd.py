@@ -30,6 +30,7 @@ Quirk = Literal[
     "stray matrix",  # a block holds a matrix that belongs to no linear
     "idle linear",  # a linear of each block never runs
     # what cannot be run block by block
+    "in place",  # blocks write into the states that they are given
     "per sample",  # blocks are given a tensor that depends on the tokens
     "per sample, nested",  # the same, within a dict
     "per sample, a number",  # the same, as a number
@@ -77,7 +78,7 @@ class _Block(nn.Module):
         inner = torch.relu(self.up(x))
         if self.quirk == "shared linear":
             inner = inner + self.up(torch.tanh(x))
-        out = x + self.down(inner)
+        out = x.add_(self.down(inner)) if self.quirk == "in place" else x + self.down(inner)
         if self.quirk == "stray matrix":
             out = out @ self.mixer
         if self.quirk == "block buffer":

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from reprune.errors import UnsupportedModelError
 from reprune.model.block import Block, Call, LinearGroup, Precision, many_passes
 from reprune.model.linears import Stack
 
@@ -69,6 +70,21 @@ def test_the_states_are_what_comes_first_in_what_a_block_returns(wrap: Any) -> N
     found = _block(Wrapped()).run(torch.ones(1, 2, 3), _FIRST)
     assert found.dtype == torch.float32
     assert torch.equal(found, torch.full((1, 2, 3), 2.0))
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize("recording", [True, False])
+def test_a_block_that_writes_into_the_states_that_it_is_given_is_refused(device: str, recording: bool) -> None:
+    class InPlace(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            x += 1
+            return x
+
+    with (
+        torch.set_grad_enabled(recording),
+        pytest.raises(UnsupportedModelError, match=r"InPlace: block 0 writes into .*'x = x \+ y'"),
+    ):
+        _block(InPlace()).run(_states().to(device), _FIRST)
 
 
 def test_linears_are_grouped_by_the_tensor_they_read_in_the_order_in_which_they_run() -> None:

@@ -77,6 +77,11 @@ def test_the_weights_to_be_pruned_are_counted(llama: Decoder) -> None:
     assert survey(llama, _HALF, Choice(exclude=("down_proj",))).pruned_weights == 3 * (per_block - 32 * 64)
 
 
+def test_blocks_that_write_into_the_states_that_they_are_given_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedModelError, match="block 0 writes into the hidden states that it is given"):
+        survey(Decoder(odd.save("in place", tmp_path)), _HALF, Choice())
+
+
 @pytest.mark.parametrize(
     ("exclude", "groups", "dense"),
     [

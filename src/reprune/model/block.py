@@ -12,7 +12,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from reprune.errors import HalfPrecisionError
+from reprune.errors import HalfPrecisionError, UnsupportedModelError
 from reprune.model.fitted_linears import FittedLinears
 from reprune.model.forms import PLAIN, Form
 from reprune.model.half_attention import HalfAttention
@@ -129,12 +129,21 @@ class Block:
         """Map a stream's states (batch, tokens, hidden) through the block; float32 in and out.
 
         `routing` records where tokens are sent, or decides it.
+
+        Raises:
+            UnsupportedModelError: the block writes into the states that it is given.
         """
         if not call.form.runs:
             return states
         args, kwargs = call.bind(states)
+        version = states._version
         with self.precision.on(self.device), self._ways(), routing or nullcontext():
             outputs = self.module(*args, **kwargs)
+        if states._version != version:
+            raise UnsupportedModelError(
+                f"{type(self.module).__name__}: block {self.index} writes into the hidden states that it is given, "
+                "which are needed as they are; where its code has 'x += y' of them, write 'x = x + y'."
+            )
         return call.form.leaving(outputs, kwargs, states)
 
     @contextmanager

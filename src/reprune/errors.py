@@ -33,6 +33,10 @@ class HalfPrecisionError(UnsupportedModelError):
         return type(self), (self.reason,)
 
 
+class ChangedError(RepruneError):
+    """A file that is read was changed by somebody else on the way (exit code 1)."""
+
+
 def out_of_memory(error: BaseException) -> str | None:
     """What an error says that comes of too little memory, of the host or of a GPU; None of any other error."""
     is_it = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"

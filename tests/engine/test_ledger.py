@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,7 +19,7 @@ import reprune
 from reprune.doors import api
 from reprune.engine.ledger import Ledger
 from reprune.engine.watcher import Watcher
-from reprune.errors import InputError
+from reprune.errors import ChangedError, InputError
 from reprune.model.checkpoint import Checkpoint
 from reprune.model.sealed import seal, unseal
 from reprune.planning.schedule import Window
@@ -44,6 +45,28 @@ class InterruptAt(Watcher):
     def window_done(self, window: Window, record: Mapping[str, Any]) -> None:
         if self._phase is None and window.index == self._window:
             raise Interrupted
+
+
+class ChangeAt(Watcher):
+    """Replaces a file by another right after a window is finished, or as what is left of the result is written."""
+
+    def __init__(self, file: Path, content: bytes, window: int | None) -> None:
+        self._file = file
+        self._content = content
+        self._window = window
+
+    def phase(self, window: Window | None, what: str) -> None:
+        if self._window is None and what == "writing the result":
+            self._replace()
+
+    def window_done(self, window: Window, record: Mapping[str, Any]) -> None:
+        if window.index == self._window:
+            self._replace()
+
+    def _replace(self) -> None:
+        new = self._file.with_name("new")
+        new.write_bytes(self._content)
+        new.replace(self._file)
 
 
 @pytest.fixture(scope="module")
@@ -165,6 +188,27 @@ def test_code_that_came_with_the_model_and_has_changed_is_not_run(
     (model / "config.json").unlink()
     with pytest.raises(InputError, match="the model that this run prunes is no longer there"):
         reprune.resume(tmp_path / "cut")
+
+
+@pytest.mark.parametrize(
+    ("name", "window", "done"),
+    [("model.safetensors", 0, 1), ("tokenizer_config.json", 0, 1), ("config.json", None, 3)],
+)
+def test_a_model_that_changes_on_the_way_ends_the_run_which_goes_on_with_what_was_there(
+    name: str, window: int | None, done: int, llama: Path, tmp_path: Path
+) -> None:
+    model = shutil.copytree(llama, tmp_path / "model")
+    before = (model / name).read_bytes()
+    prune(model, tmp_path / "whole", "LR")
+    other = before + b"\n" if name.endswith(".json") else before[:-1] + bytes([before[-1] ^ 1])
+    with pytest.raises(ChangedError, match=rf"{name}: was written to or replaced .* 'reprune resume DIR'"):
+        prune(model, tmp_path / "cut", "LR", ChangeAt(model / name, other, window))
+    assert reprune.status(tmp_path / "cut").windows_done == done
+    with pytest.raises(InputError, match=f"not the model that this run began with: {name} differs"):
+        reprune.resume(tmp_path / "cut")
+    (model / name).write_bytes(before)
+    reprune.resume(tmp_path / "cut")
+    assert files(tmp_path / "cut") == files(tmp_path / "whole")
 
 
 def test_a_run_that_another_process_finishes_meanwhile_is_left_as_it_is(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from reprune.errors import InputError, UnsupportedModelError
+from reprune.errors import ChangedError, InputError, UnsupportedModelError
 from reprune.model import checkpoint
 from reprune.model.checkpoint import Checkpoint
 from reprune.model.durable import sha256
@@ -208,6 +209,39 @@ def test_the_digests_are_those_of_all_files_that_make_the_model(tmp_path: Path) 
     names = ["config.json", "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", "modeling_own.py"]
     expected = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names}
     assert Checkpoint(folder).digests() == expected
+
+
+def test_the_digests_are_those_of_the_tokenizers_files_too(tmp_path: Path) -> None:
+    folder = _folder(tmp_path, model=_tensors())
+    names = ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt"]
+    names += ["tokenizer.model", "own.tiktoken", "chat_template.jinja"]
+    for name in (*names, "generation_config.json", "results.json", "notes.txt"):
+        (folder / name).write_text("{}")
+    assert set(Checkpoint(folder).digests()) == {"config.json", "model.safetensors", *names}
+
+
+@pytest.mark.parametrize("name", ["b", "first"])
+def test_a_tensor_of_another_file_than_was_opened_is_refused(name: str, tmp_path: Path) -> None:
+    """Whether the new one has a tensor of that name or not."""
+    checkpoint = Checkpoint(_folder(tmp_path, model={"first": torch.ones(3)} | _tensors()))
+    save_file(_tensors(), tmp_path / "new")
+    (tmp_path / "new").replace(tmp_path / "model.safetensors")
+    with pytest.raises(ChangedError, match=r"model\.safetensors: was written to or replaced"):
+        checkpoint.tensor(name)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "modeling_own.py", "tokenizer_config.json"])
+def test_a_change_of_any_file_of_the_model_is_noticed(name: str, tmp_path: Path) -> None:
+    folder = _folder(tmp_path, model=_tensors())
+    for beside in ("modeling_own.py", "tokenizer_config.json", "results.json"):
+        (folder / beside).write_text("{}")
+    checkpoint = Checkpoint(folder)
+    (folder / "results.json").write_text("[1]")
+    (folder / "new.json").write_text("{}")
+    checkpoint.check_unchanged()
+    os.utime(folder / name, ns=(0, 0))
+    with pytest.raises(ChangedError, match=name):
+        checkpoint.check_unchanged()
 
 
 def test_digests_in_the_background_stop_where_nobody_waits_for_them(tmp_path: Path) -> None:

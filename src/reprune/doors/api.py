@@ -50,6 +50,7 @@ from reprune.model.decoder import Decoder
 from reprune.model.gguf import is_whole
 from reprune.model.local import local_path
 from reprune.model.locate import locate_model
+from reprune.model.unchanged import after_change
 from reprune.model.undisturbed import undisturbed
 from reprune.model.wellformed import read_json
 from reprune.planning.layers import resolve_recipe
@@ -106,6 +107,7 @@ def prune(
     Raises:
         InputError: something given cannot be used; nothing has been written.
         NumericalError: numbers went bad on the way; `resume` goes on from the last finished window.
+        ChangedError: a file of the model was changed on the way; `resume` does so once it is as it was.
     """
     ranks = ranks_or_alone(ranks, "prune")
     flags = nested_flags(
@@ -182,12 +184,14 @@ def _prune(recipe: Recipe, out: Path, watcher: Watcher, shared: Shared | None, r
             with decoder.checkpoint.digesting() as digests:  # while texts are read and tokenized
                 drawn = draw(recipe, decoder, own and own.path)
                 weights = digests()
+            fingerprint = decoder.checkpoint.fingerprint()
+            decoder.checkpoint.check_unchanged()  # since its tokenizer was read
             for note in drawn.notes:
                 watcher.note(note)
             job = {
                 "recipe": made_absolute.model_dump(mode="json"),
                 "folder": str(folder.resolve()),
-                "fingerprint": decoder.checkpoint.fingerprint(),
+                "fingerprint": fingerprint,
                 "weights": weights,
                 "versions": versions(),
                 "windows": len(Methods.of(recipe, len(decoder)).steps),
@@ -309,7 +313,7 @@ def _finish(
     result = Result(ledger.result, decoder)
     first = int(job["data"]["sources"][0]["count"]) if recipe.pruner.statistics == "first" else None
     books = Books(ledger, result, ranks)
-    with after_loss(_KEPT):
+    with after_loss(_KEPT), after_change(_KEPT):
         run_windows(recipe, decoder, books, watcher, shared, first, ranks)
         peaks = ranks.each_tells(peak_memory_bytes(recipe.device))
         return ranks.first_does(lambda: _write_(recipe, ledger, result, job, watcher, began, peaks))

@@ -84,6 +84,7 @@ def distill(
         raise NumericalError(f"blocks {list(window.blocks)}: their outputs are not finite after distillation")
     records = [block_record(pruned, errors[pruned.index], sparsities, recipe.choice) for pruned in blocks]
     record = _record(window, before, records, descent, (start, after), solver, time.monotonic() - began)
+    decoder.checkpoint.check_unchanged()
     record |= exchange_record(ranks, traffic)
     entry = {"window": record, "blocks": records, "forward": frontier.probe_record()}
     books.commit(window, entry, written, [])

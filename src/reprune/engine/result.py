@@ -104,8 +104,12 @@ class Result:
 
         Returns:
             What reprune.json holds.
+
+        Raises:
+            ChangedError: a file of the dense model is another than when it was opened.
         """
         checkpoint = self._decoder.checkpoint
+        checkpoint.check_unchanged()
         files = {
             name: self._shard(block).name
             for name in checkpoint.entries

@@ -99,6 +99,7 @@ def run_windows(
 
     Raises:
         NumericalError: numbers went bad; what was finished before stays finished.
+        ChangedError: a file of the model is another than when it was opened; so it does.
     """
     forget_peak_memory(recipe.device)
     methods = Methods.of(recipe, len(decoder))
@@ -136,6 +137,7 @@ def _do(
     if recipe.allocation.name != "uniform":
         if (shares := books.allocation()) is None:
             shares = allocate(recipe, methods.pruner, decoder, frontier, watcher)
+            decoder.checkpoint.check_unchanged()
             books.keep_allocation(shares)
         sparsities = sparsities.allocated(shares)
     fresh_blocks = FreshBlocks(recipe, methods.pruner, sparsities, methods.least_squares, decoder, frontier, of_first)
@@ -219,6 +221,7 @@ class _Windows:
         open_ = [pruned for pruned in blocks if pruned.index not in window.retired]
         ridges = {pruned.index: pruned.ridges for pruned in fresh}
         record = window_record(window, fit, errors, recipe.solver, features, ridges, notes, time.monotonic() - began)
+        self.decoder.checkpoint.check_unchanged()  # on each rank, before any can commit
         record |= exchange_record(ranks, traffic)
         entry = {
             "window": record,

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from reprune.errors import InputError, UnsupportedModelError
 from reprune.model.durable import sha256
+from reprune.model.unchanged import Unchanged
 from reprune.model.wellformed import read_json
 
 DTYPES = {
@@ -39,6 +40,10 @@ NAMES_WEIGHTS = "transformers_weights"
 """What config.json may say, on loading, of the file that holds the weights."""
 
 _USUAL = ("model.safetensors", "model.safetensors.index.json")
+_BESIDE = (  # the weights, of what decides the model and its tokens: configuration, code, tokenizer
+    *("config.json", "*.py", "*token*.json", "tekken.json", "*vocab*.json", "*vocab*.txt", "merges.txt", "bpe.codes"),
+    *("*.model", "*.spm", "*.tiktoken", "*.jinja"),
+)
 _SAMPLED_BYTES = 4096  # from each end of each tensor, for the fingerprint
 _FILES_AT_A_TIME = 4  # that are hashed
 
@@ -65,8 +70,11 @@ class Checkpoint:
             InputError: a file is missing or damaged, or there is none.
         """
         self.folder = folder
+        weights = self._files()
+        beside = (file for pattern in _BESIDE for file in folder.glob(pattern) if file.is_file())
+        self._unchanged = Unchanged({*weights, *beside})
         found: dict[str, TensorEntry] = {}
-        for file in self._files():
+        for file in weights:
             for name, entry in _read_header(file):
                 if name in found:
                     raise InputError(
@@ -129,14 +137,24 @@ class Checkpoint:
 
         Raises:
             OSError: the file can no longer be read.
+            ChangedError: it is another than when this was opened.
         """
         path = self.entries[name].file
         try:
             with safe_open(path, framework="pt") as file:
                 tensor: Tensor = file.get_tensor(name)
         except SafetensorError as error:
+            self._unchanged.check(path)
             raise OSError(errno.EIO, f"cannot be read any more ({error})", str(path)) from None
+        self._unchanged.check(path)
         return tensor
+
+    def check_unchanged(self) -> None:
+        """Raise `ChangedError` where a file of the model or its tokenizer is another than when this was opened.
+
+        Tensors are mapped from their file: one may be written to until its tensors have been copied.
+        """
+        self._unchanged.check()
 
     @property
     def bytes(self) -> int:
@@ -160,7 +178,7 @@ class Checkpoint:
         return digest.hexdigest()
 
     def digests(self) -> dict[str, str]:
-        """The SHA-256 of the configuration, of code beside it and of each weight file, by its name: all are read."""
+        """The SHA-256 of the configuration, code, the tokenizer and each weight file, by its name: all are read."""
         with self.digesting() as digests:
             return digests()
 
@@ -170,8 +188,8 @@ class Checkpoint:
 
         Where the context is left without that, nothing more is read.
         """
-        files = {entry.file for entry in self.entries.values()} | {*self.folder.glob("*.py")}
-        names = ["config.json", *sorted(str(file.relative_to(self.folder)) for file in files)]
+        files = {str(file.relative_to(self.folder)) for file in self._unchanged.files} - {"config.json"}
+        names = ["config.json", *sorted(files)]
         left, pool = threading.Event(), ThreadPoolExecutor(_FILES_AT_A_TIME)
         try:
             found = [pool.submit(sha256, self.folder / name, left.is_set) for name in names]

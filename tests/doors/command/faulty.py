@@ -3,7 +3,8 @@
     python faulty.py FAULT RANK WINDOW ARGUMENTS...
 
 When process RANK is about to finish WINDOW it is killed ("kill"), stops without a sign of life ("stop"), finds its disk
-full ("full"), or runs out of memory ("memory"). "none" has no fault.
+full ("full"), runs out of memory ("memory"), or has the model's configuration be written anew ("change"). "none" has no
+fault.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ def fail(fault: str) -> None:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "a stream")
         case "memory":
             torch.empty(2**60, dtype=torch.uint8)
+        case "change":
+            os.utime("llama/config.json", ns=(0, 0))
 
 
 def run(fault: str, rank: str, window: str, *arguments: str) -> None:

@@ -124,6 +124,17 @@ def test_what_ends_one_process_ends_all_with_one_message_and_the_run_is_gone_on_
     assert reprune.verify(here / "cut").passed
 
 
+def test_a_model_that_changes_on_the_way_is_said_once(here: Path, llama: Path) -> None:
+    (here / "llama").unlink()
+    shutil.copytree(llama, here / "llama")
+    ended = _ended(_faulty(2, "change", "0", "1", "prune", "llama", "--out", "cut", *CR))
+    assert [one.code for one in ended] == [1, 1]
+    (said,) = _messages(ended)
+    assert "config.json: was written to or replaced" in said
+    assert "reprune resume" in said
+    assert _windows_done(here / "cut") == 2
+
+
 def test_one_process_goes_on_with_what_two_began(here: Path, whole: Path, cli: Cli) -> None:
     _ended(_faulty(2, "kill", "1", "3", "prune", "llama", "--out", "cut", *CR))
     assert _windows_done(here / "cut") in (3, 4)

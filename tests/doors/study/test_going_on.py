@@ -22,7 +22,8 @@ from reprune.doors.study.record import StudyFolder, read_study
 from reprune.doors.study.run import study
 from reprune.doors.study.watcher import StudyWatcher
 from reprune.engine import fresh as engine
-from reprune.errors import InputError, NumericalError
+from reprune.errors import ChangedError, InputError, NumericalError
+from tests.damage import flip_bit
 from tests.doors.conftest import Cli
 from tests.doors.study.runs import GRID, ONE, SETTINGS, SMALL, STUDY, cell, copy_of, numbers
 
@@ -123,6 +124,51 @@ def test_what_is_measured_is_not_measured_again(
     else:
         assert heard.what == ["1 of 2", NAMES[1], "test error, manual"]
     assert numbers(read_study(here / "s")) == numbers(read_study(whole))
+
+
+@pytest.mark.parametrize("measured", ["llama", NAMES[1]])
+def test_a_model_that_changes_on_the_way_ends_the_study_which_goes_on_with_what_was_there(
+    measured: str, here: Path, whole: Path, llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the dense model is measured, or the second cell: that does not come on record."""
+    (here / "llama").unlink()
+    file = shutil.copytree(llama, here / "llama") / "model.safetensors"
+    last, real = file.stat().st_size - 1, Bench.perplexity
+
+    def perplexity(self: Bench, model: Any, *rest: Any) -> Any:
+        if Path(model).name == measured:
+            flip_bit(file, last)
+        return real(self, model, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Bench, "perplexity", perplexity)
+        with pytest.raises(ChangedError, match=r"model\.safetensors: was written to .* the same command goes on"):
+            study("llama", "s", **SMALL, **SETTINGS)
+    record = read_study(here / "s")
+    left = ["pending", "pending"] if measured == "llama" else ["done", "pending"]
+    assert [each["status"] for each in record["cells"]] == left
+    assert len(record["dense"]["perplexity"]) == 2 * left.count("done")
+    assert not record["cells"][1]["perplexity"]
+    flip_bit(file, last)
+    study("llama", "s", **SMALL, **SETTINGS)
+    assert numbers(read_study(here / "s")) == numbers(read_study(whole))
+
+
+def test_a_cell_of_another_model_than_the_studys_has_failed(here: Path, whole: Path) -> None:
+    """As where a node of a cluster has another model under the same path."""
+    folder = copy_of(whole, here)
+    record = read_study(folder)
+    record["cells"][1]["status"] = "pending"
+    StudyFolder(folder).save(record)
+    path = folder / "cells" / NAMES[1] / "reprune.json"
+    run = json.loads(path.read_text())
+    path.write_text(json.dumps({**run, "model": {**run["model"], "fingerprint": "0"}}))
+    (done, failed) = study("llama", "s", **SMALL, **SETTINGS)["cells"]
+    assert (done["status"], failed["status"]) == ("done", "failed")
+    assert f"remove cells/{NAMES[1]} to begin this cell anew" in str(failed["error"])
+    shutil.rmtree(folder / "cells" / NAMES[1])
+    study("llama", "s", **SMALL, **SETTINGS)
+    assert numbers(read_study(folder)) == numbers(read_study(whole))
 
 
 def test_an_end_between_the_removal_of_the_weights_and_its_record_costs_nothing(

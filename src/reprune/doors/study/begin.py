@@ -15,6 +15,8 @@ from reprune.doors.study.watcher import NotesOfRun, StudyWatcher
 from reprune.engine.record import machine, versions
 from reprune.errors import InputError
 from reprune.model.decoder import Decoder
+from reprune.model.local import local_path
+from reprune.model.unchanged import Unchanged
 from reprune.planning.paths import local_name
 from reprune.planning.recipe import Recipe
 from reprune.planning.sources import RowFile, TextFile, find_source, parse_source
@@ -31,6 +33,13 @@ class Begun:
     texts: Sequence[Text]
     record: StudyRecord
     plans: Mapping[str, Plan]  # by what is pruned
+    source: Unchanged  # the file that the model is converted from, if it is
+
+    def check_unchanged(self) -> None:
+        """Raise `ChangedError` where the model is not that which the study was begun with, or has been gone on with."""
+        self.source.check()
+        for plan in self.plans.values():
+            plan.decoder.checkpoint.check_unchanged()
 
 
 def begin(
@@ -43,6 +52,8 @@ def begin(
     """
     plans = _planned(recipes, watcher)
     plan = next(iter(plans.values()))
+    file = local_path(model)
+    source = Unchanged([file] if file.is_file() else [])
     bench = Bench(measures, plan.recipe.device, plan.recipe.precision, plan.recipe.trust_remote_code)
     texts = bench.texts(plan.folder)
     tasks = bench.tasks(watcher.note)
@@ -66,7 +77,7 @@ def begin(
         record = _same(read_study(folder.path), record, folder, watcher)
     _check_sources(record, recipes, plan.recipe, plan.decoder)
     extend(record, recipes, plan.recipe.sparsity)
-    return Begun(model, recipes, bench, texts, record, plans)
+    return Begun(model, recipes, bench, texts, record, plans, source)
 
 
 def _planned(recipes: Mapping[Cell, Recipe], watcher: StudyWatcher) -> dict[str, Plan]:

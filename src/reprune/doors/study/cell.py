@@ -55,7 +55,7 @@ class CellRun:
         self._watcher = watcher
 
     def prune(self, recipe: Recipe) -> dict[str, Any]:
-        """Do what is left of the run, put its numbers on record, and return what its samples are (`data`).
+        """Do what is left of the run, put its numbers on record, and return its own record, as `prune` does.
 
         Raises:
             RepruneError, OSError: as `prune` and `resume`.
@@ -66,11 +66,11 @@ class CellRun:
                 self._run(recipe, watcher)
             self._cell["blocks"] = []
         shutil.rmtree(Ledger(self._folder).folder, ignore_errors=True)  # of a run killed as it removed it
-        record = read_json((self._folder / RECORD).read_text(encoding="utf-8"))
+        record: dict[str, Any] = read_json((self._folder / RECORD).read_text(encoding="utf-8"))
         if not self._cell["blocks"]:
             self._take_down(record)
             self._save()
-        return dict(record["data"])
+        return record
 
     def _is_measured(self) -> bool:
         """Whether all is on record, so that the weights may be gone."""

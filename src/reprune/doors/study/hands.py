@@ -28,6 +28,7 @@ class Outcome:
     """How a cell has ended; its numbers are in its record."""
 
     data: dict[str, Any] | None = None  # what its samples are, once they are known
+    model: str | None = None  # the fingerprint of the dense model, likewise
     error: str | None = None  # in one line
     trace: str | None = None  # of a fault of the program
     disk_full: bool = False  # so that no other cell would fare better
@@ -69,16 +70,18 @@ def attempt(task: CellTask, shared: Shared | None, save: Callable[[], None], wat
         watcher: is told what happens.
     """
     data: dict[str, Any] | None = None
+    model: str | None = None
     try:
         run = CellRun(task.cell, task.folder, task.bench, shared, save, watcher)
-        data = run.prune(task.recipe)
+        record = run.prune(task.recipe)
+        data, model = record["data"], record["model"]["fingerprint"]
         run.measure(task.model, task.texts)
         if not task.keep_model:
             run.drop_weights()
     except Exception as error:  # the other cells may well succeed
         trace = None if is_expected(error) else traceback.format_exc()
-        return Outcome(data, said(error), trace, _is_disk_full(error))
-    return Outcome(data)
+        return Outcome(data, model, said(error), trace, _is_disk_full(error))
+    return Outcome(data, model)
 
 
 @final

@@ -32,9 +32,11 @@ from reprune.doors.study.watcher import StudyWatcher
 from reprune.engine.result import INDEX, RECIPE
 from reprune.errors import InputError
 from reprune.model.local import local_path
+from reprune.model.unchanged import after_change
 from reprune.model.undisturbed import undisturbed
 from reprune.planning.recipe import Recipe
 
+_KEPT = "What is done is kept: the same command goes on from there."
 _CPUS_BESIDE_GPU = 4
 _SHARED = ".shared"  # what cells have in common, as long as a study runs
 
@@ -102,6 +104,7 @@ def study(
     Raises:
         InputError: something given cannot be used, or differs from what the study was begun with; nothing has been
             written.
+        ChangedError: a file of the model was changed on the way.
     """
     watcher = watcher or StudyWatcher()
     content, settings = recipe_contents(recipe), several(settings)
@@ -227,12 +230,21 @@ class _Study:
                 raise OSError(errno.ENOSPC, outcome.error)
             if outcome.trace is not None:
                 print(outcome.trace, file=sys.stderr)
-            cell["error"] = outcome.error or self._wrong_data(cell, outcome)
+            cell["error"] = outcome.error or self._wrong_model(cell, outcome) or self._wrong_data(cell, outcome)
             cell["status"] = "done" if cell["error"] is None else "failed"
             left.remove(cell)
             self._save()
             write_tables(self._folder.path, self._record)
             self._watcher.cell_ended(cell, seconds_left(self._record, left, hands.at_once))
+
+    def _wrong_model(self, cell: CellRecord, outcome: Outcome) -> str | None:
+        """What is wrong with the model that a cell has pruned, if anything."""
+        if outcome.model == self._record["model"]["fingerprint"]:
+            return None
+        return (
+            "another model was pruned than this study was begun with, as files of it were replaced meanwhile; put them "
+            f"back, and remove {cell['folder']} to begin this cell anew"
+        )
 
     def _wrong_data(self, cell: CellRecord, outcome: Outcome) -> str | None:
         """What is wrong with a cell's samples, if anything."""
@@ -244,6 +256,8 @@ class _Study:
         return None
 
     def _save(self) -> None:
+        with after_change(_KEPT):
+            self._begun.check_unchanged()  # of no other model may anything come on record
         self._folder.save(self._record)
 
     def _measure_dense(self) -> None:

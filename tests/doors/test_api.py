@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +152,19 @@ def test_sources_may_be_paths_alone_or_in_lists(here: Path, done: Path) -> None:
     how: Any = {"seqlen": 24, "max_windows": 1, "device": device, "precision": "float32"}
     assert reprune.evaluate(done, text, **how) == reprune.evaluate(done, "text.txt", **how)
     assert reprune.errors_against(done, "llama", text, **how).text == "text.txt"
+
+
+def test_one_window_may_be_the_whole_model_and_a_rung_may_have_windows_larger_than_it(here: Path) -> None:
+    def blocks(model: str | Path, *settings: str) -> list[list[int]]:
+        options = QUICK | {"settings": ["precision=float32", *settings]}
+        return [list(window.blocks) for window in reprune.plan(model, **options).schedule]
+
+    assert blocks("llama", "schedule.size=3") == [[0], [0, 1], [0, 1, 2], [1, 2], [2]]
+    assert blocks("llama", "schedule.size=1000", "schedule.stride=1000") == [[0, 1, 2]]
+    tiny.save("llama", here / "single")
+    config = json.loads((here / "single" / "config.json").read_text())
+    (here / "single" / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 1, "layer_types": None}))
+    assert blocks("single", "reconstruct=BR+GP+CR") == [[0], [0]]
 
 
 def test_one_text_in_place_of_a_sequence_is_its_one_element(here: Path) -> None:

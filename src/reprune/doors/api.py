@@ -22,6 +22,7 @@ from reprune.doors.prepare import (
     check_memory,
     check_out,
     check_ranks,
+    check_schedule,
     check_versions,
     count_samples,
     draw,
@@ -166,6 +167,7 @@ def _prune(recipe: Recipe, out: Path, watcher: Watcher, shared: Shared | None, r
     decoder = open_decoder(recipe, folder)
     recipe = settle_seqlen(recipe, decoder)
     survey(decoder, recipe.sparsities, recipe.choice).check()
+    check_schedule(recipe, decoder)
     check_distillation(recipe, decoder)
     if lacking := said_lacking(decoder):
         watcher.note(lacking)

@@ -20,6 +20,7 @@ from reprune.doors.prepare import (
     check_distillation,
     check_memory,
     check_out,
+    check_schedule,
     count_samples,
     nested_flags,
     open_decoder,
@@ -166,6 +167,7 @@ def plan_by_recipe(
     recipe = settle(recipe)
     decoder = open_decoder(recipe, folder)
     recipe = settle_seqlen(recipe, decoder)
+    check_schedule(recipe, decoder)
     check_distillation(recipe, decoder)
     samples = count_samples(recipe)
     if samples[0] < crew.count:

@@ -251,6 +251,19 @@ def settle_seqlen(recipe: Recipe, decoder: Decoder) -> Recipe:
     return recipe
 
 
+def check_schedule(recipe: Recipe, decoder: Decoder) -> None:
+    """Raise `InputError` where overlapping windows are larger than the model: many would be all of it, over and over.
+
+    Those of two blocks are the rungs' own, and of a model of one block there are two.
+    """
+    size, stride = recipe.schedule.size, recipe.schedule.stride
+    if size > max(len(decoder), 2) and stride < size:
+        raise InputError(
+            f"schedule.size {size}: {decoder.folder.name} has {len(decoder)} blocks; give as many at most, or a "
+            "schedule.stride as large, for one window of all."
+        )
+
+
 def check_distillation(recipe: Recipe, decoder: Decoder) -> None:
     """Raise `InputError` unless the model has as many blocks to distill, and predicts something from the last."""
     if (asked := recipe.distill.blocks) > len(decoder):

@@ -136,7 +136,7 @@ def zero_shot(
         model=name,
         fingerprint=Checkpoint(folder).fingerprint(),
         precision=products,
-        weights_dtype=weights_dtype(folder),
+        weights_dtype=weights_dtype(folder, trust_remote_code),
         limit=limit,
         data="hub" if data is None else Path(data).resolve().name,
         harness=f"lm-eval {importlib.metadata.version('lm_eval')}",

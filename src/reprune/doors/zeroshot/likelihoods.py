@@ -85,8 +85,8 @@ class Likelihoods(HFLM):  # type: ignore[misc]  # lm-eval has no type informatio
         """What stands for an empty context: BOS or else EOS."""
         if self._names_no_prefix():
             raise InputError(
-                f"{self.tokenizer.name_or_path}: its tokenizer has neither a bos_token nor an eos_token to begin a text "
-                "without a context with; name one in tokenizer_config.json."
+                f"{self.tokenizer.name_or_path}: its tokenizer has neither a bos_token nor an eos_token to begin a "
+                "text without a context with; name one in tokenizer_config.json."
             )
         return int(super().prefix_token_id)
 

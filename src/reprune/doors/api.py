@@ -369,8 +369,9 @@ def status(out: str | os.PathLike[str]) -> Status:
     if (folder / RECORD).exists():
         try:
             record = read_json((folder / RECORD).read_text(encoding="utf-8"))
-            step = record.get("distillation")
-            done = [*record["windows"], *([step] if step else [])]
+            done = [*record["windows"]]
+            if step := record.get("distillation"):
+                done.append(step)
             return Status(True, len(done), len(done), record["recipe"], done[-1])
         except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
             raise InputError(f"{folder / RECORD}: damaged ({error!r}); the model beside it may still load.") from None

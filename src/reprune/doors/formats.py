@@ -48,6 +48,7 @@ def nats(divergence: float) -> str:
 
 def sparsities(recipe: Mapping[str, Any]) -> str:
     """What a recipe asks for: 0.5, and what else decides, as in 0.5 (owl), others by name."""
-    way = dict(recipe.get("allocation", {})).get("name", "uniform")
-    shared_out = "" if way == "uniform" else f" ({way})"
+    allocation = recipe.get("allocation")
+    way = allocation.get("name") if isinstance(allocation, Mapping) else allocation
+    shared_out = "" if way in (None, "uniform") else f" ({way})"
     return f"{recipe['sparsity']}{shared_out}{', others by name' if recipe.get('sparsity_by_name') else ''}"

@@ -123,7 +123,6 @@ def _read(folder: Path) -> dict[str, Any]:
         if missing := {"recipe", "blocks", "files", "forward"} - set(record):
             raise ValueError(f"it holds no {min(missing)!r}")
         parse_pattern(str(record["recipe"]["sparsity"]))
-        _ = sparsities(record["recipe"])
         _ = [(matrix["name"], matrix["zeros"]) for block in record["blocks"] for matrix in block["matrices"]]
         _ = torch.tensor(record["forward"]["ids"], dtype=torch.int64), torch.tensor(record["forward"]["rms"])
         _ = int(record["forward"].get("tokens", 0))

@@ -298,6 +298,21 @@ def test_a_run_of_an_older_version_or_without_epochs_is_told(tmp_path: Path) -> 
     assert "3.00 GB on the device" in page(tmp_path / "c", device).text
 
 
+@words_only
+@pytest.mark.parametrize(
+    ("recipe", "expected"),
+    [
+        ({"allocation": {"name": "owl"}, "sparsity_by_name": {"mlp.*": "0.3"}}, "0.5 (owl), others by name"),
+        ({"allocation": {"name": "uniform"}, "sparsity_by_name": {}}, "0.5"),
+        ({"allocation": "by-error"}, "0.5 (by-error)"),
+    ],
+)
+def test_what_decides_the_sparsity_is_said(recipe: dict[str, Any], expected: str, tmp_path: Path) -> None:
+    record = run_record(1)
+    record["recipe"] |= recipe
+    assert f"wanda at {expected}, reconstruction BR+GP" in page(tmp_path / "a", record).text
+
+
 def shared(index: int, *seconds: float) -> dict[str, Any]:
     """A window that so many processes did, of the time that each spent on exchanging."""
     return {**fitted(index), "seconds": 10.0, "exchange": {"bytes": [9] * len(seconds), "seconds": seconds}}

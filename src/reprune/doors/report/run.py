@@ -13,6 +13,7 @@ from reprune.doors.drawing.figures import (
     seconds_by_window,
     share_by_matrix,
 )
+from reprune.doors.formats import sparsities
 from reprune.doors.report.made import TERMS, processes_of, pruner_of, run_made, rung_of
 from reprune.doors.report.page import Page, Plot, Section, Table, Tile
 from reprune.doors.report.predictions import predictions_section
@@ -33,7 +34,7 @@ def run_page(run: Run) -> Page:
     return Page(
         kind="Pruning report",
         title=run.model.name,
-        subtitle=f"{pruner_of(run.recipe)} at {run.recipe.get('sparsity', NONE)}, reconstruction {rung}",
+        subtitle=f"{pruner_of(run.recipe)} at {sparsities({'sparsity': NONE, **run.recipe})}, reconstruction {rung}",
         verdict=run_verdict(run),
         tiles=tuple(_tiles(run)),
         sections=tuple(_sections(run)),

@@ -165,6 +165,17 @@ def test_a_label_beside_chats_is_not_taken_for_the_text(write_jsonl: Write, with
     assert list(load_documents(str(beside), "train")) == ["a"]
 
 
+@pytest.mark.parametrize("several", [False, True])
+def test_a_caption_beside_images_is_the_text(tmp_path: Path, several: bool) -> None:
+    """Their column has strings within, too: the names of files."""
+    image = {"bytes": b"x", "path": "a.png"}
+    path = _parquet(tmp_path / "rows.parquet", image=[[image] if several else image], caption=["a"])
+    assert list(load_documents(str(path), "train")) == ["a"]
+    path = _parquet(tmp_path / "rows.parquet", image=[{**image, "title": "b"}], caption=["a"])
+    with pytest.raises(InputError, match=r"name the column"):
+        load_documents(str(path), "train")
+
+
 @pytest.mark.parametrize("column", ["token_ids", "ids"])
 def test_rows_may_hold_the_tokens_they_were_generated_as(write_jsonl: Write, column: str) -> None:
     path = write_jsonl({"text": "a", column: [3, 1, 2]}, {"text": "b", column: None}, {"text": "c"})

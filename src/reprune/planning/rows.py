@@ -28,6 +28,7 @@ _FORMATS = {"json": "JSON", "parquet": "Parquet", "arrow": "Arrow"}
 _STRINGS = {"string", "large_string", "string_view"}
 _INTEGER_LIST = re.compile(r"(large_)?list<[^<>]*: u?int\d+( not null)?>")
 _STRINGS_WITHIN = re.compile(r"<.*(string|json)")  # as chats have them
+_FILE = re.compile(r"struct<bytes: (large_)?binary, path: (large_)?string>")  # as images have them
 _BATCH = 1000  # rows read at a time when a whole column is read in order
 
 
@@ -198,7 +199,7 @@ def _text_column(dataset: Any, wanted: str | None, label: str) -> str:
         )
     if "text" in strings:
         return "text"
-    within = [field.name for field in schema if _STRINGS_WITHIN.search(str(field.type))]
+    within = [field.name for field in schema if _STRINGS_WITHIN.search(_FILE.sub("file", str(field.type)))]
     if len(strings) == 1 and not within:
         return strings[0]
     chats = f"; if {within[0]!r} has chats, render them into a column 'text' first" if within else ""

@@ -39,7 +39,7 @@ def check_begun_on(device: str, run: str | os.PathLike[str]) -> None:
     if _is_absent(device):
         raise InputError(
             f"{run}: this run began on {device}, and this machine has {torch.cuda.device_count()} CUDA devices; resume "
-            "it where there is one."
+            f"it on a machine that has {device}."
         )
 
 

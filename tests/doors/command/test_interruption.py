@@ -158,8 +158,8 @@ def test_a_run_is_not_resumed_where_its_gpu_is_not(
     said = cli("resume", "cut")
     assert (said.code, said.err) == (
         2,
-        f"error: cut: this run began on {device}, and this machine has {there} CUDA devices; resume it where there is "
-        "one.\n",
+        f"error: cut: this run began on {device}, and this machine has {there} CUDA devices; resume it on a machine "
+        f"that has {device}.\n",
     )
 
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
+from shutil import copytree
 
 import pytest
 import torch
@@ -237,6 +238,61 @@ def test_what_is_no_result_is_refused(content: str | None, expected: str, here: 
     assert said.code == 2
     assert expected in said.err
     assert said.err.count("error: ") == 1
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "expected"),
+    [
+        *[(("blocks", 0, "index"), value, "blocks.0.index") for value in (-1, "x", None)],
+        *[(("blocks", 0, "matrices", 0, key), "5", f"blocks.0.matrices.0.{key}") for key in ("rows", "zeros")],
+        *[(("blocks", 0, "matrices", 0, key), None, f"blocks.0.matrices.0.{key}") for key in ("columns", "zeros")],
+        (("blocks",), [], "blocks: "),
+        (("files", "config.json"), 3, "files.config.json"),
+        (("forward", "ids"), [2**64], "forward.ids.0"),
+        (("forward", "tokens"), "1e3", "forward.tokens"),
+    ],
+)
+def test_a_record_that_is_not_whole_is_refused_by_the_place(
+    place: tuple[str | int, ...], value: object, expected: str, finished: Path, here: Path, cli: Cli
+) -> None:
+    _change(copytree(finished, here / "out"), place, value)
+    said = cli("verify", "out")
+    assert said.code == 2
+    assert said.err.startswith(f"error: out/reprune.json: not a record to verify by ({expected}")
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "expected"),
+    [
+        (("blocks", 0, "index"), 999, ["block 0: is not on record", "block 999: is not in the model"]),
+        (("files", "a" * 5000), "0", [f"{'a' * 200}: is missing"]),
+    ],
+)
+def test_a_record_of_another_model_is_a_problem(
+    place: tuple[str | int, ...], value: object, expected: list[str], finished: Path, here: Path, cli: Cli
+) -> None:
+    _change(copytree(finished, here / "out"), place, value)
+    said = cli("verify", "out")
+    assert (said.code, said.err) == (1, "")
+    assert [one for one in expected if one not in said.out] == []
+
+
+def _change(out: Path, place: tuple[str | int, ...], value: object) -> None:
+    """Put a value somewhere in a record."""
+    record = json.loads((out / "reprune.json").read_text())
+    inner = record
+    for step in place[:-1]:
+        inner = inner[step]
+    inner[place[-1]] = value
+    (out / "reprune.json").write_text(json.dumps(record))
+
+
+@pytest.fixture(scope="module")
+def finished(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A result; tests must not change it."""
+    out = tmp_path_factory.mktemp("finished") / "out"
+    reprune.prune(llama, out, pruner="magnitude", reconstruct="LR", calibration="manual", samples=4, seqlen=24)
+    return out
 
 
 def test_files_outside_the_folder_are_not_opened(here: Path, cli: Cli) -> None:

@@ -10,9 +10,10 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, final
+from typing import Annotated, Any, final
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError
 from torch import Tensor, nn
 
 from reprune.doors.formats import sparsities
@@ -34,6 +35,37 @@ from reprune.model.wellformed import read_json
 
 TOLERANCE = 0.05
 """How far the states of the forward pass may be off, relative: products in bfloat16 are by a hundredth or so."""
+
+
+class _Read(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+
+class _Matrix(_Read):
+    name: str
+    rows: NonNegativeInt
+    columns: NonNegativeInt
+    zeros: NonNegativeInt
+
+
+class _Block(_Read):
+    index: NonNegativeInt
+    matrices: list[_Matrix]
+
+
+class _Forward(_Read):
+    ids: list[Annotated[int, Field(ge=0, lt=2**63)]]
+    rms: list[float]
+    tokens: NonNegativeInt = 0
+
+
+class _Record(_Read):
+    """What is verified by, of a whole record."""
+
+    recipe: dict[str, Any]
+    blocks: list[_Block] = Field(min_length=1)
+    files: dict[str, str]
+    forward: _Forward
 
 
 @final
@@ -122,15 +154,14 @@ def _read(folder: Path) -> dict[str, Any]:
         record = read_json(file.read_text(encoding="utf-8"))
         if missing := {"recipe", "blocks", "files", "forward"} - set(record):
             raise ValueError(f"it holds no {min(missing)!r}")
+        _Record.model_validate(record)
         parse_pattern(str(record["recipe"]["sparsity"]))
-        _ = [(matrix["name"], matrix["zeros"]) for block in record["blocks"] for matrix in block["matrices"]]
-        _ = torch.tensor(record["forward"]["ids"], dtype=torch.int64), torch.tensor(record["forward"]["rms"])
-        _ = int(record["forward"].get("tokens", 0))
-        _ = dict(record["files"])
     except (FileNotFoundError, NotADirectoryError):
         raise InputError(f"{folder}: holds no result of reprune ({RECORD} is not in it).") from None
     except (ValueError, KeyError, TypeError, RepruneError) as error:
-        reason = " ".join(str(error).split())
+        first = error.errors()[0] if isinstance(error, ValidationError) else None
+        said = str(error) if first is None else f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        reason = " ".join(said.split())
         raise InputError(f"{file}: not a record to verify by ({reason:.100}); prune the model again.") from None
     return dict(record)
 
@@ -141,8 +172,8 @@ def _files(folder: Path, expected: dict[str, str]) -> Check:
         path = folder / name
         if Path(name).is_absolute() or ".." in Path(name).parts:
             problems.append(f"{name}: lies outside the folder")
-        elif not path.is_file():
-            problems.append(f"{name}: is missing")
+        elif not _is_file(path):
+            problems.append(f"{name:.200}: is missing")
         elif sha256(path) != digest:
             problems.append(f"{name}: is not as it was written")
     beside = {path.name for path in folder.glob("*.safetensors")} - set(expected)
@@ -150,12 +181,23 @@ def _files(folder: Path, expected: dict[str, str]) -> Check:
     return Check("files", f"{len(expected)} files, their SHA-256", tuple(problems))
 
 
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # of a name that is too long, or none
+        return False
+
+
 def _weights(decoder: Decoder, record: dict[str, Any]) -> Check:
     """Zeros and patterns, matrix by matrix."""
     pattern = parse_pattern(str(record["recipe"]["sparsity"]))
-    problems: list[str] = []
+    indices = {block["index"] for block in record["blocks"]}
+    problems = [f"block {index}: is not on record" for index in sorted(set(range(len(decoder))) - indices)]
+    problems += [f"block {index}: is not in the model" for index in sorted(indices - set(range(len(decoder))))]
     count = zeros = weights = 0
     for block in record["blocks"]:
+        if block["index"] >= len(decoder):
+            continue
         matrices = {linear.name: linear.matrix() for linear in decoder.load(block["index"]).linears}
         for entry in block["matrices"]:
             count += 1

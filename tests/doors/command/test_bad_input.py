@@ -308,7 +308,17 @@ def test_evaluate_measures_nothing_before_all_is_known_to_be_usable(
     _refused(cli, here, ["evaluate", "llama", "--text", "text.txt", *flags, "--json"], expected)
 
 
-@pytest.mark.parametrize("content", ["", "{}", "[]", '{"windows": []}'])
+_STATUS = '{"recipe": {"model": "m", "sparsity": 0.5, "reconstruct": "LR", %s}, "windows": [{}]}'
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *("", "{}", "[]", '{"windows": []}', '{"recipe": [], "windows": [{}]}', '{"recipe": {}, "windows": ["x"]}'),
+        *(_STATUS % part for part in ('"pruner": 5', '"pruner": {"name": "wanda"}, "allocation": 5')),
+        _STATUS % '"pruner": {"name": "wanda"}',
+    ],
+)
 def test_status_of_a_damaged_record(content: str, here: Path, cli: Cli) -> None:
     (here / "full" / "reprune.json").write_text(content)
     _refused(cli, here, ["status", "full"], "reprune.json")

@@ -14,6 +14,8 @@ from reprune.doors.planned import Plan
 from reprune.doors.prepare import said_lacking
 from reprune.doors.rates import said_of_rate
 from reprune.doors.verify import Check
+from reprune.engine.result import RECORD
+from reprune.errors import InputError
 from reprune.math.standardization import DOMINANT
 from reprune.planning.survey import ranges
 
@@ -84,25 +86,34 @@ def show_check(check: Check) -> None:
 
 
 def show_status(status: Status, out: Path) -> None:
-    """How far a run is."""
+    """How far a run is; raises `InputError` where its record is not whole."""
     output = console()
+    try:
+        lines = list(_status(status))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"{out / RECORD}: damaged ({error!r:.100}); the model beside it may still load.") from None
+    output.print(f"{out}: {lines[0]}")
+    for line in lines[1:]:
+        output.print(line)
+    output.print("finished" if status.finished else f"unfinished; go on with: reprune resume {out}")
+
+
+def _status(status: Status) -> Iterator[str]:
     recipe = status.recipe
-    pruned = f"{recipe['pruner']['name']} {sparsities(recipe)}"
-    output.print(f"{out}: {recipe['model']}, {pruned}, {recipe['reconstruct']}")
-    output.print(f"{status.windows_done} of {status.windows} windows finished")
+    yield f"{recipe['model']}, {recipe['pruner']['name']} {sparsities(recipe)}, {recipe['reconstruct']}"
+    yield f"{status.windows_done} of {status.windows} windows finished"
     if status.last is not None and status.last.get("distilled"):
         change = status.last["heldout_divergence"]
-        output.print(
+        yield (
             f"last: blocks {status.last['blocks']}, distilled: held-out divergence {nats(change['before'])} > "
             f"{nats(change['after'])}"
         )
     elif status.last is not None:
-        output.print(
+        yield (
             f"last: blocks {status.last['blocks']}, relative error calibration "
             f"{percent(status.last['relative_calibration_error']['after'])}, held-out "
             f"{percent(status.last['relative_heldout_error']['after'])}"
         )
-    output.print("finished" if status.finished else f"unfinished; go on with: reprune resume {out}")
 
 
 def show_plan(plan: Plan) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -201,3 +202,27 @@ def test_a_link_to_nothing_is_refused_at_once(out: str, said: str, here: Path, c
         f"error: --out {out}: {said}which is not there; make that folder, or give another.\n",
     )
     assert not (here / "gone").exists()
+
+
+@pytest.mark.parametrize("function", [reprune.prune, reprune.study])
+def test_it_is_said_where_a_recipe_file_alone_lets_code_run(
+    function: Callable[..., Any], here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    notes: list[str] = []
+    for kind in (reprune.Watcher, reprune.StudyWatcher):
+        monkeypatch.setattr(kind, "note", lambda _, text: notes.append(text))
+    (here / "theirs.yaml").write_text("trust_remote_code: true")
+    (here / "mine.yaml").write_text("seed: 0")
+    said = ["theirs.yaml sets trust_remote_code: Python code that comes with the model is run"]
+    for recipe, more, expected in [
+        ("theirs.yaml", {}, said),
+        (here / "theirs.yaml", {}, [f"{here}/{said[0]}"]),
+        ("theirs.yaml", {"trust_remote_code": True}, []),
+        ("theirs.yaml", {"settings": "trust_remote_code=false"}, []),
+        ("mine.yaml", {"settings": "trust_remote_code=true"}, []),
+        ({"trust_remote_code": True}, {}, []),
+    ]:
+        with pytest.raises(reprune.InputError, match="no-model"):
+            function("./no-model", "out", recipe=recipe, **more)
+        assert notes == expected
+        notes.clear()

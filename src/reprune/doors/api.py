@@ -33,6 +33,7 @@ from reprune.doors.prepare import (
     recipe_contents,
     refusal,
     said_lacking,
+    said_trusting,
     settle,
     settle_seqlen,
     several,
@@ -132,7 +133,10 @@ def prune(
     )
     content = recipe_contents(recipe)
     made = resolve_recipe(os.fspath(model), content, flags, several(settings))
-    return prune_by_recipe(made, local_path(out), watcher or Watcher(), ranks=ranks)
+    watcher = watcher or Watcher()
+    if said := said_trusting(recipe, content, made, trust_remote_code):
+        watcher.note(said)
+    return prune_by_recipe(made, local_path(out), watcher, ranks=ranks)
 
 
 @undisturbed()

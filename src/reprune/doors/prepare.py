@@ -88,6 +88,14 @@ def recipe_contents(recipe: str | os.PathLike[str] | Mapping[str, Any] | Recipe 
     return read_recipe(local_path(recipe))
 
 
+def said_trusting(recipe: object, content: Mapping[str, Any], made: Recipe, flag: bool | None) -> str | None:
+    """What is to be known where a recipe file lets code run, and no flag does."""
+    in_file = isinstance(recipe, str | os.PathLike) and content.get("trust_remote_code")
+    if in_file and made.trust_remote_code and not flag:
+        return f"{recipe} sets trust_remote_code: Python code that comes with the model is run"
+    return None
+
+
 def refusal(check: Callable[[], None]) -> str | None:
     """What a check refuses, if it does."""
     try:

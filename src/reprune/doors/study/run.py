@@ -18,7 +18,7 @@ from typing import Any, final
 
 import torch
 
-from reprune.doors.prepare import Sources, nested_flags, recipe_contents, several
+from reprune.doors.prepare import Sources, nested_flags, recipe_contents, said_trusting, several
 from reprune.doors.study.begin import Begun, begin, check_data
 from reprune.doors.study.cluster import OnRay
 from reprune.doors.study.figures import write_figures
@@ -123,6 +123,8 @@ def study(
         trust_remote_code=trust_remote_code,
     )
     base = base_recipe(os.fspath(model), content, flags, settings)
+    if said := said_trusting(recipe, content, base, trust_remote_code):
+        watcher.note(said)
     grid = Grid.of(
         several(pruners),
         several(rungs),

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import reprune
 from reprune.engine import fresh
@@ -38,3 +39,23 @@ def test_no_weight_that_is_not_finite_reaches_a_file(
     assert {name.split(".")[2] for name in written} == {"0"}
     assert all(tensor.isfinite().all() for tensor in written.values())
     assert reprune.status(tmp_path / "out").windows_done == 1
+
+
+@pytest.mark.parametrize(
+    ("rung", "message"),
+    [
+        ("LR", r"window 1 \(blocks \[1\]\): its outputs are not finite after pruning"),
+        ("BR", r"window 1 \(blocks \[1\]\): the window's outputs are not finite before its reconstruction"),
+    ],
+)
+def test_where_float16_overflows_it_is_said_what_leads_on(rung: str, message: str, tmp_path: Path) -> None:
+    model = tiny.save("llama", tmp_path / "model")
+    weights = tensors(model)
+    weights["model.layers.1.mlp.down_proj.weight"] *= 3e6
+    save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
+    leads_on = r"; products are in float16, .* --set precision=bfloat16 or --set precision=float32$"
+    with pytest.raises(NumericalError, match=message + leads_on):
+        prune(model, tmp_path / "out", "precision=float16", pruner="magnitude", reconstruct=rung)
+    with pytest.raises(NumericalError, match=message + leads_on):
+        reprune.resume(tmp_path / "out")
+    assert prune(model, tmp_path / "other", "precision=float32", pruner="magnitude", reconstruct="LR")["sparsity"] > 0

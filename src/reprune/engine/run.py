@@ -7,8 +7,8 @@ solver (see `reprune.planning.recipe.RUNGS`).
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, final
@@ -110,10 +110,24 @@ def run_windows(
     torch.manual_seed(recipe.seed)
     books.clear_streams()  # of a process that was killed
     # However the run ends: what is read of files that are left open takes room on the disk.
-    with StreamStore(int(recipe.streams.memory), books.streams) as store:
+    with StreamStore(int(recipe.streams.memory), books.streams) as store, _naming_float16(decoder):
         frontier = _frontier(recipe, methods, decoder, books, watcher, store, shared, statistics_samples, ranks)
         _do(len(methods.steps) - len(remaining), recipe, methods, decoder, books, watcher, frontier, shared, ranks)
     books.clear_streams()
+
+
+@contextmanager
+def _naming_float16(decoder: Decoder) -> Iterator[None]:
+    """Say of numbers that went bad that products were in float16, where they were: going on would end the same."""
+    try:
+        yield
+    except NumericalError as error:
+        if decoder.precision.products != torch.float16:
+            raise
+        raise NumericalError(
+            f"{error}; products are in float16, which holds nothing above 65504: start again in another folder with "
+            "--set precision=bfloat16 or --set precision=float32"
+        ) from None
 
 
 def _do(
@@ -217,7 +231,9 @@ class _Windows:
                 written |= books.write_block(pruned.index, pruned.round_(self.decoder))
             errors, block_errors = frontier.advance(window, [pruned.block for pruned in blocks], targets, scale)
             if not errors.calibration.finite:
-                raise NumericalError(f"window {window.index}: its outputs are not finite after reconstruction")
+                place = f"window {window.index} (blocks {list(window.blocks)})"
+                fitted = "its reconstruction" if fit.epochs else "pruning"
+                raise NumericalError(f"{place}: its outputs are not finite after {fitted}")
         open_ = [pruned for pruned in blocks if pruned.index not in window.retired]
         ridges = {pruned.index: pruned.ridges for pruned in fresh}
         record = window_record(window, fit, errors, recipe.solver, features, ridges, notes, time.monotonic() - began)

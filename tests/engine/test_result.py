@@ -23,13 +23,14 @@ def finished(folder: Path, out: Path) -> Path:
     written = result.write_outside()
     for index in range(len(decoder)):
         written |= result.write_block(index, decoder.stored_tensors(decoder.load(index)))
-    result.finish({}, "model: m\n", written)
+    result.finish({}, "model: m\n", written, ["words.vocab"])
     return out
 
 
 def test_it_holds_templates_licences_and_tokenizers_and_no_other_weights(tmp_path: Path) -> None:
     folder = tiny.save("llama", tmp_path / "model")
     copied = ["additional_chat_templates/tools.jinja", "chat_template.jinja", "a.tiktoken", "a.spm", "bpe.codes"]
+    copied += ["prophetnet.tokenizer", "words.vocab"]
     copied += ["LICENSE", "Licence.txt", "my_license.md", "LICENSE-MODEL", "COPYING", "Notice", "USE_POLICY.md"]
     others = ["license.bin", "licence.pt", "notice.safetensors", "pytorch_model.bin", "README.md", "sub/a.jinja"]
     for name in copied + others:

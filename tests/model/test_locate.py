@@ -342,7 +342,7 @@ def test_neither_pickles_nor_second_copies_are_downloaded() -> None:
     wanted = ["config.json", "model-00001-of-00002.safetensors", "model.safetensors.index.json", "merges.txt"]
     wanted += ["tokenizer.model", "chat_template.jinja", "modeling_own.py", "additional_chat_templates/tools.jinja"]
     wanted += ["LICENSE", "LICENSE-MODEL", "Notice.txt", "COPYING", "USE_POLICY.md"]
-    wanted += ["qwen.tiktoken", "a.spm", "bpe.codes"]
+    wanted += ["qwen.tiktoken", "a.spm", "bpe.codes", "prophetnet.tokenizer"]
     others = ["pytorch_model.bin", "pytorch_model.bin.index.json.pkl", "model.gguf", "consolidated.safetensors"]
     others += ["model.fp16.safetensors", "model.fp16-00001-of-00002.safetensors", "onnx/model.safetensors", "a.pth"]
     others += ["license.bin", "LICENSE.pkl", "README.md"]

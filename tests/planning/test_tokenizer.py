@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from reprune.errors import InputError
-from reprune.planning.tokenizer import load_tokenizer
+from reprune.planning.tokenizer import load_tokenizer, tokenizer_files
 from tests import tiny
 
 
@@ -28,3 +28,13 @@ def test_it_is_said_what_lacks(content: bytes, message: str, tmp_path: Path, mon
     (tmp_path / "tokenizer.model").write_bytes(content)
     with pytest.raises(InputError, match=message):
         load_tokenizer(tmp_path)
+
+
+def test_the_files_of_a_tokenizer_are_those_that_its_class_names(tmp_path: Path) -> None:
+    words = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", "[X_SEP]", "[MASK]", "one", "two"]
+    (tmp_path / "prophetnet.tokenizer").write_text("\n".join(words))
+    assert tokenizer_files(tmp_path) == set(), "it is not known whose it is"
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "ProphetNetTokenizer"}))
+    tiny.JOINED["prophetnet"]().save_pretrained(tmp_path)
+    (tmp_path / "words.vocab").touch()
+    assert tokenizer_files(tmp_path) == {"prophetnet.tokenizer"}

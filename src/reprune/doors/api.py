@@ -60,6 +60,7 @@ from reprune.planning.overlap import sketch
 from reprune.planning.paths import absolute, beside
 from reprune.planning.recipe import Recipe
 from reprune.planning.survey import survey
+from reprune.planning.tokenizer import tokenizer_files
 
 _KEPT = "Finished windows are kept: go on with 'reprune resume DIR', with any number of processes."
 
@@ -338,7 +339,8 @@ def _write_(
     watcher.phase(None, "writing the result")
     ledger.settle()
     written = result.write_outside()
-    for name in result.left_out():
+    files = tokenizer_files(result.dense) if recipe.trust_remote_code else set()  # others have names that are known
+    for name in result.left_out(files):
         watcher.note(f"{name} is not in the result: in the model's folder it is a link to what may be no part of it")
     lines = ledger.lines()
     seconds = max(time.monotonic() - began, sum(line["window"]["seconds"] for line in lines))
@@ -346,7 +348,7 @@ def _write_(
     peaks = [peak_memory_bytes(recipe.device), *peaks[1:]]
     record = full_record(recipe, job, lines, seconds, peaks)
     written |= {name: digest for line in lines for name, digest in line["files"].items()}
-    record = result.finish(record, beside(recipe, ledger.result).to_yaml(), written)
+    record = result.finish(record, beside(recipe, ledger.result).to_yaml(), written, files)
     ledger.clear()
     return record
 

@@ -6,10 +6,11 @@ the input, in shards of bounded size. The index comes last, so that an unfinishe
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, final
@@ -41,6 +42,11 @@ class Result:
         self._decoder = decoder
         self._outside = self._plan_outside()
         self._shards = len(decoder) + len(self._outside)
+
+    @property
+    def dense(self) -> Path:
+        """The folder of the model that it is made of."""
+        return self._decoder.folder
 
     def _plan_outside(self) -> list[list[str]]:
         """The names of the tensors outside the blocks, in shards of at most 256 MiB (or one tensor)."""
@@ -79,28 +85,31 @@ class Result:
             written[self._shard(number).name] = sha256(self._shard(number))
         return written
 
-    def _beside(self) -> dict[str, Path]:
-        """The files that belong to the model beside its weights, by name."""
+    def _beside(self, others: Iterable[str] = ()) -> dict[str, Path]:
+        """The files that belong to the model beside its weights, and these others, by name."""
         folder = self._decoder.folder
-        found = sorted({file for pattern in _COPIED for file in folder.glob(pattern)})
+        found = sorted({file for pattern in (*_COPIED, *map(glob.escape, others)) for file in folder.glob(pattern)})
         return {
             source.relative_to(folder).as_posix(): source
             for source in found
             if source.is_file() and not any(source.match(pattern) for pattern in _NOT_COPIED)
         }
 
-    def left_out(self) -> list[str]:
+    def left_out(self, others: Iterable[str] = ()) -> list[str]:
         """The names of those that are links to what is no model's: it may be private, and is not copied."""
         folder = self._decoder.folder.resolve()
-        return [name for name, source in self._beside().items() if not _is_of_a_model(source.resolve(), folder)]
+        return [name for name, source in self._beside(others).items() if not _is_of_a_model(source.resolve(), folder)]
 
-    def finish(self, record: Mapping[str, Any], recipe: str, written: Mapping[str, str]) -> dict[str, Any]:
+    def finish(
+        self, record: Mapping[str, Any], recipe: str, written: Mapping[str, str], tokenizer: Iterable[str] = ()
+    ) -> dict[str, Any]:
         """Write all but the weights: configuration, tokenizer, recipe, record and index.
 
         Args:
             record: what reprune.json is to hold, beside the SHA-256 of all other files.
             recipe: the contents of recipe.yaml.
             written: the files of weights, by name, and their SHA-256.
+            tokenizer: files that it is read from, where they have names that none of other models have.
 
         Returns:
             What reprune.json holds.
@@ -118,8 +127,8 @@ class Result:
         for number, names in enumerate(self._outside, len(self._decoder)):
             files |= dict.fromkeys(names, self._shard(number).name)
         files_written = dict(written)
-        left_out = self.left_out()
-        for name, source in self._beside().items():
+        left_out = self.left_out(tokenizer)
+        for name, source in self._beside(tokenizer).items():
             if name not in left_out:
                 (self.folder / name).parent.mkdir(exist_ok=True)
                 write_durably(self.folder / name, partial(_copy, source))

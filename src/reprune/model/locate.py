@@ -19,7 +19,7 @@ from reprune.model.wellformed import read_json
 _LICENCES = ("license", "licence", "notice", "copying", "use_policy", "terms")
 _TEXTS = ("", "-MODEL", "-CODE", "*.txt", "*.md", "*.rst", "*.html", "*.pdf")
 BESIDE = (  # the weights: patterns of files
-    *("*.json", "*.txt", "*.model", "*.tiktoken", "*.spm", "bpe.codes", "*.py"),
+    *("*.json", "*.txt", "*.model", "*.tiktoken", "*.spm", "*.tokenizer", "bpe.codes", "*.py"),
     *("*.jinja", "additional_chat_templates/*.jinja"),
     *(f"*{''.join(f'[{a.lower()}{a.upper()}]' for a in word)}{rest}" for word in _LICENCES for rest in _TEXTS),
 )

@@ -1,4 +1,4 @@
-"""Loads a model folder's tokenizer."""
+"""Loads a model folder's tokenizer, and knows its files."""
 
 from __future__ import annotations
 
@@ -36,6 +36,15 @@ def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> Any:
             "tokenizer_config.json) into the folder."
         )
     return tokenizer
+
+
+def tokenizer_files(folder: Path) -> set[str]:
+    """What the class of a folder's tokenizer, which may come with it, calls its files, of those that are there."""
+    try:
+        names = {str(name) for name in load_tokenizer(folder, True).vocab_files_names.values()}
+    except InputError:
+        return set()
+    return {name for name in names if Path(name).name == name and (folder / name).is_file()}
 
 
 def _sentencepiece(folder: Path) -> Path | None:

@@ -325,6 +325,13 @@ def test_a_missing_parameter_of_a_block_is_named(tmp_path: Path) -> None:
         Decoder(folder)
 
 
+def test_a_tensor_of_a_block_under_two_names_is_refused(tmp_path: Path) -> None:
+    name, other = "model.layers.1.mlp.up_proj.weight", "layers.1.mlp.up_proj.weight"
+    folder = _edited(tiny.save("llama", tmp_path), lambda tensors: tensors.update({other: tensors[name].clone()}))
+    with pytest.raises(InputError, match=f"the tensors {other} and {name} are both {name}; take"):
+        Decoder(folder)
+
+
 @pytest.mark.parametrize("name", ["model.layers.1.mlp.up_proj.weight", "model.layers.0.input_layernorm.weight"])
 @pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int32])
 def test_weights_that_are_no_floats_are_refused_by_name(name: str, dtype: torch.dtype, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from reprune.errors import UnsupportedModelError
+from reprune.errors import InputError, UnsupportedModelError
 from reprune.model.block import Block, Call, Precision
 from reprune.model.checkpoint import Checkpoint
 from reprune.model.conversion import Conversion, Layout
@@ -90,6 +90,12 @@ class Decoder:
                 raise UnsupportedModelError(
                     f"{self.folder.name}: {conversion.stored[0]} holds weights of block {index} and {outside}; blocks "
                     "whose weights lie in one tensor cannot be pruned one by one."
+                )
+            if conversion.rule is None and len(conversion.stored) > 1:
+                one, other, *_ = conversion.stored
+                raise InputError(
+                    f"{self.folder}: the tensors {one} and {other} are both {path + name}; take the one that is not of "
+                    "this model out of its files."
                 )
             found[id(conversion)] = conversion
             self._layout.check(path + name, conversion, tensor)

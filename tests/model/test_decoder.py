@@ -14,6 +14,7 @@ from torch import Tensor
 from reprune.errors import InputError, UnsupportedModelError
 from reprune.model.block import LinearGroup, Precision
 from reprune.model.decoder import Decoder
+from reprune.model.whole import load_model
 
 from .. import odd, tiny
 from .conftest import assert_same_states, embedded, slices, states_of, streamed
@@ -298,8 +299,9 @@ def test_bert_is_streamed_where_it_is_a_decoder_and_refused_where_it_sees_what_c
     assert_same_states(streamed(decoder, ids, 3), states_of(model, "bert.encoder.layer", ids))
     model.config.is_decoder = False
     model.config.save_pretrained(tmp_path)
-    with pytest.raises(UnsupportedModelError, match="attends to the tokens that are to come"):
-        Decoder(tmp_path)
+    for opened in (Decoder, lambda folder: load_model(folder, torch.device("cpu"))):
+        with pytest.raises(UnsupportedModelError, match="attends to the tokens that are to come"):
+            opened(tmp_path)
 
 
 def test_a_model_whose_first_weights_are_no_text_model_s_is_streamed_too(tmp_path: Path, ids: Tensor) -> None:

@@ -22,7 +22,7 @@ def read_config(folder: Path, trust_remote_code: bool) -> Any:
 
     Raises:
         InputError: Transformers cannot read it.
-        UnsupportedModelError: it is an encoder-decoder's, of which nothing here can make use.
+        UnsupportedModelError: it is an encoder-decoder's or an encoder's, of which nothing here can make use.
     """
     from transformers import AutoConfig
 
@@ -33,6 +33,11 @@ def read_config(folder: Path, trust_remote_code: bool) -> Any:
         raise InputError(f"{folder.name}: its config.json cannot be used: {' '.join(str(error).split())}") from None
     if getattr(config, "is_encoder_decoder", False):
         raise UnsupportedModelError(f"{folder.name}: {config.model_type} is an encoder-decoder; a decoder is needed.")
+    if _sees_what_comes(config):
+        raise UnsupportedModelError(
+            f"{folder.name}: {config.model_type} with is_decoder false attends to the tokens that are to come, so "
+            "it does not predict the next one; give a causal language model."
+        )
     return config
 
 
@@ -65,11 +70,6 @@ def build_bare(folder: Path, trust_remote_code: bool) -> Any:
             raise UnsupportedModelError(
                 f"{folder.name}: its weights are quantized, and quantized weights cannot be pruned; "
                 "use the model's bfloat16, float16 or float32 weights (a .gguf file is dequantized by itself)."
-            )
-        if _sees_what_comes(config):
-            raise UnsupportedModelError(
-                f"{folder.name}: {config.model_type} with is_decoder false attends to the tokens that are to come, so "
-                "it does not predict the next one; give a causal language model."
             )
         kind = model_class(config)
         try:

@@ -258,6 +258,15 @@ def test_a_model_of_the_hub_is_called_by_its_id(llama: Path, part: Path, monkeyp
     assert said == [f"2 of 2 requests were cut at their start: organization/name takes {tiny.POSITIONS} tokens"]
 
 
+def test_a_model_that_is_run_as_the_harness_runs_it_has_products_in_float32(part: Path, tmp_path: Path) -> None:
+    model = tiny.save("prophetnet", tmp_path / "model")
+    said: list[str] = []
+    asked = zero_shot(model, ["rte"], data=part, limit=3, device="cpu", precision="bfloat16", notify=said.append)
+    assert asked == run(model, ["rte"], part, limit=3)
+    assert asked.precision == "float32"
+    assert "note: model is run as lm-eval runs it; so its products are in float32" in said
+
+
 def test_progress_is_of_requests(llama: Path, part: Path) -> None:
     done: list[tuple[int, int]] = []
     run(llama, ["rte", "openbookqa"], part, progress=lambda *now: done.append(now))

@@ -128,6 +128,9 @@ def zero_shot(
 
         products, likelihoods, answers = in_precision(precision, where, answered, notify)
     name = model_name(model, folder)
+    if likelihoods.exact and products != "float32":
+        products = "float32"
+        notify(f"note: {name} is run as lm-eval runs it; so its products are in float32")
     if likelihoods.cut:
         taken = f"{name} takes {likelihoods.max_length} tokens"
         notify(f"{likelihoods.cut} of {len(answers)} requests were cut at their start: {taken}")

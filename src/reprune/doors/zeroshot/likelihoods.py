@@ -66,6 +66,7 @@ class Likelihoods(HFLM):  # type: ignore[misc]  # lm-eval has no type informatio
     """The harness's model class, with its loop over requests replaced.
 
     `cut` is how many of the requests so far were longer than the model takes, and lost the start of their context.
+    `exact` is whether products are in float32 whatever was asked for, as no decoder can be stood in for.
     """
 
     def __init__(
@@ -77,6 +78,7 @@ class Likelihoods(HFLM):  # type: ignore[misc]  # lm-eval has no type informatio
         self._precision = precision
         self._progress = progress
         self._decoder = find_decoder(model, Precision())
+        self.exact = self._decoder is None
         self._kept_name = None if self._decoder is None else cache_argument(self._decoder)
         self._tried = False
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
@@ -30,9 +31,11 @@ Quirk = Literal[
     "stray matrix",  # a block holds a matrix that belongs to no linear
     "idle linear",  # a linear of each block never runs
     # what cannot be run block by block
+    "cache",  # blocks are passed a cache that they may write to, whatever use_cache says
     "in place",  # blocks write into the states that they are given
     "per sample",  # blocks are given a tensor that depends on the tokens
     "per sample, nested",  # the same, within a dict
+    "per sample, in an object",  # the same, within an object
     "per sample, a number",  # the same, as a number
     "beside",  # blocks hand the next one something beside the states that is no token's
     "beside, numbers",  # the same, whole numbers
@@ -61,6 +64,11 @@ class OddConfig(tf.PreTrainedConfig):
         self.vocab_size = 320
 
 
+@dataclass(frozen=True)
+class _Side:
+    nested: Tensor
+
+
 class _Block(nn.Module):
     def __init__(self, quirk: Quirk, hidden: int) -> None:
         super().__init__()
@@ -74,7 +82,8 @@ class _Block(nn.Module):
         if quirk == "block buffer":
             self.register_buffer("gain", torch.ones(hidden))
 
-    def forward(self, x: Tensor, side: Any = None) -> Any:
+    def forward(self, x: Tensor, side: Any = None, cache: Any = None) -> Any:
+        del cache
         inner = torch.relu(self.up(x))
         if self.quirk == "shared linear":
             inner = inner + self.up(torch.tanh(x))
@@ -88,7 +97,7 @@ class _Block(nn.Module):
                 out = out + value
             side["seen"] = out.mean(-1, keepdim=True) if self.quirk == "by name, of tokens" else out.mean()
         elif side is not None and self.quirk != "beside, of no use":
-            out = out + (side["nested"] if isinstance(side, dict) else side)
+            out = out + (side["nested"] if isinstance(side, dict) else getattr(side, "nested", side))
         if self.quirk == "beside, of tokens":
             return out, out.mean(-1, keepdim=True)
         if self.quirk == "beside, numbers":
@@ -169,6 +178,10 @@ class _Base(nn.Module):
                 return block(states, side=ids.unsqueeze(-1).float())
             case "per sample, nested":
                 return block(states, side={"nested": ids.unsqueeze(-1).float()})
+            case "per sample, in an object":
+                return block(states, side=_Side(ids.unsqueeze(-1).float()))
+            case "cache":
+                return block(states, cache=tf.DynamicCache())
             case "per sample, a number":
                 return block(states, float(ids[0].float().mean()))
         return block(states)

@@ -24,7 +24,7 @@ def test_blocks_that_are_passed_a_number_of_each_batch_are_refused(size: int, tm
 
 @pytest.mark.parametrize("in_memory", [0, 2**30])
 @pytest.mark.parametrize("size", [1, 3, 7])
-@pytest.mark.parametrize("quirk", ["per sample", "per sample, nested"])
+@pytest.mark.parametrize("quirk", ["per sample", "per sample, nested", "per sample, in an object"])
 def test_blocks_are_passed_what_is_each_samples_own(
     quirk: odd.Quirk, size: int, in_memory: int, tmp_path: Path, ids: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -52,4 +52,10 @@ def test_blocks_are_passed_what_is_each_samples_own(
 def test_blocks_that_are_passed_what_earlier_blocks_make_are_refused(tmp_path: Path, ids: Tensor) -> None:
     decoder = Decoder(odd.save("handed on", tmp_path))
     with pytest.raises(UnsupportedModelError, match=r"block 1 is passed .*, which comes from the blocks before it"):
+        embedded(decoder, ids)
+
+
+def test_a_cache_that_is_passed_although_none_is_to_be_kept_is_refused(tmp_path: Path, ids: Tensor) -> None:
+    decoder = Decoder(odd.save("cache", tmp_path))
+    with pytest.raises(UnsupportedModelError, match="block 0 is passed a DynamicCache, though use_cache is False"):
         embedded(decoder, ids)

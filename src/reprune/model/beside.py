@@ -8,6 +8,7 @@ once with something in that place which nothing can be done with.
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from reprune.errors import UnsupportedModelError
 from reprune.model.block import Call
 from reprune.model.forms import Beside
 from reprune.model.plain_kernels import plain_kernels
@@ -30,6 +32,19 @@ def without_beside(call: Call) -> Call:
 def passed_beside(call: Call) -> list[Beside]:
     """What a call is passed of it."""
     return [value for value in (*call.args, *call.kwargs.values()) if isinstance(value, Beside)]
+
+
+def refuse_caches(model: str, calls: Sequence[Call]) -> None:
+    """Raise `UnsupportedModelError` where a model hands its blocks a cache to write to though it was to keep none."""
+    from transformers import Cache
+
+    for index, call in enumerate(calls):
+        for value in (*call.args, *call.kwargs.values()):
+            if isinstance(value, Cache):
+                raise UnsupportedModelError(
+                    f"{model}: block {index} is passed a {type(value).__name__}, though use_cache is False; blocks "
+                    "that write to a cache in each pass cannot be pruned one by one: have its forward make none then."
+                )
 
 
 @torch.no_grad()

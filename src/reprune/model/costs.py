@@ -22,6 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from reprune.model.block import Block, Call, Precision
 from reprune.model.linears import Linear, Stack, find_linears
+from reprune.model.nested import with_tensors
 
 FEW = (8, 16, 24)  # tokens
 MANY = 10_000
@@ -156,7 +157,11 @@ def _run(
             return tensor
 
         hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
-        arguments = replace(call, args=_faked(call.args, mode), kwargs=_faked(call.kwargs, mode))
+
+        def faked(tensor: Tensor) -> Tensor:
+            return tensor if isinstance(tensor, FakeTensor) else mode.from_tensor(tensor)
+
+        arguments = replace(call, args=with_tensors(call.args, faked), kwargs=with_tensors(call.kwargs, faked))
         bound = nullcontext() if most is None else _Bounded(most)
         with FlopCounterMode(display=False, custom_mapping=_ATTENTION) as counter, torch.enable_grad(), hooks, bound:
             outputs = block.run(torch.empty(shape), arguments)
@@ -190,16 +195,3 @@ _ATTENTION = {  # the CPU's kernels, which the counter does not know by itself; 
 
 def _storage(tensor: Tensor) -> int:
     return int(tensor.untyped_storage()._cdata)
-
-
-def _faked(value: Any, mode: FakeTensorMode) -> Any:
-    """The same with tensors of no values in place of tensors."""
-    if isinstance(value, FakeTensor):
-        return value
-    if isinstance(value, Tensor):
-        return mode.from_tensor(value)
-    if isinstance(value, dict):
-        return {key: _faked(part, mode) for key, part in value.items()}
-    if isinstance(value, tuple | list):
-        return type(value)(_faked(part, mode) for part in value)
-    return value

@@ -19,10 +19,11 @@ from torch import Tensor
 
 from reprune.errors import UnsupportedModelError
 from reprune.model.block import Call
+from reprune.model.nested import parts, with_parts, with_tensors
 
 _IN_MEMORY = 2**30  # bytes of what samples are passed of their own
 _Path = tuple[Any, ...]
-"""Where something lies in a call: ("args", 1), ("kwargs", "mask", 0)."""
+"""Where something lies in a call: ("args", 1), ("kwargs", "mask", 0), with the names of objects' attributes too."""
 
 
 @final
@@ -141,14 +142,12 @@ def _leaves(call: Call) -> Iterator[tuple[_Path, Any]]:
     """All that a call passes, with where it lies."""
 
     def walk(value: Any, path: _Path) -> Iterator[tuple[_Path, Any]]:
-        if isinstance(value, tuple | list):
-            for number, part in enumerate(value):
-                yield from walk(part, (*path, number))
-        elif isinstance(value, dict):
-            for key, part in value.items():
-                yield from walk(part, (*path, key))
-        else:
+        held = parts(value)
+        if held is None:
             yield path, value
+            return
+        for key, part in held.items():
+            yield from walk(part, (*path, key))
 
     yield from walk(call.args, ("args",))
     yield from walk(call.kwargs, ("kwargs",))
@@ -160,11 +159,8 @@ def _with(call: Call, path: _Path, value: Tensor) -> Call:
     def put(at: Any, rest: _Path) -> Any:
         if not rest:
             return value.to(at.device)
-        if isinstance(at, dict):
-            return {**at, rest[0]: put(at[rest[0]], rest[1:])}
-        parts = list(at)
-        parts[rest[0]] = put(parts[rest[0]], rest[1:])
-        return type(at)(parts)
+        held = parts(at) or {}
+        return with_parts(at, {**held, rest[0]: put(held[rest[0]], rest[1:])})
 
     if path[0] == "args":
         return replace(call, args=put(call.args, path[1:]))
@@ -187,13 +183,7 @@ def to_device(calls: list[Call], device: torch.device) -> list[Call]:
     """The calls with their tensors on a device; a tensor that several blocks share stays shared."""
     moved: dict[int, Tensor] = {}
 
-    def move(value: Any) -> Any:
-        if isinstance(value, Tensor):
-            return moved.setdefault(id(value), value.detach().to(device))
-        if isinstance(value, tuple | list):
-            return type(value)(move(item) for item in value)
-        if isinstance(value, dict):
-            return {key: move(item) for key, item in value.items()}
-        return value
+    def move(tensor: Tensor) -> Tensor:
+        return moved.setdefault(id(tensor), tensor.detach().to(device))
 
-    return [replace(call, args=move(call.args), kwargs=move(call.kwargs)) for call in calls]
+    return [replace(call, args=with_tensors(call.args, move), kwargs=with_tensors(call.kwargs, move)) for call in calls]

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from reprune.errors import RepruneError, UnsupportedModelError
 from reprune.model.bare import build_bare, max_positions
-from reprune.model.beside import matters, passed_beside, without_beside
+from reprune.model.beside import matters, passed_beside, refuse_caches, without_beside
 from reprune.model.block import Call
 from reprune.model.forms import Form, axes
 from reprune.model.handing import find_forms, hands_on
@@ -209,6 +209,7 @@ class Skeleton:
         """How each block is given its states, found out on a few tokens."""
         name, ids = type(self.model).__name__, self.few_ids()
         states, calls = self._recorded(ids, fill_with_nothing, False)
+        refuse_caches(name, calls)
         more = self.few_ids(3)[:, : -(-ids.shape[1] // 2)]
         others, _ = self._recorded(more, fill_with_nothing, False)
         self.release()

@@ -1,0 +1,65 @@
+"""Tensors are found and replaced in tuples, lists, mappings and objects that hold them; all else stays what it is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers.utils import ModelOutput
+
+from reprune.model.nested import parts, with_tensors
+
+
+class _Named(NamedTuple):
+    mask: Tensor
+    scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class _Frozen:
+    mask: Tensor
+    scale: float = 1.0
+
+
+@dataclass
+class _Output(ModelOutput):  # type: ignore[misc]  # Transformers' own
+    mask: Tensor | None = None
+
+
+class _Plain:
+    def __init__(self, mask: Any) -> None:
+        self.mask = mask
+
+
+_ONE = torch.ones(2)
+
+
+@pytest.mark.parametrize(
+    ("value", "mask"),
+    [
+        ((1, _ONE), lambda made: made[1]),
+        ([_ONE, "a"], lambda made: made[0]),
+        ({"mask": _ONE}, lambda made: made["mask"]),
+        (_Named(_ONE), lambda made: made.mask),
+        (_Frozen(_ONE), lambda made: made.mask),
+        (_Output(_ONE), lambda made: made.mask),
+        (_Plain(_ONE), lambda made: made.mask),
+        (_Plain([{"deep": _ONE}]), lambda made: made.mask[0]["deep"]),
+        ({"side": (_Frozen(_ONE),)}, lambda made: made["side"][0].mask),
+    ],
+    ids=str,
+)
+def test_a_tensor_is_replaced_wherever_it_lies_and_the_value_stays_as_it_was(value: Any, mask: Any) -> None:
+    made = with_tensors(value, lambda tensor: 2 * tensor)
+    assert type(made) is type(value)
+    assert torch.equal(mask(made), 2 * _ONE)
+    assert mask(value) is _ONE
+
+
+@pytest.mark.parametrize("value", [None, 3, "a", torch.float32, nn.Linear(2, 2), _Frozen, _Plain(3), object()], ids=str)
+def test_what_holds_no_tensor_is_one_thing(value: Any) -> None:
+    assert parts(value) is None
+    assert with_tensors(value, lambda _: pytest.fail("a tensor was found")) is value

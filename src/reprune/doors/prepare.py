@@ -119,6 +119,12 @@ def check_out(out: Path) -> None:
 
     What a process left that was killed before its run began is no hindrance.
     """
+    try:
+        str(out).encode()
+    except UnicodeEncodeError:
+        raise InputError(
+            f"--out {out}: has bytes that are not UTF-8, and files of weights take no such path; give another folder."
+        ) from None
     begun = Ledger(out).exists
     if out.exists() and not out.is_dir():
         raise InputError(f"--out {out}: is a file; give a folder that does not exist yet.")

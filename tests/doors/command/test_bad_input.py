@@ -203,6 +203,7 @@ _LONG = "x" * 300
         ("afile/below", "--out afile/below"),
         (_LONG, f"{_LONG}: cannot be looked at (File name too long)"),
         (f"{_LONG}/below", f"{_LONG}/below: cannot be looked at (File name too long)"),
+        (os.fsdecode(b"caf\xe9"), "has bytes that are not UTF-8"),
     ],
 )
 def test_where_nothing_can_be_written(out: str, expected: str, here: Path, cli: Cli) -> None:

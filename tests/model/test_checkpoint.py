@@ -214,7 +214,7 @@ def test_the_digests_are_those_of_all_files_that_make_the_model(tmp_path: Path) 
 def test_the_digests_are_those_of_the_tokenizers_files_too(tmp_path: Path) -> None:
     folder = _folder(tmp_path, model=_tensors())
     names = ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt"]
-    names += ["tokenizer.model", "own.tiktoken", "chat_template.jinja"]
+    names += ["tokenizer.model", "own.tiktoken", "prophetnet.tokenizer", "chat_template.jinja"]
     for name in (*names, "generation_config.json", "results.json", "notes.txt"):
         (folder / name).write_text("{}")
     assert set(Checkpoint(folder).digests()) == {"config.json", "model.safetensors", *names}

@@ -42,7 +42,7 @@ NAMES_WEIGHTS = "transformers_weights"
 _USUAL = ("model.safetensors", "model.safetensors.index.json")
 _BESIDE = (  # the weights, of what decides the model and its tokens: configuration, code, tokenizer
     *("config.json", "*.py", "*token*.json", "tekken.json", "*vocab*.json", "*vocab*.txt", "merges.txt", "bpe.codes"),
-    *("*.model", "*.spm", "*.tiktoken", "*.jinja"),
+    *("*.model", "*.spm", "*.tiktoken", "*.tokenizer", "*.jinja"),
 )
 _SAMPLED_BYTES = 4096  # from each end of each tensor, for the fingerprint
 _FILES_AT_A_TIME = 4  # that are hashed

@@ -15,6 +15,7 @@ import reprune
 _ROOT = Path(reprune.__file__).parent
 _FLOORS = ["math", "model", "planning", "engine", "doors"]
 _ROOMS = [
+    "printable",
     "formats",
     "rates",
     "devices",

@@ -37,13 +37,19 @@ class ChangedError(RepruneError):
     """A file that is read was changed by somebody else on the way (exit code 1)."""
 
 
+_LACKS_MEMORY = ("can't allocate memory", "Cannot allocate memory", "bad_alloc")
+_MAY_LACK_MEMORY = ("could not create a primitive", "could not create a memory")  # oneDNN gives no reason
+"""How errors of PyTorch read, on a CPU, where memory runs out."""
+
+
 def out_of_memory(error: BaseException) -> str | None:
     """What an error says that comes of too little memory, of the host or of a GPU; None of any other error."""
-    is_it = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-    if not is_it and not (isinstance(error, RuntimeError) and "can't allocate memory" in str(error)):
-        return None
     said = " ".join(str(error).split()).rpartition("DefaultCPUAllocator: ")[2]
-    return f"out of memory{f' ({said[:160]})' if said else ''}"
+    told = isinstance(error, RuntimeError) and any(text in str(error) for text in _LACKS_MEMORY)
+    perhaps = isinstance(error, RuntimeError) and any(text in said for text in _MAY_LACK_MEMORY)
+    if not (told or perhaps or isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"):
+        return None
+    return f"{'probably ' if perhaps else ''}out of memory{f' ({said[:160]})' if said else ''}"
 
 
 def is_expected(error: BaseException) -> bool:

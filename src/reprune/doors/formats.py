@@ -7,13 +7,27 @@ from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
+from rich.text import Text
+
+from reprune.doors.printable import complain, printable, unread
 
 _WIDEST = 10_000  # that a table may be where nothing says how wide it is shown
 
 
+class _Output(Console):
+    """Shows names that others gave as text, and work goes on where nobody reads of it any more."""
+
+    def render_str(self, text: str, **options: Any) -> Text:  # of all that is printed, cells of tables too
+        return super().render_str(printable(text), **options)
+
+    def on_broken_pipe(self) -> None:
+        unread()
+        complain("nobody reads the output any more; the work goes on without it")
+
+
 def console() -> Console:
     """Where output goes, as it is: names may have brackets and colons. Off a terminal, lines are not broken."""
-    output = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
+    output = _Output(highlight=False, markup=False, emoji=False, soft_wrap=True)
     if not output.is_terminal and "COLUMNS" not in os.environ:
         output.width = _WIDEST
     return output

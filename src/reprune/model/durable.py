@@ -30,7 +30,7 @@ def write_durably(path: Path, write: Callable[[Path], object], size: int | None 
         OSError: it cannot be written; what was there is left as it was, and the error names `path`.
     """
     temporary = unfinished(path)
-    with _naming(path, size):
+    with naming(path, size):
         temporary.unlink(missing_ok=True)  # it may be a link, which `write` would write through
         try:
             write(temporary)
@@ -49,7 +49,7 @@ def unfinished(path: Path) -> Path:
 
 
 @contextmanager
-def _naming(path: Path, size: int | None) -> Iterator[None]:
+def naming(path: Path, size: int | None = None) -> Iterator[None]:
     """Have an error of the system name this file, in whatever form a library hands it on, and say what lacks room."""
     try:
         yield
@@ -104,7 +104,7 @@ def _save(tensors: dict[str, Tensor], temporary: Path) -> None:
 
 def append_line(path: Path, line: str) -> None:
     """Append one line to a file and force it to disk; where that fails, the file is cut to what it was."""
-    with _naming(path, None), path.open("ab", buffering=0) as file:
+    with naming(path), path.open("ab", buffering=0) as file:
         before = file.tell()
         left = memoryview(line.encode() + b"\n")
         try:

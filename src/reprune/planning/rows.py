@@ -20,6 +20,7 @@ from typing import Any, Generic, TypeVar, cast, final
 
 from reprune.errors import InputError
 from reprune.planning.documents import Column, Documents
+from reprune.planning.room import no_room
 from reprune.planning.saved import STATE
 from reprune.planning.textfiles import TextFiles, is_text_file
 
@@ -123,6 +124,8 @@ class Rows:
             with _quiet(), tempfile.TemporaryDirectory(prefix="reprune-") as cache:
                 builder = datasets.load_dataset_builder(self.path, self.config, cache_dir=cache)
         except Exception as error:  # as in `_load`
+            if full := no_room(error):
+                raise full from error
             raise InputError(f"{label}: {_reason(error, self)}") from error
         known = builder.config.data_files or {}
         splits = list(known) if self.split == "all" else [name.strip() for name in self.split.split("+")]
@@ -156,6 +159,9 @@ class Rows:
                 )
         # Builders, Arrow, the Hub's client and its HTTP library each raise their own; all mean the same here.
         except Exception as error:
+            hub = () if cache else (str(datasets.config.HF_DATASETS_CACHE), "HF_HOME")
+            if full := no_room(error, *hub):
+                raise full from error
             raise InputError(f"{label}: {_reason(error, self)}") from error
 
 

@@ -22,6 +22,7 @@ from reprune.doors.command.options import exit_codes
 from reprune.engine import fresh as engine
 from reprune.errors import NumericalError
 from reprune.model.sealed import seal, unseal
+from reprune.planning.generation.corpus import Corpus
 from tests.doors.conftest import QUICK, Cli
 from tests.doors.demo.test_model import write_gguf
 
@@ -113,6 +114,33 @@ def test_no_way_on_is_named_where_the_folder_cannot_be_looked_at(capsys: pytest.
     assert (end.value.exit_code, capsys.readouterr().err) == (1, "interrupted\n")
 
 
+def test_the_way_on_can_be_pasted_into_a_shell(cli: Cli, break_: Break) -> None:
+    break_(KeyboardInterrupt(), 1)
+    assert cli("prune", "llama", "--out", "my run", *QUICK).err.endswith("go on with: reprune resume 'my run'\n")
+    assert cli("status", "my run").out.endswith("go on with: reprune resume 'my run'\n")
+
+
+def test_the_way_on_with_a_file_of_texts_is_the_same_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for said in ("interrupted\n", "interrupted; finished texts are kept, the same command goes on from there\n"):
+        with pytest.raises(typer.Exit), exit_codes(texts=tmp_path / "self.jsonl"):
+            raise KeyboardInterrupt
+        assert capsys.readouterr().err == said
+        Corpus(tmp_path / "self.jsonl").open({}, 1)
+
+
+def test_a_run_goes_on_where_nobody_reads_what_it_prints(here: Path) -> None:
+    command = [sys.executable, "-m", "reprune", "prune", "llama", "--out", "out", *QUICK]
+    with subprocess.Popen(command, cwd=here, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        said = process.stderr.read()
+    assert (process.returncode, said) == (0, "nobody reads the output any more; the work goes on without it\n")
+    assert reprune.status(here / "out").finished
+
+
 def test_resume_can_be_quiet_or_verbose(cli: Cli, break_: Break) -> None:
     for flag in ("-q", "-v"):
         break_(KeyboardInterrupt(), 1)
@@ -130,6 +158,15 @@ def test_resume_can_be_quiet_or_verbose(cli: Cli, break_: Break) -> None:
         (
             torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB."),
             "out of memory (CUDA out of memory. Tried to allocate 20.00 GiB.); 'reprune plan'",
+        ),
+        (RuntimeError("std::bad_alloc"), "out of memory (std::bad_alloc); 'reprune plan'"),
+        (
+            RuntimeError("unable to mmap 9 bytes from file <m>: Cannot allocate memory (12)"),
+            "out of memory (unable to mmap 9 bytes from file <m>: Cannot allocate memory (12)); 'reprune plan'",
+        ),
+        (
+            RuntimeError("could not create a primitive"),
+            "probably out of memory (could not create a primitive); 'reprune plan'",
         ),
         (OSError(28, "No space left on device", "cut/model-00002"), "No space left on device: cut/model-00002"),
     ],

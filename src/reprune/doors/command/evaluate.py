@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from reprune.doors.command.options import Model, Trust, exit_codes
+from reprune.doors.printable import printable
 from reprune.errors import InputError, RepruneError, out_of_memory
 
 
@@ -71,7 +72,9 @@ def evaluate(
             "device": device,
             "precision": precision,
             "trust_remote_code": trust_remote_code,
-            "notify": lambda said: None if quiet else print(said, file=sys.stderr if as_json else sys.stdout),
+            "notify": lambda said: (
+                None if quiet else print(printable(said), file=sys.stderr if as_json else sys.stdout)
+            ),
         }
 
         def take(name: str, result: Any, show: Any) -> None:

@@ -48,7 +48,7 @@ def generate(
 
     A first token at random, four by greedy choice; if those read as the language, the rest is sampled.
     """
-    with exit_codes(), processes(rank_timeout) as ranks:
+    with exit_codes(texts=out), processes(rank_timeout) as ranks:
         from reprune.doors.command.views_generation import Lines, show_manifest, show_texts
         from reprune.doors.generation.generate import GenerationWatcher
         from reprune.doors.generation.generate import generate as run

@@ -5,15 +5,17 @@ Exit codes: 0 done, 2 a usage or input error (one message, no traceback), 1 anyt
 
 from __future__ import annotations
 
-import sys
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from reprune.doors.command.interrupts import heed_interrupts, heed_no_more
+from reprune.doors.printable import complain, unread
 from reprune.errors import InputError, RepruneError, out_of_memory
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="A local folder, a Hub id, or a .gguf file.")]
@@ -75,44 +77,52 @@ _LESS_MEMORY = (
 
 
 @contextmanager
-def exit_codes(run: Path | None = None) -> Iterator[None]:
+def exit_codes(run: Path | None = None, texts: Path | None = None) -> Iterator[None]:
     """Turn errors into one message and the exit code that the contract names.
 
     Args:
         run: the folder of a run that may be gone on with.
+        texts: a file of texts that may be, likewise.
     """
-    heed_interrupts(lambda: _say_interrupted(run))
+    hint = partial(_hint, run, texts)
+    heed_interrupts(lambda: _say_interrupted(hint()))
     try:
         yield
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        complain(f"error: {error}")
         raise typer.Exit(2) from None
     except RepruneError as error:
-        print(f"error: {error}", file=sys.stderr)
+        complain(f"error: {error}")
         raise typer.Exit(1) from None
     except KeyboardInterrupt:
         heed_no_more()
-        _say_interrupted(run)
+        _say_interrupted(hint())
+        raise typer.Exit(1) from None
+    except BrokenPipeError:
+        unread()
         raise typer.Exit(1) from None
     except OSError as error:
         place = f": {error.filename}" if error.filename else ""
-        print(f"error: {error.strerror or error}{place}{_hint(run)}", file=sys.stderr)
+        complain(f"error: {error.strerror or error}{place}{hint()}")
         raise typer.Exit(1) from None
     except (MemoryError, RuntimeError) as error:
         if (said := out_of_memory(error)) is None:
             raise
-        print(f"error: {said}{_LESS_MEMORY if run is not None else ''}{_hint(run)}", file=sys.stderr)
+        complain(f"error: {said}{_LESS_MEMORY if run is not None else ''}{hint()}")
         raise typer.Exit(1) from None
 
 
-def _say_interrupted(run: Path | None) -> None:
-    print(f"interrupted{_hint(run)}", file=sys.stderr, flush=True)
+def _say_interrupted(hint: str) -> None:
+    complain(f"interrupted{hint}")
 
 
-def _hint(run: Path | None) -> str:
+def _hint(run: Path | None, texts: Path | None) -> str:
+    """How to go on, where there is something to go on with."""
     with suppress(OSError):  # of a folder that cannot be looked at
+        if texts is not None and texts.with_name(f".{texts.stem}.rounds").exists():
+            return "; finished texts are kept, the same command goes on from there"
         if run is not None and (run / ".reprune" / "run.json").exists():
-            return f"; finished windows are kept, go on with: reprune resume {run}"
+            return f"; finished windows are kept, go on with: reprune resume {shlex.quote(str(run))}"
     return ""
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -28,6 +27,7 @@ from reprune.doors.command.options import (
     Trust,
     exit_codes,
 )
+from reprune.doors.printable import complain
 
 
 def study(
@@ -138,20 +138,18 @@ def study(
             )
         except KeyboardInterrupt:
             heed_no_more()
-            print(f"interrupted{_hint(out)}", file=sys.stderr)
+            complain(f"interrupted{_hint(out)}")
             raise typer.Exit(1) from None
         except OSError as error:
             place = f": {error.filename}" if error.filename else ""
-            print(f"error: {error.strerror or error}{place}{_hint(out)}", file=sys.stderr)
+            complain(f"error: {error.strerror or error}{place}{_hint(out)}")
             raise typer.Exit(1) from None
         if not quiet:
             show_study(record, out)
         if failed := [cell for cell in record["cells"] if cell["status"] == "failed"]:
             for cell in failed:
-                print(f"error: cell {cell['name']}: {cell['error']}", file=sys.stderr)
-            print(
-                f"{len(failed)} of {len(record['cells'])} cells failed{_hint(out, 'tries them again')}", file=sys.stderr
-            )
+                complain(f"error: cell {cell['name']}: {cell['error']}")
+            complain(f"{len(failed)} of {len(record['cells'])} cells failed{_hint(out, 'tries them again')}")
             raise typer.Exit(1)
 
 

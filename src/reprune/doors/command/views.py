@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -95,7 +96,7 @@ def show_status(status: Status, out: Path) -> None:
     output.print(f"{out}: {lines[0]}")
     for line in lines[1:]:
         output.print(line)
-    output.print("finished" if status.finished else f"unfinished; go on with: reprune resume {out}")
+    output.print("finished" if status.finished else f"unfinished; go on with: reprune resume {shlex.quote(str(out))}")
 
 
 def _status(status: Status) -> Iterator[str]:

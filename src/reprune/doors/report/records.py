@@ -6,6 +6,7 @@ Only what a report shows is read; what was not measured is None, and what newer 
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -327,7 +328,9 @@ def read_records(folder: Path) -> Run | Study:
     if (folder / RUN).is_file():
         return _read(folder / RUN, Run)
     if (folder / ".reprune" / "run.json").is_file():
-        raise InputError(f"the run in {folder} is not finished; finish it first: reprune resume {folder}")
+        raise InputError(
+            f"the run in {folder} is not finished; finish it first: reprune resume {shlex.quote(str(folder))}"
+        )
     raise InputError(
         f"{folder} holds neither {RUN} nor {STUDY}; give the folder that `reprune prune` or `reprune study` wrote"
     )

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, TypeGuard, final
 
 from reprune.errors import InputError
-from reprune.model.durable import append_line, sync_folder, write_text
+from reprune.model.durable import append_line, naming, sync_folder, write_text
 from reprune.model.wellformed import read_json
 from reprune.planning.generation.filters import Filter, Text
 from reprune.planning.generation.rounds import Round
@@ -182,7 +182,7 @@ class Corpus:
     def add(self, found: Round) -> None:
         """Append a round, durably."""
         for file, lines in ((self.path, found.kept), (self.rejected, found.rejected)):
-            with file.open("a", encoding="utf-8") as stream:
+            with naming(file), file.open("a", encoding="utf-8") as stream:
                 stream.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
                 stream.flush()
                 os.fsync(stream.fileno())

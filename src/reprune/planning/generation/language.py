@@ -8,6 +8,7 @@ from functools import cache
 from typing import Any, final
 
 from reprune.errors import InputError
+from reprune.planning.room import no_room
 
 ANY = "any"
 """Stands for whatever language a text is in."""
@@ -82,4 +83,7 @@ def _identifier() -> Any:
     """The library's own model, with probabilities."""
     from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
-    return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
+    try:
+        return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
+    except OSError as error:  # it unpacks the file
+        raise no_room(error) or error from None

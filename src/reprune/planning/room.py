@@ -1,0 +1,26 @@
+"""Where a library finds no room for its own files, that is said of these: not of what it was reading."""
+
+from __future__ import annotations
+
+import errno
+import os
+import tempfile
+
+_NUMBERS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def no_room(error: BaseException, folder: str | None = None, variable: str = "TMPDIR") -> OSError | None:
+    """The error to raise in place of one that comes of no room, in whatever form; None of any other.
+
+    Args:
+        error: what a library raised.
+        folder: where its files are, by default the system's folder of temporary ones.
+        variable: of the environment, which names another.
+    """
+    found: BaseException | None = error
+    while found is not None:
+        if isinstance(found, OSError) and found.errno in _NUMBERS:
+            said = f"{os.strerror(found.errno)}, where files are kept for a while; set {variable} to a folder with room"
+            return OSError(found.errno, said, folder or tempfile.gettempdir())
+        found = found.__cause__ or found.__context__
+    return None

@@ -1,0 +1,52 @@
+"""A full disk of a library's own files is said of these, not of what it was reading."""
+
+from __future__ import annotations
+
+import errno
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import datasets
+import pytest
+from py3langid.langid import LanguageIdentifier
+
+from reprune.planning.generation import language
+from reprune.planning.room import no_room
+from reprune.planning.sources import load_documents
+
+
+def _full(number: int) -> Callable[..., NoReturn]:
+    def call(*arguments: Any, **settings: Any) -> NoReturn:
+        try:
+            raise OSError(number, "full")
+        except OSError as error:
+            raise RuntimeError("an error occurred while generating the dataset") from error
+
+    return call
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EFBIG, errno.EDQUOT])
+def test_rows_without_room_for_their_copy_are_not_damaged(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "t.jsonl").write_text('{"text": "a"}\n')
+    monkeypatch.setattr(datasets, "load_dataset", _full(number))
+    with pytest.raises(OSError, match="set TMPDIR to a folder with room") as error:
+        load_documents(str(tmp_path / "t.jsonl"), "train")
+    assert (error.value.errno, error.value.filename) == (number, tempfile.gettempdir())
+
+
+def test_so_is_a_language_identifier_that_cannot_unpack_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*arguments: Any, **settings: Any) -> NoReturn:
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr(LanguageIdentifier, "from_model_file", full)
+    with pytest.raises(OSError, match="set TMPDIR to a folder with room"):
+        language._identifier.__wrapped__()
+
+
+def test_any_other_error_stays_as_it_is() -> None:
+    assert no_room(OSError(errno.EACCES, "no")) is None
+    assert no_room(ValueError("rows")) is None

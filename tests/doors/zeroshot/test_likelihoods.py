@@ -131,6 +131,12 @@ def test_a_decoder_is_found_where_transformers_gives_another_module_for_it(name:
     same(answers, plain(model, requests, batch_size=1))
 
 
+def test_where_what_follows_changes_a_token_s_state_nothing_follows() -> None:
+    model = tiny.build("cpmant")  # zeros are for a mask
+    requests = [request for request in REQUESTS if len(request.args[0]) < 100]
+    same(ours(model, requests)[1], plain(model, requests, batch_size=1), 5e-5)
+
+
 def test_the_requests_are_such_that_a_likeliest_token_is_among_them() -> None:
     model = tiny.build("llama")
     best = pairs()[:6]

@@ -30,6 +30,7 @@ _SMALL_BATCH = 2**8  # tokens below which more of them are nearly free, so that 
 _WASTE = 1.1  # tokens run for a larger batch, over those that its groups have to run
 _LOGIT_ELEMENTS = 2**25  # logits held at a time, in numbers: 128 MiB in float32
 _TOLERANCE = 1e-3  # of states in float32, relative
+_TRIED_TOKENS = (4, 8)  # of two sequences, the longer of which begins with the shorter
 
 Tokens = tuple[int, ...]
 
@@ -81,6 +82,7 @@ class Likelihoods(HFLM):  # type: ignore[misc]  # lm-eval has no type informatio
         self.exact = self._decoder is None
         self._kept_name = None if self._decoder is None else cache_argument(self._decoder)
         self._tried = False
+        self._pads = self._decoder is not None and self._can_pad()
 
     @property
     def prefix_token_id(self) -> int:
@@ -120,8 +122,13 @@ class Likelihoods(HFLM):  # type: ignore[misc]  # lm-eval has no type informatio
             fitting = self._fitting(context, continuation)
             by_context.setdefault(fitting, []).append((number, tuple(continuation)))
         answers: dict[int, tuple[float, bool]] = {}
+        groups = [
+            _Group(context, part)
+            for context, each in by_context.items()
+            for part in ([each] if self._pads else [[one] for one in each])
+        ]
         with self._precision.on(self.device):  # one context for all, in which each weight is converted once
-            for batch in self._batches([_Group(*group) for group in by_context.items()]):
+            for batch in self._batches(groups):
                 answers.update(self._answers(batch))
                 self._progress(len(answers), len(requests))
         return [answers[number] for number in range(len(requests))]
@@ -154,7 +161,8 @@ class Likelihoods(HFLM):  # type: ignore[misc]  # lm-eval has no type informatio
         least = 0  # tokens that the groups of the batch would run one by one
         for group in groups:
             least += self._cost([group])
-            if batch and self._cost([*batch, group]) > min(max(_WASTE * least, _SMALL_BATCH), _BATCH_TOKENS):
+            room = max(_WASTE * least, _SMALL_BATCH) if self._pads else least
+            if batch and self._cost([*batch, group]) > min(room, _BATCH_TOKENS):
                 yield batch
                 batch, least = [], self._cost([group])
             batch.append(group)
@@ -208,7 +216,7 @@ class Likelihoods(HFLM):  # type: ignore[misc]  # lm-eval has no type informatio
     def _run(self, batch: list[_Group], shared: int) -> Any:
         """The decoder's output for all sequences of a batch, from token `shared` on; padded on the right with zeros.
 
-        No token sees what follows it, so padding there needs no mask.
+        No token sees what follows it, so padding there needs no mask; where one does, there is no padding.
         """
         options: dict[str, Any] = {"use_cache": False}
         if shared:
@@ -221,6 +229,17 @@ class Likelihoods(HFLM):  # type: ignore[misc]  # lm-eval has no type informatio
             kept.reorder_cache(torch.tensor(owners, device=self.device))
         sequences = [torch.tensor((*group.context, *tail)[shared:]) for group in batch for tail in group.tails]
         return self._decoder(input_ids=pad_sequence(sequences, batch_first=True).to(self.device), **options)
+
+    @torch.no_grad()
+    def _can_pad(self) -> bool:
+        """Whether this decoder gives tokens the same states whatever follows them, zeros among it."""
+        short, long = (_Group(tuple(range(1, 1 + length)), [(0, (0,))]) for length in _TRIED_TOKENS)
+        with Precision().on(self.device):
+            try:
+                alone, both = (self._run(batch, 0).last_hidden_state for batch in ([short], [short, long]))
+            except Exception:  # of whatever code the decoder has
+                return False
+        return bool(((both[:, : alone.shape[1]] - alone).norm(dim=(1, 2)) <= _TOLERANCE * alone.norm()).all())
 
     def _can_share(self, group: _Group) -> bool:
         """Whether this decoder, run after kept keys and values, gives the states that it gives in one go."""

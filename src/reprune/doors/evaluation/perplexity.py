@@ -60,7 +60,7 @@ def perplexity(
     Logits are computed in slices, so that a large vocabulary fits small memory.
 
     Raises:
-        NumericalError: the loss is not finite.
+        NumericalError: the loss or the perplexity is not finite.
     """
     losses = TokenLosses(model, precision)
     total = 0.0
@@ -71,4 +71,6 @@ def perplexity(
     loss = total / (len(windows) * (windows.shape[1] - 1))
     if not math.isfinite(loss):
         raise NumericalError("the model's loss on this text is not finite")
-    return math.exp(loss) if loss < _LARGEST_EXPONENT else math.inf
+    if loss > _LARGEST_EXPONENT:
+        raise NumericalError(f"the model's loss on this text, {loss:.4g} a token, is that of no finite perplexity")
+    return math.exp(loss)

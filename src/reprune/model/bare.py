@@ -43,7 +43,8 @@ def read_config(folder: Path, trust_remote_code: bool) -> Any:
 
 def max_positions(config: Any) -> int | None:
     """The longest sequence that a decoder takes, where its configuration says so."""
-    value = setting(config, "max_position_embeddings") or setting(config, "n_positions")
+    names = ("max_position_embeddings", "n_positions", "max_seq_len")
+    value = next((found for name in names if (found := setting(config, name))), None)
     return int(value) if value and int(value) > 0 else None
 
 

@@ -283,6 +283,13 @@ def test_a_continuation_that_no_model_takes_is_refused(tmp_path: Path) -> None:
         ours(tiny.build("llama"), ask([("a", TEXT[:3000])]))
 
 
+def test_the_longest_sequence_is_known_where_the_harness_does_not_know_it() -> None:
+    config = tf.MptConfig(vocab_size=tiny.VOCABULARY, d_model=32, n_layers=2, n_heads=4, max_seq_len=32)
+    class_, _ = ours(tf.AutoModelForCausalLM.from_config(config).eval(), ask([(TEXT[:200], "x")]))
+    assert (class_.max_length, class_.cut) == (32, 1)
+    assert made(tiny.build("xlnet")).max_length == 2048, "the harness's own default, as it has no limit"
+
+
 def test_tokens_without_a_row_in_the_embedding_are_refused() -> None:
     config = tiny.CONFIGS["llama"]()
     config.vocab_size = 100

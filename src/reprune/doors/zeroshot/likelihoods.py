@@ -21,6 +21,7 @@ from transformers import DynamicCache
 
 from reprune.doors.prepare import check_ids
 from reprune.errors import InputError, NumericalError
+from reprune.model.bare import max_positions
 from reprune.model.block import Precision
 from reprune.model.head import find_decoder
 from reprune.model.whole import cache_argument
@@ -83,6 +84,13 @@ class Likelihoods(HFLM):  # type: ignore[misc]  # lm-eval has no type informatio
         self._kept_name = None if self._decoder is None else cache_argument(self._decoder)
         self._tried = False
         self._pads = self._decoder is not None and self._can_pad()
+
+    @property
+    def max_length(self) -> int:
+        """The harness's, and no more than the configuration says under names that the harness does not read."""
+        found, own = int(super().max_length), max_positions(self.config.get_text_config(decoder=True))
+        found = found if found > 0 else self._DEFAULT_MAX_LENGTH  # XLNet's is -1, which is none
+        return min(found, own or found)
 
     @property
     def prefix_token_id(self) -> int:

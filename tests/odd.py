@@ -22,7 +22,8 @@ Quirk = Literal[
     "of a class",  # the model asks of which class a block is before it calls it
     "shared linear",  # a linear of each block runs twice
     "beside, of tokens",  # blocks hand the next one a number of each token beside the states
-    "by name, of tokens",  # the same, as an entry of a mapping that all are passed
+    "beside, of tokens, to the end",  # the same, and the model adds the last block's to the states
+    "by name, of tokens",  # the first, as an entry of a mapping that all are passed
     "beside, of no use",  # blocks hand the next one something beside the states that it does not look at
     "looked at",  # the model uses a weight whose module it never runs
     "not all",  # the last block does not run
@@ -98,7 +99,7 @@ class _Block(nn.Module):
             side["seen"] = out.mean(-1, keepdim=True) if self.quirk == "by name, of tokens" else out.mean()
         elif side is not None and self.quirk != "beside, of no use":
             out = out + (side["nested"] if isinstance(side, dict) else getattr(side, "nested", side))
-        if self.quirk == "beside, of tokens":
+        if self.quirk.startswith("beside, of tokens"):
             return out, out.mean(-1, keepdim=True)
         if self.quirk == "beside, numbers":
             return out, out.argmax(-1, keepdim=True)
@@ -142,7 +143,7 @@ class _Base(nn.Module):
             beside: Tensor | None = None
             for block in self._order():
                 states, beside = block(states, side=beside)
-            return states
+            return states if beside is None or not self.quirk.endswith("to the end") else states + beside
         first: Tensor | None = None
         for block in self._order():
             states = block(states, side=first) if self.quirk == "handed on" else self._through(block, states, ids)

@@ -24,7 +24,7 @@ from .conftest import embedded, slices
 FolderOf = Callable[[str], Path]
 joined = pytest.mark.parametrize("name", list(tiny.JOINED))
 sizes = pytest.mark.parametrize("size", [1, 3, 7])
-_OF_TOKENS: tuple[odd.Quirk, ...] = ("beside, of tokens", "by name, of tokens")
+_OF_TOKENS: tuple[odd.Quirk, ...] = ("beside, of tokens", "beside, of tokens, to the end", "by name, of tokens")
 
 
 @torch.no_grad()
@@ -121,6 +121,12 @@ def test_keys_and_values_are_written_by_the_blocks_that_make_them_and_read_by_th
     assert [sorted(form.writes) for form in forms] == [[0, 1], [2, 3], [], []]
     assert [sorted(form.reads) for form in forms] == [[], [0, 1], [0, 1, 2, 3], [0, 1, 2, 3]]
     assert {slot.width for slot in forms[0].slots} == {2 * 8}
+
+
+@pytest.mark.parametrize(("quirk", "last"), [(_OF_TOKENS[0], []), (_OF_TOKENS[1], [0])])
+def test_the_last_block_writes_what_is_read_after_it(quirk: odd.Quirk, last: list[int], tmp_path: Path) -> None:
+    forms = Skeleton(odd.save(quirk, tmp_path)).forms
+    assert [sorted(form.writes) for form in forms] == [[0], [0], last]
 
 
 def test_samples_are_found_behind_the_streams_of_states(folder_of: FolderOf) -> None:

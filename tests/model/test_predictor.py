@@ -13,7 +13,9 @@ from reprune.model.block import Precision
 from reprune.model.decoder import Decoder
 from reprune.model.predictor import Predictor
 from reprune.model.whole import load_model
-from tests import tiny
+from tests import odd, tiny
+
+from .conftest import streamed
 
 
 @pytest.mark.parametrize("form", [*tiny.CONFIGS, *tiny.MIXTURES, *tiny.JOINED])
@@ -28,6 +30,19 @@ def test_logits_are_those_of_the_whole_model(form: str, tmp_path: Path) -> None:
             states = decoder.load(index).run(states, decoder.call(index, slice(0, 2)))
         expected = load_model(folder, torch.device("cpu"))(input_ids=ids, use_cache=False).logits
         torch.testing.assert_close(decoder.predictor()(states, ids), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("quirk", ["beside, of tokens", "beside, of tokens, to the end"])
+def test_they_are_made_of_what_the_last_block_returns_beside_the_states_too(
+    quirk: odd.Quirk, tmp_path: Path, ids: Tensor
+) -> None:
+    decoder = Decoder(odd.save(quirk, tmp_path))
+    decoder.check_predicts()
+    with torch.no_grad():
+        *_, states = streamed(decoder, ids, len(ids))
+        decoder.release()
+        found = decoder.predictor()(states, ids)
+        torch.testing.assert_close(found, odd.build(quirk)(ids).logits, rtol=1e-4, atol=1e-4)
 
 
 def test_in_bfloat16_they_are_near_and_the_heads_matrix_is_held_so(llama: Path) -> None:

@@ -119,6 +119,14 @@ class Form:
             parts.append(columns if value is None else slot.columns(value).float())
         return torch.cat(parts, dim=-1)
 
+    def beside(self, stream: Tensor) -> dict[int, Tensor]:
+        """Of a stream's states what the block has returned beside them, by its place."""
+        return {
+            slot.place: slot.value(columns)
+            for number, slot, columns in self._parts(stream)
+            if number in self.writes and isinstance(slot.place, int)
+        }
+
     def _main(self, states: Tensor) -> Tensor:
         main = states if self._first else states.movedim((self.samples, self.tokens), (0, 1))
         return main.flatten(2) if self.slots else main

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, final
 
@@ -21,7 +21,14 @@ def hands_on(calls: Sequence[Call]) -> bool:
 
 
 @torch.no_grad()
-def find_forms(model: str, blocks: nn.ModuleList, calls: Sequence[Call], states: Tensor, plain: Form) -> list[Form]:
+def find_forms(
+    model: str,
+    blocks: nn.ModuleList,
+    calls: Sequence[Call],
+    states: Tensor,
+    plain: Form,
+    reads_after: Callable[[Mapping[int, Tensor]], set[int]],
+) -> list[Form]:
     """The form of each block.
 
     Args:
@@ -30,6 +37,7 @@ def find_forms(model: str, blocks: nn.ModuleList, calls: Sequence[Call], states:
         calls: what each is passed for one sample of a few tokens; what blocks before return beside is marked.
         states: that enter the first, as the model lays them.
         plain: how.
+        reads_after: of what blocks return beside the states, by its place, gives the places of what is read after all.
 
     Raises:
         UnsupportedModelError: something is handed on that is not so many numbers a token.
@@ -55,7 +63,10 @@ def find_forms(model: str, blocks: nn.ModuleList, calls: Sequence[Call], states:
         except Exception as error:  # whatever a module raises
             said = " ".join(str(error).split())
             raise search.refusal(index, f"it does not run by itself ({type(error).__name__}: {said:.200})") from error
-        wanted = set() if following is None else {beside.place for beside in passed_beside(calls[following])}
+        if following is None:
+            wanted = reads_after(search.returned())
+        else:
+            wanted = {beside.place for beside in passed_beside(calls[following])}
         writes[index] = search.take(index, _put_out(outputs, wanted, kwargs, handed))
     nothing: frozenset[int] = frozenset()
     return [
@@ -79,6 +90,14 @@ class _Search:
         self._tokens = tokens
         self.slots: list[Slot] = []
         self.at_hand: frozenset[int] = frozenset()
+
+    def returned(self) -> dict[int, Tensor]:
+        """What may stand beside the states that a block returns for one sample, by its place."""
+        return {
+            slot.place: slot.value(torch.zeros(1, self._tokens, slot.width))
+            for slot in self.slots
+            if isinstance(slot.place, int)
+        }
 
     def take(self, index: int, put_out: Sequence[tuple[Place, Any]]) -> frozenset[int]:
         """Take in what a block has put out; returns the numbers of the slots that it has written."""

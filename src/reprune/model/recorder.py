@@ -17,9 +17,9 @@ from reprune.model.forms import Beside
 Fill = Callable[[str, nn.Module, Tensor | None], None]
 """Gives the parameters of a module outside the blocks: (module name, module, token ids if it embeds them)."""
 
-Saw = Callable[[Tensor, Call], bool | Tensor]
-"""Is told of the states and the call that reach a block. True ends the forward pass by `LastBlockReached`; a tensor is
-what the block hands on in place of the states."""
+Saw = Callable[[Tensor, Call], Any]
+"""Is told of the states and the call that reach a block. True ends the forward pass by `LastBlockReached`; what is
+neither that nor False is what the block returns."""
 
 
 @final
@@ -59,8 +59,8 @@ class _Recorder(nn.Module):
         said = self._saw(states, call)
         if said is True:
             raise LastBlockReached
-        if isinstance(said, Tensor):
-            states = said
+        if said is not False:
+            return said
         if self._disturb:
             states = 1.25 * states
         beside = [Beside(place) if self._returned > 0 else None for place in range(1, abs(self._returned))]

@@ -8,7 +8,7 @@ block to block are the model's own.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from functools import cached_property, partial
@@ -23,7 +23,7 @@ from reprune.errors import RepruneError, UnsupportedModelError
 from reprune.model.bare import build_bare, max_positions
 from reprune.model.beside import matters, passed_beside, refuse_caches, without_beside
 from reprune.model.block import Call
-from reprune.model.forms import Form, axes
+from reprune.model.forms import Beside, Form, axes
 from reprune.model.handing import find_forms, hands_on
 from reprune.model.linears import find_linears, is_linear
 from reprune.model.quiet import quiet_transformers
@@ -167,13 +167,19 @@ class Skeleton:
         Returns:
             The logits (batch, tokens, words). Where the model makes none so, whatever it raises is raised.
         """
-        last = self.running[-1]
-        given = self.forms[last].entering(states)
+        form = self.forms[self.running[-1]]
+        return self._predicted(ids, form.entering(states), form.beside(states), fill, fill_after)
+
+    def _predicted(
+        self, ids: Tensor, states: Tensor, beside: Mapping[int, Any], fill: Fill, fill_after: Fill
+    ) -> Tensor:
+        """The same of the states as the model lays them, and what the last block returns beside them, by its place."""
+        # Elsewhere nothing stands beside them: what follows may prefer it to the states, where there is something.
+        given = (states, *map(beside.get, range(1, abs(self._returned)))) if self._returned else states
         fills = [fill]
 
-        def saw(index: int, states: Tensor, call: Call) -> bool | Tensor:
-            del states, call
-            if index != last:
+        def saw(index: int, *_: Any) -> Any:
+            if index != self.running[-1]:
                 return False
             fills.append(fill_after)
             return given
@@ -181,7 +187,6 @@ class Skeleton:
         def filled(path: str, module: nn.Module, of: Tensor | None) -> None:
             fills[-1](path, module, of)
 
-        # Nothing stands beside the states: what follows the blocks may prefer it to them, where there is something.
         recording = recorders(self.blocks, lambda index: partial(saw, index), -abs(self._returned))
         with recording, filling(self.model, (self.blocks_path,), filled, ids, self._early), quiet_transformers():
             logits: Tensor = self.model(input_ids=ids, use_cache=False).logits
@@ -196,6 +201,27 @@ class Skeleton:
         states, _ = self.record(ids, fill)
         self.predict(ids, states, fill, fill)
         self.release()
+
+    def _reads_after(self, states: Tensor, beside: Mapping[int, Tensor]) -> set[int]:
+        """The places of what the model makes something of, after its blocks, that the last returns beside the states.
+
+        Args:
+            states: as the model lays them, for one sample of a few tokens.
+            beside: what may stand there, by its place.
+        """
+
+        def runs(beside: Mapping[int, Any]) -> bool:
+            try:
+                self._predicted(self.few_ids(), states, beside, fill_with_nothing, fill_with_nothing)
+            except Exception:  # whatever comes of it: it was looked at
+                return False
+            finally:
+                self.release()
+            return True
+
+        if not beside or not runs(beside):
+            return set()
+        return {place for place in beside if not runs({**beside, place: Beside(place)})}
 
     @staticmethod
     def _formed(call: Call, form: Form) -> Call:
@@ -231,7 +257,7 @@ class Skeleton:
         calls = [call if index in joined else without_beside(call) for index, call in enumerate(calls)]
         if not hands_on(calls):
             return [call.form for call in calls]
-        return find_forms(name, self.blocks, calls, states, plain)
+        return find_forms(name, self.blocks, calls, states, plain, partial(self._reads_after, torch.zeros_like(states)))
 
     def _recorded(self, ids: Tensor, fill: Fill, disturb: bool) -> tuple[Tensor, list[Call]]:
         """The same, whatever the blocks return, and whether or not weights are looked at before their module runs."""

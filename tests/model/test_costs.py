@@ -10,6 +10,7 @@ import pytest
 import torch
 import transformers as tf
 from packaging.version import Version
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from reprune.model import costs, weightless
 from reprune.model.block import Block, Precision
@@ -122,11 +123,20 @@ def test_a_scan_over_many_tokens_is_costed_on_few(tmp_path: Path, monkeypatch: p
     expected = decoder.costs(20)
     assert ran == [20, 20]
     ran.clear()
-    monkeypatch.setattr(weightless, "MANY", 1_000)
+    monkeypatch.setattr(weightless, "MANY", 500)
     for module in (costs, weightless):
         monkeypatch.setattr(module, "FEW", (4, 8, 12))
     assert decoder.costs(20) == expected
     assert ran == [4, 4, 8, 8, 12, 12]
+
+
+def test_where_a_tensor_is_may_be_asked_when_there_were_too_many_operations() -> None:
+    with FakeTensorMode():
+        tensor = torch.empty(2)
+        with costs._Bounded(0):
+            assert torch.ops.prim.device(tensor).type == "cpu"
+            with pytest.raises(costs.TooManyError):
+                tensor + 1
 
 
 @pytest.mark.parametrize("name", ["llama", "deepseek_v3"])

@@ -12,8 +12,8 @@ import transformers as tf
 from packaging.version import Version
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from reprune.model import costs, weightless
-from reprune.model.block import Block, Precision
+from reprune.model import costs
+from reprune.model.block import Block, Call, Precision
 from reprune.model.costs import Flops, block_costs
 from reprune.model.decoder import Decoder
 from reprune.model.norms import find_norms
@@ -123,9 +123,8 @@ def test_a_scan_over_many_tokens_is_costed_on_few(tmp_path: Path, monkeypatch: p
     expected = decoder.costs(20)
     assert ran == [20, 20]
     ran.clear()
-    monkeypatch.setattr(weightless, "MANY", 500)
-    for module in (costs, weightless):
-        monkeypatch.setattr(module, "FEW", (4, 8, 12))
+    monkeypatch.setattr(costs, "MANY", 500)
+    monkeypatch.setattr(costs, "FEW", (4, 8, 12))
     assert decoder.costs(20) == expected
     assert ran == [4, 4, 8, 8, 12, 12]
 
@@ -133,20 +132,40 @@ def test_a_scan_over_many_tokens_is_costed_on_few(tmp_path: Path, monkeypatch: p
 def test_where_a_tensor_is_may_be_asked_when_there_were_too_many_operations() -> None:
     with FakeTensorMode():
         tensor = torch.empty(2)
-        with costs._Bounded(0):
+        with costs._Counted(0):
             assert torch.ops.prim.device(tensor).type == "cpu"
             with pytest.raises(costs.TooManyError):
                 tensor + 1
 
 
 @pytest.mark.parametrize("name", ["llama", "deepseek_v3"])
-def test_few_tokens_tell_what_attention_over_many_costs(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_few_tokens_tell_what_attention_over_many_costs(name: str, tmp_path: Path) -> None:
     decoder = Decoder(tiny.save(name, tmp_path))
-    expected = decoder.costs(100)
-    monkeypatch.setattr(weightless, "MANY", 0)
-    assert decoder.costs(100) == expected
+    few = [decoder.costs(some) for some in costs.FEW]
+    assert [costs.extrapolated(block, 100) for block in zip(*few, strict=True)] == decoder.costs(100)
+
+
+def test_what_goes_by_chunks_is_costed_on_all_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few tokens are padded to a chunk: they cost as many operations, and keep as much, whatever their number."""
+
+    class Chunked(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = torch.nn.Linear(8, 8, device="meta")
+
+        def forward(self, states: torch.Tensor) -> torch.Tensor:
+            tokens = states.shape[1]
+            padded = torch.nn.functional.pad(states, (0, 0, 0, -tokens % 64))
+            chunks = [self.linear(chunk).sigmoid() for chunk in padded.split(64, 1)]
+            return torch.cat(chunks, 1)[:, :tokens]
+
+    def cost(tokens: int, most: int | None) -> costs.BlockCosts:
+        one, two = ((torch.empty(samples, tokens, 8), Call((None,), {}, 0)) for samples in (1, 2))
+        return block_costs(Chunked(), one, two, Precision(), most=most)
+
+    expected = cost(256, None)
+    monkeypatch.setattr(costs, "MANY", 10)
+    assert costs.costs_of_many(cost, 256) == expected
 
 
 class _Choosing(torch.nn.Module):
@@ -163,8 +182,6 @@ class _Choosing(torch.nn.Module):
 
 
 def test_a_block_that_needs_values_is_estimated_by_its_linears() -> None:
-    from reprune.model.block import Call
-
     with torch.device("meta"):
         module = _Choosing()
     call = Call((None,), {}, 0)

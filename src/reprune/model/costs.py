@@ -2,7 +2,8 @@
 
 Any block that its model can run is costed so, whatever is in it; there is no formula for an architecture. One that goes
 token by token, as a scan does where its kernel is not installed, would take minutes for a long sample: it is run on few
-tokens, of three numbers, and what more would come to follows from these.
+tokens, of three numbers, and what more would come to follows from these. Of one that goes by chunks it does not: few
+tokens are padded to one chunk.
 """
 
 from __future__ import annotations
@@ -10,8 +11,8 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ from reprune.model.linears import Linear, Stack, find_linears
 from reprune.model.nested import with_tensors
 
 FEW = (8, 16, 24)  # tokens
-MANY = 4_000
+MANY = 3_000
 """Operations of a pass and its gradients. Blocks take hundreds, whatever the tokens; a scan some forty for each."""
 
 
@@ -51,6 +52,7 @@ class BlockCosts:
     both: Flops  # of a forward and a backward pass
     activations: float  # bytes that are kept from the forward for the backward pass
     exact: bool  # False where the block does not run without values, and this is a formula's estimate
+    operations: int = 0  # of a forward and a backward pass, whatever their size; 0 of an estimate
 
 
 def block_costs(
@@ -94,7 +96,31 @@ def block_costs(
         forward = 2.0 * tokens * sum(share * math.prod(linear.shape) for linear, share in linears)
         widths = hidden + sum(share * linear.shape[0] for linear, share in linears)
         return BlockCosts(parameters, entering, Flops(forward), Flops(3.0 * forward), 8.0 * widths * tokens, False)
-    return BlockCosts(parameters, entering, once[0], once[1], twice[2] - once[2], True)
+    return BlockCosts(parameters, entering, once[0], once[1], twice[2] - once[2], True, once[3])
+
+
+def costs_of_many(cost: Callable[[int, int | None], BlockCosts], tokens: int) -> BlockCosts:
+    """A block's costs for so many tokens, of a scan by what it costs for few.
+
+    Args:
+        cost: `block_costs` of the block on some tokens, of which it may take so many operations.
+        tokens: of one sample.
+    """
+    try:
+        return cost(tokens, MANY)
+    except TooManyError:
+        few: list[BlockCosts] = []
+        for some in FEW:
+            few.append(cost(some, None))
+            if not _may_scan(few):
+                return cost(tokens, None)
+        return extrapolated(few, tokens)
+
+
+def _may_scan(few: Sequence[BlockCosts]) -> bool:
+    """Whether a block takes as many more operations for each more tokens; an estimate is linear in them anyway."""
+    steps = {after.operations - before.operations for before, after in pairwise(few)}
+    return not few[0].exact or (len(steps) < 2 and 0 not in steps)
 
 
 def extrapolated(few: Sequence[BlockCosts], tokens: int) -> BlockCosts:
@@ -112,20 +138,22 @@ def extrapolated(few: Sequence[BlockCosts], tokens: int) -> BlockCosts:
         Flops(value(lambda costs: costs.both.products), value(lambda costs: costs.both.attention)),
         value(lambda costs: costs.activations),
         all(costs.exact for costs in few),
+        round(value(lambda costs: costs.operations)),
     )
 
 
-class _Bounded(TorchDispatchMode):
-    """Within this context no more than so many operations are done."""
+class _Counted(TorchDispatchMode):
+    """Counts the operations within this context, and lets no more than so many be done."""
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, most: int | None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # PyTorch's own
-        self._left = most
+        self._most = most
+        self.operations = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func.namespace != "prim":  # where a tensor is, which C++ asks too, and an exception there ends the process
-            self._left -= 1
-            if self._left < 0:
+            self.operations += 1
+            if self._most is not None and self.operations > self._most:
                 raise TooManyError
         return func(*args, **(kwargs or {}))
 
@@ -137,7 +165,7 @@ def _share(linear: Linear) -> float:
 
 def _run(
     module: nn.Module, shape: torch.Size, call: Call, precision: Precision, device: str, most: int | None
-) -> tuple[Flops, Flops, float]:
+) -> tuple[Flops, Flops, float, int]:
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     block = Block(0, module, torch.device("cpu"), precision)  # which finds norms by values: within there are none
     block.attends_by_products &= device == "cpu"
@@ -163,15 +191,15 @@ def _run(
             return tensor if isinstance(tensor, FakeTensor) else mode.from_tensor(tensor)
 
         arguments = replace(call, args=with_tensors(call.args, faked), kwargs=with_tensors(call.kwargs, faked))
-        bound = nullcontext() if most is None else _Bounded(most)
-        with FlopCounterMode(display=False, custom_mapping=_ATTENTION) as counter, torch.enable_grad(), hooks, bound:
+        flops, counted = FlopCounterMode(display=False, custom_mapping=_ATTENTION), _Counted(most)
+        with flops, torch.enable_grad(), hooks, counted:
             outputs = block.run(torch.empty(shape), arguments)
-            forward = _counted(counter)
+            forward = _flops(flops)
             outputs.square().mean().backward()
-        return forward, _counted(counter), float(sum(kept.values()))
+        return forward, _flops(flops), float(sum(kept.values())), counted.operations
 
 
-def _counted(counter: FlopCounterMode) -> Flops:
+def _flops(counter: FlopCounterMode) -> Flops:
     attention = sum(counter.get_flop_counts().get("Global", {}).get(kernel, 0) for kernel in _ATTENTION)
     return Flops(float(counter.get_total_flops() - attention), float(attention))
 

@@ -7,7 +7,8 @@ experts a token is routed to: such a block is run on a few tokens with weights o
 from __future__ import annotations
 
 import copy
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
+from functools import cache, partial
 from typing import final
 
 import torch
@@ -15,12 +16,14 @@ from torch import Tensor, nn
 
 from reprune.model.beside import without_weights
 from reprune.model.block import Block, Call, LinearGroup, Precision
-from reprune.model.costs import FEW, MANY, BlockCosts, TooManyError, block_costs, extrapolated
+from reprune.model.costs import BlockCosts, block_costs, costs_of_many
 from reprune.model.linears import Stack
 from reprune.model.passing import to_device
 from reprune.model.products import candidates, find_stacks
 from reprune.model.recorder import Fill, fill_with_nothing
 from reprune.model.skeleton import Skeleton
+
+_Entering = tuple[tuple[Tensor, Call], tuple[Tensor, Call]]
 
 
 @final
@@ -86,32 +89,34 @@ class Weightless:
     @torch.no_grad()
     def costs(self, tokens: int, device: str) -> list[BlockCosts]:
         """What each block costs on a sample of so many tokens, on a device of that type."""
-        try:
-            return self._costs(tokens, device, MANY)
-        except TooManyError:
-            few = [self._costs(some, device) for some in FEW]
-            return [extrapolated(costs, tokens) for costs in zip(*few, strict=True)]
+        entering = cache(self._entering)
+        known: dict[Hashable, BlockCosts] = {}
+        costs = []
+        for index, (module, ((_, call), _)) in enumerate(zip(self._skeleton.blocks, entering(tokens), strict=True)):
+            kind = _kind_of(module, call)
+            if kind not in known:
+                known[kind] = costs_of_many(partial(self._cost, index, device, entering), tokens)
+            costs.append(known[kind])
+        return costs
 
-    def _costs(self, tokens: int, device: str, most: int | None = None) -> list[BlockCosts]:
+    def _cost(
+        self, index: int, device: str, entering: Callable[[int], list[_Entering]], tokens: int, most: int | None
+    ) -> BlockCosts:
+        try:
+            stacks = self.stacks(index)
+        except Exception:  # of no concern here: the survey says it
+            stacks = ()
+        module = self._skeleton.blocks[index]
+        return block_costs(module, *entering(tokens)[index], self._precision, device, stacks, most)
+
+    def _entering(self, tokens: int) -> list[_Entering]:
+        """What enters each block with a sample of so many tokens, and with two of them; without values."""
         one, two = (
             self._skeleton.record(torch.zeros(samples, tokens, dtype=torch.int64), fill_with_nothing)
             for samples in (1, 2)
         )
         self._skeleton.release()
-        known: dict[Hashable, BlockCosts] = {}
-        costs = []
-        for index, (module, call, for_two) in enumerate(zip(self._skeleton.blocks, one[1], two[1], strict=True)):
-            kind = _kind_of(module, call)
-            if kind not in known:
-                try:
-                    stacks = self.stacks(index)
-                except Exception:  # of no concern here: the survey says it
-                    stacks = ()
-                known[kind] = block_costs(
-                    module, (one[0], call), (two[0], for_two), self._precision, device, stacks, most
-                )
-            costs.append(known[kind])
-        return costs
+        return [((one[0], call), (two[0], for_two)) for call, for_two in zip(one[1], two[1], strict=True)]
 
 
 @torch.no_grad()

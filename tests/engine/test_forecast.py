@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from reprune.engine.footprint import least_memory_bytes
+from reprune.engine.footprint import _copies, _gradients, least_memory_bytes, window_bytes
 from reprune.engine.forecast import Forecast, forecast
 from reprune.engine.machines import MACHINES, Machine, find_machine
 from reprune.engine.speed import Speed, _size, measure_speed, resident_bytes
@@ -42,6 +42,18 @@ def _forecast(rung: str = "BR+GP", work: Work | None = None, *settings: str, **f
 def test_fused_attention_is_forecast_at_its_own_speed() -> None:
     assert _SPEED.seconds(Flops(3e11, 2e11)) == 5.0
     assert replace(_SPEED, attention=2e10).seconds(Flops(3e11, 2e11)) == 13.0
+
+
+def test_a_gpu_picks_kept_weights_of_a_compact_fit_within_its_backward_passes() -> None:
+    recipe = resolve_recipe("model", {"reconstruct": "BR+GP"}, settings=["device=cuda", "precision=bfloat16"])
+    compact = recipe.model_copy(update={"solver": recipe.solver.model_copy(update={"compact": True})})
+    cost = replace(_work().blocks[0], activations=1e8)  # far above the weights: the peak is in a backward pass
+    weights = 4 * _WEIGHTS
+    for one, picking in ((recipe, 0), (compact, 2 * weights)):
+        kept = one.solver.samples_at_a_time * cost.activations
+        held = (_copies(one) - _gradients(one)) * weights
+        found = window_bytes(one, replace(_work(), blocks=[cost] * 8), windows(8, 1, 1)[0])
+        assert found == int(held + 1.3 * kept + picking)
 
 
 def test_a_run_of_passes_alone_takes_what_they_take() -> None:

@@ -107,8 +107,9 @@ def _fitting_bytes(recipe: Recipe, weights: int, costs: Sequence[BlockCosts], at
     passing = (_TEMPORARY - 1.0) * at_a_time * max(cost.activations for cost in costs)
     if not on_gpu(recipe):  # gradients come as activations go, but a heap has seldom room for the ones in the others'
         return held + kept + passing
-    picking = min(PLACES_BYTES, 2 * weights) if _picks(recipe) else 0  # between backward passes
-    return max(held + picking, max(held, held - _gradients(recipe) * weights + kept) + passing)
+    picking = min(PLACES_BYTES, 2 * weights) if _picks(recipe) else 0  # between backward passes; compact, within them
+    backward = max(held, held - _gradients(recipe) * weights + kept) + passing
+    return max(held + picking, backward + picking * recipe.solver.compact)
 
 
 def distilling_bytes(recipe: Recipe, work: Work) -> int:

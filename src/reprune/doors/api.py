@@ -254,11 +254,13 @@ def resume_sharing(
     recipe = Recipe.model_validate(job["recipe"])
     folder = _dense(recipe, Path(job["folder"]), watcher)
     check_begun_on(recipe.device, out)
-    if changed := _changed(job["weights"], Checkpoint(folder).digests()):  # before any code beside it is run
+    checkpoint = Checkpoint(folder)
+    if changed := _changed(job["weights"], checkpoint.digests()):  # before any code beside it is run
         raise InputError(
             f"{folder}: not the model that this run began with: {changed} differs; put that back, or start a new run."
         )
     decoder = open_decoder(recipe, folder)
+    checkpoint.check_unchanged()
     if said := other_versions(job["versions"], versions(), "now"):
         raise InputError(f"{out}: this run began with {said}; install that again to resume, or start a new run.")
     check_ranks(

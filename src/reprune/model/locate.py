@@ -14,6 +14,7 @@ from reprune.errors import InputError, UnsupportedModelError
 from reprune.model.gguf import Notify, convert_gguf, is_whole
 from reprune.model.gguf_file import short
 from reprune.model.local import local_path
+from reprune.model.urls import without_secrets
 from reprune.model.wellformed import read_json
 
 _LICENCES = ("license", "licence", "notice", "copying", "use_policy", "terms")
@@ -153,11 +154,12 @@ def _from_hub(model: str, revision: str | None, weights: bool) -> Path:
 def _hub_message(error: Exception, model: str, revision: str | None) -> str:
     from huggingface_hub import constants, errors
 
-    page = f"{constants.ENDPOINT}/{model}"
+    endpoint = without_secrets(constants.ENDPOINT)
+    page = f"{endpoint}/{model}"
     if isinstance(error, errors.HFValidationError):
         return f"{model}: neither a folder or file on this machine nor a valid Hub id (name or owner/name)."
     if isinstance(error, errors.RevisionNotFoundError):
-        return f"{model}: has no revision {revision}; see {page}."
+        return f"{model}: has no revision {revision or constants.DEFAULT_REVISION}; see {page}."
     if isinstance(error, errors.GatedRepoError):  # is also a RepositoryNotFoundError
         return f"{model}: its owner grants access; accept the terms at {page}, then run 'hf auth login'."
     if isinstance(error, errors.RepositoryNotFoundError):
@@ -166,5 +168,6 @@ def _hub_message(error: Exception, model: str, revision: str | None) -> str:
         cause = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "the Hub cannot be reached"
         why = f"nor is it whole in the Hugging Face cache, and {cause}; go online, or give a local model"
     else:
-        why = f"and its download failed ({short(error)}); try again, it goes on where it stopped"
+        said = short(error).replace(constants.ENDPOINT, endpoint)
+        why = f"and its download failed ({said}); try again, it goes on where it stopped"
     return f"{model}{f' at revision {revision}' if revision else ''}: no folder here, {why}."

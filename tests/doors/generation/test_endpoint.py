@@ -286,6 +286,25 @@ def test_what_is_no_url_is_named(url: str) -> None:
 
 
 @pytest.mark.parametrize(
+    "url", ["bob:secret@host/v1", "http://bob:secret/@host:port/v1", "http://bob:secret/@host", "http://[::1?k=secret"]
+)
+def test_what_is_secret_in_a_url_is_not_shown(url: str) -> None:
+    with pytest.raises(InputError, match=r"--endpoint (http://)?(host|\[::1).*: expected a URL") as refused:
+        EndpointAuthor(url, "m", tiny.tokenizer(), SMALL)
+    assert "secret" not in str(refused.value)
+
+
+def test_a_server_that_repeats_what_it_was_sent_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
+    with (
+        pytest.raises(InputError, match=r"no text in .*'Bearer <OPENAI_API_KEY>'") as refused,
+        answering(lambda request: {"you": "Bearer sk-secret"}),
+    ):
+        pass
+    assert "secret" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
     ("told", "mean"), [([-1.0, None, -2], -1.5), (["a"], None), ([-1.0, -math.inf], None), (5, None), (None, None)]
 )
 def test_likelihoods_that_are_no_numbers_are_not_known(told: object, mean: float | None) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib.util
 import math
 import os
-import re
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -19,6 +18,7 @@ from typing import Any, final
 
 from reprune.errors import InputError, RepruneError
 from reprune.math.seeds import seed_of
+from reprune.model.urls import without_secrets
 from reprune.planning.generation.firsts import signs
 from reprune.planning.generation.rounds import Author, Ids, Written
 from reprune.planning.generation.settings import PREFIX, Generation
@@ -70,7 +70,8 @@ class EndpointAuthor(Author):
 
         if concurrency < 1:
             raise InputError(f"--concurrency {concurrency}: expected at least 1.")
-        self._place = f"--endpoint {_without_secrets(url)}:"
+        shown = without_secrets(url)
+        self._place = f"--endpoint {shown}:"
         if not url.startswith(("http://", "https://")):
             raise InputError(f"{self._place} expected a URL such as http://localhost:8000/v1.")
         self._tokenizer = tokenizer
@@ -79,12 +80,14 @@ class EndpointAuthor(Author):
         self._settings = settings
         self._concurrency = concurrency
         self._progress = progress
-        key = os.environ.get(_KEY) or "none"
+        self._secret_url = shown != url
+        self._key = os.environ.get(_KEY)
+        key = self._key or "none"
         try:
             self._client = openai.OpenAI(base_url=url, api_key=key, max_retries=_RETRIES, timeout=_SECONDS)
         except Exception as error:  # of whatever HTTP library it has
-            said = " ".join(str(error).split())[:200]
-            raise InputError(f"{self._place} expected a URL such as http://localhost:8000/v1 ({said}).") from None
+            said = f"expected a URL such as http://localhost:8000/v1 ({self._words(error)})."
+            raise InputError(f"{self._place} {said}") from None
         self._more: dict[str, Any] = {}
         self.model = ""  # for what may go wrong before it is known
         try:
@@ -217,11 +220,18 @@ class EndpointAuthor(Author):
     def _ids(self, text: str) -> Ids:
         return tuple(self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
+    def _words(self, error: Exception) -> str:
+        """An error's own, which may repeat what was sent."""
+        if self._secret_url:
+            return "its words are not shown, as the URL has a user or a query"
+        words = " ".join(str(error).split())
+        return (words.replace(self._key, f"<{_KEY}>") if self._key else words)[:200]
+
     def _said(self, error: Any) -> str:
         """What went wrong, and what to do."""
         import openai
 
-        detail = " ".join(str(error).split())[:200]
+        detail = self._words(error)
         match error:
             case openai.APITimeoutError():
                 asked = f"{_SECONDS:.0f} seconds, {_RETRIES + 1} times"
@@ -239,10 +249,6 @@ class EndpointAuthor(Author):
             case _:
                 said = f"answers with an error ({detail})."
         return f"{self._place} {said}"
-
-
-def _without_secrets(url: str) -> str:
-    return re.sub(r"//[^/?#]*@", "//", url, count=1)
 
 
 def _seed(seed: int, number: int, place: int) -> int:

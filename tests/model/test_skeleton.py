@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from reprune.errors import InputError, UnsupportedModelError
 from reprune.model.skeleton import Skeleton
+from reprune.model.whole import load_model
 
 from .. import odd, tiny
 
@@ -139,6 +141,18 @@ def test_what_a_model_raises_that_does_not_run_on_text_alone_is_said(tmp_path: P
 def test_a_model_without_blocks_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedModelError, match="no list of blocks with linears"):
         Skeleton(odd.save("no blocks", tmp_path))
+
+
+def test_a_model_that_does_not_say_what_embeds_its_tokens_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = odd.save("", tmp_path)
+    for answer in (Mock(side_effect=NotImplementedError), lambda _: None):
+        monkeypatch.setattr(odd.OddModel, "get_input_embeddings", answer)
+        with pytest.raises(UnsupportedModelError, match=r"OddModel: its get_input_embeddings\(\) gives no module"):
+            Skeleton(folder)
+        with pytest.raises(UnsupportedModelError, match=r"OddModel: its get_input_embeddings\(\) gives no module"):
+            load_model(folder, torch.device("cpu"))
 
 
 def test_an_encoder_decoder_is_refused(tmp_path: Path) -> None:

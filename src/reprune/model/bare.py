@@ -56,6 +56,19 @@ def setting(config: Any, name: str) -> Any:
         return None
 
 
+def check_embedding(model: Any) -> None:
+    """Raise `UnsupportedModelError` unless a model says which of its modules embeds tokens."""
+    try:
+        found = model.get_input_embeddings()
+    except Exception:  # Transformers' own where it finds none, or whatever a model's own code raises
+        found = None
+    if not isinstance(found, nn.Module):
+        raise UnsupportedModelError(
+            f"{type(model).__name__}: its get_input_embeddings() gives no module; have it return the one that embeds "
+            "tokens."
+        )
+
+
 def build_bare(folder: Path, trust_remote_code: bool) -> Any:
     """The model of a folder's config.json, in evaluation mode: parameters on the meta device, buffers as they are.
 
@@ -84,6 +97,7 @@ def build_bare(folder: Path, trust_remote_code: bool) -> Any:
             raise UnsupportedModelError(
                 f"{folder.name}: {config.model_type} is not a causal language model of Transformers: {error}"
             ) from None
+        check_embedding(model)
         model.tie_weights()
         # Experts one by one: only so can be seen, whatever the architecture, what is multiplied by what.
         if getattr(model, "_can_set_experts_implementation", bool)():

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from reprune.errors import InputError, UnsupportedModelError
-from reprune.model.bare import build_bare, model_class, read_config
+from reprune.model.bare import build_bare, check_embedding, model_class, read_config
 from reprune.model.block import Precision
 from reprune.model.checkpoint import Checkpoint, TensorEntry
 from reprune.model.conversion import Layout
@@ -126,6 +126,7 @@ def _from_pretrained(folder: Path, dtype: torch.dtype, trust_remote_code: bool) 
             )
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:  # the last: of a quantizer's package
         raise InputError(f"{folder}: Transformers cannot load it: {' '.join(str(error).split()):.300}") from None
+    check_embedding(model)
     # Buffers it makes itself; parameters that it does not find are random, others at each load.
     parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     if missing := sorted(parameters.intersection(info["missing_keys"])):

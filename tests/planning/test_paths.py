@@ -55,6 +55,29 @@ def test_a_recipe_beside_a_result_names_no_folder_above_what_they_share(here: Pa
     assert written.model == "model"
 
 
+@pytest.mark.parametrize(
+    ("folder", "text", "written"),
+    [
+        ("/a/b/out", "/a/b/t.txt", "../t.txt"),
+        ("/a/b/out", "/a/b/texts/t.txt", "../texts/t.txt"),
+        ("/a/b/study/cells/one", "/a/b/texts/t.txt", "../../../texts/t.txt"),
+        ("/a/b/results/study/cells/one", "/a/t.txt", "../../../../../t.txt"),
+        ("/out", "/t.txt", "../t.txt"),
+        ("/a/b/results/study/cells/one", "/a/b/texts/t.txt", "./t.txt"),
+        ("/out", "/home/alice/t.txt", "./t.txt"),
+        ("/disk/out", "/home/alice/t.txt", "./t.txt"),
+        ("/disk/out", "/home/alice/c4", "./c4"),
+    ],
+)
+def test_folders_that_are_not_near_a_result_are_not_named(
+    folder: str, text: str, written: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Path, "exists", lambda path: str(path) in (text, "/"))
+    recipe = resolve_recipe("model", {}, {"calibration": [f"{text}=4"], "heldout": [text]})
+    found = beside(recipe, Path(folder))
+    assert (found.calibration, found.heldout) == ([f"{written}=4"], [written])
+
+
 def test_a_recipe_file_is_read_from_any_folder(here: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (here / "one" / "c4").mkdir(parents=True)
     sources = ["../texts/a.jsonl:body=4", "../texts/a.jsonl=+4", "../texts:config:train:body=4", "../texts/year=2024"]

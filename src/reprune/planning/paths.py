@@ -10,6 +10,8 @@ from reprune.model.local import local_path
 from reprune.planning.recipe import Recipe
 from reprune.planning.sources import split_count, split_path
 
+_NEAR = 3  # folders up to what a result and its texts share: of a study's cell to that which the study is in
+
 
 def with_path(source: str, change: Callable[[Path], object]) -> str:
     """The source with its local path changed; one that begins with no path that exists comes back as it is."""
@@ -34,9 +36,20 @@ def absolute(recipe: Recipe) -> Recipe:
 
 
 def beside(recipe: Recipe, folder: Path) -> Recipe:
-    """The recipe as it is written in `folder`: paths relative to it, and the model, always given anew, by name."""
-    written = with_paths(recipe, lambda path: os.path.relpath(path.resolve(), folder.resolve()))
+    """The recipe as it is written in `folder`: paths relative to it, and the model, always given anew, by name.
+
+    Of a path that is not near, which names folders that are nobody's business, the last part is left, to be given anew.
+    """
+    written = with_paths(recipe, lambda path: _from(folder.resolve(), path.resolve()))
     return written.model_copy(update={"model": local_name(recipe.model)})
+
+
+def _from(folder: Path, path: Path) -> str:
+    common = Path(os.path.commonpath([folder, path]))
+    near = common in [folder, *folder.parents][: _NEAR + 1] and common != Path(common.anchor)
+    if near or path.parent in folder.parents:  # the latter names no folder at all
+        return os.path.relpath(path, folder)
+    return f"./{path.name}"  # with the dot it is a path still, and not c4 or a Hub id
 
 
 def local_name(model: str) -> str:

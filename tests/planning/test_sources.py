@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from pydoc_data.topics import topics
+from random import Random
 
 import datasets
 import pyarrow as pa  # type: ignore[import-untyped]  # it ships no types
@@ -105,6 +106,17 @@ def test_no_passage_of_the_manual_is_in_both_halves() -> None:
 
     train, test = passages("train"), passages("test")
     assert len(train & test) < 0.005 * len(test)
+
+
+def test_a_small_file_that_unpacks_to_gigabytes_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("reprune.planning.textfiles._LARGE", 100_000)
+    path = tmp_path / "packed.txt.gz"
+    for text in ("a" * 100_000, Random(0).randbytes(100_000).hex()):
+        path.write_bytes(gzip.compress(text.encode()))
+        assert list(load_documents(str(path), "train")) == [text]
+    path.write_bytes(gzip.compress(b"a" * 100_001))
+    with pytest.raises(InputError, match="unpacks to more than 200 times its size"):
+        list(load_documents(str(path), "train"))
 
 
 @pytest.mark.parametrize("suffix", [".txt", ".txt.gz", ".TXT"])

@@ -15,6 +15,9 @@ from typing import BinaryIO, cast, final
 from reprune.errors import InputError
 from reprune.model.wellformed import read_json
 
+_LARGE = 2**30  # bytes that any compressed file may unpack to
+_PACKED = 200  # times smaller than it is no text becomes; gzip makes a thousand of what is all the same
+
 
 def is_text_file(name: str) -> bool:
     """Whether a file is a plain text, by its name."""
@@ -71,7 +74,7 @@ class TextFiles:
 
 def _decoded(path: Path, label: str) -> str:
     with open_bytes(path, label) as file:
-        data = file.read()
+        data = _unpacked(file, path, label) if path.name.lower().endswith(".gz") else file.read()
     if (place := data.find(b"\0")) >= 0:  # every other byte of UTF-16
         line = data.count(b"\n", 0, place) + 1
         raise InputError(
@@ -83,6 +86,20 @@ def _decoded(path: Path, label: str) -> str:
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise _not_utf8(label, line, error) from error
+
+
+def _unpacked(file: BinaryIO, path: Path, label: str) -> bytearray:
+    """All of a compressed file, unless it is far more than a text can be packed to."""
+    most = max(_LARGE, _PACKED * path.stat().st_size)
+    data = bytearray()
+    while part := file.read(1 << 20):
+        data += part
+        if len(data) > most:
+            raise InputError(
+                f"{label}: expected text, but it unpacks to more than {_PACKED} times its size, beyond "
+                f"{_LARGE >> 20} MiB; look what it holds, or unpack it and give that file"
+            )
+    return data
 
 
 def check_lines(path: Path, label: str) -> None:

@@ -20,6 +20,7 @@ Quirk = Literal[
     "outer buffer",  # the model multiplies by a saved buffer before its blocks
     "likely name",  # a module before the blocks has a name that begins with theirs
     "of a class",  # the model asks of which class a block is before it calls it
+    "by weights",  # blocks multiply by the weights of linears whose modules they never run
     "shared linear",  # a linear of each block runs twice
     "beside, of tokens",  # blocks hand the next one a number of each token beside the states
     "beside, of tokens, to the end",  # the same, and the model adds the last block's to the states
@@ -31,6 +32,7 @@ Quirk = Literal[
     # what survey refuses by name
     "stray matrix",  # a block holds a matrix that belongs to no linear
     "idle linear",  # a linear of each block never runs
+    "joined",  # blocks multiply by several linears' weights in one product
     # what cannot be run block by block
     "cache",  # blocks are passed a cache that they may write to, whatever use_cache says
     "in place",  # blocks write into the states that they are given
@@ -80,6 +82,8 @@ class _Block(nn.Module):
             self.mixer = nn.Parameter(torch.randn(hidden, hidden))
         if quirk == "idle linear":
             self.idle = nn.Linear(hidden, hidden)
+        if quirk == "joined":
+            self.gate, self.value = nn.Linear(hidden, hidden), nn.Linear(hidden, hidden)
         if quirk == "block buffer":
             self.register_buffer("gain", torch.ones(hidden))
 
@@ -88,6 +92,11 @@ class _Block(nn.Module):
         inner = torch.relu(self.up(x))
         if self.quirk == "shared linear":
             inner = inner + self.up(torch.tanh(x))
+        if self.quirk == "joined":
+            gate, value = nn.functional.linear(x, torch.cat([self.gate.weight, self.value.weight])).chunk(2, -1)
+            inner = inner + (gate * value).repeat(1, 1, 2)
+        if self.quirk == "by weights":
+            return x + torch.relu(nn.functional.linear(x, self.up.weight, self.up.bias)) @ self.down.weight.T
         out = x.add_(self.down(inner)) if self.quirk == "in place" else x + self.down(inner)
         if self.quirk == "stray matrix":
             out = out @ self.mixer

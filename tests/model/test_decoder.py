@@ -267,9 +267,11 @@ def test_products_in_bfloat16_leave_weights_and_states_in_float32(name: str, fol
         "block buffer",
         "outer buffer",
         "likely name",
+        "by weights",
         "shared linear",
         "side list",
         "idle linear",
+        "joined",
         "beside, of no use",
         "looked at",
     ],
@@ -286,6 +288,24 @@ def test_a_linear_that_runs_twice_is_a_group_of_its_own_and_one_that_never_runs_
     assert sorted(_names(twice.weightless.groups(0))) == [("down",), ("up",)]
     idle = Decoder(odd.save("idle linear", tmp_path / "idle"))
     assert _names(idle.weightless.groups(0)) == [("up",), ("down",)]
+
+
+def test_linears_whose_weights_are_multiplied_by_without_their_modules_are_found(tmp_path: Path) -> None:
+    decoder = Decoder(odd.save("by weights", tmp_path))
+    groups = decoder.weightless.groups(0)
+    assert _names(groups) == [("up",), ("down",)]
+    assert not any(group.expert for group in groups)
+    assert [linear.name for linear in decoder.load(0).linears] == ["up", "down"]
+
+
+def test_blocks_that_run_their_linears_are_not_run_again_to_see_what_they_multiply_by(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def find_stacks(*_: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr("reprune.model.weightless.find_stacks", find_stacks)
+    assert _names(Decoder(odd.save("", tmp_path)).weightless.groups(0)) == [("up",), ("down",)]
 
 
 def test_bert_is_streamed_where_it_is_a_decoder_and_refused_where_it_sees_what_comes(

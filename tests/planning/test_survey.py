@@ -234,6 +234,7 @@ def test_a_linear_that_never_runs_stays_dense_and_is_named(tmp_path: Path) -> No
     found.check()
     for block in found.blocks:
         assert block.idle == ("idle",)
+        assert block.read == ()
         assert block.groups == (("up",), ("down",))
 
 
@@ -243,6 +244,20 @@ def test_blocks_most_of_whose_linears_never_run_are_refused(tmp_path: Path, monk
     with pytest.raises(UnsupportedModelError, match="blocks 0-2: the linear idle never runs"):
         survey(decoder, _HALF, Choice()).check()
     survey(decoder, _HALF, Choice(exclude=("idle",))).check()
+
+
+def test_linears_whose_weights_are_used_otherwise_are_refused_where_they_are_much(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoder = Decoder(odd.save("joined", tmp_path))
+    with pytest.raises(UnsupportedModelError, match=r"blocks 0-2: the weight of the linear gate is used, .* 17% of"):
+        survey(decoder, _HALF, Choice()).check()
+    survey(decoder, _HALF, Choice(exclude=("gate", "value"))).check()
+    monkeypatch.setattr("reprune.planning.survey._LARGE", 0.2)
+    found = survey(decoder, _HALF, Choice())
+    found.check()
+    assert found.blocks[0].idle == found.blocks[0].read == ("gate", "value")
+    assert found.blocks[0].groups == (("up",), ("down",))
 
 
 @pytest.mark.parametrize("original", [True, False])

@@ -76,6 +76,33 @@ class _Products(TorchFunctionMode):
         return isinstance(tensor, Tensor) and tensor.dim() >= 2 and _storage(tensor) in self._storages
 
 
+@final
+class _Reads(TorchFunctionMode):
+    """While it is entered, notes which of some parameters tensors are made of, but for views by an attribute."""
+
+    def __init__(self, parameters: Iterable[Tensor]) -> None:
+        super().__init__()
+        self._storages = {_storage(parameter) for parameter in parameters}
+        self.found: set[int] = set()  # by storage
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        made = func(*args, **kwargs)
+        if getattr(func, "__name__", "") != "__get__" and any(True for _ in _tensors([made])):
+            self.found |= {_storage(one) for one in _tensors([*args, *kwargs.values()])} & self._storages
+        return made
+
+
+def _tensors(values: Iterable[object]) -> Iterator[Tensor]:
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, list | tuple):
+            yield from _tensors(value)
+
+
 def as_products(args: tuple[Any, ...], is_ours: Callable[[object], bool]) -> tuple[Tensor, ...]:
     """The operands of an `einsum` as those of a product of inputs (batch, tokens, columns) and matrices.
 
@@ -194,11 +221,8 @@ def find_stacks(block: nn.Module, run: Callable[[], None], tokens: int) -> list[
         run: runs it on some tokens.
         tokens: on how many.
     """
-    others = candidates(block)
-    if not others:
-        return []
     linears = {name: module for name, module in block.named_modules() if is_linear(module)}
-    parameters = others | {f"{name}.weight": module.get_parameter("weight") for name, module in linears.items()}
+    parameters = candidates(block) | _weights(linears)
     called: set[str] = set()
     names = {_storage(parameter): name for name, parameter in parameters.items()}
     seen: dict[str, _Seen] = {}
@@ -233,12 +257,27 @@ def find_stacks(block: nn.Module, run: Callable[[], None], tokens: int) -> list[
             continue
         shares = next((one for one in stacks if one.count == count and _read_alike(seen[one.parameter], found)), None)
         # What comes out of a linear with weights of zero is zero, and tells nothing of who reads it.
-        known = next((one.per_token for one in reversed(stacks) if one.count == count), 0.0)
+        unknown = 1.0 if count == 1 else 0.0
+        known = next((one.per_token for one in reversed(stacks) if one.count == count), unknown)
         per_token = known if found.rows == 0 else min(found.rows / tokens, float(count))
         stacks.append(
             Stack(name, count, found.shape, found.strides, shares.shares if shares is not None else name, per_token)
         )
     return stacks
+
+
+@torch.no_grad()
+def find_read(block: nn.Module, run: Callable[[], None]) -> set[str]:
+    """The linears of a block whose weights are made something of, found by running it: multiplied by or not."""
+    linears = {name: module for name, module in block.named_modules() if is_linear(module)}
+    reads = _Reads(_weights(linears).values())
+    with reads:
+        run()
+    return {name for name, module in linears.items() if _storage(module.get_parameter("weight")) in reads.found}
+
+
+def _weights(linears: Mapping[str, nn.Module]) -> dict[str, nn.Parameter]:
+    return {f"{name}.weight": module.get_parameter("weight") for name, module in linears.items()}
 
 
 def _read_alike(one: _Seen, other: _Seen) -> bool:

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from reprune.model.beside import without_weights
 from reprune.model.block import Block, Call, LinearGroup, Precision
 from reprune.model.costs import BlockCosts, block_costs, costs_of_many
-from reprune.model.linears import Stack
+from reprune.model.linears import Stack, find_linears
 from reprune.model.passing import to_device
-from reprune.model.products import candidates, find_stacks
+from reprune.model.products import candidates, find_read, find_stacks
 from reprune.model.recorder import Fill, fill_with_nothing
 from reprune.model.skeleton import Skeleton
 
@@ -38,6 +38,8 @@ class Weightless:
         self._recorded: tuple[Tensor, list[Call]] | None = None
         self._stacks: dict[Hashable, tuple[Stack, ...]] = {}  # most blocks of a model are alike
         self._groups: dict[Hashable, list[LinearGroup]] = {}
+        self._called: dict[Hashable, list[LinearGroup]] = {}  # of linears that are run as modules
+        self._read: dict[Hashable, set[str]] = {}
 
     def _sample(self) -> tuple[Tensor, list[Call]]:
         if self._recorded is None:
@@ -53,32 +55,68 @@ class Weightless:
 
     def stacks(self, index: int) -> tuple[Stack, ...]:
         """The parameters of a block that hold many matrices; whatever a block raises that cannot be run so."""
-        module = self._skeleton.blocks[index]
-        if not candidates(module):
-            return ()
-        kind = _kind_of(module, self._sample()[1][index])
+        kind = self._kind(index)
         if kind not in self._stacks:
-            real, states, call = self._near(index)
-            block = Block(index, real, torch.device("cpu"), Precision())
-            self._stacks[kind] = tuple(find_stacks(real, lambda: _run(block, states, call), states.shape[1]))
+            if self._is_of_modules(index):
+                self._stacks[kind] = ()
+            else:
+                real, states, call = self._near(index)
+                block = Block(index, real, torch.device("cpu"), Precision())
+                self._stacks[kind] = tuple(find_stacks(real, lambda: _run(block, states, call), states.shape[1]))
         return self._stacks[kind]
+
+    def _is_of_modules(self, index: int) -> bool:
+        """Whether a block multiplies by nothing but linears that it runs as modules; most do."""
+        module = self._skeleton.blocks[index]
+        if candidates(module):
+            return False
+        try:
+            called = {name for group in self._called_groups(index) for name in group.names}
+        except Exception:  # where tokens go depends on values: the groups show when the block is loaded
+            return True
+        return all(linear.name in called for linear in find_linears(module))
 
     def groups(self, index: int) -> list[LinearGroup]:
         """The linear groups of a block, its linears without values; whatever a block raises that cannot be run so."""
-        states, calls = self._sample()
-        kind = _kind_of(self._skeleton.blocks[index], calls[index])
+        kind = self._kind(index)
         if kind not in self._groups:
             if stacks := self.stacks(index):
                 module, states, call = self._near(index)
                 block = Block(index, module, torch.device("cpu"), Precision(), stacks)
                 self._groups[kind] = block.groups(states, call)
             else:
-                meta = torch.device("meta")
-                module = copy.deepcopy(self._skeleton.blocks[index]).to(meta)
-                self._groups[kind] = Block(index, module, meta, Precision()).groups(
-                    states.to(meta), to_device([calls[index]], meta)[0]
-                )
+                self._groups[kind] = self._called_groups(index)
         return self._groups[kind]
+
+    def _called_groups(self, index: int) -> list[LinearGroup]:
+        """The linear groups of a block, of linears that are run as modules."""
+        kind = self._kind(index)
+        if kind not in self._called:
+            states, calls = self._sample()
+            meta = torch.device("meta")
+            module = copy.deepcopy(self._skeleton.blocks[index]).to(meta)
+            self._called[kind] = Block(index, module, meta, Precision()).groups(
+                states.to(meta), to_device([calls[index]], meta)[0]
+            )
+        return self._called[kind]
+
+    def read(self, index: int) -> set[str]:
+        """The linears of a block whose weights it makes something of, be it as linears or otherwise.
+
+        None where it cannot be run on a few tokens.
+        """
+        kind = self._kind(index)
+        if kind not in self._read:
+            module, states, call = self._near(index)
+            block = Block(index, module, torch.device("cpu"), Precision())
+            try:
+                self._read[kind] = find_read(module, lambda: _run(block, states, call))
+            except Exception:  # whatever a module raises
+                self._read[kind] = set()
+        return self._read[kind]
+
+    def _kind(self, index: int) -> Hashable:
+        return _kind_of(self._skeleton.blocks[index], self._sample()[1][index])
 
     def _near(self, index: int) -> tuple[nn.Module, Tensor, Call]:
         """A block with weights that take no memory, the states of some tokens, and what it is passed with them."""

@@ -29,6 +29,7 @@ class BlockSurvey:
     idle: tuple[str, ...]  # linears that never run where there is text alone, which stay dense
     others: dict[str, tuple[int, ...]]  # matrices that no linear holds, which stay dense
     experts: dict[str, float]  # by linear of an expert: the share of tokens that reach it if all are chosen alike
+    read: tuple[str, ...] = ()  # of the idle: those whose weights are used, but not as what inputs are multiplied by
     groups_known: bool = True  # False where only the block's weights will tell which linears share inputs
 
 
@@ -143,14 +144,21 @@ def _survey_block(
     ]
     running = {name for group in groups for name in group}
     idle = [linear for linear in linears if linear.name not in running | dense | routers]
-    runs = index in decoder.skeleton.running
-    if runs and sum(math.prod(linear.shape) for linear in idle) > _IDLE * sum(
-        math.prod(linear.shape) for linear in linears
-    ):
-        refusals += [
-            (index, f"the linear {one.name} never runs; leave it dense with --set 'exclude=[\"{one.name}\"]'")
-            for one in idle
-        ]
+    read = decoder.weightless.read(index) if idle else set()
+    much = sum(math.prod(linear.shape) for linear in idle) > _IDLE * sum(math.prod(linear.shape) for linear in linears)
+    for linear in idle:
+        share, leave = math.prod(linear.shape) / whole, f"leave it dense with --set 'exclude=[\"{linear.name}\"]'"
+        if linear.name in read:
+            if share > _LARGE:
+                refusals.append(
+                    (
+                        index,
+                        f"the weight of the linear {linear.name} is used, but inputs are not multiplied by it as it "
+                        f"is, so it cannot be pruned, and it is {share:.0%} of the block; {leave}",
+                    )
+                )
+        elif much and index in decoder.skeleton.running:
+            refusals.append((index, f"the linear {linear.name} never runs; {leave}"))
     left = (tuple(name for name in group if name not in dense | routers) for group in groups)
     return (
         BlockSurvey(
@@ -166,6 +174,7 @@ def _survey_block(
                 for linear in linears
                 if linear.name in experts and linear.stack is not None
             },
+            tuple(linear.name for linear in idle if linear.name in read),
             known,
         ),
         refusals,

@@ -205,7 +205,8 @@ def _alike(plan: Plan) -> Iterator[tuple[str, str, str]]:
             of_all = f"{counts[name]} expert{'s' * (counts[name] != 1)}: " if name in counts else ""
             rows.setdefault((name, of_all + shapes), []).append(block.index)
         for name in (*block.dense, *block.routers, *block.idle):
-            why = "router" if name in block.routers else "never runs" if name in block.idle else "stays dense"
+            idle = "not run as it is" if name in block.read else "never runs"
+            why = "router" if name in block.routers else idle if name in block.idle else "stays dense"
             rows.setdefault((f"{name} ({why})", "{} x {}".format(*block.shapes[name])), []).append(block.index)
         for name, shape in block.others.items():
             rows.setdefault((f"{name} (no linear)", " x ".join(map(str, shape))), []).append(block.index)

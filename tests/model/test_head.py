@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ import transformers as tf
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from reprune.errors import HalfPrecisionError, InputError
 from reprune.model import head
 from reprune.model.block import Precision
 from reprune.model.head import TokenLosses
@@ -187,6 +189,56 @@ def test_a_head_that_is_no_linear_is_run_as_it_is(monkeypatch: pytest.MonkeyPatc
     expected = plain(model)
     model.lm_head = torch.nn.Sequential(model.lm_head)
     torch.testing.assert_close(TokenLosses(model, FLOAT32)(IDS), expected, rtol=1e-5, atol=1e-5)
+
+
+class _Tuple(tf.LlamaForCausalLM):
+    """Returns no output of Transformers' own."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return (super().forward(*args, **kwargs).logits,)
+
+
+class _LastAlone(tf.LlamaForCausalLM):
+    """Makes the logits of the last token alone."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return super().forward(*args, **kwargs, logits_to_keep=1)
+
+
+class _Short(tf.LlamaForCausalLM):
+    """Takes fewer tokens than its configuration says."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.model.register_forward_pre_hook(self._look, with_kwargs=True)
+
+    def _look(self, _: Any, args: Any, kwargs: Any) -> None:
+        if kwargs["input_ids"].shape[1] > 8:
+            raise IndexError("too many tokens")
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        (_Tuple, "AttributeError: 'tuple' object has no attribute 'logits'"),
+        (_LastAlone, r"ValueError: its logits are of shape \[1, 1, 320\] for \[1, 24\] tokens"),
+        (_Short, "IndexError: too many tokens"),
+    ],
+)
+@pytest.mark.parametrize("precision", [FLOAT32, BFLOAT16], ids=["float32", "bfloat16"])
+def test_a_model_that_gives_no_logits_is_refused_with_what_it_raises(
+    kind: type[Any], reason: str, precision: Precision
+) -> None:
+    losses = TokenLosses(kind(tiny.CONFIGS["llama"]()).eval(), precision)
+    with pytest.raises(InputError, match=f"{kind.__name__}: it gives no logits of token ids alone .{reason}"):
+        losses(IDS)
+
+
+def test_what_goes_in_float32_alone_is_said_to_do_so() -> None:
+    model = tiny.build("llama")
+    model.forward = Mock(side_effect=RuntimeError("mat1 and mat2 must have the same dtype"))
+    with pytest.raises(HalfPrecisionError, match="products in bfloat16"):
+        TokenLosses(model, BFLOAT16)(IDS)
 
 
 def test_the_model_is_as_it_was_after_an_error() -> None:

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from reprune.errors import InputError, is_expected
 from reprune.model.block import Precision
 
 _TOKENS = 512  # at a time: enough for products to run at full speed
@@ -58,12 +59,16 @@ class TokenLosses:
 
         Returns:
             Minus the logarithm of each token's probability, (tokens - 1,), float32.
+
+        Raises:
+            InputError: the model does not run on them, or gives no logits.
         """
-        with self._precision.on(self._model.device):
-            following = ids.roll(-1, 1)[0]
+        device, following = self._model.device, ids.roll(-1, 1)[0]
+        with _told(self._model), self._precision.on(device):
             if self._decoder is None:
                 return torch.cat(list(self._by_whole(ids, following)))[:-1]
             output = self._decoder(input_ids=ids, use_cache=False)
+        with self._precision.on(device):
             if self._sliceable is None:
                 self._sliceable = self._try(output, ids)
             losses = self._by_words if self._sliceable else self._by_tokens
@@ -92,9 +97,11 @@ class TokenLosses:
 
     def _by_whole(self, ids: Tensor, following: Tensor) -> Iterator[Tensor]:
         """The same of all logits at once, for a model without a decoder that can be stood in for."""
-        logits = self._model(input_ids=ids, use_cache=False).logits[0]  # (tokens, words)
+        logits = self._model(input_ids=ids, use_cache=False).logits  # (1, tokens, words)
+        if logits.shape[:2] != ids.shape:
+            raise ValueError(f"its logits are of shape {list(logits.shape)} for {list(ids.shape)} tokens")
         for tokens in _slices(ids.shape[1], _TOKENS):
-            yield F.cross_entropy(logits[tokens].float(), following[tokens], reduction="none")
+            yield F.cross_entropy(logits[0, tokens].float(), following[tokens], reduction="none")
 
     def _some(self, states: Tensor, words: slice) -> Tensor:
         """The head's output for some words, float32 so that what follows it rounds nothing."""
@@ -173,15 +180,30 @@ def _makes_logits(model: Any, decoder: Any, precision: Precision) -> bool:
             part = replace(output, last_hidden_state=output.last_hidden_state[:, last])
             with _stands_in(decoder, lambda *_, **__: part):
                 logits = model(input_ids=ids[:, last], use_cache=False).logits.float()
+            near = _near(precision) * expected.abs().amax()
     except Exception:  # of whatever code the model has
         return False
-    near = _near(precision) * expected.abs().amax()
     return logits.shape == expected.shape and bool((logits - expected).abs().amax() <= near)
 
 
 def _near(precision: Precision) -> float:
     """How far apart, of the largest logit, the same logits may be."""
     return max(4 * torch.finfo(precision.products).eps, _NEAR)
+
+
+@contextmanager
+def _told(model: Any) -> Iterator[None]:
+    """Have what a model raises, of whatever code it has, be an `InputError`."""
+    try:
+        yield
+    except Exception as error:
+        if is_expected(error):
+            raise
+        raise InputError(
+            f"{type(model).__name__}: it gives no logits of token ids alone ({type(error).__name__}: "
+            f"{' '.join(str(error).split()):.160}), so its losses are not known; have its forward return them as the "
+            "models of Transformers do."
+        ) from error
 
 
 @contextmanager

@@ -30,6 +30,7 @@ from reprune.model.local import local_path
 from reprune.model.locate import locate_model
 from reprune.model.plain_kernels import plain_kernels
 from reprune.model.quiet import quiet_transformers
+from reprune.model.uncached import uncached
 from reprune.model.undisturbed import undisturbed
 from reprune.model.wellformed import read_json
 
@@ -266,5 +267,5 @@ def _last_states(decoder: Decoder, expected: dict[str, Any], trust_remote_code: 
         ).eval()
         model.get_submodule(skeleton.blocks_path)[skeleton.running[-1]].register_forward_hook(saw)
         with suppress(Enough), plain_kernels(torch.device("cpu")):
-            model(input_ids=torch.cat([first, more], 1), use_cache=False)
+            uncached(model, torch.cat([first, more], 1))
     return seen[0]

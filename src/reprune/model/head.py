@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from reprune.errors import InputError, is_expected
 from reprune.model.block import Precision
+from reprune.model.uncached import uncached
 
 _TOKENS = 512  # at a time: enough for products to run at full speed
 _LOGITS = {"cpu": 2**21}  # at a time: 8 MiB in float32, which stay in the caches
@@ -97,7 +98,7 @@ class TokenLosses:
 
     def _by_whole(self, ids: Tensor, following: Tensor) -> Iterator[Tensor]:
         """The same of all logits at once, for a model without a decoder that can be stood in for."""
-        logits = self._model(input_ids=ids, use_cache=False).logits  # (1, tokens, words)
+        logits = uncached(self._model, ids).logits  # (1, tokens, words)
         if logits.shape[:2] != ids.shape:
             raise ValueError(f"its logits are of shape {list(logits.shape)} for {list(ids.shape)} tokens")
         for tokens in _slices(ids.shape[1], _TOKENS):
@@ -138,7 +139,7 @@ class TokenLosses:
 
         def run(head: Head | None) -> Tensor:
             with _stands_in(self._decoder, lambda *_, **__: part), _stands_in(self._linear, head):
-                logits: Tensor = self._model(input_ids=ids[:, tokens], use_cache=False).logits
+                logits: Tensor = uncached(self._model, ids[:, tokens]).logits
             return logits[0].float()
 
         return run
@@ -175,11 +176,11 @@ def _makes_logits(model: Any, decoder: Any, precision: Precision) -> bool:
     last = slice(_TRIED_TOKENS // 2, None)
     try:
         with precision.on(model.device):
-            expected = model(input_ids=ids, use_cache=False).logits[:, last].float()
+            expected = uncached(model, ids).logits[:, last].float()
             output = decoder(input_ids=ids, use_cache=False)
             part = replace(output, last_hidden_state=output.last_hidden_state[:, last])
             with _stands_in(decoder, lambda *_, **__: part):
-                logits = model(input_ids=ids[:, last], use_cache=False).logits.float()
+                logits = uncached(model, ids[:, last]).logits.float()
             near = _near(precision) * expected.abs().amax()
     except Exception:  # of whatever code the model has
         return False

@@ -28,6 +28,7 @@ from reprune.model.handing import find_forms, hands_on
 from reprune.model.linears import find_linears, is_linear
 from reprune.model.quiet import quiet_transformers
 from reprune.model.recorder import Fill, LastBlockReached, fill_with_nothing, filling, is_outside, recorders, stop
+from reprune.model.uncached import uncached
 
 _FEW_TOKENS = 11  # a size that nothing else in a model is likely to have
 _RETURNED = (0, 1, 2, 3, 4, -2, -3, -4)
@@ -81,7 +82,7 @@ class Skeleton:
                     stack.callback(head.register_forward_pre_hook(stop).remove)
                 try:
                     with suppress(LastBlockReached):
-                        self.model(input_ids=ids, use_cache=False)
+                        uncached(self.model, ids)
                     whole = True
                 except Exception as error:  # whatever a model raises whose blocks return something else, or at its end
                     raised.setdefault(self._early, f" ({type(error).__name__}: {' '.join(str(error).split()):.200})")
@@ -189,7 +190,7 @@ class Skeleton:
 
         recording = recorders(self.blocks, lambda index: partial(saw, index), -abs(self._returned))
         with recording, filling(self.model, (self.blocks_path,), filled, ids, self._early), quiet_transformers():
-            logits: Tensor = self.model(input_ids=ids, use_cache=False).logits
+            logits: Tensor = uncached(self.model, ids).logits
         if logits.shape[:2] != ids.shape:
             raise ValueError(f"its logits are of shape {list(logits.shape)} for {list(ids.shape)} tokens")
         return logits
@@ -304,7 +305,7 @@ class Skeleton:
         recording = recorders(self.blocks, lambda index: partial(saw, index), self._returned, disturb)
         with recording, filling(self.model, (self.blocks_path,), fill, ids, self._early), quiet_transformers():
             try:
-                self.model(input_ids=ids, use_cache=False)
+                uncached(self.model, ids)
             except LastBlockReached:
                 passed_over = Call((), {}, 0, Form(runs=False))
                 by_number = dict(zip(self.running, calls, strict=True))

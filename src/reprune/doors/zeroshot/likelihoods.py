@@ -24,6 +24,7 @@ from reprune.errors import InputError, NumericalError
 from reprune.model.bare import max_positions
 from reprune.model.block import Precision
 from reprune.model.head import find_decoder
+from reprune.model.uncached import uncached
 from reprune.model.whole import cache_argument
 
 _BATCH_TOKENS = 2**11  # run at a time
@@ -278,7 +279,7 @@ class Likelihoods(HFLM):  # type: ignore[misc]  # lm-eval has no type informatio
                 self._decoder.forward = lambda *_, part=part, **__: part
                 ids = torch.zeros(part.last_hidden_state.shape[:2], dtype=torch.long, device=self.device)
                 with torch.autocast(self.device.type, enabled=False):
-                    logits = self.model(input_ids=ids, use_cache=False).logits[0].log_softmax(-1)
+                    logits = uncached(self.model, ids).logits[0].log_softmax(-1)
                 (here,) = torch.where((places >= first) & (places < first + size))
                 likelihoods[here] = logits[places[here] - first, tokens[here]]
                 likeliest[here] = logits.argmax(-1)[places[here] - first] == tokens[here]

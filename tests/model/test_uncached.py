@@ -1,0 +1,51 @@
+"""A model is told to keep nothing from token to token where it can be told, and run all the same where it cannot."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from reprune.model.block import Precision
+from reprune.model.head import TokenLosses
+from reprune.model.skeleton import Skeleton
+from reprune.model.uncached import uncached
+
+from .. import odd
+
+IDS = torch.arange(6)[None]
+
+
+@pytest.mark.parametrize(
+    ("forward", "expected"),
+    [
+        (lambda input_ids, use_cache=True: (input_ids, use_cache), False),
+        (lambda input_ids, **options: (input_ids, options["use_cache"]), False),
+        (lambda input_ids, cached=True: (input_ids, cached), True),
+    ],
+)
+def test_it_is_told_where_its_forward_takes_that(forward: Callable[..., Any], expected: bool) -> None:
+    model = nn.Module()
+    model.forward = forward
+    ids, told = uncached(model, IDS)
+    assert ids is IDS
+    assert told is expected
+
+
+def test_a_model_that_cannot_be_told_is_found_and_measured_as_any_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, model = odd.save("", tmp_path), odd.build()
+    expected = TokenLosses(model, Precision())(IDS)
+    forward = odd.OddModel.forward
+
+    def untold(self: odd.OddModel, input_ids: Tensor) -> Any:
+        return forward(self, input_ids)
+
+    monkeypatch.setattr(odd.OddModel, "forward", untold)
+    assert Skeleton(folder).running == (0, 1, 2)
+    assert torch.equal(TokenLosses(model, Precision())(IDS), expected)

@@ -94,8 +94,9 @@ def build_bare(folder: Path, trust_remote_code: bool) -> Any:
                 else:
                     model = kind._from_config(config, dtype=torch.float32)
         except ValueError as error:
+            said = str(error).partition("\n")[0]  # what follows names all models of Transformers
             raise UnsupportedModelError(
-                f"{folder.name}: {config.model_type} is not a causal language model of Transformers: {error}"
+                f"{folder.name}: {config.model_type} is not a causal language model of Transformers: {said:.300}"
             ) from None
         check_embedding(model)
         model.tie_weights()

@@ -324,7 +324,10 @@ def _find_lists(model: nn.Module) -> dict[str, nn.ModuleList]:
         if len(module) and all(not is_linear(child) and any(True for _ in _weights(child)) for child in module):
             found[path] = module
     if not found:
-        raise UnsupportedModelError(f"{type(model).__name__}: no list of blocks with linears was found in it.")
+        raise UnsupportedModelError(
+            f"{type(model).__name__}: no list of blocks with linears was found in it: no nn.ModuleList of modules that "
+            "each hold linears, or matrices of experts."
+        )
     return found
 
 

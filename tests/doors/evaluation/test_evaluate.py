@@ -306,7 +306,7 @@ def test_a_text_that_was_calibrated_on_is_noticed(cli: Cli, here: Path) -> None:
     assert cli("prune", "llama", "--out", "out", *QUICK, "-q").code == 0
     cut = ("--seqlen", "64", "--device", "cpu")
     said = cli("evaluate", "out", "--text", "text.txt", *cut).out
-    assert re.search(r"note: the text holds \d+% of what this model was calibrated on", " ".join(said.split()))
+    assert re.search(r"note: text.txt holds \d+% of what this model was calibrated on", " ".join(said.split()))
     assert "note:" not in cli("evaluate", "out", "--text", "other.txt", *cut).out
     assert "note:" not in cli("evaluate", "llama", "--text", "text.txt", *cut).out
     assert cli("evaluate", "out", "--text", "text.txt", *cut, "-q").out.count("\n") == 1

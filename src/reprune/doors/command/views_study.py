@@ -43,6 +43,7 @@ class StudyLines(StudyWatcher):
 
     def __init__(self, verbose: bool) -> None:
         self._output = console()
+        self._told: set[str] = set()
         self._verbose = verbose
         self._text = ""
         self._zero_shot = False
@@ -113,7 +114,9 @@ class StudyLines(StudyWatcher):
             yield progress
 
     def note(self, text: str) -> None:
-        self._output.print(f"note: {text}", style="yellow")
+        if text not in self._told:  # of most cells the same is true
+            self._told.add(text)
+            self._output.print(f"note: {text.removeprefix('note: ')}", style="yellow")
 
 
 @final

@@ -61,8 +61,10 @@ def evaluate(
     windows = cut_text(folder, open_text(text), cut, trust_remote_code)
     share = _calibrated_on(folder, windows.running)
     if share is not None and share >= _TOLD:
-        notify(f"note: the text holds {share:.0%} of what this model was calibrated on,")
-        notify("      so on other text its perplexity may well be higher")
+        notify(
+            f"note: {windows.text} holds {share:.0%} of what this model was calibrated on,\n"
+            "      so on other text its perplexity may well be higher"
+        )
 
     def measured(products: str) -> tuple[str, float]:
         dtype = Precision(DTYPES[products])

@@ -30,6 +30,7 @@ _STRINGS = {"string", "large_string", "string_view"}
 _INTEGER_LIST = re.compile(r"(large_)?list<[^<>]*: u?int\d+( not null)?>")
 _STRINGS_WITHIN = re.compile(r"<.*(string|json)")  # as chats have them
 _FILE = re.compile(r"struct<bytes: (large_)?binary, path: (large_)?string>")  # as images have them
+_NO_TEXT = "expected at least one row of text, but there is none; give another"
 _BATCH = 1000  # rows read at a time when a whole column is read in order
 
 
@@ -162,6 +163,8 @@ class Rows:
             hub = () if cache else (str(datasets.config.HF_DATASETS_CACHE), "HF_HOME")
             if full := no_room(error, *hub):
                 raise full from error
+            if self.path == "arrow" and "corresponds to no data" in str(error):  # in older releases
+                raise InputError(f"{label}: {_NO_TEXT}") from error
             raise InputError(f"{label}: {_reason(error, self)}") from error
 
 
@@ -189,7 +192,7 @@ class _Column(Generic[T]):
 
 def _require_text(texts: Column[str | None], label: str) -> None:
     if not any((texts[index] or "").strip() for index in range(len(texts))):  # one by one: a batch of books is large
-        raise InputError(f"{label}: expected at least one row of text, but there is none; give another")
+        raise InputError(f"{label}: {_NO_TEXT}")
 
 
 def _text_column(dataset: Any, wanted: str | None, label: str) -> str:

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import torch
 import typer
 
 import reprune
+from reprune.doors.command.generate import way_on
 from reprune.doors.command.options import exit_codes
 from reprune.engine import fresh as engine
 from reprune.errors import NumericalError
@@ -124,7 +126,7 @@ def test_the_way_on_with_a_file_of_texts_is_the_same_command(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for said in ("interrupted\n", "interrupted; finished texts are kept, the same command goes on from there\n"):
-        with pytest.raises(typer.Exit), exit_codes(texts=tmp_path / "self.jsonl"):
+        with pytest.raises(typer.Exit), exit_codes(way_on=partial(way_on, tmp_path / "self.jsonl")):
             raise KeyboardInterrupt
         assert capsys.readouterr().err == said
         Corpus(tmp_path / "self.jsonl").open({}, 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -48,7 +49,7 @@ def generate(
 
     A first token at random, four by greedy choice; if those read as the language, the rest is sampled.
     """
-    with exit_codes(texts=out), processes(rank_timeout) as ranks:
+    with exit_codes(way_on=partial(way_on, out)), processes(rank_timeout) as ranks:
         from reprune.doors.command.views_generation import Lines, show_manifest, show_texts
         from reprune.doors.generation.generate import GenerationWatcher
         from reprune.doors.generation.generate import generate as run
@@ -85,3 +86,9 @@ def generate(
             show_manifest(manifest, out)
         if ranks.first and show:
             show_texts(out)
+
+
+def way_on(out: Path) -> str:
+    """How to go on with a file of texts, if it has been begun."""
+    begun = out.with_name(f".{out.stem}.rounds").exists()
+    return "; finished texts are kept, the same command goes on from there" if begun else ""

@@ -6,7 +6,7 @@ Exit codes: 0 done, 2 a usage or input error (one message, no traceback), 1 anyt
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -77,14 +77,14 @@ _LESS_MEMORY = (
 
 
 @contextmanager
-def exit_codes(run: Path | None = None, texts: Path | None = None) -> Iterator[None]:
+def exit_codes(run: Path | None = None, way_on: Callable[[], str] | None = None) -> Iterator[None]:
     """Turn errors into one message and the exit code that the contract names.
 
     Args:
         run: the folder of a run that may be gone on with.
-        texts: a file of texts that may be, likewise.
+        way_on: of anything else that may be, says how, if there is something to go on with.
     """
-    hint = partial(_hint, run, texts)
+    hint = partial(_hint, way_on or partial(_resume, run))
     heed_interrupts(lambda: _say_interrupted(hint()))
     try:
         yield
@@ -116,13 +116,15 @@ def _say_interrupted(hint: str) -> None:
     complain(f"interrupted{hint}")
 
 
-def _hint(run: Path | None, texts: Path | None) -> str:
-    """How to go on, where there is something to go on with."""
+def _hint(way_on: Callable[[], str]) -> str:
     with suppress(OSError):  # of a folder that cannot be looked at
-        if texts is not None and texts.with_name(f".{texts.stem}.rounds").exists():
-            return "; finished texts are kept, the same command goes on from there"
-        if run is not None and (run / ".reprune" / "run.json").exists():
-            return f"; finished windows are kept, go on with: reprune resume {shlex.quote(str(run))}"
+        return way_on()
+    return ""
+
+
+def _resume(run: Path | None) -> str:
+    if run is not None and (run / ".reprune" / "run.json").exists():
+        return f"; finished windows are kept, go on with: reprune resume {shlex.quote(str(run))}"
     return ""
 
 

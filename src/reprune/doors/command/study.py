@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from reprune.doors.command.interrupts import heed_no_more
 from reprune.doors.command.options import (
     BatchSize,
     Calibration,
@@ -95,55 +95,46 @@ def study(
 
     Started again with the same flags it goes on where it was; with more values of an axis it does those too.
     """
-    with exit_codes():
+    with exit_codes(way_on=partial(_hint, out)):
         from reprune.doors.command.views_study import StudyLines, show_study
         from reprune.doors.study.grid import PRUNERS, RUNGS
         from reprune.doors.study.run import study as run_study
         from reprune.doors.study.watcher import StudyWatcher
 
-        try:
-            record = run_study(
-                model,
-                out,
-                pruners=pruners or PRUNERS,
-                rungs=rungs or RUNGS,
-                only=only or None,
-                seeds=seeds or None,
-                self_generate=self_generate or None,
-                recipe=recipe,
-                sparsity=sparsity,
-                calibration=calibration,
-                heldout=heldout,
-                samples=samples,
-                seqlen=seqlen,
-                epochs=epochs,
-                lr=lr,
-                batch_size=batch_size,
-                include=include,
-                exclude=exclude,
-                device=device,
-                trust_remote_code=trust_remote_code or None,
-                settings=settings or (),
-                texts=text or ("wikitext2",),
-                protocol=protocol,
-                text_seqlen=text_seqlen,
-                windows=windows,
-                zero_shot=zero_shot or (),
-                zero_shot_data=zero_shot_data,
-                zero_shot_limit=zero_shot_limit,
-                keep_models=keep_models,
-                ray=ray,
-                ray_cpus=ray_cpus,
-                watcher=StudyWatcher() if quiet else StudyLines(verbose),
-            )
-        except KeyboardInterrupt:
-            heed_no_more()
-            complain(f"interrupted{_hint(out)}")
-            raise typer.Exit(1) from None
-        except OSError as error:
-            place = f": {error.filename}" if error.filename else ""
-            complain(f"error: {error.strerror or error}{place}{_hint(out)}")
-            raise typer.Exit(1) from None
+        record = run_study(
+            model,
+            out,
+            pruners=pruners or PRUNERS,
+            rungs=rungs or RUNGS,
+            only=only or None,
+            seeds=seeds or None,
+            self_generate=self_generate or None,
+            recipe=recipe,
+            sparsity=sparsity,
+            calibration=calibration,
+            heldout=heldout,
+            samples=samples,
+            seqlen=seqlen,
+            epochs=epochs,
+            lr=lr,
+            batch_size=batch_size,
+            include=include,
+            exclude=exclude,
+            device=device,
+            trust_remote_code=trust_remote_code or None,
+            settings=settings or (),
+            texts=text or ("wikitext2",),
+            protocol=protocol,
+            text_seqlen=text_seqlen,
+            windows=windows,
+            zero_shot=zero_shot or (),
+            zero_shot_data=zero_shot_data,
+            zero_shot_limit=zero_shot_limit,
+            keep_models=keep_models,
+            ray=ray,
+            ray_cpus=ray_cpus,
+            watcher=StudyWatcher() if quiet else StudyLines(verbose),
+        )
         if not quiet:
             show_study(record, out)
         if failed := [cell for cell in record["cells"] if cell["status"] == "failed"]:

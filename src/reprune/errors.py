@@ -7,6 +7,9 @@ alone.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class RepruneError(Exception):
     """Base of all errors that reprune raises on purpose."""
@@ -35,6 +38,19 @@ class HalfPrecisionError(UnsupportedModelError):
 
 class ChangedError(RepruneError):
     """A file that is read was changed by somebody else on the way (exit code 1)."""
+
+
+class LostRankError(RepruneError):
+    """Another process of the run has ended, or cannot be reached."""
+
+
+@contextmanager
+def going_on(how: str) -> Iterator[None]:
+    """Say how to go on where another process is lost, or a file is changed, meanwhile."""
+    try:
+        yield
+    except (LostRankError, ChangedError) as error:
+        raise type(error)(f"{error} {how}") from None
 
 
 _LACKS_MEMORY = ("can't allocate memory", "Cannot allocate memory", "bad_alloc")

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from reprune.errors import ChangedError
-from reprune.model.unchanged import Unchanged, after_change
+from reprune.errors import ChangedError, going_on
+from reprune.model.unchanged import Unchanged
 
 
 @pytest.fixture
@@ -71,5 +71,5 @@ def test_a_file_that_is_gone_is_an_error_of_the_system(files: tuple[Path, Path])
 
 
 def test_how_to_go_on_is_said_behind_it() -> None:
-    with pytest.raises(ChangedError, match=r"^a file[.] Go on[.]$"), after_change("Go on."):
+    with pytest.raises(ChangedError, match=r"^a file[.] Go on[.]$"), going_on("Go on."):
         raise ChangedError("a file.")

@@ -45,14 +45,13 @@ from reprune.engine.result import RECORD, Result
 from reprune.engine.run import Methods, run_windows
 from reprune.engine.shared import Shared
 from reprune.engine.watcher import Watcher
-from reprune.errors import HalfPrecisionError, InputError
-from reprune.math.ranks import ALONE, Ranks, after_loss
+from reprune.errors import HalfPrecisionError, InputError, going_on
+from reprune.math.ranks import ALONE, Ranks
 from reprune.model.checkpoint import Checkpoint
 from reprune.model.decoder import Decoder
 from reprune.model.gguf import is_whole
 from reprune.model.local import local_path
 from reprune.model.locate import locate_model
-from reprune.model.unchanged import after_change
 from reprune.model.undisturbed import undisturbed
 from reprune.model.wellformed import read_json
 from reprune.planning.layers import resolve_recipe
@@ -322,7 +321,7 @@ def _finish(
     result = Result(ledger.result, decoder)
     first = int(job["data"]["sources"][0]["count"]) if recipe.pruner.statistics == "first" else None
     books = Books(ledger, result, ranks)
-    with after_loss(_KEPT), after_change(_KEPT):
+    with going_on(_KEPT):
         run_windows(recipe, decoder, books, watcher, shared, first, ranks)
         peaks = ranks.each_tells(peak_memory_bytes(recipe.device))
         return ranks.first_does(lambda: _write_(recipe, ledger, result, job, watcher, began, peaks))

@@ -13,8 +13,8 @@ import re
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -25,7 +25,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.rendezvous import rendezvous
 
-from reprune.errors import InputError, RepruneError
+from reprune.errors import InputError, LostRankError
 from reprune.math.heartbeat import Heartbeat
 
 Value = TypeVar("Value")
@@ -33,19 +33,6 @@ Value = TypeVar("Value")
 _BUCKET = 2**26  # bytes of small tensors that are summed at once
 _HEARING = 2.0  # seconds for all ranks to come to the same error
 _LETTING_GO = 0.1  # seconds for threads that await Python's lock, and nothing else
-
-
-class LostRankError(RepruneError):
-    """Another process of the run has ended, or cannot be reached."""
-
-
-@contextmanager
-def after_loss(go_on: str) -> Iterator[None]:
-    """Where another process is lost meanwhile, say how to go on."""
-    try:
-        yield
-    except LostRankError as error:
-        raise LostRankError(f"{error} {go_on}") from None
 
 
 @dataclass

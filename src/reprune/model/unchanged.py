@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from typing import final
 
@@ -33,15 +32,6 @@ class Unchanged:
                     f"{file}: was written to or replaced while the model was in use; put back the file that was there, "
                     "or begin anew with the model as it is now."
                 )
-
-
-@contextmanager
-def after_change(go_on: str) -> Iterator[None]:
-    """Where a file is found to be changed meanwhile, say how to go on."""
-    try:
-        yield
-    except ChangedError as error:
-        raise ChangedError(f"{error} {go_on}") from None
 
 
 def _look(file: Path) -> tuple[int, int]:

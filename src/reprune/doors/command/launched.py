@@ -9,9 +9,9 @@ from contextlib import contextmanager
 import typer
 
 from reprune.doors.command.interrupts import heed_no_more
-from reprune.errors import InputError, RepruneError, is_expected
+from reprune.errors import InputError, LostRankError, RepruneError, is_expected
 from reprune.math.launch import launched
-from reprune.math.ranks import ALONE, LostRankError, Ranks, Together
+from reprune.math.ranks import ALONE, Ranks, Together
 
 TIMEOUT = 600.0
 """Seconds; the default."""

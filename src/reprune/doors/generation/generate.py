@@ -16,8 +16,8 @@ from reprune.doors.generation.endpoint import EndpointAuthor
 from reprune.doors.generation.local import LocalAuthor
 from reprune.doors.prepare import check_devices, check_versions
 from reprune.engine.record import versions
-from reprune.errors import InputError
-from reprune.math.ranks import ALONE, Ranks, after_loss
+from reprune.errors import InputError, going_on
+from reprune.math.ranks import ALONE, Ranks
 from reprune.model.bare import max_positions, read_config
 from reprune.model.checkpoint import Checkpoint
 from reprune.model.full_speed import full_speed
@@ -143,7 +143,7 @@ def generate(
         if (finished := ranks.first_does(begin)) is not None:
             return finished
         author = server or LocalAuthor(folder, tokenizer, settings, where, products, trust_remote_code, watcher.writing)
-        with after_loss(_AGAIN):
+        with going_on(_AGAIN):
             return _fill(corpus, author, tokenizer, samples, settings, made_by, watcher, ranks)
 
 

@@ -30,9 +30,8 @@ from reprune.doors.study.needs import Needs, all_needs
 from reprune.doors.study.record import CellRecord, StudyFolder, StudyRecord, cell_of
 from reprune.doors.study.watcher import StudyWatcher
 from reprune.engine.result import INDEX, RECIPE
-from reprune.errors import InputError
+from reprune.errors import InputError, going_on
 from reprune.model.local import local_path
-from reprune.model.unchanged import after_change
 from reprune.model.undisturbed import undisturbed
 from reprune.planning.recipe import Recipe
 
@@ -258,7 +257,7 @@ class _Study:
         return None
 
     def _save(self) -> None:
-        with after_change(_KEPT):
+        with going_on(_KEPT):
             self._begun.check_unchanged()  # of no other model may anything come on record
         self._folder.save(self._record)
 

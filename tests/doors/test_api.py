@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 import torch
 
@@ -226,3 +228,17 @@ def test_it_is_said_where_a_recipe_file_alone_lets_code_run(
             function("./no-model", "out", recipe=recipe, **more)
         assert notes == expected
         notes.clear()
+
+
+def test_the_commit_of_a_hub_model_is_on_record(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    commit = "0123456789" * 4
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    repository = tmp_path / "models--owner--tiny"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "step3000").write_text(commit)
+    shutil.copytree(llama, repository / "snapshots" / commit)
+    (tmp_path / "text.txt").write_text(tiny.text(6_000), encoding="utf-8")
+    reprune.prune("owner/tiny@step3000", tmp_path / "out", **QUICK | {"calibration": str(tmp_path / "text.txt")})
+    model = record_of(tmp_path / "out")["model"]
+    assert (model["name"], model["commit"]) == ("owner/tiny@step3000", commit)

@@ -20,12 +20,13 @@ from transformers import modeling_gguf_pytorch_utils
 from reprune.errors import InputError, UnsupportedModelError
 from reprune.model import locate
 from reprune.model.gguf import cache_root, locked_cache
-from reprune.model.locate import locate_model
+from reprune.model.locate import hub_commit, locate_model
 from tests import tiny
 from tests.doors.demo.test_model import write_gguf
 
 TEXT = "Hello,  world: the statement\n\n\tif x:\n é <s>"
 SHA = "0123456789abcdef0123456789abcdef01234567"
+OTHER = "89abcdef" * 5
 
 
 @pytest.fixture(autouse=True)
@@ -276,7 +277,9 @@ def test_a_folder_that_cannot_be_used_is_refused(tmp_path: Path, config: Any, fi
         locate_model(str(tmp_path))
 
 
-@pytest.mark.parametrize("name", ["./none", "/none/at/all", "~none/x", "a/b/c", "a/", "", " ", "here/none", "a\\b"])
+@pytest.mark.parametrize(
+    "name", ["./none", "/none/at/all", "~none/x", "a/b/c", "a/", "", " ", "here/none", "a\\b", "@main"]
+)
 def test_what_looks_like_a_path_is_never_asked_of_the_hub(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
@@ -295,8 +298,10 @@ def test_a_name_that_no_file_can_have_is_refused() -> None:
 def test_a_missing_gguf_file_and_a_revision_of_a_folder_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such file"):
         locate_model("owner/model.gguf")
-    with pytest.raises(InputError, match="revision"):
-        locate_model(str(tmp_path), revision="main")
+    with pytest.raises(InputError, match=f"{tmp_path} is on this machine; only of a Hub id"):
+        locate_model(f"{tmp_path}@main")
+    with pytest.raises(InputError, match="expected a branch, tag or commit after the @"):
+        locate_model("owner/tiny@")
 
 
 # --- the Hub: the library itself on a cache of the form that it keeps, and its errors
@@ -314,7 +319,23 @@ def cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_hub_model_in_the_cache_is_found_offline(cached: Path) -> None:
-    assert locate_model("owner/tiny") == locate_model("owner/tiny", revision=SHA) == cached
+    assert locate_model("owner/tiny") == locate_model(f"owner/tiny@{SHA}") == cached
+
+
+def test_a_branch_of_a_hub_model_is_found_and_its_commit_told(cached: Path) -> None:
+    refs = cached.parent.parent / "refs"
+    (refs / "pr").mkdir()
+    (refs / "pr" / "3").write_text(OTHER)
+    other = tiny.save("llama", cached.parent / OTHER)
+    assert locate_model("owner/tiny@main") == cached
+    assert locate_model("owner/tiny@pr/3") == other
+    assert hub_commit(other) == OTHER
+    assert hub_commit(cached.parent) is None
+
+
+def test_a_local_folder_with_an_at_in_its_name_is_taken(tmp_path: Path) -> None:
+    folder = tiny.save("llama", tmp_path / "tiny@main")
+    assert locate_model(str(folder)) == folder
 
 
 def test_a_library_that_asks_the_hub_all_the_same_is_told_not_to(cached: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -326,10 +347,10 @@ def test_a_library_that_asks_the_hub_all_the_same_is_told_not_to(cached: Path, m
         return fetch(*arguments, local_files_only=True, **more)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", asks)
-    assert locate_model("owner/tiny", revision=SHA) == cached
+    assert locate_model(f"owner/tiny@{SHA}") == cached
     (cached / "config.json").unlink()
     with pytest.raises(InputError, match="owner/tiny"):
-        locate_model("owner/tiny", revision=SHA)
+        locate_model(f"owner/tiny@{SHA}")
 
 
 def test_a_cached_hub_model_is_checked_like_a_folder(cached: Path) -> None:
@@ -386,7 +407,7 @@ def test_what_the_hub_refuses_is_said_with_its_remedy(
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     raising(monkeypatch, error.__new__(error))  # without the response of a server
     with pytest.raises(InputError, match=message):
-        locate_model("owner/tiny", revision="v1")
+        locate_model("owner/tiny@v1")
 
 
 @pytest.mark.usefixtures("cached")

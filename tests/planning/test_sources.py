@@ -359,6 +359,9 @@ def test_a_hub_id_keeps_its_parts() -> None:
     assert isinstance(source, DataSet)
     assert (source.id, source.config, source.split, source.column) == ("org/name", None, "validation", None)
     assert find_source("org/name:c:s:t") == DataSet("org/name:c:s:t", "org/name", "c", "s", "t")
+    branch = find_source("org/name@refs/convert/parquet:c")
+    assert isinstance(branch, DataSet)
+    assert (branch.id, branch.revision, branch.config) == ("org/name", "refs/convert/parquet", "c")
 
 
 @pytest.mark.parametrize("name", ["c4", "ptb", "wikitext2", "no-such-org/no-such-data"])
@@ -380,6 +383,7 @@ def test_a_hub_out_of_reach_is_one_clear_message(name: str, capfd: pytest.Captur
         ("./nowhere", r"expected a file or directory, but there is none"),
         ("rows.parquet:body", r"expected a file or directory, but there is none"),
         ("org/name:a:b:c:d", r"got 5 parts"),
+        ("org/name@", r"a source is c4"),
         ("org/name::train[:50]", r"expected whole splits, but got the slice '\[:50\]'; leave it out"),
         ("org/name::train[10%:]+test:text", r"expected whole splits, but got the slice '\[10%:\]'"),
         ("~nobody-has-this-name/rows.txt", r"expected a file or directory, but there is none"),

@@ -21,6 +21,7 @@ from reprune.math.reconstruction_error import Error
 from reprune.math.solver import Errors, Fit
 from reprune.math.standardization import FeatureStatistics
 from reprune.model.heap import trim_heap
+from reprune.model.locate import hub_commit
 from reprune.model.whole import collect_models
 from reprune.planning.choice import Choice
 from reprune.planning.descents import SolverRecipe
@@ -176,7 +177,12 @@ def full_record(
         own = {**own, "peak_memory_bytes": own["peak_memory_bytes"][0]}
     return {
         "recipe": _without_folders(recipe),
-        "model": {"name": local_name(recipe.model), "fingerprint": job["fingerprint"], "files": job["weights"]},
+        "model": {
+            "name": local_name(recipe.model),
+            **({"commit": commit} if (commit := hub_commit(Path(job["folder"]))) else {}),
+            "fingerprint": job["fingerprint"],
+            "files": job["weights"],
+        },
         "versions": job["versions"],
         "seed": recipe.seed,
         "data": job["data"],

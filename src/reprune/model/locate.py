@@ -29,19 +29,18 @@ _UNWANTED = [  # second copies of the same weights
     *("*/*.safetensors", "consolidated*"),
     *(f"*.{kind}{rest}" for kind in ("fp16", "bf16", "fp32") for rest in (".safetensors", "-*", ".index.*")),
 ]
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 _PICKLE = re.compile(r"pytorch_model.*\.bin|.*\.(pth|pt|ckpt)")
 GENERATIVE = re.compile(r"(ForCausalLM|LMHeadModel|ForConditionalGeneration)$")
 _NOT_GENERATIVE = re.compile(r"For(MaskedLM|\w*Classification|\w*QuestionAnswering|MultipleChoice)$")
 
 
-def locate_model(
-    model: str, *, revision: str | None = None, notify: Notify | None = None, weights: bool = True
-) -> Path:
+def locate_model(model: str, *, notify: Notify | None = None, weights: bool = True) -> Path:
     """The folder of a model: an ordinary Hugging Face folder that plain Transformers loads.
 
     Args:
-        model: a local folder, a Hub id such as "google/gemma-3-270m", or a .gguf file.
-        revision: branch, tag or commit; only for a Hub id.
+        model: a local folder, a .gguf file, or a Hub id such as "google/gemma-3-270m", with or without the branch,
+            tag or commit that is meant: "google/gemma-3-270m@main".
         notify: is told before a conversion, which takes about a minute.
         weights: whether they are needed; otherwise they are not downloaded, and a folder may lack them.
 
@@ -59,8 +58,6 @@ def locate_model(
         raise InputError(
             f"{model:.200}: cannot be looked at ({error.strerror}); expected a model folder, a Hub id or a .gguf file."
         ) from None
-    if revision is not None and path.exists():
-        raise InputError(f"{model}: is a local path; only of a Hub id can a revision ({revision}) be asked.")
     if model.strip() and path.is_dir():
         _check_folder(path, model, weights)
         return path.resolve()
@@ -68,15 +65,27 @@ def locate_model(
         return convert_gguf(path, notify)
     if path.suffix.lower() == ".gguf":
         raise InputError(f"{model}: no such file; download a GGUF from the Hub first (hf download REPO FILE).")
-    if _looks_like_path(model):
+    identifier, at, revision = model.partition("@")
+    if at and local_path(identifier).exists():
+        raise InputError(
+            f"{model}: no such folder, and {identifier} is on this machine; only of a Hub id can a revision be asked."
+        )
+    if _looks_like_path(identifier):
         raise InputError(f"{model}: no such folder; expected a model folder, a Hub id or a .gguf file.")
-    return _from_hub(model, revision, weights)
+    if at and not revision:
+        raise InputError(f"{model}: expected a branch, tag or commit after the @.")
+    return _from_hub(identifier, revision or None, weights)
 
 
-def _looks_like_path(model: str) -> bool:
+def hub_commit(folder: Path) -> str | None:
+    """The commit of a Hub's model, whose cache names folders by it; None for any other folder."""
+    return folder.name if folder.parent.name == "snapshots" and _COMMIT.fullmatch(folder.name) else None
+
+
+def _looks_like_path(identifier: str) -> bool:
     """Whether a text that names nothing on this disk was meant to: a Hub id is `name` or `owner/name`."""
-    owner, slash, name = model.partition("/")
-    if not owner.strip() or owner[0] in ".~" or "\\" in model:
+    owner, slash, name = identifier.partition("/")
+    if not owner.strip() or owner[0] in ".~" or "\\" in identifier:
         return True
     return bool(slash) and (not name or "/" in name or Path(owner).exists())
 

@@ -235,8 +235,9 @@ def _reason(error: Exception, rows: Rows) -> str:
         "OfflineModeIsEnabled",
     }
     if isinstance(error, DatasetNotFoundError):
+        revision = f" at revision {rows.revision!r}" if rows.revision else ""
         return (
-            f"expected a data set that can be read, but the Hub has no {rows.path!r}, or it is private or "
+            f"expected a data set that can be read, but the Hub has no {rows.path!r}{revision}, or it is private or "
             "gated; check the id, or log in with `hf auth login`"
         )
     if isinstance(error, ConnectionError) or type(error).__name__ in offline:

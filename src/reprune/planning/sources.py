@@ -27,7 +27,7 @@ Split = Literal["train", "test"]  # of calibration and held-out samples, and of 
 _SUFFIXES = (".txt", ".txt.gz", ".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
 _FORMS = (
     "c4, wikitext2, ptb, manual, a file (.txt, .jsonl, .json, each also with .gz, or .parquet), "
-    "or a Hub data set as ID[:CONFIG][:SPLIT][:COLUMN] with an id such as org/name"
+    "or a Hub data set as ID[@REVISION][:CONFIG][:SPLIT][:COLUMN] with an id such as org/name"
 )
 
 
@@ -264,7 +264,8 @@ def find_source(name: str) -> Source:
     if found is None:
         identifier, *parts = name.split(":")
         _require_hub_id(name, identifier)
-        return DataSet(name, identifier, *_parts(name, parts))
+        identifier, _, revision = identifier.partition("@")
+        return DataSet(name, identifier, *_parts(name, parts), revision=revision or None)
     path, rest = found
     parts = rest.split(":")[1:]
     if not path.is_dir():
@@ -282,8 +283,8 @@ def _parts(name: str, parts: list[str]) -> tuple[str | None, str | None, str | N
         )
     if len(parts) > 3:
         raise InputError(
-            f"{_label(name)}: expected ID[:CONFIG][:SPLIT][:COLUMN], but got {len(parts) + 1} parts; leave out "
-            f"{':'.join(parts[3:])!r}"
+            f"{_label(name)}: expected ID[@REVISION][:CONFIG][:SPLIT][:COLUMN], but got {len(parts) + 1} parts; leave "
+            f"out {':'.join(parts[3:])!r}"
         )
     config, split, column = (part or None for part in [*parts, "", "", ""][:3])
     return config, split, column
@@ -318,7 +319,7 @@ def _require_hub_id(name: str, identifier: str) -> None:
     starts_as_path = re.match(r"[/.~]|[A-Za-z]:[/\\]", name)
     if identifier.lower().endswith(_SUFFIXES) or starts_as_path or "\\" in name:
         raise InputError(f"{label}: expected a file or directory, but there is none; check the path")
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", identifier, re.ASCII):
+    if re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", identifier, re.ASCII):
         return
     if identifier in KNOWN:
         raise InputError(

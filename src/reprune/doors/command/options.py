@@ -18,7 +18,9 @@ from reprune.doors.command.interrupts import heed_interrupts, heed_no_more
 from reprune.doors.printable import complain, unread
 from reprune.errors import InputError, RepruneError, out_of_memory
 
-Model = Annotated[str, typer.Argument(metavar="MODEL", help="A local folder, a Hub id, or a .gguf file.")]
+Model = Annotated[
+    str, typer.Argument(metavar="MODEL", help="A local folder, a Hub id (or ID@REVISION), or a .gguf file.")
+]
 Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="The folder to write; new or empty.")]
 RecipeFile = Annotated[Path | None, typer.Option("--recipe", metavar="FILE", help="A recipe (YAML); flags go over it.")]
 Pruner = Annotated[str | None, typer.Option(metavar="NAME", help="magnitude, wanda or sparsegpt. [sparsegpt]")]

@@ -28,7 +28,7 @@ def _default_device(device: str) -> Iterator[None]:
     try:
         yield
     finally:
-        torch.set_default_device(None)
+        torch.set_default_device("cpu")  # with None, PyTorch 2.6 can no longer say which it is
 
 
 @contextmanager

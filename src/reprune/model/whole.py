@@ -88,7 +88,8 @@ def weights_dtype(folder: Path, trust_remote_code: bool = False) -> str:
 def cache_argument(module: nn.Module) -> str | None:
     """What a model or decoder calls the keys and values that it keeps; None where it keeps none that can be given."""
     names = inspect.signature(module.forward).parameters
-    return next((name for name in ("cache", "past_key_values") if name in names), None)
+    known = ("cache", "past_key_values", "cache_params")  # the last of Mamba in Transformers 5.23
+    return next((name for name in known if name in names), None)
 
 
 def _bare(folder: Path, trust_remote_code: bool) -> Any | None:

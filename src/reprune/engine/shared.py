@@ -9,7 +9,6 @@ from __future__ import annotations
 import shutil
 from collections.abc import Hashable
 from pathlib import Path
-from types import TracebackType
 from typing import Self, final
 
 from reprune.math.statistics import Statistics
@@ -69,7 +68,5 @@ class Shared:
         self.clear()  # of a process that was killed
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.clear()

@@ -13,7 +13,6 @@ import json
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Literal, Self, TypedDict, cast, final
 
 from reprune.doors.prepare import check_out
@@ -221,9 +220,7 @@ class StudyFolder:
         self._held.enter_context(locked(self.path, self.path, "study"))
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._held.close()
 
     def cell(self, record: CellRecord) -> Path:

@@ -22,7 +22,7 @@ def finished(folder: Path, out: Path) -> Path:
     result = Result(out, decoder)
     written = result.write_outside()
     for index in range(len(decoder)):
-        written |= result.write_block(index, decoder.stored_tensors(decoder.load(index)))
+        written |= result.write_block(index, decoder.rounded(decoder.load(index))[0])
     result.finish({}, "model: m\n", written, ["words.vocab"])
     return out
 

@@ -62,4 +62,4 @@ def test_what_would_be_read_back_otherwise_is_not_saved(folder_of: FolderOf, mon
 
     monkeypatch.setattr(Layout, "save", turned)
     with pytest.raises(UnsupportedModelError, match="would not read it back as it is"):
-        decoder.stored_tensors(block)
+        decoder.rounded(block)

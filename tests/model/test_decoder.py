@@ -44,6 +44,13 @@ def _edited(folder: Path, edit: Callable[[dict[str, Tensor]], object]) -> Path:
     return folder
 
 
+def _stored_names(decoder: Decoder, index: int) -> dict[str, str]:
+    """Of a block's tensors that are parameters as they are: names in the block to names in the checkpoint."""
+    path = f"{decoder.skeleton.blocks_path}.{index}."
+    plain = [one for one in decoder._blocks[index] if one.rule is None]
+    return {one.parameters[0].removeprefix(path): one.stored[0] for one in plain}
+
+
 @architectures
 def test_the_blocks_are_found(name: str, folder_of: FolderOf) -> None:
     decoder = Decoder(folder_of(name))
@@ -98,7 +105,7 @@ def test_a_block_has_the_weights_of_its_checkpoint_and_gives_them_back(name: str
         assert all(torch.equal(state[key], value) for key, value in original.state_dict().items())
         assert not block.module.training
         assert not any(parameter.requires_grad for parameter in block.module.parameters())
-        stored = decoder.stored_tensors(block)
+        stored, _ = decoder.rounded(block)
         assert stored.keys() == {n for n in decoder.checkpoint.entries if decoder.block_of(n) == index}
         assert all(torch.equal(tensor, decoder.checkpoint.tensor(n)) for n, tensor in stored.items())
 
@@ -114,13 +121,13 @@ def test_a_loaded_block_is_its_own_copy(folder_of: FolderOf) -> None:
 
 def test_changed_tensors_take_the_place_of_the_checkpoints(folder_of: FolderOf) -> None:
     decoder = Decoder(folder_of("gpt2"))
-    name = decoder.stored_names(1)["mlp.c_fc.weight"]
+    name = "transformer.h.1.mlp.c_fc.weight"
     changed = {name: torch.zeros(32, 128, dtype=torch.bfloat16)}
     block = decoder.load(1, changed)
     state = block.module.state_dict()
     assert state["mlp.c_fc.weight"].dtype == torch.float32
     assert not state["mlp.c_fc.weight"].any()
-    assert torch.equal(decoder.stored_tensors(block)[name], torch.zeros(32, 128))
+    assert torch.equal(decoder.rounded(block)[0][name], torch.zeros(32, 128))
     assert state["mlp.c_proj.weight"].any()
     assert not changed[name].any()
 
@@ -128,7 +135,7 @@ def test_changed_tensors_take_the_place_of_the_checkpoints(folder_of: FolderOf) 
 def test_every_tensor_belongs_to_one_block_or_to_none(folder_of: FolderOf) -> None:
     for name in tiny.CONFIGS:
         decoder = Decoder(folder_of(name))
-        of_blocks = [stored for index in range(3) for stored in decoder.stored_names(index).values()]
+        of_blocks = [stored for index in range(3) for stored in _stored_names(decoder, index).values()]
         assert len(set(of_blocks)) == len(of_blocks)
         for stored in decoder.checkpoint.entries:
             assert (decoder.block_of(stored) is not None) == (stored in of_blocks), stored
@@ -200,16 +207,16 @@ def test_a_checkpoint_without_the_base_models_prefix_is_read(name: str, tmp_path
     prefix = BLOCKS_PATHS.get(name, "model.layers").split(".")[0] + "."
     folder = _renamed(tiny.save(name, tmp_path), lambda stored: stored.removeprefix(prefix))
     decoder = Decoder(folder)
-    assert not any(stored.startswith(prefix) for stored in decoder.stored_names(0).values())
+    assert not any(stored.startswith(prefix) for stored in _stored_names(decoder, 0).values())
     expected = states_of(tiny.build(name), decoder.skeleton.blocks_path, ids)
     assert_same_states(streamed(decoder, ids, 3), expected)
     block = decoder.load(1)
-    assert decoder.stored_tensors(block).keys() == set(decoder.stored_names(1).values())
+    assert decoder.rounded(block)[0].keys() == set(_stored_names(decoder, 1).values())
 
 
 def test_a_checkpoint_with_one_more_prefix_is_read(tmp_path: Path, ids: Tensor) -> None:
     decoder = Decoder(_renamed(tiny.save("llama", tmp_path), lambda stored: f"model.{stored}"))
-    assert decoder.stored_names(0)["mlp.up_proj.weight"] == "model.model.layers.0.mlp.up_proj.weight"
+    assert _stored_names(decoder, 0)["mlp.up_proj.weight"] == "model.model.layers.0.mlp.up_proj.weight"
     assert decoder.block_of("model.model.layers.2.mlp.up_proj.weight") == 2
     assert_same_states(streamed(decoder, ids, 3), states_of(tiny.build("llama"), "model.layers", ids))
 
@@ -218,8 +225,8 @@ def test_old_buffers_that_the_model_no_longer_knows_are_passed_on(tmp_path: Path
     buffer = torch.tril(torch.ones(1, 1, 8, 8, dtype=torch.uint8))
     folder = _edited(tiny.save("gpt2", tmp_path), lambda tensors: tensors.update({"h.1.attn.bias": buffer}))
     decoder = Decoder(folder)
-    assert torch.equal(decoder.stored_tensors(decoder.load(1))["h.1.attn.bias"], buffer)
-    assert "h.1.attn.bias" not in decoder.stored_tensors(decoder.load(0))
+    assert torch.equal(decoder.rounded(decoder.load(1))[0]["h.1.attn.bias"], buffer)
+    assert "h.1.attn.bias" not in decoder.rounded(decoder.load(0))[0]
 
 
 def test_a_model_in_many_files_is_read(tmp_path: Path, ids: Tensor) -> None:
@@ -238,7 +245,7 @@ def test_low_precision_weights_are_run_in_float32_and_given_back_as_they_were(
     assert_same_states(streamed(decoder, ids, 3), states_of(whole, decoder.skeleton.blocks_path, ids))
     block = decoder.load(1)
     assert {parameter.dtype for parameter in block.module.parameters()} == {torch.float32}
-    for stored, tensor in decoder.stored_tensors(block).items():
+    for stored, tensor in decoder.rounded(block)[0].items():
         assert tensor.dtype == dtype
         assert torch.equal(tensor, decoder.checkpoint.tensor(stored))
 

@@ -138,11 +138,6 @@ class Decoder:
                 return int(number) if number.isdigit() and int(number) < len(self) else None
         return None
 
-    def stored_names(self, index: int) -> dict[str, str]:
-        """Of a block's tensors in the checkpoint that are parameters as they are: names in the block to names there."""
-        path = self._path(index)
-        return {one.parameters[0].removeprefix(path): one.stored[0] for one in self._blocks[index] if one.rule is None}
-
     def block_bytes(self, index: int) -> int:
         """What a block's tensors take in the checkpoint."""
         entries = self.checkpoint.entries
@@ -208,10 +203,6 @@ class Decoder:
                 f"({type(error).__name__}: {' '.join(str(error).split()):.200})."
             ) from error
         return Block(index, module, self.device, self.precision, stacks)
-
-    def stored_tensors(self, block: Block) -> dict[str, Tensor]:
-        """All of a block's tensors under the checkpoint's names and in its dtypes, on the CPU; see `rounded`."""
-        return self.rounded(block)[0]
 
     @torch.no_grad()
     def rounded(self, block: Block) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

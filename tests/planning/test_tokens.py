@@ -8,7 +8,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerBase
 
-from reprune.errors import InputError
 from reprune.planning import tokens
 from reprune.planning.documents import Documents
 from reprune.planning.tokens import beginning, document_tokens, encode, pack
@@ -17,28 +16,10 @@ from .conftest import make_tokenizer
 
 
 @pytest.mark.parametrize(
-    ("bos", "eos", "add_bos", "expected"),
-    [
-        (True, False, None, [0]),
-        (True, True, None, [0]),
-        (False, True, None, []),
-        (False, False, None, []),
-        (True, True, False, []),
-        (True, True, True, [0]),
-        (False, False, True, [0]),
-    ],
+    ("bos", "eos", "expected"), [(True, False, [0]), (True, True, [0]), (False, True, []), (False, False, [])]
 )
-def test_the_beginning_is_what_the_tokenizer_adds_unless_told(
-    bos: bool, eos: bool, add_bos: bool | None, expected: list[int]
-) -> None:
-    assert beginning(make_tokenizer(bos=bos, eos=eos), add_bos) == expected
-
-
-def test_a_tokenizer_without_bos_cannot_be_made_to_add_it() -> None:
-    tokenizer = make_tokenizer(bos=False)
-    tokenizer.bos_token = None
-    with pytest.raises(InputError, match="add_bos"):
-        beginning(tokenizer, True)
+def test_the_beginning_is_what_the_tokenizer_adds(bos: bool, eos: bool, expected: list[int]) -> None:
+    assert beginning(make_tokenizer(bos=bos, eos=eos)) == expected
 
 
 @given(texts=st.lists(st.text("ab\n"), min_size=1), piece=st.integers(1, 20))

@@ -82,7 +82,6 @@ def draw_samples(
     samples: int,
     seqlen: int,
     seed: int,
-    add_bos: bool | None = None,
 ) -> Samples:
     """Draw calibration and held-out samples of exactly `seqlen` tokens (the paper: 256 of 1024 from C4).
 
@@ -102,7 +101,7 @@ def draw_samples(
     """
     if seed < 0:
         raise InputError(f"seed: expected 0 or more, but got {seed}; give a seed that is not negative")
-    prefix = beginning(tokenizer, add_bos)
+    prefix = beginning(tokenizer)
     width = _width(seqlen, prefix)
     shares = share_out(calibration, heldout, samples)
     drawn: dict[Share, tuple[Tokens, SourceRecord]] = {}
@@ -134,7 +133,6 @@ def evaluation_windows(
     documents: Documents,
     seqlen: int,
     max_windows: int | None = None,
-    add_bos: bool | None = None,
 ) -> Tensor:
     """Cut a whole text, joined and tokenized once, into consecutive windows. Returns (W, T) int64.
 
@@ -144,7 +142,7 @@ def evaluation_windows(
 
     Raises InputError if the text is shorter than one window, or a number is out of range.
     """
-    prefix = beginning(tokenizer, add_bos)
+    prefix = beginning(tokenizer)
     width = _width(seqlen, prefix)
     if max_windows is not None and max_windows < 1:
         raise InputError(f"max_windows: expected at least 1, but got {max_windows}; leave it out for all")

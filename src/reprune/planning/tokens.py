@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from reprune.errors import InputError
 from reprune.planning.documents import Documents
 
 if TYPE_CHECKING:
@@ -21,31 +20,18 @@ Tokens = NDArray[np.int64]
 PIECE = 1 << 20  # characters tokenized at a time; an encoding holds some hundred bytes a token
 
 
-def beginning(tokenizer: PreTrainedTokenizerBase, add_bos: bool | None = None) -> list[int]:
+def beginning(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The tokens that every sample starts with: those that the tokenizer itself puts before a text.
 
     For most models that is one beginning-of-sequence token, or none; what a tokenizer adds at the end is left
-    out. `add_bos` overrides: False for none, True for the tokenizer's BOS token even where it adds nothing.
-    Models trained with BOS need it on every sample: without it SparseGPT's perplexity on Gemma 3 270M rose
+    out. Models trained with BOS need it on every sample: without it SparseGPT's perplexity on Gemma 3 270M rose
     from 48 to 57.
-
-    Raises InputError if `add_bos` is True and the tokenizer has no BOS token.
     """
-    if add_bos is False:
-        return []
     plain = _ids(tokenizer, "a", special=False)
     whole = _ids(tokenizer, "a", special=True)
     # The text's own tokens end the prefix; a tokenizer to which the letter is nothing leaves only specials.
     size = next((i for i in range(len(whole)) if plain and whole[i : i + len(plain)] == plain), None)
-    added = whole[: size if size is not None else int(whole[:1] == [tokenizer.bos_token_id])]
-    if added or add_bos is None:
-        return added
-    if tokenizer.bos_token_id is None:
-        raise InputError(
-            "add_bos: expected a tokenizer with a beginning-of-sequence token, but this one has none; "
-            "leave add_bos unset"
-        )
-    return [int(tokenizer.bos_token_id)]
+    return whole[: size if size is not None else int(whole[:1] == [tokenizer.bos_token_id])]
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> Tokens:

@@ -121,7 +121,7 @@ def test_a_long_name_leaves_room_for_what_is_drawn() -> None:
     long = "a/very/long/name/" * 20 + "end"
     drawn = [
         figures.error_by_block({long: [1.0], "b": [2.0]}, title=long, ylabel=long),
-        figures.calibration_against([(f"wanda {long}", 1.0, 2.0)], title=long, ylabel=long, xlabel=long),
+        figures.calibration_against([(f"wanda {long}", 1.0, 2.0)], title=long, ylabel=long),
         figures.by_rung({long: [[1.0], [2.0]]}, [long, "BR"], title=long, ylabel=long, joined=2),
         figures.share_by_matrix({long: [0.5]}, title=long),
     ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeGuard
 
 from reprune.doors.drawing.axes import limits, scale, whole_numbers, write_beside
@@ -11,6 +11,8 @@ from reprune.doors.drawing.svg import color, draw, legend, plain, short, style
 
 Number = float | None
 """None and NaN are gaps: what was not measured."""
+
+_APART = "auto"  # no step of a ladder: its points are not joined to those of the others
 
 
 def error_by_block(series: Mapping[str, Sequence[Number]], *, title: str, ylabel: str, percent: bool = False) -> str:
@@ -42,11 +44,8 @@ def calibration_against(
     *,
     title: str,
     ylabel: str,
-    xlabel: str = "calibration error",
-    percent: bool = False,
-    apart: Collection[str] = ("auto",),
 ) -> str:
-    """Calibration error against held-out or test error, with the diagonal on which both are equal.
+    """Calibration error against held-out or test error, in percent, with the diagonal on which both are equal.
 
     Args:
         points: (label, calibration error, the other error). The label's first word is its series (one colour, one entry
@@ -55,9 +54,6 @@ def calibration_against(
             (seeds) are joined at their mean. Points that lack one of the two numbers are left out.
         title: shown above the picture.
         ylabel: what the other error is.
-        xlabel: what the first is.
-        percent: values are fractions; show them as percentages.
-        apart: the points that are not joined to the others of their series, as they are no step of a ladder.
 
     Raises:
         InputError: matplotlib is not installed.
@@ -71,14 +67,14 @@ def calibration_against(
     def paint(axes: Any) -> None:
         known = [point for rests in series.values() for near in rests.values() for point in near]
         values = [value for point in known for value in point]
-        logarithmic = [scale(axes, which, values, percent, flat=3) for which in ("x", "y")]
+        logarithmic = [scale(axes, which, values, percent=True, flat=3) for which in ("x", "y")]
         ends = limits(values, all(logarithmic))
         axes.plot(ends, ends, color=color("muted"), linewidth=1, linestyle=(0, (2, 3)), zorder=1)
-        axes.set(xlim=ends, ylim=ends, xlabel=short(xlabel, 40), ylabel=short(ylabel, 40))
+        axes.set(xlim=ends, ylim=ends, xlabel="calibration error", ylabel=short(ylabel, 40))
         handles = []
         for number, rests in enumerate(series.values()):
             near = [point for points in rests.values() for point in points]
-            joined = [_mean(points) for rest, points in rests.items() if rest and rest not in apart]
+            joined = [_mean(points) for rest, points in rests.items() if rest and rest != _APART]
             handles.append(_dots(axes, number, near, joined))
         if handles:
             legend(axes, handles, list(series))

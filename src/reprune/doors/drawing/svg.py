@@ -70,14 +70,13 @@ def color(role: str) -> str:
     return PALETTE[role][0]
 
 
-def draw(paint: Callable[[Any], None], *, title: str, height: int = 300, width: int = WIDTH) -> str:
+def draw(paint: Callable[[Any], None], *, title: str, height: int) -> str:
     """One picture as SVG text.
 
     Args:
         paint: draws on the one matplotlib axes that it is given.
         title: shown above, and told to those who can't see the picture.
         height: pixels, of which the title and the legend take theirs.
-        width: pixels.
 
     Raises:
         InputError: matplotlib is not installed.
@@ -87,13 +86,13 @@ def draw(paint: Callable[[Any], None], *, title: str, height: int = 300, width: 
     import matplotlib
     from matplotlib.figure import Figure
 
-    heading = "\n".join(textwrap.wrap(short(title, 120), int(width / 8.8))) or " "
+    heading = "\n".join(textwrap.wrap(short(title, 120), int(WIDTH / 8.8))) or " "
     with warnings.catch_warnings(), matplotlib.rc_context():
         matplotlib.rcdefaults()  # the reader's own settings are for other pictures
         matplotlib.rcParams.update(_SETTINGS)
         # matplotlib's own font only measures: the page's font has what it lacks
         warnings.filterwarnings("ignore", message="Glyph .* missing", category=UserWarning)
-        figure = Figure(figsize=(width / 72, height / 72), layout="constrained")
+        figure = Figure(figsize=(WIDTH / 72, height / 72), layout="constrained")
         axes = figure.subplots()
         axes.spines[["top", "right"]].set_visible(False)
         axes.set_axisbelow(True)
@@ -101,7 +100,7 @@ def draw(paint: Callable[[Any], None], *, title: str, height: int = 300, width: 
         paint(axes)
         written = io.StringIO()
         figure.savefig(written, format="svg", metadata=_UNDATED, transparent=True)
-    return _for_a_page(written.getvalue(), plain(title), width, height)
+    return _for_a_page(written.getvalue(), plain(title), height)
 
 
 def legend(axes: Any, handles: Sequence[Any], labels: Sequence[str], handlelength: float = 2.6) -> None:
@@ -178,7 +177,7 @@ _ALONE = (
 """For a file of its own: in a page, no `svg` is the root."""
 
 
-def _for_a_page(svg: str, title: str, width: int, height: int) -> str:
+def _for_a_page(svg: str, title: str, height: int) -> str:
     """matplotlib's file as one element: no ids but its own, no style that leaks, colours as properties."""
     drawn = ElementTree.fromstring(svg)
     used = {
@@ -203,9 +202,9 @@ def _for_a_page(svg: str, title: str, width: int, height: int) -> str:
         "class": "figure",
         "role": "img",
         "aria-label": title,
-        "width": str(width),
+        "width": str(WIDTH),
         "height": str(height),
-        "viewBox": f"0 0 {width} {height}",
+        "viewBox": f"0 0 {WIDTH} {height}",
         "stroke-linejoin": "round",
     }
     alone = ElementTree.Element("style")

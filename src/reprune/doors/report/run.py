@@ -131,7 +131,7 @@ def _windows(run: Run) -> Section:
         intro=("Errors of a window are against the target that it is fitted to." + _measure(run),),
         plots=(
             Plot(
-                calibration_against(points, title="Each window's two errors", ylabel="held-out error", percent=True),
+                calibration_against(points, title="Each window's two errors", ylabel="held-out error"),
                 "On the dotted line both errors are equal; above it, the held-out error is higher."
                 + (moves if trained else ""),
                 _window_table(run),

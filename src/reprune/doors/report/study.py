@@ -154,7 +154,7 @@ def _against(rows: Rows) -> Iterator[Plot]:
         columns = ("pruner", "rung", "seed", calibration.name, measure.name, "ratio")
         points = [(f"{row.family} {row.rung}", x, y) for row, _, x, y in there]
         yield Plot(
-            calibration_against(points, title=title, ylabel=measure.name, percent=True),
+            calibration_against(points, title=title, ylabel=measure.name),
             "Last block. Up the ladder, points move left; where they no longer move down, the closer fit gains "
             "nothing. On the dotted line both errors are equal. Points are named where there is room.",
             Table(title, columns, lines, labels=3),

@@ -59,7 +59,7 @@ def _figures(record: StudyRecord) -> Iterator[tuple[str, str]]:
                 for row in these
             ]
             title = f"Calibration against {label}{said}"
-            yield f"calibration-{kind}{part}", calibration_against(points, title=title, ylabel=label, percent=True)
+            yield f"calibration-{kind}{part}", calibration_against(points, title=title, ylabel=label)
         if len(counts(record)) > 1:
             yield from _by_number(record, these, part, said)
 

@@ -89,7 +89,7 @@ def window_record(
             for index, groups in ridges.items()
             for names, ridge in groups.items()
         ],
-        "notes": [*notes, *fit.notes],
+        "notes": list(notes),
         "seconds": round(seconds, 3),
     }
 

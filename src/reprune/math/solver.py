@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import final
 
 from torch import Tensor, nn
@@ -52,7 +52,6 @@ class Fit:
     kept_epoch: int = 0  # the epoch whose state the window keeps; 0 is the state before
     guarded: bool = False  # whether it is that of the lowest held-out error
     relative_lr: float | None = None  # the rate asked for, over the root mean square of the kept weights before the fit
-    notes: tuple[str, ...] = field(default=())
 
 
 class Objective(ABC):

@@ -19,13 +19,13 @@ import torch
 from lm_eval.models.huggingface import HFLM
 
 from reprune.doors.devices import DTYPES, settle_device, settle_precision
-from reprune.doors.evaluation.perplexity import load_model
 from reprune.doors.zeroshot.accuracy import TASKS
 from reprune.doors.zeroshot.likelihoods import Likelihoods
 from reprune.doors.zeroshot.rows import LAYOUTS
 from reprune.doors.zeroshot.tasks import Task, load_tasks, quiet_harness
 from reprune.model.block import Precision
 from reprune.model.locate import locate_model
+from reprune.model.whole import load_model
 from reprune.planning.tokenizer import load_tokenizer
 
 Answers = list[tuple[float, bool]]

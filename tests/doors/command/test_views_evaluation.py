@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from reprune.doors.command.views_evaluation import show_against, show_perplexity
-from reprune.doors.evaluation.against import AgainstDense, BlockError
+from reprune.doors.evaluation.against import AgainstDense
 from reprune.doors.evaluation.perplexity import Perplexity
+from reprune.engine.compare import BlockError
 
 Output = pytest.CaptureFixture[str]
 

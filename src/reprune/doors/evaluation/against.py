@@ -23,8 +23,6 @@ from reprune.model.locate import locate_model
 from reprune.model.undisturbed import undisturbed
 from reprune.planning.recipe import StreamsRecipe
 
-__all__ = ["AgainstDense", "BlockError", "errors_against"]
-
 _TOKENS = 8192  # a batch at the most: more would take memory and no less time
 
 

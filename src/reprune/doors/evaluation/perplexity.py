@@ -19,9 +19,6 @@ from reprune.errors import NumericalError
 from reprune.model.block import Precision
 from reprune.model.full_speed import full_speed
 from reprune.model.head import TokenLosses
-from reprune.model.whole import load_model
-
-__all__ = ["Perplexity", "load_model", "perplexity"]
 
 _LARGEST_EXPONENT = 709.0  # of a float64
 

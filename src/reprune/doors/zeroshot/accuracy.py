@@ -16,7 +16,6 @@ from typing import Any, final
 import torch
 
 from reprune.doors.devices import DTYPES, in_precision, settle_device
-from reprune.doors.evaluation.perplexity import load_model
 from reprune.doors.evaluation.protocols import model_name
 from reprune.doors.zeroshot.rows import LAYOUTS, Row
 from reprune.doors.zeroshot.tasks import Task, load_tasks, quiet_harness, require_harness
@@ -27,7 +26,7 @@ from reprune.model.full_speed import full_speed
 from reprune.model.local import local_path
 from reprune.model.locate import locate_model
 from reprune.model.undisturbed import undisturbed
-from reprune.model.whole import weights_dtype
+from reprune.model.whole import load_model, weights_dtype
 from reprune.planning.tokenizer import load_tokenizer
 
 TASKS = tuple(LAYOUTS)

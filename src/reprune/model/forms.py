@@ -109,7 +109,7 @@ class Form:
 
     def leaving(self, outputs: Any, kwargs: Any, stream: Tensor) -> Tensor:
         """What a block has put out, as a stream's states; slots that it has not written stay as they came."""
-        # Transformers 5 returns the states, earlier releases and many remote models a tuple that begins with them.
+        # A block returns the states, or a tuple that begins with them.
         main = self._main(outputs[0] if isinstance(outputs, tuple | list) else outputs).float()
         if not self.slots:
             return main

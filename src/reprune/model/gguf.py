@@ -154,9 +154,8 @@ def _convert(gguf: Path, source: Path, target: Path) -> None:
     import transformers
 
     said = read_gguf(gguf, source / "model.gguf")
-    options: dict[str, Any] = {"dtype": torch.bfloat16, "output_loading_info": True}
-    if hasattr(transformers, "GgufConfig"):  # newer versions keep weights packed unless told not to
-        options["quantization_config"] = transformers.GgufConfig(dequantize=True)
+    plain = transformers.GgufConfig(dequantize=True)  # else weights stay packed
+    options: dict[str, Any] = {"dtype": torch.bfloat16, "output_loading_info": True, "quantization_config": plain}
     auto: Any = transformers.AutoModelForCausalLM
     elsewhere = "use the model's safetensors folder or Hub id instead."
     library = f"Transformers {transformers.__version__}"

@@ -47,10 +47,9 @@ class Step:
     upper: Row
     measure: Measure
 
-    @property
-    def values(self) -> tuple[Value, Value]:
-        """The measure before and after the step."""
-        return _both(self.lower, self.upper, self.measure.of)
+    def values(self, of: Callable[[Cell], Value]) -> list[Value]:
+        """Something before and after the step."""
+        return means((self.lower, self.upper), of)
 
     @property
     def seeds(self) -> tuple[int, int]:
@@ -69,9 +68,9 @@ def pitfalls(rows: Rows) -> list[Step]:
         Step(family.name, lower, upper, measure)
         for family in rows.families
         for lower, upper in pairwise(family.ladder)
-        if direction(*_both(lower, upper, calibration.of)) == "falls"
+        if direction(*means((lower, upper), calibration.of)) == "falls"
         for measure in others
-        if direction(*_both(lower, upper, measure.of)) == "rises"
+        if direction(*means((lower, upper), measure.of)) == "rises"
     ]
 
 
@@ -81,9 +80,9 @@ def steps_in_vain(rows: Rows) -> list[tuple[Step, ...]]:
     found = []
     for family in rows.families:
         for lower, upper in pairwise(family.ladder):
-            if direction(*_both(lower, upper, calibration.of)) != "falls":
+            if direction(*means((lower, upper), calibration.of)) != "falls":
                 continue
-            ways = {measure: direction(*_both(lower, upper, measure.of)) for measure in others}
+            ways = {measure: direction(*means((lower, upper), measure.of)) for measure in others}
             still = [measure for measure, way in ways.items() if way == "stays"]
             if still and "rises" not in ways.values():
                 found.append(tuple(Step(family.name, lower, upper, measure) for measure in still))
@@ -185,7 +184,7 @@ def _pitfall_sentences(found: Sequence[Step]) -> Iterator[str]:
         steps.setdefault((pitfall.family, pitfall.upper.rung), []).append(pitfall)
     for (family, upper), here in steps.items():
         rose = listed([f"{pitfall.measure.name} {_moved(pitfall)}" for pitfall in here])
-        fell = _size(*_both(here[0].lower, here[0].upper, _calibration))
+        fell = _size(*here[0].values(_calibration))
         step = f"from {here[0].lower.rung} to {upper}"
         yield f"The pitfall with {family}: {step} the calibration error falls by {fell}, but {rose}."
 
@@ -194,7 +193,7 @@ def _vain_sentences(found: Sequence[tuple[Step, ...]]) -> Iterator[str]:
     """One sentence a step."""
     for here in found:
         step = here[0]
-        fell = _size(*_both(step.lower, step.upper, _calibration))
+        fell = _size(*step.values(_calibration))
         still = listed([one.measure.name for one in here])
         yield (
             f"In vain, by {still}, with {step.family} from {step.lower.rung} to {step.upper.rung}: the calibration "
@@ -213,17 +212,11 @@ def _seeds(rows: Rows, pruners: bool) -> Iterator[str]:
 
 def _moved(pitfall: Step) -> str:
     measure = pitfall.measure
-    before, after = pitfall.values
+    before, after = pitfall.values(measure.of)
     rose, seeds = pitfall.seeds
     where = f", in {rose} of {counted(seeds, 'seed')}" if seeds > 1 else ""
     values = f"from {measure.written(before)} to {measure.written(after)}"
     return f"rises by {_size(before, after)} ({values}{where})"
-
-
-def _both(lower: Row, upper: Row, of: Callable[[Cell], Value]) -> tuple[Value, Value]:
-    """The means of two rows that are compared."""
-    before, after = means((lower, upper), of)
-    return before, after
 
 
 def _calibration(cell: Cell) -> Value:
@@ -263,7 +256,7 @@ def _auto(rows: Rows) -> Iterator[str]:
         auto, highest = family.row(AUTO), family.row(LADDER[-1])
         if auto is None or highest is None:
             continue
-        mine, longest = _both(auto, highest, _seconds)
+        mine, longest = means((auto, highest), lambda cell: cell.seconds)
         if known(mine) and known(longest) and longest > 0:
             times.append(f"{mine / longest:.2f} with {family.name}")
     if times:
@@ -273,10 +266,6 @@ def _auto(rows: Rows) -> Iterator[str]:
 def _standardized(rows: Sequence[Row]) -> set[bool]:
     """Whether the loss of their windows is, where there are epochs."""
     return {window.standardized for window in windows_of(rows) if window.epochs}
-
-
-def _seconds(cell: Cell) -> Value:
-    return cell.seconds
 
 
 def _guard(rows: Rows) -> Iterator[str]:

@@ -41,10 +41,9 @@ class Books:
         told = self._ranks.tell_tensors(read)
         return told["calibration"], told["heldout"]
 
-    def remaining(self, schedule: Sequence[Window]) -> list[Window]:
-        """The windows that are not finished."""
-        left = len(self._ledger.remaining(schedule)) if self._ranks.first else 0
-        return list(schedule[len(schedule) - int(self._ranks.tell(left)) :])
+    def done(self) -> int:
+        """How many windows are finished."""
+        return int(self._ranks.tell(len(self._ledger.lines()) if self._ranks.first else 0))
 
     def retired(self, index: int) -> dict[str, Tensor]:
         """The tensors of a block that was written before."""

@@ -206,10 +206,6 @@ class Ledger:
                 waiting.replace(self.result / name)
         sync_folder(self.result)
 
-    def remaining(self, schedule: Sequence[Window]) -> list[Window]:
-        """The windows that are not finished."""
-        return list(schedule[len(self.lines()) :])
-
     def commit(
         self,
         window: Window,

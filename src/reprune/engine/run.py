@@ -103,16 +103,16 @@ def run_windows(
     """
     forget_peak_memory(recipe.device)
     methods = Methods.of(recipe, len(decoder))
-    remaining = books.remaining(methods.steps)
-    watcher.started(len(methods.steps), len(methods.steps) - len(remaining))
-    if not remaining:
+    done = books.done()
+    watcher.started(len(methods.steps), done)
+    if done >= len(methods.steps):
         return
     torch.manual_seed(recipe.seed)
     books.clear_streams()  # of a process that was killed
     # However the run ends: what is read of files that are left open takes room on the disk.
     with StreamStore(int(recipe.streams.memory), books.streams) as store, _naming_float16(decoder):
         frontier = _frontier(recipe, methods, decoder, books, watcher, store, shared, statistics_samples, ranks)
-        _do(len(methods.steps) - len(remaining), recipe, methods, decoder, books, watcher, frontier, shared, ranks)
+        _do(done, recipe, methods, decoder, books, watcher, frontier, shared)
     books.clear_streams()
 
 
@@ -139,7 +139,6 @@ def _do(
     watcher: Watcher,
     frontier: Frontier,
     shared: Shared | None,
-    ranks: Ranks,
 ) -> None:
     """Do the steps that remain after so many, once the frontier is where they begin."""
     for index in (index for window in methods.schedule[:done] for index in window.retired):
@@ -155,7 +154,7 @@ def _do(
             books.keep_allocation(shares)
         sparsities = sparsities.allocated(shares)
     fresh_blocks = FreshBlocks(recipe, methods.pruner, sparsities, methods.least_squares, decoder, frontier, of_first)
-    doing = _Windows(recipe, methods, decoder, books, watcher, frontier, fresh_blocks, sparsities, ranks)
+    doing = _Windows(recipe, methods, decoder, books, watcher, frontier, fresh_blocks, sparsities)
     for window in methods.schedule[done:]:
         still_open = doing.do(window, still_open)
     if methods.distillation is not None:
@@ -175,7 +174,6 @@ class _Windows:
     frontier: Frontier
     pruning: FreshBlocks
     sparsities: Sparsities
-    ranks: Ranks
 
     def do(self, window: Window, still_open: list[PrunedBlock]) -> list[PrunedBlock]:
         """Prune and reconstruct a window, and put it on record.
@@ -192,7 +190,8 @@ class _Windows:
         Raises:
             NumericalError: numbers went bad.
         """
-        recipe, books, watcher, frontier, ranks = self.recipe, self.books, self.watcher, self.frontier, self.ranks
+        recipe, books, watcher, frontier = self.recipe, self.books, self.watcher, self.frontier
+        ranks = frontier.ranks
         began, traffic = time.monotonic(), replace(ranks.traffic)
         watcher.phase(window, "targets")
         fresh = [PrunedBlock(self.decoder.load(index)) for index in window.fresh]

@@ -21,9 +21,15 @@ class Column(Protocol[T_co]):
 class Documents:
     """A collection of texts, as calibration and evaluation read it.
 
-    `texts` may read each row from disk when it is indexed; nothing here keeps a text. `token_ids`, where
-    given, runs parallel to `texts` and holds the tokens of texts that a model wrote itself, or None for a row
-    without any.
+    Args:
+        name: how reports call the collection: a file's name or a data set's id, never a path of this machine.
+        texts: may read each row from disk when it is indexed; nothing here keeps a text.
+        joiner: the string between two documents when they are packed into one text.
+        running: whether the rows are the consecutive lines of one text, so that a row alone is no document.
+        token_ids: runs parallel to `texts` and holds the tokens of texts that a model wrote itself, or None for a row
+            without any.
+        place: where the texts lie, equal for all names of it; None of what has one name.
+        windows: how many windows from its start the field measures of this text; None for all that it gives.
     """
 
     def __init__(
@@ -37,38 +43,13 @@ class Documents:
         place: Hashable = None,
         windows: int | None = None,
     ) -> None:
-        self._name = name
+        self.name = name
+        self.joiner = joiner
+        self.running = running or len(texts) == 1
+        self.place = place
+        self.windows = windows
         self._texts = texts
-        self._joiner = joiner
-        self._running = running
         self._token_ids = token_ids
-        self._place = place
-        self._windows = windows
-
-    @property
-    def name(self) -> str:
-        """How reports call the collection: a file's name or a data set's id, never a path of this machine."""
-        return self._name
-
-    @property
-    def joiner(self) -> str:
-        """The string between two documents when they are packed into one text."""
-        return self._joiner
-
-    @property
-    def running(self) -> bool:
-        """True if the rows are the consecutive lines of one text, so that a row alone is no document."""
-        return self._running or len(self) == 1
-
-    @property
-    def place(self) -> Hashable:
-        """Where the texts lie, equal for all names of it; None of what has one name."""
-        return self._place
-
-    @property
-    def windows(self) -> int | None:
-        """How many windows from its start the field measures of this text; None for all that it gives."""
-        return self._windows
 
     def __len__(self) -> int:
         return len(self._texts)
@@ -86,9 +67,6 @@ class Documents:
         if self._token_ids is None:
             return None
         return self._token_ids[index] or None
-
-    def __repr__(self) -> str:
-        return f"Documents({self._name!r}, {len(self)} documents)"
 
 
 def text_sha256(documents: Documents, order: Iterable[int] | None = None) -> str:

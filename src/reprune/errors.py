@@ -53,6 +53,11 @@ def going_on(how: str) -> Iterator[None]:
         raise type(error)(f"{error} {how}") from None
 
 
+def short(error: BaseException, most: int = 200) -> str:
+    """An error of a library in one line, of so many characters behind its name."""
+    return f"{type(error).__name__}: {' '.join(str(error).split()):.{most}}"
+
+
 _LACKS_MEMORY = ("can't allocate memory", "Cannot allocate memory", "bad_alloc")
 _MAY_LACK_MEMORY = ("could not create a primitive", "could not create a memory")  # oneDNN gives no reason
 """How errors of PyTorch read, on a CPU, where memory runs out."""

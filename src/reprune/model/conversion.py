@@ -15,7 +15,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from reprune.errors import UnsupportedModelError
+from reprune.errors import UnsupportedModelError, short
 from reprune.model.checkpoint import Checkpoint, no_floats
 
 
@@ -161,7 +161,7 @@ class Layout:
         except Exception as error:  # the rules raise nearly anything on tensors that do not fit
             raise UnsupportedModelError(
                 f"{self._checkpoint.folder.name}: {conversion.stored[0]} cannot be converted as Transformers does it "
-                f"({type(error).__name__}: {' '.join(str(error).split()):.200})."
+                f"({short(error)})."
             ) from None
         if {name: tuple(tensor.shape) for name, tensor in back.items()} != {
             name: entries[name].shape for name in conversion.stored

@@ -14,7 +14,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from reprune.errors import InputError, UnsupportedModelError
+from reprune.errors import InputError, UnsupportedModelError, short
 from reprune.model.block import Block, Call, Precision
 from reprune.model.checkpoint import Checkpoint
 from reprune.model.conversion import Conversion, Layout
@@ -199,8 +199,7 @@ class Decoder:
             stacks = self.weightless.stacks(index)
         except Exception as error:  # whatever a module raises
             raise UnsupportedModelError(
-                f"{self.folder.name}: which matrices block {index} multiplies by could not be seen "
-                f"({type(error).__name__}: {' '.join(str(error).split()):.200})."
+                f"{self.folder.name}: which matrices block {index} multiplies by could not be seen ({short(error)})."
             ) from error
         return Block(index, module, self.device, self.precision, stacks)
 

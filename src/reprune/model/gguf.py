@@ -18,9 +18,9 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from reprune.errors import InputError, UnsupportedModelError
+from reprune.errors import InputError, UnsupportedModelError, short
 from reprune.model.durable import sync_folder
-from reprune.model.gguf_file import read_gguf, short
+from reprune.model.gguf_file import read_gguf
 from reprune.model.gguf_settled import settle_
 from reprune.model.quiet import quiet_transformers
 

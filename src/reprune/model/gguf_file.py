@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
-from reprune.errors import InputError
+from reprune.errors import InputError, short
 
 _WITH_BOS = ("llama3", "llama-v3", "llama-bpe", "pixtral", "tekken")
 """Ways to split text, after which llama.cpp puts BOS first in every text unless the file says otherwise."""
@@ -62,8 +62,3 @@ def read_gguf(gguf: Path, file: Path) -> GgufFile:
         or any((table != 1).any() for table in tables),
         "tokenizer.ggml.add_bos_token" not in reader.fields and split is not None and split.contents() in _WITH_BOS,
     )
-
-
-def short(error: Exception) -> str:
-    """An error of a library in one line."""
-    return f"{type(error).__name__}: {' '.join(str(error).split()):.200}"

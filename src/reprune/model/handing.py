@@ -9,7 +9,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from reprune.errors import UnsupportedModelError
+from reprune.errors import UnsupportedModelError, short
 from reprune.model.beside import passed_beside, run_without_weights
 from reprune.model.block import Call
 from reprune.model.forms import Form, Place, Slot, is_shared
@@ -61,8 +61,7 @@ def find_forms(
             handed = {name: dict(kwargs[name]) for name in shared & kwargs.keys()}
             outputs = run_without_weights(blocks[index], args, kwargs)
         except Exception as error:  # whatever a module raises
-            said = " ".join(str(error).split())
-            raise search.refusal(index, f"it does not run by itself ({type(error).__name__}: {said:.200})") from error
+            raise search.refusal(index, f"it does not run by itself ({short(error)})") from error
         if following is None:
             wanted = reads_after(search.returned())
         else:

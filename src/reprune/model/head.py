@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from reprune.errors import InputError, is_expected
+from reprune.errors import InputError, is_expected, short
 from reprune.model.block import Precision
 from reprune.model.uncached import uncached
 
@@ -201,9 +201,8 @@ def _told(model: Any) -> Iterator[None]:
         if is_expected(error):
             raise
         raise InputError(
-            f"{type(model).__name__}: it gives no logits of token ids alone ({type(error).__name__}: "
-            f"{' '.join(str(error).split()):.160}), so its losses are not known; have its forward return them as the "
-            "models of Transformers do."
+            f"{type(model).__name__}: it gives no logits of token ids alone ({short(error, 160)}), so its losses are "
+            "not known; have its forward return them as the models of Transformers do."
         ) from error
 
 

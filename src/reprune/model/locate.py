@@ -10,9 +10,8 @@ import re
 from contextlib import suppress
 from pathlib import Path
 
-from reprune.errors import InputError, UnsupportedModelError
+from reprune.errors import InputError, UnsupportedModelError, short
 from reprune.model.gguf import Notify, convert_gguf, is_whole
-from reprune.model.gguf_file import short
 from reprune.model.local import local_path
 from reprune.model.urls import without_secrets
 from reprune.model.wellformed import read_json

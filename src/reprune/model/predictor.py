@@ -11,7 +11,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from reprune.errors import RepruneError, UnsupportedModelError
+from reprune.errors import RepruneError, UnsupportedModelError, short
 from reprune.model.block import Precision
 from reprune.model.recorder import Fill
 from reprune.model.skeleton import Skeleton
@@ -45,8 +45,7 @@ def check_predicts(skeleton: Skeleton, precision: Precision, fill: Fill) -> None
         raise
     except Exception as error:  # whatever a model raises
         raise UnsupportedModelError(
-            f"{name}: what it predicts cannot be had from its last block ({type(error).__name__}: "
-            f"{' '.join(str(error).split()):.200}); leave out distill.blocks."
+            f"{name}: what it predicts cannot be had from its last block ({short(error)}); leave out distill.blocks."
         ) from error
 
 

@@ -14,7 +14,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from reprune.errors import InputError, NumericalError, is_expected
+from reprune.errors import InputError, NumericalError, is_expected, short
 from reprune.model.block import Precision
 from reprune.model.whole import cache_argument
 
@@ -99,7 +99,7 @@ class Sampler:
         except Exception as error:  # the library raises nearly anything where a cache is not what a model expects
             if is_expected(error):
                 raise
-            reason = f"{type(error).__name__}: {' '.join(str(error).split()):.160}"
+            reason = short(error, 160)
         if reason is not None:
             raise InputError(
                 f"{type(self._model).__name__} does not write with its cache, many rows at a time, what it would "

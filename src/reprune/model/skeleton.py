@@ -19,7 +19,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from reprune.errors import RepruneError, UnsupportedModelError
+from reprune.errors import RepruneError, UnsupportedModelError, short
 from reprune.model.bare import build_bare, max_positions
 from reprune.model.beside import matters, passed_beside, refuse_caches, without_beside
 from reprune.model.block import Call
@@ -85,7 +85,7 @@ class Skeleton:
                         uncached(self.model, ids)
                     whole = True
                 except Exception as error:  # whatever a model raises whose blocks return something else, or at its end
-                    raised.setdefault(self._early, f" ({type(error).__name__}: {' '.join(str(error).split()):.200})")
+                    raised.setdefault(self._early, f" ({short(error)})")
             self._release(tuple(lists))
             ran = [path for path, seen in calls.items() if len(seen) >= len(lists[path])]
             if not ran and whole and len(calls) == 1:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
 
-from reprune.errors import InputError, RepruneError, UnsupportedModelError
+from reprune.errors import InputError, RepruneError, UnsupportedModelError, short
 from reprune.model.decoder import Decoder
 from reprune.model.linears import Stack, find_linears, find_routers, other_matrices
 from reprune.planning.choice import Choice, fits, fits_place
@@ -107,10 +107,7 @@ def _survey_block(
     except RepruneError:
         raise
     except Exception as error:  # whatever a module raises
-        said = " ".join(str(error).split())
-        refusals.append(
-            (index, f"which matrices it multiplies by cannot be seen ({type(error).__name__}: {said:.200})")
-        )
+        refusals.append((index, f"which matrices it multiplies by cannot be seen ({short(error)})"))
     linears = find_linears(module, stacks)
     routers = find_routers(module, stacks)
     dense = choice.kept_dense(index, linears) - routers

@@ -15,8 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
-from reprune.errors import InputError
-from reprune.model.gguf_file import short
+from reprune.errors import InputError, short
 from reprune.model.quiet import quiet_transformers
 
 # Where the harness keeps each task: reading these few folders takes a moment, reading all of its tasks takes seconds.

@@ -129,11 +129,9 @@ def exchange_record(ranks: Ranks, before: Traffic) -> dict[str, Any]:
 def block_record(pruned: PrunedBlock, errors: Errors, sparsities: Sparsities, choice: Choice) -> dict[str, Any]:
     """One entry of `blocks`: the errors are the paper's, the sparse stream's against the dense model's."""
     matrices = pruned.matrices(sparsities)
-    zeros = sum(int(matrix["zeros"]) for matrix in matrices)
-    weights = sum(int(matrix["rows"]) * int(matrix["columns"]) for matrix in matrices)
     return {
         "index": pruned.index,
-        "sparsity": zeros / weights if weights else 0.0,
+        "sparsity": _sparsity(matrices),
         "calibration_error": errors.calibration.normalized,
         "heldout_error": errors.heldout.normalized,
         "relative_calibration_error": errors.calibration.relative,
@@ -141,6 +139,12 @@ def block_record(pruned: PrunedBlock, errors: Errors, sparsities: Sparsities, ch
         "matrices": matrices,
         "idle": pruned.idle(choice),
     }
+
+
+def _sparsity(matrices: Sequence[Mapping[str, Any]]) -> float:
+    """The share of zeros among the weights of matrices as they are on record."""
+    weights = sum(matrix["rows"] * matrix["columns"] for matrix in matrices)
+    return sum(matrix["zeros"] for matrix in matrices) / weights if weights else 0.0
 
 
 def versions() -> dict[str, str]:
@@ -169,9 +173,6 @@ def full_record(
     """
     blocks = list({block["index"]: block for line in lines for block in line["blocks"]}.values())  # as they are last
     steps = [line["window"] for line in lines]
-    matrices = [matrix for block in blocks for matrix in block["matrices"]]
-    zeros = sum(matrix["zeros"] for matrix in matrices)
-    weights = sum(matrix["rows"] * matrix["columns"] for matrix in matrices)
     if own := job.get("self_generation"):
         peaks = _highest(peaks, own["peak_memory_bytes"])
         own = {**own, "peak_memory_bytes": own["peak_memory_bytes"][0]}
@@ -187,7 +188,7 @@ def full_record(
         "seed": recipe.seed,
         "data": job["data"],
         "sketch": job["sketch"],
-        "sparsity": zeros / weights if weights else 0.0,
+        "sparsity": _sparsity([matrix for block in blocks for matrix in block["matrices"]]),
         "blocks": blocks,
         "windows": [step for step in steps if not step.get("distilled")],
         "distillation": next((step for step in steps if step.get("distilled")), None),

@@ -41,11 +41,15 @@ def disk_bytes(recipe: Recipe, blocks: int, stream: int, files: int) -> int:
         stream: bytes of one stream of all samples.
         files: of the model's tensors.
     """
-    wanted = stream * streams(recipe, blocks)
-    return files + wanted - min(wanted, int(recipe.streams.memory) // stream * stream)
+    return files + stream * _streams(recipe, blocks) - held_bytes(recipe, blocks, stream)
 
 
-def streams(recipe: Recipe, blocks: int) -> int:
+def held_bytes(recipe: Recipe, blocks: int, stream: int) -> int:
+    """What streams of so many bytes take in memory; the others are in files."""
+    return min(stream * _streams(recipe, blocks), int(recipe.streams.memory) // stream * stream)
+
+
+def _streams(recipe: Recipe, blocks: int) -> int:
     """How many streams there are at most: the student's, the dense ones that a window looks back on, and targets.
 
     A walk through the dense model, by which an allocation measures blocks, has two beside those of the start.

@@ -18,9 +18,9 @@ from reprune.engine.footprint import (
     allocating_bytes,
     disk_bytes,
     distilling_bytes,
+    held_bytes,
     measured,
     on_gpu,
-    streams,
     window_bytes,
 )
 from reprune.engine.speed import Speed
@@ -74,8 +74,7 @@ def forecast(
     seconds += sum(work.outside_bytes) / _COPIED_BYTES_PER_SECOND
     samples = crew.part(work.calibration) + crew.part(work.heldout)
     stream = samples * work.blocks[0].states
-    wanted = stream * streams(recipe, len(work.blocks))
-    held = min(wanted, int(recipe.streams.memory) // stream * stream)
+    held = held_bytes(recipe, len(work.blocks), stream)
     window = max(window_bytes(recipe, work, one) for one in work.schedule)
     if recipe.allocation.name != "uniform":
         seconds += _allocating_seconds(recipe, work, speed, crew)

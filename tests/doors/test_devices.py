@@ -146,12 +146,12 @@ def test_auto_is_what_the_gpu_that_is_asked_for_multiplies_fast(
 def test_it_is_known_which_precisions_are_slow_here(
     precision: str, device: str, capabilities: dict[str, Any], slow: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(devices, "_capabilities", lambda: capabilities)
+    monkeypatch.setattr(devices, "cpu_capabilities", lambda: capabilities)
     assert (devices.slowness(precision, device) is not None) == slow
 
 
 def test_who_asks_for_a_slow_precision_is_told_so_once(cli: Cli, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(devices, "_capabilities", lambda: {"architecture": "x86_64"})
+    monkeypatch.setattr(devices, "cpu_capabilities", lambda: {"architecture": "x86_64"})
     tiny.save("llama", here / "llama")
     (here / "text.txt").write_text(tiny.text())
     said = cli("prune", "llama", "--out", "out", "--reconstruct", "LR", *QUICK, "--set", "precision=bfloat16")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 
 from reprune.errors import HalfPrecisionError, InputError
 from reprune.math.ranks import Ranks
+from reprune.model.float32 import cpu_capabilities
 from reprune.planning.devices import is_device
 
 Value = TypeVar("Value")
@@ -77,7 +78,7 @@ def slowness(precision: str, device: str) -> str | None:
     slow = (
         precision in _INSTRUCTIONS
         and device == "cpu"
-        and _capabilities().get("architecture") == "x86_64"  # of others the names of instructions are not known here
+        and cpu_capabilities().get("architecture") == "x86_64"  # of others the names of instructions are not known here
         and not _cpu_multiplies(precision)
     )
     return f"this CPU multiplies slowly in {precision}; precision auto is faster" if slow else None
@@ -85,17 +86,12 @@ def slowness(precision: str, device: str) -> str | None:
 
 def _cpu_multiplies(precision: str) -> bool:
     """Whether the CPU has instructions for such products (without them they are slower than in float32)."""
-    return any(_capabilities().get(name, False) for name in _INSTRUCTIONS[precision])
+    return any(cpu_capabilities().get(name, False) for name in _INSTRUCTIONS[precision])
 
 
 def _gpu_multiplies_bfloat16(device: str) -> bool:
     """Whether this GPU has units for them: NVIDIA's before Ampere know bfloat16, but multiply it without."""
     return torch.version.hip is not None or torch.cuda.get_device_properties(device).major >= 8
-
-
-def _capabilities() -> dict[str, Any]:
-    found: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    return found
 
 
 def in_precision(

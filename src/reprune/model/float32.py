@@ -38,9 +38,15 @@ def _switch() -> Any:
     return getattr(torch.backends.mkldnn, "matmul", None)
 
 
+def cpu_capabilities() -> dict[str, Any]:
+    """What PyTorch knows of this processor; nothing in a release that does not say."""
+    found: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return found
+
+
 @cache
 def _is_better() -> bool:
-    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    capabilities = cpu_capabilities()
     if "AMD" not in capabilities.get("cpu_name", "") or capabilities.get("amx_tile") or capabilities.get("amx_bf16"):
         return False
     switch = _switch()

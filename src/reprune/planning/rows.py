@@ -21,7 +21,7 @@ from typing import Any, Generic, TypeVar, cast, final
 from reprune.errors import InputError
 from reprune.planning.documents import Column, Documents
 from reprune.planning.room import no_room
-from reprune.planning.saved import STATE
+from reprune.planning.saved import NO_TEXT, STATE
 from reprune.planning.textfiles import TextFiles, is_text_file
 
 TOKEN_COLUMNS = ("token_ids", "ids")  # where a file keeps the tokens of texts that a model wrote itself
@@ -30,7 +30,6 @@ _STRINGS = {"string", "large_string", "string_view"}
 _INTEGER_LIST = re.compile(r"(large_)?list<[^<>]*: u?int\d+( not null)?>")
 _STRINGS_WITHIN = re.compile(r"<.*(string|json)")  # as chats have them
 _FILE = re.compile(r"struct<bytes: (large_)?binary, path: (large_)?string>")  # as images have them
-_NO_TEXT = "expected at least one row of text, but there is none; give another"
 _BATCH = 1000  # rows read at a time when a whole column is read in order
 
 
@@ -164,7 +163,7 @@ class Rows:
             if full := no_room(error, *hub):
                 raise full from error
             if self.path == "arrow" and "corresponds to no data" in str(error):  # in older releases
-                raise InputError(f"{label}: {_NO_TEXT}") from error
+                raise InputError(f"{label}: {NO_TEXT}") from error
             raise InputError(f"{label}: {_reason(error, self)}") from error
 
 
@@ -192,7 +191,7 @@ class _Column(Generic[T]):
 
 def _require_text(texts: Column[str | None], label: str) -> None:
     if not any((texts[index] or "").strip() for index in range(len(texts))):  # one by one: a batch of books is large
-        raise InputError(f"{label}: {_NO_TEXT}")
+        raise InputError(f"{label}: {NO_TEXT}")
 
 
 def _text_column(dataset: Any, wanted: str | None, label: str) -> str:

@@ -12,6 +12,7 @@ from reprune.errors import InputError
 from reprune.model.wellformed import read_json
 
 STATE = "state.json"  # of a data set, and of each split of a dictionary of them
+NO_TEXT = "expected at least one row of text, but there is none; give another"
 
 _SPLITS = "dataset_dict.json"  # of a dictionary
 
@@ -42,7 +43,7 @@ def saved_files(folder: Path, config: str | None, split: str | None, usual: str,
             f"{label}: expected no configuration, as saved data sets have none, but got {config!r}; leave it out"
         )
     if not files:  # as an empty data set has
-        raise InputError(f"{label}: expected at least one row of text, but there is none; give another")
+        raise InputError(f"{label}: {NO_TEXT}")
     return tuple(files)
 
 

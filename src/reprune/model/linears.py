@@ -11,8 +11,6 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-_LOOKED_UP = (nn.Embedding, nn.EmbeddingBag)
-
 
 @dataclass(frozen=True)
 class Stack:
@@ -155,8 +153,3 @@ def _holds_linears(module: nn.Module) -> bool:
 
 def _rows(module: nn.Module) -> int:
     return Linear.of("", module).shape[0]
-
-
-def is_looked_up(module: nn.Module) -> bool:
-    """Whether a module's weight is a table of rows that are looked up, not a matrix."""
-    return isinstance(module, _LOOKED_UP)

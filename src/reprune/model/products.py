@@ -17,7 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from reprune.model.linears import Linear, Stack, is_linear, is_looked_up
+from reprune.model.linears import Linear, Stack, is_linear
+
+_NO_PRODUCT = (nn.Embedding, nn.EmbeddingBag, nn.modules.conv._ConvNd)
+"""Modules whose weight is no matrix that tokens are multiplied by: a table of rows that are looked up, or a kernel."""
 
 Saw = Callable[[Tensor, Tensor], None]
 """Is told of a product: a matrix (rows, columns), a view of a parameter, and its inputs (..., columns)."""
@@ -195,7 +198,7 @@ def candidates(block: nn.Module) -> dict[str, nn.Parameter]:
     return {
         f"{path}.{key}" if path else key: parameter
         for path, module in block.named_modules()
-        if not (is_linear(module) or is_looked_up(module) or isinstance(module, nn.modules.conv._ConvNd))
+        if not (is_linear(module) or isinstance(module, _NO_PRODUCT))
         for key, parameter in module.named_parameters(recurse=False)
         if parameter.dim() >= 2
     }

@@ -55,12 +55,6 @@ def rung_of(recipe: Mapping[str, Any]) -> str:
     return str(recipe.get("reconstruct") or NONE)
 
 
-def pruner_of(recipe: Mapping[str, Any]) -> str:
-    """The pruner's name in a recipe."""
-    pruner = recipe.get("pruner")
-    return str((pruner.get("name") if isinstance(pruner, Mapping) else pruner) or NONE)
-
-
 def processes_of(run: Run) -> list[tuple[str, str]]:
     """How many processes did a run, where there were several."""
     if run.processes == (1,):

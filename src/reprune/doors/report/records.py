@@ -204,6 +204,12 @@ class Run(_Read):
     machine: dict[str, Any] = {}
 
     @property
+    def pruner(self) -> str | None:
+        """Its name, if the recipe has one."""
+        pruner = self.recipe.get("pruner")
+        return pruner.get("name") if isinstance(pruner, dict) else pruner
+
+    @property
     def peak(self) -> Memory:
         """The most memory that one of its processes held."""
         held = (self.peak_memory_bytes, *self.peak_memory_bytes_by_rank)

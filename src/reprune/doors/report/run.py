@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from reprune.doors.drawing.figures import (
     calibration_against,
@@ -14,7 +14,7 @@ from reprune.doors.drawing.figures import (
     share_by_matrix,
 )
 from reprune.doors.formats import sparsities
-from reprune.doors.report.made import TERMS, processes_of, pruner_of, run_made, rung_of
+from reprune.doors.report.made import TERMS, processes_of, run_made, rung_of
 from reprune.doors.report.page import Page, Plot, Section, Table, Tile
 from reprune.doors.report.predictions import predictions_section
 from reprune.doors.report.records import Change, Run, Window
@@ -34,7 +34,7 @@ def run_page(run: Run) -> Page:
     return Page(
         kind="Pruning report",
         title=run.model.name,
-        subtitle=f"{pruner_of(run.recipe)} at {sparsities({'sparsity': NONE, **run.recipe})}, reconstruction {rung}",
+        subtitle=f"{run.pruner or NONE} at {sparsities({'sparsity': NONE, **run.recipe})}, reconstruction {rung}",
         verdict=run_verdict(run),
         tiles=tuple(_tiles(run)),
         sections=tuple(_sections(run)),
@@ -70,10 +70,9 @@ def _blocks(run: Run) -> Section:
     relative = [(block.relative_calibration_error, block.relative_heldout_error) for block in run.blocks]
     normalized = [(block.calibration_error, block.heldout_error) for block in run.blocks]
 
-    def table(caption: str, pairs: Sequence[tuple[float, float]], write: object) -> Table:
-        said = share if write is share else number
+    def table(caption: str, pairs: Sequence[tuple[float, float]], write: Callable[[float], str]) -> Table:
         rows = [
-            (str(block.index), said(a), said(b), f"{b / a:.2f}" if a else NONE)
+            (str(block.index), write(a), write(b), f"{b / a:.2f}" if a else NONE)
             for block, (a, b) in zip(run.blocks, pairs, strict=True)
         ]
         return Table(caption, columns, rows)

@@ -249,7 +249,7 @@ def _pruned(run: Run) -> str:
     matrices = sum(len(block.matrices) for block in run.blocks)
     where = counted(len(run.blocks), "block")
     where = f"{counted(matrices, 'matrix', 'matrices')} of {where}" if matrices else where
-    return f"{_pruner(run) or 'The pruner'} set {share(run.sparsity)} of the weights in {where} to zero."
+    return f"{run.pruner or 'The pruner'} set {share(run.sparsity)} of the weights in {where} to zero."
 
 
 def _last_block(run: Run) -> str:
@@ -284,12 +284,7 @@ def _fitted(run: Run) -> bool:
 def _is_blind(run: Run) -> bool:
     """Whether what is pruned was chosen without a look at samples."""
     allocation = run.recipe.get("allocation") or {}
-    return _pruner(run) == "magnitude" and allocation.get("name", "uniform") == "uniform"
-
-
-def _pruner(run: Run) -> str | None:
-    pruner = run.recipe.get("pruner")
-    return pruner.get("name") if isinstance(pruner, dict) else pruner
+    return run.pruner == "magnitude" and allocation.get("name", "uniform") == "uniform"
 
 
 def _rising(run: Run, found: Sequence[Rise]) -> Iterator[str]:

@@ -94,9 +94,7 @@ def _gpu_multiplies_bfloat16(device: str) -> bool:
     return torch.version.hip is not None or torch.cuda.get_device_properties(device).major >= 8
 
 
-def in_precision(
-    precision: str, device: str, work: Callable[[str], Value], notify: Callable[[str], None] = lambda text: None
-) -> Value:
+def in_precision(precision: str, device: str, work: Callable[[str], Value], notify: Callable[[str], None]) -> Value:
     """What some work gives that is told in which dtype products are.
 
     `auto` is what `settle_precision` says, and float32 where a model turns out not to be computable in that.

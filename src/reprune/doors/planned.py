@@ -64,9 +64,9 @@ class Plan:
     samples: tuple[int, int]  # to calibrate on, and held out
     weights: int  # all of the model's
     bytes: int  # of its files
-    machine: Machine | None = None  # that the run is forecast for; None is this one
-    crew: Crew = ONE_PROCESS  # the processes
-    out: Path | None = None  # the folder to write, where it is said
+    machine: Machine | None  # that the run is forecast for; None is this one
+    crew: Crew  # the processes
+    out: Path | None  # the folder to write, where it is said
 
     @cached_property
     def refusals(self) -> tuple[str, ...]:

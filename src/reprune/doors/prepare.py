@@ -205,7 +205,7 @@ def check_disk(recipe: Recipe, decoder: Decoder, samples: int, out: Path) -> Non
         )
 
 
-def check_memory(recipe: Recipe, decoder: Decoder, texts: int = 0) -> None:
+def check_memory(recipe: Recipe, decoder: Decoder, texts: int) -> None:
     """Raise `InputError` where a run surely needs more memory than there is; its model writes so many texts before."""
     schedule = windows(len(decoder), recipe.schedule.size, recipe.schedule.stride)
     parameters = [sum(map(math.prod, decoder.shapes(index).values())) for index in range(len(decoder))]

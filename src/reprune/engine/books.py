@@ -11,7 +11,7 @@ from torch import Tensor
 from reprune.engine.ledger import Ledger, open_blocks
 from reprune.engine.result import Result
 from reprune.engine.window import PrunedBlock
-from reprune.math.ranks import ALONE, Ranks
+from reprune.math.ranks import Ranks
 from reprune.model.decoder import Decoder
 from reprune.planning.schedule import Window
 
@@ -22,7 +22,7 @@ _STREAMS = "streams"
 class Books:
     """The ledger and the result of a run, read and written by its first rank."""
 
-    def __init__(self, ledger: Ledger, result: Result, ranks: Ranks = ALONE) -> None:
+    def __init__(self, ledger: Ledger, result: Result, ranks: Ranks) -> None:
         """
         Args:
             ledger: entered and begun on the first rank; not to be looked at by the others.

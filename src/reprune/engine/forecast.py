@@ -52,7 +52,7 @@ class Forecast:
     memory_bytes: int  # of the host; with a GPU, that of the streams and of what is written
     device_bytes: int  # of the GPU; 0 where there is none
     disk_bytes: int  # the result, and streams that do not fit memory
-    exchanged_bytes: int = 0  # through the link of each process, where there are several
+    exchanged_bytes: int  # through the link of each process, where there are several
 
 
 def forecast(

@@ -21,7 +21,7 @@ from reprune.engine.error_pair import ErrorPair
 from reprune.engine.kept import Kept
 from reprune.engine.probe import Probe
 from reprune.engine.shared import Shared
-from reprune.math.ranks import ALONE, Ranks
+from reprune.math.ranks import Ranks
 from reprune.math.solver import Errors
 from reprune.math.standardization import FeatureStatistics, FeatureSums
 from reprune.model.block import Block, Call, many_passes
@@ -52,11 +52,11 @@ class Frontier:
         heldout: Tensor,
         batch_size: int,
         store: StreamStore,
-        shared: Shared | None = None,
-        statistics_samples: int | None = None,
-        training_sizes: Collection[int] = (),
-        ranks: Ranks = ALONE,
-        keep_before: int | None = None,
+        shared: Shared | None,
+        statistics_samples: int | None,
+        training_sizes: Collection[int],
+        ranks: Ranks,
+        keep_before: int | None,
     ) -> None:
         """Embed this rank's samples.
 

@@ -22,7 +22,7 @@ class PredictionObjective(Objective):
     """Its loss and its error are KL(dense || sparse) of the next token's probabilities, in nats a token."""
 
     def __init__(
-        self, frontier: Frontier, blocks: Sequence[PrunedBlock], predictor: Predictor, checkpointing: bool = False
+        self, frontier: Frontier, blocks: Sequence[PrunedBlock], predictor: Predictor, checkpointing: bool
     ) -> None:
         """
         Args:

@@ -48,9 +48,7 @@ def linear_groups(block: Block, states: Tensor, call: Call, kept_dense: Collecti
     return [group for group in left if group.linears]
 
 
-def find_groups_(
-    pruned: PrunedBlock, some: Callable[[], tuple[Tensor, Call]], choice: Choice, ranks: Ranks = ALONE
-) -> None:
+def find_groups_(pruned: PrunedBlock, some: Callable[[], tuple[Tensor, Call]], choice: Choice, ranks: Ranks) -> None:
     """Set what is to be pruned of a dense block, found by running it on some of its inputs, on the first rank."""
     if ranks.first:
         states, call = some()

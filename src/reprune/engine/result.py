@@ -85,7 +85,7 @@ class Result:
             written[self._shard(number).name] = sha256(self._shard(number))
         return written
 
-    def _beside(self, others: Iterable[str] = ()) -> dict[str, Path]:
+    def _beside(self, others: Iterable[str]) -> dict[str, Path]:
         """The files that belong to the model beside its weights, and these others, by name."""
         folder = self._decoder.folder
         found = sorted({file for pattern in (*_COPIED, *map(glob.escape, others)) for file in folder.glob(pattern)})

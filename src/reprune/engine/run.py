@@ -30,7 +30,7 @@ from reprune.errors import NumericalError
 from reprune.math.adam import Adam
 from reprune.math.least_squares import LeastSquares
 from reprune.math.pruner import Pruner
-from reprune.math.ranks import ALONE, Ranks
+from reprune.math.ranks import Ranks
 from reprune.math.seeds import seed_of
 from reprune.math.solver import Epoch, Fit, Solver
 from reprune.model.block import Block
@@ -82,9 +82,9 @@ def run_windows(
     decoder: Decoder,
     books: Books,
     watcher: Watcher,
-    shared: Shared | None = None,
-    statistics_samples: int | None = None,
-    ranks: Ranks = ALONE,
+    shared: Shared | None,
+    statistics_samples: int | None,
+    ranks: Ranks,
 ) -> None:
     """Do all windows that the ledger does not hold yet.
 

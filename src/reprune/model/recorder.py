@@ -103,7 +103,7 @@ def is_outside(path: str, inside: tuple[str, ...]) -> bool:
 
 
 @contextmanager
-def filling(model: Any, inside: tuple[str, ...], fill: Fill, ids: Tensor, early: bool = False) -> Iterator[None]:
+def filling(model: Any, inside: tuple[str, ...], fill: Fill, ids: Tensor, early: bool) -> Iterator[None]:
     """Have the weights of each module outside some lists of blocks filled in just before it first runs.
 
     Those of the embedding are there from the start, as some models look at them before they run it; `early` has all be

@@ -48,7 +48,7 @@ class SourceRecord:
     documents: int
     sha256: str
     role: Role
-    foreign_tokens: int = 0
+    foreign_tokens: int
 
 
 @final

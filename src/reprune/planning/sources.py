@@ -151,7 +151,7 @@ class RowFile(Source):
     """
 
     path: Path
-    column: str | None = None
+    column: str | None
 
     def load(self, split: Split) -> Documents:
         """The file's rows. Raises InputError if it is damaged, not UTF-8, empty, or lacks the column."""

@@ -29,8 +29,8 @@ class BlockSurvey:
     idle: tuple[str, ...]  # linears that never run where there is text alone, which stay dense
     others: dict[str, tuple[int, ...]]  # matrices that no linear holds, which stay dense
     experts: dict[str, float]  # by linear of an expert: the share of tokens that reach it if all are chosen alike
-    read: tuple[str, ...] = ()  # of the idle: those whose weights are used, but not as what inputs are multiplied by
-    groups_known: bool = True  # False where only the block's weights will tell which linears share inputs
+    read: tuple[str, ...]  # of the idle: those whose weights are used, but not as what inputs are multiplied by
+    groups_known: bool  # False where only the block's weights will tell which linears share inputs
 
 
 @final

@@ -147,11 +147,7 @@ def zero_shot(
 
 
 def open_tasks(
-    tasks: str | Sequence[str],
-    *,
-    data: str | os.PathLike[str] | None = None,
-    limit: int | None = None,
-    notify: Callable[[str], None] = lambda text: None,
+    tasks: str | Sequence[str], *, data: str | os.PathLike[str] | None, limit: int | None, notify: Callable[[str], None]
 ) -> tuple[Task, ...]:
     """The tasks that `zero_shot` with the same arguments would put a model to, with their rows.
 
@@ -162,9 +158,7 @@ def open_tasks(
     return load_tasks(names, rows, limit)
 
 
-def check_tasks(
-    tasks: str | Sequence[str], *, data: str | os.PathLike[str] | None = None, limit: int | None = None
-) -> None:
+def check_tasks(tasks: str | Sequence[str], *, data: str | os.PathLike[str] | None, limit: int | None) -> None:
     """Raise the `InputError` that `open_tasks` would, as far as that can be told without a network."""
     _asked(tasks, data, limit, lambda text: None)
 

@@ -153,8 +153,8 @@ class EndpointAuthor(Author):
         if settings.top_k is not None:
             sampled["extra_body"] = {"top_k": settings.top_k}
         options = [
-            {**sampled, "max_tokens": self._room(prompt), "seed": _seed(settings.seed, number, place)}
-            for place, prompt in enumerate(prompts)
+            {**sampled, "max_tokens": self._room(prompt), "seed": seed_of(settings.seed, number, place, size=4)}
+            for place, prompt in enumerate(prompts)  # seeds of 31 bits, which every server takes
         ]
         found = self._complete(prompts, options, lambda done: self._progress(done, len(prompts)))
         return [self._written(prompt, choice) for prompt, choice in zip(prompts, found, strict=True)]
@@ -249,8 +249,3 @@ class EndpointAuthor(Author):
             case _:
                 said = f"answers with an error ({detail})."
         return f"{self._place} {said}"
-
-
-def _seed(seed: int, number: int, place: int) -> int:
-    """Of one request: 31 bits, which every server takes."""
-    return seed_of(seed, number, place, size=4)

@@ -97,10 +97,8 @@ def draw_samples(
     same arguments give the same tensors.
 
     Raises InputError if a source cannot be loaded, if its text is too short (the message says which number of
-    samples or --seqlen it allows), if one text goes by two names, or if a number is out of range.
+    samples or --seqlen it allows), if one text goes by two names, or if `seqlen` leaves no room for a token of it.
     """
-    if seed < 0:
-        raise InputError(f"seed: expected 0 or more, but got {seed}; give a seed that is not negative")
     prefix = beginning(tokenizer)
     width = _width(seqlen, prefix)
     shares = share_out(calibration, heldout, samples)
@@ -140,12 +138,10 @@ def evaluation_windows(
     and SparseGPT papers. Where the tokenizer adds a BOS token each window is BOS and the next `seqlen` - 1
     tokens, so no token of the text is left out. At most `max_windows` are returned, from the beginning.
 
-    Raises InputError if the text is shorter than one window, or a number is out of range.
+    Raises InputError if the text is shorter than one window, or a window has no room for a token of it.
     """
     prefix = beginning(tokenizer)
     width = _width(seqlen, prefix)
-    if max_windows is not None and max_windows < 1:
-        raise InputError(f"max_windows: expected at least 1, but got {max_windows}; leave it out for all")
     tokens = None
     if max_windows is not None:
         head = _head(documents, max_windows * width * _CHARACTERS)

@@ -40,13 +40,8 @@ def share_out(calibration: list[SourceSpec], heldout: list[SourceSpec], samples:
     remainder to the first. Held-out samples are extra: without `heldout` sources ceil(count / 8) from each
     calibration source; else the counts of those sources, or ceil(N / 8) in total, but at least one of each.
 
-    Raises InputError if there is no calibration source, if `samples` leaves one without a sample, or if a
-    name can be no source.
+    Raises InputError if `samples` leaves a source without one, or if a name can be no source.
     """
-    if not calibration:
-        raise InputError("calibration: expected at least one source, but got none; give one, such as c4")
-    if samples < 1:
-        raise InputError(f"samples: expected at least 1, but got {samples}; give the number of samples")
     counts = _counts(calibration, samples)
     if 0 in counts:
         raise InputError(

@@ -83,12 +83,7 @@ class Page:
 
 
 def render(page: Page) -> str:
-    """The page as one HTML text that needs no other file.
-
-    Raises:
-        InputError: Jinja2 is not installed.
-    """
-    check_extra()
+    """The page as one HTML text that needs no other file; see `check_extra` for what it needs to be made."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
 

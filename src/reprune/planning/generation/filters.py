@@ -12,8 +12,8 @@ import statistics
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, final
+from dataclasses import dataclass
+from typing import Any, final
 
 from reprune.errors import InputError
 from reprune.planning.generation.language import share_in
@@ -57,8 +57,8 @@ class Filter(ABC):
 class LongEnough(Filter):
     """A sample needs so many tokens."""
 
+    name = "length"
     tokens: int
-    name: str = "length"
 
     def judge(self, text: Text) -> Judgement:
         count = len(text.token_ids)
@@ -70,9 +70,9 @@ class LongEnough(Filter):
 class InLanguage(Filter):
     """The whole text is in one language, not only its start."""
 
+    name = "language"
+    share = 0.8  # of its letters
     language: str
-    share: float = 0.8  # of its letters
-    name: str = "language"
 
     def judge(self, text: Text) -> Judgement:
         share = share_in(text.text, self.language)
@@ -80,7 +80,6 @@ class InLanguage(Filter):
 
 
 @final
-@dataclass
 class NotRepetitive(Filter):
     """Words do not come again and again, by the measures of Rae et al. 2021 (arXiv 2112.11446, Table A1).
 
@@ -89,7 +88,7 @@ class NotRepetitive(Filter):
     with hardly a space, as Chinese or Thai, so many characters in a row, wherever they begin, stand for a word.
     """
 
-    name: str = "repetition"
+    name = "repetition"
 
     def judge(self, text: Text) -> Judgement:
         words = text.text.split()
@@ -133,14 +132,13 @@ def _in_doubles(words: Sequence[str], n: int) -> int:
 
 
 @final
-@dataclass
 class NoCode(Filter):
     """Prose, not source code, markup or tables: few of its characters are those that such things are made of."""
 
-    share: float = 0.04
-    name: str = "code"
-    _TAG: ClassVar = re.compile(r"</?[A-Za-z][\w-]*(?:\s[^<>]*)?/?>|\[/?\w+\]|\\[A-Za-z]+\b|&\w+;")
-    _LINE: ClassVar = re.compile(
+    name = "code"
+    share = 0.04
+    _TAG = re.compile(r"</?[A-Za-z][\w-]*(?:\s[^<>]*)?/?>|\[/?\w+\]|\\[A-Za-z]+\b|&\w+;")
+    _LINE = re.compile(
         r"^\s*(?:[{}()\[\];]+|(?:import|from|def|class|return|public|private|static|const|let|var|function|#include|"
         r"using|package|elif|else:|try:|except)\b.*[;:{(]?|.*[;{]|[\w.]+\s*[-+*/]?=\s*\S.*|//.*|\|.*\|)\s*$"
     )
@@ -165,14 +163,15 @@ class NoCode(Filter):
 
 
 @final
-@dataclass
 class NoDuplicate(Filter):
     """No text is nearly one that was kept: by MinHash over runs of five words (Broder 1997), as datasketch has it."""
 
-    similarity: float = 0.5  # of Jaccard
-    name: str = "duplicates"
-    _index: Any = field(init=False, default=None)
-    _kept: dict[str, Any] = field(init=False, default_factory=dict)
+    name = "duplicates"
+    similarity = 0.5  # of Jaccard
+
+    def __init__(self) -> None:
+        self._index: Any = None
+        self._kept: dict[str, Any] = {}
 
     def judge(self, text: Text) -> Judgement:
         mine = self._hash(text)
@@ -207,7 +206,6 @@ _PERMUTATIONS = 128
 
 
 @final
-@dataclass
 class Likely(Filter):
     """Neither far less likely, a token, than the model's other texts (junk) nor far more (rote).
 
@@ -215,10 +213,12 @@ class Likely(Filter):
     before there is a median to speak of, all stay.
     """
 
-    deviations: float = 5.0
-    least: int = 16  # texts before any is judged
-    name: str = "likelihood"
-    _seen: list[float] = field(init=False, default_factory=list)
+    name = "likelihood"
+    deviations = 5.0
+    least = 16  # texts before any is judged
+
+    def __init__(self) -> None:
+        self._seen: list[float] = []
 
     def judge(self, text: Text) -> Judgement:
         mine = text.mean_log_probability

@@ -2,7 +2,7 @@
 
 A solver sees a window as a `Problem`: parameters, and a differentiable map from sample numbers to outputs. A descent
 needs less of it, an `Objective`.
-A new solver is one file that derives from `Solver`, and one line in `reprune.planning.recipe`.
+A new solver is one file that derives from `Solver`, and its name and settings in `reprune.planning.descents`.
 """
 
 from __future__ import annotations

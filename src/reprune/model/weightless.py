@@ -103,7 +103,7 @@ class Weightless:
     def read(self, index: int) -> set[str]:
         """The linears of a block whose weights it makes something of, be it as linears or otherwise.
 
-        None where it cannot be run on a few tokens.
+        None of them where it cannot be run on a few tokens.
         """
         kind = self._kind(index)
         if kind not in self._read:

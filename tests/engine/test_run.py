@@ -205,6 +205,19 @@ def test_what_stays_dense_is_trained_where_there_is_an_error(
         assert [torch.equal(dense[key], sparse[key]) for key in own] == [index not in trained] * len(own)
 
 
+@pytest.mark.parametrize("settings", [(), ("solver.compact=true",), ("solver.rank=4",), ("distill=1",)])
+def test_what_was_pruned_before_and_is_not_now_keeps_its_zeros(
+    settings: tuple[str, ...], llama: Path, tmp_path: Path
+) -> None:
+    prune(llama, tmp_path / "first", only="attention", reconstruct="LR")
+    (tmp_path / "first" / "reprune.json").unlink()
+    prune(tmp_path / "first", tmp_path / "second", "guard=off", *settings, only="mlp", reconstruct="BR+GP+CR")
+    first, second = tensors(tmp_path / "first"), tensors(tmp_path / "second")
+    attention = [key for key in first if "self_attn" in key]
+    assert not any(torch.equal(first[key], second[key]) for key in attention)
+    assert all(torch.equal(first[key] == 0, second[key] == 0) for key in attention)
+
+
 def test_the_guard_never_ends_a_window_worse_than_it_began(llama: Path, tmp_path: Path) -> None:
     record = prune(llama, tmp_path / "out", reconstruct="BR+GP", lr=0.5)
     for window in record["windows"]:

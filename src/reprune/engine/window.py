@@ -19,10 +19,14 @@ from reprune.math.reconstruction_error import Error
 from reprune.math.solver import Errors, Problem
 from reprune.model.block import Block, LinearGroup, many_passes
 from reprune.model.decoder import Decoder
+from reprune.model.linears import Linear
 from reprune.model.routing import Routes
 from reprune.model.streams import Stream
 from reprune.planning.choice import Choice
 from reprune.planning.sparsities import Sparsities
+
+_SPARSE = 0.1
+"""The share of zeros from which on a matrix that is not pruned is taken to have been pruned before."""
 
 
 @final
@@ -139,7 +143,8 @@ class WindowProblem(Problem):
         masks: dict[int, Tensor] = {}
         for pruned in blocks:
             for linear in pruned.block.linears:
-                if (mask := pruned.masks.get(linear.name)) is None:
+                mask = pruned.masks.get(linear.name)
+                if mask is None and (mask := _pruned_before(linear)) is None:
                     continue
                 if linear.is_whole:
                     masks[id(linear.parameter)] = mask
@@ -217,6 +222,12 @@ class WindowProblem(Problem):
             standardized=self.scale is not None,
             teacher_forcing=self._teacher_forcing,
         )
+
+
+def _pruned_before(linear: Linear) -> Tensor | None:
+    """The mask of a matrix that is not to be pruned, if it was before: its zeros are to stay."""
+    kept = linear.matrix() != 0
+    return kept if int(kept.count_nonzero()) <= (1 - _SPARSE) * kept.numel() else None
 
 
 def _nothing_masked(parameter: nn.Parameter) -> Tensor:

@@ -131,16 +131,19 @@ def evaluation_windows(
     documents: Documents,
     seqlen: int,
     max_windows: int | None = None,
+    begun_once: bool = False,
 ) -> Tensor:
     """Cut a whole text, joined and tokenized once, into consecutive windows. Returns (W, T) int64.
 
     The windows do not overlap and the last, incomplete one is dropped, as perplexity is measured in the GPTQ
     and SparseGPT papers. Where the tokenizer adds a BOS token each window is BOS and the next `seqlen` - 1
-    tokens, so no token of the text is left out. At most `max_windows` are returned, from the beginning.
+    tokens, so no token of the text is left out; `begun_once` has that token before the whole text alone, as the
+    code of these papers does. At most `max_windows` are returned, from the beginning.
 
     Raises InputError if the text is shorter than one window, or a window has no room for a token of it.
     """
-    prefix = beginning(tokenizer)
+    first = beginning(tokenizer)
+    prefix, first = ([], first) if begun_once else (first, [])
     width = _width(seqlen, prefix)
     tokens = None
     if max_windows is not None:
@@ -151,6 +154,7 @@ def evaluation_windows(
             tokens = None
     if tokens is None:
         tokens = encode(tokenizer, documents.joiner.join(documents))
+    tokens = np.concatenate([np.asarray(first, dtype=tokens.dtype), tokens]) if first else tokens
     windows = len(tokens) // width
     if windows == 0:
         raise InputError(

@@ -23,7 +23,9 @@ def evaluate(
     ] = None,
     protocol: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="wanda (full length, at most 4096), paper (2048), or short (512 x 12)."),
+        typer.Option(
+            metavar="NAME", help="wanda or published (full length, at most 4096), paper (2048), short (512 x 12)."
+        ),
     ] = None,
     seqlen: Annotated[
         int | None, typer.Option(metavar="T", help="Tokens a window. [2048, or the model's limit]")

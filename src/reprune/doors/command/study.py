@@ -63,7 +63,7 @@ def study(
         typer.Option("--text", metavar="SOURCE ...", help="Texts that perplexity and test errors are of. [wikitext2]"),
     ] = None,
     protocol: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Of perplexity: wanda, paper or short. [paper]")
+        str | None, typer.Option(metavar="NAME", help="Of perplexity: wanda, paper, short or published. [paper]")
     ] = None,
     text_seqlen: Annotated[
         int | None, typer.Option(metavar="T", help="Tokens a window of a text. [the protocol's]")

@@ -27,12 +27,13 @@ CUSTOM = "custom"  # what is measured by no protocol's name is called
 @final
 @dataclass(frozen=True)
 class Protocol:
-    """The length of windows, and how many of them."""
+    """The length of windows, how many of them, and how they begin."""
 
     name: str
     seqlen: int  # tokens a window
     windows: int | None = None  # the first so many; None is all
     model_length: bool = False  # the model's longest sequence in place of seqlen, where that is shorter
+    begun_once: bool = False  # what the tokenizer puts before a text is before the first window alone
 
     def length(self, limit: int | None, model: str) -> int:
         """Tokens a window, of a model whose longest sequence is `limit` tokens (None: it has none).
@@ -48,7 +49,8 @@ class Protocol:
                 )
             return min(self.seqlen, limit)
         if limit is not None and limit < self.seqlen:
-            fitting = [one.name for one in PROTOCOLS.values() if one.model_length or one.seqlen <= limit]
+            alike = [one for one in PROTOCOLS.values() if one.begun_once == self.begun_once]
+            fitting = [one.name for one in alike if one.model_length or one.seqlen <= limit]
             raise InputError(
                 f"--protocol {self.name}: windows of {self.seqlen} tokens, but {model} takes at most {limit}; "
                 f"use --protocol {' or '.join(fitting)}, or --seqlen {limit}."
@@ -59,7 +61,8 @@ class Protocol:
 WANDA = Protocol("wanda", 4096, model_length=True)
 PAPER = Protocol("paper", 2048)
 SHORT = Protocol("short", 512, 12)
-PROTOCOLS = {protocol.name: protocol for protocol in (WANDA, PAPER, SHORT)}
+PUBLISHED = Protocol("published", 4096, model_length=True, begun_once=True)
+PROTOCOLS = {protocol.name: protocol for protocol in (WANDA, PAPER, SHORT, PUBLISHED)}
 
 
 @final
@@ -131,7 +134,8 @@ class CutText:
 
 def describe(protocol: str, windows: int, seqlen: int, bos: bool) -> str:
     """What a number was measured on, in words: short: 12 windows of 512 tokens (BOS + 511), not overlapping."""
-    start = "BOS + " if bos else "no BOS, "
+    once = protocol in PROTOCOLS and PROTOCOLS[protocol].begun_once
+    start = "BOS + " if bos else "no BOS after the first, " if once else "no BOS, "
     return f"{protocol}: {windows:,} windows of {seqlen} tokens ({start}{seqlen - bos}), not overlapping"
 
 
@@ -152,14 +156,16 @@ def cut_text(folder: Path, documents: Documents, cut: Cut, trust_remote_code: bo
     limit = max_positions(read_config(folder, trust_remote_code).get_text_config(decoder=True))
     protocol, seqlen = cut.settle(limit, folder.name)
     tokenizer = load_tokenizer(folder, trust_remote_code)
-    ids = evaluation_windows(tokenizer, documents, seqlen, cut.max_windows or documents.windows)
+    once = cut.protocol is not None and cut.protocol.begun_once
+    ids = evaluation_windows(tokenizer, documents, seqlen, cut.max_windows or documents.windows, once)
     if cut.protocol is not None and len(ids) < (needed := cut.protocol.windows or 0):
         raise InputError(
             f"--protocol {protocol}: {needed} windows of {seqlen} tokens, but {documents.name} gives only {len(ids)}; "
             f"give a longer text, or --seqlen {seqlen}."
         )
-    bos = tokenizer.bos_token_id is not None and bool((ids[:, 0] == tokenizer.bos_token_id).all())
-    return CutText(ids, documents.name, text_sha256(documents), protocol, bos, len(beginning(tokenizer)))
+    each = beginning(tokenizer) if not once else []
+    bos = bool(each) and each[0] == tokenizer.bos_token_id
+    return CutText(ids, documents.name, text_sha256(documents), protocol, bos, len(each))
 
 
 def model_name(model: str | os.PathLike[str], folder: Path) -> str:

@@ -174,6 +174,38 @@ def test_a_relative_rate_is_a_share_of_the_kept_weights_root_mean_square() -> No
     assert kept_rms(plain) == pytest.approx(math.sqrt(sum(v**2 for v in everything) / len(everything)), rel=1e-6)
 
 
+@pytest.mark.parametrize("relative", [True, False])
+def test_weights_that_are_all_zero_have_a_size_of_one(relative: bool) -> None:
+    problem = _Network()
+    with torch.no_grad():
+        for parameter in problem.parameters[::2]:
+            parameter.zero_()
+    fit = Adam(epochs=1, lr=0.02, batch_size=2, relative=relative).fit(problem, 0, _nothing)
+    assert (fit.epochs[0].lr, fit.relative_lr) == (0.02, 0.02)
+
+
+def test_the_rate_on_record_is_the_highest_of_a_descent() -> None:
+    problem = _Network()
+    size = kept_rms(problem)
+    fit = Adam(epochs=2, lr=0.02, batch_size=2, decay=(0.5, 0.0), warmup=0.2).fit(problem, 0, _nothing)
+    assert [epoch.lr for epoch in fit.epochs] == [0.01, 0.01]
+    assert [epoch.relative_lr for epoch in fit.epochs] == pytest.approx([0.01 / size] * 2)
+    assert fit.relative_lr == pytest.approx(0.02 / size), "as it was asked for"
+
+
+@pytest.mark.parametrize("standardized", [False, True])
+def test_an_epochs_heldout_error_is_in_the_measure_of_the_loss_and_as_the_guard_looks_at_it(standardized: bool) -> None:
+    class Judged(_Network):
+        def heldout_error(self) -> Error:
+            return replace(super().heldout_error(), standardized=3.0)
+
+    problem = Judged()
+    problem.scale = torch.ones(_HIDDEN) if standardized else None
+    fit = Adam(epochs=1, lr=0.01, batch_size=2, guard=False).fit(problem, 0, _nothing)
+    end = problem.heldout_error()
+    assert (fit.epochs[0].heldout, fit.epochs[0].judged) == (3.0 if standardized else end.relative, 3.0)
+
+
 @pytest.mark.parametrize("size", [0.125, 8.0])
 def test_with_a_relative_rate_the_units_of_the_weights_do_not_matter(size: float) -> None:
     """Weights twice as large on inputs half as large are the same network: each step is the same share of them."""
@@ -281,6 +313,8 @@ def test_without_the_guard_the_last_state_stays_even_if_it_is_worse() -> None:
     fit = Adam(epochs=5, lr=0.01, batch_size=2, guard=False, patience=1).fit(problem, 0, _nothing)
     assert fit.kept_epoch == len(fit.epochs) == 5
     assert problem.heldout_error().relative == fit.epochs[-1].heldout > 0
+    descent = Adam(epochs=1, lr=0.01, guard=False).descend(problem, problem.heldout_error(), 0, _nothing)
+    assert descent.heldout == problem.heldout_error(), "of the state that it left"
 
 
 @pytest.mark.parametrize("batch_size", [2, 7])
@@ -297,6 +331,20 @@ def test_a_fit_that_diverges_keeps_its_start_under_the_guard(batch_size: int) ->
 def test_a_fit_that_diverges_is_an_error_without_the_guard(batch_size: int) -> None:
     with pytest.raises(NumericalError, match=r"epoch \d+; lower the learning rate \(--lr, now 1e\+30\)"):
         Adam(epochs=4, lr=1e30, batch_size=batch_size, guard=False).fit(_Network(), 0, _nothing)
+
+
+def test_a_heldout_error_that_is_not_finite_ends_a_descent_though_its_loss_is() -> None:
+    class Blind(_Network):
+        def heldout_error(self) -> Error:
+            return Error(math.inf, math.inf) if self.batches else super().heldout_error()
+
+    problem = Blind()
+    start = problem.state()
+    with pytest.raises(NumericalError, match="the held-out error became inf in epoch 1"):
+        Adam(epochs=4, lr=0.01, guard=False).fit(Blind(), 0, _nothing)
+    fit = Adam(epochs=4, lr=0.01, patience=9).fit(problem, 0, _nothing)
+    assert (fit.kept_epoch, fit.epochs) == (0, ())
+    assert _same(problem.state(), start)
 
 
 def test_a_window_that_is_not_finite_before_it_is_fitted_is_refused() -> None:

@@ -141,9 +141,12 @@ def test_the_leaves_of_kept_weights_are_what_masks_keep_and_what_has_none() -> N
 @pytest.mark.parametrize("micro", [None, 1])
 @pytest.mark.parametrize("guard", [True, False])
 @pytest.mark.parametrize("lr", [0.01, 0.3])
-def test_kept_weights_alone_take_the_steps_of_all_weights(micro: int | None, guard: bool, lr: float) -> None:
+@pytest.mark.parametrize("warmup", [0.0, 0.4])
+def test_kept_weights_alone_take_the_steps_of_all_weights(
+    micro: int | None, guard: bool, lr: float, warmup: float
+) -> None:
     every, kept = _Network(), _Network()
-    adam = Adam(epochs=4, lr=lr, batch_size=4, micro_batch_size=micro, guard=guard, try_first_step=True)
+    adam = Adam(4, lr, batch_size=4, micro_batch_size=micro, guard=guard, try_first_step=True, warmup=warmup)
     one = adam.fit(every, 3, _nothing)
     other = replace(adam, compact=True).fit(kept, 3, _nothing)
     assert one.kept_epoch == other.kept_epoch

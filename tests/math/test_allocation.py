@@ -96,3 +96,10 @@ def test_by_error_no_weights_could_move_to_lower_the_sum() -> None:
     found = by_error(curves, weights, 0.5)
     assert total(tuple(found)) <= best * (1 + 10 * STEP)
     assert found[1] < 0.5 < found[0], "where errors rise faster less is pruned"
+
+
+def test_by_error_the_last_weight_costs_as_much_in_a_large_block_as_in_a_small_one() -> None:
+    """Of errors exp(8 s) in both, with four times the weights in one, slopes are as 4 to 1: log(4) / 8 apart."""
+    curve = [(s, math.exp(8 * s)) for s in (0.3, 0.5, 0.7)]
+    small, large = by_error([curve, curve], [100, 400], 0.5)
+    assert large - small == pytest.approx(math.log(4) / 8, abs=3 * STEP)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import reprune
-from reprune.engine.exchange import NETWORKS, Crew, Network, find_network
+from reprune.engine.exchange import NETWORKS, Crew, Network, exchanges, find_network
 from reprune.engine.forecast import Forecast, forecast
 from reprune.engine.speed import Speed
 from reprune.engine.work import Group
@@ -73,6 +74,18 @@ def test_gradients_of_kept_weights_are_half_as_much() -> None:
     assert _forecast(2, "local", "solver.compact=true").exchanged_bytes < _forecast(2, "local").exchanged_bytes
 
 
+def test_the_last_batch_is_a_step_though_it_be_small() -> None:
+    recipe = resolve_recipe("model", {"reconstruct": "BR+GP"}, settings=["device=cpu"])
+    assert exchanges(recipe, _work(calibration=57)) == exchanges(recipe, _work(calibration=64))
+
+
+def test_least_squares_exchanges_both_pairs_of_all_but_experts() -> None:
+    plain, expert = Group(64, 32), Group(64, 16, 0.5, expert=True)
+    work = replace(_work(blocks=1), groups=[[plain, expert]])
+    recipe = resolve_recipe("model", {"reconstruct": "LR"}, settings=["device=cpu", "solver.start=least-squares"])
+    assert exchanges(recipe, work)[0][0] == 4 * (4 * 32**2 + 16**2), "X'X and X'Z, calibrated on and held out"
+
+
 def test_gradients_of_factors_are_rank_times_rows_and_columns() -> None:
     """Of matrices of 3072, 1024, 4096 rows by 1024 columns, and 1024 by 2048, in 8 blocks."""
     saved = (3072 + 1024 + 4096) * 1024 + 1024 * 2048 - 4 * ((3072 + 1024 + 4096) + 3 * 1024 + 1024 + 2048)
@@ -82,9 +95,15 @@ def test_gradients_of_factors_are_rank_times_rows_and_columns() -> None:
 
 
 def test_each_matrix_of_a_group_has_factors_of_its_own() -> None:
+    """One that is no larger than its factors has none."""
     group = Group.of([(64, 32), (16, 32)])
     assert (group.rows, group.columns, group.matrices) == (80, 32, 2)
     assert Group.of([(8, 4)], 0.5) == Group(8, 4, 0.5, True, 1)
+    work = replace(_work(blocks=1), groups=[[group, Group(8, 4)]])
+    recipe = resolve_recipe("model", {"reconstruct": "BR+GP", "pruner": "magnitude"}, settings=["device=cpu"])
+    low = recipe.model_copy(update={"solver": recipe.solver.model_copy(update={"rank": 4})})
+    full, factors = (exchanges(one, work)[0][0] for one in (recipe, low))
+    assert full - factors == 10 * 4 * 4 * (80 * 32 - 4 * (80 + 2 * 32))
 
 
 def test_distillation_exchanges_its_gradients_and_both_states_of_its_blocks() -> None:

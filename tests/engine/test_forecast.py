@@ -9,13 +9,16 @@ from typing import Any
 import pytest
 import torch
 
-from reprune.engine.footprint import _copies, _gradients, least_memory_bytes, window_bytes
+from reprune.engine.exchange import Crew
+from reprune.engine.footprint import _copies, _gradients, distilling_bytes, least_memory_bytes, window_bytes
 from reprune.engine.forecast import Forecast, forecast
 from reprune.engine.machines import MACHINES, Machine, find_machine
+from reprune.engine.pruning import AT_ONCE
 from reprune.engine.speed import Speed, _size, measure_speed, resident_bytes
 from reprune.engine.work import Group, Work
 from reprune.errors import InputError
 from reprune.model.costs import BlockCosts, Flops
+from reprune.model.predictor import LOGITS
 from reprune.planning.layers import resolve_recipe
 from reprune.planning.schedule import windows
 
@@ -65,6 +68,95 @@ def test_a_run_of_passes_alone_takes_what_they_take() -> None:
     assert found.seconds == pytest.approx(8 * (passes * one + 0.05))
 
 
+def test_windows_of_several_blocks_take_what_leads_to_each_fresh_one_and_the_errors_before() -> None:
+    """Of blocks that are there already the last alone is passed for the errors before, as what enters it is at hand."""
+    work = replace(_work(), schedule=windows(8, 2, 2), block_bytes=[0] * 8, outside_bytes=[0])
+    flops, moved = 2.0 * _WEIGHTS * _TOKENS / _SPEED.products, 40 * _HIDDEN * _TOKENS / _SPEED.traffic
+    one, both = flops + 2 * moved, 3 * flops + 6 * moved
+    side_by_side = ("schedule.size=2", "schedule.stride=2")
+    found = _forecast("LR", work, *side_by_side, pruner="magnitude")
+    passes = 2 * 36 + 2 * 36 + 36 + 2 * 1 + 2 * 36
+    assert found.seconds == pytest.approx(4 * (passes * one + 0.05))
+    fitted = _forecast("BR", work, *side_by_side, "solver.epochs=1", pruner="magnitude")
+    steps = 4 * 4 * 2 * _WEIGHTS * 9 / _SPEED.traffic
+    descent = 36 * one + 2 * (32 * both + 4 * one) + steps
+    assert fitted.seconds - found.seconds == pytest.approx(4 * descent)
+    overlapping = replace(work, schedule=windows(2, 2, 1))  # [0], [0, 1], [1]: the last has nothing fresh
+    found = _forecast("BR+GP+CR", overlapping, "solver.epochs=1", pruner="magnitude")
+    passes = 2 * (36 + 1) + 3 * 36 + 4 * (36 + 4)
+    left_open = 5 * 2 * _WEIGHTS / 4e8
+    assert found.seconds == pytest.approx(passes * one + 4 * 32 * both + 2 * steps + 3 * 0.05 + left_open)
+
+
+def test_statistics_come_with_the_targets_of_a_lone_block_where_the_teacher_is_local() -> None:
+    one = 2.0 * _WEIGHTS * _TOKENS / _SPEED.products + 2.0 * 40 * _HIDDEN * _TOKENS / _SPEED.traffic
+    two = replace(_work(), schedule=windows(8, 2, 2))
+    for work, settings, passes in (
+        (_work(), ["teacher=local"], 0),
+        (_work(), ["teacher=global"], 32),
+        (two, ["schedule.size=2", "schedule.stride=2"], 32),
+    ):
+        plain, found = (_forecast("LR", work, *settings, pruner=name) for name in ("magnitude", "wanda"))
+        assert found.seconds - plain.seconds == pytest.approx(8 * passes * one)
+
+
+@pytest.mark.parametrize(("pruner", "gram"), [("magnitude", 0.625 * 36), ("sparsegpt", 0.625 * 4)])
+def test_least_squares_takes_both_models_to_each_group_and_sums_two_products(pruner: str, gram: float) -> None:
+    """Half of each model on average; a pruner that needs the same X'X shares it, and is then one of a group at a time.
+
+    The weights, those of the dense model, and the largest group of each kind are held; inputs here take nothing.
+    """
+    work = replace(_work(), blocks=[replace(_work().blocks[0], activations=0.0)] * 8)
+    groups, one = work.groups[0], 2.0 * _WEIGHTS * _TOKENS / _SPEED.products
+    plain, found = (_forecast("LR", work, *more, pruner=pruner) for more in ((), ("solver.start=least-squares",)))
+    fitting = sum(
+        2 * (gram + 36) * _TOKENS * group.columns**2 + 24 * 2 * group.rows * group.columns**2 for group in groups
+    )
+    assert found.seconds - plain.seconds == pytest.approx(8 * (4 * 36 * one + fitting / _SPEED.full))
+    recipe = resolve_recipe(
+        "model", {"reconstruct": "LR", "pruner": pruner}, settings=["solver.start=least-squares", "device=cpu"]
+    )
+    squares, largest = [group.columns**2 for group in groups], max(group.rows * group.columns for group in groups)
+    pruning = max(4 * (2 * group.columns**2 + 4 * group.rows * group.columns) for group in groups)
+    grams = 4 * sum(squares) if pruner == "sparsegpt" else 0
+    expected = 2 * 4 * _WEIGHTS + grams + pruning + 16 * max(squares) + 7 * 4 * largest
+    assert window_bytes(recipe, work, work.schedule[0]) == expected
+
+
+def test_experts_take_passes_of_their_own_and_their_share_of_the_tokens() -> None:
+    """A batch for the groups; statistics in a pass, or two where each group is reached; they are not refitted."""
+    groups = [Group(3072, 1024), Group(512, 1024, 0.25, expert=True)]
+    work = replace(_work(), groups=[groups] * 8)
+    one = 2.0 * _WEIGHTS * _TOKENS / _SPEED.products + 2.0 * 40 * _HIDDEN * _TOKENS / _SPEED.traffic
+    dense = _forecast("BR+GP", pruner="magnitude").seconds
+    sequential, refit = "pruner.sequential=true", "solver.start=least-squares"
+    square = 1024**2 / _SPEED.full
+    fitting = 2 * (0.625 * 36 + 36) * _TOKENS * square + 24 * 2 * 3072 * square
+    for settings, passes, more in (
+        ([], 7 + 32, 0.0),
+        ([sequential], 7 + 32 * 2.5, 0.0),
+        ([refit], 7 + 36 * 3, fitting),
+    ):
+        found = _forecast("BR+GP", work, *settings, pruner="magnitude").seconds
+        assert found - dense == pytest.approx(8 * (passes * one + more))
+    fewer = replace(work, groups=[[groups[0], replace(groups[1], share=0.125)]] * 8)
+    more_tokens = _forecast("BR+GP", work).seconds - _forecast("BR+GP", fewer).seconds
+    assert more_tokens == pytest.approx(8 * 2 * 0.625 * 32 * _TOKENS * 0.125 * square)
+
+
+def test_processes_prune_groups_at_once_unless_each_is_to_see_what_those_before_became() -> None:
+    recipe = resolve_recipe("model", {"reconstruct": "BR+GP"}, settings=["device=cpu", "precision=float32"])
+    in_turn = recipe.model_copy(update={"pruner": recipe.pruner.model_copy(update={"sequential": True})})
+    found = [forecast(one, _work(), _SPEED, 0, Crew(2)).seconds for one in (recipe, in_turn)]
+    one = 2.0 * _WEIGHTS * _TOKENS / _SPEED.products + 2.0 * 40 * _HIDDEN * _TOKENS / _SPEED.traffic
+    solving = [
+        (1.5 * group.columns**3 + group.rows * group.columns**2) / _SPEED.full + 3e-5 * group.columns
+        for group in _work().groups[0]
+    ]
+    other = min(sum(solving[::2]), sum(solving[1::2]))
+    assert found[1] - found[0] == pytest.approx(8 * (16 * one + other))
+
+
 def test_what_is_written_takes_its_time() -> None:
     """Retired blocks, what lies outside them, and of windows of two what each but the last leaves open."""
     nothing = replace(_work(size=2), block_bytes=[0] * 8, outside_bytes=[0])
@@ -107,12 +199,40 @@ def test_an_allocation_takes_its_walk_and_each_blocks_prunings() -> None:
     gram = sum(2 * 0.625 * 32 * _TOKENS * column**2 for _, column in columns) / _SPEED.full
     solving = sum((1.5 * c**3 + r * c**2) / _SPEED.full + 3e-5 * c for r, c in columns)
     plain, found = (_forecast("LR", work, *more, pruner="sparsegpt") for more in ((), ("allocation=by-error",)))
-    assert found.seconds - plain.seconds == pytest.approx(8 * ((36 + 1 + 32 + 3 * 4) * one + gram + 3 * solving))
+    allocating = 8 * ((36 + 1 + 32 + 3 * 4) * one + gram + 3 * solving)
+    assert found.seconds - plain.seconds == pytest.approx(allocating)
+    in_turn = ("pruner.sequential=true",)  # which measuring is not
+    plain, found = (
+        _forecast("LR", work, *in_turn, *more, pruner="sparsegpt") for more in ((), ("allocation=by-error",))
+    )
+    assert found.seconds - plain.seconds == pytest.approx(allocating)
+
+
+def test_an_allocation_by_error_holds_a_block_twice_and_owl_no_gram_matrices() -> None:
+    plain, by_error, owl = (
+        _forecast("LR", None, "streams.memory=0", *more, pruner="sparsegpt")
+        for more in ((), ("allocation=by-error",), ("allocation=owl",))
+    )
+    assert by_error.memory_bytes - plain.memory_bytes == pytest.approx(1.1 * 4 * _WEIGHTS, abs=1)
+    assert owl.memory_bytes == plain.memory_bytes
 
 
 def test_an_allocation_has_two_streams_more_than_the_start() -> None:
     plain, found = (_forecast("BR+GP", None, "streams.memory=0", *more) for more in ((), ("allocation=owl",)))
     assert found.disk_bytes - plain.disk_bytes == 4 * 36 * _TOKENS * _HIDDEN, "four, not three"
+
+
+@pytest.mark.parametrize(
+    ("rung", "settings", "count"),
+    [("BR+GP", [], 3), ("BR", [], 4), ("BR+GP+CR", [], 5), ("BR+GP", ["distill=1"], 5)],
+)
+def test_streams_are_the_students_those_a_window_looks_back_on_and_local_targets(
+    rung: str, settings: list[str], count: int
+) -> None:
+    """A window of several blocks has what its open ones put out, too, and distillation both streams once more."""
+    stream = 36 * 4 * _TOKENS * _HIDDEN
+    held, filed = (_forecast(rung, None, f"streams.memory={memory}", *settings) for memory in ("1e12", "0"))
+    assert filed.disk_bytes - held.disk_bytes == count * stream
 
 
 def test_a_window_looks_back_on_no_more_streams_than_there_are_blocks() -> None:
@@ -179,6 +299,52 @@ def test_more_at_a_time_takes_more_memory(less: Forecast, more: Forecast) -> Non
     assert less.memory_bytes < more.memory_bytes
 
 
+@pytest.mark.parametrize(
+    ("settings", "copies"),
+    [
+        (["guard=off"], 1 + 0.25 + 1 + 2),
+        (["guard=on"], 1 + 0.25 + 1 + 2 + 1),
+        (["guard=off", "solver.compact=true"], 1 + 0.25 + 0.5 * (1 + 1 + 2)),
+        (["guard=on", "solver.compact=true"], 1 + 0.25 + 0.5 * (1 + 1 + 2 + 1)),
+        (["guard=on", "solver.rank=4"], 2),
+    ],
+)
+def test_weights_that_are_fitted_are_held_with_masks_gradients_moments_and_the_guards_copy(
+    settings: list[str], copies: float
+) -> None:
+    recipe = resolve_recipe("model", {"reconstruct": "BR+GP", "sparsity": 0.5}, settings=["device=cpu", *settings])
+    work = replace(_work(), blocks=[replace(_work().blocks[0], activations=0.0)] * 8, groups=[[]] * 8)
+    assert window_bytes(recipe, work, work.schedule[0]) == copies * 4 * _WEIGHTS
+
+
+def test_distillation_holds_the_head_and_some_logits() -> None:
+    words = 5000
+    work = replace(_work(), head=(words, _HIDDEN))
+    for settings, kept in (
+        ([], 2 * 40 * _HIDDEN * _TOKENS),
+        (["solver.checkpointing=true"], 40 * _HIDDEN * _TOKENS + 2 * 4 * _HIDDEN * _TOKENS),
+    ):
+        recipe = resolve_recipe(
+            "model", {"reconstruct": "BR+GP", "distill": 2}, settings=["device=cpu", "guard=off", *settings]
+        )
+        logits = 5 * 4 * words * _TOKENS * 8
+        assert logits > 0.3 * 8 * kept
+        expected = 4.25 * 4 * 2 * _WEIGHTS + 4 * words * _HIDDEN + 8 * kept + logits
+        assert distilling_bytes(recipe, work) == expected
+        many = distilling_bytes(recipe, replace(work, head=(10**6, _HIDDEN)))
+        assert many == expected + 4 * (10**6 - words) * _HIDDEN - logits + 5 * 4 * LOGITS, "not of all tokens at once"
+
+
+def test_gram_matrices_of_many_experts_are_held_in_parts() -> None:
+    recipe = resolve_recipe("model", {"reconstruct": "LR", "pruner": "sparsegpt"}, settings=["device=cpu"])
+    expert, plain = Group(64, 4096, 0.1, expert=True), Group(64, 2048)
+    work = replace(_work(), blocks=[replace(_work().blocks[0], activations=0.0)] * 8)
+    pruning = 4 * (2 * 4096**2 + 4 * 64 * 4096)
+    for count, experts in ((3, 3 * 4 * 4096**2), (100, AT_ONCE)):
+        found = window_bytes(recipe, replace(work, groups=[[plain, *[expert] * count]] * 8), work.schedule[0])
+        assert found == 4 * _WEIGHTS + 4 * 2048**2 + experts + pruning
+
+
 def test_a_model_that_writes_texts_before_is_held_as_a_whole() -> None:
     recipe = resolve_recipe("model", {"reconstruct": "BR+GP"}, settings=["device=cpu", "seqlen=128"])
     none, small, large = (forecast(recipe, _work(), _SPEED, 0, writer_bytes=writer) for writer in (0, 10**6, 10**12))
@@ -205,6 +371,9 @@ def test_a_gpu_holds_the_windows_and_the_host_the_streams() -> None:
     found, on_cpu = forecast(recipe, _work(), _SPEED, 10**8), _forecast()
     assert on_cpu.device_bytes == 0
     assert found.memory_bytes < on_cpu.memory_bytes
+    assert found.memory_bytes == 10**8 + 9 * 10**7 + 10**8, "a process, its surroundings, and a tensor that is written"
+    no_tensors = forecast(recipe, replace(_work(), outside_bytes=[0]), _SPEED, 10**8)
+    assert no_tensors.memory_bytes == int(10**8 + 9e7 + 1.1 * 3 * 36 * 4 * _TOKENS * _HIDDEN), "or the streams"
     # At the peak either all activations are there or all gradients: of weights beside moments and masks.
     kept = 8 * 40 * _HIDDEN * _TOKENS
     assert found.device_bytes == int(3.25 * 4 * _WEIGHTS + kept + 0.3 * kept)
@@ -222,6 +391,10 @@ def test_what_crosses_a_link_takes_its_time() -> None:
     near, far = (forecast(recipe, work, replace(_SPEED, link=link), 10**8) for link in (math.inf, 1e9))
     passes = 36 + 36 + 1 + 36
     assert far.seconds - near.seconds == pytest.approx(8 * passes * 2 * 4 * _TOKENS * _HIDDEN / 1e9)
+    recipe = resolve_recipe("model", {"reconstruct": "BR", "pruner": "magnitude"}, settings=["device=cuda"])
+    fitted = [forecast(recipe, work, replace(_SPEED, link=link), 10**8) for link in (math.inf, 1e9)]
+    passes += 36 + 10 * 36  # the errors before, and ten epochs each with the held-out error after it
+    assert fitted[1].seconds - fitted[0].seconds == pytest.approx(8 * passes * 2 * 4 * _TOKENS * _HIDDEN / 1e9)
 
 
 @pytest.mark.parametrize("machine", MACHINES.values(), ids=MACHINES)

@@ -21,7 +21,7 @@ def _mean(found: list[float], weights: list[int]) -> float:
 
 
 def test_outliers_are_scores_of_many_times_the_mean_of_the_whole_block() -> None:
-    one = torch.tensor([[1.0, -1.0, 2.0], [1.0, 1.0, 1.0]]), torch.tensor([1.0, 1.0, 20.0])
+    one = torch.tensor([[1.0, -11.0, 2.0], [1.0, 1.0, 1.0]]), torch.tensor([1.0, 1.0, 20.0])
     other = torch.tensor([[0.1, -0.2], [0.1, 3.0], [0.1, 0.1]]), torch.tensor([2.0, 1.0])
     scores = [float(score) for weight, norms in (one, other) for score in (weight.abs() * norms).flatten()]
     mean = sum(scores) / 12
@@ -38,6 +38,13 @@ def test_a_block_of_which_nothing_is_pruned_has_no_say_in_what_others_get() -> N
     assert by_outliers([0.0, 0.3], [0, 0], 0.6, 0.08) == [0.6, 0.6]
     curve = [(0.5, 0.1), (0.6, 0.2), (0.7, 0.4)]
     assert by_error([curve, curve], [0, 0], 0.6) == [0.6, 0.6]
+
+
+def test_blocks_that_pruning_costs_nothing_and_nearly_all_of_the_weights_are_shared_out_too() -> None:
+    free = [(s, 0.0) for s in (0.5, 0.6, 0.7)]
+    costly = [(0.5, 0.1), (0.6, 0.2), (0.7, 0.4)]
+    assert by_error([free, costly], [5, 5], 0.6) == pytest.approx([0.7, 0.5])
+    assert by_outliers([0.01, 0.02], [5, 5], 0.995, 0.01) == pytest.approx([0.995, 0.995])
 
 
 @given(counts, st.data(), shares, st.floats(0.01, 0.3))

@@ -50,6 +50,12 @@ def test_the_longest_step_that_is_taken_well_stays(step: float, scale: float) ->
     assert TOLERANCE == 1.1
 
 
+@pytest.mark.parametrize(("plain", "standardized", "scale"), [(9.0, 1.0, 1.0), (1.0, 9.0, SHORTEST)])
+def test_a_step_is_judged_with_all_features_alike(plain: float, standardized: float, scale: float) -> None:
+    after = Error(plain, plain, standardized)
+    assert shorten_([nn.Parameter(torch.ones(1))], [torch.zeros(1)], Error(1.0, 1.0, 1.0), lambda: after) == scale
+
+
 def test_what_has_not_moved_stays_exactly_where_it_was() -> None:
     origin = torch.tensor([0.0, 0.1, -3.7])
     parameter = nn.Parameter(origin + torch.tensor([0.0, 0.0, 9.0]))

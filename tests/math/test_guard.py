@@ -65,14 +65,14 @@ def test_states_are_told_apart_with_all_features_alike_but_none_is_kept_that_is_
     parameter = nn.Parameter(torch.zeros(1))
     guard = Guard([parameter], [None], Error(4.0, 0.4, standardized=9.0), patience=2)
     # (plain, standardized): the second is the lowest plain one, the fourth is above the start, the third is kept.
-    seen = [(3.0, 8.0), (1.0, 7.0), (2.0, 6.0), (4.1, 5.0), (3.0, 6.5), (3.0, 6.6)]
+    seen = [(3.0, 8.0), (1.0, 7.0), (4.0, 6.0), (4.1, 5.0), (3.0, 6.5), (3.0, 6.6)]
     stops = []
     for epoch, (plain, standardized) in enumerate(seen, 1):
         with torch.no_grad():
             parameter.fill_(epoch)
         stops.append(guard.stops_after(epoch, Error(plain, plain / 10, standardized)))
     assert stops == [False, False, False, False, False, True]  # two epochs in a row above the fourth
-    assert guard.restore_() == (3, Error(2.0, 0.2, 6.0))
+    assert guard.restore_() == (3, Error(4.0, 0.4, 6.0))
     assert parameter.item() == 3
 
 

@@ -63,6 +63,25 @@ def test_a_group_is_fitted_as_each_row_by_itself_would_be(ridge: float) -> None:
         assert not weight[~mask].any()
 
 
+def test_a_row_of_which_nothing_is_kept_stays_zero_and_hinders_no_other() -> None:
+    X, Z = _inputs(80, seed=1)
+    dense, masks, pruned = _group()
+    masks[0][2], pruned[0][2] = False, 0.0
+    fit = LeastSquares(0.1, iterations=20).refit(pruned, masks, dense, _paired(X, Z), _paired(*_inputs(30, seed=5)))
+    for weight, D, mask, prior in zip(fit.weights, dense, masks, pruned, strict=True):
+        torch.testing.assert_close(weight.double(), _twin(X, Z, D, mask, prior, 0.1), rtol=1e-4, atol=1e-5)
+
+
+def test_a_ridge_that_is_given_has_twice_the_iterations_as_none_are_spent_on_others() -> None:
+    X, Z = _inputs(80, seed=1)
+    dense, masks, pruned = _group()
+    paired = _paired(X, Z)
+    fit = LeastSquares(0.1, iterations=2).refit(pruned, masks, dense, paired, _paired(*_inputs(30, seed=5)))
+    G, right = paired.gram.matrix, torch.cat(dense) @ paired.cross.T
+    start, ridge = torch.cat(pruned), 0.1 * float(G.diagonal().mean())
+    assert torch.equal(torch.cat(fit.weights), solve(G, right, start, start, torch.cat(masks), ridge, 4))
+
+
 def test_the_error_in_closed_form_is_that_of_the_outputs() -> None:
     X, Z = _inputs(50, seed=3)
     D, W, V = _random(4, _COLUMNS, seed=7), _random(4, _COLUMNS, seed=8), _random(4, _COLUMNS, seed=9)
@@ -107,6 +126,8 @@ def test_the_ridge_is_the_one_whose_fit_heldout_inputs_like_best() -> None:
     fit = LeastSquares(iterations=50).refit(pruned, masks, dense, _paired(X, Z), _paired(*other))
     assert fit.ridge == min(by_ridge, key=lambda ridge: by_ridge[ridge])
     assert by_ridge[fit.ridge] < by_ridge[min(RIDGES)]
+    for weight, D, mask, prior in zip(fit.weights, dense, masks, pruned, strict=True):
+        torch.testing.assert_close(weight.double(), _twin(X, Z, D, mask, prior, fit.ridge), rtol=1e-4, atol=1e-5)
 
 
 def test_where_no_fit_is_better_the_pruners_weights_stay() -> None:
@@ -119,26 +140,29 @@ def test_where_no_fit_is_better_the_pruners_weights_stay() -> None:
     assert all(torch.equal(one, other) for one, other in zip(fit.weights, pruned, strict=True))
 
 
-def test_inputs_that_never_come_change_nothing() -> None:
+@pytest.mark.parametrize("ridge", [None, 0.1])
+def test_inputs_that_never_come_change_nothing(ridge: float | None) -> None:
     dense, masks, pruned = _group()
     nothing = _paired(torch.zeros(5, _COLUMNS), torch.zeros(5, _COLUMNS))
-    fit = LeastSquares().refit(pruned, masks, dense, nothing, nothing)
+    fit = LeastSquares(ridge).refit(pruned, masks, dense, nothing, nothing)
     assert fit.ridge is None
     assert all(torch.equal(one, other) for one, other in zip(fit.weights, pruned, strict=True))
 
 
-def test_a_column_that_is_never_fed_keeps_the_pruners_weights() -> None:
+@pytest.mark.parametrize("ridge", [0.1, 0.0])
+def test_a_column_that_is_never_fed_keeps_the_pruners_weights(ridge: float) -> None:
     X, Z = _inputs(40, seed=51)
     X[:, 3] = 0.0
     dense, masks, pruned = _group()
-    fit = LeastSquares(0.1, 40).refit(pruned, masks, dense, _paired(X, Z), _paired(X, Z))
+    fit = LeastSquares(ridge, 40).refit(pruned, masks, dense, _paired(X, Z), _paired(X, Z))
     for weight, before in zip(fit.weights, pruned, strict=True):
         torch.testing.assert_close(weight[:, 3], before[:, 3], rtol=1e-4, atol=1e-5)
 
 
-def test_infinite_inputs_are_refused() -> None:
+@pytest.mark.parametrize("place", [0, 1])
+def test_infinite_inputs_of_either_model_are_refused(place: int) -> None:
     X, Z = _inputs(20, seed=61)
-    X[3, 4] = torch.inf
+    (X, Z)[place][3, 4] = torch.inf
     dense, masks, pruned = _group()
     with pytest.raises(NumericalError, match="NaN or infinite"):
         LeastSquares().refit(pruned, masks, dense, _paired(X, Z), _paired(*_inputs(20, seed=62)))

@@ -169,6 +169,11 @@ def test_a_relative_rate_is_a_share_of_the_kept_weights_root_mean_square() -> No
     absolute = Adam(epochs=3, lr=fit.epochs[0].lr, batch_size=2).fit(plain, 0, _nothing)
     assert (fit.relative_lr, absolute.relative_lr) == (0.02, pytest.approx(0.02, rel=1e-6))
     assert _same(problem.state(), plain.state())
+    plain.masks = [None, None, torch.zeros_like(plain.parameters[2], dtype=torch.bool)]
+    with torch.no_grad():
+        plain.parameters[2].zero_()
+    assert kept_rms(plain) == 0.0, "of a matrix of which nothing is kept"
+    plain = _Network()
     plain.masks = [None, None, None]
     everything = [value for parameter in plain.state() for value in parameter.flatten().tolist()]
     assert kept_rms(plain) == pytest.approx(math.sqrt(sum(v**2 for v in everything) / len(everything)), rel=1e-6)

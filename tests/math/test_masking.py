@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from reprune.math import masking
@@ -26,6 +27,12 @@ class Picking(TorchDispatchMode):
         if func is torch.ops.aten.index.Tensor:
             self.shapes += [tuple(mask.shape) for mask in args[1] if mask.dtype == torch.bool]
         return func(*args, **(kwargs or {}))
+
+
+class _Elsewhere(Tensor):
+    """Says that it is on a GPU, where places take memory."""
+
+    device = property(lambda self: torch.device("cuda"))  # type: ignore[assignment]
 
 
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 2**31), st.booleans())
@@ -60,6 +67,6 @@ def test_what_is_kept_is_picked_and_put_back_a_part_at_a_time(
         picked = pick(values, mask)
     assert torch.equal(picked, values[mask])
     assert picking.shapes == [(7,), (7,), (7,), (values.numel() - 21,)]
-    found = torch.zeros(values.shape)
-    put_back_(found, mask, picked)
-    assert torch.equal(found, values.masked_fill(~mask, 0.0))
+    for found in (torch.zeros(values.shape), torch.zeros(values.shape).as_subclass(_Elsewhere)):
+        put_back_(found, mask, picked)
+        assert torch.equal(found.as_subclass(Tensor), values.masked_fill(~mask, 0.0))

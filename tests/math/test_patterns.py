@@ -181,6 +181,13 @@ def test_an_n_m_pattern_as_it_is_shown_reads_back_the_same(pair: tuple[int, int]
     assert pattern.group == pair[1]
 
 
+def test_a_pattern_allows_masks_that_keep_no_more_of_a_group_than_it_does() -> None:
+    for kept, allowed in (("11000101", True), ("10000000", True), ("11100100", False), ("00010111", False)):
+        mask = torch.tensor([[bit == "1" for bit in kept], [False] * 8])
+        assert NM(2, 4).allows(mask) is allowed
+        assert Unstructured(0.5).allows(mask)
+
+
 @pytest.mark.parametrize("arguments", [(0.0,), (1.0,), (-0.1,), (float("nan"),)])
 def test_an_impossible_fraction_cannot_be_made(arguments: Any) -> None:
     with pytest.raises(InputError, match="above 0 and below 1"):

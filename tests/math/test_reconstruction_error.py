@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import pytest
 import torch
 from torch import Tensor
 
+from reprune.math.ranks import Alone
 from reprune.math.reconstruction_error import Error, ErrorMeter
 
 _N, _T, _H = 5, 4, 3
@@ -50,10 +52,42 @@ def test_sums_do_not_lose_small_batches_after_large_ones() -> None:
 
 
 def test_low_precision_is_compared_in_float32() -> None:
-    outputs, targets = (torch.full((1, 64, 64), value, dtype=torch.bfloat16) for value in (2.0, 1.0))
+    """Of bfloat16's eight bits 129 takes all, and its square, or half of it, more."""
+    outputs, targets = (torch.full((1, 64, 64), value, dtype=torch.bfloat16) for value in (129.0, -0.5))
     meter = ErrorMeter()
     meter.update(outputs, targets)
-    assert meter.error() == Error(1.0, 1.0)
+    assert meter.error() == Error(129.5**2, 129.5**2 / 0.25)
+
+
+def test_the_share_of_targets_is_the_same_however_small_they_are() -> None:
+    meter = ErrorMeter()
+    meter.update(torch.full((1, 2, 2), 2.0**-20), torch.full((1, 2, 2), 2.0**-19))
+    assert meter.error().relative == 0.25
+
+
+def test_states_are_told_apart_by_the_standardized_error_where_there_is_one() -> None:
+    plain, standardized = Error(1.0, 2.0), Error(1.0, 2.0, 3.0)
+    assert (plain.judged, plain.in_measure(False)) == (1.0, 2.0)
+    assert (standardized.judged, standardized.in_measure(False), standardized.in_measure(True)) == (3.0, 2.0, 3.0)
+    assert Error.of_predictions(0.5) == Error(0.5, 0.5)
+
+
+def test_what_several_processes_have_seen_is_one_mean() -> None:
+    class Two(Alone):
+        """The other has seen twice as much, with the same differences in all."""
+
+        def add(self, values: Sequence[float]) -> list[float]:
+            difference, scaled, target, count = values
+            return [2 * difference, 2 * scaled, 3 * target, 3 * count]
+
+    outputs, targets = _pair()
+    meter = ErrorMeter(torch.ones(_H))
+    meter.update(outputs, targets)
+    alone, both = meter.error(), meter.error(Two())
+    assert alone.standardized is not None
+    assert both.normalized == pytest.approx(2 / 3 * alone.normalized)
+    assert both.relative == pytest.approx(2 / 3 * alone.relative)
+    assert both.standardized == pytest.approx(2 / 3 * alone.standardized)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
@@ -63,6 +97,7 @@ def test_outputs_that_are_not_finite_make_an_error_that_is_not(value: float) -> 
     meter.update(outputs.index_fill(0, torch.tensor([2]), value), targets)
     assert not meter.error().finite
     assert Error(1.0, 1.0).finite
+    assert not Error(math.inf, 0.0).finite
 
 
 def test_outputs_that_carry_gradients_leave_no_graph_behind() -> None:

@@ -107,12 +107,13 @@ def test_resume_ends_with_the_same_bits(llama: Path, rung: str, tmp_path: Path) 
     assert ridges[0] == ridges[1]
 
 
-def test_pruner_statistics_may_be_of_the_first_source_alone(llama: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("pruner", ["wanda", "sparsegpt"])
+def test_pruner_statistics_may_be_of_the_first_source_alone(llama: Path, pruner: str, tmp_path: Path) -> None:
     """Masks are then those of the first source, whatever the weights are fitted to."""
     own = tmp_path / "other.txt"
     own.write_text("Whatever else there is to be read is read here, and again, and once more. " * 200)
     sources = {"calibration": ["manual=8", f"{own}=5"], "heldout": "manual=4"}
-    options: dict[str, Any] = {"samples": 8, "seqlen": 24, "batch_size": 3, "device": "cpu", "pruner": "wanda"}
+    options: dict[str, Any] = {"samples": 8, "seqlen": 24, "batch_size": 3, "device": "cpu", "pruner": pruner}
     for name, first in (("mixed", True), ("alone", False)):
         settings = [REFIT, "precision=float32", f"pruner.statistics={'first' if first else 'all'}"]
         chosen = sources if first else {**sources, "calibration": ["manual=8"]}
@@ -121,6 +122,38 @@ def test_pruner_statistics_may_be_of_the_first_source_alone(llama: Path, tmp_pat
     key = "model.layers.0.self_attn.q_proj.weight"
     assert torch.equal(mixed[key] == 0, alone[key] == 0)
     assert not torch.equal(mixed[key], alone[key])
+
+
+class _Beside(torch.nn.Module):
+    """Two linears that read the same, named in an order of their own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query, self.key = (torch.nn.Linear(4, 4) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.query(x) + self.key(x)
+
+
+def test_each_matrix_of_a_group_is_fitted_to_its_own_dense_one() -> None:
+    """With the inputs of the dense model, nothing masked and hardly a ridge, it becomes that one again."""
+    from reprune.engine.refitting import Refitting
+    from reprune.math.least_squares import LeastSquares
+    from reprune.math.pruner import Pruned
+
+    torch.manual_seed(0)
+    block, twin = (Block(0, _Beside(), torch.device("cpu"), Precision()) for _ in range(2))
+    call, states = Call((None,), {}, 0), torch.randn(6, 5, 4)
+    pairs = [(slice(0, 4), states[:4], states[:4], call), (slice(4, 6), states[4:], states[4:], call)]
+    refitting = Refitting(LeastSquares(1e-6, iterations=20), twin, lambda: pairs, 4, 4)
+    group = LinearGroup(tuple(block.linears))
+    assert group.names == ("query", "key"), "or this shows nothing"
+    gathered = refitting.gather(block, group, Statistics(4, torch.device("cpu")))
+    assert gathered is not None
+    left = [Pruned(linear.matrix().clone(), torch.ones(4, 4, dtype=torch.bool)) for linear in block.linears]
+    fit = refitting.refit(group, left, gathered)
+    for weight, dense in zip(fit.weights, (twin.module.query, twin.module.key), strict=True):
+        torch.testing.assert_close(weight, dense.weight.detach(), rtol=1e-3, atol=1e-3)
 
 
 class _Twice(torch.nn.Module):
@@ -145,8 +178,12 @@ class _Routed(torch.nn.Module):
         return x
 
 
-@pytest.mark.parametrize(("module", "linear"), [(_Twice, "twice"), (_Routed, "expert")])
-def test_a_group_that_cannot_be_paired_is_left_to_the_pruner(module: type[torch.nn.Module], linear: str) -> None:
+@pytest.mark.parametrize(
+    ("module", "linear", "as_many"), [(_Twice, "twice", False), (_Routed, "expert", False), (_Routed, "expert", True)]
+)
+def test_a_group_that_cannot_be_paired_is_left_to_the_pruner(
+    module: type[torch.nn.Module], linear: str, as_many: bool
+) -> None:
     from reprune.engine.pruning import linear_groups, prune_block_
     from reprune.engine.refitting import Refitting
     from reprune.engine.window import PrunedBlock
@@ -160,6 +197,8 @@ def test_a_group_that_cannot_be_paired_is_left_to_the_pruner(module: type[torch.
     twin = Block(0, module(), torch.device("cpu"), Precision())
     twin.module.load_state_dict(block.module.state_dict())
     call, states = Call((None,), {}, 0), torch.randn(4, 5, 4)
+    if as_many:  # tokens reach the expert in both models, though others
+        states[..., 0] = states[..., 0].abs() * torch.tensor([1.0, -1.0]).repeat(10).reshape(4, 5)
     pruned = PrunedBlock(block, linear_groups(block, states, call, ()))
     refitting = Refitting(LeastSquares(), twin, lambda: [(slice(0, 4), states, -states, call)], 4, 4)
     notes = prune_block_(

@@ -11,13 +11,16 @@ import torch
 from torch import Tensor
 
 from reprune.engine import pruning
-from reprune.engine.pruning import gathered, gathering, linear_groups
+from reprune.engine.pruning import gathered, gathering, linear_groups, prune_block_
+from reprune.engine.window import PrunedBlock
 from reprune.errors import UnsupportedModelError
 from reprune.math.magnitude import Magnitude
+from reprune.math.patterns import Unstructured
 from reprune.math.pruner import Pruner
 from reprune.math.sparsegpt import SparseGPT
 from reprune.math.wanda import Wanda
 from reprune.model.block import Block, Call, LinearGroup, Precision
+from reprune.planning.sparsities import Sparsities
 from tests import tiny
 from tests.engine.quick import QUICK, prune, tensors
 
@@ -116,6 +119,37 @@ def test_a_pass_that_ends_early_gives_the_same_model(
     prune(model, tmp_path / "whole", **options)
     early, whole = tensors(tmp_path / "early"), tensors(tmp_path / "whole")
     assert all(torch.equal(early[key], whole[key]) for key in whole)
+
+
+def test_an_expert_that_just_enough_tokens_reach_is_pruned_as_the_others_and_the_last_may_have_none() -> None:
+    """Statistics that are at hand say that the two columns of the smallest weights matter most."""
+    _, block, _, _ = _made()
+    groups = [LinearGroup((linear,), False, expert=True, stage="mlp") for linear in block.linears]
+    known: list[Any] = []
+    for tokens in (4, 3, 0):
+        known.append(Wanda().statistics(4, torch.device("cpu")))
+        known[-1].update(torch.tensor([[1e3, 1e3, 1.0, 1.0]]).expand(tokens, 4))
+    for linear in block.linears:
+        linear.set_(torch.tensor([[0.1, 0.2, 1.0, 2.0]]).expand(4, 4))
+    pruned = PrunedBlock(block, groups)
+    pruner, sparsities = Wanda(), Sparsities(Unstructured(0.5))
+    statistics = {pruning._key(groups, pruner): known}
+    notes = prune_block_(pruned, list, pruner, sparsities, False, statistics, min_tokens=4)
+    by_wanda, by_magnitude = [True, True, False, False], [False, False, True, True]
+    assert [mask[0].tolist() for mask in pruned.masks.values()] == [by_wanda, by_magnitude, by_magnitude]
+    assert pruned.tokens == {"first": 4, "second": 3, "third": 0}
+    assert notes == [
+        "block 0: 2 of 3 experts of mlp were reached by fewer than 4 tokens and are pruned by magnitude: "
+        "second (3), third (0)"
+    ]
+
+
+def test_matrices_of_one_group_may_have_patterns_of_their_own() -> None:
+    _, block, inputs, _ = _made()
+    pruned = PrunedBlock(block, [LinearGroup(tuple(block.linears))])
+    sparsities = Sparsities(Unstructured(0.5), {"second": Unstructured(0.25)})
+    prune_block_(pruned, lambda: inputs, Magnitude(), sparsities, False)
+    assert [int(mask.sum()) for mask in pruned.masks.values()] == [8, 12, 8]
 
 
 def test_no_sample_is_passed_for_a_pruner_that_needs_no_data() -> None:

@@ -359,6 +359,17 @@ def test_a_window_that_is_not_finite_before_it_is_fitted_is_refused() -> None:
         Adam(epochs=1).fit(problem, 0, _nothing)
 
 
+def test_parameters_record_gradients_while_they_are_fitted_and_leave_none_behind() -> None:
+    problem = _Network()
+    problem.parameters[0].requires_grad_(False)
+    with pytest.raises(NumericalError, match=r"window 3: it went bad"), problem.fitting("window 3"):
+        assert all(parameter.requires_grad for parameter in problem.parameters)
+        problem.loss(torch.arange(2)).backward()
+        raise NumericalError("it went bad")
+    assert not any(parameter.requires_grad for parameter in problem.parameters)
+    assert all(parameter.grad is None for parameter in problem.parameters)
+
+
 def test_targets_that_are_all_zero_are_fitted() -> None:
     problem = _Network()
     problem.goals.zero_()

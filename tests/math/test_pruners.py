@@ -126,6 +126,17 @@ def test_wanda_drops_the_smallest_products_of_weight_and_input_norm_within_each_
         assert torch.equal(pruned.weight, expected)
 
 
+@pytest.mark.parametrize("pattern", [NM(2, 3), NM(3, 5), NM(10, 20)], ids=str)
+@pytest.mark.parametrize("block_size", [16, 128])
+def test_sparsegpt_prunes_groups_of_any_length_as_the_formula_says(pattern: NM, block_size: int) -> None:
+    """Also such as do not end where one of its narrow sweeps does."""
+    weights, X = _weights(5, columns=60), _inputs(60)
+    (found,) = _prune(SparseGPT(block_size=block_size), weights, X, pattern)
+    expected, mask = _sparsegpt_twin(weights[0], X.double().T @ X.double(), pattern, block_size)
+    assert torch.equal(found.mask, mask)
+    torch.testing.assert_close(found.weight.double(), expected, rtol=1e-3, atol=1e-4)
+
+
 def test_wanda_and_magnitude_differ_where_the_inputs_do() -> None:
     W = torch.tensor([[1.0, 2.0]])
     X = torch.tensor([[10.0, 1.0]])

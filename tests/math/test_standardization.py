@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from reprune.math.ranks import Alone
 from reprune.math.reconstruction_error import ErrorMeter
 from reprune.math.standardization import FLOOR, FeatureStatistics, FeatureSums
 
@@ -41,6 +43,21 @@ def test_it_is_the_standard_deviation_over_all_tokens(batch: int) -> None:
     mean = statistics.fmean(variances)
     wanted = torch.tensor([(variance + FLOOR * mean) ** 0.5 for variance in variances])
     assert torch.allclose(_scale(targets, batch), wanted, rtol=1e-5)
+
+
+def test_it_is_over_the_tokens_of_all_processes() -> None:
+    class Two(Alone):
+        def sum_(self, tensors: Sequence[Tensor]) -> None:
+            for tensor in tensors:  # counts, sums, sums of squares of what the other has seen
+                rows = targets[2:].flatten(0, 1).double()
+                tensor += torch.stack([torch.full_like(rows[0], len(rows)), rows.sum(dim=0), rows.square().sum(dim=0)])
+
+    targets = _states()
+    part = FeatureSums()
+    part.update(targets[:2])
+    found, whole = part.statistics(targets.shape[-1], _CPU, Two()), _statistics(targets)
+    torch.testing.assert_close(found.scale, whole.scale)
+    assert found.power == pytest.approx(whole.power)
 
 
 def test_a_large_mean_does_not_hide_a_small_variance() -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 from torch import Tensor
 
-from reprune.math.statistics import Gram, SquaredNorms, Statistics
+from reprune.math.ranks import Alone
+from reprune.math.statistics import Gram, Paired, SquaredNorms, Statistics
 
 _CPU = torch.device("cpu")
 
@@ -49,6 +52,41 @@ def test_the_norms_of_batches_are_those_of_the_whole(batch: int) -> None:
     assert norms.tokens == 35
 
 
+class _Two(Alone):
+    """This process and another, whose tokens and sums these are."""
+
+    def __init__(self, tokens: int, *sums: Tensor) -> None:
+        super().__init__()
+        self._tokens, self._sums = tokens, [*sums]
+
+    def add(self, values: Sequence[float]) -> list[float]:
+        return [value + self._tokens for value in values]
+
+    def sum_(self, tensors: Sequence[Tensor]) -> None:
+        for tensor in tensors:
+            tensor += self._sums.pop(0)
+
+
+@pytest.mark.parametrize("seen", [0, 2])
+@pytest.mark.parametrize("columns", [6, 300])
+def test_statistics_of_two_processes_are_those_of_all_inputs_though_one_has_seen_none(seen: int, columns: int) -> None:
+    X, Z = _inputs(columns=columns), _inputs(columns=columns) + 1.0
+    paired, norms = Paired(columns, _CPU), SquaredNorms(columns, _CPU)
+    if seen:
+        paired.update(X[:seen], Z[:seen])
+        norms.update(X[:seen])
+    left, others = (one[seen:].reshape(-1, columns) for one in (X, Z))
+    other = Gram(columns, _CPU)
+    other.update(left)
+    paired.sum_over_(_Two(len(left), *other._sums_of(), left.T @ others))
+    norms.sum_over_(_Two(len(left), left.square().sum(dim=0)))
+    X, Z = (one.reshape(-1, columns) for one in (X, Z))
+    torch.testing.assert_close(paired.gram.matrix, X.T @ X)
+    torch.testing.assert_close(paired.cross, X.T @ Z)
+    torch.testing.assert_close(norms.sums, X.square().sum(dim=0))
+    assert paired.gram.tokens == norms.tokens == len(X)
+
+
 def test_the_norms_are_the_diagonal_of_the_gram_matrix() -> None:
     X, gram, norms = _inputs(), Gram(6, _CPU), SquaredNorms(6, _CPU)
     gram.update(X)
@@ -71,8 +109,11 @@ def test_low_precision_inputs_are_summed_in_float32(dtype: torch.dtype) -> None:
     gram, norms = Gram(4, _CPU), SquaredNorms(4, _CPU)
     _fed(gram, X, 1)
     _fed(norms, X, 1)
+    paired = Paired(4, _CPU)
+    paired.update(X, X)
     whole = X.double().reshape(-1, 4)
-    assert gram.matrix.dtype == norms.sums.dtype == torch.float32
+    assert gram.matrix.dtype == norms.sums.dtype == paired.cross.dtype == torch.float32
+    torch.testing.assert_close(paired.cross.double(), whole.T @ whole, rtol=5e-5, atol=0)
     torch.testing.assert_close(gram.matrix.double(), whole.T @ whole, rtol=5e-5, atol=0)
     torch.testing.assert_close(norms.sums.double(), whole.square().sum(dim=0), rtol=5e-5, atol=0)
 

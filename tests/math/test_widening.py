@@ -10,7 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from reprune.errors import NumericalError
 from reprune.math.adam import Adam
+from reprune.math.rate import kept_rms
 from reprune.math.reconstruction_error import Error
 from reprune.math.solver import Epoch, Errors, Problem
 from reprune.math.widening import Widening
@@ -151,6 +153,37 @@ def test_where_only_the_wider_descent_harms_the_last_part_keeps_its_gain() -> No
     assert len(fit.epochs) > 6
     assert torch.equal(problem.state()[0], start[0])
     assert not torch.equal(problem.state()[1], start[1])
+
+
+def test_a_state_better_than_the_start_but_not_than_that_of_the_last_part_is_not_kept() -> None:
+    problem = _Chain(2)
+    fit = Widening(last_part=Adam(6, 0.02, 2), whole=Adam(1, 0.57, 2), only_part=Adam(1)).fit(
+        problem, 0, lambda epoch: None
+    )
+    assert fit.before is not None
+    *_, best, last = (epoch.heldout for epoch in fit.epochs)
+    assert best < last < fit.before.heldout.relative, "or this shows nothing"
+    assert fit.kept_epoch == 6
+    assert problem.heldout_error().relative == pytest.approx(best, rel=1e-6)
+
+
+def test_without_the_guard_the_last_state_stays_and_is_said_to() -> None:
+    last_part, whole = Adam(2, 0.02, 2, guard=False), Adam(2, 0.02, 3, guard=False)
+    solver, problem = Widening(last_part, whole, only_part=Adam(1, batch_size=6)), _Chain(2)
+    with problem.last_part() as part:
+        assert part is not None
+        size = kept_rms(part)
+    fit = solver.fit(problem, 0, lambda epoch: None)
+    assert (fit.guarded, fit.kept_epoch) == (False, 4)
+    assert fit.relative_lr == pytest.approx(0.02 / size), "of the weights that the first steps moved"
+    assert solver.batch_sizes(_SAMPLES) == {2, 3, 6}
+
+
+def test_a_window_that_is_not_finite_before_it_is_fitted_is_refused() -> None:
+    problem = _Chain(2)
+    problem.inputs[0] = torch.nan
+    with pytest.raises(NumericalError, match="before its reconstruction"):
+        _widening(1, 0.02).fit(problem, 0, lambda epoch: None)
 
 
 def test_a_window_of_one_part_is_adams_alone() -> None:

@@ -7,12 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
+from transformers import AutoModelForCausalLM
 
 import reprune
+from reprune.doors.prepare import draw, open_decoder
+from reprune.engine import allocate
 from reprune.errors import InputError
+from reprune.math.patterns import Unstructured
+from reprune.planning.layers import resolve_recipe
 from tests import tiny
 from tests.engine import quick
+from tests.engine.test_run import _block_outputs
 
 
 def prune(model: Path, out: Path, *settings: str, **options: Any) -> dict[str, Any]:
@@ -39,6 +46,76 @@ def test_the_whole_has_the_sparsity_and_blocks_differ(name: str, model: str, tmp
     found = [block["sparsity"] for block in record["blocks"]]
     assert record["sparsity"] == pytest.approx(sum(found) / len(found), abs=1e-6)
     assert reprune.verify(tmp_path / "out").passed
+
+
+def test_what_is_measured_by_error_is_each_block_pruned_alone_in_the_dense_model(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The twin: whole models with one block pruned by magnitude, hooks on their blocks, the share of the target."""
+    told: list[Any] = []
+    by_error = allocate.by_error
+    monkeypatch.setattr(allocate, "by_error", lambda *given: by_error(*(told.append(given) or given)))
+    settings = ("allocation=by-error", "allocation.spread=0.2", 'sparsity_by_name={"down_proj": 0.3}')
+    record = prune(llama, tmp_path / "out", *settings, pruner="magnitude", exclude=["0.*"])
+    ((curves, weights, sparsity),) = told
+    recipe = resolve_recipe(None, {**record["recipe"], "model": str(llama)})
+    ids = draw(recipe, open_decoder(recipe, llama)).heldout
+    dense, shapes = _block_outputs(llama, ids), quick.tensors(llama)
+    own = [name for name in shapes if ".layers.1." in name and "_proj." in name and "down_proj" not in name]
+    one = sum(shapes[name].numel() for name in own)
+    assert (weights, sparsity) == ([0, one, one], 0.6)
+    for block in (1, 2):
+        assert [level for level, _ in curves[block]] == pytest.approx([0.4, 0.6, 0.8])
+        for level, error in curves[block]:
+            model = AutoModelForCausalLM.from_pretrained(llama)
+            for name, linear in model.model.layers[block].named_modules():
+                if name.endswith("_proj"):
+                    pattern = Unstructured(0.3 if name.endswith("down_proj") else level)
+                    linear.weight.data *= pattern.keep(linear.weight.data.abs(), "matrix")
+            difference = (_block_outputs(model, ids)[block] - dense[block]).double().square().sum()
+            assert error == pytest.approx(float(difference / dense[block].double().square().sum()), rel=1e-4)
+
+
+def test_a_block_is_dense_again_before_it_is_measured_at_another_sparsity(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So the error at the sparsity of the whole does not depend on the others; SparseGPT moves weights that stay."""
+    told: list[Any] = []
+    by_error = allocate.by_error
+    monkeypatch.setattr(allocate, "by_error", lambda *given: by_error(*(told.append(given) or given)))
+    for spread in ("0.1", "0.2"):
+        prune(llama, tmp_path / spread, "allocation=by-error", f"allocation.spread={spread}", pruner="sparsegpt")
+    near, far = (curves for curves, _, _ in told)
+    assert [curve[1] for curve in near] == [curve[1] for curve in far]
+    assert [curve[0] for curve in near] != [curve[0] for curve in far]
+
+
+def test_what_is_measured_by_owl_is_outliers_among_all_scores_of_a_block_in_the_dense_model(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The twin: of the whole dense model, hooks before its linears, |w| times the root mean square of their inputs."""
+    told: list[Any] = []
+    by_outliers = allocate.by_outliers
+    monkeypatch.setattr(allocate, "by_outliers", lambda *given: by_outliers(*(told.append(given) or given)))
+    record = prune(llama, tmp_path / "out", "allocation=owl", "allocation.outlier=2", "allocation.spread=0.1")
+    ((shares, weights, sparsity, spread),) = told
+    recipe = resolve_recipe(None, {**record["recipe"], "model": str(llama)})
+    ids = draw(recipe, open_decoder(recipe, llama)).calibration
+    model = AutoModelForCausalLM.from_pretrained(llama)
+    scores: list[list[torch.Tensor]] = [[] for _ in model.model.layers]
+    for found, block in zip(scores, model.model.layers, strict=True):
+        for name, linear in block.named_modules():
+            if name.endswith("_proj"):
+                linear.register_forward_pre_hook(
+                    lambda linear, args, found=found: found.append(
+                        (linear.weight.abs() * args[0].flatten(0, -2).square().mean(dim=0).sqrt()).flatten()
+                    )
+                )
+    with torch.no_grad():
+        model(ids)
+    every = [torch.cat(found) for found in scores]
+    assert shares == pytest.approx([float((one > 2 * one.mean()).double().mean()) for one in every], abs=2e-4)
+    assert (weights, sparsity, spread) == ([len(one) for one in every], 0.6, 0.1)
 
 
 def test_shared_out_by_error_the_sum_of_errors_of_blocks_alone_is_lower(llama: Path, tmp_path: Path) -> None:

@@ -68,13 +68,36 @@ def test_the_recorded_block_errors_are_those_of_the_saved_model(llama: Path, run
 
 
 @torch.no_grad()
-def _block_outputs(folder: Path, ids: torch.Tensor) -> list[torch.Tensor]:
-    model = AutoModelForCausalLM.from_pretrained(folder)
+def _block_outputs(model: Any, ids: torch.Tensor) -> list[torch.Tensor]:
+    """Of a model, or of that in a folder."""
+    model = AutoModelForCausalLM.from_pretrained(model) if isinstance(model, Path) else model
     seen: list[torch.Tensor] = []
     for block in model.model.layers:
         block.register_forward_hook(lambda _, __, output: seen.append(output))
     model(ids)
     return seen
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_a_local_teachers_targets_are_what_dense_blocks_make_of_the_sparse_stream(
+    llama: Path, size: int, tmp_path: Path
+) -> None:
+    """The twin: the saved model, and the same with its last block dense, which the last window is."""
+    record = prune(llama, tmp_path / "out", f"schedule.size={size}", "schedule.stride=1", reconstruct="BR")
+    from reprune.doors.prepare import draw, open_decoder
+    from reprune.planning.layers import resolve_recipe
+
+    window = record["windows"][-1]
+    assert window["blocks"] == [2]
+    recipe = resolve_recipe(None, {**record["recipe"], "model": str(llama)})
+    drawn = draw(recipe, open_decoder(recipe, llama))
+    teacher = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    dense = AutoModelForCausalLM.from_pretrained(llama)
+    teacher.model.layers[2].load_state_dict(dense.model.layers[2].state_dict())
+    for kind, ids in (("calibration", drawn.calibration), ("heldout", drawn.heldout)):
+        target, output = _block_outputs(teacher, ids)[2], _block_outputs(tmp_path / "out", ids)[2]
+        difference = float((target - output).double().square().mean())
+        assert window[f"{kind}_error"]["after"] == pytest.approx(difference, rel=1e-4)
 
 
 def test_masks_are_fixed_during_reconstruction(llama: Path, tmp_path: Path) -> None:

@@ -19,10 +19,14 @@ import reprune
 from reprune.doors import api
 from reprune.engine.ledger import Ledger
 from reprune.engine.watcher import Watcher
+from reprune.engine.window import PrunedBlock
 from reprune.errors import ChangedError, InputError
+from reprune.model.block import Block, Precision
 from reprune.model.checkpoint import Checkpoint
+from reprune.model.durable import sha256
 from reprune.model.sealed import seal, unseal
-from reprune.planning.schedule import Window
+from reprune.planning.layers import resolve_recipe
+from reprune.planning.schedule import Window, windows
 from tests import tiny
 from tests.damage import flip_bit
 
@@ -235,6 +239,65 @@ def test_two_processes_do_not_work_on_one_run(llama: Path, tmp_path: Path) -> No
     with Ledger(tmp_path / "cut"), pytest.raises(InputError, match="another process"):
         reprune.resume(tmp_path / "cut")
     reprune.resume(tmp_path / "cut")
+
+
+def _with_two_windows(folder: Path) -> Ledger:
+    """A ledger of three windows of which two are finished; both have left block 1 open."""
+    ledger = Ledger(folder)
+    ledger.folder.mkdir()
+    recipe = resolve_recipe("model", {"reconstruct": "BR+GP+CR"}).model_dump(mode="json")
+    job = {"recipe": recipe, "folder": "", "fingerprint": "", "windows": 3}
+    nothing: dict[str, Any] = {"weights": {}, "versions": {}, "data": {}, "sketch": {}}
+    ledger.begin({**job, **nothing}, torch.arange(6).view(2, 3), torch.arange(3).view(1, 3))
+    for window in windows(2, 2, 1)[:2]:
+        shard = folder / f"model-{window.index}.safetensors"
+        shard.write_bytes(bytes([window.index] * 9))
+        block = Block(1, torch.nn.Linear(2, 2), torch.device("cpu"), Precision())
+        still_open = PrunedBlock(block, masks={"fc": torch.tensor([True, False])}, tokens={"fc": 7 + window.index})
+        entry = {"window": {"index": window.index}, "blocks": []}
+        ledger.commit(window, entry, {shard.name: sha256(shard)}, [still_open])
+    return ledger
+
+
+def test_a_ledger_gives_back_what_it_was_given(tmp_path: Path) -> None:
+    ledger = _with_two_windows(tmp_path)
+    ledger.check()
+    assert [one.tolist() for one in ledger.samples()] == [[[0, 1, 2], [3, 4, 5]], [[0, 1, 2]]]
+    assert [line["window"]["index"] for line in ledger.lines()] == [0, 1]
+    assert [window.index for window in ledger.remaining(windows(2, 2, 1))] == [2]
+    left = ledger.open_tensors()
+    assert set(left) == {"1/weight/weight", "1/weight/bias", "1/mask/fc", "1/tokens/fc"}
+    assert (left["1/mask/fc"].tolist(), int(left["1/tokens/fc"])) == ([True, False], 8)
+    assert [file.name for file in ledger.folder.glob("open-*")] == ["open-00001.safetensors"], "the last alone"
+
+
+@pytest.mark.parametrize("gone", [False, True])
+@pytest.mark.parametrize(
+    "name",
+    ["model-0.safetensors", "model-1.safetensors", ".reprune/open-00001.safetensors", ".reprune/samples.safetensors"],
+)
+def test_a_file_that_is_damaged_or_gone_is_not_gone_on_with(tmp_path: Path, name: str, gone: bool) -> None:
+    ledger = _with_two_windows(tmp_path)
+    if gone:
+        (tmp_path / name).unlink()
+    else:
+        flip_bit(tmp_path / name, 8)
+    with pytest.raises(InputError, match=rf"{Path(name).name}: damaged"):
+        ledger.samples()
+        ledger.check()
+
+
+def test_lines_that_are_left_out_or_in_another_order_are_refused(tmp_path: Path) -> None:
+    ledger = _with_two_windows(tmp_path)
+    path = ledger.folder / "ledger.jsonl"
+    first, second = path.read_text().splitlines(keepends=True)
+    for lines in (second, second + first, first + first):
+        path.write_text(lines)
+        with pytest.raises(InputError, match=r"ledger\.jsonl: damaged"):
+            ledger.lines()
+    path.write_text(seal({"window": {"index": 1}, "blocks": [], "files": {}, "open": {}}) + "\n")
+    with pytest.raises(InputError, match=r"ledger\.jsonl: damaged \(line 1: window 0 was expected"):
+        ledger.lines()
 
 
 @given(st.binary(max_size=200) | st.text(max_size=100).map(str.encode) | st.just(b"{}") | st.just(b"null"))

@@ -81,6 +81,14 @@ def test_predictions_come_nearer_to_the_dense_models_and_nothing_else_changes(
     assert reprune.verify(distilled).passed
 
 
+def test_an_epochs_divergence_is_that_of_a_token_of_all_samples_calibrated_on(llama: Path, tmp_path: Path) -> None:
+    out, keeping = tmp_path / "out", Keeping(tmp_path / "out")
+    settings = ("distill.blocks=1", "distill.epochs=1", "distill.lr=1e-12")  # no step is large enough to matter
+    record = prune(llama, out, *settings, reconstruct="LR", watcher=keeping)
+    (epoch,) = record["distillation"]["epochs"]
+    assert epoch["calibration_divergence"] == pytest.approx(divergence(llama, out, keeping.calibration), rel=1e-3)
+
+
 def test_block_errors_on_record_are_those_of_the_blocks_as_they_are_saved(llama: Path, tmp_path: Path) -> None:
     keeping = Keeping(tmp_path / "out")
     record = prune(llama, tmp_path / "out", *LAST, watcher=keeping)

@@ -63,6 +63,8 @@ def test_predictions_come_nearer_to_the_dense_models_and_nothing_else_changes(
     assert step["heldout_divergence"]["before"] == pytest.approx(measured[0], rel=1e-3)
     assert step["heldout_divergence"]["after"] == pytest.approx(measured[1], rel=1e-3)
     assert measured[1] < measured[0]
+    for key, found in step["last_block"].items():
+        assert found == {"before": before["blocks"][-1][key], "after": record["blocks"][-1][key]}
     assert divergence(llama, distilled, keeping.calibration) < divergence(llama, plain, keeping.calibration)
     # The windows, and all that lies outside the last blocks, are those of the plain run; zeros stay zeros.
     last = tuple(f"layers.{index}." for index in step["blocks"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 
 import pytest
 import torch
@@ -46,6 +47,31 @@ def test_the_twin_counts_passages_in_sets() -> None:
 
     one, other = passages(ids), passages(text)
     assert overlap(sketch(ids), text) == pytest.approx(len(one & other) / len(one))
+
+
+def test_what_an_earlier_run_has_on_record_is_found() -> None:
+    ids = 1000 * torch.arange(48)[None]
+    passages = [range(1000 * start, 1000 * (start + 24), 1000) for start in range(25)]
+    known = sketch(ids)
+    assert known == {"tokens": 24, "hashes": sorted(f"{_hash(passage):016x}" for passage in passages)}
+    assert known["hashes"][0] == "012dea000f36312a"
+
+
+def _hash(tokens: Iterable[int]) -> int:
+    """The twin of a passage's hash, in numbers without an end."""
+    value = 0
+    for token in tokens:
+        value = (value * 0x9E3779B97F4A7C15 + token + 1) % 2**64
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        value = (value ^ value >> shift) * factor % 2**64
+    return value ^ value >> 31
+
+
+def test_a_text_of_one_passage_may_hold_it_and_a_shorter_one_holds_none() -> None:
+    known = sketch(_ids(1, 47, 0))  # 24 passages
+    assert overlap(known, _ids(1, 47, 0)[:, 23:]) == pytest.approx(1 / 24)
+    assert overlap(known, _ids(1, 47, 0)[:, 24:]) == 0.0
+    assert overlap({"tokens": 24, "hashes": []}, _ids(1, 47, 0)) == 0.0
 
 
 def test_the_order_of_tokens_counts() -> None:

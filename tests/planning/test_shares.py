@@ -36,6 +36,8 @@ def _counts(calibration: str, heldout: str, samples: int) -> tuple[list[int], li
         ("c4", "ptb=9", 30, ([30], [9])),
         ("c4", "ptb=9 manual wikitext2", 30, ([30], [9, 2, 2])),
         ("c4", "ptb manual", 3, ([3], [1, 1])),
+        ("c4=40 ptb", "manual", 8, ([40, 8], [6])),
+        ("c4=40", "manual", 8, ([40], [5])),
     ],
 )
 def test_counts(calibration: str, heldout: str, samples: int, expected: tuple[list[int], list[int]]) -> None:
@@ -50,6 +52,13 @@ def test_shares_add_up_and_hold_out_an_eighth(counts: list[int | None], samples:
     assert sum(free) == (samples if free else 0)
     assert max(free, default=0) - min(free, default=0) <= 1
     assert [s.count for s in shares if s.role == "heldout"] == [-(-count // 8) for count in calibration]
+
+
+def test_each_share_has_random_numbers_of_its_own() -> None:
+    shares = share_out([SourceSpec("c4"), SourceSpec("c4")], [], 16)
+    drawn = {(seed, number): share.generator(seed).random() for seed in (0, 1) for number, share in enumerate(shares)}
+    assert len({*drawn.values()}) == len(drawn) == 8
+    assert all(shares[number].generator(seed).random() == value for (seed, number), value in drawn.items())
 
 
 @pytest.mark.parametrize(

@@ -11,15 +11,17 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from reprune.errors import InputError
-from reprune.planning import sources
+from reprune.planning import sources, tokens
 from reprune.planning.documents import Documents, text_sha256
 from reprune.planning.samples import draw_samples, evaluation_windows
 from reprune.planning.sources import DataSet, Source, SourceSpec, Split, load_documents
@@ -95,6 +97,9 @@ def test_each_long_document_gives_one_span_in_one_role(
     homes = [[i for i, text in enumerate(texts) if body in text] for body in bodies]
     assert all(len(home) == 1 for home in homes)  # a span lies within one document
     assert len({home[0] for home in homes}) == len(homes)
+    order = [home[0] for home in homes]
+    for source, used in zip(drawn.sources, (order[:count], order[count:]), strict=True):
+        assert source.sha256 == text_sha256(Documents("", texts, joiner=" | "), used)
 
 
 def test_documents_that_are_hardly_ever_long_enough_are_joined_and_not_all_looked_at(
@@ -166,6 +171,55 @@ def test_the_same_seed_gives_the_same_samples_and_another_seed_others(
     assert (first.sha256, first.sources) == (again.sha256, again.sources)
     assert other.sha256 != first.sha256
     assert torch.equal(alone.calibration, first.calibration[:8])  # sources do not disturb each other
+
+
+def test_a_span_may_begin_anywhere_in_its_document(without_bos: PreTrainedTokenizerBase) -> None:
+    texts = _texts(*[12] * 72)
+    known = [encode(without_bos, text).tolist() for text in texts]
+    width = min(map(len, known)) - 2
+    with _sources(a=_Given(texts)):
+        rows = draw_samples(without_bos, [A], [], 64, width, 0).calibration.tolist()
+    starts = [start for row in rows for own in known for start in range(len(own)) if own[start : start + width] == row]
+    assert len(starts) == 64
+    assert all(starts.count(start) > 8 for start in range(3))  # each is a third's
+
+
+def test_a_span_may_be_of_any_part_of_a_running_text(
+    without_bos: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tokens, "PIECE", 100)
+    texts = _texts(*[4] * 100)
+    whole = encode(without_bos, " | ".join(texts)).tolist()
+    with _sources(a=_Given(texts, running=True)):
+        drawn = [draw_samples(without_bos, [A], [], 1, 16, seed) for seed in range(64)]
+    rows = [row for one in drawn for row in (one.calibration[0].tolist(), one.heldout[0].tolist())]
+    starts = [next(start for start in range(len(whole)) if whole[start : start + 16] == row) for row in rows]
+    quarters = [4 * start // len(whole) for start in starts]
+    assert all(20 < quarters.count(quarter) < 44 for quarter in range(4))
+    assert {start % 16 for start in starts} == {*range(16)}  # cut at a random offset
+
+
+def test_a_text_of_just_the_tokens_is_long_enough(without_bos: PreTrainedTokenizerBase) -> None:
+    whole = next(ids for words in range(20, 30) if len(ids := encode(without_bos, _texts(words)[0]).tolist()) % 2 == 0)
+    with _sources(a=_Given((str(without_bos.decode(whole)),))):
+        drawn = draw_samples(without_bos, [A], [], 1, len(whole) // 2, 0)
+    rows = [drawn.calibration[0].tolist(), drawn.heldout[0].tolist()]
+    assert whole in (rows[0] + rows[1], rows[1] + rows[0])
+
+
+def test_of_many_short_texts_a_random_part_is_read(
+    without_bos: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tokens, "PIECE", 100)
+    texts = _texts(*[3] * 300)
+    with _sources(a=_Given(texts)):
+        drawn = draw_samples(without_bos, [SourceSpec("a", 2)], [], 1, 64, 5)
+    order = np.random.default_rng((5, 0, 0)).permutation(300).tolist()
+    sizes = np.cumsum([len(encode(without_bos, f" | {texts[index]}")) for index in order])
+    enough = int((sizes < 4 * 3 * 64).sum())  # texts: four times what is drawn, held-out samples included
+    read = {text_sha256(Documents("", texts, joiner=" | "), order[: enough + more]) for more in range(6)}
+    assert enough < 200
+    assert len({one.sha256 for one in drawn.sources} & read) == 1
 
 
 @pytest.mark.parametrize("running", [True, False])
@@ -246,7 +300,7 @@ def test_tokens_of_generated_texts_are_used_as_they_were_generated(
         assert ([one.foreign_tokens for one in drawn.sources], drawn.notes) == ([0, 0], [])
 
 
-@pytest.mark.parametrize("seqlen", [8, 200])  # one span a text, or spans of all joined
+@pytest.mark.parametrize("seqlen", [8, 400])  # one span a text, or spans of all joined
 def test_numbers_that_are_no_tokens_of_the_text_are_left_aside_with_a_note(
     with_bos: PreTrainedTokenizerBase, write_jsonl: Callable[..., Path], seqlen: int
 ) -> None:
@@ -295,6 +349,28 @@ def test_too_short_a_text_of_its_own_count_says_which_count_would_do(
             draw_samples(without_bos, [A], [], 256, 10, 0)
 
 
+@pytest.mark.parametrize(
+    ("words", "calibration", "heldout", "remedy"),
+    [
+        (4, [A, B], [], "--samples 4 or --seqlen 3"),  # two of each, and one held out
+        (1, [A, B], [], None),
+        (40, [SourceSpec("a", 9)], [SourceSpec("a", 30)], "a count of 5 or --seqlen 9"),
+        (40, [A], [SourceSpec("a", 30)], "--samples 5 or --seqlen 7"),
+        (4, [B], [SourceSpec("a", 9)], "a count of 3 or --seqlen 3"),
+    ],
+)
+def test_too_short_a_text_of_several_says_what_would_do(
+    without_bos: PreTrainedTokenizerBase,
+    words: int,
+    calibration: list[SourceSpec],
+    heldout: list[SourceSpec],
+    remedy: str | None,
+) -> None:
+    message = rf"give a longer text{'' if remedy is None else f', or at most {remedy}'}$"
+    with _sources(a=_Given(_texts(words)), b=_Given(_texts(900))), pytest.raises(InputError, match=message):
+        draw_samples(without_bos, calibration, heldout, 16, 10, 0)
+
+
 def test_a_sample_without_room_for_a_token_is_refused(with_bos: PreTrainedTokenizerBase) -> None:
     with pytest.raises(InputError, match="seqlen"):
         draw_samples(with_bos, [SourceSpec("manual")], [], 8, 1, 0)
@@ -324,6 +400,18 @@ def test_some_windows_are_the_first_of_all(tokenizer: PreTrainedTokenizerBase, w
     documents = Documents("given", (*_texts(*words), "long enough for one"))
     every = evaluation_windows(tokenizer, documents, 8)
     assert torch.equal(evaluation_windows(tokenizer, documents, 8, most), every[:most])
+
+
+def test_some_windows_of_long_words_are_the_first_of_all() -> None:
+    words = [f"{number:040}" for number in range(99)]
+    core = Tokenizer(models.WordLevel({word: number for number, word in enumerate(("?", *words))}, unk_token="?"))
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    by_words = PreTrainedTokenizerFast(tokenizer_object=core)  # type: ignore[no-untyped-call]  # its constructor
+    documents = Documents("given", words, joiner=" ")
+    every = evaluation_windows(by_words, documents, 8)
+    assert every.flatten().tolist() == [*range(1, 97)]
+    for most in (1, 4, 11):
+        assert torch.equal(evaluation_windows(by_words, documents, 8, most), every[:most])
 
 
 def test_windows_of_too_short_a_text_are_refused(with_bos: PreTrainedTokenizerBase) -> None:

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import PreTrainedTokenizerBase
+from tokenizers import Regex, normalizers
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from reprune.planning import tokens
 from reprune.planning.documents import Documents
@@ -20,6 +21,15 @@ from .conftest import make_tokenizer
 )
 def test_the_beginning_is_what_the_tokenizer_adds(bos: bool, eos: bool, expected: list[int]) -> None:
     assert beginning(make_tokenizer(bos=bos, eos=eos)) == expected
+
+
+@pytest.mark.parametrize(("bos", "eos", "expected"), [(True, False, [0]), (True, True, [0]), (False, True, [])])
+def test_a_tokenizer_that_knows_no_latin_letter_begins_as_it_does(bos: bool, eos: bool, expected: list[int]) -> None:
+    tokenizer = make_tokenizer(bos=bos, eos=eos)
+    assert isinstance(tokenizer, PreTrainedTokenizerFast)
+    tokenizer.backend_tokenizer.normalizer = normalizers.Replace(Regex("[a-z]"), "")
+    assert tokenizer("a", add_special_tokens=False)["input_ids"] == []
+    assert beginning(tokenizer) == expected
 
 
 @given(texts=st.lists(st.text("ab\n"), min_size=1), piece=st.integers(1, 20))

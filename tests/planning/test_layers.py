@@ -99,6 +99,30 @@ def test_the_model_given_is_over_the_files_and_one_of_them_is_needed() -> None:
         resolve_recipe(None)
     with pytest.raises(InputError, match=r"^model: "):
         resolve_recipe("")
+    with pytest.raises(InputError, match=r"^--set model=other: the model is given by MODEL; leave this out"):
+        resolve_recipe("given", settings=["model=other"])
+    assert resolve_recipe(None, {"model": "file"}, settings=["model=other"]).model == "other"
+
+
+def test_sources_in_a_recipe_file_are_those_beside_it(tmp_path: Path) -> None:
+    for name in ("a.txt", "b=3.txt"):
+        (tmp_path / name).touch()
+    (tmp_path / "year=2024").mkdir()
+    here = {name: str(tmp_path / name) for name in ("a.txt", "a.txt=8", "b=3.txt=2", "year=2024", "year=2024=5")}
+    file = tmp_path / "recipe.yaml"
+    file.write_text(f"calibration: [{', '.join(here)}, c4=3, c.txt, org/name]\nheldout: [a.txt=2]\nexclude: [a.txt]\n")
+    assert read_recipe(file) == {
+        "calibration": [*here.values(), "c4=3", "c.txt", "org/name"],
+        "heldout": [str(tmp_path / "a.txt=2")],
+        "exclude": ["a.txt"],
+    }
+    file.write_text("calibration: a.txt\nheldout: a.txt\n")
+    assert read_recipe(file) == {"calibration": [here["a.txt"]], "heldout": [here["a.txt"]]}
+
+
+def test_a_path_stands_for_its_name() -> None:
+    recipe = resolve_recipe("model", flags={"calibration": [Path("a.txt"), "c4"], "heldout": Path("b.txt")})
+    assert (recipe.calibration, recipe.heldout) == (["a.txt", "c4"], ["b.txt"])
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +14,14 @@ from hypothesis import strategies as st
 
 from reprune.errors import InputError
 from reprune.math.adam import Adam
+from reprune.math.least_squares import LeastSquares
 from reprune.math.magnitude import Magnitude
 from reprune.math.patterns import NM, Unstructured
 from reprune.math.solver import NoSolver
 from reprune.math.sparsegpt import SparseGPT
 from reprune.math.wanda import Wanda
 from reprune.math.widening import Widening
+from reprune.planning.descents import SolverRecipe
 from reprune.planning.layers import resolve_recipe
 from tests.planning.recipes import FEW, read, rung
 
@@ -114,7 +118,9 @@ def test_a_whole_number_is_decimal_however_it_is_written(text: str, expected: in
     ],
 )
 def test_one_name_stands_for_a_list_of_one(setting: str, expected: list[str]) -> None:
-    assert resolve_recipe("model", settings=[setting]).exclude == expected
+    recipe = resolve_recipe("model", settings=[setting])
+    assert recipe.exclude == expected
+    assert recipe.choice.exclude == tuple(expected)
 
 
 def test_a_pruner_or_solver_may_be_named_alone() -> None:
@@ -130,6 +136,11 @@ def test_a_pruner_or_solver_may_be_named_alone() -> None:
         ("samples=many", "samples"),
         ("samples=0", "samples"),
         ("samples=1.5", "samples"),
+        ("samples=yes", "samples"),
+        ("seqlen=true", "seqlen"),
+        ("sparsity=yes", "sparsity"),
+        ("solver.rank=yes", "solver"),
+        ("distill=yes", "distill"),
         ("seqlen=1", "seqlen"),
         ("seed=-1", "seed"),
         ("seed=9223372036854775808", "seed"),
@@ -201,7 +212,13 @@ def test_a_recipe_builds_what_it_names() -> None:
     solver = {"epochs": 3, "lr": 0.1, "batch_size": 2, "betas": [0.5, 0.6]}
     adam = resolve_recipe("model", {"solver": solver}).solver.build(guard=False)
     assert adam == Adam(epochs=3, lr=0.1, batch_size=2, betas=(0.5, 0.6), guard=False)
+    small = resolve_recipe("model", {"solver": solver | {"micro_batch_size": 1, "rank": 4}}).solver
+    assert small.build(guard=False) == replace(adam, micro_batch_size=1, rank=4)
+    assert (small.samples_at_a_time, SolverRecipe(batch_size=3).samples_at_a_time) == (1, 3)
     assert isinstance(resolve_recipe("model", {"reconstruct": "LR"}).solver.build(guard=True), NoSolver)
+    assert resolve_recipe("model").solver.build_least_squares() is None
+    start = resolve_recipe("model", {"solver": {"start": "least-squares", "ridge": 0.3}}).solver
+    assert start.build_least_squares() == LeastSquares(0.3)
     patient = resolve_recipe("model", {"solver": {"epochs": 9, "patience": 4}}).solver.build(guard=True)
     assert patient == Adam(epochs=9, patience=4)
     for epochs, part, whole in ((9, 3, 6), (10, 4, 6), (3, 1, 2), (1, 1, 1)):
@@ -273,3 +290,43 @@ def test_a_recipe_has_samples_from_sources_or_from_the_model_itself() -> None:
         resolve_recipe("model", {"calibration": []})
     with pytest.raises(InputError, match="self_generate"):
         resolve_recipe("model", {"self_generate": -1})
+
+
+@pytest.mark.parametrize(
+    ("asked", "tokens", "most", "length", "least"),
+    [
+        ({}, 31, None, 62, 31),  # twice a sample's
+        ({}, 31, 127, 62, 31),
+        ({}, 31, 50, 50, 31),  # no more than the model takes
+        ({"length": 40}, 31, 127, 40, 31),
+        ({"length": 20}, 31, 127, 31, 31),  # a sample at least
+        ({}, 3, None, 6, 6),  # more than a prefix
+    ],
+)
+def test_generated_texts_are_as_long_as_samples_at_least(
+    asked: dict[str, Any], tokens: int, most: int | None, length: int, least: int
+) -> None:
+    rest = {"temperature": 0.7, "top_p": 0.9, "top_k": 5, "language": "any", "filters": ["code"], "batch_size": 3}
+    recipe = resolve_recipe("model", {"self_generate": {"samples": 2, **asked, **rest}})
+    made = recipe.self_generate.build(tokens, most, 9).model_dump(mode="json")
+    assert made == {**rest, "length": length, "least": least, "seed": 9}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["solver.routing=teacher"], "solver.routing teacher needs the dense model's own states"),
+        (["solver.teacher_forcing=0.5"], "solver.teacher_forcing needs the dense model's own states"),
+        (["allocation=owl", "sparsity=2:4"], "allocation owl shares out a fraction such as 0.6 over blocks; 2:4 is"),
+        (["allocation=by-error", "sparsity=4:8"], "allocation by-error shares out a fraction such as 0.6 over blocks"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused(settings: list[str], message: str) -> None:
+    with pytest.raises(InputError, match=re.escape(message)):
+        resolve_recipe("model", {"reconstruct": "BR"}, settings=settings)
+    resolve_recipe("model", {"reconstruct": "BR+GP"}, settings=[settings[0]])
+
+
+def test_only_a_recipe_with_blocks_to_distill_has_a_descent_for_them() -> None:
+    assert resolve_recipe("model").build_distillation() is None
+    assert resolve_recipe("model", settings=["distill=1"]).build_distillation() is not None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +143,29 @@ def test_a_store_that_is_closed_gives_all_room_back_though_its_streams_are_still
     assert [*tmp_path.iterdir()] == []
     assert not _MAPS.exists() or ".stream" not in _MAPS.read_text()
     assert store.has_memory_for(_SHAPE)
+
+
+@places
+def test_of_several_streams_one_is_freed_and_the_others_closed_with_the_store(memory: int, tmp_path: Path) -> None:
+    with StreamStore(2 * memory, tmp_path) as store:
+        first, second = store.new(_SHAPE), store.new(_SHAPE)
+        second.write(slice(0, 5), _states())
+        store.free(first)
+        assert torch.equal(second.read(slice(0, 5)), _states())
+    assert [*tmp_path.iterdir()] == []
+    assert second.read(slice(0, 5)).numel() == 0
+    assert store.has_memory_for((10, 3, 4)) == (memory > 0)
+    assert not store.has_memory_for((11, 3, 4))  # none of it is given back twice
+
+
+def test_a_disk_without_room_is_named_and_keeps_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
+    with pytest.raises(OSError, match=rf"No space left on device: '{tmp_path}.*\.stream'"):
+        StreamStore(0, tmp_path).new(_SHAPE)
+    assert [*tmp_path.iterdir()] == []
 
 
 @places

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from reprune.errors import UnsupportedModelError
+from reprune.model.block import Call
 from reprune.model.decoder import Decoder
+from reprune.model.passing import Passing
 
 from .. import odd
 from .conftest import embedded, slices, states_of
@@ -59,3 +61,43 @@ def test_a_cache_that_is_passed_although_none_is_to_be_kept_is_refused(tmp_path:
     decoder = Decoder(odd.save("cache", tmp_path))
     with pytest.raises(UnsupportedModelError, match="block 0 is passed a DynamicCache, though use_cache is False"):
         embedded(decoder, ids)
+
+
+def _calls(*values: Tensor) -> list[Call]:
+    return [Call((None, value), {}, 0) for value in values]
+
+
+def test_each_block_is_passed_its_own_of_the_samples_that_were_embedded_last() -> None:
+    passing = Passing("model")
+    for samples in (2, 5, 3):
+        own = [torch.randn(samples, samples + 3) for _ in range(3)]  # as an embedding for each block
+        passing.begin(samples)
+        for batch in slices(samples, 2):
+            others = _calls(*(each.roll(1, 0)[batch] for each in own))
+            passing.take(batch, _calls(*(each[batch] for each in own)), lambda others=others: others)
+        passing.finish(torch.device("cpu"))
+        some = torch.tensor([samples - 1, 0])
+        for index, each in enumerate(own):
+            assert torch.equal(passing.call(index, some).args[1], each[some])
+            assert torch.equal(passing.call(index, slice(0, 2)).args[1], each[:2])
+
+
+@pytest.mark.parametrize(
+    ("shape", "differs"),
+    [((2, 4), 1), ((3,), 0), ((1, 4), 0), ((4, 2), 0)],
+    ids=["of later samples only", "of tokens", "of all samples", "samples second"],
+)
+def test_what_differs_and_is_not_each_samples_own_is_refused(shape: tuple[int, ...], differs: int) -> None:
+    passing = Passing("model")
+    passing.begin(4)
+    with pytest.raises(UnsupportedModelError, match="block 0 is passed 'argument 1', which differs from sample to"):
+        for number, batch in enumerate(slices(4, 2)):
+            value = torch.full(shape, float(number >= differs))
+            passing.take(batch, _calls(value), lambda: _calls(torch.zeros(shape)))
+
+
+def test_what_has_other_parts_for_other_samples_is_refused() -> None:
+    passing, value = Passing("model"), torch.zeros(2, 4)
+    passing.begin(2)
+    with pytest.raises(UnsupportedModelError, match="block 0 is passed 'more', which differs from sample to sample"):
+        passing.take(slice(0, 2), _calls(value), lambda: [Call((None, value), {"more": value}, 0)])

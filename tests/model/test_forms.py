@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from reprune.model.forms import Beside, Form, Slot, axes
+from reprune.model.forms import Beside, Form, Slot, axes, is_shared
 
 _SIZES = st.integers(1, 4)
 
@@ -104,9 +105,41 @@ def test_gradients_pass_through_what_is_carried_along() -> None:
         ((1, 64), (3, 64), None),  # no tokens
         ((1, 11, 11), (3, 6, 6), None),  # numbers of pairs of tokens
         ((1, 11, 64), (3, 6), None),
+        ((1, 1, 64), (3, 3, 64), None),  # pairs of samples
+        ((11, 22, 64), (6, 12, 64), None),  # of tokens alone
     ],
 )
 def test_axes_are_told_by_what_changes_with_samples_and_tokens(
     one: tuple[int, ...], other: tuple[int, ...], expected: tuple[int, int] | None
 ) -> None:
     assert axes((torch.Size(one), torch.Size(other)), (torch.Size((1, 11)), torch.Size((3, 6)))) == expected
+
+
+@pytest.mark.parametrize("wrapped", [lambda one: one, lambda one: (one, None), lambda one: [one]])
+def test_what_a_block_puts_out_in_half_precision_is_float32_in_a_stream(wrapped: Callable[[Tensor], Any]) -> None:
+    states, left = torch.randn(2, 3, 4), torch.randn(2, 3, 4).bfloat16()
+    found = Form().leaving(wrapped(left), {}, states)
+    assert found.dtype == torch.float32
+    assert torch.equal(found, left.float())
+
+
+def test_of_what_stands_beside_the_states_a_block_returns_what_it_writes() -> None:
+    slots = (Slot(1, (2,), 1), Slot(2, (3,), 1), Slot(("side", 0, None), (1,), 1))
+    form = Form(rest=(4,), slots=slots, writes=frozenset({1, 2}))
+    stream = torch.randn(2, 3, 10)
+    found = form.beside(stream)
+    assert found.keys() == {2}
+    assert torch.equal(found[2], stream[..., 6:9])
+
+
+def test_a_mapping_that_blocks_write_to_is_another_in_each_pass() -> None:
+    form = Form(rest=(4,), slots=(Slot(("side", 0, None), (1,), 1),), writes=frozenset({0}))
+    shared = {0: torch.ones(2, 3, 1)}  # as a pass before has left it
+    _, kwargs = form.hand((None,), {"side": shared}, torch.randn(2, 3, 5))
+    assert kwargs["side"] == {}
+    assert kwargs["side"] is not shared
+
+
+def test_a_mapping_that_holds_something_is_none_that_blocks_share() -> None:
+    assert is_shared({})
+    assert not any(map(is_shared, ({"cos": 1}, (), [], None)))

@@ -184,13 +184,14 @@ def test_a_span_may_begin_anywhere_in_its_document(without_bos: PreTrainedTokeni
     assert all(starts.count(start) > 8 for start in range(3))  # each is a third's
 
 
+@pytest.mark.parametrize("lines", [True, False], ids=["lines", "one document"])
 def test_a_span_may_be_of_any_part_of_a_running_text(
-    without_bos: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+    without_bos: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch, lines: bool
 ) -> None:
     monkeypatch.setattr(tokens, "PIECE", 100)
-    texts = _texts(*[4] * 100)
+    texts = _texts(*[4] * 100) if lines else ("\n".join(_texts(*[4] * 100)),)
     whole = encode(without_bos, " | ".join(texts)).tolist()
-    with _sources(a=_Given(texts, running=True)):
+    with _sources(a=_Given(texts, running=lines)):
         drawn = [draw_samples(without_bos, [A], [], 1, 16, seed) for seed in range(64)]
     rows = [row for one in drawn for row in (one.calibration[0].tolist(), one.heldout[0].tolist())]
     starts = [next(start for start in range(len(whole)) if whole[start : start + 16] == row) for row in rows]

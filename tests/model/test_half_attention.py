@@ -71,6 +71,8 @@ _CASES = [
     (2, 4, 4, 5, 5, 4, "float", False, None),
     (2, 4, 2, 5, 5, 4, "own", False, None),
     (3, 4, 2, 7, 7, 4, "own", False, 0.5),
+    (2, 4, 2, 6, 6, 4, "none", True, 1.5),  # three times the usual one
+    (2, 4, 2, 5, 5, 4, "own", False, 0.125),
     (2, 2, 1, 3, 9, 4, "bool", False, None),
     (2, 2, 1, 9, 3, 4, "none", True, None),
     (1, 1, 1, 1, 1, 2, "none", True, None),
@@ -102,7 +104,7 @@ def test_values_and_gradients_are_those_of_the_formula(
     monkeypatch.setattr(half_attention, "_NEAR", near)
     monkeypatch.setattr(half_attention, "_AT_ONCE", at_once)
     monkeypatch.setattr(half_attention, "_ROWS", rows)
-    monkeypatch.setattr(half_attention, "scaled_dot_product_attention", _no_kernel)
+    asked = _without_the_kernel(monkeypatch)
     # One of them comes in float32, as what rotary angles were multiplied with does.
     given = [
         _drawn(samples, heads, tokens, size, seed=1).requires_grad_(),
@@ -116,6 +118,7 @@ def test_values_and_gradients_are_those_of_the_formula(
         found = scaled_dot_product_attention(
             *given, attn_mask=mask, is_causal=causal, scale=scale, enable_gqa=heads != key_heads
         )
+    assert asked == [1]
     assert found.dtype == dtype and found.shape == expected.shape
     outer = _drawn(*found.shape, seed=4, dtype=dtype)
     expected.backward(outer.double())
@@ -126,8 +129,21 @@ def test_values_and_gradients_are_those_of_the_formula(
     assert [one.grad.dtype for one in given if one.grad is not None] == [one.dtype for one in given]
 
 
-def _no_kernel(*_: Any, **__: Any) -> None:
-    pytest.fail("the kernel was asked")
+def _without_the_kernel(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Have attention fail where it would ask the kernel; gives a list that gets a 1 for each time it is computed."""
+    attention, asked = half_attention._attention, list[int]()
+
+    def no_kernel(*_: Any, **__: Any) -> None:
+        pytest.fail("the kernel was asked")
+
+    def alone(*args: Any, **kwargs: Any) -> Any:
+        asked.append(1)
+        with pytest.MonkeyPatch.context() as patch:  # not for longer, as attention is told by being that function
+            patch.setattr(half_attention, "scaled_dot_product_attention", no_kernel)
+            return attention(*args, **kwargs)
+
+    monkeypatch.setattr(half_attention, "_attention", alone)
+    return asked
 
 
 @pytest.mark.parametrize(("near", "kept"), [(4 * 16**2, True), (4 * 16**2 - 1, False)])
@@ -199,6 +215,24 @@ def test_what_it_has_no_way_for_is_the_kernels(arguments: tuple[Tensor, ...], mo
         assert found == expected
     else:
         assert isinstance(found, Tensor) and torch.equal(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "more"),
+    [
+        ((_HEADS, _HEADS[:, :2], _HEADS[:, :2]), {}),  # heads that share keys, where nothing says so
+        ((_HEADS, _HEADS, _HEADS[:, :2]), {}),
+        ((_HEADS, _HEADS, _HEADS), {"attn_mask": torch.zeros(3, 1, 6, 6)}),
+    ],
+    ids=["shared keys", "fewer heads of values", "a mask of other samples"],
+)
+def test_what_the_kernel_refuses_is_refused(arguments: tuple[Tensor, ...], more: dict[str, Any]) -> None:
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        expected = _outcome(*arguments, **more)
+        with HalfAttention():
+            found = _outcome(*arguments, **more)
+    assert isinstance(expected, str)
+    assert found == expected
 
 
 def _outcome(*arguments: Tensor, **more: Any) -> Tensor | str:

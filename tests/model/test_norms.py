@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -50,7 +52,9 @@ class _Centred(LlamaRMSNorm):
 
 class _OtherEpsilon(LlamaRMSNorm):
     def forward(self, hidden_states: Tensor) -> Tensor:
-        return self.weight * hidden_states / (hidden_states.square().mean(-1, keepdim=True).sqrt() + 1e-3)
+        return (
+            self.weight * hidden_states / (hidden_states.square().mean(-1, keepdim=True).sqrt() + self.variance_epsilon)
+        )
 
 
 @pytest.mark.parametrize(
@@ -60,6 +64,7 @@ class _OtherEpsilon(LlamaRMSNorm):
         nn.Linear(_HIDDEN, 3),
         _Centred(_HIDDEN),
         _OtherEpsilon(_HIDDEN, eps=1e-3),
+        _OtherEpsilon(_HIDDEN, eps=1e-6),  # which only small states tell apart
         nn.RMSNorm((2, _HIDDEN), eps=1e-3),
         nn.RMSNorm(_HIDDEN),
         nn.Embedding(4, _HIDDEN),
@@ -71,14 +76,16 @@ def test_what_does_something_else_is_not_found(module: nn.Module) -> None:
 
 @norms
 @pytest.mark.parametrize("shape", [(_HIDDEN,), (5, _HIDDEN), (2, 5, _HIDDEN), (2, 5, 3, _HIDDEN), (0, _HIDDEN)])
-@pytest.mark.parametrize("moved", [False, True])
+@pytest.mark.parametrize("moved", [False, True, None])
 @pytest.mark.parametrize("size", [1.0, 1e-2])
 def test_values_and_gradients_are_those_of_the_formula(
-    kind: type[nn.Module], offset: float, shape: tuple[int, ...], moved: bool, size: float
+    kind: type[nn.Module], offset: float, shape: tuple[int, ...], moved: bool | None, size: float
 ) -> None:
     module, states = _norm(kind), size * _drawn(*shape, seed=2)
     if moved and len(shape) > 2:  # as heads are before attention
         states = states.transpose(-3, -2)
+    if moved is None and len(shape) > 3:  # each dimension at another's place
+        states = states.permute(2, 0, 1, 3)
     states.requires_grad_()
     exact, weight = states.detach().double().requires_grad_(), module.weight.detach().double().requires_grad_()
     expected = _twin(exact, weight, offset)
@@ -138,6 +145,14 @@ def test_a_norm_that_is_given_more_runs_as_it_is() -> None:
     with as_one([found], _told):
         assert torch.equal(module(states, gate), expected)
         assert torch.equal(module(hidden_states=states, gate=gate), expected)
+
+
+def test_a_norm_that_runs_another_forward_than_its_classs_is_left_as_it_is() -> None:
+    module = _norm(LlamaRMSNorm)
+    module.forward = given = partial(LlamaRMSNorm.forward, module)  # as hooks of other libraries do it
+    with as_one(find_norms(nn.ModuleList([module])), _told):
+        assert module.forward is given
+    assert module.forward is given
 
 
 @norms

@@ -152,6 +152,8 @@ def test_a_json_array_is_read_as_rows(tmp_path: Path) -> None:
 def test_the_column_is_the_named_one_or_text_or_the_only_strings(tmp_path: Path) -> None:
     both = _parquet(tmp_path / "both.parquet", text=["t"], body=["b"], n=[1])
     only = _parquet(tmp_path / "only.parquet", body=["b"], n=[1])
+    numbered = _parquet(tmp_path / "numbered.parquet", text=["t"], ids=[[1, 2]])
+    assert load_documents(str(numbered), "train").token_ids(0) is None  # which JSON alone may have
     assert list(load_documents(str(both), "train")) == ["t"]
     assert list(load_documents(f"{both}:body", "train")) == ["b"]
     assert list(load_documents(str(only), "train")) == ["b"]
@@ -284,6 +286,30 @@ def test_ptb_reads_the_parquet_conversion(tmp_path: Path, monkeypatch: pytest.Mo
     assert list(test) == ["test one", "two"]
 
 
+def test_a_data_set_of_the_hub_is_read_at_the_revision_that_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    asked: list[tuple[object, ...]] = []
+
+    def load(path: str, config: str | None, **options: object) -> datasets.Dataset:
+        asked.append((path, config, options["split"], options["revision"]))
+        return datasets.Dataset.from_dict({"text": ["a"], "sentence": ["b"]})
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    places = [
+        load_documents(name, "train").place
+        for name in ("org/name@v1.0", "org/name@v1.1", "org/name", "org/name@v1.0:c:part:text", "ptb")
+    ]
+    assert asked == [
+        ("org/name", None, "train", "v1.0"),
+        ("org/name", None, "train", "v1.1"),
+        ("org/name", None, "train", None),
+        ("org/name", "c", "part", "v1.0"),
+        ("ptb-text-only/ptb_text_only", None, "train", "refs/convert/parquet"),
+    ]
+    assert len({*places}) == 5
+
+
 def test_a_directory_is_read_as_the_hub_would_serve_it(tmp_path: Path) -> None:
     _parquet(tmp_path / "train.parquet", body=["a"], title=["x"])
     _parquet(tmp_path / "test.parquet", body=["b"], title=["y"])
@@ -351,6 +377,10 @@ def test_names_of_one_place_are_equal_sources(
     monkeypatch.chdir(tmp_path)
     assert find_source(str(path)) == find_source("rows.jsonl") == find_source("./rows.jsonl")
     assert find_source("rows.jsonl:text") != find_source("rows.jsonl:body")
+    folder = find_source(str(tmp_path))
+    assert isinstance(folder, DataSet)
+    assert folder == find_source(".") == find_source(f"../{tmp_path.name}")
+    assert folder.name == tmp_path.name
     assert find_source("manual") == Manual()
 
 

@@ -108,6 +108,7 @@ def test_sources_in_a_recipe_file_are_those_beside_it(tmp_path: Path) -> None:
     for name in ("a.txt", "b=3.txt"):
         (tmp_path / name).touch()
     (tmp_path / "year=2024").mkdir()
+    (tmp_path / "c4").mkdir()  # which is no name of it
     here = {name: str(tmp_path / name) for name in ("a.txt", "a.txt=8", "b=3.txt=2", "year=2024", "year=2024=5")}
     file = tmp_path / "recipe.yaml"
     file.write_text(f"calibration: [{', '.join(here)}, c4=3, c.txt, org/name]\nheldout: [a.txt=2]\nexclude: [a.txt]\n")

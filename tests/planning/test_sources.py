@@ -200,11 +200,19 @@ def test_rows_may_hold_the_tokens_they_were_generated_as(write_jsonl: Write, col
 
 def test_ids_that_are_not_lists_of_whole_numbers_are_no_tokens(write_jsonl: Write) -> None:
     assert load_documents(str(write_jsonl({"text": "a", "ids": 7})), "train").token_ids(0) is None
+    both = write_jsonl({"text": "a", "ids": [1], "token_ids": [2]}, name="both.jsonl")
+    assert load_documents(str(both), "train").token_ids(0) == [2]
     assert load_documents(str(write_jsonl({"text": "a", "ids": ["x"]})), "train").token_ids(0) is None
 
 
 def test_a_row_without_text_is_an_empty_document(write_jsonl: Write) -> None:
     assert list(load_documents(str(write_jsonl("a", {"text": None}, "b")), "train")) == ["a", "", "b"]
+
+
+def test_lines_without_a_row_are_passed_over(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('\n{"text": "a"}\n\n{"text": "b"}\n\n')
+    assert list(load_documents(str(path), "train")) == ["a", "b"]
 
 
 def test_a_changed_file_is_read_anew_and_leaves_nothing_behind(
@@ -218,6 +226,8 @@ def test_a_changed_file_is_read_anew_and_leaves_nothing_behind(
     assert (list(first), list(second)) == (["before"], ["after!"])
     del first, second
     gc.collect()
+    with pytest.raises(InputError, match="at least one row of text"):
+        load_documents(str(write_jsonl(" ")), "train")
     assert not list(scratch.iterdir())
     assert not list(_own_cache.iterdir())
 
@@ -435,6 +445,7 @@ def test_a_name_that_is_nothing_is_refused_with_the_nearest(name: str, message: 
         ("a.txt", b"", r"empty"),
         ("a.txt", b" \n", r"empty"),
         ("a.txt", b"one\ntw\xe9 o\n", r"line 2: expected UTF-8, but byte 0xe9"),
+        ("a.txt", "one\ntwo\n".encode("utf-16-be"), r"line 1: expected text in UTF-8, but it has a zero byte"),
         ("a.txt", "one\ntwo\n".encode("utf-16-le"), r"line 1: expected text in UTF-8, but it has a zero byte"),
         ("a.txt.gz", gzip.compress(b"one\nt\0wo", mtime=0), r"line 2: expected text in UTF-8, but it has a zero byte"),
         ("a.txt.gz", b"no gzip", r"expected a file that can be read"),

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reprune.model.linears import Linear, Stack, find_linears
@@ -104,3 +108,66 @@ def test_matrices_that_a_block_multiplies_by_in_einsum_are_found() -> None:
     assert torch.equal(block(x), x)
     assert not torch.equal(before, x)
     assert all(isinstance(linear.stack, Stack) for linear in linears)
+
+
+class _Experts(nn.Module):
+    """A block with a parameter of three matrices (rows, columns), or of as many the other way about."""
+
+    def __init__(self, way: Callable[[Tensor, Tensor], None], turned: bool) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(3, 4, 6) if turned else torch.randn(3, 6, 4))
+        self._way, self._turned = way, turned
+
+    def forward(self, x: Tensor) -> None:
+        self._way(x, self.weight.mT if self._turned else self.weight)
+
+
+_ALL = torch.zeros(3, 5, 6)
+_WAYS: dict[str, Callable[[Tensor, Tensor], Any]] = {
+    "linear": lambda x, w: [F.linear(one, own) for one, own in zip(x, w, strict=True)],
+    "linear by name": lambda x, w: [F.linear(input=one, weight=own) for one, own in zip(x, w, strict=True)],
+    "@": lambda x, w: [one @ own.T for one, own in zip(x, w, strict=True)],
+    "@ from the left": lambda x, w: [own @ one.T for one, own in zip(x, w, strict=True)],
+    "rmatmul": lambda x, w: [own.T.__rmatmul__(one) for one, own in zip(x, w, strict=True)],
+    "mm": lambda x, w: [torch.mm(one, own.T) for one, own in zip(x, w, strict=True)],
+    "addmm": lambda x, w: [torch.addmm(_ALL[0], one, own.T) for one, own in zip(x, w, strict=True)],
+    "matmul": lambda x, w: torch.matmul(x, w.mT),
+    "bmm": lambda x, w: torch.bmm(x, w.mT),
+    "bmm from the left": lambda x, w: torch.bmm(w, x.mT),
+    "baddbmm": lambda x, w: torch.baddbmm(_ALL, x, w.mT),
+    "einsum": lambda x, w: torch.einsum("etc,erc->etr", x, w),
+}
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("way", _WAYS.values(), ids=_WAYS.keys())
+def test_experts_are_found_however_they_are_multiplied_by(way: Callable[[Tensor, Tensor], None], turned: bool) -> None:
+    block, x = _Experts(way, turned), torch.randn(3, 5, 4)
+    x[..., 1] = 0.0  # of a token that is routed to an expert some numbers may be zero
+    x[0, 1:], x[1, :3], x[2] = 0.0, 0.0, 0.0  # of five tokens one goes to the first, two to the second
+    (stack,) = find_stacks(block, lambda: block(x), 5)
+    strides = (1, 6) if turned else (4, 1)
+    assert stack == Stack("weight", 3, (6, 4), strides, "weight", per_token=3 / 5)
+    linears = find_linears(block, [stack])
+    reached: dict[str, Tensor] = {}
+
+    def saw(linear: Linear, inputs: Tensor) -> None:
+        reached[linear.name] = inputs
+
+    with torch.no_grad(), watched_products(linears, saw):
+        block(x)
+    for number, (linear, routed) in enumerate(zip(linears, (x[0, :1], x[1, 3:], x[2, :0]), strict=True)):
+        assert torch.equal(linear.matrix(), block.weight[number].T if turned else block.weight[number])
+        assert torch.equal(reached[linear.name], routed)
+
+
+def test_a_parameter_that_is_multiplied_by_in_parts_of_several_kinds_is_no_stack() -> None:
+    x = torch.randn(3, 5, 4)
+    for way in (
+        lambda x, w: [x[0] @ w[0].T, x[1] @ w[1, :5].T],  # of another shape
+        lambda x, w: [x[0] @ w[0].T, x[1] @ w[1, :4]],
+        lambda x, w: [x[0] @ w[0, 1:].T, x[1] @ w[1, 1:].T],  # not one after the other
+        lambda x, w: [x[0, :, :2] @ w[0, :, :2].T],
+    ):
+        block = _Experts(way, False)
+        assert find_stacks(block, lambda block=block: block(x), 5) == []

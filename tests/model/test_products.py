@@ -168,6 +168,57 @@ def test_a_parameter_that_is_multiplied_by_in_parts_of_several_kinds_is_no_stack
         lambda x, w: [x[0] @ w[0].T, x[1] @ w[1, :4]],
         lambda x, w: [x[0] @ w[0, 1:].T, x[1] @ w[1, 1:].T],  # not one after the other
         lambda x, w: [x[0, :, :2] @ w[0, :, :2].T],
+        lambda x, w: [x[0] @ w.flatten(0, 1)[1:3].T],  # as if it were one of nine, but for where it begins
+        lambda x, w: [x[0] @ w.flatten(0, 1)[:5].T],
+        lambda x, w: [x[0] @ w.flatten(0, 1)[:4].T, x[1] @ w.flatten(0, 1)[4:8]],  # one as it is, one turned
     ):
         block = _Experts(way, False)
         assert find_stacks(block, lambda block=block: block(x), 5) == []
+
+
+class _Mixed(nn.Module):
+    """A block of two layers of experts that all tokens pass, one matrix alone, and a linear."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.alone = nn.Parameter(torch.randn(1, 6, 4))
+        self.up = nn.Parameter(torch.zeros(3, 6, 4))
+        self.down = nn.Parameter(torch.randn(3, 4, 6))
+        self.out = nn.Linear(4, 4)
+        self.free = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        F.linear(x, self.alone[0])
+        for up, down in zip(self.up, self.down, strict=True):
+            F.linear(x, up)
+            x = x + F.linear(F.linear(x, up), down)
+        return self.out(x @ self.free.weight.T)
+
+
+def test_a_linear_whose_module_runs_is_no_stack_and_what_zeros_reach_has_the_tokens_of_what_they_come_from() -> None:
+    block, x = _Mixed(), torch.randn(5, 4)
+    found = {one.parameter: one for one in find_stacks(block, lambda: block(x), 5)}
+    assert found.keys() == {"alone", "up", "down", "free.weight"}
+    assert [(one.count, one.per_token, one.routed) for one in found.values()] == [
+        (1, 1.0, False),
+        (3, 3.0, False),  # though each token passes each of them twice
+        (3, 3.0, False),
+        (1, 1.0, False),
+    ]
+
+
+def test_one_matrix_and_experts_that_read_the_same_do_not_share() -> None:
+    class _Same(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one = nn.Parameter(torch.randn(1, 6, 4))
+            self.three = nn.Parameter(torch.randn(3, 6, 4))
+            self.more = nn.Parameter(torch.randn(3, 5, 4))
+
+        def forward(self, x: Tensor) -> None:
+            for weight in (*self.one, *self.three, *self.more):
+                F.linear(x, weight)
+
+    block, x = _Same(), torch.randn(5, 4)
+    stacks = find_stacks(block, lambda: block(x), 5)
+    assert [(one.parameter, one.shares) for one in stacks] == [("one", "one"), ("three", "three"), ("more", "three")]

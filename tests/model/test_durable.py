@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import os
+import re
 import signal
+import stat
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -166,3 +171,44 @@ def test_a_folder_that_is_not_there_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         write_text(tmp_path / "missing" / "file", "new")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_line_and_the_name_of_its_file_are_on_disk_before_the_return(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, synced, fsync = tmp_path / "lines", list[str](), os.fsync
+
+    def watch(descriptor: int) -> None:
+        synced.append("folder" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else path.read_text())
+        fsync(descriptor)
+
+    monkeypatch.setattr(durable.os, "fsync", watch)
+    append_line(path, "one")
+    append_line(path, "two")
+    assert synced == ["one\n", "folder", "one\ntwo\n", "folder"]
+
+
+def test_a_line_that_cannot_be_forced_to_disk_is_taken_out_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "lines"
+    append_line(path, "one")
+
+    def full(_: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(durable.os, "fsync", full)
+    with pytest.raises(OSError, match=re.escape(str(path))):
+        append_line(path, "two")
+    assert path.read_text() == "one\n"
+
+
+def test_a_line_that_the_system_takes_in_parts_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Slow(io.FileIO):
+        def write(self, data: Any, /) -> int:
+            return super().write(bytes(data)[:3])
+
+    monkeypatch.setattr(Path, "open", lambda path, mode, buffering: Slow(path, mode))
+    append_line(tmp_path / "lines", "a line of some length")
+    monkeypatch.undo()
+    assert (tmp_path / "lines").read_text() == "a line of some length\n"

@@ -170,7 +170,7 @@ def test_a_parameter_that_is_multiplied_by_in_parts_of_several_kinds_is_no_stack
         lambda x, w: [x[0, :, :2] @ w[0, :, :2].T],
         lambda x, w: [x[0] @ w.flatten(0, 1)[1:3].T],  # as if it were one of nine, but for where it begins
         lambda x, w: [x[0] @ w.flatten(0, 1)[:5].T],
-        lambda x, w: [x[0] @ w.flatten(0, 1)[:4].T, x[1] @ w.flatten(0, 1)[4:8]],  # one as it is, one turned
+        lambda x, w: [x[0, :, :2] @ w.view(-1, 2)[:2].T, x[1, :, :2] @ w.view(-1, 2)[2:4]],  # one as it is, one turned
     ):
         block = _Experts(way, False)
         assert find_stacks(block, lambda block=block: block(x), 5) == []

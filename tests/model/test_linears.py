@@ -126,3 +126,11 @@ def test_routers_are_the_linears_beside_experts_that_have_an_output_for_each_or_
     assert find_routers(_Mixture(), [stack]) == {"mlp.gate", "mlp.shared_gate", "listed.router"}
     heads = Stack("mlp.experts.up", 3, (6, 4), (4, 1), "mlp.experts.up", 3.0)  # every token passes through all
     assert find_routers(_Mixture(), [heads]) == {"listed.router"}
+
+
+def test_only_a_parameter_that_is_one_matrix_as_it_lies_is_whole() -> None:
+    assert Linear.of("", nn.Linear(3, 2)).is_whole
+    assert not Linear.of("", Conv1D(2, 3)).is_whole
+    assert not Linear.of("", Conv1D(3, 3)).is_whole  # of the same shape, but turned
+    assert not Linear("", nn.Parameter(torch.zeros(2, 3, 4)), (3, 4), (4, 1)).is_whole
+    assert not Linear("", nn.Parameter(torch.zeros(3, 4)), (3, 4), (4, 1), 12).is_whole

@@ -298,3 +298,10 @@ def test_a_file_that_the_system_does_not_map_is_refused_by_name(
     monkeypatch.setattr(checkpoint, "safe_open", refuse)
     with pytest.raises(InputError, match=r"model\.safetensors: cannot be mapped .* 93405723800 bytes .*max_shard_size"):
         Checkpoint(_folder(tmp_path, model=_tensors()))
+
+
+def test_without_an_index_the_files_of_the_usual_name_are_the_models(tmp_path: Path) -> None:
+    parts = {"model-00001-of-00002": {"a": torch.ones(1)}, "model-00002-of-00002": {"b": torch.ones(2)}}
+    folder = _folder(tmp_path / "model", **parts, other={"a": torch.ones(3), "c": torch.ones(4)})
+    assert {name: entry.shape for name, entry in Checkpoint(folder).entries.items()} == {"a": (1,), "b": (2,)}
+    assert Checkpoint(_folder(tmp_path / "named", other={"c": torch.ones(4)})).entries.keys() == {"c"}

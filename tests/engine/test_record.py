@@ -73,7 +73,7 @@ def _window(
         Epoch(number, number / 10, error, 10 * error, 0.02, 0.2, number <= alone)
         for number, error in enumerate((0.5, 0.3, 0.4), 1)
     )
-    fit = Fit(before, epochs, planned, kept, guarded, 0.3, ("of the fit",))
+    fit = Fit(before, epochs, planned, kept, guarded, 0.3)
     solver = resolve_recipe("model", {"reconstruct": "BR+GP+CR"}, settings=[f"solver.loss={loss}"]).solver
     ridges = {1: {("a", "b"): 0.1, ("c",): None}}
     features = FeatureStatistics(1.0, 0.25, torch.ones(2))
@@ -102,7 +102,7 @@ def test_a_windows_errors_are_those_before_and_after_in_the_measure_of_its_loss(
         assert start["standardized_heldout_error"]["kept"] == 6.0
     assert found["largest_feature"] == 0.25
     assert found["relative_lr"] == 0.3
-    assert found["notes"] == ["of pruning", "of the fit"]
+    assert found["notes"] == ["of pruning"]
     assert found["least_squares"] == [
         {"block": 1, "linears": ["a", "b"], "ridge": 0.1},
         {"block": 1, "linears": ["c"], "ridge": None},

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from io import TextIOWrapper
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -51,6 +51,10 @@ from reprune.doors.command.study import study
 from reprune.errors import InputError
 from reprune.math.launch import launched
 from reprune.model.garbage import few_searches
+
+if TYPE_CHECKING:  # what takes long to import is imported where it is used
+    from reprune.engine.watcher import Watcher
+    from reprune.planning.recipe import Recipe
 
 _TOGETHER = ("prune", "resume", "generate")
 """What several processes do together."""
@@ -119,8 +123,8 @@ def prune(
         from reprune.doors.command.views import show_result
         from reprune.doors.progress import watching
 
-        made = _recipe(model, recipe, settings, **given)
         with watching(quiet or not ranks.first, verbose) as watcher:
+            made = _recipe(watcher, model, recipe, settings, **given)
             record = prune_by_recipe(made, out, watcher, ranks=ranks)
         if ranks.first and not quiet:
             show_result(record, out)
@@ -163,6 +167,7 @@ def plan(
     ] = None,
 ) -> None:
     """Show what `prune` with the same flags would do; loads no weights. Exit code 2 if it would refuse."""
+    given = _given(locals())
     with exit_codes():
         from reprune.doors.command.views import show_plan
         from reprune.doors.planned import make_crew, plan_by_recipe
@@ -170,8 +175,8 @@ def plan(
         from reprune.engine.machines import find_machine
 
         machine = None if on is None else find_machine(on)
-        made = _recipe(model, recipe, settings, **_given(locals()))
         with watching(quiet, verbose=False) as watcher:
+            made = _recipe(watcher, model, recipe, settings, **given)
             planned = plan_by_recipe(made, watcher, machine, make_crew(ranks, network, machine), out)
         if quiet and planned.refusals:
             raise InputError("\n".join(planned.refusals))
@@ -252,12 +257,15 @@ def _given(arguments: dict[str, Any]) -> dict[str, Any]:
     return {name: arguments[name] for name in names if arguments[name] is not False}
 
 
-def _recipe(model: str, file: Path | None, settings: Sequence[str] | None, **flags: Any) -> Any:
-    from reprune.doors.prepare import nested_flags
+def _recipe(watcher: Watcher, model: str, file: Path | None, settings: Sequence[str] | None, **flags: Any) -> Recipe:
+    from reprune.doors.prepare import nested_flags, said_trusting
     from reprune.planning.layers import read_recipe, resolve_recipe
 
     content = read_recipe(file) if file is not None else {}
-    return resolve_recipe(model, content, nested_flags(**flags), settings or ())
+    made = resolve_recipe(model, content, nested_flags(**flags), settings or ())
+    if said := said_trusting(file, content, made, flags.get("trust_remote_code")):
+        watcher.note(said)
+    return made
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Errors say the same in every process that they are sent to."""
+"""Errors say the same in every process that they are sent to, and a lack of memory is known by what it says."""
 
 from __future__ import annotations
 
@@ -6,7 +6,14 @@ import pickle
 
 import pytest
 
-from reprune.errors import HalfPrecisionError, InputError, NumericalError, RepruneError, UnsupportedModelError
+from reprune.errors import (
+    HalfPrecisionError,
+    InputError,
+    NumericalError,
+    RepruneError,
+    UnsupportedModelError,
+    out_of_memory,
+)
 
 
 @pytest.mark.parametrize("kind", [HalfPrecisionError, InputError, NumericalError, UnsupportedModelError])
@@ -15,3 +22,18 @@ def test_an_error_that_is_sent_says_the_same(kind: type[RepruneError]) -> None:
     sent = pickle.loads(pickle.dumps(error))
     assert type(sent) is kind
     assert (str(sent), vars(sent)) == (str(error), vars(error))
+
+
+@pytest.mark.parametrize(
+    ("said", "lacks"),
+    [
+        ("CUDA error: out of memory\nCUDA kernel errors might be reported elsewhere", True),
+        ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", True),
+        ("cuDNN error: CUDNN_STATUS_ALLOC_FAILED", True),
+        ("Triton Error [CUDA]: out of memory", True),
+        ("CUDA error: an illegal memory access was encountered", False),
+        ("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED", False),
+    ],
+)
+def test_of_what_a_gpu_says_a_lack_of_memory_is_told_from_a_fault(said: str, lacks: bool) -> None:
+    assert (out_of_memory(RuntimeError(said)) is not None) == lacks

@@ -58,9 +58,17 @@ def short(error: BaseException, most: int = 200) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split()):.{most}}"
 
 
-_LACKS_MEMORY = ("can't allocate memory", "Cannot allocate memory", "bad_alloc")
+_LACKS_MEMORY = (
+    "can't allocate memory",
+    "Cannot allocate memory",
+    "bad_alloc",
+    ": out of memory",
+    "STATUS_ALLOC_FAILED",
+)
 _MAY_LACK_MEMORY = ("could not create a primitive", "could not create a memory")  # oneDNN gives no reason
-"""How errors of PyTorch read, on a CPU, where memory runs out."""
+"""How errors of PyTorch, and of the libraries that it runs on a GPU, read where memory runs out."""
+_OF_A_GPU = ("CUDA error", "CUDA driver error", "cuDNN error", "cusolver error", "HIP error", "Triton Error")
+"""How errors begin that a GPU, its driver or the libraries on it report."""
 
 
 def out_of_memory(error: BaseException) -> str | None:
@@ -71,6 +79,11 @@ def out_of_memory(error: BaseException) -> str | None:
     if not (told or perhaps or isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"):
         return None
     return f"{'probably ' if perhaps else ''}out of memory{f' ({said[:160]})' if said else ''}"
+
+
+def is_of_gpu(error: BaseException) -> bool:
+    """Whether a GPU or its driver is at fault, or the libraries on it, whatever code ran there."""
+    return isinstance(error, RuntimeError) and str(error).startswith(_OF_A_GPU)
 
 
 def is_expected(error: BaseException) -> bool:

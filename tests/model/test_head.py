@@ -234,6 +234,15 @@ def test_a_model_that_gives_no_logits_is_refused_with_what_it_raises(
         losses(IDS)
 
 
+@pytest.mark.parametrize("said", ["CUDA error: an illegal memory access", "cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"])
+def test_a_fault_of_a_gpu_is_not_laid_to_the_model(said: str) -> None:
+    model = tiny.build("llama")
+    losses = TokenLosses(model, FLOAT32)
+    model.model.forward = Mock(side_effect=RuntimeError(said))
+    with pytest.raises(RuntimeError, match=f"^{said}$"):
+        losses(IDS)
+
+
 def test_what_goes_in_float32_alone_is_said_to_do_so() -> None:
     model = tiny.build("llama")
     model.forward = Mock(side_effect=RuntimeError("mat1 and mat2 must have the same dtype"))

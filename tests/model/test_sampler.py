@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -175,6 +176,13 @@ def test_a_model_without_a_cache_is_refused() -> None:
     model = tiny.build("llama")
     model.config.use_cache = False
     with pytest.raises(InputError, match="keeps no keys and values"):
+        Sampler(model, FLOAT32)
+
+
+def test_a_fault_of_a_gpu_is_not_laid_to_the_cache() -> None:
+    model = tiny.build("llama")
+    model.model.forward = Mock(side_effect=RuntimeError("CUDA error: an illegal memory access"))
+    with pytest.raises(RuntimeError, match=r"^CUDA error"):
         Sampler(model, FLOAT32)
 
 

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from reprune.errors import InputError, is_expected, short
+from reprune.errors import InputError, is_expected, is_of_gpu, short
 from reprune.model.block import Precision
 from reprune.model.uncached import uncached
 
@@ -198,7 +198,7 @@ def _told(model: Any) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if is_expected(error):
+        if is_expected(error) or is_of_gpu(error):
             raise
         raise InputError(
             f"{type(model).__name__}: it gives no logits of token ids alone ({short(error, 160)}), so its losses are "

@@ -14,7 +14,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from reprune.errors import InputError, NumericalError, is_expected, short
+from reprune.errors import InputError, NumericalError, is_expected, is_of_gpu, short
 from reprune.model.block import Precision
 from reprune.model.whole import cache_argument
 
@@ -97,7 +97,7 @@ class Sampler:
             off = float(((found - whole).norm(dim=1) / (whole - whole.mean(1, keepdim=True)).norm(dim=1)).min())
             reason = f"next tokens are {off:.0%} off" if off > _OFF else None
         except Exception as error:  # the library raises nearly anything where a cache is not what a model expects
-            if is_expected(error):
+            if is_expected(error) or is_of_gpu(error):
                 raise
             reason = short(error, 160)
         if reason is not None:

@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+import transformers as tf
 from torch import Tensor, nn
 
 from reprune.model.block import Precision
 from reprune.model.head import TokenLosses
+from reprune.model.recorder import fill_with_nothing
 from reprune.model.skeleton import Skeleton
 from reprune.model.uncached import uncached
 
@@ -49,3 +51,17 @@ def test_a_model_that_cannot_be_told_is_found_and_measured_as_any_other(
     monkeypatch.setattr(odd.OddModel, "forward", untold)
     assert Skeleton(folder).running == (0, 1, 2)
     assert torch.equal(TokenLosses(model, Precision())(IDS), expected)
+
+
+def test_parts_of_a_model_that_cannot_be_told_make_no_cache(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    forward = tf.LlamaForCausalLM.forward
+
+    def untold(self: tf.LlamaForCausalLM, input_ids: Tensor) -> Any:
+        return forward(self, input_ids)
+
+    expected = [call.kwargs for call in Skeleton(llama).record(IDS, fill_with_nothing)[1]]
+    monkeypatch.setattr(tf.LlamaForCausalLM, "forward", untold)
+    skeleton = Skeleton(llama)
+    calls = skeleton.record(IDS, fill_with_nothing)[1]
+    assert [call.kwargs.keys() for call in calls] == [kwargs.keys() for kwargs in expected]
+    assert skeleton.config.use_cache, "as it was"

@@ -258,6 +258,11 @@ def test_linears_whose_weights_are_used_otherwise_are_refused_where_they_are_muc
     found.check()
     assert found.blocks[0].idle == found.blocks[0].read == ("gate", "value")
     assert found.blocks[0].groups == (("up",), ("down",))
+    monkeypatch.setattr("reprune.planning.survey._IDLE", 0.3)
+    refusals = survey(decoder, _HALF, Choice()).refusals
+    assert [refusal.partition(" is used, ")[0].split()[-1] for refusal in refusals] == ["gate", "value"]
+    assert all("and all that do not run are 33% of the block" in refusal for refusal in refusals)
+    survey(decoder, _HALF, Choice(exclude=("gate",))).check()
 
 
 @pytest.mark.parametrize("original", [True, False])

@@ -142,20 +142,22 @@ def _survey_block(
     running = {name for group in groups for name in group}
     idle = [linear for linear in linears if linear.name not in running | dense | routers]
     read = decoder.weightless.read(index) if idle else set()
-    much = sum(math.prod(linear.shape) for linear in idle) > _IDLE * sum(math.prod(linear.shape) for linear in linears)
+    all_idle, all_of = (sum(math.prod(linear.shape) for linear in some) for some in (idle, linears))
+    much = all_idle > _IDLE * all_of and index in decoder.skeleton.running
     for linear in idle:
         share, leave = math.prod(linear.shape) / whole, f"leave it dense with --set 'exclude=[\"{linear.name}\"]'"
-        if linear.name in read:
-            if share > _LARGE:
-                refusals.append(
-                    (
-                        index,
-                        f"the weight of the linear {linear.name} is used, but inputs are not multiplied by it as it "
-                        f"is, so it cannot be pruned, and it is {share:.0%} of the block; {leave}",
-                    )
+        if linear.name not in read:
+            if much:
+                refusals.append((index, f"the linear {linear.name} never runs; {leave}"))
+        elif share > _LARGE or much:
+            part = f"it is {share:.0%}" if share > _LARGE else f"all that do not run are {all_idle / whole:.0%}"
+            refusals.append(
+                (
+                    index,
+                    f"the weight of the linear {linear.name} is used, but inputs are not multiplied by it as it is, so "
+                    f"it cannot be pruned, and {part} of the block; {leave}",
                 )
-        elif much and index in decoder.skeleton.running:
-            refusals.append((index, f"the linear {linear.name} never runs; {leave}"))
+            )
     left = (tuple(name for name in group if name not in dense | routers) for group in groups)
     return (
         BlockSurvey(

@@ -21,6 +21,7 @@ Quirk = Literal[
     "likely name",  # a module before the blocks has a name that begins with theirs
     "of a class",  # the model asks of which class a block is before it calls it
     "by weights",  # blocks multiply by the weights of linears whose modules they never run
+    "by weights, by values",  # the same, and they look at a value
     "shared linear",  # a linear of each block runs twice
     "beside, of tokens",  # blocks hand the next one a number of each token beside the states
     "beside, of tokens, to the end",  # the same, and the model adds the last block's to the states
@@ -95,7 +96,9 @@ class _Block(nn.Module):
         if self.quirk == "joined":
             gate, value = nn.functional.linear(x, torch.cat([self.gate.weight, self.value.weight])).chunk(2, -1)
             inner = inner + (gate * value).repeat(1, 1, 2)
-        if self.quirk == "by weights":
+        if self.quirk == "by weights, by values":
+            x = x * float(x.isfinite().all())
+        if self.quirk.startswith("by weights"):
             return x + torch.relu(nn.functional.linear(x, self.up.weight, self.up.bias)) @ self.down.weight.T
         out = x.add_(self.down(inner)) if self.quirk == "in place" else x + self.down(inner)
         if self.quirk == "stray matrix":

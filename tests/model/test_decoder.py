@@ -275,6 +275,7 @@ def test_products_in_bfloat16_leave_weights_and_states_in_float32(name: str, fol
         "outer buffer",
         "likely name",
         "by weights",
+        "by weights, by values",
         "shared linear",
         "side list",
         "idle linear",
@@ -297,8 +298,11 @@ def test_a_linear_that_runs_twice_is_a_group_of_its_own_and_one_that_never_runs_
     assert _names(idle.weightless.groups(0)) == [("up",), ("down",)]
 
 
-def test_linears_whose_weights_are_multiplied_by_without_their_modules_are_found(tmp_path: Path) -> None:
-    decoder = Decoder(odd.save("by weights", tmp_path))
+@pytest.mark.parametrize("quirk", ["by weights", "by weights, by values"])
+def test_linears_whose_weights_are_multiplied_by_without_their_modules_are_found(
+    quirk: odd.Quirk, tmp_path: Path
+) -> None:
+    decoder = Decoder(odd.save(quirk, tmp_path))
     groups = decoder.weightless.groups(0)
     assert _names(groups) == [("up",), ("down",)]
     assert not any(group.expert for group in groups)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Hashable
+from contextlib import suppress
 from functools import cache, partial
 from typing import final
 
@@ -57,24 +58,25 @@ class Weightless:
         """The parameters of a block that hold many matrices; whatever a block raises that cannot be run so."""
         kind = self._kind(index)
         if kind not in self._stacks:
-            if self._is_of_modules(index):
-                self._stacks[kind] = ()
-            else:
-                real, states, call = self._near(index)
-                block = Block(index, real, torch.device("cpu"), Precision())
-                self._stacks[kind] = tuple(find_stacks(real, lambda: _run(block, states, call), states.shape[1]))
+            of_linears = not candidates(self._skeleton.blocks[index])
+            self._stacks[kind] = self._of_linears(index) if of_linears else self._found_stacks(index)
         return self._stacks[kind]
 
-    def _is_of_modules(self, index: int) -> bool:
-        """Whether a block multiplies by nothing but linears that it runs as modules; most do."""
-        module = self._skeleton.blocks[index]
-        if candidates(module):
-            return False
+    def _of_linears(self, index: int) -> tuple[Stack, ...]:
+        """The same of a block of linears alone: most run all of them as modules, and are not run once more for it."""
         try:
             called = {name for group in self._called_groups(index) for name in group.names}
-        except Exception:  # where tokens go depends on values: the groups show when the block is loaded
-            return True
-        return all(linear.name in called for linear in find_linears(module))
+        except Exception:  # it looks at values: it is run with some, and what groups there are shows when it is loaded
+            with suppress(Exception):
+                return self._found_stacks(index)
+            return ()
+        linears = find_linears(self._skeleton.blocks[index])
+        return () if all(linear.name in called for linear in linears) else self._found_stacks(index)
+
+    def _found_stacks(self, index: int) -> tuple[Stack, ...]:
+        real, states, call = self._near(index)
+        block = Block(index, real, torch.device("cpu"), Precision())
+        return tuple(find_stacks(real, lambda: _run(block, states, call), states.shape[1]))
 
     def groups(self, index: int) -> list[LinearGroup]:
         """The linear groups of a block, its linears without values; whatever a block raises that cannot be run so."""

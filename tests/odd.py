@@ -40,6 +40,7 @@ Quirk = Literal[
     "per sample",  # blocks are given a tensor that depends on the tokens
     "per sample, nested",  # the same, within a dict
     "per sample, in an object",  # the same, within an object
+    "per sample, in its own object",  # the same, within an object that lies within another, and that within itself
     "per sample, a number",  # the same, as a number
     "beside",  # blocks hand the next one something beside the states that is no token's
     "beside, numbers",  # the same, whole numbers
@@ -110,7 +111,8 @@ class _Block(nn.Module):
                 out = out + value
             side["seen"] = out.mean(-1, keepdim=True) if self.quirk == "by name, of tokens" else out.mean()
         elif side is not None and self.quirk != "beside, of no use":
-            out = out + (side["nested"] if isinstance(side, dict) else getattr(side, "nested", side))
+            held = side.me.within if self.quirk == "per sample, in its own object" else side
+            out = out + (held["nested"] if isinstance(held, dict) else getattr(held, "nested", held))
         if self.quirk.startswith("beside, of tokens"):
             return out, out.mean(-1, keepdim=True)
         if self.quirk == "beside, numbers":
@@ -193,6 +195,10 @@ class _Base(nn.Module):
                 return block(states, side={"nested": ids.unsqueeze(-1).float()})
             case "per sample, in an object":
                 return block(states, side=_Side(ids.unsqueeze(-1).float()))
+            case "per sample, in its own object":
+                side = SimpleNamespace(within=_Side(ids.unsqueeze(-1).float()))
+                side.me = side
+                return block(states, side=side)
             case "cache":
                 return block(states, cache=tf.DynamicCache())
             case "per sample, a number":

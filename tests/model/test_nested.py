@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers.utils import ModelOutput
 
-from reprune.model.nested import parts, with_tensors
+from reprune.model.nested import leaves, parts, with_tensors
 
 
 class _Named(NamedTuple):
@@ -34,6 +34,17 @@ class _Plain:
         self.mask = mask
 
 
+class _Slotted:
+    __slots__ = ("mask",)
+
+    def __init__(self, mask: Any) -> None:
+        self.mask = mask
+
+
+class _AndMore(_Slotted):
+    """Has a dictionary too."""
+
+
 _ONE = torch.ones(2)
 
 
@@ -48,6 +59,9 @@ _ONE = torch.ones(2)
         (_Output(_ONE), lambda made: made.mask),
         (_Plain(_ONE), lambda made: made.mask),
         (_Plain([{"deep": _ONE}]), lambda made: made.mask[0]["deep"]),
+        (_Plain(_Plain((_Frozen(_ONE),))), lambda made: made.mask.mask[0].mask),
+        (_Slotted(_ONE), lambda made: made.mask),
+        (_AndMore(_Plain(_ONE)), lambda made: made.mask.mask),
         ({"side": (_Frozen(_ONE),)}, lambda made: made["side"][0].mask),
     ],
 )
@@ -58,7 +72,20 @@ def test_a_tensor_is_replaced_wherever_it_lies_and_the_value_stays_as_it_was(val
     assert mask(value) is _ONE
 
 
-@pytest.mark.parametrize("value", [None, 3, "a", torch.float32, nn.Linear(2, 2), _Frozen, _Plain(3), object()])
+@pytest.mark.parametrize("value", [None, 3, "a", torch.float32, nn.Linear(2, 2), _Frozen, _Plain(_Plain(3)), object()])
 def test_what_holds_no_tensor_is_one_thing(value: Any) -> None:
     assert parts(value) is None
     assert with_tensors(value, lambda _: pytest.fail("a tensor was found")) is value
+
+
+def test_an_object_within_itself_is_gone_through_once_and_its_copy_lies_within_itself() -> None:
+    value, inner = _Plain(_ONE), _Plain(None)
+    value.inner, inner.around = inner, [value]  # type: ignore[attr-defined]  # as those of any class
+    assert [place for place, _ in leaves(value, ())] == [("mask",), ("inner", "mask"), ("inner", "around", 0)]
+    made = with_tensors(value, lambda tensor: 2 * tensor)
+    assert torch.equal(made.mask, 2 * _ONE)
+    assert made.inner is not inner
+    assert made.inner.around[0] is made
+    assert inner.around[0] is value  # type: ignore[attr-defined]
+    inner.around, value.mask = [inner], None  # type: ignore[attr-defined]
+    assert parts(inner) is None

@@ -26,7 +26,9 @@ def test_blocks_that_are_passed_a_number_of_each_batch_are_refused(size: int, tm
 
 @pytest.mark.parametrize("in_memory", [0, 2**30])
 @pytest.mark.parametrize("size", [1, 3, 7])
-@pytest.mark.parametrize("quirk", ["per sample", "per sample, nested", "per sample, in an object"])
+@pytest.mark.parametrize(
+    "quirk", ["per sample", "per sample, nested", "per sample, in an object", "per sample, in its own object"]
+)
 def test_blocks_are_passed_what_is_each_samples_own(
     quirk: odd.Quirk, size: int, in_memory: int, tmp_path: Path, ids: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,13 +1,20 @@
-"""What lies within a value: in a tuple, a list, a mapping, or an object that holds tensors. Knows nothing of models."""
+"""What lies within a value: in a tuple, a list, a mapping, or an object that holds tensors. Knows nothing of models.
+
+An object may lie within another, or within itself.
+"""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
+from types import FunctionType, ModuleType
 from typing import Any
 
 from torch import Tensor, nn
+
+Place = tuple[Any, ...]
+"""Where something lies: ("mask", 0), with the names of objects' attributes too."""
 
 
 def parts(value: Any) -> Mapping[Any, Any] | None:
@@ -16,43 +23,78 @@ def parts(value: Any) -> Mapping[Any, Any] | None:
         return dict(enumerate(value))
     if isinstance(value, dict):
         return value
-    if isinstance(value, Tensor | nn.Module | type):
+    if isinstance(value, Tensor | nn.Module | type | FunctionType | ModuleType):
         return None
     if is_dataclass(value):
         return {field.name: getattr(value, field.name, None) for field in fields(value)}
-    held: dict[str, Any] = getattr(value, "__dict__", {})
-    return held if _hold_tensors(held.values()) else None
+    return _attributes(value) if _holds_tensors(value, {}) else None
 
 
-def _hold_tensors(values: Iterable[Any]) -> bool:
-    return any(
-        isinstance(one, Tensor)
-        or (isinstance(one, tuple | list | dict) and _hold_tensors(one.values() if isinstance(one, dict) else one))
-        for one in values
-    )
-
-
-def with_parts(value: Any, held: Mapping[Any, Any]) -> Any:
-    """A value of the same kind that holds these."""
+def _holds_tensors(value: Any, seen: dict[int, Any]) -> bool:
+    """Whether a tensor lies anywhere within it; `seen`, by identity, has none."""
+    if isinstance(value, Tensor):
+        return True
+    if id(value) in seen or isinstance(value, nn.Module | type | FunctionType | ModuleType):
+        return False
+    seen[id(value)] = value  # holding it keeps its identity
     if isinstance(value, tuple | list):
-        return value._make(held.values()) if hasattr(value, "_make") else type(value)(held.values())
-    made = copy.copy(value)
+        return any(_holds_tensors(part, seen) for part in value)
+    held = value if isinstance(value, dict) else _attributes(value)
+    return any(_holds_tensors(part, seen) for part in held.values())
+
+
+def _attributes(value: Any) -> dict[str, Any]:
+    """What an object has of its own by name, in its dictionary or in slots."""
+    state = object.__getstate__(value)
+    kinds = state if isinstance(state, tuple) else (state,)
+    return {name: part for kind in kinds for name, part in (kind or {}).items()}
+
+
+def leaves(value: Any, place: Place) -> Iterator[tuple[Place, Any]]:
+    """All that lies within a value at a place and holds nothing, or is what it lies in, each with its own place."""
+    yield from _leaves(value, place, ())
+
+
+def _leaves(value: Any, place: Place, around: tuple[Any, ...]) -> Iterator[tuple[Place, Any]]:
+    held = None if any(value is one for one in around) else parts(value)
+    if held is None:
+        yield place, value
+        return
     for key, part in held.items():
-        if isinstance(made, dict):
-            made[key] = part
-        else:
-            object.__setattr__(made, key, part)  # frozen dataclasses too
-    return made
+        yield from _leaves(part, (*place, key), (*around, value))
+
+
+def with_leaves(value: Any, place: Place, change: Callable[[Place, Any], Any]) -> Any:
+    """The same with what `change` makes of its leaves, each with its place; objects that nothing is changed in stay."""
+    return _with_leaves(value, place, change, {})
+
+
+def _with_leaves(
+    value: Any, place: Place, change: Callable[[Place, Any], Any], made: dict[int, tuple[Any, Any]]
+) -> Any:
+    if id(value) in made:
+        return made[id(value)][1]
+    held = parts(value)
+    if held is None:
+        return change(place, value)
+    if isinstance(value, tuple):
+        items = [_with_leaves(part, (*place, key), change, made) for key, part in held.items()]
+        return value._make(items) if hasattr(value, "_make") else type(value)(items)
+    copied = copy.copy(value)
+    made[id(value)] = value, copied  # before what it holds, which may be itself
+    changed = isinstance(value, list | dict)
+    for key, part in held.items():
+        new = _with_leaves(part, (*place, key), change, made)
+        changed |= new is not part
+        if isinstance(copied, list | dict):
+            copied[key] = new
+        elif new is not part:
+            object.__setattr__(copied, key, new)  # frozen dataclasses too
+    if not changed:
+        made[id(value)] = value, value
+    return made[id(value)][1]
 
 
 def with_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     """The same with other tensors in place of all that lie within it; objects that hold none stay what they are."""
-    if isinstance(value, Tensor):
-        return change(value)
-    held = parts(value)
-    if held is None:
-        return value
-    made = {key: with_tensors(part, change) for key, part in held.items()}
-    if isinstance(value, tuple | list | dict) or any(made[key] is not part for key, part in held.items()):
-        return with_parts(value, made)
-    return value
+    return with_leaves(value, (), lambda _, leaf: change(leaf) if isinstance(leaf, Tensor) else leaf)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any, final
@@ -19,11 +19,9 @@ from torch import Tensor
 
 from reprune.errors import UnsupportedModelError
 from reprune.model.block import Call
-from reprune.model.nested import parts, with_parts, with_tensors
+from reprune.model.nested import Place, leaves, with_leaves, with_tensors
 
 _IN_MEMORY = 2**30  # bytes of what samples are passed of their own
-_Path = tuple[Any, ...]
-"""Where something lies in a call: ("args", 1), ("kwargs", "mask", 0), with the names of objects' attributes too."""
 
 
 @final
@@ -34,7 +32,7 @@ class Passing:
         """`model` is its name, for messages."""
         self._model = model
         self._calls: dict[int, list[Call]] = {}  # by batch size; of what is a sample's own, any sample's
-        self._own: dict[tuple[int, _Path], Tensor] = {}  # by block and place: (samples, ...), on the CPU
+        self._own: dict[tuple[int, Place], Tensor] = {}  # by block and place: (samples, ...), on the CPU
         self._files: list[IO[bytes]] = []
         self._samples = self._filled = 0
 
@@ -93,7 +91,7 @@ class Passing:
                         index, path, "comes from the blocks before it", "are joined by more than the hidden states"
                     )
 
-    def _begin_own(self, index: int, path: _Path, known: Any, value: Any, size: int) -> None:
+    def _begin_own(self, index: int, path: Place, known: Any, value: Any, size: int) -> None:
         alike = isinstance(known, Tensor) and isinstance(value, Tensor) and known.shape == value.shape
         if not alike or not value.dim() or len(value) != size or self._filled:
             raise self._refusal(index, path)
@@ -119,15 +117,13 @@ class Passing:
         """What a block is passed beside the states of these samples."""
         size = samples.stop - samples.start if isinstance(samples, slice) else len(samples)
         call = self._calls[size][index]
-        for (block, path), own in self._own.items():
-            if block == index:
-                call = _with(call, path, own[samples])
-        return call
+        own = {place: tensors[samples] for (block, place), tensors in self._own.items() if block == index}
+        return _with(call, own) if own else call
 
     def _refusal(
         self,
         index: int,
-        path: _Path,
+        path: Place,
         what: str = "differs from sample to sample",
         who: str = "depend on more than the hidden states",
     ) -> UnsupportedModelError:
@@ -138,33 +134,19 @@ class Passing:
         )
 
 
-def _leaves(call: Call) -> Iterator[tuple[_Path, Any]]:
-    """All that a call passes, with where it lies."""
-
-    def walk(value: Any, path: _Path) -> Iterator[tuple[_Path, Any]]:
-        held = parts(value)
-        if held is None:
-            yield path, value
-            return
-        for key, part in held.items():
-            yield from walk(part, (*path, key))
-
-    yield from walk(call.args, ("args",))
-    yield from walk(call.kwargs, ("kwargs",))
+def _leaves(call: Call) -> Iterator[tuple[Place, Any]]:
+    """All that a call passes, with where it lies: ("args", 1), ("kwargs", "mask", 0)."""
+    yield from leaves(call.args, ("args",))
+    yield from leaves(call.kwargs, ("kwargs",))
 
 
-def _with(call: Call, path: _Path, value: Tensor) -> Call:
-    """A call with something else at a place; it goes to the device of what was there."""
+def _with(call: Call, own: Mapping[Place, Tensor]) -> Call:
+    """A call with other tensors at some places; each goes to the device of what was there."""
 
-    def put(at: Any, rest: _Path) -> Any:
-        if not rest:
-            return value.to(at.device)
-        held = parts(at) or {}
-        return with_parts(at, {**held, rest[0]: put(held[rest[0]], rest[1:])})
+    def put(place: Place, value: Any) -> Any:
+        return own[place].to(value.device) if place in own else value
 
-    if path[0] == "args":
-        return replace(call, args=put(call.args, path[1:]))
-    return replace(call, kwargs=put(call.kwargs, path[1:]))
+    return replace(call, args=with_leaves(call.args, ("args",), put), kwargs=with_leaves(call.kwargs, ("kwargs",), put))
 
 
 def _equal(one: Any, other: Any) -> bool:

@@ -286,7 +286,7 @@ def test_what_looks_like_a_path_is_never_asked_of_the_hub(
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", pytest.fail)
-    with pytest.raises(InputError, match="no such folder"):
+    with pytest.raises(InputError, match="no such folder; expected a model folder"):
         locate_model(name)
 
 
@@ -357,6 +357,12 @@ def test_a_cached_hub_model_is_checked_like_a_folder(cached: Path) -> None:
     (cached / "model.safetensors").rename(cached / "pytorch_model.bin")
     with pytest.raises(InputError, match=r"owner/tiny: its weights are pickles"):
         locate_model("owner/tiny")
+
+
+def test_the_way_out_of_pickles_is_that_of_the_revision(cached: Path) -> None:
+    (cached / "model.safetensors").rename(cached / "pytorch_model.bin")
+    with pytest.raises(InputError, match=r"owner/tiny@main: .*from_pretrained\('owner/tiny', revision='main'\)\.save"):
+        locate_model("owner/tiny@main")
 
 
 def test_neither_pickles_nor_second_copies_are_downloaded() -> None:

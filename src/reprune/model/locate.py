@@ -65,7 +65,7 @@ def locate_model(model: str, *, notify: Notify | None = None, weights: bool = Tr
     if path.suffix.lower() == ".gguf":
         raise InputError(f"{model}: no such file; download a GGUF from the Hub first (hf download REPO FILE).")
     identifier, at, revision = model.partition("@")
-    if at and local_path(identifier).exists():
+    if at and identifier and local_path(identifier).exists():
         raise InputError(
             f"{model}: no such folder, and {identifier} is on this machine; only of a Hub id can a revision be asked."
         )
@@ -89,8 +89,9 @@ def _looks_like_path(identifier: str) -> bool:
     return bool(slash) and (not name or "/" in name or Path(owner).exists())
 
 
-def _check_folder(folder: Path, name: str, weights: bool) -> None:
+def _check_folder(folder: Path, model: str, weights: bool, revision: str | None = None) -> None:
     """Raise unless the folder holds a decoder's configuration and, where they are needed, safetensors weights."""
+    name = f"{model}@{revision}" if revision else model
     names = sorted(path.name for path in folder.iterdir())
     ggufs = [file for file in names if file.lower().endswith(".gguf")]
     adapter = "adapter_config.json" in names
@@ -110,9 +111,10 @@ def _check_folder(folder: Path, name: str, weights: bool) -> None:
         if "model.safetensors.index.json" in names:
             raise InputError(f"{name}: none of its *.safetensors files is here; download the model again.")
         if pickles := [file for file in names if _PICKLE.fullmatch(file)]:
+            given = f"{model!r}, revision={revision!r}" if revision else repr(model)
             raise InputError(
                 f"{name}: its weights are pickles ({pickles[0]}), which can run code and are never read. "
-                f"If you trust them: AutoModelForCausalLM.from_pretrained({name!r}).save_pretrained(FOLDER), "
+                f"If you trust them: AutoModelForCausalLM.from_pretrained({given}).save_pretrained(FOLDER), "
                 "the same with AutoTokenizer, then give FOLDER."
             )
     elif not ggufs:
@@ -155,7 +157,7 @@ def _from_hub(model: str, revision: str | None, weights: bool) -> Path:
         if cached is None or (weights and not is_whole(Path(cached))):
             raise InputError(_hub_message(error, model, revision)) from None
         folder = Path(cached)
-    _check_folder(folder, model, weights)
+    _check_folder(folder, model, weights, revision)
     return folder
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from pydoc_data.topics import topics
@@ -58,6 +60,33 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     yield cache
+
+
+@pytest.fixture
+def cache_rows(_own_cache: Path, tmp_path: Path) -> Callable[..., None]:
+    """Put texts into the cache of `datasets` as those of the Hub's org/name at a commit; each is later than before."""
+    from datasets.packaged_modules.json.json import Json
+
+    ages = iter(range(1000, 0, -1))
+
+    def cache(commit: str, *texts: str) -> None:
+        file = tmp_path / f"{commit}.jsonl"
+        file.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
+        builder = Json(
+            cache_dir=str(_own_cache),
+            dataset_name="name",
+            config_name="default",
+            hash=commit,
+            data_files={"train": [str(file)]},
+        )
+        builder.download_and_prepare()
+        folder = _own_cache / "org___name" / "default" / "0.0.0" / commit
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(builder.cache_dir, folder)
+        seconds = folder.stat().st_mtime - next(ages)
+        os.utime(folder, (seconds, seconds))
+
+    return cache
 
 
 @pytest.fixture

@@ -269,6 +269,16 @@ def test_one_text_of_two_names_is_refused(
     draw_samples(with_bos, [SourceSpec("rows.jsonl:body")], [SourceSpec("rows.jsonl:text")], 4, 12, 0)
 
 
+def test_a_commit_of_the_hub_is_on_record_and_is_one_text_by_all_names(
+    with_bos: PreTrainedTokenizerBase, cache_rows: Callable[..., None]
+) -> None:
+    cache_rows(commit := "c" * 40, *_texts(*[30] * 20))
+    drawn = draw_samples(with_bos, [SourceSpec("org/name")], [SourceSpec("manual")], 4, 12, 0)
+    assert [record.commit for record in drawn.sources] == [commit, None]
+    with pytest.raises(InputError, match=rf"^source 'org/name@{commit}': expected one name .* that of 'org/name'"):
+        draw_samples(with_bos, [SourceSpec("org/name")], [SourceSpec(f"org/name@{commit}")], 4, 12, 0)
+
+
 def test_records_and_hash_tell_what_was_used(with_bos: PreTrainedTokenizerBase) -> None:
     texts = _texts(30, 30)
     with _sources(a=_Given(texts), b=_Given(("one text " * 99,))):

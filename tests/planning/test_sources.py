@@ -12,11 +12,13 @@ from dataclasses import replace
 from pathlib import Path
 from pydoc_data.topics import topics
 from random import Random
+from types import SimpleNamespace
 
 import datasets
 import pyarrow as pa  # type: ignore[import-untyped]  # it ships no types
 import pyarrow.parquet  # type: ignore[import-untyped]  # it ships no types
 import pytest
+from huggingface_hub import HfApi
 from huggingface_hub.utils.tqdm import are_progress_bars_disabled
 from hypothesis import given
 from hypothesis import strategies as st
@@ -27,6 +29,7 @@ from reprune.planning.documents import Documents, text_sha256
 from reprune.planning.sources import DataSet, Manual, SourceSpec, Split, find_source, load_documents, parse_source
 
 Write = Callable[..., Path]
+OLD, NEW = "a" * 40, "b" * 40
 
 
 def _parquet(path: Path, **columns: list[object]) -> Path:
@@ -402,6 +405,34 @@ def test_a_hub_id_keeps_its_parts() -> None:
     branch = find_source("org/name@refs/convert/parquet:c")
     assert isinstance(branch, DataSet)
     assert (branch.id, branch.revision, branch.config) == ("org/name", "refs/convert/parquet", "c")
+
+
+@pytest.mark.parametrize("asked", [OLD, "main"])
+def test_another_commit_than_that_asked_for_is_never_read(cache_rows: Callable[..., None], asked: str) -> None:
+    cache_rows(OLD, "old")
+    cache_rows(NEW, "new")
+    latest, same = load_documents("org/name", "train"), load_documents(f"org/name@{NEW}", "train")
+    assert (list(latest), latest.commit) == (list(same), same.commit) == (["new"], NEW)
+    with pytest.raises(InputError, match=rf"^source 'org/name@{asked}': .* is commit {NEW}; .* name org/name@{NEW}$"):
+        load_documents(f"org/name@{asked}", "train")
+
+
+def test_a_revision_of_no_commit_that_is_known_is_refused(cache_rows: Callable[..., None]) -> None:
+    cache_rows("by-an-old-release", "a")
+    assert load_documents("org/name", "train").commit is None
+    with pytest.raises(InputError, match=r"names no commit; check the network and HF_HUB_OFFLINE$"):
+        load_documents("org/name@main", "train")
+
+
+def test_a_branch_is_read_where_the_hub_says_that_it_is_that_commit(
+    cache_rows: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache_rows(NEW, "new")
+    monkeypatch.setattr(HfApi, "dataset_info", lambda *_, **__: SimpleNamespace(sha=NEW))
+    assert list(load_documents("org/name@main", "train")) == ["new"]
+    monkeypatch.setattr(HfApi, "dataset_info", lambda *_, **__: SimpleNamespace(sha=OLD))
+    with pytest.raises(InputError, match="expected revision 'main'"):
+        load_documents("org/name@main", "train")
 
 
 @pytest.mark.parametrize("name", ["c4", "ptb", "wikitext2", "no-such-org/no-such-data"])

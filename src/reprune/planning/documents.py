@@ -29,6 +29,7 @@ class Documents:
         token_ids: runs parallel to `texts` and holds the tokens of texts that a model wrote itself, or None for a row
             without any.
         place: where the texts lie, equal for all names of it; None of what has one name.
+        commit: of a Hub data set, the commit of its repository, where it is known.
         windows: how many windows from its start the field measures of this text; None for all that it gives.
     """
 
@@ -41,12 +42,14 @@ class Documents:
         running: bool = False,
         token_ids: Column[list[int] | None] | None = None,
         place: Hashable = None,
+        commit: str | None = None,
         windows: int | None = None,
     ) -> None:
         self.name = name
         self.joiner = joiner
         self.running = running or len(texts) == 1
         self.place = place
+        self.commit = commit
         self.windows = windows
         self._texts = texts
         self._token_ids = token_ids

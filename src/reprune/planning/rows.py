@@ -30,7 +30,9 @@ _STRINGS = {"string", "large_string", "string_view"}
 _INTEGER_LIST = re.compile(r"(large_)?list<[^<>]*: u?int\d+( not null)?>")
 _STRINGS_WITHIN = re.compile(r"<.*(string|json)")  # as chats have them
 _FILE = re.compile(r"struct<bytes: (large_)?binary, path: (large_)?string>")  # as images have them
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 _BATCH = 1000  # rows read at a time when a whole column is read in order
+_SECONDS = 100  # that the Hub is waited for, as `datasets` does
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ class Rows:
         is what messages call the place.
 
         Raises InputError if there is no such place, split, configuration or column, if it cannot be read
-        (damaged, no network), or if no row has more than white space.
+        (damaged, no network) or not at the revision, or if no row has more than white space.
         """
         folder = self.path not in _FORMATS and Path(self.path).is_dir()
         if folder and (part := next(filter(glob.has_magic, Path(self.path).parts), None)):
@@ -78,7 +80,7 @@ class Rows:
             )
         if folder and (found := self._text_files(label)):
             config, files = found
-            place = self._place(config, "text")
+            place = self._place(config, "text", None)
             texts = TextFiles(files, label)
             _require_text(texts, label)
             return Documents(name, texts, joiner=joiner, running=running, place=place)
@@ -93,6 +95,9 @@ class Rows:
             column = _text_column(dataset, self.column, label)
             tokens = _token_column(dataset) if generated else None
             _require_text(_Column[str](dataset, column), label)
+            commit = _commit(dataset) if cache is None else None
+            if cache is None and self.revision is not None and self.data_files is None:
+                self._require_revision(commit, label)
             if self.first is not None:
                 dataset = dataset.select(range(len(dataset))[: self.first])
             documents = Documents(
@@ -101,7 +106,8 @@ class Rows:
                 joiner=joiner,
                 running=running,
                 token_ids=None if tokens is None else _Column[list[int]](dataset, tokens),
-                place=self._place(dataset.config_name, column),
+                place=self._place(dataset.config_name, column, commit),
+                commit=commit,
                 windows=windows,
             )
         except BaseException:
@@ -112,9 +118,29 @@ class Rows:
             weakref.finalize(documents, shutil.rmtree, cache, ignore_errors=True)
         return documents
 
-    def _place(self, config: str, column: str) -> Hashable:
+    def _place(self, config: str, column: str, commit: str | None) -> Hashable:
         """What is the same for all names of one column."""
-        return self.path, config, self.split, self.data_files, self.revision, column
+        return self.path, config, self.split, self.data_files, commit or self.revision, column
+
+    def _require_revision(self, commit: str | None, label: str) -> None:
+        """Raise InputError unless it is the revision's: `datasets` takes any that it has where the Hub gives none.
+
+        Of files that are named it has none to take.
+        """
+        import huggingface_hub
+
+        if commit is not None:
+            if commit == self.revision:
+                return
+            with contextlib.suppress(Exception):  # whatever the Hub's client raises, it does not say that it is
+                found = huggingface_hub.HfApi().dataset_info(self.path, revision=self.revision, timeout=_SECONDS)
+                if commit == found.sha:
+                    return
+        has, name = (f"is commit {commit}", f", or name {self.path}@{commit}") if commit else ("names no commit", "")
+        raise InputError(
+            f"{label}: expected revision {self.revision!r}, but it could not be read from the Hub, and the latest that "
+            f"the cache of `datasets` has {has}; check the network and HF_HUB_OFFLINE{name}"
+        )
 
     def _text_files(self, label: str) -> tuple[str, list[Path]] | None:
         """Configuration and files of a local directory's split, if these would be cut into lines; None otherwise."""
@@ -155,6 +181,7 @@ class Rows:
                     data_files=files,
                     revision=self.revision,
                     verification_mode=checks,
+                    keep_in_memory=False,
                     cache_dir=cache,
                 )
         # Builders, Arrow, the Hub's client and its HTTP library each raise their own; all mean the same here.
@@ -187,6 +214,12 @@ class _Column(Generic[T]):
     def __iter__(self) -> Iterator[T | None]:
         for batch in self._dataset.iter(batch_size=_BATCH):
             yield from batch[self._column]
+
+
+def _commit(dataset: Any) -> str | None:
+    """The commit of the Hub's data set that was read, by which its cache names folders; None where it has no name."""
+    folder = next((Path(file["filename"]).parent.name for file in dataset.cache_files), "")
+    return folder if _COMMIT.fullmatch(folder) else None
 
 
 def _require_text(texts: Column[str | None], label: str) -> None:

@@ -40,7 +40,7 @@ class SourceRecord:
     """What one source gave in one role: its display name, the samples drawn, the documents that it has.
 
     `sha256` is that of the texts that the samples were drawn from, joined, in UTF-8. `foreign_tokens` counts those
-    of them whose token ids are not this tokenizer's, and were left aside.
+    of them whose token ids are not this tokenizer's, and were left aside. `commit` is that of a Hub data set.
     """
 
     name: str
@@ -49,6 +49,7 @@ class SourceRecord:
     sha256: str
     role: Role
     foreign_tokens: int
+    commit: str | None = None
 
 
 @final
@@ -188,8 +189,9 @@ def _draw(
         chosen = _spans_of_documents(tokenizer, documents, shares, prefix, width, seed)
     if chosen is None:
         chosen = _spans_of_packed(tokenizer, documents, shares, prefix, width, seed)
+    name, size, commit = documents.name, len(documents), documents.commit
     return {
-        share: (rows, SourceRecord(documents.name, share.count, len(documents), digest, share.role, foreign))
+        share: (rows, SourceRecord(name, share.count, size, digest, share.role, foreign, commit))
         for share, (rows, digest, foreign) in zip(shares, chosen, strict=True)
     }
 

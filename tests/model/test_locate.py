@@ -20,7 +20,7 @@ from transformers import modeling_gguf_pytorch_utils
 from reprune.errors import InputError, UnsupportedModelError
 from reprune.model import locate
 from reprune.model.gguf import cache_root, locked_cache
-from reprune.model.locate import hub_commit, locate_model
+from reprune.model.locate import at_commit, hub_commit, locate_model
 from tests import tiny
 from tests.doors.demo.test_model import write_gguf
 
@@ -331,6 +331,8 @@ def test_a_branch_of_a_hub_model_is_found_and_its_commit_told(cached: Path) -> N
     assert locate_model("owner/tiny@pr/3") == other
     assert hub_commit(other) == OTHER
     assert hub_commit(cached.parent) is None
+    assert at_commit("owner/tiny", cached) == at_commit("owner/tiny@main", cached) == f"owner/tiny@{SHA}"
+    assert at_commit(str(cached), cached) == str(cached)
 
 
 def test_a_local_folder_with_an_at_in_its_name_is_taken(tmp_path: Path) -> None:

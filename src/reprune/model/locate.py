@@ -81,6 +81,12 @@ def hub_commit(folder: Path) -> str | None:
     return folder.name if folder.parent.name == "snapshots" and _COMMIT.fullmatch(folder.name) else None
 
 
+def at_commit(model: str, folder: Path) -> str:
+    """A Hub's model by the commit that was found, where a branch may move on; any other by the name it has."""
+    commit = hub_commit(folder)
+    return model if commit is None or local_path(model).exists() else f"{model.partition('@')[0]}@{commit}"
+
+
 def _looks_like_path(identifier: str) -> bool:
     """Whether a text that names nothing on this disk was meant to: a Hub id is `name` or `owner/name`."""
     owner, slash, name = identifier.partition("/")

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 
 import reprune
@@ -23,6 +24,7 @@ from reprune.doors.study.run import study
 from reprune.doors.study.watcher import StudyWatcher
 from reprune.engine import fresh as engine
 from reprune.errors import ChangedError, InputError, NumericalError
+from tests import tiny
 from tests.damage import flip_bit
 from tests.doors.conftest import Cli
 from tests.doors.study.runs import GRID, ONE, SETTINGS, SMALL, STUDY, cell, copy_of, numbers
@@ -101,6 +103,29 @@ def test_a_cell_that_was_interrupted_is_resumed(
     assert [index for index in pruned if index >= 0] == [0, 1, 2, 0, 1, 2], "no block twice"
     assert numbers(read_study(here / "s")) == numbers(read_study(whole))
     assert read_study(here / "s")["dense"] == read_study(whole)["dense"]
+
+
+def test_all_cells_prune_the_commit_that_a_study_was_begun_with(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The branch moves to another model after the first cell; by the commit the study can be gone on with."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(here / "hub"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    repository, first, second = here / "hub" / "models--owner--tiny", "01234567" * 5, "89abcdef" * 5
+    tiny.save("llama", repository / "snapshots" / first)
+    tiny.save("qwen2", repository / "snapshots" / second)
+    (main := repository / "refs" / "main").parent.mkdir()
+    main.write_text(first)
+
+    class Moving(StudyWatcher):
+        def cell_ended(self, cell: Any, seconds_left: float | None) -> None:
+            main.write_text(second)
+
+    grid = {"pruners": ["magnitude", "wanda"], "rungs": ["LR"], **SETTINGS, "texts": ["test.txt"]}
+    record = study("owner/tiny", "s", **grid, watcher=Moving())
+    assert [each["error"] for each in record["cells"]] == [None, None]
+    assert (record["model"]["name"], record["model"]["commit"]) == ("owner/tiny", first)
+    with pytest.raises(InputError, match=rf"model commit {first}, now {second}; .* a commit is given as ID@COMMIT\)"):
+        study("owner/tiny", "s", **grid)
+    assert study(f"owner/tiny@{first}", "s", **grid)["model"] == record["model"]
 
 
 @pytest.mark.parametrize("measure", ["perplexity", "errors"])

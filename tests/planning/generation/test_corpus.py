@@ -172,6 +172,19 @@ def test_other_settings_are_refused_by_name(tmp_path: Path) -> None:
     assert files(tmp_path) == before
 
 
+def test_a_model_is_the_same_by_its_fingerprint_and_by_its_name_where_it_has_none(tmp_path: Path) -> None:
+    def begun(**model: str) -> None:
+        Corpus(tmp_path / f"{'own' if 'fingerprint' in model else 'served'}.jsonl").open({**MADE_BY, "model": model}, 5)
+
+    begun(name="owner/tiny", fingerprint="ab")
+    begun(name="owner/tiny@main", commit="0123", fingerprint="ab")
+    begun(name="owner/tiny", commit="0123")
+    begun(name="owner/tiny", commit="4567")
+    for other in ({"name": "owner/tiny", "fingerprint": "cd"}, {"name": "owner/other"}):
+        with pytest.raises(InputError, match=r"begun with other settings \(model\)"):
+            begun(**other)
+
+
 @pytest.mark.parametrize("damage", ["gone", "shorter", "not JSON", "no head", "no round", "no number"])
 def test_damage_is_named(damage: str, tmp_path: Path) -> None:
     corpus = Corpus(tmp_path / "self.jsonl")

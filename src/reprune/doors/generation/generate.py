@@ -22,7 +22,7 @@ from reprune.model.bare import max_positions, read_config
 from reprune.model.checkpoint import Checkpoint
 from reprune.model.full_speed import full_speed
 from reprune.model.local import local_path
-from reprune.model.locate import locate_model
+from reprune.model.locate import hub_commit, locate_model
 from reprune.model.lock import locked
 from reprune.model.undisturbed import undisturbed
 from reprune.planning.generation.corpus import Corpus
@@ -108,7 +108,7 @@ def generate(
     settings = _fitting(folder, settings, len(beginning(tokenizer)), trust_remote_code)
     name = local_name(os.fspath(model))
     made_by: dict[str, Any] = {
-        "model": {"name": name},
+        "model": {"name": name, **({"commit": commit} if (commit := hub_commit(folder)) else {})},
         "settings": settings.model_dump(mode="json"),
         "versions": versions(),
     }

@@ -16,6 +16,7 @@ from reprune.engine.record import machine, versions
 from reprune.errors import InputError
 from reprune.model.decoder import Decoder
 from reprune.model.local import local_path
+from reprune.model.locate import at_commit, hub_commit
 from reprune.model.unchanged import Unchanged
 from reprune.planning.paths import local_name
 from reprune.planning.recipe import Recipe
@@ -27,7 +28,7 @@ from reprune.planning.sources import RowFile, TextFile, find_source, parse_sourc
 class Begun:
     """A study that is ready to run."""
 
-    model: str
+    model: str  # of a Hub's with its commit, as in the recipes: all cells prune the same
     recipes: Mapping[Cell, Recipe]  # of the cells that are asked for, in their order
     bench: Bench
     texts: Sequence[Text]
@@ -64,7 +65,11 @@ def begin(
     record: StudyRecord = {
         "kind": KIND,
         "format": FORMAT,
-        "model": {"name": local_name(model), "fingerprint": plan.decoder.checkpoint.fingerprint()},
+        "model": {
+            "name": local_name(model),
+            **({"commit": commit} if (commit := hub_commit(plan.folder)) else {}),
+            "fingerprint": plan.decoder.checkpoint.fingerprint(),
+        },
         "versions": versions(),
         "machine": machine(plan.recipe.device),
         "settings": common(plan.recipe),
@@ -77,6 +82,8 @@ def begin(
         record = _same(read_study(folder.path), record, folder, watcher)
     _check_sources(record, recipes, plan.recipe, plan.decoder)
     extend(record, recipes, plan.recipe.sparsity)
+    model = at_commit(model, plan.folder)
+    recipes = {cell: recipe.model_copy(update={"model": model}) for cell, recipe in recipes.items()}
     return Begun(model, recipes, bench, texts, record, plans, source)
 
 
@@ -113,10 +120,13 @@ def _check_sources(record: StudyRecord, recipes: Mapping[Cell, Recipe], recipe: 
 
 
 def _same(before: StudyRecord, now: StudyRecord, folder: StudyFolder, watcher: StudyWatcher) -> StudyRecord:
-    """The record that was there, if it is of the same study."""
+    """The record that was there, if it is of the same study. A model may go by another name, or another commit."""
     changed: list[str] = []
+    begun, given = ({key: said for key, said in one["model"].items() if key != "name"} for one in (before, now))
+    if begun.get("fingerprint") == given["fingerprint"]:
+        begun = given = {}
     parts: tuple[tuple[str, Mapping[str, Any], Mapping[str, Any]], ...] = (
-        ("model ", before["model"], now["model"]),
+        ("model ", begun, given),
         ("version of ", before["versions"], now["versions"]),
         ("", before["settings"], now["settings"]),
         ("measure ", before["measures"], now["measures"]),
@@ -126,7 +136,8 @@ def _same(before: StudyRecord, now: StudyRecord, folder: StudyFolder, watcher: S
     if changed:
         raise InputError(
             f"--out {folder.path}: this study was begun with other settings: {'; '.join(changed)}. Give the same again "
-            "(axes may have more values), or another folder."
+            f"(axes may have more values{', a commit is given as ID@COMMIT' if 'commit' in begun else ''}), or another "
+            "folder."
         )
     if said := differences(before["machine"], now["machine"]):
         watcher.note(f"the study was begun on another machine ({'; '.join(said)}): do not compare times")

@@ -125,8 +125,9 @@ class Corpus:
 
     def check(self, before: Mapping[str, Any], made_by: Mapping[str, Any], texts: int, samples: int) -> None:
         """Raise `InputError` unless this is the file that is to be, or the beginning of it."""
-        if before != dict(made_by):
-            changed = ", ".join(key for key in {**before, **made_by} if before.get(key) != made_by.get(key))
+        was, is_ = _decisive(before), _decisive(made_by)
+        if was != is_:
+            changed = ", ".join(key for key in {**was, **is_} if was.get(key) != is_.get(key))
             raise InputError(
                 f"--out {self.path}: was begun with other settings ({changed}); give the same again, or another file."
             )
@@ -205,6 +206,13 @@ class Corpus:
         write_text(self.manifest, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
         self._rounds.unlink()
         sync_folder(self.path.parent)
+
+
+def _decisive(made_by: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides texts: of a model the fingerprint where there is one, by whatever name it goes."""
+    model = made_by.get("model")
+    known = (model.get("fingerprint") or model.get("name")) if isinstance(model, dict) else model
+    return {**made_by, "model": known}
 
 
 def _is_manifest(content: Any) -> TypeGuard[dict[str, Any]]:

@@ -173,16 +173,28 @@ class M(LlamaForCausalLM):
 """
 
 
-def test_code_that_came_with_the_model_and_has_changed_is_not_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def homemade(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A model whose code is in code.py."""
     monkeypatch.setattr(transformers.dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
     monkeypatch.setattr(sys, "path", list(sys.path))
-    model, ran = tiny.save("llama", tmp_path / "model"), tmp_path / "ran"
+    model = tiny.save("llama", tmp_path / "model")
     config = json.loads((model / "config.json").read_text())
     maps = {"AutoConfig": "code.C", "AutoModelForCausalLM": "code.M"}
     (model / "config.json").write_text(json.dumps({**config, "model_type": "homemade", "auto_map": maps}))
     (model / "code.py").write_text(_CODE)
+    return model
+
+
+def test_code_that_came_with_the_model_is_copied_wherever_it_lies(homemade: Path, tmp_path: Path) -> None:
+    (homemade / "code.py").rename(tmp_path / "theirs.py")
+    (homemade / "code.py").symlink_to(tmp_path / "theirs.py")
+    prune(homemade, tmp_path / "out", "LR", reprune.Watcher(), "trust_remote_code=true")
+    assert (tmp_path / "out" / "code.py").read_text() == _CODE
+
+
+def test_code_that_came_with_the_model_and_has_changed_is_not_run(homemade: Path, tmp_path: Path) -> None:
+    model, ran = homemade, tmp_path / "ran"
     with pytest.raises(Interrupted):
         prune(model, tmp_path / "cut", "LR", InterruptAt(0), "trust_remote_code=true")
     (model / "code.py").write_text(f"open({str(ran)!r}, 'w').close()\n{_CODE}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 
 import torch
@@ -15,7 +16,7 @@ from reprune.model.decoder import Decoder
 from tests import tiny
 
 
-def finished(folder: Path, out: Path) -> Path:
+def finished(folder: Path, out: Path, others: Collection[str] = ("words.vocab",)) -> Path:
     """A result of a model of which nothing was changed."""
     out.mkdir()
     decoder = Decoder(folder)
@@ -23,7 +24,7 @@ def finished(folder: Path, out: Path) -> Path:
     written = result.write_outside()
     for index in range(len(decoder)):
         written |= result.write_block(index, decoder.rounded(decoder.load(index))[0])
-    result.finish({}, "model: m\n", written, ["words.vocab"])
+    result.finish({}, "model: m\n", written, others)
     return out
 
 
@@ -63,6 +64,22 @@ def test_links_to_what_is_no_models_are_left_out_and_named(tmp_path: Path) -> No
     assert not (out / "LICENSE").exists()
     assert not (out / "a.json").exists()
     assert Result(out, Decoder(folder)).left_out() == ["LICENSE", "a.json"]
+
+
+def test_what_it_is_loaded_from_is_copied_wherever_it_lies(tmp_path: Path) -> None:
+    """DVC, git-annex and Nix lay each file into a store and a link into the folder."""
+    folder, store = tiny.save("llama", tmp_path / "model"), tmp_path / "store"
+    store.mkdir()
+    for name in ("chat_template.jinja", "LICENSE", "a.json", "modeling_own.py", "own.py", "words.vocab"):
+        (folder / name).write_text("{}")
+    for number, file in enumerate([file for file in folder.iterdir() if file.suffix != ".safetensors"]):
+        file.rename(store / str(number))
+        file.symlink_to(store / str(number))
+    out = finished(folder, tmp_path / "out", ["words.vocab", "modeling_own.py"])
+    expected = {file.name for file in folder.iterdir()} - {"model.safetensors", "LICENSE", "a.json", "own.py"}
+    assert expected >= {"config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"}
+    copied = {file.name for file in out.iterdir() if file.suffix != ".safetensors"}
+    assert copied == {*expected, "recipe.yaml", "reprune.json", "model.safetensors.index.json"}
 
 
 def test_its_weights_are_those_that_the_configuration_named(tmp_path: Path) -> None:

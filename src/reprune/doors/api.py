@@ -340,7 +340,9 @@ def _write_(
     watcher.phase(None, "writing the result")
     ledger.settle()
     written = result.write_outside()
-    files = tokenizer_files(result.dense) if recipe.trust_remote_code else set()  # others have names that are known
+    files: set[str] = set()  # that the model is loaded from, beside those whose names are known
+    if recipe.trust_remote_code:
+        files = tokenizer_files(result.dense) | {file.name for file in result.dense.glob("*.py")}
     for name in result.left_out(files):
         watcher.note(f"{name} is not in the result: in the model's folder it is a link to what may be no part of it")
     lines = ledger.lines()

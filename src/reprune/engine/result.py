@@ -10,7 +10,7 @@ import glob
 import hashlib
 import json
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, final
@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from reprune.errors import InputError
-from reprune.model.checkpoint import NAMES_WEIGHTS
+from reprune.model.checkpoint import NAMES_WEIGHTS, TOKENIZER
 from reprune.model.decoder import Decoder
 from reprune.model.durable import sha256, write_durably, write_tensors, write_text
 from reprune.model.locate import BESIDE
@@ -30,6 +30,9 @@ RECIPE = "recipe.yaml"
 INDEX = "model.safetensors.index.json"  # written last: a folder with it holds a whole model
 _COPIED = (*BESIDE, "LICENSE*", "NOTICE*", "USE_POLICY*", "*TERMS*")
 _NOT_COPIED = ("*.index.json", RECORD)
+_KNOWN = ("config.json", "generation_config.json", "*processor_config.json", "chat_template.json", *TOKENIZER)
+"""Patterns of the files that a model is loaded from, by Transformers' own names."""
+
 _SHARD_BYTES = 2**28  # of tensors outside the blocks: a shard is in memory while it is written
 
 
@@ -85,7 +88,7 @@ class Result:
             written[self._shard(number).name] = sha256(self._shard(number))
         return written
 
-    def _beside(self, others: Iterable[str]) -> dict[str, Path]:
+    def _beside(self, others: Collection[str]) -> dict[str, Path]:
         """The files that belong to the model beside its weights, and these others, by name."""
         folder = self._decoder.folder
         found = sorted({file for pattern in (*_COPIED, *map(glob.escape, others)) for file in folder.glob(pattern)})
@@ -95,13 +98,21 @@ class Result:
             if source.is_file() and not any(source.match(pattern) for pattern in _NOT_COPIED)
         }
 
-    def left_out(self, others: Iterable[str] = ()) -> list[str]:
-        """The names of those that are links to what is no model's: it may be private, and is not copied."""
+    def left_out(self, others: Collection[str] = ()) -> list[str]:
+        """The names of those that are links to what is no model's: it may be private, and is not copied.
+
+        What the model is loaded from, as these others are, is its own wherever it lies: in a store of files, as of DVC.
+        """
         folder = self._decoder.folder.resolve()
-        return [name for name, source in self._beside(others).items() if not _is_of_a_model(source.resolve(), folder)]
+        return [
+            name
+            for name, source in self._beside(others).items()
+            if not (name in others or any(source.match(pattern) for pattern in _KNOWN))
+            and not _is_of_a_model(source.resolve(), folder)
+        ]
 
     def finish(
-        self, record: Mapping[str, Any], recipe: str, written: Mapping[str, str], tokenizer: Iterable[str] = ()
+        self, record: Mapping[str, Any], recipe: str, written: Mapping[str, str], others: Collection[str] = ()
     ) -> dict[str, Any]:
         """Write all but the weights: configuration, tokenizer, recipe, record and index.
 
@@ -109,7 +120,7 @@ class Result:
             record: what reprune.json is to hold, beside the SHA-256 of all other files.
             recipe: the contents of recipe.yaml.
             written: the files of weights, by name, and their SHA-256.
-            tokenizer: files that it is read from, where they have names that none of other models have.
+            others: files that it is loaded from, too: code, and those of a tokenizer whose names are its own.
 
         Returns:
             What reprune.json holds.
@@ -127,8 +138,8 @@ class Result:
         for number, names in enumerate(self._outside, len(self._decoder)):
             files |= dict.fromkeys(names, self._shard(number).name)
         files_written = dict(written)
-        left_out = self.left_out(tokenizer)
-        for name, source in self._beside(tokenizer).items():
+        left_out = self.left_out(others)
+        for name, source in self._beside(others).items():
             if name not in left_out:
                 (self.folder / name).parent.mkdir(exist_ok=True)
                 write_durably(self.folder / name, partial(_copy, source))

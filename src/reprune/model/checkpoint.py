@@ -40,10 +40,13 @@ NAMES_WEIGHTS = "transformers_weights"
 """What config.json may say, on loading, of the file that holds the weights."""
 
 _USUAL = ("model.safetensors", "model.safetensors.index.json")
-_BESIDE = (  # the weights, of what decides the model and its tokens: configuration, code, tokenizer
-    *("config.json", "*.py", "*token*.json", "tekken.json", "*vocab*.json", "*vocab*.txt", "merges.txt", "bpe.codes"),
+TOKENIZER = (
+    *("*token*.json", "tekken.json", "*vocab*.json", "*vocab*.txt", "merges.txt", "bpe.codes"),
     *("*.model", "*.spm", "*.tiktoken", "*.tokenizer", "*.jinja"),
 )
+"""Patterns of the files that decide how text becomes tokens."""
+
+_BESIDE = ("config.json", "*.py", *TOKENIZER)  # the weights, of what decides the model
 _SAMPLED_BYTES = 4096  # from each end of each tensor, for the fingerprint
 _FILES_AT_A_TIME = 4  # that are hashed
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from reprune.errors import InputError, UnsupportedModelError
@@ -174,6 +174,15 @@ def test_what_transformers_cannot_load_is_an_input_error(tmp_path: Path) -> None
     config.write_text(config.read_text().replace('"llama"', '"lama"'))
     with pytest.raises(InputError, match=r"config\.json cannot be used"):
         load_model(folder, CPU)
+
+
+def test_memory_that_runs_out_is_no_input_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_memory(*_: Any, **__: Any) -> None:
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory: 9 bytes")
+
+    monkeypatch.setattr(PreTrainedModel, "from_pretrained", no_memory)
+    with pytest.raises(RuntimeError, match="can't allocate memory"):
+        load_model(tiny.save("llama", tmp_path / "model"), CPU)
 
 
 def test_the_package_of_a_quantizer_that_is_not_there_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

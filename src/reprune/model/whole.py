@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from reprune.errors import InputError, UnsupportedModelError
+from reprune.errors import InputError, UnsupportedModelError, out_of_memory
 from reprune.model.bare import build_bare, check_embedding, model_class, read_config
 from reprune.model.block import Precision
 from reprune.model.checkpoint import Checkpoint, TensorEntry
@@ -126,6 +126,8 @@ def _from_pretrained(folder: Path, dtype: torch.dtype, trust_remote_code: bool) 
                 ignore_mismatched_sizes=True,  # which are named below; Transformers' own error names none
             )
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:  # the last: of a quantizer's package
+        if out_of_memory(error) is not None:
+            raise
         raise InputError(f"{folder}: Transformers cannot load it: {' '.join(str(error).split()):.300}") from None
     check_embedding(model)
     # Buffers it makes itself; parameters that it does not find are random, others at each load.

@@ -64,6 +64,27 @@ def test_a_data_set_that_was_saved_alone_has_no_split_but_its_own(
             load_documents(f"{tmp_path}::{other}", "train")
 
 
+@pytest.mark.parametrize(
+    ("saved", "own"), [("train[:50%]", "train"), ("train+train", "train"), ("train[:9]+test[5:]", "test+train")]
+)
+def test_a_data_set_that_was_saved_of_parts_of_splits_has_their_names(tmp_path: Path, saved: str, own: str) -> None:
+    datasets.Dataset.from_dict({"text": ["a"]}, split=datasets.NamedSplit("x")).save_to_disk(str(tmp_path))
+    state = tmp_path / "state.json"
+    state.write_text(state.read_text().replace('"x"', f'"{saved}"'))  # as where load_dataset was asked for that split
+    assert list(load_documents(f"{tmp_path}::{own}", "test")) == ["a"]
+    with pytest.raises(InputError, match=r"the only split .* got 'test'; leave it"):
+        load_documents(f"{tmp_path}::test", "test")
+
+
+def test_a_split_of_several_goes_by_its_name_among_them(tmp_path: Path) -> None:
+    """`train_test_split` calls both of its parts as the split that they are of."""
+    rows = datasets.Dataset.from_dict({"text": ["a", "b"]}, split=datasets.Split.TRAIN)
+    rows.train_test_split(1, shuffle=False).save_to_disk(str(tmp_path))
+    assert list(load_documents(f"{tmp_path}/test::test", "train")) == ["b"]
+    with pytest.raises(InputError, match=r"expected 'test', the only split .* got 'train'; leave it"):
+        load_documents(f"{tmp_path}/test::train", "train")
+
+
 def test_shards_of_an_earlier_save_are_left_aside(tmp_path: Path) -> None:
     rows = datasets.Dataset.from_dict({"text": ["a", "b"]})
     for shards in (2, 1):

@@ -22,14 +22,14 @@ def saved_files(folder: Path, config: str | None, split: str | None, usual: str,
 
     `config` and `split` are as they were named: several splits are joined by +, and `all` is every one. Where none is
     named, it is `usual` of a dictionary, and the only one of a data set that was saved alone, which is `train` where
-    it has no name. `label` is what messages call the place.
+    it has no name, and `train` of a part of it, too. `label` is what messages call the place.
 
     Raises InputError if there is no such configuration or split, or it has no files.
     """
     files = _shards(folder)
     if files is not None:
-        own = _listed(folder / STATE, "_split") or "train"
-        if split not in (None, "all", own):
+        own = _own_split(folder)
+        if split not in (None, "all") and _names(split) != _names(own):
             raise InputError(
                 f"{label}: expected {own!r}, the only split that was saved there, but got {split!r}; leave it out"
             )
@@ -45,6 +45,19 @@ def saved_files(folder: Path, config: str | None, split: str | None, usual: str,
     if not files:  # as an empty data set has
         raise InputError(f"{label}: {NO_TEXT}")
     return tuple(files)
+
+
+def _own_split(folder: Path) -> str:
+    """The names of the splits that one data set is of, joined by +; of one of a dictionary, which is its own there."""
+    among = _listed(folder.parent / _SPLITS, "splits")
+    if isinstance(among, list) and folder.name in among:
+        return folder.name  # what `train_test_split` puts there is called train within
+    return "+".join(_names(str(_listed(folder / STATE, "_split") or "train")))
+
+
+def _names(splits: str) -> dict[str, None]:
+    """The names of splits, each once, of what is joined by + and cut as in train[:50%]."""
+    return dict.fromkeys(part.partition("[")[0].strip() for part in splits.split("+"))
 
 
 def _files_of(folder: Path, names: list[str], wanted: str, label: str) -> list[Path]:

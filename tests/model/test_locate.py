@@ -141,7 +141,7 @@ def test_a_conversion_that_was_killed_is_not_taken_for_a_finished_one(
     assert not partial_folder.exists()
 
 
-@pytest.mark.parametrize("lost", ["*.safetensors", "config.json", "tok*"])
+@pytest.mark.parametrize("lost", ["*.safetensors", "config.json", "tok*", "tokenizer.json"])
 def test_what_a_cleaner_of_caches_left_of_a_conversion_is_converted_anew(lost: str, gguf: Path) -> None:
     folder = locate_model(str(gguf))
     for path in folder.glob(lost):
@@ -150,6 +150,14 @@ def test_what_a_cleaner_of_caches_left_of_a_conversion_is_converted_anew(lost: s
     assert locate_model(str(gguf), notify=said.append) == folder
     assert said == ["converting tiny.gguf once; the result is kept in the cache"]
     load(folder)
+
+
+def test_what_was_converted_before_there_were_lists_is_not_converted_anew(gguf: Path) -> None:
+    folder = locate_model(str(gguf))
+    (folder / ".converted").unlink()
+    said: list[str] = []
+    assert locate_model(str(gguf), notify=said.append) == folder
+    assert said == []
 
 
 def test_a_second_process_waits_for_the_first(gguf: Path, cache: Path) -> None:

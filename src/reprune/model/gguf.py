@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,9 @@ from reprune.model.quiet import quiet_transformers
 
 _CONVERSION = 2
 """The number of this way to convert: one more with each change of what comes out."""
+
+_LIST = ".converted"
+"""The file of a converted folder that has the names of the others, one a line."""
 
 Notify = Callable[[str], None]
 """Is told in one sentence what takes long."""
@@ -115,6 +118,8 @@ def convert_gguf(gguf: Path, notify: Notify | None) -> Path:
             (work / "read" / "model.gguf").symlink_to(gguf.resolve())  # alone: files beside it are not mixed in
             with _silent_conversion():
                 _convert(gguf, work / "read", work / "write")
+            names = sorted(path.name for path in (work / "write").iterdir())
+            (work / "write" / _LIST).write_text("\n".join(names), encoding="utf-8")
             for path in (work / "write").iterdir():
                 shutil.copymode(work / "write" / "config.json", path)  # weights come readable by their owner alone
                 with path.open("rb") as written:
@@ -134,9 +139,12 @@ def convert_gguf(gguf: Path, notify: Notify | None) -> Path:
 
 
 def is_whole(folder: Path) -> bool:
-    """Whether the folder has all that a model needs, whatever else it holds or lacks."""
+    """Whether the folder has all that a model needs, and all that a conversion to it wrote, whatever else it holds."""
     from reprune.model.checkpoint import Checkpoint
 
+    with suppress(OSError):  # older conversions left no list, and other folders have none
+        if not all((folder / name).exists() for name in (folder / _LIST).read_text(encoding="utf-8").split("\n")):
+            return False
     try:
         return bool(Checkpoint(folder).entries) and (folder / "config.json").exists() and any(folder.glob("tok*"))
     except InputError:

@@ -204,6 +204,7 @@ def test_one_byte_at_an_end_of_any_tensor_changes_the_fingerprint(end: str, name
 
 def test_the_digests_are_those_of_all_files_that_make_the_model(tmp_path: Path) -> None:
     folder = _folder(tmp_path, **{"model-00001-of-00002": {"first": torch.ones(3)}, "model-00002-of-00002": _tensors()})
+    (folder / "config.json").write_text('{"auto_map": {"AutoConfig": "modeling_own.Config"}}')
     (folder / "modeling_own.py").write_text("# code")
     (folder / "README.md").write_text("not of the model")
     names = ["config.json", "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", "modeling_own.py"]
@@ -215,9 +216,12 @@ def test_the_digests_are_those_of_the_tokenizers_files_too(tmp_path: Path) -> No
     folder = _folder(tmp_path, model=_tensors())
     names = ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt"]
     names += ["tokenizer.model", "own.tiktoken", "prophetnet.tokenizer", "chat_template.jinja"]
-    for name in (*names, "generation_config.json", "results.json", "notes.txt"):
+    others = ["counts_of_tokens.json", "my_vocab.json", "vocabulary.txt", "analyse.py"]  # that code might read, or is
+    for name in (*names, *others, "generation_config.json", "results.json", "notes.txt"):
         (folder / name).write_text("{}")
     assert set(Checkpoint(folder).digests()) == {"config.json", "model.safetensors", *names}
+    (folder / "tokenizer_config.json").write_text('{"auto_map": {"AutoTokenizer": ["analyse.Words", null]}}')
+    assert set(Checkpoint(folder).digests()) == {"config.json", "model.safetensors", *names, *others}
 
 
 @pytest.mark.parametrize("name", ["b", "first"])
@@ -234,7 +238,7 @@ def test_a_tensor_of_another_file_than_was_opened_is_refused(name: str, tmp_path
 def test_a_change_of_any_file_of_the_model_is_noticed(name: str, tmp_path: Path) -> None:
     folder = _folder(tmp_path, model=_tensors())
     for beside in ("modeling_own.py", "tokenizer_config.json", "results.json"):
-        (folder / beside).write_text("{}")
+        (folder / beside).write_text('{"auto_map": {}}')
     checkpoint = Checkpoint(folder)
     (folder / "results.json").write_text("[1]")
     (folder / "new.json").write_text("{}")

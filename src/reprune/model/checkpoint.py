@@ -10,7 +10,7 @@ import hashlib
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
@@ -41,12 +41,14 @@ NAMES_WEIGHTS = "transformers_weights"
 
 _USUAL = ("model.safetensors", "model.safetensors.index.json")
 TOKENIZER = (
-    *("*token*.json", "tekken.json", "*vocab*.json", "*vocab*.txt", "merges.txt", "bpe.codes"),
+    *("tokenizer.json", "tokenizer.*.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("tekken.json", "vocab.json", "vocab.txt", "target_vocab.json", "emoji.json", "merges.txt", "bpe.codes"),
     *("*.model", "*.spm", "*.tiktoken", "*.tokenizer", "*.jinja"),
 )
-"""Patterns of the files that decide how text becomes tokens."""
+"""Patterns of the files that decide how text becomes tokens, by Transformers' own names."""
 
-_BESIDE = ("config.json", "*.py", *TOKENIZER)  # the weights, of what decides the model
+_BESIDE = ("config.json", *TOKENIZER)  # the weights, of what decides the model
+_OF_CODE = ("*.py", "*token*.json", "*vocab*.json", "*vocab*.txt")  # and where code comes with it, which may read those
 _SAMPLED_BYTES = 4096  # from each end of each tensor, for the fingerprint
 _FILES_AT_A_TIME = 4  # that are hashed
 
@@ -74,7 +76,8 @@ class Checkpoint:
         """
         self.folder = folder
         weights = self._files()
-        beside = (file for pattern in _BESIDE for file in folder.glob(pattern) if file.is_file())
+        patterns = (*_BESIDE, *_OF_CODE) if _names_code(folder) else _BESIDE
+        beside = (file for pattern in patterns for file in folder.glob(pattern) if file.is_file())
         self._unchanged = Unchanged({*weights, *beside})
         found: dict[str, TensorEntry] = {}
         for file in weights:
@@ -212,6 +215,15 @@ def no_floats(place: str, name: str, dtype: str) -> UnsupportedModelError:
 
 def _is_outside(name: str) -> bool:
     return Path(name).is_absolute() or ".." in Path(name).parts
+
+
+def _names_code(folder: Path) -> bool:
+    """Whether the configuration of a model or its tokenizer names code that comes with it, in its folder or not."""
+    for name in ("config.json", "tokenizer_config.json"):
+        with suppress(OSError):  # whoever reads it says it
+            if b'"auto_map"' in (folder / name).read_bytes():
+                return True
+    return False
 
 
 def _read_header(file: Path) -> Iterator[tuple[str, TensorEntry]]:

@@ -324,6 +324,9 @@ def test_a_text_that_was_calibrated_on_is_noticed(cli: Cli, here: Path) -> None:
     cut = ("--seqlen", "64", "--device", "cpu")
     said = cli("evaluate", "out", "--text", "text.txt", *cut).out
     assert re.search(r"note: text.txt holds \d+% of what this model was calibrated on", " ".join(said.split()))
+    for more in ((), ("--no-perplexity",)):
+        both = cli("evaluate", "out", "--text", "text.txt", *cut, "--against", "llama", *more).out
+        assert both.count("note:") == both.count("note: text.txt holds") == 1
     assert "note:" not in cli("evaluate", "out", "--text", "other.txt", *cut).out
     assert "note:" not in cli("evaluate", "llama", "--text", "text.txt", *cut).out
     assert cli("evaluate", "out", "--text", "text.txt", *cut, "-q").out.count("\n") == 1
@@ -333,6 +336,7 @@ def test_a_text_that_was_calibrated_on_is_noticed(cli: Cli, here: Path) -> None:
     ]
     held, other, dense = (record["calibration_overlap"] for record in records)
     assert (held > 0.02, other < 0.02, dense) == (True, True, None)
+    assert reprune.errors_against("out", "llama", "text.txt", seqlen=64, device="cpu").calibration_overlap == held
     short = reprune.evaluate("out", "text.txt", seqlen=8, device="cpu")  # than any passage
     assert short.calibration_overlap == pytest.approx(held, abs=0.05)
     (here / "out" / "reprune.json").write_text("{}")

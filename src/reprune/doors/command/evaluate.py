@@ -69,14 +69,19 @@ def evaluate(
         from reprune.doors.progress import counting
 
         records: dict[str, Any] = {}
+        told: set[str] = set()
         silent = quiet or as_json
+
+        def notify(said: str) -> None:
+            if not quiet and said not in told:  # of two measures the same is true
+                told.add(said)
+                print(printable(said), file=sys.stderr if as_json else sys.stdout)
+
         common: dict[str, Any] = {
             "device": device,
             "precision": precision,
             "trust_remote_code": trust_remote_code,
-            "notify": lambda said: (
-                None if quiet else print(printable(said), file=sys.stderr if as_json else sys.stdout)
-            ),
+            "notify": notify,
         }
 
         def take(name: str, result: Any, show: Any) -> None:

@@ -12,6 +12,7 @@ from typing import Any, final
 import torch
 
 from reprune.doors.devices import DTYPES, in_precision, settle_device
+from reprune.doors.evaluation.calibrated import calibrated_on
 from reprune.doors.evaluation.protocols import Cut, CutText, cut_text, model_name, open_text
 from reprune.doors.prepare import check_ids
 from reprune.engine.compare import BlockError, check_alike, compare
@@ -44,6 +45,7 @@ class AgainstDense:
     precision: str  # of the products
     embedding: float  # relative error of what enters block 0: zero unless the embeddings differ
     blocks: tuple[BlockError, ...]
+    calibration_overlap: float | None = None  # as of `Perplexity`
 
     def record(self) -> dict[str, Any]:
         """All of it, for JSON."""
@@ -78,6 +80,7 @@ def errors_against(
         batch_size: windows that pass through a block at a time, at most; fewer if they are longer than 1024 tokens.
         device, precision: as in a recipe.
         progress: is told how many batches have passed through a block, of how many in all.
+        notify: is told what may make the errors mean less than they seem to.
 
     Raises:
         InputError: a model or the text cannot be used, or the two are not alike; the message names the difference.
@@ -93,6 +96,7 @@ def errors_against(
         student, teacher = _pair(folders, where, products, trust_remote_code)
         windows = _windows(folders, text, cut, trust_remote_code)
         check_ids(folders[0].name, windows.ids, student.vocabulary)
+        share = calibrated_on(folders[0], windows, notify)
         memory = int(StreamsRecipe().memory)
         with tempfile.TemporaryDirectory(prefix="reprune-") as folder:
             batch = max(min(batch_size, _TOKENS // windows.ids.shape[1]), 1)
@@ -106,6 +110,7 @@ def errors_against(
             precision=products,
             embedding=found.embedding.relative,
             blocks=found.blocks,
+            calibration_overlap=share,
         )
 
     return in_precision(precision, where, against, notify)

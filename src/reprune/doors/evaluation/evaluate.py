@@ -4,25 +4,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from reprune.doors.devices import DTYPES, in_precision, settle_device
+from reprune.doors.evaluation.calibrated import calibrated_on
 from reprune.doors.evaluation.perplexity import Perplexity, perplexity
 from reprune.doors.evaluation.protocols import Cut, cut_text, model_name, open_text
 from reprune.doors.prepare import check_ids
-from reprune.engine.result import RECORD
 from reprune.model.block import Precision
 from reprune.model.checkpoint import Checkpoint
 from reprune.model.locate import locate_model
 from reprune.model.undisturbed import undisturbed
-from reprune.model.wellformed import read_json
 from reprune.model.whole import load_model, weights_dtype
-from reprune.planning.overlap import overlap
-
-_TOLD = 0.02  # of passages: less is boilerplate
 
 
 @undisturbed()
@@ -60,12 +54,7 @@ def evaluate(
     folder = locate_model(os.fspath(model), notify=notify)
     where = settle_device(device)
     windows = cut_text(folder, open_text(text), cut, trust_remote_code)
-    share = _calibrated_on(folder, windows.running)
-    if share is not None and share >= _TOLD:
-        notify(
-            f"note: {windows.text} holds {share:.0%} of what this model was calibrated on,\n"
-            "      so on other text its perplexity may well be higher"
-        )
+    share = calibrated_on(folder, windows, notify)
 
     def measured(products: str) -> tuple[str, float]:
         dtype = Precision(DTYPES[products])
@@ -84,12 +73,3 @@ def evaluate(
         weights_dtype=weights_dtype(folder, trust_remote_code),
         calibration_overlap=share,
     )
-
-
-def _calibrated_on(folder: Path, ids: Tensor) -> float | None:
-    """The share of what a model was calibrated on that is in a text (1, tokens); None where nothing is known."""
-    try:
-        record = read_json((folder / RECORD).read_text(encoding="utf-8"))
-        return overlap(record["sketch"], ids)
-    except (OSError, ValueError, KeyError, TypeError):  # it was not pruned by reprune
-        return None

@@ -1,0 +1,31 @@
+"""Tells whether a model was calibrated on the text that it is measured on. Knows nothing of measures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from reprune.doors.evaluation.protocols import CutText
+from reprune.engine.result import RECORD
+from reprune.model.wellformed import read_json
+from reprune.planning.overlap import overlap
+
+_TOLD = 0.02  # of passages: less is boilerplate
+
+
+def calibrated_on(folder: Path, windows: CutText, notify: Callable[[str], None]) -> float | None:
+    """The share of what a model was calibrated on that is in a text; None where nothing is known.
+
+    `notify` is told of a share that is worth it.
+    """
+    try:
+        record = read_json((folder / RECORD).read_text(encoding="utf-8"))
+        share = overlap(record["sketch"], windows.running)
+    except (OSError, ValueError, KeyError, TypeError):  # it was not pruned by reprune
+        return None
+    if share >= _TOLD:
+        notify(
+            f"note: {windows.text} holds {share:.0%} of what this model was calibrated on,\n"
+            "      so on other text its perplexity and errors may well be higher"
+        )
+    return share

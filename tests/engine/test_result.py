@@ -63,7 +63,7 @@ def test_links_to_what_is_no_models_are_left_out_and_named(tmp_path: Path) -> No
     assert all((out / name).exists() and not (out / name).is_symlink() for name in links)
     assert not (out / "LICENSE").exists()
     assert not (out / "a.json").exists()
-    assert Result(out, Decoder(folder)).left_out() == ["LICENSE", "a.json"]
+    assert Result(out, Decoder(folder)).linked() == ([], ["LICENSE", "a.json"])
 
 
 def test_what_it_is_loaded_from_is_copied_wherever_it_lies(tmp_path: Path) -> None:
@@ -80,6 +80,8 @@ def test_what_it_is_loaded_from_is_copied_wherever_it_lies(tmp_path: Path) -> No
     assert expected >= {"config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"}
     copied = {file.name for file in out.iterdir() if file.suffix != ".safetensors"}
     assert copied == {*expected, "recipe.yaml", "reprune.json", "model.safetensors.index.json"}
+    named, left_out = Result(out, Decoder(folder)).linked(["words.vocab", "modeling_own.py"])
+    assert (set(named), left_out) == (expected, ["LICENSE", "a.json", "own.py"])
 
 
 def test_its_weights_are_those_that_the_configuration_named(tmp_path: Path) -> None:

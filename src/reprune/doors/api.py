@@ -343,7 +343,10 @@ def _write_(
     files: set[str] = set()  # that the model is loaded from, beside those whose names are known
     if recipe.trust_remote_code:
         files = tokenizer_files(result.dense) | {file.name for file in result.dense.glob("*.py")}
-    for name in result.left_out(files):
+    copied, left_out = result.linked(files)
+    if copied:
+        watcher.note(f"in the result, and links in the model's folder to files elsewhere: {', '.join(copied)}")
+    for name in left_out:
         watcher.note(f"{name} is not in the result: in the model's folder it is a link to what may be no part of it")
     lines = ledger.lines()
     seconds = max(time.monotonic() - began, sum(line["window"]["seconds"] for line in lines))

@@ -98,18 +98,20 @@ class Result:
             if source.is_file() and not any(source.match(pattern) for pattern in _NOT_COPIED)
         }
 
-    def left_out(self, others: Collection[str] = ()) -> list[str]:
-        """The names of those that are links to what is no model's: it may be private, and is not copied.
+    def linked(self, others: Collection[str] = ()) -> tuple[list[str], list[str]]:
+        """The names of those that are links to what is no model's: first those that are copied all the same.
 
-        What the model is loaded from, as these others are, is its own wherever it lies: in a store of files, as of DVC.
+        These are what the model is loaded from, as these others are: in a store of files, as of DVC, it lies elsewhere.
+        All else may be private, and is left out.
         """
         folder = self._decoder.folder.resolve()
-        return [
-            name
+        elsewhere = {
+            name: source
             for name, source in self._beside(others).items()
-            if not (name in others or any(source.match(pattern) for pattern in _KNOWN))
-            and not _is_of_a_model(source.resolve(), folder)
-        ]
+            if not _is_of_a_model(source.resolve(), folder)
+        }
+        copied = [name for name, file in elsewhere.items() if name in others or any(map(file.match, _KNOWN))]
+        return copied, [name for name in elsewhere if name not in copied]
 
     def finish(
         self, record: Mapping[str, Any], recipe: str, written: Mapping[str, str], others: Collection[str] = ()
@@ -138,7 +140,7 @@ class Result:
         for number, names in enumerate(self._outside, len(self._decoder)):
             files |= dict.fromkeys(names, self._shard(number).name)
         files_written = dict(written)
-        left_out = self.left_out(others)
+        _, left_out = self.linked(others)
         for name, source in self._beside(others).items():
             if name not in left_out:
                 (self.folder / name).parent.mkdir(exist_ok=True)

@@ -19,6 +19,7 @@ _ROOMS = [
     "formats",
     "rates",
     "devices",
+    "memory",
     "prepare",
     "generation",
     "api",

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-import re
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ from torch import Tensor
 
 from reprune.doors.devices import DTYPES, settle_together
 from reprune.doors.formats import size
+from reprune.doors.memory import free_memory
 from reprune.engine.footprint import disk_bytes, least_memory_bytes
 from reprune.engine.ledger import Ledger
 from reprune.engine.record import versions
@@ -233,10 +232,7 @@ def _available_memory(device: str) -> int | None:
         gpu = torch.device(device)
         kept = torch.cuda.memory_reserved(gpu) - torch.cuda.memory_allocated(gpu)  # by PyTorch, of what it has freed
         return int(torch.cuda.mem_get_info(gpu)[0]) + kept
-    with suppress(OSError):
-        if found := re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text(encoding="ascii")):
-            return int(found[1]) * 1024
-    return None
+    return free_memory()
 
 
 def settle(recipe: Recipe, ranks: Ranks = ALONE) -> Recipe:

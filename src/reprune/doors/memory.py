@@ -1,0 +1,72 @@
+"""How much memory the host has left for this process: of the machine's, or of what its container or job may take."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import final
+
+_MOUNTED = "sys/fs/cgroup"
+
+
+@final
+@dataclass(frozen=True)
+class _Controller:
+    """Where a version of Linux's control groups keeps what it says of memory."""
+
+    folder: str
+    limit: str
+    used: str
+    reclaimable: tuple[str, ...]  # of what is used, in memory.stat: pages of files and the like, which make room
+
+
+_FIRST = _Controller(
+    f"{_MOUNTED}/memory",
+    "memory.limit_in_bytes",
+    "memory.usage_in_bytes",
+    ("total_inactive_file", "total_active_file"),
+)
+_SECOND = _Controller(_MOUNTED, "memory.max", "memory.current", ("inactive_file", "active_file", "slab_reclaimable"))
+
+
+def free_memory(system: Path = Path("/")) -> int | None:
+    """Bytes that can still be taken: the least that the machine and each group of this process has; None: not known."""
+    return min((*_of_machine(system), *_of_groups(system)), default=None)
+
+
+def _of_machine(system: Path) -> Iterator[int]:
+    with suppress(OSError):
+        said = (system / "proc/meminfo").read_text(encoding="ascii")
+        if found := re.search(r"MemAvailable:\s+(\d+) kB", said):
+            yield int(found[1]) * 1024
+
+
+def _of_groups(system: Path) -> Iterator[int]:
+    """Of the group that this process is in and all above it, as far as they can be seen, those with a limit.
+
+    In a container the path is often the host's. The container's own group is then what is mounted, and the only one.
+    """
+    lines: list[str] = []
+    with suppress(OSError):
+        lines = (system / "proc/self/cgroup").read_text(encoding="utf-8", errors="replace").splitlines()
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        controller = _FIRST if controllers else _SECOND
+        root = system / controller.folder
+        own = root / path.lstrip("/")
+        for group in (own, *own.parents):
+            if group.is_relative_to(root):
+                yield from _of_group(group, controller)
+
+
+def _of_group(group: Path, controller: _Controller) -> Iterator[int]:
+    with suppress(OSError, ValueError):  # there is no such group, or no limit ("max")
+        limit = int((group / controller.limit).read_text(encoding="ascii"))
+        used = int((group / controller.used).read_text(encoding="ascii"))
+        pairs = (line.split() for line in (group / "memory.stat").read_text(encoding="ascii").splitlines())
+        yield max(limit - used + sum(int(size) for name, size in pairs if name in controller.reclaimable), 0)

@@ -152,6 +152,11 @@ def test_a_name_that_the_api_does_not_have_is_an_attribute_error() -> None:
         _ = reprune.prun
 
 
+def test_on_windows_no_door_is_imported_and_the_error_can_be_caught() -> None:
+    code = "import sys, reprune; sys.platform = 'win32'\ntry: reprune.plan\nexcept reprune.InputError as error: "
+    assert _python(f"{code}print(error, 'torch' in sys.modules)").endswith("on Windows, run it in WSL. False\n")
+
+
 def test_type_checkers_are_told_that_the_package_has_types() -> None:
     assert (_ROOT / "py.typed").is_file()
 

@@ -82,5 +82,7 @@ if not TYPE_CHECKING:  # a type checker would take any name to be there
     def __getattr__(name: str) -> Any:
         """Import a door when it is first used: `import reprune` alone stays quick."""
         if name in _DOORS:
+            if _DOORS[name] != "reprune.errors":  # to be caught by
+                import_module("reprune.errors").check_system()
             return getattr(import_module(_DOORS[name]), name)
         raise AttributeError(f"module 'reprune' has no attribute {name!r}")

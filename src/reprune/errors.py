@@ -7,6 +7,7 @@ alone.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -42,6 +43,12 @@ class ChangedError(RepruneError):
 
 class LostRankError(RepruneError):
     """Another process of the run has ended, or cannot be reached."""
+
+
+def check_system() -> None:
+    """Raise `InputError` on Windows, which lacks the locks and limits of POSIX that the doors import."""
+    if sys.platform == "win32":
+        raise InputError("reprune needs Linux or macOS; on Windows, run it in WSL.")
 
 
 @contextmanager

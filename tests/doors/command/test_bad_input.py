@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -369,3 +370,11 @@ def test_a_model_without_a_tokenizer(here: Path, cli: Cli) -> None:
     _refused(cli, here, ["evaluate", "bare", "--text", "text.txt"], "bare: its tokenizer cannot be loaded")
     (here / "bare" / "tokenizer_config.json").write_text('{"tokenizer_class": "LlamaTokenizer", "unk_token": "<unk>"}')
     _refused(cli, here, ["prune", "bare", "--out", "out", *QUICK], "bare: its tokenizer knows no words")
+
+
+def test_windows_is_refused_before_a_command_looks_at_anything(
+    here: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "platform", "win32")
+    said = _refused(cli, here, ["status", "nowhere"], "reprune needs Linux or macOS; on Windows, run it in WSL.")
+    assert said.out == ""

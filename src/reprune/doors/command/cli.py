@@ -48,7 +48,8 @@ from reprune.doors.command.options import (
 )
 from reprune.doors.command.report import report
 from reprune.doors.command.study import study
-from reprune.errors import InputError
+from reprune.doors.printable import complain
+from reprune.errors import InputError, check_system
 from reprune.math.launch import launched
 from reprune.model.garbage import few_searches
 
@@ -270,6 +271,11 @@ def _recipe(watcher: Watcher, model: str, file: Path | None, settings: Sequence[
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The entry point of `reprune`."""
+    try:
+        check_system()
+    except InputError as error:
+        complain(f"error: {error}")
+        sys.exit(2)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that it, too, ends with a hint
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper) and stream.errors == "strict":

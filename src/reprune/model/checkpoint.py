@@ -21,6 +21,7 @@ from torch import Tensor
 
 from reprune.errors import InputError, UnsupportedModelError
 from reprune.model.durable import sha256
+from reprune.model.readable import check_readable
 from reprune.model.unchanged import Unchanged
 from reprune.model.wellformed import read_json
 
@@ -228,6 +229,7 @@ def _names_code(folder: Path) -> bool:
 
 def _read_header(file: Path) -> Iterator[tuple[str, TensorEntry]]:
     """Names and places of the tensors in one safetensors file."""
+    check_readable(file)  # the library calls one that is not missing
     try:
         with safe_open(file, framework="pt"):
             pass  # the library checks that the header is sound and that the data is all there

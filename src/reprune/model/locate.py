@@ -13,6 +13,7 @@ from pathlib import Path
 from reprune.errors import InputError, UnsupportedModelError, short
 from reprune.model.gguf import Notify, convert_gguf, is_whole
 from reprune.model.local import local_path
+from reprune.model.readable import check_readable
 from reprune.model.urls import without_secrets
 from reprune.model.wellformed import read_json
 
@@ -98,6 +99,8 @@ def _looks_like_path(identifier: str) -> bool:
 def _check_folder(folder: Path, model: str, weights: bool, revision: str | None = None) -> None:
     """Raise unless the folder holds a decoder's configuration and, where they are needed, safetensors weights."""
     name = f"{model}@{revision}" if revision else model
+    check_readable(folder)
+    check_readable(*(file for pattern in BESIDE for file in folder.glob(pattern)))
     names = sorted(path.name for path in folder.iterdir())
     ggufs = [file for file in names if file.lower().endswith(".gguf")]
     adapter = "adapter_config.json" in names

@@ -1,0 +1,21 @@
+"""Whether files may be read, asked before a library takes one that may not for missing or damaged. Knows no formats."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from reprune.errors import InputError
+
+
+def check_readable(*places: Path) -> None:
+    """Raise `InputError` where a file cannot be opened, or what a folder holds cannot be looked at."""
+    for place in places:
+        try:
+            if place.is_dir():
+                for inside in place.iterdir():
+                    inside.lstat()  # which a folder may refuse though it tells names
+                    break
+            elif place.is_file():
+                place.open("rb").close()
+        except OSError as error:
+            raise InputError(f"{place}: cannot be read ({error.strerror}); check who may read it.") from None

@@ -1,0 +1,58 @@
+"""What the user may not read is said to be that: not missing, nor to be downloaded again."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from reprune.errors import InputError
+from reprune.model.checkpoint import Checkpoint
+from reprune.model.locate import locate_model
+from tests import tiny
+
+_REFUSAL = r"cannot be read \(Permission denied\); check who may read it\.$"
+
+
+def _deny(monkeypatch: pytest.MonkeyPatch, method: str, denied: Path) -> None:
+    """Refuse one file or folder to whoever asks, as the system does: it refuses root nothing."""
+    real = getattr(Path, method)
+
+    def call(path: Path, *arguments: Any, **settings: Any) -> Any:
+        if path == denied:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return real(path, *arguments, **settings)
+
+    monkeypatch.setattr(Path, method, call)
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json"])
+def test_a_file_beside_the_weights(name: str, llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _deny(monkeypatch, "open", llama / name)
+    with pytest.raises(InputError, match=rf"{name}: {_REFUSAL}"):
+        locate_model(str(llama))
+
+
+def test_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny.save("llama", tmp_path)
+    _deny(monkeypatch, "open", tmp_path / "model.safetensors")
+    with pytest.raises(InputError, match=rf"model\.safetensors: {_REFUSAL}"):
+        Checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize(("method", "denied"), [("iterdir", "."), ("lstat", "config.json")])
+def test_a_folder(method: str, denied: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that tells no names, and one that tells names alone."""
+    (tmp_path / "config.json").touch()
+    _deny(monkeypatch, method, tmp_path / denied)
+    with pytest.raises(InputError, match=rf"{tmp_path.name}: {_REFUSAL}"):
+        locate_model(str(tmp_path))
+
+
+def test_a_link_to_nothing_is_left_out(tmp_path: Path) -> None:
+    tiny.save("llama", tmp_path)
+    (tmp_path / "more.json").symlink_to("gone")
+    assert locate_model(str(tmp_path)) == tmp_path

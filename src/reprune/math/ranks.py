@@ -23,7 +23,6 @@ from typing import Any, TypeVar, cast, final
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.rendezvous import rendezvous
 
 from reprune.errors import InputError, LostRankError
 from reprune.math.heartbeat import Heartbeat
@@ -179,8 +178,16 @@ class Together(Ranks):
             timeout: how many seconds to wait for another rank before it is given up for lost.
 
         Raises:
+            InputError: this PyTorch is built for one process.
             LostRankError: the others do not come.
         """
+        if not dist.is_available():
+            raise InputError(
+                f"one of several processes: PyTorch {torch.__version__} is built without torch.distributed, by which "
+                "they exchange; start one process, or install a PyTorch that has it."
+            )
+        from torch.distributed.rendezvous import rendezvous  # which such a PyTorch cannot import
+
         self.traffic = Traffic()
         backend = "gloo"
         if torch.cuda.is_available():

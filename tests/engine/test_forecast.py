@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -421,3 +423,11 @@ def test_the_machine_is_measured() -> None:
     assert speed.traffic > 1e7 and speed.link == math.inf
     assert speed.attention is not None and speed.attention > 1e7
     assert resident_bytes() > 10**7
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="only Linux counts a process's pages")
+def test_what_the_process_takes_is_counted_in_the_pages_of_this_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = resident_bytes()
+    pages = os.sysconf("SC_PAGE_SIZE")
+    monkeypatch.setattr(os, "sysconf", lambda name: {"SC_PAGE_SIZE": 16 * pages}[name])
+    assert resident_bytes() == pytest.approx(16 * plain, rel=0.1)

@@ -431,3 +431,15 @@ def test_what_the_process_takes_is_counted_in_the_pages_of_this_kernel(monkeypat
     pages = os.sysconf("SC_PAGE_SIZE")
     monkeypatch.setattr(os, "sysconf", lambda name: {"SC_PAGE_SIZE": 16 * pages}[name])
     assert resident_bytes() == pytest.approx(16 * plain, rel=0.1)
+
+
+def test_it_is_the_most_that_the_process_has_taken_where_the_system_does_not_say(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    plain = resident_bytes()
+
+    def hidden(path: Path, *arguments: Any, **settings: Any) -> str:
+        raise FileNotFoundError(path)
+
+    monkeypatch.setattr(Path, "read_text", hidden)
+    assert 0.9 * plain <= resident_bytes() < 2**40

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
+from reprune.engine.record import peak_memory_bytes
 from reprune.model.costs import Flops
 from reprune.model.float32 import fast_float32
 
@@ -87,8 +88,8 @@ def _best_of_each(device: torch.device, *runs: Callable[[], torch.Tensor]) -> li
 
 
 def resident_bytes() -> int:
-    """What this process takes now; 0 where the system does not say (it is no Linux)."""
+    """What this process takes now; the most that it has taken where the system does not say (it is no Linux)."""
     try:
         return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError, IndexError):
-        return 0
+        return peak_memory_bytes("cpu")["host"]

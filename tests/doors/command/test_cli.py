@@ -294,8 +294,12 @@ def test_lines_are_short(command: list[str], cli: Cli) -> None:
     assert [line for line in said.out.splitlines() if len(line) > 80] == []
 
 
-def test_signs_that_a_terminal_does_not_know_end_no_run(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with TextIOWrapper(BytesIO(), encoding="ascii") as output:
+@pytest.mark.parametrize("errors", ["strict", "surrogateescape"], ids=["any", "C"])
+def test_signs_that_a_terminal_does_not_know_end_no_run(
+    errors: str, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python has other errors for the locale C."""
+    with TextIOWrapper(BytesIO(), encoding="ascii", errors=errors) as output:
         monkeypatch.setattr(sys, "stdout", output)
         with pytest.raises(SystemExit) as end:
             main(["prune", "llama", "--out", "out", *QUICK, "--reconstruct", "LR"])

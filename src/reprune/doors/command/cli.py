@@ -278,7 +278,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(2)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that it, too, ends with a hint
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, TextIOWrapper) and stream.errors == "strict":
+        if isinstance(stream, TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
             stream.reconfigure(errors="replace")  # a sign that the terminal does not know is no reason to end a run
     with few_searches():
         app(args=separate_sources(list(sys.argv[1:] if arguments is None else arguments)), prog_name="reprune")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
+import os
 import shutil
 import sys
 import threading
@@ -238,6 +241,19 @@ def test_the_cache_is_where_the_environment_says(tmp_path: Path, monkeypatch: py
 def test_a_cache_that_cannot_be_made_is_an_input_error(gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REPRUNE_CACHE", str(gguf / "below-a-file"))
     with pytest.raises(InputError, match="set REPRUNE_CACHE"):
+        locate_model(str(gguf))
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK])
+def test_a_cache_on_a_file_system_without_locks_is_an_input_error(
+    number: int, gguf: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none(*_: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", none)
+    said = rf"{cache}: the file system gives no lock \({os.strerror(number)}\); set REPRUNE_CACHE to a folder"
+    with pytest.raises(InputError, match=said):
         locate_model(str(gguf))
 
 

@@ -76,6 +76,9 @@ def locked_cache(name: str, notify: Notify | None = None) -> Iterator[Path]:
     """Hold the cache's lock of that name against other processes; yields the cache's root, which then exists.
 
     The lock goes with the process. Its empty file stays: removing it would let two processes hold it.
+
+    Raises:
+        InputError: the cache cannot be made, or the file system gives no locks.
     """
     import fcntl
 
@@ -89,6 +92,11 @@ def locked_cache(name: str, notify: Notify | None = None) -> Iterator[Path]:
             if notify is not None:
                 notify(f"waiting for another process that is making {name}")
             fcntl.flock(lock, fcntl.LOCK_EX)
+        except OSError as error:
+            raise InputError(
+                f"{root}: the file system gives no lock ({error.strerror}); set REPRUNE_CACHE to a folder on another "
+                "disk."
+            ) from None
         yield root
 
 

@@ -6,6 +6,7 @@ import errno
 import fcntl
 import json
 import os
+import pwd
 import shutil
 import sys
 import threading
@@ -440,6 +441,16 @@ def test_what_the_hub_refuses_is_said_with_its_remedy(
     raising(monkeypatch, error.__new__(error))  # without the response of a server
     with pytest.raises(InputError, match=message):
         locate_model("owner/tiny@v1")
+
+
+def test_a_hub_model_without_a_home_folder_says_where_it_could_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr(pwd, "getpwuid", {}.__getitem__)  # as of a container's user without a name
+    with pytest.raises(RuntimeError) as error:
+        Path.home()
+    raising(monkeypatch, error.value)
+    with pytest.raises(InputError, match="no home folder to download it to; set HF_HOME to a folder"):
+        locate_model("owner/tiny")
 
 
 @pytest.mark.usefixtures("cached")

@@ -186,6 +186,8 @@ def _hub_message(error: Exception, model: str, revision: str | None) -> str:
     elif isinstance(error, errors.LocalEntryNotFoundError):
         cause = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "the Hub cannot be reached"
         why = f"nor is it whole in the Hugging Face cache, and {cause}; go online, or give a local model"
+    elif isinstance(error, RuntimeError) and "home directory" in str(error):  # pathlib's, which has no class of its own
+        why = "and there is no home folder to download it to; set HF_HOME to a folder"
     else:
         said = short(error).replace(constants.ENDPOINT, endpoint)
         why = f"and its download failed ({said}); try again, it goes on where it stopped"

@@ -24,7 +24,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reprune.errors import InputError
-from reprune.planning import sources
+from reprune.planning import rows, sources
 from reprune.planning.documents import Documents, text_sha256
 from reprune.planning.sources import DataSet, Manual, SourceSpec, Split, find_source, load_documents, parse_source
 
@@ -309,6 +309,7 @@ def test_a_data_set_of_the_hub_is_read_at_the_revision_that_is_named(monkeypatch
         return datasets.Dataset.from_dict({"text": ["a"], "sentence": ["b"]})
 
     monkeypatch.setattr(datasets, "load_dataset", load)
+    monkeypatch.setattr(rows, "_commit", lambda dataset: asked[-1][-1])  # as if the revision were that commit's name
     places = [
         load_documents(name, "train").place
         for name in ("org/name@v1.0", "org/name@v1.1", "org/name", "org/name@v1.0:c:part:text", "ptb")

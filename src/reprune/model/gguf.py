@@ -22,6 +22,7 @@ from reprune.errors import InputError, UnsupportedModelError, short
 from reprune.model.durable import sync_folder
 from reprune.model.gguf_file import read_gguf
 from reprune.model.gguf_settled import settle_
+from reprune.model.lock import hold
 from reprune.model.quiet import quiet_transformers
 
 _CONVERSION = 2
@@ -80,18 +81,17 @@ def locked_cache(name: str, notify: Notify | None = None) -> Iterator[Path]:
     Raises:
         InputError: the cache cannot be made, or the file system gives no locks.
     """
-    import fcntl
+
+    def waiting() -> None:
+        if notify is not None:
+            notify(f"waiting for another process that is making {name}")
 
     with usable_cache() as root:
         root.mkdir(parents=True, exist_ok=True)
         lock = (root / f".{name}.lock").open("w")
     with lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if notify is not None:
-                notify(f"waiting for another process that is making {name}")
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            hold(lock.fileno(), waiting)
         except OSError as error:
             raise InputError(
                 f"{root}: the file system gives no lock ({error.strerror}); set REPRUNE_CACHE to a folder on another "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -26,7 +26,7 @@ def locked(path: Path, where: Path, what: str, wait: bool = False) -> Iterator[N
     descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)  # NFS locks only what may be written
     try:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            hold(descriptor, (lambda: None) if wait else None)
         except BlockingIOError:
             raise InputError(f"{where}: another process is working on this {what}; wait for it or stop it.") from None
         except OSError as error:
@@ -37,3 +37,23 @@ def locked(path: Path, where: Path, what: str, wait: bool = False) -> Iterator[N
         yield
     finally:
         os.close(descriptor)
+
+
+def hold(descriptor: int, waiting: Callable[[], None] | None) -> None:
+    """Take the lock of an open file until it is closed.
+
+    Args:
+        descriptor: of the file.
+        waiting: is called where another process holds it, and then it is waited for; None: it is not.
+
+    Raises:
+        BlockingIOError: another process holds it.
+        OSError: the file system gives no locks.
+    """
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        if waiting is None:
+            raise
+        waiting()
+        fcntl.flock(descriptor, fcntl.LOCK_EX)

@@ -29,7 +29,7 @@ _UNWANTED = [  # second copies of the same weights
     *("*/*.safetensors", "consolidated*"),
     *(f"*.{kind}{rest}" for kind in ("fp16", "bf16", "fp32") for rest in (".safetensors", "-*", ".index.*")),
 ]
-_COMMIT = re.compile(r"[0-9a-f]{40}")
+COMMIT = re.compile(r"[0-9a-f]{40}")  # as the caches of models and of data sets name folders
 _PICKLE = re.compile(r"pytorch_model.*\.bin|.*\.(pth|pt|ckpt)")
 GENERATIVE = re.compile(r"(ForCausalLM|LMHeadModel|ForConditionalGeneration)$")
 _NOT_GENERATIVE = re.compile(r"For(MaskedLM|\w*Classification|\w*QuestionAnswering|MultipleChoice)$")
@@ -79,7 +79,7 @@ def locate_model(model: str, *, notify: Notify | None = None, weights: bool = Tr
 
 def hub_commit(folder: Path) -> str | None:
     """The commit of a Hub's model, whose cache names folders by it; None for any other folder."""
-    return folder.name if folder.parent.name == "snapshots" and _COMMIT.fullmatch(folder.name) else None
+    return folder.name if folder.parent.name == "snapshots" and COMMIT.fullmatch(folder.name) else None
 
 
 def at_commit(model: str, folder: Path) -> str:

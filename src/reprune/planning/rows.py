@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar, cast, final
 
 from reprune.errors import InputError
+from reprune.model.locate import COMMIT
 from reprune.planning.documents import Column, Documents
 from reprune.planning.room import no_room
 from reprune.planning.saved import NO_TEXT, STATE
@@ -30,7 +31,6 @@ _STRINGS = {"string", "large_string", "string_view"}
 _INTEGER_LIST = re.compile(r"(large_)?list<[^<>]*: u?int\d+( not null)?>")
 _STRINGS_WITHIN = re.compile(r"<.*(string|json)")  # as chats have them
 _FILE = re.compile(r"struct<bytes: (large_)?binary, path: (large_)?string>")  # as images have them
-_COMMIT = re.compile(r"[0-9a-f]{40}")
 _BATCH = 1000  # rows read at a time when a whole column is read in order
 _SECONDS = 100  # that the Hub is waited for, as `datasets` does
 
@@ -219,7 +219,7 @@ class _Column(Generic[T]):
 def _commit(dataset: Any) -> str | None:
     """The commit of the Hub's data set that was read, by which its cache names folders; None where it has no name."""
     folder = next((Path(file["filename"]).parent.name for file in dataset.cache_files), "")
-    return folder if _COMMIT.fullmatch(folder) else None
+    return folder if COMMIT.fullmatch(folder) else None
 
 
 def _require_text(texts: Column[str | None], label: str) -> None:

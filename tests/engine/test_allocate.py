@@ -27,6 +27,14 @@ def prune(model: Path, out: Path, *settings: str, **options: Any) -> dict[str, A
     return quick.prune(model, out, *settings, **options)
 
 
+def _told(monkeypatch: pytest.MonkeyPatch, name: str) -> list[Any]:
+    """What a function of the allocation will have been given, call by call."""
+    told: list[Any] = []
+    function = getattr(allocate, name)
+    monkeypatch.setattr(allocate, name, lambda *given: function(*(told.append(given) or given)))
+    return told
+
+
 @pytest.mark.parametrize("name", ["owl", "by-error"])
 @pytest.mark.parametrize("model", ["llama", "mixtral", "gpt2"])
 def test_the_whole_has_the_sparsity_and_blocks_differ(name: str, model: str, tmp_path: Path) -> None:
@@ -52,9 +60,7 @@ def test_what_is_measured_by_error_is_each_block_pruned_alone_in_the_dense_model
     llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The twin: whole models with one block pruned by magnitude, hooks on their blocks, the share of the target."""
-    told: list[Any] = []
-    by_error = allocate.by_error
-    monkeypatch.setattr(allocate, "by_error", lambda *given: by_error(*(told.append(given) or given)))
+    told = _told(monkeypatch, "by_error")
     settings = ("allocation=by-error", "allocation.spread=0.2", 'sparsity_by_name={"down_proj": 0.3}')
     record = prune(llama, tmp_path / "out", *settings, pruner="magnitude", exclude=["0.*"])
     ((curves, weights, sparsity),) = told
@@ -80,9 +86,7 @@ def test_a_block_is_dense_again_before_it_is_measured_at_another_sparsity(
     llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """So the error at the sparsity of the whole does not depend on the others; SparseGPT moves weights that stay."""
-    told: list[Any] = []
-    by_error = allocate.by_error
-    monkeypatch.setattr(allocate, "by_error", lambda *given: by_error(*(told.append(given) or given)))
+    told = _told(monkeypatch, "by_error")
     for spread in ("0.1", "0.2"):
         prune(llama, tmp_path / spread, "allocation=by-error", f"allocation.spread={spread}", pruner="sparsegpt")
     near, far = (curves for curves, _, _ in told)
@@ -94,9 +98,7 @@ def test_what_is_measured_by_owl_is_outliers_among_all_scores_of_a_block_in_the_
     llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The twin: of the whole dense model, hooks before its linears, |w| times the root mean square of their inputs."""
-    told: list[Any] = []
-    by_outliers = allocate.by_outliers
-    monkeypatch.setattr(allocate, "by_outliers", lambda *given: by_outliers(*(told.append(given) or given)))
+    told = _told(monkeypatch, "by_outliers")
     record = prune(llama, tmp_path / "out", "allocation=owl", "allocation.outlier=2", "allocation.spread=0.1")
     ((shares, weights, sparsity, spread),) = told
     recipe = resolve_recipe(None, {**record["recipe"], "model": str(llama)})

@@ -27,6 +27,7 @@ from reprune.doors.zeroshot.rows import LAYOUTS
 from reprune.planning.recipe import Recipe
 from tests import tiny
 from tests.doors.conftest import record_of
+from tests.packages import install
 from tests.prose import write_as_if_prose
 
 ROOT = Path(__file__).parent.parent
@@ -42,8 +43,8 @@ _LAUNCHERS = {"torchrun": ["torch.distributed.run"], "accelerate": ["accelerate.
 """Modules that are these commands."""
 _BY_NAME = {"recipe", "versions", "model.files", "files", "self_generation.peak_memory_bytes"}
 _PAIRS = ({"before", "after"}, {"last", "kept"})
-_FILE = re.compile(r"# (\S+\.py)\n")
-_BLOCK = re.compile(r"^```(console|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_FILE = re.compile(r"# (\S+\.(?:py|toml))\n")
+_BLOCK = re.compile(r"^```(console|python|toml)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +110,7 @@ def test_every_command_and_script_of_the_page_runs(page: str, folder: Path, monk
     assert found
     for kind, block in found:
         if named := _FILE.match(block):
+            Path(named[1]).parent.mkdir(exist_ok=True)
             Path(named[1]).write_text(block, encoding="utf-8")
             continue
         if kind == "python":
@@ -116,6 +118,9 @@ def test_every_command_and_script_of_the_page_runs(page: str, folder: Path, monk
             continue
         for command in commands(block):
             words = shlex.split(command)
+            if words[:2] == ["pip", "install"]:
+                install(Path(words[2]), monkeypatch)
+                continue
             if words[0] in _LAUNCHERS or "--ray" in words:  # in processes of their own
                 launched = [sys.executable, "-m", *_LAUNCHERS.get(words[0], ["reprune"]), *words[1:]]
                 environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -173,7 +178,7 @@ def test_the_recipe_page_names_every_key() -> None:
         }
 
     known = keys(Recipe(model="x", sparsity_by_name={"": "0.5"}).model_dump()) - {"sparsity_by_name."}
-    known.add("sparsity_by_name")  # its keys are patterns
+    known |= {"sparsity_by_name", "pruner.settings"}  # whose keys are patterns, and a package's own
     page = (ROOT / "docs/recipe.md").read_text(encoding="utf-8")
     assert known == set(re.findall(r"^\| `([a-z_.]+)`", page, re.MULTILINE))
 

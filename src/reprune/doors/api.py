@@ -161,7 +161,7 @@ def prune_by_recipe(
 
 def _prune(recipe: Recipe, out: Path, watcher: Watcher, shared: Shared | None, ranks: Ranks) -> dict[str, Any]:
     ranks.first_does(lambda: check_out(out))
-    check_versions(ranks)
+    check_versions(ranks, recipe.pruner.name)
     watcher.phase(None, "reading the model")
     folder = locate_model(recipe.model, notify=watcher.note)
     check_dense(folder)
@@ -199,7 +199,7 @@ def _prune(recipe: Recipe, out: Path, watcher: Watcher, shared: Shared | None, r
                 "folder": str(folder.resolve()),
                 "fingerprint": fingerprint,
                 "weights": weights,
-                "versions": versions(),
+                "versions": versions(recipe.pruner.name),
                 "windows": len(Methods.of(recipe, len(decoder)).steps),
                 "data": {"sha256": drawn.sha256, "sources": [vars(source) for source in drawn.sources]},
                 "self_generation": own and own.record,
@@ -260,7 +260,7 @@ def resume_sharing(
         )
     decoder = open_decoder(recipe, folder)
     checkpoint.check_unchanged()
-    if said := other_versions(job["versions"], versions(), "now"):
+    if said := other_versions(job["versions"], versions(recipe.pruner.name), "now"):
         raise InputError(f"{out}: this run began with {said}; install that again to resume, or start a new run.")
     check_ranks(
         recipe, sum(source["count"] for source in job["data"]["sources"] if source["role"] == "calibration"), ranks

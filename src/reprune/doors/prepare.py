@@ -180,9 +180,9 @@ def check_devices(device: str, ranks: Ranks) -> None:
         raise InputError(f"--device {device}: each of {ranks.count} processes takes a device of its own; give cuda.")
 
 
-def check_versions(ranks: Ranks) -> None:
-    """Raise `InputError`, on all ranks, unless each has the versions of the first."""
-    first, *others = ranks.each_tells(versions())
+def check_versions(ranks: Ranks, *pruners: str) -> None:
+    """Raise `InputError`, on all ranks, unless each has the versions of the first, with these pruners' packages."""
+    first, *others = ranks.each_tells(versions(*pruners))
     for number, own in enumerate(others, 1):
         if said := other_versions(own, first, "the first"):
             raise InputError(f"process {number} of {ranks.count} has {said}; install the same on all machines.")
@@ -190,7 +190,8 @@ def check_versions(ranks: Ranks) -> None:
 
 def other_versions(own: Mapping[str, str], than: Mapping[str, str], whose: str) -> str:
     """Which versions differ, each with the other beside it and whose that is; empty where none do."""
-    return ", ".join(f"{name} {was} ({whose} {than.get(name)})" for name, was in own.items() if than.get(name) != was)
+    both = [(name, own.get(name, "none"), than.get(name, "none")) for name in {**own, **than}]
+    return ", ".join(f"{name} {was} ({whose} {other})" for name, was, other in both if was != other)
 
 
 def check_disk(recipe: Recipe, decoder: Decoder, samples: int, out: Path) -> None:

@@ -13,6 +13,7 @@ from typing import final
 import torch
 
 from reprune.engine.footprint import LEVELS, measured
+from reprune.engine.pruning import gathers
 from reprune.engine.work import Group, Work
 from reprune.errors import InputError
 from reprune.planning.recipe import Recipe
@@ -127,11 +128,9 @@ def _in_pruning(recipe: Recipe, groups: Sequence[Group], times: int = 1) -> Exch
     """In pruning groups so many times by the same statistics."""
     summed = told = 0.0
     refit = recipe.solver.start == "least-squares"
+    size = gathers(recipe.pruner.build()).size
     for group in groups:
-        if recipe.pruner.name == "sparsegpt" or refit:
-            summed += 4 * group.columns**2 * (4 if refit and not group.expert else 1)
-        elif recipe.pruner.name == "wanda":
-            summed += 4 * group.columns
+        summed += 16 * group.columns**2 if refit and not group.expert else size(group.columns)
         told += times * 5 * group.rows * group.columns  # weights and masks
     return summed, told, 4 * max(times, 1) * len(groups)
 

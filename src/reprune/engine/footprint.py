@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from reprune.engine.pruning import AT_ONCE
+from reprune.engine.pruning import AT_ONCE, gathers
 from reprune.engine.work import Group, Work
 from reprune.math.masking import PLACES_BYTES
 from reprune.model.costs import BlockCosts
@@ -66,9 +66,9 @@ def window_bytes(recipe: Recipe, work: Work, window: Window) -> int:
     largest = max(work.blocks[i].activations for i in window.blocks)
     at_a_time = min(solver.samples_at_a_time, work.calibration)
     passing = at_a_time * largest  # a pass without gradients holds no more than what it would keep
-    grams = recipe.pruner.name == "sparsegpt"  # of all groups of a block at once
+    size = gathers(recipe.pruner.build()).size
     pruning = max(
-        grams * _gram_bytes(work.groups[i])
+        _statistics_bytes(work.groups[i], size)
         + max((4 * (2 * group.columns**2 + 4 * group.rows * group.columns) for group in work.groups[i]), default=0)
         for i in window.blocks
     )
@@ -134,10 +134,10 @@ def _kept_bytes(recipe: Recipe, costs: Sequence[BlockCosts]) -> float:
     return sum(cost.activations for cost in costs)
 
 
-def _gram_bytes(groups: Sequence[Group]) -> int:
-    """Of all groups of a block at once, of experts as many as are gathered in one pass."""
-    experts = sum(4 * group.columns**2 for group in groups if group.expert)
-    return sum(4 * group.columns**2 for group in groups if not group.expert) + min(experts, AT_ONCE)
+def _statistics_bytes(groups: Sequence[Group], size: Callable[[int], int]) -> int:
+    """Of all groups of a block at once, of experts as many as are gathered in one pass; `size` is that of columns."""
+    experts = sum(size(group.columns) for group in groups if group.expert)
+    return sum(size(group.columns) for group in groups if not group.expert) + min(experts, AT_ONCE)
 
 
 def _copies(recipe: Recipe) -> float:

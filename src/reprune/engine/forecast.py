@@ -23,8 +23,10 @@ from reprune.engine.footprint import (
     on_gpu,
     window_bytes,
 )
+from reprune.engine.pruning import gathers
 from reprune.engine.speed import Speed
 from reprune.engine.work import Work
+from reprune.math.statistics import Gram
 from reprune.planning.recipe import Recipe
 from reprune.planning.schedule import Window
 
@@ -210,10 +212,12 @@ def _pruning_seconds(
     routed = any(group.expert for group in groups)
     plain = sum(not group.expert for group in groups)
     refit = recipe.solver.start == "least-squares"
+    pruner = recipe.pruner.build()
+    grams = gathers(pruner) is Gram
     seconds = (min(recipe.solver.samples_at_a_time, calibration) if routed else 1) * forward  # which share inputs
     if refit:  # each group is reached in both models; on average that is half of a pass
         seconds += samples * forward * (plain + 2 * routed)
-    elif routed or not recipe.pruner.build().data_free:
+    elif routed or not pruner.data_free:
         if recipe.pruner.sequential:  # each group is reached
             seconds += calibration * forward * (plain / 2 + 2 * routed)
         elif recipe.teacher == "global" or not lone:  # else they are gathered in the pass that makes the targets
@@ -221,7 +225,7 @@ def _pruning_seconds(
     solving = []  # of each group, by one process
     for group in groups:
         square = group.columns**2
-        if recipe.pruner.name == "sparsegpt":
+        if grams:  # and solves by them as SparseGPT does
             seconds += 2.0 * _SYMMETRIC * calibration * work.tokens * group.share * square / speed.full
             solving.append(
                 group.columns**3 * 1.5 / speed.full
@@ -229,7 +233,7 @@ def _pruning_seconds(
                 + group.columns * _COLUMN_SECONDS
             )
         if refit and not group.expert:
-            gram = heldout if recipe.pruner.name == "sparsegpt" else samples
+            gram = heldout if grams else samples
             seconds += 2.0 * (_SYMMETRIC * gram + samples) * work.tokens * square / speed.full
             seconds += 24 * 2.0 * group.rows * square / speed.full  # products of the conjugate gradients
     # One after the other where each group is to see what those before it have become.

@@ -134,16 +134,17 @@ def _needs_none(groups: Sequence[LinearGroup], pruner: Pruner[Any]) -> bool:
 
 
 def _key(groups: Sequence[LinearGroup], pruner: Pruner[Any]) -> Hashable:
-    return _kind(pruner), tuple(group.names[0] for group in groups)
+    return gathers(pruner), tuple(group.names[0] for group in groups)
 
 
-def _kind(pruner: Pruner[Any]) -> type[Statistics]:
+def gathers(pruner: Pruner[Any]) -> type[Statistics]:
+    """What kind of statistics a pruner needs."""
     return type(pruner.statistics(1, torch.device("cpu")))
 
 
 def passes(groups: Sequence[LinearGroup], pruner: Pruner[Any]) -> list[list[LinearGroup]]:
     """Groups whose statistics are gathered in one pass: all, but for experts that are too many for memory at once."""
-    size = _kind(pruner).size
+    size = gathers(pruner).size
     found: list[list[LinearGroup]] = [[]]
     left = AT_ONCE
     for group in groups:

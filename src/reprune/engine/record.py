@@ -26,6 +26,7 @@ from reprune.model.whole import collect_models
 from reprune.planning.choice import Choice
 from reprune.planning.descents import SolverRecipe
 from reprune.planning.paths import local_name, with_paths
+from reprune.planning.pruners import package
 from reprune.planning.recipe import Recipe
 from reprune.planning.schedule import Window
 from reprune.planning.sparsities import Sparsities
@@ -147,13 +148,14 @@ def _sparsity(matrices: Sequence[Mapping[str, Any]]) -> float:
     return sum(matrix["zeros"] for matrix in matrices) / weights if weights else 0.0
 
 
-def versions() -> dict[str, str]:
-    """The versions of all that decides the bits of a result."""
+def versions(*pruners: str) -> dict[str, str]:
+    """The versions of all that decides the bits of a result, and of the packages that bring these pruners."""
     return {
         "reprune": __version__,
         "python": platform.python_version(),
         "torch": str(torch.__version__),  # with the kind of build, which the package's metadata may lack
         **{name: version(name) for name in ("transformers", "safetensors", "tokenizers")},
+        **{name: number for pruner in pruners for name, number in package(pruner).items()},
     }
 
 

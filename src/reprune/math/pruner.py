@@ -1,6 +1,7 @@
 """What a pruner is: scores for the weights of a linear group, a mask, and perhaps updated weights.
 
-A new pruner is one file that derives from `Pruner`, and one line in `reprune.planning.recipe`.
+A new pruner is one file that derives from `Pruner`, and one line in `reprune.planning.recipe`; or a package of its own
+(`reprune.planning.pruners`).
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -33,7 +34,7 @@ class Pruned:
 class Pruner(ABC, Generic[S]):
     """Chooses the mask of each matrix of a linear group from what its inputs look like."""
 
-    data_free: ClassVar[bool] = False
+    data_free: bool = False
     """Whether it looks at weights alone: then no samples are passed for its statistics."""
 
     @abstractmethod

@@ -148,9 +148,11 @@ def resolve_recipe(
     rung = RUNGS.get(str(merged.get("reconstruct", Recipe.model_fields["reconstruct"].default)), {})
     merged = _merged(rung, merged)
     try:
-        return Recipe.model_validate(merged)
+        recipe = Recipe.model_validate(merged)
     except ValidationError as error:
         raise InputError(_explain(error)) from None
+    recipe.pruner.build()  # which knows what other packages bring
+    return recipe
 
 
 def _normal(layer: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from pydantic import (
     BeforeValidator,
     ByteSize,
     Field,
+    JsonValue,
     field_validator,
     model_validator,
 )
@@ -27,6 +28,7 @@ from reprune.math.patterns import Pattern, parse_pattern
 from reprune.math.pruner import Pruner
 from reprune.math.sparsegpt import SparseGPT
 from reprune.math.wanda import Wanda
+from reprune.planning import pruners
 from reprune.planning.choice import Choice, Part
 from reprune.planning.descents import DistillRecipe, RecipePart, SolverRecipe
 from reprune.planning.devices import is_device
@@ -90,14 +92,26 @@ def _size(value: Any) -> Any:
 class PrunerRecipe(RecipePart):
     """Which pruner, and its settings."""
 
-    name: Literal["magnitude", "wanda", "sparsegpt"] = "sparsegpt"
+    name: str = "sparsegpt"  # see `reprune.planning.pruners`
+    settings: dict[str, JsonValue] = Field({})  # of a pruner that another package brings
     damping: float = Field(0.01, gt=0)  # SparseGPT: share of the mean diagonal of H
     block_size: int = Field(128, ge=1)  # SparseGPT: columns between lazy updates
     sequential: bool = False  # statistics of a group after the groups before it are pruned
     min_tokens: int = Field(32, ge=0)  # an expert that fewer calibration tokens reach is pruned by magnitude
     statistics: Literal["all", "first"] = "all"  # from all calibration samples, or the first source's (the paper's way)
 
+    @model_validator(mode="after")
+    def _has_settings(self) -> Self:
+        if self.settings and self.name in pruners.OWN:
+            own = "its own are pruner.damping and pruner.block_size" if self.name == "sparsegpt" else "it has none"
+            given = ", ".join(self.settings)
+            raise ValueError(
+                f"settings are for a pruner that another package brings, not {self.name}: {own} (got {given})"
+            )
+        return self
+
     def build(self) -> Pruner[Any]:
+        """Raises `InputError` where there is none of that name, or it does not take the settings."""
         match self.name:
             case "magnitude":
                 return Magnitude()
@@ -105,6 +119,8 @@ class PrunerRecipe(RecipePart):
                 return Wanda()
             case "sparsegpt":
                 return SparseGPT(damping=self.damping, block_size=self.block_size)
+            case name:
+                return pruners.build(name, self.settings)
 
 
 @final

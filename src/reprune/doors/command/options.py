@@ -23,7 +23,9 @@ Model = Annotated[
 ]
 Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="The folder to write; new or empty.")]
 RecipeFile = Annotated[Path | None, typer.Option("--recipe", metavar="FILE", help="A recipe (YAML); flags go over it.")]
-Pruner = Annotated[str | None, typer.Option(metavar="NAME", help="magnitude, wanda or sparsegpt. [sparsegpt]")]
+Pruner = Annotated[
+    str | None, typer.Option(metavar="NAME", help="magnitude, wanda, sparsegpt, or a package's own. [sparsegpt]")
+]
 Sparsity = Annotated[str | None, typer.Option(metavar="S", help="A fraction such as 0.5, or N:M such as 2:4. [0.5]")]
 Reconstruct = Annotated[str | None, typer.Option(metavar="RUNG", help="LR, BR, BR+GP, BR+GP+CR or auto. [BR+GP]")]
 Calibration = Annotated[

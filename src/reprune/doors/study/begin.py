@@ -70,7 +70,7 @@ def begin(
             **({"commit": commit} if (commit := hub_commit(plan.folder)) else {}),
             "fingerprint": plan.decoder.checkpoint.fingerprint(),
         },
-        "versions": versions(),
+        "versions": versions(*sorted({cell.pruner for cell in recipes})),
         "machine": machine(plan.recipe.device),
         "settings": common(plan.recipe),
         "measures": measures.record(texts, tasks),
@@ -127,7 +127,7 @@ def _same(before: StudyRecord, now: StudyRecord, folder: StudyFolder, watcher: S
         begun = given = {}
     parts: tuple[tuple[str, Mapping[str, Any], Mapping[str, Any]], ...] = (
         ("model ", begun, given),
-        ("version of ", before["versions"], now["versions"]),
+        ("version of ", now["versions"] | before["versions"], before["versions"] | now["versions"]),
         ("", before["settings"], now["settings"]),
         ("measure ", before["measures"], now["measures"]),
     )
@@ -141,6 +141,7 @@ def _same(before: StudyRecord, now: StudyRecord, folder: StudyFolder, watcher: S
         )
     if said := differences(before["machine"], now["machine"]):
         watcher.note(f"the study was begun on another machine ({'; '.join(said)}): do not compare times")
+    before["versions"] = before["versions"] | now["versions"]  # a new pruner may have come with its package
     return before
 
 

@@ -71,8 +71,8 @@ class OnRay(Hands):
         except (ConnectionError, RuntimeError, ValueError, OSError) as error:
             raise InputError(f"--ray {address}: no cluster that can be used ({_short(error)}).") from None
 
-    def check(self, wanted: Mapping[str, Needs]) -> None:
-        """Take what cells need, by their names.
+    def check(self, wanted: Mapping[str, Needs], pruners: Sequence[str] = ()) -> None:
+        """Take what cells need, by their names, and what prunes them.
 
         Raises:
             InputError: no node will ever have it, or one that has it cannot do a cell as it would be done here.
@@ -87,20 +87,23 @@ class OnRay(Hands):
                     f"--ray: cell {name} needs {needs}; no node has that (the largest: {has}). Give a cluster that "
                     "has, fewer cores a cell (--ray-cpus), or less to hold (streams.memory, fewer samples)."
                 )
-        self._look_at([node for node in living if any(_times(node["Resources"], needs) for needs in wanted.values())])
+        self._look_at(
+            [node for node in living if any(_times(node["Resources"], needs) for needs in wanted.values())], pruners
+        )
         self._needs = wanted
         each = [min(_times(node, needs) for needs in wanted.values()) for node in nodes] if wanted else []
         self.at_once = max(1, sum(each))
 
-    def _look_at(self, nodes: Sequence[Mapping[str, Any]]) -> None:
-        """Raise `InputError` unless each node has reprune, and the versions that are here."""
+    def _look_at(self, nodes: Sequence[Mapping[str, Any]], pruners: Sequence[str]) -> None:
+        """Raise `InputError` unless each node has reprune, these pruners, and the versions that are here."""
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        ray, here = self._ray, versions()
+        ray, here = self._ray, versions(*pruners)
         asked = []
         for node in nodes:
             there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            asked.append(ray.remote(versions).options(num_cpus=0, max_retries=0, scheduling_strategy=there).remote())
+            ask = ray.remote(versions).options(num_cpus=0, max_retries=0, scheduling_strategy=there)
+            asked.append(ask.remote(*pruners))
         for node, answer in zip(nodes, asked, strict=True):
             name = node["NodeManagerHostname"]
             try:

@@ -16,9 +16,10 @@ from typing import Any, final, get_args
 from reprune.errors import InputError
 from reprune.planning.layers import parse_setting, resolve_recipe
 from reprune.planning.paths import with_paths
-from reprune.planning.recipe import PrunerRecipe, Recipe
+from reprune.planning.pruners import OWN, known, place
+from reprune.planning.recipe import Recipe
 
-PRUNERS: tuple[str, ...] = get_args(PrunerRecipe.model_fields["name"].annotation)
+PRUNERS: tuple[str, ...] = OWN  # those of other packages come after them
 RUNGS: tuple[str, ...] = get_args(Recipe.model_fields["reconstruct"].annotation)
 ONLY: tuple[str, ...] = get_args(Recipe.model_fields["only"].annotation)
 """The values that an axis can take, in the order of the paper's tables."""
@@ -58,9 +59,9 @@ class Cell:
         return f"{self.seed}+{self.self_generate}" if self.self_generate else str(self.seed)
 
     @property
-    def place(self) -> tuple[int, ...]:
+    def place(self) -> tuple[Any, ...]:
         """Orders cells: outside what decides the samples, which cells share; rungs inside, as the ladder goes."""
-        inside = PRUNERS.index(self.pruner), ONLY.index(self.only), RUNGS.index(self.rung)
+        inside = place(self.pruner), ONLY.index(self.only), RUNGS.index(self.rung)
         return self.seed, self.self_generate, *inside
 
 
@@ -89,7 +90,7 @@ class Grid:
             if not values:
                 raise InputError(f"{flag}: expected at least one value.")
         return Grid(
-            _known("--pruners", pruners, PRUNERS),
+            _known("--pruners", pruners, known()),
             _known("--rungs", rungs, RUNGS),
             _known("--only", only, ONLY),
             tuple(dict.fromkeys(seeds)),

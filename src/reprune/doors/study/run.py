@@ -155,12 +155,12 @@ def study(
     with ExitStack() as stack:
         cluster = None if ray is None else stack.enter_context(OnRay(ray, folder.apart, watcher))
         if cluster is not None and first is not None:
-            cluster.check(_needs(first, ray_cpus))
+            cluster.check(_needs(first, ray_cpus), grid.pruners)
         stack.enter_context(folder)
         if first is None or folder.exists:
             begun = ready()
             if cluster is not None:
-                cluster.check(_needs(begun, ray_cpus))
+                cluster.check(_needs(begun, ray_cpus), grid.pruners)
         else:
             begun = first
         _Study(begun, folder, keep_models, watcher).run(str(grid), cluster)

@@ -12,8 +12,9 @@ from statistics import mean
 from typing import Any, final
 
 from reprune.doors.formats import clock, percent, size
-from reprune.doors.study.grid import ONLY, PRUNERS
+from reprune.doors.study.grid import ONLY
 from reprune.doors.study.record import CellRecord, StudyRecord
+from reprune.planning.pruners import place
 
 NOTHING = "-"
 _Value = Callable[[CellRecord], float | None]
@@ -90,7 +91,7 @@ def rows(record: StudyRecord) -> list[Row]:
         Row(*names, tuple(cell for cell in cells if cell["status"] == "done"), len(cells))
         for names, cells in found.items()
     ]
-    return sorted(every, key=lambda row: (PRUNERS.index(row.pruner), ONLY.index(row.only), row.self_generate))
+    return sorted(every, key=lambda row: (place(row.pruner), ONLY.index(row.only), row.self_generate))
 
 
 def has_parts(record: StudyRecord) -> bool:

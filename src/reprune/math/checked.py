@@ -1,0 +1,55 @@
+"""A pruner of another package, held to what a `Pruner` promises: a wrong mask would be a wrong model, silently."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+from reprune.errors import NumericalError
+from reprune.math.finite import all_finite
+from reprune.math.patterns import Pattern
+from reprune.math.pruner import Pruned, Pruner
+from reprune.math.statistics import Statistics
+
+
+@final
+class Checked(Pruner[Statistics]):
+    """Another pruner, whose matrices are looked at before anybody takes them."""
+
+    def __init__(self, name: str, pruner: Pruner[Any]) -> None:
+        """`name` is what it is called in messages."""
+        self.name = name
+        self.pruner = pruner
+        self.data_free = pruner.data_free
+
+    def statistics(self, columns: int, device: torch.device) -> Statistics:
+        made: Statistics = self.pruner.statistics(columns, device)
+        return made
+
+    def _prune(self, weights: Sequence[Tensor], statistics: Statistics, pattern: Pattern) -> list[Pruned]:
+        found = self.pruner.prune([weight.clone() for weight in weights], statistics, pattern)
+        if len(found) != len(weights):
+            raise NumericalError(f"pruner {self.name} gave {len(found)} matrices, where {len(weights)} were expected")
+        for number, (weight, one) in enumerate(zip(weights, found, strict=True), start=1):
+            if wrong := _wrong(weight, one, pattern):
+                raise NumericalError(f"pruner {self.name}, matrix {number} of this group: {wrong}")
+        return [Pruned(one.weight.contiguous(), one.mask.contiguous(), tuple(one.notes)) for one in found]
+
+
+def _wrong(weight: Tensor, pruned: Pruned, pattern: Pattern) -> str | None:
+    """What is not as promised of a pruned matrix; None where all is."""
+    for name, found, dtype in (("weight", pruned.weight, torch.float32), ("mask", pruned.mask, torch.bool)):
+        was = found.shape, found.dtype, found.device
+        if was != (weight.shape, dtype, weight.device):
+            expected = f"{dtype} {tuple(weight.shape)} on {weight.device}"
+            return f"expected a {name} of {expected}, got {was[1]} {tuple(was[0])} on {was[2]}"
+    if not all_finite(pruned.weight):
+        return "its weights hold NaN or infinite values"
+    if bool((pruned.weight.bool() & ~pruned.mask).any()):
+        return "weights are not zero where the mask is False"
+    if not pattern.allows(pruned.mask):
+        return f"the mask keeps more than {pattern} allows"
+    return None

@@ -1,0 +1,96 @@
+"""Pruners by name: reprune's own, and those that other installed packages bring. Knows nothing of how they prune.
+
+A package brings one as an entry point of the group `reprune.pruners`: a name, and the class derived from
+`reprune.math.pruner.Pruner`, or a function that makes one. What `pruner.settings` says is passed to it by keyword.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import sys
+from collections.abc import Mapping
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+import torch
+
+from reprune.errors import InputError, short
+from reprune.math.checked import Checked
+from reprune.math.pruner import Pruner
+from reprune.math.statistics import Statistics
+
+OWN = ("magnitude", "wanda", "sparsegpt")
+"""In the order of the paper's tables."""
+GROUP = "reprune.pruners"
+_NAME = re.compile(r"[A-Za-z0-9_.-]+")  # folders of studies are named by it
+
+
+def known() -> tuple[str, ...]:
+    """The names of all pruners: reprune's own, then those that packages bring, in the order of the alphabet."""
+    return OWN + tuple(sorted(_brought(tuple(sys.path))))
+
+
+def place(name: str) -> tuple[int, str]:
+    """Orders pruners as `known` does, those too that are not installed here."""
+    return (OWN.index(name), "") if name in OWN else (len(OWN), name)
+
+
+def package(name: str) -> dict[str, str]:
+    """The package that brings a pruner, with its version; empty for reprune's own, and where it is not installed."""
+    found = _brought(tuple(sys.path)).get(name, ())
+    return {one.dist.name: one.dist.version for one in found if one.dist is not None}
+
+
+def build(name: str, settings: Mapping[str, Any]) -> Pruner[Any]:
+    """Make the pruner that a package brings.
+
+    Raises:
+        InputError: none brings it, or several do; it cannot be imported, or does not take the settings.
+    """
+    found = _brought(tuple(sys.path)).get(name, ())
+    if not found:
+        raise InputError(unknown("pruner.name", name))
+    if len(found) > 1:
+        which = " and ".join(sorted(package(name)))
+        raise InputError(f"pruner.name: the packages {which} both bring a pruner {name}; uninstall one of them.")
+    try:
+        made = found[0].load()(**settings)
+        statistics = made.statistics(1, torch.device("cpu")) if isinstance(made, Pruner) else None
+    except Exception as error:  # whatever another's code raises
+        given = ", ".join(f"{key}={value!r:.80}" for key, value in settings.items())
+        made_by = f"{found[0].value}({given}) of the package {_whose(found[0])}"
+        raise InputError(f"pruner {name}: {made_by} cannot be used ({short(error)}).") from error
+    if not isinstance(statistics, Statistics):
+        wrong = f"{type(made).__name__} is no reprune.math.pruner.Pruner"
+        if isinstance(made, Pruner):
+            wrong = f"its statistics are a {type(statistics).__name__}, no reprune.math.statistics.Statistics"
+        raise InputError(f"pruner {name} of the package {_whose(found[0])} cannot be used: {wrong}.")
+    return Checked(name, made)
+
+
+def unknown(place: str, name: str) -> str:
+    """What to say of a name that no pruner has, given at `place`."""
+    names = known()
+    near = difflib.get_close_matches(name.lower(), names, n=1)
+    asked = f"; did you mean {near[0]}?" if near else "."
+    return (
+        f"{place}: expected {', '.join(names[:-1])} or {names[-1]}, or a pruner that an installed package brings "
+        f"(got {name!r:.80}){asked}"
+    )
+
+
+@cache
+def _brought(path: tuple[str, ...]) -> dict[str, tuple[EntryPoint, ...]]:
+    """What packages bring, by name, as long as modules are sought in the same places."""
+    del path
+    found: dict[str, tuple[EntryPoint, ...]] = {}
+    for one in entry_points(group=GROUP):
+        if one.name not in OWN and _NAME.fullmatch(one.name):
+            found[one.name] = (*found.get(one.name, ()), one)
+    return found
+
+
+def _whose(entry: EntryPoint) -> str:
+    return entry.dist.name if entry.dist is not None else "?"

@@ -1,0 +1,142 @@
+"""A pruner that another package brings prunes as one of reprune's own does, and its version is on record."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import reprune
+from reprune.doors.study.record import read_study
+from reprune.engine.exchange import Crew
+from reprune.engine.forecast import forecast
+from reprune.engine.speed import Speed
+from reprune.engine.watcher import Watcher
+from reprune.engine.work import Group, Work
+from reprune.errors import InputError, NumericalError
+from reprune.model.costs import BlockCosts, Flops
+from reprune.planning.layers import resolve_recipe
+from reprune.planning.schedule import windows
+from tests.doors.conftest import Cli
+from tests.packages import install, write_pruner
+
+CODE = """
+from reprune.math.pruner import Pruned, Pruner
+from reprune.math.sparsegpt import SparseGPT
+from reprune.math.statistics import Gram, SquaredNorms
+from reprune.math.wanda import Wanda
+
+
+class AsWanda(Pruner):
+    def statistics(self, columns, device):
+        return SquaredNorms(columns, device)
+
+    def _prune(self, weights, statistics, pattern):
+        return Wanda().prune(weights, statistics, pattern)
+
+
+class AsSparseGPT(Pruner):
+    def statistics(self, columns, device):
+        return Gram(columns, device)
+
+    def _prune(self, weights, statistics, pattern):
+        return SparseGPT().prune(weights, statistics, pattern)
+
+
+class Unmasked(AsWanda):
+    def _prune(self, weights, statistics, pattern):
+        return [Pruned(weight, weight > 0) for weight in weights]
+"""
+HOW: dict[str, Any] = {"calibration": "text.txt", "samples": 6, "seqlen": 24, "epochs": 1, "device": "cpu"}
+SETTINGS = ["precision=float32"]
+
+
+@pytest.fixture(autouse=True)
+def package(here: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    found = write_pruner(here / "brought", CODE, as_wanda="AsWanda", as_gpt="AsSparseGPT", unmasked="Unmasked")
+    install(found, monkeypatch)
+    return found
+
+
+class Stopping(Watcher):
+    """Ends a run after its first window."""
+
+    def window_done(self, window: Any, record: Any) -> None:
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(("name", "own"), [("as_wanda", "wanda"), ("as_gpt", "sparsegpt")])
+@pytest.mark.parametrize("settings", [(), ("solver.start=least-squares", "allocation=owl")])
+def test_the_same_rule_gives_the_same_weights(name: str, own: str, settings: Sequence[str], here: Path) -> None:
+    for pruner in (name, own):
+        record = reprune.prune("llama", pruner, pruner=pruner, **HOW, settings=[*SETTINGS, *settings])
+        plan = reprune.plan("llama", pruner=pruner, **HOW, settings=[*SETTINGS, *settings])
+        assert record["versions"].get("brought") == ("1.0" if pruner == name else None)
+        assert not plan.refusals
+    files = [sorted((here / pruner).glob("*.safetensors")) for pruner in (name, own)]
+    assert files[0]
+    assert [file.read_bytes() for file in files[0]] == [file.read_bytes() for file in files[1]]
+
+
+def test_the_forecast_goes_by_what_it_gathers() -> None:
+    cost = BlockCosts(4 * 64 * 32, 4 * 24 * 32, Flops(1e9), Flops(3e9), 1e3, True)
+    work = Work(
+        [cost] * 2, [[Group(64, 32), Group(32, 64, 0.5, True)]] * 2, windows(2, 1, 1), 6, 1, 24, [10**4] * 2, [10]
+    )
+    for name, own in (("as_wanda", "wanda"), ("as_gpt", "sparsegpt")):
+        one, other = (
+            forecast(
+                resolve_recipe("m", {"pruner": pruner, "reconstruct": "LR"}, settings=[*SETTINGS, "device=cpu"]),
+                work,
+                Speed(1e9, 1e9, 1e9),
+                10**6,
+                Crew(2),
+            )
+            for pruner in (name, own)
+        )
+        assert one == other
+
+
+def test_a_run_goes_on_with_the_same_version_of_the_package_alone(
+    here: Path, package: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        reprune.prune("llama", "out", pruner="as_wanda", **HOW, watcher=Stopping())
+    install(write_pruner(package, CODE, version="2.0", as_wanda="AsWanda"), monkeypatch)
+    monkeypatch.syspath_prepend(here)  # another path: what is installed is looked for anew
+    with pytest.raises(InputError, match=r"began with brought 1\.0 \(now 2\.0\); install that again to resume"):
+        reprune.resume("out")
+    monkeypatch.undo()
+    monkeypatch.chdir(here)
+    with pytest.raises(InputError, match=r"began with brought 1\.0 \(now none\); install that again to resume"):
+        reprune.resume("out")
+    assert reprune.status("out").windows_done == 1
+    install(write_pruner(package, CODE, as_wanda="AsWanda"), monkeypatch)
+    assert reprune.resume("out")["recipe"]["pruner"]["name"] == "as_wanda"
+    monkeypatch.undo()
+    monkeypatch.chdir(here)
+    assert reprune.verify("out")  # without the package
+    assert reprune.report("out").exists()
+
+
+def test_what_it_returns_is_looked_at(here: Path) -> None:
+    with pytest.raises(
+        NumericalError, match=r"block 0, .*: pruner unmasked, matrix 1 of this group: weights are not zero"
+    ):
+        reprune.prune("llama", "out", pruner="unmasked", **HOW)
+
+
+def test_a_study_has_it_beside_the_others_and_takes_it_later(cli: Cli, here: Path) -> None:
+    flags = ["--rungs", "LR", "--calibration", "text.txt", "--samples", "6", "--seqlen", "24", "--device", "cpu"]
+    flags += ["--text", "text.txt", "--text-seqlen", "24", "--windows", "2"]
+    assert cli("study", "llama", "--out", "grid", "--pruners", "sparsegpt", *flags).code == 0
+    assert "brought" not in read_study(here / "grid")["versions"]
+    said = cli("study", "llama", "--out", "grid", "--pruners", "as_wanda", "sparsegpt", *flags)
+    assert said.code == 0, said.err
+    record = read_study(here / "grid")
+    assert [cell["name"] for cell in record["cells"]] == ["sparsegpt-LR-seed0", "as_wanda-LR-seed0"]
+    assert record["versions"]["brought"] == "1.0"
+    assert said.out.rindex("sparsegpt ") < said.out.rindex("as_wanda ")
+    assert cli("report", "grid").code == 0

@@ -1,0 +1,108 @@
+"""A pruner of another package is passed on as it is where it keeps what it promises, and refused by name where not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from reprune.errors import NumericalError
+from reprune.math.checked import Checked
+from reprune.math.patterns import NM, Pattern, Unstructured
+from reprune.math.pruner import Pruned, Pruner
+from reprune.math.statistics import Gram, SquaredNorms, Statistics
+from reprune.math.wanda import Wanda
+
+
+class Spoilt(Pruner[SquaredNorms]):
+    """Wanda, whose results something is done to."""
+
+    def __init__(self, spoil: Callable[[list[Pruned]], list[Pruned]]) -> None:
+        self.spoil = spoil
+
+    def statistics(self, columns: int, device: torch.device) -> SquaredNorms:
+        return Wanda().statistics(columns, device)
+
+    def _prune(self, weights: Sequence[Tensor], statistics: SquaredNorms, pattern: Pattern) -> list[Pruned]:
+        return self.spoil(Wanda().prune(weights, statistics, pattern))
+
+
+def _prune(pruner: Pruner[SquaredNorms], pattern: Pattern) -> list[Pruned]:
+    torch.manual_seed(0)
+    weights = [torch.randn(6, 8), torch.randn(4, 8)]
+    checked = Checked("mine", pruner)
+    statistics = checked.statistics(8, torch.device("cpu"))
+    statistics.update(torch.randn(32, 8))
+    return checked.prune(weights, statistics, pattern)
+
+
+@pytest.mark.parametrize("pattern", [Unstructured(0.5), NM(2, 4)])
+def test_what_is_as_promised_is_passed_on(pattern: Pattern) -> None:
+    found = _prune(Spoilt(lambda results: [replace(one, notes=("said",)) for one in results]), pattern)
+    for one, expected in zip(found, _prune(Wanda(), pattern), strict=True):
+        assert torch.equal(one.weight, expected.weight)
+        assert torch.equal(one.mask, expected.mask)
+        assert one.notes == ("said",)
+
+
+def _second(**changes: Callable[[Pruned], Tensor]) -> Callable[[list[Pruned]], list[Pruned]]:
+    """Change something of the second matrix."""
+    return lambda found: [found[0], replace(found[1], **{key: make(found[1]) for key, make in changes.items()})]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        pytest.param(lambda found: found[:1], "gave 1 matrices, where 2 were expected", id="too few"),
+        pytest.param(_second(weight=lambda one: one.weight.half()), "a weight of torch.float32 (4, 8)", id="half"),
+        pytest.param(
+            _second(mask=lambda one: one.mask.float()), "a mask of torch.bool (4, 8) on cpu, got", id="floats"
+        ),
+        pytest.param(_second(mask=lambda one: one.mask[:1]), "got torch.bool (1, 8) on cpu", id="row"),
+        pytest.param(_second(weight=lambda one: one.weight / 0.0), "NaN or infinite", id="infinite"),
+        pytest.param(_second(weight=lambda one: one.weight + 1.0), "not zero where the mask is False", id="unmasked"),
+        pytest.param(_second(mask=lambda one: torch.ones_like(one.mask)), "keeps more than 2:4 allows", id="pattern"),
+    ],
+)
+def test_what_is_not_is_refused_by_name(spoil: Callable[[list[Pruned]], list[Pruned]], said: str) -> None:
+    with pytest.raises(NumericalError, match="pruner mine") as caught:
+        _prune(Spoilt(spoil), NM(2, 4))
+    assert said in str(caught.value)
+    assert "gave" in said or "matrix 2 of this group" in str(caught.value)
+
+
+class Careless(Pruner[Statistics]):
+    """Prunes the first half of each row where it lies, and needs no data."""
+
+    data_free = True
+
+    def statistics(self, columns: int, device: torch.device) -> Statistics:
+        return Statistics(columns, device)
+
+    def _prune(self, weights: Sequence[Tensor], statistics: Statistics, pattern: Pattern) -> list[Pruned]:
+        for weight in weights:
+            weight[:, : weight.shape[1] // 2] = 0.0
+        return [Pruned(weight.T.contiguous().T, weight != 0.0) for weight in weights]
+
+
+def test_the_weights_given_stay_as_they_are_and_what_comes_is_contiguous() -> None:
+    weight = torch.randn(4, 8)
+    before = weight.clone()
+    checked = Checked("mine", Careless())
+    [found] = checked.prune([weight], checked.statistics(8, torch.device("cpu")), Unstructured(0.5))
+    assert checked.data_free
+    assert torch.equal(weight, before)
+    assert found.weight.is_contiguous()
+    assert not found.mask[:, :4].any()
+
+
+def test_its_statistics_are_its_own() -> None:
+    class Squares(Spoilt):
+        def statistics(self, columns: int, device: torch.device) -> Gram:  # type: ignore[override]  # to be seen
+            return Gram(columns, device)
+
+    assert isinstance(Checked("mine", Squares(lambda found: found)).statistics(4, torch.device("cpu")), Gram)
+    assert not Checked("mine", Spoilt(lambda found: found)).data_free

@@ -1,0 +1,138 @@
+"""A pruner that an installed package brings is found by its name and given its settings, or refused in a line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from reprune.errors import InputError
+from reprune.math.checked import Checked
+from reprune.math.magnitude import Magnitude
+from reprune.planning import pruners
+from reprune.planning.layers import resolve_recipe
+from tests.packages import install, write_pruner
+
+CODE = """
+from reprune.math.pruner import Pruner
+from reprune.math.statistics import SquaredNorms
+from reprune.math.wanda import Wanda
+
+
+class Mine(Pruner):
+    def __init__(self, power=1.0):
+        if power < 0:
+            raise ValueError("power is negative")
+        self.power = power
+
+    def statistics(self, columns, device):
+        return SquaredNorms(columns, device)
+
+    def _prune(self, weights, statistics, pattern):
+        return Wanda().prune(weights, statistics, pattern)
+
+
+class Odd(Mine):
+    def statistics(self, columns, device):
+        return [0.0] * columns
+
+
+def fail():
+    raise RuntimeError("no luck")
+"""
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    made = {
+        "mine": "Mine",
+        "odd": "Odd",
+        "failing": "fail",
+        "absent": "Absent",
+        "text": "__name__.upper",
+        "wanda": "Mine",
+    }
+    found = write_pruner(tmp_path / "brought", CODE, **made)
+    install(found, monkeypatch)
+    return found
+
+
+def _build(name: str, **settings: Any) -> Any:
+    return resolve_recipe("m", {"pruner": {"name": name, "settings": settings}}).pruner.build()
+
+
+@pytest.mark.usefixtures("package")
+def test_it_is_found_and_given_its_settings() -> None:
+    made = _build("mine", power=0.5)
+    assert isinstance(made, Checked)
+    assert (made.name, made.pruner.power) == ("mine", 0.5)
+    assert pruners.known()[:3] == pruners.OWN
+    assert "mine" in pruners.known()[3:]
+    assert pruners.known().count("wanda") == 1  # none can stand in for reprune's own
+    assert not isinstance(_build("wanda"), Checked)
+    assert pruners.package("mine") == {"brought": "1.0"}
+    assert pruners.package("sparsegpt") == {}
+
+
+@pytest.mark.usefixtures("package")
+@pytest.mark.parametrize(
+    ("name", "settings", "said"),
+    [
+        (
+            "mine",
+            {"pover": 1.0},
+            "pruner mine: brought:Mine(pover=1.0) of the package brought cannot be used (TypeError: ",
+        ),
+        (
+            "mine",
+            {"power": -1.0},
+            "brought:Mine(power=-1.0) of the package brought cannot be used (ValueError: power is ",
+        ),
+        (
+            "odd",
+            {},
+            "pruner odd of the package brought cannot be used: its statistics are a list, no reprune.math.stat",
+        ),
+        ("failing", {}, "brought:fail() of the package brought cannot be used (RuntimeError: no luck)."),
+        ("absent", {}, "brought:Absent() of the package brought cannot be used (AttributeError: "),
+        ("text", {}, "pruner text of the package brought cannot be used: str is no reprune.math.pruner.Pruner."),
+        (
+            "mime",
+            {},
+            "failing, mine, odd or text, or a pruner that an installed package brings (got 'mime'); did you mean",
+        ),
+        (
+            "wanda",
+            {"power": 1},
+            "settings are for a pruner that another package brings, not wanda: it has none (got power)",
+        ),
+        ("sparsegpt", {"a": 1}, "not sparsegpt: its own are pruner.damping and pruner.block_size (got a)"),
+    ],
+)
+def test_what_cannot_be_used_is_refused_in_a_line(name: str, settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError) as caught:
+        _build(name, **settings)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.usefixtures("package")
+def test_one_that_two_packages_bring_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(write_pruner(tmp_path / "another", CODE, mine="Mine"), monkeypatch)
+    with pytest.raises(InputError, match="the packages another and brought both bring a pruner mine; uninstall one"):
+        _build("mine")
+
+
+def test_without_a_package_the_names_are_those_of_reprune() -> None:
+    with pytest.raises(
+        InputError, match=r"pruner\.name: expected magnitude, wanda or sparsegpt, or a pruner that"
+    ) as caught:
+        _build("wander")
+    assert str(caught.value).endswith("(got 'wander'); did you mean wanda?")
+    assert isinstance(_build("magnitude"), Magnitude)
+
+
+def test_names_are_ordered_as_the_papers_tables_then_by_the_alphabet() -> None:
+    names = ["b", "sparsegpt", "a", "magnitude", "wanda"]
+    assert sorted(names, key=pruners.place) == ["magnitude", "wanda", "sparsegpt", "a", "b"]

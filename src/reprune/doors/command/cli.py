@@ -81,7 +81,7 @@ def _print_version(asked: bool) -> None:
 def options(
     context: typer.Context,
     version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print it.")
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
     """Prune a decoder LLM after training and reconstruct, block by block, what the pruning broke."""
@@ -135,7 +135,7 @@ def prune(
 def plan(
     model: Model,
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="DIR", help="The folder that prune would write: is there room?")
+        Path | None, typer.Option("--out", metavar="DIR", help="Check that prune could write this folder and has room.")
     ] = None,
     recipe: RecipeFile = None,
     pruner: Pruner = None,
@@ -158,16 +158,22 @@ def plan(
     trust_remote_code: Trust = False,
     quiet: Quiet = False,
     on: Annotated[
-        str | None, typer.Option("--on", metavar="MACHINE", help="Forecast for h100, a100 or 4090. [this machine]")
+        str | None,
+        typer.Option("--on", metavar="MACHINE", help="Forecast for this GPU: h100, a100 or 4090. [this machine]"),
     ] = None,
     ranks: Annotated[
         int | None, typer.Option("--ranks", metavar="N", help="Forecast for N processes, a GPU or machine each. [1]")
     ] = None,
     network: Annotated[
-        str | None, typer.Option("--network", metavar="NAME", help="That they exchange over: local, nvlink or 100g.")
+        str | None,
+        typer.Option(
+            "--network", metavar="NAME", help="What these exchange over. [local; with --on nvlink up to 8, then 100g]"
+        ),
     ] = None,
 ) -> None:
-    """Show what `prune` with the same flags would do; loads no weights. Exit code 2 if it would refuse."""
+    """Show what `prune` with the same flags would do, and forecast its time and memory; loads no weights.
+
+    The exit code is 2 if `prune` would refuse."""
     given = _given(locals())
     with exit_codes():
         from reprune.doors.command.views import show_plan
@@ -216,7 +222,7 @@ def status(directory: Annotated[Path, typer.Argument(metavar="DIR", help="The fo
         show_status(status_of(directory), directory)
 
 
-@app.command(short_help="Hold a result against its record.")
+@app.command(short_help="Check a result against its record.")
 def verify(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="The folder of a finished run.")],
     trust_remote_code: Trust = False,
@@ -230,7 +236,7 @@ def verify(
             raise typer.Exit(1)
 
 
-app.command(short_help="Measure what MODEL is worth on a text.")(evaluate)
+app.command(short_help="Measure perplexity, errors by block, zero-shot accuracy.")(evaluate)
 app.command(short_help="Have MODEL write texts to calibrate on.")(generate)
 app.command(short_help="Write one HTML file on a run or a study.")(report)
 app.command(short_help="Prune and measure MODEL by every pruner and rung.")(study)

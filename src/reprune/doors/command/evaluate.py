@@ -19,32 +19,37 @@ from reprune.errors import InputError, RepruneError, out_of_memory
 def evaluate(
     model: Model,
     text: Annotated[
-        str | None, typer.Option("--text", metavar="SOURCE", help="The text; of a data set, its test split.")
+        str | None,
+        typer.Option("--text", metavar="SOURCE", help="The text to measure on; of a data set, its test split."),
     ] = None,
     protocol: Annotated[
         str | None,
         typer.Option(
-            metavar="NAME", help="wanda or published (full length, at most 4096), paper (2048), short (512 x 12)."
+            metavar="NAME",
+            help="Windows: wanda or published (full length, at most 4096), paper (2048), short (12 of 512). [paper]",
         ),
     ] = None,
     seqlen: Annotated[
-        int | None, typer.Option(metavar="T", help="Tokens a window. [2048, or the model's limit]")
+        int | None, typer.Option(metavar="T", help="Tokens per window. [2048, or the model's limit]")
     ] = None,
     windows: Annotated[int | None, typer.Option(metavar="N", help="Only the first N windows. [all]")] = None,
     against: Annotated[
-        str | None, typer.Option(metavar="DENSE", help="Show each block's error against this, the dense model.")
+        str | None, typer.Option(metavar="DENSE", help="Show each block's error against this dense model.")
     ] = None,
     no_perplexity: Annotated[
-        bool, typer.Option("--no-perplexity", help="Leave perplexity out: --against by itself never holds MODEL whole.")
+        bool,
+        typer.Option("--no-perplexity", help="Leave perplexity out; --against alone never loads MODEL as a whole."),
     ] = False,
     zero_shot: Annotated[
         list[str] | None,
-        typer.Option(metavar="TASK ...", help="lm-eval's boolq, rte, hellaswag, ..., or paper for all seven."),
+        typer.Option(metavar="TASK ...", help="Tasks of lm-eval: boolq, rte, hellaswag, ..., or paper for all seven."),
     ] = None,
     zero_shot_data: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="Their rows, as JSON lines. [from the Hub]")
+        Path | None, typer.Option(metavar="FOLDER", help="Local rows of the tasks, JSON lines. [from the Hub]")
     ] = None,
-    zero_shot_limit: Annotated[int | None, typer.Option(metavar="N", help="Only N rows a task. [all]")] = None,
+    zero_shot_limit: Annotated[
+        int | None, typer.Option(metavar="N", help="Only the first N rows of a task. [all]")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     device: Annotated[str, typer.Option(metavar="DEVICE", help="auto, cpu, cuda or cuda:N.")] = "auto",
     precision: Annotated[str, typer.Option(metavar="P", help="auto, float32, bfloat16 or float16.")] = "auto",

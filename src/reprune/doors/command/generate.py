@@ -21,19 +21,26 @@ def generate(
         int | None, typer.Option(metavar="L", help="Tokens of a text, at most. [2048, or the model's limit]")
     ] = None,
     least: Annotated[int | None, typer.Option(metavar="L", help="Tokens of a text, at least. [6]")] = None,
-    temperature: Annotated[float | None, typer.Option(metavar="X", help="Of sampling. [1]")] = None,
-    top_p: Annotated[float | None, typer.Option("--top-p", metavar="P", help="Draw from the likeliest share.")] = None,
-    top_k: Annotated[int | None, typer.Option("--top-k", metavar="K", help="Draw from the likeliest K.")] = None,
-    language: Annotated[str | None, typer.Option(metavar="CODE", help="Of ISO 639, or any. [en]")] = None,
+    temperature: Annotated[float | None, typer.Option(metavar="X", help="Sampling temperature. [1]")] = None,
+    top_p: Annotated[
+        float | None,
+        typer.Option("--top-p", metavar="P", help="Draw from the likeliest tokens, of probability P together. [all]"),
+    ] = None,
+    top_k: Annotated[
+        int | None, typer.Option("--top-k", metavar="K", help="Draw from the K likeliest tokens. [all]")
+    ] = None,
+    language: Annotated[
+        str | None, typer.Option(metavar="CODE", help="Language of the texts, in ISO 639, or any. [en]")
+    ] = None,
     filters: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME ...", help="language repetition code duplicates likelihood, or none. [all]"),
+        typer.Option(metavar="NAME ...", help="Of language, repetition, code, duplicates, likelihood; or none. [all]"),
     ] = None,
     seed: Annotated[int | None, typer.Option(metavar="S", help="Decides everything random. [0]")] = None,
     batch_size: Annotated[int | None, typer.Option(metavar="B", help="Texts written at a time. [64]")] = None,
     show: Annotated[bool, typer.Option("--show", help="Print ten texts kept and ten rejected.")] = False,
     endpoint: Annotated[
-        str | None, typer.Option(metavar="URL", help="A server of OpenAI's completions interface that writes instead.")
+        str | None, typer.Option(metavar="URL", help="Have this server write, by OpenAI's completions interface.")
     ] = None,
     endpoint_model: Annotated[
         str | None, typer.Option(metavar="NAME", help="What the server calls the model. [the only one it lists]")

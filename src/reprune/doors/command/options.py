@@ -22,41 +22,49 @@ Model = Annotated[
     str, typer.Argument(metavar="MODEL", help="A local folder, a Hub id (or ID@REVISION), or a .gguf file.")
 ]
 Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="The folder to write; new or empty.")]
-RecipeFile = Annotated[Path | None, typer.Option("--recipe", metavar="FILE", help="A recipe (YAML); flags go over it.")]
+RecipeFile = Annotated[
+    Path | None, typer.Option("--recipe", metavar="FILE", help="A recipe file (YAML); flags override it.")
+]
 Pruner = Annotated[
     str | None, typer.Option(metavar="NAME", help="magnitude, wanda, sparsegpt, or a package's own. [sparsegpt]")
 ]
-Sparsity = Annotated[str | None, typer.Option(metavar="S", help="A fraction such as 0.5, or N:M such as 2:4. [0.5]")]
+Sparsity = Annotated[
+    str | None, typer.Option(metavar="S", help="Share of zeros, or N:M: 2:4 keeps 2 of every 4. [0.5]")
+]
 Reconstruct = Annotated[str | None, typer.Option(metavar="RUNG", help="LR, BR, BR+GP, BR+GP+CR or auto. [BR+GP]")]
 Calibration = Annotated[
     list[str] | None,
-    typer.Option(metavar="SOURCE[=COUNT] ...", help="c4, wikitext2, ptb, manual, a file, or a Hub data set. [c4]"),
+    typer.Option(
+        metavar="SOURCE[=COUNT] ...", help="c4, wikitext2, ptb, manual, a file or folder, or a Hub data set. [c4]"
+    ),
 ]
 Heldout = Annotated[
     list[str] | None,
-    typer.Option(metavar="SOURCE[=COUNT] ...", help="Held-out text. [an eighth again of the calibration sources]"),
+    typer.Option(metavar="SOURCE[=COUNT] ...", help="Held-out samples. [an eighth as many again, of --calibration]"),
 ]
 SelfGenerate = Annotated[
     int | None,
-    typer.Option("--self-generate", metavar="N", help="N samples more, written by MODEL; alone without --calibration."),
+    typer.Option(
+        "--self-generate", metavar="N", help="Add N samples that MODEL writes; without --calibration, use only these."
+    ),
 ]
 Samples = Annotated[int | None, typer.Option(metavar="N", help="Calibration samples. [256]")]
-Seqlen = Annotated[int | None, typer.Option(metavar="T", help="Tokens a sample. [1024, or the model's limit]")]
-Epochs = Annotated[int | None, typer.Option(metavar="E", help="Epochs a window. [10]")]
+Seqlen = Annotated[int | None, typer.Option(metavar="T", help="Tokens per sample. [1024, or the model's limit]")]
+Epochs = Annotated[int | None, typer.Option(metavar="E", help="Epochs per window. [10]")]
 Lr = Annotated[
     str | None,
     typer.Option(
         "--lr",
         metavar="X",
-        help="Learning rate, falling to zero; 1% is of the weights' size. [2e-4; of a standardized loss 1%]",
+        help="Learning rate, falling to zero; 1% is of the weights' size. [2e-4; standardized loss: 1%]",
     ),
 ]
-BatchSize = Annotated[int | None, typer.Option(metavar="B", help="Samples a step. [8]")]
+BatchSize = Annotated[int | None, typer.Option(metavar="B", help="Samples per step. [8]")]
 Seed = Annotated[int | None, typer.Option(metavar="S", help="Decides everything random. [0]")]
-Only = Annotated[str | None, typer.Option(metavar="PART", help="Prune all, or only attention or mlp linears. [all]")]
+Only = Annotated[str | None, typer.Option(metavar="PART", help="Prune all linears, or only attention or mlp. [all]")]
 Include = Annotated[
     list[str] | None,
-    typer.Option(metavar="NAME ...", help="Prune these linears alone: down_proj, mlp.*, 0.* (block 0). [all]"),
+    typer.Option(metavar="NAME ...", help="Prune only these linears: down_proj, mlp.*, 0.* (block 0). [all]"),
 ]
 Exclude = Annotated[
     list[str] | None, typer.Option(metavar="NAME ...", help="Leave these linears dense; NAME as for --include.")
@@ -64,14 +72,16 @@ Exclude = Annotated[
 Device = Annotated[str | None, typer.Option(metavar="DEVICE", help="auto, cpu, cuda or cuda:N. [auto]")]
 Settings = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE ...", help="Any keys of the recipe, such as schedule.size=3."),
+    typer.Option("--set", metavar="KEY=VALUE ...", help="Set any keys of the recipe, such as schedule.size=3."),
 ]
 Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the model.")]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Print errors only.")]
 Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Print every epoch and step.")]
 RankTimeout = Annotated[
     float | None,
-    typer.Option("--rank-timeout", metavar="S", min=1, help="Under torchrun: wait so long for another process. [600]"),
+    typer.Option(
+        "--rank-timeout", metavar="S", min=1, help="Under torchrun: seconds to wait for another process. [600]"
+    ),
 ]
 
 _LESS_MEMORY = (

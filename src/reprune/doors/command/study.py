@@ -35,15 +35,22 @@ def study(
     out: Annotated[
         Path, typer.Option("--out", metavar="DIR", help="The study's folder; new, empty, or of the same study.")
     ],
-    pruners: Annotated[list[str] | None, typer.Option(metavar="NAME ...", help="[magnitude wanda sparsegpt]")] = None,
-    rungs: Annotated[list[str] | None, typer.Option(metavar="RUNG ...", help="[LR BR BR+GP BR+GP+CR auto]")] = None,
-    seeds: Annotated[list[int] | None, typer.Option(metavar="S ...", help="[0]")] = None,
+    pruners: Annotated[
+        list[str] | None, typer.Option(metavar="NAME ...", help="Pruners. [magnitude wanda sparsegpt]")
+    ] = None,
+    rungs: Annotated[
+        list[str] | None, typer.Option(metavar="RUNG ...", help="Rungs. [LR BR BR+GP BR+GP+CR auto]")
+    ] = None,
+    seeds: Annotated[list[int] | None, typer.Option(metavar="S ...", help="Seeds. [0]")] = None,
     only: Annotated[
-        list[str] | None, typer.Option(metavar="PART ...", help="Of all, attention and mlp, what is pruned. [all]")
+        list[str] | None, typer.Option(metavar="PART ...", help="Which linears are pruned: all, attention, mlp. [all]")
     ] = None,
     self_generate: Annotated[
         list[int] | None,
-        typer.Option(metavar="N ...", help="N samples more, written by MODEL; alone without --calibration and 0. [0]"),
+        typer.Option(
+            metavar="N ...",
+            help="Add N samples that MODEL writes; with neither --calibration nor 0, use only these. [0]",
+        ),
     ] = None,
     recipe: RecipeFile = None,
     sparsity: Sparsity = None,
@@ -60,32 +67,35 @@ def study(
     settings: Settings = None,
     text: Annotated[
         list[str] | None,
-        typer.Option("--text", metavar="SOURCE ...", help="Texts that perplexity and test errors are of. [wikitext2]"),
+        typer.Option(
+            "--text", metavar="SOURCE ...", help="Texts to measure perplexity and test errors on. [wikitext2]"
+        ),
     ] = None,
     protocol: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Of perplexity: wanda, paper, short or published. [paper]")
+        str | None, typer.Option(metavar="NAME", help="Windows of the texts: wanda, paper, short or published. [paper]")
     ] = None,
     text_seqlen: Annotated[
-        int | None, typer.Option(metavar="T", help="Tokens a window of a text. [the protocol's]")
+        int | None, typer.Option(metavar="T", help="Tokens per window of a text. [the protocol's]")
     ] = None,
     windows: Annotated[int | None, typer.Option(metavar="N", help="Only a text's first N windows. [all]")] = None,
     zero_shot: Annotated[
         list[str] | None,
-        typer.Option("--zero-shot", metavar="TASK ...", help="Also zero-shot accuracy on these tasks."),
+        typer.Option("--zero-shot", metavar="TASK ...", help="Measure zero-shot accuracy on these tasks too."),
     ] = None,
     zero_shot_data: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="Local JSON lines of the tasks, in place of the Hub's.")
+        Path | None, typer.Option(metavar="FOLDER", help="Local rows of the tasks, JSON lines. [from the Hub]")
     ] = None,
     zero_shot_limit: Annotated[
-        int | None, typer.Option(metavar="N", help="Only the first N examples of a task. [all]")
+        int | None, typer.Option(metavar="N", help="Only the first N rows of a task. [all]")
     ] = None,
     keep_models: Annotated[bool, typer.Option("--keep-models", help="Keep each cell's sparse model.")] = False,
     ray: Annotated[
         str | None,
-        typer.Option(metavar="[ADDRESS]", help="Do cells on a Ray cluster; without ADDRESS, on one of this machine."),
+        typer.Option(metavar="[ADDRESS]", help="Do cells on a Ray cluster. [RAY_ADDRESS's, or this machine alone]"),
     ] = None,
     ray_cpus: Annotated[
-        int | None, typer.Option(metavar="N", help="Cores of a cell there. [PyTorch's threads here; 4 beside a GPU]")
+        int | None,
+        typer.Option(metavar="N", help="With --ray, cores per cell. [PyTorch's threads here; 4 beside a GPU]"),
     ] = None,
     trust_remote_code: Trust = False,
     quiet: Quiet = False,

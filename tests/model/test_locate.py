@@ -316,14 +316,14 @@ def test_what_looks_like_a_path_is_never_asked_of_the_hub(
 
 
 def test_a_name_that_no_file_can_have_is_refused() -> None:
-    with pytest.raises(InputError, match=r"aaa: cannot be looked at .*expected a model folder"):
+    with pytest.raises(InputError, match=r"aaa: cannot be read .*expected a model folder"):
         locate_model(300 * "a")
 
 
 def test_a_missing_gguf_file_and_a_revision_of_a_folder_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such file"):
         locate_model("owner/model.gguf")
-    with pytest.raises(InputError, match=f"{tmp_path} is on this machine; only of a Hub id"):
+    with pytest.raises(InputError, match=f"{tmp_path} is on this machine, and only a Hub id"):
         locate_model(f"{tmp_path}@main")
     with pytest.raises(InputError, match="expected a branch, tag or commit after the @"):
         locate_model("owner/tiny@")

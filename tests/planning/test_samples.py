@@ -263,7 +263,7 @@ def test_one_text_of_two_names_is_refused(
     (tmp_path / "texts").mkdir()
     (tmp_path / "texts" / "a.txt").write_text(_texts(900)[0])
     with _sources(known=DataSet("known", str(tmp_path / "rows"), column="text", running=True)):
-        with pytest.raises(InputError, match=rf"^source '{other}': expected one name .* that of '{one}'; name it so"):
+        with pytest.raises(InputError, match=rf"^source '{other}': expected one name .* '{one}' is the same text"):
             draw_samples(with_bos, [SourceSpec(one)], [SourceSpec(other)], 4, 12, 0)
         draw_samples(with_bos, [SourceSpec(one)], [SourceSpec(one)], 4, 12, 0)
     draw_samples(with_bos, [SourceSpec("rows.jsonl:body")], [SourceSpec("rows.jsonl:text")], 4, 12, 0)
@@ -275,7 +275,9 @@ def test_a_commit_of_the_hub_is_on_record_and_is_one_text_by_all_names(
     cache_rows(commit := "c" * 40, *_texts(*[30] * 20))
     drawn = draw_samples(with_bos, [SourceSpec("org/name")], [SourceSpec("manual")], 4, 12, 0)
     assert [record.commit for record in drawn.sources] == [commit, None]
-    with pytest.raises(InputError, match=rf"^source 'org/name@{commit}': expected one name .* that of 'org/name'"):
+    with pytest.raises(
+        InputError, match=rf"^source 'org/name@{commit}': expected one name .* 'org/name' is the same text"
+    ):
         draw_samples(with_bos, [SourceSpec("org/name")], [SourceSpec(f"org/name@{commit}")], 4, 12, 0)
 
 

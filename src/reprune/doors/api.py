@@ -290,8 +290,8 @@ def _dense(recipe: Recipe, folder: Path, watcher: Watcher) -> Path:
         gguf = local_path(recipe.model)
         if not gguf.is_file():
             raise InputError(
-                f"{folder}: what this run prunes is no longer whole in the cache, and to convert it anew {gguf} is not "
-                "there; put that back and resume."
+                f"{folder}: the converted model that this run prunes is no longer whole in the cache, and the file to "
+                f"convert again is gone; put {gguf} back and resume."
             )
         return locate_model(recipe.model, notify=watcher.note)
     if not (folder / "config.json").is_file():
@@ -345,9 +345,11 @@ def _write_(
         files = tokenizer_files(result.dense) | {file.name for file in result.dense.glob("*.py")}
     copied, left_out = result.linked(files)
     if copied:
-        watcher.note(f"in the result, and links in the model's folder to files elsewhere: {', '.join(copied)}")
+        watcher.note(f"copied into the result, from where links in the model's folder lead: {', '.join(copied)}")
     for name in left_out:
-        watcher.note(f"{name} is not in the result: in the model's folder it is a link to what may be no part of it")
+        watcher.note(
+            f"{name} is not in the result: in the model's folder it is a link to a file that may not be the model's"
+        )
     lines = ledger.lines()
     seconds = max(time.monotonic() - began, sum(line["window"]["seconds"] for line in lines))
     # Of a short run, what is written last is the most that is held.

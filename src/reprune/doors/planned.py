@@ -171,7 +171,9 @@ def plan_by_recipe(
     check_distillation(recipe, decoder)
     samples = count_samples(recipe)
     if samples[0] < crew.count:
-        raise InputError(f"--ranks {crew.count}: more than the {samples[0]} samples that are shared out over them.")
+        raise InputError(
+            f"--ranks {crew.count}: each process needs a sample, and there are {samples[0]}; give {samples[0]} at most."
+        )
     return Plan(
         recipe if machine is None else recipe.model_copy(update=asked),
         decoder,

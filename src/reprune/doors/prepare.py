@@ -289,7 +289,7 @@ def said_lacking(decoder: Decoder) -> str | None:
         return None
     return (
         f"{decoder.folder.name}: its files lack {', '.join(decoder.lacking):.300}; its blocks are pruned all the same, "
-        "and the result will lack it too: neither predicts anything that could be evaluated"
+        "and the result will lack it too; neither model predicts anything that could be evaluated"
     )
 
 

@@ -178,7 +178,7 @@ def _files(folder: Path, expected: dict[str, str]) -> Check:
         elif sha256(path) != digest:
             problems.append(f"{name}: is not as it was written")
     beside = {path.name for path in folder.glob("*.safetensors")} - set(expected)
-    problems += [f"{name}: is not one of the result's" for name in sorted(beside)]
+    problems += [f"{name}: is not one of the result's files" for name in sorted(beside)]
     return Check("files", f"{len(expected)} files, their SHA-256", tuple(problems))
 
 

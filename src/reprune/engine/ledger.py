@@ -78,9 +78,7 @@ class Ledger:
         except (FileNotFoundError, NotADirectoryError):
             return False
         except OSError as error:
-            raise InputError(
-                f"{self.result}: cannot be looked at ({error.strerror}); give a folder that can."
-            ) from None
+            raise InputError(f"{self.result}: cannot be read ({error.strerror}); give a folder that can.") from None
         return True
 
     @property

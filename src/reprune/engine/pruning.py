@@ -122,8 +122,8 @@ def gathering(
     for group in groups:
         if not group.expert and not made[group.names[0]].tokens:
             raise UnsupportedModelError(
-                f"{', '.join(group.names)}: no token of the calibration samples was seen to reach it, though one was "
-                "found to; leave it dense with --exclude, and please report this model."
+                f"{', '.join(group.names)}: no token of the calibration samples was seen to reach it, though it ran "
+                "when the block was examined; leave it dense with --exclude, and please report this model."
             )
     known[key] = list(made.values())
 

@@ -167,9 +167,9 @@ class Layout:
             name: entries[name].shape for name in conversion.stored
         }:
             raise UnsupportedModelError(
-                f"{self._checkpoint.folder.name}: what Transformers makes of {conversion.stored[0]} it does not turn "
-                "back into that, so it cannot be saved as it was; load the model with from_pretrained and write it "
-                "with save_pretrained(..., save_original_format=False), then prune that folder."
+                f"{self._checkpoint.folder.name}: Transformers does not turn what it makes of {conversion.stored[0]} "
+                "back into that tensor, so it cannot be saved as it was; load the model with from_pretrained and write "
+                "it with save_pretrained(..., save_original_format=False), then prune that folder."
             )
 
 

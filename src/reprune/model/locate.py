@@ -56,7 +56,7 @@ def locate_model(model: str, *, notify: Notify | None = None, weights: bool = Tr
         path.exists()
     except OSError as error:  # a name that is too long, a folder that nobody may look into
         raise InputError(
-            f"{model:.200}: cannot be looked at ({error.strerror}); expected a model folder, a Hub id or a .gguf file."
+            f"{model:.200}: cannot be read ({error.strerror}); expected a model folder, a Hub id or a .gguf file."
         ) from None
     if model.strip() and path.is_dir():
         _check_folder(path, model, weights)
@@ -68,7 +68,7 @@ def locate_model(model: str, *, notify: Notify | None = None, weights: bool = Tr
     identifier, at, revision = model.partition("@")
     if at and identifier and local_path(identifier).exists():
         raise InputError(
-            f"{model}: no such folder, and {identifier} is on this machine; only of a Hub id can a revision be asked."
+            f"{model}: no such folder; {identifier} is on this machine, and only a Hub id takes a revision after the @."
         )
     if _looks_like_path(identifier):
         raise InputError(f"{model}: no such folder; expected a model folder, a Hub id or a .gguf file.")
@@ -129,7 +129,7 @@ def _check_folder(folder: Path, model: str, weights: bool, revision: str | None 
     elif not ggufs:
         raise InputError(f"{name}: has no config.json, so it is not a model folder.")
     if ggufs:
-        raise InputError(f"{name}: holds no model but in GGUF; name the file itself: {Path(name, ggufs[0])}")
+        raise InputError(f"{name}: holds a model in GGUF alone; name the file itself: {Path(name, ggufs[0])}")
     raise InputError(f"{name}: holds no *.safetensors files, the only weights that are read from a folder.")
 
 

@@ -45,7 +45,8 @@ def check_predicts(skeleton: Skeleton, precision: Precision, fill: Fill) -> None
         raise
     except Exception as error:  # whatever a model raises
         raise UnsupportedModelError(
-            f"{name}: what it predicts cannot be had from its last block ({short(error)}); leave out distill.blocks."
+            f"{name}: what it predicts cannot be computed from its last block ({short(error)}); leave out "
+            "distill.blocks."
         ) from error
 
 

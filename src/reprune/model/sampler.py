@@ -102,8 +102,8 @@ class Sampler:
             reason = short(error, 160)
         if reason is not None:
             raise InputError(
-                f"{type(self._model).__name__} does not write with its cache, many rows at a time, what it would "
-                f"without ({reason}); serve it and give --endpoint URL."
+                f"{type(self._model).__name__} writes something else with its cache, many rows at a time, than "
+                f"without it ({reason}); serve it and give --endpoint URL."
             )
 
     def _new_cache(self) -> Any:

@@ -245,7 +245,7 @@ class Skeleton:
             raise UnsupportedModelError(
                 f"{name}: its blocks are given states of shape {list(states.shape)} for {ids.shape[0]} sample of "
                 f"{ids.shape[1]} tokens, and {list(others.shape)} for {more.shape[0]} of {more.shape[1]}; blocks whose "
-                "states are not so many numbers for each token of each sample cannot be pruned one by one."
+                "states are not as many numbers for every token of every sample cannot be pruned one by one."
             )
         plain = Form(*places)
         calls = [replace(call, form=replace(plain, runs=call.form.runs)) for call in calls]

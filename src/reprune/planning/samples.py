@@ -70,8 +70,8 @@ class Samples:
         """What a reader should know of them."""
         names = dict.fromkeys(source.name for source in self.sources if source.foreign_tokens)
         return [
-            f"source {name!r}: some of its token ids are not its texts by this model's tokenizer; there the words are "
-            "tokenized"
+            f"source {name!r}: this model's tokenizer does not decode some of its token ids to their texts; it "
+            "tokenizes these texts anew"
             for name in names
         ]
 
@@ -111,8 +111,8 @@ def draw_samples(
         name = own[0].spec.name
         if documents.place is not None and (other := names.setdefault(documents.place, name)) != name:
             raise InputError(
-                f"source {name!r}: expected one name for one text, so that no sample is drawn twice, but it is that of "
-                f"{other!r}; name it so here too"
+                f"source {name!r}: expected one name for one text, so that no sample is drawn twice, but {other!r} "
+                "is the same text; use that name here too"
             )
         try:
             drawn |= _draw(tokenizer, documents, own, prefix, width, seed)

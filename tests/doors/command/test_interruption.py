@@ -102,7 +102,7 @@ def test_a_run_of_a_gguf_file_is_resumed_without_its_conversion(
     (here / "tiny.gguf").rename(here / "aside")
     said = cli("resume", "cut")
     assert said.code == 2
-    assert said.err.endswith("to convert it anew tiny.gguf is not there; put that back and resume.\n")
+    assert said.err.endswith("the file to convert again is gone; put tiny.gguf back and resume.\n")
     (here / "aside").rename(here / "tiny.gguf")
     said = cli("resume", "cut")
     assert said.code == 0, said.err

@@ -197,20 +197,23 @@ def test_a_window_without_bos_is_shown_so(cli: Cli, here: Path) -> None:
     ("flags", "message"),
     [
         ([], "nothing to measure: expected --text SOURCE for perplexity, or --zero-shot TASKS."),
-        (["--against", "llama"], "--against llama: says how, but not on what; give --text SOURCE too."),
+        (["--against", "llama"], "--against llama: says how to measure, but not what; give --text SOURCE too."),
         (
             ["--text", "text.txt", "--no-perplexity"],
             "--no-perplexity: leaves nothing to measure on a text; give --against DENSE too.",
         ),
-        (["--protocol", "short"], "--protocol short: says how, but not on what; give --text SOURCE too."),
-        (["--zero-shot", "rte", "--windows", "3"], "--windows 3: says how, but not on what; give --text SOURCE too."),
+        (["--protocol", "short"], "--protocol short: says how to measure, but not what; give --text SOURCE too."),
+        (
+            ["--zero-shot", "rte", "--windows", "3"],
+            "--windows 3: says how to measure, but not what; give --text SOURCE too.",
+        ),
         (
             ["--text", "text.txt", "--zero-shot-limit", "3"],
-            "--zero-shot-limit 3: says how, but not on what; give --zero-shot TASKS too.",
+            "--zero-shot-limit 3: says how to measure, but not what; give --zero-shot TASKS too.",
         ),
         (
             ["--text", "text.txt", "--zero-shot-data", "rows"],
-            "--zero-shot-data rows: says how, but not on what; give --zero-shot TASKS too.",
+            "--zero-shot-data rows: says how to measure, but not what; give --zero-shot TASKS too.",
         ),
         (
             ["--text", "text.txt=3"],
@@ -312,7 +315,9 @@ def test_errors_alone_never_load_the_model_whole(cli: Cli, monkeypatch: pytest.M
     asked = ("evaluate", "llama", *FLAGS, "--against", "llama")
     said = cli(*asked, "--no-perplexity", "--json")
     assert (said.code, said.err, json.loads(said.out)) == (0, "", {"against": found.record()})
-    remedy = "; perplexity holds the whole model, --against a block of it: --no-perplexity leaves it out."
+    remedy = (
+        "; perplexity needs the whole model in memory, --against only a block: leave perplexity out by --no-perplexity."
+    )
     said = cli(*asked, "-q")
     assert (said.code, said.out, said.err) == (1, "", f"error: out of memory{remedy}\n")
     assert cli("evaluate", "llama", *FLAGS, "-q").err == "error: out of memory\n"

@@ -76,7 +76,9 @@ def test_texts_of_a_model_with_another_tokenizer_are_tokenized_with_a_note(here:
     flags = (*OWN[2:12], "--samples", "6", "--calibration")
     said = cli("prune", "llama", "--out", "one", *flags, "own.jsonl")
     assert (said.code, said.err) == (0, "")
-    assert "source 'own.jsonl': some of its token ids are not its texts" in " ".join(said.out.split())
+    assert "source 'own.jsonl': this model's tokenizer does not decode some of its token ids" in " ".join(
+        said.out.split()
+    )
     assert cli("prune", "llama", "--out", "two", *flags, "plain.jsonl").code == 0
     one, two = record(here / "one"), record(here / "two")
     assert one["data"]["sha256"] == two["data"]["sha256"]
@@ -140,7 +142,7 @@ def test_they_are_added_to_other_sources(here: Path, cli: Cli) -> None:
 
 
 def test_a_record_has_what_the_writing_took_and_a_plan_says_that_there_is_some(here: Path, cli: Cli) -> None:
-    line = "generation 7 texts, which the model writes before"
+    line = "generation 7 texts, which the model writes first"
     assert line in cli("plan", "llama", *OWN).out
     said = cli("prune", "llama", "--out", "one", *OWN)
     assert "generation     7 texts before" in said.out

@@ -218,7 +218,7 @@ def test_models_that_went_do_not_come_back_and_it_is_said(here: Path, whole: Pat
     assert not notes
     study("llama", "s", **SMALL, **SETTINGS, keep_models=True, watcher=heard)
     assert heard.what == ["2 of 2"] * 2
-    assert ["models of 2 of 2 cells went when they were measured" in note for note in notes] == [True]
+    assert ["models of 2 of 2 cells were removed when they were measured" in note for note in notes] == [True]
     assert str(Path("s") / "cells" / NAMES[0] / "recipe.yaml") in notes[0]
     assert (folder / "cells" / NAMES[0] / "recipe.yaml").exists()
 

@@ -141,7 +141,8 @@ def _room_for_all(against: str | None) -> Iterator[None]:
         if against is None or (said := out_of_memory(error)) is None:
             raise
         raise RepruneError(
-            f"{said}; perplexity holds the whole model, --against a block of it: --no-perplexity leaves it out."
+            f"{said}; perplexity needs the whole model in memory, --against only a block: "
+            "leave perplexity out by --no-perplexity."
         ) from error
 
 
@@ -153,6 +154,6 @@ def _check(
     lacking |= {} if zero_shot else dict.fromkeys(of_zero_shot, "--zero-shot TASKS")
     for flag, value in {**of_text, **of_zero_shot}.items():
         if value is not None and flag in lacking:
-            raise InputError(f"{flag} {value}: says how, but not on what; give {lacking[flag]} too.")
+            raise InputError(f"{flag} {value}: says how to measure, but not what; give {lacking[flag]} too.")
     if text is None and not zero_shot:
         raise InputError("nothing to measure: expected --text SOURCE for perplexity, or --zero-shot TASKS.")

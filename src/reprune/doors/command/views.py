@@ -30,7 +30,7 @@ def show_result(record: Mapping[str, Any], out: Path) -> None:
     output.print()
     output.print(f"sparse model   {out}")
     output.print(f"sparsity       {percent(record['sparsity'])} of {len(record['blocks'])} blocks' pruned matrices")
-    output.print("last block     its error against the dense model, and that over its power")
+    output.print("last block     its error against the dense model (relative to that one's power)")
     for kind, name in (("calibration", "calibration"), ("heldout", "held-out")):
         value, share = last[f"{kind}_error"], last[f"relative_{kind}_error"]
         output.print(f"  {name:<12} {value:.4g} ({percent(share)})")
@@ -146,7 +146,7 @@ def show_plan(plan: Plan) -> None:
     output.print(f"held out   {heldout} from {', '.join(recipe.heldout) or 'the same'}")
     if plan.texts:
         output.print(
-            f"generation {plan.texts} texts, which the model writes before; the forecast leaves the time for it out"
+            f"generation {plan.texts} texts, which the model writes first; the forecast leaves the time for it out"
         )
     where = recipe.device if plan.machine is None else plan.machine.name
     output.print(f"device     {where}, products in {plan.products}")
@@ -175,7 +175,8 @@ def show_plan(plan: Plan) -> None:
     output.print(table)
     if unknown := [block.index for block in survey.blocks if not block.groups_known]:
         output.print(
-            f"note       blocks {ranges(unknown)} do not run without weights: their groups show when they are loaded"
+            f"note       blocks {ranges(unknown)} do not run without weights: their linear groups show once they are "
+            "loaded"
         )
     if lacking := said_lacking(plan.decoder):
         output.print(f"note       {lacking}")

@@ -44,8 +44,8 @@ class Protocol:
         if self.model_length:
             if limit is None:
                 raise InputError(
-                    f"--protocol {self.name}: windows of the model's full length, but {model} names none; "
-                    f"give --seqlen, or --protocol {PAPER.name}."
+                    f"--protocol {self.name}: windows of the model's full length, but the config of {model} names "
+                    f"none; give --seqlen, or --protocol {PAPER.name}."
                 )
             return min(self.seqlen, limit)
         if limit is not None and limit < self.seqlen:

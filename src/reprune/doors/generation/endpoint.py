@@ -223,7 +223,7 @@ class EndpointAuthor(Author):
     def _words(self, error: Exception) -> str:
         """An error's own, which may repeat what was sent."""
         if self._secret_url:
-            return "its words are not shown, as the URL has a user or a query"
+            return "its answer is not shown, as the URL has a user or a query"
         words = " ".join(str(error).split())
         return (words.replace(self._key, f"<{_KEY}>") if self._key else words)[:200]
 

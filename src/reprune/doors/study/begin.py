@@ -61,7 +61,7 @@ def begin(
     bench = replace(bench, measures=replace(measures, zero_shot=tuple(tasks)))
     for text in texts:
         if _is_calibrated_on(text, plan.recipe):
-            watcher.note(f"{text.name} is calibrated on too: what is measured on it is not of unseen text")
+            watcher.note(f"{text.name} is calibrated on too: what is measured on it is not measured on unseen text")
     record: StudyRecord = {
         "kind": KIND,
         "format": FORMAT,

@@ -207,8 +207,8 @@ class _Study:
         gone = [cell for cell in cells if cell["status"] == "done" and not (self._folder.cell(cell) / INDEX).exists()]
         if self._keep_models and gone:
             self._watcher.note(
-                f"--keep-models: the sparse models of {len(gone)} of {len(cells)} cells went when they were measured, "
-                f"without that flag; 'reprune prune' makes one again from its recipe.yaml, such as "
+                f"--keep-models: the sparse models of {len(gone)} of {len(cells)} cells were removed when they were "
+                f"measured, as the flag was not given; 'reprune prune' makes one again from its recipe.yaml, such as "
                 f"{self._folder.cell(gone[0]) / RECIPE}"
             )
 

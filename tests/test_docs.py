@@ -34,6 +34,7 @@ ROOT = Path(__file__).parent.parent
 PAGES = (
     *("docs/pruning.md", "docs/checking.md", "docs/recipe.md", "docs/generation.md", "docs/study.md"),
     "docs/adding.md",
+    "docs/extending.md",
     "docs/distributed.md",
     "docs/python.md",
     "README.md",

@@ -1,12 +1,16 @@
-"""Weights outside the blocks are where the modules that hold them run."""
+"""Weights outside the blocks are where the modules that hold them run, and of the shapes that the model wants."""
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
+from reprune.errors import UnsupportedModelError
 from reprune.model.decoder import Decoder
 
 
@@ -19,3 +23,17 @@ def test_weights_that_were_looked_at_before_go_where_they_are_run(folder_of: Cal
     assert norm.weight.device == torch.device("cpu")
     decoder._outside.fill("model.norm", norm, None, torch.device("meta"))  # stands for a GPU
     assert norm.weight.device == torch.device("meta")
+
+
+@pytest.mark.parametrize("name", ["lm_head.weight", "model.norm.weight", "model.embed_tokens.weight"])
+def test_one_of_another_shape_is_refused_before_anything_is_done(
+    name: str, folder_of: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """As a head is that did not grow with the embedding: the result would be one that nobody can load."""
+    folder = shutil.copytree(folder_of("llama"), tmp_path / "model")
+    for file in folder.glob("*.safetensors"):
+        tensors = load_file(file)
+        tensors |= {key: torch.cat([tensors[key], tensors[key][:8]]) for key in tensors.keys() & {name}}
+        save_file(tensors, file, {"format": "pt"})
+    with pytest.raises(UnsupportedModelError, match=rf"the tensor {name} has the shape .* not of one model"):
+        Decoder(folder)

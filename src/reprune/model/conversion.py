@@ -91,6 +91,10 @@ class Layout:
             for stored in conversion.stored:
                 if not (dtype := self._checkpoint.entries[stored].dtype).is_floating_point:
                     raise no_floats(self._checkpoint.folder.name, stored, str(dtype).removeprefix("torch."))
+        self.check_shape(name, conversion, wanted)
+
+    def check_shape(self, name: str, conversion: Conversion, wanted: Tensor) -> None:
+        """Raise `UnsupportedModelError` unless a parameter comes in the shape that the model wants."""
         found, shape = conversion.shapes[name], tuple(wanted.shape)
         if found != shape:
             raise UnsupportedModelError(

@@ -49,7 +49,7 @@ class Outside:
         ]
 
     def check_shapes(self) -> None:
-        """Raise `UnsupportedModelError` where the checkpoint holds one in another shape: no one could load the result."""
+        """Raise `UnsupportedModelError` where the checkpoint holds one in another shape; none could load the result."""
         for name, parameter in self._model.named_parameters(remove_duplicate=False):
             if is_outside(name, (self._blocks_path,)) and name in self._layout.of_parameter:
                 self._layout.check_shape(name, self._layout.of_parameter[name], parameter)

@@ -140,6 +140,15 @@ def test_linears_with_a_sparsity_of_their_own_take_no_part(llama: Path, tmp_path
         assert len(set(patterns.values())) == 1
 
 
+@pytest.mark.parametrize("name", ["owl", "by-error"])
+def test_a_block_that_a_name_gives_the_total_itself_takes_no_part(name: str, llama: Path, tmp_path: Path) -> None:
+    settings = (f"allocation={name}", "allocation.spread=0.3", 'sparsity_by_name={"0.*": 0.5}')
+    record = prune(llama, tmp_path / "out", *settings, sparsity="0.5")
+    first, *others = [block["sparsity"] for block in record["blocks"]]
+    assert first == 0.5
+    assert sum(others) / len(others) == pytest.approx(0.5, abs=1 / 64)
+
+
 def test_a_block_that_stays_dense_changes_nothing_for_the_others(llama: Path, tmp_path: Path) -> None:
     settings = ("allocation=owl", "allocation.outlier=2")
     record = prune(llama, tmp_path / "out", *settings, exclude=["0.*"])

@@ -22,7 +22,6 @@ from reprune.math.ranks import Ranks
 from reprune.math.reconstruction_error import ErrorMeter
 from reprune.math.wanda import Wanda
 from reprune.model.decoder import Decoder
-from reprune.model.linears import Linear
 from reprune.model.streams import Stream
 from reprune.planning.recipe import Recipe
 from reprune.planning.sparsities import Sparsities
@@ -53,7 +52,8 @@ def allocate(
             entering, after = walk.through(pruned.block)
             inputs = partial(frontier.inputs, entering, pruned.block)
             find_groups_(pruned, partial(frontier.few, entering, pruned.block), recipe.choice, frontier.ranks)
-            own = [one for group in pruned.groups for one in group.linears if _shares(recipe, index, one)]
+            linears = (one for group in pruned.groups for one in group.linears)
+            own = [one for one in linears if not recipe.sparsities.named(index, one.name)]
             weights.append(sum(math.prod(linear.shape) for linear in own))
             if recipe.allocation.name == "owl":
                 outliers.append(_outliers(recipe, pruned, inputs, frontier.ranks))
@@ -62,11 +62,6 @@ def allocate(
     if recipe.allocation.name == "owl":
         return by_outliers(outliers, weights, base, spread)
     return by_error(curves, weights, base)
-
-
-def _shares(recipe: Recipe, index: int, linear: Linear) -> bool:
-    """Whether a linear takes part: no name decides its sparsity."""
-    return recipe.sparsities.of(index, linear.name) == recipe.pattern
 
 
 def _outliers(recipe: Recipe, pruned: PrunedBlock, inputs: Inputs, ranks: Ranks) -> float:

@@ -28,6 +28,10 @@ class Sparsities:
                 return pattern
         return Unstructured(self.by_block[index]) if self.by_block else self.base
 
+    def named(self, index: int, name: str) -> bool:
+        """Whether a name decides it."""
+        return any(fits_place(index, name, given) for given in self.by_name)
+
     def allocated(self, shares: Sequence[float]) -> Sparsities:
         """The same, with a share of its own for each block."""
         return replace(self, by_block=tuple(shares))

@@ -293,3 +293,27 @@ def test_a_survey_without_refusals_passes_its_check() -> None:
     Survey((), ()).check()
     with pytest.raises(UnsupportedModelError, match="one\ntwo"):
         Survey((), ("one", "two")).check()
+
+
+def test_a_pattern_that_does_not_divide_experts_is_refused_once_for_all_of_them(tmp_path: Path) -> None:
+    refusals = survey(Decoder(_mixtral(tmp_path)), Sparsities(NM(2, 7)), Choice()).refusals
+    experts = [refusal for refusal in refusals if "experts" in refusal]
+    assert [refusal.split(": the pattern")[0] for refusal in experts] == [
+        f"blocks 0-2: mlp.experts.{name}" for name in ("gate_up_proj", "down_proj")
+    ]
+    assert "'exclude=[\"down_proj\"]'" in experts[1]
+
+
+@pytest.mark.parametrize(("name", "remedy"), [("mamba", "dt_proj"), ("jetmoe", "mlp.input_linear.weight")])
+def test_what_such_a_refusal_says_to_leave_out_is_what_it_names(name: str, remedy: str, tmp_path: Path) -> None:
+    """Mamba multiplies by the weight of one; JetMoE's experts are parameters that are called weight."""
+    if name == "mamba":
+        config = tf.MambaConfig(vocab_size=tiny.VOCABULARY, hidden_size=32, num_hidden_layers=1, state_size=4)
+        tf.MambaForCausalLM(config).save_pretrained(tmp_path)
+    else:
+        tiny.save(name, tmp_path)
+    decoder, pattern = Decoder(tmp_path), Sparsities(NM(1, 7))
+    refusals = survey(decoder, pattern, Choice()).refusals
+    assert any(f"'exclude=[\"{remedy}\"]'" in refusal for refusal in refusals)
+    left = survey(decoder, pattern, Choice(exclude=(remedy,))).refusals
+    assert len(left) == len(refusals) - 1

@@ -55,10 +55,11 @@ class Pattern(ABC):
     def check(self, columns: int, name: str) -> None:
         """Raise `InputError` where a matrix of so many input columns cannot have this pattern."""
         if columns % self.group:
+            last = name.rsplit(".", 1)[-1]
             raise InputError(
                 f"{name}: the pattern {self} needs a number of input columns that {self.group} divides, "
                 f"but it has {columns}. Choose another pattern, or leave the matrix out with "
-                f"--set 'exclude=[\"{name.rsplit('.', 1)[-1]}\"]'."
+                f"--set 'exclude=[\"{name if last == 'weight' else last}\"]'."
             )
 
 

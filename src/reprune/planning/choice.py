@@ -50,8 +50,13 @@ def fits(name: str, pattern: str) -> bool:
     """Whether a pattern fits a whole name or the last part of it; of an expert's matrix, with its number or without."""
     return any(
         fnmatchcase(one, pattern) or fnmatchcase(one.rsplit(".", 1)[-1], pattern)
-        for one in (name, re.sub(r"\.\d+$", "", name))
+        for one in (name, of_all_experts(name))
     )
+
+
+def of_all_experts(name: str) -> str:
+    """The name of a linear, of an expert's matrix without its number."""
+    return re.sub(r"\.\d+$", "", name)
 
 
 def is_attention(name: str) -> bool:

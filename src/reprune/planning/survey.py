@@ -10,7 +10,7 @@ from typing import final
 from reprune.errors import InputError, RepruneError, UnsupportedModelError, short
 from reprune.model.decoder import Decoder
 from reprune.model.linears import Stack, find_linears, find_routers, other_matrices
-from reprune.planning.choice import Choice, fits, fits_place
+from reprune.planning.choice import Choice, fits, fits_place, of_all_experts
 from reprune.planning.sparsities import Sparsities
 
 _IDLE = 0.4  # of the weights of a block's linears: with more that never run something is amiss
@@ -114,8 +114,7 @@ def _survey_block(
     for linear in linears:
         if linear.name not in dense | routers:
             try:
-                name = linear.name if linear.stack is None else linear.stack.parameter
-                sparsities.of(index, linear.name).check(linear.shape[1], name)
+                sparsities.of(index, linear.name).check(linear.shape[1], of_all_experts(linear.name))
             except InputError as error:
                 refusals.append((index, str(error)))
     try:
@@ -181,9 +180,9 @@ def _survey_block(
 
 
 def _merged(refusals: Sequence[tuple[int, str]]) -> tuple[str, ...]:
-    """One line for the same refusal of many blocks."""
+    """One line for the same refusal of many blocks, or of many matrices of a block."""
     blocks: dict[str, list[int]] = {}
-    for index, reason in refusals:
+    for index, reason in dict.fromkeys(refusals):
         blocks.setdefault(reason, []).append(index)
     return tuple(
         f"block {found[0]}: {reason}" if len(found) == 1 else f"blocks {ranges(found)}: {reason}"

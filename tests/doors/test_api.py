@@ -90,6 +90,19 @@ def test_the_record_that_is_returned_is_the_one_on_disk() -> None:
     assert reprune.resume("again") == record_of(Path("again"))
 
 
+def test_a_watcher_is_told_of_no_more_epochs_than_there_are(here: Path) -> None:
+    """Of one epoch `auto` makes two, where a window has two blocks."""
+    told: dict[int, list[tuple[int, int]]] = {}
+
+    class Counting(reprune.Watcher):
+        def epoch(self, window: Any, epoch: Any, of: int) -> None:
+            told.setdefault(len(window.blocks), []).append((epoch.number, of))
+
+    reprune.prune("llama", "out", **{**QUICK, "epochs": 1}, reconstruct="auto", watcher=Counting())
+    assert set(told[1]) == {(1, 1)}
+    assert set(told[2]) == {(1, 2), (2, 2)}
+
+
 def test_a_watcher_that_turns_gradients_off_changes_nothing(here: Path, done: Path) -> None:
     reprune.prune("llama", "out", **QUICK, watcher=_Meddling())
     assert _weights(here / "out") == _weights(done)

@@ -177,6 +177,7 @@ def test_without_the_guard_the_last_state_stays_and_is_said_to() -> None:
     assert (fit.guarded, fit.kept_epoch) == (False, 4)
     assert fit.relative_lr == pytest.approx(0.02 / size), "of the weights that the first steps moved"
     assert solver.batch_sizes(_SAMPLES) == {2, 3, 6}
+    assert (solver.planned(1), solver.planned(2)) == (1, fit.planned_epochs) == (1, 4)
 
 
 def test_a_window_that_is_not_finite_before_it_is_fitted_is_refused() -> None:

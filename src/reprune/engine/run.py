@@ -295,6 +295,7 @@ def _fit(solver: Solver, problem: WindowProblem, window: Window, recipe: Recipe,
     if not problem.parameters:  # no text passes through any of its blocks
         return Fit()
     seed = seed_of(recipe.seed, window.index)
-    progress: Callable[[Epoch], None] = lambda epoch: watcher.epoch(window, epoch, recipe.solver.epochs)  # noqa: E731
+    planned = solver.planned(len(window.blocks))
+    progress: Callable[[Epoch], None] = lambda epoch: watcher.epoch(window, epoch, planned)  # noqa: E731
     with problem.fitting(f"window {window.index} (blocks {list(window.blocks)})"):
         return solver.fit(problem, seed, progress)

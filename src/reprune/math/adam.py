@@ -61,6 +61,9 @@ class Adam(Solver):
     relative: bool = False
     """Whether `lr` is a share of the root mean square of the window's kept weights."""
 
+    def planned(self, blocks: int) -> int:
+        return self.epochs
+
     def batch_sizes(self, samples: int) -> set[int]:
         steps = {min(self.batch_size, samples), samples % self.batch_size} - {0}
         if (micro := self.micro_batch_size) is None:

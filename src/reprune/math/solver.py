@@ -156,6 +156,10 @@ class Solver(ABC):
         """
 
     @abstractmethod
+    def planned(self, blocks: int) -> int:
+        """How many epochs a window of so many blocks takes, where none stops it early."""
+
+    @abstractmethod
     def batch_sizes(self, samples: int) -> set[int]:
         """Of how many samples the outputs are asked for at a time, where there are so many in all."""
 
@@ -163,6 +167,9 @@ class Solver(ABC):
 @final
 class NoSolver(Solver):
     """Leaves the pruner's own update as it is (the LR rung of the paper)."""
+
+    def planned(self, blocks: int) -> int:
+        return 0
 
     def batch_sizes(self, samples: int) -> set[int]:
         return set()

@@ -26,6 +26,9 @@ class Widening(Solver):
     only_part: Adam
     """For a window of one part."""
 
+    def planned(self, blocks: int) -> int:
+        return self.only_part.epochs if blocks == 1 else self.last_part.epochs + self.whole.epochs
+
     def batch_sizes(self, samples: int) -> set[int]:
         return set().union(*(part.batch_sizes(samples) for part in (self.last_part, self.whole, self.only_part)))
 

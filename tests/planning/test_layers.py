@@ -235,6 +235,14 @@ _NAMES = st.sampled_from(
 )
 
 
+def test_what_is_wrong_between_keys_is_said_without_all_of_them() -> None:
+    with pytest.raises(InputError) as caught:
+        resolve_recipe("m", {"solver": {"batch_size": 8, "micro_batch_size": 9}})
+    assert str(caught.value) == "solver: micro_batch_size 9 is more than batch_size 8."
+    with pytest.raises(InputError, match=r"\(got \{'a': 1\}\)"):  # of a value alone, it is what was given
+        resolve_recipe("m", {"samples": {"a": 1}})
+
+
 @st.composite
 def _recipes(draw: st.DrawFn) -> Recipe:
     size = draw(st.integers(1, 5))

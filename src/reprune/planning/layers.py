@@ -196,7 +196,8 @@ def _explain(error: ValidationError) -> str:
         else:
             said = problem["msg"].removeprefix("Value error, ")
             said = said.removeprefix(f"{place}: ").rstrip(".")
-            got = "" if "got " in said else f" (got {problem['input']!r:.80})"
+            whole = problem["type"] == "value_error" and isinstance(problem["input"], dict)  # a part, with all its keys
+            got = "" if whole or "got " in said else f" (got {problem['input']!r:.80})"
             lines.append(f"{place}: {said[0].lower() + said[1:]}{got}." if place else f"{said}.")
     return "\n".join(lines)
 

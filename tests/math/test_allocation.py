@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reprune.math.allocation import MOST, STEP, by_error, by_outliers, outlier_share
+from reprune.math.allocation import MOST, STEP, _error, by_error, by_outliers, outlier_share
 
 counts = st.lists(st.integers(1, 10**6), min_size=1, max_size=8)
 shares = st.floats(0.005, 0.98)
@@ -30,6 +30,7 @@ def test_outliers_are_scores_of_many_times_the_mean_of_the_whole_block() -> None
         assert outlier_share(lambda: [one, other], times) == pytest.approx(expected)
     assert outlier_share(lambda: [one], 1.0) > outlier_share(lambda: [one, (other[0] * 1e3, other[1])], 1.0)
     assert outlier_share(list, 2.0) == 0.0
+    assert outlier_share(lambda: [(torch.ones(2, 2), torch.ones(2))], 1.0) == 0.0, "of scores alike none is an outlier"
 
 
 def test_a_block_of_which_nothing_is_pruned_has_no_say_in_what_others_get() -> None:
@@ -38,6 +39,8 @@ def test_a_block_of_which_nothing_is_pruned_has_no_say_in_what_others_get() -> N
     assert by_outliers([0.0, 0.3], [0, 0], 0.6, 0.08) == [0.6, 0.6]
     curve = [(0.5, 0.1), (0.6, 0.2), (0.7, 0.4)]
     assert by_error([curve, curve], [0, 0], 0.6) == [0.6, 0.6]
+    steep = [(0.5, 0.1), (0.6, 0.3), (0.7, 0.9)]
+    assert by_error([steep, curve, steep], [0, 5, 5], 0.6)[1:] == by_error([curve, steep], [5, 5], 0.6)
 
 
 def test_blocks_that_pruning_costs_nothing_and_nearly_all_of_the_weights_are_shared_out_too() -> None:
@@ -103,6 +106,18 @@ def test_by_error_no_weights_could_move_to_lower_the_sum() -> None:
     found = by_error(curves, weights, 0.5)
     assert total(tuple(found)) <= best * (1 + 10 * STEP)
     assert found[1] < 0.5 < found[0], "where errors rise faster less is pruned"
+
+
+def test_by_error_the_first_weights_go_where_they_cost_least() -> None:
+    costly, cheap = [(0.5, 0.1), (0.7, 0.4)], [(0.5, 0.1), (0.7, 0.11)]
+    found = by_error([costly, costly, cheap], [5, 5, 5], 0.5 + STEP / 3)
+    assert found == pytest.approx([0.5, 0.5, 0.5 + STEP], abs=2e-6)
+
+
+def test_the_logarithm_of_an_error_is_straight_between_what_was_measured_and_goes_on_beyond_it() -> None:
+    curve = [(0.4, 0.01), (0.5, 0.02), (0.6, 0.32)]
+    found = [_error(curve, sparsity) for sparsity in (0.4, 0.45, 0.5, 0.55, 0.6, 0.65)]
+    assert found == pytest.approx([0.01, 0.01 * 2**0.5, 0.02, 0.08, 0.32, 1.28])
 
 
 def test_by_error_the_last_weight_costs_as_much_in_a_large_block_as_in_a_small_one() -> None:

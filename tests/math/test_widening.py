@@ -167,6 +167,19 @@ def test_a_state_better_than_the_start_but_not_than_that_of_the_last_part_is_not
     assert problem.heldout_error().relative == pytest.approx(best, rel=1e-6)
 
 
+def test_epochs_are_numbered_on_from_those_that_were_run_of_the_last_part() -> None:
+    """Not from those that were planned, nor from the one that was kept."""
+    problem, watched = _Chain(2), list[Epoch]()
+    solver = Widening(last_part=Adam(6, 0.2, 2), whole=Adam(2, 0.005, 2), only_part=Adam(1))
+    fit = solver.fit(problem, 0, watched.append)
+    run = sum(epoch.last_part for epoch in fit.epochs)
+    errors = [epoch.heldout for epoch in fit.epochs]
+    assert min(errors[:run]) < errors[run - 1] and run < 6, "or this shows nothing"
+    assert [epoch.number for epoch in fit.epochs] == [epoch.number for epoch in watched] == list(range(1, run + 3))
+    assert errors[-1] == min(errors)
+    assert fit.kept_epoch == run + 2
+
+
 def test_without_the_guard_the_last_state_stays_and_is_said_to() -> None:
     last_part, whole = Adam(2, 0.02, 2, guard=False), Adam(2, 0.02, 3, guard=False)
     solver, problem = Widening(last_part, whole, only_part=Adam(1, batch_size=6)), _Chain(2)

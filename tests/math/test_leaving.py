@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import sys
 import threading
+import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch.distributed as dist
 
+from reprune.math import ranks as module
 from reprune.math.heartbeat import Heartbeat
 from reprune.math.ranks import Together
 
@@ -20,6 +23,20 @@ def _held_lock() -> Iterator[None]:
     sys.setswitchinterval(60)
     yield
     sys.setswitchinterval(interval)
+
+
+@pytest.fixture
+def hearing(monkeypatch: pytest.MonkeyPatch) -> float:
+    """Seconds for all to come to the same error."""
+    monkeypatch.setattr(module, "_HEARING", 0.2)
+    return 0.2
+
+
+def _rank(number: int, count: int, store: Any) -> Together:
+    ranks = object.__new__(Together)
+    ranks.number, ranks.count = number, count
+    ranks._store, ranks._heart = store, Heartbeat(store)
+    return ranks
 
 
 @pytest.mark.usefixtures("_held_lock")
@@ -37,7 +54,60 @@ def test_threads_that_await_pythons_lock_have_it_before_the_group_waits_for_them
     threading.Thread(target=let_go).start()
     monkeypatch.setattr(dist, "destroy_process_group", lambda: at_end.append(had.is_set()))
     gate.release()
-    ranks = object.__new__(Together)
-    ranks._heart = Heartbeat(dist.HashStore())
-    Together.close(ranks)
+    Together.close(_rank(0, 2, dist.HashStore()))
     assert at_end == [True]
+
+
+def test_it_leaves_others_that_are_gone_and_gives_no_more_signs_of_life(monkeypatch: pytest.MonkeyPatch) -> None:
+    def destroy() -> None:
+        raise RuntimeError("Connection reset")
+
+    monkeypatch.setattr(dist, "destroy_process_group", destroy)
+    ranks = _rank(0, 2, dist.HashStore())
+    ranks._heart.begin()
+    ranks.close()
+    assert ranks._heart._over.is_set()
+
+
+def test_what_all_come_to_is_said_by_the_first_and_another_reason_by_who_has_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "_HEARING", 30.0)
+    store = dist.HashStore()
+    first, second, third = (_rank(number, 3, store) for number in range(3))
+    said: list[bool] = []
+    saying = threading.Thread(target=lambda: said.append(first.blame("the disk is full")))
+    saying.start()
+    assert [second.blame("the disk is full"), third.blame("out of memory")] == [False, True]
+    saying.join(30)
+    assert said == [True]
+    began = time.monotonic()
+    assert first.blame("the disk is full"), "as all have heard it"
+    assert time.monotonic() - began < 20
+
+
+def test_who_hears_nothing_of_the_first_says_it_and_the_first_waits_no_longer_than_that(hearing: float) -> None:
+    began = time.monotonic()
+    assert _rank(1, 2, dist.HashStore()).blame("out of memory")
+    assert _rank(0, 2, dist.HashStore()).blame("out of memory")
+    assert 2 * hearing <= time.monotonic() - began < 20
+
+
+def test_of_those_who_lose_others_one_says_so() -> None:
+    store = dist.HashStore()
+    assert [_rank(number, 4, store).is_first_to_lose() for number in (3, 0, 1)] == [True, False, False]
+
+
+@pytest.mark.parametrize("silent", [False, True])
+def test_where_nobody_can_be_asked_the_first_two_say_so(silent: bool, hearing: float) -> None:
+    """One of them is not lost where one alone is."""
+    over = threading.Event()
+
+    class Gone:
+        def add(self, key: str, amount: int) -> int:
+            if silent:
+                over.wait(60)
+            raise RuntimeError("Connection reset")
+
+    assert [_rank(number, 4, Gone()).is_first_to_lose() for number in range(4)] == [True, True, False, False]
+    over.set()

@@ -1,15 +1,18 @@
-"""A PyTorch that is built for one process does all that one process does."""
+"""How processes find each other; a PyTorch that is built for one process does all that one process does."""
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from typing import Any
 
 import pytest
+import torch
 import torch.distributed as dist
 
-from reprune.errors import InputError
-from reprune.math.ranks import Together
+from reprune.errors import InputError, LostRankError
+from reprune.math.ranks import Together, _short
 
 _WITHOUT = """
 import sys
@@ -30,3 +33,54 @@ def test_and_is_refused_for_several(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dist, "is_available", lambda: False)
     with pytest.raises(InputError, match=r"is built without torch\.distributed, .*; start one process"):
         Together(1)
+
+
+@pytest.mark.parametrize(
+    ("cards", "number", "here", "backend", "current"),
+    [
+        (0, 1, 2, "gloo", []),
+        (2, 1, 2, "cpu:gloo,cuda:nccl", [1]),
+        (4, 1, 2, "cpu:gloo,cuda:nccl", [1]),
+        (2, 3, 4, "gloo", [1]),  # NCCL refuses processes that share a GPU
+        (1, 0, 2, "gloo", [0]),
+    ],
+)
+def test_each_has_a_gpu_of_its_own_as_far_as_there_are_any(
+    cards: int, number: int, here: int, backend: str, current: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[Any] = []
+    used: list[int] = []
+    store = dist.HashStore()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cards > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: cards)
+    monkeypatch.setattr(torch.cuda, "set_device", used.append)
+    module = sys.modules["torch.distributed.rendezvous"]  # a function of torch.distributed has its name
+    monkeypatch.setattr(module, "rendezvous", lambda url, timeout: iter([(store, number, here)]))
+    monkeypatch.setattr(dist, "init_process_group", lambda name, **more: begun.append((name, more)))
+    for name, value in {"LOCAL_RANK": number, "LOCAL_WORLD_SIZE": here}.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setenv("TORCH_NCCL_BLOCKING_WAIT", "")  # so that it is taken back
+    monkeypatch.delenv("TORCH_NCCL_BLOCKING_WAIT")
+    ranks = Together(7)
+    ranks._heart.end()
+    ((name, more),) = begun
+    assert (name, used) == (backend, current)
+    assert (more["rank"], more["world_size"], more["timeout"].seconds) == (number, here, 7)
+    assert store.timeout.seconds == 7
+    assert ("TORCH_NCCL_BLOCKING_WAIT" in os.environ) is ("nccl" in backend)
+    assert (ranks._heart._thread is not None) is (number == 0), "the first gives signs of life"
+
+
+def test_who_is_not_told_where_the_others_are_does_not_find_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    with pytest.raises(LostRankError, match=r"do not find each other: .*MASTER_ADDR"):
+        Together(1)
+
+
+def test_of_what_pytorch_says_is_shown_what_it_says_first() -> None:
+    said = "[/pytorch/gloo/pair.cc:538] Read error [127.0.0.1]:53: Connection\n reset. This may be of use. No."
+    assert _short(RuntimeError(said)) == "Read error [127.0.0.1]:53: Connection reset"
+    assert _short(RuntimeError("no place. of 2.5 s")) == "no place. of 2.5 s"
+    assert len(_short(RuntimeError(200 * "x"))) == 150

@@ -1,0 +1,202 @@
+"""What processes sum, copy and tell each other comes whole, however it is sent, and what each has sent is counted."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from reprune.errors import InputError
+from reprune.math import ranks as module
+from reprune.math.heartbeat import Heartbeat
+from reprune.math.ranks import ALONE, Together, Traffic
+
+_PAUSE = 0.01
+
+
+def _rank(number: int, count: int, store: dist.Store | None = None) -> Together:
+    ranks = object.__new__(Together)
+    ranks.number, ranks.count, ranks.traffic = number, count, Traffic()
+    ranks._store = store or dist.HashStore()
+    ranks._heart, ranks._meetings, ranks._patience = Heartbeat(ranks._store), 0, 10.0
+    return ranks
+
+
+@pytest.fixture
+def summed(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
+    """What was summed at once, as two others sum it who have twice as much each."""
+    found: list[Tensor] = []
+
+    def all_reduce(tensor: Tensor) -> None:
+        assert tensor.is_contiguous(), "or PyTorch refuses it"
+        found.append(tensor.clone())
+        time.sleep(_PAUSE)
+        tensor.mul_(5)
+
+    monkeypatch.setattr(dist, "all_reduce", all_reduce)
+    return found
+
+
+@pytest.fixture
+def wire(monkeypatch: pytest.MonkeyPatch) -> Callable[[Together, int], None]:
+    """What one rank sends lies here until others take it. Says whose turn it is, and who sends."""
+    sent: list[Tensor] = []
+    taken, now = [0], [0, 0]
+
+    def turn(ranks: Together, source: int) -> None:
+        now[:], taken[0] = [ranks.number, source], 0
+        if ranks.number == source:
+            sent.clear()
+
+    def broadcast(raw: Tensor, source: int) -> None:
+        assert raw.numel() and source == now[1]
+        if now[0] == source:
+            sent.append(raw.clone())
+        else:
+            assert raw.shape == sent[taken[0]].shape, "or both wait for the other for ever"
+            raw.copy_(sent[taken[0]])
+            taken[0] += 1
+
+    monkeypatch.setattr(dist, "broadcast", broadcast)
+    return turn
+
+
+@given(st.integers(1, 9), st.integers(0, 40))
+def test_each_sample_is_one_ranks_and_has_a_number_there(count: int, samples: int) -> None:
+    drawn = torch.randperm(samples, generator=torch.Generator().manual_seed(samples))
+    of_all = []
+    for ranks in (_rank(number, count) for number in range(count)):
+        own = ranks.own(drawn)
+        assert sorted(own.tolist()) == list(range(ranks.part(samples)))
+        of_all += [one * count + ranks.number for one in own.tolist()]
+    assert sorted(of_all) == list(range(samples))
+    assert ALONE.part(samples) == samples
+
+
+def test_small_tensors_are_summed_together_and_large_ones_alone(
+    summed: list[Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_BUCKET", 64)
+    tensors = [torch.arange(1.0, count + 1) for count in (3, 20, 5, 9, 1, 40)]
+    tensors += [torch.arange(36.0).view(6, 6).T, torch.ones(2, 2), torch.tensor(3.0)]
+    expected = [5 * tensor for tensor in tensors]
+    ranks = _rank(1, 3)
+    ranks.sum_(tensors)
+    assert all(torch.equal(one, other) for one, other in zip(tensors, expected, strict=True))
+    assert [one.numel() for one in summed] == [20, 3 + 5 + 9, 40, 1 + 36, 4 + 1]
+    assert ranks.traffic.bytes == sum(2 * 4 * one.numel() * 2 // 3 for one in summed)
+    assert ranks.traffic.seconds > 4.5 * _PAUSE
+    before = Traffic(ranks.traffic.bytes, ranks.traffic.seconds)
+    ranks.sum_([torch.ones(3)])
+    assert ranks.traffic.since(before).bytes == 16
+    assert _PAUSE / 2 < ranks.traffic.since(before).seconds == ranks.traffic.seconds - before.seconds
+
+
+def test_numbers_are_added_in_float64(summed: list[Tensor]) -> None:
+    assert _rank(0, 2).add([1 + 2.0**-40, -3]) == [5 + 5 * 2.0**-40, -15.0]
+
+
+def test_gradients_are_summed_where_any_rank_has_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of four parameters here, in another rank, in both, and in none."""
+    others = [torch.tensor([0.0, 1.0, 1.0, 0.0], dtype=torch.float64), torch.tensor([0.0] * 2 + [2.0] * 2 + [3.0] * 2)]
+    monkeypatch.setattr(dist, "all_reduce", lambda tensor: tensor.add_(others.pop(0)))
+    parameters = [nn.Parameter(torch.zeros(2)) for _ in range(4)]
+    parameters[0].grad, parameters[2].grad = torch.ones(2), torch.ones(2)
+    _rank(0, 2).sum_gradients_(parameters)
+    found = [None if parameter.grad is None else parameter.grad.tolist() for parameter in parameters]
+    assert found == [[1.0, 1.0], [2.0, 2.0], [4.0, 4.0], None]
+
+
+@pytest.mark.parametrize("source", [0, 2])
+def test_copies_have_the_bits_of_what_one_has(source: int, wire: Callable[[Together, int], None]) -> None:
+    def made(value: float) -> list[Tensor]:
+        whole = torch.full((4, 6), value)
+        kinds = [torch.full((2, 3), value, dtype=dtype) for dtype in (torch.float64, torch.bfloat16, torch.bool)]
+        return [torch.empty(0, 3), whole[:, 1::2], torch.tensor(value), *kinds]
+
+    sender, receiver = _rank(source, 3), _rank(1, 3)
+    own, others = made(1.5), made(0.0)
+    wire(sender, source)
+    sender.copy_(own, source)
+    wire(receiver, source)
+    receiver.copy_(others, source)
+    assert all(torch.equal(one, other) for one, other in zip(own, others, strict=True))
+    assert (sender.traffic.bytes, receiver.traffic.bytes) == (4 * 12 + 4 + 6 * (8 + 2 + 1), 0)
+
+
+@pytest.mark.parametrize("source", [0, 2])
+def test_what_one_tells_is_what_the_others_hear(source: int, wire: Callable[[Together, int], None]) -> None:
+    value = {"of": ["all", 1.5, None, {"ä": []}]}
+    sender, receiver = _rank(source, 3), _rank(1, 3)
+    wire(sender, source)
+    assert sender.tell(value, source) == value
+    wire(receiver, source)
+    assert receiver.tell("another", source) == value
+
+
+def test_all_tell_in_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Together, "tell", lambda _, value, source=0: (value, source))
+    assert _rank(1, 3).each_tells("own") == [("own", 0), ("own", 1), ("own", 2)]
+
+
+def test_tensors_that_the_first_tells_keep_their_names_shapes_and_kinds(wire: Callable[[Together, int], None]) -> None:
+    sent = {
+        "a": torch.arange(6.0).view(2, 3).T,
+        "b": torch.tensor([True, False]),
+        "c": torch.ones(2, dtype=torch.bfloat16),
+        "none": torch.empty(0, 2, dtype=torch.int64),
+    }
+    first, second = _rank(0, 2), _rank(1, 2)
+    wire(first, 0)
+    told = first.tell_tensors(sent)
+    wire(second, 0)
+    heard = second.tell_tensors(None)
+    for found in (told, heard):
+        assert found.keys() == sent.keys()
+        for name, tensor in sent.items():
+            assert found[name].dtype == tensor.dtype
+            assert torch.equal(found[name], tensor)
+    assert ALONE.tell_tensors(None) == {}
+
+
+def test_what_the_first_does_all_come_to_or_fail_of(wire: Callable[[Together, int], None]) -> None:
+    store, wrong = dist.HashStore(), InputError("no such file")
+    first, second = _rank(0, 2, store), _rank(1, 2, store)
+
+    def failing() -> Any:
+        raise wrong
+
+    def nobody_asked() -> Any:
+        raise AssertionError
+
+    for work, expected in ((lambda: [1, 2], [1, 2]), (lambda: None, None)):
+        wire(first, 0)
+        assert first.first_does(work) == expected
+        wire(second, 0)
+        assert second.first_does(nobody_asked) == expected
+    wire(first, 0)
+    with pytest.raises(InputError) as own:
+        first.first_does(failing)
+    assert own.value is wrong
+    wire(second, 0)
+    with pytest.raises(InputError, match=r"^no such file$"):
+        second.first_does(nobody_asked)
+    assert first._meetings == second._meetings == 3, "however long the work takes"
+
+
+def test_each_meeting_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = dist.HashStore()
+    first, second = _rank(0, 2, store), _rank(1, 2, store)
+    first.wait_for_first()
+    waited: list[Sequence[Any]] = []
+    monkeypatch.setattr(Heartbeat, "wait", lambda _, key, patience: waited.append((store.check([key]), patience)))
+    for _ in range(2):
+        second.wait_for_first()
+    assert waited == [(True, 10.0), (False, 10.0)]

@@ -29,6 +29,7 @@ def _forecast(count: int, network: str, *settings: str, speed: Speed = _SPEED) -
 
 @given(st.integers(1, 12), st.integers(1, 200), st.integers(1, 32))
 def test_an_epoch_takes_each_no_less_than_its_part_and_no_more_than_all(count: int, samples: int, batch: int) -> None:
+    assert Crew(count).part(samples) == max(len(range(number, samples, count)) for number in range(count))
     found = Crew(count).per_epoch(samples, batch)
     assert samples / count - 1e-6 <= found <= samples + 1e-6
     assert Crew(1).per_epoch(samples, batch) == samples
@@ -54,6 +55,7 @@ def test_one_process_exchanges_nothing() -> None:
 def test_a_sum_is_sent_nearly_twice_and_what_one_tells_once() -> None:
     assert Crew(2).bytes(100.0, 7.0) == 107.0
     assert Crew(8).bytes(100.0, 0.0) == 175.0
+    assert Crew(8).bytes(0.0, 7.0) == 7.0
     network = Network("", 100.0, 0.5)
     assert Crew(2, network).seconds(70.0, 0.0, 2) == pytest.approx(1.0 + 1.0)
 
@@ -70,8 +72,42 @@ def test_a_slow_network_takes_back_what_processes_gain() -> None:
     assert _forecast(8, "100g", speed=fast).seconds > _forecast(8, "nvlink", speed=fast).seconds
 
 
-def test_gradients_of_kept_weights_are_half_as_much() -> None:
-    assert _forecast(2, "local", "solver.compact=true").exchanged_bytes < _forecast(2, "local").exchanged_bytes
+def test_of_kept_weights_alone_there_are_fewer_gradients() -> None:
+    full, compact = (_forecast(2, "local", "sparsity=0.75", f"solver.compact={on}") for on in ("false", "true"))
+    assert full.exchanged_bytes - compact.exchanged_bytes == 8 * 64 // 8 * 10 * 4 * 0.75 * _work().blocks[0].parameters
+
+
+def test_a_window_exchanges_what_it_prunes_and_what_it_fits() -> None:
+    """Of [0], [0, 1] and [1] the last prunes nothing; each goes three times through three batches."""
+    cost, groups = _work().blocks[0], _work().groups[0]
+    work = replace(_work(blocks=2, calibration=20, size=2), blocks=[cost, replace(cost, parameters=10**6)])
+    settings = ["device=cpu", "solver.epochs=3", "solver.batch_size=8"]
+    recipe = resolve_recipe("model", {"reconstruct": "BR+GP+CR", "pruner": "wanda"}, settings=settings)
+    norms, pruned = 4 * sum(one.columns for one in groups), 5 * sum(one.rows * one.columns for one in groups)
+    first, second = (block.parameters for block in work.blocks)
+    assert exchanges(recipe, work) == [
+        (norms + 9 * 4 * first, pruned + 4 * first, 4 * 4 + 2 * 9 + 2 * 3),
+        (norms + 9 * 4 * (first + second), pruned + 4 * (first + second), 4 * 4 + 2 * 9 + 2 * 3),
+        (9 * 4 * second, 4 * second, 2 * 9 + 2 * 3),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("pruner", "start", "expected"),
+    [
+        ("magnitude", "pruner", 0),
+        ("wanda", "pruner", 4 * 32),
+        ("sparsegpt", "pruner", 4 * 32**2),
+        ("magnitude", "least-squares", 4 * 4 * 32**2),
+        ("wanda", "least-squares", 4 * 4 * 32**2),
+    ],
+)
+def test_statistics_are_exchanged_as_far_as_any_are_gathered(pruner: str, start: str, expected: int) -> None:
+    work = replace(_work(blocks=1), groups=[[Group(64, 32)]])
+    settings = ["device=cpu", f"solver.start={start}"]
+    recipe = resolve_recipe("model", {"reconstruct": "LR", "pruner": pruner}, settings=settings)
+    weights = 4 * work.blocks[0].parameters  # of the first, that all go on with
+    assert exchanges(recipe, work) == [(expected, 5 * 64 * 32 + weights, 4)]
 
 
 def test_the_last_batch_is_a_step_though_it_be_small() -> None:
@@ -112,17 +148,25 @@ def test_distillation_exchanges_its_gradients_and_both_states_of_its_blocks() ->
     more = 2 * (steps * 4 * parameters + 4 * parameters + work.block_bytes[0])
     found = _forecast(2, "local", "distill.blocks=2", "distill.epochs=3")
     assert found.exchanged_bytes - _forecast(2, "local").exchanged_bytes == more
+    recipe = resolve_recipe("model", {"distill": {"blocks": 2, "epochs": 3}}, settings=["device=cpu"])
+    sizes = {"blocks": [replace(work.blocks[0], parameters=10**7 + i) for i in range(8)], "block_bytes": [*range(8)]}
+    last = 2 * 10**7 + 6 + 7
+    assert exchanges(recipe, replace(work, **sizes))[-1] == (steps * 4 * last, 4 * last + 6 + 7, 2 * steps + 2 * 3)
 
 
+@pytest.mark.parametrize("start", ["pruner", "least-squares"])  # which is not measured with
 @pytest.mark.parametrize(("name", "squares", "times"), [("by-error", True, 3), ("owl", False, 0)])
 def test_an_allocation_exchanges_statistics_once_and_what_is_pruned_each_time(
-    name: str, squares: bool, times: int
+    name: str, squares: bool, times: int, start: str
 ) -> None:
+    start = f"solver.start={start}"
     groups = _work().groups[0]
     statistics = sum(4 * (group.columns**2 if squares else group.columns) for group in groups)
     pruned = sum(5 * group.rows * group.columns for group in groups)
-    found = _forecast(2, "local", f"allocation={name}")
-    assert found.exchanged_bytes - _forecast(2, "local").exchanged_bytes == 8 * (statistics + times * pruned)
+    found, plain = _forecast(2, "local", start, f"allocation={name}"), _forecast(2, "local", start)
+    assert found.exchanged_bytes - plain.exchanged_bytes == 8 * (statistics + times * pruned)
+    recipe = resolve_recipe("model", {"reconstruct": "LR"}, settings=["device=cpu", f"allocation={name}"])
+    assert [often for _, _, often in exchanges(recipe, _work())[8:]] == [4 * max(times, 1) * len(groups)] * 8
 
 
 @pytest.mark.parametrize(

@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+import resource
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from reprune.engine.record import forget_peak_memory, machine, peak_memory_bytes, window_record
+from reprune.engine import record
+from reprune.engine.record import (
+    block_record,
+    exchange_record,
+    forget_peak_memory,
+    full_record,
+    machine,
+    peak_memory_bytes,
+    versions,
+    window_record,
+)
+from reprune.math.ranks import ALONE, Traffic
 from reprune.math.reconstruction_error import Error
 from reprune.math.solver import Epoch, Errors, Fit
 from reprune.math.standardization import FeatureStatistics
@@ -74,7 +90,9 @@ def _window(
         for number, error in enumerate((0.5, 0.3, 0.4), 1)
     )
     fit = Fit(before, epochs, planned, kept, guarded, 0.3)
-    solver = resolve_recipe("model", {"reconstruct": "BR+GP+CR"}, settings=[f"solver.loss={loss}"]).solver
+    solver = resolve_recipe(
+        "model", {"reconstruct": "BR+GP+CR"}, settings=[f"solver.loss={loss}", "solver.teacher_forcing=0.25"]
+    ).solver
     ridges = {1: {("a", "b"): 0.1, ("c",): None}}
     features = FeatureStatistics(1.0, 0.25, torch.ones(2))
     return window_record(windows(3, 2, 1)[1], fit, after, solver, features, ridges, ["of pruning"], 1.23456)
@@ -100,6 +118,7 @@ def test_a_windows_errors_are_those_before_and_after_in_the_measure_of_its_loss(
         start = _window(0, loss=loss)["guard"]
         assert start["relative_heldout_error"]["kept"] == heldout[0]
         assert start["standardized_heldout_error"]["kept"] == 6.0
+    assert (found["index"], found["blocks"], found["teacher_forcing"]) == (1, [0, 1], 0.25)
     assert found["largest_feature"] == 0.25
     assert found["relative_lr"] == 0.3
     assert found["notes"] == ["of pruning"]
@@ -112,6 +131,7 @@ def test_a_windows_errors_are_those_before_and_after_in_the_measure_of_its_loss(
 
 def test_an_epoch_names_the_blocks_that_it_moved_and_both_its_errors() -> None:
     found = _window(3, alone=1)["epochs"]
+    assert [epoch["epoch"] for epoch in found] == [1, 2, 3]
     assert [epoch["blocks"] for epoch in found] == [[1], [0, 1], [0, 1]]
     assert [epoch["relative_calibration_error"] for epoch in found] == [0.1, 0.2, 0.3]
     assert [epoch["relative_heldout_error"] for epoch in found] == [0.5, 0.3, 0.4]
@@ -134,3 +154,147 @@ def test_what_the_guard_did_is_on_record() -> None:
         assert (found["planned_epochs"], found["run_epochs"]) == (planned, 3)
         assert (found["stopped_early"], found["restored"]) == (stopped, restored)
     assert [_window(3, guarded=on)["guard"]["on"] for on in (True, False)] == [True, False]
+
+
+def test_a_window_that_nothing_was_fitted_in_has_the_errors_after_it_alone() -> None:
+    """Its first block is not pruned in it; no targets were looked at."""
+    errors = Errors(Error(1.0, 2.0), Error(4.0, 5.0))
+    solver = resolve_recipe("model", {"reconstruct": "LR"}).solver
+    found = window_record(windows(3, 2, 1)[1], Fit(None, (), 0, 0, True), errors, solver, None, {}, [], 0.0)
+    assert found["calibration_error"] == {"before": 1.0, "after": 1.0}
+    assert found["standardized_heldout_error"] == {"before": None, "after": None}
+    assert found["largest_feature"] is found["guard"] is None
+    assert found["epochs"] == found["reconstructed"] == []
+
+
+def test_what_each_process_sent_is_what_it_has_sent_since() -> None:
+    before = Traffic(100, 2.0)
+    told: list[Any] = []
+
+    def each_tells(value: Any) -> list[Any]:
+        told.append(value)
+        return [value, [7, 0.5]]
+
+    several: Any = SimpleNamespace(alone=False, traffic=Traffic(130, 3.23456), each_tells=each_tells)
+    assert exchange_record(several, before) == {"exchange": {"bytes": [30, 7], "seconds": [1.235, 0.5]}}
+    assert told == [[30, 1.235]]
+    assert exchange_record(ALONE, before) == {}
+
+
+def _matrix(rows: int, columns: int, zeros: int) -> dict[str, Any]:
+    return {"name": "a", "rows": rows, "columns": columns, "zeros": zeros}
+
+
+def test_a_block_has_the_share_of_zeros_of_all_its_matrices_and_the_papers_errors() -> None:
+    errors = Errors(Error(1.0, 2.0, 3.0), Error(4.0, 5.0, 6.0))
+    for matrices, sparsity in (([_matrix(2, 6, 3), _matrix(4, 3, 9)], 0.5), ([], 0.0)):
+        pruned: Any = SimpleNamespace(index=3, matrices=lambda _, own=matrices: own, idle=lambda _: ["never run"])
+        assert block_record(pruned, errors, SimpleNamespace(), SimpleNamespace()) == {  # type: ignore[arg-type]
+            "index": 3,
+            "sparsity": sparsity,
+            "calibration_error": 1.0,
+            "heldout_error": 4.0,
+            "relative_calibration_error": 2.0,
+            "relative_heldout_error": 5.0,
+            "matrices": matrices,
+            "idle": ["never run"],
+        }
+
+
+_COMMIT = 40 * "a"
+
+
+def _full(model: str, peaks: list[dict[str, int]], distilled: bool = False, **own: Any) -> dict[str, Any]:
+    """The record of a run of two blocks, of which the last may have been fitted once more."""
+    recipe = resolve_recipe(model, {"calibration": ["texts.txt=4"]}, settings=["device=cpu"])
+    job = {"folder": f"/cache/models--a--b/snapshots/{_COMMIT}", **dict.fromkeys(("fingerprint", "weights"), "f")}
+    job |= {"versions": {}, "data": {}, "sketch": {}, **own}
+    blocks = [{"index": index, "matrices": [_matrix(2, 2, 2 - index)]} for index in range(2)]
+    lines: list[dict[str, Any]] = [
+        {"window": {"index": index}, "blocks": [blocks[index]], "forward": index} for index in range(2)
+    ]
+    if distilled:
+        again = {"index": 1, "matrices": [_matrix(2, 2, 2)]}
+        lines.append({"window": {"index": 2, "distilled": [1]}, "blocks": [again], "forward": 2})
+    return full_record(recipe, job, lines, 1.23456, peaks)
+
+
+def test_of_blocks_that_were_fitted_once_more_what_they_are_last_is_on_record() -> None:
+    peaks = [{"host": 5, "device": 1}]
+    found, again = _full("model", peaks), _full("model", peaks, distilled=True)
+    assert [block["index"] for block in again["blocks"]] == [0, 1]
+    assert (found["sparsity"], again["sparsity"]) == (3 / 8, 4 / 8)
+    assert (found["forward"], again["forward"]) == (1, 2)
+    assert found["windows"] == again["windows"] == [{"index": 0}, {"index": 1}]
+    assert (found["distillation"], again["distillation"]) == (None, {"index": 2, "distilled": [1]})
+    assert found["seconds"] == 1.235
+    assert found["peak_memory_bytes"] == peaks[0]
+    assert "ranks" not in found and "peak_memory_bytes_by_rank" not in found
+
+
+def test_it_names_no_folders_of_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "texts.txt").write_text("a")
+    (tmp_path / "model").mkdir()
+    found = _full(str(tmp_path / "model"), [{"host": 5, "device": 1}])
+    assert found["model"]["name"] == found["recipe"]["model"] == "model"
+    assert found["model"]["commit"] == _COMMIT
+    recipe = resolve_recipe("model", {"calibration": [f"{tmp_path}/texts.txt=4"]})
+    assert record._without_folders(recipe)["calibration"] == ["texts.txt=4"]
+    assert "commit" not in _full("model", [{"host": 5, "device": 1}], folder="/models/model")["model"]
+
+
+@pytest.mark.parametrize(
+    ("before", "most"),
+    [
+        ([(10, 0), (1, 9)], [(10, 1), (7, 9)]),
+        ([(10, 0)], [(10, 1), (7, 2)]),  # fewer processes had written its texts
+        ([(6, 0), (8, 0), (99, 9)], [(9, 1), (8, 2)]),
+    ],
+)
+def test_a_peak_of_each_process_is_the_highest_of_its_texts_and_its_run(
+    before: list[tuple[int, int]], most: list[tuple[int, int]]
+) -> None:
+    def named(pairs: list[tuple[int, int]]) -> list[dict[str, int]]:
+        return [{"host": host, "device": device} for host, device in pairs]
+
+    own = {"seconds": 3, "peak_memory_bytes": named(before)}
+    found = _full("model", named([(9, 1), (7, 2)]), self_generation=own)
+    assert found["peak_memory_bytes_by_rank"] == named(most)
+    assert found["peak_memory_bytes"] == named(most)[0]
+    assert found["ranks"] == 2
+    assert found["self_generation"] == {"seconds": 3, "peak_memory_bytes": named(before)[0]}
+
+
+def test_the_versions_of_all_that_decides_bits_are_on_record() -> None:
+    found = versions()
+    assert found.keys() == {"reprune", "python", "torch", "transformers", "safetensors", "tokenizers"}
+    assert (found["tokenizers"], found["torch"]) == (version("tokenizers"), str(torch.__version__))
+
+
+def test_the_hosts_peak_is_that_since_it_was_forgotten_or_where_none_is_told_the_process(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    status = "VmPeak:\t    9999 kB\nVmHWM:\t    1234 kB\nVmRSS:\t     77 kB\n"
+    monkeypatch.setattr(Path, "read_text", lambda *_, **__: status)
+    assert peak_memory_bytes("cpu")["host"] == 1234 * 1024
+
+    def hidden(*_: Any, **__: Any) -> str:
+        raise FileNotFoundError
+
+    monkeypatch.setattr(Path, "read_text", hidden)
+    monkeypatch.setattr(Path, "write_text", hidden)
+    monkeypatch.setattr(resource, "getrusage", lambda _: SimpleNamespace(ru_maxrss=55))
+    for system, expected in (("linux", 55 * 1024), ("darwin", 55)):
+        monkeypatch.setattr(sys, "platform", system)
+        assert peak_memory_bytes("cpu")["host"] == expected
+    forget_peak_memory("cpu")
+
+
+def test_a_peak_is_forgotten_when_what_was_held_has_been_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[Any] = []
+    monkeypatch.setattr(record, "collect_models", lambda: done.append("models"))
+    monkeypatch.setattr(record, "trim_heap", lambda: done.append("heap"))
+    monkeypatch.setattr(Path, "write_text", lambda path, text, **_: done.append((str(path), text)))
+    forget_peak_memory("cpu")
+    assert done == ["models", "heap", ("/proc/self/clear_refs", "5")]

@@ -5,13 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Collection
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from reprune.doors.verify import _files
+from reprune.engine import result as module
 from reprune.engine.result import Result
+from reprune.errors import ChangedError, InputError
 from reprune.model.decoder import Decoder
 from tests import tiny
 
@@ -31,18 +36,23 @@ def finished(folder: Path, out: Path, others: Collection[str] = ("words.vocab",)
 def test_it_holds_templates_licences_and_tokenizers_and_no_other_weights(tmp_path: Path) -> None:
     folder = tiny.save("llama", tmp_path / "model")
     copied = ["additional_chat_templates/tools.jinja", "chat_template.jinja", "a.tiktoken", "a.spm", "bpe.codes"]
-    copied += ["prophetnet.tokenizer", "words.vocab"]
+    copied += ["prophetnet.tokenizer", "words.vocab", "a[1].vocab", "MY_TERMS"]
     copied += ["LICENSE", "Licence.txt", "my_license.md", "LICENSE-MODEL", "COPYING", "Notice", "USE_POLICY.md"]
     others = ["license.bin", "licence.pt", "notice.safetensors", "pytorch_model.bin", "README.md", "sub/a.jinja"]
+    others += ["a1.vocab", "pytorch_model.bin.index.json"]
     for name in copied + others:
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(name)
     (folder / "license").mkdir()
-    out = finished(folder, tmp_path / "out")
+    (folder / "reprune.json").write_text("of a result that is pruned once more")
+    out = finished(folder, tmp_path / "out", ["words.vocab", "a[1].vocab"])
     assert {name: (out / name).read_text() for name in copied} == {name: name for name in copied}
     assert not [name for name in (*others, "license") if (out / name).exists()]
     files = json.loads((out / "reprune.json").read_text())["files"]
     assert {*copied, "tokenizer.json"} <= files.keys()
+    assert files.keys() == {file.relative_to(out).as_posix() for file in out.rglob("*") if file.is_file()} - {
+        "reprune.json"
+    }
     assert _files(out, files).passed
 
 
@@ -66,11 +76,43 @@ def test_links_to_what_is_no_models_are_left_out_and_named(tmp_path: Path) -> No
     assert Result(out, Decoder(folder)).linked() == ([], ["LICENSE", "a.json"])
 
 
+def test_what_lies_beside_a_configuration_of_something_else_is_no_models(tmp_path: Path) -> None:
+    folder = tiny.save("llama", tmp_path / "model")
+    for number, config in enumerate(('{"a": 1}', "not JSON", "3")):
+        (tmp_path / str(number)).mkdir()
+        (tmp_path / str(number) / "config.json").write_text(config)
+        (tmp_path / str(number) / "mine").write_text("mine")
+        (folder / f"LICENSE{number}").symlink_to(tmp_path / str(number) / "mine")
+    for name, place in {"NOTICE0": "models--a--b/refs", "NOTICE1": "other/blobs"}.items():
+        (tmp_path / place).mkdir(parents=True)
+        (tmp_path / place / "mine").write_text("mine")
+        (folder / name).symlink_to(tmp_path / place / "mine")
+    links = ["LICENSE0", "LICENSE1", "LICENSE2", "NOTICE0", "NOTICE1"]
+    assert Result(tmp_path, Decoder(folder)).linked() == ([], links)
+
+
+def test_a_model_that_a_link_leads_to_has_its_files_itself(tmp_path: Path) -> None:
+    folder = tiny.save("llama", tmp_path / "model")
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "additional_chat_templates" / "tools.jinja").write_text("{}")
+    (tmp_path / "link").symlink_to(folder)
+    assert Result(tmp_path, Decoder(tmp_path / "link")).linked() == ([], [])
+
+
 def test_what_it_is_loaded_from_is_copied_wherever_it_lies(tmp_path: Path) -> None:
     """DVC, git-annex and Nix lay each file into a store and a link into the folder."""
     folder, store = tiny.save("llama", tmp_path / "model"), tmp_path / "store"
     store.mkdir()
-    for name in ("chat_template.jinja", "LICENSE", "a.json", "modeling_own.py", "own.py", "words.vocab"):
+    (folder / "preprocessor_config.json").write_text("{}")
+    for name in (
+        "chat_template.jinja",
+        "chat_template.json",
+        "LICENSE",
+        "a.json",
+        "modeling_own.py",
+        "own.py",
+        "words.vocab",
+    ):
         (folder / name).write_text("{}")
     for number, file in enumerate([file for file in folder.iterdir() if file.suffix != ".safetensors"]):
         file.rename(store / str(number))
@@ -94,3 +136,69 @@ def test_its_weights_are_those_that_the_configuration_named(tmp_path: Path) -> N
     assert json.loads((out / "config.json").read_text()) == config
     model = AutoModelForCausalLM.from_pretrained(out)
     assert all(torch.equal(model.state_dict()[name], one) for name, one in tiny.build("llama").state_dict().items())
+
+
+def _planned(sizes: dict[str, int], monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """The shards, of at most 8 bytes, of what lies outside blocks in a model of tensors of these sizes."""
+    monkeypatch.setattr(module, "_SHARD_BYTES", 8)
+
+    class Model:
+        checkpoint = SimpleNamespace(entries={name: SimpleNamespace(bytes=size) for name, size in sizes.items()})
+
+        def __len__(self) -> int:
+            return 1
+
+        def block_of(self, name: str) -> int | None:
+            return 0 if name.startswith("block") else None
+
+    model: Any = Model()
+    return Result(Path("out"), model)._outside
+
+
+def test_what_lies_outside_blocks_is_in_shards_of_bounded_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = {"a": 3, "block.a": 9, "b": 5, "c": 4, "d": 20, "e": 1, "block.b": 1, "f": 7, "g": 1}
+    assert _planned(sizes, monkeypatch) == [["a", "b"], ["c"], ["d"], ["e", "f"], ["g"]]
+    assert _planned({"block.a": 1}, monkeypatch) == []
+
+
+def test_shards_are_numbered_and_the_index_finds_each_tensor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_SHARD_BYTES", 1)
+    order: list[str] = []
+    write_text = module.write_text
+    monkeypatch.setattr(module, "write_text", lambda path, text: (order.append(path.name), write_text(path, text)))
+    folder = tiny.save("llama", tmp_path / "model")
+    out, dense = finished(folder, tmp_path / "out"), load_file(folder / "model.safetensors")
+    outside = [name for name in dense if ".layers." not in name]
+    count = 3 + len(outside)
+    shards = [f"model-{number:05d}-of-{count:05d}.safetensors" for number in range(1, count + 1)]
+    assert sorted(file.name for file in out.glob("*.safetensors")) == shards
+    index = json.loads((out / "model.safetensors.index.json").read_text())
+    assert index["metadata"] == {"total_size": sum(tensor.nbytes for tensor in dense.values())}
+    assert list(index["weight_map"]) == sorted(dense)
+    for name, shard in index["weight_map"].items():
+        assert torch.equal(load_file(out / shard)[name], dense[name])
+    assert order == ["recipe.yaml", "reprune.json", "model.safetensors.index.json"], "without an index it does not load"
+
+
+def test_a_block_that_is_staged_leaves_its_shard_as_it_is(tmp_path: Path) -> None:
+    decoder = Decoder(tiny.save("llama", tmp_path / "model"))
+    result = Result(tmp_path / "out", decoder)
+    for folder in ("out", "staged"):
+        (tmp_path / folder).mkdir()
+    one, other = {"a": torch.ones(2)}, {"a": torch.zeros(2)}
+    kept, staged = result.write_block(0, one), result.write_block(0, other, tmp_path / "staged")
+    assert kept.keys() == staged.keys()
+    assert kept != staged
+    assert torch.equal(result.read_block(0)["a"], one["a"])
+    assert torch.equal(load_file(tmp_path / "staged" / next(iter(staged)))["a"], other["a"])
+
+
+def test_a_block_that_cannot_be_read_and_a_model_that_has_changed_are_said(tmp_path: Path) -> None:
+    folder = tiny.save("llama", tmp_path / "model")
+    result = Result(tmp_path, Decoder(folder))
+    with pytest.raises(InputError, match=r"model-00002-of-00004\.safetensors: cannot be read .*; start the run again"):
+        result.read_block(1)
+    config = (folder / "config.json").read_text()
+    (folder / "config.json").write_text(config + " ")
+    with pytest.raises(ChangedError, match="config"):
+        result.finish({}, "", {})

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from reprune.engine import dense, fresh, pruning
 from reprune.engine.shared import Shared
 from reprune.engine.watcher import Watcher
 from reprune.math.statistics import Gram
+from reprune.model.streams import Stream, stream_bytes
 from reprune.planning.layers import resolve_recipe
 
 _RUNGS = ("LR", "BR", "BR+GP", "BR+GP+CR", "auto")
@@ -127,6 +129,31 @@ def test_streams_are_not_shared_where_they_would_fill_the_disk(
         assert not shared.dense
     assert counted == {"dense": 6, "statistics": 1}
     assert _same(tmp_path / "one", tmp_path / "two")
+
+
+@pytest.mark.parametrize(("there", "left"), [(0, 4), (3, 1)])
+def test_streams_are_shared_where_those_to_come_take_up_to_half_of_what_is_free(
+    there: int, left: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shape, computed = (2, 3, 4), cast("Stream", None)
+    for less in (0, 1):
+        free = 2 * left * stream_bytes(shape) - less
+        monkeypatch.setattr("reprune.engine.shared.shutil.disk_usage", lambda _, free=free: SimpleNamespace(free=free))
+        with Shared(tmp_path / "work" / "shared") as shared:
+            shared.dense = dict.fromkeys(range(there), computed)
+            shared.make_room(shape, 4)
+            assert (shared.new_stream() is None) is (less == 1)
+        assert shared.new_stream() is None
+        assert not list((tmp_path / "work").iterdir())
+
+
+def test_streams_before_the_one_that_is_read_take_no_memory(tmp_path: Path) -> None:
+    resting: list[int] = []
+    with Shared(tmp_path / "shared") as shared:
+        streams: Any = {index: SimpleNamespace(rest=lambda index=index: resting.append(index)) for index in range(4)}
+        shared.dense = streams
+        shared.rest_before(2)
+    assert resting == [0, 1]
 
 
 def test_statistics_gathered_group_after_group_are_not_shared(

@@ -1,0 +1,85 @@
+"""Models alike in all blocks are compared, relative to the dense one, with as much in memory as is allowed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from reprune.engine.compare import check_alike, compare, sparsity
+from reprune.errors import InputError
+from reprune.model.decoder import Decoder
+from tests import tiny
+
+_IDS = torch.arange(20).view(5, 4)
+
+
+class _Shaped:
+    """A decoder of blocks with these shapes."""
+
+    def __init__(self, name: str, *blocks: dict[str, tuple[int, ...]]) -> None:
+        self.folder, self.vocabulary, self._blocks = Path(name), 10, blocks
+        self.skeleton = SimpleNamespace(config=SimpleNamespace(model_type="a", hidden_size=4))
+
+    def __len__(self) -> int:
+        return len(self._blocks)
+
+    def shapes(self, index: int) -> dict[str, tuple[int, ...]]:
+        return self._blocks[index]
+
+
+def test_every_block_of_both_has_to_be_alike() -> None:
+    plain, wide, more = {"up": (4, 2)}, {"up": (4, 3)}, {"up": (4, 2), "bias": (4,)}
+    models: dict[str, Any] = {
+        "same": _Shaped("same", plain, plain),
+        "dense": _Shaped("dense", plain, plain),
+        "wide": _Shaped("wide", plain, wide),
+        "more": _Shaped("more", plain, more),
+    }
+    check_alike(models["same"], models["dense"])
+    for one, other, message in (
+        ("wide", "dense", r"wide has as up of block 1 \[4, 3\], dense \[4, 2\]"),
+        ("more", "dense", r"more has as bias of block 1 \[4\], dense nothing"),
+        ("dense", "more", r"dense has as bias of block 1 nothing, more \[4\]"),
+    ):
+        with pytest.raises(InputError, match=message):
+            check_alike(models[one], models[other])
+
+
+def test_an_error_is_relative_to_the_dense_model(tmp_path: Path) -> None:
+    dense, model = tiny.save("llama", tmp_path / "dense"), tiny.build("llama")
+    with torch.no_grad():
+        model.model.embed_tokens.weight.mul_(3)
+    model.save_pretrained(tmp_path / "sparse")
+    (work := tmp_path / "work").mkdir()
+    found = compare(Decoder(tmp_path / "sparse"), Decoder(dense), _IDS, 2, 10**9, work)
+    assert found.embedding.relative == pytest.approx(4.0)
+    same = compare(Decoder(dense), Decoder(dense), _IDS, 2, 10**9, work)
+    assert same.embedding.relative == 0.0
+
+
+@pytest.mark.parametrize("memory", [10**9, 0])
+def test_streams_that_memory_holds_need_no_disk(memory: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dense = tiny.save("llama", tmp_path / "dense")
+    (work := tmp_path / "work").mkdir()
+    monkeypatch.setattr("reprune.engine.compare.shutil.disk_usage", lambda _: SimpleNamespace(free=0))
+    files: list[int] = []
+
+    def measure() -> None:
+        decoders = Decoder(dense), Decoder(dense)
+        compare(*decoders, _IDS, 2, memory, work, lambda done, of: files.append(len(list(work.iterdir()))))
+
+    if memory:
+        measure()
+        assert files == [0] * 9
+    else:
+        with pytest.raises(InputError, match=f"{tmp_path}: the hidden states of this text take"):
+            measure()
+
+
+def test_a_block_without_linears_has_no_zeros() -> None:
+    block: Any = SimpleNamespace(linears=[])
+    assert sparsity(block) == 0.0

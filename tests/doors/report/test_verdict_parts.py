@@ -50,6 +50,22 @@ def test_the_parts_of_a_block_are_compared() -> None:
     assert verdict.headline == f"{PARTS} 25.00 (feed-forward only) and 30.00 (attention only)."
 
 
+def test_parts_are_compared_by_the_held_out_error_where_there_is_no_perplexity() -> None:
+    said_of = {"perplexity": {}, "relative_calibration_error": 0.5}
+    cells = [
+        {**part(only, 0.0), **said_of, "relative_heldout_error": error}
+        for only, error in (("attention", 0.1), ("mlp", 0.2))
+    ]
+    told = "wanda with LR has a held-out error of 10.0 % (attention only) and 20.0 % (feed-forward only)."
+    assert told in said(judged(*cells))
+
+
+def test_parts_are_compared_by_the_seeds_that_they_have_in_common() -> None:
+    another = {**part("mlp", 10.0), "seed": 1}
+    told = f"{PARTS} 30.00 (attention only) and 40.00 (feed-forward only)."
+    assert told in said(judged(part("attention", 30.0), part("mlp", 40.0), another))
+
+
 @pytest.mark.parametrize(
     ("cells", "words"),
     [

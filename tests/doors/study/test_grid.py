@@ -33,6 +33,8 @@ def test_numbers_of_self_generated_samples_come_after_each_other_as_cells_of_one
     cells = Grid.of(["sparsegpt", "wanda"], ["LR", "BR"], ["all"], [0], [8, 0]).cells()
     assert [cell.samples for cell in cells] == ["0"] * 4 + ["0+8"] * 4
     assert cells[4].name == "wanda-LR-self8-seed0"
+    seeds = Grid.of(["wanda"], ["LR"], ["all"], [1, 0], [8, 0]).cells()
+    assert [cell.samples for cell in seeds] == ["0", "0+8", "1", "1+8"], "seeds outside"
     assert str(Grid.of(["wanda"], ["LR"], ["all"], [0], [0, 8])) == ("1 pruner x 1 rung x 2 self-generated counts")
 
 

@@ -40,3 +40,18 @@ def test_a_cell_has_room_for_the_whole_model_that_it_measures_whatever_the_devic
     found = needs(replace(plan, recipe=settled, weights=10**9), recipe, 2)
     assert found.gpus == (device == "cuda")
     assert found.memory_bytes > 2e9
+
+
+def test_a_cell_is_forecast_by_its_own_rung_at_the_length_that_was_settled(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Plan] = []
+    monkeypatch.setattr(Plan, "memory_bytes", property(lambda plan: asked.append(plan) or 50 * 10**9))
+    given = {"calibration": ["text.txt"], "samples": 6, "device": "cpu"}
+    low, high = (resolve_recipe("llama", {**given, "reconstruct": rung}) for rung in ("LR", "BR+GP+CR"))
+    plan = plan_by_recipe(low, Watcher())
+    found = needs(plan, high, 2)
+    assert high.seqlen is None
+    assert [one.recipe.seqlen for one in asked] == [plan.recipe.seqlen]
+    assert [len(window.blocks) for window in asked[0].schedule] == [1, *[2] * (len(plan.decoder) - 1), 1]
+    assert found.memory_bytes == pytest.approx(1.15 * 50e9), "the larger of what the run and its measures hold"

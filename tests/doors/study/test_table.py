@@ -183,6 +183,24 @@ def test_seeds_and_parts_have_a_column_where_there_are_several(record: StudyReco
     first, second = table(page, "Perplexity on wikitext2:")
     assert first == {"pruner": "dense", "rung": "", "attention": "26.91", "all": "26.91"}
     assert second == {"pruner": "wanda", "rung": "LR", "attention": "20.00", "all": "40.00"}
+    assert list(first) == ["pruner", "rung", "attention", "all"], "as in the paper's Table 7"
+
+
+def test_seeds_are_counted_where_all_but_one_of_several_are_still_to_come(record: StudyRecord) -> None:
+    record["cells"] = [done(Cell("wanda", "LR", "all", 0), 1.0), new_cell(Cell("wanda", "LR", "all", 1), "0.5")]
+    assert table(markdown(record), "## Errors")[1]["seeds"] == "1 of 2"
+
+
+def test_rows_come_by_part_and_then_by_the_number_of_self_generated_samples(record: StudyRecord) -> None:
+    places = [("mlp", 0), ("all", 8), ("mlp", 8), ("all", 0), ("attention", 8)]
+    record["cells"] = [new_cell(Cell("wanda", "LR", only, 0, own), "0.5") for only, own in places]
+    found = [(row["part"], row["self-generated"]) for row in table(markdown(record), "## Errors")[1:]]
+    assert found == [("all", "0"), ("all", "8"), ("attention", "8"), ("mlp", "0"), ("mlp", "8")]
+
+
+def test_a_number_of_self_generated_samples_is_shown_that_all_have(record: StudyRecord) -> None:
+    record["cells"] = [new_cell(Cell("wanda", rung, "all", 0, 8), "0.5") for rung in ("LR", "BR")]
+    assert [row["self-generated"] for row in table(markdown(record), "## Errors")] == ["", "8", "8"]
 
 
 def test_a_devices_memory_is_shown_where_one_was_used(record: StudyRecord) -> None:
@@ -213,7 +231,8 @@ def test_the_three_forms_agree(record: StudyRecord, tmp_path: Path) -> None:
             assert row[f"zero_shot:{task}"] == repr(score["accuracy"]).strip("'")
             assert row[f"zero_shot_standard_error:{task}"] == str(score["standard_error"] or "")
         assert (row["status"], row["error"]) == (cell["status"], cell["error"] or "")
-        assert row["seconds"] == ("" if cell["seconds"] is None else repr(cell["seconds"]))
+        for key in ("seconds", "measuring_seconds", "zero_shot_mean"):
+            assert row[key] == ("" if cell[key] is None else repr(cell[key]))
         assert row["peak_memory_bytes:host"] == str((cell["peak_memory_bytes"] or {"host": ""})["host"])
     page = (tmp_path / "study.md").read_text()
     assert page == markdown(record)
@@ -243,7 +262,8 @@ def test_the_tables_at_the_end_fit_a_narrow_terminal(
     assert " 16.25 " in said
     assert " 52.00 " in said
     assert " 58.50 " in said
-    assert "(" not in said.split("means over")[0].replace("%", ""), "no spreads"
+    assert " 62.50 " in said
+    assert not {"(", "±"} & set(said.split("means over")[0]), "no spreads"
 
 
 @pytest.mark.parametrize("columns", [None, "80", "60"])
@@ -276,6 +296,8 @@ def test_what_is_left_takes_as_long_as_what_is_done_of_the_same_rung(record: Stu
     assert seconds_left(record, [cells[5]]) == pytest.approx(sum(lr) / 5)
     assert seconds_left(record, [cells[5], cells[6]]) == pytest.approx(sum(lr) / 5 + 45)
     assert seconds_left(record, [cells[7]]) == pytest.approx((sum(lr) + 45) / 6), "of an unknown rung: as all do"
+    assert seconds_left(record, [cells[5], cells[6]], at_once=2) == pytest.approx((sum(lr) / 5 + 45) / 2)
+    assert seconds_left(record, [cells[6]], at_once=8) == pytest.approx(45), "no cell is shared out"
     nothing = copy.deepcopy(record)
     for cell in nothing["cells"]:
         cell["status"] = "failed"

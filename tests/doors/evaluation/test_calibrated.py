@@ -1,0 +1,47 @@
+"""It is said where a text holds what a model was calibrated on, by the text's own tokens, and not for boilerplate."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from reprune.doors.evaluation import calibrated
+from reprune.doors.evaluation.calibrated import calibrated_on
+from reprune.doors.evaluation.protocols import CutText
+from reprune.planning.overlap import sketch
+
+
+def _cut(ids: torch.Tensor, beginning: int = 0) -> CutText:
+    return CutText(ids, "a.txt", "ab" * 32, "custom", bos=False, beginning=beginning)
+
+
+def test_windows_go_on_where_the_ones_before_end_whatever_begins_each(tmp_path: Path) -> None:
+    running = torch.randint(500, (400,), generator=torch.Generator().manual_seed(0))
+    (tmp_path / "reprune.json").write_text(json.dumps({"sketch": sketch(running.view(1, -1))}), encoding="utf-8")
+    told: list[str] = []
+    begun = torch.cat([torch.full((40, 2), 7), running.view(40, 10)], 1)  # by two tokens that are not the text's
+    assert calibrated_on(tmp_path, _cut(begun, beginning=2), told.append) == 1.0
+    assert ["a.txt holds 100% of what this model was calibrated on" in one for one in told] == [True]
+
+
+@pytest.mark.parametrize(("share", "said"), [(0.0, False), (0.019, False), (0.02, True), (0.4, True)])
+def test_a_share_is_said_from_two_hundredths_on(
+    share: float, said: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "reprune.json").write_text('{"sketch": {}}', encoding="utf-8")
+    monkeypatch.setattr(calibrated, "overlap", lambda *_: share)
+    told: list[str] = []
+    assert calibrated_on(tmp_path, _cut(torch.zeros(1, 4)), told.append) == share
+    assert bool(told) is said
+
+
+@pytest.mark.parametrize("record", [None, "[]", "{", '{"sketch": null}', '{"recipe": {}}'])
+def test_of_a_model_of_which_nothing_is_known_nothing_is_said(record: str | None, tmp_path: Path) -> None:
+    if record is not None:
+        (tmp_path / "reprune.json").write_text(record, encoding="utf-8")
+    told: list[str] = []
+    assert calibrated_on(tmp_path, _cut(torch.zeros(1, 40, dtype=torch.long)), told.append) is None
+    assert not told

@@ -1,0 +1,98 @@
+"""A run's page shows the record's numbers as what they are, in pictures and in the tables behind them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from reprune.doors.report import run as report
+from reprune.doors.report.page import Page, Table
+from reprune.doors.report.records import Run
+from tests.doors.report.records import block, fitted, run_record, window
+
+Drawn = dict[str, tuple[tuple[Any, ...], dict[str, Any]]]
+PICTURES = (
+    *("calibration_against", "change_by_window", "error_by_block", "error_by_epoch", "seconds_by_window"),
+    "share_by_matrix",
+)
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> Drawn:
+    """What is drawn, by its title."""
+    found: Drawn = {}
+
+    def draw(*given: Any, **options: Any) -> str:
+        found[options["title"]] = given, options
+        return "<svg/>"
+
+    for name in PICTURES:
+        monkeypatch.setattr(report, name, draw)
+    return found
+
+
+def paged(count: int = 2, **changes: Any) -> Page:
+    return report.run_page(Run.model_validate(run_record(count, **changes)))
+
+
+def rows(page: Page, caption: str) -> list[list[str]]:
+    """Of the table of that name, with plain signs and spaces."""
+    tables: list[Table] = [one.table for section in page.sections for one in section.plots]
+    found = next(table for table in tables if table.caption == caption)
+    return [
+        [cell.replace("\N{NO-BREAK SPACE}", " ").replace("\N{MINUS SIGN}", "-") for cell in row] for row in found.rows
+    ]
+
+
+def test_errors_by_block_are_shown_in_both_forms(drawn: Drawn) -> None:
+    normalized = {"calibration_error": 2.0, "heldout_error": 5.0}
+    page = paged(blocks=[block(0, 0.01, 0.02), block(1, 0.02, 0.03) | normalized])
+    (relative,), _ = drawn["Relative error by block"]
+    assert relative == {"calibration": [0.01, 0.02], "held-out": [0.02, 0.03]}
+    (series,), _ = drawn["Normalized error by block"]
+    assert series == {"calibration": [0.01, 2.0], "held-out": [0.02, 5.0]}
+    assert rows(page, "Relative error by block")[1] == ["1", "2.00 %", "3.00 %", "1.50"]
+    assert rows(page, "Normalized error by block")[1] == ["1", "2.000", "5.000", "2.50"]
+
+
+def test_windows_are_shown_before_and_after_and_how_they_changed(drawn: Drawn) -> None:
+    page = paged(windows=[window(0, [0.4, 0.2, 0.1], [0.5, 0.3, 0.4], kept=1)])
+    (points,), _ = drawn["Each window's two errors"]
+    assert points == [("before", 0.4, 0.5), ("after", 0.2, 0.3)]
+    (changes,), _ = drawn["What reconstruction changed"]
+    assert changes == {"calibration": [pytest.approx(-0.5)], "held-out": [pytest.approx(-0.4)]}
+    (row,) = rows(page, "Relative errors of each window, before and after its reconstruction")
+    assert row[:9] == ["0", "0", "40.0 %", "20.0 %", "-50.0 %", "50.0 %", "30.0 %", "-40.0 %", "1 of 2"]
+    by_epoch = rows(page, "Window 0: relative error by epoch")
+    assert [one[-1] for one in by_epoch] == ["", "kept", ""]
+
+
+def test_windows_without_epochs_are_shown_as_they_ended(drawn: Drawn) -> None:
+    one = fitted(0, epochs=0)
+    one["relative_calibration_error"]["after"] = 0.25
+    paged(windows=[one])
+    (((label, x, _),),), _ = drawn["Each window's two errors"]
+    assert (label, x) == ("pruned", 0.25)
+
+
+def test_of_a_group_the_window_that_rose_most_is_shown(drawn: Drawn) -> None:
+    windows = [window(index, [1.0, 0.5], [1.0, last]) for index, last in enumerate((1.1, 1.5, 1.2))]
+    found = Run.model_validate(run_record(windows=windows)).windows
+    report.epochs_section([("a", f"w{one.index}", one) for one in found])
+    assert list(drawn) == ["w1 (block 1) by epoch"]
+
+
+def test_without_a_rise_the_window_of_the_widest_gap_comes_first(drawn: Drawn) -> None:
+    paged(windows=[window(index, [1.0, 0.5], [1.0, last]) for index, last in enumerate((0.6, 0.9, 0.7, 0.8))])
+    assert [title for title in drawn if "by epoch" in title] == [
+        f"Window {index} (block {index}) by epoch" for index in (1, 3, 2)
+    ]
+
+
+def test_matrices_of_one_name_share_a_row_with_their_mean(drawn: Drawn) -> None:
+    shares = [0.2, 0.6, *[0.5] * 28]
+    matrices = [{"name": f"experts.{i}.up", "rows": 4, "columns": 4, "sparsity": s} for i, s in enumerate(shares)]
+    paged(blocks=[block(0, 0.01, 0.02) | {"matrices": matrices}])
+    (found,), _ = drawn["Share of zeros, by block and matrix"]
+    assert found == {"experts.*.up": [pytest.approx(14.8 / 30)]}

@@ -31,3 +31,12 @@ def test_a_row_by_block_is_the_mean_over_its_seeds() -> None:
     (row,) = together(*cells).rows
     found = by_block(row, lambda place, one: (one.blocks or ())[place].relative_heldout_error, 2)
     assert found == [pytest.approx(2.0), pytest.approx(4.0)]
+
+
+def test_what_is_written_of_a_row_is_of_its_finite_numbers() -> None:
+    values = (30.0, float("inf"), 40.0, float("nan"))
+    cells = [cell("wanda", "LR", seed=seed, perplexity={"test.txt": value}) for seed, value in enumerate(values)]
+    rows = together(*cells)
+    ((row,), (measure,)) = rows.rows, rows.perplexities
+    assert row.values(measure.of) == [30.0, 40.0]
+    assert row.written(measure.of, measure.written) == "35.00 (30.00 to 40.00)"

@@ -119,6 +119,62 @@ def test_ngrams_are_counted_as_one_would_by_hand(words: list[str], n: int) -> No
     assert module._in_doubles(words, n) == len(doubled)
 
 
+def test_a_text_of_just_as_many_tokens_is_long_enough() -> None:
+    assert LongEnough(2).judge(text("Just enough.")).reason is None
+    assert LongEnough(3).judge(text("Just enough.")).reason == "2 tokens"
+
+
+@pytest.mark.parametrize(("share", "stays"), [(0.8, True), (0.79, False)])
+def test_a_text_may_have_a_fifth_in_another_language(
+    share: float, stays: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "share_in", lambda *_: share)
+    assert (InLanguage("en").judge(text(PROSE)).reason is None) is stays
+
+
+LIMITS = {2: 0.20, 3: 0.18, 4: 0.16, 5: 0.15, 6: 0.14, 7: 0.13, 8: 0.12, 9: 0.11, 10: 0.10}
+"""Of Rae et al. 2021, Table A1."""
+
+
+@pytest.mark.parametrize("unit", [1, 4])
+@pytest.mark.parametrize("n", LIMITS)
+def test_ngrams_have_the_limits_of_the_paper(n: int, unit: int) -> None:
+    """Signs that come once each, but for a run of n that comes so often: n words, or n times four signs of no word."""
+    run, rest = [chr(0x4E00 + place) for place in range(n * unit)], iter(range(0x5E00, 0x8000))
+    for times in (2, 4, 6):
+        signs = [sign for _ in range(times) for sign in (*run, chr(next(rest)))]
+        signs += [chr(next(rest)) for _ in range(max(400 - len(signs), 0))]
+        top = {size: times * size * unit for size in (2, 3, 4) if size <= n}
+        double = dict.fromkeys(range(5, n + 1), (times - 1) * n * unit)
+        value = max(count / len(signs) / LIMITS[size] for size, count in (top | double).items())
+        found = NotRepetitive().judge(text((" " if unit == 1 else "").join(signs)))
+        assert found.value == pytest.approx(value)
+        assert (found.reason is None) is (value <= 1)
+
+
+@pytest.mark.parametrize(
+    ("words", "share"),
+    [
+        ("x" * 96 + "=" * 4, 0.04),
+        ("x" * 95 + "=@^#~", 0.05),
+        ("x" * 92 + "<br>" + "x" * 4, 4 / 100),
+        ("import os\nreturn 1\nelse:", 0.0),
+        ("One.\nTwo.\nThree.\nreturn x", 1 / 4 / 8),
+        ("One.\nTwo.\n\nreturn x\nbreak;", 2 / 4 / 8),
+    ],
+)
+def test_symbols_tags_and_lines_of_code_are_counted(words: str, share: float) -> None:
+    found = NoCode().judge(text(words))
+    assert found.value == pytest.approx(share)
+    assert (found.reason is None) is (share <= 0.04)
+
+
+def test_capitals_make_no_other_text() -> None:
+    judge = NoDuplicate()
+    judge.take_note(text(PROSE), kept=True)
+    assert judge.judge(text(PROSE.upper())).value == 1
+
+
 def test_only_texts_that_were_kept_are_duplicated() -> None:
     judge = NoDuplicate()
     assert judge.judge(text(PROSE)).reason is None

@@ -43,6 +43,16 @@ def test_pieces_hold_every_word_once() -> None:
     assert all(100 <= len(piece) < 400 for piece in pieces)
 
 
+@pytest.mark.parametrize(("words", "pieces"), [(59, [59]), (60, [40, 20]), (80, [40, 40]), (99, [40, 59]), (0, [0])])
+def test_a_short_rest_is_no_piece_of_its_own(words: int, pieces: list[int]) -> None:
+    assert [len(piece.split()) for piece in module._pieces("four " * words)] == pieces
+
+
+def test_pieces_count_by_their_letters(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "language_of", lambda piece: module.Language("de" if "1" in piece else "en", 1.0))
+    assert share_in("four " * 40 + "1111 " * 39 + "four", "en") == 160 / 164
+
+
 def test_a_language_that_is_not_known_is_refused() -> None:
     require_language("en")
     require_language("any")

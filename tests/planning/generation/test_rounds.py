@@ -130,6 +130,21 @@ def test_texts_beyond_those_wanted_are_counted_and_no_more() -> None:
     assert part.counts["left over"] == len(whole.kept) - 3
 
 
+def test_the_first_filter_that_a_text_does_not_pass_is_why_it_went_and_no_other_looks_at_it() -> None:
+    class Strict(Filter):
+        name = "strict"
+
+        def judge(self, text: Text) -> Judgement:
+            return Judgement(1.0, "never")
+
+    found = one_round(Procedure(Scribe(), FIRSTS, Generation(batch_size=20)), 1, [Noting(), LongEnough(99), Strict()])
+    texts = [line for line in found.rejected if "text" in line]
+    assert {line["rejected"] for line in texts} == {"length"}
+    assert {tuple(line["measured"]) for line in texts} == {("noting", "length")}
+    assert found.counts["rejected length"] == len(texts) > 0
+    assert "rejected strict" not in found.counts
+
+
 def test_a_round_depends_on_the_seed_and_its_number_alone() -> None:
     def firsts(seed: int, number: int) -> list[Any]:
         scribe = Scribe()

@@ -15,6 +15,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 import reprune
+from reprune.doors import verify as module
+from reprune.math.patterns import parse_pattern
 from tests import tiny
 from tests.doors.conftest import QUICK, Cli
 
@@ -172,6 +174,10 @@ def _spoil(tensors: dict[str, Tensor]) -> None:
     tensors["model.layers.0.input_layernorm.weight"][0] = float("nan")
 
 
+def _overflow(tensors: dict[str, Tensor]) -> None:
+    tensors["model.layers.0.input_layernorm.weight"][0] = float("inf")
+
+
 def _scale(tensors: dict[str, Tensor]) -> None:
     tensors["model.layers.0.mlp.down_proj.weight"] *= 100.0
 
@@ -182,6 +188,7 @@ def _scale(tensors: dict[str, Tensor]) -> None:
         (_fill, "block 0, mlp.up_proj: has "),
         (_swap, "block 0, mlp.up_proj: is not 2:4"),
         (_spoil, "model.layers.0.input_layernorm.weight: holds NaN or infinite values"),
+        (_overflow, "model.layers.0.input_layernorm.weight: holds NaN or infinite values"),
         (_scale, "more than the 5% that rounding explains"),
     ],
 )
@@ -195,6 +202,23 @@ def test_what_the_files_hold_is_looked_at(
     assert said.out.startswith("ok      files")
     assert expected in said.out
     assert not reprune.verify("out").passed
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({}, None),
+        ({"zeros": 3}, "block 0, up: has 4 zeros, on record 3"),
+        ({"zeros": 5}, "block 0, up: has 4 zeros, on record 5"),
+        ({"rows": 4, "columns": 2}, "block 0, up: is (2, 4), on record 4 x 2"),
+        ({"rows": 1}, "block 0, up: is (2, 4), on record 1 x 4"),
+    ],
+)
+def test_a_matrix_is_as_large_and_has_as_many_zeros_as_on_record(changes: dict[str, int], problem: str | None) -> None:
+    matrix = torch.tensor([[0.0, 1.0, 0.0, 1.0], [1.0, 1.0, 0.0, 0.0]])
+    entry = {"rows": 2, "columns": 4, "zeros": 4} | changes
+    found = module._matrix("block 0, up", matrix, entry, parse_pattern("2:4"))
+    assert list(found) == ([] if problem is None else [problem])
 
 
 def test_a_model_that_does_not_load_is_said(here: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:

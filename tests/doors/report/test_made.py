@@ -1,0 +1,41 @@
+"""The commands that a report gives make the same again: the flags that were given, and no others."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from reprune.doors.report.made import run_made, study_made
+from reprune.doors.report.records import Run, Study
+from tests.doors.report.records import cell, fitted, run_record, study_record
+
+
+def command(cells: list[Any], **measures: Any) -> list[str]:
+    """The lines of a study's command."""
+    record = study_record(cells)
+    record["measures"] |= measures
+    return study_made(Study.model_validate(record)).codes[0].text.splitlines()
+
+
+def test_a_studys_command_has_the_axes_and_measures_that_were_given() -> None:
+    lines = command([cell("wanda", rung, seed=seed) for seed in (0, 1) for rung in ("LR", "BR")], seqlen=256, windows=4)
+    assert [line.strip(" \\") for line in lines] == [
+        "reprune study gemma-3-270m",
+        "--recipe settings.yaml",
+        "--pruners wanda",
+        "--rungs LR BR",
+        "--seeds 0 1",
+        "--text test.txt",
+        "--protocol short",
+        "--text-seqlen 256",
+        "--windows 4",
+        "--out again",
+        "reprune report again",
+    ]
+    said = " ".join(command([cell("wanda", "LR", only="mlp", self_generate=own) for own in (0, 8)]))
+    assert "--only mlp" in said and "--self-generate 0 8" in said
+
+
+def test_a_run_is_made_again_by_as_many_processes_as_ended_it() -> None:
+    alone = [{**fitted(0), "exchange": None}]
+    made = run_made(Run.model_validate(run_record(1, windows=alone, ranks=2)))
+    assert made.codes[0].text.startswith("torchrun --nproc-per-node 2 -m reprune prune tiny-llama")

@@ -13,9 +13,10 @@ import pytest
 
 from reprune.doors.command.views_study import show_study
 from reprune.doors.study.files import comma_separated, markdown, write_tables
-from reprune.doors.study.grid import Cell
-from reprune.doors.study.record import CellRecord, StudyRecord, new_cell
+from reprune.doors.study.grid import Cell, Grid
+from reprune.doors.study.record import CellRecord, StudyRecord, extend, new_cell
 from reprune.doors.study.run import seconds_left
+from reprune.doors.study.table import rows
 
 TEXTS = ("wikitext2", "a|b.txt")
 
@@ -196,6 +197,13 @@ def test_rows_come_by_part_and_then_by_the_number_of_self_generated_samples(reco
     record["cells"] = [new_cell(Cell("wanda", "LR", only, 0, own), "0.5") for only, own in places]
     found = [(row["part"], row["self-generated"]) for row in table(markdown(record), "## Errors")[1:]]
     assert found == [("all", "0"), ("all", "8"), ("attention", "8"), ("mlp", "0"), ("mlp", "8")]
+
+
+def test_rungs_go_as_the_ladder_does_where_one_seed_was_begun_with_fewer(record: StudyRecord) -> None:
+    record["cells"] = []
+    extend(record, Grid.of(["wanda"], ["BR"], ["all"], [0]).cells(), "0.5")
+    extend(record, Grid.of(["wanda"], ["LR", "BR"], ["all"], [1]).cells(), "0.5")
+    assert [(row.rung, row.asked) for row in rows(record)] == [("LR", 1), ("BR", 2)]
 
 
 def test_a_number_of_self_generated_samples_is_shown_that_all_have(record: StudyRecord) -> None:

@@ -12,7 +12,7 @@ from statistics import mean
 from typing import Any, final
 
 from reprune.doors.formats import clock, percent, size
-from reprune.doors.study.grid import ONLY
+from reprune.doors.study.grid import ONLY, RUNGS
 from reprune.doors.study.record import CellRecord, StudyRecord
 from reprune.planning.pruners import place
 
@@ -91,7 +91,9 @@ def rows(record: StudyRecord) -> list[Row]:
         Row(*names, tuple(cell for cell in cells if cell["status"] == "done"), len(cells))
         for names, cells in found.items()
     ]
-    return sorted(every, key=lambda row: (place(row.pruner), ONLY.index(row.only), row.self_generate))
+    return sorted(
+        every, key=lambda row: (place(row.pruner), ONLY.index(row.only), row.self_generate, RUNGS.index(row.rung))
+    )
 
 
 def has_parts(record: StudyRecord) -> bool:

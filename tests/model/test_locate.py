@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import importlib.util
 import json
 import os
 import pwd
@@ -113,6 +114,18 @@ def test_a_conversion_is_announced_once_and_leaves_no_trace_but_its_result(
     assert folder.name.startswith("tiny-") and folder.name.endswith("-tf5")
     assert capfd.readouterr() == ("", "")
     assert (logging.get_verbosity(), logging.is_progress_bar_enabled(), reader.tqdm) == before
+
+
+@pytest.mark.parametrize("lacking", ["gguf", "accelerate"])
+def test_without_a_package_that_reads_gguf_the_extra_is_named(
+    lacking: str, gguf: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == lacking else find(name))
+    with pytest.raises(
+        InputError, match=r'tiny\.gguf: GGUF files are read by other packages: pip install "reprune\[gguf'
+    ):
+        locate_model(str(gguf))
 
 
 def test_the_folder_follows_the_content_not_the_name(tmp_path: Path) -> None:

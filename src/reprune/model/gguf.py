@@ -112,8 +112,8 @@ def convert_gguf(gguf: Path, notify: Notify | None) -> Path:
         raise InputError(f"{gguf}: cannot be read ({error.strerror}).") from None
     if is_whole(folder):
         return folder
-    if importlib.util.find_spec("gguf") is None:
-        raise InputError(f'{gguf}: GGUF files are read by another package: pip install "reprune[gguf]"')
+    if any(importlib.util.find_spec(name) is None for name in ("gguf", "accelerate")):
+        raise InputError(f'{gguf}: GGUF files are read by other packages: pip install "reprune[gguf]"')
     with locked_cache(folder.name, notify) as root:
         if is_whole(folder):  # by the process that we waited for
             return folder

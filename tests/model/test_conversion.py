@@ -28,6 +28,17 @@ def test_a_block_is_made_of_the_tensors_that_transformers_makes_it_of(folder_of:
         assert all(torch.equal(state[name], expected[name]) for name in expected)
 
 
+def test_experts_beyond_the_tenth_keep_their_order(tmp_path: Path) -> None:
+    common = {"vocab_size": 8, "hidden_size": 4, "intermediate_size": 4, "num_hidden_layers": 1}
+    heads = {"num_attention_heads": 1, "num_key_value_heads": 1}
+    tf.MixtralForCausalLM(tf.MixtralConfig(**common, **heads, num_local_experts=12)).save_pretrained(tmp_path)
+    expected = tf.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).model.layers[0].state_dict()
+    decoder = Decoder(tmp_path)
+    assert all(torch.equal(one, expected[name]) for name, one in decoder.load(0).module.state_dict().items())
+    stored, _ = decoder.rounded(decoder.load(0))
+    assert all(torch.equal(one, decoder.checkpoint.tensor(name)) for name, one in stored.items())
+
+
 def test_what_is_not_turned_back_into_what_it_was_is_refused(
     folder_of: FolderOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:

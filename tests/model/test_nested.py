@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import pytest
@@ -44,6 +44,16 @@ class _Slotted:
 class _AndMore(_Slotted):
     """Has a dictionary too."""
 
+    def __init__(self, mask: Any, more: Any = None) -> None:
+        super().__init__(mask)
+        self.more = more
+
+
+@dataclass
+class _Unset:
+    mask: Tensor
+    later: Tensor = field(init=False)
+
 
 _ONE = torch.ones(2)
 
@@ -59,9 +69,11 @@ _ONE = torch.ones(2)
         (_Output(_ONE), lambda made: made.mask),
         (_Plain(_ONE), lambda made: made.mask),
         (_Plain([{"deep": _ONE}]), lambda made: made.mask[0]["deep"]),
+        (_Plain([3, _ONE]), lambda made: made.mask[1]),
         (_Plain(_Plain((_Frozen(_ONE),))), lambda made: made.mask.mask[0].mask),
         (_Slotted(_ONE), lambda made: made.mask),
         (_AndMore(_Plain(_ONE)), lambda made: made.mask.mask),
+        (_AndMore(3, _ONE), lambda made: made.more),
         ({"side": (_Frozen(_ONE),)}, lambda made: made["side"][0].mask),
     ],
 )
@@ -76,6 +88,28 @@ def test_a_tensor_is_replaced_wherever_it_lies_and_the_value_stays_as_it_was(val
 def test_what_holds_no_tensor_is_one_thing(value: Any) -> None:
     assert parts(value) is None
     assert with_tensors(value, lambda _: pytest.fail("a tensor was found")) is value
+
+
+def test_what_is_not_changed_stays_the_same_object_but_for_what_a_block_may_write_to() -> None:
+    value, mapping = _Plain(_ONE), dict[str, Any]()
+    value.other, value.mapping = object(), mapping  # type: ignore[attr-defined]  # as those of any class
+    made = with_tensors(value, lambda tensor: 2 * tensor)
+    assert made.other is value.other  # type: ignore[attr-defined]
+    assert made.mapping == {} and made.mapping is not mapping
+    assert with_tensors(_Frozen(_ONE).mask, lambda tensor: tensor) is _ONE
+    frozen = _Frozen(_ONE)
+    assert with_tensors((frozen, frozen), lambda tensor: tensor)[1] is frozen
+    assert type(with_tensors((torch.Size([2, 3]),), lambda tensor: tensor)[0]) is torch.Size
+
+
+def test_each_leaf_has_its_place_and_what_was_never_set_is_none() -> None:
+    alike = [_ONE, [torch.zeros(2), 1]]
+    assert [place for place, _ in leaves(alike, ("args",))] == [("args", 0), ("args", 1, 0), ("args", 1, 1)]
+    assert [(place, leaf is None) for place, leaf in leaves(_Unset(_ONE), ())] == [
+        (("mask",), False),
+        (("later",), True),
+    ]
+    assert not hasattr(with_tensors(_Unset(_ONE), lambda tensor: 2 * tensor), "later")
 
 
 def test_an_object_within_itself_is_gone_through_once_and_its_copy_lies_within_itself() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -65,3 +66,30 @@ def test_parts_of_a_model_that_cannot_be_told_make_no_cache(llama: Path, monkeyp
     calls = skeleton.record(IDS, fill_with_nothing)[1]
     assert [call.kwargs.keys() for call in calls] == [kwargs.keys() for kwargs in expected]
     assert skeleton.config.use_cache, "as it was"
+
+
+def test_each_part_goes_by_its_own_configuration_and_has_it_back_after_an_error() -> None:
+    class Part(nn.Module):
+        def __init__(self, **settings: Any) -> None:
+            super().__init__()
+            self.config = SimpleNamespace(**settings)
+
+    class Around(Part):
+        def forward(self, first: Any = None, input_ids: Tensor = IDS) -> Any:
+            assert first is None
+            seen.append([one.config.use_cache for one in (self, self.inner, self.inner.unkept)])
+            raise ZeroDivisionError
+
+    seen: list[list[bool]] = []
+    model = Around(use_cache=True)
+    model.inner = Part(use_cache=True)
+    model.inner.unkept, model.bare = Part(use_cache=False), Part()
+    with pytest.raises(ZeroDivisionError):
+        uncached(model, IDS)
+    assert seen == [[False, False, False]]
+    assert [one.config for one in model.modules()] == [
+        SimpleNamespace(use_cache=True),
+        SimpleNamespace(use_cache=True),
+        SimpleNamespace(use_cache=False),
+        SimpleNamespace(),
+    ]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from reprune.errors import UnsupportedModelError
+from reprune.errors import HalfPrecisionError, UnsupportedModelError
 from reprune.model.block import Block, Call, LinearGroup, Precision, many_passes
 from reprune.model.linears import Stack
 
@@ -135,6 +135,25 @@ def test_products_in_bfloat16_are_not_those_in_float32_but_near() -> None:
     torch.testing.assert_close(low, exact, rtol=0.05, atol=0.05)
 
 
+def test_only_what_dtypes_are_to_blame_for_is_laid_to_half_precision() -> None:
+    for said, kind in (("expected scalar type Float", HalfPrecisionError), ("no room", RuntimeError)):
+        with (
+            pytest.raises(RuntimeError if kind is RuntimeError else kind) as raised,
+            Precision(torch.bfloat16).on(_CPU),
+        ):
+            raise RuntimeError(said)
+        assert type(raised.value) is kind
+
+
+def test_attention_is_plain_products_in_half_precision_on_a_cpu_alone() -> None:
+    found = {
+        (device, dtype): Block(0, _Module(), torch.device(device), Precision(dtype)).attends_by_products
+        for device in ("cpu", "meta")
+        for dtype in (torch.float32, torch.bfloat16)
+    }
+    assert [where for where, products in found.items() if products] == [("cpu", torch.bfloat16)]
+
+
 def test_a_block_carries_gradients_to_its_parameters() -> None:
     module = _Module()
     _block(module).run(_states(), _FIRST).square().sum().backward()
@@ -153,6 +172,18 @@ def test_the_inputs_of_a_linear_are_had_without_running_what_comes_after() -> No
     assert ran == ["q", "q", "k", "q", "k", "v", "q", "k", "v", "o", "q", "k", "v", "o", "twice"]
     with pytest.raises(LookupError, match="idle never runs"):
         block.inputs_of(next(linear for linear in block.linears if linear.name == "idle"), _states(), _FIRST)
+
+
+def test_what_a_linear_is_given_by_name_is_seen_and_what_a_block_raises_is_not_hidden() -> None:
+    class Named(_Module):
+        def forward(self, x: Tensor) -> Tensor:
+            self.q(input=x)
+            raise ZeroDivisionError
+
+    block, seen = _block(Named()), list[Tensor]()
+    with pytest.raises(ZeroDivisionError), block.watch(lambda _, inputs: seen.append(inputs)):
+        block.show(_states(), _FIRST)
+    assert torch.equal(seen[0], _states())
 
 
 @pytest.mark.parametrize(("per_token", "routed"), [(1.0, True), (2.0, False)])
@@ -209,3 +240,10 @@ def test_after_many_passes_as_many_parameters_record_gradients_as_before() -> No
     assert [name for name, one in block.module.named_parameters() if one.requires_grad] == ["q.weight"]
     with many_passes([]):
         pass
+
+
+def test_parameters_that_are_no_floats_are_left_alone_in_many_passes() -> None:
+    block = _block(_Module(), Precision(torch.bfloat16))
+    block.module.numbers = nn.Parameter(torch.arange(3), requires_grad=False)
+    with torch.no_grad(), many_passes([block]):
+        assert not block.module.get_parameter("numbers").requires_grad

@@ -1,0 +1,94 @@
+"""Linears of experts are groups, whether they are modules in a list or matrices of a stack, and say when they run."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from reprune.model.block import Block, Call, Precision
+from reprune.model.linears import Stack
+
+_CALL = Call((None,), {}, 0)
+Told = tuple[tuple[str, ...], bool, str | None]
+
+
+class _Expert(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(torch.relu(self.up(x)))
+
+
+class _Listed(nn.Module):
+    """Experts are modules in a list; no token is routed to that in the middle."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.Sequential(nn.Linear(4, 4))  # has a number in its name too
+        self.experts = nn.ModuleList(_Expert() for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        mixed = self.attention(x)
+        return x + self.experts[2](mixed[:, :1]).sum() + self.experts[0](mixed[:, 1:]).sum()
+
+
+class _Stacked(nn.Module):
+    """Experts are parts of three parameters, the last of which is multiplied by what the others give."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.Linear(4, 4)
+        self.gate, self.up, self.down = (nn.Parameter(torch.randn(2, 4, 4)) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        mixed = self.attention(x)
+        for number in (1, 0):
+            inner = F.linear(mixed, self.gate[number]) * F.linear(mixed, self.up[number])
+            x = x + F.linear(inner, self.down[number])
+        return x
+
+
+def _told(block: Block) -> list[Told]:
+    return [(one.names, one.expert, one.stage) for one in block.groups(torch.randn(2, 3, 4), _CALL)]
+
+
+def test_listed_experts_are_of_the_stage_of_their_like_and_come_last_where_no_token_reaches_them() -> None:
+    block = Block(0, _Listed(), torch.device("cpu"), Precision())
+    assert block.routed
+    up, down = "experts.*.up", "experts.*.down"
+    assert _told(block) == [
+        (("attention.0",), False, None),
+        (("experts.2.up",), True, up),
+        (("experts.2.down",), True, down),
+        (("experts.0.up",), True, up),
+        (("experts.0.down",), True, down),
+        (("experts.1.up",), True, up),
+        (("experts.1.down",), True, down),
+    ]
+
+
+def test_stacked_experts_are_matrix_by_matrix_those_that_read_the_same_and_stack_after_stack() -> None:
+    stacks = [
+        Stack(name, 2, (4, 4), (4, 1), shares, 1.0)
+        for name, shares in (("gate", "gate"), ("up", "gate"), ("down", "down"))
+    ]
+    block = Block(0, _Stacked(), torch.device("cpu"), Precision(), stacks)
+    assert block.routed
+    assert _told(block) == [
+        (("attention",), False, None),
+        (("gate.0", "up.0"), True, "gate"),
+        (("gate.1", "up.1"), True, "gate"),
+        (("down.0",), True, "down"),
+        (("down.1",), True, "down"),
+    ]
+
+
+def test_a_stack_that_each_token_passes_whole_is_no_experts() -> None:
+    stacks = [Stack(name, 2, (4, 4), (4, 1), name, 2.0) for name in ("gate", "up", "down")]
+    block = Block(0, _Stacked(), torch.device("cpu"), Precision(), stacks)
+    assert not block.routed
+    assert not any(expert for _, expert, _ in _told(block))
+    assert [stage for *_, stage in _told(block)] == [None, "gate", "gate", "up", "up", "down", "down"]

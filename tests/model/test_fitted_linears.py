@@ -180,15 +180,32 @@ def test_a_scale_has_its_gradient_of_that_of_the_weights(dtype: torch.dtype, oth
     assert difference < (1e-5 if dtype == torch.float32 else 2**-6)
 
 
-def test_no_gradient_of_the_states_is_made_where_that_of_their_scale_will_do() -> None:
-    module, states = _linear(7, 12, bias=False), _drawn(9, 12)
-    scale = torch.full((12,), 2.0, requires_grad=True)
+@pytest.mark.parametrize(
+    ("sizes", "without"),
+    [((2.0, 2.0), True), ((-2.0, 3.0), True), ((2e-6, -2e-6), True), ((1e6, 1.0), False), ((-1e6, -1.0), False)],
+)
+def test_no_gradient_of_the_states_is_made_where_that_of_their_scale_will_do(
+    sizes: tuple[float, float], without: bool
+) -> None:
+    """Whatever its signs and units, unless some of it are far smaller than others."""
+    module, states, made = _linear(7, 12, bias=False), _drawn(9, 12), list[Tensor]()
+    scale = torch.tensor(sizes).repeat(6).requires_grad_()
     with _in(torch.float32) as linears:
         scaled = states * scale
-        scaled.register_hook(lambda _: pytest.fail("a gradient of the states"))
+        scaled.register_hook(made.append)
         linears.scaled(scaled, scale)
         module(scaled).sum().backward()
-    assert scale.grad is not None
+    assert (not made) is without
+    torch.testing.assert_close(scale.grad, (states * module.weight.detach().sum(0)).sum(0))
+
+
+def test_what_a_plain_linear_does_in_other_dtypes_it_does_here() -> None:
+    module, inputs = _linear(3, 4, bias=True), _drawn(2, 4)
+    with FittedLinears():
+        for weights, given in ((torch.float32, torch.float64), (torch.float64, torch.float32)):
+            with pytest.raises(RuntimeError, match="dtype"):
+                module.to(weights)(inputs.to(given))
+        assert module.double()(inputs.double()).dtype == torch.float64
 
 
 def test_states_that_were_written_to_are_no_longer_known() -> None:

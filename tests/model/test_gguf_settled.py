@@ -76,9 +76,81 @@ def test_what_no_configuration_has_a_place_for_is_refused(
         locate_model(str(file))
 
 
-@pytest.mark.parametrize(("blocks", "scale"), [(46, 16), (42, 256)])
-def test_queries_of_gemma_2_27b_have_their_own_scale(blocks: int, scale: int) -> None:
+@pytest.mark.parametrize(("arch", "blocks", "scale"), [("gemma2", 46, 16), ("gemma3", 62, 16), ("gemma2", 42, 256)])
+def test_queries_of_gemma_27b_have_their_own_scale(arch: str, blocks: int, scale: int) -> None:
+    kind = {"gemma2": tf.Gemma2Config, "gemma3": tf.Gemma3TextConfig}[arch]
     with torch.device("meta"):
-        model = tf.AutoModelForCausalLM.from_config(tf.Gemma2Config(**COMMON | {"num_hidden_layers": blocks}))
-    assert settle_(model, GgufFile("gemma2", {"block_count": blocks}, {}, False, False)) == []
+        model = tf.AutoModelForCausalLM.from_config(kind(**COMMON | {"num_hidden_layers": blocks}))
+    assert settle_(model, GgufFile(arch, {"block_count": blocks}, {}, False, False)) == []
     assert model.config.query_pre_attn_scalar == scale
+
+
+def settled(config: Any, tensors: dict[str, int] | None = None, **said: Any) -> tuple[Any, list[str]]:
+    """The configuration as a file's settings leave it, and what the model is without."""
+    model = tf.AutoModelForCausalLM.from_config(config)
+    names = {"base": "rope.freq_base", "width": "rope.dimension_count", "window": "attention.sliding_window"}
+    settings = {"block_count": 2} | {names[key]: value for key, value in said.items()}
+    return model.config, settle_(model, GgufFile(config.model_type, settings, tensors or {}, False, False))
+
+
+@pytest.mark.parametrize(("base", "put"), [(10_000.001, False), (10_000.1, True), (1e6, True)])
+def test_the_base_is_that_of_the_file_but_for_what_it_rounds_and_of_full_attention(base: float, put: bool) -> None:
+    for config in (tf.LlamaConfig(**COMMON), tf.Gemma3TextConfig(**COMMON, rope_parameters=both(10_000.0))):
+        found, lost = settled(config, base=base)
+        rotary = found.rope_parameters
+        assert rotary.get("full_attention", rotary)["rope_theta"] == (base if put else 10_000.0)
+        assert rotary.get("sliding_attention", {"rope_theta": 5.0})["rope_theta"] == 5.0
+        assert lost == []
+
+
+def both(base: float) -> dict[str, Any]:
+    return {
+        "full_attention": {"rope_type": "default", "rope_theta": base},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 5.0},
+    }
+
+
+@pytest.mark.parametrize(
+    ("config", "width", "lost"),
+    [
+        (tf.Qwen3Config(**COMMON, head_dim=8), 8, False),
+        (tf.Qwen3Config(**COMMON, head_dim=8), 16, True),
+        (tf.Qwen3Config(**COMMON, head_dim=8), 4, True),
+        (tf.Gemma3TextConfig(**COMMON, head_dim=8, rope_parameters=both(10_000.0)), 4, False),  # not known of each
+    ],
+)
+def test_a_width_is_that_of_the_heads_or_of_a_share_of_them(config: Any, width: int, lost: bool) -> None:
+    assert settled(config, width=width)[1] == ([f"rope.dimension_count = {width}"] if lost else [])
+
+
+@pytest.mark.parametrize("share", [0.25, 1.0])
+def test_a_share_of_the_heads_is_put_right_where_the_configuration_has_one(share: float) -> None:
+    found, lost = settled(tf.StableLmConfig(**COMMON, rope_parameters=rope(10_000.0, share)), width=8)
+    assert (found.rope_parameters["partial_rotary_factor"], lost) == (0.5, [])
+
+
+@pytest.mark.parametrize(
+    ("config", "window", "kept"),
+    [
+        (tf.LlamaConfig(**COMMON), tiny.POSITIONS - 1, False),
+        (tf.LlamaConfig(**COMMON), tiny.POSITIONS, True),  # as long as any text is
+        (tf.LlamaConfig(**COMMON), 0, True),
+        (tf.Qwen2Config(**COMMON), 16, False),  # whose blocks look at all tokens, though it could have a window
+        (tf.Gemma3TextConfig(**COMMON, sliding_window=16), 16, True),
+        (tf.Gemma3TextConfig(**COMMON, sliding_window=8), 16, True),
+        (tf.Gemma3TextConfig(**COMMON, sliding_window=16, layer_types=["full_attention"] * 2), 16, True),
+    ],
+)
+def test_a_window_is_put_right_where_blocks_have_one(config: Any, window: int, kept: bool) -> None:
+    found, lost = settled(config, window=window)
+    assert lost == ([] if kept else [f"attention.sliding_window = {window}"])
+    assert getattr(found, "sliding_window", None) == (16 if config.model_type == "gemma3_text" else None)
+
+
+def test_a_head_that_is_the_embedding_counts_once() -> None:
+    for name, lost in (("llama", ["320 numbers of its tensors"]), ("llama-tied-bias", [])):
+        config = tiny.CONFIGS[name]()
+        held = sum(one.numel() for one in tiny.build(name).parameters())
+        assert settled(config, {"blk.0.all": held})[1] == []
+        assert settled(config, {"blk.0.all": held, "output.weight": 320})[1] == lost
+        assert settled(config, {"blk.0.all": held + 1})[1] == ["1 numbers of its tensors"]

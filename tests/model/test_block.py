@@ -89,8 +89,9 @@ def test_a_block_that_writes_into_the_states_that_it_is_given_is_refused(device:
 
 def test_linears_are_grouped_by_the_tensor_they_read_in_the_order_in_which_they_run() -> None:
     # k reads a copy, which is another tensor; o and the first run of `twice` read two more.
-    groups = _names(_block(_Module()).groups(_states(), _FIRST))
-    assert groups == [("q", "v"), ("k",), ("o",), ("twice",)]
+    groups = _block(_Module()).groups(_states(), _FIRST)
+    assert _names(groups) == [("q", "v"), ("k",), ("o",), ("twice",)]
+    assert [group.once for group in groups] == [True, True, True, False]
 
 
 def test_views_of_the_same_data_are_one_input() -> None:

@@ -104,6 +104,23 @@ def test_blocks_that_return_tuples_are_found_out_by_trying(tmp_path: Path, ids: 
     assert [len(skeleton.record(ids, _fill)[1]) for _ in range(2)] == [3, 3]
 
 
+@pytest.mark.parametrize("returned", [1, 2, 3, 4, -2, -3, -4])
+def test_so_are_tuples_of_a_length_that_the_model_insists_on(
+    returned: int, tmp_path: Path, ids: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If negative, it insists on None beside the states too."""
+
+    def through(self: nn.Module, block: nn.Module, states: Tensor, ids: Tensor) -> Tensor:
+        first, *beside = block(states)
+        if len(beside) != abs(returned) - 1 or (returned < 0 and any(one is not None for one in beside)):
+            raise TypeError("not what my blocks return")
+        assert isinstance(first, Tensor)
+        return first
+
+    monkeypatch.setattr(odd._Base, "_through", through)
+    assert len(Skeleton(odd.save("", tmp_path)).record(ids, _fill)[1]) == 3
+
+
 def test_a_forward_that_fails_is_refused_with_its_reason(tmp_path: Path, ids: Tensor) -> None:
     skeleton = Skeleton(odd.save("", tmp_path))
 

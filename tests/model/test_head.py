@@ -121,8 +121,11 @@ def test_what_a_model_does_besides_its_head_is_done(
     assert losses._sliceable, "none of this needs all words at once"
 
 
-def test_in_bfloat16_the_logits_that_count_most_are_exact(monkeypatch: pytest.MonkeyPatch) -> None:
-    few_at_a_time(monkeypatch)
+@pytest.mark.parametrize("sizes", [(7, 50), (24, 1)])  # of the last, each word is the first of its slice
+def test_in_bfloat16_the_logits_that_count_most_are_exact(
+    sizes: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few_at_a_time(monkeypatch, *sizes)
     model = tiny.build("llama")
     ids = IDS[:, :2]
     with torch.no_grad():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from transformers import AutoModelForCausalLM
 import reprune
 from reprune.doors.prepare import draw, open_decoder
 from reprune.engine import allocate
-from reprune.errors import InputError
+from reprune.errors import ChangedError, InputError
 from reprune.math.patterns import Unstructured
 from reprune.planning.layers import resolve_recipe
 from tests import tiny
@@ -188,6 +189,23 @@ def test_a_run_goes_on_with_the_shares_that_it_began_with(
     assert reprune.resume(tmp_path / "broken")["blocks"] == whole["blocks"]
     kept = tmp_path / "broken" / "recipe.yaml"
     assert yaml.safe_load(kept.read_text())["allocation"]["name"] == "by-error"
+
+
+def test_shares_of_a_model_that_changes_while_they_are_measured_are_not_kept(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, measure = shutil.copytree(llama, tmp_path / "model"), allocate.allocate
+
+    def changing(*given: Any) -> list[float]:
+        found = measure(*given)
+        with (model / "config.json").open("a") as file:
+            file.write("\n")
+        return found
+
+    monkeypatch.setattr("reprune.engine.run.allocate", changing)
+    with pytest.raises(ChangedError, match=r"config\.json: was written to"):
+        prune(model, tmp_path / "out", "allocation=owl")
+    assert not (tmp_path / "out" / ".reprune" / "allocation.json").exists()
 
 
 def test_damaged_shares_are_refused(llama: Path, tmp_path: Path) -> None:

@@ -13,8 +13,10 @@ from transformers import AutoModelForCausalLM
 
 import reprune
 from reprune.engine.ledger import FOLDER, Ledger
+from reprune.engine.predictions import PredictionObjective
 from reprune.engine.watcher import Watcher
 from reprune.errors import InputError, NumericalError, UnsupportedModelError
+from reprune.math.reconstruction_error import Error
 from reprune.model.skeleton import Skeleton
 from reprune.model.whole import load_model
 from reprune.planning.schedule import Window
@@ -138,6 +140,36 @@ def test_what_rounding_takes_back_more_of_than_was_gained_is_not_kept(tmp_path: 
     if not step["kept_epoch"]:
         prune(folder, tmp_path / "plain", seed=seed)
         assert files(out) == files(tmp_path / "plain")
+
+
+@pytest.mark.parametrize(("guard", "after"), [("on", 0.5), ("off", 0.6)])
+def test_the_record_says_that_nothing_is_kept_where_rounding_makes_it_worse(
+    guard: str, after: float, llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    phases, said = list[str](), [0.5]
+
+    class Phases(Watcher):
+        def phase(self, window: Window | None, name: str) -> None:
+            phases.append(name)
+
+    def error(_: PredictionObjective) -> Error:
+        return Error.of_predictions(said.pop() if said else 0.6 if phases[-1] == "advancing" else 0.4)
+
+    monkeypatch.setattr(PredictionObjective, "heldout_error", error)
+    options = ["distill=1", "distill.epochs=1", f"guard={guard}"]
+    step = prune(llama, tmp_path / "out", *options, reconstruct="LR", watcher=Phases())["distillation"]
+    assert step["heldout_divergence"] == {"before": 0.5, "after": after}
+    assert step["kept_epoch"] == (guard == "off")
+    prune(llama, tmp_path / "plain", reconstruct="LR")
+    assert (files(tmp_path / "out") == files(tmp_path / "plain")) is (guard == "on")
+
+
+def test_how_many_tokens_reached_each_expert_stays_on_record(tmp_path: Path) -> None:
+    folder, options = tiny.save("mixtral", tmp_path / "model"), {"pruner": "wanda", "reconstruct": "LR"}
+    plain = prune(folder, tmp_path / "plain", **options)
+    distilled = prune(folder, tmp_path / "out", "distill=1", "distill.epochs=1", **options)
+    one, other = ([each.get("tokens") for each in record["blocks"][-1]["matrices"]] for record in (plain, distilled))
+    assert one == other and any(one)
 
 
 def test_all_blocks_can_be_distilled(llama: Path, tmp_path: Path) -> None:

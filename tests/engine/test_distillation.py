@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import reprune
 from reprune.engine.ledger import FOLDER, Ledger
 from reprune.engine.predictions import PredictionObjective
 from reprune.engine.watcher import Watcher
-from reprune.errors import InputError, NumericalError, UnsupportedModelError
+from reprune.errors import ChangedError, InputError, NumericalError, UnsupportedModelError
 from reprune.math.reconstruction_error import Error
 from reprune.model.skeleton import Skeleton
 from reprune.model.whole import load_model
@@ -170,6 +171,20 @@ def test_how_many_tokens_reached_each_expert_stays_on_record(tmp_path: Path) -> 
     distilled = prune(folder, tmp_path / "out", "distill=1", "distill.epochs=1", **options)
     one, other = ([each.get("tokens") for each in record["blocks"][-1]["matrices"]] for record in (plain, distilled))
     assert one == other and any(one)
+
+
+def test_a_model_that_changes_meanwhile_leaves_the_step_undone(llama: Path, tmp_path: Path) -> None:
+    model = shutil.copytree(llama, tmp_path / "model")
+
+    class Changing(Watcher):
+        def phase(self, window: Window | None, name: str) -> None:
+            if name == "predictions":
+                with (model / "config.json").open("a") as file:
+                    file.write("\n")
+
+    with pytest.raises(ChangedError, match=r"config\.json: was written to"):
+        prune(model, tmp_path / "out", "distill=1", "distill.epochs=1", reconstruct="LR", watcher=Changing())
+    assert reprune.status(tmp_path / "out").windows_done == 3
 
 
 def test_all_blocks_can_be_distilled(llama: Path, tmp_path: Path) -> None:

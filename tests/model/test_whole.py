@@ -131,6 +131,16 @@ def test_a_tensor_that_the_model_makes_nothing_of_is_not_counted(tmp_path: Path)
     assert (weights_dtype(folder), whole_bytes(folder, BFLOAT16)) == ("float16", counted)
 
 
+def test_what_it_takes_is_that_of_float32_unless_products_and_all_weights_are_in_half(tmp_path: Path) -> None:
+    folder = tiny.save("llama", tmp_path / "model", torch.bfloat16)
+    numbers = sum(parameter.numel() for parameter in tiny.build("llama").parameters())
+    assert (whole_bytes(folder, BFLOAT16), whole_bytes(folder, Precision())) == (2 * numbers, 4 * numbers)
+    file = folder / "model.safetensors"
+    tensors = load_file(file)
+    save_file(tensors | {"model.norm.weight": tensors["model.norm.weight"].half()}, file, metadata={"format": "pt"})
+    assert whole_bytes(folder, BFLOAT16) == 4 * numbers
+
+
 def test_a_model_whose_blocks_are_not_found_is_loaded_all_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from reprune.model import costs
 from reprune.model.block import Block, Call, Precision
-from reprune.model.costs import Flops, block_costs
+from reprune.model.costs import BlockCosts, Flops, block_costs
 from reprune.model.decoder import Decoder
 from reprune.model.norms import find_norms
 from tests import tiny
@@ -191,3 +191,23 @@ def test_a_block_that_needs_values_is_estimated_by_its_linears() -> None:
     assert found.both.products == 3 * found.forward.products
     assert found.activations > 0
     assert Block(0, module, torch.device("meta"), Precision()).linears
+
+
+def test_what_few_tokens_tell_is_carried_on_as_a_square() -> None:
+    def cost(tokens: int) -> BlockCosts:
+        square = 3.0 * tokens**2 + 5.0 * tokens + 7.0
+        flops = Flops(square, 2 * square)
+        return BlockCosts(9, 128 * tokens, flops, Flops(4 * square, square), 5 * square, True, 6 * tokens + 1)
+
+    assert costs.extrapolated([cost(tokens) for tokens in costs.FEW], 1000) == cost(1000)
+
+
+@pytest.mark.parametrize(
+    ("operations", "exact", "scan"),
+    [((5, 9, 13), True, True), ((5, 5), True, False), ((5, 9, 14), True, False), ((0, 0), False, True)],
+)
+def test_a_scan_takes_as_many_more_operations_for_each_more_tokens(
+    operations: tuple[int, ...], exact: bool, scan: bool
+) -> None:
+    few = [BlockCosts(1, 1, Flops(1.0), Flops(1.0), 1.0, exact, count) for count in operations]
+    assert costs._may_scan(few) is scan

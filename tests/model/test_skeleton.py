@@ -108,11 +108,11 @@ def test_blocks_that_return_tuples_are_found_out_by_trying(tmp_path: Path, ids: 
 def test_so_are_tuples_of_a_length_that_the_model_insists_on(
     returned: int, tmp_path: Path, ids: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If negative, it insists on None beside the states too."""
+    """If negative, it insists on None beside the states, else on something."""
 
     def through(self: nn.Module, block: nn.Module, states: Tensor, ids: Tensor) -> Tensor:
         first, *beside = block(states)
-        if len(beside) != abs(returned) - 1 or (returned < 0 and any(one is not None for one in beside)):
+        if len(beside) != abs(returned) - 1 or any((one is None) != (returned < 0) for one in beside):
             raise TypeError("not what my blocks return")
         assert isinstance(first, Tensor)
         return first

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
 import reprune
@@ -234,11 +236,39 @@ def test_what_was_pruned_before_and_is_not_now_keeps_its_zeros(
 ) -> None:
     prune(llama, tmp_path / "first", only="attention", reconstruct="LR")
     (tmp_path / "first" / "reprune.json").unlink()
-    prune(tmp_path / "first", tmp_path / "second", "guard=off", *settings, only="mlp", reconstruct="BR+GP+CR")
+    record = prune(tmp_path / "first", tmp_path / "second", "guard=off", *settings, only="mlp", reconstruct="BR+GP+CR")
     first, second = tensors(tmp_path / "first"), tensors(tmp_path / "second")
     attention = [key for key in first if "self_attn" in key]
     assert not any(torch.equal(first[key], second[key]) for key in attention)
     assert all(torch.equal(first[key] == 0, second[key] == 0) for key in attention)
+    names = ", ".join(f"self_attn.{letter}_proj" for letter in "qkvo")
+    said = "not pruned now, but a quarter or more is zero, as of a pruning before: the zeros stay"
+    notes = [[f"block {index}, {names}: {said}"] for index in range(3)]
+    assert [window["notes"] for window in record["windows"]] == [*notes, []]
+
+
+def test_zeros_of_rounding_to_four_bits_are_trained(llama: Path, tmp_path: Path) -> None:
+    """As of GGUF's Q4_0 and Q3_K: up to 17 % of a matrix that nobody has pruned."""
+    weights = tensors(llama)
+    attention = [key for key in weights if "self_attn" in key]
+    for key in attention:
+        weights[key][weights[key].abs() < weights[key].abs().quantile(0.17)] = 0
+    shutil.copytree(llama, tmp_path / "rounded")
+    save_file(weights, tmp_path / "rounded" / "model.safetensors", metadata={"format": "pt"})
+    record = prune(tmp_path / "rounded", tmp_path / "out", "guard=off", only="mlp", reconstruct="BR+GP")
+    found = tensors(tmp_path / "out")
+    assert all((weights[key] == 0).double().mean() > 0.16 for key in attention)
+    assert all((found[key] != 0).all() for key in attention)
+    assert not any(window["notes"] for window in record["windows"])
+
+
+def test_the_rate_goes_by_what_is_pruned_in_this_run(llama: Path, tmp_path: Path) -> None:
+    prune(llama, tmp_path / "first", only="attention", reconstruct="LR")
+    (tmp_path / "first" / "reprune.json").unlink()
+    mlp = {"only": "mlp", "pruner": "magnitude", "reconstruct": "BR+GP", "lr": "1%", "epochs": 1}
+    records = [prune(model, tmp_path / f"of-{model.name}", **mlp) for model in (llama, tmp_path / "first")]
+    rates = [[window["epochs"][0]["lr"] for window in record["windows"]] for record in records]
+    assert rates[0] == rates[1]
 
 
 def test_the_guard_never_ends_a_window_worse_than_it_began(llama: Path, tmp_path: Path) -> None:

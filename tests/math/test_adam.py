@@ -47,7 +47,7 @@ class _Network(Problem):
             nn.Parameter(bias.clone()),
             nn.Parameter(second.clone()),
         ]
-        self.masks = [mask, None, None]
+        self.masks: list[Tensor | None] = [mask, None, None]
         self.samples = _SAMPLES
         if contrary:  # held out is what the pruned network does already: whatever is learned is wrong there
             self.goals[_SAMPLES:] = self._run(self.inputs[_SAMPLES:]).detach()
@@ -173,6 +173,10 @@ def test_a_relative_rate_is_a_share_of_the_kept_weights_root_mean_square() -> No
     with torch.no_grad():
         plain.parameters[2].zero_()
     assert kept_rms(plain) == 0.0, "of a matrix of which nothing is kept"
+    plain = _Network()
+    plain.masks[1] = torch.ones_like(plain.parameters[1], dtype=torch.bool)
+    plain.pruned = [True, False, False]
+    assert kept_rms(plain) == pytest.approx(rms, rel=1e-6), "a mask alone is that of a pruning before"
     plain = _Network()
     plain.masks = [None, None, None]
     everything = [value for parameter in plain.state() for value in parameter.flatten().tolist()]

@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any, final
 
 from reprune.engine.frontier import Frontier
-from reprune.engine.pruning import Known, find_groups_, gathering, passes, prune_block_
+from reprune.engine.pruning import Known, find_groups_, gathering, held_notes, passes, prune_block_
 from reprune.engine.refitting import Refitting
 from reprune.engine.watcher import Watcher
 from reprune.engine.window import PrunedBlock
@@ -99,6 +99,8 @@ class FreshBlocks:
                 self._frontier.ranks,
             )
             self._on_the_way.clear()  # Gram matrices take memory
+            if self._recipe.solver.name != "none" or self._recipe.distill.blocks:
+                found += held_notes(pruned)
             for note in found:
                 watcher.note(note)
             notes += found

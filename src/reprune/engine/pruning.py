@@ -23,7 +23,7 @@ from reprune.planning.choice import Choice
 from reprune.planning.sparsities import Sparsities
 
 AT_ONCE = 2**32  # bytes of experts' statistics that are gathered in one pass; more experts take more passes
-_NAMED = 8  # experts that a note names
+_NAMED = 8  # linears, or experts, that a note names
 
 Known = dict[Hashable, list[Statistics]]
 """Statistics of groups of one block on the same inputs, by what they are and of which groups."""
@@ -325,8 +325,19 @@ class _Job:
         )
 
 
+def held_notes(pruned: PrunedBlock) -> list[str]:
+    """Notes on what of a block, whose masks are chosen, keeps its zeros though it is not pruned."""
+    if not (names := pruned.held()):
+        return []
+    why = "not pruned now, but a quarter or more is zero, as of a pruning before: the zeros stay"
+    return [f"{_of_linears(pruned, names)}: {why}"]
+
+
 def _place(pruned: PrunedBlock, groups: Sequence[LinearGroup]) -> str:
-    names = [name for group in groups for name in group.names]
+    return _of_linears(pruned, [name for group in groups for name in group.names])
+
+
+def _of_linears(pruned: PrunedBlock, names: Sequence[str]) -> str:
     return f"block {pruned.index}, {', '.join(names[:_NAMED])}{', ...' if len(names) > _NAMED else ''}"
 
 

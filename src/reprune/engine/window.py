@@ -25,8 +25,11 @@ from reprune.model.streams import Stream
 from reprune.planning.choice import Choice
 from reprune.planning.sparsities import Sparsities
 
-_SPARSE = 0.1
-"""The share of zeros from which on a matrix that is not pruned is taken to have been pruned before."""
+_SPARSE = 0.25
+"""The share of zeros from which on a matrix that is not pruned is taken to have been pruned before.
+
+Rounding to four bits makes up to 17 % of a matrix zero, and these are to be trained.
+"""
 
 
 @final
@@ -73,6 +76,14 @@ class PrunedBlock:
             if linear.name not in self.masks
             and linear.name not in self.block.routers
             and not choice.leaves_dense(self.index, linear.name)
+        ]
+
+    def held(self) -> list[str]:
+        """The linears that are not pruned and are taken to have been before: their zeros stay."""
+        return [
+            linear.name
+            for linear in self.block.linears
+            if linear.name not in self.masks and _pruned_before(linear) is not None
         ]
 
     @torch.no_grad()
@@ -159,6 +170,10 @@ class WindowProblem(Problem):
             if parameter.is_floating_point()
         ]
         self.masks = [masks.get(id(parameter)) for parameter in self.parameters]
+        pruned_now = {
+            id(linear.parameter) for pruned in blocks for linear in pruned.block.linears if linear.name in pruned.masks
+        }
+        self.pruned = [id(parameter) in pruned_now for parameter in self.parameters]
 
     def outputs(self, samples: Tensor) -> Tensor:
         states = self._entering.read(samples, self._device)

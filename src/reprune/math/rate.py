@@ -16,12 +16,13 @@ _USUAL = (0.0025, 0.04)
 
 
 def kept_rms(problem: Objective) -> float:
-    """The root mean square of a problem's kept weights, all its pruned matrices together.
+    """The root mean square of a problem's kept weights, all matrices together that are pruned in this run.
 
-    Where none is pruned it is that of all its parameters.
+    Where none is it is that of all its parameters.
     """
     pairs = list(zip(problem.parameters, problem.masks, strict=True))
-    masked = [(parameter, mask) for parameter, mask in pairs if mask is not None] or pairs
+    pruned = problem.pruned or [mask is not None for mask in problem.masks]
+    masked = [pair for pair, now in zip(pairs, pruned, strict=True) if now] or pairs
     power = sum(float(torch.linalg.vector_norm(parameter.detach())) ** 2 for parameter, _ in masked)
     kept = sum(parameter.numel() if mask is None else int(mask.sum()) for parameter, mask in masked)
     return math.sqrt(power / max(kept, 1))

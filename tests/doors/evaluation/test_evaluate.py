@@ -106,7 +106,7 @@ def test_the_first_windows_of_the_paper_are_not_the_paper(here: Path) -> None:
             512,
             r"12 windows of 512 tokens, but text\.txt gives only [0-9]; give a longer text, or --seqlen 512",
         ),
-        ("long", 512, "expected wanda, paper, short, published; or give --seqlen and --windows"),
+        ("long", 512, "expected wanda, paper, short, published, gptq; or give --seqlen and --windows"),
     ],
 )
 def test_a_protocol_that_cannot_be_followed_is_refused(protocol: str, positions: int, message: str, here: Path) -> None:
@@ -114,20 +114,22 @@ def test_a_protocol_that_cannot_be_followed_is_refused(protocol: str, positions:
         reprune.evaluate(long_model(here / "model", positions), "text.txt", protocol=protocol, **EXACT)
 
 
-def test_published_figures_are_of_windows_after_one_bos(here: Path) -> None:
-    model = long_model(here / "model", 48)
-    found = reprune.evaluate(model, "text.txt", protocol="published", **EXACT)
+@pytest.mark.parametrize(("protocol", "positions", "seqlen"), [("published", 48, 48), ("gptq", 4096, 2048)])
+def test_published_figures_are_of_windows_after_one_bos(protocol: str, positions: int, seqlen: int, here: Path) -> None:
+    model = long_model(here / "model", positions)
+    found = reprune.evaluate(model, "text.txt", protocol=protocol, **EXACT)
     loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(model)
     ids = tokenizer((here / "text.txt").read_text(encoding="utf-8"), return_tensors="pt").input_ids
-    windows = ids[:, : ids.shape[1] // 48 * 48].view(-1, 48)
+    windows = ids[:, : ids.shape[1] // seqlen * seqlen].view(-1, seqlen)
     with torch.no_grad():
         losses = [float(loaded(window[None], labels=window[None]).loss) for window in windows]
     assert ids[0, 0] == tokenizer.bos_token_id
     assert found.perplexity == pytest.approx(math.exp(sum(losses) / len(losses)), rel=1e-5)
-    assert (found.bos, found.seqlen, found.windows) == (False, 48, len(windows))
+    assert (found.bos, found.seqlen, found.windows) == (False, seqlen, len(windows))
     said = describe(found.protocol, found.windows, found.seqlen, found.bos)
-    assert said == f"published: {len(windows)} windows of 48 tokens (no BOS after the first, 48), not overlapping"
+    cut = f"{len(windows)} windows of {seqlen} tokens (no BOS after the first, {seqlen})"
+    assert said == f"{protocol}: {cut}, not overlapping"
 
 
 @pytest.mark.parametrize(("options", "flag"), [({"seqlen": 64}, "--seqlen 64"), ({"max_windows": 3}, "--windows 3")])

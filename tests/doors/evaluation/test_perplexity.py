@@ -153,7 +153,10 @@ def test_a_window_without_a_token_to_predict_is_refused(bloom: Path, seqlen: int
         reprune.evaluate(bloom, "text.txt", seqlen=seqlen)
 
 
-def test_a_model_of_any_length_has_no_full_length(bloom: Path) -> None:
-    with pytest.raises(InputError, match=r"^--protocol wanda: .*bloom names none; give --seqlen, or --protocol paper"):
-        reprune.evaluate(bloom, "text.txt", protocol="wanda")
-    assert reprune.evaluate(bloom, "text.txt", protocol="paper").protocol == "paper"
+@pytest.mark.parametrize(("full", "fixed"), [("wanda", "paper"), ("published", "gptq")])
+def test_a_model_of_any_length_has_no_full_length(full: str, fixed: str, bloom: Path) -> None:
+    """It is sent to a protocol whose windows begin in the same way."""
+    said = rf"^--protocol {full}: .*bloom names none; give --seqlen, or --protocol {fixed}\.$"
+    with pytest.raises(InputError, match=said):
+        reprune.evaluate(bloom, "text.txt", protocol=full)
+    assert reprune.evaluate(bloom, "text.txt", protocol=fixed).protocol == fixed

@@ -26,7 +26,7 @@ def evaluate(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="Windows: wanda or published (full length, at most 4096), paper (2048), short (12 of 512). [paper]",
+            help="Windows: wanda, published (full length, up to 4096), paper, gptq (2048), short (12 of 512). [paper]",
         ),
     ] = None,
     seqlen: Annotated[

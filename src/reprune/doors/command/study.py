@@ -72,7 +72,8 @@ def study(
         ),
     ] = None,
     protocol: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Windows of the texts: wanda, paper, short or published. [paper]")
+        str | None,
+        typer.Option(metavar="NAME", help="Windows of the texts: wanda, paper, short, published or gptq. [paper]"),
     ] = None,
     text_seqlen: Annotated[
         int | None, typer.Option(metavar="T", help="Tokens per window of a text. [the protocol's]")

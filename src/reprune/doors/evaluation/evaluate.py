@@ -39,8 +39,8 @@ def evaluate(
         model: a local folder (a result of `prune` is one), a Hub id, or a .gguf file.
         text: a SOURCE; of a data set, its test split.
         protocol: "wanda" (the model's full length, at most 4096 tokens), "paper" (2048 tokens), "short" (the first 12
-            windows of 512 tokens) or "published" (as "wanda", with one BOS before the whole text); it stands in place
-            of the next two.
+            windows of 512 tokens), "published" or "gptq" (as "wanda" and "paper", with one BOS before the whole text);
+            it stands in place of the next two.
         seqlen: tokens a window; by default 2048, or the model's longest sequence if that is shorter.
         max_windows: only so many windows from the start.
         device, precision: as in a recipe.

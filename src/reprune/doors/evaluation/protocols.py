@@ -41,15 +41,16 @@ class Protocol:
         Raises:
             InputError: the protocol cannot be followed to the letter.
         """
+        alike = [one for one in PROTOCOLS.values() if one.begun_once == self.begun_once]
         if self.model_length:
             if limit is None:
+                fixed = next(one.name for one in alike if not one.model_length)
                 raise InputError(
                     f"--protocol {self.name}: windows of the model's full length, but the config of {model} names "
-                    f"none; give --seqlen, or --protocol {PAPER.name}."
+                    f"none; give --seqlen, or --protocol {fixed}."
                 )
             return min(self.seqlen, limit)
         if limit is not None and limit < self.seqlen:
-            alike = [one for one in PROTOCOLS.values() if one.begun_once == self.begun_once]
             fitting = [one.name for one in alike if one.model_length or one.seqlen <= limit]
             raise InputError(
                 f"--protocol {self.name}: windows of {self.seqlen} tokens, but {model} takes at most {limit}; "
@@ -62,7 +63,8 @@ WANDA = Protocol("wanda", 4096, model_length=True)
 PAPER = Protocol("paper", 2048)
 SHORT = Protocol("short", 512, 12)
 PUBLISHED = Protocol("published", 4096, model_length=True, begun_once=True)
-PROTOCOLS = {protocol.name: protocol for protocol in (WANDA, PAPER, SHORT, PUBLISHED)}
+GPTQ = Protocol("gptq", 2048, begun_once=True)
+PROTOCOLS = {protocol.name: protocol for protocol in (WANDA, PAPER, SHORT, PUBLISHED, GPTQ)}
 
 
 @final

@@ -15,7 +15,7 @@ Output = pytest.CaptureFixture[str]
 def _wikitext2(bos: bool) -> Perplexity:
     return Perplexity(
         perplexity=5.4721, model="Llama-2-7b-hf", fingerprint="b" * 64, text="wikitext2", text_sha256="a" * 64,
-        protocol="paper", seqlen=2048, windows=141, tokens=141 * 2047, bos=bos, precision="bfloat16",
+        protocol="paper", seqlen=2048, windows=141, tokens=141 * 2047, bos=bos, begun=bos, precision="bfloat16",
         weights_dtype="float16",
     )  # fmt: skip
 
@@ -40,7 +40,7 @@ def test_the_protocol_of_the_fields_benchmark_fits_80_columns(here: object, capf
 def _against(embedding: float) -> AgainstDense:
     return AgainstDense(
         model="sparse", fingerprint="b" * 64, dense="Llama-2-70b-hf", dense_fingerprint="c" * 64, text="wikitext2",
-        text_sha256="a" * 64, protocol="paper", seqlen=2048, windows=141, bos=True, precision="bfloat16",
+        text_sha256="a" * 64, protocol="paper", seqlen=2048, windows=141, bos=True, begun=True, precision="bfloat16",
         embedding=embedding,
         blocks=tuple(BlockError(index, 43_210.9 * index, 0.0123 * index, 0.5) for index in range(80)),
     )  # fmt: skip

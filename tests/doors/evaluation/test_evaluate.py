@@ -126,8 +126,8 @@ def test_published_figures_are_of_windows_after_one_bos(protocol: str, positions
         losses = [float(loaded(window[None], labels=window[None]).loss) for window in windows]
     assert ids[0, 0] == tokenizer.bos_token_id
     assert found.perplexity == pytest.approx(math.exp(sum(losses) / len(losses)), rel=1e-5)
-    assert (found.bos, found.seqlen, found.windows) == (False, seqlen, len(windows))
-    said = describe(found.protocol, found.windows, found.seqlen, found.bos)
+    assert (found.bos, found.begun, found.seqlen, found.windows) == (False, True, seqlen, len(windows))
+    said = describe(found.protocol, found.windows, found.seqlen, found.bos, begun=found.begun)
     cut = f"{len(windows)} windows of {seqlen} tokens (no BOS after the first, {seqlen})"
     assert said == f"{protocol}: {cut}, not overlapping"
 
@@ -153,6 +153,7 @@ def test_a_result_says_all_that_decides_it(here: Path) -> None:
         "windows": 3,
         "tokens": 45,
         "bos": True,
+        "begun": True,
         "precision": "float32",
         "weights_dtype": "bfloat16",
         "calibration_overlap": None,
@@ -193,6 +194,8 @@ def test_the_command_shows_what_decides_a_number(cli: Cli, here: Path) -> None:
 def test_a_window_without_bos_is_shown_so(cli: Cli, here: Path) -> None:
     tiny.save("llama", here / "plain", bos=False)
     assert "5 windows of 32 tokens (no BOS, 32), not overlapping" in cli("evaluate", "plain", *FLAGS).out
+    said = cli("evaluate", "plain", "--text", "text.txt", "--protocol", "published").out
+    assert f" windows of {tiny.POSITIONS} tokens (no BOS, {tiny.POSITIONS}), not overlapping" in said
 
 
 @pytest.mark.parametrize(

@@ -75,4 +75,5 @@ def show_zero_shot(result: ZeroShot, quiet: bool) -> None:
 def _show_text(result: Perplexity | AgainstDense) -> None:
     output = console()
     output.print(f"text       {result.text}, sha256 {result.text_sha256[:_HEX]}")
-    output.print(f"protocol   {describe(result.protocol, result.windows, result.seqlen, result.bos)}")
+    cut = describe(result.protocol, result.windows, result.seqlen, result.bos, begun=result.begun)
+    output.print(f"protocol   {cut}")

@@ -42,6 +42,7 @@ class AgainstDense:
     seqlen: int  # tokens a window
     windows: int
     bos: bool  # whether each window begins with the beginning-of-sequence token
+    begun: bool  # whether the first one does
     precision: str  # of the products
     embedding: float  # relative error of what enters block 0: zero unless the embeddings differ
     blocks: tuple[BlockError, ...]

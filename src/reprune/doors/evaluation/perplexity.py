@@ -38,6 +38,7 @@ class Perplexity:
     windows: int
     tokens: int  # predicted
     bos: bool  # whether each window begins with the beginning-of-sequence token
+    begun: bool  # whether the first one does
     precision: str  # of the products
     weights_dtype: str  # in which the weights are saved
     calibration_overlap: float | None = None  # share of what it was calibrated on that the text holds; None: not known

@@ -120,6 +120,7 @@ class CutText:
     text_sha256: str
     protocol: str
     bos: bool  # whether each window begins with the beginning-of-sequence token
+    begun: bool  # whether the first one does
     beginning: int  # tokens at the start of each window that are not the text's
 
     @property
@@ -131,13 +132,12 @@ class CutText:
         """All of it but the tokens, under the names that measurements have it by."""
         windows, seqlen = self.ids.shape
         named = {"text": self.text, "text_sha256": self.text_sha256, "protocol": self.protocol}
-        return {**named, "seqlen": seqlen, "windows": windows, "bos": self.bos}
+        return {**named, "seqlen": seqlen, "windows": windows, "bos": self.bos, "begun": self.begun}
 
 
-def describe(protocol: str, windows: int, seqlen: int, bos: bool) -> str:
+def describe(protocol: str, windows: int, seqlen: int, bos: bool, *, begun: bool) -> str:
     """What a number was measured on, in words: short: 12 windows of 512 tokens (BOS + 511), not overlapping."""
-    once = protocol in PROTOCOLS and PROTOCOLS[protocol].begun_once
-    start = "BOS + " if bos else "no BOS after the first, " if once else "no BOS, "
+    start = "BOS + " if bos else "no BOS after the first, " if begun else "no BOS, "
     return f"{protocol}: {windows:,} windows of {seqlen} tokens ({start}{seqlen - bos}), not overlapping"
 
 
@@ -165,9 +165,10 @@ def cut_text(folder: Path, documents: Documents, cut: Cut, trust_remote_code: bo
             f"--protocol {protocol}: {needed} windows of {seqlen} tokens, but {documents.name} gives only {len(ids)}; "
             f"give a longer text, or --seqlen {seqlen}."
         )
-    each = beginning(tokenizer) if not once else []
-    bos = bool(each) and each[0] == tokenizer.bos_token_id
-    return CutText(ids, documents.name, text_sha256(documents), protocol, bos, len(each))
+    first = beginning(tokenizer)
+    begun = bool(first) and first[0] == tokenizer.bos_token_id
+    each = 0 if once else len(first)
+    return CutText(ids, documents.name, text_sha256(documents), protocol, begun and not once, begun, each)
 
 
 def model_name(model: str | os.PathLike[str], folder: Path) -> str:

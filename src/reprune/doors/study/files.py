@@ -134,7 +134,8 @@ def _legend(record: StudyRecord) -> str:
 def protocols(record: StudyRecord) -> Iterator[str]:
     """For each text, all that decides its numbers."""
     for text, measured in record["dense"]["perplexity"].items():
-        windows = describe(measured["protocol"], measured["windows"], measured["seqlen"], measured["bos"])
+        cut = (measured[key] for key in ("protocol", "windows", "seqlen", "bos"))
+        windows = describe(*cut, begun=measured.get("begun", False))
         yield (
             f"{text} (sha256 {measured['text_sha256'][:12]}): {windows}, {measured['tokens']:,} tokens predicted, "
             f"products in {measured['precision']}; perplexity and test error on the same windows"

@@ -47,6 +47,19 @@ def test_a_result_of_half_precision_passes(precision: str, cli: Cli) -> None:
     assert cli("verify", "out").code == 0
 
 
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: 1 byte")])
+def test_a_lack_of_memory_fails_no_result(error: Exception, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    _pruned(cli, "llama")
+
+    def lacks(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("reprune.doors.verify.uncached", lacks)
+    said = cli("verify", "out")
+    assert (said.code, [line.split()[0] for line in said.out.splitlines()]) == (1, ["ok"] * 3)
+    assert said.err.startswith("error: out of memory")
+
+
 def test_an_old_buffer_may_be_infinite(here: Path, cli: Cli) -> None:
     file = tiny.save("gpt_neox", here / "model", dtype=torch.float16) / "model.safetensors"
     old = {f"gpt_neox.layers.{index}.attention.masked_bias": torch.tensor(-1e9).half() for index in range(3)}

@@ -20,7 +20,7 @@ from reprune.doors.formats import sparsities
 from reprune.engine.ledger import Ledger
 from reprune.engine.probe import TOKENS, Probe, rms
 from reprune.engine.result import RECORD
-from reprune.errors import InputError, RepruneError, short
+from reprune.errors import InputError, RepruneError, out_of_memory, short
 from reprune.math.patterns import Pattern, parse_pattern
 from reprune.model.bare import model_class, read_config
 from reprune.model.block import Enough
@@ -237,6 +237,8 @@ def _forward(decoder: Decoder, expected: dict[str, Any], trust_remote_code: bool
             torch.tensor(expected["rms"]),
         )
     except Exception as error:  # the library raises nearly anything on a model that it cannot run
+        if out_of_memory(error) is not None:  # which is no fault of the result
+            raise
         return Check("forward", "in plain Transformers", (short(error),))
     off = float((found - wanted).norm() / wanted.norm()) if found.shape == wanted.shape else float("nan")
     said = f"in plain Transformers; states of {len(wanted)} tokens {off:.2%} off those on record"

@@ -93,6 +93,11 @@ def is_of_gpu(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and str(error).startswith(_OF_A_GPU)
 
 
+def lacks_home(error: BaseException) -> bool:
+    """Whether it is pathlib's where the user has no home folder, which has no class of its own."""
+    return isinstance(error, RuntimeError) and "home directory" in str(error)
+
+
 def is_expected(error: BaseException) -> bool:
     """Whether that may go wrong without a fault of the program; of anything else the traceback is shown."""
     return isinstance(error, RepruneError | OSError) or out_of_memory(error) is not None

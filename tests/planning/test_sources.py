@@ -6,6 +6,7 @@ import gc
 import gzip
 import json
 import logging
+import pwd
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -434,6 +435,17 @@ def test_a_branch_is_read_where_the_hub_says_that_it_is_that_commit(
     monkeypatch.setattr(HfApi, "dataset_info", lambda *_, **__: SimpleNamespace(sha=OLD))
     with pytest.raises(InputError, match="expected revision 'main'"):
         load_documents("org/name@main", "train")
+
+
+@pytest.mark.parametrize("name", ["c4", "org/name"])
+def test_a_hub_data_set_without_a_home_folder_says_where_it_could_go(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr(pwd, "getpwuid", {}.__getitem__)  # as of a container's user without a name
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: Path("~").expanduser())
+    with pytest.raises(InputError, match=r"but there is no home folder to download it to; set HF_HOME to a folder$"):
+        load_documents(name, "train")
 
 
 @pytest.mark.parametrize("name", ["c4", "ptb", "wikitext2", "no-such-org/no-such-data"])

@@ -10,7 +10,7 @@ import re
 from contextlib import suppress
 from pathlib import Path
 
-from reprune.errors import InputError, UnsupportedModelError, short
+from reprune.errors import InputError, UnsupportedModelError, lacks_home, short
 from reprune.model.gguf import Notify, convert_gguf, is_whole
 from reprune.model.local import local_path
 from reprune.model.readable import check_readable
@@ -186,7 +186,7 @@ def _hub_message(error: Exception, model: str, revision: str | None) -> str:
     elif isinstance(error, errors.LocalEntryNotFoundError):
         cause = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "the Hub cannot be reached"
         why = f"nor is it whole in the Hugging Face cache, and {cause}; go online, or give a local model"
-    elif isinstance(error, RuntimeError) and "home directory" in str(error):  # pathlib's, which has no class of its own
+    elif lacks_home(error):
         why = "and there is no home folder to download it to; set HF_HOME to a folder"
     else:
         said = short(error).replace(constants.ENDPOINT, endpoint)

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar, cast, final
 
-from reprune.errors import InputError
+from reprune.errors import InputError, lacks_home
 from reprune.model.locate import COMMIT
 from reprune.planning.documents import Column, Documents
 from reprune.planning.room import no_room
@@ -278,6 +278,11 @@ def _reason(error: Exception, rows: Rows) -> str:
             "check the network and HF_HUB_OFFLINE, or give a local file, or `manual`, which needs no network"
         )
     cause = error.__cause__ or error
+    if lacks_home(cause):
+        return (
+            f"expected to read {rows.path!r} from the Hugging Face Hub, but there is no home folder to download it to; "
+            "set HF_HOME to a folder"
+        )
     detail = " ".join(str(cause).split())[:300] or type(cause).__name__
     if rows.path in _FORMATS:
         return f"expected a file of {_FORMATS[rows.path]} rows, but: {detail}; check the file"

@@ -185,6 +185,16 @@ def test_a_model_is_the_same_by_its_fingerprint_and_by_its_name_where_it_has_non
             begun(**other)
 
 
+def test_a_branch_that_has_moved_on_is_gone_on_with_by_the_commit(tmp_path: Path) -> None:
+    def begun(**model: str) -> None:
+        Corpus(tmp_path / "self.jsonl").open({**MADE_BY, "model": model}, 5)
+
+    begun(name="owner/tiny@main", commit="0123", fingerprint="ab")
+    with pytest.raises(InputError, match=r"\(model\); give the same, the model as owner/tiny@0123, again, or another"):
+        begun(name="owner/tiny@main", commit="4567", fingerprint="cd")
+    begun(name="owner/tiny@0123", commit="0123", fingerprint="ab")
+
+
 @pytest.mark.parametrize("damage", ["gone", "shorter", "not JSON", "no head", "no round", "no number"])
 def test_damage_is_named(damage: str, tmp_path: Path) -> None:
     corpus = Corpus(tmp_path / "self.jsonl")

@@ -128,8 +128,10 @@ class Corpus:
         was, is_ = _decisive(before), _decisive(made_by)
         if was != is_:
             changed = ", ".join(key for key in {**was, **is_} if was.get(key) != is_.get(key))
+            model = _at_commit(before) if was["model"] != is_["model"] else None
+            same = "the same" if model is None else f"the same, the model as {model},"
             raise InputError(
-                f"--out {self.path}: was begun with other settings ({changed}); give the same again, or another file."
+                f"--out {self.path}: was begun with other settings ({changed}); give {same} again, or another file."
             )
         if texts > samples:
             raise InputError(
@@ -213,6 +215,14 @@ def _decisive(made_by: Mapping[str, Any]) -> dict[str, Any]:
     model = made_by.get("model")
     known = (model.get("fingerprint") or model.get("name")) if isinstance(model, dict) else model
     return {**made_by, "model": known}
+
+
+def _at_commit(made_by: Mapping[str, Any]) -> str | None:
+    """A Hub's model by its commit, as it is to be given where a branch has moved on; None of any other."""
+    model = made_by.get("model")
+    if not isinstance(model, dict) or not {"name", "commit", "fingerprint"} <= model.keys():
+        return None
+    return f"{str(model['name']).partition('@')[0]}@{model['commit']}"
 
 
 def _is_manifest(content: Any) -> TypeGuard[dict[str, Any]]:

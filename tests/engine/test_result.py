@@ -13,12 +13,16 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+import reprune
 from reprune.doors.verify import _files
 from reprune.engine import result as module
 from reprune.engine.result import Result
+from reprune.engine.watcher import Watcher
 from reprune.errors import ChangedError, InputError
 from reprune.model.decoder import Decoder
 from tests import tiny
+from tests.engine.quick import prune
+from tests.model.test_readable import deny
 
 
 def finished(folder: Path, out: Path, others: Collection[str] = ("words.vocab",)) -> Path:
@@ -97,6 +101,24 @@ def test_a_model_that_a_link_leads_to_has_its_files_itself(tmp_path: Path) -> No
     (folder / "additional_chat_templates" / "tools.jinja").write_text("{}")
     (tmp_path / "link").symlink_to(folder)
     assert Result(tmp_path, Decoder(tmp_path / "link")).linked() == ([], [])
+
+
+def test_what_may_not_be_read_is_left_out_and_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the model is loaded from is refused before a run, or ends it: a result without it would be none."""
+    folder = tiny.save("llama", tmp_path / "model")
+    for name in ("LICENSE", "notes.json"):
+        (folder / name).write_text("{}")
+        deny(monkeypatch, "open", folder / name)
+    said: list[str] = []
+    watcher = Watcher()
+    monkeypatch.setattr(watcher, "note", said.append)
+    prune(folder, tmp_path / "out", pruner="magnitude", reconstruct="LR", watcher=watcher)
+    assert not [name for name in ("LICENSE", "notes.json") if (tmp_path / "out" / name).exists()]
+    why = "is not in the result: it cannot be read; check who may read it"
+    assert said == [f"LICENSE {why}", f"notes.json {why}"]
+    assert reprune.verify(tmp_path / "out")
+    deny(monkeypatch, "open", folder / "tokenizer.json")
+    assert Result(tmp_path / "out", Decoder(folder)).unreadable() == ["LICENSE", "notes.json"]
 
 
 def test_what_it_is_loaded_from_is_copied_wherever_it_lies(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from tests import tiny
 _REFUSAL = r"cannot be read \(Permission denied\); check who may read it\.$"
 
 
-def _deny(monkeypatch: pytest.MonkeyPatch, method: str, denied: Path) -> None:
+def deny(monkeypatch: pytest.MonkeyPatch, method: str, denied: Path) -> None:
     """Refuse one file or folder to whoever asks, as the system does: it refuses root nothing."""
     real = getattr(Path, method)
 
@@ -31,14 +31,27 @@ def _deny(monkeypatch: pytest.MonkeyPatch, method: str, denied: Path) -> None:
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json"])
 def test_a_file_beside_the_weights(name: str, llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    _deny(monkeypatch, "open", llama / name)
+    deny(monkeypatch, "open", llama / name)
     with pytest.raises(InputError, match=rf"{name}: {_REFUSAL}"):
         locate_model(str(llama))
 
 
+def test_a_file_that_no_model_is_loaded_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tiny.save("llama", tmp_path) / "notes.json").write_text("{}")
+    deny(monkeypatch, "open", tmp_path / "notes.json")
+    assert locate_model(str(tmp_path)) == tmp_path
+
+
+def test_an_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny.save("llama", tmp_path, max_shard_size="50KB")
+    deny(monkeypatch, "open", tmp_path / "model.safetensors.index.json")
+    with pytest.raises(InputError, match=rf"index\.json: {_REFUSAL}"):
+        Checkpoint(tmp_path)
+
+
 def test_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tiny.save("llama", tmp_path)
-    _deny(monkeypatch, "open", tmp_path / "model.safetensors")
+    deny(monkeypatch, "open", tmp_path / "model.safetensors")
     with pytest.raises(InputError, match=rf"model\.safetensors: {_REFUSAL}"):
         Checkpoint(tmp_path)
 
@@ -47,7 +60,7 @@ def test_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_folder(method: str, denied: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One that tells no names, and one that tells names alone."""
     (tmp_path / "config.json").touch()
-    _deny(monkeypatch, method, tmp_path / denied)
+    deny(monkeypatch, method, tmp_path / denied)
     with pytest.raises(InputError, match=rf"{tmp_path.name}: {_REFUSAL}"):
         locate_model(str(tmp_path))
 

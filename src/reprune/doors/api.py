@@ -350,6 +350,8 @@ def _write_(
         watcher.note(
             f"{name} is not in the result: in the model's folder it is a link to a file that may not be the model's"
         )
+    for name in result.unreadable(files):
+        watcher.note(f"{name} is not in the result: it cannot be read; check who may read it")
     lines = ledger.lines()
     seconds = max(time.monotonic() - began, sum(line["window"]["seconds"] for line in lines))
     # Of a short run, what is written last is the most that is held.

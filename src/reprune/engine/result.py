@@ -19,10 +19,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from reprune.errors import InputError
-from reprune.model.checkpoint import NAMES_WEIGHTS, TOKENIZER
+from reprune.model.checkpoint import NAMES_WEIGHTS
 from reprune.model.decoder import Decoder
 from reprune.model.durable import sha256, write_durably, write_tensors, write_text
-from reprune.model.locate import BESIDE
+from reprune.model.locate import BESIDE, LOADED
+from reprune.model.readable import is_readable
 from reprune.model.wellformed import read_json
 
 RECORD = "reprune.json"
@@ -30,9 +31,6 @@ RECIPE = "recipe.yaml"
 INDEX = "model.safetensors.index.json"  # written last: a folder with it holds a whole model
 _COPIED = (*BESIDE, "LICENSE*", "NOTICE*", "USE_POLICY*", "*TERMS*")
 _NOT_COPIED = ("*.index.json", RECORD)
-_KNOWN = ("config.json", "generation_config.json", "*processor_config.json", "chat_template.json", *TOKENIZER)
-"""Patterns of the files that a model is loaded from, by Transformers' own names."""
-
 _SHARD_BYTES = 2**28  # of tensors outside the blocks: a shard is in memory while it is written
 
 
@@ -110,8 +108,16 @@ class Result:
             for name, source in self._beside(others).items()
             if not _is_of_a_model(source.resolve(), folder)
         }
-        copied = [name for name, file in elsewhere.items() if name in others or any(map(file.match, _KNOWN))]
+        copied = [name for name, file in elsewhere.items() if name in others or _is_loaded(file)]
         return copied, [name for name in elsewhere if name not in copied]
+
+    def unreadable(self, others: Collection[str] = ()) -> list[str]:
+        """The names of those that may not be read and that the model is not loaded from: they are left out."""
+        return [
+            name
+            for name, source in self._beside(others).items()
+            if name not in others and not _is_loaded(source) and not is_readable(source)
+        ]
 
     def finish(
         self, record: Mapping[str, Any], recipe: str, written: Mapping[str, str], others: Collection[str] = ()
@@ -140,7 +146,8 @@ class Result:
         for number, names in enumerate(self._outside, len(self._decoder)):
             files |= dict.fromkeys(names, self._shard(number).name)
         files_written = dict(written)
-        _, left_out = self.linked(others)
+        _, linked = self.linked(others)
+        left_out = {*linked, *self.unreadable(others)}
         for name, source in self._beside(others).items():
             if name not in left_out:
                 (self.folder / name).parent.mkdir(exist_ok=True)
@@ -155,6 +162,11 @@ class Result:
         write_text(self.folder / RECORD, json.dumps(whole, indent=2) + "\n")
         write_text(self.folder / INDEX, text)  # last: a folder without it does not load
         return whole
+
+
+def _is_loaded(file: Path) -> bool:
+    """Whether the model is loaded from a file of that name."""
+    return any(map(file.match, LOADED))
 
 
 def _is_of_a_model(file: Path, folder: Path) -> bool:

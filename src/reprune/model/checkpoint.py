@@ -114,6 +114,7 @@ class Checkpoint:
         return files
 
     def _of_index(self, index: Path) -> list[Path]:
+        check_readable(index)
         try:
             weight_map = read_json(index.read_text(encoding="utf-8"))["weight_map"]
             names = sorted({str(name) for name in weight_map.values()})

@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from reprune.errors import InputError, UnsupportedModelError, lacks_home, short
+from reprune.model.checkpoint import TOKENIZER
 from reprune.model.gguf import Notify, convert_gguf, is_whole
 from reprune.model.local import local_path
 from reprune.model.readable import check_readable
@@ -24,6 +25,9 @@ BESIDE = (  # the weights: patterns of files
     *("*.jinja", "additional_chat_templates/*.jinja"),
     *(f"*{''.join(f'[{a.lower()}{a.upper()}]' for a in word)}{rest}" for word in _LICENCES for rest in _TEXTS),
 )
+LOADED = ("config.json", "generation_config.json", "*processor_config.json", "chat_template.json", *TOKENIZER)
+"""Patterns of the files beside the weights that a model is loaded from, by Transformers' own names."""
+
 _WANTED = ["*.safetensors", *BESIDE]
 _UNWANTED = [  # second copies of the same weights
     *("*/*.safetensors", "consolidated*"),
@@ -100,7 +104,7 @@ def _check_folder(folder: Path, model: str, weights: bool, revision: str | None 
     """Raise unless the folder holds a decoder's configuration and, where they are needed, safetensors weights."""
     name = f"{model}@{revision}" if revision else model
     check_readable(folder)
-    check_readable(*(file for pattern in BESIDE for file in folder.glob(pattern)))
+    check_readable(*(file for pattern in LOADED for file in folder.glob(pattern)))
     names = sorted(path.name for path in folder.iterdir())
     ggufs = [file for file in names if file.lower().endswith(".gguf")]
     adapter = "adapter_config.json" in names

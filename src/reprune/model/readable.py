@@ -7,6 +7,15 @@ from pathlib import Path
 from reprune.errors import InputError
 
 
+def is_readable(place: Path) -> bool:
+    """Whether `check_readable` raises nothing."""
+    try:
+        check_readable(place)
+    except InputError:
+        return False
+    return True
+
+
 def check_readable(*places: Path) -> None:
     """Raise `InputError` where a file cannot be opened, or what a folder holds cannot be looked at."""
     for place in places:

@@ -112,6 +112,23 @@ def test_memory_that_is_used_again_for_other_inputs_makes_no_group() -> None:
     assert _names(_block(Long()).groups(_states(), _FIRST)) == [("q",), ("k",), ("v",), ("o",)]
 
 
+def test_a_list_of_modules_is_of_experts_where_one_of_them_runs() -> None:
+    class Listed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.experts, self.heads, self.unused = (
+                nn.ModuleList(nn.Linear(4, 4, bias=False) for _ in range(3)) for _ in range(3)
+            )
+
+        def forward(self, x: Tensor) -> Tensor:
+            heads = torch.stack([head.get_parameter("weight") for head in self.heads])
+            return self.experts[1](x) + torch.einsum("btc,hrc->btr", x, heads)
+
+    groups = _block(Listed()).groups(_states(), _FIRST)
+    assert _names(groups) == [("experts.1",), ("experts.0",), ("experts.2",)]
+    assert {(group.expert, group.stage) for group in groups} == {(True, "experts.*")}
+
+
 def test_watching_shows_inputs_and_ends_with_its_context() -> None:
     block, seen = _block(_Module()), list[tuple[str, Tensor]]()
     with block.watch(lambda linear, inputs: seen.append((linear.name, inputs))):

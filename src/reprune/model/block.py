@@ -122,7 +122,7 @@ class Block:
     def routed(self) -> bool:
         """Whether it sends tokens to some of its experts only."""
         return any(
-            linear.stack.routed if linear.stack is not None else self._is_listed(linear.name) for linear in self.linears
+            linear.stack.routed if linear.stack is not None else any(self._lists(linear)) for linear in self.linears
         )
 
     def run(self, states: Tensor, call: Call, routing: AbstractContextManager[Any] | None = None) -> Tensor:
@@ -202,8 +202,10 @@ class Block:
         seen: list[tuple[Tensor, list[Linear]]] = []  # holding the tensors keeps their identities apart
         runs: dict[str, int] = {}
         order: list[str] = []  # of stacks, as they first run
+        lists: set[str] = set()  # of modules of which some run
 
         def saw(linear: Linear, inputs: Tensor) -> None:
+            lists.update(self._lists(linear))
             if linear.stack is not None:
                 if linear.stack.shares not in order:
                     order.append(linear.stack.shares)
@@ -222,7 +224,7 @@ class Block:
         return [
             *(self._plain_group(linears) for linears in shared if linears),
             *(LinearGroup((linear,), once=False) for linear in repeated),
-            *(self._plain_group((linear,)) for linear in self._idle_experts({*runs})),
+            *(self._plain_group((linear,)) for linear in self._idle_experts({*runs}, lists)),
             *self._stacked_groups(order),
         ]
 
@@ -237,24 +239,23 @@ class Block:
                 assert linears[0].stack is not None
                 yield LinearGroup(tuple(linears), expert=linears[0].stack.routed, stage=shares)
 
-    def _idle_experts(self, running: set[str]) -> Iterator[Linear]:
-        """Linears of experts, kept as lists of modules, that no token of this batch was routed to."""
+    def _idle_experts(self, running: set[str], lists: set[str]) -> Iterator[Linear]:
+        """Linears of experts, kept as lists of modules, that no token of this batch was routed to; `lists` have run."""
         for linear in self.linears:
-            if linear.module is not None and linear.name not in running and self._is_listed(linear.name):
+            if linear.module is not None and linear.name not in running and not lists.isdisjoint(self._lists(linear)):
                 yield linear
 
     def _plain_group(self, linears: tuple[Linear, ...]) -> LinearGroup:
-        expert = self._is_listed(linears[0].name)
+        expert = any(self._lists(linears[0]))
         return LinearGroup(linears, expert=expert, stage=_in_lists(linears[0].name) if expert else None)
 
-    def _is_listed(self, name: str) -> bool:
-        """Whether a linear lies in a list of modules of which others run: mlp.experts.3.up_proj."""
-        parts = name.split(".")
-        return any(
-            part.isdigit() and isinstance(self.module.get_submodule(".".join(parts[:place])), nn.ModuleList)
-            for place, part in enumerate(parts)
-            if place
-        )
+    def _lists(self, linear: Linear) -> Iterator[str]:
+        """The lists of modules that a linear lies in, by path: mlp.experts of mlp.experts.3.up_proj."""
+        parts = (linear.name if linear.stack is None else linear.stack.parameter).split(".")
+        for place, part in enumerate(parts):
+            path = ".".join(parts[:place])
+            if place and part.isdigit() and isinstance(self.module.get_submodule(path), nn.ModuleList):
+                yield path
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -21,6 +21,7 @@ from reprune.model.uncached import uncached
 from .. import odd
 
 IDS = torch.arange(6)[None]
+_FORWARD = tf.LlamaForCausalLM.forward
 
 
 @pytest.mark.parametrize(
@@ -54,12 +55,18 @@ def test_a_model_that_cannot_be_told_is_found_and_measured_as_any_other(
     assert torch.equal(TokenLosses(model, Precision())(IDS), expected)
 
 
-def test_parts_of_a_model_that_cannot_be_told_make_no_cache(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    forward = tf.LlamaForCausalLM.forward
-
-    def untold(self: tf.LlamaForCausalLM, input_ids: Tensor) -> Any:
-        return forward(self, input_ids)
-
+@pytest.mark.parametrize(
+    "untold",
+    [
+        lambda self, input_ids: _FORWARD(self, input_ids),
+        lambda self, input_ids, **options: _FORWARD(self, input_ids),
+        lambda self, input_ids, use_cache=None: _FORWARD(self, input_ids),
+    ],
+    ids=["cannot be told", "of any options", "told alone"],
+)
+def test_parts_of_a_model_that_are_not_told_make_no_cache(
+    untold: Callable[..., Any], llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     expected = [call.kwargs for call in Skeleton(llama).record(IDS, fill_with_nothing)[1]]
     monkeypatch.setattr(tf.LlamaForCausalLM, "forward", untold)
     skeleton = Skeleton(llama)
@@ -93,3 +100,14 @@ def test_each_part_goes_by_its_own_configuration_and_has_it_back_after_an_error(
         SimpleNamespace(use_cache=False),
         SimpleNamespace(),
     ]
+
+
+def test_a_configuration_that_cannot_be_changed_stays_as_it_is() -> None:
+    class Frozen(NamedTuple):
+        use_cache: bool = True
+
+    model = nn.Module()
+    model.forward = lambda input_ids, use_cache=True: use_cache
+    model.config = Frozen()  # type: ignore[assignment]  # as a model's own code may
+    assert uncached(model, IDS) is False
+    assert model.config.use_cache

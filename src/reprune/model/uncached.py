@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from torch import Tensor
 
 
 def uncached(model: Any, ids: Tensor) -> Any:
-    """What a model gives for token ids (batch, tokens), told to keep nothing; by its configuration where not else."""
+    """What a model gives for token ids (batch, tokens), told to keep nothing where it can be, and by its configuration.
+
+    Not every forward that can be told hands it on to the model's parts.
+    """
     parameters = inspect.signature(model.forward).parameters
-    if "use_cache" in parameters or any(one.kind is one.VAR_KEYWORD for one in parameters.values()):
-        return model(input_ids=ids, use_cache=False)
+    can = "use_cache" in parameters or any(one.kind is one.VAR_KEYWORD for one in parameters.values())
     with _configured_to_keep_nothing(model):
-        return model(input_ids=ids)
+        return model(input_ids=ids, **({"use_cache": False} if can else {}))
 
 
 @contextmanager
@@ -26,8 +28,9 @@ def _configured_to_keep_nothing(model: Any) -> Iterator[None]:
     for part in model.modules():
         config: Any = getattr(part, "config", None)
         if kept := getattr(config, "use_cache", None):
-            changed.append((config, kept))
-            config.use_cache = False
+            with suppress(AttributeError):  # a frozen one stays as it is
+                config.use_cache = False
+                changed.append((config, kept))
     try:
         yield
     finally:

@@ -42,6 +42,7 @@ Quirk = Literal[
     "per sample, in an object",  # the same, within an object
     "per sample, in its own object",  # the same, within an object that lies within another, and that within itself
     "per sample, a number",  # the same, as a number
+    "per sample, a number in an object",  # the same, within an object
     "beside",  # blocks hand the next one something beside the states that is no token's
     "beside, numbers",  # the same, whole numbers
     "beside, by name",  # the same, as an entry of a mapping that all are passed
@@ -203,6 +204,8 @@ class _Base(nn.Module):
                 return block(states, cache=tf.DynamicCache())
             case "per sample, a number":
                 return block(states, float(ids[0].float().mean()))
+            case "per sample, a number in an object":
+                return block(states, SimpleNamespace(nested=float(ids[0].float().mean())))
         return block(states)
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers.utils import ModelOutput
 
-from reprune.model.nested import leaves, parts, with_tensors
+from reprune.model.nested import leaves, parts, plain_values, with_tensors
 
 
 class _Named(NamedTuple):
@@ -27,6 +27,14 @@ class _Frozen:
 @dataclass
 class _Output(ModelOutput):  # type: ignore[misc]  # Transformers' own
     mask: Tensor | None = None
+
+
+@dataclass
+class _More:
+    scale: float
+
+    def __post_init__(self) -> None:
+        self.mask = _ONE
 
 
 class _Plain:
@@ -67,6 +75,7 @@ _ONE = torch.ones(2)
         (_Named(_ONE), lambda made: made.mask),
         (_Frozen(_ONE), lambda made: made.mask),
         (_Output(_ONE), lambda made: made.mask),
+        (_More(1.0), lambda made: made.mask),
         (_Plain(_ONE), lambda made: made.mask),
         (_Plain([{"deep": _ONE}]), lambda made: made.mask[0]["deep"]),
         (_Plain([3, _ONE]), lambda made: made.mask[1]),
@@ -102,14 +111,18 @@ def test_what_is_not_changed_stays_the_same_object_but_for_what_a_block_may_writ
     assert type(with_tensors((torch.Size([2, 3]),), lambda tensor: tensor)[0]) is torch.Size
 
 
-def test_each_leaf_has_its_place_and_what_was_never_set_is_none() -> None:
+def test_each_leaf_has_its_place_and_what_was_never_set_has_none() -> None:
     alike = [_ONE, [torch.zeros(2), 1]]
     assert [place for place, _ in leaves(alike, ("args",))] == [("args", 0), ("args", 1, 0), ("args", 1, 1)]
-    assert [(place, leaf is None) for place, leaf in leaves(_Unset(_ONE), ())] == [
-        (("mask",), False),
-        (("later",), True),
-    ]
+    assert [place for place, _ in leaves(_Unset(_ONE), ())] == [("mask",)]
     assert not hasattr(with_tensors(_Unset(_ONE), lambda tensor: 2 * tensor), "later")
+
+
+def test_numbers_and_texts_are_found_in_objects_that_hold_no_tensor_too() -> None:
+    value = _Plain([_Slotted("a"), {"scale": _Plain(2.0)}, nn.Linear(2, 2), torch.float32])
+    value.around = value  # type: ignore[attr-defined]  # as those of any class
+    assert plain_values(value) == {("mask", 0, "mask"): "a", ("mask", 1, "scale", "mask"): 2.0}
+    assert plain_values(None) == {(): None}
 
 
 def test_an_object_within_itself_is_gone_through_once_and_its_copy_lies_within_itself() -> None:

@@ -18,8 +18,11 @@ from .conftest import embedded, slices, states_of
 
 
 @pytest.mark.parametrize("size", [1, 3, 7])
-def test_blocks_that_are_passed_a_number_of_each_batch_are_refused(size: int, tmp_path: Path, ids: Tensor) -> None:
-    decoder = Decoder(odd.save("per sample, a number", tmp_path))
+@pytest.mark.parametrize("quirk", ["per sample, a number", "per sample, a number in an object"])
+def test_blocks_that_are_passed_a_number_of_each_batch_are_refused(
+    quirk: odd.Quirk, size: int, tmp_path: Path, ids: Tensor
+) -> None:
+    decoder = Decoder(odd.save(quirk, tmp_path))
     with pytest.raises(UnsupportedModelError, match=r"block 0 is passed .*, which differs from sample to sample"):
         embedded(decoder, ids, size)
 

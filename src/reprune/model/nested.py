@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import fields, is_dataclass
 from types import FunctionType, ModuleType
 from typing import Any
 
@@ -19,28 +18,34 @@ Place = tuple[Any, ...]
 
 def parts(value: Any) -> Mapping[Any, Any] | None:
     """By number, key or name what a value holds; None of one that is taken as a whole."""
+    if isinstance(value, tuple | list | dict):
+        return _held(value)
+    return _held(value) if any(isinstance(part, Tensor) for _, part in _within(value, (), {})) else None
+
+
+def _held(value: Any) -> Mapping[Any, Any] | None:
+    """The same of any object, whether or not a tensor lies within it."""
     if isinstance(value, tuple | list):
         return dict(enumerate(value))
     if isinstance(value, dict):
         return value
-    if isinstance(value, Tensor | nn.Module | type | FunctionType | ModuleType):
-        return None
-    if is_dataclass(value):
-        return {field.name: getattr(value, field.name, None) for field in fields(value)}
-    return _attributes(value) if _holds_tensors(value, {}) else None
+    return None if isinstance(value, Tensor | nn.Module | type | FunctionType | ModuleType) else _attributes(value)
 
 
-def _holds_tensors(value: Any, seen: dict[int, Any]) -> bool:
-    """Whether a tensor lies anywhere within it; `seen`, by identity, has none."""
-    if isinstance(value, Tensor):
-        return True
-    if id(value) in seen or isinstance(value, nn.Module | type | FunctionType | ModuleType):
-        return False
+def _within(value: Any, place: Place, seen: dict[int, Any]) -> Iterator[tuple[Place, Any]]:
+    """All that lies within a value and holds nothing, or was `seen`, by identity; any object is gone through once."""
+    held = None if id(value) in seen else _held(value)
+    if not held:
+        yield place, value
+        return
     seen[id(value)] = value  # holding it keeps its identity
-    if isinstance(value, tuple | list):
-        return any(_holds_tensors(part, seen) for part in value)
-    held = value if isinstance(value, dict) else _attributes(value)
-    return any(_holds_tensors(part, seen) for part in held.values())
+    for key, part in held.items():
+        yield from _within(part, (*place, key), seen)
+
+
+def plain_values(value: Any) -> dict[Place, int | float | str | None]:
+    """The numbers and texts that lie within a value, and within objects that hold no tensors too."""
+    return {place: part for place, part in _within(value, (), {}) if isinstance(part, int | float | str | None)}
 
 
 def _attributes(value: Any) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from reprune.errors import UnsupportedModelError
 from reprune.model.block import Call
-from reprune.model.nested import Place, leaves, with_leaves, with_tensors
+from reprune.model.nested import Place, leaves, plain_values, with_leaves, with_tensors
 
 _IN_MEMORY = 2**30  # bytes of what samples are passed of their own
 
@@ -158,7 +158,7 @@ def _equal(one: Any, other: Any) -> bool:
         return False
     if isinstance(one, int | float | str | None):
         return bool(one == other)
-    return type(one) is type(other)
+    return type(one) is type(other) and plain_values(one) == plain_values(other)
 
 
 def to_device(calls: list[Call], device: torch.device) -> list[Call]:

@@ -239,7 +239,7 @@ def _elsewhere(what: str, *arguments: str) -> None:
         api.run_windows = running
     elif second:
         own = prepare.versions()
-        prepare.versions = lambda: {**own, "torch": what}
+        prepare.versions = lambda *pruners: {**own, "torch": what}
     together.command(*arguments)
 
 

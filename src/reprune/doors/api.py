@@ -20,6 +20,7 @@ from reprune.doors.prepare import (
     check_disk,
     check_distillation,
     check_memory,
+    check_model,
     check_out,
     check_ranks,
     check_schedule,
@@ -165,6 +166,7 @@ def _prune(recipe: Recipe, out: Path, watcher: Watcher, shared: Shared | None, r
     watcher.phase(None, "reading the model")
     folder = locate_model(recipe.model, notify=watcher.note)
     check_dense(folder)
+    check_model(ranks, recipe.model, folder)
     recipe = settle(recipe, ranks).settled()
     if slow := slowness(recipe.precision, recipe.device):
         watcher.note(slow)

@@ -23,8 +23,10 @@ from reprune.errors import InputError
 from reprune.math.launch import launched
 from reprune.math.ranks import ALONE, Ranks
 from reprune.model.block import Precision
+from reprune.model.checkpoint import Checkpoint, digests_beside
 from reprune.model.decoder import Decoder
 from reprune.model.local import local_path
+from reprune.model.locate import hub_commit
 from reprune.model.whole import whole_bytes
 from reprune.planning.layers import read_recipe
 from reprune.planning.recipe import Recipe
@@ -192,6 +194,25 @@ def other_versions(own: Mapping[str, str], than: Mapping[str, str], whose: str) 
     """Which versions differ, each with the other beside it and whose that is; empty where none do."""
     both = [(name, own.get(name, "none"), than.get(name, "none")) for name in {**own, **than}]
     return ", ".join(f"{name} {was} ({whose} {other})" for name, was, other in both if was != other)
+
+
+def check_model(ranks: Ranks, model: str, folder: Path, weights: bool = True) -> None:
+    """Raise `InputError`, on all ranks, unless each has found the model of the first, or all of it but its weights.
+
+    Commits of a Hub's that differ in nothing that decides the model are the same.
+    """
+    if ranks.alone:
+        return
+    known = digests_beside(folder) | ({"fingerprint": Checkpoint(folder).fingerprint()} if weights else {})
+    (commit, first), *others = ranks.each_tells([hub_commit(folder), known])
+    for number, (other, own) in enumerate(others, 1):
+        if differing := sorted(name for name in {*first, *own} if first.get(name) != own.get(name)):
+            why = "" if other == commit else f", as it has commit {other or 'none'} and the first {commit or 'none'}"
+            what = " and ".join(differing)
+            raise InputError(
+                f"{model}: process {number} of {ranks.count} has another {what} than the first{why}; "
+                + (f"give {model.partition('@')[0]}@{commit}." if commit else "put the same model on all machines.")
+            )
 
 
 def check_disk(recipe: Recipe, decoder: Decoder, samples: int, out: Path) -> None:

@@ -77,9 +77,7 @@ class Checkpoint:
         """
         self.folder = folder
         weights = self._files()
-        patterns = (*_BESIDE, *_OF_CODE) if _names_code(folder) else _BESIDE
-        beside = (file for pattern in patterns for file in folder.glob(pattern) if file.is_file())
-        self._unchanged = Unchanged({*weights, *beside})
+        self._unchanged = Unchanged({*weights, *_beside(folder)})
         found: dict[str, TensorEntry] = {}
         for file in weights:
             for name, entry in _read_header(file):
@@ -207,12 +205,23 @@ class Checkpoint:
             pool.shutdown(cancel_futures=True)
 
 
+def digests_beside(folder: Path) -> dict[str, str]:
+    """The SHA-256 of each file that decides a model beside its weights, by its name, as `Checkpoint.digests`."""
+    return {file.name: sha256(file) for file in sorted(_beside(folder))}
+
+
 def no_floats(place: str, name: str, dtype: str) -> UnsupportedModelError:
     """Why a weight of such numbers is refused."""
     return UnsupportedModelError(
         f"{place}: the tensor {name} is stored as {dtype}, which cannot be pruned; "
         "use the model's bfloat16, float16 or float32 weights."
     )
+
+
+def _beside(folder: Path) -> set[Path]:
+    """The files that decide a model, but its weights."""
+    patterns = (*_BESIDE, *_OF_CODE) if _names_code(folder) else _BESIDE
+    return {file for pattern in patterns for file in folder.glob(pattern) if file.is_file()}
 
 
 def _is_outside(name: str) -> bool:

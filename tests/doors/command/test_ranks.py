@@ -19,6 +19,7 @@ import pytest
 
 import reprune
 from reprune.engine.ledger import Ledger
+from tests.damage import flip_bit
 from tests.doors.conftest import QUICK, Cli
 from tests.engine import together
 from tests.engine.quick import tensors
@@ -249,19 +250,59 @@ def test_what_auto_is_on_the_first_machine_it_is_on_all(here: Path) -> None:
     assert [(one.code, one.out) for one in ended] == [(0, "products in float32\n")] * 2
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ["prune", "llama", *CR],
-        ["generate", "llama", *("--samples", "1", "--length", "32", "--language", "any", "--filters", "none")],
-    ],
-)
+GENERATE = ["--samples", "1", "--length", "32", "--language", "any", "--filters", "none", "--batch-size", "1"]
+
+
+@pytest.mark.parametrize("arguments", [["prune", "llama", *CR], ["generate", "llama", *GENERATE]])
 def test_another_version_on_another_machine_is_refused(arguments: list[str], here: Path) -> None:
     ended = _ended(together.start(2, _elsewhere, "1.0", *arguments, "--out", "new.jsonl"))
     assert [one.code for one in ended] == [2, 2]
     (said,) = _messages(ended)
     assert said.startswith("error: process 1 of 2 has torch 1.0 (the first ")
     assert not (here / "new.jsonl").exists()
+
+
+def _of_its_own_cache(*arguments: str) -> None:
+    """The command line, whose processes each have a cache of Hub models of their own."""
+    from huggingface_hub import constants
+
+    constants.HF_HUB_CACHE, constants.HF_HUB_OFFLINE = f"hub{os.environ['RANK']}", True
+    together.command(*arguments)
+
+
+@pytest.mark.parametrize(
+    "arguments", [["prune", "owner/tiny", *CR, "--reconstruct", "LR"], ["generate", "owner/tiny", *GENERATE]]
+)
+def test_another_commit_on_another_machine_is_refused_unless_it_is_the_same_model(
+    arguments: list[str], here: Path
+) -> None:
+    commits = ["01234567" * 5, "89abcdef" * 5]
+    for rank, commit in enumerate(commits):
+        repository = here / f"hub{rank}" / "models--owner--tiny"
+        model = shutil.copytree(here / "llama", repository / "snapshots" / commit)
+        (repository / "refs").mkdir()
+        (repository / "refs" / "main").write_text(commit)
+    (model / "README.md").write_text("a better card")
+    ended = _ended(together.start(2, _of_its_own_cache, *arguments, "--out", "same.jsonl"))
+    assert [one.code for one in ended] == [0, 0], ended
+    flip_bit(model / "model.safetensors", (model / "model.safetensors").stat().st_size - 1)
+    ended = _ended(together.start(2, _of_its_own_cache, *arguments, "--out", "new.jsonl"))
+    assert [one.code for one in ended] == [2, 2]
+    assert _messages(ended) == [
+        f"error: owner/tiny: process 1 of 2 has another fingerprint than the first, as it has commit {commits[1]} and "
+        f"the first {commits[0]}; give owner/tiny@{commits[0]}."
+    ]
+    assert not (here / "new.jsonl").exists()
+
+
+def test_another_tokenizer_on_another_machine_is_refused(here: Path) -> None:
+    other = shutil.copytree(here / "llama", here / "elsewhere" / "llama") / "tokenizer.json"
+    other.write_text(other.read_text() + "\n")
+    ended = _apart(here, here / "elsewhere", "prune", "llama", "--out", "two", *CR)
+    assert [one.code for one in ended] == [2, 2]
+    assert _messages(ended) == [
+        "error: llama: process 1 of 2 has another tokenizer.json than the first; put the same model on all machines."
+    ]
 
 
 def test_commands_of_one_process_are_refused(here: Path) -> None:

@@ -14,7 +14,7 @@ import torch
 from reprune.doors.devices import settle_together, slowness
 from reprune.doors.generation.endpoint import EndpointAuthor
 from reprune.doors.generation.local import LocalAuthor
-from reprune.doors.prepare import check_devices, check_versions
+from reprune.doors.prepare import check_devices, check_model, check_versions
 from reprune.engine.record import versions
 from reprune.errors import InputError, going_on
 from reprune.math.ranks import ALONE, Ranks
@@ -103,7 +103,9 @@ def generate(
     corpus = Corpus(local_path(out))
     require_filters(settings.filters)
     require_language(settings.language)
+    check_versions(ranks)
     folder = locate_model(os.fspath(model), notify=watcher.note, weights=endpoint is None)
+    check_model(ranks, os.fspath(model), folder, weights=endpoint is None)
     tokenizer = load_tokenizer(folder, trust_remote_code)
     settings = _fitting(folder, settings, len(beginning(tokenizer)), trust_remote_code)
     name = local_name(os.fspath(model))
@@ -114,7 +116,6 @@ def generate(
     }
 
     check_devices(str(device), ranks)
-    check_versions(ranks)
     where, products = settle_together(device, precision, ranks)
     with ExitStack() as stack:
         server: Author | None = None

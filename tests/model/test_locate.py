@@ -19,7 +19,7 @@ import huggingface_hub
 import pytest
 import torch
 import transformers
-from huggingface_hub import errors
+from huggingface_hub import _snapshot_download, errors
 from transformers import modeling_gguf_pytorch_utils
 
 from reprune.errors import InputError, UnsupportedModelError
@@ -416,6 +416,41 @@ def test_neither_pickles_nor_second_copies_are_downloaded() -> None:
     utils: Any = huggingface_hub.utils
     patterns = {"allow_patterns": locate._WANTED, "ignore_patterns": locate._UNWANTED}
     assert list(utils.filter_repo_objects(wanted + others, **patterns)) == wanted
+
+
+@pytest.mark.parametrize(
+    ("files", "downloaded", "message"),
+    [
+        (["README.md", "a.gguf"], [], r"in GGUF alone; .*'hf download owner/tiny a.gguf --revision v1'"),
+        (["b/a.gguf", "config.json"], ["config.json"], r"'hf download owner/tiny b/a.gguf --revision v1'"),
+        (["config.json", "pytorch_model.bin"], ["config.json"], r"pickles \(pytorch_model.bin\).*revision='v1'"),
+        (["config.json", "model.fp16.safetensors", "a/b.pt"], ["config.json"], r"no \*.safetensors"),
+        ([".gitattributes"], [], "has no config.json"),
+    ],
+)
+def test_what_a_hub_model_holds_is_named_where_nothing_of_it_is_wanted(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    files: list[str],
+    downloaded: list[str],
+    message: str,
+) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    snapshot = tmp_path / "hub" / "models--owner--tiny" / "snapshots" / SHA
+    for file in downloaded:
+        snapshot.mkdir(parents=True)
+        (snapshot / file).write_text(json.dumps(LLAMA))
+    siblings = [{"rfilename": file} for file in files]
+    info = huggingface_hub.ModelInfo(id="owner/tiny", sha=SHA, tags=[], siblings=siblings)
+    tree = [huggingface_hub.RepoFile(path=file, size=1, oid="") for file in files]
+    monkeypatch.setattr(huggingface_hub.HfApi, "repo_info", lambda *_, **__: info)
+    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_tree", lambda *_, **__: iter(tree))
+    monkeypatch.setattr(_snapshot_download, "hf_hub_download", lambda *_, **__: "")  # it is there
+    with pytest.raises(InputError, match=message):
+        locate_model("owner/tiny@v1")
+    assert not caplog.records
 
 
 def raising(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:

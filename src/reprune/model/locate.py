@@ -6,8 +6,10 @@ names, files and the libraries that fetch and convert; knows nothing of blocks, 
 
 from __future__ import annotations
 
+import logging
 import re
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from reprune.errors import InputError, UnsupportedModelError, lacks_home, short
@@ -34,7 +36,7 @@ _UNWANTED = [  # second copies of the same weights
     *(f"*.{kind}{rest}" for kind in ("fp16", "bf16", "fp32") for rest in (".safetensors", "-*", ".index.*")),
 ]
 COMMIT = re.compile(r"[0-9a-f]{40}")  # as the caches of models and of data sets name folders
-_PICKLE = re.compile(r"pytorch_model.*\.bin|.*\.(pth|pt|ckpt)")
+_PICKLE = re.compile(r"pytorch_model.*\.bin|[^/]*\.(pth|pt|ckpt)")
 GENERATIVE = re.compile(r"(ForCausalLM|LMHeadModel|ForConditionalGeneration)$")
 _NOT_GENERATIVE = re.compile(r"For(MaskedLM|\w*Classification|\w*QuestionAnswering|MultipleChoice)$")
 
@@ -100,17 +102,23 @@ def _looks_like_path(identifier: str) -> bool:
     return bool(slash) and (not name or "/" in name or Path(owner).exists())
 
 
-def _check_folder(folder: Path, model: str, weights: bool, revision: str | None = None) -> None:
-    """Raise unless the folder holds a decoder's configuration and, where they are needed, safetensors weights."""
+def _check_folder(
+    folder: Path, model: str, weights: bool, revision: str | None = None, left: Sequence[str] = ()
+) -> None:
+    """Raise unless the folder holds a decoder's configuration and, where they are needed, safetensors weights.
+
+    Of the files that were `left` on the Hub, names alone are known.
+    """
     name = f"{model}@{revision}" if revision else model
     check_readable(folder)
     check_readable(*(file for pattern in LOADED for file in folder.glob(pattern)))
-    names = sorted(path.name for path in folder.iterdir())
+    here = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    names = sorted({*here, *left})
     ggufs = [file for file in names if file.lower().endswith(".gguf")]
     adapter = "adapter_config.json" in names
     if "config.json" in names:
         _check_config(folder / "config.json", name)
-        own = any(file.endswith(".safetensors") and not file.startswith("adapter_") for file in names)
+        own = any(file.endswith(".safetensors") and not file.startswith("adapter_") for file in here)
         if weights and own and adapter:
             raise InputError(
                 f"{name}: holds a PEFT adapter beside its weights (adapter_config.json); give the model with it merged "
@@ -133,7 +141,9 @@ def _check_folder(folder: Path, model: str, weights: bool, revision: str | None 
     elif not ggufs:
         raise InputError(f"{name}: has no config.json, so it is not a model folder.")
     if ggufs:
-        raise InputError(f"{name}: holds a model in GGUF alone; name the file itself: {Path(name, ggufs[0])}")
+        at = f" --revision {revision}" if revision else ""
+        way = f"what 'hf download {model} {ggufs[0]}{at}' gives" if ggufs[0] in left else f"{Path(name, ggufs[0])}"
+        raise InputError(f"{name}: holds a model in GGUF alone; name the file itself: {way}")
     raise InputError(f"{name}: holds no *.safetensors files, the only weights that are read from a folder.")
 
 
@@ -159,7 +169,8 @@ def _from_hub(model: str, revision: str | None, weights: bool) -> Path:
     fetch = huggingface_hub.snapshot_download
     wanted = [pattern for pattern in _WANTED if weights or not pattern.endswith(".safetensors")]
     try:
-        folder = Path(fetch(model, revision=revision, allow_patterns=wanted, ignore_patterns=_UNWANTED))
+        with _silent_where_nothing_is_wanted():
+            folder = Path(fetch(model, revision=revision, allow_patterns=wanted, ignore_patterns=_UNWANTED))
     except Exception as error:  # its own errors, those of its HTTP client, plain OSErrors
         # Offline it refuses a cached model that lacks any file of the repository, even one that nobody reads.
         cached = getattr(error, "snapshot_path", None)
@@ -170,8 +181,27 @@ def _from_hub(model: str, revision: str | None, weights: bool) -> Path:
         if cached is None or (weights and not is_whole(Path(cached))):
             raise InputError(_hub_message(error, model, revision)) from None
         folder = Path(cached)
-    _check_folder(folder, model, weights, revision)
+    left: list[str] = []
+    if not (folder / "config.json").exists() or (weights and not any(folder.glob("*.safetensors"))):
+        with suppress(Exception):  # it only helps to say what is there instead
+            left = huggingface_hub.HfApi().list_repo_files(model, revision=folder.name)
+    _check_folder(folder, model, weights, revision, [name for name in left if not (folder / name).exists()])
     return folder
+
+
+@contextmanager
+def _silent_where_nothing_is_wanted() -> Iterator[None]:
+    """Keep the library from printing all patterns where no file fits them: what is there is said instead."""
+    logger = logging.getLogger("huggingface_hub._snapshot_download")
+
+    def fits(record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith("No files matched")
+
+    logger.addFilter(fits)
+    try:
+        yield
+    finally:
+        logger.removeFilter(fits)
 
 
 def _hub_message(error: Exception, model: str, revision: str | None) -> str:

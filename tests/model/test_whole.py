@@ -186,6 +186,17 @@ def test_what_transformers_cannot_load_is_an_input_error(tmp_path: Path) -> None
         load_model(folder, CPU)
 
 
+@pytest.mark.parametrize("raised", [AssertionError, AttributeError, NameError, SyntaxError, TypeError])
+def test_whatever_a_models_own_code_raises_is_an_input_error(raised: type[Exception], tmp_path: Path) -> None:
+    folder = tiny.save("llama", tmp_path / "model")
+    (folder / "own.py").write_text(f"raise {raised.__name__}('its own')")
+    config = json.loads((folder / "config.json").read_text())
+    config["auto_map"] = {"AutoModelForCausalLM": "own.Own"}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match=f"model: Transformers cannot load it: {raised.__name__}: its own"):
+        load_model(folder, CPU, trust_remote_code=True)
+
+
 def test_memory_that_runs_out_is_no_input_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_memory(*_: Any, **__: Any) -> None:
         raise RuntimeError("[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory: 9 bytes")

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from reprune.errors import InputError, UnsupportedModelError
+from reprune.errors import InputError, UnsupportedModelError, out_of_memory, short
 from reprune.model.locate import GENERATIVE
 from reprune.model.quiet import quiet_transformers
 
@@ -97,6 +97,13 @@ def build_bare(folder: Path, trust_remote_code: bool) -> Any:
             said = str(error).partition("\n")[0]  # what follows names all models of Transformers
             raise UnsupportedModelError(
                 f"{folder.name}: {config.model_type} is not a causal language model of Transformers: {said:.300}"
+            ) from None
+        except Exception as error:  # the model's own code, which may come with it, on what config.json says
+            if out_of_memory(error) is not None:
+                raise
+            raise UnsupportedModelError(
+                f"{folder.name}: Transformers cannot make the model of its config.json ({short(error, 300)}); mend "
+                "that until plain Transformers loads the folder."
             ) from None
         check_embedding(model)
         model.tie_weights()

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from reprune.errors import InputError, UnsupportedModelError, out_of_memory
+from reprune.errors import InputError, UnsupportedModelError, out_of_memory, short
 from reprune.model.bare import build_bare, check_embedding, model_class, read_config
 from reprune.model.block import Precision
 from reprune.model.checkpoint import Checkpoint, TensorEntry
@@ -125,10 +125,10 @@ def _from_pretrained(folder: Path, dtype: torch.dtype, trust_remote_code: bool) 
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # which are named below; Transformers' own error names none
             )
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:  # the last: of a quantizer's package
+    except Exception as error:  # the model's own code and a quantizer's raise nearly anything
         if out_of_memory(error) is not None:
             raise
-        raise InputError(f"{folder}: Transformers cannot load it: {' '.join(str(error).split()):.300}") from None
+        raise InputError(f"{folder}: Transformers cannot load it: {short(error, 300)}") from None
     check_embedding(model)
     # Buffers it makes itself; parameters that it does not find are random, others at each load.
     parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}

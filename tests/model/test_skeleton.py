@@ -191,8 +191,11 @@ def test_quantized_weights_are_refused_with_what_to_use_instead(tmp_path: Path) 
     part = tf.LlavaConfig(text_config=tiny.CONFIGS["llama"]()).to_dict()
     part["text_config"] |= quantized
     for config in (whole, part):
-        with pytest.raises(UnsupportedModelError, match=r"weights are quantized.*bfloat16, float16 or float32"):
+        with pytest.raises(
+            UnsupportedModelError, match=r"weights are quantized.*bfloat16, float16 or float32"
+        ) as refused:
             Skeleton(_config(tmp_path, **config))
+        assert str(refused.value).endswith("weights (a .gguf file is dequantized by itself).")
 
 
 @pytest.mark.parametrize("values", [{}, {"model_type": "no-such-model"}, {"model_type": "llama", "hidden_size": "x"}])

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from reprune.errors import InputError, UnsupportedModelError, out_of_memory, short
 from reprune.model.locate import GENERATIVE
+from reprune.model.quantized import dequantizing
 from reprune.model.quiet import quiet_transformers
 
 
@@ -83,7 +84,8 @@ def build_bare(folder: Path, trust_remote_code: bool) -> Any:
         if any(setting(one, "quantization_config") is not None for one in (config, setting(config, "text_config"))):
             raise UnsupportedModelError(
                 f"{folder.name}: its weights are quantized, and quantized weights cannot be pruned; "
-                "use the model's bfloat16, float16 or float32 weights (a .gguf file is dequantized by itself)."
+                "use the model's bfloat16, float16 or float32 weights (a .gguf file is dequantized by itself)"
+                f"{dequantizing(folder)}."
             )
         kind = model_class(config)
         try:

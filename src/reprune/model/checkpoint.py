@@ -21,6 +21,7 @@ from torch import Tensor
 
 from reprune.errors import InputError, UnsupportedModelError
 from reprune.model.durable import sha256
+from reprune.model.quantized import dequantizing
 from reprune.model.readable import check_readable
 from reprune.model.unchanged import Unchanged
 from reprune.model.wellformed import read_json
@@ -210,11 +211,12 @@ def digests_beside(folder: Path) -> dict[str, str]:
     return {file.name: sha256(file) for file in sorted(_beside(folder))}
 
 
-def no_floats(place: str, name: str, dtype: str) -> UnsupportedModelError:
-    """Why a weight of such numbers is refused."""
+def no_floats(place: Path, name: str, dtype: str) -> UnsupportedModelError:
+    """Why a weight of such numbers is refused, in a file or a folder."""
+    way = dequantizing(place if place.is_dir() else place.parent)
     return UnsupportedModelError(
-        f"{place}: the tensor {name} is stored as {dtype}, which cannot be pruned; "
-        "use the model's bfloat16, float16 or float32 weights."
+        f"{place.name}: the tensor {name} is stored as {dtype}, which cannot be pruned; "
+        f"use the model's bfloat16, float16 or float32 weights{way}."
     )
 
 
@@ -257,6 +259,6 @@ def _read_header(file: Path) -> Iterator[tuple[str, TensorEntry]]:
         if name == "__metadata__":
             continue
         if entry["dtype"] not in DTYPES:
-            raise no_floats(file.name, name, entry["dtype"])
+            raise no_floats(file, name, entry["dtype"])
         begin, end = entry["data_offsets"]
         yield name, TensorEntry(file, tuple(entry["shape"]), DTYPES[entry["dtype"]], end - begin, 8 + length + begin)

@@ -1,0 +1,43 @@
+"""Of quantized weights it is said how plain ones are made of them, where Transformers does that."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from reprune.errors import UnsupportedModelError
+from reprune.model.decoder import Decoder
+from reprune.model.quantized import dequantizing
+from tests import tiny
+
+
+def _quantized(folder: Path, method: str) -> Path:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": method}}))
+    return folder
+
+
+@pytest.mark.parametrize(("method", "kind"), [("mxfp4", "Mxfp4Config"), ("fp8", "FineGrainedFP8Config")])
+def test_the_way_is_that_of_the_quantizer(method: str, kind: str, tmp_path: Path) -> None:
+    with pytest.raises(
+        UnsupportedModelError, match=rf"are quantized.*; where there are none, .*={kind}\(dequantize=True"
+    ):
+        Decoder(_quantized(tiny.save("llama", tmp_path), method))
+
+
+@pytest.mark.parametrize("method", ["gptq", "nonesuch"])
+def test_where_transformers_knows_none_nothing_is_said(method: str, tmp_path: Path) -> None:
+    assert dequantizing(_quantized(tiny.save("llama", tmp_path), method)) == dequantizing(tmp_path / "none") == ""
+
+
+def test_it_is_said_of_weights_that_are_stored_in_eight_bits_too(tmp_path: Path) -> None:
+    folder = _quantized(tiny.save("llama", tmp_path), "fp8")
+    tensors = load_file(folder / "model.safetensors")
+    name = "model.layers.1.mlp.up_proj.weight"
+    save_file({**tensors, name: tensors[name].to(torch.float8_e4m3fn)}, folder / "model.safetensors")
+    with pytest.raises(UnsupportedModelError, match=rf"{name} is stored as F8_E4M3.*FineGrainedFP8Config\(dequantize"):
+        Decoder(folder)

@@ -354,7 +354,30 @@ def test_a_model_whose_first_weights_are_no_text_model_s_is_streamed_too(tmp_pat
 def test_a_missing_parameter_of_a_block_is_named(tmp_path: Path) -> None:
     missing = "model.layers.1.mlp.up_proj.weight"
     folder = _edited(tiny.save("llama", tmp_path), lambda tensors: tensors.pop(missing))
-    with pytest.raises(UnsupportedModelError, match=r"mlp\.up_proj\.weight of block 1 .*" + missing):
+    with pytest.raises(
+        UnsupportedModelError, match=rf"mlp\.up_proj\.weight of block 1 .*{missing}.* download the model"
+    ):
+        Decoder(folder)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("model.", "_orig_mod.model."),
+        ("model.", "base_model.model.model."),
+        ("q_proj.", "q_proj.base_layer."),
+        ("model.layers.0.self_attn.", "layers.0.attention."),
+    ],
+)
+def test_tensors_under_names_that_nothing_reads_are_named(old: str, new: str, tmp_path: Path) -> None:
+    def rename(tensors: dict[str, Tensor]) -> None:
+        for name in list(tensors):
+            tensors[name.replace(old, new)] = tensors.pop(name)
+        tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(4)  # an old buffer
+
+    name = "model.layers.0.self_attn.q_proj.weight"
+    folder = _edited(tiny.save("llama", tmp_path), rename)
+    with pytest.raises(UnsupportedModelError, match=f"{name} or .*; they hold {name.replace(old, new)}, which nothing"):
         Decoder(folder)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from typing import final
@@ -85,7 +86,7 @@ class Decoder:
             conversion = self._layout.of_parameter.get(path + name)
             if conversion is None:
                 if name in parameters:
-                    raise UnsupportedModelError(self._why_missing(index, name))
+                    raise UnsupportedModelError(self._why_missing(index, name, tuple(tensor.shape)))
                 continue
             if outside := next((one for one in conversion.parameters if not one.startswith(path)), None):
                 raise UnsupportedModelError(
@@ -102,7 +103,7 @@ class Decoder:
             self._layout.check(path + name, conversion, tensor)
         return list(found.values())
 
-    def _why_missing(self, index: int, name: str) -> str:
+    def _why_missing(self, index: int, name: str, shape: tuple[int, ...]) -> str:
         full = self._path(index) + name
         if others := self._outside.aliases.get(full):
             return (
@@ -114,10 +115,25 @@ class Decoder:
                 f"{self.folder.name}: its weights are quantized ({packed}), and quantized weights cannot be pruned; "
                 "use the model's bfloat16, float16 or float32 weights."
             )
+        way = "the files may be incomplete, download the model again"
+        if unread := self._unread(index, full, shape):
+            way = (
+                f"they hold {unread}, which nothing reads: rename the tensors, or save what is wrapped (by "
+                "torch.compile, DDP or PEFT) with save_pretrained"
+            )
         return (
             f"{self.folder.name}: the parameter {name} of block {index} is not in its safetensors files under the name "
-            f"{full} or another that Transformers reads; the files may be incomplete, download the model again."
+            f"{full} or another that Transformers reads; {way}."
         )
+
+    def _unread(self, index: int, name: str, shape: tuple[int, ...]) -> str | None:
+        """The stored tensor that comes closest to a parameter's name, of those of its shape that nothing reads."""
+        unread = (
+            stored
+            for stored, entry in self.checkpoint.entries.items()
+            if entry.shape == shape and str(index) in stored.split(".") and not self._layout.parameters_of(stored)
+        )
+        return next(iter(get_close_matches(name, unread, 1, 0.0)), None)
 
     @property
     def used(self) -> list[str]:

@@ -177,10 +177,21 @@ def test_a_file_of_something_else_is_refused_by_name(tmp_path: Path) -> None:
         Checkpoint(tmp_path)
 
 
-def test_numbers_of_eight_bits_are_refused_by_name(tmp_path: Path) -> None:
-    folder = _folder(tmp_path, model={"a": torch.ones(2).to(torch.float8_e4m3fn)})
-    with pytest.raises(UnsupportedModelError, match="the tensor a is stored as F8_E4M3"):
-        Checkpoint(folder)
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.uint16, torch.uint32])
+def test_a_tensor_may_be_of_numbers_in_which_no_weight_is(dtype: torch.dtype, tmp_path: Path) -> None:
+    tensor = torch.ones(2).to(dtype)
+    checkpoint = Checkpoint(_folder(tmp_path, model={"a": tensor}))
+    assert checkpoint.entries["a"].dtype == dtype
+    assert checkpoint.entries["a"].bytes == tensor.nbytes
+    assert checkpoint.tensor("a").tolist() == tensor.tolist()
+
+
+def test_numbers_that_pytorch_does_not_know_are_refused_by_name(tmp_path: Path) -> None:
+    header = json.dumps({"a": {"dtype": "F6_E2M3", "shape": [4], "data_offsets": [0, 3]}}).encode()
+    file = _folder(tmp_path) / "model.safetensors"
+    file.write_bytes(len(header).to_bytes(8, "little") + header + bytes(3))
+    with pytest.raises(UnsupportedModelError, match="the tensor a is stored as F6_E2M3"):
+        Checkpoint(tmp_path)
 
 
 def test_a_fingerprint_stays_the_same_wherever_the_model_lies(tmp_path: Path, folder_of: FolderOf) -> None:

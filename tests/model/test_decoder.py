@@ -221,8 +221,9 @@ def test_a_checkpoint_with_one_more_prefix_is_read(tmp_path: Path, ids: Tensor) 
     assert_same_states(streamed(decoder, ids, 3), states_of(tiny.build("llama"), "model.layers", ids))
 
 
-def test_old_buffers_that_the_model_no_longer_knows_are_passed_on(tmp_path: Path) -> None:
-    buffer = torch.tril(torch.ones(1, 1, 8, 8, dtype=torch.uint8))
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16])
+def test_old_buffers_that_the_model_no_longer_knows_are_passed_on(dtype: torch.dtype, tmp_path: Path) -> None:
+    buffer = torch.tril(torch.ones(1, 1, 8, 8)).to(dtype)
     folder = _edited(tiny.save("gpt2", tmp_path), lambda tensors: tensors.update({"h.1.attn.bias": buffer}))
     decoder = Decoder(folder)
     assert torch.equal(decoder.rounded(decoder.load(1))[0]["h.1.attn.bias"], buffer)
@@ -388,8 +389,10 @@ def test_a_tensor_of_a_block_under_two_names_is_refused(tmp_path: Path) -> None:
         Decoder(folder)
 
 
-@pytest.mark.parametrize("name", ["model.layers.1.mlp.up_proj.weight", "model.layers.0.input_layernorm.weight"])
-@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int32])
+@pytest.mark.parametrize(
+    "name", ["model.layers.1.mlp.up_proj.weight", "model.layers.0.input_layernorm.weight", "lm_head.weight"]
+)
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int32, torch.float8_e4m3fn])
 def test_weights_that_are_no_floats_are_refused_by_name(name: str, dtype: torch.dtype, tmp_path: Path) -> None:
     folder = _edited(tiny.save("llama", tmp_path), lambda tensors: tensors.update({name: tensors[name].to(dtype)}))
     with pytest.raises(UnsupportedModelError, match=rf"the tensor {name} is stored as {str(dtype)[6:]}, which cannot"):

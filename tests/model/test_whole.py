@@ -216,6 +216,17 @@ def test_the_package_of_a_quantizer_that_is_not_there_is_named(tmp_path: Path, m
         load_model(folder, CPU)
 
 
+def test_weights_of_eight_bits_whose_scale_nothing_says_are_refused_by_name(tmp_path: Path) -> None:
+    folder = tiny.save("llama", tmp_path / "model")
+    tensors = load_file(folder / "model.safetensors")
+    few = tensors["lm_head.weight"].to(torch.float8_e4m3fn)
+    save_file(tensors | {"old": few}, folder / "model.safetensors", metadata={"format": "pt"})
+    load_model(folder, CPU)
+    save_file(tensors | {"lm_head.weight": few}, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UnsupportedModelError, match=r"model: the tensor lm_head\.weight is stored as float8_e4m3fn"):
+        load_model(folder, CPU)
+
+
 def test_a_weight_of_another_shape_is_named(tmp_path: Path) -> None:
     folder = tiny.save("llama", tmp_path / "model")
     config = json.loads((folder / "config.json").read_text())

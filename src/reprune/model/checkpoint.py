@@ -37,7 +37,18 @@ DTYPES = {
     "I8": torch.int8,
     "U8": torch.uint8,
     "BOOL": torch.bool,
+    "U64": torch.uint64,
+    "U32": torch.uint32,
+    "U16": torch.uint16,
+    "C64": torch.complex64,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E4M3FNUZ": torch.float8_e4m3fnuz,
+    "F8_E5M2": torch.float8_e5m2,
+    "F8_E5M2FNUZ": torch.float8_e5m2fnuz,
 }
+FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+"""In which a weight is stored as it is: other floats come with scales, which are nothing without a quantizer."""
+
 NAMES_WEIGHTS = "transformers_weights"
 """What config.json may say, on loading, of the file that holds the weights."""
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from reprune.errors import UnsupportedModelError, short
-from reprune.model.checkpoint import Checkpoint, no_floats
+from reprune.model.checkpoint import FLOATS, Checkpoint, no_floats
 
 
 @dataclass
@@ -89,7 +89,7 @@ class Layout:
         """Raise `UnsupportedModelError` unless a parameter comes as floats, in the shape that the model wants."""
         if isinstance(wanted, nn.Parameter) and wanted.is_floating_point():
             for stored in conversion.stored:
-                if not (dtype := self._checkpoint.entries[stored].dtype).is_floating_point:
+                if (dtype := self._checkpoint.entries[stored].dtype) not in FLOATS:
                     raise no_floats(self._checkpoint.folder, stored, str(dtype).removeprefix("torch."))
         self.check_shape(name, conversion, wanted)
 

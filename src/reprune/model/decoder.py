@@ -62,7 +62,7 @@ class Decoder:
         self.weightless = Weightless(self.skeleton, self.precision, self._outside.fill_with_nothing)
         self._blocks = [self._conversions(index) for index in range(len(self))]
         self._block_of = {name: self._find_block_of(name) for name in self.checkpoint.entries}
-        self._outside.check_shapes()
+        self._outside.check()
         self._passing = Passing(folder.name)
 
     def __len__(self) -> int:

@@ -48,11 +48,14 @@ class Outside:
             and not any(pattern.search(name) for pattern in made)
         ]
 
-    def check_shapes(self) -> None:
-        """Raise `UnsupportedModelError` where the checkpoint holds one in another shape; none could load the result."""
+    def check(self) -> None:
+        """Raise `UnsupportedModelError` where the checkpoint holds one that is no floats, or of another shape.
+
+        None could load the result.
+        """
         for name, parameter in self._model.named_parameters(remove_duplicate=False):
             if is_outside(name, (self._blocks_path,)) and name in self._layout.of_parameter:
-                self._layout.check_shape(name, self._layout.of_parameter[name], parameter)
+                self._layout.check(name, self._layout.of_parameter[name], parameter)
 
     def fill(
         self,

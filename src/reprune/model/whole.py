@@ -24,7 +24,7 @@ from transformers.pytorch_utils import Conv1D
 from reprune.errors import InputError, UnsupportedModelError, out_of_memory, short
 from reprune.model.bare import build_bare, check_embedding, model_class, read_config
 from reprune.model.block import Precision
-from reprune.model.checkpoint import Checkpoint, TensorEntry
+from reprune.model.checkpoint import FLOATS, Checkpoint, TensorEntry, no_floats
 from reprune.model.conversion import Layout
 from reprune.model.linears import find_linears
 from reprune.model.products import candidates
@@ -42,7 +42,9 @@ def load_model(
 
     Raises:
         InputError: Transformers cannot load it.
+        UnsupportedModelError: its weights are stored as floats that are nothing without their scales.
     """
+    _check_floats(folder, trust_remote_code)
     products = (precision or Precision()).products
     bare = None
     dtype = torch.float32
@@ -111,6 +113,16 @@ def _used(checkpoint: Checkpoint, bare: Any | None) -> list[TensorEntry]:
 
 def _dtypes(entries: Iterable[TensorEntry]) -> set[torch.dtype]:
     return {entry.dtype for entry in entries if entry.dtype.is_floating_point}
+
+
+def _check_floats(folder: Path, trust_remote_code: bool) -> None:
+    """Raise `UnsupportedModelError` where a weight is of eight bits: Transformers would take it without its scale."""
+    checkpoint = Checkpoint(folder)
+    small = {n: one for n, one in checkpoint.entries.items() if one.dtype.is_floating_point and one.dtype not in FLOATS}
+    used = _used(checkpoint, _bare(folder, trust_remote_code)) if small else []
+    for name, entry in small.items():
+        if entry in used:
+            raise no_floats(folder.name, name, str(entry.dtype).removeprefix("torch."))
 
 
 def _from_pretrained(folder: Path, dtype: torch.dtype, trust_remote_code: bool) -> Any:

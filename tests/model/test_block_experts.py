@@ -55,6 +55,24 @@ def _told(block: Block) -> list[Told]:
     return [(one.names, one.expert, one.stage) for one in block.groups(torch.randn(2, 3, 4), _CALL)]
 
 
+class _Sequences(nn.Module):
+    """Experts are sequences, in which linears have numbers of their own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.experts = nn.ModuleList(nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4)) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.experts[0](x[:, :1]).sum() + self.experts[1](x[:, 1:]).sum()
+
+
+def test_a_linear_of_a_sequence_is_not_of_the_stage_of_the_one_before_it() -> None:
+    block = Block(0, _Sequences(), torch.device("cpu"), Precision())
+    assert _told(block) == [
+        ((f"experts.{expert}.{place}",), True, f"experts.*.{place}") for expert in range(2) for place in (0, 2)
+    ]
+
+
 def test_listed_experts_are_of_the_stage_of_their_like_and_come_last_where_no_token_reaches_them() -> None:
     block = Block(0, _Listed(), torch.device("cpu"), Precision())
     assert block.routed

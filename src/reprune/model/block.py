@@ -246,8 +246,10 @@ class Block:
                 yield linear
 
     def _plain_group(self, linears: tuple[Linear, ...]) -> LinearGroup:
-        expert = any(self._lists(linears[0]))
-        return LinearGroup(linears, expert=expert, stage=_in_lists(linears[0].name) if expert else None)
+        parts = linears[0].name.split(".")
+        for path in (lists := list(self._lists(linears[0]))):
+            parts[path.count(".") + 1] = "*"  # its number there: mlp.experts.*.up_proj
+        return LinearGroup(linears, expert=bool(lists), stage=".".join(parts) if lists else None)
 
     def _lists(self, linear: Linear) -> Iterator[str]:
         """The lists of modules that a linear lies in, by path: mlp.experts of mlp.experts.3.up_proj."""
@@ -287,8 +289,3 @@ def _tell(
     saw: Callable[[Linear, Tensor], None], linear: Linear, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> None:
     saw(linear, args[0] if args else next(iter(kwargs.values())))
-
-
-def _in_lists(name: str) -> str:
-    """A linear's name with a star for its number in a list: mlp.experts.*.up_proj."""
-    return ".".join("*" if part.isdigit() else part for part in name.split("."))

@@ -105,15 +105,25 @@ def test_a_cell_that_was_interrupted_is_resumed(
     assert read_study(here / "s")["dense"] == read_study(whole)["dense"]
 
 
-def test_all_cells_prune_the_commit_that_a_study_was_begun_with(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The branch moves to another model after the first cell; by the commit the study can be gone on with."""
+FIRST, SECOND = "01234567" * 5, "89abcdef" * 5
+
+
+@pytest.fixture
+def repository(here: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """In the cache of Hub models owner/tiny, whose branch is at its first commit."""
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(here / "hub"))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    repository, first, second = here / "hub" / "models--owner--tiny", "01234567" * 5, "89abcdef" * 5
-    tiny.save("llama", repository / "snapshots" / first)
+    repository = here / "hub" / "models--owner--tiny"
+    tiny.save("llama", repository / "snapshots" / FIRST)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(FIRST)
+    return repository
+
+
+def test_all_cells_prune_the_commit_that_a_study_was_begun_with(repository: Path) -> None:
+    """The branch moves to another model after the first cell; by the commit the study can be gone on with."""
+    first, second, main = FIRST, SECOND, repository / "refs" / "main"
     tiny.save("qwen2", repository / "snapshots" / second)
-    (main := repository / "refs" / "main").parent.mkdir()
-    main.write_text(first)
 
     class Moving(StudyWatcher):
         def cell_ended(self, cell: Any, seconds_left: float | None) -> None:
@@ -126,6 +136,32 @@ def test_all_cells_prune_the_commit_that_a_study_was_begun_with(here: Path, monk
     with pytest.raises(InputError, match=rf"model commit {first}, now {second}; .* a commit is given as ID@COMMIT\)"):
         study("owner/tiny", "s", **grid)
     assert study(f"owner/tiny@{first}", "s", **grid)["model"] == record["model"]
+
+
+def test_a_study_whose_branch_moves_on_goes_on_with_its_commit_where_only_a_card_is_new(
+    repository: Path, here: Path
+) -> None:
+    grid = {"rungs": ["LR"], **SETTINGS, "texts": ["test.txt"]}
+    record = study("owner/tiny", "s", pruners=["magnitude"], **grid)
+    new = shutil.copytree(repository / "snapshots" / FIRST, repository / "snapshots" / SECOND)
+    (new / "README.md").write_text("a better card")
+    (repository / "refs" / "main").write_text(SECOND)
+    notes: list[str] = []
+    heard = Heard()
+    heard.note = notes.append  # type: ignore[method-assign]
+    assert study("owner/tiny", "s", pruners=["wanda"], **grid, watcher=heard)["model"] == record["model"]
+    assert notes == [
+        f"owner/tiny is commit {SECOND}; the study goes on with owner/tiny@{FIRST}, which it was begun with"
+    ]
+    run = json.loads((here / "s" / "cells" / "wanda-LR-seed0" / "reprune.json").read_text())
+    assert run["model"]["commit"] == FIRST
+    (repository / "snapshots" / FIRST).rename(here / "gone")
+    with pytest.raises(InputError, match=f"owner/tiny at revision {FIRST}: no folder here, nor is it whole in"):
+        study("owner/tiny", "s", pruners=["wanda"], **grid)
+    (new / "tokenizer.json").write_text((new / "tokenizer.json").read_text() + "\n")
+    message = rf"model commit {FIRST}, now {SECOND}; model files\.tokenizer\.json .*ID@COMMIT"
+    with pytest.raises(InputError, match=message):
+        study("owner/tiny", "s", pruners=["wanda"], **grid)
 
 
 @pytest.mark.parametrize("measure", ["perplexity", "errors"])

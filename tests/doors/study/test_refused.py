@@ -68,6 +68,20 @@ def test_another_model_another_version_or_another_text_of_the_same_name_is_refus
         study("llama", "s", **SMALL, **SETTINGS)
 
 
+def test_another_tokenizer_is_refused_by_its_file_where_that_is_on_record(here: Path, llama: Path, whole: Path) -> None:
+    """Also where it makes the same tokens of the texts that are calibrated on."""
+    folder = copy_of(whole, here)
+    (here / "llama").unlink()
+    tokenizer = shutil.copytree(llama, here / "llama") / "tokenizer.json"
+    tokenizer.write_text(tokenizer.read_text() + "\n")
+    with pytest.raises(InputError, match=r"settings: model files\.tokenizer\.json [0-9a-f]{12}, now [0-9a-f]{12}[.] "):
+        study("llama", "s", **SMALL, **SETTINGS)
+    record = json.loads((folder / "study.json").read_text())
+    del record["model"]["files"]
+    (folder / "study.json").write_text(json.dumps(record))
+    assert study("llama", "s", **SMALL, **SETTINGS)["model"] == record["model"]
+
+
 @pytest.mark.parametrize(
     "damage",
     [

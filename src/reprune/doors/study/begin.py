@@ -14,6 +14,7 @@ from reprune.doors.study.record import FORMAT, KIND, StudyFolder, StudyRecord, d
 from reprune.doors.study.watcher import NotesOfRun, StudyWatcher
 from reprune.engine.record import machine, versions
 from reprune.errors import InputError
+from reprune.model.checkpoint import digests_beside
 from reprune.model.decoder import Decoder
 from reprune.model.local import local_path
 from reprune.model.locate import at_commit, hub_commit
@@ -53,6 +54,11 @@ def begin(
     """
     plans = _planned(recipes, watcher)
     plan = next(iter(plans.values()))
+    found = _found(model, plan)
+    before = read_study(folder.path) if folder.exists else None
+    if before is not None and (begun := _as_begun(model, before["model"], found)) != model:
+        watcher.note(f"{model} is commit {found['commit']}; the study goes on with {begun}, which it was begun with")
+        return begin(begun, _of(begun, recipes), measures, folder, watcher)
     file = local_path(model)
     source = Unchanged([file] if file.is_file() else [])
     bench = Bench(measures, plan.recipe.device, plan.recipe.precision, plan.recipe.trust_remote_code)
@@ -65,11 +71,7 @@ def begin(
     record: StudyRecord = {
         "kind": KIND,
         "format": FORMAT,
-        "model": {
-            "name": local_name(model),
-            **({"commit": commit} if (commit := hub_commit(plan.folder)) else {}),
-            "fingerprint": plan.decoder.checkpoint.fingerprint(),
-        },
+        "model": found,
         "versions": versions(*sorted({cell.pruner for cell in recipes})),
         "machine": machine(plan.recipe.device),
         "settings": common(plan.recipe),
@@ -78,13 +80,17 @@ def begin(
         "dense": {"perplexity": {}, "zero_shot": None},
         "cells": [],
     }
-    if folder.exists:
-        record = _same(read_study(folder.path), record, folder, watcher)
+    if before is not None:
+        record = _same(before, record, folder, watcher)
     _check_sources(record, recipes, plan.recipe, plan.decoder)
     extend(record, recipes, plan.recipe.sparsity)
     model = at_commit(model, plan.folder)
-    recipes = {cell: recipe.model_copy(update={"model": model}) for cell, recipe in recipes.items()}
-    return Begun(model, recipes, bench, texts, record, plans, source)
+    return Begun(model, _of(model, recipes), bench, texts, record, plans, source)
+
+
+def _of(model: str, recipes: Mapping[Cell, Recipe]) -> dict[Cell, Recipe]:
+    """The recipes for a model by this name."""
+    return {cell: recipe.model_copy(update={"model": model}) for cell, recipe in recipes.items()}
 
 
 def _planned(recipes: Mapping[Cell, Recipe], watcher: StudyWatcher) -> dict[str, Plan]:
@@ -119,12 +125,39 @@ def _check_sources(record: StudyRecord, recipes: Mapping[Cell, Recipe], recipe: 
         check_data(record, known, {"sha256": drawn.sha256, "sources": [vars(source) for source in drawn.sources]})
 
 
+def _found(model: str, plan: Plan) -> dict[str, Any]:
+    """What a study has on record of its model."""
+    return {
+        "name": local_name(model),
+        **({"commit": commit} if (commit := hub_commit(plan.folder)) else {}),
+        "fingerprint": plan.decoder.checkpoint.fingerprint(),
+        "files": digests_beside(plan.folder),
+    }
+
+
+def _as_begun(model: str, begun: Mapping[str, Any], found: Mapping[str, Any]) -> str:
+    """The model by the commit that a study was begun with, where it is the same and its repository has moved on."""
+    identifier = model.partition("@")[0]
+    moved = begun.get("commit") and found.get("commit") not in (None, begun["commit"])
+    if not moved or str(begun.get("name")).partition("@")[0] != identifier or not _is_same_model(begun, found):
+        return model
+    return f"{identifier}@{begun['commit']}"
+
+
+def _is_same_model(begun: Mapping[str, Any], found: Mapping[str, Any]) -> bool:
+    """Whether it is, by whatever name or commit; older records lack the digests of files."""
+    known = begun.get("fingerprint"), begun.get("files", found["files"])
+    return known == (found["fingerprint"], found["files"])
+
+
 def _same(before: StudyRecord, now: StudyRecord, folder: StudyFolder, watcher: StudyWatcher) -> StudyRecord:
-    """The record that was there, if it is of the same study. A model may go by another name, or another commit."""
+    """The record that was there, if it is of the same study. A model may go by another name."""
     changed: list[str] = []
     begun, given = ({key: said for key, said in one["model"].items() if key != "name"} for one in (before, now))
-    if begun.get("fingerprint") == given["fingerprint"]:
+    if _is_same_model(begun, given):
         begun = given = {}
+    elif "files" not in begun:
+        del given["files"]
     parts: tuple[tuple[str, Mapping[str, Any], Mapping[str, Any]], ...] = (
         ("model ", begun, given),
         ("version of ", now["versions"] | before["versions"], before["versions"] | now["versions"]),

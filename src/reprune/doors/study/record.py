@@ -93,7 +93,7 @@ class StudyRecord(TypedDict):
 
     kind: str
     format: int
-    model: dict[str, str]  # its name, its fingerprint, and of a Hub's its commit
+    model: dict[str, Any]  # its name, its fingerprint, SHA-256 of files beside its weights, and of a Hub's its commit
     versions: dict[str, str]
     machine: dict[str, Any]
     settings: dict[str, Any]  # the recipe's keys that are common to all cells

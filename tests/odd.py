@@ -48,6 +48,7 @@ Quirk = Literal[
     "beside, by name",  # the same, as an entry of a mapping that all are passed
     "beside, without name",  # the same, where the argument has no name
     "handed on",  # blocks are given what the first block has put out
+    "handed on, in an object",  # the first block writes it into an object that all are passed
     "between",  # the model changes the states between its blocks
     "backwards",  # the last block runs first
     "again",  # the first block runs twice
@@ -111,6 +112,9 @@ class _Block(nn.Module):
             for value in side.values():
                 out = out + value
             side["seen"] = out.mean(-1, keepdim=True) if self.quirk == "by name, of tokens" else out.mean()
+        elif self.quirk == "handed on, in an object":
+            side.first = out if side.first is None else side.first
+            out = out + side.first
         elif side is not None and self.quirk != "beside, of no use":
             held = side.me.within if self.quirk == "per sample, in its own object" else side
             out = out + (held["nested"] if isinstance(held, dict) else getattr(held, "nested", held))
@@ -159,6 +163,11 @@ class _Base(nn.Module):
             for block in self._order():
                 states, beside = block(states, side=beside)
             return states if beside is None or not self.quirk.endswith("to the end") else states + beside
+        if self.quirk == "handed on, in an object":
+            side = SimpleNamespace(first=None)
+            for block in self._order():
+                states = block(states, side=side)
+            return states
         first: Tensor | None = None
         for block in self._order():
             states = block(states, side=first) if self.quirk == "handed on" else self._through(block, states, ids)

@@ -43,9 +43,14 @@ def _within(value: Any, place: Place, seen: dict[int, Any]) -> Iterator[tuple[Pl
         yield from _within(part, (*place, key), seen)
 
 
+def within(value: Any) -> dict[Place, Any]:
+    """What lies within a value, and within objects that hold no tensors too, by place."""
+    return dict(_within(value, (), {}))
+
+
 def plain_values(value: Any) -> dict[Place, int | float | str | None]:
-    """The numbers and texts that lie within a value, and within objects that hold no tensors too."""
-    return {place: part for place, part in _within(value, (), {}) if isinstance(part, int | float | str | None)}
+    """The numbers and texts of it."""
+    return {place: part for place, part in within(value).items() if isinstance(part, int | float | str | None)}
 
 
 def _attributes(value: Any) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from reprune.model.linears import find_linears, is_linear
 from reprune.model.quiet import quiet_transformers
 from reprune.model.recorder import Fill, LastBlockReached, fill_with_nothing, filling, is_outside, recorders, stop
 from reprune.model.uncached import uncached
+from reprune.model.written import refuse_written
 
 _FEW_TOKENS = 11  # a size that nothing else in a model is likely to have
 _RETURNED = (0, 1, 2, 3, 4, -2, -3, -4)
@@ -238,8 +239,9 @@ class Skeleton:
         states, calls = self._recorded(ids, fill_with_nothing, False)
         refuse_caches(name, calls)
         more = self.few_ids(3)[:, : -(-ids.shape[1] // 2)]
-        others, _ = self._recorded(more, fill_with_nothing, False)
+        others, calls_of_others = self._recorded(more, fill_with_nothing, False)
         self.release()
+        refuse_written(name, self.blocks, calls_of_others, others)
         places = axes((states.shape, others.shape), (ids.shape, more.shape))
         if places is None:
             raise UnsupportedModelError(

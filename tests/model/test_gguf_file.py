@@ -10,7 +10,7 @@ import gguf
 import numpy as np
 import pytest
 
-from reprune.errors import InputError
+from reprune.errors import InputError, UnsupportedModelError
 from reprune.model.gguf_file import GgufFile, read_gguf
 from tests import tiny
 from tests.doors.demo.test_model import write_gguf
@@ -94,3 +94,25 @@ def test_one_of_several_parts_is_refused_and_one_of_one_is_whole(said: Any) -> N
     for name in ("m-00001-of-00002.gguf", "M-00002-OF-00002.GGUF"):
         with pytest.raises(InputError, match="--merge"):
             said({}, name=name)
+
+
+@pytest.mark.parametrize(
+    ("kind", "arch", "message"),
+    [
+        ("adapter", "llama", r"is a LoRA adapter; merge it into its model first \(llama-export-lora\)"),
+        ("mmproj", "clip", "is of type mmproj, so it is no language model; give the .gguf file of the model itself"),
+        ("imatrix", "", "is of type imatrix, so"),
+        (None, "clip", r"has no clip\.block_count, so"),
+    ],
+)
+def test_what_is_no_model_is_refused_as_what_it_is(kind: str | None, arch: str, message: str, tmp_path: Path) -> None:
+    writer = gguf.GGUFWriter(tmp_path / "other.gguf", arch)
+    if kind is not None:
+        writer.add_type(kind)
+    writer.add_tensor("blk.0.attn_q.weight.lora_a", np.zeros((4, 32), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(UnsupportedModelError, match=rf"other\.gguf: {message}"):
+        read_gguf(tmp_path / "other.gguf", tmp_path / "other.gguf")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
-from reprune.errors import InputError, short
+from reprune.errors import InputError, UnsupportedModelError, short
 
 _WITH_BOS = ("llama3", "llama-v3", "llama-bpe", "pixtral", "tekken")
 """Ways to split text, after which llama.cpp puts BOS first in every text unless the file says otherwise."""
@@ -30,14 +30,21 @@ class GgufFile:
 
 
 def read_gguf(gguf: Path, file: Path) -> GgufFile:
-    """What is said in `file`, which the user calls `gguf`; raises `InputError` unless it is whole."""
+    """What is said in `file`, which the user calls `gguf`.
+
+    Raises:
+        InputError: it is not whole.
+        UnsupportedModelError: it is no language model's, but an adapter's or what else there is beside models.
+    """
     from gguf import GGUFReader
 
     if re.search(r"-\d{5}-of-(?!00001)\d{5}\.gguf$", gguf.name, re.IGNORECASE):
         raise InputError(f"{gguf}: is one of several parts; merge them (llama-gguf-split --merge FIRST OUT).")
     try:
         reader = GGUFReader(file)
-        architecture = str(reader.fields["general.architecture"].contents())
+        kind = str(reader.fields["general.type"].contents()) if "general.type" in reader.fields else "model"
+        # Files of other types may say nothing of an architecture.
+        architecture = str(reader.fields["general.architecture"].contents()) if kind == "model" else ""
         own = f"{architecture}."
         settings = {
             key.removeprefix(own): each.contents() for key, each in reader.fields.items() if key.startswith(own)
@@ -46,7 +53,14 @@ def read_gguf(gguf: Path, file: Path) -> GgufFile:
         raise InputError(
             f"{gguf}: is damaged, cut short or of an unknown version ({short(error)}); download it again."
         ) from None
-    blocks = int(settings.get("block_count", 0)) - int(settings.get("nextn_predict_layers", 0))
+    if kind == "adapter":
+        raise UnsupportedModelError(f"{gguf}: is a LoRA adapter; merge it into its model first (llama-export-lora).")
+    if kind != "model" or "block_count" not in settings:
+        what = f"is of type {kind}" if kind != "model" else f"has no {architecture}.block_count"
+        raise UnsupportedModelError(
+            f"{gguf}: {what}, so it is no language model; give the .gguf file of the model itself."
+        )
+    blocks = int(settings["block_count"]) - int(settings.get("nextn_predict_layers", 0))
     later = re.compile(r"blk\.(\d+)\.")  # blocks behind the model's own, which predict tokens further on
     tables = [tensor.data for tensor in reader.tensors if _TABLE in tensor.name]
     split = reader.fields.get("tokenizer.ggml.pre")

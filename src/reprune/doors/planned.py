@@ -48,6 +48,7 @@ from reprune.planning.layers import resolve_recipe
 from reprune.planning.recipe import Recipe
 from reprune.planning.schedule import Window
 from reprune.planning.survey import Survey, survey
+from reprune.planning.tokenizer import load_tokenizer
 
 _IN_ONE = 8  # GPUs of a machine
 
@@ -70,8 +71,8 @@ class Plan:
 
     @cached_property
     def refusals(self) -> tuple[str, ...]:
-        """Why `prune` would refuse, a line each: by the model, and by the memory and the disk that are here."""
-        checks: list[Callable[[], None]] = []
+        """Why `prune` would refuse, a line each: by the model, its tokenizer, and the memory and disk that are here."""
+        checks: list[Callable[[], object]] = [lambda: load_tokenizer(self.folder, self.recipe.trust_remote_code)]
         if self.machine is None:
             checks.append(lambda: check_memory(self.recipe, self.decoder, self.texts))
         if (out := self.out) is not None:

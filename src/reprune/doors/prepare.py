@@ -97,7 +97,7 @@ def said_trusting(recipe: object, content: Mapping[str, Any], made: Recipe, flag
     return None
 
 
-def refusal(check: Callable[[], None]) -> str | None:
+def refusal(check: Callable[[], object]) -> str | None:
     """What a check refuses, if it does."""
     try:
         check()

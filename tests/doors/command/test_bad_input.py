@@ -368,6 +368,8 @@ def test_a_model_without_a_tokenizer(here: Path, cli: Cli) -> None:
     tiny.build("llama").save_pretrained(here / "bare")
     _refused(cli, here, ["prune", "bare", "--out", "out", *QUICK], "bare: its tokenizer cannot be loaded")
     _refused(cli, here, ["evaluate", "bare", "--text", "text.txt"], "bare: its tokenizer cannot be loaded")
+    said = cli("plan", "bare", *QUICK)
+    assert (said.code, "refused bare: its tokenizer cannot be loaded" in " ".join(said.out.split())) == (2, True)
     (here / "bare" / "tokenizer_config.json").write_text('{"tokenizer_class": "LlamaTokenizer", "unk_token": "<unk>"}')
     _refused(cli, here, ["prune", "bare", "--out", "out", *QUICK], "bare: its tokenizer knows no words")
 

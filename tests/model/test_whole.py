@@ -227,6 +227,19 @@ def test_weights_of_eight_bits_whose_scale_nothing_says_are_refused_by_name(tmp_
         load_model(folder, CPU)
 
 
+def test_weights_in_files_of_other_names_are_named_with_what_to_do(tmp_path: Path) -> None:
+    one = tiny.save("llama", tmp_path / "one")
+    (one / "model.safetensors").rename(one / "model.fp16.safetensors")
+    with pytest.raises(
+        InputError, match=r"cannot load it: .*; its weights are in model\.fp16.* to model\.safetensors$"
+    ):
+        load_model(one, CPU)
+    several = tiny.save("llama", tmp_path / "several", max_shard_size="40kB")
+    (several / "model.safetensors.index.json").unlink()
+    with pytest.raises(InputError, match=r"; its weights are in model-00001.* download their index \(model\."):
+        load_model(several, CPU)
+
+
 def test_a_weight_of_another_shape_is_named(tmp_path: Path) -> None:
     folder = tiny.save("llama", tmp_path / "model")
     config = json.loads((folder / "config.json").read_text())

@@ -52,7 +52,9 @@ FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 NAMES_WEIGHTS = "transformers_weights"
 """What config.json may say, on loading, of the file that holds the weights."""
 
-_USUAL = ("model.safetensors", "model.safetensors.index.json")
+USUAL = ("model.safetensors", "model.safetensors.index.json")
+"""Where Transformers looks for weights otherwise."""
+
 TOKENIZER = (
     *("tokenizer.json", "tokenizer.*.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
     *("tekken.json", "vocab.json", "vocab.txt", "target_vocab.json", "emoji.json", "merges.txt", "bpe.codes"),
@@ -106,7 +108,7 @@ class Checkpoint:
 
         What config.json names, else the one of the usual name, else those of the index; else all there are.
         """
-        usual = (name for name in _USUAL if (self.folder / name).exists())
+        usual = (name for name in USUAL if (self.folder / name).exists())
         named = self._named_by_config() or next(usual, None)
         if named is None:
             files = sorted(self.folder.glob("model*.safetensors")) or sorted(self.folder.glob("*.safetensors"))

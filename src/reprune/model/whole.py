@@ -24,7 +24,7 @@ from transformers.pytorch_utils import Conv1D
 from reprune.errors import InputError, UnsupportedModelError, out_of_memory, short
 from reprune.model.bare import build_bare, check_embedding, model_class, read_config
 from reprune.model.block import Precision
-from reprune.model.checkpoint import FLOATS, Checkpoint, TensorEntry, no_floats
+from reprune.model.checkpoint import FLOATS, USUAL, Checkpoint, TensorEntry, no_floats
 from reprune.model.conversion import Layout
 from reprune.model.linears import find_linears
 from reprune.model.products import candidates
@@ -140,7 +140,8 @@ def _from_pretrained(folder: Path, dtype: torch.dtype, trust_remote_code: bool) 
     except Exception as error:  # the model's own code and a quantizer's raise nearly anything
         if out_of_memory(error) is not None:
             raise
-        raise InputError(f"{folder}: Transformers cannot load it: {short(error, 300)}") from None
+        way = _way_to_find(folder) if isinstance(error, OSError) else ""
+        raise InputError(f"{folder}: Transformers cannot load it: {short(error, 300)}{way}") from None
     check_embedding(model)
     # Buffers it makes itself; parameters that it does not find are random, others at each load.
     parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
@@ -156,6 +157,16 @@ def _from_pretrained(folder: Path, dtype: torch.dtype, trust_remote_code: bool) 
             f"{list(expected)}; the two are not of one model, or the weights are packed. Give a model whose files fit."
         )
     return model
+
+
+def _way_to_find(folder: Path) -> str:
+    """What to do where weights are in files of other names than Transformers looks for, to end a message."""
+    if any((folder / name).exists() for name in USUAL):
+        return ""
+    files = sorted({entry.file.name for entry in Checkpoint(folder).entries.values()})
+    if len(files) > 1:
+        return f"; its weights are in {files[0]} and {len(files) - 1} more: download their index ({USUAL[1]}) too"
+    return f"; its weights are in {files[0]}: rename it to {USUAL[0]}"
 
 
 def _widen_(model: Any, bare: Any | None, stacked: Set[str]) -> None:

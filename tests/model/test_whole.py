@@ -16,6 +16,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
+from transformers.quantizers import HfQuantizer, auto
+from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from reprune.errors import InputError, UnsupportedModelError
 from reprune.model import whole
@@ -208,12 +210,101 @@ def test_memory_that_runs_out_is_no_input_error(tmp_path: Path, monkeypatch: pyt
 
 def test_the_package_of_a_quantizer_that_is_not_there_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tiny.save("llama", tmp_path / "model")
-    config = json.loads((folder / "config.json").read_text())
-    config["quantization_config"] = {"quant_method": "gptq", "bits": 4, "group_size": 128}
-    (folder / "config.json").write_text(json.dumps(config))
+    say_quantized(folder, {"quant_method": "gptq", "bits": 4, "group_size": 128})
     monkeypatch.setattr("transformers.quantizers.quantizer_gptq.is_optimum_available", lambda: False)
     with pytest.raises(InputError, match=r"model: Transformers cannot load it: .*requires optimum"):
         load_model(folder, CPU)
+
+
+class Packed(nn.Linear):
+    """A linear whose weight is integers, as a quantizer keeps it."""
+
+    def __init__(self, columns: int, rows: int) -> None:
+        super().__init__(columns, rows, bias=False)
+        self.weight = nn.Parameter(torch.zeros(rows, columns, dtype=torch.int8), requires_grad=False)
+        self.scale = nn.Parameter(torch.ones(rows, 1), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert self.weight.dtype == torch.int8
+        return nn.functional.linear(x, self.weight.to(x.dtype) * self.scale.to(x.dtype))
+
+
+class Quantizer(HfQuantizer):
+    def _process_model_before_weight_loading(self, model: Any, **_: Any) -> None:
+        for path, module in list(model.named_modules()):
+            if isinstance(module, nn.Linear) and path != "lm_head":
+                model.set_submodule(path, Packed(module.in_features, module.out_features))
+
+    def is_serializable(self) -> bool:
+        return False
+
+    @property
+    def is_trainable(self) -> bool:
+        return False
+
+
+@pytest.fixture
+def packed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A tiny Llama in bfloat16, the weights of its blocks' linears in int8; Transformers knows how to load it."""
+    monkeypatch.setitem(auto.AUTO_QUANTIZATION_CONFIG_MAPPING, "pretended", QuantizationConfigMixin)
+    monkeypatch.setitem(auto.AUTO_QUANTIZER_MAPPING, "pretended", Quantizer)
+    folder = tiny.save("llama", tmp_path / "packed", torch.bfloat16)
+    say_quantized(folder, {"quant_method": "pretended"})
+    tensors = load_file(folder / "model.safetensors")
+    for name in [name for name in tensors if "_proj" in name]:
+        scale = tensors[name].float().abs().amax(1, keepdim=True) / 127
+        tensors[name] = (tensors[name] / scale).round().to(torch.int8)
+        tensors[name.replace("weight", "scale")] = scale
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def say_quantized(folder: Path, said: dict[str, Any]) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": said}))
+
+
+@pytest.mark.parametrize("products", [torch.float32, torch.bfloat16], ids=str)
+def test_quantized_weights_stay_as_their_quantizer_loads_them(products: torch.dtype, packed: Path) -> None:
+    model = load_model(packed, CPU, precision=Precision(products))
+    plainly = AutoModelForCausalLM.from_pretrained(packed, dtype=products).eval()
+    found, expected = model.state_dict(), plainly.state_dict()
+    assert {name: one.dtype for name, one in found.items()} == {name: one.dtype for name, one in expected.items()}
+    assert all(torch.equal(found[name], one) for name, one in expected.items())
+    dense = plain(tiny.save("llama", packed.parent / "dense", torch.bfloat16))
+    assert (logits(model) - logits(dense)).norm() < 0.05 * logits(dense).norm()
+    assert weights_dtype(packed) == "bfloat16, float32, int8"
+
+
+def test_a_quantized_model_without_a_head_is_refused_by_its_name(packed: Path) -> None:
+    tensors = load_file(packed / "model.safetensors")
+    del tensors["lm_head.weight"]
+    save_file(tensors, packed / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(InputError, match=r"its files lack lm_head\.weight, so"):
+        load_model(packed, CPU, precision=BFLOAT16)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="Transformers multiplies them as they are, by another package")
+def test_weights_of_eight_bits_are_run_with_their_scales(tmp_path: Path) -> None:
+    folder = tiny.save("llama", tmp_path / "model", torch.bfloat16)
+    tensors = load_file(folder / "model.safetensors")
+    rounded, stored = dict(tensors), dict(tensors)
+    for name in [name for name in tensors if "_proj" in name]:
+        scale = tensors[name].float().abs().max() / 448
+        stored[name] = (tensors[name] / scale).to(torch.float8_e4m3fn)
+        stored[f"{name}_scale_inv"] = scale.view(1, 1)
+        rounded[name] = (stored[name].float() * scale).bfloat16()
+    save_file(rounded, folder / "model.safetensors", metadata={"format": "pt"})
+    expected = logits(plain(folder))
+    save_file(stored, folder / "model.safetensors", metadata={"format": "pt"})
+    said = {"quant_method": "fp8", "weight_block_size": [128, 128], "activation_scheme": "dynamic", "fmt": "e4m3"}
+    say_quantized(folder, said)
+    found = logits(load_model(folder, CPU, precision=BFLOAT16))
+    assert (found - expected).norm() < 0.02 * expected.norm()
+    assert weights_dtype(folder) == "bfloat16, float32, float8_e4m3fn"
+    say_quantized(folder, said | {"quant_method": "unknown"})  # which Transformers passes over
+    with pytest.raises(UnsupportedModelError, match=r"the tensor .* is stored as float8_e4m3fn"):
+        load_model(folder, CPU, precision=BFLOAT16)
 
 
 def test_weights_of_eight_bits_whose_scale_nothing_says_are_refused_by_name(tmp_path: Path) -> None:

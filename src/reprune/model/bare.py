@@ -57,6 +57,12 @@ def setting(config: Any, name: str) -> Any:
         return None
 
 
+def quantization(config: Any) -> Any | None:
+    """What a configuration says of how its weights are quantized, or those of its part that reads text; None if not."""
+    said = (setting(one, "quantization_config") for one in (config, setting(config, "text_config")))
+    return next((one for one in said if one is not None), None)
+
+
 def check_embedding(model: Any) -> None:
     """Raise `UnsupportedModelError` unless a model says which of its modules embeds tokens."""
     try:
@@ -81,7 +87,7 @@ def build_bare(folder: Path, trust_remote_code: bool) -> Any:
 
     config = read_config(folder, trust_remote_code)
     with quiet_transformers():
-        if any(setting(one, "quantization_config") is not None for one in (config, setting(config, "text_config"))):
+        if quantization(config) is not None:
             raise UnsupportedModelError(
                 f"{folder.name}: its weights are quantized, and quantized weights cannot be pruned; "
                 "use the model's bfloat16, float16 or float32 weights (a .gguf file is dequantized by itself)"

@@ -4,6 +4,8 @@ Products in bfloat16 need the weights of linears in no more than bfloat16: autoc
 product. They are kept so, which halves what they take and changes no bit of the result. So are those of experts, which
 Transformers multiplies by in their own dtype, where autocast does not see it. Everything else (norms, embeddings, the
 states between) is float32.
+
+Quantized weights, and all beside them, stay as their quantizer has loaded them.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from reprune.errors import InputError, UnsupportedModelError, out_of_memory, short
-from reprune.model.bare import build_bare, check_embedding, model_class, read_config
+from reprune.model.bare import build_bare, check_embedding, model_class, quantization, read_config
 from reprune.model.block import Precision
 from reprune.model.checkpoint import FLOATS, USUAL, Checkpoint, TensorEntry, no_floats
 from reprune.model.conversion import Layout
@@ -44,8 +46,12 @@ def load_model(
         InputError: Transformers cannot load it.
         UnsupportedModelError: its weights are stored as floats that are nothing without their scales.
     """
-    _check_floats(folder, trust_remote_code)
     products = (precision or Precision()).products
+    if _is_quantized(folder, trust_remote_code):
+        model = _from_pretrained(folder, products, trust_remote_code)  # other dtypes not every quantizer takes
+        _was_loaded.set()
+        return model.to(device).eval()
+    _check_floats(folder, trust_remote_code)
     bare = None
     dtype = torch.float32
     if products != torch.float32:
@@ -84,7 +90,9 @@ def collect_models() -> None:
 def weights_dtype(folder: Path, trust_remote_code: bool = False) -> str:
     """The dtypes in which a folder's weights are saved, such as "bfloat16" or "bfloat16, float32"."""
     used = _used(Checkpoint(folder), _bare(folder, trust_remote_code))
-    return ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in _dtypes(used)))
+    quantized = _is_quantized(folder, trust_remote_code)  # then weights are integers, too
+    dtypes = {entry.dtype for entry in used} if quantized else _dtypes(used)
+    return ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
 
 
 def cache_argument(module: nn.Module) -> str | None:
@@ -92,6 +100,16 @@ def cache_argument(module: nn.Module) -> str | None:
     names = inspect.signature(module.forward).parameters
     known = ("cache", "past_key_values", "cache_params")  # the last of Mamba in Transformers 5.23
     return next((name for name in known if name in names), None)
+
+
+def _is_quantized(folder: Path, trust_remote_code: bool) -> bool:
+    """Whether its weights are quantized by its config.json, in a way that Transformers knows; it passes over others."""
+    from transformers.quantizers.auto import AutoHfQuantizer
+
+    said = quantization(read_config(folder, trust_remote_code))
+    with quiet_transformers(), suppress(ValueError):  # where it says of none which one: loading it raises that
+        return said is not None and bool(AutoHfQuantizer.supports_quant_method(said))
+    return False
 
 
 def _bare(folder: Path, trust_remote_code: bool) -> Any | None:

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 import torch
 import transformers as tf
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 from reprune.errors import UnsupportedModelError
 from reprune.model.gguf_file import GgufFile
-from reprune.model.gguf_settled import settle_
+from reprune.model.gguf_settled import settle_, settle_tokenizer_
 from reprune.model.locate import locate_model
 from tests import tiny
 from tests.doors.demo.test_model import write_gguf
@@ -64,6 +65,8 @@ def test_rotation_and_window_are_what_the_file_says(config: Any, said: Any, tmp_
         ("llama-tied-bias", "llama", {}, "768 numbers of its tensors"),
         ("llama", "llama", {"window": 16}, "attention.sliding_window = 16"),
         ("qwen2", "qwen2", {"width": 4}, "rope.dimension_count = 4"),
+        ("llama", "llama", {"split": "falcon"}, "tokenizer.ggml.pre = falcon"),
+        ("llama", "llama", {"split": "none that is known"}, "tokenizer.ggml.pre = none that is known"),
     ],
 )
 def test_what_no_configuration_has_a_place_for_is_refused(
@@ -154,3 +157,32 @@ def test_a_head_that_is_the_embedding_counts_once() -> None:
         assert settled(config, {"blk.0.all": held})[1] == []
         assert settled(config, {"blk.0.all": held, "output.weight": 320})[1] == lost
         assert settled(config, {"blk.0.all": held + 1})[1] == ["1 numbers of its tensors"]
+
+
+@pytest.mark.parametrize(
+    ("split", "known", "tokens"),
+    [
+        (None, False, "12 a b"),
+        ("gpt-2", False, "12 a b"),
+        ("smollm", False, "1 2 a b"),
+        ("qwen2", True, "12 a b"),
+        ("llama-bpe", True, "12 ab"),
+        ("tekken", True, "12 ab"),
+    ],
+)
+def test_text_is_cut_as_the_file_says(split: str | None, known: bool, tokens: str) -> None:
+    """No merges lead to the token `ab`. A way to split that Transformers knows is another than GPT-2's."""
+    raw = Tokenizer(models.BPE(dict(zip(("1", "2", "a", "b", "12", "ab"), range(6), strict=True)), [("1", "2")]))
+    raw.pre_tokenizer = pre_tokenizers.Digits() if known else pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer = tf.PreTrainedTokenizerFast(tokenizer_object=raw)
+    assert settle_tokenizer_(tokenizer, GgufFile("llama", {}, {}, False, False, split)) == []
+    assert " ".join(tokenizer.tokenize("12ab")) == tokens
+
+
+def test_what_was_put_right_of_a_tokenizer_is_saved(tmp_path: Path) -> None:
+    digits, whole = (
+        tf.AutoTokenizer.from_pretrained(locate_model(str(write_gguf(tmp_path / f"{split}.gguf", split=split))))
+        for split in ("smollm", "llama-bpe")
+    )
+    assert "Digits" in str(digits.backend_tokenizer.pre_tokenizer)
+    assert whole.backend_tokenizer.model.ignore_merges

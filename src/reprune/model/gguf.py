@@ -21,11 +21,11 @@ from safetensors import SafetensorError
 from reprune.errors import InputError, UnsupportedModelError, short
 from reprune.model.durable import sync_folder
 from reprune.model.gguf_file import read_gguf
-from reprune.model.gguf_settled import settle_
+from reprune.model.gguf_settled import settle_, settle_tokenizer_
 from reprune.model.lock import hold
 from reprune.model.quiet import quiet_transformers
 
-_CONVERSION = 2
+_CONVERSION = 3
 """The number of this way to convert: one more with each change of what comes out."""
 
 _LIST = ".converted"
@@ -191,7 +191,7 @@ def _convert(gguf: Path, source: Path, target: Path) -> None:
             f"{gguf.name}: its rotary frequencies are scaled, which {library} does not read from a GGUF of "
             f"architecture {said.architecture}, so the model would be another; {elsewhere}"
         )
-    if lost := settle_(model, said):
+    if lost := settle_(model, said) + settle_tokenizer_(tokenizer, said):
         raise UnsupportedModelError(
             f"{gguf.name}: {library} passes over {', '.join(lost)} in a GGUF of architecture {said.architecture}, so "
             f"the model would be another; {elsewhere}"

@@ -27,6 +27,7 @@ class GgufFile:
     tensors: Mapping[str, int]  # how many numbers each has that the model computes with
     rope_is_scaled: bool  # its rotary frequencies
     implies_bos: bool  # whether texts begin with BOS though the file does not say it
+    split: str | None = None  # by which name llama.cpp knows how text is split before it becomes tokens
 
 
 def read_gguf(gguf: Path, file: Path) -> GgufFile:
@@ -63,7 +64,8 @@ def read_gguf(gguf: Path, file: Path) -> GgufFile:
     blocks = int(settings["block_count"]) - int(settings.get("nextn_predict_layers", 0))
     later = re.compile(r"blk\.(\d+)\.")  # blocks behind the model's own, which predict tokens further on
     tables = [tensor.data for tensor in reader.tensors if _TABLE in tensor.name]
-    split = reader.fields.get("tokenizer.ggml.pre")
+    field = reader.fields.get("tokenizer.ggml.pre")
+    split = None if field is None else str(field.contents())
     return GgufFile(
         architecture,
         settings,
@@ -74,5 +76,6 @@ def read_gguf(gguf: Path, file: Path) -> GgufFile:
         },
         float(settings.get("rope.scaling.factor", 0.0)) not in (0.0, 1.0)
         or any((table != 1).any() for table in tables),
-        "tokenizer.ggml.add_bos_token" not in reader.fields and split is not None and split.contents() in _WITH_BOS,
+        "tokenizer.ggml.add_bos_token" not in reader.fields and split in _WITH_BOS,
+        split,
     )

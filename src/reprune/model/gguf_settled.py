@@ -1,6 +1,7 @@
 """Holds what Transformers made of a GGUF file against the file: its reader passes over some of it without a word.
 
-What its configuration has a plain place for is put right there; of the rest it is told that the model is without it.
+What its configuration or tokenizer has a plain place for is put right there; of the rest it is told that the model is
+without it.
 """
 
 from __future__ import annotations
@@ -27,6 +28,22 @@ def settle_(model: Any, said: GgufFile) -> list[str]:
         if value is not None and not put_(config, value):
             lost.append(f"{key} = {value}")
     return lost
+
+
+def settle_tokenizer_(tokenizer: Any, said: GgufFile) -> list[str]:
+    """Have a tokenizer cut text as its file says; returns what of that it does not know, in words."""
+    from tokenizers import pre_tokenizers
+
+    backend = tokenizer.backend_tokenizer
+    if said.split in _WHOLE:
+        backend.model.ignore_merges = True
+    if not isinstance(backend.pre_tokenizer, pre_tokenizers.ByteLevel):  # that of GPT-2, for want of a known one
+        return []
+    if said.split in _BY_DIGIT:
+        digits = pre_tokenizers.Digits(individual_digits=True)
+        backend.pre_tokenizer = pre_tokenizers.Sequence([digits, backend.pre_tokenizer])
+        return []
+    return [] if said.split is None or said.split in _AS_GPT2 else [f"tokenizer.ggml.pre = {said.split}"]
 
 
 def _numbers(said: GgufFile, tied: bool) -> int:
@@ -73,3 +90,15 @@ _PUT = {
     "attention.sliding_window": _put_window_,
 }
 """By a setting's name in the file, what puts it into a configuration; it returns whether that has it then."""
+
+_AS_GPT2 = ("gpt-2", "a.x-4.0", "gigachat", "granite-docling", "mellum", "trillion")
+"""Ways to split text that are GPT-2's in llama.cpp."""
+
+_BY_DIGIT = ("starcoder", "refact", "command-r", "smollm", "codeshell", "exaone", "minerva-7b", "mellum2")
+"""Those that are it once each digit stands alone."""
+
+_WHOLE = (
+    *("llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2", "jina-v5-nano"),
+    "tekken",
+)
+"""Those after which a piece that is a token stays one there, whether merges lead to it or not."""

@@ -39,5 +39,5 @@ def test_it_is_said_of_weights_that_are_stored_in_eight_bits_too(tmp_path: Path)
     tensors = load_file(folder / "model.safetensors")
     name = "model.layers.1.mlp.up_proj.weight"
     save_file({**tensors, name: tensors[name].to(torch.float8_e4m3fn)}, folder / "model.safetensors")
-    with pytest.raises(UnsupportedModelError, match=rf"{name} is stored as F8_E4M3.*FineGrainedFP8Config\(dequantize"):
+    with pytest.raises(UnsupportedModelError, match=r"are quantized.*FineGrainedFP8Config\(dequantize"):
         Decoder(folder)

@@ -21,7 +21,6 @@ from torch import Tensor
 
 from reprune.errors import InputError, UnsupportedModelError
 from reprune.model.durable import sha256
-from reprune.model.quantized import dequantizing
 from reprune.model.readable import check_readable
 from reprune.model.unchanged import Unchanged
 from reprune.model.wellformed import read_json
@@ -224,12 +223,11 @@ def digests_beside(folder: Path) -> dict[str, str]:
     return {file.name: sha256(file) for file in sorted(_beside(folder))}
 
 
-def no_floats(place: Path, name: str, dtype: str) -> UnsupportedModelError:
-    """Why a weight of such numbers is refused, in a file or a folder."""
-    way = dequantizing(place if place.is_dir() else place.parent)
+def no_floats(place: str, name: str, dtype: str) -> UnsupportedModelError:
+    """Why a weight of such numbers is refused."""
     return UnsupportedModelError(
-        f"{place.name}: the tensor {name} is stored as {dtype}, which cannot be pruned; "
-        f"use the model's bfloat16, float16 or float32 weights{way}."
+        f"{place}: the tensor {name} is stored as {dtype}, which cannot be pruned; "
+        "use the model's bfloat16, float16 or float32 weights."
     )
 
 
@@ -272,6 +270,6 @@ def _read_header(file: Path) -> Iterator[tuple[str, TensorEntry]]:
         if name == "__metadata__":
             continue
         if entry["dtype"] not in DTYPES:
-            raise no_floats(file, name, entry["dtype"])
+            raise no_floats(file.name, name, entry["dtype"])
         begin, end = entry["data_offsets"]
         yield name, TensorEntry(file, tuple(entry["shape"]), DTYPES[entry["dtype"]], end - begin, 8 + length + begin)

@@ -90,7 +90,7 @@ class Layout:
         if isinstance(wanted, nn.Parameter) and wanted.is_floating_point():
             for stored in conversion.stored:
                 if (dtype := self._checkpoint.entries[stored].dtype) not in FLOATS:
-                    raise no_floats(self._checkpoint.folder, stored, str(dtype).removeprefix("torch."))
+                    raise no_floats(self._checkpoint.folder.name, stored, str(dtype).removeprefix("torch."))
         self.check_shape(name, conversion, wanted)
 
     def check_shape(self, name: str, conversion: Conversion, wanted: Tensor) -> None:

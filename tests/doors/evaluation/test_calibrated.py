@@ -15,7 +15,7 @@ from reprune.planning.overlap import sketch
 
 
 def _cut(ids: torch.Tensor, beginning: int = 0) -> CutText:
-    return CutText(ids, "a.txt", "ab" * 32, "custom", bos=False, beginning=beginning)
+    return CutText(ids, "a.txt", "ab" * 32, "custom", bos=False, begun=False, beginning=beginning)
 
 
 def test_windows_go_on_where_the_ones_before_end_whatever_begins_each(tmp_path: Path) -> None:

@@ -128,7 +128,7 @@ def test_published_figures_are_of_windows_after_one_bos(protocol: str, positions
     assert found.perplexity == pytest.approx(math.exp(sum(losses) / len(losses)), rel=1e-5)
     assert (found.bos, found.begun, found.seqlen, found.windows) == (False, True, seqlen, len(windows))
     said = describe(found.protocol, found.windows, found.seqlen, found.bos, begun=found.begun)
-    cut = f"{len(windows)} windows of {seqlen} tokens (no BOS after the first, {seqlen})"
+    cut = f"{len(windows)} windows of {seqlen} tokens (BOS once)"
     assert said == f"{protocol}: {cut}, not overlapping"
 
 

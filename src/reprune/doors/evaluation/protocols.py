@@ -137,8 +137,8 @@ class CutText:
 
 def describe(protocol: str, windows: int, seqlen: int, bos: bool, *, begun: bool) -> str:
     """What a number was measured on, in words: short: 12 windows of 512 tokens (BOS + 511), not overlapping."""
-    start = "BOS + " if bos else "no BOS after the first, " if begun else "no BOS, "
-    return f"{protocol}: {windows:,} windows of {seqlen} tokens ({start}{seqlen - bos}), not overlapping"
+    start = f"BOS + {seqlen - 1}" if bos else "BOS once" if begun else f"no BOS, {seqlen}"
+    return f"{protocol}: {windows:,} windows of {seqlen} tokens ({start}), not overlapping"
 
 
 def open_text(source: str | os.PathLike[str]) -> Documents:

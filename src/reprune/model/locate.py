@@ -217,7 +217,7 @@ def _hub_message(error: Exception, model: str, revision: str | None) -> str:
         return f"{model}: its owner grants access; accept the terms at {page}, then run 'hf auth login'."
     if isinstance(error, errors.RepositoryNotFoundError):
         why = "nor a model on the Hub that you may read; check the name, or run 'hf auth login'"
-    elif isinstance(error, errors.LocalEntryNotFoundError):
+    elif isinstance(error, errors.LocalEntryNotFoundError | errors.OfflineModeIsEnabled):  # older releases raise this
         cause = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "the Hub cannot be reached"
         why = f"nor is it whole in the Hugging Face cache, and {cause}; go online, or give a local model"
     elif lacks_home(error):

@@ -91,10 +91,6 @@ class Layout:
             for stored in conversion.stored:
                 if (dtype := self._checkpoint.entries[stored].dtype) not in FLOATS:
                     raise no_floats(self._checkpoint.folder.name, stored, str(dtype).removeprefix("torch."))
-        self.check_shape(name, conversion, wanted)
-
-    def check_shape(self, name: str, conversion: Conversion, wanted: Tensor) -> None:
-        """Raise `UnsupportedModelError` unless a parameter comes in the shape that the model wants."""
         found, shape = conversion.shapes[name], tuple(wanted.shape)
         if found != shape:
             raise UnsupportedModelError(

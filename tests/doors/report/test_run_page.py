@@ -9,9 +9,9 @@ import pytest
 from reprune.doors.report import run as report
 from reprune.doors.report.page import Page, Table
 from reprune.doors.report.records import Run
+from tests.doors.drawn import Drawn, keep_drawn
 from tests.doors.report.records import block, fitted, run_record, window
 
-Drawn = dict[str, tuple[tuple[Any, ...], dict[str, Any]]]
 PICTURES = (
     *("calibration_against", "change_by_window", "error_by_block", "error_by_epoch", "seconds_by_window"),
     "share_by_matrix",
@@ -21,15 +21,7 @@ PICTURES = (
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch) -> Drawn:
     """What is drawn, by its title."""
-    found: Drawn = {}
-
-    def draw(*given: Any, **options: Any) -> str:
-        found[options["title"]] = given, options
-        return "<svg/>"
-
-    for name in PICTURES:
-        monkeypatch.setattr(report, name, draw)
-    return found
+    return keep_drawn(monkeypatch, report, PICTURES)
 
 
 def paged(count: int = 2, **changes: Any) -> Page:

@@ -9,24 +9,15 @@ import pytest
 from reprune.doors.report import study as report
 from reprune.doors.report.page import Page, Plot
 from reprune.doors.report.records import Study
+from tests.doors.drawn import Drawn, keep_drawn
 from tests.doors.report.records import cell, study_record
-
-Drawn = dict[str, tuple[tuple[Any, ...], dict[str, Any]]]
 
 
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch) -> Drawn:
     """What is drawn, by its title."""
-    found: Drawn = {}
-
-    def draw(*given: Any, **options: Any) -> str:
-        found[options["title"]] = given, options
-        return "<svg/>"
-
-    for name in ("by_rung", "calibration_against", "error_by_block"):
-        monkeypatch.setattr(report, name, draw)
     monkeypatch.setattr(report, "epochs_section", lambda trained: report.Section("epochs", ""))
-    return found
+    return keep_drawn(monkeypatch, report, ("by_rung", "calibration_against", "error_by_block"))
 
 
 def paged(*cells: Any, **options: Any) -> Page:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,7 @@ from reprune.doors.drawing import figures as drawn
 from reprune.doors.study.figures import write_figures
 from reprune.doors.study.grid import Cell
 from reprune.doors.study.record import CellBlock, CellRecord, StudyRecord, new_cell
-
-Shown = dict[str, tuple[tuple[Any, ...], dict[str, Any]]]
+from tests.doors.drawn import Drawn, keep_drawn
 
 
 def done(place: Cell, scale: float) -> CellRecord:
@@ -46,20 +44,12 @@ def studied(*cells: CellRecord) -> StudyRecord:
 
 
 @pytest.fixture
-def shown(monkeypatch: pytest.MonkeyPatch) -> Iterator[Shown]:
+def shown(monkeypatch: pytest.MonkeyPatch) -> Drawn:
     """What is drawn, by its title."""
-    found: Shown = {}
-
-    def draw(*given: Any, **options: Any) -> str:
-        found[options["title"]] = given, options
-        return "<svg/>"
-
-    for name in ("error_by_block", "calibration_against", "by_number"):
-        monkeypatch.setattr(drawn, name, draw)
-    yield found
+    return keep_drawn(monkeypatch, drawn, ("error_by_block", "calibration_against", "by_number"))
 
 
-def test_errors_by_block_are_means_over_the_seeds_of_each_rung(shown: Shown, tmp_path: Path) -> None:
+def test_errors_by_block_are_means_over_the_seeds_of_each_rung(shown: Drawn, tmp_path: Path) -> None:
     cells = [done(Cell("wanda", "LR", "all", seed), scale) for seed, scale in enumerate((1.0, 2.0))]
     write_figures(tmp_path, studied(*cells, done(Cell("wanda", "BR", "all", 0), 0.5)), print)
     (series,), options = shown["Error by block, wanda"]  # the last of the three: test errors
@@ -86,7 +76,7 @@ def test_each_picture_by_block_is_of_the_error_that_it_is_named_for(
     assert json.loads(found) == pytest.approx([first, 10 * first])
 
 
-def test_self_generated_samples_have_their_own_pictures_with_every_seed(shown: Shown, tmp_path: Path) -> None:
+def test_self_generated_samples_have_their_own_pictures_with_every_seed(shown: Drawn, tmp_path: Path) -> None:
     places = [Cell("wanda", "LR", "all", seed, own) for own in (0, 8) for seed in (0, 1)]
     cells = [done(place, scale) for place, scale in zip(places, (1.0, 2.0, 3.0, 4.0), strict=True)]
     (tmp_path / "figures").mkdir()
@@ -104,7 +94,7 @@ def test_self_generated_samples_have_their_own_pictures_with_every_seed(shown: S
     assert (options["baseline"], options["percent"]) == (None, True)
 
 
-def test_cells_that_are_not_done_are_not_drawn(shown: Shown, tmp_path: Path) -> None:
+def test_cells_that_are_not_done_are_not_drawn(shown: Drawn, tmp_path: Path) -> None:
     write_figures(tmp_path, studied(new_cell(Cell("wanda", "LR", "all", 0), "0.5")), print)
     assert not shown
     assert not (tmp_path / "figures").exists()

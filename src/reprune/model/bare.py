@@ -87,11 +87,11 @@ def build_bare(folder: Path, trust_remote_code: bool) -> Any:
 
     config = read_config(folder, trust_remote_code)
     with quiet_transformers():
-        if quantization(config) is not None:
+        if (quantized := quantization(config)) is not None:
             raise UnsupportedModelError(
                 f"{folder.name}: its weights are quantized, and quantized weights cannot be pruned; "
                 "use the model's bfloat16, float16 or float32 weights (a .gguf file is dequantized by itself)"
-                f"{dequantizing(folder)}."
+                f"{dequantizing(quantized)}."
             )
         kind = model_class(config)
         try:

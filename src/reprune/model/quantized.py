@@ -1,22 +1,21 @@
-"""What can be done with quantized weights that a model has no other of. Knows config.json alone."""
+"""What can be done with quantized weights that a model has no other of. Knows what its configuration says of them."""
 
 from __future__ import annotations
 
 import inspect
 from contextlib import suppress
-from pathlib import Path
-
-from reprune.model.wellformed import read_json
+from typing import Any
 
 
-def dequantizing(folder: Path) -> str:
-    """How Transformers makes plain weights of a folder's quantized ones, to end a message; empty where it does not."""
-    with suppress(Exception):  # whatever is wrong in the configuration: it only helps to say more
-        config = read_json((folder / "config.json").read_text(encoding="utf-8"))
-        quantized = config.get("quantization_config") or config["text_config"]["quantization_config"]
+def dequantizing(said: Any) -> str:
+    """How Transformers makes plain weights of quantized ones, to end a message; empty where it does not.
+
+    `said` is the configuration's `quantization_config`.
+    """
+    with suppress(Exception):  # whatever is wrong in it: it only helps to say more
         from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING as KINDS
 
-        kind = KINDS[quantized["quant_method"]]
+        kind = KINDS[said["quant_method"]]
         if "dequantize" in inspect.signature(kind).parameters:
             return (
                 "; where there are none, save what from_pretrained makes of these with "

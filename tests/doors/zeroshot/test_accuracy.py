@@ -187,10 +187,13 @@ def test_a_limit_below_one_row_is_refused(limit: int, llama: Path, data: Path) -
         run(llama, ["boolq"], data, limit=limit)
 
 
-def test_without_the_harness_the_extra_is_named(llama: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("module", "package"), [("lm_eval", "lm-eval"), ("accelerate", "accelerate")])
+def test_without_the_harness_the_extra_is_named(
+    module: str, package: str, llama: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     find = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *of: None if name == "lm_eval" else find(name, *of))
-    with pytest.raises(InputError, match=r"needs lm-eval; install it with: pip install 'reprune\[eval\]'"):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *of: None if name == module else find(name, *of))
+    with pytest.raises(InputError, match=rf"needs {package}; install it with: pip install 'reprune\[eval\]'"):
         run(llama, ["boolq"], data)
 
 

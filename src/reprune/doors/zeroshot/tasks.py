@@ -31,9 +31,10 @@ _FOLDERS = {
 
 
 def require_harness() -> None:
-    """Raise `InputError` where lm-eval is not installed."""
-    if importlib.util.find_spec("lm_eval") is None:
-        raise InputError("zero-shot evaluation needs lm-eval; install it with: pip install 'reprune[eval]'")
+    """Raise `InputError` where lm-eval, or what its Transformers backend imports, is not installed."""
+    for module, package in (("lm_eval", "lm-eval"), ("accelerate", "accelerate")):
+        if importlib.util.find_spec(module) is None:
+            raise InputError(f"zero-shot evaluation needs {package}; install it with: pip install 'reprune[eval]'")
 
 
 @contextmanager

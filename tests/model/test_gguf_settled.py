@@ -67,6 +67,7 @@ def test_rotation_and_window_are_what_the_file_says(config: Any, said: Any, tmp_
         ("qwen2", "qwen2", {"width": 4}, "rope.dimension_count = 4"),
         ("llama", "llama", {"split": "falcon"}, "tokenizer.ggml.pre = falcon"),
         ("llama", "llama", {"split": "none that is known"}, "tokenizer.ggml.pre = none that is known"),
+        ("qwen2", "qwen2", {"split": "smollm"}, "tokenizer.ggml.pre = smollm"),  # for which it has one class alone
     ],
 )
 def test_what_no_configuration_has_a_place_for_is_refused(
@@ -177,6 +178,25 @@ def test_text_is_cut_as_the_file_says(split: str | None, known: bool, tokens: st
     tokenizer = tf.PreTrainedTokenizerFast(tokenizer_object=raw)
     assert settle_tokenizer_(tokenizer, GgufFile("llama", {}, {}, False, False, split)) == []
     assert " ".join(tokenizer.tokenize("12ab")) == tokens
+
+
+@pytest.mark.parametrize(
+    ("config", "split", "numbers"),
+    [
+        (tf.Starcoder2Config(**COMMON, rope_parameters=rope(10_000.0, 1.0)), "starcoder", "each"),
+        (tf.Starcoder2Config(**COMMON, rope_parameters=rope(10_000.0, 1.0)), "gpt-2", "whole"),
+        (tf.Qwen2Config(**COMMON), "qwen2", "each"),
+        (tf.Qwen2Config(**COMMON), None, "each"),  # of older files, whose models are the same
+    ],
+)
+def test_a_class_with_a_cut_of_its_own_is_not_over_what_the_file_says(
+    config: Any, split: str | None, numbers: str, tmp_path: Path
+) -> None:
+    model = tf.AutoModelForCausalLM.from_config(config)
+    file = write_gguf(tmp_path / "model.gguf", arch=config.model_type, model=model, split=split)
+    cut = tf.AutoTokenizer.from_pretrained(locate_model(str(file))).backend_tokenizer.pre_tokenizer
+    pieces = [piece for piece, _ in cut.pre_tokenize_str("In 1984")]
+    assert pieces == (["In", "Ġ", "1", "9", "8", "4"] if numbers == "each" else ["In", "Ġ1984"])
 
 
 def test_what_was_put_right_of_a_tokenizer_is_saved(tmp_path: Path) -> None:

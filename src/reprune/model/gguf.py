@@ -21,11 +21,11 @@ from safetensors import SafetensorError
 from reprune.errors import InputError, UnsupportedModelError, short
 from reprune.model.durable import sync_folder
 from reprune.model.gguf_file import read_gguf
-from reprune.model.gguf_settled import settle_, settle_tokenizer_
+from reprune.model.gguf_settled import save_tokenizer, settle_, settle_tokenizer_
 from reprune.model.lock import hold
 from reprune.model.quiet import quiet_transformers
 
-_CONVERSION = 3
+_CONVERSION = 4
 """The number of this way to convert: one more with each change of what comes out."""
 
 _LIST = ".converted"
@@ -203,7 +203,11 @@ def _convert(gguf: Path, source: Path, target: Path) -> None:
     if said.implies_bos:
         tokenizer.add_bos_token = True
     model.save_pretrained(target)
-    tokenizer.save_pretrained(target)
+    if not save_tokenizer(tokenizer, said, target):
+        raise UnsupportedModelError(
+            f"{gguf.name}: {library} passes over tokenizer.ggml.pre = {said.split} in a GGUF of architecture "
+            f"{said.architecture}, so the model would be another; {elsewhere}"
+        )
 
 
 @contextmanager

@@ -6,7 +6,9 @@ without it.
 
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
 from typing import Any
 
 from reprune.model.gguf_file import GgufFile
@@ -44,6 +46,28 @@ def settle_tokenizer_(tokenizer: Any, said: GgufFile) -> list[str]:
         backend.pre_tokenizer = pre_tokenizers.Sequence([digits, backend.pre_tokenizer])
         return []
     return [] if said.split is None or said.split in _AS_GPT2 else [f"tokenizer.ggml.pre = {said.split}"]
+
+
+def save_tokenizer(tokenizer: Any, said: GgufFile, folder: Path) -> bool:
+    """Write a tokenizer; returns whether what is loaded from there cuts text as its file says, where that says it.
+
+    Some classes have a cut of their own, whatever tokenizer.json says: StarCoder 2's, of which the folder then is not,
+    and Qwen2's, which Transformers takes for such models in any case.
+    """
+    from transformers import AutoTokenizer
+
+    tokenizer.save_pretrained(folder)
+    if said.split is None or _cut(AutoTokenizer.from_pretrained(folder)) == _cut(tokenizer):
+        return True
+    file = folder / "tokenizer_config.json"
+    settings = json.loads(file.read_text(encoding="utf-8")) | {"tokenizer_class": "TokenizersBackend"}
+    file.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return _cut(AutoTokenizer.from_pretrained(folder)) == _cut(tokenizer)
+
+
+def _cut(tokenizer: Any) -> tuple[str, bool]:
+    backend = tokenizer.backend_tokenizer
+    return str(backend.pre_tokenizer), getattr(backend.model, "ignore_merges", False)
 
 
 def _numbers(said: GgufFile, tied: bool) -> int:

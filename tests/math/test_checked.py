@@ -74,6 +74,63 @@ def test_what_is_not_is_refused_by_name(spoil: Callable[[list[Pruned]], list[Pru
     assert "gave" in said or "matrix 2 of this group" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("made", "said"),
+    [
+        (None, "gave 1 matrices, where 2 were expected"),
+        ([(torch.zeros(6, 8), torch.zeros(6, 8).bool())] * 2, "matrix 1 .*: expected a .*Pruned, got a tuple"),
+    ],
+)
+def test_what_is_no_list_of_results_is_refused(made: object, said: str) -> None:
+    with pytest.raises(NumericalError, match=f"pruner mine.* {said}"):
+        _prune(Spoilt(lambda found: made), NM(2, 4))  # type: ignore[arg-type, return-value]  # to be seen
+
+
+def test_results_may_come_one_by_one_and_a_note_alone() -> None:
+    found = _prune(Spoilt(lambda found: (replace(one, notes="said") for one in found)), NM(2, 4))  # type: ignore[arg-type, return-value]
+    assert [one.notes for one in found] == [("said",), ("said",)]
+
+
+@pytest.mark.parametrize("pattern", [Unstructured(0.5), Unstructured(0.3), NM(2, 4)])
+def test_another_share_than_was_asked_for_is_told(pattern: Pattern) -> None:
+    assert [one.notes for one in _prune(Wanda(), pattern) + _prune(Spoilt(lambda found: found), pattern)] == [()] * 4
+    sparser = _second(mask=lambda one: one.mask & (torch.arange(8) < 1), weight=lambda one: torch.zeros(4, 8))
+    first, second = _prune(Spoilt(sparser), pattern)
+    asked = f"{pattern.sparsity:.1%}"
+    assert first.notes == ()
+    [note] = second.notes
+    assert note.startswith("pruner mine, matrix 2 of this group: pruned ")
+    assert note.endswith(f"% of it, where {asked} were asked for")
+
+
+class Damping(Pruner[Gram]):
+    """Adds to the diagonal of its statistics, of a copy or where they lie."""
+
+    def __init__(self, copied: bool) -> None:
+        self.copied = copied
+
+    def statistics(self, columns: int, device: torch.device) -> Gram:
+        return Gram(columns, device)
+
+    def _prune(self, weights: Sequence[Tensor], statistics: Gram, pattern: Pattern) -> list[Pruned]:
+        matrix = statistics.matrix.clone() if self.copied else statistics.matrix
+        matrix.diagonal().add_(1.0)
+        masks = [pattern.keep(weight.abs() * matrix.diagonal(), "row") for weight in weights]
+        return [Pruned(weight * mask, mask) for weight, mask in zip(weights, masks, strict=True)]
+
+
+def test_statistics_that_others_read_are_not_to_be_changed() -> None:
+    def prune(copied: bool) -> list[Pruned]:
+        checked = Checked("mine", Damping(copied))
+        statistics = checked.statistics(8, torch.device("cpu"))
+        statistics.update(torch.ones(4, 8))
+        return checked.prune([torch.randn(4, 8)], statistics, NM(2, 4))
+
+    assert len(prune(copied=True)) == 1
+    with pytest.raises(NumericalError, match="pruner mine changed its statistics, which others read"):
+        prune(copied=False)
+
+
 class Careless(Pruner[Statistics]):
     """Prunes the first half of each row where it lies, and needs no data."""
 
@@ -106,3 +163,24 @@ def test_its_statistics_are_its_own() -> None:
 
     assert isinstance(Checked("mine", Squares(lambda found: found)).statistics(4, torch.device("cpu")), Gram)
     assert not Checked("mine", Spoilt(lambda found: found)).data_free
+
+
+class Random(Careless):
+    def _prune(self, weights: Sequence[Tensor], statistics: Statistics, pattern: Pattern) -> list[Pruned]:
+        masks = [pattern.keep(torch.rand_like(weight), "row") for weight in weights]
+        return [Pruned(weight * mask, mask) for weight, mask in zip(weights, masks, strict=True)]
+
+
+def test_random_numbers_are_decided_by_the_runs_seed_and_the_matrices_whatever_was_drawn_before() -> None:
+    def mask(seed: int, weight: Tensor, drawn: int = 0) -> Tensor:
+        torch.manual_seed(seed)
+        torch.rand(drawn)
+        checked = Checked("mine", Random())
+        [found] = checked.prune([weight], checked.statistics(64, torch.device("cpu")), Unstructured(0.5))
+        assert torch.rand(1).equal(torch.rand(drawn + 1, generator=torch.Generator().manual_seed(seed))[-1:])
+        return found.mask
+
+    one, other = torch.arange(256.0).view(4, 64), torch.arange(1.0, 257.0).view(4, 64)
+    assert torch.equal(mask(0, one), mask(0, one, drawn=7))
+    assert not torch.equal(mask(0, one), mask(1, one))
+    assert not torch.equal(mask(0, one), mask(0, other))

@@ -16,7 +16,7 @@ from tests.packages import install, write_pruner
 
 CODE = """
 from reprune.math.pruner import Pruner
-from reprune.math.statistics import SquaredNorms
+from reprune.math.statistics import SquaredNorms, Statistics
 from reprune.math.wanda import Wanda
 
 
@@ -31,6 +31,16 @@ class Mine(Pruner):
 
     def _prune(self, weights, statistics, pattern):
         return Wanda().prune(weights, statistics, pattern)
+
+
+class Sized(Statistics):
+    def size(self, columns):
+        return columns
+
+
+class Own(Mine):
+    def statistics(self, columns, device):
+        return Sized(columns, device)
 
 
 class Odd(Mine):
@@ -48,6 +58,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     made = {
         "mine": "Mine",
         "odd": "Odd",
+        "own": "Own",
         "failing": "fail",
         "absent": "Absent",
         "text": "__name__.upper",
@@ -94,13 +105,14 @@ def test_it_is_found_and_given_its_settings() -> None:
             {},
             "pruner odd of the package brought cannot be used: its statistics are a list, no reprune.math.stat",
         ),
+        ("own", {}, "brought:Own() of the package brought cannot be used (TypeError: Sized.size() missing 1 "),
         ("failing", {}, "brought:fail() of the package brought cannot be used (RuntimeError: no luck)."),
         ("absent", {}, "brought:Absent() of the package brought cannot be used (AttributeError: "),
         ("text", {}, "pruner text of the package brought cannot be used: str is no reprune.math.pruner.Pruner."),
         (
             "mime",
             {},
-            "failing, mine, odd or text, or a pruner that an installed package brings (got 'mime'); did you mean",
+            "failing, mine, odd, own or text, or a pruner that an installed package brings (got 'mime'); did you mean",
         ),
         (
             "wanda",

@@ -302,7 +302,7 @@ class _Job:
             self.ranks.copy_([result.weight, result.mask], source)
             linear.set_(result.weight)
             self.pruned.masks[linear.name] = result.mask
-        said = self.ranks.tell(list(results[0].notes), source)
+        said = self.ranks.tell(list(dict.fromkeys(note for result in results for note in result.notes)), source)
         return [f"{_place(self.pruned, [group])}: {note}" for note in said]
 
     def _statistics(self, groups: Sequence[LinearGroup]) -> list[Statistics]:

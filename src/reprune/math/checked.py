@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, final
 
 import torch
@@ -12,6 +13,7 @@ from reprune.errors import NumericalError
 from reprune.math.finite import all_finite
 from reprune.math.patterns import Pattern
 from reprune.math.pruner import Pruned, Pruner
+from reprune.math.seeds import seed_of
 from reprune.math.statistics import Statistics
 
 
@@ -30,17 +32,47 @@ class Checked(Pruner[Statistics]):
         return made
 
     def _prune(self, weights: Sequence[Tensor], statistics: Statistics, pattern: Pattern) -> list[Pruned]:
-        found = self.pruner.prune([weight.clone() for weight in weights], statistics, pattern)
+        gathered = [(one, one._version) for one in statistics._sums_of()]
+        with _seeded(weights):
+            made: Any = self.pruner.prune([weight.clone() for weight in weights], statistics, pattern)
+        found = list(made) if isinstance(made, Iterable) else [made]
         if len(found) != len(weights):
             raise NumericalError(f"pruner {self.name} gave {len(found)} matrices, where {len(weights)} were expected")
+        if any(one._version != version for one, version in gathered):
+            raise NumericalError(f"pruner {self.name} changed its statistics, which others read; let it change a copy")
+        results = []
         for number, (weight, one) in enumerate(zip(weights, found, strict=True), start=1):
+            place = f"pruner {self.name}, matrix {number} of this group"
             if wrong := _wrong(weight, one, pattern):
-                raise NumericalError(f"pruner {self.name}, matrix {number} of this group: {wrong}")
-        return [Pruned(one.weight.contiguous(), one.mask.contiguous(), tuple(one.notes)) for one in found]
+                raise NumericalError(f"{place}: {wrong}")
+            notes = [one.notes] if isinstance(one.notes, str) else [*one.notes]
+            if other := _other_share(one.mask, pattern):
+                notes.append(f"{place}: {other}")
+            results.append(Pruned(one.weight.contiguous(), one.mask.contiguous(), tuple(notes)))
+        return results
+
+
+@contextmanager
+def _seeded(weights: Sequence[Tensor]) -> Iterator[None]:
+    """Random numbers that the run's seed and these matrices decide: the same in a run that was interrupted before."""
+    device, row = weights[0].device, weights[0][0].tolist()
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed_of(torch.initial_seed(), *(tuple(weight.shape) for weight in weights), row))
+        yield
+
+
+def _other_share(mask: Tensor, pattern: Pattern) -> str | None:
+    """What to say of a mask that prunes another share than it was told; None where it does not."""
+    share = 1.0 - float(mask.float().mean())
+    if abs(share - pattern.sparsity) <= 0.5 / mask.shape[1] + 0.01:
+        return None
+    return f"pruned {share:.1%} of it, where {pattern.sparsity:.1%} were asked for"
 
 
 def _wrong(weight: Tensor, pruned: Pruned, pattern: Pattern) -> str | None:
     """What is not as promised of a pruned matrix; None where all is."""
+    if not isinstance(pruned, Pruned):
+        return f"expected a reprune.math.pruner.Pruned, got a {type(pruned).__name__}"
     for name, found, dtype in (("weight", pruned.weight, torch.float32), ("mask", pruned.mask, torch.bool)):
         was = found.shape, found.dtype, found.device
         if was != (weight.shape, dtype, weight.device):

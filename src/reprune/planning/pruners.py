@@ -58,6 +58,8 @@ def build(name: str, settings: Mapping[str, Any]) -> Pruner[Any]:
     try:
         made = found[0].load()(**settings)
         statistics = made.statistics(1, torch.device("cpu")) if isinstance(made, Pruner) else None
+        if isinstance(statistics, Statistics):
+            int(type(statistics).size(1))  # asked of the class, as before there are any
     except Exception as error:  # whatever another's code raises
         given = ", ".join(f"{key}={value!r:.80}" for key, value in settings.items())
         made_by = f"{found[0].value}({given}) of the package {_whose(found[0])}"

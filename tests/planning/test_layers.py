@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +146,20 @@ def test_a_path_stands_for_its_name() -> None:
 def test_an_unknown_key_names_the_nearest_known_one(setting: str, place: str, meant: str | None) -> None:
     asked = r"\." if meant is None else rf"; did you mean {meant}\?"
     with pytest.raises(InputError, match=rf"^{place}: unknown key{asked} Known here: "):
+        resolve_recipe("model", settings=[setting])
+
+
+@pytest.mark.parametrize(
+    ("setting", "place", "meant"),
+    [
+        ("sparsity_by_name={down_proj:0.3}", "sparsity_by_name", "{down_proj: 0.3}"),
+        ("sparsity_by_name={q_proj: 0.5, mlp.*:2:4}", "sparsity_by_name", "{mlp.*: 2:4}"),
+        ("pruner={name:wanda}", "pruner", "{name: wanda}"),
+    ],
+)
+def test_a_value_without_a_space_before_it_is_told_from_its_key(setting: str, place: str, meant: str) -> None:
+    said = f"{place}: expected a space after the colon, by which YAML tells a key from its value: {meant} (got "
+    with pytest.raises(InputError, match=rf"^{re.escape(said)}"):
         resolve_recipe("model", settings=[setting])
 
 

@@ -186,7 +186,9 @@ def _explain(error: ValidationError) -> str:
     lines = []
     for problem in error.errors():
         place = ".".join(str(part) for part in problem["loc"])
-        if problem["type"] == "extra_forbidden":
+        if (unspaced := _unspaced(problem["loc"], problem["input"])) is not None:
+            lines.append(unspaced)
+        elif problem["type"] == "extra_forbidden":
             known = _keys(problem["loc"][:-1])
             meant = _meant(problem["loc"], known)
             asked = f"; did you mean {' or '.join(meant)}?" if meant else "."
@@ -200,6 +202,19 @@ def _explain(error: ValidationError) -> str:
             got = "" if whole or "got " in said else f" (got {problem['input']!r:.80})"
             lines.append(f"{place}: {said[0].lower() + said[1:]}{got}." if place else f"{said}.")
     return "\n".join(lines)
+
+
+def _unspaced(location: tuple[int | str, ...], value: Any) -> str | None:
+    """What to say of a key in which its value stands too, as YAML reads {key:value}; None of any other."""
+    word = str(location[-1]) if location else ""
+    key, colon, meant = word.partition(":")
+    if value is not None or not (key and colon and meant):
+        return None
+    place = ".".join(str(part) for part in location[:-1]) or word
+    return (
+        f"{place}: expected a space after the colon, by which YAML tells a key from its value: {{{key}: {meant}}} "
+        f"(got {{{word}}})."
+    )
 
 
 def _meant(location: tuple[int | str, ...], known: Sequence[str]) -> list[str]:

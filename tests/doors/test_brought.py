@@ -17,7 +17,7 @@ from reprune.engine.watcher import Watcher
 from reprune.engine.work import Group, Work
 from reprune.errors import InputError, NumericalError
 from reprune.model.costs import BlockCosts, Flops
-from reprune.planning.layers import resolve_recipe
+from reprune.planning.layers import read_recipe, resolve_recipe
 from reprune.planning.schedule import windows
 from tests.doors.conftest import Cli
 from tests.packages import install, write_pruner
@@ -45,6 +45,11 @@ class AsSparseGPT(Pruner):
         return SparseGPT().prune(weights, statistics, pattern)
 
 
+class ByPower(AsWanda):
+    def __init__(self, power):
+        self.power = power
+
+
 class Unmasked(AsWanda):
     def _prune(self, weights, statistics, pattern):
         return [Pruned(weight, weight > 0) for weight in weights]
@@ -55,7 +60,9 @@ SETTINGS = ["precision=float32"]
 
 @pytest.fixture(autouse=True)
 def package(here: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    found = write_pruner(here / "brought", CODE, as_wanda="AsWanda", as_gpt="AsSparseGPT", unmasked="Unmasked")
+    found = write_pruner(
+        here / "brought", CODE, as_wanda="AsWanda", as_gpt="AsSparseGPT", by_power="ByPower", unmasked="Unmasked"
+    )
     install(found, monkeypatch)
     return found
 
@@ -140,3 +147,23 @@ def test_a_study_has_it_beside_the_others_and_takes_it_later(cli: Cli, here: Pat
     assert record["versions"]["brought"] == "1.0"
     assert said.out.rindex("sparsegpt ") < said.out.rindex("as_wanda ")
     assert cli("report", "grid").code == 0
+
+
+def test_its_settings_are_its_own_in_a_study_of_others_too(cli: Cli, here: Path) -> None:
+    def grid(*flags: str) -> Any:
+        measured = ["--text", "text.txt", "--text-seqlen", "24", "--windows", "2"]
+        drawn = ["--calibration", "text.txt", "--samples", "6", "--seqlen", "24", "--device", "cpu"]
+        return cli("study", "llama", "--out", "grid", "--rungs", "LR", *drawn, *measured, *flags)
+
+    power = ["--set", "pruner.settings.power=2"]
+    assert grid("--pruners", "wanda").code == 0
+    said = grid("--pruners", "wanda", "by_power", *power)
+    assert said.code == 0, said.err
+    assert read_study(here / "grid")["settings"]["pruner"]["settings"] == {"power": 2}
+    recipes = [
+        read_recipe(here / "grid" / "cells" / f"{name}-LR-seed0" / "recipe.yaml") for name in ("wanda", "by_power")
+    ]
+    assert [recipe["pruner"]["settings"] for recipe in recipes] == [{}, {"power": 2}]
+    assert grid("--pruners", "wanda", "magnitude").code == 0, "which take none"
+    other = grid("--pruners", "by_power", "--set", "pruner.settings.power=3")
+    assert "begun with other settings: pruner.settings.power 2, now 3" in other.err

@@ -132,6 +132,15 @@ def resolve_recipe(
     Raises:
         InputError: an unknown key (the nearest known one is named) or a value that does not fit.
     """
+    recipe = lay_over(model, file, flags, settings)
+    recipe.pruner.build()  # which knows what other packages bring
+    return recipe
+
+
+def lay_over(
+    model: str | None, file: Mapping[str, Any] | None, flags: Mapping[str, Any] | None, settings: Sequence[str]
+) -> Recipe:
+    """The same, but for whether there is such a pruner, and whether it takes its settings."""
     lower, above = _normal(file or {}), [_normal(flags or {})]
     for setting in settings:
         parsed = parse_setting(setting)
@@ -148,11 +157,9 @@ def resolve_recipe(
     rung = RUNGS.get(str(merged.get("reconstruct", Recipe.model_fields["reconstruct"].default)), {})
     merged = _merged(rung, merged)
     try:
-        recipe = Recipe.model_validate(merged)
+        return Recipe.model_validate(merged)
     except ValidationError as error:
         raise InputError(_explain(error)) from None
-    recipe.pruner.build()  # which knows what other packages bring
-    return recipe
 
 
 def _normal(layer: Mapping[str, Any]) -> dict[str, Any]:

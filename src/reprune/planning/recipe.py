@@ -22,6 +22,7 @@ from pydantic import (
     model_validator,
 )
 
+from reprune.errors import InputError
 from reprune.math.adam import Adam
 from reprune.math.magnitude import Magnitude
 from reprune.math.patterns import Pattern, parse_pattern
@@ -100,18 +101,14 @@ class PrunerRecipe(RecipePart):
     min_tokens: int = Field(32, ge=0)  # an expert that fewer calibration tokens reach is pruned by magnitude
     statistics: Literal["all", "first"] = "all"  # from all calibration samples, or the first source's (the paper's way)
 
-    @model_validator(mode="after")
-    def _has_settings(self) -> Self:
+    def build(self) -> Pruner[Any]:
+        """Raises `InputError` where there is none of that name, or it does not take the settings."""
         if self.settings and self.name in pruners.OWN:
             own = "its own are pruner.damping and pruner.block_size" if self.name == "sparsegpt" else "it has none"
             given = ", ".join(self.settings)
-            raise ValueError(
-                f"settings are for a pruner that another package brings, not {self.name}: {own} (got {given})"
+            raise InputError(
+                f"pruner: settings are for a pruner that another package brings, not {self.name}: {own} (got {given})."
             )
-        return self
-
-    def build(self) -> Pruner[Any]:
-        """Raises `InputError` where there is none of that name, or it does not take the settings."""
         match self.name:
             case "magnitude":
                 return Magnitude()

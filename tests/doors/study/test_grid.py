@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from reprune.doors.study.grid import ONLY, PRUNERS, RUNGS, Cell, Grid, base_recipe, cell_recipes, common, flat
 from reprune.errors import InputError
 from reprune.planning.recipe import Recipe
+from tests.packages import install, write_pruner
 
 
 def test_the_axes_have_the_values_of_a_recipe_in_the_papers_order() -> None:
@@ -120,3 +123,25 @@ def test_a_setting_cannot_go_over_an_axis(setting: str, flag: str) -> None:
 def test_a_cell_whose_recipe_does_not_fit_is_named() -> None:
     with pytest.raises(InputError, match=r"^cell wanda-auto-seed0: .*guard"):
         cell_recipes([Cell("wanda", "auto", "all", 0)], "m", {"guard": False}, {}, [])
+
+
+def test_settings_go_to_the_pruners_that_packages_bring(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = "from reprune.math.wanda import Wanda\n\n\ndef mine(power):\n    return Wanda()\n"
+    install(write_pruner(tmp_path / "brought", code, mine="mine"), monkeypatch)
+    cells = [Cell(pruner, "LR", "all", 0) for pruner in ("wanda", "mine", "sparsegpt")]
+    for file, given in (
+        ({}, ["pruner={settings: {power: 2}, damping: 0.5}"]),
+        ({"pruner": {"damping": 0.5}}, ["pruner.settings.power=2"]),
+    ):
+        base_recipe("m", file, {}, given)
+        made = [recipe.pruner for recipe in cell_recipes(cells, "m", file, {}, given).values()]
+        assert [pruner.settings for pruner in made] == [{}, {"power": 2}, {}]
+        assert [pruner.damping for pruner in made] == [0.5] * 3
+    with pytest.raises(
+        InputError, match=r"^cell mine-LR-seed0: pruner mine: brought:mine\(\) of the package brought cannot"
+    ):
+        cell_recipes(cells, "m", {}, {}, [])
+    with pytest.raises(
+        InputError, match=r"^cell wanda-LR-seed0: pruner: settings are for a pruner that another package"
+    ):
+        cell_recipes(cells[:1], "m", {}, {}, ["pruner.settings.power=2"])

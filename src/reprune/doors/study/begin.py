@@ -20,6 +20,7 @@ from reprune.model.local import local_path
 from reprune.model.locate import at_commit, hub_commit
 from reprune.model.unchanged import Unchanged
 from reprune.planning.paths import local_name
+from reprune.planning.pruners import OWN
 from reprune.planning.recipe import Recipe
 from reprune.planning.sources import RowFile, TextFile, find_source, parse_source
 
@@ -74,13 +75,14 @@ def begin(
         "model": found,
         "versions": versions(*sorted({cell.pruner for cell in recipes})),
         "machine": machine(plan.recipe.device),
-        "settings": common(plan.recipe),
+        "settings": _common(plan.recipe, recipes),
         "measures": measures.record(texts, tasks),
         "data": {},
         "dense": {"perplexity": {}, "zero_shot": None},
         "cells": [],
     }
     if before is not None:
+        _match_settings_(before, record, recipes)
         record = _same(before, record, folder, watcher)
     _check_sources(record, recipes, plan.recipe, plan.decoder)
     extend(record, recipes, plan.recipe.sparsity)
@@ -101,6 +103,21 @@ def _planned(recipes: Mapping[Cell, Recipe], watcher: StudyWatcher) -> dict[str,
             plans[cell.only] = plan_by_recipe(recipe, NotesOfRun(watcher.note))
             plans[cell.only].survey.check()
     return plans
+
+
+def _common(recipe: Recipe, recipes: Mapping[Cell, Recipe]) -> dict[str, Any]:
+    """What all cells have in common, and the settings that only those of packages' pruners have."""
+    taking = [one.pruner for one in recipes.values() if one.pruner.settings]
+    return common(recipe.model_copy(update={"pruner": taking[0]}) if taking else recipe)
+
+
+def _match_settings_(before: StudyRecord, now: StudyRecord, recipes: Mapping[Cell, Recipe]) -> None:
+    """Let settings of packages' pruners be given with the first of these, and left out where none is asked for."""
+    was, is_ = before["settings"]["pruner"], now["settings"]["pruner"]
+    if all(cell["pruner"] in OWN for cell in before["cells"]):
+        was["settings"] = is_["settings"]
+    elif all(cell.pruner in OWN for cell in recipes):
+        is_["settings"] = was.get("settings", {})
 
 
 def _is_calibrated_on(text: Text, recipe: Recipe) -> bool:

@@ -14,7 +14,7 @@ from itertools import product
 from typing import Any, final, get_args
 
 from reprune.errors import InputError
-from reprune.planning.layers import parse_setting, resolve_recipe
+from reprune.planning.layers import lay_over, parse_setting
 from reprune.planning.paths import with_paths
 from reprune.planning.pruners import OWN, known, place
 from reprune.planning.recipe import Recipe
@@ -122,7 +122,7 @@ def _known(flag: str, given: Sequence[str], known: tuple[str, ...]) -> tuple[str
 
 
 def base_recipe(model: str, file: Mapping[str, Any], flags: Mapping[str, Any], settings: Sequence[str]) -> Recipe:
-    """What all cells begin from.
+    """What all cells begin from, but for its pruner, which is theirs.
 
     Raises:
         InputError: it does not fit, or `settings` touch what the cells differ in.
@@ -131,7 +131,7 @@ def base_recipe(model: str, file: Mapping[str, Any], flags: Mapping[str, Any], s
         for key in flat(parse_setting(setting)):
             if key in VARIED:
                 raise InputError(f"--set {setting}: in a study, {VARIED[key]} decides that; leave this out.")
-    return resolve_recipe(model, file, flags, settings)
+    return lay_over(model, file, flags, settings)
 
 
 def cell_recipes(
@@ -139,22 +139,32 @@ def cell_recipes(
 ) -> dict[Cell, Recipe]:
     """Each cell's recipe: the layers of `resolve_recipe`, and over the flags what the cell is.
 
+    `pruner.settings` go to the pruners that packages bring.
+
     Raises:
-        InputError: a cell's recipe does not fit; the cell is named.
+        InputError: a cell's recipe does not fit; the cell is named. Or no pruner takes the settings.
     """
     made: dict[Cell, Recipe] = {}
     cells = list(cells)
+    beside = any(cell.pruner not in OWN for cell in cells)
     sources: dict[str, list[str]] = {}  # of cells without self-generated samples; the others have them beside
     for cell in sorted(cells, key=lambda cell: cell.self_generate):
         own = {"pruner": {"name": cell.pruner}, "reconstruct": cell.rung, "only": cell.only, "seed": cell.seed}
         own["self_generate"] = {"samples": cell.self_generate}
         try:
-            made[cell] = resolve_recipe(model, file, {**flags, **sources, **own}, settings)
+            recipe = lay_over(model, file, {**flags, **sources, **own}, settings)
+            made[cell] = _without_settings(recipe) if cell.pruner in OWN and beside else recipe
+            made[cell].pruner.build()
         except InputError as error:
             raise InputError(f"cell {cell.name}: {error}") from None
         if not cell.self_generate:
             sources = {"calibration": made[cell].calibration}
     return {cell: made[cell] for cell in cells}
+
+
+def _without_settings(recipe: Recipe) -> Recipe:
+    """The recipe without those of a pruner that another package brings."""
+    return recipe.model_copy(update={"pruner": recipe.pruner.model_copy(update={"settings": {}})})
 
 
 def common(recipe: Recipe) -> dict[str, Any]:

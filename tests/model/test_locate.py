@@ -424,7 +424,18 @@ def test_neither_pickles_nor_second_copies_are_downloaded() -> None:
         (["README.md", "a.gguf"], [], r"in GGUF alone; .*'hf download owner/tiny a.gguf --revision v1'"),
         (["b/a.gguf", "config.json"], ["config.json"], r"'hf download owner/tiny b/a.gguf --revision v1'"),
         (["config.json", "pytorch_model.bin"], ["config.json"], r"pickles \(pytorch_model.bin\).*revision='v1'"),
-        (["config.json", "model.fp16.safetensors", "a/b.pt"], ["config.json"], r"no \*.safetensors"),
+        (["config.json", "a/model.safetensors", "a/b.pt"], ["config.json"], r"no \*.safetensors"),
+        (
+            ["config.json", "model.fp16.safetensors", "pytorch_model.bin"],
+            ["config.json"],
+            r"variant alone \(model\.fp16\.safetensors\).*'hf download owner/tiny --revision v1 --local-dir FOLDER', "
+            r"rename the file there to model\.safetensors, then give FOLDER",
+        ),
+        (
+            ["config.json", "model.safetensors.index.bf16.json", "model.bf16-00001-of-00002.safetensors"],
+            ["config.json"],
+            r"variant alone .*rename the file there to model\.safetensors\.index\.json, then",
+        ),
         ([".gitattributes"], [], "has no config.json"),
     ],
 )

@@ -329,6 +329,14 @@ def test_weights_in_files_of_other_names_are_named_with_what_to_do(tmp_path: Pat
     (several / "model.safetensors.index.json").unlink()
     with pytest.raises(InputError, match=r"; its weights are in model-00001.* download their index \(model\."):
         load_model(several, CPU)
+    variant = tmp_path / "variant"
+    tiny.build("llama").save_pretrained(variant, variant="bf16", max_shard_size="40kB")
+    with pytest.raises(
+        InputError, match=r"; its weights are in model\.bf16-00001.*: rename (\S+index\.bf16\.json) to m"
+    ):
+        load_model(variant, CPU)
+    (variant / "model.safetensors.index.bf16.json").rename(variant / "model.safetensors.index.json")
+    load_model(variant, CPU)
 
 
 def test_a_weight_of_another_shape_is_named(tmp_path: Path) -> None:

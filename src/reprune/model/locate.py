@@ -36,6 +36,7 @@ _UNWANTED = [  # second copies of the same weights
     *(f"*.{kind}{rest}" for kind in ("fp16", "bf16", "fp32") for rest in (".safetensors", "-*", ".index.*")),
 ]
 COMMIT = re.compile(r"[0-9a-f]{40}")  # as the caches of models and of data sets name folders
+_VARIANT = re.compile(r"(model|model\.safetensors\.index)\.(fp16|bf16|fp32)\.(safetensors|json)")
 _PICKLE = re.compile(r"pytorch_model.*\.bin|[^/]*\.(pth|pt|ckpt)")
 GENERATIVE = re.compile(r"(ForCausalLM|LMHeadModel|ForConditionalGeneration)$")
 _NOT_GENERATIVE = re.compile(r"For(MaskedLM|\w*Classification|\w*QuestionAnswering|MultipleChoice)$")
@@ -116,6 +117,7 @@ def _check_folder(
     names = sorted({*here, *left})
     ggufs = [file for file in names if file.lower().endswith(".gguf")]
     adapter = "adapter_config.json" in names
+    at = f" --revision {revision}" if revision else ""
     if "config.json" in names:
         _check_config(folder / "config.json", name)
         own = any(file.endswith(".safetensors") and not file.startswith("adapter_") for file in here)
@@ -131,6 +133,12 @@ def _check_folder(
     if "config.json" in names:
         if "model.safetensors.index.json" in names:
             raise InputError(f"{name}: none of its *.safetensors files is here; download the model again.")
+        if variant := next(filter(None, map(_VARIANT.fullmatch, names if left else ())), None):
+            raise InputError(
+                f"{name}: its weights are a variant alone ({variant[0]}), which is not downloaded; "
+                f"'hf download {model}{at} --local-dir FOLDER', rename the file there to {variant[1]}.{variant[3]}, "
+                "then give FOLDER."
+            )
         if pickles := [file for file in names if _PICKLE.fullmatch(file)]:
             given = f"{model!r}, revision={revision!r}" if revision else repr(model)
             raise InputError(
@@ -141,7 +149,6 @@ def _check_folder(
     elif not ggufs:
         raise InputError(f"{name}: has no config.json, so it is not a model folder.")
     if ggufs:
-        at = f" --revision {revision}" if revision else ""
         way = f"what 'hf download {model} {ggufs[0]}{at}' gives" if ggufs[0] in left else f"{Path(name, ggufs[0])}"
         raise InputError(f"{name}: holds a model in GGUF alone; name the file itself: {way}")
     raise InputError(f"{name}: holds no *.safetensors files, the only weights that are read from a folder.")

@@ -182,6 +182,8 @@ def _way_to_find(folder: Path) -> str:
     if any((folder / name).exists() for name in USUAL):
         return ""
     files = sorted({entry.file.name for entry in Checkpoint(folder).entries.values()})
+    if len(files) > 1 and (variants := sorted(folder.glob("model.safetensors.index.*.json"))):
+        return f"; its weights are in {files[0]} and {len(files) - 1} more: rename {variants[0].name} to {USUAL[1]}"
     if len(files) > 1:
         return f"; its weights are in {files[0]} and {len(files) - 1} more: download their index ({USUAL[1]}) too"
     return f"; its weights are in {files[0]}: rename it to {USUAL[0]}"

@@ -123,6 +123,21 @@ def test_a_small_file_that_unpacks_to_gigabytes_is_refused(tmp_path: Path, monke
         list(load_documents(str(path), "train"))
 
 
+def test_rows_are_held_line_by_line_and_no_line_is_gigabytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("reprune.planning.textfiles._LARGE", 100_000)
+    path = tmp_path / "packed.jsonl.gz"
+    row = b'{"text": "%s"}'
+    lines = [row % (b"a" * 50_000)] * 5
+    path.write_bytes(gzip.compress(b"\n".join(lines)))
+    assert len(load_documents(str(path), "train")) == 5
+    path.write_bytes(gzip.compress(b"\n".join([*lines, row % (b"a" * 100_001), row % b"b"])))
+    with pytest.raises(InputError, match=r"it unpacks, in line 6, to more than 200 times its size"):
+        load_documents(str(path), "train")
+    path.write_bytes(gzip.compress(b"[" + b",\n".join(lines) + b"]"))  # which is held as a whole
+    with pytest.raises(InputError, match="it unpacks to more than 200 times its size"):
+        load_documents(str(path), "train")
+
+
 @pytest.mark.parametrize("suffix", [".txt", ".txt.gz", ".TXT"])
 def test_a_text_file_is_one_document_with_its_lines_as_they_stand(tmp_path: Path, suffix: str) -> None:
     text = "one\r\n\n  two é\n"

@@ -90,27 +90,37 @@ def _decoded(path: Path, label: str) -> str:
 
 def _unpacked(file: BinaryIO, path: Path, label: str) -> bytearray:
     """All of a compressed file, unless it is far more than a text can be packed to."""
-    most = max(_LARGE, _PACKED * path.stat().st_size)
+    most = _most(path)
     data = bytearray()
     while part := file.read(1 << 20):
         data += part
         if len(data) > most:
-            raise InputError(
-                f"{label}: expected text, but it unpacks to more than {_PACKED} times its size, beyond "
-                f"{_LARGE >> 20} MiB; look what it holds, or unpack it and give that file"
-            )
+            raise _too_much(label)
     return data
+
+
+def _most(path: Path) -> int:
+    """Bytes of a compressed file that are held at a time."""
+    return max(_LARGE, _PACKED * path.stat().st_size)
 
 
 def check_lines(path: Path, label: str) -> None:
     """Check that every line of a file is UTF-8 and that one of them has content, keeping none in memory.
 
-    Readers of JSON let some bytes that are not UTF-8 pass, and fail only when the row is asked for.
+    Readers of JSON let some bytes that are not UTF-8 pass, and fail only when the row is asked for. They hold a whole
+    line, and a whole array: of a compressed file, one that is far more than a text can be packed to is refused.
     Raises InputError otherwise.
     """
-    content = False
+    content = array = False
+    most = _most(path) if path.name.lower().endswith(".gz") else None
+    number = held = 0
     with open_bytes(path, label) as file:
-        for number, line in enumerate(file, 1):
+        while line := file.readline(-1 if most is None else most + 1):
+            number += 1
+            array = array or (number == 1 and line.startswith(b"["))
+            held = held + len(line) if array else len(line)
+            if most is not None and held > most:
+                raise _too_much(label, "" if array else f", in line {number},")
             try:
                 content = bool(line.decode().strip()) or content
             except UnicodeDecodeError as error:
@@ -147,6 +157,13 @@ def explain_json(path: Path, label: str) -> InputError | None:
                     f"{type(value).__name__}; make every line an object"
                 )
     return None
+
+
+def _too_much(label: str, where: str = "") -> InputError:
+    return InputError(
+        f"{label}: expected text, but it unpacks{where} to more than {_PACKED} times its size, beyond "
+        f"{_LARGE >> 20} MiB; look what it holds, or unpack it and give that file"
+    )
 
 
 def _not_utf8(label: str, line: int, error: UnicodeDecodeError) -> InputError:

@@ -15,6 +15,7 @@ from typing import Any
 import datasets
 import huggingface_hub
 import pytest
+import torch
 from transformers import AutoModelForCausalLM
 
 from reprune.doors.zeroshot import accuracy as door
@@ -22,8 +23,11 @@ from reprune.doors.zeroshot.accuracy import PAPER, TASKS, TaskScore, ZeroShot, z
 from reprune.doors.zeroshot.rows import LAYOUTS
 from reprune.doors.zeroshot.tasks import load_tasks, quiet_harness
 from reprune.errors import InputError, NumericalError
+from reprune.model.block import Precision
 from reprune.model.checkpoint import Checkpoint
+from reprune.model.whole import load_model
 from tests import tiny
+from tests.doors.zeroshot.test_likelihoods import build
 
 WORDS = tiny.LICENCE.split()  # hundreds of them, whatever the Python
 COUNT = 12  # rows of each task
@@ -268,6 +272,30 @@ def test_a_model_that_is_run_as_the_harness_runs_it_has_products_in_float32(part
     assert asked == run(model, ["rte"], part, limit=3)
     assert asked.precision == "float32"
     assert "note: model is run as lm-eval runs it; so its products are in float32" in said
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "kept"),
+    [
+        ("llama", torch.bfloat16, ["bfloat16"]),
+        ("llama", torch.float16, ["float32"]),  # which the head multiplies as they are
+        ("mamba", torch.bfloat16, ["bfloat16", "float32"]),  # it reads weights without running their linears
+    ],
+)
+def test_weights_are_kept_in_the_precision_where_they_are_saved_in_it(
+    name: str, dtype: torch.dtype, kept: list[str], part: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build(name).to(dtype).save_pretrained(tmp_path / "model")
+    tiny.tokenizer().save_pretrained(tmp_path / "model")
+    found: list[str] = []
+
+    def load(folder: Path, device: torch.device, trust: bool, precision: Precision) -> Any:
+        found.append(str(precision.products).removeprefix("torch."))
+        return load_model(folder, device, trust, precision)
+
+    monkeypatch.setattr(door, "load_model", load)
+    asked = zero_shot(tmp_path / "model", ["rte"], data=part, limit=3, device="cpu", precision="bfloat16")
+    assert (found, asked.precision) == (kept, "bfloat16")
 
 
 def test_progress_is_of_requests(llama: Path, part: Path) -> None:

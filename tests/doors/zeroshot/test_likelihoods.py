@@ -13,6 +13,8 @@ import transformers as tf
 from reprune.doors.zeroshot.tasks import quiet_harness
 from reprune.errors import InputError, NumericalError
 from reprune.model.block import Precision
+from reprune.model.linears import find_linears
+from reprune.model.whole import load_model
 from tests import tiny
 
 with quiet_harness():
@@ -166,6 +168,17 @@ def test_bfloat16_products_are_those_of_the_harness_s_mixed_precision(name: str)
     assert near == pytest.approx([value for value, _ in exact], rel=0.05, abs=0.3)
     assert near != pytest.approx([value for value, _ in exact], abs=1e-3)
     assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2", "opt", "gpt2", "modernbert-decoder"])
+def test_weights_in_half_precision_give_the_same_bits(name: str, tmp_path: Path) -> None:
+    build(name).to(torch.bfloat16).save_pretrained(tmp_path)
+    wide, half = (load_model(tmp_path, torch.device("cpu"), precision=held) for held in (FLOAT32, BFLOAT16))
+    (whole, expected), (kept, answers) = (ours(model, precision=BFLOAT16) for model in (wide, half))
+    assert answers == expected
+    assert (kept._pads, kept._kept_name) == (whole._pads, whole._kept_name)
+    assert not kept.exact
+    assert {linear.parameter.dtype for linear in find_linears(kept._decoder)} == {torch.bfloat16}
 
 
 def watched(model: Any) -> tuple[list[tuple[int, ...]], list[int]]:

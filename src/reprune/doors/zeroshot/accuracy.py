@@ -26,7 +26,7 @@ from reprune.model.full_speed import full_speed
 from reprune.model.local import local_path
 from reprune.model.locate import locate_model
 from reprune.model.undisturbed import undisturbed
-from reprune.model.whole import load_model, weights_dtype
+from reprune.model.whole import collect_models, load_model, weights_dtype
 from reprune.planning.tokenizer import load_tokenizer
 
 TASKS = tuple(LAYOUTS)
@@ -116,13 +116,23 @@ def zero_shot(
     where = settle_device(device)
     folder = locate_model(os.fspath(model), notify=notify)
     tokenizer = load_tokenizer(folder, trust_remote_code)
-    network = load_model(folder, torch.device(where), trust_remote_code)
+    saved = weights_dtype(folder, trust_remote_code)
     with quiet_harness():
         from reprune.doors.zeroshot.likelihoods import Likelihoods
 
+        def opened(products: str, kept: str) -> Any:
+            network = load_model(folder, torch.device(where), trust_remote_code, Precision(DTYPES[kept]))
+            return Likelihoods(network, tokenizer, Precision(DTYPES[products]), progress)
+
         def answered(products: str) -> tuple[str, Any, Any]:
             asked = [one for task in loaded for one in task.requests]
-            likelihoods = Likelihoods(network, tokenizer, Precision(DTYPES[products]), progress)
+            # The head multiplies in float32: its weights are kept in half precision only where they are saved so.
+            kept = products if products == saved else "float32"
+            likelihoods = opened(products, kept)
+            if likelihoods.exact and kept != "float32":  # the harness's own loop runs it in that
+                del likelihoods
+                collect_models()
+                likelihoods = opened(products, "float32")
             return products, likelihoods, likelihoods.loglikelihood(asked, disable_tqdm=True)
 
         products, likelihoods, answers = in_precision(precision, where, answered, notify)
@@ -138,7 +148,7 @@ def zero_shot(
         model=name,
         fingerprint=Checkpoint(folder).fingerprint(),
         precision=products,
-        weights_dtype=weights_dtype(folder, trust_remote_code),
+        weights_dtype=saved,
         limit=limit,
         data="hub" if data is None else Path(data).resolve().name,
         harness=f"lm-eval {importlib.metadata.version('lm_eval')}",

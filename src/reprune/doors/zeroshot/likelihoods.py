@@ -26,6 +26,7 @@ from reprune.model.block import Precision
 from reprune.model.head import find_decoder
 from reprune.model.uncached import uncached
 from reprune.model.whole import cache_argument
+from reprune.model.widened import widen_after_, widened
 
 _BATCH_TOKENS = 2**11  # run at a time
 _SMALL_BATCH = 2**8  # tokens below which more of them are nearly free, so that padding is no waste
@@ -75,13 +76,19 @@ class Likelihoods(HFLM):  # type: ignore[misc]  # lm-eval has no type informatio
     def __init__(
         self, model: Any, tokenizer: Any, precision: Precision, progress: Callable[[int, int], None] = lambda *_: None
     ) -> None:
-        """A model on its device, in evaluation mode; progress is told how many requests are done, of how many."""
+        """A model on its device, in evaluation mode, whose head may be made float32 in place.
+
+        progress is told how many requests are done, of how many.
+        """
         super().__init__(pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=1)
         self.cut = 0
         self._precision = precision
         self._progress = progress
-        self._decoder = find_decoder(model, Precision())
+        with widened(model):
+            self._decoder = find_decoder(model, Precision())
         self.exact = self._decoder is None
+        if self._decoder is not None:
+            widen_after_(model, self._decoder)
         self._kept_name = None if self._decoder is None else cache_argument(self._decoder)
         self._tried = False
         self._pads = self._decoder is not None and self._can_pad()
@@ -243,7 +250,7 @@ class Likelihoods(HFLM):  # type: ignore[misc]  # lm-eval has no type informatio
     def _can_pad(self) -> bool:
         """Whether this decoder gives tokens the same states whatever follows them, zeros among it."""
         short, long = (_Group(tuple(range(1, 1 + length)), [(0, (0,))]) for length in _TRIED_TOKENS)
-        with Precision().on(self.device):
+        with Precision().on(self.device), widened(self.model):
             try:
                 alone, both = (self._run(batch, 0).last_hidden_state for batch in ([short], [short, long]))
             except Exception:  # of whatever code the decoder has
@@ -255,7 +262,7 @@ class Likelihoods(HFLM):  # type: ignore[misc]  # lm-eval has no type informatio
         half = len(group.context) // 2
         if half == 0:
             return False
-        with torch.autocast(self.device.type, enabled=False):
+        with torch.autocast(self.device.type, enabled=False), widened(self.model):
             try:
                 after = self._run([group], half).last_hidden_state
             except Exception:  # of whatever code the decoder has

@@ -1,4 +1,4 @@
-"""A bare model has parameters without values; what other threads make meanwhile has values as ever."""
+"""A bare model has parameters without values, while other threads make what they make; how many tokens it takes."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from transformers import LlamaForCausalLM
+from transformers import AutoModelForCausalLM, BertConfig, LlamaForCausalLM, OPTConfig, RobertaConfig
 
 from reprune.errors import UnsupportedModelError
 from reprune.model import bare
-from reprune.model.bare import build_bare
+from reprune.model.bare import build_bare, longest
+from reprune.model.skeleton import Skeleton
 from tests import tiny
 
 
@@ -38,6 +39,19 @@ def test_other_threads_make_modules_with_values_meanwhile(llama: Path, monkeypat
     model = build_bare(llama, trust_remote_code=False)
     assert isinstance(model, Slow)
     assert {parameter.device for parameter in theirs[0].parameters()} == {torch.device("cpu")}
+
+
+@pytest.mark.parametrize(("kind", "longest_"), [(RobertaConfig, 29), (BertConfig, 32), (OPTConfig, 32)])
+def test_a_table_whose_first_rows_are_of_padding_takes_fewer_tokens(kind: Any, longest_: int, tmp_path: Path) -> None:
+    small = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 32}
+    config = kind(vocab_size=tiny.VOCABULARY, pad_token_id=2, is_decoder=True, **small)
+    model = AutoModelForCausalLM.from_config(config)
+    model.save_pretrained(tmp_path)
+    ids = torch.full((1, longest_ + 1), 3)
+    model(ids[:, :-1])
+    with pytest.raises((IndexError, RuntimeError)):
+        model(ids)
+    assert longest(tmp_path, trust_remote_code=False) == Skeleton(tmp_path).max_positions == longest_
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import get_ident
 from typing import Any
@@ -47,6 +47,29 @@ def max_positions(config: Any) -> int | None:
     names = ("max_position_embeddings", "n_positions", "max_seq_len")
     value = next((found for name in names if (found := setting(config, name))), None)
     return int(value) if value and int(value) > 0 else None
+
+
+def within_tables(model: Any, limit: int | None) -> int | None:
+    """The longest sequence as `max_positions` says, less where a model numbers positions from behind its padding's.
+
+    RoBERTa does: of its table of positions the first rows, up to that of padding, are no token's.
+    """
+    embedding = model.get_input_embeddings()
+    tables = (one for one in model.modules() if isinstance(one, nn.Embedding) and one is not embedding)
+    padding = (one.padding_idx for one in tables if one.num_embeddings == limit)
+    return limit and limit - next((index + 1 for index in padding if index is not None), 0)
+
+
+def longest(folder: Path, trust_remote_code: bool) -> int | None:
+    """The longest sequence that the decoder of a model folder takes, where that is known; raises as `read_config`."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES as ENCODERS
+
+    config = read_config(folder, trust_remote_code)
+    limit = max_positions(config.get_text_config(decoder=True))
+    if config.model_type in ENCODERS:  # of others no table has padding, and to make a model takes its time
+        with suppress(InputError, UnsupportedModelError):
+            return within_tables(build_bare(folder, trust_remote_code), limit)
+    return limit
 
 
 def setting(config: Any, name: str) -> Any:

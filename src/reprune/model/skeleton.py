@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from reprune.errors import RepruneError, UnsupportedModelError, short
-from reprune.model.bare import build_bare, max_positions
+from reprune.model.bare import build_bare, max_positions, within_tables
 from reprune.model.beside import matters, passed_beside, refuse_caches, without_beside
 from reprune.model.block import Call
 from reprune.model.forms import Beside, Form, axes
@@ -112,10 +112,10 @@ class Skeleton:
             f"({', '.join(paths)}), so its blocks cannot be pruned one after the other{why}."
         )
 
-    @property
+    @cached_property
     def max_positions(self) -> int | None:
         """The longest sequence that the model takes, where its configuration says so."""
-        return max_positions(self.config)
+        return within_tables(self.model, max_positions(self.config))
 
     def few_ids(self, samples: int = 1) -> Tensor:
         """Token ids (samples, tokens) to try something on: no more than the model takes."""

@@ -300,6 +300,8 @@ def test_the_longest_sequence_is_known_where_the_harness_does_not_know_it() -> N
     config = tf.MptConfig(vocab_size=tiny.VOCABULARY, d_model=32, n_layers=2, n_heads=4, max_seq_len=32)
     class_, _ = ours(tf.AutoModelForCausalLM.from_config(config).eval(), ask([(TEXT[:200], "x")]))
     assert (class_.max_length, class_.cut) == (32, 1)
+    roberta = tf.RobertaConfig(**_SMALL, is_decoder=True)  # whose table has a first row of padding
+    assert made(tf.AutoModelForCausalLM.from_config(roberta).eval()).max_length == tiny.POSITIONS - 1
     assert made(tiny.build("xlnet")).max_length == 2048, "the harness's own default, as it has no limit"
 
 

@@ -13,7 +13,7 @@ from typing import Any, final
 from torch import Tensor
 
 from reprune.errors import InputError
-from reprune.model.bare import max_positions, read_config
+from reprune.model.bare import longest
 from reprune.planning.documents import Documents, text_sha256
 from reprune.planning.paths import local_name
 from reprune.planning.samples import evaluation_windows
@@ -155,7 +155,7 @@ def cut_text(folder: Path, documents: Documents, cut: Cut, trust_remote_code: bo
     Raises:
         InputError: the text is too short for the cut, or the model for its windows.
     """
-    limit = max_positions(read_config(folder, trust_remote_code).get_text_config(decoder=True))
+    limit = longest(folder, trust_remote_code)
     protocol, seqlen = cut.settle(limit, folder.name)
     tokenizer = load_tokenizer(folder, trust_remote_code)
     once = cut.protocol is not None and cut.protocol.begun_once

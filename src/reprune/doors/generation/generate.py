@@ -18,7 +18,7 @@ from reprune.doors.prepare import check_devices, check_model, check_versions
 from reprune.engine.record import versions
 from reprune.errors import InputError, going_on
 from reprune.math.ranks import ALONE, Ranks
-from reprune.model.bare import max_positions, read_config
+from reprune.model.bare import longest
 from reprune.model.checkpoint import Checkpoint
 from reprune.model.full_speed import full_speed
 from reprune.model.local import local_path
@@ -223,7 +223,7 @@ class _Judging:
 
 def _fitting(folder: Path, settings: Generation, prefix: int, trust_remote_code: bool) -> Generation:
     """The settings, a length that was not given within what the model takes; raises `InputError` of one that was."""
-    limit = max_positions(read_config(folder, trust_remote_code).get_text_config(decoder=True))
+    limit = longest(folder, trust_remote_code)
     if limit is None or settings.length + prefix <= limit:
         return settings
     if "length" not in settings.model_fields_set and settings.least + prefix <= limit:

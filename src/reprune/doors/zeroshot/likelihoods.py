@@ -21,7 +21,7 @@ from transformers import DynamicCache
 
 from reprune.doors.prepare import check_ids
 from reprune.errors import InputError, NumericalError
-from reprune.model.bare import max_positions
+from reprune.model.bare import max_positions, within_tables
 from reprune.model.block import Precision
 from reprune.model.head import find_decoder
 from reprune.model.uncached import uncached
@@ -80,6 +80,7 @@ class Likelihoods(HFLM):  # type: ignore[misc]  # lm-eval has no type informatio
 
         progress is told how many requests are done, of how many.
         """
+        self._longest = within_tables(model, max_positions(model.config.get_text_config(decoder=True)))
         super().__init__(pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=1)
         self.cut = 0
         self._precision = precision
@@ -96,9 +97,9 @@ class Likelihoods(HFLM):  # type: ignore[misc]  # lm-eval has no type informatio
     @property
     def max_length(self) -> int:
         """The harness's, and no more than the configuration says under names that the harness does not read."""
-        found, own = int(super().max_length), max_positions(self.config.get_text_config(decoder=True))
+        found = int(super().max_length)
         found = found if found > 0 else self._DEFAULT_MAX_LENGTH  # XLNet's is -1, which is none
-        return min(found, own or found)
+        return min(found, self._longest or found)
 
     @property
     def prefix_token_id(self) -> int:

@@ -61,12 +61,12 @@ def whole_numbers(axes: Any) -> None:
 
 
 def written(value: float, percent: bool = False) -> str:
-    """A number along an axis: 0.05, 1,200, 10⁶, or 5 %."""
+    """A number along an axis: 0.05, 1,200, 10⁶, 10⁻⁵, or 5 %."""
     if value < 0:
         return f"\N{MINUS SIGN}{written(-value, percent)}"
     if percent:
-        return f"{100 * value:.4g}\N{NO-BREAK SPACE}%"
-    if value >= 1e5:
+        return f"{written(100 * value)}\N{NO-BREAK SPACE}%"
+    if value >= 1e5 or 0 < value < 1e-4:
         power = math.floor(math.log10(value) + 1e-9)
         digits = f"{value / 10**power:.3g}"
         return f"{'' if digits == '1' else f'{digits}·'}10{str(power).translate(_SUPERSCRIPT)}"

@@ -12,7 +12,7 @@ import torch
 
 import reprune
 from reprune.doors import devices
-from reprune.errors import HalfPrecisionError
+from reprune.errors import HalfPrecisionError, InputError
 from reprune.model.block import Precision
 from tests import tiny
 from tests.doors.conftest import QUICK, Cli
@@ -105,6 +105,31 @@ def test_a_result_that_windows_were_finished_of_is_kept(
     with pytest.raises(HalfPrecisionError):
         reprune.prune("llama", "out", calibration="manual", samples=8, seqlen=24, reconstruct="LR", device="cpu")
     assert reprune.status("out").windows_done == 2
+
+
+@pytest.mark.parametrize(
+    ("count", "device", "settled"),
+    [
+        (0, "auto", "cpu"),
+        (1, "auto", "cuda"),
+        (0, "cuda", None),
+        (0, "cuda:0", None),
+        (1, "cuda", "cuda"),
+        (1, torch.device("cuda", 0), "cuda:0"),
+        (1, "cuda:1", None),
+        (2, "cuda:1", "cuda:1"),
+    ],
+)
+def test_a_device_is_one_that_is_there(
+    count: int, device: str | torch.device, settled: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
+    if settled is not None:
+        assert devices.settle_device(device) == settled
+        return
+    with pytest.raises(InputError, match=f"--device {device}: this machine has {count} CUDA devices"):
+        devices.settle_device(device)
 
 
 @pytest.mark.parametrize(

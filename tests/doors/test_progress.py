@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -15,6 +16,7 @@ from reprune.doors.command import views, views_evaluation
 from reprune.doors.formats import clock, console, percent, size
 from reprune.doors.progress import counting, watching
 from reprune.engine.watcher import Watcher
+from reprune.planning.schedule import once_more, windows
 from tests.doors.conftest import QUICK, Cli
 
 
@@ -166,6 +168,63 @@ def test_notes_are_shown(cli: Cli, capfd: pytest.CaptureFixture[str]) -> None:
     with watching(quiet=False, verbose=False) as watcher:
         watcher.note("block 0, q_proj: damping was raised to 0.1")
     assert capfd.readouterr().out == "note: block 0, q_proj: damping was raised to 0.1\n"
+
+
+def _record(seconds: float, *rates: float) -> dict[str, Any]:
+    """What is said of a window on record, of whose epochs each began with such a rate."""
+    epochs = [{"relative_lr": rate} for rate in rates]
+    return {
+        "seconds": seconds,
+        "loss": "squared",
+        "relative_lr": rates[0] if rates else None,
+        "epochs": epochs,
+        "relative_calibration_error": {"before": 0.2, "after": 0.1},
+        "relative_heldout_error": {"before": 0.4, "after": 0.4},
+    }
+
+
+def test_a_line_says_how_a_window_s_errors_went_and_how_long_those_left_will_take(
+    here: object, capfd: pytest.CaptureFixture[str]
+) -> None:
+    schedule = windows(12, 2, 1)
+    with watching(quiet=False, verbose=False) as watcher:
+        watcher.started(13, 9)
+        for window, seconds in zip(schedule[9:], (10.0, 30.0, 5.0, 7.0), strict=True):
+            watcher.window_done(window, _record(seconds))
+    going_on, measure, head, *lines = capfd.readouterr().out.splitlines()
+    assert going_on == "going on: 9 of 13 windows are finished"
+    assert measure.startswith("errors: ||sparse - target||")
+    assert head.startswith(" window  blocks")
+    assert [re.sub(r"  +\d+ [MG]B$|  +[\d.]+ GB$", "", line) for line in lines] == [
+        "  10/13  8-9       20.0 % > 10.0 %    40.0 %             10.0 s  30.0 s",
+        "  11/13  9-10      20.0 % > 10.0 %    40.0 %             30.0 s  40.0 s",
+        "  12/13  10-11     20.0 % > 10.0 %    40.0 %              5.0 s  15.0 s",
+        "  13/13  11        20.0 % > 10.0 %    40.0 %              7.0 s   0.0 s",
+    ]
+
+
+def test_of_blocks_that_are_distilled_a_line_says_the_divergences(
+    here: object, capfd: pytest.CaptureFixture[str]
+) -> None:
+    step = once_more(3, 3, 2)
+    record = {"seconds": 1.0, "epochs": [], "heldout_divergence": {"before": 0.5, "after": 0.25}}
+    passed = [{"calibration_divergence": divergence} for divergence in (0.8, 0.9, 0.4)]
+    for epochs, calibration in ((passed, "0.8 > 0.4"), ([], "")):
+        with watching(quiet=False, verbose=False) as watcher:
+            watcher.started(4, 3)
+            watcher.window_done(step, {**record, "epochs": epochs})
+        _, _, line = capfd.readouterr().out.splitlines()
+        assert line.startswith(f"    4/4  1-2       {calibration:<17}  0.5 > 0.25 ")
+
+
+def test_a_rate_is_spoken_of_after_the_first_window_alone(here: object, capfd: pytest.CaptureFixture[str]) -> None:
+    with watching(quiet=False, verbose=False) as watcher:
+        watcher.started(3, 0)
+        for window in windows(3, 1, 1):
+            watcher.window_done(window, _record(1.0, 0.0001, 0.0001))
+    said = capfd.readouterr().out
+    assert said.count("note: rate 0.01 % of the kept weights' root mean square: shorter steps\n") == 1
+    assert said.index("note: rate") < said.index("    2/3  ")
 
 
 def test_a_standardized_run_names_its_measure(cli: Cli, here: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from reprune.doors.formats import percent
+from reprune.doors.rates import said_of_rate
 from tests.doors.conftest import QUICK, Cli, record_of
 
 
@@ -42,3 +43,16 @@ def test_a_rate_far_from_the_weights_size_is_said(here: Path, cli: Cli, lr: str,
         return
     assert said.out.index(f"\nnote: rate {what}\n      {then}\n") < said.out.index("\nwriting the result\n")
     assert f"rate           {what}\n               {then}\n" in said.out
+
+
+def test_too_long_is_a_rate_that_windows_began_with_and_too_short_one_that_was_asked_for() -> None:
+    def said(asked: float | None, *epochs: float | None) -> str | None:
+        windows = [{"relative_lr": asked, "epochs": [{"relative_lr": rate} for rate in epochs]}] * 2
+        found = said_of_rate([*windows, {"epochs": []}])  # as least squares leaves it
+        return None if found is None else found[0]
+
+    assert said(0.3, 0.3, 0.001) == "30.0 % of the kept weights' root mean square: longer steps"
+    assert said(0.3, 0.01, 0.3) is None
+    assert said(0.001, 0.01) == "0.10 % of the kept weights' root mean square: shorter steps"
+    assert said(0.01, 0.001) is None
+    assert said(None, None) is None

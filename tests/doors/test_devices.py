@@ -132,6 +132,15 @@ def test_a_device_is_one_that_is_there(
         devices.settle_device(device)
 
 
+def test_what_auto_is_on_the_first_machine_must_be_there_on_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    ranks: Any = SimpleNamespace(first_does=lambda settled: ["cuda:1", "bfloat16"])
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert devices.settle_together("auto", "auto", ranks) == ("cuda:1", "bfloat16")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(InputError, match="--device cuda:1: this machine has 1 CUDA devices"):
+        devices.settle_together("auto", "auto", ranks)
+
+
 @pytest.mark.parametrize(
     ("cards", "device", "precision"),
     [

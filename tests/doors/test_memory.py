@@ -43,8 +43,21 @@ def _system(folder: Path, groups: str, files: dict[str, dict[str, str]]) -> Path
         ("4:memory:/docker/abc\n0::/docker/abc\n", {"memory": _FIRST}, 500),
         ("4:memory:/\n", {"memory": _UNLIMITED[1]}, 4096),
         ("9:cpu:/job\n", {"job": _SECOND, "memory/job": _FIRST}, 4096),
+        ("0::/pod:cri-containerd:abc\n", {"pod:cri-containerd:abc": _SECOND}, 500),
     ],
-    ids=["own", "parent", "least", "container", "over", "none", "first", "container of the first", "all", "other"],
+    ids=[
+        "own",
+        "parent",
+        "least",
+        "container",
+        "over",
+        "none",
+        "first",
+        "container of the first",
+        "all",
+        "other",
+        "colons",
+    ],
 )
 def test_the_limit_of_a_container_or_job_counts(
     groups: str, files: dict[str, dict[str, str]], free: int, tmp_path: Path

@@ -203,6 +203,22 @@ def test_a_line_says_how_a_window_s_errors_went_and_how_long_those_left_will_tak
     ]
 
 
+def test_a_bar_counts_the_windows_that_are_done_and_says_what_is_being_done(terminal: io.StringIO) -> None:
+    with watching(quiet=False, verbose=False) as watcher:
+        watcher.started(4, 1)
+        watcher.window_done(windows(4, 1, 1)[1], _record(1.0))
+        watcher.phase(None, "writing the result")
+    seen = _plain(terminal)
+    assert re.search(r"writing the result ━+.* 2/4 ", seen)
+    assert not re.search(r"^writing the result$", seen, re.MULTILINE)
+
+
+def test_off_a_terminal_nothing_is_counted(here: object, capfd: pytest.CaptureFixture[str]) -> None:
+    with counting("windows", quiet=False) as count:
+        count(1, 2)
+    assert capfd.readouterr().out == ""
+
+
 def test_of_blocks_that_are_distilled_a_line_says_the_divergences(
     here: object, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -56,3 +56,10 @@ def test_too_long_is_a_rate_that_windows_began_with_and_too_short_one_that_was_a
     assert said(0.001, 0.01) == "0.10 % of the kept weights' root mean square: shorter steps"
     assert said(0.01, 0.001) is None
     assert said(None, None) is None
+
+
+@pytest.mark.parametrize("first", [0.001, 0.3])
+def test_one_window_of_many_says_nothing(first: float) -> None:
+    rates = (first, 0.01, 0.01)
+    assert said_of_rate([{"relative_lr": rate, "epochs": [{"relative_lr": rate}]} for rate in rates]) is None
+    assert said_of_rate([{"relative_lr": first, "epochs": [{"relative_lr": first}]}]) is not None

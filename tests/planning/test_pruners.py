@@ -136,12 +136,20 @@ def test_one_that_two_packages_bring_is_refused(tmp_path: Path, monkeypatch: pyt
         _build("mine")
 
 
+def test_a_name_that_no_folder_of_a_study_can_have_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("a/b", "c d", "e.f")
+    install(write_pruner(tmp_path / "brought", CODE, **{f'"{name}"': "Mine" for name in names}), monkeypatch)
+    assert {*names}.intersection(pruners.known()) == {"e.f"}
+
+
 def test_without_a_package_the_names_are_those_of_reprune() -> None:
     with pytest.raises(
         InputError, match=r"pruner\.name: expected magnitude, wanda or sparsegpt, or a pruner that"
     ) as caught:
         _build("wander")
     assert str(caught.value).endswith("(got 'wander'); did you mean wanda?")
+    with pytest.raises(InputError, match=r"\(got 'SparseGPT'\); did you mean sparsegpt\?$"):
+        _build("SparseGPT")
     assert isinstance(_build("magnitude"), Magnitude)
 
 

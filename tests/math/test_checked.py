@@ -57,11 +57,15 @@ def _second(**changes: Callable[[Pruned], Tensor]) -> Callable[[list[Pruned]], l
     ("spoil", "said"),
     [
         pytest.param(lambda found: found[:1], "gave 1 matrices, where 2 were expected", id="too few"),
+        pytest.param(lambda found: [*found, found[1]], "gave 3 matrices, where 2 were expected", id="too many"),
         pytest.param(_second(weight=lambda one: one.weight.half()), "a weight of torch.float32 (4, 8)", id="half"),
         pytest.param(
             _second(mask=lambda one: one.mask.float()), "a mask of torch.bool (4, 8) on cpu, got", id="floats"
         ),
         pytest.param(_second(mask=lambda one: one.mask[:1]), "got torch.bool (1, 8) on cpu", id="row"),
+        pytest.param(
+            _second(mask=lambda one: one.mask.to("meta")), "on cpu, got torch.bool (4, 8) on meta", id="elsewhere"
+        ),
         pytest.param(_second(weight=lambda one: one.weight / 0.0), "NaN or infinite", id="infinite"),
         pytest.param(_second(weight=lambda one: one.weight + 1.0), "not zero where the mask is False", id="unmasked"),
         pytest.param(_second(mask=lambda one: torch.ones_like(one.mask)), "keeps more than 2:4 allows", id="pattern"),
@@ -142,7 +146,7 @@ class Careless(Pruner[Statistics]):
     def _prune(self, weights: Sequence[Tensor], statistics: Statistics, pattern: Pattern) -> list[Pruned]:
         for weight in weights:
             weight[:, : weight.shape[1] // 2] = 0.0
-        return [Pruned(weight.T.contiguous().T, weight != 0.0) for weight in weights]
+        return [Pruned(weight.T.contiguous().T, (weight != 0.0).T.contiguous().T) for weight in weights]
 
 
 def test_the_weights_given_stay_as_they_are_and_what_comes_is_contiguous() -> None:
@@ -153,6 +157,7 @@ def test_the_weights_given_stay_as_they_are_and_what_comes_is_contiguous() -> No
     assert checked.data_free
     assert torch.equal(weight, before)
     assert found.weight.is_contiguous()
+    assert found.mask.is_contiguous()
     assert not found.mask[:, :4].any()
 
 

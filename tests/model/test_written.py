@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -39,9 +40,16 @@ class _Other(_Block):
     """Of another class."""
 
 
-def _try(uses: Uses, *sides: Any, others: Uses | None = None) -> None:
+class _InPlace(_Block):
+    """Writes to the states that it is passed, too."""
+
+    def forward(self, x: Tensor, side: Any) -> Tensor:
+        return super().forward(x.mul_(2.0), side)
+
+
+def _try(uses: Uses, *sides: Any, kind: type[_Block] = _Block, others: Uses | None = None) -> None:
     """Look for what is written by three blocks, or by those of another class after them too."""
-    blocks = [_Block(uses) for _ in range(3)] + [_Other(use) for use in [others] if use is not None for _ in range(2)]
+    blocks = [kind(uses) for _ in range(3)] + [_Other(use) for use in [others] if use is not None for _ in range(2)]
     calls = [Call((None,), {"side": sides[index % len(sides)]}, 0) for index in range(len(blocks))]
     refuse_written("Model", nn.ModuleList(blocks).to("meta"), calls, torch.zeros(2, 3, 4))
 
@@ -81,6 +89,38 @@ def test_what_a_block_reads_of_others_is_refused_by_the_name_of_its_argument(use
         _try(uses, side)
 
 
+def test_so_it_is_where_they_work_in_place_on_the_states() -> None:
+    with pytest.raises(UnsupportedModelError, match="block 1 reads"):
+        _try(_last, [], kind=_InPlace)
+
+
+def test_so_it_is_where_two_blocks_alone_are_passed_it() -> None:
+    both: list[Tensor] = []
+    with pytest.raises(UnsupportedModelError, match="block 1 reads"):
+        _try(_last, both, both, [])
+
+
+def test_so_it_is_where_a_block_between_neither_writes_nor_reads() -> None:
+    numbers = count()
+
+    def uses(side: Any, out: Tensor) -> Tensor | None:
+        number = next(numbers)
+        if number == 0:
+            side.append(out)
+        return out + side[0] if number == 2 else None
+
+    with pytest.raises(UnsupportedModelError, match="block 2 reads"):
+        _try(uses, [])
+
+
+def test_an_argument_without_a_name_is_told_by_its_place() -> None:
+    side: list[Tensor] = []
+    calls = [Call((None, side), {}, 0) for _ in range(3)]
+    blocks = nn.ModuleList(_Block(_last) for _ in calls).to("meta")
+    with pytest.raises(UnsupportedModelError, match="block 1 reads what an earlier one has written into 'argument 1'"):
+        refuse_written("Model", blocks, calls, torch.zeros(2, 3, 4))
+
+
 def test_so_it_is_where_blocks_of_one_class_write_and_those_of_another_read() -> None:
     with pytest.raises(UnsupportedModelError, match="block 3 reads"):
         _try(lambda side, out: side.append(out), [], others=lambda side, out: out + side[0])
@@ -112,8 +152,11 @@ def test_what_is_written_otherwise_is_let_pass(uses: Uses, sides: list[Any]) -> 
     _try(uses, *sides)
 
 
-@pytest.mark.parametrize(("written", "count"), [(False, 1), (True, 3)])
-def test_other_blocks_of_a_class_are_run_where_the_first_writes(written: bool, count: int) -> None:
+@pytest.mark.parametrize(
+    ("written", "sides", "runs"), [(False, [[1]], 1), (True, [[1]], 3), (True, [[1], [2], [3]], 0), (True, [1], 0)]
+)
+def test_other_blocks_of_a_class_are_run_where_the_first_writes(written: bool, sides: list[Any], runs: int) -> None:
+    """None is where nothing is passed that several may write into."""
     ran: list[Tensor] = []
 
     def uses(side: Any, out: Tensor) -> None:
@@ -121,8 +164,8 @@ def test_other_blocks_of_a_class_are_run_where_the_first_writes(written: bool, c
         if written:
             side.append(len(ran))
 
-    _try(uses, [1])
-    assert len(ran) == count
+    _try(uses, *sides)
+    assert len(ran) == runs
 
 
 def test_a_model_of_such_blocks_is_refused(tmp_path: Path, ids: Tensor) -> None:

@@ -140,6 +140,15 @@ def test_a_mapping_that_blocks_write_to_is_another_in_each_pass() -> None:
     assert kwargs["side"] is not shared
 
 
+def test_parts_of_one_entry_are_handed_as_the_tuple_that_they_were() -> None:
+    """As keys and values are."""
+    form = Form(rest=(4,), slots=tuple(Slot(("side", "key", number), (2,), 1) for number in (0, 1)))
+    stream = torch.randn(2, 3, 8)
+    _, kwargs = replace(form, reads=frozenset({0, 1})).hand((None,), {"side": {}}, stream)
+    keys, values = kwargs["side"]["key"]
+    assert torch.equal(torch.cat([keys, values], dim=-1), stream[..., 4:])
+
+
 def test_a_mapping_that_holds_something_is_none_that_blocks_share() -> None:
     assert is_shared({})
     assert not any(map(is_shared, ({"cos": 1}, (), [], None)))

@@ -1,0 +1,125 @@
+"""Of a Hub's model what is needed is fetched, at the revision that is meant; a tokenizer needs no weights."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import pytest
+from huggingface_hub import errors
+
+from reprune.errors import InputError
+from reprune.model.locate import hub_commit, locate_model
+from tests import tiny
+
+SHA = "0123456789abcdef" * 2 + "01234567"
+LLAMA = {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
+
+
+@pytest.fixture
+def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """What is asked of the Hub's library, which has the model in `tmp_path / SHA`."""
+    found: list[dict[str, Any]] = []
+
+    def fetch(model: str, **options: Any) -> str:
+        found.append({"model": model, **options})
+        return str(tmp_path / SHA)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
+    return found
+
+
+def _fetched(files: list[str], options: dict[str, Any]) -> set[str]:
+    utils: Any = huggingface_hub.utils
+    patterns = {name: options[name] for name in ("allow_patterns", "ignore_patterns")}
+    return set(utils.filter_repo_objects(files, **patterns))
+
+
+def test_weights_are_fetched_once_and_only_where_they_are_needed(asked: list[dict[str, Any]], tmp_path: Path) -> None:
+    tiny.save("llama", tmp_path / SHA)
+    beside = {"config.json", "tokenizer.json"}
+    copies = ["model.fp16.safetensors", "consolidated.safetensors", "onnx/model.safetensors"]
+    for weights, expected in ((True, {*beside, "model.safetensors"}), (False, beside)):
+        locate_model("owner/tiny@v1", weights=weights)
+        (one,) = asked
+        assert (one["model"], one["revision"]) == ("owner/tiny", "v1")
+        assert _fetched([*beside, "model.safetensors", *copies], one) == expected
+        asked.clear()
+
+
+def test_a_folder_without_weights_is_taken_where_none_are_needed(tmp_path: Path) -> None:
+    tiny.save("llama", tmp_path)
+    (tmp_path / "adapter_config.json").write_text("{}")
+    assert locate_model(str(tmp_path), weights=False) == tmp_path
+    (tmp_path / "model.safetensors").unlink()
+    assert locate_model(str(tmp_path), weights=False) == tmp_path
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(InputError, match="is a PEFT adapter"):
+        locate_model(str(tmp_path), weights=False)
+
+
+def test_a_cached_model_whose_weights_are_not_whole_is_taken_where_none_are_needed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny.save("llama", tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"cut")
+    error: Any = errors.LocalEntryNotFoundError("offline")
+    error.snapshot_path = str(tmp_path)
+
+    def fetch(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
+    assert locate_model("owner/tiny", weights=False) == tmp_path
+    with pytest.raises(InputError, match="nor is it whole"):
+        locate_model("owner/tiny")
+
+
+def test_a_revision_is_meant_also_where_the_library_is_asked_once_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny.save("llama", tmp_path)
+
+    def fetch(model: str, *, revision: str, local_files_only: bool = False, **_: Any) -> str:
+        if not local_files_only:
+            raise errors.OfflineModeIsEnabled("as release 2.1 does for a commit")
+        assert (model, revision) == ("owner/tiny", SHA)
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
+    assert locate_model(f"owner/tiny@{SHA}") == tmp_path
+
+
+def test_what_else_there_is_is_looked_up_at_the_commit_that_was_fetched(
+    asked: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / SHA).mkdir()
+    (tmp_path / SHA / "config.json").write_text(json.dumps(LLAMA))
+    files = {SHA: ["pytorch_model.bin"]}
+    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", lambda _, model, revision: files[revision])
+    with pytest.raises(InputError, match=r"owner/tiny: its weights are pickles \(pytorch_model\.bin\)"):
+        locate_model("owner/tiny")
+    assert len(asked) == 1
+
+
+def test_a_commit_is_known_by_the_whole_name_of_a_folder_of_the_cache(tmp_path: Path) -> None:
+    assert hub_commit(tmp_path / "snapshots" / SHA) == SHA
+    assert hub_commit(tmp_path / SHA) is None
+    assert hub_commit(tmp_path / "snapshots" / f"{SHA}0") is None
+
+
+def test_endings_are_those_of_files_whatever_their_case(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such file"):
+        locate_model("owner/MODEL.GGUF")
+    (tmp_path / "A.GGUF").touch()
+    with pytest.raises(InputError, match=r"in GGUF alone; name the file itself: .*/A\.GGUF"):
+        locate_model(str(tmp_path))
+
+
+def test_an_index_of_pickles_is_none(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA))
+    (tmp_path / "pytorch_model.bin.index.json").write_text("{}")
+    with pytest.raises(InputError, match=r"holds no \*\.safetensors files"):
+        locate_model(str(tmp_path))

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import transformers as tf
-from torch import Tensor
+from torch import Tensor, nn
 
 from reprune.errors import UnsupportedModelError
 from reprune.model.bare import model_class, read_config
-from reprune.model.block import Block
+from reprune.model.block import Block, Call
 from reprune.model.decoder import Decoder
-from reprune.model.forms import Form
+from reprune.model.forms import Beside, Form, Slot
+from reprune.model.handing import find_forms
 from reprune.model.skeleton import Skeleton
 
 from .. import odd, tiny
@@ -189,3 +192,82 @@ def test_a_call_is_bound_anew_each_time(folder_of: FolderOf, ids: Tensor) -> Non
     assert first is not second
     assert not first
     assert replace(call).bind(states)[1]["shared_kv_states"] is not first
+
+
+Puts = Callable[[Tensor, Any, Any], Any]
+"""What a block puts out, of its states, a mapping that all may share, and what the one before returned beside."""
+
+
+class _Hands(nn.Module):
+    def __init__(self, puts: Puts) -> None:
+        super().__init__()
+        self.puts = puts
+
+    def forward(self, x: Tensor, side: Any = None, beside: Any = None) -> Any:
+        return self.puts(x, side, beside)
+
+
+def _forms(*blocks: tuple[Puts, dict[str, Any]], passed_over: int | None = None) -> list[Form]:
+    """Of blocks that are passed this, all but one of which run."""
+    calls = [Call((None,), kwargs, 0, Form(runs=index != passed_over)) for index, (_, kwargs) in enumerate(blocks)]
+    modules = nn.ModuleList(_Hands(puts) for puts, _ in blocks).to("meta")
+    return find_forms("Model", modules, calls, torch.zeros(1, 11, 4), Form(), lambda returned: set())
+
+
+def _reads_and_writes(forms: list[Form]) -> list[tuple[list[int], list[int]]]:
+    return [(sorted(form.reads), sorted(form.writes)) for form in forms]
+
+
+def _returns(x: Tensor, side: Any, beside: Any) -> Any:
+    return x, x[..., :2]
+
+
+def _alone(x: Tensor, side: Any, beside: Any) -> Any:
+    return x
+
+
+def test_what_is_returned_is_for_the_next_block_alone() -> None:
+    after = {"beside": Beside(1)}
+    assert _reads_and_writes(_forms((_returns, {}), (_alone, after), (_alone, {}))) == [([], [0]), ([0], []), ([], [])]
+
+
+def test_a_block_that_is_passed_over_neither_runs_nor_reads() -> None:
+    def fails(*_: Any) -> Any:
+        raise AssertionError
+
+    forms = _forms((_returns, {}), (fails, {}), (_alone, {"beside": Beside(1)}), passed_over=1)
+    assert _reads_and_writes(forms) == [([], [0]), ([], []), ([0], [])]
+    assert [form.runs for form in forms] == [True, False, True]
+
+
+def _writes(width: int) -> Puts:
+    def put(x: Tensor, side: Any, beside: Any) -> Any:
+        side["key"] = x[..., :width]
+        return x
+
+    return put
+
+
+def test_what_is_written_to_a_mapping_is_for_all_later_blocks_and_the_models_own_stays_empty() -> None:
+    shared: dict[str, Tensor] = {}
+    forms = _forms(*((puts, {"side": shared}) for puts in (_writes(2), _alone, _alone)))
+    assert _reads_and_writes(forms) == [([], [0]), ([0], []), ([0], [])]
+    assert forms[0].slots == (Slot(("side", "key", None), (2,), 1),)
+    assert shared == {}
+
+
+def test_an_entry_that_is_written_once_more_is_of_one_shape() -> None:
+    shared: dict[str, Tensor] = {}
+    forms = _forms(*((puts, {"side": shared}) for puts in (_writes(2), _writes(2))))
+    assert _reads_and_writes(forms) == [([], [0]), ([0], [0])]
+    with pytest.raises(UnsupportedModelError, match=r"block 1 hands to later blocks .*, and it is not of one shape"):
+        _forms(*((puts, {"side": shared}) for puts in (_writes(2), _writes(3))))
+
+
+@pytest.mark.parametrize("shape", [(3, 11, 2), (1, 11, 11), (1, 7, 2), (11, 2), (11,)])
+def test_numbers_are_of_the_tokens_of_one_sample(shape: tuple[int, ...]) -> None:
+    def returns(x: Tensor, side: Any, beside: Any) -> Any:
+        return x, torch.zeros(shape)
+
+    with pytest.raises(UnsupportedModelError, match=rf"has the shape {re.escape(str([*shape]))} for one sample of 11"):
+        _forms((returns, {}), (_alone, {"beside": Beside(1)}))

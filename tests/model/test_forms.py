@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import UserDict
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -149,6 +150,14 @@ def test_parts_of_one_entry_are_handed_as_the_tuple_that_they_were() -> None:
     assert torch.equal(torch.cat([keys, values], dim=-1), stream[..., 4:])
 
 
+def test_it_stays_of_its_kind() -> None:
+    form = Form(rest=(4,), slots=(Slot(("side", 0, None), (1,), 1),), reads=frozenset({0}))
+    _, kwargs = form.hand((None,), {"side": UserDict()}, torch.randn(2, 3, 5))
+    assert type(kwargs["side"]) is UserDict
+    assert [*kwargs["side"]] == [0]
+
+
 def test_a_mapping_that_holds_something_is_none_that_blocks_share() -> None:
     assert is_shared({})
+    assert is_shared(UserDict())
     assert not any(map(is_shared, ({"cos": 1}, (), [], None)))

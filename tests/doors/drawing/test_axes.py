@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-import pytest
+from itertools import combinations
+from typing import Any
 
-from reprune.doors.drawing.axes import limits, written
+import pytest
+from matplotlib.figure import Figure
+
+from reprune.doors.drawing.axes import limits, scale, whole_numbers, write_beside, written
 
 
 @pytest.mark.parametrize(
@@ -60,3 +64,52 @@ def test_a_share_is_in_percent_also_where_it_is_large(share: float, expected: st
 )
 def test_axes_have_room_for_all_values(values: list[float], logarithmic: bool, expected: tuple[float, float]) -> None:
     assert limits(values, logarithmic) == pytest.approx(expected)
+
+
+def ticks(axis: Any) -> list[str]:
+    """What stands along an axis."""
+    low, high = sorted(axis.get_view_interval())
+    return [axis.get_major_formatter()(place) for place in axis.get_majorticklocs() if low <= place <= high]
+
+
+@pytest.mark.parametrize(
+    ("values", "logarithmic", "expected"),
+    [
+        ([1.0, 11.0], False, "0 2 4 6 8 10"),
+        ([1.0, 20.0], True, "1 2 5 10 20"),
+        ([1.0, 300.0], True, "1 3 10 30 100 300"),
+        ([1.0, 5000.0], True, "1 10 100 1,000"),
+        ([0.0, 50.0], False, "0 10 20 30 40 50"),
+        ([-1.0, 50.0], False, "0 10 20 30 40 50"),
+        ([], False, "0 0.2 0.4 0.6 0.8 1"),
+    ],
+)
+def test_an_axis_has_the_numbers_that_its_values_need(values: list[float], logarithmic: bool, expected: str) -> None:
+    axes = Figure().subplots()
+    axes.plot(values)
+    assert scale(axes, "y", values) == (axes.get_yscale() == "log") == logarithmic
+    assert " ".join(ticks(axes.yaxis)) == expected
+    assert logarithmic or (axes.get_ylim()[0] < 0) == (min(values, default=0.0) < 0)
+
+
+@pytest.mark.parametrize(("count", "expected"), [(1, "0"), (3, "0 1 2"), (80, "0 10 20 30 40 50 60 70")])
+def test_only_whole_numbers_stand_below_windows_and_blocks(count: int, expected: str) -> None:
+    axes = Figure().subplots()
+    axes.plot(range(count))
+    axes.set_xlim(-0.2, count - 0.8)
+    whole_numbers(axes)
+    there = [f"{place:g}" for place in axes.get_xticks() if -0.2 <= place < count]
+    assert " ".join(there) == expected
+
+
+def test_names_stand_within_the_frame_and_not_on_one_another() -> None:
+    points = {"left": (0.0, 0.5), "right": (1.0, 0.5), "top": (0.5, 1.0), "low": (0.5, 0.0)}
+    points |= {"one": (0.5, 0.3), "two": (0.56, 0.3)}
+    axes = Figure().subplots()
+    axes.set(xlim=(0.0, 1.0), ylim=(0.0, 1.0))
+    write_beside(axes, [(name, "black", point) for name, point in points.items()], [[*points.values()]])
+    boxes = {text.get_text(): text.get_window_extent() for text in axes.texts}
+    assert boxes.keys() == points.keys()
+    frame = axes.get_window_extent().padded(1)
+    assert all(frame.containsx(x) and frame.containsy(y) for box in boxes.values() for x, y in box.get_points())
+    assert not any(boxes[one].overlaps(boxes[other]) for one, other in combinations(boxes, 2))

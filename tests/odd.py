@@ -26,6 +26,7 @@ Quirk = Literal[
     "beside, of tokens",  # blocks hand the next one a number of each token beside the states
     "beside, of tokens, to the end",  # the same, and the model adds the last block's to the states
     "by name, of tokens",  # the first, as an entry of a mapping that all are passed
+    "by name, of its own",  # each writes to a mapping that it alone is passed, and reads what is there
     "beside, of no use",  # blocks hand the next one something beside the states that it does not look at
     "looked at",  # the model uses a weight whose module it never runs
     "not all",  # the last block does not run
@@ -57,7 +58,7 @@ Quirk = Literal[
 ]
 
 
-_MAPPINGS = ("beside, by name", "beside, without name", "by name, of tokens")
+_MAPPINGS = ("beside, by name", "beside, without name", "by name, of tokens", "by name, of its own")
 
 
 class OddConfig(tf.PreTrainedConfig):
@@ -111,7 +112,7 @@ class _Block(nn.Module):
         if self.quirk in _MAPPINGS:
             for value in side.values():
                 out = out + value
-            side["seen"] = out.mean(-1, keepdim=True) if self.quirk == "by name, of tokens" else out.mean()
+            side["seen"] = out.mean(-1, keepdim=True) if self.quirk.startswith("by name") else out.mean()
         elif self.quirk == "handed on, in an object":
             side.first = out if side.first is None else side.first
             out = out + side.first
@@ -156,7 +157,8 @@ class _Base(nn.Module):
         if self.quirk in _MAPPINGS:
             shared: dict[str, Tensor] = {}
             for block in self._order():
-                states = block(states, shared) if self.quirk == "beside, without name" else block(states, side=shared)
+                side = {} if self.quirk == "by name, of its own" else shared
+                states = block(states, side) if self.quirk == "beside, without name" else block(states, side=side)
             return states
         if self.quirk.startswith("beside"):
             beside: Tensor | None = None

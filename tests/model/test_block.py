@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from typing import Any
 
 import pytest
@@ -59,6 +60,19 @@ def test_the_states_take_their_place_among_the_arguments(
     states: Any = "X"
     assert call.bind(states) == (args, kwargs)
     assert call.bind(states) == (args, kwargs)  # the first binding has changed nothing
+
+
+@pytest.mark.parametrize(
+    "call", [Call((None, defaultdict(float)), {}, 0), Call((None,), {"side": defaultdict(float)}, 0)]
+)
+def test_what_a_block_writes_to_an_empty_mapping_is_in_no_other_pass(call: Call) -> None:
+    class Counting(nn.Module):
+        def forward(self, x: Tensor, side: Any) -> Any:
+            side["passes"] += 1.0
+            return x + side["passes"]
+
+    block, states = _block(Counting()), torch.zeros(1, 2, 3)
+    assert [float(block.run(states, call).max()) for _ in range(3)] == [1.0] * 3
 
 
 @pytest.mark.parametrize("wrap", [lambda x: x, lambda x: (x,), lambda x: (x, None), lambda x: [x, 3]])

@@ -27,7 +27,9 @@ from .conftest import embedded, slices
 FolderOf = Callable[[str], Path]
 joined = pytest.mark.parametrize("name", list(tiny.JOINED))
 sizes = pytest.mark.parametrize("size", [1, 3, 7])
-_OF_TOKENS: tuple[odd.Quirk, ...] = ("beside, of tokens", "beside, of tokens, to the end", "by name, of tokens")
+_OF_TOKENS: tuple[odd.Quirk, ...] = (
+    *("beside, of tokens", "beside, of tokens, to the end", "by name, of tokens", "by name, of its own"),
+)
 
 
 @torch.no_grad()
@@ -254,6 +256,14 @@ def test_what_is_written_to_a_mapping_is_for_all_later_blocks_and_the_models_own
     assert _reads_and_writes(forms) == [([], [0]), ([0], []), ([0], [])]
     assert forms[0].slots == (Slot(("side", "key", None), (2,), 1),)
     assert shared == {}
+
+
+def test_what_a_block_writes_to_a_mapping_of_its_own_is_handed_to_nobody() -> None:
+    def counts(x: Tensor, side: Any, beside: Any) -> Any:
+        side["tokens"] = x.shape[1]
+        return x
+
+    assert _reads_and_writes(_forms((counts, {"side": {}}), (counts, {"side": {}}))) == [([], [])] * 2
 
 
 def test_an_entry_that_is_written_once_more_is_of_one_shape() -> None:

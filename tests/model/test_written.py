@@ -113,6 +113,22 @@ def test_so_it_is_where_a_block_between_neither_writes_nor_reads() -> None:
         _try(uses, [])
 
 
+def test_so_it_is_where_they_write_to_a_mapping_that_is_carried_along_too() -> None:
+    class Both(nn.Module):
+        def forward(self, x: Tensor, shared: dict[str, Tensor], side: list[Tensor]) -> Tensor:
+            if side:
+                x = x + shared["first"] + side[0]
+            shared["first"] = x
+            side.append(x)
+            return x
+
+    shared: dict[str, Tensor] = {}
+    side: list[Tensor] = []
+    calls = [Call((None,), {"shared": shared, "side": side}, 0) for _ in range(2)]
+    with pytest.raises(UnsupportedModelError, match="block 1 reads what an earlier one has written into 'side'"):
+        refuse_written("Model", nn.ModuleList(Both() for _ in calls), calls, torch.zeros(2, 3, 4))
+
+
 def test_an_argument_without_a_name_is_told_by_its_place() -> None:
     side: list[Tensor] = []
     calls = [Call((None, side), {}, 0) for _ in range(3)]

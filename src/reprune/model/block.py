@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
+from copy import copy
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, final
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from reprune.errors import HalfPrecisionError, UnsupportedModelError
 from reprune.model.fitted_linears import FittedLinears
-from reprune.model.forms import PLAIN, Form
+from reprune.model.forms import PLAIN, Form, is_shared
 from reprune.model.half_attention import HalfAttention
 from reprune.model.linears import Linear, Stack, find_linears, find_routers
 from reprune.model.norms import as_one, find_norms
@@ -31,13 +32,23 @@ class Call:
     states: int | str  # the position or the keyword of the hidden states
     form: Form = PLAIN  # how they lie in a stream's
 
-    def bind(self, stream: Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The arguments with the hidden states, and what comes with them, in their places."""
-        args, kwargs = self.form.hand(self.args, self.kwargs, stream)
+    def bind(self, stream: Tensor, anew: bool = True) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments with the hidden states, and what comes with them, in their places.
+
+        Empty mappings are `anew`: what a block writes to one is in no other pass.
+        """
+        args, kwargs = self.args, self.kwargs
+        if anew:
+            args, kwargs = tuple(map(_anew, args)), {key: _anew(value) for key, value in kwargs.items()}
+        args, kwargs = self.form.hand(args, kwargs, stream)
         states = self.form.entering(stream)
         if isinstance(self.states, str):
             return args, {**kwargs, self.states: states}
         return (*args[: self.states], states, *args[self.states + 1 :]), kwargs
+
+
+def _anew(value: Any) -> Any:
+    return copy(value) if is_shared(value) else value
 
 
 _OF_DTYPES = r"dtype|scalar type|not implemented for '(BFloat16|Half)'"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, final
@@ -55,9 +56,6 @@ def find_forms(
         form = replace(plain, slots=tuple(search.slots), reads=reads[index])
         try:
             args, kwargs = replace(call, form=form).bind(form.of(torch.zeros_like(states, dtype=torch.float32)))
-            for name in shared & kwargs.keys():
-                if kwargs[name] is call.kwargs[name]:  # no block writes to what all of them are passed
-                    kwargs[name] = type(kwargs[name])()
             handed = {name: dict(kwargs[name]) for name in shared & kwargs.keys()}
             outputs = run_without_weights(blocks[index], args, kwargs)
         except Exception as error:  # whatever a module raises
@@ -134,12 +132,8 @@ class _Search:
 
 def _shared(calls: Sequence[Call]) -> set[str]:
     """The names of arguments that are one empty mapping for several blocks."""
-    seen: dict[str, int] = {}
-    for call in calls:
-        for name, value in call.kwargs.items():
-            if is_shared(value):
-                seen[name] = seen.get(name, 0) + 1
-    return {name for name, count in seen.items() if count > 1}
+    passed = ((name, id(value)) for call in calls for name, value in call.kwargs.items() if is_shared(value))
+    return {name for (name, _), count in Counter(passed).items() if count > 1}
 
 
 def _put_out(

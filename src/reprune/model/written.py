@@ -55,7 +55,7 @@ def refuse_written(model: str, blocks: nn.ModuleList, calls: Sequence[Call], sta
         held, before, leading = within(watched), [*entered], list[Tensor | None]()
         entered.append(torch.zeros(states.shape, requires_grad=True))
         with suppress(Exception):  # whatever a module raises
-            args, kwargs = without_beside(call).bind(entered[-1].clone())  # a leaf cannot be written into
+            args, kwargs = without_beside(call).bind(entered[-1].clone(), anew=False)  # a leaf cannot be written into
             left = call.form.leaving(run_without_weights(block, args, kwargs), kwargs, states)
             leading += torch.autograd.grad(left.sum(), before, allow_unused=True) if before else ()
         if any(one is not None for one in leading):

@@ -7,7 +7,6 @@ its parameters, and what the optimizer has done goes back to them.
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Self, final
 
@@ -18,31 +17,33 @@ from reprune.math.masking import mask_, pick, put_back_
 from reprune.math.solver import Objective
 
 
-class Coordinates(ABC):
-    """Use it as a context."""
+class Coordinates:
+    """Use it as a context, which leaves the window's parameters as they are, and nothing else behind."""
 
     leaves: Sequence[nn.Parameter]
     """What the optimizer moves; float32."""
     masks: Sequence[Tensor | None]
     """For each of them, bool and of its shape, True where it moves; None where all of it does."""
+    _apart: Sequence[_Kept | _Factored] = ()
+    """What stands between those leaves that are no parameters and the parameters."""
 
-    @abstractmethod
     def pull_(self) -> None:
         """After the backward passes of a step: give the leaves their gradients."""
+        for leaf, mask in zip(self.leaves, self.masks, strict=True):
+            if mask is not None and leaf.grad is not None:
+                mask_(leaf.grad, mask)
 
-    @abstractmethod
     def push_(self) -> None:
         """After the leaves have moved: give the window its parameters."""
-
-    @abstractmethod
-    def close(self) -> None:
-        """Leave the window's parameters as they are, and nothing else behind."""
+        for one in self._apart:
+            one.push_()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.close()
+        for one in self._apart:
+            one.remove()
 
 
 @final
@@ -56,15 +57,6 @@ class AllWeights(Coordinates):
     def __init__(self, problem: Objective) -> None:
         self.leaves, self.masks = problem.parameters, problem.masks
 
-    def pull_(self) -> None:
-        _mask_gradients_(self.leaves, self.masks)
-
-    def push_(self) -> None:
-        """They are there."""
-
-    def close(self) -> None:
-        """Nothing was added."""
-
 
 @final
 class KeptWeights(Coordinates):
@@ -76,26 +68,15 @@ class KeptWeights(Coordinates):
     """
 
     def __init__(self, problem: Objective) -> None:
-        self._kept: list[_Kept] = []
+        self._apart: list[_Kept] = []
         self.leaves: list[nn.Parameter] = []
         for parameter, mask in zip(problem.parameters, problem.masks, strict=True):
             if mask is None:
                 self.leaves.append(parameter)
             else:
-                self._kept.append(_Kept(parameter, mask))
-                self.leaves.append(self._kept[-1].leaf)
+                self._apart.append(_Kept(parameter, mask))
+                self.leaves.append(self._apart[-1].leaf)
         self.masks = [None] * len(self.leaves)
-
-    def pull_(self) -> None:
-        """Each gradient was taken down when it came."""
-
-    def push_(self) -> None:
-        for kept in self._kept:
-            kept.push_()
-
-    def close(self) -> None:
-        for kept in self._kept:
-            kept.remove()
 
 
 class _Kept:
@@ -132,35 +113,18 @@ class LowRank(Coordinates):
 
     def __init__(self, problem: Objective, rank: int, seed: int) -> None:
         generator = torch.Generator().manual_seed(seed)
-        self._factored: list[_Factored] = []
+        self._apart: list[_Factored] = []
         self.leaves: list[nn.Parameter] = []
         self.masks: list[Tensor | None] = []  # those of the factored are in what is factored
         for parameter, mask in zip(problem.parameters, problem.masks, strict=True):
             if parameter.dim() >= 2 and rank * sum(parameter.shape[-2:]) < math.prod(parameter.shape[-2:]):
                 factored = _Factored(parameter, mask, rank, generator)
-                self._factored.append(factored)
+                self._apart.append(factored)
                 self.leaves += [factored.B, factored.A]
                 self.masks += [None, None]
             else:
                 self.leaves.append(parameter)
                 self.masks.append(mask)
-
-    def pull_(self) -> None:
-        _mask_gradients_(self.leaves, self.masks)
-
-    def push_(self) -> None:
-        for factored in self._factored:
-            factored.push_()
-
-    def close(self) -> None:
-        for factored in self._factored:
-            factored.remove()
-
-
-def _mask_gradients_(leaves: Sequence[nn.Parameter], masks: Sequence[Tensor | None]) -> None:
-    for leaf, mask in zip(leaves, masks, strict=True):
-        if mask is not None and leaf.grad is not None:
-            mask_(leaf.grad, mask)
 
 
 class _Factored:

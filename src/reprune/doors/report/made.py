@@ -152,7 +152,7 @@ def _data(data: Data) -> Iterator[tuple[str, str]]:
 
 
 def _protocols(study: Study) -> Iterator[tuple[str, str]]:
-    for text, found in (study.dense.perplexity if study.dense is not None else {}).items():
+    for text, found in study.dense.perplexity.items():
         said = [
             *([f"protocol {found.protocol}"] if found.protocol else []),
             *([f"{found.windows:,} windows of {found.seqlen:,} tokens"] if found.windows and found.seqlen else []),

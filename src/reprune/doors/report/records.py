@@ -9,9 +9,9 @@ import re
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from reprune.errors import InputError
 from reprune.model.wellformed import read_json
@@ -20,6 +20,9 @@ RUN = "reprune.json"
 STUDY = "study.json"
 
 Value = float | None
+
+_NULL = BeforeValidator(lambda given: {} if given is None else given)
+"""Lets null stand for what is empty."""
 
 
 class _Read(BaseModel):
@@ -276,7 +279,11 @@ class Dense(_Read):
     """What was measured of the dense model."""
 
     perplexity: dict[str, Perplexity] = {}
-    zero_shot: ZeroShot | None = None
+    zero_shot: Annotated[ZeroShot, _NULL] = ZeroShot()
+
+    def perplexity_on(self, text: str) -> Value:
+        """The perplexity on a text, if it was measured."""
+        return self.perplexity.get(text, Perplexity()).perplexity
 
 
 class Cell(_Read):
@@ -298,7 +305,7 @@ class Cell(_Read):
     relative_heldout_error: Value = None
     test_error: dict[str, TestError] = {}
     perplexity: dict[str, Value] = {}
-    zero_shot: dict[str, Accuracy] | None = None
+    zero_shot: Annotated[dict[str, Accuracy], _NULL] = {}
     zero_shot_mean: Value = None
     seconds: Value = None
     peak_memory_bytes: Memory | None = None
@@ -317,7 +324,7 @@ class Study(_Read):
     settings: dict[str, Any] = {}
     measures: dict[str, Any] = {}
     data: dict[str, Data] = {}
-    dense: Dense | None = None
+    dense: Annotated[Dense, _NULL] = Dense()
     cells: tuple[Cell, ...] = Field(min_length=1)
 
 

@@ -158,7 +158,7 @@ def bring_together(study: Study) -> Rows:
         tuple(row for row in rows if row.only != "all"),
         _names(cell.perplexity for cell in done),
         _names(cell.test_error for cell in done),
-        _names(cell.zero_shot or {} for cell in done),
+        _names(cell.zero_shot for cell in done),
     )
 
 

@@ -29,7 +29,6 @@ def selfmade_sections(study: Study, rows: Rows) -> Iterator[Section]:
 
 
 def _plots(study: Study, rows: Rows, lines: Lines) -> Iterator[Plot]:
-    dense = study.dense.perplexity if study.dense is not None else {}
     counts = sorted({count for line in lines.values() for count in line})
     for measure in rows.measures:
         series = {
@@ -38,7 +37,7 @@ def _plots(study: Study, rows: Rows, lines: Lines) -> Iterator[Plot]:
         }
         if not any(series.values()):
             continue
-        level = dense[measure.text].perplexity if measure.kind == "perplexity" and measure.text in dense else None
+        level = study.dense.perplexity_on(measure.text) if measure.kind == "perplexity" else None
         title = f"{measure.name[:1].upper()}{measure.name[1:]} by self-generated samples"
         table = [
             [*name, *(found[n].written(measure.of, measure.written) if n in found else NONE for n in counts)]

@@ -42,7 +42,7 @@ def _tiles(study: Study, rows: Rows) -> Iterator[Tile]:
     if best is not None:
         measure, row = best
         yield Tile(f"Lowest {measure.name}", measure.written(row.mean(measure.of)), f"{row.family}, {row.rung}")
-    for text, found in (study.dense.perplexity if study.dense is not None else {}).items():
+    for text, found in study.dense.perplexity.items():
         yield Tile(f"Dense perplexity on {text}", two_places(found.perplexity))
     done = sum(cell.status == "done" for cell in study.cells)
     seeds = len({cell.seed for cell in study.cells})
@@ -162,13 +162,10 @@ def _against(rows: Rows) -> Iterator[Plot]:
 
 
 def _quality(study: Study, rows: Rows) -> Iterator[Plot]:
-    dense = study.dense.perplexity if study.dense is not None else {}
     for measure in rows.perplexities:
-        found = dense.get(measure.text)
-        level = found.perplexity if found is not None else None
+        level = study.dense.perplexity_on(measure.text)
         yield from _ladder(rows, measure.name, "perplexity", measure.of, two_places, level)
-    scores = study.dense.zero_shot if study.dense is not None else None
-    level = scores.mean if scores is not None else None
+    level = study.dense.zero_shot.mean
     yield from _ladder(rows, "mean zero-shot accuracy", "accuracy", accuracy, share, level, percent=True)
 
 

@@ -28,15 +28,12 @@ class _Column:
 
 def results(study: Study, rows: Rows) -> Table:
     """One row a pruner and rung, the dense model's first: relative errors of the last block, quality and cost."""
-    dense = study.dense.perplexity if study.dense is not None else {}
     columns = [_Column(measure.name, measure.of, measure.written, better=-1) for measure in rows.errors]
     for measure in rows.perplexities:
-        found = dense.get(measure.text)
-        value = found.perplexity if found is not None else None
+        value = study.dense.perplexity_on(measure.text)
         columns.append(_Column(measure.name, measure.of, measure.written, better=-1, dense=value))
     if rows.tasks:
-        scores = study.dense.zero_shot if study.dense is not None else None
-        value = scores.mean if scores is not None else None
+        value = study.dense.zero_shot.mean
         columns.append(_Column("mean zero-shot accuracy", accuracy, share, better=1, dense=value))
     columns.append(_Column("time", lambda cell: cell.seconds, duration))
     columns.append(_Column("peak memory", _memory, memory))
@@ -55,12 +52,12 @@ def results_normalized(rows: Rows) -> Table:
 
 def zero_shot(study: Study, rows: Rows) -> Table:
     """Accuracy by task, with its standard error where there is one seed."""
-    scores = study.dense.zero_shot.tasks if study.dense is not None and study.dense.zero_shot is not None else {}
+    scores = study.dense.zero_shot.tasks
     lines = [["dense", "", *(_accuracy(scores.get(task)) for task in rows.tasks)]] if scores else []
     for row in rows.rows:
         cells = []
         for task in rows.tasks:
-            found = [score for cell in row.cells if (score := (cell.zero_shot or {}).get(task)) is not None]
+            found = [score for cell in row.cells if (score := cell.zero_shot.get(task)) is not None]
             cells.append(_accuracy(found[0]) if len(found) == 1 else row.written(_task(task), share))
         lines.append([row.family, row.rung, *cells])
     return Table("Zero-shot accuracy by task", ("pruner", "rung", *rows.tasks), lines, labels=2)
@@ -148,11 +145,7 @@ def _accuracy(score: Accuracy | None) -> str:
 
 
 def _task(task: str) -> Callable[[Cell], Value]:
-    def of(cell: Cell) -> Value:
-        score = (cell.zero_shot or {}).get(task)
-        return score.accuracy if score is not None else None
-
-    return of
+    return lambda cell: cell.zero_shot.get(task, Accuracy()).accuracy
 
 
 def _normalized(text: str) -> Callable[[Cell], Value]:

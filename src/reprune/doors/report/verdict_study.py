@@ -151,10 +151,8 @@ def _best(study: Study, rows: Rows) -> Iterator[str]:
     measure, best = rows.best
     said = f"Best of {counted(_count(rows), 'result')} is {best.family} with {best.rung}: {measure.name} "
     said += best.written(measure.of, measure.written)
-    value, dense = best.mean(measure.of), None
-    if study.dense is not None and measure.kind == "perplexity":
-        record = study.dense.perplexity.get(measure.text)
-        dense = record.perplexity if record is not None else None
+    value = best.mean(measure.of)
+    dense = study.dense.perplexity_on(measure.text) if measure.kind == "perplexity" else None
     if known(dense) and dense > 0 and known(value):
         said += f", which is {value / dense:.2f} times the dense model's {measure.written(dense)}"
     yield f"{said}."

@@ -111,7 +111,20 @@ def run_windows(
     books.clear_streams()  # of a process that was killed
     # However the run ends: what is read of files that are left open takes room on the disk.
     with StreamStore(int(recipe.streams.memory), books.streams) as store, _naming_float16(decoder):
-        frontier = _frontier(recipe, methods, decoder, books, watcher, store, shared, statistics_samples, ranks)
+        watcher.phase(None, "embedding the samples")
+        calibration, heldout = books.samples()
+        frontier = Frontier(
+            decoder,
+            calibration,
+            heldout,
+            recipe.solver.samples_at_a_time,
+            store,
+            shared,
+            statistics_samples,
+            methods.batch_sizes(len(calibration)),
+            ranks,
+            None if methods.distillation is None else methods.distillation[1].blocks[0],
+        )
         _do(done, recipe, methods, decoder, books, watcher, frontier, shared)
     books.clear_streams()
 
@@ -261,33 +274,6 @@ def _find_routes_(frontier: Frontier, dense: Dense, blocks: Sequence[PrunedBlock
     for pruned in blocks:
         if pruned.routes is None and pruned.block.routed:
             pruned.routes = frontier.routes(dense(pruned.index))
-
-
-def _frontier(
-    recipe: Recipe,
-    methods: Methods,
-    decoder: Decoder,
-    books: Books,
-    watcher: Watcher,
-    store: StreamStore,
-    shared: Shared | None,
-    statistics_samples: int | None,
-    ranks: Ranks,
-) -> Frontier:
-    watcher.phase(None, "embedding the samples")
-    calibration, heldout = books.samples()
-    return Frontier(
-        decoder,
-        calibration,
-        heldout,
-        recipe.solver.samples_at_a_time,
-        store,
-        shared,
-        statistics_samples,
-        methods.batch_sizes(len(calibration)),
-        ranks,
-        None if methods.distillation is None else methods.distillation[1].blocks[0],
-    )
 
 
 def _fit(solver: Solver, problem: WindowProblem, window: Window, recipe: Recipe, watcher: Watcher) -> Fit:

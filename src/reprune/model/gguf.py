@@ -73,7 +73,7 @@ def converted_folder(file_name: str, sha256: str) -> Path:
 
 
 @contextmanager
-def locked_cache(name: str, notify: Notify | None = None) -> Iterator[Path]:
+def locked_cache(name: str, notify: Notify = lambda said: None) -> Iterator[Path]:
     """Hold the cache's lock of that name against other processes; yields the cache's root, which then exists.
 
     The lock goes with the process. Its empty file stays: removing it would let two processes hold it.
@@ -81,17 +81,12 @@ def locked_cache(name: str, notify: Notify | None = None) -> Iterator[Path]:
     Raises:
         InputError: the cache cannot be made, or the file system gives no locks.
     """
-
-    def waiting() -> None:
-        if notify is not None:
-            notify(f"waiting for another process that is making {name}")
-
     with usable_cache() as root:
         root.mkdir(parents=True, exist_ok=True)
         lock = (root / f".{name}.lock").open("w")
     with lock:
         try:
-            hold(lock.fileno(), waiting)
+            hold(lock.fileno(), lambda: notify(f"waiting for another process that is making {name}"))
         except OSError as error:
             raise InputError(
                 f"{root}: the file system gives no lock ({error.strerror}); set REPRUNE_CACHE to a folder on another "
@@ -100,7 +95,7 @@ def locked_cache(name: str, notify: Notify | None = None) -> Iterator[Path]:
         yield root
 
 
-def convert_gguf(gguf: Path, notify: Notify | None) -> Path:
+def convert_gguf(gguf: Path, notify: Notify) -> Path:
     """The folder of a GGUF file, converted now unless it was before and is whole."""
     try:
         with gguf.open("rb") as file:
@@ -117,8 +112,7 @@ def convert_gguf(gguf: Path, notify: Notify | None) -> Path:
     with locked_cache(folder.name, notify) as root:
         if is_whole(folder):  # by the process that we waited for
             return folder
-        if notify is not None:
-            notify(f"converting {gguf.name} once; the result is kept in the cache")
+        notify(f"converting {gguf.name} once; the result is kept in the cache")
         work = root / f".{folder.name}.partial"  # left by a conversion that was killed, if there: we hold the lock
         shutil.rmtree(work, ignore_errors=True)
         try:

@@ -42,7 +42,7 @@ GENERATIVE = re.compile(r"(ForCausalLM|LMHeadModel|ForConditionalGeneration)$")
 _NOT_GENERATIVE = re.compile(r"For(MaskedLM|\w*Classification|\w*QuestionAnswering|MultipleChoice)$")
 
 
-def locate_model(model: str, *, notify: Notify | None = None, weights: bool = True) -> Path:
+def locate_model(model: str, *, notify: Notify = lambda said: None, weights: bool = True) -> Path:
     """The folder of a model: an ordinary Hugging Face folder that plain Transformers loads.
 
     Args:

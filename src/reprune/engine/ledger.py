@@ -19,7 +19,6 @@ over that of the line before it; and those of the files that came with them: the
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 from collections.abc import Mapping, Sequence
@@ -34,7 +33,7 @@ from torch import Tensor
 from reprune.engine.window import PrunedBlock
 from reprune.errors import InputError
 from reprune.model.decoder import Decoder
-from reprune.model.durable import append_line, sha256, sync_folder, write_tensors, write_text
+from reprune.model.durable import append_line, sha256, sync_folder, whole_lines, write_tensors, write_text
 from reprune.model.lock import locked
 from reprune.model.sealed import seal, unseal
 from reprune.planning.recipe import Recipe
@@ -222,21 +221,15 @@ class Ledger:
         open_file = self._open_file(window.index)
         if still_open:
             write_tensors(open_file, _tensors_of(still_open))
-        self._mend()
+        path = self.folder / "ledger.jsonl"
+        if path.exists():
+            whole_lines(path)  # so that this line begins on one of its own
         left = {open_file.name: sha256(open_file)} if still_open else {}
         line = seal({**entry, "files": dict(written), "open": left}, after=self._read()[1])
-        append_line(self.folder / "ledger.jsonl", line)
+        append_line(path, line)
         for file in self.folder.glob("open-*.safetensors"):
             if file != open_file:
                 file.unlink()
-
-    def _mend(self) -> None:
-        """Cut off a line that a crash left without its end, so that the next begins on a line of its own."""
-        path = self.folder / "ledger.jsonl"
-        if path.exists() and (content := path.read_bytes()) and not content.endswith(b"\n"):
-            with path.open("r+b") as file:
-                file.truncate(content.rfind(b"\n") + 1)
-                os.fsync(file.fileno())
 
     def _open_file(self, window: int) -> Path:
         return self.folder / f"open-{window:05d}.safetensors"

@@ -117,6 +117,22 @@ def append_line(path: Path, line: str) -> None:
     sync_folder(path.parent)
 
 
+def whole_lines(path: Path) -> bytes:
+    """All whole lines of a file; what a crash has left after the last of them is cut off."""
+    content = path.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
+    if whole != content:
+        cut(path, len(whole))
+    return whole
+
+
+def cut(path: Path, size: int) -> None:
+    """Cut a file to so many bytes, durably."""
+    with path.open("r+b") as file:
+        file.truncate(size)
+        os.fsync(file.fileno())
+
+
 def sha256(path: Path, stopped: Callable[[], bool] = lambda: False) -> str:
     """Of a file's contents; of no meaning once `stopped` says so, which is asked every few MB."""
     digest = hashlib.sha256()

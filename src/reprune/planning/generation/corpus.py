@@ -12,7 +12,6 @@ A finished file grows on as if it had never ended: its last round is done again 
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import Any, TypeGuard, final
 
 from reprune.errors import InputError
-from reprune.model.durable import append_line, naming, sync_folder, write_text
+from reprune.model.durable import append_line, cut, sync_folder, whole_lines, write_text
 from reprune.model.wellformed import read_json
 from reprune.planning.generation.filters import Filter, Text
 from reprune.planning.generation.rounds import Round
@@ -100,28 +99,28 @@ class Corpus:
                         raise InputError(f"--out {self.path}: {file.name} is there already; give another file.")
                 for file in (self.path, self.rejected):
                     file.touch()
-                write_text(self._rounds, json.dumps({"made_by": made_by}) + "\n")
+                self._begin_anew(made_by, [])
                 return
             self.check(finished["made_by"], made_by, finished["texts"], samples)
             self._require_bytes(self.rejected, finished["last_rounds"][-1]["rejected_bytes"])
-            lines = [{"made_by": made_by}, *finished["last_rounds"]]
-            write_text(self._rounds, "".join(json.dumps(line) + "\n" for line in lines))
-        head, *lines = self._finished_rounds()
+            self._begin_anew(made_by, finished["last_rounds"])
+        head, *lines = self._read(whole_lines(self._rounds))
         self.check(head["made_by"], made_by, lines[-1]["kept"] if lines else 0, samples)
         if lines and lines[-1]["kept"] < samples and lines[-1]["counts"].get("left over"):
             lines.pop()  # it was cut short where there were enough texts
-            text = "".join(json.dumps(line) + "\n" for line in ({"made_by": made_by}, *lines))
-            write_text(self._rounds, text)
+            self._begin_anew(made_by, lines)
         last = lines[-1] if lines else _NOTHING
         for file, size in ((self.path, last["kept_bytes"]), (self.rejected, last["rejected_bytes"])):
             self._require_bytes(file, size)
-            with file.open("r+b") as stream:
-                stream.truncate(size)
-                os.fsync(stream.fileno())
+            cut(file, size)
         for line in lines:
             self.counts.update(line["counts"])
         self.count, self.next_round = last["kept"], last["rounds"]
         self._last = [_merged(lines[:-1]), *lines[-1:]]
+
+    def _begin_anew(self, made_by: Mapping[str, Any], lines: Sequence[_Line]) -> None:
+        """Put the head and these rounds in place of what stands in `_rounds`, durably."""
+        write_text(self._rounds, "".join(json.dumps(line) + "\n" for line in ({"made_by": made_by}, *lines)))
 
     def check(self, before: Mapping[str, Any], made_by: Mapping[str, Any], texts: int, samples: int) -> None:
         """Raise `InputError` unless this is the file that is to be, or the beginning of it."""
@@ -137,15 +136,6 @@ class Corpus:
             raise InputError(
                 f"--out {self.path}: has {texts} texts already; give --samples {texts} or more, or another file."
             )
-
-    def _finished_rounds(self) -> list[dict[str, Any]]:
-        content = self._rounds.read_bytes()
-        whole = content[: content.rfind(b"\n") + 1]
-        if whole != content:  # a line that a crash cut short
-            with self._rounds.open("r+b") as stream:
-                stream.truncate(len(whole))
-                os.fsync(stream.fileno())
-        return self._read(whole)
 
     def _read(self, whole: bytes) -> list[dict[str, Any]]:
         """The head and the rounds that stand in so many whole lines."""
@@ -185,10 +175,8 @@ class Corpus:
     def add(self, found: Round) -> None:
         """Append a round, durably."""
         for file, lines in ((self.path, found.kept), (self.rejected, found.rejected)):
-            with naming(file), file.open("a", encoding="utf-8") as stream:
-                stream.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-                stream.flush()
-                os.fsync(stream.fileno())
+            if lines:
+                append_line(file, "\n".join(json.dumps(line, ensure_ascii=False) for line in lines))
         self.count += len(found.kept)
         self.counts.update(found.counts)
         self.next_round += 1

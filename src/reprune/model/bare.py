@@ -9,8 +9,11 @@ from threading import get_ident
 from typing import Any
 
 import torch
+import transformers
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.initialization import no_init_weights
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES as ENCODERS
 
 from reprune.errors import InputError, UnsupportedModelError, out_of_memory, short
 from reprune.model.locate import GENERATIVE
@@ -25,8 +28,6 @@ def read_config(folder: Path, trust_remote_code: bool) -> Any:
         InputError: Transformers cannot read it.
         UnsupportedModelError: it is an encoder-decoder's or an encoder's, of which nothing here can make use.
     """
-    from transformers import AutoConfig
-
     try:
         with quiet_transformers():
             config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
@@ -106,8 +107,6 @@ def build_bare(folder: Path, trust_remote_code: bool) -> Any:
         InputError: Transformers cannot read the configuration.
         UnsupportedModelError: it is no decoder that can be pruned; the message says why.
     """
-    from transformers.initialization import no_init_weights
-
     config = read_config(folder, trust_remote_code)
     with quiet_transformers():
         if (quantized := quantization(config)) is not None:
@@ -168,8 +167,6 @@ def _parameters_on_meta() -> Iterator[None]:
 
 def _sees_what_comes(config: Any) -> bool:
     """Whether a configuration is of an encoder, which the same class turns into a decoder where it is told to."""
-    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES as ENCODERS
-
     return config.model_type in ENCODERS and getattr(config, "is_decoder", None) is False
 
 
@@ -178,8 +175,6 @@ def model_class(config: Any) -> Any:
 
     Of a model of several parts, such as one that reads images too, it is the whole.
     """
-    import transformers
-
     if not getattr(config, "auto_map", None):
         for name in getattr(config, "architectures", None) or ():
             kind = getattr(transformers, str(name), None)

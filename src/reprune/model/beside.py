@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from transformers import Cache
 
 from reprune.errors import UnsupportedModelError
 from reprune.model.block import Call
@@ -36,8 +37,6 @@ def passed_beside(call: Call) -> list[Beside]:
 
 def refuse_caches(model: str, calls: Sequence[Call]) -> None:
     """Raise `UnsupportedModelError` where a model hands its blocks a cache to write to though it was to keep none."""
-    from transformers import Cache
-
     for index, call in enumerate(calls):
         for value in (*call.args, *call.kwargs.values()):
             if isinstance(value, Cache):

@@ -14,6 +14,14 @@ from typing import Any, final
 
 import torch
 from torch import Tensor, nn
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import (
+    WeightConverter,
+    WeightRenaming,
+    apply_renamings,
+    dot_natural_key,
+    rename_source_key,
+)
 
 from reprune.errors import UnsupportedModelError, short
 from reprune.model.checkpoint import FLOATS, Checkpoint, no_floats
@@ -116,15 +124,6 @@ class Layout:
 
     def _conversions(self) -> list[Conversion]:
         """Every conversion with all that goes into it, by Transformers' rules."""
-        from transformers.conversion_mapping import get_model_conversion_mapping
-        from transformers.core_model_loading import (
-            WeightConverter,
-            WeightRenaming,
-            apply_renamings,
-            dot_natural_key,
-            rename_source_key,
-        )
-
         model, wanted = self._model, self._wanted
         rules = get_model_conversion_mapping(model)
         renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]

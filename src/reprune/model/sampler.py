@@ -13,6 +13,7 @@ from typing import Any, final
 
 import torch
 from torch import Tensor
+from transformers import DynamicCache, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from reprune.errors import InputError, NumericalError, is_expected, is_of_gpu, short
 from reprune.model.block import Precision
@@ -46,8 +47,6 @@ class Choice:
 
     def cut(self, ids: Tensor, logits: Tensor) -> Tensor:
         """The logits (rows, words) that words are drawn by; minus infinity where none is."""
-        from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
-
         if self.temperature != 1.0:
             logits = TemperatureLogitsWarper(self.temperature)(ids, logits)
         if self.top_k is not None:
@@ -107,8 +106,6 @@ class Sampler:
             )
 
     def _new_cache(self) -> Any:
-        from transformers import DynamicCache
-
         return DynamicCache(config=self._model.config)
 
     def _last_logits(self, ids: Tensor, cache: Any | None = None) -> Tensor:

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
+from transformers.quantizers.auto import AutoHfQuantizer
 
 from reprune.errors import InputError, UnsupportedModelError, out_of_memory, short
 from reprune.model.bare import build_bare, check_embedding, model_class, quantization, read_config
@@ -104,8 +105,6 @@ def cache_argument(module: nn.Module) -> str | None:
 
 def _is_quantized(folder: Path, trust_remote_code: bool) -> bool:
     """Whether its weights are quantized by its config.json, in a way that Transformers knows; it passes over others."""
-    from transformers.quantizers.auto import AutoHfQuantizer
-
     said = quantization(read_config(folder, trust_remote_code))
     with quiet_transformers(), suppress(ValueError):  # where it says of none which one: loading it raises that
         return said is not None and bool(AutoHfQuantizer.supports_quant_method(said))

@@ -55,10 +55,6 @@ class Choice:
             logits = TopPLogitsWarper(self.top_p)(ids, logits)
         return logits
 
-    @property
-    def cuts(self) -> bool:
-        return self != Choice()
-
 
 @final
 class Sampler:
@@ -224,7 +220,7 @@ def draw(logits: Tensor, uniform: Tensor, choice: Choice) -> tuple[Tensor, Tenso
     """
     logits = logits.float()
     whole = logits.logsumexp(1)
-    kept = choice.cut(torch.empty(len(logits), 0, dtype=torch.long), logits) if choice.cuts else logits
+    kept = choice.cut(torch.empty(len(logits), 0, dtype=torch.long), logits)
     weights = (kept - kept.amax(1, keepdim=True)).exp_()  # (rows, words)
     padding = -weights.shape[1] % _PART
     weights = torch.nn.functional.pad(weights, (0, padding)).view(len(weights), -1, _PART)  # (rows, parts, words)

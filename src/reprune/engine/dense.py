@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import ChainMap
 from collections.abc import Callable, Sequence
 from typing import final
 
@@ -33,6 +34,7 @@ class DenseStream:
             shared: keeps the streams for runs to come, and has those of runs before.
         """
         self._after: dict[int, Stream] = {-1: embedded}
+        self._at_hand = ChainMap({} if shared is None else shared.dense, self._after)
         self._store = store
         self._batches = batches
         self._run = run
@@ -41,23 +43,16 @@ class DenseStream:
     @torch.no_grad()
     def after(self, index: int, dense: Dense) -> Stream:
         """What a block puts out; where that is not at hand, nor shared, what enters it must be."""
-        if self._shared is not None and index in self._shared.dense:
-            return self._shared.dense[index]
-        if index not in self._after:
+        if index not in self._at_hand:
             self._compute(dense(index))
-        return self._at(index)
+        return self._at_hand[index]
 
     def before(self, index: int) -> Stream:
         """What enters a block that the window in hand ends with."""
-        return self._at(index - 1)
-
-    def _at(self, index: int) -> Stream:
-        if self._shared is not None and index in self._shared.dense:
-            return self._shared.dense[index]
-        return self._after[index]
+        return self._at_hand[index - 1]
 
     def _compute(self, block: Block) -> None:
-        source = self._at(block.index - 1)
+        source = self._at_hand[block.index - 1]
         shared = self._shared.new_stream() if self._shared is not None else None
         stream = shared or self._store.new(source.shape)
         with many_passes([block]):

@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from reprune.model.block import Block, Call, Precision
-from reprune.model.linears import Linear, Stack, find_linears
+from reprune.model.linears import Stack, find_linears
 from reprune.model.nested import with_tensors
 
 FEW = (8, 16, 24)  # tokens
@@ -92,9 +92,9 @@ def block_costs(
     except TooManyError:
         raise
     except Exception:  # what depends on values, such as where experts are routed to, cannot be run without them
-        linears = [(linear, _share(linear)) for linear in find_linears(module, stacks)]
-        forward = 2.0 * tokens * sum(share * math.prod(linear.shape) for linear, share in linears)
-        widths = hidden + sum(share * linear.shape[0] for linear, share in linears)
+        linears = find_linears(module, stacks)
+        forward = 2.0 * tokens * sum(linear.share * math.prod(linear.shape) for linear in linears)
+        widths = hidden + sum(linear.share * linear.shape[0] for linear in linears)
         return BlockCosts(parameters, entering, Flops(forward), Flops(3.0 * forward), 8.0 * widths * tokens, False)
     return BlockCosts(parameters, entering, once[0], once[1], twice[2] - once[2], True, once[3])
 
@@ -156,11 +156,6 @@ class _Counted(TorchDispatchMode):
             if self._most is not None and self.operations > self._most:
                 raise TooManyError
         return func(*args, **(kwargs or {}))
-
-
-def _share(linear: Linear) -> float:
-    """How much of the tokens pass through a linear, if all experts are as often chosen."""
-    return 1.0 if linear.stack is None else linear.stack.per_token / linear.stack.count
 
 
 def _run(

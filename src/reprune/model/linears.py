@@ -60,6 +60,11 @@ class Linear:
         """Which matrix of its stack it is."""
         return None if self.stack is None else self.offset // math.prod(self.shape)
 
+    @property
+    def share(self) -> float:
+        """How much of the tokens pass through it, if all experts are as often chosen."""
+        return 1.0 if self.stack is None else self.stack.per_token / self.stack.count
+
     def matrix(self) -> Tensor:
         """The weights (rows, columns), a view that shares memory with the parameter."""
         return self.of_layout(self.parameter.detach())

@@ -167,11 +167,7 @@ def _survey_block(
             tuple(sorted(routers)),
             tuple(linear.name for linear in idle),
             others,
-            {
-                linear.name: linear.stack.per_token / linear.stack.count
-                for linear in linears
-                if linear.name in experts and linear.stack is not None
-            },
+            {linear.name: linear.share for linear in linears if linear.name in experts and linear.stack is not None},
             tuple(linear.name for linear in idle if linear.name in read),
             known,
         ),

@@ -7,6 +7,7 @@ reconstruction, [0], [0, 1], [1, 2], ..., [n-1]; size k, stride k takes k blocks
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -50,3 +51,14 @@ def once_more(index: int, blocks: int, count: int) -> Window:
     None of them is fresh in it; that they are retired is the windows' doing. `index` is the number of this step.
     """
     return Window(index, range(blocks - count, blocks), range(blocks, blocks), range(blocks, blocks), distills=True)
+
+
+def ranges(numbers: Sequence[int]) -> str:
+    """0-3, 5 for [0, 1, 2, 3, 5]."""
+    parts: list[list[int]] = []
+    for number in numbers:
+        if parts and parts[-1][-1] == number - 1:
+            parts[-1] = [parts[-1][0], number]
+        else:
+            parts.append([number])
+    return ", ".join(f"{part[0]}-{part[-1]}" if len(part) > 1 else str(part[0]) for part in parts)

@@ -11,6 +11,7 @@ from reprune.errors import InputError, RepruneError, UnsupportedModelError, shor
 from reprune.model.decoder import Decoder
 from reprune.model.linears import Stack, find_linears, find_routers, other_matrices
 from reprune.planning.choice import Choice, fits, fits_place, of_all_experts
+from reprune.planning.schedule import ranges
 from reprune.planning.sparsities import Sparsities
 
 _IDLE = 0.4  # of the weights of a block's linears: with more that never run something is amiss
@@ -184,14 +185,3 @@ def _merged(refusals: Sequence[tuple[int, str]]) -> tuple[str, ...]:
         f"block {found[0]}: {reason}" if len(found) == 1 else f"blocks {ranges(found)}: {reason}"
         for reason, found in blocks.items()
     )
-
-
-def ranges(numbers: Sequence[int]) -> str:
-    """0-3, 5 for [0, 1, 2, 3, 5]."""
-    parts: list[list[int]] = []
-    for number in numbers:
-        if parts and parts[-1][-1] == number - 1:
-            parts[-1] = [parts[-1][0], number]
-        else:
-            parts.append([number])
-    return ", ".join(f"{part[0]}-{part[-1]}" if len(part) > 1 else str(part[0]) for part in parts)

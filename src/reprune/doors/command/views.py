@@ -18,7 +18,7 @@ from reprune.doors.verify import Check
 from reprune.engine.result import RECORD
 from reprune.errors import InputError
 from reprune.math.standardization import DOMINANT
-from reprune.planning.survey import ranges
+from reprune.planning.schedule import ranges
 
 _PROBLEMS = 20  # shown of one check
 

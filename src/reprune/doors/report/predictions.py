@@ -6,7 +6,7 @@ from reprune.doors.drawing.figures import error_by_epoch
 from reprune.doors.report.page import Plot, Section, Table
 from reprune.doors.report.records import Distillation
 from reprune.doors.report.text import change, number, share
-from reprune.planning.survey import ranges
+from reprune.planning.schedule import ranges
 
 
 def predictions_section(step: Distillation) -> Section:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TypeGuard
 
 from reprune.doors.formats import clock, percent, size
-from reprune.planning.survey import ranges
+from reprune.planning.schedule import ranges
 
 NONE = "\N{EN DASH}"
 """What stands where nothing was measured."""

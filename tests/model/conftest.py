@@ -70,7 +70,7 @@ def streamed(decoder: Decoder, ids: Tensor, size: int) -> Iterator[Tensor]:
     yield states
     for index in range(len(decoder)):
         block = decoder.load(index)
-        states = torch.cat([block.run(states[one], decoder.call(index, len(states[one]))) for one in batches])
+        states = torch.cat([block.run(states[one], decoder.call(index, slice(0, len(states[one])))) for one in batches])
         yield states
 
 

@@ -76,7 +76,7 @@ def test_the_groups_found_without_weights_are_those_found_with_them(
     without = [_names(decoder.weightless.groups(index)) for index in range(3)]
     states = embedded(decoder, ids)[:3]
     for index in range(3):
-        groups = decoder.load(index).groups(states, decoder.call(index, 3))
+        groups = decoder.load(index).groups(states, decoder.call(index, slice(0, 3)))
         assert [group.names for group in groups] == without[index]
         assert sorted(name for group in groups for name in group.names) == sorted(
             linear.name for linear in decoder.load(index).linears
@@ -503,11 +503,11 @@ def test_in_bfloat16_blocks_do_without_the_fused_kernel(
     ids = torch.arange(2 * 16).reshape(2, 16)
     ((_, states),) = decoder.embed(ids, [slice(0, 2)])
     for index in range(len(decoder)):
-        states = decoder.load(index).run(states, decoder.call(index, 2))
+        states = decoder.load(index).run(states, decoder.call(index, slice(0, 2)))
     full = Decoder(folder_of(name))
     ((_, exact),) = full.embed(ids, [slice(0, 2)])
     for index in range(len(full)):
-        exact = full.load(index).run(exact, full.call(index, 2))
+        exact = full.load(index).run(exact, full.call(index, slice(0, 2)))
     assert (states - exact).norm() < 0.02 * exact.norm()
 
 
@@ -519,7 +519,7 @@ def test_a_block_that_is_fitted_has_the_gradients_of_its_own_module(
     """The twin: the module as its model runs it, in float32."""
     decoder = Decoder(folder_of(name), precision=Precision(products))
     ((_, states),) = decoder.embed(ids, [slice(0, len(ids))])
-    block, call = decoder.load(0), decoder.call(0, len(ids))
+    block, call = decoder.load(0), decoder.call(0, slice(0, len(ids)))
     block.module.requires_grad_(True)
     args, kwargs = call.bind(states)
     outputs = block.module(*args, **kwargs)

@@ -102,7 +102,7 @@ def test_gradients_reach_the_weights_that_make_what_is_handed_on(name: str, fold
     loaded: list[Block] = [decoder.load(index) for index in running]
     for block in loaded:
         block.module.requires_grad_(True)
-        states = block.run(states, decoder.call(block.index, len(ids)))
+        states = block.run(states, decoder.call(block.index, slice(0, len(ids))))
     decoder.skeleton.forms[running[-1]].states(states).square().mean().backward()
     compared = 0
     for block in loaded:
@@ -189,7 +189,7 @@ def test_a_call_is_bound_anew_each_time(folder_of: FolderOf, ids: Tensor) -> Non
     """One batch does not see what another has written."""
     decoder = Decoder(folder_of("gemma4"))
     (_, states), *_ = list(decoder.embed(ids, [slice(0, len(ids))]))
-    call = decoder.call(0, len(ids))
+    call = decoder.call(0, slice(0, len(ids)))
     first, second = (call.bind(states)[1]["shared_kv_states"] for _ in range(2))
     assert first is not second
     assert not first

@@ -37,8 +37,8 @@ def _last(decoder: Decoder, ids: Tensor) -> tuple[Block, Tensor, Any]:
     (_, states), *_ = list(decoder.embed(ids, [slice(0, len(ids))]))
     for index in range(len(decoder) - 1):
         with torch.no_grad():
-            states = decoder.load(index).run(states, decoder.call(index, len(ids)))
-    return decoder.load(len(decoder) - 1), states, decoder.call(len(decoder) - 1, len(ids))
+            states = decoder.load(index).run(states, decoder.call(index, slice(0, len(ids))))
+    return decoder.load(len(decoder) - 1), states, decoder.call(len(decoder) - 1, slice(0, len(ids)))
 
 
 @mixtures

@@ -287,12 +287,9 @@ class Decoder:
         others = ids.roll(1, 0)[batch] if len(ids) > 1 else (ids[batch] + 1) % self.vocabulary
         return self.skeleton.record(others, self._outside.fill)[1]
 
-    def call(self, index: int, samples: slice | Tensor | int) -> Call:
-        """What a block is passed beside the states of some samples, as many at a time as `embed` has seen.
-
-        A number stands for so many samples from the first.
-        """
-        return self._passing.call(index, slice(0, samples) if isinstance(samples, int) else samples)
+    def call(self, index: int, samples: slice | Tensor) -> Call:
+        """What a block is passed beside the states of some samples, as many at a time as `embed` has seen."""
+        return self._passing.call(index, samples)
 
     def release(self) -> None:
         """Give back the memory of all weights outside the blocks."""

@@ -1,4 +1,8 @@
-"""The figures of runs and studies, as SVG text: what is drawn how. Knows neither records nor pages."""
+"""The figures of runs and studies, as SVG text: what is drawn how. Knows neither records nor pages.
+
+Of all of them `title` is shown above the picture, and `ylabel` is what the values are; with `percent` these are
+fractions, shown as percentages. Where matplotlib is not installed each raises `InputError`.
+"""
 
 from __future__ import annotations
 
@@ -20,12 +24,6 @@ def error_by_block(series: Mapping[str, Sequence[Number]], *, title: str, ylabel
 
     Args:
         series: by name, one value a block; None or NaN where there is none.
-        title: shown above the picture.
-        ylabel: what the values are.
-        percent: values are fractions; show them as percentages.
-
-    Raises:
-        InputError: matplotlib is not installed.
     """
 
     def paint(axes: Any) -> None:
@@ -52,11 +50,7 @@ def calibration_against(
             in the legend); the rest, if any, is written beside the point, and the points of such a series are joined in
             the order that they come in: "wanda BR+GP" is the point BR+GP of the series wanda. Points of the same label
             (seeds) are joined at their mean. Points that lack one of the two numbers are left out.
-        title: shown above the picture.
         ylabel: what the other error is.
-
-    Raises:
-        InputError: matplotlib is not installed.
     """
     series: dict[str, dict[str, list[tuple[float, float]]]] = {}
     for label, x, y in points:
@@ -104,12 +98,6 @@ def error_by_epoch(
         calibration: the errors at the start and after epochs 1, 2, ...
         heldout: the same on held-out text.
         kept: the epoch kept, 0 for the start; None to mark none.
-        title: shown above the picture.
-        ylabel: what the values are.
-        percent: values are fractions; show them as percentages.
-
-    Raises:
-        InputError: matplotlib is not installed.
     """
 
     def paint(axes: Any) -> None:
@@ -143,14 +131,8 @@ def by_rung(
     Args:
         series: by name, for each rung the values of its seeds.
         rungs: the names of the rungs.
-        title: shown above the picture.
-        ylabel: what the values are.
         joined: how many rungs, from the first, form a ladder whose means are joined.
         baseline: a name and a value, drawn as a level line.
-        percent: values are fractions; show them as percentages.
-
-    Raises:
-        InputError: matplotlib is not installed.
     """
 
     def paint(axes: Any) -> None:
@@ -193,14 +175,8 @@ def by_number(
 
     Args:
         series: by name, (number, value); a number may come several times (seeds).
-        title: shown above the picture.
         xlabel: what is counted; 0 and up, shown so that doubling is about the same step everywhere.
-        ylabel: what the values are.
         baseline: a name and a value, drawn as a level line.
-        percent: values are fractions; show them as percentages.
-
-    Raises:
-        InputError: matplotlib is not installed.
     """
 
     def paint(axes: Any) -> None:
@@ -232,10 +208,6 @@ def seconds_by_window(seconds: Sequence[Number], *, title: str) -> str:
 
     Args:
         seconds: one value a window; None or NaN where there is none.
-        title: shown above the picture.
-
-    Raises:
-        InputError: matplotlib is not installed.
     """
 
     def paint(axes: Any) -> None:
@@ -253,11 +225,6 @@ def change_by_window(series: Mapping[str, Sequence[Number]], *, title: str, ylab
 
     Args:
         series: by name, one change a window as a fraction, -0.2 for a fifth less; None or NaN where there is none.
-        title: shown above the picture.
-        ylabel: what the values are.
-
-    Raises:
-        InputError: matplotlib is not installed.
     """
 
     def paint(axes: Any) -> None:
@@ -277,10 +244,6 @@ def share_by_matrix(rows: Mapping[str, Sequence[Number]], *, title: str) -> str:
 
     Args:
         rows: by matrix, one share a block; None or NaN where a block has no such matrix.
-        title: shown above the picture.
-
-    Raises:
-        InputError: matplotlib is not installed.
     """
     blocks = max((len(shares) for shares in rows.values()), default=0)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, final
 
@@ -25,46 +26,29 @@ from reprune.planning.sparsities import Sparsities
 
 
 @final
+@dataclass(frozen=True)
 class FreshBlocks:
     """How the fresh blocks of all windows are pruned."""
 
-    def __init__(
-        self,
-        recipe: Recipe,
-        pruner: Pruner[Any],
-        sparsities: Sparsities,
-        least_squares: LeastSquares | None,
-        decoder: Decoder,
-        frontier: Frontier,
-        of_first: Known | None,
-    ) -> None:
-        """
-        Args:
-            recipe: what else decides it.
-            pruner, sparsities, least_squares: by what.
-            decoder: the dense model.
-            frontier: the streams.
-            of_first: statistics of block 0, which runs before have gathered; takes those of this one.
-        """
-        self._recipe = recipe
-        self._pruner = pruner
-        self._sparsities = sparsities
-        self._least_squares = least_squares
-        self._decoder = decoder
-        self._frontier = frontier
-        self._of_first = of_first
-        self._on_the_way: Known = {}
+    recipe: Recipe
+    pruner: Pruner[Any]
+    sparsities: Sparsities
+    least_squares: LeastSquares | None
+    decoder: Decoder  # the dense model
+    frontier: Frontier
+    of_first: Known | None  # statistics of block 0, which runs before have gathered; takes those of this one
+    _on_the_way: Known = field(default_factory=dict, init=False)
 
     def gathering(self, blocks: Sequence[PrunedBlock]) -> AbstractContextManager[None] | None:
         """Has the pass that makes the targets of these blocks gather their statistics, where it can."""
-        apart = self._recipe.pruner.sequential or self._least_squares is not None
+        apart = self.recipe.pruner.sequential or self.least_squares is not None
         lone = len(blocks) == 1 and not blocks[0].masks
-        if not lone or self._recipe.teacher != "local" or apart or not self._frontier.statistics_aside:
+        if not lone or self.recipe.teacher != "local" or apart or not self.frontier.statistics_aside:
             return None
-        self._find_groups_(blocks[0], self._frontier.student)
-        if len(passes(blocks[0].groups, self._pruner)) > 1:
+        self._find_groups_(blocks[0], self.frontier.student)
+        if len(passes(blocks[0].groups, self.pruner)) > 1:
             return None
-        return gathering(blocks[0].block, blocks[0].groups, self._pruner, self._known(blocks[0]), self._frontier.ranks)
+        return gathering(blocks[0].block, blocks[0].groups, self.pruner, self._known(blocks[0]), self.frontier.ranks)
 
     def prune_(
         self, fresh: Sequence[PrunedBlock], open_blocks: Sequence[PrunedBlock], streams: ExitStack, watcher: Watcher
@@ -85,21 +69,21 @@ class FreshBlocks:
         entering: Stream | None = None
         for pruned in fresh:
             streams.close()
-            entering = streams.enter_context(self._frontier.through(before))
+            entering = streams.enter_context(self.frontier.through(before))
             self._find_groups_(pruned, entering)
             found = prune_block_(
                 pruned,
-                partial(self._frontier.inputs, entering, pruned.block),
-                self._pruner,
-                self._sparsities,
-                self._recipe.pruner.sequential,
+                partial(self.frontier.inputs, entering, pruned.block),
+                self.pruner,
+                self.sparsities,
+                self.recipe.pruner.sequential,
                 self._known(pruned),
                 self._refitting(pruned.index, entering),
-                self._recipe.pruner.min_tokens,
-                self._frontier.ranks,
+                self.recipe.pruner.min_tokens,
+                self.frontier.ranks,
             )
             self._on_the_way.clear()  # Gram matrices take memory
-            if self._recipe.solver.name != "none" or self._recipe.distill.blocks:
+            if self.recipe.solver.name != "none" or self.recipe.distill.blocks:
                 found += held_notes(pruned)
             for note in found:
                 watcher.note(note)
@@ -108,21 +92,21 @@ class FreshBlocks:
         return notes, entering
 
     def _known(self, pruned: PrunedBlock) -> Known:
-        return self._of_first if self._of_first is not None and pruned.index == 0 else self._on_the_way
+        return self.of_first if self.of_first is not None and pruned.index == 0 else self._on_the_way
 
     def _find_groups_(self, pruned: PrunedBlock, entering: Stream) -> None:
         if not pruned.groups:
-            some = partial(self._frontier.few, entering, pruned.block)
-            find_groups_(pruned, some, self._recipe.choice, self._frontier.ranks)
+            some = partial(self.frontier.few, entering, pruned.block)
+            find_groups_(pruned, some, self.recipe.choice, self.frontier.ranks)
 
     def _refitting(self, index: int, entering: Stream) -> Refitting | None:
-        if self._least_squares is None:
+        if self.least_squares is None:
             return None
-        twin = self._decoder.load(index)  # pruning changes the other in place
-        pairs = partial(self._frontier.pairs, entering, twin, self._recipe.teacher)
-        frontier = self._frontier
+        twin = self.decoder.load(index)  # pruning changes the other in place
+        pairs = partial(self.frontier.pairs, entering, twin, self.recipe.teacher)
+        frontier = self.frontier
         return Refitting(
-            self._least_squares,
+            self.least_squares,
             twin,
             pairs,
             frontier.calibration,

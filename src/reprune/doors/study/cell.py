@@ -9,6 +9,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
@@ -26,33 +27,16 @@ from reprune.planning.recipe import Recipe
 
 
 @final
+@dataclass(frozen=True)
 class CellRun:
-    """What is left of one cell.
+    """What is left of one cell."""
 
-    Args:
-        cell: its record, which is filled in.
-        folder: of its run.
-        bench: measures the sparse model.
-        shared: what the runs of a study have in common, where they are done in one process.
-        save: puts the record on disk.
-        watcher: is told what happens.
-    """
-
-    def __init__(
-        self,
-        cell: CellRecord,
-        folder: Path,
-        bench: Bench,
-        shared: Shared | None,
-        save: Callable[[], None],
-        watcher: StudyWatcher,
-    ) -> None:
-        self._cell = cell
-        self._folder = folder
-        self._bench = bench
-        self._shared = shared
-        self._save = save
-        self._watcher = watcher
+    cell: CellRecord  # is filled in
+    folder: Path  # of its run
+    bench: Bench
+    shared: Shared | None  # what the runs of a study have in common, where they are done in one process
+    save: Callable[[], None]  # puts the record on disk
+    watcher: StudyWatcher
 
     def prune(self, recipe: Recipe) -> dict[str, Any]:
         """Do what is left of the run, put its numbers on record, and return its own record, as `prune` does.
@@ -60,39 +44,39 @@ class CellRun:
         Raises:
             RepruneError, OSError: as `prune` and `resume`.
         """
-        whole = (self._folder / INDEX).exists() and (self._folder / RECORD).exists()
+        whole = (self.folder / INDEX).exists() and (self.folder / RECORD).exists()
         if not (whole or self._is_measured()):
-            with self._watcher.pruning() as watcher:
+            with self.watcher.pruning() as watcher:
                 self._run(recipe, watcher)
-            self._cell["blocks"] = []
-        shutil.rmtree(Ledger(self._folder).folder, ignore_errors=True)  # of a run killed as it removed it
-        record: dict[str, Any] = read_json((self._folder / RECORD).read_text(encoding="utf-8"))
-        if not self._cell["blocks"]:
+            self.cell["blocks"] = []
+        shutil.rmtree(Ledger(self.folder).folder, ignore_errors=True)  # of a run killed as it removed it
+        record: dict[str, Any] = read_json((self.folder / RECORD).read_text(encoding="utf-8"))
+        if not self.cell["blocks"]:
             self._take_down(record)
-            self._save()
+            self.save()
         return record
 
     def _is_measured(self) -> bool:
         """Whether all is on record, so that the weights may be gone."""
-        measures = self._bench.measures
+        measures = self.bench.measures
         return (
-            bool(self._cell["blocks"])
-            and len(self._cell["perplexity"]) == len(self._cell["test_error"]) == len(measures.texts)
-            and bool(self._cell["zero_shot"]) >= bool(measures.zero_shot)
-            and (self._folder / RECORD).exists()
+            bool(self.cell["blocks"])
+            and len(self.cell["perplexity"]) == len(self.cell["test_error"]) == len(measures.texts)
+            and bool(self.cell["zero_shot"]) >= bool(measures.zero_shot)
+            and (self.folder / RECORD).exists()
         )
 
     def _run(self, recipe: Recipe, watcher: Watcher) -> None:
         """Begin the run, or go on with it."""
-        if Ledger(self._folder).exists:
+        if Ledger(self.folder).exists:
             try:
-                resume_sharing(self._folder, watcher, self._shared)
+                resume_sharing(self.folder, watcher, self.shared)
             except InputError as error:
-                raise InputError(f"{error} (Remove {self._folder} to begin this cell anew.)") from None
+                raise InputError(f"{error} (Remove {self.folder} to begin this cell anew.)") from None
             return
-        if self._folder.exists():
-            shutil.rmtree(self._folder)  # what a killed process left before its run had begun
-        prune_by_recipe(recipe, self._folder, watcher, self._shared)
+        if self.folder.exists():
+            shutil.rmtree(self.folder)  # what a killed process left before its run had begun
+        prune_by_recipe(recipe, self.folder, watcher, self.shared)
 
     def _take_down(self, record: dict[str, Any]) -> None:
         """Put a finished run on record; measures of a run before it are forgotten."""
@@ -109,7 +93,7 @@ class CellRun:
             for block in record["blocks"]
         ]
         last = blocks[-1]
-        self._cell.update(
+        self.cell.update(
             {
                 "calibration_error": last["calibration_error"],
                 "heldout_error": last["heldout_error"],
@@ -137,21 +121,21 @@ class CellRun:
         Raises:
             RepruneError, OSError: a measure cannot be taken; those before it are on record.
         """
-        cell, bench, note = self._cell, self._bench, self._watcher.note
+        cell, bench, note = self.cell, self.bench, self.watcher.note
         for text in texts:
             name = text.name
             if name not in cell["perplexity"]:
                 with self._step(f"perplexity, {name}") as progress:
-                    cell["perplexity"][name] = bench.perplexity(self._folder, text, progress, note)["perplexity"]
+                    cell["perplexity"][name] = bench.perplexity(self.folder, text, progress, note)["perplexity"]
             if name not in cell["test_error"]:
                 with self._step(f"test error, {name}") as progress:
-                    errors = bench.errors(self._folder, model, text, progress, note)
+                    errors = bench.errors(self.folder, model, text, progress, note)
                     for block, error in zip(cell["blocks"], errors, strict=True):
                         block["test_error"][name] = error
                     cell["test_error"][name] = errors[-1]
         if bench.measures.zero_shot and not cell["zero_shot"]:
             with self._step("zero-shot") as progress:
-                found = bench.zero_shot(self._folder, progress, note)
+                found = bench.zero_shot(self.folder, progress, note)
                 cell["zero_shot_mean"] = found["mean"]
                 cell["zero_shot"] = {
                     task: {
@@ -166,14 +150,14 @@ class CellRun:
     def _step(self, what: str) -> Iterator[Progress]:
         """One measure: shown, timed and put on record."""
         began = time.monotonic()
-        with self._watcher.measuring(what) as progress:
+        with self.watcher.measuring(what) as progress:
             yield progress
-        self._cell["measuring_seconds"] = round(self._cell["measuring_seconds"] + time.monotonic() - began, 3)
-        self._save()
+        self.cell["measuring_seconds"] = round(self.cell["measuring_seconds"] + time.monotonic() - began, 3)
+        self.save()
 
     def drop_weights(self) -> None:
         """Remove all of the sparse model but its record and its recipe, which make it again."""
-        for path in self._folder.iterdir():
+        for path in self.folder.iterdir():
             if path.is_dir():
                 shutil.rmtree(path)
             elif path.name not in (RECORD, RECIPE):

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from reprune.errors import UnsupportedModelError
+from reprune.model.bare import dequantizing
 from reprune.model.decoder import Decoder
-from reprune.model.quantized import dequantizing
 from tests import tiny
 
 

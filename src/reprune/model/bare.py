@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -14,10 +15,10 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.initialization import no_init_weights
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES as ENCODERS
+from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 
 from reprune.errors import InputError, UnsupportedModelError, out_of_memory, short
 from reprune.model.locate import GENERATIVE
-from reprune.model.quantized import dequantizing
 from reprune.model.quiet import quiet_transformers
 
 
@@ -85,6 +86,18 @@ def quantization(config: Any) -> Any | None:
     """What a configuration says of how its weights are quantized, or those of its part that reads text; None if not."""
     said = (setting(one, "quantization_config") for one in (config, setting(config, "text_config")))
     return next((one for one in said if one is not None), None)
+
+
+def dequantizing(said: Any) -> str:
+    """How Transformers makes plain weights of those quantized so, to end a message; empty where it does not."""
+    with suppress(Exception):  # whatever is wrong in it: it only helps to say more
+        kind = AUTO_QUANTIZATION_CONFIG_MAPPING[said["quant_method"]]
+        if "dequantize" in inspect.signature(kind).parameters:
+            return (
+                "; where there are none, save what from_pretrained makes of these with "
+                f"quantization_config={kind.__name__}(dequantize=True)"
+            )
+    return ""
 
 
 def check_embedding(model: Any) -> None:

@@ -11,10 +11,9 @@ from itertools import pairwise
 
 from reprune.doors.report.course import course, direction, plural
 from reprune.doors.report.records import Cell, Study, Value
-from reprune.doors.report.rows import AUTO, LADDER, Measure, Row, Rows, means, windows_of
+from reprune.doors.report.rows import AUTO, LADDER, PARTS, Measure, Row, Rows, means, windows_of
 from reprune.doors.report.text import change, counted, known, listed
 from reprune.doors.report.verdict import SLIGHT, Tone, Verdict, guard_sentences, rises
-from reprune.doors.report.verdict_parts import part_sentences
 from reprune.doors.report.verdict_pruners import closer_and_worse, pruner_sentences
 from reprune.doors.report.verdict_selfmade import selfmade_headline, selfmade_lines, selfmade_sentences
 
@@ -93,7 +92,7 @@ def study_verdict(study: Study, rows: Rows) -> Verdict:
     """The verdict on a study."""
     found, vain, closer = pitfalls(rows), steps_in_vain(rows), closer_and_worse(rows)
     climbs = any(len(family.ladder) > 1 for family in rows.families)
-    best, parts = tuple(_best(study, rows)), () if climbs else tuple(part_sentences(rows))
+    best, parts = tuple(_best(study, rows)), () if climbs else tuple(_parts(rows))
     sentences = (
         *best,
         *_ladders(rows),
@@ -259,6 +258,19 @@ def _auto(rows: Rows) -> Iterator[str]:
             times.append(f"{mine / longest:.2f} with {family.name}")
     if times:
         yield f"Time of auto over that of {LADDER[-1]}: {listed(times)}."
+
+
+def _parts(rows: Rows) -> Iterator[str]:
+    """What pruning a part of each block leaves, against another part and the whole: the lowest first."""
+    every = [row for row in (*rows.rows, *rows.parts) if row.only in PARTS]
+    for measure in (rows.perplexities or rows.errors[1:2])[:1]:
+        for family, rung in dict.fromkeys((row.family, row.rung) for row in rows.parts):
+            line = [row for row in every if (row.family, row.rung) == (family, rung)]
+            values = zip(means(line, measure.of), line, strict=True)
+            pairs = sorted((value, PARTS[row.only]) for value, row in values if known(value))
+            if len(pairs) > 1:
+                said = listed([f"{measure.written(value)} ({part})" for value, part in pairs])
+                yield f"By the part of each block that is pruned, {family} with {rung} has a {measure.name} of {said}."
 
 
 def _standardized(rows: Sequence[Row]) -> set[bool]:

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from reprune.errors import InputError
+from reprune.planning.descents import Rate, parse_rate
 from reprune.planning.layers import read_recipe, resolve_recipe
-from reprune.planning.rates import Rate, parse_rate
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import math
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Self, final
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -11,7 +12,6 @@ from reprune.math.adam import Adam
 from reprune.math.least_squares import LeastSquares
 from reprune.math.solver import NoSolver, Solver
 from reprune.math.widening import Widening
-from reprune.planning.rates import parse_rate
 
 PAPER_LR = 2e-4
 """Of Adam, in all of the paper's experiments."""
@@ -40,6 +40,29 @@ class RecipePart(BaseModel):
         return content
 
 
+@final
+@dataclass(frozen=True)
+class Rate:
+    """A learning rate."""
+
+    value: float
+    relative: bool = False
+    """Whether `value` is a share of the root mean square of the weights."""
+
+
+def parse_rate(given: Any) -> Rate:
+    """Read `2e-4`, or `1%` of the weights' root mean square; raises `ValueError` where it is neither."""
+    text = str(given).strip()
+    relative = text.endswith("%")
+    try:
+        value = float(text.removesuffix("%"))
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise ValueError("expected a number above 0, or a share of the weights' root mean square, such as 1%")
+    return Rate(value / 100, relative) if relative else Rate(value)
+
+
 def _read_rate(given: Any) -> Any:
     if given is None:
         return None
@@ -56,7 +79,7 @@ class SolverRecipe(RecipePart):
     ridge: float | None = Field(None, gt=0)  # of least squares, share of the mean diagonal; None: the best on held-out
     loss: Literal["squared", "standardized"] | None = None  # plain, or all features alike; None: as the solver is
     epochs: int = Field(10, ge=1)
-    lr: float | str | None = None  # see `reprune.planning.rates`; None: as the loss is
+    lr: float | str | None = None  # see `parse_rate`; None: as the loss is
     batch_size: int = Field(8, ge=1)
     micro_batch_size: int | None = Field(None, ge=1)  # of a step's samples, how many at a time; None: all at once
     checkpointing: bool = False  # compute activations anew for the gradients, block by block
@@ -153,7 +176,7 @@ class DistillRecipe(RecipePart):
 
     blocks: int = Field(0, ge=0)  # how many; 0: none
     epochs: int | None = Field(None, ge=1)  # None: as many as of the solver
-    lr: float | str = "0.2%"  # see `reprune.planning.rates`
+    lr: float | str = "0.2%"  # see `parse_rate`
 
     _is_a_rate = field_validator("lr", mode="before")(_read_rate)
 

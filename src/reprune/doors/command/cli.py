@@ -62,7 +62,6 @@ _TOGETHER = ("prune", "resume", "generate")
 
 app = typer.Typer(
     name="reprune",
-    help="Prune a decoder LLM after training and reconstruct, block by block, what the pruning broke.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -135,7 +134,7 @@ def prune(
 def plan(
     model: Model,
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="DIR", help="Check that prune could write this folder and has room.")
+        Path | None, typer.Option(metavar="DIR", help="Check that prune could write this folder and has room.")
     ] = None,
     recipe: RecipeFile = None,
     pruner: Pruner = None,
@@ -159,16 +158,14 @@ def plan(
     quiet: Quiet = False,
     on: Annotated[
         str | None,
-        typer.Option("--on", metavar="MACHINE", help="Forecast for this GPU: h100, a100 or 4090. [this machine]"),
+        typer.Option(metavar="MACHINE", help="Forecast for this GPU: h100, a100 or 4090. [this machine]"),
     ] = None,
     ranks: Annotated[
-        int | None, typer.Option("--ranks", metavar="N", help="Forecast for N processes, a GPU or machine each. [1]")
+        int | None, typer.Option(metavar="N", help="Forecast for N processes, a GPU or machine each. [1]")
     ] = None,
     network: Annotated[
         str | None,
-        typer.Option(
-            "--network", metavar="NAME", help="What these exchange over. [local; with --on nvlink up to 8, then 100g]"
-        ),
+        typer.Option(metavar="NAME", help="What these exchange over. [local; with --on nvlink up to 8, then 100g]"),
     ] = None,
 ) -> None:
     """Show what `prune` with the same flags would do, and forecast its time and memory; loads no weights.
@@ -212,7 +209,7 @@ def resume(
             show_result(record, directory)
 
 
-@app.command(short_help="Show how far a run is.")
+@app.command()
 def status(directory: Annotated[Path, typer.Argument(metavar="DIR", help="The folder of a run.")]) -> None:
     """Show how far a run is."""
     with exit_codes():
@@ -244,9 +241,7 @@ app.command(short_help="Prune and measure MODEL by every pruner and rung.")(stud
 
 @app.command(short_help="Prune a real model, Gemma 3 270M, in minutes.")
 def demo(
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the sparse models go.")] = Path(
-        "demo-output"
-    ),
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where the sparse models go.")] = Path("demo-output"),
 ) -> None:
     """Prune a real model, Gemma 3 270M, at 50 % and show what reconstruction gains (some minutes on a CPU)."""
     with exit_codes():

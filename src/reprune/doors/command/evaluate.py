@@ -20,7 +20,7 @@ def evaluate(
     model: Model,
     text: Annotated[
         str | None,
-        typer.Option("--text", metavar="SOURCE", help="The text to measure on; of a data set, its test split."),
+        typer.Option(metavar="SOURCE", help="The text to measure on; of a data set, its test split."),
     ] = None,
     protocol: Annotated[
         str | None,

@@ -15,7 +15,7 @@ _NONE = "none"
 
 def generate(
     model: Model,
-    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The file to write, .jsonl.")],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="The file to write, .jsonl.")],
     samples: Annotated[int, typer.Option(metavar="N", help="Texts to keep.")],
     length: Annotated[
         int | None, typer.Option(metavar="L", help="Tokens of a text, at most. [2048, or the model's limit]")
@@ -24,11 +24,9 @@ def generate(
     temperature: Annotated[float | None, typer.Option(metavar="X", help="Sampling temperature. [1]")] = None,
     top_p: Annotated[
         float | None,
-        typer.Option("--top-p", metavar="P", help="Draw from the likeliest tokens, of probability P together. [all]"),
+        typer.Option(metavar="P", help="Draw from the likeliest tokens, of probability P together. [all]"),
     ] = None,
-    top_k: Annotated[
-        int | None, typer.Option("--top-k", metavar="K", help="Draw from the K likeliest tokens. [all]")
-    ] = None,
+    top_k: Annotated[int | None, typer.Option(metavar="K", help="Draw from the K likeliest tokens. [all]")] = None,
     language: Annotated[
         str | None, typer.Option(metavar="CODE", help="Language of the texts, in ISO 639, or any. [en]")
     ] = None,

@@ -21,10 +21,8 @@ from reprune.errors import InputError, RepruneError, out_of_memory
 Model = Annotated[
     str, typer.Argument(metavar="MODEL", help="A local folder, a Hub id (or ID@REVISION), or a .gguf file.")
 ]
-Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="The folder to write; new or empty.")]
-RecipeFile = Annotated[
-    Path | None, typer.Option("--recipe", metavar="FILE", help="A recipe file (YAML); flags override it.")
-]
+Out = Annotated[Path, typer.Option(metavar="DIR", help="The folder to write; new or empty.")]
+RecipeFile = Annotated[Path | None, typer.Option(metavar="FILE", help="A recipe file (YAML); flags override it.")]
 Pruner = Annotated[
     str | None, typer.Option(metavar="NAME", help="magnitude, wanda, sparsegpt, or a package's own. [sparsegpt]")
 ]
@@ -44,9 +42,7 @@ Heldout = Annotated[
 ]
 SelfGenerate = Annotated[
     int | None,
-    typer.Option(
-        "--self-generate", metavar="N", help="Add N samples that MODEL writes; without --calibration, use only these."
-    ),
+    typer.Option(metavar="N", help="Add N samples that MODEL writes; without --calibration, use only these."),
 ]
 Samples = Annotated[int | None, typer.Option(metavar="N", help="Calibration samples. [256]")]
 Seqlen = Annotated[int | None, typer.Option(metavar="T", help="Tokens per sample. [1024, or the model's limit]")]
@@ -54,7 +50,6 @@ Epochs = Annotated[int | None, typer.Option(metavar="E", help="Epochs per window
 Lr = Annotated[
     str | None,
     typer.Option(
-        "--lr",
         metavar="X",
         help="Learning rate, falling to zero; 1% is of the weights' size. [2e-4; standardized loss: 1%]",
     ),
@@ -79,9 +74,7 @@ Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Print errors only.")
 Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Print every epoch and step.")]
 RankTimeout = Annotated[
     float | None,
-    typer.Option(
-        "--rank-timeout", metavar="S", min=1, help="Under torchrun: seconds to wait for another process. [600]"
-    ),
+    typer.Option(metavar="S", min=1, help="Under torchrun: seconds to wait for another process. [600]"),
 ]
 
 _LESS_MEMORY = (

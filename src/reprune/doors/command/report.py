@@ -12,9 +12,7 @@ from reprune.doors.command.options import Quiet, exit_codes
 
 def report(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="A folder that prune or study wrote.")],
-    out: Annotated[
-        Path | None, typer.Option("--out", metavar="FILE", help="The file to write. [DIR/report.html]")
-    ] = None,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="The file to write. [DIR/report.html]")] = None,
     quiet: Quiet = False,
 ) -> None:
     """Write one HTML file on a run or a study: a verdict in words, pictures, tables, how to reproduce it."""

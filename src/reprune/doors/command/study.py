@@ -32,9 +32,7 @@ from reprune.doors.printable import complain
 
 def study(
     model: Model,
-    out: Annotated[
-        Path, typer.Option("--out", metavar="DIR", help="The study's folder; new, empty, or of the same study.")
-    ],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="The study's folder; new, empty, or of the same study.")],
     pruners: Annotated[
         list[str] | None, typer.Option(metavar="NAME ...", help="Pruners. [magnitude wanda sparsegpt]")
     ] = None,
@@ -67,9 +65,7 @@ def study(
     settings: Settings = None,
     text: Annotated[
         list[str] | None,
-        typer.Option(
-            "--text", metavar="SOURCE ...", help="Texts to measure perplexity and test errors on. [wikitext2]"
-        ),
+        typer.Option(metavar="SOURCE ...", help="Texts to measure perplexity and test errors on. [wikitext2]"),
     ] = None,
     protocol: Annotated[
         str | None,
@@ -81,7 +77,7 @@ def study(
     windows: Annotated[int | None, typer.Option(metavar="N", help="Only a text's first N windows. [all]")] = None,
     zero_shot: Annotated[
         list[str] | None,
-        typer.Option("--zero-shot", metavar="TASK ...", help="Measure zero-shot accuracy on these tasks too."),
+        typer.Option(metavar="TASK ...", help="Measure zero-shot accuracy on these tasks too."),
     ] = None,
     zero_shot_data: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Local rows of the tasks, JSON lines. [from the Hub]")

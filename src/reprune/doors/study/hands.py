@@ -80,7 +80,7 @@ def attempt(task: CellTask, shared: Shared | None, save: Callable[[], None], wat
             run.drop_weights()
     except Exception as error:  # the other cells may well succeed
         trace = None if is_expected(error) else traceback.format_exc()
-        return Outcome(data, model, said(error), trace, _is_disk_full(error))
+        return Outcome(data, model, in_a_line(error), trace, _is_disk_full(error))
     return Outcome(data, model)
 
 
@@ -106,7 +106,7 @@ class InTurn(Hands):
                 yield task, attempt(task, shared, self._save, self._watcher)
 
 
-def said(error: Exception) -> str:
+def in_a_line(error: Exception) -> str:
     """What went wrong, in one line that names no folder of this machine."""
     if isinstance(error, OSError):
         text = (error.strerror or str(error)) + (f": {error.filename}" if error.filename else "")

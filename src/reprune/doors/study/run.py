@@ -24,7 +24,7 @@ from reprune.doors.study.cluster import OnRay
 from reprune.doors.study.figures import write_figures
 from reprune.doors.study.files import write_tables
 from reprune.doors.study.grid import PRUNERS, RUNGS, Grid, base_recipe, cell_recipes
-from reprune.doors.study.hands import CellTask, Hands, InTurn, Outcome, said
+from reprune.doors.study.hands import CellTask, Hands, InTurn, Outcome, in_a_line
 from reprune.doors.study.measures import Measures
 from reprune.doors.study.needs import Needs, all_needs
 from reprune.doors.study.record import CellRecord, StudyFolder, StudyRecord, cell_of
@@ -253,7 +253,7 @@ class _Study:
         try:
             check_data(self._record, cell_of(cell).samples, outcome.data)
         except InputError as error:
-            return said(error)
+            return in_a_line(error)
         return None
 
     def _save(self) -> None:

@@ -11,7 +11,8 @@ from reprune.errors import InputError
 from reprune.math.checked import Checked
 from reprune.math.magnitude import Magnitude
 from reprune.planning import pruners
-from reprune.planning.layers import resolve_recipe
+from reprune.planning.layers import parse_setting, resolve_recipe
+from reprune.planning.recipe import PrunerRecipe
 from tests.packages import install, write_pruner
 
 CODE = """
@@ -84,6 +85,22 @@ def test_it_is_found_and_given_its_settings() -> None:
     assert not isinstance(_build("wanda"), Checked)
     assert pruners.package("mine") == {"brought": "1.0"}
     assert pruners.package("sparsegpt") == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1e-3", 0.001),
+        ("5E2", 500.0),
+        ("1.5e3", 1500.0),
+        ("2", 2),
+        ("e3", "e3"),
+        ("[1e-3, {a: 2e1}]", [0.001, {"a": 20.0}]),
+    ],
+)
+def test_a_setting_is_a_number_with_or_without_a_point(text: str, value: Any) -> None:
+    given = parse_setting(f"pruner.settings.limit={text}")["pruner"]
+    assert PrunerRecipe(**given).settings == {"limit": value}
 
 
 @pytest.mark.usefixtures("package")

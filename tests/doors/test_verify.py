@@ -100,6 +100,23 @@ def test_a_record_of_before_has_no_more_tokens_than_it_shows(here: Path, cli: Cl
     assert cli("verify", "out").code == 0
 
 
+@pytest.mark.parametrize(
+    ("name", "others", "passes"), [("mixtral", 4, True), ("mixtral", 5, False), ("llama", 1, False)]
+)
+def test_a_few_tokens_of_a_mixture_may_be_sent_elsewhere(
+    name: str, others: int, passes: bool, here: Path, cli: Cli
+) -> None:
+    _pruned(cli, str(tiny.save(name, here / "model")), "--seqlen", "32")
+    record = json.loads((here / "out" / "reprune.json").read_text())
+    for place in range(others):
+        record["forward"]["rms"][5 * place + 1] *= 2.0
+    (here / "out" / "reprune.json").write_text(json.dumps(record))
+    said = cli("verify", "out")
+    assert said.code == (0 if passes else 1)
+    assert ("states of 28 of 32 tokens 0." in said.out) == passes
+    assert max(map(len, said.out.splitlines())) <= 80
+
+
 def test_pickled_weights_beside_others_are_not_read(here: Path, cli: Cli) -> None:
     _pruned(cli)
     out, tensors = here / "out", dict[str, Tensor]()

@@ -76,6 +76,7 @@ def test_frequencies_are_scaled_by_a_factor_or_any_of_a_table(
     ("split", "own", "implied"),
     [
         *((split, None, True) for split in ("llama3", "llama-v3", "llama-bpe", "pixtral", "tekken")),
+        *((split, None, True) for split in ("falcon3", "falcon-h1", "midm-2.0", "lfm2")),
         ("llama-bpe", False, False),
         ("llama-bpe", True, False),
         ("gpt-2", None, False),

@@ -10,8 +10,14 @@ from typing import Any, final
 
 from reprune.errors import InputError, UnsupportedModelError, short
 
-_WITH_BOS = ("llama3", "llama-v3", "llama-bpe", "pixtral", "tekken")
-"""Ways to split text, after which llama.cpp puts BOS first in every text unless the file says otherwise."""
+AS_LLAMA3 = (
+    *("llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2", "jina-v5-nano"),
+    "tekken",
+)
+"""Ways to split text, after which llama.cpp puts BOS first in every text unless the file says otherwise.
+
+After them a piece that is a token stays one there, too, whether merges lead to it or not.
+"""
 
 _TABLE = "rope_"
 """What names of tensors hold that are factors, one a rotary frequency."""
@@ -76,6 +82,6 @@ def read_gguf(gguf: Path, file: Path) -> GgufFile:
         },
         float(settings.get("rope.scaling.factor", 0.0)) not in (0.0, 1.0)
         or any((table != 1).any() for table in tables),
-        "tokenizer.ggml.add_bos_token" not in reader.fields and split in _WITH_BOS,
+        "tokenizer.ggml.add_bos_token" not in reader.fields and split in AS_LLAMA3,
         split,
     )

@@ -11,7 +11,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from reprune.model.gguf_file import GgufFile
+from reprune.model.gguf_file import AS_LLAMA3, GgufFile
 
 _BLOCKS_OF_27B = {"gemma2": 46, "gemma3": 62}
 """By these llama.cpp knows the models of 27B, whose files do not say that their queries have a scale of their own."""
@@ -37,7 +37,7 @@ def settle_tokenizer_(tokenizer: Any, said: GgufFile) -> list[str]:
     from tokenizers import pre_tokenizers
 
     backend = tokenizer.backend_tokenizer
-    if said.split in _WHOLE:
+    if said.split in AS_LLAMA3:
         backend.model.ignore_merges = True
     if not isinstance(backend.pre_tokenizer, pre_tokenizers.ByteLevel):  # that of GPT-2, for want of a known one
         return []
@@ -120,9 +120,3 @@ _AS_GPT2 = ("gpt-2", "a.x-4.0", "gigachat", "granite-docling", "mellum", "trilli
 
 _BY_DIGIT = ("starcoder", "refact", "command-r", "smollm", "codeshell", "exaone", "minerva-7b", "mellum2")
 """Those that are it once each digit stands alone."""
-
-_WHOLE = (
-    *("llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2", "jina-v5-nano"),
-    "tekken",
-)
-"""Those after which a piece that is a token stays one there, whether merges lead to it or not."""

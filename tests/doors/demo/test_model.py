@@ -133,7 +133,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_the_parts_become_a_model_folder_that_transformers_loads(package: Any, cache: Path) -> None:
     said: list[str] = []
     folder = demo_model(said.append)
-    assert folder.name == f"tiny-demo-{package.EXPECTED_SHA256[:16]}-3-tf5"
+    assert folder.name == f"tiny-demo-{package.EXPECTED_SHA256[:16]}-4-tf5"
     assert said == [f"converting {NAME} once; the result is kept in the cache"]
     assert [path.name for path in cache.iterdir() if not path.name.endswith(".lock")] == [folder.name]
     assert transformers.AutoModelForCausalLM.from_pretrained(folder).config.model_type == "llama"

@@ -7,11 +7,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import get_ident
-from typing import Any
+from typing import Any, final
 
 import torch
 import transformers
-from torch import nn
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.initialization import no_init_weights
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES as ENCODERS
@@ -20,6 +21,8 @@ from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 from reprune.errors import InputError, UnsupportedModelError, out_of_memory, short
 from reprune.model.locate import GENERATIVE
 from reprune.model.quiet import quiet_transformers
+
+_LARGE = 2**28  # numbers: a gigabyte in float32
 
 
 def read_config(folder: Path, trust_remote_code: bool) -> Any:
@@ -156,6 +159,22 @@ def build_bare(folder: Path, trust_remote_code: bool) -> Any:
     return model.eval()
 
 
+@final
+class _LargeOnMeta(TorchFunctionMode):
+    """Makes no large tensor before it becomes a parameter: of all experts at once no system may have the memory."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        del types
+        kwargs = kwargs or {}
+        if func is torch.empty and kwargs.get("device") is None:
+            kwargs["device"] = "meta"
+            empty: Tensor = func(*args, **kwargs)
+            if empty.numel() > _LARGE:
+                return empty
+            del kwargs["device"]
+        return func(*args, **kwargs)
+
+
 @contextmanager
 def _parameters_on_meta() -> Iterator[None]:
     """Within this context the parameters that this thread gives to modules are without values; buffers are as they are.
@@ -173,7 +192,8 @@ def _parameters_on_meta() -> Iterator[None]:
 
     try:
         nn.Module.register_parameter = register  # type: ignore[assignment, method-assign]  # for as long as the context lasts
-        yield
+        with _LargeOnMeta():
+            yield
     finally:
         nn.Module.register_parameter = plain  # type: ignore[method-assign]
 

@@ -8,6 +8,7 @@ once with something in that place which nothing can be done with.
 from __future__ import annotations
 
 import copy
+import mmap
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -21,6 +22,8 @@ from reprune.errors import UnsupportedModelError
 from reprune.model.block import Call
 from reprune.model.forms import Beside
 from reprune.model.plain_kernels import plain_kernels
+
+_UNPROMISED = getattr(mmap, "MAP_NORESERVE", 0x4000)  # Python 3.13 and later have its name
 
 
 def without_beside(call: Call) -> Call:
@@ -87,4 +90,9 @@ def run_without_weights(module: nn.Module, args: tuple[Any, ...], kwargs: dict[s
 def _without_memory(parameter: nn.Parameter) -> Tensor:
     if parameter.dim() < 2:
         return torch.ones(parameter.shape)
-    return torch.from_numpy(np.zeros(tuple(parameter.shape), dtype=np.float32))  # pages that nobody writes to
+    shape = tuple(parameter.shape)
+    try:
+        return torch.from_numpy(np.zeros(shape, dtype=np.float32))  # pages that nobody writes to
+    except MemoryError:  # more of them, as of all experts of a layer, than the system promises anybody
+        pages = mmap.mmap(-1, 4 * parameter.numel(), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _UNPROMISED)
+        return torch.from_numpy(np.frombuffer(pages, dtype=np.float32).reshape(shape))

@@ -233,6 +233,23 @@ def test_what_is_returned_is_for_the_next_block_alone() -> None:
     assert _reads_and_writes(_forms((_returns, {}), (_alone, after), (_alone, {}))) == [([], [0]), ([0], []), ([], [])]
 
 
+def test_what_is_none_in_truth_is_not_handed_on() -> None:
+    forms = _forms((lambda x, side, beside: (x, None), {}), (_alone, {"beside": Beside(1)}))
+    assert _reads_and_writes(forms) == [([], []), ([], [])]
+
+
+@pytest.mark.parametrize("kind", [tuple, list])
+def test_parts_of_an_entry_are_handed_one_by_one(kind: Callable[[list[Tensor]], Any]) -> None:
+    def puts(x: Tensor, side: Any, beside: Any) -> Any:
+        side["key"] = kind([x[..., :2], x[..., :3]])
+        return x
+
+    shared: dict[str, Any] = {}
+    forms = _forms((puts, {"side": shared}), (_alone, {"side": shared}))
+    assert [(slot.place, slot.width) for slot in forms[0].slots] == [(("side", "key", 0), 2), (("side", "key", 1), 3)]
+    assert _reads_and_writes(forms) == [([], [0, 1]), ([0, 1], [])]
+
+
 def test_a_block_that_is_passed_over_neither_runs_nor_reads() -> None:
     def fails(*_: Any) -> Any:
         raise AssertionError

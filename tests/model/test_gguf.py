@@ -1,0 +1,63 @@
+"""A converted GGUF file is kept by what decides it, where the user says, and is found again by any path to the file."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import pytest
+
+from reprune.model import gguf as module
+from reprune.model.gguf import cache_root, convert_gguf, converted_folder, is_whole
+from tests import tiny
+from tests.doors.demo.test_model import write_gguf
+
+
+def test_a_cache_may_be_named_from_here_and_from_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for given, expected in (("kept", tmp_path / "kept"), ("~/kept", tmp_path / "home" / "kept")):
+        monkeypatch.setenv("REPRUNE_CACHE", given)
+        assert cache_root() == expected
+
+
+def test_a_folder_has_the_name_of_the_file_its_content_and_the_ways_to_convert(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REPRUNE_CACHE", str(tmp_path))
+    sha256 = "0123456789abcdef" * 4
+    names = []
+    for number in (3, 4):
+        monkeypatch.setattr(module, "_CONVERSION", number)
+        for version in ("5.0.0", "6.1.0"):
+            monkeypatch.setattr("transformers.__version__", version)
+            names.append(converted_folder("a.b.gguf", sha256).relative_to(tmp_path).as_posix())
+    assert names == [f"a.b-0123456789abcdef-{way}" for way in ("3-tf5", "3-tf6", "4-tf5", "4-tf6")]
+
+
+def test_a_folder_is_looked_for_by_the_sha256_of_the_whole_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REPRUNE_CACHE", str(tmp_path))
+    monkeypatch.setattr(module, "is_whole", lambda folder: True)
+    (tmp_path / "a.gguf").write_bytes(b"GGUF and more")
+    found = convert_gguf(tmp_path / "a.gguf", None)
+    assert found == converted_folder("a.gguf", hashlib.sha256(b"GGUF and more").hexdigest())
+
+
+def test_a_file_may_be_given_from_here_and_be_a_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REPRUNE_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    write_gguf(tmp_path / "blob")
+    Path("tiny.gguf").symlink_to("../blob")
+    assert is_whole(convert_gguf(Path("tiny.gguf"), None))
+
+
+@pytest.mark.parametrize("lost", ["config.json", "model.safetensors", "tok*"])
+def test_a_model_that_lacks_a_part_is_not_whole(lost: str, tmp_path: Path) -> None:
+    tiny.save("llama", tmp_path)
+    assert is_whole(tmp_path)
+    for file in tmp_path.glob(lost):
+        file.unlink()
+    assert not is_whole(tmp_path)

@@ -1,0 +1,191 @@
+"""What a run needs is looked at before anything is written, and refused just where it cannot be."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from reprune.doors import prepare
+from reprune.errors import InputError
+from reprune.math.ranks import ALONE
+from reprune.planning.layers import resolve_recipe
+from reprune.planning.recipe import Recipe
+
+
+class _Model:
+    """Of three blocks, as far as it is asked here."""
+
+    width = 32
+    checkpoint = SimpleNamespace(bytes=1000)
+    folder = Path("model")
+
+    def __init__(self, limit: int | None = None) -> None:
+        self.skeleton = SimpleNamespace(max_positions=limit)
+        self.asked = 0
+
+    def __len__(self) -> int:
+        return 3
+
+    def check_predicts(self) -> None:
+        self.asked += 1
+
+
+def _model(limit: int | None = None) -> Any:
+    return _Model(limit)
+
+
+def _recipe(**content: Any) -> Recipe:
+    return resolve_recipe("m", {"calibration": ["manual"], "seqlen": 10, **content})
+
+
+def _refused(check: Callable[[], object]) -> bool:
+    return prepare.refusal(check) is not None
+
+
+@pytest.mark.parametrize(
+    ("asked", "limit", "settled"),
+    [(None, None, 1024), (None, 2048, 1024), (None, 128, 128), (128, 128, 128), (2048, None, 2048), (129, 128, None)],
+)
+def test_a_sample_is_as_long_as_asked_or_as_the_model_takes(
+    asked: int | None, limit: int | None, settled: int | None
+) -> None:
+    recipe = _recipe(seqlen=asked)
+    if settled is not None:
+        assert prepare.settle_seqlen(recipe, _model(limit)).seqlen == settled
+        return
+    with pytest.raises(InputError, match=f"--seqlen {asked}: model takes at most {limit} tokens"):
+        prepare.settle_seqlen(recipe, _model(limit))
+
+
+@pytest.mark.parametrize(("blocks", "asked", "refused"), [(0, 0, False), (3, 1, False), (4, 0, True)])
+def test_as_many_blocks_are_distilled_as_there_are_and_then_predict(blocks: int, asked: int, refused: bool) -> None:
+    model = _model()
+    recipe = _recipe(distill={"blocks": blocks})
+    assert _refused(lambda: prepare.check_distillation(recipe, model)) == refused
+    assert model.asked == asked
+
+
+@pytest.mark.parametrize(
+    ("size", "stride", "refused"),
+    [(3, 1, False), (3, 3, False), (4, 1, True), (4, 3, True), (4, 4, False), (1000, 1000, False)],
+)
+def test_overlapping_windows_are_no_larger_than_the_model(size: int, stride: int, refused: bool) -> None:
+    recipe = _recipe(schedule={"size": size, "stride": stride})
+    assert _refused(lambda: prepare.check_schedule(recipe, _model())) == refused
+
+
+def test_the_disk_has_room_for_the_weights_and_for_states_in_float32(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prepare, "disk_bytes", lambda recipe, blocks, stream, files: blocks + stream + files)
+    needed = 3 + 5 * 10 * 32 * 4 + 1000
+    out = tmp_path / "not" / "there"
+    usage = shutil.disk_usage(tmp_path)
+    for free in (needed, needed - 1):
+        monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free: usage._replace(free=free))
+        assert _refused(lambda: prepare.check_disk(_recipe(), _model(), 5, out)) == (free < needed)
+
+
+@pytest.mark.parametrize(
+    ("texts", "free", "refused"),
+    [
+        (0, 24, None),
+        (0, 23, "--device cpu: a window"),
+        (1, 50, None),
+        (1, 49, "--self-generate 2: the whole model"),
+        (1, None, None),
+    ],
+)
+def test_the_memory_has_room_for_a_window_and_for_a_whole_model_that_writes(
+    texts: int, free: int | None, refused: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prepare, "least_memory_bytes", lambda recipe, schedule, parameters: sum(parameters))
+    monkeypatch.setattr(prepare, "whole_bytes", lambda *_: 50)
+    model = _model()
+    model.shapes = lambda index: {"a": (index + 1, 2), "b": (4,)}  # 6 + 8 + 10 parameters
+    recipe = _recipe(device="cpu", precision="float32", self_generate={"samples": 2})
+    monkeypatch.setattr(prepare, "_available_memory", lambda device: free)
+    said = prepare.refusal(lambda: prepare.check_memory(recipe, model, texts))
+    assert said is None if refused is None else said is not None and said.startswith(refused)
+
+
+@pytest.mark.parametrize(("largest", "refused"), [(99, False), (100, True)])
+def test_each_token_has_a_row_of_the_embedding(largest: int, refused: bool) -> None:
+    assert _refused(lambda: prepare.check_ids("m", torch.tensor([[3, largest], [5, 0]]), 100)) == refused
+
+
+@pytest.mark.parametrize(
+    ("device", "count", "samples", "refused"),
+    [
+        ("cuda", 4, 4, False),
+        ("cuda", 4, 3, True),
+        ("cuda:1", 4, 8, True),
+        ("cpu", 4, 8, False),
+    ],
+)
+def test_each_process_has_a_sample_and_a_device_of_its_own(
+    device: str, count: int, samples: int, refused: bool
+) -> None:
+    ranks: Any = SimpleNamespace(count=count, alone=False)
+    recipe = _recipe(device=device)
+    assert _refused(lambda: prepare.check_ranks(recipe, samples, ranks)) == refused
+    assert not _refused(lambda: prepare.check_ranks(recipe, samples, ALONE))
+
+
+def test_versions_that_one_has_alone_differ_too() -> None:
+    own, than = {"torch": "2.8", "same": "1", "mine": "1.0"}, {"torch": "2.9", "same": "1", "theirs": "3"}
+    assert prepare.other_versions(own, than, "the first") == (
+        "torch 2.8 (the first 2.9), mine 1.0 (the first none), theirs none (the first 3)"
+    )
+    assert prepare.other_versions(own, own, "the first") == ""
+
+
+def test_samples_to_calibrate_on_are_counted_before_those_held_out_with_the_models_own() -> None:
+    assert prepare.count_samples(_recipe(calibration=["manual=8"], heldout=["manual=3"])) == (8, 3)
+    assert prepare.count_samples(_recipe(calibration=["manual=8"], self_generate={"samples": 9})) == (17, 3)
+
+
+def test_what_is_given_alone_or_in_lists_has_its_place_in_a_recipe() -> None:
+    found = prepare.nested_flags(
+        epochs=3,
+        pruner="wanda",
+        calibration=Path("a.txt"),
+        heldout=["b.txt", Path("c.txt")],
+        include="*.mlp.*",
+        exclude=[],
+        device=torch.device("cuda", 1),
+        samples=4,
+        seqlen=None,
+    )
+    assert found == {
+        "pruner": {"name": "wanda"},
+        "solver": {"epochs": 3},
+        "calibration": ["a.txt"],
+        "heldout": ["b.txt", "c.txt"],
+        "include": ["*.mlp.*"],
+        "device": "cuda:1",
+        "samples": 4,
+    }
+
+
+def test_an_empty_folder_may_be_written_to_and_what_is_in_the_way_is_named(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "notes.txt").write_text("mine")
+    (tmp_path / "here").symlink_to("empty")
+    for name in ("empty", "here", "here/below", "new/and/deep"):
+        prepare.check_out(tmp_path / name)
+    for name, said in (
+        ("full", "is not empty"),
+        ("full/notes.txt", "is a file"),
+        ("full/notes.txt/below", "notes.txt is a file"),
+    ):
+        with pytest.raises(InputError, match=said):
+            prepare.check_out(tmp_path / name)
+    assert not (tmp_path / "new").exists()

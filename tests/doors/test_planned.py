@@ -1,0 +1,123 @@
+"""A plan is of the run that there would be: here or on another machine, with what would be refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import reprune
+from reprune.doors import planned
+from reprune.doors.planned import Plan, make_crew
+from reprune.engine.machines import Machine, find_machine
+from reprune.errors import InputError
+from tests import tiny
+
+RUN: dict[str, Any] = {"calibration": "text.txt", "samples": 6, "seqlen": 24, "device": "cpu"}
+H100 = find_machine("h100")
+
+
+@pytest.mark.parametrize(
+    ("ranks", "network", "machine", "count", "name"),
+    [
+        (None, None, None, 1, "local"),
+        (16, None, None, 16, "local"),
+        (8, None, H100, 8, "nvlink"),
+        (9, None, H100, 9, "100g"),
+        (8, "100g", H100, 8, "100g"),
+        (2, "nvlink", None, 2, "nvlink"),
+    ],
+)
+def test_processes_exchange_over_what_machines_of_eight_gpus_have(
+    ranks: int | None, network: str | None, machine: Machine | None, count: int, name: str
+) -> None:
+    crew = make_crew(ranks, network, machine)
+    assert (crew.count, crew.network) == (count, planned.find_network(name))
+
+
+@pytest.mark.parametrize(
+    ("ranks", "network", "said"),
+    [
+        (0, None, "--ranks 0: expected at least 1"),
+        (None, "100g", "--network 100g: of how many processes"),
+        (2, "usb", "--network usb: expected one of local"),
+    ],
+)
+def test_processes_that_cannot_be_are_refused(ranks: int | None, network: str | None, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        make_crew(ranks, network, None)
+
+
+@pytest.mark.usefixtures("here")
+def test_each_process_has_a_sample() -> None:
+    assert reprune.plan("llama", **RUN, ranks=6).crew.count == 6
+    with pytest.raises(InputError, match="--ranks 7: each process needs a sample, and there are 6; give 6 at most"):
+        reprune.plan("llama", **RUN, ranks=7)
+
+
+def test_weights_and_files_are_all_of_the_models(here: Path) -> None:
+    plan = reprune.plan("llama", **RUN)
+    weights = sum(one.numel() for one in tiny.build("llama").parameters())
+    assert (plan.weights, plan.bytes) == (weights, 4 * weights)
+    assert (plan.samples, plan.recipe.precision == "auto") == ((6, 1), False)
+
+
+def _refusing(name: str, seen: dict[str, Any]) -> Callable[..., None]:
+    def check(*given: Any) -> None:
+        seen[name] = given
+        raise InputError(name)
+
+    return check
+
+
+@pytest.mark.parametrize(
+    ("on", "out", "expected"),
+    [
+        (None, None, ["load_tokenizer", "check_memory"]),
+        (None, "out", ["load_tokenizer", "check_memory", "check_out", "check_disk"]),
+        ("h100", "out", ["load_tokenizer", "check_out", "check_disk"]),
+    ],
+)
+def test_all_that_would_be_refused_is_said_in_order(
+    on: str | None, out: str | None, expected: list[str], here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The memory of another machine is not known here."""
+    seen: dict[str, Any] = {}
+    plan = reprune.plan("llama", out, **RUN, on=on, sparsity="3:5")
+    for name in ("load_tokenizer", "check_memory", "check_out", "check_disk"):
+        monkeypatch.setattr(planned, name, _refusing(name, seen))
+    assert plan.refusals == (*plan.survey.refusals, *expected)
+    assert len(plan.survey.refusals) > 1
+    if out is not None:
+        assert seen["check_disk"][2:] == (7, Path(out)), "held-out samples among them"
+
+
+@pytest.mark.usefixtures("here")
+def test_products_of_another_machine_are_as_asked_or_as_its_gpu_multiplies_fast() -> None:
+    for asked, products in (("auto", "bfloat16"), ("float32", "float32"), ("float16", "float16")):
+        plan = reprune.plan("llama", **RUN, on="h100", settings=f"precision={asked}")
+        assert (plan.recipe.precision, plan.products) == (asked, products)
+
+
+def _bytes(plan: Plan) -> tuple[bool, bool]:
+    """Whether a forecast of memory counts a whole model that writes, and whether the plan's own does."""
+    plan = replace(plan)  # as nothing was asked of
+    return plan.forecast.memory_bytes > 10**15, plan.memory_bytes > 10**15
+
+
+def test_a_model_that_writes_counts_where_texts_are_not_in_the_cache_of_this_machine(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(planned, "whole_bytes", lambda *_: 10**16)
+    own = {**RUN, "self_generate": 4}
+    plan, elsewhere, without = (
+        reprune.plan("llama", **asked) for asked in (own, {**own, "on": "h100"}, {**RUN, "self_generate": 0})
+    )
+    assert (plan.texts, elsewhere.texts, without.texts) == (5, 5, 0), "one more is held out"
+    assert (_bytes(plan), _bytes(without)) == ((True, True), (False, False))
+    monkeypatch.setattr(planned, "unwritten", lambda *_: 0)
+    assert (replace(plan).texts, replace(elsewhere).texts) == (0, 5)
+    assert _bytes(plan) == (False, True), "what a study asks of a node does not go by a cache"

@@ -16,28 +16,31 @@ from reprune.errors import InputError
 from reprune.math.ranks import ALONE
 from reprune.planning.layers import resolve_recipe
 from reprune.planning.recipe import Recipe
+from reprune.planning.sources import SourceSpec
 
 
 class _Model:
-    """Of three blocks, as far as it is asked here."""
+    """Of so many blocks, as far as it is asked here."""
 
     width = 32
+    vocabulary = 100
     checkpoint = SimpleNamespace(bytes=1000)
     folder = Path("model")
 
-    def __init__(self, limit: int | None = None) -> None:
+    def __init__(self, limit: int | None, blocks: int) -> None:
+        self.blocks = blocks
         self.skeleton = SimpleNamespace(max_positions=limit)
         self.asked = 0
 
     def __len__(self) -> int:
-        return 3
+        return self.blocks
 
     def check_predicts(self) -> None:
         self.asked += 1
 
 
-def _model(limit: int | None = None) -> Any:
-    return _Model(limit)
+def _model(limit: int | None = None, blocks: int = 3) -> Any:
+    return _Model(limit, blocks)
 
 
 def _recipe(**content: Any) -> Recipe:
@@ -72,12 +75,15 @@ def test_as_many_blocks_are_distilled_as_there_are_and_then_predict(blocks: int,
 
 
 @pytest.mark.parametrize(
-    ("size", "stride", "refused"),
-    [(3, 1, False), (3, 3, False), (4, 1, True), (4, 3, True), (4, 4, False), (1000, 1000, False)],
+    ("blocks", "size", "stride", "refused"),
+    [
+        *((3, 3, 1, False), (3, 3, 3, False), (3, 4, 1, True), (3, 4, 3, True), (3, 4, 4, False), (3, 900, 900, False)),
+        *((1, 2, 1, False), (1, 3, 1, True)),  # the rungs' own are of two
+    ],
 )
-def test_overlapping_windows_are_no_larger_than_the_model(size: int, stride: int, refused: bool) -> None:
+def test_overlapping_windows_are_no_larger_than_the_model(blocks: int, size: int, stride: int, refused: bool) -> None:
     recipe = _recipe(schedule={"size": size, "stride": stride})
-    assert _refused(lambda: prepare.check_schedule(recipe, _model())) == refused
+    assert _refused(lambda: prepare.check_schedule(recipe, _model(blocks=blocks))) == refused
 
 
 def test_the_disk_has_room_for_the_weights_and_for_states_in_float32(
@@ -118,6 +124,25 @@ def test_the_memory_has_room_for_a_window_and_for_a_whole_model_that_writes(
 @pytest.mark.parametrize(("largest", "refused"), [(99, False), (100, True)])
 def test_each_token_has_a_row_of_the_embedding(largest: int, refused: bool) -> None:
     assert _refused(lambda: prepare.check_ids("m", torch.tensor([[3, largest], [5, 0]]), 100)) == refused
+
+
+@pytest.mark.parametrize(("calibration", "heldout"), [(99, 100), (100, 99), (99, 99)])
+def test_samples_are_of_all_sources_and_their_tokens_are_looked_at(
+    calibration: int, heldout: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+
+    def draw(tokenizer: Any, *sources: Any, **options: Any) -> Any:
+        asked.append((*sources, options))
+        return SimpleNamespace(calibration=torch.tensor([[calibration, 1]]), heldout=torch.tensor([[heldout, 1]]))
+
+    monkeypatch.setattr(prepare, "draw_samples", draw)
+    monkeypatch.setattr(prepare, "load_tokenizer", lambda *_: None)
+    recipe = _recipe(calibration=["manual=8"], heldout=["c4=3"], self_generate={"samples": 9}, samples=12, seed=5)
+    refused = _refused(lambda: prepare.draw(recipe, _model(), Path("own.jsonl")))
+    assert refused == (max(calibration, heldout) > 99)
+    sources = [SourceSpec("manual", 8), SourceSpec("own.jsonl", 9)], [SourceSpec("c4", 3)]
+    assert asked == [(*sources, {"samples": 12, "seqlen": 10, "seed": 5})]
 
 
 @pytest.mark.parametrize(

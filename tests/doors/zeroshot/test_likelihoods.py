@@ -296,6 +296,18 @@ def test_a_continuation_that_no_model_takes_is_refused(tmp_path: Path) -> None:
         ours(tiny.build("llama"), ask([("a", TEXT[:3000])]))
 
 
+def test_what_is_cut_is_counted_where_the_harness_runs_the_model_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(door, "find_decoder", lambda *_: None)
+    model = tiny.build("llama")
+    requests = ask([(TEXT[:700], "x"), (TEXT[:20], "x")])
+    done: list[tuple[int, int]] = []
+    class_, answers = ours(model, requests, progress=lambda *now: done.append(now))
+    assert (class_.exact, class_.cut, done[-1]) == (True, 1, (2, 2))
+    same(answers, plain(model, requests, batch_size=1))
+    with pytest.raises(InputError, match=f"the model takes 1 to {tiny.POSITIONS}"):
+        answered(class_, ask([("a", TEXT[:3000])]))
+
+
 def test_the_longest_sequence_is_known_where_the_harness_does_not_know_it() -> None:
     config = tf.MptConfig(vocab_size=tiny.VOCABULARY, d_model=32, n_layers=2, n_heads=4, max_seq_len=32)
     class_, _ = ours(tf.AutoModelForCausalLM.from_config(config).eval(), ask([(TEXT[:200], "x")]))
@@ -324,6 +336,7 @@ def test_a_tokenizer_that_names_neither_bos_nor_eos_begins_a_text_with_nothing()
             for tokenizer in (nameless, named)
         )
         assert answers == expected
+        assert Likelihoods(model, named, FLOAT32).prefix_token_id == named.eos_token_id
         with pytest.raises(InputError, match=r"neither a bos_token nor an eos_token .*; name one in tokenizer_config"):
             Likelihoods(model, nameless, FLOAT32).loglikelihood(ask([("", "the")]), disable_tqdm=True)
 
@@ -335,6 +348,14 @@ def test_a_request_that_just_fits_is_not_cut(more: int) -> None:
     class_, answers = ours(model, requests)
     assert class_.cut == more
     same(answers, plain(model, requests))
+
+
+def test_a_continuation_may_be_as_long_as_the_model_takes() -> None:
+    requests = ask([("x", "x" * tiny.POSITIONS)])
+    model = tiny.build("llama")
+    class_, answers = ours(model, requests)
+    assert class_.cut == 1, "of BOS and a token one has room"
+    same(answers, plain(model, requests), 1e-4)
 
 
 def test_no_likelihood_is_asked_of_nothing() -> None:

@@ -14,6 +14,7 @@ from reprune.doors import planned
 from reprune.doors.planned import Plan, make_crew
 from reprune.engine.machines import Machine, find_machine
 from reprune.errors import InputError
+from reprune.model.decoder import Decoder
 from tests import tiny
 
 RUN: dict[str, Any] = {"calibration": "text.txt", "samples": 6, "seqlen": 24, "device": "cpu"}
@@ -93,6 +94,18 @@ def test_all_that_would_be_refused_is_said_in_order(
     assert len(plan.survey.refusals) > 1
     if out is not None:
         assert seen["check_disk"][2:] == (7, Path(out)), "held-out samples among them"
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize(("on", "device"), [(None, None), ("h100", "cuda")])
+def test_what_blocks_take_is_that_on_the_machine_of_the_run(
+    on: str | None, device: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+    costs = Decoder.costs
+    monkeypatch.setattr(Decoder, "costs", lambda self, *given: asked.append(given) or costs(self, *given))
+    assert reprune.plan("llama", **RUN, on=on).memory_bytes > 0
+    assert asked == [(24, device)]
 
 
 @pytest.mark.usefixtures("here")

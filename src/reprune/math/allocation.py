@@ -55,7 +55,10 @@ def by_outliers(shares: Sequence[float], weights: Sequence[int], sparsity: float
 
 
 def by_error(curves: Sequence[Sequence[tuple[float, float]]], weights: Sequence[int], sparsity: float) -> list[float]:
-    """The sparsities of the least sum of errors: where the last weight pruned costs the same in all blocks.
+    """Step after step, prune more of the block whose error rises least for a weight, until the whole has the sparsity.
+
+    Where errors rise ever faster that is the least sum of errors: the last weight pruned costs the same in all blocks.
+    A block whose error rises fast at first and slowly later may stay where later steps would have paid.
 
     Args:
         curves: of each block, (sparsity, error) at two or more sparsities that rise, the error at each above 0. Between

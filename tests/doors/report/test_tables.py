@@ -54,6 +54,15 @@ def test_memory_is_the_devices_where_one_was_used_and_normalized_errors_are_thei
     assert normalized["test error on test.txt"] == "3.500"
 
 
+def test_memory_of_several_seeds_is_the_largest_and_time_the_mean() -> None:
+    peaks = [
+        {"peak_memory_bytes": {"host": host, "device": 0}, "seconds": host / 1e6} for host in (400_000_000, 500_000_000)
+    ]
+    cells = [cell("wanda", "LR", seed=seed, **peak) for seed, peak in enumerate(peaks)]
+    found = by_heading(results(*together(*cells)), -1)
+    assert (found["peak memory"], found["time"]) == ("500 MB", "7:30 (6:40 to 8:20)")
+
+
 def test_accuracies_of_one_seed_have_their_error_and_those_of_several_their_range() -> None:
     def scored(rung: str, accuracy: float, seed: int = 0) -> Any:
         score = {"accuracy": accuracy, "standard_error": 0.02, "examples": 500}

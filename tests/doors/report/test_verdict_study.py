@@ -51,12 +51,26 @@ def test_a_step_is_in_vain_only_where_the_fit_is_closer(fit: float, steps: int) 
     assert len(steps_in_vain(bring_together(Study.model_validate(study_record([lower, upper]))))) == steps
 
 
-def test_a_ladder_is_judged_by_its_steps_whatever_is_between_pruners() -> None:
+def test_a_pitfall_between_pruners_is_one_beside_a_ladder_without_too() -> None:
     ladder = [of("LR", 60.0), of("BR", 50.0)]
-    verdict = judged(*ladder, of("BR", 90.0, pruner="sparsegpt"))
+    alone, verdict = judged(*ladder), judged(*ladder, of("BR", 90.0, pruner="sparsegpt"))
+    assert (alone.tone, alone.badge) == ("good", "No pitfall seen")
+    assert alone.headline.startswith("Where the calibration error fell from rung to rung")
     assert "Between pruners: sparsegpt ends at a lower calibration error than wanda" in said(verdict)
-    assert (verdict.tone, verdict.badge) == ("good", "No pitfall seen")
-    assert verdict.headline.startswith("Where the calibration error fell from rung to rung")
+    assert (verdict.tone, verdict.badge) == ("mixed", "Pitfall seen")
+    assert "not from rung to rung, but one pruner ends at the lower error, another at the better" in verdict.headline
+
+
+@pytest.mark.parametrize(("perplexity", "pitfall"), [(52.0, True), (50.2, False), (45.0, False), (None, False)])
+def test_a_closer_fit_of_auto_that_is_a_worse_model_than_the_best_rung_is_a_pitfall(
+    perplexity: float | None, pitfall: bool
+) -> None:
+    ladder = [of("LR", 60.0), of("BR", 50.0), of("BR+GP", 51.0)]
+    found = judged(ladder[0], ladder[1], of("auto", perplexity))
+    assert found.badge == ("Pitfall seen" if pitfall else "No pitfall seen")
+    assert ("at 1 step from rung to rung it fell while" in found.headline) == pitfall
+    assert ("The pitfall with wanda: from BR to auto the calibration error falls by" in said(found)) == pitfall
+    assert "of a ladder it fell while" in judged(*ladder, of("auto", 45.0)).headline
 
 
 def test_results_without_what_the_best_is_chosen_by_are_not_counted() -> None:

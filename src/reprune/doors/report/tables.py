@@ -9,7 +9,7 @@ from itertools import pairwise
 from reprune.doors.report.course import direction
 from reprune.doors.report.page import Table
 from reprune.doors.report.records import Accuracy, Cell, Study, Value
-from reprune.doors.report.rows import PARTS, Rows, accuracy, means
+from reprune.doors.report.rows import PARTS, Row, Rows, accuracy, means
 from reprune.doors.report.text import NONE, change, counted, duration, known, memory, number, share
 
 _UP, _DOWN = "\N{UPWARDS ARROW} ", "\N{DOWNWARDS ARROW} "
@@ -24,6 +24,12 @@ class _Column:
     write: Callable[[Value], str]
     better: int = 0  # -1: the lowest is the best, 1: the highest, 0: none is
     dense: Value = None
+    largest: bool = False  # of several seeds the largest, as of what there must be room for
+
+    def written(self, row: Row) -> str:
+        """What stands in a row."""
+        values = row.values(self.of) if self.largest else []
+        return self.write(max(values)) if values else row.written(self.of, self.write)
 
 
 def results(study: Study, rows: Rows) -> Table:
@@ -36,7 +42,7 @@ def results(study: Study, rows: Rows) -> Table:
         value = study.dense.zero_shot.mean
         columns.append(_Column("mean zero-shot accuracy", accuracy, share, better=1, dense=value))
     columns.append(_Column("time", lambda cell: cell.seconds, duration))
-    columns.append(_Column("peak memory", _memory, memory))
+    columns.append(_Column("peak memory", _memory, memory, largest=True))
     return _table("Errors of the last block, relative to the dense model's output; quality; cost", rows, columns)
 
 
@@ -122,7 +128,7 @@ def _table(caption: str, rows: Rows, columns: Sequence[_Column]) -> Table:
         first = len(lines)
         for row in family.rows:
             seeds = [counted(len(row.cells), "seed").split()[0]] if several else []
-            lines.append([family.name, row.rung, *seeds, *(row.written(column.of, column.write) for column in shown)])
+            lines.append([family.name, row.rung, *seeds, *(column.written(row) for column in shown)])
         for place, column in enumerate(shown):
             values = enumerate(means(family.rows, column.of), first)
             there = [(column.better * value, at) for at, value in values if known(value)]

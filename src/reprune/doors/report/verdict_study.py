@@ -11,7 +11,7 @@ from itertools import pairwise
 
 from reprune.doors.report.course import course, direction, plural
 from reprune.doors.report.records import Cell, Study, Value
-from reprune.doors.report.rows import AUTO, LADDER, PARTS, Measure, Row, Rows, means, windows_of
+from reprune.doors.report.rows import AUTO, LADDER, PARTS, Family, Measure, Row, Rows, means, windows_of
 from reprune.doors.report.text import change, counted, known, listed
 from reprune.doors.report.verdict import SLIGHT, Tone, Verdict, guard_sentences, rises
 from reprune.doors.report.verdict_pruners import closer_and_worse, pruner_sentences
@@ -22,8 +22,8 @@ RULES = (
     "are several seeds, the means over those that all of what is compared have are compared, and the text says in how "
     "many of the seeds it is so.",
     "The ladder holds for a measure if it falls at every step from LR to the highest rung measured.",
-    "The pitfall: a step up the ladder lowers the calibration error and raises the held-out error, the test error or "
-    "the perplexity.",
+    "The pitfall: a step up the ladder, or from its best rung to auto, lowers the calibration error and raises the "
+    "held-out error, the test error or the perplexity.",
     "Self-generated samples help if all that can be compared falls from their fewest to their most, in part if some "
     "does: perplexity, test error, and the held-out error where a held-out text was given; by the seeds that all "
     "numbers of them have.",
@@ -61,16 +61,27 @@ class Step:
 
 
 def pitfalls(rows: Rows) -> list[Step]:
-    """All steps of all ladders at which the calibration error falls and something that matters more rises."""
+    """All steps of all ladders, and to `auto`, at which the calibration error falls and what matters more rises."""
     calibration, *others = rows.measures
     return [
         Step(family.name, lower, upper, measure)
         for family in rows.families
-        for lower, upper in pairwise(family.ladder)
+        for lower, upper in (*pairwise(family.ladder), *_to_auto(family, rows))
         if direction(*means((lower, upper), calibration.of)) == "falls"
         for measure in others
         if direction(*means((lower, upper), measure.of)) == "rises"
     ]
+
+
+def _to_auto(family: Family, rows: Rows) -> Iterator[tuple[Row, Row]]:
+    """From the best rung of the ladder to `auto`, where both are measured."""
+    auto = family.row(AUTO)
+    if auto is None or rows.best is None:
+        return
+    _, *values = means((auto, *family.ladder), rows.best[0].of)
+    fixed = [(value, number) for number, value in enumerate(values) if known(value)]
+    if fixed:
+        yield family.ladder[min(fixed)[1]], auto
 
 
 def steps_in_vain(rows: Rows) -> list[tuple[Step, ...]]:
@@ -126,9 +137,16 @@ def study_verdict(study: Study, rows: Rows) -> Verdict:
     elif found:
         tone, badge = "mixed", "Pitfall seen"
         steps = len({(pitfall.family, pitfall.upper.rung) for pitfall in found})
+        place = "from rung to rung" if any(pitfall.upper.rung == AUTO for pitfall in found) else "of a ladder"
         headline = (
-            f"A lower calibration error is not always a better model: at {counted(steps, 'step')} of a ladder it fell "
+            f"A lower calibration error is not always a better model: at {counted(steps, 'step')} {place} it fell "
             "while the error on other text or the perplexity rose."
+        )
+    elif closer:
+        tone, badge = "mixed", "Pitfall seen"
+        headline = (
+            "A lower calibration error is not always a better model: not from rung to rung, but one pruner ends at the "
+            "lower error, another at the better model."
         )
     else:
         tone, badge = "good", "No pitfall seen"

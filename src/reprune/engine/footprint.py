@@ -158,7 +158,7 @@ def _picks(recipe: Recipe) -> bool:
 
 
 def _gradients(recipe: Recipe) -> float:
-    """The same of their gradients alone."""
+    """How many times a window's weights their gradients take."""
     if recipe.solver.rank is not None:
         return 0.0
     return 1.0 - recipe.pattern.sparsity if recipe.solver.compact else 1.0

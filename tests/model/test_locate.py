@@ -1,4 +1,4 @@
-"""A local folder is checked, a Hub id fetched, a GGUF file converted once; what cannot be used is refused."""
+"""A local folder is checked, a GGUF file converted once; what cannot be used is refused."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import fcntl
 import importlib.util
 import json
 import os
-import pwd
 import shutil
 import sys
 import threading
@@ -19,19 +18,15 @@ import huggingface_hub
 import pytest
 import torch
 import transformers
-from huggingface_hub import _snapshot_download, errors
 from transformers import modeling_gguf_pytorch_utils
 
 from reprune.errors import InputError, UnsupportedModelError
-from reprune.model import locate
 from reprune.model.gguf import cache_root, locked_cache
-from reprune.model.locate import at_commit, hub_commit, locate_model
+from reprune.model.locate import locate_model
 from tests import tiny
 from tests.doors.demo.test_model import write_gguf
 
 TEXT = "Hello,  world: the statement\n\n\tif x:\n é <s>"
-SHA = "0123456789abcdef0123456789abcdef01234567"
-OTHER = "89abcdef" * 5
 
 
 @pytest.fixture(autouse=True)
@@ -345,178 +340,6 @@ def test_a_missing_gguf_file_and_a_revision_of_a_folder_are_refused(tmp_path: Pa
 # --- the Hub: the library itself on a cache of the form that it keeps, and its errors
 
 
-@pytest.fixture
-def cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """owner/tiny as the Hub's library keeps it; there is no network."""
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    repository = tmp_path / "hub" / "models--owner--tiny"
-    (repository / "refs").mkdir(parents=True)
-    (repository / "refs" / "main").write_text(SHA)
-    return tiny.save("llama", repository / "snapshots" / SHA)
-
-
-def test_a_hub_model_in_the_cache_is_found_offline(cached: Path) -> None:
-    assert locate_model("owner/tiny") == locate_model(f"owner/tiny@{SHA}") == cached
-
-
-def test_a_branch_of_a_hub_model_is_found_and_its_commit_told(cached: Path) -> None:
-    refs = cached.parent.parent / "refs"
-    (refs / "pr").mkdir()
-    (refs / "pr" / "3").write_text(OTHER)
-    other = tiny.save("llama", cached.parent / OTHER)
-    assert locate_model("owner/tiny@main") == cached
-    assert locate_model("owner/tiny@pr/3") == other
-    assert hub_commit(other) == OTHER
-    assert hub_commit(cached.parent) is None
-    assert at_commit("owner/tiny", cached) == at_commit("owner/tiny@main", cached) == f"owner/tiny@{SHA}"
-    assert at_commit(str(cached), cached) == str(cached)
-
-
 def test_a_local_folder_with_an_at_in_its_name_is_taken(tmp_path: Path) -> None:
     folder = tiny.save("llama", tmp_path / "tiny@main")
     assert locate_model(str(folder)) == folder
-
-
-def test_a_library_that_asks_the_hub_all_the_same_is_told_not_to(cached: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fetch = huggingface_hub.snapshot_download
-
-    def asks(*arguments: Any, local_files_only: bool = False, **more: Any) -> Any:
-        if not local_files_only:
-            raise errors.OfflineModeIsEnabled("as release 2.1 does for a commit")
-        return fetch(*arguments, local_files_only=True, **more)
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", asks)
-    assert locate_model(f"owner/tiny@{SHA}") == cached
-    (cached / "config.json").unlink()
-    with pytest.raises(InputError, match="owner/tiny"):
-        locate_model(f"owner/tiny@{SHA}")
-
-
-def test_a_cached_hub_model_is_checked_like_a_folder(cached: Path) -> None:
-    (cached / "model.safetensors").rename(cached / "pytorch_model.bin")
-    with pytest.raises(InputError, match=r"owner/tiny: its weights are pickles"):
-        locate_model("owner/tiny")
-
-
-def test_the_way_out_of_pickles_is_that_of_the_revision(cached: Path) -> None:
-    (cached / "model.safetensors").rename(cached / "pytorch_model.bin")
-    with pytest.raises(InputError, match=r"owner/tiny@main: .*from_pretrained\('owner/tiny', revision='main'\)\.save"):
-        locate_model("owner/tiny@main")
-
-
-def test_neither_pickles_nor_second_copies_are_downloaded() -> None:
-    wanted = ["config.json", "model-00001-of-00002.safetensors", "model.safetensors.index.json", "merges.txt"]
-    wanted += ["tokenizer.model", "chat_template.jinja", "modeling_own.py", "additional_chat_templates/tools.jinja"]
-    wanted += ["LICENSE", "LICENSE-MODEL", "Notice.txt", "COPYING", "USE_POLICY.md"]
-    wanted += ["qwen.tiktoken", "a.spm", "bpe.codes", "prophetnet.tokenizer"]
-    others = ["pytorch_model.bin", "pytorch_model.bin.index.json.pkl", "model.gguf", "consolidated.safetensors"]
-    others += ["model.fp16.safetensors", "model.fp16-00001-of-00002.safetensors", "onnx/model.safetensors", "a.pth"]
-    others += ["license.bin", "LICENSE.pkl", "README.md"]
-    utils: Any = huggingface_hub.utils
-    patterns = {"allow_patterns": locate._WANTED, "ignore_patterns": locate._UNWANTED}
-    assert list(utils.filter_repo_objects(wanted + others, **patterns)) == wanted
-
-
-@pytest.mark.parametrize(
-    ("files", "downloaded", "message"),
-    [
-        (["README.md", "a.gguf"], [], r"in GGUF alone; .*'hf download owner/tiny a.gguf --revision v1'"),
-        (["b/a.gguf", "config.json"], ["config.json"], r"'hf download owner/tiny b/a.gguf --revision v1'"),
-        (["config.json", "pytorch_model.bin"], ["config.json"], r"pickles \(pytorch_model.bin\).*revision='v1'"),
-        (["config.json", "a/model.safetensors", "a/b.pt"], ["config.json"], r"no \*.safetensors"),
-        (
-            ["config.json", "model.fp16.safetensors", "pytorch_model.bin"],
-            ["config.json"],
-            r"variant alone \(model\.fp16\.safetensors\).*'hf download owner/tiny --revision v1 --local-dir FOLDER', "
-            r"rename the file there to model\.safetensors, then give FOLDER",
-        ),
-        (
-            ["config.json", "model.safetensors.index.bf16.json", "model.bf16-00001-of-00002.safetensors"],
-            ["config.json"],
-            r"variant alone .*rename the file there to model\.safetensors\.index\.json, then",
-        ),
-        ([".gitattributes"], [], "has no config.json"),
-    ],
-)
-def test_what_a_hub_model_holds_is_named_where_nothing_of_it_is_wanted(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-    files: list[str],
-    downloaded: list[str],
-    message: str,
-) -> None:
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-    snapshot = tmp_path / "hub" / "models--owner--tiny" / "snapshots" / SHA
-    for file in downloaded:
-        snapshot.mkdir(parents=True)
-        (snapshot / file).write_text(json.dumps(LLAMA))
-    siblings = [{"rfilename": file} for file in files]
-    info = huggingface_hub.ModelInfo(id="owner/tiny", sha=SHA, tags=[], siblings=siblings)
-    tree = [huggingface_hub.RepoFile(path=file, size=1, oid="") for file in files]
-    monkeypatch.setattr(huggingface_hub.HfApi, "repo_info", lambda *_, **__: info)
-    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_tree", lambda *_, **__: iter(tree))
-    monkeypatch.setattr(_snapshot_download, "hf_hub_download", lambda *_, **__: "")  # it is there
-    with pytest.raises(InputError, match=message):
-        locate_model("owner/tiny@v1")
-    assert not caplog.records
-
-
-def raising(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
-    def fetch(*_: Any, **__: Any) -> None:
-        raise error
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
-
-
-def test_a_cached_model_that_lacks_only_what_is_not_read_is_taken(
-    cached: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    error: Any = errors.LocalEntryNotFoundError("LICENSE.txt is missing")
-    error.snapshot_path = str(cached)
-    raising(monkeypatch, error)
-    assert locate_model("owner/tiny") == cached
-    (cached / "model.safetensors").write_bytes(b"cut")
-    with pytest.raises(InputError, match="nor is it whole"):
-        locate_model("owner/tiny")
-
-
-@pytest.mark.parametrize(
-    ("error", "message"),
-    [
-        (errors.GatedRepoError, r"accept the terms at http.*/owner/tiny, then run 'hf auth login'"),
-        (errors.RepositoryNotFoundError, "at revision v1: .* check the name"),
-        (errors.RevisionNotFoundError, "has no revision v1"),
-        (errors.LocalEntryNotFoundError, "cannot be reached; go online"),
-        (RuntimeError, r"download failed \(RuntimeError: \); try again"),
-    ],
-)
-def test_what_the_hub_refuses_is_said_with_its_remedy(
-    monkeypatch: pytest.MonkeyPatch, error: type[Exception], message: str
-) -> None:
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-    raising(monkeypatch, error.__new__(error))  # without the response of a server
-    with pytest.raises(InputError, match=message):
-        locate_model("owner/tiny@v1")
-
-
-def test_a_hub_model_without_a_home_folder_says_where_it_could_go(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("HOME")
-    monkeypatch.setattr(pwd, "getpwuid", {}.__getitem__)  # as of a container's user without a name
-    with pytest.raises(RuntimeError) as error:
-        Path.home()
-    raising(monkeypatch, error.value)
-    with pytest.raises(InputError, match="no home folder to download it to; set HF_HOME to a folder"):
-        locate_model("owner/tiny")
-
-
-@pytest.mark.usefixtures("cached")
-@pytest.mark.parametrize(
-    ("model", "message"),
-    [("owner/other", "HF_HUB_OFFLINE is set; go online"), ("no--such", "nor a valid Hub id")],
-)
-def test_what_the_cache_does_not_hold_is_refused_offline(model: str, message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        locate_model(model)

@@ -283,6 +283,15 @@ def test_what_a_block_writes_to_a_mapping_of_its_own_is_handed_to_nobody() -> No
     assert _reads_and_writes(_forms((counts, {"side": {}}), (counts, {"side": {}}))) == [([], [])] * 2
 
 
+@pytest.mark.parametrize("number", [2, 3])
+def test_several_mappings_under_one_name_are_not_taken_for_one(number: int) -> None:
+    sides: list[dict[str, Tensor]] = [{} for _ in range(number)]
+    passed = [*sides, *sides[:2]]
+    with pytest.raises(UnsupportedModelError, match=r"block 0 hands .*, and in one of several mappings under one name"):
+        _forms(*((_writes(2), {"side": side}) for side in passed))
+    assert _reads_and_writes(_forms(*((_alone, {"side": side}) for side in passed))) == [([], [])] * len(passed)
+
+
 def test_an_entry_that_is_written_once_more_is_of_one_shape() -> None:
     shared: dict[str, Tensor] = {}
     forms = _forms(*((puts, {"side": shared}) for puts in (_writes(2), _writes(2))))

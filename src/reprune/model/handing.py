@@ -56,7 +56,7 @@ def find_forms(
         form = replace(plain, slots=tuple(search.slots), reads=reads[index])
         try:
             args, kwargs = replace(call, form=form).bind(form.of(torch.zeros_like(states, dtype=torch.float32)))
-            handed = {name: dict(kwargs[name]) for name in shared & kwargs.keys()}
+            handed = {name: dict(kwargs[name]) for name in shared.keys() & kwargs.keys()}
             outputs = run_without_weights(blocks[index], args, kwargs)
         except Exception as error:  # whatever a module raises
             raise search.refusal(index, f"it does not run by itself ({short(error)})") from error
@@ -64,7 +64,10 @@ def find_forms(
             wanted = reads_after(search.returned())
         else:
             wanted = {beside.place for beside in passed_beside(calls[following])}
-        writes[index] = search.take(index, _put_out(outputs, wanted, kwargs, handed))
+        put_out = _put_out(outputs, wanted, kwargs, handed)
+        if any(not isinstance(place, int) and shared[place[0]] for place, _ in put_out):
+            raise search.refusal(index, "in one of several mappings under one name")
+        writes[index] = search.take(index, put_out)
     nothing: frozenset[int] = frozenset()
     return [
         replace(
@@ -130,10 +133,12 @@ class _Search:
         )
 
 
-def _shared(calls: Sequence[Call]) -> set[str]:
-    """The names of arguments that are one empty mapping for several blocks."""
-    passed = ((name, id(value)) for call in calls for name, value in call.kwargs.items() if is_shared(value))
-    return {name for (name, _), count in Counter(passed).items() if count > 1}
+def _shared(calls: Sequence[Call]) -> dict[str, bool]:
+    """The names of arguments that are one empty mapping for several blocks, and whether there are more of them."""
+    given = ((name, id(value)) for call in calls for name, value in call.kwargs.items() if is_shared(value))
+    passed = Counter(given)
+    mappings = Counter(name for name, _ in passed)
+    return {name: mappings[name] > 1 for (name, _), count in passed.items() if count > 1}
 
 
 def _put_out(

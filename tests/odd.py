@@ -29,6 +29,7 @@ Quirk = Literal[
     "by name, of its own",  # each writes to a mapping that it alone is passed, and reads what is there
     "beside, of no use",  # blocks hand the next one something beside the states that it does not look at
     "looked at",  # the model uses a weight whose module it never runs
+    "masked in place",  # each block writes the same into a tensor that all are passed
     "not all",  # the last block does not run
     "side list",  # another list of blocks that no text passes through
     # what survey refuses by name
@@ -50,6 +51,7 @@ Quirk = Literal[
     "beside, without name",  # the same, where the argument has no name
     "handed on",  # blocks are given what the first block has put out
     "handed on, in an object",  # the first block writes it into an object that all are passed
+    "handed on, in a tensor",  # each block adds it to a tensor that all are passed
     "between",  # the model changes the states between its blocks
     "backwards",  # the last block runs first
     "again",  # the first block runs twice
@@ -116,6 +118,11 @@ class _Block(nn.Module):
         elif self.quirk == "handed on, in an object":
             side.first = out if side.first is None else side.first
             out = out + side.first
+        elif self.quirk == "handed on, in a tensor":
+            out = out + side
+            side.add_(out)
+        elif self.quirk == "masked in place":
+            out = out + side.clamp_(max=0.5)
         elif side is not None and self.quirk != "beside, of no use":
             held = side.me.within if self.quirk == "per sample, in its own object" else side
             out = out + (held["nested"] if isinstance(held, dict) else getattr(held, "nested", held))
@@ -165,8 +172,8 @@ class _Base(nn.Module):
             for block in self._order():
                 states, beside = block(states, side=beside)
             return states if beside is None or not self.quirk.endswith("to the end") else states + beside
-        if self.quirk == "handed on, in an object":
-            side = SimpleNamespace(first=None)
+        if self.quirk in ("handed on, in an object", "handed on, in a tensor", "masked in place"):
+            side = SimpleNamespace(first=None) if "object" in self.quirk else torch.zeros_like(states)
             for block in self._order():
                 states = block(states, side=side)
             return states

@@ -8,7 +8,7 @@ block to block are the model's own.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from functools import cached_property, partial
@@ -261,6 +261,16 @@ class Skeleton:
         if not hands_on(calls):
             return [call.form for call in calls]
         return find_forms(name, self.blocks, calls, states, plain, partial(self._reads_after, torch.zeros_like(states)))
+
+    def refuse_written(self, into: Set[str]) -> None:
+        """Raise `UnsupportedModelError` where blocks hand on something in tensors that some write into.
+
+        `into` are the names of the arguments that are these tensors.
+        """
+        with torch.no_grad():
+            states, calls = self._recorded(self.few_ids(), fill_with_nothing, False)
+        self.release()
+        refuse_written(type(self.model).__name__, self.blocks, calls, states, into)
 
     def _recorded(self, ids: Tensor, fill: Fill, disturb: bool) -> tuple[Tensor, list[Call]]:
         """The same, whatever the blocks return, and whether or not weights are looked at before their module runs."""

@@ -23,6 +23,7 @@ from reprune.model.passing import to_device
 from reprune.model.products import candidates, find_read, find_stacks
 from reprune.model.recorder import Fill, fill_with_nothing
 from reprune.model.skeleton import Skeleton
+from reprune.model.written import versions
 
 _Entering = tuple[tuple[Tensor, Call], tuple[Tensor, Call]]
 
@@ -85,7 +86,7 @@ class Weightless:
             if stacks := self.stacks(index):
                 module, states, call = self._near(index)
                 block = Block(index, module, torch.device("cpu"), Precision(), stacks)
-                self._groups[kind] = block.groups(states, call)
+                self._groups[kind] = self._groups_of(block, states, call)
             else:
                 self._groups[kind] = self._called_groups(index)
         return self._groups[kind]
@@ -97,10 +98,17 @@ class Weightless:
             states, calls = self._sample()
             meta = torch.device("meta")
             module = copy.deepcopy(self._skeleton.blocks[index]).to(meta)
-            self._called[kind] = Block(index, module, meta, Precision()).groups(
-                states.to(meta), to_device([calls[index]], meta)[0]
-            )
+            block = Block(index, module, meta, Precision())
+            self._called[kind] = self._groups_of(block, states.to(meta), to_device([calls[index]], meta)[0])
         return self._called[kind]
+
+    def _groups_of(self, block: Block, states: Tensor, call: Call) -> list[LinearGroup]:
+        """The linear groups of a block, which may write into what it is passed only if no other reads that there."""
+        before = versions(call)
+        groups = block.groups(states, call)
+        if into := {name for name, version in versions(call).items() if version != before[name]}:
+            self._skeleton.refuse_written(into)
+        return groups
 
     def read(self, index: int) -> set[str]:
         """The linears of a block whose weights it makes something of, be it as linears or otherwise.

@@ -1,4 +1,4 @@
-"""Refuses blocks that hand on something within an object or a list, by running some on a few tokens without weights.
+"""Refuses blocks that hand on something within an object, a list or a tensor, by running them on a few tokens.
 
 It would be lost where blocks are run one by one. A mapping that is empty at first is no concern of this file: what
 blocks write to one is carried along.
@@ -7,7 +7,7 @@ blocks write to one is carried along.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import suppress
 from types import FunctionType, ModuleType, NoneType
 from typing import Any
@@ -29,43 +29,61 @@ _CLOSED = (
 
 
 @torch.enable_grad()
-def refuse_written(model: str, blocks: nn.ModuleList, calls: Sequence[Call], states: Tensor) -> None:
+def refuse_written(
+    model: str, blocks: nn.ModuleList, calls: Sequence[Call], states: Tensor, into: Set[str] = frozenset()
+) -> None:
     """Raise `UnsupportedModelError` where a block reads what an earlier one has written of its states for it.
 
-    Gradients tell it: what a block puts out leads back to the states of another. Where nothing is passed that several
-    blocks may write into, none is run; where the first of each class writes nothing, no other.
+    The ways of gradients tell it: what a block puts out leads back to the states of another. Blocks that are passed
+    nothing that several may write into are not run.
 
     Args:
         model: its name, for messages.
         blocks: on the meta device; left as they are.
         calls: what each is passed for a few tokens; what blocks write stays there.
         states: of the shape that enters them, as the model lays them.
+        into: the names of arguments whose tensors some block is known to write into. Others are taken for tensors that
+            none does, as masks are.
     """
     passed = Counter(number for call in calls for number in {id(one) for one in _open(tuple(_named(call).values()))})
-    ran: set[type[nn.Module]] = set()
     entered: list[Tensor] = []
-    wrote = False
     for block, (index, call) in zip(blocks, enumerate(calls), strict=True):
-        watched = {
-            name: value for name, value in _named(call).items() if any(passed[id(one)] > 1 for one in _open(value))
-        }
-        if not watched or (type(block) in ran and not wrote):
+        watched = [
+            name
+            for name, value in _named(call).items()
+            if name in into or any(passed[id(one)] > 1 for one in _open(value))
+        ]
+        if not watched:
             continue
-        ran.add(type(block))
-        held, before, leading = within(watched), [*entered], list[Tensor | None]()
+        before, leads = [*entered], False
         entered.append(torch.zeros(states.shape, requires_grad=True))
         with suppress(Exception):  # whatever a module raises
             args, kwargs = without_beside(call).bind(entered[-1].clone(), anew=False)  # a leaf cannot be written into
             left = call.form.leaving(run_without_weights(block, args, kwargs), kwargs, states)
-            leading += torch.autograd.grad(left.sum(), before, allow_unused=True) if before else ()
-        if any(one is not None for one in leading):
+            leads = _leads_back(left, before)
+        if leads:
             raise UnsupportedModelError(
                 f"{model}: block {index} reads what an earlier one has written into {' or '.join(map(repr, watched))}; "
                 "blocks that hand on something in that way cannot be pruned one by one: have it returned beside the "
                 "hidden states, or written to a dict that is empty before the first block."
             )
-        now = within(watched)
-        wrote |= held.keys() != now.keys() or any(now[place] is not one for place, one in held.items())
+
+
+def _leads_back(tensor: Tensor, entered: Sequence[Tensor]) -> bool:
+    """Whether it was computed from one of these; no gradient is, which would want what was written over since."""
+    ahead: list[Any] = [tensor.grad_fn]
+    seen = set()
+    while ahead:
+        if (node := ahead.pop()) is not None and node not in seen:
+            seen.add(node)
+            ahead += [one for one, _ in node.next_functions]
+    return any(getattr(node, "variable", None) is one for node in seen for one in entered)
+
+
+def versions(call: Call) -> Mapping[str, Sequence[int]]:
+    """How often the tensors of each argument have been written into, by its name."""
+    tensors = {name: within(value).values() for name, value in _named(call).items()}
+    return {name: [one._version for one in some if isinstance(one, Tensor)] for name, some in tensors.items()}
 
 
 def _named(call: Call) -> dict[str, Any]:

@@ -298,6 +298,23 @@ def test_weights_are_kept_in_the_precision_where_they_are_saved_in_it(
     assert (found, asked.precision) == (kept, "bfloat16")
 
 
+def test_weights_are_of_the_dtype_that_they_are_saved_in(
+    part: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny.build("llama").bfloat16().save_pretrained(tmp_path / "half")
+    tiny.tokenizer().save_pretrained(tmp_path / "half")
+
+    def locate(model: str, *, notify: Any) -> Path:
+        notify("it was converted")
+        return tmp_path / model
+
+    monkeypatch.setattr(door, "locate_model", locate)
+    said: list[str] = []
+    result = run("half", ["rte"], part, limit=1, notify=said.append)
+    assert (result.weights_dtype, result.precision) == ("bfloat16", "float32")
+    assert said == ["it was converted"]
+
+
 def test_progress_is_of_requests(llama: Path, part: Path) -> None:
     done: list[tuple[int, int]] = []
     run(llama, ["rte", "openbookqa"], part, progress=lambda *now: done.append(now))

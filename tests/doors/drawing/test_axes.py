@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import combinations
 from typing import Any
 
@@ -102,14 +103,23 @@ def test_only_whole_numbers_stand_below_windows_and_blocks(count: int, expected:
     assert " ".join(there) == expected
 
 
+def _away(place: Any, box: Any) -> float:
+    """How far a place is from a box, in pixels."""
+    return math.hypot(*(max(low - at, at - high, 0.0) for at, low, high in zip(place, box.min, box.max, strict=True)))
+
+
 def test_names_stand_within_the_frame_and_not_on_one_another() -> None:
     points = {"left": (0.0, 0.5), "right": (1.0, 0.5), "top": (0.5, 1.0), "low": (0.5, 0.0)}
-    points |= {"one": (0.5, 0.3), "two": (0.56, 0.3)}
-    axes = Figure().subplots()
+    points |= {"one": (0.5, 0.3), "two": (0.56, 0.3), "the same": (0.56, 0.3)}
+    axes = Figure(dpi=72).subplots()  # as pictures have it: a point is a pixel
     axes.set(xlim=(0.0, 1.0), ylim=(0.0, 1.0))
     write_beside(axes, [(name, "black", point) for name, point in points.items()], [[*points.values()]])
     boxes = {text.get_text(): text.get_window_extent() for text in axes.texts}
     assert boxes.keys() == points.keys()
+    assert [len(name) for name in boxes] == sorted(map(len, points), reverse=True), "the long ones need most room"
     frame = axes.get_window_extent().padded(1)
     assert all(frame.containsx(x) and frame.containsy(y) for box in boxes.values() for x, y in box.get_points())
     assert not any(boxes[one].overlaps(boxes[other]) for one, other in combinations(boxes, 2))
+    for name, box in boxes.items():
+        away = {other: _away(axes.transData.transform(point), box) for other, point in points.items()}
+        assert min(away.values()) == away[name], f"{name} is nearest to its own"

@@ -73,6 +73,7 @@ def test_numbers_are_joined_from_the_least_to_the_largest(painted: Painted) -> N
     points = [(32, 2.0), (0, 1.0), (0, 4.0), (512, 3.0)]
     axes = painted(lambda: figures.by_number({"a": points}, title="t", xlabel="x", ylabel="y", baseline=("dense", 7.0)))
     assert drawn(axes)[0] == ([0, 32, 512], [2.5, 2.0, 3.0])
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["0", "32", "512"]
     assert sorted(zip(*drawn(axes)[1], strict=True)) == sorted(points)
     assert drawn(axes)[2] == ([0, 1], [7.0, 7.0])
     assert named(axes) == ["a", "dense"]

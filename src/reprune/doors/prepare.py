@@ -37,6 +37,7 @@ from reprune.planning.sources import SourceSpec, find_source, parse_source
 from reprune.planning.tokenizer import load_tokenizer
 
 DEFAULT_SEQLEN = 1024  # the paper's
+_WHOLE_TOKENIZER, _IN_WHOLE_TOKENIZER = "tokenizer.json", ("vocab.json", "merges.txt")  # the latter are not read then
 
 Sources = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 """One SOURCE, or several."""
@@ -206,13 +207,30 @@ def check_model(ranks: Ranks, model: str, folder: Path, weights: bool = True) ->
     known = digests_beside(folder) | ({"fingerprint": Checkpoint(folder).fingerprint()} if weights else {})
     (commit, first), *others = ranks.each_tells([hub_commit(folder), known])
     for number, (other, own) in enumerate(others, 1):
-        if differing := sorted(name for name in {*first, *own} if first.get(name) != own.get(name)):
-            why = "" if other == commit else f", as it has commit {other or 'none'} and the first {commit or 'none'}"
-            what = " and ".join(differing)
-            raise InputError(
-                f"{model}: process {number} of {ranks.count} has another {what} than the first{why}; "
-                + (f"give {model.partition('@')[0]}@{commit}." if commit else "put the same model on all machines.")
-            )
+        if not (what := _other_files(own, first)):
+            continue
+        why, way = "", "put the same model on all machines"
+        if commit and other == commit:
+            why, way = f", though both have commit {commit}", "download it again on both machines"
+        elif commit:
+            why = f", as it has commit {other or 'none'} and the first {commit}"
+            way = f"give {model.partition('@')[0]}@{commit}"
+        elif other:
+            why = f", as it has commit {other} and the first none"
+        raise InputError(f"{model}: process {number} of {ranks.count} {what}{why}; {way}.")
+
+
+def _other_files(own: Mapping[str, str], first: Mapping[str, str]) -> str:
+    """Which files of a model differ from the first process's, by their digests; empty where none do."""
+    one = own.get(_WHOLE_TOKENIZER)
+    beside = _IN_WHOLE_TOKENIZER if one is not None and one == first.get(_WHOLE_TOKENIZER) else ()
+    mine, its = ({name: one for name, one in files.items() if name not in beside} for files in (own, first))
+    said = (
+        ("has another {} than the first", {name for name in mine.keys() & its.keys() if mine[name] != its[name]}),
+        ("lacks {}, which the first has", its.keys() - mine.keys()),
+        ("has {}, which the first lacks", mine.keys() - its.keys()),
+    )
+    return " and ".join(how.format(" and ".join(sorted(names))) for how, names in said if names)
 
 
 def check_disk(recipe: Recipe, decoder: Decoder, samples: int, out: Path) -> None:

@@ -1,0 +1,65 @@
+"""What several processes have found of a model is compared file by file."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from reprune.doors.prepare import check_model
+from reprune.errors import InputError
+from reprune.model.checkpoint import digests_beside
+from reprune.model.locate import hub_commit
+from tests import tiny
+
+COMMIT = "01234567" * 5
+
+
+class _Two:
+    """This process, and another that has found another folder."""
+
+    alone, count = False, 2
+
+    def __init__(self, other: Path) -> None:
+        self._told = [hub_commit(other), digests_beside(other)]
+
+    def each_tells(self, told: Any) -> list[Any]:
+        return [told, self._told]
+
+
+def _check(name: str, first: Path, other: Path) -> None:
+    ranks: Any = _Two(other)
+    check_model(ranks, name, first, weights=False)
+
+
+@pytest.fixture
+def machines(tmp_path: Path) -> tuple[Path, Path]:
+    """The folder of one commit in the caches of two machines."""
+    first = tiny.save("llama", tmp_path / "one" / "snapshots" / COMMIT)
+    return first, shutil.copytree(first, tmp_path / "other" / "snapshots" / COMMIT)
+
+
+def _change(file: Path) -> None:
+    file.write_text(file.read_text() + "\n")
+
+
+def test_what_one_tokenizer_holds_is_compared_where_its_file_differs_alone(machines: tuple[Path, Path]) -> None:
+    for name in ("vocab.json", "merges.txt"):
+        (machines[0] / name).write_text("{}")
+    _check("owner/tiny", *machines)
+    (machines[1] / "tokenizer.json").unlink()
+    with pytest.raises(InputError, match=r"lacks merges\.txt and tokenizer\.json and vocab\.json, which the first has"):
+        _check("owner/tiny", *machines)
+
+
+def test_of_one_commit_on_both_machines_the_commit_is_no_remedy(machines: tuple[Path, Path]) -> None:
+    _change(machines[1] / "tokenizer.json")
+    (machines[0] / "tokenizer_config.json").unlink()
+    with pytest.raises(InputError) as raised:
+        _check(f"owner/tiny@{COMMIT}", *machines)
+    assert str(raised.value) == (
+        f"owner/tiny@{COMMIT}: process 1 of 2 has another tokenizer.json than the first and has tokenizer_config.json, "
+        f"which the first lacks, though both have commit {COMMIT}; download it again on both machines."
+    )

@@ -21,6 +21,7 @@ from reprune.doors.prepare import (
     check_memory,
     check_out,
     check_schedule,
+    check_texts,
     count_samples,
     nested_flags,
     open_decoder,
@@ -47,8 +48,8 @@ from reprune.model.whole import whole_bytes
 from reprune.planning.layers import resolve_recipe
 from reprune.planning.recipe import Recipe
 from reprune.planning.schedule import Window
+from reprune.planning.sources import find_source, parse_source
 from reprune.planning.survey import Survey, survey
-from reprune.planning.tokenizer import load_tokenizer
 
 _IN_ONE = 8  # GPUs of a machine
 
@@ -71,14 +72,25 @@ class Plan:
 
     @cached_property
     def refusals(self) -> tuple[str, ...]:
-        """Why `prune` would refuse, a line each: by the model, its tokenizer, and the memory and disk that are here."""
-        checks: list[Callable[[], object]] = [lambda: load_tokenizer(self.folder, self.recipe.trust_remote_code)]
+        """Why `prune` would refuse, a line each: by the model, the memory and disk that are here, its texts.
+
+        It may refuse texts that are `unread`, too.
+        """
+        checks: list[Callable[[], object]] = []
         if self.machine is None:
             checks.append(lambda: check_memory(self.recipe, self.decoder, self.texts))
         if (out := self.out) is not None:
             checks.append(lambda: check_out(out))
             checks.append(lambda: check_disk(self.recipe, self.decoder, sum(self.samples), out))
+        checks.append(lambda: check_texts(self.recipe, self.decoder))
         return (*self.survey.refusals, *(said for check in checks if (said := refusal(check)) is not None))
+
+    @property
+    def unread(self) -> tuple[str, ...]:
+        """The sources whose texts no plan reads: those of the Hub, and what the model is to write itself."""
+        named = dict.fromkeys(parse_source(one).name for one in (*self.recipe.calibration, *self.recipe.heldout))
+        own = ["the model's own texts"] if self.recipe.self_generate.samples else []
+        return (*(name for name in named if not find_source(name).local), *own)
 
     @property
     def folder(self) -> Path:
@@ -220,7 +232,8 @@ def plan(
         settings, flags: as of `prune`.
 
     Returns:
-        What the run will do and take (`forecast`), and in `refusals` why it would be refused.
+        What the run will do and take (`forecast`), and in `refusals` why it would be refused. Files and folders of
+        texts are read for that; `unread` names the other sources.
 
     Raises:
         InputError: something given cannot be used at all.

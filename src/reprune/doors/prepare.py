@@ -39,6 +39,8 @@ from reprune.planning.tokenizer import load_tokenizer
 DEFAULT_SEQLEN = 1024  # the paper's
 _WHOLE_TOKENIZER, _IN_WHOLE_TOKENIZER = "tokenizer.json", ("vocab.json", "merges.txt")  # the latter are not read then
 
+_UNWRITTEN = "c4"  # stands for texts that a model has yet to write: any source that is not on this machine
+
 Sources = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 """One SOURCE, or several."""
 
@@ -341,16 +343,25 @@ def count_samples(recipe: Recipe) -> tuple[int, int]:
     calibration, heldout = ([parse_source(name) for name in names] for names in (recipe.calibration, recipe.heldout))
     for source in (*calibration, *heldout):
         find_source(source.name)
-    own = recipe.self_generate.samples
-    if own:  # stands among the sources with a count of its own; its name is that of any that there is
-        calibration.append(SourceSpec("manual", own))
+    if own := recipe.self_generate.samples:
+        calibration.append(SourceSpec(_UNWRITTEN, own))
     shares = share_out(calibration, heldout, recipe.samples)
     counts = {role: sum(share.count for share in shares if share.role == role) for role in ("calibration", "heldout")}
     return counts["calibration"], counts["heldout"]
 
 
-def draw(recipe: Recipe, decoder: Decoder, own: Path | None = None) -> Samples:
-    """The samples of a recipe whose seqlen is settled; `own` holds the texts that its model has written for it."""
+def check_texts(recipe: Recipe, decoder: Decoder) -> None:
+    """Raise `InputError` where a run would be refused for its tokenizer, or for a text that is on this machine."""
+    draw(recipe, decoder, _UNWRITTEN if recipe.self_generate.samples else None, local=True)
+
+
+def draw(recipe: Recipe, decoder: Decoder, own: str | Path | None = None, local: bool = False) -> Samples:
+    """The samples of a recipe whose seqlen is settled.
+
+    Args:
+        own: holds the texts that its model has written for it.
+        local: draw from texts that are on this machine alone.
+    """
     assert recipe.seqlen is not None
     tokenizer = load_tokenizer(decoder.folder, recipe.trust_remote_code)
     written = [] if own is None else [SourceSpec(str(own), recipe.self_generate.samples)]
@@ -361,6 +372,7 @@ def draw(recipe: Recipe, decoder: Decoder, own: Path | None = None) -> Samples:
         samples=recipe.samples,
         seqlen=recipe.seqlen,
         seed=recipe.seed,
+        local=local,
     )
     check_ids(decoder.folder.name, torch.cat([samples.calibration, samples.heldout]), decoder.vocabulary)
     return samples
@@ -368,7 +380,7 @@ def draw(recipe: Recipe, decoder: Decoder, own: Path | None = None) -> Samples:
 
 def check_ids(model: str, ids: Tensor, rows: int) -> None:
     """Raise `InputError` unless an embedding of so many rows has one for each token."""
-    if (largest := int(ids.max())) >= rows:
+    if ids.numel() and (largest := int(ids.max())) >= rows:
         raise InputError(
             f"{model}: its tokenizer yields the id {largest}, but its embedding has only {rows} rows; "
             "the tokenizer files belong to another model."

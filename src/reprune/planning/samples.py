@@ -83,6 +83,7 @@ def draw_samples(
     samples: int,
     seqlen: int,
     seed: int,
+    local: bool = False,
 ) -> Samples:
     """Draw calibration and held-out samples of exactly `seqlen` tokens (the paper: 256 of 1024 from C4).
 
@@ -95,14 +96,14 @@ def draw_samples(
     visited are long enough, or if its rows are the lines of one text, the documents are joined and tokenized, and
     non-overlapping spans are chosen from a random offset.
     No two samples of one source share a document, or share tokens of a packed text, whatever their roles. The
-    same arguments give the same tensors.
+    same arguments give the same tensors. With `local`, those of sources that are not on this machine are left out.
 
     Raises InputError if a source cannot be loaded, if its text is too short (the message says which number of
     samples or --seqlen it allows), if one text goes by two names, or if `seqlen` leaves no room for a token of it.
     """
     prefix = beginning(tokenizer)
     width = _width(seqlen, prefix)
-    shares = share_out(calibration, heldout, samples)
+    shares = [share for share in share_out(calibration, heldout, samples) if share.source.local or not local]
     drawn: dict[Share, tuple[Tokens, SourceRecord]] = {}
     names: dict[Hashable, str] = {}  # of places
     for source in dict.fromkeys(share.source for share in shares):
@@ -121,7 +122,7 @@ def draw_samples(
             remedy = most(calibration, heldout, samples, own[0], short.tokens // width)
             raise _too_short(short, documents.name, need, prefix, remedy) from None
     first, second = (
-        torch.from_numpy(_begin(np.concatenate([drawn[s][0] for s in shares if s.role == role]), prefix))
+        torch.from_numpy(_begin(_joined([drawn[s][0] for s in shares if s.role == role], width), prefix))
         for role in ("calibration", "heldout")
     )  # (N, T), (K, T)
     return Samples(first, second, _sha256([first, second]), [drawn[share][1] for share in shares])
@@ -279,6 +280,11 @@ def _width(seqlen: int, prefix: list[int]) -> int:
     if seqlen < len(prefix) + 1:
         raise InputError(f"seqlen: expected at least {len(prefix) + 1} tokens, but got {seqlen}; give a longer sample")
     return seqlen - len(prefix)
+
+
+def _joined(rows: list[Tokens], width: int) -> Tokens:
+    """The rows of all, of which there may be none: (samples, width)."""
+    return np.concatenate([np.empty((0, width), np.int64), *rows])
 
 
 def _begin(rows: Tokens, prefix: list[int]) -> Tokens:

@@ -97,6 +97,11 @@ def load_documents(name: str, split: Split) -> Documents:
 class Source(ABC):
     """A place that texts come from. Two names of the same place give equal sources."""
 
+    @property
+    def local(self) -> bool:
+        """Whether its texts are on this machine, so that none is fetched."""
+        return True
+
     @abstractmethod
     def load(self, split: Split) -> Documents:
         """The documents of a split; see `load_documents`."""
@@ -200,6 +205,11 @@ class DataSet(Source):
     joiner: str = "\n\n"
     running: bool = False
     tested: Excerpt | None = None
+
+    @property
+    def local(self) -> bool:
+        """Whether it is a directory of this machine, whose path is absolute."""
+        return Path(self.id).is_absolute()
 
     def load(self, split: Split) -> Documents:
         """The rows of the split. Raises InputError if there is none, or the Hub cannot be reached."""

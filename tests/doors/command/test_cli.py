@@ -336,6 +336,7 @@ def test_status_of_a_finished_run(cli: Cli) -> None:
 def test_plan_loads_no_weights_and_writes_nothing(here: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Checkpoint, "tensor", lambda self, name: pytest.fail(f"{name} was read"))
     monkeypatch.setattr(Decoder, "load", lambda *_: pytest.fail("a block was loaded"))
+    (here / "text.txt").write_text(tiny.text(200_000), encoding="utf-8")
     before = sorted(here.rglob("*"))
     said = cli("plan", "llama", "--calibration", "text.txt", "--sparsity", "2:4", "--reconstruct", "BR+GP+CR")
     assert (said.code, said.err) == (0, "")
@@ -382,6 +383,42 @@ def test_plan_refuses_what_prune_refuses(here: Path, cli: Cli) -> None:
     assert left.code == 0
     assert "mlp.down_proj (stays dense)" in left.out
     assert "self_attn.q_proj (stays dense)" in left.out
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("text.txt --samples 9999", "expected"),
+        ("empty.txt", "the file is empty"),
+        ("bad.jsonl", "line 2: expected one JSON object"),
+        ("text.txt:column", "expected no column"),
+        ("folder::nowhere", "nowhere"),
+        ("text.txt --heldout folder:default folder::train", "is the same text"),
+    ],
+)
+def test_plan_refuses_the_texts_that_prune_refuses(source: str, said: str, here: Path, cli: Cli) -> None:
+    (here / "empty.txt").write_text(" ")
+    (here / "bad.jsonl").write_text('{"text": "a"}\n{bad\n')
+    (here / "folder").mkdir()
+    (here / "folder" / "train.jsonl").write_text(json.dumps({"text": tiny.text(6_000)}))
+    flags = ["llama", *QUICK, "--calibration", *source.split()]
+    quiet, pruned = cli("plan", *flags, "-q"), cli("prune", *flags, "--out", "out")
+    assert quiet.code == pruned.code == 2
+    assert said in pruned.err
+    assert quiet.err == pruned.err
+
+
+def test_plan_names_the_texts_that_it_does_not_read(here: Path, cli: Cli) -> None:
+    assert "not read" not in cli("plan", "llama", *QUICK).out
+    hub = ["--calibration", "text.txt=2", "org/name=2", "--heldout", "c4", "--self-generate", "2"]
+    said = cli("plan", "llama", *QUICK, *hub)
+    assert (said.code, said.err) == (0, "")
+    assert "\nnot read   org/name, c4, the model's own texts: prune may yet refuse them\n" in said.out
+    short = cli("plan", "llama", *QUICK, *hub, "--calibration", "text.txt=9999", "-q")
+    assert short.code == 2
+    assert short.err.startswith("error: source 'text.txt': expected ")
+    planned = reprune.plan("llama", calibration="org/name", samples=8)
+    assert (planned.unread, planned.refusals) == (("org/name",), ())
 
 
 def test_plan_takes_the_folder_too_and_refuses_what_prune_would_for_it(here: Path, cli: Cli) -> None:

@@ -170,7 +170,7 @@ def plan(
 ) -> None:
     """Show what `prune` with the same flags would do, and forecast its time and memory; loads no weights.
 
-    The exit code is 2 if `prune` would refuse."""
+    The exit code is 2 if `prune` would refuse. Texts are read where they are on this machine."""
     given = _given(locals())
     with exit_codes():
         from reprune.doors.command.views import show_plan

@@ -144,6 +144,8 @@ def show_plan(plan: Plan) -> None:
     calibration, heldout = plan.samples
     output.print(f"samples    {calibration} of {recipe.seqlen} tokens from {', '.join(sources)}")
     output.print(f"held out   {heldout} from {', '.join(recipe.heldout) or 'the same'}")
+    if plan.unread:
+        output.print(f"not read   {', '.join(plan.unread)}: prune may yet refuse them")
     if plan.texts:
         output.print(
             f"generation {plan.texts} texts, which the model writes first; the forecast leaves the time for it out"

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
+import json
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, permutations
 from pathlib import Path
 from typing import Any, cast
 
@@ -267,6 +270,26 @@ def test_one_text_of_two_names_is_refused(
             draw_samples(with_bos, [SourceSpec(one)], [SourceSpec(other)], 4, 12, 0)
         draw_samples(with_bos, [SourceSpec(one)], [SourceSpec(one)], 4, 12, 0)
     draw_samples(with_bos, [SourceSpec("rows.jsonl:body")], [SourceSpec("rows.jsonl:text")], 4, 12, 0)
+
+
+@pytest.mark.parametrize("rows", ["rows.jsonl", "rows.txt"])
+def test_one_text_in_two_files_is_refused(with_bos: PreTrainedTokenizerBase, tmp_path: Path, rows: str) -> None:
+    folder, file = tmp_path / "folder", tmp_path / "folder" / rows
+    folder.mkdir()
+    texts = _texts(*[300] * 150)
+    as_rows = "".join(json.dumps({"text": text}) + "\n" for text in texts)
+    file.write_text(as_rows if rows.endswith(".jsonl") else texts[0])
+    (folder / f"more{file.suffix}").write_bytes(file.read_bytes() + file.read_bytes())
+    (packed := tmp_path / f"{rows}.gz").write_bytes(gzip.compress(file.read_bytes()))
+    shutil.copy(file, copied := tmp_path / f"copied{file.suffix}")
+    (linked := tmp_path / f"linked{file.suffix}").hardlink_to(file)
+    (pointed := tmp_path / "pointed").symlink_to(folder)
+    for one, other in permutations([file, packed, copied, linked], 2):
+        with pytest.raises(InputError, match=r"expected one name for one text, .* is the same text; use that name"):
+            draw_samples(with_bos, [SourceSpec(str(one))], [SourceSpec(str(other))], 4, 12, 0)
+    for place in (folder, pointed):
+        with pytest.raises(InputError, match=rf"'{file}': expected one name for one text, .* '{place}' has text of it"):
+            draw_samples(with_bos, [SourceSpec(str(place))], [SourceSpec(str(file))], 4, 12, 0)
 
 
 def test_a_commit_of_the_hub_is_on_record_and_is_one_text_by_all_names(

@@ -46,7 +46,7 @@ def test_of_several_splits_each_is_read_without_the_caches_beside_it(tmp_path: P
 
 def test_a_split_is_one_place_by_its_name_and_by_its_folder(tmp_path: Path) -> None:
     datasets.DatasetDict(train=datasets.Dataset.from_dict({"text": ["a"]})).save_to_disk(str(tmp_path))
-    found = {load_documents(f"{tmp_path}{named}", "train").place for named in ("", "::train", ":default", "/train")}
+    found = {load_documents(f"{tmp_path}{named}", "train").places for named in ("", "::train", ":default", "/train")}
     assert len(found) == 1
 
 
@@ -55,7 +55,7 @@ def test_a_data_set_that_was_saved_alone_has_no_split_but_its_own(
     tmp_path: Path, named: datasets.NamedSplit | None, own: str
 ) -> None:
     datasets.Dataset.from_dict({"text": ["a"]}, split=named).save_to_disk(str(tmp_path))
-    found = {load_documents(f"{tmp_path}{part}", "test").place for part in ("", f"::{own}", "::all", ":::text")}
+    found = {load_documents(f"{tmp_path}{part}", "test").places for part in ("", f"::{own}", "::all", ":::text")}
     assert len(found) == 1
     for other in ("test", f"{own}+test"):
         with pytest.raises(

@@ -290,7 +290,7 @@ def test_a_data_set_of_the_hub_is_read_at_the_revision_that_is_named(monkeypatch
     monkeypatch.setattr(datasets, "load_dataset", load)
     monkeypatch.setattr(rows, "_commit", lambda dataset: asked[-1][-1])  # as if the revision were that commit's name
     places = [
-        load_documents(name, "train").place
+        load_documents(name, "train").places
         for name in ("org/name@v1.0", "org/name@v1.1", "org/name", "org/name@v1.0:c:part:text", "ptb")
     ]
     assert asked == [

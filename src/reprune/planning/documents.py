@@ -28,7 +28,7 @@ class Documents:
         running: whether the rows are the consecutive lines of one text, so that a row alone is no document.
         token_ids: runs parallel to `texts` and holds the tokens of texts that a model wrote itself, or None for a row
             without any.
-        place: where the texts lie, equal for all names of it; None of what has one name.
+        places: where the texts lie, equal for all names of them: of files, each with the column that is read.
         commit: of a Hub data set, the commit of its repository, where it is known.
         windows: how many windows from its start the field measures of this text; None for all that it gives.
     """
@@ -41,14 +41,14 @@ class Documents:
         joiner: str = "\n\n",
         running: bool = False,
         token_ids: Column[list[int] | None] | None = None,
-        place: Hashable = None,
+        places: Iterable[Hashable] = (),
         commit: str | None = None,
         windows: int | None = None,
     ) -> None:
         self.name = name
         self.joiner = joiner
         self.running = running or len(texts) == 1
-        self.place = place
+        self.places = frozenset(places)
         self.commit = commit
         self.windows = windows
         self._texts = texts

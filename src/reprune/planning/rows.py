@@ -13,7 +13,7 @@ import re
 import shutil
 import tempfile
 import weakref
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar, cast, final
@@ -31,6 +31,7 @@ _STRINGS = {"string", "large_string", "string_view"}
 _INTEGER_LIST = re.compile(r"(large_)?list<[^<>]*: u?int\d+( not null)?>")
 _STRINGS_WITHIN = re.compile(r"<.*(string|json)")  # as chats have them
 _FILE = re.compile(r"struct<bytes: (large_)?binary, path: (large_)?string>")  # as images have them
+_ESCAPED = re.compile(r"\[([*?[])\]")  # as by `glob.escape`
 _BATCH = 1000  # rows read at a time when a whole column is read in order
 _SECONDS = 100  # that the Hub is waited for, as `datasets` does
 
@@ -78,12 +79,11 @@ class Rows:
                 f"{label}: expected a folder whose path has no *, ? or [, which `datasets` takes for patterns, but got "
                 f"{part!r} in it; rename that, or name a file"
             )
-        if folder and (found := self._text_files(label)):
-            config, files = found
-            place = self._place(config, "text", None)
+        files, cut = self._folder_files(label) if folder else (self._files(), False)
+        if cut:
             texts = TextFiles(files, label)
             _require_text(texts, label)
-            return Documents(name, texts, joiner=joiner, running=running, place=place)
+            return Documents(name, texts, joiner=joiner, running=running, places=places(files))
         if folder and (Path(self.path) / STATE).exists():
             raise InputError(
                 f"{label}: expected a folder without a {STATE} of its own, which `datasets` takes for that of a saved "
@@ -106,7 +106,7 @@ class Rows:
                 joiner=joiner,
                 running=running,
                 token_ids=None if tokens is None else _Column[list[int]](dataset, tokens),
-                place=self._place(dataset.config_name, column, commit),
+                places=places(files, column) or [self._place(dataset.config_name, column, commit)],
                 commit=commit,
                 windows=windows,
             )
@@ -142,8 +142,13 @@ class Rows:
             f"the cache of `datasets` has {has}; check the network and HF_HUB_OFFLINE{name}"
         )
 
-    def _text_files(self, label: str) -> tuple[str, list[Path]] | None:
-        """Configuration and files of a local directory's split, if these would be cut into lines; None otherwise."""
+    def _files(self) -> list[Path]:
+        """The files of this machine that are named; none of what is a Hub's."""
+        named = self.data_files if self.path in _FORMATS else None
+        return [Path(_ESCAPED.sub(r"\1", pattern)) for pattern in named or ()]
+
+    def _folder_files(self, label: str) -> tuple[list[Path], bool]:
+        """The files of a local directory's split, where that is known, and whether they would be cut into lines."""
         import datasets
 
         try:
@@ -157,13 +162,12 @@ class Rows:
         splits = list(known) if self.split == "all" else [name.strip() for name in self.split.split("+")]
         files = [file for name in splits for file in known[name]] if known.keys() >= set(splits) else []
         cut = getattr(builder.config, "sample_by", None) == "line"
-        if not files or not cut or not all(map(is_text_file, files)):
-            return None
-        if self.column not in (None, "text"):
+        cut = bool(files) and cut and all(map(is_text_file, files))
+        if cut and self.column not in (None, "text"):
             raise InputError(
                 f"{label}: expected no column, since a .txt has none, but got {self.column!r}; leave it out"
             )
-        return str(builder.config.name), [Path(file) for file in files]
+        return [Path(file) for file in files], cut
 
     def _load(self, label: str, cache: str | None) -> Any:
         import datasets  # here because it takes a second to import
@@ -192,6 +196,11 @@ class Rows:
             if self.path == "arrow" and "corresponds to no data" in str(error):  # in older releases
                 raise InputError(f"{label}: {NO_TEXT}") from error
             raise InputError(f"{label}: {_reason(error, self)}") from error
+
+
+def places(files: Iterable[Path], column: str = "text") -> list[Hashable]:
+    """Of each file what is the same for all names of it, with the column that is read of it."""
+    return [(file.resolve(), column) for file in files]
 
 
 T = TypeVar("T")

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 _CHOICE = 4  # packed: read so many times the tokens needed, where a text is long enough to choose from
 _LONG_ENOUGH = 1 / 1000  # of a collection's documents; where fewer are, they are joined
 _LOOKED_AT = 4000  # documents, before that is judged
+_COMPARED = 100  # documents, of all parts of a collection, by which one of as many is told to be the same
 _CHARACTERS = 16  # a token: more than any text needs; so much is read where only some windows are wanted
 
 
@@ -105,16 +106,11 @@ def draw_samples(
     width = _width(seqlen, prefix)
     shares = [share for share in share_out(calibration, heldout, samples) if share.source.local or not local]
     drawn: dict[Share, tuple[Tokens, SourceRecord]] = {}
-    names: dict[Hashable, str] = {}  # of places
+    names = _Names()
     for source in dict.fromkeys(share.source for share in shares):
         own = [share for share in shares if share.source == source]
         documents = source.load("train")
-        name = own[0].spec.name
-        if documents.place is not None and (other := names.setdefault(documents.place, name)) != name:
-            raise InputError(
-                f"source {name!r}: expected one name for one text, so that no sample is drawn twice, but {other!r} "
-                "is the same text; use that name here too"
-            )
+        names.add(own[0].spec.name, documents)
         try:
             drawn |= _draw(tokenizer, documents, own, prefix, width, seed)
         except _TooShort as short:
@@ -165,6 +161,27 @@ def evaluation_windows(
         )
     windows = min(windows, max_windows or windows)
     return torch.from_numpy(_begin(tokens[: windows * width].reshape(windows, width), prefix))
+
+
+@final
+class _Names:
+    """The sources that were read before, by what their texts are and by where these lie."""
+
+    def __init__(self) -> None:
+        self._names: dict[Hashable, str] = {}
+
+    def add(self, name: str, documents: Documents) -> None:
+        """Raise InputError where a source before has the same text, or reads a file of it."""
+        size = len(documents)
+        content = size, text_sha256(documents, range(0, size, size // _COMPARED + 1))
+        within = next((self._names[place] for place in documents.places if place in self._names), None)
+        if other := self._names.get(content, within):
+            what = "is the same text" if content in self._names else "has text of it"
+            raise InputError(
+                f"source {name!r}: expected one name for one text, so that no sample is drawn twice, but {other!r} "
+                f"{what}; use that name here too"
+            )
+        self._names |= dict.fromkeys((content, *documents.places), name)
 
 
 class _TooShort(Exception):

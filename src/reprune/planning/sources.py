@@ -18,7 +18,7 @@ from typing import Literal, final
 from reprune.errors import InputError
 from reprune.model.local import local_path
 from reprune.planning.documents import Documents
-from reprune.planning.rows import Rows
+from reprune.planning.rows import Rows, places
 from reprune.planning.saved import saved_files
 from reprune.planning.textfiles import check_lines, explain_json, is_text_file, read_text
 
@@ -143,7 +143,8 @@ class TextFile(Source):
 
     def load(self, split: Split) -> Documents:
         """The file's text. Raises InputError if it cannot be read, is not UTF-8 or is empty."""
-        return Documents(self.path.name, (read_text(self.path, _label(self.path.name)),))
+        texts = (read_text(self.path, _label(self.path.name)),)
+        return Documents(self.path.name, texts, places=places([self.path]))
 
 
 @final

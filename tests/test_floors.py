@@ -20,6 +20,7 @@ _ROOMS = [
     "rates",
     "devices",
     "memory",
+    "found",
     "prepare",
     "generation",
     "api",

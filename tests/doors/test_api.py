@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import reprune
+from reprune.doors.command.views import show_status
 from reprune.doors.generation.generate import generate
 from reprune.errors import InputError
 from reprune.math.ranks import ALONE, Together
@@ -114,6 +115,49 @@ def test_a_run_leaves_a_callers_random_numbers_alone() -> None:
     before = torch.get_rng_state()
     reprune.prune("llama", "out", **QUICK)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_run_that_is_worked_on_is_told_from_one_that_was_left(
+    here: Path, cli: Cli, capfd: pytest.CaptureFixture[str]
+) -> None:
+    doors: dict[str, Callable[[], object]] = {
+        "prune": lambda: reprune.prune("llama", "out", **QUICK),
+        "of it": lambda: reprune.prune("out", "other", **QUICK),
+        "plan": lambda: reprune.plan("out", **QUICK),
+        "verify": lambda: reprune.verify("out"),
+        "report": lambda: reprune.report("out"),
+        "evaluate": lambda: reprune.evaluate("out", "text.txt"),
+        "against": lambda: reprune.errors_against("out", "llama", "text.txt"),
+    }
+
+    def check(running: bool, said: str, way_on: str) -> None:
+        capfd.readouterr()
+        assert reprune.status("out").running == running
+        show_status(reprune.status("out"), Path("out"))
+        assert capfd.readouterr().out.endswith(f"\n{said}\n")
+        for door in doors.values():
+            with pytest.raises(InputError, match=way_on):
+                door()
+
+    class Looking(reprune.Watcher):
+        def window_done(self, window: Any, record: Any) -> None:
+            check(True, "running", "another process is working on")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        reprune.prune("llama", "out", **QUICK, watcher=Looking())
+    check(False, "unfinished; go on with: reprune resume out", "reprune resume out")
+    generated = cli("generate", "out", "--out", "texts.jsonl", "--samples", "2")
+    assert generated.err == "error: out: holds an unfinished run; go on with 'reprune resume out'.\n"
+    reprune.resume("out")
+    assert not reprune.status("out").running
+
+
+def test_a_study_is_no_model_and_no_run(here: Path, cli: Cli) -> None:
+    (here / "grid").mkdir()
+    (here / "grid" / "study.json").write_text("{}")
+    said = "error: grid: holds a study; the models of its cells, where --keep-models was given, are grid/cells/NAME.\n"
+    assert cli("status", "grid").err == cli("verify", "grid").err == cli("plan", "grid").err == said
 
 
 def test_a_path_may_begin_with_the_home_folder(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

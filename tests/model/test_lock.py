@@ -10,16 +10,19 @@ from pathlib import Path
 import pytest
 
 from reprune.errors import InputError
-from reprune.model.lock import locked
+from reprune.model.lock import is_held, locked
 
 
 @pytest.mark.parametrize("folder", [True, False])
 def test_what_another_holds_is_refused_until_it_lets_go(folder: bool, tmp_path: Path) -> None:
     path = tmp_path if folder else tmp_path / "file"
     path.touch()
-    with locked(path, path, "run"):  # noqa: SIM117
+    assert not is_held(path)
+    with locked(path, path, "run"):
+        assert is_held(path)
         with pytest.raises(InputError, match="another process is working on this run"), locked(path, path, "run"):
             pass
+    assert not is_held(path)
     with locked(path, path, "run"):
         pass
 
@@ -32,6 +35,7 @@ def test_a_file_system_without_locks_is_no_other_process(
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
     monkeypatch.setattr(fcntl, "flock", none)
+    assert not is_held(tmp_path)
     said = r"out: the file system gives no lock that keeps .* of this run \(No locks available\)"
     with pytest.raises(InputError, match=said), locked(tmp_path, Path("out"), "run", wait):
         pass

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from reprune.doors.devices import check_begun_on, slowness
+from reprune.doors.found import find_model, what_is_there
 from reprune.doors.generation.selfmade import self_generated, unwritten
 from reprune.doors.prepare import (
     Sources,
@@ -164,7 +165,7 @@ def _prune(recipe: Recipe, out: Path, watcher: Watcher, shared: Shared | None, r
     ranks.first_does(lambda: check_out(out))
     check_versions(ranks, recipe.pruner.name)
     watcher.phase(None, "reading the model")
-    folder = locate_model(recipe.model, notify=watcher.note)
+    folder = find_model(recipe.model, notify=watcher.note)
     check_dense(folder)
     check_model(ranks, recipe.model, folder)
     recipe = settle(recipe, ranks).settled()
@@ -374,6 +375,7 @@ class Status:
     windows_done: int
     recipe: dict[str, Any]
     last: dict[str, Any] | None  # the record of the window, or the distillation, that was finished last
+    running: bool = False  # whether a process is working on it now
 
 
 def status(out: str | os.PathLike[str]) -> Status:
@@ -383,7 +385,7 @@ def status(out: str | os.PathLike[str]) -> Status:
     if ledger.exists:
         job, lines = ledger.job(), ledger.lines()
         last = lines[-1]["window"] if lines else None
-        return Status(False, job["windows"], len(lines), job["recipe"], last)
+        return Status(False, job["windows"], len(lines), job["recipe"], last, ledger.running)
     if (folder / RECORD).exists():
         try:
             record = read_json((folder / RECORD).read_text(encoding="utf-8"))
@@ -393,4 +395,5 @@ def status(out: str | os.PathLike[str]) -> Status:
             return Status(True, len(done), len(done), record["recipe"], done[-1])
         except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
             raise InputError(f"{folder / RECORD}: damaged ({error!r}); the model beside it may still load.") from None
-    raise InputError(f"{out}: holds no run of reprune, neither finished ({RECORD}) nor unfinished.")
+    said = what_is_there(folder) or f"holds no run of reprune, neither finished ({RECORD}) nor unfinished"
+    raise InputError(f"{out}: {said}.")

@@ -13,6 +13,7 @@ from typing import Any, final
 import torch
 
 from reprune.doors.devices import DTYPES
+from reprune.doors.found import find_model
 from reprune.doors.generation.selfmade import texts_of, unwritten
 from reprune.doors.prepare import (
     check_dense,
@@ -42,7 +43,6 @@ from reprune.errors import InputError
 from reprune.model.block import Precision
 from reprune.model.decoder import Decoder
 from reprune.model.local import local_path
-from reprune.model.locate import locate_model
 from reprune.model.undisturbed import undisturbed
 from reprune.model.whole import whole_bytes
 from reprune.planning.layers import resolve_recipe
@@ -171,7 +171,7 @@ def plan_by_recipe(
     Raises:
         InputError: the recipe does not fit the model at all. What would be refused is in `Plan.refusals`.
     """
-    folder = locate_model(recipe.model, notify=watcher.note)
+    folder = find_model(recipe.model, notify=watcher.note)
     check_dense(folder)
     asked = {"device": recipe.device, "precision": recipe.precision}
     if machine is not None:  # nothing is run on it: blocks without values are on the CPU

@@ -129,7 +129,8 @@ def check_out(out: Path) -> None:
         raise InputError(
             f"--out {out}: has bytes that are not UTF-8, and files of weights take no such path; give another folder."
         ) from None
-    begun = Ledger(out).exists
+    ledger = Ledger(out)
+    begun = ledger.exists
     if out.exists() and not out.is_dir():
         raise InputError(f"--out {out}: is a file; give a folder that does not exist yet.")
     for folder in (out, *out.parents):
@@ -139,13 +140,11 @@ def check_out(out: Path) -> None:
                 f"--out {out}: {where}is a link to {folder.readlink()}, which is not there; make that folder, or give "
                 "another."
             )
-    if out.is_dir() and Ledger(out).never_began:
-        Ledger(out).check_links()
+    if out.is_dir() and ledger.never_began:
+        ledger.check_links()
     elif out.is_dir() and any(out.iterdir()):
         if begun:
-            raise InputError(
-                f"--out {out}: holds an unfinished run; go on with 'reprune resume {out}', or give another folder."
-            )
+            raise InputError(f"--out {out}: {ledger.way_on}, or give another folder.")
         raise InputError(f"--out {out}: is not empty; give a folder that does not exist yet.")
     parent = _there(out)
     if not parent.is_dir():

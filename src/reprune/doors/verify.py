@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationErr
 from torch import Tensor, nn
 
 from reprune.doors.formats import sparsities
+from reprune.doors.found import what_is_there
 from reprune.engine.ledger import Ledger
 from reprune.engine.probe import TOKENS, Probe, rms
 from reprune.engine.result import RECORD
@@ -152,8 +153,8 @@ def _checks(folder: Path, record: dict[str, Any], trust_remote_code: bool) -> It
 
 def _read(folder: Path) -> dict[str, Any]:
     file = folder / RECORD
-    if Ledger(folder).exists:
-        raise InputError(f"{folder}: holds an unfinished run; go on with 'reprune resume {folder}', then verify it.")
+    if (ledger := Ledger(folder)).exists:
+        raise InputError(f"{folder}: {ledger.way_on}, then verify it.")
     try:
         record = read_json(file.read_text(encoding="utf-8"))
         if missing := {"recipe", "blocks", "files", "forward"} - set(record):
@@ -161,7 +162,8 @@ def _read(folder: Path) -> dict[str, Any]:
         _Record.model_validate(record)
         parse_pattern(str(record["recipe"]["sparsity"]))
     except (FileNotFoundError, NotADirectoryError):
-        raise InputError(f"{folder}: holds no result of reprune ({RECORD} is not in it).") from None
+        said = what_is_there(folder) or f"holds no result of reprune ({RECORD} is not in it)"
+        raise InputError(f"{folder}: {said}.") from None
     except (ValueError, KeyError, TypeError, RepruneError) as error:
         first = error.errors()[0] if isinstance(error, ValidationError) else None
         said = str(error) if first is None else f"{'.'.join(map(str, first['loc']))}: {first['msg']}"

@@ -34,7 +34,7 @@ from reprune.engine.window import PrunedBlock
 from reprune.errors import InputError
 from reprune.model.decoder import Decoder
 from reprune.model.durable import append_line, sha256, sync_folder, whole_lines, write_tensors, write_text
-from reprune.model.lock import locked
+from reprune.model.lock import is_held, locked
 from reprune.model.sealed import seal, unseal
 from reprune.planning.recipe import Recipe
 from reprune.planning.schedule import Window
@@ -79,6 +79,18 @@ class Ledger:
         except OSError as error:
             raise InputError(f"{self.result}: cannot be read ({error.strerror}); give a folder that can.") from None
         return True
+
+    @property
+    def running(self) -> bool:
+        """Whether a process is working on a run that has begun and is not finished; raises as `exists` does."""
+        return self.exists and is_held(self.folder)
+
+    @property
+    def way_on(self) -> str:
+        """Of a run that has begun and is not finished: what the folder holds, and what to do about it, in words."""
+        if self.running:
+            return "holds a run that another process is working on; wait for it"
+        return f"holds an unfinished run; go on with 'reprune resume {self.result}'"
 
     @property
     def never_began(self) -> bool:

@@ -241,7 +241,7 @@ def test_a_bad_line_is_said_before_the_model_is_loaded(part: Path, monkeypatch: 
     with (part / "rte_dev.jsonl").open("a") as file:
         file.write('\n{"premise": "a", "hypothesis": "b", "label": "maybe"}\n')
     monkeypatch.setattr(door, "load_model", lambda *_: pytest.fail("loaded"))
-    monkeypatch.setattr(door, "locate_model", lambda *_, **__: pytest.fail("located"))
+    monkeypatch.setattr(door, "find_model", lambda *_, **__: pytest.fail("located"))
     with pytest.raises(InputError, match=rf"rte_dev\.jsonl, line {COUNT + 1}, 'label': expected .* but got \"maybe\""):
         run(part, ["rte"], part)
 
@@ -255,7 +255,7 @@ def test_prompts_that_are_cut_are_said(llama: Path, part: Path) -> None:
 
 
 def test_a_model_of_the_hub_is_called_by_its_id(llama: Path, part: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(door, "locate_model", lambda *_, **__: llama)
+    monkeypatch.setattr(door, "find_model", lambda *_, **__: llama)
     (part / "rte_dev.jsonl").write_text(
         json.dumps({"premise": " ".join(WORDS[:300]), "hypothesis": "b", "label": "entailment"}), encoding="utf-8"
     )

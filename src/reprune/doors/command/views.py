@@ -96,7 +96,8 @@ def show_status(status: Status, out: Path) -> None:
     output.print(f"{out}: {lines[0]}")
     for line in lines[1:]:
         output.print(line)
-    output.print("finished" if status.finished else f"unfinished; go on with: reprune resume {shlex.quote(str(out))}")
+    way_on = "running" if status.running else f"unfinished; go on with: reprune resume {shlex.quote(str(out))}"
+    output.print("finished" if status.finished else way_on)
 
 
 def _status(status: Status) -> Iterator[str]:

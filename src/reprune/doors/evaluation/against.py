@@ -14,13 +14,13 @@ import torch
 from reprune.doors.devices import DTYPES, in_precision, settle_device
 from reprune.doors.evaluation.calibrated import calibrated_on
 from reprune.doors.evaluation.protocols import Cut, CutText, cut_text, model_name, open_text
+from reprune.doors.found import find_model
 from reprune.doors.prepare import check_ids
 from reprune.engine.compare import BlockError, check_alike, compare
 from reprune.errors import InputError
 from reprune.model.block import Precision
 from reprune.model.decoder import Decoder
 from reprune.model.full_speed import full_speed
-from reprune.model.locate import locate_model
 from reprune.model.undisturbed import undisturbed
 from reprune.planning.recipe import StreamsRecipe
 
@@ -91,7 +91,7 @@ def errors_against(
         raise InputError(f"batch_size {batch_size}: expected at least 1.")
     cut = Cut.of(protocol, seqlen, max_windows)
     where = settle_device(device)
-    folders = [locate_model(os.fspath(model), notify=notify) for model in (sparse, dense)]
+    folders = [find_model(model, notify=notify) for model in (sparse, dense)]
 
     def against(products: str) -> AgainstDense:
         student, teacher = _pair(folders, where, products, trust_remote_code)
@@ -125,7 +125,7 @@ def check_against(
     notify: Callable[[str], None],
 ) -> None:
     """Raise the `InputError` that `errors_against` would of the sparse and the dense model and the text."""
-    folders = [locate_model(os.fspath(model), notify=notify) for model in models]
+    folders = [find_model(model, notify=notify) for model in models]
     _pair(folders, "cpu", "float32", trust_remote_code)
     _windows(folders, text, cut, trust_remote_code)
 

@@ -11,10 +11,10 @@ from reprune.doors.devices import DTYPES, in_precision, settle_device
 from reprune.doors.evaluation.calibrated import calibrated_on
 from reprune.doors.evaluation.perplexity import Perplexity, perplexity
 from reprune.doors.evaluation.protocols import Cut, cut_text, model_name, open_text
+from reprune.doors.found import find_model
 from reprune.doors.prepare import check_ids
 from reprune.model.block import Precision
 from reprune.model.checkpoint import Checkpoint
-from reprune.model.locate import locate_model
 from reprune.model.undisturbed import undisturbed
 from reprune.model.whole import load_model, weights_dtype
 
@@ -51,7 +51,7 @@ def evaluate(
         InputError: the model or the text cannot be used.
     """
     cut = Cut.of(protocol, seqlen, max_windows)
-    folder = locate_model(os.fspath(model), notify=notify)
+    folder = find_model(model, notify=notify)
     where = settle_device(device)
     windows = cut_text(folder, open_text(text), cut, trust_remote_code)
     share = calibrated_on(folder, windows, notify)

@@ -12,6 +12,7 @@ from typing import Any, final
 import torch
 
 from reprune.doors.devices import settle_together, slowness
+from reprune.doors.found import find_model
 from reprune.doors.generation.endpoint import EndpointAuthor
 from reprune.doors.generation.local import LocalAuthor
 from reprune.doors.prepare import check_devices, check_model, check_versions
@@ -22,7 +23,7 @@ from reprune.model.bare import longest
 from reprune.model.checkpoint import Checkpoint
 from reprune.model.full_speed import full_speed
 from reprune.model.local import local_path
-from reprune.model.locate import hub_commit, locate_model
+from reprune.model.locate import hub_commit
 from reprune.model.lock import locked
 from reprune.model.undisturbed import undisturbed
 from reprune.planning.generation.corpus import Corpus
@@ -104,7 +105,7 @@ def generate(
     require_filters(settings.filters)
     require_language(settings.language)
     check_versions(ranks)
-    folder = locate_model(os.fspath(model), notify=watcher.note, weights=endpoint is None)
+    folder = find_model(model, notify=watcher.note, weights=endpoint is None)
     check_model(ranks, os.fspath(model), folder, weights=endpoint is None)
     tokenizer = load_tokenizer(folder, trust_remote_code)
     settings = _fitting(folder, settings, len(beginning(tokenizer)), trust_remote_code)

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from reprune.errors import InputError
+from reprune.model.lock import is_held
 from reprune.model.wellformed import read_json
 
 RUN = "reprune.json"
@@ -341,6 +342,8 @@ def read_records(folder: Path) -> Run | Study:
     if (folder / RUN).is_file():
         return _read(folder / RUN, Run)
     if (folder / ".reprune" / "run.json").is_file():
+        if is_held(folder / ".reprune"):
+            raise InputError(f"the run in {folder} is not finished; another process is working on it: wait for it")
         raise InputError(
             f"the run in {folder} is not finished; finish it first: reprune resume {shlex.quote(str(folder))}"
         )

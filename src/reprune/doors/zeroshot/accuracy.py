@@ -17,6 +17,7 @@ import torch
 
 from reprune.doors.devices import DTYPES, in_precision, settle_device
 from reprune.doors.evaluation.protocols import model_name
+from reprune.doors.found import find_model
 from reprune.doors.zeroshot.rows import LAYOUTS, Row
 from reprune.doors.zeroshot.tasks import Task, load_tasks, quiet_harness, require_harness
 from reprune.errors import InputError
@@ -24,7 +25,6 @@ from reprune.model.block import Precision
 from reprune.model.checkpoint import Checkpoint
 from reprune.model.full_speed import full_speed
 from reprune.model.local import local_path
-from reprune.model.locate import locate_model
 from reprune.model.undisturbed import undisturbed
 from reprune.model.whole import collect_models, load_model, weights_dtype
 from reprune.planning.tokenizer import load_tokenizer
@@ -114,7 +114,7 @@ def zero_shot(
     """
     loaded = open_tasks(tasks, data=data, limit=limit, notify=notify)
     where = settle_device(device)
-    folder = locate_model(os.fspath(model), notify=notify)
+    folder = find_model(model, notify=notify)
     tokenizer = load_tokenizer(folder, trust_remote_code)
     saved = weights_dtype(folder, trust_remote_code)
     with quiet_harness():

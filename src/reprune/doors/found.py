@@ -1,0 +1,41 @@
+"""Finds the model that a user names, and says what a folder is that is none: of an unfinished run, or of a study."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from reprune.engine.ledger import Ledger
+from reprune.errors import InputError
+from reprune.model.local import local_path
+from reprune.model.locate import locate_model
+
+_STUDY = "study.json"
+
+
+def find_model(model: str | os.PathLike[str], *, notify: Callable[[str], None], weights: bool = True) -> Path:
+    """`locate_model`, which knows nothing of what runs and studies leave.
+
+    Raises:
+        InputError: there is no such model that can be used.
+    """
+    said: str | None = None
+    try:
+        return locate_model(os.fspath(model), notify=notify, weights=weights)
+    except InputError:
+        with suppress(OSError, ValueError):  # of a name that is no path
+            said = what_is_there(local_path(model))
+        if said is None:
+            raise
+    raise InputError(f"{model}: {said}.")
+
+
+def what_is_there(folder: Path) -> str | None:
+    """What a folder without a result holds, and the way on; None where that is neither a run nor a study."""
+    if (ledger := Ledger(folder)).exists:
+        return ledger.way_on
+    if (folder / _STUDY).is_file():
+        return f"holds a study; the models of its cells, where --keep-models was given, are {folder / 'cells'}/NAME"
+    return None

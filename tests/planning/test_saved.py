@@ -37,8 +37,9 @@ def test_of_several_splits_each_is_read_without_the_caches_beside_it(tmp_path: P
     for named in ("", "::train", "::test+train"):
         with pytest.raises(InputError, match=r"there \(train_sft, train_gen, test\), but got 'train'; name one"):
             load_documents(f"{folder}{named}", "train")
-    with pytest.raises(InputError, match=r"expected no configuration, .* but got 'more'; leave it out"):
-        load_documents(f"{folder}:more", "test")
+    remedy = "leave it out, or name a split as in FOLDER::SPLIT, a column as in FOLDER:::COLUMN"
+    with pytest.raises(InputError, match=rf"expected no configuration, .* but got 'test'; {remedy}$"):
+        load_documents(f"{folder}:test", "test")
     (folder / "test" / "state.json").unlink()
     with pytest.raises(InputError, match=r"expected test/state\.json to list the split's files"):
         load_documents(str(folder), "test")

@@ -40,7 +40,8 @@ def saved_files(folder: Path, config: str | None, split: str | None, usual: str,
         files = _files_of(folder, names, split or usual, label)
     if config not in (None, "default"):
         raise InputError(
-            f"{label}: expected no configuration, as saved data sets have none, but got {config!r}; leave it out"
+            f"{label}: expected no configuration, as saved data sets have none, but got {config!r}; leave it out, or "
+            "name a split as in FOLDER::SPLIT, a column as in FOLDER:::COLUMN"
         )
     if not files:  # as an empty data set has
         raise InputError(f"{label}: {NO_TEXT}")

@@ -191,6 +191,17 @@ def test_the_command_shows_what_decides_a_number(cli: Cli, here: Path) -> None:
     assert (said.err, json.loads(said.out)) == ("", {"perplexity": result.record()})
 
 
+def test_a_text_of_fewer_windows_than_asked_for_is_noted(cli: Cli) -> None:
+    flags = ["--text", "text.txt", "--seqlen", "128", "--against", "llama"]
+    every = json.loads(cli("evaluate", "llama", *flags, "--json").out)
+    windows = every["perplexity"]["windows"]
+    said = cli("evaluate", "llama", *flags, "--windows", windows + 1, "--json")
+    assert (said.code, json.loads(said.out)) == (0, every)
+    note = f"note: text.txt gives only {windows} windows of 128 tokens,"
+    assert said.err == f"{note}\n      so fewer than --windows {windows + 1} are measured\n"
+    assert cli("evaluate", "llama", *flags, "--windows", windows, "--json").err == ""
+
+
 def test_a_window_without_bos_is_shown_so(cli: Cli, here: Path) -> None:
     tiny.save("llama", here / "plain", bos=False)
     assert "5 windows of 32 tokens (no BOS, 32), not overlapping" in cli("evaluate", "plain", *FLAGS).out
@@ -223,6 +234,10 @@ def test_a_window_without_bos_is_shown_so(cli: Cli, here: Path) -> None:
         (
             ["--text", "text.txt=3"],
             "--text text.txt=3: takes no COUNT; use --windows to read only the start of a text.",
+        ),
+        (
+            ["--text", "text.txt", "--seqlen", "32", "--text", "other.txt"],
+            "--text text.txt --text other.txt: one text is measured at a time; give one.",
         ),
         (
             ["--text", "text.txt", "--protocol", "short", "--windows", "3"],

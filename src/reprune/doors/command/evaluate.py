@@ -19,7 +19,7 @@ from reprune.errors import InputError, RepruneError, out_of_memory
 def evaluate(
     model: Model,
     text: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(metavar="SOURCE", help="The text to measure on; of a data set, its test split."),
     ] = None,
     protocol: Annotated[
@@ -62,8 +62,9 @@ def evaluate(
     """
     with exit_codes():
         cut: dict[str, Any] = {"protocol": protocol, "seqlen": seqlen, "max_windows": windows}
+        source = _one(text)
         _check(
-            text,
+            source,
             {"--against": against, "--protocol": protocol, "--seqlen": seqlen, "--windows": windows},
             zero_shot,
             {"--zero-shot-data": zero_shot_data, "--zero-shot-limit": zero_shot_limit},
@@ -101,23 +102,23 @@ def evaluate(
             from reprune.doors.zeroshot.accuracy import check_tasks
 
             check_tasks(zero_shot, data=zero_shot_data, limit=zero_shot_limit)
-        if text is not None and against is not None:
+        if source is not None and against is not None:
             from reprune.doors.evaluation.against import check_against
             from reprune.doors.evaluation.protocols import Cut
 
-            check_against([model, against], text, Cut.of(*cut.values()), trust_remote_code, common["notify"])
+            check_against([model, against], source, Cut.of(*cut.values()), trust_remote_code, common["notify"])
         try:
-            if text is not None and not no_perplexity:
+            if source is not None and not no_perplexity:
                 from reprune.doors.evaluation.evaluate import evaluate as evaluate_model
 
                 with _room_for_all(against), counting("windows", silent) as progress:
-                    measured = evaluate_model(model, text, **cut, **common, progress=progress)
+                    measured = evaluate_model(model, source, **cut, **common, progress=progress)
                 take("perplexity", measured, views.show_perplexity)
-            if text is not None and against is not None:
+            if source is not None and against is not None:
                 from reprune.doors.evaluation.against import errors_against
 
                 with counting("blocks", silent) as progress:
-                    errors = errors_against(model, against, text, **cut, **common, progress=progress)
+                    errors = errors_against(model, against, source, **cut, **common, progress=progress)
                 take("against", errors, views.show_against)
             if zero_shot:
                 from reprune.doors.zeroshot.accuracy import zero_shot as accuracies
@@ -144,6 +145,13 @@ def _room_for_all(against: str | None) -> Iterator[None]:
             f"{said}; perplexity needs the whole model in memory, --against only a block: "
             "leave perplexity out by --no-perplexity."
         ) from error
+
+
+def _one(texts: list[str] | None) -> str | None:
+    """The text, if one is given; raises `InputError` where there are several."""
+    if texts and len(texts) > 1:
+        raise InputError(f"--text {' --text '.join(texts)}: one text is measured at a time; give one.")
+    return texts[0] if texts else None
 
 
 def _check(

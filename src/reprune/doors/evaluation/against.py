@@ -95,7 +95,7 @@ def errors_against(
 
     def against(products: str) -> AgainstDense:
         student, teacher = _pair(folders, where, products, trust_remote_code)
-        windows = _windows(folders, text, cut, trust_remote_code)
+        windows = _windows(folders, text, cut, trust_remote_code, notify)
         check_ids(folders[0].name, windows.ids, student.vocabulary)
         share = calibrated_on(folders[0], windows, notify)
         memory = int(StreamsRecipe().memory)
@@ -145,10 +145,17 @@ def _pair(folders: list[Path], where: str, products: str, trust_remote_code: boo
     return student, teacher
 
 
-def _windows(folders: list[Path], text: str | os.PathLike[str], cut: Cut, trust_remote_code: bool) -> CutText:
+def _windows(
+    folders: list[Path],
+    text: str | os.PathLike[str],
+    cut: Cut,
+    trust_remote_code: bool,
+    notify: Callable[[str], None] = lambda text: None,
+) -> CutText:
     """The windows of the text; raises `InputError` unless both models' tokenizers give the same."""
     documents = open_text(text)
-    one, other = (cut_text(folder, documents, cut, trust_remote_code) for folder in folders)
+    one = cut_text(folders[0], documents, cut, trust_remote_code, notify)
+    other = cut_text(folders[1], documents, cut, trust_remote_code)
     if not torch.equal(one.ids, other.ids):
         raise InputError(
             f"{folders[0].name} and {folders[1].name} cut {one.text} into different tokens; only a model with the "

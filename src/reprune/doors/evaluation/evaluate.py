@@ -53,7 +53,7 @@ def evaluate(
     cut = Cut.of(protocol, seqlen, max_windows)
     folder = find_model(model, notify=notify)
     where = settle_device(device)
-    windows = cut_text(folder, open_text(text), cut, trust_remote_code)
+    windows = cut_text(folder, open_text(text), cut, trust_remote_code, notify)
     share = calibrated_on(folder, windows, notify)
 
     def measured(products: str) -> tuple[str, float]:

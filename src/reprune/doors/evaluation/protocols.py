@@ -6,6 +6,7 @@ A name means one thing: a protocol is refused where a model or a text cannot be 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
@@ -149,8 +150,14 @@ def open_text(source: str | os.PathLike[str]) -> Documents:
     return load_documents(spec.name, "test")
 
 
-def cut_text(folder: Path, documents: Documents, cut: Cut, trust_remote_code: bool = False) -> CutText:
-    """The windows of a text, in the tokens of a model folder's tokenizer.
+def cut_text(
+    folder: Path,
+    documents: Documents,
+    cut: Cut,
+    trust_remote_code: bool = False,
+    notify: Callable[[str], None] = lambda text: None,
+) -> CutText:
+    """The windows of a text, in the tokens of a model folder's tokenizer; `notify` is told where they are too few.
 
     Raises:
         InputError: the text is too short for the cut, or the model for its windows.
@@ -164,6 +171,11 @@ def cut_text(folder: Path, documents: Documents, cut: Cut, trust_remote_code: bo
         raise InputError(
             f"--protocol {protocol}: {needed} windows of {seqlen} tokens, but {documents.name} gives only {len(ids)}; "
             f"give a longer text, or --seqlen {seqlen}."
+        )
+    if len(ids) < (cut.max_windows or 0):
+        notify(
+            f"note: {documents.name} gives only {len(ids)} windows of {seqlen} tokens,\n"
+            f"      so fewer than --windows {cut.max_windows} are measured"
         )
     first = beginning(tokenizer)
     begun = bool(first) and first[0] == tokenizer.bos_token_id

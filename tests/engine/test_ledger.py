@@ -164,6 +164,31 @@ def test_another_model_or_version_is_not_gone_on_with(tmp_path: Path) -> None:
     reprune.resume(tmp_path / "cut")
 
 
+def test_a_run_goes_on_with_its_model_at_another_place(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where its folder was renamed, or taken to another machine: it is the same model, by every file."""
+    before, after = tmp_path / "before", tmp_path / "after"
+    shutil.copytree(llama, before / "mine")
+    monkeypatch.chdir(before)
+    prune(Path("mine"), Path("whole"), "BR+GP")
+    with pytest.raises(Interrupted):
+        prune(Path("mine"), Path("cut"), "BR+GP", InterruptAt(0))
+    before.rename(after)
+    monkeypatch.chdir(tmp_path)
+    message = f"{before}/mine: .* no longer there; put it, or a link to it, back, or go where mine is that model, and"
+    with pytest.raises(InputError, match=message):
+        reprune.resume(after / "cut")
+    monkeypatch.chdir(after)
+    entry = Checkpoint(Path("mine")).entries["model.layers.1.mlp.up_proj.weight"]
+    flip_bit(entry.file, entry.offset)
+    with pytest.raises(InputError, match=r"mine: not the model that this run began with: model\.safetensors differs"):
+        reprune.resume("cut")
+    flip_bit(entry.file, entry.offset)
+    reprune.resume("cut")
+    assert files(Path("cut")) == files(Path("whole"))
+
+
 _CODE = """
 from transformers import LlamaConfig, LlamaForCausalLM
 class C(LlamaConfig):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pwd
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from huggingface_hub import _snapshot_download, errors
 
 from reprune.errors import InputError
 from reprune.model import locate
-from reprune.model.locate import at_commit, hub_commit, locate_model
+from reprune.model.locate import at_commit, hub_commit, locate_again, locate_model
 from tests import tiny
 from tests.model.test_locate import LLAMA
 
@@ -191,3 +192,23 @@ def test_a_hub_model_without_a_home_folder_says_where_it_could_go(monkeypatch: p
 def test_what_the_cache_does_not_hold_is_refused_offline(model: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
         locate_model(model)
+
+
+def test_a_model_that_is_no_longer_where_it_was_is_taken_from_where_it_is(cached: Path, tmp_path: Path) -> None:
+    """A Hub's in another cache is that of its commit, wherever the branch is; a model that is named anew goes first."""
+    (cached.parent.parent / "refs" / "main").write_text(OTHER)
+    gone = tmp_path / "old" / "snapshots" / SHA
+    assert locate_again("owner/tiny@main", gone) == cached
+    assert locate_again("owner/tiny", gone, str(cached)) == cached
+    assert locate_again(str(cached), tmp_path / "gone") == cached
+    assert locate_again("owner/tiny", cached, "another") == cached, "it is where it was"
+    shutil.rmtree(cached)
+    with pytest.raises(InputError, match=f"^owner/tiny at revision {SHA}: no folder .*or a link to it.*had it: {gone}"):
+        locate_again("owner/tiny", gone)
+
+
+def test_the_hub_is_not_asked_for_what_was_a_local_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Models of the Hub that have no owner go by such names, too."""
+    raising(monkeypatch, AssertionError("asked"))
+    with pytest.raises(InputError, match="gpt2: the model that this run prunes is no longer there"):
+        locate_again("gpt2", tmp_path / "gpt2")

@@ -51,9 +51,8 @@ from reprune.errors import HalfPrecisionError, InputError, going_on
 from reprune.math.ranks import ALONE, Ranks
 from reprune.model.checkpoint import Checkpoint
 from reprune.model.decoder import Decoder
-from reprune.model.gguf import is_whole
 from reprune.model.local import local_path
-from reprune.model.locate import locate_model
+from reprune.model.locate import locate_again, locate_model
 from reprune.model.undisturbed import undisturbed
 from reprune.model.wellformed import read_json
 from reprune.planning.layers import resolve_recipe
@@ -248,13 +247,13 @@ def resume(
 
 @undisturbed()
 def resume_sharing(
-    out: str | os.PathLike[str], watcher: Watcher, shared: Shared | None, ranks: Ranks = ALONE
+    out: str | os.PathLike[str], watcher: Watcher, shared: Shared | None, ranks: Ranks = ALONE, model: str | None = None
 ) -> dict[str, Any]:
-    """`resume` with what runs of one study have in common."""
+    """`resume` with what runs of one study have in common, and the model as that is given now."""
     ledger = Ledger(local_path(out), begun=True)
     job = ranks.first_does(lambda: _unfinished(ledger, out))
     recipe = Recipe.model_validate(job["recipe"])
-    folder = _dense(recipe, Path(job["folder"]), watcher)
+    folder = locate_again(recipe.model, Path(job["folder"]), model, notify=watcher.note)
     check_begun_on(recipe.device, out)
     checkpoint = Checkpoint(folder)
     if changed := _changed(job["weights"], checkpoint.digests()):  # before any code beside it is run
@@ -283,23 +282,6 @@ def _unfinished(ledger: Ledger, out: str | os.PathLike[str]) -> dict[str, Any]:
     if not ledger.exists and (local_path(out) / RECORD).exists():
         raise InputError(f"{out}: this run is finished; there is nothing to resume.")
     return ledger.job()
-
-
-def _dense(recipe: Recipe, folder: Path, watcher: Watcher) -> Path:
-    """The folder of the model that a run has begun with; that of a GGUF file is made once more where it is gone."""
-    if is_whole(folder):
-        return folder
-    if recipe.model.lower().endswith(".gguf"):
-        gguf = local_path(recipe.model)
-        if not gguf.is_file():
-            raise InputError(
-                f"{folder}: the converted model that this run prunes is no longer whole in the cache, and the file to "
-                f"convert again is gone; put {gguf} back and resume."
-            )
-        return locate_model(recipe.model, notify=watcher.note)
-    if not (folder / "config.json").is_file():
-        raise InputError(f"{folder}: the model that this run prunes is no longer there; put it back and resume.")
-    return folder
 
 
 def _changed(before: Mapping[str, str], now: Mapping[str, str]) -> str | None:

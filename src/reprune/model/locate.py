@@ -84,6 +84,42 @@ def locate_model(model: str, *, notify: Notify = lambda said: None, weights: boo
     return _from_hub(identifier, revision or None, weights)
 
 
+def locate_again(model: str, folder: Path, given: str | None = None, *, notify: Notify = lambda said: None) -> Path:
+    """The folder of a model that a run has begun with, or where the model is now.
+
+    Whether it is the same model is for the caller to see.
+
+    Args:
+        model: as it was given then.
+        folder: where it was then.
+        given: as it is given now, where it is.
+        notify: is told before a conversion.
+
+    Raises:
+        InputError: it is in none of these places; the message says what to do.
+    """
+    path, of_gguf = local_path(model), model.lower().endswith(".gguf")
+    if is_whole(folder) or (not of_gguf and (folder / "config.json").is_file()):
+        return folder
+    if given is not None or path.is_file() or (path / "config.json").is_file():
+        return locate_model(given or model, notify=notify)
+    if of_gguf:
+        raise InputError(
+            f"{folder}: the converted model that this run prunes is no longer whole in the cache, and the file to "
+            f"convert again is gone; put {path} back and resume."
+        )
+    if hub_commit(folder) and not path.is_absolute():
+        try:
+            return locate_model(at_commit(model, folder), notify=notify)
+        except InputError as error:
+            raise InputError(f"{error} (It, or a link to it, may be put where this run had it: {folder})") from None
+    elsewhere = "" if path.is_absolute() else f", or go where {model} is that model,"
+    raise InputError(
+        f"{folder}: the model that this run prunes is no longer there; put it, or a link to it, back{elsewhere} and "
+        "resume."
+    )
+
+
 def hub_commit(folder: Path) -> str | None:
     """The commit of a Hub's model, whose cache names folders by it; None for any other folder."""
     return folder.name if folder.parent.name == "snapshots" and COMMIT.fullmatch(folder.name) else None

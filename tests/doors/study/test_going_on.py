@@ -105,6 +105,18 @@ def test_a_cell_that_was_interrupted_is_resumed(
     assert read_study(here / "s")["dense"] == read_study(whole)["dense"]
 
 
+def test_a_cell_goes_on_with_the_model_that_its_study_is_given(
+    here: Path, whole: Path, llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (here / "llama").unlink()
+    shutil.copytree(llama, here / "llama")
+    stop_at(monkeypatch, engine, "prune_block_", lambda *_: True, times=5)
+    with pytest.raises(KeyboardInterrupt):
+        study("llama", "s", **SMALL, **SETTINGS)
+    (here / "llama").rename(here / "renamed")
+    assert numbers(study("renamed", "s", **SMALL, **SETTINGS)) == numbers(read_study(whole))
+
+
 FIRST, SECOND = "01234567" * 5, "89abcdef" * 5
 
 

@@ -70,7 +70,7 @@ class CellRun:
         """Begin the run, or go on with it."""
         if Ledger(self.folder).exists:
             try:
-                resume_sharing(self.folder, watcher, self.shared)
+                resume_sharing(self.folder, watcher, self.shared, model=recipe.model)
             except InputError as error:
                 raise InputError(f"{error} (Remove {self.folder} to begin this cell anew.)") from None
             return

@@ -287,15 +287,44 @@ def test_it_is_said_where_a_recipe_file_alone_lets_code_run(
         notes.clear()
 
 
-def test_the_commit_of_a_hub_model_is_on_record(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    commit = "0123456789" * 4
+COMMIT = "0123456789" * 4
+
+
+@pytest.fixture
+def repository(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """owner/tiny in the cache of Hub models, at two revisions of one commit."""
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     repository = tmp_path / "models--owner--tiny"
     (repository / "refs").mkdir(parents=True)
-    (repository / "refs" / "step3000").write_text(commit)
-    shutil.copytree(llama, repository / "snapshots" / commit)
+    for revision in ("main", "step3000"):
+        (repository / "refs" / revision).write_text(COMMIT)
+    shutil.copytree(llama, repository / "snapshots" / COMMIT)
+    return repository
+
+
+@pytest.mark.usefixtures("repository")
+def test_the_commit_of_a_hub_model_is_on_record(tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text(tiny.text(6_000), encoding="utf-8")
     reprune.prune("owner/tiny@step3000", tmp_path / "out", **QUICK | {"calibration": str(tmp_path / "text.txt")})
     model = record_of(tmp_path / "out")["model"]
-    assert (model["name"], model["commit"]) == ("owner/tiny@step3000", commit)
+    assert (model["name"], model["commit"]) == ("owner/tiny@step3000", COMMIT)
+
+
+def test_messages_call_a_hub_model_by_its_id(repository: Path, tmp_path: Path) -> None:
+    for given, message in {
+        "seqlen=4096": "--seqlen 4096: owner/tiny takes at most 128 tokens",
+        "distill=99": "distill.blocks 99: owner/tiny has 3 blocks",
+    }.items():
+        with pytest.raises(InputError, match=message):
+            reprune.prune("owner/tiny", tmp_path / "out", calibration="manual", settings=given)
+    with pytest.raises(InputError, match=r"^--seqlen 500: owner/tiny takes"):
+        reprune.evaluate("owner/tiny", "manual", seqlen=500)
+    with pytest.raises(InputError, match=r"^--length 5000: owner/tiny takes"):
+        generate("owner/tiny", tmp_path / "o.jsonl", samples=1, settings=generation({"length": 5000}))
+    other = tiny.save("qwen2", tmp_path / "other")
+    with pytest.raises(InputError, match=r"^other is of the architecture qwen2, owner/tiny llama"):
+        reprune.errors_against(other, "owner/tiny", "manual", seqlen=8)
+    (repository / "snapshots" / COMMIT / "reprune.json").touch()
+    with pytest.raises(InputError, match=r"^owner/tiny: is sparse already"):
+        reprune.plan("owner/tiny")

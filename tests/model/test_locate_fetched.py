@@ -11,7 +11,8 @@ import pytest
 from huggingface_hub import errors
 
 from reprune.errors import InputError
-from reprune.model.locate import hub_commit, locate_model
+from reprune.model.locate import locate_model
+from reprune.model.snapshots import hub_commit
 from tests import tiny
 
 SHA = "0123456789abcdef" * 2 + "01234567"

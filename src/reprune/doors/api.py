@@ -52,7 +52,7 @@ from reprune.math.ranks import ALONE, Ranks
 from reprune.model.checkpoint import Checkpoint
 from reprune.model.decoder import Decoder
 from reprune.model.local import local_path
-from reprune.model.locate import locate_again, locate_model
+from reprune.model.locate import locate_again
 from reprune.model.undisturbed import undisturbed
 from reprune.model.wellformed import read_json
 from reprune.planning.layers import resolve_recipe

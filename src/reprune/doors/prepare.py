@@ -26,7 +26,7 @@ from reprune.model.block import Precision
 from reprune.model.checkpoint import Checkpoint, digests_beside
 from reprune.model.decoder import Decoder
 from reprune.model.local import local_path
-from reprune.model.locate import hub_commit
+from reprune.model.snapshots import called, hub_commit
 from reprune.model.whole import whole_bytes
 from reprune.planning.layers import read_recipe
 from reprune.planning.recipe import Recipe
@@ -113,8 +113,8 @@ def check_dense(folder: Path) -> None:
     """Raise `InputError` where a model is a result of `prune`: what it lost would be the teacher's loss too."""
     if (folder / RECORD).exists():
         raise InputError(
-            f"{folder.name}: is sparse already, a result of reprune; prune the dense model it was made from. (To prune "
-            f"it further all the same, against itself as it is now, take {RECORD} out of the folder.)"
+            f"{called(folder)}: is sparse already, a result of reprune; prune the dense model it was made from. (To "
+            f"prune it further all the same, against itself as it is now, take {RECORD} out of the folder.)"
         )
 
 
@@ -298,7 +298,7 @@ def settle_seqlen(recipe: Recipe, decoder: Decoder) -> Recipe:
     if recipe.seqlen is None:
         return recipe.model_copy(update={"seqlen": min(DEFAULT_SEQLEN, limit or DEFAULT_SEQLEN)})
     if limit is not None and recipe.seqlen > limit:
-        raise InputError(f"--seqlen {recipe.seqlen}: {decoder.folder.name} takes at most {limit} tokens.")
+        raise InputError(f"--seqlen {recipe.seqlen}: {decoder.name} takes at most {limit} tokens.")
     return recipe
 
 
@@ -310,7 +310,7 @@ def check_schedule(recipe: Recipe, decoder: Decoder) -> None:
     size, stride = recipe.schedule.size, recipe.schedule.stride
     if size > max(len(decoder), 2) and stride < size:
         raise InputError(
-            f"schedule.size {size}: {decoder.folder.name} has {len(decoder)} blocks; give as many at most, or a "
+            f"schedule.size {size}: {decoder.name} has {len(decoder)} blocks; give as many at most, or a "
             "schedule.stride as large, for one window of all."
         )
 
@@ -318,7 +318,7 @@ def check_schedule(recipe: Recipe, decoder: Decoder) -> None:
 def check_distillation(recipe: Recipe, decoder: Decoder) -> None:
     """Raise `InputError` unless the model has as many blocks to distill, and predicts something from the last."""
     if (asked := recipe.distill.blocks) > len(decoder):
-        raise InputError(f"distill.blocks {asked}: {decoder.folder.name} has {len(decoder)} blocks.")
+        raise InputError(f"distill.blocks {asked}: {decoder.name} has {len(decoder)} blocks.")
     if asked:
         decoder.check_predicts()
 
@@ -328,7 +328,7 @@ def said_lacking(decoder: Decoder) -> str | None:
     if not decoder.lacking:
         return None
     return (
-        f"{decoder.folder.name}: its files lack {', '.join(decoder.lacking):.300}; its blocks are pruned all the same, "
+        f"{decoder.name}: its files lack {', '.join(decoder.lacking):.300}; its blocks are pruned all the same, "
         "and the result will lack it too; neither model predicts anything that could be evaluated"
     )
 
@@ -373,7 +373,7 @@ def draw(recipe: Recipe, decoder: Decoder, own: str | Path | None = None, local:
         seed=recipe.seed,
         local=local,
     )
-    check_ids(decoder.folder.name, torch.cat([samples.calibration, samples.heldout]), decoder.vocabulary)
+    check_ids(decoder.name, torch.cat([samples.calibration, samples.heldout]), decoder.vocabulary)
     return samples
 
 

@@ -64,8 +64,7 @@ def check_alike(sparse: Decoder, dense: Decoder) -> None:
 
 def _different(sparse: Decoder, dense: Decoder, said: str, other: str) -> InputError:
     return InputError(
-        f"{sparse.folder.name} {said}, {dense.folder.name} {other}; "
-        "only a model pruned from the dense one can be compared with it."
+        f"{sparse.name} {said}, {dense.name} {other}; only a model pruned from the dense one can be compared with it."
     )
 
 
@@ -108,7 +107,7 @@ def compare(
                 progress(index * len(batches) + number, len(dense) * len(batches))
             error = meter.error()
             if not error.finite:
-                raise NumericalError(f"block {index}: what {sparse.folder.name} or its dense model gives is not finite")
+                raise NumericalError(f"block {index}: what {sparse.name} or its dense model gives is not finite")
             return BlockError(index, error.normalized, error.relative, sparsity(one))
 
         return Comparison(embedding.error(), tuple(measure(index) for index in range(len(dense))))

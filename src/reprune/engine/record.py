@@ -21,7 +21,7 @@ from reprune.math.reconstruction_error import Error
 from reprune.math.solver import Errors, Fit
 from reprune.math.standardization import FeatureStatistics
 from reprune.model.heap import trim_heap
-from reprune.model.locate import hub_commit
+from reprune.model.snapshots import hub_commit
 from reprune.model.whole import collect_models
 from reprune.planning.choice import Choice
 from reprune.planning.descents import SolverRecipe

@@ -21,6 +21,7 @@ from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 from reprune.errors import InputError, UnsupportedModelError, out_of_memory, short
 from reprune.model.locate import GENERATIVE
 from reprune.model.quiet import quiet_transformers
+from reprune.model.snapshots import called
 
 _LARGE = 2**28  # numbers: a gigabyte in float32
 
@@ -36,12 +37,14 @@ def read_config(folder: Path, trust_remote_code: bool) -> Any:
         with quiet_transformers():
             config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except Exception as error:  # the library raises nearly anything on a damaged configuration
-        raise InputError(f"{folder.name}: its config.json cannot be used: {' '.join(str(error).split())}") from None
+        raise InputError(f"{called(folder)}: its config.json cannot be used: {' '.join(str(error).split())}") from None
     if getattr(config, "is_encoder_decoder", False):
-        raise UnsupportedModelError(f"{folder.name}: {config.model_type} is an encoder-decoder; a decoder is needed.")
+        raise UnsupportedModelError(
+            f"{called(folder)}: {config.model_type} is an encoder-decoder; a decoder is needed."
+        )
     if _sees_what_comes(config):
         raise UnsupportedModelError(
-            f"{folder.name}: {config.model_type} with is_decoder false attends to the tokens that are to come, so "
+            f"{called(folder)}: {config.model_type} with is_decoder false attends to the tokens that are to come, so "
             "it does not predict the next one; give a causal language model."
         )
     return config
@@ -127,7 +130,7 @@ def build_bare(folder: Path, trust_remote_code: bool) -> Any:
     with quiet_transformers():
         if (quantized := quantization(config)) is not None:
             raise UnsupportedModelError(
-                f"{folder.name}: its weights are quantized, and quantized weights cannot be pruned; "
+                f"{called(folder)}: its weights are quantized, and quantized weights cannot be pruned; "
                 "use the model's bfloat16, float16 or float32 weights (a .gguf file is dequantized by itself)"
                 f"{dequantizing(quantized)}."
             )
@@ -142,13 +145,13 @@ def build_bare(folder: Path, trust_remote_code: bool) -> Any:
         except ValueError as error:
             said = str(error).partition("\n")[0]  # what follows names all models of Transformers
             raise UnsupportedModelError(
-                f"{folder.name}: {config.model_type} is not a causal language model of Transformers: {said:.300}"
+                f"{called(folder)}: {config.model_type} is not a causal language model of Transformers: {said:.300}"
             ) from None
         except Exception as error:  # the model's own code, which may come with it, on what config.json says
             if out_of_memory(error) is not None:
                 raise
             raise UnsupportedModelError(
-                f"{folder.name}: Transformers cannot make the model of its config.json ({short(error, 300)}); mend "
+                f"{called(folder)}: Transformers cannot make the model of its config.json ({short(error, 300)}); mend "
                 "that until plain Transformers loads the folder."
             ) from None
         check_embedding(model)

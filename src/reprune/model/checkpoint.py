@@ -22,6 +22,7 @@ from torch import Tensor
 from reprune.errors import InputError, UnsupportedModelError
 from reprune.model.durable import sha256
 from reprune.model.readable import check_readable
+from reprune.model.snapshots import called
 from reprune.model.unchanged import Unchanged
 from reprune.model.wellformed import read_json
 
@@ -89,6 +90,7 @@ class Checkpoint:
             InputError: a file is missing or damaged, or there is none.
         """
         self.folder = folder
+        self.name = called(folder)
         weights = self._files()
         self._unchanged = Unchanged({*weights, *_beside(folder)})
         found: dict[str, TensorEntry] = {}
@@ -117,7 +119,7 @@ class Checkpoint:
             files = self._of_index(self.folder / named)
         if missing := [file.name for file in files if not file.exists()]:
             raise InputError(
-                f"{self.folder.name}: the weight file {missing[0]} is missing ({len(missing)} of {len(files)} are); "
+                f"{self.name}: the weight file {missing[0]} is missing ({len(missing)} of {len(files)} are); "
                 "download the model again."
             )
         if not files:

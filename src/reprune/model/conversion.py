@@ -98,11 +98,11 @@ class Layout:
         if isinstance(wanted, nn.Parameter) and wanted.is_floating_point():
             for stored in conversion.stored:
                 if (dtype := self._checkpoint.entries[stored].dtype) not in FLOATS:
-                    raise no_floats(self._checkpoint.folder.name, stored, str(dtype).removeprefix("torch."))
+                    raise no_floats(self._checkpoint.name, stored, str(dtype).removeprefix("torch."))
         found, shape = conversion.shapes[name], tuple(wanted.shape)
         if found != shape:
             raise UnsupportedModelError(
-                f"{self._checkpoint.folder.name}: the tensor {conversion.stored[0]} has the shape {list(found)}, but "
+                f"{self._checkpoint.name}: the tensor {conversion.stored[0]} has the shape {list(found)}, but "
                 f"the configuration makes it {list(shape)}; config.json and the safetensors files are not of one model."
             )
 
@@ -159,14 +159,14 @@ class Layout:
             raise
         except Exception as error:  # the rules raise nearly anything on tensors that do not fit
             raise UnsupportedModelError(
-                f"{self._checkpoint.folder.name}: {conversion.stored[0]} cannot be converted as Transformers does it "
+                f"{self._checkpoint.name}: {conversion.stored[0]} cannot be converted as Transformers does it "
                 f"({short(error)})."
             ) from None
         if {name: tuple(tensor.shape) for name, tensor in back.items()} != {
             name: entries[name].shape for name in conversion.stored
         }:
             raise UnsupportedModelError(
-                f"{self._checkpoint.folder.name}: Transformers does not turn what it makes of {conversion.stored[0]} "
+                f"{self._checkpoint.name}: Transformers does not turn what it makes of {conversion.stored[0]} "
                 "back into that tensor, so it cannot be saved as it was; load the model with from_pretrained and write "
                 "it with save_pretrained(..., save_original_format=False), then prune that folder."
             )

@@ -24,6 +24,7 @@ from reprune.model.outside import Outside
 from reprune.model.passing import Passing
 from reprune.model.predictor import Predictor, check_predicts
 from reprune.model.skeleton import Skeleton
+from reprune.model.snapshots import called
 from reprune.model.weightless import Weightless
 
 _PACKED = (".qweight", ".qzeros", ".weight_packed")
@@ -53,17 +54,18 @@ class Decoder:
             UnsupportedModelError: the model's blocks cannot be run one by one, or lack tensors.
         """
         self.folder = folder
+        self.name = called(folder)
         self.device = device or torch.device("cpu")
         self.precision = precision or Precision()
         self.checkpoint = Checkpoint(folder)
         self.skeleton = Skeleton(folder, trust_remote_code)
         self._layout = Layout(self.skeleton.model, self.checkpoint)
-        self._outside = Outside(folder.name, self.skeleton.model, self.skeleton.blocks_path, self._layout)
+        self._outside = Outside(self.name, self.skeleton.model, self.skeleton.blocks_path, self._layout)
         self.weightless = Weightless(self.skeleton, self.precision, self._outside.fill_with_nothing)
         self._blocks = [self._conversions(index) for index in range(len(self))]
         self._block_of = {name: self._find_block_of(name) for name in self.checkpoint.entries}
         self._outside.check()
-        self._passing = Passing(folder.name)
+        self._passing = Passing(self.name)
 
     def __len__(self) -> int:
         """The number of blocks."""
@@ -90,7 +92,7 @@ class Decoder:
                 continue
             if outside := next((one for one in conversion.parameters if not one.startswith(path)), None):
                 raise UnsupportedModelError(
-                    f"{self.folder.name}: {conversion.stored[0]} holds weights of block {index} and {outside}; blocks "
+                    f"{self.name}: {conversion.stored[0]} holds weights of block {index} and {outside}; blocks "
                     "whose weights lie in one tensor cannot be pruned one by one."
                 )
             if conversion.rule is None and len(conversion.stored) > 1:
@@ -107,12 +109,12 @@ class Decoder:
         full = self._path(index) + name
         if others := self._outside.aliases.get(full):
             return (
-                f"{self.folder.name}: {full} and {others[0]} are one and the same weights; what shares weights with a "
+                f"{self.name}: {full} and {others[0]} are one and the same weights; what shares weights with a "
                 "block cannot be pruned block by block."
             )
         if packed := next((stored for stored in self.checkpoint.entries if stored.endswith(_PACKED)), None):
             return (
-                f"{self.folder.name}: its weights are quantized ({packed}), and quantized weights cannot be pruned; "
+                f"{self.name}: its weights are quantized ({packed}), and quantized weights cannot be pruned; "
                 "use the model's bfloat16, float16 or float32 weights."
             )
         way = "the files may be incomplete, download the model again"
@@ -122,7 +124,7 @@ class Decoder:
                 "torch.compile, DDP or PEFT) with save_pretrained"
             )
         return (
-            f"{self.folder.name}: the parameter {name} of block {index} is not in its safetensors files under the name "
+            f"{self.name}: the parameter {name} of block {index} is not in its safetensors files under the name "
             f"{full} or another that Transformers reads; {way}."
         )
 
@@ -216,7 +218,7 @@ class Decoder:
             stacks = self.weightless.stacks(index)
         except Exception as error:  # whatever a module raises
             raise UnsupportedModelError(
-                f"{self.folder.name}: which matrices block {index} multiplies by could not be seen ({short(error)})."
+                f"{self.name}: which matrices block {index} multiplies by could not be seen ({short(error)})."
             ) from error
         return Block(index, module, self.device, self.precision, stacks)
 
@@ -252,7 +254,7 @@ class Decoder:
                 held = state[name.removeprefix(path)].to(device="cpu", dtype=tensor.dtype)
                 if conversion.rule is not None and not torch.equal(tensor.nan_to_num(), held.nan_to_num()):
                     raise UnsupportedModelError(
-                        f"{self.folder.name}: {name} cannot be stored as {conversion.stored[0]}: Transformers "
+                        f"{self.name}: {name} cannot be stored as {conversion.stored[0]}: Transformers "
                         "would not read it back as it is."
                     )
             tensors |= stored

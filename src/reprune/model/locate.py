@@ -17,6 +17,7 @@ from reprune.model.checkpoint import TOKENIZER
 from reprune.model.gguf import Notify, convert_gguf, is_whole
 from reprune.model.local import local_path
 from reprune.model.readable import check_readable
+from reprune.model.snapshots import hub_commit
 from reprune.model.urls import without_secrets
 from reprune.model.wellformed import read_json
 
@@ -35,7 +36,6 @@ _UNWANTED = [  # second copies of the same weights
     *("*/*.safetensors", "consolidated*"),
     *(f"*.{kind}{rest}" for kind in ("fp16", "bf16", "fp32") for rest in (".safetensors", "-*", ".index.*")),
 ]
-COMMIT = re.compile(r"[0-9a-f]{40}")  # as the caches of models and of data sets name folders
 _VARIANT = re.compile(r"(model|model\.safetensors\.index)\.(fp16|bf16|fp32)\.(safetensors|json)")
 _PICKLE = re.compile(r"pytorch_model.*\.bin|[^/]*\.(pth|pt|ckpt)")
 GENERATIVE = re.compile(r"(ForCausalLM|LMHeadModel|ForConditionalGeneration)$")
@@ -118,11 +118,6 @@ def locate_again(model: str, folder: Path, given: str | None = None, *, notify: 
         f"{folder}: the model that this run prunes is no longer there; put it, or a link to it, back{elsewhere} and "
         "resume."
     )
-
-
-def hub_commit(folder: Path) -> str | None:
-    """The commit of a Hub's model, whose cache names folders by it; None for any other folder."""
-    return folder.name if folder.parent.name == "snapshots" and COMMIT.fullmatch(folder.name) else None
 
 
 def at_commit(model: str, folder: Path) -> str:

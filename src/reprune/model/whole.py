@@ -32,6 +32,7 @@ from reprune.model.conversion import Layout
 from reprune.model.linears import find_linears
 from reprune.model.products import candidates
 from reprune.model.quiet import quiet_transformers
+from reprune.model.snapshots import called
 from reprune.model.stacked import stacked_parameters
 
 _was_loaded = Event()
@@ -139,7 +140,7 @@ def _check_floats(folder: Path, trust_remote_code: bool) -> None:
     used = _used(checkpoint, _bare(folder, trust_remote_code)) if small else []
     for name, entry in small.items():
         if entry in used:
-            raise no_floats(folder.name, name, str(entry.dtype).removeprefix("torch."))
+            raise no_floats(called(folder), name, str(entry.dtype).removeprefix("torch."))
 
 
 def _from_pretrained(folder: Path, dtype: torch.dtype, trust_remote_code: bool) -> Any:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar, cast, final
 
 from reprune.errors import InputError, lacks_home
-from reprune.model.locate import COMMIT
+from reprune.model.snapshots import COMMIT
 from reprune.planning.documents import Column, Documents
 from reprune.planning.room import no_room
 from reprune.planning.saved import NO_TEXT, STATE

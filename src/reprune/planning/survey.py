@@ -80,7 +80,7 @@ def survey(decoder: Decoder, sparsities: Sparsities, choice: Choice) -> Survey:
             hint = _hint(decoder, pattern, places)
             raise InputError(f"{key}: {pattern!r} fits no matrix of a block{hint}; there are {there:.2000}.")
     if not any(block.groups for block in blocks) and not refusals:
-        raise InputError(f"{decoder.folder.name}: no linear of any block is left to prune; see 'only' and 'exclude'.")
+        raise InputError(f"{decoder.name}: no linear of any block is left to prune; see 'only' and 'exclude'.")
     return Survey(tuple(blocks), _merged(refusals))
 
 

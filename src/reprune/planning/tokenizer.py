@@ -9,6 +9,7 @@ from typing import Any
 from reprune.errors import InputError
 from reprune.model.garbage import no_search
 from reprune.model.quiet import quiet_transformers
+from reprune.model.snapshots import called
 
 
 def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> Any:
@@ -23,16 +24,16 @@ def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> Any:
         file = _sentencepiece(folder)
         if file is not None and importlib.util.find_spec("sentencepiece") is None:
             raise InputError(
-                f"{folder.name}: its tokenizer ({file.name}) is read by another package: pip install sentencepiece"
+                f"{called(folder)}: its tokenizer ({file.name}) is read by another package: pip install sentencepiece"
             ) from None
         reason = " ".join(str(error).split())
         raise InputError(
-            f"{folder.name}: its tokenizer cannot be loaded ({reason:.200}); copy the model's tokenizer files "
+            f"{called(folder)}: its tokenizer cannot be loaded ({reason:.200}); copy the model's tokenizer files "
             "(tokenizer.json, tokenizer_config.json) into the folder."
         ) from None
     if not words:  # of a class that Transformers makes without its files
         raise InputError(
-            f"{folder.name}: its tokenizer knows no words; copy the model's tokenizer files (tokenizer.json, "
+            f"{called(folder)}: its tokenizer knows no words; copy the model's tokenizer files (tokenizer.json, "
             "tokenizer_config.json) into the folder."
         )
     return tokenizer

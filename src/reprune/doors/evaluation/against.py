@@ -21,6 +21,7 @@ from reprune.errors import InputError
 from reprune.model.block import Precision
 from reprune.model.decoder import Decoder
 from reprune.model.full_speed import full_speed
+from reprune.model.snapshots import called
 from reprune.model.undisturbed import undisturbed
 from reprune.planning.recipe import StreamsRecipe
 
@@ -96,7 +97,7 @@ def errors_against(
     def against(products: str) -> AgainstDense:
         student, teacher = _pair(folders, where, products, trust_remote_code)
         windows = _windows(folders, text, cut, trust_remote_code, notify)
-        check_ids(folders[0].name, windows.ids, student.vocabulary)
+        check_ids(called(folders[0]), windows.ids, student.vocabulary)
         share = calibrated_on(folders[0], windows, notify)
         memory = int(StreamsRecipe().memory)
         with tempfile.TemporaryDirectory(prefix="reprune-") as folder:
@@ -158,7 +159,7 @@ def _windows(
     other = cut_text(folders[1], documents, cut, trust_remote_code)
     if not torch.equal(one.ids, other.ids):
         raise InputError(
-            f"{folders[0].name} and {folders[1].name} cut {one.text} into different tokens; only a model with the "
-            "dense model's tokenizer can be compared with it."
+            f"{called(folders[0])} and {called(folders[1])} cut {one.text} into different tokens; only a model with "
+            "the dense model's tokenizer can be compared with it."
         )
     return other

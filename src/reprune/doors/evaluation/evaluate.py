@@ -15,6 +15,7 @@ from reprune.doors.found import find_model
 from reprune.doors.prepare import check_ids
 from reprune.model.block import Precision
 from reprune.model.checkpoint import Checkpoint
+from reprune.model.snapshots import called
 from reprune.model.undisturbed import undisturbed
 from reprune.model.whole import load_model, weights_dtype
 
@@ -59,7 +60,7 @@ def evaluate(
     def measured(products: str) -> tuple[str, float]:
         dtype = Precision(DTYPES[products])
         loaded = load_model(folder, torch.device(where), trust_remote_code, dtype)
-        check_ids(folder.name, windows.ids, len(loaded.get_input_embeddings().weight))
+        check_ids(called(folder), windows.ids, len(loaded.get_input_embeddings().weight))
         return products, perplexity(loaded, windows.ids, dtype, lambda done: progress(done, len(windows.ids)))
 
     products, value = in_precision(precision, where, measured, notify)

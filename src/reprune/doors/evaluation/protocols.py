@@ -15,6 +15,7 @@ from torch import Tensor
 
 from reprune.errors import InputError
 from reprune.model.bare import longest
+from reprune.model.snapshots import called
 from reprune.planning.documents import Documents, text_sha256
 from reprune.planning.paths import local_name
 from reprune.planning.samples import evaluation_windows
@@ -163,7 +164,7 @@ def cut_text(
         InputError: the text is too short for the cut, or the model for its windows.
     """
     limit = longest(folder, trust_remote_code)
-    protocol, seqlen = cut.settle(limit, folder.name)
+    protocol, seqlen = cut.settle(limit, called(folder))
     tokenizer = load_tokenizer(folder, trust_remote_code)
     once = cut.protocol is not None and cut.protocol.begun_once
     ids = evaluation_windows(tokenizer, documents, seqlen, cut.max_windows or documents.windows, once)
@@ -185,4 +186,4 @@ def cut_text(
 
 def model_name(model: str | os.PathLike[str], folder: Path) -> str:
     """What a MODEL is called in a measurement: the last part of its path, or its Hub id."""
-    return local_name(os.fspath(model)) or folder.name
+    return local_name(os.fspath(model)) or called(folder)

@@ -23,8 +23,8 @@ from reprune.model.bare import longest
 from reprune.model.checkpoint import Checkpoint
 from reprune.model.full_speed import full_speed
 from reprune.model.local import local_path
-from reprune.model.locate import hub_commit
 from reprune.model.lock import locked
+from reprune.model.snapshots import called, hub_commit
 from reprune.model.undisturbed import undisturbed
 from reprune.planning.generation.corpus import Corpus
 from reprune.planning.generation.filters import require_filters
@@ -230,6 +230,6 @@ def _fitting(folder: Path, settings: Generation, prefix: int, trust_remote_code:
     if "length" not in settings.model_fields_set and settings.least + prefix <= limit:
         return settings.model_copy(update={"length": limit - prefix})
     raise InputError(
-        f"--length {settings.length}: {folder.name} takes at most {limit} tokens, {prefix} of them at the start; "
+        f"--length {settings.length}: {called(folder)} takes at most {limit} tokens, {prefix} of them at the start; "
         f"give --length {limit - prefix} or less."
     )

@@ -17,7 +17,8 @@ from reprune.errors import InputError
 from reprune.model.checkpoint import digests_beside
 from reprune.model.decoder import Decoder
 from reprune.model.local import local_path
-from reprune.model.locate import at_commit, hub_commit
+from reprune.model.locate import at_commit
+from reprune.model.snapshots import hub_commit
 from reprune.model.unchanged import Unchanged
 from reprune.planning.paths import local_name
 from reprune.planning.pruners import OWN

@@ -11,7 +11,7 @@ import pytest
 from reprune.doors.prepare import check_model
 from reprune.errors import InputError
 from reprune.model.checkpoint import digests_beside
-from reprune.model.locate import hub_commit
+from reprune.model.snapshots import hub_commit
 from tests import tiny
 
 COMMIT = "01234567" * 5
@@ -63,3 +63,18 @@ def test_of_one_commit_on_both_machines_the_commit_is_no_remedy(machines: tuple[
         f"owner/tiny@{COMMIT}: process 1 of 2 has another tokenizer.json than the first and has tokenizer_config.json, "
         f"which the first lacks, though both have commit {COMMIT}; download it again on both machines."
     )
+
+
+def test_a_commit_is_the_way_out_of_another_one_unless_the_model_is_a_link_to_it(
+    machines: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = machines[1].rename(machines[1].with_name("89abcdef" * 5))
+    _change(other / "tokenizer.json")
+    has = "process 1 of 2 has another tokenizer.json than the first, "
+    has += f"as it has commit {other.name} and the first {COMMIT}"
+    with pytest.raises(InputError, match=f"owner/tiny@main: {has}; give owner/tiny@{COMMIT}"):
+        _check("owner/tiny@main", machines[0], other)
+    monkeypatch.chdir(machines[0].parent)
+    Path("m").symlink_to(machines[0])
+    with pytest.raises(InputError, match=f"m: {has}; put the same model on all machines"):
+        _check("m", machines[0], other)

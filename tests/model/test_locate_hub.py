@@ -14,7 +14,8 @@ from huggingface_hub import _snapshot_download, errors
 
 from reprune.errors import InputError
 from reprune.model import locate
-from reprune.model.locate import at_commit, hub_commit, locate_again, locate_model
+from reprune.model.locate import at_commit, locate_again, locate_model
+from reprune.model.snapshots import hub_commit
 from tests import tiny
 from tests.model.test_locate import LLAMA
 

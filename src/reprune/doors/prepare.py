@@ -26,6 +26,7 @@ from reprune.model.block import Precision
 from reprune.model.checkpoint import Checkpoint, digests_beside
 from reprune.model.decoder import Decoder
 from reprune.model.local import local_path
+from reprune.model.locate import by_commit
 from reprune.model.snapshots import called, hub_commit
 from reprune.model.whole import whole_bytes
 from reprune.planning.layers import read_recipe
@@ -211,13 +212,13 @@ def check_model(ranks: Ranks, model: str, folder: Path, weights: bool = True) ->
         if not (what := _other_files(own, first)):
             continue
         why, way = "", "put the same model on all machines"
-        if commit and other == commit:
-            why, way = f", though both have commit {commit}", "download it again on both machines"
-        elif commit:
-            why = f", as it has commit {other or 'none'} and the first {commit}"
-            way = f"give {model.partition('@')[0]}@{commit}"
-        elif other:
-            why = f", as it has commit {other} and the first none"
+        given = by_commit(model, commit)
+        if commit is not None and other == commit:
+            why = f", though both have commit {commit}"
+            way = "download it again on both machines" if given else way
+        elif other or commit:
+            why = f", as it has commit {other or 'none'} and the first {commit or 'none'}"
+            way = f"give {given}" if given else way
         raise InputError(f"{model}: process {number} of {ranks.count} {what}{why}; {way}.")
 
 

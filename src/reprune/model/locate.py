@@ -122,8 +122,15 @@ def locate_again(model: str, folder: Path, given: str | None = None, *, notify: 
 
 def at_commit(model: str, folder: Path) -> str:
     """A Hub's model by the commit that was found, where a branch may move on; any other by the name it has."""
-    commit = hub_commit(folder)
-    return model if commit is None or local_path(model).exists() else f"{model.partition('@')[0]}@{commit}"
+    return by_commit(model, hub_commit(folder)) or model
+
+
+def by_commit(model: str, commit: str | None) -> str | None:
+    """A Hub's model by its commit, as it may be given; None of a local one, be it a link to that commit's folder."""
+    identifier = model.partition("@")[0]
+    if commit is None or local_path(model).exists() or _looks_like_path(identifier):
+        return None
+    return f"{identifier}@{commit}"
 
 
 def _looks_like_path(identifier: str) -> bool:

@@ -176,6 +176,20 @@ def test_a_study_whose_branch_moves_on_goes_on_with_its_commit_where_only_a_card
         study("owner/tiny", "s", pruners=["wanda"], **grid)
 
 
+def test_a_study_of_a_link_to_a_commit_goes_on_where_it_leads_to_the_same_model(repository: Path, here: Path) -> None:
+    """A local name takes no commit."""
+    new = shutil.copytree(repository / "snapshots" / FIRST, repository / "snapshots" / SECOND)
+    grid = {"rungs": ["LR"], **SETTINGS, "texts": ["test.txt"]}
+    for pruner, commit in (("magnitude", FIRST), ("wanda", SECOND)):
+        (here / "m").unlink(missing_ok=True)
+        (here / "m").symlink_to(repository / "snapshots" / commit)
+        record = study("m", "s", pruners=[pruner], **grid)
+    assert [cell["error"] for cell in record["cells"]] == [None, None]
+    (new / "tokenizer.json").write_text((new / "tokenizer.json").read_text() + "\n")
+    with pytest.raises(InputError, match=r"Give the same again \(axes may have more values\), or another folder"):
+        study("m", "s", pruners=["wanda"], **grid)
+
+
 @pytest.mark.parametrize("measure", ["perplexity", "errors"])
 def test_what_is_measured_is_not_measured_again(
     measure: str, here: Path, whole: Path, monkeypatch: pytest.MonkeyPatch

@@ -195,6 +195,15 @@ def test_a_branch_that_has_moved_on_is_gone_on_with_by_the_commit(tmp_path: Path
     begun(name="owner/tiny@0123", commit="0123", fingerprint="ab")
 
 
+def test_a_local_model_is_given_by_no_commit(tmp_path: Path) -> None:
+    """It may be a link to where a commit is kept."""
+    for number, name in enumerate((str(tmp_path), "./gone")):
+        corpus = Corpus(tmp_path / f"{number}.jsonl")
+        corpus.open({**MADE_BY, "model": {"name": name, "commit": "0123", "fingerprint": "ab"}}, 5)
+        with pytest.raises(InputError, match=r"\(model\); give the same again, or another"):
+            corpus.open({**MADE_BY, "model": {"name": name, "commit": "4567", "fingerprint": "cd"}}, 5)
+
+
 @pytest.mark.parametrize("damage", ["gone", "shorter", "not JSON", "no head", "no round", "no number"])
 def test_damage_is_named(damage: str, tmp_path: Path) -> None:
     corpus = Corpus(tmp_path / "self.jsonl")

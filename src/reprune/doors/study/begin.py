@@ -17,7 +17,7 @@ from reprune.errors import InputError
 from reprune.model.checkpoint import digests_beside
 from reprune.model.decoder import Decoder
 from reprune.model.local import local_path
-from reprune.model.locate import at_commit
+from reprune.model.locate import at_commit, by_commit
 from reprune.model.snapshots import hub_commit
 from reprune.model.unchanged import Unchanged
 from reprune.planning.paths import local_name
@@ -155,11 +155,11 @@ def _found(model: str, plan: Plan) -> dict[str, Any]:
 
 def _as_begun(model: str, begun: Mapping[str, Any], found: Mapping[str, Any]) -> str:
     """The model by the commit that a study was begun with, where it is the same and its repository has moved on."""
-    identifier = model.partition("@")[0]
     moved = begun.get("commit") and found.get("commit") not in (None, begun["commit"])
-    if not moved or str(begun.get("name")).partition("@")[0] != identifier or not _is_same_model(begun, found):
+    same_name = str(begun.get("name")).partition("@")[0] == model.partition("@")[0]
+    if not moved or not same_name or not _is_same_model(begun, found):
         return model
-    return f"{identifier}@{begun['commit']}"
+    return by_commit(model, begun["commit"]) or model
 
 
 def _is_same_model(begun: Mapping[str, Any], found: Mapping[str, Any]) -> bool:
@@ -171,6 +171,7 @@ def _is_same_model(begun: Mapping[str, Any], found: Mapping[str, Any]) -> bool:
 def _same(before: StudyRecord, now: StudyRecord, folder: StudyFolder, watcher: StudyWatcher) -> StudyRecord:
     """The record that was there, if it is of the same study. A model may go by another name."""
     changed: list[str] = []
+    pinned = by_commit(str(before["model"].get("name")), before["model"].get("commit"))
     begun, given = ({key: said for key, said in one["model"].items() if key != "name"} for one in (before, now))
     if _is_same_model(begun, given):
         begun = given = {}
@@ -187,7 +188,7 @@ def _same(before: StudyRecord, now: StudyRecord, folder: StudyFolder, watcher: S
     if changed:
         raise InputError(
             f"--out {folder.path}: this study was begun with other settings: {'; '.join(changed)}. Give the same again "
-            f"(axes may have more values{', a commit is given as ID@COMMIT' if 'commit' in begun else ''}), or another "
+            f"(axes may have more values{', a commit is given as ID@COMMIT' if pinned and begun else ''}), or another "
             "folder."
         )
     if said := differences(before["machine"], now["machine"]):

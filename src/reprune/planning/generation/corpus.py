@@ -20,6 +20,7 @@ from typing import Any, TypeGuard, final
 
 from reprune.errors import InputError
 from reprune.model.durable import append_line, cut, sync_folder, whole_lines, write_text
+from reprune.model.locate import by_commit
 from reprune.model.wellformed import read_json
 from reprune.planning.generation.filters import Filter, Text
 from reprune.planning.generation.rounds import Round
@@ -210,7 +211,7 @@ def _at_commit(made_by: Mapping[str, Any]) -> str | None:
     model = made_by.get("model")
     if not isinstance(model, dict) or not {"name", "commit", "fingerprint"} <= model.keys():
         return None
-    return f"{str(model['name']).partition('@')[0]}@{model['commit']}"
+    return by_commit(str(model["name"]), model["commit"])
 
 
 def _is_manifest(content: Any) -> TypeGuard[dict[str, Any]]:

@@ -39,3 +39,16 @@ def test_a_run_is_made_again_by_as_many_processes_as_ended_it() -> None:
     alone = [{**fitted(0), "exchange": None}]
     made = run_made(Run.model_validate(run_record(1, windows=alone, ranks=2)))
     assert made.codes[0].text.startswith("torchrun --nproc-per-node 2 -m reprune prune tiny-llama")
+
+
+def test_a_hub_model_is_that_of_its_commit_again() -> None:
+    commit = "0123456789" * 4
+    for name in ("owner/tiny", "owner/tiny@main", f"owner/tiny@{commit}"):
+        model = {"name": name, "commit": commit}
+        run = run_made(Run.model_validate(run_record(1, model=model)))
+        study = study_made(Study.model_validate(study_record([cell("wanda", "LR")]) | {"model": model}))
+        again = [code.text.splitlines()[0].strip(" \\") for code in (run.codes[0], *study.codes[:2])]
+        assert again == [f"reprune {door} owner/tiny@{commit}" for door in ("prune", "study", "prune")]
+        assert run.pairs[:2] == study.pairs[:2] == [("Dense model", name), ("Commit", commit)]
+    by_path = run_made(Run.model_validate(run_record(1, model={"name": commit, "commit": commit})))
+    assert by_path.codes[0].text.startswith(f"reprune prune {commit} ")

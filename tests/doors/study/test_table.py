@@ -172,6 +172,12 @@ def test_the_samples_are_counted_as_they_are_drawn(
     assert said in markdown(record)
 
 
+def test_the_commit_of_a_hub_model_is_said(record: StudyRecord) -> None:
+    assert f"cpu. Model fingerprint {6 * 'cd'}. All" in markdown(record)
+    record["model"]["commit"] = 5 * "01234567"
+    assert f"cpu. Model commit {5 * '01234567'}, fingerprint {6 * 'cd'}. All" in markdown(record)
+
+
 def test_seeds_and_parts_have_a_column_where_there_are_several(record: StudyRecord) -> None:
     record["cells"] = [done(Cell("wanda", "LR", "all", 0), 1.0)]
     page = markdown(record)

@@ -66,7 +66,7 @@ def processes_of(run: Run) -> list[tuple[str, str]]:
 def run_made(run: Run) -> Section:
     """Recipe, versions, data and commands of a run."""
     recipe = {name: value for name, value in run.recipe.items() if name != "model"}
-    again = _command("prune", run.model.name, "--recipe", "recipe.yaml", "--out", "again", processes=run.ranks)
+    again = _command("prune", run.model.again, "--recipe", "recipe.yaml", "--out", "again", processes=run.ranks)
     return Section(
         "made",
         "How it was made",
@@ -86,10 +86,10 @@ def run_made(run: Run) -> Section:
 
 def study_made(study: Study) -> Section:
     """Settings, versions, data and commands of a study."""
-    command = _command("study", study.model.name, "--recipe", "settings.yaml", *_flags(study), "--out", "again")
+    command = _command("study", study.model.again, "--recipe", "settings.yaml", *_flags(study), "--out", "again")
     codes = [Code("Make it again, with the settings below as settings.yaml", f"{command}\nreprune report again")]
     if cell := next((cell for cell in study.cells if cell.folder), None):
-        one = _command("prune", study.model.name, "--recipe", f"{cell.folder}/recipe.yaml", "--out", "one-cell")
+        one = _command("prune", study.model.again, "--recipe", f"{cell.folder}/recipe.yaml", "--out", "one-cell")
         codes.append(Code("Make one cell's model again", one))
     if study.settings:
         codes.append(Code("settings.yaml: what all cells have in common", _yaml(study.settings)))
@@ -142,6 +142,8 @@ def _yaml(content: Mapping[str, Any]) -> str:
 
 def _model(model: Origin) -> Iterator[tuple[str, str]]:
     yield "Dense model", model.name
+    if model.commit:
+        yield "Commit", model.commit
     if model.fingerprint:
         yield "Fingerprint of its weights", model.fingerprint
 

@@ -171,7 +171,14 @@ class Origin(_Read):
     """The dense model."""
 
     name: str
+    commit: str | None = None
     fingerprint: str | None = None
+
+    @property
+    def again(self) -> str:
+        """The MODEL that is the same again: of a Hub's the commit, where a branch may move on."""
+        by_path = self.name == self.commit  # of the cache, whose last part is all that is on record
+        return self.name if self.commit is None or by_path else f"{self.name.partition('@')[0]}@{self.commit}"
 
 
 class Text(_Read):

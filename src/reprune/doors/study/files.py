@@ -154,10 +154,11 @@ def _zero_shot_protocol(record: StudyRecord) -> str:
 
 def _settings(record: StudyRecord) -> str:
     said = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
-    machine = record["machine"]
+    machine, model = record["machine"], record["model"]
+    commit = f"commit {model['commit']}, " if "commit" in model else ""
     return (
-        f"{said}; {machine['system']}, {machine['threads']} threads, {machine['device']}. Model fingerprint "
-        f"{record['model']['fingerprint'][:12]}. All settings are in study.json; each cell's recipe, which makes it "
+        f"{said}; {machine['system']}, {machine['threads']} threads, {machine['device']}. Model {commit}"
+        f"fingerprint {model['fingerprint'][:12]}. All settings are in study.json; each cell's recipe, which makes it "
         "again, is in cells/NAME/recipe.yaml."
     )
 

@@ -19,6 +19,7 @@ from reprune.engine.watcher import Watcher
 from reprune.math.statistics import Gram
 from reprune.model.streams import Stream, stream_bytes
 from reprune.planning.layers import resolve_recipe
+from tests.packages import install, write_pruner
 
 _RUNGS = ("LR", "BR", "BR+GP", "BR+GP+CR", "auto")
 
@@ -164,6 +165,52 @@ def test_statistics_gathered_group_after_group_are_not_shared(
             _prune(llama, tmp_path / name, shared, reconstruct="LR", pruner={"sequential": True})
         assert not shared.statistics
     assert _same(tmp_path / "one", tmp_path / "two")
+
+
+NORMS = """
+from reprune.math.pruner import Pruned, Pruner
+from reprune.math.statistics import Statistics
+
+
+class Norms(Statistics):
+    def __init__(self, columns, device, p):
+        super().__init__(columns, device)
+        self.p, self.sums = p, 0.0
+
+    def _accumulate(self, X):
+        self.sums = self.sums + X.abs().pow(self.p).sum(0)
+
+
+class ByNorm(Pruner):
+    def __init__(self, p=1.0):
+        self.p = p
+
+    def statistics(self, columns, device):
+        return Norms(columns, device, self.p)
+
+    def _prune(self, weights, statistics, pattern):
+        norms = statistics.sums ** (1 / self.p)
+        masks = [pattern.keep(weight.abs() * norms, "row") for weight in weights]
+        return [Pruned(weight * mask, mask) for weight, mask in zip(weights, masks)]
+
+
+def other():
+    return ByNorm(4.0)
+"""
+
+
+@pytest.mark.parametrize(("pruner", "settings"), [("other", {}), ("one", {"p": 4.0})], ids=["name", "settings"])
+def test_a_packages_pruner_takes_no_statistics_of_another(
+    pruner: str, settings: dict[str, float], llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(write_pruner(tmp_path / "brought", NORMS, one="ByNorm", other="other"), monkeypatch)
+    how = {"pruner": {"name": pruner, "settings": settings}, "reconstruct": "LR"}
+    with Shared(tmp_path / "shared") as shared:
+        _prune(llama, tmp_path / "first", shared, pruner="one", reconstruct="LR")
+        _prune(llama, tmp_path / "second", shared, **how)
+    _prune(llama, tmp_path / "alone", None, **how)
+    assert _same(tmp_path / "second", tmp_path / "alone")
+    assert not _same(tmp_path / "second", tmp_path / "first")
 
 
 def test_a_pruner_leaves_statistics_as_they_are(llama: Path, tmp_path: Path) -> None:

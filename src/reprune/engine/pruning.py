@@ -13,6 +13,7 @@ from torch import Tensor
 from reprune.engine.refitting import Refitting
 from reprune.engine.window import PrunedBlock
 from reprune.errors import NumericalError, UnsupportedModelError
+from reprune.math.checked import Checked
 from reprune.math.magnitude import Magnitude
 from reprune.math.pruner import Pruned, Pruner
 from reprune.math.ranks import ALONE, Ranks
@@ -26,7 +27,7 @@ AT_ONCE = 2**32  # bytes of experts' statistics that are gathered in one pass; m
 _NAMED = 8  # linears, or experts, that a note names
 
 Known = dict[Hashable, list[Statistics]]
-"""Statistics of groups of one block on the same inputs, by what they are and of which groups."""
+"""Statistics of groups of one block on the same inputs, by what they are, whose, and of which groups."""
 
 Inputs = Callable[[], Iterable[tuple[Tensor, Call]]]
 """Gives the block's inputs, batch by batch, each time it is called."""
@@ -134,7 +135,9 @@ def _needs_none(groups: Sequence[LinearGroup], pruner: Pruner[Any]) -> bool:
 
 
 def _key(groups: Sequence[LinearGroup], pruner: Pruner[Any]) -> Hashable:
-    return gathers(pruner), tuple(group.names[0] for group in groups)
+    """What decides the statistics of a package's pruner is known to it alone: no other takes them."""
+    whose = (pruner.name, pruner.settings) if isinstance(pruner, Checked) else None
+    return gathers(pruner), whose, tuple(group.names[0] for group in groups)
 
 
 def gathers(pruner: Pruner[Any]) -> type[Statistics]:

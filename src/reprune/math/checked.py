@@ -21,10 +21,16 @@ from reprune.math.statistics import Statistics
 class Checked(Pruner[Statistics]):
     """Another pruner, whose matrices are looked at before anybody takes them."""
 
-    def __init__(self, name: str, pruner: Pruner[Any]) -> None:
-        """`name` is what it is called in messages."""
+    def __init__(self, name: str, pruner: Pruner[Any], settings: str = "") -> None:
+        """
+        Args:
+            name: what it is called in messages.
+            pruner: as the package has made it.
+            settings: what it was made with, in words.
+        """
         self.name = name
         self.pruner = pruner
+        self.settings = settings
         self.data_free = pruner.data_free
 
     def statistics(self, columns: int, device: torch.device) -> Statistics:

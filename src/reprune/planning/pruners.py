@@ -69,7 +69,7 @@ def build(name: str, settings: Mapping[str, Any]) -> Pruner[Any]:
         if isinstance(made, Pruner):
             wrong = f"its statistics are a {type(statistics).__name__}, no reprune.math.statistics.Statistics"
         raise InputError(f"pruner {name} of the package {_whose(found[0])} cannot be used: {wrong}.")
-    return Checked(name, made)
+    return Checked(name, made, repr(dict(settings)))
 
 
 def unknown(place: str, name: str) -> str:

@@ -20,6 +20,7 @@ from reprune.model.costs import BlockCosts, Flops
 from reprune.planning.layers import read_recipe, resolve_recipe
 from reprune.planning.schedule import windows
 from tests.doors.conftest import Cli
+from tests.doors.study.runs import quicken
 from tests.packages import install, write_pruner
 
 CODE = """
@@ -53,6 +54,16 @@ class ByPower(AsWanda):
 class Unmasked(AsWanda):
     def _prune(self, weights, statistics, pattern):
         return [Pruned(weight, weight > 0) for weight in weights]
+
+
+class Spoiling(AsWanda):
+    times = 0
+
+    def _prune(self, weights, statistics, pattern):
+        if not Spoiling.times:
+            statistics.sums.copy_(statistics.sums.flip(0))
+        Spoiling.times += 1
+        return super()._prune(weights, statistics, pattern)
 """
 HOW: dict[str, Any] = {"calibration": "text.txt", "samples": 6, "seqlen": 24, "epochs": 1, "device": "cpu"}
 SETTINGS = ["precision=float32"]
@@ -60,9 +71,8 @@ SETTINGS = ["precision=float32"]
 
 @pytest.fixture(autouse=True)
 def package(here: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    found = write_pruner(
-        here / "brought", CODE, as_wanda="AsWanda", as_gpt="AsSparseGPT", by_power="ByPower", unmasked="Unmasked"
-    )
+    made = {"as_wanda": "AsWanda", "as_gpt": "AsSparseGPT", "by_power": "ByPower", "unmasked": "Unmasked"}
+    found = write_pruner(here / "brought", CODE, spoiling="Spoiling", **made)
     install(found, monkeypatch)
     return found
 
@@ -133,6 +143,16 @@ def test_what_it_returns_is_looked_at(here: Path) -> None:
         NumericalError, match=r"block 0, .*: pruner unmasked, matrix 1 of this group: weights are not zero"
     ):
         reprune.prune("llama", "out", pruner="unmasked", **HOW)
+
+
+def test_what_a_failed_cell_has_spoilt_is_not_taken_by_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    quicken(monkeypatch)
+    texts: dict[str, Any] = {"texts": ["text.txt"], "text_seqlen": 24, "windows": 2}
+    how: dict[str, Any] = {**HOW, "settings": SETTINGS}
+    failed, done = reprune.study("llama", "grid", pruners="spoiling", rungs=["LR", "BR"], **texts, **how)["cells"]
+    assert "changed its statistics" in (failed["error"] or "")
+    alone = reprune.prune("llama", "alone", pruner="as_wanda", reconstruct="BR", **how)
+    assert done["calibration_error"] == alone["blocks"][-1]["calibration_error"]
 
 
 def test_a_study_has_it_beside_the_others_and_takes_it_later(cli: Cli, here: Path) -> None:

@@ -79,6 +79,8 @@ def attempt(task: CellTask, shared: Shared | None, save: Callable[[], None], wat
         if not task.keep_model:
             run.drop_weights()
     except Exception as error:  # the other cells may well succeed
+        if shared is not None:
+            shared.statistics.clear()  # a pruner may have failed as it changed them
         trace = None if is_expected(error) else traceback.format_exc()
         return Outcome(data, model, in_a_line(error), trace, _is_disk_full(error))
     return Outcome(data, model)

@@ -104,6 +104,24 @@ def test_a_setting_is_a_number_with_or_without_a_point(text: str, value: Any) ->
 
 
 @pytest.mark.usefixtures("package")
+def test_settings_of_a_file_go_with_the_pruner_that_it_names() -> None:
+    def found(file: dict[str, Any], pruner: str, *given: str) -> dict[str, Any]:
+        recipe = resolve_recipe("m", {"pruner": file}, {"pruner": pruner}, given).pruner
+        assert (recipe.name, recipe.damping) == (pruner, 0.5)
+        return recipe.settings
+
+    file = {"name": "mine", "settings": {"power": 2}, "damping": 0.5}
+    assert found(file, "mine") == {"power": 2}
+    assert found(file, "wanda") == {}
+    unnamed = {key: value for key, value in file.items() if key != "name"}
+    assert found(unnamed, "mine") == {"power": 2}
+    assert found(unnamed, "wanda", "pruner.settings={}") == {}
+    assert found({**file, "name": "wanda"}, "mine", "pruner.settings.power=3") == {"power": 3}
+    with pytest.raises(InputError, match="not wanda: it has none"):
+        found(file, "wanda", "pruner.settings.power=3")
+
+
+@pytest.mark.usefixtures("package")
 @pytest.mark.parametrize(
     ("name", "settings", "said"),
     [

@@ -132,7 +132,12 @@ def resolve_recipe(
     Raises:
         InputError: an unknown key (the nearest known one is named) or a value that does not fit.
     """
+    file = file or {}
     recipe = lay_over(model, file, flags, settings)
+    pruner = _normal(file).get("pruner")
+    if isinstance(pruner, dict) and pruner.get("name") not in (None, recipe.pruner.name):  # whose settings they are
+        without = {key: value for key, value in pruner.items() if key != "settings"}
+        recipe = lay_over(model, {**file, "pruner": without}, flags, settings)
     recipe.pruner.build()  # which knows what other packages bring
     return recipe
 
@@ -140,7 +145,7 @@ def resolve_recipe(
 def lay_over(
     model: str | None, file: Mapping[str, Any] | None, flags: Mapping[str, Any] | None, settings: Sequence[str]
 ) -> Recipe:
-    """The same, but for whether there is such a pruner, and whether it takes its settings."""
+    """The same, but for whether there is such a pruner, and whether it takes its settings: a study has several."""
     lower, above = _normal(file or {}), [_normal(flags or {})]
     for setting in settings:
         parsed = parse_setting(setting)
@@ -183,6 +188,8 @@ def _merged(lower: Mapping[str, Any], upper: Mapping[str, Any]) -> dict[str, Any
             merged[key] = value
         elif key == "sparsity_by_name":  # of its patterns the first that fits decides, so the upper ones come first
             merged[key] = {**value, **below, **value} if value else {}
+        elif key == "settings" and not value:
+            merged[key] = {}
         else:
             merged[key] = _merged(below, value)
     return merged

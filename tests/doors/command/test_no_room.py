@@ -41,11 +41,10 @@ def whole(cli: Cli, here: Path) -> dict[str, bytes]:
 
 
 def _one_error(said: Said, expected: str) -> None:
-    assert said.code == 1
-    assert said.err.startswith("error: ")
-    assert len(said.err.strip().splitlines()) == 1
-    assert expected in said.err
-    assert "Traceback" not in said.err
+    assert said.code == 1, said.err
+    assert said.err.startswith("error: "), said.err
+    assert len(said.err.strip().splitlines()) == 1, said.err
+    assert expected in said.err, said.err
 
 
 @pytest.fixture
@@ -135,7 +134,8 @@ def test_a_file_that_may_not_grow_is_named(here: Path, whole: dict[str, bytes], 
         "from reprune.doors.command.cli import main\n"
         "main(sys.argv[1:])\n"
     )
-    command = [sys.executable, "-c", code, "prune", *_RUN, "--out", "out", "-q"]
+    # -B: what Python compiles it would cut to that size, too, and each process after it would read that.
+    command = [sys.executable, "-B", "-c", code, "prune", *_RUN, "--out", "out", "-q"]
     said = subprocess.run(command, capture_output=True, text=True, cwd=here, check=False)
     _one_error(Said(said.returncode, said.stdout, said.stderr), "File too large")
     assert ".safetensors" in said.stderr

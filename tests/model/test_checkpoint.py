@@ -21,9 +21,11 @@ from reprune.model.checkpoint import Checkpoint
 from reprune.model.durable import sha256
 
 from .. import tiny
-from ..damage import flip_bit
+from ..damage import add_unknown, flip_bit
 
 FolderOf = Callable[[str], Path]
+
+_OF_SCALES = [torch.float8_e8m0fnu] if hasattr(torch, "float8_e8m0fnu") else []  # of PyTorch 2.7
 
 
 def _tensors() -> dict[str, Tensor]:
@@ -177,7 +179,7 @@ def test_a_file_of_something_else_is_refused_by_name(tmp_path: Path) -> None:
         Checkpoint(tmp_path)
 
 
-@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.uint16, torch.uint32])
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.uint16, torch.uint32, *_OF_SCALES])
 def test_a_tensor_may_be_of_numbers_in_which_no_weight_is(dtype: torch.dtype, tmp_path: Path) -> None:
     tensor = torch.ones(2).to(dtype)
     checkpoint = Checkpoint(_folder(tmp_path, model={"a": tensor}))
@@ -186,12 +188,13 @@ def test_a_tensor_may_be_of_numbers_in_which_no_weight_is(dtype: torch.dtype, tm
     assert checkpoint.tensor("a").tolist() == tensor.tolist()
 
 
-def test_numbers_that_pytorch_does_not_know_are_refused_by_name(tmp_path: Path) -> None:
-    header = json.dumps({"a": {"dtype": "F6_E2M3", "shape": [4], "data_offsets": [0, 3]}}).encode()
-    file = _folder(tmp_path) / "model.safetensors"
-    file.write_bytes(len(header).to_bytes(8, "little") + header + bytes(3))
-    with pytest.raises(UnsupportedModelError, match="the tensor a is stored as F6_E2M3"):
-        Checkpoint(tmp_path)
+def test_numbers_that_pytorch_does_not_know_are_refused_by_name_where_they_are_wanted(tmp_path: Path) -> None:
+    add_unknown(_folder(tmp_path, model=_tensors()) / "model.safetensors", "old")
+    checkpoint = Checkpoint(tmp_path)
+    assert (checkpoint.entries["old"].dtype, checkpoint.entries["old"].bytes) == ("F6_E2M3", 3)
+    with pytest.raises(UnsupportedModelError, match="the tensor old is stored as F6_E2M3"):
+        checkpoint.dtype("old")
+    assert checkpoint.dtype("a") == torch.bfloat16
 
 
 def test_a_fingerprint_stays_the_same_wherever_the_model_lies(tmp_path: Path, folder_of: FolderOf) -> None:

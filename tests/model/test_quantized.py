@@ -13,6 +13,7 @@ from reprune.errors import UnsupportedModelError
 from reprune.model.bare import dequantizing
 from reprune.model.decoder import Decoder
 from tests import tiny
+from tests.damage import add_unknown
 
 
 def _quantized(folder: Path, method: str) -> Path:
@@ -41,3 +42,12 @@ def test_it_is_said_of_weights_that_are_stored_in_eight_bits_too(tmp_path: Path)
     save_file({**tensors, name: tensors[name].to(torch.float8_e4m3fn)}, folder / "model.safetensors")
     with pytest.raises(UnsupportedModelError, match=r"are quantized.*FineGrainedFP8Config\(dequantize"):
         Decoder(folder)
+
+
+def test_it_is_said_where_pytorch_does_not_know_what_the_scales_are_stored_as(tmp_path: Path) -> None:
+    folder = tiny.save("llama", tmp_path)
+    add_unknown(folder / "model.safetensors", "model.layers.1.mlp.up_proj.weight_scale_inv")
+    with pytest.raises(UnsupportedModelError, match=r"up_proj\.weight_scale_inv is stored as F6_E2M3"):
+        Decoder(folder)
+    with pytest.raises(UnsupportedModelError, match=r"are quantized.*FineGrainedFP8Config\(dequantize"):
+        Decoder(_quantized(folder, "fp8"))

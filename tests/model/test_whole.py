@@ -26,6 +26,7 @@ from reprune.model.garbage import no_search
 from reprune.model.whole import collect_models, load_model, weights_dtype, whole_bytes
 
 from .. import tiny
+from ..damage import add_unknown
 
 CPU = torch.device("cpu")
 BFLOAT16 = Precision(torch.bfloat16)
@@ -312,6 +313,7 @@ def test_weights_of_eight_bits_whose_scale_nothing_says_are_refused_by_name(tmp_
     tensors = load_file(folder / "model.safetensors")
     few = tensors["lm_head.weight"].to(torch.float8_e4m3fn)
     save_file(tensors | {"old": few}, folder / "model.safetensors", metadata={"format": "pt"})
+    add_unknown(folder / "model.safetensors", "older")
     load_model(folder, CPU)
     save_file(tensors | {"lm_head.weight": few}, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(UnsupportedModelError, match=r"model: the tensor lm_head\.weight is stored as float8_e4m3fn"):

@@ -45,6 +45,11 @@ DTYPES = {
     "F8_E4M3FNUZ": torch.float8_e4m3fnuz,
     "F8_E5M2": torch.float8_e5m2,
     "F8_E5M2FNUZ": torch.float8_e5m2fnuz,
+    **{
+        name: getattr(torch, dtype)
+        for name, dtype in (("F8_E8M0", "float8_e8m0fnu"), ("F4", "float4_e2m1fn_x2"))  # of PyTorch 2.7 and 2.8
+        if hasattr(torch, dtype)
+    },
 }
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 """In which a weight is stored as it is: other floats come with scales, which are nothing without a quantizer."""
@@ -74,9 +79,14 @@ class TensorEntry:
 
     file: Path
     shape: tuple[int, ...]
-    dtype: torch.dtype
+    dtype: torch.dtype | str  # its name in the file, where PyTorch knows none such
     bytes: int
     offset: int  # of its first byte in the file
+
+    @property
+    def floats(self) -> bool:
+        """Whether it holds no whole numbers; all that PyTorch does not know are floats of few bits."""
+        return isinstance(self.dtype, str) or self.dtype.is_floating_point
 
 
 @final
@@ -170,6 +180,13 @@ class Checkpoint:
         self._unchanged.check(path)
         return tensor
 
+    def dtype(self, name: str) -> torch.dtype:
+        """In which a tensor is stored; raises `UnsupportedModelError` where it can be neither read nor passed on."""
+        dtype = self.entries[name].dtype
+        if isinstance(dtype, str):
+            raise no_floats(self.folder.name, name, dtype)
+        return dtype
+
     def check_unchanged(self) -> None:
         """Raise `ChangedError` where a file of the model or its tokenizer is another than when this was opened.
 
@@ -225,10 +242,10 @@ def digests_beside(folder: Path) -> dict[str, str]:
     return {file.name: sha256(file) for file in sorted(_beside(folder))}
 
 
-def no_floats(place: str, name: str, dtype: str) -> UnsupportedModelError:
+def no_floats(place: str, name: str, dtype: torch.dtype | str) -> UnsupportedModelError:
     """Why a weight of such numbers is refused."""
     return UnsupportedModelError(
-        f"{place}: the tensor {name} is stored as {dtype}, which cannot be pruned; "
+        f"{place}: the tensor {name} is stored as {str(dtype).removeprefix('torch.')}, which cannot be pruned; "
         "use the model's bfloat16, float16 or float32 weights."
     )
 
@@ -271,7 +288,5 @@ def _read_header(file: Path) -> Iterator[tuple[str, TensorEntry]]:
     for name, entry in header.items():
         if name == "__metadata__":
             continue
-        if entry["dtype"] not in DTYPES:
-            raise no_floats(file.name, name, entry["dtype"])
-        begin, end = entry["data_offsets"]
-        yield name, TensorEntry(file, tuple(entry["shape"]), DTYPES[entry["dtype"]], end - begin, 8 + length + begin)
+        (begin, end), dtype = entry["data_offsets"], DTYPES.get(entry["dtype"], entry["dtype"])
+        yield name, TensorEntry(file, tuple(entry["shape"]), dtype, end - begin, 8 + length + begin)

@@ -98,7 +98,7 @@ class Layout:
         if isinstance(wanted, nn.Parameter) and wanted.is_floating_point():
             for stored in conversion.stored:
                 if (dtype := self._checkpoint.entries[stored].dtype) not in FLOATS:
-                    raise no_floats(self._checkpoint.name, stored, str(dtype).removeprefix("torch."))
+                    raise no_floats(self._checkpoint.name, stored, dtype)
         found, shape = conversion.shapes[name], tuple(wanted.shape)
         if found != shape:
             raise UnsupportedModelError(

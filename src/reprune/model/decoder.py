@@ -59,6 +59,8 @@ class Decoder:
         self.precision = precision or Precision()
         self.checkpoint = Checkpoint(folder)
         self.skeleton = Skeleton(folder, trust_remote_code)
+        for name in self.checkpoint.entries:
+            self.checkpoint.dtype(name)  # after what the configuration says of it
         self._layout = Layout(self.skeleton.model, self.checkpoint)
         self._outside = Outside(self.name, self.skeleton.model, self.skeleton.blocks_path, self._layout)
         self.weightless = Weightless(self.skeleton, self.precision, self._outside.fill_with_nothing)
@@ -246,7 +248,7 @@ class Decoder:
                 conversion, {name: state[name.removeprefix(path)] for name in conversion.parameters}
             )
             stored = {
-                name: tensor.to(device="cpu", dtype=self.checkpoint.entries[name].dtype).contiguous()
+                name: tensor.to(device="cpu", dtype=self.checkpoint.dtype(name)).contiguous()
                 for name, tensor in made.items()
             }
             for name, tensor in self._layout.load(conversion, stored).items():

@@ -130,17 +130,17 @@ def _used(checkpoint: Checkpoint, bare: Any | None) -> list[TensorEntry]:
 
 
 def _dtypes(entries: Iterable[TensorEntry]) -> set[torch.dtype]:
-    return {entry.dtype for entry in entries if entry.dtype.is_floating_point}
+    return {dtype for entry in entries if isinstance(dtype := entry.dtype, torch.dtype) and dtype.is_floating_point}
 
 
 def _check_floats(folder: Path, trust_remote_code: bool) -> None:
     """Raise `UnsupportedModelError` where a weight is of eight bits: Transformers would take it without its scale."""
     checkpoint = Checkpoint(folder)
-    small = {n: one for n, one in checkpoint.entries.items() if one.dtype.is_floating_point and one.dtype not in FLOATS}
+    small = {name: one for name, one in checkpoint.entries.items() if one.floats and one.dtype not in FLOATS}
     used = _used(checkpoint, _bare(folder, trust_remote_code)) if small else []
     for name, entry in small.items():
         if entry in used:
-            raise no_floats(called(folder), name, str(entry.dtype).removeprefix("torch."))
+            raise no_floats(called(folder), name, entry.dtype)
 
 
 def _from_pretrained(folder: Path, dtype: torch.dtype, trust_remote_code: bool) -> Any:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping
-from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from typing import final
@@ -25,6 +24,7 @@ from reprune.model.passing import Passing
 from reprune.model.predictor import Predictor, check_predicts
 from reprune.model.skeleton import Skeleton
 from reprune.model.snapshots import called
+from reprune.model.unread import closest, way_out
 from reprune.model.weightless import Weightless
 
 _PACKED = (".qweight", ".qzeros", ".weight_packed")
@@ -121,10 +121,7 @@ class Decoder:
             )
         way = "the files may be incomplete, download the model again"
         if unread := self._unread(index, full, shape):
-            way = (
-                f"they hold {unread}, which nothing reads: rename the tensors, or save what is wrapped (by "
-                "torch.compile, DDP or PEFT) with save_pretrained"
-            )
+            way = way_out(unread, self.checkpoint.entries)
         return (
             f"{self.name}: the parameter {name} of block {index} is not in its safetensors files under the name "
             f"{full} or another that Transformers reads; {way}."
@@ -137,7 +134,7 @@ class Decoder:
             for stored, entry in self.checkpoint.entries.items()
             if entry.shape == shape and str(index) in stored.split(".") and not self._layout.parameters_of(stored)
         )
-        return next(iter(get_close_matches(name, unread, 1, 0.0)), None)
+        return closest(name, unread)
 
     @property
     def used(self) -> list[str]:

@@ -34,6 +34,7 @@ from reprune.model.products import candidates
 from reprune.model.quiet import quiet_transformers
 from reprune.model.snapshots import called
 from reprune.model.stacked import stacked_parameters
+from reprune.model.unread import way_out, wrapped
 
 _was_loaded = Event()
 """Whether this process has ever loaded one."""
@@ -164,9 +165,12 @@ def _from_pretrained(folder: Path, dtype: torch.dtype, trust_remote_code: bool) 
     # Buffers it makes itself; parameters that it does not find are random, others at each load.
     parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     if missing := sorted(parameters.intersection(info["missing_keys"])):
+        way = "download the model again, or give the causal language model that it belongs to"
+        stored = Checkpoint(folder).entries
+        if unread := wrapped(missing[0], stored):
+            way = way_out(unread, stored)
         raise InputError(
-            f"{folder}: its files lack {', '.join(missing):.300}, so what it predicts is not known; download the model "
-            "again, or give the causal language model that it belongs to."
+            f"{folder}: its files lack {', '.join(missing):.300}, so what it predicts is not known; {way}."
         )
     if mismatched := sorted(info["mismatched_keys"]):
         name, found, expected = mismatched[0]

@@ -1,0 +1,47 @@
+"""Names of a model that was saved within a wrapper are told, with a way out that works for it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from reprune.errors import InputError, UnsupportedModelError
+from reprune.model.decoder import Decoder
+from reprune.model.unread import closest, way_out, wrapped
+from reprune.model.whole import load_model
+
+from .. import tiny
+
+_WITHIN = {
+    "_orig_mod.{}": r"\(by torch\.compile or DDP\) with save_pretrained",
+    "module._orig_mod.{}": r"\(by torch\.compile or DDP\) with save_pretrained",
+    "base_model.model.{}": r"\(merge_and_unload\), and save that with save_pretrained",
+}
+
+
+@pytest.mark.parametrize("within", _WITHIN)
+def test_a_folder_of_such_names_is_refused_with_what_to_do(within: str, tmp_path: Path) -> None:
+    folder = tiny.save("llama", tmp_path / "model")
+    tensors = load_file(folder / "model.safetensors")
+    save_file({within.format(name): one for name, one in tensors.items()}, folder / "model.safetensors")
+    head, matrix = within.format("lm_head.weight"), within.format("model.layers.0.self_attn.q_proj.weight")
+    with pytest.raises(InputError, match=f"; they hold {head}, which nothing reads: .*{_WITHIN[within]}"):
+        load_model(folder, torch.device("cpu"))
+    with pytest.raises(UnsupportedModelError, match=f"; they hold {matrix}, which nothing reads: .*{_WITHIN[within]}"):
+        Decoder(folder)
+
+
+def test_what_peft_has_renamed_comes_closer_than_another_matrix() -> None:
+    within = "base_model.model.model.layers.0.self_attn"
+    stored = [f"{within}.q_proj.base_layer.weight", f"{within}.o_proj.weight", f"{within}.q_proj.lora_A.default.weight"]
+    name = "model.layers.0.self_attn.q_proj.weight"
+    assert closest(name, stored) == wrapped(name, stored) == stored[0]
+    assert "rename" not in way_out(stored[0], stored)
+
+
+def test_a_name_as_it_is_and_another_are_no_wrappers() -> None:
+    assert wrapped("lm_head.weight", ["lm_head.weight", "submodule.lm_head.weight", "score.weight"]) is None
+    assert closest("lm_head.weight", []) is None

@@ -136,7 +136,7 @@ def test_a_file_that_is_asked_for_more_ends_as_one_that_was_at_once(steps: tuple
     assert files(here / "grown") == files(here / "whole")
     with pytest.raises(InputError, match=r"has 9 texts already; give --samples 9 or more, or another file"):
         generate("llama", "grown/self.jsonl", samples=8, settings=SMALL, **EXACT)
-    with pytest.raises(InputError, match=r"begun with other settings \(settings\)"):
+    with pytest.raises(InputError, match=r"begun with other settings \(seed 0, now 9\)"):
         generate("llama", "grown/self.jsonl", samples=12, settings=SMALL.model_copy(update={"seed": 9}), **EXACT)
     assert files(here / "grown") == files(here / "whole")
 
@@ -201,10 +201,8 @@ def test_what_is_printed_fits_a_narrow_terminal_and_says_why(here: Path, cli: Cl
     assert (quiet.code, quiet.out, quiet.err) == (0, "", "")
     other = cli("generate", "llama", "--out", "self.jsonl", *FLAGS, "--seed", "1")
     assert other.code == 2
-    assert (
-        other.err
-        == "error: --out self.jsonl: was begun with other settings (settings); give the same again, or another file.\n"
-    )
+    way_on = "give the same again, or another file."
+    assert other.err == f"error: --out self.jsonl: was begun with other settings (seed 0, now 1); {way_on}\n"
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,7 @@ def test_they_write_what_one_would(count: int, here: Path, whole: dict[str, byte
     again = ended(count, None, *GENERATE, "shared/self.jsonl", "--seed", "1")
     assert [rank.code for rank in again] == [2] * count
     (said,) = [rank.err for rank in again if rank.err]
-    assert said.startswith("error: --out shared/self.jsonl: was begun with other settings (settings)")
+    assert said.startswith("error: --out shared/self.jsonl: was begun with other settings (seed 0, now 1)")
 
 
 @pytest.mark.parametrize(("rank", "number", "then"), [(1, 3, 1), (0, 2, 3)])

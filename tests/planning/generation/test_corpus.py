@@ -167,8 +167,13 @@ def test_other_settings_are_refused_by_name(tmp_path: Path) -> None:
     corpus.open(MADE_BY, 5)
     corpus.add(ROUNDS[0])
     before = files(tmp_path)
-    with pytest.raises(InputError, match=r"begun with other settings \(settings\)"):
-        Corpus(tmp_path / "self.jsonl").open({**MADE_BY, "settings": {}}, 5)
+    for other, said in (
+        ({"settings": {}}, "seed 5, now None"),
+        ({"settings": {"seed": 6, "filters": ["a", "b"]}}, r"seed 5, now 6; filters None, now \['a', 'b'\]"),
+        ({"device": "cpu", "settings": {"seed": 6}}, "seed 5, now 6; device"),
+    ):
+        with pytest.raises(InputError, match=rf"begun with other settings \({said}\); give the same again"):
+            Corpus(tmp_path / "self.jsonl").open({**MADE_BY, **other}, 5)
     assert files(tmp_path) == before
 
 

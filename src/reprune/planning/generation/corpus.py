@@ -127,7 +127,7 @@ class Corpus:
         """Raise `InputError` unless this is the file that is to be, or the beginning of it."""
         was, is_ = _decisive(before), _decisive(made_by)
         if was != is_:
-            changed = ", ".join(key for key in {**was, **is_} if was.get(key) != is_.get(key))
+            changed = "; ".join(_changed(was, is_))
             model = _at_commit(before) if was["model"] != is_["model"] else None
             same = "the same" if model is None else f"the same, the model as {model},"
             raise InputError(
@@ -204,6 +204,17 @@ def _decisive(made_by: Mapping[str, Any]) -> dict[str, Any]:
     model = made_by.get("model")
     known = (model.get("fingerprint") or model.get("name")) if isinstance(model, dict) else model
     return {**made_by, "model": known}
+
+
+def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+    """What differs, in words; of what has settings of its own which of them, and how: `length 40, now 41`."""
+    for key in {**before, **now}:
+        was, is_ = before.get(key), now.get(key)
+        if was != is_ and isinstance(was, dict) and isinstance(is_, dict):
+            names = [name for name in {**was, **is_} if was.get(name) != is_.get(name)]
+            yield from (f"{name} {was.get(name)}, now {is_.get(name)}" for name in names)
+        elif was != is_:
+            yield key
 
 
 def _at_commit(made_by: Mapping[str, Any]) -> str | None:

@@ -167,7 +167,16 @@ def test_names_are_shown_as_they_are(here: object, capfd: pytest.CaptureFixture[
 def test_notes_are_shown(cli: Cli, capfd: pytest.CaptureFixture[str]) -> None:
     with watching(quiet=False, verbose=False) as watcher:
         watcher.note("block 0, q_proj: damping was raised to 0.1")
-    assert capfd.readouterr().out == "note: block 0, q_proj: damping was raised to 0.1\n"
+        watcher.note("rate 50 %: longer steps\n      than usual")
+        watcher.note(f"block 0: {'an expert ' * 12}and /{'long' * 30}")
+    assert capfd.readouterr().out.splitlines() == [
+        "note: block 0, q_proj: damping was raised to 0.1",
+        "note: rate 50 %: longer steps",
+        "      than usual",
+        f"note: block 0: {'an expert ' * 6}an",
+        f"      expert {'an expert ' * 4}an expert and",
+        f"      /{'long' * 30}",
+    ]
 
 
 def _record(seconds: float, *rates: float) -> dict[str, Any]:

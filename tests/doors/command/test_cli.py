@@ -224,7 +224,7 @@ def test_a_flag_goes_over_the_recipe_and_the_recipe_over_the_default(here: Path,
 @pytest.mark.parametrize("command", [("prune", "--out", "out"), ("plan",)])
 def test_a_recipe_file_that_alone_lets_code_run_is_said(command: tuple[str, ...], here: Path, cli: Cli) -> None:
     (here / "theirs.yaml").write_text("trust_remote_code: true")
-    note = "note: theirs.yaml sets trust_remote_code: Python code that comes with the model is run\n"
+    note = "note: theirs.yaml sets trust_remote_code: Python code that comes with the model\n      is run\n"
     for more, expected in [((), note), (("--trust-remote-code",), ""), (("--set", "trust_remote_code=false"), "")]:
         said = cli(*command, "./no-model", "--recipe", "theirs.yaml", *more)
         assert (said.code, said.out.partition("reading the model")[0]) == (2, expected)

@@ -243,9 +243,11 @@ def test_one_text_in_place_of_a_sequence_is_its_one_element(here: Path) -> None:
 
 
 @pytest.mark.usefixtures("here")
-def test_a_recipe_may_be_that_of_a_plan() -> None:
+def test_a_recipe_may_be_that_of_a_plan_or_of_a_record() -> None:
     plan = reprune.plan("llama", **QUICK | {"sparsity": "2:4", "reconstruct": "LR"})
-    assert reprune.plan("llama", recipe=plan.recipe).recipe == plan.recipe
+    record = {"recipe": plan.recipe.model_dump(mode="json"), "model": {"name": "theirs"}, "seed": 0}
+    for recipe in (plan.recipe, record):
+        assert reprune.plan("llama", recipe=recipe).recipe == plan.recipe
     assert reprune.plan("llama", recipe=plan.recipe, sparsity=0.25).recipe.sparsity == "0.25"
     for asked in ({"device": "cuda", "precision": "float16"}, {"device": "auto", "precision": "auto"}):
         elsewhere = reprune.plan("llama", recipe=plan.recipe.model_copy(update=asked), on="h100").recipe

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,18 @@ def test_patterns_of_a_later_layer_decide_before_those_of_an_earlier_one() -> No
     assert resolve_recipe("model", file, None, ["sparsity_by_name={}"]).sparsity_by_name == {}
     anew = resolve_recipe("model", file, None, ["sparsity_by_name={}", "sparsity_by_name={o_proj: 0.1}"])
     assert anew.sparsity_by_name == {"o_proj": "0.1"}
+
+
+def test_of_a_runs_record_its_recipe_is_read(tmp_path: Path) -> None:
+    """However long it is: of a mixture's matrices there are more than a YAML text may have parts."""
+    recipe = {"model": "theirs", "seed": 3, "solver": {"lr": 1e-05}}
+    (file := tmp_path / "reprune.json").write_text(
+        json.dumps({"recipe": recipe, "model": {"name": "theirs"}, "blocks": 101_000 * [0]})
+    )
+    assert read_recipe(file) == recipe
+    file.write_text(json.dumps({"recipe": recipe, "seed": 4}))
+    with pytest.raises(InputError, match=r"recipe: unknown key"):
+        resolve_recipe("model", read_recipe(file))
 
 
 def test_the_layers_are_left_as_they_are() -> None:

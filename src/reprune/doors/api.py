@@ -96,7 +96,7 @@ def prune(
     Args:
         model: a local folder, a Hub id, or a .gguf file.
         out: the folder to write; it must not exist, or be empty.
-        recipe: a recipe file, its contents, or a `Recipe`, such as that of a plan.
+        recipe: a recipe file, its contents, a `Recipe`, such as that of a plan, or a record, whose recipe is meant.
         pruner, sparsity, ..., device: as the flags of `reprune prune`; they go over the recipe.
         trust_remote_code: let Transformers run Python code that comes with the model.
         settings: one `key.path=value` or several, over everything else.

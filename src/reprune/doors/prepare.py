@@ -29,7 +29,7 @@ from reprune.model.local import local_path
 from reprune.model.locate import by_commit
 from reprune.model.snapshots import called, hub_commit
 from reprune.model.whole import whole_bytes
-from reprune.planning.layers import read_recipe
+from reprune.planning.layers import read_recipe, recipe_of
 from reprune.planning.recipe import Recipe
 from reprune.planning.samples import Samples, draw_samples
 from reprune.planning.schedule import windows
@@ -85,11 +85,11 @@ def nested_flags(
 
 
 def recipe_contents(recipe: str | os.PathLike[str] | Mapping[str, Any] | Recipe | None) -> dict[str, Any]:
-    """What a recipe says, given as a file, as its contents, or made already."""
+    """What a recipe says, given as a file, as its contents, or made already; of a run's record, its recipe."""
     if isinstance(recipe, Recipe):
         return recipe.model_dump(mode="json")
     if recipe is None or isinstance(recipe, Mapping):
-        return dict(recipe or {})
+        return dict(recipe_of(recipe or {}))
     return read_recipe(local_path(recipe))
 
 

@@ -6,6 +6,7 @@ import difflib
 import os
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from reprune.errors import InputError
+from reprune.model.wellformed import read_json
 from reprune.planning.recipe import RUNGS, SHORT_FORMS, Recipe
 from reprune.planning.sources import split_count, split_path
 
@@ -72,9 +74,14 @@ _Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?(0|[1-
 
 
 def read_recipe(path: Path) -> dict[str, Any]:
-    """The contents of a recipe file; raises `InputError` where it is no YAML mapping."""
+    """The contents of a recipe file, or of the recipe in a run's record.
+
+    Raises:
+        InputError: it is no YAML mapping.
+    """
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+        text = path.read_text(encoding="utf-8")
+        content = _in_record(text) or yaml.load(text, _Loader)
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"--recipe {path}: cannot be read: {error}") from None
     except yaml.YAMLError as error:
@@ -90,6 +97,21 @@ def read_recipe(path: Path) -> dict[str, Any]:
             sources = [given] if isinstance(given, str) else given
             content[key] = [_found_beside(source, path.parent) for source in sources]
     return content
+
+
+def _in_record(text: str) -> dict[str, Any] | None:
+    """The recipe in a run's record, which is JSON and may be longer than any YAML is read; None of any other text."""
+    with suppress(ValueError):
+        if isinstance(content := read_json(text), dict):
+            recipe = recipe_of(content)
+            return None if recipe is content else dict(recipe)
+    return None
+
+
+def recipe_of(content: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The recipe in a run's record (reprune.json), whose `model` has parts; any other contents are one themselves."""
+    recipe = content.get("recipe")
+    return recipe if isinstance(recipe, Mapping) and isinstance(content.get("model"), Mapping) else content
 
 
 def _found_beside(source: Any, folder: Path) -> Any:

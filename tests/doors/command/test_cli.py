@@ -231,9 +231,10 @@ def test_a_recipe_file_that_alone_lets_code_run_is_said(command: tuple[str, ...]
     assert cli(*command, "./no-model", "--recipe", "theirs.yaml", "--quiet").out == ""
 
 
-def test_the_recipe_of_a_result_makes_it_again(here: Path, cli: Cli) -> None:
+@pytest.mark.parametrize("recipe", ["recipe.yaml", "reprune.json"])
+def test_the_recipe_of_a_result_makes_it_again(recipe: str, here: Path, cli: Cli) -> None:
     assert cli("prune", "llama", "--out", "first", *QUICK, "--seed", "5", "--pruner", "magnitude").code == 0
-    assert cli("prune", "llama", "--out", "second", "--recipe", "first/recipe.yaml").code == 0
+    assert cli("prune", "llama", "--out", "second", "--recipe", f"first/{recipe}").code == 0
     first, second = weights_of(here / "first"), weights_of(here / "second")
     assert first.keys() == second.keys()
     assert all(torch.equal(first[name], second[name]) for name in first)

@@ -161,6 +161,28 @@ def test_the_weights_given_stay_as_they_are_and_what_comes_is_contiguous() -> No
     assert not found.mask[:, :4].any()
 
 
+class Inferred(Statistics):
+    """Sums that are made in inference mode."""
+
+    @torch.inference_mode()
+    def _accumulate(self, X: Tensor) -> None:
+        self.sums = X.square().sum(0)
+
+    def _sums_of(self) -> list[Tensor]:
+        return [self.sums]
+
+
+def test_statistics_may_be_gathered_in_inference_mode() -> None:
+    class Own(Careless):
+        def statistics(self, columns: int, device: torch.device) -> Statistics:
+            return Inferred(columns, device)
+
+    checked = Checked("mine", Own())
+    statistics = checked.statistics(8, torch.device("cpu"))
+    statistics.update(torch.ones(4, 8))
+    assert len(checked.prune([torch.randn(4, 8)], statistics, Unstructured(0.5))) == 1
+
+
 def test_its_statistics_are_its_own() -> None:
     class Squares(Spoilt):
         def statistics(self, columns: int, device: torch.device) -> Gram:  # type: ignore[override]  # to be seen

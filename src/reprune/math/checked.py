@@ -38,7 +38,8 @@ class Checked(Pruner[Statistics]):
         return made
 
     def _prune(self, weights: Sequence[Tensor], statistics: Statistics, pattern: Pattern) -> list[Pruned]:
-        gathered = [(one, one._version) for one in statistics._sums_of()]
+        # Tensors that were made in inference mode do not count their changes.
+        gathered = [(one, one._version) for one in statistics._sums_of() if not one.is_inference()]
         with _seeded(weights):
             made: Any = self.pruner.prune([weight.clone() for weight in weights], statistics, pattern)
         found = list(made) if isinstance(made, Iterable) else [made]

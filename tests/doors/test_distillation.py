@@ -9,8 +9,8 @@ import pytest
 
 from reprune.doors.report.write import report
 from tests.doors.conftest import QUICK, Cli, record_of
+from tests.doors.report.pages import page
 from tests.doors.report.records import run_record
-from tests.doors.report.test_write import page
 from tests.engine.test_ledger import InterruptAt, Interrupted
 
 DISTILL = ["--set", "distill.blocks=2", "--set", "distill.lr=1%"]

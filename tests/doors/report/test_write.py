@@ -1,85 +1,23 @@
-"""A report is one HTML file from the records alone; what it cannot read it refuses, and it writes over nothing else."""
+"""A report is one HTML file from the records alone, and needs nothing but itself."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
-import importlib.util
-import json
 import re
-from collections.abc import Callable
-from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from reprune.doors.drawing import figures
 from reprune.doors.report.records import Study
 from reprune.doors.report.rows import bring_together
 from reprune.doors.report.tables import steps
 from reprune.doors.report.write import report
-from reprune.errors import InputError
 from tests.doors.conftest import Cli
+from tests.doors.report.pages import Page, page, words_only, written
 from tests.doors.report.records import cell, fitted, run_record, study_record, window
-
-VOID = {"meta", "link", "br", "img", "input", "hr"}
-
-
-class Page(HTMLParser):
-    """A page as its elements, text and tables; refuses tags that do not match."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.words: list[str] = []
-        self.open: list[str] = []
-        self.feed(html)
-        assert not self.open
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if not {"style", "script", "svg"} & set(self.open):
-            self.words.append(data)
-
-    @property
-    def text(self) -> str:
-        return " ".join(" ".join(self.words).replace("\N{NO-BREAK SPACE}", " ").split())
-
-    def all(self, tag: str) -> list[dict[str, str | None]]:
-        return [attributes for name, attributes in self.tags if name == tag]
-
-
-def written(folder: Path, record: Any) -> Path:
-    """A folder with such a record."""
-    folder.mkdir(parents=True, exist_ok=True)
-    name = "study.json" if isinstance(record, dict) and "cells" in record else "reprune.json"
-    (folder / name).write_text(json.dumps(record), encoding="utf-8")
-    return folder
-
-
-def page(folder: Path, record: Any) -> Page:
-    return Page(report(written(folder, record)).read_text(encoding="utf-8"))
-
-
-@pytest.fixture
-def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pictures take most of a report's time: tests of its words and files do without."""
-    monkeypatch.setattr(figures, "draw", lambda *_, **__: '<svg role="img" aria-label="picture"></svg>')
-
-
-words_only = pytest.mark.usefixtures("undrawn")
 
 
 @pytest.fixture(scope="module")
@@ -350,117 +288,3 @@ def test_many_experts_share_rows(tmp_path: Path) -> None:
     assert "mlp.experts.*.up_proj" in found.text
     assert "From 40.0 % to 80.0 % of a matrix's weights are zero." in found.text
     assert "41.0 %" in found.text
-
-
-def _without(*path: str) -> Callable[[], dict[str, Any]]:
-    def make() -> dict[str, Any]:
-        record = run_record(2)
-        inner: Any = record
-        for key in path[:-1]:
-            inner = inner[int(key) if key.isdigit() else key]
-        inner.pop(path[-1])
-        return record
-
-    return make
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (_without("blocks"), r"out/reprune.json is not a record .* blocks: field required"),
-        (_without("recipe"), "recipe: field required"),
-        (_without("windows", "1", "kept_epoch"), r"windows.1.kept_epoch: field required"),
-        (_without("blocks", "0", "relative_heldout_error"), "blocks.0.relative_heldout_error: field required"),
-        (lambda: run_record(2, blocks=[]), "blocks: tuple should have at least 1 item"),
-        (lambda: run_record(2, windows="none"), "windows: input should be a valid tuple"),
-        (list, "the whole: input should be a valid dictionary"),
-        (lambda: "{", "damaged: expected JSON"),
-        (lambda: "[" * 100_000, "damaged: expected JSON"),
-        (lambda: b"\xff\xfe", "damaged: expected JSON"),
-        (lambda: study_record(format=2), "study.json is not a record .* format: input should be 1"),
-        (lambda: study_record(kind="else"), "kind: input should be 'reprune study'"),
-        (lambda: study_record(cells=[]), "cells: tuple should have at least 1 item"),
-        (lambda: study_record(cells=[{"name": "x"}]), r"cells.0.pruner: field required"),
-    ],
-)
-def test_a_record_that_cannot_be_read_is_refused(
-    content: Callable[[], Any], message: str, here: Path, cli: Cli
-) -> None:
-    made = content()
-    if isinstance(made, str | bytes):
-        (here / "out").mkdir()
-        (here / "out" / "reprune.json").write_bytes(made if isinstance(made, bytes) else made.encode())
-    else:
-        written(here / "out", made)
-    said = cli("report", "out")
-    assert (said.code, said.out) == (2, "")
-    assert re.search(message, said.err), said.err
-    assert said.err.count("\n") == 1
-    assert not (here / "out" / "report.html").exists()
-
-
-def test_a_folder_without_a_record_is_refused(here: Path, cli: Cli) -> None:
-    (here / "out" / ".reprune").mkdir(parents=True)
-    assert "out holds neither reprune.json nor study.json; give the folder" in cli("report", "out").err
-    (here / "out" / ".reprune" / "run.json").write_text("{}")
-    said = cli("report", "out")
-    assert (said.code, said.err) == (2, "error: the run in out is not finished; finish it first: reprune resume out\n")
-    assert "text.txt is not a folder" in cli("report", "text.txt").err
-    assert cli("report", "nowhere").code == 2
-    assert cli("report").code == 2
-
-
-@words_only
-def test_only_a_report_is_written_over(here: Path, cli: Cli) -> None:
-    written(here / "out", run_record(1))
-    assert cli("report", "out", "-q").code == 0
-    first = (here / "out" / "report.html").read_bytes()
-    written(here / "out", run_record(2))
-    assert cli("report", "out", "-q").code == 0
-    second = (here / "out" / "report.html").read_bytes()
-    assert first != second
-    for name, content in (("mine.html", "<html>mine</html>"), ("empty.html", ""), ("report.html", "mine")):
-        (here / name).write_text(content)
-        said = cli("report", "out", "--out", name)
-        assert said.code == 2
-        assert f"{name} exists and is no report of reprune" in said.err
-        assert (here / name).read_text() == content
-    said = cli("report", "out", "--out", "out/reprune.json")
-    assert said.code == 2
-    assert json.loads((here / "out" / "reprune.json").read_text())
-    assert "out is a folder" in cli("report", "out", "--out", "out").err
-    assert sorted(path.name for path in (here / "out").iterdir()) == ["report.html", "reprune.json"]
-
-
-@pytest.mark.parametrize("missing", ["matplotlib", "jinja2"])
-def test_without_the_extra_the_message_says_how_to_get_it(
-    missing: str, here: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    written(here / "out", run_record(1))
-    find = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == missing else find(name))
-    said = cli("report", "out")
-    assert said.code == 2
-    assert re.search(rf"(?i)a report needs {missing}; install it with: pip install 'reprune\[report\]'", said.err)
-    assert not (here / "out" / "report.html").exists()
-
-
-@words_only
-def test_a_report_that_cannot_be_finished_leaves_nothing(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    written(here / "out", run_record(1))
-    monkeypatch.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(OSError("full")))
-    with pytest.raises(OSError, match="full"):
-        report(here / "out")
-    assert [path.name for path in (here / "out").iterdir()] == ["reprune.json"]
-
-
-@words_only
-def test_a_study_is_read_where_both_records_are(tmp_path: Path) -> None:
-    written(tmp_path, run_record(1))
-    written(tmp_path, study_record([cell("wanda", "LR")]))
-    assert "Pruning study" in Page(report(tmp_path).read_text(encoding="utf-8")).text
-
-
-def test_the_error_is_an_input_error(tmp_path: Path) -> None:
-    with pytest.raises(InputError):
-        report(tmp_path)

@@ -19,14 +19,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase
 
 from reprune.errors import InputError
 from reprune.planning import sources, tokens
 from reprune.planning.documents import Documents, text_sha256
-from reprune.planning.samples import draw_samples, evaluation_windows
+from reprune.planning.samples import draw_samples
 from reprune.planning.sources import DataSet, Source, SourceSpec, Split, load_documents
 from reprune.planning.tokens import beginning, encode
 
@@ -416,42 +415,3 @@ def test_the_manual_calibrates_without_a_network(tokenizer: PreTrainedTokenizerB
     drawn = draw_samples(tokenizer, [SourceSpec("manual")], [], 8, 64, 0)
     text = "\n\n".join(load_documents("manual", "train"))
     assert all(body in text for body in _bodies(tokenizer, drawn.calibration))
-
-
-@FEW
-@given(words=st.lists(st.integers(1, 30), min_size=3, max_size=9), seqlen=st.integers(2, 20))
-def test_windows_are_the_text_in_order(tokenizer: PreTrainedTokenizerBase, words: list[int], seqlen: int) -> None:
-    documents = Documents("given", _texts(*words), joiner="\n\n")
-    windows = evaluation_windows(tokenizer, documents, seqlen)
-    whole = encode(tokenizer, "\n\n".join(documents)).tolist()
-    width = seqlen - len(beginning(tokenizer))
-    assert windows.shape == (len(whole) // width, seqlen)
-    assert windows[:, seqlen - width :].flatten().tolist() == whole[: len(windows) * width]
-    _bodies(tokenizer, windows)
-
-
-@FEW
-@given(words=st.lists(st.integers(0, 300), min_size=3, max_size=9), most=st.integers(1, 9))
-def test_some_windows_are_the_first_of_all(tokenizer: PreTrainedTokenizerBase, words: list[int], most: int) -> None:
-    documents = Documents("given", (*_texts(*words), "long enough for one"))
-    every = evaluation_windows(tokenizer, documents, 8)
-    assert torch.equal(evaluation_windows(tokenizer, documents, 8, most), every[:most])
-
-
-def test_some_windows_of_long_words_are_the_first_of_all() -> None:
-    words = [f"{number:040}" for number in range(99)]
-    core = Tokenizer(models.WordLevel({word: number for number, word in enumerate(("?", *words))}, unk_token="?"))
-    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    by_words = PreTrainedTokenizerFast(tokenizer_object=core)  # type: ignore[no-untyped-call]  # its constructor
-    documents = Documents("given", words, joiner=" ")
-    every = evaluation_windows(by_words, documents, 8)
-    assert every.flatten().tolist() == [*range(1, 97)]
-    for most in (1, 4, 11):
-        assert torch.equal(evaluation_windows(by_words, documents, 8, most), every[:most])
-
-
-def test_windows_of_too_short_a_text_are_refused(with_bos: PreTrainedTokenizerBase) -> None:
-    documents = Documents("given", ("a b",))
-    tokens = len(encode(with_bos, "a b"))
-    with pytest.raises(InputError, match=rf"at least 63 tokens .* has {tokens}; .* --seqlen {tokens + 1} or less"):
-        evaluation_windows(with_bos, documents, 64)

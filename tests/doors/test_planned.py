@@ -77,9 +77,9 @@ def _refusing(name: str, seen: dict[str, Any]) -> Callable[..., None]:
 @pytest.mark.parametrize(
     ("on", "out", "expected"),
     [
-        (None, None, ["load_tokenizer", "check_memory"]),
-        (None, "out", ["load_tokenizer", "check_memory", "check_out", "check_disk"]),
-        ("h100", "out", ["load_tokenizer", "check_out", "check_disk"]),
+        (None, None, ["check_memory", "check_texts"]),
+        (None, "out", ["check_memory", "check_out", "check_disk", "check_texts"]),
+        ("h100", "out", ["check_out", "check_disk", "check_texts"]),
     ],
 )
 def test_all_that_would_be_refused_is_said_in_order(
@@ -88,7 +88,7 @@ def test_all_that_would_be_refused_is_said_in_order(
     """The memory of another machine is not known here."""
     seen: dict[str, Any] = {}
     plan = reprune.plan("llama", out, **RUN, on=on, sparsity="3:5")
-    for name in ("load_tokenizer", "check_memory", "check_out", "check_disk"):
+    for name in ("check_memory", "check_out", "check_disk", "check_texts"):
         monkeypatch.setattr(planned, name, _refusing(name, seen))
     assert plan.refusals == (*plan.survey.refusals, *expected)
     assert len(plan.survey.refusals) > 1

@@ -24,6 +24,7 @@ class _Model:
 
     width = 32
     vocabulary = 100
+    name = "model"
     checkpoint = SimpleNamespace(bytes=1000)
     folder = Path("model")
 
@@ -142,7 +143,7 @@ def test_samples_are_of_all_sources_and_their_tokens_are_looked_at(
     refused = _refused(lambda: prepare.draw(recipe, _model(), Path("own.jsonl")))
     assert refused == (max(calibration, heldout) > 99)
     sources = [SourceSpec("manual", 8), SourceSpec("own.jsonl", 9)], [SourceSpec("c4", 3)]
-    assert asked == [(*sources, {"samples": 12, "seqlen": 10, "seed": 5})]
+    assert asked == [(*sources, {"samples": 12, "seqlen": 10, "seed": 5, "local": False})]
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,7 @@ def test_a_folder_is_looked_for_by_the_sha256_of_the_whole_file(
     monkeypatch.setenv("REPRUNE_CACHE", str(tmp_path))
     monkeypatch.setattr(module, "is_whole", lambda folder: True)
     (tmp_path / "a.gguf").write_bytes(b"GGUF and more")
-    found = convert_gguf(tmp_path / "a.gguf", None)
+    found = convert_gguf(tmp_path / "a.gguf", lambda said: None)
     assert found == converted_folder("a.gguf", hashlib.sha256(b"GGUF and more").hexdigest())
 
 
@@ -51,7 +51,7 @@ def test_a_file_may_be_given_from_here_and_be_a_link(tmp_path: Path, monkeypatch
     monkeypatch.chdir(tmp_path / "here")
     write_gguf(tmp_path / "blob")
     Path("tiny.gguf").symlink_to("../blob")
-    assert is_whole(convert_gguf(Path("tiny.gguf"), None))
+    assert is_whole(convert_gguf(Path("tiny.gguf"), lambda said: None))
 
 
 @pytest.mark.parametrize("lost", ["config.json", "model.safetensors", "tok*"])

@@ -286,6 +286,8 @@ LLAMA = {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
         (None, ["adapter_config.json", "adapter_model.safetensors"], "merge_and_unload"),
         (None, ["b.gguf", "a.gguf"], r"name the file itself: .*/a\.gguf"),
         (LLAMA, ["a.gguf"], r"name the file itself: .*/a\.gguf"),
+        (None, ["MMProj-f16.gguf", "imatrix.gguf", "tiny.gguf"], r"name the file itself: .*/tiny\.gguf"),
+        (None, ["mmproj.gguf", "tiny-00001-of-00002.gguf"], r"name the file itself: .*/tiny-00001-of-00002\.gguf"),
         (LLAMA, ["pytorch_model.bin"], r"pickles \(pytorch_model.bin\).*save_pretrained"),
         (LLAMA, ["pytorch_model-00001-of-00002.bin"], "pickles"),
         (LLAMA, ["consolidated.00.pth"], "pickles"),

@@ -95,6 +95,11 @@ def test_neither_pickles_nor_second_copies_are_downloaded() -> None:
     ("files", "downloaded", "message"),
     [
         (["README.md", "a.gguf"], [], r"in GGUF alone; .*'hf download owner/tiny a.gguf --revision v1'"),
+        (
+            ["a-00001-of-00002.gguf", "mmproj.gguf", "q4.gguf"],
+            [],
+            r"'hf download owner/tiny q4.gguf --revision v1'",
+        ),
         (["b/a.gguf", "config.json"], ["config.json"], r"'hf download owner/tiny b/a.gguf --revision v1'"),
         (["config.json", "pytorch_model.bin"], ["config.json"], r"pickles \(pytorch_model.bin\).*revision='v1'"),
         (["config.json", "a/model.safetensors", "a/b.pt"], ["config.json"], r"no \*.safetensors"),

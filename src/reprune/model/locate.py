@@ -38,6 +38,8 @@ _UNWANTED = [  # second copies of the same weights
 ]
 _VARIANT = re.compile(r"(model|model\.safetensors\.index)\.(fp16|bf16|fp32)\.(safetensors|json)")
 _PICKLE = re.compile(r"pytorch_model.*\.bin|[^/]*\.(pth|pt|ckpt)")
+_BESIDE_GGUF = re.compile(r"mmproj|imatrix", re.IGNORECASE)  # in names of what is beside models in that format
+_PART = re.compile(r"-\d{5}-of-\d{5}\.gguf$", re.IGNORECASE)
 GENERATIVE = re.compile(r"(ForCausalLM|LMHeadModel|ForConditionalGeneration)$")
 _NOT_GENERATIVE = re.compile(r"For(MaskedLM|\w*Classification|\w*QuestionAnswering|MultipleChoice)$")
 
@@ -187,7 +189,8 @@ def _check_folder(
     elif not ggufs:
         raise InputError(f"{name}: has no config.json, so it is not a model folder.")
     if ggufs:
-        way = f"what 'hf download {model} {ggufs[0]}{at}' gives" if ggufs[0] in left else f"{Path(name, ggufs[0])}"
+        gguf = min(ggufs, key=lambda file: (bool(_BESIDE_GGUF.search(file)), bool(_PART.search(file))))
+        way = f"what 'hf download {model} {gguf}{at}' gives" if gguf in left else f"{Path(name, gguf)}"
         raise InputError(f"{name}: holds a model in GGUF alone; name the file itself: {way}")
     raise InputError(f"{name}: holds no *.safetensors files, the only weights that are read from a folder.")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -167,6 +168,33 @@ def test_a_study_has_it_beside_the_others_and_takes_it_later(cli: Cli, here: Pat
     assert record["versions"]["brought"] == "1.0"
     assert said.out.rindex("sparsegpt ") < said.out.rindex("as_wanda ")
     assert cli("report", "grid").code == 0
+
+
+def test_a_study_goes_on_with_the_package_by_which_its_cells_were_pruned(
+    cli: Cli, here: Path, package: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def grid(*pruners: str) -> Any:
+        quicken(monkeypatch)
+        drawn = ["--calibration", "text.txt", "--samples", "6", "--seqlen", "24", "--device", "cpu"]
+        measured = ["--text", "text.txt", "--text-seqlen", "24", "--windows", "2"]
+        return cli("study", "llama", "--out", "grid", "--rungs", "LR", "--pruners", *pruners, *drawn, *measured)
+
+    assert grid("magnitude", "unmasked").code == 1
+    assert read_study(here / "grid")["packages"] == {"unmasked": "brought"}
+    install(write_pruner(package, CODE, version="2.0", unmasked="AsWanda"), monkeypatch)
+    monkeypatch.syspath_prepend(here)  # another path: what is installed is looked for anew
+    assert "cells/unmasked-LR-seed0: this run began with brought 1.0 (now 2.0)" in grid("unmasked").err
+    shutil.rmtree(here / "grid" / "cells" / "unmasked-LR-seed0")
+    assert grid("unmasked").code == 0
+    assert read_study(here / "grid")["versions"]["brought"] == "2.0"
+    monkeypatch.undo()
+    monkeypatch.chdir(here)
+    install(write_pruner(here / "another", CODE, unmasked="AsWanda", as_wanda="AsWanda"), monkeypatch)
+    said = grid("unmasked")
+    assert said.code == 2
+    assert "begun with other settings: package of pruner unmasked brought, now another. Give" in said.err
+    assert grid("magnitude", "as_wanda").code == 0
+    assert read_study(here / "grid")["packages"] == {"unmasked": "brought", "as_wanda": "another"}
 
 
 def test_its_settings_are_its_own_in_a_study_of_others_too(cli: Cli, here: Path) -> None:

@@ -114,7 +114,8 @@ def test_a_second_process_is_refused(here: Path, whole: Path, cli: Cli) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--pruners", "wander"], "--pruners wander: expected magnitude, wanda or sparsegpt; did you mean wanda?"),
+        (["--pruners", "wander"], "--pruners: expected magnitude, wanda or sparsegpt, or a pruner that an installed "),
+        (["--pruners", "wander"], " package brings (got 'wander'); did you mean wanda?"),
         (["--rungs", "LR", "BG"], "--rungs BG: expected LR, "),
         (["--only", "ffn"], "--only ffn: expected all, attention or mlp"),
         (["--seeds", "-1"], ""),

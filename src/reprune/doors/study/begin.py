@@ -13,6 +13,7 @@ from reprune.doors.study.measures import Bench, Measures, Text
 from reprune.doors.study.record import FORMAT, KIND, StudyFolder, StudyRecord, differences, extend, read_study
 from reprune.doors.study.watcher import NotesOfRun, StudyWatcher
 from reprune.engine.record import machine, versions
+from reprune.engine.result import RECORD
 from reprune.errors import InputError
 from reprune.model.checkpoint import digests_beside
 from reprune.model.decoder import Decoder
@@ -21,7 +22,7 @@ from reprune.model.locate import at_commit, by_commit
 from reprune.model.snapshots import hub_commit
 from reprune.model.unchanged import Unchanged
 from reprune.planning.paths import local_name
-from reprune.planning.pruners import OWN
+from reprune.planning.pruners import OWN, package
 from reprune.planning.recipe import Recipe
 from reprune.planning.sources import RowFile, TextFile, find_source, parse_source
 
@@ -75,6 +76,7 @@ def begin(
         "format": FORMAT,
         "model": found,
         "versions": versions(*sorted({cell.pruner for cell in recipes})),
+        "packages": {cell.pruner: name for cell in recipes for name in package(cell.pruner)},
         "machine": machine(plan.recipe.device),
         "settings": _common(plan.recipe, recipes),
         "measures": measures.record(texts, tasks),
@@ -177,9 +179,12 @@ def _same(before: StudyRecord, now: StudyRecord, folder: StudyFolder, watcher: S
         begun = given = {}
     elif "files" not in begun:
         del given["files"]
+    _forget_unused_(before, folder)
+    packages, brought = before.get("packages", {}), now.get("packages", {})
     parts: tuple[tuple[str, Mapping[str, Any], Mapping[str, Any]], ...] = (
         ("model ", begun, given),
         ("version of ", now["versions"] | before["versions"], before["versions"] | now["versions"]),
+        ("package of pruner ", brought | packages, packages | brought),
         ("", before["settings"], now["settings"]),
         ("measure ", before["measures"], now["measures"]),
     )
@@ -194,7 +199,17 @@ def _same(before: StudyRecord, now: StudyRecord, folder: StudyFolder, watcher: S
     if said := differences(before["machine"], now["machine"]):
         watcher.note(f"the study was begun on another machine ({'; '.join(said)}): do not compare times")
     before["versions"] = before["versions"] | now["versions"]  # a new pruner may have come with its package
+    before["packages"] = packages | brought
     return before
+
+
+def _forget_unused_(record: StudyRecord, folder: StudyFolder) -> None:
+    """Leave out packages none of whose pruners has pruned a cell: another version of them may come, or another."""
+    used = {cell["pruner"] for cell in record["cells"] if cell["blocks"] or (folder.cell(cell) / RECORD).exists()}
+    packages = record.get("packages", {})
+    record["packages"] = {pruner: name for pruner, name in packages.items() if pruner in used}
+    for name in {*packages.values()}.difference(record["packages"].values()):
+        record["versions"].pop(name, None)
 
 
 def check_data(record: StudyRecord, samples: str, data: dict[str, Any]) -> None:

@@ -16,7 +16,7 @@ from typing import Any, final, get_args
 from reprune.errors import InputError
 from reprune.planning.layers import lay_over, parse_setting
 from reprune.planning.paths import with_paths
-from reprune.planning.pruners import OWN, known, place
+from reprune.planning.pruners import OWN, known, place, unknown
 from reprune.planning.recipe import Recipe
 
 PRUNERS: tuple[str, ...] = OWN  # those of other packages come after them
@@ -115,6 +115,8 @@ def _known(flag: str, given: Sequence[str], known: tuple[str, ...]) -> tuple[str
     by_name = {name.lower(): name for name in known}
     for value in given:
         if value.lower() not in by_name:
+            if flag == "--pruners":
+                raise InputError(unknown(flag, value))
             near = difflib.get_close_matches(value.lower(), by_name, n=1)
             hint = f"; did you mean {by_name[near[0]]}?" if near else "."
             raise InputError(f"{flag} {value}: expected {', '.join(known[:-1])} or {known[-1]}{hint}")

@@ -13,7 +13,7 @@ import json
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Literal, Self, TypedDict, cast, final
+from typing import Any, Literal, NotRequired, Self, TypedDict, cast, final
 
 from reprune.doors.prepare import check_out
 from reprune.doors.study.grid import Cell, flat
@@ -95,6 +95,7 @@ class StudyRecord(TypedDict):
     format: int
     model: dict[str, Any]  # its name, its fingerprint, SHA-256 of files beside its weights, and of a Hub's its commit
     versions: dict[str, str]
+    packages: NotRequired[dict[str, str]]  # by pruner: the one that brings it; older records lack them
     machine: dict[str, Any]
     settings: dict[str, Any]  # the recipe's keys that are common to all cells
     measures: dict[str, Any]  # what is measured, and how

@@ -23,6 +23,7 @@ Quirk = Literal[
     "by weights",  # blocks multiply by the weights of linears whose modules they never run
     "by weights, by values",  # the same, and they look at a value
     "shared linear",  # a linear of each block runs twice
+    "by number",  # the linears of a block have no name of their own
     "beside, of tokens",  # blocks hand the next one a number of each token beside the states
     "beside, of tokens, to the end",  # the same, and the model adds the last block's to the states
     "by name, of tokens",  # the first, as an entry of a mapping that all are passed
@@ -83,8 +84,11 @@ class _Block(nn.Module):
     def __init__(self, quirk: Quirk, hidden: int) -> None:
         super().__init__()
         self.quirk = quirk
-        self.up = nn.Linear(hidden, 2 * hidden)
-        self.down = nn.Linear(2 * hidden, hidden, bias=False)
+        up, down = nn.Linear(hidden, 2 * hidden), nn.Linear(2 * hidden, hidden, bias=False)
+        if quirk == "by number":
+            self.mlp = nn.Sequential(up, nn.ReLU(), down)
+            return
+        self.up, self.down = up, down
         if quirk == "stray matrix":
             self.mixer = nn.Parameter(torch.randn(hidden, hidden))
         if quirk == "idle linear":
@@ -96,6 +100,8 @@ class _Block(nn.Module):
 
     def forward(self, x: Tensor, side: Any = None, cache: Any = None) -> Any:
         del cache
+        if self.quirk == "by number":
+            return x + self.mlp(x)
         inner = torch.relu(self.up(x))
         if self.quirk == "shared linear":
             inner = inner + self.up(torch.tanh(x))

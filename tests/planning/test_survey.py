@@ -304,12 +304,19 @@ def test_a_pattern_that_does_not_divide_experts_is_refused_once_for_all_of_them(
     assert "'exclude=[\"down_proj\"]'" in experts[1]
 
 
-@pytest.mark.parametrize(("name", "remedy"), [("mamba", "dt_proj"), ("jetmoe", "mlp.input_linear.weight")])
+@pytest.mark.parametrize(
+    ("name", "remedy"), [("mamba", "dt_proj"), ("jetmoe", "mlp.input_linear.weight"), ("by number", "mlp.2")]
+)
 def test_what_such_a_refusal_says_to_leave_out_is_what_it_names(name: str, remedy: str, tmp_path: Path) -> None:
-    """Mamba multiplies by the weight of one; JetMoE's experts are parameters that are called weight."""
+    """Mamba multiplies by the weight of one; JetMoE's experts are parameters that are called weight.
+
+    Linears in a row have numbers, as experts have, but are called by them.
+    """
     if name == "mamba":
         config = tf.MambaConfig(vocab_size=tiny.VOCABULARY, hidden_size=32, num_hidden_layers=1, state_size=4)
         tf.MambaForCausalLM(config).save_pretrained(tmp_path)
+    elif name == "by number":
+        odd.save("by number", tmp_path)
     else:
         tiny.save(name, tmp_path)
     decoder, pattern = Decoder(tmp_path), Sparsities(NM(1, 7))

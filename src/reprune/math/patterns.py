@@ -59,7 +59,7 @@ class Pattern(ABC):
             raise InputError(
                 f"{name}: the pattern {self} needs a number of input columns that {self.group} divides, "
                 f"but it has {columns}. Choose another pattern, or leave the matrix out with "
-                f"--set 'exclude=[\"{name if last == 'weight' else last}\"]'."
+                f"--set 'exclude=[\"{name if last == 'weight' or last.isdigit() else last}\"]'."
             )
 
 

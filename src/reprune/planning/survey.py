@@ -114,8 +114,9 @@ def _survey_block(
     dense = choice.kept_dense(index, linears) - routers
     for linear in linears:
         if linear.name not in dense | routers:
+            called = linear.name if linear.stack is None else of_all_experts(linear.name)
             try:
-                sparsities.of(index, linear.name).check(linear.shape[1], of_all_experts(linear.name))
+                sparsities.of(index, linear.name).check(linear.shape[1], called)
             except InputError as error:
                 refusals.append((index, str(error)))
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -139,6 +140,14 @@ def test_a_file_that_is_asked_for_more_ends_as_one_that_was_at_once(steps: tuple
     with pytest.raises(InputError, match=r"begun with other settings \(seed 0, now 9\)"):
         generate("llama", "grown/self.jsonl", samples=12, settings=SMALL.model_copy(update={"seed": 9}), **EXACT)
     assert files(here / "grown") == files(here / "whole")
+
+
+def test_a_file_is_not_gone_on_with_by_another_tokenizer(here: Path) -> None:
+    tokenizer = shutil.copytree("llama", here / "own") / "tokenizer.json"
+    generate("own", "self.jsonl", samples=3, settings=SMALL, **EXACT)
+    tokenizer.write_text(tokenizer.read_text() + "\n")
+    with pytest.raises(InputError, match=r"begun with other settings \(the model's tokenizer\.json\); give the same"):
+        generate("own", "self.jsonl", samples=4, settings=SMALL, **EXACT)
 
 
 def test_growing_that_is_interrupted_goes_on(here: Path) -> None:

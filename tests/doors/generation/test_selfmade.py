@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,10 @@ def test_texts_are_written_once_and_kept_by_all_that_decides_them(
         assert all(one[key].equal(again[key]) for key in one)
     assert cli("prune", "llama", "--out", "three", *OWN, "--seed", "1").code == 0
     assert len(list((here.parent / "cache" / "self-generated").iterdir())) == 2
+    tokenizer = shutil.copytree("llama", here / "other" / "llama") / "tokenizer.json"
+    tokenizer.write_text(tokenizer.read_text() + "\n")
+    assert cli("prune", "other/llama", "--out", "four", *OWN).code == 0
+    assert len(list((here.parent / "cache" / "self-generated").iterdir())) == 3
 
 
 def test_more_texts_go_on_from_fewer_and_fewer_are_the_first(

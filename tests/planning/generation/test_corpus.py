@@ -200,6 +200,19 @@ def test_a_branch_that_has_moved_on_is_gone_on_with_by_the_commit(tmp_path: Path
     begun(name="owner/tiny@0123", commit="0123", fingerprint="ab")
 
 
+def test_files_that_decide_tokens_are_compared_where_both_are_known(tmp_path: Path) -> None:
+    def begun(**files: str) -> None:
+        model = {"name": "owner/tiny", "commit": "0123", "fingerprint": "ab", **({"files": files} if files else {})}
+        Corpus(tmp_path / "self.jsonl").open({**MADE_BY, "model": model}, 5)
+
+    begun(**{"config.json": "01", "tokenizer.json": "23"})
+    begun()
+    begun(**{"config.json": "45", "tokenizer.json": "23"})
+    message = r"\(the model's merges\.txt; the model's tokenizer\.json\); give the same, the model as owner/tiny@0123, "
+    with pytest.raises(InputError, match=message):
+        begun(**{"tokenizer.json": "67", "merges.txt": "89"})
+
+
 def test_a_local_model_is_given_by_no_commit(tmp_path: Path) -> None:
     """It may be a link to where a commit is kept."""
     for number, name in enumerate((str(tmp_path), "./gone")):

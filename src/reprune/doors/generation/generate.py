@@ -20,7 +20,7 @@ from reprune.engine.record import versions
 from reprune.errors import InputError, going_on
 from reprune.math.ranks import ALONE, Ranks
 from reprune.model.bare import longest
-from reprune.model.checkpoint import Checkpoint
+from reprune.model.checkpoint import Checkpoint, digests_beside
 from reprune.model.full_speed import full_speed
 from reprune.model.local import local_path
 from reprune.model.lock import locked
@@ -111,7 +111,11 @@ def generate(
     settings = _fitting(folder, settings, len(beginning(tokenizer)), trust_remote_code)
     name = local_name(os.fspath(model))
     made_by: dict[str, Any] = {
-        "model": {"name": name, **({"commit": commit} if (commit := hub_commit(folder)) else {})},
+        "model": {
+            "name": name,
+            **({"commit": commit} if (commit := hub_commit(folder)) else {}),
+            "files": digests_beside(folder),
+        },
         "settings": settings.model_dump(mode="json"),
         "versions": versions(),
     }

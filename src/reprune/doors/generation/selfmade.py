@@ -17,6 +17,7 @@ from reprune.doors.generation.generate import GenerationWatcher, generate
 from reprune.engine.record import forget_peak_memory, peak_memory_bytes, versions
 from reprune.engine.watcher import Watcher
 from reprune.math.ranks import ALONE, Ranks
+from reprune.model.checkpoint import digests_beside
 from reprune.model.decoder import Decoder
 from reprune.model.durable import write_text
 from reprune.model.gguf import cache_root, usable_cache
@@ -54,7 +55,8 @@ class _Place:
         limit = decoder.skeleton.max_positions
         most = None if limit is None else limit - start
         settings = recipe.self_generate.build(recipe.seqlen - start, most, recipe.seed)
-        decisive = decoder.checkpoint.fingerprint(), recipe.device, recipe.precision, *versions().values()
+        model = decoder.checkpoint.fingerprint(), *digests_beside(decoder.folder).values()
+        decisive = *model, recipe.device, recipe.precision, *versions().values()
         folder = cache_root() / "self-generated" / f"{decoder.folder.name}-{settings.key(*decisive)}"
         return _Place(settings, folder, folder / str(texts_of(recipe)) / _FIRST)
 

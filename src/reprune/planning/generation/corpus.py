@@ -126,12 +126,14 @@ class Corpus:
     def check(self, before: Mapping[str, Any], made_by: Mapping[str, Any], texts: int, samples: int) -> None:
         """Raise `InputError` unless this is the file that is to be, or the beginning of it."""
         was, is_ = _decisive(before), _decisive(made_by)
-        if was != is_:
-            changed = "; ".join(_changed(was, is_))
-            model = _at_commit(before) if was["model"] != is_["model"] else None
+        files = [] if was["model"] != is_["model"] else _other_files(before, made_by)
+        if was != is_ or files:
+            changed = [*_changed(was, is_), *(f"the model's {name}" for name in files)]
+            model = _at_commit(before) if files or was["model"] != is_["model"] else None
             same = "the same" if model is None else f"the same, the model as {model},"
             raise InputError(
-                f"--out {self.path}: was begun with other settings ({changed}); give {same} again, or another file."
+                f"--out {self.path}: was begun with other settings ({'; '.join(changed)}); give {same} again, or "
+                "another file."
             )
         if texts > samples:
             raise InputError(
@@ -215,6 +217,16 @@ def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]
             yield from (f"{name} {was.get(name)}, now {is_.get(name)}" for name in names)
         elif was != is_:
             yield key
+
+
+def _other_files(before: Mapping[str, Any], made_by: Mapping[str, Any]) -> list[str]:
+    """Which files differ that decide how a model's text becomes tokens; older files of texts do not say theirs."""
+    models = (one.get("model") for one in (before, made_by))
+    was, is_ = (one.get("files") if isinstance(one, dict) else None for one in models)
+    if not isinstance(was, dict) or not isinstance(is_, dict):
+        return []
+    names = {*was, *is_} - {"config.json"}  # which the fingerprint knows
+    return sorted(name for name in names if was.get(name) != is_.get(name))
 
 
 def _at_commit(made_by: Mapping[str, Any]) -> str | None:

@@ -21,7 +21,7 @@ class _Shaped:
     """A decoder of blocks with these shapes."""
 
     def __init__(self, name: str, *blocks: dict[str, tuple[int, ...]]) -> None:
-        self.folder, self.vocabulary, self._blocks = Path(name), 10, blocks
+        self.name, self.vocabulary, self._blocks = name, 10, blocks
         self.skeleton = SimpleNamespace(config=SimpleNamespace(model_type="a", hidden_size=4))
 
     def __len__(self) -> int:

@@ -39,7 +39,7 @@ def _tensors() -> dict[str, Tensor]:
 
 
 def _folder(folder: Path, **files: dict[str, Tensor]) -> Path:
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text("{}")
     for name, tensors in files.items():
         save_file(tensors, folder / f"{name}.safetensors")
@@ -189,10 +189,11 @@ def test_a_tensor_may_be_of_numbers_in_which_no_weight_is(dtype: torch.dtype, tm
 
 
 def test_numbers_that_pytorch_does_not_know_are_refused_by_name_where_they_are_wanted(tmp_path: Path) -> None:
-    add_unknown(_folder(tmp_path, model=_tensors()) / "model.safetensors", "old")
-    checkpoint = Checkpoint(tmp_path)
+    folder = _folder(tmp_path / "models--owner--tiny" / "snapshots" / (40 * "0"), model=_tensors())
+    add_unknown(folder / "model.safetensors", "old")
+    checkpoint = Checkpoint(folder)
     assert (checkpoint.entries["old"].dtype, checkpoint.entries["old"].bytes) == ("F6_E2M3", 3)
-    with pytest.raises(UnsupportedModelError, match="the tensor old is stored as F6_E2M3"):
+    with pytest.raises(UnsupportedModelError, match=r"^owner/tiny: the tensor old is stored as F6_E2M3"):
         checkpoint.dtype("old")
     assert checkpoint.dtype("a") == torch.bfloat16
 

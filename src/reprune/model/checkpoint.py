@@ -184,7 +184,7 @@ class Checkpoint:
         """In which a tensor is stored; raises `UnsupportedModelError` where it can be neither read nor passed on."""
         dtype = self.entries[name].dtype
         if isinstance(dtype, str):
-            raise no_floats(self.folder.name, name, dtype)
+            raise no_floats(self.name, name, dtype)
         return dtype
 
     def check_unchanged(self) -> None:

@@ -90,6 +90,8 @@ def test_a_window_exchanges_what_it_prunes_and_what_it_fits() -> None:
         (norms + 9 * 4 * (first + second), pruned + 4 * (first + second), 4 * 4 + 2 * 9 + 2 * 3),
         (9 * 4 * second, 4 * second, 2 * 9 + 2 * 3),
     ]
+    auto = resolve_recipe("model", {"reconstruct": "auto"}, settings=["device=cpu", "solver.epochs=1"])
+    assert [often for _, _, often in exchanges(auto, work)] == [4 * 4 + 8, 4 * 4 + 16, 8], "of both two epochs"
 
 
 @pytest.mark.parametrize(

@@ -85,6 +85,14 @@ def test_windows_of_several_blocks_take_what_leads_to_each_fresh_one_and_the_err
     assert found.seconds == pytest.approx(passes * one + 4 * 32 * both + 2 * steps + 3 * 0.05 + left_open)
 
 
+def test_auto_with_one_epoch_takes_the_two_that_it_makes_of_two_blocks() -> None:
+    pairs = replace(_work(), schedule=windows(8, 2, 2))
+    one, two, three = (_forecast("auto", pairs, f"solver.epochs={epochs}").seconds for epochs in (1, 2, 3))
+    assert one == two < three
+    lone = _work()
+    assert _forecast("auto", lone, "solver.epochs=1").seconds < _forecast("auto", lone, "solver.epochs=2").seconds
+
+
 def test_statistics_come_with_the_targets_of_a_lone_block_where_the_teacher_is_local() -> None:
     one = 2.0 * _WEIGHTS * _TOKENS / _SPEED.products + 2.0 * 40 * _HIDDEN * _TOKENS / _SPEED.traffic
     two = replace(_work(), schedule=windows(8, 2, 2))

@@ -118,7 +118,7 @@ def steps(recipe: Recipe, work: Work, epochs: int) -> int:
 
 def _in_window(recipe: Recipe, work: Work, window: Window) -> Exchange:
     fresh = [group for index in window.fresh for group in work.groups[index]]
-    epochs = recipe.solver.epochs if recipe.solver.name != "none" else 0
+    epochs = recipe.solver.build(recipe.guard).planned(len(window.blocks))
     summed, told, often = _in_pruning(recipe, fresh)
     then_summed, then_told, then_often = _in_descent(recipe, work, window.blocks, epochs)
     return summed + then_summed, told + then_told, often + then_often

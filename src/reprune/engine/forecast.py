@@ -191,7 +191,8 @@ def _window_seconds(recipe: Recipe, work: Work, speed: Speed, window: Window, cr
     if solver.name != "none":
         blocks = list(window.blocks)
         seconds += samples * forward(blocks[-1:] if window.fresh else blocks)  # the errors before
-        seconds += _descent_seconds(recipe, passes, blocks, solver.epochs, crew)
+        epochs = solver.build(recipe.guard).planned(len(blocks))
+        seconds += _descent_seconds(recipe, passes, blocks, epochs, crew)
     seconds += samples * forward(window.blocks)  # advancing, with the errors after
     # Blocks that later windows go on with are kept as they are, float32 with their masks.
     left_open = sum(work.blocks[i].parameters for i in window.blocks if i not in window.retired)

@@ -42,6 +42,9 @@ def test_plan_loads_no_weights_and_writes_nothing(here: Path, cli: Cli, monkeypa
     settings = ["--set", "solver.loss=standardized", "--set", "solver.teacher_forcing=0.5"]
     other = cli("plan", "llama", "--calibration", "text.txt", "--reconstruct", "BR+GP+CR", *settings)
     assert "\ndescent    standardized loss, teacher forcing 0.5\nschedule " in other.out
+    assert "; adam, 1 epoch\n" in cli("plan", "llama", "--calibration", "text.txt", "--epochs", "1").out
+    auto = cli("plan", "llama", "--calibration", "text.txt", "--reconstruct", "auto", "--epochs", "1")
+    assert "; widening, 2 epochs\n" in auto.out
 
 
 @pytest.mark.parametrize("name", tiny.CONFIGS)

@@ -118,6 +118,10 @@ def _status(status: Status) -> Iterator[str]:
         )
 
 
+def _epochs(count: int) -> str:
+    return f"{count} epoch{'s' if count > 1 else ''}"
+
+
 def show_plan(plan: Plan) -> None:
     """What a run would do."""
     output = console()
@@ -130,7 +134,8 @@ def show_plan(plan: Plan) -> None:
         output.print(f"allocation {recipe.allocation.name} shares it out over the blocks, by what each bears")
     schedule, solver = recipe.schedule, recipe.solver
     steps = ["least squares"] if solver.start == "least-squares" else []
-    steps += [f"{solver.name}, {solver.epochs} epochs"] if solver.name != "none" else []
+    epochs = max(solver.build(recipe.guard).planned(len(window.blocks)) for window in plan.schedule)
+    steps += [f"{solver.name}, {_epochs(epochs)}"] if solver.name != "none" else []
     fitted = ", then ".join(steps) or "no solver"
     output.print(f"rung       {recipe.reconstruct}: {recipe.teacher} teacher; {fitted}")
     forced = solver.teacher_forcing > 0 and solver.name != "none"
@@ -138,7 +143,7 @@ def show_plan(plan: Plan) -> None:
     if traits:
         output.print(f"descent    {', '.join(traits)}")
     if (step := recipe.distill).blocks:
-        output.print(f"distill    the last {step.blocks} blocks, {step.epochs_beside(solver)} epochs at {step.lr}")
+        output.print(f"distill    the last {step.blocks} blocks, {_epochs(step.epochs_beside(solver))} at {step.lr}")
     output.print(f"schedule   {len(plan.schedule)} windows of size {schedule.size}, stride {schedule.stride}")
     own = recipe.self_generate.samples
     sources = [*recipe.calibration, *([f"the model's own texts={own}"] if own else [])]

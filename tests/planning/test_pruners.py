@@ -103,6 +103,20 @@ def test_a_setting_is_a_number_with_or_without_a_point(text: str, value: Any) ->
     assert PrunerRecipe(**given).settings == {"limit": value}
 
 
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (".inf", "power: input should be a finite number (got inf)."),
+        ("[1, {a: .nan}]", "power.1.a: input should be a finite number (got nan)."),
+        ("2020-01-01", "power: input was not a valid JSON value (got datetime.date(2020, 1, 1))."),
+    ],
+)
+def test_a_setting_that_is_refused_is_named_by_its_key(value: str, said: str) -> None:
+    with pytest.raises(InputError) as caught:
+        resolve_recipe("m", settings=[f"pruner.settings.power={value}"])
+    assert str(caught.value) == f"pruner.settings.{said}"
+
+
 @pytest.mark.usefixtures("package")
 def test_settings_of_a_file_go_with_the_pruner_that_it_names() -> None:
     def found(file: dict[str, Any], pruner: str, *given: str) -> dict[str, Any]:

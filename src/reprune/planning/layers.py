@@ -221,7 +221,7 @@ def _explain(error: ValidationError) -> str:
     """All that is wrong with a recipe, one line each."""
     lines = []
     for problem in error.errors():
-        place = ".".join(str(part) for part in problem["loc"])
+        place = _place(problem["loc"])
         if (unspaced := _unspaced(problem["loc"], problem["input"])) is not None:
             lines.append(unspaced)
         elif problem["type"] == "extra_forbidden":
@@ -238,6 +238,13 @@ def _explain(error: ValidationError) -> str:
             got = "" if whole or "got " in said else f" (got {problem['input']!r:.80})"
             lines.append(f"{place}: {said[0].lower() + said[1:]}{got}." if place else f"{said}.")
     return "\n".join(lines)
+
+
+def _place(location: tuple[int | str, ...]) -> str:
+    """The key of a value, dotted; of a pruner's settings without the types that pydantic puts after each part."""
+    if location[:2] == ("pruner", "settings"):
+        location = (*location[:2], *location[2::2])
+    return ".".join(str(part) for part in location)
 
 
 def _unspaced(location: tuple[int | str, ...], value: Any) -> str | None:

@@ -132,6 +132,15 @@ def test_published_figures_are_of_windows_after_one_bos(protocol: str, positions
     assert said == f"{protocol}: {cut}, not overlapping"
 
 
+@pytest.mark.parametrize(
+    ("protocol", "start"), [("gptq", "no BOS after the first"), ("paper", "no BOS, 2048"), ("custom", "no BOS, 2048")]
+)
+def test_of_an_older_record_only_what_it_knows_is_said(protocol: str, start: str) -> None:
+    """It does not say whether the first window begins with BOS."""
+    said = describe(protocol, 3, 2048, False, begun=None)
+    assert said == f"{protocol}: 3 windows of 2048 tokens ({start}), not overlapping"
+
+
 @pytest.mark.parametrize(("options", "flag"), [({"seqlen": 64}, "--seqlen 64"), ({"max_windows": 3}, "--windows 3")])
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_a_protocol_decides_alone(options: dict[str, int], flag: str, protocol: str, llama: Path, here: Path) -> None:

@@ -62,7 +62,7 @@ class StudyLines(StudyWatcher):
         self._output.print(f"test error and perplexity: {self._text}{more}")
         measured = dense["perplexity"][self._text]
         windows = (measured[key] for key in ("protocol", "windows", "seqlen", "bos"))
-        self._output.print(f"  {describe(*windows, begun=measured.get('begun', False))}")
+        self._output.print(f"  {describe(*windows, begun=measured.get('begun'))}")
         head = ("calibration", "held-out", "test", "perplexity", *(["zero-shot"] if self._zero_shot else []))
         self._row("", [*head, "time", "left"], style="bold")
         mean = [percent(dense["zero_shot"]["mean"])] if dense["zero_shot"] else []

@@ -137,9 +137,14 @@ class CutText:
         return {**named, "seqlen": seqlen, "windows": windows, "bos": self.bos, "begun": self.begun}
 
 
-def describe(protocol: str, windows: int, seqlen: int, bos: bool, *, begun: bool) -> str:
-    """What a number was measured on, in words: short: 12 windows of 512 tokens (BOS + 511), not overlapping."""
+def describe(protocol: str, windows: int, seqlen: int, bos: bool, *, begun: bool | None) -> str:
+    """What a number was measured on, in words: short: 12 windows of 512 tokens (BOS + 511), not overlapping.
+
+    Older records do not say whether the first window is `begun` with BOS, where others are not.
+    """
     start = f"BOS + {seqlen - 1}" if bos else "BOS once" if begun else f"no BOS, {seqlen}"
+    if begun is None and protocol in PROTOCOLS and PROTOCOLS[protocol].begun_once:
+        start = "no BOS after the first"
     return f"{protocol}: {windows:,} windows of {seqlen} tokens ({start}), not overlapping"
 
 

@@ -30,6 +30,14 @@ def test_it_is_said_what_lacks(content: bytes, message: str, tmp_path: Path, mon
         load_tokenizer(tmp_path)
 
 
+def test_a_configuration_that_cannot_be_used_is_not_taken_for_a_tokenizer(tmp_path: Path) -> None:
+    folder = tiny.save("llama", tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"num_attention_heads": 0}))
+    with pytest.raises(InputError, match=r"^model: its config\.json cannot be used: "):
+        load_tokenizer(folder)
+
+
 def test_the_files_of_a_tokenizer_are_those_that_its_class_names(tmp_path: Path) -> None:
     words = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", "[X_SEP]", "[MASK]", "one", "two"]
     (tmp_path / "prophetnet.tokenizer").write_text("\n".join(words))

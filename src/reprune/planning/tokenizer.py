@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from reprune.errors import InputError
+from reprune.errors import InputError, UnsupportedModelError
+from reprune.model.bare import read_config
 from reprune.model.garbage import no_search
 from reprune.model.quiet import quiet_transformers
 from reprune.model.snapshots import called
@@ -26,6 +28,9 @@ def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> Any:
             raise InputError(
                 f"{called(folder)}: its tokenizer ({file.name}) is read by another package: pip install sentencepiece"
             ) from None
+        with suppress(UnsupportedModelError):  # of no concern to a tokenizer
+            if (folder / "config.json").exists():
+                read_config(folder, trust_remote_code)  # where that cannot be used, it is said
         reason = " ".join(str(error).split())
         raise InputError(
             f"{called(folder)}: its tokenizer cannot be loaded ({reason:.200}); copy the model's tokenizer files "

@@ -289,7 +289,8 @@ def test_other_commands(arguments: list[str], expected: str, here: Path, cli: Cl
     ],
 )
 def test_evaluate(flags: list[str], expected: str, here: Path, cli: Cli) -> None:
-    _refused(cli, here, ["evaluate", "llama", "--text", "text.txt", *flags], expected)
+    text = [] if "--text" in flags else ["--text", "text.txt"]
+    _refused(cli, here, ["evaluate", "llama", *text, *flags], expected)
 
 
 @pytest.mark.parametrize(

@@ -308,7 +308,7 @@ def test_weights_are_of_the_dtype_that_they_are_saved_in(
         notify("it was converted")
         return tmp_path / model
 
-    monkeypatch.setattr(door, "locate_model", locate)
+    monkeypatch.setattr(door, "find_model", locate)
     said: list[str] = []
     result = run("half", ["rte"], part, limit=1, notify=said.append)
     assert (result.weights_dtype, result.precision) == ("bfloat16", "float32")

@@ -66,3 +66,8 @@ def sparsities(recipe: Mapping[str, Any]) -> str:
     way = allocation.get("name") if isinstance(allocation, Mapping) else allocation
     shared_out = "" if way in (None, "uniform") else f" ({way})"
     return f"{recipe['sparsity']}{shared_out}{', others by name' if recipe.get('sparsity_by_name') else ''}"
+
+
+def counted(count: int, one: str, many: str | None = None) -> str:
+    """1 window, 2 windows."""
+    return f"{count:,} {one if count == 1 else many or one + 's'}"

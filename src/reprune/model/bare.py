@@ -57,11 +57,12 @@ def max_positions(config: Any) -> int | None:
     return int(value) if value and int(value) > 0 else None
 
 
-def within_tables(model: Any, limit: int | None) -> int | None:
+def longest_of(model: Any) -> int | None:
     """The longest sequence as `max_positions` says, less where a model numbers positions from behind its padding's.
 
     RoBERTa does: of its table of positions the first rows, up to that of padding, are no token's.
     """
+    limit = max_positions(model.config.get_text_config(decoder=True))
     embedding = model.get_input_embeddings()
     tables = (one for one in model.modules() if isinstance(one, nn.Embedding) and one is not embedding)
     padding = (one.padding_idx for one in tables if one.num_embeddings == limit)
@@ -70,14 +71,11 @@ def within_tables(model: Any, limit: int | None) -> int | None:
 
 def longest(folder: Path, trust_remote_code: bool) -> int | None:
     """The longest sequence that the decoder of a model folder takes, where that is known; raises as `read_config`."""
-    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES as ENCODERS
-
     config = read_config(folder, trust_remote_code)
-    limit = max_positions(config.get_text_config(decoder=True))
     if config.model_type in ENCODERS:  # of others no table has padding, and to make a model takes its time
         with suppress(InputError, UnsupportedModelError):
-            return within_tables(build_bare(folder, trust_remote_code), limit)
-    return limit
+            return longest_of(build_bare(folder, trust_remote_code))
+    return max_positions(config.get_text_config(decoder=True))
 
 
 def setting(config: Any, name: str) -> Any:

@@ -23,7 +23,6 @@ from reprune.model.outside import Outside
 from reprune.model.passing import Passing
 from reprune.model.predictor import Predictor, check_predicts
 from reprune.model.skeleton import Skeleton
-from reprune.model.snapshots import called
 from reprune.model.unread import closest, way_out
 from reprune.model.weightless import Weightless
 
@@ -54,10 +53,10 @@ class Decoder:
             UnsupportedModelError: the model's blocks cannot be run one by one, or lack tensors.
         """
         self.folder = folder
-        self.name = called(folder)
         self.device = device or torch.device("cpu")
         self.precision = precision or Precision()
         self.checkpoint = Checkpoint(folder)
+        self.name = self.checkpoint.name
         self.skeleton = Skeleton(folder, trust_remote_code)
         for name in self.checkpoint.entries:
             self.checkpoint.dtype(name)  # after what the configuration says of it

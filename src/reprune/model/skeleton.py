@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from reprune.errors import RepruneError, UnsupportedModelError, short
-from reprune.model.bare import build_bare, max_positions, within_tables
+from reprune.model.bare import build_bare, longest_of
 from reprune.model.beside import matters, passed_beside, refuse_caches, without_beside
 from reprune.model.block import Call
 from reprune.model.forms import Beside, Form, axes
@@ -115,7 +115,7 @@ class Skeleton:
     @cached_property
     def max_positions(self) -> int | None:
         """The longest sequence that the model takes, where its configuration says so."""
-        return within_tables(self.model, max_positions(self.config))
+        return longest_of(self.model)
 
     def few_ids(self, samples: int = 1) -> Tensor:
         """Token ids (samples, tokens) to try something on: no more than the model takes."""

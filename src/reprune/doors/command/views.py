@@ -10,7 +10,7 @@ from typing import Any
 from rich.table import Table
 
 from reprune.doors.api import Status
-from reprune.doors.formats import clock, console, nats, percent, size, sparsities
+from reprune.doors.formats import clock, console, counted, nats, percent, size, sparsities
 from reprune.doors.planned import Plan
 from reprune.doors.prepare import said_lacking
 from reprune.doors.rates import said_of_rate
@@ -118,10 +118,6 @@ def _status(status: Status) -> Iterator[str]:
         )
 
 
-def _epochs(count: int) -> str:
-    return f"{count} epoch{'s' if count > 1 else ''}"
-
-
 def show_plan(plan: Plan) -> None:
     """What a run would do."""
     output = console()
@@ -135,7 +131,7 @@ def show_plan(plan: Plan) -> None:
     schedule, solver = recipe.schedule, recipe.solver
     steps = ["least squares"] if solver.start == "least-squares" else []
     epochs = max(solver.build(recipe.guard).planned(len(window.blocks)) for window in plan.schedule)
-    steps += [f"{solver.name}, {_epochs(epochs)}"] if solver.name != "none" else []
+    steps += [f"{solver.name}, {counted(epochs, 'epoch')}"] if solver.name != "none" else []
     fitted = ", then ".join(steps) or "no solver"
     output.print(f"rung       {recipe.reconstruct}: {recipe.teacher} teacher; {fitted}")
     forced = solver.teacher_forcing > 0 and solver.name != "none"
@@ -143,7 +139,9 @@ def show_plan(plan: Plan) -> None:
     if traits:
         output.print(f"descent    {', '.join(traits)}")
     if (step := recipe.distill).blocks:
-        output.print(f"distill    the last {step.blocks} blocks, {_epochs(step.epochs_beside(solver))} at {step.lr}")
+        output.print(
+            f"distill    the last {step.blocks} blocks, {counted(step.epochs_beside(solver), 'epoch')} at {step.lr}"
+        )
     output.print(f"schedule   {len(plan.schedule)} windows of size {schedule.size}, stride {schedule.stride}")
     own = recipe.self_generate.samples
     sources = [*recipe.calibration, *([f"the model's own texts={own}"] if own else [])]

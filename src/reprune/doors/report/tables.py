@@ -6,11 +6,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from reprune.doors.formats import counted
 from reprune.doors.report.course import direction
 from reprune.doors.report.page import Table
 from reprune.doors.report.records import Accuracy, Cell, Study, Value
 from reprune.doors.report.rows import PARTS, Row, Rows, accuracy, means
-from reprune.doors.report.text import NONE, change, counted, duration, known, memory, number, share
+from reprune.doors.report.text import NONE, change, duration, known, memory, number, share
 
 _UP, _DOWN = "\N{UPWARDS ARROW} ", "\N{DOWNWARDS ARROW} "
 

@@ -69,11 +69,6 @@ def memory(count: float | None) -> str:
     return unbroken(size(round(count))) if known(count) else NONE
 
 
-def counted(count: int, one: str, many: str | None = None) -> str:
-    """1 window, 2 windows."""
-    return f"{count:,} {one if count == 1 else many or one + 's'}"
-
-
 def listed(names: Sequence[str]) -> str:
     """a, b and c."""
     return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))

@@ -11,8 +11,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from reprune.doors.formats import counted
 from reprune.doors.report.records import Run, Window
-from reprune.doors.report.text import counted, known, listed, number, numbered, share, unbroken
+from reprune.doors.report.text import known, listed, number, numbered, share, unbroken
 from reprune.math.rate import unusual_steps
 from reprune.math.standardization import DOMINANT
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any, final, get_args
 
+from reprune.doors.formats import counted
 from reprune.errors import InputError
 from reprune.planning.layers import lay_over, parse_setting
 from reprune.planning.paths import with_paths
@@ -107,7 +108,7 @@ class Grid:
         axes = {"pruner": self.pruners, "rung": self.rungs, "part": self.only, "seed": self.seeds}
         axes["self-generated count"] = self.self_generate
         shown = {name: len(values) for name, values in axes.items() if len(values) > 1 or name in ("pruner", "rung")}
-        return " x ".join(f"{count} {name}{'s' if count > 1 else ''}" for name, count in shown.items())
+        return " x ".join(counted(count, name) for name, count in shown.items())
 
 
 def _known(flag: str, given: Sequence[str], known: tuple[str, ...]) -> tuple[str, ...]:

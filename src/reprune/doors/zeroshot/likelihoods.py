@@ -21,7 +21,7 @@ from transformers import DynamicCache
 
 from reprune.doors.prepare import check_ids
 from reprune.errors import InputError, NumericalError
-from reprune.model.bare import max_positions, within_tables
+from reprune.model.bare import longest_of
 from reprune.model.block import Precision
 from reprune.model.head import find_decoder
 from reprune.model.uncached import uncached
@@ -80,7 +80,7 @@ class Likelihoods(HFLM):  # type: ignore[misc]  # lm-eval has no type informatio
 
         progress is told how many requests are done, of how many.
         """
-        self._longest = within_tables(model, max_positions(model.config.get_text_config(decoder=True)))
+        self._longest = longest_of(model)
         super().__init__(pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=1)
         self.cut = 0
         self._precision = precision

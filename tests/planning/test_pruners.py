@@ -11,6 +11,7 @@ from reprune.errors import InputError
 from reprune.math.checked import Checked
 from reprune.math.magnitude import Magnitude
 from reprune.planning import pruners
+from reprune.planning.axes import PRUNERS, pruner_place
 from reprune.planning.layers import parse_setting, resolve_recipe
 from reprune.planning.recipe import PrunerRecipe
 from tests.packages import install, write_pruner
@@ -79,7 +80,7 @@ def test_it_is_found_and_given_its_settings() -> None:
     made = _build("mine", power=0.5)
     assert isinstance(made, Checked)
     assert (made.name, made.pruner.power) == ("mine", 0.5)
-    assert pruners.known()[:3] == pruners.OWN
+    assert pruners.known()[:3] == PRUNERS
     assert "mine" in pruners.known()[3:]
     assert pruners.known().count("wanda") == 1  # none can stand in for reprune's own
     assert not isinstance(_build("wanda"), Checked)
@@ -204,4 +205,4 @@ def test_without_a_package_the_names_are_those_of_reprune() -> None:
 
 def test_names_are_ordered_as_the_papers_tables_then_by_the_alphabet() -> None:
     names = ["b", "sparsegpt", "a", "magnitude", "wanda"]
-    assert sorted(names, key=pruners.place) == ["magnitude", "wanda", "sparsegpt", "a", "b"]
+    assert sorted(names, key=pruner_place) == ["magnitude", "wanda", "sparsegpt", "a", "b"]

@@ -6,11 +6,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Literal, final
+from typing import final
 
 from reprune.model.linears import Linear
-
-Part = Literal["all", "attention", "mlp"]
+from reprune.planning.axes import Part
 
 
 @final

@@ -20,21 +20,15 @@ from reprune.errors import InputError, short
 from reprune.math.checked import Checked
 from reprune.math.pruner import Pruner
 from reprune.math.statistics import Statistics
+from reprune.planning.axes import PRUNERS
 
-OWN = ("magnitude", "wanda", "sparsegpt")
-"""In the order of the paper's tables."""
 GROUP = "reprune.pruners"
 _NAME = re.compile(r"[A-Za-z0-9_.-]+")  # folders of studies are named by it
 
 
 def known() -> tuple[str, ...]:
     """The names of all pruners: reprune's own, then those that packages bring, in the order of the alphabet."""
-    return OWN + tuple(sorted(_brought(tuple(sys.path))))
-
-
-def place(name: str) -> tuple[int, str]:
-    """Orders pruners as `known` does, those too that are not installed here."""
-    return (OWN.index(name), "") if name in OWN else (len(OWN), name)
+    return PRUNERS + tuple(sorted(_brought(tuple(sys.path))))
 
 
 def package(name: str) -> dict[str, str]:
@@ -89,7 +83,7 @@ def _brought(path: tuple[str, ...]) -> dict[str, tuple[EntryPoint, ...]]:
     del path
     found: dict[str, tuple[EntryPoint, ...]] = {}
     for one in entry_points(group=GROUP):
-        if one.name not in OWN and _NAME.fullmatch(one.name):
+        if one.name not in PRUNERS and _NAME.fullmatch(one.name):
             found[one.name] = (*found.get(one.name, ()), one)
     return found
 

@@ -30,14 +30,14 @@ from reprune.math.pruner import Pruner
 from reprune.math.sparsegpt import SparseGPT
 from reprune.math.wanda import Wanda
 from reprune.planning import pruners
-from reprune.planning.choice import Choice, Part
+from reprune.planning.axes import PRUNERS, Part, Rung
+from reprune.planning.choice import Choice
 from reprune.planning.descents import DistillRecipe, RecipePart, SolverRecipe
 from reprune.planning.devices import is_device
 from reprune.planning.generation.language import ANY, can_tell, wrong_language
 from reprune.planning.generation.settings import FILTERS, PREFIX, Generation, generation, wrong_filters
 from reprune.planning.sparsities import Sparsities
 
-Rung = Literal["LR", "BR", "BR+GP", "BR+GP+CR", "auto"]
 RUNGS: Mapping[str, dict[str, Any]] = {
     "LR": {"schedule": {"size": 1, "stride": 1}, "teacher": "local", "solver": {"name": "none"}},
     "BR": {"schedule": {"size": 1, "stride": 1}, "teacher": "local", "solver": {"name": "adam"}},
@@ -115,7 +115,7 @@ class PrunerRecipe(RecipePart):
 
     def build(self) -> Pruner[Any]:
         """Raises `InputError` where there is none of that name, or it does not take the settings."""
-        if self.settings and self.name in pruners.OWN:
+        if self.settings and self.name in PRUNERS:
             own = "its own are pruner.damping and pruner.block_size" if self.name == "sparsegpt" else "it has none"
             given = ", ".join(self.settings)
             raise InputError(

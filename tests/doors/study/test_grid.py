@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from reprune.doors.study.grid import ONLY, PRUNERS, RUNGS, Cell, Grid, base_recipe, cell_recipes, common, flat
+from reprune.doors.study.grid import Cell, Grid, base_recipe, cell_recipes, common, flat
 from reprune.errors import InputError
+from reprune.planning.axes import PARTS, PRUNERS, RUNGS
 from reprune.planning.recipe import Recipe
 from tests.packages import install, write_pruner
 
@@ -15,7 +16,7 @@ from tests.packages import install, write_pruner
 def test_the_axes_have_the_values_of_a_recipe_in_the_papers_order() -> None:
     assert PRUNERS == ("magnitude", "wanda", "sparsegpt")
     assert RUNGS == ("LR", "BR", "BR+GP", "BR+GP+CR", "auto")
-    assert ONLY == ("all", "attention", "mlp")
+    assert PARTS == ("all", "attention", "mlp")
 
 
 def test_cells_come_seed_by_seed_then_as_the_ladder_goes_in_whatever_order_they_are_asked_for() -> None:
@@ -91,7 +92,7 @@ def test_a_cells_recipe_is_the_common_one_with_the_cells_own_values() -> None:
 
 
 def test_what_is_common_to_all_cells_leaves_out_only_what_they_differ_in() -> None:
-    cells = Grid.of(PRUNERS, RUNGS, ONLY, [0, 1]).cells()
+    cells = Grid.of(PRUNERS, RUNGS, PARTS, [0, 1]).cells()
     shared = [common(recipe) for recipe in cell_recipes(cells, "m", {}, {}, []).values()]
     assert all(each == shared[0] for each in shared)
     everything = flat(Recipe(model="m").model_dump(mode="json"))

@@ -104,9 +104,9 @@ def study(
     """
     with exit_codes(way_on=partial(_hint, out)):
         from reprune.doors.command.views_study import StudyLines, show_study
-        from reprune.doors.study.grid import PRUNERS, RUNGS
         from reprune.doors.study.run import study as run_study
         from reprune.doors.study.watcher import StudyWatcher
+        from reprune.planning.axes import PRUNERS, RUNGS
 
         record = run_study(
             model,

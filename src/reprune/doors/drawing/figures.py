@@ -12,11 +12,10 @@ from typing import Any, TypeGuard
 
 from reprune.doors.drawing.axes import limits, scale, whole_numbers, write_beside
 from reprune.doors.drawing.svg import color, draw, legend, plain, short, style
+from reprune.planning.axes import AUTO
 
 Number = float | None
 """None and NaN are gaps: what was not measured."""
-
-_APART = "auto"  # no step of a ladder: its points are not joined to those of the others
 
 
 def error_by_block(series: Mapping[str, Sequence[Number]], *, title: str, ylabel: str, percent: bool = False) -> str:
@@ -68,7 +67,7 @@ def calibration_against(
         handles = []
         for number, rests in enumerate(series.values()):
             near = [point for points in rests.values() for point in points]
-            joined = [_mean(points) for rest, points in rests.items() if rest and rest != _APART]
+            joined = [_mean(points) for rest, points in rests.items() if rest and rest != AUTO]
             handles.append(_dots(axes, number, near, joined))
         if handles:
             legend(axes, handles, list(series))

@@ -8,11 +8,7 @@ from typing import Literal
 
 from reprune.doors.report.records import Cell, Study, Value, Window
 from reprune.doors.report.text import known, mean, share, two_places
-
-LADDER = ("LR", "BR", "BR+GP", "BR+GP+CR")
-"""The paper's rungs, each of which fits the calibration samples more closely than the one before."""
-
-AUTO = "auto"
+from reprune.planning.axes import ALL, LADDER, RUNGS
 
 PARTS = {"attention": "attention only", "mlp": "feed-forward only", "all": "all"}
 """What may be pruned of each block, and what it is called."""
@@ -148,14 +144,14 @@ def bring_together(study: Study) -> Rows:
     ]
     pruners = list(dict.fromkeys(cell.pruner for cell in study.cells))
     rows.sort(key=lambda row: pruners.index(row.cells[0].pruner))
-    whole = [row for row in rows if row.only == "all"]
+    whole = [row for row in rows if row.only == ALL]
     families = [
         Family(name, tuple(sorted((row for row in whole if row.family == name), key=lambda row: _place(row.rung))))
         for name in dict.fromkeys(row.family for row in whole)
     ]
     return Rows(
         tuple(families),
-        tuple(row for row in rows if row.only != "all"),
+        tuple(row for row in rows if row.only != ALL),
         _names(cell.perplexity for cell in done),
         _names(cell.test_error for cell in done),
         _names(cell.zero_shot for cell in done),
@@ -202,5 +198,4 @@ def _names(found: Iterator[Mapping[str, object]]) -> tuple[str, ...]:
 
 
 def _place(rung: str) -> tuple[int, str]:
-    order = (*LADDER, AUTO)
-    return (order.index(rung) if rung in order else len(order), rung)
+    return (RUNGS.index(rung) if rung in RUNGS else len(RUNGS), rung)

@@ -11,13 +11,14 @@ from reprune.doors.formats import counted
 from reprune.doors.report.made import TERMS, study_made
 from reprune.doors.report.page import Page, Plot, Section, Table, Tile
 from reprune.doors.report.records import Cell, Study, Value
-from reprune.doors.report.rows import LADDER, Rows, accuracy, bring_together, by_block
+from reprune.doors.report.rows import Rows, accuracy, bring_together, by_block
 from reprune.doors.report.run import epochs_section
 from reprune.doors.report.selfmade import selfmade_sections
 from reprune.doors.report.tables import parts, results, results_normalized, steps, unfinished, zero_shot
 from reprune.doors.report.text import NONE, duration, known, listed, memory, share, two_places
 from reprune.doors.report.verdict import SLIGHT
 from reprune.doors.report.verdict_study import study_verdict
+from reprune.planning.axes import LADDER
 
 
 def study_page(study: Study) -> Page:

@@ -12,11 +12,12 @@ from itertools import pairwise
 from reprune.doors.formats import counted
 from reprune.doors.report.course import course, direction, plural
 from reprune.doors.report.records import Cell, Study, Value
-from reprune.doors.report.rows import AUTO, LADDER, PARTS, Family, Measure, Row, Rows, means, windows_of
+from reprune.doors.report.rows import PARTS, Family, Measure, Row, Rows, means, windows_of
 from reprune.doors.report.text import change, known, listed
 from reprune.doors.report.verdict import SLIGHT, Tone, Verdict, guard_sentences, rises
 from reprune.doors.report.verdict_pruners import closer_and_worse, pruner_sentences
 from reprune.doors.report.verdict_selfmade import selfmade_headline, selfmade_lines, selfmade_sentences
+from reprune.planning.axes import AUTO, LADDER
 
 RULES = (
     f"An error or a perplexity rose or fell if it changed by more than {SLIGHT}; less is taken for noise. Where there "

@@ -21,8 +21,9 @@ from reprune.model.local import local_path
 from reprune.model.locate import at_commit, by_commit
 from reprune.model.snapshots import hub_commit
 from reprune.model.unchanged import Unchanged
+from reprune.planning.axes import PRUNERS
 from reprune.planning.paths import local_name
-from reprune.planning.pruners import OWN, package
+from reprune.planning.pruners import package
 from reprune.planning.recipe import Recipe
 from reprune.planning.sources import RowFile, TextFile, find_source, parse_source
 
@@ -117,9 +118,9 @@ def _common(recipe: Recipe, recipes: Mapping[Cell, Recipe]) -> dict[str, Any]:
 def _match_settings_(before: StudyRecord, now: StudyRecord, recipes: Mapping[Cell, Recipe]) -> None:
     """Let settings of packages' pruners be given with the first of these, and left out where none is asked for."""
     was, is_ = before["settings"]["pruner"], now["settings"]["pruner"]
-    if all(cell["pruner"] in OWN for cell in before["cells"]):
+    if all(cell["pruner"] in PRUNERS for cell in before["cells"]):
         was["settings"] = is_["settings"]
-    elif all(cell.pruner in OWN for cell in recipes):
+    elif all(cell.pruner in PRUNERS for cell in recipes):
         is_["settings"] = was.get("settings", {})
 
 

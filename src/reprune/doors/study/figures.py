@@ -10,11 +10,11 @@ from pathlib import Path
 from statistics import mean
 
 from reprune.doors.study.files import FIGURES
-from reprune.doors.study.grid import ONLY
 from reprune.doors.study.record import CellBlock, StudyRecord
 from reprune.doors.study.table import Row, counts, error_columns, perplexity_column, rows
 from reprune.errors import InputError
 from reprune.model.durable import write_text
+from reprune.planning.axes import ALL
 
 
 def write_figures(folder: Path, record: StudyRecord, note: Callable[[str], None]) -> None:
@@ -46,7 +46,7 @@ def _figures(record: StudyRecord) -> Iterator[tuple[str, str]]:
         *((f"test-{_plain(text)}", f"test error, {text}", _test_error(text)) for text in texts),
     ]
     for only in dict.fromkeys(row.only for row in found):
-        part, said = ("", "") if only == ONLY[0] else (f"-{only}", f", {only} only")
+        part, said = ("", "") if only == ALL else (f"-{only}", f", {only} only")
         these = [row for row in found if row.only == only]
         for family in dict.fromkeys(row.family for row in these):
             for kind, label, value in kinds:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from reprune.doors.evaluation.protocols import describe
-from reprune.doors.study.grid import ONLY
 from reprune.doors.study.record import CellRecord, StudyRecord
 from reprune.doors.study.table import (
     Column,
@@ -25,6 +24,7 @@ from reprune.doors.study.table import (
     task_columns,
 )
 from reprune.model.durable import write_text
+from reprune.planning.axes import ALL, PARTS
 from reprune.planning.shares import total
 from reprune.planning.sources import parse_source
 
@@ -97,7 +97,7 @@ def _seeds(row: Row) -> str:
 def _parts_table(record: StudyRecord, text: str) -> str:
     """After the paper's Table 7: perplexity by which linears were pruned."""
     there = {cell["only"] for cell in record["cells"]}
-    parts = [part for part in (*ONLY[1:], ONLY[0]) if part in there]
+    parts = [part for part in (*PARTS[1:], ALL) if part in there]
     column = perplexity_column(record, text)
     head = {heading: name for heading, name in labels(record).items() if heading != "part"}
     found: dict[tuple[str, ...], dict[str, tuple[CellRecord, ...]]] = {}

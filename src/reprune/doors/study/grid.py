@@ -11,19 +11,15 @@ import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Any, final, get_args
+from typing import Any, final
 
 from reprune.doors.formats import counted
 from reprune.errors import InputError
+from reprune.planning.axes import ALL, PARTS, PRUNERS, RUNGS, pruner_place
 from reprune.planning.layers import lay_over, parse_setting
 from reprune.planning.paths import with_paths
-from reprune.planning.pruners import OWN, known, place, unknown
+from reprune.planning.pruners import known, unknown
 from reprune.planning.recipe import Recipe
-
-PRUNERS: tuple[str, ...] = OWN  # those of other packages come after them
-RUNGS: tuple[str, ...] = get_args(Recipe.model_fields["reconstruct"].annotation)
-ONLY: tuple[str, ...] = get_args(Recipe.model_fields["only"].annotation)
-"""The values that an axis can take, in the order of the paper's tables."""
 
 VARIED = {
     **dict.fromkeys(("pruner", "pruner.name"), "--pruners"),
@@ -50,7 +46,7 @@ class Cell:
     @property
     def name(self) -> str:
         """Of its folder: wanda-BR+GP-seed0, or wanda-BR+GP-mlp-self32-seed0."""
-        part = [self.only] if self.only != ONLY[0] else []
+        part = [self.only] if self.only != ALL else []
         own = [f"self{self.self_generate}"] if self.self_generate else []
         return "-".join([self.pruner, self.rung, *part, *own, f"seed{self.seed}"])
 
@@ -62,7 +58,7 @@ class Cell:
     @property
     def place(self) -> tuple[Any, ...]:
         """Orders cells: outside what decides the samples, which cells share; rungs inside, as the ladder goes."""
-        inside = place(self.pruner), ONLY.index(self.only), RUNGS.index(self.rung)
+        inside = pruner_place(self.pruner), PARTS.index(self.only), RUNGS.index(self.rung)
         return self.seed, self.self_generate, *inside
 
 
@@ -93,7 +89,7 @@ class Grid:
         return Grid(
             _known("--pruners", pruners, known()),
             _known("--rungs", rungs, RUNGS),
-            _known("--only", only, ONLY),
+            _known("--only", only, PARTS),
             tuple(dict.fromkeys(seeds)),
             tuple(dict.fromkeys(self_generate)),
         )
@@ -149,14 +145,14 @@ def cell_recipes(
     """
     made: dict[Cell, Recipe] = {}
     cells = list(cells)
-    beside = any(cell.pruner not in OWN for cell in cells)
+    beside = any(cell.pruner not in PRUNERS for cell in cells)
     sources: dict[str, list[str]] = {}  # of cells without self-generated samples; the others have them beside
     for cell in sorted(cells, key=lambda cell: cell.self_generate):
         own = {"pruner": {"name": cell.pruner}, "reconstruct": cell.rung, "only": cell.only, "seed": cell.seed}
         own["self_generate"] = {"samples": cell.self_generate}
         try:
             recipe = lay_over(model, file, {**flags, **sources, **own}, settings)
-            made[cell] = _without_settings(recipe) if cell.pruner in OWN and beside else recipe
+            made[cell] = _without_settings(recipe) if cell.pruner in PRUNERS and beside else recipe
             made[cell].pruner.build()
         except InputError as error:
             raise InputError(f"cell {cell.name}: {error}") from None

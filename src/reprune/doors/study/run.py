@@ -23,7 +23,7 @@ from reprune.doors.study.begin import Begun, begin, check_data
 from reprune.doors.study.cluster import OnRay
 from reprune.doors.study.figures import write_figures
 from reprune.doors.study.files import write_tables
-from reprune.doors.study.grid import PRUNERS, RUNGS, Grid, base_recipe, cell_recipes
+from reprune.doors.study.grid import Grid, base_recipe, cell_recipes
 from reprune.doors.study.hands import CellTask, Hands, InTurn, Outcome, in_a_line
 from reprune.doors.study.measures import Measures
 from reprune.doors.study.needs import Needs, all_needs
@@ -33,6 +33,7 @@ from reprune.engine.result import INDEX, RECIPE
 from reprune.errors import InputError, going_on
 from reprune.model.local import local_path
 from reprune.model.undisturbed import undisturbed
+from reprune.planning.axes import PRUNERS, RUNGS
 from reprune.planning.recipe import Recipe
 
 _KEPT = "What is done is kept: the same command goes on from there."

@@ -12,9 +12,8 @@ from statistics import mean
 from typing import Any, final
 
 from reprune.doors.formats import clock, percent, size
-from reprune.doors.study.grid import ONLY, RUNGS
 from reprune.doors.study.record import CellRecord, StudyRecord
-from reprune.planning.pruners import place
+from reprune.planning.axes import ALL, PARTS, RUNGS, pruner_place
 
 NOTHING = "-"
 _Value = Callable[[CellRecord], float | None]
@@ -92,13 +91,14 @@ def rows(record: StudyRecord) -> list[Row]:
         for names, cells in found.items()
     ]
     return sorted(
-        every, key=lambda row: (place(row.pruner), ONLY.index(row.only), row.self_generate, RUNGS.index(row.rung))
+        every,
+        key=lambda row: (pruner_place(row.pruner), PARTS.index(row.only), row.self_generate, RUNGS.index(row.rung)),
     )
 
 
 def has_parts(record: StudyRecord) -> bool:
     """Whether some cells prune only the attention or only the rest."""
-    return any(cell["only"] != ONLY[0] for cell in record["cells"])
+    return any(cell["only"] != ALL for cell in record["cells"])
 
 
 def counts(record: StudyRecord) -> list[int]:

@@ -1,0 +1,22 @@
+"""What a run's pruner, rung and part of a block are called, in the order of the paper's tables. Knows names only."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+Rung = Literal["LR", "BR", "BR+GP", "BR+GP+CR", "auto"]
+Part = Literal["all", "attention", "mlp"]
+
+RUNGS: tuple[str, ...] = get_args(Rung)
+*_LADDER, AUTO = RUNGS
+LADDER = tuple(_LADDER)
+"""The paper's rungs, each of which fits the calibration samples more closely than the one before; `auto` is none."""
+PARTS: tuple[str, ...] = get_args(Part)
+ALL = PARTS[0]
+PRUNERS = ("magnitude", "wanda", "sparsegpt")
+"""reprune's own; those of other packages come after them."""
+
+
+def pruner_place(name: str) -> tuple[int, str]:
+    """Orders pruners: reprune's own, then others in the order of the alphabet, be they installed here or not."""
+    return (PRUNERS.index(name), "") if name in PRUNERS else (len(PRUNERS), name)

@@ -7,10 +7,10 @@ experts a token is routed to: such a block is run on a few tokens with weights o
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import suppress
-from functools import cache, partial
-from typing import final
+from functools import cache, partial, wraps
+from typing import Any, TypeVar, final
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,23 @@ from reprune.model.recorder import Fill, fill_with_nothing
 from reprune.model.skeleton import Skeleton
 from reprune.model.written import versions
 
+Found = TypeVar("Found")
+
 _Entering = tuple[tuple[Tensor, Call], tuple[Tensor, Call]]
+
+
+def _once_a_kind(find: Callable[[Any, int], Found]) -> Callable[[Any, int], Found]:
+    """Have a method find out once what is the same of all blocks that are alike, as most of a model are."""
+
+    @wraps(find)
+    def known(self: Weightless, index: int) -> Found:
+        key = find.__name__, _kind_of(self._skeleton.blocks[index], self._sample()[1][index])
+        if key not in self._known:
+            self._known[key] = find(self, index)
+        found: Found = self._known[key]
+        return found
+
+    return known
 
 
 @final
@@ -38,10 +54,7 @@ class Weightless:
         self._skeleton = skeleton
         self._precision = precision
         self._recorded: tuple[Tensor, list[Call]] | None = None
-        self._stacks: dict[Hashable, tuple[Stack, ...]] = {}  # most blocks of a model are alike
-        self._groups: dict[Hashable, list[LinearGroup]] = {}
-        self._called: dict[Hashable, list[LinearGroup]] = {}  # of linears that are run as modules
-        self._read: dict[Hashable, set[str]] = {}
+        self._known: dict[Hashable, Any] = {}  # by method and kind of block
 
     def _sample(self) -> tuple[Tensor, list[Call]]:
         if self._recorded is None:
@@ -55,13 +68,11 @@ class Weightless:
         states = self._sample()[0]
         return states.numel() // (len(states) * states.shape[1])
 
+    @_once_a_kind
     def stacks(self, index: int) -> tuple[Stack, ...]:
         """The parameters of a block that hold many matrices; whatever a block raises that cannot be run so."""
-        kind = self._kind(index)
-        if kind not in self._stacks:
-            of_linears = not candidates(self._skeleton.blocks[index])
-            self._stacks[kind] = self._of_linears(index) if of_linears else self._found_stacks(index)
-        return self._stacks[kind]
+        of_linears = not candidates(self._skeleton.blocks[index])
+        return self._of_linears(index) if of_linears else self._found_stacks(index)
 
     def _of_linears(self, index: int) -> tuple[Stack, ...]:
         """The same of a block of linears alone: most run all of them as modules, and are not run once more for it."""
@@ -75,32 +86,22 @@ class Weightless:
         return () if all(linear.name in called for linear in linears) else self._found_stacks(index)
 
     def _found_stacks(self, index: int) -> tuple[Stack, ...]:
-        real, states, call = self._near(index)
-        block = Block(index, real, torch.device("cpu"), Precision())
-        return tuple(find_stacks(real, lambda: _run(block, states, call), states.shape[1]))
+        block, states, call = self._near(index)
+        return tuple(find_stacks(block.module, lambda: block.show(states, call), states.shape[1]))
 
+    @_once_a_kind
     def groups(self, index: int) -> list[LinearGroup]:
         """The linear groups of a block, its linears without values; whatever a block raises that cannot be run so."""
-        kind = self._kind(index)
-        if kind not in self._groups:
-            if stacks := self.stacks(index):
-                module, states, call = self._near(index)
-                block = Block(index, module, torch.device("cpu"), Precision(), stacks)
-                self._groups[kind] = self._groups_of(block, states, call)
-            else:
-                self._groups[kind] = self._called_groups(index)
-        return self._groups[kind]
+        stacks = self.stacks(index)
+        return self._groups_of(*self._near(index, stacks)) if stacks else self._called_groups(index)
 
+    @_once_a_kind
     def _called_groups(self, index: int) -> list[LinearGroup]:
         """The linear groups of a block, of linears that are run as modules."""
-        kind = self._kind(index)
-        if kind not in self._called:
-            states, calls = self._sample()
-            meta = torch.device("meta")
-            module = copy.deepcopy(self._skeleton.blocks[index]).to(meta)
-            block = Block(index, module, meta, Precision())
-            self._called[kind] = self._groups_of(block, states.to(meta), to_device([calls[index]], meta)[0])
-        return self._called[kind]
+        states, calls = self._sample()
+        meta = torch.device("meta")
+        block = Block(index, copy.deepcopy(self._skeleton.blocks[index]).to(meta), meta, Precision())
+        return self._groups_of(block, states.to(meta), to_device([calls[index]], meta)[0])
 
     def _groups_of(self, block: Block, states: Tensor, call: Call) -> list[LinearGroup]:
         """The linear groups of a block, which may write into what it is passed only if no other reads that there."""
@@ -110,29 +111,23 @@ class Weightless:
             self._skeleton.refuse_written(into)
         return groups
 
+    @_once_a_kind
     def read(self, index: int) -> set[str]:
         """The linears of a block whose weights it makes something of, be it as linears or otherwise.
 
         None of them where it cannot be run on a few tokens.
         """
-        kind = self._kind(index)
-        if kind not in self._read:
-            module, states, call = self._near(index)
-            block = Block(index, module, torch.device("cpu"), Precision())
-            try:
-                self._read[kind] = find_read(module, lambda: _run(block, states, call))
-            except Exception:  # whatever a module raises
-                self._read[kind] = set()
-        return self._read[kind]
+        block, states, call = self._near(index)
+        with suppress(Exception):  # whatever a module raises
+            return find_read(block.module, lambda: block.show(states, call))
+        return set()
 
-    def _kind(self, index: int) -> Hashable:
-        return _kind_of(self._skeleton.blocks[index], self._sample()[1][index])
-
-    def _near(self, index: int) -> tuple[nn.Module, Tensor, Call]:
+    def _near(self, index: int, stacks: Sequence[Stack] = ()) -> tuple[Block, Tensor, Call]:
         """A block with weights that take no memory, the states of some tokens, and what it is passed with them."""
         states, calls = self._sample()
         some = torch.randn(states.shape, generator=torch.Generator().manual_seed(0))
-        return without_weights(self._skeleton.blocks[index]), some, calls[index]
+        module = without_weights(self._skeleton.blocks[index])
+        return Block(index, module, torch.device("cpu"), Precision(), stacks), some, calls[index]
 
     @torch.no_grad()
     def costs(self, tokens: int, device: str) -> list[BlockCosts]:
@@ -165,11 +160,6 @@ class Weightless:
         )
         self._skeleton.release()
         return [((one[0], call), (two[0], for_two)) for call, for_two in zip(one[1], two[1], strict=True)]
-
-
-@torch.no_grad()
-def _run(block: Block, states: Tensor, call: Call) -> None:
-    block.run(states, call)
 
 
 def _kind_of(module: nn.Module, call: Call) -> Hashable:

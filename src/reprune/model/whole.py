@@ -13,7 +13,7 @@ from __future__ import annotations
 import gc
 import inspect
 import math
-from collections.abc import Iterable, Set
+from collections.abc import Iterable, Sequence, Set
 from contextlib import suppress
 from pathlib import Path
 from threading import Event
@@ -55,13 +55,8 @@ def load_model(
         _was_loaded.set()
         return model.to(device).eval()
     _check_floats(folder, trust_remote_code)
-    bare = None
-    dtype = torch.float32
-    if products != torch.float32:
-        bare = _bare(folder, trust_remote_code)
-        stored = _dtypes(_used(Checkpoint(folder), bare))
-        if bare is not None and len(stored) == 1:  # else what it computes of its own is not known
-            (dtype,) = stored
+    bare = _bare(folder, trust_remote_code) if products != torch.float32 else None
+    dtype = _loaded_dtype(_used(Checkpoint(folder), bare), bare)
     model = _from_pretrained(folder, dtype, trust_remote_code)
     if products != torch.float32:
         stacked = stacked_parameters(folder, trust_remote_code) if candidates(model) else set()
@@ -77,10 +72,9 @@ def load_model(
 
 def whole_bytes(folder: Path, precision: Precision, trust_remote_code: bool = False) -> int:
     """What a whole model takes in memory at the least while `load_model` loads it."""
-    used = _used(Checkpoint(folder), _bare(folder, trust_remote_code))
-    stored = _dtypes(used)
-    as_stored = precision.products != torch.float32 and len(stored) == 1
-    dtype = next(iter(stored)) if as_stored else torch.float32
+    bare = _bare(folder, trust_remote_code)
+    used = _used(Checkpoint(folder), bare)
+    dtype = _loaded_dtype(used, bare if precision.products != torch.float32 else None)
     return dtype.itemsize * sum(math.prod(entry.shape) for entry in used)
 
 
@@ -132,6 +126,12 @@ def _used(checkpoint: Checkpoint, bare: Any | None) -> list[TensorEntry]:
 
 def _dtypes(entries: Iterable[TensorEntry]) -> set[torch.dtype]:
     return {dtype for entry in entries if isinstance(dtype := entry.dtype, torch.dtype) and dtype.is_floating_point}
+
+
+def _loaded_dtype(used: Sequence[TensorEntry], bare: Any | None) -> torch.dtype:
+    """In which dtype a model is loaded: its files', where a `bare` one tells what it computes of its own."""
+    stored = _dtypes(used) if bare is not None else set()
+    return stored.pop() if len(stored) == 1 else torch.float32
 
 
 def _check_floats(folder: Path, trust_remote_code: bool) -> None:

@@ -72,11 +72,10 @@ def _calls(*values: Tensor) -> list[Call]:
     return [Call((None, value), {}, 0) for value in values]
 
 
-def test_each_block_is_passed_its_own_of_the_samples_that_were_embedded_last() -> None:
-    passing = Passing("model")
+def test_each_block_is_passed_what_is_the_own_of_some_samples() -> None:
     for samples in (2, 5, 3):
         own = [torch.randn(samples, samples + 3) for _ in range(3)]  # as an embedding for each block
-        passing.begin(samples)
+        passing = Passing("model", samples)
         for batch in slices(samples, 2):
             others = _calls(*(each.roll(1, 0)[batch] for each in own))
             passing.take(batch, _calls(*(each[batch] for each in own)), lambda others=others: others)
@@ -93,8 +92,7 @@ def test_each_block_is_passed_its_own_of_the_samples_that_were_embedded_last() -
     ids=["of later samples only", "of tokens", "of all samples", "samples second"],
 )
 def test_what_differs_and_is_not_each_samples_own_is_refused(shape: tuple[int, ...], differs: int) -> None:
-    passing = Passing("model")
-    passing.begin(4)
+    passing = Passing("model", 4)
     with pytest.raises(UnsupportedModelError, match="block 0 is passed 'argument 1', which differs from sample to"):
         for number, batch in enumerate(slices(4, 2)):
             value = torch.full(shape, float(number >= differs))
@@ -102,7 +100,6 @@ def test_what_differs_and_is_not_each_samples_own_is_refused(shape: tuple[int, .
 
 
 def test_what_has_other_parts_for_other_samples_is_refused() -> None:
-    passing, value = Passing("model"), torch.zeros(2, 4)
-    passing.begin(2)
+    passing, value = Passing("model", 2), torch.zeros(2, 4)
     with pytest.raises(UnsupportedModelError, match="block 0 is passed 'more', which differs from sample to sample"):
         passing.take(slice(0, 2), _calls(value), lambda: [Call((None, value), {"more": value}, 0)])

@@ -66,7 +66,7 @@ class Decoder:
         self._blocks = [self._conversions(index) for index in range(len(self))]
         self._block_of = {name: self._find_block_of(name) for name in self.checkpoint.entries}
         self._outside.check()
-        self._passing = Passing(self.name)
+        self._passing = Passing(self.name, 0)  # with the samples that were embedded last
 
     def __len__(self) -> int:
         """The number of blocks."""
@@ -273,7 +273,7 @@ class Decoder:
             UnsupportedModelError: a block is passed something that differs from sample to sample.
         """
         slices = list(slices)
-        self._passing.begin(max(batch.stop for batch in slices))
+        self._passing = Passing(self.name, max(batch.stop for batch in slices))
         for batch in slices:
             states, calls = self.skeleton.record(ids[batch], self._outside.fill)
             self._passing.take(batch, calls, partial(self._calls_of_others, ids, batch))

@@ -11,8 +11,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import IO, Any, final
+from typing import Any, final
 
 import torch
 from torch import Tensor
@@ -28,22 +27,12 @@ _IN_MEMORY = 2**30  # bytes of what samples are passed of their own
 class Passing:
     """The calls of all blocks, for batches of samples."""
 
-    def __init__(self, model: str) -> None:
-        """`model` is its name, for messages."""
+    def __init__(self, model: str, samples: int) -> None:
+        """`model` is its name, for messages; `samples` is how many there are in all."""
         self._model = model
         self._calls: dict[int, list[Call]] = {}  # by batch size; of what is a sample's own, any sample's
         self._own: dict[tuple[int, Place], Tensor] = {}  # by block and place: (samples, ...), on the CPU
-        self._files: list[IO[bytes]] = []
-        self._samples = self._filled = 0
-
-    def begin(self, samples: int) -> None:
-        """Begin with samples, so many in all."""
         self._samples, self._filled = samples, 0
-        self._own.clear()
-        self._calls.clear()
-        for file in self._files:
-            file.close()
-        self._files.clear()
 
     def take(self, batch: slice, calls: list[Call], others: Callable[[], list[Call]]) -> None:
         """Take in what blocks are passed with a batch.
@@ -102,12 +91,10 @@ class Passing:
         taken = sum(own.nbytes for own in self._own.values())
         if taken + size * dtype.itemsize <= _IN_MEMORY:
             return torch.empty(tuple(shape), dtype=dtype)
-        file = tempfile.NamedTemporaryFile(prefix="reprune-")  # noqa: SIM115  # it lives as long as this object
-        self._files.append(file)
-        if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(file.fileno(), 0, size * dtype.itemsize)
-        mapped = torch.from_file(str(Path(file.name)), shared=True, size=size, dtype=dtype)
-        return mapped.view(tuple(shape))
+        with tempfile.NamedTemporaryFile(prefix="reprune-") as file:  # which lasts as long as it is mapped
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, size * dtype.itemsize)
+            return torch.from_file(file.name, shared=True, size=size, dtype=dtype).view(tuple(shape))
 
     def finish(self, device: torch.device) -> None:
         """Put what all samples share where blocks run."""

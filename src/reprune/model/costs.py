@@ -24,6 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from reprune.model.block import Block, Call, Precision
 from reprune.model.linears import Stack, find_linears
 from reprune.model.nested import with_tensors
+from reprune.model.products import storage
 
 FEW = (8, 16, 24)  # tokens
 MANY = 3_000
@@ -170,14 +171,14 @@ def _run(
                 setattr(part, name, nn.Parameter(torch.empty(parameter.shape)))
             for name, buffer in part.named_buffers(recurse=False):
                 setattr(part, name, torch.empty(buffer.shape, dtype=buffer.dtype))
-        own = {_storage(parameter) for parameter in module.parameters()}
+        own = {storage(parameter) for parameter in module.parameters()}
         kept: dict[int, int] = {}  # bytes by storage: what is kept twice takes memory once
         alive: list[Tensor] = []  # holding the tensors keeps their storages apart
 
         def pack(tensor: Tensor) -> Tensor:
             alive.append(tensor)
-            if _storage(tensor) not in own:
-                kept[_storage(tensor)] = tensor.untyped_storage().nbytes()
+            if storage(tensor) not in own:
+                kept[storage(tensor)] = tensor.untyped_storage().nbytes()
             return tensor
 
         hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
@@ -215,7 +216,3 @@ _ATTENTION = {  # the CPU's kernels, which the counter does not know by itself; 
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
 }
-
-
-def _storage(tensor: Tensor) -> int:
-    return int(tensor.untyped_storage()._cdata)

@@ -32,7 +32,7 @@ class _Products(TorchFunctionMode):
 
     def __init__(self, parameters: Iterable[Tensor], saw: Saw) -> None:
         super().__init__()
-        self._storages = {_storage(parameter) for parameter in parameters}
+        self._storages = {storage(parameter) for parameter in parameters}
         self._saw = saw
 
     def __torch_function__(
@@ -76,7 +76,7 @@ class _Products(TorchFunctionMode):
             yield from zip(matrices, inputs, strict=True)
 
     def _is_ours(self, tensor: object) -> bool:
-        return isinstance(tensor, Tensor) and tensor.dim() >= 2 and _storage(tensor) in self._storages
+        return isinstance(tensor, Tensor) and tensor.dim() >= 2 and storage(tensor) in self._storages
 
 
 @final
@@ -85,7 +85,7 @@ class _Reads(TorchFunctionMode):
 
     def __init__(self, parameters: Iterable[Tensor]) -> None:
         super().__init__()
-        self._storages = {_storage(parameter) for parameter in parameters}
+        self._storages = {storage(parameter) for parameter in parameters}
         self.found: set[int] = set()  # by storage
 
     def __torch_function__(
@@ -94,7 +94,7 @@ class _Reads(TorchFunctionMode):
         kwargs = kwargs or {}
         made = func(*args, **kwargs)
         if getattr(func, "__name__", "") != "__get__" and any(True for _ in _tensors([made])):
-            self.found |= {_storage(one) for one in _tensors([*args, *kwargs.values()])} & self._storages
+            self.found |= {storage(one) for one in _tensors([*args, *kwargs.values()])} & self._storages
         return made
 
 
@@ -150,10 +150,10 @@ def watched_products(linears: Iterable[Linear], saw: Callable[[Linear, Tensor], 
     Rows of inputs that are zero, as where all tokens are multiplied by all experts and most are blanked out before,
     count as tokens that were routed elsewhere.
     """
-    by_place = {(_storage(linear.parameter), linear.offset): linear for linear in linears}
+    by_place = {(storage(linear.parameter), linear.offset): linear for linear in linears}
 
     def tell(matrix: Tensor, inputs: Tensor) -> None:
-        linear = by_place.get((_storage(matrix), int(matrix.storage_offset())))
+        linear = by_place.get((storage(matrix), int(matrix.storage_offset())))
         if linear is not None and tuple(matrix.shape) == linear.shape:
             saw(linear, _routed_rows(inputs))
 
@@ -227,11 +227,11 @@ def find_stacks(block: nn.Module, run: Callable[[], None], tokens: int) -> list[
     linears = {name: module for name, module in block.named_modules() if is_linear(module)}
     parameters = candidates(block) | _weights(linears)
     called: set[str] = set()
-    names = {_storage(parameter): name for name, parameter in parameters.items()}
+    names = {storage(parameter): name for name, parameter in parameters.items()}
     seen: dict[str, _Seen] = {}
 
     def saw(matrix: Tensor, inputs: Tensor) -> None:
-        name = names[_storage(matrix)]
+        name = names[storage(matrix)]
         rows, columns = matrix.shape
         first, second = matrix.stride()
         found = seen.setdefault(name, _Seen((rows, columns), (first, second), {}))
@@ -276,7 +276,7 @@ def find_read(block: nn.Module, run: Callable[[], None]) -> set[str]:
     reads = _Reads(_weights(linears).values())
     with reads:
         run()
-    return {name for name, module in linears.items() if _storage(module.get_parameter("weight")) in reads.found}
+    return {name for name, module in linears.items() if storage(module.get_parameter("weight")) in reads.found}
 
 
 def _weights(linears: Mapping[str, nn.Module]) -> dict[str, nn.Parameter]:
@@ -311,7 +311,8 @@ def _routed_rows(inputs: Tensor) -> Tensor:
     return flat[(flat != 0).any(dim=-1)]
 
 
-def _storage(tensor: Tensor) -> int:
+def storage(tensor: Tensor) -> int:
+    """What tells memory from other memory, whichever tensor views it, as long as one does."""
     return int(tensor.untyped_storage()._cdata)
 
 

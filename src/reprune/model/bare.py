@@ -42,7 +42,7 @@ def read_config(folder: Path, trust_remote_code: bool) -> Any:
         raise UnsupportedModelError(
             f"{called(folder)}: {config.model_type} is an encoder-decoder; a decoder is needed."
         )
-    if _sees_what_comes(config):
+    if config.model_type in ENCODERS and getattr(config, "is_decoder", None) is False:
         raise UnsupportedModelError(
             f"{called(folder)}: {config.model_type} with is_decoder false attends to the tokens that are to come, so "
             "it does not predict the next one; give a causal language model."
@@ -197,11 +197,6 @@ def _parameters_on_meta() -> Iterator[None]:
             yield
     finally:
         nn.Module.register_parameter = plain  # type: ignore[method-assign]
-
-
-def _sees_what_comes(config: Any) -> bool:
-    """Whether a configuration is of an encoder, which the same class turns into a decoder where it is told to."""
-    return config.model_type in ENCODERS and getattr(config, "is_decoder", None) is False
 
 
 def model_class(config: Any) -> Any:

@@ -281,7 +281,8 @@ def many_passes(blocks: Sequence[Block]) -> Iterator[None]:
         yield
         return
     # Autocast keeps what it has cast of parameters that record gradients, until the outermost context ends.
-    still = [one for block in blocks for one in block.module.parameters() if _could_record(one)]
+    parameters = [one for block in blocks for one in block.module.parameters()]
+    still = [one for one in parameters if one.is_floating_point() and not one.requires_grad]
     for parameter in still:
         parameter.requires_grad_(True)
     try:
@@ -290,10 +291,6 @@ def many_passes(blocks: Sequence[Block]) -> Iterator[None]:
     finally:
         for parameter in still:
             parameter.requires_grad_(False)
-
-
-def _could_record(parameter: nn.Parameter) -> bool:
-    return parameter.is_floating_point() and not parameter.requires_grad
 
 
 def _tell(

@@ -130,31 +130,18 @@ def find_routers(block: nn.Module, stacks: Sequence[Stack]) -> set[str]:
     beside: dict[str, set[int]] = {}  # by the path of what holds experts and router: how many experts
     for stack in stacks:
         if stack.routed:
-            path = stack.parameter.rpartition(".")[0]
             # Such as mlp.experts.down_proj, whose router is mlp.gate; the experts may lie deeper (ffn.experts.mlp.w1).
-            for holder in _above(path):
-                beside.setdefault(holder, set()).add(stack.count)
+            *parts, _ = stack.parameter.split(".")
+            for length in range(1, len(parts)):
+                beside.setdefault(".".join(parts[:length]), set()).add(stack.count)
     for path, module in block.named_modules():
-        if isinstance(module, nn.ModuleList) and len(module) > 1 and all(_holds_linears(child) for child in module):
-            beside.setdefault(path.rpartition(".")[0], set()).add(len(module))
+        experts = module if isinstance(module, nn.ModuleList) and len(module) > 1 else ()
+        if experts and all(any(map(is_linear, expert.modules())) for expert in experts):
+            beside.setdefault(path.rpartition(".")[0], set()).add(len(experts))
     return {
         name
         for name, module in block.named_modules()
         if is_linear(module)
         for holder, counts in beside.items()
-        if holder and name.startswith(f"{holder}.") and _rows(module) in {1, *counts}
+        if holder and name.startswith(f"{holder}.") and Linear.of(name, module).shape[0] in {1, *counts}
     }
-
-
-def _above(path: str) -> list[str]:
-    """The module that holds the experts' module, and the one above where experts lie deeper than in one module."""
-    parts = path.split(".")
-    return [".".join(parts[:length]) for length in range(1, len(parts))]
-
-
-def _holds_linears(module: nn.Module) -> bool:
-    return any(is_linear(part) for part in module.modules())
-
-
-def _rows(module: nn.Module) -> int:
-    return Linear.of("", module).shape[0]

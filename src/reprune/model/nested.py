@@ -60,18 +60,17 @@ def _attributes(value: Any) -> dict[str, Any]:
     return {name: part for kind in kinds for name, part in (kind or {}).items()}
 
 
-def leaves(value: Any, place: Place) -> Iterator[tuple[Place, Any]]:
-    """All that lies within a value at a place and holds nothing, or is what it lies in, each with its own place."""
-    yield from _leaves(value, place, ())
+def leaves(value: Any, place: Place, around: tuple[Any, ...] = ()) -> Iterator[tuple[Place, Any]]:
+    """All that lies within a value at a place and holds nothing, or is what it lies in, each with its own place.
 
-
-def _leaves(value: Any, place: Place, around: tuple[Any, ...]) -> Iterator[tuple[Place, Any]]:
+    `around` is what the value itself lies in.
+    """
     held = None if any(value is one for one in around) else parts(value)
     if held is None:
         yield place, value
         return
     for key, part in held.items():
-        yield from _leaves(part, (*place, key), (*around, value))
+        yield from leaves(part, (*place, key), (*around, value))
 
 
 def with_leaves(value: Any, place: Place, change: Callable[[Place, Any], Any]) -> Any:

@@ -21,6 +21,7 @@ _TRIED = 4  # tokens
 _NEAR = 0.02  # of the largest logit: what rounding of half precision may do
 
 
+@torch.no_grad()
 def check_predicts(skeleton: Skeleton, precision: Precision, fill: Fill) -> None:
     """Raise `UnsupportedModelError` unless a model makes logits of its last block's states; no weight is read.
 
@@ -40,7 +41,9 @@ def check_predicts(skeleton: Skeleton, precision: Precision, fill: Fill) -> None
         )
     try:
         with precision.on(torch.device("cpu")):
-            skeleton.try_predict(fill)
+            ids = skeleton.few_ids()
+            skeleton.predict(ids, skeleton.record(ids, fill)[0], fill, fill)
+            skeleton.release()
     except RepruneError:
         raise
     except Exception as error:  # whatever a model raises

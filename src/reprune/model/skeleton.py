@@ -154,7 +154,9 @@ class Skeleton:
         """
         forms = self.forms
         states, calls = self._recorded(ids, fill, disturb)
-        calls = [self._formed(call, form) for call, form in zip(calls, forms, strict=True)]
+        if not any(isinstance(slot.place, int) for slot in forms[0].slots):  # what is returned is not carried along
+            calls = [without_beside(call) for call in calls]
+        calls = [replace(call, form=form) for call, form in zip(calls, forms, strict=True)]
         return forms[self.running[0]].of(states), calls
 
     def predict(self, ids: Tensor, states: Tensor, fill: Fill, fill_after: Fill) -> Tensor:
@@ -196,14 +198,6 @@ class Skeleton:
             raise ValueError(f"its logits are of shape {list(logits.shape)} for {list(ids.shape)} tokens")
         return logits
 
-    @torch.no_grad()
-    def try_predict(self, fill: Fill) -> None:
-        """Run `predict` on a few tokens, without values."""
-        ids = self.few_ids()
-        states, _ = self.record(ids, fill)
-        self.predict(ids, states, fill, fill)
-        self.release()
-
     def _reads_after(self, states: Tensor, beside: Mapping[int, Tensor]) -> set[int]:
         """The places of what the model makes something of, after its blocks, that the last returns beside the states.
 
@@ -224,12 +218,6 @@ class Skeleton:
         if not beside or not runs(beside):
             return set()
         return {place for place in beside if not runs({**beside, place: Beside(place)})}
-
-    @staticmethod
-    def _formed(call: Call, form: Form) -> Call:
-        """A call in its form; of what blocks before have put out beside their states, what is carried along."""
-        carried = any(isinstance(slot.place, int) for slot in form.slots)
-        return replace(call if carried else without_beside(call), form=form)
 
     @cached_property
     @torch.no_grad()

@@ -70,13 +70,9 @@ class _Copy:
         self.take()
 
     def take(self) -> None:
-        if self._mask is not None:
-            self._values = None  # before there are others
-            self._values = pick(self._parameter.detach(), self._mask)
-        elif self._values is None:
-            self._values = self._parameter.detach().clone()
-        else:
-            self._values.copy_(self._parameter)
+        self._values = None  # before there are others
+        values = self._parameter.detach()
+        self._values = values.clone() if self._mask is None else pick(values, self._mask)
 
     def put_back_(self) -> None:
         assert self._values is not None

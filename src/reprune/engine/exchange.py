@@ -12,7 +12,7 @@ from typing import final
 
 import torch
 
-from reprune.engine.footprint import LEVELS, measured
+from reprune.engine.footprint import levels, measured
 from reprune.engine.pruning import gathers
 from reprune.engine.work import Group, Work
 from reprune.errors import InputError
@@ -102,8 +102,7 @@ def exchanges(recipe: Recipe, work: Work) -> list[Exchange]:
     """What processes exchange: in each window, and in the steps before and after them."""
     found = [_in_window(recipe, work, window) for window in work.schedule]
     if recipe.allocation.name != "uniform":
-        times = LEVELS if recipe.allocation.name == "by-error" else 0
-        found += [_in_pruning(measured(recipe), groups, times) for groups in work.groups]
+        found += [_in_pruning(measured(recipe), groups, levels(recipe)) for groups in work.groups]
     if recipe.distill.blocks:
         blocks = range(len(work.blocks) - recipe.distill.blocks, len(work.blocks))
         summed, told, often = _in_descent(recipe, work, blocks, recipe.distill.epochs_beside(recipe.solver))
@@ -118,7 +117,7 @@ def steps(recipe: Recipe, work: Work, epochs: int) -> int:
 
 def _in_window(recipe: Recipe, work: Work, window: Window) -> Exchange:
     fresh = [group for index in window.fresh for group in work.groups[index]]
-    epochs = recipe.solver.build(recipe.guard).planned(len(window.blocks))
+    epochs = recipe.planned_epochs(len(window.blocks))
     summed, told, often = _in_pruning(recipe, fresh)
     then_summed, then_told, then_often = _in_descent(recipe, work, window.blocks, epochs)
     return summed + then_summed, told + then_told, often + then_often
@@ -138,13 +137,12 @@ def _in_pruning(recipe: Recipe, groups: Sequence[Group], times: int = 1) -> Exch
 def _in_descent(recipe: Recipe, work: Work, blocks: Sequence[int], epochs: int) -> Exchange:
     """In fitting blocks for so many epochs, after which all take the weights of the first."""
     taken = steps(recipe, work, epochs)
-    weights = 4 * sum(work.blocks[index].parameters for index in blocks)
-    return taken * 4 * _moved(recipe, work, blocks), weights, 2 * taken + 2 * epochs
+    return taken * 4 * _moved(recipe, work, blocks), 4 * work.parameters(blocks), 2 * taken + 2 * epochs
 
 
 def _moved(recipe: Recipe, work: Work, blocks: Sequence[int]) -> float:
     """How many numbers a step moves, each with its gradient (`math.coordinates`)."""
-    parameters = sum(work.blocks[index].parameters for index in blocks)
+    parameters = work.parameters(blocks)
     if (rank := recipe.solver.rank) is not None:
         groups = [group for index in blocks for group in work.groups[index]]
         factors = [rank * (group.rows + group.matrices * group.columns) for group in groups]

@@ -14,7 +14,7 @@ from reprune.planning.schedule import Window, windows
 
 MASKS = 0.25  # of the weights' bytes
 _REFIT_COPIES = 7  # of a group's matrices: what conjugate gradients hold beside what the pruner does
-LEVELS = 3  # of sparsity, to which an allocation by error prunes each block
+_LEVELS = 3  # of sparsity, to which an allocation by error prunes each block
 _LOGITS_HELD = 5  # tensors of their size at a time
 _TEMPORARY = 1.3  # over the activations kept: what a backward pass holds for a moment
 
@@ -62,7 +62,7 @@ def _streams(recipe: Recipe, blocks: int) -> int:
 def window_bytes(recipe: Recipe, work: Work, window: Window) -> int:
     """The most that a window holds at a time, without streams."""
     solver = recipe.solver
-    weights = 4 * sum(work.blocks[i].parameters for i in window.blocks)
+    weights = 4 * work.parameters(window.blocks)
     largest = max(work.blocks[i].activations for i in window.blocks)
     at_a_time = min(solver.samples_at_a_time, work.calibration)
     passing = at_a_time * largest  # a pass without gradients holds no more than what it would keep
@@ -86,11 +86,16 @@ def window_bytes(recipe: Recipe, work: Work, window: Window) -> int:
 
 def allocating_bytes(recipe: Recipe, work: Work) -> int:
     """The most that is held while an allocation measures blocks: each alone, and dense once more, without streams."""
-    alone, twins = measured(recipe), int(recipe.allocation.name == "by-error")
+    alone, twins = measured(recipe), int(levels(recipe) > 0)
     return max(
         window_bytes(alone, work, window) + 4 * twins * work.blocks[window.index].parameters
         for window in windows(len(work.blocks), 1, 1)
     )
+
+
+def levels(recipe: Recipe) -> int:
+    """To how many levels of sparsity an allocation prunes each block."""
+    return _LEVELS if recipe.allocation.name == "by-error" else 0
 
 
 def measured(recipe: Recipe) -> Recipe:

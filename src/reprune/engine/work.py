@@ -44,3 +44,7 @@ class Work:
     block_bytes: Sequence[int]  # of each block's tensors on disk
     outside_bytes: Sequence[int]  # of each tensor outside the blocks
     head: tuple[int, int] = (0, 0)  # words and hidden size of what makes the logits
+
+    def parameters(self, blocks: Iterable[int]) -> int:
+        """How many some blocks have together."""
+        return sum(self.blocks[index].parameters for index in blocks)

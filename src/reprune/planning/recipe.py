@@ -293,6 +293,10 @@ class Recipe(RecipePart, BaseModel):  # the latter again, so that ruff knows pyd
             )
         return self
 
+    def planned_epochs(self, blocks: int) -> int:
+        """How many epochs a window of so many blocks takes, where none stops it early."""
+        return self.solver.build(self.guard).planned(blocks)
+
     def build_distillation(self) -> Adam | None:
         """The descent that fits the last blocks once more; None where there is none."""
         return self.distill.build(self.solver, self.guard) if self.distill.blocks else None

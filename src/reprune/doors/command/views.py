@@ -130,7 +130,7 @@ def show_plan(plan: Plan) -> None:
         output.print(f"allocation {recipe.allocation.name} shares it out over the blocks, by what each bears")
     schedule, solver = recipe.schedule, recipe.solver
     steps = ["least squares"] if solver.start == "least-squares" else []
-    epochs = max(solver.build(recipe.guard).planned(len(window.blocks)) for window in plan.schedule)
+    epochs = max(recipe.planned_epochs(len(window.blocks)) for window in plan.schedule)
     steps += [f"{solver.name}, {counted(epochs, 'epoch')}"] if solver.name != "none" else []
     fitted = ", then ".join(steps) or "no solver"
     output.print(f"rung       {recipe.reconstruct}: {recipe.teacher} teacher; {fitted}")

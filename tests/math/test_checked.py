@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import pytest
@@ -198,11 +198,20 @@ class Random(Careless):
         return [Pruned(weight * mask, mask) for weight, mask in zip(weights, masks, strict=True)]
 
 
-def test_random_numbers_are_decided_by_the_runs_seed_and_the_matrices_whatever_was_drawn_before() -> None:
+class OneByOne(Random):
+    def _prune(self, weights: Sequence[Tensor], statistics: Statistics, pattern: Pattern) -> Iterator[Pruned]:  # type: ignore[override]  # to be seen
+        for weight in weights:
+            yield from super()._prune([weight], statistics, pattern)
+
+
+@pytest.mark.parametrize("kind", [Random, OneByOne])
+def test_random_numbers_are_decided_by_the_runs_seed_and_the_matrices_whatever_was_drawn_before(
+    kind: type[Random],
+) -> None:
     def mask(seed: int, weight: Tensor, drawn: int = 0) -> Tensor:
         torch.manual_seed(seed)
         torch.rand(drawn)
-        checked = Checked("mine", Random())
+        checked = Checked("mine", kind())
         [found] = checked.prune([weight], checked.statistics(64, torch.device("cpu")), Unstructured(0.5))
         assert torch.rand(1).equal(torch.rand(drawn + 1, generator=torch.Generator().manual_seed(seed))[-1:])
         return found.mask

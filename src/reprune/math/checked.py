@@ -42,7 +42,7 @@ class Checked(Pruner[Statistics]):
         gathered = [(one, one._version) for one in statistics._sums_of() if not one.is_inference()]
         with _seeded(weights):
             made: Any = self.pruner.prune([weight.clone() for weight in weights], statistics, pattern)
-        found = list(made) if isinstance(made, Iterable) else [made]
+            found = list(made) if isinstance(made, Iterable) else [made]  # which may be made only now
         if len(found) != len(weights):
             raise NumericalError(f"pruner {self.name} gave {len(found)} matrices, where {len(weights)} were expected")
         if any(one._version != version for one, version in gathered):

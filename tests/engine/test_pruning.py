@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,12 @@ from reprune.engine import pruning
 from reprune.engine.pruning import gathered, gathering, linear_groups, prune_block_
 from reprune.engine.window import PrunedBlock
 from reprune.errors import UnsupportedModelError
+from reprune.math.checked import Checked
 from reprune.math.magnitude import Magnitude
-from reprune.math.patterns import Unstructured
-from reprune.math.pruner import Pruner
+from reprune.math.patterns import Pattern, Unstructured
+from reprune.math.pruner import Pruned, Pruner
 from reprune.math.sparsegpt import SparseGPT
+from reprune.math.statistics import Statistics
 from reprune.math.wanda import Wanda
 from reprune.model.block import Block, Call, LinearGroup, Precision
 from reprune.planning.sparsities import Sparsities
@@ -150,6 +152,36 @@ def test_matrices_of_one_group_may_have_patterns_of_their_own() -> None:
     sparsities = Sparsities(Unstructured(0.5), {"second": Unstructured(0.25)})
     prune_block_(pruned, lambda: inputs, Magnitude(), sparsities, False)
     assert [int(mask.sum()) for mask in pruned.masks.values()] == [8, 12, 8]
+
+
+class _Sparser(Pruner[Statistics]):
+    """Prunes by magnitude, and of the first of a group's matrices three quarters whatever it is told."""
+
+    data_free = True
+
+    def statistics(self, columns: int, device: torch.device) -> Statistics:
+        return Statistics(columns, device)
+
+    def _prune(self, weights: Sequence[Tensor], statistics: Statistics, pattern: Pattern) -> list[Pruned]:
+        patterns = [Unstructured(0.75), *[pattern] * (len(weights) - 1)]
+        return [Magnitude().prune([one], statistics, own)[0] for one, own in zip(weights, patterns, strict=True)]
+
+
+@pytest.mark.parametrize(("pattern", "asked"), [(Unstructured(0.5), "50.0%"), (Unstructured(0.25), "25.0%")])
+def test_a_package_s_pruner_that_prunes_another_share_is_told_once_a_block(pattern: Pattern, asked: str) -> None:
+    def notes(groups: int, pattern: Pattern, pruner: Pruner[Any]) -> list[str]:
+        _, block, inputs, _ = _made()
+        together = [block.linears] if groups == 1 else [[linear] for linear in block.linears]
+        pruned = PrunedBlock(block, [LinearGroup(tuple(linears)) for linears in together])
+        return prune_block_(pruned, lambda: inputs, pruner, Sparsities(pattern), False)
+
+    sparser = Checked("mine", _Sparser())
+    assert notes(1, pattern, Checked("mine", Magnitude())) == notes(3, Unstructured(0.75), sparser) == []
+    for groups, count in ((1, 1), (3, 3)):
+        assert notes(groups, pattern, sparser) == [
+            f"block 0: pruner mine pruned another share than was asked for of {count} of its 3 matrices, as of first "
+            f"75.0% in place of {asked}"
+        ]
 
 
 def test_no_sample_is_passed_for_a_pruner_that_needs_no_data() -> None:

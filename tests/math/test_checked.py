@@ -95,18 +95,6 @@ def test_results_may_come_one_by_one_and_a_note_alone() -> None:
     assert [one.notes for one in found] == [("said",), ("said",)]
 
 
-@pytest.mark.parametrize("pattern", [Unstructured(0.5), Unstructured(0.3), NM(2, 4)])
-def test_another_share_than_was_asked_for_is_told(pattern: Pattern) -> None:
-    assert [one.notes for one in _prune(Wanda(), pattern) + _prune(Spoilt(lambda found: found), pattern)] == [()] * 4
-    sparser = _second(mask=lambda one: one.mask & (torch.arange(8) < 1), weight=lambda one: torch.zeros(4, 8))
-    first, second = _prune(Spoilt(sparser), pattern)
-    asked = f"{pattern.sparsity:.1%}"
-    assert first.notes == ()
-    [note] = second.notes
-    assert note.startswith("pruner mine, matrix 2 of this group: pruned ")
-    assert note.endswith(f"% of it, where {asked} were asked for")
-
-
 class Damping(Pruner[Gram]):
     """Adds to the diagonal of its statistics, of a copy or where they lie."""
 

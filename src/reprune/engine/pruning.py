@@ -196,14 +196,14 @@ def prune_block_(
     if refitting is None:
         for together in _stages(pruned.groups) if sequential else [pruned.groups]:
             notes += job.prune_(together)
-        return notes
+        return notes + job.other_shares()
     for together in _stages(pruned.groups):
         if len(together) == 1 and not together[0].expert:
             notes += job.refit_(together[0], refitting)
         else:
             notes += job.prune_(together)
             notes.append(f"{_place(pruned, together)}: left as the pruner made them: each token has experts of its own")
-    return notes
+    return notes + job.other_shares()
 
 
 def _stages(groups: Sequence[LinearGroup]) -> list[list[LinearGroup]]:
@@ -279,6 +279,22 @@ class _Job:
             results = [replace(result, weight=weight) for result, weight in zip(results, fit.weights, strict=True)]
         self.pruned.ridges[group.names] = self.ranks.tell(ridge)
         return self._set_(group, results, 0)
+
+    def other_shares(self) -> list[str]:
+        """A note where a package's pruner has pruned another share of matrices than it was told."""
+        if not isinstance(self.pruner, Checked):
+            return []
+        told: list[str] = []
+        for name, mask in self.pruned.masks.items():
+            found, asked = 1.0 - float(mask.float().mean()), self.sparsities.of(self.pruned.index, name).sparsity
+            if abs(found - asked) > 0.5 / mask.shape[1] + 0.01:
+                told.append(f"of {name} {found:.1%} in place of {asked:.1%}")
+        if not told:
+            return []
+        return [
+            f"block {self.pruned.index}: pruner {self.pruner.name} pruned another share than was asked for of "
+            f"{len(told)} of its {len(self.pruned.masks)} matrices, as {told[0]}"
+        ]
 
     def _results(self, group: LinearGroup, statistics: Statistics) -> list[Pruned]:
         pruner: Pruner[Any] = Magnitude() if self._is_poor(group, statistics) else self.pruner

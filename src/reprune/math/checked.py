@@ -49,13 +49,10 @@ class Checked(Pruner[Statistics]):
             raise NumericalError(f"pruner {self.name} changed its statistics, which others read; let it change a copy")
         results = []
         for number, (weight, one) in enumerate(zip(weights, found, strict=True), start=1):
-            place = f"pruner {self.name}, matrix {number} of this group"
             if wrong := _wrong(weight, one, pattern):
-                raise NumericalError(f"{place}: {wrong}")
-            notes = [one.notes] if isinstance(one.notes, str) else [*one.notes]
-            if other := _other_share(one.mask, pattern):
-                notes.append(f"{place}: {other}")
-            results.append(Pruned(one.weight.contiguous(), one.mask.contiguous(), tuple(notes)))
+                raise NumericalError(f"pruner {self.name}, matrix {number} of this group: {wrong}")
+            notes = (one.notes,) if isinstance(one.notes, str) else tuple(one.notes)
+            results.append(Pruned(one.weight.contiguous(), one.mask.contiguous(), notes))
         return results
 
 
@@ -66,14 +63,6 @@ def _seeded(weights: Sequence[Tensor]) -> Iterator[None]:
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(seed_of(torch.initial_seed(), *(tuple(weight.shape) for weight in weights), row))
         yield
-
-
-def _other_share(mask: Tensor, pattern: Pattern) -> str | None:
-    """What to say of a mask that prunes another share than it was told; None where it does not."""
-    share = 1.0 - float(mask.float().mean())
-    if abs(share - pattern.sparsity) <= 0.5 / mask.shape[1] + 0.01:
-        return None
-    return f"pruned {share:.1%} of it, where {pattern.sparsity:.1%} were asked for"
 
 
 def _wrong(weight: Tensor, pruned: Pruned, pattern: Pattern) -> str | None:

@@ -10,7 +10,15 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, BertConfig, LlamaForCausalLM, MixtralConfig, OPTConfig, RobertaConfig
+from transformers import (
+    AutoModelForCausalLM,
+    BertConfig,
+    Llama4TextConfig,
+    LlamaForCausalLM,
+    MixtralConfig,
+    OPTConfig,
+    RobertaConfig,
+)
 
 from reprune.errors import UnsupportedModelError
 from reprune.model import bare
@@ -41,11 +49,12 @@ def test_other_threads_make_modules_with_values_meanwhile(llama: Path, monkeypat
     assert {parameter.device for parameter in theirs[0].parameters()} == {torch.device("cpu")}
 
 
-def test_experts_beyond_any_memory_are_made_without_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("kind", "architecture"), [(MixtralConfig, "MixtralForCausalLM"), (Llama4TextConfig, "Llama4ForCausalLM")]
+)
+def test_experts_beyond_any_memory_are_made_without_it(kind: Any, architecture: str, tmp_path: Path) -> None:
     size = {"hidden_size": 2**12, "intermediate_size": 2**14, "num_attention_heads": 32, "num_hidden_layers": 1}
-    MixtralConfig(vocab_size=16, num_local_experts=2**16, architectures=["MixtralForCausalLM"], **size).save_pretrained(
-        tmp_path
-    )
+    kind(vocab_size=16, num_local_experts=2**16, architectures=[architecture], **size).save_pretrained(tmp_path)
     block = build_bare(tmp_path, trust_remote_code=False).model.layers[0]
     assert sum(parameter.numel() for parameter in block.parameters()) > 2**43
 

@@ -167,12 +167,10 @@ class _LargeOnMeta(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         del types
         kwargs = kwargs or {}
-        if func is torch.empty and kwargs.get("device") is None:
-            kwargs["device"] = "meta"
-            empty: Tensor = func(*args, **kwargs)
-            if empty.numel() > _LARGE:
-                return empty
-            del kwargs["device"]
+        if func in (torch.empty, torch.zeros) and kwargs.get("device") is None:
+            made: Tensor = func(*args, **{**kwargs, "device": "meta"})
+            if made.numel() > _LARGE:
+                return made
         return func(*args, **kwargs)
 
 

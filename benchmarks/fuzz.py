@@ -37,7 +37,7 @@ SEEDS: dict[str, list[bytes]] = {
 
 def targets(folder: Path) -> dict[str, Callable[[bytes], object]]:
     """What is given bytes, by name; files go to `folder`."""
-    from reprune.doors.report.records import read_records
+    from reprune.doors.report.read import read_records
     from reprune.doors.study.record import read_study
     from reprune.engine.ledger import Ledger
     from reprune.model.checkpoint import Checkpoint

@@ -17,6 +17,7 @@ _FLOORS = ["math", "model", "planning", "engine", "doors"]
 _ROOMS = [
     "printable",
     "formats",
+    "records",
     "rates",
     "devices",
     "memory",

@@ -7,12 +7,11 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from reprune.doors.records.study import FILE as STUDY
 from reprune.engine.ledger import Ledger
 from reprune.errors import InputError
 from reprune.model.local import local_path
 from reprune.model.locate import locate_model
-
-_STUDY = "study.json"
 
 
 def find_model(model: str | os.PathLike[str], *, notify: Callable[[str], None], weights: bool = True) -> Path:
@@ -36,6 +35,6 @@ def what_is_there(folder: Path) -> str | None:
     """What a folder without a result holds, and the way on; None where that is neither a run nor a study."""
     if (ledger := Ledger(folder)).exists:
         return ledger.way_on
-    if (folder / _STUDY).is_file():
+    if (folder / STUDY).is_file():
         return f"holds a study; the models of its cells, where --keep-models was given, are {folder / 'cells'}/NAME"
     return None

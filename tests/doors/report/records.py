@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from reprune.doors.report.records import Study
+from reprune.doors.records.study import Study
 from reprune.doors.report.rows import bring_together
 from reprune.doors.report.verdict import Verdict
 from reprune.doors.report.verdict_study import study_verdict

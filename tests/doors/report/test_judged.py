@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from reprune.doors.report.records import Run, Window
+from reprune.doors.records.run import Run, Window
 from reprune.doors.report.run import epochs_section
 from reprune.doors.report.text import share
 from reprune.doors.report.verdict import rise, run_verdict

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from reprune.doors.records.run import Run
+from reprune.doors.records.study import Study
 from reprune.doors.report.made import run_made, study_made
-from reprune.doors.report.records import Run, Study
 from tests.doors.report.records import cell, fitted, run_record, study_record
 
 

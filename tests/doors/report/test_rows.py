@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from reprune.doors.report.records import Study
+from reprune.doors.records.study import Study
 from reprune.doors.report.rows import Rows, bring_together, by_block, means
 from tests.doors.report.records import cell, study_record
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
+from reprune.doors.records.run import Run
 from reprune.doors.report import run as report
 from reprune.doors.report.page import Page, Table
-from reprune.doors.report.records import Run
 from tests.doors.drawn import Drawn, keep_drawn
 from tests.doors.report.records import block, fitted, run_record, window
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
+from reprune.doors.records.study import Study
 from reprune.doors.report import study as report
 from reprune.doors.report.page import Page, Plot
-from reprune.doors.report.records import Study
 from tests.doors.drawn import Drawn, keep_drawn
 from tests.doors.report.records import cell, study_record
 

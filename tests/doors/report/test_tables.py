@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from reprune.doors.records.study import Study
 from reprune.doors.report.page import Table
-from reprune.doors.report.records import Study
 from reprune.doors.report.rows import Rows, bring_together
 from reprune.doors.report.tables import parts, results, results_normalized, zero_shot
 from tests.doors.report.records import cell, study_record

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from reprune.doors.report.records import Run, Window
+from reprune.doors.records.run import Run, Window
 from reprune.doors.report.verdict import Verdict, guard_sentences, rise, run_verdict
 from tests.doors.report.records import fitted, run_record, said, window
 

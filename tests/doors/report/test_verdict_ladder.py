@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from reprune.doors.records.study import Study
 from reprune.doors.report.course import course, direction
-from reprune.doors.report.records import Study
 from reprune.doors.report.rows import bring_together
 from reprune.doors.report.verdict_study import pitfalls, study_verdict
 from tests.doors.report.records import RUNGS, cell, said, study_record, verdict_on

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from reprune.doors.report.records import Study
+from reprune.doors.records.study import Study
 from reprune.doors.report.rows import bring_together
 from reprune.doors.report.verdict_selfmade import selfmade_headline
 from tests.doors.report.records import cell, study_record, verdict_on

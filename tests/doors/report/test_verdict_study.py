@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from reprune.doors.report.records import Study
+from reprune.doors.records.study import Study
 from reprune.doors.report.rows import bring_together
 from reprune.doors.report.verdict import Verdict
 from reprune.doors.report.verdict_study import Step, pitfalls, steps_in_vain, study_verdict

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from reprune.doors.report.records import Study
+from reprune.doors.records.study import Study
 from reprune.doors.report.rows import bring_together
 from reprune.doors.report.tables import steps
 from reprune.doors.report.write import report

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from reprune.doors.drawing import figures as drawn
 from reprune.doors.study.figures import write_figures
 from reprune.doors.study.grid import Cell
-from reprune.doors.study.record import CellBlock, CellRecord, StudyRecord, new_cell
+from reprune.doors.study.record import FORMAT, KIND, CellRecord, StudyRecord, new_cell
 from tests.doors.drawn import Drawn, keep_drawn
 
 
@@ -20,7 +19,7 @@ def done(place: Cell, scale: float) -> CellRecord:
     cell = new_cell(place, "0.5")
     cell["status"] = "done"
     cell["blocks"] = [
-        CellBlock(
+        dict(
             index=index,
             sparsity=0.5,
             calibration_error=1.0,
@@ -39,8 +38,13 @@ def done(place: Cell, scale: float) -> CellRecord:
 
 
 def studied(*cells: CellRecord) -> StudyRecord:
-    record: Any = {"dense": {"perplexity": {"a b.txt": {"perplexity": 20.0}}, "zero_shot": None}, "cells": list(cells)}
-    return record
+    return {
+        "kind": KIND,
+        "format": FORMAT,
+        "model": {"name": "toy"},
+        "dense": {"perplexity": {"a b.txt": {"perplexity": 20.0}}, "zero_shot": None},
+        "cells": list(cells),
+    }
 
 
 @pytest.fixture

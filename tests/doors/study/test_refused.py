@@ -48,6 +48,15 @@ def test_an_empty_list_that_an_older_record_lacks_is_no_difference() -> None:
     assert differences({"solver": {"epochs": 2}, "heldout": ["a"]}, now) == ["heldout a, now none"]
 
 
+def test_a_study_of_before_packages_were_on_record_is_gone_on_with(here: Path, whole: Path) -> None:
+    path = copy_of(whole, here) / "study.json"
+    record = json.loads(path.read_text())
+    del record["packages"]
+    path.write_text(json.dumps(record))
+    found = study("llama", "s", **SMALL, **SETTINGS)
+    assert (found["packages"], found["cells"]) == ({}, record["cells"])
+
+
 def test_another_model_another_version_or_another_text_of_the_same_name_is_refused(
     here: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -99,6 +108,15 @@ def test_a_record_that_cannot_be_read_is_named(damage: str, here: Path, cli: Cli
     assert said.code == 2
     assert said.err.startswith("error: s/study.json: cannot be read as a study (")
     assert (here / "s" / "study.json").read_text() == damage
+
+
+def test_a_value_of_another_type_is_named(here: Path, whole: Path) -> None:
+    path = copy_of(whole, here) / "study.json"
+    record = json.loads(path.read_text())
+    record["cells"][1]["blocks"] = 5
+    path.write_text(json.dumps(record))
+    with pytest.raises(InputError, match=r"read as a study \(cells\.1\.blocks: input should be a valid tuple"):
+        study("llama", "s", **SMALL, **SETTINGS)
 
 
 def test_a_second_process_is_refused(here: Path, whole: Path, cli: Cli) -> None:

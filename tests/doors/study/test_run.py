@@ -13,6 +13,7 @@ import pytest
 from reprune.doors.command.arguments import separate_sources
 from reprune.doors.evaluation.against import errors_against
 from reprune.doors.evaluation.evaluate import evaluate
+from reprune.doors.records.study import Cell, CellBlock, Study
 from reprune.doors.study import figures as study_figures
 from reprune.doors.study.hands import CellTask, InTurn, Outcome
 from reprune.doors.study.measures import Bench
@@ -69,6 +70,7 @@ def test_a_whole_grid(here: Path, cli: Cli) -> None:
     assert "tables   s/study.md, s/study.csv, s/study.json\n" in said.out
 
     record = read_study(here / "s")
+    assert record.keys() == Study.model_fields.keys()
     assert (record["kind"], record["format"], record["model"]["name"]) == ("reprune study", 1, "llama")
     assert _HEX.fullmatch(record["model"]["fingerprint"])
     assert record["settings"]["samples"] == 6
@@ -85,6 +87,8 @@ def test_a_whole_grid(here: Path, cli: Cli) -> None:
         folder = here / "s" / each["folder"]
         assert {path.name for path in folder.iterdir()} == {"reprune.json", "recipe.yaml"}, "no weights are left"
         made = json.loads((folder / "reprune.json").read_text())
+        assert each.keys() == Cell.model_fields.keys()
+        assert {key for block in each["blocks"] for key in block} == CellBlock.model_fields.keys()
         assert (each["status"], each["error"], each["only"], each["sparsity"]) == ("done", None, "all", "0.5")
         assert (made["recipe"]["pruner"]["name"], made["recipe"]["reconstruct"]) == (each["pruner"], each["rung"])
         assert made["data"]["sha256"] == record["data"]["0"]["sha256"]

@@ -78,7 +78,6 @@ class StudyLines(StudyWatcher):
             self._output.print(f"  failed: {cell['error']}", style="red")
             return
         calibration, heldout = cell["relative_calibration_error"], cell["relative_heldout_error"]
-        assert calibration is not None and heldout is not None and cell["seconds"] is not None
         mean = [percent(cell["zero_shot_mean"] or 0.0)] if self._zero_shot else []
         self._row(
             "",

@@ -8,8 +8,9 @@ from typing import Any
 
 import yaml
 
+from reprune.doors.records.run import Data, Origin, Run
+from reprune.doors.records.study import Study
 from reprune.doors.report.page import Code, Section, Table
-from reprune.doors.report.records import Data, Origin, Run, Study
 from reprune.doors.report.text import NONE, listed
 
 TERMS: Sequence[tuple[str, str]] = (

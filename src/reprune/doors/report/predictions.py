@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from reprune.doors.drawing.figures import error_by_epoch
+from reprune.doors.records.run import Distillation
 from reprune.doors.report.page import Plot, Section, Table
-from reprune.doors.report.records import Distillation
 from reprune.doors.report.text import change, number, share
 from reprune.planning.schedule import ranges
 

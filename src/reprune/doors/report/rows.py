@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from reprune.doors.report.records import Cell, Study, Value, Window
+from reprune.doors.records.run import Value, Window
+from reprune.doors.records.study import Cell, Study
 from reprune.doors.report.text import known, mean, share, two_places
 from reprune.planning.axes import ALL, LADDER, RUNGS
 

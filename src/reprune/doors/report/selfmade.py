@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from reprune.doors.drawing.figures import by_number
+from reprune.doors.records.study import Study
 from reprune.doors.report.page import Plot, Section, Table
-from reprune.doors.report.records import Study
 from reprune.doors.report.rows import Rows
 from reprune.doors.report.text import NONE, known
 from reprune.doors.report.verdict_selfmade import Lines, selfmade_lines

@@ -8,9 +8,10 @@ from typing import Literal
 
 from reprune.doors.drawing.figures import by_rung, calibration_against, error_by_block
 from reprune.doors.formats import counted
+from reprune.doors.records.run import Value
+from reprune.doors.records.study import Cell, Study
 from reprune.doors.report.made import TERMS, study_made
 from reprune.doors.report.page import Page, Plot, Section, Table, Tile
-from reprune.doors.report.records import Cell, Study, Value
 from reprune.doors.report.rows import Rows, accuracy, bring_together, by_block
 from reprune.doors.report.run import epochs_section
 from reprune.doors.report.selfmade import selfmade_sections

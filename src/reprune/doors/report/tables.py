@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from reprune.doors.formats import counted
+from reprune.doors.records.run import Value
+from reprune.doors.records.study import Accuracy, Cell, Study
 from reprune.doors.report.course import direction
 from reprune.doors.report.page import Table
-from reprune.doors.report.records import Accuracy, Cell, Study, Value
 from reprune.doors.report.rows import PARTS, Row, Rows, accuracy, means
 from reprune.doors.report.text import NONE, change, duration, known, memory, number, share
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from reprune.doors.formats import counted
-from reprune.doors.report.records import Run, Window
+from reprune.doors.records.run import Run, Window
 from reprune.doors.report.text import known, listed, number, numbered, share, unbroken
 from reprune.math.rate import unusual_steps
 from reprune.math.standardization import DOMINANT

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
+from reprune.doors.records.study import Study
 from reprune.doors.report.course import course, direction, plural
-from reprune.doors.report.records import Study
 from reprune.doors.report.rows import Measure, Row, Rows
 from reprune.doors.report.text import listed
 from reprune.doors.report.verdict import Tone

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from reprune.doors.formats import counted
+from reprune.doors.records.run import Value
+from reprune.doors.records.study import Cell, Study
 from reprune.doors.report.course import course, direction, plural
-from reprune.doors.report.records import Cell, Study, Value
 from reprune.doors.report.rows import PARTS, Family, Measure, Row, Rows, means, windows_of
 from reprune.doors.report.text import change, known, listed
 from reprune.doors.report.verdict import SLIGHT, Tone, Verdict, guard_sentences, rises

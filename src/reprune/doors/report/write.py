@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from reprune.doors.records.run import Run
 from reprune.doors.report.page import MARK, check_extra, render
-from reprune.doors.report.records import Run, read_records
+from reprune.doors.report.read import read_records
 from reprune.errors import InputError
 from reprune.model.durable import write_text
 from reprune.model.local import local_path

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any, final
 
 from reprune.doors.api import prune_by_recipe, resume_sharing
+from reprune.doors.records.study import ERRORS, Accuracy, CellBlock
 from reprune.doors.study.measures import Bench, Progress, Text
-from reprune.doors.study.record import CellBlock, CellRecord
+from reprune.doors.study.record import CellRecord
 from reprune.doors.study.watcher import StudyWatcher
 from reprune.engine.ledger import Ledger
 from reprune.engine.result import INDEX, RECIPE, RECORD
@@ -80,36 +81,11 @@ class CellRun:
 
     def _take_down(self, record: dict[str, Any]) -> None:
         """Put a finished run on record; measures of a run before it are forgotten."""
-        blocks: list[CellBlock] = [
-            {
-                "index": block["index"],
-                "sparsity": block["sparsity"],
-                "calibration_error": block["calibration_error"],
-                "heldout_error": block["heldout_error"],
-                "relative_calibration_error": block["relative_calibration_error"],
-                "relative_heldout_error": block["relative_heldout_error"],
-                "test_error": {},
-            }
-            for block in record["blocks"]
-        ]
-        last = blocks[-1]
-        self.cell.update(
-            {
-                "calibration_error": last["calibration_error"],
-                "heldout_error": last["heldout_error"],
-                "relative_calibration_error": last["relative_calibration_error"],
-                "relative_heldout_error": last["relative_heldout_error"],
-                "test_error": {},
-                "perplexity": {},
-                "zero_shot": {},
-                "zero_shot_mean": None,
-                "seconds": record["seconds"],
-                "measuring_seconds": 0.0,
-                "peak_memory_bytes": record["peak_memory_bytes"],
-                "blocks": blocks,
-                "windows": record["windows"],
-            }
-        )
+        blocks = [CellBlock.model_validate(block).model_dump(mode="json") for block in record["blocks"]]
+        self.cell.update({key: blocks[-1][key] for key in ERRORS})
+        self.cell.update({key: record[key] for key in ("seconds", "peak_memory_bytes", "windows")})
+        self.cell.update(blocks=blocks, test_error={}, perplexity={}, zero_shot={}, zero_shot_mean=None)
+        self.cell["measuring_seconds"] = 0.0
 
     def measure(self, model: str, texts: Sequence[Text]) -> None:
         """Take the measures that are not on record.
@@ -137,14 +113,8 @@ class CellRun:
             with self._step("zero-shot") as progress:
                 found = bench.zero_shot(self.folder, progress, note)
                 cell["zero_shot_mean"] = found["mean"]
-                cell["zero_shot"] = {
-                    task: {
-                        "accuracy": score["accuracy"],
-                        "standard_error": score["standard_error"],
-                        "examples": score["examples"],
-                    }
-                    for task, score in found["tasks"].items()
-                }
+                scores = {task: Accuracy.model_validate(score) for task, score in found["tasks"].items()}
+                cell["zero_shot"] = {task: score.model_dump(mode="json") for task, score in scores.items()}
 
     @contextmanager
     def _step(self, what: str) -> Iterator[Progress]:

@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from statistics import mean
+from typing import Any
 
 from reprune.doors.study.files import FIGURES
-from reprune.doors.study.record import CellBlock, StudyRecord
+from reprune.doors.study.record import StudyRecord
 from reprune.doors.study.table import Row, counts, error_columns, perplexity_column, rows
 from reprune.errors import InputError
 from reprune.model.durable import write_text
@@ -40,7 +41,7 @@ def _figures(record: StudyRecord) -> Iterator[tuple[str, str]]:
 
     found = [row for row in rows(record) if row.cells]
     texts = list(record["dense"]["perplexity"])
-    kinds: list[tuple[str, str, Callable[[CellBlock], float]]] = [
+    kinds: list[tuple[str, str, Callable[[dict[str, Any]], float]]] = [
         ("calibration", "calibration error", lambda block: block["relative_calibration_error"]),
         ("heldout", "held-out error", lambda block: block["relative_heldout_error"]),
         *((f"test-{_plain(text)}", f"test error, {text}", _test_error(text)) for text in texts),
@@ -87,12 +88,12 @@ def _by_number(record: StudyRecord, found: Sequence[Row], part: str, said: str) 
         yield f"self-generated-{_plain(name)}{part}", picture
 
 
-def _by_block(row: Row, value: Callable[[CellBlock], float]) -> Sequence[float]:
+def _by_block(row: Row, value: Callable[[dict[str, Any]], float]) -> Sequence[float]:
     """The mean over the seeds, block by block."""
     return [mean(map(value, blocks)) for blocks in zip(*(cell["blocks"] for cell in row.cells), strict=True)]
 
 
-def _test_error(text: str) -> Callable[[CellBlock], float]:
+def _test_error(text: str) -> Callable[[dict[str, Any]], float]:
     return lambda block: block["test_error"][text]["relative"]
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from reprune.doors.evaluation.protocols import describe
+from reprune.doors.records.study import ERRORS
 from reprune.doors.study.record import CellRecord, StudyRecord
 from reprune.doors.study.table import (
     Column,
@@ -176,18 +177,16 @@ def comma_separated(record: StudyRecord) -> str:
 
 
 def _numbers(cell: CellRecord, texts: Sequence[str], tasks: Sequence[str]) -> Iterator[tuple[str, Any]]:
-    whole: Mapping[str, Any] = cell
-    for key in ("name", "pruner", "sparsity", "rung", "only", "self_generate", "seed", "status", "error"):
-        yield key, whole[key]
-    for key in ("calibration_error", "heldout_error", "relative_calibration_error", "relative_heldout_error"):
-        yield key, whole[key]
+    identity = ("name", "pruner", "sparsity", "rung", "only", "self_generate", "seed", "status", "error")
+    for key in (*identity, *ERRORS):
+        yield key, cell[key]
     for text in texts:
-        errors: Mapping[str, Any] = cell["test_error"].get(text, {})
+        errors = cell["test_error"].get(text, {})
         yield f"test_error:{text}", errors.get("normalized")
         yield f"relative_test_error:{text}", errors.get("relative")
         yield f"perplexity:{text}", cell["perplexity"].get(text)
     for task in tasks:
-        score: Mapping[str, Any] = cell["zero_shot"].get(task, {})
+        score = cell["zero_shot"].get(task, {})
         yield f"zero_shot:{task}", score.get("accuracy")
         yield f"zero_shot_standard_error:{task}", score.get("standard_error")
     yield "zero_shot_mean", cell["zero_shot_mean"]

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, final
 
 from reprune.doors.evaluation.protocols import Cut, cut_text, open_text
-from reprune.doors.study.record import BlockErrors
 from reprune.errors import InputError
 
 Progress = Callable[[int, int], None]
@@ -123,7 +122,9 @@ class Bench:
         collect_models()
         return found
 
-    def errors(self, sparse: Path, dense: str, text: Text, progress: Progress, notify: Notify) -> list[BlockErrors]:
+    def errors(
+        self, sparse: Path, dense: str, text: Text, progress: Progress, notify: Notify
+    ) -> list[dict[str, float]]:
         """Each block's error against the dense model, on the windows that perplexity is measured on."""
         from reprune.doors.evaluation.against import errors_against
 

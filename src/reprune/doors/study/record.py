@@ -13,124 +13,42 @@ import json
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Literal, NotRequired, Self, TypedDict, cast, final
+from typing import Any, Self, final
+
+from pydantic import ValidationError
 
 from reprune.doors.prepare import check_out
+from reprune.doors.records import study as records
+from reprune.doors.records.run import fault
+from reprune.doors.records.study import FILE
 from reprune.doors.study.grid import Cell, flat
 from reprune.errors import InputError
 from reprune.model.durable import unfinished, write_text
 from reprune.model.lock import locked
 from reprune.model.wellformed import read_json
 
-FILE = "study.json"
 KIND, FORMAT = "reprune study", 1
 
-
-class BlockErrors(TypedDict):
-    """Errors of one block against the dense model's, on one text: the paper's form, and that over its power."""
-
-    normalized: float
-    relative: float
-
-
-class CellBlock(TypedDict):
-    """One block of a cell's sparse model."""
-
-    index: int
-    sparsity: float
-    calibration_error: float
-    heldout_error: float
-    relative_calibration_error: float
-    relative_heldout_error: float
-    test_error: dict[str, BlockErrors]
-
-
-class TaskRecord(TypedDict):
-    """Accuracy on one zero-shot task."""
-
-    accuracy: float
-    standard_error: float | None  # None of a single example
-    examples: int
-
-
-class CellRecord(TypedDict):
-    """One cell. Numbers are None, and mappings by text or task lack keys, until they are measured."""
-
-    name: str
-    pruner: str
-    sparsity: str
-    rung: str
-    only: str
-    seed: int
-    self_generate: int  # samples that the model has written itself, beside the others
-    status: Literal["pending", "done", "failed"]
-    error: str | None
-    folder: str  # within the study's folder
-    calibration_error: float | None  # this and the next four: of the last block
-    heldout_error: float | None
-    relative_calibration_error: float | None
-    relative_heldout_error: float | None
-    test_error: dict[str, BlockErrors]
-    perplexity: dict[str, float]
-    zero_shot: dict[str, TaskRecord]
-    zero_shot_mean: float | None
-    seconds: float | None  # of pruning and reconstruction
-    measuring_seconds: float
-    peak_memory_bytes: dict[str, int] | None
-    blocks: list[CellBlock]
-    windows: list[dict[str, Any]]
-
-
-class DenseRecord(TypedDict):
-    """The dense model's own measures."""
-
-    perplexity: dict[str, dict[str, Any]]  # by text, with all that decides it
-    zero_shot: dict[str, Any] | None
-
-
-class StudyRecord(TypedDict):
-    """The whole of study.json."""
-
-    kind: str
-    format: int
-    model: dict[str, Any]  # its name, its fingerprint, SHA-256 of files beside its weights, and of a Hub's its commit
-    versions: dict[str, str]
-    packages: NotRequired[dict[str, str]]  # by pruner: the one that brings it; older records lack them
-    machine: dict[str, Any]
-    settings: dict[str, Any]  # the recipe's keys that are common to all cells
-    measures: dict[str, Any]  # what is measured, and how
-    data: dict[str, dict[str, Any]]  # by `Cell.samples`: the calibration and held-out samples, and their sources
-    dense: DenseRecord
-    cells: list[CellRecord]
+StudyRecord = dict[str, Any]
+"""The content of study.json, which `records.Study` describes."""
+CellRecord = dict[str, Any]
+"""One of its cells, which `records.Cell` describes."""
 
 
 def new_cell(cell: Cell, sparsity: str) -> CellRecord:
     """A cell of which nothing is done."""
-    return {
-        "name": cell.name,
-        "pruner": cell.pruner,
-        "sparsity": sparsity,
-        "rung": cell.rung,
-        "only": cell.only,
-        "seed": cell.seed,
-        "self_generate": cell.self_generate,
-        "status": "pending",
-        "error": None,
-        "folder": _folder_of(cell.name),
-        "calibration_error": None,
-        "heldout_error": None,
-        "relative_calibration_error": None,
-        "relative_heldout_error": None,
-        "test_error": {},
-        "perplexity": {},
-        "zero_shot": {},
-        "zero_shot_mean": None,
-        "seconds": None,
-        "measuring_seconds": 0.0,
-        "peak_memory_bytes": None,
-        "blocks": [],
-        "windows": [],
-    }
+    begun = records.Cell(
+        name=cell.name,
+        pruner=cell.pruner,
+        sparsity=sparsity,
+        rung=cell.rung,
+        only=cell.only,
+        seed=cell.seed,
+        self_generate=cell.self_generate,
+        status="pending",
+        folder=_folder_of(cell.name),
+    )
+    return begun.model_dump(mode="json")
 
 
 def _folder_of(name: str) -> str:
@@ -147,15 +65,12 @@ def read_study(folder: Path) -> StudyRecord:
     """The record of a study; raises `InputError` where there is none, or one that cannot be read."""
     path = folder / FILE
     try:
-        record = read_json(path.read_text(encoding="utf-8"))
-        if record["kind"] != KIND:
-            raise ValueError(f"its kind is {record['kind']!r}")
-        if record["format"] != FORMAT:
-            raise ValueError(f"its format is {record['format']}, this version of reprune reads {FORMAT}")
-        if missing := StudyRecord.__required_keys__ - set(record):
+        record: StudyRecord = read_json(path.read_text(encoding="utf-8"))
+        records.Study.model_validate(record)
+        if missing := records.Study.model_fields.keys() - {"packages"} - record.keys():
             raise ValueError(f"{min(missing)} is missing")
         for cell in record["cells"]:
-            if missing := CellRecord.__required_keys__ - set(cell):
+            if missing := records.Cell.model_fields.keys() - cell.keys():
                 raise ValueError(f"{min(missing)} is missing in a cell")
             if not cell["name"] == cell_of(cell).name == Path(cell["name"]).name:
                 raise ValueError(f"{cell['name']!r} is no name of that cell")
@@ -163,9 +78,10 @@ def read_study(folder: Path) -> StudyRecord:
                 raise ValueError(f"a cell's folder is {cell['folder']!r}, not {_folder_of(cell['name'])}")
     except (FileNotFoundError, NotADirectoryError):
         raise InputError(f"{folder}: holds no study of reprune ({FILE}).") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: cannot be read as a study ({' '.join(str(error).split()):.100}).") from None
-    return cast(StudyRecord, record)
+    except (OSError, ValueError) as error:
+        said = fault(error) if isinstance(error, ValidationError) else " ".join(str(error).split())
+        raise InputError(f"{path}: cannot be read as a study ({said:.100}).") from None
+    return record
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -247,11 +163,11 @@ class StudyFolder:
 def read_apart(folder: Path, name: str) -> CellRecord | None:
     """What a cell that is done elsewhere has on record, if anything."""
     try:
-        found = read_json((folder / f"{name}.json").read_text(encoding="utf-8"))
+        found: CellRecord = read_json((folder / f"{name}.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    whole = isinstance(found, dict) and CellRecord.__required_keys__ == found.keys() and found["name"] == name
-    return cast(CellRecord, found) if whole else None
+    whole = isinstance(found, dict) and records.Cell.model_fields.keys() == found.keys() and found["name"] == name
+    return found if whole else None
 
 
 def save_apart(folder: Path, cell: CellRecord) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from reprune.doors.report.records import Run
+from reprune.doors.records.run import Run
 from tests.doors.report.records import fitted, run_record
 
 

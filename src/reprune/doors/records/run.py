@@ -1,50 +1,44 @@
-"""Reads the records that `prune` and `study` leave, and refuses what it can't read. Knows nothing of pages.
-
-Only what a report shows is read; what was not measured is None, and what newer versions add is passed over.
-"""
+"""What reprune.json says of a run, as far as it is shown; what newer versions add is passed over."""
 
 from __future__ import annotations
 
-import re
-import shlex
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
-
-from reprune.errors import InputError
-from reprune.model.lock import is_held
-from reprune.model.wellformed import read_json
-
-RUN = "reprune.json"
-STUDY = "study.json"
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 Value = float | None
-
-_NULL = BeforeValidator(lambda given: {} if given is None else given)
-"""Lets null stand for what is empty."""
+"""None where it was not measured."""
 
 
-class _Read(BaseModel):
+class Read(BaseModel):
+    """A part of a record."""
+
     model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
 
 
-class Change(_Read):
+def fault(error: ValidationError) -> str:
+    """The first thing that is wrong with a record: windows.1.kept_epoch: field required."""
+    first = error.errors()[0]
+    place = ".".join(str(part) for part in first["loc"]) or "the whole"
+    return f"{place}: {first['msg'].lower()}"
+
+
+class Change(Read):
     """An error before and after the reconstruction of a window."""
 
     before: float
     after: float
 
 
-class Judged(_Read):
+class Judged(Read):
     """The standardized error before and after; None without a descent, and in records of earlier versions."""
 
     before: Value = None
     after: Value = None
 
 
-class Epoch(_Read):
+class Epoch(Read):
     """The errors after an epoch, in the measure of the loss; on calibration samples, the mean on its way."""
 
     epoch: int
@@ -54,7 +48,7 @@ class Epoch(_Read):
     relative_lr: Value = None
 
 
-class Guard(_Read):
+class Guard(Read):
     """What the guard did to a window."""
 
     on: bool
@@ -76,13 +70,13 @@ class Guard(_Read):
         return self.standardized_heldout_error if standardized else self.relative_heldout_error
 
 
-class Exchange(_Read):
+class Exchange(Read):
     """What several processes told each other, waiting included: the time of each."""
 
     seconds: tuple[float, ...] = Field(min_length=1)
 
 
-class Window(_Read):
+class Window(Read):
     """One entry of `windows`."""
 
     index: int
@@ -115,7 +109,7 @@ class Window(_Read):
         return bool(self.epochs) and not self.standardized and self.standardized_heldout_error.before is not None
 
 
-class DistilledEpoch(_Read):
+class DistilledEpoch(Read):
     """The divergences of an epoch, in nats a token; on calibration samples, the mean on its way."""
 
     epoch: int
@@ -123,7 +117,7 @@ class DistilledEpoch(_Read):
     heldout_divergence: Value = None
 
 
-class Distillation(_Read):
+class Distillation(Read):
     """What fitting the last blocks to the dense model's predictions has done."""
 
     blocks: tuple[int, ...]
@@ -134,7 +128,7 @@ class Distillation(_Read):
     last_block: dict[str, Change] = {}
 
 
-class Matrix(_Read):
+class Matrix(Read):
     """One pruned matrix of a block."""
 
     name: str
@@ -143,7 +137,7 @@ class Matrix(_Read):
     sparsity: float
 
 
-class Block(_Read):
+class Block(Read):
     """One entry of a run's `blocks`."""
 
     index: int
@@ -155,7 +149,7 @@ class Block(_Read):
     matrices: tuple[Matrix, ...] = ()
 
 
-class Memory(_Read):
+class Memory(Read):
     """The most memory that was held, in bytes."""
 
     host: int
@@ -167,12 +161,12 @@ class Memory(_Read):
         return self.device or self.host
 
 
-class Origin(_Read):
+class Origin(Read):
     """The dense model."""
 
     name: str
     commit: str | None = None
-    fingerprint: str | None = None
+    fingerprint: str = ""
 
     @property
     def again(self) -> str:
@@ -181,7 +175,7 @@ class Origin(_Read):
         return self.name if self.commit is None or by_path else f"{self.name.partition('@')[0]}@{self.commit}"
 
 
-class Text(_Read):
+class Text(Read):
     """A text that samples were drawn from."""
 
     name: str
@@ -190,14 +184,14 @@ class Text(_Read):
     sha256: str | None = None
 
 
-class Data(_Read):
+class Data(Read):
     """All samples of a run."""
 
     sha256: str | None = None
     sources: tuple[Text, ...] = ()
 
 
-class Run(_Read):
+class Run(Read):
     """reprune.json: what `prune` did."""
 
     recipe: dict[str, Any]
@@ -238,155 +232,3 @@ class Run(_Read):
         pairs = [(window.exchange.seconds, window.seconds) for window in self.windows if window.exchange is not None]
         whole = sum(seconds for _, seconds in pairs)
         return sum(sum(spent) / len(spent) for spent, _ in pairs) / whole if whole else None
-
-
-class TestError(_Read):
-    """The error of a block against the dense model on a test text."""
-
-    __test__ = False  # no test class of pytest's
-    normalized: Value = None
-    relative: Value = None
-
-
-class CellBlock(_Read):
-    """One entry of a cell's `blocks`."""
-
-    index: int
-    sparsity: Value = None
-    relative_calibration_error: Value = None
-    relative_heldout_error: Value = None
-    test_error: dict[str, TestError] = {}
-
-
-class Accuracy(_Read):
-    """The accuracy on a zero-shot task."""
-
-    accuracy: Value = None
-    standard_error: Value = None
-    examples: int | None = None
-
-
-class Perplexity(_Read):
-    """A perplexity and its protocol."""
-
-    perplexity: Value = None
-    protocol: str | None = None
-    seqlen: int | None = None
-    windows: int | None = None
-    text_sha256: str | None = None
-
-
-class ZeroShot(_Read):
-    """The accuracies on all zero-shot tasks."""
-
-    mean: Value = None
-    tasks: dict[str, Accuracy] = {}
-
-
-class Dense(_Read):
-    """What was measured of the dense model."""
-
-    perplexity: dict[str, Perplexity] = {}
-    zero_shot: Annotated[ZeroShot, _NULL] = ZeroShot()
-
-    def perplexity_on(self, text: str) -> Value:
-        """The perplexity on a text, if it was measured."""
-        return self.perplexity.get(text, Perplexity()).perplexity
-
-
-class Cell(_Read):
-    """One entry of a study's `cells`: one run and what was measured of its result."""
-
-    name: str
-    pruner: str
-    rung: str
-    status: Literal["done", "failed", "pending"]
-    sparsity: str | float = "0.5"
-    only: str = "all"
-    seed: int = 0
-    self_generate: int = 0
-    error: str | None = None
-    folder: str | None = None
-    calibration_error: Value = None
-    heldout_error: Value = None
-    relative_calibration_error: Value = None
-    relative_heldout_error: Value = None
-    test_error: dict[str, TestError] = {}
-    perplexity: dict[str, Value] = {}
-    zero_shot: Annotated[dict[str, Accuracy], _NULL] = {}
-    zero_shot_mean: Value = None
-    seconds: Value = None
-    peak_memory_bytes: Memory | None = None
-    blocks: tuple[CellBlock, ...] | None = None
-    windows: tuple[Window, ...] | None = None
-
-
-class Study(_Read):
-    """study.json: what `study` did."""
-
-    kind: Literal["reprune study"]
-    format: Literal[1]
-    model: Origin
-    versions: dict[str, str] = {}
-    machine: dict[str, Any] = {}
-    settings: dict[str, Any] = {}
-    measures: dict[str, Any] = {}
-    data: dict[str, Data] = {}
-    dense: Annotated[Dense, _NULL] = Dense()
-    cells: tuple[Cell, ...] = Field(min_length=1)
-
-
-def read_records(folder: Path) -> Run | Study:
-    """What `folder` holds: the record of a study or that of a run.
-
-    Raises:
-        InputError: it holds neither, or one that is damaged or of another version.
-    """
-    if not folder.is_dir():
-        raise InputError(f"{folder} is not a folder; give the folder that `reprune prune` or `reprune study` wrote")
-    if (folder / STUDY).is_file():
-        return _read(folder / STUDY, Study)
-    if (folder / RUN).is_file():
-        return _read(folder / RUN, Run)
-    if (folder / ".reprune" / "run.json").is_file():
-        if is_held(folder / ".reprune"):
-            raise InputError(f"the run in {folder} is not finished; another process is working on it: wait for it")
-        raise InputError(
-            f"the run in {folder} is not finished; finish it first: reprune resume {shlex.quote(str(folder))}"
-        )
-    raise InputError(
-        f"{folder} holds neither {RUN} nor {STUDY}; give the folder that `reprune prune` or `reprune study` wrote"
-    )
-
-
-_Record = TypeVar("_Record", Run, Study)
-_UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
-
-
-def _read(path: Path, kind: type[_Record]) -> _Record:
-    try:
-        content = read_json(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # not UTF-8, or not JSON
-        raise InputError(f"{path} is damaged: expected JSON, {error}; run the command that wrote it again") from None
-    try:
-        return kind.model_validate(_printable(content))
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"]) or "the whole"
-        raise InputError(
-            f"{path} is not a record that this version of reprune can read: {place}: {first['msg'].lower()}; "
-            "make the report with the version that wrote the record, or run the command again"
-        ) from None
-
-
-def _printable(content: Any) -> Any:
-    """`content` with no character in its texts that a page can't hold."""
-    match content:
-        case str():
-            return _UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", content)
-        case list():
-            return [_printable(value) for value in content]
-        case dict():
-            return {_printable(key): _printable(value) for key, value in content.items()}
-        case _:
-            return content

@@ -1,0 +1,129 @@
+"""What study.json says: the study writes it by these names, and all that is shown of a study is read by them.
+
+A number is None, and a mapping by text or task lacks it, until it is measured; older records lack whole keys.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field
+
+from reprune.doors.records.run import Data, Memory, Origin, Read, Value, Window
+
+FILE = "study.json"
+ERRORS = ("calibration_error", "heldout_error", "relative_calibration_error", "relative_heldout_error")
+"""Of a block, and of a cell those of the last one."""
+
+
+def _or(empty: Any) -> BeforeValidator:
+    """Lets null stand for what is empty."""
+    return BeforeValidator(lambda given: empty if given is None else given)
+
+
+class TestError(Read):
+    """The error of a block against the dense model's on a test text: the paper's form, and that over its power."""
+
+    __test__ = False  # no test class of pytest's
+    normalized: Value = None
+    relative: Value = None
+
+
+class CellBlock(Read):
+    """One block of a cell's sparse model."""
+
+    index: int
+    sparsity: Value = None
+    calibration_error: Value = None
+    heldout_error: Value = None
+    relative_calibration_error: Value = None
+    relative_heldout_error: Value = None
+    test_error: Mapping[str, TestError] = {}
+
+
+class Accuracy(Read):
+    """The accuracy on a zero-shot task."""
+
+    accuracy: Value = None
+    standard_error: Value = None  # None of a single example
+    examples: int = 0
+
+
+class Perplexity(Read):
+    """A perplexity, and all that decides it."""
+
+    perplexity: Value = None
+    protocol: str = ""
+    seqlen: int = 0
+    windows: int = 0
+    tokens: int = 0
+    bos: bool = True
+    begun: bool | None = None
+    precision: str = ""
+    text_sha256: str = ""
+
+
+class ZeroShot(Read):
+    """The accuracies on all zero-shot tasks, and what decides them."""
+
+    mean: Value = None
+    tasks: Mapping[str, Accuracy] = {}
+    data: str = ""
+    precision: str = ""
+    harness: str | None = None
+
+
+class Dense(Read):
+    """What was measured of the dense model."""
+
+    perplexity: Mapping[str, Perplexity] = {}
+    zero_shot: Annotated[ZeroShot, _or({})] = ZeroShot()
+
+    def perplexity_on(self, text: str) -> Value:
+        """The perplexity on a text, if it was measured."""
+        return self.perplexity.get(text, Perplexity()).perplexity
+
+
+class Cell(Read):
+    """One run of a study's grid, and what was measured of its result."""
+
+    name: str
+    pruner: str
+    sparsity: str | float = "0.5"
+    rung: str
+    only: str = "all"
+    seed: int = 0
+    self_generate: int = 0  # samples that the model has written itself, beside the others
+    status: Literal["pending", "done", "failed"]
+    error: str | None = None
+    folder: str | None = None  # within the study's folder
+    calibration_error: Value = None  # this and the next four: of the last block
+    heldout_error: Value = None
+    relative_calibration_error: Value = None
+    relative_heldout_error: Value = None
+    test_error: Mapping[str, TestError] = {}
+    perplexity: Mapping[str, Value] = {}
+    zero_shot: Annotated[Mapping[str, Accuracy], _or({})] = {}
+    zero_shot_mean: Value = None
+    seconds: Value = None  # of pruning and reconstruction
+    measuring_seconds: float = 0.0
+    peak_memory_bytes: Memory | None = None
+    blocks: Annotated[tuple[CellBlock, ...], _or(())] = ()
+    windows: Annotated[tuple[Window, ...], _or(())] = ()
+
+
+class Study(Read):
+    """The whole of study.json."""
+
+    kind: Literal["reprune study"]
+    format: Literal[1]
+    model: Origin
+    versions: Mapping[str, str] = {}
+    packages: Mapping[str, str] = {}  # by pruner: the one that brings it
+    machine: Mapping[str, Any] = {}
+    settings: Mapping[str, Any] = {}  # the recipe's keys that are common to all cells
+    measures: Mapping[str, Any] = {}  # what is measured, and how
+    data: Mapping[str, Data] = {}  # by what decides them (`Cell.samples` of the grid): all samples, and their sources
+    dense: Annotated[Dense, _or({})] = Dense()
+    cells: tuple[Cell, ...] = Field(min_length=1)

@@ -1,0 +1,73 @@
+"""Reads the records that `prune` and `study` leave, and refuses what it can't read. Knows nothing of pages."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+
+from reprune.doors.records.run import Run, fault
+from reprune.doors.records.study import FILE as STUDY
+from reprune.doors.records.study import Study
+from reprune.errors import InputError
+from reprune.model.lock import is_held
+from reprune.model.wellformed import read_json
+
+RUN = "reprune.json"
+
+
+def read_records(folder: Path) -> Run | Study:
+    """What `folder` holds: the record of a study or that of a run.
+
+    Raises:
+        InputError: it holds neither, or one that is damaged or of another version.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{folder} is not a folder; give the folder that `reprune prune` or `reprune study` wrote")
+    if (folder / STUDY).is_file():
+        return _read(folder / STUDY, Study)
+    if (folder / RUN).is_file():
+        return _read(folder / RUN, Run)
+    if (folder / ".reprune" / "run.json").is_file():
+        if is_held(folder / ".reprune"):
+            raise InputError(f"the run in {folder} is not finished; another process is working on it: wait for it")
+        raise InputError(
+            f"the run in {folder} is not finished; finish it first: reprune resume {shlex.quote(str(folder))}"
+        )
+    raise InputError(
+        f"{folder} holds neither {RUN} nor {STUDY}; give the folder that `reprune prune` or `reprune study` wrote"
+    )
+
+
+_Record = TypeVar("_Record", Run, Study)
+_UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
+
+
+def _read(path: Path, kind: type[_Record]) -> _Record:
+    try:
+        content = read_json(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # not UTF-8, or not JSON
+        raise InputError(f"{path} is damaged: expected JSON, {error}; run the command that wrote it again") from None
+    try:
+        return kind.model_validate(_printable(content))
+    except ValidationError as error:
+        raise InputError(
+            f"{path} is not a record that this version of reprune can read: {fault(error)}; "
+            "make the report with the version that wrote the record, or run the command again"
+        ) from None
+
+
+def _printable(content: Any) -> Any:
+    """`content` with no character in its texts that a page can't hold."""
+    match content:
+        case str():
+            return _UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", content)
+        case list():
+            return [_printable(value) for value in content]
+        case dict():
+            return {_printable(key): _printable(value) for key, value in content.items()}
+        case _:
+            return content

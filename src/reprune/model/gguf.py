@@ -11,7 +11,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,10 @@ from typing import Any
 from safetensors import SafetensorError
 
 from reprune.errors import InputError, UnsupportedModelError, short
+from reprune.model.cache import Notify, cache_root, locked_cache
 from reprune.model.durable import sync_folder
 from reprune.model.gguf_file import read_gguf
 from reprune.model.gguf_settled import save_tokenizer, settle_, settle_tokenizer_
-from reprune.model.lock import hold
 from reprune.model.quiet import quiet_transformers
 
 _CONVERSION = 4
@@ -30,35 +30,6 @@ _CONVERSION = 4
 
 _LIST = ".converted"
 """The file of a converted folder that has the names of the others, one a line."""
-
-Notify = Callable[[str], None]
-"""Is told in one sentence what takes long."""
-
-
-def cache_root() -> Path:
-    """Where converted models are kept: $REPRUNE_CACHE, $XDG_CACHE_HOME/reprune or ~/.cache/reprune.
-
-    Raises:
-        InputError: it would be in a home folder, and there is none.
-    """
-    try:
-        if own := os.environ.get("REPRUNE_CACHE"):
-            return Path(own).expanduser().absolute()
-        if (shared := Path(os.environ.get("XDG_CACHE_HOME", ""))).is_absolute():  # its standard ignores others
-            return shared / "reprune"
-        return Path.home() / ".cache" / "reprune"
-    except RuntimeError as error:
-        raise InputError(f"no cache can be kept ({str(error).rstrip('.')}); set REPRUNE_CACHE to a folder.") from None
-
-
-@contextmanager
-def usable_cache() -> Iterator[Path]:
-    """Yields the cache's root; an error of the system within this context is an `InputError` that says what to do."""
-    root = cache_root()
-    try:
-        yield root
-    except OSError as error:
-        raise InputError(f"{root}: no cache can be kept here ({error.strerror}); set REPRUNE_CACHE.") from None
 
 
 def converted_folder(file_name: str, sha256: str) -> Path:
@@ -70,29 +41,6 @@ def converted_folder(file_name: str, sha256: str) -> Path:
 
     major = transformers.__version__.split(".")[0]
     return cache_root() / f"{Path(file_name).stem}-{sha256[:16]}-{_CONVERSION}-tf{major}"
-
-
-@contextmanager
-def locked_cache(name: str, notify: Notify = lambda said: None) -> Iterator[Path]:
-    """Hold the cache's lock of that name against other processes; yields the cache's root, which then exists.
-
-    The lock goes with the process. Its empty file stays: removing it would let two processes hold it.
-
-    Raises:
-        InputError: the cache cannot be made, or the file system gives no locks.
-    """
-    with usable_cache() as root:
-        root.mkdir(parents=True, exist_ok=True)
-        lock = (root / f".{name}.lock").open("w")
-    with lock:
-        try:
-            hold(lock.fileno(), lambda: notify(f"waiting for another process that is making {name}"))
-        except OSError as error:
-            raise InputError(
-                f"{root}: the file system gives no lock ({error.strerror}); set REPRUNE_CACHE to a folder on another "
-                "disk."
-            ) from None
-        yield root
 
 
 def convert_gguf(gguf: Path, notify: Notify) -> Path:
@@ -144,7 +92,7 @@ def is_whole(folder: Path) -> bool:
     """Whether the folder has all that a model needs, and all that a conversion to it wrote, whatever else it holds."""
     from reprune.model.checkpoint import Checkpoint
 
-    with suppress(OSError):  # older conversions left no list, and other folders have none
+    with suppress(OSError):  # other folders have no list
         if not all((folder / name).exists() for name in (folder / _LIST).read_text(encoding="utf-8").split("\n")):
             return False
     try:

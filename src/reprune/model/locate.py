@@ -13,8 +13,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from reprune.errors import InputError, UnsupportedModelError, lacks_home, short
+from reprune.model.cache import Notify
 from reprune.model.checkpoint import TOKENIZER
-from reprune.model.gguf import Notify, convert_gguf, is_whole
+from reprune.model.gguf import convert_gguf, is_whole
 from reprune.model.local import local_path
 from reprune.model.readable import check_readable
 from reprune.model.snapshots import hub_commit

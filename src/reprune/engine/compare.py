@@ -17,6 +17,7 @@ from torch import Tensor
 
 from reprune.errors import InputError, NumericalError
 from reprune.math.reconstruction_error import Error, ErrorMeter
+from reprune.math.slices import slices
 from reprune.model.block import Block
 from reprune.model.decoder import Decoder
 from reprune.model.streams import StreamStore, stream_bytes
@@ -92,7 +93,7 @@ def compare(
         InputError: a stream fits neither memory nor the folder's disk.
         NumericalError: a block's outputs are not finite.
     """
-    batches = [slice(first, min(first + batch_size, len(ids))) for first in range(0, len(ids), batch_size)]
+    batches = slices(0, len(ids), batch_size)
     with StreamStore(memory_bytes, folder) as store:
         student, teacher = _Side(sparse, ids, batches, store, folder), _Side(dense, ids, batches, store, folder)
         embedding = ErrorMeter()

@@ -22,6 +22,7 @@ from reprune.engine.kept import Kept
 from reprune.engine.probe import Probe
 from reprune.engine.shared import Shared
 from reprune.math.ranks import Ranks
+from reprune.math.slices import slices
 from reprune.math.solver import Errors
 from reprune.math.standardization import FeatureStatistics, FeatureSums
 from reprune.model.block import Block, Call, many_passes
@@ -80,12 +81,12 @@ class Frontier:
         ids = torch.cat([calibration[ranks.number :: ranks.count], heldout[ranks.number :: ranks.count]])
         self.ids = ids  # (samples, tokens), int64: this rank's, as it numbers them
         self.calibration = ranks.part(self.samples)
-        self.calibration_batches = _slices(0, self.calibration, batch_size)
-        self.heldout_batches = _slices(self.calibration, len(ids), batch_size)
+        self.calibration_batches = slices(0, self.calibration, batch_size)
+        self.heldout_batches = slices(self.calibration, len(ids), batch_size)
         self.batches = self.calibration_batches + self.heldout_batches
         self.statistics_of_all = statistics_samples is None or statistics_samples == self.samples
         self.statistics_samples = ranks.part(self.samples if statistics_samples is None else statistics_samples)
-        self._statistics_batches = _slices(0, self.statistics_samples, batch_size)
+        self._statistics_batches = slices(0, self.statistics_samples, batch_size)
         # The model is to see batches of all sizes that there will be.
         seen = {batch.stop - batch.start for batch in self.batches}
         own = {*training_sizes} if ranks.alone else {*range(1, max(training_sizes, default=0) + 1)}
@@ -387,7 +388,3 @@ class DenseWalk:
         for batch in self._frontier.batches:
             self._after.write(batch, self._frontier.run([block], self._entering.read(batch), batch))
         return self._entering, self._after
-
-
-def _slices(start: int, end: int, size: int) -> list[slice]:
-    return [slice(first, min(first + size, end)) for first in range(start, end, size)]

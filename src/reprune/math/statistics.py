@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from reprune.math.ranks import Ranks
+from reprune.math.slices import slices
 
 
 class Statistics:
@@ -101,8 +102,7 @@ class Gram(Statistics):
 
 def _strips(columns: int) -> list[slice]:
     """A matrix's rows in strips: four, or one where it is so small that calls cost more than products."""
-    width = columns if columns < 256 else -(-columns // 4)
-    return [slice(start, min(start + width, columns)) for start in range(0, columns, width)]
+    return slices(0, columns, columns if columns < 256 else -(-columns // 4))
 
 
 @final

@@ -16,6 +16,8 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
+from reprune.math.slices import slices
+
 _AT_ONCE = 2**23  # scores that are computed together: 16 MiB
 _NEAR = 2**20  # scores of a sample: so many are kept for the gradients
 _ROWS = 512  # tokens whose scores are computed together, where they are not kept
@@ -134,8 +136,7 @@ class _Shape:
             added = self._mask(mask, start, stop, keys)
             rows = slice(start * self.group, stop * self.group)
             at_once = max(1, _AT_ONCE // ((rows.stop - rows.start) * keys))
-            for first in range(0, units, at_once):
-                some = slice(first, min(first + at_once, units))
+            for some in slices(0, units, at_once):
                 of_some = added
                 if added is not None and len(added) > 1:
                     of_some = added[torch.arange(some.start, some.stop) // self.heads]

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reprune.errors import InputError, is_expected, is_of_gpu, short
+from reprune.math.slices import slices
 from reprune.model.block import Precision
 from reprune.model.uncached import uncached
 
@@ -77,13 +78,13 @@ class TokenLosses:
 
     def _by_words(self, output: Any, ids: Tensor, following: Tensor) -> Iterator[Tensor]:
         """Losses of slices of tokens, each by slices of the vocabulary; `following` (tokens,) is to be predicted."""
-        for tokens in _slices(ids.shape[1], _TOKENS):
+        for tokens in slices(0, ids.shape[1], _TOKENS):
             targets = following[tokens]  # (n,)
             run = self._runner(output, ids, tokens)
             # The logits that count most are exact: rounding the rest to bfloat16 all but cancels in their sum.
             exact = run(partial(self._chosen, words=targets))[:, 0]
             sums = []
-            for words in _slices(len(self._weight), max(self._logits // len(targets), 1)):
+            for words in slices(0, len(self._weight), max(self._logits // len(targets), 1)):
                 logits = run(partial(self._some, words=words))  # (n, some words)
                 inside = ((targets >= words.start) & (targets < words.stop)).nonzero()[:, 0]
                 logits[inside, targets[inside] - words.start] = exact[inside]
@@ -93,7 +94,7 @@ class TokenLosses:
     def _by_tokens(self, output: Any, ids: Tensor, following: Tensor) -> Iterator[Tensor]:
         """The same by slices of tokens alone, for a model that does more to its logits than to each by itself."""
         words = int(self._model.config.get_text_config().vocab_size)
-        for tokens in _slices(ids.shape[1], max(_LOGITS_ELSEWHERE // words, 1)):
+        for tokens in slices(0, ids.shape[1], max(_LOGITS_ELSEWHERE // words, 1)):
             yield F.cross_entropy(self._runner(output, ids, tokens)(None), following[tokens], reduction="none")
 
     def _by_whole(self, ids: Tensor, following: Tensor) -> Iterator[Tensor]:
@@ -101,7 +102,7 @@ class TokenLosses:
         logits = uncached(self._model, ids).logits  # (1, tokens, words)
         if logits.shape[:2] != ids.shape:
             raise ValueError(f"its logits are of shape {list(logits.shape)} for {list(ids.shape)} tokens")
-        for tokens in _slices(ids.shape[1], _TOKENS):
+        for tokens in slices(0, ids.shape[1], _TOKENS):
             yield F.cross_entropy(logits[0, tokens].float(), following[tokens], reduction="none")
 
     def _some(self, states: Tensor, words: slice) -> Tensor:
@@ -217,7 +218,3 @@ def _stands_in(module: nn.Module, forward: Callable[..., Any] | None) -> Iterato
         yield
     finally:
         del module.forward
-
-
-def _slices(length: int, size: int) -> Iterator[slice]:
-    return (slice(first, min(first + size, length)) for first in range(0, length, size))

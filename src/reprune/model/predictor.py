@@ -6,12 +6,14 @@ Logits are as wide as the vocabulary, so they are made of a few tokens at a time
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import product
 from typing import final
 
 import torch
 from torch import Tensor, nn
 
 from reprune.errors import RepruneError, UnsupportedModelError, short
+from reprune.math.slices import slices
 from reprune.model.block import Precision
 from reprune.model.recorder import Fill
 from reprune.model.skeleton import Skeleton
@@ -79,14 +81,8 @@ class Predictor:
             self._look_at(states, ids)
         samples, tokens = ids.shape
         at_once = max(LOGITS // self._words, 1)
-        if at_once >= tokens or not self._by_token:
-            several = max(at_once // tokens, 1)
-            for first in range(0, samples, several):
-                yield slice(first, min(first + several, samples)), slice(0, tokens)
-            return
-        for sample in range(samples):
-            for first in range(0, tokens, at_once):
-                yield slice(sample, sample + 1), slice(first, min(first + at_once, tokens))
+        of_samples = slices(0, samples, max(at_once // tokens, 1))
+        yield from product(of_samples, slices(0, tokens, at_once if self._by_token else tokens))
 
     def _look_at(self, states: Tensor, ids: Tensor) -> None:
         """Learn how many words there are, and whether a token's logits depend on its own states alone."""

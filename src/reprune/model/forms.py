@@ -99,7 +99,7 @@ class Form:
             return at_hand.get(value.place) if isinstance(value, Beside) else value
 
         args, kwargs = tuple(map(put, args)), {key: put(value) for key, value in kwargs.items()}
-        for name in self._mappings() & kwargs.keys():
+        for name in {slot.place[0] for slot in self.slots if not isinstance(slot.place, int)} & kwargs.keys():
             kwargs[name] = type(kwargs[name])()
         for place, value in at_hand.items():
             if not isinstance(place, int):
@@ -136,9 +136,6 @@ class Form:
         for number, slot in enumerate(self.slots):
             yield number, slot, stream[..., first : first + slot.width]
             first += slot.width
-
-    def _mappings(self) -> set[str]:
-        return {slot.place[0] for slot in self.slots if not isinstance(slot.place, int)}
 
 
 PLAIN = Form()

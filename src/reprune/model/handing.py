@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, final
@@ -47,8 +47,8 @@ def find_forms(
     plain = replace(plain, rest=tuple(main.shape[2:]))
     search = _Search(model, main.shape[1])
     running = [index for index, call in enumerate(calls) if call.form.runs]
-    reads: dict[int, frozenset[int]] = {}
-    writes: dict[int, frozenset[int]] = {}
+    reads: defaultdict[int, frozenset[int]] = defaultdict(frozenset)
+    writes: defaultdict[int, frozenset[int]] = defaultdict(frozenset)
     for index, following in zip(running, [*running[1:], None], strict=True):
         call, reads[index] = calls[index], search.at_hand
         if any(map(is_shared, call.args)):
@@ -68,15 +68,9 @@ def find_forms(
         if any(not isinstance(place, int) and shared[place[0]] for place, _ in put_out):
             raise search.refusal(index, "in one of several mappings under one name")
         writes[index] = search.take(index, put_out)
-    nothing: frozenset[int] = frozenset()
+    plain = replace(plain, slots=tuple(search.slots))
     return [
-        replace(
-            plain,
-            slots=tuple(search.slots),
-            reads=reads.get(index, nothing),
-            writes=writes.get(index, nothing),
-            runs=call.form.runs,
-        )
+        replace(plain, reads=reads[index], writes=writes[index], runs=call.form.runs)
         for index, call in enumerate(calls)
     ]
 

@@ -20,7 +20,8 @@ def seal(content: Mapping[str, Any], after: str = "", indent: int | None = None)
         after: the seal of what comes before it, where there is a sequence: none can be left out or moved.
         indent: as of `json.dumps`.
     """
-    return json.dumps({**content, _SEAL: _digest(content, after)}, indent=indent)
+    digest = hashlib.sha256((after + json.dumps(content)).encode()).hexdigest()
+    return json.dumps({**content, _SEAL: digest}, indent=indent)
 
 
 def unseal(text: str, after: str = "", indent: int | None = None) -> tuple[dict[str, Any], str]:
@@ -35,7 +36,3 @@ def unseal(text: str, after: str = "", indent: int | None = None) -> tuple[dict[
     if seal(content, after, indent) != text:
         raise ValueError("it is not as it was written: its SHA-256 differs")
     return content, found
-
-
-def _digest(content: Mapping[str, Any], after: str) -> str:
-    return hashlib.sha256((after + json.dumps(content)).encode()).hexdigest()

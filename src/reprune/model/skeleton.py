@@ -8,7 +8,7 @@ block to block are the model's own.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Set
+from collections.abc import Iterator, Mapping, Set
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from functools import cached_property, partial
@@ -95,8 +95,11 @@ class Skeleton:
                 break
         self._returned, self._early = 0, self._early and bool(ran)
         if len(ran) > 1 or (not ran and len(lists) > 1):
-            # With all weights at hand what it raises says more of the model.
-            raise self._several(ran or lists, "" if ran else raised.get(True, ""))
+            why = "" if ran else raised.get(True, "")  # with all weights at hand it says more of the model
+            raise UnsupportedModelError(
+                f"{type(self.model).__name__}: text passes through several lists of blocks, or through none as a whole "
+                f"({', '.join(ran or lists)}), so its blocks cannot be pruned one after the other{why}."
+            )
         path = next(iter(ran or lists))
         seen = calls.get(path, []) if ran else []
         if len(seen) > len({*seen}):
@@ -105,12 +108,6 @@ class Skeleton:
                 "blocks that do not run once each in their order cannot be pruned one by one."
             )
         return path, tuple(sorted(seen)) or tuple(range(len(lists[path])))
-
-    def _several(self, paths: Iterable[str], why: str) -> UnsupportedModelError:
-        return UnsupportedModelError(
-            f"{type(self.model).__name__}: text passes through several lists of blocks, or through none as a whole "
-            f"({', '.join(paths)}), so its blocks cannot be pruned one after the other{why}."
-        )
 
     @cached_property
     def max_positions(self) -> int | None:

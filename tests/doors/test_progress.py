@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import re
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,8 @@ from rich.table import Table
 
 from reprune.doors import progress
 from reprune.doors.command import views, views_evaluation
+from reprune.doors.command.views_generation import Lines
+from reprune.doors.command.views_study import StudyLines
 from reprune.doors.formats import clock, console, percent, size
 from reprune.doors.progress import counting, watching
 from reprune.engine.watcher import Watcher
@@ -164,8 +168,13 @@ def test_names_are_shown_as_they_are(here: object, capfd: pytest.CaptureFixture[
     assert "[b]ell" in said
 
 
-def test_notes_are_shown(cli: Cli, capfd: pytest.CaptureFixture[str]) -> None:
-    with watching(quiet=False, verbose=False) as watcher:
+@pytest.mark.parametrize(
+    "shown",
+    [lambda: watching(False, False), lambda: nullcontext(StudyLines(False)), lambda: nullcontext(Lines())],
+    ids=["prune", "study", "generate"],
+)
+def test_notes_are_shown(shown: Callable[[], AbstractContextManager[Any]], capfd: pytest.CaptureFixture[str]) -> None:
+    with shown() as watcher:
         watcher.note("block 0, q_proj: damping was raised to 0.1")
         watcher.note("rate 50 %: longer steps\n      than usual")
         watcher.note(f"block 0: {'an expert ' * 12}and /{'long' * 30}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import textwrap
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +12,7 @@ from rich.text import Text
 
 from reprune.doors.printable import complain, printable, unread
 
+_WIDTH = 80  # of notes
 _WIDEST = 10_000  # that a table may be where nothing says how wide it is shown
 
 
@@ -71,3 +73,11 @@ def sparsities(recipe: Mapping[str, Any]) -> str:
 def counted(count: int, one: str, many: str | None = None) -> str:
     """1 window, 2 windows."""
     return f"{count:,} {one if count == 1 else many or one + 's'}"
+
+
+def wrapped(note: str) -> str:
+    """The lines of a note, those that are long as several; names and paths are not broken."""
+    return "\n".join(
+        textwrap.fill(line, _WIDTH, subsequent_indent="      ", break_long_words=False, break_on_hyphens=False)
+        for line in note.split("\n")
+    )

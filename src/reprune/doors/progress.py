@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, final
@@ -10,14 +9,13 @@ from typing import Any, final
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from reprune.doors.formats import clock, console, nats, percent, size
+from reprune.doors.formats import clock, console, nats, percent, size, wrapped
 from reprune.doors.rates import said_of_rate
 from reprune.engine.record import peak_memory_bytes
 from reprune.engine.watcher import Watcher
 from reprune.math.solver import Epoch
 from reprune.planning.schedule import Window
 
-_WIDTH = 80  # of notes
 _MEASURES = {
     "squared": "errors: ||sparse - target||² / ||target||² of a window's outputs, before > after",
     "standardized": "errors: mean of ((sparse - target) / feature's deviation)², before > after",
@@ -107,8 +105,7 @@ class _Lines(Watcher):
         )
 
     def note(self, text: str) -> None:
-        for line in f"note: {text}".split("\n"):
-            self._output.print(_wrapped(line), style="yellow")
+        self._output.print(wrapped(f"note: {text}"), style="yellow")
 
 
 @final
@@ -157,11 +154,6 @@ def counting(what: str, quiet: bool) -> Iterator[Callable[[int, int], None]]:
     with Progress(*columns, console=output, transient=True) as bar:
         task = bar.add_task(what, total=None)
         yield lambda done, of: bar.update(task, completed=done, total=of)
-
-
-def _wrapped(line: str) -> str:
-    """The line of a note, or several where it is long; names and paths are not broken."""
-    return textwrap.fill(line, _WIDTH, subsequent_indent="      ", break_long_words=False, break_on_hyphens=False)
 
 
 def _change(error: Mapping[str, float], said: Callable[[float], str]) -> str:

@@ -272,7 +272,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
     def zero_shot(model: str, tasks: list[str], **options: Any) -> ZeroShot:
         calls.append((model, tasks, {key: options[key] for key in ("data", "limit", "device", "precision")}))
-        options["notify"]("a note")
+        options["notify"](f"note: {'long ' * 20}note")
         options["progress"](1, 1)
         scores = (
             TaskScore("boolq", "acc", 0.6201, 0.0085, 3270, "a" * 64, "validation"),
@@ -291,11 +291,11 @@ def test_zero_shot_alone(cli: Cli, asked: list[Any]) -> None:
     assert asked == [
         ("llama", ["boolq,arc_challenge"], {"data": None, "limit": None, "device": "cpu", "precision": "auto"})
     ]
-    assert said.out.splitlines()[1:3] == [
+    assert said.out.splitlines()[2:4] == [
         "zero-shot  llama, fingerprint ffffffffffff; products in float32",
         "data       zeroshot, all rows; lm-eval 0.4.13",
     ]
-    rows = [re.split(r"  +", line.strip()) for line in said.out.splitlines()[4:]]
+    rows = [re.split(r"  +", line.strip()) for line in said.out.splitlines()[5:]]
     assert rows == [
         ["boolq", "3,270", "62.01 ± 0.85 %", "acc"],
         ["arc_challenge", "1", "25.00 %", "acc"],
@@ -321,7 +321,8 @@ def test_zero_shot_takes_several_values_and_a_folder(cli: Cli, asked: list[Any],
     record = json.loads(said.out)
     assert list(record) == ["perplexity", "zero_shot"]
     assert record["zero_shot"]["mean"] == pytest.approx(0.43505)
-    assert said.err == "a note\n", "what is no JSON goes elsewhere"
+    notes = ["note: " + " ".join(["long"] * 15), "      " + "long " * 5 + "note"]
+    assert said.err.splitlines() == notes, "what is no JSON goes elsewhere"
 
 
 def test_bare_numbers_come_one_a_line(cli: Cli, asked: list[Any]) -> None:

@@ -72,6 +72,7 @@ def evaluate(
         if no_perplexity and against is None:
             raise InputError("--no-perplexity: leaves nothing to measure on a text; give --against DENSE too.")
         from reprune.doors.command import views_evaluation as views
+        from reprune.doors.formats import wrapped
         from reprune.doors.progress import counting
 
         records: dict[str, Any] = {}
@@ -81,7 +82,7 @@ def evaluate(
         def notify(said: str) -> None:
             if not quiet and said not in told:  # of two measures the same is true
                 told.add(said)
-                print(printable(said), file=sys.stderr if as_json else sys.stdout)
+                print(wrapped(printable(said)), file=sys.stderr if as_json else sys.stdout)
 
         common: dict[str, Any] = {
             "device": device,

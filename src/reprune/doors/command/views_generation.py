@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, final
 
-from reprune.doors.formats import clock, console
+from reprune.doors.formats import clock, console, wrapped
 from reprune.doors.generation.generate import GenerationWatcher
 from reprune.planning.generation.corpus import Corpus
 
@@ -37,7 +37,7 @@ class Lines(GenerationWatcher):
         self._output.print(f"{kept:>6}/{wanted} texts of {counts['begun']:,} begun, {clock(seconds)}{left}")
 
     def note(self, text: str) -> None:
-        self._output.print(f"note: {text}", style="yellow")
+        self._output.print(wrapped(f"note: {text}"), style="yellow")
 
 
 def show_manifest(manifest: Mapping[str, Any], out: Path) -> None:

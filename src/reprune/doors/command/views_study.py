@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from reprune.doors.evaluation.protocols import describe
-from reprune.doors.formats import clock, console, percent
+from reprune.doors.formats import clock, console, percent, wrapped
 from reprune.doors.progress import counting, watching
 from reprune.doors.study.record import CellRecord, StudyRecord
 from reprune.doors.study.table import (
@@ -115,7 +115,7 @@ class StudyLines(StudyWatcher):
     def note(self, text: str) -> None:
         if text not in self._told:  # of most cells the same is true
             self._told.add(text)
-            self._output.print(f"note: {text.removeprefix('note: ')}", style="yellow")
+            self._output.print(wrapped(f"note: {text.removeprefix('note: ')}"), style="yellow")
 
 
 @final

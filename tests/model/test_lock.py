@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,15 @@ def test_what_another_holds_is_refused_until_it_lets_go(folder: bool, tmp_path: 
     assert not is_held(path)
     with locked(path, path, "run"):
         pass
+
+
+def test_a_process_that_only_looks_keeps_no_other_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `status` does while `resume` begins."""
+    looking = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(looking, fcntl.LOCK_SH)
+    monkeypatch.setattr(time, "sleep", lambda seconds: os.close(looking))
+    with locked(tmp_path, tmp_path, "run"):
+        assert is_held(tmp_path)
 
 
 @pytest.mark.parametrize("wait", [True, False])

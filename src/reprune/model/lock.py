@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import fcntl
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from reprune.errors import InputError
+
+_A_LOOK = 0.05  # seconds; `is_held`, which holds a lock while it looks, takes microseconds
 
 
 @contextmanager
@@ -67,6 +70,8 @@ def hold(descriptor: int, waiting: Callable[[], None] | None) -> None:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         if waiting is None:
-            raise
+            time.sleep(_A_LOOK)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
         waiting()
         fcntl.flock(descriptor, fcntl.LOCK_EX)

@@ -62,34 +62,14 @@ class Skeleton:
             Its path, and the numbers of those blocks that text passes through: all, but for those that look at images
             alone.
         """
-        ids = self.few_ids()
-        ran: list[str] = []
         raised: dict[bool, str] = {}
         for self._early, self._returned in product((False, True), _RETURNED):
-            calls: dict[str, list[int]] = {}
-            whole = False
-
-            def saw(path: str, index: int, states: Tensor, call: Call, calls: dict[str, list[int]] = calls) -> bool:
-                del states, call
-                calls.setdefault(path, []).append(index)
-                return False
-
-            with ExitStack() as stack, quiet_transformers():
-                for path, blocks in lists.items():
-                    stack.enter_context(recorders(blocks, partial(partial, saw, path), self._returned))
-                stack.enter_context(filling(self.model, tuple(lists), fill_with_nothing, ids, self._early))
-                head = self.model.get_output_embeddings()
-                if isinstance(head, nn.Module):  # what comes then is of no concern
-                    stack.callback(head.register_forward_pre_hook(stop).remove)
-                try:
-                    with suppress(LastBlockReached):
-                        uncached(self.model, ids)
-                    whole = True
-                except Exception as error:  # whatever a model raises whose blocks return something else, or at its end
-                    raised.setdefault(self._early, f" ({short(error)})")
+            calls, error = self._blocks_run(lists)
             self._release(tuple(lists))
+            if error is not None:
+                raised.setdefault(self._early, f" ({error})")
             ran = [path for path, seen in calls.items() if len(seen) >= len(lists[path])]
-            if not ran and whole and len(calls) == 1:
+            if not ran and error is None and len(calls) == 1:
                 ran = [path for path, seen in calls.items() if len({*seen}) > len(lists[path]) / 2]
             if ran:
                 break
@@ -108,6 +88,28 @@ class Skeleton:
                 "blocks that do not run once each in their order cannot be pruned one by one."
             )
         return path, tuple(sorted(seen)) or tuple(range(len(lists[path])))
+
+    def _blocks_run(self, lists: dict[str, nn.ModuleList]) -> tuple[dict[str, list[int]], str | None]:
+        """The numbers of the blocks that a few tokens pass through, by list, and what the model raises if it does."""
+        ids, calls = self.few_ids(), dict[str, list[int]]()
+
+        def saw(path: str, index: int, *_: Any) -> bool:
+            calls.setdefault(path, []).append(index)
+            return False
+
+        with ExitStack() as stack, quiet_transformers():
+            for path, blocks in lists.items():
+                stack.enter_context(recorders(blocks, partial(partial, saw, path), self._returned))
+            stack.enter_context(filling(self.model, tuple(lists), fill_with_nothing, ids, self._early))
+            head = self.model.get_output_embeddings()
+            if isinstance(head, nn.Module):  # what comes then is of no concern
+                stack.callback(head.register_forward_pre_hook(stop).remove)
+            try:
+                with suppress(LastBlockReached):
+                    uncached(self.model, ids)
+            except Exception as error:  # whatever a model raises whose blocks return something else, or at its end
+                return calls, short(error)
+        return calls, None
 
     @cached_property
     def max_positions(self) -> int | None:

@@ -37,6 +37,10 @@ class HalfPrecisionError(UnsupportedModelError):
         return type(self), (self.reason,)
 
 
+class NumericalError(RepruneError):
+    """A computation produced what cannot be used (NaN, a matrix that no damping makes definite)."""
+
+
 class ChangedError(RepruneError):
     """A file that is read was changed by somebody else on the way (exit code 1)."""
 
@@ -49,6 +53,15 @@ def check_system() -> None:
     """Raise `InputError` on Windows, which lacks the locks and limits of POSIX that the doors import."""
     if sys.platform == "win32":
         raise InputError("reprune needs Linux or macOS; on Windows, run it in WSL.")
+
+
+@contextmanager
+def naming(place: str) -> Iterator[None]:
+    """Have what goes wrong with numbers say where."""
+    try:
+        yield
+    except NumericalError as error:
+        raise NumericalError(f"{place}: {error}") from None
 
 
 @contextmanager
@@ -101,7 +114,3 @@ def lacks_home(error: BaseException) -> bool:
 def is_expected(error: BaseException) -> bool:
     """Whether that may go wrong without a fault of the program; of anything else the traceback is shown."""
     return isinstance(error, RepruneError | OSError) or out_of_memory(error) is not None
-
-
-class NumericalError(RepruneError):
-    """A computation produced what cannot be used (NaN, a matrix that no damping makes definite)."""

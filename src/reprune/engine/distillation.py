@@ -23,7 +23,6 @@ from reprune.errors import NumericalError
 from reprune.math.adam import Adam, Descent
 from reprune.math.reconstruction_error import Error
 from reprune.math.seeds import seed_of
-from reprune.math.solver import Epoch
 from reprune.model.decoder import Decoder
 from reprune.model.heap import trim_heap
 from reprune.planning.recipe import Recipe
@@ -99,12 +98,10 @@ def _descend(
     place = f"distillation of blocks {list(window.blocks)}"
     if not start.finite:
         raise NumericalError(f"{place}: what the model predicts from them is not finite")
-
-    def progress(epoch: Epoch) -> None:
-        watcher.epoch(window, epoch, solver.epochs)
-
     with problem.fitting(f"{place}, whose rate is distill.lr"):
-        return solver.descend(problem, start, seed_of(seed, "distill"), progress)
+        return solver.descend(
+            problem, start, seed_of(seed, "distill"), lambda epoch: watcher.epoch(window, epoch, solver.epochs)
+        )
 
 
 def _retired(decoder: Decoder, books: Books, record: Mapping[str, Any]) -> PrunedBlock:

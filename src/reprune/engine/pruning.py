@@ -12,7 +12,7 @@ from torch import Tensor
 
 from reprune.engine.refitting import Refitting
 from reprune.engine.window import PrunedBlock
-from reprune.errors import NumericalError, UnsupportedModelError
+from reprune.errors import UnsupportedModelError, naming
 from reprune.math.checked import Checked
 from reprune.math.magnitude import Magnitude
 from reprune.math.pruner import Pruned, Pruner
@@ -273,7 +273,7 @@ class _Job:
         results, ridge = None, None
         if self.ranks.first:
             results = self._results(group, statistics)
-            with _naming(place):
+            with naming(place):
                 fit = refitting.refit(group, results, pairs)
             ridge = fit.ridge
             results = [replace(result, weight=weight) for result, weight in zip(results, fit.weights, strict=True)]
@@ -300,7 +300,7 @@ class _Job:
         pruner: Pruner[Any] = Magnitude() if self._is_poor(group, statistics) else self.pruner
         found: dict[str, Pruned] = {}
         patterns = {name: self.sparsities.of(self.pruned.index, name) for name in group.names}
-        with _naming(_place(self.pruned, [group])):
+        with naming(_place(self.pruned, [group])):
             for pattern in dict.fromkeys(patterns.values()):
                 linears = [linear for linear in group.linears if patterns[linear.name] == pattern]
                 results = pruner.prune([linear.matrix() for linear in linears], statistics, pattern)
@@ -358,12 +358,3 @@ def _place(pruned: PrunedBlock, groups: Sequence[LinearGroup]) -> str:
 
 def _of_linears(pruned: PrunedBlock, names: Sequence[str]) -> str:
     return f"block {pruned.index}, {', '.join(names[:_NAMED])}{', ...' if len(names) > _NAMED else ''}"
-
-
-@contextmanager
-def _naming(place: str) -> Iterator[None]:
-    """Have what goes wrong with numbers say where."""
-    try:
-        yield
-    except NumericalError as error:
-        raise NumericalError(f"{place}: {error}") from None

@@ -7,10 +7,9 @@ solver (see `reprune.planning.recipe.RUNGS`).
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, final
 
 import torch
@@ -18,7 +17,6 @@ import torch
 from reprune.engine.agreement import agree_
 from reprune.engine.allocate import allocate
 from reprune.engine.books import Books
-from reprune.engine.dense import Dense
 from reprune.engine.distillation import distill
 from reprune.engine.fresh import FreshBlocks
 from reprune.engine.frontier import Frontier
@@ -32,14 +30,13 @@ from reprune.math.least_squares import LeastSquares
 from reprune.math.pruner import Pruner
 from reprune.math.ranks import Ranks
 from reprune.math.seeds import seed_of
-from reprune.math.solver import Epoch, Fit, Solver
+from reprune.math.solver import Fit, Solver
 from reprune.model.block import Block
 from reprune.model.decoder import Decoder
 from reprune.model.full_speed import full_speed
 from reprune.model.streams import StreamStore
 from reprune.planning.recipe import Recipe
 from reprune.planning.schedule import Window, once_more, windows
-from reprune.planning.sparsities import Sparsities
 
 
 @final
@@ -167,7 +164,7 @@ def _do(
             books.keep_allocation(shares)
         sparsities = sparsities.allocated(shares)
     fresh_blocks = FreshBlocks(recipe, methods.pruner, sparsities, methods.least_squares, decoder, frontier, of_first)
-    doing = _Windows(recipe, methods, decoder, books, watcher, frontier, fresh_blocks, sparsities)
+    doing = _Windows(recipe, methods, decoder, books, watcher, frontier, fresh_blocks)
     for window in methods.schedule[done:]:
         still_open = doing.do(window, still_open)
     if methods.distillation is not None:
@@ -186,7 +183,6 @@ class _Windows:
     watcher: Watcher
     frontier: Frontier
     pruning: FreshBlocks
-    sparsities: Sparsities
 
     def do(self, window: Window, still_open: list[PrunedBlock]) -> list[PrunedBlock]:
         """Prune and reconstruct a window, and put it on record.
@@ -210,29 +206,33 @@ class _Windows:
         fresh = [PrunedBlock(self.decoder.load(index)) for index in window.fresh]
         blocks = still_open + fresh
         gathering = self.pruning.gathering(blocks)
-        dense = partial(_dense, self.decoder, {pruned.index: pruned.block for pruned in fresh})
+        loaded = {pruned.index: pruned.block for pruned in fresh}
+
+        def dense(index: int) -> Block:
+            return loaded[index] if index in loaded else self.decoder.load(index)
+
         with frontier.targets(window, dense, recipe.teacher, gathering) as targets, ExitStack() as streams:
             if recipe.solver.routing == "teacher":
-                _find_routes_(frontier, dense, blocks)
+                for pruned in blocks:
+                    if pruned.routes is None and pruned.block.routed:
+                        pruned.routes = frontier.routes(dense(pruned.index))
 
             watcher.phase(window, "pruning")
             notes, entering = self.pruning.prune_(fresh, still_open, streams, watcher)
 
             watcher.phase(window, "reconstruction")
             features = frontier.features_of(targets) if recipe.solver.name != "none" else None
-            scale = None if features is None else features.scale
             problem = WindowProblem(
                 frontier,
                 blocks,
                 targets,
-                power=features.power if features is not None else None,
                 entering_last=entering,
                 checkpointing=recipe.solver.checkpointing,
-                scale=scale,
+                features=features,
                 standardized=recipe.solver.standardizes,
                 teacher_forcing=recipe.solver.teacher_forcing,
             )
-            fit = _fit(self.methods.solver, problem, window, recipe, watcher)
+            fit = self._fit(window, problem)
             streams.close()
             agree_(blocks, ranks)
 
@@ -241,21 +241,20 @@ class _Windows:
             written: dict[str, str] = {}
             for pruned in retired:
                 written |= books.write_block(pruned.index, pruned.round_(self.decoder))
-            errors, block_errors = frontier.advance(window, [pruned.block for pruned in blocks], targets, scale)
+            advanced = [pruned.block for pruned in blocks]
+            errors, block_errors = frontier.advance(window, advanced, targets, features and features.scale)
             if not errors.calibration.finite:
-                place = f"window {window.index} (blocks {list(window.blocks)})"
                 fitted = "its reconstruction" if fit.epochs else "pruning"
-                raise NumericalError(f"{place}: its outputs are not finite after {fitted}")
+                raise NumericalError(f"{window}: its outputs are not finite after {fitted}")
         open_ = [pruned for pruned in blocks if pruned.index not in window.retired]
         ridges = {pruned.index: pruned.ridges for pruned in fresh}
         record = window_record(window, fit, errors, recipe.solver, features, ridges, notes, time.monotonic() - began)
         self.decoder.checkpoint.check_unchanged()  # on each rank, before any can commit
         record |= exchange_record(ranks, traffic)
+        sparsities = self.pruning.sparsities
         entry = {
             "window": record,
-            "blocks": [
-                block_record(pruned, block_errors[pruned.index], self.sparsities, recipe.choice) for pruned in retired
-            ],
+            "blocks": [block_record(one, block_errors[one.index], sparsities, recipe.choice) for one in retired],
         }
         if window is self.methods.schedule[-1]:
             entry["forward"] = frontier.probe_record()
@@ -263,25 +262,10 @@ class _Windows:
         watcher.window_done(window, record)
         return open_
 
-
-def _dense(decoder: Decoder, fresh: Mapping[int, Block], index: int) -> Block:
-    """A block as the dense model has it, as those still are that have just been loaded."""
-    return fresh[index] if index in fresh else decoder.load(index)
-
-
-def _find_routes_(frontier: Frontier, dense: Dense, blocks: Sequence[PrunedBlock]) -> None:
-    """Have blocks be fitted with the experts that the dense model chooses for each token."""
-    for pruned in blocks:
-        if pruned.routes is None and pruned.block.routed:
-            pruned.routes = frontier.routes(dense(pruned.index))
-
-
-def _fit(solver: Solver, problem: WindowProblem, window: Window, recipe: Recipe, watcher: Watcher) -> Fit:
-    """Let the solver fit the window, and name the window in what goes wrong."""
-    if not problem.parameters:  # no text passes through any of its blocks
-        return Fit()
-    seed = seed_of(recipe.seed, window.index)
-    planned = solver.planned(len(window.blocks))
-    progress: Callable[[Epoch], None] = lambda epoch: watcher.epoch(window, epoch, planned)  # noqa: E731
-    with problem.fitting(f"window {window.index} (blocks {list(window.blocks)})"):
-        return solver.fit(problem, seed, progress)
+    def _fit(self, window: Window, problem: WindowProblem) -> Fit:
+        if not problem.parameters:  # no text passes through any of its blocks
+            return Fit()
+        seed = seed_of(self.recipe.seed, window.index)
+        planned = self.methods.solver.planned(len(window.blocks))
+        with problem.fitting(str(window)):
+            return self.methods.solver.fit(problem, seed, lambda epoch: self.watcher.epoch(window, epoch, planned))

@@ -17,6 +17,7 @@ from reprune.errors import NumericalError
 from reprune.math.finite import all_finite
 from reprune.math.reconstruction_error import Error
 from reprune.math.solver import Errors, Problem
+from reprune.math.standardization import FeatureStatistics
 from reprune.model.block import Block, LinearGroup, many_passes
 from reprune.model.decoder import Decoder
 from reprune.model.linears import Linear
@@ -117,8 +118,7 @@ class WindowProblem(Problem):
         entering: Stream | None = None,
         entering_last: Stream | None = None,
         checkpointing: bool = False,
-        power: float | None = None,
-        scale: Tensor | None = None,
+        features: FeatureStatistics | None = None,
         standardized: bool = False,
         teacher_forcing: float = 0.0,
     ) -> None:
@@ -130,9 +130,9 @@ class WindowProblem(Problem):
             entering: the states that enter the first of them; by default the student's at the frontier.
             entering_last: those that enter the last of them, as those before it are now, if they are at hand.
             checkpointing: keep only what enters each block for the gradients, and compute the rest anew.
-            power: the mean square of the calibration targets; None where nothing is to be fitted to them.
-            scale: what standardized errors divide each feature's differences by, (hidden,); None: there are none.
-            standardized: whether the loss does so too.
+            features: of the calibration targets, with which errors are standardized, too; None where nothing is to be
+                fitted to them.
+            standardized: whether the loss is of standardized differences.
             teacher_forcing: the dense model's share in the states that enter while it is fitted; errors are of the
                 student's alone.
         """
@@ -140,13 +140,13 @@ class WindowProblem(Problem):
         self._pruned = blocks
         self._blocks = [pruned.block for pruned in blocks]
         self._targets = targets
-        self._power = power
+        self._features = features
+        self._scale = features and features.scale
         self._entering = entering or frontier.student
         self._entering_last = entering_last
         self._checkpointing = checkpointing
         self._teacher_forcing = teacher_forcing
-        self._scale = scale
-        self.scale = scale if standardized else None
+        self.scale = self._scale if standardized else None
         self._device = self._blocks[0].device
         self.samples = frontier.samples
         self.ranks = frontier.ranks
@@ -160,7 +160,7 @@ class WindowProblem(Problem):
                 if linear.is_whole:
                     masks[id(linear.parameter)] = mask
                 else:
-                    whole = masks.setdefault(id(linear.parameter), _nothing_masked(linear.parameter))
+                    whole = masks.setdefault(id(linear.parameter), torch.ones_like(linear.parameter, dtype=torch.bool))
                     linear.of_layout(whole).copy_(mask)
         self.parameters: list[nn.Parameter] = [
             parameter
@@ -210,8 +210,8 @@ class WindowProblem(Problem):
         return pair.errors(self.ranks)
 
     def target_power(self) -> float:
-        assert self._power is not None
-        return self._power
+        assert self._features is not None
+        return self._features.power
 
     @contextmanager
     def last_part(self) -> Iterator[Problem | None]:
@@ -232,8 +232,7 @@ class WindowProblem(Problem):
             self._targets,
             entering,
             checkpointing=self._checkpointing,
-            power=self._power,
-            scale=self._scale,
+            features=self._features,
             standardized=self.scale is not None,
             teacher_forcing=self._teacher_forcing,
         )
@@ -243,7 +242,3 @@ def _pruned_before(linear: Linear) -> Tensor | None:
     """The mask of a matrix that is not to be pruned, if it was before: its zeros are to stay."""
     kept = linear.matrix() != 0
     return kept if int(kept.count_nonzero()) <= (1 - _SPARSE) * kept.numel() else None
-
-
-def _nothing_masked(parameter: nn.Parameter) -> Tensor:
-    return torch.ones(parameter.shape, dtype=torch.bool, device=parameter.device)

@@ -15,7 +15,7 @@ from typing import final
 
 from torch import Tensor, nn
 
-from reprune.errors import NumericalError
+from reprune.errors import NumericalError, naming
 from reprune.math.mean_square import mean_square_
 from reprune.math.ranks import ALONE, Ranks
 from reprune.math.reconstruction_error import Error
@@ -88,9 +88,8 @@ class Objective(ABC):
         """Parameters record gradients within, and a `NumericalError` that leaves it says what was fitted."""
         self._record_gradients_(True)
         try:
-            yield
-        except NumericalError as error:
-            raise NumericalError(f"{what}: {error}") from None
+            with naming(what):
+                yield
         finally:
             self._record_gradients_(False)
 

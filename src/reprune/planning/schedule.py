@@ -21,6 +21,9 @@ class Window:
     retired: range  # those of them that no later window holds: final after it
     distills: bool = False  # whether they are final already, and fitted to the model's predictions
 
+    def __str__(self) -> str:
+        return f"window {self.index} (blocks {list(self.blocks)})"
+
 
 def windows(blocks: int, size: int, stride: int) -> list[Window]:
     """All windows over so many blocks, in order.

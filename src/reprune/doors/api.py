@@ -28,17 +28,14 @@ from reprune.doors.prepare import (
     check_versions,
     count_samples,
     draw,
-    nested_flags,
+    made_recipe,
     open_decoder,
     other_versions,
     ranks_or_alone,
-    recipe_contents,
     refusal,
     said_lacking,
-    said_trusting,
     settle,
     settle_seqlen,
-    several,
 )
 from reprune.engine.books import Books
 from reprune.engine.ledger import Ledger
@@ -55,7 +52,6 @@ from reprune.model.local import local_path
 from reprune.model.locate import locate_again
 from reprune.model.undisturbed import undisturbed
 from reprune.model.wellformed import read_json
-from reprune.planning.layers import resolve_recipe
 from reprune.planning.overlap import sketch
 from reprune.planning.paths import absolute, beside
 from reprune.planning.recipe import Recipe
@@ -113,7 +109,7 @@ def prune(
         ChangedError: a file of the model was changed on the way; `resume` does so once it is as it was.
     """
     ranks = ranks_or_alone(ranks, "prune")
-    flags = nested_flags(
+    flags = dict(
         pruner=pruner,
         sparsity=sparsity,
         reconstruct=reconstruct,
@@ -132,11 +128,8 @@ def prune(
         device=device,
         trust_remote_code=trust_remote_code,
     )
-    content = recipe_contents(recipe)
-    made = resolve_recipe(os.fspath(model), content, flags, several(settings))
     watcher = watcher or Watcher()
-    if said := said_trusting(recipe, content, made, trust_remote_code):
-        watcher.note(said)
+    made = made_recipe(model, recipe, flags, settings, watcher)
     return prune_by_recipe(made, local_path(out), watcher, ranks=ranks)
 
 

@@ -24,13 +24,11 @@ from reprune.doors.prepare import (
     check_schedule,
     check_texts,
     count_samples,
-    nested_flags,
+    made_recipe,
     open_decoder,
-    recipe_contents,
     refusal,
     settle,
     settle_seqlen,
-    several,
 )
 from reprune.engine.exchange import Crew, find_network
 from reprune.engine.forecast import ONE_PROCESS, Forecast, forecast
@@ -45,7 +43,6 @@ from reprune.model.decoder import Decoder
 from reprune.model.local import local_path
 from reprune.model.undisturbed import undisturbed
 from reprune.model.whole import whole_bytes
-from reprune.planning.layers import resolve_recipe
 from reprune.planning.recipe import Recipe
 from reprune.planning.schedule import Window
 from reprune.planning.sources import find_source, parse_source
@@ -219,6 +216,7 @@ def plan(
     ranks: int | None = None,
     network: str | None = None,
     settings: str | Sequence[str] = (),
+    watcher: Watcher | None = None,
     **flags: Any,
 ) -> Plan:
     """What `prune` with the same arguments would do; loads no weights.
@@ -229,7 +227,7 @@ def plan(
         on: the name of a machine, where that is not this one.
         ranks: so many processes.
         network: what they exchange over: local, nvlink or 100g.
-        settings, flags: as of `prune`.
+        settings, watcher, flags: as of `prune`.
 
     Returns:
         What the run will do and take (`forecast`), and in `refusals` why it would be refused. Files and folders of
@@ -240,6 +238,6 @@ def plan(
     """
     machine = None if on is None else find_machine(on)
     crew = make_crew(ranks, network, machine)
-    content = recipe_contents(flags.pop("recipe", None))
-    recipe = resolve_recipe(os.fspath(model), content, nested_flags(**flags), several(settings))
-    return plan_by_recipe(recipe, Watcher(), machine, crew, None if out is None else local_path(out))
+    watcher = watcher or Watcher()
+    recipe = made_recipe(model, flags.pop("recipe", None), flags, settings, watcher)
+    return plan_by_recipe(recipe, watcher, machine, crew, None if out is None else local_path(out))

@@ -19,6 +19,7 @@ from reprune.engine.footprint import disk_bytes, least_memory_bytes
 from reprune.engine.ledger import Ledger
 from reprune.engine.record import versions
 from reprune.engine.result import RECORD
+from reprune.engine.watcher import Watcher
 from reprune.errors import InputError
 from reprune.math.launch import launched
 from reprune.math.ranks import ALONE, Ranks
@@ -29,7 +30,7 @@ from reprune.model.local import local_path
 from reprune.model.locate import by_commit
 from reprune.model.snapshots import called, hub_commit
 from reprune.model.whole import whole_bytes
-from reprune.planning.layers import read_recipe, recipe_of
+from reprune.planning.layers import read_recipe, recipe_of, resolve_recipe
 from reprune.planning.recipe import Recipe
 from reprune.planning.samples import Samples, draw_samples
 from reprune.planning.schedule import windows
@@ -91,6 +92,21 @@ def recipe_contents(recipe: str | os.PathLike[str] | Mapping[str, Any] | Recipe 
     if recipe is None or isinstance(recipe, Mapping):
         return dict(recipe_of(recipe or {}))
     return read_recipe(local_path(recipe))
+
+
+def made_recipe(
+    model: str | os.PathLike[str],
+    recipe: str | os.PathLike[str] | Mapping[str, Any] | Recipe | None,
+    flags: Mapping[str, Any],
+    settings: str | Sequence[str],
+    watcher: Watcher,
+) -> Recipe:
+    """The recipe that all that is given comes to; raises `InputError` where it is none."""
+    content = recipe_contents(recipe)
+    made = resolve_recipe(os.fspath(model), content, nested_flags(**flags), several(settings))
+    if said := said_trusting(recipe, content, made, flags.get("trust_remote_code")):
+        watcher.note(said)
+    return made
 
 
 def said_trusting(recipe: object, content: Mapping[str, Any], made: Recipe, flag: bool | None) -> str | None:

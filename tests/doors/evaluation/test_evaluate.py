@@ -127,18 +127,9 @@ def test_published_figures_are_of_windows_after_one_bos(protocol: str, positions
     assert ids[0, 0] == tokenizer.bos_token_id
     assert found.perplexity == pytest.approx(math.exp(sum(losses) / len(losses)), rel=1e-5)
     assert (found.bos, found.begun, found.seqlen, found.windows) == (False, True, seqlen, len(windows))
-    said = describe(found.protocol, found.windows, found.seqlen, found.bos, begun=found.begun)
+    said = describe(found.record())
     cut = f"{len(windows)} windows of {seqlen} tokens (BOS once)"
     assert said == f"{protocol}: {cut}, not overlapping"
-
-
-@pytest.mark.parametrize(
-    ("protocol", "start"), [("gptq", "no BOS after the first"), ("paper", "no BOS, 2048"), ("custom", "no BOS, 2048")]
-)
-def test_of_an_older_record_only_what_it_knows_is_said(protocol: str, start: str) -> None:
-    """It does not say whether the first window begins with BOS."""
-    said = describe(protocol, 3, 2048, False, begun=None)
-    assert said == f"{protocol}: 3 windows of 2048 tokens ({start}), not overlapping"
 
 
 @pytest.mark.parametrize(("options", "flag"), [({"seqlen": 64}, "--seqlen 64"), ({"max_windows": 3}, "--windows 3")])

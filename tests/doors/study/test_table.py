@@ -59,6 +59,7 @@ def record() -> StudyRecord:
         "windows": 1200,
         "tokens": 613200,
         "bos": True,
+        "begun": True,
         "precision": "float32",
     }
     tasks = {
@@ -77,7 +78,7 @@ def record() -> StudyRecord:
         "dense": {
             "perplexity": {
                 "wikitext2": {**text, "perplexity": 26.914},
-                "a|b.txt": {**text, "perplexity": 33.3, "protocol": "custom", "bos": False},
+                "a|b.txt": {**text, "perplexity": 33.3, "protocol": "custom", "bos": False, "begun": False},
             },
             "zero_shot": {"mean": 0.5625, "tasks": tasks, "data": "hub", "precision": "float32"},
         },

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from io import TextIOWrapper
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -52,10 +52,6 @@ from reprune.doors.printable import complain
 from reprune.errors import InputError, check_system
 from reprune.math.launch import launched
 from reprune.model.garbage import few_searches
-
-if TYPE_CHECKING:  # what takes long to import is imported where it is used
-    from reprune.engine.watcher import Watcher
-    from reprune.planning.recipe import Recipe
 
 _TOGETHER = ("prune", "resume", "generate")
 """What several processes do together."""
@@ -119,13 +115,14 @@ def prune(
     """Prune MODEL, reconstruct it window by window, and write a sparse model folder to DIR."""
     given = _given(locals())
     with exit_codes(out), processes(rank_timeout) as ranks:
-        from reprune.doors.api import prune_by_recipe
+        from reprune.doors.api import prune as prune_model
         from reprune.doors.command.views import show_result
         from reprune.doors.progress import watching
 
         with watching(quiet or not ranks.first, verbose) as watcher:
-            made = _recipe(watcher, model, recipe, settings, **given)
-            record = prune_by_recipe(made, out, watcher, ranks=ranks)
+            record = prune_model(
+                model, out, recipe=recipe, settings=settings or (), watcher=watcher, ranks=ranks, **given
+            )
         if ranks.first and not quiet:
             show_result(record, out)
 
@@ -174,14 +171,12 @@ def plan(
     given = _given(locals())
     with exit_codes():
         from reprune.doors.command.views import show_plan
-        from reprune.doors.planned import make_crew, plan_by_recipe
+        from reprune.doors.planned import plan as plan_run
         from reprune.doors.progress import watching
-        from reprune.engine.machines import find_machine
 
-        machine = None if on is None else find_machine(on)
+        machine: dict[str, Any] = {"on": on, "ranks": ranks, "network": network}
         with watching(quiet, verbose=False) as watcher:
-            made = _recipe(watcher, model, recipe, settings, **given)
-            planned = plan_by_recipe(made, watcher, machine, make_crew(ranks, network, machine), out)
+            planned = plan_run(model, out, **machine, recipe=recipe, settings=settings or (), watcher=watcher, **given)
         if quiet and planned.refusals:
             raise InputError("\n".join(planned.refusals))
         if not quiet:
@@ -257,17 +252,6 @@ def _given(arguments: dict[str, Any]) -> dict[str, Any]:
         *("epochs", "lr", "batch_size", "seed", "only", "include", "exclude", "device", "trust_remote_code"),
     ]
     return {name: arguments[name] for name in names if arguments[name] is not False}
-
-
-def _recipe(watcher: Watcher, model: str, file: Path | None, settings: Sequence[str] | None, **flags: Any) -> Recipe:
-    from reprune.doors.prepare import nested_flags, said_trusting
-    from reprune.planning.layers import read_recipe, resolve_recipe
-
-    content = read_recipe(file) if file is not None else {}
-    made = resolve_recipe(model, content, nested_flags(**flags), settings or ())
-    if said := said_trusting(file, content, made, flags.get("trust_remote_code")):
-        watcher.note(said)
-    return made
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

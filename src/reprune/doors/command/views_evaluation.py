@@ -75,5 +75,4 @@ def show_zero_shot(result: ZeroShot, quiet: bool) -> None:
 def _show_text(result: Perplexity | AgainstDense) -> None:
     output = console()
     output.print(f"text       {result.text}, sha256 {result.text_sha256[:_HEX]}")
-    cut = describe(result.protocol, result.windows, result.seqlen, result.bos, begun=result.begun)
-    output.print(f"protocol   {cut}")
+    output.print(f"protocol   {describe(result.record())}")

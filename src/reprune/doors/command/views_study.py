@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from reprune.doors.evaluation.protocols import describe
-from reprune.doors.formats import clock, console, percent, wrapped
+from reprune.doors.formats import clock, console, counted, percent, wrapped
 from reprune.doors.progress import counting, watching
 from reprune.doors.study.record import CellRecord, StudyRecord
 from reprune.doors.study.table import (
@@ -50,19 +50,18 @@ class StudyLines(StudyWatcher):
 
     def started(self, record: StudyRecord, axes: str, cells: int, done: int) -> None:
         said = f"; {done} done before" if done else ""
-        self._output.print(f"study of {record['model']['name']}: {axes} = {_count(cells, 'cell')}{said}", style="bold")
+        self._output.print(f"study of {record['model']['name']}: {axes} = {counted(cells, 'cell')}{said}", style="bold")
 
     def dense_done(self, record: StudyRecord, seconds: float) -> None:
         dense = record["dense"]
         self._text = next(iter(dense["perplexity"]))
         self._zero_shot = dense["zero_shot"] is not None
         others = len(dense["perplexity"]) - 1
-        more = f" ({_count(others, 'other text')}: see the tables)" if others else ""
+        more = f" ({counted(others, 'other text')}: see the tables)" if others else ""
         self._output.print("errors: ||sparse - dense||² / ||dense||² of the last block's outputs")
         self._output.print(f"test error and perplexity: {self._text}{more}")
         measured = dense["perplexity"][self._text]
-        windows = (measured[key] for key in ("protocol", "windows", "seqlen", "bos"))
-        self._output.print(f"  {describe(*windows, begun=measured.get('begun'))}")
+        self._output.print(f"  {describe(measured)}")
         head = ("calibration", "held-out", "test", "perplexity", *(["zero-shot"] if self._zero_shot else []))
         self._row("", [*head, "time", "left"], style="bold")
         mean = [percent(dense["zero_shot"]["mean"])] if dense["zero_shot"] else []
@@ -184,7 +183,3 @@ def _table(record: StudyRecord, columns: Sequence[Column]) -> Table:
         names = (name(row) for name in head.values())
         table.add_row(*names, *(column.of(row.cells, spread=False) for column in columns))
     return table
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"

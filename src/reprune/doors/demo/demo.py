@@ -55,8 +55,7 @@ def demo(out: Path) -> dict[str, Any]:
         f"evaluation:  its odd topics, perplexity by the protocol {PROTOCOL}"
     )
     dense = _measure(model)
-    windows = describe(dense.protocol, dense.windows, dense.seqlen, dense.bos, begun=dense.begun)
-    output.print(f"{windows}\nproducts in {dense.precision}; text sha256 {dense.text_sha256[:12]}")
+    output.print(f"{describe(dense.record())}\nproducts in {dense.precision}; text sha256 {dense.text_sha256[:12]}")
     output.print(f"dense        perplexity {dense.perplexity:.2f}")
     rows: dict[str, Any] = {"dense": dense.perplexity}
     table = Table(box=None, pad_edge=False, header_style="bold")

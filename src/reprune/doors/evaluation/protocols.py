@@ -6,7 +6,7 @@ A name means one thing: a protocol is refused where a model or a text cannot be 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
@@ -137,15 +137,11 @@ class CutText:
         return {**named, "seqlen": seqlen, "windows": windows, "bos": self.bos, "begun": self.begun}
 
 
-def describe(protocol: str, windows: int, seqlen: int, bos: bool, *, begun: bool | None) -> str:
-    """What a number was measured on, in words: short: 12 windows of 512 tokens (BOS + 511), not overlapping.
-
-    Older records do not say whether the first window is `begun` with BOS, where others are not.
-    """
-    start = f"BOS + {seqlen - 1}" if bos else "BOS once" if begun else f"no BOS, {seqlen}"
-    if begun is None and protocol in PROTOCOLS and PROTOCOLS[protocol].begun_once:
-        start = "no BOS after the first"
-    return f"{protocol}: {windows:,} windows of {seqlen} tokens ({start}), not overlapping"
+def describe(measured: Mapping[str, Any]) -> str:
+    """What a record's number was measured on: short: 12 windows of 512 tokens (BOS + 511), not overlapping."""
+    seqlen = measured["seqlen"]
+    start = f"BOS + {seqlen - 1}" if measured["bos"] else "BOS once" if measured["begun"] else f"no BOS, {seqlen}"
+    return f"{measured['protocol']}: {measured['windows']:,} windows of {seqlen} tokens ({start}), not overlapping"
 
 
 def open_text(source: str | os.PathLike[str]) -> Documents:

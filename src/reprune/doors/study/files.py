@@ -135,11 +135,10 @@ def _legend(record: StudyRecord) -> str:
 def protocols(record: StudyRecord) -> Iterator[str]:
     """For each text, all that decides its numbers."""
     for text, measured in record["dense"]["perplexity"].items():
-        cut = (measured[key] for key in ("protocol", "windows", "seqlen", "bos"))
-        windows = describe(*cut, begun=measured.get("begun"))
         yield (
-            f"{text} (sha256 {measured['text_sha256'][:12]}): {windows}, {measured['tokens']:,} tokens predicted, "
-            f"products in {measured['precision']}; perplexity and test error on the same windows"
+            f"{text} (sha256 {measured['text_sha256'][:12]}): {describe(measured)}, "
+            f"{measured['tokens']:,} tokens predicted, products in {measured['precision']}; "
+            "perplexity and test error on the same windows"
         )
 
 

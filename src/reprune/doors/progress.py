@@ -36,17 +36,14 @@ def watching(quiet: bool, verbose: bool) -> Iterator[Watcher]:
     if not output.is_terminal:
         yield _Lines(output, verbose)
         return
-    bar = Progress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=20),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("{task.fields[memory]}"),
-        console=output,
-        transient=True,
-    )
-    with bar:
+    with bar_of(output, TextColumn("{task.fields[memory]}")) as bar:
         yield _Bar(output, verbose, bar)
+
+
+def bar_of(output: Console, *more: TextColumn) -> Progress:
+    """A bar of what is being done: how much of it is, for how long; gone at its end."""
+    done = TextColumn("{task.description}", markup=False), BarColumn(bar_width=20), MofNCompleteColumn()
+    return Progress(*done, TimeElapsedColumn(), *more, console=output, transient=True)
 
 
 class _Lines(Watcher):
@@ -145,13 +142,7 @@ def counting(what: str, quiet: bool) -> Iterator[Callable[[int, int], None]]:
     if quiet or not output.is_terminal:
         yield lambda done, of: None
         return
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=30),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=output, transient=True) as bar:
+    with bar_of(output) as bar:
         task = bar.add_task(what, total=None)
         yield lambda done, of: bar.update(task, completed=done, total=of)
 

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any, final
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import Progress
 from rich.table import Table
 
 from reprune.doors.evaluation.protocols import describe
 from reprune.doors.formats import clock, console, counted, percent, wrapped
-from reprune.doors.progress import counting, watching
+from reprune.doors.progress import bar_of, counting, watching
 from reprune.doors.study.record import CellRecord, StudyRecord
 from reprune.doors.study.table import (
     NOTHING,
@@ -102,8 +102,7 @@ class StudyLines(StudyWatcher):
         elif not self._output.is_terminal:
             yield NotesOfRun(self.note)
         else:
-            columns = (TextColumn("{task.description}", markup=False), BarColumn(bar_width=20), MofNCompleteColumn())
-            with Progress(*columns, TimeElapsedColumn(), console=self._output, transient=True) as bar:
+            with bar_of(self._output) as bar:
                 yield _Bar(self.note, bar)
 
     @contextmanager

@@ -170,23 +170,19 @@ class NoDuplicate(Filter):
     similarity = 0.5  # of Jaccard
 
     def __init__(self) -> None:
-        self._index: Any = None
+        from datasketch import MinHashLSH
+
+        self._index: Any = MinHashLSH(threshold=self.similarity, num_perm=_PERMUTATIONS)
         self._kept: dict[str, Any] = {}
 
     def judge(self, text: Text) -> Judgement:
         mine = self._hash(text)
-        if self._index is None:
-            return Judgement(0.0, None)
         nearest = max((self._kept[key].jaccard(mine) for key in self._index.query(mine)), default=0.0)
         return Judgement(float(nearest), f"{nearest:.0%} the same" if nearest >= self.similarity else None)
 
     def take_note(self, text: Text, kept: bool) -> None:
         if not kept:
             return
-        if self._index is None:
-            from datasketch import MinHashLSH
-
-            self._index = MinHashLSH(threshold=self.similarity, num_perm=_PERMUTATIONS)
         key = str(len(self._kept))
         self._kept[key] = self._hash(text)
         self._index.insert(key, self._kept[key])

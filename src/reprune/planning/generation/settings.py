@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Self, final
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -61,14 +62,14 @@ class Generation(BaseModel):
 
     def build_filters(self) -> list[Filter]:
         """The filters in the order in which they judge: the cheap ones first."""
-        made: dict[str, Filter] = {
-            "language": InLanguage(self.language),
-            "repetition": NotRepetitive(),
-            "code": NoCode(),
-            "duplicates": NoDuplicate(),
-            "likelihood": Likely(),
+        kinds: dict[str, Callable[[], Filter]] = {
+            "language": partial(InLanguage, self.language),
+            "repetition": NotRepetitive,
+            "code": NoCode,
+            "duplicates": NoDuplicate,
+            "likelihood": Likely,
         }
-        return [LongEnough(self.least), *(made[name] for name in FILTERS if name in self.filters)]
+        return [LongEnough(self.least), *(kinds[name]() for name in FILTERS if name in self.filters)]
 
     def key(self, *more: str) -> str:
         """A short name for these settings, with whatever else decides the texts: the start of a SHA-256."""

@@ -33,15 +33,7 @@ _EDGE = 0.01  # no block is measured closer to all or nothing, where the whole i
 def allocate(
     recipe: Recipe, pruner: Pruner[Any], decoder: Decoder, frontier: Frontier, watcher: Watcher
 ) -> list[float]:
-    """The sparsity of each block.
-
-    Args:
-        recipe: says by what.
-        pruner: that errors are measured with.
-        decoder: the dense model.
-        frontier: at its start.
-        watcher: is told how far it is.
-    """
+    """The sparsity of each block, found as the recipe says; the frontier is at its start, and stays there."""
     weights, outliers, curves = [], [], []
     base, spread = recipe.pattern.sparsity, recipe.allocation.spread
     levels = [max(base - spread, min(_EDGE, base / 2)), base, min(base + spread, 1 - min(_EDGE, (1 - base) / 2))]

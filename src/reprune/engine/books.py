@@ -23,12 +23,7 @@ class Books:
     """The ledger and the result of a run, read and written by its first rank."""
 
     def __init__(self, ledger: Ledger, result: Result, ranks: Ranks) -> None:
-        """
-        Args:
-            ledger: entered and begun on the first rank; not to be looked at by the others.
-            result: beside it.
-            ranks: of the run.
-        """
+        """The ledger has been entered and begun on the first rank; the others must not look at it."""
         self._ledger = ledger
         self._result = result
         self._ranks = ranks

@@ -25,14 +25,7 @@ class DenseStream:
     def __init__(
         self, embedded: Stream, store: StreamStore, batches: Sequence[slice], run: Run, shared: Shared | None
     ) -> None:
-        """
-        Args:
-            embedded: the states that enter block 0.
-            store: makes streams.
-            batches: in which samples pass through a block.
-            run: passes the states of some samples through a block.
-            shared: keeps the streams for runs to come, and has those of runs before.
-        """
+        """It begins with the states that enter block 0; `shared` has streams of runs before, and takes this one's."""
         self._after: dict[int, Stream] = {-1: embedded}
         self._at_hand = ChainMap({} if shared is None else shared.dense, self._after)
         self._store = store

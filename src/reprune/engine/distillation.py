@@ -40,17 +40,9 @@ def distill(
     frontier: Frontier,
     sparsities: Sparsities,
 ) -> None:
-    """Fit the last blocks to the dense model's predictions, and make that durable.
+    """Fit the last blocks to the dense model's predictions, and make that durable, when all windows are.
 
-    Args:
-        recipe: what to do.
-        solver: by which descent.
-        window: the blocks, and the number of this step after those of all windows.
-        decoder: the dense model.
-        books: what is done, all windows among it.
-        watcher: is told what happens.
-        frontier: the streams, at the end, those before the first of the blocks kept.
-        sparsities: of the run.
+    The frontier is at the end, and has kept the streams before the first of these blocks.
 
     Raises:
         NumericalError: numbers went bad; what was finished before stays finished.

@@ -70,19 +70,13 @@ class Crew:
         return max((sum(seconds[first :: self.count]) for first in range(self.count)), default=0.0)
 
     def seconds(self, summed: float, told: float, collectives: int) -> float:
-        """How long an exchange takes.
-
-        Args:
-            summed: bytes of what is summed over all, which each sends nearly twice.
-            told: bytes of what one tells all others.
-            collectives: how often.
-        """
+        """How long an exchange takes."""
         if self.count == 1:
             return 0.0
         return self.bytes(summed, told) / (_REACHED * self.network.bandwidth) + collectives * self.network.latency
 
     def bytes(self, summed: float, told: float) -> float:
-        """What passes through the link of one process."""
+        """What passes through the link of one process: what is summed over all each sends nearly twice."""
         return 2.0 * summed * (self.count - 1) / self.count + told if self.count > 1 else 0.0
 
 

@@ -22,10 +22,7 @@ _TEMPORARY = 1.3  # over the activations kept: what a backward pass holds for a 
 def least_memory_bytes(recipe: Recipe, schedule: Sequence[Window], parameters: Sequence[int]) -> int:
     """What the largest window, or distillation, takes at the least: its weights, in as many copies as they are held in.
 
-    Args:
-        recipe: settled.
-        schedule: its windows.
-        parameters: how many each block has.
+    `parameters` are how many each block has.
     """
     most = max(sum(parameters[index] for index in window.blocks) for window in schedule)
     windows = most * (_copies(recipe) if recipe.solver.name != "none" else 1.0)
@@ -33,14 +30,7 @@ def least_memory_bytes(recipe: Recipe, schedule: Sequence[Window], parameters: S
 
 
 def disk_bytes(recipe: Recipe, blocks: int, stream: int, files: int) -> int:
-    """What a run writes.
-
-    Args:
-        recipe: settled.
-        blocks: how many the model has.
-        stream: bytes of one stream of all samples.
-        files: of the model's tensors.
-    """
+    """What a run writes, given the bytes of one stream of all samples, and of the files of the model's tensors."""
     return files + stream * _streams(recipe, blocks) - held_bytes(recipe, blocks, stream)
 
 

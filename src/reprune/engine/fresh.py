@@ -53,16 +53,11 @@ class FreshBlocks:
     def prune_(
         self, fresh: Sequence[PrunedBlock], open_blocks: Sequence[PrunedBlock], streams: ExitStack, watcher: Watcher
     ) -> tuple[list[str], Stream | None]:
-        """Prune a window's fresh blocks, one after the other.
-
-        Args:
-            fresh: changed in place.
-            open_blocks: those of the window that were pruned before.
-            streams: is given what holds the states returned.
-            watcher: is told what was not done by the plain rule.
+        """Prune a window's fresh blocks in place, one after the other; `open_blocks` of it were pruned before.
 
         Returns:
-            What it was told, and the states that enter the last of them; None where there is none.
+            What the watcher was told, and the states that enter the last of them, which are held by `streams`; None
+            where there is none.
         """
         before = [pruned.block for pruned in open_blocks]
         notes: list[str] = []

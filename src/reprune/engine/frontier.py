@@ -62,16 +62,11 @@ class Frontier:
         """Embed this rank's samples.
 
         Args:
-            decoder: the dense model.
-            calibration: all samples that are calibrated on (samples, tokens), int64.
-            heldout: all that are held out.
+            calibration, heldout: all samples (samples, tokens), int64.
             batch_size: how many samples pass through a block at a time.
-            store: makes the streams, and closes them when nothing reads them any more.
             shared: has what runs before have computed of the dense model, and takes what this one does.
-            statistics_samples: how many samples, from the first, the pruner's statistics are of; None is all that are
-                calibrated on.
+            statistics_samples: how many, from the first, the pruner's statistics are of; None is all calibrated on.
             training_sizes: in batches of which sizes samples will pass through besides.
-            ranks: the processes that have them together.
             keep_before: the block before which copies of the streams are kept.
         """
         self._decoder = decoder
@@ -333,12 +328,7 @@ class Frontier:
     def repeat(self, dense: Iterable[Block], blocks: Sequence[Block]) -> dict[int, Errors]:
         """Pass what is kept through the last blocks, which have been fitted once more, to the end; it is used up.
 
-        Args:
-            dense: they as they were before pruning, one at a time.
-            blocks: they as they are.
-
-        Returns:
-            Each block's errors against the dense model.
+        Returns each block's errors against the dense model's, which are given one at a time.
         """
         assert self.kept is not None
         kept, self.kept = self.kept, None

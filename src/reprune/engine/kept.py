@@ -15,12 +15,7 @@ class Kept:
     """Copies, so that what the blocks before have computed need not be computed again."""
 
     def __init__(self, before: int, store: StreamStore, shape: Shape) -> None:
-        """
-        Args:
-            before: the block that the streams enter.
-            store: makes the copies.
-            shape: of a stream.
-        """
+        """Of streams of this shape as they enter the block `before`."""
         self.before = before
         self.student = store.new(shape)
         self.dense = store.new(shape)

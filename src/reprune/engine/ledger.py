@@ -222,13 +222,9 @@ class Ledger:
         written: Mapping[str, str],
         still_open: Sequence[PrunedBlock],
     ) -> None:
-        """Make a window finished.
+        """Make a window finished: its entry goes on record, and the blocks that the next window goes on with.
 
-        Args:
-            window: which.
-            entry: what goes on record.
-            written: the files of its retired blocks, by name in the result, which are on disk: their SHA-256.
-            still_open: the blocks that the next window goes on with.
+        `written` has, by name in the result, the SHA-256 of its retired blocks' files, which are on disk.
         """
         open_file = self._open_file(window.index)
         if still_open:

@@ -24,13 +24,7 @@ class PredictionObjective(Objective):
     def __init__(
         self, frontier: Frontier, blocks: Sequence[PrunedBlock], predictor: Predictor, checkpointing: bool
     ) -> None:
-        """
-        Args:
-            frontier: the streams, at the end; what enters the first of the blocks has been kept.
-            blocks: the model's last.
-            predictor: makes logits of what they put out.
-            checkpointing: keep only what enters each block for the gradients, and compute the rest anew.
-        """
+        """The frontier is at the end, and has kept what enters the first of the blocks, which are the model's last."""
         assert frontier.kept is not None
         self._frontier = frontier
         self._entering = frontier.kept.student

@@ -21,11 +21,7 @@ class Probe:
     """The tokens, and the states that they have come to."""
 
     def __init__(self, vocabulary: int, tokens: int) -> None:
-        """
-        Args:
-            vocabulary: how many tokens there are.
-            tokens: how many are to pass, as many as of a sample.
-        """
+        """As many tokens pass as of a sample."""
         self.ids = (torch.arange(tokens) * 7919 % vocabulary).unsqueeze(0)  # (1, tokens), int64
         self.states = torch.empty(0)  # (1, tokens, hidden), float32
 

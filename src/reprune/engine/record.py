@@ -45,12 +45,10 @@ def window_record(
     """One entry of `windows`: errors against the window's own targets, before and after its reconstruction.
 
     Args:
-        window, fit, after: which, what the solver did, and the errors after it.
-        solver: its settings; its loss is the measure that relative errors are in.
+        solver: its loss is the measure that relative errors are in.
         features: of its targets; None where nothing was fitted to them.
         ridges: by fresh block, the ridge that least squares chose for each linear group; None where it changed nothing.
         notes: what was not done by the plain rule, such as a damping that was raised, and where.
-        seconds: that it took.
     """
     before = fit.before or after
     standardized = solver.standardizes
@@ -168,10 +166,7 @@ def full_record(
 ) -> dict[str, Any]:
     """The whole of reprune.json. Local paths are reduced to their last part: a result is made to be passed on.
 
-    Args:
-        recipe, job, lines: what was done.
-        seconds: how long it took.
-        peaks: the most memory that each process has held.
+    `peaks` are the most memory that each process has held.
     """
     blocks = list({block["index"]: block for line in lines for block in line["blocks"]}.values())  # as they are last
     steps = [line["window"] for line in lines]

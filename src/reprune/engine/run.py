@@ -83,16 +83,9 @@ def run_windows(
     statistics_samples: int | None,
     ranks: Ranks,
 ) -> None:
-    """Do all windows that the ledger does not hold yet.
+    """Do all windows of a settled recipe that the books do not hold yet.
 
-    Args:
-        recipe: what to do; its device, precision and seqlen are settled.
-        decoder: the dense model.
-        books: what is done, and where it is written.
-        watcher: is told what happens.
-        shared: what this run has in common with others.
-        statistics_samples: how many calibration samples, from the first, the pruner's statistics are of; None is all.
-        ranks: the processes that do it together.
+    The pruner's statistics are of `statistics_samples` calibration samples, from the first; None is all.
 
     Raises:
         NumericalError: numbers went bad; what was finished before stays finished.
@@ -187,17 +180,8 @@ class _Windows:
     def do(self, window: Window, still_open: list[PrunedBlock]) -> list[PrunedBlock]:
         """Prune and reconstruct a window, and put it on record.
 
-        Nothing of it outlives this call but what is returned: the next window's blocks take its memory.
-
-        Args:
-            window: which.
-            still_open: its blocks that windows before have begun with.
-
-        Returns:
-            Those that later windows go on with.
-
-        Raises:
-            NumericalError: numbers went bad.
+        Given are its blocks that windows before have begun with, returned those that later windows go on with. Nothing
+        else outlives this call: the next window's blocks take its memory.
         """
         recipe, books, watcher, frontier = self.recipe, self.books, self.watcher, self.frontier
         ranks = frontier.ranks

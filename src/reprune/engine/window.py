@@ -124,9 +124,7 @@ class WindowProblem(Problem):
     ) -> None:
         """
         Args:
-            frontier: the streams.
-            blocks: what is fitted.
-            targets: what the last of them is to put out.
+            blocks, targets: what is fitted, and what the last of them is to put out.
             entering: the states that enter the first of them; by default the student's at the frontier.
             entering_last: those that enter the last of them, as those before it are now, if they are at hand.
             checkpointing: keep only what enters each block for the gradients, and compute the rest anew.

@@ -19,30 +19,11 @@ from reprune.model.wellformed import read_json
 from reprune.planning.recipe import RUNGS, SHORT_FORMS, Recipe
 from reprune.planning.sources import split_count, split_path
 
-_MOST = 100_000  # values and keys of a YAML text, far beyond what any recipe has
+_MOST = 100_000  # values and keys of a YAML text, its aliases written out: far beyond what any recipe has
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML whose 2:4 is a pattern, not the number 124 in base 60 as in YAML 1.1, and whose keys stand once each.
-
-    Some lines of aliases to aliases are more than any memory holds, and one to what it stands in has no end: both are
-    refused.
-    """
-
-    def __init__(self, stream: Any) -> None:
-        super().__init__(stream)
-        self._parts: dict[int, int] = {}  # of each list and mapping, its aliases written out
-
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        node = super().compose_node(parent, index)
-        if isinstance(node, yaml.CollectionNode) and id(node) not in self._parts:
-            raise _refused("an alias stands in what it stands for", node)
-        return node
-
-    def compose_sequence_node(self, anchor: Any) -> yaml.SequenceNode:
-        node = super().compose_sequence_node(anchor)
-        self._count(node, node.value)
-        return node
+    """YAML whose 2:4 is a pattern, not the number 124 in base 60 as in YAML 1.1, and whose keys stand once each."""
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
@@ -50,20 +31,10 @@ class _Loader(yaml.SafeLoader):
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode):
                 if (key.tag, key.value) in seen:
-                    raise _refused(f"expected each key once, but {key.value!r} stands twice", key)
+                    why = f"expected each key once, but {key.value!r} stands twice"
+                    raise yaml.composer.ComposerError(None, None, why, key.start_mark)
                 seen.add((key.tag, key.value))
-        self._count(node, [one for pair in node.value for one in pair])
         return node
-
-    def _count(self, node: yaml.Node, inner: Sequence[yaml.Node]) -> None:
-        """Note how many parts a node has whose inner ones are known."""
-        self._parts[id(node)] = 1 + sum(self._parts.get(id(one), 1) for one in inner)
-        if self._parts[id(node)] > _MOST:
-            raise _refused(f"with its aliases written out it has more than {_MOST} parts", node)
-
-
-def _refused(why: str, node: Any) -> yaml.composer.ComposerError:
-    return yaml.composer.ComposerError(None, None, why, node.start_mark)
 
 
 _Loader.yaml_implicit_resolvers = {
@@ -71,6 +42,17 @@ _Loader.yaml_implicit_resolvers = {
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 _Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?(0|[1-9][0-9]*)$"), list("-+0123456789"))
+
+
+def _load(text: str) -> Any:
+    """What a YAML text holds; some lines of aliases to aliases, or to what they stand in, come to no end."""
+    content = yaml.load(text, _Loader)
+    parts = [content]
+    for one in parts:
+        parts += [*one, *one.values()] if isinstance(one, dict) else one if isinstance(one, list) else ()
+        if len(parts) > _MOST:
+            raise yaml.YAMLError(f"with its aliases written out it has more than {_MOST} parts")
+    return content
 
 
 def read_recipe(path: Path) -> dict[str, Any]:
@@ -81,7 +63,7 @@ def read_recipe(path: Path) -> dict[str, Any]:
     """
     try:
         text = path.read_text(encoding="utf-8")
-        content = _in_record(text) or yaml.load(text, _Loader)
+        content = _in_record(text) or _load(text)
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"--recipe {path}: cannot be read: {error}") from None
     except yaml.YAMLError as error:
@@ -128,7 +110,7 @@ def parse_setting(text: str) -> dict[str, Any]:
     if not equals or not all(key.strip().split(".")):
         raise InputError(f"--set {text}: expected key.path=value, such as --set schedule.size=3.")
     try:
-        content: Any = yaml.load(value, _Loader)
+        content = _load(value)
     except (yaml.YAMLError, RecursionError):
         raise InputError(f"--set {text:.200}: the value is not valid YAML.") from None
     for part in reversed(key.strip().split(".")):

@@ -13,7 +13,8 @@ from reprune.math.magnitude import Magnitude
 from reprune.planning import pruners
 from reprune.planning.axes import PRUNERS, pruner_place
 from reprune.planning.layers import parse_setting, resolve_recipe
-from reprune.planning.recipe import PrunerRecipe
+from reprune.planning.recipe import PrunerRecipe, Recipe
+from reprune.planning.yaml_text import read_yaml
 from tests.packages import install, write_pruner
 
 CODE = """
@@ -94,14 +95,18 @@ def test_it_is_found_and_given_its_settings() -> None:
         ("1e-3", 0.001),
         ("5E2", 500.0),
         ("1.5e3", 1500.0),
+        ("-.5e1", -5.0),
+        ("'1e3'", "1e3"),  # as a commit may be
         ("2", 2),
         ("e3", "e3"),
         ("[1e-3, {a: 2e1}]", [0.001, {"a": 20.0}]),
     ],
 )
-def test_a_setting_is_a_number_with_or_without_a_point(text: str, value: Any) -> None:
+def test_a_setting_is_a_number_with_or_without_a_point_and_a_text_in_quotes(text: str, value: Any) -> None:
     given = parse_setting(f"pruner.settings.limit={text}")["pruner"]
-    assert PrunerRecipe(**given).settings == {"limit": value}
+    recipe = Recipe(model="m", pruner=PrunerRecipe(**given))
+    assert recipe.pruner.settings == {"limit": value}
+    assert Recipe(**read_yaml(recipe.to_yaml())) == recipe
 
 
 @pytest.mark.parametrize(

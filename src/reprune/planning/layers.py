@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import os
-import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import reduce
@@ -18,41 +17,7 @@ from reprune.errors import InputError
 from reprune.model.wellformed import read_json
 from reprune.planning.recipe import RUNGS, SHORT_FORMS, Recipe
 from reprune.planning.sources import split_count, split_path
-
-_MOST = 100_000  # values and keys of a YAML text, its aliases written out: far beyond what any recipe has
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML whose 2:4 is a pattern, not the number 124 in base 60 as in YAML 1.1, and whose keys stand once each."""
-
-    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        node = super().compose_mapping_node(anchor)
-        seen: set[tuple[str, str]] = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode):
-                if (key.tag, key.value) in seen:
-                    why = f"expected each key once, but {key.value!r} stands twice"
-                    raise yaml.composer.ComposerError(None, None, why, key.start_mark)
-                seen.add((key.tag, key.value))
-        return node
-
-
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, regexp) for tag, regexp in resolvers if tag != "tag:yaml.org,2002:int"]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?(0|[1-9][0-9]*)$"), list("-+0123456789"))
-
-
-def _load(text: str) -> Any:
-    """What a YAML text holds; some lines of aliases to aliases, or to what they stand in, come to no end."""
-    content = yaml.load(text, _Loader)
-    parts = [content]
-    for one in parts:
-        parts += [*one, *one.values()] if isinstance(one, dict) else one if isinstance(one, list) else ()
-        if len(parts) > _MOST:
-            raise yaml.YAMLError(f"with its aliases written out it has more than {_MOST} parts")
-    return content
+from reprune.planning.yaml_text import read_yaml
 
 
 def read_recipe(path: Path) -> dict[str, Any]:
@@ -63,7 +28,7 @@ def read_recipe(path: Path) -> dict[str, Any]:
     """
     try:
         text = path.read_text(encoding="utf-8")
-        content = _in_record(text) or _load(text)
+        content = _in_record(text) or read_yaml(text)
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"--recipe {path}: cannot be read: {error}") from None
     except yaml.YAMLError as error:
@@ -110,7 +75,7 @@ def parse_setting(text: str) -> dict[str, Any]:
     if not equals or not all(key.strip().split(".")):
         raise InputError(f"--set {text}: expected key.path=value, such as --set schedule.size=3.")
     try:
-        content = _load(value)
+        content: Any = read_yaml(value)
     except (yaml.YAMLError, RecursionError):
         raise InputError(f"--set {text:.200}: the value is not valid YAML.") from None
     for part in reversed(key.strip().split(".")):

@@ -11,7 +11,6 @@ from contextlib import suppress
 from functools import partial
 from typing import Annotated, Any, Literal, Self, final
 
-import yaml
 from pydantic import (
     BaseModel,
     BeforeValidator,
@@ -37,6 +36,7 @@ from reprune.planning.devices import is_device
 from reprune.planning.generation.language import ANY, can_tell, wrong_language
 from reprune.planning.generation.settings import FILTERS, PREFIX, Generation, generation, wrong_filters
 from reprune.planning.sparsities import Sparsities
+from reprune.planning.yaml_text import write_yaml
 
 RUNGS: Mapping[str, dict[str, Any]] = {
     "LR": {"schedule": {"size": 1, "stride": 1}, "teacher": "local", "solver": {"name": "none"}},
@@ -89,24 +89,12 @@ def _size(value: Any) -> Any:
     raise ValueError(f"expected a number of bytes, or one with a unit, such as 8GB or 500 MiB, got {value!r:.80}")
 
 
-_EXPONENT = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+")
-
-
-def _with_numbers(value: Any) -> Any:
-    """YAML 1.1 takes 1e-3 for a text, and of settings of others no type says that it is a number."""
-    if isinstance(value, dict):
-        return {key: _with_numbers(one) for key, one in value.items()}
-    if isinstance(value, list):
-        return [_with_numbers(one) for one in value]
-    return float(value) if isinstance(value, str) and _EXPONENT.fullmatch(value) else value
-
-
 @final
 class PrunerRecipe(RecipePart):
     """Which pruner, and its settings."""
 
     name: str = "sparsegpt"  # see `reprune.planning.pruners`
-    settings: Annotated[dict[str, JsonValue], BeforeValidator(_with_numbers)] = Field({})  # of another package's pruner
+    settings: dict[str, JsonValue] = Field({})  # of a pruner that another package brings
     damping: float = Field(0.01, gt=0)  # SparseGPT: share of the mean diagonal of H
     block_size: int = Field(128, ge=1)  # SparseGPT: columns between lazy updates
     sequential: bool = False  # statistics of a group after the groups before it are pruned
@@ -329,4 +317,4 @@ class Recipe(RecipePart, BaseModel):  # the latter again, so that ruff knows pyd
 
     def to_yaml(self) -> str:
         """The recipe as YAML that reads back to the same recipe."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        return write_yaml(self.model_dump(mode="json"))

@@ -6,12 +6,11 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import yaml
-
 from reprune.doors.records.run import Data, Origin, Run
 from reprune.doors.records.study import Study
 from reprune.doors.report.page import Code, Section, Table
 from reprune.doors.report.text import NONE, listed
+from reprune.planning.yaml_text import write_yaml
 
 TERMS: Sequence[tuple[str, str]] = (
     ("Block", "One decoder layer of the model. Blocks are pruned in turn, from the first to the last."),
@@ -137,8 +136,7 @@ def _command(*words: str, processes: int = 1) -> str:
 
 
 def _yaml(content: Mapping[str, Any]) -> str:
-    text: str = yaml.safe_dump(dict(content), sort_keys=False, allow_unicode=True, width=100)
-    return text.rstrip("\n")
+    return write_yaml(content, width=100).rstrip("\n")
 
 
 def _model(model: Origin) -> Iterator[tuple[str, str]]:

@@ -1,0 +1,64 @@
+"""YAML as recipes have it: 1.2 where PyYAML, which follows 1.1, would misread them. Knows no recipe."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+
+_MOST = 100_000  # values and keys of a YAML text, its aliases written out: far beyond what any recipe has
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML whose 2:4 is a pattern, not the number 124 in base 60 as in YAML 1.1, and whose keys stand once each.
+
+    1e-3 is a number; 1.1 takes it for a text, as it has no point.
+    """
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen: set[tuple[str, str]] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if (key.tag, key.value) in seen:
+                    why = f"expected each key once, but {key.value!r} stands twice"
+                    raise yaml.composer.ComposerError(None, None, why, key.start_mark)
+                seen.add((key.tag, key.value))
+        return node
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes text that would be read as a number, also where 1.1 would not."""
+
+
+def read_yaml(text: str) -> Any:
+    """The contents of YAML text; raises `yaml.YAMLError` or `RecursionError` of what cannot be read.
+
+    Some lines of aliases to aliases, or to what they stand in, come to no end: they are refused.
+    """
+    content = yaml.load(text, _Loader)
+    parts = [content]
+    for one in parts:
+        parts += [*one, *one.values()] if isinstance(one, dict) else one if isinstance(one, list) else ()
+        if len(parts) > _MOST:
+            raise yaml.YAMLError(f"with its aliases written out it has more than {_MOST} parts")
+    return content
+
+
+def write_yaml(content: Mapping[str, Any], width: int = 80) -> str:
+    """YAML text of which `read_yaml` gives the same contents, keys in their order."""
+    written: str = yaml.dump(dict(content), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=width)
+    return written
+
+
+_INT, _FLOAT, _FIRST = "tag:yaml.org,2002:int", "tag:yaml.org,2002:float", list("-+.0123456789")
+_EXPONENT = re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+$")
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, regexp) for tag, regexp in resolvers if tag != _INT]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(_INT, re.compile(r"^[-+]?(0|[1-9][0-9]*)$"), _FIRST)
+_Loader.add_implicit_resolver(_FLOAT, _EXPONENT, _FIRST)
+_Dumper.add_implicit_resolver(_FLOAT, _EXPONENT, _FIRST)

@@ -101,12 +101,7 @@ def resolve_recipe(
     Raises:
         InputError: an unknown key (the nearest known one is named) or a value that does not fit.
     """
-    file = file or {}
     recipe = lay_over(model, file, flags, settings)
-    pruner = _normal(file).get("pruner")
-    if isinstance(pruner, dict) and pruner.get("name") not in (None, recipe.pruner.name):  # whose settings they are
-        without = {key: value for key, value in pruner.items() if key != "settings"}
-        recipe = lay_over(model, {**file, "pruner": without}, flags, settings)
     recipe.pruner.build()  # which knows what other packages bring
     return recipe
 
@@ -125,6 +120,8 @@ def lay_over(
         lower = {key: value for key, value in lower.items() if key not in ("schedule", "teacher")}
         if isinstance(lower.get("solver"), dict):
             lower["solver"] = {key: value for key, value in lower["solver"].items() if key != "name"}
+    if _pruner(lower) not in (None, _pruner(reduce(_merged, above, lower))):  # whose settings they are
+        lower = _merged(lower, {"pruner": {"settings": {}}})
     merged = reduce(_merged, above, lower)
     if model is not None:
         merged["model"] = model
@@ -134,6 +131,12 @@ def lay_over(
         return Recipe.model_validate(merged)
     except ValidationError as error:
         raise InputError(_explain(error)) from None
+
+
+def _pruner(layer: Mapping[str, Any]) -> Any:
+    """The name of the pruner in a layer; None where none is named."""
+    pruner = layer.get("pruner")
+    return pruner.get("name") if isinstance(pruner, dict) else None
 
 
 def _normal(layer: Mapping[str, Any]) -> dict[str, Any]:

@@ -149,3 +149,19 @@ def test_settings_go_to_the_pruners_that_packages_bring(tmp_path: Path, monkeypa
         InputError, match=r"^cell wanda-LR-seed0: pruner: settings are for a pruner that another package"
     ):
         cell_recipes(cells[:1], "m", {}, {}, ["pruner.settings.power=2"])
+
+
+def test_settings_of_a_recipe_file_go_to_the_pruner_that_it_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = "from reprune.math.wanda import Wanda\n\n\ndef mine(power):\n    return Wanda()\n"
+    code += "\n\ndef yours(**given):\n    return Wanda()\n"
+    install(write_pruner(tmp_path / "brought", code, mine="mine", yours="yours"), monkeypatch)
+    file = {"pruner": {"name": "mine", "settings": {"power": 2}, "damping": 0.5}}
+    for pruners, expected in (
+        (("wanda",), [{}]),
+        (("wanda", "mine", "yours"), [{}, {"power": 2}, {}]),
+    ):
+        made = cell_recipes([Cell(pruner, "LR", "all", 0) for pruner in pruners], "m", file, {}, []).values()
+        assert [recipe.pruner.settings for recipe in made] == expected
+        assert {recipe.pruner.damping for recipe in made} == {0.5}

@@ -25,7 +25,7 @@ from reprune.model.snapshots import hub_commit
 from reprune.model.whole import collect_models
 from reprune.planning.choice import Choice
 from reprune.planning.descents import SolverRecipe
-from reprune.planning.paths import local_name, with_paths
+from reprune.planning.paths import last_part, local_name, with_paths
 from reprune.planning.pruners import package
 from reprune.planning.recipe import Recipe
 from reprune.planning.schedule import Window
@@ -237,5 +237,5 @@ def peak_memory_bytes(device: str) -> dict[str, int]:
 
 
 def _without_folders(recipe: Recipe) -> dict[str, Any]:
-    named = with_paths(recipe, lambda path: path.name)
+    named = with_paths(recipe, last_part)
     return named.model_copy(update={"model": local_name(recipe.model)}).model_dump(mode="json")

@@ -49,7 +49,12 @@ def _from(folder: Path, path: Path) -> str:
     near = common in [folder, *folder.parents][: _NEAR + 1] and common != Path(common.anchor)
     if near or path.parent in folder.parents:  # the latter names no folder at all
         return os.path.relpath(path, folder)
-    return f"./{path.name}"  # with the dot it is a path still, and not c4 or a Hub id
+    return last_part(path)
+
+
+def last_part(path: Path) -> str:
+    """What is left of a path without its folders: with the dot it is a path still, and not c4 or a Hub id."""
+    return f"./{path.name}"
 
 
 def local_name(model: str) -> str:

@@ -190,7 +190,7 @@ def test_the_record_tells_nothing_of_the_machine_that_it_was_made_on(here: Path,
     assert "jane-doe" not in said
     assert f'"{platform.node()}"' not in said
     assert not re.search(r'"[/~\\]', said)
-    assert record_of(here / "out")["recipe"]["calibration"] == ["text.txt"]
+    assert record_of(here / "out")["recipe"]["calibration"] == ["./text.txt"]
 
 
 def test_a_flag_goes_over_the_recipe_and_the_recipe_over_the_default(here: Path, cli: Cli) -> None:

@@ -238,11 +238,11 @@ def test_it_names_no_folders_of_this_machine(tmp_path: Path, monkeypatch: pytest
     (tmp_path / "model").mkdir()
     found = _full(str(tmp_path / "model"), [{"host": 5, "device": 1}])
     assert found["model"]["name"] == found["recipe"]["model"] == "model"
-    assert found["model"]["commit"] == _COMMIT
+    assert "commit" not in found["model"], "of a local model"
+    assert _full("a/b", [{"host": 5, "device": 1}])["model"]["commit"] == _COMMIT
     (tmp_path / "c4").mkdir()
     recipe = resolve_recipe("model", {"calibration": [f"{tmp_path}/texts.txt=4", "./c4", "c4"]})
     assert record._without_folders(recipe)["calibration"] == ["./texts.txt=4", "./c4", "c4"], "the last is the Hub's"
-    assert "commit" not in _full("model", [{"host": 5, "device": 1}], folder="/models/model")["model"]
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from reprune.planning.layers import read_recipe, resolve_recipe
-from reprune.planning.paths import absolute, beside, local_name, with_path
+from reprune.planning.paths import absolute, beside, local_name, on_record, with_path
 
 
 @pytest.fixture(autouse=True)
@@ -99,3 +99,14 @@ def test_a_hub_id_is_no_path() -> None:
     assert local_name("meta-llama/Llama-3.2-1B") == "meta-llama/Llama-3.2-1B"
     assert local_name("texts/a.jsonl") == "a.jsonl"
     assert local_name("/models/llama") == "llama"
+
+
+def test_a_commit_is_on_record_of_a_model_that_is_given_by_its_hub_id(tmp_path: Path) -> None:
+    commit = 40 * "a"
+    found = tmp_path / "models--owner--tiny" / "snapshots" / commit
+    assert on_record("owner/tiny@main", found) == {"name": "owner/tiny@main", "commit": commit}
+    found.mkdir(parents=True)
+    Path("link").symlink_to(found)
+    assert on_record("link", found) == {"name": "link"}, "link@commit is no model"
+    assert on_record(str(found), found) == {"name": commit}
+    assert on_record("owner/tiny", tmp_path) == {"name": "owner/tiny"}

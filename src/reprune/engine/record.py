@@ -21,11 +21,10 @@ from reprune.math.reconstruction_error import Error
 from reprune.math.solver import Errors, Fit
 from reprune.math.standardization import FeatureStatistics
 from reprune.model.heap import trim_heap
-from reprune.model.snapshots import hub_commit
 from reprune.model.whole import collect_models
 from reprune.planning.choice import Choice
 from reprune.planning.descents import SolverRecipe
-from reprune.planning.paths import last_part, local_name, with_paths
+from reprune.planning.paths import last_part, local_name, on_record, with_paths
 from reprune.planning.pruners import package
 from reprune.planning.recipe import Recipe
 from reprune.planning.schedule import Window
@@ -176,8 +175,7 @@ def full_record(
     return {
         "recipe": _without_folders(recipe),
         "model": {
-            "name": local_name(recipe.model),
-            **({"commit": commit} if (commit := hub_commit(Path(job["folder"]))) else {}),
+            **on_record(recipe.model, Path(job["folder"])),
             "fingerprint": job["fingerprint"],
             "files": job["weights"],
         },

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from reprune.model.local import local_path
+from reprune.model.locate import by_commit
+from reprune.model.snapshots import hub_commit
 from reprune.planning.recipe import Recipe
 from reprune.planning.sources import split_count, split_path
 
@@ -55,6 +57,16 @@ def _from(folder: Path, path: Path) -> str:
 def last_part(path: Path) -> str:
     """What is left of a path without its folders: with the dot it is a path still, and not c4 or a Hub id."""
     return f"./{path.name}"
+
+
+def on_record(model: str, folder: Path) -> dict[str, str]:
+    """What a MODEL is called on record, and of one that is given by its Hub id the commit whose folder was found.
+
+    A link to such a folder is a local model, which is given by no commit.
+    """
+    commit = hub_commit(folder)
+    named = {"name": local_name(model)}
+    return named if commit is None or by_commit(model, commit) is None else {**named, "commit": commit}
 
 
 def local_name(model: str) -> str:

@@ -51,5 +51,3 @@ def test_a_hub_model_is_that_of_its_commit_again() -> None:
         again = [code.text.splitlines()[0].strip(" \\") for code in (run.codes[0], *study.codes[:2])]
         assert again == [f"reprune {door} owner/tiny@{commit}" for door in ("prune", "study", "prune")]
         assert run.pairs[:2] == study.pairs[:2] == [("Dense model", name), ("Commit", commit)]
-    by_path = run_made(Run.model_validate(run_record(1, model={"name": commit, "commit": commit})))
-    assert by_path.codes[0].text.startswith(f"reprune prune {commit} ")

@@ -24,7 +24,7 @@ from reprune.model.checkpoint import Checkpoint, digests_beside
 from reprune.model.full_speed import full_speed
 from reprune.model.local import local_path
 from reprune.model.lock import locked
-from reprune.model.snapshots import called, hub_commit
+from reprune.model.snapshots import called
 from reprune.model.undisturbed import undisturbed
 from reprune.planning.generation.corpus import Corpus
 from reprune.planning.generation.filters import require_filters
@@ -32,7 +32,7 @@ from reprune.planning.generation.firsts import first_tokens
 from reprune.planning.generation.language import require_language
 from reprune.planning.generation.rounds import Author, Draft, Procedure, judge
 from reprune.planning.generation.settings import Generation
-from reprune.planning.paths import local_name
+from reprune.planning.paths import on_record
 from reprune.planning.tokenizer import load_tokenizer
 from reprune.planning.tokens import beginning
 
@@ -109,13 +109,8 @@ def generate(
     check_model(ranks, os.fspath(model), folder, weights=endpoint is None)
     tokenizer = load_tokenizer(folder, trust_remote_code)
     settings = _fitting(folder, settings, len(beginning(tokenizer)), trust_remote_code)
-    name = local_name(os.fspath(model))
     made_by: dict[str, Any] = {
-        "model": {
-            "name": name,
-            **({"commit": commit} if (commit := hub_commit(folder)) else {}),
-            "files": digests_beside(folder),
-        },
+        "model": {**on_record(os.fspath(model), folder), "files": digests_beside(folder)},
         "settings": settings.model_dump(mode="json"),
         "versions": versions(),
     }

@@ -171,8 +171,7 @@ class Origin(Read):
     @property
     def again(self) -> str:
         """The MODEL that is the same again: of a Hub's the commit, where a branch may move on."""
-        by_path = self.name == self.commit  # of the cache, whose last part is all that is on record
-        return self.name if self.commit is None or by_path else f"{self.name.partition('@')[0]}@{self.commit}"
+        return self.name if self.commit is None else f"{self.name.partition('@')[0]}@{self.commit}"
 
 
 class Text(Read):

@@ -19,10 +19,9 @@ from reprune.model.checkpoint import digests_beside
 from reprune.model.decoder import Decoder
 from reprune.model.local import local_path
 from reprune.model.locate import at_commit, by_commit
-from reprune.model.snapshots import hub_commit
 from reprune.model.unchanged import Unchanged
 from reprune.planning.axes import PRUNERS
-from reprune.planning.paths import local_name
+from reprune.planning.paths import on_record
 from reprune.planning.pruners import package
 from reprune.planning.recipe import Recipe
 from reprune.planning.sources import RowFile, TextFile, find_source, parse_source
@@ -149,8 +148,7 @@ def _check_sources(record: StudyRecord, recipes: Mapping[Cell, Recipe], recipe: 
 def _found(model: str, plan: Plan) -> dict[str, Any]:
     """What a study has on record of its model."""
     return {
-        "name": local_name(model),
-        **({"commit": commit} if (commit := hub_commit(plan.folder)) else {}),
+        **on_record(model, plan.folder),
         "fingerprint": plan.decoder.checkpoint.fingerprint(),
         "files": digests_beside(plan.folder),
     }

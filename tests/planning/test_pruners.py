@@ -11,7 +11,7 @@ from reprune.errors import InputError
 from reprune.math.checked import Checked
 from reprune.math.magnitude import Magnitude
 from reprune.planning import pruners
-from reprune.planning.axes import PRUNERS, pruner_place
+from reprune.planning.axes import PRUNERS, place
 from reprune.planning.layers import parse_setting, resolve_recipe
 from reprune.planning.recipe import PrunerRecipe, Recipe
 from reprune.planning.yaml_text import read_yaml
@@ -210,4 +210,4 @@ def test_without_a_package_the_names_are_those_of_reprune() -> None:
 
 def test_names_are_ordered_as_the_papers_tables_then_by_the_alphabet() -> None:
     names = ["b", "sparsegpt", "a", "magnitude", "wanda"]
-    assert sorted(names, key=pruner_place) == ["magnitude", "wanda", "sparsegpt", "a", "b"]
+    assert sorted(names, key=lambda name: place(PRUNERS, name)) == ["magnitude", "wanda", "sparsegpt", "a", "b"]

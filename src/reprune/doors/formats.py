@@ -50,7 +50,7 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
-def size(count: int) -> str:
+def size(count: float) -> str:
     """Bytes in decimal units."""
     if count >= 999.5e6:
         return f"{count / 1e9:.2f} GB"

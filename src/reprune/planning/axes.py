@@ -17,6 +17,6 @@ PRUNERS = ("magnitude", "wanda", "sparsegpt")
 """reprune's own; those of other packages come after them."""
 
 
-def pruner_place(name: str) -> tuple[int, str]:
-    """Orders pruners: reprune's own, then others in the order of the alphabet, be they installed here or not."""
-    return (PRUNERS.index(name), "") if name in PRUNERS else (len(PRUNERS), name)
+def place(names: tuple[str, ...], name: str) -> tuple[int, str]:
+    """Orders what is called by names as these are ordered, and others after them, by the alphabet."""
+    return names.index(name) if name in names else len(names), name

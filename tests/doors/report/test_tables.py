@@ -11,9 +11,8 @@ from reprune.doors.report.tables import parts, results, results_normalized, zero
 from tests.doors.report.records import cell, study_record
 
 
-def together(*cells: Any) -> tuple[Study, Rows]:
-    study = Study.model_validate(study_record(cells, zero_shot=True))
-    return study, bring_together(study)
+def together(*cells: Any) -> Rows:
+    return bring_together(Study.model_validate(study_record(cells, zero_shot=True)))
 
 
 def by_heading(table: Table, row: int) -> dict[str, str]:
@@ -30,13 +29,13 @@ def test_the_lowest_error_and_the_highest_accuracy_stand_out_among_the_seeds_in_
     low = cell("wanda", "LR", zero_shot=True, zero_shot_mean=0.6, perplexity={"test.txt": 50.0})
     high = cell("wanda", "BR", zero_shot=True, zero_shot_mean=0.5, perplexity={"test.txt": 40.0})
     other = cell("wanda", "LR", seed=1, zero_shot=True, zero_shot_mean=0.1, perplexity={"test.txt": 10.0})
-    table = results(*together(low, high, other))
+    table = results(together(low, high, other))
     found = best(table)
     assert [table.rows[place][1] for place in (found["mean zero-shot accuracy"], found["perplexity on test.txt"])] == [
         *("LR", "BR"),
     ]
     assert not {"time", "peak memory"} & set(found)
-    assert not results(*together(low)).best, "nothing to stand out from"
+    assert not results(together(low)).best, "nothing to stand out from"
 
 
 def test_memory_is_the_devices_where_one_was_used_and_normalized_errors_are_their_own() -> None:
@@ -45,10 +44,8 @@ def test_memory_is_the_devices_where_one_was_used_and_normalized_errors_are_thei
         "heldout_error": 2.5,
         "peak_memory_bytes": {"host": 10**9, "device": 2 * 10**9},
     }
-    study, rows = together(
-        cell("wanda", "LR", test_error={"test.txt": {"normalized": 3.5, "relative": 0.1}}, **changes)
-    )
-    assert by_heading(results(study, rows), 1)["peak memory"] == "2.00 GB"
+    rows = together(cell("wanda", "LR", test_error={"test.txt": {"normalized": 3.5, "relative": 0.1}}, **changes))
+    assert by_heading(results(rows), 1)["peak memory"] == "2.00 GB"
     normalized = by_heading(results_normalized(rows), 0)
     assert [normalized[f"{name} error"] for name in ("calibration", "held-out")] == ["1.500", "2.500"]
     assert normalized["test error on test.txt"] == "3.500"
@@ -59,7 +56,7 @@ def test_memory_of_several_seeds_is_the_largest_and_time_the_mean() -> None:
         {"peak_memory_bytes": {"host": host, "device": 0}, "seconds": host / 1e6} for host in (400_000_000, 500_000_000)
     ]
     cells = [cell("wanda", "LR", seed=seed, **peak) for seed, peak in enumerate(peaks)]
-    found = by_heading(results(*together(*cells)), -1)
+    found = by_heading(results(together(*cells)), -1)
     assert (found["peak memory"], found["time"]) == ("500 MB", "7:30 (6:40 to 8:20)")
 
 
@@ -68,7 +65,7 @@ def test_accuracies_of_one_seed_have_their_error_and_those_of_several_their_rang
         score = {"accuracy": accuracy, "standard_error": 0.02, "examples": 500}
         return cell("wanda", rung, seed=seed, zero_shot=True) | {"zero_shot": {"boolq": score}}
 
-    table = zero_shot(*together(scored("LR", 0.5), scored("BR", 0.4), scored("BR", 0.6, seed=1)))
+    table = zero_shot(together(scored("LR", 0.5), scored("BR", 0.4), scored("BR", 0.6, seed=1)))
     assert [by_heading(table, row)["boolq"] for row in range(3)] == [
         *("55.0 % ± 2.00 %", "50.0 % ± 2.00 %", "50.0 % (40.0 % to 60.0 %)"),
     ]
@@ -77,5 +74,5 @@ def test_accuracies_of_one_seed_have_their_error_and_those_of_several_their_rang
 def test_the_whole_has_a_column_beside_its_parts() -> None:
     values = {"all": 60.0, "mlp": 40.0}
     cells = [cell("wanda", "LR", only=one, name=one, perplexity={"test.txt": values[one]}) for one in values]
-    (table,) = parts(together(*cells)[1])
+    (table,) = parts(together(*cells))
     assert (list(table.columns[2:]), list(table.rows[0][2:])) == (["feed-forward only", "all"], ["40.00", "60.00"])

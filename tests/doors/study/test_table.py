@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 
 from reprune.doors.command.views_study import show_study
+from reprune.doors.records.rows import rows
+from reprune.doors.records.study import Study
 from reprune.doors.study.files import comma_separated, markdown, write_tables
 from reprune.doors.study.grid import Cell, Grid
 from reprune.doors.study.record import CellRecord, StudyRecord, extend, new_cell
 from reprune.doors.study.run import seconds_left
-from reprune.doors.study.table import rows
 
 TEXTS = ("wikitext2", "a|b.txt")
 
@@ -210,7 +211,7 @@ def test_rungs_go_as_the_ladder_does_where_one_seed_was_begun_with_fewer(record:
     record["cells"] = []
     extend(record, Grid.of(["wanda"], ["BR"], ["all"], [0]).cells(), "0.5")
     extend(record, Grid.of(["wanda"], ["LR", "BR"], ["all"], [1]).cells(), "0.5")
-    assert [(row.rung, row.asked) for row in rows(record)] == [("LR", 1), ("BR", 2)]
+    assert [(row.rung, row.asked) for row in rows(Study.model_validate(record))] == [("LR", 1), ("BR", 2)]
 
 
 def test_a_number_of_self_generated_samples_is_shown_that_all_have(record: StudyRecord) -> None:

@@ -15,18 +15,10 @@ from rich.table import Table
 from reprune.doors.evaluation.protocols import describe
 from reprune.doors.formats import clock, console, counted, percent, wrapped
 from reprune.doors.progress import bar_of, counting, watching
+from reprune.doors.records.rows import Measure, rows
+from reprune.doors.records.study import Study
 from reprune.doors.study.record import CellRecord, StudyRecord
-from reprune.doors.study.table import (
-    NOTHING,
-    Column,
-    cost_columns,
-    device_column,
-    error_columns,
-    labels,
-    quality_columns,
-    rows,
-    task_columns,
-)
+from reprune.doors.study.table import NOTHING, cost_columns, error_columns, labels, quality_columns, task_columns
 from reprune.doors.study.watcher import NotesOfRun, StudyWatcher
 from reprune.engine.watcher import Watcher
 from reprune.math.solver import Epoch
@@ -141,44 +133,45 @@ class _Bar(NotesOfRun):
 def show_study(record: StudyRecord, folder: Path) -> None:
     """The tables, and where the rest is."""
     output = console()
-    tables = [error_columns(record), [*quality_columns(record), *cost_columns(), *device_column(record)]]
-    if tasks := task_columns(record):
+    study = Study.model_validate(record)
+    tables = [error_columns(study), [*quality_columns(study), *cost_columns(study)]]
+    if tasks := task_columns(study):
         tables.append(tasks)
     for columns in tables:
-        for table in _fitting(record, columns, output):
+        for table in _fitting(study, columns, output):
             output.print()
             output.print(table)
     output.print("\ntime and peak memory: of pruning and reconstruction")
-    if any(row.asked > 1 for row in rows(record)):
+    if any(row.asked > 1 for row in rows(study)):
         output.print("means over the seeds (memory: the largest); their spread is in study.md")
     output.print(f"tables   {folder / 'study.md'}, {folder / 'study.csv'}, {folder / 'study.json'}")
     if (folder / "figures").exists():
         output.print(f"figures  {folder / 'figures'}")
 
 
-def _fitting(record: StudyRecord, columns: Sequence[Column], output: Console) -> Iterator[Table]:
+def _fitting(study: Study, columns: Sequence[Measure], output: Console) -> Iterator[Table]:
     """One table of these columns, or several, so that none is wider than what it is shown on."""
     unbounded = output.options.update(max_width=sys.maxsize)
-    begun: list[Column] = []
+    begun: list[Measure] = []
     for column in columns:
         wider = [*begun, column]
-        if begun and output.measure(_table(record, wider), options=unbounded).maximum > output.width:
-            yield _table(record, begun)
+        if begun and output.measure(_table(study, wider), options=unbounded).maximum > output.width:
+            yield _table(study, begun)
             wider = [column]
         begun = wider
-    yield _table(record, begun)
+    yield _table(study, begun)
 
 
-def _table(record: StudyRecord, columns: Sequence[Column]) -> Table:
+def _table(study: Study, columns: Sequence[Measure]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
-    head = labels(record)
+    head = labels(study)
     for heading in head:
         table.add_column(heading.replace("-generated", "-\ngenerated"), no_wrap=True)
     for column in columns:
-        heading = column.heading.replace("% ", "%\n").replace("perplexity ", "perplexity\n")  # a text's name below
+        heading = column.name.replace("% ", "%\n").replace("perplexity ", "perplexity\n")  # a text's name below
         table.add_column(heading, justify="right", overflow="fold")
-    table.add_row("dense", *([""] * (len(head) - 1)), *(column.of_dense(spread=False) for column in columns))
-    for row in rows(record):
+    table.add_row("dense", *([""] * (len(head) - 1)), *(column.written_dense(spread=False) for column in columns))
+    for row in rows(study):
         names = (name(row) for name in head.values())
-        table.add_row(*names, *(column.of(row.cells, spread=False) for column in columns))
+        table.add_row(*names, *(column.written(row, spread=False) for column in columns))
     return table

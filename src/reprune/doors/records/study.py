@@ -59,7 +59,7 @@ class Perplexity(Read):
     windows: int = 0
     tokens: int = 0
     bos: bool = True
-    begun: bool | None = None
+    begun: bool = False
     precision: str = ""
     text_sha256: str = ""
 

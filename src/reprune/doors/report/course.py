@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 
-from reprune.doors.report.text import known
+from reprune.doors.records.rows import known
 from reprune.doors.report.verdict import RISE, SLIGHT
 
 

@@ -1,55 +1,44 @@
-"""The cells of a study, brought together: one row a pruner and rung, over all seeds. Knows nothing of pages."""
+"""A study's rows as families, and what they are compared by. Knows nothing of pages."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
+from reprune.doors.records import rows as records
+from reprune.doors.records.rows import (
+    Measure,
+    Row,
+    accuracies,
+    errors,
+    known,
+    mean_accuracy,
+    normalized_errors,
+    peak_memory,
+    perplexities,
+    rows,
+)
 from reprune.doors.records.run import Value, Window
 from reprune.doors.records.study import Cell, Study
-from reprune.doors.report.text import known, mean, share, two_places
-from reprune.planning.axes import ALL, LADDER, RUNGS
+from reprune.doors.report.text import duration, memory, number, share, two_places
+from reprune.planning.axes import ALL, LADDER, RUNGS, place
 
-PARTS = {"attention": "attention only", "mlp": "feed-forward only", "all": "all"}
+PART_NAMES = {"attention": "attention only", "mlp": "feed-forward only", "all": "all"}
 """What may be pruned of each block, and what it is called."""
 
+_NAMES = {
+    "calibration": "calibration error",
+    "heldout": "held-out error",
+    "test": "test error on {}",
+    "perplexity": "perplexity on {}",
+    "accuracy": "{}",
+}
+"""What measures are called, by their kind."""
 
-@dataclass(frozen=True)
-class Measure:
-    """Something that cells are compared by; a lower one is better."""
-
-    name: str
-    kind: Literal["calibration", "heldout", "test", "perplexity"]
-    text: str  # that it is taken on; empty for the run's own samples
-    of: Callable[[Cell], Value]
-    written: Callable[[Value], str]
-
-
-@dataclass(frozen=True)
-class Row:
-    """The finished cells that differ in nothing but their seed."""
-
-    family: str
-    rung: str
-    only: str
-    cells: tuple[Cell, ...]
-
-    def values(self, of: Callable[[Cell], Value]) -> list[float]:
-        """What is known, one value a seed."""
-        return [value for cell in self.cells if known(value := of(cell))]
-
-    def mean(self, of: Callable[[Cell], Value]) -> Value:
-        """The mean over the seeds; None if nothing is known."""
-        return mean(self.values(of))
-
-    def written(self, of: Callable[[Cell], Value], write: Callable[[Value], str]) -> str:
-        """The mean, and the range where there are several seeds."""
-        values = self.values(of)
-        said = write(mean(values))
-        if len(values) < 2:
-            return said
-        return f"{said} ({write(min(values))} to {write(max(values))})"
+TIME = records.TIME.called("time", duration)
+PEAK = peak_memory(lambda held: held.most).called("peak memory", memory)
+HOST = peak_memory(lambda held: held.host, largest=False).called("peak memory of the process", memory)
+DEVICE = peak_memory(lambda held: held.device, largest=False).called("peak memory of the device", memory)
 
 
 @dataclass(frozen=True)
@@ -75,9 +64,11 @@ class Rows:
 
     families: tuple[Family, ...]  # of whole blocks
     parts: tuple[Row, ...]  # of which only the attention or only the rest was pruned
-    texts: tuple[str, ...]
-    tested: tuple[str, ...]  # texts with test errors
-    tasks: tuple[str, ...]
+    errors: tuple[Measure, ...]  # relative, of the last block; calibration error first
+    normalized: tuple[Measure, ...]  # the same in the paper's form
+    perplexities: tuple[Measure, ...]
+    accuracies: tuple[Measure, ...]  # by task
+    accuracy: Measure  # the mean
 
     @property
     def rows(self) -> Iterator[Row]:
@@ -87,23 +78,7 @@ class Rows:
     @property
     def rungs(self) -> tuple[str, ...]:
         """The rungs that any family has, in their order."""
-        return tuple(sorted({row.rung for row in self.rows}, key=_place))
-
-    @property
-    def errors(self) -> tuple[Measure, ...]:
-        """The relative errors of the last block, calibration error first."""
-        return (
-            Measure("calibration error", "calibration", "", lambda cell: cell.relative_calibration_error, share),
-            Measure("held-out error", "heldout", "", lambda cell: cell.relative_heldout_error, share),
-            *(Measure(f"test error on {text}", "test", text, _test(text), share) for text in self.tested),
-        )
-
-    @property
-    def perplexities(self) -> tuple[Measure, ...]:
-        """The perplexities on all texts."""
-        return tuple(
-            Measure(f"perplexity on {text}", "perplexity", text, _perplexity(text), two_places) for text in self.texts
-        )
+        return tuple(sorted({row.rung for row in self.rows}, key=lambda rung: place(RUNGS, rung)))
 
     @property
     def measures(self) -> tuple[Measure, ...]:
@@ -118,10 +93,10 @@ class Rows:
         """
         for kind in ("perplexity", "test", "heldout"):
             for measure in self.measures:
-                for rows in (in_common(tuple(self.rows), measure.of), list(self.rows)):
-                    there = [(value, place) for place, row in enumerate(rows) if known(value := row.mean(measure.of))]
+                for found in (in_common(tuple(self.rows), measure.of), list(self.rows)):
+                    there = [(value, at) for at, row in enumerate(found) if known(value := row.mean(measure.of))]
                     if measure.kind == kind and there:
-                        return measure, rows[min(there)[1]]
+                        return measure, found[min(there)[1]]
         return None
 
     @property
@@ -132,30 +107,25 @@ class Rows:
 
 def bring_together(study: Study) -> Rows:
     """Sort a study's finished cells into rows and families."""
-    done = [cell for cell in study.cells if cell.status == "done"]
-    sparsities = {str(cell.sparsity) for cell in study.cells}
-    found: dict[tuple[str, str, str], list[Cell]] = {}
-    for cell in done:
-        family = cell.pruner if len(sparsities) == 1 else f"{cell.pruner}\N{NO-BREAK SPACE}{cell.sparsity}"
-        family += f"+{cell.self_generate}" if cell.self_generate else ""
-        found.setdefault((family, cell.only, cell.rung), []).append(cell)
-    rows = [
-        Row(family, rung, only, tuple(sorted(cells, key=lambda cell: cell.seed)))
-        for (family, only, rung), cells in found.items()
-    ]
-    pruners = list(dict.fromkeys(cell.pruner for cell in study.cells))
-    rows.sort(key=lambda row: pruners.index(row.cells[0].pruner))
-    whole = [row for row in rows if row.only == ALL]
-    families = [
-        Family(name, tuple(sorted((row for row in whole if row.family == name), key=lambda row: _place(row.rung))))
-        for name in dict.fromkeys(row.family for row in whole)
-    ]
+    every = [row for row in rows(study) if row.cells]
+    whole = [row for row in every if row.only == ALL]
+
+    def told(measures: Sequence[Measure], write: Callable[[Value], str]) -> tuple[Measure, ...]:
+        """In the report's words, and of texts and tasks those that a finished cell has."""
+        there = [one for one in measures if not one.text or any(row.values(one.of) for row in every)]
+        return tuple(one.called(_NAMES[one.kind].format(one.text), write) for one in there)
+
     return Rows(
-        tuple(families),
-        tuple(row for row in rows if row.only != ALL),
-        _names(cell.perplexity for cell in done),
-        _names(cell.test_error for cell in done),
-        _names(cell.zero_shot for cell in done),
+        tuple(
+            Family(name, tuple(row for row in whole if row.family == name))
+            for name in dict.fromkeys(row.family for row in whole)
+        ),
+        tuple(row for row in every if row.only != ALL),
+        told(errors(study), share),
+        told(normalized_errors(study), number),
+        told(perplexities(study), two_places),
+        told(accuracies(study), share),
+        mean_accuracy(study).called("mean zero-shot accuracy", share),
     )
 
 
@@ -171,32 +141,6 @@ def means(rows: Sequence[Row], of: Callable[[Cell], Value]) -> list[Value]:
     return [row.mean(of) for row in in_common(rows, of)]
 
 
-def by_block(row: Row, of: Callable[[int, Cell], Value], blocks: int) -> list[Value]:
-    """The mean over a row's seeds for each block: `of(position, cell)`."""
-    return [mean([of(place, cell) for cell in row.cells]) for place in range(blocks)]
-
-
-def accuracy(cell: Cell) -> Value:
-    """The mean zero-shot accuracy, 0 to 1."""
-    return cell.zero_shot_mean
-
-
 def windows_of(rows: Sequence[Row]) -> list[Window]:
     """All windows of all cells."""
-    return [window for row in rows for cell in row.cells for window in cell.windows or ()]
-
-
-def _test(text: str) -> Callable[[Cell], Value]:
-    return lambda cell: cell.test_error[text].relative if text in cell.test_error else None
-
-
-def _perplexity(text: str) -> Callable[[Cell], Value]:
-    return lambda cell: cell.perplexity.get(text)
-
-
-def _names(found: Iterator[Mapping[str, object]]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(name for names in found for name in names))
-
-
-def _place(rung: str) -> tuple[int, str]:
-    return (RUNGS.index(rung) if rung in RUNGS else len(RUNGS), rung)
+    return [window for row in rows for cell in row.cells for window in cell.windows]

@@ -14,11 +14,12 @@ from reprune.doors.drawing.figures import (
     share_by_matrix,
 )
 from reprune.doors.formats import sparsities
+from reprune.doors.records.rows import mean
 from reprune.doors.records.run import Change, Run, Window
 from reprune.doors.report.made import TERMS, processes_of, run_made, rung_of
 from reprune.doors.report.page import Page, Plot, Section, Table, Tile
 from reprune.doors.report.predictions import predictions_section
-from reprune.doors.report.text import NONE, change, duration, mean, memory, number, share
+from reprune.doors.report.text import NONE, change, duration, memory, number, share
 from reprune.doors.report.verdict import calibration_course, heldout_course, judged_course, rises, run_verdict
 
 _SHOWN = 3

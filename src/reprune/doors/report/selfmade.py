@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from reprune.doors.drawing.figures import by_number
-from reprune.doors.records.study import Study
+from reprune.doors.records.rows import known
 from reprune.doors.report.page import Plot, Section, Table
 from reprune.doors.report.rows import Rows
-from reprune.doors.report.text import NONE, known
+from reprune.doors.report.text import NONE
 from reprune.doors.report.verdict_selfmade import Lines, selfmade_lines
 
 
-def selfmade_sections(study: Study, rows: Rows) -> Iterator[Section]:
+def selfmade_sections(rows: Rows) -> Iterator[Section]:
     """One section, if cells differ in the number of their self-generated samples."""
     lines = selfmade_lines(rows)
     if lines:
@@ -24,11 +24,11 @@ def selfmade_sections(study: Study, rows: Rows) -> Iterator[Section]:
                 "to calibrate on: the calibration error is of other samples at each number, and so is the held-out "
                 "error where no held-out text of its own was given; test error and perplexity can be compared.",
             ),
-            plots=list(_plots(study, rows, lines)),
+            plots=list(_plots(rows, lines)),
         )
 
 
-def _plots(study: Study, rows: Rows, lines: Lines) -> Iterator[Plot]:
+def _plots(rows: Rows, lines: Lines) -> Iterator[Plot]:
     counts = sorted({count for line in lines.values() for count in line})
     for measure in rows.measures:
         series = {
@@ -37,10 +37,9 @@ def _plots(study: Study, rows: Rows, lines: Lines) -> Iterator[Plot]:
         }
         if not any(series.values()):
             continue
-        level = study.dense.perplexity_on(measure.text) if measure.kind == "perplexity" else None
         title = f"{measure.name[:1].upper()}{measure.name[1:]} by self-generated samples"
         table = [
-            [*name, *(found[n].written(measure.of, measure.written) if n in found else NONE for n in counts)]
+            [*name, *(measure.written(found[n]) if n in found else NONE for n in counts)]
             for name, found in lines.items()
         ]
         yield Plot(
@@ -49,9 +48,9 @@ def _plots(study: Study, rows: Rows, lines: Lines) -> Iterator[Plot]:
                 title=title,
                 xlabel="self-generated samples",
                 ylabel=measure.name,
-                baseline=("dense", level) if known(level) else None,
+                baseline=("dense", measure.dense) if known(measure.dense) else None,
                 percent=measure.kind != "perplexity",
             ),
-            "The dotted line is the dense model." if known(level) else "",
+            "The dotted line is the dense model." if known(measure.dense) else "",
             Table(title, ("pruner", "rung", *(f"{n:,}" for n in counts)), table, labels=2),
         )

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from functools import partial
-from typing import Literal
+from collections.abc import Iterator
+from itertools import zip_longest
 
 from reprune.doors.drawing.figures import by_rung, calibration_against, error_by_block
 from reprune.doors.formats import counted
-from reprune.doors.records.run import Value
-from reprune.doors.records.study import Cell, Study
+from reprune.doors.records.rows import Measure, known
+from reprune.doors.records.study import Study
 from reprune.doors.report.made import TERMS, study_made
 from reprune.doors.report.page import Page, Plot, Section, Table, Tile
-from reprune.doors.report.rows import Rows, accuracy, bring_together, by_block
+from reprune.doors.report.rows import DEVICE, HOST, TIME, Rows, bring_together
 from reprune.doors.report.run import epochs_section
 from reprune.doors.report.selfmade import selfmade_sections
 from reprune.doors.report.tables import parts, results, results_normalized, steps, unfinished, zero_shot
-from reprune.doors.report.text import NONE, duration, known, listed, memory, share, two_places
+from reprune.doors.report.text import NONE, duration, listed, share, two_places
 from reprune.doors.report.verdict import SLIGHT
 from reprune.doors.report.verdict_study import study_verdict
 from reprune.planning.axes import LADDER
@@ -44,7 +43,7 @@ def _tiles(study: Study, rows: Rows) -> Iterator[Tile]:
     best = rows.best
     if best is not None:
         measure, row = best
-        yield Tile(f"Lowest {measure.name}", measure.written(row.mean(measure.of)), f"{row.family}, {row.rung}")
+        yield Tile(f"Lowest {measure.name}", measure.write(row.mean(measure.of)), f"{row.family}, {row.rung}")
     for text, found in study.dense.perplexity.items():
         yield Tile(f"Dense perplexity on {text}", two_places(found.perplexity))
     done = sum(cell.status == "done" for cell in study.cells)
@@ -68,14 +67,14 @@ def _sections(study: Study, rows: Rows) -> Iterator[Section]:
             ),
             tables=(steps(rows),),
         )
-    if plots := [*_blocks(rows, "heldout"), *_blocks(rows, "calibration")]:
+    if plots := [*_blocks(rows, rows.errors[1]), *_blocks(rows, rows.errors[0])]:
         intro = "Relative to the dense model's output, on held-out samples and on the samples calibrated on."
         yield Section("blocks", "Error by block", intro=(intro,), plots=plots)
     if plots := list(_against(rows)):
         yield Section("against", "Calibration error against error on other text", plots=plots)
-    if plots := list(_quality(study, rows)):
+    if plots := list(_quality(rows)):
         yield Section("quality", "Quality by rung", plots=plots)
-    yield from selfmade_sections(study, rows)
+    yield from selfmade_sections(rows)
     trained = [
         (
             row.family,
@@ -84,7 +83,7 @@ def _sections(study: Study, rows: Rows) -> Iterator[Section]:
         )
         for row in rows.rows
         for cell in row.cells
-        for window in cell.windows or ()
+        for window in cell.windows
         if window.epochs
     ]
     if trained:
@@ -111,31 +110,22 @@ def _results(study: Study, rows: Rows) -> Section:
         "results",
         "Results",
         intro=(f"One row a pruner and rung, after the paper's Tables 1 to 3; in bold, the best of its pruner.{said}",),
-        tables=(results(study, rows),),
-        folded=(results_normalized(rows), *([zero_shot(study, rows)] if rows.tasks else [])),
+        tables=(results(rows),),
+        folded=(results_normalized(rows), *([zero_shot(rows)] if rows.accuracies else [])),
     )
 
 
-def _blocks(rows: Rows, kind: Literal["heldout", "calibration"]) -> Iterator[Plot]:
+def _blocks(rows: Rows, error: Measure) -> Iterator[Plot]:
     """One panel a pruner, one line a rung."""
-    name = {"heldout": "held-out error", "calibration": "calibration error"}[kind]
-
-    def of(place: int, cell: Cell) -> Value:
-        blocks = cell.blocks or ()
-        if place >= len(blocks):
-            return None
-        block = blocks[place]
-        return block.relative_heldout_error if kind == "heldout" else block.relative_calibration_error
-
     for family in rows.families:
-        count = max((len(cell.blocks or ()) for row in family.rows for cell in row.cells), default=0)
-        if not count:
+        series = {row.rung: row.by_block(error.of) for row in family.rows}
+        if not any(series.values()):
             continue
-        series = {row.rung: by_block(row, of, count) for row in family.rows}
-        title = f"{family.name}: {name} by block"
-        lines = [(str(block), *(share(values[block]) for values in series.values())) for block in range(count)]
+        title = f"{family.name}: {error.name} by block"
+        blocks = enumerate(zip_longest(*series.values()))
+        lines = [(str(block), *map(share, values)) for block, values in blocks]
         yield Plot(
-            error_by_block(series, title=title, ylabel=f"relative {name}", percent=True),
+            error_by_block(series, title=title, ylabel=f"relative {error.name}", percent=True),
             "Mean over the seeds." if _many(rows) else "",
             Table(title, ("block", *series), lines),
         )
@@ -164,53 +154,33 @@ def _against(rows: Rows) -> Iterator[Plot]:
         )
 
 
-def _quality(study: Study, rows: Rows) -> Iterator[Plot]:
-    for measure in rows.perplexities:
-        level = study.dense.perplexity_on(measure.text)
-        yield from _ladder(rows, measure.name, "perplexity", measure.of, two_places, level)
-    level = study.dense.zero_shot.mean
-    yield from _ladder(rows, "mean zero-shot accuracy", "accuracy", accuracy, share, level, percent=True)
+def _quality(rows: Rows) -> Iterator[Plot]:
+    for perplexity in rows.perplexities:
+        yield from _ladder(rows, perplexity, "perplexity")
+    yield from _ladder(rows, rows.accuracy, "accuracy", percent=True)
 
 
 def _cost(rows: Rows) -> Iterator[Plot]:
-    yield from _ladder(rows, "time", "minutes", lambda cell: cell.seconds, duration, unit=60)
-    host = partial(_peak, "host")
-    device = partial(_peak, "device")
-    yield from _ladder(rows, "peak memory of the process", "GB", host, memory, unit=1e9)
-    if any(value > 0 for row in rows.rows for value in row.values(device)):
-        yield from _ladder(rows, "peak memory of the device", "GB", device, memory, unit=1e9)
+    yield from _ladder(rows, TIME, "minutes", unit=60)
+    yield from _ladder(rows, HOST, "GB", unit=1e9)
+    if any(value > 0 for row in rows.rows for value in row.values(DEVICE.of)):
+        yield from _ladder(rows, DEVICE, "GB", unit=1e9)
 
 
-def _peak(where: Literal["host", "device"], cell: Cell) -> Value:
-    peak = cell.peak_memory_bytes
-    if peak is None:
-        return None
-    return peak.host if where == "host" else peak.device
-
-
-def _ladder(
-    rows: Rows,
-    name: str,
-    ylabel: str,
-    of: Callable[[Cell], Value],
-    write: Callable[[Value], str],
-    dense: Value = None,
-    unit: float = 1,
-    percent: bool = False,
-) -> Iterator[Plot]:
+def _ladder(rows: Rows, measure: Measure, ylabel: str, unit: float = 1, percent: bool = False) -> Iterator[Plot]:
     """A measure on each rung, one line a pruner; nothing if it was never measured."""
     rungs = rows.rungs
     series = {}
     lines = []
     for family in rows.families:
         found = [family.row(rung) for rung in rungs]
-        series[family.name] = [[value / unit for value in row.values(of)] if row is not None else [] for row in found]
-        lines.append([family.name, *(row.written(of, write) if row is not None else NONE for row in found)])
+        series[family.name] = [[value / unit for value in row.values(measure.of)] if row else [] for row in found]
+        lines.append([family.name, *(measure.written(row) if row else NONE for row in found)])
     if not any(values for columns in series.values() for values in columns):
         return
-    title = f"{name[:1].upper()}{name[1:]} by rung"
+    title = f"{measure.name[:1].upper()}{measure.name[1:]} by rung"
     joined = sum(rung in LADDER for rung in rungs)
-    baseline = ("dense", dense / unit) if known(dense) else None
+    baseline = ("dense", measure.dense / unit) if known(measure.dense) else None
     said = ["Dots are seeds, lines join their means."] if _many(rows) else []
     said += ["The dotted line is the dense model."] if baseline else []
     yield Plot(

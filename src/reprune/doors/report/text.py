@@ -2,28 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from typing import TypeGuard
 
 from reprune.doors.formats import clock, percent, size
+from reprune.doors.records.rows import known
 from reprune.planning.schedule import ranges
 
 NONE = "\N{EN DASH}"
 """What stands where nothing was measured."""
 
 _MINUS = "\N{MINUS SIGN}"
-
-
-def known(value: float | None) -> TypeGuard[float]:
-    """Whether there is a number that can be drawn or compared."""
-    return value is not None and math.isfinite(value)
-
-
-def mean(values: Sequence[float | None]) -> float | None:
-    """The mean of those that are known; None if none is."""
-    there = [value for value in values if known(value)]
-    return math.fsum(there) / len(there) if there else None
 
 
 def share(value: float | None) -> str:
@@ -66,7 +54,7 @@ def duration(seconds: float | None) -> str:
 
 def memory(count: float | None) -> str:
     """Bytes in decimal units."""
-    return unbroken(size(round(count))) if known(count) else NONE
+    return unbroken(size(count)) if known(count) else NONE
 
 
 def listed(names: Sequence[str]) -> str:

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from reprune.doors.formats import counted
+from reprune.doors.records.rows import known
 from reprune.doors.records.run import Run, Window
-from reprune.doors.report.text import known, listed, number, numbered, share, unbroken
+from reprune.doors.report.text import listed, number, numbered, share, unbroken
 from reprune.math.rate import unusual_steps
 from reprune.math.standardization import DOMINANT
 

@@ -6,8 +6,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import permutations
 
+from reprune.doors.records.rows import Measure, Row
 from reprune.doors.report.course import direction
-from reprune.doors.report.rows import Family, Measure, Row, Rows, means
+from reprune.doors.report.rows import Family, Rows, means
 from reprune.doors.report.text import listed
 
 
@@ -57,4 +58,4 @@ def _comparable(first: Family, second: Family) -> bool:
 
 
 def _both(measure: Measure, one: Row, other: Row) -> str:
-    return " against ".join(map(measure.written, means((one, other), measure.of)))
+    return " against ".join(map(measure.write, means((one, other), measure.of)))

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
+from reprune.doors.records.rows import Measure, Row, by_own_samples
 from reprune.doors.records.study import Study
 from reprune.doors.report.course import course, direction, plural
-from reprune.doors.report.rows import Measure, Row, Rows
+from reprune.doors.report.rows import Rows
 from reprune.doors.report.text import listed
 from reprune.doors.report.verdict import Tone
 
@@ -17,9 +18,7 @@ Lines = Mapping[tuple[str, str], Mapping[int, Row]]
 
 def selfmade_lines(rows: Rows) -> Lines:
     """All rows, if they differ in that number; none otherwise."""
-    found: dict[tuple[str, str], dict[int, Row]] = {}
-    for row in sorted(rows.rows, key=lambda row: row.cells[0].self_generate):
-        found.setdefault((row.cells[0].pruner, row.rung), {})[row.cells[0].self_generate] = row
+    found = by_own_samples(rows.rows)
     return found if len({count for line in found.values() for count in line}) > 1 else {}
 
 
@@ -42,7 +41,7 @@ def selfmade_sentences(study: Study, rows: Rows) -> Iterator[str]:
         for measure in _comparable(study, rows):
             values = {count: row.mean(measure.of) for count, row in line.items()}
             if (way := course([(f"{count:,}", value) for count, value in values.items()])) is not None:
-                first, last = (measure.written(values[count]) for count in (min(line), max(line)))
+                first, last = (measure.write(values[count]) for count in (min(line), max(line)))
                 told.setdefault(way, []).append(f"{measure.name} ({first} to {last})")
         said = [f"{listed(names)} {way if len(names) == 1 else plural(way)}" for way, names in told.items()]
         if said:

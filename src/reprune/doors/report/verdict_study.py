@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from reprune.doors.formats import counted
+from reprune.doors.records.rows import Measure, Row, known
 from reprune.doors.records.run import Value
 from reprune.doors.records.study import Cell, Study
 from reprune.doors.report.course import course, direction, plural
-from reprune.doors.report.rows import PARTS, Family, Measure, Row, Rows, means, windows_of
-from reprune.doors.report.text import change, known, listed
+from reprune.doors.report.rows import PART_NAMES, TIME, Family, Rows, means, windows_of
+from reprune.doors.report.text import change, listed
 from reprune.doors.report.verdict import SLIGHT, Tone, Verdict, guard_sentences, rises
 from reprune.doors.report.verdict_pruners import closer_and_worse, pruner_sentences
 from reprune.doors.report.verdict_selfmade import selfmade_headline, selfmade_lines, selfmade_sentences
@@ -106,7 +107,7 @@ def study_verdict(study: Study, rows: Rows) -> Verdict:
     """The verdict on a study."""
     found, vain, closer = pitfalls(rows), steps_in_vain(rows), closer_and_worse(rows)
     climbs = any(len(family.ladder) > 1 for family in rows.families)
-    best, parts = tuple(_best(study, rows)), () if climbs else tuple(_parts(rows))
+    best, parts = tuple(_best(rows)), () if climbs else tuple(_parts(rows))
     sentences = (
         *best,
         *_ladders(rows),
@@ -165,16 +166,15 @@ def _count(rows: Rows) -> int:
     return 0 if rows.best is None else sum(bool(row.values(rows.best[0].of)) for row in rows.rows)
 
 
-def _best(study: Study, rows: Rows) -> Iterator[str]:
+def _best(rows: Rows) -> Iterator[str]:
     if rows.best is None:
         return
     measure, best = rows.best
     said = f"Best of {counted(_count(rows), 'result')} is {best.family} with {best.rung}: {measure.name} "
-    said += best.written(measure.of, measure.written)
-    value = best.mean(measure.of)
-    dense = study.dense.perplexity_on(measure.text) if measure.kind == "perplexity" else None
+    said += measure.written(best)
+    value, dense = best.mean(measure.of), measure.dense
     if known(dense) and dense > 0 and known(value):
-        said += f", which is {value / dense:.2f} times the dense model's {measure.written(dense)}"
+        said += f", which is {value / dense:.2f} times the dense model's {measure.write(dense)}"
     yield f"{said}."
 
 
@@ -233,7 +233,7 @@ def _moved(pitfall: Step) -> str:
     before, after = pitfall.values(measure.of)
     rose, seeds = pitfall.seeds
     where = f", in {rose} of {counted(seeds, 'seed')}" if seeds > 1 else ""
-    values = f"from {measure.written(before)} to {measure.written(after)}"
+    values = f"from {measure.write(before)} to {measure.write(after)}"
     return f"rises by {_size(before, after)} ({values}{where})"
 
 
@@ -274,7 +274,7 @@ def _auto(rows: Rows) -> Iterator[str]:
         auto, highest = family.row(AUTO), family.row(LADDER[-1])
         if auto is None or highest is None:
             continue
-        mine, longest = means((auto, highest), lambda cell: cell.seconds)
+        mine, longest = means((auto, highest), TIME.of)
         if known(mine) and known(longest) and longest > 0:
             times.append(f"{mine / longest:.2f} with {family.name}")
     if times:
@@ -283,14 +283,14 @@ def _auto(rows: Rows) -> Iterator[str]:
 
 def _parts(rows: Rows) -> Iterator[str]:
     """What pruning a part of each block leaves, against another part and the whole: the lowest first."""
-    every = [row for row in (*rows.rows, *rows.parts) if row.only in PARTS]
+    every = [row for row in (*rows.rows, *rows.parts) if row.only in PART_NAMES]
     for measure in (rows.perplexities or rows.errors[1:2])[:1]:
         for family, rung in dict.fromkeys((row.family, row.rung) for row in rows.parts):
             line = [row for row in every if (row.family, row.rung) == (family, rung)]
             values = zip(means(line, measure.of), line, strict=True)
-            pairs = sorted((value, PARTS[row.only]) for value, row in values if known(value))
+            pairs = sorted((value, PART_NAMES[row.only]) for value, row in values if known(value))
             if len(pairs) > 1:
-                said = listed([f"{measure.written(value)} ({part})" for value, part in pairs])
+                said = listed([f"{measure.write(value)} ({part})" for value, part in pairs])
                 yield f"By the part of each block that is pruned, {family} with {rung} has a {measure.name} of {said}."
 
 

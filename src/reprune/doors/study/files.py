@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from reprune.doors.evaluation.protocols import describe
-from reprune.doors.records.study import ERRORS
+from reprune.doors.records.rows import Measure, Row, rows
+from reprune.doors.records.study import ERRORS, Study
 from reprune.doors.study.record import CellRecord, StudyRecord
 from reprune.doors.study.table import (
-    Column,
-    Row,
+    NOTHING,
     cost_columns,
-    device_column,
     error_columns,
     has_parts,
     labels,
-    perplexity_column,
+    perplexity_columns,
     quality_columns,
-    rows,
     task_columns,
 )
 from reprune.model.durable import write_text
@@ -41,37 +39,38 @@ def write_tables(folder: Path, record: StudyRecord) -> None:
 
 def markdown(record: StudyRecord, figures: Sequence[str] = ()) -> str:
     """The study as a page: its tables, after the paper's 1 to 4 and 7, and under them how the numbers came about."""
-    parts = [f"# Study of {record['model']['name']}", _about(record)]
-    columns = [*error_columns(record), *quality_columns(record), *cost_columns(), *device_column(record)]
-    parts += ["## Errors, perplexity, cost", _table(record, columns), _legend(record)]
-    if tasks := task_columns(record):
-        parts += ["## Zero-shot accuracy in percent", _table(record, tasks), _zero_shot_protocol(record)]
-    if has_parts(record):
+    study = Study.model_validate(record)
+    parts = [f"# Study of {study.model.name}", _about(study)]
+    columns = [*error_columns(study), *quality_columns(study), *cost_columns(study)]
+    parts += ["## Errors, perplexity, cost", _table(study, columns), _legend(study)]
+    if tasks := task_columns(study):
+        parts += ["## Zero-shot accuracy in percent", _table(study, tasks), _zero_shot_protocol(study)]
+    if has_parts(study):
         parts += ["## Attention only, feed-forward only, all"]
-        for text in record["dense"]["perplexity"]:
-            parts += [f"Perplexity on {text}:", _parts_table(record, text)]
-    if failed := [cell for cell in record["cells"] if cell["status"] == "failed"]:
-        parts += ["## Failed", "\n".join(f"- {cell['name']}: {cell['error']}" for cell in failed)]
+        for perplexity in perplexity_columns(study):
+            parts += [f"Perplexity on {perplexity.text}:", _parts_table(study, perplexity)]
+    if failed := [cell for cell in study.cells if cell.status == "failed"]:
+        parts += ["## Failed", "\n".join(f"- {cell.name}: {cell.error}" for cell in failed)]
     if figures:
         parts += ["## Figures", *(f"![{Path(name).stem}]({FIGURES}/{name})" for name in figures)]
-    parts += ["## Settings", _settings(record)]
+    parts += ["## Settings", _settings(study)]
     return "\n\n".join(parts) + "\n"
 
 
-def _about(record: StudyRecord) -> str:
-    settings, cells = record["settings"], record["cells"]
-    count = {status: sum(cell["status"] == status for cell in cells) for status in ("done", "failed", "pending")}
-    state = ", ".join(f"{number} {status}" for status, number in count.items() if number)
-    seeds = sorted({cell["seed"] for cell in cells})
+def _about(study: Study) -> str:
+    states = [cell.status for cell in study.cells]
+    state = ", ".join(f"{states.count(one)} {one}" for one in ("done", "failed", "pending") if one in states)
+    seeds = sorted({cell.seed for cell in study.cells})
     return (
-        f"Sparsity {settings['sparsity']}, calibrated on {_samples(settings, cells)}; "
+        f"Sparsity {study.settings['sparsity']}, calibrated on {_samples(study)}; "
         f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}. Cells: {state}."
     )
 
 
-def _samples(settings: Mapping[str, Any], cells: Sequence[CellRecord]) -> str:
+def _samples(study: Study) -> str:
     """What the cells are calibrated on, by the counts that the sources have."""
-    own = " or ".join(map(str, sorted({cell["self_generate"] for cell in cells})))
+    settings = study.settings
+    own = " or ".join(map(str, sorted({cell.self_generate for cell in study.cells})))
     length = f"samples of {settings['seqlen']} tokens"
     if not settings["calibration"]:
         return f"{own} {length} that the model writes itself"
@@ -80,14 +79,14 @@ def _samples(settings: Mapping[str, Any], cells: Sequence[CellRecord]) -> str:
     return said if own == "0" else f"{said}, and on {own} that the model writes itself"
 
 
-def _table(record: StudyRecord, columns: Sequence[Column]) -> str:
+def _table(study: Study, columns: Sequence[Measure]) -> str:
     """One line a row, the dense model first."""
-    head, found = labels(record), rows(record)
+    head, found = labels(study), rows(study)
     if any(row.asked > 1 for row in found):
         head["seeds"] = _seeds
-    lines = [["dense", *([""] * (len(head) - 1)), *(column.of_dense() for column in columns)]]
-    lines += [[*(name(row) for name in head.values()), *(column.of(row.cells) for column in columns)] for row in found]
-    return _grid([*head, *(column.heading for column in columns)], lines, left=len(head))
+    lines = [["dense", *([""] * (len(head) - 1)), *(column.written_dense() for column in columns)]]
+    lines += [[*(name(row) for name in head.values()), *(column.written(row) for column in columns)] for row in found]
+    return _grid([*head, *(column.name for column in columns)], lines, left=len(head))
 
 
 def _seeds(row: Row) -> str:
@@ -95,17 +94,17 @@ def _seeds(row: Row) -> str:
     return f"{row.asked}" if len(row.cells) == row.asked else f"{len(row.cells)} of {row.asked}"
 
 
-def _parts_table(record: StudyRecord, text: str) -> str:
+def _parts_table(study: Study, perplexity: Measure) -> str:
     """After the paper's Table 7: perplexity by which linears were pruned."""
-    there = {cell["only"] for cell in record["cells"]}
+    there = {cell.only for cell in study.cells}
     parts = [part for part in (*PARTS[1:], ALL) if part in there]
-    column = perplexity_column(record, text)
-    head = {heading: name for heading, name in labels(record).items() if heading != "part"}
-    found: dict[tuple[str, ...], dict[str, tuple[CellRecord, ...]]] = {}
-    for row in rows(record):
-        found.setdefault(tuple(name(row) for name in head.values()), {})[row.only] = row.cells
-    lines = [["dense", *([""] * (len(head) - 1)), *([column.of_dense()] * len(parts))]]
-    lines += [[*names, *(column.of(cells.get(part, ())) for part in parts)] for names, cells in found.items()]
+    head = {heading: name for heading, name in labels(study).items() if heading != "part"}
+    found: dict[tuple[str, ...], dict[str, Row]] = {}
+    for row in rows(study):
+        found.setdefault(tuple(name(row) for name in head.values()), {})[row.only] = row
+    lines = [["dense", *([""] * (len(head) - 1)), *([perplexity.written_dense()] * len(parts))]]
+    for names, of_part in found.items():
+        lines.append([*names, *(perplexity.written(of_part[part]) if part in of_part else NOTHING for part in parts)])
     return _grid([*head, *parts], lines, left=len(head))
 
 
@@ -118,7 +117,7 @@ def _cell(text: str) -> str:
     return text.replace("|", "\\|")
 
 
-def _legend(record: StudyRecord) -> str:
+def _legend(study: Study) -> str:
     """What the columns are, and by which protocol each was measured."""
     lines = [
         "Errors are the last block's, of the sparse model against the dense one: *error* is the paper's, "
@@ -129,36 +128,35 @@ def _legend(record: StudyRecord) -> str:
         "reconstruction, memory the largest of all seeds. What cells of one seed have in common, the dense model's "
         "stream and the statistics of block 0, is in the time of the first of them.",
     ]
-    return "\n\n".join([*lines, "\n".join(f"- {line}" for line in protocols(record))])
+    return "\n\n".join([*lines, "\n".join(f"- {line}" for line in _protocols(study))])
 
 
-def protocols(record: StudyRecord) -> Iterator[str]:
+def _protocols(study: Study) -> Iterator[str]:
     """For each text, all that decides its numbers."""
-    for text, measured in record["dense"]["perplexity"].items():
+    for text, found in study.dense.perplexity.items():
         yield (
-            f"{text} (sha256 {measured['text_sha256'][:12]}): {describe(measured)}, "
-            f"{measured['tokens']:,} tokens predicted, products in {measured['precision']}; "
-            "perplexity and test error on the same windows"
+            f"{text} (sha256 {found.text_sha256[:12]}): {describe(found.model_dump())}, {found.tokens:,} tokens predicted, "
+            f"products in {found.precision}; perplexity and test error on the same windows"
         )
 
 
-def _zero_shot_protocol(record: StudyRecord) -> str:
-    found = record["dense"]["zero_shot"] or {}
-    rows_ = ", ".join(f"{task} {score['examples']:,}" for task, score in found["tasks"].items())
-    harness = f"{found['harness']}, " if found.get("harness") else ""
+def _zero_shot_protocol(study: Study) -> str:
+    found = study.dense.zero_shot
+    examples = ", ".join(f"{task} {score.examples:,}" for task, score in found.tasks.items())
+    harness = f"{found.harness}, " if found.harness else ""
     return (
-        f"± is the standard error. Examples: {rows_}; {harness}rows from {found['data']}, products in "
-        f"{found['precision']}."
+        f"± is the standard error. Examples: {examples}; {harness}rows from {found.data}, products in "
+        f"{found.precision}."
     )
 
 
-def _settings(record: StudyRecord) -> str:
-    said = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
-    machine, model = record["machine"], record["model"]
-    commit = f"commit {model['commit']}, " if "commit" in model else ""
+def _settings(study: Study) -> str:
+    said = ", ".join(f"{name} {version}" for name, version in study.versions.items())
+    machine, model = study.machine, study.model
+    commit = f"commit {model.commit}, " if model.commit is not None else ""
     return (
         f"{said}; {machine['system']}, {machine['threads']} threads, {machine['device']}. Model {commit}"
-        f"fingerprint {model['fingerprint'][:12]}. All settings are in study.json; each cell's recipe, which makes it "
+        f"fingerprint {model.fingerprint[:12]}. All settings are in study.json; each cell's recipe, which makes it "
         "again, is in cells/NAME/recipe.yaml."
     )
 

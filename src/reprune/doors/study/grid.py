@@ -15,7 +15,7 @@ from typing import Any, final
 
 from reprune.doors.formats import counted
 from reprune.errors import InputError
-from reprune.planning.axes import ALL, PARTS, PRUNERS, RUNGS, pruner_place
+from reprune.planning.axes import ALL, PARTS, PRUNERS, RUNGS, place
 from reprune.planning.layers import lay_over, parse_setting
 from reprune.planning.paths import with_paths
 from reprune.planning.pruners import known, unknown
@@ -58,7 +58,7 @@ class Cell:
     @property
     def place(self) -> tuple[Any, ...]:
         """Orders cells: outside what decides the samples, which cells share; rungs inside, as the ladder goes."""
-        inside = pruner_place(self.pruner), PARTS.index(self.only), RUNGS.index(self.rung)
+        inside = place(PRUNERS, self.pruner), place(PARTS, self.only), place(RUNGS, self.rung)
         return self.seed, self.self_generate, *inside
 
 

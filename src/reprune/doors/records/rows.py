@@ -1,0 +1,212 @@
+"""A study's cells brought together: one row for those that differ in their seed only, and what rows are compared by.
+
+Seeds are put together as their mean, with the least and the largest. Errors are those of the last block. Knows nothing
+of pages, tables and pictures, which all show these rows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from itertools import zip_longest
+from typing import Any, Self, TypeGuard
+
+from reprune.doors.records.run import Memory, Value
+from reprune.doors.records.study import Accuracy, Cell, CellBlock, Study, TestError
+from reprune.planning.axes import PARTS, PRUNERS, RUNGS, place
+
+
+def known(value: Value) -> TypeGuard[float]:
+    """Whether there is a number that can be drawn or compared."""
+    return value is not None and math.isfinite(value)
+
+
+def mean(values: Iterable[Value]) -> Value:
+    """The mean of those that are known; None if none is."""
+    there = [value for value in values if known(value)]
+    return math.fsum(there) / len(there) if there else None
+
+
+@dataclass(frozen=True)
+class Row:
+    """The cells that differ in nothing but their seed."""
+
+    family: str  # what all rows have in common that may stand on one ladder, as wanda+32 of 32 self-generated samples
+    pruner: str
+    rung: str
+    only: str
+    self_generate: int
+    cells: tuple[Cell, ...]  # that are done, by their seeds
+    asked: int  # of how many
+
+    def values(self, of: Callable[[Cell], Value]) -> list[float]:
+        """What is known, one value a seed."""
+        return [value for cell in self.cells if known(value := of(cell))]
+
+    def mean(self, of: Callable[[Cell], Value]) -> Value:
+        """The mean over the seeds; None if nothing is known."""
+        return mean(map(of, self.cells))
+
+    def by_block(self, of: Callable[[CellBlock], Value]) -> list[Value]:
+        """The mean over the seeds for each block."""
+        blocks = zip_longest(*(cell.blocks for cell in self.cells))
+        return [mean(of(block) for block in of_seeds if block is not None) for of_seeds in blocks]
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One number of every row.
+
+    Args:
+        kind: what it is.
+        of: a cell's; None where it was not measured. An error is also of a block.
+        text: what it is taken on, a text or a task; empty for what is taken on the run's own samples, or on all.
+        dense: the dense model's, if it has one.
+        better: -1: the lowest is the best, 1: the highest, 0: none is.
+        largest: of several seeds the largest counts, as of what there must be room for.
+        error, dense_error: of a single value, its standard error.
+        name: what it is called.
+        write: a number as text; None is what was not measured.
+    """
+
+    kind: str
+    of: Callable[[Any], Value]
+    text: str = ""
+    dense: Value = None
+    better: int = -1
+    largest: bool = False
+    error: Callable[[Cell], Value] = lambda cell: None
+    dense_error: Value = None
+    name: str = ""
+    write: Callable[[Value], str] = str
+
+    def called(self, name: str, write: Callable[[Value], str]) -> Self:
+        """The same in a page's own words."""
+        return replace(self, name=name, write=write)
+
+    def written(self, row: Row, spread: bool = True) -> str:
+        """What stands in a row; with `spread`, also from where to where seeds go, or its standard error."""
+        values = row.values(self.of)
+        if self.largest:
+            return self.write(max(values, default=None))
+        whole = self.write(mean(values))
+        if not spread or not values:
+            return whole
+        if len(values) > 1:
+            return f"{whole} ({self.write(min(values))} to {self.write(max(values))})"
+        return self._with_error(whole, next(iter(row.values(self.error)), None))
+
+    def written_dense(self, spread: bool = True) -> str:
+        """What stands in the dense model's row."""
+        return self._with_error(self.write(self.dense), self.dense_error if spread else None)
+
+    def _with_error(self, whole: str, error: Value) -> str:
+        return f"{whole} ± {self.write(error)}" if known(error) else whole
+
+
+def rows(study: Study) -> list[Row]:
+    """All rows, pruner after pruner, then by part and by number of self-generated samples, each along the ladder."""
+    several = len({str(cell.sparsity) for cell in study.cells}) > 1
+    found: dict[tuple[str, str, str, str, int], list[Cell]] = {}
+    for cell in sorted(study.cells, key=lambda cell: cell.seed):
+        family = f"{cell.pruner}\N{NO-BREAK SPACE}{cell.sparsity}" if several else cell.pruner
+        family += f"+{cell.self_generate}" if cell.self_generate else ""
+        found.setdefault((family, cell.pruner, cell.rung, cell.only, cell.self_generate), []).append(cell)
+    every = [
+        Row(*names, tuple(cell for cell in cells if cell.status == "done"), len(cells))
+        for names, cells in found.items()
+    ]
+    return sorted(every, key=_place)
+
+
+def _place(row: Row) -> tuple[Any, ...]:
+    return place(PRUNERS, row.pruner), place(PARTS, row.only), row.self_generate, place(RUNGS, row.rung)
+
+
+def by_own_samples(found: Iterable[Row]) -> Mapping[tuple[str, str], Mapping[int, Row]]:
+    """By pruner and rung: rows of one part of a block by their number of self-generated samples, the lowest first."""
+    lines: dict[tuple[str, str], dict[int, Row]] = {}
+    for row in found:
+        lines.setdefault((row.pruner, row.rung), {})[row.self_generate] = row
+    return lines
+
+
+def errors(study: Study) -> list[Measure]:
+    """The relative errors: calibration error first, then held-out, and of each text."""
+    return [
+        Measure("calibration", lambda one: one.relative_calibration_error),
+        Measure("heldout", lambda one: one.relative_heldout_error),
+        *(Measure("test", _test_error(text, lambda error: error.relative), text) for text in _texts(study)),
+    ]
+
+
+def normalized_errors(study: Study) -> list[Measure]:
+    """The same errors in the paper's form."""
+    return [
+        Measure("calibration", lambda one: one.calibration_error),
+        Measure("heldout", lambda one: one.heldout_error),
+        *(Measure("test", _test_error(text, lambda error: error.normalized), text) for text in _texts(study)),
+    ]
+
+
+def perplexities(study: Study) -> list[Measure]:
+    """The perplexity of each text."""
+    dense = study.dense.perplexity_on
+    return [Measure("perplexity", _perplexity(text), text, dense=dense(text)) for text in _texts(study)]
+
+
+def mean_accuracy(study: Study) -> Measure:
+    """The mean zero-shot accuracy, 0 to 1."""
+    return Measure("accuracy", lambda cell: cell.zero_shot_mean, dense=study.dense.zero_shot.mean, better=1)
+
+
+def accuracies(study: Study) -> list[Measure]:
+    """The accuracy on each zero-shot task, with its standard error."""
+    scores = study.dense.zero_shot.tasks
+    return [
+        Measure(
+            "accuracy",
+            _of_task(task, lambda score: score.accuracy),
+            task,
+            dense=scores.get(task, Accuracy()).accuracy,
+            better=1,
+            error=_of_task(task, lambda score: score.standard_error),
+            dense_error=scores.get(task, Accuracy()).standard_error,
+        )
+        for task in _names((scores, *(cell.zero_shot for cell in study.cells)))
+    ]
+
+
+TIME = Measure("time", lambda cell: cell.seconds, better=0)
+"""Of pruning and reconstruction, in seconds."""
+
+
+def peak_memory(where: Callable[[Memory], int], largest: bool = True) -> Measure:
+    """The most that was held, in bytes."""
+
+    def of(cell: Cell) -> Value:
+        return None if cell.peak_memory_bytes is None else where(cell.peak_memory_bytes)
+
+    return Measure("memory", of, better=0, largest=largest)
+
+
+def _texts(study: Study) -> list[str]:
+    of_cells = (names for cell in study.cells for names in (cell.perplexity, cell.test_error))
+    return _names((study.dense.perplexity, *of_cells))
+
+
+def _names(found: Iterable[Mapping[str, object]]) -> list[str]:
+    return list(dict.fromkeys(name for names in found for name in names))
+
+
+def _test_error(text: str, of: Callable[[TestError], Value]) -> Callable[[Cell | CellBlock], Value]:
+    return lambda one: of(one.test_error[text]) if text in one.test_error else None
+
+
+def _perplexity(text: str) -> Callable[[Cell], Value]:
+    return lambda cell: cell.perplexity.get(text)
+
+
+def _of_task(task: str, of: Callable[[Accuracy], Value]) -> Callable[[Cell], Value]:
+    return lambda cell: of(cell.zero_shot[task]) if task in cell.zero_shot else None

@@ -21,7 +21,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 from transformers.quantizers.auto import AutoHfQuantizer
 
 from reprune.errors import InputError, UnsupportedModelError, out_of_memory, short
@@ -29,7 +28,7 @@ from reprune.model.bare import build_bare, check_embedding, model_class, quantiz
 from reprune.model.block import Precision
 from reprune.model.checkpoint import FLOATS, USUAL, Checkpoint, TensorEntry, no_floats
 from reprune.model.conversion import Layout
-from reprune.model.linears import find_linears
+from reprune.model.linears import find_linears, is_linear
 from reprune.model.products import candidates
 from reprune.model.quiet import quiet_transformers
 from reprune.model.snapshots import called
@@ -50,24 +49,29 @@ def load_model(
         UnsupportedModelError: its weights are stored as floats that are nothing without their scales.
     """
     products = (precision or Precision()).products
-    if _is_quantized(folder, trust_remote_code):
-        model = _from_pretrained(folder, products, trust_remote_code)  # other dtypes not every quantizer takes
-        _was_loaded.set()
-        return model.to(device).eval()
-    _check_floats(folder, trust_remote_code)
-    bare = _bare(folder, trust_remote_code) if products != torch.float32 else None
-    dtype = _loaded_dtype(_used(Checkpoint(folder), bare), bare)
-    model = _from_pretrained(folder, dtype, trust_remote_code)
-    if products != torch.float32:
-        stacked = stacked_parameters(folder, trust_remote_code) if candidates(model) else set()
-        _widen_(model, bare if dtype != torch.float32 else None, stacked)
-        for linear in find_linears(model):
-            assert linear.module is not None
-            linear.module.weight = nn.Parameter(linear.parameter.to(products), requires_grad=False)
-        for parameter in map(model.get_parameter, stacked):
-            parameter.requires_grad_(False).data = parameter.to(products)
+    quantized = _is_quantized(folder, trust_remote_code)
+    if not quantized:
+        _check_floats(folder, trust_remote_code)
+    # Not every quantizer takes another dtype than that of products.
+    load = _from_pretrained if quantized or products == torch.float32 else _load_for_half
+    model = load(folder, products, trust_remote_code)
     _was_loaded.set()
     return model.to(device).eval()
+
+
+def _load_for_half(folder: Path, products: torch.dtype, trust_remote_code: bool) -> Any:
+    """The weights of linears and experts in the dtype of products, all else in float32."""
+    bare = _bare(folder, trust_remote_code)
+    dtype = _loaded_dtype(_used(Checkpoint(folder), bare), bare)
+    model = _from_pretrained(folder, dtype, trust_remote_code)
+    stacked = stacked_parameters(folder, trust_remote_code) if candidates(model) else set()
+    _widen_(model, bare if dtype != torch.float32 else None, stacked)
+    for linear in find_linears(model):
+        assert linear.module is not None
+        linear.module.weight = nn.Parameter(linear.parameter.to(products), requires_grad=False)
+    for parameter in map(model.get_parameter, stacked):
+        parameter.requires_grad_(False).data = parameter.to(products)
+    return model
 
 
 def whole_bytes(folder: Path, precision: Precision, trust_remote_code: bool = False) -> int:
@@ -207,7 +211,7 @@ def _widen_(model: Any, bare: Any | None, stacked: Set[str]) -> None:
         if by_rows:
             _widen_rows_when_used(module)
         for key, parameter in list(module.named_parameters(recurse=False)):
-            stays = key == "weight" and (by_rows or isinstance(module, nn.Linear | Conv1D))
+            stays = key == "weight" and (by_rows or is_linear(module))
             stays |= f"{path}.{key}" in stacked
             if parameter.is_floating_point() and not stays:
                 setattr(module, key, nn.Parameter(parameter.float(), requires_grad=False))

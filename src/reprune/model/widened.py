@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers.pytorch_utils import Conv1D
+
+from reprune.model.linears import is_linear
 
 _HALF = (torch.bfloat16, torch.float16)
 
@@ -39,8 +40,8 @@ def widen_after_(model: nn.Module, decoder: nn.Module) -> None:
     """Make the weights of all linears outside a model's decoder float32, as its head's."""
     within = set(decoder.modules())
     for module in model.modules():
-        if module not in within and isinstance(module, nn.Linear | Conv1D) and _half(module):
-            module.weight = nn.Parameter(module.weight.float(), requires_grad=False)
+        if module not in within and is_linear(module) and _half(module):
+            module.weight = nn.Parameter(module.get_parameter("weight").float(), requires_grad=False)
 
 
 def _half(module: nn.Module) -> dict[str, nn.Parameter]:

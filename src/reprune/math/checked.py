@@ -22,12 +22,7 @@ class Checked(Pruner[Statistics]):
     """Another pruner, whose matrices are looked at before anybody takes them."""
 
     def __init__(self, name: str, pruner: Pruner[Any], settings: str = "") -> None:
-        """
-        Args:
-            name: what it is called in messages.
-            pruner: as the package has made it.
-            settings: what it was made with, in words.
-        """
+        """`name` is what it is called in messages, `settings` what the package has made it with, in words."""
         self.name = name
         self.pruner = pruner
         self.settings = settings

@@ -49,17 +49,9 @@ class Layout:
     """All conversions of a checkpoint."""
 
     def __init__(self, model: Any, checkpoint: Checkpoint) -> None:
-        """
-        Args:
-            model: of Transformers, its parameters on the meta device.
-            checkpoint: whose tensors it is to be made of.
-
-        Raises:
-            UnsupportedModelError: a conversion does not work.
-        """
+        """Of a model with its parameters on the meta device; raises `UnsupportedModelError` where one does not work."""
         self._model = model
         self._checkpoint = checkpoint
-        self._wanted = model.state_dict(keep_vars=True)
         self.of_parameter: dict[str, Conversion] = {}
         self._of_stored: dict[str, Conversion] = {}
         for conversion in self._conversions():
@@ -124,7 +116,7 @@ class Layout:
 
     def _conversions(self) -> list[Conversion]:
         """Every conversion with all that goes into it, by Transformers' rules."""
-        model, wanted = self._model, self._wanted
+        model, wanted = self._model, self._model.state_dict(keep_vars=True)
         rules = get_model_conversion_mapping(model)
         renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
         converters = [rule for rule in rules if isinstance(rule, WeightConverter)]

@@ -306,18 +306,9 @@ class Decoder:
         return Predictor(run)
 
     def check_predicts(self) -> None:
-        """Raise `UnsupportedModelError` unless the model makes logits of its last block's states; no weight is read.
-
-        Raises:
-            HalfPrecisionError: it does so in float32 only.
-        """
+        """As `predictor.check_predicts`."""
         check_predicts(self.skeleton, self.precision, self._outside.fill_with_nothing)
 
     def costs(self, tokens: int, device: str | None = None) -> list[BlockCosts]:
-        """What each block costs on a sample of so many tokens; no weight is read.
-
-        Args:
-            tokens: how many.
-            device: the type of that which it is to be run on ("cuda"), where that is not the decoder's own.
-        """
+        """What each block costs on a sample of so many tokens, on a device of a type, by default its own."""
         return self.weightless.costs(tokens, device or self.device.type)

@@ -54,13 +54,10 @@ class TokenLosses:
 
     @torch.no_grad()
     def __call__(self, ids: Tensor) -> Tensor:
-        """The losses of all tokens but the first.
+        """Minus the logarithm of each token's probability but the first one's, (tokens - 1,), float32.
 
         Args:
             ids: one window, (1, tokens), int64, on the model's device.
-
-        Returns:
-            Minus the logarithm of each token's probability, (tokens - 1,), float32.
 
         Raises:
             InputError: the model does not run on them, or gives no logits.

@@ -23,13 +23,7 @@ class Outside:
     """The parameters of a model but for those of its blocks, as a checkpoint has them."""
 
     def __init__(self, name: str, model: Any, blocks_path: str, layout: Layout) -> None:
-        """
-        Args:
-            name: of the model's folder.
-            model: of Transformers, its parameters on the meta device.
-            blocks_path: where its list of blocks is.
-            layout: how the checkpoint's tensors make up its parameters.
-        """
+        """`model` has its parameters on the meta device, and its list of blocks at `blocks_path`."""
         self._name = name
         self._model = model
         self._blocks_path = blocks_path

@@ -27,13 +27,8 @@ _NEAR = 0.02  # of the largest logit: what rounding of half precision may do
 def check_predicts(skeleton: Skeleton, precision: Precision, fill: Fill) -> None:
     """Raise `UnsupportedModelError` unless a model makes logits of its last block's states; no weight is read.
 
-    Args:
-        skeleton: of the model.
-        precision: in which its products are computed.
-        fill: gives the weights outside the blocks, without values.
-
-    Raises:
-        HalfPrecisionError: it does so in float32 only.
+    `fill` gives the weights outside the blocks, without values. Raises `HalfPrecisionError` where it makes them with
+    products in float32 only.
     """
     name = type(skeleton.model).__name__
     if not isinstance(skeleton.model.get_output_embeddings(), nn.Module):

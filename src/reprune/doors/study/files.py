@@ -135,8 +135,9 @@ def _protocols(study: Study) -> Iterator[str]:
     """For each text, all that decides its numbers."""
     for text, found in study.dense.perplexity.items():
         yield (
-            f"{text} (sha256 {found.text_sha256[:12]}): {describe(found.model_dump())}, {found.tokens:,} tokens predicted, "
-            f"products in {found.precision}; perplexity and test error on the same windows"
+            f"{text} (sha256 {found.text_sha256[:12]}): {describe(found.model_dump())}, "
+            f"{found.tokens:,} tokens predicted, products in {found.precision}; "
+            "perplexity and test error on the same windows"
         )
 
 

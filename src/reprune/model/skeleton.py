@@ -153,7 +153,7 @@ class Skeleton:
         """
         forms = self.forms
         states, calls = self._recorded(ids, fill, disturb)
-        if not any(isinstance(slot.place, int) for slot in forms[0].slots):  # what is returned is not carried along
+        if not any(isinstance(slot.place, int) for slot in forms[0].slots):  # of what blocks return beside the states
             calls = [without_beside(call) for call in calls]
         calls = [replace(call, form=form) for call, form in zip(calls, forms, strict=True)]
         return forms[self.running[0]].of(states), calls
@@ -260,12 +260,15 @@ class Skeleton:
         refuse_written(type(self.model).__name__, self.blocks, calls, states, into)
 
     def _recorded(self, ids: Tensor, fill: Fill, disturb: bool) -> tuple[Tensor, list[Call]]:
-        """The same, whatever the blocks return, and whether or not weights are looked at before their module runs."""
+        """The states that enter the first block as the model lays them, and what each block is passed with them.
+
+        Found out on the way: what blocks return, and whether weights are looked at before their module runs.
+        """
         first: Exception | None = None
         for early in dict.fromkeys((self._early, True)):
             self._early, first = early, None  # with all weights at hand it says more of the model
-            for form in [self._returned, *(form for form in _RETURNED if form != self._returned)]:
-                self._returned = form
+            for returned in dict.fromkeys((self._returned, *_RETURNED)):
+                self._returned = returned
                 try:
                     return self._record(ids, fill, disturb)
                 except RepruneError:

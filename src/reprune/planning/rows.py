@@ -152,7 +152,7 @@ class Rows:
         import datasets
 
         try:
-            with _quiet(), tempfile.TemporaryDirectory(prefix="reprune-") as cache:
+            with quiet_reading(), tempfile.TemporaryDirectory(prefix="reprune-") as cache:
                 builder = datasets.load_dataset_builder(self.path, self.config, cache_dir=cache)
         except Exception as error:  # as in `_load`
             if full := no_room(error):
@@ -177,7 +177,7 @@ class Rows:
         files = None if self.data_files is None else {self.split: list(self.data_files)}
         checks = "basic_checks" if files is None else "no_checks"
         try:
-            with _quiet():
+            with quiet_reading():
                 return datasets.load_dataset(
                     self.path,
                     self.config,
@@ -302,7 +302,7 @@ def _reason(error: Exception, rows: Rows) -> str:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet_reading() -> Iterator[None]:
     """Progress bars and log lines of the readers off, and afterwards as they were before."""
     import datasets
     import huggingface_hub.utils as hub

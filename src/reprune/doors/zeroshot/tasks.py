@@ -17,6 +17,7 @@ from typing import Any, final
 
 from reprune.errors import InputError, short
 from reprune.model.quiet import quiet_transformers
+from reprune.planning.rows import quiet_reading
 
 # Where the harness keeps each task: reading these few folders takes a moment, reading all of its tasks takes seconds.
 _FOLDERS = {
@@ -40,19 +41,14 @@ def require_harness() -> None:
 @contextmanager
 def quiet_harness() -> Iterator[None]:
     """No advice and no progress bars of the harness and its libraries, for as long as the context lasts."""
-    import datasets
-
     logger = logging.getLogger("lm_eval")
-    level, bars = logger.level, not datasets.are_progress_bars_disabled()
+    level = logger.level
     logger.setLevel(logging.ERROR)
-    datasets.disable_progress_bars()
     try:
-        with quiet_transformers():
+        with quiet_reading(), quiet_transformers():
             yield
     finally:
         logger.setLevel(level)
-        if bars:
-            datasets.enable_progress_bars()
 
 
 @final

@@ -137,13 +137,7 @@ def prune(
 def prune_by_recipe(
     recipe: Recipe, out: Path, watcher: Watcher, shared: Shared | None = None, ranks: Ranks = ALONE
 ) -> dict[str, Any]:
-    """`prune` with its recipe made.
-
-    Args:
-        recipe, out, watcher: as there.
-        shared: what runs of one study have in common.
-        ranks: the processes that do it together; only the first writes, and looks at `out`.
-    """
+    """`prune` with its recipe made, and what runs of one study share; only the first rank writes, or looks at `out`."""
     try:
         return _prune(recipe, out, watcher, shared, ranks)
     except HalfPrecisionError as error:

@@ -158,12 +158,7 @@ def plan_by_recipe(
     crew: Crew = ONE_PROCESS,
     out: Path | None = None,
 ) -> Plan:
-    """Look at a model's configuration and tensor headers; load no weights.
-
-    Args:
-        machine: the one that the run is forecast for, where that is not this one.
-        crew: the processes that it is forecast for.
-        out: the folder that the run would write.
+    """Look at a model's configuration and tensor headers; load no weights. See `Plan` for what else is given.
 
     Raises:
         InputError: the recipe does not fit the model at all. What would be refused is in `Plan.refusals`.

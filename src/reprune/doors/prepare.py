@@ -372,11 +372,9 @@ def check_texts(recipe: Recipe, decoder: Decoder) -> None:
 
 
 def draw(recipe: Recipe, decoder: Decoder, own: str | Path | None = None, local: bool = False) -> Samples:
-    """The samples of a recipe whose seqlen is settled.
+    """The samples of a recipe whose seqlen is settled; `own` are the texts that its model has written for it.
 
-    Args:
-        own: holds the texts that its model has written for it.
-        local: draw from texts that are on this machine alone.
+    With `local` they are drawn from texts that are on this machine alone.
     """
     assert recipe.seqlen is not None
     tokenizer = load_tokenizer(decoder.folder, recipe.trust_remote_code)

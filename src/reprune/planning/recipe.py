@@ -163,13 +163,7 @@ class SelfGenerateRecipe(RecipePart):
         return value
 
     def build(self, tokens: int, most: int | None, seed: int) -> Generation:
-        """The settings of generation.
-
-        Args:
-            tokens: of a sample, without those at its start that belong to no text; a text has as many at least.
-            most: that the model takes; None where it has no limit.
-            seed: of the recipe.
-        """
+        """Settings of generation; a text has as many tokens as a sample at least, and as the model takes at most."""
         length = max(self.length or 2 * tokens, tokens)
         own = self.model_dump(exclude={"samples", "length"})
         own |= {"length": length if most is None else min(length, most), "least": max(tokens, PREFIX + 1)}

@@ -12,10 +12,8 @@ _NUMBERS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 def no_room(error: BaseException, folder: str | None = None, variable: str = "TMPDIR") -> OSError | None:
     """The error to raise in place of one that comes of no room, in whatever form; None of any other.
 
-    Args:
-        error: what a library raised.
-        folder: where its files are, by default the system's folder of temporary ones.
-        variable: of the environment, which names another.
+    `folder` is where the library's files are, by default the system's for temporary ones; the variable of the
+    environment names another.
     """
     found: BaseException | None = error
     while found is not None:

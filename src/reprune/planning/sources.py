@@ -85,7 +85,7 @@ def split_path(name: str, folder: Path | None = None) -> tuple[Path, str] | None
 
 
 def load_documents(name: str, split: Split) -> Documents:
-    """Load the documents that a source names: `train` to calibrate on, `test` to evaluate on.
+    """Load the documents that a source names.
 
     A local file has no splits and gives the same documents for both; a Hub data set that names its own split
     gives that. Raises InputError, with what was expected and the remedy, for whatever keeps the text from

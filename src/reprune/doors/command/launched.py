@@ -21,10 +21,8 @@ TIMEOUT = 600.0
 def ranks_of_launch(timeout: float) -> Iterator[Ranks]:
     """The processes that were launched together; alone where there is one.
 
-    An error that all of them come to is said once, by the first. Another's is said with the number of its process.
-
-    Args:
-        timeout: how many seconds to wait for another one before it is given up for lost.
+    An error that all of them come to is said once, by the first. Another's is said with the number of its process. One
+    that is waited for longer than so many seconds is given up for lost.
     """
     if not launched():
         yield ALONE

@@ -137,11 +137,7 @@ def _resume(run: Path | None) -> str:
 
 @contextmanager
 def processes(timeout: float | None) -> Iterator[Any]:
-    """The processes that run the command together; one, unless a launcher has started more.
-
-    Args:
-        timeout: how many seconds to wait for another one before it is given up for lost.
-    """
+    """The processes that run the command together; one, unless a launcher has started more."""
     from reprune.doors.command.launched import TIMEOUT, ranks_of_launch
 
     with ranks_of_launch(TIMEOUT if timeout is None else timeout) as ranks:

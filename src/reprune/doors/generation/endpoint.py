@@ -56,8 +56,6 @@ class EndpointAuthor(Author):
         Args:
             url: its base, such as http://localhost:8000/v1.
             model: what it calls the model; None: the only one that it lists.
-            tokenizer: of the model.
-            settings: how texts are sampled.
             concurrency: requests under way at a time.
             progress: is told how many texts of a round are written, of how many.
 

@@ -82,11 +82,7 @@ class Corpus:
         return f"remove {' and '.join(('it', *others))} and generate again."
 
     def open(self, made_by: Mapping[str, Any], samples: int) -> None:
-        """Begin the file, or go on with it, be it finished or not.
-
-        Args:
-            made_by: all that decides the texts, but for their number.
-            samples: how many there are to be.
+        """Begin the file, or go on with it, be it finished or not; `made_by` is all that decides so many texts.
 
         Raises:
             InputError: there is a file that this would overwrite, one that something else has begun, or one with more

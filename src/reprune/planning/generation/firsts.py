@@ -45,11 +45,7 @@ def signs(tokenizer: Any) -> frozenset[int]:
 
 
 def first_tokens(tokenizer: Any, rows: int) -> FirstTokens:
-    """Find them.
-
-    Args:
-        tokenizer: of Transformers.
-        rows: of the model's embedding; ids beyond the tokenizer's own are padding.
+    """Find them; `rows` are the model's embedding's, of which those beyond the tokenizer's own ids are padding.
 
     Raises:
         InputError: no token is left.

@@ -128,10 +128,7 @@ class Procedure:
 def judge(draft: Draft, filters: Sequence[Filter], wanted: int) -> Round:
     """Judge the texts of a round; those beyond the number wanted are neither judged nor kept.
 
-    Args:
-        draft: of the round; filters must have learned from all rounds before it.
-        filters: learn from it.
-        wanted: how many texts to keep at most.
+    Filters must have learned from all rounds before it, and learn from it.
     """
     found = Round(rejected=list(draft.rejected), counts=Counter(begun=draft.begun))
     if draft.rejected:

@@ -37,20 +37,18 @@ def allocate(
     weights, outliers, curves = [], [], []
     base, spread = recipe.pattern.sparsity, recipe.allocation.spread
     levels = [max(base - spread, min(_EDGE, base / 2)), base, min(base + spread, 1 - min(_EDGE, (1 - base) / 2))]
-    with frontier.dense_walk() as walk:
-        for index in range(len(decoder)):
-            watcher.phase(None, f"what block {index} bears")
-            pruned = PrunedBlock(decoder.load(index))
-            entering, after = walk.through(pruned.block)
-            inputs = partial(frontier.inputs, entering, pruned.block)
-            find_groups_(pruned, partial(frontier.few, entering, pruned.block), recipe.choice, frontier.ranks)
-            linears = (one for group in pruned.groups for one in group.linears)
-            own = [one for one in linears if not recipe.sparsities.named(index, one.name)]
-            weights.append(sum(math.prod(linear.shape) for linear in own))
-            if recipe.allocation.name == "owl":
-                outliers.append(_outliers(recipe, pruned, inputs, frontier.ranks))
-            else:
-                curves.append(_curve(recipe, pruner, frontier, pruned, inputs, entering, after, levels))
+    dense = (decoder.load(index) for index in range(len(decoder)))
+    for block, entering, after in frontier.dense_walk(dense):
+        watcher.phase(None, f"what block {block.index} bears")
+        pruned, inputs = PrunedBlock(block), partial(frontier.inputs, entering, block)
+        find_groups_(pruned, partial(frontier.few, entering, block), recipe.choice, frontier.ranks)
+        linears = (one for group in pruned.groups for one in group.linears)
+        own = [one for one in linears if not recipe.sparsities.named(block.index, one.name)]
+        weights.append(sum(math.prod(linear.shape) for linear in own))
+        if recipe.allocation.name == "owl":
+            outliers.append(_outliers(recipe, pruned, inputs, frontier.ranks))
+        else:
+            curves.append(_curve(recipe, pruner, frontier, pruned, inputs, entering, after, levels))
     if recipe.allocation.name == "owl":
         return by_outliers(outliers, weights, base, spread)
     return by_error(curves, weights, base)

@@ -347,34 +347,22 @@ class Frontier:
         kept.free(self._store)
         return found
 
-    @contextmanager
-    def dense_walk(self) -> Iterator[DenseWalk]:
-        """A walk of the dense stream through all blocks, from the first; the streams at the frontier stay there."""
-        one, other = self._store.new(self._shape), self._store.new(self._shape)
+    @torch.no_grad()
+    def dense_walk(self, blocks: Iterable[Block]) -> Iterator[tuple[Block, Stream, Stream]]:
+        """Each of all dense blocks, what enters it and what comes out; the streams at the frontier stay there."""
+        entering, after = self._store.new(self._shape), self._store.new(self._shape)
         for batch in self.batches:
-            one.write(batch, self._dense.before(0).read(batch))
+            after.write(batch, self._dense.before(0).read(batch))
         try:
-            yield DenseWalk(self, one, other)
+            for block in blocks:
+                entering, after = after, entering
+                for batch in self.batches:
+                    after.write(batch, self.run([block], entering.read(batch), batch))
+                yield block, entering, after
         finally:
-            self._store.free(one)
-            self._store.free(other)
+            self._store.free(entering)
+            self._store.free(after)
 
     def probe_record(self) -> dict[str, Any]:
         """What the sparse model's last block makes of a sequence of tokens that is no one's text."""
         return self._probe.record(self._decoder.skeleton.forms[-1])
-
-
-@final
-class DenseWalk:
-    """Two streams: what enters the block at hand in the dense model, and what comes out."""
-
-    def __init__(self, frontier: Frontier, entering: Stream, after: Stream) -> None:
-        self._frontier, self._entering, self._after = frontier, after, entering  # as if a block had just been passed
-
-    @torch.no_grad()
-    def through(self, block: Block) -> tuple[Stream, Stream]:
-        """Pass the next block; returns what enters it and what comes out."""
-        self._entering, self._after = self._after, self._entering
-        for batch in self._frontier.batches:
-            self._after.write(batch, self._frontier.run([block], self._entering.read(batch), batch))
-        return self._entering, self._after

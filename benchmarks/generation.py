@@ -27,7 +27,7 @@ from reprune.engine.record import forget_peak_memory
 from reprune.model.locate import locate_model
 from reprune.planning.generation.firsts import first_tokens
 from reprune.planning.generation.language import language_of
-from reprune.planning.generation.rounds import Procedure
+from reprune.planning.generation.rounds import draft
 from reprune.planning.generation.settings import PREFIX, Generation
 from reprune.planning.tokenizer import load_tokenizer
 from reprune.planning.tokens import beginning
@@ -41,11 +41,11 @@ def batched(options: argparse.Namespace) -> Callable[[], dict[str, Any]]:
     tokenizer = load_tokenizer(folder, False)
     settings = Generation(length=options.length, batch_size=options.batch_size, filters=())
     author = LocalAuthor(folder, tokenizer, settings, "cpu", settle_precision("auto", "cpu"))
-    procedure = Procedure(author, first_tokens(tokenizer, author.rows), settings)
+    firsts = first_tokens(tokenizer, author.rows)
     numbers = itertools.count()
 
     def measure() -> dict[str, Any]:
-        kept = procedure.draft(next(numbers)).lines
+        kept = draft(author, firsts, settings, next(numbers)).lines
         return {"texts": len(kept), "tokens": sum(len(line["token_ids"]) for line in kept)}
 
     return measure

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +23,17 @@ BOUND = 60
 def writing(fault: tuple[int, int] | None, *arguments: str) -> None:
     """The command line, in which a rank is killed as it begins its round of that number."""
     from reprune.doors.command.cli import main
+    from reprune.doors.generation import generate
     from reprune.planning.generation import rounds
 
     rounds.language_of = reads
-    draft: Callable[..., Any] = rounds.Procedure.draft
 
-    def drafting(self: Any, number: int) -> Any:
-        if fault == (int(os.environ["RANK"]), number):
+    def drafting(*given: Any) -> Any:
+        if fault == (int(os.environ["RANK"]), given[-1]):
             os.kill(os.getpid(), signal.SIGKILL)
-        return draft(self, number)
+        return rounds.draft(*given)
 
-    rounds.Procedure.draft = drafting  # type: ignore[method-assign]  # that is the fault
+    generate.draft = drafting  # that is the fault
     main(arguments)
 
 

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from safetensors.torch import load_file
 
-from reprune.doors.generation import selfmade
+from reprune.doors.generation import generate, selfmade
 from reprune.doors.prepare import open_decoder, settle
 from reprune.model.block import Precision
 from reprune.model.whole import whole_bytes
@@ -115,8 +115,7 @@ def test_more_texts_go_on_from_fewer_and_fewer_are_the_first(
     here: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begun: list[int] = []
-    real = rounds.Procedure.draft
-    monkeypatch.setattr(rounds.Procedure, "draft", lambda *a: begun.append(a[1]) or real(*a))
+    monkeypatch.setattr(generate, "draft", lambda *given: begun.append(given[-1]) or rounds.draft(*given))
     (folder,), number = [here.parent / "cache" / "self-generated"], {}
     for asked, out in ((6, "six"), (20, "twenty"), (10, "ten"), (6, "again")):
         assert cli("prune", "llama", "--out", out, *OWN, "--self-generate", str(asked)).code == 0

@@ -14,7 +14,7 @@ from reprune.planning.generation import rounds as module
 from reprune.planning.generation.filters import Filter, Judgement, LongEnough, Text
 from reprune.planning.generation.firsts import FirstTokens
 from reprune.planning.generation.language import Language
-from reprune.planning.generation.rounds import Author, Draft, Ids, Procedure, Round, Written, judge
+from reprune.planning.generation.rounds import Author, Draft, Ids, Round, Written, draft, judge
 from reprune.planning.generation.settings import Generation
 
 FIRSTS = FirstTokens(np.arange(100, 200, dtype=np.int64), {}, frozenset({7}))
@@ -51,8 +51,10 @@ class Noting(Filter):
         self.noted.append((text.text, kept))
 
 
-def one_round(procedure: Procedure, number: int, filters: Sequence[Filter] = (), wanted: int = 1000) -> Round:
-    return judge(procedure.draft(number), filters, wanted)
+def one_round(
+    of: tuple[Author, FirstTokens, Generation], number: int, filters: Sequence[Filter] = (), wanted: int = 1000
+) -> Round:
+    return judge(draft(*of, number), filters, wanted)
 
 
 @pytest.fixture(autouse=True)
@@ -63,7 +65,7 @@ def english(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_beginning_with_a_token_that_is_no_text_is_not_written_on() -> None:
     scribe = Scribe()
     firsts = FirstTokens(np.arange(100, 200, dtype=np.int64), {}, frozenset({3}))
-    found = one_round(Procedure(scribe, firsts, Generation(batch_size=20, length=64)), 0)
+    found = one_round((scribe, firsts, Generation(batch_size=20, length=64)), 0)
     assert scribe.asked == []
     assert {line["reason"] for line in found.rejected} == {"holds a token that is no text"}
     assert found.counts == {"begun": 40, "rejected prefix": 40}
@@ -72,7 +74,7 @@ def test_a_beginning_with_a_token_that_is_no_text_is_not_written_on() -> None:
 def test_only_beginnings_in_the_language_are_written_on() -> None:
     scribe, noting = Scribe(), Noting()
     settings = Generation(batch_size=20, length=64)
-    found = one_round(Procedure(scribe, FIRSTS, settings), 3, [LongEnough(8), noting])
+    found = one_round((scribe, FIRSTS, settings), 3, [LongEnough(8), noting])
     assert len(scribe.begun) == 40
     assert [ids[0] for ids in scribe.asked] == [first for first in scribe.begun if first % 2 == 0]
     long = [first for first in scribe.begun if first % 2 == 0 and first % 10 >= 3]
@@ -90,13 +92,13 @@ def test_only_beginnings_in_the_language_are_written_on() -> None:
 
 def test_any_language_is_written_on_where_any_is_asked_for() -> None:
     settings = Generation(batch_size=20, length=64, language="any")
-    found = one_round(Procedure(Scribe(), FIRSTS, settings), 3)
+    found = one_round((Scribe(), FIRSTS, settings), 3)
     assert found.counts == {"begun": 40, "kept": 40}
     assert {line["kept"]["prefix"] for line in found.kept} == {"reads as de", "reads as en"}
 
 
 def test_a_line_says_all_of_a_text() -> None:
-    found = one_round(Procedure(Scribe(), FIRSTS, Generation(batch_size=20, seed=7)), 0, [LongEnough(6)], wanted=1)
+    found = one_round((Scribe(), FIRSTS, Generation(batch_size=20, seed=7)), 0, [LongEnough(6)], wanted=1)
     (line,) = found.kept
     first = line["first_token"]
     assert line == {
@@ -124,8 +126,8 @@ def test_a_line_says_all_of_a_text() -> None:
 
 
 def test_texts_beyond_those_wanted_are_counted_and_no_more() -> None:
-    whole = one_round(Procedure(Scribe(), FIRSTS, Generation(batch_size=20)), 1)
-    part = one_round(Procedure(Scribe(), FIRSTS, Generation(batch_size=20)), 1, wanted=3)
+    whole = one_round((Scribe(), FIRSTS, Generation(batch_size=20)), 1)
+    part = one_round((Scribe(), FIRSTS, Generation(batch_size=20)), 1, wanted=3)
     assert part.kept == whole.kept[:3]
     assert part.counts["left over"] == len(whole.kept) - 3
 
@@ -137,7 +139,7 @@ def test_the_first_filter_that_a_text_does_not_pass_is_why_it_went_and_no_other_
         def judge(self, text: Text) -> Judgement:
             return Judgement(1.0, "never")
 
-    found = one_round(Procedure(Scribe(), FIRSTS, Generation(batch_size=20)), 1, [Noting(), LongEnough(99), Strict()])
+    found = one_round((Scribe(), FIRSTS, Generation(batch_size=20)), 1, [Noting(), LongEnough(99), Strict()])
     texts = [line for line in found.rejected if "text" in line]
     assert {line["rejected"] for line in texts} == {"length"}
     assert {tuple(line["measured"]) for line in texts} == {("noting", "length")}
@@ -148,7 +150,7 @@ def test_the_first_filter_that_a_text_does_not_pass_is_why_it_went_and_no_other_
 def test_a_round_depends_on_the_seed_and_its_number_alone() -> None:
     def firsts(seed: int, number: int) -> list[Any]:
         scribe = Scribe()
-        one_round(Procedure(scribe, FIRSTS, Generation(batch_size=4, seed=seed)), number, wanted=9)
+        one_round((scribe, FIRSTS, Generation(batch_size=4, seed=seed)), number, wanted=9)
         return scribe.begun
 
     assert firsts(0, 5) == firsts(0, 5)
@@ -159,12 +161,12 @@ def test_a_round_depends_on_the_seed_and_its_number_alone() -> None:
 def test_a_round_in_which_nothing_reads_well_writes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "language_of", lambda text: Language("de", 0.9))
     scribe = Scribe()
-    found = one_round(Procedure(scribe, FIRSTS, Generation(batch_size=3)), 0, wanted=9)
+    found = one_round((scribe, FIRSTS, Generation(batch_size=3)), 0, wanted=9)
     assert (found.kept, len(found.rejected), scribe.asked) == ([], 6, [])
 
 
 def test_a_draft_is_judged_elsewhere_as_it_would_be_here() -> None:
-    draft = Procedure(Scribe(), FIRSTS, Generation(batch_size=20)).draft(2)
-    told = Draft(**json.loads(json.dumps(asdict(draft))))
-    assert told == draft
-    assert judge(told, [LongEnough(8)], 3) == judge(draft, [LongEnough(8)], 3)
+    drafted = draft(Scribe(), FIRSTS, Generation(batch_size=20), 2)
+    told = Draft(**json.loads(json.dumps(asdict(drafted))))
+    assert told == drafted
+    assert judge(told, [LongEnough(8)], 3) == judge(drafted, [LongEnough(8)], 3)

@@ -30,7 +30,7 @@ from reprune.planning.generation.corpus import Corpus
 from reprune.planning.generation.filters import require_filters
 from reprune.planning.generation.firsts import first_tokens
 from reprune.planning.generation.language import require_language
-from reprune.planning.generation.rounds import Author, Draft, Procedure, judge
+from reprune.planning.generation.rounds import Author, Draft, draft, judge
 from reprune.planning.generation.settings import Generation
 from reprune.planning.paths import on_record
 from reprune.planning.tokenizer import load_tokenizer
@@ -160,14 +160,13 @@ def _fill(
 ) -> dict[str, Any]:
     """Do the rounds that are left, as many at a time as there are ranks."""
     firsts = first_tokens(tokenizer, author.rows)
-    procedure = Procedure(author, firsts, settings)
     judging = _Judging(corpus, samples, settings, watcher) if ranks.first else None
 
     def next_round() -> int | None:
         return None if judging is None else judging.next_round()
 
     while (number := ranks.first_does(next_round)) is not None:
-        for told in ranks.each_tells(asdict(procedure.draft(number + ranks.number))):
+        for told in ranks.each_tells(asdict(draft(author, firsts, settings, number + ranks.number))):
             if judging is not None:
                 judging.add(Draft(**told))
 

@@ -74,55 +74,45 @@ class Round:
     counts: Counter[str] = field(default_factory=Counter)
 
 
-@final
-class Procedure:
-    """Writes texts, round after round or in whatever order."""
+def draft(author: Author, tokens: FirstTokens, settings: Generation, number: int) -> Draft:
+    """Write what the round of that number has; it depends on no other."""
+    generator = np.random.default_rng((settings.seed, number))
+    firsts = [int(token) for token in tokens.draw(generator, 2 * settings.batch_size)]
+    rejected: list[_Line] = []
+    origins: list[_Line] = []
+    prefixes: list[Ids] = []
+    begins_in: list[str] = []
+    for first, (text, ids) in zip(firsts, author.begin(firsts, number), strict=True):
+        language = language_of(text)
+        if tokens.signs.intersection(ids):
+            reason = "holds a token that is no text"
+        elif language.fits(settings.language):
+            prefixes.append(ids)
+            origins.append({"seed": settings.seed, "prefix": text, "first_token": first, "round": number})
+            begins_in.append(language.code)
+            continue
+        else:
+            reason = f"reads as {language.code}"
+        line = {"prefix": text, "token_ids": list(ids), "round": number}
+        rejected.append({**line, "rejected": "prefix", "reason": reason, "score": round(language.score, 4)})
+    written = author.write(prefixes, number) if prefixes else []
+    lines = [_line(one, origin) for one, origin in zip(written, origins, strict=True)]
+    return Draft(number, len(firsts), rejected, lines, begins_in)
 
-    def __init__(self, author: Author, firsts: FirstTokens, settings: Generation) -> None:
-        self._author = author
-        self._firsts = firsts
-        self._settings = settings
 
-    def draft(self, number: int) -> Draft:
-        """Write what the round of that number has; it depends on no other."""
-        settings = self._settings
-        generator = np.random.default_rng((settings.seed, number))
-        firsts = [int(token) for token in self._firsts.draw(generator, 2 * settings.batch_size)]
-        rejected: list[_Line] = []
-        origins: list[_Line] = []
-        prefixes: list[Ids] = []
-        begins_in: list[str] = []
-        for first, (text, ids) in zip(firsts, self._author.begin(firsts, number), strict=True):
-            language = language_of(text)
-            if self._firsts.signs.intersection(ids):
-                reason = "holds a token that is no text"
-            elif language.fits(settings.language):
-                prefixes.append(ids)
-                origins.append({"prefix": text, "first_token": first, "round": number})
-                begins_in.append(language.code)
-                continue
-            else:
-                reason = f"reads as {language.code}"
-            line = {"prefix": text, "token_ids": list(ids), "round": number}
-            rejected.append({**line, "rejected": "prefix", "reason": reason, "score": round(language.score, 4)})
-        written = self._author.write(prefixes, number) if prefixes else []
-        lines = [self._line(one, origin) for one, origin in zip(written, origins, strict=True)]
-        return Draft(number, len(firsts), rejected, lines, begins_in)
-
-    def _line(self, one: Written, origin: _Line) -> _Line:
-        likelihood = one.mean_log_probability
-        language = language_of(one.text)
-        return {
-            "text": one.text,
-            "token_ids": list(one.token_ids),
-            "seed": self._settings.seed,
-            **origin,
-            "language": language.code,
-            "language_score": round(language.score, 4),
-            # As a process that reads the file knows it.
-            "mean_log_probability": None if likelihood is None else round(likelihood, 4),
-            "ended": one.ended,
-        }
+def _line(one: Written, origin: _Line) -> _Line:
+    likelihood = one.mean_log_probability
+    language = language_of(one.text)
+    return {
+        "text": one.text,
+        "token_ids": list(one.token_ids),
+        **origin,
+        "language": language.code,
+        "language_score": round(language.score, 4),
+        # As a process that reads the file knows it.
+        "mean_log_probability": None if likelihood is None else round(likelihood, 4),
+        "ended": one.ended,
+    }
 
 
 def judge(draft: Draft, filters: Sequence[Filter], wanted: int) -> Round:

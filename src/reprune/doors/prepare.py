@@ -148,8 +148,10 @@ def check_out(out: Path) -> None:
         ) from None
     ledger = Ledger(out)
     begun = ledger.exists
-    if out.exists() and not out.is_dir():
-        raise InputError(f"--out {out}: is a file; give a folder that does not exist yet.")
+    there = _there(out)
+    if not there.is_dir():
+        which = "" if there == out.absolute() else f"{there} "
+        raise InputError(f"--out {out}: {which}is a file; give a folder that does not exist yet.")
     for folder in (out, *out.parents):
         if folder.is_symlink() and not folder.exists():
             where = "" if folder == out else f"{folder} "
@@ -163,11 +165,8 @@ def check_out(out: Path) -> None:
         if begun:
             raise InputError(f"--out {out}: {ledger.way_on}, or give another folder.")
         raise InputError(f"--out {out}: is not empty; give a folder that does not exist yet.")
-    parent = _there(out)
-    if not parent.is_dir():
-        raise InputError(f"--out {out}: {parent} is a file; give a folder that does not exist yet.")
-    if not os.access(parent, os.W_OK | os.X_OK):
-        raise InputError(f"--out {out}: {parent} cannot be written to; give another folder.")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise InputError(f"--out {out}: {there} cannot be written to; give another folder.")
 
 
 def _there(out: Path) -> Path:

@@ -175,9 +175,7 @@ class AllocationRecipe(RecipePart):
     """How the sparsity is shared out over blocks (see `reprune.math.allocation`)."""
 
     name: Literal["uniform", "owl", "by-error"] = "uniform"
-    spread: float = Field(
-        0.08, gt=0, lt=0.5
-    )  # owl: the most by which two blocks differ, halved; by-error: from the mean
+    spread: float = Field(0.08, gt=0, lt=0.5)  # owl: half of what two blocks differ by at most; by-error: from the mean
     outlier: float = Field(5.0, gt=1)  # owl: scores of so many times the mean are outliers
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -63,11 +62,13 @@ def survey(decoder: Decoder, sparsities: Sparsities, choice: Choice) -> Survey:
     Raises:
         InputError: no linear of any block would be pruned, or a pattern of `choice.exclude` fits nothing.
     """
-    blocks, refusals = [], []
+    blocks: list[BlockSurvey] = []
+    refusals: dict[str, list[int]] = {}  # the blocks that each is of
     for index in range(len(decoder)):
-        block, problems = _survey_block(decoder, index, sparsities, choice)
+        block, reasons = _survey_block(decoder, index, sparsities, choice)
         blocks.append(block)
-        refusals += problems
+        for reason in dict.fromkeys(reasons):
+            refusals.setdefault(reason, []).append(index)
     places = {
         (block.index, name)
         for block in blocks
@@ -81,7 +82,11 @@ def survey(decoder: Decoder, sparsities: Sparsities, choice: Choice) -> Survey:
             raise InputError(f"{key}: {pattern!r} fits no matrix of a block{hint}; there are {there:.2000}.")
     if not any(block.groups for block in blocks) and not refusals:
         raise InputError(f"{decoder.name}: no linear of any block is left to prune; see 'only' and 'exclude'.")
-    return Survey(tuple(blocks), _merged(refusals))
+    said = (
+        f"block {found[0]}: {reason}" if len(found) == 1 else f"blocks {ranges(found)}: {reason}"
+        for reason, found in refusals.items()
+    )
+    return Survey(tuple(blocks), tuple(said))
 
 
 def _hint(decoder: Decoder, pattern: str, places: set[tuple[int, str]]) -> str:
@@ -99,16 +104,17 @@ def _hint(decoder: Decoder, pattern: str, places: set[tuple[int, str]]) -> str:
 
 def _survey_block(
     decoder: Decoder, index: int, sparsities: Sparsities, choice: Choice
-) -> tuple[BlockSurvey, list[tuple[int, str]]]:
+) -> tuple[BlockSurvey, list[str]]:
+    """A block, and why it cannot be pruned so, if it cannot."""
     module = decoder.skeleton.blocks[index]
-    refusals: list[tuple[int, str]] = []
+    refusals: list[str] = []
     stacks: tuple[Stack, ...] = ()
     try:
         stacks = decoder.weightless.stacks(index)
     except RepruneError:
         raise
     except Exception as error:  # whatever a module raises
-        refusals.append((index, f"which matrices it multiplies by cannot be seen ({short(error)})"))
+        refusals.append(f"which matrices it multiplies by cannot be seen ({short(error)})")
     linears = find_linears(module, stacks)
     routers = find_routers(module, stacks)
     dense = choice.kept_dense(index, linears) - routers
@@ -118,7 +124,7 @@ def _survey_block(
             try:
                 sparsities.of(index, linear.name).check(linear.shape[1], called)
             except InputError as error:
-                refusals.append((index, str(error)))
+                refusals.append(str(error))
     try:
         found = decoder.weightless.groups(index)
         groups, known = [group.names for group in found], True
@@ -132,11 +138,8 @@ def _survey_block(
     }
     whole = sum(math.prod(linear.shape) for linear in linears) + sum(map(math.prod, others.values()))
     refusals += [
-        (
-            index,
-            f"the matrix {name} {list(shape)} is not the weight of a linear, so it cannot be pruned, and it is "
-            f"{math.prod(shape) / whole:.0%} of the block; leave it dense with --set 'exclude=[\"{name}\"]'",
-        )
+        f"the matrix {name} {list(shape)} is not the weight of a linear, so it cannot be pruned, and it is "
+        f"{math.prod(shape) / whole:.0%} of the block; leave it dense with --set 'exclude=[\"{name}\"]'"
         for name, shape in others.items()
         if math.prod(shape) > _LARGE * whole
     ]
@@ -149,15 +152,12 @@ def _survey_block(
         share, leave = math.prod(linear.shape) / whole, f"leave it dense with --set 'exclude=[\"{linear.name}\"]'"
         if linear.name not in read:
             if much:
-                refusals.append((index, f"the linear {linear.name} never runs; {leave}"))
+                refusals.append(f"the linear {linear.name} never runs; {leave}")
         elif share > _LARGE or much:
             part = f"it is {share:.0%}" if share > _LARGE else f"all that do not run are {all_idle / whole:.0%}"
             refusals.append(
-                (
-                    index,
-                    f"the weight of the linear {linear.name} is used, but inputs are not multiplied by it as it is, so "
-                    f"it cannot be pruned, and {part} of the block; {leave}",
-                )
+                f"the weight of the linear {linear.name} is used, but inputs are not multiplied by it as it is, so it "
+                f"cannot be pruned, and {part} of the block; {leave}"
             )
     left = (tuple(name for name in group if name not in dense | routers) for group in groups)
     return (
@@ -174,15 +174,4 @@ def _survey_block(
             known,
         ),
         refusals,
-    )
-
-
-def _merged(refusals: Sequence[tuple[int, str]]) -> tuple[str, ...]:
-    """One line for the same refusal of many blocks, or of many matrices of a block."""
-    blocks: dict[str, list[int]] = {}
-    for index, reason in dict.fromkeys(refusals):
-        blocks.setdefault(reason, []).append(index)
-    return tuple(
-        f"block {found[0]}: {reason}" if len(found) == 1 else f"blocks {ranges(found)}: {reason}"
-        for reason, found in blocks.items()
     )

@@ -79,9 +79,9 @@ def _guarded(record: Mapping[str, Any]) -> Iterator[str]:
 def show_check(check: Check) -> None:
     """One thing that was looked at in a result, and what is wrong with it."""
     output = console()
-    output.print(f"{'ok' if check.passed else 'FAILED':<7} {check.name:<9} {check.found}", highlight=False)
+    output.print(f"{'ok' if check.passed else 'FAILED':<7} {check.name:<9} {check.found}")
     for problem in check.problems[:_PROBLEMS]:
-        output.print(f"          {problem}", style="red", highlight=False)
+        output.print(f"          {problem}", style="red")
     if (more := len(check.problems) - _PROBLEMS) > 0:
         output.print(f"          and {more} more", style="red")
 

@@ -13,7 +13,7 @@ import torch
 
 from reprune.doors.devices import DTYPES, in_precision, settle_device
 from reprune.doors.evaluation.calibrated import calibrated_on
-from reprune.doors.evaluation.protocols import Cut, CutText, cut_text, model_name, open_text
+from reprune.doors.evaluation.protocols import Cut, CutText, Measured, cut_text, model_name, open_text
 from reprune.doors.found import find_model
 from reprune.doors.prepare import check_ids
 from reprune.engine.compare import BlockError, check_alike, compare
@@ -29,29 +29,17 @@ _TOKENS = 8192  # a batch at the most: more would take memory and no less time
 
 
 @final
-@dataclass(frozen=True)
-class AgainstDense:
+@dataclass(frozen=True, kw_only=True)
+class AgainstDense(Measured):
     """A sparse model's errors against its dense model, with all that decides them."""
 
-    model: str
-    fingerprint: str
     dense: str
     dense_fingerprint: str
-    text: str
-    text_sha256: str
-    protocol: str  # a name of `reprune.doors.evaluation.protocols`, or "custom"
-    seqlen: int  # tokens a window
-    windows: int
-    bos: bool  # whether each window begins with the beginning-of-sequence token
-    begun: bool  # whether the first one does
-    precision: str  # of the products
     embedding: float  # relative error of what enters block 0: zero unless the embeddings differ
     blocks: tuple[BlockError, ...]
-    calibration_overlap: float | None = None  # as of `Perplexity`
 
     def record(self) -> dict[str, Any]:
-        """All of it, for JSON."""
-        return asdict(self) | {"blocks": [asdict(block) for block in self.blocks]}
+        return super().record() | {"blocks": [asdict(block) for block in self.blocks]}
 
 
 @undisturbed()

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, final
 
 import torch
 from torch import Tensor
 
+from reprune.doors.evaluation.protocols import Measured
 from reprune.errors import NumericalError
 from reprune.model.block import Precision
 from reprune.model.full_speed import full_speed
@@ -24,28 +25,13 @@ _LARGEST_EXPONENT = 709.0  # of a float64
 
 
 @final
-@dataclass(frozen=True)
-class Perplexity:
+@dataclass(frozen=True, kw_only=True)
+class Perplexity(Measured):
     """A perplexity with all that decides it, so that no two are compared by mistake."""
 
     perplexity: float
-    model: str
-    fingerprint: str  # of the model's configuration and weights
-    text: str
-    text_sha256: str
-    protocol: str  # a name of `reprune.doors.evaluation.protocols`, or "custom"
-    seqlen: int  # tokens a window
-    windows: int
     tokens: int  # predicted
-    bos: bool  # whether each window begins with the beginning-of-sequence token
-    begun: bool  # whether the first one does
-    precision: str  # of the products
     weights_dtype: str  # in which the weights are saved
-    calibration_overlap: float | None = None  # share of what it was calibrated on that the text holds; None: not known
-
-    def record(self) -> dict[str, Any]:
-        """All of it, for JSON."""
-        return asdict(self)
 
 
 @full_speed()

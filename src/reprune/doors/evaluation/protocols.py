@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, final
 
@@ -135,6 +135,27 @@ class CutText:
         windows, seqlen = self.ids.shape
         named = {"text": self.text, "text_sha256": self.text_sha256, "protocol": self.protocol}
         return {**named, "seqlen": seqlen, "windows": windows, "bos": self.bos, "begun": self.begun}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """A model measured on a text, and all that decides what comes of it."""
+
+    model: str
+    fingerprint: str  # of the model's configuration and weights
+    text: str
+    text_sha256: str
+    protocol: str  # the name of one, or "custom"
+    seqlen: int  # tokens a window
+    windows: int
+    bos: bool  # whether each window begins with the beginning-of-sequence token
+    begun: bool  # whether the first one does
+    precision: str  # of the products
+    calibration_overlap: float | None = None  # share of what it was calibrated on that the text holds; None: not known
+
+    def record(self) -> dict[str, Any]:
+        """All of it, for JSON."""
+        return asdict(self)
 
 
 def describe(measured: Mapping[str, Any]) -> str:

@@ -41,7 +41,7 @@ def allocate(
     for block, entering, after in frontier.dense_walk(dense):
         watcher.phase(None, f"what block {block.index} bears")
         pruned, inputs = PrunedBlock(block), partial(frontier.inputs, entering, block)
-        find_groups_(pruned, partial(frontier.few, entering, block), recipe.choice, frontier.ranks)
+        find_groups_(pruned, entering, frontier, recipe.choice)
         linears = (one for group in pruned.groups for one in group.linears)
         own = [one for one in linears if not recipe.sparsities.named(block.index, one.name)]
         weights.append(sum(math.prod(linear.shape) for linear in own))

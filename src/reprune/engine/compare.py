@@ -29,12 +29,9 @@ class BlockError:
     """How far a sparse block's output is from the dense one's, each on its own model's stream."""
 
     index: int
-    normalized: float
-    """(1 / (N H T)) * ||dense - sparse||^2, the paper's normalized reconstruction error."""
-    relative: float
-    """||dense - sparse||^2 / ||dense||^2."""
-    sparsity: float
-    """The share of exact zeros among the weights of the sparse block's linears."""
+    normalized: float  # (1 / (N H T)) * ||dense - sparse||^2, the paper's normalized reconstruction error
+    relative: float  # ||dense - sparse||^2 / ||dense||^2
+    sparsity: float  # the share of exact zeros among the weights of the sparse block's linears
 
 
 @final

@@ -91,19 +91,17 @@ class FreshBlocks:
 
     def _find_groups_(self, pruned: PrunedBlock, entering: Stream) -> None:
         if not pruned.groups:
-            some = partial(self.frontier.few, entering, pruned.block)
-            find_groups_(pruned, some, self.recipe.choice, self.frontier.ranks)
+            find_groups_(pruned, entering, self.frontier, self.recipe.choice)
 
     def _refitting(self, index: int, entering: Stream) -> Refitting | None:
         if self.least_squares is None:
             return None
         twin = self.decoder.load(index)  # pruning changes the other in place
-        pairs = partial(self.frontier.pairs, entering, twin, self.recipe.teacher)
         frontier = self.frontier
         return Refitting(
             self.least_squares,
             twin,
-            pairs,
+            partial(frontier.pairs, entering, twin, self.recipe.teacher),
             frontier.calibration,
             frontier.statistics_samples,
             frontier.statistics_of_all,

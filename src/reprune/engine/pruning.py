@@ -10,6 +10,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
+from reprune.engine.frontier import Frontier
 from reprune.engine.refitting import Refitting
 from reprune.engine.window import PrunedBlock
 from reprune.errors import UnsupportedModelError, naming
@@ -20,6 +21,7 @@ from reprune.math.ranks import ALONE, Ranks
 from reprune.math.statistics import Statistics
 from reprune.model.block import Block, Call, Enough, LinearGroup, many_passes
 from reprune.model.linears import Linear
+from reprune.model.streams import Stream
 from reprune.planning.choice import Choice
 from reprune.planning.sparsities import Sparsities
 
@@ -49,10 +51,11 @@ def linear_groups(block: Block, states: Tensor, call: Call, kept_dense: Collecti
     return [group for group in left if group.linears]
 
 
-def find_groups_(pruned: PrunedBlock, some: Callable[[], tuple[Tensor, Call]], choice: Choice, ranks: Ranks) -> None:
-    """Set what is to be pruned of a dense block, found by running it on some of its inputs, on the first rank."""
+def find_groups_(pruned: PrunedBlock, entering: Stream, frontier: Frontier, choice: Choice) -> None:
+    """Set what is to be pruned of a dense block, found by running it on some of what enters it, on the first rank."""
+    ranks = frontier.ranks
     if ranks.first:
-        states, call = some()
+        states, call = frontier.few(entering, pruned.block)
         kept_dense = choice.kept_dense(pruned.index, pruned.block.linears) | pruned.block.routers
         pruned.groups = linear_groups(pruned.block, states, call, kept_dense)
     if not ranks.alone:

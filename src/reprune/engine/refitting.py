@@ -31,17 +31,12 @@ class Refitting:
     """How the groups of one block are refitted."""
 
     solver: LeastSquares
-    dense: Block
-    """The block as it was before pruning."""
+    dense: Block  # as it was before pruning
     pairs: Pairs
-    calibration: int
-    """How many samples, from the first, are calibrated on; the others are held out."""
-    statistics_samples: int
-    """How many of these, from the first, the pruner's statistics are of."""
-    statistics_of_all: bool = True
-    """Whether they are of all that are calibrated on."""
+    calibration: int  # how many samples, from the first, are calibrated on; the others are held out
+    statistics_samples: int  # how many of these, from the first, the pruner's statistics are of
+    statistics_of_all: bool = True  # whether that is all of all ranks
     ranks: Ranks = ALONE
-    """The processes that have the samples together."""
 
     @torch.no_grad()
     def gather(self, block: Block, group: LinearGroup, statistics: Statistics) -> tuple[Paired, Paired] | None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ from reprune.planning.layers import resolve_recipe
 from reprune.planning.schedule import Window, windows
 from tests import tiny
 from tests.damage import flip_bit
+
+Whole = Callable[[str], Path]
 
 
 class Interrupted(Exception):
@@ -85,6 +88,19 @@ def prune(model: Path, out: Path, rung: str, watcher: Watcher | None = None, *se
     )  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def whole(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    """The result at a rung that nothing has interrupted; tests must not change it."""
+
+    @cache
+    def made(rung: str) -> Path:
+        out = tmp_path_factory.mktemp("whole") / "out"
+        prune(llama, out, rung)
+        return out
+
+    return made
+
+
 def files(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix == ".safetensors"}
 
@@ -92,27 +108,28 @@ def files(folder: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize("rung", ["LR", "BR+GP", "BR+GP+CR"])
 @pytest.mark.parametrize("phase", ["targets", "reconstruction", "advancing", None])
 @pytest.mark.parametrize("window", [0, 2])
-def test_resume_ends_with_the_same_bits(llama: Path, rung: str, phase: str | None, window: int, tmp_path: Path) -> None:
-    whole = prune(llama, tmp_path / "whole", rung)
+def test_resume_ends_with_the_same_bits(
+    llama: Path, whole: Whole, rung: str, phase: str | None, window: int, tmp_path: Path
+) -> None:
     with pytest.raises(Interrupted):
         prune(llama, tmp_path / "cut", rung, InterruptAt(window, phase))
     before = reprune.status(tmp_path / "cut")
     assert not before.finished
     assert before.windows_done == (window + 1 if phase is None else window)
     record = reprune.resume(tmp_path / "cut")
-    assert files(tmp_path / "cut") == files(tmp_path / "whole")
+    assert files(tmp_path / "cut") == files(whole(rung))
+    wanted = json.loads((whole(rung) / "reprune.json").read_text())
     assert [block["calibration_error"] for block in record["blocks"]] == [
-        block["calibration_error"] for block in whole["blocks"]
+        block["calibration_error"] for block in wanted["blocks"]
     ]
     assert reprune.status(tmp_path / "cut").finished
 
 
-def test_resume_on_disk_streams(llama: Path, tmp_path: Path) -> None:
-    prune(llama, tmp_path / "whole", "BR+GP")
+def test_resume_on_disk_streams(llama: Path, whole: Whole, tmp_path: Path) -> None:
     with pytest.raises(Interrupted):
         prune(llama, tmp_path / "cut", "BR+GP", InterruptAt(1, "reconstruction"), "streams.memory=0B")
     reprune.resume(tmp_path / "cut")
-    assert files(tmp_path / "cut") == files(tmp_path / "whole")
+    assert files(tmp_path / "cut") == files(whole("BR+GP"))
 
 
 def test_an_unfinished_folder_is_not_a_model_and_is_not_overwritten(llama: Path, tmp_path: Path) -> None:
@@ -123,8 +140,7 @@ def test_an_unfinished_folder_is_not_a_model_and_is_not_overwritten(llama: Path,
         prune(llama, tmp_path / "cut", "LR")
 
 
-def test_a_line_cut_short_by_a_crash_counts_as_not_written(llama: Path, tmp_path: Path) -> None:
-    prune(llama, tmp_path / "whole", "BR+GP+CR")
+def test_a_line_cut_short_by_a_crash_counts_as_not_written(llama: Path, whole: Whole, tmp_path: Path) -> None:
     with pytest.raises(Interrupted):
         prune(llama, tmp_path / "cut", "BR+GP+CR", InterruptAt(2, "reconstruction"))
     ledger = tmp_path / "cut" / ".reprune" / "ledger.jsonl"
@@ -132,7 +148,7 @@ def test_a_line_cut_short_by_a_crash_counts_as_not_written(llama: Path, tmp_path
         file.write('{"window": {"index": 2, "blo')
     assert reprune.status(tmp_path / "cut").windows_done == 2
     reprune.resume(tmp_path / "cut")
-    assert files(tmp_path / "cut") == files(tmp_path / "whole")
+    assert files(tmp_path / "cut") == files(whole("BR+GP+CR"))
 
 
 def test_a_finished_run_has_nothing_to_resume(llama: Path, tmp_path: Path) -> None:
@@ -165,13 +181,12 @@ def test_another_model_or_version_is_not_gone_on_with(tmp_path: Path) -> None:
 
 
 def test_a_run_goes_on_with_its_model_at_another_place(
-    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    llama: Path, whole: Whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As where its folder was renamed, or taken to another machine: it is the same model, by every file."""
     before, after = tmp_path / "before", tmp_path / "after"
     shutil.copytree(llama, before / "mine")
     monkeypatch.chdir(before)
-    prune(Path("mine"), Path("whole"), "BR+GP")
     with pytest.raises(Interrupted):
         prune(Path("mine"), Path("cut"), "BR+GP", InterruptAt(0))
     before.rename(after)
@@ -186,7 +201,7 @@ def test_a_run_goes_on_with_its_model_at_another_place(
         reprune.resume("cut")
     flip_bit(entry.file, entry.offset)
     reprune.resume("cut")
-    assert files(Path("cut")) == files(Path("whole"))
+    assert files(Path("cut")) == files(whole("BR+GP"))
 
 
 _CODE = """
@@ -236,11 +251,10 @@ def test_code_that_came_with_the_model_and_has_changed_is_not_run(homemade: Path
     [("model.safetensors", 0, 1), ("tokenizer_config.json", 0, 1), ("config.json", None, 3)],
 )
 def test_a_model_that_changes_on_the_way_ends_the_run_which_goes_on_with_what_was_there(
-    name: str, window: int | None, done: int, llama: Path, tmp_path: Path
+    name: str, window: int | None, done: int, llama: Path, whole: Whole, tmp_path: Path
 ) -> None:
     model = shutil.copytree(llama, tmp_path / "model")
     before = (model / name).read_bytes()
-    prune(model, tmp_path / "whole", "LR")
     other = before + b"\n" if name.endswith(".json") else before[:-1] + bytes([before[-1] ^ 1])
     with pytest.raises(ChangedError, match=rf"{name}: was written to or replaced .* 'reprune resume DIR'"):
         prune(model, tmp_path / "cut", "LR", ChangeAt(model / name, other, window))
@@ -249,7 +263,7 @@ def test_a_model_that_changes_on_the_way_ends_the_run_which_goes_on_with_what_wa
         reprune.resume(tmp_path / "cut")
     (model / name).write_bytes(before)
     reprune.resume(tmp_path / "cut")
-    assert files(tmp_path / "cut") == files(tmp_path / "whole")
+    assert files(tmp_path / "cut") == files(whole("LR"))
 
 
 def test_a_run_that_another_process_finishes_meanwhile_is_left_as_it_is(
@@ -380,15 +394,14 @@ def test_a_line_that_names_what_is_no_file_of_weights_is_refused(tmp_path: Path,
             ask()
 
 
-def test_a_run_that_never_began_is_no_hindrance(llama: Path, tmp_path: Path) -> None:
+def test_a_run_that_never_began_is_no_hindrance(llama: Path, whole: Whole, tmp_path: Path) -> None:
     """A process was killed before run.json was there; a ledger without it is of a run that is no more."""
     left = tmp_path / "out" / ".reprune"
     left.mkdir(parents=True)
     (left / "ledger.jsonl").write_text("{}\n")
     (left / "streams").mkdir()
     prune(llama, tmp_path / "out", "LR")
-    prune(llama, tmp_path / "whole", "LR")
-    assert files(tmp_path / "out") == files(tmp_path / "whole")
+    assert files(tmp_path / "out") == files(whole("LR"))
     assert not left.exists()
 
 

@@ -72,14 +72,14 @@ def test_its_overlapping_windows_are_the_papers() -> None:
 def test_no_kill_and_no_damage_goes_unnoticed(tmp_path: Path) -> None:
     """A sample of what `benchmarks/reliability.py` does, in a process of its own: it forks."""
     command = [sys.executable, str(FOLDER / "reliability.py"), "--out", str(tmp_path)]
-    sample = ["--kills", "30", "--restarts", "6", "--corruptions", "100", "--soak", "0"]
-    rungs = ["--rungs", "LR", "BR+GP", "BR+GP+CR"]
+    sample = ["--kills", "20", "--restarts", "4", "--corruptions", "66", "--soak", "0"]
+    rungs = ["--rungs", "LR", "BR+GP+CR"]  # windows that leave nothing open, and such that do
     said = subprocess.run([*command, *sample, *rungs], capture_output=True, text=True, check=False)
     assert said.returncode == 0, said.stdout + said.stderr
     found = json.loads((tmp_path / "reliability.json").read_text())
-    assert sum(count for what, count in found.items() if what.startswith("killed")) == 30
-    assert sum(count for what, count in found.items() if " killed before" in what) == 16  # of a report all four
-    assert sum(found.values()) == 146
+    assert sum(count for what, count in found.items() if what.startswith("killed")) == 20
+    assert sum(count for what, count in found.items() if " killed before" in what) == 12
+    assert sum(found.values()) == 98
 
 
 def test_training_that_was_cut_short_goes_on_to_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -71,6 +71,7 @@ def test_a_closer_fit_of_auto_that_is_a_worse_model_than_the_best_rung_is_a_pitf
     assert ("at 1 step from rung to rung it fell while" in found.headline) == pitfall
     assert ("The pitfall with wanda: from BR to auto the calibration error falls by" in said(found)) == pitfall
     assert "of a ladder it fell while" in judged(*ladder, of("auto", 45.0)).headline
+    assert judged(ladder[1], of("auto", perplexity)).badge == ("Pitfall seen" if pitfall else "No ladder")
 
 
 def test_results_without_what_the_best_is_chosen_by_are_not_counted() -> None:

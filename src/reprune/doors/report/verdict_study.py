@@ -126,18 +126,6 @@ def study_verdict(study: Study, rows: Rows) -> Verdict:
         tone, badge, headline = "plain", "Nothing to compare", "No cell that prunes whole blocks is finished."
     elif not climbs and (own := selfmade_headline(study, rows)) is not None:
         tone, badge, headline = own
-    elif not climbs and closer:
-        tone, badge = "mixed", "Pitfall seen"
-        headline = (
-            "A lower calibration error is not always a better model: one pruner ends at the lower error, another at "
-            "the better model."
-        )
-    elif not climbs and _count(rows) > 1:
-        tone, badge, headline = "plain", "No ladder", best[0]
-    elif not climbs and parts:
-        tone, badge, headline = "plain", "Parts compared", parts[0]
-    elif not climbs:
-        tone, badge, headline = "plain", "No ladder", "There is one rung only for each pruner: nothing to compare."
     elif found:
         tone, badge = "mixed", "Pitfall seen"
         steps = len({(pitfall.family, pitfall.upper.rung) for pitfall in found})
@@ -149,9 +137,15 @@ def study_verdict(study: Study, rows: Rows) -> Verdict:
     elif closer:
         tone, badge = "mixed", "Pitfall seen"
         headline = (
-            "A lower calibration error is not always a better model: not from rung to rung, but one pruner ends at the "
-            "lower error, another at the better model."
+            f"A lower calibration error is not always a better model: {'not from rung to rung, but ' if climbs else ''}"
+            "one pruner ends at the lower error, another at the better model."
         )
+    elif not climbs and _count(rows) > 1:
+        tone, badge, headline = "plain", "No ladder", best[0]
+    elif not climbs and parts:
+        tone, badge, headline = "plain", "Parts compared", parts[0]
+    elif not climbs:
+        tone, badge, headline = "plain", "No ladder", "There is one rung only for each pruner: nothing to compare."
     else:
         tone, badge = "good", "No pitfall seen"
         headline = (

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from reprune.errors import ChangedError, InputError, UnsupportedModelError
 from reprune.model import checkpoint
-from reprune.model.checkpoint import Checkpoint
+from reprune.model.checkpoint import Checkpoint, differing
 from reprune.model.durable import sha256
 
 from .. import tiny
@@ -324,3 +324,10 @@ def test_without_an_index_the_files_of_the_usual_name_are_the_models(tmp_path: P
     folder = _folder(tmp_path / "model", **parts, other={"a": torch.ones(3), "c": torch.ones(4)})
     assert {name: entry.shape for name, entry in Checkpoint(folder).entries.items()} == {"a": (1,), "b": (2,)}
     assert Checkpoint(_folder(tmp_path / "named", other={"c": torch.ones(4)})).entries.keys() == {"c"}
+
+
+def test_files_of_two_models_are_told_apart_by_what_is_read_of_them() -> None:
+    whole, parts = {"tokenizer.json": "01"}, {"vocab.json": "23", "merges.txt": "45"}
+    assert differing(whole, whole | parts) == differing(parts, {**parts}) == set()
+    assert differing(parts, {"vocab.json": "67"}) == {"vocab.json", "merges.txt"}
+    assert differing(parts, whole) == differing({}, whole | parts) == {"tokenizer.json"}

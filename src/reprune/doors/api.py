@@ -46,7 +46,7 @@ from reprune.engine.shared import Shared
 from reprune.engine.watcher import Watcher
 from reprune.errors import HalfPrecisionError, InputError, going_on
 from reprune.math.ranks import ALONE, Ranks
-from reprune.model.checkpoint import Checkpoint
+from reprune.model.checkpoint import Checkpoint, differing
 from reprune.model.decoder import Decoder
 from reprune.model.local import local_path
 from reprune.model.locate import locate_again
@@ -243,7 +243,9 @@ def resume_sharing(
     folder = locate_again(recipe.model, Path(job["folder"]), model, notify=watcher.note)
     check_begun_on(recipe.device, out)
     checkpoint = Checkpoint(folder)
-    if changed := _changed(job["weights"], checkpoint.digests()):  # before any code beside it is run
+    if changed := min(
+        differing(job["weights"], checkpoint.digests()), default=None
+    ):  # before any code beside it is run
         raise InputError(
             f"{folder}: not the model that this run began with: {changed} differs; put that back, or start a new run."
         )
@@ -269,11 +271,6 @@ def _unfinished(ledger: Ledger, out: str | os.PathLike[str]) -> dict[str, Any]:
     if not ledger.exists and (local_path(out) / RECORD).exists():
         raise InputError(f"{out}: this run is finished; there is nothing to resume.")
     return ledger.job()
-
-
-def _changed(before: Mapping[str, str], now: Mapping[str, str]) -> str | None:
-    """The first name whose entry is not what it was, or is there no more, or was not there."""
-    return min((name for name in {*before, *now} if before.get(name) != now.get(name)), default=None)
 
 
 def _finish(

@@ -24,7 +24,7 @@ from reprune.errors import InputError
 from reprune.math.launch import launched
 from reprune.math.ranks import ALONE, Ranks
 from reprune.model.block import Precision
-from reprune.model.checkpoint import Checkpoint, digests_beside
+from reprune.model.checkpoint import Checkpoint, differing, digests_beside
 from reprune.model.decoder import Decoder
 from reprune.model.local import local_path
 from reprune.model.locate import by_commit
@@ -39,8 +39,6 @@ from reprune.planning.sources import SourceSpec, find_source, parse_source
 from reprune.planning.tokenizer import load_tokenizer
 
 DEFAULT_SEQLEN = 1024  # the paper's
-_WHOLE_TOKENIZER, _IN_WHOLE_TOKENIZER = "tokenizer.json", ("vocab.json", "merges.txt")  # the latter are not read then
-
 _UNWRITTEN = "c4"  # stands for texts that a model has yet to write: any source that is not on this machine
 
 Sources = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
@@ -239,13 +237,11 @@ def check_model(ranks: Ranks, model: str, folder: Path, weights: bool = True) ->
 
 def _other_files(own: Mapping[str, str], first: Mapping[str, str]) -> str:
     """Which files of a model differ from the first process's, by their digests; empty where none do."""
-    one = own.get(_WHOLE_TOKENIZER)
-    beside = _IN_WHOLE_TOKENIZER if one is not None and one == first.get(_WHOLE_TOKENIZER) else ()
-    mine, its = ({name: one for name, one in files.items() if name not in beside} for files in (own, first))
+    names = differing(own, first)
     said = (
-        ("has another {} than the first", {name for name in mine.keys() & its.keys() if mine[name] != its[name]}),
-        ("lacks {}, which the first has", its.keys() - mine.keys()),
-        ("has {}, which the first lacks", mine.keys() - its.keys()),
+        ("has another {} than the first", names & own.keys() & first.keys()),
+        ("lacks {}, which the first has", names - own.keys()),
+        ("has {}, which the first lacks", names - first.keys()),
     )
     return " and ".join(how.format(" and ".join(sorted(names))) for how, names in said if names)
 

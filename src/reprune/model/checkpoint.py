@@ -242,6 +242,17 @@ def digests_beside(folder: Path) -> dict[str, str]:
     return {file.name: sha256(file) for file in sorted(_beside(folder))}
 
 
+def differing(files: Mapping[str, str], others: Mapping[str, str]) -> set[str]:
+    """The names of files that are not the same in two models, or are in one alone, by the digests of what each has.
+
+    Beside a tokenizer.json, which holds what is in them, neither vocab.json nor merges.txt is read.
+    """
+    names = {*files, *others}
+    if "tokenizer.json" in names:
+        names -= {"vocab.json", "merges.txt"}
+    return {name for name in names if files.get(name) != others.get(name)}
+
+
 def no_floats(place: str, name: str, dtype: torch.dtype | str) -> UnsupportedModelError:
     """Why a weight of such numbers is refused."""
     return UnsupportedModelError(

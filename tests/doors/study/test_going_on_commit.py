@@ -57,6 +57,7 @@ def test_a_study_whose_branch_moves_on_goes_on_with_its_commit_where_only_a_card
     record = study("owner/tiny", "s", pruners=["magnitude"], **grid)
     new = shutil.copytree(repository / "snapshots" / FIRST, repository / "snapshots" / SECOND)
     (new / "README.md").write_text("a better card")
+    (new / "vocab.json").write_text("{}")  # which is not read beside a tokenizer.json
     (repository / "refs" / "main").write_text(SECOND)
     notes: list[str] = []
     heard = Heard()

@@ -208,9 +208,12 @@ def test_files_that_decide_tokens_are_compared_where_both_are_known(tmp_path: Pa
     begun(**{"config.json": "01", "tokenizer.json": "23"})
     begun()
     begun(**{"config.json": "45", "tokenizer.json": "23"})
-    message = r"\(the model's merges\.txt; the model's tokenizer\.json\); give the same, the model as owner/tiny@0123, "
+    begun(**{"tokenizer.json": "23", "merges.txt": "89"})  # which is not read then
+    message = (
+        r"\(the model's tokenizer\.json; the model's tokenizer\.model\); give the same, the model as owner/tiny@0123, "
+    )
     with pytest.raises(InputError, match=message):
-        begun(**{"tokenizer.json": "67", "merges.txt": "89"})
+        begun(**{"tokenizer.json": "67", "tokenizer.model": "89"})
 
 
 def test_a_local_model_is_given_by_no_commit(tmp_path: Path) -> None:

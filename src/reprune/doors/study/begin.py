@@ -15,7 +15,7 @@ from reprune.doors.study.watcher import NotesOfRun, StudyWatcher
 from reprune.engine.record import machine, versions
 from reprune.engine.result import RECORD
 from reprune.errors import InputError
-from reprune.model.checkpoint import digests_beside
+from reprune.model.checkpoint import differing, digests_beside
 from reprune.model.decoder import Decoder
 from reprune.model.local import local_path
 from reprune.model.locate import at_commit, by_commit
@@ -165,8 +165,8 @@ def _as_begun(model: str, begun: Mapping[str, Any], found: Mapping[str, Any]) ->
 
 def _is_same_model(begun: Mapping[str, Any], found: Mapping[str, Any]) -> bool:
     """Whether it is, by whatever name or commit; older records lack the digests of files."""
-    known = begun.get("fingerprint"), begun.get("files", found["files"])
-    return known == (found["fingerprint"], found["files"])
+    same_files = "files" not in begun or not differing(begun["files"], found["files"])
+    return begun.get("fingerprint") == found["fingerprint"] and same_files
 
 
 def _same(before: StudyRecord, now: StudyRecord, folder: StudyFolder, watcher: StudyWatcher) -> StudyRecord:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, TypeGuard, final
 
 from reprune.errors import InputError
+from reprune.model.checkpoint import differing
 from reprune.model.durable import append_line, cut, sync_folder, whole_lines, write_text
 from reprune.model.locate import by_commit
 from reprune.model.wellformed import read_json
@@ -221,8 +222,7 @@ def _other_files(before: Mapping[str, Any], made_by: Mapping[str, Any]) -> list[
     was, is_ = (one.get("files") if isinstance(one, dict) else None for one in models)
     if not isinstance(was, dict) or not isinstance(is_, dict):
         return []
-    names = {*was, *is_} - {"config.json"}  # which the fingerprint knows
-    return sorted(name for name in names if was.get(name) != is_.get(name))
+    return sorted(differing(was, is_) - {"config.json"})  # which the fingerprint knows
 
 
 def _at_commit(made_by: Mapping[str, Any]) -> str | None:

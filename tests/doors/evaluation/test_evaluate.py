@@ -130,6 +130,7 @@ def test_published_figures_are_of_windows_after_one_bos(protocol: str, positions
     said = describe(found.record())
     cut = f"{len(windows)} windows of {seqlen} tokens (BOS once)"
     assert said == f"{protocol}: {cut}, not overlapping"
+    assert describe({**found.record(), "windows": 1}).startswith(f"{protocol}: 1 window of {seqlen} tokens (")
 
 
 @pytest.mark.parametrize(("options", "flag"), [({"seqlen": 64}, "--seqlen 64"), ({"max_windows": 3}, "--windows 3")])

@@ -142,7 +142,9 @@ def show_plan(plan: Plan) -> None:
         output.print(
             f"distill    the last {step.blocks} blocks, {counted(step.epochs_beside(solver), 'epoch')} at {step.lr}"
         )
-    output.print(f"schedule   {len(plan.schedule)} windows of size {schedule.size}, stride {schedule.stride}")
+    output.print(
+        f"schedule   {counted(len(plan.schedule), 'window')} of size {schedule.size}, stride {schedule.stride}"
+    )
     own = recipe.self_generate.samples
     sources = [*recipe.calibration, *([f"the model's own texts={own}"] if own else [])]
     calibration, heldout = plan.samples

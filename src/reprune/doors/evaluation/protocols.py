@@ -13,6 +13,7 @@ from typing import Any, final
 
 from torch import Tensor
 
+from reprune.doors.formats import counted
 from reprune.errors import InputError
 from reprune.model.bare import longest
 from reprune.model.snapshots import called
@@ -162,7 +163,8 @@ def describe(measured: Mapping[str, Any]) -> str:
     """What a record's number was measured on: short: 12 windows of 512 tokens (BOS + 511), not overlapping."""
     seqlen = measured["seqlen"]
     start = f"BOS + {seqlen - 1}" if measured["bos"] else "BOS once" if measured["begun"] else f"no BOS, {seqlen}"
-    return f"{measured['protocol']}: {measured['windows']:,} windows of {seqlen} tokens ({start}), not overlapping"
+    windows = counted(measured["windows"], "window")
+    return f"{measured['protocol']}: {windows} of {seqlen} tokens ({start}), not overlapping"
 
 
 def open_text(source: str | os.PathLike[str]) -> Documents:
@@ -197,7 +199,7 @@ def cut_text(
         )
     if len(ids) < (cut.max_windows or 0):
         notify(
-            f"note: {documents.name} gives only {len(ids)} windows of {seqlen} tokens,\n"
+            f"note: {documents.name} gives only {counted(len(ids), 'window')} of {seqlen} tokens,\n"
             f"      so fewer than --windows {cut.max_windows} are measured"
         )
     first = beginning(tokenizer)

@@ -156,7 +156,10 @@ def test_a_run_that_is_worked_on_is_told_from_one_that_was_left(
 def test_a_study_is_no_model_and_no_run(here: Path, cli: Cli) -> None:
     (here / "grid").mkdir()
     (here / "grid" / "study.json").write_text("{}")
-    said = "error: grid: holds a study; the models of its cells, where --keep-models was given, are grid/cells/NAME.\n"
+    said = (
+        "error: grid: holds a study, which 'reprune report grid' shows; the models of its cells, where --keep-models "
+    )
+    said += "was given, are grid/cells/NAME.\n"
     assert cli("status", "grid").err == cli("verify", "grid").err == cli("plan", "grid").err == said
 
 

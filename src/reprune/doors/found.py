@@ -36,5 +36,8 @@ def what_is_there(folder: Path) -> str | None:
     if (ledger := Ledger(folder)).exists:
         return ledger.way_on
     if (folder / STUDY).is_file():
-        return f"holds a study; the models of its cells, where --keep-models was given, are {folder / 'cells'}/NAME"
+        return (
+            f"holds a study, which 'reprune report {folder}' shows; the models of its cells, where --keep-models was "
+            f"given, are {folder / 'cells'}/NAME"
+        )
     return None

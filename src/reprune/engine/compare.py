@@ -20,7 +20,7 @@ from reprune.math.reconstruction_error import Error, ErrorMeter
 from reprune.math.slices import slices
 from reprune.model.block import Block
 from reprune.model.decoder import Decoder
-from reprune.model.streams import StreamStore, slices, stream_bytes
+from reprune.model.streams import StreamStore, stream_bytes
 
 
 @final

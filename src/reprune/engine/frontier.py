@@ -28,7 +28,7 @@ from reprune.math.standardization import FeatureStatistics, FeatureSums
 from reprune.model.block import Block, Call, many_passes
 from reprune.model.decoder import Decoder
 from reprune.model.routing import Routes
-from reprune.model.streams import Stream, StreamStore, slices
+from reprune.model.streams import Stream, StreamStore
 from reprune.planning.schedule import Window
 
 Teacher = Literal["local", "global"]

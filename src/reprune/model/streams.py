@@ -21,11 +21,6 @@ def stream_bytes(shape: Shape) -> int:
     return 4 * math.prod(shape)
 
 
-def slices(start: int, end: int, size: int) -> list[slice]:
-    """Samples in batches of a size, the last as large as what is left."""
-    return [slice(first, min(first + size, end)) for first in range(start, end, size)]
-
-
 @final
 class Stream:
     """Hidden states (samples, tokens, hidden), float32, addressed by sample."""

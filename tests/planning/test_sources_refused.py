@@ -163,5 +163,5 @@ def test_a_damaged_file_is_refused_with_the_place(
 def test_a_directory_without_data_is_refused(tmp_path: Path, content: bytes | None) -> None:
     if content is not None:
         (tmp_path / "model.bin").write_bytes(content)
-    with pytest.raises(InputError, match=rf"source '{tmp_path.name}'.*data files"):
+    with pytest.raises(InputError, match=rf"source '{tmp_path.name}'.*\.parquet, but the folder has none$"):
         load_documents(str(tmp_path), "train")

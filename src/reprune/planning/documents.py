@@ -31,6 +31,7 @@ class Documents:
         places: where the texts lie, equal for all names of them: of files, each with the column that is read.
         commit: of a Hub data set, the commit of its repository, where it is known.
         windows: how many windows from its start the field measures of this text; None for all that it gives.
+        unread: of a folder, how many files that look like text are not read.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class Documents:
         places: Iterable[Hashable] = (),
         commit: str | None = None,
         windows: int | None = None,
+        unread: int = 0,
     ) -> None:
         self.name = name
         self.joiner = joiner
@@ -51,6 +53,7 @@ class Documents:
         self.places = frozenset(places)
         self.commit = commit
         self.windows = windows
+        self.unread = unread
         self._texts = texts
         self._token_ids = token_ids
 
@@ -70,6 +73,14 @@ class Documents:
         if self._token_ids is None:
             return None
         return self._token_ids[index] or None
+
+
+def said_unread(name: str, count: int) -> str:
+    """What to say of a folder's files that are not read."""
+    return (
+        f"source {name!r}: files of one kind are read, and where names tell of splits, of that split; {count:,} more "
+        "in that folder that look like text are not: give them by their own paths"
+    )
 
 
 def text_sha256(documents: Documents, order: Iterable[int] | None = None) -> str:

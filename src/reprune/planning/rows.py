@@ -27,6 +27,8 @@ from reprune.planning.textfiles import TextFiles, is_text_file
 
 TOKEN_COLUMNS = ("token_ids", "ids")  # where a file keeps the tokens of texts that a model wrote itself
 _FORMATS = {"json": "JSON", "parquet": "Parquet", "arrow": "Arrow"}
+_TEXTS = (".txt", ".txt.gz", ".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
+_DESCRIPTIONS = {"config.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json"}
 _STRINGS = {"string", "large_string", "string_view"}
 _INTEGER_LIST = re.compile(r"(large_)?list<[^<>]*: u?int\d+( not null)?>")
 _STRINGS_WITHIN = re.compile(r"<.*(string|json)")  # as chats have them
@@ -79,11 +81,11 @@ class Rows:
                 f"{label}: expected a folder whose path has no *, ? or [, which `datasets` takes for patterns, but got "
                 f"{part!r} in it; rename that, or name a file"
             )
-        files, cut = self._folder_files(label) if folder else (self._files(), False)
+        files, cut, unread = self._folder_files(label) if folder else (self._files(), False, 0)
         if cut:
             texts = TextFiles(files, label)
             _require_text(texts, label)
-            return Documents(name, texts, joiner=joiner, running=running, places=places(files))
+            return Documents(name, texts, joiner=joiner, running=running, places=places(files), unread=unread)
         if folder and (Path(self.path) / STATE).exists():
             raise InputError(
                 f"{label}: expected a folder without a {STATE} of its own, which `datasets` takes for that of a saved "
@@ -109,6 +111,7 @@ class Rows:
                 places=places(files, column) or [self._place(dataset.config_name, column, commit)],
                 commit=commit,
                 windows=windows,
+                unread=unread,
             )
         except BaseException:
             if cache is not None:
@@ -147,8 +150,12 @@ class Rows:
         named = self.data_files if self.path in _FORMATS else None
         return [Path(_ESCAPED.sub(r"\1", pattern)) for pattern in named or ()]
 
-    def _folder_files(self, label: str) -> tuple[list[Path], bool]:
-        """The files of a local directory's split, where that is known, and whether they would be cut into lines."""
+    def _folder_files(self, label: str) -> tuple[list[Path], bool, int]:
+        """The files of a local directory's split, where that is known, and whether they would be cut into lines.
+
+        And how many files beside them look like text, but are of no split, and no configuration is named that leaves
+        them out: `datasets` takes those of the most frequent kind alone, and where names tell of splits, of these only.
+        """
         import datasets
 
         try:
@@ -167,7 +174,9 @@ class Rows:
             raise InputError(
                 f"{label}: expected no column, since a .txt has none, but got {self.column!r}; leave it out"
             )
-        return [Path(file) for file in files], cut
+        taken = {Path(file).resolve() for names in known.values() for file in names}
+        unread = 0 if self.config or not taken else sum(path.resolve() not in taken for path in _texts(Path(self.path)))
+        return [Path(file) for file in files], cut, unread
 
     def _load(self, label: str, cache: str | None) -> Any:
         import datasets  # here because it takes a second to import
@@ -196,6 +205,14 @@ class Rows:
             if self.path == "arrow" and "corresponds to no data" in str(error):  # in older releases
                 raise InputError(f"{label}: {NO_TEXT}") from error
             raise InputError(f"{label}: {_reason(error, self)}") from error
+
+
+def _texts(folder: Path) -> Iterator[Path]:
+    """The files below a folder that look like text or rows of it, without hidden ones and what describes a data set."""
+    for path in folder.rglob("*"):
+        hidden = any(part.startswith((".", "__")) for part in path.relative_to(folder).parts)
+        if not hidden and path.name.lower().endswith(_TEXTS) and path.name not in _DESCRIPTIONS and path.is_file():
+            yield path
 
 
 def places(files: Iterable[Path], column: str = "text") -> list[Hashable]:
@@ -295,8 +312,11 @@ def _reason(error: Exception, rows: Rows) -> str:
     detail = " ".join(str(cause).split())[:300] or type(cause).__name__
     if rows.path in _FORMATS:
         return f"expected a file of {_FORMATS[rows.path]} rows, but: {detail}; check the file"
+    if Path(rows.path).is_dir() and not any(_texts(Path(rows.path))):
+        return f"expected files ending in {', '.join(_TEXTS)}, but the folder has none"
+    config = f" of configuration {rows.config!r}" if rows.config else ""
     return (
-        f"expected split {rows.split!r} of {rows.config or 'its only configuration'!r} to be readable, but: "
+        f"expected split {rows.split!r}{config} to be readable, but: "
         f"{detail}; check the files, or name the parts as ID:CONFIG:SPLIT:COLUMN"
     )
 

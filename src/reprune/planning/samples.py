@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from reprune.errors import InputError
-from reprune.planning.documents import Documents, text_sha256
+from reprune.planning.documents import Documents, said_unread, text_sha256
 from reprune.planning.shares import Role, Share, most, share_out
 from reprune.planning.sources import SourceSpec
 from reprune.planning.tokens import Tokens, beginning, document_tokens, encode, foreign_tokens, pack
@@ -42,6 +42,7 @@ class SourceRecord:
 
     `sha256` is that of the texts that the samples were drawn from, joined, in UTF-8. `foreign_tokens` counts those
     of them whose token ids are not this tokenizer's, and were left aside. `commit` is that of a Hub data set.
+    `unread_files` counts those of a folder that look like text and are not read.
     """
 
     name: str
@@ -51,6 +52,7 @@ class SourceRecord:
     role: Role
     foreign_tokens: int
     commit: str | None = None
+    unread_files: int = 0
 
 
 @final
@@ -70,7 +72,8 @@ class Samples:
     def notes(self) -> list[str]:
         """What a reader should know of them."""
         names = dict.fromkeys(source.name for source in self.sources if source.foreign_tokens)
-        return [
+        unread = {source.name: source.unread_files for source in self.sources if source.unread_files}
+        return [said_unread(name, count) for name, count in unread.items()] + [
             f"source {name!r}: this model's tokenizer does not decode some of its token ids to their texts; it "
             "tokenizes these texts anew"
             for name in names
@@ -207,9 +210,9 @@ def _draw(
         chosen = _spans_of_documents(tokenizer, documents, shares, prefix, width, seed)
     if chosen is None:
         chosen = _spans_of_packed(tokenizer, documents, shares, prefix, width, seed)
-    name, size, commit = documents.name, len(documents), documents.commit
+    name, size, commit, unread = documents.name, len(documents), documents.commit, documents.unread
     return {
-        share: (rows, SourceRecord(name, share.count, size, digest, share.role, foreign, commit))
+        share: (rows, SourceRecord(name, share.count, size, digest, share.role, foreign, commit, unread))
         for share, (rows, digest, foreign) in zip(shares, chosen, strict=True)
     }
 

@@ -17,7 +17,7 @@ from reprune.doors.formats import counted
 from reprune.errors import InputError
 from reprune.model.bare import longest
 from reprune.model.snapshots import called
-from reprune.planning.documents import Documents, text_sha256
+from reprune.planning.documents import Documents, said_unread, text_sha256
 from reprune.planning.paths import local_name
 from reprune.planning.samples import evaluation_windows
 from reprune.planning.sources import load_documents, parse_source
@@ -182,7 +182,8 @@ def cut_text(
     trust_remote_code: bool = False,
     notify: Callable[[str], None] = lambda text: None,
 ) -> CutText:
-    """The windows of a text, in the tokens of a model folder's tokenizer; `notify` is told where they are too few.
+    """The windows of a text, in the tokens of a model folder's tokenizer; `notify` is told where they are too few,
+    or files of a folder are not read.
 
     Raises:
         InputError: the text is too short for the cut, or the model for its windows.
@@ -197,6 +198,8 @@ def cut_text(
             f"--protocol {protocol}: {needed} windows of {seqlen} tokens, but {documents.name} gives only {len(ids)}; "
             f"give a longer text, or --seqlen {seqlen}."
         )
+    if documents.unread:
+        notify(f"note: {said_unread(documents.name, documents.unread)}")
     if len(ids) < (cut.max_windows or 0):
         notify(
             f"note: {documents.name} gives only {counted(len(ids), 'window')} of {seqlen} tokens,\n"

@@ -1,0 +1,66 @@
+"""Of a folder of texts, what is read, and what is said of the files that are not."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from transformers import PreTrainedTokenizerBase
+
+from reprune.errors import InputError
+from reprune.planning.samples import draw_samples
+from reprune.planning.shares import SourceSpec
+from reprune.planning.sources import load_documents
+
+
+def _write(folder: Path, *names: str) -> None:
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        text = f"text of {name} " * 40
+        path.write_text(json.dumps({"text": text}) if path.suffix in (".json", ".jsonl") else text)
+
+
+@pytest.mark.parametrize(
+    ("names", "read", "unread"),
+    [
+        (("a.jsonl", "b.jsonl", "c.txt", "more/d.txt.gz", "e.parquet"), 2, 3),  # of another kind than most
+        (("train.jsonl", "more.jsonl"), 1, 1),  # of no split
+        (("a.jsonl", "README.md", "config.json", ".cache/b.txt", "run.py"), 1, 0),  # no texts
+        (("train.txt", "test.txt"), 1, 0),  # of another split
+        (("a.txt", "more/b.txt"), 2, 0),
+    ],
+)
+def test_files_that_are_not_read_are_counted(tmp_path: Path, names: tuple[str, ...], read: int, unread: int) -> None:
+    _write(tmp_path, *names)
+    documents = load_documents(str(tmp_path), "train")
+    assert (len(documents), documents.unread) == (read, unread)
+
+
+def test_files_that_a_configuration_leaves_out_are_not_counted(tmp_path: Path) -> None:
+    _write(tmp_path, "en/a.jsonl", "de/b.jsonl")
+    (tmp_path / "README.md").write_text(
+        "---\nconfigs:\n- config_name: en\n  data_files: en/*\n- config_name: de\n  data_files: de/*\n---\n"
+    )
+    assert load_documents(f"{tmp_path}:en", "train").unread == 0
+    with pytest.raises(InputError, match=r"expected split 'train' to be readable, but: Config name is missing"):
+        load_documents(str(tmp_path), "train")
+
+
+def test_a_note_tells_of_them_and_they_can_be_given_by_their_paths(
+    with_bos: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    _write(tmp_path, "a.jsonl", "b.jsonl", "c.txt")
+    drawn = draw_samples(with_bos, [SourceSpec(str(tmp_path))], [], 4, 8, 0)
+    assert [source.unread_files for source in drawn.sources] == [1, 1]
+    [note] = drawn.notes
+    assert note.startswith(f"source {tmp_path.name!r}: files of one kind are read")
+    assert "1 more in that folder that look like text are not: give them by their own paths" in note
+    draw_samples(with_bos, [SourceSpec(str(tmp_path)), SourceSpec(str(tmp_path / "c.txt"))], [], 4, 8, 0)
+
+
+def test_a_folder_of_other_files_is_refused_by_what_could_be_in_it(tmp_path: Path) -> None:
+    _write(tmp_path, "notes.md", "run.py")
+    with pytest.raises(InputError, match=r"expected files ending in \.txt, .*, \.parquet, but the folder has none$"):
+        load_documents(str(tmp_path), "train")

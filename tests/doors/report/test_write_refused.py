@@ -70,7 +70,10 @@ def test_a_folder_without_a_record_is_refused(here: Path, cli: Cli) -> None:
     assert "out holds neither reprune.json nor study.json; give the folder" in cli("report", "out").err
     (here / "out" / ".reprune" / "run.json").write_text("{}")
     said = cli("report", "out")
-    assert (said.code, said.err) == (2, "error: the run in out is not finished; finish it first: reprune resume out\n")
+    assert (said.code, said.err) == (
+        2,
+        "error: out: holds an unfinished run; go on with 'reprune resume out', then make the report.\n",
+    )
     assert "text.txt is not a folder" in cli("report", "text.txt").err
     assert cli("report", "nowhere").code == 2
     assert cli("report").code == 2

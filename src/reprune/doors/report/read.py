@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shlex
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,7 +12,6 @@ from reprune.doors.records.run import Run, fault
 from reprune.doors.records.study import FILE as STUDY
 from reprune.doors.records.study import Study
 from reprune.errors import InputError
-from reprune.model.lock import is_held
 from reprune.model.wellformed import read_json
 
 RUN = "reprune.json"
@@ -32,11 +30,9 @@ def read_records(folder: Path) -> Run | Study:
     if (folder / RUN).is_file():
         return _read(folder / RUN, Run)
     if (folder / ".reprune" / "run.json").is_file():
-        if is_held(folder / ".reprune"):
-            raise InputError(f"the run in {folder} is not finished; another process is working on it: wait for it")
-        raise InputError(
-            f"the run in {folder} is not finished; finish it first: reprune resume {shlex.quote(str(folder))}"
-        )
+        from reprune.engine.ledger import Ledger  # loads Transformers, which a report does without
+
+        raise InputError(f"{folder}: {Ledger(folder).way_on}, then make the report.")
     raise InputError(
         f"{folder} holds neither {RUN} nor {STUDY}; give the folder that `reprune prune` or `reprune study` wrote"
     )

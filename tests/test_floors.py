@@ -130,6 +130,11 @@ def test_importing_reprune_loads_nothing_heavy() -> None:
     assert found.strip() == "[]"
 
 
+def test_what_is_on_record_is_read_and_brought_together_without_pytorch() -> None:
+    found = _python("import sys, reprune.doors.records.rows; print('torch' in sys.modules)")
+    assert found.strip() == "False"
+
+
 @pytest.mark.parametrize("first", ["reprune", "reprune.doors.api"])
 def test_the_names_of_the_api_are_there_to_be_called_whatever_was_imported_before(first: str) -> None:
     # In a process of its own: what this one has imported already would hide what is wrong.

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Self, final
 
@@ -37,18 +38,8 @@ CellRecord = dict[str, Any]
 
 def new_cell(cell: Cell, sparsity: str) -> CellRecord:
     """A cell of which nothing is done."""
-    begun = records.Cell(
-        name=cell.name,
-        pruner=cell.pruner,
-        sparsity=sparsity,
-        rung=cell.rung,
-        only=cell.only,
-        seed=cell.seed,
-        self_generate=cell.self_generate,
-        status="pending",
-        folder=_folder_of(cell.name),
-    )
-    return begun.model_dump(mode="json")
+    own = {"name": cell.name, "sparsity": sparsity, "status": "pending", "folder": _folder_of(cell.name)}
+    return records.Cell(**asdict(cell), **own).model_dump(mode="json")
 
 
 def _folder_of(name: str) -> str:

@@ -87,17 +87,10 @@ def test_positions_may_depend_on_how_long_a_text_is(here: Path, cli: Cli) -> Non
     said = cli("verify", "out")
     assert said.code == 0, said.out
     record = json.loads((here / "out" / "reprune.json").read_text())
-    assert record["forward"].pop("tokens") == 96
+    assert record["forward"]["tokens"] == 96
+    record["forward"]["tokens"] = len(record["forward"]["ids"])
     (here / "out" / "reprune.json").write_text(json.dumps(record))
     assert "more than the 5%" in cli("verify", "out").out, "as short a text as is on record shows nothing here"
-
-
-def test_a_record_of_before_has_no_more_tokens_than_it_shows(here: Path, cli: Cli) -> None:
-    _pruned(cli)
-    record = json.loads((here / "out" / "reprune.json").read_text())
-    assert record["forward"].pop("tokens") == len(record["forward"]["ids"])
-    (here / "out" / "reprune.json").write_text(json.dumps(record))
-    assert cli("verify", "out").code == 0
 
 
 @pytest.mark.parametrize(
@@ -246,7 +239,7 @@ def test_what_the_files_hold_is_looked_at(
 )
 def test_a_matrix_is_as_large_and_has_as_many_zeros_as_on_record(changes: dict[str, int], problem: str | None) -> None:
     matrix = torch.tensor([[0.0, 1.0, 0.0, 1.0], [1.0, 1.0, 0.0, 0.0]])
-    entry = {"rows": 2, "columns": 4, "zeros": 4} | changes
+    entry = module._Matrix(**({"name": "up", "rows": 2, "columns": 4, "zeros": 4} | changes))
     found = module._matrix("block 0, up", matrix, entry, parse_pattern("2:4"))
     assert list(found) == ([] if problem is None else [problem])
 

@@ -51,6 +51,7 @@ class _Matrix(_Read):
     rows: NonNegativeInt
     columns: NonNegativeInt
     zeros: NonNegativeInt
+    pattern: str | None = None  # where it is not the recipe's
 
 
 class _Block(_Read):
@@ -61,7 +62,7 @@ class _Block(_Read):
 class _Forward(_Read):
     ids: list[Annotated[int, Field(ge=0, lt=2**63)]]
     rms: list[float]
-    tokens: NonNegativeInt = 0
+    tokens: NonNegativeInt
 
 
 class _Record(_Read):
@@ -139,8 +140,8 @@ def verify(
     return Verification(tuple(checks))
 
 
-def _checks(folder: Path, record: dict[str, Any], trust_remote_code: bool) -> Iterator[Check]:
-    files = _files(folder, record["files"])
+def _checks(folder: Path, record: _Record, trust_remote_code: bool) -> Iterator[Check]:
+    files = _files(folder, record.files)
     yield files
     if not files.passed:
         return
@@ -148,19 +149,19 @@ def _checks(folder: Path, record: dict[str, Any], trust_remote_code: bool) -> It
     decoder = Decoder(folder, trust_remote_code=trust_remote_code)
     yield _weights(decoder, record)
     yield _numbers(decoder)
-    yield _forward(decoder, record["forward"], trust_remote_code)
+    yield _forward(decoder, record.forward, trust_remote_code)
 
 
-def _read(folder: Path) -> dict[str, Any]:
+def _read(folder: Path) -> _Record:
     file = folder / RECORD
     if (ledger := Ledger(folder)).exists:
         raise InputError(f"{folder}: {ledger.way_on}, then verify it.")
     try:
-        record = read_json(file.read_text(encoding="utf-8"))
-        if missing := {"recipe", "blocks", "files", "forward"} - set(record):
+        content = read_json(file.read_text(encoding="utf-8"))
+        if missing := _Record.model_fields.keys() - set(content):
             raise ValueError(f"it holds no {min(missing)!r}")
-        _Record.model_validate(record)
-        parse_pattern(str(record["recipe"]["sparsity"]))
+        record = _Record.model_validate(content)
+        parse_pattern(str(record.recipe["sparsity"]))
     except (FileNotFoundError, NotADirectoryError):
         said = what_is_there(folder) or f"holds no result of reprune ({RECORD} is not in it)"
         raise InputError(f"{folder}: {said}.") from None
@@ -169,7 +170,7 @@ def _read(folder: Path) -> dict[str, Any]:
         said = str(error) if first is None else f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
         reason = " ".join(said.split())
         raise InputError(f"{file}: not a record to verify by ({reason:.100}); prune the model again.") from None
-    return dict(record)
+    return record
 
 
 def _files(folder: Path, expected: dict[str, str]) -> Check:
@@ -194,34 +195,33 @@ def _is_file(path: Path) -> bool:
         return False
 
 
-def _weights(decoder: Decoder, record: dict[str, Any]) -> Check:
+def _weights(decoder: Decoder, record: _Record) -> Check:
     """Zeros and patterns, matrix by matrix."""
-    pattern = parse_pattern(str(record["recipe"]["sparsity"]))
-    indices = {block["index"] for block in record["blocks"]}
+    indices = {block.index for block in record.blocks}
     problems = [f"block {index}: is not on record" for index in sorted(set(range(len(decoder))) - indices)]
     problems += [f"block {index}: is not in the model" for index in sorted(indices - set(range(len(decoder))))]
     count = zeros = weights = 0
-    for block in record["blocks"]:
-        if block["index"] >= len(decoder):
+    for block in record.blocks:
+        if block.index >= len(decoder):
             continue
-        matrices = {linear.name: linear.matrix() for linear in decoder.load(block["index"]).linears}
-        for entry in block["matrices"]:
+        matrices = {linear.name: linear.matrix() for linear in decoder.load(block.index).linears}
+        for entry in block.matrices:
             count += 1
-            own = parse_pattern(str(entry["pattern"])) if "pattern" in entry else pattern
-            problems += _matrix(f"block {block['index']}, {entry['name']}", matrices.get(entry["name"]), entry, own)
-            zeros += entry["zeros"]
-            weights += entry["rows"] * entry["columns"]
-    found = f"{count} matrices, {zeros / max(weights, 1):.2%} zeros, pattern {sparsities(record['recipe'])}"
+            pattern = parse_pattern(entry.pattern or str(record.recipe["sparsity"]))
+            problems += _matrix(f"block {block.index}, {entry.name}", matrices.get(entry.name), entry, pattern)
+            zeros += entry.zeros
+            weights += entry.rows * entry.columns
+    found = f"{count} matrices, {zeros / max(weights, 1):.2%} zeros, pattern {sparsities(record.recipe)}"
     return Check("sparsity", found, tuple(problems))
 
 
-def _matrix(place: str, matrix: Tensor | None, entry: dict[str, Any], pattern: Pattern) -> Iterator[str]:
+def _matrix(place: str, matrix: Tensor | None, entry: _Matrix, pattern: Pattern) -> Iterator[str]:
     if matrix is None:
         yield f"{place}: is not in the model"
-    elif tuple(matrix.shape) != (entry["rows"], entry["columns"]):
-        yield f"{place}: is {tuple(matrix.shape)}, on record {entry['rows']} x {entry['columns']}"
-    elif (zeros := int((matrix == 0).sum())) != entry["zeros"]:
-        yield f"{place}: has {zeros} zeros, on record {entry['zeros']}"
+    elif tuple(matrix.shape) != (entry.rows, entry.columns):
+        yield f"{place}: is {tuple(matrix.shape)}, on record {entry.rows} x {entry.columns}"
+    elif (zeros := int((matrix == 0).sum())) != entry.zeros:
+        yield f"{place}: has {zeros} zeros, on record {entry.zeros}"
     elif not pattern.allows(matrix != 0):
         yield f"{place}: is not {pattern}"
 
@@ -235,12 +235,10 @@ def _numbers(decoder: Decoder) -> Check:
     return Check("numbers", f"{len(decoder.used)} tensors, finite", tuple(problems))
 
 
-def _forward(decoder: Decoder, expected: dict[str, Any], trust_remote_code: bool) -> Check:
+def _forward(decoder: Decoder, expected: _Forward, trust_remote_code: bool) -> Check:
+    wanted = torch.tensor(expected.rms)
     try:
-        found, wanted = (
-            torch.tensor(rms(_last_states(decoder, expected, trust_remote_code))),
-            torch.tensor(expected["rms"]),
-        )
+        found = torch.tensor(rms(_last_states(decoder, expected, trust_remote_code)))
     except Exception as error:  # the library raises nearly anything on a model that it cannot run
         if out_of_memory(error) is not None:  # which is no fault of the result
             raise
@@ -262,11 +260,11 @@ def _off(found: Tensor, wanted: Tensor) -> float:
 
 
 @torch.no_grad()
-def _last_states(decoder: Decoder, expected: dict[str, Any], trust_remote_code: bool) -> Tensor:
+def _last_states(decoder: Decoder, expected: _Forward, trust_remote_code: bool) -> Tensor:
     """What the last block puts out for the tokens on record (tokens, hidden), with as many after them as there were."""
     seen: list[Tensor] = []
-    first = torch.tensor([expected["ids"]])
-    more = Probe(decoder.vocabulary, int(expected.get("tokens", 0))).ids[:, first.shape[1] :]
+    first = torch.tensor([expected.ids])
+    more = Probe(decoder.vocabulary, expected.tokens).ids[:, first.shape[1] :]
     skeleton = decoder.skeleton
 
     def saw(module: nn.Module, inputs: Any, outputs: Any) -> None:

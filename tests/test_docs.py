@@ -27,6 +27,7 @@ from reprune.doors.zeroshot.rows import LAYOUTS
 from reprune.planning.recipe import Recipe
 from tests import tiny
 from tests.doors.conftest import record_of
+from tests.engine import together
 from tests.packages import install
 from tests.prose import write_as_if_prose
 
@@ -40,8 +41,6 @@ PAGES = (
     "README.md",
 )
 """In a reader's order."""
-_LAUNCHERS = {"torchrun": ["torch.distributed.run"], "accelerate": ["accelerate.commands.accelerate_cli"]}
-"""Modules that are these commands."""
 _BY_NAME = {"recipe", "versions", "model.files", "files", "self_generation.peak_memory_bytes"}
 _PAIRS = ({"before", "after"}, {"last", "kept"})
 _FILE = re.compile(r"# (\S+\.(?:py|toml))\n")
@@ -122,9 +121,14 @@ def test_every_command_and_script_of_the_page_runs(page: str, folder: Path, monk
             if words[:2] == ["pip", "install"]:
                 install(Path(words[2]), monkeypatch)
                 continue
-            if words[0] in _LAUNCHERS or "--ray" in words:  # in processes of their own
-                launched = [sys.executable, "-m", *_LAUNCHERS.get(words[0], ["reprune"]), *words[1:]]
+            if words[:5] == ["torchrun", "--nproc-per-node", "2", "-m", "reprune"]:  # which test_ranks.py starts
+                ranks = together.start(2, together.command, *words[5:])
+                assert [rank.wait(300).code for rank in ranks] == [0, 0], command
+                continue
+            if words[0] == "accelerate" or "--ray" in words:  # in processes of their own
+                module = "accelerate.commands.accelerate_cli" if words[0] == "accelerate" else "reprune"
                 environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+                launched = [sys.executable, "-m", module, *words[1:]]
                 assert subprocess.run(launched, env=environment, check=False).returncode == 0, command
                 continue
             assert words[0] == "reprune", command

@@ -18,7 +18,9 @@ import psutil
 import pytest
 
 import reprune
+from reprune.doors.command.cli import main
 from reprune.engine.ledger import Ledger
+from tests import tiny
 from tests.damage import flip_bit
 from tests.doors.conftest import QUICK, Cli
 from tests.engine import together
@@ -88,10 +90,15 @@ def _windows_done(out: Path) -> int:
     return reprune.status(out).windows_done
 
 
-@pytest.fixture
-def whole(cli: Cli, here: Path) -> Path:
-    assert cli("prune", "llama", "--out", "whole", *CR).code == 0
-    return here / "whole"
+@pytest.fixture(scope="module")
+def whole(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What one process makes; tests must not change it."""
+    folder = tmp_path_factory.mktemp("whole")
+    (folder / "text.txt").write_text(tiny.text(6_000), encoding="utf-8")
+    with pytest.MonkeyPatch.context() as there, pytest.raises(SystemExit, match="0"):
+        there.chdir(folder)
+        main(["prune", str(llama), "--out", "out", *CR])
+    return folder / "out"
 
 
 @pytest.mark.parametrize(
@@ -325,18 +332,17 @@ def test_an_interrupt_of_all_is_said_once(here: Path) -> None:
 
 
 def test_torchrun_starts_it(here: Path, whole: Path) -> None:
+    command = [*TORCHRUN, "2", "-m", "reprune", "prune", "llama", "--out", "two", *CR[:-1]]
     environment = _environment()
-
-    def launch(count: int, out: str, *more: str) -> subprocess.CompletedProcess[str]:
-        command = [*TORCHRUN, str(count), "-m", "reprune", "prune", "llama", "--out", out, *CR[:-1], *more]
-        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=2 * BOUND, check=False)
-
-    said = launch(2, "two")
+    said = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=2 * BOUND, check=False)
     assert said.returncode == 0, said.stderr
     assert said.stdout.count("sparse model") == 1
     assert json.loads((here / "two" / "reprune.json").read_text())["ranks"] == 2
     _like(whole, here / "two")
-    assert launch(1, "one", "-q").returncode == 0
+
+
+def test_one_process_of_a_launcher_writes_the_bytes_of_one_without(here: Path, whole: Path) -> None:
+    assert [one.code for one in _ended(_commands(1, "prune", "llama", "--out", "one", *CR))] == [0]
     shards = {path.name: path.read_bytes() for path in whole.glob("*.safetensors")}
     assert {path.name: path.read_bytes() for path in (here / "one").glob("*.safetensors")} == shards
 

@@ -213,6 +213,24 @@ def test_a_model_that_is_no_longer_where_it_was_is_taken_from_where_it_is(cached
         locate_again("owner/tiny", gone)
 
 
+def test_of_a_commit_that_is_no_longer_whole_the_rest_is_fetched(cached: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where a user has removed what took the most room in the cache."""
+    weights = cached / "model.safetensors"
+    content = weights.read_bytes()
+
+    def fetch(model: str, *, revision: str, **_: Any) -> str:
+        assert (model, revision) == ("owner/tiny", SHA)
+        weights.write_bytes(content)
+        return str(cached)
+
+    weights.unlink()
+    with pytest.raises(InputError, match=rf"^owner/tiny@{SHA}: holds no \*\.safetensors .*a link to it"):
+        locate_again("owner/tiny", cached)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
+    assert locate_again("owner/tiny", cached) == cached
+    assert weights.exists()
+
+
 def test_the_hub_is_not_asked_for_what_was_a_local_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Models of the Hub that have no owner go by such names, too."""
     raising(monkeypatch, AssertionError("asked"))

@@ -102,7 +102,8 @@ def locate_again(model: str, folder: Path, given: str | None = None, *, notify: 
         InputError: it is in none of these places; the message says what to do.
     """
     path, of_gguf = local_path(model), model.lower().endswith(".gguf")
-    if is_whole(folder) or (not of_gguf and (folder / "config.json").is_file()):
+    had_again = of_gguf or hub_commit(folder)  # whole, where a cache has lost some of it
+    if is_whole(folder) or (not had_again and (folder / "config.json").is_file()):
         return folder
     if given is not None or path.is_file() or (path / "config.json").is_file():
         return locate_model(given or model, notify=notify)

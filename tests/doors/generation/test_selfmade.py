@@ -99,6 +99,8 @@ def test_texts_are_written_once_and_kept_by_all_that_decides_them(
         patch.setattr("reprune.doors.generation.generate.LocalAuthor", never)
         assert cli("prune", "llama", "--out", "two", *OWN, "--pruner", "magnitude").code == 0
         assert cli("prune", "llama", "--out", "again", "--recipe", "one/recipe.yaml").code == 0
+        shutil.copytree("llama", "renamed")
+        assert cli("prune", "renamed", "--out", "by another name", *OWN).code == 0
     assert the_file(here).stat().st_mtime_ns == before
     for file in (here / "one").glob("*.safetensors"):
         one, again = load_file(file), load_file(here / "again" / file.name)

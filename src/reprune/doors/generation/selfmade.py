@@ -57,7 +57,7 @@ class _Place:
         settings = recipe.self_generate.build(recipe.seqlen - start, most, recipe.seed)
         model = decoder.checkpoint.fingerprint(), *digests_beside(decoder.folder).values()
         decisive = *model, recipe.device, recipe.precision, *versions().values()
-        folder = cache_root() / "self-generated" / f"{decoder.folder.name}-{settings.key(*decisive)}"
+        folder = cache_root() / "self-generated" / settings.key(*decisive)  # whatever the model is called
         return _Place(settings, folder, folder / str(texts_of(recipe)) / _FIRST)
 
     @property

@@ -157,6 +157,14 @@ def test_the_protocol_of_every_text_is_stated(record: StudyRecord) -> None:
 
 
 @pytest.mark.parametrize(
+    ("heldout", "said"), [([], "of the same sources"), (["a.txt=4", "c4::validation"], "of a.txt=4, c4::validation")]
+)
+def test_the_legend_says_what_held_out_samples_are_of(record: StudyRecord, heldout: list[str], said: str) -> None:
+    record["settings"]["heldout"] = heldout
+    assert f"on the calibration samples, on held-out samples {said}, and on each test text." in markdown(record)
+
+
+@pytest.mark.parametrize(
     ("calibration", "own", "said"),
     [
         (["a.txt=4"], [0], "calibrated on 4 samples of 256 tokens of a.txt=4; seeds"),

@@ -119,11 +119,12 @@ def _cell(text: str) -> str:
 
 def _legend(study: Study) -> str:
     """What the columns are, and by which protocol each was measured."""
+    heldout = ", ".join(study.settings.get("heldout", ())) or "the same sources"
     lines = [
         "Errors are the last block's, of the sparse model against the dense one: *error* is the paper's, "
         "||sparse - dense||² / (N H T) on the calibration samples; the columns in % are relative, "
-        "||sparse - dense||² / ||dense||², on the calibration samples, on held-out samples of the same sources, and "
-        "on each test text.",
+        f"||sparse - dense||² / ||dense||², on the calibration samples, on held-out samples of {heldout}, and on each "
+        "test text.",
         "Of several seeds: the mean, and from the least to the largest. Time and peak memory are those of pruning and "
         "reconstruction, memory the largest of all seeds. What cells of one seed have in common, the dense model's "
         "stream and the statistics of block 0, is in the time of the first of them.",

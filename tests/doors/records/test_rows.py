@@ -37,7 +37,7 @@ def test_what_is_written_of_a_row_is_of_its_finite_numbers() -> None:
     study, (row,) = together(*cells)
     (measure,) = perplexities(study)
     assert row.values(measure.of) == [30.0, 40.0]
-    assert measure.called("perplexity", "{:.2f}".format).written(row) == "35.00 (30.00 to 40.00)"
+    assert measure.shown("{:.2f}".format).written(row) == "35.00 (30.00 to 40.00)"
 
 
 def test_rows_stand_in_the_papers_order_where_one_seed_was_begun_with_fewer_and_others_come_after() -> None:

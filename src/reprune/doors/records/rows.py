@@ -59,6 +59,7 @@ class Measure:
     """One number of every row.
 
     Args:
+        name: what it is called, where a page has no other name for it.
         kind: what it is.
         of: a cell's; None where it was not measured. An error is also of a block.
         text: what it is taken on, a text or a task; empty for what is taken on the run's own samples, or on all.
@@ -66,10 +67,10 @@ class Measure:
         better: -1: the lowest is the best, 1: the highest, 0: none is.
         largest: of several seeds the largest counts, as of what there must be room for.
         error, dense_error: of a single value, its standard error.
-        name: what it is called.
         write: a number as text; None is what was not measured.
     """
 
+    name: str
     kind: str
     of: Callable[[Any], Value]
     text: str = ""
@@ -78,12 +79,11 @@ class Measure:
     largest: bool = False
     error: Callable[[Cell], Value] = lambda cell: None
     dense_error: Value = None
-    name: str = ""
     write: Callable[[Value], str] = str
 
-    def called(self, name: str, write: Callable[[Value], str]) -> Self:
-        """The same in a page's own words."""
-        return replace(self, name=name, write=write)
+    def shown(self, write: Callable[[Value], str], name: str | None = None) -> Self:
+        """The same as a page shows it."""
+        return replace(self, write=write, name=self.name if name is None else name)
 
     def written(self, row: Row, spread: bool = True) -> str:
         """What stands in a row; with `spread`, also from where to where seeds go, or its standard error."""
@@ -135,30 +135,34 @@ def by_own_samples(found: Iterable[Row]) -> Mapping[tuple[str, str], Mapping[int
 def errors(study: Study) -> list[Measure]:
     """The relative errors: calibration error first, then held-out, and of each text."""
     return [
-        Measure("calibration", lambda one: one.relative_calibration_error),
-        Measure("heldout", lambda one: one.relative_heldout_error),
-        *(Measure("test", _test_error(text, lambda error: error.relative), text) for text in _texts(study)),
+        Measure("calibration error", "calibration", lambda one: one.relative_calibration_error),
+        Measure("held-out error", "heldout", lambda one: one.relative_heldout_error),
+        *_test_errors(study, lambda error: error.relative),
     ]
 
 
 def normalized_errors(study: Study) -> list[Measure]:
     """The same errors in the paper's form."""
     return [
-        Measure("calibration", lambda one: one.calibration_error),
-        Measure("heldout", lambda one: one.heldout_error),
-        *(Measure("test", _test_error(text, lambda error: error.normalized), text) for text in _texts(study)),
+        Measure("calibration error", "calibration", lambda one: one.calibration_error),
+        Measure("held-out error", "heldout", lambda one: one.heldout_error),
+        *_test_errors(study, lambda error: error.normalized),
     ]
 
 
 def perplexities(study: Study) -> list[Measure]:
     """The perplexity of each text."""
     dense = study.dense.perplexity_on
-    return [Measure("perplexity", _perplexity(text), text, dense=dense(text)) for text in _texts(study)]
+    return [
+        Measure(f"perplexity on {text}", "perplexity", _perplexity(text), text, dense=dense(text))
+        for text in _texts(study)
+    ]
 
 
 def mean_accuracy(study: Study) -> Measure:
     """The mean zero-shot accuracy, 0 to 1."""
-    return Measure("accuracy", lambda cell: cell.zero_shot_mean, dense=study.dense.zero_shot.mean, better=1)
+    dense = study.dense.zero_shot.mean
+    return Measure("mean zero-shot accuracy", "accuracy", lambda cell: cell.zero_shot_mean, dense=dense, better=1)
 
 
 def accuracies(study: Study) -> list[Measure]:
@@ -166,6 +170,7 @@ def accuracies(study: Study) -> list[Measure]:
     scores = study.dense.zero_shot.tasks
     return [
         Measure(
+            task,
             "accuracy",
             _of_task(task, lambda score: score.accuracy),
             task,
@@ -178,7 +183,7 @@ def accuracies(study: Study) -> list[Measure]:
     ]
 
 
-TIME = Measure("time", lambda cell: cell.seconds, better=0)
+TIME = Measure("time", "time", lambda cell: cell.seconds, better=0)
 """Of pruning and reconstruction, in seconds."""
 
 
@@ -188,7 +193,7 @@ def peak_memory(where: Callable[[Memory], int], largest: bool = True) -> Measure
     def of(cell: Cell) -> Value:
         return None if cell.peak_memory_bytes is None else where(cell.peak_memory_bytes)
 
-    return Measure("memory", of, better=0, largest=largest)
+    return Measure("peak memory", "memory", of, better=0, largest=largest)
 
 
 def _texts(study: Study) -> list[str]:
@@ -200,8 +205,11 @@ def _names(found: Iterable[Mapping[str, object]]) -> list[str]:
     return list(dict.fromkeys(name for names in found for name in names))
 
 
-def _test_error(text: str, of: Callable[[TestError], Value]) -> Callable[[Cell | CellBlock], Value]:
-    return lambda one: of(one.test_error[text]) if text in one.test_error else None
+def _test_errors(study: Study, form: Callable[[TestError], Value]) -> list[Measure]:
+    def of(text: str) -> Callable[[Cell | CellBlock], Value]:
+        return lambda one: form(one.test_error[text]) if text in one.test_error else None
+
+    return [Measure(f"test error on {text}", "test", of(text), text) for text in _texts(study)]
 
 
 def _perplexity(text: str) -> Callable[[Cell], Value]:

@@ -26,19 +26,10 @@ from reprune.planning.axes import ALL, LADDER, RUNGS, place
 PART_NAMES = {"attention": "attention only", "mlp": "feed-forward only", "all": "all"}
 """What may be pruned of each block, and what it is called."""
 
-_NAMES = {
-    "calibration": "calibration error",
-    "heldout": "held-out error",
-    "test": "test error on {}",
-    "perplexity": "perplexity on {}",
-    "accuracy": "{}",
-}
-"""What measures are called, by their kind."""
-
-TIME = records.TIME.called("time", duration)
-PEAK = peak_memory(lambda held: held.most).called("peak memory", memory)
-HOST = peak_memory(lambda held: held.host, largest=False).called("peak memory of the process", memory)
-DEVICE = peak_memory(lambda held: held.device, largest=False).called("peak memory of the device", memory)
+TIME = records.TIME.shown(duration)
+PEAK = peak_memory(lambda held: held.most).shown(memory)
+HOST = peak_memory(lambda held: held.host, largest=False).shown(memory, "peak memory of the process")
+DEVICE = peak_memory(lambda held: held.device, largest=False).shown(memory, "peak memory of the device")
 
 
 @dataclass(frozen=True)
@@ -111,9 +102,9 @@ def bring_together(study: Study) -> Rows:
     whole = [row for row in every if row.only == ALL]
 
     def told(measures: Sequence[Measure], write: Callable[[Value], str]) -> tuple[Measure, ...]:
-        """In the report's words, and of texts and tasks those that a finished cell has."""
+        """With numbers so written, and of texts and tasks those that a finished cell has."""
         there = [one for one in measures if not one.text or any(row.values(one.of) for row in every)]
-        return tuple(one.called(_NAMES[one.kind].format(one.text), write) for one in there)
+        return tuple(one.shown(write) for one in there)
 
     return Rows(
         tuple(
@@ -125,7 +116,7 @@ def bring_together(study: Study) -> Rows:
         told(normalized_errors(study), number),
         told(perplexities(study), two_places),
         told(accuracies(study), share),
-        mean_accuracy(study).called("mean zero-shot accuracy", share),
+        mean_accuracy(study).shown(share),
     )
 
 

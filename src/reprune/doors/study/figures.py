@@ -81,8 +81,7 @@ def _by_number(study: Study, found: Sequence[Row], part: str, said: str) -> Iter
 
 
 def _label(error: Measure) -> str:
-    own = {"calibration": "calibration error", "heldout": "held-out error"}
-    return own.get(error.kind, f"test error, {error.text}")
+    return f"test error, {error.text}" if error.text else error.name
 
 
 def _short(error: Measure) -> str:

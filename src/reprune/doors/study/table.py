@@ -44,31 +44,31 @@ def error_columns(study: Study) -> list[Measure]:
     """The paper's normalized error, and the relative ones in percent: calibration, held-out, and of each text."""
     headings = {"calibration": "calibration %", "heldout": "held-out %"}
     return [
-        normalized_errors(study)[0].called("error", _shown("{:.4g}".format)),
-        *(error.called(headings.get(error.kind, f"test % {error.text}"), _share) for error in errors(study)),
+        normalized_errors(study)[0].shown(_shown("{:.4g}".format), "error"),
+        *(error.shown(_share, headings.get(error.kind, f"test % {error.text}")) for error in errors(study)),
     ]
 
 
 def quality_columns(study: Study) -> list[Measure]:
     """Perplexity of each text, and the mean zero-shot accuracy in percent."""
-    mean = [mean_accuracy(study).called("zero-shot %", _accuracy)] if study.dense.zero_shot.tasks else []
+    mean = [mean_accuracy(study).shown(_accuracy, "zero-shot %")] if study.dense.zero_shot.tasks else []
     return [*perplexity_columns(study), *mean]
 
 
 def perplexity_columns(study: Study) -> list[Measure]:
     """Perplexity of each text."""
-    return [found.called(f"perplexity {found.text}", _shown("{:.2f}".format)) for found in perplexities(study)]
+    return [found.shown(_shown("{:.2f}".format), f"perplexity {found.text}") for found in perplexities(study)]
 
 
 def cost_columns(study: Study) -> list[Measure]:
     """Time and peak memory of pruning and reconstruction, on a device too if one was used."""
-    device = [_DEVICE.called("on the device", _shown(size))] if any(map(_DEVICE.of, study.cells)) else []
-    return [TIME.called("time", _shown(clock)), _HOST.called("peak memory", _shown(size)), *device]
+    device = [_DEVICE.shown(_shown(size), "on the device")] if any(map(_DEVICE.of, study.cells)) else []
+    return [TIME.shown(_shown(clock)), _HOST.shown(_shown(size)), *device]
 
 
 def task_columns(study: Study) -> list[Measure]:
     """Zero-shot accuracy in percent, task by task, with its standard error."""
-    return [task.called(task.text, _accuracy) for task in accuracies(study)]
+    return [task.shown(_accuracy) for task in accuracies(study)]
 
 
 def _shown(write: Callable[[float], str]) -> Callable[[Value], str]:

@@ -6,6 +6,7 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -39,8 +40,12 @@ _ROOMS = [
 """Of the last floor, in which each imports only those before it."""
 _FOR_ALL = {"reprune", "reprune.errors"}
 _BANNED = {"utils", "util", "helpers", "helper", "manager", "managers", "misc", "common"}
-_MODULES = sorted(_ROOT.rglob("*.py"))
-modules = pytest.mark.parametrize("path", _MODULES, ids=[str(path.relative_to(_ROOT)) for path in _MODULES])
+
+
+@cache
+def _trees() -> dict[Path, ast.Module]:
+    """All modules."""
+    return {path: ast.parse(path.read_text(encoding="utf-8")) for path in sorted(_ROOT.rglob("*.py"))}
 
 
 def _imports(tree: ast.AST, package: str) -> Iterator[str]:
@@ -68,27 +73,26 @@ def _dotted(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-@modules
-def test_a_module_imports_only_its_own_floor_and_those_below(path: Path) -> None:
-    name = _dotted(path)
-    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
-    own = _floor(name)
-    for imported in _imports(ast.parse(path.read_text(encoding="utf-8")), package):
-        if imported.split(".")[0] != "reprune" or imported in _FOR_ALL:
-            continue
-        floor = _floor(imported)
-        assert floor is not None or imported == "reprune.__version__", f"{name} imports {imported}, of no floor"
-        assert name != "reprune.errors", f"errors.py imports {imported}"
-        if own is not None and floor is not None:  # the front door, reprune/__init__.py, opens on every floor
-            assert floor <= own, f"{name} imports {imported}, of a floor above"
+def test_a_module_imports_only_its_own_floor_and_those_below() -> None:
+    for path, tree in _trees().items():
+        name = _dotted(path)
+        package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+        own = _floor(name)
+        for imported in _imports(tree, package):
+            if imported.split(".")[0] != "reprune" or imported in _FOR_ALL:
+                continue
+            floor = _floor(imported)
+            assert floor is not None or imported == "reprune.__version__", f"{name} imports {imported}, of no floor"
+            assert name != "reprune.errors", f"errors.py imports {imported}"
+            if own is not None and floor is not None:  # the front door, reprune/__init__.py, opens on every floor
+                assert floor <= own, f"{name} imports {imported}, of a floor above"
 
 
-@pytest.mark.parametrize("room", _ROOMS)
-def test_a_room_of_the_doors_imports_only_those_before_it(room: str) -> None:
-    doors = _ROOT / "doors"
-    for path in [doors / f"{room}.py"] if (doors / f"{room}.py").exists() else (doors / room).glob("*.py"):
-        imported = {name.split(".")[2] for name in _imports(ast.parse(path.read_text("utf-8")), "") if "doors." in name}
-        assert imported <= {*_ROOMS[: _ROOMS.index(room) + 1]}, path.name
+def test_a_room_of_the_doors_imports_only_those_before_it() -> None:
+    for path in (path for path in _trees() if path.is_relative_to(_ROOT / "doors") and _dotted(path).count(".") > 1):
+        room = _dotted(path).split(".")[2]
+        imported = {name.split(".")[2] for name in _imports(_trees()[path], "") if "doors." in name}
+        assert imported <= {*_ROOMS[: _ROOMS.index(room) + 1]}, path
 
 
 def test_all_rooms_are_there() -> None:
@@ -96,20 +100,18 @@ def test_all_rooms_are_there() -> None:
     assert there == set(_ROOMS)
 
 
-@modules
-def test_a_module_begins_with_what_it_does(path: Path) -> None:
-    assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+def test_a_module_begins_with_what_it_does() -> None:
+    assert [path for path, tree in _trees().items() if not ast.get_docstring(tree)] == []
 
 
-@modules
-def test_a_module_is_named_for_what_it_is(path: Path) -> None:
-    assert not _BANNED & set(path.relative_to(_ROOT).with_suffix("").parts)
+def test_a_module_is_named_for_what_it_is() -> None:
+    assert [path for path in _trees() if _BANNED & {*path.relative_to(_ROOT).with_suffix("").parts}] == []
 
 
 def test_the_math_floor_knows_no_models() -> None:
     foreign = {"transformers", "safetensors", "datasets", "accelerate", "huggingface_hub", "tokenizers"}
     for path in (_ROOT / "math").glob("*.py"):
-        names = {name.split(".")[0] for name in _imports(ast.parse(path.read_text(encoding="utf-8")), "")}
+        names = {name.split(".")[0] for name in _imports(_trees()[path], "")}
         assert not names & foreign, path.name
 
 

@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 from shutil import copytree
+from typing import Any
 
 import pytest
 import torch
@@ -23,6 +24,21 @@ from tests.doors.conftest import QUICK, Cli
 
 def _pruned(cli: Cli, model: str | Path = "llama", *flags: str) -> None:
     assert cli("prune", model, "--out", "out", *QUICK, *flags, "-q").code == 0
+
+
+@pytest.fixture(scope="module")
+def finished(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A result; tests must not change it."""
+    out = tmp_path_factory.mktemp("finished") / "out"
+    how: dict[str, Any] = {"pruner": "magnitude", "sparsity": "2:4", "reconstruct": "LR", "device": "cpu"}
+    reprune.prune(llama, out, calibration="manual", samples=4, seqlen=24, settings=["precision=float32"], **how)
+    return out
+
+
+@pytest.fixture
+def out(finished: Path, here: Path) -> Path:
+    """That result, to change; it is `out` of the working folder."""
+    return copytree(finished, here / "out")
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma3", "opt", "gpt2"])
@@ -48,9 +64,9 @@ def test_a_result_of_half_precision_passes(precision: str, cli: Cli) -> None:
 
 
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: 1 byte")])
-def test_a_lack_of_memory_fails_no_result(error: Exception, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    _pruned(cli, "llama")
-
+def test_a_lack_of_memory_fails_no_result(
+    error: Exception, out: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def lacks(*_: object) -> None:
         raise error
 
@@ -110,9 +126,8 @@ def test_a_few_tokens_of_a_mixture_may_be_sent_elsewhere(
     assert max(map(len, said.out.splitlines())) <= 80
 
 
-def test_pickled_weights_beside_others_are_not_read(here: Path, cli: Cli) -> None:
-    _pruned(cli)
-    out, tensors = here / "out", dict[str, Tensor]()
+def test_pickled_weights_beside_others_are_not_read(out: Path, cli: Cli) -> None:
+    tensors = dict[str, Tensor]()
     for path in [*out.glob("*.safetensors"), out / "model.safetensors.index.json"]:
         tensors |= load_file(path) if path.suffix == ".safetensors" else {}
         path.unlink()
@@ -128,16 +143,14 @@ def test_pickled_weights_beside_others_are_not_read(here: Path, cli: Cli) -> Non
     assert "model.safetensors" in said.out
 
 
-def test_an_adapter_beside_a_result_is_refused(here: Path, cli: Cli) -> None:
-    _pruned(cli)
-    (here / "out" / "adapter_config.json").write_text("{}")
+def test_an_adapter_beside_a_result_is_refused(out: Path, cli: Cli) -> None:
+    (out / "adapter_config.json").write_text("{}")
     said = cli("verify", "out")
     assert (said.code, "out: holds a PEFT adapter beside its weights" in said.err) == (2, True)
 
 
-def test_every_file_is_looked_at(here: Path, cli: Cli) -> None:
-    _pruned(cli)
-    for path in sorted((here / "out").iterdir()):
+def test_every_file_is_looked_at(out: Path, cli: Cli) -> None:
+    for path in sorted(out.iterdir()):
         if path.name == "reprune.json":
             continue
         content = path.read_bytes()
@@ -150,14 +163,13 @@ def test_every_file_is_looked_at(here: Path, cli: Cli) -> None:
         assert f"{path.name}: is missing" in cli("verify", "out").out
         path.write_bytes(content)
     assert cli("verify", "out").code == 0
-    (here / "out" / "more.safetensors").write_bytes(b"")
+    (out / "more.safetensors").write_bytes(b"")
     assert "more.safetensors: is not one of the result's" in cli("verify", "out").out
 
 
-def test_what_was_found_is_true_only_if_it_passed(here: Path, cli: Cli) -> None:
-    _pruned(cli)
+def test_what_was_found_is_true_only_if_it_passed(out: Path) -> None:
     assert reprune.verify("out")
-    (here / "out" / "config.json").write_text("{}", encoding="utf-8")
+    (out / "config.json").write_text("{}", encoding="utf-8")
     found = reprune.verify("out")
     assert not found
     assert json.loads(json.dumps(found.record())) == {
@@ -216,10 +228,9 @@ def _scale(tensors: dict[str, Tensor]) -> None:
     ],
 )
 def test_what_the_files_hold_is_looked_at(
-    change: Callable[[dict[str, Tensor]], None], expected: str, here: Path, cli: Cli
+    change: Callable[[dict[str, Tensor]], None], expected: str, out: Path, cli: Cli
 ) -> None:
-    _pruned(cli, "llama", "--sparsity", "2:4")
-    _rewritten(here / "out", change)
+    _rewritten(out, change)
     said = cli("verify", "out")
     assert said.code == 1
     assert said.out.startswith("ok      files")
@@ -244,10 +255,8 @@ def test_a_matrix_is_as_large_and_has_as_many_zeros_as_on_record(changes: dict[s
     assert list(found) == ([] if problem is None else [problem])
 
 
-def test_a_model_that_does_not_load_is_said(here: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_does_not_load_is_said(out: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     import transformers
-
-    _pruned(cli)
 
     def fail(*_: object, **__: object) -> None:
         raise RuntimeError("no such layer")
@@ -300,9 +309,9 @@ def test_what_is_no_result_is_refused(content: str | None, expected: str, here: 
     ],
 )
 def test_a_record_that_is_not_whole_is_refused_by_the_place(
-    place: tuple[str | int, ...], value: object, expected: str, finished: Path, here: Path, cli: Cli
+    place: tuple[str | int, ...], value: object, expected: str, out: Path, cli: Cli
 ) -> None:
-    _change(copytree(finished, here / "out"), place, value)
+    _change(out, place, value)
     said = cli("verify", "out")
     assert said.code == 2
     assert said.err.startswith(f"error: out/reprune.json: not a record to verify by ({expected}")
@@ -316,9 +325,9 @@ def test_a_record_that_is_not_whole_is_refused_by_the_place(
     ],
 )
 def test_a_record_of_another_model_is_a_problem(
-    place: tuple[str | int, ...], value: object, expected: list[str], finished: Path, here: Path, cli: Cli
+    place: tuple[str | int, ...], value: object, expected: list[str], out: Path, cli: Cli
 ) -> None:
-    _change(copytree(finished, here / "out"), place, value)
+    _change(out, place, value)
     said = cli("verify", "out")
     assert (said.code, said.err) == (1, "")
     assert [one for one in expected if one not in said.out] == []
@@ -334,27 +343,17 @@ def _change(out: Path, place: tuple[str | int, ...], value: object) -> None:
     (out / "reprune.json").write_text(json.dumps(record))
 
 
-@pytest.fixture(scope="module")
-def finished(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A result; tests must not change it."""
-    out = tmp_path_factory.mktemp("finished") / "out"
-    reprune.prune(llama, out, pruner="magnitude", reconstruct="LR", calibration="manual", samples=4, seqlen=24)
-    return out
-
-
-def test_files_outside_the_folder_are_not_opened(here: Path, cli: Cli) -> None:
-    _pruned(cli)
-    record = json.loads((here / "out" / "reprune.json").read_text())
+def test_files_outside_the_folder_are_not_opened(out: Path, cli: Cli) -> None:
+    record = json.loads((out / "reprune.json").read_text())
     record["files"]["../text.txt"] = "0"
-    (here / "out" / "reprune.json").write_text(json.dumps(record))
+    (out / "reprune.json").write_text(json.dumps(record))
     assert "../text.txt: lies outside the folder" in cli("verify", "out").out
 
 
-def test_an_unfinished_run_is_told_to_go_on(here: Path, cli: Cli) -> None:
-    _pruned(cli)
-    (here / "out" / ".reprune").mkdir()
-    (here / "out" / ".reprune" / "run.json").write_text("{}")
+def test_an_unfinished_run_is_told_to_go_on(out: Path, cli: Cli) -> None:
+    (out / ".reprune").mkdir()
+    (out / ".reprune" / "run.json").write_text("{}")
     said = cli("verify", "out")
     assert said.code == 2
     assert "reprune resume out" in said.err
-    assert [path.name for path in (here / "out" / ".reprune").iterdir()] == ["run.json"]
+    assert [path.name for path in (out / ".reprune").iterdir()] == ["run.json"]

@@ -204,7 +204,8 @@ def test_more_blocks_than_there_are_are_refused(llama: Path, tmp_path: Path) -> 
 def test_every_form_of_decoder_can_be_distilled(form: str, tmp_path: Path) -> None:
     folder = tiny.save(form, tmp_path / "dense")
     keeping = Keeping(tmp_path / "out")
-    step = prune(folder, tmp_path / "out", "distill=1", "distill.lr=1%", watcher=keeping)["distillation"]
+    how: dict[str, Any] = {"reconstruct": "LR", "watcher": keeping}
+    step = prune(folder, tmp_path / "out", "distill=1", "distill.lr=1%", **how)["distillation"]
     measured = divergence(folder, tmp_path / "out", keeping.heldout)
     assert step["heldout_divergence"]["after"] == pytest.approx(measured, rel=0.01, abs=1e-6)
 

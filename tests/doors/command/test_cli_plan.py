@@ -47,7 +47,7 @@ def test_plan_loads_no_weights_and_writes_nothing(here: Path, cli: Cli, monkeypa
     assert "; widening, 2 epochs\n" in auto.out
 
 
-@pytest.mark.parametrize("name", tiny.CONFIGS)
+@pytest.mark.parametrize("name", ["llama", "gpt2", "phi3"])  # test_decoder.py compares the groups of all
 def test_plan_counts_what_prune_prunes(name: str, here: Path, cli: Cli) -> None:
     tiny.save(name, here / name)
     planned = cli("plan", name, *QUICK)

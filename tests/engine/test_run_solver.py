@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, MambaConfig
 
 import reprune
 from tests import tiny
@@ -187,3 +189,16 @@ def test_compact_is_the_same_run_with_less_memory(rung: str, model: str, tmp_pat
     before, after = tensors(tmp_path / "plain"), tensors(tmp_path / "compact")
     for key in before:
         assert torch.equal(before[key] == 0, after[key] == 0), key
+
+
+def test_a_relative_rate_of_a_block_that_stays_dense_is_a_share_of_its_linears(tmp_path: Path) -> None:
+    """A Mamba's other matrices, as A_log, are many times as large."""
+    config = MambaConfig(vocab_size=tiny.VOCABULARY, hidden_size=32, num_hidden_layers=2, state_size=4, use_cache=False)
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config)
+    model.save_pretrained(tmp_path / "mamba")
+    tiny.tokenizer().save_pretrained(tmp_path / "mamba")
+    record = prune(tmp_path / "mamba", tmp_path / "out", "include=[0.*]", reconstruct="BR", lr="1%")
+    linears = [one.weight.detach() for one in model.backbone.layers[1].modules() if isinstance(one, nn.Linear)]
+    rms = torch.cat([weight.flatten() for weight in linears]).square().mean().sqrt()
+    assert record["windows"][1]["epochs"][0]["lr"] == pytest.approx(0.01 * float(rms), rel=1e-5)

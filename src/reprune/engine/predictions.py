@@ -32,7 +32,7 @@ class PredictionObjective(Objective):
         self._window = WindowProblem(frontier, blocks, self._targets, self._entering, checkpointing=checkpointing)
         self._blocks = [pruned.block for pruned in blocks]
         self._predictor = predictor
-        self.parameters, self.masks, self.pruned = self._window.parameters, self._window.masks, self._window.pruned
+        self.parameters, self.masks, self.sized = self._window.parameters, self._window.masks, self._window.sized
         self.samples, self.ranks, self.half = self._window.samples, self._window.ranks, self._window.half
 
     def loss(self, samples: Tensor) -> Tensor:

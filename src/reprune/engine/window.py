@@ -168,10 +168,10 @@ class WindowProblem(Problem):
             if parameter.is_floating_point()
         ]
         self.masks = [masks.get(id(parameter)) for parameter in self.parameters]
-        pruned_now = {
-            id(linear.parameter) for pruned in blocks for linear in pruned.block.linears if linear.name in pruned.masks
-        }
-        self.pruned = [id(parameter) in pruned_now for parameter in self.parameters]
+        now = [linear for pruned in blocks for linear in pruned.block.linears if linear.name in pruned.masks]
+        linears = now or [linear for block in self._blocks for linear in block.linears]
+        sized = {id(linear.parameter) for linear in linears}
+        self.sized = [id(parameter) in sized for parameter in self.parameters]
 
     def outputs(self, samples: Tensor) -> Tensor:
         states = self._entering.read(samples, self._device)

@@ -16,16 +16,15 @@ _USUAL = (0.0025, 0.04)
 
 
 def kept_rms(problem: Objective) -> float:
-    """The root mean square of a problem's kept weights, all matrices together that are pruned in this run.
+    """The root mean square of the kept weights of a problem's matrices, all together that are pruned in this run.
 
-    Where none is it is that of all its matrices, and where there are none of all its parameters.
+    Where none is it is that of all its linears, and where there are none of all its parameters.
     """
     pairs = list(zip(problem.parameters, problem.masks, strict=True))
-    pruned = problem.pruned or [mask is not None for mask in problem.masks]
-    masked = [pair for pair, now in zip(pairs, pruned, strict=True) if now]
-    masked = masked or [pair for pair in pairs if pair[0].dim() > 1] or pairs  # norms may be of another size
-    power = sum(float(torch.linalg.vector_norm(parameter.detach())) ** 2 for parameter, _ in masked)
-    kept = sum(parameter.numel() if mask is None else int(mask.sum()) for parameter, mask in masked)
+    sized = problem.sized or [mask is not None for mask in problem.masks]
+    counted = [pair for pair, counts in zip(pairs, sized, strict=True) if counts] or pairs
+    power = sum(float(torch.linalg.vector_norm(parameter.detach())) ** 2 for parameter, _ in counted)
+    kept = sum(parameter.numel() if mask is None else int(mask.sum()) for parameter, mask in counted)
     return math.sqrt(power / max(kept, 1))
 
 

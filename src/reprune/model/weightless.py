@@ -104,7 +104,10 @@ class Weightless:
         return self._groups_of(block, states.to(meta), to_device([calls[index]], meta)[0])
 
     def _groups_of(self, block: Block, states: Tensor, call: Call) -> list[LinearGroup]:
-        """The linear groups of a block, which may write into what it is passed only if no other reads that there."""
+        """The linear groups of a block, which may write into what it is passed only if no other reads that there.
+
+        What a later one that is alike writes into a tensor is not seen: each would have to be run.
+        """
         before = versions(call)
         groups = block.groups(states, call)
         if into := {name for name, version in versions(call).items() if version != before[name]}:

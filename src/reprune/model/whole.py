@@ -164,7 +164,7 @@ def _from_pretrained(folder: Path, dtype: torch.dtype, trust_remote_code: bool) 
         if out_of_memory(error) is not None:
             raise
         way = _way_to_find(folder) if isinstance(error, OSError) else ""
-        raise InputError(f"{folder}: Transformers cannot load it: {short(error, 300)}{way}") from None
+        raise InputError(f"{folder}: Transformers cannot load it: {short(error, 300).rstrip('.')}{way}.") from None
     check_embedding(model)
     # Buffers it makes itself; parameters that it does not find are random, others at each load.
     parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}

@@ -52,6 +52,7 @@ def test_a_model_is_calibrated_on_its_own_texts_alone(here: Path, cli: Cli, monk
     monkeypatch.setattr(prepare, "draw_samples", lambda *a, **k: drawn.append(real(*a, **k)) or drawn[-1])
     said = cli("prune", "llama", "--out", "out", *OWN)
     assert (said.code, said.err) == (0, "")
+    assert "generating 7 texts, which the cache keeps, or finding them there" in said.out
     made = record(here / "out")
     assert [(one["name"], one["count"], one["role"]) for one in made["data"]["sources"]] == [
         ("self-generated.jsonl", 6, "calibration"),

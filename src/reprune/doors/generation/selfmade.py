@@ -102,7 +102,7 @@ def self_generated(recipe: Recipe, decoder: Decoder, watcher: Watcher, ranks: Ra
     with ExitStack() as stack:
 
         def missing() -> bool:
-            watcher.phase(None, f"generating {texts} texts, or finding them in the cache")
+            watcher.phase(None, f"generating {texts} texts, which the cache keeps, or finding them there")
             with usable_cache():
                 folder.mkdir(parents=True, exist_ok=True)
                 stack.enter_context(locked(folder, folder, "cache", wait=True))  # another run may be writing them now

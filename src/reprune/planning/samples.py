@@ -290,7 +290,7 @@ def _too_short(short: _TooShort, name: str, need: int, prefix: list[int], most: 
         remedies.append(f"--seqlen {short.tokens // need + len(prefix)}")
     allowed = f", or at most {' or '.join(remedies)}" if remedies else ""
     return InputError(
-        f"source {name!r}: expected {need * short.width:,} tokens for {need} samples of "
+        f"source {name!r}: expected {need * short.width:,} tokens for {need:,} samples of "
         f"{short.width + len(prefix)} (held-out ones included), but the text has {short.tokens:,}; give a "
         f"longer text{allowed}"
     )

@@ -23,7 +23,7 @@ from turns import serve, spread, take_turns
 
 from reprune.doors.devices import settle_precision
 from reprune.doors.generation.local import LocalAuthor
-from reprune.engine.record import forget_peak_memory
+from reprune.engine.peak_memory import forget_peak_memory
 from reprune.model.locate import locate_model
 from reprune.planning.generation.firsts import first_tokens
 from reprune.planning.generation.language import language_of

@@ -22,7 +22,7 @@ from turns import serve, spread, take_turns
 
 from reprune.doors.evaluation.perplexity import perplexity
 from reprune.doors.evaluation.protocols import Cut, cut_text, open_text
-from reprune.engine.record import forget_peak_memory
+from reprune.engine.peak_memory import forget_peak_memory
 from reprune.model.block import Precision
 from reprune.model.locate import locate_model
 from reprune.model.whole import load_model

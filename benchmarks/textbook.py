@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from transformers import AutoModelForCausalLM
 
-from reprune.engine.record import peak_memory_bytes
+from reprune.engine.peak_memory import peak_memory_bytes
 from reprune.planning.samples import draw_samples
 from reprune.planning.sources import parse_source
 from reprune.planning.tokenizer import load_tokenizer

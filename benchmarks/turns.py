@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from reprune.engine.record import peak_memory_bytes
+from reprune.engine.peak_memory import peak_memory_bytes
 
 
 def serve(measure: Callable[[], dict[str, Any]]) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,10 +14,8 @@ from reprune.engine import record
 from reprune.engine.record import (
     block_record,
     exchange_record,
-    forget_peak_memory,
     full_record,
     machine,
-    peak_memory_bytes,
     versions,
     window_record,
 )
@@ -33,47 +29,10 @@ from reprune.planning.schedule import windows
 CARDS = ["Tesla T4", "A100"]
 
 
-@pytest.fixture
-def peaks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """What two GPUs, of which the first is current, have held at most."""
-    held = [5, 9_600_000_000]
-
-    def reset(device: str | None = None) -> None:
-        held[_number(device)] = 0
-
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: CARDS[_number(device)])
-    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device=None: held[_number(device)])
-    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", reset)
-    return held
-
-
-def _number(device: str | None) -> int:
-    return 0 if device is None else torch.device(device).index or 0
-
-
-@pytest.mark.parametrize(
-    ("device", "name", "most", "left"),
-    [
-        ("cuda", "Tesla T4", 5, [0, 9_600_000_000]),
-        ("cuda:1", "A100", 9_600_000_000, [5, 0]),
-        ("cpu", "cpu", 0, [5, 9_600_000_000]),
-    ],
-)
-def test_it_is_the_one_that_was_named(device: str, name: str, most: int, left: list[int], peaks: list[int]) -> None:
+@pytest.mark.parametrize(("device", "name"), [("cuda", "Tesla T4"), ("cuda:1", "A100"), ("cpu", "cpu")])
+def test_the_device_is_the_one_that_was_named(device: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: CARDS[torch.device(device).index or 0])
     assert machine(device)["device"] == name
-    assert peak_memory_bytes(device)["device"] == most
-    forget_peak_memory(device)
-    assert peaks == left
-
-
-def test_a_gpu_that_nothing_was_done_on_has_no_peak_to_forget(
-    peaks: list[int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
-    forget_peak_memory("cuda:1")  # PyTorch refuses it of a device that it has not begun with
-    assert peaks == [5, 9_600_000_000]
 
 
 def _window(
@@ -271,31 +230,3 @@ def test_the_versions_of_all_that_decides_bits_are_on_record() -> None:
     found = versions()
     assert found.keys() == {"reprune", "python", "torch", "transformers", "safetensors", "tokenizers"}
     assert (found["tokenizers"], found["torch"]) == (version("tokenizers"), str(torch.__version__))
-
-
-def test_the_hosts_peak_is_that_since_it_was_forgotten_or_where_none_is_told_the_process(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    status = "VmPeak:\t    9999 kB\nVmHWM:\t    1234 kB\nVmRSS:\t     77 kB\n"
-    monkeypatch.setattr(Path, "read_text", lambda *_, **__: status)
-    assert peak_memory_bytes("cpu")["host"] == 1234 * 1024
-
-    def hidden(*_: Any, **__: Any) -> str:
-        raise FileNotFoundError
-
-    monkeypatch.setattr(Path, "read_text", hidden)
-    monkeypatch.setattr(Path, "write_text", hidden)
-    monkeypatch.setattr(resource, "getrusage", lambda _: SimpleNamespace(ru_maxrss=55))
-    for system, expected in (("linux", 55 * 1024), ("darwin", 55)):
-        monkeypatch.setattr(sys, "platform", system)
-        assert peak_memory_bytes("cpu")["host"] == expected
-    forget_peak_memory("cpu")
-
-
-def test_a_peak_is_forgotten_when_what_was_held_has_been_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    done: list[Any] = []
-    monkeypatch.setattr(record, "collect_models", lambda: done.append("models"))
-    monkeypatch.setattr(record, "trim_heap", lambda: done.append("heap"))
-    monkeypatch.setattr(Path, "write_text", lambda path, text, **_: done.append((str(path), text)))
-    forget_peak_memory("cpu")
-    assert done == ["models", "heap", ("/proc/self/clear_refs", "5")]

@@ -39,7 +39,8 @@ from reprune.doors.prepare import (
 )
 from reprune.engine.books import Books
 from reprune.engine.ledger import Ledger
-from reprune.engine.record import full_record, peak_memory_bytes, versions
+from reprune.engine.peak_memory import peak_memory_bytes
+from reprune.engine.record import full_record, versions
 from reprune.engine.result import RECORD, Result
 from reprune.engine.run import Methods, run_windows
 from reprune.engine.shared import Shared

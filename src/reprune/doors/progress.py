@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from reprune.doors.formats import clock, console, nats, percent, size, wrapped
 from reprune.doors.rates import said_of_rate
-from reprune.engine.record import peak_memory_bytes
+from reprune.engine.peak_memory import peak_memory_bytes
 from reprune.engine.watcher import Watcher
 from reprune.math.solver import Epoch
 from reprune.planning.schedule import Window

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import platform
-import re
-import resource
-import sys
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,8 +16,6 @@ from reprune.math.ranks import Ranks, Traffic
 from reprune.math.reconstruction_error import Error
 from reprune.math.solver import Errors, Fit
 from reprune.math.standardization import FeatureStatistics
-from reprune.model.heap import trim_heap
-from reprune.model.whole import collect_models
 from reprune.planning.choice import Choice
 from reprune.planning.descents import SolverRecipe
 from reprune.planning.paths import last_part, local_name, on_record, with_paths
@@ -208,29 +202,6 @@ def machine(device: str) -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}",
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else "cpu",
-    }
-
-
-def forget_peak_memory(device: str) -> None:
-    """Give back memory that is no longer used, and let the peak count from now on, where the system can (Linux)."""
-    collect_models()  # one that was evaluated before would count as this run's memory
-    trim_heap()
-    with suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-    if device.startswith("cuda") and torch.cuda.is_initialized():  # before, there is none
-        torch.cuda.reset_peak_memory_stats(device)
-
-
-def peak_memory_bytes(device: str) -> dict[str, int]:
-    """The most resident memory that this process has held since `forget_peak_memory`, on the host and the device."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    with suppress(OSError):
-        if found := re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="ascii")):
-            host = int(found[1]) * 1024
-    return {
-        "host": host,
-        "device": torch.cuda.max_memory_allocated(device) if device.startswith("cuda") else 0,
     }
 
 

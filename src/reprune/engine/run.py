@@ -20,7 +20,8 @@ from reprune.engine.books import Books
 from reprune.engine.distillation import distill
 from reprune.engine.fresh import FreshBlocks
 from reprune.engine.frontier import Frontier
-from reprune.engine.record import block_record, exchange_record, forget_peak_memory, window_record
+from reprune.engine.peak_memory import forget_peak_memory
+from reprune.engine.record import block_record, exchange_record, window_record
 from reprune.engine.shared import Shared
 from reprune.engine.watcher import Watcher
 from reprune.engine.window import PrunedBlock, WindowProblem

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from reprune.engine.record import peak_memory_bytes
+from reprune.engine.peak_memory import peak_memory_bytes
 from reprune.model.costs import Flops
 from reprune.model.float32 import fast_float32
 

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any, final
 
 from reprune.doors.generation.generate import GenerationWatcher, generate
-from reprune.engine.record import forget_peak_memory, peak_memory_bytes, versions
+from reprune.engine.peak_memory import forget_peak_memory, peak_memory_bytes
+from reprune.engine.record import versions
 from reprune.engine.watcher import Watcher
 from reprune.math.ranks import ALONE, Ranks
 from reprune.model.cache import cache_root, usable_cache

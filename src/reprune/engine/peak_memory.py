@@ -1,0 +1,37 @@
+"""The most memory that this process has held, on the host and the device, since it was last forgotten."""
+
+from __future__ import annotations
+
+import re
+import resource
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+
+from reprune.model.heap import trim_heap
+from reprune.model.whole import collect_models
+
+
+def forget_peak_memory(device: str) -> None:
+    """Give back memory that is no longer used, and let the peak count from now on, where the system can (Linux)."""
+    collect_models()  # one that was evaluated before would count as this run's memory
+    trim_heap()
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    if device.startswith("cuda") and torch.cuda.is_initialized():  # before, there is none
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def peak_memory_bytes(device: str) -> dict[str, int]:
+    """The most resident memory that this process has held since `forget_peak_memory`, on the host and the device."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    with suppress(OSError):
+        if found := re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="ascii")):
+            host = int(found[1]) * 1024
+    return {
+        "host": host,
+        "device": torch.cuda.max_memory_allocated(device) if device.startswith("cuda") else 0,
+    }

@@ -1,0 +1,86 @@
+"""The most memory that was held is the host's and the named device's, since it was last forgotten."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from reprune.engine import peak_memory
+from reprune.engine.peak_memory import forget_peak_memory, peak_memory_bytes
+
+
+@pytest.fixture
+def peaks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """What two GPUs, of which the first is current, have held at most."""
+    held = [5, 9_600_000_000]
+
+    def reset(device: str | None = None) -> None:
+        held[_number(device)] = 0
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device=None: held[_number(device)])
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", reset)
+    return held
+
+
+def _number(device: str | None) -> int:
+    return 0 if device is None else torch.device(device).index or 0
+
+
+@pytest.mark.parametrize(
+    ("device", "most", "left"),
+    [
+        ("cuda", 5, [0, 9_600_000_000]),
+        ("cuda:1", 9_600_000_000, [5, 0]),
+        ("cpu", 0, [5, 9_600_000_000]),
+    ],
+)
+def test_the_devices_peak_is_of_the_one_that_was_named(
+    device: str, most: int, left: list[int], peaks: list[int]
+) -> None:
+    assert peak_memory_bytes(device)["device"] == most
+    forget_peak_memory(device)
+    assert peaks == left
+
+
+def test_a_gpu_that_nothing_was_done_on_has_no_peak_to_forget(
+    peaks: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
+    forget_peak_memory("cuda:1")  # PyTorch refuses it of a device that it has not begun with
+    assert peaks == [5, 9_600_000_000]
+
+
+def test_the_hosts_peak_is_that_since_it_was_forgotten_or_where_none_is_told_the_process(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    status = "VmPeak:\t    9999 kB\nVmHWM:\t    1234 kB\nVmRSS:\t     77 kB\n"
+    monkeypatch.setattr(Path, "read_text", lambda *_, **__: status)
+    assert peak_memory_bytes("cpu")["host"] == 1234 * 1024
+
+    def hidden(*_: Any, **__: Any) -> str:
+        raise FileNotFoundError
+
+    monkeypatch.setattr(Path, "read_text", hidden)
+    monkeypatch.setattr(Path, "write_text", hidden)
+    monkeypatch.setattr(resource, "getrusage", lambda _: SimpleNamespace(ru_maxrss=55))
+    for system, expected in (("linux", 55 * 1024), ("darwin", 55)):
+        monkeypatch.setattr(sys, "platform", system)
+        assert peak_memory_bytes("cpu")["host"] == expected
+    forget_peak_memory("cpu")
+
+
+def test_a_peak_is_forgotten_when_what_was_held_has_been_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[Any] = []
+    monkeypatch.setattr(peak_memory, "collect_models", lambda: done.append("models"))
+    monkeypatch.setattr(peak_memory, "trim_heap", lambda: done.append("heap"))
+    monkeypatch.setattr(Path, "write_text", lambda path, text, **_: done.append((str(path), text)))
+    forget_peak_memory("cpu")
+    assert done == ["models", "heap", ("/proc/self/clear_refs", "5")]

@@ -13,7 +13,6 @@ import torch
 
 from reprune.doors import prepare
 from reprune.errors import InputError
-from reprune.math.ranks import ALONE
 from reprune.planning.layers import resolve_recipe
 from reprune.planning.recipe import Recipe
 from reprune.planning.sources import SourceSpec
@@ -144,32 +143,6 @@ def test_samples_are_of_all_sources_and_their_tokens_are_looked_at(
     assert refused == (max(calibration, heldout) > 99)
     sources = [SourceSpec("manual", 8), SourceSpec("own.jsonl", 9)], [SourceSpec("c4", 3)]
     assert asked == [(*sources, {"samples": 12, "seqlen": 10, "seed": 5, "local": False})]
-
-
-@pytest.mark.parametrize(
-    ("device", "count", "samples", "refused"),
-    [
-        ("cuda", 4, 4, False),
-        ("cuda", 4, 3, True),
-        ("cuda:1", 4, 8, True),
-        ("cpu", 4, 8, False),
-    ],
-)
-def test_each_process_has_a_sample_and_a_device_of_its_own(
-    device: str, count: int, samples: int, refused: bool
-) -> None:
-    ranks: Any = SimpleNamespace(count=count, alone=False)
-    recipe = _recipe(device=device)
-    assert _refused(lambda: prepare.check_ranks(recipe, samples, ranks)) == refused
-    assert not _refused(lambda: prepare.check_ranks(recipe, samples, ALONE))
-
-
-def test_versions_that_one_has_alone_differ_too() -> None:
-    own, than = {"torch": "2.8", "same": "1", "mine": "1.0"}, {"torch": "2.9", "same": "1", "theirs": "3"}
-    assert prepare.other_versions(own, than, "the first") == (
-        "torch 2.8 (the first 2.9), mine 1.0 (the first none), theirs none (the first 3)"
-    )
-    assert prepare.other_versions(own, own, "the first") == ""
 
 
 def test_samples_to_calibrate_on_are_counted_before_those_held_out_with_the_models_own() -> None:

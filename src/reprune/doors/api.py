@@ -21,22 +21,18 @@ from reprune.doors.prepare import (
     check_disk,
     check_distillation,
     check_memory,
-    check_model,
     check_out,
-    check_ranks,
     check_schedule,
-    check_versions,
     count_samples,
     draw,
     made_recipe,
     open_decoder,
-    other_versions,
-    ranks_or_alone,
     refusal,
     said_lacking,
     settle,
     settle_seqlen,
 )
+from reprune.doors.processes import check_model, check_ranks, check_versions, other_versions, ranks_or_alone
 from reprune.engine.books import Books
 from reprune.engine.ledger import Ledger
 from reprune.engine.peak_memory import peak_memory_bytes

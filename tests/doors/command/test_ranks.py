@@ -233,7 +233,7 @@ def _apart(here: Path, elsewhere: Path, *arguments: str) -> list[Ended]:
 
 def _elsewhere(what: str, *arguments: str) -> None:
     """The command line, in a second process whose machine multiplies in bfloat16, or has another PyTorch."""
-    from reprune.doors import api, devices, prepare
+    from reprune.doors import api, devices, processes
 
     second = os.environ["RANK"] == "1"
     if what == "bfloat16":
@@ -246,8 +246,8 @@ def _elsewhere(what: str, *arguments: str) -> None:
 
         api.run_windows = running
     elif second:
-        own = prepare.versions()
-        prepare.versions = lambda *pruners: {**own, "torch": what}
+        own = processes.versions()
+        processes.versions = lambda *pruners: {**own, "torch": what}
     together.command(*arguments)
 
 

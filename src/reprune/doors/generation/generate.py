@@ -15,7 +15,7 @@ from reprune.doors.devices import settle_together, slowness
 from reprune.doors.found import find_model
 from reprune.doors.generation.endpoint import EndpointAuthor
 from reprune.doors.generation.local import LocalAuthor
-from reprune.doors.prepare import check_devices, check_model, check_versions
+from reprune.doors.processes import check_devices, check_model, check_versions
 from reprune.engine.record import versions
 from reprune.errors import InputError, going_on
 from reprune.math.ranks import ALONE, Ranks

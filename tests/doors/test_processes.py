@@ -1,17 +1,21 @@
-"""What several processes have found of a model is compared file by file."""
+"""Processes do a run together with a sample and a device each, the same versions, and, file by file, the same model."""
 
 from __future__ import annotations
 
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from reprune.doors.prepare import check_model
+from reprune.doors.processes import check_model, check_ranks, other_versions
 from reprune.errors import InputError
+from reprune.math.ranks import ALONE
 from reprune.model.checkpoint import digests_beside
 from reprune.model.snapshots import hub_commit
+from reprune.planning.layers import resolve_recipe
 from tests import tiny
 
 COMMIT = "01234567" * 5
@@ -78,3 +82,30 @@ def test_a_commit_is_the_way_out_of_another_one_unless_the_model_is_a_link_to_it
     Path("m").symlink_to(machines[0])
     with pytest.raises(InputError, match=f"m: {has}; put the same model on all machines"):
         _check("m", machines[0], other)
+
+
+@pytest.mark.parametrize(
+    ("device", "count", "samples", "refused"),
+    [
+        ("cuda", 4, 4, False),
+        ("cuda", 4, 3, True),
+        ("cuda:1", 4, 8, True),
+        ("cpu", 4, 8, False),
+    ],
+)
+def test_each_process_has_a_sample_and_a_device_of_its_own(
+    device: str, count: int, samples: int, refused: bool
+) -> None:
+    ranks: Any = SimpleNamespace(count=count, alone=False)
+    recipe = resolve_recipe("m", {"calibration": ["manual"], "device": device})
+    with pytest.raises(InputError) if refused else nullcontext():
+        check_ranks(recipe, samples, ranks)
+    check_ranks(recipe, samples, ALONE)
+
+
+def test_versions_that_one_has_alone_differ_too() -> None:
+    own, than = {"torch": "2.8", "same": "1", "mine": "1.0"}, {"torch": "2.9", "same": "1", "theirs": "3"}
+    assert other_versions(own, than, "the first") == (
+        "torch 2.8 (the first 2.9), mine 1.0 (the first none), theirs none (the first 3)"
+    )
+    assert other_versions(own, own, "the first") == ""

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import reprune
-from reprune.engine import pruning
+from reprune.engine import group_statistics
 from reprune.errors import InputError
 from reprune.math.patterns import NM
 from reprune.model.decoder import Decoder
@@ -91,7 +91,7 @@ def test_experts_whose_statistics_do_not_fit_at_once_are_pruned_as_those_that_do
     mixtral: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prune(mixtral, tmp_path / "once", reconstruct="LR")
-    monkeypatch.setattr(pruning, "AT_ONCE", 4 * 64**2)
+    monkeypatch.setattr(group_statistics, "AT_ONCE", 4 * 64**2)
     prune(mixtral, tmp_path / "often", reconstruct="LR")
     one, other = tensors(tmp_path / "once"), tensors(tmp_path / "often")
     assert all(torch.equal(one[key], other[key]) for key in one)

@@ -11,7 +11,7 @@ import pytest
 from reprune.engine.exchange import Crew
 from reprune.engine.footprint import _copies, _gradients, distilling_bytes, least_memory_bytes, window_bytes
 from reprune.engine.forecast import Forecast, forecast
-from reprune.engine.pruning import AT_ONCE
+from reprune.engine.group_statistics import AT_ONCE
 from reprune.engine.speed import Speed
 from reprune.engine.work import Group, Work
 from reprune.model.costs import BlockCosts, Flops

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from reprune.doors.api import prune_by_recipe
-from reprune.engine import dense, fresh, pruning
+from reprune.engine import dense, fresh, group_statistics
 from reprune.engine.shared import Shared
 from reprune.engine.watcher import Watcher
 from reprune.math.statistics import Gram
@@ -51,7 +51,7 @@ def _same(one: Path, other: Path) -> bool:
 def counted(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     """How many dense blocks were run over all samples, and how many passes for statistics of block 0 were made."""
     counts = {"dense": 0, "statistics": 0}
-    compute, gather = dense.DenseStream._compute, pruning.gathering
+    compute, gather = dense.DenseStream._compute, group_statistics.gathering
 
     def counting(stream: dense.DenseStream, block: Any) -> None:
         counts["dense"] += 1
@@ -66,7 +66,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
             counts["statistics"] += len(known) > before
 
     monkeypatch.setattr(dense.DenseStream, "_compute", counting)
-    for module in (pruning, fresh):
+    for module in (group_statistics, fresh):
         monkeypatch.setattr(module, "gathering", gathering)
     return counts
 

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 
 from reprune.engine.frontier import Frontier
-from reprune.engine.pruning import Inputs, Known, find_groups_, gathered, prune_block_
+from reprune.engine.group_statistics import Inputs, Known, gathered
+from reprune.engine.pruning import find_groups_, prune_block_
 from reprune.engine.watcher import Watcher
 from reprune.engine.window import PrunedBlock
 from reprune.math.allocation import by_error, by_outliers, outlier_share

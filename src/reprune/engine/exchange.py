@@ -13,7 +13,7 @@ from typing import final
 import torch
 
 from reprune.engine.footprint import levels, measured
-from reprune.engine.pruning import gathers
+from reprune.engine.group_statistics import gathers
 from reprune.engine.work import Group, Work
 from reprune.errors import InputError
 from reprune.planning.recipe import Recipe

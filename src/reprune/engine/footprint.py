@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from reprune.engine.pruning import AT_ONCE, gathers
+from reprune.engine.group_statistics import AT_ONCE, gathers
 from reprune.engine.work import Group, Work
 from reprune.math.masking import PLACES_BYTES
 from reprune.model.costs import BlockCosts

@@ -23,7 +23,7 @@ from reprune.engine.footprint import (
     on_gpu,
     window_bytes,
 )
-from reprune.engine.pruning import gathers
+from reprune.engine.group_statistics import gathers
 from reprune.engine.speed import Speed
 from reprune.engine.work import Work
 from reprune.math.statistics import Gram

@@ -13,7 +13,8 @@ from functools import partial
 from typing import Any, final
 
 from reprune.engine.frontier import Frontier
-from reprune.engine.pruning import Known, find_groups_, gathering, held_notes, passes, prune_block_
+from reprune.engine.group_statistics import Known, gathering, passes
+from reprune.engine.pruning import find_groups_, held_notes, prune_block_
 from reprune.engine.refitting import Refitting
 from reprune.engine.watcher import Watcher
 from reprune.engine.window import PrunedBlock

@@ -23,6 +23,7 @@ _ROOMS = [
     "devices",
     "memory",
     "found",
+    "given",
     "processes",
     "prepare",
     "generation",

@@ -150,29 +150,6 @@ def test_samples_to_calibrate_on_are_counted_before_those_held_out_with_the_mode
     assert prepare.count_samples(_recipe(calibration=["manual=8"], self_generate={"samples": 9})) == (17, 3)
 
 
-def test_what_is_given_alone_or_in_lists_has_its_place_in_a_recipe() -> None:
-    found = prepare.nested_flags(
-        epochs=3,
-        pruner="wanda",
-        calibration=Path("a.txt"),
-        heldout=["b.txt", Path("c.txt")],
-        include="*.mlp.*",
-        exclude=[],
-        device=torch.device("cuda", 1),
-        samples=4,
-        seqlen=None,
-    )
-    assert found == {
-        "pruner": {"name": "wanda"},
-        "solver": {"epochs": 3},
-        "calibration": ["a.txt"],
-        "heldout": ["b.txt", "c.txt"],
-        "include": ["*.mlp.*"],
-        "device": "cuda:1",
-        "samples": 4,
-    }
-
-
 def test_an_empty_folder_may_be_written_to_and_what_is_in_the_way_is_named(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "full").mkdir()

@@ -15,8 +15,8 @@ import torch
 from reprune.doors.devices import check_begun_on, slowness
 from reprune.doors.found import find_model, what_is_there
 from reprune.doors.generation.selfmade import self_generated, unwritten
+from reprune.doors.given import Sources, made_recipe
 from reprune.doors.prepare import (
-    Sources,
     check_dense,
     check_disk,
     check_distillation,
@@ -25,7 +25,6 @@ from reprune.doors.prepare import (
     check_schedule,
     count_samples,
     draw,
-    made_recipe,
     open_decoder,
     refusal,
     said_lacking,

@@ -15,6 +15,7 @@ import torch
 from reprune.doors.devices import DTYPES
 from reprune.doors.found import find_model
 from reprune.doors.generation.selfmade import texts_of, unwritten
+from reprune.doors.given import made_recipe
 from reprune.doors.prepare import (
     check_dense,
     check_disk,
@@ -24,7 +25,6 @@ from reprune.doors.prepare import (
     check_schedule,
     check_texts,
     count_samples,
-    made_recipe,
     open_decoder,
     refusal,
     settle,

@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,15 +17,12 @@ from reprune.doors.memory import free_memory
 from reprune.engine.footprint import disk_bytes, least_memory_bytes
 from reprune.engine.ledger import Ledger
 from reprune.engine.result import RECORD
-from reprune.engine.watcher import Watcher
 from reprune.errors import InputError
 from reprune.math.ranks import ALONE, Ranks
 from reprune.model.block import Precision
 from reprune.model.decoder import Decoder
-from reprune.model.local import local_path
 from reprune.model.snapshots import called
 from reprune.model.whole import whole_bytes
-from reprune.planning.layers import read_recipe, recipe_of, resolve_recipe
 from reprune.planning.recipe import Recipe
 from reprune.planning.samples import Samples, draw_samples
 from reprune.planning.schedule import windows
@@ -36,79 +32,6 @@ from reprune.planning.tokenizer import load_tokenizer
 
 DEFAULT_SEQLEN = 1024  # the paper's
 _UNWRITTEN = "c4"  # stands for texts that a model has yet to write: any source that is not on this machine
-
-Sources = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
-"""One SOURCE, or several."""
-
-
-def several(given: Any) -> list[Any]:
-    """What may be given alone, or several of it; paths as texts."""
-    if given is None:
-        return []
-    all_of: Iterable[Any] = [given] if isinstance(given, str | os.PathLike) else given
-    return [os.fspath(one) if isinstance(one, os.PathLike) else one for one in all_of]
-
-
-def nested_flags(
-    *,
-    epochs: int | None = None,
-    lr: float | str | None = None,
-    batch_size: int | None = None,
-    pruner: str | None = None,
-    calibration: Sources | None = None,
-    heldout: Sources | None = None,
-    include: str | Sequence[str] | None = None,
-    exclude: str | Sequence[str] | None = None,
-    sparsity: float | str | None = None,
-    device: str | torch.device | None = None,
-    **plain: Any,
-) -> dict[str, Any]:
-    """Flags in the places that they have in a recipe; those not given (None, empty) are left out."""
-    solver = {"epochs": epochs, "lr": lr, "batch_size": batch_size}
-    content = {
-        "pruner": {"name": pruner} if pruner is not None else None,
-        "solver": {key: value for key, value in solver.items() if value is not None} or None,
-        "calibration": several(calibration) or None,
-        "heldout": several(heldout) or None,
-        "include": several(include) or None,
-        "exclude": several(exclude) or None,
-        "sparsity": sparsity,
-        "device": str(device) if isinstance(device, torch.device) else device,
-        **plain,
-    }
-    return {key: value for key, value in content.items() if value is not None}
-
-
-def recipe_contents(recipe: str | os.PathLike[str] | Mapping[str, Any] | Recipe | None) -> dict[str, Any]:
-    """What a recipe says, given as a file, as its contents, or made already; of a run's record, its recipe."""
-    if isinstance(recipe, Recipe):
-        return recipe.model_dump(mode="json")
-    if recipe is None or isinstance(recipe, Mapping):
-        return dict(recipe_of(recipe or {}))
-    return read_recipe(local_path(recipe))
-
-
-def made_recipe(
-    model: str | os.PathLike[str],
-    recipe: str | os.PathLike[str] | Mapping[str, Any] | Recipe | None,
-    flags: Mapping[str, Any],
-    settings: str | Sequence[str],
-    watcher: Watcher,
-) -> Recipe:
-    """The recipe that all that is given comes to; raises `InputError` where it is none."""
-    content = recipe_contents(recipe)
-    made = resolve_recipe(os.fspath(model), content, nested_flags(**flags), several(settings))
-    if said := said_trusting(recipe, content, made, flags.get("trust_remote_code")):
-        watcher.note(said)
-    return made
-
-
-def said_trusting(recipe: object, content: Mapping[str, Any], made: Recipe, flag: bool | None) -> str | None:
-    """What is to be known where a recipe file lets code run, and no flag does."""
-    in_file = isinstance(recipe, str | os.PathLike) and content.get("trust_remote_code")
-    if in_file and made.trust_remote_code and not flag:
-        return f"{recipe} sets trust_remote_code: Python code that comes with the model is run"
-    return None
 
 
 def refusal(check: Callable[[], object]) -> str | None:

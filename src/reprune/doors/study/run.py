@@ -18,7 +18,7 @@ from typing import Any, final
 
 import torch
 
-from reprune.doors.prepare import Sources, nested_flags, recipe_contents, said_trusting, several
+from reprune.doors.given import Sources, nested_flags, recipe_contents, said_trusting, several
 from reprune.doors.study.begin import Begun, begin, check_data
 from reprune.doors.study.cluster import OnRay
 from reprune.doors.study.figures import write_figures

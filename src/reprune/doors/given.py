@@ -1,0 +1,87 @@
+"""What is given for a run, as flags, settings and a recipe in any form, is made one recipe. Knows no model."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from reprune.engine.watcher import Watcher
+from reprune.model.local import local_path
+from reprune.planning.layers import read_recipe, recipe_of, resolve_recipe
+from reprune.planning.recipe import Recipe
+
+Sources = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+"""One SOURCE, or several."""
+
+
+def several(given: Any) -> list[Any]:
+    """What may be given alone, or several of it; paths as texts."""
+    if given is None:
+        return []
+    all_of: Iterable[Any] = [given] if isinstance(given, str | os.PathLike) else given
+    return [os.fspath(one) if isinstance(one, os.PathLike) else one for one in all_of]
+
+
+def nested_flags(
+    *,
+    epochs: int | None = None,
+    lr: float | str | None = None,
+    batch_size: int | None = None,
+    pruner: str | None = None,
+    calibration: Sources | None = None,
+    heldout: Sources | None = None,
+    include: str | Sequence[str] | None = None,
+    exclude: str | Sequence[str] | None = None,
+    sparsity: float | str | None = None,
+    device: str | torch.device | None = None,
+    **plain: Any,
+) -> dict[str, Any]:
+    """Flags in the places that they have in a recipe; those not given (None, empty) are left out."""
+    solver = {"epochs": epochs, "lr": lr, "batch_size": batch_size}
+    content = {
+        "pruner": {"name": pruner} if pruner is not None else None,
+        "solver": {key: value for key, value in solver.items() if value is not None} or None,
+        "calibration": several(calibration) or None,
+        "heldout": several(heldout) or None,
+        "include": several(include) or None,
+        "exclude": several(exclude) or None,
+        "sparsity": sparsity,
+        "device": str(device) if isinstance(device, torch.device) else device,
+        **plain,
+    }
+    return {key: value for key, value in content.items() if value is not None}
+
+
+def recipe_contents(recipe: str | os.PathLike[str] | Mapping[str, Any] | Recipe | None) -> dict[str, Any]:
+    """What a recipe says, given as a file, as its contents, or made already; of a run's record, its recipe."""
+    if isinstance(recipe, Recipe):
+        return recipe.model_dump(mode="json")
+    if recipe is None or isinstance(recipe, Mapping):
+        return dict(recipe_of(recipe or {}))
+    return read_recipe(local_path(recipe))
+
+
+def made_recipe(
+    model: str | os.PathLike[str],
+    recipe: str | os.PathLike[str] | Mapping[str, Any] | Recipe | None,
+    flags: Mapping[str, Any],
+    settings: str | Sequence[str],
+    watcher: Watcher,
+) -> Recipe:
+    """The recipe that all that is given comes to; raises `InputError` where it is none."""
+    content = recipe_contents(recipe)
+    made = resolve_recipe(os.fspath(model), content, nested_flags(**flags), several(settings))
+    if said := said_trusting(recipe, content, made, flags.get("trust_remote_code")):
+        watcher.note(said)
+    return made
+
+
+def said_trusting(recipe: object, content: Mapping[str, Any], made: Recipe, flag: bool | None) -> str | None:
+    """What is to be known where a recipe file lets code run, and no flag does."""
+    in_file = isinstance(recipe, str | os.PathLike) and content.get("trust_remote_code")
+    if in_file and made.trust_remote_code and not flag:
+        return f"{recipe} sets trust_remote_code: Python code that comes with the model is run"
+    return None

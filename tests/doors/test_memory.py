@@ -1,13 +1,13 @@
-"""What memory is left is what the machine has, or less where a control group has a limit."""
+"""What memory is left is what the device or the machine has, or less where a control group has a limit."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
+import torch
 
-from reprune.doors.memory import free_memory
-from reprune.doors.prepare import _available_memory
+from reprune.doors.memory import available_memory, free_memory
 
 _SECOND = {"memory.max": "1000\n", "memory.current": "700\n", "memory.stat": "anon 400\ninactive_file 200\n"}
 _FIRST = {
@@ -75,10 +75,18 @@ def test_a_system_that_does_not_say_has_no_limit(tmp_path: Path) -> None:
 
 
 def test_a_run_on_the_cpu_goes_by_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("reprune.doors.prepare.free_memory", lambda: 5)
-    assert _available_memory("cpu") == 5
+    monkeypatch.setattr("reprune.doors.memory.free_memory", lambda: 5)
+    assert available_memory("cpu") == 5
+
+
+def test_what_pytorch_has_freed_of_a_gpu_and_keeps_can_be_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a model was measured, for one."""
+    says = {"mem_get_info": (10, 100), "memory_reserved": 60, "memory_allocated": 5}
+    for name, found in says.items():
+        monkeypatch.setattr(torch.cuda, name, lambda device, found=found: found)
+    assert available_memory("cuda") == available_memory("cuda:0") == 65
 
 
 @pytest.mark.skipif(not Path("/proc/meminfo").exists(), reason="only Linux says what is available")
 def test_this_machine_says_what_is_left() -> None:
-    assert (_available_memory("cpu") or 0) > 10**6
+    assert (available_memory("cpu") or 0) > 10**6

@@ -116,7 +116,7 @@ def test_the_memory_has_room_for_a_window_and_for_a_whole_model_that_writes(
     model = _model()
     model.shapes = lambda index: {"a": (index + 1, 2), "b": (4,)}  # 6 + 8 + 10 parameters
     recipe = _recipe(device="cpu", precision="float32", self_generate={"samples": 2})
-    monkeypatch.setattr(prepare, "_available_memory", lambda device: free)
+    monkeypatch.setattr(prepare, "available_memory", lambda device: free)
     said = prepare.refusal(lambda: prepare.check_memory(recipe, model, texts))
     assert said is None if refused is None else said is not None and said.startswith(refused)
 

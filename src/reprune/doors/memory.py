@@ -1,4 +1,4 @@
-"""How much memory the host has left for this process: of the machine's, or of what its container or job may take."""
+"""How much memory is left for this process: of a GPU's, or the machine's, or what its container or job may take."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import final
+
+import torch
 
 _MOUNTED = "sys/fs/cgroup"
 
@@ -30,6 +32,15 @@ _FIRST = _Controller(
     ("total_inactive_file", "total_active_file"),
 )
 _SECOND = _Controller(_MOUNTED, "memory.max", "memory.current", ("inactive_file", "active_file", "slab_reclaimable"))
+
+
+def available_memory(device: str) -> int | None:
+    """Bytes that can still be taken of a device's memory; None where the system does not say."""
+    if device.startswith("cuda"):
+        gpu = torch.device(device)
+        kept = torch.cuda.memory_reserved(gpu) - torch.cuda.memory_allocated(gpu)  # by PyTorch, of what it has freed
+        return int(torch.cuda.mem_get_info(gpu)[0]) + kept
+    return free_memory()
 
 
 def free_memory(system: Path = Path("/")) -> int | None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from reprune.doors.devices import DTYPES, settle_together
 from reprune.doors.formats import size
-from reprune.doors.memory import free_memory
+from reprune.doors.memory import available_memory
 from reprune.engine.footprint import disk_bytes, least_memory_bytes
 from reprune.engine.ledger import Ledger
 from reprune.engine.result import RECORD
@@ -107,7 +107,7 @@ def check_memory(recipe: Recipe, decoder: Decoder, texts: int) -> None:
     schedule = windows(len(decoder), recipe.schedule.size, recipe.schedule.stride)
     parameters = [sum(map(math.prod, decoder.shapes(index).values())) for index in range(len(decoder))]
     memory = least_memory_bytes(recipe, schedule, parameters)
-    available = _available_memory(recipe.device)
+    available = available_memory(recipe.device)
     if available is not None and memory > available:
         raise InputError(
             f"--device {recipe.device}: a window takes at least {size(memory)} of memory with what its solver holds, "
@@ -122,15 +122,6 @@ def check_memory(recipe: Recipe, decoder: Decoder, texts: int) -> None:
             f"{size(whole)} of memory, and {size(available)} are available; have a server write them (reprune generate "
             "--endpoint URL), and give the file with --calibration."
         )
-
-
-def _available_memory(device: str) -> int | None:
-    """Bytes that can still be taken; None where the system does not say."""
-    if device.startswith("cuda"):
-        gpu = torch.device(device)
-        kept = torch.cuda.memory_reserved(gpu) - torch.cuda.memory_allocated(gpu)  # by PyTorch, of what it has freed
-        return int(torch.cuda.mem_get_info(gpu)[0]) + kept
-    return free_memory()
 
 
 def settle(recipe: Recipe, ranks: Ranks = ALONE) -> Recipe:

@@ -12,11 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 import reprune
 import reprune.engine.run as engine
-from reprune.doors.prepare import _available_memory
 from reprune.errors import NumericalError
 from tests.doors.conftest import QUICK, Cli, Said
 
@@ -169,7 +167,7 @@ def test_a_run_that_will_not_fit_the_disk_is_refused_before_it_begins(
 def test_a_run_that_cannot_fit_the_memory_is_refused_before_it_begins(
     cli: Cli, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("reprune.doors.prepare._available_memory", lambda _: 20)
+    monkeypatch.setattr("reprune.doors.prepare.available_memory", lambda _: 20)
     said = cli("prune", *_RUN, "--out", "out")
     assert said.code == 2
     assert "a window takes at least" in said.err
@@ -178,14 +176,6 @@ def test_a_run_that_cannot_fit_the_memory_is_refused_before_it_begins(
     planned = cli("plan", *_RUN)
     assert (planned.code, planned.out.splitlines()[-1:]) == (2, [_refused(said.err)])
     assert cli("plan", *_RUN, "--on", "h100").code == 0  # that memory is another machine's
-
-
-def test_what_pytorch_has_freed_of_a_gpu_and_keeps_can_be_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    """After a model was measured, for one."""
-    says = {"mem_get_info": (10, 100), "memory_reserved": 60, "memory_allocated": 5}
-    for name, found in says.items():
-        monkeypatch.setattr(torch.cuda, name, lambda device, found=found: found)
-    assert _available_memory("cuda") == _available_memory("cuda:0") == 65
 
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="only Linux says which files are in memory")

@@ -166,14 +166,14 @@ def test_a_record_has_what_the_writing_took_and_a_plan_says_that_there_is_some(h
 def test_a_model_that_writes_is_counted_as_a_whole(here: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = sum(tensor.numel() * 4 for tensor in load_file(here / "llama" / "model.safetensors").values())
     assert whole_bytes(here / "llama", Precision()) == whole
-    monkeypatch.setattr("reprune.doors.prepare._available_memory", lambda _: whole - 1)
+    monkeypatch.setattr("reprune.doors.prepare.available_memory", lambda _: whole - 1)
     said, planned = cli("prune", "llama", "--out", "out", *OWN), cli("plan", "llama", *OWN)
     assert said.code == planned.code == 2
     assert "--self-generate 6: the whole model, which writes the texts, takes at least" in said.err
     assert planned.out.endswith("refused    " + said.err.removeprefix("error: "))
-    monkeypatch.setattr("reprune.doors.prepare._available_memory", lambda _: whole)
+    monkeypatch.setattr("reprune.doors.prepare.available_memory", lambda _: whole)
     assert cli("prune", "llama", "--out", "out", *OWN).code == 0
-    monkeypatch.setattr("reprune.doors.prepare._available_memory", lambda _: whole - 1)
+    monkeypatch.setattr("reprune.doors.prepare.available_memory", lambda _: whole - 1)
     assert cli("prune", "llama", "--out", "again", *OWN).code == 0, "nothing is to be written any more"
 
 

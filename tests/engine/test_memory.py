@@ -42,6 +42,35 @@ def test_checkpointing_keeps_no_more_than_what_enters_each_block(llama: Path, tm
     assert held("solver.checkpointing=true") < held()
 
 
+@pytest.mark.parametrize("name", ["owl", "by-error"])
+def test_a_block_is_gone_whose_bearing_is_measured_before_the_next_is_loaded(
+    llama: Path, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[weakref.ref[torch.nn.Module]] = []
+    at_load: list[int] = []
+    load = Decoder.load
+
+    def watched(self: Decoder, index: int, *args: Any) -> Block:
+        at_load.append(sum(module() is not None for module in loaded))
+        block = load(self, index, *args)
+        loaded.append(weakref.ref(block.module))
+        return block
+
+    told: list[tuple[str, int]] = []
+
+    class Looking(Watcher):
+        def phase(self, window: Window | None, what: str) -> None:
+            if what.endswith("bears"):
+                told.append((what, len(loaded)))
+
+    monkeypatch.setattr(Decoder, "load", watched)
+    with no_search():
+        prune(llama, tmp_path / "out", f"allocation={name}", reconstruct="LR", watcher=Looking())
+    blocks = range(len(told))
+    assert told == [(f"what block {index} bears", index) for index in blocks], "before it is loaded"
+    assert at_load[: len(blocks)] == [0] * len(blocks)
+
+
 @pytest.mark.parametrize(
     ("rung", "settings"),
     [("LR", []), ("BR+GP", []), ("BR+GP+CR", []), ("BR", ["schedule.size=2", "schedule.stride=1"])],

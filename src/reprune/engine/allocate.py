@@ -22,6 +22,7 @@ from reprune.math.pruner import Pruner
 from reprune.math.ranks import Ranks
 from reprune.math.reconstruction_error import ErrorMeter
 from reprune.math.wanda import Wanda
+from reprune.model.block import Block
 from reprune.model.decoder import Decoder
 from reprune.model.streams import Stream
 from reprune.planning.recipe import Recipe
@@ -38,9 +39,12 @@ def allocate(
     weights, outliers, curves = [], [], []
     base, spread = recipe.pattern.sparsity, recipe.allocation.spread
     levels = [max(base - spread, min(_EDGE, base / 2)), base, min(base + spread, 1 - min(_EDGE, (1 - base) / 2))]
-    dense = (decoder.load(index) for index in range(len(decoder)))
-    for block, entering, after in frontier.dense_walk(dense):
-        watcher.phase(None, f"what block {block.index} bears")
+
+    def dense(index: int) -> Block:
+        watcher.phase(None, f"what block {index} bears")
+        return decoder.load(index)
+
+    def measure(block: Block, entering: Stream, after: Stream) -> None:
         pruned, inputs = PrunedBlock(block), partial(frontier.inputs, entering, block)
         find_groups_(pruned, entering, frontier, recipe.choice)
         linears = (one for group in pruned.groups for one in group.linears)
@@ -50,6 +54,8 @@ def allocate(
             outliers.append(_outliers(recipe, pruned, inputs, frontier.ranks))
         else:
             curves.append(_curve(recipe, pruner, frontier, pruned, inputs, entering, after, levels))
+
+    frontier.dense_walk(dense, measure)
     if recipe.allocation.name == "owl":
         return by_outliers(outliers, weights, base, spread)
     return by_error(curves, weights, base)

@@ -347,18 +347,22 @@ class Frontier:
         kept.free(self._store)
         return found
 
-    @torch.no_grad()
-    def dense_walk(self, blocks: Iterable[Block]) -> Iterator[tuple[Block, Stream, Stream]]:
-        """Each of all dense blocks, what enters it and what comes out; the streams at the frontier stay there."""
+    def dense_walk(self, dense: Dense, see: Callable[[Block, Stream, Stream], None]) -> None:
+        """Show each dense block, what enters it and what comes out; the streams at the frontier stay there.
+
+        A block is not held on to when the next one is loaded.
+        """
         entering, after = self._store.new(self._shape), self._store.new(self._shape)
         for batch in self.batches:
             after.write(batch, self._dense.before(0).read(batch))
         try:
-            for block in blocks:
+            for index in range(len(self._decoder)):
+                block = dense(index)
                 entering, after = after, entering
                 for batch in self.batches:
                     after.write(batch, self.run([block], entering.read(batch), batch))
-                yield block, entering, after
+                see(block, entering, after)
+                del block
         finally:
             self._store.free(entering)
             self._store.free(after)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from reprune.doors.formats import percent
-from reprune.doors.rates import said_of_rate
+from reprune.doors.rates import said_of_rate, unusual_steps
 from tests.doors.conftest import QUICK, Cli, record_of
 
 
@@ -63,3 +63,26 @@ def test_one_window_of_many_says_nothing(first: float) -> None:
     rates = (first, 0.01, 0.01)
     assert said_of_rate([{"relative_lr": rate, "epochs": [{"relative_lr": rate}]} for rate in rates]) is None
     assert said_of_rate([{"relative_lr": first, "epochs": [{"relative_lr": first}]}]) is not None
+
+
+@pytest.mark.parametrize(
+    ("asked", "begun", "expected"),
+    [
+        ([0.01], [0.01], None),
+        ([], [], None),
+        ([None, None], [None], None),
+        ([float("nan")], [float("inf")], None),
+        ([0.0025, 0.04], [0.0025, 0.04], None),
+        ([0.001, None, 0.002, 0.9], [0.001, 0.002, 0.9], (0.002, "shorter")),
+        ([0.05], [0.05], (0.05, "longer")),
+        ([0.01], [0.001], None),  # tries of the first step have shortened it: nobody's mistake
+        ([0.05], [0.02], None),  # the same: it was too long, and is not
+        ([0.001], [0.0001], (0.001, "shorter")),
+        ([None], [0.05], (0.05, "longer")),
+        ([None], [0.001], None),
+    ],
+)
+def test_a_rate_far_from_the_weights(
+    asked: list[float | None], begun: list[float | None], expected: tuple[float, str] | None
+) -> None:
+    assert unusual_steps(asked, begun) == expected

@@ -124,6 +124,7 @@ _KILLED = """
 import os, signal, sys
 from pathlib import Path
 
+import safetensors.torch
 import torch
 
 from reprune.model import durable
@@ -134,7 +135,7 @@ def killed_within(tensors, path, metadata):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-durable.save_file = killed_within
+safetensors.torch.save_file = killed_within
 durable.write_tensors(Path(sys.argv[1]), {"a": torch.ones(3)})
 """
 

@@ -1,12 +1,16 @@
-"""What is said of a learning rate that is far from the weights' size, as a run shows it. Knows records."""
+"""What is said of a learning rate that is far from the weights' size. Knows what is on record, loads no PyTorch."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from statistics import median
+from typing import Any, Literal
 
 from reprune.doors.formats import percent
-from reprune.math.rate import unusual_steps
+
+_USUAL = (0.0025, 0.04)
+"""As shares of the kept weights' root mean square."""
 
 
 def said_of_rate(windows: Sequence[Mapping[str, Any]]) -> tuple[str, str] | None:
@@ -20,3 +24,29 @@ def said_of_rate(windows: Sequence[Mapping[str, Any]]) -> tuple[str, str] | None
         f"{percent(rate)} of the kept weights' root mean square: {steps} steps",
         "than usual; --lr 1% goes with the weights",
     )
+
+
+def unusual_steps(
+    asked: Iterable[float | None], begun: Iterable[float | None]
+) -> tuple[float, Literal["shorter", "longer"]] | None:
+    """What a run's learning rate makes of Adam's steps, where it is far from 1 % of the weights.
+
+    Args:
+        asked: the rate that each window was to begin with, over the root mean square of its kept weights; None where
+            it is not known.
+        begun: the same of the rate that it began with, which is lower where first steps are tried (`first_step`).
+
+    Returns:
+        The median rate, and what steps are by it; None where it is not far.
+    """
+    shortest, longest = _USUAL
+    if (rate := _median(asked)) is not None and rate < shortest:
+        return rate, "shorter"
+    if (rate := _median(begun)) is not None and rate > longest:
+        return rate, "longer"
+    return None
+
+
+def _median(rates: Iterable[float | None]) -> float | None:
+    there = [rate for rate in rates if rate is not None and math.isfinite(rate)]
+    return median(there) if there else None

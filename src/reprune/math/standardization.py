@@ -18,9 +18,6 @@ from reprune.math.ranks import ALONE, Ranks
 FLOOR = 1e-3
 """Of the mean variance, added to each: features that hardly vary are not to decide."""
 
-DOMINANT = 0.5
-"""A feature with a larger share of the power than this rules the squared error."""
-
 
 @final
 @dataclass(frozen=True)

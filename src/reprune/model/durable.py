@@ -10,10 +10,12 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError
-from safetensors.torch import save_file
-from torch import Tensor
+
+if TYPE_CHECKING:  # what writes no tensors does without PyTorch
+    from torch import Tensor
 
 _CHUNK_BYTES = 2**22  # read at a time
 
@@ -90,6 +92,8 @@ def _save(tensors: dict[str, Tensor], temporary: Path) -> None:
     safetensors writes to a file of its own beside the one that it is given, and gives it another name in each process:
     one that is killed leaves it. Nobody but its owner may read it.
     """
+    from safetensors.torch import save_file
+
     temporary.touch()  # with the rights that the system gives any new file here
     folder = temporary.with_suffix(".parts")
     shutil.rmtree(folder, ignore_errors=True)

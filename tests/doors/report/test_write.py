@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
+import subprocess
+import sys
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -45,6 +47,18 @@ def test_the_command_writes_one_file_and_says_where(here: Path, cli: Cli) -> Non
     said = cli("report", "out", "--out", "new/deep/page.html", "-q")
     assert (said.code, said.out, said.err) == (0, "", "")
     assert (here / "new" / "deep" / "page.html").read_bytes() == (here / "out" / "report.html").read_bytes()
+
+
+def test_a_report_is_written_without_pytorch(tmp_path: Path) -> None:
+    """Which takes most of the time to load."""
+    folders = [str(written(tmp_path / "run", run_record())), str(written(tmp_path / "study", study_record()))]
+    code = (
+        "import sys; from reprune.doors.command.cli import app\n"
+        f"for folder in {folders}: app(['report', folder], standalone_mode=False)\n"
+        "print([name for name in ('torch', 'transformers') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout.splitlines()[-1:]) == (0, ["[]"]), done.stderr
 
 
 def test_a_run_is_told_whole(run_html: str) -> None:

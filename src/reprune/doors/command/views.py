@@ -14,10 +14,10 @@ from reprune.doors.formats import clock, console, counted, nats, percent, size, 
 from reprune.doors.planned import Plan
 from reprune.doors.prepare import said_lacking
 from reprune.doors.rates import said_of_rate
+from reprune.doors.records.run import DOMINANT
 from reprune.doors.verify import Check
 from reprune.engine.result import RECORD
 from reprune.errors import InputError
-from reprune.math.standardization import DOMINANT
 from reprune.planning.schedule import ranges
 
 _PROBLEMS = 20  # shown of one check

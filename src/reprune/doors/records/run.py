@@ -10,6 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 Value = float | None
 """None where it was not measured."""
 
+DOMINANT = 0.5
+"""A feature with a larger share of the power than this rules the squared error."""
+
 
 class Read(BaseModel):
     """A part of a record."""

@@ -12,11 +12,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from reprune.doors.formats import counted
+from reprune.doors.rates import unusual_steps
 from reprune.doors.records.rows import known
-from reprune.doors.records.run import Run, Window
+from reprune.doors.records.run import DOMINANT, Run, Window
 from reprune.doors.report.text import listed, number, numbered, share, unbroken
-from reprune.math.rate import unusual_steps
-from reprune.math.standardization import DOMINANT
 
 RISE = 0.01
 """An error rose or fell if it changed by more than this share; less is taken for noise."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 
 from reprune.doors.records.run import Run, Window
+from reprune.doors.report.rises import rise
 from reprune.doors.report.run import epochs_section
 from reprune.doors.report.text import share
-from reprune.doors.report.verdict import rise, run_verdict
+from reprune.doors.report.verdict import run_verdict
 from tests.doors.report.records import fitted, run_record, said, window
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from reprune.doors.records.run import Run, Window
-from reprune.doors.report.verdict import Verdict, guard_sentences, rise, run_verdict
+from reprune.doors.report.verdict import Verdict, guard_sentences, run_verdict
 from tests.doors.report.records import fitted, run_record, said, window
 
 
@@ -22,20 +22,6 @@ def judged(*windows: Any, divergence: float | None = None, **changes: Any) -> Ve
             "seconds": 3.0,
         }
     return run_verdict(Run.model_validate(run_record(windows=list(windows), **changes)))
-
-
-def seen(calibration: list[float], heldout: list[float], **options: Any) -> Any:
-    return rise(Window.model_validate(window(0, calibration, heldout, **options)))
-
-
-def test_the_calibration_error_has_to_fall_from_where_the_held_out_error_was_lowest() -> None:
-    assert seen([1.0, 0.5, 0.6], [1.0, 0.8, 1.0]).kind == "harmed"
-    assert seen([1.0, 0.5, 0.4], [1.0, 0.8, 1.0]).kind == "overfits"
-
-
-def test_a_state_within_a_percent_of_the_lowest_is_not_kept_high() -> None:
-    course = [1.0, 0.9, 0.905, 1.0]
-    assert [seen([1.0, 0.8, 0.7, 0.6], course, kept=kept).kept for kept in (1, 2, 3)] == [False, False, True]
 
 
 def test_averages_over_windows_are_geometric() -> None:

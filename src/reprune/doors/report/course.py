@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from reprune.doors.records.rows import known
-from reprune.doors.report.verdict import RISE, SLIGHT
+from reprune.doors.report.rises import RISE, SLIGHT
 
 
 def direction(before: float | None, after: float | None) -> str | None:

@@ -19,8 +19,9 @@ from reprune.doors.records.run import Change, Run, Window
 from reprune.doors.report.made import TERMS, processes_of, run_made, rung_of
 from reprune.doors.report.page import Page, Plot, Section, Table, Tile
 from reprune.doors.report.predictions import predictions_section
+from reprune.doors.report.rises import calibration_course, heldout_course, judged_course, rises
 from reprune.doors.report.text import NONE, change, duration, memory, number, share
-from reprune.doors.report.verdict import calibration_course, heldout_course, judged_course, rises, run_verdict
+from reprune.doors.report.verdict import run_verdict
 
 _SHOWN = 3
 """Of how many windows the epochs are drawn."""

@@ -11,12 +11,12 @@ from reprune.doors.records.rows import Measure, known
 from reprune.doors.records.study import Study
 from reprune.doors.report.made import TERMS, study_made
 from reprune.doors.report.page import Page, Plot, Section, Table, Tile
+from reprune.doors.report.rises import SLIGHT
 from reprune.doors.report.rows import DEVICE, HOST, TIME, Rows, bring_together
 from reprune.doors.report.run import epochs_section
 from reprune.doors.report.selfmade import selfmade_sections
 from reprune.doors.report.tables import parts, results, results_normalized, steps, unfinished, zero_shot
 from reprune.doors.report.text import NONE, duration, listed, share, two_places
-from reprune.doors.report.verdict import SLIGHT
 from reprune.doors.report.verdict_study import study_verdict
 from reprune.planning.axes import LADDER
 

@@ -15,17 +15,13 @@ from reprune.doors.formats import counted
 from reprune.doors.rates import unusual_steps
 from reprune.doors.records.rows import known
 from reprune.doors.records.run import DOMINANT, Run, Window
+from reprune.doors.report.rises import RISE, SLIGHT, Rise, rises
 from reprune.doors.report.text import listed, number, numbered, share, unbroken
-
-RISE = 0.01
-"""An error rose or fell if it changed by more than this share; less is taken for noise."""
 
 CLOSE, FAR = 1.25, 2.0
 """Held-out over calibration error of the last block: up to the one they are close, above the other far apart."""
 
 Tone = Literal["good", "mixed", "bad", "plain"]
-
-SLIGHT = unbroken(f"{100 * RISE:g} %")
 
 RULES = (
     f"A window overfits if, at the end of its epochs, the held-out error is more than {SLIGHT} above its lowest (the "
@@ -54,61 +50,6 @@ class Verdict:
     headline: str
     sentences: tuple[str, ...]
     rules: tuple[str, ...] = RULES
-
-
-@dataclass(frozen=True)
-class Rise:
-    """How the held-out error of a window went up over its epochs."""
-
-    window: Window
-    kind: Literal["overfits", "harmed"]
-    lowest_epoch: int  # 0 is the start
-    share: float  # the last held-out error over the lowest, less 1
-    kept: bool  # the window ends with weights of a held-out error that high
-
-
-def calibration_course(window: Window) -> list[float | None]:
-    """The relative calibration error at the start and after each epoch."""
-    start = window.relative_calibration_error.before
-    return [start, *(epoch.relative_calibration_error for epoch in window.epochs)]
-
-
-def heldout_course(window: Window) -> list[float | None]:
-    """The relative held-out error at the start and after each epoch."""
-    return [window.relative_heldout_error.before, *(epoch.relative_heldout_error for epoch in window.epochs)]
-
-
-def judged_course(window: Window) -> list[float | None]:
-    """The held-out error at the start and after each epoch, as the guard looks at it: all features alike."""
-    if not window.judged_apart:
-        return heldout_course(window)
-    return [window.standardized_heldout_error.before, *(epoch.standardized_heldout_error for epoch in window.epochs)]
-
-
-def rise(window: Window) -> Rise | None:
-    """Whether a window's held-out error rose over its epochs, by the first of `RULES`; None if it did not."""
-    heldout, calibration = judged_course(window), calibration_course(window)
-    there = [(error, epoch) for epoch, error in enumerate(heldout) if known(error)]
-    if len(there) < 2:
-        return None
-    lowest, epoch = min(there)
-    last = there[-1][0]
-    if last <= lowest * (1 + RISE):
-        return None
-    then, now = calibration[epoch], calibration[there[-1][1]]
-    if window.kept_epoch == there[-1][1]:
-        now = window.relative_calibration_error.after  # that of the epoch is a mean on its way
-    fell = known(then) and known(now) and now < then * (1 - RISE)
-    after = window.standardized_heldout_error.after if window.judged_apart else window.relative_heldout_error.after
-    kept = known(after) and after > lowest * (1 + RISE)
-    above = last / lowest - 1 if lowest else math.inf
-    return Rise(window, "overfits" if fell else "harmed", epoch, above, kept)
-
-
-def rises(windows: Sequence[Window]) -> list[Rise]:
-    """All rises, the highest first."""
-    found = filter(None, map(rise, windows))
-    return sorted(found, key=lambda rise: -rise.share)
 
 
 def mean_change(windows: Sequence[Window], which: Literal["calibration", "heldout"]) -> float | None:

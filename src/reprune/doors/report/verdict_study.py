@@ -14,9 +14,10 @@ from reprune.doors.records.rows import Measure, Row, known
 from reprune.doors.records.run import Value
 from reprune.doors.records.study import Cell, Study
 from reprune.doors.report.course import course, direction, plural
+from reprune.doors.report.rises import SLIGHT, rises
 from reprune.doors.report.rows import PART_NAMES, TIME, Family, Rows, means, windows_of
 from reprune.doors.report.text import change, listed
-from reprune.doors.report.verdict import SLIGHT, Tone, Verdict, guard_sentences, rises
+from reprune.doors.report.verdict import Tone, Verdict, guard_sentences
 from reprune.doors.report.verdict_pruners import closer_and_worse, pruner_sentences
 from reprune.doors.report.verdict_selfmade import selfmade_headline, selfmade_lines, selfmade_sentences
 from reprune.planning.axes import AUTO, LADDER

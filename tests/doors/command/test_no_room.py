@@ -186,7 +186,7 @@ def test_a_run_that_fails_gives_its_streams_back_though_its_error_is_still_held(
         assert ".stream" in Path("/proc/self/maps").read_text()
         raise NumericalError("a fault")
 
-    monkeypatch.setattr(engine, "_fit", broken)
+    monkeypatch.setattr(engine._Windows, "_fit", broken)
     with pytest.raises(NumericalError) as held:
         reprune.prune(
             "llama", here / "out", calibration="text.txt", samples=6, seqlen=24, settings=["streams.memory=0B"]

@@ -28,6 +28,7 @@ _ROOMS = [
     "prepare",
     "generation",
     "api",
+    "status",
     "planned",
     "verify",
     "progress",

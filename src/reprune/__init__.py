@@ -21,11 +21,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from reprune.doors.api import prune, resume, status
+    from reprune.doors.api import prune, resume
     from reprune.doors.evaluation.against import errors_against
     from reprune.doors.evaluation.evaluate import evaluate
     from reprune.doors.planned import plan
     from reprune.doors.report.write import report
+    from reprune.doors.status import status
     from reprune.doors.study.run import study
     from reprune.doors.study.watcher import StudyWatcher
     from reprune.doors.verify import verify
@@ -42,7 +43,7 @@ _DOORS = {
     "prune": "reprune.doors.api",
     "report": "reprune.doors.report.write",
     "resume": "reprune.doors.api",
-    "status": "reprune.doors.api",
+    "status": "reprune.doors.status",
     "study": "reprune.doors.study.run",
     "verify": "reprune.doors.verify",
     "zero_shot": "reprune.doors.zeroshot.accuracy",

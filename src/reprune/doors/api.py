@@ -1,4 +1,4 @@
-"""The Python API: prune, resume and status. The command line calls these and shows what they return."""
+"""The Python API: prune and resume. The command line calls these and shows what they return."""
 
 from __future__ import annotations
 
@@ -6,14 +6,13 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from reprune.doors.devices import check_begun_on, slowness
-from reprune.doors.found import find_model, what_is_there
+from reprune.doors.found import find_model
 from reprune.doors.generation.selfmade import self_generated, unwritten
 from reprune.doors.given import Sources, made_recipe
 from reprune.doors.prepare import (
@@ -47,7 +46,6 @@ from reprune.model.decoder import Decoder
 from reprune.model.local import local_path
 from reprune.model.locate import locate_again
 from reprune.model.undisturbed import undisturbed
-from reprune.model.wellformed import read_json
 from reprune.planning.overlap import sketch
 from reprune.planning.paths import absolute, beside
 from reprune.planning.recipe import Recipe
@@ -326,36 +324,3 @@ def _write_(
     record = result.finish(record, beside(recipe, ledger.result).to_yaml(), written, files)
     ledger.clear()
     return record
-
-
-@dataclass(frozen=True)
-class Status:
-    """How far a run is."""
-
-    finished: bool
-    windows: int  # with the distillation, which comes after them
-    windows_done: int
-    recipe: dict[str, Any]
-    last: dict[str, Any] | None  # the record of the window, or the distillation, that was finished last
-    running: bool = False  # whether a process is working on it now
-
-
-def status(out: str | os.PathLike[str]) -> Status:
-    """How far the run in a folder is; raises `InputError` where there is none."""
-    folder = local_path(out)
-    ledger = Ledger(folder)
-    if ledger.exists:
-        job, lines = ledger.job(), ledger.lines()
-        last = lines[-1]["window"] if lines else None
-        return Status(False, job["windows"], len(lines), job["recipe"], last, ledger.running)
-    if (folder / RECORD).exists():
-        try:
-            record = read_json((folder / RECORD).read_text(encoding="utf-8"))
-            done = [*record["windows"]]
-            if step := record.get("distillation"):
-                done.append(step)
-            return Status(True, len(done), len(done), record["recipe"], done[-1])
-        except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
-            raise InputError(f"{folder / RECORD}: damaged ({error!r}); the model beside it may still load.") from None
-    said = what_is_there(folder) or f"holds no run of reprune, neither finished ({RECORD}) nor unfinished"
-    raise InputError(f"{out}: {said}.")

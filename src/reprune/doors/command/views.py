@@ -9,12 +9,12 @@ from typing import Any
 
 from rich.table import Table
 
-from reprune.doors.api import Status
 from reprune.doors.formats import clock, console, counted, nats, percent, size, sparsities
 from reprune.doors.planned import Plan
 from reprune.doors.prepare import said_lacking
 from reprune.doors.rates import said_of_rate
 from reprune.doors.records.run import DOMINANT
+from reprune.doors.status import Status
 from reprune.doors.verify import Check
 from reprune.engine.result import RECORD
 from reprune.errors import InputError

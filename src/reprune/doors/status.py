@@ -1,0 +1,47 @@
+"""How far a run is, finished or not: what its folder says."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+from reprune.doors.found import what_is_there
+from reprune.engine.ledger import Ledger
+from reprune.engine.result import RECORD
+from reprune.errors import InputError
+from reprune.model.local import local_path
+from reprune.model.wellformed import read_json
+
+
+@dataclass(frozen=True)
+class Status:
+    """How far a run is."""
+
+    finished: bool
+    windows: int  # with the distillation, which comes after them
+    windows_done: int
+    recipe: dict[str, Any]
+    last: dict[str, Any] | None  # the record of the window, or the distillation, that was finished last
+    running: bool = False  # whether a process is working on it now
+
+
+def status(out: str | os.PathLike[str]) -> Status:
+    """How far the run in a folder is; raises `InputError` where there is none."""
+    folder = local_path(out)
+    ledger = Ledger(folder)
+    if ledger.exists:
+        job, lines = ledger.job(), ledger.lines()
+        last = lines[-1]["window"] if lines else None
+        return Status(False, job["windows"], len(lines), job["recipe"], last, ledger.running)
+    if (folder / RECORD).exists():
+        try:
+            record = read_json((folder / RECORD).read_text(encoding="utf-8"))
+            done = [*record["windows"]]
+            if step := record.get("distillation"):
+                done.append(step)
+            return Status(True, len(done), len(done), record["recipe"], done[-1])
+        except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
+            raise InputError(f"{folder / RECORD}: damaged ({error!r}); the model beside it may still load.") from None
+    said = what_is_there(folder) or f"holds no run of reprune, neither finished ({RECORD}) nor unfinished"
+    raise InputError(f"{out}: {said}.")

@@ -1,0 +1,27 @@
+"""How far a run is, is what its folder says: all windows and the distillation of one that is finished."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from reprune.doors.status import status
+from reprune.errors import InputError
+
+
+def test_a_distillation_is_the_last_step_of_a_finished_run(tmp_path: Path) -> None:
+    record = {"recipe": {"model": "m"}, "windows": [{"index": 0}, {"index": 1}], "distillation": None}
+    for step, last in ((None, {"index": 1}), ({"index": 2, "distilled": [1]},) * 2):
+        (tmp_path / "reprune.json").write_text(json.dumps({**record, "distillation": step}))
+        found = status(tmp_path)
+        assert (found.finished, found.running, found.recipe, found.last) == (True, False, {"model": "m"}, last)
+        assert found.windows == found.windows_done == (2 if step is None else 3)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"recipe": {}, "windows": []}', '{"windows": 3}'])
+def test_a_record_that_is_damaged_is_said_to_be(content: str, tmp_path: Path) -> None:
+    (tmp_path / "reprune.json").write_text(content)
+    with pytest.raises(InputError, match=r"reprune\.json: damaged .*; the model beside it may still load\."):
+        status(tmp_path)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
@@ -239,6 +240,22 @@ def test_an_alias_to_what_it_stands_in_is_refused(key: str, value: str, tmp_path
         read(f"{key}: {value}\n", tmp_path)
     with pytest.raises(InputError, match="the value is not valid YAML"):
         parse_setting(f"{key}={value}")
+
+
+def test_merges_of_merges_are_refused_too_as_earlier_pyyaml_writes_them_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def flatten(self: yaml.SafeLoader, node: yaml.MappingNode) -> None:  # as 6.0.2 does lists of them
+        merged = [one for key, value in node.value if key.value == "<<" for one in value.value]
+        for one in merged:
+            self.flatten_mapping(one)
+        own = [(key, value) for key, value in node.value if key.value != "<<"]
+        node.value = [pair for one in merged for pair in one.value] + own
+
+    monkeypatch.setattr(yaml.SafeLoader, "flatten_mapping", flatten)
+    lines = [f"a{n}: &a{n} {{<<: [{', '.join([f'*a{n - 1}'] * 9)}]}}" for n in range(1, 7)]
+    with pytest.raises(InputError, match="with its aliases written out it has more than 100000 parts"):
+        read("\n".join(["a0: &a0 {x: 1}", *lines]), tmp_path)
 
 
 def test_aliases_of_aliases_that_come_to_more_than_memory_are_refused(tmp_path: Path) -> None:

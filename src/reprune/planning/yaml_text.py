@@ -28,6 +28,11 @@ class _Loader(yaml.SafeLoader):
                 seen.add((key.tag, key.value))
         return node
 
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        super().flatten_mapping(node)
+        if len(node.value) > _MOST:  # before PyYAML 6.0.4 what is merged (<<) several times is written out as often
+            raise _too_many()
+
 
 class _Dumper(yaml.SafeDumper):
     """Quotes text that would be read as a number, also where 1.1 would not."""
@@ -43,8 +48,12 @@ def read_yaml(text: str) -> Any:
     for one in parts:
         parts += [*one, *one.values()] if isinstance(one, dict) else one if isinstance(one, list) else ()
         if len(parts) > _MOST:
-            raise yaml.YAMLError(f"with its aliases written out it has more than {_MOST} parts")
+            raise _too_many()
     return content
+
+
+def _too_many() -> yaml.YAMLError:
+    return yaml.YAMLError(f"with its aliases written out it has more than {_MOST} parts")
 
 
 def write_yaml(content: Mapping[str, Any], width: int = 80) -> str:

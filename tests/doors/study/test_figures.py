@@ -26,14 +26,14 @@ def done(place: Cell, scale: float) -> CellRecord:
             heldout_error=1.0,
             relative_calibration_error=0.01 * scale * 10**index,
             relative_heldout_error=0.02 * scale * 10**index,
-            test_error={"a b.txt": {"normalized": 1.0, "relative": 0.03 * scale * 10**index}},
+            test_error={"a % b.txt": {"normalized": 1.0, "relative": 0.03 * scale * 10**index}},
         )
         for index in (0, 1)
     ]
     last = cell["blocks"][-1]
     cell["relative_calibration_error"] = last["relative_calibration_error"]
     cell["relative_heldout_error"] = last["relative_heldout_error"]
-    cell["test_error"], cell["perplexity"] = last["test_error"], {"a b.txt": 30.0 * scale}
+    cell["test_error"], cell["perplexity"] = last["test_error"], {"a % b.txt": 30.0 * scale}
     return cell
 
 
@@ -42,7 +42,7 @@ def studied(*cells: CellRecord) -> StudyRecord:
         "kind": KIND,
         "format": FORMAT,
         "model": {"name": "toy"},
-        "dense": {"perplexity": {"a b.txt": {"perplexity": 20.0}}, "zero_shot": None},
+        "dense": {"perplexity": {"a % b.txt": {"perplexity": 20.0}}, "zero_shot": None},
         "cells": list(cells),
     }
 
@@ -59,17 +59,17 @@ def test_errors_by_block_are_means_over_the_seeds_of_each_rung(shown: Drawn, tmp
     (series,), options = shown["Error by block, wanda"]  # the last of the three: test errors
     assert list(series) == ["LR", "BR"]
     assert (series["LR"], series["BR"]) == (pytest.approx([0.045, 0.45]), pytest.approx([0.015, 0.15]))
-    assert options["ylabel"] == "test error, a b.txt"
-    for name, error in (("held-out error", 0.3), ("test error, a b.txt", 0.45)):
+    assert options["ylabel"] == "test error, a % b.txt"
+    for name, error in (("held-out error", 0.3), ("test error, a % b.txt", 0.45)):
         (points,), _ = shown[f"Calibration against {name}"]
         assert [point[0] for point in points] == ["wanda LR", "wanda BR"]
         assert points[0][1:] == pytest.approx((0.15, error))
     files = {path.name for path in (tmp_path / "figures").iterdir()}
-    kinds = ("blocks-calibration-wanda", "blocks-heldout-wanda", "blocks-test-a-b.txt-wanda")
-    assert files == {f"{name}.svg" for name in (*kinds, "calibration-heldout", "calibration-test-a-b.txt")}
+    kinds = ("blocks-calibration-wanda", "blocks-heldout-wanda", "blocks-test-a---b.txt-wanda")
+    assert files == {f"{name}.svg" for name in (*kinds, "calibration-heldout", "calibration-test-a---b.txt")}
 
 
-@pytest.mark.parametrize(("kind", "first"), [("calibration", 0.01), ("heldout", 0.02), ("test-a-b.txt", 0.03)])
+@pytest.mark.parametrize(("kind", "first"), [("calibration", 0.01), ("heldout", 0.02), ("test-a---b.txt", 0.03)])
 def test_each_picture_by_block_is_of_the_error_that_it_is_named_for(
     kind: str, first: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -89,8 +89,8 @@ def test_self_generated_samples_have_their_own_pictures_with_every_seed(shown: D
     assert not (tmp_path / "figures" / "of-before.svg").exists()
     assert {"Error by block, wanda", "Error by block, wanda+8"} <= set(shown)
     by_own = {title.partition(", by self")[0]: given for title, given in shown.items() if ", by self" in title}
-    assert set(by_own) == {"Calibration error", "Held-out error", "Test error a b.txt", "Perplexity a b.txt"}
-    (series,), options = by_own["Perplexity a b.txt"]
+    assert set(by_own) == {"Calibration error", "Held-out error", "Test error a % b.txt", "Perplexity a % b.txt"}
+    (series,), options = by_own["Perplexity a % b.txt"]
     assert series == {"wanda LR": [(0, 30.0), (0, 60.0), (8, 90.0), (8, 120.0)]}
     assert (options["baseline"], options["percent"]) == (("dense", 20.0), False)
     (series,), options = by_own["Held-out error"]

@@ -65,7 +65,8 @@ def _by_number(study: Study, found: Sequence[Row], part: str, said: str) -> Iter
 
     lines = by_own_samples(found)
     for column in (*error_columns(study)[1:], *perplexity_columns(study)):
-        name = column.name.replace(" %", " error", 1)
+        percent = column.kind != "perplexity"
+        name = column.name.replace(" %", " error", 1) if percent else column.name
         picture = by_number(
             {
                 f"{pruner} {rung}": [(count, value) for count, row in line.items() for value in row.values(column.of)]
@@ -75,7 +76,7 @@ def _by_number(study: Study, found: Sequence[Row], part: str, said: str) -> Iter
             xlabel="self-generated samples",
             ylabel=name,
             baseline=None if column.dense is None else ("dense", column.dense),
-            percent=column.kind != "perplexity",
+            percent=percent,
         )
         yield f"self-generated-{_plain(name)}{part}", picture
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -37,7 +38,7 @@ def what_is_there(folder: Path) -> str | None:
         return ledger.way_on
     if (folder / STUDY).is_file():
         return (
-            f"holds a study, which 'reprune report {folder}' shows; the models of its cells, where --keep-models was "
-            f"given, are {folder / 'cells'}/NAME"
+            f"holds a study, which 'reprune report {shlex.quote(str(folder))}' shows; the models of its cells, where "
+            f"--keep-models was given, are {folder / 'cells'}/NAME"
         )
     return None

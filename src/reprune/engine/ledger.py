@@ -20,6 +20,7 @@ over that of the line before it; and those of the files that came with them: the
 from __future__ import annotations
 
 import re
+import shlex
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, nullcontext, suppress
@@ -90,7 +91,7 @@ class Ledger:
         """Of a run that has begun and is not finished: what the folder holds, and what to do about it, in words."""
         if self.running:
             return "holds a run that another process is working on; wait for it"
-        return f"holds an unfinished run; go on with 'reprune resume {self.result}'"
+        return f"holds an unfinished run; go on with 'reprune resume {shlex.quote(str(self.result))}'"
 
     @property
     def never_began(self) -> bool:

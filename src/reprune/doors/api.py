@@ -237,9 +237,8 @@ def resume_sharing(
     folder = locate_again(recipe.model, Path(job["folder"]), model, notify=watcher.note)
     check_begun_on(recipe.device, out)
     checkpoint = Checkpoint(folder)
-    if changed := min(
-        differing(job["weights"], checkpoint.digests()), default=None
-    ):  # before any code beside it is run
+    changed = min(differing(job["weights"], checkpoint.digests()), default=None)
+    if changed is not None:  # before any code beside it is run
         raise InputError(
             f"{folder}: not the model that this run began with: {changed} differs; put that back, or start a new run."
         )

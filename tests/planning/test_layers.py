@@ -234,7 +234,9 @@ def test_a_key_may_be_over_one_that_is_merged_in(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("key", ["calibration", "sparsity", "include", "x"])
-@pytest.mark.parametrize("value", ["&a [*a]", "&a {x: *a}", "[&a {x: [*a]}]"])
+@pytest.mark.parametrize(
+    "value", ["&a [*a]", "&a {x: *a}", "[&a {x: [*a]}]", "&a !!pairs [x: *a]", "&a !!omap [x: *a]"]
+)
 def test_an_alias_to_what_it_stands_in_is_refused(key: str, value: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"recipe\.yaml: not valid YAML: with its aliases written out it has more"):
         read(f"{key}: {value}\n", tmp_path)

@@ -46,7 +46,7 @@ def read_yaml(text: str) -> Any:
     content = yaml.load(text, _Loader)
     parts = [content]
     for one in parts:
-        parts += [*one, *one.values()] if isinstance(one, dict) else one if isinstance(one, list) else ()
+        parts += [*one, *one.values()] if isinstance(one, dict) else one if isinstance(one, list | tuple) else ()
         if len(parts) > _MOST:
             raise _too_many()
     return content

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from reprune.doors.records.run import Run
 from reprune.doors.records.study import Study
 from reprune.doors.report.made import run_made, study_made
@@ -51,3 +53,10 @@ def test_a_hub_model_is_that_of_its_commit_again() -> None:
         again = [code.text.splitlines()[0].strip(" \\") for code in (run.codes[0], *study.codes[:2])]
         assert again == [f"reprune {door} owner/tiny@{commit}" for door in ("prune", "study", "prune")]
         assert run.pairs[:2] == study.pairs[:2] == [("Dense model", name), ("Commit", commit)]
+
+
+@pytest.mark.parametrize(("windows", "said"), [(1, "1 window of 512 tokens"), (1200, "1,200 windows of 512 tokens")])
+def test_a_text_is_told_with_the_windows_that_were_measured(windows: int, said: str) -> None:
+    record = study_record()
+    record["dense"]["perplexity"]["test.txt"]["windows"] = windows
+    assert said in str(study_made(Study.model_validate(record)).pairs)

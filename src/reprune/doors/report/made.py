@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from reprune.doors.formats import counted
 from reprune.doors.records.run import Data, Origin, Run
 from reprune.doors.records.study import Study
 from reprune.doors.report.page import Code, Section, Table
@@ -156,7 +157,7 @@ def _protocols(study: Study) -> Iterator[tuple[str, str]]:
     for text, found in study.dense.perplexity.items():
         said = [
             *([f"protocol {found.protocol}"] if found.protocol else []),
-            *([f"{found.windows:,} windows of {found.seqlen:,} tokens"] if found.windows and found.seqlen else []),
+            *([f"{counted(found.windows, 'window')} of {found.seqlen:,} tokens"] if found.windows else []),
             *([f"SHA-256 {found.text_sha256}"] if found.text_sha256 else []),
         ]
         if said:

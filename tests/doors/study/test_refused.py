@@ -106,7 +106,7 @@ def test_a_record_that_cannot_be_read_is_named(damage: str, here: Path, cli: Cli
     (here / "s" / "study.json").write_text(damage)
     said = cli("study", "llama", "--out", "s", *ONE, *STUDY)
     assert said.code == 2
-    assert said.err.startswith("error: s/study.json: cannot be read as a study (")
+    assert said.err.startswith("error: s/study.json: this version of reprune cannot read it as a study (")
     assert (here / "s" / "study.json").read_text() == damage
 
 
@@ -199,7 +199,7 @@ def test_a_cell_is_nowhere_but_in_its_own_folder(name: str, here: Path, whole: P
     (here / "other" / "mine.txt").write_text("mine")
     said = cli("study", "llama", "--out", "s", *GRID, *STUDY)
     assert (said.code, len(said.err.splitlines())) == (2, 1)
-    assert said.err.startswith("error: s/study.json: cannot be read as a study")
+    assert said.err.startswith("error: s/study.json: this version of reprune cannot read it as a study")
     assert (here / "other" / "mine.txt").exists()
 
 

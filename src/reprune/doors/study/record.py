@@ -71,7 +71,7 @@ def read_study(folder: Path) -> StudyRecord:
         raise InputError(f"{folder}: holds no study of reprune ({FILE}).") from None
     except (OSError, ValueError) as error:
         said = fault(error) if isinstance(error, ValidationError) else " ".join(str(error).split())
-        raise InputError(f"{path}: cannot be read as a study ({said:.100}).") from None
+        raise InputError(f"{path}: this version of reprune cannot read it as a study ({said:.100}).") from None
     return record
 
 

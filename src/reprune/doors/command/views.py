@@ -73,7 +73,7 @@ def _guarded(record: Mapping[str, Any]) -> Iterator[str]:
     yield f"               put back an earlier, better state in {restored} of them all"
     if record["recipe"]["reconstruct"] == "auto":
         counts = [sum(len(window["reconstructed"]) == count for window in windows) for count in range(3)]
-        yield f"auto           nothing in {counts[0]} windows, one block in {counts[1]}, two in {counts[2]}"
+        yield f"auto           nothing in {counted(counts[0], 'window')}, one block in {counts[1]}, two in {counts[2]}"
 
 
 def show_check(check: Check) -> None:

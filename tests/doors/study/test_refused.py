@@ -115,7 +115,7 @@ def test_a_value_of_another_type_is_named(here: Path, whole: Path) -> None:
     record = json.loads(path.read_text())
     record["cells"][1]["blocks"] = 5
     path.write_text(json.dumps(record))
-    with pytest.raises(InputError, match=r"cannot read it as a study \(cells\.1\.blocks: input should be a valid tuple"):
+    with pytest.raises(InputError, match=r"read it as a study \(cells\.1\.blocks: input should be a valid tuple"):
         study("llama", "s", **SMALL, **SETTINGS)
 
 

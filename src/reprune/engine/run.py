@@ -1,7 +1,7 @@
 """The paper's algorithm: prune and reconstruct window after window, each durable before the next begins.
 
 LR, BR, GP and CR are not branches of this loop but its arguments: the schedule's window size, the teacher, and the
-solver (see `reprune.planning.recipe.RUNGS`).
+solver (see `reprune.planning.recipe.RUNG_SETTINGS`).
 """
 
 from __future__ import annotations

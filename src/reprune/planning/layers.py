@@ -15,7 +15,7 @@ from pydantic import BaseModel, ValidationError
 
 from reprune.errors import InputError
 from reprune.model.wellformed import read_json
-from reprune.planning.recipe import RUNGS, SHORT_FORMS, Recipe
+from reprune.planning.recipe import RUNG_SETTINGS, SHORT_FORMS, Recipe
 from reprune.planning.sources import split_count, split_path
 from reprune.planning.yaml_text import read_yaml
 
@@ -125,7 +125,7 @@ def lay_over(
     merged = reduce(_merged, above, lower)
     if model is not None:
         merged["model"] = model
-    rung = RUNGS.get(str(merged.get("reconstruct", Recipe.model_fields["reconstruct"].default)), {})
+    rung = RUNG_SETTINGS.get(str(merged.get("reconstruct", Recipe.model_fields["reconstruct"].default)), {})
     merged = _merged(rung, merged)
     try:
         return Recipe.model_validate(merged)

@@ -38,7 +38,7 @@ from reprune.planning.generation.settings import FILTERS, PREFIX, Generation, ge
 from reprune.planning.sparsities import Sparsities
 from reprune.planning.yaml_text import write_yaml
 
-RUNGS: Mapping[str, dict[str, Any]] = {
+RUNG_SETTINGS: Mapping[str, dict[str, Any]] = {
     "LR": {"schedule": {"size": 1, "stride": 1}, "teacher": "local", "solver": {"name": "none"}},
     "BR": {"schedule": {"size": 1, "stride": 1}, "teacher": "local", "solver": {"name": "adam"}},
     "BR+GP": {"schedule": {"size": 1, "stride": 1}, "teacher": "global", "solver": {"name": "adam"}},

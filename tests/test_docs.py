@@ -10,6 +10,7 @@ import shlex
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -230,14 +231,20 @@ def test_the_page_on_checking_shows_the_form_of_each_tasks_rows() -> None:
 
 
 def test_every_page_is_in_the_navigation() -> None:
-    pages = {name for entry in yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"] for name in entry.values()}
-    assert pages == {path.name for path in (ROOT / "docs").glob("*.md")}
+    pages = set(_pages(yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]))
+    assert pages == {path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*.md")}
+
+
+def _pages(entries: list[dict[str, Any]]) -> Iterator[str]:
+    for entry in entries:
+        for under in entry.values():
+            yield from _pages(under) if isinstance(under, list) else [under]
 
 
 def test_items_and_tables_of_each_page_are_built_as_such() -> None:
     """An item that goes on after a table is indented by four spaces, and a blank line comes before the next."""
     extensions = yaml.safe_load((ROOT / "mkdocs.yml").read_text())["markdown_extensions"]
-    for page in (ROOT / "docs").glob("*.md"):
+    for page in (ROOT / "docs").rglob("*.md"):
         built = markdown.markdown(page.read_text(encoding="utf-8"), extensions=extensions)
         assert re.findall(r"^(?:- |\|).*|<code>\|.*", built, re.MULTILINE) == [], page.name
 

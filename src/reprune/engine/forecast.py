@@ -1,8 +1,8 @@
 """What a run will take, before it begins: seconds, peak memory, disk. From what a block costs and what the loop does.
 
 The loop's work is counted: passes of samples through blocks, Gram matrices, factorizations, gradient steps. What the
-machine does in a second is measured in a moment. The constants below join the two; `docs/results.md` says how far they
-were off.
+machine does in a second is measured in a moment. The constants below join the two; `docs/measurements/forecasts.md`
+says how far they were off.
 """
 
 from __future__ import annotations

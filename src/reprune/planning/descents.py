@@ -125,7 +125,7 @@ class SolverRecipe(RecipePart):
         """With the loss and the learning rate decided: the paper's, but for a solver that is not of the paper.
 
         With a standardized loss, which is not of the paper either, the rate goes with the weights: what suits one
-        model is a tenth of what suits another (docs/results.md, "Other real models").
+        model is a tenth of what suits another (docs/measurements/models.md).
         """
         loss = self.loss or ("standardized" if self.name == "widening" else "squared")
         lr = self.lr or (_OWN_LR if loss == "standardized" and self.name != "none" else PAPER_LR)

@@ -241,6 +241,24 @@ def _pages(entries: list[dict[str, Any]]) -> Iterator[str]:
             yield from _pages(under) if isinstance(under, list) else [under]
 
 
+def test_every_link_to_a_page_or_a_heading_leads_there() -> None:
+    pages = [path for path in (ROOT / "docs").rglob("*.md")] + [ROOT / "README.md", ROOT / "CHANGELOG.md"]
+    headings = {page: set(_anchors(page)) for page in pages}
+    for page in pages:
+        for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+            if ":" in link:  # another site's
+                continue
+            name, _, anchor = link.partition("#")
+            target = (page.parent / name).resolve() if name else page
+            assert target.exists(), (page.name, link)
+            assert not anchor or anchor in headings[target], (page.name, link)
+
+
+def _anchors(page: Path) -> Iterator[str]:
+    built = markdown.markdown(page.read_text(encoding="utf-8"), extensions=["toc", "fenced_code"])
+    yield from re.findall(r'<h\d id="([^"]+)"', built)
+
+
 def test_items_and_tables_of_each_page_are_built_as_such() -> None:
     """An item that goes on after a table is indented by four spaces, and a blank line comes before the next."""
     extensions = yaml.safe_load((ROOT / "mkdocs.yml").read_text())["markdown_extensions"]

@@ -1,4 +1,4 @@
-"""A whole model, loaded by plain Transformers, to be evaluated. Knows nothing of blocks, texts or pruning.
+"""A whole model, loaded by plain Transformers, to be evaluated. Knows nothing of texts or pruning.
 
 Products in bfloat16 need the weights of linears in no more than bfloat16: autocast would round them to it at every
 product. They are kept so, which halves what they take and changes no bit of the result. So are those of experts, which
@@ -31,12 +31,15 @@ from reprune.model.conversion import Layout
 from reprune.model.linears import find_linears, is_linear
 from reprune.model.products import candidates
 from reprune.model.quiet import quiet_transformers
+from reprune.model.recorder import fill_with_nothing
+from reprune.model.skeleton import Skeleton
 from reprune.model.snapshots import called
-from reprune.model.stacked import stacked_parameters
 from reprune.model.unread import way_out, wrapped
+from reprune.model.weightless import Weightless
 
 _was_loaded = Event()
 """Whether this process has ever loaded one."""
+_WHOLE = 8  # numbers in half precision: 16 bytes, of which PyTorch's grouped products want rows to be multiples
 
 
 def load_model(
@@ -64,7 +67,7 @@ def _load_for_half(folder: Path, products: torch.dtype, trust_remote_code: bool)
     bare = _bare(folder, trust_remote_code)
     dtype = _loaded_dtype(_used(Checkpoint(folder), bare), bare)
     model = _from_pretrained(folder, dtype, trust_remote_code)
-    stacked = stacked_parameters(folder, trust_remote_code) if candidates(model) else set()
+    stacked = _stacked(folder, trust_remote_code) if candidates(model) else set()
     _widen_(model, bare if dtype != torch.float32 else None, stacked)
     for linear in find_linears(model):
         assert linear.module is not None
@@ -72,6 +75,24 @@ def _load_for_half(folder: Path, products: torch.dtype, trust_remote_code: bool)
     for parameter in map(model.get_parameter, stacked):
         parameter.requires_grad_(False).data = parameter.to(products)
     return model
+
+
+def _stacked(folder: Path, trust_remote_code: bool) -> set[str]:
+    """The names of parameters that hold many matrices, and can be multiplied by in half precision.
+
+    None where the model's blocks are not found.
+    """
+    try:
+        skeleton = Skeleton(folder, trust_remote_code)
+        weightless = Weightless(skeleton, Precision(), fill_with_nothing)
+        return {
+            f"{skeleton.blocks_path}.{index}.{stack.parameter}"
+            for index in skeleton.running
+            for stack in weightless.stacks(index)
+            if all(size % _WHOLE == 0 for size in stack.shape)
+        }
+    except Exception:  # whatever a model raises that cannot be pruned: of no concern here
+        return set()
 
 
 def whole_bytes(folder: Path, precision: Precision, trust_remote_code: bool = False) -> int:

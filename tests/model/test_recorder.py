@@ -32,7 +32,7 @@ def _recorded(
 ) -> tuple[Any, Any]:
     """What a recorder has seen of a call, and what it returns."""
     blocks, seen = nn.ModuleList([_Block()]), list[tuple[Tensor, Call]]()
-    with recorders(blocks, lambda _: lambda states, call: (seen.append((states, call)), said)[1], returned, disturb):
+    with recorders(blocks, lambda _, states, call: (seen.append((states, call)), said)[1], returned, disturb):
         assert isinstance(blocks[0], _Block) and blocks[0].kind == "sliding" and blocks[0].inner.in_features == 4
         outputs = blocks[0](*args, **kwargs)
     return seen[0], outputs

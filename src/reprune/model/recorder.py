@@ -17,17 +17,18 @@ from reprune.model.forms import Beside
 Fill = Callable[[str, nn.Module, Tensor | None], None]
 """Gives the parameters of a module outside the blocks: (module name, module, token ids if it embeds them)."""
 
-Saw = Callable[[Tensor, Call], Any]
-"""Is told of the states and the call that reach a block. True ends the forward pass by `LastBlockReached`; what is
-neither that nor False is what the block returns."""
+Saw = Callable[[int, Tensor, Call], Any]
+"""Is told of a block's number, and of the states and the call that reach it. True ends the forward pass by
+`LastBlockReached`; what is neither that nor False is what the block returns."""
 
 
 @final
 class _Recorder(nn.Module):
     """Stands in for a block: keeps what it is given and hands the hidden states on as they are."""
 
-    def __init__(self, block: nn.Module, saw: Saw, returned: int, disturb: bool) -> None:
+    def __init__(self, index: int, block: nn.Module, saw: Saw, returned: int, disturb: bool) -> None:
         super().__init__()
+        self._index = index
         self._original = (block,)  # in a tuple, so that it is no module of this one
         self._names = list(inspect.signature(block.forward).parameters)
         self._saw = saw
@@ -56,7 +57,7 @@ class _Recorder(nn.Module):
             if key is None:
                 raise UnsupportedModelError("a block is called without hidden states, so it cannot be run by itself.")
             states, call = kwargs[key], Call(args, {**kwargs, key: None}, key)
-        said = self._saw(states, call)
+        said = self._saw(self._index, states, call)
         if said is True:
             raise LastBlockReached
         if said is not False:
@@ -77,19 +78,19 @@ class LastBlockReached(Exception):
 
 
 @contextmanager
-def recorders(blocks: nn.ModuleList, saw: Callable[[int], Saw], returned: int, disturb: bool = False) -> Iterator[None]:
+def recorders(blocks: nn.ModuleList, saw: Saw, returned: int, disturb: bool = False) -> Iterator[None]:
     """Have recorders stand in for blocks.
 
     Args:
         blocks: the model's list of them.
-        saw: gives, by a block's number, what is told of the states and the call that reach it.
+        saw: is told of what reaches each.
         returned: what the blocks return: the states, or a tuple of so many that begins with them; if negative, with
             None beside them.
         disturb: have them hand on other states than they are given.
     """
     originals = list(blocks)
     for index, block in enumerate(originals):
-        blocks[index] = _Recorder(block, saw(index), returned, disturb)
+        blocks[index] = _Recorder(index, block, saw, returned, disturb)
     try:
         yield
     finally:

@@ -9,7 +9,7 @@ block to block are the model's own.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Set
-from contextlib import ExitStack, suppress
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import replace
 from functools import cached_property, partial
 from itertools import pairwise, product
@@ -99,7 +99,7 @@ class Skeleton:
 
         with ExitStack() as stack, quiet_transformers():
             for path, blocks in lists.items():
-                stack.enter_context(recorders(blocks, partial(partial, saw, path), self._returned))
+                stack.enter_context(recorders(blocks, partial(saw, path), self._returned))
             stack.enter_context(filling(self.model, tuple(lists), fill_with_nothing, ids, self._early))
             head = self.model.get_output_embeddings()
             if isinstance(head, nn.Module):  # what comes then is of no concern
@@ -190,9 +190,7 @@ class Skeleton:
         def filled(path: str, module: nn.Module, of: Tensor | None) -> None:
             fills[-1](path, module, of)
 
-        recording = recorders(self.blocks, lambda index: partial(saw, index), -abs(self._returned))
-        with recording, filling(self.model, (self.blocks_path,), filled, ids, self._early), quiet_transformers():
-            logits: Tensor = uncached(self.model, ids).logits
+        logits: Tensor = self._run(ids, filled, recorders(self.blocks, saw, -abs(self._returned))).logits
         if logits.shape[:2] != ids.shape:
             raise ValueError(f"its logits are of shape {list(logits.shape)} for {list(ids.shape)} tokens")
         return logits
@@ -304,17 +302,20 @@ class Skeleton:
             calls.append(call)
             return len(calls) == len(self.running)
 
-        recording = recorders(self.blocks, lambda index: partial(saw, index), self._returned, disturb)
-        with recording, filling(self.model, (self.blocks_path,), fill, ids, self._early), quiet_transformers():
-            try:
-                uncached(self.model, ids)
-            except LastBlockReached:
-                passed_over = Call((), {}, 0, Form(runs=False))
-                by_number = dict(zip(self.running, calls, strict=True))
-                return entered[0], [by_number.get(index, passed_over) for index in range(len(self.blocks))]
+        try:
+            self._run(ids, fill, recorders(self.blocks, saw, self._returned, disturb))
+        except LastBlockReached:
+            passed_over = Call((), {}, 0, Form(runs=False))
+            by_number = dict(zip(self.running, calls, strict=True))
+            return entered[0], [by_number.get(index, passed_over) for index in range(len(self.blocks))]
         raise UnsupportedModelError(
             f"{type(self.model).__name__}: only {len(calls)} of {len(self.running)} blocks at {self.blocks_path} run."
         )
+
+    def _run(self, ids: Tensor, fill: Fill, recording: AbstractContextManager[None]) -> Any:
+        """What the model's own forward gives over recorders."""
+        with recording, filling(self.model, (self.blocks_path,), fill, ids, self._early), quiet_transformers():
+            return uncached(self.model, ids)
 
 
 def _find_lists(model: nn.Module) -> dict[str, nn.ModuleList]:

@@ -16,7 +16,6 @@ import torch
 from packaging.version import Version
 from torch import Tensor
 from torch.utils import backend_registration
-from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from reprune.planning import devices
 
@@ -24,6 +23,7 @@ if Version(torch.__version__) < Version("2.10"):
     pytest.skip("this PyTorch takes no device that is written in Python", allow_module_level=True)
 
 NAME = "pretended"
+_CPU = torch.device("cpu")
 
 _CROSSING = ("copy_", "_to_copy", "_foreach_copy_")  # between devices
 _INDEXING = ("index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index", "_unsafe_index_put")
@@ -149,18 +149,20 @@ def _policy(name: str) -> _Policy | None:
 def _cast(func: Any, policy: _Policy | None, *args: Any, **kwargs: Any) -> Any:
     """An operation within autocast; without a policy its result alone is float32, where nothing else is asked for."""
     with torch._C._ExcludeDispatchKeyGuard(_AUTOCAST):
-        flat, spec = tree_flatten((args, kwargs))
-        cast = [isinstance(one, Tensor) and one.is_floating_point() and one.dtype != torch.float64 for one in flat]
+        tensors = [one for one in _tensors_of((args, kwargs)) if _is_cast(one)]
         if policy is not None:
-            dtype = policy([one for one, is_cast in zip(flat, cast, strict=True) if is_cast])
-            flat = [one.to(dtype) if is_cast else one for one, is_cast in zip(flat, cast, strict=True)]
-            args, kwargs = tree_unflatten(flat, spec)
-        elif any(cast):
+            dtype = policy(tensors)
+            args, kwargs = _mapped(lambda one: one.to(dtype) if _is_cast(one) else one, (args, kwargs))
+        elif tensors:
             names = [argument.name for argument in func._schema.arguments]
             given = dict(zip(names, args, strict=False)) | kwargs
             if "dtype" in names and given.get("dtype") is None:
                 args, kwargs = (), given | {"dtype": torch.float32}
         return func(*args, **kwargs)
+
+
+def _is_cast(one: Any) -> bool:
+    return isinstance(one, Tensor) and one.is_floating_point() and one.dtype != torch.float64
 
 
 def _in_half(tensors: Sequence[Tensor]) -> torch.dtype:
@@ -182,24 +184,41 @@ def _called(func: Any, *args: Any, **kwargs: Any) -> Any:
     return _run(func, args, kwargs)
 
 
+def _mapped(change: Callable[[Any], Any], value: Any) -> Any:
+    """The same lists, tuples and mappings of what each value in them is changed to; PyTorch's own takes far longer."""
+    if isinstance(value, (list, tuple)):
+        each = [_mapped(change, one) for one in value]
+        return each if isinstance(value, list) else tuple(each)
+    if isinstance(value, dict):
+        return {key: _mapped(change, one) for key, one in value.items()}
+    return change(value)
+
+
+def _tensors_of(value: Any) -> list[Tensor]:
+    found: list[Tensor] = []
+    _mapped(lambda one: found.append(one) if isinstance(one, Tensor) else None, value)
+    return found
+
+
 def _run(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     """Do on the CPU what is asked for; raises `RuntimeError` for what a device does not do."""
-    name = func.overloadpacket.__name__
+    wrappers: dict[int, Pretended] = {}  # of tensors of the device, by what each holds
+    theirs: set[int] = set()  # tensors of the CPU
+
+    def held(one: Any) -> Any:
+        if isinstance(one, Pretended):
+            wrappers[id(one.held)] = one
+            return one.held
+        if isinstance(one, Tensor):
+            theirs.add(id(one))
+        return _CPU if isinstance(one, torch.device) else one
+
+    plain_args, plain_kwargs = _mapped(held, args), _mapped(held, dict(kwargs))
     asked = kwargs.get("device")
-    flat, spec = tree_flatten((args, dict(kwargs)))
-    on_device = [one for one in flat if isinstance(one, Pretended)]
-    _check(func, name, args, kwargs, on_device)
-    here = bool(on_device) if asked is None else torch.device(asked).type == NAME
-    wrappers = {id(one.held): one for one in on_device}
-    plain = [
-        one.held if isinstance(one, Pretended) else torch.device("cpu") if isinstance(one, torch.device) else one
-        for one in flat
-    ]
-    plain_args, plain_kwargs = tree_unflatten(plain, spec)
+    _check(func, args, kwargs, bool(wrappers), bool(theirs))
+    here = bool(wrappers) if asked is None else torch.device(asked).type == NAME
     if here and plain_kwargs.get("pin_memory"):
         plain_kwargs["pin_memory"] = False
-    found = func(*plain_args, **plain_kwargs)
-    theirs = {id(one) for one in flat if isinstance(one, Tensor) and not isinstance(one, Pretended)}
 
     def wrapped(one: Any) -> Any:
         if not isinstance(one, Tensor) or id(one) in theirs:
@@ -208,30 +227,33 @@ def _run(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
             return wrappers[id(one)]
         return Pretended(one) if here else one
 
-    flat_found, found_spec = tree_flatten(found)
-    return tree_unflatten([wrapped(one) for one in flat_found], found_spec)
+    return _mapped(wrapped, func(*plain_args, **plain_kwargs))
 
 
-def _check(func: Any, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], on_device: Sequence[Any]) -> None:
-    """Raise `RuntimeError` where CUDA would."""
+@cache
+def _written(func: Any) -> list[int]:
+    """Which arguments an operation writes to."""
+    arguments = enumerate(func._schema.arguments)
+    return [index for index, one in arguments if one.alias_info is not None and one.alias_info.is_write]
+
+
+def _check(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], on_device: bool, on_cpu: bool) -> None:
+    """Raise `RuntimeError` where CUDA would, of tensors of the device, of the CPU, or of both."""
     generator = kwargs.get("generator")
     asked = kwargs.get("device")
-    drawn_here = bool(on_device) or (asked is not None and torch.device(asked).type == NAME)
+    drawn_here = on_device or (asked is not None and torch.device(asked).type == NAME)
     if generator is not None and drawn_here and generator.device.type != NAME:
         raise RuntimeError(
             f"Expected a '{NAME}' device type for generator but found '{generator.device.type}' ({func})"
         )
-    if not on_device or name in _CROSSING:
+    name = func.overloadpacket.__name__
+    if not (on_device and on_cpu) or name in _CROSSING:
         return
-    looked_at = tree_flatten(([args[0], *args[2:]], kwargs) if name in _INDEXING else (args, kwargs))[0]
-    for one in looked_at:
-        if isinstance(one, Tensor) and not isinstance(one, Pretended) and one.dim() > 0:
+    for one in _tensors_of(([args[0], *args[2:]], kwargs) if name in _INDEXING else (args, kwargs)):
+        if not isinstance(one, Pretended) and one.dim() > 0:
             raise RuntimeError(
                 f"Expected all tensors to be on the same device, but found one of shape {tuple(one.shape)} on the CPU "
                 f"among those of {NAME} ({func})"
             )
-    for argument, value in zip(func._schema.arguments, args, strict=False):
-        if argument.alias_info is not None and argument.alias_info.is_write:
-            for one in tree_flatten(value)[0]:
-                if isinstance(one, Tensor) and not isinstance(one, Pretended):
-                    raise RuntimeError(f"a CPU tensor cannot take what is computed on {NAME} ({func})")
+    if any(not isinstance(one, Pretended) for index in _written(func) for one in _tensors_of(args[index : index + 1])):
+        raise RuntimeError(f"a CPU tensor cannot take what is computed on {NAME} ({func})")

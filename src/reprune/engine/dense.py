@@ -41,7 +41,7 @@ class DenseStream:
         return self._at_hand[index]
 
     def before(self, index: int) -> Stream:
-        """What enters a block that the window in hand ends with."""
+        """What enters a block of the window in hand, or the first one after it."""
         return self._at_hand[index - 1]
 
     def _compute(self, block: Block) -> None:

@@ -7,9 +7,8 @@ dense blocks on one of the two streams: on the student's (a local teacher), or o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
 from typing import Any, Literal, final
 
 import torch
@@ -32,14 +31,6 @@ from reprune.model.streams import Stream, StreamStore
 from reprune.planning.schedule import Window
 
 Teacher = Literal["local", "global"]
-
-
-@dataclass(frozen=True)
-class Targets:
-    """What a window is compared with."""
-
-    end: Stream  # what the window's last block should put out, from the teacher's inputs
-    dense: Mapping[int, Stream]  # for each retired block, what it puts out in the dense model
 
 
 @final
@@ -199,30 +190,30 @@ class Frontier:
         window: Window,
         dense: Dense,
         teacher: Teacher,
-        gathering: AbstractContextManager[None] | None = None,
-    ) -> Iterator[Targets]:
-        """The targets of a window.
+        gathering: AbstractContextManager[None] | None,
+    ) -> Iterator[Stream]:
+        """What a window's last block should put out: what the dense blocks make of the teacher's states.
 
         Args:
             window, teacher: which.
             dense: is asked for those of its blocks whose outputs are not at hand; none is held on to.
             gathering: entered while the samples that statistics are of pass through the dense blocks; only for a
-                local teacher, whose targets are what the dense blocks make of the student's states.
+                local teacher, whose states are the student's.
         """
-        retired = {index: self._dense.after(index, dense) for index in window.retired}
+        for index in window.blocks if teacher == "global" else window.retired:
+            self._dense.after(index, dense)
         if teacher == "global":
-            end = [self._dense.after(index, dense) for index in window.blocks][-1]
-            yield Targets(end, retired)
+            yield self._dense.before(window.blocks.stop)
         else:
             with self.through([dense(index) for index in window.blocks], gathering) as end:
-                yield Targets(end, retired)
+                yield end
         self._dense.forget_before(window.retired.stop)
 
-    def features_of(self, targets: Targets) -> FeatureStatistics:
+    def features_of(self, targets: Stream) -> FeatureStatistics:
         """How large each feature of a window's targets is over the tokens calibrated on, and how much it varies."""
         sums = FeatureSums()
         for batch in self.calibration_batches:
-            sums.update(targets.end.read(batch).to(self._decoder.device))
+            sums.update(targets.read(batch).to(self._decoder.device))
         return sums.statistics(self._shape[-1], self._decoder.device, self.ranks)
 
     @contextmanager
@@ -266,7 +257,7 @@ class Frontier:
 
     @torch.no_grad()
     def advance(
-        self, window: Window, blocks: Sequence[Block], targets: Targets, scale: Tensor | None
+        self, window: Window, blocks: Sequence[Block], targets: Stream, scale: Tensor | None
     ) -> tuple[Errors, dict[int, Errors]]:
         """Advance the student's stream through the blocks that the window retires.
 
@@ -284,8 +275,8 @@ class Frontier:
         self._ahead = (still_open, self._store.new(self._shape)) if still_open else None
         with many_passes(blocks):
             for batch in self.batches:
-                advanced, states = self._advanced(blocks, batch, targets, of_block)
-                at_end.update(batch, states, targets.end.read(batch))
+                advanced, states = self._advanced(blocks, batch, of_block)
+                at_end.update(batch, states, targets.read(batch))
                 self.student.write(batch, advanced)
                 if self._ahead is not None:
                     self._ahead[1].write(batch, states)
@@ -293,9 +284,7 @@ class Frontier:
             self._pass_probe(block)
         return at_end.errors(self.ranks), {index: pair.errors(self.ranks) for index, pair in of_block.items()}
 
-    def _advanced(
-        self, blocks: Sequence[Block], batch: slice, targets: Targets, of_block: Mapping[int, ErrorPair]
-    ) -> tuple[Tensor, Tensor]:
+    def _advanced(self, blocks: Sequence[Block], batch: slice, of_block: dict[int, ErrorPair]) -> tuple[Tensor, Tensor]:
         """What a batch of the student's states becomes: after the last block that is retired, and after all.
 
         The errors of those that are retired are added to their pairs.
@@ -304,7 +293,7 @@ class Frontier:
         for block in blocks:
             states = self.run([block], states, batch)
             if block.index in of_block:
-                dense = targets.dense[block.index].read(batch)
+                dense = self._dense.before(block.index + 1).read(batch)
                 of_block[block.index].update(batch, states, dense)
                 self._keep(block.index + 1, batch, states, dense)
                 advanced = states

@@ -9,7 +9,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from reprune.engine.frontier import Frontier, Targets
+from reprune.engine.frontier import Frontier
 from reprune.engine.window import PrunedBlock, WindowProblem
 from reprune.math.divergence import summed_divergence
 from reprune.math.reconstruction_error import Error
@@ -28,7 +28,7 @@ class PredictionObjective(Objective):
         assert frontier.kept is not None
         self._frontier = frontier
         self._entering = frontier.kept.student
-        self._targets = Targets(frontier.dense_end, {})
+        self._targets = frontier.dense_end
         self._window = WindowProblem(frontier, blocks, self._targets, self._entering, checkpointing=checkpointing)
         self._blocks = [pruned.block for pruned in blocks]
         self._predictor = predictor
@@ -47,7 +47,7 @@ class PredictionObjective(Objective):
         total, tokens = 0.0, 0
         for batch in self._frontier.heldout_batches:
             states = self._frontier.run(self._blocks, self._entering.read(batch), batch)
-            ids, of = self._frontier.ids[batch], self._targets.end.read(batch).to(states.device)
+            ids, of = self._frontier.ids[batch], self._targets.read(batch).to(states.device)
             # Where squares overflow the last norm makes zeros of the states: all words alike, which can seem better.
             finite = math.isfinite(float(torch.linalg.vector_norm(states, dtype=torch.float32)))
             total += float(self._divergence(states, of, ids)) if finite else math.inf

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from reprune.engine.error_pair import ErrorPair
-from reprune.engine.frontier import Frontier, Targets
+from reprune.engine.frontier import Frontier
 from reprune.errors import NumericalError
 from reprune.math.finite import all_finite
 from reprune.math.reconstruction_error import Error
@@ -114,7 +114,7 @@ class WindowProblem(Problem):
         self,
         frontier: Frontier,
         blocks: Sequence[PrunedBlock],
-        targets: Targets,
+        targets: Stream,
         entering: Stream | None = None,
         entering_last: Stream | None = None,
         checkpointing: bool = False,
@@ -187,7 +187,7 @@ class WindowProblem(Problem):
         return None if routes is None else routes.repeating(samples)
 
     def targets(self, samples: Tensor) -> Tensor:
-        return self._targets.end.read(samples, self._device)
+        return self._targets.read(samples, self._device)
 
     def errors_before(self) -> Errors:
         if self._entering_last is not None:
@@ -204,7 +204,7 @@ class WindowProblem(Problem):
         with many_passes(blocks):
             for batch in batches:
                 states = self._frontier.run(blocks, entering.read(batch), batch)
-                pair.update(batch, states, self._targets.end.read(batch))
+                pair.update(batch, states, self._targets.read(batch))
         return pair.errors(self.ranks)
 
     def target_power(self) -> float:

@@ -116,7 +116,24 @@ def run_windows(
             ranks,
             None if methods.distillation is None else methods.distillation[1].blocks[0],
         )
-        _do(done, recipe, methods, decoder, books, watcher, frontier, shared)
+        for index in (index for window in methods.schedule[:done] for index in window.retired):
+            watcher.phase(None, f"replaying block {index}")
+            frontier.replay(decoder.load(index), decoder.load(index, books.retired(index)))
+        still_open = books.open_blocks(decoder)
+        sparsities = recipe.sparsities
+        if recipe.allocation.name != "uniform":
+            if (shares := books.allocation()) is None:
+                shares = allocate(recipe, methods.pruner, decoder, frontier, watcher)
+                decoder.checkpoint.check_unchanged()
+                books.keep_allocation(shares)
+            sparsities = sparsities.allocated(shares)
+        of_first = shared.statistics if shared is not None else None
+        pruning = FreshBlocks(recipe, methods.pruner, sparsities, methods.least_squares, decoder, frontier, of_first)
+        doing = _Windows(recipe, methods, decoder, books, watcher, frontier, pruning)
+        for window in methods.schedule[done:]:
+            still_open = doing.do(window, still_open)
+        if methods.distillation is not None:
+            distill(recipe, *methods.distillation, decoder, books, watcher, frontier, sparsities)
     books.clear_streams()
 
 
@@ -132,37 +149,6 @@ def _naming_float16(decoder: Decoder) -> Iterator[None]:
             f"{error}; products are in float16, which holds nothing above 65504: start again in another folder with "
             "--set precision=bfloat16 or --set precision=float32"
         ) from None
-
-
-def _do(
-    done: int,
-    recipe: Recipe,
-    methods: Methods,
-    decoder: Decoder,
-    books: Books,
-    watcher: Watcher,
-    frontier: Frontier,
-    shared: Shared | None,
-) -> None:
-    """Do the steps that remain after so many, once the frontier is where they begin."""
-    for index in (index for window in methods.schedule[:done] for index in window.retired):
-        watcher.phase(None, f"replaying block {index}")
-        frontier.replay(decoder.load(index), decoder.load(index, books.retired(index)))
-    still_open = books.open_blocks(decoder)
-    of_first = shared.statistics if shared is not None else None
-    sparsities = recipe.sparsities
-    if recipe.allocation.name != "uniform":
-        if (shares := books.allocation()) is None:
-            shares = allocate(recipe, methods.pruner, decoder, frontier, watcher)
-            decoder.checkpoint.check_unchanged()
-            books.keep_allocation(shares)
-        sparsities = sparsities.allocated(shares)
-    fresh_blocks = FreshBlocks(recipe, methods.pruner, sparsities, methods.least_squares, decoder, frontier, of_first)
-    doing = _Windows(recipe, methods, decoder, books, watcher, frontier, fresh_blocks)
-    for window in methods.schedule[done:]:
-        still_open = doing.do(window, still_open)
-    if methods.distillation is not None:
-        distill(recipe, *methods.distillation, decoder, books, watcher, frontier, sparsities)
 
 
 @final

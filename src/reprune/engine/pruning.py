@@ -93,12 +93,10 @@ def prune_block_(
     """
     job = _Job(pruned, inputs, pruner, sparsities, {} if sequential or known is None else known, min_tokens, ranks)
     notes: list[str] = []
-    if refitting is None:
-        for together in _stages(pruned.groups) if sequential else [pruned.groups]:
+    for together in _stages(pruned.groups) if sequential or refitting is not None else [pruned.groups]:
+        if refitting is None:
             notes += job.prune_(together)
-        return notes + job.other_shares()
-    for together in _stages(pruned.groups):
-        if len(together) == 1 and not together[0].expert:
+        elif len(together) == 1 and not together[0].expert:
             notes += job.refit_(together[0], refitting)
         else:
             notes += job.prune_(together)

@@ -12,14 +12,13 @@ from typing import Any
 import torch
 
 from reprune.engine.frontier import Frontier
-from reprune.engine.group_statistics import Inputs, Known, gathered
+from reprune.engine.group_statistics import Known, gathered
 from reprune.engine.pruning import find_groups_, prune_block_
 from reprune.engine.watcher import Watcher
 from reprune.engine.window import PrunedBlock
 from reprune.math.allocation import by_error, by_outliers, outlier_share
 from reprune.math.patterns import Unstructured
 from reprune.math.pruner import Pruner
-from reprune.math.ranks import Ranks
 from reprune.math.reconstruction_error import ErrorMeter
 from reprune.math.wanda import Wanda
 from reprune.model.block import Block
@@ -37,33 +36,32 @@ def allocate(
 ) -> list[float]:
     """The sparsity of each block, found as the recipe says; the frontier is at its start, and stays there."""
     weights, outliers, curves = [], [], []
-    base, spread = recipe.pattern.sparsity, recipe.allocation.spread
-    levels = [max(base - spread, min(_EDGE, base / 2)), base, min(base + spread, 1 - min(_EDGE, (1 - base) / 2))]
 
     def dense(index: int) -> Block:
         watcher.phase(None, f"what block {index} bears")
         return decoder.load(index)
 
     def measure(block: Block, entering: Stream, after: Stream) -> None:
-        pruned, inputs = PrunedBlock(block), partial(frontier.inputs, entering, block)
+        pruned = PrunedBlock(block)
         find_groups_(pruned, entering, frontier, recipe.choice)
         linears = (one for group in pruned.groups for one in group.linears)
         own = [one for one in linears if not recipe.sparsities.named(block.index, one.name)]
         weights.append(sum(math.prod(linear.shape) for linear in own))
         if recipe.allocation.name == "owl":
-            outliers.append(_outliers(recipe, pruned, inputs, frontier.ranks))
+            outliers.append(_outliers(recipe, frontier, pruned, entering))
         else:
-            curves.append(_curve(recipe, pruner, frontier, pruned, inputs, entering, after, levels))
+            curves.append(_curve(recipe, pruner, frontier, pruned, entering, after))
 
     frontier.dense_walk(dense, measure)
     if recipe.allocation.name == "owl":
-        return by_outliers(outliers, weights, base, spread)
-    return by_error(curves, weights, base)
+        return by_outliers(outliers, weights, recipe.pattern.sparsity, recipe.allocation.spread)
+    return by_error(curves, weights, recipe.pattern.sparsity)
 
 
-def _outliers(recipe: Recipe, pruned: PrunedBlock, inputs: Inputs, ranks: Ranks) -> float:
+def _outliers(recipe: Recipe, frontier: Frontier, pruned: PrunedBlock, entering: Stream) -> float:
     """The share of outliers among the scores of all of a block's linears that are pruned."""
-    statistics = gathered(pruned.block, inputs, pruned.groups, Wanda(), {}, ranks)
+    inputs = partial(frontier.inputs, entering, pruned.block)
+    statistics = gathered(pruned.block, inputs, pruned.groups, Wanda(), {}, frontier.ranks)
     means = [(found.sums / max(found.tokens, 1)).sqrt() for found in statistics]  # type: ignore[attr-defined]  # Wanda's
     return outlier_share(
         lambda: (
@@ -76,38 +74,25 @@ def _outliers(recipe: Recipe, pruned: PrunedBlock, inputs: Inputs, ranks: Ranks)
 
 
 def _curve(
-    recipe: Recipe,
-    pruner: Pruner[Any],
-    frontier: Frontier,
-    pruned: PrunedBlock,
-    inputs: Inputs,
-    entering: Stream,
-    after: Stream,
-    levels: list[float],
+    recipe: Recipe, pruner: Pruner[Any], frontier: Frontier, pruned: PrunedBlock, entering: Stream, after: Stream
 ) -> list[tuple[float, float]]:
     """The relative held-out error of what a block puts out, pruned alone to each level; it is dense again after."""
-    block = pruned.block
-    kept = {id(linear.parameter): (linear.parameter, linear.parameter.clone()) for linear in block.linears}
+    block, base, spread = pruned.block, recipe.pattern.sparsity, recipe.allocation.spread
+    levels = max(base - spread, min(_EDGE, base / 2)), base, min(base + spread, 1 - min(_EDGE, (1 - base) / 2))
+    parameters = dict.fromkeys(linear.parameter for linear in block.linears)  # of which one may hold many matrices
+    dense = [parameter.clone() for parameter in parameters]
+    inputs, few = partial(frontier.inputs, entering, block), recipe.pruner.min_tokens
     known: Known = {}
     curve = []
     for level in levels:
         sparsities = Sparsities(Unstructured(level), recipe.sparsities.by_name)
-        prune_block_(
-            pruned,
-            inputs,
-            pruner,
-            sparsities,
-            False,
-            known,
-            min_tokens=recipe.pruner.min_tokens,
-            ranks=frontier.ranks,
-        )
+        prune_block_(pruned, inputs, pruner, sparsities, False, known, min_tokens=few, ranks=frontier.ranks)
         meter = ErrorMeter()
         for batch in frontier.heldout_batches:
             states = frontier.run([block], entering.read(batch), batch)
             meter.update(states, after.read(batch).to(states.device))
         curve.append((level, meter.error(frontier.ranks).relative))
-        for parameter, weight in kept.values():
+        for parameter, weight in zip(parameters, dense, strict=True):
             parameter.copy_(weight)
         pruned.masks.clear()
     return curve

@@ -16,6 +16,7 @@ from reprune.math.ranks import Ranks, Traffic
 from reprune.math.reconstruction_error import Error
 from reprune.math.solver import Errors, Fit
 from reprune.math.standardization import FeatureStatistics
+from reprune.model.linears import Linear
 from reprune.planning.choice import Choice
 from reprune.planning.descents import SolverRecipe
 from reprune.planning.paths import last_part, local_name, on_record, with_paths
@@ -120,7 +121,8 @@ def exchange_record(ranks: Ranks, before: Traffic) -> dict[str, Any]:
 
 def block_record(pruned: PrunedBlock, errors: Errors, sparsities: Sparsities, choice: Choice) -> dict[str, Any]:
     """One entry of `blocks`: the errors are the paper's, the sparse stream's against the dense model's."""
-    matrices = pruned.matrices(sparsities)
+    linears = [linear for linear in pruned.block.linears if linear.name in pruned.masks]
+    matrices = [_matrix_record(pruned, linear, sparsities) for linear in linears]
     return {
         "index": pruned.index,
         "sparsity": _sparsity(matrices),
@@ -130,6 +132,21 @@ def block_record(pruned: PrunedBlock, errors: Errors, sparsities: Sparsities, ch
         "relative_heldout_error": errors.heldout.relative,
         "matrices": matrices,
         "idle": pruned.idle(choice),
+    }
+
+
+def _matrix_record(pruned: PrunedBlock, linear: Linear, sparsities: Sparsities) -> dict[str, Any]:
+    """A pattern is named where it is not that of the whole run, and of an expert the tokens that it was pruned by."""
+    pattern, zeros = sparsities.of(pruned.index, linear.name), int((linear.matrix() == 0).sum())
+    rows, columns = linear.shape
+    return {
+        "name": linear.name,
+        "rows": rows,
+        "columns": columns,
+        "zeros": zeros,
+        "sparsity": zeros / (rows * columns),
+        **({"pattern": str(pattern)} if pattern != sparsities.base else {}),
+        **({"tokens": pruned.tokens[linear.name]} if linear.name in pruned.tokens else {}),
     }
 
 

@@ -24,7 +24,6 @@ from reprune.model.linears import Linear
 from reprune.model.routing import Routes
 from reprune.model.streams import Stream
 from reprune.planning.choice import Choice
-from reprune.planning.sparsities import Sparsities
 
 _SPARSE = 0.25
 """The share of zeros from which on a matrix that is not pruned is taken to have been pruned before.
@@ -49,25 +48,6 @@ class PrunedBlock:
     @property
     def index(self) -> int:
         return self.block.index
-
-    def matrices(self, sparsities: Sparsities) -> list[dict[str, str | int | float]]:
-        """Of each pruned matrix: its name, shape, and the share of its weights that are zero.
-
-        Where its pattern is not that of the whole run it is named, and of an expert the tokens that it was pruned by.
-        """
-        return [
-            {
-                "name": linear.name,
-                "rows": linear.shape[0],
-                "columns": linear.shape[1],
-                "zeros": int((linear.matrix() == 0).sum()),
-                "sparsity": float((linear.matrix() == 0).double().mean()),
-                **({"pattern": str(own)} if (own := sparsities.of(self.index, linear.name)) != sparsities.base else {}),
-                **({"tokens": self.tokens[linear.name]} if linear.name in self.tokens else {}),
-            }
-            for linear in self.block.linears
-            if linear.name in self.masks
-        ]
 
     def idle(self, choice: Choice) -> list[str]:
         """The linears that were to be pruned and never run, as those that look at images or at another model."""

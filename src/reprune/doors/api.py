@@ -284,7 +284,7 @@ def _finish(
     first = int(job["data"]["sources"][0]["count"]) if recipe.pruner.statistics == "first" else None
     books = Books(ledger, result, ranks)
     with going_on(_KEPT):
-        run_windows(recipe, decoder, books, watcher, shared, first, ranks)
+        run_windows(recipe, decoder, books, watcher, shared, first)
         peaks = ranks.each_tells(peak_memory_bytes(recipe.device))
         return ranks.first_does(lambda: _write_(recipe, ledger, result, job, watcher, began, peaks))
 

@@ -26,51 +26,51 @@ class Books:
         """The ledger has been entered and begun on the first rank; the others must not look at it."""
         self._ledger = ledger
         self._result = result
-        self._ranks = ranks
+        self.ranks = ranks
         # Each rank has files of its own, also where all see one disk.
         self.streams = ledger.folder / _STREAMS / ("" if ranks.alone else f"rank-{ranks.number}")
 
     def samples(self) -> tuple[Tensor, Tensor]:
         """The token ids of all calibration and of all held-out samples."""
-        read = dict(zip(("calibration", "heldout"), self._ledger.samples(), strict=True)) if self._ranks.first else None
-        told = self._ranks.tell_tensors(read)
+        read = dict(zip(("calibration", "heldout"), self._ledger.samples(), strict=True)) if self.ranks.first else None
+        told = self.ranks.tell_tensors(read)
         return told["calibration"], told["heldout"]
 
     def done(self) -> int:
         """How many windows are finished."""
-        return int(self._ranks.tell(len(self._ledger.lines()) if self._ranks.first else 0))
+        return int(self.ranks.tell(len(self._ledger.lines()) if self.ranks.first else 0))
 
     def retired(self, index: int) -> dict[str, Tensor]:
         """The tensors of a block that was written before."""
-        return self._ranks.tell_tensors(self._result.read_block(index) if self._ranks.first else None)
+        return self.ranks.tell_tensors(self._result.read_block(index) if self.ranks.first else None)
 
     def open_blocks(self, decoder: Decoder) -> list[PrunedBlock]:
         """The blocks that the last finished window has left open."""
-        left = self._ledger.open_tensors() if self._ranks.first else None
-        return open_blocks(self._ranks.tell_tensors(left), decoder)
+        left = self._ledger.open_tensors() if self.ranks.first else None
+        return open_blocks(self.ranks.tell_tensors(left), decoder)
 
     def allocation(self) -> list[float] | None:
         """The sparsities of all blocks, if they have been kept."""
-        kept: list[float] | None = self._ranks.tell(self._ledger.allocation() if self._ranks.first else None)
+        kept: list[float] | None = self.ranks.tell(self._ledger.allocation() if self.ranks.first else None)
         return kept
 
     def keep_allocation(self, shares: Sequence[float]) -> None:
         """Keep the sparsities of all blocks, durably."""
-        if self._ranks.first:
+        if self.ranks.first:
             self._ledger.keep_allocation(shares)
 
     def write_block(self, index: int, tensors: Mapping[str, Tensor]) -> dict[str, str]:
         """Write a block's shard, durably; returns its file's name and SHA-256."""
-        return self._result.write_block(index, tensors) if self._ranks.first else {}
+        return self._result.write_block(index, tensors) if self.ranks.first else {}
 
     def stage_block(self, index: int, tensors: Mapping[str, Tensor]) -> dict[str, str]:
         """Write a block that has been fitted once more beside the ledger; its shard stays until that is committed."""
-        return self._result.write_block(index, tensors, self._ledger.staging_folder()) if self._ranks.first else {}
+        return self._result.write_block(index, tensors, self._ledger.staging_folder()) if self.ranks.first else {}
 
     def block_records(self) -> list[dict[str, Any]]:
         """What is on record of all blocks that have been retired."""
-        lines = self._ledger.lines() if self._ranks.first else []
-        records: list[dict[str, Any]] = self._ranks.tell([block for line in lines for block in line["blocks"]])
+        lines = self._ledger.lines() if self.ranks.first else []
+        records: list[dict[str, Any]] = self.ranks.tell([block for line in lines for block in line["blocks"]])
         return records
 
     def commit(
@@ -81,13 +81,13 @@ class Books:
         still_open: Sequence[PrunedBlock],
     ) -> None:
         """Make a window finished; no rank goes on before it is."""
-        if self._ranks.first:
+        if self.ranks.first:
             self._ledger.commit(window, entry, written, still_open)
-        self._ranks.tell(window.index)
+        self.ranks.tell(window.index)
 
     def clear_streams(self) -> None:
         """Remove what this rank's streams, or those of processes that were killed, have left.
 
         The first removes whatever there is: do it before it tells the others `samples`, or when all is done.
         """
-        shutil.rmtree(self._ledger.folder / _STREAMS if self._ranks.first else self.streams, ignore_errors=True)
+        shutil.rmtree(self._ledger.folder / _STREAMS if self.ranks.first else self.streams, ignore_errors=True)

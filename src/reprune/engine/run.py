@@ -29,7 +29,6 @@ from reprune.errors import NumericalError
 from reprune.math.adam import Adam
 from reprune.math.least_squares import LeastSquares
 from reprune.math.pruner import Pruner
-from reprune.math.ranks import Ranks
 from reprune.math.seeds import seed_of
 from reprune.math.solver import Fit, Solver
 from reprune.model.block import Block
@@ -82,7 +81,6 @@ def run_windows(
     watcher: Watcher,
     shared: Shared | None,
     statistics_samples: int | None,
-    ranks: Ranks,
 ) -> None:
     """Do all windows of a settled recipe that the books do not hold yet.
 
@@ -113,7 +111,7 @@ def run_windows(
             shared,
             statistics_samples,
             methods.batch_sizes(len(calibration)),
-            ranks,
+            books.ranks,
             None if methods.distillation is None else methods.distillation[1].blocks[0],
         )
         for index in (index for window in methods.schedule[:done] for index in window.retired):

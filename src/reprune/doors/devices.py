@@ -10,7 +10,7 @@ import torch
 
 from reprune.errors import HalfPrecisionError, InputError
 from reprune.math.ranks import Ranks
-from reprune.model.float32 import cpu_capabilities
+from reprune.model.full_speed import cpu_capabilities
 from reprune.planning.devices import is_device
 
 Value = TypeVar("Value")

@@ -24,7 +24,7 @@ from reprune.math.adam import Adam, Descent
 from reprune.math.reconstruction_error import Error
 from reprune.math.seeds import seed_of
 from reprune.model.decoder import Decoder
-from reprune.model.heap import trim_heap
+from reprune.model.full_speed import trim_heap
 from reprune.planning.recipe import Recipe
 from reprune.planning.schedule import Window
 from reprune.planning.sparsities import Sparsities

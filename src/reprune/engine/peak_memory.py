@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from reprune.model.heap import trim_heap
+from reprune.model.full_speed import trim_heap
 from reprune.model.whole import collect_models
 
 

@@ -14,7 +14,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from reprune.engine.peak_memory import peak_memory_bytes
 from reprune.model.costs import Flops
-from reprune.model.float32 import fast_float32
+from reprune.model.full_speed import fast_float32
 
 
 @dataclass(frozen=True)

@@ -87,17 +87,17 @@ def block_costs(
     if not one[1].form.runs:
         return BlockCosts(parameters, entering, Flops(0.0), Flops(0.0), 0.0, True)
     try:
-        once, twice = (
+        (forward, both, kept, operations), (_, _, kept_of_two, _) = (
             _run(copy.deepcopy(module), states.shape, call, precision, device, most) for states, call in (one, two)
         )
     except TooManyError:
         raise
     except Exception:  # what depends on values, such as where experts are routed to, cannot be run without them
         linears = find_linears(module, stacks)
-        forward = 2.0 * tokens * sum(linear.share * math.prod(linear.shape) for linear in linears)
+        products = 2.0 * tokens * sum(linear.share * math.prod(linear.shape) for linear in linears)
         widths = hidden + sum(linear.share * linear.shape[0] for linear in linears)
-        return BlockCosts(parameters, entering, Flops(forward), Flops(3.0 * forward), 8.0 * widths * tokens, False)
-    return BlockCosts(parameters, entering, once[0], once[1], twice[2] - once[2], True, once[3])
+        return BlockCosts(parameters, entering, Flops(products), Flops(3.0 * products), 8.0 * widths * tokens, False)
+    return BlockCosts(parameters, entering, forward, both, kept_of_two - kept, True, operations)
 
 
 def costs_of_many(cost: Callable[[int, int | None], BlockCosts], tokens: int) -> BlockCosts:
@@ -162,6 +162,7 @@ class _Counted(TorchDispatchMode):
 def _run(
     module: nn.Module, shape: torch.Size, call: Call, precision: Precision, device: str, most: int | None
 ) -> tuple[Flops, Flops, float, int]:
+    """What a forward pass costs, and that with a backward pass; bytes kept in between, and operations of both."""
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     block = Block(0, module, torch.device("cpu"), precision)  # which finds norms by values: within there are none
     block.attends_by_products &= device == "cpu"

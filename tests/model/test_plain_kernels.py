@@ -16,8 +16,8 @@ from transformers.integrations import hub_kernels
 from transformers.models.lfm2 import modeling_lfm2
 
 import reprune
-from reprune.model.beside import run_without_weights
 from reprune.model.plain_kernels import plain_kernels
+from reprune.model.without_weights import run_without_weights
 
 from .. import tiny
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, final
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from reprune.errors import HalfPrecisionError, UnsupportedModelError
 from reprune.model.fitted_linears import FittedLinears
-from reprune.model.forms import PLAIN, Form, is_shared
+from reprune.model.forms import PLAIN, Beside, Form, is_shared
 from reprune.model.half_attention import HalfAttention
 from reprune.model.linears import Linear, Stack, find_linears, find_routers
 from reprune.model.norms import as_one, find_norms
@@ -45,6 +45,17 @@ class Call:
         if isinstance(self.states, str):
             return args, {**kwargs, self.states: states}
         return (*args[: self.states], states, *args[self.states + 1 :]), kwargs
+
+    @property
+    def beside(self) -> list[Beside]:
+        """What stands in it for what the block before returns beside the states."""
+        return [value for value in (*self.args, *self.kwargs.values()) if isinstance(value, Beside)]
+
+    def without_beside(self) -> Call:
+        """The same with None in these places."""
+        args = tuple(None if isinstance(value, Beside) else value for value in self.args)
+        kwargs = {key: None if isinstance(value, Beside) else value for key, value in self.kwargs.items()}
+        return replace(self, args=args, kwargs=kwargs)
 
 
 def _anew(value: Any) -> Any:

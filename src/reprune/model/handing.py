@@ -1,4 +1,8 @@
-"""Finds out what blocks hand to later ones beside the states, by running each on a few tokens without its weights."""
+"""Finds out what blocks hand to later ones beside the states, by running each on a few tokens without its weights.
+
+Some blocks return more than states, and some models pass it on. Where the next block makes nothing of it, or it is None
+in truth, blocks can still be run one by one: so one is run with something in that place which nothing can be done with.
+"""
 
 from __future__ import annotations
 
@@ -9,16 +13,51 @@ from typing import Any, final
 
 import torch
 from torch import Tensor, nn
+from transformers import Cache
 
 from reprune.errors import UnsupportedModelError, short
-from reprune.model.beside import passed_beside, run_without_weights
 from reprune.model.block import Call
 from reprune.model.forms import Form, Place, Slot, is_shared
+from reprune.model.without_weights import run_without_weights
+
+
+def refuse_caches(model: str, calls: Sequence[Call]) -> None:
+    """Raise `UnsupportedModelError` where a model hands its blocks a cache to write to though it was to keep none."""
+    for index, call in enumerate(calls):
+        for value in (*call.args, *call.kwargs.values()):
+            if isinstance(value, Cache):
+                raise UnsupportedModelError(
+                    f"{model}: block {index} is passed a {type(value).__name__}, though use_cache is False; blocks "
+                    "that write to a cache in each pass cannot be pruned one by one: have its forward make none then."
+                )
+
+
+@torch.no_grad()
+def matters(block: nn.Module, call: Call, before: nn.Module, call_before: Call, states: Tensor) -> bool:
+    """Whether a block makes something of what the one before it puts out beside the hidden states.
+
+    Args:
+        block, before: on the meta device; left as they are.
+        call, call_before: what they are passed.
+        states: of the shape that enters them, as a stream's.
+    """
+    some = torch.randn(states.shape, generator=torch.Generator().manual_seed(0))
+    try:
+        args, kwargs = call.bind(some)
+        run_without_weights(block, args, kwargs)
+    except Exception:  # whatever comes of it: it was looked at
+        try:
+            args, kwargs = call_before.without_beside().bind(some)
+            outputs = run_without_weights(before, args, kwargs)
+            return any(outputs[beside.place] is not None for beside in call.beside)
+        except Exception:  # it cannot be known
+            return True
+    return False
 
 
 def hands_on(calls: Sequence[Call]) -> bool:
     """Whether blocks are passed anything that earlier ones have made, or may have."""
-    return any(passed_beside(call) or any(map(is_shared, call.args)) for call in calls) or bool(_shared(calls))
+    return any(call.beside or any(map(is_shared, call.args)) for call in calls) or bool(_shared(calls))
 
 
 @torch.no_grad()
@@ -63,7 +102,7 @@ def find_forms(
         if following is None:
             wanted = reads_after(search.returned())
         else:
-            wanted = {beside.place for beside in passed_beside(calls[following])}
+            wanted = {beside.place for beside in calls[following].beside}
         put_out = _put_out(outputs, wanted, kwargs, handed)
         if any(not isinstance(place, int) and shared[place[0]] for place, _ in put_out):
             raise search.refusal(index, "in one of several mappings under one name")

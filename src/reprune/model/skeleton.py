@@ -21,10 +21,9 @@ from torch import Tensor, nn
 
 from reprune.errors import RepruneError, UnsupportedModelError, short
 from reprune.model.bare import build_bare, longest_of
-from reprune.model.beside import matters, passed_beside, refuse_caches, without_beside
 from reprune.model.block import Call
 from reprune.model.forms import Beside, Form, axes
-from reprune.model.handing import find_forms, hands_on
+from reprune.model.handing import find_forms, hands_on, matters, refuse_caches
 from reprune.model.linears import find_linears, is_linear
 from reprune.model.quiet import quiet_transformers
 from reprune.model.recorder import Fill, LastBlockReached, fill_with_nothing, filling, is_outside, recorders, stop
@@ -154,7 +153,7 @@ class Skeleton:
         forms = self.forms
         states, calls = self._recorded(ids, fill, disturb)
         if not any(isinstance(slot.place, int) for slot in forms[0].slots):  # of what blocks return beside the states
-            calls = [without_beside(call) for call in calls]
+            calls = [call.without_beside() for call in calls]
         calls = [replace(call, form=form) for call, form in zip(calls, forms, strict=True)]
         return forms[self.running[0]].of(states), calls
 
@@ -239,10 +238,10 @@ class Skeleton:
         joined = {
             index
             for before, index in pairwise(self.running)
-            if passed_beside(calls[index])
+            if calls[index].beside
             and matters(self.blocks[index], calls[index], self.blocks[before], calls[before], plain.of(states))
         }
-        calls = [call if index in joined else without_beside(call) for index, call in enumerate(calls)]
+        calls = [call if index in joined else call.without_beside() for index, call in enumerate(calls)]
         if not hands_on(calls):
             return [call.form for call in calls]
         return find_forms(name, self.blocks, calls, states, plain, partial(self._reads_after, torch.zeros_like(states)))

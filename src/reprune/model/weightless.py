@@ -15,7 +15,6 @@ from typing import Any, TypeVar, final
 import torch
 from torch import Tensor, nn
 
-from reprune.model.beside import without_weights
 from reprune.model.block import Block, Call, LinearGroup, Precision
 from reprune.model.costs import BlockCosts, block_costs, costs_of_many
 from reprune.model.linears import Stack, find_linears
@@ -23,6 +22,7 @@ from reprune.model.passing import to_device
 from reprune.model.products import candidates, find_read, find_stacks
 from reprune.model.recorder import Fill, fill_with_nothing
 from reprune.model.skeleton import Skeleton
+from reprune.model.without_weights import without_weights
 from reprune.model.written import versions
 
 Found = TypeVar("Found")

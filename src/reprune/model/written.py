@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from reprune.errors import UnsupportedModelError
-from reprune.model.beside import run_without_weights, without_beside
 from reprune.model.block import Call
 from reprune.model.forms import Beside, is_shared
 from reprune.model.nested import within
+from reprune.model.without_weights import run_without_weights
 
 _CLOSED = (
     *(Tensor, nn.Module, type, FunctionType, ModuleType, torch.dtype, torch.device, Beside),
@@ -58,7 +58,7 @@ def refuse_written(
         before, leads = [*entered], False
         entered.append(torch.zeros(states.shape, requires_grad=True))
         with suppress(Exception):  # whatever a module raises
-            args, kwargs = without_beside(call).bind(entered[-1].clone(), anew=False)  # a leaf cannot be written into
+            args, kwargs = call.without_beside().bind(entered[-1].clone(), anew=False)  # a leaf cannot be written into
             left = call.form.leaving(run_without_weights(block, args, kwargs), kwargs, states)
             leads = _leads_back(left, before)
         if leads:

@@ -7,7 +7,7 @@ import os
 import torch
 from torch import nn
 
-from reprune.model.beside import without_weights
+from reprune.model.without_weights import without_weights
 
 
 def test_more_weights_than_memory_take_none() -> None:

@@ -145,7 +145,7 @@ class Decoder:
         return self._block_of.get(stored)
 
     def _find_block_of(self, stored: str) -> int | None:
-        base = self.skeleton.prefix
+        base = f"{self.skeleton.model.base_model_prefix}."
         path = f"{self.skeleton.blocks_path}."
         # Tensors that the model makes nothing of (old buffers) go by their names.
         names = self._layout.parameters_of(stored) or [stored, base + stored, stored.removeprefix(base)]

@@ -119,11 +119,6 @@ class Skeleton:
         """Token ids (samples, tokens) to try something on: no more than the model takes."""
         return torch.zeros(samples, min(_FEW_TOKENS, self.max_positions or _FEW_TOKENS), dtype=torch.int64)
 
-    @property
-    def prefix(self) -> str:
-        """What the names of the base model's parameters begin with, such as "model."."""
-        return f"{self.model.base_model_prefix}." if self.model.base_model_prefix else ""
-
     def release(self) -> None:
         """Give back the memory of all weights outside the blocks."""
         self._release((self.blocks_path,))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -105,6 +106,12 @@ def test_all_rooms_are_there() -> None:
 
 def test_a_module_begins_with_what_it_does() -> None:
     assert [path for path, tree in _trees().items() if not ast.get_docstring(tree)] == []
+
+
+def test_the_models_floor_says_what_each_of_its_modules_is_about() -> None:
+    folder = _ROOT / "model"
+    named = re.findall(r"`(\w+)`", str(ast.get_docstring(_trees()[folder / "__init__.py"])))
+    assert sorted(named) == sorted({path.stem for path in folder.glob("*.py")} - {"__init__"})
 
 
 def test_a_module_is_named_for_what_it_is() -> None:

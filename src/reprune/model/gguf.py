@@ -115,29 +115,29 @@ def _convert(gguf: Path, source: Path, target: Path) -> None:
     plain = transformers.GgufConfig(dequantize=True)  # else weights stay packed
     options: dict[str, Any] = {"dtype": torch.bfloat16, "output_loading_info": True, "quantization_config": plain}
     auto: Any = transformers.AutoModelForCausalLM
-    elsewhere = "use the model's safetensors folder or Hub id instead."
-    library = f"Transformers {transformers.__version__}"
+    library, of_kind = f"Transformers {transformers.__version__}", f"of architecture {said.architecture}"
+
+    def refusal(why: str) -> UnsupportedModelError:
+        return UnsupportedModelError(f"{gguf.name}: {why}; use the model's safetensors folder or Hub id instead.")
+
+    def passed_over(what: str) -> UnsupportedModelError:
+        return refusal(f"{library} passes over {what} in a GGUF {of_kind}, so the model would be another")
+
     try:
         model, info = auto.from_pretrained(source, gguf_file="model.gguf", **options)
         tokenizer: Any = transformers.AutoTokenizer.from_pretrained(source, gguf_file="model.gguf")
     except Exception as error:  # an unknown architecture, a missing key: nearly anything
-        raise UnsupportedModelError(
-            f"{gguf.name}: {library} makes no decoder of this GGUF, of architecture {said.architecture} "
-            f"({short(error)}); {elsewhere}"
-        ) from None
+        raise refusal(f"{library} makes no decoder of this GGUF, {of_kind} ({short(error)})") from None
     if missing := sorted(info["missing_keys"]):
-        raise UnsupportedModelError(f"{gguf.name}: lacks {len(missing)} tensors ({missing[0]}); {elsewhere}")
+        raise refusal(f"lacks {len(missing)} tensors ({missing[0]})")
     rope = json.dumps(getattr(model.config, "rope_parameters", None), default=str)
     if said.rope_is_scaled and not re.search(r'"rope_type": "(?!default")', rope):
-        raise UnsupportedModelError(
-            f"{gguf.name}: its rotary frequencies are scaled, which {library} does not read from a GGUF of "
-            f"architecture {said.architecture}, so the model would be another; {elsewhere}"
+        raise refusal(
+            f"its rotary frequencies are scaled, which {library} does not read from a GGUF {of_kind}, so the model "
+            "would be another"
         )
     if lost := settle_(model, said) + settle_tokenizer_(tokenizer, said):
-        raise UnsupportedModelError(
-            f"{gguf.name}: {library} passes over {', '.join(lost)} in a GGUF of architecture {said.architecture}, so "
-            f"the model would be another; {elsewhere}"
-        )
+        raise passed_over(", ".join(lost))
     # The weights are plain now, but a model that remembers a quantizer cannot be saved.
     model.hf_quantizer, model.is_quantized = None, False
     if hasattr(model.config, "quantization_config"):
@@ -146,10 +146,7 @@ def _convert(gguf: Path, source: Path, target: Path) -> None:
         tokenizer.add_bos_token = True
     model.save_pretrained(target)
     if not save_tokenizer(tokenizer, said, target):
-        raise UnsupportedModelError(
-            f"{gguf.name}: {library} passes over tokenizer.ggml.pre = {said.split} in a GGUF of architecture "
-            f"{said.architecture}, so the model would be another; {elsewhere}"
-        )
+        raise passed_over(f"tokenizer.ggml.pre = {said.split}")
 
 
 @contextmanager

@@ -30,11 +30,10 @@ def check_predicts(skeleton: Skeleton, precision: Precision, fill: Fill) -> None
     `fill` gives the weights outside the blocks, without values. Raises `HalfPrecisionError` where it makes them with
     products in float32 only.
     """
-    name = type(skeleton.model).__name__
     if not isinstance(skeleton.model.get_output_embeddings(), nn.Module):
         raise UnsupportedModelError(
-            f"{name}: has no module that makes its logits, so its blocks cannot be fitted to what it predicts; leave "
-            "out distill.blocks."
+            f"{skeleton.name}: has no module that makes its logits, so its blocks cannot be fitted to what it "
+            "predicts; leave out distill.blocks."
         )
     try:
         with precision.on(torch.device("cpu")):
@@ -45,7 +44,7 @@ def check_predicts(skeleton: Skeleton, precision: Precision, fill: Fill) -> None
         raise
     except Exception as error:  # whatever a model raises
         raise UnsupportedModelError(
-            f"{name}: what it predicts cannot be computed from its last block ({short(error)}); leave out "
+            f"{skeleton.name}: what it predicts cannot be computed from its last block ({short(error)}); leave out "
             "distill.blocks."
         ) from error
 

@@ -46,6 +46,7 @@ class Skeleton:
             UnsupportedModelError: it is no decoder whose blocks can be run one by one; the message says why.
         """
         self.model = build_bare(folder, trust_remote_code)
+        self.name = type(self.model).__name__  # in messages
         self.config: Any = self.model.config.get_text_config(decoder=True)
         self._returned = 0
         self._early = False  # whether weights are looked at before the module that holds them is run
@@ -76,14 +77,14 @@ class Skeleton:
         if len(ran) > 1 or (not ran and len(lists) > 1):
             why = "" if ran else raised.get(True, "")  # with all weights at hand it says more of the model
             raise UnsupportedModelError(
-                f"{type(self.model).__name__}: text passes through several lists of blocks, or through none as a whole "
+                f"{self.name}: text passes through several lists of blocks, or through none as a whole "
                 f"({', '.join(ran or lists)}), so its blocks cannot be pruned one after the other{why}."
             )
         path = next(iter(ran or lists))
         seen = calls.get(path, []) if ran else []
         if len(seen) > len({*seen}):
             raise UnsupportedModelError(
-                f"{type(self.model).__name__}: its {len(lists[path])} blocks at {path} run {len(seen)} times in all; "
+                f"{self.name}: its {len(lists[path])} blocks at {path} run {len(seen)} times in all; "
                 "blocks that do not run once each in their order cannot be pruned one by one."
             )
         return path, tuple(sorted(seen)) or tuple(range(len(lists[path])))
@@ -214,17 +215,17 @@ class Skeleton:
     @torch.no_grad()
     def forms(self) -> list[Form]:
         """How each block is given its states, found out on a few tokens."""
-        name, ids = type(self.model).__name__, self.few_ids()
+        ids = self.few_ids()
         states, calls = self._recorded(ids, fill_with_nothing, False)
-        refuse_caches(name, calls)
+        refuse_caches(self.name, calls)
         more = self.few_ids(3)[:, : -(-ids.shape[1] // 2)]
         others, calls_of_others = self._recorded(more, fill_with_nothing, False)
         self.release()
-        refuse_written(name, self.blocks, calls_of_others, others)
+        refuse_written(self.name, self.blocks, calls_of_others, others)
         places = axes((states.shape, others.shape), (ids.shape, more.shape))
         if places is None:
             raise UnsupportedModelError(
-                f"{name}: its blocks are given states of shape {list(states.shape)} for {ids.shape[0]} sample of "
+                f"{self.name}: its blocks are given states of shape {list(states.shape)} for {ids.shape[0]} sample of "
                 f"{ids.shape[1]} tokens, and {list(others.shape)} for {more.shape[0]} of {more.shape[1]}; blocks whose "
                 "states are not as many numbers for every token of every sample cannot be pruned one by one."
             )
@@ -239,7 +240,9 @@ class Skeleton:
         calls = [call if index in joined else call.without_beside() for index, call in enumerate(calls)]
         if not hands_on(calls):
             return [call.form for call in calls]
-        return find_forms(name, self.blocks, calls, states, plain, partial(self._reads_after, torch.zeros_like(states)))
+        return find_forms(
+            self.name, self.blocks, calls, states, plain, partial(self._reads_after, torch.zeros_like(states))
+        )
 
     def refuse_written(self, into: Set[str]) -> None:
         """Raise `UnsupportedModelError` where blocks hand on something in tensors that some write into.
@@ -249,7 +252,7 @@ class Skeleton:
         with torch.no_grad():
             states, calls = self._recorded(self.few_ids(), fill_with_nothing, False)
         self.release()
-        refuse_written(type(self.model).__name__, self.blocks, calls, states, into)
+        refuse_written(self.name, self.blocks, calls, states, into)
 
     def _recorded(self, ids: Tensor, fill: Fill, disturb: bool) -> tuple[Tensor, list[Call]]:
         """The states that enter the first block as the model lays them, and what each block is passed with them.
@@ -270,7 +273,7 @@ class Skeleton:
             self._returned = 0
         self._early = False
         raise UnsupportedModelError(
-            f"{type(self.model).__name__}: its forward does not run over recorders in place of its blocks "
+            f"{self.name}: its forward does not run over recorders in place of its blocks "
             f"({type(first).__name__}: {first})."
         ) from first
 
@@ -281,7 +284,7 @@ class Skeleton:
         def saw(index: int, states: Tensor, call: Call) -> bool:
             if index != self.running[len(calls)]:
                 raise UnsupportedModelError(
-                    f"{type(self.model).__name__}: block {index} is called where block {self.running[len(calls)]} was "
+                    f"{self.name}: block {index} is called where block {self.running[len(calls)]} was "
                     "expected; blocks that do not run once each in their order cannot be pruned one by one."
                 )
             if calls and states is not entered[0] and not disturb:
@@ -289,7 +292,7 @@ class Skeleton:
                     raise TypeError("the blocks return tuples")
                 if not torch.equal(states.nan_to_num(), entered[0].nan_to_num()):  # memory without values may hold any
                     raise UnsupportedModelError(
-                        f"{type(self.model).__name__}: the model changes the hidden states between block {index - 1} "
+                        f"{self.name}: the model changes the hidden states between block {index - 1} "
                         f"and block {index}, so its blocks cannot be run one by one."
                     )
             entered.append(states)
@@ -303,7 +306,7 @@ class Skeleton:
             by_number = dict(zip(self.running, calls, strict=True))
             return entered[0], [by_number.get(index, passed_over) for index in range(len(self.blocks))]
         raise UnsupportedModelError(
-            f"{type(self.model).__name__}: only {len(calls)} of {len(self.running)} blocks at {self.blocks_path} run."
+            f"{self.name}: only {len(calls)} of {len(self.running)} blocks at {self.blocks_path} run."
         )
 
     def _run(self, ids: Tensor, fill: Fill, recording: AbstractContextManager[None]) -> Any:

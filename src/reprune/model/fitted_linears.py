@@ -8,7 +8,6 @@ no gradient but for a scale in them, that is had without a product.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping
 from typing import Any, final
 
 import torch
@@ -42,9 +41,7 @@ class FittedLinears(TorchFunctionMode):
         if isinstance(scale, FakeTensor) or bool(sizes.min() > _LEAST * sizes.max()):
             self._scaled = _Same(states), scale
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is linear and _is_ours(*args, **(kwargs or {})):
             return self._linear(*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))

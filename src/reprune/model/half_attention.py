@@ -7,7 +7,7 @@ not repeated, and where there are many scores they are not kept for the gradient
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -27,9 +27,7 @@ _ROWS = 512  # tokens whose scores are computed together, where they are not kep
 class HalfAttention(TorchFunctionMode):
     """While it is entered, attention is computed so where autocast is on, on a CPU."""
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is scaled_dot_product_attention and torch.is_autocast_enabled("cpu"):
             return _attention(*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))

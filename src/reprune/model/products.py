@@ -35,9 +35,7 @@ class _Products(TorchFunctionMode):
         self._storages = {storage(parameter) for parameter in parameters}
         self._saw = saw
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         for matrix, inputs in self._seen(getattr(func, "__name__", ""), args, kwargs):
             self._saw(matrix, inputs)
@@ -88,9 +86,7 @@ class _Reads(TorchFunctionMode):
         self._storages = {storage(parameter) for parameter in parameters}
         self.found: set[int] = set()  # by storage
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         made = func(*args, **kwargs)
         if getattr(func, "__name__", "") != "__get__" and any(True for _ in _tensors([made])):
@@ -175,9 +171,7 @@ class SlicesApart(TorchFunctionMode):
         self._views: dict[tuple[int, Any], Tensor] = {}
         self._slices: dict[int, tuple[Tensor, ...]] = {}
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = getattr(func, "__name__", "")
         if name == "__getitem__" and id(args[0]) in self._whole and _is_index(args[1]):
             whole = args[0]

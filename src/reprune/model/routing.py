@@ -7,7 +7,6 @@ own and choices the recorded ones.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, final
 
 import torch
@@ -40,9 +39,7 @@ class _Recording(TorchFunctionMode):
         super().__init__()
         self._choices, self._samples, self._tokens, self._number = choices, samples, tokens, 0
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         found = func(*args, **(kwargs or {}))
         if getattr(func, "__name__", "") == "topk":
             if self._number == len(self._choices):
@@ -59,9 +56,7 @@ class _Repeating(TorchFunctionMode):
         super().__init__()
         self._choices, self._number = choices, 0
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         found = func(*args, **(kwargs or {}))
         if getattr(func, "__name__", "") != "topk":
             return found

@@ -15,6 +15,7 @@ MATRICES = {
     **{f"self_attn.{name}": (64, 32) for name in ("q_proj", "k_proj", "v_proj", "o_proj")},
     **{f"mlp.{name}": (96, 32) for name in ("gate_proj", "up_proj", "down_proj")},
 }
+SOURCE = {"name": "valid.txt", "count": 32, "documents": 1, "sha256": "4c" * 32, "role": "calibration"}
 RUNGS = ("LR", "BR", "BR+GP", "BR+GP+CR", "auto")
 VERSIONS = {"reprune": "0.1.0", "python": "3.11.7", "torch": "2.13.0", "transformers": "5.24.0"}
 
@@ -31,45 +32,57 @@ def window(
     blocks: Sequence[int] | None = None,
     kept: int | None = None,
     planned: int | None = None,
-    guard: bool | None = True,
+    guard: bool = True,
 ) -> dict[str, Any]:
     """A window by its relative errors at the start and after each epoch.
 
     Args:
         kept: the epoch kept; by default the guard's choice, or the last.
         planned: how many epochs there were to be; by default as many as there are.
-        guard: None: an older record, which says nothing of it.
     """
     epochs = len(heldout) - 1
     if kept is None:
-        kept = min(range(epochs + 1), key=lambda epoch: heldout[epoch]) if guard is not False else epochs
+        kept = min(range(epochs + 1), key=lambda epoch: heldout[epoch]) if guard else epochs
     errors = pair(calibration[0], calibration[kept]), pair(heldout[0], heldout[kept])
-    made: dict[str, Any] = {
-        "index": index,
-        "blocks": list(blocks or [index]),
-        "relative_calibration_error": errors[0],
-        "relative_heldout_error": errors[1],
-        "calibration_error": {when: 40 * error for when, error in errors[0].items()},
-        "heldout_error": {when: 40 * error for when, error in errors[1].items()},
-        "epochs": [
-            {"epoch": number, "relative_calibration_error": c, "relative_heldout_error": h}
-            for number, (c, h) in enumerate(zip(calibration, heldout, strict=True))
-            if number
-        ],
-        "kept_epoch": kept,
-        "seconds": 6.0 + index % 3,
-    }
-    if guard is None:
-        return made
+    saved = {"last": heldout[-1], "kept": heldout[kept]}
     note = {
         "on": guard,
         "planned_epochs": planned or epochs,
         "run_epochs": epochs,
         "stopped_early": epochs < (planned or epochs),
         "restored": kept < epochs,
-        "relative_heldout_error": {"last": heldout[-1], "kept": heldout[kept]},
+        "relative_heldout_error": saved,
+        "standardized_heldout_error": saved,
     }
-    return {**made, "guard": note if epochs else None, "reconstructed": list(blocks or [index]) if kept else []}
+    return {
+        "index": index,
+        "blocks": list(blocks or [index]),
+        "loss": "squared",
+        "teacher_forcing": 0.0,
+        "largest_feature": 0.1 if epochs else None,
+        "relative_calibration_error": errors[0],
+        "relative_heldout_error": errors[1],
+        "calibration_error": {when: 40 * error for when, error in errors[0].items()},
+        "heldout_error": {when: 40 * error for when, error in errors[1].items()},
+        "standardized_heldout_error": errors[1] if epochs else {"before": None, "after": None},
+        "epochs": [
+            {
+                "epoch": number,
+                "relative_calibration_error": c,
+                "relative_heldout_error": h,
+                "standardized_heldout_error": h,
+                "relative_lr": 0.01,
+            }
+            for number, (c, h) in enumerate(zip(calibration, heldout, strict=True))
+            if number
+        ],
+        "relative_lr": 0.01 if epochs else None,
+        "kept_epoch": kept,
+        "reconstructed": list(blocks or [index]) if kept else [],
+        "guard": note if epochs else None,
+        "least_squares": [],
+        "seconds": 6.0 + index % 3,
+    }
 
 
 def fitted(index: int, blocks: int = 18, *, epochs: int = 3, overfits: bool = False, level: float = 1.0) -> Any:
@@ -93,6 +106,18 @@ def block(index: int, calibration: float, heldout: float) -> dict[str, Any]:
     }
 
 
+def distilled(after: float) -> dict[str, Any]:
+    """What distillation made of a divergence of 0.1."""
+    return {
+        "blocks": [2, 3],
+        "heldout_divergence": pair(0.1, after),
+        "last_block": {f"relative_{which}_error": pair(0.02, 0.03) for which in ("calibration", "heldout")},
+        "epochs": [{"epoch": 1, "calibration_divergence": 0.1, "heldout_divergence": after}],
+        "kept_epoch": 1,
+        "seconds": 3.0,
+    }
+
+
 def run_record(count: int = 4, **changes: Any) -> dict[str, Any]:
     """reprune.json of a run whose second window overfits and is taken back.
 
@@ -103,7 +128,6 @@ def run_record(count: int = 4, **changes: Any) -> dict[str, Any]:
         {"name": name, "rows": rows, "columns": columns, "zeros": rows * columns // 2, "sparsity": 0.5}
         for name, (rows, columns) in MATRICES.items()
     ]
-    source = {"name": "valid.txt", "count": 32, "documents": 1, "sha256": "4c" * 32, "role": "calibration"}
     return {
         "recipe": {
             "model": "tiny-llama",
@@ -116,10 +140,11 @@ def run_record(count: int = 4, **changes: Any) -> dict[str, Any]:
         "model": {"name": "tiny-llama", "fingerprint": "ab" * 32},
         "versions": VERSIONS,
         "seed": 0,
-        "data": {"sha256": "cd" * 32, "sources": [source, {**source, "count": 4, "role": "heldout"}]},
+        "data": {"sha256": "cd" * 32, "sources": [SOURCE, {**SOURCE, "count": 4, "role": "heldout"}]},
         "sparsity": 0.5,
         "blocks": [{**block(i, 0.01 + 0.002 * i, 0.014 + 0.003 * i), "matrices": matrices} for i in range(count)],
         "windows": [fitted(index, count, overfits=index == 1) for index in range(count)],
+        "distillation": None,
         "seconds": 122.4,
         "peak_memory_bytes": {"host": 1_049_620_480, "device": 0},
         "machine": {"system": "Linux x86_64", "threads": 2, "device": "cpu"},
@@ -200,7 +225,7 @@ def study_record(cells: Sequence[Any] | None = None, *, zero_shot: bool = False,
         "machine": {"system": "Linux x86_64", "threads": 2, "device": "cpu"},
         "settings": {"sparsity": "0.5", "solver": {"epochs": 3, "lr": 0.0002}, "calibration": ["valid.txt"]},
         "measures": {"texts": {"test.txt": "ef" * 32}, "protocol": "short", "seqlen": None, "zero_shot": []},
-        "data": {"0": {"sha256": "cd" * 32, "sources": [{"name": "valid.txt", "role": "calibration", "count": 32}]}},
+        "data": {"0": {"sha256": "cd" * 32, "sources": [SOURCE]}},
         "dense": {
             "perplexity": {"test.txt": found},
             "zero_shot": {"mean": 0.55, "tasks": tasks} if zero_shot else None,

@@ -51,9 +51,10 @@ def test_the_page_shows_the_error_that_states_were_told_apart_by() -> None:
     assert plot.table.columns == ("epoch", "calibration", "held-out", "held-out, standardized", "kept")
     assert tuple(plot.table.rows[3])[3:] == (share(0.3), "kept")
     assert "it has the lowest standardized one (see the table)" in plot.caption
-    (without,) = epochs_section([("run", "Window 0", Window.model_validate(fitted(0)))]).plots
+    standardized = Window.model_validate({**fitted(0), "loss": "standardized"})
+    (without,) = epochs_section([("run", "Window 0", standardized)]).plots
     assert "held-out, standardized" not in without.table.columns
-    assert "standardized" not in without.caption
+    assert "Errors are standardized, as the loss is." in without.caption
 
 
 def test_the_page_says_that_an_epochs_error_is_of_other_states_than_the_windows_own() -> None:

@@ -47,7 +47,7 @@ def test_a_run_is_made_again_by_as_many_processes_as_ended_it() -> None:
 def test_a_hub_model_is_that_of_its_commit_again() -> None:
     commit = "0123456789" * 4
     for name in ("owner/tiny", "owner/tiny@main", f"owner/tiny@{commit}"):
-        model = {"name": name, "commit": commit}
+        model = {"name": name, "commit": commit, "fingerprint": "ab" * 32}
         run = run_made(Run.model_validate(run_record(1, model=model)))
         study = study_made(Study.model_validate(study_record([cell("wanda", "LR")]) | {"model": model}))
         again = [code.text.splitlines()[0].strip(" \\") for code in (run.codes[0], *study.codes[:2])]

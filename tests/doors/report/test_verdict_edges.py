@@ -8,19 +8,13 @@ import pytest
 
 from reprune.doors.records.run import Run, Window
 from reprune.doors.report.verdict import Verdict, guard_sentences, run_verdict
-from tests.doors.report.records import fitted, run_record, said, window
+from tests.doors.report.records import distilled, fitted, run_record, said, window
 
 
 def judged(*windows: Any, divergence: float | None = None, **changes: Any) -> Verdict:
     """On a run of these windows; `divergence`: what distillation made of one of 0.1."""
     if divergence is not None:
-        changes["distillation"] = {
-            "blocks": [3],
-            "heldout_divergence": {"before": 0.1, "after": divergence},
-            "epochs": [],
-            "kept_epoch": 0,
-            "seconds": 3.0,
-        }
+        changes["distillation"] = distilled(divergence)
     return run_verdict(Run.model_validate(run_record(windows=list(windows), **changes)))
 
 

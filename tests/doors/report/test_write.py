@@ -19,7 +19,7 @@ from reprune.doors.report.tables import steps
 from reprune.doors.report.write import report
 from tests.doors.conftest import Cli
 from tests.doors.report.pages import Page, page, words_only, written
-from tests.doors.report.records import cell, fitted, run_record, study_record, window
+from tests.doors.report.records import cell, fitted, run_record, study_record
 
 
 @pytest.fixture(scope="module")
@@ -203,7 +203,7 @@ def test_nothing_in_a_record_is_taken_for_markup(tmp_path: Path, run_html: str) 
         | {"pruner": EVIL, "rung": EVIL},
         cell("wanda", "LR", status="failed", error=EVIL, name=EVIL),
     ]
-    evil = page(tmp_path / "d", study_record(cells, settings={EVIL: EVIL}, model={"name": EVIL}))
+    evil = page(tmp_path / "d", study_record(cells, settings={EVIL: EVIL}, model={"name": EVIL, "fingerprint": EVIL}))
     assert evil.all("script") == [{}]
     assert not evil.all("img")
     sections = ["verdict", "results", "blocks", "against", "quality", "epochs", "cost", "unfinished", "made", "terms"]
@@ -238,11 +238,7 @@ def test_what_was_not_measured_is_left_out_of_a_study(tmp_path: Path) -> None:
 
 
 @words_only
-def test_a_run_of_an_older_version_or_without_epochs_is_told(tmp_path: Path) -> None:
-    record = run_record(3, windows=[window(i, [0.1, 0.05], [0.1, 0.09], guard=None) for i in range(3)])
-    record.pop("machine")
-    record["data"] = {}
-    assert "Error by epoch" in page(tmp_path / "a", record).text
+def test_a_run_without_epochs_or_on_a_device_is_told(tmp_path: Path) -> None:
     found = page(tmp_path / "b", run_record(2, windows=[fitted(i, epochs=0) for i in range(2)]))
     assert "Error by epoch" not in found.text
     assert "No reconstruction" in found.text

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -35,20 +34,27 @@ class Change(Read):
 
 
 class Judged(Read):
-    """The standardized error before and after; None without a descent, and in records of earlier versions."""
+    """The standardized error before and after; None without a descent."""
 
-    before: Value = None
-    after: Value = None
+    before: Value
+    after: Value
 
 
 class Epoch(Read):
     """The errors after an epoch, in the measure of the loss; on calibration samples, the mean on its way."""
 
     epoch: int
-    relative_calibration_error: Value = None
-    relative_heldout_error: Value = None
-    standardized_heldout_error: Value = None
-    relative_lr: Value = None
+    relative_calibration_error: float
+    relative_heldout_error: float
+    standardized_heldout_error: float
+    relative_lr: float
+
+
+class Kept(Read):
+    """An error of the last state, and of the one that was kept."""
+
+    last: float
+    kept: float
 
 
 class Guard(Read):
@@ -59,18 +65,17 @@ class Guard(Read):
     run_epochs: int
     stopped_early: bool
     restored: bool
-    relative_heldout_error: Mapping[str, Value] = {}
-    standardized_heldout_error: Mapping[str, Value] = {}
+    relative_heldout_error: Kept
+    standardized_heldout_error: Kept
 
     @property
-    def judged(self) -> Mapping[str, Value]:
-        """The error for which it kept the state that it kept, of that one and of the last.
+    def judged(self) -> Kept:
+        """The error for which it kept the state that it kept.
 
-        The standardized one, if that is on record; but the plain one where the last state was worse by that alone.
+        The standardized one; but the plain one where the last state was worse by that alone.
         """
-        last, kept = (self.standardized_heldout_error.get(which) for which in ("last", "kept"))
-        standardized = last is not None and kept is not None and kept <= last
-        return self.standardized_heldout_error if standardized else self.relative_heldout_error
+        standardized = self.standardized_heldout_error
+        return standardized if standardized.kept <= standardized.last else self.relative_heldout_error
 
 
 class Exchange(Read):
@@ -88,18 +93,18 @@ class Window(Read):
     heldout_error: Change
     relative_calibration_error: Change
     relative_heldout_error: Change
-    standardized_heldout_error: Judged = Judged()
+    standardized_heldout_error: Judged
     epochs: tuple[Epoch, ...]
-    relative_lr: Value = None
+    relative_lr: Value
     kept_epoch: int
     seconds: float
-    loss: str = "squared"
-    teacher_forcing: float = 0.0
-    largest_feature: Value = None
-    guard: Guard | None = None
-    least_squares: tuple[dict[str, Any], ...] = ()
-    reconstructed: tuple[int, ...] | None = None
-    exchange: Exchange | None = None
+    loss: str
+    teacher_forcing: float
+    largest_feature: Value
+    guard: Guard | None
+    least_squares: tuple[dict[str, Any], ...]
+    reconstructed: tuple[int, ...]
+    exchange: Exchange | None = None  # of one process there is none
 
     @property
     def standardized(self) -> bool:
@@ -109,15 +114,21 @@ class Window(Read):
     @property
     def judged_apart(self) -> bool:
         """Whether its states were told apart by another error than the one that its loss is of."""
-        return bool(self.epochs) and not self.standardized and self.standardized_heldout_error.before is not None
+        return bool(self.epochs) and not self.standardized
 
 
 class DistilledEpoch(Read):
     """The divergences of an epoch, in nats a token; on calibration samples, the mean on its way."""
 
     epoch: int
-    calibration_divergence: Value = None
-    heldout_divergence: Value = None
+    calibration_divergence: float
+    heldout_divergence: float
+
+
+class LastBlock(Read):
+    """What it has done to the last block's own error."""
+
+    relative_heldout_error: Change
 
 
 class Distillation(Read):
@@ -128,7 +139,7 @@ class Distillation(Read):
     epochs: tuple[DistilledEpoch, ...]
     kept_epoch: int
     seconds: float
-    last_block: dict[str, Change] = {}
+    last_block: LastBlock
 
 
 class Matrix(Read):
@@ -149,14 +160,14 @@ class Block(Read):
     heldout_error: float
     relative_calibration_error: float
     relative_heldout_error: float
-    matrices: tuple[Matrix, ...] = ()
+    matrices: tuple[Matrix, ...]
 
 
 class Memory(Read):
     """The most memory that was held, in bytes."""
 
     host: int
-    device: int = 0
+    device: int  # 0 where none was used
 
     @property
     def most(self) -> int:
@@ -169,7 +180,7 @@ class Origin(Read):
 
     name: str
     commit: str | None = None
-    fingerprint: str = ""
+    fingerprint: str
 
     @property
     def again(self) -> str:
@@ -181,16 +192,16 @@ class Text(Read):
     """A text that samples were drawn from."""
 
     name: str
-    role: str | None = None
-    count: int | None = None
-    sha256: str | None = None
+    role: str
+    count: int
+    sha256: str
 
 
 class Data(Read):
     """All samples of a run."""
 
-    sha256: str | None = None
-    sources: tuple[Text, ...] = ()
+    sha256: str
+    sources: tuple[Text, ...]
 
 
 class Run(Read):
@@ -202,13 +213,13 @@ class Run(Read):
     data: Data
     sparsity: float
     blocks: tuple[Block, ...] = Field(min_length=1)
-    windows: tuple[Window, ...]
-    distillation: Distillation | None = None
+    windows: tuple[Window, ...] = Field(min_length=1)
+    distillation: Distillation | None
     seconds: float
     peak_memory_bytes: Memory
-    peak_memory_bytes_by_rank: tuple[Memory, ...] = ()
+    peak_memory_bytes_by_rank: tuple[Memory, ...] = ()  # this and the next: where there were several
     ranks: int = 1
-    machine: dict[str, Any] = {}
+    machine: dict[str, Any]
 
     @property
     def pruner(self) -> str | None:

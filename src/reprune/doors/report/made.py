@@ -76,7 +76,12 @@ def run_made(run: Run) -> Section:
             "CPU with as many threads, it gives the same weights; on a GPU they may differ by rounding. It is in the "
             "result's folder as recipe.yaml; files are named without their folders here.",
         ),
-        pairs=[*_model(run.model), *_data(run.data), *_made_with(run.versions, run.machine), *processes_of(run)],
+        pairs=[
+            *_model(run.model),
+            ("SHA-256 of all samples", run.data.sha256),
+            *_made_with(run.versions, run.machine),
+            *processes_of(run),
+        ],
         tables=_sources([("", run.data)]),
         codes=(
             Code("Make it again", f"{again}\nreprune report again"),
@@ -144,13 +149,7 @@ def _model(model: Origin) -> Iterator[tuple[str, str]]:
     yield "Dense model", model.name
     if model.commit:
         yield "Commit", model.commit
-    if model.fingerprint:
-        yield "Fingerprint of its weights", model.fingerprint
-
-
-def _data(data: Data) -> Iterator[tuple[str, str]]:
-    if data.sha256:
-        yield "SHA-256 of all samples", data.sha256
+    yield "Fingerprint of its weights", model.fingerprint
 
 
 def _protocols(study: Study) -> Iterator[tuple[str, str]]:
@@ -182,8 +181,8 @@ def _sources(drawn: Sequence[tuple[str, Data]]) -> list[Table]:
     rows = []
     for of, data in drawn:
         for source in data.sources:
-            role = "held-out" if source.role == "heldout" else source.role or NONE
-            said = [source.name, role, str(source.count or NONE), source.sha256 or NONE]
+            role = "held-out" if source.role == "heldout" else source.role
+            said = [source.name, role, str(source.count), source.sha256]
             rows.append([of, *said] if of else said)
     if not rows:
         return []

@@ -13,16 +13,14 @@ def predictions_section(step: Distillation) -> Section:
     """What fitting the last blocks to the dense model's predictions has done."""
     before, after = step.heldout_divergence.before, step.heldout_divergence.after
     said = f"On held-out samples their divergence went from {number(before)} to {number(after)} nats a token"
-    intro = [
+    error = step.last_block.relative_heldout_error
+    intro = (
         f"Blocks {ranges(step.blocks)} were fitted once more, to the probabilities that the dense model gives to the "
-        f"next token. {said} ({change(before, after)})."
-    ]
-    if (error := step.last_block.get("relative_heldout_error")) is not None:
-        intro.append(
-            f"The last block's held-out error, which compares its output and no predictions, went from "
-            f"{share(error.before)} to {share(error.after)} by it. Errors by block are those after it, those of "
-            "windows before."
-        )
+        f"next token. {said} ({change(before, after)}).",
+        f"The last block's held-out error, which compares its output and no predictions, went from "
+        f"{share(error.before)} to {share(error.after)} by it. Errors by block are those after it, those of windows "
+        "before.",
+    )
     heldout = [before, *(epoch.heldout_divergence for epoch in step.epochs)]
     calibration = [None, *(epoch.calibration_divergence for epoch in step.epochs)]
     rows = [

@@ -55,10 +55,9 @@ def _tiles(run: Run) -> Iterator[Tile]:
 
 def _sections(run: Run) -> Iterator[Section]:
     yield _blocks(run)
-    if run.windows:
-        yield _windows(run)
-        if trained := [window for window in run.windows if window.epochs]:
-            yield epochs_section([(str(window.index), f"Window {window.index}", window) for window in trained])
+    yield _windows(run)
+    if trained := [window for window in run.windows if window.epochs]:
+        yield epochs_section([(str(window.index), f"Window {window.index}", window) for window in trained])
     if run.distillation is not None:
         yield predictions_section(run.distillation)
     if any(block.matrices for block in run.blocks):
@@ -185,7 +184,7 @@ def _window_table(run: Run) -> Table:
         calibration, heldout = window.relative_calibration_error, window.relative_heldout_error
         kept = f"{window.kept_epoch} of {len(window.epochs)}" if window.epochs else NONE
         early = ", stopped early" if window.guard is not None and window.guard.stopped_early else ""
-        changed = NONE if window.reconstructed is None else ", ".join(map(str, window.reconstructed)) or "none"
+        changed = ", ".join(map(str, window.reconstructed)) or "none"
         rows.append(
             [
                 str(window.index),
@@ -323,4 +322,4 @@ def _cost(run: Run) -> Section:
         "Pruning and reconstruction of each window.",
         Table("Time by window", ("window", "blocks", "time"), rows, labels=2),
     )
-    return Section("cost", "Time and memory", plots=(plot,) if run.windows else (), pairs=pairs)
+    return Section("cost", "Time and memory", plots=(plot,), pairs=pairs)

@@ -141,11 +141,9 @@ def _distilled(run: Run) -> Iterator[str]:
 
 def guard_sentences(windows: Sequence[Window]) -> Iterator[str]:
     """What the guard did in windows that have epochs, and what it saved."""
-    guards = [window.guard for window in windows if window.guard is not None]
-    watched = [guard for guard in guards if guard.on]
+    watched = [window.guard for window in windows if window.guard is not None and window.guard.on]
     if not watched:
-        if guards:
-            yield "The guard was off: each window kept the weights of its last epoch, whatever the held-out error said."
+        yield "The guard was off: each window kept the weights of its last epoch, whatever the held-out error said."
         return
     restored = [guard for guard in watched if guard.restored]
     early = [guard for guard in watched if guard.stopped_early]
@@ -161,7 +159,7 @@ def guard_sentences(windows: Sequence[Window]) -> Iterator[str]:
         saved = f"{spared} of {counted(planned, 'planned epoch')}"
         did.append(f"stopped {counted(len(early), 'window')} early, which saved {saved}")
     yield f"The guard {listed(did)}."
-    pairs = [(guard.judged.get("last"), guard.judged.get("kept")) for guard in restored]
+    pairs = [(guard.judged.last, guard.judged.kept) for guard in restored]
     ratios = [kept / last for last, kept in pairs if known(last) and known(kept) and last > 0 and kept > 0]
     if ratios:
         avoided = 1 - math.exp(math.fsum(map(math.log, ratios)) / len(ratios))
@@ -299,9 +297,7 @@ def _chosen(run: Run) -> Iterator[str]:
     """What `auto` chose, and how often."""
     if run.recipe.get("reconstruct") != "auto":
         return
-    sizes = Counter(len(window.reconstructed) for window in run.windows if window.reconstructed is not None)
-    if not sizes:
-        return
+    sizes = Counter(len(window.reconstructed) for window in run.windows)
     names = {0: "no change", 1: "one block"}
     said = [
         f"{names.get(size, f'{size} blocks together')} in {counted(sizes[size], 'window')}" for size in sorted(sizes)

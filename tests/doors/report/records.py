@@ -16,6 +16,8 @@ MATRICES = {
     **{f"mlp.{name}": (96, 32) for name in ("gate_proj", "up_proj", "down_proj")},
 }
 SOURCE = {"name": "valid.txt", "count": 32, "documents": 1, "sha256": "4c" * 32, "role": "calibration"}
+HARNESS = {"data": "hub", "precision": "bfloat16", "harness": "lm-eval 0.4.12"}
+MODEL: dict[str, Any] = {"fingerprint": "ab" * 32, "files": {"config.json": "ac" * 32}}
 RUNGS = ("LR", "BR", "BR+GP", "BR+GP+CR", "auto")
 VERSIONS = {"reprune": "0.1.0", "python": "3.11.7", "torch": "2.13.0", "transformers": "5.24.0"}
 
@@ -137,7 +139,7 @@ def run_record(count: int = 4, **changes: Any) -> dict[str, Any]:
             "calibration": ["valid.txt"],
             "samples": 32,
         },
-        "model": {"name": "tiny-llama", "fingerprint": "ab" * 32},
+        "model": {"name": "tiny-llama", **MODEL},
         "versions": VERSIONS,
         "seed": 0,
         "data": {"sha256": "cd" * 32, "sources": [SOURCE, {**SOURCE, "count": 4, "role": "heldout"}]},
@@ -215,20 +217,29 @@ def study_record(cells: Sequence[Any] | None = None, *, zero_shot: bool = False,
     score = {"metric": "acc", "accuracy": 0.55, "standard_error": 0.02, "examples": 500, "sha256": "ee" * 32}
     tasks = {"boolq": score, "arc_easy": score}
     found = {
-        "perplexity": 26.91, "protocol": "short", "seqlen": 512, "windows": 12, "bos": True, "text_sha256": "ef" * 32
-    }  # fmt: skip
+        "perplexity": 26.91,
+        "protocol": "short",
+        "seqlen": 512,
+        "windows": 12,
+        "tokens": 12 * 511,
+        "bos": True,
+        "begun": True,
+        "precision": "bfloat16",
+        "text_sha256": "ef" * 32,
+    }
     return {
         "kind": "reprune study",
         "format": 1,
-        "model": {"name": "gemma-3-270m", "fingerprint": "ab" * 32},
+        "model": {"name": "gemma-3-270m", **MODEL},
         "versions": VERSIONS,
+        "packages": {},
         "machine": {"system": "Linux x86_64", "threads": 2, "device": "cpu"},
         "settings": {"sparsity": "0.5", "solver": {"epochs": 3, "lr": 0.0002}, "calibration": ["valid.txt"]},
         "measures": {"texts": {"test.txt": "ef" * 32}, "protocol": "short", "seqlen": None, "zero_shot": []},
         "data": {"0": {"sha256": "cd" * 32, "sources": [SOURCE]}},
         "dense": {
             "perplexity": {"test.txt": found},
-            "zero_shot": {"mean": 0.55, "tasks": tasks} if zero_shot else None,
+            "zero_shot": {"mean": 0.55, "tasks": tasks, **HARNESS} if zero_shot else None,
         },
         "cells": list(cells),
         **changes,

@@ -9,7 +9,7 @@ import pytest
 from reprune.doors.records.run import Run
 from reprune.doors.records.study import Study
 from reprune.doors.report.made import run_made, study_made
-from tests.doors.report.records import cell, fitted, run_record, study_record
+from tests.doors.report.records import MODEL, cell, fitted, run_record, study_record
 
 
 def command(cells: list[Any], **measures: Any) -> list[str]:
@@ -47,7 +47,7 @@ def test_a_run_is_made_again_by_as_many_processes_as_ended_it() -> None:
 def test_a_hub_model_is_that_of_its_commit_again() -> None:
     commit = "0123456789" * 4
     for name in ("owner/tiny", "owner/tiny@main", f"owner/tiny@{commit}"):
-        model = {"name": name, "commit": commit, "fingerprint": "ab" * 32}
+        model = {"name": name, "commit": commit, **MODEL}
         run = run_made(Run.model_validate(run_record(1, model=model)))
         study = study_made(Study.model_validate(study_record([cell("wanda", "LR")]) | {"model": model}))
         again = [code.text.splitlines()[0].strip(" \\") for code in (run.codes[0], *study.codes[:2])]

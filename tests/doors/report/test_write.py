@@ -199,11 +199,14 @@ def test_nothing_in_a_record_is_taken_for_markup(tmp_path: Path, run_html: str) 
     assert "{{ 7*7 }}" in evil.text
     assert evil.all("section") == Page(run_html).all("section")
     cells = [
-        cell("wanda", "BR", perplexity={EVIL: 3.0}, test_error={EVIL: {"relative": 0.1}})
+        cell("wanda", "BR", perplexity={EVIL: 3.0}, test_error={EVIL: {"normalized": 3.0, "relative": 0.1}})
         | {"pruner": EVIL, "rung": EVIL},
         cell("wanda", "LR", status="failed", error=EVIL, name=EVIL),
     ]
-    evil = page(tmp_path / "d", study_record(cells, settings={EVIL: EVIL}, model={"name": EVIL, "fingerprint": EVIL}))
+    evil = page(
+        tmp_path / "d",
+        study_record(cells, settings={EVIL: EVIL}, model={"name": EVIL, "fingerprint": EVIL, "files": {}}),
+    )
     assert evil.all("script") == [{}]
     assert not evil.all("img")
     sections = ["verdict", "results", "blocks", "against", "quality", "epochs", "cost", "unfinished", "made", "terms"]
@@ -219,15 +222,12 @@ def test_characters_that_no_page_can_hold_are_replaced(tmp_path: Path) -> None:
 
 def test_what_was_not_measured_is_left_out_of_a_study(tmp_path: Path) -> None:
     bare = {"name": "bare", "pruner": "wanda", "rung": "BR", "status": "done"}
-    found = page(
-        tmp_path / "a", study_record([bare], dense=None, versions={}, machine={}, settings={}, measures={}, data={})
-    )
+    none = {"perplexity": {}, "zero_shot": None}
+    found = page(tmp_path / "a", study_record([bare], dense=none, settings={}, measures={}, data={}))
     assert not found.all("figure")
     assert "None" not in found.text
     assert "nan" not in found.text
-    null = dict.fromkeys(
-        ["calibration_error", "heldout_error", "seconds", "zero_shot", "zero_shot_mean", "blocks", "windows"]
-    )
+    null = dict.fromkeys(["calibration_error", "heldout_error", "seconds", "zero_shot_mean"])
     found = page(tmp_path / "b", study_record([cell("wanda", rung, **null) for rung in ("LR", "BR")]))
     assert "mean zero-shot" not in found.text
     assert "perplexity on test.txt" in found.text

@@ -70,10 +70,11 @@ def record() -> StudyRecord:
     return {
         "kind": "reprune study",
         "format": 1,
-        "model": {"name": "toy", "fingerprint": "cd" * 32},
+        "model": {"name": "toy", "fingerprint": "cd" * 32, "files": {}},
         "versions": {"reprune": "0.2.0", "torch": "2.9"},
+        "packages": {},
         "machine": {"system": "Linux x86_64", "threads": 2, "device": "cpu"},
-        "settings": {"sparsity": "0.5", "samples": 32, "seqlen": 256, "calibration": ["c4"]},
+        "settings": {"sparsity": "0.5", "samples": 32, "seqlen": 256, "calibration": ["c4"], "heldout": []},
         "measures": {},
         "data": {},
         "dense": {
@@ -81,7 +82,13 @@ def record() -> StudyRecord:
                 "wikitext2": {**text, "perplexity": 26.914},
                 "a|b.txt": {**text, "perplexity": 33.3, "protocol": "custom", "bos": False, "begun": False},
             },
-            "zero_shot": {"mean": 0.5625, "tasks": tasks, "data": "hub", "precision": "float32"},
+            "zero_shot": {
+                "mean": 0.5625,
+                "tasks": tasks,
+                "data": "hub",
+                "precision": "float32",
+                "harness": "lm-eval 0.4.12",
+            },
         },
         "cells": [
             *(done(Cell("magnitude", "LR", "all", seed), scale) for seed, scale in enumerate((1.0, 1.2, 1.7))),
@@ -140,7 +147,7 @@ def test_tasks_have_a_table_of_their_own_with_their_standard_errors(record: Stud
     assert (dense["boolq"], dense["rte"]) == ("62.50 ± 0.85", "50.00")
     assert (magnitude["boolq"], magnitude["rte"]) == ("65.00 (50.00 to 85.00)", "52.00 (40.00 to 68.00)")
     assert (single["boolq"], single["rte"]) == ("12.50 ± 1.00", "10.00")
-    assert "Examples: boolq 3,270, rte 1; rows from hub, products in float32." in page
+    assert "Examples: boolq 3,270, rte 1; lm-eval 0.4.12, rows from hub, products in float32." in page
 
 
 def test_the_protocol_of_every_text_is_stated(record: StudyRecord) -> None:

@@ -162,7 +162,7 @@ class Measured:
 def describe(measured: Mapping[str, Any]) -> str:
     """What a record's number was measured on: short: 12 windows of 512 tokens (BOS + 511), not overlapping."""
     seqlen = measured["seqlen"]
-    start = f"BOS + {seqlen - 1}" if measured["bos"] else "BOS once" if measured.get("begun") else f"no BOS, {seqlen}"
+    start = f"BOS + {seqlen - 1}" if measured["bos"] else "BOS once" if measured["begun"] else f"no BOS, {seqlen}"
     windows = counted(measured["windows"], "window")
     return f"{measured['protocol']}: {windows} of {seqlen} tokens ({start}), not overlapping"
 

@@ -152,9 +152,9 @@ def normalized_errors(study: Study) -> list[Measure]:
 
 def perplexities(study: Study) -> list[Measure]:
     """The perplexity of each text."""
-    dense = study.dense.perplexity_on
+    dense = {text: found.perplexity for text, found in study.dense.perplexity.items()}
     return [
-        Measure(f"perplexity on {text}", "perplexity", _perplexity(text), text, dense=dense(text))
+        Measure(f"perplexity on {text}", "perplexity", _perplexity(text), text, dense=dense.get(text))
         for text in _texts(study)
     ]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -179,8 +180,9 @@ class Origin(Read):
     """The dense model."""
 
     name: str
-    commit: str | None = None
+    commit: str | None = None  # of a Hub's
     fingerprint: str
+    files: Mapping[str, str]  # SHA-256 of each
 
     @property
     def again(self) -> str:

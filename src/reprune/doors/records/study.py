@@ -1,6 +1,6 @@
 """What study.json says: the study writes it by these names, and all that is shown of a study is read by them.
 
-A number is None, and a mapping by text or task lacks it, until it is measured; older records lack whole keys.
+A number is None, and a mapping by text or task lacks it, until it is measured.
 """
 
 from __future__ import annotations
@@ -17,28 +17,23 @@ ERRORS = ("calibration_error", "heldout_error", "relative_calibration_error", "r
 """Of a block, and of a cell those of the last one."""
 
 
-def _or(empty: Any) -> BeforeValidator:
-    """Lets null stand for what is empty."""
-    return BeforeValidator(lambda given: empty if given is None else given)
-
-
 class TestError(Read):
     """The error of a block against the dense model's on a test text: the paper's form, and that over its power."""
 
     __test__ = False  # no test class of pytest's
-    normalized: Value = None
-    relative: Value = None
+    normalized: float
+    relative: float
 
 
 class CellBlock(Read):
     """One block of a cell's sparse model."""
 
     index: int
-    sparsity: Value = None
-    calibration_error: Value = None
-    heldout_error: Value = None
-    relative_calibration_error: Value = None
-    relative_heldout_error: Value = None
+    sparsity: float
+    calibration_error: float
+    heldout_error: float
+    relative_calibration_error: float
+    relative_heldout_error: float
     test_error: Mapping[str, TestError] = {}
 
 
@@ -53,36 +48,32 @@ class Accuracy(Read):
 class Perplexity(Read):
     """A perplexity, and all that decides it."""
 
-    perplexity: Value = None
-    protocol: str = ""
-    seqlen: int = 0
-    windows: int = 0
-    tokens: int = 0
-    bos: bool = True
-    begun: bool = False
-    precision: str = ""
-    text_sha256: str = ""
+    perplexity: float
+    protocol: str
+    seqlen: int
+    windows: int
+    tokens: int
+    bos: bool
+    begun: bool
+    precision: str
+    text_sha256: str
 
 
 class ZeroShot(Read):
-    """The accuracies on all zero-shot tasks, and what decides them."""
+    """The accuracies on all zero-shot tasks, and what decides them; empty where there are none."""
 
     mean: Value = None
     tasks: Mapping[str, Accuracy] = {}
     data: str = ""
     precision: str = ""
-    harness: str | None = None
+    harness: str = ""
 
 
 class Dense(Read):
     """What was measured of the dense model."""
 
-    perplexity: Mapping[str, Perplexity] = {}
-    zero_shot: Annotated[ZeroShot, _or({})] = ZeroShot()
-
-    def perplexity_on(self, text: str) -> Value:
-        """The perplexity on a text, if it was measured."""
-        return self.perplexity.get(text, Perplexity()).perplexity
+    perplexity: Mapping[str, Perplexity]
+    zero_shot: Annotated[ZeroShot, BeforeValidator(lambda given: {} if given is None else given)]
 
 
 class Cell(Read):
@@ -104,13 +95,13 @@ class Cell(Read):
     relative_heldout_error: Value = None
     test_error: Mapping[str, TestError] = {}
     perplexity: Mapping[str, Value] = {}
-    zero_shot: Annotated[Mapping[str, Accuracy], _or({})] = {}
+    zero_shot: Mapping[str, Accuracy] = {}
     zero_shot_mean: Value = None
     seconds: Value = None  # of pruning and reconstruction
     measuring_seconds: float = 0.0
     peak_memory_bytes: Memory | None = None
-    blocks: Annotated[tuple[CellBlock, ...], _or(())] = ()
-    windows: Annotated[tuple[Window, ...], _or(())] = ()
+    blocks: tuple[CellBlock, ...] = ()
+    windows: tuple[Window, ...] = ()
 
 
 class Study(Read):
@@ -119,11 +110,11 @@ class Study(Read):
     kind: Literal["reprune study"]
     format: Literal[1]
     model: Origin
-    versions: Mapping[str, str] = {}
-    packages: Mapping[str, str] = {}  # by pruner: the one that brings it
-    machine: Mapping[str, Any] = {}
-    settings: Mapping[str, Any] = {}  # the recipe's keys that are common to all cells
-    measures: Mapping[str, Any] = {}  # what is measured, and how
-    data: Mapping[str, Data] = {}  # by what decides them (`Cell.samples` of the grid): all samples, and their sources
-    dense: Annotated[Dense, _or({})] = Dense()
+    versions: Mapping[str, str]
+    packages: Mapping[str, str]  # by pruner: the one that brings it
+    machine: Mapping[str, Any]
+    settings: Mapping[str, Any]  # the recipe's keys that are common to all cells
+    measures: Mapping[str, Any]  # what is measured, and how
+    data: Mapping[str, Data]  # by what decides them (`Cell.samples` of the grid): all samples, and their sources
+    dense: Dense
     cells: tuple[Cell, ...] = Field(min_length=1)

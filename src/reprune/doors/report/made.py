@@ -97,8 +97,7 @@ def study_made(study: Study) -> Section:
     if cell := next((cell for cell in study.cells if cell.folder), None):
         one = _command("prune", study.model.again, "--recipe", f"{cell.folder}/recipe.yaml", "--out", "one-cell")
         codes.append(Code("Make one cell's model again", one))
-    if study.settings:
-        codes.append(Code("settings.yaml: what all cells have in common", _yaml(study.settings)))
+    codes.append(Code("settings.yaml: what all cells have in common", _yaml(study.settings)))
     return Section(
         "made",
         "How it was made",
@@ -154,20 +153,13 @@ def _model(model: Origin) -> Iterator[tuple[str, str]]:
 
 def _protocols(study: Study) -> Iterator[tuple[str, str]]:
     for text, found in study.dense.perplexity.items():
-        said = [
-            *([f"protocol {found.protocol}"] if found.protocol else []),
-            *([f"{counted(found.windows, 'window')} of {found.seqlen:,} tokens"] if found.windows else []),
-            *([f"SHA-256 {found.text_sha256}"] if found.text_sha256 else []),
-        ]
-        if said:
-            yield f"Perplexity on {text}", ", ".join(said)
+        windows = f"{counted(found.windows, 'window')} of {found.seqlen:,} tokens"
+        yield f"Perplexity on {text}", f"protocol {found.protocol}, {windows}, SHA-256 {found.text_sha256}"
 
 
 def _made_with(versions: Mapping[str, str], machine: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    if versions:
-        yield "Versions", ", ".join(f"{name} {version}" for name, version in versions.items())
-    if machine:
-        yield "Machine", ", ".join(f"{name} {value}" for name, value in machine.items())
+    yield "Versions", ", ".join(f"{name} {version}" for name, version in versions.items())
+    yield "Machine", ", ".join(f"{name} {value}" for name, value in machine.items())
 
 
 def _samples(key: str) -> str:

@@ -120,7 +120,7 @@ def _match_settings_(before: StudyRecord, now: StudyRecord, recipes: Mapping[Cel
     if all(cell["pruner"] in PRUNERS for cell in before["cells"]):
         was["settings"] = is_["settings"]
     elif all(cell.pruner in PRUNERS for cell in recipes):
-        is_["settings"] = was.get("settings", {})
+        is_["settings"] = was["settings"]
 
 
 def _is_calibrated_on(text: Text, recipe: Recipe) -> bool:
@@ -157,29 +157,26 @@ def _found(model: str, plan: Plan) -> dict[str, Any]:
 def _as_begun(model: str, begun: Mapping[str, Any], found: Mapping[str, Any]) -> str:
     """The model by the commit that a study was begun with, where it is the same and its repository has moved on."""
     moved = begun.get("commit") and found.get("commit") not in (None, begun["commit"])
-    same_name = str(begun.get("name")).partition("@")[0] == model.partition("@")[0]
+    same_name = begun["name"].partition("@")[0] == model.partition("@")[0]
     if not moved or not same_name or not _is_same_model(begun, found):
         return model
     return by_commit(model, begun["commit"]) or model
 
 
 def _is_same_model(begun: Mapping[str, Any], found: Mapping[str, Any]) -> bool:
-    """Whether it is, by whatever name or commit; older records lack the digests of files."""
-    same_files = "files" not in begun or not differing(begun["files"], found["files"])
-    return begun.get("fingerprint") == found["fingerprint"] and same_files
+    """Whether it is, by whatever name or commit."""
+    return bool(begun["fingerprint"] == found["fingerprint"]) and not differing(begun["files"], found["files"])
 
 
 def _same(before: StudyRecord, now: StudyRecord, folder: StudyFolder, watcher: StudyWatcher) -> StudyRecord:
     """The record that was there, if it is of the same study. A model may go by another name."""
     changed: list[str] = []
-    pinned = by_commit(str(before["model"].get("name")), before["model"].get("commit"))
+    pinned = by_commit(before["model"]["name"], before["model"].get("commit"))
     begun, given = ({key: said for key, said in one["model"].items() if key != "name"} for one in (before, now))
     if _is_same_model(begun, given):
         begun = given = {}
-    elif "files" not in begun:
-        del given["files"]
     _forget_unused_(before, folder)
-    packages, brought = before.get("packages", {}), now.get("packages", {})
+    packages, brought = before["packages"], now["packages"]
     parts: tuple[tuple[str, Mapping[str, Any], Mapping[str, Any]], ...] = (
         ("model ", begun, given),
         ("version of ", now["versions"] | before["versions"], before["versions"] | now["versions"]),
@@ -205,7 +202,7 @@ def _same(before: StudyRecord, now: StudyRecord, folder: StudyFolder, watcher: S
 def _forget_unused_(record: StudyRecord, folder: StudyFolder) -> None:
     """Leave out packages none of whose pruners has pruned a cell: another version of them may come, or another."""
     used = {cell["pruner"] for cell in record["cells"] if cell["blocks"] or (folder.cell(cell) / RECORD).exists()}
-    packages = record.get("packages", {})
+    packages = record["packages"]
     record["packages"] = {pruner: name for pruner, name in packages.items() if pruner in used}
     for name in {*packages.values()}.difference(record["packages"].values()):
         record["versions"].pop(name, None)

@@ -119,7 +119,7 @@ def _cell(text: str) -> str:
 
 def _legend(study: Study) -> str:
     """What the columns are, and by which protocol each was measured."""
-    heldout = ", ".join(study.settings.get("heldout", ())) or "the same sources"
+    heldout = ", ".join(study.settings["heldout"]) or "the same sources"
     lines = [
         "Errors are the last block's, of the sparse model against the dense one: *error* is the paper's, "
         "||sparse - dense||² / (N H T) on the calibration samples; the columns in % are relative, "
@@ -145,9 +145,8 @@ def _protocols(study: Study) -> Iterator[str]:
 def _zero_shot_protocol(study: Study) -> str:
     found = study.dense.zero_shot
     examples = ", ".join(f"{task} {score.examples:,}" for task, score in found.tasks.items())
-    harness = f"{found.harness}, " if found.harness else ""
     return (
-        f"± is the standard error. Examples: {examples}; {harness}rows from {found.data}, products in "
+        f"± is the standard error. Examples: {examples}; {found.harness}, rows from {found.data}, products in "
         f"{found.precision}."
     )
 

@@ -58,8 +58,6 @@ def read_study(folder: Path) -> StudyRecord:
     try:
         record: StudyRecord = read_json(path.read_text(encoding="utf-8"))
         records.Study.model_validate(record)
-        if missing := records.Study.model_fields.keys() - {"packages"} - record.keys():
-            raise ValueError(f"{min(missing)} is missing")
         for cell in record["cells"]:
             if missing := records.Cell.model_fields.keys() - cell.keys():
                 raise ValueError(f"{min(missing)} is missing in a cell")
@@ -76,11 +74,8 @@ def read_study(folder: Path) -> StudyRecord:
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What differs between two nested mappings, in words: `solver.epochs 2, now 3`.
-
-    An empty list is as no key, as older records lack those that were added since.
-    """
-    was, is_ = ({key: value for key, value in flat(one).items() if value != []} for one in (before, now))
+    """What differs between two nested mappings, in words: `solver.epochs 2, now 3`."""
+    was, is_ = flat(before), flat(now)
     return [
         f"{key} {_said(was.get(key))}, now {_said(is_.get(key))}"
         for key in dict.fromkeys([*was, *is_])

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ValidationError
 
 from reprune.errors import InputError
 from reprune.model.wellformed import read_json
-from reprune.planning.recipe import RUNG_SETTINGS, SHORT_FORMS, Recipe
+from reprune.planning.recipe import RUNG_SETTINGS, Recipe, in_full
 from reprune.planning.sources import split_count, split_path
 from reprune.planning.yaml_text import read_yaml
 
@@ -140,9 +140,7 @@ def _pruner(layer: Mapping[str, Any]) -> Any:
 
 
 def _normal(layer: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        key: SHORT_FORMS[key](value) if key in SHORT_FORMS else _without_paths(value) for key, value in layer.items()
-    }
+    return {key: in_full(key, _without_paths(value)) for key, value in layer.items()}
 
 
 def _without_paths(value: Any) -> Any:

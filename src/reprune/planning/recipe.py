@@ -6,9 +6,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
-from functools import partial
 from typing import Annotated, Any, Literal, Self, final
 
 from pydantic import (
@@ -47,31 +46,21 @@ RUNG_SETTINGS: Mapping[str, dict[str, Any]] = {
 }
 """The paper's reconstruction ladder (its section 3), each rung as a point on three axes; and `auto`, which chooses."""
 
-
-def _named(value: Any) -> Any:
-    """Let `pruner: wanda` stand for `pruner: {name: wanda}`."""
-    return {"name": value} if isinstance(value, str) else value
-
-
-def _number_of(key: str, value: Any) -> Any:
-    """Let a number stand for a part with that under a key."""
-    return {key: value} if isinstance(value, int) and not isinstance(value, bool) else value
-
-
-_counted = partial(_number_of, "samples")
-"""Lets `self_generate: 32` stand for `self_generate: {samples: 32}`."""
-_in_blocks = partial(_number_of, "blocks")
-"""Lets `distill: 8` stand for `distill: {blocks: 8}`."""
-
-
-SHORT_FORMS: Mapping[str, Callable[[Any], Any]] = {
-    "pruner": _named,
-    "solver": _named,
-    "allocation": _named,
-    "self_generate": _counted,
-    "distill": _in_blocks,
+_FIRST_KEYS: Mapping[str, tuple[str, type]] = {
+    "pruner": ("name", str),
+    "solver": ("name", str),
+    "allocation": ("name", str),
+    "self_generate": ("samples", int),
+    "distill": ("blocks", int),
 }
-"""Keys whose values may be given by the first of their parts alone."""
+
+
+def in_full(key: str, value: Any) -> Any:
+    """Let the first key of a part be given alone: `pruner: wanda` for `pruner: {name: wanda}`."""
+    if key not in _FIRST_KEYS or isinstance(value, bool):
+        return value
+    first, kind = _FIRST_KEYS[key]
+    return {first: value} if isinstance(value, kind) else value
 
 
 def _written(value: Any) -> Any:
@@ -191,16 +180,16 @@ class Recipe(RecipePart, BaseModel):  # the latter again, so that ruff knows pyd
     """Everything that decides a run's result."""
 
     model: str = Field(min_length=1)
-    pruner: Annotated[PrunerRecipe, BeforeValidator(_named)] = PrunerRecipe()
+    pruner: PrunerRecipe = PrunerRecipe()
     sparsity: Annotated[str, BeforeValidator(_written)] = "0.5"
     reconstruct: Rung = "BR+GP"
     schedule: ScheduleRecipe = ScheduleRecipe()
     teacher: Literal["local", "global"] = "global"
-    solver: Annotated[SolverRecipe, BeforeValidator(_named)] = SolverRecipe()
-    distill: Annotated[DistillRecipe, BeforeValidator(_in_blocks)] = DistillRecipe()
+    solver: SolverRecipe = SolverRecipe()
+    distill: DistillRecipe = DistillRecipe()
     guard: bool = True  # a window keeps its state of the lowest held-out error
     calibration: list[str] = ["c4"]  # none where only self-generated texts are asked for
-    self_generate: Annotated[SelfGenerateRecipe, BeforeValidator(_counted)] = SelfGenerateRecipe()
+    self_generate: SelfGenerateRecipe = SelfGenerateRecipe()
     heldout: list[str] = []  # empty: an eighth as many samples again, from the calibration sources
     samples: int = Field(256, ge=1)
     seqlen: int | None = Field(None, ge=2)  # None: 1024, or the model's longest sequence if that is shorter
@@ -208,7 +197,7 @@ class Recipe(RecipePart, BaseModel):  # the latter again, so that ruff knows pyd
     include: list[str] = []  # names of linears, as patterns, that are pruned; none: all
     exclude: list[str] = []  # names of linears, as patterns, that stay dense
     sparsity_by_name: dict[str, Annotated[str, BeforeValidator(_written)]] = {}  # patterns of names
-    allocation: Annotated[AllocationRecipe, BeforeValidator(_named)] = AllocationRecipe()
+    allocation: AllocationRecipe = AllocationRecipe()
     seed: int = Field(0, ge=0, lt=2**63)
     device: str = "auto"
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -242,12 +231,14 @@ class Recipe(RecipePart, BaseModel):  # the latter again, so that ruff knows pyd
 
     @model_validator(mode="before")
     @classmethod
-    def _own_texts_need_no_others(cls, content: Any) -> Any:
+    def _spelt_out(cls, content: Any) -> Any:
         """Without sources of its own, a recipe that has the model write texts calibrates on those alone."""
-        if isinstance(content, dict) and "calibration" not in content:
-            own = _counted(content.get("self_generate", 0))
-            if isinstance(own, SelfGenerateRecipe) or (isinstance(own, dict) and own.get("samples")):
-                return {**content, "calibration": []}
+        if not isinstance(content, dict):
+            return content
+        content = {key: in_full(key, value) for key, value in content.items()}
+        own = content.get("self_generate")
+        if isinstance(own, SelfGenerateRecipe) or (isinstance(own, dict) and own.get("samples")):
+            content.setdefault("calibration", [])
         return content
 
     @model_validator(mode="after")

@@ -75,10 +75,15 @@ class Documents:
         return self._token_ids[index] or None
 
 
+def label(name: str) -> str:
+    """What messages call the collection of a name."""
+    return f"source {name!r}"
+
+
 def said_unread(name: str, count: int) -> str:
     """What to say of a folder's files that are not read."""
     return (
-        f"source {name!r}: files of one kind are read, and where names tell of splits, of that split; {count:,} more "
+        f"{label(name)}: files of one kind are read, and where names tell of splits, of that split; {count:,} more "
         "in that folder that look like text are not: give them by their own paths"
     )
 

@@ -20,14 +20,16 @@ from typing import Any, Generic, TypeVar, cast, final
 
 from reprune.errors import InputError, lacks_home
 from reprune.model.snapshots import COMMIT
-from reprune.planning.documents import Column, Documents
+from reprune.planning.documents import Column, Documents, label
 from reprune.planning.room import no_room
 from reprune.planning.saved import NO_TEXT, STATE
 from reprune.planning.textfiles import TextFiles, is_text_file
 
-TOKEN_COLUMNS = ("token_ids", "ids")  # where a file keeps the tokens of texts that a model wrote itself
+SUFFIXES = (".txt", ".txt.gz", ".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
+"""Of files that hold text, or rows of it."""
+
+_TOKEN_COLUMNS = ("token_ids", "ids")  # where a file keeps the tokens of texts that a model wrote itself
 _FORMATS = {"json": "JSON", "parquet": "Parquet", "arrow": "Arrow"}
-_TEXTS = (".txt", ".txt.gz", ".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
 _DESCRIPTIONS = {"config.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json"}
 _STRINGS = {"string", "large_string", "string_view"}
 _INTEGER_LIST = re.compile(r"(large_)?list<[^<>]*: u?int\d+( not null)?>")
@@ -42,10 +44,12 @@ _SECONDS = 100  # that the Hub is waited for, as `datasets` does
 class Rows:
     """Where rows lie: the arguments of `datasets.load_dataset`.
 
-    `path` is a Hub id, a local directory, or a format of `_FORMATS`; `data_files` files or patterns for `split`.
-    `column` None means `text`, or the only column with strings, at the top or within. `first` leaves only so many rows.
+    `name` is what reports and messages call the place. `path` is a Hub id, a local directory, or a format of
+    `_FORMATS`; `data_files` files or patterns for `split`. `column` None means `text`, or the only column with strings,
+    at the top or within. `first` leaves only so many rows.
     """
 
+    name: str
     path: str
     config: str | None = None
     split: str = "train"
@@ -56,54 +60,51 @@ class Rows:
 
     def read(
         self,
-        name: str,
         *,
-        label: str,
         joiner: str = "\n\n",
         running: bool = False,
         generated: bool = False,
         windows: int | None = None,
     ) -> Documents:
-        """Read the column into `Documents` called `name`, rows staying on disk as memory-mapped Arrow.
+        """Read the column into `Documents`, rows staying on disk as memory-mapped Arrow.
 
         What comes from the Hub is kept in the cache of `datasets`. What comes from local files is converted
         into a folder of its own, which is removed with the documents, so that no stale cache is ever read. Of a
         local directory of .txt files, whose lines `datasets` takes for rows, each file is a document.
-        `generated` says that integer lists in a column of TOKEN_COLUMNS are the tokens of the texts. `label`
-        is what messages call the place.
+        `generated` says that integer lists in a column of _TOKEN_COLUMNS are the tokens of the texts.
 
         Raises InputError if there is no such place, split, configuration or column, if it cannot be read
         (damaged, no network) or not at the revision, or if no row has more than white space.
         """
         folder = self.path not in _FORMATS and Path(self.path).is_dir()
         if folder and (part := next(filter(glob.has_magic, Path(self.path).parts), None)):
-            raise InputError(
-                f"{label}: expected a folder whose path has no *, ? or [, which `datasets` takes for patterns, but got "
+            raise self._refused(
+                f"expected a folder whose path has no *, ? or [, which `datasets` takes for patterns, but got "
                 f"{part!r} in it; rename that, or name a file"
             )
-        files, cut, unread = self._folder_files(label) if folder else (self._files(), False, 0)
+        files, cut, unread = self._folder_files() if folder else (self._files(), False, 0)
         if cut:
-            texts = TextFiles(files, label)
-            _require_text(texts, label)
-            return Documents(name, texts, joiner=joiner, running=running, places=places(files), unread=unread)
+            texts = TextFiles(files, label(self.name))
+            self._require_text(texts)
+            return Documents(self.name, texts, joiner=joiner, running=running, places=places(files), unread=unread)
         if folder and (Path(self.path) / STATE).exists():
-            raise InputError(
-                f"{label}: expected a folder without a {STATE} of its own, which `datasets` takes for that of a saved "
+            raise self._refused(
+                f"expected a folder without a {STATE} of its own, which `datasets` takes for that of a saved "
                 "data set, but it has one; rename that, or name a file"
             )
         cache = tempfile.mkdtemp(prefix="reprune-") if folder or self.path in _FORMATS else None
         try:
-            dataset = self._load(label, cache)
-            column = _text_column(dataset, self.column, label)
+            dataset = self._load(cache)
+            column = self._text_column(dataset)
             tokens = _token_column(dataset) if generated else None
-            _require_text(_Column[str](dataset, column), label)
+            self._require_text(_Column[str](dataset, column))
             commit = _commit(dataset) if cache is None else None
             if cache is None and self.revision is not None and self.data_files is None:
-                self._require_revision(commit, label)
+                self._require_revision(commit)
             if self.first is not None:
                 dataset = dataset.select(range(len(dataset))[: self.first])
             documents = Documents(
-                name,
+                self.name,
                 _Column[str](dataset, column),
                 joiner=joiner,
                 running=running,
@@ -125,7 +126,7 @@ class Rows:
         """What is the same for all names of one column."""
         return self.path, config, self.split, self.data_files, commit or self.revision, column
 
-    def _require_revision(self, commit: str | None, label: str) -> None:
+    def _require_revision(self, commit: str | None) -> None:
         """Raise InputError unless it is the revision's: `datasets` takes any that it has where the Hub gives none.
 
         Of files that are named it has none to take.
@@ -140,8 +141,8 @@ class Rows:
                 if commit == found.sha:
                     return
         has, name = (f"is commit {commit}", f", or name {self.path}@{commit}") if commit else ("names no commit", "")
-        raise InputError(
-            f"{label}: expected revision {self.revision!r}, but it could not be read from the Hub, and the latest that "
+        raise self._refused(
+            f"expected revision {self.revision!r}, but it could not be read from the Hub, and the latest that "
             f"the cache of `datasets` has {has}; check the network and HF_HUB_OFFLINE{name}"
         )
 
@@ -150,7 +151,7 @@ class Rows:
         named = self.data_files if self.path in _FORMATS else None
         return [Path(_ESCAPED.sub(r"\1", pattern)) for pattern in named or ()]
 
-    def _folder_files(self, label: str) -> tuple[list[Path], bool, int]:
+    def _folder_files(self) -> tuple[list[Path], bool, int]:
         """The files of a local directory's split, where that is known, and whether they would be cut into lines.
 
         And how many files beside them look like text, but are of no split, and no configuration is named that leaves
@@ -164,21 +165,19 @@ class Rows:
         except Exception as error:  # as in `_load`
             if full := no_room(error):
                 raise full from error
-            raise InputError(f"{label}: {_reason(error, self)}") from error
+            raise self._refused(self._reason(error)) from error
         known = builder.config.data_files or {}
         splits = list(known) if self.split == "all" else [name.strip() for name in self.split.split("+")]
         files = [file for name in splits for file in known[name]] if known.keys() >= set(splits) else []
         cut = getattr(builder.config, "sample_by", None) == "line"
         cut = bool(files) and cut and all(map(is_text_file, files))
         if cut and self.column not in (None, "text"):
-            raise InputError(
-                f"{label}: expected no column, since a .txt has none, but got {self.column!r}; leave it out"
-            )
+            raise self._refused(f"expected no column, since a .txt has none, but got {self.column!r}; leave it out")
         taken = {Path(file).resolve() for names in known.values() for file in names}
         unread = 0 if self.config or not taken else sum(path.resolve() not in taken for path in _texts(Path(self.path)))
         return [Path(file) for file in files], cut, unread
 
-    def _load(self, label: str, cache: str | None) -> Any:
+    def _load(self, cache: str | None) -> Any:
         import datasets  # here because it takes a second to import
 
         # The files that a split is made of are named here, so the sizes that the card declares for the whole
@@ -203,15 +202,77 @@ class Rows:
             if full := no_room(error, *hub):
                 raise full from error
             if self.path == "arrow" and "corresponds to no data" in str(error):  # in older releases
-                raise InputError(f"{label}: {NO_TEXT}") from error
-            raise InputError(f"{label}: {_reason(error, self)}") from error
+                raise self._refused(NO_TEXT) from error
+            raise self._refused(self._reason(error)) from error
+
+    def _refused(self, why: str) -> InputError:
+        return InputError(f"{label(self.name)}: {why}")
+
+    def _require_text(self, texts: Column[str | None]) -> None:
+        # One by one: a batch of books is large.
+        if not any((texts[index] or "").strip() for index in range(len(texts))):
+            raise self._refused(NO_TEXT)
+
+    def _text_column(self, dataset: Any) -> str:
+        schema = dataset.features.arrow_schema
+        strings: list[str] = [field.name for field in schema if str(field.type) in _STRINGS]
+        if self.column is not None and self.column in strings:
+            return self.column
+        found = ", ".join(f"{field.name} ({field.type})" for field in schema) or "none"
+        if self.column is not None:
+            raise self._refused(
+                f"expected a column of strings named {self.column!r}, but its columns are: {found}; "
+                "name one of its string columns"
+            )
+        if "text" in strings:
+            return "text"
+        within = [field.name for field in schema if _STRINGS_WITHIN.search(_FILE.sub("file", str(field.type)))]
+        if len(strings) == 1 and not within:
+            return strings[0]
+        chats = f"; if {within[0]!r} has chats, render them into a column 'text' first" if within else ""
+        raise self._refused(
+            f"expected a string column 'text', or only one column with strings, but its columns are: {found}; "
+            f"name the column to read after the source, as in FILE:COLUMN or ID:CONFIG:SPLIT:COLUMN{chats}"
+        )
+
+    def _reason(self, error: Exception) -> str:
+        from datasets.exceptions import DatasetNotFoundError
+
+        offline = ("ConnectError", "ConnectTimeout", "ReadTimeout", "LocalEntryNotFoundError", "OfflineModeIsEnabled")
+        if isinstance(error, DatasetNotFoundError):
+            revision = f" at revision {self.revision!r}" if self.revision else ""
+            return (
+                f"expected a data set that can be read, but the Hub has no {self.path!r}{revision}, or it is private "
+                "or gated; check the id, or log in with `hf auth login`"
+            )
+        if isinstance(error, ConnectionError) or type(error).__name__ in offline:
+            return (
+                f"expected to read {self.path!r} from the Hugging Face Hub, but the Hub cannot be reached; "
+                "check the network and HF_HUB_OFFLINE, or give a local file, or `manual`, which needs no network"
+            )
+        cause = error.__cause__ or error
+        if lacks_home(cause):
+            return (
+                f"expected to read {self.path!r} from the Hugging Face Hub, but there is no home folder to download "
+                "it to; set HF_HOME to a folder"
+            )
+        detail = " ".join(str(cause).split())[:300] or type(cause).__name__
+        if self.path in _FORMATS:
+            return f"expected a file of {_FORMATS[self.path]} rows, but: {detail}; check the file"
+        if Path(self.path).is_dir() and not any(_texts(Path(self.path))):
+            return f"expected files ending in {', '.join(SUFFIXES)}, but the folder has none"
+        config = f" of configuration {self.config!r}" if self.config else ""
+        return (
+            f"expected split {self.split!r}{config} to be readable, but: "
+            f"{detail}; check the files, or name the parts as ID:CONFIG:SPLIT:COLUMN"
+        )
 
 
 def _texts(folder: Path) -> Iterator[Path]:
     """The files below a folder that look like text or rows of it, without hidden ones and what describes a data set."""
     for path in folder.rglob("*"):
         hidden = any(part.startswith((".", "__")) for part in path.relative_to(folder).parts)
-        if not hidden and path.name.lower().endswith(_TEXTS) and path.name not in _DESCRIPTIONS and path.is_file():
+        if not hidden and path.name.lower().endswith(SUFFIXES) and path.name not in _DESCRIPTIONS and path.is_file():
             yield path
 
 
@@ -248,77 +309,10 @@ def _commit(dataset: Any) -> str | None:
     return folder if COMMIT.fullmatch(folder) else None
 
 
-def _require_text(texts: Column[str | None], label: str) -> None:
-    if not any((texts[index] or "").strip() for index in range(len(texts))):  # one by one: a batch of books is large
-        raise InputError(f"{label}: {NO_TEXT}")
-
-
-def _text_column(dataset: Any, wanted: str | None, label: str) -> str:
-    schema = dataset.features.arrow_schema
-    strings: list[str] = [field.name for field in schema if str(field.type) in _STRINGS]
-    if wanted is not None and wanted in strings:
-        return wanted
-    found = ", ".join(f"{field.name} ({field.type})" for field in schema) or "none"
-    if wanted is not None:
-        raise InputError(
-            f"{label}: expected a column of strings named {wanted!r}, but its columns are: {found}; "
-            "name one of its string columns"
-        )
-    if "text" in strings:
-        return "text"
-    within = [field.name for field in schema if _STRINGS_WITHIN.search(_FILE.sub("file", str(field.type)))]
-    if len(strings) == 1 and not within:
-        return strings[0]
-    chats = f"; if {within[0]!r} has chats, render them into a column 'text' first" if within else ""
-    raise InputError(
-        f"{label}: expected a string column 'text', or only one column with strings, but its columns are: {found}; "
-        f"name the column to read after the source, as in FILE:COLUMN or ID:CONFIG:SPLIT:COLUMN{chats}"
-    )
-
-
 def _token_column(dataset: Any) -> str | None:
     schema = dataset.features.arrow_schema
     lists = {field.name for field in schema if _INTEGER_LIST.fullmatch(str(field.type))}
-    return next((column for column in TOKEN_COLUMNS if column in lists), None)
-
-
-def _reason(error: Exception, rows: Rows) -> str:
-    from datasets.exceptions import DatasetNotFoundError
-
-    offline = {
-        "ConnectError",
-        "ConnectTimeout",
-        "ReadTimeout",
-        "LocalEntryNotFoundError",
-        "OfflineModeIsEnabled",
-    }
-    if isinstance(error, DatasetNotFoundError):
-        revision = f" at revision {rows.revision!r}" if rows.revision else ""
-        return (
-            f"expected a data set that can be read, but the Hub has no {rows.path!r}{revision}, or it is private or "
-            "gated; check the id, or log in with `hf auth login`"
-        )
-    if isinstance(error, ConnectionError) or type(error).__name__ in offline:
-        return (
-            f"expected to read {rows.path!r} from the Hugging Face Hub, but the Hub cannot be reached; "
-            "check the network and HF_HUB_OFFLINE, or give a local file, or `manual`, which needs no network"
-        )
-    cause = error.__cause__ or error
-    if lacks_home(cause):
-        return (
-            f"expected to read {rows.path!r} from the Hugging Face Hub, but there is no home folder to download it to; "
-            "set HF_HOME to a folder"
-        )
-    detail = " ".join(str(cause).split())[:300] or type(cause).__name__
-    if rows.path in _FORMATS:
-        return f"expected a file of {_FORMATS[rows.path]} rows, but: {detail}; check the file"
-    if Path(rows.path).is_dir() and not any(_texts(Path(rows.path))):
-        return f"expected files ending in {', '.join(_TEXTS)}, but the folder has none"
-    config = f" of configuration {rows.config!r}" if rows.config else ""
-    return (
-        f"expected split {rows.split!r}{config} to be readable, but: "
-        f"{detail}; check the files, or name the parts as ID:CONFIG:SPLIT:COLUMN"
-    )
+    return next((column for column in _TOKEN_COLUMNS if column in lists), None)
 
 
 @contextlib.contextmanager

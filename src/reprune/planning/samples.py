@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from reprune.errors import InputError
-from reprune.planning.documents import Documents, said_unread, text_sha256
+from reprune.planning.documents import Documents, label, said_unread, text_sha256
 from reprune.planning.shares import Role, Share, most, share_out
 from reprune.planning.sources import SourceSpec
 from reprune.planning.tokens import Tokens, beginning, document_tokens, encode, foreign_tokens, pack
@@ -74,7 +74,7 @@ class Samples:
         names = dict.fromkeys(source.name for source in self.sources if source.foreign_tokens)
         unread = {source.name: source.unread_files for source in self.sources if source.unread_files}
         return [said_unread(name, count) for name, count in unread.items()] + [
-            f"source {name!r}: this model's tokenizer does not decode some of its token ids to their texts; it "
+            f"{label(name)}: this model's tokenizer does not decode some of its token ids to their texts; it "
             "tokenizes these texts anew"
             for name in names
         ]
@@ -181,7 +181,7 @@ class _Names:
         if other := self._names.get(content, within):
             what = "is the same text" if content in self._names else "has text of it"
             raise InputError(
-                f"source {name!r}: expected one name for one text, so that no sample is drawn twice, but {other!r} "
+                f"{label(name)}: expected one name for one text, so that no sample is drawn twice, but {other!r} "
                 f"{what}; use that name here too"
             )
         self._names |= dict.fromkeys((content, *documents.places), name)
@@ -290,7 +290,7 @@ def _too_short(short: _TooShort, name: str, need: int, prefix: list[int], most: 
         remedies.append(f"--seqlen {short.tokens // need + len(prefix)}")
     allowed = f", or at most {' or '.join(remedies)}" if remedies else ""
     return InputError(
-        f"source {name!r}: expected {need * short.width:,} tokens for {need:,} samples of "
+        f"{label(name)}: expected {need * short.width:,} tokens for {need:,} samples of "
         f"{short.width + len(prefix)} (held-out ones included), but the text has {short.tokens:,}; give a "
         f"longer text{allowed}"
     )

@@ -17,14 +17,13 @@ from typing import Literal, final
 
 from reprune.errors import InputError
 from reprune.model.local import local_path
-from reprune.planning.documents import Documents
-from reprune.planning.rows import Rows, places
+from reprune.planning.documents import Documents, label
+from reprune.planning.rows import SUFFIXES, Rows, places
 from reprune.planning.saved import saved_files
 from reprune.planning.textfiles import check_lines, explain_json, is_text_file, read_text
 
 Split = Literal["train", "test"]  # of calibration and held-out samples, and of evaluation
 
-_SUFFIXES = (".txt", ".txt.gz", ".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
 _FORMS = (
     "c4, wikitext2, ptb, manual, a file (.txt, .jsonl, .json, each also with .gz, or .parquet), "
     "or a Hub data set as ID[@REVISION][:CONFIG][:SPLIT][:COLUMN] with an id such as org/name"
@@ -47,12 +46,12 @@ def parse_source(text: str) -> SourceSpec:
     """
     name, suffix = split_count(text)
     if not name.strip():
-        raise InputError(f"source {text!r}: expected SOURCE[=COUNT], but the source is empty; name one of {_FORMS}")
+        raise InputError(f"{label(text)}: expected SOURCE[=COUNT], but the source is empty; name one of {_FORMS}")
     if not suffix:
         return SourceSpec(name)
     count = int(suffix[1:])
     if count < 1:
-        raise InputError(f"source {text!r}: expected a COUNT of at least 1, but got {count}; leave the source out")
+        raise InputError(f"{label(text)}: expected a COUNT of at least 1, but got {count}; leave the source out")
     return SourceSpec(name, count)
 
 
@@ -143,7 +142,7 @@ class TextFile(Source):
 
     def load(self, split: Split) -> Documents:
         """The file's text. Raises InputError if it cannot be read, is not UTF-8 or is empty."""
-        texts = (read_text(self.path, _label(self.path.name)),)
+        texts = (read_text(self.path, label(self.path.name)),)
         return Documents(self.path.name, texts, places=places([self.path]))
 
 
@@ -161,16 +160,16 @@ class RowFile(Source):
 
     def load(self, split: Split) -> Documents:
         """The file's rows. Raises InputError if it is damaged, not UTF-8, empty, or lacks the column."""
-        label = _label(self.path.name)
+        called = label(self.path.name)
         is_json = not self.path.name.lower().endswith(".parquet")
         if is_json:
-            check_lines(self.path, label)
+            check_lines(self.path, called)
         form, file = "json" if is_json else "parquet", glob.escape(str(self.path))
-        rows = Rows(form, data_files=(file,), column=self.column)
+        rows = Rows(self.path.name, form, data_files=(file,), column=self.column)
         try:
-            return rows.read(self.path.name, label=label, generated=is_json and self.column in (None, "text"))
+            return rows.read(generated=is_json and self.column in (None, "text"))
         except InputError:
-            better = explain_json(self.path, label) if is_json else None
+            better = explain_json(self.path, called) if is_json else None
             if better is None:
                 raise
         raise better
@@ -216,8 +215,8 @@ class DataSet(Source):
         """The rows of the split. Raises InputError if there is none, or the Hub cannot be reached."""
         part = self.tested if split == "test" else None
         files = None if self.files is None else (self.files[("train", "test").index(split)],)
-        label = _label(self.name)
         rows = Rows(
+            self.name,
             self.id,
             config=self.config,
             split=self.split or split,
@@ -226,15 +225,11 @@ class DataSet(Source):
             column=self.column,
             first=part and part.rows,
         )
-        if (saved := saved_files(Path(self.id), self.config, self.split, split, label)) is not None:
+        if (saved := saved_files(Path(self.id), self.config, self.split, split, label(self.name))) is not None:
             data_files = tuple(glob.escape(str(file)) for file in saved)
             rows = replace(rows, path="arrow", config=None, split="train", data_files=data_files)
         return rows.read(
-            self.name,
-            label=label,
-            joiner=part.joiner if part else self.joiner,
-            running=self.running,
-            windows=part and part.windows,
+            joiner=part.joiner if part else self.joiner, running=self.running, windows=part and part.windows
         )
 
 
@@ -289,12 +284,12 @@ def _parts(name: str, parts: list[str]) -> tuple[str | None, str | None, str | N
     """The configuration, split and column of a data set; None for what is not named."""
     if found := re.search(r"\[[^\]]*:[^\]]*\]", ":".join(parts)):
         raise InputError(
-            f"{_label(name)}: expected whole splits, but got the slice {found[0]!r}; leave it out, as samples are "
+            f"{label(name)}: expected whole splits, but got the slice {found[0]!r}; leave it out, as samples are "
             "drawn at random and none is used twice"
         )
     if len(parts) > 3:
         raise InputError(
-            f"{_label(name)}: expected ID[@REVISION][:CONFIG][:SPLIT][:COLUMN], but got {len(parts) + 1} parts; leave "
+            f"{label(name)}: expected ID[@REVISION][:CONFIG][:SPLIT][:COLUMN], but got {len(parts) + 1} parts; leave "
             f"out {':'.join(parts[3:])!r}"
         )
     config, split, column = (part or None for part in [*parts, "", "", ""][:3])
@@ -302,39 +297,39 @@ def _parts(name: str, parts: list[str]) -> tuple[str | None, str | None, str | N
 
 
 def _file(path: Path, parts: list[str]) -> Source:
-    label = _label(path.name)
+    called = label(path.name)
     if not path.is_file():
         raise InputError(
-            f"{label}: expected a regular file, as it is read several times, but it is a pipe or a device; write the "
+            f"{called}: expected a regular file, as it is read several times, but it is a pipe or a device; write the "
             "text to a file"
         )
-    if not path.name.lower().endswith(_SUFFIXES):
+    if not path.name.lower().endswith(SUFFIXES):
         raise InputError(
-            f"{label}: expected a file ending in {', '.join(_SUFFIXES)}, but got "
+            f"{called}: expected a file ending in {', '.join(SUFFIXES)}, but got "
             f"{path.suffix or 'no suffix'!r}; convert or rename it"
         )
     if len(parts) > 1:
-        raise InputError(f"{label}: expected FILE[:COLUMN], but got {':'.join(parts)!r} after it; leave out the rest")
+        raise InputError(f"{called}: expected FILE[:COLUMN], but got {':'.join(parts)!r} after it; leave out the rest")
     column = (parts or [""])[0] or None
     path = path.resolve()
     if not is_text_file(path.name):
         return RowFile(path, column)
     if column is not None:
-        raise InputError(f"{label}: expected no column, since a .txt has none, but got {column!r}; leave it out")
+        raise InputError(f"{called}: expected no column, since a .txt has none, but got {column!r}; leave it out")
     return TextFile(path)
 
 
 def _require_hub_id(name: str, identifier: str) -> None:
     """Raise InputError unless the identifier, which is no local path, has the form of a Hub data set's."""
-    label = _label(name)
+    called = label(name)
     starts_as_path = re.match(r"[/.~]|[A-Za-z]:[/\\]", name)
-    if identifier.lower().endswith(_SUFFIXES) or starts_as_path or "\\" in name:
-        raise InputError(f"{label}: expected a file or directory, but there is none; check the path")
+    if identifier.lower().endswith(SUFFIXES) or starts_as_path or "\\" in name:
+        raise InputError(f"{called}: expected a file or directory, but there is none; check the path")
     if re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", identifier, re.ASCII):
         return
     if identifier in KNOWN:
         raise InputError(
-            f"{label}: expected {identifier!r} alone, which has its own splits and column, but got {name!r}; "
+            f"{called}: expected {identifier!r} alone, which has its own splits and column, but got {name!r}; "
             "for other parts give the data set by its Hub id"
         )
     bare, equals, _ = identifier.partition("=")
@@ -342,9 +337,5 @@ def _require_hub_id(name: str, identifier: str) -> None:
     hint = f"did you mean {near[0]!r}? " if near else ""
     count = "COUNT after the = must be a whole number; " if equals else ""
     raise InputError(
-        f"{label}: expected a source, but there is no such text or file; {hint}{count}a source is {_FORMS}"
+        f"{called}: expected a source, but there is no such text or file; {hint}{count}a source is {_FORMS}"
     )
-
-
-def _label(name: str) -> str:
-    return f"source {name!r}"

@@ -123,10 +123,13 @@ class Corpus:
     def check(self, before: Mapping[str, Any], made_by: Mapping[str, Any], texts: int, samples: int) -> None:
         """Raise `InputError` unless this is the file that is to be, or the beginning of it."""
         was, is_ = _decisive(before), _decisive(made_by)
-        files = [] if was["model"] != is_["model"] else _other_files(before, made_by)
+        same_model = was["model"] == is_["model"]
+        # Files that decide how its text becomes tokens; the fingerprint knows config.json.
+        those, these = (one["model"].get("files", {}) for one in (before, made_by))
+        files = differing(those, these) - {"config.json"} if same_model else set()
         if was != is_ or files:
-            changed = [*_changed(was, is_), *(f"the model's {name}" for name in files)]
-            model = _at_commit(before) if files or was["model"] != is_["model"] else None
+            changed = [*_changed(was, is_), *(f"the model's {name}" for name in sorted(files))]
+            model = _at_commit(before["model"]) if files or not same_model else None
             same = "the same" if model is None else f"the same, the model as {model},"
             raise InputError(
                 f"--out {self.path}: was begun with other settings ({'; '.join(changed)}); give {same} again, or "
@@ -141,7 +144,7 @@ class Corpus:
         """The head and the rounds that stand in so many whole lines."""
         with suppress(ValueError):
             head, *lines = [read_json(line) for line in whole.splitlines()]
-            if isinstance(head, dict) and isinstance(head.get("made_by"), dict) and _are_rounds(lines):
+            if isinstance(head, dict) and _is_made_by(head.get("made_by")) and _are_rounds(lines):
                 return [head, *lines]
         raise InputError(f"{self._rounds}: damaged; {self._remedy(self._rounds)}")
 
@@ -200,9 +203,8 @@ class Corpus:
 
 def _decisive(made_by: Mapping[str, Any]) -> dict[str, Any]:
     """What decides texts: of a model the fingerprint where there is one, by whatever name it goes."""
-    model = made_by.get("model")
-    known = (model.get("fingerprint") or model.get("name")) if isinstance(model, dict) else model
-    return {**made_by, "model": known}
+    model = made_by["model"]
+    return {**made_by, "model": model.get("fingerprint") or model.get("name")}
 
 
 def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
@@ -216,28 +218,22 @@ def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]
             yield key
 
 
-def _other_files(before: Mapping[str, Any], made_by: Mapping[str, Any]) -> list[str]:
-    """Which files differ that decide how a model's text becomes tokens; older files of texts do not say theirs."""
-    models = (one.get("model") for one in (before, made_by))
-    was, is_ = (one.get("files") if isinstance(one, dict) else None for one in models)
-    if not isinstance(was, dict) or not isinstance(is_, dict):
-        return []
-    return sorted(differing(was, is_) - {"config.json"})  # which the fingerprint knows
-
-
-def _at_commit(made_by: Mapping[str, Any]) -> str | None:
+def _at_commit(model: Mapping[str, Any]) -> str | None:
     """A Hub's model by its commit, as it is to be given where a branch has moved on; None of any other."""
-    model = made_by.get("model")
-    if not isinstance(model, dict) or not {"name", "commit", "fingerprint"} <= model.keys():
+    if not {"name", "commit", "fingerprint"} <= model.keys():
         return None
-    return by_commit(str(model["name"]), model["commit"])
+    return by_commit(model["name"], model["commit"])
+
+
+def _is_made_by(content: Any) -> bool:
+    return isinstance(content, dict) and isinstance(content.get("model"), dict)
 
 
 def _is_manifest(content: Any) -> TypeGuard[dict[str, Any]]:
     """Whether this is what `close` writes."""
     return (
         isinstance(content, dict)
-        and isinstance(content.get("made_by"), dict)
+        and _is_made_by(content.get("made_by"))
         and isinstance(content.get("texts"), int)
         and bool(content.get("last_rounds"))
         and _are_rounds(content["last_rounds"])

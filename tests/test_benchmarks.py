@@ -28,7 +28,7 @@ _QUICK = {"samples": 8, "seqlen": 24, "epochs": 3, "device": "cpu", "calibration
 
 def _by_textbook(model: Path, rung: str, record: dict[str, Any]) -> tuple[Any, torch.Tensor]:
     """The model pruned by the textbook on the very samples of a run, and those samples."""
-    recipe = resolve_recipe(None, {**record["recipe"], "model": str(model)})
+    recipe = resolve_recipe(str(model), record["recipe"])
     ids = draw(recipe, open_decoder(recipe, model)).calibration
     network = AutoModelForCausalLM.from_pretrained(model).eval().requires_grad_(False)
     load("textbook").prune(network, ids, rung, 0.5, _QUICK["epochs"], 0)

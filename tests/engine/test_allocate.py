@@ -65,7 +65,7 @@ def test_what_is_measured_by_error_is_each_block_pruned_alone_in_the_dense_model
     settings = ("allocation=by-error", "allocation.spread=0.2", 'sparsity_by_name={"down_proj": 0.3}')
     record = prune(llama, tmp_path / "out", *settings, pruner="magnitude", exclude=["0.*"])
     ((curves, weights, sparsity),) = told
-    recipe = resolve_recipe(None, {**record["recipe"], "model": str(llama)})
+    recipe = resolve_recipe(str(llama), record["recipe"])
     ids = draw(recipe, open_decoder(recipe, llama)).heldout
     dense, shapes = _block_outputs(llama, ids), quick.tensors(llama)
     own = [name for name in shapes if ".layers.1." in name and "_proj." in name and "down_proj" not in name]
@@ -102,7 +102,7 @@ def test_what_is_measured_by_owl_is_outliers_among_all_scores_of_a_block_in_the_
     told = _told(monkeypatch, "by_outliers")
     record = prune(llama, tmp_path / "out", "allocation=owl", "allocation.outlier=2", "allocation.spread=0.1")
     ((shares, weights, sparsity, spread),) = told
-    recipe = resolve_recipe(None, {**record["recipe"], "model": str(llama)})
+    recipe = resolve_recipe(str(llama), record["recipe"])
     ids = draw(recipe, open_decoder(recipe, llama)).calibration
     model = AutoModelForCausalLM.from_pretrained(llama)
     scores: list[list[torch.Tensor]] = [[] for _ in model.model.layers]

@@ -50,7 +50,7 @@ def test_a_linear_gets_the_weights_that_least_squares_over_whole_models_gives(ll
     )
     from reprune.doors.prepare import draw, open_decoder
 
-    recipe = resolve_recipe(None, {**record["recipe"], "model": str(llama)})
+    recipe = resolve_recipe(str(llama), record["recipe"])
     ids = draw(recipe, open_decoder(recipe, llama)).calibration
     dense, sparse = tensors(llama), tensors(tmp_path / "out")
     so_far = ("layers.0.", "layers.1.self_attn.")

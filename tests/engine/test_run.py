@@ -62,7 +62,7 @@ def test_the_recorded_block_errors_are_those_of_the_saved_model(llama: Path, run
     from reprune.doors.prepare import draw, open_decoder
     from reprune.planning.layers import resolve_recipe
 
-    recipe = resolve_recipe(None, {**record["recipe"], "model": str(llama)})
+    recipe = resolve_recipe(str(llama), record["recipe"])
     drawn = draw(recipe, open_decoder(recipe, llama))
     for kind, ids in (("calibration", drawn.calibration), ("heldout", drawn.heldout)):
         dense, sparse = (_block_outputs(folder, ids) for folder in (llama, tmp_path / "out"))
@@ -95,7 +95,7 @@ def test_a_local_teachers_targets_are_what_dense_blocks_make_of_the_sparse_strea
 
     window = record["windows"][-1]
     assert window["blocks"] == [2]
-    recipe = resolve_recipe(None, {**record["recipe"], "model": str(llama)})
+    recipe = resolve_recipe(str(llama), record["recipe"])
     drawn = draw(recipe, open_decoder(recipe, llama))
     teacher = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     dense = AutoModelForCausalLM.from_pretrained(llama)
@@ -134,7 +134,7 @@ def test_the_statistics_come_from_the_sparse_stream(llama: Path, tmp_path: Path)
     from reprune.planning.layers import resolve_recipe
 
     record = json.loads((tmp_path / "out" / "reprune.json").read_text())
-    recipe = resolve_recipe(None, {**record["recipe"], "model": str(llama)})
+    recipe = resolve_recipe(str(llama), record["recipe"])
     ids = draw(recipe, open_decoder(recipe, llama)).calibration
     dense, sparse = tensors(llama), tensors(tmp_path / "out")
     half_pruned = AutoModelForCausalLM.from_pretrained(llama)

@@ -107,16 +107,12 @@ def test_what_a_setting_says_is_over_the_rung_of_a_flag() -> None:
     assert rung(recipe) == ("BR+GP+CR", 3, 1, "local", "none")
 
 
-def test_the_model_given_is_over_the_files_and_one_of_them_is_needed() -> None:
-    assert resolve_recipe(None, {"model": "file"}).model == "file"
+def test_the_model_given_is_over_the_files() -> None:
     assert resolve_recipe("given", {"model": "file"}).model == "given"
-    with pytest.raises(InputError, match="model: missing"):
-        resolve_recipe(None)
     with pytest.raises(InputError, match=r"^model: "):
         resolve_recipe("")
     with pytest.raises(InputError, match=r"^--set model=other: the model is given by MODEL; leave this out"):
         resolve_recipe("given", settings=["model=other"])
-    assert resolve_recipe(None, {"model": "file"}, settings=["model=other"]).model == "other"
 
 
 def test_sources_in_a_recipe_file_are_those_beside_it(tmp_path: Path) -> None:
@@ -315,4 +311,5 @@ def test_a_recipe_written_as_yaml_reads_back_equal(recipe: Recipe, tmp_path_fact
     folder = tmp_path_factory.getbasetemp()
     # A source that is there beside the file is read as that path, and comes back absolute.
     assume(not any((folder / source).exists() for source in recipe.calibration))
-    assert resolve_recipe(None, read(recipe.to_yaml(), folder)) == recipe
+    content = read(recipe.to_yaml(), folder)
+    assert resolve_recipe(content["model"], content) == recipe

@@ -185,12 +185,11 @@ def test_a_pruner_or_solver_may_be_named_alone() -> None:
         ("streams.memory=[8GB]", "streams.memory"),
         ("self_generate.language=xx", "self_generate.language"),
         ("self_generate.filters=[repetition, languge]", "self_generate.filters"),
-        ("model=3", "model"),
     ],
 )
 def test_a_value_that_does_not_fit_is_refused_by_its_place(setting: str, place: str) -> None:
     with pytest.raises(InputError, match=rf"^{place}(\.\d)?: [a-z]"):
-        resolve_recipe(None if place == "model" else "model", settings=[setting])
+        resolve_recipe("model", settings=[setting])
 
 
 def test_a_language_is_taken_as_it_is_where_none_can_be_told(monkeypatch: pytest.MonkeyPatch) -> None:

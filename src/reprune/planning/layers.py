@@ -85,15 +85,15 @@ def parse_setting(text: str) -> dict[str, Any]:
 
 
 def resolve_recipe(
-    model: str | None,
-    file: Mapping[str, Any] | None = None,
-    flags: Mapping[str, Any] | None = None,
+    model: str,
+    file: Mapping[str, Any] = {},
+    flags: Mapping[str, Any] = {},
     settings: Sequence[str] = (),
 ) -> Recipe:
     """Lay the layers over each other and validate the whole.
 
     Args:
-        model: MODEL as given; None takes the recipe file's.
+        model: MODEL as given.
         file: a recipe file's contents.
         flags: what command-line flags say, nested as in the recipe.
         settings: `key.path=value` strings.
@@ -106,14 +106,12 @@ def resolve_recipe(
     return recipe
 
 
-def lay_over(
-    model: str | None, file: Mapping[str, Any] | None, flags: Mapping[str, Any] | None, settings: Sequence[str]
-) -> Recipe:
+def lay_over(model: str, file: Mapping[str, Any], flags: Mapping[str, Any], settings: Sequence[str]) -> Recipe:
     """The same, but for whether there is such a pruner, and whether it takes its settings: a study has several."""
-    lower, above = _normal(file or {}), [_normal(flags or {})]
+    lower, above = _normal(file), [_normal(flags)]
     for setting in settings:
         parsed = parse_setting(setting)
-        if model is not None and "model" in parsed:
+        if "model" in parsed:
             raise InputError(f"--set {setting}: the model is given by MODEL; leave this out.")
         above.append(_normal(parsed))
     if any("reconstruct" in layer for layer in above):  # that rung replaces what the recipe file spells out below
@@ -122,13 +120,10 @@ def lay_over(
             lower["solver"] = {key: value for key, value in lower["solver"].items() if key != "name"}
     if _pruner(lower) not in (None, _pruner(reduce(_merged, above, lower))):  # whose settings they are
         lower = _merged(lower, {"pruner": {"settings": {}}})
-    merged = reduce(_merged, above, lower)
-    if model is not None:
-        merged["model"] = model
+    merged = {**reduce(_merged, above, lower), "model": model}
     rung = RUNG_SETTINGS.get(str(merged.get("reconstruct", Recipe.model_fields["reconstruct"].default)), {})
-    merged = _merged(rung, merged)
     try:
-        return Recipe.model_validate(merged)
+        return Recipe.model_validate(_merged(rung, merged))
     except ValidationError as error:
         raise InputError(_explain(error)) from None
 
@@ -177,8 +172,6 @@ def _explain(error: ValidationError) -> str:
             meant = _meant(problem["loc"], known)
             asked = f"; did you mean {' or '.join(meant)}?" if meant else "."
             lines.append(f"{place}: unknown key{asked} Known here: {', '.join(known)}.")
-        elif problem["type"] == "missing" and place == "model":
-            lines.append(f"{place}: missing; give it, as in 'reprune prune MODEL --out DIR'.")
         else:
             said = problem["msg"].removeprefix("Value error, ")
             said = said.removeprefix(f"{place}: ").rstrip(".")

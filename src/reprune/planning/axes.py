@@ -8,8 +8,7 @@ Rung = Literal["LR", "BR", "BR+GP", "BR+GP+CR", "auto"]
 Part = Literal["all", "attention", "mlp"]
 
 RUNGS: tuple[str, ...] = get_args(Rung)
-*_LADDER, AUTO = RUNGS
-LADDER = tuple(_LADDER)
+LADDER, AUTO = RUNGS[:-1], RUNGS[-1]
 """The paper's rungs, each of which fits the calibration samples more closely than the one before; `auto` is none."""
 PARTS: tuple[str, ...] = get_args(Part)
 ALL = PARTS[0]

@@ -204,16 +204,10 @@ class Recipe(RecipePart, BaseModel):  # the latter again, so that ruff knows pyd
     streams: StreamsRecipe = StreamsRecipe()
     trust_remote_code: bool = False
 
-    @field_validator("sparsity")
+    @field_validator("sparsity", "sparsity_by_name")
     @classmethod
-    def _parses(cls, value: str) -> str:
-        parse_pattern(value)
-        return value
-
-    @field_validator("sparsity_by_name")
-    @classmethod
-    def _all_parse(cls, value: dict[str, str]) -> dict[str, str]:
-        for sparsity in value.values():
+    def _parses(cls, value: str | dict[str, str]) -> str | dict[str, str]:
+        for sparsity in value.values() if isinstance(value, dict) else [value]:
             parse_pattern(sparsity)
         return value
 

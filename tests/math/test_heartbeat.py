@@ -77,10 +77,11 @@ def test_an_interrupt_that_the_system_gives_to_another_thread_is_noticed_too(
     assert time.monotonic() - began < 2.5
 
 
-class _Silent:
+class _Silent(dist.Store):
     """A store that knows of nothing, and counts how often it is asked."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.asked = 0
 
     def check(self, keys: list[str], /) -> bool:
@@ -130,7 +131,7 @@ def _asking() -> list[threading.Thread]:
     return [one for one in threading.enumerate() if isinstance(one, heartbeat._Asking)]
 
 
-class _Gone:
+class _Gone(dist.Store):
     def check(self, keys: list[str], /) -> bool:
         raise RuntimeError("Connection reset")
 

@@ -203,13 +203,19 @@ def _check_config(file: Path, name: str) -> None:
         config = dict(read_json(file.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
         raise InputError(f"{name}: its config.json cannot be read ({error}); download it again.") from None
-    classes = [str(each) for each in config.get("architectures") or []]
+    classes, kind = config.get("architectures") or [], config.get("model_type")
+    if not isinstance(classes, list) or not isinstance(kind, str | None):
+        raise InputError(
+            f"{name}: its config.json has architectures {classes!r:.80} and model_type {kind!r:.80}; expected a list "
+            "of names and a name: download it again."
+        )
+    classes = [str(each) for each in classes]
     if any(GENERATIVE.search(each) for each in classes):
         return
     from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES as ENCODERS
 
-    if any(_NOT_GENERATIVE.search(each) for each in classes) or config.get("model_type") in ENCODERS:
-        what = ", ".join(classes) or config["model_type"]
+    if any(_NOT_GENERATIVE.search(each) for each in classes) or kind in ENCODERS:
+        what = ", ".join(classes) or kind
         raise UnsupportedModelError(f"{name}: {what} does not predict the next token; give a causal language model.")
 
 

@@ -217,6 +217,14 @@ def test_the_package_of_a_quantizer_that_is_not_there_is_named(tmp_path: Path, m
         load_model(folder, CPU)
 
 
+@pytest.mark.parametrize("method", [["gptq"], {}])
+def test_a_quantizer_whose_name_is_none_is_an_input_error(method: Any, tmp_path: Path) -> None:
+    folder = tiny.save("llama", tmp_path / "model")
+    say_quantized(folder, {"quant_method": method})
+    with pytest.raises(InputError, match="model: Transformers cannot load it: "):
+        load_model(folder, CPU)
+
+
 class Packed(nn.Linear):
     """A linear whose weight is integers, as a quantizer keeps it."""
 

@@ -127,7 +127,7 @@ def cache_argument(module: nn.Module) -> str | None:
 def _is_quantized(folder: Path, trust_remote_code: bool) -> bool:
     """Whether its weights are quantized by its config.json, in a way that Transformers knows; it passes over others."""
     said = quantization(read_config(folder, trust_remote_code))
-    with quiet_transformers(), suppress(ValueError):  # where it says of none which one: loading it raises that
+    with quiet_transformers(), suppress(ValueError, TypeError):  # where it names none: loading it raises that
         return said is not None and bool(AutoHfQuantizer.supports_quant_method(said))
     return False
 

@@ -65,6 +65,21 @@ def test_a_folder(method: str, denied: str, tmp_path: Path, monkeypatch: pytest.
         locate_model(str(tmp_path))
 
 
+@pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json", "generation_config.json"])
+def test_what_is_no_file_is_not_waited_for(name: str, tmp_path: Path) -> None:
+    (tiny.save("llama", tmp_path) / name).unlink()
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(InputError, match=rf"{name}: is a pipe or a device; put a file in its place\.$"):
+        locate_model(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "model.safetensors.index.json"])
+def test_weights_that_are_no_file_are_not_waited_for(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).symlink_to("/dev/zero")
+    with pytest.raises(InputError, match=rf"{name}: is a pipe or a device"):
+        Checkpoint(tmp_path)
+
+
 def test_a_link_to_nothing_is_left_out(tmp_path: Path) -> None:
     tiny.save("llama", tmp_path)
     (tmp_path / "more.json").symlink_to("gone")

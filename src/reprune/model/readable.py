@@ -17,7 +17,7 @@ def is_readable(place: Path) -> bool:
 
 
 def check_readable(*places: Path) -> None:
-    """Raise `InputError` where a file cannot be opened, or what a folder holds cannot be looked at."""
+    """Raise `InputError` where a file cannot be opened or is none, or what a folder holds cannot be looked at."""
     for place in places:
         try:
             if place.is_dir():
@@ -26,5 +26,7 @@ def check_readable(*places: Path) -> None:
                     break
             elif place.is_file():
                 place.open("rb").close()
+            elif place.exists():
+                raise InputError(f"{place}: is a pipe or a device; put a file in its place.")
         except OSError as error:
             raise InputError(f"{place}: cannot be read ({error.strerror}); check who may read it.") from None

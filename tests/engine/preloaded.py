@@ -1,4 +1,6 @@
-"""All that a run imports."""
+"""All that a run imports, which no process that is forked searches for garbage: that takes as long as to prune."""
+
+import gc
 
 import torch.distributed
 import transformers.conversion_mapping
@@ -14,3 +16,5 @@ import reprune.doors.command.views
 import reprune.doors.progress
 
 __all__ = ["modeling_gemma4", "modeling_llama", "modeling_mixtral", "reprune", "torch", "transformers"]
+
+gc.freeze()

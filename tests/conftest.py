@@ -1,7 +1,8 @@
-"""For all tests: one thread, as tiny models gain nothing from more, and no network."""
+"""For all tests: one thread, as tiny models gain nothing from more, no network, no waiting for a disk."""
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 from pathlib import Path
@@ -19,8 +20,19 @@ settings.register_profile(
 )
 settings.load_profile("untimed")
 torch.set_num_threads(1)
+gc.disable()  # until the first test
+# Tests kill processes and cut no power. What the tests of this process start has the real one.
+os.fsync = lambda descriptor: None
 # A shell that runs tests in the background has them ignore Ctrl-C, and so would the processes that they interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _few_searches() -> None:
+    """What is imported by now is not searched for garbage: that takes longer than to prune a tiny model."""
+    gc.collect()
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session")

@@ -43,7 +43,7 @@ from runs import PLACES, random_llama, random_text
 
 import reprune
 from reprune.engine.ledger import Ledger
-from reprune.engine.speed import resident_bytes
+from reprune.engine.peak_memory import resident_bytes
 from reprune.engine.watcher import Watcher
 from reprune.errors import InputError
 

@@ -1,7 +1,8 @@
-"""The most memory that was held is the host's and the named device's, since it was last forgotten."""
+"""The most memory that was held is the host's and the named device's, since it was last forgotten; or what is held."""
 
 from __future__ import annotations
 
+import os
 import resource
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 import torch
 
 from reprune.engine import peak_memory
-from reprune.engine.peak_memory import forget_peak_memory, peak_memory_bytes
+from reprune.engine.peak_memory import forget_peak_memory, peak_memory_bytes, resident_bytes
 
 
 @pytest.fixture
@@ -84,3 +85,24 @@ def test_a_peak_is_forgotten_when_what_was_held_has_been_given_back(monkeypatch:
     monkeypatch.setattr(Path, "write_text", lambda path, text, **_: done.append((str(path), text)))
     forget_peak_memory("cpu")
     assert done == ["models", "heap", ("/proc/self/clear_refs", "5")]
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="only Linux counts a process's pages")
+def test_what_the_process_takes_is_counted_in_the_pages_of_this_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = resident_bytes()
+    assert plain > 10**7
+    pages = os.sysconf("SC_PAGE_SIZE")
+    monkeypatch.setattr(os, "sysconf", lambda name: {"SC_PAGE_SIZE": 16 * pages}[name])
+    assert resident_bytes() == pytest.approx(16 * plain, rel=0.1)
+
+
+def test_it_is_the_most_that_the_process_has_taken_where_the_system_does_not_say(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    plain = resident_bytes()
+
+    def hidden(path: Path, *arguments: Any, **settings: Any) -> str:
+        raise FileNotFoundError(path)
+
+    monkeypatch.setattr(Path, "read_text", hidden)
+    assert 0.9 * plain <= resident_bytes() < 2**40

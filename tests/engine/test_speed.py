@@ -1,17 +1,14 @@
-"""A machine's speed is measured by what fits it, or known by its maker; so is what the process takes."""
+"""A machine's speed is measured by what fits it, or known by its maker."""
 
 from __future__ import annotations
 
 import math
-import os
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
 from reprune.engine.machines import MACHINES, Machine, find_machine
-from reprune.engine.speed import _size, measure_speed, resident_bytes
+from reprune.engine.speed import _size, measure_speed
 from reprune.errors import InputError
 
 
@@ -38,24 +35,3 @@ def test_the_machine_is_measured() -> None:
     assert speed.products == speed.full > 1e8
     assert speed.traffic > 1e7 and speed.link == math.inf
     assert speed.attention is not None and speed.attention > 1e7
-    assert resident_bytes() > 10**7
-
-
-@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="only Linux counts a process's pages")
-def test_what_the_process_takes_is_counted_in_the_pages_of_this_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = resident_bytes()
-    pages = os.sysconf("SC_PAGE_SIZE")
-    monkeypatch.setattr(os, "sysconf", lambda name: {"SC_PAGE_SIZE": 16 * pages}[name])
-    assert resident_bytes() == pytest.approx(16 * plain, rel=0.1)
-
-
-def test_it_is_the_most_that_the_process_has_taken_where_the_system_does_not_say(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    plain = resident_bytes()
-
-    def hidden(path: Path, *arguments: Any, **settings: Any) -> str:
-        raise FileNotFoundError(path)
-
-    monkeypatch.setattr(Path, "read_text", hidden)
-    assert 0.9 * plain <= resident_bytes() < 2**40

@@ -1,7 +1,8 @@
-"""The most memory that this process has held, on the host and the device, since it was last forgotten."""
+"""What memory this process takes, and the most that it has held since that was last forgotten."""
 
 from __future__ import annotations
 
+import os
 import re
 import resource
 import sys
@@ -35,3 +36,11 @@ def peak_memory_bytes(device: str) -> dict[str, int]:
         "host": host,
         "device": torch.cuda.max_memory_allocated(device) if device.startswith("cuda") else 0,
     }
+
+
+def resident_bytes() -> int:
+    """What this process takes now; the most that it has taken where the system does not say (it is no Linux)."""
+    try:
+        return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, IndexError):
+        return peak_memory_bytes("cpu")["host"]

@@ -1,18 +1,15 @@
-"""What this machine does in a second, and what this process takes: what forecasts go by."""
+"""What this machine does in a second: what forecasts go by."""
 
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from reprune.engine.peak_memory import peak_memory_bytes
 from reprune.model.costs import Flops
 from reprune.model.full_speed import fast_float32
 
@@ -85,11 +82,3 @@ def _best_of_each(device: torch.device, *runs: Callable[[], torch.Tensor]) -> li
                 torch.cuda.synchronize(device)
             found.append(time.perf_counter() - began)
     return [min(found[len(runs) + place :: len(runs)]) for place in range(len(runs))]  # the first round warms up
-
-
-def resident_bytes() -> int:
-    """What this process takes now; the most that it has taken where the system does not say (it is no Linux)."""
-    try:
-        return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except (OSError, ValueError, IndexError):
-        return peak_memory_bytes("cpu")["host"]

@@ -9,8 +9,8 @@ from typing import final
 from reprune.doors.devices import DTYPES
 from reprune.doors.planned import Plan
 from reprune.doors.prepare import count_samples
+from reprune.engine.peak_memory import resident_bytes
 from reprune.engine.run import Methods
-from reprune.engine.speed import resident_bytes
 from reprune.planning.recipe import Recipe
 
 _MARGIN = 1.15  # forecasts of memory were off by at most 15 %

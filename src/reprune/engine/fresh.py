@@ -18,7 +18,6 @@ from reprune.engine.pruning import find_groups_, held_notes, prune_block_
 from reprune.engine.refitting import Refitting
 from reprune.engine.watcher import Watcher
 from reprune.engine.window import PrunedBlock
-from reprune.math.least_squares import LeastSquares
 from reprune.math.pruner import Pruner
 from reprune.model.decoder import Decoder
 from reprune.model.streams import Stream
@@ -34,7 +33,6 @@ class FreshBlocks:
     recipe: Recipe
     pruner: Pruner[Any]
     sparsities: Sparsities
-    least_squares: LeastSquares | None
     decoder: Decoder  # the dense model
     frontier: Frontier
     of_first: Known | None  # statistics of block 0, which runs before have gathered; takes those of this one
@@ -42,7 +40,7 @@ class FreshBlocks:
 
     def gathering(self, blocks: Sequence[PrunedBlock]) -> AbstractContextManager[None] | None:
         """Has the pass that makes the targets of these blocks gather their statistics, where it can."""
-        apart = self.recipe.pruner.sequential or self.least_squares is not None
+        apart = self.recipe.pruner.sequential or self.recipe.solver.start == "least-squares"
         lone = len(blocks) == 1 and not blocks[0].masks
         if not lone or self.recipe.teacher != "local" or apart or not self.frontier.statistics_aside:
             return None
@@ -95,12 +93,12 @@ class FreshBlocks:
             find_groups_(pruned, entering, self.frontier, self.recipe.choice)
 
     def _refitting(self, index: int, entering: Stream) -> Refitting | None:
-        if self.least_squares is None:
+        if (least_squares := self.recipe.solver.build_least_squares()) is None:
             return None
         twin = self.decoder.load(index)  # pruning changes the other in place
         frontier = self.frontier
         return Refitting(
-            self.least_squares,
+            least_squares,
             twin,
             partial(frontier.pairs, entering, twin, self.recipe.teacher),
             frontier.calibration,

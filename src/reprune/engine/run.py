@@ -27,7 +27,6 @@ from reprune.engine.watcher import Watcher
 from reprune.engine.window import PrunedBlock, WindowProblem
 from reprune.errors import NumericalError
 from reprune.math.adam import Adam
-from reprune.math.least_squares import LeastSquares
 from reprune.math.pruner import Pruner
 from reprune.math.seeds import seed_of
 from reprune.math.solver import Fit, Solver
@@ -45,7 +44,6 @@ class Methods:
     """What a recipe stands for, as objects."""
 
     pruner: Pruner[Any]
-    least_squares: LeastSquares | None  # what each group is fitted by as it is pruned, before the solver begins
     solver: Solver
     schedule: list[Window]
     distillation: tuple[Adam, Window] | None  # by which descent the last blocks are fitted once more, and which
@@ -56,7 +54,6 @@ class Methods:
         descent = recipe.build_distillation()
         return Methods(
             recipe.pruner.build(),
-            recipe.solver.build_least_squares(),
             recipe.solver.build(recipe.guard),
             schedule,
             None if descent is None else (descent, once_more(len(schedule), blocks, recipe.distill.blocks)),
@@ -126,7 +123,7 @@ def run_windows(
                 books.keep_allocation(shares)
             sparsities = sparsities.allocated(shares)
         of_first = shared.statistics if shared is not None else None
-        pruning = FreshBlocks(recipe, methods.pruner, sparsities, methods.least_squares, decoder, frontier, of_first)
+        pruning = FreshBlocks(recipe, methods.pruner, sparsities, decoder, frontier, of_first)
         doing = _Windows(recipe, methods, decoder, books, watcher, frontier, pruning)
         for window in methods.schedule[done:]:
             still_open = doing.do(window, still_open)

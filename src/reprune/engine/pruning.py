@@ -12,7 +12,7 @@ from torch import Tensor
 from reprune.engine.frontier import Frontier
 from reprune.engine.group_statistics import Inputs, Known, gathered, passes
 from reprune.engine.refitting import Refitting
-from reprune.engine.window import PrunedBlock
+from reprune.engine.window import PrunedBlock, pruned_before
 from reprune.errors import UnsupportedModelError, naming
 from reprune.math.checked import Checked
 from reprune.math.magnitude import Magnitude
@@ -244,7 +244,8 @@ class _Job:
 
 def held_notes(pruned: PrunedBlock) -> list[str]:
     """Notes on what of a block, whose masks are chosen, keeps its zeros though it is not pruned."""
-    if not (names := pruned.held()):
+    left = [linear for linear in pruned.block.linears if linear.name not in pruned.masks]
+    if not (names := [linear.name for linear in left if pruned_before(linear) is not None]):
         return []
     why = "not pruned now, but a quarter or more is zero, as of a pruning before: the zeros stay"
     return [f"{_of_linears(pruned, names)}: {why}"]

@@ -59,14 +59,6 @@ class PrunedBlock:
             and not choice.leaves_dense(self.index, linear.name)
         ]
 
-    def held(self) -> list[str]:
-        """The linears that are not pruned and are taken to have been before: their zeros stay."""
-        return [
-            linear.name
-            for linear in self.block.linears
-            if linear.name not in self.masks and _pruned_before(linear) is not None
-        ]
-
     @torch.no_grad()
     def round_(self, decoder: Decoder) -> dict[str, Tensor]:
         """Round all weights to the dtypes in which they are saved, so that the streams see what is saved.
@@ -133,7 +125,7 @@ class WindowProblem(Problem):
         for pruned in blocks:
             for linear in pruned.block.linears:
                 mask = pruned.masks.get(linear.name)
-                if mask is None and (mask := _pruned_before(linear)) is None:
+                if mask is None and (mask := pruned_before(linear)) is None:
                     continue
                 if linear.is_whole:
                     masks[id(linear.parameter)] = mask
@@ -216,7 +208,7 @@ class WindowProblem(Problem):
         )
 
 
-def _pruned_before(linear: Linear) -> Tensor | None:
+def pruned_before(linear: Linear) -> Tensor | None:
     """The mask of a matrix that is not to be pruned, if it was before: its zeros are to stay."""
     kept = linear.matrix() != 0
     return kept if int(kept.count_nonzero()) <= (1 - _SPARSE) * kept.numel() else None

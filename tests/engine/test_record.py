@@ -52,9 +52,10 @@ def _window(
     solver = resolve_recipe(
         "model", {"reconstruct": "BR+GP+CR"}, settings=[f"solver.loss={loss}", "solver.teacher_forcing=0.25"]
     ).solver
-    ridges = {1: {("a", "b"): 0.1, ("c",): None}}
+    block: Any = SimpleNamespace(index=1)
+    fresh = [PrunedBlock(block, ridges={("a", "b"): 0.1, ("c",): None})]
     features = FeatureStatistics(1.0, 0.25, torch.ones(2))
-    return window_record(windows(3, 2, 1)[1], fit, after, solver, features, ridges, ["of pruning"], 1.23456)
+    return window_record(windows(3, 2, 1)[1], fit, after, solver, features, fresh, ["of pruning"], 1.23456)
 
 
 def test_a_windows_errors_are_those_before_and_after_in_the_measure_of_its_loss() -> None:
@@ -119,7 +120,7 @@ def test_a_window_that_nothing_was_fitted_in_has_the_errors_after_it_alone() -> 
     """Its first block is not pruned in it; no targets were looked at."""
     errors = Errors(Error(1.0, 2.0), Error(4.0, 5.0))
     solver = resolve_recipe("model", {"reconstruct": "LR"}).solver
-    found = window_record(windows(3, 2, 1)[1], Fit(None, (), 0, 0, True), errors, solver, None, {}, [], 0.0)
+    found = window_record(windows(3, 2, 1)[1], Fit(None, (), 0, 0, True), errors, solver, None, [], [], 0.0)
     assert found["calibration_error"] == {"before": 1.0, "after": 1.0}
     assert found["standardized_heldout_error"] == {"before": None, "after": None}
     assert found["largest_feature"] is found["guard"] is None

@@ -32,7 +32,7 @@ def window_record(
     after: Errors,
     solver: SolverRecipe,
     features: FeatureStatistics | None,
-    ridges: Mapping[int, Mapping[tuple[str, ...], float | None]],
+    fresh: Sequence[PrunedBlock],
     notes: Sequence[str],
     seconds: float,
 ) -> dict[str, Any]:
@@ -41,7 +41,7 @@ def window_record(
     Args:
         solver: its loss is the measure that relative errors are in.
         features: of its targets; None where nothing was fitted to them.
-        ridges: by fresh block, the ridge that least squares chose for each linear group; None where it changed nothing.
+        fresh: its blocks that were pruned in it.
         notes: what was not done by the plain rule, such as a damping that was raised, and where.
     """
     before = fit.before or after
@@ -78,9 +78,9 @@ def window_record(
         "reconstructed": _reconstructed(window, fit),
         "guard": _guard_record(fit, before.heldout, standardized) if fit.epochs else None,
         "least_squares": [
-            {"block": index, "linears": list(names), "ridge": ridge}
-            for index, groups in ridges.items()
-            for names, ridge in groups.items()
+            {"block": pruned.index, "linears": list(names), "ridge": ridge}
+            for pruned in fresh
+            for names, ridge in pruned.ridges.items()
         ],
         "notes": list(notes),
         "seconds": round(seconds, 3),

@@ -213,8 +213,7 @@ class _Windows:
                 fitted = "its reconstruction" if fit.epochs else "pruning"
                 raise NumericalError(f"{window}: its outputs are not finite after {fitted}")
         open_ = [pruned for pruned in blocks if pruned.index not in window.retired]
-        ridges = {pruned.index: pruned.ridges for pruned in fresh}
-        record = window_record(window, fit, errors, recipe.solver, features, ridges, notes, time.monotonic() - began)
+        record = window_record(window, fit, errors, recipe.solver, features, fresh, notes, time.monotonic() - began)
         self.decoder.checkpoint.check_unchanged()  # on each rank, before any can commit
         record |= exchange_record(ranks, traffic)
         sparsities = self.pruning.sparsities

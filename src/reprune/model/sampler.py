@@ -17,7 +17,7 @@ from transformers import DynamicCache, TemperatureLogitsWarper, TopKLogitsWarper
 
 from reprune.errors import InputError, NumericalError, is_expected, is_of_gpu, short
 from reprune.model.block import Precision
-from reprune.model.whole import cache_argument
+from reprune.model.uncached import cache_argument
 
 _LOGITS = 2**24  # handled at a time, in numbers
 _PART = 512  # words of a vocabulary whose weights are summed before one of them is chosen

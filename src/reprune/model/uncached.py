@@ -1,4 +1,4 @@
-"""Runs a model so that it keeps nothing from token to token. Knows nothing of what comes of it."""
+"""What a model keeps from token to token: under which name, and how it is run so that it keeps nothing."""
 
 from __future__ import annotations
 
@@ -7,7 +7,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
+
+
+def cache_argument(module: nn.Module) -> str | None:
+    """What a model or decoder calls the keys and values that it keeps; None where it keeps none that can be given."""
+    names = inspect.signature(module.forward).parameters
+    known = ("cache", "past_key_values", "cache_params")  # the last of Mamba in Transformers 5.23
+    return next((name for name in known if name in names), None)
 
 
 def uncached(model: Any, ids: Tensor) -> Any:

@@ -11,7 +11,6 @@ Quantized weights, and all beside them, stay as their quantizer has loaded them.
 from __future__ import annotations
 
 import gc
-import inspect
 import math
 from collections.abc import Iterable, Sequence, Set
 from contextlib import suppress
@@ -115,13 +114,6 @@ def weights_dtype(folder: Path, trust_remote_code: bool = False) -> str:
     quantized = _is_quantized(folder, trust_remote_code)  # then weights are integers, too
     dtypes = {entry.dtype for entry in used} if quantized else _dtypes(used)
     return ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
-
-
-def cache_argument(module: nn.Module) -> str | None:
-    """What a model or decoder calls the keys and values that it keeps; None where it keeps none that can be given."""
-    names = inspect.signature(module.forward).parameters
-    known = ("cache", "past_key_values", "cache_params")  # the last of Mamba in Transformers 5.23
-    return next((name for name in known if name in names), None)
 
 
 def _is_quantized(folder: Path, trust_remote_code: bool) -> bool:

@@ -24,8 +24,7 @@ from reprune.errors import InputError, NumericalError
 from reprune.model.bare import longest_of
 from reprune.model.block import Precision
 from reprune.model.head import find_decoder
-from reprune.model.uncached import uncached
-from reprune.model.whole import cache_argument
+from reprune.model.uncached import cache_argument, uncached
 from reprune.model.widened import widen_after_, widened
 
 _BATCH_TOKENS = 2**11  # run at a time

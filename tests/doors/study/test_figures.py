@@ -10,8 +10,9 @@ import pytest
 from reprune.doors.drawing import figures as drawn
 from reprune.doors.study.figures import write_figures
 from reprune.doors.study.grid import Cell
-from reprune.doors.study.record import FORMAT, KIND, CellRecord, StudyRecord, new_cell
+from reprune.doors.study.record import CellRecord, StudyRecord, new_cell
 from tests.doors.drawn import Drawn, keep_drawn
+from tests.doors.report.records import study_record
 
 
 def done(place: Cell, scale: float) -> CellRecord:
@@ -38,13 +39,10 @@ def done(place: Cell, scale: float) -> CellRecord:
 
 
 def studied(*cells: CellRecord) -> StudyRecord:
-    return {
-        "kind": KIND,
-        "format": FORMAT,
-        "model": {"name": "toy"},
-        "dense": {"perplexity": {"a % b.txt": {"perplexity": 20.0}}, "zero_shot": None},
-        "cells": list(cells),
-    }
+    record = study_record(cells)
+    (measured,) = record["dense"]["perplexity"].values()
+    record["dense"]["perplexity"] = {"a % b.txt": {**measured, "perplexity": 20.0}}
+    return record
 
 
 @pytest.fixture

@@ -53,9 +53,7 @@ def test_epochs_are_drawn_from_the_start_with_the_one_that_was_kept(painted: Pai
 
 def test_seeds_stand_beside_one_another_on_their_rung_and_a_level_line_at_the_baseline(painted: Painted) -> None:
     series = {"a": [[1.0, 3.0], [2.0], [5.0]], "b": [[2.0], [], [4.0]]}
-    axes = painted(
-        lambda: figures.by_rung(series, ["LR", "BR", "auto"], title="t", ylabel="y", joined=2, baseline=("dense", 9.0))
-    )
+    axes = painted(lambda: figures.by_rung(series, ["LR", "BR", "auto"], title="t", ylabel="y", joined=2, dense=9.0))
     left, right = -0.06, 0.06
     assert drawn(axes) == [
         ([left, 1 + left], [2.0, 2.0]),
@@ -71,7 +69,7 @@ def test_seeds_stand_beside_one_another_on_their_rung_and_a_level_line_at_the_ba
 
 def test_numbers_are_joined_from_the_least_to_the_largest(painted: Painted) -> None:
     points = [(32, 2.0), (0, 1.0), (0, 4.0), (512, 3.0)]
-    axes = painted(lambda: figures.by_number({"a": points}, title="t", xlabel="x", ylabel="y", baseline=("dense", 7.0)))
+    axes = painted(lambda: figures.by_number({"a": points}, title="t", xlabel="x", ylabel="y", dense=7.0))
     assert drawn(axes)[0] == ([0, 32, 512], [2.5, 2.0, 3.0])
     assert [label.get_text() for label in axes.get_xticklabels()] == ["0", "32", "512"]
     assert sorted(zip(*drawn(axes)[1], strict=True)) == sorted(points)

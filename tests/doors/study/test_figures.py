@@ -90,10 +90,10 @@ def test_self_generated_samples_have_their_own_pictures_with_every_seed(shown: D
     assert set(by_own) == {"Calibration error", "Held-out error", "Test error a % b.txt", "Perplexity a % b.txt"}
     (series,), options = by_own["Perplexity a % b.txt"]
     assert series == {"wanda LR": [(0, 30.0), (0, 60.0), (8, 90.0), (8, 120.0)]}
-    assert (options["baseline"], options["percent"]) == (("dense", 20.0), False)
+    assert (options["dense"], options["percent"]) == (20.0, False)
     (series,), options = by_own["Held-out error"]
     assert [value for _, value in series["wanda LR"]] == pytest.approx([0.2, 0.4, 0.6, 0.8])
-    assert (options["baseline"], options["percent"]) == (None, True)
+    assert (options["dense"], options["percent"]) == (None, True)
 
 
 def test_cells_that_are_not_done_are_not_drawn(shown: Drawn, tmp_path: Path) -> None:

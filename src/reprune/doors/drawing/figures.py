@@ -122,7 +122,7 @@ def by_rung(
     title: str,
     ylabel: str,
     joined: int,
-    baseline: tuple[str, float] | None = None,
+    dense: Number = None,
     percent: bool = False,
 ) -> str:
     """What was measured on each rung, one line a series, one point a seed.
@@ -131,12 +131,11 @@ def by_rung(
         series: by name, for each rung the values of its seeds.
         rungs: the names of the rungs.
         joined: how many rungs, from the first, form a ladder whose means are joined.
-        baseline: a name and a value, drawn as a level line.
+        dense: the dense model's, drawn as a level line.
     """
 
     def paint(axes: Any) -> None:
         handles = []
-        labels = list(series)
         for number, columns in enumerate(series.values()):
             aside = (number - (len(series) - 1) / 2) * 0.12  # equal values stay apart
             dots = [(place + aside, value) for place, values in enumerate(columns) for value in _known(values)]
@@ -147,16 +146,11 @@ def by_rung(
             ]
             handles.append(_dots(axes, number, dots, joined=means))
         values = [value for columns in series.values() for seeds in columns for value in _known(seeds)]
-        if baseline is not None:
-            handles.append(axes.axhline(baseline[1], color=color("muted"), linewidth=1.2, linestyle=(0, (2, 3))))
-            labels.append(baseline[0])
-            values.append(baseline[1])
         axes.set_xticks(range(len(rungs)), [short(rung, 12) for rung in rungs])
         axes.set_xlim(-0.5, len(rungs) - 0.5)
         axes.grid(visible=False, axis="x")
         axes.set_ylabel(short(ylabel, 40))
-        scale(axes, "y", values, percent)
-        legend(axes, handles, labels)
+        _beside_dense(axes, list(series), handles, values, dense, percent)
 
     return draw(paint, title=title, height=340)
 
@@ -167,7 +161,7 @@ def by_number(
     title: str,
     xlabel: str,
     ylabel: str,
-    baseline: tuple[str, float] | None = None,
+    dense: Number = None,
     percent: bool = False,
 ) -> str:
     """What was measured at several numbers of something, one line a series through the means, one dot a measure.
@@ -175,29 +169,24 @@ def by_number(
     Args:
         series: by name, (number, value); a number may come several times (seeds).
         xlabel: what is counted; 0 and up, shown so that doubling is about the same step everywhere.
-        baseline: a name and a value, drawn as a level line.
+        dense: the dense model's, drawn as a level line.
     """
 
     def paint(axes: Any) -> None:
-        handles, labels = [], list(series)
+        handles = []
         for number, points in enumerate(series.values()):
             near: dict[float, list[tuple[float, float]]] = {}
             for point in sorted(points):
                 near.setdefault(point[0], []).append(point)
             handles.append(_dots(axes, number, points, joined=[_mean(those) for those in near.values()]))
         values = [value for points in series.values() for _, value in points]
-        if baseline is not None:
-            handles.append(axes.axhline(baseline[1], color=color("muted"), linewidth=1.2, linestyle=(0, (2, 3))))
-            labels.append(baseline[0])
-            values.append(baseline[1])
         numbers = sorted({x for points in series.values() for x, _ in points})
         least = min((x for x in numbers if x > 0), default=1)
         axes.set_xscale("symlog", base=2, linthresh=least)  # linear from none to the least, then logarithmic
         axes.set_xticks(numbers, [f"{x:,.0f}" for x in numbers])
         axes.set_xticks([], minor=True)
         axes.set(xlabel=short(xlabel, 40), ylabel=short(ylabel, 40))
-        scale(axes, "y", values, percent)
-        legend(axes, handles, labels)
+        _beside_dense(axes, list(series), handles, values, dense, percent)
 
     return draw(paint, title=title, height=340)
 
@@ -300,6 +289,18 @@ def _dots(axes: Any, number: int, points: Sequence[tuple[float, float]], joined:
     xs, ys = [x for x, _ in points], [y for _, y in points]
     axes.plot(xs, ys, **dots, color=drawn.color, linestyle="none")
     return Line2D([], [], **dots, **(line if joined else {"color": drawn.color, "linestyle": "none"}))
+
+
+def _beside_dense(
+    axes: Any, labels: list[str], handles: list[Any], values: list[float], dense: Number, percent: bool
+) -> None:
+    """The dense model's value as a level line, the y axis for that and all others, and the legend."""
+    if _is(dense):
+        handles.append(axes.axhline(dense, color=color("muted"), linewidth=1.2, linestyle=(0, (2, 3))))
+        labels.append("dense")
+        values.append(dense)
+    scale(axes, "y", values, percent)
+    legend(axes, handles, labels)
 
 
 def _mean(points: Sequence[tuple[float, float]]) -> tuple[float, float]:

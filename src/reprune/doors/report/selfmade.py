@@ -48,7 +48,7 @@ def _plots(rows: Rows, lines: Lines) -> Iterator[Plot]:
                 title=title,
                 xlabel="self-generated samples",
                 ylabel=measure.name,
-                baseline=("dense", measure.dense) if known(measure.dense) else None,
+                dense=measure.dense,
                 percent=measure.kind != "perplexity",
             ),
             "The dotted line is the dense model." if known(measure.dense) else "",

@@ -180,11 +180,11 @@ def _ladder(rows: Rows, measure: Measure, ylabel: str, unit: float = 1, percent:
         return
     title = f"{measure.name[:1].upper()}{measure.name[1:]} by rung"
     joined = sum(rung in LADDER for rung in rungs)
-    baseline = ("dense", measure.dense / unit) if known(measure.dense) else None
+    dense = measure.dense / unit if known(measure.dense) else None
     said = ["Dots are seeds, lines join their means."] if _many(rows) else []
-    said += ["The dotted line is the dense model."] if baseline else []
+    said += ["The dotted line is the dense model."] if dense is not None else []
     yield Plot(
-        by_rung(series, rungs, title=title, ylabel=ylabel, joined=joined, baseline=baseline, percent=percent),
+        by_rung(series, rungs, title=title, ylabel=ylabel, joined=joined, dense=dense, percent=percent),
         " ".join(said),
         Table(title, ("pruner", *rungs), lines),
     )

@@ -75,7 +75,7 @@ def _by_number(study: Study, found: Sequence[Row], part: str, said: str) -> Iter
             title=f"{name[0].upper()}{name[1:]}, by self-generated samples{said}",
             xlabel="self-generated samples",
             ylabel=name,
-            baseline=None if column.dense is None else ("dense", column.dense),
+            dense=column.dense,
             percent=percent,
         )
         yield f"self-generated-{_plain(name)}{part}", picture

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 from reprune.doors.records.rows import known
 from reprune.doors.report.rises import RISE, SLIGHT
+from reprune.doors.report.text import listed
 
 
 def direction(before: float | None, after: float | None) -> str | None:
@@ -44,7 +45,16 @@ def course(steps: Sequence[tuple[str, float | None]]) -> str | None:
     return ", then ".join(f"{verb.get(str(way), way)} up to {rung}" for way, rung in parts)
 
 
-def plural(way: str) -> str:
+def courses(ways: Mapping[str, str | None]) -> list[str]:
+    """How several measures go, by their names: those that go alike share a part, as "a and b fall at every step"."""
+    alike: dict[str, list[str]] = {}
+    for name, way in ways.items():
+        if way is not None:
+            alike.setdefault(way, []).append(name)
+    return [f"{listed(names)} {way if len(names) == 1 else _plural(way)}" for way, names in alike.items()]
+
+
+def _plural(way: str) -> str:
     """Of several measures: fall for falls."""
     for one, many in (("falls", "fall"), ("rises", "rise"), ("stays", "stay")):
         way = way.replace(one, many)

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from reprune.doors.records.rows import Measure, Row, by_own_samples
 from reprune.doors.records.study import Study
-from reprune.doors.report.course import course, direction, plural
+from reprune.doors.report.course import course, courses, direction
 from reprune.doors.report.rows import Rows
 from reprune.doors.report.text import listed
 from reprune.doors.report.verdict import Tone
@@ -37,14 +37,12 @@ def selfmade_sentences(study: Study, rows: Rows) -> Iterator[str]:
     """One sentence a pruner and rung, on what is measured on the same samples at each number."""
     for (pruner, rung), whole in selfmade_lines(rows).items():
         line = _in_common(whole)
-        told: dict[str, list[str]] = {}
+        ways: dict[str, str | None] = {}
         for measure in _comparable(study, rows):
             values = {count: row.mean(measure.of) for count, row in line.items()}
-            if (way := course([(f"{count:,}", value) for count, value in values.items()])) is not None:
-                first, last = (measure.write(values[count]) for count in (min(line), max(line)))
-                told.setdefault(way, []).append(f"{measure.name} ({first} to {last})")
-        said = [f"{listed(names)} {way if len(names) == 1 else plural(way)}" for way, names in told.items()]
-        if said:
+            first, last = (measure.write(values[count]) for count in (min(line), max(line)))
+            ways[f"{measure.name} ({first} to {last})"] = course([(f"{n:,}", value) for n, value in values.items()])
+        if said := courses(ways):
             yield (
                 f"With {min(line):,} to {max(line):,} samples of its own beside the others, {pruner} with {rung}: "
                 f"{'; '.join(said)}."

@@ -13,7 +13,7 @@ from reprune.doors.formats import counted
 from reprune.doors.records.rows import Measure, Row, known
 from reprune.doors.records.run import Value
 from reprune.doors.records.study import Cell, Study
-from reprune.doors.report.course import course, direction, plural
+from reprune.doors.report.course import course, courses, direction
 from reprune.doors.report.rises import SLIGHT, rises
 from reprune.doors.report.rows import PART_NAMES, TIME, Family, Rows, means, windows_of
 from reprune.doors.report.text import change, listed
@@ -177,13 +177,13 @@ def _ladders(rows: Rows) -> Iterator[str]:
     """How the measures go along the ladders; pruners of which the same is true share a sentence."""
     alike: dict[str, list[str]] = {}
     for family in rows.families:
-        told: dict[str, list[str]] = {}
-        for measure in rows.measures:
-            values = means(family.ladder, measure.of)
-            way = course([(row.rung, value) for row, value in zip(family.ladder, values, strict=True)])
-            if way is not None:
-                told.setdefault(way, []).append(measure.name)
-        said = [f"{listed(names)} {way if len(names) == 1 else plural(way)}" for way, names in told.items()]
+        rungs = [row.rung for row in family.ladder]
+        said = courses(
+            {
+                measure.name: course(list(zip(rungs, means(family.ladder, measure.of), strict=True)))
+                for measure in rows.measures
+            }
+        )
         if said:
             alike.setdefault("; ".join(said), []).append(family.name)
     for said_of_all, names in alike.items():

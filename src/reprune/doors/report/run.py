@@ -15,13 +15,13 @@ from reprune.doors.drawing.figures import (
 )
 from reprune.doors.formats import sparsities
 from reprune.doors.records.rows import mean
-from reprune.doors.records.run import Change, Run, Window
+from reprune.doors.records.run import Change, Distillation, Run, Window
 from reprune.doors.report.made import TERMS, processes_of, run_made, rung_of
 from reprune.doors.report.page import Page, Plot, Section, Table, Tile
-from reprune.doors.report.predictions import predictions_section
 from reprune.doors.report.rises import calibration_course, heldout_course, judged_course, rises
 from reprune.doors.report.text import NONE, change, duration, memory, number, share
 from reprune.doors.report.verdict import run_verdict
+from reprune.planning.schedule import ranges
 
 _SHOWN = 3
 """Of how many windows the epochs are drawn."""
@@ -59,7 +59,7 @@ def _sections(run: Run) -> Iterator[Section]:
     if trained := [window for window in run.windows if window.epochs]:
         yield epochs_section([(str(window.index), f"Window {window.index}", window) for window in trained])
     if run.distillation is not None:
-        yield predictions_section(run.distillation)
+        yield _predictions(run.distillation)
     if any(block.matrices for block in run.blocks):
         yield _matrices(run)
     yield _cost(run)
@@ -258,6 +258,36 @@ def _judge(window: Window) -> str:
 def _gap(window: Window) -> float:
     calibration = window.relative_calibration_error.after
     return window.relative_heldout_error.after / calibration if calibration > 0 else 0.0
+
+
+def _predictions(step: Distillation) -> Section:
+    """What fitting the last blocks to the dense model's predictions has done."""
+    before, after = step.heldout_divergence.before, step.heldout_divergence.after
+    said = f"On held-out samples their divergence went from {number(before)} to {number(after)} nats a token"
+    error = step.last_block.relative_heldout_error
+    intro = (
+        f"Blocks {ranges(step.blocks)} were fitted once more, to the probabilities that the dense model gives to the "
+        f"next token. {said} ({change(before, after)}).",
+        f"The last block's held-out error, which compares its output and no predictions, went from "
+        f"{share(error.before)} to {share(error.after)} by it. Errors by block are those after it, those of windows "
+        "before.",
+    )
+    heldout = [before, *(epoch.heldout_divergence for epoch in step.epochs)]
+    calibration = [None, *(epoch.calibration_divergence for epoch in step.epochs)]
+    rows = [
+        (str(epoch), number(one), number(other), "kept" if epoch == step.kept_epoch else "")
+        for epoch, (one, other) in enumerate(zip(calibration, heldout, strict=True))
+    ]
+    title = "Divergence of predictions by epoch"
+    plot = Plot(
+        error_by_epoch(
+            calibration, heldout, kept=step.kept_epoch, title=title, ylabel="KL(dense || sparse), nats", percent=False
+        ),
+        "Before the result is rounded to the dtype that it is saved in. An epoch's calibration divergence is the mean "
+        "over its steps, each taken before it.",
+        Table(title, ("epoch", "calibration", "held-out", "kept"), rows),
+    )
+    return Section("predictions", "Predictions of the last blocks", intro=intro, plots=(plot,))
 
 
 def _matrices(run: Run) -> Section:

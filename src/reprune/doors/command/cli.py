@@ -46,7 +46,6 @@ from reprune.doors.command.options import (
     exit_codes,
     processes,
 )
-from reprune.doors.command.report import report
 from reprune.doors.command.study import study
 from reprune.doors.printable import complain
 from reprune.errors import InputError, check_system
@@ -230,7 +229,23 @@ def verify(
 
 app.command(short_help="Measure perplexity, errors by block, zero-shot accuracy.")(evaluate)
 app.command(short_help="Have MODEL write texts to calibrate on.")(generate)
-app.command(short_help="Write one HTML file on a run or a study.")(report)
+
+
+@app.command(short_help="Write one HTML file on a run or a study.")
+def report(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A folder that prune or study wrote.")],
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="The file to write. [DIR/report.html]")] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Write one HTML file on a run or a study: a verdict in words, pictures, tables, how to reproduce it."""
+    with exit_codes():
+        from reprune.doors.report.write import report as write_report
+
+        file = write_report(directory, out)
+        if not quiet:
+            print(f"report  {file}")
+
+
 app.command(short_help="Prune and measure MODEL by every pruner and rung.")(study)
 
 

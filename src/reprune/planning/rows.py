@@ -159,13 +159,8 @@ class Rows:
         """
         import datasets
 
-        try:
-            with quiet_reading(), tempfile.TemporaryDirectory(prefix="reprune-") as cache:
-                builder = datasets.load_dataset_builder(self.path, self.config, cache_dir=cache)
-        except Exception as error:  # as in `_load`
-            if full := no_room(error):
-                raise full from error
-            raise self._refused(self._reason(error)) from error
+        with self._reading(), tempfile.TemporaryDirectory(prefix="reprune-") as cache:
+            builder = datasets.load_dataset_builder(self.path, self.config, cache_dir=cache)
         known = builder.config.data_files or {}
         splits = list(known) if self.split == "all" else [name.strip() for name in self.split.split("+")]
         files = [file for name in splits for file in known[name]] if known.keys() >= set(splits) else []
@@ -184,25 +179,31 @@ class Rows:
         # split do not hold.
         files = None if self.data_files is None else {self.split: list(self.data_files)}
         checks = "basic_checks" if files is None else "no_checks"
+        hub = () if cache else (str(datasets.config.HF_DATASETS_CACHE), "HF_HOME")
+        with self._reading(*hub):
+            return datasets.load_dataset(
+                self.path,
+                self.config,
+                split=self.split,
+                data_files=files,
+                revision=self.revision,
+                verification_mode=checks,
+                keep_in_memory=False,
+                cache_dir=cache,
+            )
+
+    @contextlib.contextmanager
+    def _reading(self, *cache: str) -> Iterator[None]:
+        """Have readers be quiet, and say what they raise in plain words; `cache` is where they put files, if known.
+
+        Builders, Arrow, the Hub's client and its HTTP library each raise their own; all mean the same here.
+        """
         try:
             with quiet_reading():
-                return datasets.load_dataset(
-                    self.path,
-                    self.config,
-                    split=self.split,
-                    data_files=files,
-                    revision=self.revision,
-                    verification_mode=checks,
-                    keep_in_memory=False,
-                    cache_dir=cache,
-                )
-        # Builders, Arrow, the Hub's client and its HTTP library each raise their own; all mean the same here.
+                yield
         except Exception as error:
-            hub = () if cache else (str(datasets.config.HF_DATASETS_CACHE), "HF_HOME")
-            if full := no_room(error, *hub):
+            if full := no_room(error, *cache):
                 raise full from error
-            if self.path == "arrow" and "corresponds to no data" in str(error):  # in older releases
-                raise self._refused(NO_TEXT) from error
             raise self._refused(self._reason(error)) from error
 
     def _refused(self, why: str) -> InputError:
@@ -256,6 +257,8 @@ class Rows:
                 f"expected to read {self.path!r} from the Hugging Face Hub, but there is no home folder to download "
                 "it to; set HF_HOME to a folder"
             )
+        if self.path == "arrow" and "corresponds to no data" in str(error):  # in older releases
+            return NO_TEXT
         detail = " ".join(str(cause).split())[:300] or type(cause).__name__
         if self.path in _FORMATS:
             return f"expected a file of {_FORMATS[self.path]} rows, but: {detail}; check the file"

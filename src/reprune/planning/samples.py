@@ -143,19 +143,12 @@ def evaluation_windows(
 
     Raises InputError if the text is shorter than one window, or a window has no room for a token of it.
     """
-    first = beginning(tokenizer)
-    prefix, first = ([], first) if begun_once else (first, [])
+    start = beginning(tokenizer)
+    prefix = [] if begun_once else start
     width = _width(seqlen, prefix)
-    tokens = None
-    if max_windows is not None:
-        head = _head(documents, max_windows * width * _CHARACTERS)
-        tokens = None if head is None else encode(tokenizer, head)
-        # The end of a cut text may be tokenized differently; what is used must lie far before it.
-        if tokens is not None and len(tokens) < 2 * max_windows * width:
-            tokens = None
-    if tokens is None:
-        tokens = encode(tokenizer, documents.joiner.join(documents))
-    tokens = np.concatenate([np.asarray(first, dtype=tokens.dtype), tokens]) if first else tokens
+    tokens = _first_tokens(tokenizer, documents, None if max_windows is None else max_windows * width)
+    if begun_once:
+        tokens = np.concatenate([np.array(start, np.int64), tokens])
     windows = len(tokens) // width
     if windows == 0:
         raise InputError(
@@ -310,6 +303,16 @@ def _joined(rows: list[Tokens], width: int) -> Tokens:
 def _begin(rows: Tokens, prefix: list[int]) -> Tokens:
     """Put the prefix before each row: (samples, width) -> (samples, T)."""
     return np.concatenate([np.tile(np.asarray(prefix, dtype=np.int64), (len(rows), 1)), rows], axis=1)
+
+
+def _first_tokens(tokenizer: PreTrainedTokenizerBase, documents: Documents, wanted: int | None) -> Tokens:
+    """The tokens of the joined text, (tokens,): so many at least, and of a text that is much longer not all."""
+    if wanted is not None and (head := _head(documents, wanted * _CHARACTERS)) is not None:
+        tokens = encode(tokenizer, head)
+        # The end of a cut text may be tokenized differently; what is used must lie far before it.
+        if len(tokens) >= 2 * wanted:
+            return tokens
+    return encode(tokenizer, documents.joiner.join(documents))
 
 
 def _head(documents: Documents, characters: int) -> str | None:

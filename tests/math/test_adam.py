@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from reprune.errors import NumericalError
-from reprune.math.adam import Adam
-from reprune.math.rate import kept_rms
+from reprune.math.adam import Adam, kept_rms
 from reprune.math.reconstruction_error import Error
 from reprune.math.solver import Epoch, Errors, Fit, NoSolver, Problem
 

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from reprune.errors import NumericalError
-from reprune.math.adam import Adam
-from reprune.math.rate import kept_rms
+from reprune.math.adam import Adam, kept_rms
 from reprune.math.reconstruction_error import Error
 from reprune.math.solver import Epoch, Errors, Problem
 from reprune.math.widening import Widening

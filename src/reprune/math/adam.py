@@ -18,7 +18,6 @@ from reprune.errors import NumericalError
 from reprune.math.coordinates import AllWeights, Coordinates, KeptWeights, LowRank
 from reprune.math.first_step import retreat_, shorten_
 from reprune.math.guard import Guard
-from reprune.math.rate import kept_rms
 from reprune.math.reconstruction_error import Error
 from reprune.math.solver import Epoch, Fit, Objective, Problem, Solver, finite_errors
 
@@ -181,3 +180,16 @@ class Adam(Solver):
 def _measured(problem: Objective, coordinates: Coordinates) -> Error:
     coordinates.push_()
     return problem.heldout_error()
+
+
+def kept_rms(problem: Objective) -> float:
+    """The root mean square of the kept weights of a problem's matrices, all together that are pruned in this run.
+
+    Where none is it is that of all its linears, and where there are none of all its parameters.
+    """
+    pairs = list(zip(problem.parameters, problem.masks, strict=True))
+    sized = problem.sized or [mask is not None for mask in problem.masks]
+    counted = [pair for pair, counts in zip(pairs, sized, strict=True) if counts] or pairs
+    power = sum(float(torch.linalg.vector_norm(parameter.detach())) ** 2 for parameter, _ in counted)
+    kept = sum(parameter.numel() if mask is None else int(mask.sum()) for parameter, mask in counted)
+    return math.sqrt(power / max(kept, 1))

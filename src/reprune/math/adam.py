@@ -100,19 +100,17 @@ class Adam(Solver):
         progress: Callable[[Epoch], None],
     ) -> Descent:
         parameters = list(coordinates.leaves)
-        fused = all(parameter.device.type in ("cpu", "cuda") for parameter in parameters)
+        device = parameters[0].device
         size = kept_rms(problem) or 1.0
         lr, relative_lr = (self.lr * size, self.lr) if self.relative else (self.lr, self.lr / size)
-        optimizer = torch.optim.Adam(parameters, lr=lr, betas=self.betas, fused=fused)
-        scaler = torch.amp.GradScaler(parameters[0].device.type, enabled=problem.half)
-        scaler.scale(torch.zeros((), device=parameters[0].device))  # a rank may have no sample in the first step
+        optimizer = torch.optim.Adam(parameters, lr=lr, betas=self.betas, fused=device.type in ("cpu", "cuda"))
+        scaler = torch.amp.GradScaler(device.type, enabled=problem.half)
+        scaler.scale(torch.zeros((), device=device))  # a rank may have no sample in the first step
         tried = not self.try_first_step
         generator = torch.Generator().manual_seed(seed)
         standardized = problem.scale is not None
         # On a CPU it takes fifty times as long to pick out half of a matrix as to copy all of it.
-        masks = [
-            None if one.device.type == "cpu" else mask for one, mask in zip(parameters, coordinates.masks, strict=True)
-        ]
+        masks = [None] * len(parameters) if device.type == "cpu" else coordinates.masks
         guard = Guard(parameters, masks, start, self.patience) if self.guard else None
         epochs: list[Epoch] = []
         heldout = start

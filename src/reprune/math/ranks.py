@@ -100,8 +100,6 @@ class Ranks(ABC):
         Raises:
             InputError: on all ranks, where the work raises it.
         """
-        if self.alone:
-            return work()
         found: Value | None = None
         wrong: InputError | None = None
         if self.first:
@@ -129,8 +127,6 @@ class Ranks(ABC):
 
     def sum_gradients_(self, parameters: Sequence[nn.Parameter]) -> None:
         """Sum all gradients; where no rank has one there is none."""
-        if self.alone:
-            return
         there = self.add([float(parameter.grad is not None) for parameter in parameters])
         having = [parameter for parameter, count in zip(parameters, there, strict=True) if count]
         for parameter in having:

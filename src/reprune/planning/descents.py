@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Literal, Self, final
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -40,18 +40,12 @@ class RecipePart(BaseModel):
         return content
 
 
-@final
-@dataclass(frozen=True)
-class Rate:
-    """A learning rate."""
+def parse_rate(given: Any) -> tuple[float, bool]:
+    """Read `2e-4`, or `1%` of the weights' root mean square; raises `ValueError` where it is neither.
 
-    value: float
-    relative: bool = False
-    """Whether `value` is a share of the root mean square of the weights."""
-
-
-def parse_rate(given: Any) -> Rate:
-    """Read `2e-4`, or `1%` of the weights' root mean square; raises `ValueError` where it is neither."""
+    Returns:
+        The learning rate, and whether it is a share of that root mean square.
+    """
     text = str(given).strip()
     relative = text.endswith("%")
     try:
@@ -60,14 +54,14 @@ def parse_rate(given: Any) -> Rate:
         value = math.nan
     if not 0 < value < math.inf:
         raise ValueError("expected a number above 0, or a share of the weights' root mean square, such as 1%")
-    return Rate(value / 100, relative) if relative else Rate(value)
+    return (value / 100 if relative else value), relative
 
 
 def _read_rate(given: Any) -> Any:
     if given is None:
         return None
-    rate = parse_rate(given)
-    return given.strip() if rate.relative else rate.value
+    value, relative = parse_rate(given)
+    return given.strip() if relative else value
 
 
 @final
@@ -156,10 +150,10 @@ class SolverRecipe(RecipePart):
 
     def descent(self, epochs: int, rate: float | str | None, guard: bool) -> Adam:
         """Adam with these settings, but for the number of epochs and the learning rate."""
-        lr = parse_rate(rate)
+        lr, relative = parse_rate(rate)
         return Adam(
             epochs,
-            lr.value,
+            lr,
             self.batch_size,
             self.micro_batch_size,
             self.betas,
@@ -167,7 +161,7 @@ class SolverRecipe(RecipePart):
             self.patience,
             rank=self.rank,
             compact=self.compact,
-            relative=lr.relative,
+            relative=relative,
         )
 
 

@@ -20,7 +20,7 @@ from transformers import (
     RobertaConfig,
 )
 
-from reprune.errors import UnsupportedModelError
+from reprune.errors import InputError, UnsupportedModelError
 from reprune.model import bare
 from reprune.model.bare import build_bare, longest
 from reprune.model.skeleton import Skeleton
@@ -90,6 +90,36 @@ def test_a_model_that_cannot_be_made_is_refused_with_what_it_raises(
     (folder / "config.json").write_text(json.dumps(config | said))
     with pytest.raises(UnsupportedModelError, match=rf"^model: Transformers cannot make the model .*\({message}"):
         build_bare(folder, trust_remote_code=True)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"attn_implementation": "some/kernel"},
+        {"attn_implementation": {"": "some/kernel"}},
+        {"_attn_implementation": "paged|kernels-community/flash-attn2@v1:attend"},
+        {"model_type": "gemma3", "attn_implementation": {"text_config": "some/kernel"}},
+    ],
+)
+def test_a_kernel_of_the_hub_that_a_configuration_names_is_not_fetched(said: dict[str, Any], tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama"} | said))
+    with pytest.raises(InputError, match=r"^model: its config.json has '[\w|]+[/-].* compute attention, code that"):
+        build_bare(folder, trust_remote_code=False)
+    with pytest.raises(UnsupportedModelError, match=r"cannot make the model .*kernel"):
+        build_bare(folder, trust_remote_code=True)
+
+
+def test_a_configuration_that_takes_all_memory_is_laid_to_no_model(
+    llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_memory(*_: Any, **__: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(bare.AutoConfig, "from_pretrained", no_memory)
+    with pytest.raises(MemoryError):
+        build_bare(llama, trust_remote_code=False)
 
 
 def test_memory_that_runs_out_is_laid_to_no_model(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:

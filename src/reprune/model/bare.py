@@ -30,17 +30,24 @@ def read_config(folder: Path, trust_remote_code: bool) -> Any:
     """The configuration of a model folder.
 
     Raises:
-        InputError: Transformers cannot read it.
+        InputError: Transformers cannot read it, or would run a kernel of the Hub that it names.
         UnsupportedModelError: it is an encoder-decoder's or an encoder's, of which nothing here can make use.
     """
     try:
         with quiet_transformers():
             config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except Exception as error:  # the library raises nearly anything on a damaged configuration
+        if out_of_memory(error) is not None:
+            raise
         raise InputError(f"{called(folder)}: its config.json cannot be used: {' '.join(str(error).split())}") from None
     if getattr(config, "is_encoder_decoder", False):
         raise UnsupportedModelError(
             f"{called(folder)}: {config.model_type} is an encoder-decoder; a decoder is needed."
+        )
+    if not trust_remote_code and (kernel := _kernel(config)) is not None:
+        raise InputError(
+            f"{called(folder)}: its config.json has {kernel!r:.100} compute attention, code that Transformers would "
+            "fetch from the Hub; take attn_implementation out of it, or give --trust-remote-code."
         )
     if config.model_type in ENCODERS and getattr(config, "is_decoder", None) is False:
         raise UnsupportedModelError(
@@ -84,6 +91,13 @@ def setting(config: Any, name: str) -> Any:
         return getattr(config, name, None)
     except Exception:  # a class of its own in each release
         return None
+
+
+def _kernel(config: Any) -> str | None:
+    """The Hub's repository whose code a configuration, or that of a part, has attention computed by; None if none."""
+    parts = (setting(config, name) for name in getattr(config, "sub_configs", ()))
+    named = (setting(one, "_attn_implementation") for one in (config, *parts))
+    return next((one for one in named if isinstance(one, str) and "/" in one), None)
 
 
 def quantization(config: Any) -> Any | None:

@@ -189,7 +189,17 @@ def test_a_setting_without_key_and_value_is_refused(text: str) -> None:
         parse_setting(text)
 
 
-@pytest.mark.parametrize("text", ["exclude=[", "seed={", "model='x", "seed=!!python/name:os.system", "seed=a: b: c"])
+_NO_VALUES = ("2026-13-45", "!!bool x", "!!int x", "!!int ''", "!!float ''", "!!timestamp x", "9" * 5000)
+"""What YAML gives a type by its form or tag, and none of that type is."""
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("exclude=[", "seed={", "model='x", "seed=!!python/name:os.system", "seed=a: b: c"),
+        *(f"seed={value}" for value in _NO_VALUES),
+    ],
+)
 def test_a_setting_whose_value_is_no_yaml_is_refused(text: str) -> None:
     with pytest.raises(InputError, match="not valid YAML"):
         parse_setting(text)
@@ -209,7 +219,13 @@ def test_a_recipe_file_that_is_no_mapping_is_refused(text: str, tmp_path: Path) 
         read(text, tmp_path)
 
 
-@pytest.mark.parametrize("text", ["a: [", "a: b: c", "\tsamples: 1", "seed: !!python/object:os.system {}"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("a: [", "a: b: c", "\tsamples: 1", "seed: !!python/object:os.system {}"),
+        *(f"seed: {value}" for value in _NO_VALUES),
+    ],
+)
 def test_a_recipe_file_that_is_no_yaml_is_refused_in_one_line(text: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"recipe\.yaml: not valid YAML") as raised:
         read(text, tmp_path)

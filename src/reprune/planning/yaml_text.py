@@ -8,6 +8,8 @@ from typing import Any
 
 import yaml
 
+from reprune.errors import short
+
 _MOST = 100_000  # values and keys of a YAML text, its aliases written out: far beyond what any recipe has
 
 
@@ -43,7 +45,10 @@ def read_yaml(text: str) -> Any:
 
     Some lines of aliases to aliases, or to what they stand in, come to no end: they are refused.
     """
-    content = yaml.load(text, _Loader)
+    try:
+        content = yaml.load(text, _Loader)
+    except (AttributeError, LookupError, ValueError) as error:  # of a date or a tag whose value is none, as 2026-13-45
+        raise yaml.YAMLError(f"a value is not what its form or tag says ({short(error)})") from None
     parts = [content]
     for one in parts:
         parts += [*one, *one.values()] if isinstance(one, dict) else one if isinstance(one, list | tuple) else ()

@@ -136,6 +136,8 @@ def test_a_pruner_or_solver_may_be_named_alone() -> None:
         ("samples=many", "samples"),
         ("samples=0", "samples"),
         ("samples=1.5", "samples"),
+        ("samples=9223372036854775808", "samples"),
+        ("solver.batch_size=9223372036854775808", "solver.batch_size"),
         ("samples=yes", "samples"),
         ("seqlen=true", "seqlen"),
         ("sparsity=yes", "sparsity"),

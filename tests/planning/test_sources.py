@@ -57,6 +57,8 @@ def _at(name: str, folder: Path) -> DataSet:
         ("run=3/text.jsonl:body=12", SourceSpec("run=3/text.jsonl:body", 12)),
         ("org/name:config:train:text=+5", SourceSpec("org/name:config:train:text", 5)),
         ("c4=1e3", SourceSpec("c4=1e3", None)),
+        (f"c4={'9' * 18}", SourceSpec("c4", 10**18 - 1)),
+        (f"c4={'9' * 5000}", SourceSpec(f"c4={'9' * 5000}", None)),
     ],
 )
 def test_a_whole_number_after_the_last_equals_sign_is_the_count(text: str, expected: SourceSpec) -> None:

@@ -74,7 +74,7 @@ class SolverRecipe(RecipePart):
     loss: Literal["squared", "standardized"] | None = None  # plain, or all features alike; None: as the solver is
     epochs: int = Field(10, ge=1)
     lr: float | str | None = None  # see `parse_rate`; None: as the loss is
-    batch_size: int = Field(8, ge=1)
+    batch_size: int = Field(8, ge=1, lt=2**63)
     micro_batch_size: int | None = Field(None, ge=1)  # of a step's samples, how many at a time; None: all at once
     checkpointing: bool = False  # compute activations anew for the gradients, block by block
     rank: int | None = Field(None, ge=1)  # move low-rank updates of the matrices; None: all their weights

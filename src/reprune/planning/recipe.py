@@ -191,7 +191,7 @@ class Recipe(RecipePart, BaseModel):  # the latter again, so that ruff knows pyd
     calibration: list[str] = ["c4"]  # none where only self-generated texts are asked for
     self_generate: SelfGenerateRecipe = SelfGenerateRecipe()
     heldout: list[str] = []  # empty: an eighth as many samples again, from the calibration sources
-    samples: int = Field(256, ge=1)
+    samples: int = Field(256, ge=1, lt=2**63)
     seqlen: int | None = Field(None, ge=2)  # None: 1024, or the model's longest sequence if that is shorter
     only: Part = "all"  # prune only the linears of the attention, or only the others
     include: list[str] = []  # names of linears, as patterns, that are pruned; none: all

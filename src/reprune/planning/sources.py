@@ -61,7 +61,7 @@ def split_count(text: str, folder: Path | None = None) -> tuple[str, str]:
     Where the whole is a path, such as `year=2024`, and what comes before `=` is none, there is none either. `folder` is
     where relative paths begin; None is the working folder.
     """
-    if (found := re.search(r"=[+-]?[0-9]+\Z", text)) is None:
+    if (found := re.search(r"=[+-]?[0-9]{1,18}\Z", text)) is None:
         return text, ""
     name = text[: found.start()]
     whole = name not in KNOWN and split_path(name, folder) is None and split_path(text, folder) is not None

@@ -90,6 +90,19 @@ def test_texts_begin_with_bos_by_how_they_are_split_unless_the_file_says(
     assert said({key: value for key, value in fields.items() if value is not None}).implies_bos is implied
 
 
+@pytest.mark.parametrize(
+    "key",
+    [
+        *("block_count", "nextn_predict_layers", "attention.sliding_window"),
+        *("rope.scaling.factor", "rope.freq_base", "rope.dimension_count"),
+    ],
+)
+@pytest.mark.parametrize("value", ["2", [2], float("nan"), float("inf")])
+def test_a_setting_that_is_computed_with_is_a_number(key: str, value: Any, said: Any) -> None:
+    with pytest.raises(InputError, match=r"m\.gguf: is damaged"):
+        said({f"llama.{key}": value})
+
+
 def test_one_of_several_parts_is_refused_and_one_of_one_is_whole(said: Any) -> None:
     assert said({}, name="m-00001-of-00001.gguf").architecture == "llama"
     for name in ("m-00001-of-00002.gguf", "M-00002-OF-00002.GGUF"):

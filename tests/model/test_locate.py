@@ -224,6 +224,14 @@ def test_a_gguf_that_would_become_another_model_is_refused(tmp_path: Path, optio
         locate_model(str(write_gguf(tmp_path / "odd.gguf", **options)))
 
 
+def test_more_blocks_than_tensors_are_not_made(tmp_path: Path) -> None:
+    content = write_gguf(tmp_path / "tiny.gguf").read_bytes()
+    key = b"llama.block_count" + (4).to_bytes(4, "little")
+    (tmp_path / "tiny.gguf").write_bytes(content.replace(key + b"\3\0\0\0", key + b"\xff" * 4))
+    with pytest.raises(UnsupportedModelError, match=r"tiny\.gguf: has 30 tensors for 4294967295 blocks; use"):
+        locate_model(str(tmp_path / "tiny.gguf"))
+
+
 def test_rotary_scales_of_one_are_no_scales(tmp_path: Path) -> None:
     load(locate_model(str(write_gguf(tmp_path / "plain.gguf", factor=1.0, table=1.0))))
 

@@ -123,6 +123,8 @@ def _convert(gguf: Path, source: Path, target: Path) -> None:
     def passed_over(what: str) -> UnsupportedModelError:
         return refusal(f"{library} passes over {what} in a GGUF {of_kind}, so the model would be another")
 
+    if (blocks := int(said.settings["block_count"])) > (held := len(said.tensors)):  # before so many are made
+        raise refusal(f"has {held} tensors for {blocks} blocks")
     try:
         model, info = auto.from_pretrained(source, gguf_file="model.gguf", **options)
         tokenizer: Any = transformers.AutoTokenizer.from_pretrained(source, gguf_file="model.gguf")

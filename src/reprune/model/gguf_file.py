@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,6 +19,12 @@ AS_LLAMA3 = (
 
 After them a piece that is a token stays one there, too, whether merges lead to it or not.
 """
+
+_NUMBERS = (
+    *("block_count", "nextn_predict_layers", "attention.sliding_window"),
+    *("rope.scaling.factor", "rope.freq_base", "rope.dimension_count"),
+)
+"""Settings that something is computed with here."""
 
 _TABLE = "rope_"
 """What names of tensors hold that are factors, one a rotary frequency."""
@@ -56,6 +63,8 @@ def read_gguf(gguf: Path, file: Path) -> GgufFile:
         settings = {
             key.removeprefix(own): each.contents() for key, each in reader.fields.items() if key.startswith(own)
         }
+        if wrong := [key for key in _NUMBERS if not math.isfinite(settings.get(key, 0))]:
+            raise ValueError(f"{own}{wrong[0]} is no number")
     except Exception as error:  # it walks the bytes without checks, so damage may raise anything
         raise InputError(
             f"{gguf}: is damaged, cut short or of an unknown version ({short(error)}); download it again."

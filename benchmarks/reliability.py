@@ -24,6 +24,7 @@ Prints a line for each kind of end, and writes FOLDER/reliability.json; exits wi
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import random
@@ -234,6 +235,9 @@ def main() -> None:
         num_key_value_heads=2,
     )
     text = random_text(given.out / "text.txt", 2000)
+    shutil.rmtree(given.out / "first", ignore_errors=True)
+    reprune.prune(model, given.out / "first", **options("LR", "memory", text))  # imports what runs import
+    gc.freeze()  # no process that is forked searches that for garbage
     scenarios = [Scenario(model, rung, place, given.out, text) for rung in given.rungs for place in PLACES]
     chance = random.Random(given.seed)
     found = kills(scenarios, given.out, given.kills, chance)

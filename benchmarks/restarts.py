@@ -16,7 +16,7 @@ from signal import SIGKILL
 
 from killing import contents, in_child, kill_before, steps_of
 
-import reprune
+from reprune import report, study
 from reprune.doors.generation.generate import generate
 from reprune.planning.generation.settings import generation
 
@@ -42,8 +42,8 @@ def commands(model: Path, text: Path, pruned: Path) -> list[Command]:
     """
     settings = generation({"length": 24, "filters": [], "language": "any", "batch_size": 4})
 
-    def study(folder: Path) -> None:
-        reprune.study(
+    def studied(folder: Path) -> None:
+        study(
             model,
             folder / "study",
             pruners=["wanda"],
@@ -64,8 +64,8 @@ def commands(model: Path, text: Path, pruned: Path) -> list[Command]:
             "generate",
             lambda folder: generate(model, folder / "own.jsonl", samples=12, settings=settings, device="cpu"),
         ),
-        Command("study", study, lambda name: name.endswith((".json", ".yaml"))),  # tables and figures show times
-        Command("report", lambda folder: reprune.report(pruned, folder / "report.html")),
+        Command("study", studied, lambda name: name.endswith((".json", ".yaml"))),  # tables and figures show times
+        Command("report", lambda folder: report(pruned, folder / "report.html")),
     ]
 
 

@@ -19,6 +19,7 @@ from reprune.engine.record import (
     versions,
     window_record,
 )
+from reprune.engine.window import PrunedBlock
 from reprune.math.ranks import ALONE, Traffic
 from reprune.math.reconstruction_error import Error
 from reprune.math.solver import Epoch, Errors, Fit

@@ -77,11 +77,10 @@ def test_an_interrupt_that_the_system_gives_to_another_thread_is_noticed_too(
     assert time.monotonic() - began < 2.5
 
 
-class _Silent(dist.Store):
+class _Silent:
     """A store that knows of nothing, and counts how often it is asked."""
 
     def __init__(self) -> None:
-        super().__init__()
         self.asked = 0
 
     def check(self, keys: list[str], /) -> bool:
@@ -131,7 +130,7 @@ def _asking() -> list[threading.Thread]:
     return [one for one in threading.enumerate() if isinstance(one, heartbeat._Asking)]
 
 
-class _Gone(dist.Store):
+class _Gone:
     def check(self, keys: list[str], /) -> bool:
         raise RuntimeError("Connection reset")
 

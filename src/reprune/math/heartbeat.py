@@ -8,16 +8,23 @@ from __future__ import annotations
 import threading
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING, final
-
-if TYPE_CHECKING:
-    from torch.distributed import Store  # all of it raises RuntimeError where it cannot be reached
+from typing import Protocol, final
 
 _KEY = "reprune/alive"
 _EACH = 0.5  # seconds from sign to sign
 _LONGEST = 0.2  # seconds from question to question
 _LOOK = 0.5  # seconds for an interrupt to be noticed, where the system wakes another thread
 _ENDING = 0.1  # seconds for a thread to notice that it is over
+
+
+class Store(Protocol):
+    """What is needed of PyTorch's; all raise `RuntimeError` where it cannot be reached."""
+
+    def check(self, keys: list[str], /) -> bool:
+        """Whether these are set."""
+
+    def add(self, key: str, amount: int, /) -> int:
+        """The number with so much added."""
 
 
 @final

@@ -120,7 +120,8 @@ def lay_over(model: str, file: Mapping[str, Any], flags: Mapping[str, Any], sett
             lower["solver"] = {key: value for key, value in lower["solver"].items() if key != "name"}
     if _pruner(lower) not in (None, _pruner(reduce(_merged, above, lower))):  # whose settings they are
         lower = _merged(lower, {"pruner": {"settings": {}}})
-    merged = {**reduce(_merged, above, lower), "model": model}
+    merged = reduce(_merged, above, lower)
+    merged["model"] = model
     rung = RUNG_SETTINGS.get(str(merged.get("reconstruct", Recipe.model_fields["reconstruct"].default)), {})
     try:
         return Recipe.model_validate(_merged(rung, merged))

@@ -51,8 +51,10 @@ def whole(path: Path) -> Corpus:
 def test_a_file_has_the_rounds_in_order_and_a_manifest(tmp_path: Path) -> None:
     corpus = whole(tmp_path / "self.jsonl")
     assert set(files(tmp_path)) == {"self.jsonl", "self.rejected.jsonl", "self.manifest.json"}
-    assert list(corpus.kept_lines()) == [one for found in ROUNDS for one in found.kept]
-    assert list(corpus.rejected_lines()) == [one for found in ROUNDS for one in found.rejected]
+    assert list(corpus.kept_texts()) == [one for found in ROUNDS for one in found.kept]
+    rejected = [one for found in ROUNDS for one in found.rejected]
+    assert list(corpus.rejected_texts()) == [one for one in rejected if "text" in one]
+    assert [json.loads(line) for line in corpus.rejected.read_text(encoding="utf-8").splitlines()] == rejected
     assert (corpus.count, corpus.counts, corpus.next_round) == (5, {"kept": 5, "rejected code": 4}, 3)
     finished = Corpus(tmp_path / "self.jsonl").finished()
     assert finished is not None and finished["texts"] == 5
@@ -304,7 +306,7 @@ def test_a_file_that_lost_its_texts_is_not_said_to_be_whole(left: int | None, tm
             look(Corpus(path))
     for name in ("self.jsonl", "self.rejected.jsonl", "self.manifest.json"):
         (tmp_path / name).unlink(missing_ok=True)
-    assert list(whole(path).kept_lines()) == [one for found in ROUNDS for one in found.kept]
+    assert list(whole(path).kept_texts()) == [one for found in ROUNDS for one in found.kept]
 
 
 @pytest.mark.parametrize("left", [None, 20])

@@ -55,10 +55,7 @@ def show_manifest(manifest: Mapping[str, Any], out: Path) -> None:
 def show_texts(out: Path) -> None:
     """Ten texts that were kept and ten that were rejected, evenly from the files."""
     output, corpus = console(), Corpus(out)
-    for title, lines in (
-        ("kept", list(corpus.kept_lines())),
-        ("rejected", [line for line in corpus.rejected_lines() if "text" in line]),
-    ):
+    for title, lines in (("kept", list(corpus.kept_texts())), ("rejected", list(corpus.rejected_texts()))):
         for line in lines[:: max(len(lines) // _SHOWN, 1)][:_SHOWN]:
             why = f"{line['rejected']}: {line['reason']}" if "reason" in line else _measured(line["kept"])
             output.print(f"\n{title}: {why}", style="green" if title == "kept" else "red")

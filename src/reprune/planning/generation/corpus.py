@@ -156,19 +156,19 @@ class Corpus:
         _, *lines = self._read(content[: content.rfind(b"\n") + 1])
         return int(lines[-1]["kept"]) if lines else 0
 
-    def kept_lines(self) -> Iterator[dict[str, Any]]:
+    def kept_texts(self) -> Iterator[dict[str, Any]]:
         """The texts that were kept, in order."""
         return _lines(self.path)
 
-    def rejected_lines(self) -> Iterator[dict[str, Any]]:
-        """The texts and prefixes that were not, in order."""
-        return _lines(self.rejected)
+    def rejected_texts(self) -> Iterator[dict[str, Any]]:
+        """The texts that were not, in order, without the prefixes that were not gone on with."""
+        return (line for line in _lines(self.rejected) if "text" in line)
 
     def teach(self, filters: Sequence[Filter]) -> None:
         """Have filters learn from the texts of the rounds before, in the order in which they were written."""
         by_round: list[tuple[int, bool, Mapping[str, Any]]] = [
-            *((line["round"], True, line) for line in self.kept_lines()),
-            *((line["round"], False, line) for line in self.rejected_lines() if "text" in line),
+            *((line["round"], True, line) for line in self.kept_texts()),
+            *((line["round"], False, line) for line in self.rejected_texts()),
         ]
         for _, kept, line in sorted(by_round, key=lambda item: item[0]):
             text = Text(line["text"], tuple(line["token_ids"]), line["mean_log_probability"])

@@ -57,7 +57,6 @@ _Line = dict[str, Any]
 class Draft:
     """What a round has written, before any text is judged: all of it can be held by JSON."""
 
-    number: int
     begun: int
     rejected: Sequence[_Line]  # prefixes, as lines of the file
     lines: Sequence[_Line]  # texts, as lines of the file but for the judgement
@@ -97,7 +96,7 @@ def draft(author: Author, tokens: FirstTokens, settings: Generation, number: int
         rejected.append({**line, "rejected": "prefix", "reason": reason, "score": round(language.score, 4)})
     written = author.write(prefixes, number) if prefixes else []
     lines = [_line(one, origin) for one, origin in zip(written, origins, strict=True)]
-    return Draft(number, len(firsts), rejected, lines, begins_in)
+    return Draft(len(firsts), rejected, lines, begins_in)
 
 
 def _line(one: Written, origin: _Line) -> _Line:

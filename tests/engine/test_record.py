@@ -20,12 +20,16 @@ from reprune.engine.record import (
     window_record,
 )
 from reprune.engine.window import PrunedBlock
+from reprune.math.patterns import Unstructured
 from reprune.math.ranks import ALONE, Traffic
 from reprune.math.reconstruction_error import Error
 from reprune.math.solver import Epoch, Errors, Fit
 from reprune.math.standardization import FeatureStatistics
+from reprune.model.linears import Linear
+from reprune.planning.choice import Choice
 from reprune.planning.layers import resolve_recipe
 from reprune.planning.schedule import windows
+from reprune.planning.sparsities import Sparsities
 
 CARDS = ["Tesla T4", "A100"]
 
@@ -146,11 +150,25 @@ def _matrix(rows: int, columns: int, zeros: int) -> dict[str, Any]:
     return {"name": "a", "rows": rows, "columns": columns, "zeros": zeros}
 
 
-def test_a_block_has_the_share_of_zeros_of_all_its_matrices_and_the_papers_errors() -> None:
+def _linear(name: str, rows: int, columns: int, zeros: int) -> Linear:
+    module = torch.nn.Linear(columns, rows)
+    with torch.no_grad():
+        module.weight.fill_(1.0).view(-1)[:zeros] = 0.0
+    return Linear.of(name, module)
+
+
+def test_a_block_has_the_share_of_zeros_of_all_its_matrices_and_the_papers_errors(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     errors = Errors(Error(1.0, 2.0, 3.0), Error(4.0, 5.0, 6.0))
-    for matrices, sparsity in (([_matrix(2, 6, 3), _matrix(4, 3, 9)], 0.5), ([], 0.0)):
-        pruned: Any = SimpleNamespace(index=3, matrices=lambda _, own=matrices: own, idle=lambda _: ["never run"])
-        assert block_record(pruned, errors, SimpleNamespace(), SimpleNamespace()) == {  # type: ignore[arg-type]
+    sparsities = Sparsities(Unstructured(0.75), {"a": Unstructured(0.25)})
+    block: Any = SimpleNamespace(index=3, linears=[_linear("a", 2, 6, 3), _linear("b", 4, 3, 9), _linear("c", 2, 2, 4)])
+    a, b = _matrix(2, 6, 3) | {"sparsity": 0.25, "pattern": "0.25"}, _matrix(4, 3, 9) | {"name": "b", "sparsity": 0.75}
+    for matrices, sparsity in (([a, b | {"tokens": 5}], 0.5), ([], 0.0)):
+        masks: Any = dict.fromkeys(matrix["name"] for matrix in matrices)
+        pruned = PrunedBlock(block, masks=masks, tokens={"b": 5})
+        monkeypatch.setattr(PrunedBlock, "idle", lambda *_: ["never run"])
+        assert block_record(pruned, errors, sparsities, Choice()) == {
             "index": 3,
             "sparsity": sparsity,
             "calibration_error": 1.0,

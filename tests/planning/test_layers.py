@@ -41,12 +41,12 @@ def test_a_list_is_replaced_and_not_added_to() -> None:
 
 def test_patterns_of_a_later_layer_decide_before_those_of_an_earlier_one() -> None:
     file = {"sparsity_by_name": {"mlp.*": 0.5, "q_proj": 0.4}}
-    recipe = resolve_recipe("model", file, None, ['sparsity_by_name={"mlp.down_proj": 0.3, "q_proj": 0.2}'])
+    recipe = resolve_recipe("model", file, settings=['sparsity_by_name={"mlp.down_proj": 0.3, "q_proj": 0.2}'])
     sparsities = recipe.sparsities
     names = ("mlp.down_proj", "mlp.up_proj", "self_attn.q_proj")
     assert [sparsities.of(0, name) for name in names] == [Unstructured(0.3), Unstructured(0.5), Unstructured(0.2)]
-    assert resolve_recipe("model", file, None, ["sparsity_by_name={}"]).sparsity_by_name == {}
-    anew = resolve_recipe("model", file, None, ["sparsity_by_name={}", "sparsity_by_name={o_proj: 0.1}"])
+    assert resolve_recipe("model", file, settings=["sparsity_by_name={}"]).sparsity_by_name == {}
+    anew = resolve_recipe("model", file, settings=["sparsity_by_name={}", "sparsity_by_name={o_proj: 0.1}"])
     assert anew.sparsity_by_name == {"o_proj": "0.1"}
 
 

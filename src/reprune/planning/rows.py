@@ -79,7 +79,7 @@ class Rows:
         folder = self.path not in _FORMATS and Path(self.path).is_dir()
         if folder and (part := next(filter(glob.has_magic, Path(self.path).parts), None)):
             raise self._refused(
-                f"expected a folder whose path has no *, ? or [, which `datasets` takes for patterns, but got "
+                "expected a folder whose path has no *, ? or [, which `datasets` takes for patterns, but got "
                 f"{part!r} in it; rename that, or name a file"
             )
         files, cut, unread = self._folder_files() if folder else (self._files(), False, 0)

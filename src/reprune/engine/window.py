@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, final
@@ -188,24 +188,18 @@ class WindowProblem(Problem):
         if len(self._pruned) == 1 or not self._frontier.runs(self._pruned[-1].index):
             yield None
             return
-        if self._entering_last is not None:
-            yield self._last(self._entering_last)
-            return
-        with self._frontier.through(self._blocks[:-1]) as entering:
-            yield self._last(entering)
-
-    def _last(self, entering: Stream) -> Problem:
-        """The last block alone, with the states that enter it."""
-        return WindowProblem(
-            self._frontier,
-            self._pruned[-1:],
-            self._targets,
-            entering,
-            checkpointing=self._checkpointing,
-            features=self._features,
-            standardized=self.scale is not None,
-            teacher_forcing=self._teacher_forcing,
-        )
+        at_hand = self._entering_last
+        with nullcontext(at_hand) if at_hand is not None else self._frontier.through(self._blocks[:-1]) as entering:
+            yield WindowProblem(
+                self._frontier,
+                self._pruned[-1:],
+                self._targets,
+                entering,
+                checkpointing=self._checkpointing,
+                features=self._features,
+                standardized=self.scale is not None,
+                teacher_forcing=self._teacher_forcing,
+            )
 
 
 def pruned_before(linear: Linear) -> Tensor | None:

@@ -115,11 +115,11 @@ class Sampler:
         """The likeliest continuation of rows of tokens (rows, tokens) by so many; returns (rows, steps)."""
         written: list[Tensor] = []
 
-        def likeliest(logits: Tensor) -> Tensor:
+        def likeliest(logits: Tensor) -> tuple[Tensor, None]:
             written.append(torch.cat([part.argmax(1) for part in _parts(logits)]))
-            return written[-1]
+            return written[-1], None
 
-        self._write(ids, steps, likeliest, lambda _: None)
+        self._write(ids, steps, likeliest, lambda done, of: None)
         return torch.stack(written, 1)
 
     @torch.no_grad()
@@ -144,10 +144,11 @@ class Sampler:
         """
         rows, words, device = len(ids), [list[int]() for _ in ids], ids.device
         sums, ended = torch.zeros(rows, dtype=torch.float64), [False] * rows
-        left, written = torch.arange(rows), 0
+        left = torch.arange(rows)
         stops = torch.tensor(sorted(ends), device=device)
 
-        def drawn(logits: Tensor) -> Tensor:
+        def drawn(logits: Tensor) -> tuple[Tensor, Tensor]:
+            nonlocal left
             uniform = torch.rand(len(logits), generator=generator, dtype=torch.float64).to(device)
             parts = zip(_parts(logits), uniform.split(_rows(logits)), strict=True)
             found = [draw(part, part_uniform, choice) for part, part_uniform in parts]
@@ -160,33 +161,25 @@ class Sampler:
                 else:
                     words[row].append(int(tokens[place]))
                     sums[row] += logarithms[place]
-            return tokens
+            left = left[~over]
+            return tokens, ~over
 
-        def still_open(tokens: Tensor) -> Tensor | None:
-            nonlocal left, written
-            written += 1
-            progress(written, steps)
-            stay = ~torch.isin(tokens, stops)
-            if bool(stay.all()):
-                return None
-            left = left[stay.cpu()]
-            return stay.nonzero()[:, 0]
-
-        self._write(ids, steps, drawn, still_open)
+        self._write(ids, steps, drawn, progress)
         return [Continuation(tuple(words[row]), float(sums[row]), ended[row]) for row in range(rows)]
 
     def _write(
         self,
         ids: Tensor,
         steps: int,
-        choose: Callable[[Tensor], Tensor],
-        still_open: Callable[[Tensor], Tensor | None],
+        choose: Callable[[Tensor], tuple[Tensor, Tensor | None]],
+        progress: Callable[[int, int], None],
     ) -> None:
         """Run the model `steps` times, or until no row is open.
 
         Args:
-            choose: from logits (rows, words) to the tokens that follow, (rows,).
-            still_open: which places of those tokens go on; None for all.
+            choose: from logits (rows, words) to the tokens that follow, (rows,), and which of them go on, (rows,); None
+                for all.
+            progress: is told after each step but the last how many there were, of how many.
         """
         cache = self._new_cache()
         given = ids
@@ -195,11 +188,12 @@ class Sampler:
                 logits = self._last_logits(given, cache)
                 if not bool(torch.isfinite(logits.amax(1)).all()):
                     raise NumericalError("the model's logits are not finite; nothing can be drawn from them")
-                tokens = choose(logits)
+                tokens, going_on = choose(logits)
                 if step + 1 == steps:
                     return
-                stay = still_open(tokens)
-                if stay is not None:
+                progress(step + 1, steps)
+                if going_on is not None and not bool(going_on.all()):
+                    stay = going_on.nonzero()[:, 0].to(tokens.device)
                     if not len(stay):
                         return
                     tokens = tokens[stay]

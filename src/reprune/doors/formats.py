@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
+from rich.table import Table
 from rich.text import Text
 
 from reprune.doors.printable import complain, printable, unread
@@ -33,6 +34,16 @@ def console() -> Console:
     if not output.is_terminal and "COLUMNS" not in os.environ:
         output.width = _WIDEST
     return output
+
+
+def table(words: Sequence[str] = (), numbers: Sequence[str] = ()) -> Table:
+    """A table without lines: columns of words, by their headings, and then of numbers."""
+    made = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in words:
+        made.add_column(heading)
+    for heading in numbers:
+        made.add_column(heading, justify="right")
+    return made
 
 
 def percent(share: float) -> str:

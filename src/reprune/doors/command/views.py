@@ -7,9 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-
-from reprune.doors.formats import clock, console, counted, nats, percent, size, sparsities
+from reprune.doors.formats import clock, console, counted, nats, percent, size, sparsities, table
 from reprune.doors.planned import Plan
 from reprune.doors.prepare import said_lacking
 from reprune.doors.rates import said_of_rate
@@ -175,12 +173,10 @@ def show_plan(plan: Plan) -> None:
             "solver.compact, solver.checkpointing, a smaller solver.micro_batch_size, solver.rank",
             style="red",
         )
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("blocks", "linear group", "rows x columns"):
-        table.add_column(column)
-    for blocks, group, shapes in _alike(plan):
-        table.add_row(blocks, group, shapes)
-    output.print(table)
+    groups = table(("blocks", "linear group", "rows x columns"))
+    for row in _alike(plan):
+        groups.add_row(*row)
+    output.print(groups)
     if unknown := [block.index for block in survey.blocks if not block.groups_known]:
         output.print(
             f"note       blocks {ranges(unknown)} do not run without weights: their linear groups show once they are "

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rich.table import Table
-
 from reprune.doors.evaluation.against import AgainstDense
 from reprune.doors.evaluation.perplexity import Perplexity
 from reprune.doors.evaluation.protocols import describe
-from reprune.doors.formats import console, percent
+from reprune.doors.formats import console, percent, table
 
 if TYPE_CHECKING:  # it is there to be shown only where lm-eval is
     from reprune.doors.zeroshot.accuracy import ZeroShot
@@ -42,13 +40,11 @@ def show_against(result: AgainstDense, quiet: bool) -> None:
     _show_text(result)
     if result.embedding:
         output.print(f"embedding  differs: relative error {percent(result.embedding)} before any block")
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("block", "sparsity", "normalized error", "relative error"):
-        table.add_column(column, justify="right")
+    rows = table(numbers=("block", "sparsity", "normalized error", "relative error"))
     for block in result.blocks:
         row = (f"{block.index}", percent(block.sparsity), f"{block.normalized:.4g}", percent(block.relative))
-        table.add_row(*row, style="bold" if block is last else None)
-    output.print(table)
+        rows.add_row(*row, style="bold" if block is last else None)
+    output.print(rows)
     output.print(f"last block {last.index}: the error has {percent(last.relative)} of the power of the dense output")
 
 
@@ -61,15 +57,12 @@ def show_zero_shot(result: ZeroShot, quiet: bool) -> None:
     output.print(f"zero-shot  {result.model}, fingerprint {result.fingerprint[:_HEX]}; products in {result.precision}")
     first = "all rows" if result.limit is None else f"the first {result.limit} rows of each task"
     output.print(f"data       {result.data}, {first}; {result.harness}")
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("task")
-    for column in ("examples", "accuracy ± standard error", "metric"):
-        table.add_column(column, justify="right")
+    rows = table(("task",), ("examples", "accuracy ± standard error", "metric"))
     for task in result.tasks:
         spread = "" if task.standard_error is None else f" ± {100 * task.standard_error:.2f}"
-        table.add_row(task.task, f"{task.examples:,}", f"{100 * task.accuracy:.2f}{spread} %", task.metric)
-    table.add_row("mean", "", f"{100 * result.mean:.2f} %", "", style="bold")
-    output.print(table)
+        rows.add_row(task.task, f"{task.examples:,}", f"{100 * task.accuracy:.2f}{spread} %", task.metric)
+    rows.add_row("mean", "", f"{100 * result.mean:.2f} %", "", style="bold")
+    output.print(rows)
 
 
 def _show_text(result: Perplexity | AgainstDense) -> None:

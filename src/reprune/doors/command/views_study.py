@@ -13,7 +13,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from reprune.doors.evaluation.protocols import describe
-from reprune.doors.formats import clock, console, counted, percent, wrapped
+from reprune.doors.formats import clock, console, counted, percent, table, wrapped
 from reprune.doors.progress import bar_of, counting, watching
 from reprune.doors.records.rows import Measure, rows
 from reprune.doors.records.study import Study
@@ -138,9 +138,9 @@ def show_study(record: StudyRecord, folder: Path) -> None:
     if tasks := task_columns(study):
         tables.append(tasks)
     for columns in tables:
-        for table in _fitting(study, columns, output):
+        for part in _fitting(study, columns, output):
             output.print()
-            output.print(table)
+            output.print(part)
     output.print("\ntime and peak memory: of pruning and reconstruction")
     if any(row.asked > 1 for row in rows(study)):
         output.print("means over the seeds (memory: the largest); their spread is in study.md")
@@ -163,15 +163,15 @@ def _fitting(study: Study, columns: Sequence[Measure], output: Console) -> Itera
 
 
 def _table(study: Study, columns: Sequence[Measure]) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
+    made = table()
     head = labels(study)
     for heading in head:
-        table.add_column(heading.replace("-generated", "-\ngenerated"), no_wrap=True)
+        made.add_column(heading.replace("-generated", "-\ngenerated"), no_wrap=True)
     for column in columns:
         heading = column.name.replace("% ", "%\n").replace("perplexity ", "perplexity\n")  # a text's name below
-        table.add_column(heading, justify="right", overflow="fold")
-    table.add_row("dense", *([""] * (len(head) - 1)), *(column.written_dense(spread=False) for column in columns))
+        made.add_column(heading, justify="right", overflow="fold")
+    made.add_row("dense", *([""] * (len(head) - 1)), *(column.written_dense(spread=False) for column in columns))
     for row in rows(study):
         names = (name(row) for name in head.values())
-        table.add_row(*names, *(column.written(row, spread=False) for column in columns))
-    return table
+        made.add_row(*names, *(column.written(row, spread=False) for column in columns))
+    return made

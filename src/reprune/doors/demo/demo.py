@@ -14,14 +14,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-
 from reprune.doors.api import prune
 from reprune.doors.demo.model import demo_model
 from reprune.doors.evaluation.evaluate import evaluate
 from reprune.doors.evaluation.perplexity import Perplexity
 from reprune.doors.evaluation.protocols import describe
-from reprune.doors.formats import clock, console, percent, size
+from reprune.doors.formats import clock, console, percent, size, table
 from reprune.doors.progress import counting, watching
 from reprune.doors.report.write import NAME
 from reprune.engine.ledger import FOLDER, Ledger
@@ -58,10 +56,8 @@ def demo(out: Path) -> dict[str, Any]:
     output.print(f"{describe(dense.record())}\nproducts in {dense.precision}; text sha256 {dense.text_sha256[:12]}")
     output.print(f"dense        perplexity {dense.perplexity:.2f}")
     rows: dict[str, Any] = {"dense": dense.perplexity}
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("", "sparsity", "calibration error", "held-out error", "perplexity", "time"):
-        table.add_column(column, justify="left" if not column else "right")
-    table.add_row("dense", "0 %", "", "", f"{dense.perplexity:.2f}", "")
+    results = table(("",), ("sparsity", "calibration error", "held-out error", "perplexity", "time"))
+    results.add_row("dense", "0 %", "", "", f"{dense.perplexity:.2f}", "")
     for name in _RUNS:
         said = ", on texts that the model writes itself" if name == OWN else ""
         output.print(f"\nSparseGPT at 50 %, {name.removesuffix('-own')}{said}", style="bold")
@@ -69,7 +65,7 @@ def demo(out: Path) -> dict[str, Any]:
             output.print("writing the texts takes some minutes the first time; then they are in the cache")
         record, sparse = _prune(model, out / name, name)
         last = record["blocks"][-1]
-        table.add_row(
+        results.add_row(
             name,
             percent(record["sparsity"]),
             percent(last["relative_calibration_error"]),
@@ -79,7 +75,7 @@ def demo(out: Path) -> dict[str, Any]:
         )
         rows[name] = {"perplexity": sparse.perplexity, "record": record}
     output.print()
-    output.print(table)
+    output.print(results)
     peak = rows["BR+GP"]["record"]["peak_memory_bytes"]["host"]
     output.print(
         "\nErrors are those of the last block, relative to its output in the dense model;\n"

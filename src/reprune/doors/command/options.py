@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -135,10 +135,8 @@ def _resume(run: Path | None) -> str:
     return ""
 
 
-@contextmanager
-def processes(timeout: float | None) -> Iterator[Any]:
+def processes(timeout: float | None) -> AbstractContextManager[Any]:
     """The processes that run the command together; one, unless a launcher has started more."""
     from reprune.doors.command.launched import TIMEOUT, ranks_of_launch
 
-    with ranks_of_launch(TIMEOUT if timeout is None else timeout) as ranks:
-        yield ranks
+    return ranks_of_launch(TIMEOUT if timeout is None else timeout)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, final
 
@@ -97,10 +97,8 @@ class StudyLines(StudyWatcher):
             with bar_of(self._output) as bar:
                 yield _Bar(self.note, bar)
 
-    @contextmanager
-    def measuring(self, what: str) -> Iterator[Callable[[int, int], None]]:
-        with counting(what, quiet=False) as progress:
-            yield progress
+    def measuring(self, what: str) -> AbstractContextManager[Callable[[int, int], None]]:
+        return counting(what, quiet=False)
 
     def note(self, text: str) -> None:
         if text not in self._told:  # of most cells the same is true

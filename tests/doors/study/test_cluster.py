@@ -19,8 +19,8 @@ import ray
 
 import reprune
 from reprune.doors.study import cluster as module
+from reprune.doors.study.cell import CellTask, Outcome
 from reprune.doors.study.cluster import OnRay, do_cell
-from reprune.doors.study.hands import CellTask, Outcome
 from reprune.doors.study.measures import Bench, Measures
 from reprune.doors.study.needs import Needs
 from reprune.doors.study.record import read_study, save_apart

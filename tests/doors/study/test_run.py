@@ -15,7 +15,8 @@ from reprune.doors.evaluation.against import errors_against
 from reprune.doors.evaluation.evaluate import evaluate
 from reprune.doors.records.study import Cell, CellBlock, Study
 from reprune.doors.study import figures as study_figures
-from reprune.doors.study.hands import CellTask, InTurn, Outcome
+from reprune.doors.study.cell import CellTask, Outcome
+from reprune.doors.study.hands import InTurn
 from reprune.doors.study.measures import Bench
 from reprune.doors.study.record import read_study
 from reprune.doors.study.run import study

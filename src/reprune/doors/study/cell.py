@@ -5,8 +5,11 @@ A cell goes on where it was: an interrupted run is resumed from its ledger, and 
 
 from __future__ import annotations
 
+import errno
+import re
 import shutil
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,96 +25,140 @@ from reprune.engine.ledger import Ledger
 from reprune.engine.result import INDEX, RECIPE, RECORD
 from reprune.engine.shared import Shared
 from reprune.engine.watcher import Watcher
-from reprune.errors import InputError
+from reprune.errors import InputError, RepruneError, is_expected
 from reprune.model.wellformed import read_json
 from reprune.planning.recipe import Recipe
+
+_FOLDERS = re.compile(r"(?<![\w./-])/(?:[^\s/]+/)+")  # of an absolute path, all but its last part
 
 
 @final
 @dataclass(frozen=True)
-class CellRun:
-    """What is left of one cell."""
+class CellTask:
+    """All that decides a cell."""
 
-    cell: CellRecord  # is filled in
+    cell: CellRecord
+    place: tuple[int, int]  # its number, from 1, of how many
+    recipe: Recipe
     folder: Path  # of its run
     bench: Bench
-    shared: Shared | None  # what the runs of a study have in common, where they are done in one process
-    save: Callable[[], None]  # puts the record on disk
+    model: str  # the dense one
+    texts: Sequence[Text]
+    keep_model: bool
+
+
+@final
+@dataclass(frozen=True)
+class Outcome:
+    """How a cell has ended; its numbers are in its record."""
+
+    data: dict[str, Any] | None = None  # what its samples are, once they are known
+    model: str | None = None  # the fingerprint of the dense model, likewise
+    error: str | None = None  # in one line
+    trace: str | None = None  # of a fault of the program
+    disk_full: bool = False  # so that no other cell would fare better
+
+
+def attempt(task: CellTask, shared: Shared | None, save: Callable[[], None], watcher: StudyWatcher) -> Outcome:
+    """Prune and measure, and put on record what comes out.
+
+    Args:
+        task: the cell.
+        shared: what the runs of a study have in common, where they are done in one process.
+        save: puts its record on disk.
+        watcher: is told what happens.
+    """
+    data: dict[str, Any] | None = None
+    model: str | None = None
+    try:
+        run = _CellRun(task, shared, save, watcher)
+        record = run.prune()
+        data, model = record["data"], record["model"]["fingerprint"]
+        run.measure()
+        if not task.keep_model:
+            run.drop_weights()
+    except Exception as error:  # the other cells may well succeed
+        if shared is not None:
+            shared.statistics.clear()  # a pruner may have failed as it changed them
+        trace = None if is_expected(error) else traceback.format_exc()
+        return Outcome(data, model, in_a_line(error), trace, _is_disk_full(error))
+    return Outcome(data, model)
+
+
+@final
+@dataclass(frozen=True)
+class _CellRun:
+    """What is left of one cell."""
+
+    task: CellTask
+    shared: Shared | None
+    save: Callable[[], None]
     watcher: StudyWatcher
 
-    def prune(self, recipe: Recipe) -> dict[str, Any]:
-        """Do what is left of the run, put its numbers on record, and return its own record, as `prune` does.
-
-        Raises:
-            RepruneError, OSError: as `prune` and `resume`.
-        """
-        whole = (self.folder / INDEX).exists() and (self.folder / RECORD).exists()
+    def prune(self) -> dict[str, Any]:
+        """Do what is left of the run, put its numbers on record, and return its own record, as `prune` does."""
+        cell, folder = self.task.cell, self.task.folder
+        whole = (folder / INDEX).exists() and (folder / RECORD).exists()
         if not (whole or self._is_measured()):
             with self.watcher.pruning() as watcher:
-                self._run(recipe, watcher)
-            self.cell["blocks"] = []
-        shutil.rmtree(Ledger(self.folder).folder, ignore_errors=True)  # of a run killed as it removed it
-        record: dict[str, Any] = read_json((self.folder / RECORD).read_text(encoding="utf-8"))
-        if not self.cell["blocks"]:
+                self._run(watcher)
+            cell["blocks"] = []
+        shutil.rmtree(Ledger(folder).folder, ignore_errors=True)  # of a run killed as it removed it
+        record: dict[str, Any] = read_json((folder / RECORD).read_text(encoding="utf-8"))
+        if not cell["blocks"]:
             self._take_down(record)
             self.save()
         return record
 
     def _is_measured(self) -> bool:
         """Whether all is on record, so that the weights may be gone."""
-        measures = self.bench.measures
+        cell, measures = self.task.cell, self.task.bench.measures
         return (
-            bool(self.cell["blocks"])
-            and len(self.cell["perplexity"]) == len(self.cell["test_error"]) == len(measures.texts)
-            and bool(self.cell["zero_shot"]) >= bool(measures.zero_shot)
-            and (self.folder / RECORD).exists()
+            bool(cell["blocks"])
+            and len(cell["perplexity"]) == len(cell["test_error"]) == len(measures.texts)
+            and bool(cell["zero_shot"]) >= bool(measures.zero_shot)
+            and (self.task.folder / RECORD).exists()
         )
 
-    def _run(self, recipe: Recipe, watcher: Watcher) -> None:
+    def _run(self, watcher: Watcher) -> None:
         """Begin the run, or go on with it."""
-        if Ledger(self.folder).exists:
+        recipe, folder = self.task.recipe, self.task.folder
+        if Ledger(folder).exists:
             try:
-                resume_sharing(self.folder, watcher, self.shared, model=recipe.model)
+                resume_sharing(folder, watcher, self.shared, model=recipe.model)
             except InputError as error:
-                raise InputError(f"{error} (Remove {self.folder} to begin this cell anew.)") from None
+                raise InputError(f"{error} (Remove {folder} to begin this cell anew.)") from None
             return
-        if self.folder.exists():
-            shutil.rmtree(self.folder)  # what a killed process left before its run had begun
-        prune_by_recipe(recipe, self.folder, watcher, self.shared)
+        if folder.exists():
+            shutil.rmtree(folder)  # what a killed process left before its run had begun
+        prune_by_recipe(recipe, folder, watcher, self.shared)
 
     def _take_down(self, record: dict[str, Any]) -> None:
         """Put a finished run on record; measures of a run before it are forgotten."""
+        cell = self.task.cell
         blocks = [CellBlock.model_validate(block).model_dump(mode="json") for block in record["blocks"]]
-        self.cell.update({key: blocks[-1][key] for key in ERRORS})
-        self.cell.update({key: record[key] for key in ("seconds", "peak_memory_bytes", "windows")})
-        self.cell.update(blocks=blocks, test_error={}, perplexity={}, zero_shot={}, zero_shot_mean=None)
-        self.cell["measuring_seconds"] = 0.0
+        cell.update({key: blocks[-1][key] for key in ERRORS})
+        cell.update({key: record[key] for key in ("seconds", "peak_memory_bytes", "windows")})
+        cell.update(blocks=blocks, test_error={}, perplexity={}, zero_shot={}, zero_shot_mean=None)
+        cell["measuring_seconds"] = 0.0
 
-    def measure(self, model: str, texts: Sequence[Text]) -> None:
-        """Take the measures that are not on record.
-
-        Args:
-            model: the dense model.
-            texts: that are measured on.
-
-        Raises:
-            RepruneError, OSError: a measure cannot be taken; those before it are on record.
-        """
-        cell, bench, note = self.cell, self.bench, self.watcher.note
-        for text in texts:
+    def measure(self) -> None:
+        """Take the measures that are not on record; where one cannot be taken, those before it are."""
+        cell, folder, bench, note = self.task.cell, self.task.folder, self.task.bench, self.watcher.note
+        for text in self.task.texts:
             name = text.name
             if name not in cell["perplexity"]:
                 with self._step(f"perplexity, {name}") as progress:
-                    cell["perplexity"][name] = bench.perplexity(self.folder, text, progress, note)["perplexity"]
+                    cell["perplexity"][name] = bench.perplexity(folder, text, progress, note)["perplexity"]
             if name not in cell["test_error"]:
                 with self._step(f"test error, {name}") as progress:
-                    errors = bench.errors(self.folder, model, text, progress, note)
+                    errors = bench.errors(folder, self.task.model, text, progress, note)
                     for block, error in zip(cell["blocks"], errors, strict=True):
                         block["test_error"][name] = error
                     cell["test_error"][name] = errors[-1]
         if bench.measures.zero_shot and not cell["zero_shot"]:
             with self._step("zero-shot") as progress:
-                found = bench.zero_shot(self.folder, progress, note)
+                found = bench.zero_shot(folder, progress, note)
                 cell["zero_shot_mean"] = found["mean"]
                 scores = {task: Accuracy.model_validate(score) for task, score in found["tasks"].items()}
                 cell["zero_shot"] = {task: score.model_dump(mode="json") for task, score in scores.items()}
@@ -122,13 +169,30 @@ class CellRun:
         began = time.monotonic()
         with self.watcher.measuring(what) as progress:
             yield progress
-        self.cell["measuring_seconds"] = round(self.cell["measuring_seconds"] + time.monotonic() - began, 3)
+        cell = self.task.cell
+        cell["measuring_seconds"] = round(cell["measuring_seconds"] + time.monotonic() - began, 3)
         self.save()
 
     def drop_weights(self) -> None:
         """Remove all of the sparse model but its record and its recipe, which make it again."""
-        for path in self.folder.iterdir():
+        for path in self.task.folder.iterdir():
             if path.is_dir():
                 shutil.rmtree(path)
             elif path.name not in (RECORD, RECIPE):
                 path.unlink()
+
+
+def in_a_line(error: Exception) -> str:
+    """What went wrong, in one line that names no folder of this machine."""
+    if isinstance(error, OSError):
+        text = (error.strerror or str(error)) + (f": {error.filename}" if error.filename else "")
+    else:
+        text = str(error) if isinstance(error, RepruneError) else f"{type(error).__name__}: {error}"
+    return " ".join(_FOLDERS.sub("", text).split())
+
+
+def _is_disk_full(error: Exception) -> bool:
+    """Whether a disk or a quota is full."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    return "No space left on device" in str(error)  # of safetensors, which has no number for it

@@ -20,7 +20,8 @@ from typing import Any, Self, final
 import torch
 
 from reprune.doors.processes import other_versions
-from reprune.doors.study.hands import CellTask, Hands, Outcome, attempt
+from reprune.doors.study.cell import CellTask, Outcome, attempt
+from reprune.doors.study.hands import Hands
 from reprune.doors.study.needs import Needs
 from reprune.doors.study.record import CellRecord, read_apart, save_apart
 from reprune.doors.study.watcher import NotesOfRun, StudyWatcher

@@ -20,11 +20,12 @@ import torch
 
 from reprune.doors.given import Sources, nested_flags, recipe_contents, said_trusting, several
 from reprune.doors.study.begin import Begun, begin, check_data
+from reprune.doors.study.cell import CellTask, Outcome, in_a_line
 from reprune.doors.study.cluster import OnRay
 from reprune.doors.study.figures import write_figures
 from reprune.doors.study.files import write_tables
 from reprune.doors.study.grid import Grid, base_recipe, cell_recipes
-from reprune.doors.study.hands import CellTask, Hands, InTurn, Outcome, in_a_line
+from reprune.doors.study.hands import Hands, InTurn
 from reprune.doors.study.measures import Measures
 from reprune.doors.study.needs import Needs, all_needs
 from reprune.doors.study.record import CellRecord, StudyFolder, StudyRecord, cell_of

@@ -102,8 +102,16 @@ def free_port() -> int:
 def start(count: int, work: Callable[..., None], *arguments: Any) -> list[Rank]:
     """Have so many ranks do something."""
     port = free_port()
-    told = {name: os.environ[name] for name in ("COLUMNS", "REPRUNE_CACHE") if name in os.environ}
-    return [Rank(work, arguments, told | places(rank, count, port), Path.cwd()) for rank in range(count)]
+    return [Rank(work, arguments, _told() | places(rank, count, port), Path.cwd()) for rank in range(count)]
+
+
+def start_alone(work: Callable[..., None], *arguments: Any) -> Rank:
+    """Have a process do something that no launcher has started."""
+    return Rank(work, arguments, _told(), Path.cwd())
+
+
+def _told() -> dict[str, str]:
+    return {name: os.environ[name] for name in ("COLUMNS", "REPRUNE_CACHE") if name in os.environ}
 
 
 def command(*arguments: str) -> None:

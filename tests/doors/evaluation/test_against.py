@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import tempfile
+import time
 import weakref
 from pathlib import Path
 from types import SimpleNamespace
@@ -31,6 +29,7 @@ from reprune.planning.layers import resolve_recipe
 from reprune.planning.recipe import StreamsRecipe
 from tests import tiny
 from tests.doors.conftest import QUICK, Cli
+from tests.engine import together
 
 EXACT: dict[str, Any] = {"device": "cpu", "precision": "float32"}
 BLOCKS = {"llama": "model.layers", "gemma3": "model.layers", "opt": "model.decoder.layers", "gpt2": "transformer.h"}
@@ -266,30 +265,30 @@ def test_no_file_is_left_however_it_ends(
     assert list((here / "temporary").iterdir()) == []
 
 
-_SLOW = """
-import time
-from reprune.doors.command import cli
-from reprune.doors.evaluation import against
-from reprune.model.block import Block
-from reprune.planning.recipe import StreamsRecipe
+def _stuck() -> None:
+    """The command line, with streams on disk, and a block that says when it is run and takes a minute."""
 
-against.StreamsRecipe = lambda: StreamsRecipe(memory=0)
-Block.run = lambda *_: print("running", flush=True) or time.sleep(60)
-cli.main("evaluate llama --text text.txt --seqlen 8 --windows 9 --against llama -q".split())
-"""
+    def run(*_: Any) -> None:
+        Path("running").touch()
+        time.sleep(60)
+
+    tempfile.tempdir = "temporary"
+    against.StreamsRecipe = lambda: StreamsRecipe(memory=0)  # type: ignore[misc, assignment]
+    Block.run = run  # type: ignore[assignment, method-assign]
+    flags = ["--text", "text.txt", "--seqlen", "8", "--windows", "9", "--against", "llama", "-q"]
+    together.command("evaluate", "llama", *flags)
 
 
 def test_a_process_that_is_interrupted_leaves_nothing(here: Path) -> None:
     (here / "temporary").mkdir()
-    environment = {**os.environ, "PYTHONPATH": str(Path(reprune.__file__).parents[1]), "TMPDIR": "temporary"}
-    pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen([sys.executable, "-c", _SLOW], cwd=here, env=environment, **pipes) as process:
-        assert process.stdout is not None
-        assert "running\n" in process.stdout
-        assert len(list((here / "temporary").rglob("*.stream"))) == 2
-        process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=60)
-    assert (process.returncode, said) == (1, "interrupted\n")
+    process = together.start_alone(_stuck)
+    until = time.monotonic() + 60
+    while not (here / "running").exists() and time.monotonic() < until:
+        time.sleep(0.02)
+    assert len(list((here / "temporary").rglob("*.stream"))) == 2
+    process.send(signal.SIGINT)
+    ended = process.wait(60)
+    assert (ended.code, ended.err) == (1, "interrupted\n")
     assert list((here / "temporary").iterdir()) == []
 
 

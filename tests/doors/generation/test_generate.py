@@ -6,24 +6,24 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
+from threading import Timer
 from typing import Any
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-import reprune
 from reprune.doors.generation import local
 from reprune.doors.generation.generate import GenerationWatcher, generate
 from reprune.errors import InputError
 from reprune.planning.generation import rounds
+from reprune.planning.generation.corpus import Corpus
 from reprune.planning.generation.language import Language
 from reprune.planning.generation.settings import Generation, generation
 from tests import tiny
 from tests.doors.conftest import Cli
+from tests.engine import together
 
 SMALL = Generation(length=24, least=8, batch_size=6, filters=("duplicates", "likelihood"))
 FLAGS = [
@@ -39,6 +39,7 @@ FLAGS = [
     "duplicates",
     "likelihood",
 ]
+BOUND = 60
 EXACT = {"device": "cpu", "precision": "float32"}
 
 
@@ -160,39 +161,27 @@ def test_growing_that_is_interrupted_goes_on(here: Path) -> None:
     assert files(here / "grown") == files(here / "whole")
 
 
-_KILLED = """
-import sys
-from reprune.planning.generation import rounds
-from tests.doors.generation.test_generate import reads
-rounds.language_of = reads
-from reprune.doors.command.cli import main
-from reprune.planning.generation.corpus import Corpus
-add = Corpus.add
-def adding(self, found):
-    print("adding", flush=True)
-    add(self, found)
-Corpus.add = adding
-main(sys.argv[1:])
-"""
+def _killed(seconds: float, *arguments: str) -> None:
+    """The command line, killed so long after its second durable step began."""
+    steps, add = [0], Corpus.add
+
+    def adding(self: Corpus, found: Any) -> None:
+        steps[0] += 1
+        if steps[0] == 2:
+            Timer(seconds, os.kill, (os.getpid(), signal.SIGKILL)).start()
+        add(self, found)
+
+    rounds.language_of = reads
+    Corpus.add = adding  # type: ignore[method-assign]  # that is the fault
+    together.command(*arguments)
 
 
 @pytest.mark.parametrize("seconds", [0.0, 0.002, 0.02])
 def test_a_killed_process_is_gone_on_with(seconds: float, here: Path, cli: Cli) -> None:
     """In a process of its own, with the signal that nothing can catch, at and around its second durable step."""
-    arguments = ["generate", "llama", *FLAGS, "--device", "cpu", "--precision", "float32", "--out"]
+    arguments = ["generate", "llama", *FLAGS, "--samples", "24", "--device", "cpu", "--precision", "float32", "--out"]
     assert cli(*arguments, "whole/self.jsonl").code == 0
-    root = Path(reprune.__file__).parents[2]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(root / "src"), str(root)])}
-    command = [sys.executable, "-c", _KILLED, *arguments, "cut/self.jsonl"]
-    with subprocess.Popen(command, cwd=here, env=environment, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        seen = 0
-        for line in process.stdout:
-            seen += line == "adding\n"
-            if seen == 2:
-                break
-        signal.sigtimedwait([], seconds)
-        process.kill()
+    assert together.start_alone(_killed, seconds, *arguments, "cut/self.jsonl").wait(BOUND).code == -signal.SIGKILL
     said = cli(*arguments, "cut/self.jsonl")
     assert (said.code, said.err) == (0, "")
     assert files(here / "cut") == files(here / "whole")

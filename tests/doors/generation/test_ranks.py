@@ -11,13 +11,12 @@ from typing import Any
 import pytest
 
 from tests.doors.conftest import QUICK, Cli
-from tests.doors.generation.test_generate import FLAGS, files, half_is_english, reads  # noqa: F401  # a fixture for all
+from tests.doors.generation.test_generate import BOUND, FLAGS, files, half_is_english, reads  # noqa: F401  # for all
 from tests.engine import together
 from tests.engine.quick import tensors
 from tests.engine.test_ranks import TOLERANCE
 
 GENERATE = ["generate", "llama", *FLAGS, "--samples", "24", "--device", "cpu", "--precision", "float32", "--out"]
-BOUND = 60
 
 
 def writing(fault: tuple[int, int] | None, *arguments: str) -> None:

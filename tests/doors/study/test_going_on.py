@@ -7,15 +7,12 @@ import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-import reprune
 from reprune.doors.study import cell as study_cell
 from reprune.doors.study.measures import Bench
 from reprune.doors.study.record import StudyFolder, read_study
@@ -26,6 +23,7 @@ from reprune.errors import ChangedError, InputError, NumericalError
 from tests.damage import flip_bit
 from tests.doors.conftest import Cli
 from tests.doors.study.runs import GRID, ONE, SETTINGS, SMALL, STUDY, cell, copy_of, numbers
+from tests.engine import together
 
 TWO = [*GRID[:3], "--rungs", "LR", *STUDY]
 NAMES = ["magnitude-BR+GP-seed0", "wanda-BR+GP-seed0"]
@@ -227,22 +225,25 @@ def test_a_run_that_cannot_be_gone_on_with_begins_anew(left: str, here: Path, wh
     assert {path.name for path in (folder / "cells" / NAMES[1]).iterdir()} == {"reprune.json", "recipe.yaml"}
 
 
+def _killed(*arguments: str) -> None:
+    """The command line, killed as it prunes the second block of its second cell."""
+    pruned, prune = [0], engine.prune_block_
+
+    def pruning(*given: Any, **more: Any) -> Any:
+        pruned[0] += 1
+        if pruned[0] == 5:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return prune(*given, **more)
+
+    engine.prune_block_ = pruning
+    together.command(*arguments)
+
+
 def test_a_killed_process_is_gone_on_with(here: Path, whole: Path, cli: Cli) -> None:
     """In a process of its own, with the signal that nothing can catch, in the middle of the second cell."""
     flags = [*GRID[:3], "--rungs", "BR+GP", *STUDY]
-    command = [sys.executable, "-m", "reprune", "study", "llama", "--out", "s", *flags, "-v"]
-    places = [str(Path(reprune.__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(places)}
-    with subprocess.Popen(command, cwd=here, env=environment, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
-            if line.startswith("2/2"):
-                break
-        for line in process.stdout:
-            if line.startswith("    1/3"):
-                process.kill()
-                break
-    assert process.returncode == -signal.SIGKILL
+    ended = together.start_alone(_killed, "study", "llama", "--out", "s", *flags, "-v").wait(120)
+    assert ended.code == -signal.SIGKILL, ended.err
     assert [each["status"] for each in read_study(here / "s")["cells"]] == ["done", "pending"]
     rest = cli("study", "llama", "--out", "s", *flags, "-v")
     assert (rest.code, rest.err) == (0, "")

@@ -14,6 +14,8 @@ from tests.engine import quick
 from tests.engine.quick import tensors
 
 PASSED_OVER = {"mllama": 1, "mllama-last": 2}
+BY_AUTO = ("gemma3n", "mllama", "mllama-last")
+"""Of several streams, and with a block that is passed over."""
 
 
 @pytest.fixture(scope="module")
@@ -24,9 +26,9 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.mark.parametrize("name", list(tiny.JOINED))
 def test_the_whole_job_is_done(name: str, folders: dict[str, Path], tmp_path: Path) -> None:
-    """At each rung; blocks that text passes over keep their bits."""
+    """Blocks that text passes over keep their bits."""
     over, errors, before = PASSED_OVER.get(name), {}, tensors(folders[name])
-    for rung in ("LR", "BR+GP+CR", "auto"):
+    for rung in ("LR", "BR+GP+CR", *(["auto"] if name in BY_AUTO else [])):
         record = quick.prune(folders[name], tmp_path / rung, reconstruct=rung, epochs=3)
         for block in record["blocks"]:
             shares = [matrix["sparsity"] for matrix in block["matrices"]]
@@ -43,7 +45,7 @@ def test_the_whole_job_is_done(name: str, folders: dict[str, Path], tmp_path: Pa
         kept = [key for key in before if f"layers.{over}." in key]
         assert bool(kept) == (over is not None)
         assert all(torch.equal(before[key], after[key]) for key in kept), rung
-    assert max(errors["BR+GP+CR"], errors["auto"]) < errors["LR"]
+    assert all(error < errors["LR"] for rung, error in errors.items() if rung != "LR")
 
 
 @pytest.mark.parametrize("name", ["gemma3n", "gemma4", "mllama-last"])

@@ -22,11 +22,13 @@ from tests import tiny
 from tests.engine.test_run import prune, tensors
 
 REFIT = "solver.start=least-squares"
+_FORMS = [name for name in tiny.CONFIGS if name not in ("qwen2", "qwen3", "mistral")]
+"""Left out are those whose biases, norms and windows another has."""
 
 
 @pytest.mark.parametrize(
     ("name", "pruner"),
-    [*((name, "wanda") for name in tiny.CONFIGS), *product(["llama", "gpt2"], ["magnitude", "sparsegpt"])],
+    [*((name, "wanda") for name in _FORMS), *product(["llama", "gpt2"], ["magnitude", "sparsegpt"])],
 )
 def test_every_architecture_comes_nearer_to_the_dense_model(name: str, pruner: str, tmp_path: Path) -> None:
     model = tiny.save(name, tmp_path / "model")

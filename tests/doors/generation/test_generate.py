@@ -7,7 +7,6 @@ import os
 import shutil
 import signal
 from pathlib import Path
-from threading import Timer
 from typing import Any
 
 import pytest
@@ -17,7 +16,7 @@ from transformers import AutoModelForCausalLM
 from reprune.doors.generation import local
 from reprune.doors.generation.generate import GenerationWatcher, generate
 from reprune.errors import InputError
-from reprune.planning.generation import rounds
+from reprune.planning.generation import corpus, rounds
 from reprune.planning.generation.corpus import Corpus
 from reprune.planning.generation.language import Language
 from reprune.planning.generation.settings import Generation, generation
@@ -161,27 +160,31 @@ def test_growing_that_is_interrupted_goes_on(here: Path) -> None:
     assert files(here / "grown") == files(here / "whole")
 
 
-def _killed(seconds: float, *arguments: str) -> None:
-    """The command line, killed so long after its second durable step began."""
-    steps, add = [0], Corpus.add
+def _killed(step: int, *arguments: str) -> None:
+    """The command line, killed in its second round, before that of its durable steps."""
+    add, append, left = Corpus.add, corpus.append_line, [-1]
 
     def adding(self: Corpus, found: Any) -> None:
-        steps[0] += 1
-        if steps[0] == 2:
-            Timer(seconds, os.kill, (os.getpid(), signal.SIGKILL)).start()
+        left[0] = step if self.next_round == 1 else -1
         add(self, found)
 
+    def appending(path: Path, line: str) -> None:
+        if left[0] == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        left[0] -= 1
+        append(path, line)
+
     rounds.language_of = reads
-    Corpus.add = adding  # type: ignore[method-assign]  # that is the fault
+    Corpus.add, corpus.append_line = adding, appending  # type: ignore[method-assign]  # that is the fault
     together.command(*arguments)
 
 
-@pytest.mark.parametrize("seconds", [0.0, 0.002, 0.02])
-def test_a_killed_process_is_gone_on_with(seconds: float, here: Path, cli: Cli) -> None:
-    """In a process of its own, with the signal that nothing can catch, at and around its second durable step."""
+@pytest.mark.parametrize("step", [0, 1, 2])
+def test_a_killed_process_is_gone_on_with(step: int, here: Path, cli: Cli) -> None:
+    """In a process of its own, before it writes what it kept, what it rejected, and that the round is done."""
     arguments = ["generate", "llama", *FLAGS, "--samples", "24", "--device", "cpu", "--precision", "float32", "--out"]
     assert cli(*arguments, "whole/self.jsonl").code == 0
-    assert together.start_alone(_killed, seconds, *arguments, "cut/self.jsonl").wait(BOUND).code == -signal.SIGKILL
+    assert together.start_alone(_killed, step, *arguments, "cut/self.jsonl").wait(BOUND).code == -signal.SIGKILL
     said = cli(*arguments, "cut/self.jsonl")
     assert (said.code, said.err) == (0, "")
     assert files(here / "cut") == files(here / "whole")

@@ -135,7 +135,7 @@ def by_rung(
     """
 
     def paint(axes: Any) -> None:
-        handles = []
+        handles, labels = [], list(series)
         for number, columns in enumerate(series.values()):
             aside = (number - (len(series) - 1) / 2) * 0.12  # equal values stay apart
             dots = [(place + aside, value) for place, values in enumerate(columns) for value in _known(values)]
@@ -146,11 +146,13 @@ def by_rung(
             ]
             handles.append(_dots(axes, number, dots, joined=means))
         values = [value for columns in series.values() for seeds in columns for value in _known(seeds)]
+        _add_dense_(axes, dense, handles, labels, values)
         axes.set_xticks(range(len(rungs)), [short(rung, 12) for rung in rungs])
         axes.set_xlim(-0.5, len(rungs) - 0.5)
         axes.grid(visible=False, axis="x")
         axes.set_ylabel(short(ylabel, 40))
-        _beside_dense(axes, list(series), handles, values, dense, percent)
+        scale(axes, "y", values, percent)
+        legend(axes, handles, labels)
 
     return draw(paint, title=title, height=340)
 
@@ -173,20 +175,22 @@ def by_number(
     """
 
     def paint(axes: Any) -> None:
-        handles = []
+        handles, labels = [], list(series)
         for number, points in enumerate(series.values()):
             near: dict[float, list[tuple[float, float]]] = {}
             for point in sorted(points):
                 near.setdefault(point[0], []).append(point)
             handles.append(_dots(axes, number, points, joined=[_mean(those) for those in near.values()]))
         values = [value for points in series.values() for _, value in points]
+        _add_dense_(axes, dense, handles, labels, values)
         numbers = sorted({x for points in series.values() for x, _ in points})
         least = min((x for x in numbers if x > 0), default=1)
         axes.set_xscale("symlog", base=2, linthresh=least)  # linear from none to the least, then logarithmic
         axes.set_xticks(numbers, [f"{x:,.0f}" for x in numbers])
         axes.set_xticks([], minor=True)
         axes.set(xlabel=short(xlabel, 40), ylabel=short(ylabel, 40))
-        _beside_dense(axes, list(series), handles, values, dense, percent)
+        scale(axes, "y", values, percent)
+        legend(axes, handles, labels)
 
     return draw(paint, title=title, height=340)
 
@@ -291,16 +295,12 @@ def _dots(axes: Any, number: int, points: Sequence[tuple[float, float]], joined:
     return Line2D([], [], **dots, **(line if joined else {"color": drawn.color, "linestyle": "none"}))
 
 
-def _beside_dense(
-    axes: Any, labels: list[str], handles: list[Any], values: list[float], dense: Number, percent: bool
-) -> None:
-    """The dense model's value as a level line, the y axis for that and all others, and the legend."""
+def _add_dense_(axes: Any, dense: Number, handles: list[Any], labels: list[str], values: list[float]) -> None:
+    """Draw the dense model's value, if it is known, as a level line, and add it to what the legend and axis are of."""
     if _is(dense):
         handles.append(axes.axhline(dense, color=color("muted"), linewidth=1.2, linestyle=(0, (2, 3))))
         labels.append("dense")
         values.append(dense)
-    scale(axes, "y", values, percent)
-    legend(axes, handles, labels)
 
 
 def _mean(points: Sequence[tuple[float, float]]) -> tuple[float, float]:

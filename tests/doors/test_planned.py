@@ -62,7 +62,7 @@ def test_each_process_has_a_sample() -> None:
 def test_weights_and_files_are_all_of_the_models(here: Path) -> None:
     plan = reprune.plan("llama", **RUN)
     weights = sum(one.numel() for one in tiny.build("llama").parameters())
-    assert (plan.weights, plan.bytes) == (weights, 4 * weights)
+    assert (plan.weights, plan.decoder.checkpoint.bytes) == (weights, 4 * weights)
     assert (plan.samples, plan.recipe.precision == "auto") == ((6, 1), False)
 
 

@@ -34,8 +34,7 @@ from reprune.engine.exchange import Crew, find_network
 from reprune.engine.forecast import ONE_PROCESS, Forecast, forecast
 from reprune.engine.machines import Machine, find_machine
 from reprune.engine.peak_memory import resident_bytes
-from reprune.engine.run import Methods
-from reprune.engine.speed import Speed, measure_speed
+from reprune.engine.speed import Speed, measure_speed, resident_bytes
 from reprune.engine.watcher import Watcher
 from reprune.engine.work import Group, Work
 from reprune.errors import InputError
@@ -45,7 +44,7 @@ from reprune.model.local import local_path
 from reprune.model.undisturbed import undisturbed
 from reprune.model.whole import whole_bytes
 from reprune.planning.recipe import Recipe
-from reprune.planning.schedule import Window
+from reprune.planning.schedule import Window, windows
 from reprune.planning.sources import find_source, parse_source
 from reprune.planning.survey import Survey, survey
 
@@ -60,10 +59,6 @@ class Plan:
     recipe: Recipe  # for `prune`; of another machine's run, device and precision are as asked for
     decoder: Decoder
     survey: Survey
-    schedule: list[Window]
-    samples: tuple[int, int]  # to calibrate on, and held out
-    weights: int  # all of the model's
-    bytes: int  # of its files
     machine: Machine | None  # that the run is forecast for; None is this one
     crew: Crew  # the processes
     out: Path | None  # the folder to write, where it is said
@@ -89,6 +84,21 @@ class Plan:
         named = dict.fromkeys(parse_source(one).name for one in (*self.recipe.calibration, *self.recipe.heldout))
         own = ["the model's own texts"] if self.recipe.self_generate.samples else []
         return (*(name for name in named if not find_source(name).local), *own)
+
+    @property
+    def schedule(self) -> list[Window]:
+        """The windows, without a distillation after them."""
+        return windows(len(self.decoder), self.recipe.schedule.size, self.recipe.schedule.stride)
+
+    @cached_property
+    def samples(self) -> tuple[int, int]:
+        """How many there are to calibrate on, and held out."""
+        return count_samples(self.recipe)
+
+    @property
+    def weights(self) -> int:
+        """How many the model has."""
+        return sum(math.prod(entry.shape) for entry in self.decoder.checkpoint.entries.values())
 
     @property
     def folder(self) -> Path:
@@ -175,23 +185,22 @@ def plan_by_recipe(
     recipe = settle_seqlen(recipe, decoder)
     check_schedule(recipe, decoder)
     check_distillation(recipe, decoder)
-    samples = count_samples(recipe)
-    if samples[0] < crew.count:
-        raise InputError(
-            f"--ranks {crew.count}: each process needs a sample, and there are {samples[0]}; give {samples[0]} at most."
-        )
-    return Plan(
+    planned = Plan(
         recipe if machine is None else recipe.model_copy(update=asked),
         decoder,
         survey(decoder, recipe.sparsities, recipe.choice),
-        Methods.of(recipe, len(decoder)).schedule,
-        samples,
-        sum(math.prod(entry.shape) for entry in decoder.checkpoint.entries.values()),
-        decoder.checkpoint.bytes,
         machine,
         crew,
         out,
     )
+    recipe.pruner.build()  # which may refuse its settings
+    calibration, _ = planned.samples
+    if calibration < crew.count:
+        raise InputError(
+            f"--ranks {crew.count}: each process needs a sample, and there are {calibration}; give {calibration} at "
+            "most."
+        )
+    return planned
 
 
 def make_crew(ranks: int | None, network: str | None, machine: Machine | None) -> Crew:

@@ -34,10 +34,11 @@ def test_a_cell_has_room_for_the_whole_model_that_it_measures_whatever_the_devic
     device: str, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Plan, "memory_bytes", property(lambda plan: 0))
+    monkeypatch.setattr(Plan, "weights", 10**9)
     recipe = resolve_recipe("llama", {"calibration": ["text.txt"], "samples": 6, "seqlen": 24, "device": "cpu"})
     plan = plan_by_recipe(recipe, Watcher())
     settled = plan.recipe.model_copy(update={"device": device, "precision": "bfloat16"})
-    found = needs(replace(plan, recipe=settled, weights=10**9), recipe, 2)
+    found = needs(replace(plan, recipe=settled), recipe, 2)
     assert found.gpus == (device == "cuda")
     assert found.memory_bytes > 2e9
 

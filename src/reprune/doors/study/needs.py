@@ -8,9 +8,8 @@ from typing import final
 
 from reprune.doors.devices import DTYPES
 from reprune.doors.planned import Plan
-from reprune.doors.prepare import count_samples
 from reprune.engine.peak_memory import resident_bytes
-from reprune.engine.run import Methods
+from reprune.engine.speed import resident_bytes
 from reprune.planning.recipe import Recipe
 
 _MARGIN = 1.15  # forecasts of memory were off by at most 15 %
@@ -39,8 +38,7 @@ def needs(plan: Plan, recipe: Recipe, cpus: int) -> Needs:
         cpus: the cores that it is to have.
     """
     settled = recipe.model_copy(update={key: getattr(plan.recipe, key) for key in ("device", "precision", "seqlen")})
-    schedule = Methods.of(settled, len(plan.decoder)).schedule
-    own = replace(plan, recipe=settled, schedule=schedule, samples=count_samples(settled))
+    own = replace(plan, recipe=settled)
     on_gpu = settled.device.startswith("cuda")
     # The whole model that is measured goes to a GPU, too, by way of the host's memory.
     measuring = resident_bytes() + plan.weights * DTYPES[settled.precision].itemsize

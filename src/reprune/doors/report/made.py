@@ -10,7 +10,7 @@ from reprune.doors.formats import counted
 from reprune.doors.records.run import Data, Origin, Run
 from reprune.doors.records.study import Study
 from reprune.doors.report.page import Code, Section, Table
-from reprune.doors.report.text import NONE, listed
+from reprune.doors.report.text import listed
 from reprune.planning.yaml_text import write_yaml
 
 TERMS: Sequence[tuple[str, str]] = (
@@ -49,11 +49,6 @@ TERMS: Sequence[tuple[str, str]] = (
     ),
     ("Perplexity", "How uncertain the model is of the next token of a text: lower is better."),
 )
-
-
-def rung_of(recipe: Mapping[str, Any]) -> str:
-    """The rung of a recipe."""
-    return str(recipe.get("reconstruct") or NONE)
 
 
 def processes_of(run: Run) -> list[tuple[str, str]]:

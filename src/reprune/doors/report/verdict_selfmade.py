@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
@@ -51,14 +52,14 @@ def selfmade_sentences(study: Study, rows: Rows) -> Iterator[str]:
 
 def selfmade_headline(study: Study, rows: Rows) -> tuple[Tone, str, str] | None:
     """Whether they help: the fewest against the most, by all that can be compared; None where there is nothing to."""
-    fell: dict[str, int] = {}
-    count: dict[str, int] = {}
+    fell: Counter[str] = Counter()
+    count: Counter[str] = Counter()
     for line in map(_in_common, selfmade_lines(rows).values()):
         for measure in _comparable(study, rows):
             way = direction(line[min(line)].mean(measure.of), line[max(line)].mean(measure.of))
             if way is not None and len(line) > 1:
-                fell[measure.name] = fell.get(measure.name, 0) + (way == "falls")
-                count[measure.name] = count.get(measure.name, 0) + 1
+                fell[measure.name] += way == "falls"
+                count[measure.name] += 1
     if not count:
         return None
     tone: Tone

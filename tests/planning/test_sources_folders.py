@@ -48,6 +48,16 @@ def test_files_that_a_configuration_leaves_out_are_not_counted(tmp_path: Path) -
         load_documents(str(tmp_path), "train")
 
 
+@pytest.mark.parametrize("elsewhere", ["../own.jsonl", "{}/own.jsonl"])
+def test_a_folder_that_names_files_elsewhere_is_refused(elsewhere: str, tmp_path: Path) -> None:
+    (tmp_path / "own.jsonl").write_text('{"text": "nobody else\'s"}\n')
+    (tmp_path / "given").mkdir()
+    named = elsewhere.format(tmp_path)
+    (tmp_path / "given" / "README.md").write_text(f"---\nconfigs: [{{config_name: c, data_files: {named}}}]\n---\n")
+    with pytest.raises(InputError, match=r"source 'given': names the file .*own\.jsonl, outside the folder; refused$"):
+        load_documents(str(tmp_path / "given"), "train")
+
+
 def test_a_note_tells_of_them_and_they_can_be_given_by_their_paths(
     with_bos: PreTrainedTokenizerBase, tmp_path: Path
 ) -> None:

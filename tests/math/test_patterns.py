@@ -186,6 +186,7 @@ def test_a_pattern_allows_masks_that_keep_no_more_of_a_group_than_it_does() -> N
         mask = torch.tensor([[bit == "1" for bit in kept], [False] * 8])
         assert NM(2, 4).allows(mask) is allowed
         assert Unstructured(0.5).allows(mask)
+        assert not NM(2, 3).allows(mask)  # into whose groups its columns do not fall
 
 
 @pytest.mark.parametrize("arguments", [(0.0,), (1.0,), (-0.1,), (float("nan"),)])

@@ -60,7 +60,7 @@ class _Block(_Read):
 
 
 class _Forward(_Read):
-    ids: list[Annotated[int, Field(ge=0, lt=2**63)]]
+    ids: list[Annotated[int, Field(ge=0, lt=2**63)]] = Field(max_length=TOKENS)
     rms: list[float]
     tokens: NonNegativeInt
 

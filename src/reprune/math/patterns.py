@@ -166,6 +166,8 @@ class NM(Pattern):
         return (rank < self.kept).reshape(scores.shape)
 
     def allows(self, mask: Tensor) -> bool:
+        if mask.shape[1] % self.of:
+            return False
         return bool((mask.reshape(mask.shape[0], -1, self.of).sum(dim=-1) <= self.kept).all())
 
     def __str__(self) -> str:

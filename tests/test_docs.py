@@ -122,7 +122,7 @@ def test_every_command_and_script_of_the_page_runs(page: str, folder: Path, monk
             if words[:2] == ["pip", "install"]:
                 install(Path(words[2]), monkeypatch)
                 continue
-            if words[:5] == ["torchrun", "--nproc-per-node", "2", "-m", "reprune"]:  # which test_ranks.py starts
+            if words[:5] == ["torchrun", "--nproc-per-node", "2", "-m", "reprune"]:  # which test_launchers.py starts
                 ranks = together.start(2, together.command, *words[5:])
                 assert [rank.wait(300).code for rank in ranks] == [0, 0], command
                 continue

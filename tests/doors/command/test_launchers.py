@@ -1,0 +1,131 @@
+"""Processes that a launcher starts on one or two machines find each other; where their link is cut they end."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+import pytest
+
+import reprune
+from tests.doors.command.conftest import CR
+from tests.doors.command.test_ranks import BOUND, _like, _windows_done
+from tests.doors.conftest import Cli
+from tests.engine import together
+
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node"]
+
+
+def _environment(**own: str) -> dict[str, str]:
+    """Of a process of one thread, from these sources."""
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(together.SOURCES), **own}
+
+
+def _stuck(launchers: Sequence[subprocess.Popen[bytes]]) -> int:
+    """How many do not end in time; what they have started, and they, are ended and say where they were."""
+    until = time.monotonic() + 2 * BOUND
+    found = 0
+    for launcher in launchers:
+        try:
+            launcher.wait(max(until - time.monotonic(), 0))
+        except subprocess.TimeoutExpired:
+            found += 1
+            for one in [*psutil.Process(launcher.pid).children(recursive=True), launcher]:
+                with suppress(psutil.NoSuchProcess):
+                    one.send_signal(signal.SIGABRT)
+                    one.wait(BOUND)
+    return found
+
+
+def test_torchrun_starts_it(here: Path, by_one: Path) -> None:
+    command = [*TORCHRUN, "2", "-m", "reprune", "prune", "llama", "--out", "two", *CR[:-1]]
+    environment = _environment()
+    said = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=2 * BOUND, check=False)
+    assert said.returncode == 0, said.stderr
+    assert said.stdout.count("sparse model") == 1
+    assert json.loads((here / "two" / "reprune.json").read_text())["ranks"] == 2
+    _like(by_one, here / "two")
+
+
+def test_two_machines_find_each_other_as_the_docs_say(here: Path, by_one: Path) -> None:
+    """Two launchers on this one, each with a process of its own."""
+    meeting = ["--nnodes", "2", "--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{together.free_port()}"]
+    command = [*TORCHRUN, "1", *meeting, "-m", "reprune", "prune", "llama", "--out", "two", *CR]
+    environment = _environment(PYTHONFAULTHANDLER="1")
+    files = [here / "one.txt", here / "other.txt"]
+    machines = []
+    for file in files:
+        with file.open("w") as said:
+            machines.append(subprocess.Popen(command, env=environment, stderr=said))
+    stuck = _stuck(machines)
+    told = "\n".join(file.read_text() for file in files)
+    assert not stuck, told
+    assert [machine.returncode for machine in machines] == [0, 0], told
+    assert json.loads((here / "two" / "reprune.json").read_text())["ranks"] == 2
+    _like(by_one, here / "two")
+
+
+@pytest.fixture
+def two_hosts() -> Iterator[tuple[str, str]]:
+    """Two network namespaces with a link between them, at 10.99.7.1 and 10.99.7.2; only where they may be made."""
+    names = (f"reprune-{os.getpid()}-a", f"reprune-{os.getpid()}-b")
+
+    def ip(*arguments: str) -> bool:
+        return subprocess.run(["ip", *arguments], capture_output=True, check=False).returncode == 0
+
+    if shutil.which("ip") is None or os.geteuid() != 0 or not ip("netns", "add", names[0]):
+        pytest.skip("this process may not make network namespaces")
+    try:
+        made = [
+            ip("netns", "add", names[1]),
+            ip("-n", names[0], "link", "add", "one", "type", "veth", "peer", "name", "other", "netns", names[1]),
+        ]
+        for place, (name, link) in enumerate(zip(names, ("one", "other"), strict=True), 1):
+            made += [
+                ip("-n", name, "addr", "add", f"10.99.7.{place}/24", "dev", link),
+                ip("-n", name, "link", "set", link, "up"),
+                ip("-n", name, "link", "set", "lo", "up"),
+            ]
+        if not all(made):
+            pytest.skip("this process may not link network namespaces")
+        yield names
+    finally:
+        for name in names:
+            ip("netns", "del", name)
+
+
+def test_where_the_link_between_two_hosts_is_cut_both_end_and_the_run_is_gone_on_with(
+    two_hosts: tuple[str, str], here: Path, cli: Cli
+) -> None:
+    port = together.free_port()
+    arguments = ["prune", "llama", "--out", "cut", *CR, "--epochs", "40", "--set", "guard=off", "--rank-timeout", "8"]
+    ranks = []
+    for rank, (host, link) in enumerate(zip(two_hosts, ("one", "other"), strict=True)):
+        own = {**together.places(rank, 2, port), "MASTER_ADDR": "10.99.7.1", "GLOO_SOCKET_IFNAME": link}
+        ranks.append(
+            subprocess.Popen(
+                ["ip", "netns", "exec", host, sys.executable, "-m", "reprune", *arguments],
+                env=_environment(**own),
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+    while not (here / "cut" / ".reprune" / "ledger.jsonl").exists():
+        assert ranks[0].poll() is None
+        time.sleep(0.05)
+    subprocess.run(["ip", "-n", two_hosts[0], "link", "set", "one", "down"], check=True)
+    said = [rank.communicate(timeout=BOUND)[1] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [1, 1]
+    assert all("has lost the others" in one for one in said)  # each host has a reader of its own
+    assert _windows_done(here / "cut") >= 1
+    assert cli("resume", "cut", "-q").code == 0
+    assert reprune.verify(here / "cut").passed

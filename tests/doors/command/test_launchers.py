@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import shutil
@@ -21,6 +22,7 @@ from tests.doors.command.conftest import CR
 from tests.doors.command.test_ranks import BOUND, _like, _windows_done
 from tests.doors.conftest import Cli
 from tests.engine import together
+from tests.engine.together import Rank
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node"]
 
@@ -103,29 +105,29 @@ def two_hosts() -> Iterator[tuple[str, str]]:
             ip("netns", "del", name)
 
 
+def _on_host(host: str, *arguments: str) -> None:
+    """The command line, in a network namespace."""
+    with Path("/run/netns", host).open("rb") as namespace:
+        assert ctypes.CDLL(None).setns(namespace.fileno(), 0) == 0
+    together.command(*arguments)
+
+
 def test_where_the_link_between_two_hosts_is_cut_both_end_and_the_run_is_gone_on_with(
     two_hosts: tuple[str, str], here: Path, cli: Cli
 ) -> None:
-    port = together.free_port()
+    port, ledger = together.free_port(), here / "cut" / ".reprune" / "ledger.jsonl"
     arguments = ["prune", "llama", "--out", "cut", *CR, "--epochs", "40", "--set", "guard=off", "--rank-timeout", "8"]
     ranks = []
     for rank, (host, link) in enumerate(zip(two_hosts, ("one", "other"), strict=True)):
         own = {**together.places(rank, 2, port), "MASTER_ADDR": "10.99.7.1", "GLOO_SOCKET_IFNAME": link}
-        ranks.append(
-            subprocess.Popen(
-                ["ip", "netns", "exec", host, sys.executable, "-m", "reprune", *arguments],
-                env=_environment(**own),
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-        )
-    while not (here / "cut" / ".reprune" / "ledger.jsonl").exists():
-        assert ranks[0].poll() is None
+        ranks.append(Rank(_on_host, (host, *arguments), own, here))
+    until = time.monotonic() + BOUND
+    while not ledger.exists() and time.monotonic() < until:
         time.sleep(0.05)
     subprocess.run(["ip", "-n", two_hosts[0], "link", "set", "one", "down"], check=True)
-    said = [rank.communicate(timeout=BOUND)[1] for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [1, 1]
-    assert all("has lost the others" in one for one in said)  # each host has a reader of its own
+    ended = [rank.wait(BOUND) for rank in ranks]
+    assert [one.code for one in ended] == [1, 1]
+    assert all("has lost the others" in one.err for one in ended)  # each host has a reader of its own
     assert _windows_done(here / "cut") >= 1
     assert cli("resume", "cut", "-q").code == 0
     assert reprune.verify(here / "cut").passed

@@ -34,7 +34,7 @@ from reprune.engine.exchange import Crew, find_network
 from reprune.engine.forecast import ONE_PROCESS, Forecast, forecast
 from reprune.engine.machines import Machine, find_machine
 from reprune.engine.peak_memory import resident_bytes
-from reprune.engine.speed import Speed, measure_speed, resident_bytes
+from reprune.engine.speed import Speed, measure_speed
 from reprune.engine.watcher import Watcher
 from reprune.engine.work import Group, Work
 from reprune.errors import InputError

@@ -9,7 +9,6 @@ from typing import final
 from reprune.doors.devices import DTYPES
 from reprune.doors.planned import Plan
 from reprune.engine.peak_memory import resident_bytes
-from reprune.engine.speed import resident_bytes
 from reprune.planning.recipe import Recipe
 
 _MARGIN = 1.15  # forecasts of memory were off by at most 15 %

@@ -30,7 +30,7 @@ def test_a_study_finds_the_pitfall_where_the_fit_gets_closer_and_the_text_worse(
     study = Study.model_validate(study_record())
     rows = bring_together(study)
     found = pitfalls(rows)
-    assert {(one.family, one.lower.rung, one.upper.rung) for one in found} == {
+    assert {(one.lower.family, one.lower.rung, one.upper.rung) for one in found} == {
         (pruner, "BR+GP", "BR+GP+CR") for pruner in ("magnitude", "wanda", "sparsegpt")
     }
     assert {one.measure.kind for one in found} == {"test", "perplexity"}, (

@@ -32,7 +32,7 @@ def test_a_step_rises_in_the_seeds_whose_two_numbers_are_known_and_rose() -> Non
     rows = bring_together(Study.model_validate(study_record(cells)))
     (measure,) = rows.perplexities
     lower, upper = rows.families[0].rows
-    assert Step("wanda", lower, upper, measure).seeds == (1, 3)
+    assert Step(lower, upper, measure).seeds == (1, 3)
 
 
 def test_a_held_out_error_that_rises_is_a_pitfall() -> None:

@@ -16,8 +16,6 @@ from reprune.doors.report.text import listed
 class Closer:
     """One pruner that fits more closely than another and is the worse one."""
 
-    family: str
-    other: str
     measure: Measure  # what is higher
     pairs: tuple[tuple[Row, Row], ...]  # its row and the other's, at the same rung
 
@@ -37,7 +35,7 @@ def closer_and_worse(rows: Rows) -> list[Closer]:
             and direction(*means((other, one), measure.of)) == "rises"
         )
         if pairs and _comparable(first, second):
-            found.append(Closer(first.name, second.name, measure, pairs))
+            found.append(Closer(measure, pairs))
     return found
 
 
@@ -45,8 +43,9 @@ def pruner_sentences(found: Sequence[Closer]) -> Iterator[str]:
     """One sentence for two pruners."""
     for one in found:
         where = listed([f"{mine.rung} ({_both(one.measure, mine, theirs)})" for mine, theirs in one.pairs])
+        mine, theirs = one.pairs[0]
         yield (
-            f"Between pruners: {one.family} ends at a lower calibration error than {one.other}, and at a higher "
+            f"Between pruners: {mine.family} ends at a lower calibration error than {theirs.family}, and at a higher "
             f"{one.measure.name}, with {where}."
         )
 

@@ -46,7 +46,6 @@ RULES = (
 class Step:
     """A step up the ladder that fits the calibration samples more closely, and something else that is measured."""
 
-    family: str
     lower: Row
     upper: Row
     measure: Measure
@@ -69,7 +68,7 @@ def pitfalls(rows: Rows) -> list[Step]:
     """All steps of all ladders, and to `auto`, at which the calibration error falls and what matters more rises."""
     calibration, *others = rows.measures
     return [
-        Step(family.name, lower, upper, measure)
+        Step(lower, upper, measure)
         for family in rows.families
         for lower, upper in (*pairwise(family.ladder), *_to_auto(family, rows))
         if direction(*means((lower, upper), calibration.of)) == "falls"
@@ -100,7 +99,7 @@ def steps_in_vain(rows: Rows) -> list[tuple[Step, ...]]:
             ways = {measure: direction(*means((lower, upper), measure.of)) for measure in others}
             still = [measure for measure, way in ways.items() if way == "stays"]
             if still and "rises" not in ways.values():
-                found.append(tuple(Step(family.name, lower, upper, measure) for measure in still))
+                found.append(tuple(Step(lower, upper, measure) for measure in still))
     return found
 
 
@@ -129,7 +128,7 @@ def study_verdict(study: Study, rows: Rows) -> Verdict:
         tone, badge, headline = own
     elif found:
         tone, badge = "mixed", "Pitfall seen"
-        steps = len({(pitfall.family, pitfall.upper.rung) for pitfall in found})
+        steps = len({(pitfall.upper.family, pitfall.upper.rung) for pitfall in found})
         place = "from rung to rung" if any(pitfall.upper.rung == AUTO for pitfall in found) else "of a ladder"
         headline = (
             f"A lower calibration error is not always a better model: at {counted(steps, 'step')} {place} it fell "
@@ -194,7 +193,7 @@ def _pitfall_sentences(found: Sequence[Step]) -> Iterator[str]:
     """One sentence a step."""
     steps: dict[tuple[str, str], list[Step]] = {}
     for pitfall in found:
-        steps.setdefault((pitfall.family, pitfall.upper.rung), []).append(pitfall)
+        steps.setdefault((pitfall.upper.family, pitfall.upper.rung), []).append(pitfall)
     for (family, upper), here in steps.items():
         rose = listed([f"{pitfall.measure.name} {_moved(pitfall)}" for pitfall in here])
         fell = _size(*here[0].values(_calibration))
@@ -209,8 +208,9 @@ def _vain_sentences(found: Sequence[tuple[Step, ...]]) -> Iterator[str]:
         fell = _size(*step.values(_calibration))
         still = listed([one.measure.name for one in here])
         yield (
-            f"In vain, by {still}, with {step.family} from {step.lower.rung} to {step.upper.rung}: the calibration "
-            f"error falls by {fell}, and {'that stays' if len(here) == 1 else 'these stay'} within {SLIGHT}."
+            f"In vain, by {still}, with {step.lower.family} from {step.lower.rung} to {step.upper.rung}: the "
+            f"calibration error falls by {fell}, and {'that stays' if len(here) == 1 else 'these stay'} within "
+            f"{SLIGHT}."
         )
 
 

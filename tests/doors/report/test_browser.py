@@ -14,7 +14,7 @@ from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.support.wait import WebDriverWait
 
 from reprune.doors.report.write import report
-from tests.doors.report.records import RUNGS, cell, run_record, study_record
+from tests.doors.report.records import MODEL, RUNGS, cell, run_record, study_record
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 pytestmark = pytest.mark.skipif(not CHROMIUM or not DRIVER, reason="chromium and chromedriver are not installed")
@@ -42,7 +42,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Reports on a run and on a study, with the long names that real ones have."""
     folder = tmp_path_factory.mktemp("reports")
     name = "organization-of-some-length/a-model-with-a-rather-long-name-270m-q4_k_m-a5fd3b62230aa5ec"
-    records = {"reprune.json": run_record(12, model={"name": name, "fingerprint": "ab" * 32})}
+    records = {"reprune.json": run_record(12, model={"name": name, **MODEL})}
     cells = [cell(pruner, rung, count=6, zero_shot=True) for pruner in ("wanda", "sparsegpt") for rung in RUNGS]
     cells += [cell("wanda", rung, count=6, only="mlp", name=f"mlp-{rung}") for rung in ("LR", "BR")]
     failed = {"status": "failed", "error": f"NumericalError: {name} {'is too long ' * 20}"}

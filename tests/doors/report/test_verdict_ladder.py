@@ -152,12 +152,12 @@ def test_cells_that_did_not_end_are_told_and_not_counted() -> None:
     assert "No cell that prunes whole blocks is finished." in verdict_on(cells[1:])
 
 
-def test_cells_of_another_sparsity_or_part_are_no_rung_of_the_same_ladder() -> None:
-    half = [cell("wanda", rung) for rung in RUNGS]
-    other = [cell("wanda", rung, sparsity="2:4", name=f"x{rung}") for rung in RUNGS]
+def test_cells_of_another_part_or_with_own_samples_are_no_rung_of_the_same_ladder() -> None:
+    whole = [cell("wanda", rung) for rung in RUNGS]
+    other = [cell("wanda", rung, self_generate=32, name=f"x{rung}") for rung in RUNGS]
     mlp = [cell("wanda", rung, only="mlp", name=f"m{rung}") for rung in RUNGS]
-    rows = bring_together(Study.model_validate(study_record([*half, *other, *mlp])))
-    assert [family.name.replace("\N{NO-BREAK SPACE}", " ") for family in rows.families] == ["wanda 0.5", "wanda 2:4"]
+    rows = bring_together(Study.model_validate(study_record([*whole, *other, *mlp])))
+    assert [family.name for family in rows.families] == ["wanda", "wanda+32"]
     assert [len(family.rows) for family in rows.families] == [5, 5]
     assert {row.only for row in rows.parts} == {"mlp"}
     assert rows.rungs == RUNGS

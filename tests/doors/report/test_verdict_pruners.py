@@ -30,7 +30,6 @@ def test_a_pruner_that_fits_more_closely_than_another_and_is_worse_is_named() ->
     "changes",
     [
         {},
-        {"sparsity": "2:4"},
         {"self_generate": 8},
         {"relative_calibration_error": 0.9},
         {"perplexity": {}, "test_error": {}},

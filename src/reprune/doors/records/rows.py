@@ -107,11 +107,9 @@ class Measure:
 
 def rows(study: Study) -> list[Row]:
     """All rows, pruner after pruner, then by part and by number of self-generated samples, each along the ladder."""
-    several = len({str(cell.sparsity) for cell in study.cells}) > 1
     found: dict[tuple[str, str, str, str, int], list[Cell]] = {}
     for cell in sorted(study.cells, key=lambda cell: cell.seed):
-        family = f"{cell.pruner}\N{NO-BREAK SPACE}{cell.sparsity}" if several else cell.pruner
-        family += f"+{cell.self_generate}" if cell.self_generate else ""
+        family = f"{cell.pruner}+{cell.self_generate}" if cell.self_generate else cell.pruner
         found.setdefault((family, cell.pruner, cell.rung, cell.only, cell.self_generate), []).append(cell)
     every = [
         Row(*names, tuple(cell for cell in cells if cell.status == "done"), len(cells))

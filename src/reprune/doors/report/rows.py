@@ -34,7 +34,7 @@ DEVICE = peak_memory(lambda held: held.device, largest=False).shown(memory, "pea
 
 @dataclass(frozen=True)
 class Family:
-    """One pruner's rows at one sparsity and number of self-generated samples: the ladder, then `auto`, then others."""
+    """One pruner's rows at one number of self-generated samples: the ladder, then `auto`, then others."""
 
     name: str
     rows: tuple[Row, ...]

@@ -24,14 +24,13 @@ from reprune.planning.axes import LADDER
 def study_page(study: Study) -> Page:
     """The page on a study."""
     rows = bring_together(study)
-    pruners, rungs, sparsities = (
-        listed(list(dict.fromkeys(str(getattr(cell, name)) for cell in study.cells)))
-        for name in ("pruner", "rung", "sparsity")
+    pruners, rungs = (
+        listed(list(dict.fromkeys(getattr(cell, name) for cell in study.cells))) for name in ("pruner", "rung")
     )
     return Page(
         kind="Pruning study",
         title=study.model.name,
-        subtitle=f"{pruners} at {sparsities}, reconstruction {rungs}",
+        subtitle=f"{pruners} at {study.cells[0].sparsity}, reconstruction {rungs}",
         verdict=study_verdict(study, rows),
         tiles=tuple(_tiles(study, rows)),
         sections=tuple(_sections(study, rows)),

@@ -52,8 +52,7 @@ def pruner_sentences(found: Sequence[Closer]) -> Iterator[str]:
 
 def _comparable(first: Family, second: Family) -> bool:
     """Whether two families differ in their pruner alone."""
-    one, other = (family.rows[0].cells[0] for family in (first, second))
-    return one.sparsity == other.sparsity and one.self_generate == other.self_generate
+    return first.rows[0].self_generate == second.rows[0].self_generate
 
 
 def _both(measure: Measure, one: Row, other: Row) -> str:

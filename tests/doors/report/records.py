@@ -174,6 +174,7 @@ def cell(pruner: str, rung: str, *, seed: int = 0, count: int = 4, zero_shot: bo
         "rung": rung,
         "only": "all",
         "seed": seed,
+        "self_generate": 0,
         "status": "done",
         "error": None,
         "folder": f"cells/{pruner}-{rung}-seed{seed}",

@@ -46,7 +46,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     cells = [cell(pruner, rung, count=6, zero_shot=True) for pruner in ("wanda", "sparsegpt") for rung in RUNGS]
     cells += [cell("wanda", rung, count=6, only="mlp", name=f"mlp-{rung}") for rung in ("LR", "BR")]
     failed = {"status": "failed", "error": f"NumericalError: {name} {'is too long ' * 20}"}
-    cells.append({"name": "m", "pruner": "magnitude", "rung": "LR", **failed})
+    cells.append(cell("magnitude", "LR", name="m", **failed))
     records["study.json"] = study_record(cells, zero_shot=True)
     found = {}
     for file, record in records.items():

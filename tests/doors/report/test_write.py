@@ -17,6 +17,8 @@ from reprune.doors.records.study import Study
 from reprune.doors.report.rows import bring_together
 from reprune.doors.report.tables import steps
 from reprune.doors.report.write import report
+from reprune.doors.study.grid import Cell
+from reprune.doors.study.record import new_cell
 from tests.doors.conftest import Cli
 from tests.doors.report.pages import Page, page, words_only, written
 from tests.doors.report.records import cell, fitted, run_record, study_record
@@ -31,8 +33,8 @@ def run_html(tmp_path_factory: pytest.TempPathFactory) -> str:
 def study_html(tmp_path_factory: pytest.TempPathFactory) -> str:
     record = study_record(zero_shot=True)
     record["cells"] += [
-        {"name": "w-bad", "pruner": "wanda", "rung": "LR", "seed": 1, "status": "failed", "error": "Gram <is> broken"},
-        {"name": "w-next", "pruner": "wanda", "rung": "BR", "seed": 1, "status": "pending"},
+        {**new_cell(Cell("wanda", "LR", "all", 1), "0.5"), "status": "failed", "error": "Gram <is> broken"},
+        new_cell(Cell("wanda", "BR", "all", 1), "0.5"),
     ]
     record["cells"] += [cell("wanda", rung, only="mlp", name=f"mlp-{rung}") for rung in ("LR", "BR")]
     return report(written(tmp_path_factory.mktemp("study"), record)).read_text(encoding="utf-8")
@@ -82,8 +84,8 @@ def test_a_study_is_told_whole(study_html: str) -> None:
     assert "Pitfall seen" in text
     for heading in ("Results", "Step by step up the ladder", "Quality by rung", "Attention or feed-forward alone"):
         assert heading in text
-    assert "w-bad failed Gram <is> broken" in text
-    assert "w-next pending" in text
+    assert "wanda-LR-seed1 failed Gram <is> broken" in text
+    assert "wanda-BR-seed1 pending" in text
     assert "boolq arc_easy" in text
     assert "wanda BR+GP 3.61 % 6.08 % 8.46 % 58.76 47.8 % 3:07 1.05 GB" in text
     assert "BR+GP → BR+GP+CR ↓ -38.0 % ↓ -25.0 % ↑ +8.0 % ↑ +4.3 % pitfall" in text.replace("\N{MINUS SIGN}", "-")
@@ -221,7 +223,7 @@ def test_characters_that_no_page_can_hold_are_replaced(tmp_path: Path) -> None:
 
 
 def test_what_was_not_measured_is_left_out_of_a_study(tmp_path: Path) -> None:
-    bare = {"name": "bare", "pruner": "wanda", "rung": "BR", "status": "done"}
+    bare = {**new_cell(Cell("wanda", "BR", "all", 0), "0.5"), "status": "done"}
     none = {"perplexity": {}, "zero_shot": None}
     found = page(tmp_path / "a", study_record([bare], dense=none, settings={}, measures={}, data={}))
     assert not found.all("figure")

@@ -81,14 +81,14 @@ class Cell(Read):
 
     name: str
     pruner: str
-    sparsity: str | float = "0.5"
+    sparsity: str  # of all cells the same
     rung: str
-    only: str = "all"
-    seed: int = 0
-    self_generate: int = 0  # samples that the model has written itself, beside the others
+    only: str
+    seed: int
+    self_generate: int  # samples that the model has written itself, beside the others
     status: Literal["pending", "done", "failed"]
     error: str | None = None
-    folder: str | None = None  # within the study's folder
+    folder: str  # within the study's folder
     calibration_error: Value = None  # this and the next four: of the last block
     heldout_error: Value = None
     relative_calibration_error: Value = None

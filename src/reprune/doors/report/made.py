@@ -88,18 +88,19 @@ def run_made(run: Run) -> Section:
 def study_made(study: Study) -> Section:
     """Settings, versions, data and commands of a study."""
     command = _command("study", study.model.again, "--recipe", "settings.yaml", *_flags(study), "--out", "again")
-    codes = [Code("Make it again, with the settings below as settings.yaml", f"{command}\nreprune report again")]
-    if cell := next((cell for cell in study.cells if cell.folder), None):
-        one = _command("prune", study.model.again, "--recipe", f"{cell.folder}/recipe.yaml", "--out", "one-cell")
-        codes.append(Code("Make one cell's model again", one))
-    codes.append(Code("settings.yaml: what all cells have in common", _yaml(study.settings)))
+    recipe = f"{study.cells[0].folder}/recipe.yaml"
+    one = _command("prune", study.model.again, "--recipe", recipe, "--out", "one-cell")
     return Section(
         "made",
         "How it was made",
         intro=("Each cell's record and recipe are in the study's folder, under cells/.",),
         pairs=[*_model(study.model), *_protocols(study), *_made_with(study.versions, study.machine)],
         tables=_sources([(_samples(key), data) for key, data in study.data.items()]),
-        codes=codes,
+        codes=(
+            Code("Make it again, with the settings below as settings.yaml", f"{command}\nreprune report again"),
+            Code("Make one cell's model again", one),
+            Code("settings.yaml: what all cells have in common", _yaml(study.settings)),
+        ),
     )
 
 

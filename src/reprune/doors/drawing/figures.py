@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import Any, TypeGuard
 
 from reprune.doors.drawing.axes import limits, scale, whole_numbers, write_beside
@@ -140,7 +141,7 @@ def by_rung(
             aside = (number - (len(series) - 1) / 2) * 0.12  # equal values stay apart
             dots = [(place + aside, value) for place, values in enumerate(columns) for value in _known(values)]
             means = [
-                (place + aside, math.fsum(_known(values)) / len(_known(values)))
+                (place + aside, fmean(_known(values)))
                 for place, values in enumerate(columns[:joined])
                 if _known(values)
             ]
@@ -304,7 +305,7 @@ def _add_dense_(axes: Any, dense: Number, handles: list[Any], labels: list[str],
 
 
 def _mean(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    return math.fsum(x for x, _ in points) / len(points), math.fsum(y for _, y in points) / len(points)
+    return fmean(x for x, _ in points), fmean(y for _, y in points)
 
 
 def _is(value: Number) -> TypeGuard[float]:

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from itertools import zip_longest
+from statistics import fmean
 from typing import Any, Self, TypeGuard
 
 from reprune.doors.records.run import Memory, Value
@@ -25,7 +26,7 @@ def known(value: Value) -> TypeGuard[float]:
 def mean(values: Iterable[Value]) -> Value:
     """The mean of those that are known; None if none is."""
     there = [value for value in values if known(value)]
-    return math.fsum(there) / len(there) if there else None
+    return fmean(there) if there else None
 
 
 @dataclass(frozen=True)

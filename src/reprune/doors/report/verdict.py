@@ -9,6 +9,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from statistics import geometric_mean
 from typing import Literal
 
 from reprune.doors.formats import counted
@@ -56,7 +57,7 @@ def mean_change(windows: Sequence[Window], which: Literal["calibration", "heldou
     """The geometric mean of the error after over the error before, less 1; None without epochs."""
     changes = [getattr(window, f"relative_{which}_error") for window in windows if window.epochs]
     ratios = [change.after / change.before for change in changes if change.before > 0 and change.after > 0]
-    return math.exp(math.fsum(map(math.log, ratios)) / len(ratios)) - 1 if ratios else None
+    return geometric_mean(ratios) - 1 if ratios else None
 
 
 def run_verdict(run: Run) -> Verdict:
@@ -162,7 +163,7 @@ def guard_sentences(windows: Sequence[Window]) -> Iterator[str]:
     pairs = [(guard.judged.last, guard.judged.kept) for guard in restored]
     ratios = [kept / last for last, kept in pairs if known(last) and known(kept) and last > 0 and kept > 0]
     if ratios:
-        avoided = 1 - math.exp(math.fsum(map(math.log, ratios)) / len(ratios))
+        avoided = 1 - geometric_mean(ratios)
         where = "that window's" if len(restored) == 1 else "those windows'"
         mean = "" if len(restored) == 1 else " on average"
         yield (

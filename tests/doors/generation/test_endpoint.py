@@ -219,6 +219,7 @@ STRANGE = [
     {"choices": [{"index": 0}]},
     completion(None),
     completion("\ud83d"),
+    '{"choices":' + "[" * 100_000,
 ]
 
 
@@ -237,7 +238,9 @@ def test_an_answer_that_is_no_completion_is_named(strange: object, monkeypatch: 
             author.write([(70, 71)], 0)
 
 
-@pytest.mark.parametrize("strange", [b"<html>", "{oops", {"models": []}, {"data": None}, {"data": ["m"]}])
+@pytest.mark.parametrize(
+    "strange", [b"<html>", "{oops", {"models": []}, {"data": None}, {"data": ["m"]}, "[" * 100_000]
+)
 def test_what_is_no_list_of_models_is_named(strange: object) -> None:
     message = r"\(no list of models\); check the URL"
     with pytest.raises(InputError, match=message), answering(lambda request: strange, model=None):
@@ -305,7 +308,8 @@ def test_a_server_that_repeats_what_it_was_sent_is_not(monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize(
-    ("told", "mean"), [([-1.0, None, -2], -1.5), (["a"], None), ([-1.0, -math.inf], None), (5, None), (None, None)]
+    ("told", "mean"),
+    [([-1.0, None, -2], -1.5), (["a"], None), ([-1.0, -math.inf], None), ([-(10**400)], None), (5, None), (None, None)],
 )
 def test_likelihoods_that_are_no_numbers_are_not_known(told: object, mean: float | None) -> None:
     answer = completion(" man", logprobs={"token_logprobs": told})

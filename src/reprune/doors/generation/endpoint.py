@@ -7,7 +7,6 @@ those of the local tokenizer on the text that came back, and likelihoods are tho
 from __future__ import annotations
 
 import importlib.util
-import math
 import os
 import threading
 from collections import deque
@@ -27,6 +26,7 @@ _RETRIES = 6  # the client waits longer before each, up to some 8 seconds
 _SECONDS = 600.0  # for one text
 _PAUSE = 0.5  # seconds after an answer that is none, doubled each time up to _LONGEST
 _LONGEST = 8.0
+_MOST = 1e9  # far beyond the logarithm of any probability; NaN is not below it either
 _KEY = "OPENAI_API_KEY"
 
 
@@ -102,7 +102,7 @@ class EndpointAuthor(Author):
     def _only_model(self) -> str:
         try:
             listed = [str(one.id) for one in self._client.models.list().data]
-        except (AttributeError, TypeError, ValueError):  # what the client makes of anything else
+        except (AttributeError, TypeError, ValueError, RecursionError):  # what the client makes of anything else
             raise _Strange("no list of models") from None
         if len(listed) == 1:
             return listed[0]
@@ -129,7 +129,7 @@ class EndpointAuthor(Author):
             if not isinstance(text := getattr(choice, "text", None), str):
                 raise ValueError(f"no text in {' '.join(str(answer).split())}")
             text.encode()
-        except ValueError as error:  # of JSON and of characters too
+        except (ValueError, RecursionError) as error:  # of JSON, however deep, and of characters too
             raise _Strange(str(error)) from None
         return choice
 
@@ -165,7 +165,7 @@ class EndpointAuthor(Author):
         text = prompt + choice.text
         told = getattr(getattr(choice, "logprobs", None), "token_logprobs", None)
         values = [value for value in told if value is not None] if isinstance(told, list) else []
-        known = values and all(isinstance(value, int | float) and math.isfinite(value) for value in values)
+        known = values and all(isinstance(value, int | float) and abs(value) < _MOST for value in values)
         mean = sum(values) / len(values) if known else None
         ids = self._ids(text)
         ended = getattr(choice, "finish_reason", None) == "stop"

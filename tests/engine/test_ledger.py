@@ -227,6 +227,22 @@ def test_code_that_came_with_the_model_is_copied_wherever_it_lies(homemade: Path
     assert (tmp_path / "out" / "code.py").read_text() == _CODE
 
 
+def test_code_that_came_with_the_model_is_told_of_before_it_is_run_again(homemade: Path, tmp_path: Path) -> None:
+    class Told(reprune.Watcher):
+        def note(self, text: str) -> None:
+            raise InputError(text)
+
+    with pytest.raises(Interrupted):
+        prune(homemade, tmp_path / "cut", "LR", InterruptAt(0), "trust_remote_code=true")
+    for module in [name for name in sys.modules if name.startswith("transformers_modules.")]:
+        del sys.modules[module]
+    with pytest.raises(
+        InputError, match="cut was begun with trust_remote_code: Python code that comes with the model is"
+    ):
+        reprune.resume(tmp_path / "cut", watcher=Told())
+    assert not any(name.startswith("transformers_modules.") for name in sys.modules)
+
+
 def test_code_that_came_with_the_model_and_has_changed_is_not_run(homemade: Path, tmp_path: Path) -> None:
     model, ran = homemade, tmp_path / "ran"
     with pytest.raises(Interrupted):

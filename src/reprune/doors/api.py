@@ -234,6 +234,8 @@ def resume_sharing(
     ledger = Ledger(local_path(out), begun=True)
     job = ranks.first_does(lambda: _unfinished(ledger, out))
     recipe = Recipe.model_validate(job["recipe"])
+    if recipe.trust_remote_code and model is None:  # or it is given now, with what is allowed
+        watcher.note(f"{out} was begun with trust_remote_code: Python code that comes with the model is run")
     folder = locate_again(recipe.model, Path(job["folder"]), model, notify=watcher.note)
     check_begun_on(recipe.device, out)
     checkpoint = Checkpoint(folder)

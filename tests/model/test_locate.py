@@ -261,6 +261,14 @@ def test_a_cache_that_cannot_be_made_is_an_input_error(gguf: Path, monkeypatch: 
         locate_model(str(gguf))
 
 
+def test_a_link_in_place_of_a_lock_empties_no_file(tmp_path: Path, cache: Path) -> None:
+    cache.mkdir()
+    (tmp_path / "theirs").write_text("theirs")
+    (cache / ".name.lock").symlink_to(tmp_path / "theirs")
+    with locked_cache("name"):
+        assert (tmp_path / "theirs").read_text() == "theirs"
+
+
 @pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK])
 def test_a_cache_on_a_file_system_without_locks_is_an_input_error(
     number: int, gguf: Path, cache: Path, monkeypatch: pytest.MonkeyPatch

@@ -51,7 +51,7 @@ def locked_cache(name: str, notify: Notify = lambda said: None) -> Iterator[Path
     """
     with usable_cache() as root:
         root.mkdir(parents=True, exist_ok=True)
-        lock = (root / f".{name}.lock").open("w")
+        lock = (root / f".{name}.lock").open("a")  # which empties no file that a link in its place leads to
     with lock:
         try:
             hold(lock.fileno(), lambda: notify(f"waiting for another process that is making {name}"))

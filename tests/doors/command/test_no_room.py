@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import reprune
 import reprune.engine.run as engine
 from reprune.errors import NumericalError
 from tests.doors.conftest import QUICK, Cli, Said
+from tests.engine import together
 
 _RUN = ["llama", "--reconstruct", "BR+GP+CR", *QUICK]
 Mount = Callable[[str], None]
@@ -126,20 +128,20 @@ def test_whatever_step_fails_is_named_and_loses_nothing(
         pytest.fail("there was no end of steps")
 
 
+def _limited(size: int, *arguments: str) -> None:
+    """The command line, where no file may be larger."""
+    sys.dont_write_bytecode = True  # it would be cut to that size, too, and each process after it would read that
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+    together.command(*arguments)
+
+
 def test_a_file_that_may_not_grow_is_named(here: Path, whole: dict[str, bytes], cli: Cli) -> None:
     """The error comes from the system through the library that writes tensors, in a process of its own."""
     limit = max(len(content) for content in whole.values()) // 2
-    code = (
-        "import resource, sys\n"
-        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))\n"
-        "from reprune.doors.command.cli import main\n"
-        "main(sys.argv[1:])\n"
-    )
-    # -B: what Python compiles it would cut to that size, too, and each process after it would read that.
-    command = [sys.executable, "-B", "-c", code, "prune", *_RUN, "--out", "out", "-q"]
-    said = subprocess.run(command, capture_output=True, text=True, cwd=here, check=False)
-    _one_error(Said(said.returncode, said.stdout, said.stderr), "File too large")
-    assert ".safetensors" in said.stderr
+    arguments = ["prune", *map(str, _RUN), "--out", "out", "-q"]
+    said = together.start_alone(_limited, limit, *arguments).wait(60)
+    _one_error(Said(said.code, said.out, said.err), "File too large")
+    assert ".safetensors" in said.err
     assert cli("resume", "out", "-q").code == 0
     assert _weights(here / "out") == whole
 

@@ -1,4 +1,4 @@
-"""How a result was made and how to make it again: the end of every report, and the terms it uses. Draws nothing."""
+"""How a result was made and how to make it again: the end of every report. Draws nothing."""
 
 from __future__ import annotations
 
@@ -12,43 +12,6 @@ from reprune.doors.records.study import Study
 from reprune.doors.report.page import Code, Section, Table
 from reprune.doors.report.text import listed
 from reprune.planning.yaml_text import write_yaml
-
-TERMS: Sequence[tuple[str, str]] = (
-    ("Block", "One decoder layer of the model. Blocks are pruned in turn, from the first to the last."),
-    (
-        "Error of a block",
-        "How far the block's outputs are from the dense model's, its input having passed all sparse blocks before it. "
-        "Normalized: the mean square of the difference. Relative: that difference over the power of the dense output, "
-        "so that blocks and models can be compared.",
-    ),
-    (
-        "Calibration and held-out error",
-        "The error on the samples that the weights were fitted to, and on samples kept apart. Only the second tells "
-        "whether the model got better. A test error is the same on a text of its own.",
-    ),
-    (
-        "Window",
-        "Consecutive blocks that are reconstructed together: their weights are trained, the zeros fixed, to give the "
-        "dense model's outputs again.",
-    ),
-    (
-        "Rung",
-        "How closely the blocks are fitted. LR: the pruner's own update alone. BR: each block by itself. BR+GP: each "
-        "block towards the dense model's own states. BR+GP+CR: two overlapping blocks at a time. auto: for each "
-        "window, whichever of no change, one block and two has the lowest held-out error.",
-    ),
-    (
-        "Overfitting, the pitfall",
-        "Each rung lowers the calibration error. That it also lowers the error on other text, or the perplexity, is "
-        "not certain.",
-    ),
-    (
-        "Guard",
-        "Keeps, for each window, the weights of the lowest held-out error among its start and its epochs, and stops "
-        "when that error no longer falls.",
-    ),
-    ("Perplexity", "How uncertain the model is of the next token of a text: lower is better."),
-)
 
 
 def processes_of(run: Run) -> list[tuple[str, str]]:

@@ -79,7 +79,6 @@ class Page:
     verdict: Verdict
     tiles: Sequence[Tile]
     sections: Sequence[Section]
-    terms: Sequence[tuple[str, str]]
 
 
 def render(page: Page) -> str:

@@ -16,7 +16,7 @@ from reprune.doors.drawing.figures import (
 from reprune.doors.formats import sparsities
 from reprune.doors.records.rows import mean
 from reprune.doors.records.run import Change, Distillation, Run, Window
-from reprune.doors.report.made import TERMS, processes_of, run_made
+from reprune.doors.report.made import processes_of, run_made
 from reprune.doors.report.page import Page, Plot, Section, Table, Tile
 from reprune.doors.report.rises import calibration_course, heldout_course, judged_course, rises
 from reprune.doors.report.text import NONE, change, duration, memory, number, share
@@ -42,7 +42,6 @@ def run_page(run: Run) -> Page:
         verdict=run_verdict(run),
         tiles=tuple(_tiles(run)),
         sections=tuple(_sections(run)),
-        terms=TERMS,
     )
 
 

@@ -9,7 +9,7 @@ from reprune.doors.drawing.figures import by_rung, calibration_against, error_by
 from reprune.doors.formats import counted
 from reprune.doors.records.rows import Measure, known
 from reprune.doors.records.study import Study
-from reprune.doors.report.made import TERMS, study_made
+from reprune.doors.report.made import study_made
 from reprune.doors.report.page import Page, Plot, Section, Table, Tile
 from reprune.doors.report.rises import SLIGHT
 from reprune.doors.report.rows import DEVICE, HOST, TIME, Rows, bring_together
@@ -34,7 +34,6 @@ def study_page(study: Study) -> Page:
         verdict=study_verdict(study, rows),
         tiles=tuple(_tiles(study, rows)),
         sections=tuple(_sections(study, rows)),
-        terms=TERMS,
     )
 
 

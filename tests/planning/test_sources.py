@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from pydoc_data.topics import topics
+from types import SimpleNamespace
 
 import datasets
 import pyarrow as pa  # type: ignore[import-untyped]  # it ships no types
@@ -327,6 +328,23 @@ def test_bars_and_logs_are_quiet_only_while_reading(write_jsonl: Write, capfd: p
     assert not datasets.are_progress_bars_disabled()
     assert not are_progress_bars_disabled()
     assert logging.getLogger("datasets").level == level
+
+
+def test_nobody_is_told_that_a_file_of_this_machine_is_read(
+    write_jsonl: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    session = SimpleNamespace(head=lambda url, **_: asked.append(url))
+    monkeypatch.setattr("datasets.load.get_session", lambda: session)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    monkeypatch.delenv("HF_UPDATE_DOWNLOAD_COUNTS", raising=False)
+    counted = datasets.config.HF_UPDATE_DOWNLOAD_COUNTS
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.jsonl").write_bytes(write_jsonl("a").read_bytes())
+    for path in (write_jsonl("a"), tmp_path / "texts"):
+        load_documents(str(path), "train")
+    assert asked == []
+    assert counted == datasets.config.HF_UPDATE_DOWNLOAD_COUNTS
 
 
 @given(texts=st.lists(st.text(), min_size=1))

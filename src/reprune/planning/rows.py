@@ -323,9 +323,10 @@ def _token_column(dataset: Any) -> str | None:
 
 @contextlib.contextmanager
 def quiet_reading() -> Iterator[None]:
-    """Progress bars and log lines of the readers off, and afterwards as they were before."""
+    """Progress bars, log lines and counting of the readers off, and afterwards as they were before."""
     import datasets
     import huggingface_hub.utils as hub
+    from datasets import config
 
     with contextlib.ExitStack() as stack:
         for logger in (logging.getLogger("datasets"), logging.getLogger("huggingface_hub")):
@@ -339,4 +340,7 @@ def quiet_reading() -> Iterator[None]:
             if variable not in os.environ and not bars.are_progress_bars_disabled():
                 bars.disable_progress_bars()
                 stack.callback(bars.enable_progress_bars)
+        if "HF_UPDATE_DOWNLOAD_COUNTS" not in os.environ:  # else a server is told of local files too
+            stack.callback(setattr, config, "HF_UPDATE_DOWNLOAD_COUNTS", config.HF_UPDATE_DOWNLOAD_COUNTS)
+            config.HF_UPDATE_DOWNLOAD_COUNTS = False
         yield

@@ -26,6 +26,8 @@ from tests.damage import flip_bit
 from tests.engine.quick import prune, tensors
 from tests.engine.test_ledger import InterruptAt, Interrupted, files
 
+pytestmark = pytest.mark.usefixtures("short_manual")
+
 LAST = ["distill.blocks=2", "distill.epochs=3", "distill.lr=2%"]
 MANY: dict[str, Any] = {"samples": 48, "heldout": "manual=16"}
 """Samples from which held-out predictions gain whatever the text; of fewer, the guard may take all of it back."""

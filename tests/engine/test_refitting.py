@@ -21,6 +21,8 @@ from reprune.planning.schedule import Window
 from tests import tiny
 from tests.engine.test_run import prune, tensors
 
+pytestmark = pytest.mark.usefixtures("short_manual")
+
 REFIT = "solver.start=least-squares"
 _FORMS = [name for name in tiny.CONFIGS if name not in ("qwen2", "qwen3", "mistral")]
 """Left out are those whose biases, norms and windows another has."""

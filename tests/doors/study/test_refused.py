@@ -189,9 +189,20 @@ def test_a_cell_is_nowhere_but_in_its_own_folder(name: str, here: Path, whole: P
     assert (here / "other" / "mine.txt").exists()
 
 
-@pytest.mark.parametrize("name", ["cells", "cells/magnitude-BR+GP-seed0"])
-def test_cells_behind_a_link_are_refused_as_they_would_be_removed(name: str, here: Path, whole: Path) -> None:
+@pytest.mark.parametrize(("key", "lost"), [("settings", "pruner"), ("dense", "perplexity"), ("dense", "zero_shot")])
+def test_a_record_that_lacks_what_a_study_goes_on_from_is_refused(key: str, lost: str, here: Path, whole: Path) -> None:
+    file = copy_of(whole, here) / "study.json"
+    record = json.loads(file.read_text())
+    del record[key][lost]
+    file.write_text(json.dumps(record))
+    with pytest.raises(InputError, match=rf"cannot read it as a study \({key}\.{lost}(: field required| is missing)\)"):
+        study("llama", "s", **SMALL, **SETTINGS)
+
+
+@pytest.mark.parametrize("name", ["cells", "cells/magnitude-BR+GP-seed0", "figures", ".cells"])
+def test_what_is_behind_a_link_is_refused_as_it_would_be_removed(name: str, here: Path, whole: Path) -> None:
     link = copy_of(whole, here) / name
+    link.mkdir(exist_ok=True)
     link.rename(here / "other")
     link.symlink_to(here / "other")
     with pytest.raises(InputError, match=rf"s/{re.escape(name)} is a link to .*/other; put a folder in its place"):

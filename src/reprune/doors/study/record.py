@@ -58,6 +58,8 @@ def read_study(folder: Path) -> StudyRecord:
     try:
         record: StudyRecord = read_json(path.read_text(encoding="utf-8"))
         records.Study.model_validate(record)
+        if not isinstance(record["settings"].get("pruner"), dict):
+            raise ValueError("settings.pruner is missing")
         for cell in record["cells"]:
             if missing := records.Cell.model_fields.keys() - cell.keys():
                 raise ValueError(f"{min(missing)} is missing in a cell")
@@ -108,8 +110,8 @@ class StudyFolder:
         What a process left that was killed before its study began is no hindrance.
         """
         cells = self.path / "cells"
-        for folder in (cells, *cells.glob("*")):
-            if folder.is_symlink():  # what it leads to would be removed
+        for folder in (self.apart, self.path / "figures", cells, *cells.glob("*")):
+            if folder.is_symlink():  # what it leads to, or holds, would be removed
                 raise InputError(
                     f"--out {self.path}: {folder} is a link to {folder.readlink()}; put a folder in its place."
                 )

@@ -164,7 +164,7 @@ class Rows:
         known = builder.config.data_files or {}
         for file in (file for names in known.values() for file in names):
             if ".." in Path(file).parts or not Path(file).is_relative_to(self.path):  # as a README.md may say
-                raise InputError(f"{label}: names the file {file!s:.200}, outside the folder; refused")
+                raise self._refused(f"names the file {file!s:.200}, outside the folder; refused")
         splits = list(known) if self.split == "all" else [name.strip() for name in self.split.split("+")]
         files = [file for name in splits for file in known[name]] if known.keys() >= set(splits) else []
         cut = getattr(builder.config, "sample_by", None) == "line"

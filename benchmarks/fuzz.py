@@ -40,8 +40,8 @@ def targets(folder: Path) -> dict[str, Callable[[bytes], object]]:
     from reprune.doors.report.read import read_records
     from reprune.doors.study.record import read_study
     from reprune.engine.ledger import Ledger
+    from reprune.files.sealed import seal
     from reprune.model.checkpoint import Checkpoint
-    from reprune.model.sealed import seal
     from reprune.planning.layers import read_recipe, resolve_recipe
     from reprune.planning.sources import parse_source
     from reprune.planning.textfiles import check_lines, explain_json

@@ -15,7 +15,7 @@ import pytest
 import reprune
 
 _ROOT = Path(reprune.__file__).parent
-_FLOORS = ["math", "model", "planning", "engine", "doors"]
+_FLOORS = ["math", "files", "model", "planning", "engine", "doors"]
 _ROOMS = [
     "printable",
     "formats",

@@ -19,8 +19,8 @@ from reprune.doors import api
 from reprune.engine.ledger import Ledger
 from reprune.engine.watcher import Watcher
 from reprune.errors import ChangedError, InputError
+from reprune.files.sealed import seal, unseal
 from reprune.model.checkpoint import Checkpoint
-from reprune.model.sealed import seal, unseal
 from reprune.planning.schedule import Window
 from tests import tiny
 from tests.damage import flip_bit

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from reprune.engine.ledger import Ledger
 from reprune.engine.window import PrunedBlock
 from reprune.errors import InputError
+from reprune.files.durable import sha256
+from reprune.files.sealed import seal
 from reprune.model.block import Block, Precision
-from reprune.model.durable import sha256
-from reprune.model.sealed import seal
 from reprune.planning.layers import resolve_recipe
 from reprune.planning.schedule import windows
 from tests.damage import flip_bit

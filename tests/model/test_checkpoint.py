@@ -16,9 +16,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from reprune.errors import ChangedError, InputError, UnsupportedModelError
+from reprune.files.durable import sha256
 from reprune.model import checkpoint
 from reprune.model.checkpoint import Checkpoint, differing
-from reprune.model.durable import sha256
 
 from .. import tiny
 from ..damage import add_unknown, flip_bit

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from reprune.files.cache import cache_root
 from reprune.model import gguf as module
-from reprune.model.cache import cache_root
 from reprune.model.gguf import convert_gguf, converted_folder, is_whole
 from tests import tiny
 from tests.doors.demo.test_model import write_gguf

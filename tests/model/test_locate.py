@@ -21,7 +21,7 @@ import transformers
 from transformers import modeling_gguf_pytorch_utils
 
 from reprune.errors import InputError, UnsupportedModelError
-from reprune.model.cache import cache_root, locked_cache
+from reprune.files.cache import cache_root, locked_cache
 from reprune.model.locate import locate_model
 from tests import tiny
 from tests.doors.demo.test_model import write_gguf

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 
 from reprune.errors import InputError
+from reprune.files.yaml_text import read_yaml
 from reprune.math.checked import Checked
 from reprune.math.magnitude import Magnitude
 from reprune.planning import pruners
 from reprune.planning.axes import PRUNERS, place
 from reprune.planning.layers import parse_setting, resolve_recipe
 from reprune.planning.recipe import PrunerRecipe, Recipe
-from reprune.planning.yaml_text import read_yaml
 from tests.packages import install, write_pruner
 
 CODE = """

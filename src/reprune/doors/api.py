@@ -40,10 +40,10 @@ from reprune.engine.run import Methods, run_windows
 from reprune.engine.shared import Shared
 from reprune.engine.watcher import Watcher
 from reprune.errors import HalfPrecisionError, InputError, going_on
+from reprune.files.local import local_path
 from reprune.math.ranks import ALONE, Ranks
 from reprune.model.checkpoint import Checkpoint, differing
 from reprune.model.decoder import Decoder
-from reprune.model.local import local_path
 from reprune.model.locate import locate_again
 from reprune.model.undisturbed import undisturbed
 from reprune.planning.overlap import sketch

@@ -11,7 +11,7 @@ from pathlib import Path
 from reprune.doors.records.study import FILE as STUDY
 from reprune.engine.ledger import Ledger
 from reprune.errors import InputError
-from reprune.model.local import local_path
+from reprune.files.local import local_path
 from reprune.model.locate import locate_model
 
 

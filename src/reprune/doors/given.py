@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from reprune.engine.watcher import Watcher
-from reprune.model.local import local_path
+from reprune.files.local import local_path
 from reprune.planning.layers import read_recipe, recipe_of, resolve_recipe
 from reprune.planning.recipe import Recipe
 

@@ -38,9 +38,9 @@ from reprune.engine.speed import Speed, measure_speed
 from reprune.engine.watcher import Watcher
 from reprune.engine.work import Group, Work
 from reprune.errors import InputError
+from reprune.files.local import local_path
 from reprune.model.block import Precision
 from reprune.model.decoder import Decoder
-from reprune.model.local import local_path
 from reprune.model.undisturbed import undisturbed
 from reprune.model.whole import whole_bytes
 from reprune.planning.recipe import Recipe

@@ -10,8 +10,8 @@ from reprune.doors.found import what_is_there
 from reprune.engine.ledger import Ledger
 from reprune.engine.result import RECORD
 from reprune.errors import InputError
-from reprune.model.local import local_path
-from reprune.model.wellformed import read_json
+from reprune.files.local import local_path
+from reprune.files.wellformed import read_json
 
 
 @dataclass(frozen=True)

@@ -22,18 +22,18 @@ from reprune.engine.ledger import Ledger
 from reprune.engine.probe import TOKENS, Probe, rms
 from reprune.engine.result import RECORD
 from reprune.errors import InputError, RepruneError, out_of_memory, short
+from reprune.files.durable import sha256
+from reprune.files.local import local_path
+from reprune.files.wellformed import read_json
 from reprune.math.patterns import Pattern, parse_pattern
 from reprune.model.bare import model_class, read_config
 from reprune.model.block import Enough
 from reprune.model.decoder import Decoder
-from reprune.model.durable import sha256
-from reprune.model.local import local_path
 from reprune.model.locate import locate_model
 from reprune.model.plain_kernels import plain_kernels
 from reprune.model.quiet import quiet_transformers
 from reprune.model.uncached import uncached
 from reprune.model.undisturbed import undisturbed
-from reprune.model.wellformed import read_json
 
 TOLERANCE = 0.05
 """How far the states of the forward pass may be off, relative: products in bfloat16 are by a hundredth or so."""

@@ -33,10 +33,10 @@ from torch import Tensor
 
 from reprune.engine.window import PrunedBlock
 from reprune.errors import InputError
+from reprune.files.durable import append_line, sha256, sync_folder, whole_lines, write_tensors, write_text
+from reprune.files.lock import is_held, locked
+from reprune.files.sealed import seal, unseal
 from reprune.model.decoder import Decoder
-from reprune.model.durable import append_line, sha256, sync_folder, whole_lines, write_tensors, write_text
-from reprune.model.lock import is_held, locked
-from reprune.model.sealed import seal, unseal
 from reprune.planning.recipe import Recipe
 from reprune.planning.schedule import Window
 

@@ -19,12 +19,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from reprune.errors import InputError
+from reprune.files.durable import sha256, write_durably, write_tensors, write_text
+from reprune.files.readable import is_readable
+from reprune.files.wellformed import read_json
 from reprune.model.checkpoint import NAMES_WEIGHTS
 from reprune.model.decoder import Decoder
-from reprune.model.durable import sha256, write_durably, write_tensors, write_text
 from reprune.model.locate import BESIDE, LOADED
-from reprune.model.readable import is_readable
-from reprune.model.wellformed import read_json
 
 RECORD = "reprune.json"
 RECIPE = "recipe.yaml"

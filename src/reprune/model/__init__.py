@@ -2,9 +2,7 @@
 
 `decoder` is what the engine uses. The modules, by what they are about:
 
-- folders and files: `locate` finds a model's folder, by `cache`, `gguf`, `gguf_file`, `gguf_settled`, `local`,
-  `snapshots`, `urls`; files are read by `readable`, `unchanged`, `wellformed`, written by `durable`, `sealed`, and kept
-  to one process by `lock`;
+- a model's folder: `locate` finds it, by `gguf`, `gguf_file`, `gguf_settled`, `snapshots`;
 - tensors: `checkpoint`, `conversion`, `outside`, `unread`;
 - a decoder without its weights: `skeleton`, by `bare` and `recorder`; what blocks hand on, by `forms`, `handing`,
   `written`, `passing`, `nested`; what is in a block and what it costs, by `weightless`, `without_weights`, `linears`,

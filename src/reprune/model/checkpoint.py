@@ -20,11 +20,11 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from reprune.errors import InputError, UnsupportedModelError
-from reprune.model.durable import sha256
-from reprune.model.readable import check_readable
+from reprune.files.durable import sha256
+from reprune.files.readable import check_readable
+from reprune.files.unchanged import Unchanged
+from reprune.files.wellformed import read_json
 from reprune.model.snapshots import called
-from reprune.model.unchanged import Unchanged
-from reprune.model.wellformed import read_json
 
 DTYPES = {
     "F64": torch.float64,

@@ -19,8 +19,8 @@ from typing import Any
 from safetensors import SafetensorError
 
 from reprune.errors import InputError, UnsupportedModelError, short
-from reprune.model.cache import Notify, cache_root, locked_cache
-from reprune.model.durable import sync_folder
+from reprune.files.cache import Notify, cache_root, locked_cache
+from reprune.files.durable import sync_folder
 from reprune.model.gguf_file import read_gguf
 from reprune.model.gguf_settled import save_tokenizer, settle_, settle_tokenizer_
 from reprune.model.quiet import quiet_transformers

@@ -13,14 +13,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from reprune.errors import InputError, UnsupportedModelError, lacks_home, short
-from reprune.model.cache import Notify
+from reprune.files.cache import Notify
+from reprune.files.local import local_path
+from reprune.files.readable import check_readable
+from reprune.files.urls import without_secrets
+from reprune.files.wellformed import read_json
 from reprune.model.checkpoint import TOKENIZER
 from reprune.model.gguf import convert_gguf, is_whole
-from reprune.model.local import local_path
-from reprune.model.readable import check_readable
 from reprune.model.snapshots import hub_commit
-from reprune.model.urls import without_secrets
-from reprune.model.wellformed import read_json
 
 _LICENCES = ("license", "licence", "notice", "copying", "use_policy", "terms")
 _TEXTS = ("", "-MODEL", "-CODE", "*.txt", "*.md", "*.rst", "*.html", "*.pdf")

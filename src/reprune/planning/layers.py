@@ -14,10 +14,10 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from reprune.errors import InputError
-from reprune.model.wellformed import read_json
+from reprune.files.wellformed import read_json
+from reprune.files.yaml_text import read_yaml
 from reprune.planning.recipe import RUNG_SETTINGS, Recipe, in_full
 from reprune.planning.sources import split_count, split_path
-from reprune.planning.yaml_text import read_yaml
 
 
 def read_recipe(path: Path) -> dict[str, Any]:

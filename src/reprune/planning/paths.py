@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from reprune.model.local import local_path
+from reprune.files.local import local_path
 from reprune.model.locate import by_commit
 from reprune.model.snapshots import hub_commit
 from reprune.planning.recipe import Recipe

@@ -21,6 +21,7 @@ from pydantic import (
 )
 
 from reprune.errors import InputError
+from reprune.files.yaml_text import write_yaml
 from reprune.math.adam import Adam
 from reprune.math.magnitude import Magnitude
 from reprune.math.patterns import Pattern, parse_pattern
@@ -35,7 +36,6 @@ from reprune.planning.devices import is_device
 from reprune.planning.generation.language import ANY, can_tell, wrong_language
 from reprune.planning.generation.settings import FILTERS, PREFIX, Generation, generation, wrong_filters
 from reprune.planning.sparsities import Sparsities
-from reprune.planning.yaml_text import write_yaml
 
 RUNG_SETTINGS: Mapping[str, dict[str, Any]] = {
     "LR": {"schedule": {"size": 1, "stride": 1}, "teacher": "local", "solver": {"name": "none"}},

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from reprune.errors import InputError
-from reprune.model.wellformed import read_json
+from reprune.files.wellformed import read_json
 
 STATE = "state.json"  # of a data set, and of each split of a dictionary of them
 NO_TEXT = "expected at least one row of text, but there is none; give another"

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Literal, final
 
 from reprune.errors import InputError
-from reprune.model.local import local_path
+from reprune.files.local import local_path
 from reprune.planning.documents import Documents, label
 from reprune.planning.rows import SUFFIXES, Rows, places
 from reprune.planning.saved import saved_files

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import BinaryIO, cast, final
 
 from reprune.errors import InputError
-from reprune.model.wellformed import read_json
+from reprune.files.wellformed import read_json
 
 _LARGE = 2**30  # bytes that any compressed file may unpack to
 _PACKED = 200  # times smaller than it is no text becomes; gzip makes a thousand of what is all the same

@@ -23,7 +23,7 @@ from reprune.doors.command.generate import way_on
 from reprune.doors.command.options import exit_codes
 from reprune.engine import fresh as engine
 from reprune.errors import NumericalError
-from reprune.model.sealed import seal, unseal
+from reprune.files.sealed import seal, unseal
 from reprune.planning.generation.corpus import Corpus
 from tests.doors.conftest import QUICK, Cli
 from tests.doors.demo.test_model import write_gguf

@@ -13,7 +13,7 @@ import pytest
 from reprune.doors.study.record import StudyFolder, differences
 from reprune.doors.study.run import study
 from reprune.errors import InputError
-from reprune.model.durable import write_text
+from reprune.files.durable import write_text
 from tests import tiny
 from tests.doors.conftest import QUICK, Cli
 from tests.doors.study.runs import GRID, ONE, SETTINGS, SMALL, STUDY, TEXTS, copy_of

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from reprune.model.local import local_path
+from reprune.files.local import local_path
 
 _SETTINGS = "--set"  # its values hold an equals sign, by which a MODEL after them is told
 _MANY = ("--calibration", "--heldout", "--include", "--exclude", _SETTINGS)

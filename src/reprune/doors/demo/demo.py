@@ -25,8 +25,8 @@ from reprune.doors.report.write import NAME
 from reprune.engine.ledger import FOLDER, Ledger
 from reprune.engine.result import INDEX, RECIPE, RECORD
 from reprune.errors import InputError
+from reprune.files.wellformed import read_json
 from reprune.model.checkpoint import Checkpoint
-from reprune.model.wellformed import read_json
 from reprune.planning.paths import local_name
 
 SAMPLES, SEQLEN, EPOCHS = 32, 256, 3

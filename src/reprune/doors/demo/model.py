@@ -12,7 +12,7 @@ from pathlib import Path
 from types import ModuleType
 
 from reprune.errors import InputError
-from reprune.model.cache import Notify, locked_cache
+from reprune.files.cache import Notify, locked_cache
 from reprune.model.gguf import converted_folder, is_whole
 from reprune.model.locate import locate_model
 

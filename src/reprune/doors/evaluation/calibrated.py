@@ -7,7 +7,7 @@ from pathlib import Path
 
 from reprune.doors.evaluation.protocols import CutText
 from reprune.engine.result import RECORD
-from reprune.model.wellformed import read_json
+from reprune.files.wellformed import read_json
 from reprune.planning.overlap import overlap
 
 _TOLD = 0.02  # of passages: less is boilerplate

@@ -16,8 +16,8 @@ from contextlib import suppress
 from typing import Any, final
 
 from reprune.errors import InputError, RepruneError
+from reprune.files.urls import without_secrets
 from reprune.math.seeds import seed_of
-from reprune.model.urls import without_secrets
 from reprune.planning.generation.firsts import signs
 from reprune.planning.generation.rounds import Author, Ids, Written
 from reprune.planning.generation.settings import PREFIX, Generation

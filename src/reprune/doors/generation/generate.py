@@ -18,12 +18,12 @@ from reprune.doors.generation.local import LocalAuthor
 from reprune.doors.processes import check_devices, check_model, check_versions
 from reprune.engine.record import versions
 from reprune.errors import InputError, going_on
+from reprune.files.local import local_path
+from reprune.files.lock import locked
 from reprune.math.ranks import ALONE, Ranks
 from reprune.model.bare import longest
 from reprune.model.checkpoint import Checkpoint, digests_beside
 from reprune.model.full_speed import full_speed
-from reprune.model.local import local_path
-from reprune.model.lock import locked
 from reprune.model.snapshots import called
 from reprune.model.undisturbed import undisturbed
 from reprune.planning.generation.corpus import Corpus

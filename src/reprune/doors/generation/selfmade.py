@@ -17,12 +17,12 @@ from reprune.doors.generation.generate import GenerationWatcher, generate
 from reprune.engine.peak_memory import forget_peak_memory, peak_memory_bytes
 from reprune.engine.record import versions
 from reprune.engine.watcher import Watcher
+from reprune.files.cache import cache_root, usable_cache
+from reprune.files.durable import write_text
+from reprune.files.lock import locked
 from reprune.math.ranks import ALONE, Ranks
-from reprune.model.cache import cache_root, usable_cache
 from reprune.model.checkpoint import digests_beside
 from reprune.model.decoder import Decoder
-from reprune.model.durable import write_text
-from reprune.model.lock import locked
 from reprune.planning.generation.corpus import Corpus
 from reprune.planning.generation.settings import Generation
 from reprune.planning.recipe import Recipe

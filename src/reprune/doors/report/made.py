@@ -11,7 +11,7 @@ from reprune.doors.records.run import Data, Origin, Run
 from reprune.doors.records.study import Study
 from reprune.doors.report.page import Code, Section, Table
 from reprune.doors.report.text import listed
-from reprune.planning.yaml_text import write_yaml
+from reprune.files.yaml_text import write_yaml
 
 
 def processes_of(run: Run) -> list[tuple[str, str]]:

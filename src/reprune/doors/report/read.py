@@ -12,7 +12,7 @@ from reprune.doors.records.run import Run, fault
 from reprune.doors.records.study import FILE as STUDY
 from reprune.doors.records.study import Study
 from reprune.errors import InputError
-from reprune.model.wellformed import read_json
+from reprune.files.wellformed import read_json
 
 RUN = "reprune.json"
 

@@ -9,8 +9,8 @@ from reprune.doors.records.run import Run
 from reprune.doors.report.page import MARK, check_extra, render
 from reprune.doors.report.read import read_records
 from reprune.errors import InputError
-from reprune.model.durable import write_text
-from reprune.model.local import local_path
+from reprune.files.durable import write_text
+from reprune.files.local import local_path
 
 NAME = "report.html"
 

@@ -15,11 +15,11 @@ from reprune.doors.study.watcher import NotesOfRun, StudyWatcher
 from reprune.engine.record import machine, versions
 from reprune.engine.result import RECORD
 from reprune.errors import InputError
+from reprune.files.local import local_path
+from reprune.files.unchanged import Unchanged
 from reprune.model.checkpoint import differing, digests_beside
 from reprune.model.decoder import Decoder
-from reprune.model.local import local_path
 from reprune.model.locate import at_commit, by_commit
-from reprune.model.unchanged import Unchanged
 from reprune.planning.axes import PRUNERS
 from reprune.planning.paths import on_record
 from reprune.planning.pruners import package

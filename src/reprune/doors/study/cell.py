@@ -26,7 +26,7 @@ from reprune.engine.result import INDEX, RECIPE, RECORD
 from reprune.engine.shared import Shared
 from reprune.engine.watcher import Watcher
 from reprune.errors import InputError, RepruneError, is_expected
-from reprune.model.wellformed import read_json
+from reprune.files.wellformed import read_json
 from reprune.planning.recipe import Recipe
 
 _FOLDERS = re.compile(r"(?<![\w./-])/(?:[^\s/]+/)+")  # of an absolute path, all but its last part

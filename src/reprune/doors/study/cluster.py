@@ -28,7 +28,7 @@ from reprune.doors.study.watcher import NotesOfRun, StudyWatcher
 from reprune.engine.record import versions
 from reprune.engine.watcher import Watcher
 from reprune.errors import InputError
-from reprune.model.durable import write_text
+from reprune.files.durable import write_text
 from reprune.planning.paths import absolute, with_path
 
 RETRIES = 3

@@ -14,7 +14,7 @@ from reprune.doors.study.files import FIGURES
 from reprune.doors.study.record import StudyRecord
 from reprune.doors.study.table import error_columns, perplexity_columns
 from reprune.errors import InputError
-from reprune.model.durable import write_text
+from reprune.files.durable import write_text
 from reprune.planning.axes import ALL
 
 

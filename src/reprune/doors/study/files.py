@@ -22,7 +22,7 @@ from reprune.doors.study.table import (
     quality_columns,
     task_columns,
 )
-from reprune.model.durable import write_text
+from reprune.files.durable import write_text
 from reprune.planning.axes import ALL, PARTS
 from reprune.planning.shares import total
 from reprune.planning.sources import parse_source

@@ -24,9 +24,9 @@ from reprune.doors.records.run import fault
 from reprune.doors.records.study import FILE
 from reprune.doors.study.grid import Cell, flat
 from reprune.errors import InputError
-from reprune.model.durable import unfinished, write_text
-from reprune.model.lock import locked
-from reprune.model.wellformed import read_json
+from reprune.files.durable import unfinished, write_text
+from reprune.files.lock import locked
+from reprune.files.wellformed import read_json
 
 KIND, FORMAT = "reprune study", 1
 

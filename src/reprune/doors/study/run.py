@@ -32,7 +32,7 @@ from reprune.doors.study.record import CellRecord, StudyFolder, StudyRecord, cel
 from reprune.doors.study.watcher import StudyWatcher
 from reprune.engine.result import INDEX, RECIPE
 from reprune.errors import InputError, going_on
-from reprune.model.local import local_path
+from reprune.files.local import local_path
 from reprune.model.undisturbed import undisturbed
 from reprune.planning.axes import PRUNERS, RUNGS
 from reprune.planning.recipe import Recipe

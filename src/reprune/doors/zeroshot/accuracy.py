@@ -21,10 +21,10 @@ from reprune.doors.found import find_model
 from reprune.doors.zeroshot.rows import LAYOUTS, Row
 from reprune.doors.zeroshot.tasks import Task, load_tasks, quiet_harness, require_harness
 from reprune.errors import InputError
+from reprune.files.local import local_path
 from reprune.model.block import Precision
 from reprune.model.checkpoint import Checkpoint
 from reprune.model.full_speed import full_speed
-from reprune.model.local import local_path
 from reprune.model.undisturbed import undisturbed
 from reprune.model.whole import collect_models, load_model, weights_dtype
 from reprune.planning.tokenizer import load_tokenizer

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, final
 
 from reprune.errors import InputError
-from reprune.model.wellformed import read_json
+from reprune.files.wellformed import read_json
 from reprune.planning.textfiles import read_text
 
 Row = dict[str, Any]

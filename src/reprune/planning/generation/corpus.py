@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any, TypeGuard, final
 
 from reprune.errors import InputError
+from reprune.files.durable import append_line, cut, sync_folder, whole_lines, write_text
+from reprune.files.wellformed import read_json
 from reprune.model.checkpoint import differing
-from reprune.model.durable import append_line, cut, sync_folder, whole_lines, write_text
 from reprune.model.locate import by_commit
-from reprune.model.wellformed import read_json
 from reprune.planning.generation.filters import Filter, Text
 from reprune.planning.generation.rounds import Round
 

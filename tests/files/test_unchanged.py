@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from reprune.errors import ChangedError, going_on
-from reprune.model.unchanged import Unchanged
+from reprune.files.unchanged import Unchanged
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from reprune.errors import InputError
-from reprune.model.lock import is_held, locked
+from reprune.files.lock import is_held, locked
 
 
 @pytest.mark.parametrize("folder", [True, False])

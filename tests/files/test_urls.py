@@ -9,8 +9,8 @@ import pytest
 from huggingface_hub import errors
 
 from reprune.errors import InputError
+from reprune.files.urls import without_secrets
 from reprune.model.locate import locate_model
-from reprune.model.urls import without_secrets
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from reprune.model import durable
-from reprune.model.durable import append_line, write_durably, write_tensors, write_text
+from reprune.files import durable
+from reprune.files.durable import append_line, write_durably, write_tensors, write_text
 
 
 @pytest.fixture
@@ -127,7 +127,7 @@ from pathlib import Path
 import safetensors.torch
 import torch
 
-from reprune.model import durable
+from reprune.files import durable
 
 
 def killed_within(tensors, path, metadata):

@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from reprune.model.wellformed import read_json
+from reprune.files.wellformed import read_json
 
 _SEAL = "sha256"
 

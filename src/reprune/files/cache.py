@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from reprune.errors import InputError
-from reprune.model.lock import hold
+from reprune.files.lock import hold
 
 Notify = Callable[[str], None]
 """Is told in one sentence what takes long."""

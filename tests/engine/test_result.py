@@ -22,7 +22,7 @@ from reprune.errors import ChangedError, InputError
 from reprune.model.decoder import Decoder
 from tests import tiny
 from tests.engine.quick import prune
-from tests.model.test_readable import deny
+from tests.files.test_readable import deny
 
 
 def finished(folder: Path, out: Path, others: Collection[str] = ("words.vocab",)) -> Path:

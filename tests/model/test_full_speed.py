@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from reprune.engine.speed import resident_bytes
+from reprune.engine.peak_memory import resident_bytes
 from reprune.model import full_speed as module
 from reprune.model.full_speed import fast_float32, full_speed, kept_heap, trim_heap
 

@@ -131,7 +131,7 @@ def test_the_way_on_with_a_file_of_texts_is_the_same_command(
         with pytest.raises(typer.Exit), exit_codes(way_on=partial(way_on, tmp_path / "self.jsonl")):
             raise KeyboardInterrupt
         assert capsys.readouterr().err == said
-        Corpus(tmp_path / "self.jsonl").open({}, 1)
+        Corpus(tmp_path / "self.jsonl").open({"model": {}}, 1)
 
 
 def test_a_run_goes_on_where_nobody_reads_what_it_prints(here: Path) -> None:

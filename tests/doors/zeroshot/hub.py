@@ -9,6 +9,24 @@ from datasets import ClassLabel, Features, Sequence, Value
 TEXT = Value("string")
 CHOICES = {"text": Sequence(TEXT), "label": Sequence(TEXT)}
 
+_ROOF = {
+    "ind": 24,
+    "activity_label": "Roof shingle removal",
+    "ctx_a": "A man is sitting on a roof.",
+    "ctx_b": "he",
+    "ctx": "A man is sitting on a roof. he",
+    "endings": ["is using wrap.", "is ripping  tiles [substeps] off.", "sings.", "starts pulling."],
+}
+_EGGS = {
+    "ind": 25,
+    "activity_label": "Home and Garden",
+    "ctx_a": "[header] How to boil eggs [title] Take a pot. [step] Fill it.",
+    "ctx_b": "",
+    "ctx": "[header] How to boil eggs [title] Take a pot. [step] Fill it.",
+    "endings": ["Wait. [title] Eat.", "Run.", "Sleep.", "Sing."],
+}
+"""Of HellaSwag: what local lines and the Hub have alike."""
+
 # Of each task: where it is on the Hub, its split, the Hub's features, and rows (as local lines have them, as the Hub).
 HUB: dict[str, tuple[tuple[str, str | None], str, Features, list[tuple[dict[str, Any], dict[str, Any]]]]] = {
     "boolq": (
@@ -70,21 +88,11 @@ HUB: dict[str, tuple[tuple[str, str | None], str, Features, list[tuple[dict[str,
         [
             (
                 {
-                    "ind": 24,
-                    "activity_label": "Roof shingle removal",
-                    "ctx_a": "A man is sitting on a roof.",
-                    "ctx_b": "he",
-                    "ctx": "A man is sitting on a roof. he",
-                    "endings": ["is using wrap.", "is ripping  tiles [substeps] off.", "sings.", "starts pulling."],
+                    **_ROOF,
                     "label": 3,
                 },
                 {
-                    "ind": 24,
-                    "activity_label": "Roof shingle removal",
-                    "ctx_a": "A man is sitting on a roof.",
-                    "ctx_b": "he",
-                    "ctx": "A man is sitting on a roof. he",
-                    "endings": ["is using wrap.", "is ripping  tiles [substeps] off.", "sings.", "starts pulling."],
+                    **_ROOF,
                     "source_id": "activitynet~v_-JhWjGDPHMY",
                     "split": "val",
                     "split_type": "indomain",
@@ -93,21 +101,11 @@ HUB: dict[str, tuple[tuple[str, str | None], str, Features, list[tuple[dict[str,
             ),
             (
                 {
-                    "ind": 25,
-                    "activity_label": "Home and Garden",
-                    "ctx_a": "[header] How to boil eggs [title] Take a pot. [step] Fill it.",
-                    "ctx_b": "",
-                    "ctx": "[header] How to boil eggs [title] Take a pot. [step] Fill it.",
-                    "endings": ["Wait. [title] Eat.", "Run.", "Sleep.", "Sing."],
+                    **_EGGS,
                     "label": 0,
                 },
                 {
-                    "ind": 25,
-                    "activity_label": "Home and Garden",
-                    "ctx_a": "[header] How to boil eggs [title] Take a pot. [step] Fill it.",
-                    "ctx_b": "",
-                    "ctx": "[header] How to boil eggs [title] Take a pot. [step] Fill it.",
-                    "endings": ["Wait. [title] Eat.", "Run.", "Sleep.", "Sing."],
+                    **_EGGS,
                     "source_id": "wikihow~1",
                     "split": "val",
                     "split_type": "zeroshot",

@@ -10,8 +10,7 @@ from pathlib import Path
 
 from reprune.doors.records.rows import Measure, Row, by_own_samples, errors, rows
 from reprune.doors.records.study import Study
-from reprune.doors.study.files import FIGURES
-from reprune.doors.study.record import StudyRecord
+from reprune.doors.study.record import FIGURES, StudyRecord
 from reprune.doors.study.table import error_columns, perplexity_columns
 from reprune.errors import InputError
 from reprune.files.durable import write_text

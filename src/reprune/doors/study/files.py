@@ -11,7 +11,7 @@ from typing import Any
 from reprune.doors.evaluation.protocols import describe
 from reprune.doors.records.rows import Measure, Row, rows
 from reprune.doors.records.study import ERRORS, Study
-from reprune.doors.study.record import CellRecord, StudyRecord
+from reprune.doors.study.record import FIGURES, CellRecord, StudyRecord
 from reprune.doors.study.table import (
     NOTHING,
     cost_columns,
@@ -26,8 +26,6 @@ from reprune.files.durable import write_text
 from reprune.planning.axes import ALL, PARTS
 from reprune.planning.shares import total
 from reprune.planning.sources import parse_source
-
-FIGURES = "figures"
 
 
 def write_tables(folder: Path, record: StudyRecord) -> None:

@@ -29,6 +29,7 @@ from reprune.files.lock import locked
 from reprune.files.wellformed import read_json
 
 KIND, FORMAT = "reprune study", 1
+FIGURES = "figures"
 
 StudyRecord = dict[str, Any]
 """The content of study.json, which `records.Study` describes."""
@@ -110,7 +111,7 @@ class StudyFolder:
         What a process left that was killed before its study began is no hindrance.
         """
         cells = self.path / "cells"
-        for folder in (self.apart, self.path / "figures", cells, *cells.glob("*")):
+        for folder in (self.apart, self.path / FIGURES, cells, *cells.glob("*")):
             if folder.is_symlink():  # what it leads to, or holds, would be removed
                 raise InputError(
                     f"--out {self.path}: {folder} is a link to {folder.readlink()}; put a folder in its place."

@@ -129,24 +129,22 @@ class SolverRecipe(RecipePart):
         return LeastSquares(self.ridge) if self.start == "least-squares" else None
 
     def build(self, guard: bool) -> Solver:
+        if self.name == "none":
+            return NoSolver()
         adam = self.descent(self.epochs, self.settled().lr, guard)
-        match self.name:
-            case "none":
-                return NoSolver()
-            case "adam":
-                return adam
-            case "widening":
-                # An epoch on one block of two costs half of one on both: together less than `epochs` on both take,
-                # which leaves time for the tries of first steps. The rate falls over both as it does over one.
-                whole = max(2 * self.epochs // 3, 1)
-                part = max(self.epochs - whole, 1)
-                middle = whole / (part + whole)
-                adam = replace(adam, try_first_step=True)
-                return Widening(
-                    last_part=replace(adam, epochs=part, decay=(1.0, middle)),
-                    whole=replace(adam, epochs=whole, decay=(middle, 0.0)),
-                    only_part=adam,
-                )
+        if self.name == "adam":
+            return adam
+        # An epoch on one block of two costs half of one on both: together less than `epochs` on both take, which
+        # leaves time for the tries of first steps. The rate falls over both as it does over one.
+        whole = max(2 * self.epochs // 3, 1)
+        part = max(self.epochs - whole, 1)
+        middle = whole / (part + whole)
+        adam = replace(adam, try_first_step=True)
+        return Widening(
+            last_part=replace(adam, epochs=part, decay=(1.0, middle)),
+            whole=replace(adam, epochs=whole, decay=(middle, 0.0)),
+            only_part=adam,
+        )
 
     def descent(self, epochs: int, rate: float | str | None, guard: bool) -> Adam:
         """Adam with these settings, but for the number of epochs and the learning rate."""

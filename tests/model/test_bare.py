@@ -15,6 +15,8 @@ from transformers import (
     BertConfig,
     Llama4TextConfig,
     LlamaForCausalLM,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
     MixtralConfig,
     OPTConfig,
     RobertaConfig,
@@ -57,6 +59,17 @@ def test_experts_beyond_any_memory_are_made_without_it(kind: Any, architecture: 
     kind(vocab_size=16, num_local_experts=2**16, architectures=[architecture], **size).save_pretrained(tmp_path)
     block = build_bare(tmp_path, trust_remote_code=False).model.layers[0]
     assert sum(parameter.numel() for parameter in block.parameters()) > 2**43
+
+
+@pytest.mark.parametrize("architectures", [None, ["LlavaOfAnotherRelease"]])
+def test_a_model_of_several_parts_is_the_whole_also_where_its_class_is_not_said(
+    architectures: list[str] | None, tmp_path: Path
+) -> None:
+    vision = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    LlavaConfig(
+        text_config=tiny.CONFIGS["llama"]().to_dict(), vision_config=vision, architectures=architectures
+    ).save_pretrained(tmp_path)
+    assert isinstance(build_bare(tmp_path, trust_remote_code=False), LlavaForConditionalGeneration)
 
 
 @pytest.mark.parametrize(("kind", "longest_"), [(RobertaConfig, 29), (BertConfig, 32), (OPTConfig, 32)])

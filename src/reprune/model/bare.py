@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.initialization import no_init_weights
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING as CAUSAL
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES as ENCODERS
+from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIMODAL_LM_MAPPING as SEVERAL_PARTS
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 
 from reprune.errors import InputError, UnsupportedModelError, out_of_memory, short
@@ -212,7 +214,7 @@ def _parameters_on_meta() -> Iterator[None]:
 
 
 def model_class(config: Any) -> Any:
-    """The class that loads a model: what its configuration says if Transformers has that, else as for any decoder.
+    """The class that loads a model: what its configuration says if Transformers has that, else the one of its type.
 
     Of a model of several parts, such as one that reads images too, it is the whole.
     """
@@ -221,4 +223,6 @@ def model_class(config: Any) -> Any:
             kind = getattr(transformers, str(name), None)
             if GENERATIVE.search(str(name)) and isinstance(kind, type) and issubclass(kind, PreTrainedModel):
                 return kind
+        if type(config) not in CAUSAL and type(config) in SEVERAL_PARTS:
+            return SEVERAL_PARTS[type(config)]
     return AutoModelForCausalLM

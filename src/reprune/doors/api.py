@@ -228,15 +228,21 @@ def resume(
 
 @undisturbed()
 def resume_sharing(
-    out: str | os.PathLike[str], watcher: Watcher, shared: Shared | None, ranks: Ranks = ALONE, model: str | None = None
+    out: str | os.PathLike[str],
+    watcher: Watcher,
+    shared: Shared | None,
+    ranks: Ranks = ALONE,
+    given: Recipe | None = None,
 ) -> dict[str, Any]:
-    """`resume` with what runs of one study have in common, and the model as that is given now."""
+    """`resume` with what runs of one study have in common, and the recipe that it is asked for by now."""
     ledger = Ledger(local_path(out), begun=True)
     job = ranks.first_does(lambda: _unfinished(ledger, out))
     recipe = Recipe.model_validate(job["recipe"])
-    if recipe.trust_remote_code and model is None:  # or it is given now, with what is allowed
+    if recipe.trust_remote_code and given is None:
         watcher.note(f"{out} was begun with trust_remote_code: Python code that comes with the model is run")
-    folder = locate_again(recipe.model, Path(job["folder"]), model, notify=watcher.note)
+    if given is not None and recipe.trust_remote_code > given.trust_remote_code:
+        raise InputError(f"{out}: this run began with trust_remote_code; give --trust-remote-code, if you trust it.")
+    folder = locate_again(recipe.model, Path(job["folder"]), given and given.model, notify=watcher.note)
     check_begun_on(recipe.device, out)
     checkpoint = Checkpoint(folder)
     changed = min(differing(job["weights"], checkpoint.digests()), default=None)

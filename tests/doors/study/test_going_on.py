@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+import reprune
 from reprune.doors.study import cell as study_cell
 from reprune.doors.study.measures import Bench
 from reprune.doors.study.record import StudyFolder, read_study
@@ -22,7 +23,7 @@ from reprune.engine import fresh as engine
 from reprune.errors import ChangedError, InputError, NumericalError
 from tests.damage import flip_bit
 from tests.doors.conftest import Cli
-from tests.doors.study.runs import GRID, ONE, SETTINGS, SMALL, STUDY, cell, copy_of, numbers
+from tests.doors.study.runs import GRID, MEASURES, ONE, SETTINGS, SMALL, STUDY, cell, copy_of, numbers
 from tests.engine import together
 
 TWO = [*GRID[:3], "--rungs", "LR", *STUDY]
@@ -223,6 +224,26 @@ def test_a_run_that_cannot_be_gone_on_with_begins_anew(left: str, here: Path, wh
     study("llama", "s", **SMALL, **SETTINGS)
     assert numbers(read_study(folder)) == numbers(read_study(whole))
     assert {path.name for path in (folder / "cells" / NAMES[1]).iterdir()} == {"reprune.json", "recipe.yaml"}
+
+
+def test_a_cell_that_was_begun_with_code_of_the_models_runs_none_that_the_study_is_not_given(
+    here: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a study of somebody else's, whose cell may name any folder as the model's."""
+    folder = copy_of(whole, here)
+    record = read_study(folder)
+    record["cells"][1] |= {"status": "pending", "blocks": []}
+    StudyFolder(folder).save(record)
+    out = folder / "cells" / NAMES[1]
+    shutil.rmtree(out)
+    stop_at(monkeypatch, engine, "prune_block_", lambda *_: True, 2)
+    flags = {key: value for key, value in SETTINGS.items() if key not in MEASURES}
+    with pytest.raises(KeyboardInterrupt):
+        reprune.prune("llama", out, pruner="wanda", reconstruct="BR+GP", trust_remote_code=True, **flags)
+    (done, failed) = study("llama", "s", **SMALL, **SETTINGS)["cells"]
+    assert (done["status"], failed["status"]) == ("done", "failed")
+    assert "began with trust_remote_code; give --trust-remote-code, if you trust it. (Remove " in str(failed["error"])
+    assert not (out / "reprune.json").exists()
 
 
 def _killed(*arguments: str) -> None:

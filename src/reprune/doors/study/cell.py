@@ -125,7 +125,7 @@ class _CellRun:
         recipe, folder = self.task.recipe, self.task.folder
         if Ledger(folder).exists:
             try:
-                resume_sharing(folder, watcher, self.shared, model=recipe.model)
+                resume_sharing(folder, watcher, self.shared, given=recipe)
             except InputError as error:
                 raise InputError(f"{error} (Remove {folder} to begin this cell anew.)") from None
             return

@@ -79,3 +79,17 @@ def test_what_reads_images_is_carried_along(seeing: Path, tmp_path: Path) -> Non
     dense, sparse = _logits(seeing), _logits(out)
     assert torch.isfinite(sparse).all()
     assert 0 < (dense - sparse).norm() < 0.5 * dense.norm()
+
+
+def test_experts_are_pruned_also_where_the_whole_is_of_another_class(tmp_path: Path) -> None:
+    vision = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    config = tf.LlavaConfig(
+        text_config=tiny.MIXTURES["qwen3_moe"]().to_dict(), vision_config=vision | {"image_size": 28, "patch_size": 14}
+    )
+    torch.manual_seed(0)
+    tf.LlavaForConditionalGeneration(config).save_pretrained(tmp_path / "dense")
+    tiny.tokenizer().save_pretrained(tmp_path / "dense")
+    settings = ["pruner.min_tokens=4"]
+    record = reprune.prune(tmp_path / "dense", tmp_path / "out", reconstruct="LR", settings=settings, **_RUN)
+    assert all(sum("tokens" in matrix for matrix in block["matrices"]) == 12 for block in record["blocks"])
+    assert reprune.verify(tmp_path / "out").passed

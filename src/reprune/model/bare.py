@@ -171,8 +171,9 @@ def build_bare(folder: Path, trust_remote_code: bool) -> Any:
         check_embedding(model)
         model.tie_weights()
         # Experts one by one: only so can be seen, whatever the architecture, what is multiplied by what.
-        if getattr(model, "_can_set_experts_implementation", bool)():
-            model.set_experts_implementation("eager")
+        for part in model.modules():  # of several, each has its own class, which alone may know of experts
+            if getattr(part, "_can_set_experts_implementation", bool)():
+                part.set_experts_implementation("eager")
     return model.eval()
 
 

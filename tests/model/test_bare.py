@@ -24,7 +24,7 @@ from transformers import (
 
 from reprune.errors import InputError, UnsupportedModelError
 from reprune.model import bare
-from reprune.model.bare import build_bare, longest
+from reprune.model.bare import build_bare, check_embedding, longest
 from reprune.model.skeleton import Skeleton
 from tests import tiny
 
@@ -70,6 +70,12 @@ def test_a_model_of_several_parts_is_the_whole_also_where_its_class_is_not_said(
         text_config=tiny.CONFIGS["llama"]().to_dict(), vision_config=vision, architectures=architectures
     ).save_pretrained(tmp_path)
     assert isinstance(build_bare(tmp_path, trust_remote_code=False), LlavaForConditionalGeneration)
+
+
+def test_of_a_whole_that_embeds_no_tokens_the_parts_that_generate_are_named() -> None:
+    whole = nn.ModuleDict({"thinker": tiny.build("llama"), "vocoder": nn.Linear(2, 2)})
+    with pytest.raises(UnsupportedModelError, match="of its parts, thinker can generate: load it"):
+        check_embedding(whole)
 
 
 @pytest.mark.parametrize(("kind", "longest_"), [(RobertaConfig, 29), (BertConfig, 32), (OPTConfig, 32)])

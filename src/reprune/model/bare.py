@@ -127,10 +127,17 @@ def check_embedding(model: Any) -> None:
     except Exception:  # Transformers' own where it finds none, or whatever a model's own code raises
         found = None
     if not isinstance(found, nn.Module):
-        raise UnsupportedModelError(
-            f"{type(model).__name__}: its get_input_embeddings() gives no module; have it return the one that embeds "
-            "tokens."
-        )
+        way = "have it return the one that embeds tokens"
+        if parts := [name for name, part in model.named_children() if _generates(part)]:
+            way = (
+                f"of its parts, {' and '.join(parts)} can generate: load it with from_pretrained, write the one that "
+                "makes text with save_pretrained, copy the tokenizer's files there, and give that folder"
+            )
+        raise UnsupportedModelError(f"{type(model).__name__}: its get_input_embeddings() gives no module; {way}.")
+
+
+def _generates(module: nn.Module) -> bool:
+    return isinstance(module, PreTrainedModel) and bool(module.can_generate())
 
 
 def build_bare(folder: Path, trust_remote_code: bool) -> Any:

@@ -20,6 +20,7 @@ from reprune.files.urls import without_secrets
 from reprune.files.wellformed import read_json
 from reprune.model.checkpoint import TOKENIZER
 from reprune.model.gguf import convert_gguf, is_whole
+from reprune.model.instead import parts_of_training, pickled, without_config
 from reprune.model.snapshots import hub_commit
 
 _LICENCES = ("license", "licence", "notice", "copying", "use_policy", "terms")
@@ -38,7 +39,6 @@ _UNWANTED = [  # second copies of the same weights
     *(f"*.{kind}{rest}" for kind in ("fp16", "bf16", "fp32") for rest in (".safetensors", "-*", ".index.*")),
 ]
 _VARIANT = re.compile(r"(model|model\.safetensors\.index)\.(fp16|bf16|fp32)\.(safetensors|json)")
-_PICKLE = re.compile(r"pytorch_model.*\.bin|[^/]*\.(pth|pt|ckpt)")
 _BESIDE_GGUF = re.compile(r"mmproj|imatrix", re.IGNORECASE)  # in names of what is beside models in that format
 _PART = re.compile(r"-\d{5}-of-\d{5}\.gguf$", re.IGNORECASE)
 GENERATIVE = re.compile(r"(ForCausalLM|LMHeadModel|ForConditionalGeneration)$")
@@ -72,6 +72,8 @@ def locate_model(model: str, *, notify: Notify = lambda said: None, weights: boo
         _check_folder(path, model, weights)
         return path.resolve()
     if path.is_file():
+        if (path.parent / "config.json").is_file() and path.suffix.lower() != ".gguf":
+            raise InputError(f"{model}: is a file of a model; give the folder that it is in: {path.parent}")
         return convert_gguf(path, notify)
     if path.suffix.lower() == ".gguf":
         raise InputError(f"{model}: no such file; download a GGUF from the Hub first (hf download REPO FILE).")
@@ -181,15 +183,11 @@ def _check_folder(
                 f"'hf download {model}{at} --local-dir FOLDER', rename the file there to {variant[1]}.{variant[3]}, "
                 "then give FOLDER."
             )
-        if pickles := [file for file in names if _PICKLE.fullmatch(file)]:
-            given = f"{model!r}, revision={revision!r}" if revision else repr(model)
-            raise InputError(
-                f"{name}: its weights are pickles ({pickles[0]}), which can run code and are never read. "
-                f"If you trust them: AutoModelForCausalLM.from_pretrained({given}).save_pretrained(FOLDER), "
-                "the same with AutoTokenizer, then give FOLDER."
-            )
+        given = f"{model!r}, revision={revision!r}" if revision else repr(model)
+        if said := parts_of_training(names, model) or pickled(names, given):
+            raise InputError(f"{name}: {said}")
     elif not ggufs:
-        raise InputError(f"{name}: has no config.json, so it is not a model folder.")
+        raise InputError(f"{name}: {parts_of_training(names, model) or without_config(folder, names)}")
     if ggufs:
         gguf = min(ggufs, key=lambda file: (bool(_BESIDE_GGUF.search(file)), bool(_PART.search(file))))
         way = f"what 'hf download {model} {gguf}{at}' gives" if gguf in left else f"{Path(name, gguf)}"

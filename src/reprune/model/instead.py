@@ -1,0 +1,60 @@
+"""What lies in a folder in place of the files that a model is read from, and what to do about it.
+
+Knows names of files alone: opens none.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+_PICKLE = re.compile(r"pytorch_model.*\.bin|[^/]*\.(pth|pt|ckpt)")
+_OF_TRAINING = re.compile(r"(optimizer|scheduler|scaler|rng_state|random_states|training_args)[^/]*")  # no weights
+_LOADED_PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")  # by Transformers
+_DEEPSPEED, _FSDP = "zero_to_fp32.py", re.compile(r"pytorch_model_fsdp_\d+")
+_NAMED = 3  # folders, in a message
+
+
+def parts_of_training(names: Sequence[str], name: str) -> str | None:
+    """What to do about weights that each process of a training run has saved its part of; None where there are none."""
+    way = None
+    if _DEEPSPEED in names:
+        way = f"'python {Path(name, _DEEPSPEED)} {name} OUT --safe_serialization'"
+    elif folder := next(filter(_FSDP.fullmatch, names), None):
+        way = f"'accelerate merge-weights {Path(name, folder)} OUT'"
+    elif any(file.endswith(".distcp") for file in names):
+        way = "what has trained the model"
+    return way and (
+        f"its weights are in parts, as the processes that trained it have saved them; have {way} put them together "
+        "as *.safetensors, copy config.json and the tokenizer's files to them, and give that folder."
+    )
+
+
+def pickled(names: Sequence[str], loaded: str) -> str | None:
+    """What to do about weights that are pickles, or None; Transformers loads them from what is `loaded`."""
+    pickles = [file for file in names if _PICKLE.fullmatch(file) and not _OF_TRAINING.fullmatch(file)]
+    if not pickles:
+        return None
+    way = "have what wrote them save the model by save_pretrained, then give that folder."
+    if any(file in names for file in _LOADED_PICKLES):
+        way = (
+            f"AutoModelForCausalLM.from_pretrained({loaded}).save_pretrained(FOLDER), the same with AutoTokenizer, "
+            "then give FOLDER."
+        )
+    return f"its weights are pickles ({pickles[0]}), which can run code and are never read. If you trust them: {way}"
+
+
+def without_config(folder: Path, names: Sequence[str]) -> str:
+    """Why a folder without config.json is no model's, and which is meant."""
+    within = sorted(file.parent for pattern in ("*", "*/*") for file in folder.glob(f"{pattern}/config.json"))
+    if within:
+        shown = ", ".join(map(str, within[:_NAMED]))
+        more = f" and {len(within) - _NAMED} more" if len(within) > _NAMED else ""
+        return f"has no config.json, so it is not a model folder; there is one in {shown}{more}: give the one you mean."
+    if "params.json" in names:
+        return (
+            "has no config.json; params.json is of its maker's own format, which is not read: give the model in that "
+            "of Transformers (config.json, *.safetensors)."
+        )
+    return "has no config.json, so it is not a model folder."

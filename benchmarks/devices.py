@@ -22,8 +22,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from architectures import SAMPLES, SEQLEN, alone, build, in_processes, write_text
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from alone import alone, in_processes
+from main_job import SAMPLES
+from tiny_models import CAUSAL, SEQLEN, build, write_text
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -41,7 +42,7 @@ def examine(model_type: str, out: Path) -> dict[str, str]:
     shutil.rmtree(folder, ignore_errors=True)
     found = {}
     try:
-        build(model_type, folder / "dense")
+        build(CAUSAL, model_type, folder / "dense")
     except Exception as error:  # whatever a model raises
         return {"not built": str(error)}
     pretended.device()
@@ -87,7 +88,7 @@ def main() -> None:
     write_text(options.out)
     file = options.out / "devices.json"
     found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    wanted = options.only or list(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+    wanted = options.only or list(CAUSAL)
 
     def done(name: str, outcome: dict[str, Any]) -> None:
         found[name] = outcome

@@ -36,6 +36,7 @@ SIZES: Mapping[str, int] = {
     **dict.fromkeys(("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length"), 128),
     **dict.fromkeys(("max_target_positions", "max_source_positions", "context_length", "index_topk"), 128),
     **dict.fromkeys(("vocab_size", "vocab_size_per_layer_input", "unpadded_vocab_size", "text_vocab_size"), VOCABULARY),
+    **dict.fromkeys(("out_hidden_size", "text_hidden_size", "output_dim"), WIDTH),  # of what is made of images
     **dict.fromkeys(("rotary_dim", "partial_rotary_dim"), 8),
     **dict.fromkeys(("mamba_n_heads", "mamba_num_heads", "n_mamba_heads"), 4),
     **dict.fromkeys(("mamba_d_ssm", "mamba_intermediate_size"), WIDTH),
@@ -53,7 +54,19 @@ _INDEXER = {
     "indexer_compress_ratio": 2,
 }
 _SHARES_KEYS = {"num_kv_shared_layers": 2, "layer_types": ["sliding_attention", "full_attention"] * 2}
+_ROPE = {"rope_type": "default", "rope_theta": 10000.0}
+
+
+def _sections(*sizes: int) -> Mapping[str, Any]:
+    """Of positions in time, height and width: how many frequencies each has."""
+    return {"rope_parameters": {**_ROPE, "mrope_section": list(sizes)}}
+
+
+_SECTIONS = _sections(2, 3, 3)
 _LATENT = {"num_key_value_heads": HEADS}  # latent attention has as many heads of keys
+_TEXT_SECTIONS, _TEXT_LATENT = {"text_config": _SECTIONS}, {"text_config": _LATENT}
+_THINKER_SECTIONS = {"thinker_config": _TEXT_SECTIONS}
+_IMAGE_TOKENS = {"vocabulary_map": {"<image>": 5, "<|extra_200|>": 6}}
 ODD: Mapping[str, Mapping[str, Any]] = {
     **dict.fromkeys(("axk1", "axk2", "deepseek_v3", "deepseek_v32", "sarvam_mla"), _LATENT),
     **dict.fromkeys(("glm4_moe_lite", "glm_moe_dsa", "longcat_flash", "minicpm3", "youtu", "kimi_linear"), _LATENT),
@@ -75,12 +88,22 @@ ODD: Mapping[str, Mapping[str, Any]] = {
     },
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2, "num_dense_layers": 1},
     "gemma3n_text": {**_SHARES_KEYS, "intermediate_size": WIDE},
-    "gemma3n": {"text_config": {**_SHARES_KEYS, "intermediate_size": WIDE}},
+    "gemma3n": {
+        "text_config": {**_SHARES_KEYS, "intermediate_size": WIDE},
+        "vision_config": {"architecture": "mobilenetv3_small_050"},
+    },
+    "fast_vlm": {"vision_config": {"architecture": "mobilenetv3_small_050", "hidden_size": WIDTH}},
+    "perception_lm": {
+        "vision_config": {
+            "architecture": "vit_pe_core_tiny_patch16_384",
+            "model_args": {"embed_dim": WIDTH, "depth": 2, "num_heads": HEADS, "img_size": [32, 32]},
+        }
+    },
     "gemma4_text": _SHARES_KEYS,
     "zamba": {"layers_block_type": ["linear_attention", "hybrid"] * 2, "attention_head_dim": 32, **_SHARED},
     "zamba2": {"layers_block_type": ["mamba", "hybrid"] * 2, "num_mem_blocks": 1, "mamba_headdim": 32, **_SHARED},
     "xmod": {"default_language": "en_XX"},
-    "cohere_compass_text": {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 10000.0}}},
+    "cohere_compass_text": {"rope_parameters": {"full_attention": _ROPE}},
     "qwen4_exp": {"text_config": _INDEXER},
     "qwen4_exp_text": _INDEXER,
     "dots3_note": {
@@ -92,6 +115,25 @@ ODD: Mapping[str, Mapping[str, Any]] = {
         "decoder_config": {"hidden_size_global": WIDTH},
     },
     "gpt_neo": {"attention_types": [[["global", "local"], 2]]},
+    **dict.fromkeys(("qwen2_vl", "qwen2_5_vl", "qwen2_5_omni_thinker", "qwen3_omni_moe_thinker"), _TEXT_SECTIONS),
+    **dict.fromkeys(
+        ("glm4v", "glm46v", "glmga", "glm_ocr", "cosmos3_edge", "hy_v4_vl", "paddleocr_vl"), _TEXT_SECTIONS
+    ),
+    **dict.fromkeys(("qwen2_5_omni", "qwen3_omni_moe"), _THINKER_SECTIONS),
+    **dict.fromkeys(("glm5_next", "kimi_k25", "mistral_large4"), _TEXT_LATENT),
+    **dict.fromkeys(("chameleon", "emu3"), _IMAGE_TOKENS),
+    "mistral4": {**_LATENT, "head_dim": 32},
+    "step3p7": {"text_config": {"sliding_window": 8}},
+    "glm4v_moe": {"text_config": _sections(1, 1, 2)},
+    "ernie4_5_vl_moe": {"text_config": _sections(3, 3, 2)},
+    "cohere_compass": {"text_config": {"rope_parameters": {"full_attention": _ROPE}}},
+    "deepseek_ocr2": {
+        "text_config": {"mlp_layer_types": ["dense", *["sparse"] * 3], "n_routed_experts": 4, "num_experts_per_tok": 2}
+    },
+    "diffusion_gemma": {"text_config": {"num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": WIDTH}},
+    "hunyuan_vl": {"text_config": {"head_dim": 16}},
+    "molmo2": {"adapter_config": {"vision_feature_layer": [3, 2]}},
+    "nemotron_h_omni": {"vision_config": {"video_temporal_patch_size": 2}, "text_config": {"n_groups": 1}},
     "dots1": {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2},
     "dbrx": {
         "attn_config": {"kv_n_heads": 2, "clip_qkv": 8.0, "rope_theta": 10000.0},

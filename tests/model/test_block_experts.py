@@ -88,6 +88,33 @@ def test_listed_experts_are_of_the_stage_of_their_like_and_come_last_where_no_to
     ]
 
 
+class _Gated(nn.Module):
+    """Two linears of each expert read the same; no token is routed to the first of three experts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.experts = nn.ModuleList(
+            nn.ModuleDict({name: nn.Linear(4, 4) for name in ("up", "down", "gate")}) for _ in range(3)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        for expert in list(self.experts)[1:]:
+            x = x + expert["down"](expert["gate"](mixed := x * 2) * expert["up"](mixed))
+        return x
+
+
+def test_what_reads_the_same_in_experts_that_run_is_one_group_of_those_that_do_not() -> None:
+    block = Block(0, _Gated(), torch.device("cpu"), Precision())
+    assert _told(block) == [
+        (("experts.1.gate", "experts.1.up"), True, "experts.*.gate"),
+        (("experts.1.down",), True, "experts.*.down"),
+        (("experts.2.gate", "experts.2.up"), True, "experts.*.gate"),
+        (("experts.2.down",), True, "experts.*.down"),
+        (("experts.0.up", "experts.0.gate"), True, "experts.*.gate"),
+        (("experts.0.down",), True, "experts.*.down"),
+    ]
+
+
 def test_stacked_experts_are_matrix_by_matrix_those_that_read_the_same_and_stack_after_stack() -> None:
     stacks = [
         Stack(name, 2, (4, 4), (4, 1), shares, 1.0)

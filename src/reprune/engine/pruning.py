@@ -101,7 +101,21 @@ def prune_block_(
         else:
             notes += job.prune_(together)
             notes.append(f"{_place(pruned, together)}: left as the pruner made them: each token has experts of its own")
+    _require_tokens(pruned)
     return notes + job.other_shares()
+
+
+def _require_tokens(pruned: PrunedBlock) -> None:
+    """Raise `UnsupportedModelError` where no token was seen to reach any of the experts that run together."""
+    reached: dict[str, int] = {}  # by stage
+    for group in (group for group in pruned.groups if group.expert):
+        stage = group.stage or ""
+        reached[stage] = reached.get(stage, 0) + pruned.tokens[group.names[0]]
+    if blind := next((stage for stage, tokens in reached.items() if not tokens), None):
+        raise UnsupportedModelError(
+            f"block {pruned.index}: no token was seen to reach the experts of {blind}; if --set "
+            f"precision=float32 does not help, leave them dense with --set 'exclude=[\"{blind}*\"]'."
+        )
 
 
 def _stages(groups: Sequence[LinearGroup]) -> list[list[LinearGroup]]:
@@ -133,7 +147,6 @@ class _Job:
         notes: list[str] = []
         results: list[tuple[LinearGroup, list[Pruned] | None]] = []
         poor: dict[str, list[LinearGroup]] = {}  # by stage: experts that too few tokens reach
-        reached: dict[str, int] = {}  # by stage: tokens
         parts = passes(groups, self.pruner)
         # What the pruner makes of one group need not wait in memory for that of all, unless statistics are to come of
         # the block as it is, or other processes make theirs meanwhile.
@@ -142,7 +155,6 @@ class _Job:
             for group, statistics in zip(together, self._statistics(together), strict=True):
                 if group.expert:
                     stage = group.stage or ""
-                    reached[stage] = reached.get(stage, 0) + statistics.tokens
                     self.pruned.tokens |= dict.fromkeys(group.names, statistics.tokens)
                     if self._is_poor(group, statistics):
                         poor.setdefault(stage, []).append(group)
@@ -151,11 +163,6 @@ class _Job:
                     continue
                 mine = len(results) % self.ranks.count == self.ranks.number
                 results.append((group, self._results(group, statistics) if mine else None))
-        if blind := next((stage for stage, tokens in reached.items() if not tokens), None):
-            raise UnsupportedModelError(
-                f"block {self.pruned.index}: no token was seen to reach the experts of {blind}; if --set "
-                f"precision=float32 does not help, leave them dense with --set 'exclude=[\"{blind}*\"]'."
-            )
         for number, (group, found) in enumerate(results):
             notes += self._set_(group, found, number % self.ranks.count)
         return notes + [self._note(stage, few) for stage, few in poor.items()]

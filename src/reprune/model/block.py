@@ -243,10 +243,11 @@ class Block:
             self.run(states, call)
         shared = [tuple(one for one in linears if runs[one.name] == 1) for _, linears in seen]
         repeated = [linear for linear in self.linears if runs.get(linear.name, 0) > 1]
+        running = [self._plain_group(linears) for linears in shared if linears]
         return [
-            *(self._plain_group(linears) for linears in shared if linears),
+            *running,
             *(LinearGroup((linear,), once=False) for linear in repeated),
-            *(self._plain_group((linear,)) for linear in self._idle_experts({*runs}, lists)),
+            *self._idle_experts({*runs}, lists, running),
             *self._stacked_groups(order),
         ]
 
@@ -261,17 +262,35 @@ class Block:
                 assert linears[0].stack is not None
                 yield LinearGroup(tuple(linears), expert=linears[0].stack.routed, stage=shares)
 
-    def _idle_experts(self, running: set[str], lists: set[str]) -> Iterator[Linear]:
-        """Linears of experts, kept as lists of modules, that no token of this batch was routed to; `lists` have run."""
+    def _idle_experts(self, names: set[str], lists: set[str], running: Sequence[LinearGroup]) -> Iterator[LinearGroup]:
+        """Groups of experts, kept as lists of modules, that no token of this batch was routed to; `lists` have run.
+
+        `names` are of the linears that have. Those of an expert are together that read the same in one that has run.
+        """
+        stages: dict[str, str] = {}  # by what a linear is of its expert
+        for group in (group for group in running if group.stage is not None):
+            for linear in group.linears:
+                stages.setdefault(self._of_expert(linear)[0], group.stage)
+        together: dict[tuple[str, ...], list[Linear]] = {}
         for linear in self.linears:
-            if linear.module is not None and linear.name not in running and not lists.isdisjoint(self._lists(linear)):
-                yield linear
+            if linear.module is not None and linear.name not in names and not lists.isdisjoint(self._lists(linear)):
+                what, *expert = self._of_expert(linear)
+                together.setdefault((stages.get(what, what), *expert), []).append(linear)
+        for (stage, *_), linears in together.items():
+            yield LinearGroup(tuple(linears), expert=True, stage=stage)
 
     def _plain_group(self, linears: tuple[Linear, ...]) -> LinearGroup:
-        parts = linears[0].name.split(".")
-        for path in (lists := list(self._lists(linears[0]))):
-            parts[path.count(".") + 1] = "*"  # its number there: mlp.experts.*.up_proj
-        return LinearGroup(linears, expert=bool(lists), stage=".".join(parts) if lists else None)
+        what, *expert = self._of_expert(linears[0])
+        return LinearGroup(linears, expert=bool(expert), stage=what if expert else None)
+
+    def _of_expert(self, linear: Linear) -> tuple[str, ...]:
+        """What a linear is of its expert, as mlp.experts.*.up_proj, and the numbers in its place; of others its name."""
+        parts, numbers = linear.name.split("."), list[str]()
+        for path in self._lists(linear):
+            place = path.count(".") + 1
+            numbers.append(parts[place])
+            parts[place] = "*"
+        return (".".join(parts), *numbers)
 
     def _lists(self, linear: Linear) -> Iterator[str]:
         """The lists of modules that a linear lies in, by path: mlp.experts of mlp.experts.3.up_proj."""

@@ -1,0 +1,66 @@
+"""Experts that are modules in a list are pruned by the tokens that reach them, and where none does by magnitude."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from reprune.engine.pruning import linear_groups, prune_block_
+from reprune.engine.window import PrunedBlock
+from reprune.errors import UnsupportedModelError
+from reprune.math.patterns import Unstructured
+from reprune.math.wanda import Wanda
+from reprune.model.block import Block, Call, Precision
+from reprune.planning.sparsities import Sparsities
+
+_CALL = Call((None,), {}, 0)
+
+
+class _Gated(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate, self.up, self.down = (nn.Linear(4, 4) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(torch.relu(self.gate(x)) * self.up(x))
+
+
+class _Mixture(nn.Module):
+    """So many of the first tokens go to the first expert, the rest to the second, none to the third."""
+
+    def __init__(self, first: int, rest: int) -> None:
+        super().__init__()
+        self.experts = nn.ModuleList(_Gated() for _ in range(3))
+        self.first, self.rest = first, rest
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = x[:, : self.first], x[:, self.first : self.first + self.rest]
+        return x + sum(expert(part).sum() for expert, part in zip(self.experts, parts, strict=False))
+
+
+def _pruned(first: int, rest: int, sequential: bool) -> tuple[PrunedBlock, list[str]]:
+    torch.manual_seed(0)
+    block = Block(0, _Mixture(first, rest), torch.device("cpu"), Precision())
+    inputs = [(torch.randn(2, 3, 4), _CALL) for _ in range(2)]
+    pruned = PrunedBlock(block, linear_groups(block, *inputs[0], ()))
+    notes = prune_block_(pruned, lambda: inputs, Wanda(), Sparsities(Unstructured(0.5)), sequential, min_tokens=2)
+    return pruned, notes
+
+
+@pytest.mark.parametrize("sequential", [False, True])
+def test_an_expert_that_no_token_reaches_is_pruned_by_magnitude(sequential: bool) -> None:
+    pruned, notes = _pruned(1, 2, sequential)
+    tokens = [pruned.tokens[f"experts.{expert}.{part}"] for expert in range(3) for part in ("gate", "up", "down")]
+    assert tokens == [4] * 3 + [8] * 3 + [0] * 3
+    for linear in pruned.block.linears[6:]:
+        weights = linear.matrix().abs()
+        assert int((weights > 0).sum()) == 8
+        assert bool((pruned.masks[linear.name] == (weights > 0)).all())
+    assert [note.split(" experts of ")[1].split(" were ")[0] for note in notes] == ["experts.*.gate", "experts.*.down"]
+
+
+@pytest.mark.parametrize("sequential", [False, True])
+def test_experts_none_of_which_any_token_is_seen_to_reach_are_not_pruned_blindly(sequential: bool) -> None:
+    with pytest.raises(UnsupportedModelError, match=r"no token was seen to reach the experts of experts\.\*\.gate"):
+        _pruned(0, 0, sequential)

@@ -108,6 +108,13 @@ def test_by_error_no_weights_could_move_to_lower_the_sum() -> None:
     assert found[1] < 0.5 < found[0], "where errors rise faster less is pruned"
 
 
+@pytest.mark.parametrize("spread", [0.0, 1e-17, 1e-9])
+def test_by_error_levels_as_near_as_numbers_are_leave_all_at_the_whole(spread: float) -> None:
+    levels = 0.5 - spread, 0.5, 0.5 + spread
+    curves = [list(zip(levels, errors, strict=True)) for errors in ((0.0, 0.1, 0.2), (0.3, 0.3, 0.3))]
+    assert by_error(curves, [10, 20], 0.5) == pytest.approx([0.5, 0.5], abs=1e-5)
+
+
 def test_by_error_the_first_weights_go_where_they_cost_least() -> None:
     costly, cheap = [(0.5, 0.1), (0.7, 0.4)], [(0.5, 0.1), (0.7, 0.11)]
     found = by_error([costly, costly, cheap], [5, 5, 5], 0.5 + STEP / 3)

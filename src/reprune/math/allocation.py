@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 STEP = 0.005  # of a block's sparsity, by which weights are shared out
+_HIGHEST = 700.0  # of which the exponential is a number
 LEAST, MOST = 1e-6, 0.99  # of a block's weights that are pruned: hardly any, or nearly all
 
 
@@ -92,8 +93,9 @@ def _error(curve: Sequence[tuple[float, float]], sparsity: float) -> float:
     """The error at a sparsity, by the straight line through the logarithms of those on either side of it."""
     pairs = list(itertools.pairwise(curve))
     (s0, e0), (s1, e1) = next((pair for pair in pairs if sparsity <= pair[1][0]), pairs[-1])
-    part = (sparsity - s0) / (s1 - s0)
-    return math.exp((1.0 - part) * math.log(max(e0, 1e-30)) + part * math.log(max(e1, 1e-30)))
+    part = (sparsity - s0) / (s1 - s0) if s1 > s0 else 1.0  # they may lie closer than numbers do
+    logarithm = (1.0 - part) * math.log(max(e0, 1e-30)) + part * math.log(max(e1, 1e-30))
+    return math.exp(min(logarithm, _HIGHEST))
 
 
 def _settled(found: Sequence[float], weights: Sequence[int], sparsity: float) -> list[float]:

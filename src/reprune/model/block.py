@@ -268,9 +268,10 @@ class Block:
         `names` are of the linears that have. Those of an expert are together that read the same in one that has run.
         """
         stages: dict[str, str] = {}  # by what a linear is of its expert
-        for group in (group for group in running if group.stage is not None):
-            for linear in group.linears:
-                stages.setdefault(self._of_expert(linear)[0], group.stage)
+        for group in running:
+            if group.stage is not None:
+                for linear in group.linears:
+                    stages.setdefault(self._of_expert(linear)[0], group.stage)
         together: dict[tuple[str, ...], list[Linear]] = {}
         for linear in self.linears:
             if linear.module is not None and linear.name not in names and not lists.isdisjoint(self._lists(linear)):
@@ -284,7 +285,7 @@ class Block:
         return LinearGroup(linears, expert=bool(expert), stage=what if expert else None)
 
     def _of_expert(self, linear: Linear) -> tuple[str, ...]:
-        """What a linear is of its expert, as mlp.experts.*.up_proj, and the numbers in its place; of others its name."""
+        """What a linear is of its expert, as mlp.experts.*.up_proj, and the expert's number; of others the name."""
         parts, numbers = linear.name.split("."), list[str]()
         for path in self._lists(linear):
             place = path.count(".") + 1

@@ -93,13 +93,14 @@ class _Gated(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.experts = nn.ModuleList(
-            nn.ModuleDict({name: nn.Linear(4, 4) for name in ("up", "down", "gate")}) for _ in range(3)
-        )
+        self.experts = nn.ModuleList(_Expert() for _ in range(3))
+        for expert in self.experts:
+            expert.add_module("gate", nn.Linear(4, 4))
 
     def forward(self, x: Tensor) -> Tensor:
         for expert in list(self.experts)[1:]:
-            x = x + expert["down"](expert["gate"](mixed := x * 2) * expert["up"](mixed))
+            up, down, gate = expert.children()
+            x = x + down(gate(mixed := x * 2) * up(mixed))
         return x
 
 

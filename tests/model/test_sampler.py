@@ -154,6 +154,7 @@ def test_words_are_drawn_as_often_as_they_are_likely() -> None:
         (Choice(top_k=3), {0, 1, 2}),
         (Choice(top_p=0.6), {0, 1}),
         (Choice(temperature=0.01), {0}),
+        (Choice(temperature=1e-320), {0}),
         (Choice(temperature=5.0, top_k=4), {0, 1, 2, 3}),
     ],
 )

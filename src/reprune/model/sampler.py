@@ -23,6 +23,7 @@ _LOGITS = 2**24  # handled at a time, in numbers
 _PART = 512  # words of a vocabulary whose weights are summed before one of them is chosen
 _EDGE = 1e-12  # of a distribution
 _TRIED, _LENGTH = 4, 6  # rows and tokens that show whether a model's cache can be used
+_COLDEST = 1e-30  # temperature: the likeliest word, while by less logits would be beyond numbers
 _OFF = 0.05  # of logits, relative: in half precision they are off by a hundredth or so, with or without a cache
 
 
@@ -48,7 +49,7 @@ class Choice:
     def cut(self, ids: Tensor, logits: Tensor) -> Tensor:
         """The logits (rows, words) that words are drawn by; minus infinity where none is."""
         if self.temperature != 1.0:
-            logits = TemperatureLogitsWarper(self.temperature)(ids, logits)
+            logits = TemperatureLogitsWarper(max(self.temperature, _COLDEST))(ids, logits)
         if self.top_k is not None:
             logits = TopKLogitsWarper(self.top_k)(ids, logits)
         if self.top_p is not None:

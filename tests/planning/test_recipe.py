@@ -138,6 +138,7 @@ def test_a_pruner_or_solver_may_be_named_alone() -> None:
         ("samples=1.5", "samples"),
         ("samples=9223372036854775808", "samples"),
         ("solver.batch_size=9223372036854775808", "solver.batch_size"),
+        ("self_generate.batch_size=2147483648", "self_generate.batch_size"),
         ("samples=yes", "samples"),
         ("seqlen=true", "seqlen"),
         ("sparsity=yes", "sparsity"),

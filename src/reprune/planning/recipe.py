@@ -134,7 +134,7 @@ class SelfGenerateRecipe(RecipePart):
     top_k: int | None = Field(None, ge=1)
     language: str = "en"
     filters: tuple[str, ...] = FILTERS
-    batch_size: int = Field(64, ge=1)  # texts written at a time, about
+    batch_size: int = Field(64, ge=1, lt=2**31)  # texts written at a time, about
 
     @field_validator("language")
     @classmethod

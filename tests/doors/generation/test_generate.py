@@ -223,6 +223,7 @@ def test_what_is_printed_fits_a_narrow_terminal_and_says_why(here: Path, cli: Cl
             ["--top-k", "0"],
             "--top-k 0: input should be greater than or equal to 1. Leave it out to draw from all tokens.",
         ),
+        (["--batch-size", "2147483648"], "--batch-size 2147483648: input should be less than 2147483648."),
         (["--language", "xx"], "--language xx: expected any, or a code of ISO 639 among "),
         (
             ["--filters", "typos"],

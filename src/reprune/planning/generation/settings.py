@@ -46,7 +46,7 @@ class Generation(BaseModel):
     language: str = "en"  # of ISO 639, or any
     filters: tuple[str, ...] = FILTERS
     seed: int = Field(0, ge=0, lt=2**63)
-    batch_size: int = Field(64, ge=1, lt=2**31)  # texts written at a time, about; prefixes are screened by twice as many
+    batch_size: int = Field(64, ge=1, lt=2**31)  # texts written at a time, about; prefixes by twice as many
 
     @model_validator(mode="after")
     def _fits(self) -> Self:

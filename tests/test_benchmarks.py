@@ -9,6 +9,7 @@ import subprocess
 import sys
 import zipfile
 from argparse import Namespace
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,29 @@ def test_with_reconstruction_its_error_is_reprunes(llama: Path, rung: str, tmp_p
 def test_its_overlapping_windows_are_the_papers() -> None:
     assert load("textbook").windows(4, 1) == [range(i, i + 1) for i in range(4)]
     assert [list(window) for window in load("textbook").windows(4, 2)] == [[0], [0, 1], [1, 2], [2, 3], [3]]
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in FOLDER.glob("*.py")))
+def test_each_script_finds_what_it_imports_and_says_what_it_takes(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(FOLDER))
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", "--help"])
+    script = importlib.import_module(name)
+    if hasattr(script, "main"):
+        with pytest.raises(SystemExit, match="0"):
+            script.main()
+        assert f"usage: {name}.py" in capsys.readouterr().out
+
+
+def test_each_target_of_fuzzing_takes_what_it_begins_with(tmp_path: Path) -> None:
+    fuzz = load("fuzz")
+    found = fuzz.targets(tmp_path)
+    assert found.keys() == fuzz.SEEDS.keys()
+    for name, seeds in fuzz.SEEDS.items():
+        for seed in seeds:
+            with suppress(reprune.RepruneError):
+                found[name](seed)
 
 
 def test_no_kill_and_no_damage_goes_unnoticed(tmp_path: Path) -> None:

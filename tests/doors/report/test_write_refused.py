@@ -18,9 +18,9 @@ from tests.doors.report.pages import Page, words_only, written
 from tests.doors.report.records import cell, run_record, study_record
 
 
-def _without(*path: str) -> Callable[[], dict[str, Any]]:
+def _without(*path: str, of: Callable[[], dict[str, Any]] = lambda: run_record(2)) -> Callable[[], dict[str, Any]]:
     def make() -> dict[str, Any]:
-        record = run_record(2)
+        record = of()
         inner: Any = record
         for key in path[:-1]:
             inner = inner[int(key) if key.isdigit() else key]
@@ -48,7 +48,8 @@ def _without(*path: str) -> Callable[[], dict[str, Any]]:
         (lambda: "[" * 100_000, "damaged: expected JSON"),
         (lambda: b"\xff\xfe", "damaged: expected JSON"),
         (lambda: study_record(format=2), "study.json is not a record .* format: input should be 1"),
-        (lambda: study_record(packages=None), "packages: input should be a valid dictionary"),
+        (_without("packages", of=study_record), "packages: field required"),
+        (_without("cells", "0", "seed", of=study_record), r"cells.0.seed: field required"),
         (lambda: study_record(kind="else"), "kind: input should be 'reprune study'"),
         (lambda: study_record(cells=[]), "cells: tuple should have at least 1 item"),
         (lambda: study_record(cells=[{"name": "x"}]), r"cells.0.pruner: field required"),

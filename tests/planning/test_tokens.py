@@ -32,7 +32,7 @@ def test_a_tokenizer_that_knows_no_latin_letter_begins_as_it_does(bos: bool, eos
     assert beginning(tokenizer) == expected
 
 
-@given(texts=st.lists(st.text("ab\n"), min_size=1), piece=st.integers(1, 20))
+@given(texts=st.lists(st.text("ab \n"), min_size=1), piece=st.integers(1, 20))
 def test_packed_pieces_are_the_joined_text(with_bos: PreTrainedTokenizerBase, texts: list[str], piece: int) -> None:
     documents = Documents("texts", tuple(texts), joiner="--")
     with pytest.MonkeyPatch.context() as patch:
@@ -40,6 +40,30 @@ def test_packed_pieces_are_the_joined_text(with_bos: PreTrainedTokenizerBase, te
         packed, used = pack(with_bos, documents, range(len(texts)), [0])
     assert with_bos.decode(packed.tolist()) == "--".join(texts)
     assert used == list(range(len(texts)))
+
+
+@pytest.mark.parametrize("between", [" ", ""], ids=["words", "none"])
+def test_no_more_is_tokenized_at_a_time_where_lines_are_long(
+    with_bos: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch, between: str
+) -> None:
+    """As in text8, 100 MB in one line: an encoding of it took 13 GB."""
+    sizes: list[int] = []
+
+    def encoded(tokenizer: PreTrainedTokenizerBase, text: str) -> tokens.Tokens:
+        sizes.append(len(text))
+        return encode(tokenizer, text)
+
+    monkeypatch.setattr(tokens, "PIECE", 40)
+    monkeypatch.setattr(tokens, "LINE", 60)
+    monkeypatch.setattr(tokens, "encode", encoded)
+    documents = Documents("texts", (between.join(["the", "if", "statement"] * 99),))
+    whole = encode(with_bos, documents[0]).tolist()
+    packed, _ = pack(with_bos, documents, [0], [0])
+    alone = document_tokens(with_bos, documents, 0, [0])
+    assert max(sizes) <= 100
+    assert packed.tolist() == alone.tolist()
+    assert with_bos.decode(packed.tolist()) == documents[0]
+    assert packed.tolist() == whole if between else len(packed) < 1.1 * len(whole)
 
 
 def test_a_short_text_is_packed_as_one(with_bos: PreTrainedTokenizerBase) -> None:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 Tokens = NDArray[np.int64]
 PIECE = 1 << 20  # characters tokenized at a time; an encoding holds some hundred bytes a token
+LINE = 2 * PIECE  # and as many more up to the end of a line
 
 
 def beginning(tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -42,7 +43,9 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> Tokens:
 def document_tokens(tokenizer: PreTrainedTokenizerBase, documents: Documents, index: int, prefix: list[int]) -> Tokens:
     """The tokens of one document without the prefix: as it was generated, else tokenized. (tokens,) int64."""
     ids = _generated(tokenizer, documents, index)
-    return encode(tokenizer, documents[index]) if ids is None else _without(prefix, ids)
+    if ids is not None:
+        return _without(prefix, ids)
+    return np.concatenate([np.empty(0, np.int64), *(encode(tokenizer, one) for one in _pieces(documents[index]))])
 
 
 def foreign_tokens(tokenizer: PreTrainedTokenizerBase, documents: Documents, used: Iterable[int]) -> int:
@@ -61,9 +64,9 @@ def pack(
 ) -> tuple[Tokens, list[int]]:
     """Join documents by their joiner, in the given order, and tokenize the whole.
 
-    Long texts are tokenized in pieces that end with a document or a line; documents with tokens of their own
-    keep them. With a `limit`, reading stops once there are that many tokens. Returns the tokens, (tokens,)
-    int64, and the indices of the documents read.
+    Long texts are tokenized in pieces that end with a document, a line or, where lines are long, a word; documents with
+    tokens of their own keep them. With a `limit`, reading stops once there are that many tokens. Returns the tokens,
+    (tokens,) int64, and the indices of the documents read.
     """
     used: list[int] = []
     rows: list[Tokens] = []
@@ -101,9 +104,18 @@ def _runs(
 def _pieces(text: str) -> Iterator[str]:
     start = 0
     while start < len(text):
-        end = text.find("\n", start + PIECE) + 1 or len(text)
+        end = _end(text, start + PIECE)
         yield text[start:end]
         start = end
+
+
+def _end(text: str, least: int) -> int:
+    """Where a piece ends: behind the first line that ends there or later, but before a space where that is far off."""
+    line = text.find("\n", least, least + LINE)
+    if line >= 0 or len(text) <= least + LINE:
+        return line + 1 or len(text)
+    space = text.find(" ", least, least + LINE)
+    return space if space >= 0 else least
 
 
 def _generated(tokenizer: PreTrainedTokenizerBase, documents: Documents, index: int) -> list[int] | None:

@@ -252,7 +252,15 @@ def test_damage_is_named(damage: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "damage", [{"texts": "5"}, {"made_by": []}, {"last_rounds": {}}, {"last_rounds": [{"rounds": 1}]}]
+    "damage",
+    [
+        {"texts": "5"},
+        {"made_by": []},
+        {"made_by": {**MADE_BY, "model": {**MADE_BY["model"], "files": ["tokenizer.json"]}}},
+        {"made_by": {**MADE_BY, "model": {"name": 1, "commit": "0123", "fingerprint": "ab"}}},
+        {"last_rounds": {}},
+        {"last_rounds": [{"rounds": 1}]},
+    ],
 )
 def test_a_manifest_that_is_damaged_is_named_and_its_file_left_as_it_was(
     damage: dict[str, Any], tmp_path: Path

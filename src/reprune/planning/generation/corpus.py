@@ -226,7 +226,11 @@ def _at_commit(model: Mapping[str, Any]) -> str | None:
 
 
 def _is_made_by(content: Any) -> bool:
-    return isinstance(content, dict) and isinstance(content.get("model"), dict)
+    """Whether this says of which model it is, and of what files, if it does."""
+    model = content.get("model") if isinstance(content, dict) else None
+    if not isinstance(model, dict) or not isinstance(model.get("files", {}), dict):
+        return False
+    return all(isinstance(model.get(key), str | None) for key in ("name", "commit", "fingerprint"))
 
 
 def _is_manifest(content: Any) -> TypeGuard[dict[str, Any]]:

@@ -24,7 +24,15 @@ from safetensors.torch import load_file, save_file
 
 import reprune
 from reprune.doors.command.cli import main
+from reprune.doors.evaluation.against import AgainstDense
+from reprune.doors.evaluation.perplexity import Perplexity
+from reprune.doors.planned import Plan
+from reprune.doors.status import Status
+from reprune.doors.verify import Check, Verification
+from reprune.doors.zeroshot.accuracy import TaskScore, ZeroShot
 from reprune.doors.zeroshot.rows import LAYOUTS
+from reprune.engine.compare import BlockError
+from reprune.engine.forecast import Forecast
 from reprune.planning.recipe import Recipe
 from tests import tiny
 from tests.doors.conftest import record_of
@@ -198,6 +206,23 @@ def test_the_page_on_python_names_all_there_is() -> None:
     flags = inspect.signature(reprune.prune).parameters
     taken = {name for function in functions for name in inspect.signature(getattr(reprune, function)).parameters}
     assert {name for name in {*taken} - {*flags} if not re.search(rf"\b{name}\b", page)} == set()
+
+
+@pytest.mark.parametrize(
+    "returned", [Plan, Forecast, Status, Verification, Check, Perplexity, AgainstDense, BlockError, ZeroShot, TaskScore]
+)
+def test_what_the_page_on_python_says_of_what_is_returned_is_there(returned: type) -> None:
+    """What stands in brackets after a name belongs to that one's entries."""
+    inner = {"Forecast": "forecast", "Check": "checks", "BlockError": "blocks", "TaskScore": "tasks"}
+    page = (ROOT / "docs/python.md").read_text(encoding="utf-8")
+    if returned.__name__ in inner:
+        [said] = re.findall(rf"`{inner[returned.__name__]}` \(([^)]*)\)", page)
+    else:
+        [said] = re.findall(rf"`{returned.__name__}`(?:: |, true if it )(.*) \|$", page, re.MULTILINE)
+        said = re.sub(r"\([^)]*`[^)]*\)", "", said)
+    named = set(re.findall(r"`(\w+)(?:\(\))?`", said))
+    assert named
+    assert named <= {*dir(returned), *inspect.get_annotations(returned)}
 
 
 def test_the_page_on_the_record_names_every_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -101,6 +101,11 @@ class Plan:
         return sum(math.prod(entry.shape) for entry in self.decoder.checkpoint.entries.values())
 
     @property
+    def bytes(self) -> int:
+        """Of its files."""
+        return self.decoder.checkpoint.bytes
+
+    @property
     def folder(self) -> Path:
         """The model's."""
         return self.decoder.folder

@@ -121,8 +121,7 @@ def show_plan(plan: Plan) -> None:
     output = console()
     recipe, survey = plan.recipe, plan.survey
     share = survey.pruned_weights / plan.weights
-    files = size(plan.decoder.checkpoint.bytes)
-    output.print(f"model      {recipe.model}: {plan.weights:,} weights in {files} of safetensors")
+    output.print(f"model      {recipe.model}: {plan.weights:,} weights in {size(plan.bytes)} of safetensors")
     pruned = f"{recipe.pruner.name} at {sparsities(recipe.model_dump(exclude={'allocation'}))}"
     output.print(f"prune      {pruned}: {survey.pruned_weights:,} weights ({percent(share)})")
     if recipe.allocation.name != "uniform":

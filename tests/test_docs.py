@@ -42,7 +42,7 @@ from tests.prose import write_as_if_prose
 
 ROOT = Path(__file__).parent.parent
 PAGES = (
-    *("docs/pruning.md", "docs/checking.md", "docs/recipe.md", "docs/generation.md", "docs/study.md"),
+    *("docs/pruning.md", "docs/checking.md", "docs/using.md", "docs/recipe.md", "docs/generation.md", "docs/study.md"),
     "docs/adding.md",
     "docs/extending.md",
     "docs/distributed.md",
@@ -171,6 +171,35 @@ def test_the_script_that_checks_a_result_says_what_it_does_not_cover(tmp_path: P
     """Experts have other names in the checkpoint than in the model."""
     with pytest.raises(SystemExit, match=r"lists of blocks with these names: .*; expected one"):
         _check(_pruned("mixtral", tmp_path))
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "mixtral"])
+def test_the_scripts_that_tune_a_result_keep_its_zeros(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Those of experts too, which are one parameter for a whole layer."""
+    page = (ROOT / "docs/using.md").read_text(encoding="utf-8")
+    train, merge = [compile(block, "docs/using.md", "exec") for kind, block in _BLOCK.findall(page) if kind == "python"]
+    monkeypatch.chdir(tmp_path)
+    model = tiny.build(name)
+    with torch.no_grad():
+        zeros = {key: torch.rand_like(weight) < 0.5 for key, weight in model.named_parameters() if weight.dim() > 1}
+        for key, zero in zeros.items():
+            model.get_parameter(key).masked_fill_(zero, 0)
+    model.save_pretrained("sparse")
+    tiny.tokenizer().save_pretrained("sparse")
+    exec(train, {"__name__": "__main__"})
+    tuned = tf.AutoModelForCausalLM.from_pretrained("tuned")
+    assert all((tuned.get_parameter(key)[zero] == 0).all() for key, zero in zeros.items())
+    assert all((tuned.get_parameter(key) != model.get_parameter(key)).any() for key in zeros)
+    for weight in tuned.parameters():
+        weight.data += 1  # as merging does
+    tuned.save_pretrained("tuned")
+    exec(merge, {"__name__": "__main__"})
+    assert {*re.findall(r"^(?!lm_head)\S+ (\d+) of \d+ zeros kept$", capsys.readouterr().out, re.MULTILINE)} == {"0"}
+    for key, weight in tf.AutoModelForCausalLM.from_pretrained("tuned-sparse").named_parameters():
+        filled = tuned.get_parameter(key)
+        assert torch.equal(weight, filled.masked_fill(zeros[key], 0) if key in zeros else filled), key
 
 
 def test_what_was_added_by_code_loads_without_it(folder: Path) -> None:

@@ -30,6 +30,18 @@ def test_the_way_is_that_of_the_quantizer(method: str, kind: str, tmp_path: Path
         Decoder(_quantized(tiny.save("llama", tmp_path), method))
 
 
+def test_of_plain_weights_it_is_said_what_to_take_out(tmp_path: Path) -> None:
+    """As where an adapter was merged into a model that was loaded in four bits: the configuration may still say so."""
+    folder = _quantized(tiny.save("llama", tmp_path, torch.bfloat16), "bitsandbytes")
+    with pytest.raises(UnsupportedModelError, match=r"hold bfloat16 alone: .* take quantization_config out of"):
+        Decoder(folder)
+    tensors = load_file(folder / "model.safetensors")
+    name = "model.layers.1.mlp.up_proj.weight"
+    save_file({**tensors, name: tensors[name].to(torch.int8)}, folder / "model.safetensors")
+    with pytest.raises(UnsupportedModelError, match=r"\(a \.gguf file is dequantized by itself\)\.$"):
+        Decoder(folder)
+
+
 @pytest.mark.parametrize("method", ["gptq", "nonesuch"])
 def test_where_transformers_knows_none_nothing_is_said(method: str) -> None:
     assert dequantizing({"quant_method": method}) == dequantizing("none") == ""

@@ -21,6 +21,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIMODAL_LM_MAPPI
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 
 from reprune.errors import InputError, UnsupportedModelError, out_of_memory, short
+from reprune.model.checkpoint import FLOATS, Checkpoint
 from reprune.model.locate import GENERATIVE
 from reprune.model.quiet import quiet_transformers
 from reprune.model.snapshots import called
@@ -140,6 +141,19 @@ def _generates(module: nn.Module) -> bool:
     return isinstance(module, PreTrainedModel) and bool(module.can_generate())
 
 
+def plain_all_the_same(folder: Path) -> str:
+    """What to do where config.json says quantized and all is stored as plain floats, as a sentence; else empty."""
+    with suppress(InputError):
+        dtypes = {entry.dtype for entry in Checkpoint(folder).entries.values()}
+        if dtypes.issubset(FLOATS):
+            stored = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
+            return (
+                f" Its files hold {stored} alone: if those are the weights, as where an adapter was merged into a "
+                "dequantized model, take quantization_config out of its config.json."
+            )
+    return ""
+
+
 def build_bare(folder: Path, trust_remote_code: bool) -> Any:
     """The model of a folder's config.json, in evaluation mode: parameters on the meta device, buffers as they are.
 
@@ -153,7 +167,7 @@ def build_bare(folder: Path, trust_remote_code: bool) -> Any:
             raise UnsupportedModelError(
                 f"{called(folder)}: its weights are quantized, and quantized weights cannot be pruned; "
                 "use the model's bfloat16, float16 or float32 weights (a .gguf file is dequantized by itself)"
-                f"{dequantizing(quantized)}."
+                f"{dequantizing(quantized)}.{plain_all_the_same(folder)}"
             )
         kind = model_class(config)
         try:

@@ -220,5 +220,5 @@ def test_code_that_comes_with_a_model_is_not_run_unless_allowed(tmp_path: Path) 
     auto_map = {"AutoConfig": "code.C", "AutoModelForCausalLM": "code.M"}
     folder = _config(tmp_path, model_type="homemade", auto_map=auto_map)
     (folder / "code.py").write_text("raise SystemExit('this must not run')\n")
-    with pytest.raises(InputError, match="trust_remote_code"):
+    with pytest.raises(InputError, match=r"give --trust-remote-code \(from Python, trust_remote_code=True\)\.$"):
         Skeleton(folder)

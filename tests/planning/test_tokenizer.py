@@ -12,22 +12,42 @@ from reprune.errors import InputError
 from reprune.planning.tokenizer import load_tokenizer, tokenizer_files
 from tests import tiny
 
+_PIECES = b"\n\x0e\n\x05<unk>\x15\x00\x00\x00\x00\x18\x02"
+
 
 @pytest.mark.parametrize(
-    ("content", "message"),
+    ("content", "lacking", "message"),
     [
-        (b"\n\x0e\n\x05<unk>\x15\x00\x00\x00\x00\x18\x02", r"\(tokenizer\.model\) .*: pip install sentencepiece$"),
-        (b"IQ== 0\n", r"cannot be loaded \(.*copy the model's tokenizer files"),
+        (_PIECES, ["sentencepiece"], r"\(tokenizer\.model\) .*: pip install sentencepiece$"),
+        (_PIECES, ["sentencepiece", "google.protobuf"], r": pip install sentencepiece protobuf$"),
+        (b"IQ== 0\n", ["sentencepiece"], r"cannot be loaded \(.*copy the model's tokenizer files"),
     ],
-    ids=["sentencepiece", "tiktoken"],
+    ids=["sentencepiece", "and protobuf", "tiktoken"],
 )
-def test_it_is_said_what_lacks(content: bytes, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "sentencepiece", None)
+def test_it_is_said_what_lacks(
+    content: bytes, lacking: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Transformers reads a model of sentencepiece by both packages, and takes it for tiktoken's without the second."""
+    for module in lacking:
+        monkeypatch.setitem(sys.modules, module, None)
     tiny.CONFIGS["llama"]().save_pretrained(tmp_path)
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "LlamaTokenizer"}))
     (tmp_path / "tokenizer.model").write_bytes(content)
     with pytest.raises(InputError, match=message):
         load_tokenizer(tmp_path)
+
+
+def test_the_flag_is_named_that_lets_a_tokenizers_own_code_run(tmp_path: Path) -> None:
+    folder = tiny.save("llama", tmp_path / "model")
+    file = folder / "tokenizer_config.json"
+    config = json.loads(file.read_text())
+    file.write_text(json.dumps(config | {"auto_map": {"AutoTokenizer": ["own.Own", None]}, "tokenizer_class": "Own"}))
+    (folder / "own.py").write_text("from transformers import PreTrainedTokenizerFast as Own\n")
+    with pytest.raises(
+        InputError,
+        match=r"^model: Python code comes with it .*, give --trust-remote-code \(.*trust_remote_code=True\)\.$",
+    ):
+        load_tokenizer(folder)
 
 
 def test_a_configuration_that_cannot_be_used_is_not_taken_for_a_tokenizer(tmp_path: Path) -> None:

@@ -42,6 +42,7 @@ def read_config(folder: Path, trust_remote_code: bool) -> Any:
     except Exception as error:  # the library raises nearly anything on a damaged configuration
         if out_of_memory(error) is not None:
             raise
+        check_trusted(folder, error)
         raise InputError(f"{called(folder)}: its config.json cannot be used: {' '.join(str(error).split())}") from None
     if getattr(config, "is_encoder_decoder", False):
         raise UnsupportedModelError(
@@ -58,6 +59,15 @@ def read_config(folder: Path, trust_remote_code: bool) -> Any:
             "it does not predict the next one; give a causal language model."
         )
     return config
+
+
+def check_trusted(folder: Path, error: Exception) -> None:
+    """Raise `InputError` with what to do where an error of Transformers' is that code is needed and not allowed."""
+    if "argument `trust_remote_code=True`" in str(error):
+        raise InputError(
+            f"{called(folder)}: Python code comes with it that it is loaded by; if you trust that, give "
+            "--trust-remote-code (from Python, trust_remote_code=True)."
+        ) from None
 
 
 def max_positions(config: Any) -> int | None:
@@ -178,6 +188,7 @@ def build_bare(folder: Path, trust_remote_code: bool) -> Any:
                 else:
                     model = kind._from_config(config, dtype=torch.float32)
         except ValueError as error:
+            check_trusted(folder, error)
             said = str(error).partition("\n")[0]  # what follows names all models of Transformers
             raise UnsupportedModelError(
                 f"{called(folder)}: {config.model_type} is not a causal language model of Transformers: {said:.300}"

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from transformers.quantizers.auto import AutoHfQuantizer
 
 from reprune.errors import InputError, UnsupportedModelError, out_of_memory, short
-from reprune.model.bare import build_bare, check_embedding, model_class, quantization, read_config
+from reprune.model.bare import build_bare, check_embedding, check_trusted, model_class, quantization, read_config
 from reprune.model.block import Precision
 from reprune.model.checkpoint import FLOATS, USUAL, Checkpoint, TensorEntry, no_floats
 from reprune.model.conversion import Layout
@@ -176,6 +176,7 @@ def _from_pretrained(folder: Path, dtype: torch.dtype, trust_remote_code: bool) 
     except Exception as error:  # the model's own code and a quantizer's raise nearly anything
         if out_of_memory(error) is not None:
             raise
+        check_trusted(folder, error)
         way = _way_to_find(folder) if isinstance(error, OSError) else ""
         raise InputError(f"{folder}: Transformers cannot load it: {short(error, 300).rstrip('.')}{way}.") from None
     check_embedding(model)

@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from reprune.errors import InputError, UnsupportedModelError
-from reprune.model.bare import read_config
+from reprune.model.bare import check_trusted, read_config
 from reprune.model.garbage import no_search
 from reprune.model.quiet import quiet_transformers
 from reprune.model.snapshots import called
+
+_READERS = (("sentencepiece", "sentencepiece"), ("google.protobuf", "protobuf"))
+"""The modules by which a model of sentencepiece is read, and the packages that have them."""
 
 
 def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> Any:
@@ -24,13 +27,15 @@ def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> Any:
             words = tokenizer("one two", add_special_tokens=False)["input_ids"]
     except Exception as error:  # the library raises nearly anything on damaged files
         file = _sentencepiece(folder)
-        if file is not None and importlib.util.find_spec("sentencepiece") is None:
+        if file is not None and (lacking := [package for module, package in _READERS if not _is_there(module)]):
             raise InputError(
-                f"{called(folder)}: its tokenizer ({file.name}) is read by another package: pip install sentencepiece"
+                f"{called(folder)}: its tokenizer ({file.name}) is read by other packages: pip install "
+                f"{' '.join(lacking)}"
             ) from None
         with suppress(UnsupportedModelError):  # of no concern to a tokenizer
             if (folder / "config.json").exists():
                 read_config(folder, trust_remote_code)  # where that cannot be used, it is said
+        check_trusted(folder, error)
         reason = " ".join(str(error).split())
         raise InputError(
             f"{called(folder)}: its tokenizer cannot be loaded ({reason:.200}); copy the model's tokenizer files "
@@ -51,6 +56,14 @@ def tokenizer_files(folder: Path) -> set[str]:
     except InputError:
         return set()
     return {name for name in names if Path(name).name == name and (folder / name).is_file()}
+
+
+def _is_there(module: str) -> bool:
+    """Whether a module can be imported, from what is installed."""
+    try:
+        return importlib.util.find_spec(module) is not None
+    except (ImportError, ValueError):  # of a package that is not there, or is kept from being imported
+        return False
 
 
 def _sentencepiece(folder: Path) -> Path | None:

@@ -45,3 +45,36 @@ def test_what_peft_has_renamed_comes_closer_than_another_matrix() -> None:
 def test_a_name_as_it_is_and_another_are_no_wrappers() -> None:
     assert wrapped("lm_head.weight", ["lm_head.weight", "submodule.lm_head.weight", "score.weight"]) is None
     assert closest("lm_head.weight", []) is None
+
+
+def test_a_makers_own_names_are_not_to_be_exchanged(tmp_path: Path) -> None:
+    """Rows of Mistral's and Llama's queries and keys have another order in Transformers' format."""
+    folder = tiny.save("llama", tmp_path / "model")
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    for ours, makers in (
+        ("model.", ""),
+        ("self_attn", "attention"),
+        ("q_proj", "wq"),
+        ("embed_tokens", "tok_embeddings"),
+    ):
+        tensors = {name.replace(ours, makers): one for name, one in tensors.items()}
+    tensors = {name.replace("_proj", "").replace("norm.", "n."): one for name, one in tensors.items()}
+    tensors["output.weight"] = tensors.pop("lm_head.weight")
+    save_file(tensors, folder / "consolidated.safetensors")
+    said = "are not in the format of Transformers: give the model in that"
+    with pytest.raises(UnsupportedModelError, match=rf"hold layers\.0\.attention\.\w+\.weight, .*: they {said}"):
+        Decoder(folder)
+    with pytest.raises(InputError, match=rf"the tensors of consolidated\.safetensors {said}"):
+        load_model(folder, torch.device("cpu"))
+
+
+def test_tensors_that_a_process_saved_empty_are_told(tmp_path: Path) -> None:
+    folder = tiny.save("llama", tmp_path / "model")
+    names = load_file(folder / "model.safetensors")
+    save_file({name: torch.empty(0) for name in names}, folder / "model.safetensors", {"format": "pt"})
+    said = r"shape \[0\], .*; it is empty, as a process leaves it .*: have the trainer gather them"
+    with pytest.raises(UnsupportedModelError, match=said):
+        Decoder(folder)
+    with pytest.raises(InputError, match=said):
+        load_model(folder, torch.device("cpu"))

@@ -26,6 +26,12 @@ from transformers.core_model_loading import (
 from reprune.errors import UnsupportedModelError, short
 from reprune.model.checkpoint import FLOATS, Checkpoint, no_floats
 
+EMPTY = (
+    "it is empty, as a process leaves it that had but a part of the weights (DeepSpeed ZeRO-3, FSDP): have the trainer "
+    "gather them, and save the model again."
+)
+"""Why a tensor of no numbers is there, and what to do, to end a message."""
+
 
 @dataclass
 class Conversion:
@@ -95,7 +101,8 @@ class Layout:
         if found != shape:
             raise UnsupportedModelError(
                 f"{self._checkpoint.name}: the tensor {conversion.stored[0]} has the shape {list(found)}, but "
-                f"the configuration makes it {list(shape)}; config.json and the safetensors files are not of one model."
+                f"the configuration makes it {list(shape)}; "
+                + (EMPTY if 0 in found else "config.json and the safetensors files are not of one model.")
             )
 
     def save(self, conversion: Conversion, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:

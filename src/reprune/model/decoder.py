@@ -120,7 +120,7 @@ class Decoder:
             )
         way = "the files may be incomplete, download the model again"
         if unread := self._unread(index, full, shape):
-            way = way_out(unread, self.checkpoint.entries)
+            way = way_out(unread, self.checkpoint.entries, full)
         return (
             f"{self.name}: the parameter {name} of block {index} is not in its safetensors files under the name "
             f"{full} or another that Transformers reads; {way}."

@@ -26,14 +26,14 @@ from reprune.errors import InputError, UnsupportedModelError, out_of_memory, sho
 from reprune.model.bare import build_bare, check_embedding, check_trusted, model_class, quantization, read_config
 from reprune.model.block import Precision
 from reprune.model.checkpoint import FLOATS, USUAL, Checkpoint, TensorEntry, no_floats
-from reprune.model.conversion import Layout
+from reprune.model.conversion import EMPTY, Layout
 from reprune.model.linears import find_linears, is_linear
 from reprune.model.products import candidates
 from reprune.model.quiet import quiet_transformers
 from reprune.model.recorder import fill_with_nothing
 from reprune.model.skeleton import Skeleton
 from reprune.model.snapshots import called
-from reprune.model.unread import way_out, wrapped
+from reprune.model.unread import FOREIGN, way_out, wrapped
 from reprune.model.weightless import Weightless
 
 _was_loaded = Event()
@@ -177,7 +177,7 @@ def _from_pretrained(folder: Path, dtype: torch.dtype, trust_remote_code: bool) 
         if out_of_memory(error) is not None:
             raise
         check_trusted(folder, error)
-        way = _way_to_find(folder) if isinstance(error, OSError) else ""
+        way = _way_to_find(folder, trust_remote_code) if isinstance(error, OSError) else ""
         raise InputError(f"{folder}: Transformers cannot load it: {short(error, 300).rstrip('.')}{way}.") from None
     check_embedding(model)
     # Buffers it makes itself; parameters that it does not find are random, others at each load.
@@ -194,16 +194,24 @@ def _from_pretrained(folder: Path, dtype: torch.dtype, trust_remote_code: bool) 
         name, found, expected = mismatched[0]
         raise InputError(
             f"{folder}: its files have {name} with shape {list(found)}, and by its config.json it has "
-            f"{list(expected)}; the two are not of one model, or the weights are packed. Give a model whose files fit."
+            f"{list(expected)}; "
+            + (
+                EMPTY
+                if 0 in found
+                else "the two are not of one model, or the weights are packed. Give one whose files fit."
+            )
         )
     return model
 
 
-def _way_to_find(folder: Path) -> str:
+def _way_to_find(folder: Path, trust_remote_code: bool) -> str:
     """What to do where weights are in files of other names than Transformers looks for, to end a message."""
     if any((folder / name).exists() for name in USUAL):
         return ""
-    files = sorted({entry.file.name for entry in Checkpoint(folder).entries.values()})
+    checkpoint = Checkpoint(folder)
+    files = sorted({entry.file.name for entry in checkpoint.entries.values()})
+    if not _used(checkpoint, _bare(folder, trust_remote_code)):
+        return f"; the tensors of {files[0]} {FOREIGN}"
     if len(files) > 1 and (variants := sorted(folder.glob("model.safetensors.index.*.json"))):
         return f"; its weights are in {files[0]} and {len(files) - 1} more: rename {variants[0].name} to {USUAL[1]}"
     if len(files) > 1:

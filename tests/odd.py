@@ -30,6 +30,7 @@ Quirk = Literal[
     "by name, of its own",  # each writes to a mapping that it alone is passed, and reads what is there
     "beside, of no use",  # blocks hand the next one something beside the states that it does not look at
     "looked at",  # the model uses a weight whose module it never runs
+    "where a weight is",  # the model makes numbers on the device of a weight whose module has not run
     "masked in place",  # each block writes the same into a tensor that all are passed
     "not all",  # the last block does not run
     "side list",  # another list of blocks that no text passes through
@@ -154,6 +155,8 @@ class _Base(nn.Module):
             self.layers_norm = nn.LayerNorm(hidden)
         if self.quirk == "looked at":
             self.scale = nn.LayerNorm(hidden)
+        if self.quirk == "where a weight is":
+            self.kinds = nn.Embedding(2, hidden)
         if self.quirk == "outer buffer":
             self.register_buffer("gain", torch.ones(hidden))
         if self.quirk in ("two lists", "side list"):
@@ -167,6 +170,9 @@ class _Base(nn.Module):
             states = states * self.gain
         if self.quirk == "looked at":
             states = states * self.scale.weight
+        if self.quirk == "where a weight is":
+            none = torch.zeros((len(ids), 1), dtype=torch.int64, device=self.kinds.weight.device)
+            states = states + self.kinds(none).to(states.device)
         if self.quirk in _MAPPINGS:
             shared: dict[str, Tensor] = {}
             for block in self._order():

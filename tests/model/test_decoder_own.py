@@ -36,6 +36,7 @@ from .test_decoder import _names
         "joined",
         "beside, of no use",
         "looked at",
+        "where a weight is",
     ],
 )
 def test_a_decoder_of_ones_own_is_streamed(quirk: odd.Quirk, tmp_path: Path, ids: Tensor) -> None:

@@ -112,11 +112,16 @@ def filling(model: Any, inside: tuple[str, ...], fill: Fill, ids: Tensor, early:
     """
     embedding = model.get_input_embeddings()
 
-    def hook(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-        return lambda module, args: fill(name, module, args[0] if module is embedding else None)
+    def hook(name: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
+        def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if any(isinstance(one, Tensor) and one.is_meta for one in (*args, *kwargs.values())):
+                raise TypeError(f"{name} is given a tensor without values, made where weights are that have none yet")
+            fill(name, module, args[0] if module is embedding else None)
+
+        return before
 
     handles = [
-        module.register_forward_pre_hook(hook(name))
+        module.register_forward_pre_hook(hook(name), with_kwargs=True)
         for name, module in model.named_modules()
         if is_outside(name, inside) and (module._parameters or module._buffers)
     ]

@@ -18,7 +18,6 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import (
     WeightConverter,
     WeightRenaming,
-    apply_renamings,
     dot_natural_key,
     rename_source_key,
 )
@@ -143,7 +142,7 @@ class Layout:
             else:
                 conversion.rule = by_pattern[pattern]
                 conversion.patterns[stored] = pattern
-                conversion.between[stored] = apply_renamings(stored, renamings)
+                conversion.between[stored], _ = rename_source_key(stored, renamings, [])
         return list(found.values())
 
     def _try(self, conversion: Conversion) -> None:

@@ -5,18 +5,25 @@ import sys
 import tomllib
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
+from typing import Any
 
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from reprune.model.gguf import OLDEST
 from tests.tiny import text
 
 ROOT = Path(__file__).parent.parent
 
 
+def _project() -> dict[str, Any]:
+    found: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    return found
+
+
 def _asked_for(extra: str) -> list[Requirement]:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    project = _project()
     lines = project["dependencies"] + (project["optional-dependencies"][extra] if extra else [])
     return [Requirement(line) for line in lines]
 
@@ -81,3 +88,10 @@ def test_without_extras_a_model_is_pruned(llama: Path, tmp_path: Path) -> None:
 def test_an_extra_brings_what_is_imported_for_it(extra: str, imports: str, tmp_path: Path) -> None:
     done = _run(_site(extra, tmp_path), f"import {imports}")
     assert done.returncode == 0, done.stderr
+
+
+def test_the_extra_gguf_brings_a_transformers_that_reads_gguf_files() -> None:
+    extras = _project()["optional-dependencies"]
+    assert f"transformers>={'.'.join(map(str, OLDEST))}" in extras["gguf"]
+    packages = [line for line in extras["dev"] if line.startswith(("gguf", "accelerate"))]
+    assert packages == [line for line in extras["gguf"] if line.startswith(("gguf", "accelerate"))]

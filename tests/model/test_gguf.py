@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from reprune.errors import InputError
 from reprune.files.cache import cache_root
 from reprune.model import gguf as module
-from reprune.model.gguf import convert_gguf, converted_folder, is_whole
+from reprune.model.gguf import check_release, convert_gguf, converted_folder, is_whole
 from tests import tiny
 from tests.doors.demo.test_model import write_gguf
 
@@ -44,6 +45,24 @@ def test_a_folder_is_looked_for_by_the_sha256_of_the_whole_file(
     (tmp_path / "a.gguf").write_bytes(b"GGUF and more")
     found = convert_gguf(tmp_path / "a.gguf", lambda said: None)
     assert found == converted_folder("a.gguf", hashlib.sha256(b"GGUF and more").hexdigest())
+
+
+def test_a_release_that_loses_bos_is_refused_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REPRUNE_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "a.gguf").write_bytes(b"GGUF and more")
+    for version in ("5.16.0", "5.22.2"):
+        monkeypatch.setattr("transformers.__version__", version)
+        with pytest.raises(InputError, match=rf'a\.gguf: .* 5\.23 or newer, this is {version}.*"reprune\[gguf\]", or'):
+            convert_gguf(tmp_path / "a.gguf", pytest.fail)
+    assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize("version", ["5.23.0", "5.24.0.dev0", "6.0.0"])
+def test_a_release_that_keeps_it_is_not(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("transformers.__version__", version)
+    check_release(Path("a.gguf"))
 
 
 def test_a_file_may_be_given_from_here_and_be_a_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

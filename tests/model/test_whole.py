@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
+from packaging.version import Version
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
@@ -294,6 +296,7 @@ def test_a_quantized_model_without_a_head_is_refused_by_its_name(packed: Path) -
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="Transformers multiplies them as they are, by another package")
+@pytest.mark.skipif(Version(transformers.__version__) < Version("5.17"), reason="this Transformers loads no such Llama")
 def test_weights_of_eight_bits_are_run_with_their_scales(tmp_path: Path) -> None:
     folder = tiny.save("llama", tmp_path / "model", torch.bfloat16)
     tensors = load_file(folder / "model.safetensors")

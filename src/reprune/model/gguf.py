@@ -28,6 +28,9 @@ from reprune.model.quiet import quiet_transformers
 _CONVERSION = 4
 """The number of this way to convert: one more with each change of what comes out."""
 
+OLDEST = (5, 23)
+"""The first release of Transformers whose tokenizers of GGUF files begin texts with BOS where the file says so."""
+
 _LIST = ".converted"
 """The file of a converted folder that has the names of the others, one a line."""
 
@@ -57,6 +60,7 @@ def convert_gguf(gguf: Path, notify: Notify) -> Path:
         return folder
     if any(importlib.util.find_spec(name) is None for name in ("gguf", "accelerate")):
         raise InputError(f'{gguf}: GGUF files are read by other packages: pip install "reprune[gguf]"')
+    check_release(gguf)
     with locked_cache(folder.name, notify) as root:
         if is_whole(folder):  # by the process that we waited for
             return folder
@@ -99,6 +103,18 @@ def is_whole(folder: Path) -> bool:
         return bool(Checkpoint(folder).entries) and (folder / "config.json").exists() and any(folder.glob("tok*"))
     except InputError:
         return False
+
+
+def check_release(gguf: Path) -> None:
+    """Raise `InputError` where Transformers is too old to make of a GGUF file the tokenizer that it says."""
+    import transformers
+
+    found = transformers.__version__
+    if tuple(map(int, found.split(".")[:2])) < OLDEST:
+        raise InputError(
+            f"{gguf}: GGUF files need Transformers {'.'.join(map(str, OLDEST))} or newer, this is {found}, which loses "
+            'BOS: pip install "reprune[gguf]", or give the model\'s safetensors folder or Hub id.'
+        )
 
 
 def _convert(gguf: Path, source: Path, target: Path) -> None:

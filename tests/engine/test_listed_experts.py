@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from unittest.mock import Mock
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -39,18 +41,20 @@ class _Mixture(nn.Module):
         return x + sum(expert(part).sum() for expert, part in zip(self.experts, parts, strict=False))
 
 
-def _pruned(first: int, rest: int, sequential: bool) -> tuple[PrunedBlock, list[str]]:
+def _pruned(first: int, rest: int, sequential: bool) -> tuple[PrunedBlock, list[str], int]:
+    """The block, notes, and how often the samples were passed through it."""
     torch.manual_seed(0)
     block = Block(0, _Mixture(first, rest), torch.device("cpu"), Precision())
-    inputs = [(torch.randn(2, 3, 4), _CALL) for _ in range(2)]
-    pruned = PrunedBlock(block, linear_groups(block, *inputs[0], ()))
-    notes = prune_block_(pruned, lambda: inputs, Wanda(), Sparsities(Unstructured(0.5)), sequential, min_tokens=2)
-    return pruned, notes
+    batches = [(torch.randn(2, 3, 4), _CALL) for _ in range(2)]
+    pruned = PrunedBlock(block, linear_groups(block, *batches[0], ()))
+    inputs = Mock(return_value=batches)
+    notes = prune_block_(pruned, inputs, Wanda(), Sparsities(Unstructured(0.5)), sequential, min_tokens=2)
+    return pruned, notes, inputs.call_count
 
 
 @pytest.mark.parametrize("sequential", [False, True])
 def test_an_expert_that_no_token_reaches_is_pruned_by_magnitude(sequential: bool) -> None:
-    pruned, notes = _pruned(1, 2, sequential)
+    pruned, notes, _ = _pruned(1, 2, sequential)
     tokens = [pruned.tokens[f"experts.{expert}.{part}"] for expert in range(3) for part in ("gate", "up", "down")]
     assert tokens == [4] * 3 + [8] * 3 + [0] * 3
     for linear in pruned.block.linears[6:]:
@@ -64,3 +68,14 @@ def test_an_expert_that_no_token_reaches_is_pruned_by_magnitude(sequential: bool
 def test_experts_none_of_which_any_token_is_seen_to_reach_are_not_pruned_blindly(sequential: bool) -> None:
     with pytest.raises(UnsupportedModelError, match=r"no token was seen to reach the experts of experts\.\*\.gate"):
         _pruned(0, 0, sequential)
+
+
+def test_all_experts_are_pruned_stage_by_stage_in_a_pass_each() -> None:
+    pruned, _, passes = _pruned(1, 2, sequential=True)
+    assert passes == 2
+    weights = [linear.matrix().clone() for linear in pruned.block.linears]
+    others, _, passes = _pruned(1, 2, sequential=False)
+    assert passes == 1
+    alike = [torch.equal(one, linear.matrix()) for one, linear in zip(weights, others.block.linears, strict=True)]
+    assert [linear.name for same, linear in zip(alike, others.block.linears, strict=True) if not same] != []
+    assert all(alike[place] for place in (0, 1, 3, 4, *range(6, 9))), "what comes first, and what none reaches"

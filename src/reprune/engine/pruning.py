@@ -119,14 +119,11 @@ def _require_tokens(pruned: PrunedBlock) -> None:
 
 
 def _stages(groups: Sequence[LinearGroup]) -> list[list[LinearGroup]]:
-    """Groups that do not depend on each other, one after the other."""
-    found: list[list[LinearGroup]] = []
-    for group in groups:
-        if found and group.stage is not None and found[-1][0].stage == group.stage:
-            found[-1].append(group)
-        else:
-            found.append([group])
-    return found
+    """Groups that do not depend on each other, one after the other: of experts in a list they lie between others."""
+    found: dict[int | str, list[LinearGroup]] = {}
+    for number, group in enumerate(groups):
+        found.setdefault(number if group.stage is None else group.stage, []).append(group)
+    return list(found.values())
 
 
 @final

@@ -46,13 +46,13 @@ def _against(embedding: float) -> AgainstDense:
     )  # fmt: skip
 
 
-def test_many_blocks_fit_80_columns(here: object, capfd: Output) -> None:
+def test_many_blocks_fit_80_columns_and_their_numbers_stand_under_each_other(here: object, capfd: Output) -> None:
     show_against(_against(0.0), quiet=False)
     lines = capfd.readouterr().out.splitlines()
     assert [line for line in lines if len(line) > 80] == []
-    assert lines[4].split() == ["block", "sparsity", "normalized", "error", "relative", "error"]
-    assert lines[5].split() == ["0", "50.0", "%", "0", "0.00", "%"]
-    assert lines[-2].split() == ["79", "50.0", "%", "3.414e+06", "97.2", "%"]
+    assert lines[4] == "block  sparsity  normalized error  relative error"
+    assert lines[5] == "    0    50.0 %                 0          0.00 %"
+    assert lines[-2] == "   79    50.0 %         3.414e+06          97.2 %"
     assert lines[-1] == "last block 79: the error has 97.2 % of the power of the dense output"
 
 

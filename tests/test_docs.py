@@ -13,6 +13,7 @@ import tomllib
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
+from types import CodeType
 from typing import Any
 
 import markdown
@@ -20,6 +21,7 @@ import pytest
 import torch
 import transformers as tf
 import yaml
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 
 import reprune
@@ -173,13 +175,32 @@ def test_the_script_that_checks_a_result_says_what_it_does_not_cover(tmp_path: P
         _check(_pruned("mixtral", tmp_path))
 
 
+def _scripts_on_using() -> list[CodeType]:
+    """Those that write a model card, that tune, and that set to zero again what merging has filled."""
+    page = (ROOT / "docs/using.md").read_text(encoding="utf-8")
+    return [compile(block, "docs/using.md", "exec") for kind, block in _BLOCK.findall(page) if kind == "python"]
+
+
+def test_the_model_card_says_what_the_hub_reads_and_leaves_the_result_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REPRUNE_CACHE", str(tmp_path / "cache"))
+    _pruned("llama", tmp_path).rename(tmp_path / "sparse")
+    monkeypatch.chdir(tmp_path)
+    exec(_scripts_on_using()[0], {"__name__": "__main__"})
+    card = ModelCard.load("sparse/README.md")
+    assert (card.data.base_model, card.data.license) == ("llama", "apache-2.0")
+    assert card.data.tags == ["pruned", "sparse", "magnitude"]
+    assert "# llama, 50% sparse" in card.text and "(pattern 2:4, magnitude,\nLR) on manual." in card.text
+    assert reprune.verify("sparse")
+
+
 @pytest.mark.parametrize("name", ["llama", "gpt2", "mixtral"])
 def test_the_scripts_that_tune_a_result_keep_its_zeros(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Those of experts too, which are one parameter for a whole layer."""
-    page = (ROOT / "docs/using.md").read_text(encoding="utf-8")
-    train, merge = [compile(block, "docs/using.md", "exec") for kind, block in _BLOCK.findall(page) if kind == "python"]
+    _, train, merge = _scripts_on_using()
     monkeypatch.chdir(tmp_path)
     model = tiny.build(name)
     with torch.no_grad():

@@ -43,7 +43,8 @@ def test_it_holds_templates_licences_and_tokenizers_and_no_other_weights(tmp_pat
     copied += ["prophetnet.tokenizer", "words.vocab", "a[1].vocab", "MY_TERMS"]
     copied += ["LICENSE", "Licence.txt", "my_license.md", "LICENSE-MODEL", "COPYING", "Notice", "USE_POLICY.md"]
     others = ["license.bin", "licence.pt", "notice.safetensors", "pytorch_model.bin", "README.md", "sub/a.jinja"]
-    others += ["a1.vocab", "pytorch_model.bin.index.json"]
+    others += ["a1.vocab", "pytorch_model.bin.index.json", "model.safetensors.index.fp16.json"]
+    others += ["trainer_state.json", "all_results.json", "eval_results.json"]
     for name in copied + others:
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(name)

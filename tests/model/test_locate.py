@@ -344,6 +344,12 @@ def test_what_looks_like_a_path_is_never_asked_of_the_hub(
         locate_model(name)
 
 
+@pytest.mark.parametrize("url", ["https://huggingface.co/a-b/c.1/tree/main", "hf://a-b/c.1"])
+def test_the_id_in_a_url_of_the_hub_is_told(url: str) -> None:
+    with pytest.raises(InputError, match=r"no such folder; .* give its id alone: a-b/c\.1$"):
+        locate_model(url)
+
+
 def test_a_name_that_no_file_can_have_is_refused() -> None:
     with pytest.raises(InputError, match=r"aaa: cannot be read .*expected a model folder"):
         locate_model(300 * "a")

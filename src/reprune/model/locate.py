@@ -40,6 +40,7 @@ _UNWANTED = [  # second copies of the same weights
 ]
 _VARIANT = re.compile(r"(model|model\.safetensors\.index)\.(fp16|bf16|fp32)\.(safetensors|json)")
 _BESIDE_GGUF = re.compile(r"mmproj|imatrix", re.IGNORECASE)  # in names of what is beside models in that format
+_URL = re.compile(r"(?:https?://[^/]+/|hf://)([\w.-]+/[\w.-]+)")
 _PART = re.compile(r"-\d{5}-of-\d{5}\.gguf$", re.IGNORECASE)
 GENERATIVE = re.compile(r"(ForCausalLM|LMHeadModel|ForConditionalGeneration)$")
 _NOT_GENERATIVE = re.compile(r"For(MaskedLM|\w*Classification|\w*QuestionAnswering|MultipleChoice)$")
@@ -83,7 +84,9 @@ def locate_model(model: str, *, notify: Notify = lambda said: None, weights: boo
             f"{model}: no such folder; {identifier} is on this machine, and only a Hub id takes a revision after the @."
         )
     if _looks_like_path(identifier):
-        raise InputError(f"{model}: no such folder; expected a model folder, a Hub id or a .gguf file.")
+        found = _URL.match(model)
+        meant = f" Of a model of the Hub give its id alone: {found[1]}" if found else ""
+        raise InputError(f"{model}: no such folder; expected a model folder, a Hub id or a .gguf file.{meant}")
     if at and not revision:
         raise InputError(f"{model}: expected a branch, tag or commit after the @.")
     return _from_hub(identifier, revision or None, weights)

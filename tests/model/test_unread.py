@@ -67,6 +67,9 @@ def test_a_makers_own_names_are_not_to_be_exchanged(tmp_path: Path) -> None:
         Decoder(folder)
     with pytest.raises(InputError, match=rf"the tensors of consolidated\.safetensors {said}"):
         load_model(folder, torch.device("cpu"))
+    save_file({"layers.0.attention.wqkv.weight": torch.ones(3, 32)}, folder / "consolidated.safetensors")
+    with pytest.raises(UnsupportedModelError, match=rf"its tensors \(layers\.0.*wqkv\.weight, \.\.\.\) {said}"):
+        Decoder(folder)
 
 
 def test_tensors_that_a_process_saved_empty_are_told(tmp_path: Path) -> None:

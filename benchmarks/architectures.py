@@ -126,11 +126,12 @@ Transformers registers as reading more than text, or as writing down speech:
 
     python benchmarks/architectures.py --parts --out sweep --page docs/architectures.md
 
-Models are made and pruned as above, each as a whole of its own class. A model has passed if it has passed as above;
-there as here, every tensor outside the blocks is also as it was to the bit. "Not built" are here also those whose own
-forward fails on text in Transformers. What is refused is an encoder-decoder, or runs on nothing without an image (or
-sound), or has the reason in the table. None of these models is shown an image here: a Gemma 3
-is, before and after, by a test (`tests/engine/test_parts.py`).
+Models are made and pruned as above, each as a whole of its own class, and pass by the same conditions; every tensor
+outside the blocks is also as it was, to the bit. "Not built" are here also those whose own forward fails on text in
+this release of Transformers. (Of Llama 4 it fails with images too; it is pruned, but nothing is known of its quality.)
+Refused are encoder-decoders, and models that run on nothing without an image or sound. ERNIE 4.5 VL has experts for
+images alone: with the flag that is named they stay dense, and it is pruned. No model is shown an image here: a Gemma 3
+is, dense and sparse, by a test (`tests/engine/test_parts.py`).
 """
 
 

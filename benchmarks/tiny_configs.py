@@ -26,8 +26,9 @@ SIZES: Mapping[str, int] = {
     **dict.fromkeys(("num_key_value_heads", "multi_query_group_num", "n_kv_heads", "num_kv_heads"), 2),
     **dict.fromkeys(("head_dim", "attention_head_size", "global_head_dim", "swa_head_dim", "v_head_dim"), 16),
     **dict.fromkeys(("d_kv", "qk_rope_head_dim", "qk_nope_head_dim", "q_lora_rank", "kv_lora_rank", "kv_channels"), 16),
-    **dict.fromkeys(("index_head_dim", "linear_key_head_dim", "linear_value_head_dim", "attention_hidden_size"), 16),
-    **dict.fromkeys(("linear_num_key_heads", "linear_num_value_heads", "index_n_heads"), 2),
+    **dict.fromkeys(("index_head_dim", "linear_key_head_dim", "linear_value_head_dim", "linear_head_dim"), 16),
+    "attention_hidden_size": 16,
+    **dict.fromkeys(("linear_num_key_heads", "linear_num_value_heads", "linear_num_heads", "index_n_heads"), 2),
     **dict.fromkeys(("mamba_d_state", "state_size", "ssm_state_size", "mamba_headdim", "mamba_head_dim"), 16),
     **dict.fromkeys(("num_experts", "n_routed_experts", "num_local_experts", "moe_num_experts"), 4),
     **dict.fromkeys(("num_experts_per_tok", "moe_topk", "moe_k", "num_selected_experts", "top_k_experts"), 2),
@@ -66,6 +67,7 @@ _SECTIONS = _sections(2, 3, 3)
 _LATENT = {"num_key_value_heads": HEADS}  # latent attention has as many heads of keys
 _TEXT_SECTIONS, _TEXT_LATENT = {"text_config": _SECTIONS}, {"text_config": _LATENT}
 _THINKER_SECTIONS = {"thinker_config": _TEXT_SECTIONS}
+_FEW_FILTERS = {"num_filters": 2}
 _IMAGE_TOKENS = {"vocabulary_map": {"<image>": 5, "<|extra_200|>": 6}}
 ODD: Mapping[str, Mapping[str, Any]] = {
     **dict.fromkeys(("axk1", "axk2", "deepseek_v3", "deepseek_v32", "sarvam_mla"), _LATENT),
@@ -120,8 +122,11 @@ ODD: Mapping[str, Mapping[str, Any]] = {
         ("glm4v", "glm46v", "glmga", "glm_ocr", "cosmos3_edge", "hy_v4_vl", "paddleocr_vl"), _TEXT_SECTIONS
     ),
     **dict.fromkeys(("qwen2_5_omni", "qwen3_omni_moe"), _THINKER_SECTIONS),
-    **dict.fromkeys(("glm5_next", "kimi_k25", "mistral_large4"), _TEXT_LATENT),
+    **dict.fromkeys(("kimi_k25", "mistral_large4"), _TEXT_LATENT),
     **dict.fromkeys(("chameleon", "emu3"), _IMAGE_TOKENS),
+    "glm5_next": {
+        "text_config": {**_LATENT, "intermediate_size": 4 * WIDE}
+    },  # beside which the streams' mixers are few
     "mistral4": {**_LATENT, "head_dim": 32},
     "step3p7": {"text_config": {"sliding_window": 8}},
     "glm4v_moe": {"text_config": _sections(1, 1, 2)},
@@ -131,7 +136,14 @@ ODD: Mapping[str, Mapping[str, Any]] = {
         "text_config": {"mlp_layer_types": ["dense", *["sparse"] * 3], "n_routed_experts": 4, "num_experts_per_tok": 2}
     },
     "diffusion_gemma": {"text_config": {"num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": WIDTH}},
-    "hunyuan_vl": {"text_config": {"head_dim": 16}},
+    "vibevoice_asr": {
+        "semantic_tokenizer_encoder_config": _FEW_FILTERS,
+        "acoustic_tokenizer_encoder_config": _FEW_FILTERS,
+    },
+    "vibevoice": {"semantic_model_config": _FEW_FILTERS, "audio_config": _FEW_FILTERS},
+    "hunyuan_vl": {"text_config": {"head_dim": 16, **_sections(2, 2, 2, 2)}},
+    "granite4_vision": {"deepstack_layer_map": [], "spatial_target_layers": [], "downsample_rate": "1/2"},
+    "fun_asr_nano": {"adaptor_config": {"intermediate_size": WIDTH // 4}},
     "molmo2": {"adapter_config": {"vision_feature_layer": [3, 2]}},
     "nemotron_h_omni": {"vision_config": {"video_temporal_patch_size": 2}, "text_config": {"n_groups": 1}},
     "dots1": {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2},

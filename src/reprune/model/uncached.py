@@ -13,7 +13,7 @@ from torch import Tensor, nn
 def cache_argument(module: nn.Module) -> str | None:
     """What a model or decoder calls the keys and values that it keeps; None where it keeps none that can be given."""
     names = inspect.signature(module.forward).parameters
-    known = ("cache", "past_key_values", "cache_params")  # the last of Mamba in Transformers 5.23
+    known = ("cache", "past_key_values", "cache_params")  # the last of Mamba until Transformers 5.23
     return next((name for name in known if name in names), None)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import yaml
 
 from reprune.doors.records.run import Run
 from reprune.doors.records.study import Study
@@ -36,6 +37,13 @@ def test_a_studys_command_has_the_axes_and_measures_that_were_given() -> None:
     ]
     said = " ".join(command([cell("wanda", "LR", only="mlp", self_generate=own) for own in (0, 8)]))
     assert "--only mlp" in said and "--self-generate 0 8" in said
+
+
+def test_a_study_gives_the_settings_that_its_command_names_and_a_cells_own() -> None:
+    record = study_record([cell("wanda", "LR"), cell("wanda", "BR")])
+    _, one, settings = study_made(Study.model_validate(record)).codes
+    assert "--recipe cells/wanda-LR-seed0/recipe.yaml" in one.text
+    assert yaml.safe_load(settings.text) == record["settings"]
 
 
 def test_a_run_is_made_again_by_as_many_processes_as_ended_it() -> None:

@@ -9,8 +9,9 @@ import pytest
 from reprune.doors.records.run import Run
 from reprune.doors.report import run as report
 from reprune.doors.report.page import Page, Table
+from reprune.doors.report.text import NONE
 from tests.doors.drawn import Drawn, keep_drawn
-from tests.doors.report.records import block, fitted, run_record, window
+from tests.doors.report.records import block, distilled, fitted, run_record, window
 
 PICTURES = (
     *("calibration_against", "change_by_window", "error_by_block", "error_by_epoch", "seconds_by_window"),
@@ -67,6 +68,18 @@ def test_windows_without_epochs_are_shown_as_they_ended(drawn: Drawn) -> None:
     paged(windows=[one])
     (((label, x, _),),), _ = drawn["Each window's two errors"]
     assert (label, x) == ("pruned", 0.25)
+
+
+def test_what_distillation_did_is_drawn_by_epoch_and_said_from_before_to_after(drawn: Drawn) -> None:
+    epochs = [{"epoch": 1, "calibration_divergence": 0.07, "heldout_divergence": 0.08}]
+    page = paged(distillation={**distilled(0.08), "epochs": epochs})
+    title = "Divergence of predictions by epoch"
+    assert drawn[title][0] == ([None, 0.07], [0.1, 0.08])
+    assert [row[1:] for row in rows(page, title)] == [[NONE, "0.1000", ""], ["0.07000", "0.08000", "kept"]]
+    [section] = [section for section in page.sections if section.anchor == "predictions"]
+    text = " ".join(section.intro).replace("\N{NO-BREAK SPACE}", " ")
+    assert "went from 0.1000 to 0.08000 nats a token" in text
+    assert "went from 2.00 % to 3.00 % by it" in text
 
 
 def test_of_a_group_the_window_that_rose_most_is_shown(drawn: Drawn) -> None:

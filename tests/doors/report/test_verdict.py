@@ -92,6 +92,11 @@ def test_without_reconstruction_there_is_nothing_to_judge() -> None:
     assert "overfit" not in said(verdict)
 
 
+def test_an_error_that_is_halved_makes_up_for_one_that_is_doubled() -> None:
+    halved, doubled = (window(i, [0.1, last], [0.1, last], guard=False) for i, last in enumerate((0.05, 0.2)))
+    assert "left the windows' held-out error as it was" in judged(windows=[halved, doubled]).headline
+
+
 PRUNED = [fitted(index, epochs=0) for index in range(4)]
 LEAST_SQUARES = [{**one, "least_squares": [{"block": 0, "linears": ["mlp.up_proj"], "ridge": 0.3}]} for one in PRUNED]
 

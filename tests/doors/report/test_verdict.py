@@ -97,6 +97,12 @@ def test_an_error_that_is_halved_makes_up_for_one_that_is_doubled() -> None:
     assert "left the windows' held-out error as it was" in judged(windows=[halved, doubled]).headline
 
 
+def test_an_earlier_state_that_is_the_worse_one_is_not_said_to_have_less_error() -> None:
+    text = said(judged(windows=[window(0, [0.1, 0.08, 0.07], [0.1, 0.05, 0.049], kept=1)]))
+    assert "put an earlier state back in 1 of 1 window" in text
+    assert "What it put back" not in text
+
+
 PRUNED = [fitted(index, epochs=0) for index in range(4)]
 LEAST_SQUARES = [{**one, "least_squares": [{"block": 0, "linears": ["mlp.up_proj"], "ridge": 0.3}]} for one in PRUNED]
 

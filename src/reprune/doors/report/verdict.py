@@ -162,8 +162,7 @@ def guard_sentences(windows: Sequence[Window]) -> Iterator[str]:
     yield f"The guard {listed(did)}."
     pairs = [(guard.judged.last, guard.judged.kept) for guard in restored]
     ratios = [kept / last for last, kept in pairs if known(last) and known(kept) and last > 0 and kept > 0]
-    if ratios:
-        avoided = 1 - geometric_mean(ratios)
+    if ratios and (avoided := 1 - geometric_mean(ratios)) > 0:
         where = "that window's" if len(restored) == 1 else "those windows'"
         mean = "" if len(restored) == 1 else " on average"
         yield (

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -30,6 +32,24 @@ def test_a_tokenizer_that_knows_no_latin_letter_begins_as_it_does(bos: bool, eos
     tokenizer.backend_tokenizer.normalizer = normalizers.Replace(Regex("[a-z]"), "")
     assert tokenizer("a", add_special_tokens=False)["input_ids"] == []
     assert beginning(tokenizer) == expected
+
+
+def test_a_class_is_not_asked_for_what_it_has_not(with_bos: PreTrainedTokenizerBase) -> None:
+    """mistral-common's takes no other arguments, and has no token types that could be left out."""
+
+    class Strict:
+        bos_token_id, model_input_names = with_bos.bos_token_id, ["input_ids", "attention_mask"]
+
+        def __call__(
+            self, text: str, add_special_tokens: bool, return_attention_mask: bool, verbose: bool
+        ) -> dict[str, list[int]]:
+            assert not return_attention_mask
+            assert not verbose
+            return {"input_ids": list(with_bos(text, add_special_tokens=add_special_tokens)["input_ids"])}
+
+    strict = cast("PreTrainedTokenizerBase", Strict())
+    assert beginning(strict) == beginning(with_bos)
+    assert encode(strict, "the if").tolist() == encode(with_bos, "the if").tolist()
 
 
 @given(texts=st.lists(st.text("ab \n"), min_size=1), piece=st.integers(1, 20))

@@ -140,11 +140,12 @@ def _without(prefix: list[int], ids: list[int]) -> Tokens:
 
 
 def _ids(tokenizer: PreTrainedTokenizerBase, text: str, *, special: bool) -> list[int]:
+    unasked = {"return_token_type_ids": False} if "token_type_ids" in tokenizer.model_input_names else {}
     encoding: Any = tokenizer(
         text,
         add_special_tokens=special,
         return_attention_mask=False,
-        return_token_type_ids=False,
+        **unasked,  # not every class takes it: mistral-common's does not
         verbose=False,  # longer than the model's maximum on purpose: it is cut afterwards
     )
     return list(encoding["input_ids"])

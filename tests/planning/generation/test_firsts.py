@@ -34,6 +34,20 @@ def test_special_unused_byte_and_padding_tokens_are_left_out() -> None:
     assert found.left_out == {"byte": 2, "no token of the tokenizer": 5, "special": 3, "unused": 5}
 
 
+def test_a_class_that_does_not_tell_its_added_tokens_has_special_ones_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """mistral-common's: there it is a method, which raises."""
+
+    def added_tokens_decoder(self: object) -> None:
+        raise NotImplementedError
+
+    made = tokenizer()
+    expected = first_tokens(made, rows=20)
+    monkeypatch.setattr(tf.PreTrainedTokenizerFast, "added_tokens_decoder", added_tokens_decoder)
+    monkeypatch.setattr(tf.PreTrainedTokenizerFast, "all_special_ids", [0, 1, 2])
+    found = first_tokens(made, rows=20)
+    assert (found.ids.tolist(), found.signs) == (expected.ids.tolist(), expected.signs)
+
+
 @pytest.mark.parametrize(
     ("token", "sign"),
     [

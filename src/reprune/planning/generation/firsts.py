@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -37,9 +38,12 @@ class FirstTokens:
 
 def signs(tokenizer: Any) -> frozenset[int]:
     """The tokens that are never text: special ones, those without use, and added ones such as <start_of_image>."""
-    added = tokenizer.added_tokens_decoder.items()
+    added = tokenizer.added_tokens_decoder
+    added = (
+        added if isinstance(added, Mapping) else {}
+    )  # a method that raises in mistral-common's, whose are all special
     found = set(tokenizer.all_special_ids)
-    found |= {index for index, token in added if token.special or _SIGN.fullmatch(str(token))}
+    found |= {index for index, token in added.items() if token.special or _SIGN.fullmatch(str(token))}
     found |= {int(index) for token, index in tokenizer.get_vocab().items() if _UNUSED.fullmatch(str(token))}
     return frozenset(found)
 

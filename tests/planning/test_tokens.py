@@ -106,6 +106,20 @@ def test_generated_tokens_are_kept_as_they_are_without_their_prefix(
     assert packed.tolist() == [9, 8, *encode(with_bos, "-b-").tolist(), 7]
 
 
+@pytest.mark.parametrize("raised", [IndexError, KeyError, OverflowError])
+def test_ids_that_a_tokenizer_does_not_know_are_left_aside(
+    with_bos: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch, raised: type[Exception]
+) -> None:
+    """What it raises then goes by its class: mistral-common's raises KeyError."""
+
+    def decode(*_: object, **__: object) -> str:
+        raise raised
+
+    monkeypatch.setattr(type(with_bos), "decode", decode)
+    documents = Documents("texts", ("the if",), token_ids=([999],))
+    assert document_tokens(with_bos, documents, 0, [0]).tolist() == encode(with_bos, "the if").tolist()
+
+
 def test_packing_stops_at_its_limit(with_bos: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tokens, "PIECE", 1)
     documents = Documents("texts", ("aaaa",) * 50, joiner="--")

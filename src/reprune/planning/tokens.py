@@ -129,7 +129,7 @@ def _generated(tokenizer: PreTrainedTokenizerBase, documents: Documents, index: 
     text = documents[index]
     try:
         decoded = tokenizer.decode(ids, skip_special_tokens=True)
-    except (IndexError, OverflowError, TypeError, ValueError):  # numbers that are no ids at all
+    except (LookupError, OverflowError, TypeError, ValueError):  # numbers that are no ids at all
         return None
     return ids if decoded == text or _ids(tokenizer, text, special=False)[: len(ids)] == ids else None
 

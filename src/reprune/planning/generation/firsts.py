@@ -39,9 +39,8 @@ class FirstTokens:
 def signs(tokenizer: Any) -> frozenset[int]:
     """The tokens that are never text: special ones, those without use, and added ones such as <start_of_image>."""
     added = tokenizer.added_tokens_decoder
-    added = (
-        added if isinstance(added, Mapping) else {}
-    )  # a method that raises in mistral-common's, whose are all special
+    if not isinstance(added, Mapping):  # in mistral-common's a method that raises; all it has added are special
+        added = {}
     found = set(tokenizer.all_special_ids)
     found |= {index for index, token in added.items() if token.special or _SIGN.fullmatch(str(token))}
     found |= {int(index) for token, index in tokenizer.get_vocab().items() if _UNUSED.fullmatch(str(token))}

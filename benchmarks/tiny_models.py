@@ -32,10 +32,12 @@ def build(kinds: Mapping[str, Any], model_type: str, folder: Path) -> Any:
     """Write a tiny model of random weights, and a tokenizer; returns the model."""
     kind = CONFIG_MAPPING[model_type]
     config = kind(**shrunk(kind, ODD.get(model_type)))
-    if kinds is CAUSAL and getattr(config, "is_decoder", None) is False:
+    auto = kinds[model_type]
+    causal = auto is AutoModelForCausalLM
+    if causal and getattr(config, "is_decoder", None) is False:
         config.is_decoder = True
     torch.manual_seed(0)
-    model: Any = kinds[model_type].from_config(config, dtype=torch.float32)
+    model: Any = auto.from_config(config, dtype=torch.float32)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * (0.08 if parameter.dim() > 1 else 0.02))
@@ -43,7 +45,7 @@ def build(kinds: Mapping[str, Any], model_type: str, folder: Path) -> Any:
     model.config.architectures = [type(model).__name__]
     model.save_pretrained(folder)
     write_tokenizer(folder)
-    if kinds is CAUSAL:  # others may not run on text alone
+    if causal:  # others may not run on text alone
         ids = torch.arange(2 * SEQLEN).view(2, SEQLEN) % 256
         with torch.no_grad():
             if not torch.isfinite(model(input_ids=ids, use_cache=False).logits).all():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
+import pickle
 import subprocess
 import sys
 import zipfile
@@ -286,3 +287,12 @@ def test_nothing_that_is_measured_goes_to_a_gpu_unasked(
     monkeypatch.setattr(sys, "argv", [f"{name}.py", "--out", str(tmp_path), *arguments])
     with pytest.raises(KeyboardInterrupt):
         module.main()
+
+
+def test_an_encoder_is_swept_as_a_decoder_in_a_process_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(FOLDER))
+    module = load("tiny_models")
+    kinds = pickle.loads(pickle.dumps(module.CAUSAL))  # as it gets there
+    assert module.build(kinds, "bert", tmp_path).config.is_decoder

@@ -124,9 +124,8 @@ ODD: Mapping[str, Mapping[str, Any]] = {
     **dict.fromkeys(("qwen2_5_omni", "qwen3_omni_moe"), _THINKER_SECTIONS),
     **dict.fromkeys(("kimi_k25", "mistral_large4"), _TEXT_LATENT),
     **dict.fromkeys(("chameleon", "emu3"), _IMAGE_TOKENS),
-    "glm5_next": {
-        "text_config": {**_LATENT, "intermediate_size": 4 * WIDE}
-    },  # beside which the streams' mixers are few
+    # Its linears are wide, so that the mixers of its streams are few beside them.
+    "glm5_next": {"text_config": {**_LATENT, "intermediate_size": 4 * WIDE}},
     "mistral4": {**_LATENT, "head_dim": 32},
     "step3p7": {"text_config": {"sliding_window": 8}},
     "glm4v_moe": {"text_config": _sections(1, 1, 2)},

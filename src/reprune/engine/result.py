@@ -30,10 +30,8 @@ RECORD = "reprune.json"
 RECIPE = "recipe.yaml"
 INDEX = "model.safetensors.index.json"  # written last: a folder with it holds a whole model
 _COPIED = (*BESIDE, "LICENSE*", "NOTICE*", "USE_POLICY*", "*TERMS*")
-_NOT_COPIED = (
-    *("*.index.*json", RECORD),
-    *("trainer_state.json", "*_results.json"),  # a trainer's, on the dense model: what it measured, and its paths
-)
+_OF_A_TRAINER = ("trainer_state.json", "*_results.json")  # on the dense model: what it measured, and its paths
+_NOT_COPIED = ("*.index.*json", RECORD, *_OF_A_TRAINER)
 _SHARD_BYTES = 2**28  # of tensors outside the blocks: a shard is in memory while it is written
 
 

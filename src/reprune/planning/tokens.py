@@ -42,10 +42,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> Tokens:
 
 def document_tokens(tokenizer: PreTrainedTokenizerBase, documents: Documents, index: int, prefix: list[int]) -> Tokens:
     """The tokens of one document without the prefix: as it was generated, else tokenized. (tokens,) int64."""
-    ids = _generated(tokenizer, documents, index)
-    if ids is not None:
-        return _without(prefix, ids)
-    return np.concatenate([np.empty(0, np.int64), *(encode(tokenizer, one) for one in _pieces(documents[index]))])
+    return pack(tokenizer, documents, [index], prefix)[0]
 
 
 def foreign_tokens(tokenizer: PreTrainedTokenizerBase, documents: Documents, used: Iterable[int]) -> int:

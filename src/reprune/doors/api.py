@@ -172,6 +172,7 @@ def _prune(recipe: Recipe, out: Path, watcher: Watcher, shared: Shared | None, r
             watcher.phase(None, "drawing calibration samples")
             with decoder.checkpoint.digesting() as digests:  # while texts are read and tokenized
                 drawn = draw(recipe, decoder, own and own.path)
+                decoder.check_finite()
                 weights = digests()
             fingerprint = decoder.checkpoint.fingerprint()
             decoder.checkpoint.check_unchanged()  # since its tokenizer was read

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from reprune.errors import InputError, UnsupportedModelError, short
+from reprune.math.finite import all_finite
 from reprune.model.block import Block, Call, Precision
-from reprune.model.checkpoint import Checkpoint
+from reprune.model.checkpoint import FLOATS, Checkpoint
 from reprune.model.conversion import Conversion, Layout
 from reprune.model.costs import BlockCosts
 from reprune.model.outside import Outside
@@ -161,6 +162,16 @@ class Decoder:
         """What a block's tensors take in the checkpoint."""
         entries = self.checkpoint.entries
         return sum(entries[stored].bytes for conversion in self._blocks[index] for stored in conversion.stored)
+
+    def check_finite(self) -> None:
+        """Raise `InputError` where a weight of a block is NaN or infinite as it is stored; all of them are read."""
+        for stored in (name for conversions in self._blocks for one in conversions for name in one.stored):
+            tensor = self.checkpoint.tensor(stored)
+            if tensor.dtype in FLOATS and not all_finite(tensor):
+                raise InputError(
+                    f"{self.name}: the tensor {stored} holds NaN or infinite values, so the model cannot be pruned; "
+                    "download it again, or save it anew in a dtype that holds its numbers, as bfloat16."
+                )
 
     @property
     def width(self) -> int:

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from tests import tiny
@@ -352,6 +353,16 @@ def test_a_model_without_an_embedding(here: Path, cli: Cli) -> None:
     save_file(weights, here / "cut" / "model.safetensors", metadata={"format": "pt"})
     _refused(cli, here, ["prune", "cut", "--out", "out", *QUICK], "the tensor model.embed_tokens.weight")
     _refused(cli, here, ["plan", "cut", *QUICK], "the tensor model.embed_tokens.weight")
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("-inf")])
+def test_a_model_with_a_weight_that_is_no_number(number: float, here: Path, cli: Cli) -> None:
+    tiny.save("llama", here / "spoilt", torch.float16)
+    weights = load_file(here / "spoilt" / "model.safetensors")
+    weights["model.layers.1.mlp.down_proj.weight"][3, 5] = number
+    save_file(weights, here / "spoilt" / "model.safetensors", metadata={"format": "pt"})
+    expected = "the tensor model.layers.1.mlp.down_proj.weight holds NaN or infinite values"
+    _refused(cli, here, ["prune", "spoilt", "--out", "out", *QUICK], expected)
 
 
 def test_a_model_whose_tokenizer_belongs_to_another(here: Path, cli: Cli) -> None:

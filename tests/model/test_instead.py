@@ -64,7 +64,14 @@ def test_pickles_that_transformers_does_not_look_for_are_for_what_wrote_them(fol
     with pytest.raises(InputError, match=r"pickles \(pytorch_model_fsdp\.bin\).* have what wrote them save the model"):
         locate_model("run")
     (folder / "pytorch_model.bin").touch()
-    with pytest.raises(InputError, match=r"from_pretrained\('run'\)\.save_pretrained\(FOLDER\)"):
+    with pytest.raises(InputError, match=r"AutoModelForCausalLM\.from_pretrained\('run'\)\.save_pretrained\(FOLDER\)"):
+        locate_model("run")
+
+
+def test_pickles_of_a_model_of_several_parts_are_for_its_own_class(folder: Path) -> None:
+    (folder / "config.json").write_text(json.dumps({"architectures": ["Gemma3ForConditionalGeneration"]}))
+    (folder / "pytorch_model.bin").touch()
+    with pytest.raises(InputError, match=r"Gemma3ForConditionalGeneration\.from_pretrained\('run'\).* AutoProcessor,"):
         locate_model("run")
 
 

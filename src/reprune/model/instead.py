@@ -13,6 +13,7 @@ _PICKLE = re.compile(r"pytorch_model.*\.bin|[^/]*\.(pth|pt|ckpt)")
 _OF_TRAINING = re.compile(r"(optimizer|scheduler|scaler|rng_state|random_states|training_args)[^/]*")  # no weights
 _LOADED_PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")  # by Transformers
 _DEEPSPEED, _FSDP = "zero_to_fp32.py", re.compile(r"pytorch_model_fsdp_\d+")
+_OF_SEVERAL_PARTS = "ForConditionalGeneration"  # the end of a class's name
 _NAMED = 3  # folders, in a message
 
 
@@ -31,16 +32,21 @@ def parts_of_training(names: Sequence[str], name: str) -> str | None:
     )
 
 
-def pickled(names: Sequence[str], loaded: str) -> str | None:
-    """What to do about weights that are pickles, or None; Transformers loads them from what is `loaded`."""
+def pickled(names: Sequence[str], loaded: str, classes: Sequence[str]) -> str | None:
+    """What to do about weights that are pickles, or None; Transformers loads them from what is `loaded`.
+
+    `classes` are those that the configuration names. That of a model of several parts is named, as AutoModelForCausalLM
+    would load one part of it.
+    """
     pickles = [file for file in names if _PICKLE.fullmatch(file) and not _OF_TRAINING.fullmatch(file)]
     if not pickles:
         return None
     way = "have what wrote them save the model by save_pretrained, then give that folder."
     if any(file in names for file in _LOADED_PICKLES):
+        whole = next((name for name in classes if name.endswith(_OF_SEVERAL_PARTS)), None)
         way = (
-            f"AutoModelForCausalLM.from_pretrained({loaded}).save_pretrained(FOLDER), the same with AutoTokenizer, "
-            "then give FOLDER."
+            f"{whole or 'AutoModelForCausalLM'}.from_pretrained({loaded}).save_pretrained(FOLDER), the same with "
+            f"{'AutoProcessor' if whole else 'AutoTokenizer'}, then give FOLDER."
         )
     return f"its weights are pickles ({pickles[0]}), which can run code and are never read. If you trust them: {way}"
 

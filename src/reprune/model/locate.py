@@ -166,7 +166,7 @@ def _check_folder(
     adapter = "adapter_config.json" in names
     at = f" --revision {revision}" if revision else ""
     if "config.json" in names:
-        _check_config(folder / "config.json", name)
+        classes = _check_config(folder / "config.json", name)
         own = any(file.endswith(".safetensors") and not file.startswith("adapter_") for file in here)
         if weights and own and adapter:
             raise InputError(
@@ -187,7 +187,7 @@ def _check_folder(
                 "then give FOLDER."
             )
         given = f"{model!r}, revision={revision!r}" if revision else repr(model)
-        if said := parts_of_training(names, model) or pickled(names, given):
+        if said := parts_of_training(names, model) or pickled(names, given, classes):
             raise InputError(f"{name}: {said}")
     elif not ggufs:
         raise InputError(f"{name}: {parts_of_training(names, model) or without_config(folder, names)}")
@@ -198,8 +198,8 @@ def _check_folder(
     raise InputError(f"{name}: holds no *.safetensors files, the only weights that are read from a folder.")
 
 
-def _check_config(file: Path, name: str) -> None:
-    """Raise unless config.json is that of a model that predicts the next token."""
+def _check_config(file: Path, name: str) -> list[str]:
+    """The classes that config.json names; raises unless it is that of a model that predicts the next token."""
     try:
         config = dict(read_json(file.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
@@ -212,12 +212,13 @@ def _check_config(file: Path, name: str) -> None:
         )
     classes = [str(each) for each in classes]
     if any(GENERATIVE.search(each) for each in classes):
-        return
+        return classes
     from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES as ENCODERS
 
     if any(_NOT_GENERATIVE.search(each) for each in classes) or kind in ENCODERS:
         what = ", ".join(classes) or kind
         raise UnsupportedModelError(f"{name}: {what} does not predict the next token; give a causal language model.")
+    return classes
 
 
 def _from_hub(model: str, revision: str | None, weights: bool) -> Path:

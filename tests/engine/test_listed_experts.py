@@ -41,20 +41,22 @@ class _Mixture(nn.Module):
         return x + sum(expert(part).sum() for expert, part in zip(self.experts, parts, strict=False))
 
 
-def _pruned(first: int, rest: int, sequential: bool) -> tuple[PrunedBlock, list[str], int]:
+def _pruned(first: int, rest: int, sequential: bool, min_tokens: int = 2) -> tuple[PrunedBlock, list[str], int]:
     """The block, notes, and how often the samples were passed through it."""
     torch.manual_seed(0)
     block = Block(0, _Mixture(first, rest), torch.device("cpu"), Precision())
     batches = [(torch.randn(2, 3, 4), _CALL) for _ in range(2)]
     pruned = PrunedBlock(block, linear_groups(block, *batches[0], ()))
     inputs = Mock(return_value=batches)
-    notes = prune_block_(pruned, inputs, Wanda(), Sparsities(Unstructured(0.5)), sequential, min_tokens=2)
+    sparsities = Sparsities(Unstructured(0.5))
+    notes = prune_block_(pruned, inputs, Wanda(), sparsities, sequential, min_tokens=min_tokens)
     return pruned, notes, inputs.call_count
 
 
 @pytest.mark.parametrize("sequential", [False, True])
-def test_an_expert_that_no_token_reaches_is_pruned_by_magnitude(sequential: bool) -> None:
-    pruned, notes, _ = _pruned(1, 2, sequential)
+@pytest.mark.parametrize("min_tokens", [0, 2])
+def test_an_expert_that_no_token_reaches_is_pruned_by_magnitude(min_tokens: int, sequential: bool) -> None:
+    pruned, notes, _ = _pruned(1, 2, sequential, min_tokens)
     tokens = [pruned.tokens[f"experts.{expert}.{part}"] for expert in range(3) for part in ("gate", "up", "down")]
     assert tokens == [4] * 3 + [8] * 3 + [0] * 3
     for linear in pruned.block.linears[6:]:

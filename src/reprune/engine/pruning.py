@@ -81,7 +81,7 @@ def prune_block_(
             otherwise all of them come from the dense block.
         known: statistics that were gathered before of the same block, inputs and precision; takes those of this call.
         refitting: fit each group by least squares once it is pruned; its statistics are then sequential.
-        min_tokens: an expert that fewer tokens reach is pruned by magnitude.
+        min_tokens: an expert that fewer tokens reach, or none, is pruned by magnitude.
         ranks: the processes that have the samples together; each group is pruned by one, which tells the others.
 
     Returns:
@@ -91,7 +91,8 @@ def prune_block_(
         NumericalError: the pruner cannot use the numbers.
         UnsupportedModelError: a product with experts' weights cannot be seen.
     """
-    job = _Job(pruned, inputs, pruner, sparsities, {} if sequential or known is None else known, min_tokens, ranks)
+    known = {} if sequential or known is None else known
+    job = _Job(pruned, inputs, pruner, sparsities, known, max(min_tokens, 1), ranks)
     notes: list[str] = []
     for together in _stages(pruned.groups) if sequential or refitting is not None else [pruned.groups]:
         if refitting is None:

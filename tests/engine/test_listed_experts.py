@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from unittest.mock import Mock
 
 import pytest
@@ -44,7 +45,11 @@ class _Mixture(nn.Module):
 def _pruned(first: int, rest: int, sequential: bool, min_tokens: int = 2) -> tuple[PrunedBlock, list[str], int]:
     """The block, notes, and how often the samples were passed through it."""
     torch.manual_seed(0)
-    block = Block(0, _Mixture(first, rest), torch.device("cpu"), Precision())
+    return _prune(_Mixture(first, rest), sequential)
+
+
+def _prune(module: nn.Module, sequential: bool) -> tuple[PrunedBlock, list[str], int]:
+    block = Block(0, module, torch.device("cpu"), Precision())
     batches = [(torch.randn(2, 3, 4), _CALL) for _ in range(2)]
     pruned = PrunedBlock(block, linear_groups(block, *batches[0], ()))
     inputs = Mock(return_value=batches)
@@ -81,3 +86,30 @@ def test_all_experts_are_pruned_stage_by_stage_in_a_pass_each() -> None:
     alike = [torch.equal(one, linear.matrix()) for one, linear in zip(weights, others.block.linears, strict=True)]
     assert [linear.name for same, linear in zip(alike, others.block.linears, strict=True) if not same] != []
     assert all(alike[place] for place in (0, 1, 3, 4, *range(6, 9))), "what comes first, and what none reaches"
+
+
+class _Halves(nn.Module):
+    """Two halves that all tokens pass, one after the other."""
+
+    def __init__(self, halves: nn.ModuleList | nn.ModuleDict) -> None:
+        super().__init__()
+        self.halves = halves
+
+    def forward(self, x: Tensor) -> Tensor:
+        for half in self.halves.children():
+            x = x + half(x)
+        return x
+
+
+def test_modules_in_a_list_that_all_tokens_pass_are_pruned_as_if_each_had_a_name() -> None:
+    """As the halves of a block of LongCat-Flash: the second reads what the first, pruned, has become."""
+    torch.manual_seed(0)
+    halves = {"a": _Gated(), "b": _Gated()}
+    listed, named = nn.ModuleList(halves.values()), nn.ModuleDict(halves)
+    found = []
+    for module in (_Halves(listed), _Halves(named)):
+        torch.manual_seed(1)
+        pruned, notes, passes = _prune(deepcopy(module), sequential=True)
+        assert (notes, passes, pruned.tokens) == ([], 4, {})
+        found.append([linear.matrix() for linear in pruned.block.linears])
+    assert all(map(torch.equal, *found))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from copy import copy
 from dataclasses import dataclass, replace
@@ -220,14 +220,20 @@ class Block:
 
         First come those that run once, in the order in which they do, and last those of stacks, which have a stage. A
         linear that runs more than once is a group of its own; one that never runs is in no group.
+
+        Modules in a list are experts where not all tokens pass through all of them: others may read what those before
+        them in the list have made, as the two halves of a block of LongCat-Flash.
         """
+        tokens = states.shape[0] * states.shape[1]
         seen: list[tuple[Tensor, list[Linear]]] = []  # holding the tensors keeps their identities apart
         runs: dict[str, int] = {}
         order: list[str] = []  # of stacks, as they first run
-        lists: set[str] = set()  # of modules of which some run
+        lists: dict[str, bool] = {}  # of modules of which some run: whether any run on fewer tokens than all
 
         def saw(linear: Linear, inputs: Tensor) -> None:
-            lists.update(self._lists(linear))
+            fewer = linear.module is not None and inputs[..., 0].numel() < tokens
+            for path in self._lists(linear):
+                lists[path] = lists.get(path, False) or fewer
             if linear.stack is not None:
                 if linear.stack.shares not in order:
                     order.append(linear.stack.shares)
@@ -243,11 +249,14 @@ class Block:
             self.run(states, call)
         shared = [tuple(one for one in linears if runs[one.name] == 1) for _, linears in seen]
         repeated = [linear for linear in self.linears if runs.get(linear.name, 0) > 1]
-        running = [self._plain_group(linears) for linears in shared if linears]
+        idle = [linear for linear in self.linears if linear.module is not None and linear.name not in runs]
+        left = {path for linear in idle for path in self._lists(linear)}
+        experts = {path for path, fewer in lists.items() if fewer or path in left}
+        running = [self._plain_group(linears, experts) for linears in shared if linears]
         return [
             *running,
             *(LinearGroup((linear,), once=False) for linear in repeated),
-            *self._idle_experts({*runs}, lists, running),
+            *self._idle_experts(idle, experts, running),
             *self._stacked_groups(order),
         ]
 
@@ -262,32 +271,37 @@ class Block:
                 assert linears[0].stack is not None
                 yield LinearGroup(tuple(linears), expert=linears[0].stack.routed, stage=shares)
 
-    def _idle_experts(self, names: set[str], lists: set[str], running: Sequence[LinearGroup]) -> Iterator[LinearGroup]:
-        """Groups of experts, kept as lists of modules, that no token of this batch was routed to; `lists` have run.
+    def _idle_experts(
+        self, idle: Sequence[Linear], experts: Set[str], running: Sequence[LinearGroup]
+    ) -> Iterator[LinearGroup]:
+        """Groups of experts, kept as lists of modules, that no token of this batch was routed to.
 
-        `names` are of the linears that have. Those of an expert are together that read the same in one that has run.
+        Those of an expert are together that read the same in one that has run.
         """
         stages: dict[str, str] = {}  # by what a linear is of its expert
         for group in running:
             if group.stage is not None:
                 for linear in group.linears:
-                    stages.setdefault(self._of_expert(linear)[0], group.stage)
+                    stages.setdefault(self._of_expert(linear, experts)[0], group.stage)
         together: dict[tuple[str, ...], list[Linear]] = {}
-        for linear in self.linears:
-            if linear.module is not None and linear.name not in names and not lists.isdisjoint(self._lists(linear)):
-                what, *expert = self._of_expert(linear)
+        for linear in idle:
+            what, *expert = self._of_expert(linear, experts)
+            if expert:
                 together.setdefault((stages.get(what, what), *expert), []).append(linear)
         for (stage, *_), linears in together.items():
             yield LinearGroup(tuple(linears), expert=True, stage=stage)
 
-    def _plain_group(self, linears: tuple[Linear, ...]) -> LinearGroup:
-        what, *expert = self._of_expert(linears[0])
+    def _plain_group(self, linears: tuple[Linear, ...], experts: Set[str]) -> LinearGroup:
+        what, *expert = self._of_expert(linears[0], experts)
         return LinearGroup(linears, expert=bool(expert), stage=what if expert else None)
 
-    def _of_expert(self, linear: Linear) -> tuple[str, ...]:
-        """What a linear is of its expert, as mlp.experts.*.up_proj, and the expert's number; of others the name."""
+    def _of_expert(self, linear: Linear, experts: Set[str]) -> tuple[str, ...]:
+        """What a linear is of its expert, as mlp.experts.*.up_proj, and the expert's number; of others the name.
+
+        `experts` are the lists of them, by path.
+        """
         parts, numbers = linear.name.split("."), list[str]()
-        for path in self._lists(linear):
+        for path in filter(experts.__contains__, self._lists(linear)):
             place = path.count(".") + 1
             numbers.append(parts[place])
             parts[place] = "*"

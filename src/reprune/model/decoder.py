@@ -24,7 +24,7 @@ from reprune.model.outside import Outside
 from reprune.model.passing import Passing
 from reprune.model.predictor import Predictor, check_predicts
 from reprune.model.skeleton import Skeleton
-from reprune.model.unread import FOREIGN, closest, way_out
+from reprune.model.unread import closest, way_out
 from reprune.model.weightless import Weightless
 
 _PACKED = (".qweight", ".qzeros", ".weight_packed")
@@ -120,10 +120,11 @@ class Decoder:
                 "use the model's bfloat16, float16 or float32 weights."
             )
         way = "the files may be incomplete, download the model again"
-        if unread := self._unread(index, full, shape):
+        unread = self._unread(index, full, shape)
+        if unread is None and not self.used:  # then nothing is read, of whatever shape
+            unread = closest(full, self.checkpoint.entries)
+        if unread is not None:
             way = way_out(unread, self.checkpoint.entries, full)
-        elif not self.used:
-            way = f"its tensors ({next(iter(self.checkpoint.entries), 'none')}, ...) {FOREIGN}"
         return (
             f"{self.name}: the parameter {name} of block {index} is not in its safetensors files under the name "
             f"{full} or another that Transformers reads; {way}."

@@ -75,7 +75,10 @@ def test_a_makers_own_names_are_not_to_be_exchanged(tmp_path: Path) -> None:
 def test_files_of_no_tensors_and_those_of_an_adapter_alone_are_told_apart_from_a_makers(tmp_path: Path) -> None:
     folder = tiny.save("llama", tmp_path / "model")
     added = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
-    for tensors, said in (({}, "may be incomplete"), ({added: torch.ones(4, 32)}, rf"hold {added}, .*: have PEFT merge")):
+    for tensors, said in (
+        ({}, "may be incomplete"),
+        ({added: torch.ones(4, 32)}, rf"hold {added}, .*: have PEFT merge"),
+    ):
         save_file(tensors, folder / "model.safetensors", {"format": "pt"})
         with pytest.raises(UnsupportedModelError, match=said):
             Decoder(folder)

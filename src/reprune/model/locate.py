@@ -40,7 +40,10 @@ _UNWANTED = [  # second copies of the same weights
 ]
 _VARIANT = re.compile(r"(model|model\.safetensors\.index)\.(fp16|bf16|fp32)\.(safetensors|json)")
 _BESIDE_GGUF = re.compile(r"mmproj|imatrix", re.IGNORECASE)  # in names of what is beside models in that format
-_URL = re.compile(r"(?:https?://[^/]+/|hf://)([\w.-]+/[\w.-]+)")
+_URL = re.compile(  # a model's page on the Hub, or what is below it
+    r"(?:https?://(?:huggingface|hf)\.co/|hf://(?:models/)?)"
+    r"(?!(?:api|collections|datasets|docs|papers|spaces)/)([\w.-]+/[\w.-]+?)(?:\.git)?(?:[/?#@]|$)"
+)
 _PART = re.compile(r"-\d{5}-of-\d{5}\.gguf$", re.IGNORECASE)
 GENERATIVE = re.compile(r"(ForCausalLM|LMHeadModel|ForConditionalGeneration)$")
 _NOT_GENERATIVE = re.compile(r"For(MaskedLM|\w*Classification|\w*QuestionAnswering|MultipleChoice)$")

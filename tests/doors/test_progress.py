@@ -237,6 +237,17 @@ def test_off_a_terminal_nothing_is_counted(here: object, capfd: pytest.CaptureFi
     assert capfd.readouterr().out == ""
 
 
+@pytest.mark.parametrize("name", ["FORCE_COLOR", "TTY_COMPATIBLE"])
+def test_off_a_terminal_colours_that_are_wanted_all_the_same_bring_no_bar(
+    name: str, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, "1")  # as Jupyter does for what a cell starts, and many a CI
+    monkeypatch.delenv("COLUMNS")
+    said = cli("prune", "llama", "--out", "out", *QUICK).out
+    codes = set(re.findall(r"\x1b\[[0-9;?]*([A-Za-z])", said))
+    assert codes == {"m"} and "━" not in said and "\r" not in said
+
+
 def test_of_blocks_that_are_distilled_a_line_says_the_divergences(
     here: object, capfd: pytest.CaptureFixture[str]
 ) -> None:

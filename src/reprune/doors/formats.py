@@ -29,9 +29,14 @@ class _Output(Console):
 
 
 def console() -> Console:
-    """Where output goes, as it is: names may have brackets and colons. Off a terminal, lines are not broken."""
+    """Where output goes, as it is: names may have brackets and colons. Off a terminal, lines are not broken.
+
+    It is interactive, so that a bar may be drawn, on a terminal alone: an environment that wants colours wherever
+    output goes (FORCE_COLOR, as Jupyter sets for what a cell starts) wants no bar in a file.
+    """
     output = _Output(highlight=False, markup=False, emoji=False, soft_wrap=True)
-    if not output.is_terminal and "COLUMNS" not in os.environ:
+    output.is_interactive &= output.file.isatty()
+    if not output.is_interactive and "COLUMNS" not in os.environ:
         output.width = _WIDEST
     return output
 

@@ -33,7 +33,7 @@ def watching(quiet: bool, verbose: bool) -> Iterator[Watcher]:
         yield Watcher()
         return
     output = console()
-    if not output.is_terminal:
+    if not output.is_interactive:
         yield _Lines(output, verbose)
         return
     with bar_of(output, TextColumn("{task.fields[memory]}")) as bar:
@@ -139,7 +139,7 @@ class _Bar(_Lines):
 def counting(what: str, quiet: bool) -> Iterator[Callable[[int, int], None]]:
     """A function that shows how many of something are done; silent off a terminal."""
     output = console()
-    if quiet or not output.is_terminal:
+    if quiet or not output.is_interactive:
         yield lambda done, of: None
         return
     with bar_of(output) as bar:

@@ -91,7 +91,7 @@ class StudyLines(StudyWatcher):
         if self._verbose:
             with watching(quiet=False, verbose=False) as watcher:
                 yield watcher
-        elif not self._output.is_terminal:
+        elif not self._output.is_interactive:
             yield NotesOfRun(self.note)
         else:
             with bar_of(self._output) as bar:

@@ -248,6 +248,18 @@ def test_off_a_terminal_colours_that_are_wanted_all_the_same_bring_no_bar(
     assert codes == {"m"} and "━" not in said and "\r" not in said
 
 
+@pytest.mark.parametrize("interactive", [False, True])
+def test_no_columns_are_as_none_said(interactive: bool, here: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    """COLUMNS=0 is in the environment of some pseudo-terminals, and of what is started where there is none."""
+    monkeypatch.setenv("COLUMNS", "0")
+    screen = io.StringIO()
+    screen.isatty = lambda: interactive  # type: ignore[method-assign]
+    monkeypatch.setattr("sys.stdout", screen)
+    console().print("all of it, " * 20)
+    assert screen.getvalue().count("all of it") == 20
+    assert console().width == (80 if interactive else 10_000)
+
+
 def test_of_blocks_that_are_distilled_a_line_says_the_divergences(
     here: object, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -36,8 +36,10 @@ def console() -> Console:
     """
     output = _Output(highlight=False, markup=False, emoji=False, soft_wrap=True)
     output.is_interactive &= output.file.isatty()
-    if not output.is_interactive and "COLUMNS" not in os.environ:
+    if not output.is_interactive and not os.environ.get("COLUMNS", "").strip("0"):
         output.width = _WIDEST
+    elif output.width < 1:  # COLUMNS=0, in which nothing would be shown
+        output.width = _WIDTH
     return output
 
 

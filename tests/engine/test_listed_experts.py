@@ -45,10 +45,10 @@ class _Mixture(nn.Module):
 def _pruned(first: int, rest: int, sequential: bool, min_tokens: int = 2) -> tuple[PrunedBlock, list[str], int]:
     """The block, notes, and how often the samples were passed through it."""
     torch.manual_seed(0)
-    return _prune(_Mixture(first, rest), sequential)
+    return _prune(_Mixture(first, rest), sequential, min_tokens)
 
 
-def _prune(module: nn.Module, sequential: bool) -> tuple[PrunedBlock, list[str], int]:
+def _prune(module: nn.Module, sequential: bool, min_tokens: int = 2) -> tuple[PrunedBlock, list[str], int]:
     block = Block(0, module, torch.device("cpu"), Precision())
     batches = [(torch.randn(2, 3, 4), _CALL) for _ in range(2)]
     pruned = PrunedBlock(block, linear_groups(block, *batches[0], ()))

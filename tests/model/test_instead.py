@@ -52,6 +52,16 @@ def test_weights_in_parts_of_a_training_run_are_to_be_put_together(
         locate_model("run")
 
 
+@pytest.mark.parametrize("pickle", ["pytorch_model.bin", "pytorch_model.bin.index.json"])
+def test_whole_weights_are_loaded_though_the_script_for_parts_lies_beside_them(folder: Path, pickle: str) -> None:
+    """As a trainer leaves that script, and as such folders are on the Hub, without the parts."""
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    for name in (pickle, "pytorch_model-00001-of-00001.bin", "zero_to_fp32.py", "latest"):
+        (folder / name).touch()
+    with pytest.raises(InputError, match=r"^run: its weights are pickles .*from_pretrained\('run'\)\.save_pretrained"):
+        locate_model("run")
+
+
 def test_what_else_a_trainer_keeps_as_pickles_is_not_taken_for_weights(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps({"model_type": "llama"}))
     with pytest.raises(InputError, match=r"^run: holds no \*\.safetensors files"):

@@ -18,7 +18,12 @@ _NAMED = 3  # folders, in a message
 
 
 def parts_of_training(names: Sequence[str], name: str) -> str | None:
-    """What to do about weights that each process of a training run has saved its part of; None where there are none."""
+    """What to do about weights that each process of a training run has saved its part of; None where there are none.
+
+    None too where Transformers loads whole ones: DeepSpeed leaves its script beside them.
+    """
+    if any(file in names for file in _LOADED_PICKLES):
+        return None
     way = None
     if _DEEPSPEED in names:
         way = f"'python {Path(name, _DEEPSPEED)} {name} OUT --safe_serialization'"

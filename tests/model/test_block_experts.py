@@ -116,6 +116,43 @@ def test_what_reads_the_same_in_experts_that_run_is_one_group_of_those_that_do_n
     ]
 
 
+class _Unlike(nn.Module):
+    """Of two experts the first has some tokens, the second all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.experts = nn.ModuleList(_Expert() for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.experts[0](x[:, 1:]).sum() + self.experts[1](x * 2)
+
+
+def test_an_expert_that_all_tokens_pass_is_one_beside_another_that_some_do() -> None:
+    assert all(expert for _, expert, _ in _told(Block(0, _Unlike(), torch.device("cpu"), Precision())))
+
+
+class _Halves(nn.Module):
+    """All tokens pass a linear in each of two halves, and some a stack."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.halves = nn.ModuleList(nn.Linear(4, 4) for _ in range(2))
+        for half in self.halves:
+            half.register_parameter("up", nn.Parameter(torch.randn(2, 4, 4)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for half in self.halves:
+            x = half(x) + F.linear(x[:, 1:], half.get_parameter("up")[0]).sum()
+        return x
+
+
+def test_linears_in_a_list_that_all_tokens_pass_are_of_no_expert_where_they_have_stacks_beside_them() -> None:
+    stacks = [Stack(f"halves.{half}.up", 2, (4, 4), (4, 1), f"halves.{half}.up", 1.0) for half in range(2)]
+    told = _told(Block(0, _Halves(), torch.device("cpu"), Precision(), stacks))
+    assert told[:2] == [((f"halves.{half}",), False, None) for half in range(2)]
+    assert all(expert for _, expert, _ in told[2:])
+
+
 def test_stacked_experts_are_matrix_by_matrix_those_that_read_the_same_and_stack_after_stack() -> None:
     stacks = [
         Stack(name, 2, (4, 4), (4, 1), shares, 1.0)

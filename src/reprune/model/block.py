@@ -228,16 +228,17 @@ class Block:
         seen: list[tuple[Tensor, list[Linear]]] = []  # holding the tensors keeps their identities apart
         runs: dict[str, int] = {}
         order: list[str] = []  # of stacks, as they first run
-        lists: dict[str, bool] = {}  # of modules of which some run: whether any run on fewer tokens than all
+        lists: set[str] = set()  # of modules of which some run
+        parted: set[str] = set()  # lists of which some run on fewer tokens than all
 
         def saw(linear: Linear, inputs: Tensor) -> None:
-            fewer = linear.module is not None and inputs[..., 0].numel() < tokens
-            for path in self._lists(linear):
-                lists[path] = lists.get(path, False) or fewer
+            lists.update(self._lists(linear))
             if linear.stack is not None:
                 if linear.stack.shares not in order:
                     order.append(linear.stack.shares)
                 return
+            if inputs[..., 0].numel() < tokens:
+                parted.update(self._lists(linear))
             runs[linear.name] = runs.get(linear.name, 0) + 1
             for tensor, linears in seen:
                 if same_data(tensor, inputs):
@@ -250,8 +251,7 @@ class Block:
         shared = [tuple(one for one in linears if runs[one.name] == 1) for _, linears in seen]
         repeated = [linear for linear in self.linears if runs.get(linear.name, 0) > 1]
         idle = [linear for linear in self.linears if linear.module is not None and linear.name not in runs]
-        left = {path for linear in idle for path in self._lists(linear)}
-        experts = {path for path, fewer in lists.items() if fewer or path in left}
+        experts = parted | lists.intersection(path for linear in idle for path in self._lists(linear))
         running = [self._plain_group(linears, experts) for linears in shared if linears]
         return [
             *running,

@@ -161,6 +161,42 @@ def test_tensors_may_be_read_by_whom_other_files_may(path: Path, mask: int) -> N
     assert path.stat().st_mode == text.stat().st_mode
 
 
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP])
+def test_a_file_system_that_cannot_force_names_to_disk_takes_files_all_the_same(
+    number: int, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder's entries, as of SMB or 9p; a disk that fails is another matter."""
+    fsync = os.fsync
+
+    def unknown(descriptor: int, number: int = number) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(number, os.strerror(number))
+        fsync(descriptor)
+
+    monkeypatch.setattr(durable.os, "fsync", unknown)
+    write_text(path, "new")
+    append_line(path.with_name("lines"), "one")
+    assert path.read_text() == "new"
+    monkeypatch.setattr(durable.os, "fsync", lambda descriptor: unknown(descriptor, errno.EIO))
+    with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+        write_text(path, "newer")
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.ENOTSUP])
+def test_a_file_system_without_rights_takes_tensors_all_the_same(
+    number: int, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unknown(*_: object, number: int = number, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "chmod", unknown)
+    write_tensors(path, {"a": torch.ones(3)})
+    assert load_file(path).keys() == {"a"}
+    monkeypatch.setattr(os, "chmod", lambda *_, **__: unknown(number=errno.EIO))
+    with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+        write_tensors(path, {"a": torch.ones(3)})
+
+
 def test_lines_are_appended_one_by_one(tmp_path: Path) -> None:
     path = tmp_path / "ledger.jsonl"
     append_line(path, '{"a": 1}')

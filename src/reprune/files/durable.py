@@ -18,6 +18,8 @@ if TYPE_CHECKING:  # what writes no tensors does without PyTorch
     from torch import Tensor
 
 _CHUNK_BYTES = 2**22  # read at a time
+_UNKNOWN = (errno.EINVAL, errno.EBADF, errno.ENOSYS, errno.ENOTSUP)
+"""What a file system answers that does not know of what it is asked; that of a disk of Windows', for one."""
 
 
 def write_durably(path: Path, write: Callable[[Path], object], size: int | None = None) -> None:
@@ -100,10 +102,19 @@ def _save(tensors: dict[str, Tensor], temporary: Path) -> None:
     folder.mkdir()
     try:
         save_file(tensors, folder / temporary.name, metadata={"format": "pt"})
-        shutil.copymode(temporary, folder / temporary.name)
+        copy_rights(temporary, folder / temporary.name)
         (folder / temporary.name).replace(temporary)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def copy_rights(source: Path, target: Path) -> None:
+    """Have the same people read and write both files, where the file system lets anybody say who does."""
+    try:
+        shutil.copymode(source, target)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, *_UNKNOWN):
+            raise
 
 
 def append_line(path: Path, line: str) -> None:
@@ -147,9 +158,12 @@ def sha256(path: Path, stopped: Callable[[], bool] = lambda: False) -> str:
 
 
 def sync_folder(folder: Path) -> None:
-    """Force a folder's entries (new names, renames) to disk."""
+    """Force a folder's entries (new names, renames) to disk, where the file system knows how to."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _UNKNOWN:
+            raise
     finally:
         os.close(descriptor)

@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 
 from reprune.errors import InputError, UnsupportedModelError, short
 from reprune.files.cache import Notify, cache_root, locked_cache
-from reprune.files.durable import sync_folder
+from reprune.files.durable import copy_rights, sync_folder
 from reprune.model.gguf_file import read_gguf
 from reprune.model.gguf_settled import save_tokenizer, settle_, settle_tokenizer_
 from reprune.model.quiet import quiet_transformers
@@ -75,7 +75,7 @@ def convert_gguf(gguf: Path, notify: Notify) -> Path:
             names = sorted(path.name for path in (work / "write").iterdir())
             (work / "write" / _LIST).write_text("\n".join(names), encoding="utf-8")
             for path in (work / "write").iterdir():
-                shutil.copymode(work / "write" / "config.json", path)  # weights come readable by their owner alone
+                copy_rights(work / "write" / "config.json", path)  # weights come readable by their owner alone
                 with path.open("rb") as written:
                     os.fsync(written.fileno())
             sync_folder(work / "write")

@@ -15,13 +15,16 @@ _A_LOOK = 0.05  # seconds; `is_held`, which holds a lock while it looks, takes m
 
 
 @contextmanager
-def locked(path: Path, where: Path, what: str, wait: bool = False) -> Iterator[None]:
+def locked(
+    path: Path, where: Path, what: str, wait: bool = False, way: str = "put it on another disk"
+) -> Iterator[None]:
     """Hold the lock of a folder or file, which the system gives back when the process ends, however it ends.
 
     Args:
         path: an existing one, which is not replaced meanwhile.
         where, what: how the place and the work are called to a reader.
         wait: for another process that holds it, however long that takes.
+        way: what to do where the file system gives no locks.
 
     Raises:
         InputError: another process holds it, or the file system gives no locks.
@@ -35,7 +38,7 @@ def locked(path: Path, where: Path, what: str, wait: bool = False) -> Iterator[N
         except OSError as error:
             raise InputError(
                 f"{where}: the file system gives no lock that keeps other processes out of this {what} "
-                f"({error.strerror}); put it on another disk."
+                f"({error.strerror}); {way}."
             ) from None
         yield
     finally:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -205,6 +208,18 @@ def test_a_cache_that_cannot_be_made_is_said(
         2,
         f"error: {here / cache}: no cache can be kept here ({why}); set REPRUNE_CACHE.\n",
     )
+
+
+def test_a_cache_without_locks_may_be_elsewhere(here: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a home folder on a cluster's disk may be."""
+
+    def none(*_: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", none)
+    said = cli("prune", "llama", "--out", "out", *OWN)
+    assert said.code == 2
+    assert said.err.endswith("of this cache (No locks available); set REPRUNE_CACHE to a folder on another disk.\n")
 
 
 def test_the_pruners_statistics_can_be_of_the_first_source_alone(here: Path, cli: Cli) -> None:

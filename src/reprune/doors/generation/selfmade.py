@@ -106,7 +106,8 @@ def self_generated(recipe: Recipe, decoder: Decoder, watcher: Watcher, ranks: Ra
             watcher.phase(None, f"generating {texts} texts, which the cache keeps, or finding them there")
             with usable_cache():
                 folder.mkdir(parents=True, exist_ok=True)
-                stack.enter_context(locked(folder, folder, "cache", wait=True))  # another run may be writing them now
+                way = "set REPRUNE_CACHE to a folder on another disk"
+                stack.enter_context(locked(folder, folder, "cache", wait=True, way=way))  # another run may be at it
             return place.lacks(texts)
 
         if ranks.first_does(missing):

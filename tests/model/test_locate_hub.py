@@ -115,6 +115,22 @@ def test_neither_pickles_nor_second_copies_are_downloaded() -> None:
             r"variant alone .*rename the file there to model\.safetensors\.index\.json, then",
         ),
         ([".gitattributes"], [], "has no config.json"),
+        (
+            ["config.json", "zero_to_fp32.py", "latest", "global_step9/zero_pp_rank_0_mp_rank_00_model_states.pt"],
+            ["config.json", "zero_to_fp32.py"],
+            r"saved them; 'hf download owner/tiny --revision v1 --local-dir FOLDER', then have "
+            r"'python FOLDER/zero_to_fp32\.py FOLDER OUT --safe_serialization' put them together",
+        ),
+        (
+            ["config.json", "pytorch_model_fsdp_0/__0_0.distcp"],
+            ["config.json"],
+            "--local-dir FOLDER', then have 'accelerate merge-weights FOLDER/pytorch_model_fsdp_0 OUT' put",
+        ),
+        (
+            ["README.md", "a/config.json", "a/model.safetensors", "b/config.json", "b/model.safetensors"],
+            ["a/config.json", "b/config.json"],
+            r"there is one in FOLDER/a, FOLDER/b: 'hf download owner/tiny --revision v1 --local-dir FOLDER', then give",
+        ),
     ],
 )
 def test_what_a_hub_model_holds_is_named_where_nothing_of_it_is_wanted(
@@ -129,7 +145,7 @@ def test_what_a_hub_model_holds_is_named_where_nothing_of_it_is_wanted(
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     snapshot = tmp_path / "hub" / "models--owner--tiny" / "snapshots" / SHA
     for file in downloaded:
-        snapshot.mkdir(parents=True)
+        (snapshot / file).parent.mkdir(parents=True, exist_ok=True)
         (snapshot / file).write_text(json.dumps(LLAMA))
     siblings = [{"rfilename": file} for file in files]
     info = huggingface_hub.ModelInfo(id="owner/tiny", sha=SHA, tags=[], siblings=siblings)

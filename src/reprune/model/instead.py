@@ -17,23 +17,28 @@ _OF_SEVERAL_PARTS = "ForConditionalGeneration"  # the end of a class's name
 _NAMED = 3  # folders, in a message
 
 
-def parts_of_training(names: Sequence[str], name: str) -> str | None:
+def parts_of_training(names: Sequence[str], place: Path, first: str) -> str | None:
     """What to do about weights that each process of a training run has saved its part of; None where there are none.
 
     None too where Transformers loads whole ones: DeepSpeed leaves its script beside them.
+
+    Args:
+        names: of the folder's files and folders, on the Hub with the folders that files lie in.
+        place: the folder, or where it lies once it is fetched.
+        first: how it gets there, to begin a sentence; empty where it is.
     """
     if any(file in names for file in _LOADED_PICKLES):
         return None
     way = None
     if _DEEPSPEED in names:
-        way = f"'python {Path(name, _DEEPSPEED)} {name} OUT --safe_serialization'"
-    elif folder := next(filter(_FSDP.fullmatch, names), None):
-        way = f"'accelerate merge-weights {Path(name, folder)} OUT'"
+        way = f"'python {place / _DEEPSPEED} {place} OUT --safe_serialization'"
+    elif folder := next(filter(_FSDP.fullmatch, (file.partition("/")[0] for file in names)), None):
+        way = f"'accelerate merge-weights {place / folder} OUT'"
     elif any(file.endswith(".distcp") for file in names):
         way = "what has trained the model"
     return way and (
-        f"its weights are in parts, as the processes that trained it have saved them; have {way} put them together "
-        "as *.safetensors, copy config.json and the tokenizer's files to them, and give that folder."
+        f"its weights are in parts, as the processes that trained it have saved them; {first}have {way} put them "
+        "together as *.safetensors, copy config.json and the tokenizer's files to them, and give that folder."
     )
 
 
@@ -56,13 +61,16 @@ def pickled(names: Sequence[str], loaded: str, classes: Sequence[str]) -> str | 
     return f"its weights are pickles ({pickles[0]}), which can run code and are never read. If you trust them: {way}"
 
 
-def without_config(folder: Path, names: Sequence[str]) -> str:
-    """Why a folder without config.json is no model's, and which is meant."""
+def without_config(folder: Path, names: Sequence[str], place: Path, first: str) -> str:
+    """Why a folder without config.json is no model's, and which is meant; the rest as for `parts_of_training`."""
     within = sorted(file.parent for pattern in ("*", "*/*") for file in folder.glob(f"{pattern}/config.json"))
     if within:
-        shown = ", ".join(map(str, within[:_NAMED]))
+        shown = ", ".join(str(place / one.relative_to(folder)) for one in within[:_NAMED])
         more = f" and {len(within) - _NAMED} more" if len(within) > _NAMED else ""
-        return f"has no config.json, so it is not a model folder; there is one in {shown}{more}: give the one you mean."
+        return (
+            f"has no config.json, so it is not a model folder; there is one in {shown}{more}: {first}give the one you "
+            "mean."
+        )
     if "params.json" in names:
         return (
             "has no config.json; params.json is of its maker's own format, which is not read: give the model in that "

@@ -168,6 +168,8 @@ def _check_folder(
     ggufs = [file for file in names if file.lower().endswith(".gguf")]
     adapter = "adapter_config.json" in names
     at = f" --revision {revision}" if revision else ""
+    fetch = f"'hf download {model}{at} --local-dir FOLDER', "
+    place, first = (folder, "") if folder == local_path(model) else (Path("FOLDER"), f"{fetch}then ")
     if "config.json" in names:
         classes = _check_config(folder / "config.json", name)
         own = any(file.endswith(".safetensors") and not file.startswith("adapter_") for file in here)
@@ -186,14 +188,14 @@ def _check_folder(
         if variant := next(filter(None, map(_VARIANT.fullmatch, names if left else ())), None):
             raise InputError(
                 f"{name}: its weights are a variant alone ({variant[0]}), which is not downloaded; "
-                f"'hf download {model}{at} --local-dir FOLDER', rename the file there to {variant[1]}.{variant[3]}, "
-                "then give FOLDER."
+                f"{fetch}rename the file there to {variant[1]}.{variant[3]}, then give FOLDER."
             )
         given = f"{model!r}, revision={revision!r}" if revision else repr(model)
-        if said := parts_of_training(names, model) or pickled(names, given, classes):
+        if said := parts_of_training(names, place, first) or pickled(names, given, classes):
             raise InputError(f"{name}: {said}")
     elif not ggufs:
-        raise InputError(f"{name}: {parts_of_training(names, model) or without_config(folder, names)}")
+        said = parts_of_training(names, place, first) or without_config(folder, names, place, first)
+        raise InputError(f"{name}: {said}")
     if ggufs:
         gguf = min(ggufs, key=lambda file: (bool(_BESIDE_GGUF.search(file)), bool(_PART.search(file))))
         way = f"what 'hf download {model} {gguf}{at}' gives" if gguf in left else f"{Path(name, gguf)}"

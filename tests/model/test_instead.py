@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
 import pytest
 
 from reprune.errors import InputError
+from reprune.model import gguf
 from reprune.model.locate import locate_model
 from tests import tiny
 
@@ -105,3 +107,12 @@ def test_for_a_file_of_a_model_its_folder_is_named(folder: Path) -> None:
     tiny.save("llama", folder)
     with pytest.raises(InputError, match=r"^run/model\.safetensors: is a file of a model; give the folder .*: run$"):
         locate_model("run/model.safetensors")
+
+
+def test_a_gguf_file_is_one_by_any_name_beside_a_model_too(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REPRUNE_CACHE", str(folder))
+    monkeypatch.setattr(gguf, "is_whole", lambda folder: True)
+    tiny.CONFIGS["llama"]().save_pretrained(folder)
+    content = b"GGUF and more"
+    (folder / "blob").write_bytes(content)
+    assert locate_model("run/blob") == gguf.converted_folder("blob", hashlib.sha256(content).hexdigest())

@@ -51,6 +51,8 @@ def convert_gguf(gguf: Path, notify: Notify) -> Path:
     try:
         with gguf.open("rb") as file:
             if file.read(4) != b"GGUF":
+                if (gguf.parent / "config.json").is_file() and gguf.suffix.lower() != ".gguf":
+                    raise InputError(f"{gguf}: is a file of a model; give the folder that it is in: {gguf.parent}")
                 raise InputError(f"{gguf}: is no GGUF file; expected a model folder, a Hub id or a .gguf file.")
             file.seek(0)
             folder = converted_folder(gguf.name, hashlib.file_digest(file, "sha256").hexdigest())

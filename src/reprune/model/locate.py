@@ -76,8 +76,6 @@ def locate_model(model: str, *, notify: Notify = lambda said: None, weights: boo
         _check_folder(path, model, weights)
         return path.resolve()
     if path.is_file():
-        if (path.parent / "config.json").is_file() and path.suffix.lower() != ".gguf":
-            raise InputError(f"{model}: is a file of a model; give the folder that it is in: {path.parent}")
         return convert_gguf(path, notify)
     if path.suffix.lower() == ".gguf":
         raise InputError(f"{model}: no such file; download a GGUF from the Hub first (hf download REPO FILE).")

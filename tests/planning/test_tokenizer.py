@@ -37,12 +37,20 @@ def test_it_is_said_what_lacks(
         load_tokenizer(tmp_path)
 
 
-def test_the_flag_is_named_that_lets_a_tokenizers_own_code_run(tmp_path: Path) -> None:
+@pytest.mark.parametrize("pieces", [False, True])
+def test_the_flag_is_named_that_lets_a_tokenizers_own_code_run(
+    pieces: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also beside a model of sentencepiece that cannot be read: that code may do without."""
+    if pieces:
+        monkeypatch.setitem(sys.modules, "sentencepiece", None)
     folder = tiny.save("llama", tmp_path / "model")
     file = folder / "tokenizer_config.json"
     config = json.loads(file.read_text())
     file.write_text(json.dumps(config | {"auto_map": {"AutoTokenizer": ["own.Own", None]}, "tokenizer_class": "Own"}))
     (folder / "own.py").write_text("from transformers import PreTrainedTokenizerFast as Own\n")
+    if pieces:
+        (folder / "tokenizer.model").write_bytes(_PIECES)
     with pytest.raises(
         InputError,
         match=r"^model: Python code comes with it .*, give --trust-remote-code \(.*trust_remote_code=True\)\.$",

@@ -26,6 +26,7 @@ def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> Any:
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
             words = tokenizer("one two", add_special_tokens=False)["input_ids"]
     except Exception as error:  # the library raises nearly anything on damaged files
+        check_trusted(folder, error)
         file = _sentencepiece(folder)
         if file is not None and (lacking := [package for module, package in _READERS if not _is_there(module)]):
             raise InputError(
@@ -35,7 +36,6 @@ def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> Any:
         with suppress(UnsupportedModelError):  # of no concern to a tokenizer
             if (folder / "config.json").exists():
                 read_config(folder, trust_remote_code)  # where that cannot be used, it is said
-        check_trusted(folder, error)
         reason = " ".join(str(error).split())
         raise InputError(
             f"{called(folder)}: its tokenizer cannot be loaded ({reason:.200}); copy the model's tokenizer files "

@@ -67,11 +67,26 @@ def test_experts_beyond_any_memory_are_made_without_it(kind: Any, architecture: 
 def test_a_model_of_several_parts_is_the_whole_also_where_its_class_is_not_said(
     architectures: list[str] | None, tmp_path: Path
 ) -> None:
-    vision = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
-    LlavaConfig(
-        text_config=tiny.CONFIGS["llama"]().to_dict(), vision_config=vision, architectures=architectures
-    ).save_pretrained(tmp_path)
+    _llava(architectures=architectures).save_pretrained(tmp_path)
     assert isinstance(build_bare(tmp_path, trust_remote_code=False), LlavaForConditionalGeneration)
+
+
+def test_code_of_several_parts_that_comes_with_a_model_is_not_needed_where_transformers_has_the_class(
+    tmp_path: Path,
+) -> None:
+    """As Molmo 2 has on the Hub: for a whole alone. Where there is some for a causal language model, that is meant."""
+    code = {"AutoConfig": "code.C", "AutoModelForImageTextToText": "code.M"}
+    _llava(auto_map=code).save_pretrained(tmp_path)
+    (tmp_path / "code.py").write_text("raise SystemExit('this must not run')\n")
+    assert isinstance(build_bare(tmp_path, trust_remote_code=False), LlavaForConditionalGeneration)
+    _llava(auto_map=code | {"AutoModelForCausalLM": "code.M"}).save_pretrained(tmp_path)
+    with pytest.raises(InputError, match="give --trust-remote-code"):
+        build_bare(tmp_path, trust_remote_code=False)
+
+
+def _llava(**options: Any) -> LlavaConfig:
+    vision = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    return LlavaConfig(text_config=tiny.CONFIGS["llama"]().to_dict(), vision_config=vision, **options)
 
 
 def test_of_a_whole_that_embeds_no_tokens_the_parts_that_generate_are_named() -> None:

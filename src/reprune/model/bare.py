@@ -251,11 +251,12 @@ def model_class(config: Any) -> Any:
 
     Of a model of several parts, such as one that reads images too, it is the whole.
     """
-    if not getattr(config, "auto_map", None):
+    own = getattr(config, "auto_map", None) or ()  # code that comes with it
+    if not own:
         for name in getattr(config, "architectures", None) or ():
             kind = getattr(transformers, str(name), None)
             if GENERATIVE.search(str(name)) and isinstance(kind, type) and issubclass(kind, PreTrainedModel):
                 return kind
-        if type(config) not in CAUSAL and type(config) in SEVERAL_PARTS:
-            return SEVERAL_PARTS[type(config)]
+    if AutoModelForCausalLM.__name__ not in own and type(config) not in CAUSAL and type(config) in SEVERAL_PARTS:
+        return SEVERAL_PARTS[type(config)]
     return AutoModelForCausalLM

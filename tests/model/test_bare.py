@@ -11,6 +11,7 @@ import pytest
 import torch
 import transformers
 from packaging.version import Version
+from safetensors.torch import save_file
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
@@ -28,6 +29,7 @@ from reprune.errors import InputError, UnsupportedModelError
 from reprune.model import bare
 from reprune.model.bare import build_bare, check_embedding, longest
 from reprune.model.skeleton import Skeleton
+from reprune.model.whole import load_model
 from tests import tiny
 
 
@@ -82,6 +84,9 @@ def test_code_of_several_parts_that_comes_with_a_model_is_not_needed_where_trans
     _llava(auto_map=code | {"AutoModelForCausalLM": "code.M"}).save_pretrained(tmp_path)
     with pytest.raises(InputError, match="give --trust-remote-code"):
         build_bare(tmp_path, trust_remote_code=False)
+    save_file({"a": torch.ones(1)}, tmp_path / "model.safetensors")
+    with pytest.raises(InputError, match="give --trust-remote-code"):
+        load_model(tmp_path, torch.device("cpu"))
 
 
 def _llava(**options: Any) -> LlavaConfig:

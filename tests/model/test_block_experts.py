@@ -89,16 +89,16 @@ def test_listed_experts_are_of_the_stage_of_their_like_and_come_last_where_no_to
 
 
 class _Gated(nn.Module):
-    """Two linears of each expert read the same; no token is routed to the first of three experts."""
+    """Two linears of each expert read the same; no token is routed to the first and the last of four experts."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.experts = nn.ModuleList(_Expert() for _ in range(3))
+        self.experts = nn.ModuleList(_Expert() for _ in range(4))
         for expert in self.experts:
             expert.add_module("gate", nn.Linear(4, 4))
 
     def forward(self, x: Tensor) -> Tensor:
-        for expert in list(self.experts)[1:]:
+        for expert in list(self.experts)[1:3]:
             up, down, gate = expert.children()
             x = x + down(gate(mixed := x * 2) * up(mixed))
         return x
@@ -113,6 +113,8 @@ def test_what_reads_the_same_in_experts_that_run_is_one_group_of_those_that_do_n
         (("experts.2.down",), True, "experts.*.down"),
         (("experts.0.up", "experts.0.gate"), True, "experts.*.gate"),
         (("experts.0.down",), True, "experts.*.down"),
+        (("experts.3.up", "experts.3.gate"), True, "experts.*.gate"),
+        (("experts.3.down",), True, "experts.*.down"),
     ]
 
 

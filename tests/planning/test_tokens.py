@@ -76,7 +76,7 @@ def test_no_more_is_tokenized_at_a_time_where_lines_are_long(
     monkeypatch.setattr(tokens, "PIECE", 40)
     monkeypatch.setattr(tokens, "LINE", 60)
     monkeypatch.setattr(tokens, "encode", encoded)
-    documents = Documents("texts", (between.join(["the", "if", "statement"] * 99),))
+    documents = Documents("texts", (between.join(["the", "if", "statement"] * 99) + "\n",))
     whole = encode(with_bos, documents[0]).tolist()
     packed, _ = pack(with_bos, documents, [0], [0])
     alone = document_tokens(with_bos, documents, 0, [0])

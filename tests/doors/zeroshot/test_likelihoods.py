@@ -341,6 +341,20 @@ def test_a_tokenizer_that_names_neither_bos_nor_eos_begins_a_text_with_nothing()
             Likelihoods(model, nameless, FLOAT32).loglikelihood(ask([("", "the")]), disable_tqdm=True)
 
 
+class _OfAnotherClass:
+    """A tokenizer that is of none of Transformers' two classes, as mistral-common's."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(tiny.tokenizer(), name)
+
+
+def test_a_tokenizer_may_be_of_any_class() -> None:
+    model = tiny.build("llama")
+    with quiet_harness():
+        other = Likelihoods(model, _OfAnotherClass(), FLOAT32)
+    assert answered(other, REQUESTS) == ours(model)[1]
+
+
 @pytest.mark.parametrize("more", [0, 1])
 def test_a_request_that_just_fits_is_not_cut(more: int) -> None:
     requests = ask([("x" * (tiny.POSITIONS - 1 + more), "x")])  # with BOS, and the last token is not run

@@ -93,6 +93,10 @@ class Likelihoods(HFLM):  # type: ignore[misc]  # lm-eval has no type informatio
         self._tried = False
         self._pads = self._decoder is not None and self._can_pad()
 
+    def _create_tokenizer(self, pretrained: Any, tokenizer: Any, **_: Any) -> None:
+        """The one that is given, of any class: the harness's own takes none of mistral-common's."""
+        self.tokenizer = tokenizer
+
     @property
     def max_length(self) -> int:
         """The harness's, and no more than the configuration says under names that the harness does not read."""

@@ -6,6 +6,7 @@ import json
 import pwd
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import huggingface_hub
@@ -183,7 +184,7 @@ def test_a_cached_model_that_lacks_only_what_is_not_read_is_taken(
         (errors.GatedRepoError, r"accept the terms at http.*/owner/tiny, then run 'hf auth login'"),
         (errors.RepositoryNotFoundError, "at revision v1: .* check the name"),
         (errors.RevisionNotFoundError, "has no revision v1"),
-        (errors.LocalEntryNotFoundError, "cannot be reached; go online"),
+        (errors.LocalEntryNotFoundError, "cannot be reached.*; go online"),
         (RuntimeError, r"download failed \(RuntimeError: \); try again"),
     ],
 )
@@ -194,6 +195,55 @@ def test_what_the_hub_refuses_is_said_with_its_remedy(
     raising(monkeypatch, error.__new__(error))  # without the response of a server
     with pytest.raises(InputError, match=message):
         locate_model("owner/tiny@v1")
+
+
+@pytest.mark.parametrize(
+    ("status", "message"),
+    [
+        (401, r"the Hub does not let you read it \(401\); check HF_TOKEN, or run 'hf auth login'\.$"),
+        (403, r"the Hub does not let you read it \(403\); check HF_TOKEN"),
+        (429, r"the Hub takes no more requests for now \(429\); wait some minutes"),
+        (500, r"the Hub fails \(500\); try again later"),
+        (503, r"the Hub fails \(503\); try again later"),
+    ],
+)
+def test_what_the_hub_answers_is_said_though_the_library_only_misses_files(
+    monkeypatch: pytest.MonkeyPatch, status: int, message: str
+) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.delenv("HF_ENDPOINT", raising=False)
+    answered = errors.HfHubHTTPError.__new__(errors.HfHubHTTPError)
+    answered.response = SimpleNamespace(status_code=status)  # type: ignore[assignment]
+    missing = errors.LocalEntryNotFoundError("not in the cache")
+    missing.__cause__ = answered
+    for error in (missing, answered):
+        raising(monkeypatch, error)
+        with pytest.raises(InputError, match=message):
+            locate_model("owner/tiny")
+
+
+def test_what_is_asked_in_place_of_the_hub_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    for name in ("https_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+
+    def said(endpoint: str, error: Exception) -> str:
+        monkeypatch.setenv("HF_ENDPOINT", endpoint)
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", endpoint)
+        raising(monkeypatch, error)
+        with pytest.raises(InputError) as refused:
+            locate_model("owner/tiny")
+        return str(refused.value).partition("cache, and ")[2]
+
+    mirror, missing = "https://me:secret@mirror.example", errors.LocalEntryNotFoundError("")
+    assert said(mirror, missing).startswith("https://mirror.example (HF_ENDPOINT) cannot be reached; go online")
+    monkeypatch.setenv("HTTPS_PROXY", "http://me:secret@proxy.example")
+    assert "(HF_ENDPOINT) cannot be reached by the proxy of HTTPS_PROXY; go online" in said(mirror, missing)
+    page = json.JSONDecodeError("Expecting value", "<html>", 0)
+    assert said(mirror, page).startswith("what answers is not https://mirror.example (HF_ENDPOINT), but a proxy")
+    assert said("mirror.example", missing) == (
+        "HF_ENDPOINT is mirror.example; expected a URL, which begins with https://."
+    )
 
 
 def test_a_hub_model_without_a_home_folder_says_where_it_could_go(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import datasets
 import pytest
 from huggingface_hub import HfApi
+from huggingface_hub.errors import HfHubHTTPError
 
 from reprune.errors import InputError
 from reprune.planning.sources import find_source, load_documents, parse_source
@@ -95,6 +96,22 @@ def test_a_hub_out_of_reach_is_one_clear_message(name: str, capfd: pytest.Captur
     with pytest.raises(InputError, match=r"the Hub cannot be reached; .*`manual`"):
         load_documents(name, "train")
     assert capfd.readouterr() == ("", "")
+
+
+def test_what_the_hub_answers_is_said_though_the_library_only_misses_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    answered = HfHubHTTPError.__new__(HfHubHTTPError)
+    answered.response = SimpleNamespace(status_code=429)  # type: ignore[assignment]
+
+    def load(*_: object, **__: object) -> None:
+        try:
+            raise answered
+        except HfHubHTTPError:
+            raise FileNotFoundError("Couldn't find any data file at /here/org/name.") from None
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    said = "expected to read 'org/name' from the Hugging Face Hub, but .* takes no more requests for now .429.; wait"
+    with pytest.raises(InputError, match=said):
+        load_documents("org/name", "train")
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 `decoder` is what the engine uses. The modules, by what they are about:
 
-- a model's folder: `locate` finds it, by `gguf`, `gguf_file`, `gguf_settled`, `snapshots`, `instead`;
+- a model's folder: `locate` finds it, by `gguf`, `gguf_file`, `gguf_settled`, `snapshots`, `hub`, `instead`;
 - tensors: `checkpoint`, `conversion`, `outside`, `unread`;
 - a decoder without its weights: `skeleton`, by `bare` and `recorder`; what blocks hand on, by `forms`, `handing`,
   `written`, `passing`, `nested`; what is in a block and what it costs, by `weightless`, `without_weights`, `linears`,

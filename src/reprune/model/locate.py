@@ -20,6 +20,7 @@ from reprune.files.urls import without_secrets
 from reprune.files.wellformed import read_json
 from reprune.model.checkpoint import TOKENIZER
 from reprune.model.gguf import convert_gguf, is_whole
+from reprune.model.hub import hub_answer, not_reached
 from reprune.model.instead import parts_of_training, pickled, without_config
 from reprune.model.snapshots import hub_commit
 
@@ -278,8 +279,10 @@ def _hub_message(error: Exception, model: str, revision: str | None) -> str:
         return f"{model}: its owner grants access; accept the terms at {page}, then run 'hf auth login'."
     if isinstance(error, errors.RepositoryNotFoundError):
         why = "nor a model on the Hub that you may read; check the name, or run 'hf auth login'"
+    elif (answer := hub_answer(error)) is not None:
+        why = f"nor is it whole in the Hugging Face cache, and {answer}"
     elif isinstance(error, errors.LocalEntryNotFoundError | errors.OfflineModeIsEnabled):  # older releases raise this
-        cause = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "the Hub cannot be reached"
+        cause = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else not_reached()
         why = f"nor is it whole in the Hugging Face cache, and {cause}; go online, or give a local model"
     elif lacks_home(error):
         why = "and there is no home folder to download it to; set HF_HOME to a folder"

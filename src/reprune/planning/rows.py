@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar, cast, final
 
 from reprune.errors import InputError, lacks_home
+from reprune.model.hub import causes, hub_answer, not_reached
 from reprune.model.snapshots import COMMIT
 from reprune.planning.documents import Column, Documents, label
 from reprune.planning.room import no_room
@@ -249,9 +250,12 @@ class Rows:
                 f"expected a data set that can be read, but the Hub has no {self.path!r}{revision}, or it is private "
                 "or gated; check the id, or log in with `hf auth login`"
             )
-        if isinstance(error, ConnectionError) or type(error).__name__ in offline:
+        local = self.path in _FORMATS or Path(self.path).is_dir()
+        if not local and (answer := hub_answer(error)) is not None:
+            return f"expected to read {self.path!r} from the Hugging Face Hub, but {answer}"
+        if any(isinstance(cause, ConnectionError) or type(cause).__name__ in offline for cause in causes(error)):
             return (
-                f"expected to read {self.path!r} from the Hugging Face Hub, but the Hub cannot be reached; "
+                f"expected to read {self.path!r} from the Hugging Face Hub, but {not_reached()}; "
                 "check the network and HF_HUB_OFFLINE, or give a local file, or `manual`, which needs no network"
             )
         cause = error.__cause__ or error

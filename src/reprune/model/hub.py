@@ -1,0 +1,54 @@
+"""What the Hub, or a mirror of it, answers in place of what it is asked for, in words. Knows no models."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+
+from reprune.files.urls import without_secrets
+
+_PROXIES = ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")
+
+
+def hub_answer(error: BaseException) -> str | None:
+    """What was answered that an error of the Hub's libraries comes of, and what to do; None of any other error."""
+    from huggingface_hub import constants
+
+    if "://" not in constants.ENDPOINT:
+        return f"HF_ENDPOINT is {without_secrets(constants.ENDPOINT)}; expected a URL, which begins with https://"
+    for found in causes(error):
+        if isinstance(found, json.JSONDecodeError):
+            return f"what answers is not {the_hub()}, but a proxy, for one; check HF_ENDPOINT and HTTPS_PROXY"
+        status = getattr(getattr(found, "response", None), "status_code", None)
+        if status in (401, 403):
+            return f"{the_hub()} does not let you read it ({status}); check HF_TOKEN, or run 'hf auth login'"
+        if status == 429:
+            return f"{the_hub()} takes no more requests for now (429); wait some minutes, or run 'hf auth login'"
+        if isinstance(status, int) and status >= 500:
+            return f"{the_hub()} fails ({status}); try again later"
+    return None
+
+
+def the_hub() -> str:
+    """The Hub, or what is asked in its place."""
+    from huggingface_hub import constants
+
+    given = os.environ.get("HF_ENDPOINT")
+    return f"{without_secrets(constants.ENDPOINT)} (HF_ENDPOINT)" if given else "the Hub"
+
+
+def not_reached() -> str:
+    """That nothing answers, and by what it was asked."""
+    from huggingface_hub import constants
+
+    asked = () if constants.HF_HUB_OFFLINE else _PROXIES
+    proxy = next((name for name in asked if os.environ.get(name)), None)
+    return f"{the_hub()} cannot be reached{f' by the proxy of {proxy}' if proxy else ''}"
+
+
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and all that it comes of."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__

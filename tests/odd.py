@@ -31,6 +31,7 @@ Quirk = Literal[
     "beside, of no use",  # blocks hand the next one something beside the states that it does not look at
     "looked at",  # the model uses a weight whose module it never runs
     "where a weight is",  # the model makes numbers on the device of a weight whose module has not run
+    "where a weight is, by name",  # the same, and gives them to that module by a keyword
     "masked in place",  # each block writes the same into a tensor that all are passed
     "not all",  # the last block does not run
     "side list",  # another list of blocks that no text passes through
@@ -155,7 +156,7 @@ class _Base(nn.Module):
             self.layers_norm = nn.LayerNorm(hidden)
         if self.quirk == "looked at":
             self.scale = nn.LayerNorm(hidden)
-        if self.quirk == "where a weight is":
+        if self.quirk.startswith("where a weight is"):
             self.kinds = nn.Embedding(2, hidden)
         if self.quirk == "outer buffer":
             self.register_buffer("gain", torch.ones(hidden))
@@ -170,9 +171,10 @@ class _Base(nn.Module):
             states = states * self.gain
         if self.quirk == "looked at":
             states = states * self.scale.weight
-        if self.quirk == "where a weight is":
+        if self.quirk.startswith("where a weight is"):
             none = torch.zeros((len(ids), 1), dtype=torch.int64, device=self.kinds.weight.device)
-            states = states + self.kinds(none).to(states.device)
+            kinds = self.kinds(input=none) if self.quirk.endswith("by name") else self.kinds(none)
+            states = states + kinds.to(states.device)
         if self.quirk in _MAPPINGS:
             shared: dict[str, Tensor] = {}
             for block in self._order():

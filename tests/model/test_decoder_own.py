@@ -37,6 +37,7 @@ from .test_decoder import _names
         "beside, of no use",
         "looked at",
         "where a weight is",
+        "where a weight is, by name",
     ],
 )
 def test_a_decoder_of_ones_own_is_streamed(quirk: odd.Quirk, tmp_path: Path, ids: Tensor) -> None:

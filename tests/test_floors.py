@@ -21,6 +21,8 @@ _ROOMS = [
     "formats",
     "records",
     "rates",
+    "groups",
+    "threads",
     "devices",
     "memory",
     "found",

@@ -149,7 +149,7 @@ def _prune(recipe: Recipe, out: Path, watcher: Watcher, shared: Shared | None, r
     check_dense(folder)
     check_model(ranks, recipe.model, folder)
     recipe = settle(recipe, ranks).settled()
-    if slow := slowness(recipe.precision, recipe.device):
+    for slow in slowness(recipe.precision, recipe.device):
         watcher.note(slow)
     decoder = open_decoder(recipe, folder)
     recipe = settle_seqlen(recipe, decoder)
@@ -245,6 +245,8 @@ def resume_sharing(
         raise InputError(f"{out}: this run began with trust_remote_code; give --trust-remote-code, if you trust it.")
     folder = locate_again(recipe.model, Path(job["folder"]), given and given.model, notify=watcher.note)
     check_begun_on(recipe.device, out)
+    for slow in slowness("auto", recipe.device):  # the precision is settled
+        watcher.note(slow)
     checkpoint = Checkpoint(folder)
     changed = min(differing(job["weights"], checkpoint.digests()), default=None)
     if changed is not None:  # before any code beside it is run

@@ -8,6 +8,7 @@ from typing import TypeVar
 
 import torch
 
+from reprune.doors.threads import said_of_threads
 from reprune.errors import HalfPrecisionError, InputError
 from reprune.math.ranks import Ranks
 from reprune.model.full_speed import cpu_capabilities
@@ -73,8 +74,14 @@ def settle_together(device: str | torch.device, precision: str, ranks: Ranks) ->
     return settle_device(where), products
 
 
-def slowness(precision: str, device: str) -> str | None:
-    """What to say of a precision that was asked for by name, if products in it are slower than in float32."""
+def slowness(precision: str, device: str) -> list[str]:
+    """What to say where a model is run slower than it could be on this machine."""
+    said = _slow_precision(precision, device), said_of_threads() if device == "cpu" else None
+    return [one for one in said if one is not None]
+
+
+def _slow_precision(precision: str, device: str) -> str | None:
+    """Of one that was asked for by name, if products in it are slower than in float32."""
     slow = (
         precision in _INSTRUCTIONS
         and device == "cpu"
@@ -104,7 +111,7 @@ def in_precision(precision: str, device: str, work: Callable[[str], Value], noti
         HalfPrecisionError: the model cannot be computed in the one that was asked for by name.
     """
     settled = settle_precision(precision, device)
-    if slow := slowness(precision, device):
+    for slow in slowness(precision, device):
         notify(f"note: {slow}")
     try:
         return work(settled)

@@ -11,7 +11,7 @@ from typing import final
 
 import torch
 
-_MOUNTED = "sys/fs/cgroup"
+from reprune.doors.groups import groups
 
 
 @final
@@ -19,19 +19,15 @@ _MOUNTED = "sys/fs/cgroup"
 class _Controller:
     """Where a version of Linux's control groups keeps what it says of memory."""
 
-    folder: str
     limit: str
     used: str
     reclaimable: tuple[str, ...]  # of what is used, in memory.stat: pages of files and the like, which make room
 
 
-_FIRST = _Controller(
-    f"{_MOUNTED}/memory",
-    "memory.limit_in_bytes",
-    "memory.usage_in_bytes",
-    ("total_inactive_file", "total_active_file"),
-)
-_SECOND = _Controller(_MOUNTED, "memory.max", "memory.current", ("inactive_file", "active_file", "slab_reclaimable"))
+_CONTROLLERS = {
+    1: _Controller("memory.limit_in_bytes", "memory.usage_in_bytes", ("total_inactive_file", "total_active_file")),
+    2: _Controller("memory.max", "memory.current", ("inactive_file", "active_file", "slab_reclaimable")),
+}
 
 
 def available_memory(device: str) -> int | None:
@@ -56,23 +52,9 @@ def _of_machine(system: Path) -> Iterator[int]:
 
 
 def _of_groups(system: Path) -> Iterator[int]:
-    """Of the group that this process is in and all above it, as far as they can be seen, those with a limit.
-
-    In a container the path is often the host's. The container's own group is then what is mounted, and the only one.
-    """
-    lines: list[str] = []
-    with suppress(OSError):
-        lines = (system / "proc/self/cgroup").read_text(encoding="utf-8", errors="replace").splitlines()
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if controllers and "memory" not in controllers.split(","):
-            continue
-        controller = _FIRST if controllers else _SECOND
-        root = system / controller.folder
-        own = root / path.lstrip("/")
-        for group in (own, *own.parents):
-            if group.is_relative_to(root):
-                yield from _of_group(group, controller)
+    """Of all groups that have a limit."""
+    for group, version in groups("memory", system):
+        yield from _of_group(group, _CONTROLLERS[version])
 
 
 def _of_group(group: Path, controller: _Controller) -> Iterator[int]:

@@ -12,7 +12,7 @@ from typing import Any, final
 
 import torch
 
-from reprune.doors.devices import DTYPES
+from reprune.doors.devices import DTYPES, slowness
 from reprune.doors.found import find_model
 from reprune.doors.generation.selfmade import texts_of, unwritten
 from reprune.doors.given import made_recipe
@@ -186,6 +186,8 @@ def plan_by_recipe(
         precision = "bfloat16" if recipe.precision == "auto" else recipe.precision
         recipe = recipe.model_copy(update={"device": "cpu", "precision": precision})
     recipe = settle(recipe)
+    for slow in slowness(recipe.precision, recipe.device) if machine is None else ():
+        watcher.note(slow)
     decoder = open_decoder(recipe, folder)
     recipe = settle_seqlen(recipe, decoder)
     check_schedule(recipe, decoder)

@@ -122,7 +122,7 @@ def generate(
         if endpoint is None:
             made_by["model"]["fingerprint"] = Checkpoint(folder).fingerprint()
             made_by |= {"device": where, "precision": products}
-            if slow := slowness(precision, where):
+            for slow in slowness(precision, where):
                 watcher.note(slow)
         else:
             server = stack.enter_context(

@@ -1,0 +1,40 @@
+"""Whether PyTorch takes more threads than this process has processors' time for. Knows nothing of what they compute."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+
+from reprune.doors.groups import groups
+
+
+def allowed_cpus(system: Path = Path("/")) -> float | None:
+    """Of how many processors a container or a job may take the time; None: of all that it sees, or it is not known."""
+    return min(_quotas(system), default=None)
+
+
+def said_of_threads() -> str | None:
+    """What to say where the container has the time of fewer processors than there are threads, which PyTorch counts by
+    the processors that it sees. They wait for each other by keeping busy, and what that takes is their quota's.
+    """
+    threads, cpus = torch.get_num_threads(), allowed_cpus()
+    if cpus is None or threads <= math.ceil(cpus):
+        return None
+    return (
+        f"PyTorch computes with {threads} threads, and this container or job may take the time of {cpus:.3g} CPUs; "
+        f"OMP_NUM_THREADS={max(int(cpus), 1)} is faster"
+    )
+
+
+def _quotas(system: Path) -> Iterator[float]:
+    for group, version in groups("cpu", system):
+        with suppress(OSError, ValueError, ZeroDivisionError):  # there is no such group, or no quota ("max", -1)
+            names = ("cpu.max",) if version == 2 else ("cpu.cfs_quota_us", "cpu.cfs_period_us")
+            said = " ".join((group / name).read_text(encoding="ascii") for name in names)
+            quota, period = map(int, said.split())
+            if quota > 0:
+                yield quota / period

@@ -182,6 +182,13 @@ def test_on_windows_no_door_is_imported_and_the_error_can_be_caught() -> None:
     assert _python(f"{code}print(error, 'torch' in sys.modules)").endswith("on Windows, run it in WSL. False\n")
 
 
+def test_without_docstrings_no_door_is_imported_as_transformers_needs_them() -> None:
+    command = [sys.executable, "-OO", "-m", "reprune", "status", "nowhere"]
+    said = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (said.returncode, said.stdout) == (2, "")
+    assert said.stderr.startswith("error: Transformers needs docstrings, which -OO and PYTHONOPTIMIZE=2 leave out;")
+
+
 def test_type_checkers_are_told_that_the_package_has_types() -> None:
     assert (_ROOT / "py.typed").is_file()
 

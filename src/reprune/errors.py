@@ -50,9 +50,14 @@ class LostRankError(RepruneError):
 
 
 def check_system() -> None:
-    """Raise `InputError` on Windows, which lacks the locks and limits of POSIX that the doors import."""
+    """Raise `InputError` on Windows, which lacks the locks and limits of POSIX that the doors import.
+
+    And where Python keeps no docstrings, from which Transformers makes those of its classes.
+    """
     if sys.platform == "win32":
         raise InputError("reprune needs Linux or macOS; on Windows, run it in WSL.")
+    if sys.flags.optimize > 1:
+        raise InputError("Transformers needs docstrings, which -OO and PYTHONOPTIMIZE=2 leave out; start without them.")
 
 
 @contextmanager

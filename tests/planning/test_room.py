@@ -27,13 +27,21 @@ def _full(number: int) -> Callable[..., NoReturn]:
     return call
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EFBIG, errno.EDQUOT])
-def test_rows_without_room_for_their_copy_are_not_damaged(
-    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("number", "folder"),
+    [
+        (errno.ENOSPC, "with room"),
+        (errno.EFBIG, "with room"),
+        (errno.EDQUOT, "with room"),
+        (errno.ENOLCK, "on another disk"),
+    ],
+)
+def test_rows_without_room_or_locks_for_their_copy_are_not_damaged(
+    number: int, folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "t.jsonl").write_text('{"text": "a"}\n')
     monkeypatch.setattr(datasets, "load_dataset", _full(number))
-    with pytest.raises(OSError, match="set TMPDIR to a folder with room") as error:
+    with pytest.raises(OSError, match=f"set TMPDIR to a folder {folder}") as error:
         load_documents(str(tmp_path / "t.jsonl"), "train")
     assert (error.value.errno, error.value.filename) == (number, tempfile.gettempdir())
 

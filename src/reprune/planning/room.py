@@ -1,4 +1,4 @@
-"""Where a library finds no room for its own files, that is said of these: not of what it was reading."""
+"""Where a library finds no room, or no locks, for its own files, that is said of these: not of what it was reading."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ _NUMBERS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def no_room(error: BaseException, folder: str | None = None, variable: str = "TMPDIR") -> OSError | None:
-    """The error to raise in place of one that comes of no room, in whatever form; None of any other.
+    """The error to raise in place of one that comes of no room or no locks, in whatever form; None of any other.
 
     `folder` is where the library's files are, by default the system's for temporary ones; the variable of the
     environment names another.
     """
     found: BaseException | None = error
     while found is not None:
-        if isinstance(found, OSError) and found.errno in _NUMBERS:
-            said = f"{os.strerror(found.errno)}, where files are kept for a while; set {variable} to a folder with room"
+        if isinstance(found, OSError) and found.errno in (*_NUMBERS, errno.ENOLCK):
+            place = "on another disk" if found.errno == errno.ENOLCK else "with room"
+            said = f"{os.strerror(found.errno)}, where files are kept for a while; set {variable} to a folder {place}"
             return OSError(found.errno, said, folder or tempfile.gettempdir())
         found = found.__cause__ or found.__context__
     return None

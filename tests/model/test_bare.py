@@ -95,7 +95,8 @@ def _llava(**options: Any) -> LlavaConfig:
 
 
 def test_of_a_whole_that_embeds_no_tokens_the_parts_that_generate_are_named() -> None:
-    whole = nn.ModuleDict({"thinker": tiny.build("llama"), "vocoder": nn.Linear(2, 2)})
+    parts = {"tower": tiny.build("gpt2").transformer, "thinker": tiny.build("llama"), "vocoder": nn.Linear(2, 2)}
+    whole = nn.ModuleDict(parts)
     with pytest.raises(UnsupportedModelError, match="of its parts, thinker can generate: load it"):
         check_embedding(whole)
 

@@ -116,6 +116,11 @@ def lacks_home(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and "home directory" in str(error)
 
 
+def lacks_temporary_folder(error: BaseException) -> bool:
+    """Whether it is tempfile's where no folder for temporary files can be written to, which names no way on."""
+    return isinstance(error, FileNotFoundError) and "No usable temporary directory" in str(error)
+
+
 def is_expected(error: BaseException) -> bool:
     """Whether that may go wrong without a fault of the program; of anything else the traceback is shown."""
     return isinstance(error, RepruneError | OSError) or out_of_memory(error) is not None

@@ -8,6 +8,7 @@ import resource
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -149,6 +150,18 @@ def test_a_file_that_may_not_grow_is_named(here: Path, whole: dict[str, bytes], 
 def _refused(said: str) -> str:
     """The line of a plan on what `prune` ends with."""
     return "refused    " + said.removeprefix("error: ").rstrip()
+
+
+def test_without_a_folder_for_temporary_files_it_is_said_how_to_name_one(
+    here: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a container of which all is read-only but the folder of the result."""
+    (here / "rows.jsonl").write_text('{"text": "a"}\n')
+    with monkeypatch.context() as patch:
+        patch.setattr(tempfile, "tempdir", None)
+        patch.setattr(tempfile, "_candidate_tempdir_list", lambda: [str(here / "nowhere")])
+        said = cli("evaluate", "llama", "--text", "rows.jsonl")
+    _one_error(said, "set TMPDIR to a folder that can be written to")
 
 
 def test_a_run_that_will_not_fit_the_disk_is_refused_before_it_begins(

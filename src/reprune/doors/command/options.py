@@ -16,7 +16,7 @@ import typer
 
 from reprune.doors.command.interrupts import heed_interrupts, heed_no_more
 from reprune.doors.printable import complain, unread
-from reprune.errors import InputError, RepruneError, out_of_memory
+from reprune.errors import InputError, RepruneError, lacks_temporary_folder, out_of_memory
 
 Model = Annotated[
     str, typer.Argument(metavar="MODEL", help="A local folder, a Hub id (or ID@REVISION), or a .gguf file.")
@@ -110,7 +110,8 @@ def exit_codes(run: Path | None = None, way_on: Callable[[], str] | None = None)
         raise typer.Exit(1) from None
     except OSError as error:
         place = f": {error.filename}" if error.filename else ""
-        complain(f"error: {error.strerror or error}{place}{hint()}")
+        way = "; set TMPDIR to a folder that can be written to" if lacks_temporary_folder(error) else ""
+        complain(f"error: {error.strerror or error}{place}{way}{hint()}")
         raise typer.Exit(1) from None
     except (MemoryError, RuntimeError) as error:
         if (said := out_of_memory(error)) is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
@@ -133,12 +134,16 @@ def test_weights_that_change_are_cast_anew_within_an_outer_autocast() -> None:
 
 def test_random_numbers_are_those_that_the_caller_would_have_drawn() -> None:
     torch.manual_seed(1)
-    expected = torch.rand(3)
+    random.seed(1)
+    expected, of_python = torch.rand(3), random.random()
     torch.manual_seed(1)
+    random.seed(1)
     with undisturbed():
         torch.manual_seed(2)
         torch.rand(3)
+        random.random()
     assert torch.equal(torch.rand(3), expected)
+    assert random.random() == of_python
 
 
 def test_a_gpu_that_is_begun_with_meanwhile_has_the_callers_seed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
@@ -18,8 +19,8 @@ def undisturbed() -> Iterator[None]:
     """A context, or decorator, in which what a caller has set changes no number, and nothing set is left behind.
 
     Gradients are recorded, nothing is cast by itself, tensors are of float32 and on the CPU unless it is said
-    otherwise, products of float32 are no others; the random numbers that a caller draws next are those that it would
-    have drawn.
+    otherwise, products of float32 are no others; the random numbers that a caller draws next, of PyTorch's or Python's
+    own, are those that it would have drawn.
     """
     with torch.inference_mode(False), torch.enable_grad(), ExitStack() as stack:
         _leave_autocast(stack)
@@ -33,6 +34,7 @@ def undisturbed() -> Iterator[None]:
             stack.callback(_seed_cuda)
         devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
         stack.enter_context(torch.random.fork_rng(devices, device_type="cuda"))
+        stack.callback(random.setstate, random.getstate())  # datasketch draws the name of an index from it
         yield
 
 

@@ -53,7 +53,13 @@ def test_more_threads_than_its_processors_are_spoken_of(
     monkeypatch.setattr(threads, "allowed_cpus", lambda: cpus)
     monkeypatch.setattr(torch, "get_num_threads", lambda: count)
     said = said_of_threads()
-    assert said is None if way is None else said is not None and said.endswith(f"OMP_NUM_THREADS={way} is faster")
+    assert said is None if way is None else said is not None and said.endswith(f"; OMP_NUM_THREADS={way} is faster")
+
+
+def test_of_one_processor_it_is_said_in_the_singular(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threads, "allowed_cpus", lambda: 1.0)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    assert "may take the time of 1 CPU; OMP_NUM_THREADS=1" in str(said_of_threads())
 
 
 def test_each_command_that_runs_a_model_says_so_once(cli: Cli, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

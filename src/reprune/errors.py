@@ -121,6 +121,13 @@ def lacks_temporary_folder(error: BaseException) -> bool:
     return isinstance(error, FileNotFoundError) and "No usable temporary directory" in str(error)
 
 
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and all that it comes of."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
 def is_expected(error: BaseException) -> bool:
     """Whether that may go wrong without a fault of the program; of anything else the traceback is shown."""
     return isinstance(error, RepruneError | OSError) or out_of_memory(error) is not None

@@ -347,17 +347,13 @@ def test_what_looks_like_a_path_is_never_asked_of_the_hub(
 @pytest.mark.parametrize(
     "url",
     [
-        *(
-            "https://huggingface.co/a-b/c.1/tree/main",
-            "hf://a-b/c.1",
-            "hf://models/a-b/c.1",
-            "https://hf.co/a-b/c.1?x=y",
-        ),
-        *(
-            "https://huggingface.co/a-b/c.1.git",
-            "https://huggingface.co/a-b/c.1@main",
-            "http://huggingface.co/a-b/c.1#d",
-        ),
+        "https://huggingface.co/a-b/c.1/tree/main",
+        "https://huggingface.co/a-b/c.1.git",
+        "https://huggingface.co/a-b/c.1@main",
+        "http://huggingface.co/a-b/c.1#d",
+        "https://hf.co/a-b/c.1?x=y",
+        "hf://a-b/c.1",
+        "hf://models/a-b/c.1",
     ],
 )
 def test_the_id_in_a_url_of_the_hub_is_told(url: str) -> None:
@@ -368,8 +364,11 @@ def test_the_id_in_a_url_of_the_hub_is_told(url: str) -> None:
 @pytest.mark.parametrize(
     "url",
     [
-        *("https://huggingface.co/datasets/a/b", "https://huggingface.co/spaces/a/b", "hf://datasets/a/b"),
-        *("http://localhost:8000/v1/models", "https://example.org/models/a/b"),
+        "https://huggingface.co/datasets/a/b",
+        "https://huggingface.co/spaces/a/b",
+        "hf://datasets/a/b",
+        "http://localhost:8000/v1/models",
+        "https://example.org/models/a/b",
     ],
 )
 def test_of_a_url_of_anything_else_no_id_is_told(url: str) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
 
+from reprune.errors import causes
 from reprune.files.urls import without_secrets
 
 _PROXIES = ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")
@@ -45,10 +45,3 @@ def not_reached() -> str:
     asked = () if constants.HF_HUB_OFFLINE else _PROXIES
     proxy = next((name for name in asked if os.environ.get(name)), None)
     return f"{the_hub()} cannot be reached{f' by the proxy of {proxy}' if proxy else ''}"
-
-
-def causes(error: BaseException | None) -> Iterator[BaseException]:
-    """An error and all that it comes of."""
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__

@@ -6,6 +6,8 @@ import errno
 import os
 import tempfile
 
+from reprune.errors import causes
+
 _NUMBERS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -15,11 +17,9 @@ def no_room(error: BaseException, folder: str | None = None, variable: str = "TM
     `folder` is where the library's files are, by default the system's for temporary ones; the variable of the
     environment names another.
     """
-    found: BaseException | None = error
-    while found is not None:
+    for found in causes(error):
         if isinstance(found, OSError) and found.errno in (*_NUMBERS, errno.ENOLCK):
             place = "on another disk" if found.errno == errno.ENOLCK else "with room"
             said = f"{os.strerror(found.errno)}, where files are kept for a while; set {variable} to a folder {place}"
             return OSError(found.errno, said, folder or tempfile.gettempdir())
-        found = found.__cause__ or found.__context__
     return None

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar, cast, final
 
-from reprune.errors import InputError, lacks_home
-from reprune.model.hub import causes, hub_answer, not_reached
+from reprune.errors import InputError, causes, lacks_home
+from reprune.model.hub import hub_answer, not_reached
 from reprune.model.snapshots import COMMIT
 from reprune.planning.documents import Column, Documents, label
 from reprune.planning.room import no_room

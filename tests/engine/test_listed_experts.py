@@ -88,6 +88,25 @@ def test_all_experts_are_pruned_stage_by_stage_in_a_pass_each() -> None:
     assert all(alike[place] for place in (0, 1, 3, 4, *range(6, 9))), "what comes first, and what none reaches"
 
 
+def test_the_layers_of_an_expert_are_pruned_one_after_the_other_and_by_magnitude_where_no_token_comes() -> None:
+    class Expert(nn.ModuleList):
+        def forward(self, x: Tensor) -> Tensor:
+            for layer in self.children():
+                x = torch.relu(layer(x))
+            return x
+
+    mixture = _Mixture(1, 2)
+    mixture.experts = nn.ModuleList(Expert(nn.Linear(4, 4) for _ in range(2)) for _ in range(3))
+    pruned, notes, passes = _prune(mixture, sequential=True)
+    assert passes == 2
+    assert pruned.tokens == {
+        f"experts.{expert}.{layer}": tokens for layer in range(2) for expert, tokens in enumerate((4, 8, 0))
+    }
+    assert [note.split(": ")[1].split(" were ")[0] for note in notes] == [
+        f"1 of 3 experts of experts.*.{layer}" for layer in range(2)
+    ]
+
+
 class _Halves(nn.Module):
     """Two halves that all tokens pass, one after the other."""
 

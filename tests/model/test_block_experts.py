@@ -133,6 +133,50 @@ def test_an_expert_that_all_tokens_pass_is_one_beside_another_that_some_do() -> 
     assert all(expert for _, expert, _ in _told(Block(0, _Unlike(), torch.device("cpu"), Precision())))
 
 
+class _Deep(nn.Module):
+    """Experts are lists of layers; the first has some tokens, the second the rest, none is routed to the third."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.experts = nn.ModuleList(nn.ModuleList(nn.Linear(4, 4) for _ in range(2)) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layers, part in zip(self.experts, (x[:, :1], x[:, 1:]), strict=False):
+            for layer in layers.children():
+                part = layer(part)
+            x = x + part.sum()
+        return x
+
+
+def test_the_layers_of_an_expert_are_no_experts_though_they_are_in_a_list_of_their_own() -> None:
+    assert _told(Block(0, _Deep(), torch.device("cpu"), Precision())) == [
+        ((f"experts.{expert}.{layer}",), True, f"experts.*.{layer}") for expert in range(3) for layer in range(2)
+    ]
+
+
+class _HalvesOfExperts(nn.Module):
+    """All tokens pass a linear in each of two halves, and each one of two experts there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.halves = nn.ModuleList(nn.ModuleDict({"mix": nn.Linear(4, 4)}) for _ in range(2))
+        for half in self.halves:
+            half.add_module("experts", nn.ModuleList(nn.Linear(4, 4) for _ in range(2)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for half in self.halves:
+            mix, experts = half.children()
+            x = mix(x) + sum(expert(part).sum() for expert, part in zip(experts, (x[:, :1], x[:, 1:]), strict=True))
+        return x
+
+
+def test_halves_that_all_tokens_pass_are_no_experts_though_they_have_some() -> None:
+    told = _told(Block(0, _HalvesOfExperts(), torch.device("cpu"), Precision()))
+    assert [(stage, expert) for _, expert, stage in told] == [
+        one for half in range(2) for one in ((None, False), *[(f"halves.{half}.experts.*", True)] * 2)
+    ]
+
+
 class _Halves(nn.Module):
     """All tokens pass a linear in each of two halves, and some a stack."""
 

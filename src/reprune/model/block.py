@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from copy import copy
 from dataclasses import dataclass, replace
@@ -221,24 +221,22 @@ class Block:
         First come those that run once, in the order in which they do, and last those of stacks, which have a stage. A
         linear that runs more than once is a group of its own; one that never runs is in no group.
 
-        Modules in a list are experts where not all tokens pass through all of them: others may read what those before
-        them in the list have made, as the two halves of a block of LongCat-Flash.
+        Modules in a list are experts where not all tokens that come to what it lies in pass through all of them: others
+        may read what those before them have made, as the two halves of a block of LongCat-Flash, or an expert's layers.
         """
         tokens = states.shape[0] * states.shape[1]
         seen: list[tuple[Tensor, list[Linear]]] = []  # holding the tensors keeps their identities apart
         runs: dict[str, int] = {}
         order: list[str] = []  # of stacks, as they first run
-        lists: set[str] = set()  # of modules of which some run
-        parted: set[str] = set()  # lists of which some run on fewer tokens than all
+        passed: dict[str, int] = {}  # how many tokens, by linear; where a stack's run, all come to the stack
 
         def saw(linear: Linear, inputs: Tensor) -> None:
-            lists.update(self._lists(linear))
             if linear.stack is not None:
+                passed[linear.name] = tokens
                 if linear.stack.shares not in order:
                     order.append(linear.stack.shares)
                 return
-            if inputs[..., 0].numel() < tokens:
-                parted.update(self._lists(linear))
+            passed[linear.name] = min(passed.get(linear.name, 0) + inputs[..., 0].numel(), tokens)
             runs[linear.name] = runs.get(linear.name, 0) + 1
             for tensor, linears in seen:
                 if same_data(tensor, inputs):
@@ -251,7 +249,7 @@ class Block:
         shared = [tuple(one for one in linears if runs[one.name] == 1) for _, linears in seen]
         repeated = [linear for linear in self.linears if runs.get(linear.name, 0) > 1]
         idle = [linear for linear in self.linears if linear.module is not None and linear.name not in runs]
-        experts = parted | lists.intersection(path for linear in idle for path in self._lists(linear))
+        experts = self._lists_of_experts(passed, tokens)
         running = [self._plain_group(linears, experts) for linears in shared if linears]
         return [
             *running,
@@ -301,19 +299,42 @@ class Block:
         `experts` are the lists of them, by path.
         """
         parts, numbers = linear.name.split("."), list[str]()
-        for path in filter(experts.__contains__, self._lists(linear)):
+        for path in (path for path, _ in self._lists(linear) if path in experts):
             place = path.count(".") + 1
             numbers.append(parts[place])
             parts[place] = "*"
         return (".".join(parts), *numbers)
 
-    def _lists(self, linear: Linear) -> Iterator[str]:
-        """The lists of modules that a linear lies in, by path: mlp.experts of mlp.experts.3.up_proj."""
+    def _lists_of_experts(self, passed: Mapping[str, int], tokens: int) -> set[str]:
+        """Lists of which some modules run, and some on fewer tokens than have come to what the list lies in, by path.
+
+        `passed` says how many tokens passed each linear, of `tokens` in all.
+        """
+        most = {"": tokens}  # that passed a linear of a module in a list, by path
+        ran = {path for linear in self.linears if linear.name in passed for path, _ in self._lists(linear)}
+        for linear in self.linears:
+            if linear.module is not None or linear.name in passed:
+                for _, module in self._lists(linear):
+                    most[module] = max(most.get(module, 0), passed.get(linear.name, 0))
+        experts: set[str] = set()
+        for linear in self.linears:
+            around = ""
+            for path, module in self._lists(linear):
+                if path in ran and module in most and most[module] < most[around]:
+                    experts.add(path)
+                around = module
+        return experts
+
+    def _lists(self, linear: Linear) -> Iterator[tuple[str, str]]:
+        """The lists of modules that a linear lies in, and its module there, by path.
+
+        They are mlp.experts and mlp.experts.3 of mlp.experts.3.up_proj.
+        """
         parts = (linear.name if linear.stack is None else linear.stack.parameter).split(".")
         for place, part in enumerate(parts):
             path = ".".join(parts[:place])
             if place and part.isdigit() and isinstance(self.module.get_submodule(path), nn.ModuleList):
-                yield path
+                yield path, f"{path}.{part}"
 
 
 @contextmanager

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 import re
+import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -246,6 +248,27 @@ def test_off_a_terminal_colours_that_are_wanted_all_the_same_bring_no_bar(
     said = cli("prune", "llama", "--out", "out", *QUICK).out
     codes = set(re.findall(r"\x1b\[[0-9;?]*([A-Za-z])", said))
     assert codes == {"m"} and "━" not in said and "\r" not in said
+
+
+def test_output_may_be_replaced_by_what_does_not_say_whether_it_is_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a program does that has its output in a file too; and one may have closed it."""
+    said: list[str] = []
+    monkeypatch.setattr("sys.stdout", SimpleNamespace(write=said.append, flush=lambda: None))
+    with watching(quiet=False, verbose=False) as watcher:
+        watcher.note("written all the same")
+    assert "".join(said) == "note: written all the same\n"
+    monkeypatch.setattr("sys.stdout", io.StringIO())
+    sys.stdout.close()
+    assert not console().is_interactive
+
+
+def test_a_terminal_on_which_nothing_is_to_move_is_as_wide_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = io.StringIO()
+    screen.isatty = lambda: True  # type: ignore[method-assign]
+    monkeypatch.setattr("sys.stdout", screen)
+    monkeypatch.setenv("TTY_INTERACTIVE", "0")
+    monkeypatch.delenv("COLUMNS", raising=False)
+    assert console().width == 80
 
 
 @pytest.mark.parametrize("interactive", [False, True])

@@ -35,12 +35,21 @@ def console() -> Console:
     output goes (FORCE_COLOR, as Jupyter sets for what a cell starts) wants no bar in a file.
     """
     output = _Output(highlight=False, markup=False, emoji=False, soft_wrap=True)
-    output.is_interactive &= output.file.isatty()
-    if not output.is_interactive and not os.environ.get("COLUMNS", "").strip("0"):
+    terminal = output.is_terminal and _is_terminal(output.file)
+    output.is_interactive &= terminal
+    if not terminal and not os.environ.get("COLUMNS", "").strip("0"):
         output.width = _WIDEST
     elif output.width < 1:  # COLUMNS=0, in which nothing would be shown
         output.width = _WIDTH
     return output
+
+
+def _is_terminal(file: Any) -> bool:
+    """What a program has put in the place of its output need not say it, and may be closed."""
+    try:
+        return bool(file.isatty())
+    except (AttributeError, ValueError):
+        return False
 
 
 def table(words: Sequence[str] = (), numbers: Sequence[str] = ()) -> Table:

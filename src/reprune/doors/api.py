@@ -160,8 +160,11 @@ def _prune(recipe: Recipe, out: Path, watcher: Watcher, shared: Shared | None, r
         watcher.note(lacking)
     counts = ranks.first_does(lambda: count_samples(recipe))  # no other reads the texts
     check_ranks(recipe, counts[0], ranks)
-    check_memory(recipe, decoder, ranks.first_does(lambda: unwritten(recipe, decoder)))
+    writes = ranks.first_does(lambda: unwritten(recipe, decoder))
+    check_memory(recipe, decoder, writes)
     ranks.first_does(lambda: check_disk(recipe, decoder, sum(counts), out))
+    if writes:
+        ranks.first_does(decoder.check_finite)
     made_absolute = absolute(recipe)
     ledger = Ledger(out)
     own = self_generated(recipe, decoder, watcher, ranks)
@@ -172,7 +175,8 @@ def _prune(recipe: Recipe, out: Path, watcher: Watcher, shared: Shared | None, r
             watcher.phase(None, "drawing calibration samples")
             with decoder.checkpoint.digesting() as digests:  # while texts are read and tokenized
                 drawn = draw(recipe, decoder, own and own.path)
-                decoder.check_finite()
+                if not writes:
+                    decoder.check_finite()
                 weights = digests()
             fingerprint = decoder.checkpoint.fingerprint()
             decoder.checkpoint.check_unchanged()  # since its tokenizer was read

@@ -355,14 +355,16 @@ def test_a_model_without_an_embedding(here: Path, cli: Cli) -> None:
     _refused(cli, here, ["plan", "cut", *QUICK], "the tensor model.embed_tokens.weight")
 
 
-@pytest.mark.parametrize("number", [float("nan"), float("-inf")])
-def test_a_model_with_a_weight_that_is_no_number(number: float, here: Path, cli: Cli) -> None:
+@pytest.mark.parametrize(
+    ("number", "flags"), [(float("nan"), []), (float("-inf"), []), (float("nan"), ["--self-generate", "2"])]
+)
+def test_a_model_with_a_weight_that_is_no_number(number: float, flags: list[str], here: Path, cli: Cli) -> None:
     tiny.save("llama", here / "spoilt", torch.float16)
     weights = load_file(here / "spoilt" / "model.safetensors")
     weights["model.layers.1.mlp.down_proj.weight"][3, 5] = number
     save_file(weights, here / "spoilt" / "model.safetensors", metadata={"format": "pt"})
     expected = "the tensor model.layers.1.mlp.down_proj.weight holds NaN or infinite values"
-    _refused(cli, here, ["prune", "spoilt", "--out", "out", *QUICK], expected)
+    _refused(cli, here, ["prune", "spoilt", "--out", "out", *QUICK, *flags], expected)
 
 
 def test_a_model_whose_tokenizer_belongs_to_another(here: Path, cli: Cli) -> None:

@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import reprune
 from reprune.doors.command.cli import main
+from reprune.doors.command.views import show_result
 from reprune.doors.formats import percent
 from tests import tiny
 from tests.doors.conftest import QUICK, Cli, record_of
@@ -169,6 +170,18 @@ def test_what_the_guard_did_and_auto_chose_is_said(here: Path, cli: Cli) -> None
     assert f"auto           nothing in {windows}, one block in {one}, two in {two}\n" in said.out
     names = {matrix["name"] for block in record["blocks"] for matrix in block["matrices"]}
     assert names == {f"self_attn.{part}_proj" for part in "qkvo"}
+
+
+def test_larger_windows_that_auto_chose_are_counted_too(
+    here: Path, cli: Cli, capfd: pytest.CaptureFixture[str]
+) -> None:
+    said = cli("prune", "llama", "--out", "large", *QUICK, "--reconstruct", "auto", "--set", "schedule.size=3")
+    assert (said.code, said.err) == (0, "")
+    record = record_of(here / "large")
+    for window, chosen in zip(record["windows"], ([0], [0, 1], [0, 1, 2], [2], []), strict=True):
+        window["reconstructed"] = chosen
+    show_result(record, here / "large")
+    assert "auto           nothing in 1 window, one block in 2, two in 1, 3 in 1\n" in capfd.readouterr().out
 
 
 def test_without_the_guard_nothing_is_said_of_it(here: Path, cli: Cli) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -70,8 +71,10 @@ def _guarded(record: Mapping[str, Any]) -> Iterator[str]:
     yield f"guard          stopped {len(early)} of {len(windows)} windows early: {spared} epochs not run"
     yield f"               put back an earlier, better state in {restored} of them all"
     if record["recipe"]["reconstruct"] == "auto":
-        counts = [sum(len(window["reconstructed"]) == count for window in windows) for count in range(3)]
-        yield f"auto           nothing in {counted(counts[0], 'window')}, one block in {counts[1]}, two in {counts[2]}"
+        sizes = Counter(len(window["reconstructed"]) for window in windows)
+        larger = "".join(f", {size} in {sizes[size]}" for size in sorted(sizes) if size > 2)
+        nothing = counted(sizes[0], "window")
+        yield f"auto           nothing in {nothing}, one block in {sizes[1]}, two in {sizes[2]}{larger}"
 
 
 def show_check(check: Check) -> None:

@@ -14,6 +14,7 @@ from reprune.engine.group_statistics import gathered, gathering
 from reprune.errors import UnsupportedModelError
 from reprune.math.magnitude import Magnitude
 from reprune.math.pruner import Pruner
+from reprune.math.ranks import ALONE
 from reprune.math.sparsegpt import SparseGPT
 from reprune.math.wanda import Wanda
 from reprune.model.block import Block, Call, LinearGroup
@@ -24,7 +25,7 @@ from tests.engine.quick import prune, tensors
 
 def _whole(block: Block, inputs: list[tuple[Tensor, Call]], groups: list[LinearGroup], pruner: Pruner[Any]) -> Any:
     known: dict[Any, Any] = {}
-    with torch.no_grad(), gathering(block, groups, pruner, known):
+    with torch.no_grad(), gathering(block, groups, pruner, known, ALONE):
         for states, call in inputs:
             block.run(states, call)
     return next(iter(known.values()))
@@ -33,7 +34,7 @@ def _whole(block: Block, inputs: list[tuple[Tensor, Call]], groups: list[LinearG
 @pytest.mark.parametrize(("pruner", "what"), [(Wanda(), "sums"), (SparseGPT(), "matrix")])
 def test_statistics_alone_end_a_pass_at_the_last_group(pruner: Pruner[Any], what: str) -> None:
     module, block, inputs, groups = made()
-    found = gathered(block, lambda: inputs, groups, pruner, {})
+    found = gathered(block, lambda: inputs, groups, pruner, {}, ALONE)
     assert module.ran == ["first", "second"] * 3
     for one, other in zip(found, _whole(block, inputs, groups, pruner), strict=True):
         assert one.tokens == other.tokens == 18
@@ -43,13 +44,13 @@ def test_statistics_alone_end_a_pass_at_the_last_group(pruner: Pruner[Any], what
 
 def test_statistics_of_one_group_end_a_pass_there() -> None:
     module, block, inputs, groups = made()
-    gathered(block, lambda: inputs, groups[1:2], Wanda(), {})
+    gathered(block, lambda: inputs, groups[1:2], Wanda(), {}, ALONE)
     assert module.ran == ["first"] * 3
 
 
 def test_a_linear_that_runs_again_is_seen_to_the_end() -> None:
     module, block, inputs, groups = made(twice=True)
-    (*_, last) = gathered(block, lambda: inputs, groups, Wanda(), {})
+    (*_, last) = gathered(block, lambda: inputs, groups, Wanda(), {}, ALONE)
     assert module.ran == ["first", "second", "third", "third"] * 3
     assert last.tokens == 2 * 18
 
@@ -57,7 +58,7 @@ def test_a_linear_that_runs_again_is_seen_to_the_end() -> None:
 def test_a_pass_ends_when_each_group_was_seen_not_when_the_last_listed_was() -> None:
     """Of a group whose first linear stays dense, the next may run after other groups."""
     module, block, inputs, groups = made()
-    found = gathered(block, lambda: inputs, [groups[2], groups[0]], Wanda(), {})
+    found = gathered(block, lambda: inputs, [groups[2], groups[0]], Wanda(), {}, ALONE)
     assert module.ran == ["first", "second"] * 3
     assert [one.tokens for one in found] == [18, 18]
 
@@ -65,7 +66,7 @@ def test_a_pass_ends_when_each_group_was_seen_not_when_the_last_listed_was() -> 
 def test_a_linear_that_no_token_is_seen_to_reach_is_refused_not_pruned_blindly() -> None:
     _, block, inputs, groups = made()
     with pytest.raises(UnsupportedModelError, match="first: no token of the calibration samples was seen to reach it"):
-        gathered(block, lambda: inputs[:0], groups, Wanda(), {})
+        gathered(block, lambda: inputs[:0], groups, Wanda(), {}, ALONE)
 
 
 @pytest.mark.parametrize(
@@ -96,9 +97,9 @@ def test_no_sample_is_passed_for_a_pruner_that_needs_no_data() -> None:
     def none() -> list[tuple[Tensor, Call]]:
         raise AssertionError("samples were asked for")
 
-    assert [found.tokens for found in gathered(block, none, groups, Magnitude(), {})] == [0, 0, 0]
+    assert [found.tokens for found in gathered(block, none, groups, Magnitude(), {}, ALONE)] == [0, 0, 0]
     assert not module.ran
     known: dict[Any, Any] = {}
-    with torch.no_grad(), gathering(block, groups, Magnitude(), known):  # where samples pass for another purpose
+    with torch.no_grad(), gathering(block, groups, Magnitude(), known, ALONE):  # where samples pass for another purpose
         block.run(*inputs[0])
     assert module.ran and not known

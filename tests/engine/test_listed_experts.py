@@ -13,6 +13,7 @@ from reprune.engine.pruning import linear_groups, prune_block_
 from reprune.engine.window import PrunedBlock
 from reprune.errors import UnsupportedModelError
 from reprune.math.patterns import Unstructured
+from reprune.math.ranks import ALONE
 from reprune.math.wanda import Wanda
 from reprune.model.block import Block, Call, Precision
 from reprune.planning.sparsities import Sparsities
@@ -54,7 +55,7 @@ def _prune(module: nn.Module, sequential: bool, min_tokens: int = 2) -> tuple[Pr
     pruned = PrunedBlock(block, linear_groups(block, *batches[0], ()))
     inputs = Mock(return_value=batches)
     sparsities = Sparsities(Unstructured(0.5))
-    notes = prune_block_(pruned, inputs, Wanda(), sparsities, sequential, min_tokens=min_tokens)
+    notes = prune_block_(pruned, inputs, Wanda(), sparsities, sequential, {}, min_tokens, ALONE)
     return pruned, notes, inputs.call_count
 
 

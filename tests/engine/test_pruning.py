@@ -17,6 +17,7 @@ from reprune.math.checked import Checked
 from reprune.math.magnitude import Magnitude
 from reprune.math.patterns import Pattern, Unstructured
 from reprune.math.pruner import Pruned, Pruner
+from reprune.math.ranks import ALONE
 from reprune.math.statistics import Statistics
 from reprune.math.wanda import Wanda
 from reprune.model.block import Block, Call, LinearGroup
@@ -39,7 +40,7 @@ def test_an_expert_that_just_enough_tokens_reach_is_pruned_as_the_others_and_the
     pruned = PrunedBlock(block, groups)
     pruner, sparsities = Wanda(), Sparsities(Unstructured(0.5))
     statistics = {group_statistics._key(groups, pruner): known}
-    notes = prune_block_(pruned, list, pruner, sparsities, False, statistics, min_tokens=4)
+    notes = prune_block_(pruned, list, pruner, sparsities, False, statistics, 4, ALONE)
     by_wanda, by_magnitude = [True, True, False, False], [False, False, True, True]
     assert [mask[0].tolist() for mask in pruned.masks.values()] == [by_wanda, by_magnitude, by_magnitude]
     assert pruned.tokens == {"first": 4, "second": 3, "third": 0}
@@ -53,7 +54,7 @@ def test_matrices_of_one_group_may_have_patterns_of_their_own() -> None:
     _, block, inputs, _ = made()
     pruned = PrunedBlock(block, [LinearGroup(tuple(block.linears))])
     sparsities = Sparsities(Unstructured(0.5), {"second": Unstructured(0.25)})
-    prune_block_(pruned, lambda: inputs, Magnitude(), sparsities, False)
+    prune_block_(pruned, lambda: inputs, Magnitude(), sparsities, False, {}, 0, ALONE)
     assert [int(mask.sum()) for mask in pruned.masks.values()] == [8, 12, 8]
 
 
@@ -76,7 +77,7 @@ def test_a_package_s_pruner_that_prunes_another_share_is_told_once_a_block(patte
         _, block, inputs, _ = made()
         together = [block.linears] if groups == 1 else [[linear] for linear in block.linears]
         pruned = PrunedBlock(block, [LinearGroup(tuple(linears)) for linears in together])
-        return prune_block_(pruned, lambda: inputs, pruner, Sparsities(pattern), False)
+        return prune_block_(pruned, lambda: inputs, pruner, Sparsities(pattern), False, {}, 0, ALONE)
 
     sparser = Checked("mine", _Sparser())
     assert notes(1, pattern, Checked("mine", Magnitude())) == notes(3, Unstructured(0.75), sparser) == []

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 
 import reprune
 from reprune.engine.watcher import Watcher
+from reprune.math.ranks import ALONE
 from reprune.math.statistics import Statistics
 from reprune.model.block import Block, Call, LinearGroup, Precision
 from reprune.planning.layers import resolve_recipe
@@ -152,7 +153,7 @@ def test_each_matrix_of_a_group_is_fitted_to_its_own_dense_one() -> None:
     block, twin = (Block(0, _Beside(), torch.device("cpu"), Precision()) for _ in range(2))
     call, states = Call((None,), {}, 0), torch.randn(6, 5, 4)
     pairs = [(slice(0, 4), states[:4], states[:4], call), (slice(4, 6), states[4:], states[4:], call)]
-    refitting = Refitting(LeastSquares(1e-6, iterations=20), twin, lambda: pairs, 4, 4)
+    refitting = Refitting(LeastSquares(1e-6, iterations=20), twin, lambda: pairs, 4, 4, True, ALONE)
     group = LinearGroup(tuple(block.linears))
     assert group.names == ("query", "key"), "or this shows nothing"
     gathered = refitting.gather(block, group, Statistics(4, torch.device("cpu")))
@@ -207,10 +208,9 @@ def test_a_group_that_cannot_be_paired_is_left_to_the_pruner(
     if as_many:  # tokens reach the expert in both models, though others
         states[..., 0] = states[..., 0].abs() * torch.tensor([1.0, -1.0]).repeat(10).reshape(4, 5)
     pruned = PrunedBlock(block, linear_groups(block, states, call, ()))
-    refitting = Refitting(LeastSquares(), twin, lambda: [(slice(0, 4), states, -states, call)], 4, 4)
-    notes = prune_block_(
-        pruned, lambda: [(states, call)], Wanda(), Sparsities(Unstructured(0.5)), False, refitting=refitting
-    )
+    refitting = Refitting(LeastSquares(), twin, lambda: [(slice(0, 4), states, -states, call)], 4, 4, True, ALONE)
+    sparsities = Sparsities(Unstructured(0.5))
+    notes = prune_block_(pruned, lambda: [(states, call)], Wanda(), sparsities, False, {}, 0, ALONE, refitting)
     assert [note for note in notes if f"{linear}: left as the pruner made it" in note]
     assert (linear,) not in pruned.ridges
     matrix = next(one for one in block.linears if one.name == linear).matrix()
@@ -225,7 +225,8 @@ def test_gathering_feeds_the_pruner_with_its_own_samples_only() -> None:
     block, twin = (Block(0, _Twice(), torch.device("cpu"), Precision()) for _ in range(2))
     call, states = Call((None,), {}, 0), torch.randn(7, 5, 4)
     batches = [slice(0, 3), slice(3, 5), slice(5, 7)]  # 5 calibrated on, 2 held out
-    refitting = Refitting(LeastSquares(), twin, lambda: [(b, states[b], 2 * states[b], call) for b in batches], 5, 4)
+    pairs = [(batch, states[batch], 2 * states[batch], call) for batch in batches]
+    refitting = Refitting(LeastSquares(), twin, lambda: pairs, 5, 4, True, ALONE)
     statistics = Statistics(4, torch.device("cpu"))
     group = LinearGroup((block.linears[0],))
     found = refitting.gather(block, group, statistics)

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from reprune.math.ranks import Alone
+from reprune.math.ranks import ALONE, Alone
 from reprune.math.reconstruction_error import ErrorMeter
 from reprune.math.standardization import FLOOR, FeatureStatistics, FeatureSums
 
@@ -29,7 +29,7 @@ def _statistics(targets: Tensor, batch: int = 2) -> FeatureStatistics:
     sums = FeatureSums()
     for some in targets.split(batch):
         sums.update(some)
-    return sums.statistics(targets.shape[-1], _CPU)
+    return sums.statistics(targets.shape[-1], _CPU, ALONE)
 
 
 def _scale(targets: Tensor, batch: int = 2) -> Tensor:
@@ -87,7 +87,7 @@ def test_power_and_the_largest_share_of_it_are_those_of_the_plain_formula(batch:
 
 
 def test_of_nothing_no_feature_has_a_share() -> None:
-    found = FeatureSums().statistics(3, _CPU)
+    found = FeatureSums().statistics(3, _CPU, ALONE)
     assert (found.power, found.largest_share) == (0.0, 0.0)
     assert torch.equal(found.scale, torch.ones(3))
 

@@ -86,7 +86,7 @@ def _curve(
     curve = []
     for level in levels:
         sparsities = Sparsities(Unstructured(level), recipe.sparsities.by_name)
-        prune_block_(pruned, inputs, pruner, sparsities, False, known, min_tokens=few, ranks=frontier.ranks)
+        prune_block_(pruned, inputs, pruner, sparsities, False, known, few, frontier.ranks)
         meter = ErrorMeter()
         for batch in frontier.heldout_batches:
             states = frontier.run([block], entering.read(batch), batch)

@@ -72,9 +72,9 @@ class FreshBlocks:
                 self.sparsities,
                 self.recipe.pruner.sequential,
                 self._known(pruned),
-                self._refitting(pruned.index, entering),
                 self.recipe.pruner.min_tokens,
                 self.frontier.ranks,
+                self._refitting(pruned.index, entering),
             )
             self._on_the_way.clear()  # Gram matrices take memory
             if self.recipe.solver.name != "none" or self.recipe.distill.blocks:

@@ -15,7 +15,7 @@ from torch import Tensor
 from reprune.errors import UnsupportedModelError
 from reprune.math.checked import Checked
 from reprune.math.pruner import Pruner
-from reprune.math.ranks import ALONE, Ranks
+from reprune.math.ranks import Ranks
 from reprune.math.statistics import Statistics
 from reprune.model.block import Block, Call, Enough, LinearGroup, many_passes
 from reprune.model.linears import Linear
@@ -35,7 +35,7 @@ def gathered(
     groups: Sequence[LinearGroup],
     pruner: Pruner[Any],
     known: Known,
-    ranks: Ranks = ALONE,
+    ranks: Ranks,
 ) -> list[Statistics]:
     """The statistics of each group's inputs: those that are known, or from one pass, no further than they need it.
 
@@ -56,7 +56,7 @@ def gathering(
     groups: Sequence[LinearGroup],
     pruner: Pruner[Any],
     known: Known,
-    ranks: Ranks = ALONE,
+    ranks: Ranks,
     alone: bool = False,
 ) -> Iterator[None]:
     """Have what passes through a block within this context make up the statistics of its groups, `known` at its end.

@@ -17,7 +17,7 @@ from reprune.errors import UnsupportedModelError, naming
 from reprune.math.checked import Checked
 from reprune.math.magnitude import Magnitude
 from reprune.math.pruner import Pruned, Pruner
-from reprune.math.ranks import ALONE, Ranks
+from reprune.math.ranks import Ranks
 from reprune.math.statistics import Statistics
 from reprune.model.block import Block, Call, LinearGroup
 from reprune.model.streams import Stream
@@ -66,10 +66,10 @@ def prune_block_(
     pruner: Pruner[Any],
     sparsities: Sparsities,
     sequential: bool,
-    known: Known | None = None,
+    known: Known,
+    min_tokens: int,
+    ranks: Ranks,
     refitting: Refitting | None = None,
-    min_tokens: int = 0,
-    ranks: Ranks = ALONE,
 ) -> list[str]:
     """Choose the masks of a block's linears and set their weights as the pruner, or the refitting, leaves them.
 
@@ -80,9 +80,9 @@ def prune_block_(
         sequential: gather the statistics of each group anew, after the groups before it have been pruned;
             otherwise all of them come from the dense block.
         known: statistics that were gathered before of the same block, inputs and precision; takes those of this call.
-        refitting: fit each group by least squares once it is pruned; its statistics are then sequential.
         min_tokens: an expert that fewer tokens reach, or none, is pruned by magnitude.
         ranks: the processes that have the samples together; each group is pruned by one, which tells the others.
+        refitting: fit each group by least squares once it is pruned; its statistics are then sequential.
 
     Returns:
         Notes on what was not done by the plain rule.
@@ -91,8 +91,7 @@ def prune_block_(
         NumericalError: the pruner cannot use the numbers.
         UnsupportedModelError: a product with experts' weights cannot be seen.
     """
-    known = {} if sequential or known is None else known
-    job = _Job(pruned, inputs, pruner, sparsities, known, max(min_tokens, 1), ranks)
+    job = _Job(pruned, inputs, pruner, sparsities, {} if sequential else known, max(min_tokens, 1), ranks)
     notes: list[str] = []
     for together in _stages(pruned.groups) if sequential or refitting is not None else [pruned.groups]:
         if refitting is None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from reprune.math.least_squares import LeastSquares, Refit
 from reprune.math.pruner import Pruned
-from reprune.math.ranks import ALONE, Ranks
+from reprune.math.ranks import Ranks
 from reprune.math.statistics import Gram, Paired, Statistics
 from reprune.model.block import Block, Call, LinearGroup
 from reprune.model.linears import Linear
@@ -35,8 +35,8 @@ class Refitting:
     pairs: Pairs
     calibration: int  # how many samples, from the first, are calibrated on; the others are held out
     statistics_samples: int  # how many of these, from the first, the pruner's statistics are of
-    statistics_of_all: bool = True  # whether that is all of all ranks
-    ranks: Ranks = ALONE
+    statistics_of_all: bool  # whether that is all of all ranks
+    ranks: Ranks
 
     @torch.no_grad()
     def gather(self, block: Block, group: LinearGroup, statistics: Statistics) -> tuple[Paired, Paired] | None:

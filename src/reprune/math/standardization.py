@@ -13,7 +13,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from reprune.math.ranks import ALONE, Ranks
+from reprune.math.ranks import Ranks
 
 FLOOR = 1e-3
 """Of the mean variance, added to each: features that hardly vary are not to decide."""
@@ -48,7 +48,7 @@ class FeatureSums:
         found = torch.stack([torch.full_like(rows[0], len(rows)), rows.sum(dim=0), rows.square().sum(dim=0)])
         self._sums = found if self._sums is None else self._sums + found
 
-    def statistics(self, hidden: int, device: torch.device, ranks: Ranks = ALONE) -> FeatureStatistics:
+    def statistics(self, hidden: int, device: torch.device, ranks: Ranks) -> FeatureStatistics:
         """What the sums amount to.
 
         Args:

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from reprune.doors.generation import generate, selfmade
 from reprune.doors.prepare import open_decoder, settle
+from reprune.math.ranks import ALONE
 from reprune.model.block import Precision
 from reprune.model.whole import whole_bytes
 from reprune.planning.generation import rounds
@@ -255,4 +256,4 @@ def test_the_settings_are_the_recipes(here: Path) -> None:
     assert recipe.self_generate.build(100, 127, 0).length == 100, "a text is long enough for a sample"
     assert recipe.calibration == []
     decoder = open_decoder(recipe, here / "llama")
-    assert selfmade.self_generated(resolve_recipe("llama"), decoder, selfmade.Watcher()) is None
+    assert selfmade.self_generated(resolve_recipe("llama"), decoder, selfmade.Watcher(), ALONE) is None

@@ -20,7 +20,7 @@ from reprune.engine.watcher import Watcher
 from reprune.files.cache import cache_root, usable_cache
 from reprune.files.durable import write_text
 from reprune.files.lock import locked
-from reprune.math.ranks import ALONE, Ranks
+from reprune.math.ranks import Ranks
 from reprune.model.checkpoint import digests_beside
 from reprune.model.decoder import Decoder
 from reprune.planning.generation.corpus import Corpus
@@ -86,7 +86,7 @@ class OwnTexts:
     record: dict[str, Any] | None  # of their writing: how many, seconds, and each rank's peak of memory; None: cached
 
 
-def self_generated(recipe: Recipe, decoder: Decoder, watcher: Watcher, ranks: Ranks = ALONE) -> OwnTexts | None:
+def self_generated(recipe: Recipe, decoder: Decoder, watcher: Watcher, ranks: Ranks) -> OwnTexts | None:
     """A settled recipe's self-generated texts, written now unless they were before; None where none are asked.
 
     Ranks write them together. They are in the first one's cache.

@@ -10,8 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
+from reprune.doors.evaluation.against import errors_against
+from reprune.doors.evaluation.evaluate import evaluate
 from reprune.doors.evaluation.protocols import Cut, cut_text, open_text
+from reprune.doors.zeroshot.accuracy import open_tasks, zero_shot
 from reprune.errors import InputError
+from reprune.model.whole import collect_models
 
 Progress = Callable[[int, int], None]
 Notify = Callable[[str], None]
@@ -67,8 +71,6 @@ class Bench:
         """The zero-shot tasks, each with the SHA-256 of what is asked; raises `InputError` where they cannot be run."""
         if not self.measures.zero_shot:
             return {}
-        from reprune.doors.zeroshot.accuracy import open_tasks
-
         measures = self.measures
         opened = open_tasks(
             measures.zero_shot, data=measures.zero_shot_data, limit=measures.zero_shot_limit, notify=notify
@@ -84,14 +86,12 @@ class Bench:
         Raises:
             InputError: a text cannot be used, or two have one name.
         """
-        measures = self.measures
-        if not measures.texts:
+        if not self.measures.texts:
             raise InputError("--text: expected at least one text, such as wikitext2.")
         texts: dict[str, Text] = {}
-        for given in measures.texts:
+        for given in self.measures.texts:
             try:
-                cut = Cut.of(measures.protocol, measures.seqlen, measures.windows)
-                windows = cut_text(folder, open_text(given), cut, self.trust_remote_code)
+                windows = cut_text(folder, open_text(given), Cut.of(**self._cut), self.trust_remote_code)
             except InputError as error:  # of `evaluate`, whose --seqlen is another here
                 raise InputError(str(error).replace("--seqlen", "--text-seqlen")) from None
             if windows.text in texts:
@@ -115,9 +115,6 @@ class Bench:
 
     def perplexity(self, model: str | Path, text: Text, progress: Progress, notify: Notify) -> dict[str, Any]:
         """The record of `evaluate`: the perplexity and all that decides it."""
-        from reprune.doors.evaluation.evaluate import evaluate
-        from reprune.model.whole import collect_models
-
         found = evaluate(model, text.source, **self._cut, **self._common(progress, notify)).record()
         collect_models()
         return found
@@ -126,16 +123,11 @@ class Bench:
         self, sparse: Path, dense: str, text: Text, progress: Progress, notify: Notify
     ) -> list[dict[str, float]]:
         """Each block's error against the dense model, on the windows that perplexity is measured on."""
-        from reprune.doors.evaluation.against import errors_against
-
         found = errors_against(sparse, dense, text.source, **self._cut, **self._common(progress, notify))
         return [{"normalized": block.normalized, "relative": block.relative} for block in found.blocks]
 
     def zero_shot(self, model: str | Path, progress: Progress, notify: Notify) -> dict[str, Any]:
         """The record of `zero_shot`: accuracy by task."""
-        from reprune.doors.zeroshot.accuracy import zero_shot
-        from reprune.model.whole import collect_models
-
         measures = self.measures
         found = zero_shot(
             model,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import pwd
 from collections.abc import Callable
 from pathlib import Path
@@ -110,6 +111,18 @@ def test_what_the_hub_answers_is_said_though_the_library_only_misses_files(monke
 
     monkeypatch.setattr(datasets, "load_dataset", load)
     said = "expected to read 'org/name' from the Hugging Face Hub, but .* takes no more requests for now .429.; wait"
+    with pytest.raises(InputError, match=said):
+        load_documents("org/name", "train")
+
+
+@pytest.mark.parametrize(
+    ("told", "said"),
+    [('{"default": broken', "expected split 'train' .* Expecting value"), ("<html>", "not the Hub, but")],
+)
+def test_a_damaged_file_of_a_hubs_data_set_is_no_page_of_a_proxy(
+    told: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: json.loads(told))  # as of its dataset_infos.json
     with pytest.raises(InputError, match=said):
         load_documents("org/name", "train")
 

@@ -18,7 +18,7 @@ def hub_answer(error: BaseException) -> str | None:
     if "://" not in constants.ENDPOINT:
         return f"HF_ENDPOINT is {without_secrets(constants.ENDPOINT)}; expected a URL, which begins with https://"
     for found in causes(error):
-        if isinstance(found, json.JSONDecodeError):
+        if isinstance(found, json.JSONDecodeError) and not found.doc.lstrip().startswith(("{", "[")):  # a page
             return f"what answers is not {the_hub()}, but a proxy, for one; check HF_ENDPOINT and HTTPS_PROXY"
         status = getattr(getattr(found, "response", None), "status_code", None)
         if status in (401, 403):

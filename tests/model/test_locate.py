@@ -354,10 +354,22 @@ def test_what_looks_like_a_path_is_never_asked_of_the_hub(
         "https://hf.co/a-b/c.1?x=y",
         "hf://a-b/c.1",
         "hf://models/a-b/c.1",
+        "https://www.HuggingFace.co/a-b/c.1",
+        "huggingface.co/a-b/c.1/",
+        "https://mirror.example/a-b/c.1/blob/main/config.json",
     ],
 )
-def test_the_id_in_a_url_of_the_hub_is_told(url: str) -> None:
+def test_the_id_in_a_url_of_the_hub_or_of_what_is_asked_in_its_place_is_told(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "https://mirror.example")
     with pytest.raises(InputError, match=r"no such folder; .* give its id alone: a-b/c\.1$"):
+        locate_model(url)
+
+
+@pytest.mark.parametrize("url", ["https://huggingface.co/gpt-2", "https://huggingface.co/gpt-2/tree/main"])
+def test_the_id_in_a_url_may_have_no_owner(url: str) -> None:
+    with pytest.raises(InputError, match=r"no such folder; .* give its id alone: gpt-2$"):
         locate_model(url)
 
 
@@ -365,6 +377,7 @@ def test_the_id_in_a_url_of_the_hub_is_told(url: str) -> None:
     "url",
     [
         "https://huggingface.co/datasets/a/b",
+        "https://huggingface.co/models?search=a",
         "https://huggingface.co/spaces/a/b",
         "hf://datasets/a/b",
         "http://localhost:8000/v1/models",

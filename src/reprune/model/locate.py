@@ -42,8 +42,10 @@ _UNWANTED = [  # second copies of the same weights
 _VARIANT = re.compile(r"(model|model\.safetensors\.index)\.(fp16|bf16|fp32)\.(safetensors|json)")
 _BESIDE_GGUF = re.compile(r"mmproj|imatrix", re.IGNORECASE)  # in names of what is beside models in that format
 _URL = re.compile(  # a model's page on the Hub, or what is below it
-    r"(?:https?://(?:huggingface|hf)\.co/|hf://(?:models/)?)"
-    r"(?!(?:api|collections|datasets|docs|papers|spaces)/)([\w.-]+/[\w.-]+?)(?:\.git)?(?:[/?#@]|$)"
+    r"(?:(?:https?://)?(?:www\.)?(?:huggingface|hf)\.co/|hf://(?:models/)?)"
+    r"(?!(?:api|blog|collections|datasets|docs|models|papers|settings|spaces)(?:[/?#]|$))"
+    r"([\w.-]+?(?:/(?!(?:blob|commits?|discussions|resolve|tree)/)[\w.-]+?)?)(?:\.git)?(?:[/?#@]|$)",
+    re.IGNORECASE,
 )
 _PART = re.compile(r"-\d{5}-of-\d{5}\.gguf$", re.IGNORECASE)
 GENERATIVE = re.compile(r"(ForCausalLM|LMHeadModel|ForConditionalGeneration)$")
@@ -86,7 +88,7 @@ def locate_model(model: str, *, notify: Notify = lambda said: None, weights: boo
             f"{model}: no such folder; {identifier} is on this machine, and only a Hub id takes a revision after the @."
         )
     if _looks_like_path(identifier):
-        found = _URL.match(model)
+        found = _URL.match(_of_hub(model))
         meant = f" Of a model of the Hub give its id alone: {found[1]}" if found else ""
         raise InputError(f"{model}: no such folder; expected a model folder, a Hub id or a .gguf file.{meant}")
     if at and not revision:
@@ -150,6 +152,13 @@ def _looks_like_path(identifier: str) -> bool:
     if not owner.strip() or owner[0] in ".~" or "\\" in identifier:
         return True
     return bool(slash) and (not name or "/" in name or Path(owner).exists())
+
+
+def _of_hub(url: str) -> str:
+    """A URL of what is asked in place of the Hub (HF_ENDPOINT), as the Hub has it."""
+    from huggingface_hub import constants
+
+    return url.replace(f"{constants.ENDPOINT}/", "https://huggingface.co/", 1)
 
 
 def _check_folder(

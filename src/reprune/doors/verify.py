@@ -25,6 +25,7 @@ from reprune.errors import InputError, RepruneError, out_of_memory, short
 from reprune.files.durable import sha256
 from reprune.files.local import local_path
 from reprune.files.wellformed import read_json
+from reprune.math.finite import all_finite
 from reprune.math.patterns import Pattern, parse_pattern
 from reprune.model.bare import model_class, read_config
 from reprune.model.block import Enough
@@ -230,7 +231,7 @@ def _numbers(decoder: Decoder) -> Check:
     problems = []
     for name in decoder.used:
         tensor = decoder.checkpoint.tensor(name)
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+        if tensor.is_floating_point() and not all_finite(tensor):
             problems.append(f"{name}: holds NaN or infinite values")
     return Check("numbers", f"{len(decoder.used)} tensors, finite", tuple(problems))
 

@@ -107,7 +107,7 @@ def evaluate(
             from reprune.doors.evaluation.against import check_against
             from reprune.doors.evaluation.protocols import Cut
 
-            check_against([model, against], source, Cut.of(*cut.values()), trust_remote_code, common["notify"])
+            check_against([model, against], source, Cut.of(**cut), trust_remote_code, notify)
         try:
             if source is not None and not no_perplexity:
                 from reprune.doors.evaluation.evaluate import evaluate as evaluate_model

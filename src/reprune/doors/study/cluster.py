@@ -29,6 +29,7 @@ from reprune.engine.record import versions
 from reprune.engine.watcher import Watcher
 from reprune.errors import InputError
 from reprune.files.durable import write_text
+from reprune.files.local import local_path
 from reprune.planning.paths import absolute, with_path
 
 RETRIES = 3
@@ -201,7 +202,7 @@ def _from_anywhere(task: CellTask) -> CellTask:
 
 
 def _absolute(model: str) -> str:
-    path = Path(model).expanduser()
+    path = local_path(model)
     return str(path.resolve()) if path.exists() else model
 
 

@@ -47,6 +47,7 @@ class _Network(Problem):
             nn.Parameter(second.clone()),
         ]
         self.masks: list[Tensor | None] = [mask, None, None]
+        self.sized = [True, False, False]
         self.samples = _SAMPLES
         if contrary:  # held out is what the pruned network does already: whatever is learned is wrong there
             self.goals[_SAMPLES:] = self._run(self.inputs[_SAMPLES:]).detach()
@@ -95,6 +96,7 @@ class _OneMatrix(_Network):
         super().__init__()
         self.goals = self.inputs @ torch.randn(_HIDDEN, _INNER, generator=torch.Generator().manual_seed(1))
         self.parameters, self.masks = [nn.Parameter(factor * self.state()[0])], [self.masks[0]]
+        self.sized = [True]
         self.inputs = self.inputs / factor
 
     def _run(self, X: Tensor) -> Tensor:
@@ -169,15 +171,15 @@ def test_a_relative_rate_is_a_share_of_the_kept_weights_root_mean_square() -> No
     assert (fit.relative_lr, absolute.relative_lr) == (0.02, pytest.approx(0.02, rel=1e-6))
     assert _same(problem.state(), plain.state())
     plain.masks = [None, None, torch.zeros_like(plain.parameters[2], dtype=torch.bool)]
+    plain.sized = [False, False, True]
     with torch.no_grad():
         plain.parameters[2].zero_()
     assert kept_rms(plain) == 0.0, "of a matrix of which nothing is kept"
     plain = _Network()
     plain.masks[1] = torch.ones_like(plain.parameters[1], dtype=torch.bool)
-    plain.sized = [True, False, False]
     assert kept_rms(plain) == pytest.approx(rms, rel=1e-6), "a mask alone is that of a pruning before"
     plain = _Network()
-    plain.masks = [None, None, None]
+    plain.masks, plain.sized = [None, None, None], [False, False, False]
     everything = [value for parameter in plain.state() for value in parameter.flatten().tolist()]
     assert kept_rms(plain) == pytest.approx(math.sqrt(sum(v**2 for v in everything) / len(everything)), rel=1e-6)
 

@@ -34,6 +34,7 @@ class _Chain(Problem):
             for mask, W in zip(self.masks, dense, strict=True)
             if mask is not None
         ]
+        self.sized = [True] * layers
         self.samples = _SAMPLES
         if hopeless:  # held out is what the pruned layers do already: whatever is learned is wrong there
             self.goals[_SAMPLES:] = self._through(self.inputs[_SAMPLES:], self.parameters).detach()
@@ -77,7 +78,7 @@ class _Chain(Problem):
         part = object.__new__(_Chain)
         part.inputs = self._through(self.inputs, self.parameters[:-1]).detach()
         part.goals, part.samples = self.goals, self.samples
-        part.parameters, part.masks = self.parameters[-1:], self.masks[-1:]
+        part.parameters, part.masks, part.sized = self.parameters[-1:], self.masks[-1:], self.sized[-1:]
         self.parts.append(part)
         yield part
         self.freed = True

@@ -186,8 +186,7 @@ def kept_rms(problem: Objective) -> float:
     Where none is it is that of all its linears, and where there are none of all its parameters.
     """
     pairs = list(zip(problem.parameters, problem.masks, strict=True))
-    sized = problem.sized or [mask is not None for mask in problem.masks]
-    counted = [pair for pair, counts in zip(pairs, sized, strict=True) if counts] or pairs
+    counted = [pair for pair, counts in zip(pairs, problem.sized, strict=True) if counts] or pairs
     power = sum(float(torch.linalg.vector_norm(parameter.detach())) ** 2 for parameter, _ in counted)
     kept = sum(parameter.numel() if mask is None else int(mask.sum()) for parameter, mask in counted)
     return math.sqrt(power / max(kept, 1))

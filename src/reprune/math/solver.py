@@ -61,9 +61,9 @@ class Objective(ABC):
     """All that may change: float32 leaves, exactly zero where masked."""
     masks: Sequence[Tensor | None]
     """For each parameter, bool and of its shape, True where it may change; None where all of it may."""
-    sized: Sequence[bool] | None = None
+    sized: Sequence[bool]
     """For each parameter, whether a relative rate is a share of its size: if it is pruned in this run, or all linears
-    where none is. None: those with a mask."""
+    where none is."""
     samples: int
     """How many calibration samples there are; they are numbered from 0."""
     ranks: Ranks = ALONE

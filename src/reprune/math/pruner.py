@@ -1,7 +1,7 @@
 """What a pruner is: scores for the weights of a linear group, a mask, and perhaps updated weights.
 
-A new pruner is one file that derives from `Pruner`, and one line in `reprune.planning.recipe`; or a package of its own
-(`reprune.planning.pruners`).
+A new pruner is one file that derives from `Pruner`, its name in `reprune.planning.axes` and its settings in
+`reprune.planning.recipe`; or a package of its own (`reprune.planning.pruners`).
 """
 
 from __future__ import annotations

@@ -240,6 +240,14 @@ def test_wrong_uses_are_refused_and_nothing_is_written(flags: list[str], message
     assert set(here.iterdir()) == before
 
 
+def test_beside_anothers_file_nothing_is_written(here: Path, cli: Cli) -> None:
+    (here / "self.rejected.jsonl").write_text("years of work", encoding="utf-8")
+    before = set(here.iterdir())
+    said = cli("generate", "llama", "--out", "self.jsonl", *FLAGS)
+    assert (said.code, set(here.iterdir())) == (2, before)
+    assert said.err == "error: --out self.jsonl: self.rejected.jsonl is there already; give another file.\n"
+
+
 def test_a_length_that_is_not_given_is_the_models_limit(here: Path, cli: Cli) -> None:
     flags = [flag for flag in FLAGS if flag not in ("--length", "24")]
     assert cli("generate", "llama", "--out", "self.jsonl", *flags, "-q").code == 0

@@ -135,6 +135,8 @@ def generate(
                 corpus.check(finished["made_by"], made_by, finished["texts"], samples)
                 if finished["texts"] == samples:
                     return finished
+            else:
+                corpus.check_free()  # before there is the file that is locked
             corpus.path.parent.mkdir(parents=True, exist_ok=True)
             corpus.path.touch()
             stack.enter_context(locked(corpus.path, corpus.path, "file"))

@@ -82,6 +82,12 @@ class Corpus:
         others = (file.name for file in files if file != damaged and file.exists())
         return f"remove {' and '.join(('it', *others))} and generate again."
 
+    def check_free(self) -> None:
+        """Raise `InputError` where a file that has not been begun would overwrite another."""
+        for file in () if self._rounds.exists() else (self.path, self.rejected, self.manifest):
+            if file.exists() and file.stat().st_size:
+                raise InputError(f"--out {self.path}: {file.name} is there already; give another file.")
+
     def open(self, made_by: Mapping[str, Any], samples: int) -> None:
         """Begin the file, or go on with it, be it finished or not; `made_by` is all that decides so many texts.
 
@@ -92,9 +98,7 @@ class Corpus:
         if not self._rounds.exists():
             finished = self.finished()
             if finished is None:
-                for file in (self.path, self.rejected, self.manifest):
-                    if file.exists() and file.stat().st_size:
-                        raise InputError(f"--out {self.path}: {file.name} is there already; give another file.")
+                self.check_free()
                 for file in (self.path, self.rejected):
                     file.touch()
                 self._begin_anew(made_by, [])

@@ -64,6 +64,16 @@ def test_whole_weights_are_loaded_though_the_script_for_parts_lies_beside_them(f
         locate_model("run")
 
 
+def test_a_checkpoint_of_deepspeed_without_config_json_is_put_together_though_that_was_done_before(
+    folder: Path,
+) -> None:
+    """DeepSpeed saves no config.json; older releases of its script write one whole pickle."""
+    for name in ("pytorch_model.bin", "zero_to_fp32.py", "latest"):
+        (folder / name).touch()
+    with pytest.raises(InputError, match=r"^run: its weights are in parts, .*, copy config\.json and the tokenizer's"):
+        locate_model("run")
+
+
 def test_what_else_a_trainer_keeps_as_pickles_is_not_taken_for_weights(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps({"model_type": "llama"}))
     with pytest.raises(InputError, match=r"^run: holds no \*\.safetensors files"):

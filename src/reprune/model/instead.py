@@ -20,14 +20,14 @@ _NAMED = 3  # folders, in a message
 def parts_of_training(names: Sequence[str], place: Path, first: str) -> str | None:
     """What to do about weights that each process of a training run has saved its part of; None where there are none.
 
-    None too where Transformers loads whole ones: DeepSpeed leaves its script beside them.
+    None too where Transformers loads whole ones, by config.json: DeepSpeed leaves its script beside them.
 
     Args:
         names: of the folder's files and folders, on the Hub with the folders that files lie in.
         place: the folder, or where it lies once it is fetched.
         first: how it gets there, to begin a sentence; empty where it is.
     """
-    if any(file in names for file in _LOADED_PICKLES):
+    if "config.json" in names and any(file in names for file in _LOADED_PICKLES):
         return None
     way = None
     if _DEEPSPEED in names:

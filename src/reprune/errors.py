@@ -83,6 +83,14 @@ def short(error: BaseException, most: int = 200) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split()):.{most}}"
 
 
+def of_type(value: object) -> str:
+    """What a value is that is none of those expected, however long it prints: "Dataset", "list of Tensor"."""
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    name = type(value).__name__
+    return f"{name} of {type(value[0]).__name__}" if isinstance(value, list | tuple) and value else name
+
+
 _LACKS_MEMORY = (
     "can't allocate memory",
     "Cannot allocate memory",

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from itertools import count
 from pathlib import Path
+from typing import Any
 
+import pytest
 import torch
 
+import reprune
+from reprune import InputError
+from reprune.doors.evaluation.protocols import open_text
 from reprune.doors.given import nested_flags
+from reprune.math.wanda import Wanda
 
 
 def test_what_is_given_alone_or_in_lists_has_its_place_in_a_recipe() -> None:
@@ -30,3 +38,51 @@ def test_what_is_given_alone_or_in_lists_has_its_place_in_a_recipe() -> None:
         "device": "cuda:1",
         "samples": 4,
     }
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"pruner": Wanda()}, "pruner: expected the name of a pruner .*, got Wanda"),
+        (
+            {"calibration": ["a.txt", torch.zeros(8, dtype=torch.long)]},
+            "calibration: expected a source.* got list of str",
+        ),
+        ({"calibration": ({"input_ids": [one]} for one in count())}, "calibration: expected a source.* got generator"),
+        ({"heldout": {"text": ["one", "two"]}}, "heldout: expected a source.* got dict"),
+        ({"include": 0}, "include: expected a name, or several, got int"),
+    ],
+)
+def test_what_is_in_memory_in_place_of_a_name_is_refused_in_one_line(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=f"^{message}.*$"):
+        nested_flags(**given)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda model: reprune.prune(model, "out"),
+        lambda model: reprune.plan(model),
+        lambda model: reprune.study(model, "out"),
+        lambda model: reprune.evaluate(model, "text.txt"),
+        lambda model: reprune.errors_against("folder", model, "text.txt"),
+    ],
+    ids=["prune", "plan", "study", "evaluate", "errors_against"],
+)
+def test_of_a_model_in_memory_it_is_said_how_to_give_it(
+    call: Callable[[Any], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("reprune.doors.found.locate_model", lambda name, **_: Path(name))
+    with pytest.raises(InputError, match=r"^model: expected a folder.* got Linear; .* save_pretrained"):
+        call(torch.nn.Linear(2, 2))
+
+
+def test_settings_given_as_a_dict_are_refused_with_the_way_to_give_one() -> None:
+    with pytest.raises(InputError, match=r"^settings: expected .*recipe=.*, got dict"):
+        reprune.prune("folder", "out", settings={"solver.loss": "standardized"})
+
+
+def test_a_text_in_memory_is_no_text_to_evaluate_on() -> None:
+    texts: Any = ["It was a bright cold day in April."]
+    with pytest.raises(InputError, match=r"^text: expected a source, such as a file .*, got list of str"):
+        open_text(texts)

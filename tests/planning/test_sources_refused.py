@@ -146,6 +146,11 @@ def test_a_damaged_file_of_a_hubs_data_set_is_no_page_of_a_proxy(
         (f"{'long' * 99}.txt", r"expected a file or directory, but there is none"),
         (r"C:\texts\rows.txt", r"expected a file or directory, but there is none"),
         ("C:/texts/rows.txt=8", r"expected a file or directory, but there is none"),
+        (
+            "First line.\n" + 9000 * "o",
+            r"^source 'First line.\\no{68}': expected .* but this is a text; write",
+        ),
+        (9000 * "word ", r"^source '(word ){16}': expected the name of a source, but this is a text; write"),
         ("/dev/null", r"expected a regular file, .* but it is a pipe or a device; write the text to a file"),
     ],
 )

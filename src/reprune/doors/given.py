@@ -8,21 +8,31 @@ from typing import Any
 
 import torch
 
+from reprune.doors.found import model_text
 from reprune.engine.watcher import Watcher
+from reprune.errors import InputError, of_type
 from reprune.files.local import local_path
 from reprune.planning.layers import read_recipe, recipe_of, resolve_recipe
 from reprune.planning.recipe import Recipe
 
 Sources = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 """One SOURCE, or several."""
+A_PRUNER = "the name of a pruner (one of your own has it from its package, see docs/extending.md)"
+A_SOURCE = "a source, such as a file (write texts that are in memory to one, as JSON lines)"
+A_SETTING = "a text 'key.path=value' (what is nested may be given as recipe={...})"
 
 
-def several(given: Any) -> list[Any]:
-    """What may be given alone, or several of it; paths as texts."""
+def several(what: str, given: Any, expected: str = "a name") -> list[str]:
+    """What may be given alone, or several of it, as texts; raises `InputError` where one is neither text nor path."""
     if given is None:
         return []
-    all_of: Iterable[Any] = [given] if isinstance(given, str | os.PathLike) else given
-    return [os.fspath(one) if isinstance(one, os.PathLike) else one for one in all_of]
+    alone = isinstance(given, str | os.PathLike | Mapping) or not isinstance(given, Iterable)
+    names = []
+    for one in [given] if alone else given:
+        if not isinstance(one, str | os.PathLike):
+            raise InputError(f"{what}: expected {expected}, or several, got {of_type(given)}.")
+        names.append(os.fspath(one))
+    return names
 
 
 def nested_flags(
@@ -40,14 +50,16 @@ def nested_flags(
     **plain: Any,
 ) -> dict[str, Any]:
     """Flags in the places that they have in a recipe; those not given (None, empty) are left out."""
+    if pruner is not None and not isinstance(pruner, str):
+        raise InputError(f"pruner: expected {A_PRUNER}, got {of_type(pruner)}.")
     solver = {"epochs": epochs, "lr": lr, "batch_size": batch_size}
     content = {
         "pruner": {"name": pruner} if pruner is not None else None,
         "solver": {key: value for key, value in solver.items() if value is not None} or None,
-        "calibration": several(calibration) or None,
-        "heldout": several(heldout) or None,
-        "include": several(include) or None,
-        "exclude": several(exclude) or None,
+        "calibration": several("calibration", calibration, A_SOURCE) or None,
+        "heldout": several("heldout", heldout, A_SOURCE) or None,
+        "include": several("include", include) or None,
+        "exclude": several("exclude", exclude) or None,
         "sparsity": sparsity,
         "device": str(device) if isinstance(device, torch.device) else device,
         **plain,
@@ -73,7 +85,7 @@ def made_recipe(
 ) -> Recipe:
     """The recipe that all that is given comes to; raises `InputError` where it is none."""
     content = recipe_contents(recipe)
-    made = resolve_recipe(os.fspath(model), content, nested_flags(**flags), several(settings))
+    made = resolve_recipe(model_text(model), content, nested_flags(**flags), several("settings", settings, A_SETTING))
     if said := said_trusting(recipe, content, made, flags.get("trust_remote_code")):
         watcher.note(said)
     return made

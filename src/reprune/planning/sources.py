@@ -24,6 +24,7 @@ from reprune.planning.textfiles import check_lines, explain_json, is_text_file, 
 
 Split = Literal["train", "test"]  # of calibration and held-out samples, and of evaluation
 
+_LONGEST = 4096  # that any path is
 _FORMS = (
     "c4, wikitext2, ptb, manual, a file (.txt, .jsonl, .json, each also with .gz, or .parquet), "
     "or a Hub data set as ID[@REVISION][:CONFIG][:SPLIT][:COLUMN] with an id such as org/name"
@@ -321,6 +322,11 @@ def _file(path: Path, parts: list[str]) -> Source:
 
 def _require_hub_id(name: str, identifier: str) -> None:
     """Raise InputError unless the identifier, which is no local path, has the form of a Hub data set's."""
+    if "\n" in name or len(name) > _LONGEST:
+        raise InputError(
+            f"source {name[:80]!r}: expected the name of a source, but this is a text; write texts to a file, such as "
+            "JSON lines, and give its path"
+        )
     called = label(name)
     starts_as_path = re.match(r"[/.~]|[A-Za-z]:[/\\]", name)
     if identifier.lower().endswith(SUFFIXES) or starts_as_path or "\\" in name:

@@ -14,7 +14,8 @@ from typing import Any, final
 from torch import Tensor
 
 from reprune.doors.formats import counted
-from reprune.errors import InputError
+from reprune.doors.given import A_SOURCE
+from reprune.errors import InputError, of_type
 from reprune.model.bare import longest
 from reprune.model.snapshots import called
 from reprune.planning.documents import Documents, said_unread, text_sha256
@@ -169,6 +170,8 @@ def describe(measured: Mapping[str, Any]) -> str:
 
 def open_text(source: str | os.PathLike[str]) -> Documents:
     """The test split of a SOURCE; raises `InputError` where it cannot be read or has a COUNT."""
+    if not isinstance(source, str | os.PathLike):
+        raise InputError(f"text: expected {A_SOURCE}, got {of_type(source)}.")
     spec = parse_source(os.fspath(source))
     if spec.count is not None:
         raise InputError(f"--text {source}: takes no COUNT; use --windows to read only the start of a text.")

@@ -18,7 +18,17 @@ from typing import Any, final
 
 import torch
 
-from reprune.doors.given import Sources, nested_flags, recipe_contents, said_trusting, several
+from reprune.doors.found import model_text
+from reprune.doors.given import (
+    A_PRUNER,
+    A_SETTING,
+    A_SOURCE,
+    Sources,
+    nested_flags,
+    recipe_contents,
+    said_trusting,
+    several,
+)
 from reprune.doors.study.begin import Begun, begin, check_data
 from reprune.doors.study.cell import CellTask, Outcome, in_a_line
 from reprune.doors.study.cluster import OnRay
@@ -108,7 +118,8 @@ def study(
         ChangedError: a file of the model was changed on the way.
     """
     watcher = watcher or StudyWatcher()
-    content, settings = recipe_contents(recipe), several(settings)
+    model = model_text(model)
+    content, settings = recipe_contents(recipe), several("settings", settings, A_SETTING)
     flags = nested_flags(
         sparsity=sparsity,
         calibration=calibration,
@@ -123,31 +134,31 @@ def study(
         device=device,
         trust_remote_code=trust_remote_code,
     )
-    base = base_recipe(os.fspath(model), content, flags, settings)
+    base = base_recipe(model, content, flags, settings)
     if said := said_trusting(recipe, content, base, trust_remote_code):
         watcher.note(said)
     grid = Grid.of(
-        several(pruners),
-        several(rungs),
-        [base.only] if only is None else several(only),
+        several("pruners", pruners, A_PRUNER),
+        several("rungs", rungs),
+        [base.only] if only is None else several("only", only),
         [base.seed] if seeds is None else seeds,
         [base.self_generate.samples] if self_generate is None else self_generate,
     )
     measures = Measures(
-        tuple(dict.fromkeys(several(texts))),
+        tuple(dict.fromkeys(several("texts", texts, A_SOURCE))),
         protocol,
         text_seqlen,
         windows,
-        tuple(dict.fromkeys(several(zero_shot))),
+        tuple(dict.fromkeys(several("zero_shot", zero_shot))),
         None if zero_shot_data is None else local_path(zero_shot_data),
         zero_shot_limit,
     )
-    recipes = cell_recipes(grid.cells(), os.fspath(model), content, flags, settings)
+    recipes = cell_recipes(grid.cells(), model, content, flags, settings)
     folder = StudyFolder(local_path(out))
     folder.check()
 
     def ready() -> Begun:
-        return begin(os.fspath(model), recipes, measures, folder, watcher)
+        return begin(model, recipes, measures, folder, watcher)
 
     if ray_cpus is not None and (ray is None or ray_cpus < 1):
         raise InputError(f"--ray-cpus {ray_cpus}: expected at least 1, and --ray with it.")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -211,3 +214,35 @@ def test_without_a_package_the_names_are_those_of_reprune() -> None:
 def test_names_are_ordered_as_the_papers_tables_then_by_the_alphabet() -> None:
     names = ["b", "sparsegpt", "a", "magnitude", "wanda"]
     assert sorted(names, key=lambda name: place(PRUNERS, name)) == ["magnitude", "wanda", "sparsegpt", "a", "b"]
+
+
+def test_one_that_is_installed_while_python_runs_is_found_and_a_newer_version_is_not_taken_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def pip_install(version: str) -> None:
+        """What it leaves in a folder that is sought already, whose time is another then."""
+        (tmp_path / "of_late.py").write_text(CODE)
+        for older in tmp_path.glob("*.dist-info"):
+            shutil.rmtree(older)
+        about = tmp_path / f"late-{version}.dist-info"
+        about.mkdir()
+        (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: late\nVersion: {version}\n")
+        (about / "entry_points.txt").write_text("[reprune.pruners]\nlate = of_late:Mine\n")
+
+    monkeypatch.syspath_prepend(tmp_path)
+    os.utime(tmp_path, ns=(0, 0))
+    with pytest.raises(InputError, match="expected magnitude"):
+        _build("late")
+    pip_install("1.0")
+    assert _build("late", power=2.0).pruner.power == 2.0
+    assert pruners.package("late") == {"late": "1.0"}
+    os.utime(tmp_path, ns=(1, 1))
+    assert "late" in pruners.known()
+    pip_install("1.1")
+    with pytest.raises(
+        InputError, match=r"pruner late: version 1\.0 of the package late is imported, and 1\.1 .* anew"
+    ):
+        _build("late")
+    del sys.modules["of_late"]
+    assert pruners.package("late") == {"late": "1.1"}
+    assert _build("late").name == "late"

@@ -10,9 +10,13 @@ import difflib
 import re
 import sys
 from collections.abc import Mapping
-from functools import cache
+from contextlib import suppress
+from functools import lru_cache
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from types import ModuleType
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 
@@ -25,15 +29,18 @@ from reprune.planning.axes import PRUNERS
 GROUP = "reprune.pruners"
 _NAME = re.compile(r"[A-Za-z0-9_.-]+")  # folders of studies are named by it
 
+_FIRST_VERSIONS: WeakKeyDictionary[ModuleType, str] = WeakKeyDictionary()
+"""Of the packages of modules, when a pruner of theirs was first made: their code stays that of this version."""
+
 
 def known() -> tuple[str, ...]:
     """The names of all pruners: reprune's own, then those that packages bring, in the order of the alphabet."""
-    return PRUNERS + tuple(sorted(_brought(tuple(sys.path))))
+    return PRUNERS + tuple(sorted(_brought(_places())))
 
 
 def package(name: str) -> dict[str, str]:
     """The package that brings a pruner, with its version; empty for reprune's own, and where it is not installed."""
-    found = _brought(tuple(sys.path)).get(name, ())
+    found = _brought(_places()).get(name, ())
     return {one.dist.name: one.dist.version for one in found if one.dist is not None}
 
 
@@ -43,12 +50,14 @@ def build(name: str, settings: Mapping[str, Any]) -> Pruner[Any]:
     Raises:
         InputError: none brings it, or several do; it cannot be imported, or does not take the settings.
     """
-    found = _brought(tuple(sys.path)).get(name, ())
+    found = _brought(_places()).get(name, ())
     if not found:
         raise InputError(unknown("pruner.name", name))
     if len(found) > 1:
         which = " and ".join(sorted(package(name)))
         raise InputError(f"pruner.name: the packages {which} both bring a pruner {name}; uninstall one of them.")
+    if said := _outdated(found[0]):
+        raise InputError(f"pruner {name}: {said}; start Python anew (of a notebook, its kernel).")
     try:
         made = found[0].load()(**settings)
         statistics = made.statistics(1, torch.device("cpu")) if isinstance(made, Pruner) else None
@@ -77,15 +86,37 @@ def unknown(place: str, name: str) -> str:
     )
 
 
-@cache
-def _brought(path: tuple[str, ...]) -> dict[str, tuple[EntryPoint, ...]]:
-    """What packages bring, by name, as long as modules are sought in the same places."""
-    del path
+def _places() -> tuple[tuple[str, int | None], ...]:
+    """Where modules are sought, and when something was last installed or removed there."""
+    return tuple((place, _changed(Path(place))) for place in sys.path)
+
+
+def _changed(place: Path) -> int | None:
+    with suppress(OSError):  # it is not there, or not to be read
+        return place.stat().st_mtime_ns
+    return None
+
+
+@lru_cache(maxsize=1)
+def _brought(places: tuple[tuple[str, int | None], ...]) -> dict[str, tuple[EntryPoint, ...]]:
+    """What packages bring, by name, as long as nothing is installed or removed."""
+    del places
     found: dict[str, tuple[EntryPoint, ...]] = {}
     for one in entry_points(group=GROUP):
         if one.name not in PRUNERS and _NAME.fullmatch(one.name):
             found[one.name] = (*found.get(one.name, ()), one)
     return found
+
+
+def _outdated(entry: EntryPoint) -> str | None:
+    """What to say of a package whose module was imported before another version of it was installed; None of others."""
+    module = sys.modules.get(entry.module)
+    if module is None or entry.dist is None:
+        return None
+    installed = entry.dist.version
+    imported = _FIRST_VERSIONS.setdefault(module, installed)
+    said = f"version {imported} of the package {_whose(entry)} is imported, and {installed} is installed by now"
+    return said if imported != installed else None
 
 
 def _whose(entry: EntryPoint) -> str:

@@ -36,7 +36,6 @@ EVERY: dict[str, Callable[[str], str]] = {
     "by_number": lambda title: figures.by_number(
         {"wanda BR": [(0, 60.0), (0, 61.0), (32, 58.0), (512, 55.0)]},
         title=title,
-        xlabel="samples",
         ylabel="perplexity",
         dense=27.0,
     ),
@@ -159,7 +158,7 @@ def test_what_is_not_known_is_a_gap() -> None:
         lambda: figures.calibration_against([], title="t", ylabel="y"),
         lambda: figures.error_by_epoch([], [None], kept=None, title="t"),
         lambda: figures.by_rung({"a": [[], [None]]}, ["LR", "BR"], title="t", ylabel="y", joined=2),
-        lambda: figures.by_number({"a": []}, title="t", xlabel="x", ylabel="y"),
+        lambda: figures.by_number({"a": []}, title="t", ylabel="y"),
         lambda: figures.seconds_by_window([], title="t"),
         lambda: figures.share_by_matrix({}, title="t"),
         lambda: figures.error_by_block({"a": [0.0, 0.0]}, title="t", ylabel="y"),
@@ -195,7 +194,7 @@ def test_a_ladder_is_joined_and_auto_stands_apart() -> None:
 
 def test_numbers_stand_where_they_were_measured_and_seeds_are_joined_at_their_mean() -> None:
     points = [(512, 3.0), (0, 1.0), (32, 2.0), (0, 1.5), (128, 2.5)]
-    svg = figures.by_number({"a": points}, title="t", xlabel="x", ylabel="y")
+    svg = figures.by_number({"a": points}, title="t", ylabel="y")
     assert lines(svg, 0) == [4]
     assert {"0", "32", "128", "512"} <= set(texts(svg))
 

@@ -69,7 +69,7 @@ def test_seeds_stand_beside_one_another_on_their_rung_and_a_level_line_at_the_ba
 
 def test_numbers_are_joined_from_the_least_to_the_largest(painted: Painted) -> None:
     points = [(32, 2.0), (0, 1.0), (0, 4.0), (512, 3.0)]
-    axes = painted(lambda: figures.by_number({"a": points}, title="t", xlabel="x", ylabel="y", dense=7.0))
+    axes = painted(lambda: figures.by_number({"a": points}, title="t", ylabel="y", dense=7.0))
     assert drawn(axes)[0] == ([0, 32, 512], [2.5, 2.0, 3.0])
     assert [label.get_text() for label in axes.get_xticklabels()] == ["0", "32", "512"]
     assert sorted(zip(*drawn(axes)[1], strict=True)) == sorted(points)

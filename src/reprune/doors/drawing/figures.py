@@ -162,16 +162,15 @@ def by_number(
     series: Mapping[str, Sequence[tuple[float, float]]],
     *,
     title: str,
-    xlabel: str,
     ylabel: str,
     dense: Number = None,
     percent: bool = False,
 ) -> str:
-    """What was measured at several numbers of something, one line a series through the means, one dot a measure.
+    """What was measured by the number of self-generated samples: one line a series through means, one dot a measure.
 
     Args:
-        series: by name, (number, value); a number may come several times (seeds).
-        xlabel: what is counted; 0 and up, shown so that doubling is about the same step everywhere.
+        series: by name, (number, value); a number may come several times (seeds). Numbers are 0 and up, shown so that
+            doubling is about the same step everywhere.
         dense: the dense model's, drawn as a level line.
     """
 
@@ -189,7 +188,7 @@ def by_number(
         axes.set_xscale("symlog", base=2, linthresh=least)  # linear from none to the least, then logarithmic
         axes.set_xticks(numbers, [f"{x:,.0f}" for x in numbers])
         axes.set_xticks([], minor=True)
-        axes.set(xlabel=short(xlabel, 40), ylabel=short(ylabel, 40))
+        axes.set(xlabel="self-generated samples", ylabel=short(ylabel, 40))
         scale(axes, "y", values, percent)
         legend(axes, handles, labels)
 

@@ -131,6 +131,16 @@ def by_own_samples(found: Iterable[Row]) -> Mapping[tuple[str, str], Mapping[int
     return lines
 
 
+def points(
+    lines: Mapping[tuple[str, str], Mapping[int, Row]], of: Callable[[Cell], Value]
+) -> dict[str, list[tuple[float, float]]]:
+    """The same as they are drawn: by pruner and rung, the number and a value for each seed that has one."""
+    return {
+        f"{pruner} {rung}": [(number, value) for number, row in line.items() for value in row.values(of)]
+        for (pruner, rung), line in lines.items()
+    }
+
+
 def errors(study: Study) -> list[Measure]:
     """The relative errors: calibration error first, then held-out, and of each text."""
     return [

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from reprune.doors.drawing.figures import by_number
-from reprune.doors.records.rows import known
+from reprune.doors.records.rows import known, points
 from reprune.doors.report.page import Plot, Section, Table
 from reprune.doors.report.rows import Rows
 from reprune.doors.report.text import NONE
@@ -31,10 +31,7 @@ def selfmade_sections(rows: Rows) -> Iterator[Section]:
 def _plots(rows: Rows, lines: Lines) -> Iterator[Plot]:
     counts = sorted({count for line in lines.values() for count in line})
     for measure in rows.measures:
-        series = {
-            f"{pruner} {rung}": [(n, value) for n, row in found.items() for value in row.values(measure.of)]
-            for (pruner, rung), found in lines.items()
-        }
+        series = points(lines, measure.of)
         if not any(series.values()):
             continue
         title = f"{measure.name[:1].upper()}{measure.name[1:]} by self-generated samples"
@@ -46,7 +43,6 @@ def _plots(rows: Rows, lines: Lines) -> Iterator[Plot]:
             by_number(
                 series,
                 title=title,
-                xlabel="self-generated samples",
                 ylabel=measure.name,
                 dense=measure.dense,
                 percent=measure.kind != "perplexity",

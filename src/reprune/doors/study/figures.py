@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from reprune.doors.records.rows import Measure, Row, by_own_samples, errors, rows
+from reprune.doors.records.rows import Measure, Row, by_own_samples, errors, points, rows
 from reprune.doors.records.study import Study
 from reprune.doors.study.record import FIGURES, StudyRecord
 from reprune.doors.study.table import error_columns, perplexity_columns
@@ -51,9 +51,9 @@ def _figures(study: Study) -> Iterator[tuple[str, str]]:
                 )
                 yield f"blocks-{_short(error)}-{family}{part}", picture
         for error in others:
-            points = [(f"{row.family} {row.rung}", row.mean(calibration.of), row.mean(error.of)) for row in these]
+            both = [(f"{row.family} {row.rung}", row.mean(calibration.of), row.mean(error.of)) for row in these]
             title = f"Calibration against {_label(error)}{said}"
-            yield f"calibration-{_short(error)}{part}", calibration_against(points, title=title, ylabel=_label(error))
+            yield f"calibration-{_short(error)}{part}", calibration_against(both, title=title, ylabel=_label(error))
         if len({cell.self_generate for cell in study.cells}) > 1:
             yield from _by_number(study, these, part, said)
 
@@ -67,12 +67,8 @@ def _by_number(study: Study, found: Sequence[Row], part: str, said: str) -> Iter
         percent = column.kind != "perplexity"
         name = column.name.replace(" %", " error", 1) if percent else column.name
         picture = by_number(
-            {
-                f"{pruner} {rung}": [(count, value) for count, row in line.items() for value in row.values(column.of)]
-                for (pruner, rung), line in lines.items()
-            },
+            points(lines, column.of),
             title=f"{name[0].upper()}{name[1:]}, by self-generated samples{said}",
-            xlabel="self-generated samples",
             ylabel=name,
             dense=column.dense,
             percent=percent,

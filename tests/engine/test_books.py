@@ -39,8 +39,8 @@ class _Kept:
         self.folder = folder
         self.written: list[tuple[Any, ...]] = []
 
-    def samples(self) -> tuple[torch.Tensor, torch.Tensor]:
-        return torch.tensor([[1, 2]]), torch.tensor([[3, 4]])
+    def samples(self) -> dict[str, torch.Tensor]:
+        return {"calibration": torch.tensor([[1, 2]]), "heldout": torch.tensor([[3, 4]])}
 
     def lines(self) -> list[dict[str, Any]]:
         return [{"blocks": []}, {"blocks": [{"index": 0}]}, {"blocks": [{"index": 1}, {"index": 2}]}]

@@ -40,7 +40,8 @@ class Keeping(Watcher):
         self.out = out
 
     def window_done(self, window: Window, record: Any) -> None:
-        self.calibration, self.heldout = Ledger(self.out).samples()
+        samples = Ledger(self.out).samples()
+        self.calibration, self.heldout = samples["calibration"], samples["heldout"]
 
 
 @torch.no_grad()

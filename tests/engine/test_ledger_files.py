@@ -42,7 +42,8 @@ def _with_two_windows(folder: Path) -> Ledger:
 def test_a_ledger_gives_back_what_it_was_given(tmp_path: Path) -> None:
     ledger = _with_two_windows(tmp_path)
     ledger.check()
-    assert [one.tolist() for one in ledger.samples()] == [[[0, 1, 2], [3, 4, 5]], [[0, 1, 2]]]
+    kept = {name: samples.tolist() for name, samples in ledger.samples().items()}
+    assert kept == {"calibration": [[0, 1, 2], [3, 4, 5]], "heldout": [[0, 1, 2]]}
     assert [line["window"]["index"] for line in ledger.lines()] == [0, 1]
     left = ledger.open_tensors()
     assert set(left) == {"1/weight/weight", "1/weight/bias", "1/mask/fc", "1/tokens/fc"}

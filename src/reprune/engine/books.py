@@ -32,8 +32,7 @@ class Books:
 
     def samples(self) -> tuple[Tensor, Tensor]:
         """The token ids of all calibration and of all held-out samples."""
-        read = dict(zip(("calibration", "heldout"), self._ledger.samples(), strict=True)) if self.ranks.first else None
-        told = self.ranks.tell_tensors(read)
+        told = self.ranks.tell_tensors(self._ledger.samples() if self.ranks.first else None)
         return told["calibration"], told["heldout"]
 
     def done(self) -> int:

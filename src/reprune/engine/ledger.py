@@ -165,12 +165,11 @@ class Ledger:
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise _damaged(path, str(error)) from None
 
-    def samples(self) -> tuple[Tensor, Tensor]:
-        """The token ids of the calibration and of the held-out samples."""
+    def samples(self) -> dict[str, Tensor]:
+        """The token ids of all samples, `calibration` and `heldout`."""
         path = self.folder / "samples.safetensors"
         _check(path, self.job()["files"][path.name])
-        tensors = load_file(path)
-        return tensors["calibration"], tensors["heldout"]
+        return load_file(path)
 
     def lines(self) -> list[dict[str, Any]]:
         """The finished windows, in order. A line that a crash cut short is left out, as its window is not finished."""

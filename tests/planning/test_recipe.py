@@ -7,7 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
@@ -76,6 +78,24 @@ def test_sparsity_is_read_from_yaml_as_it_is_written(text: str, pattern: Unstruc
 def test_any_other_sparsity_is_refused(text: str) -> None:
     with pytest.raises(InputError, match=r"^sparsity: "):
         resolve_recipe("model", settings=[f"sparsity={text}"])
+
+
+@pytest.mark.parametrize("value", [True, [0.5, 0.6], {"q_proj": 0.5}, torch.tensor(0.5)])
+def test_what_is_neither_a_number_nor_a_text_is_no_sparsity(value: Any) -> None:
+    expected = "sparsity: expected a fraction such as 0.5, or a pattern such as 2:4; got "
+    with pytest.raises(InputError) as caught:
+        resolve_recipe("model", {"sparsity": value})
+    assert str(caught.value) == f"{expected}{value!r}."
+
+
+def test_a_sparsity_may_be_a_number_of_numpy() -> None:
+    shares = dict(zip("qk", np.linspace(0.25, 0.5, 2, dtype=np.float32), strict=True))
+    assert resolve_recipe("model", {"sparsity_by_name": shares}).sparsity_by_name == {"q": "0.25", "k": "0.5"}
+
+
+def test_of_several_sparsities_the_one_that_is_none_is_named() -> None:
+    with pytest.raises(InputError, match=r"^sparsity_by_name\.0\.\*: expected a number above 0 .*; got 0\.$"):
+        resolve_recipe("model", {"sparsity_by_name": {"q_proj": 0.5, "0.*": 0.0}})
 
 
 @pytest.mark.parametrize("text", ["off", "no", "false", "False"])

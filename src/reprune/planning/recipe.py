@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from contextlib import suppress
+from numbers import Real
 from typing import Annotated, Any, Literal, Self, final
 
 from pydantic import (
@@ -63,9 +64,16 @@ def in_full(key: str, value: Any) -> Any:
     return {first: value} if isinstance(value, kind) else value
 
 
-def _written(value: Any) -> Any:
-    """Let `sparsity: 0.5` stand for `sparsity: "0.5"`."""
-    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+def _written(value: Any) -> str:
+    """Let `sparsity: 0.5` stand for `sparsity: "0.5"`; raises `ValueError` for what is no pattern."""
+    number = isinstance(value, Real) and not isinstance(value, bool)  # NumPy's too
+    if not (number or isinstance(value, str)):
+        raise ValueError(f"expected a fraction such as 0.5, or a pattern such as 2:4; got {value!r:.80}")
+    try:
+        parse_pattern(str(value))
+    except InputError as error:
+        raise ValueError(str(error).removeprefix("sparsity: ")) from None
+    return str(value)
 
 
 def _size(value: Any) -> Any:
@@ -203,13 +211,6 @@ class Recipe(RecipePart, BaseModel):  # the latter again, so that ruff knows pyd
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     streams: StreamsRecipe = StreamsRecipe()
     trust_remote_code: bool = False
-
-    @field_validator("sparsity", "sparsity_by_name")
-    @classmethod
-    def _parses(cls, value: str | dict[str, str]) -> str | dict[str, str]:
-        for sparsity in value.values() if isinstance(value, dict) else [value]:
-            parse_pattern(sparsity)
-        return value
 
     @field_validator("device")
     @classmethod

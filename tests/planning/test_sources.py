@@ -152,6 +152,12 @@ def test_a_missing_column_is_refused_with_those_there_are(tmp_path: Path) -> Non
             load_documents(name, "train")
 
 
+@pytest.mark.parametrize("column", ["input_ids", "tokens"])
+def test_of_tokens_without_their_text_it_is_said_to_decode_them(write_jsonl: Write, column: str) -> None:
+    with pytest.raises(InputError, match=f"; if '{column}' has tokens, decode them into a column 'text' first$"):
+        load_documents(str(write_jsonl({"length": 2, column: [3, 4], "weights": [0.5, 1.0]})), "train")
+
+
 @pytest.mark.parametrize("within", [[{"role": "user", "content": "a"}], ["a"], {"a": "b"}])
 def test_a_label_beside_chats_is_not_taken_for_the_text(write_jsonl: Write, within: object) -> None:
     path = write_jsonl({"messages": within, "label": "chat"})

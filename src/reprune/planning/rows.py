@@ -234,10 +234,13 @@ class Rows:
         within = [field.name for field in schema if _STRINGS_WITHIN.search(_FILE.sub("file", str(field.type)))]
         if len(strings) == 1 and not within:
             return strings[0]
-        chats = f"; if {within[0]!r} has chats, render them into a column 'text' first" if within else ""
+        first = f"; if {within[0]!r} has chats, render them into a column 'text' first" if within else ""
+        tokens = [field.name for field in schema if _INTEGER_LIST.fullmatch(str(field.type))]
+        if tokens and not strings and not within:
+            first = f"; if {tokens[0]!r} has tokens, decode them into a column 'text' first"
         raise self._refused(
             f"expected a string column 'text', or only one column with strings, but its columns are: {found}; "
-            f"name the column to read after the source, as in FILE:COLUMN or ID:CONFIG:SPLIT:COLUMN{chats}"
+            f"name the column to read after the source, as in FILE:COLUMN or ID:CONFIG:SPLIT:COLUMN{first}"
         )
 
     def _reason(self, error: Exception) -> str:

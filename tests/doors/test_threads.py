@@ -9,6 +9,7 @@ import torch
 
 import reprune
 from reprune.doors import threads
+from reprune.doors.devices import slowness
 from reprune.doors.threads import allowed_cpus, said_of_threads
 from tests import tiny
 from tests.doors.conftest import QUICK, Cli
@@ -26,9 +27,14 @@ from tests.doors.conftest import QUICK, Cli
             4.0,
         ),
         ("4:cpu:/\n", {"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, None),
+        (
+            "5:cpuset:/own\n4:cpuacct:/own\n3:cpu:/\n",
+            {"cpu/own/cpu.cfs_quota_us": "100000\n", "cpu/own/cpu.cfs_period_us": "100000\n"},
+            None,
+        ),
         ("4:memory:/\n", {"cpu/cpu.cfs_quota_us": "100000\n", "cpu/cpu.cfs_period_us": "100000\n"}, None),
     ],
-    ids=["pod", "container", "none", "first version", "none of the first", "of memory alone"],
+    ids=["pod", "container", "none", "first version", "none of the first", "of others", "of memory alone"],
 )
 def test_a_container_s_share_of_processors_is_found(
     groups: str, files: dict[str, str], cpus: float | None, tmp_path: Path
@@ -69,6 +75,7 @@ def test_each_command_that_runs_a_model_says_so_once(cli: Cli, here: Path, monke
     monkeypatch.setattr(threads, "allowed_cpus", lambda: 4.0)
     line = "note: PyTorch computes with 64 threads, and this container or job may take the"
     assert cli("plan", "llama", *QUICK).out.count(line) == 1
+    assert slowness("float32", "cpu") and not slowness("float32", "cuda")
     assert cli("prune", "llama", "--out", "out", "--reconstruct", "LR", *QUICK).out.count(line) == 1
     told: list[str] = []
     reprune.evaluate("llama", "text.txt", seqlen=32, max_windows=2, notify=told.append)

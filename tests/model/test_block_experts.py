@@ -177,6 +177,47 @@ def test_halves_that_all_tokens_pass_are_no_experts_though_they_have_some() -> N
     ]
 
 
+class _Widened(nn.Module):
+    """All tokens pass one part in two goes; the other reads them twice at once, and has two layers that they pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        widened = nn.ModuleDict({"wide": nn.Linear(4, 4), "layers": nn.ModuleList(nn.Linear(4, 4) for _ in range(2))})
+        self.parts = nn.ModuleList([nn.ModuleDict({"mix": nn.Linear(4, 4)}), widened])
+
+    def forward(self, x: Tensor) -> Tensor:
+        (mix,), (wide, layers) = (part.children() for part in self.parts)
+        x = x + mix(x[:, :1]).sum() + mix(x[:, 1:]).sum() + wide(torch.cat([x, x])).sum()
+        for layer in layers.children():
+            x = layer(x)
+        return x
+
+
+def test_modules_that_all_tokens_pass_in_parts_or_more_than_once_are_no_experts() -> None:
+    assert _told(Block(0, _Widened(), torch.device("cpu"), Precision())) == [
+        ((f"parts.{name}",), False, None) for name in ("1.wide", "1.layers.0", "1.layers.1", "0.mix")
+    ]
+
+
+class _Unused(nn.Module):
+    """All tokens pass a linear in the first of two halves, and none that in the second, beside which a stack is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.halves = nn.ModuleList(nn.Linear(4, 4) for _ in range(2))
+        self.halves[1].register_parameter("up", nn.Parameter(torch.randn(2, 4, 4)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.halves[0](x) + F.linear(x[:, 1:], self.halves[1].get_parameter("up")[0]).sum()
+
+
+def test_a_linear_that_never_runs_beside_a_stack_that_does_is_of_no_expert() -> None:
+    stack = Stack("halves.1.up", 2, (4, 4), (4, 1), "halves.1.up", 1.0)
+    told = _told(Block(0, _Unused(), torch.device("cpu"), Precision(), [stack]))
+    assert [names for names, *_ in told] == [("halves.0",), ("halves.1.up.0",), ("halves.1.up.1",)]
+    assert told[0] == (("halves.0",), False, None)
+
+
 class _Halves(nn.Module):
     """All tokens pass a linear in each of two halves, and some a stack."""
 

@@ -115,6 +115,30 @@ def test_what_the_hub_answers_is_said_though_the_library_only_misses_files(monke
         load_documents("org/name", "train")
 
 
+def test_a_hub_out_of_reach_is_said_though_the_library_only_misses_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(*_: object, **__: object) -> None:
+        try:
+            raise ConnectionError("nobody answers")
+        except ConnectionError:
+            raise FileNotFoundError("Couldn't find any data file at /here/org/name.") from None
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    with pytest.raises(InputError, match=r"the Hub cannot be reached; .*`manual`"):
+        load_documents("org/name", "train")
+
+
+@pytest.mark.parametrize("name", ["rows", "rows/a.jsonl"])
+def test_a_damaged_file_on_this_machine_is_no_page_of_a_proxy(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("rows").mkdir()
+    Path("rows/a.jsonl").write_text('{"text": "a b"}\n')
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: json.loads("<html>"))
+    with pytest.raises(InputError, match="Expecting value: line 1 column 1"):
+        load_documents(str(tmp_path / name), "train")
+
+
 @pytest.mark.parametrize(
     ("told", "said"),
     [('{"default": broken', "expected split 'train' .* Expecting value"), ("<html>", "not the Hub, but")],

@@ -226,7 +226,7 @@ def test_what_the_hub_answers_is_said_though_the_library_only_misses_files(
 
 def test_what_is_asked_in_place_of_the_hub_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-    for name in ("https_proxy", "ALL_PROXY", "all_proxy"):
+    for name in ("https_proxy", "http_proxy", "HTTP_PROXY", "ALL_PROXY", "all_proxy", "NO_PROXY", "no_proxy"):
         monkeypatch.delenv(name, raising=False)
 
     def said(endpoint: str, error: Exception) -> str:
@@ -241,6 +241,11 @@ def test_what_is_asked_in_place_of_the_hub_is_named(monkeypatch: pytest.MonkeyPa
     assert said(mirror, missing).startswith("https://mirror.example (HF_ENDPOINT) cannot be reached; go online")
     monkeypatch.setenv("HTTPS_PROXY", "http://me:secret@proxy.example")
     assert "(HF_ENDPOINT) cannot be reached by the proxy of HTTPS_PROXY; go online" in said(mirror, missing)
+    assert said("http://mirror.example", missing).startswith(
+        "http://mirror.example (HF_ENDPOINT) cannot be reached; go"
+    )
+    monkeypatch.setenv("NO_PROXY", "other.example,.mirror.example")
+    assert said(f"{mirror}:8443", missing).startswith("https://mirror.example:8443 (HF_ENDPOINT) cannot be reached; go")
     page = json.JSONDecodeError("Expecting value", "<html>", 0)
     assert said(mirror, page).startswith("what answers is not https://mirror.example (HF_ENDPOINT), but a proxy")
     assert said("mirror.example", missing) == (

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+from urllib.request import proxy_bypass
 
 from reprune.errors import causes
 from reprune.files.urls import without_secrets
-
-_PROXIES = ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")
 
 
 def hub_answer(error: BaseException) -> str | None:
@@ -40,8 +39,16 @@ def the_hub() -> str:
 
 def not_reached() -> str:
     """That nothing answers, and by what it was asked."""
+    proxy = next((name for name in _proxies() if os.environ.get(name)), None)
+    return f"{the_hub()} cannot be reached{f' by the proxy of {proxy}' if proxy else ''}"
+
+
+def _proxies() -> list[str]:
+    """Variables that may name a proxy by which it is asked."""
     from huggingface_hub import constants
 
-    asked = () if constants.HF_HUB_OFFLINE else _PROXIES
-    proxy = next((name for name in asked if os.environ.get(name)), None)
-    return f"{the_hub()} cannot be reached{f' by the proxy of {proxy}' if proxy else ''}"
+    scheme, _, rest = without_secrets(constants.ENDPOINT).partition("://")
+    if constants.HF_HUB_OFFLINE or proxy_bypass(rest.partition("/")[0]):  # by NO_PROXY
+        return []
+    names = f"{scheme}_proxy".lower(), "all_proxy"
+    return [name for lower in names for name in (lower.upper(), lower)]

@@ -77,6 +77,8 @@ def test_each_command_that_runs_a_model_says_so_once(cli: Cli, here: Path, monke
     assert cli("plan", "llama", *QUICK).out.count(line) == 1
     assert slowness("float32", "cpu") and not slowness("float32", "cuda")
     assert cli("prune", "llama", "--out", "out", "--reconstruct", "LR", *QUICK).out.count(line) == 1
+    own = ("--self-generate", "2", "--set", "self_generate.filters=[duplicates]")
+    assert cli("prune", "llama", "--out", "own", "--reconstruct", "LR", *QUICK, *own).out.count(line) == 1
     told: list[str] = []
     reprune.evaluate("llama", "text.txt", seqlen=32, max_windows=2, notify=told.append)
     assert [one.startswith(line) for one in told] == [True]

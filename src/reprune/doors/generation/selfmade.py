@@ -6,13 +6,14 @@ There they are one growing file: the first so many of its texts are the same, ho
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, final
 
+from reprune.doors.devices import slowness
 from reprune.doors.generation.generate import GenerationWatcher, generate
 from reprune.engine.peak_memory import forget_peak_memory, peak_memory_bytes
 from reprune.engine.record import versions
@@ -121,7 +122,7 @@ def self_generated(recipe: Recipe, decoder: Decoder, watcher: Watcher, ranks: Ra
                 device=recipe.device,
                 precision=recipe.precision,
                 trust_remote_code=recipe.trust_remote_code,
-                watcher=_Passing(watcher),
+                watcher=_Passing(watcher, slowness(recipe.precision, recipe.device)),
                 ranks=ranks,
             )
             seconds, peaks = round(time.monotonic() - began, 3), ranks.each_tells(peak_memory_bytes(recipe.device))
@@ -135,13 +136,15 @@ def self_generated(recipe: Recipe, decoder: Decoder, watcher: Watcher, ranks: Ra
 
 @final
 class _Passing(GenerationWatcher):
-    """Passes on to who watches a run."""
+    """Passes on to who watches a run, but for notes that this has had."""
 
-    def __init__(self, watcher: Watcher) -> None:
+    def __init__(self, watcher: Watcher, had: Collection[str]) -> None:
         self._watcher = watcher
+        self._had = had
 
     def round_done(self, kept: int, wanted: int, counts: Mapping[str, int]) -> None:
         self._watcher.phase(None, f"generating: {kept} of {wanted} texts, {counts['begun']} begun")
 
     def note(self, text: str) -> None:
-        self._watcher.note(text)
+        if text not in self._had:
+            self._watcher.note(text)

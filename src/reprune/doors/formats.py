@@ -102,9 +102,9 @@ def counted(count: int, one: str, many: str | None = None) -> str:
     return f"{count:,} {one if count == 1 else many or one + 's'}"
 
 
-def wrapped(note: str) -> str:
+def wrapped(note: str, indent: int = 6) -> str:
     """The lines of a note, those that are long as several; names and paths are not broken."""
     return "\n".join(
-        textwrap.fill(line, _WIDTH, subsequent_indent="      ", break_long_words=False, break_on_hyphens=False)
+        textwrap.fill(line, _WIDTH, subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False)
         for line in note.split("\n")
     )

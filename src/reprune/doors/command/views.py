@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from reprune.doors.formats import clock, console, counted, nats, percent, size, sparsities, table
+from reprune.doors.formats import clock, console, counted, nats, percent, size, sparsities, table, wrapped
 from reprune.doors.planned import Plan
 from reprune.doors.prepare import said_lacking
 from reprune.doors.rates import said_of_rate
@@ -122,6 +122,10 @@ def _status(status: Status) -> Iterator[str]:
 def show_plan(plan: Plan) -> None:
     """What a run would do."""
     output = console()
+
+    def say(line: str, style: str | None = None) -> None:
+        output.print(wrapped(line, indent=11), style=style)
+
     recipe, survey = plan.recipe, plan.survey
     share = survey.pruned_weights / plan.weights
     output.print(f"model      {recipe.model}: {plan.weights:,} weights in {size(plan.bytes)} of safetensors")
@@ -149,29 +153,27 @@ def show_plan(plan: Plan) -> None:
     own = recipe.self_generate.samples
     sources = [*recipe.calibration, *([f"the model's own texts={own}"] if own else [])]
     calibration, heldout = plan.samples
-    output.print(f"samples    {calibration} of {recipe.seqlen} tokens from {', '.join(sources)}")
-    output.print(f"held out   {heldout} from {', '.join(recipe.heldout) or 'the same'}")
+    say(f"samples    {calibration} of {recipe.seqlen} tokens from {', '.join(sources)}")
+    say(f"held out   {heldout} from {', '.join(recipe.heldout) or 'the same'}")
     if plan.unread:
-        output.print(f"not read   {', '.join(plan.unread)}: prune may yet refuse them")
+        say(f"not read   {', '.join(plan.unread)}: prune may yet refuse them")
     if plan.texts:
-        output.print(
-            f"generation {plan.texts} texts, which the model writes first; the forecast leaves the time for it out"
-        )
+        say(f"generation {plan.texts} texts, which the model writes first; the forecast leaves the time for it out")
     where = recipe.device if plan.machine is None else plan.machine.name
     output.print(f"device     {where}, products in {plan.products}")
     forecast = plan.forecast
     device = f", {size(forecast.device_bytes)} on the device" if forecast.device_bytes else ""
-    output.print(
+    say(
         f"forecast   about {clock(forecast.seconds)}; peak memory {size(forecast.memory_bytes)}{device}; "
         f"{size(forecast.disk_bytes)} on disk"
     )
     if plan.crew.count > 1:
-        output.print(
+        say(
             f"processes  {plan.crew.count}: time and memory are of each, which sends about "
             f"{size(forecast.exchanged_bytes)} over {plan.crew.network.name}"
         )
     if plan.machine is not None and forecast.device_bytes > plan.machine.memory_bytes:
-        output.print(
+        say(
             f"note       it does not fit the {size(plan.machine.memory_bytes)} of that device; try "
             "solver.compact, solver.checkpointing, a smaller solver.micro_batch_size, solver.rank",
             style="red",
@@ -181,12 +183,12 @@ def show_plan(plan: Plan) -> None:
         groups.add_row(*row)
     output.print(groups)
     if unknown := [block.index for block in survey.blocks if not block.groups_known]:
-        output.print(
+        say(
             f"note       blocks {ranges(unknown)} do not run without weights: their linear groups show once they are "
             "loaded"
         )
     if lacking := said_lacking(plan.decoder):
-        output.print(f"note       {lacking}")
+        say(f"note       {lacking}")
     for refusal in plan.refusals:
         output.print(f"refused    {refusal}", style="red")
 

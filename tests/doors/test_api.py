@@ -157,10 +157,11 @@ def test_a_study_is_no_model_and_no_run(here: Path, cli: Cli) -> None:
     (here / "grid").mkdir()
     (here / "grid" / "study.json").write_text("{}")
     said = (
-        "error: grid: holds a study, which 'reprune report grid' shows; the models of its cells, where --keep-models "
+        "error: grid: holds a study: 'reprune report grid' shows it, and the 'reprune study' that began it goes on "
+        "with it; the models of its cells, where --keep-models was given, are grid/cells/NAME.\n"
     )
-    said += "was given, are grid/cells/NAME.\n"
-    assert cli("status", "grid").err == cli("verify", "grid").err == cli("plan", "grid").err == said
+    for command in ("status", "resume", "verify", "plan"):
+        assert cli(command, "grid").err == said, command
 
 
 def test_a_path_may_begin_with_the_home_folder(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from reprune.doors.devices import check_begun_on, slowness
-from reprune.doors.found import find_model
+from reprune.doors.found import find_model, what_is_there
 from reprune.doors.generation.selfmade import self_generated, unwritten
 from reprune.doors.given import Sources, made_recipe
 from reprune.doors.prepare import (
@@ -276,8 +276,11 @@ def resume_sharing(
 
 def _unfinished(ledger: Ledger, out: str | os.PathLike[str]) -> dict[str, Any]:
     """What a run that is to be gone on with has begun with."""
-    if not ledger.exists and (local_path(out) / RECORD).exists():
-        raise InputError(f"{out}: this run is finished; there is nothing to resume.")
+    if not ledger.exists:
+        if (local_path(out) / RECORD).exists():
+            raise InputError(f"{out}: this run is finished; there is nothing to resume.")
+        if said := what_is_there(local_path(out)):
+            raise InputError(f"{out}: {said}.")
     return ledger.job()
 
 

@@ -48,7 +48,7 @@ def what_is_there(folder: Path) -> str | None:
         return ledger.way_on
     if (folder / STUDY).is_file():
         return (
-            f"holds a study, which 'reprune report {shlex.quote(str(folder))}' shows; the models of its cells, where "
-            f"--keep-models was given, are {folder / 'cells'}/NAME"
+            f"holds a study: 'reprune report {shlex.quote(str(folder))}' shows it, and the 'reprune study' that began "
+            f"it goes on with it; the models of its cells, where --keep-models was given, are {folder / 'cells'}/NAME"
         )
     return None

@@ -7,13 +7,14 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 import reprune
 from reprune import InputError
 from reprune.doors.evaluation.protocols import open_text
-from reprune.doors.given import nested_flags
+from reprune.doors.given import nested_flags, whole_numbers
 from reprune.math.wanda import Wanda
 
 
@@ -86,3 +87,23 @@ def test_a_text_in_memory_is_no_text_to_evaluate_on() -> None:
     texts: Any = ["It was a bright cold day in April."]
     with pytest.raises(InputError, match=r"^text: expected a source, such as a file .*, got list of str"):
         open_text(texts)
+
+
+@pytest.mark.parametrize("given", [[0, 2], range(0, 3, 2), np.array([0, 2]), torch.tensor([0, 2]), iter((0, 2))])
+def test_whole_numbers_are_given_in_whatever_holds_them(given: Any) -> None:
+    found = whole_numbers("seeds", given)
+    assert found == [0, 2]
+    assert {type(one) for one in found} == {int}
+
+
+@pytest.mark.parametrize("given", [0, 3, [0, 1.5], ["0"], np.linspace(0, 1, 2)])
+def test_of_what_holds_no_whole_numbers_it_is_said_what_is_expected(given: Any) -> None:
+    with pytest.raises(InputError, match=r"^seeds: expected a list of whole numbers, such as \[0, 1\], got "):
+        whole_numbers("seeds", given)
+
+
+def test_the_axes_of_a_study_are_whole_numbers(tmp_path: Path) -> None:
+    for axis in ("seeds", "self_generate"):
+        given: dict[str, Any] = {axis: 0}
+        with pytest.raises(InputError, match=f"^{axis}: expected a list of whole numbers"):
+            reprune.study(tmp_path, tmp_path / "out", **given)

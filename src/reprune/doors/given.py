@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from operator import index
 from typing import Any
 
 import torch
@@ -33,6 +34,14 @@ def several(what: str, given: Any, expected: str = "a name") -> list[str]:
             raise InputError(f"{what}: expected {expected}, or several, got {of_type(given)}.")
         names.append(os.fspath(one))
     return names
+
+
+def whole_numbers(what: str, given: Any) -> list[int]:
+    """Several numbers, such as a range or an array; raises `InputError` where one is not whole, or is given alone."""
+    try:
+        return [index(one) for one in given]
+    except TypeError:
+        raise InputError(f"{what}: expected a list of whole numbers, such as [0, 1], got {given!r:.80}.") from None
 
 
 def nested_flags(

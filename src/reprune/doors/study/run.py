@@ -28,6 +28,7 @@ from reprune.doors.given import (
     recipe_contents,
     said_trusting,
     several,
+    whole_numbers,
 )
 from reprune.doors.study.begin import Begun, begin, check_data
 from reprune.doors.study.cell import CellTask, Outcome, in_a_line
@@ -141,8 +142,8 @@ def study(
         several("pruners", pruners, A_PRUNER),
         several("rungs", rungs),
         [base.only] if only is None else several("only", only),
-        [base.seed] if seeds is None else seeds,
-        [base.self_generate.samples] if self_generate is None else self_generate,
+        [base.seed] if seeds is None else whole_numbers("seeds", seeds),
+        [base.self_generate.samples] if self_generate is None else whole_numbers("self_generate", self_generate),
     )
     measures = Measures(
         tuple(dict.fromkeys(several("texts", texts, A_SOURCE))),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from typing import final
 
 import pytest
 import torch
@@ -37,6 +38,24 @@ def _prune(pruner: Pruner[SquaredNorms], pattern: Pattern) -> list[Pruned]:
     statistics = checked.statistics(8, torch.device("cpu"))
     statistics.update(torch.randn(32, 8))
     return checked.prune(weights, statistics, pattern)
+
+
+@final
+class ByNaN(Pruner[SquaredNorms]):
+    """Wanda, whose scores are divided by a sum that is zero."""
+
+    def statistics(self, columns: int, device: torch.device) -> SquaredNorms:
+        return Wanda().statistics(columns, device)
+
+    def _prune(self, weights: Sequence[Tensor], statistics: SquaredNorms, pattern: Pattern) -> list[Pruned]:
+        masks = [pattern.keep(0.0 * weight / 0.0, "row") for weight in weights]
+        return [Pruned(weight * mask, mask) for weight, mask in zip(weights, masks, strict=True)]
+
+
+@pytest.mark.parametrize("pattern", [Unstructured(0.5), NM(2, 4)])
+def test_scores_that_are_nan_make_no_mask(pattern: Pattern) -> None:
+    with pytest.raises(NumericalError, match=r"^pruner mine.*scores.* are NaN"):
+        _prune(ByNaN(), pattern)
 
 
 @pytest.mark.parametrize("pattern", [Unstructured(0.5), NM(2, 4)])

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from reprune.errors import InputError
+from reprune.errors import InputError, NumericalError
 from reprune.math import patterns
 from reprune.math.patterns import NM, Pattern, Scope, Unstructured, parse_pattern
 
@@ -128,6 +128,21 @@ def test_a_fraction_too_small_for_one_weight_prunes_none() -> None:
 
 def test_a_fraction_too_large_for_one_weight_prunes_all() -> None:
     assert not Unstructured(0.99).keep(torch.ones(2, 4), "row").any()
+
+
+@pytest.mark.parametrize("scope", ["matrix", "row"])
+@pytest.mark.parametrize("where", [(0, 0), (2, 5), slice(None)])
+def test_scores_that_are_nan_are_refused_not_pruned_first(where: Any, scope: Scope) -> None:
+    scores = torch.arange(24.0).reshape(4, 6)
+    scores[where] = torch.nan
+    with pytest.raises(NumericalError, match="scores of weights are NaN"):
+        Unstructured(0.5).keep(scores, scope)
+
+
+def test_scores_may_be_infinite_to_keep_or_prune_a_weight_in_any_case() -> None:
+    scores = torch.tensor([[1.0, torch.inf, -torch.inf, 2.0], [torch.inf, torch.inf, -torch.inf, -torch.inf]])
+    expected = torch.tensor([[False, True, False, True], [True, True, False, False]])
+    assert torch.equal(Unstructured(0.5).keep(scores, "row"), expected)
 
 
 def test_what_competes_is_the_matrix_or_the_row() -> None:

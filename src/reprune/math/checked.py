@@ -9,7 +9,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from reprune.errors import NumericalError
+from reprune.errors import NumericalError, naming
 from reprune.math.finite import all_finite
 from reprune.math.patterns import Pattern
 from reprune.math.pruner import Pruned, Pruner
@@ -35,7 +35,7 @@ class Checked(Pruner[Statistics]):
     def _prune(self, weights: Sequence[Tensor], statistics: Statistics, pattern: Pattern) -> list[Pruned]:
         # Tensors that were made in inference mode do not count their changes.
         gathered = [(one, one._version) for one in statistics._sums_of() if not one.is_inference()]
-        with _seeded(weights):
+        with _seeded(weights), naming(f"pruner {self.name}"):
             made: Any = self.pruner.prune([weight.clone() for weight in weights], statistics, pattern)
             found = list(made) if isinstance(made, Iterable) else [made]  # which may be made only now
         if len(found) != len(weights):
@@ -74,5 +74,5 @@ def _wrong(weight: Tensor, pruned: Pruned, pattern: Pattern) -> str | None:
     if bool((pruned.weight.bool() & ~pruned.mask).any()):
         return "weights are not zero where the mask is False"
     if not pattern.allows(pruned.mask):
-        return f"the mask keeps more than {pattern} allows"
+        return f"the mask keeps more than {pattern} allows, as where scores are NaN"
     return None

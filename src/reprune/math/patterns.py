@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from reprune.errors import InputError
+from reprune.errors import InputError, NumericalError
 
 Scope = Literal["matrix", "row"]
 """Which weights compete with each other: all of a matrix, or those of one output row."""
@@ -45,6 +45,9 @@ class Pattern(ABC):
 
         Returns:
             The mask (rows, columns), bool, True where kept.
+
+        Raises:
+            NumericalError: the pattern is unstructured, and scores are NaN.
         """
 
     def allows(self, mask: Tensor) -> bool:
@@ -97,7 +100,10 @@ class Unstructured(Pattern):
         threshold = _kth_lowest(scores, pruned)  # (rows, 1)
         keep = scores > threshold
         surplus = scores.shape[1] - pruned - keep.sum(dim=1)  # kept too few by as many: ties at the threshold
-        for row in surplus.nonzero().flatten().tolist():
+        rows = surplus.nonzero().flatten().tolist()
+        if rows and bool(scores.isnan().any()):  # which is above no threshold
+            raise NumericalError("scores of weights are NaN, so that none is the lowest")
+        for row in rows:
             ties = (scores[row] == threshold[row]).nonzero().flatten()
             keep[row, ties[len(ties) - int(surplus[row]) :]] = True
         return keep

@@ -117,7 +117,7 @@ class Layout:
         made = _singly(rule.convert(first, model=self._model, config=self._model.config))
         stored = {between: name for name, between in conversion.between.items()}
         if not made.keys() <= stored.keys():
-            raise ValueError(f"{sorted(made.keys() - stored.keys())[0]} is not in the checkpoint")
+            raise ValueError(f"{min(made.keys() - stored.keys())} is not in the checkpoint")
         return {stored[name]: tensor for name, tensor in made.items()}
 
     def _conversions(self) -> list[Conversion]:

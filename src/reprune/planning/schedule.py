@@ -35,7 +35,7 @@ def windows(blocks: int, size: int, stride: int) -> list[Window]:
         raise ValueError(f"a schedule needs 1 <= stride <= size, got size {size} and stride {stride}")
 
     def clipped(start: int, end: int) -> range:
-        return range(max(start, 0), max(min(end, blocks), max(start, 0)))
+        return range(max(start, 0), max(min(end, blocks), start, 0))
 
     return [
         Window(

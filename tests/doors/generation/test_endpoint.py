@@ -120,10 +120,10 @@ def test_it_begins_as_the_model_here_does(server: tuple[str, str], llama: Path, 
         for i in first_tokens(tokenizer, here.rows).ids
         if tokenizer(tokenizer.decode([i]))["input_ids"] == [1, i]
     ]
-    texts = [text for text, _ in here.begin(firsts[:40], 0)]
+    texts = [text for text, _ in here.begin(firsts[:40])]
     plain = [place for place, text in enumerate(texts) if "\ufffd" not in text]
     assert len(plain) > 10
-    found = [text for text, _ in there.begin(firsts[:40], 0)]
+    found = [text for text, _ in there.begin(firsts[:40])]
     assert [found[place] for place in plain] == [texts[place] for place in plain]
 
 

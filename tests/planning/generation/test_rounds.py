@@ -28,7 +28,7 @@ class Scribe(Author):
         self.begun: list[int] = []
         self.asked: list[Ids] = []
 
-    def begin(self, firsts: Sequence[int], number: int) -> list[tuple[str, Ids]]:
+    def begin(self, firsts: Sequence[int]) -> list[tuple[str, Ids]]:
         self.begun += firsts
         return [("even" if first % 2 == 0 else "odd", (first, 1, 2, 3, 4)) for first in firsts]
 

@@ -133,7 +133,7 @@ class EndpointAuthor(Author):
             raise _Strange(str(error)) from None
         return choice
 
-    def begin(self, firsts: Sequence[int], number: int) -> list[tuple[str, Ids]]:
+    def begin(self, firsts: Sequence[int]) -> list[tuple[str, Ids]]:
         prompts = [str(self._tokenizer.decode([first])) for first in firsts]
         greedy: dict[str, Any] = {"max_tokens": PREFIX - 1, "temperature": 0.0}
         found = self._complete(prompts, [greedy] * len(prompts), lambda done: None)

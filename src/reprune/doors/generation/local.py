@@ -45,7 +45,7 @@ class LocalAuthor(Author):
         self._progress = progress
         self.rows = len(model.get_input_embeddings().weight)
 
-    def begin(self, firsts: Sequence[int], number: int) -> list[tuple[str, Ids]]:
+    def begin(self, firsts: Sequence[int]) -> list[tuple[str, Ids]]:
         ids = self._tensor([(first,) for first in firsts])
         following = self._sampler.greedily(ids, PREFIX - 1).tolist()
         prefixes: list[Ids] = [(first, *more) for first, more in zip(firsts, following, strict=True)]

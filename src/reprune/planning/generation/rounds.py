@@ -41,7 +41,7 @@ class Author(ABC):
     """Of its embedding: token ids are below this number."""
 
     @abstractmethod
-    def begin(self, firsts: Sequence[int], number: int) -> list[tuple[str, Ids]]:
+    def begin(self, firsts: Sequence[int]) -> list[tuple[str, Ids]]:
         """Texts and tokens of prefixes: each first token, and the four after it by greedy choice."""
 
     @abstractmethod
@@ -81,7 +81,7 @@ def draft(author: Author, tokens: FirstTokens, settings: Generation, number: int
     origins: list[_Line] = []
     prefixes: list[Ids] = []
     begins_in: list[str] = []
-    for first, (text, ids) in zip(firsts, author.begin(firsts, number), strict=True):
+    for first, (text, ids) in zip(firsts, author.begin(firsts), strict=True):
         language = language_of(text)
         if tokens.signs.intersection(ids):
             reason = "holds a token that is no text"

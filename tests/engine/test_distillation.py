@@ -198,7 +198,17 @@ def test_more_blocks_than_there_are_are_refused(llama: Path, tmp_path: Path) -> 
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("form", [*tiny.CONFIGS, "mixtral", "dbrx", "gemma3n", "xlnet", "mllama"])
+def test_blocks_that_text_passes_over_are_not_distilled_alone(tmp_path: Path) -> None:
+    folder = tiny.save("mllama-last", tmp_path / "dense")
+    with pytest.raises(InputError, match=r"distill.blocks 1: no text passes through them in dense; give at least 2\."):
+        prune(folder, tmp_path / "out", "distill=1")
+    assert not (tmp_path / "out").exists()
+    assert prune(folder, tmp_path / "out", "distill=2", reconstruct="LR")["distillation"]["blocks"] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    "form", [*tiny.CONFIGS, "mixtral", "dbrx", "gemma3n", "xlnet", "mllama", "cpmant", "prophetnet"]
+)
 def test_every_form_of_decoder_can_be_distilled(form: str, tmp_path: Path) -> None:
     folder = tiny.save(form, tmp_path / "dense")
     keeping = Keeping(tmp_path / "out")

@@ -164,9 +164,14 @@ def check_schedule(recipe: Recipe, decoder: Decoder) -> None:
 
 
 def check_distillation(recipe: Recipe, decoder: Decoder) -> None:
-    """Raise `InputError` unless the model has as many blocks to distill, and predicts something from the last."""
-    if (asked := recipe.distill.blocks) > len(decoder):
+    """Raise `InputError` unless there are as many blocks to distill, text passes through one, and the last predicts."""
+    asked, least = recipe.distill.blocks, len(decoder) - decoder.skeleton.running[-1]
+    if asked > len(decoder):
         raise InputError(f"distill.blocks {asked}: {decoder.name} has {len(decoder)} blocks.")
+    if 0 < asked < least:
+        raise InputError(
+            f"distill.blocks {asked}: no text passes through them in {decoder.name}; give at least {least}."
+        )
     if asked:
         decoder.check_predicts()
 

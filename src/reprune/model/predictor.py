@@ -76,10 +76,16 @@ class Predictor:
         samples, tokens = ids.shape
         at_once = max(LOGITS // self._words, 1)
         of_samples = slices(0, samples, max(at_once // tokens, 1))
-        yield from product(of_samples, slices(0, tokens, at_once if self._by_token else tokens))
+        yield from product(of_samples, slices(0, tokens, at_once) if self._by_token else [slice(None)])
 
     def _look_at(self, states: Tensor, ids: Tensor) -> None:
-        """Learn how many words there are, and whether a token's logits depend on its own states alone."""
+        """Learn how many words there are, and whether a token's logits depend on its own states alone.
+
+        They do not where a stream has more than the text's tokens: prompts before them, or streams of n-grams behind.
+        """
+        if states.shape[1] != ids.shape[1]:
+            self._words, self._by_token = self(states[:1], ids[:1]).shape[-1], False
+            return
         few = states[:1, :_TRIED], ids[:1, :_TRIED]
         together = self(*few)
         alone = torch.cat([self(few[0][:, [at]], few[1][:, [at]]) for at in range(few[1].shape[1])], dim=1)

@@ -69,7 +69,10 @@ def test_an_expert_that_no_token_reaches_is_pruned_by_magnitude(min_tokens: int,
         weights = linear.matrix().abs()
         assert int((weights > 0).sum()) == 8
         assert bool((pruned.masks[linear.name] == (weights > 0)).all())
-    assert [note.split(" experts of ")[1].split(" were ")[0] for note in notes] == ["experts.*.gate", "experts.*.down"]
+    few = "fewer than 2 tokens" if min_tokens else "no token"
+    assert [note.split(" experts of ")[1].split(" and are ")[0] for note in notes] == [
+        f"experts.*.{part} were reached by {few}" for part in ("gate", "down")
+    ]
 
 
 @pytest.mark.parametrize("sequential", [False, True])

@@ -240,9 +240,10 @@ class _Job:
             f"{group.linears[0].name} ({self.pruned.tokens[group.linears[0].name]})" for group in few[:_NAMED]
         )
         more = f" and {len(few) - _NAMED} more" if len(few) > _NAMED else ""
+        tokens = f"fewer than {self.min_tokens} tokens" if self.min_tokens > 1 else "no token"
         return (
-            f"block {self.pruned.index}: {len(few)} of {experts} experts of {stage} were reached by fewer than "
-            f"{self.min_tokens} tokens and are pruned by magnitude: {names}{more}"
+            f"block {self.pruned.index}: {len(few)} of {experts} experts of {stage} were reached by {tokens} and are "
+            f"pruned by magnitude: {names}{more}"
         )
 
 

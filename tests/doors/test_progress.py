@@ -271,6 +271,15 @@ def test_a_terminal_on_which_nothing_is_to_move_is_as_wide_as_it_is(monkeypatch:
     assert console().width == 80
 
 
+def test_off_a_terminal_colours_bring_no_bar_for_a_study_s_cells(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    with StudyLines(False).pruning() as watcher:
+        watcher.phase(None, "reading the model")
+    assert capfd.readouterr().out == ""
+
+
 @pytest.mark.parametrize("interactive", [False, True])
 def test_no_columns_are_as_none_said(interactive: bool, here: object, monkeypatch: pytest.MonkeyPatch) -> None:
     """COLUMNS=0 is in the environment of some pseudo-terminals, and of what is started where there is none."""

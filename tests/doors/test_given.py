@@ -14,7 +14,7 @@ import torch
 import reprune
 from reprune import InputError
 from reprune.doors.evaluation.protocols import open_text
-from reprune.doors.given import nested_flags, whole_numbers
+from reprune.doors.given import nested_flags, recipe_contents, whole_numbers
 from reprune.math.wanda import Wanda
 
 
@@ -107,3 +107,9 @@ def test_the_axes_of_a_study_are_whole_numbers(tmp_path: Path) -> None:
         given: dict[str, Any] = {axis: 0}
         with pytest.raises(InputError, match=f"^{axis}: expected a list of whole numbers"):
             reprune.study(tmp_path, tmp_path / "out", **given)
+
+
+def test_a_recipe_of_another_form_is_refused() -> None:
+    given: Any = [("sparsity", 0.5)]
+    with pytest.raises(InputError, match=r"^recipe: expected a file, its contents as a dict, .*, got list of tuple\.$"):
+        recipe_contents(given)

@@ -82,6 +82,8 @@ def recipe_contents(recipe: str | os.PathLike[str] | Mapping[str, Any] | Recipe 
         return recipe.model_dump(mode="json")
     if recipe is None or isinstance(recipe, Mapping):
         return dict(recipe_of(recipe or {}))
+    if not isinstance(recipe, str | os.PathLike):
+        raise InputError(f"recipe: expected a file, its contents as a dict, or a record, got {of_type(recipe)}.")
     return read_recipe(local_path(recipe))
 
 

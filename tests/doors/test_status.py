@@ -20,6 +20,12 @@ def test_a_distillation_is_the_last_step_of_a_finished_run(tmp_path: Path) -> No
         assert found.windows == found.windows_done == (2 if step is None else 3)
 
 
+def test_what_a_damaged_record_lacks_is_named(tmp_path: Path) -> None:
+    (tmp_path / "reprune.json").write_text("{}")
+    with pytest.raises(InputError, match=r"reprune\.json: damaged \(it holds no 'windows'\); the model beside it"):
+        status(tmp_path)
+
+
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"recipe": {}, "windows": []}', '{"windows": 3}'])
 def test_a_record_that_is_damaged_is_said_to_be(content: str, tmp_path: Path) -> None:
     (tmp_path / "reprune.json").write_text(content)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from reprune.doors.found import what_is_there
@@ -42,6 +43,12 @@ def status(out: str | os.PathLike[str]) -> Status:
                 done.append(step)
             return Status(True, len(done), len(done), record["recipe"], done[-1])
         except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
-            raise InputError(f"{folder / RECORD}: damaged ({error!r}); the model beside it may still load.") from None
+            raise damaged(folder, error) from None
     said = what_is_there(folder) or f"holds no run of reprune, neither finished ({RECORD}) nor unfinished"
     raise InputError(f"{out}: {said}.")
+
+
+def damaged(folder: Path, error: Exception) -> InputError:
+    """What is said of a folder whose record cannot be read for this reason."""
+    said = f"it holds no {error}" if isinstance(error, KeyError) else str(error)
+    return InputError(f"{folder / RECORD}: damaged ({said:.100}); the model beside it may still load.")

@@ -13,10 +13,8 @@ from reprune.doors.planned import Plan
 from reprune.doors.prepare import said_lacking
 from reprune.doors.rates import said_of_rate
 from reprune.doors.records.run import DOMINANT
-from reprune.doors.status import Status
+from reprune.doors.status import Status, damaged
 from reprune.doors.verify import Check
-from reprune.engine.result import RECORD
-from reprune.errors import InputError
 from reprune.planning.schedule import ranges
 
 _PROBLEMS = 20  # shown of one check
@@ -93,7 +91,7 @@ def show_status(status: Status, out: Path) -> None:
     try:
         lines = list(_status(status))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(f"{out / RECORD}: damaged ({error!r:.100}); the model beside it may still load.") from None
+        raise damaged(out, error) from None
     output.print(f"{out}: {lines[0]}")
     for line in lines[1:]:
         output.print(line)

@@ -80,6 +80,18 @@ def test_streams_that_memory_holds_need_no_disk(memory: int, tmp_path: Path, mon
             measure()
 
 
+def test_states_of_several_streams_a_token_are_compared_whole(tmp_path: Path) -> None:
+    dense, model = tiny.save("deepseek_v4", tmp_path / "dense"), tiny.build("deepseek_v4")
+    ids = torch.arange(32).view(2, 16)
+    with torch.no_grad():
+        for parameter in model.model.layers[1].parameters():
+            parameter.mul_(1.1)
+    model.save_pretrained(tmp_path / "other")
+    found = compare(Decoder(tmp_path / "other"), Decoder(dense), ids, 2, 10**9, tmp_path)
+    assert (found.embedding.relative, found.blocks[0].relative) == (0.0, 0.0)
+    assert all(block.relative > 0 for block in found.blocks[1:])
+
+
 def test_a_block_without_linears_has_no_zeros() -> None:
     block: Any = SimpleNamespace(linears=[])
     assert sparsity(block) == 0.0

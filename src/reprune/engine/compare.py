@@ -121,7 +121,7 @@ class _Side:
         self._decoder = decoder
         for batch, states in decoder.embed(ids, batches):
             if batch.start == 0:
-                shape = len(ids), states.shape[1], states.shape[2]
+                shape = len(ids), *states.shape[1:]
                 if not store.has_memory_for(shape):
                     _check_room(folder, stream_bytes(shape))
                 self._stream = store.new(shape)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 import subprocess
 import sys
@@ -25,13 +26,13 @@ _ROOMS = [
     "threads",
     "devices",
     "memory",
+    "status",
     "found",
     "given",
     "processes",
     "prepare",
     "generation",
     "api",
-    "status",
     "planned",
     "verify",
     "progress",
@@ -187,6 +188,23 @@ def test_without_docstrings_no_door_is_imported_as_transformers_needs_them() -> 
     said = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (said.returncode, said.stdout) == (2, "")
     assert said.stderr.startswith("error: Transformers needs docstrings, which -OO and PYTHONOPTIMIZE=2 leave out;")
+
+
+def test_how_far_a_run_is_is_told_without_waiting_for_pytorch(tmp_path: Path) -> None:
+    """It is asked again and again, on a machine that the run itself keeps busy."""
+    recipe = {"model": "m", "pruner": {"name": "wanda"}, "sparsity": "0.5", "reconstruct": "LR"}
+    error = {"after": 0.25}
+    window = {"blocks": [0], "relative_calibration_error": error, "relative_heldout_error": error}
+    (tmp_path / "reprune.json").write_text(json.dumps({"recipe": recipe, "windows": [window]}))
+    code = (
+        "import sys; from reprune.doors.command.cli import main\ntry: main(['status', {!r}])\nexcept SystemExit: pass"
+    )
+    for folder, said in ((tmp_path, "1 of 1 windows finished"), (tmp_path / "none", "")):
+        found = _python(
+            f"{code.format(str(folder))}\nprint([name for name in ('torch', 'transformers') if name in sys.modules])"
+        )
+        assert said in found
+        assert found.endswith("[]\n")
 
 
 def test_type_checkers_are_told_that_the_package_has_types() -> None:

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import reprune
-from reprune.doors.command.views import show_status
+from reprune.doors.command.views_status import show_status
 from reprune.doors.generation.generate import generate
 from reprune.errors import InputError
 from reprune.math.ranks import ALONE, Together

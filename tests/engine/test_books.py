@@ -94,7 +94,8 @@ def test_all_know_what_the_first_has_read(both: list[Books], monkeypatch: pytest
         assert books.block_records() == [{"index": 0}, {"index": 1}, {"index": 2}]
 
 
-def test_the_first_alone_writes(both: list[Books], kept: _Kept) -> None:
+def test_the_first_alone_writes(both: list[Books], kept: _Kept, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "tensors_of", lambda blocks: {blocks[0]: "its tensors"})
     window: Any = SimpleNamespace(index=4)
     still_open: Any = ["block 4"]
     for books, written in zip(both, ({"shard": "hash"}, {}), strict=True):
@@ -106,7 +107,7 @@ def test_the_first_alone_writes(both: list[Books], kept: _Kept) -> None:
         (3, {}),
         (5, {}, kept.folder / "staged"),
         ([0.1],),
-        (window, {"window": {}}, {"shard": "hash"}, still_open),
+        (4, {"window": {}}, {"shard": "hash"}, {"block 4": "its tensors"}),
     ]
 
 

@@ -13,7 +13,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import reprune
-from reprune.engine.ledger import FOLDER, Ledger
+from reprune.engine.ledger import Ledger
+from reprune.engine.names import FOLDER
 from reprune.engine.predictions import PredictionObjective
 from reprune.engine.watcher import Watcher
 from reprune.errors import ChangedError, InputError, NumericalError, UnsupportedModelError

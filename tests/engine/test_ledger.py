@@ -165,6 +165,9 @@ def test_another_model_or_version_is_not_gone_on_with(tmp_path: Path) -> None:
     job_file.write_text(seal({**job, "versions": {**job["versions"], "torch": "1.0"}}, indent=2))
     with pytest.raises(InputError, match=r"torch 1\.0"):
         reprune.resume(tmp_path / "cut")
+    job_file.write_text(seal({**job, "recipe": {**job["recipe"], "epochs": 3}}, indent=2))
+    with pytest.raises(InputError, match=r"run\.json: damaged \(.*epochs.*; start the run again in another folder"):
+        reprune.resume(tmp_path / "cut")
     job_file.write_text(before)
     entry = Checkpoint(model).entries["model.layers.1.mlp.up_proj.weight"]
     flip_bit(entry.file, entry.offset + entry.bytes // 2)

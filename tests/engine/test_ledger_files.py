@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from reprune.engine.ledger import Ledger
+from reprune.engine.open_blocks import tensors_of
 from reprune.engine.window import PrunedBlock
 from reprune.errors import InputError
 from reprune.files.durable import sha256
@@ -35,7 +36,7 @@ def _with_two_windows(folder: Path) -> Ledger:
         block = Block(1, torch.nn.Linear(2, 2), torch.device("cpu"), Precision())
         still_open = PrunedBlock(block, masks={"fc": torch.tensor([True, False])}, tokens={"fc": 7 + window.index})
         entry = {"window": {"index": window.index}, "blocks": []}
-        ledger.commit(window, entry, {shard.name: sha256(shard)}, [still_open])
+        ledger.commit(window.index, entry, {shard.name: sha256(shard)}, tensors_of([still_open]))
     return ledger
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from reprune.doors.devices import check_begun_on, slowness
-from reprune.doors.found import find_model, what_is_there
+from reprune.doors.found import find_model
 from reprune.doors.generation.selfmade import self_generated, unwritten
 from reprune.doors.given import Sources, made_recipe
 from reprune.doors.prepare import (
@@ -31,11 +31,13 @@ from reprune.doors.prepare import (
     settle_seqlen,
 )
 from reprune.doors.processes import check_model, check_ranks, check_versions, other_versions, ranks_or_alone
+from reprune.doors.status import what_is_there
 from reprune.engine.books import Books
 from reprune.engine.ledger import Ledger
+from reprune.engine.names import RECORD
 from reprune.engine.peak_memory import peak_memory_bytes
 from reprune.engine.record import full_record, versions
-from reprune.engine.result import RECORD, Result
+from reprune.engine.result import Result
 from reprune.engine.run import Methods, run_windows
 from reprune.engine.shared import Shared
 from reprune.engine.watcher import Watcher
@@ -281,7 +283,12 @@ def _unfinished(ledger: Ledger, out: str | os.PathLike[str]) -> dict[str, Any]:
             raise InputError(f"{out}: this run is finished; there is nothing to resume.")
         if said := what_is_there(local_path(out)):
             raise InputError(f"{out}: {said}.")
-    return ledger.job()
+    job = ledger.job()
+    try:
+        Recipe.model_validate(job["recipe"])
+    except ValueError as error:
+        raise ledger.damaged_job(str(error)) from None
+    return job
 
 
 def _finish(

@@ -1,15 +1,13 @@
-"""Finds the model that a user names, and says what a folder is that is none: of an unfinished run, or of a study."""
+"""Finds the model that a user names, and says of a folder that is none whether it is a run's or a study's."""
 
 from __future__ import annotations
 
 import os
-import shlex
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from reprune.doors.records.study import FILE as STUDY
-from reprune.engine.ledger import Ledger
+from reprune.doors.status import what_is_there
 from reprune.errors import InputError, of_type
 from reprune.files.local import local_path
 from reprune.model.locate import locate_model
@@ -40,15 +38,3 @@ def find_model(model: str | os.PathLike[str], *, notify: Callable[[str], None], 
         if said is None:
             raise
     raise InputError(f"{model}: {said}.")
-
-
-def what_is_there(folder: Path) -> str | None:
-    """What a folder without a result holds, and the way on; None where that is neither a run nor a study."""
-    if (ledger := Ledger(folder)).exists:
-        return ledger.way_on
-    if (folder / STUDY).is_file():
-        return (
-            f"holds a study: 'reprune report {shlex.quote(str(folder))}' shows it, and the 'reprune study' that began "
-            f"it goes on with it; the models of its cells, where --keep-models was given, are {folder / 'cells'}/NAME"
-        )
-    return None

@@ -16,7 +16,7 @@ from reprune.doors.formats import size
 from reprune.doors.memory import available_memory
 from reprune.engine.footprint import disk_bytes, least_memory_bytes
 from reprune.engine.ledger import Ledger
-from reprune.engine.result import RECORD
+from reprune.engine.names import RECORD
 from reprune.errors import InputError
 from reprune.math.ranks import ALONE, Ranks
 from reprune.model.block import Precision

@@ -1,15 +1,16 @@
-"""How far a run is, finished or not: what its folder says."""
+"""How far a run is, finished or not: what its folder says. Knows nothing of models, nor of PyTorch."""
 
 from __future__ import annotations
 
 import os
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from reprune.doors.found import what_is_there
+from reprune.doors.records.study import FILE as STUDY
 from reprune.engine.ledger import Ledger
-from reprune.engine.result import RECORD
+from reprune.engine.names import RECORD
 from reprune.errors import InputError
 from reprune.files.local import local_path
 from reprune.files.wellformed import read_json
@@ -46,6 +47,18 @@ def status(out: str | os.PathLike[str]) -> Status:
             raise damaged(folder, error) from None
     said = what_is_there(folder) or f"holds no run of reprune, neither finished ({RECORD}) nor unfinished"
     raise InputError(f"{out}: {said}.")
+
+
+def what_is_there(folder: Path) -> str | None:
+    """What a folder without a result holds, and the way on; None where that is neither a run nor a study."""
+    if (ledger := Ledger(folder)).exists:
+        return ledger.way_on
+    if (folder / STUDY).is_file():
+        return (
+            f"holds a study: 'reprune report {shlex.quote(str(folder))}' shows it, and the 'reprune study' that began "
+            f"it goes on with it; the models of its cells, where --keep-models was given, are {folder / 'cells'}/NAME"
+        )
+    return None
 
 
 def damaged(folder: Path, error: Exception) -> InputError:

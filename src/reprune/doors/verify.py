@@ -17,10 +17,10 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationErr
 from torch import Tensor, nn
 
 from reprune.doors.formats import sparsities
-from reprune.doors.found import what_is_there
+from reprune.doors.status import what_is_there
 from reprune.engine.ledger import Ledger
+from reprune.engine.names import RECORD
 from reprune.engine.probe import TOKENS, Probe, rms
-from reprune.engine.result import RECORD
 from reprune.errors import InputError, RepruneError, out_of_memory, short
 from reprune.files.durable import sha256
 from reprune.files.local import local_path

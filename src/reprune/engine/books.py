@@ -8,7 +8,8 @@ from typing import Any, final
 
 from torch import Tensor
 
-from reprune.engine.ledger import Ledger, open_blocks
+from reprune.engine.ledger import Ledger
+from reprune.engine.open_blocks import open_blocks, tensors_of
 from reprune.engine.result import Result
 from reprune.engine.window import PrunedBlock
 from reprune.math.ranks import Ranks
@@ -81,7 +82,7 @@ class Books:
     ) -> None:
         """Make a window finished; no rank goes on before it is."""
         if self.ranks.first:
-            self._ledger.commit(window, entry, written, still_open)
+            self._ledger.commit(window.index, entry, written, tensors_of(still_open))
         self.ranks.tell(window.index)
 
     def clear_streams(self) -> None:

@@ -25,22 +25,25 @@ import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, nullcontext, suppress
 from pathlib import Path
-from typing import Any, Self, final
+from typing import TYPE_CHECKING, Any, Self, final
 
-import torch
-from safetensors.torch import load_file
-from torch import Tensor
-
-from reprune.engine.window import PrunedBlock
+from reprune.engine.names import FOLDER
 from reprune.errors import InputError
-from reprune.files.durable import append_line, sha256, sync_folder, whole_lines, write_tensors, write_text
+from reprune.files.durable import (
+    append_line,
+    read_tensors,
+    sha256,
+    sync_folder,
+    whole_lines,
+    write_tensors,
+    write_text,
+)
 from reprune.files.lock import is_held, locked
 from reprune.files.sealed import seal, unseal
-from reprune.model.decoder import Decoder
-from reprune.planning.recipe import Recipe
-from reprune.planning.schedule import Window
 
-FOLDER = ".reprune"
+if TYPE_CHECKING:  # who asks how far a run is need not wait for PyTorch
+    from torch import Tensor
+
 ALLOCATION = "allocation.json"
 _STAGED = "staged"
 _JOB: dict[str, type] = dict.fromkeys(("recipe", "weights", "versions", "data", "sketch", "files"), dict)
@@ -143,12 +146,15 @@ class Ledger:
         try:
             job, _ = unseal((self.folder / "run.json").read_text(encoding="utf-8"), indent=2)
             _require(job, _JOB)
-            Recipe.model_validate(job["recipe"])
         except (FileNotFoundError, NotADirectoryError):
             raise InputError(f"{self.result}: holds no unfinished run of reprune.") from None
         except (OSError, ValueError, TypeError) as error:
-            raise _damaged(self.folder / "run.json", str(error)) from None
+            raise self.damaged_job(str(error)) from None
         return job
+
+    def damaged_job(self, why: str) -> InputError:
+        """What is said of a run whose job cannot be gone on with for this reason."""
+        return _damaged(self.folder / "run.json", why)
 
     def keep_allocation(self, shares: Sequence[float]) -> None:
         """Keep the sparsities of all blocks, durably."""
@@ -169,7 +175,7 @@ class Ledger:
         """The token ids of all samples, `calibration` and `heldout`."""
         path = self.folder / "samples.safetensors"
         _check(path, self.job()["files"][path.name])
-        return load_file(path)
+        return read_tensors(path)
 
     def lines(self) -> list[dict[str, Any]]:
         """The finished windows, in order. A line that a crash cut short is left out, as its window is not finished."""
@@ -217,18 +223,21 @@ class Ledger:
 
     def commit(
         self,
-        window: Window,
+        window: int,
         entry: Mapping[str, Any],
         written: Mapping[str, str],
-        still_open: Sequence[PrunedBlock],
+        still_open: Mapping[str, Tensor],
     ) -> None:
         """Make a window finished: its entry goes on record, and the blocks that the next window goes on with.
 
-        `written` has, by name in the result, the SHA-256 of its retired blocks' files, which are on disk.
+        Args:
+            window: its number.
+            written: by name in the result, the SHA-256 of its retired blocks' files, which are on disk.
+            still_open: what those blocks are made of.
         """
-        open_file = self._open_file(window.index)
+        open_file = self._open_file(window)
         if still_open:
-            write_tensors(open_file, _tensors_of(still_open))
+            write_tensors(open_file, still_open)
         path = self.folder / "ledger.jsonl"
         if path.exists():
             whole_lines(path)  # so that this line begins on one of its own
@@ -243,9 +252,9 @@ class Ledger:
         return self.folder / f"open-{window:05d}.safetensors"
 
     def open_tensors(self) -> dict[str, Tensor]:
-        """What the blocks are made of that the last finished window left open; see `open_blocks`."""
+        """What the blocks are made of that the last finished window left open."""
         path = self._open_file(len(self.lines()) - 1)
-        return load_file(path) if path.exists() else {}
+        return read_tensors(path) if path.exists() else {}
 
     def clear(self) -> None:
         """Remove the working folder of a finished run; without run.json, which goes first, it is one no more.
@@ -261,39 +270,6 @@ class Ledger:
 def _staged_by(lines: Sequence[Mapping[str, Any]]) -> Mapping[str, str]:
     """The files that the last line speaks of, if they were staged."""
     return lines[-1]["files"] if lines and lines[-1]["window"].get("distilled") else {}
-
-
-def _tensors_of(blocks: Sequence[PrunedBlock]) -> dict[str, Tensor]:
-    tensors: dict[str, Tensor] = {}
-    for pruned in blocks:
-        for name, tensor in pruned.block.module.state_dict().items():
-            tensors[f"{pruned.index}/weight/{name}"] = tensor
-        for name, mask in pruned.masks.items():
-            tensors[f"{pruned.index}/mask/{name}"] = mask
-        for name, tokens in pruned.tokens.items():
-            tensors[f"{pruned.index}/tokens/{name}"] = torch.tensor(tokens)
-    return tensors
-
-
-def open_blocks(tensors: Mapping[str, Tensor], decoder: Decoder) -> list[PrunedBlock]:
-    """Blocks that a window left open, as they were in memory, of what `Ledger.open_tensors` gives."""
-    blocks = []
-    for index in sorted({int(name.split("/", 1)[0]) for name in tensors}):
-        pruned = PrunedBlock(decoder.load(index))
-        state = pruned.block.module.state_dict()
-        for key, tensor in tensors.items():
-            number, kind, name = key.split("/", 2)
-            if int(number) != index:
-                continue
-            if kind == "mask":
-                pruned.masks[name] = tensor.to(decoder.device)
-            elif kind == "tokens":
-                pruned.tokens[name] = int(tensor)
-            else:
-                with torch.no_grad():
-                    state[name].copy_(tensor)
-        blocks.append(pruned)
-    return blocks
 
 
 def _require(content: Mapping[str, Any], kinds: Mapping[str, type]) -> None:

@@ -15,20 +15,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any, final
 
-from safetensors.torch import load_file
 from torch import Tensor
 
+from reprune.engine.names import INDEX, RECIPE, RECORD
 from reprune.errors import InputError
-from reprune.files.durable import sha256, write_durably, write_tensors, write_text
+from reprune.files.durable import read_tensors, sha256, write_durably, write_tensors, write_text
 from reprune.files.readable import is_readable
 from reprune.files.wellformed import read_json
 from reprune.model.checkpoint import NAMES_WEIGHTS
 from reprune.model.decoder import Decoder
 from reprune.model.locate import BESIDE, LOADED
 
-RECORD = "reprune.json"
-RECIPE = "recipe.yaml"
-INDEX = "model.safetensors.index.json"  # written last: a folder with it holds a whole model
 _COPIED = (*BESIDE, "LICENSE*", "NOTICE*", "USE_POLICY*", "*TERMS*")
 _OF_A_TRAINER = ("trainer_state.json", "*_results.json")  # on the dense model: what it measured, and its paths
 _NOT_COPIED = ("*.index.*json", RECORD, *_OF_A_TRAINER)
@@ -75,7 +72,7 @@ class Result:
     def read_block(self, index: int) -> dict[str, Tensor]:
         """The tensors of a block that was written before."""
         try:
-            return load_file(self._shard(index))
+            return read_tensors(self._shard(index))
         except Exception as error:
             raise InputError(f"{self._shard(index)}: cannot be read ({error}); start the run again.") from None
 

@@ -88,6 +88,13 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     write_durably(path, lambda temporary: _save(ready, temporary), size)
 
 
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a safetensors file, on the CPU."""
+    from safetensors.torch import load_file
+
+    return load_file(path)
+
+
 def _save(tensors: dict[str, Tensor], temporary: Path) -> None:
     """Write tensors in a folder beside `temporary`, which the next write empties, and as readable as other files.
 

@@ -207,7 +207,7 @@ def resume(
 def status(directory: Annotated[Path, typer.Argument(metavar="DIR", help="The folder of a run.")]) -> None:
     """Show how far a run is."""
     with exit_codes():
-        from reprune.doors.command.views import show_status
+        from reprune.doors.command.views_status import show_status
         from reprune.doors.status import status as status_of
 
         show_status(status_of(directory), directory)

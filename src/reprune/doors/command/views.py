@@ -1,8 +1,7 @@
-"""Shows what a command returns: a result, a status, a plan. Decides nothing."""
+"""Shows what a command returns: a result, a check, a plan. Decides nothing."""
 
 from __future__ import annotations
 
-import shlex
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,7 +12,6 @@ from reprune.doors.planned import Plan
 from reprune.doors.prepare import said_lacking
 from reprune.doors.rates import said_of_rate
 from reprune.doors.records.run import DOMINANT
-from reprune.doors.status import Status, damaged
 from reprune.doors.verify import Check
 from reprune.planning.schedule import ranges
 
@@ -83,38 +81,6 @@ def show_check(check: Check) -> None:
         output.print(f"          {problem}", style="red")
     if (more := len(check.problems) - _PROBLEMS) > 0:
         output.print(f"          and {more} more", style="red")
-
-
-def show_status(status: Status, out: Path) -> None:
-    """How far a run is; raises `InputError` where its record is not whole."""
-    output = console()
-    try:
-        lines = list(_status(status))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise damaged(out, error) from None
-    output.print(f"{out}: {lines[0]}")
-    for line in lines[1:]:
-        output.print(line)
-    way_on = "running" if status.running else f"unfinished; go on with: reprune resume {shlex.quote(str(out))}"
-    output.print("finished" if status.finished else way_on)
-
-
-def _status(status: Status) -> Iterator[str]:
-    recipe = status.recipe
-    yield f"{recipe['model']}, {recipe['pruner']['name']} {sparsities(recipe)}, {recipe['reconstruct']}"
-    yield f"{status.windows_done} of {status.windows} windows finished"
-    if status.last is not None and status.last.get("distilled"):
-        change = status.last["heldout_divergence"]
-        yield (
-            f"last: blocks {status.last['blocks']}, distilled: held-out divergence {nats(change['before'])} > "
-            f"{nats(change['after'])}"
-        )
-    elif status.last is not None:
-        yield (
-            f"last: blocks {status.last['blocks']}, relative error calibration "
-            f"{percent(status.last['relative_calibration_error']['after'])}, held-out "
-            f"{percent(status.last['relative_heldout_error']['after'])}"
-        )
 
 
 def show_plan(plan: Plan) -> None:

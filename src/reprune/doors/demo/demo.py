@@ -22,8 +22,8 @@ from reprune.doors.evaluation.protocols import describe
 from reprune.doors.formats import clock, console, percent, size, table
 from reprune.doors.progress import counting, watching
 from reprune.doors.report.write import NAME
-from reprune.engine.ledger import FOLDER, Ledger
-from reprune.engine.result import INDEX, RECIPE, RECORD
+from reprune.engine.ledger import Ledger
+from reprune.engine.names import FOLDER, INDEX, RECIPE, RECORD
 from reprune.errors import InputError
 from reprune.files.wellformed import read_json
 from reprune.model.checkpoint import Checkpoint

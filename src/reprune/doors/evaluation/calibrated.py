@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from reprune.doors.evaluation.protocols import CutText
-from reprune.engine.result import RECORD
+from reprune.engine.names import RECORD
 from reprune.files.wellformed import read_json
 from reprune.planning.overlap import overlap
 

@@ -11,10 +11,10 @@ from pydantic import ValidationError
 from reprune.doors.records.run import Run, fault
 from reprune.doors.records.study import FILE as STUDY
 from reprune.doors.records.study import Study
+from reprune.engine.ledger import Ledger
+from reprune.engine.names import RECORD
 from reprune.errors import InputError
 from reprune.files.wellformed import read_json
-
-RUN = "reprune.json"
 
 
 def read_records(folder: Path) -> Run | Study:
@@ -27,14 +27,12 @@ def read_records(folder: Path) -> Run | Study:
         raise InputError(f"{folder} is not a folder; give the folder that `reprune prune` or `reprune study` wrote")
     if (folder / STUDY).is_file():
         return _read(folder / STUDY, Study)
-    if (folder / RUN).is_file():
-        return _read(folder / RUN, Run)
-    if (folder / ".reprune" / "run.json").is_file():
-        from reprune.engine.ledger import Ledger  # loads Transformers, which a report does without
-
-        raise InputError(f"{folder}: {Ledger(folder).way_on}, then make the report.")
+    if (folder / RECORD).is_file():
+        return _read(folder / RECORD, Run)
+    if (ledger := Ledger(folder)).exists:
+        raise InputError(f"{folder}: {ledger.way_on}, then make the report.")
     raise InputError(
-        f"{folder} holds neither {RUN} nor {STUDY}; give the folder that `reprune prune` or `reprune study` wrote"
+        f"{folder} holds neither {RECORD} nor {STUDY}; give the folder that `reprune prune` or `reprune study` wrote"
     )
 
 

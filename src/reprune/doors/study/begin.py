@@ -12,8 +12,8 @@ from reprune.doors.study.grid import Cell, common
 from reprune.doors.study.measures import Bench, Measures, Text
 from reprune.doors.study.record import FORMAT, KIND, StudyFolder, StudyRecord, differences, extend, read_study
 from reprune.doors.study.watcher import NotesOfRun, StudyWatcher
+from reprune.engine.names import RECORD
 from reprune.engine.record import machine, versions
-from reprune.engine.result import RECORD
 from reprune.errors import InputError
 from reprune.files.local import local_path
 from reprune.files.unchanged import Unchanged

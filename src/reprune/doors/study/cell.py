@@ -22,7 +22,7 @@ from reprune.doors.study.measures import Bench, Progress, Text
 from reprune.doors.study.record import CellRecord
 from reprune.doors.study.watcher import StudyWatcher
 from reprune.engine.ledger import Ledger
-from reprune.engine.result import INDEX, RECIPE, RECORD
+from reprune.engine.names import INDEX, RECIPE, RECORD
 from reprune.engine.shared import Shared
 from reprune.engine.watcher import Watcher
 from reprune.errors import InputError, RepruneError, is_expected

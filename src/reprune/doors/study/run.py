@@ -41,7 +41,7 @@ from reprune.doors.study.measures import Measures
 from reprune.doors.study.needs import Needs, all_needs
 from reprune.doors.study.record import CellRecord, StudyFolder, StudyRecord, cell_of
 from reprune.doors.study.watcher import StudyWatcher
-from reprune.engine.result import INDEX, RECIPE
+from reprune.engine.names import INDEX, RECIPE
 from reprune.errors import InputError, going_on
 from reprune.files.local import local_path
 from reprune.model.undisturbed import undisturbed

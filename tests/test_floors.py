@@ -194,7 +194,7 @@ def test_how_far_a_run_is_is_told_without_waiting_for_pytorch(tmp_path: Path) ->
     """It is asked again and again, on a machine that the run itself keeps busy."""
     recipe = {"model": "m", "pruner": {"name": "wanda"}, "sparsity": "0.5", "reconstruct": "LR"}
     error = {"after": 0.25}
-    window = {"blocks": [0], "relative_calibration_error": error, "relative_heldout_error": error}
+    window = {"blocks": [0], "loss": "squared", "relative_calibration_error": error, "relative_heldout_error": error}
     (tmp_path / "reprune.json").write_text(json.dumps({"recipe": recipe, "windows": [window]}))
     code = (
         "import sys; from reprune.doors.command.cli import main\ntry: main(['status', {!r}])\nexcept SystemExit: pass"

@@ -35,8 +35,9 @@ def _status(status: Status) -> Iterator[str]:
             f"{nats(change['after'])}"
         )
     elif status.last is not None:
+        measure = "standardized" if status.last["loss"] == "standardized" else "relative"
         yield (
-            f"last: blocks {status.last['blocks']}, relative error calibration "
+            f"last: blocks {status.last['blocks']}, {measure} error calibration "
             f"{percent(status.last['relative_calibration_error']['after'])}, held-out "
             f"{percent(status.last['relative_heldout_error']['after'])}"
         )

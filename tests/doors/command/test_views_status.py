@@ -1,0 +1,28 @@
+"""How far a run is, is said with the measure of its errors, and the way on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from reprune.doors.command.views_status import show_status
+from reprune.doors.status import Status
+
+_RECIPE = {"model": "m", "pruner": {"name": "wanda"}, "sparsity": "0.5", "reconstruct": "auto"}
+
+
+@pytest.mark.parametrize(("loss", "measure"), [("standardized", "standardized"), ("squared", "relative")])
+def test_errors_are_said_to_be_of_the_measure_that_they_are_in(
+    loss: str, measure: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    window: dict[str, Any] = {"blocks": [1, 2], "loss": loss}
+    window |= {"relative_calibration_error": {"after": 0.25}, "relative_heldout_error": {"after": 0.5}}
+    show_status(Status(False, 3, 2, _RECIPE, window), Path("out"))
+    assert capfd.readouterr().out.splitlines() == [
+        "out: m, wanda 0.5, auto",
+        "2 of 3 windows finished",
+        f"last: blocks [1, 2], {measure} error calibration 25.0 %, held-out 50.0 %",
+        "unfinished; go on with: reprune resume out",
+    ]

@@ -29,7 +29,7 @@ class _Model:
 
     def __init__(self, limit: int | None, blocks: int) -> None:
         self.blocks = blocks
-        self.skeleton = SimpleNamespace(max_positions=limit)
+        self.skeleton = SimpleNamespace(max_positions=limit, running=list(range(blocks)))
         self.asked = 0
 
     def __len__(self) -> int:
@@ -72,6 +72,13 @@ def test_as_many_blocks_are_distilled_as_there_are_and_then_predict(blocks: int,
     recipe = _recipe(distill={"blocks": blocks})
     assert _refused(lambda: prepare.check_distillation(recipe, model)) == refused
     assert model.asked == asked
+
+
+@pytest.mark.parametrize(("blocks", "refused"), [(0, False), (1, True), (2, False), (3, False)])
+def test_of_the_blocks_that_are_distilled_text_passes_through_one(blocks: int, refused: bool) -> None:
+    model = _model()
+    model.skeleton.running = [0, 1]
+    assert _refused(lambda: prepare.check_distillation(_recipe(distill={"blocks": blocks}), model)) == refused
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from reprune.model import locate
 from reprune.model.locate import at_commit, locate_again, locate_model
 from reprune.model.snapshots import hub_commit
 from tests import tiny
-from tests.model.test_locate import LLAMA
+from tests.model.test_locate_names import LLAMA
 
 SHA = "0123456789abcdef0123456789abcdef01234567"
 OTHER = "89abcdef" * 5

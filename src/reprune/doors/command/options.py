@@ -16,6 +16,7 @@ import typer
 
 from reprune.doors.command.interrupts import heed_interrupts, heed_no_more
 from reprune.doors.printable import complain, unread
+from reprune.engine.names import FOLDER
 from reprune.errors import InputError, RepruneError, lacks_temporary_folder, out_of_memory
 
 Model = Annotated[
@@ -131,7 +132,7 @@ def _hint(way_on: Callable[[], str]) -> str:
 
 
 def _resume(run: Path | None) -> str:
-    if run is not None and (run / ".reprune" / "run.json").exists():
+    if run is not None and (run / FOLDER / "run.json").exists():
         return f"; finished windows are kept, go on with: reprune resume {shlex.quote(str(run))}"
     return ""
 

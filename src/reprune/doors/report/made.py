@@ -11,6 +11,7 @@ from reprune.doors.records.run import Data, Origin, Run
 from reprune.doors.records.study import Study
 from reprune.doors.report.page import Code, Section, Table
 from reprune.doors.report.text import listed
+from reprune.engine.names import RECIPE
 from reprune.files.yaml_text import write_yaml
 
 
@@ -25,7 +26,7 @@ def processes_of(run: Run) -> list[tuple[str, str]]:
 def run_made(run: Run) -> Section:
     """Recipe, versions, data and commands of a run."""
     recipe = {name: value for name, value in run.recipe.items() if name != "model"}
-    again = _command("prune", run.model.again, "--recipe", "recipe.yaml", "--out", "again", processes=run.ranks)
+    again = _command("prune", run.model.again, "--recipe", RECIPE, "--out", "again", processes=run.ranks)
     return Section(
         "made",
         "How it was made",
@@ -43,7 +44,7 @@ def run_made(run: Run) -> Section:
         tables=_sources([("", run.data)]),
         codes=(
             Code("Make it again", f"{again}\nreprune report again"),
-            Code("recipe.yaml", _yaml({"model": run.model.name, **recipe})),
+            Code(RECIPE, _yaml({"model": run.model.name, **recipe})),
         ),
     )
 

@@ -61,7 +61,9 @@ def what_is_there(folder: Path) -> str | None:
     return None
 
 
-def damaged(folder: Path, error: Exception) -> InputError:
-    """What is said of a folder whose record cannot be read for this reason."""
+def damaged(folder: Path, error: Exception, finished: bool = True) -> InputError:
+    """What is said of a folder whose record, or of an unfinished run its job, cannot be read for this reason."""
     said = f"it holds no {error}" if isinstance(error, KeyError) else str(error)
+    if not finished:
+        return Ledger(folder).damaged_job(said)
     return InputError(f"{folder / RECORD}: damaged ({said:.100}); the model beside it may still load.")

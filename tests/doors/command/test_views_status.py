@@ -9,6 +9,7 @@ import pytest
 
 from reprune.doors.command.views_status import show_status
 from reprune.doors.status import Status
+from reprune.errors import InputError
 
 _RECIPE = {"model": "m", "pruner": {"name": "wanda"}, "sparsity": "0.5", "reconstruct": "auto"}
 
@@ -26,3 +27,9 @@ def test_errors_are_said_to_be_of_the_measure_that_they_are_in(
         f"last: blocks [1, 2], {measure} error calibration 25.0 %, held-out 50.0 %",
         "unfinished; go on with: reprune resume out",
     ]
+
+
+@pytest.mark.parametrize(("finished", "file"), [(True, r"reprune\.json"), (False, r"run\.json")])
+def test_of_what_has_no_whole_recipe_the_file_that_holds_it_is_named(finished: bool, file: str) -> None:
+    with pytest.raises(InputError, match=rf"out/.*{file}: damaged \(it holds no 'pruner'\); "):
+        show_status(Status(finished, 3, 2, {"model": "m"}, None), Path("out"))

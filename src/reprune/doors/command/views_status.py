@@ -16,7 +16,7 @@ def show_status(status: Status, out: Path) -> None:
     try:
         lines = list(_status(status))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise damaged(out, error) from None
+        raise damaged(out, error, status.finished) from None
     output.print(f"{out}: {lines[0]}")
     for line in lines[1:]:
         output.print(line)

@@ -23,7 +23,7 @@ TEXTBOOK = Path(__file__).with_name("textbook.py")
 
 def textbook(model: Path, out: Path, rung: str, flags: Mapping[str, Any]) -> dict[str, Any]:
     """Run the textbook procedure in a process of its own; returns its record."""
-    command = [sys.executable, str(TEXTBOOK), str(model), "--out", str(out), "--rung", rung, *_words(flags)]
+    command = [sys.executable, str(TEXTBOOK), str(model), "--out", str(out), "--rung", rung, *words(flags)]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     record: dict[str, Any] = json.loads((out / "textbook.json").read_text(encoding="utf-8"))
     return record
@@ -32,15 +32,13 @@ def textbook(model: Path, out: Path, rung: str, flags: Mapping[str, Any]) -> dic
 def prune(model: Path, out: Path, flags: Mapping[str, Any], settings: Sequence[str] = ()) -> dict[str, Any]:
     """Run `reprune prune` into a folder that is emptied before; returns its record."""
     shutil.rmtree(out, ignore_errors=True)
-    words = _words(flags) + [word for setting in settings for word in ("--set", setting)]
-    subprocess.run(
-        [sys.executable, "-m", "reprune", "prune", str(model), "--out", str(out), "--quiet", *words], check=True
-    )
+    command = [sys.executable, "-m", "reprune", "prune", str(model), "--out", str(out), "--quiet", *words(flags)]
+    subprocess.run(command + [word for setting in settings for word in ("--set", setting)], check=True)
     record: dict[str, Any] = json.loads((out / "reprune.json").read_text(encoding="utf-8"))
     return record
 
 
-def _words(flags: Mapping[str, Any]) -> list[str]:
+def words(flags: Mapping[str, Any]) -> list[str]:
     """Flags as a command line has them."""
     return [word for name, value in flags.items() for word in (f"--{name}", str(value))]
 

@@ -44,7 +44,13 @@ from tests.prose import write_as_if_prose
 
 ROOT = Path(__file__).parent.parent
 PAGES = (
-    *("docs/pruning.md", "docs/checking.md", "docs/using.md", "docs/recipe.md", "docs/generation.md", "docs/study.md"),
+    "docs/pruning.md",
+    "docs/coming.md",
+    "docs/checking.md",
+    "docs/using.md",
+    "docs/recipe.md",
+    "docs/generation.md",
+    "docs/study.md",
     "docs/adding.md",
     "docs/extending.md",
     "docs/distributed.md",

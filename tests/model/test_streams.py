@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from reprune.model.streams import StreamStore
@@ -57,15 +58,17 @@ def test_states_are_held_in_float32_and_without_gradients(memory: int, tmp_path:
 
 
 class _Operations(TorchDispatchMode):
-    """Their names, in their order."""
+    """Their names, in their order, and what each was given by keyword."""
 
     def __init__(self) -> None:
         super().__init__()
         self.names: list[str] = []
+        self.keywords: list[dict[str, Any]] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         del types
         self.names.append(func.overloadpacket.__name__)
+        self.keywords.append(kwargs or {})
         return func(*args, **(kwargs or {}))
 
 
@@ -77,14 +80,15 @@ def test_states_of_another_kind_are_copied_once(memory: int, tmp_path: Path) -> 
     assert [name for name in operations.names if "copy" in name] == ["copy_"]
 
 
-@places
-def test_what_a_gpu_reads_by_number_is_not_gathered_by_the_host(memory: int, tmp_path: Path) -> None:
-    stream = StreamStore(memory, tmp_path).new(_SHAPE)
-    with _Operations() as operations:
-        found = stream.read(torch.tensor([4, 0, 2]), torch.device("meta"))  # of no values, but not the CPU
-    assert (found.shape, found.dtype, found.device.type) == ((3, 3, 4), torch.float32, "meta")
-    assert "index" not in operations.names
-    assert operations.names.count("copy_") == 3
+def test_what_a_gpu_reads_by_number_is_sent_from_pinned_memory_without_waiting(tmp_path: Path) -> None:
+    stream = StreamStore(_BYTES, tmp_path).new(_SHAPE)
+    with FakeTensorMode(allow_non_fake_inputs=True), _Operations() as operations:
+        found = stream.read(torch.tensor([4, 0, 2]), torch.device("cuda:0"))
+    assert (found.shape, found.dtype, found.device.type) == ((3, 3, 4), torch.float32, "cuda")
+    pinned, sent = (operations.keywords[operations.names.index(name)] for name in ("empty", "_to_copy"))
+    assert pinned["pin_memory"]
+    assert sent["non_blocking"]
+    assert operations.names.count("index_select") == 1  # not first into memory of its own
 
 
 @places

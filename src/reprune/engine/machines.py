@@ -1,8 +1,8 @@
 """Machines that a run can be forecast for without being there: what their makers say, and a share of it.
 
 Matrix products of the sizes of blocks reach about half of a GPU's peak, and what only moves bytes about two thirds of
-its bandwidth; states cross from the host at about half of the link's rate, from pageable memory. These shares are
-estimates: no run on these machines has been held against them yet.
+its bandwidth; states cross from the host at about half of the link's rate, and are counted as if nothing were computed
+meanwhile. These shares are estimates: no run on these machines has been held against them yet.
 """
 
 from __future__ import annotations

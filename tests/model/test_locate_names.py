@@ -99,7 +99,9 @@ def test_the_id_in_a_url_of_the_hub_or_of_what_is_asked_in_its_place_is_told(
         locate_model(url)
 
 
-@pytest.mark.parametrize("url", ["https://huggingface.co/gpt-2", "https://huggingface.co/gpt-2/tree/main"])
+@pytest.mark.parametrize(
+    "url", ["https://huggingface.co/gpt-2", "https://huggingface.co/gpt-2/tree/main", "hf.co/gpt-2", "hf.co/gpt-2@main"]
+)
 def test_the_id_in_a_url_may_have_no_owner(url: str) -> None:
     with pytest.raises(InputError, match=r"no such folder; .* give its id alone: gpt-2$"):
         locate_model(url)
@@ -119,6 +121,17 @@ def test_the_id_in_a_url_may_have_no_owner(url: str) -> None:
 def test_of_a_url_of_anything_else_no_id_is_told(url: str) -> None:
     with pytest.raises(InputError, match=r"no such folder; expected a model folder, a Hub id or a \.gguf file\.$"):
         locate_model(url)
+
+
+@pytest.mark.parametrize("endpoint", ["", "mirror.example"])
+def test_urls_and_paths_are_told_apart_whatever_is_asked_in_the_hubs_place(
+    endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", endpoint)
+    with pytest.raises(InputError, match=r"no such folder; .* give its id alone: a-b/c\.1$"):
+        locate_model("https://huggingface.co/a-b/c.1")
+    with pytest.raises(InputError, match=r"no such folder; expected a model folder, a Hub id or a \.gguf file\.$"):
+        locate_model(f"{tmp_path}/none")
 
 
 def test_a_name_that_no_file_can_have_is_refused() -> None:

@@ -87,8 +87,8 @@ def locate_model(model: str, *, notify: Notify = lambda said: None, weights: boo
         raise InputError(
             f"{model}: no such folder; {identifier} is on this machine, and only a Hub id takes a revision after the @."
         )
-    if _looks_like_path(identifier):
-        found = _URL.match(_of_hub(model))
+    found = _URL.match(_of_hub(model))
+    if found or _looks_like_path(identifier):
         meant = f" Of a model of the Hub give its id alone: {found[1]}" if found else ""
         raise InputError(f"{model}: no such folder; expected a model folder, a Hub id or a .gguf file.{meant}")
     if at and not revision:
@@ -158,7 +158,10 @@ def _of_hub(url: str) -> str:
     """A URL of what is asked in place of the Hub (HF_ENDPOINT), as the Hub has it."""
     from huggingface_hub import constants
 
-    return url.replace(f"{constants.ENDPOINT}/", "https://huggingface.co/", 1)
+    mirror = f"{constants.ENDPOINT}/"
+    if "://" not in mirror or not url.startswith(mirror):  # the former is refused once it is to be asked
+        return url
+    return f"https://huggingface.co/{url.removeprefix(mirror)}"
 
 
 def _check_folder(

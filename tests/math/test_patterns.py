@@ -234,7 +234,11 @@ def test_looking_at_a_sample_first_changes_nothing(scores: list[float], fraction
         patch.setattr(patterns, "_LONG", 8)
         patch.setattr(patterns, "_SAMPLE", 4)
         kept = Unstructured(fraction).keep(row, "matrix")
-    assert kept[0].tolist() == _kept_by_sorting(row[0].tolist(), round(fraction * row.numel()))
+        of_rows = Unstructured(fraction).keep(torch.cat([row.flip(1), row]), "row")
+    values, pruned = row[0].tolist(), round(fraction * row.numel())
+    expected = [_kept_by_sorting(one, pruned) for one in (values[::-1], values)]
+    assert kept.tolist() == expected[1:]
+    assert of_rows.tolist() == expected, "of several rows each has its own"
 
 
 @pytest.mark.parametrize("fraction", [0.001, 0.5, 0.999])

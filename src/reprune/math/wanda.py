@@ -26,6 +26,6 @@ class Wanda(Pruner[SquaredNorms]):
     def _prune(self, weights: Sequence[Tensor], statistics: SquaredNorms, pattern: Pattern) -> list[Pruned]:
         if not all_finite(statistics.sums):
             raise NumericalError("the inputs of this group hold NaN or infinite values, so Wanda cannot score it")
-        norms = (statistics.sums / max(statistics.tokens, 1)).sqrt()  # (columns,); the scale does not matter
+        norms = statistics.sums.sqrt()  # (columns,)
         masks = [pattern.keep(weight.abs() * norms, "row") for weight in weights]
         return [Pruned(mask_weights_(weight.clone(), mask), mask) for weight, mask in zip(weights, masks, strict=True)]

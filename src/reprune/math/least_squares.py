@@ -111,9 +111,8 @@ def solve(G: Tensor, right: Tensor, W: Tensor, prior: Tensor, mask: Tensor, ridg
     inverse = 1.0 / (G.diagonal() + ridge).clamp_min(torch.finfo(W.dtype).tiny)  # (columns,)
     residual = (right + ridge * prior - W @ G - ridge * W) * kept
     W = W.clone()
-    scaled = residual * inverse
-    direction = scaled.clone()
-    power = (residual * scaled).sum(dim=1, keepdim=True)  # (rows, 1)
+    direction = residual * inverse
+    power = (residual * direction).sum(dim=1, keepdim=True)  # (rows, 1)
     enough = power * torch.finfo(W.dtype).eps ** 2
     for _ in range(iterations):
         if bool((power <= enough).all()):

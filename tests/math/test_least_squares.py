@@ -109,6 +109,14 @@ def test_each_iteration_lowers_what_is_minimized() -> None:
     assert found[0] > found[-1]
 
 
+def test_inputs_that_have_nothing_in_common_are_solved_by_one_iteration_whatever_their_sizes() -> None:
+    """What Jacobi's preconditioner is for: of such a system it is the inverse."""
+    diagonal, right, mask = torch.logspace(-2, 2, _COLUMNS), _random(3, _COLUMNS), _random(3, _COLUMNS, seed=1) > 0
+    prior, ridge = _random(3, _COLUMNS, seed=2) * mask, 0.5
+    W = solve(diagonal.diag(), right, prior, prior, mask, ridge, 1)
+    torch.testing.assert_close(W, (right + ridge * prior) / (diagonal + ridge) * mask)
+
+
 def test_the_ridge_is_the_one_whose_fit_heldout_inputs_like_best() -> None:
     """Few noisy tokens: a small ridge fits them best and anything else worst."""
     X, Z = _inputs(14, seed=21, noise=1.0)

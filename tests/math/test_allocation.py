@@ -115,8 +115,9 @@ def test_by_error_levels_as_near_as_numbers_are_leave_all_at_the_whole(spread: f
     assert by_error(curves, [10, 20], 0.5) == pytest.approx([0.5, 0.5], abs=1e-5)
 
 
-def test_by_error_the_first_weights_go_where_they_cost_least() -> None:
-    costly, cheap = [(0.5, 0.1), (0.7, 0.4)], [(0.5, 0.1), (0.7, 0.11)]
+@pytest.mark.parametrize("error", [0.1, 0.9])
+def test_by_error_the_first_weights_go_where_they_cost_least_however_large_the_error_is_there(error: float) -> None:
+    costly, cheap = [(0.5, 0.1), (0.7, 0.4)], [(0.5, error), (0.7, error + 0.01)]
     found = by_error([costly, costly, cheap], [5, 5, 5], 0.5 + STEP / 3)
     assert found == pytest.approx([0.5, 0.5, 0.5 + STEP], abs=2e-6)
 

@@ -45,16 +45,20 @@ def test_it_is_the_standard_deviation_over_all_tokens(batch: int) -> None:
     assert torch.allclose(_scale(targets, batch), wanted, rtol=1e-5)
 
 
-def test_it_is_over_the_tokens_of_all_processes() -> None:
+@pytest.mark.parametrize("own", [2, 0])
+def test_it_is_over_the_tokens_of_all_processes(own: int) -> None:
+    """Also where this one has seen none."""
+
     class Two(Alone):
         def sum_(self, tensors: Sequence[Tensor]) -> None:
             for tensor in tensors:  # counts, sums, sums of squares of what the other has seen
-                rows = targets[2:].flatten(0, 1).double()
+                rows = targets[own:].flatten(0, 1).double()
                 tensor += torch.stack([torch.full_like(rows[0], len(rows)), rows.sum(dim=0), rows.square().sum(dim=0)])
 
     targets = _states()
     part = FeatureSums()
-    part.update(targets[:2])
+    for some in targets[:own]:
+        part.update(some[None])
     found, whole = part.statistics(targets.shape[-1], _CPU, Two()), _statistics(targets)
     torch.testing.assert_close(found.scale, whole.scale)
     assert found.power == pytest.approx(whole.power)

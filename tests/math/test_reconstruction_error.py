@@ -51,6 +51,13 @@ def test_sums_do_not_lose_small_batches_after_large_ones() -> None:
     assert meter.error().normalized == pytest.approx((1e10 + 1000) / 1001, rel=1e-12)
 
 
+def test_sums_do_not_lose_small_numbers_beside_large_ones() -> None:
+    """2^24 + 1 is no float32."""
+    meter = ErrorMeter(torch.ones(2))
+    meter.update(torch.zeros(1, 1, 2), torch.tensor([[[4096.0, 1.0]]]))
+    assert meter.error() == Error((2**24 + 1) / 2, 1.0, (2**24 + 1) / 2)
+
+
 def test_low_precision_is_compared_in_float32() -> None:
     """Of bfloat16's eight bits 129 takes all, and its square, or half of it, more."""
     outputs, targets = (torch.full((1, 64, 64), value, dtype=torch.bfloat16) for value in (129.0, -0.5))

@@ -52,6 +52,11 @@ def test_the_norms_of_batches_are_those_of_the_whole(batch: int) -> None:
     assert norms.tokens == 35
 
 
+@pytest.mark.parametrize("kind", [Statistics, SquaredNorms, Gram])
+def test_the_bytes_that_are_told_beforehand_are_those_that_sums_take(kind: type[Statistics]) -> None:
+    assert kind.size(300) == sum(sums.nbytes for sums in kind(300, _CPU)._sums_of())
+
+
 class _Two(Alone):
     """This process and another, whose tokens and sums these are."""
 

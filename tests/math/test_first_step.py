@@ -34,9 +34,10 @@ def _bowl(parameter: nn.Parameter, center: float = 0.0) -> Error:
         (math.nan, SHORTEST),
     ],
 )
-def test_the_longest_step_that_is_taken_well_stays(step: float, scale: float) -> None:
-    origin = torch.tensor([1.0])
-    parameter = nn.Parameter(origin + step)
+@pytest.mark.parametrize("size", [1.0, 8.0])
+def test_the_longest_step_that_is_taken_well_stays(step: float, scale: float, size: float) -> None:
+    origin = torch.tensor([size])
+    parameter = nn.Parameter(origin + size * step)
     looks: list[float] = []
 
     def heldout() -> Error:
@@ -45,7 +46,7 @@ def test_the_longest_step_that_is_taken_well_stays(step: float, scale: float) ->
 
     assert shorten_([parameter], [origin], _bowl(nn.Parameter(origin)), heldout) == scale
     if math.isfinite(step):
-        assert float(parameter.detach()) == pytest.approx(1.0 + scale * step)
+        assert float(parameter.detach()) == pytest.approx(size * (1.0 + scale * step))
     assert len(looks) == min(int(-math.log2(scale)) + 1, 6)
     assert TOLERANCE == 1.1
 

@@ -215,6 +215,27 @@ def test_a_value_that_does_not_fit_is_refused_by_its_place(setting: str, place: 
         resolve_recipe("model", settings=[setting])
 
 
+@pytest.mark.parametrize(
+    "setting",
+    [
+        *("samples=1", f"samples={2**63 - 1}", "seqlen=2", "seed=0", f"seed={2**63 - 1}"),
+        *("pruner.block_size=1", "pruner.min_tokens=0", "schedule.size=1", "schedule.stride=1", "distill.blocks=0"),
+        *("solver.epochs=1", "solver.batch_size=1", "solver.micro_batch_size=1", "solver.micro_batch_size=8"),
+        *("solver.rank=1", "solver.patience=1", "solver.betas=[0, 0]", "solver.teacher_forcing=0"),
+        *("solver.teacher_forcing=1", "distill.epochs=1", "allocation.spread=0.499", "allocation.outlier=1.001"),
+        *("self_generate.samples=0", "self_generate.length=6", "self_generate.top_p=0.999", "self_generate.top_k=1"),
+        *("self_generate.batch_size=1", f"self_generate.batch_size={2**31 - 1}"),
+    ],
+)
+def test_the_least_and_the_most_that_a_setting_may_be_are_taken(setting: str) -> None:
+    key, value = setting.split("=")
+    made: Any = resolve_recipe("model", settings=[setting])
+    for part in key.split("."):
+        made = getattr(made, part)
+    expected = yaml.safe_load(value)
+    assert made == (tuple(expected) if isinstance(expected, list) else expected)
+
+
 def test_a_language_is_taken_as_it_is_where_none_can_be_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)  # as where a record of elsewhere is read
     assert resolve_recipe("model", settings=["self_generate.language=xx"]).self_generate.language == "xx"

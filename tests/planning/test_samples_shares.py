@@ -87,6 +87,14 @@ def test_one_text_in_two_files_is_refused(with_bos: PreTrainedTokenizerBase, tmp
             draw_samples(with_bos, [SourceSpec(str(place))], [SourceSpec(str(file))], 4, 12, 0)
 
 
+def test_texts_that_begin_alike_are_two(with_bos: PreTrainedTokenizerBase, write_jsonl: Callable[..., Path]) -> None:
+    first, *texts = _texts(*[30] * 39)
+    one = write_jsonl(*({"text": text} for text in (first, *texts[:19])), name="one.jsonl")
+    other = write_jsonl(*({"text": text} for text in (first, *texts[19:])), name="other.jsonl")
+    drawn = draw_samples(with_bos, [SourceSpec(str(one))], [SourceSpec(str(other))], 4, 12, 0)
+    assert [(record.name, record.documents) for record in drawn.sources] == [("one.jsonl", 20), ("other.jsonl", 20)]
+
+
 def test_a_commit_of_the_hub_is_on_record_and_is_one_text_by_all_names(
     with_bos: PreTrainedTokenizerBase, cache_rows: Callable[..., None]
 ) -> None:

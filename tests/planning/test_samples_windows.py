@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from hypothesis import given
@@ -46,6 +48,22 @@ def test_some_windows_of_long_words_are_the_first_of_all() -> None:
     assert every.flatten().tolist() == [*range(1, 97)]
     for most in (1, 4, 11):
         assert torch.equal(evaluation_windows(by_words, documents, 8, most), every[:most])
+
+
+class _Read(tuple[str, ...]):
+    """Texts that remember which of them were read."""
+
+    def __iter__(self) -> Iterator[str]:
+        self.read = []
+        for text in tuple.__iter__(self):
+            self.read.append(text)
+            yield text
+
+
+def test_for_some_windows_a_long_text_is_not_read_to_its_end(with_bos: PreTrainedTokenizerBase) -> None:
+    texts = _Read(_texts(*[9] * 99))
+    evaluation_windows(with_bos, Documents("given", texts), 8, 2)
+    assert 1 < len(texts.read) < 9
 
 
 def test_windows_of_too_short_a_text_are_refused(with_bos: PreTrainedTokenizerBase) -> None:

@@ -46,6 +46,13 @@ def test_rows_without_room_or_locks_for_their_copy_are_not_damaged(
     assert (error.value.errno, error.value.filename) == (number, tempfile.gettempdir())
 
 
+def test_a_full_cache_of_the_hubs_data_sets_is_where_hf_home_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets, "load_dataset", _full(errno.ENOSPC))
+    with pytest.raises(OSError, match="set HF_HOME to a folder with room") as error:
+        load_documents("org/name", "train")
+    assert error.value.filename == str(datasets.config.HF_DATASETS_CACHE)
+
+
 def test_so_is_a_language_identifier_that_cannot_unpack_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*arguments: Any, **settings: Any) -> NoReturn:
         raise OSError(errno.ENOSPC, "full")

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import datasets
 import pytest
+from datasets.exceptions import DatasetNotFoundError
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError
 
@@ -89,6 +90,19 @@ def test_a_hub_data_set_without_a_home_folder_says_where_it_could_go(
     monkeypatch.setattr(pwd, "getpwuid", {}.__getitem__)  # as of a container's user without a name
     monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: Path("~").expanduser())
     with pytest.raises(InputError, match=r"but there is no home folder to download it to; set HF_HOME to a folder$"):
+        load_documents(name, "train")
+
+
+@pytest.mark.parametrize(("name", "revision"), [("org/name", ""), ("org/name@main", " at revision 'main'")])
+def test_a_data_set_that_the_hub_does_not_have_may_be_private(
+    name: str, revision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(*_: object, **__: object) -> None:
+        raise DatasetNotFoundError("Dataset 'org/name' doesn't exist on the Hub or cannot be accessed.")
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    said = f"but the Hub has no 'org/name'{revision}, or it is private or gated; check the id, or log in with `hf auth"
+    with pytest.raises(InputError, match=said):
         load_documents(name, "train")
 
 

@@ -326,14 +326,18 @@ def test_rows_that_are_all_blank_are_refused(write_jsonl: Write, tmp_path: Path)
     assert list(load_documents(str(write_jsonl(*[""] * 2000, "a")), "train")) == [*[""] * 2000, "a"]
 
 
-def test_bars_and_logs_are_quiet_only_while_reading(write_jsonl: Write, capfd: pytest.CaptureFixture[str]) -> None:
+def test_bars_and_logs_are_quiet_only_while_reading(
+    write_jsonl: Write, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     datasets.enable_progress_bars()
-    level = logging.getLogger("datasets").level
+    loggers = [logging.getLogger("datasets"), logging.getLogger("huggingface_hub")]
+    for logger in loggers:
+        monkeypatch.setattr(logger, "level", logging.INFO)
     load_documents(str(write_jsonl("a")), "train")
     assert capfd.readouterr() == ("", "")
     assert not datasets.are_progress_bars_disabled()
     assert not are_progress_bars_disabled()
-    assert logging.getLogger("datasets").level == level
+    assert [logger.level for logger in loggers] == [logging.INFO, logging.INFO]
 
 
 def test_nobody_is_told_that_a_file_of_this_machine_is_read(

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import Regex, normalizers
+from tokenizers import Regex, normalizers, processors
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from reprune.planning import tokens
@@ -23,6 +23,17 @@ from .conftest import make_tokenizer
 )
 def test_the_beginning_is_what_the_tokenizer_adds(bos: bool, eos: bool, expected: list[int]) -> None:
     assert beginning(make_tokenizer(bos=bos, eos=eos)) == expected
+
+
+@pytest.mark.parametrize("before", ["</s> <s>", "</s>"])
+def test_the_beginning_may_be_other_tokens_than_bos_alone(before: str) -> None:
+    """As GLM's [gMASK]<sop>."""
+    tokenizer = make_tokenizer(bos=False)
+    assert isinstance(tokenizer, PreTrainedTokenizerFast)
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{before} $A", special_tokens=[("<s>", 0), ("</s>", 1)]
+    )
+    assert beginning(tokenizer) == [1, 0][: len(before.split())]
 
 
 @pytest.mark.parametrize(("bos", "eos", "expected"), [(True, False, [0]), (True, True, [0]), (False, True, [])])

@@ -97,9 +97,11 @@ _LACKS_MEMORY = (
     "bad_alloc",
     ": out of memory",
     "STATUS_ALLOC_FAILED",
+    "failed to map segment from shared object",
 )
+_NO_THREAD = "can't start new thread"  # of Python, which does not say what there is too little of
 _MAY_LACK_MEMORY = ("could not create a primitive", "could not create a memory")  # oneDNN gives no reason
-"""How errors of PyTorch, and of the libraries that it runs on a GPU, read where memory runs out."""
+"""How errors of PyTorch, of the libraries that it runs on a GPU, and of an import read where memory runs out."""
 _OF_A_GPU = ("CUDA error", "CUDA driver error", "cuDNN error", "cusolver error", "HIP error", "Triton Error")
 """How errors begin that a GPU, its driver or the libraries on it report."""
 
@@ -107,7 +109,9 @@ _OF_A_GPU = ("CUDA error", "CUDA driver error", "cuDNN error", "cusolver error",
 def out_of_memory(error: BaseException) -> str | None:
     """What an error says that comes of too little memory, of the host or of a GPU; None of any other error."""
     said = " ".join(str(error).split()).rpartition("DefaultCPUAllocator: ")[2]
-    told = isinstance(error, RuntimeError) and any(text in str(error) for text in _LACKS_MEMORY)
+    if isinstance(error, RuntimeError) and said == _NO_THREAD:
+        return f"out of memory, or of processes: see 'ulimit -u' ({said})"
+    told = isinstance(error, RuntimeError | ImportError) and any(text in str(error) for text in _LACKS_MEMORY)
     perhaps = isinstance(error, RuntimeError) and any(text in said for text in _MAY_LACK_MEMORY)
     if not (told or perhaps or isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"):
         return None

@@ -172,6 +172,14 @@ def test_resume_can_be_quiet_or_verbose(cli: Cli, break_: Break) -> None:
             RuntimeError("could not create a primitive"),
             "probably out of memory (could not create a primitive); 'reprune plan'",
         ),
+        (
+            RuntimeError("can't start new thread"),
+            "out of memory, or of processes: see 'ulimit -u' (can't start new thread); 'reprune plan'",
+        ),
+        (
+            ImportError("_image.so: failed to map segment from shared object"),
+            "out of memory (_image.so: failed to map segment from shared object); 'reprune plan'",
+        ),
         (OSError(28, "No space left on device", "cut/model-00002"), "No space left on device: cut/model-00002"),
     ],
 )
@@ -204,11 +212,12 @@ def test_a_run_is_not_resumed_where_its_gpu_is_not(
     )
 
 
-def test_an_error_of_the_program_itself_is_not_hidden(break_: Break, here: Path) -> None:
+@pytest.mark.parametrize("kind", [ZeroDivisionError, ImportError])
+def test_an_error_of_the_program_itself_is_not_hidden(kind: type[Exception], break_: Break, here: Path) -> None:
     from reprune.doors.command.cli import main
 
-    break_(ZeroDivisionError("a fault"), 0)
-    with pytest.raises(ZeroDivisionError, match="a fault"):
+    break_(kind("a fault"), 0)
+    with pytest.raises(kind, match="a fault"):
         main(["prune", "llama", "--out", "cut", *QUICK])
 
 

@@ -40,7 +40,7 @@ def ranks_of_launch(timeout: float) -> Iterator[Ranks]:
         if together.is_first_to_lose():
             raise
         raise typer.Exit(1) from None
-    except (RepruneError, OSError, MemoryError, RuntimeError) as error:
+    except (RepruneError, OSError, ImportError, MemoryError, RuntimeError) as error:
         if not is_expected(error):
             raise
         if not together.blame(str(error)):

@@ -114,7 +114,7 @@ def exit_codes(run: Path | None = None, way_on: Callable[[], str] | None = None)
         way = "; set TMPDIR to a folder that can be written to" if lacks_temporary_folder(error) else ""
         complain(f"error: {error.strerror or error}{place}{way}{hint()}")
         raise typer.Exit(1) from None
-    except (MemoryError, RuntimeError) as error:
+    except (ImportError, MemoryError, RuntimeError) as error:
         if (said := out_of_memory(error)) is None:
             raise
         complain(f"error: {said}{_LESS_MEMORY if run is not None else ''}{hint()}")

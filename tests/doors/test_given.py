@@ -50,6 +50,7 @@ def test_what_is_given_alone_or_in_lists_has_its_place_in_a_recipe() -> None:
             "calibration: expected a source.* got list of str",
         ),
         ({"calibration": ({"input_ids": [one]} for one in count())}, "calibration: expected a source.* got generator"),
+        ({"heldout": (f"Text {one}." for one in count())}, "heldout: expected a source.* got more than 10,000"),
         ({"heldout": {"text": ["one", "two"]}}, "heldout: expected a source.* got dict"),
         ({"include": 0}, "include: expected a name, or several, got int"),
     ],
@@ -96,7 +97,7 @@ def test_whole_numbers_are_given_in_whatever_holds_them(given: Any) -> None:
     assert {type(one) for one in found} == {int}
 
 
-@pytest.mark.parametrize("given", [0, 3, [0, 1.5], ["0"], np.linspace(0, 1, 2)])
+@pytest.mark.parametrize("given", [0, 3, [0, 1.5], [True], ["0"], np.linspace(0, 1, 2)])
 def test_of_what_holds_no_whole_numbers_it_is_said_what_is_expected(given: Any) -> None:
     with pytest.raises(InputError, match=r"^seeds: expected a list of whole numbers, such as \[0, 1\], got "):
         whole_numbers("seeds", given)

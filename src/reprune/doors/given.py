@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from operator import index
 from typing import Any
 
@@ -22,26 +23,31 @@ A_PRUNER = "the name of a pruner (one of your own has it from its package, see d
 A_SOURCE = "a source, such as a file (write texts that are in memory to one, as JSON lines)"
 A_SETTING = "a text 'key.path=value' (what is nested may be given as recipe={...})"
 
+_MOST = 10_000  # names
+
 
 def several(what: str, given: Any, expected: str = "a name") -> list[str]:
     """What may be given alone, or several of it, as texts; raises `InputError` where one is neither text nor path."""
     if given is None:
         return []
     alone = isinstance(given, str | os.PathLike | Mapping) or not isinstance(given, Iterable)
-    names = []
+    names = list[str]()
     for one in [given] if alone else given:
         if not isinstance(one, str | os.PathLike):
             raise InputError(f"{what}: expected {expected}, or several, got {of_type(given)}.")
+        if len(names) == _MOST:  # of what has no end, as texts that are made one after the other
+            raise InputError(f"{what}: expected {expected}, or several, got more than {_MOST:,} texts.")
         names.append(os.fspath(one))
     return names
 
 
 def whole_numbers(what: str, given: Any) -> list[int]:
     """Several numbers, such as a range or an array; raises `InputError` where one is not whole, or is given alone."""
-    try:
-        return [index(one) for one in given]
-    except TypeError:
-        raise InputError(f"{what}: expected a list of whole numbers, such as [0, 1], got {given!r:.80}.") from None
+    with suppress(TypeError):
+        found = list(given)
+        if not any(isinstance(one, bool) for one in found):
+            return [index(one) for one in found]
+    raise InputError(f"{what}: expected a list of whole numbers, such as [0, 1], got {given!r:.80}.")
 
 
 def nested_flags(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,27 @@ def test_what_is_neither_a_number_nor_a_text_is_no_sparsity(value: Any) -> None:
 def test_a_sparsity_may_be_a_number_of_numpy() -> None:
     shares = dict(zip("qk", np.linspace(0.25, 0.5, 2, dtype=np.float32), strict=True))
     assert resolve_recipe("model", {"sparsity_by_name": shares}).sparsity_by_name == {"q": "0.25", "k": "0.5"}
+
+
+def test_a_sparsity_may_be_a_member_of_an_enumeration_of_texts() -> None:
+    pattern = Enum("Pattern", {"HALF": "2:4"}, type=str)
+    given = {"sparsity": pattern["HALF"], "sparsity_by_name": {"q_proj": pattern["HALF"]}}
+    found = resolve_recipe("model", given)
+    assert (found.sparsity, found.sparsity_by_name) == ("2:4", {"q_proj": "2:4"})
+
+
+def test_the_first_key_of_a_part_given_alone_may_be_a_number_of_numpy() -> None:
+    found = resolve_recipe("model", {"self_generate": np.int64(8), "distill": np.int32(1)})
+    assert (found.self_generate.samples, found.distill.blocks) == (8, 1)
+
+
+def test_of_many_values_that_are_wrong_the_first_are_told() -> None:
+    rows = [{"text": f"{number}"} for number in range(1000)]
+    with pytest.raises(InputError, match=r"^calibration\.0: input should be a valid string .*") as refused:
+        resolve_recipe("model", {"calibration": rows})
+    lines = str(refused.value).splitlines()
+    assert lines[-1] == "And 990 more."
+    assert len(lines) == 11
 
 
 def test_of_several_sparsities_the_one_that_is_none_is_named() -> None:

@@ -19,6 +19,8 @@ from reprune.files.yaml_text import read_yaml
 from reprune.planning.recipe import RUNG_SETTINGS, Recipe, in_full
 from reprune.planning.sources import split_count, split_path
 
+_TOLD = 10  # things that are wrong with a recipe
+
 
 def read_recipe(path: Path) -> dict[str, Any]:
     """The contents of a recipe file, or of the recipe in a run's record.
@@ -162,7 +164,7 @@ def _merged(lower: Mapping[str, Any], upper: Mapping[str, Any]) -> dict[str, Any
 
 
 def _explain(error: ValidationError) -> str:
-    """All that is wrong with a recipe, one line each."""
+    """What is wrong with a recipe, one line each, of many the first."""
     lines = []
     for problem in error.errors():
         place = _place(problem["loc"])
@@ -179,6 +181,8 @@ def _explain(error: ValidationError) -> str:
             whole = problem["type"] == "value_error" and isinstance(problem["input"], dict)  # a part, with all its keys
             got = "" if whole or "got " in said else f" (got {problem['input']!r:.80})"
             lines.append(f"{place}: {said[0].lower() + said[1:]}{got}." if place else f"{said}.")
+    if len(lines) > _TOLD:
+        lines[_TOLD:] = [f"And {len(lines) - _TOLD} more."]
     return "\n".join(lines)
 
 

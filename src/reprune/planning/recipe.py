@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from contextlib import suppress
-from numbers import Real
+from numbers import Integral, Real
 from typing import Annotated, Any, Literal, Self, final
 
 from pydantic import (
@@ -51,8 +51,8 @@ _FIRST_KEYS: Mapping[str, tuple[str, type]] = {
     "pruner": ("name", str),
     "solver": ("name", str),
     "allocation": ("name", str),
-    "self_generate": ("samples", int),
-    "distill": ("blocks", int),
+    "self_generate": ("samples", Integral),
+    "distill": ("blocks", Integral),
 }
 
 
@@ -66,14 +66,14 @@ def in_full(key: str, value: Any) -> Any:
 
 def _written(value: Any) -> str:
     """Let `sparsity: 0.5` stand for `sparsity: "0.5"`; raises `ValueError` for what is no pattern."""
-    number = isinstance(value, Real) and not isinstance(value, bool)  # NumPy's too
-    if not (number or isinstance(value, str)):
+    text = str(value) if isinstance(value, Real) and not isinstance(value, bool) else value  # NumPy's too
+    if not isinstance(text, str):
         raise ValueError(f"expected a fraction such as 0.5, or a pattern such as 2:4; got {value!r:.80}")
     try:
-        parse_pattern(str(value))
+        parse_pattern(text)
     except InputError as error:
         raise ValueError(str(error).removeprefix("sparsity: ")) from None
-    return str(value)
+    return text
 
 
 def _size(value: Any) -> Any:

@@ -73,6 +73,9 @@ def test_least_squares_holds_the_largest_fresh_block_dense_too() -> None:
     assert found == [4 * 1000, 4 * 4000, 4 * 2000, 4 * 2000]
     both = windows(3, 3, 3)[0]
     assert window_bytes(recipe, work, both) - window_bytes(plain, work, both) == 4 * 4000
+    grouped = replace(work, groups=[[Group(6, 4), Group(2, 5)]] * 3)
+    statistics, copies = 16 * 5**2, 4 * 7 * 6 * 4  # of the widest group and of the largest
+    assert window_bytes(recipe, grouped, both) - window_bytes(plain, grouped, both) == 4 * 4000 + statistics + copies
 
 
 def test_checkpointing_keeps_the_activations_of_the_largest_block_and_what_enters_each() -> None:

@@ -162,9 +162,15 @@ def test_a_block_that_stays_dense_changes_nothing_for_the_others(llama: Path, tm
 
 @pytest.mark.parametrize("name", ["owl", "by-error"])
 @pytest.mark.parametrize("sparsity", ["0.004", "0.03", "0.995"])
-def test_so_little_or_so_much_is_shared_out_too(name: str, sparsity: str, llama: Path, tmp_path: Path) -> None:
+def test_so_little_or_so_much_is_shared_out_too(
+    name: str, sparsity: str, llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = _told(monkeypatch, "by_error")
     record = prune(llama, tmp_path / "out", f"allocation={name}", sparsity=sparsity)
     assert record["sparsity"] == pytest.approx(float(sparsity), abs=0.02)
+    for curve in (curve for curves, _, _ in told for curve in curves):
+        levels = [level for level, _ in curve]
+        assert 0 < levels[0] < levels[1] < levels[2] < 1, "measured on either side of it"
     assert reprune.verify(tmp_path / "out").passed
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 import torch
@@ -293,6 +295,41 @@ def test_a_survey_without_refusals_passes_its_check() -> None:
     Survey((), ()).check()
     with pytest.raises(UnsupportedModelError, match="one\ntwo"):
         Survey((), ("one", "two")).check()
+
+
+def _failing(error: Exception) -> Callable[..., NoReturn]:
+    def call(*_: object) -> NoReturn:
+        raise error
+
+    return call
+
+
+def test_a_block_that_does_not_run_without_weights_has_its_linears_one_by_one(
+    llama: Decoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(llama.weightless, "groups", _failing(RuntimeError("no such kernel")))
+    found = survey(llama, _HALF, Choice())
+    assert found.refusals == ()
+    for block in found.blocks:
+        assert not block.groups_known
+        assert block.groups == tuple((name,) for name in block.shapes)
+        assert block.idle == ()
+
+
+def test_a_block_whose_products_cannot_be_seen_is_refused(llama: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(llama.weightless, "stacks", _failing(ValueError("no\nnumber")))
+    with pytest.raises(UnsupportedModelError) as refused:
+        survey(llama, _HALF, Choice()).check()
+    assert str(refused.value) == "blocks 0-2: which matrices it multiplies by cannot be seen (ValueError: no number)"
+
+
+@pytest.mark.parametrize("asked", ["stacks", "groups"])
+def test_what_a_block_is_refused_for_by_name_is_said_as_it_is(
+    asked: str, llama: Decoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(llama.weightless, asked, _failing(UnsupportedModelError("it writes")))
+    with pytest.raises(UnsupportedModelError, match=r"^it writes$"):
+        survey(llama, _HALF, Choice())
 
 
 def test_a_pattern_that_does_not_divide_experts_is_refused_once_for_all_of_them(tmp_path: Path) -> None:

@@ -291,6 +291,8 @@ def test_too_short_a_text_of_its_own_count_says_which_count_would_do(
         (40, [SourceSpec("a", 9)], [SourceSpec("a", 30)], "a count of 5 or --seqlen 9"),
         (40, [A], [SourceSpec("a", 30)], "--samples 5 or --seqlen 7"),
         (4, [B], [SourceSpec("a", 9)], "a count of 3 or --seqlen 3"),
+        (40, [SourceSpec("a", 6)], [SourceSpec("a", 30)], "a count of 5 or --seqlen 9"),  # one less than was asked for
+        (40, [SourceSpec("a", 2)], [SourceSpec("a", 34)], "a count of 1 or --seqlen 9"),  # the least there is
     ],
 )
 def test_too_short_a_text_of_several_says_what_would_do(

@@ -1,5 +1,21 @@
-"""`python -m reprune` is `reprune`."""
+"""The entry point of `reprune` and of `python -m reprune`. Knows interrupts, which the command line is too late for."""
 
-from reprune.doors.command.cli import main
+from __future__ import annotations
 
-main()
+from reprune.doors.command.interrupts import heed_at_once, heed_no_more
+from reprune.doors.printable import complain
+
+
+def main() -> None:
+    """Run the command line, whose import takes a moment; an interrupt once all is done says nothing."""
+    heed_at_once(lambda: complain("interrupted"))
+    try:
+        from reprune.doors.command import cli
+
+        cli.main()
+    finally:
+        heed_no_more()
+
+
+if __name__ == "__main__":
+    main()

@@ -262,6 +262,31 @@ except typer.Exit as end:
 """
 
 
+_BEGINNING = """
+import os, runpy, signal, typer
+
+def __call__(*_, **__):
+    os.kill(os.getpid(), signal.{signal})
+
+typer.Typer.__call__ = __call__
+runpy.run_module("reprune", run_name="__main__")
+"""
+_TWICE = """
+import contextlib, os, signal
+from reprune.doors.command.options import exit_codes
+
+whole = contextlib._GeneratorContextManager.__exit__
+
+def __exit__(self, *raised):
+    os.kill(os.getpid(), signal.SIGINT)
+    return whole(self, *raised)
+
+contextlib._GeneratorContextManager.__exit__ = __exit__
+with exit_codes():
+    os.kill(os.getpid(), signal.SIGINT)
+"""
+
+
 def _run(code: str, folder: Path) -> tuple[int, str]:
     environment = {**os.environ, **SOURCES}
     command = [sys.executable, "-c", code]
@@ -277,6 +302,23 @@ def test_an_interrupt_while_a_library_is_imported_is_said_to_be_one(sent: str, t
     lines = "from pathlib import Path", "from reprune.doors.command.options import exit_codes"
     said = _run("\n".join([*lines, "with exit_codes(Path('cut')):", "    import library"]), tmp_path)
     assert said == (1, "interrupted; finished windows are kept, go on with: reprune resume cut\n")
+
+
+@pytest.mark.parametrize("sent", ["SIGINT", "SIGTERM"])
+def test_an_interrupt_before_a_command_begins_is_said_to_be_one(sent: str, tmp_path: Path) -> None:
+    assert _run(_BEGINNING.format(signal=sent), tmp_path) == (1, "interrupted\n")
+
+
+@pytest.mark.parametrize("sent", ["SIGINT", "SIGTERM"])
+def test_an_interrupt_while_the_command_line_is_imported_is_said_to_be_one(sent: str, tmp_path: Path) -> None:
+    (tmp_path / "typer.py").write_text(f"import os, signal\nos.kill(os.getpid(), signal.{sent})\n")
+    command = [*COMMAND, "status", "cut"]
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env={**os.environ, **SOURCES})
+    assert (ended.returncode, ended.stderr) == (1, "interrupted\n")
+
+
+def test_an_interrupt_while_another_ends_the_command_is_said_once(tmp_path: Path) -> None:
+    assert _run(_TWICE, tmp_path) == (1, "interrupted\n")
 
 
 def test_a_second_interrupt_adds_nothing(tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ Exit codes: 0 done, 2 a usage or input error (one message, no traceback), 1 anyt
 
 from __future__ import annotations
 
-import signal
 import sys
 from collections.abc import Sequence
 from io import TextIOWrapper
@@ -270,13 +269,12 @@ def _given(arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The entry point of `reprune`."""
+    """What `reprune` does with these arguments, by default those of the process."""
     try:
         check_system()
     except InputError as error:
         complain(f"error: {error}")
         sys.exit(2)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that it, too, ends with a hint
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
             stream.reconfigure(errors="replace")  # a sign that the terminal does not know is no reason to end a run

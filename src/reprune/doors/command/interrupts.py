@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 from types import FrameType
+from typing import NoReturn
 
 from reprune.math.launch import speaks
 
@@ -15,21 +16,23 @@ _BARE_LINE = "\r\x1b[2K\x1b[?25h"
 """Takes a bar from a terminal's line, and shows the cursor that it hides."""
 
 
+def heed_at_once(say: Callable[[], None]) -> None:
+    """Have an interrupt call `say` and end the process."""
+    _handle(lambda _number, _frame: _end(say))
+
+
 def heed_interrupts(say: Callable[[], None]) -> None:
     """Have an interrupt raise `KeyboardInterrupt`; while a module is imported it calls `say` and ends the process.
 
-    What is raised in an import may be taken for a part of a library that is missing, or abort the process.
+    What is raised in an import may be taken for a part of a library that is missing, or abort the process. A second
+    interrupt does so too: it would be raised in whatever the first one has come to.
     """
 
     def interrupt(_: int, frame: FrameType | None) -> None:
-        if not _is_importing(frame):
-            raise KeyboardInterrupt
-        with suppress(OSError, RuntimeError):  # of a pipe that nobody reads, or what was just being written
-            if sys.__stdout__ is not None:
-                print(_BARE_LINE if sys.__stdout__.isatty() else "", end="", file=sys.__stdout__, flush=True)
-        if speaks():
-            say()
-        os._exit(1)
+        if _is_importing(frame):
+            _end(say)
+        heed_at_once(say)
+        raise KeyboardInterrupt
 
     _handle(interrupt)
 
@@ -37,6 +40,15 @@ def heed_interrupts(say: Callable[[], None]) -> None:
 def heed_no_more() -> None:
     """Have another interrupt end the process without a word, as all has been said."""
     _handle(lambda _number, _frame: os._exit(1))
+
+
+def _end(say: Callable[[], None]) -> NoReturn:
+    with suppress(OSError, RuntimeError):  # of a pipe that nobody reads, or what was just being written
+        if sys.__stdout__ is not None:
+            print(_BARE_LINE if sys.__stdout__.isatty() else "", end="", file=sys.__stdout__, flush=True)
+    if speaks():
+        say()
+    os._exit(1)
 
 
 def _is_importing(frame: FrameType | None) -> bool:

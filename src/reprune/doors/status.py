@@ -63,7 +63,11 @@ def what_is_there(folder: Path) -> str | None:
 
 def damaged(folder: Path, error: Exception, finished: bool = True) -> InputError:
     """What is said of a folder whose record, or of an unfinished run its job, cannot be read for this reason."""
-    said = f"it holds no {error}" if isinstance(error, KeyError) else str(error)
+    said = "what it holds is no run's"
+    if isinstance(error, KeyError):
+        said = f"it holds no {error}"
+    elif isinstance(error, OSError | ValueError):
+        said = str(error)
     if not finished:
         return Ledger(folder).damaged_job(said)
     return InputError(f"{folder / RECORD}: damaged ({said:.100}); the model beside it may still load.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +18,8 @@ from reprune.doors.prepare import draw, open_decoder
 from reprune.engine import allocate
 from reprune.errors import ChangedError, InputError
 from reprune.math.patterns import Unstructured
+from reprune.math.ranks import ALONE
+from reprune.math.statistics import SquaredNorms
 from reprune.planning.layers import resolve_recipe
 from tests import tiny
 from tests.engine import quick
@@ -119,6 +122,20 @@ def test_what_is_measured_by_owl_is_outliers_among_all_scores_of_a_block_in_the_
     every = [torch.cat(found) for found in scores]
     assert shares == pytest.approx([float((one > 2 * one.mean()).double().mean()) for one in every], abs=2e-4)
     assert (weights, sparsity, spread) == ([len(one) for one in every], 0.6, 0.1)
+
+
+def test_outliers_of_an_expert_are_by_the_tokens_that_reach_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of inputs alike all scores are, whether many tokens come or one."""
+    statistics = [SquaredNorms(3, torch.device("cpu")) for _ in range(2)]
+    for some, tokens in zip(statistics, (100, 1), strict=True):
+        some.update(torch.ones(tokens, 3))
+    linear = SimpleNamespace(matrix=lambda: torch.ones(2, 3))
+    pruned: Any = SimpleNamespace(block=None, groups=[SimpleNamespace(linears=[linear])] * 2)
+    monkeypatch.setattr(allocate, "gathered", lambda *_: statistics)
+    recipe = resolve_recipe("m", {}, settings=["allocation=owl", "allocation.outlier=1.5"])
+    frontier: Any = SimpleNamespace(inputs=lambda *_: None, ranks=ALONE)
+    entering: Any = None
+    assert allocate._outliers(recipe, frontier, pruned, entering) == 0.0
 
 
 def test_shared_out_by_error_the_sum_of_errors_of_blocks_alone_is_lower(llama: Path, tmp_path: Path) -> None:

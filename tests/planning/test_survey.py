@@ -130,6 +130,7 @@ def test_what_is_excluded_stays_dense(
 def test_a_pattern_fits_a_whole_name_or_its_last_part(name: str, patterns: list[str], expected: bool) -> None:
     assert any(fits(name, pattern) for pattern in patterns) == expected
     assert Choice(exclude=tuple(patterns)).leaves_dense(3, name) == expected
+    assert Choice(include=tuple(patterns)).leaves_dense(3, name) == (bool(patterns) and not expected)
 
 
 def test_a_pattern_may_begin_with_a_blocks_number() -> None:

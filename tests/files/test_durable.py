@@ -15,10 +15,11 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from reprune.files import durable
-from reprune.files.durable import append_line, write_durably, write_tensors, write_text
+from reprune.files.durable import append_line, naming, write_durably, write_tensors, write_text
 
 
 @pytest.fixture
@@ -195,6 +196,15 @@ def test_a_file_system_without_rights_takes_tensors_all_the_same(
     monkeypatch.setattr(os, "chmod", lambda *_, **__: unknown(number=errno.EIO))
     with pytest.raises(OSError, match=os.strerror(errno.EIO)):
         write_tensors(path, {"a": torch.ones(3)})
+
+
+def test_an_error_of_the_system_is_named_in_the_form_that_safetensors_gives_it(path: Path) -> None:
+    said = r"\(2\.0 MB are to be written, \d+\.\d MB are free\)"
+    with pytest.raises(OSError, match=said) as full, naming(path, 2_000_000):
+        raise SafetensorError(f"Error while serializing: I/O error: whatever (os error {errno.ENOSPC})")
+    assert (full.value.errno, full.value.filename) == (errno.ENOSPC, str(path))
+    with pytest.raises(SafetensorError, match="no header"), naming(path):
+        raise SafetensorError("no header")
 
 
 def test_lines_are_appended_one_by_one(tmp_path: Path) -> None:

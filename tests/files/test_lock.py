@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from reprune.errors import InputError
-from reprune.files.lock import is_held, locked
+from reprune.files.lock import hold, is_held, locked
 
 
 @pytest.mark.parametrize("folder", [True, False])
@@ -35,6 +35,15 @@ def test_a_process_that_only_looks_keeps_no_other_out(tmp_path: Path, monkeypatc
     monkeypatch.setattr(time, "sleep", lambda seconds: os.close(looking))
     with locked(tmp_path, tmp_path, "run"):
         assert is_held(tmp_path)
+
+
+def test_who_waits_for_a_lock_says_so_and_has_it_when_it_is_free(tmp_path: Path) -> None:
+    held, waiting = (os.open(tmp_path, os.O_RDONLY) for _ in range(2))
+    hold(held, None)
+    hold(waiting, lambda: os.close(held))
+    assert is_held(tmp_path)
+    os.close(waiting)
+    assert not is_held(tmp_path)
 
 
 @pytest.mark.parametrize("wait", [True, False])

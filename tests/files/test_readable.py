@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from reprune.errors import InputError
+from reprune.files.readable import check_readable
 from reprune.model.checkpoint import Checkpoint
 from reprune.model.locate import locate_model
 from tests import tiny
@@ -83,4 +84,5 @@ def test_weights_that_are_no_file_are_not_waited_for(name: str, tmp_path: Path) 
 def test_a_link_to_nothing_is_left_out(tmp_path: Path) -> None:
     tiny.save("llama", tmp_path)
     (tmp_path / "more.json").symlink_to("gone")
+    check_readable(tmp_path / "more.json")
     assert locate_model(str(tmp_path)) == tmp_path

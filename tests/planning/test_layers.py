@@ -222,7 +222,7 @@ def test_a_recipe_file_that_is_no_mapping_is_refused(text: str, tmp_path: Path) 
 @pytest.mark.parametrize(
     "text",
     [
-        *("a: [", "a: b: c", "\tsamples: 1", "seed: !!python/object:os.system {}"),
+        *("a: [", "a: b: c", "\tsamples: 1", "seed: !!python/object:os.system {}", "[samples]: 1"),
         *(f"seed: {value}" for value in _NO_VALUES),
     ],
 )

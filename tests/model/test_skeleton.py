@@ -134,6 +134,21 @@ def test_a_forward_that_fails_is_refused_with_its_reason(tmp_path: Path, ids: Te
     assert all(one is other for one, other in zip(skeleton.blocks, blocks, strict=True))
 
 
+@pytest.mark.parametrize(
+    "error", [FileNotFoundError(2, "No such file or directory", "m.safetensors"), MemoryError()], ids=["disk", "memory"]
+)
+def test_weights_that_are_gone_and_memory_that_ran_out_are_no_fault_of_the_model(
+    error: Exception, tmp_path: Path, ids: Tensor
+) -> None:
+    def fill(path: str, module: nn.Module, some: Tensor | None) -> None:
+        del path, module, some
+        raise error
+
+    with pytest.raises(type(error)) as raised:
+        Skeleton(odd.save("", tmp_path)).record(ids, fill)
+    assert raised.value is error
+
+
 def test_what_takes_no_positions_says_so(tmp_path: Path) -> None:
     assert Skeleton(odd.save("", tmp_path)).max_positions is None
 

@@ -12,7 +12,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from reprune.errors import RepruneError, UnsupportedModelError, short
+from reprune.errors import UnsupportedModelError, is_expected, short
 from reprune.math.slices import slices
 from reprune.model.block import Precision
 from reprune.model.recorder import Fill
@@ -40,9 +40,9 @@ def check_predicts(skeleton: Skeleton, precision: Precision, fill: Fill) -> None
             ids = skeleton.few_ids()
             skeleton.predict(ids, skeleton.record(ids, fill)[0], fill, fill)
             skeleton.release()
-    except RepruneError:
-        raise
     except Exception as error:  # whatever a model raises
+        if is_expected(error):
+            raise
         raise UnsupportedModelError(
             f"{skeleton.name}: what it predicts cannot be computed from its last block ({short(error)}); leave out "
             "distill.blocks."

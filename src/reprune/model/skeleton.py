@@ -19,7 +19,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from reprune.errors import RepruneError, UnsupportedModelError, short
+from reprune.errors import UnsupportedModelError, is_expected, short
 from reprune.model.bare import build_bare, longest_of
 from reprune.model.block import Call
 from reprune.model.forms import Beside, Form, axes
@@ -266,9 +266,9 @@ class Skeleton:
                 self._returned = returned
                 try:
                     return self._record(ids, fill, disturb)
-                except RepruneError:
-                    raise
                 except Exception as error:  # perhaps the blocks of this model return something else
+                    if is_expected(error):
+                        raise
                     first = first or error
             self._returned = 0
         self._early = False

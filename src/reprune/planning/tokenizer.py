@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from reprune.errors import InputError, UnsupportedModelError
+from reprune.errors import InputError, UnsupportedModelError, out_of_memory
 from reprune.model.bare import check_trusted, read_config
 from reprune.model.garbage import no_search
 from reprune.model.quiet import quiet_transformers
@@ -26,6 +26,8 @@ def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> Any:
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
             words = tokenizer("one two", add_special_tokens=False)["input_ids"]
     except Exception as error:  # the library raises nearly anything on damaged files
+        if out_of_memory(error) is not None:
+            raise
         check_trusted(folder, error)
         file = _sentencepiece(folder)
         if file is not None and (lacking := [package for module, package in _READERS if not _is_there(module)]):

@@ -11,7 +11,9 @@ import stat
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -71,6 +73,32 @@ def test_a_disk_that_cannot_be_reached_leaves_the_old_file(path: Path, monkeypat
     with pytest.raises(OSError, match="no such device"):
         write_text(path, "new")
     assert _alone(path, "old")
+
+
+@pytest.mark.parametrize(
+    ("number", "files", "said"),
+    [
+        (errno.ENOSPC, (9, 1), "No space left on device (2.0 MB are to be written, 0.5 MB are free)"),
+        (
+            errno.ENOSPC,
+            (9, 0),
+            "No space left on device (2.0 MB are to be written, it takes no more files: remove some)",
+        ),
+        (errno.ENOSPC, (0, 0), "No space left on device (2.0 MB are to be written, 0.5 MB are free)"),
+        (errno.EDQUOT, (9, 1), "Disk quota exceeded (2.0 MB are to be written)"),
+    ],
+    ids=["bytes", "files", "files uncounted", "quota"],
+)
+def test_it_is_said_what_a_disk_lacks(
+    number: int, files: tuple[int, int], said: str, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a quota it is not known what it leaves: what the disk has free is no answer."""
+    counted = SimpleNamespace(f_frsize=1000, f_bavail=500, f_files=files[0], f_favail=files[1])
+    monkeypatch.setattr(os, "statvfs", lambda _: counted)
+    monkeypatch.setattr(os, "fsync", Mock(side_effect=OSError(number, os.strerror(number))))
+    with pytest.raises(OSError, match=re.escape(str(path))) as raised:
+        write_durably(path, Path.touch, 2_000_000)
+    assert raised.value.strerror == said
 
 
 def test_a_temporary_left_by_a_killed_process_does_not_stand_in_the_way(path: Path) -> None:

@@ -158,6 +158,11 @@ def test_of_tokens_without_their_text_it_is_said_to_decode_them(write_jsonl: Wri
         load_documents(str(write_jsonl({"length": 2, column: [3, 4], "weights": [0.5, 1.0]})), "train")
 
 
+def test_what_is_named_as_tokens_are_is_taken_for_them_before_other_lists(write_jsonl: Write) -> None:
+    with pytest.raises(InputError, match="; if 'input_ids' has tokens, decode them"):
+        load_documents(str(write_jsonl({"attention_mask": [1, 1], "input_ids": [3, 4], "labels": [3, 4]})), "train")
+
+
 @pytest.mark.parametrize("within", [[{"role": "user", "content": "a"}], ["a"], {"a": "b"}])
 def test_a_label_beside_chats_is_not_taken_for_the_text(write_jsonl: Write, within: object) -> None:
     path = write_jsonl({"messages": within, "label": "chat"})

@@ -237,7 +237,8 @@ class Rows:
         first = f"; if {within[0]!r} has chats, render them into a column 'text' first" if within else ""
         tokens = [field.name for field in schema if _INTEGER_LIST.fullmatch(str(field.type))]
         if tokens and not strings and not within:
-            first = f"; if {(_token_column(dataset) or tokens[0])!r} has tokens, decode them into a column 'text' first"
+            likely = "input_ids" if "input_ids" in tokens else tokens[0]
+            first = f"; if {likely!r} has tokens, decode them into a column 'text' first"
         raise self._refused(
             f"expected a string column 'text', or only one column with strings, but its columns are: {found}; "
             f"name the column to read after the source, as in FILE:COLUMN or ID:CONFIG:SPLIT:COLUMN{first}"

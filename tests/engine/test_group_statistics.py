@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -40,6 +41,18 @@ def test_statistics_alone_end_a_pass_at_the_last_group(pruner: Pruner[Any], what
         assert one.tokens == other.tokens == 18
         assert torch.equal(getattr(one, what), getattr(other, what))
     assert module.ran[6:] == ["first", "second", "third"] * 3
+
+
+@pytest.mark.parametrize(("at_once", "counts"), [(4, [6]), (3, [5, 1]), (2, [4, 2]), (1, [2, 2, 1, 1])])
+def test_of_experts_as_many_are_gathered_in_a_pass_as_fit(
+    at_once: int, counts: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is no expert's takes no part."""
+    monkeypatch.setattr(group_statistics, "AT_ONCE", at_once * SparseGPT().statistics(8, torch.device("cpu")).size(8))
+    groups: list[Any] = [SimpleNamespace(columns=8, expert=expert) for expert in (False, True, True, False, True, True)]
+    found = group_statistics.passes(groups, SparseGPT())
+    assert [group for together in found for group in together] == groups
+    assert [len(together) for together in found] == counts
 
 
 def test_statistics_of_one_group_end_a_pass_there() -> None:

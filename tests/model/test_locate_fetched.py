@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +39,12 @@ def _fetched(files: list[str], options: dict[str, Any]) -> set[str]:
     return set(utils.filter_repo_objects(files, **patterns))
 
 
-def test_weights_are_fetched_once_and_only_where_they_are_needed(asked: list[dict[str, Any]], tmp_path: Path) -> None:
+def test_weights_are_fetched_once_and_only_where_they_are_needed(
+    asked: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tiny.save("llama", tmp_path / SHA)
+    listed: list[str] = []
+    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", lambda _, model, revision: listed.append(model) or [])
     beside = {"config.json", "tokenizer.json"}
     copies = ["model.fp16.safetensors", "consolidated.safetensors", "onnx/model.safetensors"]
     for weights, expected in ((True, {*beside, "model.safetensors"}), (False, beside)):
@@ -48,6 +53,26 @@ def test_weights_are_fetched_once_and_only_where_they_are_needed(asked: list[dic
         assert (one["model"], one["revision"]) == ("owner/tiny", "v1")
         assert _fetched([*beside, "model.safetensors", *copies], one) == expected
         asked.clear()
+    assert listed == [], "it is only asked where something is not there"
+
+
+def test_of_what_the_library_warns_of_only_that_nothing_fits_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logger = logging.getLogger("huggingface_hub._snapshot_download")
+    said: list[str] = []
+    monkeypatch.setattr(logger, "callHandlers", lambda record: said.append(record.getMessage()))
+
+    def fetch(*_: Any, **__: Any) -> str:
+        logger.warning("No files matched the patterns.")
+        logger.warning("The disk is slow.")
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
+    tiny.save("llama", tmp_path)
+    assert locate_model("owner/tiny") == tmp_path
+    assert said == ["The disk is slow."]
+    assert not logger.filters
 
 
 def test_a_folder_without_weights_is_taken_where_none_are_needed(tmp_path: Path) -> None:

@@ -209,7 +209,7 @@ def test_a_fingerprint_stays_the_same_wherever_the_model_lies(tmp_path: Path, fo
 @pytest.mark.parametrize("end", ["first", "last"])
 @pytest.mark.parametrize("name", ["a", "b", "long", "scalar"])
 def test_one_byte_at_an_end_of_any_tensor_changes_the_fingerprint(end: str, name: str, tmp_path: Path) -> None:
-    tensors = _tensors() | {"long": torch.arange(5000)}
+    tensors = _tensors() | {"before": torch.arange(5000), "long": torch.arange(5000)}
     checkpoint = Checkpoint(_folder(tmp_path, model=tensors))
     before = checkpoint.fingerprint()
     entry = checkpoint.entries[name]

@@ -173,12 +173,12 @@ class _Choosing(torch.nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.up, self.down = torch.nn.Linear(8, 32), torch.nn.Linear(32, 8)
+        self.gate, self.up, self.down = (torch.nn.Linear(*shape) for shape in ((8, 32), (8, 32), (32, 8)))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if bool((x > 0).all()):
             return x
-        return x + self.down(self.up(x))
+        return x + self.down(self.gate(x) * self.up(x))
 
 
 def test_a_block_that_needs_values_is_estimated_by_its_linears() -> None:
@@ -187,9 +187,10 @@ def test_a_block_that_needs_values_is_estimated_by_its_linears() -> None:
     call = Call((None,), {}, 0)
     found = block_costs(module, (torch.zeros(1, 5, 8), call), (torch.zeros(2, 5, 8), call), Precision())
     assert not found.exact
-    assert found.forward == Flops(2 * (8 * 32 + 32 * 8) * 5)
+    assert found.forward == Flops(2 * (2 * 8 * 32 + 32 * 8) * 5)
     assert found.both.products == 3 * found.forward.products
-    assert found.activations > 0
+    assert found.activations == 8 * (8 + 32 + 32 + 8) * 5
+    assert found.states == 4 * 8 * 5
     assert Block(0, module, torch.device("meta"), Precision()).linears
 
 

@@ -19,7 +19,7 @@ from reprune.doors.prepare import open_decoder, settle
 from reprune.math.ranks import ALONE
 from reprune.model.block import Precision
 from reprune.model.whole import whole_bytes
-from reprune.planning.generation import rounds
+from reprune.planning.generation import corpus, rounds
 from reprune.planning.layers import resolve_recipe
 from reprune.planning.recipe import SelfGenerateRecipe
 from reprune.planning.samples import Samples
@@ -221,6 +221,23 @@ def test_a_cache_without_locks_may_be_elsewhere(here: Path, cli: Cli, monkeypatc
     said = cli("prune", "llama", "--out", "out", *OWN)
     assert said.code == 2
     assert said.err.endswith("of this cache (No locks available); set REPRUNE_CACHE to a folder on another disk.\n")
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_cache_that_is_full_may_be_elsewhere(
+    number: int, here: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(file: Path, _: str) -> None:
+        raise OSError(number, os.strerror(number), str(file))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(corpus, "append_line", full)
+        said = cli("prune", "llama", "--out", "out", *OWN, "-q")
+    (file,) = (here.parent / "cache").glob("self-generated/*/all.jsonl")
+    why = f"{os.strerror(number)}; make room, and the same command goes on, or set REPRUNE_CACHE to another folder"
+    assert (said.code, said.err) == (1, f"error: {why}: {file}\n")
+    assert not (here / "out").exists()
+    assert cli("prune", "llama", "--out", "out", *OWN, "-q").code == 0
 
 
 def test_the_pruners_statistics_can_be_of_the_first_source_alone(here: Path, cli: Cli) -> None:

@@ -5,9 +5,10 @@ There they are one growing file: the first so many of its texts are the same, ho
 
 from __future__ import annotations
 
+import errno
 import time
-from collections.abc import Collection, Mapping
-from contextlib import ExitStack
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -101,7 +102,7 @@ def self_generated(recipe: Recipe, decoder: Decoder, watcher: Watcher, ranks: Ra
     folder, first, corpus = place.folder, place.first, place.corpus
     record: dict[str, Any] | None = None
 
-    with ExitStack() as stack:
+    with ExitStack() as stack, _room_in(folder):
 
         def missing() -> bool:
             watcher.phase(None, f"generating {texts} texts, which the cache keeps, or finding them there")
@@ -132,6 +133,18 @@ def self_generated(recipe: Recipe, decoder: Decoder, watcher: Watcher, ranks: Ra
             with corpus.path.open(encoding="utf-8") as lines:
                 write_text(first, "".join(islice(lines, texts)))
     return OwnTexts(first, record)
+
+
+@contextmanager
+def _room_in(folder: Path) -> Iterator[None]:
+    """Where a disk has no room for the texts of this folder, say that the cache may be on another."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT) or folder not in Path(error.filename or "").parents:
+            raise
+        way = "make room, and the same command goes on, or set REPRUNE_CACHE to another folder"
+        raise OSError(error.errno, f"{error.strerror}; {way}", error.filename) from None
 
 
 @final

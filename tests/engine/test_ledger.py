@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 from collections.abc import Callable, Mapping
@@ -143,6 +144,17 @@ def test_a_line_cut_short_by_a_crash_counts_as_not_written(llama: Path, whole: W
     assert reprune.status(tmp_path / "cut").windows_done == 2
     reprune.resume(tmp_path / "cut")
     assert files(tmp_path / "cut") == files(whole("BR+GP+CR"))
+
+
+def test_a_copy_by_hard_links_is_a_run_of_its_own(llama: Path, whole: Whole, tmp_path: Path) -> None:
+    """As `cp -al` makes one in a moment."""
+    with pytest.raises(Interrupted):
+        prune(llama, tmp_path / "cut", "BR+GP+CR", InterruptAt(2, "reconstruction"))
+    shutil.copytree(tmp_path / "cut", tmp_path / "copy", copy_function=os.link)
+    for folder in (tmp_path / "copy", tmp_path / "cut"):
+        assert reprune.status(folder).windows_done == 2
+        reprune.resume(folder)
+        assert files(folder) == files(whole("BR+GP+CR"))
 
 
 def test_a_finished_run_has_nothing_to_resume(llama: Path, tmp_path: Path) -> None:

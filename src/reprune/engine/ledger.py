@@ -31,6 +31,7 @@ from reprune.engine.names import FOLDER
 from reprune.errors import InputError
 from reprune.files.durable import (
     append_line,
+    own,
     read_tensors,
     sha256,
     sync_folder,
@@ -240,6 +241,7 @@ class Ledger:
             write_tensors(open_file, still_open)
         path = self.folder / "ledger.jsonl"
         if path.exists():
+            own(path)
             whole_lines(path)  # so that this line begins on one of its own
         left = {open_file.name: sha256(open_file)} if still_open else {}
         line = seal({**entry, "files": dict(written), "open": left}, after=self._read()[1])

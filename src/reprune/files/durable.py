@@ -9,6 +9,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -131,6 +132,15 @@ def copy_rights(source: Path, target: Path) -> None:
     except OSError as error:
         if error.errno not in (errno.EPERM, *_UNKNOWN):
             raise
+
+
+def own(path: Path) -> None:
+    """Make a file anew that has other names too, as in a copy by hard links: what is written then is this name's alone.
+
+    Nobody may hold a lock of it.
+    """
+    if path.stat().st_nlink > 1:
+        write_durably(path, partial(shutil.copyfile, path))
 
 
 def append_line(path: Path, line: str) -> None:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,10 +50,9 @@ def here(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def cli(here: Path, capfd: pytest.CaptureFixture[str]) -> Iterator[Cli]:
+def cli(here: Path, capfd: pytest.CaptureFixture[str]) -> Cli:
     """Runs `reprune` with the arguments that it is given; says what came of it."""
     del here
-    before = signal.getsignal(signal.SIGINT)
 
     def run(*arguments: str | Path) -> Said:
         capfd.readouterr()
@@ -63,8 +61,7 @@ def cli(here: Path, capfd: pytest.CaptureFixture[str]) -> Iterator[Cli]:
         assert isinstance(end.value.code, int)
         return Said(end.value.code, *capfd.readouterr())
 
-    yield run
-    signal.signal(signal.SIGINT, before)
+    return run
 
 
 def record_of(folder: Path) -> dict[str, Any]:

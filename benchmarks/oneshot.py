@@ -13,11 +13,9 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset
-from llmcompressor import oneshot
-from llmcompressor.modifiers.pruning import SparseGPTModifier, WandaPruningModifier
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-MODIFIERS = {"sparsegpt": SparseGPTModifier, "wanda": WandaPruningModifier}
+MODIFIERS = {"sparsegpt": "SparseGPTModifier", "wanda": "WandaPruningModifier"}
 
 
 def main() -> None:
@@ -29,9 +27,11 @@ def main() -> None:
     parser.add_argument("--dtype", required=True)
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
+    from llmcompressor import modifiers, oneshot  # reprune's environment lacks it
+
     rows = [json.loads(line)["token_ids"] for line in options.rows.read_text(encoding="utf-8").splitlines()]
     of_pattern = ":" in options.sparsity
-    modifier = MODIFIERS[options.pruner](
+    modifier = getattr(modifiers.pruning, MODIFIERS[options.pruner])(
         sparsity=0.5 if of_pattern else float(options.sparsity),
         mask_structure=options.sparsity if of_pattern else "0:0",
         targets=["Linear"],

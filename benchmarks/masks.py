@@ -1,0 +1,160 @@
+"""Wanda's masks beside the paper's formula in plain Transformers, on every causal language model in a tiny size.
+
+    python benchmarks/masks.py --out FOLDER [--only llama mixtral ...] [--jobs 2]
+
+Each model (as `benchmarks/architectures.py` builds it) is pruned to 50 % by Wanda's LR on 8 samples of 32 tokens. Then,
+block by block: the blocks before it are given their pruned weights, all samples pass through the whole dense model, and
+hooks see what enters each linear that is a module of its own, or each expert. Its mask should be that of the smaller
+half of |W| x ||X||, row by row, in float64 (Sun et al., 2024). Experts that are one parameter, and linears that are not
+called as modules, cannot be seen so.
+
+Prints for each model how many matrices were compared and the least that one of them has in common, or why it was not
+compared. Writes FOLDER/masks.json; started again it does what is missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import shutil
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from alone import alone, in_processes
+from tiny_models import CAUSAL, SEQLEN, build
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.pytorch_utils import Conv1D
+
+import reprune
+
+SAMPLES = 8
+ALIKE = 0.999
+"""Of a matrix's weights: sums in float32 may settle a near tie otherwise."""
+
+
+def write_rows(model: Path, file: Path) -> Tensor:
+    """Samples of random capital letters, each a token; (samples, tokens), as a line of JSON each in the file."""
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    letters = torch.randint(65, 91, (SAMPLES, SEQLEN), generator=torch.Generator().manual_seed(0))
+    texts = ["".join(map(chr, row)) for row in letters.tolist()]
+    rows = [tokenizer(text, add_special_tokens=False).input_ids for text in texts]
+    lines = [{"text": text, "token_ids": row} for text, row in zip(texts, rows, strict=True)]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    return torch.tensor(rows)
+
+
+def kept(weight: Tensor, inputs: Tensor) -> Tensor:
+    """By the formula: which weights (rows, columns) stay of half of each row, given inputs (tokens, columns)."""
+    scores = weight.double().abs() * inputs.double().square().sum(0).sqrt()
+    dropped = scores.argsort(1)[:, : weight.shape[1] // 2]
+    return torch.ones_like(scores, dtype=torch.bool).scatter_(1, dropped, False)
+
+
+def matrix(module: nn.Module, weight: Tensor) -> Tensor:
+    return weight.T if isinstance(module, Conv1D) else weight
+
+
+def block_of(name: str) -> int | None:
+    found = re.search(r"\.(\d+)\.", name)
+    return int(found[1]) if found else None
+
+
+@torch.no_grad()
+def compare(model: nn.Module, pruned: dict[str, Tensor], ids: Tensor) -> dict[str, float]:
+    """By linear, the share of its weights that both keep or both drop."""
+    blocks: dict[int, dict[str, nn.Module]] = {}
+    for name, module in model.named_modules():
+        weight, number = pruned.get(f"{name}.weight"), block_of(name)
+        if not isinstance(module, nn.Linear | Conv1D) or weight is None or number is None:
+            continue
+        if 4 * int((weight == 0).sum()) > weight.numel():
+            blocks.setdefault(number, {})[name] = module
+    found = {}
+    for number in sorted(blocks):
+        seen: dict[str, list[Tensor]] = {}
+
+        def see(_: nn.Module, given: tuple[Tensor], __: Any, *, entered: list[Tensor]) -> None:
+            entered.append(given[0].flatten(0, -2))
+
+        hooks = [
+            module.register_forward_hook(partial(see, entered=seen.setdefault(name, [])))
+            for name, module in blocks[number].items()
+        ]
+        model(input_ids=ids, use_cache=False)
+        for hook in hooks:
+            hook.remove()
+        for name, module in blocks[number].items():
+            if seen[name]:
+                by_formula = kept(matrix(module, module.get_parameter("weight")), torch.cat(seen[name]))
+                ours = matrix(module, pruned[f"{name}.weight"]) != 0
+                found[name] = (by_formula == ours).double().mean().item()
+        for name, parameter in model.named_parameters():
+            if block_of(name) == number:
+                parameter.copy_(pruned[name])
+    return found
+
+
+def examine(model_type: str, out: Path) -> dict[str, Any]:
+    """Build, prune and compare one model, in a folder of its own that does not stay."""
+    folder = out / model_type
+    folder.mkdir(exist_ok=True)
+    try:
+        return _examine(model_type, folder)
+    except Exception as error:  # whatever a model raises
+        return {"compared": 0, "least": None, "why": f"{type(error).__name__}: {error}"[:300]}
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _examine(model_type: str, folder: Path) -> dict[str, Any]:
+    model = build(CAUSAL, model_type, folder / "model")
+    ids = write_rows(folder / "model", folder / "rows.jsonl")
+    reprune.prune(
+        folder / "model",
+        folder / "out",
+        pruner="wanda",
+        sparsity=0.5,
+        reconstruct="LR",
+        calibration=folder / "rows.jsonl",
+        heldout="manual=1",
+        samples=SAMPLES,
+        seqlen=SEQLEN,
+        device="cpu",
+        settings=["precision=float32", "pruner.min_tokens=0"],
+    )
+    pruned = AutoModelForCausalLM.from_pretrained(folder / "out", dtype=torch.float32).state_dict()
+    found = compare(model, pruned, ids)
+    return {"compared": len(found), "least": min(found.values(), default=None), "why": ""}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--only", nargs="+")
+    parser.add_argument("--jobs", type=int, default=2)
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    file = options.out / "masks.json"
+    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+
+    def done(name: str, outcome: dict[str, Any]) -> None:
+        found[name] = outcome
+        file.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        print(f"{name:<28} {outcome.get('compared', 0):>3} {outcome.get('least')} {outcome['why']}"[:200], flush=True)
+
+    remaining = [name for name in options.only or CAUSAL if options.only or name not in found]
+    in_processes(remaining, partial(alone, examine), options.out, options.jobs, done)
+    compared = {name: one for name, one in found.items() if one.get("compared")}
+    unlike = [name for name, one in compared.items() if one["least"] < ALIKE]
+    matrices = sum(one["compared"] for one in compared.values())
+    print(f"{len(compared)} models, {matrices} matrices compared; not alike: {', '.join(unlike) or 'none'}")
+    sys.exit(bool(unlike))
+
+
+if __name__ == "__main__":
+    main()

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import signal
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -57,3 +59,30 @@ def in_processes(
             except BrokenProcessPool:
                 done(name, {"outcome": "failed", "why": "it ended its process", "seconds": 0.0})
                 names = names[1:]
+
+
+def read(file: Path) -> dict[str, Any]:
+    """What was found before."""
+    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    return found
+
+
+def sweep(
+    names: Iterable[str],
+    only: list[str] | None,
+    work: Callable[[str, Path], dict[str, Any]],
+    file: Path,
+    jobs: int,
+    say: Callable[[str, dict[str, Any]], None],
+) -> dict[str, Any]:
+    """Do what is missing of the names, or some of them anew, in the file's folder; the file keeps what each came to."""
+    found = read(file)
+
+    def done(name: str, outcome: dict[str, Any]) -> None:
+        found[name] = outcome
+        file.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        say(name, outcome)
+
+    remaining = only or [name for name in names if name not in found]
+    in_processes(remaining, partial(alone, work), file.parent, jobs, done)
+    return found

@@ -25,7 +25,6 @@ it does what is missing.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Mapping
 from functools import partial
@@ -33,7 +32,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from alone import alone, in_processes
+from alone import read, sweep
 from main_job import examine
 from tiny_models import CAUSAL, SEVERAL_PARTS, write_text
 
@@ -51,28 +50,17 @@ def main() -> None:
     options = parser.parse_args()
     write_text(options.out)
     kinds, file = (SEVERAL_PARTS, PARTS_FILE) if options.parts else (CAUSAL, CAUSAL_FILE)
-    found = read(options.out / file)
-    remaining = [name for name in options.only or kinds if options.only or name not in found]
 
-    def done(name: str, outcome: dict[str, Any]) -> None:
-        found[name] = outcome
-        text = json.dumps(found, indent=1, sort_keys=True) + "\n"
-        (options.out / file).write_text(text, encoding="utf-8")
+    def say(name: str, outcome: dict[str, Any]) -> None:
         print(f"{name:<28} {outcome['outcome']:<9} {outcome['why']}"[:400], flush=True)
 
-    in_processes(remaining, partial(alone, partial(examine, kinds)), options.out, options.jobs, done)
+    found = sweep(kinds, options.only, partial(examine, kinds), options.out / file, options.jobs, say)
     print(summary(found))
     if options.page:
         options.page.write_text(
             page(*(read(options.out / name) for name in (CAUSAL_FILE, PARTS_FILE))), encoding="utf-8"
         )
     sys.exit(any(one["outcome"] == "failed" for one in found.values()))
-
-
-def read(file: Path) -> dict[str, Any]:
-    """What was found before."""
-    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    return found
 
 
 def summary(found: Mapping[str, Mapping[str, Any]]) -> str:

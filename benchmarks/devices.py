@@ -14,15 +14,13 @@ missing.
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 import sys
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from alone import alone, in_processes
+from alone import sweep
 from main_job import SAMPLES
 from tiny_models import CAUSAL, SEQLEN, build, write_text
 
@@ -86,19 +84,13 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2)
     options = parser.parse_args()
     write_text(options.out)
-    file = options.out / "devices.json"
-    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    wanted = options.only or list(CAUSAL)
 
-    def done(name: str, outcome: dict[str, Any]) -> None:
-        found[name] = outcome
-        file.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    def say(name: str, outcome: dict[str, Any]) -> None:
         for place, said in outcome.items():
             if said != "passed":
                 print(f"{name:<28} {place:<22} {said}"[:400], flush=True)
 
-    remaining = [name for name in wanted if options.only or name not in found]
-    in_processes(remaining, partial(alone, examine), options.out, options.jobs, done)
+    found = sweep(CAUSAL, options.only, examine, options.out / "devices.json", options.jobs, say)
     print(summary(found))
     sys.exit(any(said.startswith("failed") for one in found.values() for said in one.values()))
 

@@ -32,9 +32,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from runs import words
+from runs import pruning, words
 from safetensors.torch import load_file
-from speed import measure, processor
+from speed import beside, measure, processor
 from transformers import AutoTokenizer
 from turns import spread
 
@@ -44,10 +44,12 @@ def draw(options: argparse.Namespace, seed: int) -> tuple[Path, Path]:
     tokenizer = AutoTokenizer.from_pretrained(options.model)
     documents = [json.loads(line)["text"] for line in options.documents.read_text(encoding="utf-8").splitlines()]
     random.Random(seed).shuffle(documents)
-    wanted, rows = options.samples + max(1, options.samples // 8), list[str]()
+    rows = list[str]()
     for document in documents:
+        if len(rows) == options.samples + options.heldout:
+            break
         tokens = tokenizer(document).input_ids[: options.seqlen]
-        if len(tokens) == options.seqlen and len(rows) < wanted:
+        if len(tokens) == options.seqlen:
             rows.append(json.dumps({"text": tokenizer.decode(tokens), "token_ids": tokens}) + "\n")
     files = options.out / "calibration.jsonl", options.out / "heldout.jsonl"
     for file, some in zip(files, (rows[: options.samples], rows[options.samples :]), strict=True):
@@ -95,15 +97,14 @@ def commands(options: argparse.Namespace, pruner: str, files: tuple[Path, Path])
         "pruner": pruner,
         "sparsity": options.sparsity,
         "calibration": files[0],
-        "heldout": f"{files[1]}={max(1, options.samples // 8)}",
+        "heldout": f"{files[1]}={options.heldout}",
         "samples": options.samples,
         "seqlen": options.seqlen,
     }
     script = Path(__file__).with_name("oneshot.py")
     found = {"llm-compressor": [options.python, str(script), options.model, *words(theirs)]}
     for rung in options.rungs:
-        command = [sys.executable, "-m", "reprune", "prune", options.model, "--quiet", "--reconstruct", rung]
-        found[f"reprune {rung}"] = [*command, *words(ours)]
+        found[f"reprune {rung}"] = pruning(options.model, {"reconstruct": rung, **ours})
     return found
 
 
@@ -123,6 +124,7 @@ def main() -> None:
     parser.add_argument("--seqlen", type=int, default=256)
     parser.set_defaults(device="cpu")
     options = parser.parse_args()
+    options.heldout = max(1, options.samples // 8)
     options.out.mkdir(parents=True, exist_ok=True)
     file = options.out / "llm_compressor.json"
     found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {"runs": {}}
@@ -185,16 +187,8 @@ def _table(found: dict[str, Any]) -> str:
     for name, runs in sorted(found["runs"].items()):
         pruner, way = name.split(", ")
         pairs = [(found["runs"][f"{pruner}, llm-compressor"][seed], run) for seed, run in runs.items()]
-        cells = [
-            spread([run["seconds"] for _, run in pairs], 1),
-            spread([plain["seconds"] / run["seconds"] for plain, run in pairs], 2),
-            spread([run["peak"] / 1e9 for _, run in pairs], 2),
-            spread([100 * run["peak"] / plain["peak"] for plain, run in pairs], 0) + " %",
-            spread([run["perplexity"] for _, run in pairs], 2),
-            spread([100 * run["error"] for _, run in pairs], 2) + " %",
-            spread([100 * run.get("agreement", 1.0) for _, run in pairs], 2) + " %",
-        ]
-        lines.append(f"| {pruner} | {way} | " + " | ".join(cells) + " |")
+        same = spread([100 * run.get("agreement", 1.0) for _, run in pairs], 2) + " %"
+        lines.append(f"| {pruner} | {way} | " + " | ".join([*beside(pairs), same]) + " |")
     return "\n".join(lines) + "\n"
 
 

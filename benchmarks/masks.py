@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from alone import alone, in_processes
+from alone import sweep
 from tiny_models import CAUSAL, SEQLEN, build
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -139,16 +139,11 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2)
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    file = options.out / "masks.json"
-    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
 
-    def done(name: str, outcome: dict[str, Any]) -> None:
-        found[name] = outcome
-        file.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    def say(name: str, outcome: dict[str, Any]) -> None:
         print(f"{name:<28} {outcome.get('compared', 0):>3} {outcome.get('least')} {outcome['why']}"[:200], flush=True)
 
-    remaining = [name for name in options.only or CAUSAL if options.only or name not in found]
-    in_processes(remaining, partial(alone, examine), options.out, options.jobs, done)
+    found = sweep(CAUSAL, options.only, examine, options.out / "masks.json", options.jobs, say)
     compared = {name: one for name, one in found.items() if one.get("compared")}
     unlike = [name for name, one in compared.items() if one["least"] < ALIKE]
     matrices = sum(one["compared"] for one in compared.values())

@@ -32,10 +32,15 @@ def textbook(model: Path, out: Path, rung: str, flags: Mapping[str, Any]) -> dic
 def prune(model: Path, out: Path, flags: Mapping[str, Any], settings: Sequence[str] = ()) -> dict[str, Any]:
     """Run `reprune prune` into a folder that is emptied before; returns its record."""
     shutil.rmtree(out, ignore_errors=True)
-    command = [sys.executable, "-m", "reprune", "prune", str(model), "--out", str(out), "--quiet", *words(flags)]
+    command = pruning(model, {"out": out, **flags})
     subprocess.run(command + [word for setting in settings for word in ("--set", setting)], check=True)
     record: dict[str, Any] = json.loads((out / "reprune.json").read_text(encoding="utf-8"))
     return record
+
+
+def pruning(model: Path | str, flags: Mapping[str, Any]) -> list[str]:
+    """The command of a run of reprune that says nothing."""
+    return [sys.executable, "-m", "reprune", "prune", str(model), "--quiet", *words(flags)]
 
 
 def words(flags: Mapping[str, Any]) -> list[str]:

@@ -22,6 +22,7 @@ import platform
 import shutil
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -126,16 +127,20 @@ def _table(found: dict[str, Any], rungs: list[str]) -> str:
             if way.split()[1] != rung:
                 continue
             pairs = [(baseline[seed], run) for seed, run in runs.items() if seed in baseline]
-            cells = [
-                spread([run["seconds"] for _, run in pairs], 1),
-                spread([plain["seconds"] / run["seconds"] for plain, run in pairs], 2),
-                spread([run["peak"] / 1e9 for _, run in pairs], 2),
-                spread([100 * run["peak"] / plain["peak"] for plain, run in pairs], 0) + " %",
-                spread([run["perplexity"] for _, run in pairs], 2),
-                spread([100 * run["error"] for _, run in pairs], 2) + " %",
-            ]
-            lines.append(f"| {way} | " + " | ".join(cells) + " |")
+            lines.append(f"| {way} | " + " | ".join(beside(pairs)) + " |")
     return "\n".join(lines) + "\n"
+
+
+def beside(pairs: Sequence[tuple[Mapping[str, float], Mapping[str, float]]]) -> list[str]:
+    """Cells of a way's row: its runs, each with the baseline's of the same repeat before it."""
+    return [
+        spread([run["seconds"] for _, run in pairs], 1),
+        spread([plain["seconds"] / run["seconds"] for plain, run in pairs], 2),
+        spread([run["peak"] / 1e9 for _, run in pairs], 2),
+        spread([100 * run["peak"] / plain["peak"] for plain, run in pairs], 0) + " %",
+        spread([run["perplexity"] for _, run in pairs], 2),
+        spread([100 * run["error"] for _, run in pairs], 2) + " %",
+    ]
 
 
 def _gpu(device: str) -> list[str]:

@@ -1,14 +1,14 @@
 """Finds, loads and runs the blocks of any Transformers decoder. Knows nothing of pruning.
 
-`decoder` is what the engine uses. The modules, by what they are about:
+The engine uses `decoder`. The modules by topic:
 
-- a model's folder: `locate` finds it, by `gguf`, `gguf_file`, `gguf_settled`, `snapshots`, `hub`, `instead`;
+- a model's folder: `locate` finds it, with `gguf`, `gguf_file`, `gguf_settled`, `snapshots`, `hub`, `instead`;
 - tensors: `checkpoint`, `conversion`, `outside`, `unread`;
-- a decoder without its weights: `skeleton`, by `bare` and `recorder`; what blocks hand on, by `forms`, `handing`,
-  `written`, `passing`, `nested`; what is in a block and what it costs, by `weightless`, `without_weights`, `linears`,
+- a decoder without its weights: `skeleton`, with `bare` and `recorder`; what blocks hand on: `forms`, `handing`,
+  `written`, `passing`, `nested`; what a block holds and costs: `weightless`, `without_weights`, `linears`,
   `products`, `costs`;
-- a block that runs: `block`, by `norms`, `fitted_linears`, `half_attention`, `routing`; what goes through blocks, by
-  `streams`; what follows them, by `predictor`;
+- running a block: `block`, with `norms`, `fitted_linears`, `half_attention`, `routing`; the states that pass through
+  blocks: `streams`; what follows the blocks: `predictor`;
 - a whole model: `whole`, `widened`, `uncached`, `head`, `sampler`;
 - the process: `full_speed`, `undisturbed`, `quiet`, `garbage`, `plain_kernels`.
 """

@@ -1,4 +1,4 @@
-"""A model of Transformers made from its configuration alone. Knows nothing of blocks."""
+"""Builds a Transformers model from its configuration alone. Knows nothing of blocks."""
 
 from __future__ import annotations
 
@@ -26,15 +26,16 @@ from reprune.model.locate import GENERATIVE
 from reprune.model.quiet import quiet_transformers
 from reprune.model.snapshots import called
 
-_LARGE = 2**28  # numbers: a gigabyte in float32
+_LARGE = 2**28  # elements: a gigabyte in float32
 
 
 def read_config(folder: Path, trust_remote_code: bool) -> Any:
     """The configuration of a model folder.
 
     Raises:
-        InputError: Transformers cannot read it, or would run a kernel of the Hub that it names.
-        UnsupportedModelError: it is an encoder-decoder's or an encoder's, of which nothing here can make use.
+        InputError: Transformers cannot read it, or it names an attention kernel on the Hub and remote code is not
+            trusted.
+        UnsupportedModelError: the model is an encoder-decoder or an encoder, not a decoder.
     """
     try:
         with quiet_transformers():
@@ -62,7 +63,7 @@ def read_config(folder: Path, trust_remote_code: bool) -> Any:
 
 
 def check_trusted(folder: Path, error: Exception) -> None:
-    """Raise `InputError` with what to do where an error of Transformers' is that code is needed and not allowed."""
+    """Raise an `InputError` with the remedy if Transformers' error says that the model needs remote code."""
     if "argument `trust_remote_code=True`" in str(error):
         raise InputError(
             f"{called(folder)}: Python code comes with it that it is loaded by; if you trust that, give "
@@ -71,16 +72,16 @@ def check_trusted(folder: Path, error: Exception) -> None:
 
 
 def max_positions(config: Any) -> int | None:
-    """The longest sequence that a decoder takes, where its configuration says so."""
+    """The longest sequence that a decoder accepts, in tokens; None if its configuration does not say."""
     names = ("max_position_embeddings", "n_positions", "max_seq_len")
     value = next((found for name in names if (found := setting(config, name))), None)
     return int(value) if value and int(value) > 0 else None
 
 
 def longest_of(model: Any) -> int | None:
-    """The longest sequence as `max_positions` says, less where a model numbers positions from behind its padding's.
+    """The longest sequence by `max_positions`, minus the rows of the position table that no token can have.
 
-    RoBERTa does: of its table of positions the first rows, up to that of padding, are no token's.
+    RoBERTa numbers positions from after its padding index, so the rows up to that index belong to no token.
     """
     limit = max_positions(model.config.get_text_config(decoder=True))
     embedding = model.get_input_embeddings()
@@ -90,38 +91,38 @@ def longest_of(model: Any) -> int | None:
 
 
 def longest(folder: Path, trust_remote_code: bool) -> int | None:
-    """The longest sequence that the decoder of a model folder takes, where that is known; raises as `read_config`."""
+    """The longest sequence that a model folder's decoder accepts, None if unknown; raises as `read_config` does."""
     config = read_config(folder, trust_remote_code)
-    if config.model_type in ENCODERS:  # of others no table has padding, and to make a model takes its time
+    if config.model_type in ENCODERS:  # only their position tables have padding, and building a model takes time
         with suppress(InputError, UnsupportedModelError):
             return longest_of(build_bare(folder, trust_remote_code))
     return max_positions(config.get_text_config(decoder=True))
 
 
 def setting(config: Any, name: str) -> Any:
-    """What a configuration says, or None: also where it says that blocks differ in it."""
+    """A configuration's value, or None, also where reading it raises because its layers differ in it."""
     try:
         return getattr(config, name, None)
-    except Exception:  # a class of its own in each release
+    except Exception:  # its class differs between releases of Transformers
         return None
 
 
 def _kernel(config: Any) -> str | None:
-    """The Hub's repository whose code a configuration, or that of a part, has attention computed by; None if none."""
+    """The Hub repository whose code a configuration, or that of a part, names for attention; None if there is none."""
     parts = (setting(config, name) for name in getattr(config, "sub_configs", ()))
     named = (setting(one, "_attn_implementation") for one in (config, *parts))
     return next((one for one in named if isinstance(one, str) and "/" in one), None)
 
 
 def quantization(config: Any) -> Any | None:
-    """What a configuration says of how its weights are quantized, or those of its part that reads text; None if not."""
+    """The quantization configuration of a model or of its text part; None if its weights are not quantized."""
     said = (setting(one, "quantization_config") for one in (config, setting(config, "text_config")))
     return next((one for one in said if one is not None), None)
 
 
 def dequantizing(said: Any) -> str:
-    """How Transformers makes plain weights of those quantized so, to end a message; empty where it does not."""
-    with suppress(Exception):  # whatever is wrong in it: it only helps to say more
+    """The end of a message that says how to dequantize such weights with Transformers; empty where it cannot."""
+    with suppress(Exception):  # whatever is wrong with it: this only makes a message more helpful
         kind = AUTO_QUANTIZATION_CONFIG_MAPPING[said["quant_method"]]
         if "dequantize" in inspect.signature(kind).parameters:
             return (
@@ -132,10 +133,10 @@ def dequantizing(said: Any) -> str:
 
 
 def check_embedding(model: Any) -> None:
-    """Raise `UnsupportedModelError` unless a model says which of its modules embeds tokens."""
+    """Raise `UnsupportedModelError` unless a model names the module that embeds its tokens."""
     try:
         found = model.get_input_embeddings()
-    except Exception:  # Transformers' own where it finds none, or whatever a model's own code raises
+    except Exception:  # Transformers' own error if it finds none, or whatever a model's own code raises
         found = None
     if not isinstance(found, nn.Module):
         way = "have it return the one that embeds tokens"
@@ -152,7 +153,7 @@ def _generates(module: nn.Module) -> bool:
 
 
 def plain_all_the_same(folder: Path) -> str:
-    """What to do where config.json says quantized and all is stored as plain floats, as a sentence; else empty."""
+    """A sentence for where config.json says quantized but all tensors are stored as plain floats; else empty."""
     with suppress(InputError):
         dtypes = {entry.dtype for entry in Checkpoint(folder).entries.values()}
         if dtypes.issubset(FLOATS):
@@ -165,11 +166,11 @@ def plain_all_the_same(folder: Path) -> str:
 
 
 def build_bare(folder: Path, trust_remote_code: bool) -> Any:
-    """The model of a folder's config.json, in evaluation mode: parameters on the meta device, buffers as they are.
+    """The model of a folder's config.json, in evaluation mode: parameters on the meta device, buffers with values.
 
     Raises:
         InputError: Transformers cannot read the configuration.
-        UnsupportedModelError: it is no decoder that can be pruned; the message says why.
+        UnsupportedModelError: the model is not a decoder that can be pruned; the message says why.
     """
     config = read_config(folder, trust_remote_code)
     with quiet_transformers():
@@ -181,7 +182,7 @@ def build_bare(folder: Path, trust_remote_code: bool) -> Any:
             )
         kind = model_class(config)
         try:
-            # Buffers are made for real: those that no checkpoint holds (rotary frequencies) exist nowhere else.
+            # Buffers keep their values: those that no checkpoint holds (rotary frequencies) exist nowhere else.
             with no_init_weights(), _parameters_on_meta():
                 if kind is AutoModelForCausalLM:
                     model: Any = kind.from_config(config, dtype=torch.float32, trust_remote_code=trust_remote_code)
@@ -189,11 +190,11 @@ def build_bare(folder: Path, trust_remote_code: bool) -> Any:
                     model = kind._from_config(config, dtype=torch.float32)
         except ValueError as error:
             check_trusted(folder, error)
-            said = str(error).partition("\n")[0]  # what follows names all models of Transformers
+            said = str(error).partition("\n")[0]  # the rest lists all models of Transformers
             raise UnsupportedModelError(
                 f"{called(folder)}: {config.model_type} is not a causal language model of Transformers: {said:.300}"
             ) from None
-        except Exception as error:  # the model's own code, which may come with it, on what config.json says
+        except Exception as error:  # the model's code, which may be remote, on whatever config.json says
             if out_of_memory(error) is not None:
                 raise
             raise UnsupportedModelError(
@@ -202,8 +203,8 @@ def build_bare(folder: Path, trust_remote_code: bool) -> Any:
             ) from None
         check_embedding(model)
         model.tie_weights()
-        # Experts one by one: only so can be seen, whatever the architecture, what is multiplied by what.
-        for part in model.modules():  # of several, each has its own class, which alone may know of experts
+        # Experts one by one: only then do the products show, for any architecture, what is multiplied by what.
+        for part in model.modules():  # each part of a model has its own class, and only that may know of experts
             if getattr(part, "_can_set_experts_implementation", bool)():
                 part.set_experts_implementation("eager")
     return model.eval()
@@ -211,7 +212,7 @@ def build_bare(folder: Path, trust_remote_code: bool) -> Any:
 
 @final
 class _LargeOnMeta(TorchFunctionMode):
-    """Makes no large tensor before it becomes a parameter: of all experts at once no system may have the memory."""
+    """Creates large tensors on the meta device at once: no system may have the memory for all experts together."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         del types
@@ -225,9 +226,9 @@ class _LargeOnMeta(TorchFunctionMode):
 
 @contextmanager
 def _parameters_on_meta() -> Iterator[None]:
-    """Within this context the parameters that this thread gives to modules are without values; buffers are as they are.
+    """Within this context, parameters that this thread registers go to the meta device; buffers keep their values.
 
-    Other threads, which may just be loading blocks, are none of its concern.
+    Other threads, which may be loading blocks meanwhile, are not affected.
     """
     own, plain = get_ident(), nn.Module.register_parameter
 
@@ -235,7 +236,7 @@ def _parameters_on_meta() -> Iterator[None]:
         plain(module, name, parameter)
         if parameter is not None and get_ident() == own:
             empty = nn.Parameter(parameter.to("meta"), requires_grad=parameter.requires_grad)
-            empty.__dict__.update(parameter.__dict__)  # what a model has noted on it
+            empty.__dict__.update(parameter.__dict__)  # attributes that the model's code has set on it
             module._parameters[name] = empty
 
     try:
@@ -247,11 +248,11 @@ def _parameters_on_meta() -> Iterator[None]:
 
 
 def model_class(config: Any) -> Any:
-    """The class that loads a model: what its configuration says if Transformers has that, else the one of its type.
+    """The class that loads a model: the one that its configuration names if Transformers has it, else its type's.
 
-    Of a model of several parts, such as one that reads images too, it is the whole.
+    For a model of several parts, such as one that also reads images, it is the class of the whole model.
     """
-    own = getattr(config, "auto_map", None) or ()  # code that comes with it
+    own = getattr(config, "auto_map", None) or ()  # code that comes with the model
     if not own:
         for name in getattr(config, "architectures", None) or ():
             kind = getattr(transformers, str(name), None)

@@ -1,4 +1,4 @@
-"""One decoder block with its weights: runs on hidden states, with the arguments that its model gave it."""
+"""One decoder block with its weights: it runs on hidden states, with the arguments that its model passes it."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ from reprune.model.products import SlicesApart, same_data, watched_products
 
 @dataclass(frozen=True)
 class Call:
-    """What a model passes to one of its blocks beside the hidden states."""
+    """What a model passes to one of its blocks besides the hidden states."""
 
     args: tuple[Any, ...]  # all positional arguments; the hidden states' place holds None
     kwargs: dict[str, Any]  # all keyword arguments; the hidden states' place holds None
     states: int | str  # the position or the keyword of the hidden states
-    form: Form = PLAIN  # how they lie in a stream's
+    form: Form = PLAIN  # how the states are laid out in a stream
 
     def bind(self, stream: Tensor, anew: bool = True) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The arguments with the hidden states, and what comes with them, in their places.
+        """The arguments with the hidden states, and the values carried along with them, in their places.
 
-        Empty mappings are `anew`: what a block writes to one is in no other pass.
+        With `anew`, empty mappings are copied, so that what a block writes to one does not reach another pass.
         """
         args, kwargs = self.args, self.kwargs
         if anew:
@@ -48,11 +48,11 @@ class Call:
 
     @property
     def beside(self) -> list[Beside]:
-        """What stands in it for what the block before returns beside the states."""
+        """The placeholders for what the previous block returns besides the states."""
         return [value for value in (*self.args, *self.kwargs.values()) if isinstance(value, Beside)]
 
     def without_beside(self) -> Call:
-        """The same with None in these places."""
+        """The same call with None in place of the placeholders."""
         args = tuple(None if isinstance(value, Beside) else value for value in self.args)
         kwargs = {key: None if isinstance(value, Beside) else value for key, value in self.kwargs.items()}
         return replace(self, args=args, kwargs=kwargs)
@@ -63,21 +63,22 @@ def _anew(value: Any) -> Any:
 
 
 _OF_DTYPES = r"dtype|scalar type|not implemented for '(BFloat16|Half)'"
-"""In what PyTorch says of an operation whose tensors are of several dtypes, or of one that it does not take."""
+"""Matches PyTorch's messages about an operation on tensors of several dtypes, or of a dtype without support."""
 
 
 @dataclass(frozen=True)
 class Precision:
-    """In which dtype a block's products are computed; weights, sums and hidden states stay float32."""
+    """The dtype of a block's matrix products; weights, sums and hidden states stay float32."""
 
     products: torch.dtype = torch.float32
 
     @contextmanager
     def on(self, device: torch.device) -> Iterator[None]:
-        """A context in which a model on that device is run.
+        """A context in which to run a model on that device.
 
         Raises:
-            HalfPrecisionError: within it, where the model brings together what autocast leaves in several dtypes.
+            HalfPrecisionError: within the context, if the model combines tensors that autocast left in different
+                dtypes.
         """
         with plain_kernels(device), nullcontext() if self.products == torch.float32 else self._in_half(device):
             yield
@@ -97,11 +98,11 @@ class Precision:
 
 @dataclass(frozen=True)
 class LinearGroup:
-    """Linears of a block that read the very same inputs."""
+    """Linears of a block that read the same input tensor."""
 
     linears: tuple[Linear, ...]
-    once: bool = True  # False for a linear, then alone in its group, that runs several times in a pass
-    expert: bool = False  # whether only the tokens that are routed to it pass through, which may be none
+    once: bool = True  # False for a linear that runs several times in a pass; it is then alone in its group
+    expert: bool = False  # whether only tokens routed to it pass through, which may be none
     stage: str | None = None  # groups of the same stage do not depend on each other
 
     @property
@@ -114,7 +115,7 @@ class LinearGroup:
 
 
 class Enough(Exception):
-    """Raised by what watches a block: it has seen what the block is run for."""
+    """Raised by a watcher of a block once it has seen what the block is run for."""
 
 
 @final
@@ -129,7 +130,7 @@ class Block:
         precision: Precision,
         stacks: Sequence[Stack] = (),
     ) -> None:
-        """`stacks` are the module's parameters that hold many matrices, as `find_stacks` has found them."""
+        """`stacks` are the module's parameters that hold many matrices, as found by `find_stacks`."""
         self.index = index
         self.module = module
         self.device = device
@@ -142,7 +143,7 @@ class Block:
 
     @property
     def routed(self) -> bool:
-        """Whether it sends tokens to some of its experts only."""
+        """Whether the block sends a token to only some of its experts."""
         return any(
             linear.stack.routed if linear.stack is not None else any(self._lists(linear)) for linear in self.linears
         )
@@ -150,7 +151,7 @@ class Block:
     def run(self, states: Tensor, call: Call, routing: AbstractContextManager[Any] | None = None) -> Tensor:
         """Map a stream's states (batch, tokens, hidden) through the block; float32 in and out.
 
-        `routing` records where tokens are sent, or decides it.
+        `routing` is a context that records which experts tokens are sent to, or decides it.
 
         Raises:
             UnsupportedModelError: the block writes into the states that it is given.
@@ -170,7 +171,7 @@ class Block:
 
     @contextmanager
     def _ways(self) -> Iterator[None]:
-        """A context in which some of what models do is done in other ways, which are faster or take less memory."""
+        """A context that replaces some of a model's computations by equivalents that are faster or save memory."""
         with ExitStack() as stack:
             if self.attends_by_products:
                 stack.enter_context(HalfAttention())
@@ -183,13 +184,13 @@ class Block:
 
     @torch.no_grad()
     def show(self, states: Tensor, call: Call) -> None:
-        """Run the block for those that watch it, no further than until one of them has seen `Enough`."""
+        """Run the block for its watchers, until one of them raises `Enough`."""
         with suppress(Enough):
             self.run(states, call)
 
     @contextmanager
     def watch(self, saw: Callable[[Linear, Tensor], None], linears: Sequence[Linear] | None = None) -> Iterator[None]:
-        """Call `saw(linear, inputs)` whenever one of these linears of the block, or any, is run within this context."""
+        """Within this context, call `saw(linear, inputs)` whenever one of these linears, by default any, runs."""
         watched = self.linears if linears is None else linears
         with ExitStack() as stack:
             for linear in watched:
@@ -201,7 +202,7 @@ class Block:
             yield
 
     def inputs_of(self, linear: Linear, states: Tensor, call: Call) -> Tensor:
-        """What reaches a linear when it first runs, (..., columns); the block is run no further than to there."""
+        """The inputs of a linear when it first runs, (..., columns); the block is run only that far."""
         seen: list[Tensor] = []
 
         def saw(_: Linear, inputs: Tensor) -> None:
@@ -216,19 +217,20 @@ class Block:
 
     @torch.no_grad()
     def groups(self, states: Tensor, call: Call) -> list[LinearGroup]:
-        """The linear groups: linears that read the very same tensor.
+        """The linear groups: linears that read the same tensor.
 
-        First come those that run once, in the order in which they do, and last those of stacks, which have a stage. A
-        linear that runs more than once is a group of its own; one that never runs is in no group.
+        Linears that run once come first, in the order in which they run, and those of stacks, which have a stage, come
+        last. A linear that runs more than once is a group of its own; one that never runs is in no group.
 
-        Modules in a list are experts where not all tokens that come to what it lies in pass through all of them: others
-        may read what those before them have made, as the two halves of a block of LongCat-Flash, or an expert's layers.
+        Modules in a list are experts only if some of the tokens that reach the module around the list do not pass all
+        of them. Otherwise a member may read what the ones before it made, as in the two halves of a block of
+        LongCat-Flash or the layers of an expert.
         """
         tokens = states.shape[0] * states.shape[1]
         seen: list[tuple[Tensor, list[Linear]]] = []  # holding the tensors keeps their identities apart
         runs: dict[str, int] = {}
         order: list[str] = []  # of stacks, as they first run
-        passed: dict[str, int] = {}  # how many tokens, by linear; where a stack's run, all come to the stack
+        passed: dict[str, int] = {}  # how many tokens, by linear; all tokens reach a stack that runs
 
         def saw(linear: Linear, inputs: Tensor) -> None:
             if linear.stack is not None:
@@ -259,7 +261,7 @@ class Block:
         ]
 
     def _stacked_groups(self, order: Sequence[str]) -> Iterator[LinearGroup]:
-        """Matrix by matrix, those of stacks that read the same inputs; all of the first stacks come first."""
+        """For stacks that read the same inputs, one group for each matrix number, stage after stage."""
         for shares in order:
             together: dict[int, list[Linear]] = {}
             for linear in self.linears:
@@ -274,9 +276,9 @@ class Block:
     ) -> Iterator[LinearGroup]:
         """Groups of experts, kept as lists of modules, that no token of this batch was routed to.
 
-        Those of an expert are together that read the same in one that has run.
+        The linears of such an expert are grouped as they are in an expert that ran.
         """
-        stages: dict[str, str] = {}  # by what a linear is of its expert
+        stages: dict[str, str] = {}  # by the linear's name within any expert (experts.*.up_proj)
         for group in running:
             if group.stage is not None:
                 for linear in group.linears:
@@ -294,9 +296,9 @@ class Block:
         return LinearGroup(linears, expert=bool(expert), stage=what if expert else None)
 
     def _of_expert(self, linear: Linear, experts: Set[str]) -> tuple[str, ...]:
-        """What a linear is of its expert, as mlp.experts.*.up_proj, and the expert's number; of others the name.
+        """A linear's name with `*` for its expert's number (mlp.experts.*.up_proj), then that number.
 
-        `experts` are the lists of them, by path.
+        For a linear of no expert it is its name alone. `experts` are the paths of the lists of experts.
         """
         parts, numbers = linear.name.split("."), list[str]()
         for path in (path for path, _ in self._lists(linear) if path in experts):
@@ -306,11 +308,11 @@ class Block:
         return (".".join(parts), *numbers)
 
     def _lists_of_experts(self, passed: Mapping[str, int], tokens: int) -> set[str]:
-        """Lists of which some modules run, and some on fewer tokens than have come to what the list lies in, by path.
+        """The paths of lists with modules that ran, of which some got fewer tokens than the module around the list.
 
         `passed` says how many tokens passed each linear, of `tokens` in all.
         """
-        most = {"": tokens}  # that passed a linear of a module in a list, by path
+        most = {"": tokens}  # by path of a module in a list: most tokens that passed one of its linears
         ran = {path for linear in self.linears if linear.name in passed for path, _ in self._lists(linear)}
         for linear in self.linears:
             if linear.module is not None or linear.name in passed:
@@ -326,9 +328,9 @@ class Block:
         return experts
 
     def _lists(self, linear: Linear) -> Iterator[tuple[str, str]]:
-        """The lists of modules that a linear lies in, and its module there, by path.
+        """The paths of the lists of modules that a linear lies in, each with the path of its module there.
 
-        They are mlp.experts and mlp.experts.3 of mlp.experts.3.up_proj.
+        For mlp.experts.3.up_proj they are mlp.experts and mlp.experts.3.
         """
         parts = (linear.name if linear.stack is None else linear.stack.parameter).split(".")
         for place, part in enumerate(parts):
@@ -339,14 +341,14 @@ class Block:
 
 @contextmanager
 def many_passes(blocks: Sequence[Block]) -> Iterator[None]:
-    """Within this context, weights are cast to the precision of products once, not anew in each pass through a block.
+    """Within this context, weights are cast to the products' precision once, not in each pass through a block.
 
     It is for passes without gradients, between which no weight changes.
     """
     if not blocks or blocks[0].precision.products == torch.float32:
         yield
         return
-    # Autocast keeps what it has cast of parameters that record gradients, until the outermost context ends.
+    # Autocast caches the casts of parameters that require gradients, until the outermost context ends.
     parameters = [one for block in blocks for one in block.module.parameters()]
     still = [one for one in parameters if one.is_floating_point() and not one.requires_grad]
     for parameter in still:

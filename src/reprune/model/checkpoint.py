@@ -1,6 +1,6 @@
 """A model folder's tensors, read one at a time. Knows names, shapes and files; knows nothing of modules.
 
-Tensors are mapped from their file, not read into memory, until someone copies them.
+Tensors are memory-mapped from their file; nothing is read into memory until a tensor is copied.
 """
 
 from __future__ import annotations
@@ -47,18 +47,18 @@ DTYPES = {
     "F8_E5M2FNUZ": torch.float8_e5m2fnuz,
     **{
         name: getattr(torch, dtype)
-        for name, dtype in (("F8_E8M0", "float8_e8m0fnu"), ("F4", "float4_e2m1fn_x2"))  # of PyTorch 2.7 and 2.8
+        for name, dtype in (("F8_E8M0", "float8_e8m0fnu"), ("F4", "float4_e2m1fn_x2"))  # since PyTorch 2.7 and 2.8
         if hasattr(torch, dtype)
     },
 }
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-"""In which a weight is stored as it is: other floats come with scales, which are nothing without a quantizer."""
+"""Dtypes in which a weight is stored as it is: narrower floats come with scales, which only a quantizer can apply."""
 
 NAMES_WEIGHTS = "transformers_weights"
-"""What config.json may say, on loading, of the file that holds the weights."""
+"""The key by which config.json may name the file that holds the weights."""
 
 USUAL = ("model.safetensors", "model.safetensors.index.json")
-"""Where Transformers looks for weights otherwise."""
+"""Where Transformers looks for weights if config.json does not name their file."""
 
 TOKENIZER = (
     *("tokenizer.json", "tokenizer.*.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
@@ -67,25 +67,25 @@ TOKENIZER = (
 )
 """Patterns of the files that decide how text becomes tokens, by Transformers' own names."""
 
-_BESIDE = ("config.json", *TOKENIZER)  # the weights, of what decides the model
-_OF_CODE = ("*.py", "*token*.json", "*vocab*.json", "*vocab*.txt")  # and where code comes with it, which may read those
+_BESIDE = ("config.json", *TOKENIZER)  # the files that decide the model besides its weights
+_OF_CODE = ("*.py", "*token*.json", "*vocab*.json", "*vocab*.txt")  # also these if it has code, which may read them
 _SAMPLED_BYTES = 4096  # from each end of each tensor, for the fingerprint
-_FILES_AT_A_TIME = 4  # that are hashed
+_FILES_AT_A_TIME = 4  # hashed in parallel
 
 
 @dataclass(frozen=True)
 class TensorEntry:
-    """Where one tensor lies."""
+    """Where one tensor is stored, and as what."""
 
     file: Path
     shape: tuple[int, ...]
-    dtype: torch.dtype | str  # its name in the file, where PyTorch knows none such
+    dtype: torch.dtype | str  # as a string: its name in the file, if PyTorch has no such dtype
     bytes: int
     offset: int  # of its first byte in the file
 
     @property
     def floats(self) -> bool:
-        """Whether it holds no whole numbers; all that PyTorch does not know are floats of few bits."""
+        """Whether it holds floats; all dtypes that PyTorch does not know are floats of few bits."""
         return isinstance(self.dtype, str) or self.dtype.is_floating_point
 
 
@@ -97,7 +97,7 @@ class Checkpoint:
         """Read the headers of all files that belong to the model.
 
         Raises:
-            InputError: a file is missing or damaged, or there is none.
+            InputError: a file is missing or damaged, or there are none.
         """
         self.folder = folder
         self.name = called(folder)
@@ -117,7 +117,7 @@ class Checkpoint:
     def _files(self) -> list[Path]:
         """The files that Transformers reads.
 
-        What config.json names, else the one of the usual name, else those of the index; else all there are.
+        They are the file or index that config.json names, else the one of a usual name; without these, all files.
         """
         usual = (name for name in USUAL if (self.folder / name).exists())
         named = self._named_by_config() or next(usual, None)
@@ -148,11 +148,11 @@ class Checkpoint:
         return [self.folder / name for name in names]
 
     def _named_by_config(self) -> str | None:
-        """The file of weights, or index of such files, that config.json names, where it does."""
+        """The weight file, or index of such files, that config.json names; None if it names none."""
         config = self.folder / "config.json"
         try:
             named = read_json(config.read_text(encoding="utf-8")).get(NAMES_WEIGHTS)
-        except (OSError, ValueError, AttributeError):  # whoever reads the configuration says it
+        except (OSError, ValueError, AttributeError):  # reported where the configuration itself is read
             return None
         if named is None:
             return None
@@ -168,7 +168,7 @@ class Checkpoint:
 
         Raises:
             OSError: the file can no longer be read.
-            ChangedError: it is another than when this was opened.
+            ChangedError: the file has changed since the checkpoint was opened.
         """
         path = self.entries[name].file
         try:
@@ -181,16 +181,16 @@ class Checkpoint:
         return tensor
 
     def dtype(self, name: str) -> torch.dtype:
-        """In which a tensor is stored; raises `UnsupportedModelError` where it can be neither read nor passed on."""
+        """The dtype of a stored tensor; raises `UnsupportedModelError` if PyTorch does not have it."""
         dtype = self.entries[name].dtype
         if isinstance(dtype, str):
             raise no_floats(self.name, name, dtype)
         return dtype
 
     def check_unchanged(self) -> None:
-        """Raise `ChangedError` where a file of the model or its tokenizer is another than when this was opened.
+        """Raise `ChangedError` if a file of the model or its tokenizer has changed since the checkpoint was opened.
 
-        Tensors are mapped from their file: one may be written to until its tensors have been copied.
+        Tensors are mapped from their file, so a write to the file changes tensors that are not copied yet.
         """
         self._unchanged.check()
 
@@ -200,7 +200,7 @@ class Checkpoint:
         return sum(entry.bytes for entry in self.entries.values())
 
     def fingerprint(self) -> str:
-        """A SHA-256 that tells this model from any other, in a time that does not grow with its size.
+        """A SHA-256 that tells this model from others, without reading all of its weights.
 
         It covers the configuration, every tensor's name, shape and dtype, and the first and last 4 KiB of each
         tensor's data.
@@ -216,15 +216,15 @@ class Checkpoint:
         return digest.hexdigest()
 
     def digests(self) -> dict[str, str]:
-        """The SHA-256 of the configuration, code, the tokenizer and each weight file, by its name: all are read."""
+        """The SHA-256 of each file of the configuration, code, tokenizer and weights, by file name; reads them all."""
         with self.digesting() as digests:
             return digests()
 
     @contextmanager
     def digesting(self) -> Iterator[Callable[[], dict[str, str]]]:
-        """Begin with `digests` beside whatever else is done here; what is yielded waits for them and returns them.
+        """Compute `digests` in background threads; the function that is yielded waits for them and returns them.
 
-        Where the context is left without that, nothing more is read.
+        Leaving the context stops the reading of files that are not finished.
         """
         files = {str(file.relative_to(self.folder)) for file in self._unchanged.files} - {"config.json"}
         names = ["config.json", *sorted(files)]
@@ -238,14 +238,14 @@ class Checkpoint:
 
 
 def digests_beside(folder: Path) -> dict[str, str]:
-    """The SHA-256 of each file that decides a model beside its weights, by its name, as `Checkpoint.digests`."""
+    """`Checkpoint.digests` without the weights: the SHA-256 of each other file that decides a model, by file name."""
     return {file.name: sha256(file) for file in sorted(_beside(folder))}
 
 
 def differing(files: Mapping[str, str], others: Mapping[str, str]) -> set[str]:
-    """The names of files that are not the same in two models, or are in one alone, by the digests of what each has.
+    """The names of files that differ between two models or that only one of them has, from the digests of both.
 
-    Beside a tokenizer.json, which holds what is in them, neither vocab.json nor merges.txt is read.
+    vocab.json and merges.txt do not count beside a tokenizer.json, which holds their contents and is read instead.
     """
     names = {*files, *others}
     if "tokenizer.json" in names:
@@ -254,7 +254,7 @@ def differing(files: Mapping[str, str], others: Mapping[str, str]) -> set[str]:
 
 
 def no_floats(place: str, name: str, dtype: torch.dtype | str) -> UnsupportedModelError:
-    """Why a weight of such numbers is refused."""
+    """The error that refuses a weight of such a dtype."""
     return UnsupportedModelError(
         f"{place}: the tensor {name} is stored as {str(dtype).removeprefix('torch.')}, which cannot be pruned; "
         "use the model's bfloat16, float16 or float32 weights."
@@ -262,7 +262,7 @@ def no_floats(place: str, name: str, dtype: torch.dtype | str) -> UnsupportedMod
 
 
 def _beside(folder: Path) -> set[Path]:
-    """The files that decide a model, but its weights."""
+    """The files that decide a model besides its weights."""
     patterns = (*_BESIDE, *_OF_CODE) if _names_code(folder) else _BESIDE
     return {file for pattern in patterns for file in folder.glob(pattern) if file.is_file()}
 
@@ -272,9 +272,9 @@ def _is_outside(name: str) -> bool:
 
 
 def _names_code(folder: Path) -> bool:
-    """Whether the configuration of a model or its tokenizer names code that comes with it, in its folder or not."""
+    """Whether the configuration of the model or its tokenizer names remote code, in the folder or elsewhere."""
     for name in ("config.json", "tokenizer_config.json"):
-        with suppress(OSError):  # whoever reads it says it
+        with suppress(OSError):  # reported where the file itself is read
             if b'"auto_map"' in (folder / name).read_bytes():
                 return True
     return False
@@ -282,10 +282,10 @@ def _names_code(folder: Path) -> bool:
 
 def _read_header(file: Path) -> Iterator[tuple[str, TensorEntry]]:
     """Names and places of the tensors in one safetensors file."""
-    check_readable(file)  # the library calls one that is not missing
+    check_readable(file)  # safetensors would call an unreadable file missing
     try:
         with safe_open(file, framework="pt"):
-            pass  # the library checks that the header is sound and that the data is all there
+            pass  # safetensors checks that the header is valid and that the data is complete
     except (SafetensorError, OSError) as error:
         raise InputError(f"{file}: not a whole safetensors file ({error}); download it again.") from None
     except RuntimeError as error:

@@ -1,8 +1,8 @@
-"""How a checkpoint's tensors make up a model's parameters, and back: by name, or as Transformers converts them.
+"""Converts a checkpoint's tensors to a model's parameters and back: by name, or by Transformers' conversion rules.
 
-Many checkpoints name their tensors otherwise than Transformers does, or cut them otherwise: the experts of Mixtral lie
-in three matrices each on disk and in two parameters for all in the model. The rules are Transformers' own, as it
-applies them on loading; here they are applied to a few tensors at a time, and reversed for what is saved.
+Many checkpoints name or split their tensors differently than Transformers does: each expert of Mixtral is three
+matrices on disk, while in the model all experts together are two parameters. The rules are Transformers' own, which it
+applies on loading; here they are applied to a few tensors at a time, and reversed for saving.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ EMPTY = (
     "it is empty, as a process leaves it that had but a part of the weights (DeepSpeed ZeRO-3, FSDP): have the trainer "
     "gather them, and save the model again."
 )
-"""Why a tensor of no numbers is there, and what to do, to end a message."""
+"""The end of a message: why a stored tensor has no elements, and what to do."""
 
 
 @dataclass
 class Conversion:
-    """Some stored tensors and the parameters that are made of them, and of nothing else."""
+    """Some stored tensors and the parameters that are made of them and of nothing else."""
 
     stored: list[str] = field(default_factory=list)  # names in the checkpoint
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)  # of the parameters, by their names in the model
-    rule: Any = None  # Transformers' converter; None where one tensor is one parameter as it is
-    between: dict[str, str] = field(default_factory=dict)  # by stored name: the name that the rule knows it by
-    patterns: dict[str, str] = field(default_factory=dict)  # by stored name: the rule's pattern that fits it
+    rule: Any = None  # Transformers' converter; None if one tensor is one parameter, unchanged
+    between: dict[str, str] = field(default_factory=dict)  # by stored name: its name in the rule
+    patterns: dict[str, str] = field(default_factory=dict)  # by stored name: the rule's pattern that matches it
     first: str = ""  # the parameter that the rule names its results after
 
     @property
@@ -54,7 +54,7 @@ class Layout:
     """All conversions of a checkpoint."""
 
     def __init__(self, model: Any, checkpoint: Checkpoint) -> None:
-        """Of a model with its parameters on the meta device; raises `UnsupportedModelError` where one does not work."""
+        """`model` has its parameters on the meta device; raises `UnsupportedModelError` if a conversion fails."""
         self._model = model
         self._checkpoint = checkpoint
         self.of_parameter: dict[str, Conversion] = {}
@@ -69,16 +69,16 @@ class Layout:
 
     @property
     def used(self) -> list[str]:
-        """The checkpoint's tensors that the model makes something of, by name; others, as old buffers, nobody reads."""
+        """The names of the checkpoint's tensors that the model uses; nothing reads the others, such as old buffers."""
         return [name for name in self._checkpoint.entries if name in self._of_stored]
 
     def parameters_of(self, stored: str) -> list[str]:
-        """The model's parameters that a tensor of the checkpoint goes into; none if it is of no use to it."""
+        """The model's parameters that a tensor of the checkpoint goes into; none if the model does not use it."""
         found = self._of_stored.get(stored)
         return [] if found is None else found.parameters
 
     def load(self, conversion: Conversion, stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The parameters that a conversion makes, by their names in the model, in the dtypes of what makes them."""
+        """The parameters that a conversion makes, by their names in the model, in the dtypes of the stored tensors."""
         if conversion.rule is None:
             return {conversion.parameters[0]: stored[conversion.stored[0]]}
         rule = deepcopy(conversion.rule)
@@ -87,11 +87,11 @@ class Layout:
         return _singly(rule.convert(conversion.first, model=self._model, config=self._model.config))
 
     def read(self, conversion: Conversion) -> dict[str, Tensor]:
-        """What it makes of the checkpoint's tensors."""
+        """The parameters that a conversion makes of the checkpoint's own tensors, as `load` returns them."""
         return self.load(conversion, {name: self._checkpoint.tensor(name) for name in conversion.stored})
 
     def check(self, name: str, conversion: Conversion, wanted: Tensor) -> None:
-        """Raise `UnsupportedModelError` unless a parameter comes as floats, in the shape that the model wants."""
+        """Raise `UnsupportedModelError` unless a parameter is stored as floats and has the shape of `wanted`."""
         if isinstance(wanted, nn.Parameter) and wanted.is_floating_point():
             for stored in conversion.stored:
                 if (dtype := self._checkpoint.entries[stored].dtype) not in FLOATS:
@@ -105,7 +105,7 @@ class Layout:
             )
 
     def save(self, conversion: Conversion, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """What `load` made, as the checkpoint has it: by stored name, in the dtypes of the parameters."""
+        """The reverse of `load`: the tensors by their names in the checkpoint, in the dtypes of the parameters."""
         if conversion.rule is None:
             return {conversion.stored[0]: parameters[conversion.parameters[0]]}
         rule = deepcopy(conversion.rule).reverse_transform()
@@ -121,7 +121,7 @@ class Layout:
         return {stored[name]: tensor for name, tensor in made.items()}
 
     def _conversions(self) -> list[Conversion]:
-        """Every conversion with all that goes into it, by Transformers' rules."""
+        """All conversions with the stored tensors that go into each, by Transformers' rules."""
         model, wanted = self._model, self._model.state_dict(keep_vars=True)
         rules = get_model_conversion_mapping(model)
         renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
@@ -146,7 +146,7 @@ class Layout:
         return list(found.values())
 
     def _try(self, conversion: Conversion) -> None:
-        """Convert there and back without values, to know that it works, and what comes of it."""
+        """Convert there and back without values, to check that this works and to learn the parameters' shapes."""
         entries = self._checkpoint.entries
         try:
             empty = {name: torch.empty(entries[name].shape, device="meta") for name in conversion.stored}

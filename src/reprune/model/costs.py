@@ -1,9 +1,9 @@
-"""What it costs to run a block, learned by running it on tensors without values: no weight is read, nothing computed.
+"""Measures the cost of a block by running it on tensors without values: no weight is read and nothing is computed.
 
-Any block that its model can run is costed so, whatever is in it; there is no formula for an architecture. One that goes
-token by token, as a scan does where its kernel is not installed, would take minutes for a long sample: it is run on few
-tokens, of three numbers, and what more would come to follows from these. Of one that goes by chunks it does not: few
-tokens are padded to one chunk.
+This works for any block that its model can run; no architecture needs a formula. A block that goes token by token, as a
+scan does where its kernel is not installed, would take minutes for a long sample. It is run for three small numbers of
+tokens instead, and its cost for many is extrapolated. A block that goes chunk by chunk cannot be extrapolated so, as
+few tokens are padded to one chunk.
 """
 
 from __future__ import annotations
@@ -28,32 +28,32 @@ from reprune.model.products import storage
 
 FEW = (8, 16, 24)  # tokens
 MANY = 3_000
-"""Operations of a pass and its gradients. Blocks take hundreds, whatever the tokens; a scan some forty for each."""
+"""Operations of a forward and backward pass. Most blocks take hundreds for any length; a scan, some 40 a token."""
 
 
 class TooManyError(Exception):
-    """A block takes more operations than it may."""
+    """A block takes more operations than the limit."""
 
 
 @dataclass(frozen=True)
 class Flops:
     """Floating-point operations of a pass."""
 
-    products: float  # of matrix products
-    attention: float = 0.0  # of PyTorch's fused attention, which has a speed of its own
+    products: float  # in matrix products
+    attention: float = 0.0  # in PyTorch's fused attention, which runs at another speed
 
 
 @dataclass(frozen=True)
 class BlockCosts:
-    """Of one block, for one sample."""
+    """The costs of one block for one sample."""
 
     parameters: int
     states: int  # bytes of the hidden states that enter it, float32
     forward: Flops  # of a forward pass
     both: Flops  # of a forward and a backward pass
-    activations: float  # bytes that are kept from the forward for the backward pass
-    exact: bool  # False where the block does not run without values, and this is a formula's estimate
-    operations: int = 0  # of a forward and a backward pass, whatever their size; 0 of an estimate
+    activations: float  # bytes kept from the forward pass for the backward pass
+    exact: bool  # False if the block does not run without values, so that this is an estimate by formula
+    operations: int = 0  # number of them in a forward and a backward pass, of any size; 0 in an estimate
 
 
 def block_costs(
@@ -69,16 +69,17 @@ def block_costs(
 
     Args:
         module: the block, on the meta device; left as it is.
-        one: what would enter it, (1, tokens, ...), and what it would be passed beside; only shapes matter.
-        two: the same for two samples: what is kept for both and not for one twice, such as weights in another
-            precision, is no sample's.
+        one: the states that would enter it, (1, tokens, ...), and what it would be passed with them; only shapes
+            matter.
+        two: the same for two samples. The difference is what a sample takes: bytes that are kept only once for both,
+            such as weights in another precision, do not count.
         precision: of its products.
-        device: the type of that which it is costed for.
-        stacks: of its parameters, those that hold many matrices.
-        most: operations, whatever their size; None: as many as it takes.
+        device: the type of device that it is costed for.
+        stacks: its parameters that hold many matrices.
+        most: the largest number of operations, of any size; None for no limit.
 
     Raises:
-        TooManyError: it takes more of them.
+        TooManyError: the block takes more operations than `most`.
     """
     parameters = sum(parameter.numel() for parameter in module.parameters())
     tokens = one[0].shape[1]
@@ -92,7 +93,7 @@ def block_costs(
         )
     except TooManyError:
         raise
-    except Exception:  # what depends on values, such as where experts are routed to, cannot be run without them
+    except Exception:  # what depends on values, such as the choice of experts, cannot run without them
         linears = find_linears(module, stacks)
         products = 2.0 * tokens * sum(linear.share * math.prod(linear.shape) for linear in linears)
         widths = hidden + sum(linear.share * linear.shape[0] for linear in linears)
@@ -101,10 +102,10 @@ def block_costs(
 
 
 def costs_of_many(cost: Callable[[int, int | None], BlockCosts], tokens: int) -> BlockCosts:
-    """A block's costs for so many tokens, of a scan by what it costs for few.
+    """A block's costs for a sample of so many tokens, extrapolated from a few tokens for a scan.
 
     Args:
-        cost: `block_costs` of the block on some tokens, of which it may take so many operations.
+        cost: `block_costs` of the block, as a function of the number of tokens and of `most`.
         tokens: of one sample.
     """
     try:
@@ -119,14 +120,14 @@ def costs_of_many(cost: Callable[[int, int | None], BlockCosts], tokens: int) ->
 
 
 def _may_scan(few: Sequence[BlockCosts]) -> bool:
-    """Whether a block takes as many more operations for each more tokens; an estimate is linear in them anyway."""
+    """Whether a block's operations grow by the same number, not 0, at each step; an estimate is linear anyway."""
     steps = {after.operations - before.operations for before, after in pairwise(few)}
     return not few[0].exact or (len(steps) < 2 and 0 not in steps)
 
 
 def extrapolated(few: Sequence[BlockCosts], tokens: int) -> BlockCosts:
-    """A block's costs for so many tokens from those for `FEW`: what they grow by is no more than quadratic in them."""
-    steps = tokens / FEW[0] - 1  # as long as the first of three that are as far apart
+    """A block's costs for so many tokens, from those for `FEW`, by the quadratic through the three."""
+    steps = tokens / FEW[0] - 1  # from FEW[0]; the distance between two of FEW is FEW[0] too
 
     def value(of: Callable[[BlockCosts], float]) -> float:
         one, two, three = (of(costs) for costs in few)
@@ -144,7 +145,7 @@ def extrapolated(few: Sequence[BlockCosts], tokens: int) -> BlockCosts:
 
 
 class _Counted(TorchDispatchMode):
-    """Counts the operations within this context, and lets no more than so many be done."""
+    """Counts the operations within this context, and raises `TooManyError` beyond a limit."""
 
     def __init__(self, most: int | None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # PyTorch's own
@@ -152,7 +153,7 @@ class _Counted(TorchDispatchMode):
         self.operations = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func.namespace != "prim":  # where a tensor is, which C++ asks too, and an exception there ends the process
+        if func.namespace != "prim":  # C++ calls these too, to ask for a device; an exception there ends the process
             self.operations += 1
             if self._most is not None and self.operations > self._most:
                 raise TooManyError
@@ -162,9 +163,9 @@ class _Counted(TorchDispatchMode):
 def _run(
     module: nn.Module, shape: torch.Size, call: Call, precision: Precision, device: str, most: int | None
 ) -> tuple[Flops, Flops, float, int]:
-    """What a forward pass costs, and that with a backward pass; bytes kept in between, and operations of both."""
+    """The costs of a forward pass, and with the backward pass; bytes kept between them; operations of both."""
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    block = Block(0, module, torch.device("cpu"), precision)  # which finds norms by values: within there are none
+    block = Block(0, module, torch.device("cpu"), precision)  # outside the mode: it finds norms by their values
     block.attends_by_products &= device == "cpu"
     with mode:
         for part in module.modules():
@@ -173,7 +174,7 @@ def _run(
             for name, buffer in part.named_buffers(recurse=False):
                 setattr(part, name, torch.empty(buffer.shape, dtype=buffer.dtype))
         own = {storage(parameter) for parameter in module.parameters()}
-        kept: dict[int, int] = {}  # bytes by storage: what is kept twice takes memory once
+        kept: dict[int, int] = {}  # bytes by storage: a tensor that is kept twice takes memory once
         alive: list[Tensor] = []  # holding the tensors keeps their storages apart
 
         def pack(tensor: Tensor) -> Tensor:
@@ -202,18 +203,18 @@ def _flops(counter: FlopCounterMode) -> Flops:
 
 
 def _attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
-    """Two products: of queries and keys, and of the scores and values. Several query heads may share a key head."""
+    """Two products: of queries and keys, and of scores and values. Several query heads may share a key head."""
     samples, heads, queries, size = query
     return int(2 * samples * heads * queries * key[-2] * (size + value[-1]))
 
 
 def _attention_backward(gradient: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
-    """Five: the scores anew, their gradients, and those of queries, keys and values."""
+    """Five products: the scores again, their gradients, and those of queries, keys and values."""
     samples, heads, queries, size = query
     return int(2 * samples * heads * queries * key[-2] * (3 * size + 2 * value[-1]))
 
 
-_ATTENTION = {  # the CPU's kernels, which the counter does not know by itself; arguments come as shapes
+_ATTENTION = {  # the CPU's kernels, which FlopCounterMode does not know; they are passed shapes
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
 }

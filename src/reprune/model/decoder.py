@@ -1,6 +1,6 @@
-"""A decoder on disk, as the engine uses it: embed samples, load a block, know what each block is passed.
+"""A decoder on disk, as the engine uses it: embeds samples, loads a block, knows what each block is passed.
 
-At no time are all blocks in memory. Knows nothing of pruning.
+The blocks are never all in memory at once. Knows nothing of pruning.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from reprune.model.unread import closest, way_out
 from reprune.model.weightless import Weightless
 
 _PACKED = (".qweight", ".qzeros", ".weight_packed")
-"""What names of tensors end in that hold several numbers in one, also where config.json says nothing of it."""
+"""Endings of the names of tensors that pack several numbers into one; config.json may not say that there are any."""
 
 
 @final
@@ -47,7 +47,7 @@ class Decoder:
         Args:
             folder: an ordinary model folder (config.json and safetensors files).
             device: where blocks are run; the CPU by default.
-            precision: in which dtype their products are computed; float32 by default.
+            precision: of the blocks' products; float32 by default.
 
         Raises:
             InputError: the folder is damaged or incomplete.
@@ -60,14 +60,14 @@ class Decoder:
         self.name = self.checkpoint.name
         self.skeleton = Skeleton(folder, trust_remote_code)
         for name in self.checkpoint.entries:
-            self.checkpoint.dtype(name)  # after what the configuration says of it
+            self.checkpoint.dtype(name)  # only now: the skeleton's error about quantization says more
         self._layout = Layout(self.skeleton.model, self.checkpoint)
         self._outside = Outside(self.name, self.skeleton.model, self.skeleton.blocks_path, self._layout)
         self.weightless = Weightless(self.skeleton, self.precision, self._outside.fill_with_nothing)
         self._blocks = [self._conversions(index) for index in range(len(self))]
         self._block_of = {name: self._find_block_of(name) for name in self.checkpoint.entries}
         self._outside.check()
-        self._passing = Passing(self.name, 0)  # with the samples that were embedded last
+        self._passing = Passing(self.name, 0)  # for the samples that were embedded last
 
     def __len__(self) -> int:
         """The number of blocks."""
@@ -75,14 +75,14 @@ class Decoder:
 
     @property
     def vocabulary(self) -> int:
-        """The number of rows of the input embedding: token ids are below it."""
+        """The number of rows of the input embedding; token ids must be below it."""
         return int(self.skeleton.model.get_input_embeddings().weight.shape[0])
 
     def _path(self, index: int) -> str:
         return f"{self.skeleton.blocks_path}.{index}."
 
     def _conversions(self, index: int) -> list[Conversion]:
-        """What a block's parameters (and saved buffers) are made by."""
+        """The conversions that make a block's parameters and saved buffers."""
         found: dict[int, Conversion] = {}
         path, block = self._path(index), self.skeleton.blocks[index]
         parameters = dict(block.named_parameters(remove_duplicate=False))
@@ -121,7 +121,7 @@ class Decoder:
             )
         way = "the files may be incomplete, download the model again"
         unread = self._unread(index, full, shape)
-        if unread is None and not self.used:  # then nothing is read, of whatever shape
+        if unread is None and not self.used:  # no tensor is read at all, so any shape may be the one
             unread = closest(full, self.checkpoint.entries)
         if unread is not None:
             way = way_out(unread, self.checkpoint.entries, full)
@@ -131,7 +131,7 @@ class Decoder:
         )
 
     def _unread(self, index: int, name: str, shape: tuple[int, ...]) -> str | None:
-        """The stored tensor that comes closest to a parameter's name, of those of its shape that nothing reads."""
+        """The unread stored tensor of a parameter's shape and block whose name is closest to the parameter's."""
         unread = (
             stored
             for stored, entry in self.checkpoint.entries.items()
@@ -141,7 +141,7 @@ class Decoder:
 
     @property
     def used(self) -> list[str]:
-        """The checkpoint's tensors that the model makes something of, by name."""
+        """The names of the checkpoint's tensors that the model uses."""
         return self._layout.used
 
     def block_of(self, stored: str) -> int | None:
@@ -151,7 +151,7 @@ class Decoder:
     def _find_block_of(self, stored: str) -> int | None:
         base = f"{self.skeleton.model.base_model_prefix}."
         path = f"{self.skeleton.blocks_path}."
-        # Tensors that the model makes nothing of (old buffers) go by their names.
+        # Tensors that the model does not use (old buffers) are assigned by their own names.
         names = self._layout.parameters_of(stored) or [stored, base + stored, stored.removeprefix(base)]
         for name in names:
             if name.startswith(path):
@@ -160,12 +160,12 @@ class Decoder:
         return None
 
     def block_bytes(self, index: int) -> int:
-        """What a block's tensors take in the checkpoint."""
+        """The bytes of a block's tensors in the checkpoint."""
         entries = self.checkpoint.entries
         return sum(entries[stored].bytes for conversion in self._blocks[index] for stored in conversion.stored)
 
     def check_finite(self) -> None:
-        """Raise `InputError` where a weight of a block is NaN or infinite as it is stored; all of them are read."""
+        """Raise `InputError` if a stored weight of a block is NaN or infinite; reads all of them."""
         for stored in (name for conversions in self._blocks for one in conversions for name in one.stored):
             tensor = self.checkpoint.tensor(stored)
             if tensor.dtype in FLOATS and not all_finite(tensor):
@@ -176,7 +176,7 @@ class Decoder:
 
     @property
     def width(self) -> int:
-        """How many numbers go along a stream for a token."""
+        """How many numbers a stream holds for each token."""
         return self.weightless.width
 
     def shapes(self, index: int) -> dict[str, tuple[int, ...]]:
@@ -190,17 +190,17 @@ class Decoder:
 
     @property
     def head_shape(self) -> tuple[int, int]:
-        """The words that it makes logits of, and the numbers that they are made of."""
+        """The shape of the output head, (words, hidden size); (0, 0) if it is not one matrix."""
         weight = getattr(self.skeleton.model.get_output_embeddings(), "weight", None)
         return (0, 0) if weight is None or weight.dim() != 2 else (weight.shape[0], weight.shape[1])
 
     @property
     def lacking(self) -> list[str]:
-        """Parameters outside the blocks that its files do not hold, but for those that Transformers makes itself."""
+        """Parameters outside the blocks that the files lack, except those that Transformers makes itself."""
         return self._outside.lacking
 
     def outside_bytes(self) -> list[int]:
-        """What each tensor outside the blocks takes in the checkpoint."""
+        """The bytes of each tensor outside the blocks in the checkpoint."""
         return [self.checkpoint.entries[name].bytes for name, index in self._block_of.items() if index is None]
 
     def load(self, index: int, changed: Mapping[str, Tensor] | None = None) -> Block:
@@ -208,10 +208,10 @@ class Decoder:
 
         Args:
             index: the block's number.
-            changed: tensors that take the place of the checkpoint's, by the names they have there.
+            changed: tensors to use in place of the checkpoint's, by their names there.
 
         Raises:
-            UnsupportedModelError: it cannot be told which matrices its parameters hold.
+            UnsupportedModelError: the matrices that the block's parameters hold cannot be determined.
         """
         module = copy.deepcopy(self.skeleton.blocks[index])
         changed = changed or {}
@@ -239,12 +239,12 @@ class Decoder:
         """A block as it is stored.
 
         Returns:
-            All its tensors under the checkpoint's names and in its dtypes, on the CPU; those of the checkpoint that the
-            block's module does not know (old buffers) are passed on as they are. And its parameters, by their names in
-            it, as they would be read from those.
+            All its tensors under the checkpoint's names and in its dtypes, on the CPU; tensors of the checkpoint that
+            the block's module does not know (old buffers) are passed on unchanged. And its parameters as they would be
+            read from these tensors, by their names in the block.
 
         Raises:
-            UnsupportedModelError: what is stored would not be read as what the block holds.
+            UnsupportedModelError: the stored tensors would not be read back as what the block holds.
         """
         tensors = {
             name: self.checkpoint.tensor(name)
@@ -274,7 +274,7 @@ class Decoder:
 
     @torch.no_grad()
     def embed(self, ids: Tensor, slices: Iterable[slice]) -> Iterable[tuple[slice, Tensor]]:
-        """The states that enter block 0, a batch at a time, and along with them what all blocks are passed.
+        """The states that enter block 0, a batch at a time; what all blocks are passed is recorded for `call`.
 
         Args:
             ids: all samples (samples, tokens), int64.
@@ -284,7 +284,8 @@ class Decoder:
             Each slice with its states (batch, tokens, ...), float32, on the CPU.
 
         Raises:
-            UnsupportedModelError: a block is passed something that differs from sample to sample.
+            UnsupportedModelError: a block is passed something that differs between samples but is not a tensor with a
+                row for each sample, or that depends on the blocks before it.
         """
         slices = list(slices)
         self._passing = Passing(self.name, max(batch.stop for batch in slices))
@@ -297,12 +298,12 @@ class Decoder:
         self._passing.finish(self.device)
 
     def _calls_of_others(self, ids: Tensor, batch: slice) -> list[Call]:
-        """What blocks are passed with as many other samples as there are in a batch."""
+        """What blocks are passed with other samples, as many as the batch has."""
         others = ids.roll(1, 0)[batch] if len(ids) > 1 else (ids[batch] + 1) % self.vocabulary
         return self.skeleton.record(others, self._outside.fill)[1]
 
     def call(self, index: int, samples: slice | Tensor) -> Call:
-        """What a block is passed beside the states of some samples, as many at a time as `embed` has seen."""
+        """What a block is passed with the states of some samples; `embed` must have seen a batch of that size."""
         return self._passing.call(index, samples)
 
     def release(self) -> None:
@@ -310,7 +311,7 @@ class Decoder:
         self.skeleton.release()
 
     def predictor(self) -> Predictor:
-        """What the model predicts from what its last block puts out; give its memory back by `release`."""
+        """What follows the last block: from its outputs to logits; `release` gives the memory back."""
         fill_after = partial(self._outside.fill, device=self.device, products=self.precision.products)
 
         def run(states: Tensor, ids: Tensor) -> Tensor:
@@ -320,9 +321,9 @@ class Decoder:
         return Predictor(run)
 
     def check_predicts(self) -> None:
-        """As `predictor.check_predicts`."""
+        """Like `predictor.check_predicts`."""
         check_predicts(self.skeleton, self.precision, self._outside.fill_with_nothing)
 
     def costs(self, tokens: int, device: str | None = None) -> list[BlockCosts]:
-        """What each block costs on a sample of so many tokens, on a device of a type, by default its own."""
+        """What each block costs for one sample of so many tokens, on a type of device, by default the decoder's."""
         return self.weightless.costs(tokens, device or self.device.type)

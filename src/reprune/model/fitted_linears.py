@@ -1,8 +1,8 @@
-"""Linears while they are fitted: as autocast has them, or plain, but in less time and memory.
+"""Linears while they are fitted, with autocast or without: the same values in less time and memory.
 
-Autocast casts a linear's inputs and weights, and keeps both for the gradients: of linears that read the same inputs
-each its own copy of these. Here the copy is one, and weights are cast anew for the gradients. And where the inputs need
-no gradient but for a scale in them, that is had without a product.
+Autocast casts the inputs and weights of each linear and keeps both for the gradients, so linears that read the same
+inputs keep one copy each. Here they share a copy, and weights are cast again in the backward pass. Where the inputs
+need a gradient only for a scale in them, it is computed without a product.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.functional import linear
 from torch.overrides import TorchFunctionMode
 
-_LEAST = 1e-4  # of the largest of a scale: what is divided by less of it is not to be relied on
+_LEAST = 1e-4  # of a scale's largest value: dividing by less would be too inexact
 
 
 @final
 class FittedLinears(TorchFunctionMode):
-    """While it is entered, linears of float32 weights that record gradients are computed so."""
+    """While it is entered, linears of float32 weights that require gradients are computed this way."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -29,13 +29,13 @@ class FittedLinears(TorchFunctionMode):
         self._scaled: tuple[_Same, Tensor] | None = None
 
     def scaled(self, states: Tensor, scale: Tensor) -> None:
-        """Be told of states (..., columns) that need a gradient for their scale (columns,) alone.
+        """Take note of states (..., columns) that need a gradient only for their scale (columns,).
 
-        A linear's weights W have it in theirs: for y = W (scale * x), summed over all states,
+        It follows from the gradient of a linear's weights W. For y = W (scale * x), summed over all states,
 
             by_W = sum of by_y (scale * x)'    and    by_scale = sum of x * (W' by_y),
 
-        so that scale * by_scale is the sum over the rows of W * by_W.
+        so scale * by_scale is the sum of W * by_W over its rows.
         """
         sizes = scale.detach().abs()
         if isinstance(scale, FakeTensor) or bool(sizes.min() > _LEAST * sizes.max()):
@@ -53,7 +53,7 @@ class FittedLinears(TorchFunctionMode):
         return _Linear.apply(input, cast, weight, bias, scale)  # type: ignore[no-untyped-call]  # PyTorch's own
 
     def _cast(self, inputs: Tensor) -> Tensor:
-        """The inputs in the dtype of products; the same tensor's are cast once."""
+        """The inputs in the products' dtype; a tensor that several linears read is cast once."""
         if self._cast_last is not None and self._cast_last[0].is_(inputs):
             return self._cast_last[1]
         cast = inputs.detach().to(_of_products(inputs.device.type))
@@ -62,7 +62,7 @@ class FittedLinears(TorchFunctionMode):
 
 
 class _Same:
-    """A tensor as it is, without keeping it."""
+    """A tensor at its present version, not kept alive."""
 
     def __init__(self, tensor: Tensor) -> None:
         self._tensor, self._version = weakref.ref(tensor), tensor._version
@@ -90,7 +90,7 @@ class _Linear(torch.autograd.Function):
         ctx.save_for_backward(cast, weight, scale)
         ctx.dtypes = inputs.dtype, None if bias is None else bias.dtype
         outputs: Tensor = linear(cast, weight.to(cast.dtype), None if bias is None else bias.to(cast.dtype))
-        # Of a linear with a bias they may be a view, on which nothing could be done in place.
+        # With a bias they may be a view, and autograd forbids in-place operations on a view that a Function returns.
         return torch.ops.aten._unsafe_view(outputs, outputs.shape)  # type: ignore[no-any-return]
 
     @staticmethod

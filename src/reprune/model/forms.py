@@ -1,8 +1,8 @@
-"""How a model's hidden states lie in a stream's: samples first, then tokens, then all that a token is handed on with.
+"""How a model's hidden states are laid out in a stream: samples first, then tokens, then all the values of a token.
 
-Most models hand (samples, tokens, hidden) from block to block. Some have samples at another axis, behind several
-streams of states; and some blocks hand to later ones more than states, such as keys and values that are shared, or what
-a router has seen. That goes along as more columns of the states: so much a token, zero until a block has written it.
+Most models hand (samples, tokens, hidden) from block to block. Some have the samples at a later axis, after several
+parallel states. Some blocks hand on more than the states, such as shared keys and values or what a router computed.
+These values are carried along as further columns of the states, so many for each token, zero until a block writes them.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 
 Place = int | tuple[str, Any, int | None]
-"""Where a block puts something out beside its states: at a place of the tuple that it returns, or as an entry of a
-mapping that it is passed by the name of an argument, (name, key, number in a tuple)."""
+"""Where a block puts an output besides its states: at an index of the tuple that it returns, or in a mapping that it is
+passed, as (name of the argument, key, index if the entry is a tuple)."""
 
 
 @final
 class Beside:
-    """Stands in a call for what a block before returns beside the hidden states, at a place of its tuple."""
+    """A placeholder in a call for what the previous block returns besides the states, at an index of its tuple."""
 
     def __init__(self, place: int) -> None:
         self.place = place
@@ -31,38 +31,38 @@ class Beside:
 @final
 @dataclass(frozen=True)
 class Slot:
-    """Numbers that some blocks hand to later ones beside the states, so many a token."""
+    """Values that some blocks hand to later ones besides the states, a fixed number for each token."""
 
     place: Place
-    shape: tuple[int, ...]  # of what belongs to a token
-    axis: int  # of the tokens, where samples come first
+    shape: tuple[int, ...]  # of one token's values
+    axis: int  # of the tokens; samples are axis 0
 
     @property
     def width(self) -> int:
         return math.prod(self.shape)
 
     def columns(self, value: Tensor) -> Tensor:
-        """What a block puts out, as (samples, tokens, width)."""
+        """A block's output as columns, (samples, tokens, width)."""
         value = value.movedim(self.axis, 1)
         return value.reshape(*value.shape[:2], self.width)
 
     def value(self, columns: Tensor) -> Tensor:
-        """The same as blocks read it."""
+        """The reverse: columns in the layout that blocks read."""
         return columns.reshape(*columns.shape[:2], *self.shape).movedim(1, self.axis)
 
 
 @final
 @dataclass(frozen=True)
 class Form:
-    """How one block is given a stream's states, and gives them back."""
+    """How one block is given a stream's states, and how its outputs become a stream's states again."""
 
     samples: int = 0  # the axis of samples in the model's states
-    tokens: int = 1  # and that of tokens
-    rest: tuple[int, ...] = ()  # the other axes; needed where there are slots
+    tokens: int = 1  # the axis of tokens
+    rest: tuple[int, ...] = ()  # the sizes of the other axes; needed if there are slots
     slots: tuple[Slot, ...] = ()  # of all blocks
-    reads: frozenset[int] = frozenset()  # the numbers of those that earlier blocks have written for this one
-    writes: frozenset[int] = frozenset()  # and of those that it writes
-    runs: bool = True  # False where the model passes it over
+    reads: frozenset[int] = frozenset()  # indices of the slots that earlier blocks wrote for this one
+    writes: frozenset[int] = frozenset()  # indices of the slots that it writes
+    runs: bool = True  # False if the model skips the block
 
     @property
     def _first(self) -> bool:
@@ -70,25 +70,25 @@ class Form:
         return (self.samples, self.tokens) == (0, 1)
 
     def of(self, states: Tensor) -> Tensor:
-        """A model's states, with nothing beside them yet, as a stream's: (samples, tokens, ...)."""
+        """A model's states as a stream's, (samples, tokens, ...), with all slots zero."""
         main = self._main(states)
         if not self.slots:
             return main
         return torch.cat([main, main.new_zeros(*main.shape[:2], sum(slot.width for slot in self.slots))], dim=-1)
 
     def states(self, stream: Tensor) -> Tensor:
-        """Of a stream's states those that the model calls so, (samples, tokens, ...)."""
+        """A stream's states without its slots, (samples, tokens, ...)."""
         if not self.slots:
             return stream
         return stream[..., : math.prod(self.rest)].reshape(*stream.shape[:-1], *self.rest)
 
     def entering(self, stream: Tensor) -> Tensor:
-        """The states as the model lays them."""
+        """A stream's states without its slots, in the model's layout."""
         states = self.states(stream)
         return states if self._first else states.movedim((0, 1), (self.samples, self.tokens))
 
     def hand(self, args: Any, kwargs: Any, stream: Tensor) -> tuple[Any, Any]:
-        """The arguments with what earlier blocks have written for this one in its places."""
+        """The arguments with the slots that earlier blocks wrote for this one in their places."""
         if not self.slots:
             return args, kwargs
         at_hand = {
@@ -108,7 +108,7 @@ class Form:
         return args, kwargs
 
     def leaving(self, outputs: Any, kwargs: Any, stream: Tensor) -> Tensor:
-        """What a block has put out, as a stream's states; slots that it has not written stay as they came."""
+        """A block's outputs as a stream's states; slots that it did not write stay as they are in `stream`."""
         # A block returns the states, or a tuple that begins with them.
         main = self._main(outputs[0] if isinstance(outputs, tuple | list) else outputs).float()
         if not self.slots:
@@ -120,7 +120,7 @@ class Form:
         return torch.cat(parts, dim=-1)
 
     def beside(self, stream: Tensor) -> dict[int, Tensor]:
-        """Of a stream's states what the block has returned beside them, by its place."""
+        """The slots of a stream that the block returned besides the states, by their index in its tuple."""
         return {
             slot.place: slot.value(columns)
             for number, slot, columns in self._parts(stream)
@@ -139,11 +139,11 @@ class Form:
 
 
 PLAIN = Form()
-"""Samples, tokens, hidden, and nothing beside."""
+"""(samples, tokens, hidden), and no slots."""
 
 
 def found(place: Place, outputs: Any, kwargs: Any) -> Tensor | None:
-    """What a block that was run has put there."""
+    """What a block that has run put at a place; None if nothing."""
     if isinstance(place, int):
         value = outputs[place]
     else:
@@ -160,14 +160,14 @@ def is_shared(value: object) -> bool:
 
 
 def axes(shapes: tuple[torch.Size, torch.Size], ids: tuple[torch.Size, torch.Size]) -> tuple[int, int] | None:
-    """Where samples and tokens lie in states.
+    """The axes of samples and tokens in a model's states.
 
     Args:
         shapes: of the states for two batches that differ in both.
-        ids: of these batches, (samples, tokens).
+        ids: the shapes of these batches' token ids, (samples, tokens).
 
     Returns:
-        The axis of samples and that of tokens, of which there may be more than were given; None if it cannot be told.
+        The axis of samples and that of tokens, which may be longer than the ids; None if they cannot be told.
     """
     one, other = shapes
     if len(one) != len(other):

@@ -1,13 +1,13 @@
-"""As fast as this processor can do it: what passes through blocks is run within `full_speed`.
+"""Faster products and allocations on the CPU: passes through blocks are run within `full_speed`.
 
-Float32 products: PyTorch's wheels multiply float32 matrices by MKL, which on AMD's processors does without AVX-512.
-oneDNN uses it, but PyTorch asks it for float32 products only where they may be rounded to bfloat16. oneDNN has such
-rounded products for AMX, which no AMD processor has, and else computes exact ones. So it is asked there, once a trial
-has come out exact.
+Float32 products: PyTorch's wheels multiply float32 matrices by MKL, which does not use AVX-512 on AMD's processors.
+oneDNN does, but PyTorch calls it for float32 products only if they may be rounded to bfloat16. oneDNN rounds them only
+with AMX, which no AMD processor has, and otherwise computes exact ones. So rounding is allowed on AMD's processors,
+once a trial has come out exact.
 
-Memory: pass after pass asks for tensors of the same sizes. glibc gives what is freed at the heap's end back to the
-system, and every page of the next tensor then costs a fault, which takes longer than the arithmetic on it. So its heap
-is kept; where there is none of glibc's, nothing happens.
+Memory: each pass allocates tensors of the same sizes. glibc returns memory that is freed at the heap's end to the
+system, and then each page of the next tensor causes a page fault, which takes longer than the arithmetic on it. So the
+heap is kept. Without glibc this does nothing.
 """
 
 from __future__ import annotations
@@ -21,26 +21,26 @@ from typing import Any
 import torch
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
-"""Of `mallopt`."""
+"""Parameters of `mallopt`."""
 _LARGE = 2**28
-"""Bytes of a tensor that goes back to the system at once, as ever: that costs little beside what is done with it, and
-what it would leave between other tensors could be too much to waste."""
+"""Bytes from which a tensor's memory still goes back to the system at once: for so large a tensor that costs little
+beside the work on it, while the holes that it would leave in the heap could waste too much."""
 _OF_GLIBC = 2**25
-"""The same by glibc's own rule, once such tensors have been freed; before glibc 2.35 no more can be set."""
+"""The highest value that glibc's own rule raises this threshold to; before glibc 2.35 no higher one can be set."""
 
 
 @contextmanager
 def full_speed() -> Iterator[None]:
-    """A context, or decorator, in which products and memory come cheap; no number is of another kind for it."""
+    """A context, or decorator, in which products and allocations are faster; products keep float32's precision."""
     with fast_float32(), kept_heap():
         yield
 
 
 @contextmanager
 def fast_float32() -> Iterator[None]:
-    """Within this context, or a function that it decorates, float32 products on the CPU take the faster of two ways.
+    """Within this context, or a function that it decorates, float32 products on the CPU use the faster library.
 
-    Both are of float32 throughout and differ in the order of their sums alone.
+    Both compute in float32 throughout; they differ only in the order of their sums.
     """
     if not _is_better():
         yield
@@ -55,12 +55,12 @@ def fast_float32() -> Iterator[None]:
 
 
 def _switch() -> Any:
-    """What has PyTorch choose; None in a release without it."""
+    """PyTorch's setting that chooses the library; None in a release without it."""
     return getattr(torch.backends.mkldnn, "matmul", None)
 
 
 def cpu_capabilities() -> dict[str, Any]:
-    """What PyTorch knows of this processor; nothing in a release that does not say."""
+    """PyTorch's description of this processor; empty in a release without one."""
     found: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     return found
 
@@ -83,7 +83,7 @@ def _is_better() -> bool:
 
 
 def _is_exact(rows: int, inner: int, columns: int, generator: torch.Generator) -> bool:
-    """Whether a product is one of float32: rounded to bfloat16 it would be off by 2^-9, here it must be by 2^-18."""
+    """Whether a product has float32's precision: rounded to bfloat16 it would be off by 2^-9; 2^-18 is allowed."""
     a, b = torch.randn(rows, inner, generator=generator), torch.randn(inner, columns, generator=generator)
     exact = a.double() @ b.double()
     return bool((a @ b - exact).norm() < 2**-18 * exact.norm())
@@ -91,7 +91,7 @@ def _is_exact(rows: int, inner: int, columns: int, generator: torch.Generator) -
 
 @contextmanager
 def kept_heap() -> Iterator[None]:
-    """Within this context, or a function that it decorates, memory that is freed is kept for what is asked for next."""
+    """Within this context, or a function that it decorates, freed memory is kept for the next allocations."""
     _set(2**31 - 1, _LARGE)
     try:
         yield
@@ -101,13 +101,13 @@ def kept_heap() -> Iterator[None]:
 
 
 def trim_heap() -> None:
-    """Give memory that was freed back to the system, which would count it as used."""
+    """Return freed memory to the system, which would otherwise count it as used."""
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def _set(free: int, large: int) -> None:
-    """With so many bytes free at its end the heap is cut; a tensor of so many has pages of its own."""
+    """Trim the heap at `free` free bytes at its end; give a tensor of `large` bytes or more its own mapping."""
     with suppress(OSError, AttributeError):
         library = ctypes.CDLL(None)
         if library.mallopt(_MMAP_THRESHOLD, large) or library.mallopt(_MMAP_THRESHOLD, _OF_GLIBC):

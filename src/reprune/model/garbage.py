@@ -1,4 +1,4 @@
-"""Python's search for garbage, put off where a library builds much that stays: each search goes through all of it."""
+"""Defers Python's garbage collection where a library builds many objects that stay: each collection visits them all."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 _RARELY = 100_000
-"""Containers more than were dropped since the last search; Python's own is 700, a command imports some 400,000."""
+"""The surplus of new containers over freed ones that starts a collection. Python's default is 700, and a command's
+imports create some 400,000."""
 
 
 @contextmanager
 def no_search() -> Iterator[None]:
-    """Within this context there is none."""
+    """Within this context no collection runs."""
     searched = gc.isenabled()
     gc.disable()
     try:
@@ -24,9 +25,9 @@ def no_search() -> Iterator[None]:
 
 @contextmanager
 def few_searches() -> Iterator[None]:
-    """For all of a program: it is done rarely, and not at the end, when all memory goes back anyway.
+    """For a whole program: collect rarely, and not at its end, when all memory is returned anyway.
 
-    Unless some library would complain of what is left there then.
+    It is collected at the end if a library would otherwise report the remaining objects as leaks.
     """
     before = gc.get_threshold()
     gc.set_threshold(_RARELY, *before[1:])
@@ -39,5 +40,5 @@ def few_searches() -> Iterator[None]:
 
 
 def _leaks_are_told() -> bool:
-    """Whether a library is loaded that is bound by nanobind, as Triton is: it says at the end what was not cleared."""
+    """Whether a library bound by nanobind, such as Triton, is loaded: it reports leaked objects at the end."""
     return any(kind.__module__ == "nanobind" for kind in type.__subclasses__(type))

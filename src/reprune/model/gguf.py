@@ -1,6 +1,6 @@
-"""Converts a GGUF file once into an ordinary model folder in reprune's own cache, named by the file's content.
+"""Converts a GGUF file once to an ordinary model folder in reprune's own cache, named by the file's content.
 
-Knows files and the libraries that convert; knows nothing of blocks.
+Knows files and the libraries that convert them; knows nothing of blocks.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from reprune.model.gguf_settled import save_tokenizer, settle_, settle_tokenizer
 from reprune.model.quiet import quiet_transformers
 
 _CONVERSION = 4
-"""The number of this way to convert: one more with each change of what comes out."""
+"""The version of the conversion, raised whenever its output changes."""
 
 OLDEST = (5, 23)
-"""The first release of Transformers whose tokenizers of GGUF files begin texts with BOS where the file says so."""
+"""The first release of Transformers whose tokenizers from GGUF files add BOS if the file says so."""
 
 _LIST = ".converted"
-"""The file of a converted folder that has the names of the others, one a line."""
+"""The file in a converted folder that lists the names of the others, one a line."""
 
 
 def converted_folder(file_name: str, sha256: str) -> Path:
-    """The folder of a GGUF file once it is converted, whether it is already or not.
+    """The folder that a GGUF file is converted to, whether or not it exists yet.
 
-    Named by the content, by the conversion and by the major version of Transformers: they decide what comes out.
+    Its name holds the file's digest, the conversion's version and Transformers' major version, which decide the result.
     """
     import transformers
 
@@ -47,7 +47,7 @@ def converted_folder(file_name: str, sha256: str) -> Path:
 
 
 def convert_gguf(gguf: Path, notify: Notify) -> Path:
-    """The folder of a GGUF file, converted now unless it was before and is whole."""
+    """The folder of a GGUF file, which is converted now unless a complete conversion exists."""
     try:
         with gguf.open("rb") as file:
             if file.read(4) != b"GGUF":
@@ -64,24 +64,24 @@ def convert_gguf(gguf: Path, notify: Notify) -> Path:
         raise InputError(f'{gguf}: GGUF files are read by other packages: pip install "reprune[gguf]"')
     check_release(gguf)
     with locked_cache(folder.name, notify) as root:
-        if is_whole(folder):  # by the process that we waited for
+        if is_whole(folder):  # converted by the process that held the lock
             return folder
         notify(f"converting {gguf.name} once; the result is kept in the cache")
-        work = root / f".{folder.name}.partial"  # left by a conversion that was killed, if there: we hold the lock
+        work = root / f".{folder.name}.partial"  # of a conversion that was killed, if any
         shutil.rmtree(work, ignore_errors=True)
         try:
             (work / "read").mkdir(parents=True)
-            (work / "read" / "model.gguf").symlink_to(gguf.resolve())  # alone: files beside it are not mixed in
+            (work / "read" / "model.gguf").symlink_to(gguf.resolve())  # away from the other files of its folder
             with _silent_conversion():
                 _convert(gguf, work / "read", work / "write")
             names = sorted(path.name for path in (work / "write").iterdir())
             (work / "write" / _LIST).write_text("\n".join(names), encoding="utf-8")
             for path in (work / "write").iterdir():
-                copy_rights(work / "write" / "config.json", path)  # weights come readable by their owner alone
+                copy_rights(work / "write" / "config.json", path)  # weights are readable only by their owner
                 with path.open("rb") as written:
                     os.fsync(written.fileno())
             sync_folder(work / "write")
-            shutil.rmtree(folder, ignore_errors=True)  # what a cleaner of caches left of it
+            shutil.rmtree(folder, ignore_errors=True)  # what a cleanup of the cache left of it
             (work / "write").replace(folder)
             sync_folder(root)
         except (OSError, SafetensorError) as error:
@@ -95,10 +95,10 @@ def convert_gguf(gguf: Path, notify: Notify) -> Path:
 
 
 def is_whole(folder: Path) -> bool:
-    """Whether the folder has all that a model needs, and all that a conversion to it wrote, whatever else it holds."""
+    """Whether the folder has all that a model needs, and all files that a conversion wrote to it."""
     from reprune.model.checkpoint import Checkpoint
 
-    with suppress(OSError):  # other folders have no list
+    with suppress(OSError):  # only converted folders have a list
         if not all((folder / name).exists() for name in (folder / _LIST).read_text(encoding="utf-8").split("\n")):
             return False
     try:
@@ -108,7 +108,7 @@ def is_whole(folder: Path) -> bool:
 
 
 def check_release(gguf: Path) -> None:
-    """Raise `InputError` where Transformers is too old to make of a GGUF file the tokenizer that it says."""
+    """Raise `InputError` if Transformers is too old to read a GGUF file's tokenizer correctly."""
     import transformers
 
     found = transformers.__version__
@@ -122,15 +122,15 @@ def check_release(gguf: Path) -> None:
 def _convert(gguf: Path, source: Path, target: Path) -> None:
     """Write source/model.gguf as a model folder in bfloat16.
 
-    bfloat16 keeps 8 significant bits of each weight; K-quants have at most 6 bits a weight. Nothing that can
-    be measured is lost: Gemma 3 270M from Q4_K_M has a WikiText-2 perplexity of 26.92 in float32 and with
-    bfloat16 weights. Weights that were never quantized are better taken from the model's safetensors.
+    bfloat16 keeps 8 significant bits of each weight; K-quants have at most 6 bits a weight. No loss can be
+    measured: Gemma 3 270M from Q4_K_M has a WikiText-2 perplexity of 26.92 both with float32 and with bfloat16
+    weights. Weights that were never quantized are better taken from the model's safetensors.
     """
     import torch
     import transformers
 
     said = read_gguf(gguf, source / "model.gguf")
-    plain = transformers.GgufConfig(dequantize=True)  # else weights stay packed
+    plain = transformers.GgufConfig(dequantize=True)  # otherwise weights stay packed
     options: dict[str, Any] = {"dtype": torch.bfloat16, "output_loading_info": True, "quantization_config": plain}
     auto: Any = transformers.AutoModelForCausalLM
     library, of_kind = f"Transformers {transformers.__version__}", f"of architecture {said.architecture}"
@@ -141,12 +141,12 @@ def _convert(gguf: Path, source: Path, target: Path) -> None:
     def passed_over(what: str) -> UnsupportedModelError:
         return refusal(f"{library} passes over {what} in a GGUF {of_kind}, so the model would be another")
 
-    if (blocks := int(said.settings["block_count"])) > (held := len(said.tensors)):  # before so many are made
+    if (blocks := int(said.settings["block_count"])) > (held := len(said.tensors)):  # before so many are built
         raise refusal(f"has {held} tensors for {blocks} blocks")
     try:
         model, info = auto.from_pretrained(source, gguf_file="model.gguf", **options)
         tokenizer: Any = transformers.AutoTokenizer.from_pretrained(source, gguf_file="model.gguf")
-    except Exception as error:  # an unknown architecture, a missing key: nearly anything
+    except Exception as error:  # an unknown architecture, a missing key: it may be nearly anything
         raise refusal(f"{library} makes no decoder of this GGUF, {of_kind} ({short(error)})") from None
     if missing := sorted(info["missing_keys"]):
         raise refusal(f"lacks {len(missing)} tensors ({missing[0]})")
@@ -158,7 +158,7 @@ def _convert(gguf: Path, source: Path, target: Path) -> None:
         )
     if lost := settle_(model, said) + settle_tokenizer_(tokenizer, said):
         raise passed_over(", ".join(lost))
-    # The weights are plain now, but a model that remembers a quantizer cannot be saved.
+    # The weights are plain now, but a model with a reference to a quantizer cannot be saved.
     model.hf_quantizer, model.is_quantized = None, False
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
@@ -171,12 +171,12 @@ def _convert(gguf: Path, source: Path, target: Path) -> None:
 
 @contextmanager
 def _silent_conversion() -> Iterator[None]:
-    """Keep progress bars and warnings of a conversion to itself, and put all back as it was."""
+    """Suppress progress bars and warnings of a conversion; all settings are restored after it."""
     from transformers import modeling_gguf_pytorch_utils
 
     reader: Any = modeling_gguf_pytorch_utils
     bar = reader.tqdm
-    reader.tqdm = lambda items, **_: items  # this bar does not ask the library's own switch
+    reader.tqdm = lambda items, **_: items  # this progress bar ignores the library's own switch
     try:
         with quiet_transformers():
             yield

@@ -1,4 +1,4 @@
-"""What a GGUF file says of its model: settings, tensors, tokenizer. Knows nothing of what is made of it."""
+"""Reads what a GGUF file says about its model: settings, tensors, tokenizer. Knows nothing of the conversion."""
 
 from __future__ import annotations
 
@@ -15,40 +15,40 @@ AS_LLAMA3 = (
     *("llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2", "jina-v5-nano"),
     "tekken",
 )
-"""Ways to split text, after which llama.cpp puts BOS first in every text unless the file says otherwise.
+"""Pre-tokenizers with which llama.cpp begins every text with BOS unless the file says otherwise.
 
-After them a piece that is a token stays one there, too, whether merges lead to it or not.
+With them llama.cpp also keeps a piece that is a token as one token, whether or not merges lead to it.
 """
 
 _NUMBERS = (
     *("block_count", "nextn_predict_layers", "attention.sliding_window"),
     *("rope.scaling.factor", "rope.freq_base", "rope.dimension_count"),
 )
-"""Settings that something is computed with here."""
+"""Settings that must be numbers, as they are computed with."""
 
 _TABLE = "rope_"
-"""What names of tensors hold that are factors, one a rotary frequency."""
+"""Part of the names of tensors that hold factors, one for each rotary frequency."""
 
 
 @final
 @dataclass(frozen=True)
 class GgufFile:
-    """The metadata of a whole GGUF file."""
+    """The metadata of a complete GGUF file."""
 
     architecture: str
-    settings: Mapping[str, Any]  # of the model, by their names behind the architecture's
-    tensors: Mapping[str, int]  # how many numbers each has that the model computes with
-    rope_is_scaled: bool  # its rotary frequencies
-    implies_bos: bool  # whether texts begin with BOS though the file does not say it
-    split: str | None = None  # by which name llama.cpp knows how text is split before it becomes tokens
+    settings: Mapping[str, Any]  # of the model, by their names without the architecture's prefix
+    tensors: Mapping[str, int]  # the number of elements of each tensor that the model computes with
+    rope_is_scaled: bool  # whether its rotary frequencies are scaled
+    implies_bos: bool  # whether texts begin with BOS although the file does not say so
+    split: str | None = None  # llama.cpp's name of the pre-tokenizer
 
 
 def read_gguf(gguf: Path, file: Path) -> GgufFile:
-    """What is said in `file`, which the user calls `gguf`.
+    """The metadata of `file`, which messages call `gguf`.
 
     Raises:
-        InputError: it is not whole.
-        UnsupportedModelError: it is no language model's, but an adapter's or what else there is beside models.
+        InputError: the file is damaged or incomplete.
+        UnsupportedModelError: it does not hold a language model, but an adapter or something else.
     """
     from gguf import GGUFReader
 
@@ -57,7 +57,7 @@ def read_gguf(gguf: Path, file: Path) -> GgufFile:
     try:
         reader = GGUFReader(file)
         kind = str(reader.fields["general.type"].contents()) if "general.type" in reader.fields else "model"
-        # Files of other types may say nothing of an architecture.
+        # Files of other types may name no architecture.
         architecture = str(reader.fields["general.architecture"].contents()) if kind == "model" else ""
         own = f"{architecture}."
         settings = {
@@ -65,7 +65,7 @@ def read_gguf(gguf: Path, file: Path) -> GgufFile:
         }
         if wrong := [key for key in _NUMBERS if not math.isfinite(settings.get(key, 0))]:
             raise ValueError(f"{own}{wrong[0]} is no number")
-    except Exception as error:  # it walks the bytes without checks, so damage may raise anything
+    except Exception as error:  # the reader does not check the bytes, so damage may raise anything
         raise InputError(
             f"{gguf}: is damaged, cut short or of an unknown version ({short(error)}); download it again."
         ) from None
@@ -77,7 +77,7 @@ def read_gguf(gguf: Path, file: Path) -> GgufFile:
             f"{gguf}: {what}, so it is no language model; give the .gguf file of the model itself."
         )
     blocks = int(settings["block_count"]) - int(settings.get("nextn_predict_layers", 0))
-    later = re.compile(r"blk\.(\d+)\.")  # blocks behind the model's own, which predict tokens further on
+    later = re.compile(r"blk\.(\d+)\.")  # blocks after the model's own predict further tokens
     tables = [tensor.data for tensor in reader.tensors if _TABLE in tensor.name]
     field = reader.fields.get("tokenizer.ggml.pre")
     split = None if field is None else str(field.contents())

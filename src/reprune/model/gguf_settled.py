@@ -1,7 +1,7 @@
-"""Holds what Transformers made of a GGUF file against the file: its reader passes over some of it without a word.
+"""Checks what Transformers made of a GGUF file against the file, as its reader silently ignores parts of it.
 
-What its configuration or tokenizer has a plain place for is put right there; of the rest it is told that the model is
-without it.
+What the configuration or the tokenizer has a plain setting for is corrected there; the rest is reported as missing from
+the model.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from typing import Any
 from reprune.model.gguf_file import AS_LLAMA3, GgufFile
 
 _BLOCKS_OF_27B = {"gemma2": 46, "gemma3": 62}
-"""By these llama.cpp knows the models of 27B, whose files do not say that their queries have a scale of their own."""
+"""The numbers of blocks by which llama.cpp recognizes the 27B models, as their files do not give their query scale."""
 
 
 def settle_(model: Any, said: GgufFile) -> list[str]:
-    """Put a model's configuration right by its file; returns what of the file the model is without, in words."""
+    """Correct a model's configuration from its file; returns what the model lacks of the file, in words."""
     config = model.config
     if said.settings.get("block_count") == _BLOCKS_OF_27B.get(said.architecture, 0):
         config.query_pre_attn_scalar = config.hidden_size // config.num_attention_heads
@@ -33,13 +33,13 @@ def settle_(model: Any, said: GgufFile) -> list[str]:
 
 
 def settle_tokenizer_(tokenizer: Any, said: GgufFile) -> list[str]:
-    """Have a tokenizer cut text as its file says; returns what of that it does not know, in words."""
+    """Make a tokenizer split text as its file says; returns what is not known of that, in words."""
     from tokenizers import pre_tokenizers
 
     backend = tokenizer.backend_tokenizer
     if said.split in AS_LLAMA3:
         backend.model.ignore_merges = True
-    if not isinstance(backend.pre_tokenizer, pre_tokenizers.ByteLevel):  # that of GPT-2, for want of a known one
+    if not isinstance(backend.pre_tokenizer, pre_tokenizers.ByteLevel):  # GPT-2's, the reader's default
         return []
     if said.split in _BY_DIGIT:
         digits = pre_tokenizers.Digits(individual_digits=True)
@@ -49,10 +49,10 @@ def settle_tokenizer_(tokenizer: Any, said: GgufFile) -> list[str]:
 
 
 def save_tokenizer(tokenizer: Any, said: GgufFile, folder: Path) -> bool:
-    """Write a tokenizer; returns whether what is loaded from there cuts text as its file says, where that says it.
+    """Write a tokenizer; returns whether the one loaded from there splits text the same way, if the file gives one.
 
-    Some classes have a cut of their own, whatever tokenizer.json says: StarCoder 2's, of which the folder then is not,
-    and Qwen2's, which Transformers takes for such models in any case.
+    Some classes split text their own way, whatever tokenizer.json says. StarCoder 2's is replaced in the folder's
+    settings; Qwen2's cannot be, as Transformers uses it for Qwen2 models regardless.
     """
     from transformers import AutoTokenizer
 
@@ -71,7 +71,7 @@ def _cut(tokenizer: Any) -> tuple[str, bool]:
 
 
 def _numbers(said: GgufFile, tied: bool) -> int:
-    """How many the file has; where the embedding is the head too, its second copy does not count."""
+    """The number of elements in the file; if the embedding is also the head, its second copy does not count."""
     return sum(count for name, count in said.tensors.items() if not (tied and name == "output.weight"))
 
 
@@ -81,7 +81,7 @@ def _held(model: Any) -> int:
 
 def _put_base_(config: Any, base: float) -> bool:
     rope = getattr(config, "rope_parameters", None) or {}
-    rope = rope.get("full_attention", rope)  # others have one for each kind of block
+    rope = rope.get("full_attention", rope)  # some models have parameters for each kind of block
     if not math.isclose(rope.get("rope_theta", base), base, rel_tol=1e-6):
         rope["rope_theta"] = base
     return True
@@ -89,7 +89,7 @@ def _put_base_(config: Any, base: float) -> bool:
 
 def _put_width_(config: Any, width: int) -> bool:
     rope = getattr(config, "rope_parameters", None) or {}
-    if "rope_theta" not in rope:  # nothing rotates, or each kind of block has one of its own
+    if "rope_theta" not in rope:  # no rotary embedding, or parameters for each kind of block
         return True
     head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     if "partial_rotary_factor" in rope and int(head * rope["partial_rotary_factor"]) != width:
@@ -113,10 +113,10 @@ _PUT = {
     "rope.dimension_count": _put_width_,
     "attention.sliding_window": _put_window_,
 }
-"""By a setting's name in the file, what puts it into a configuration; it returns whether that has it then."""
+"""For a setting's name in the file, the function that puts it into a configuration and returns whether it could."""
 
 _AS_GPT2 = ("gpt-2", "a.x-4.0", "gigachat", "granite-docling", "mellum", "trillion")
-"""Ways to split text that are GPT-2's in llama.cpp."""
+"""Pre-tokenizers that are GPT-2's in llama.cpp."""
 
 _BY_DIGIT = ("starcoder", "refact", "command-r", "smollm", "codeshell", "exaone", "minerva-7b", "mellum2")
-"""Those that are it once each digit stands alone."""
+"""Pre-tokenizers that are GPT-2's after splitting off each digit."""

@@ -1,8 +1,8 @@
-"""Attention in half precision on a CPU, by plain products, which takes less time than PyTorch's fused kernel.
+"""Attention in half precision on a CPU by plain products, which is faster than PyTorch's fused kernel.
 
-What is computed is PyTorch's `scaled_dot_product_attention`, whose documentation has the formula. Scores and shares are
-in half precision, sums in float32. Query heads that share a key head are rows of one product, so keys and values are
-not repeated, and where there are many scores they are not kept for the gradients but computed anew.
+It computes PyTorch's `scaled_dot_product_attention`, whose documentation has the formula. Scores and attention weights
+(`shares`) are in half precision, sums in float32. Query heads that share a key head are rows of one product, so keys
+and values are not repeated. If there are many scores, they are not kept for the gradients but computed again.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from torch.overrides import TorchFunctionMode
 from reprune.math.slices import slices
 
 _AT_ONCE = 2**23  # scores that are computed together: 16 MiB
-_NEAR = 2**20  # scores of a sample: so many are kept for the gradients
-_ROWS = 512  # tokens whose scores are computed together, where they are not kept
+_NEAR = 2**20  # scores of a sample, up to which they are kept for the gradients
+_ROWS = 512  # tokens whose scores are computed together if they are not kept
 
 
 @final
 class HalfAttention(TorchFunctionMode):
-    """While it is entered, attention is computed so where autocast is on, on a CPU."""
+    """While it is entered, attention under autocast on a CPU is computed this way."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is scaled_dot_product_attention and torch.is_autocast_enabled("cpu"):
@@ -43,7 +43,7 @@ def _attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Any:
-    """As `scaled_dot_product_attention` of (samples, heads, tokens, size), which it is asked where this has no way."""
+    """`scaled_dot_product_attention` of (samples, heads, tokens, size); other cases go to PyTorch's function."""
     ours = _are_ours(query, key, value, enable_gqa) and _is_ours(attn_mask, query, key)
     if not ours or dropout_p or (attn_mask is not None and is_causal):
         return scaled_dot_product_attention(
@@ -56,7 +56,7 @@ def _attention(
     shape = _Shape(samples, heads, query.shape[1] // heads, query.shape[2], keys, is_causal, scale, half)
     with torch.autocast("cpu", enabled=False):
         rows = _Attention.apply(query, key, value, mask, shape)  # type: ignore[no-untyped-call]  # PyTorch's own
-    return shape.of_rows(rows)  # not in `_Attention`: a view that it puts out could not be worked on in place
+    return shape.of_rows(rows)  # not in `_Attention`: in-place operations on a view from a Function fail
 
 
 def _are_ours(query: Tensor, key: Tensor, value: Tensor, grouped: bool) -> bool:
@@ -68,7 +68,7 @@ def _are_ours(query: Tensor, key: Tensor, value: Tensor, grouped: bool) -> bool:
 
 
 def _is_ours(mask: Tensor | None, query: Tensor, key: Tensor) -> bool:
-    """Whether it is the same for all heads, and learns nothing."""
+    """Whether a mask is the same for all heads and needs no gradient."""
     if mask is None:
         return True
     of_heads = mask.dim() == 4 and mask.shape[1] == 1 and mask.shape[0] in (1, len(query))
@@ -77,7 +77,7 @@ def _is_ours(mask: Tensor | None, query: Tensor, key: Tensor) -> bool:
 
 
 def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """A mask as what is added to scores, (1 or samples, tokens, keys), finite."""
+    """A mask as finite values to add to the scores, (1 or samples, tokens, keys)."""
     least = torch.finfo(dtype).min
     mask = mask.reshape(-1, *mask.shape[-2:])
     if mask.dtype == torch.bool:
@@ -89,17 +89,17 @@ def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
 class _Part:
     """Scores that are computed together."""
 
-    units: slice  # of all key heads of all samples
-    rows: slice  # of tokens, and in each of the query heads of the key head
+    units: slice  # of the key heads of all samples
+    rows: slice  # of (token, query head of the key head)
     keys: slice
-    mask: Tensor | None  # what is added to scores, (1 or units, rows, keys)
+    mask: Tensor | None  # added to the scores, (1 or units, rows, keys)
 
 
 @dataclass(frozen=True)
 class _Shape:
     samples: int
     heads: int  # of keys
-    group: int  # query heads of each
+    group: int  # query heads for each key head
     tokens: int
     keys: int
     causal: bool
@@ -107,13 +107,13 @@ class _Shape:
     half: torch.dtype
 
     def rows(self, states: Tensor) -> Tensor:
-        """Of (samples, query heads, tokens, size): (samples * heads, tokens * group, size), in half precision."""
+        """From (samples, query heads, tokens, size) to (samples * heads, tokens * group, size), in half precision."""
         size = states.shape[-1]
         grouped = states.to(self.half).view(self.samples, self.heads, self.group, self.tokens, size).transpose(2, 3)
         return grouped.reshape(self.samples * self.heads, self.tokens * self.group, size)
 
     def of_rows(self, rows: Tensor) -> Tensor:
-        """The other way about."""
+        """The reverse of `rows`, without the change of dtype."""
         grouped = rows.view(self.samples, self.heads, self.tokens, self.group, -1).transpose(1, 2)
         return grouped.reshape(self.samples, self.tokens, self.heads * self.group, -1).transpose(1, 2)
 
@@ -122,7 +122,7 @@ class _Shape:
 
     @property
     def near(self) -> bool:
-        """Whether there are so few scores that they are kept for the gradients."""
+        """Whether there are few enough scores to keep them for the gradients."""
         return self.heads * self.group * self.tokens * self.keys <= _NEAR
 
     def parts(self, mask: Tensor | None) -> Iterator[_Part]:
@@ -141,7 +141,7 @@ class _Shape:
                 yield _Part(some, rows, slice(0, keys), of_some)
 
     def _mask(self, mask: Tensor | None, start: int, stop: int, keys: int) -> Tensor | None:
-        """What is added to the scores of some tokens, row by row."""
+        """The mask of some tokens as added to their scores, one row for each token and query head."""
         if self.causal:
             own = torch.full((1, stop - start, keys), torch.finfo(self.half).min, dtype=self.half).triu_(start + 1)
         elif mask is not None:
@@ -180,7 +180,7 @@ class _Attention(torch.autograd.Function):
         rows, key_rows, values, mask, *kept = ctx.saved_tensors
         (by_outputs,) = outer
         by_rows = torch.empty_like(rows)
-        sums = rows.dtype if shape.near else torch.float32  # of few tokens all rows are one part
+        sums = rows.dtype if shape.near else torch.float32  # if near, all rows are one part: nothing is summed
         by_keys, by_values = (torch.zeros(one.shape, dtype=sums) for one in (key_rows, values))
         for number, part in enumerate(shape.parts(mask)):
             own, its_keys = (part.units, part.rows), (part.units, part.keys)
@@ -199,7 +199,7 @@ class _Attention(torch.autograd.Function):
 
 
 def _shares(part: _Part, rows: Tensor, keys: Tensor, scale: float) -> Tensor:
-    """How much of each key's value each row takes, (units, rows, keys)."""
+    """The attention weights, (units, rows, keys)."""
     some, others = rows[part.units, part.rows], keys[part.units, part.keys].mT
     if part.mask is None:
         return torch.softmax(torch.bmm(some, others).mul_(scale), dim=-1)

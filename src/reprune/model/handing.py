@@ -1,7 +1,8 @@
-"""Finds out what blocks hand to later ones beside the states, by running each on a few tokens without its weights.
+"""Finds what blocks hand to later ones besides the states, by running each on a few tokens without its weights.
 
-Some blocks return more than states, and some models pass it on. Where the next block makes nothing of it, or it is None
-in truth, blocks can still be run one by one: so one is run with something in that place which nothing can be done with.
+Some blocks return more than the states, and some models pass it on. If the next block does not use it, or if it is in
+fact None, it need not be carried along. To find out, the block is run with an object in that place that fails when it
+is used.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from reprune.model.without_weights import run_without_weights
 
 
 def refuse_caches(model: str, calls: Sequence[Call]) -> None:
-    """Raise `UnsupportedModelError` where a model hands its blocks a cache to write to though it was to keep none."""
+    """Raise `UnsupportedModelError` if a model passes its blocks a cache although it was told to use none."""
     for index, call in enumerate(calls):
         for value in (*call.args, *call.kwargs.values()):
             if isinstance(value, Cache):
@@ -34,29 +35,29 @@ def refuse_caches(model: str, calls: Sequence[Call]) -> None:
 
 @torch.no_grad()
 def matters(block: nn.Module, call: Call, before: nn.Module, call_before: Call, states: Tensor) -> bool:
-    """Whether a block makes something of what the one before it puts out beside the hidden states.
+    """Whether a block uses what the one before it returns besides the hidden states.
 
     Args:
         block, before: on the meta device; left as they are.
         call, call_before: what they are passed.
-        states: of the shape that enters them, as a stream's.
+        states: a stream's states, of the shape that enters them.
     """
     some = torch.randn(states.shape, generator=torch.Generator().manual_seed(0))
     try:
         args, kwargs = call.bind(some)
         run_without_weights(block, args, kwargs)
-    except Exception:  # whatever comes of it: it was looked at
+    except Exception:  # whatever it raises, the placeholder was used
         try:
             args, kwargs = call_before.without_beside().bind(some)
             outputs = run_without_weights(before, args, kwargs)
             return any(outputs[beside.place] is not None for beside in call.beside)
-        except Exception:  # it cannot be known
+        except Exception:  # it cannot be determined
             return True
     return False
 
 
 def hands_on(calls: Sequence[Call]) -> bool:
-    """Whether blocks are passed anything that earlier ones have made, or may have."""
+    """Whether blocks are passed anything that earlier ones made or may have made."""
     return any(call.beside or any(map(is_shared, call.args)) for call in calls) or bool(_shared(calls))
 
 
@@ -74,13 +75,15 @@ def find_forms(
     Args:
         model: its name, for messages.
         blocks: on the meta device; left as they are.
-        calls: what each is passed for one sample of a few tokens; what blocks before return beside is marked.
-        states: that enter the first, as the model lays them.
-        plain: how.
-        reads_after: of what blocks return beside the states, by its place, gives the places of what is read after all.
+        calls: what each is passed for one sample of a few tokens, with placeholders for what the previous block
+            returns besides the states.
+        states: that enter the first block, in the model's layout.
+        plain: the form without slots.
+        reads_after: from what the last block returns besides the states, by index in its tuple, to the indices of
+            those that the model uses after its blocks.
 
     Raises:
-        UnsupportedModelError: something is handed on that is not so many numbers a token.
+        UnsupportedModelError: something is handed on that is not a fixed number of values for each token.
     """
     main, shared = plain.of(states), _shared(calls)
     plain = replace(plain, rest=tuple(main.shape[2:]))
@@ -116,7 +119,7 @@ def find_forms(
 
 @final
 class _Search:
-    """The slots that were found so far, and those of them that the next block is handed."""
+    """The slots that were found so far, and which of them the next block is handed."""
 
     def __init__(self, model: str, tokens: int) -> None:
         self._model = model
@@ -125,7 +128,7 @@ class _Search:
         self.at_hand: frozenset[int] = frozenset()
 
     def returned(self) -> dict[int, Tensor]:
-        """What may stand beside the states that a block returns for one sample, by its place."""
+        """Zeros for what blocks return besides the states for one sample, by index in their tuple."""
         return {
             slot.place: slot.value(torch.zeros(1, self._tokens, slot.width))
             for slot in self.slots
@@ -133,9 +136,9 @@ class _Search:
         }
 
     def take(self, index: int, put_out: Sequence[tuple[Place, Any]]) -> frozenset[int]:
-        """Take in what a block has put out; returns the numbers of the slots that it has written."""
+        """Record what a block has put out; returns the indices of the slots that it has written."""
         written = frozenset(self._number(index, place, value) for place, value in put_out)
-        # Entries of mappings stay for all later blocks, what is returned is for the next one.
+        # Entries of mappings stay for all later blocks; what a block returns is for the next one only.
         self.at_hand = written | {number for number in self.at_hand if not isinstance(self.slots[number].place, int)}
         return written
 
@@ -167,7 +170,7 @@ class _Search:
 
 
 def _shared(calls: Sequence[Call]) -> dict[str, bool]:
-    """The names of arguments that are one empty mapping for several blocks, and whether there are more of them."""
+    """The arguments that are one empty mapping for several blocks, and whether a name has several such mappings."""
     given = ((name, id(value)) for call in calls for name, value in call.kwargs.items() if is_shared(value))
     passed = Counter(given)
     mappings = Counter(name for name, _ in passed)
@@ -177,7 +180,7 @@ def _shared(calls: Sequence[Call]) -> dict[str, bool]:
 def _put_out(
     outputs: Any, wanted: set[int], kwargs: Mapping[str, Any], handed: Mapping[str, Mapping[Any, Any]]
 ) -> list[tuple[Place, Any]]:
-    """All that a block has written for later ones, in an order that is always the same."""
+    """All that a block has put out for later ones, in a fixed order."""
     found: list[tuple[Place, Any]] = [(place, outputs[place]) for place in sorted(wanted) if outputs[place] is not None]
     for name, before in sorted(handed.items()):
         for key, value in kwargs[name].items():

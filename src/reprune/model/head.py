@@ -1,8 +1,8 @@
-"""The loss of a model on each token of a text, its logits made in slices that fit small memory and a CPU's caches.
+"""The loss of a model on each token of a text, with logits in slices that fit a small memory and a CPU's caches.
 
-The decoder runs once over a window; then the model's own forward applies its head, and whatever scaling and caps
-follow it, to some tokens of the decoder's output and some words of the vocabulary at a time. Nothing of a model's
-forward is rebuilt here: its decoder and its head are stood in for.
+The decoder runs once over a window. Then the model's own forward applies its head, and whatever scaling and capping
+follow it, to some tokens of the decoder's output and some words of the vocabulary at a time. The model's forward is
+not rebuilt here: only the forwards of its decoder and its head are replaced.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _TOKENS = 512  # at a time: enough for products to run at full speed
 _LOGITS = {"cpu": 2**21}  # at a time: 8 MiB in float32, which stay in the caches
 _LOGITS_ELSEWHERE = 2**25
 _TRIED_TOKENS = 4
-_NEAR = 1e-4  # of the largest logit: what the order of a sum may do to float32
+_NEAR = 1e-4  # of the largest logit: differences that the order of a sum may make in float32
 
 Head = Callable[[Tensor], Tensor]
 """From hidden states (1, tokens, hidden) to logits (1, tokens, words)."""
@@ -40,7 +40,7 @@ class TokenLosses:
         """
         Args:
             model: a causal language model of Transformers, in evaluation mode.
-            precision: in which dtype products are computed.
+            precision: of its products.
         """
         self._model = model
         self._decoder = find_decoder(model, precision)
@@ -54,13 +54,13 @@ class TokenLosses:
 
     @torch.no_grad()
     def __call__(self, ids: Tensor) -> Tensor:
-        """Minus the logarithm of each token's probability but the first one's, (tokens - 1,), float32.
+        """The negative log-probability (natural) of each token but the first, (tokens - 1,), float32.
 
         Args:
             ids: one window, (1, tokens), int64, on the model's device.
 
         Raises:
-            InputError: the model does not run on them, or gives no logits.
+            InputError: the model does not run on these ids, or returns no logits.
         """
         device, following = self._model.device, ids.roll(-1, 1)[0]
         with _told(self._model), self._precision.on(device):
@@ -78,7 +78,7 @@ class TokenLosses:
         for tokens in slices(0, ids.shape[1], _TOKENS):
             targets = following[tokens]  # (n,)
             run = self._runner(output, ids, tokens)
-            # The logits that count most are exact: rounding the rest to bfloat16 all but cancels in their sum.
+            # The targets' logits, which count most, are exact; in the sum of the others bfloat16's rounding cancels.
             exact = run(partial(self._chosen, words=targets))[:, 0]
             sums = []
             for words in slices(0, len(self._weight), max(self._logits // len(targets), 1)):
@@ -89,13 +89,13 @@ class TokenLosses:
             yield torch.stack(sums).logsumexp(0) - exact
 
     def _by_tokens(self, output: Any, ids: Tensor, following: Tensor) -> Iterator[Tensor]:
-        """The same by slices of tokens alone, for a model that does more to its logits than to each by itself."""
+        """The same by slices of tokens only, for a model that does not treat each logit independently."""
         words = int(self._model.config.get_text_config().vocab_size)
         for tokens in slices(0, ids.shape[1], max(_LOGITS_ELSEWHERE // words, 1)):
             yield F.cross_entropy(self._runner(output, ids, tokens)(None), following[tokens], reduction="none")
 
     def _by_whole(self, ids: Tensor, following: Tensor) -> Iterator[Tensor]:
-        """The same of all logits at once, for a model without a decoder that can be stood in for."""
+        """The same from all logits at once, for a model without a decoder that can be replaced."""
         logits = uncached(self._model, ids).logits  # (1, tokens, words)
         if logits.shape[:2] != ids.shape:
             raise ValueError(f"its logits are of shape {list(logits.shape)} for {list(ids.shape)} tokens")
@@ -103,17 +103,17 @@ class TokenLosses:
             yield F.cross_entropy(logits[0, tokens].float(), following[tokens], reduction="none")
 
     def _some(self, states: Tensor, words: slice) -> Tensor:
-        """The head's output for some words, float32 so that what follows it rounds nothing."""
+        """The head's output for some words, (1, tokens, words), in float32 so that what follows does not round it."""
         logits = F.linear(states[0].to(self._weight.dtype), self._weight[words]).float()
         return (logits if self._bias is None else logits + self._bias[words])[None]
 
     def _chosen(self, states: Tensor, words: Tensor) -> Tensor:
-        """The head's output (1, tokens, 1), for each token one word, in float32."""
+        """The head's output for one word of each token, float32; with the model's batch axis, (1, tokens, 1)."""
         logits = (states.float() * self._weight[words].float()).sum(-1, keepdim=True)
         return logits if self._bias is None else logits + self._bias[words, None]
 
     def _try(self, output: Any, ids: Tensor) -> bool:
-        """Whether the model gives, for slices of the vocabulary, the slices of what it gives for the whole of it."""
+        """Whether the model's logits for slices of the vocabulary are slices of those for the whole vocabulary."""
         run = self._runner(output, ids, slice(0, _TRIED_TOKENS))
         whole = run(None)
         targets = whole.argmax(1)
@@ -132,7 +132,7 @@ class TokenLosses:
         return all(bool(difference <= near) for difference in differences)
 
     def _runner(self, output: Any, ids: Tensor, tokens: slice) -> Callable[[Head | None], Tensor]:
-        """The model after its decoder, on some tokens: from a head (None is the model's own) to (tokens, words)."""
+        """The model after its decoder, for some tokens: from a head (None: the model's own) to (tokens, words)."""
         part = replace(output, last_hidden_state=output.last_hidden_state[:, tokens])
 
         def run(head: Head | None) -> Tensor:
@@ -145,18 +145,18 @@ class TokenLosses:
 
 @torch.no_grad()
 def find_decoder(model: Any, precision: Precision) -> Any:
-    """The part of a model that makes the states that its head reads.
+    """The part of a model that computes the states that its head reads.
 
-    It is what Transformers says, unless that has the head in it or is the head: then the part of it that has the
-    embedding and no head.
+    It is the one that Transformers names, unless that contains or is the head: then the part of it that contains the
+    embedding but not the head.
 
     Args:
         model: a causal language model of Transformers, in evaluation mode.
-        precision: in which dtype products are computed.
+        precision: of its products.
 
     Returns:
-        A module whose output has them as `last_hidden_state`. None where the model's own forward, given some of them,
-        does not give their logits.
+        A module whose output has the states as `last_hidden_state`. None if the model's own forward, given some of
+        these states, does not return their logits.
     """
     head = model.get_output_embeddings()
     found = model.get_decoder()
@@ -169,7 +169,7 @@ def find_decoder(model: Any, precision: Precision) -> Any:
 
 
 def _makes_logits(model: Any, decoder: Any, precision: Precision) -> bool:
-    """Whether the last tokens of a decoder's output alone give the logits that the model has for these tokens."""
+    """Whether a decoder's output for the last tokens alone yields the model's logits for these tokens."""
     ids = torch.arange(_TRIED_TOKENS, device=model.device)[None]
     last = slice(_TRIED_TOKENS // 2, None)
     try:
@@ -180,19 +180,19 @@ def _makes_logits(model: Any, decoder: Any, precision: Precision) -> bool:
             with _stands_in(decoder, lambda *_, **__: part):
                 logits = uncached(model, ids[:, last]).logits.float()
             near = _near(precision) * expected.abs().amax()
-    except Exception:  # of whatever code the model has
+    except Exception:  # whatever the model's code raises
         return False
     return logits.shape == expected.shape and bool((logits - expected).abs().amax() <= near)
 
 
 def _near(precision: Precision) -> float:
-    """How far apart, of the largest logit, the same logits may be."""
+    """The difference between equal logits that rounding may cause, relative to the largest logit."""
     return max(4 * torch.finfo(precision.products).eps, _NEAR)
 
 
 @contextmanager
 def _told(model: Any) -> Iterator[None]:
-    """Have what a model raises, of whatever code it has, be an `InputError`."""
+    """Turn whatever a model's code raises into an `InputError`, except expected errors and the GPU's."""
     try:
         yield
     except Exception as error:
@@ -206,7 +206,7 @@ def _told(model: Any) -> Iterator[None]:
 
 @contextmanager
 def _stands_in(module: nn.Module, forward: Callable[..., Any] | None) -> Iterator[None]:
-    """A module that runs another forward, or (None) its own."""
+    """Within this context a module runs another forward; None leaves its own."""
     if forward is None:
         yield
         return

@@ -1,4 +1,4 @@
-"""What the Hub, or a mirror of it, answers in place of what it is asked for, in words. Knows no models."""
+"""Puts failed answers of the Hub, or of a mirror of it, into words. Knows no models."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from reprune.files.urls import without_secrets
 
 
 def hub_answer(error: BaseException) -> str | None:
-    """What was answered that an error of the Hub's libraries comes of, and what to do; None of any other error."""
+    """The answer of the Hub that caused an error of its libraries, and what to do; None for any other error."""
     from huggingface_hub import constants
 
     if "://" not in constants.ENDPOINT:
@@ -30,7 +30,7 @@ def hub_answer(error: BaseException) -> str | None:
 
 
 def the_hub() -> str:
-    """The Hub, or what is asked in its place."""
+    """The Hub, or the endpoint that is used in its place."""
     from huggingface_hub import constants
 
     given = os.environ.get("HF_ENDPOINT")
@@ -38,13 +38,13 @@ def the_hub() -> str:
 
 
 def not_reached() -> str:
-    """That nothing answers, and by what it was asked."""
+    """The words for a Hub that does not answer, with the variable of the proxy that was used."""
     proxy = next((name for name in _proxies() if os.environ.get(name)), None)
     return f"{the_hub()} cannot be reached{f' by the proxy of {proxy}' if proxy else ''}"
 
 
 def _proxies() -> list[str]:
-    """Variables that may name a proxy by which it is asked."""
+    """The environment variables that may name a proxy for the Hub; none if it is reached without one."""
     from huggingface_hub import constants
 
     scheme, _, rest = without_secrets(constants.ENDPOINT).partition("://")

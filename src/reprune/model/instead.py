@@ -1,6 +1,6 @@
-"""What lies in a folder in place of the files that a model is read from, and what to do about it.
+"""Explains what a folder holds in place of the files that a model is read from, and what to do about it.
 
-Knows names of files alone: opens none.
+Knows names of files only; opens none.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ _NAMED = 3  # folders, in a message
 
 
 def parts_of_training(names: Sequence[str], place: Path, first: str) -> str | None:
-    """What to do about weights that each process of a training run has saved its part of; None where there are none.
+    """What to do about weights that the processes of a training run saved in parts; None if there are none.
 
-    None too where Transformers loads whole ones, by config.json: DeepSpeed leaves its script beside them.
+    Also None if there are complete weights that Transformers loads: DeepSpeed leaves its script beside those too.
 
     Args:
-        names: of the folder's files and folders, on the Hub with the folders that files lie in.
-        place: the folder, or where it lies once it is fetched.
-        first: how it gets there, to begin a sentence; empty where it is.
+        names: of the folder's files and folders; those on the Hub with their path in the repository.
+        place: the folder, or where it will be once it is downloaded.
+        first: how to download it, as the beginning of a sentence; empty for a local folder.
     """
     if "config.json" in names and any(file in names for file in _LOADED_PICKLES):
         return None
@@ -43,10 +43,10 @@ def parts_of_training(names: Sequence[str], place: Path, first: str) -> str | No
 
 
 def pickled(names: Sequence[str], loaded: str, classes: Sequence[str]) -> str | None:
-    """What to do about weights that are pickles, or None; Transformers loads them from what is `loaded`.
+    """What to do about weights that are pickles; None if there are none.
 
-    `classes` are those that the configuration names. That of a model of several parts is named, as AutoModelForCausalLM
-    would load one part of it.
+    `loaded` are the arguments with which Transformers loads them, and `classes` those that the configuration names. The
+    class of a model of several parts is named in the advice, as AutoModelForCausalLM would load one part of it.
     """
     pickles = [file for file in names if _PICKLE.fullmatch(file) and not _OF_TRAINING.fullmatch(file)]
     if not pickles:
@@ -62,7 +62,7 @@ def pickled(names: Sequence[str], loaded: str, classes: Sequence[str]) -> str | 
 
 
 def without_config(folder: Path, names: Sequence[str], place: Path, first: str) -> str:
-    """Why a folder without config.json is no model's, and which is meant; the rest as for `parts_of_training`."""
+    """Why a folder without config.json is not a model's, and which may be meant; arguments as `parts_of_training`."""
     within = sorted(file.parent for pattern in ("*", "*/*") for file in folder.glob(f"{pattern}/config.json"))
     if within:
         shown = ", ".join(str(place / one.relative_to(folder)) for one in within[:_NAMED])

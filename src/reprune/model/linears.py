@@ -1,4 +1,4 @@
-"""The linears of a block, each seen as a matrix (rows = outputs, columns = inputs) however it is stored."""
+"""The linears of a block, each as a matrix (rows = outputs, columns = inputs), however it is stored."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from transformers.pytorch_utils import Conv1D
 
 @dataclass(frozen=True)
 class Stack:
-    """A parameter that holds equal matrices one after the other: those of all experts, or heads.
+    """A parameter that holds matrices of one shape one after the other: those of all experts, or of all heads.
 
-    Or one alone: of a linear whose module is never called, as its weight is multiplied by where it is needed.
+    Or a single one: that of a linear whose weight is multiplied by directly, while its module is never called.
     """
 
     parameter: str  # its name within the block
     count: int
     shape: tuple[int, int]  # (rows, columns) of each
     strides: tuple[int, int]  # in elements, of rows and columns
-    shares: str  # the first of the stacks that read the same inputs, or itself
+    shares: str  # the first of the stacks that read the same inputs; may be this one
     per_token: float  # how many of the matrices a token passes through
 
     @property
     def routed(self) -> bool:
-        """Whether tokens pass through some of the matrices only."""
+        """Whether a token passes through only some of the matrices."""
         return self.per_token < self.count
 
 
@@ -37,12 +37,12 @@ class Stack:
 class Linear:
     """One linear of a block: `nn.Linear`, GPT-2's `Conv1D`, which stores the transpose, or one matrix of a stack."""
 
-    name: str  # within the block, such as self_attn.q_proj, or mlp.experts.down_proj.3 of a stack
+    name: str  # within the block, such as self_attn.q_proj, or mlp.experts.down_proj.3 in a stack
     parameter: nn.Parameter
     shape: tuple[int, int]  # (rows, columns)
     strides: tuple[int, int]  # of its elements in the parameter
     offset: int = 0
-    module: nn.Module | None = None  # that is run on its inputs; None in a stack
+    module: nn.Module | None = None  # the module that is called with its inputs; None in a stack
     stack: Stack | None = None
 
     @staticmethod
@@ -57,12 +57,12 @@ class Linear:
 
     @property
     def number(self) -> int | None:
-        """Which matrix of its stack it is."""
+        """Its index in its stack; None outside of a stack."""
         return None if self.stack is None else self.offset // math.prod(self.shape)
 
     @property
     def share(self) -> float:
-        """How much of the tokens pass through it, if all experts are as often chosen."""
+        """The fraction of tokens that pass through it if all experts are chosen equally often."""
         return 1.0 if self.stack is None else self.stack.per_token / self.stack.count
 
     def matrix(self) -> Tensor:
@@ -71,11 +71,11 @@ class Linear:
 
     @property
     def is_whole(self) -> bool:
-        """Whether the parameter is this matrix and no more, as it lies."""
+        """Whether the parameter is exactly this matrix, in this layout."""
         return self.parameter.shape == self.shape and self.strides == (self.shape[1], 1) and not self.offset
 
     def of_layout(self, tensor: Tensor) -> Tensor:
-        """Of a contiguous tensor of the parameter's shape: what lies where this matrix does, (rows, columns)."""
+        """The part of a contiguous tensor of the parameter's shape that is this matrix's, (rows, columns)."""
         return tensor.as_strided(self.shape, self.strides, tensor.storage_offset() + self.offset)
 
     @torch.no_grad()
@@ -113,7 +113,7 @@ def _of_stack(block: nn.Module, stack: Stack) -> list[Linear]:
 
 
 def other_matrices(block: nn.Module, stacks: Sequence[Stack] = ()) -> dict[str, tuple[int, ...]]:
-    """Parameters of two or more dimensions that no linear holds as its weight: what is not pruned, by name."""
+    """The shapes of parameters of two or more dimensions that are no linear's weight and so not pruned, by name."""
     weights = {id(linear.parameter) for linear in find_linears(block, stacks)}
     return {
         name: tuple(parameter.shape)
@@ -123,14 +123,14 @@ def other_matrices(block: nn.Module, stacks: Sequence[Stack] = ()) -> dict[str, 
 
 
 def find_routers(block: nn.Module, stacks: Sequence[Stack]) -> set[str]:
-    """The names of linears that choose experts, or weigh them: one output an expert, or one in all, beside experts.
+    """The names of linears that choose or weigh experts: they lie beside experts and have one output each, or one.
 
-    Experts are stacks, or lists of equal modules that hold linears.
+    Experts are stacks, or lists of modules that each hold linears.
     """
-    beside: dict[str, set[int]] = {}  # by the path of what holds experts and router: how many experts
+    beside: dict[str, set[int]] = {}  # by the path of a module that holds experts: how many it holds
     for stack in stacks:
         if stack.routed:
-            # Such as mlp.experts.down_proj, whose router is mlp.gate; the experts may lie deeper (ffn.experts.mlp.w1).
+            # For mlp.experts.down_proj the router is mlp.gate; experts may lie deeper (ffn.experts.mlp.w1).
             *parts, _ = stack.parameter.split(".")
             for length in range(1, len(parts)):
                 beside.setdefault(".".join(parts[:length]), set()).add(stack.count)

@@ -1,7 +1,7 @@
-"""Turns what the user calls a model into a local folder: config.json, safetensors, tokenizer.
+"""Finds the local folder of a model that the user names: config.json, safetensors, tokenizer.
 
-A local folder is checked, a Hub id is downloaded, a GGUF file is converted once into a cached folder. Knows
-names, files and the libraries that fetch and convert; knows nothing of blocks, and opens no pickle.
+A local folder is checked, a Hub id is downloaded, a GGUF file is converted once to a cached folder. Knows names,
+files and the libraries that download and convert; knows nothing of blocks, and opens no pickle.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ from reprune.model.snapshots import hub_commit
 
 _LICENCES = ("license", "licence", "notice", "copying", "use_policy", "terms")
 _TEXTS = ("", "-MODEL", "-CODE", "*.txt", "*.md", "*.rst", "*.html", "*.pdf")
-BESIDE = (  # the weights: patterns of files
+BESIDE = (  # patterns of the files that are copied or downloaded besides the weights
     *("*.json", "*.txt", "*.model", "*.tiktoken", "*.spm", "*.tokenizer", "bpe.codes", "*.py"),
     *("*.jinja", "additional_chat_templates/*.jinja"),
     *(f"*{''.join(f'[{a.lower()}{a.upper()}]' for a in word)}{rest}" for word in _LICENCES for rest in _TEXTS),
 )
 LOADED = ("config.json", "generation_config.json", "*processor_config.json", "chat_template.json", *TOKENIZER)
-"""Patterns of the files beside the weights that a model is loaded from, by Transformers' own names."""
+"""Patterns of the files besides the weights that Transformers loads a model from."""
 
 _WANTED = ["*.safetensors", *BESIDE]
-_UNWANTED = [  # second copies of the same weights
+_UNWANTED = [  # further copies of the same weights
     *("*/*.safetensors", "consolidated*"),
     *(f"*.{kind}{rest}" for kind in ("fp16", "bf16", "fp32") for rest in (".safetensors", "-*", ".index.*")),
 ]
 _VARIANT = re.compile(r"(model|model\.safetensors\.index)\.(fp16|bf16|fp32)\.(safetensors|json)")
-_BESIDE_GGUF = re.compile(r"mmproj|imatrix", re.IGNORECASE)  # in names of what is beside models in that format
-_URL = re.compile(  # a model's page on the Hub, or what is below it
+_BESIDE_GGUF = re.compile(r"mmproj|imatrix", re.IGNORECASE)  # in the names of GGUF files that are not models
+_URL = re.compile(  # a model's page on the Hub, or a page below it
     r"(?:(?:https?://)?(?:www\.)?(?:huggingface|hf)\.co/|hf://(?:models/)?)"
     r"(?!(?:api|blog|collections|datasets|docs|models|papers|settings|spaces)(?:[/?#]|$))"
     r"([\w.-]+?(?:/(?!(?:blob|commits?|discussions|resolve|tree)/)[\w.-]+?)?)(?:\.git)?(?:[/?#@]|$)",
@@ -56,22 +56,22 @@ def locate_model(model: str, *, notify: Notify = lambda said: None, weights: boo
     """The folder of a model: an ordinary Hugging Face folder that plain Transformers loads.
 
     Args:
-        model: a local folder, a .gguf file, or a Hub id such as "google/gemma-3-270m", with or without the branch,
-            tag or commit that is meant: "google/gemma-3-270m@main".
-        notify: is told before a conversion, which takes about a minute.
-        weights: whether they are needed; otherwise they are not downloaded, and a folder may lack them.
+        model: a local folder, a .gguf file, or a Hub id such as "google/gemma-3-270m", with an optional branch, tag or
+            commit: "google/gemma-3-270m@main".
+        notify: is called before a conversion, which takes about a minute.
+        weights: whether weights are needed; otherwise they are not downloaded, and a folder may lack them.
 
     A Hub model that is in the local Hugging Face cache is found there without a network. A GGUF file is
-    converted into reprune's own cache, its folder named by the SHA-256 of its content.
+    converted to a folder of reprune's own cache, named by the SHA-256 of its content.
 
     Raises:
         InputError: there is no such model, or it cannot be used; the message says what to do.
-        UnsupportedModelError: it is no decoder, or its file holds what Transformers does not read.
+        UnsupportedModelError: it is not a decoder, or its file holds something that Transformers does not read.
     """
     path = local_path(model)
     try:
         path.exists()
-    except OSError as error:  # a name that is too long, a folder that nobody may look into
+    except OSError as error:  # the name is too long, or a folder on its path is not accessible
         raise InputError(
             f"{model:.200}: cannot be read ({error.strerror}); expected a model folder, a Hub id or a .gguf file."
         ) from None
@@ -97,21 +97,21 @@ def locate_model(model: str, *, notify: Notify = lambda said: None, weights: boo
 
 
 def locate_again(model: str, folder: Path, given: str | None = None, *, notify: Notify = lambda said: None) -> Path:
-    """The folder of a model that a run has begun with, or where the model is now.
+    """The folder of the model that a run began with, where it was or where it is now.
 
-    Whether it is the same model is for the caller to see.
+    The caller has to check that it is the same model.
 
     Args:
-        model: as it was given then.
-        folder: where it was then.
-        given: as it is given now, where it is.
-        notify: is told before a conversion.
+        model: the model as given when the run began.
+        folder: the model's folder then.
+        given: the model as given now, if it is.
+        notify: is called before a conversion.
 
     Raises:
         InputError: it is in none of these places; the message says what to do.
     """
     path, of_gguf = local_path(model), model.lower().endswith(".gguf")
-    had_again = of_gguf or hub_commit(folder)  # whole, where a cache has lost some of it
+    had_again = of_gguf or hub_commit(folder)  # can be made whole again if a cache has lost some of it
     if is_whole(folder) or (not had_again and (folder / "config.json").is_file()):
         return folder
     if given is not None or path.is_file() or (path / "config.json").is_file():
@@ -134,12 +134,12 @@ def locate_again(model: str, folder: Path, given: str | None = None, *, notify: 
 
 
 def at_commit(model: str, folder: Path) -> str:
-    """A Hub's model by the commit that was found, where a branch may move on; any other by the name it has."""
+    """A Hub model's id with the commit that was found, as its branch may move; any other model's name as it is."""
     return by_commit(model, hub_commit(folder)) or model
 
 
 def by_commit(model: str, commit: str | None) -> str | None:
-    """A Hub's model by its commit, as it may be given; None of a local one, be it a link to that commit's folder."""
+    """A Hub model's id with a commit (ID@COMMIT); None for a local model, even a link to that commit's folder."""
     identifier = model.partition("@")[0]
     if commit is None or local_path(model).exists() or _looks_like_path(identifier):
         return None
@@ -147,7 +147,7 @@ def by_commit(model: str, commit: str | None) -> str | None:
 
 
 def _looks_like_path(identifier: str) -> bool:
-    """Whether a text that names nothing on this disk was meant to: a Hub id is `name` or `owner/name`."""
+    """Whether a name of nothing on this disk was meant as a path; a Hub id is `name` or `owner/name`."""
     owner, slash, name = identifier.partition("/")
     if not owner.strip() or owner[0] in ".~" or "\\" in identifier:
         return True
@@ -155,11 +155,11 @@ def _looks_like_path(identifier: str) -> bool:
 
 
 def _of_hub(url: str) -> str:
-    """A URL of what is asked in place of the Hub (HF_ENDPOINT), as the Hub has it."""
+    """A URL of the endpoint that stands in for the Hub (HF_ENDPOINT) as the Hub's own URL; others unchanged."""
     from huggingface_hub import constants
 
     mirror = f"{constants.ENDPOINT}/"
-    if "://" not in mirror or not url.startswith(mirror):  # the former is refused once it is to be asked
+    if "://" not in mirror or not url.startswith(mirror):  # a bad HF_ENDPOINT is reported by the download
         return url
     return f"https://huggingface.co/{url.removeprefix(mirror)}"
 
@@ -167,9 +167,9 @@ def _of_hub(url: str) -> str:
 def _check_folder(
     folder: Path, model: str, weights: bool, revision: str | None = None, left: Sequence[str] = ()
 ) -> None:
-    """Raise unless the folder holds a decoder's configuration and, where they are needed, safetensors weights.
+    """Raise unless the folder holds a decoder's configuration and, if needed, safetensors weights.
 
-    Of the files that were `left` on the Hub, names alone are known.
+    `left` are the names of files that were not downloaded from the Hub.
     """
     name = f"{model}@{revision}" if revision else model
     check_readable(folder)
@@ -215,7 +215,7 @@ def _check_folder(
 
 
 def _check_config(file: Path, name: str) -> list[str]:
-    """The classes that config.json names; raises unless it is that of a model that predicts the next token."""
+    """The classes that config.json names; raises if they do not predict the next token."""
     try:
         config = dict(read_json(file.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
@@ -245,11 +245,11 @@ def _from_hub(model: str, revision: str | None, weights: bool) -> Path:
     try:
         with _silent_where_nothing_is_wanted():
             folder = Path(fetch(model, revision=revision, allow_patterns=wanted, ignore_patterns=_UNWANTED))
-    except Exception as error:  # its own errors, those of its HTTP client, plain OSErrors
-        # Offline it refuses a cached model that lacks any file of the repository, even one that nobody reads.
+    except Exception as error:  # huggingface_hub's own errors, its HTTP client's, OSErrors
+        # Offline it refuses a cached model that lacks any file of the repository, even one that is not needed.
         cached = getattr(error, "snapshot_path", None)
         if cached is None and isinstance(error, huggingface_hub.errors.OfflineModeIsEnabled):
-            # Releases such as 2.1 ask the Hub for a commit that is in the cache, unless they are told not to.
+            # Some releases (2.1) query the Hub even for a commit that is in the cache, unless told not to.
             with suppress(Exception):
                 cached = fetch(model, revision=revision, allow_patterns=wanted, local_files_only=True)
         if cached is None or (weights and not is_whole(Path(cached))):
@@ -257,7 +257,7 @@ def _from_hub(model: str, revision: str | None, weights: bool) -> Path:
         folder = Path(cached)
     left: list[str] = []
     if not (folder / "config.json").exists() or (weights and not any(folder.glob("*.safetensors"))):
-        with suppress(Exception):  # it only helps to say what is there instead
+        with suppress(Exception):  # the list only makes the message more helpful
             left = huggingface_hub.HfApi().list_repo_files(model, revision=folder.name)
     _check_folder(folder, model, weights, revision, [name for name in left if not (folder / name).exists()])
     return folder
@@ -265,7 +265,7 @@ def _from_hub(model: str, revision: str | None, weights: bool) -> Path:
 
 @contextmanager
 def _silent_where_nothing_is_wanted() -> Iterator[None]:
-    """Keep the library from printing all patterns where no file fits them: what is there is said instead."""
+    """Keep the library from printing all patterns if no file matches them; `_check_folder` reports that better."""
     logger = logging.getLogger("huggingface_hub._snapshot_download")
 
     def fits(record: logging.LogRecord) -> bool:
@@ -287,13 +287,13 @@ def _hub_message(error: Exception, model: str, revision: str | None) -> str:
         return f"{model}: neither a folder or file on this machine nor a valid Hub id (name or owner/name)."
     if isinstance(error, errors.RevisionNotFoundError):
         return f"{model}: has no revision {revision or constants.DEFAULT_REVISION}; see {page}."
-    if isinstance(error, errors.GatedRepoError):  # is also a RepositoryNotFoundError
+    if isinstance(error, errors.GatedRepoError):  # a subclass of RepositoryNotFoundError
         return f"{model}: its owner grants access; accept the terms at {page}, then run 'hf auth login'."
     if isinstance(error, errors.RepositoryNotFoundError):
         why = "nor a model on the Hub that you may read; check the name, or run 'hf auth login'"
     elif (answer := hub_answer(error)) is not None:
         why = f"nor is it whole in the Hugging Face cache, and {answer}"
-    elif isinstance(error, errors.LocalEntryNotFoundError | errors.OfflineModeIsEnabled):  # older releases raise this
+    elif isinstance(error, errors.LocalEntryNotFoundError | errors.OfflineModeIsEnabled):  # in older releases
         cause = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else not_reached()
         why = f"nor is it whole in the Hugging Face cache, and {cause}; go online, or give a local model"
     elif lacks_home(error):

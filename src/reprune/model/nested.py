@@ -1,4 +1,4 @@
-"""What lies within a value: in a tuple, a list, a mapping, or an object that holds tensors. Knows nothing of models.
+"""Goes through nested values: tuples, lists, mappings, and objects that hold tensors. Knows nothing of models.
 
 An object may lie within another, or within itself.
 """
@@ -13,18 +13,18 @@ from typing import Any
 from torch import Tensor, nn
 
 Place = tuple[Any, ...]
-"""Where something lies: ("mask", 0), with the names of objects' attributes too."""
+"""The path of a value: indices, keys and attribute names, such as ("mask", 0)."""
 
 
 def parts(value: Any) -> Mapping[Any, Any] | None:
-    """By number, key or name what a value holds; None of one that is taken as a whole."""
+    """The parts of a value by index, key or attribute name; None for a value that is taken as a whole."""
     if isinstance(value, tuple | list | dict):
         return _held(value)
     return _held(value) if any(isinstance(part, Tensor) for _, part in _within(value, (), {})) else None
 
 
 def _held(value: Any) -> Mapping[Any, Any] | None:
-    """The same of any object, whether or not a tensor lies within it."""
+    """The same for any object, whether or not it holds a tensor."""
     if isinstance(value, tuple | list):
         return dict(enumerate(value))
     if isinstance(value, dict):
@@ -33,7 +33,7 @@ def _held(value: Any) -> Mapping[Any, Any] | None:
 
 
 def _within(value: Any, place: Place, seen: dict[int, Any]) -> Iterator[tuple[Place, Any]]:
-    """All that lies within a value and holds nothing, or was `seen`, by identity; any object is gone through once."""
+    """The values within a value that hold nothing, or were `seen` (by identity): each object is entered once."""
     held = None if id(value) in seen else _held(value)
     if not held:
         yield place, value
@@ -44,26 +44,26 @@ def _within(value: Any, place: Place, seen: dict[int, Any]) -> Iterator[tuple[Pl
 
 
 def within(value: Any) -> dict[Place, Any]:
-    """What lies within a value, and within objects that hold no tensors too, by place."""
+    """All leaves of a value by place, those of objects without tensors too."""
     return dict(_within(value, (), {}))
 
 
 def plain_values(value: Any) -> dict[Place, int | float | str | None]:
-    """The numbers and texts of it."""
+    """The leaves of a value that are numbers, strings or None, by place."""
     return {place: part for place, part in within(value).items() if isinstance(part, int | float | str | None)}
 
 
 def _attributes(value: Any) -> dict[str, Any]:
-    """What an object has of its own by name, in its dictionary or in slots."""
+    """An object's own attributes by name, from its dictionary or its slots."""
     state = object.__getstate__(value)
     kinds = state if isinstance(state, tuple) else (state,)
     return {name: part for kind in kinds for name, part in (kind or {}).items()}
 
 
 def leaves(value: Any, place: Place, around: tuple[Any, ...] = ()) -> Iterator[tuple[Place, Any]]:
-    """All that lies within a value at a place and holds nothing, or is what it lies in, each with its own place.
+    """The leaves of a value at a place, each with its own place; a reference to an enclosing value counts as a leaf.
 
-    `around` is what the value itself lies in.
+    `around` are the values that enclose it.
     """
     held = None if any(value is one for one in around) else parts(value)
     if held is None:
@@ -74,7 +74,7 @@ def leaves(value: Any, place: Place, around: tuple[Any, ...] = ()) -> Iterator[t
 
 
 def with_leaves(value: Any, place: Place, change: Callable[[Place, Any], Any]) -> Any:
-    """The same with what `change` makes of its leaves, each with its place; objects that nothing is changed in stay."""
+    """A copy with `change(place, leaf)` in place of each leaf; objects in which nothing changes are not copied."""
     return _with_leaves(value, place, change, {})
 
 
@@ -90,7 +90,7 @@ def _with_leaves(
         items = [_with_leaves(part, (*place, key), change, made) for key, part in held.items()]
         return value._make(items) if hasattr(value, "_make") else type(value)(items)
     copied = copy.copy(value)
-    made[id(value)] = value, copied  # before what it holds, which may be itself
+    made[id(value)] = value, copied  # before its parts, which may refer to it
     changed = isinstance(value, list | dict)
     for key, part in held.items():
         new = _with_leaves(part, (*place, key), change, made)
@@ -105,5 +105,5 @@ def _with_leaves(
 
 
 def with_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """The same with other tensors in place of all that lie within it; objects that hold none stay what they are."""
+    """A copy with `change(tensor)` in place of each tensor within it; objects without tensors are not copied."""
     return with_leaves(value, (), lambda _, leaf: change(leaf) if isinstance(leaf, Tensor) else leaf)

@@ -1,4 +1,4 @@
-"""The weights outside a decoder's blocks: which of them its files lack, and giving them to modules that are to run.
+"""The weights outside a decoder's blocks: finds those that its files lack, and loads them into modules to be run.
 
 Knows nothing of blocks.
 """
@@ -20,7 +20,7 @@ from reprune.model.recorder import fill_with_nothing, is_outside
 
 @final
 class Outside:
-    """The parameters of a model but for those of its blocks, as a checkpoint has them."""
+    """The parameters of a model outside its blocks, as stored in a checkpoint."""
 
     def __init__(self, name: str, model: Any, blocks_path: str, layout: Layout) -> None:
         """`model` has its parameters on the meta device, and its list of blocks at `blocks_path`."""
@@ -32,7 +32,7 @@ class Outside:
 
     @cached_property
     def lacking(self) -> list[str]:
-        """Parameters that the checkpoint does not hold, but for those that Transformers makes itself."""
+        """Parameters that the checkpoint does not hold, except those that Transformers makes itself."""
         made = [re.compile(one) for one in getattr(self._model, "_keys_to_ignore_on_load_missing", None) or ()]
         return [
             name
@@ -43,9 +43,9 @@ class Outside:
         ]
 
     def check(self) -> None:
-        """Raise `UnsupportedModelError` where the checkpoint holds one that is no floats, or of another shape.
+        """Raise `UnsupportedModelError` if the checkpoint holds one that is not floats, or has another shape.
 
-        None could load the result.
+        Nothing could load the resulting model.
         """
         for name, parameter in self._model.named_parameters(remove_duplicate=False):
             if is_outside(name, (self._blocks_path,)) and name in self._layout.of_parameter:
@@ -59,12 +59,17 @@ class Outside:
         device: torch.device | None = None,
         products: torch.dtype = torch.float32,
     ) -> None:
-        """Load the parameters of a module outside the blocks; of the embedding, the rows of these ids only.
+        """Load the parameters of a module outside the blocks.
 
-        They go to a device, by default the CPU; the matrix of a linear in the dtype of products.
+        Args:
+            path: of the module.
+            module: takes the parameters.
+            ids: for the embedding: only these rows are loaded; None elsewhere.
+            device: of the parameters; the CPU by default.
+            products: the dtype of a linear's weight; the others are float32.
 
         Raises:
-            UnsupportedModelError: the checkpoint lacks one, or has another in its place.
+            UnsupportedModelError: the checkpoint lacks one, or it is not floats or has another shape.
         """
         prefix = f"{path}." if path else ""
         for key, buffer in module.named_buffers(recurse=False):
@@ -72,12 +77,12 @@ class Outside:
                 buffer.copy_(self._tensor(prefix + key, buffer))
         for key, parameter in list(module.named_parameters(recurse=False)):
             if not parameter.is_meta and ids is None:
-                if device is not None and parameter.device != device:  # loaded before it was known where it will run
+                if device is not None and parameter.device != device:  # loaded earlier, for the CPU
                     setattr(module, key, nn.Parameter(parameter.to(device), requires_grad=False))
                 continue
             source = self._tensor(prefix + key, parameter)
             if parameter.is_meta:
-                # Fresh pages take no memory until they are written: an embedding takes that of the rows in use.
+                # Fresh pages take no memory until they are written, so an embedding takes only that of its used rows.
                 dtype = products if is_linear(module) and key == "weight" else torch.float32
                 parameter = nn.Parameter(torch.empty(source.shape, dtype=dtype, device=device), requires_grad=False)
                 setattr(module, key, parameter)
@@ -88,18 +93,18 @@ class Outside:
                 parameter[rows] = source[rows].float()
 
     def fill_with_nothing(self, path: str, module: nn.Module, ids: Tensor | None) -> None:
-        """As `fill`, but for the values: refuses what that would, and reads nothing."""
+        """Like `fill`, but without values: raises where `fill` would, and reads nothing."""
         for key, parameter in module.named_parameters(recurse=False):
             self._checked(f"{path}.{key}" if path else key, parameter)
         fill_with_nothing(path, module, ids)
 
     def _tensor(self, name: str, wanted: Tensor) -> Tensor:
-        """A parameter or buffer, or what it is tied to, as the checkpoint has it."""
+        """A parameter or buffer, or the one that it is tied to, as stored in the checkpoint."""
         held = self._checked(name, wanted)
         return self._layout.read(self._layout.of_parameter[held])[held]
 
     def _checked(self, name: str, wanted: Tensor) -> str:
-        """What the checkpoint holds it as."""
+        """The name under which a parameter is held (`_held`), once its dtype and shape are checked."""
         held = self._held(name)
         if held is None:
             raise UnsupportedModelError(
@@ -110,12 +115,12 @@ class Outside:
         return held
 
     def _held(self, name: str) -> str | None:
-        """The parameter or buffer itself, or one that it is tied to: that which the checkpoint has."""
+        """The parameter or buffer, or one that it is tied to, whichever the checkpoint holds; None if neither."""
         return next((one for one in (name, *self.aliases.get(name, ())) if one in self._layout.of_parameter), None)
 
 
 def _aliases(model: Any) -> dict[str, tuple[str, ...]]:
-    """By the name of each parameter that is tied to others: those others' names."""
+    """For the name of each tied parameter, the names of those that it is tied to."""
     names: dict[Any, list[str]] = {}
     tied: dict[str, str] = getattr(model, "all_tied_weights_keys", None) or {}
     for name, parameter in model.named_parameters(remove_duplicate=False):

@@ -1,7 +1,7 @@
-"""What a model passes to its blocks beside the hidden states: the same for all samples, or to each sample its own.
+"""What a model passes to its blocks besides the hidden states, either the same for all samples or for each its own.
 
-Masks and rotary embeddings are the same for all samples. Some models pass more, such as an embedding of each token
-for each block: that is kept sample by sample, in memory or, where it is much, in a file without a name.
+Masks and rotary embeddings are the same for all samples. Some models also pass values that differ, such as an embedding
+of each token for each block; these are kept for each sample, in memory or, if they are large, in an unnamed file.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from reprune.errors import UnsupportedModelError
 from reprune.model.block import Call
 from reprune.model.nested import Place, leaves, plain_values, with_leaves, with_tensors
 
-_IN_MEMORY = 2**30  # bytes of what samples are passed of their own
+_IN_MEMORY = 2**30  # bytes of values of single samples
 
 
 @final
@@ -28,22 +28,22 @@ class Passing:
     """The calls of all blocks, for batches of samples."""
 
     def __init__(self, model: str, samples: int) -> None:
-        """`model` is its name, for messages; `samples` is how many there are in all."""
+        """`model` is the model's name, for messages; `samples` is how many there are in all."""
         self._model = model
-        self._calls: dict[int, list[Call]] = {}  # by batch size; of what is a sample's own, any sample's
+        self._calls: dict[int, list[Call]] = {}  # by batch size; a sample's own values in them are any sample's
         self._own: dict[tuple[int, Place], Tensor] = {}  # by block and place: (samples, ...), on the CPU
         self._samples, self._filled = samples, 0
 
     def take(self, batch: slice, calls: list[Call], others: Callable[[], list[Call]]) -> None:
-        """Take in what blocks are passed with a batch.
+        """Record what blocks are passed with a batch.
 
         Args:
-            batch: of which samples; the first time that samples come, they come in their order.
-            calls: of each block.
-            others: gives the calls for as many other samples, to tell what differs.
+            batch: the batch's samples; when samples come for the first time, they come in order.
+            calls: one for each block.
+            others: returns the calls for as many other samples, to find what differs between samples.
 
         Raises:
-            UnsupportedModelError: something differs from sample to sample that is no sample's own.
+            UnsupportedModelError: something differs between samples that is not a tensor with a row for each sample.
         """
         size = batch.stop - batch.start
         if size not in self._calls:
@@ -63,15 +63,15 @@ class Passing:
 
     @property
     def has_own(self) -> bool:
-        """Whether anything is a sample's own."""
+        """Whether any argument differs from sample to sample."""
         return bool(self._own)
 
     def check(self, calls: list[Call], disturbed: list[Call]) -> None:
-        """Raise `UnsupportedModelError` where calls change with what blocks put out.
+        """Raise `UnsupportedModelError` if calls depend on what blocks return.
 
         Args:
             calls: for some samples.
-            disturbed: for the same samples, where blocks hand on other states.
+            disturbed: for the same samples, with blocks that hand on other states.
         """
         for index, (one, other) in enumerate(zip(calls, disturbed, strict=True)):
             for (path, value), (_, changed) in zip(_leaves(one), _leaves(other), strict=True):
@@ -97,11 +97,11 @@ class Passing:
             return torch.from_file(file.name, shared=True, size=size, dtype=dtype).view(tuple(shape))
 
     def finish(self, device: torch.device) -> None:
-        """Put what all samples share where blocks run."""
+        """Move what all samples share to the device that blocks run on."""
         self._calls = {size: to_device(calls, device) for size, calls in self._calls.items()}
 
     def call(self, index: int, samples: slice | Tensor) -> Call:
-        """What a block is passed beside the states of these samples."""
+        """What a block is passed with the states of these samples."""
         size = samples.stop - samples.start if isinstance(samples, slice) else len(samples)
         call = self._calls[size][index]
         own = {place: tensors[samples] for (block, place), tensors in self._own.items() if block == index}
@@ -122,13 +122,13 @@ class Passing:
 
 
 def _leaves(call: Call) -> Iterator[tuple[Place, Any]]:
-    """All that a call passes, with where it lies: ("args", 1), ("kwargs", "mask", 0)."""
+    """All values that a call passes, each with its place: ("args", 1), ("kwargs", "mask", 0)."""
     yield from leaves(call.args, ("args",))
     yield from leaves(call.kwargs, ("kwargs",))
 
 
 def _with(call: Call, own: Mapping[Place, Tensor]) -> Call:
-    """A call with other tensors at some places; each goes to the device of what was there."""
+    """A call with other tensors at some places, each moved to the device of the one that it replaces."""
 
     def put(place: Place, value: Any) -> Any:
         return own[place].to(value.device) if place in own else value

@@ -1,4 +1,4 @@
-"""Weights under names that nothing reads, as those of a model that was saved within a wrapper: what to do about them.
+"""Weights under names that nothing reads, such as those of a model that was saved in a wrapper, and what to do then.
 
 Knows names alone, no tensors.
 """
@@ -13,32 +13,33 @@ _WRAPPERS = re.compile(r"\b(_orig_mod|module|base_model\.model|base_layer)\.")  
 _OF_PEFT = re.compile(r"^base_model\.model\.|\.(base_layer|lora_[AB])\.")
 
 FOREIGN = "are not in the format of Transformers: give the model in that, or convert it by what its makers say"
-"""Of tensors that go by names of another format, and what to do."""
+"""The end of a message about tensors with the names of another format, with what to do."""
 
 
 def closest(name: str, unread: Iterable[str]) -> str | None:
-    """Of names that nothing reads the one that comes closest to a parameter's, whatever it is wrapped in."""
+    """The unread name that is closest to a parameter's, without the prefixes of wrappers; None if there are none."""
     bare = {_WRAPPERS.sub("", one): one for one in unread}
     return next((bare[one] for one in get_close_matches(name, bare, 1, 0.0)), None)
 
 
 def _last(name: str) -> str:
-    """What a matrix is called in its module."""
+    """The last two parts of a name: a module's name in its parent, and its parameter's."""
     return ".".join(_WRAPPERS.sub("", name).split(".")[-2:])
 
 
 def wrapped(name: str, stored: Iterable[str]) -> str | None:
-    """The name that a parameter has within a wrapper, where one that is stored is such a name."""
+    """The stored name that is a parameter's name within a wrapper; None if there is none."""
     return next((one for one in stored if one != name and _WRAPPERS.sub("", one) == name), None)
 
 
 def way_out(unread: str, stored: Iterable[str], name: str | None = None) -> str:
-    """What to do where nothing reads a name, to end a message.
+    """The end of a message: what to do about a stored name that nothing reads.
 
     Args:
-        stored: all names there.
-        name: the parameter that comes closest. Where a matrix has a name of its own in another format, as in a maker's,
-            its rows may have another order, too: to rename it is not enough.
+        unread: the stored name.
+        stored: all stored names.
+        name: the closest parameter. If even the last parts of the two names differ, the tensors are in another format,
+            such as the maker's own, in which rows may have another order too, so renaming would not be enough.
     """
     way = "rename the tensors, or save what is wrapped (by torch.compile or DDP) with save_pretrained"
     if name is not None and _last(unread) != _last(name):

@@ -1,7 +1,7 @@
-"""What is known of a decoder's blocks before any weight is read: their linears, which share inputs, what they cost.
+"""What is known of a decoder's blocks before any weight is read: their linears, linear groups and costs.
 
-A block is run on the meta device, where nothing is computed. What depends on values cannot be run there, as which
-experts a token is routed to: such a block is run on a few tokens with weights of zero, which take no memory.
+A block is run on the meta device, where nothing is computed. A block that depends on values, such as one that routes
+tokens to experts, cannot run there; it is run on a few tokens with weights of zero, which take no memory.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _Entering = tuple[tuple[Tensor, Call], tuple[Tensor, Call]]
 
 
 def _once_a_kind(find: Callable[[Any, int], Found]) -> Callable[[Any, int], Found]:
-    """Have a method find out once what is the same of all blocks that are alike, as most of a model are."""
+    """Cache a method's result for each kind of block: most blocks of a model are alike."""
 
     @wraps(find)
     def known(self: Weightless, index: int) -> Found:
@@ -49,7 +49,7 @@ class Weightless:
     """The blocks of a skeleton."""
 
     def __init__(self, skeleton: Skeleton, precision: Precision, fill: Fill) -> None:
-        """`fill` gives the weights before the blocks, without values, and refuses what cannot be had."""
+        """`fill` gives the weights before the blocks, without values, and raises if the checkpoint lacks one."""
         self._fill = fill
         self._skeleton = skeleton
         self._precision = precision
@@ -64,21 +64,21 @@ class Weightless:
 
     @property
     def width(self) -> int:
-        """How many numbers go along a stream for a token."""
+        """How many numbers a stream holds for each token."""
         states = self._sample()[0]
         return states.numel() // (len(states) * states.shape[1])
 
     @_once_a_kind
     def stacks(self, index: int) -> tuple[Stack, ...]:
-        """The parameters of a block that hold many matrices; whatever a block raises that cannot be run so."""
+        """The parameters of a block that hold many matrices; a block that cannot run this way may raise anything."""
         of_linears = not candidates(self._skeleton.blocks[index])
         return self._of_linears(index) if of_linears else self._found_stacks(index)
 
     def _of_linears(self, index: int) -> tuple[Stack, ...]:
-        """The same of a block of linears alone: most run all of them as modules, and are not run once more for it."""
+        """The stacks of a block of linears only: none if it calls them all, so that it need not be run again."""
         try:
             called = {name for group in self._called_groups(index) for name in group.names}
-        except Exception:  # it looks at values: it is run with some, and what groups there are shows when it is loaded
+        except Exception:  # it depends on values, so it is run with some; its groups are found once it is loaded
             with suppress(Exception):
                 return self._found_stacks(index)
             return ()
@@ -91,22 +91,22 @@ class Weightless:
 
     @_once_a_kind
     def groups(self, index: int) -> list[LinearGroup]:
-        """The linear groups of a block, its linears without values; whatever a block raises that cannot be run so."""
+        """The linear groups of a block, without values; a block that cannot run this way may raise anything."""
         stacks = self.stacks(index)
         return self._groups_of(*self._near(index, stacks)) if stacks else self._called_groups(index)
 
     @_once_a_kind
     def _called_groups(self, index: int) -> list[LinearGroup]:
-        """The linear groups of a block, of linears that are run as modules."""
+        """The linear groups of a block among the linears whose modules are called."""
         states, calls = self._sample()
         meta = torch.device("meta")
         block = Block(index, copy.deepcopy(self._skeleton.blocks[index]).to(meta), meta, Precision())
         return self._groups_of(block, states.to(meta), to_device([calls[index]], meta)[0])
 
     def _groups_of(self, block: Block, states: Tensor, call: Call) -> list[LinearGroup]:
-        """The linear groups of a block, which may write into what it is passed only if no other reads that there.
+        """The linear groups of a block; refuses tensors that it writes into if other blocks are passed them too.
 
-        What a later one that is alike writes into a tensor is not seen: each would have to be run.
+        Only one block of each kind is run, so what another one writes is not seen.
         """
         before = versions(call)
         groups = block.groups(states, call)
@@ -116,9 +116,9 @@ class Weightless:
 
     @_once_a_kind
     def read(self, index: int) -> set[str]:
-        """The linears of a block whose weights it makes something of, be it as linears or otherwise.
+        """The names of the linears whose weights the block uses, as linears or otherwise.
 
-        None of them where it cannot be run on a few tokens.
+        Empty if it cannot be run on a few tokens.
         """
         block, states, call = self._near(index)
         with suppress(Exception):  # whatever a module raises
@@ -126,7 +126,7 @@ class Weightless:
         return set()
 
     def _near(self, index: int, stacks: Sequence[Stack] = ()) -> tuple[Block, Tensor, Call]:
-        """A block with weights that take no memory, the states of some tokens, and what it is passed with them."""
+        """A block whose weights take no memory, states of a few tokens, and what the block is passed with them."""
         states, calls = self._sample()
         some = torch.randn(states.shape, generator=torch.Generator().manual_seed(0))
         module = without_weights(self._skeleton.blocks[index])
@@ -134,7 +134,7 @@ class Weightless:
 
     @torch.no_grad()
     def costs(self, tokens: int, device: str) -> list[BlockCosts]:
-        """What each block costs on a sample of so many tokens, on a device of that type."""
+        """What each block costs for one sample of so many tokens, on a device of that type."""
         entering = cache(self._entering)
         known: dict[Hashable, BlockCosts] = {}
         costs = []
@@ -150,13 +150,13 @@ class Weightless:
     ) -> BlockCosts:
         try:
             stacks = self.stacks(index)
-        except Exception:  # of no concern here: the survey says it
+        except Exception:  # reported by the survey instead
             stacks = ()
         module = self._skeleton.blocks[index]
         return block_costs(module, *entering(tokens)[index], self._precision, device, stacks, most)
 
     def _entering(self, tokens: int) -> list[_Entering]:
-        """What enters each block with a sample of so many tokens, and with two of them; without values."""
+        """What enters each block for one sample of so many tokens, and for two such samples; without values."""
         one, two = (
             self._skeleton.record(torch.zeros(samples, tokens, dtype=torch.int64), fill_with_nothing)
             for samples in (1, 2)
@@ -166,7 +166,7 @@ class Weightless:
 
 
 def _kind_of(module: nn.Module, call: Call) -> Hashable:
-    """What two blocks that are alike have in common."""
+    """A key that is equal for blocks of the same kind: their class, and the shapes of parameters and arguments."""
     shapes = tuple((name, parameter.shape) for name, parameter in module.named_parameters())
     return type(module), shapes, tuple((key, _kind(value)) for key, value in call.kwargs.items())
 

@@ -1,4 +1,4 @@
-"""Processes that fit the same blocks go on with the same weights and masks."""
+"""Keeps the weights and masks of the same blocks identical in all processes that fit them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from reprune.math.ranks import Ranks
 
 @torch.no_grad()
 def agree_(blocks: Sequence[PrunedBlock], ranks: Ranks) -> None:
-    """Have all ranks go on with the weights of the first; raise `NumericalError` where their masks differ."""
+    """Copy the first rank's weights to all ranks; raise `NumericalError` if their masks differ."""
     if ranks.alone:
         return
     for pruned in blocks:

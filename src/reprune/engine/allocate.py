@@ -1,6 +1,6 @@
-"""Measures what each block bears, before anything is pruned, and shares the sparsity out by it.
+"""Measures how much pruning each block tolerates, before anything is pruned, and allocates sparsity accordingly.
 
-All blocks are looked at in the dense model: what enters each is the dense stream.
+Every block is measured in the dense model: its inputs are the dense stream.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from reprune.model.streams import Stream
 from reprune.planning.recipe import Recipe
 from reprune.planning.sparsities import Sparsities
 
-_EDGE = 0.01  # no block is measured closer to all or nothing, where the whole is not
+_EDGE = 0.01  # measured sparsities stay this far from 0 and 1, or half as far as the target if that is nearer
 
 
 @torch.no_grad()
 def allocate(
     recipe: Recipe, pruner: Pruner[Any], decoder: Decoder, frontier: Frontier, watcher: Watcher
 ) -> list[float]:
-    """The sparsity of each block, found as the recipe says; the frontier is at its start, and stays there."""
+    """The sparsity of each block, by the recipe's allocation. The frontier is at its start, and stays there."""
     weights, outliers, curves = [], [], []
 
     def dense(index: int) -> Block:
@@ -59,7 +59,7 @@ def allocate(
 
 
 def _outliers(recipe: Recipe, frontier: Frontier, pruned: PrunedBlock, entering: Stream) -> float:
-    """The share of outliers among the scores of all of a block's linears that are pruned."""
+    """The share of outliers among the Wanda scores of all the linears of a block that are to be pruned."""
     inputs = partial(frontier.inputs, entering, pruned.block)
     statistics = gathered(pruned.block, inputs, pruned.groups, Wanda(), {}, frontier.ranks)
     means = [(found.sums / max(found.tokens, 1)).sqrt() for found in statistics]  # type: ignore[attr-defined]  # Wanda's
@@ -76,10 +76,10 @@ def _outliers(recipe: Recipe, frontier: Frontier, pruned: PrunedBlock, entering:
 def _curve(
     recipe: Recipe, pruner: Pruner[Any], frontier: Frontier, pruned: PrunedBlock, entering: Stream, after: Stream
 ) -> list[tuple[float, float]]:
-    """The relative held-out error of what a block puts out, pruned alone to each level; it is dense again after."""
+    """(sparsity, relative held-out error) of a block pruned alone to each level; it is dense again afterwards."""
     block, base, spread = pruned.block, recipe.pattern.sparsity, recipe.allocation.spread
     levels = max(base - spread, min(_EDGE, base / 2)), base, min(base + spread, 1 - min(_EDGE, (1 - base) / 2))
-    parameters = dict.fromkeys(linear.parameter for linear in block.linears)  # of which one may hold many matrices
+    parameters = dict.fromkeys(linear.parameter for linear in block.linears)  # several linears may share a parameter
     dense = [parameter.clone() for parameter in parameters]
     inputs, few = partial(frontier.inputs, entering, block), recipe.pruner.min_tokens
     known: Known = {}

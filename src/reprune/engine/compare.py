@@ -1,7 +1,7 @@
-"""The error of each block of a sparse model against its dense one, a block of each in memory at a time.
+"""The error of each block of a sparse model against its dense model, with one block of each in memory at a time.
 
-Two streams go side by side over the same text: the dense model's and the sparse one's, each embedded by its own
-model, advanced by its own blocks. Knows nothing of how the sparse model came about, nor of texts.
+Two streams of the same text advance side by side, each embedded by its own model and passed through that model's
+blocks. Knows nothing of how the sparse model was made, or of texts.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from reprune.model.streams import StreamStore, stream_bytes
 @final
 @dataclass(frozen=True)
 class BlockError:
-    """How far a sparse block's output is from the dense one's, each on its own model's stream."""
+    """How far a sparse block's output is from the dense block's, each on its own model's stream."""
 
     index: int
     normalized: float  # (1 / (N H T)) * ||dense - sparse||^2, the paper's normalized reconstruction error
@@ -39,12 +39,12 @@ class BlockError:
 class Comparison:
     """A sparse model's errors from its embedding to its last block."""
 
-    embedding: Error  # zero where both models embed alike, as those that reprune makes do
+    embedding: Error  # zero if both models embed alike, as for every result of reprune
     blocks: tuple[BlockError, ...]
 
 
 def check_alike(sparse: Decoder, dense: Decoder) -> None:
-    """Raise `InputError`, naming what differs, unless the two are models of one architecture and shape."""
+    """Raise `InputError`, naming the difference, unless both models have the same architecture and shapes."""
     for what, of in (
         ("is of the architecture", lambda decoder: decoder.skeleton.config.model_type),
         ("has so many blocks:", len),
@@ -76,18 +76,18 @@ def compare(
     folder: Path,
     progress: Callable[[int, int], None] = lambda done, of: None,
 ) -> Comparison:
-    """Measure every block of two models that are alike (see `check_alike`).
+    """Measure every block of two models of the same architecture and shapes (see `check_alike`).
 
     Args:
         sparse, dense: the models.
-        ids: the text (samples, tokens), int64.
+        ids: the text's token ids (samples, tokens), int64.
         batch_size: how many samples pass through a block at a time.
-        memory_bytes: what the streams in memory may take together; the others go to files.
+        memory_bytes: the memory that both streams may take together; what does not fit goes to files.
         folder: where those files go.
-        progress: is told how many batches have passed through a block, of how many.
+        progress: called with the number of batches that have passed through a block, and their total.
 
     Raises:
-        InputError: a stream fits neither memory nor the folder's disk.
+        InputError: a stream fits neither in memory nor on the folder's disk.
         NumericalError: a block's outputs are not finite.
     """
     batches = slices(0, len(ids), batch_size)
@@ -140,7 +140,7 @@ class _Side:
 
 
 def _check_room(folder: Path, needed: int) -> None:
-    """Raise `InputError` unless a file of so many bytes fits: one that is mapped into memory would end the process."""
+    """Raise `InputError` unless `needed` bytes fit: writing to a mapped file on a full disk would end the process."""
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise InputError(
@@ -150,7 +150,7 @@ def _check_room(folder: Path, needed: int) -> None:
 
 
 def sparsity(block: Block) -> float:
-    """The share of exact zeros among the weights of a block's linears (0 where it has none)."""
+    """The share of exact zeros among the weights of a block's linears (0 if it has no linears)."""
     weights = [linear.matrix() for linear in block.linears]
     zeros = sum(int((matrix == 0).sum()) for matrix in weights)
     return zeros / max(sum(matrix.numel() for matrix in weights), 1)

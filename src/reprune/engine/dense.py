@@ -1,4 +1,4 @@
-"""The dense model's stream: what each of its blocks puts out on all samples, computed once and kept while in use."""
+"""The dense model's stream: the outputs of each of its blocks on all samples, computed once and kept while in use."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from reprune.model.streams import Stream, StreamStore
 
 Run = Callable[[Block, Tensor, slice], Tensor]
 Dense = Callable[[int], Block]
-"""Gives a block, by its number, as the dense model has it."""
+"""Returns the dense model's block of a given index."""
 
 
 @final
 class DenseStream:
-    """The stream at the frontier, and as many blocks ahead as a window looks."""
+    """The stream at the frontier, and after each block of the window ahead of it."""
 
     def __init__(
         self, embedded: Stream, store: StreamStore, batches: Sequence[slice], run: Run, shared: Shared | None
     ) -> None:
-        """It begins with the states that enter block 0; `shared` has streams of runs before, and takes this one's."""
+        """Begins with the states that enter block 0. `shared` holds the streams of earlier runs and takes new ones."""
         self._after: dict[int, Stream] = {-1: embedded}
         self._at_hand = ChainMap({} if shared is None else shared.dense, self._after)
         self._store = store
@@ -35,13 +35,13 @@ class DenseStream:
 
     @torch.no_grad()
     def after(self, index: int, dense: Dense) -> Stream:
-        """What a block puts out; where that is not at hand, nor shared, what enters it must be."""
+        """A block's outputs; if they are neither kept nor shared, they are computed from its inputs, which must be."""
         if index not in self._at_hand:
             self._compute(dense(index))
         return self._at_hand[index]
 
     def before(self, index: int) -> Stream:
-        """What enters a block of the window in hand, or the first one after it."""
+        """The inputs of a block of the current window, or of the first block after it."""
         return self._at_hand[index - 1]
 
     def _compute(self, block: Block) -> None:
@@ -57,7 +57,7 @@ class DenseStream:
             self._after[block.index] = stream
 
     def forget_before(self, index: int) -> None:
-        """Free what entered the blocks before that of this number: the frontier has reached it."""
+        """Free the inputs of all blocks before this one, which the frontier has reached."""
         for passed in [after for after in self._after if after < index - 1]:
             self._store.free(self._after.pop(passed))
         if self._shared is not None:

@@ -1,8 +1,8 @@
-"""The last step of a run that asks for it: the last blocks, already final, are fitted to what the dense model predicts.
+"""An optional last step of a run: the last blocks, already final, are fitted to the dense model's predictions.
 
-Reconstruction compares hidden states, of which the head reads some directions and not others; and no window knows
-what the windows after it make of its error. The last blocks can be compared by the predictions themselves, for what
-the head costs. This goes beyond the paper.
+Reconstruction compares hidden states. But the head reads some of their directions and not others, and no window knows
+how later windows change its error. The last blocks can be compared by the predictions themselves, at the cost of the
+head. This goes beyond the paper.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ def distill(
     frontier: Frontier,
     sparsities: Sparsities,
 ) -> None:
-    """Fit the last blocks to the dense model's predictions, and make that durable, when all windows are.
+    """Fit the last blocks to the dense model's predictions and commit the result; all windows are already durable.
 
-    The frontier is at the end, and has kept the streams before the first of these blocks.
+    The frontier is at the end of the model, and has kept the streams that enter the first of these blocks.
 
     Raises:
-        NumericalError: numbers went bad; what was finished before stays finished.
+        NumericalError: a value is not finite; all windows stay finished.
     """
     began, ranks = time.monotonic(), frontier.ranks
     traffic = replace(ranks.traffic)
@@ -61,7 +61,7 @@ def distill(
     tensors = [pruned.round_(decoder) for pruned in blocks]
     after = problem.heldout_error()
     decoder.release()
-    if solver.guard and not after.judged <= start.judged:  # rounding took back more than was gained
+    if solver.guard and not after.judged <= start.judged:  # rounding lost more than the descent gained
         blocks = [_retired(decoder, books, before[index]) for index in window.blocks]
         tensors = [pruned.round_(decoder) for pruned in blocks]
         after, descent = start, replace(descent, kept_epoch=0)
@@ -86,7 +86,7 @@ def distill(
 def _descend(
     problem: PredictionObjective, start: Error, solver: Adam, window: Window, seed: int, watcher: Watcher
 ) -> Descent:
-    """Let the solver fit the blocks, and name them in what goes wrong."""
+    """Fit the blocks by the solver; its errors name them."""
     place = f"distillation of blocks {list(window.blocks)}"
     if not start.finite:
         raise NumericalError(f"{place}: what the model predicts from them is not finite")
@@ -97,7 +97,7 @@ def _descend(
 
 
 def _retired(decoder: Decoder, books: Books, record: Mapping[str, Any]) -> PrunedBlock:
-    """A block as it was written, with its masks: what is zero of the matrices that were pruned."""
+    """A block as it was written, with its masks, which are read off the zeros of the pruned matrices."""
     pruned = PrunedBlock(decoder.load(record["index"], books.retired(record["index"])))
     matrices = {matrix["name"]: matrix for matrix in record["matrices"]}
     for linear in pruned.block.linears:
@@ -117,7 +117,7 @@ def _record(
     solver: Adam,
     seconds: float,
 ) -> dict[str, Any]:
-    """What goes on record of the step; divergences are in nats a token."""
+    """The step's entry in reprune.json; divergences are in nats per token."""
     last = window.blocks[-1]
     return {
         "index": window.index,

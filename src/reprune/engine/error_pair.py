@@ -1,4 +1,4 @@
-"""Errors on the samples that are calibrated on and on those held out, which pass through blocks together."""
+"""Errors on the calibration samples and on the held-out samples, which pass through blocks together."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from reprune.math.solver import Errors
 
 @final
 class ErrorPair:
-    """Measures calibration and held-out samples apart."""
+    """Measures the errors of calibration and held-out samples separately."""
 
     def __init__(self, calibration: int, scale: Tensor | None = None) -> None:
-        """Samples before `calibration` are calibrated on; `scale` is that of an `ErrorMeter`."""
+        """The first `calibration` samples are calibrated on, the others held out; `scale` is as for `ErrorMeter`."""
         self._calibration = calibration
         self._meters = (ErrorMeter(scale), ErrorMeter(scale))
 
     def update(self, batch: slice, outputs: Tensor, targets: Tensor) -> None:
-        """Take in a batch of samples (all of one kind)."""
+        """Add a batch of samples, either all calibration or all held-out."""
         self._meters[batch.start >= self._calibration].update(outputs, targets.to(outputs.device))
 
     def errors(self, ranks: Ranks) -> Errors:

@@ -1,6 +1,6 @@
-"""What each of several processes does of a run, and what they exchange: counted for a forecast.
+"""Counts, for a forecast, each process's part of a run's work and what the processes exchange.
 
-What networks do is from data sheets, and a share of it that is an estimate; no run on them has been held against it.
+Network speeds are those of data sheets, times a share that is an estimate and has not been compared with real runs.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from reprune.errors import InputError
 from reprune.planning.recipe import Recipe
 from reprune.planning.schedule import Window
 
-_REACHED = 0.7  # of a network's peak
-_DRAWS = 200  # of batches, to see how unevenly they fall
+_REACHED = 0.7  # of a network's peak bandwidth
+_DRAWS = 200  # random batches by which to estimate how unevenly samples fall to the processes
 
 
 @final
 @dataclass(frozen=True)
 class Network:
-    """What processes exchange sums and weights over."""
+    """A network over which processes exchange sums and weights."""
 
     name: str
-    bandwidth: float  # bytes that one sends in a second, at most
-    latency: float  # seconds of a collective, whatever its size
+    bandwidth: float  # peak, bytes per second that one process sends
+    latency: float  # seconds per collective, whatever its size
 
 
 NETWORKS = {
@@ -38,11 +38,11 @@ NETWORKS = {
     "nvlink": Network("NVLink of H100", 450e9, 3e-5),
     "100g": Network("100 Gbit/s between machines", 12.5e9, 1e-4),
 }
-"""NVLink: NVIDIA's data sheet, each way. By memory: gloo on two cores, with what it waits (docs/distributed.md)."""
+"""NVLink: NVIDIA's data sheet, one direction. local: gloo on two cores, waiting included (docs/distributed.md)."""
 
 
 def find_network(name: str) -> Network:
-    """Raises `InputError` for one that is not known."""
+    """The network of this name; raises `InputError` if there is none."""
     if name not in NETWORKS:
         raise InputError(f"--network {name}: expected one of {', '.join(NETWORKS)}.")
     return NETWORKS[name]
@@ -51,49 +51,49 @@ def find_network(name: str) -> Network:
 @final
 @dataclass(frozen=True)
 class Crew:
-    """So many processes."""
+    """The processes of a run, and the network between them."""
 
     count: int = 1
     network: Network = NETWORKS["local"]
 
     def part(self, samples: int) -> int:
-        """How many of so many samples the one has that has most."""
+        """How many of these samples the process with the most of them has."""
         return -(-samples // self.count)
 
     def per_epoch(self, samples: int, batch_size: int) -> float:
-        """How many samples a pass over all takes in steps, each as long as the process with the most of its batch."""
+        """The samples of an epoch, each batch counted by the process that has most of it: the others wait for it."""
         batch = min(batch_size, samples)
         return float(samples) if self.count == 1 else _most(samples, batch, self.count) * samples / batch
 
     def longest(self, seconds: Sequence[float]) -> float:
-        """How long jobs take that are dealt out in turn."""
+        """Seconds until all jobs are done, if they are dealt out to the processes in turn."""
         return max((sum(seconds[first :: self.count]) for first in range(self.count)), default=0.0)
 
     def seconds(self, summed: float, told: float, collectives: int) -> float:
-        """How long an exchange takes."""
+        """Seconds that an exchange takes."""
         if self.count == 1:
             return 0.0
         return self.bytes(summed, told) / (_REACHED * self.network.bandwidth) + collectives * self.network.latency
 
     def bytes(self, summed: float, told: float) -> float:
-        """What passes through the link of one process: what is summed over all each sends nearly twice."""
+        """Bytes through the link of one process, which sends nearly twice what is summed (a ring all-reduce)."""
         return 2.0 * summed * (self.count - 1) / self.count + told if self.count > 1 else 0.0
 
 
 @cache
 def _most(samples: int, batch: int, count: int) -> float:
-    """How many samples of a batch are on average of the process that has most of them; the same for all windows."""
+    """The mean number of a batch's samples that belong to the process with the most of them."""
     generator = torch.Generator().manual_seed(0)
     drawn = (torch.randperm(samples, generator=generator)[:batch] % count for _ in range(_DRAWS))
     return sum(int(one.bincount().max()) for one in drawn) / _DRAWS
 
 
 Exchange = tuple[float, float, int]
-"""Bytes summed over all processes, bytes that one tells the others, and how often."""
+"""Bytes summed over all processes, bytes that one process sends to the others, and the number of collectives."""
 
 
 def exchanges(recipe: Recipe, work: Work) -> list[Exchange]:
-    """What processes exchange: in each window, and in the steps before and after them."""
+    """What the processes exchange in each window, and in allocation and distillation if there are any."""
     found = [_in_window(recipe, work, window) for window in work.schedule]
     if recipe.allocation.name != "uniform":
         found += [_in_pruning(measured(recipe), groups, levels(recipe)) for groups in work.groups]
@@ -105,7 +105,7 @@ def exchanges(recipe: Recipe, work: Work) -> list[Exchange]:
 
 
 def steps(recipe: Recipe, work: Work, epochs: int) -> int:
-    """How many a descent of so many epochs takes."""
+    """The number of gradient steps in so many epochs."""
     return -(-work.calibration // recipe.solver.batch_size) * epochs
 
 
@@ -118,7 +118,7 @@ def _in_window(recipe: Recipe, work: Work, window: Window) -> Exchange:
 
 
 def _in_pruning(recipe: Recipe, groups: Sequence[Group], times: int = 1) -> Exchange:
-    """In pruning groups so many times by the same statistics."""
+    """While groups are pruned `times` times by the same statistics."""
     summed = told = 0.0
     refit = recipe.solver.start == "least-squares"
     size = gathers(recipe.pruner.build()).size
@@ -129,13 +129,13 @@ def _in_pruning(recipe: Recipe, groups: Sequence[Group], times: int = 1) -> Exch
 
 
 def _in_descent(recipe: Recipe, work: Work, blocks: Sequence[int], epochs: int) -> Exchange:
-    """In fitting blocks for so many epochs, after which all take the weights of the first."""
+    """While blocks are fitted for so many epochs, after which all ranks take the first rank's weights."""
     taken = steps(recipe, work, epochs)
     return taken * 4 * _moved(recipe, work, blocks), 4 * work.parameters(blocks), 2 * taken + 2 * epochs
 
 
 def _moved(recipe: Recipe, work: Work, blocks: Sequence[int]) -> float:
-    """How many numbers a step moves, each with its gradient (`math.coordinates`)."""
+    """How many numbers a step updates, each by its gradient (see `math.coordinates`)."""
     parameters = work.parameters(blocks)
     if (rank := recipe.solver.rank) is not None:
         groups = [group for index in blocks for group in work.groups[index]]

@@ -1,4 +1,4 @@
-"""What a run holds at a time, in memory and on the disk: a forecast's bytes. Knows nothing of time."""
+"""Forecasts the bytes that a run holds at a time, in memory and on disk. Knows nothing of time."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from reprune.model.predictor import LOGITS
 from reprune.planning.recipe import Recipe
 from reprune.planning.schedule import Window, windows
 
-MASKS = 0.25  # of the weights' bytes
-_REFIT_COPIES = 7  # of a group's matrices: what conjugate gradients hold beside what the pruner does
-_LEVELS = 3  # of sparsity, to which an allocation by error prunes each block
-_LOGITS_HELD = 5  # tensors of their size at a time
-_TEMPORARY = 1.3  # over the activations kept: what a backward pass holds for a moment
+MASKS = 0.25  # bytes of masks (bool) per byte of weights (float32)
+_REFIT_COPIES = 7  # copies of a group's matrices that conjugate gradients hold in addition to the pruner's
+_LEVELS = 3  # sparsities to which allocation by error prunes each block
+_LOGITS_HELD = 5  # tensors of the logits' size that are held at a time
+_TEMPORARY = 1.3  # peak of a backward pass, in multiples of the activations kept for it
 
 
 def least_memory_bytes(recipe: Recipe, schedule: Sequence[Window], parameters: Sequence[int]) -> int:
-    """What the largest window, or distillation, takes at the least: its weights, in as many copies as they are held in.
+    """The least that the largest window, or distillation, takes: all copies of its weights that are held at a time.
 
-    `parameters` are how many each block has.
+    `parameters` are each block's number of parameters.
     """
     most = max(sum(parameters[index] for index in window.blocks) for window in schedule)
     windows = most * (_copies(recipe) if recipe.solver.name != "none" else 1.0)
@@ -30,19 +30,21 @@ def least_memory_bytes(recipe: Recipe, schedule: Sequence[Window], parameters: S
 
 
 def disk_bytes(recipe: Recipe, blocks: int, stream: int, files: int) -> int:
-    """What a run writes, given the bytes of one stream of all samples, and of the files of the model's tensors."""
+    """What a run takes on disk, given the bytes of one stream of all samples and of the model's tensors."""
     return files + stream * _streams(recipe, blocks) - held_bytes(recipe, blocks, stream)
 
 
 def held_bytes(recipe: Recipe, blocks: int, stream: int) -> int:
-    """What streams of so many bytes take in memory; the others are in files."""
+    """What streams of `stream` bytes each take in memory; those that do not fit are in files."""
     return min(stream * _streams(recipe, blocks), int(recipe.streams.memory) // stream * stream)
 
 
 def _streams(recipe: Recipe, blocks: int) -> int:
-    """How many streams there are at most: the student's, the dense ones that a window looks back on, and targets.
+    """How many streams there are at most.
 
-    A walk through the dense model, by which an allocation measures blocks, has two beside those of the start.
+    They are the student's, the dense model's before and after each block of a window, a local teacher's targets, and
+    one between the blocks of a window of several. An allocation's walk through the dense model has two more than the
+    two of the start; distillation keeps two.
     """
     size = min(recipe.schedule.size, blocks)
     in_windows = 1 + (size + 1) + (recipe.teacher == "local") + (size > 1)
@@ -50,12 +52,12 @@ def _streams(recipe: Recipe, blocks: int) -> int:
 
 
 def window_bytes(recipe: Recipe, work: Work, window: Window) -> int:
-    """The most that a window holds at a time, without streams."""
+    """The most that a window holds at a time, not counting streams."""
     solver = recipe.solver
     weights = 4 * work.parameters(window.blocks)
     largest = max(work.blocks[i].activations for i in window.blocks)
     at_a_time = min(solver.samples_at_a_time, work.calibration)
-    passing = at_a_time * largest  # a pass without gradients holds no more than what it would keep
+    passing = at_a_time * largest  # a pass without gradients holds no more than one with gradients keeps
     size = gathers(recipe.pruner.build()).size
     pruning = max(
         _statistics_bytes(work.groups[i], size)
@@ -75,7 +77,7 @@ def window_bytes(recipe: Recipe, work: Work, window: Window) -> int:
 
 
 def allocating_bytes(recipe: Recipe, work: Work) -> int:
-    """The most that is held while an allocation measures blocks: each alone, and dense once more, without streams."""
+    """The most held while an allocation measures blocks: a block, for by-error also a dense copy; without streams."""
     alone, twins = measured(recipe), int(levels(recipe) > 0)
     return max(
         window_bytes(alone, work, window) + 4 * twins * work.blocks[window.index].parameters
@@ -84,12 +86,12 @@ def allocating_bytes(recipe: Recipe, work: Work) -> int:
 
 
 def levels(recipe: Recipe) -> int:
-    """To how many levels of sparsity an allocation prunes each block."""
+    """The number of sparsities to which an allocation prunes each block."""
     return _LEVELS if recipe.allocation.name == "by-error" else 0
 
 
 def measured(recipe: Recipe) -> Recipe:
-    """What an allocation does to each block, as a recipe: it is pruned by its dense inputs, for OWL by Wanda."""
+    """What an allocation does to each block, as a recipe: prune it by its dense inputs, for OWL by Wanda."""
     pruner = {"name": "wanda"} if recipe.allocation.name == "owl" else {}
     return recipe.model_copy(
         update={
@@ -101,18 +103,18 @@ def measured(recipe: Recipe) -> Recipe:
 
 
 def _fitting_bytes(recipe: Recipe, weights: int, costs: Sequence[BlockCosts], at_a_time: int) -> float:
-    """The most while blocks of so many bytes of weights are fitted."""
+    """The most held while blocks with so many bytes of weights are fitted."""
     held, kept = _copies(recipe) * weights, at_a_time * _kept_bytes(recipe, costs)
     passing = (_TEMPORARY - 1.0) * at_a_time * max(cost.activations for cost in costs)
-    if not on_gpu(recipe):  # gradients come as activations go, but a heap has seldom room for the ones in the others'
+    if not on_gpu(recipe):  # gradients come as activations go, but the heap seldom fits them into the freed memory
         return held + kept + passing
-    picking = min(PLACES_BYTES, 2 * weights) if _picks(recipe) else 0  # between backward passes; compact, within them
+    picking = min(PLACES_BYTES, 2 * weights) if _picks(recipe) else 0  # between backward passes; if compact, in them
     backward = max(held, held - _gradients(recipe) * weights + kept) + passing
     return max(held + picking, backward + picking * recipe.solver.compact)
 
 
 def distilling_bytes(recipe: Recipe, work: Work) -> int:
-    """The most that it holds at a time, without streams."""
+    """The most that distillation holds at a time, not counting streams."""
     costs = work.blocks[len(work.blocks) - recipe.distill.blocks :]
     words, hidden = work.head
     at_a_time = min(recipe.solver.samples_at_a_time, work.calibration)
@@ -123,20 +125,21 @@ def distilling_bytes(recipe: Recipe, work: Work) -> int:
 
 
 def _kept_bytes(recipe: Recipe, costs: Sequence[BlockCosts]) -> float:
-    """What a sample's pass through blocks keeps for its gradients."""
+    """Bytes that the pass of one sample through blocks keeps for the gradients."""
     if recipe.solver.checkpointing:
         return max(cost.activations for cost in costs) + sum(cost.states for cost in costs)
     return sum(cost.activations for cost in costs)
 
 
 def _statistics_bytes(groups: Sequence[Group], size: Callable[[int], int]) -> int:
-    """Of all groups of a block at once, of experts as many as are gathered in one pass; `size` is that of columns."""
+    """Statistics of a block's groups, of experts only as many as one pass gathers; `size` maps columns to bytes."""
     experts = sum(size(group.columns) for group in groups if group.expert)
     return sum(size(group.columns) for group in groups if not group.expert) + min(experts, AT_ONCE)
 
 
 def _copies(recipe: Recipe) -> float:
-    """How many times a window's weights are held in one form or another while they are fitted."""
+    """What is held of a window while it is fitted (weights, masks, gradients, moments, guard), over its weights' bytes.
+    """
     if recipe.solver.rank is not None:
         return 2.0
     kept = 1.0 - recipe.pattern.sparsity
@@ -148,12 +151,12 @@ def _copies(recipe: Recipe) -> float:
 
 
 def _picks(recipe: Recipe) -> bool:
-    """Whether a GPU holds kept weights alone of something, which are picked from all."""
+    """Whether something is held for kept weights alone, which a GPU has to pick from all weights."""
     return recipe.solver.rank is None and (recipe.guard or recipe.solver.compact)
 
 
 def _gradients(recipe: Recipe) -> float:
-    """How many times a window's weights their gradients take."""
+    """The bytes of gradients, over those of the window's weights."""
     if recipe.solver.rank is not None:
         return 0.0
     return 1.0 - recipe.pattern.sparsity if recipe.solver.compact else 1.0

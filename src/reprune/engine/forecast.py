@@ -1,8 +1,8 @@
-"""What a run will take, before it begins: seconds, peak memory, disk. From what a block costs and what the loop does.
+"""Forecasts a run's time, peak memory and disk space before it begins, from each block's costs and the loop's work.
 
-The loop's work is counted: passes of samples through blocks, Gram matrices, factorizations, gradient steps. What the
-machine does in a second is measured in a moment. The constants below join the two; `docs/measurements/forecasts.md`
-says how far they were off.
+The loop's work is counted: passes of samples through blocks, Gram matrices, factorizations, gradient steps. The
+machine's speed is measured in about half a second. The constants below join the two;
+`docs/measurements/forecasts.md` compares forecasts with real runs.
 """
 
 from __future__ import annotations
@@ -31,44 +31,44 @@ from reprune.planning.recipe import Recipe
 from reprune.planning.schedule import Window
 
 _TRAFFIC_FORWARD, _TRAFFIC_BOTH = 2.0, 6.0
-"""Bytes that a pass moves beside its products, over those of the activations it would keep."""
-_SYMMETRIC = 0.625  # of a product that is symmetric: what of it is computed
-_COLUMN_SECONDS = 3e-5  # of SparseGPT, for each column of a group, whatever its rows
-_FILE_BYTES_PER_SECOND = 4e8  # of a block's shard, read, rounded, written and forced to disk
-_COPIED_BYTES_PER_SECOND = 6e8  # of what lies outside the blocks, which is written as it was
-_WINDOW_SECONDS = 0.05
-_BESIDE_BYTES = 90e6  # of a run beside what is counted here: the tokenizer, the samples, thread pools
-_HEAP = 1.1  # what the heap takes over what was asked of it
+"""Bytes that a pass moves outside of matrix products, over the bytes of activations that it would keep."""
+_SYMMETRIC = 0.625  # the part of a symmetric product that is computed
+_COLUMN_SECONDS = 3e-5  # SparseGPT's overhead per column of a group, whatever the number of rows
+_FILE_BYTES_PER_SECOND = 4e8  # a block's shard: read, rounded, written and synced to disk
+_COPIED_BYTES_PER_SECOND = 6e8  # tensors outside the blocks, which are copied
+_WINDOW_SECONDS = 0.05  # fixed overhead per window
+_BESIDE_BYTES = 90e6  # what is not counted here: the tokenizer, the samples, thread pools
+_HEAP = 1.1  # what the heap takes from the system, over what was allocated from it
 ONE_PROCESS = Crew()
 _DIVERGENCE_FORWARD, _DIVERGENCE_BOTH = 10, 15
-"""How many times logits are read or written to compare them, and to find their gradient too."""
-_HEAD_SPEED = 0.5  # of the head's products, over those of others: a matrix of hundreds of megabytes for few tokens
+"""How many times logits are read or written to compare them, without and with their gradient."""
+_HEAD_SPEED = 0.5  # the head's products over others' in speed: few tokens times hundreds of megabytes of weights
 
 
 @final
 @dataclass(frozen=True)
 class Forecast:
-    """Estimates."""
+    """Estimates of what a run takes."""
 
     seconds: float
-    memory_bytes: int  # of the host; with a GPU, that of the streams and of what is written
-    device_bytes: int  # of the GPU; 0 where there is none
-    disk_bytes: int  # the result, and streams that do not fit memory
-    exchanged_bytes: int  # through the link of each process, where there are several
+    memory_bytes: int  # peak on the host; with a GPU, the streams and what is written
+    device_bytes: int  # peak on the GPU; 0 without one
+    disk_bytes: int  # the result, and streams that do not fit in memory
+    exchanged_bytes: int  # through the link of each process; 0 if there is only one
 
 
 def forecast(
     recipe: Recipe, work: Work, speed: Speed, base_bytes: int, crew: Crew = ONE_PROCESS, writer_bytes: int = 0
 ) -> Forecast:
-    """Estimate a run; of several processes time and memory are those of the first, which writes.
+    """Estimate a run; with several processes, time and memory are those of the first, which writes.
 
     Args:
         recipe: settled.
-        work: what it comes to.
-        speed: of its device.
-        base_bytes: what a process takes that has only loaded its libraries.
-        crew: the processes that do it.
-        writer_bytes: of the whole model, where it writes texts before; how long that takes is not known.
+        work: what the recipe amounts to for this model.
+        speed: of the run's device.
+        base_bytes: memory of a process that has only loaded its libraries.
+        crew: the run's processes.
+        writer_bytes: memory of the whole model, if it generates texts first; the time of that is not estimated.
     """
     exchanged, estimate = exchanges(recipe, work), _Estimate(recipe, work, speed, crew)
     seconds = sum(estimate.window(window) for window in work.schedule)
@@ -94,7 +94,7 @@ def forecast(
 @final
 @dataclass(frozen=True)
 class _Estimate:
-    """Seconds of the parts of a run, of the process that has most of each."""
+    """Seconds of each part of a run, for the process that has the most of it to do."""
 
     recipe: Recipe
     work: Work
@@ -115,11 +115,11 @@ class _Estimate:
 
     @property
     def _crossing(self) -> float:
-        """Of a pass of one sample: what enters it, and what comes out or should."""
+        """Seconds to move a sample's states to the device, and its outputs back or its targets there too."""
         return 2.0 * self.work.blocks[0].states / self.speed.link
 
     def forward(self, blocks: Sequence[int]) -> float:
-        """One sample through blocks."""
+        """A forward pass of one sample through blocks."""
         costs = [self.work.blocks[i] for i in blocks]
         return (self._crossing if blocks else 0.0) + sum(
             self.speed.seconds(cost.forward) + _TRAFFIC_FORWARD * cost.activations / self.speed.traffic
@@ -127,25 +127,25 @@ class _Estimate:
         )
 
     def both(self, blocks: Sequence[int]) -> float:
-        """One sample through blocks, and its gradients back."""
+        """A forward and a backward pass of one sample through blocks."""
         costs = [self.work.blocks[i] for i in blocks]
         return self._crossing + sum(
             self.speed.seconds(cost.both) + _TRAFFIC_BOTH * cost.activations / self.speed.traffic for cost in costs
         )
 
     def head(self, products: int, logits: int) -> float:
-        """One sample through so many products of the head, its logits read or written so many times."""
+        """One sample through `products` products with the head, its logits read or written `logits` times."""
         words, hidden = self.work.head
         flops, bytes_ = 2.0 * words * hidden * products / _HEAD_SPEED, 4.0 * words * logits
         return self.work.tokens * (flops / self.speed.products + bytes_ / self.speed.traffic)
 
     def window(self, window: Window) -> float:
-        """All that a window takes."""
+        """A whole window."""
         seconds = _WINDOW_SECONDS + self.samples * self.forward(window.fresh)  # the dense stream
         if self.recipe.teacher == "local":
             seconds += self.samples * self.forward(window.blocks)
         for index in window.fresh:
-            if index > window.fresh.start:  # what enters the first is at hand
+            if index > window.fresh.start:  # the states that enter the first are at hand
                 seconds += self.samples * self.forward([i for i in window.blocks if i < index])
             seconds += self.pruning(index, len(window.blocks) == 1)
         if self.recipe.solver.name != "none":
@@ -153,13 +153,13 @@ class _Estimate:
             seconds += self.samples * self.forward(blocks[-1:] if window.fresh else blocks)  # the errors before
             seconds += self.descent(blocks, self.recipe.planned_epochs(len(blocks)))
         seconds += self.samples * self.forward(window.blocks)  # advancing, with the errors after
-        # Blocks that later windows go on with are kept as they are, float32 with their masks.
+        # Blocks that later windows continue with are written in float32, with their masks.
         left_open = self.work.parameters(i for i in window.blocks if i not in window.retired)
         written = sum(self.work.block_bytes[i] for i in window.retired) + 4 * (1.0 + MASKS) * left_open
         return seconds + written / _FILE_BYTES_PER_SECOND
 
     def allocating(self) -> float:
-        """Measuring what each block bears: a walk through the dense model, each block pruned to some levels."""
+        """An allocation's walk through the dense model, with each block pruned to some sparsities."""
         times, alone = levels(self.recipe), replace(self, recipe=measured(self.recipe))
         return sum(
             (self.samples + times * self.heldout) * self.forward([index]) + alone.pruning(index, False, times)
@@ -180,9 +180,9 @@ class _Estimate:
     def descent(
         self, blocks: Sequence[int], epochs: int, comparing: float = 0.0, differentiating: float = 0.0
     ) -> float:
-        """Epochs of Adam over blocks, each with the held-out error after it.
+        """Epochs of Adam over blocks, each followed by the held-out error.
 
-        `comparing` is what a sample's error takes beside its pass, `differentiating` its loss and that one's gradient.
+        `comparing` is what a sample's error takes in addition to its pass, `differentiating` its loss with gradient.
         """
         solver = self.recipe.solver
         once = self.forward(blocks)
@@ -194,9 +194,9 @@ class _Estimate:
         return seconds + moved / self.speed.traffic
 
     def pruning(self, index: int, lone: bool, times: int = 1) -> float:
-        """A block's statistics, the pruner, so many times by the same statistics, and least squares.
+        """A block's statistics, `times` runs of the pruner by the same statistics, and least squares.
 
-        `lone` says that it is alone in its window.
+        `lone` says whether the block is alone in its window.
         """
         recipe, work, speed = self.recipe, self.work, self.speed
         calibration, samples = self.calibration, self.samples
@@ -206,18 +206,18 @@ class _Estimate:
         refit = recipe.solver.start == "least-squares"
         pruner = recipe.pruner.build()
         grams = gathers(pruner) is Gram
-        seconds = (min(recipe.solver.samples_at_a_time, calibration) if routed else 1) * forward  # which share inputs
-        if refit:  # each group is reached in both models; on average that is half of a pass
+        seconds = (min(recipe.solver.samples_at_a_time, calibration) if routed else 1) * forward  # to find the groups
+        if refit:  # a pass of both models for each group, ended when it is reached: half of each on average
             seconds += samples * forward * (plain + 2 * routed)
         elif routed or not pruner.data_free:
-            if recipe.pruner.sequential:  # each group is reached
+            if recipe.pruner.sequential:  # a pass for each group, ended when it is reached
                 seconds += calibration * forward * (plain / 2 + 2 * routed)
-            elif recipe.teacher == "global" or not lone:  # else they are gathered in the pass that makes the targets
+            elif recipe.teacher == "global" or not lone:  # else the pass that makes the targets gathers them
                 seconds += calibration * forward
-        solving = []  # of each group, by one process
+        solving = []  # of each group, which one process solves
         for group in groups:
             square = group.columns**2
-            if grams:  # and solves by them as SparseGPT does
+            if grams:  # the pruner is taken to solve by them as SparseGPT does
                 seconds += 2.0 * _SYMMETRIC * calibration * work.tokens * group.share * square / speed.full
                 solving.append(
                     group.columns**3 * 1.5 / speed.full
@@ -227,7 +227,7 @@ class _Estimate:
             if refit and not group.expert:
                 gram = self.heldout if grams else samples
                 seconds += 2.0 * (_SYMMETRIC * gram + samples) * work.tokens * square / speed.full
-                seconds += 24 * 2.0 * group.rows * square / speed.full  # products of the conjugate gradients
-        # One after the other where each group is to see what those before it have become.
+                seconds += 24 * 2.0 * group.rows * square / speed.full  # products in conjugate gradients
+        # One group after the other if each is to see the pruned weights of those before it.
         in_turn = refit or recipe.pruner.sequential
         return seconds + times * (sum(solving) if in_turn else self.crew.longest(solving))

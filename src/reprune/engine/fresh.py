@@ -1,7 +1,7 @@
-"""Prunes the blocks of a window that are dense until then, from the states that reach each of them.
+"""Prunes a window's fresh blocks, which are dense until then, from the states that reach each of them.
 
-The statistics of a linear group come from one pass of the samples through its dense block. Where the same pass of the
-same states makes the window's targets too (one block, a local teacher), it is made once.
+The statistics of a block's linear groups come from one pass of the samples through the dense block. If that pass also
+makes the window's targets (one block, a local teacher), it is made only once.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ class FreshBlocks:
     sparsities: Sparsities
     decoder: Decoder  # the dense model
     frontier: Frontier
-    of_first: Known | None  # statistics of block 0, which runs before have gathered; takes those of this one
+    of_first: Known | None  # statistics of block 0 that earlier runs gathered; new ones are added
     _on_the_way: Known = field(default_factory=dict, init=False)
 
     def gathering(self, blocks: Sequence[PrunedBlock]) -> AbstractContextManager[None] | None:
-        """Has the pass that makes the targets of these blocks gather their statistics, where it can."""
+        """A context in which the pass that makes these blocks' targets gathers their statistics; None if it cannot."""
         apart = self.recipe.pruner.sequential or self.recipe.solver.start == "least-squares"
         lone = len(blocks) == 1 and not blocks[0].masks
         if not lone or self.recipe.teacher != "local" or apart or not self.frontier.statistics_aside:
@@ -52,11 +52,11 @@ class FreshBlocks:
     def prune_(
         self, fresh: Sequence[PrunedBlock], open_blocks: Sequence[PrunedBlock], streams: ExitStack, watcher: Watcher
     ) -> tuple[list[str], Stream | None]:
-        """Prune a window's fresh blocks in place, one after the other; `open_blocks` of it were pruned before.
+        """Prune a window's fresh blocks in place, one after the other; earlier windows pruned its `open_blocks`.
 
         Returns:
-            What the watcher was told, and the states that enter the last of them, which are held by `streams`; None
-            where there is none.
+            The notes that the watcher was given, and the states that enter the last fresh block (held by `streams`),
+            or None if there is no fresh block.
         """
         before = [pruned.block for pruned in open_blocks]
         notes: list[str] = []
@@ -76,7 +76,7 @@ class FreshBlocks:
                 self.frontier.ranks,
                 self._refitting(pruned.index, entering),
             )
-            self._on_the_way.clear()  # Gram matrices take memory
+            self._on_the_way.clear()  # Gram matrices take much memory
             if self.recipe.solver.name != "none" or self.recipe.distill.blocks:
                 found += held_notes(pruned)
             for note in found:
@@ -95,7 +95,7 @@ class FreshBlocks:
     def _refitting(self, index: int, entering: Stream) -> Refitting | None:
         if (least_squares := self.recipe.solver.build_least_squares()) is None:
             return None
-        twin = self.decoder.load(index)  # pruning changes the other in place
+        twin = self.decoder.load(index)  # a dense copy: pruning changes the block in place
         frontier = self.frontier
         return Refitting(
             least_squares,

@@ -1,8 +1,8 @@
 """The hidden states of all samples at the frontier: the student's, through pruned blocks, and the dense model's.
 
-Samples are numbered through: first those that are calibrated on, then those held out. The dense stream is kept by
-every rung, as the paper's normalized error of a block compares with it. A window's targets are the outputs of its
-dense blocks on one of the two streams: on the student's (a local teacher), or on the dense one (a global teacher).
+Samples are numbered consecutively: first the calibration samples, then the held-out ones. Every rung keeps the dense
+stream, because the paper's normalized error of a block is measured against it. A window's targets are the outputs of
+its dense blocks on one of the two streams: the student's (a local teacher) or the dense one (a global teacher).
 """
 
 from __future__ import annotations
@@ -53,12 +53,12 @@ class Frontier:
         """Embed this rank's samples.
 
         Args:
-            calibration, heldout: all samples (samples, tokens), int64.
+            calibration, heldout: the token ids of all samples (samples, tokens), int64.
             batch_size: how many samples pass through a block at a time.
-            shared: has what runs before have computed of the dense model, and takes what this one does.
-            statistics_samples: how many, from the first, the pruner's statistics are of; None is all calibrated on.
-            training_sizes: in batches of which sizes samples will pass through besides.
-            keep_before: the block before which copies of the streams are kept.
+            shared: holds what earlier runs have computed of the dense model, and takes what this run computes.
+            statistics_samples: the pruner's statistics are of the first so many calibration samples; None: of all.
+            training_sizes: the other batch sizes in which samples will pass through blocks.
+            keep_before: the block before which copies of both streams are kept, if any.
         """
         self._decoder = decoder
         self._store = store
@@ -73,7 +73,7 @@ class Frontier:
         self.statistics_of_all = statistics_samples is None or statistics_samples == self.samples
         self.statistics_samples = ranks.part(self.samples if statistics_samples is None else statistics_samples)
         self._statistics_batches = slices(0, self.statistics_samples, batch_size)
-        # The model is to see batches of all sizes that there will be.
+        # Embedding records what blocks are passed for each batch size, so a batch of each size has to be embedded.
         seen = {batch.stop - batch.start for batch in self.batches}
         own = {*training_sizes} if ranks.alone else {*range(1, max(training_sizes, default=0) + 1)}
         others = (own | {batch.stop - batch.start for batch in self._statistics_batches[-1:]}) - seen
@@ -97,7 +97,7 @@ class Frontier:
             embedded, store, self.batches, lambda block, x, samples: self.run([block], x, samples), shared
         )
         decoder.release()
-        self._ahead: tuple[list[Block], Stream] | None = None  # what these blocks made of the student's stream
+        self._ahead: tuple[list[Block], Stream] | None = None  # blocks, and their outputs on the student's stream
         self.kept: Kept | None = None
         if keep_before is not None:
             self.kept = Kept(keep_before, store, self._shape)
@@ -106,7 +106,7 @@ class Frontier:
             self._keep_probe(0)
 
     def _keep(self, before: int, batch: slice, student: Tensor, dense: Tensor) -> None:
-        """Copy what enters a block in both models, if it is to be kept."""
+        """Copy a batch of what enters a block in both models, if that is to be kept."""
         if self.kept is not None and self.kept.before == before:
             self.kept.student.write(batch, student)
             self.kept.dense.write(batch, dense)
@@ -123,10 +123,10 @@ class Frontier:
         checkpointing: bool = False,
         routing: Callable[[int], AbstractContextManager[Any] | None] = lambda _: None,
     ) -> Tensor:
-        """Pass the states (batch, tokens, hidden) of some samples through blocks, on their device.
+        """Pass the states (batch, tokens, hidden) of some samples through blocks, on the blocks' device.
 
-        With checkpointing, a block's activations are not kept for its gradients but computed anew. `routing` gives, by
-        a block's number, what decides where its tokens are sent.
+        With checkpointing, activations within a block are not kept for the backward pass but recomputed. `routing` maps
+        a block's index to a context that decides which experts its tokens are sent to, or to None.
         """
         states = states.to(self._decoder.device)
         for block in blocks:
@@ -143,17 +143,17 @@ class Frontier:
         return index in self._decoder.skeleton.running
 
     def entering(self, block: Block, samples: slice | Tensor) -> Tensor:
-        """What enters a block of the window in hand in the dense model, of some samples; only for a global teacher."""
+        """The dense model's inputs to a block of the current window, for some samples; only with a global teacher."""
         return self._dense.before(block.index).read(samples, block.device)
 
     @property
     def dense_end(self) -> Stream:
-        """What the dense model's last block puts out, once the frontier is there."""
+        """The outputs of the dense model's last block, once the frontier is there."""
         return self._dense.before(len(self._decoder))
 
     @torch.no_grad()
     def routes(self, dense: Block) -> Routes:
-        """Where a dense block sends the tokens that are calibrated on, in the dense model."""
+        """Which experts a dense block sends the tokens of the calibration samples to, in the dense model."""
         found, entering = Routes(), self._dense.before(dense.index)
         for batch in self.calibration_batches:
             states = entering.read(batch).to(dense.device)
@@ -162,18 +162,18 @@ class Frontier:
         return found
 
     def inputs(self, entering: Stream, block: Block) -> Iterator[tuple[Tensor, Call]]:
-        """What reaches a block in the sparse model: the samples that statistics are of, batch by batch."""
+        """Batches of what reaches a block in the sparse model, of the samples that statistics are gathered from."""
         for batch in self._statistics_batches:
             states = entering.read(batch).to(block.device)
             yield states, self._decoder.call(block.index, batch)
 
     def few(self, entering: Stream, block: Block) -> tuple[Tensor, Call]:
-        """What reaches a block in the sparse model: of one sample, where it routes tokens of a batch."""
+        """What reaches a block in the sparse model: of one sample, or of a batch if the block routes tokens."""
         samples = self._statistics_batches[0] if block.routed else slice(0, 1)
         return entering.read(samples).to(block.device), self._decoder.call(block.index, samples)
 
     def pairs(self, entering: Stream, block: Block, teacher: Teacher) -> Iterator[tuple[slice, Tensor, Tensor, Call]]:
-        """What reaches a block in the sparse model and, to give the targets, in the dense one, batch by batch."""
+        """Batches of all samples: what reaches the sparse block, and what its dense twin computes the targets from."""
         dense = self._dense.before(block.index) if teacher == "global" else entering
         for batch in self.batches:
             states = entering.read(batch).to(block.device)
@@ -181,7 +181,7 @@ class Frontier:
 
     @property
     def statistics_aside(self) -> bool:
-        """Whether the samples that statistics are of pass through a block in the batches in which all do."""
+        """Whether the batches that statistics are gathered from are also the first of the batches of all samples."""
         return self._statistics_batches == self.batches[: len(self._statistics_batches)]
 
     @contextmanager
@@ -192,13 +192,13 @@ class Frontier:
         teacher: Teacher,
         gathering: AbstractContextManager[None] | None,
     ) -> Iterator[Stream]:
-        """What a window's last block should put out: what the dense blocks make of the teacher's states.
+        """What a window's last block should put out: the outputs of the dense blocks on the teacher's states.
 
         Args:
             window, teacher: which.
-            dense: is asked for those of its blocks whose outputs are not at hand; none is held on to.
-            gathering: entered while the samples that statistics are of pass through the dense blocks; only for a
-                local teacher, whose states are the student's.
+            dense: called for each dense block whose outputs are not at hand; the blocks are not kept.
+            gathering: entered while the samples that statistics are gathered from pass through the dense blocks; only
+                with a local teacher, whose states are the student's.
         """
         for index in window.blocks if teacher == "global" else window.retired:
             self._dense.after(index, dense)
@@ -210,7 +210,7 @@ class Frontier:
         self._dense.forget_before(window.retired.stop)
 
     def features_of(self, targets: Stream) -> FeatureStatistics:
-        """How large each feature of a window's targets is over the tokens calibrated on, and how much it varies."""
+        """How large each feature of a window's targets is, and how much it varies, over all calibration tokens."""
         sums = FeatureSums()
         for batch in self.calibration_batches:
             sums.update(targets.read(batch).to(self._decoder.device))
@@ -220,10 +220,10 @@ class Frontier:
     def through(
         self, blocks: Sequence[Block], gathering: AbstractContextManager[None] | None = None
     ) -> Iterator[Stream]:
-        """What comes out of these blocks if the student's stream goes in (of none: that stream itself).
+        """The outputs of these blocks on the student's stream (without blocks, that stream itself).
 
-        None of them is held on to. Where the last `advance` has left just these it is at hand, once: they must be as
-        they were then.
+        The blocks are not kept. If they are those that the last `advance` left open, their outputs are at hand, once;
+        the blocks must not have changed since.
         """
         if not blocks:
             yield self.student
@@ -242,7 +242,7 @@ class Frontier:
             self._store.free(stream)
 
     def _take_ahead(self, blocks: Sequence[Block]) -> Stream | None:
-        """What came out of these blocks as the window before ended, if it did; it is the caller's from then on."""
+        """The outputs of these blocks from the end of the last window, if they were kept; the caller then owns them."""
         if self._ahead is None or self._ahead[0] != [*blocks]:
             return None
         (_, stream), self._ahead = self._ahead, None
@@ -250,7 +250,7 @@ class Frontier:
 
     @torch.no_grad()
     def _pass(self, blocks: Sequence[Block], into: Stream, batches: Sequence[slice]) -> None:
-        """Run the student's stream through blocks and write what comes out (may be the student's own place)."""
+        """Write the outputs of blocks on the student's stream to `into`, which may be that stream itself."""
         with many_passes(blocks):
             for batch in batches:
                 into.write(batch, self.run(blocks, self.student.read(batch), batch))
@@ -261,11 +261,11 @@ class Frontier:
     ) -> tuple[Errors, dict[int, Errors]]:
         """Advance the student's stream through the blocks that the window retires.
 
-        What comes out of those that it leaves open is kept for the next window (see `through`).
+        The outputs of those that it leaves open are kept for the next window (see `through`).
 
         Returns:
-            The window's errors against its targets, standardized too where there is a `scale` (hidden,) of features,
-            and each retired block's against the dense model.
+            The window's errors against its targets, also standardized if a `scale` (hidden,) of features is given,
+            and each retired block's errors against the dense model.
         """
         at_end = ErrorPair(self.calibration, scale)
         of_block = {index: ErrorPair(self.calibration) for index in window.retired}
@@ -285,9 +285,9 @@ class Frontier:
         return at_end.errors(self.ranks), {index: pair.errors(self.ranks) for index, pair in of_block.items()}
 
     def _advanced(self, blocks: Sequence[Block], batch: slice, of_block: dict[int, ErrorPair]) -> tuple[Tensor, Tensor]:
-        """What a batch of the student's states becomes: after the last block that is retired, and after all.
+        """A batch of the student's states after the last retired block, and after all blocks.
 
-        The errors of those that are retired are added to their pairs.
+        The retired blocks' errors are added to `of_block`.
         """
         advanced = states = self.student.read(batch)
         for block in blocks:
@@ -301,7 +301,7 @@ class Frontier:
 
     @torch.no_grad()
     def replay(self, dense: Block, pruned: Block) -> None:
-        """Advance both streams through a block that an earlier process retired."""
+        """Advance both streams through a block that was retired before the run was interrupted."""
         after = self._dense.after(dense.index, lambda _: dense)
         self._dense.forget_before(dense.index + 1)
         self._pass([pruned], self.student, self.batches)
@@ -315,9 +315,9 @@ class Frontier:
 
     @torch.no_grad()
     def repeat(self, dense: Iterable[Block], blocks: Sequence[Block]) -> dict[int, Errors]:
-        """Pass what is kept through the last blocks, which have been fitted once more, to the end; it is used up.
+        """Pass the kept streams through the last blocks, which were fitted once more; this uses the streams up.
 
-        Returns each block's errors against the dense model's, which are given one at a time.
+        Returns each block's errors against the dense model, whose blocks `dense` yields one at a time.
         """
         assert self.kept is not None
         kept, self.kept = self.kept, None
@@ -337,9 +337,9 @@ class Frontier:
         return found
 
     def dense_walk(self, dense: Dense, see: Callable[[Block, Stream, Stream], None]) -> None:
-        """Show each dense block, what enters it and what comes out; the streams at the frontier stay there.
+        """Call `see` with each dense block, its inputs and its outputs; the streams at the frontier stay there.
 
-        A block is not held on to when the next one is loaded.
+        A block is released before the next one is loaded.
         """
         entering, after = self._store.new(self._shape), self._store.new(self._shape)
         for batch in self.batches:
@@ -357,5 +357,5 @@ class Frontier:
             self._store.free(after)
 
     def probe_record(self) -> dict[str, Any]:
-        """What the sparse model's last block makes of a sequence of tokens that is no one's text."""
+        """The record of the probe (see `engine.probe`) after the sparse model's last block."""
         return self._probe.record(self._decoder.skeleton.forms[-1])

@@ -138,8 +138,7 @@ def _statistics_bytes(groups: Sequence[Group], size: Callable[[int], int]) -> in
 
 
 def _copies(recipe: Recipe) -> float:
-    """What is held of a window while it is fitted (weights, masks, gradients, moments, guard), over its weights' bytes.
-    """
+    """Weights, masks, gradients, moments and the guard's copy, all held during a fit, in multiples of the weights."""
     if recipe.solver.rank is not None:
         return 2.0
     kept = 1.0 - recipe.pattern.sparsity

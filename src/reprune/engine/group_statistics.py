@@ -1,6 +1,6 @@
-"""Gathers the statistics of a block's groups of linears from what passes through it, for any pruner.
+"""Gathers the statistics of a block's linear groups, for any pruner, while samples pass through the block.
 
-Knows nothing of masks, nor of what becomes of the weights.
+Knows nothing of masks, or of what happens to the weights.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from reprune.math.statistics import Statistics
 from reprune.model.block import Block, Call, Enough, LinearGroup, many_passes
 from reprune.model.linears import Linear
 
-AT_ONCE = 2**32  # bytes of experts' statistics that are gathered in one pass; more experts take more passes
+AT_ONCE = 2**32  # bytes of experts' statistics gathered in one pass; if they take more, there are several passes
 
 Known = dict[Hashable, list[Statistics]]
-"""Statistics of groups of one block on the same inputs, by what they are, whose, and of which groups."""
+"""Statistics of one block's groups on the same inputs, by kind, pruner (if it is a package's) and groups."""
 
 Inputs = Callable[[], Iterable[tuple[Tensor, Call]]]
-"""Gives the block's inputs, batch by batch, each time it is called."""
+"""Returns the block's inputs, batch by batch; may be called repeatedly."""
 
 
 def gathered(
@@ -37,9 +37,9 @@ def gathered(
     known: Known,
     ranks: Ranks,
 ) -> list[Statistics]:
-    """The statistics of each group's inputs: those that are known, or from one pass, no further than they need it.
+    """The statistics of each group's inputs: known ones, or gathered in a pass that goes no further than needed.
 
-    A pruner that needs no data has empty ones, unless it is to be told how many tokens reach an expert.
+    For a data-free pruner they are empty, unless there are experts, whose tokens have to be counted.
     """
     if _needs_none(groups, pruner):
         return [pruner.statistics(group.columns, block.device) for group in groups]
@@ -59,21 +59,21 @@ def gathering(
     ranks: Ranks,
     alone: bool = False,
 ) -> Iterator[None]:
-    """Have what passes through a block within this context make up the statistics of its groups, `known` at its end.
+    """Gather the statistics of a block's groups from what passes through it within this context, and add to `known`.
 
-    The first linear of a group stands for all. They are summed over ranks. Where they are known already, or none are
-    needed, nothing happens. `alone` says that a pass has no other purpose: it is ended by `Enough` once each group has
-    been seen, where each runs once in every pass.
+    The first linear of a group is watched for all of them. Statistics are summed over ranks. If they are known already,
+    or not needed, nothing happens. `alone` says that the passes serve no other purpose: `Enough` then ends a pass once
+    every group has been seen, if each group runs once per pass.
 
     Raises:
-        UnsupportedModelError: no token reached a linear that is no expert's.
+        UnsupportedModelError: no token reached a linear that is not an expert's.
     """
     if (key := _key(groups, pruner)) in known or _needs_none(groups, pruner):
         yield
         return
     made = {group.names[0]: pruner.statistics(group.columns, block.device) for group in groups}
     in_turn = alone and all(group.once and group.stage is None for group in groups)
-    seen = dict.fromkeys(made, 0)  # passes: those that are in groups may run in another order than their groups
+    seen = dict.fromkeys(made, 0)  # passes so far; linears may run in another order than that of the groups
 
     def saw(linear: Linear, X: Tensor) -> None:
         made[linear.name].update(X)
@@ -95,23 +95,23 @@ def gathering(
 
 
 def _needs_none(groups: Sequence[LinearGroup], pruner: Pruner[Any]) -> bool:
-    """Whether a pruner can do without statistics; of experts they say how many tokens each has seen."""
+    """Whether a pruner can do without statistics; experts' are always needed, as they count tokens."""
     return pruner.data_free and not any(group.expert for group in groups)
 
 
 def _key(groups: Sequence[LinearGroup], pruner: Pruner[Any]) -> Hashable:
-    """What decides the statistics of a package's pruner is known to it alone: no other takes them."""
+    """The key in `known`. Statistics of a package's pruner are shared only under the same name and settings."""
     whose = (pruner.name, pruner.settings) if isinstance(pruner, Checked) else None
     return gathers(pruner), whose, tuple(group.names[0] for group in groups)
 
 
 def gathers(pruner: Pruner[Any]) -> type[Statistics]:
-    """What kind of statistics a pruner needs."""
+    """The kind of statistics that a pruner needs."""
     return type(pruner.statistics(1, torch.device("cpu")))
 
 
 def passes(groups: Sequence[LinearGroup], pruner: Pruner[Any]) -> list[list[LinearGroup]]:
-    """Groups whose statistics are gathered in one pass: all, but for experts that are too many for memory at once."""
+    """Split groups by the pass that gathers their statistics: one for all, unless experts' exceed `AT_ONCE` bytes."""
     size = gathers(pruner).size
     found: list[list[LinearGroup]] = [[]]
     left = AT_ONCE

@@ -1,20 +1,21 @@
-"""What is done, durably: a run's working folder, from which it goes on after any interruption.
+"""The durable record of what is done: a run's working folder, from which it resumes after any interruption.
 
 DIR/.reprune holds what a finished result does not need:
 
     run.json               the job: recipe, model folder and SHA-256 of its files, versions
     samples.safetensors    the token ids of all samples
-    ledger.jsonl           one line a finished window, appended when all its files are on disk
-    allocation.json        the sparsity of each block, where they are not one and the same
+    ledger.jsonl           one line per finished window, appended when all its files are on disk
+    allocation.json        the sparsity of each block, if it is not uniform
     open-N.safetensors     the float32 weights and masks of the blocks that window N left open
-    staged/                blocks that were fitted once more, which take their shards' places once that is in the ledger
+    staged/                blocks that were fitted once more, which replace their shards once that is in the ledger
     streams/               scratch, never read by another process
 
 A window is finished when its line is in the ledger. Streams are not kept: they follow from the embedded samples and
-the retired blocks, and are replayed when a run goes on.
+the retired blocks, and are replayed when a run is resumed.
 
-Nothing is gone on with that is not as it was written. run.json and each line carry a SHA-256 of themselves, a line's
-over that of the line before it; and those of the files that came with them: the samples, retired blocks, open blocks.
+A run resumes only from files that are as they were written. run.json and each line carry a SHA-256 of their own
+content, which for a line covers the seal of the line before it. They also carry the SHA-256 of the files that belong
+to them: the samples, retired blocks and open blocks.
 """
 
 from __future__ import annotations
@@ -42,26 +43,26 @@ from reprune.files.durable import (
 from reprune.files.lock import is_held, locked
 from reprune.files.sealed import seal, unseal
 
-if TYPE_CHECKING:  # who asks how far a run is need not wait for PyTorch
+if TYPE_CHECKING:  # `reprune status` need not wait for PyTorch
     from torch import Tensor
 
 ALLOCATION = "allocation.json"
 _STAGED = "staged"
 _JOB: dict[str, type] = dict.fromkeys(("recipe", "weights", "versions", "data", "sketch", "files"), dict)
 _JOB |= {"folder": str, "fingerprint": str, "windows": int}
-_SHARD = re.compile(r"[\w-]+\.safetensors")  # no path: it is moved from one folder to another
+_SHARD = re.compile(r"[\w-]+\.safetensors")  # a bare file name: shards are moved between folders
 _LINE = {"window": dict, "blocks": list, "files": dict, "open": dict}
 
 
 @final
 class Ledger:
-    """The working folder of one run. Use it as a context: a second process cannot enter the same one."""
+    """The working folder of one run. A context manager: only one process at a time can enter the same folder."""
 
     def __init__(self, result: Path, begun: bool = False) -> None:
         """
         Args:
             result: the folder that the run writes.
-            begun: whether a run that has begun there is to be gone on with.
+            begun: whether to resume a run that has begun there.
         """
         self.result = result
         self._begun = begun
@@ -69,16 +70,16 @@ class Ledger:
         self._held = ExitStack()
 
     def staging_folder(self) -> Path:
-        """Where blocks that have been fitted once more are written; made where there is none."""
+        """The folder for blocks that were fitted once more; created if it does not exist."""
         folder = self.folder / _STAGED
         folder.mkdir(exist_ok=True)
         return folder
 
     @property
     def exists(self) -> bool:
-        """Whether a run has begun and is not finished; raises `InputError` where the folder cannot be looked at."""
+        """Whether a run has begun and is not finished; raises `InputError` if the folder cannot be read."""
         try:
-            (self.folder / "run.json").stat()  # Path.exists of some Pythons raises, of others says no
+            (self.folder / "run.json").stat()  # Path.exists raises or returns False, depending on Python's version
         except (FileNotFoundError, NotADirectoryError):
             return False
         except OSError as error:
@@ -87,12 +88,12 @@ class Ledger:
 
     @property
     def running(self) -> bool:
-        """Whether a process is working on a run that has begun and is not finished; raises as `exists` does."""
+        """Whether a process is working on an unfinished run; raises as `exists` does."""
         return self.exists and is_held(self.folder)
 
     @property
     def way_on(self) -> str:
-        """Of a run that has begun and is not finished: what the folder holds, and what to do about it, in words."""
+        """For messages about an unfinished run: what the folder holds, and what to do about it."""
         if self.running:
             return "holds a run that another process is working on; wait for it"
         return f"holds an unfinished run; go on with 'reprune resume {shlex.quote(str(self.result))}'"
@@ -103,9 +104,9 @@ class Ledger:
         return [path.name for path in self.result.iterdir()] == [FOLDER] and not self.exists
 
     def check_links(self) -> None:
-        """Raise `InputError` where a run would write to, or remove, what lies behind a link.
+        """Raise `InputError` if a run would write to, or remove, the target of a link.
 
-        A file in the result's folder is written anew, whatever stands in its place.
+        Links to files in the result's folder are allowed: a new file replaces the link itself.
         """
         for path in (*self.result.glob("*"), *self.folder.glob("*")):
             if path.is_symlink() and (path.parent == self.folder or not path.is_file()):
@@ -116,17 +117,17 @@ class Ledger:
 
     def begin(self, job: Mapping[str, Any], calibration: Tensor, heldout: Tensor) -> None:
         """Fill the working folder of a new run, which must have been entered; run.json is written last."""
-        for path in self.folder.iterdir():  # of a run whose run.json is gone: what it says is of no use without
+        for path in self.folder.iterdir():  # leftovers of a run without run.json, useless without it
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         samples = self.folder / "samples.safetensors"
         write_tensors(samples, {"calibration": calibration, "heldout": heldout})
         write_text(self.folder / "run.json", seal({**job, "files": {samples.name: sha256(samples)}}, indent=2))
 
     def __enter__(self) -> Self:
-        """Lock the working folder, which is made where there is none for a new run.
+        """Lock the working folder; for a new run, create it if it does not exist.
 
         Raises:
-            InputError: another process is working on the run, or has finished it meanwhile; or a link leads out of it.
+            InputError: another process is working on the run, or has finished it; or as `check_links`.
         """
         self.check_links()
         if not self._begun:
@@ -143,7 +144,7 @@ class Ledger:
         self._held.close()
 
     def job(self) -> dict[str, Any]:
-        """What `begin` was given; raises `InputError` where there is no run or its file is damaged."""
+        """The job that `begin` was given; raises `InputError` if there is no run or its file is damaged."""
         try:
             job, _ = unseal((self.folder / "run.json").read_text(encoding="utf-8"), indent=2)
             _require(job, _JOB)
@@ -154,15 +155,15 @@ class Ledger:
         return job
 
     def damaged_job(self, why: str) -> InputError:
-        """What is said of a run whose job cannot be gone on with for this reason."""
+        """The error to raise if the job in run.json cannot be resumed, for this reason."""
         return _damaged(self.folder / "run.json", why)
 
     def keep_allocation(self, shares: Sequence[float]) -> None:
-        """Keep the sparsities of all blocks, durably."""
+        """Store the sparsities of all blocks, durably."""
         write_text(self.folder / ALLOCATION, seal({"sparsities": list(shares)}))
 
     def allocation(self) -> list[float] | None:
-        """The sparsities of all blocks, if they have been kept; raises `InputError` where their file is damaged."""
+        """The sparsities of all blocks, or None if none are stored; raises `InputError` if their file is damaged."""
         path = self.folder / ALLOCATION
         try:
             content, _ = unseal(path.read_text(encoding="utf-8"))
@@ -179,11 +180,11 @@ class Ledger:
         return read_tensors(path)
 
     def lines(self) -> list[dict[str, Any]]:
-        """The finished windows, in order. A line that a crash cut short is left out, as its window is not finished."""
+        """The finished windows, in order. A line that a crash cut short is left out: its window is not finished."""
         return self._read()[0]
 
     def _read(self) -> tuple[list[dict[str, Any]], str]:
-        """The finished windows, and the seal of the last."""
+        """The finished windows, and the seal of the last line."""
         path = self.folder / "ledger.jsonl"
         try:
             content = path.read_bytes()
@@ -204,7 +205,7 @@ class Ledger:
         return done, last
 
     def check(self) -> None:
-        """Raise `InputError` unless all files that finished windows have left are as they were written."""
+        """Raise `InputError` unless all files that finished windows left are as they were written."""
         lines = self.lines()
         staged = _staged_by(lines)
         for name, expected in {name: digest for line in lines for name, digest in line["files"].items()}.items():
@@ -214,7 +215,7 @@ class Ledger:
             _check(self.folder / name, expected)
 
     def settle(self) -> None:
-        """Have blocks that were fitted once more take their shards' places, as all windows are finished."""
+        """Move blocks that were fitted once more over their shards; call this when all windows are finished."""
         if not (self.folder / _STAGED).exists():
             return
         for name in _staged_by(self.lines()):
@@ -229,12 +230,13 @@ class Ledger:
         written: Mapping[str, str],
         still_open: Mapping[str, Tensor],
     ) -> None:
-        """Make a window finished: its entry goes on record, and the blocks that the next window goes on with.
+        """Record a window as finished, and store the blocks that the next window continues with.
 
         Args:
             window: its number.
-            written: by name in the result, the SHA-256 of its retired blocks' files, which are on disk.
-            still_open: what those blocks are made of.
+            entry: its record.
+            written: the SHA-256 of its retired blocks' files, by name in the result; the files are on disk.
+            still_open: the tensors of the blocks that it leaves open, by name.
         """
         open_file = self._open_file(window)
         if still_open:
@@ -242,7 +244,7 @@ class Ledger:
         path = self.folder / "ledger.jsonl"
         if path.exists():
             own(path)
-            whole_lines(path)  # so that this line begins on one of its own
+            whole_lines(path)  # drops a line cut short, so that this one begins on a new line
         left = {open_file.name: sha256(open_file)} if still_open else {}
         line = seal({**entry, "files": dict(written), "open": left}, after=self._read()[1])
         append_line(path, line)
@@ -254,14 +256,14 @@ class Ledger:
         return self.folder / f"open-{window:05d}.safetensors"
 
     def open_tensors(self) -> dict[str, Tensor]:
-        """What the blocks are made of that the last finished window left open."""
+        """The tensors of the blocks that the last finished window left open, by name."""
         path = self._open_file(len(self.lines()) - 1)
         return read_tensors(path) if path.exists() else {}
 
     def clear(self) -> None:
-        """Remove the working folder of a finished run; without run.json, which goes first, it is one no more.
+        """Remove the working folder of a finished run. run.json goes first: without it there is no unfinished run.
 
-        A disk that fails now takes nothing from the result, so nothing is raised.
+        The result is complete by now, so errors of the disk are ignored.
         """
         with suppress(OSError):
             (self.folder / "run.json").unlink()
@@ -270,12 +272,12 @@ class Ledger:
 
 
 def _staged_by(lines: Sequence[Mapping[str, Any]]) -> Mapping[str, str]:
-    """The files that the last line speaks of, if they were staged."""
+    """The files of the last line and their SHA-256, if they were staged."""
     return lines[-1]["files"] if lines and lines[-1]["window"].get("distilled") else {}
 
 
 def _require(content: Mapping[str, Any], kinds: Mapping[str, type]) -> None:
-    """Raise `ValueError` unless there is something of each kind under its key."""
+    """Raise `ValueError` unless each key has a value of its type."""
     for key, kind in kinds.items():
         if not isinstance(content.get(key), kind):
             raise ValueError(f"{key} is missing, or of another kind")

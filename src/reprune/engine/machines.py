@@ -1,8 +1,8 @@
-"""Machines that a run can be forecast for without being there: what their makers say, and a share of it.
+"""Machines that a run can be forecast for without having one: shares of the peaks in their data sheets.
 
-Matrix products of the sizes of blocks reach about half of a GPU's peak, and what only moves bytes about two thirds of
-its bandwidth; states cross from the host at about half of the link's rate, and are counted as if nothing were computed
-meanwhile. These shares are estimates: no run on these machines has been held against them yet.
+Matrix products of the sizes in blocks reach about half of a GPU's peak, and operations that only move bytes about two
+thirds of its bandwidth. States cross from the host at about half of the link's rate, and are counted as if nothing
+were computed meanwhile. These shares are estimates: they have not been compared with runs on these machines.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ _PRODUCTS, _TRAFFIC, _LINK = 0.5, 0.67, 0.5
 @final
 @dataclass(frozen=True)
 class Machine:
-    """One GPU and what it is fed by."""
+    """One GPU and its link to the host; all rates are peaks."""
 
     name: str
-    bfloat16: float  # floating-point operations a second of dense products, peak; sums in float32
-    float32: float  # the same, without TF32
-    bandwidth: float  # bytes a second, of its memory
-    link: float  # bytes a second, from the host
+    bfloat16: float  # floating-point operations per second of dense products, accumulated in float32
+    float32: float  # the same in float32, without TF32
+    bandwidth: float  # bytes per second, of its memory
+    link: float  # bytes per second, from the host
     memory_bytes: int
 
     def speed(self, precision: str) -> Speed:
-        """What it is expected to do, with products in a recipe's precision."""
+        """The expected speed, with products in a recipe's precision."""
         products = self.float32 if precision == "float32" else self.bfloat16
         return Speed(_PRODUCTS * products, _PRODUCTS * self.float32, _TRAFFIC * self.bandwidth, _LINK * self.link)
 
@@ -43,7 +43,7 @@ MACHINES = {
 
 
 def find_machine(name: str) -> Machine:
-    """Raises `InputError` for one that is not known."""
+    """The machine of this name; raises `InputError` if there is none."""
     if name not in MACHINES:
         raise InputError(f"--on {name}: expected one of {', '.join(MACHINES)}.")
     return MACHINES[name]

@@ -1,8 +1,8 @@
-"""What a run calls the files that it leaves. Knows nothing of what stands in them."""
+"""The names of the files that a run leaves. Knows nothing of their contents."""
 
 from __future__ import annotations
 
-FOLDER = ".reprune"  # what an unfinished run goes on from
+FOLDER = ".reprune"  # the working folder, from which an unfinished run resumes
 RECORD = "reprune.json"
 RECIPE = "recipe.yaml"
-INDEX = "model.safetensors.index.json"  # written last: a folder with it holds a whole model
+INDEX = "model.safetensors.index.json"  # written last: a folder that has it holds a whole model

@@ -1,4 +1,4 @@
-"""Blocks that a window leaves to the next one as tensors by name, and back. Knows nothing of where those are kept."""
+"""Converts blocks that a window leaves open to tensors by name, and back. Knows nothing of where these are stored."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from reprune.model.decoder import Decoder
 
 
 def tensors_of(blocks: Sequence[PrunedBlock]) -> dict[str, Tensor]:
-    """Float32 weights and masks of blocks that are left open, and how many tokens calibrated what is an expert's."""
+    """The float32 weights and the masks of open blocks, and how many tokens calibrated each expert's linears."""
     tensors: dict[str, Tensor] = {}
     for pruned in blocks:
         for name, tensor in pruned.block.module.state_dict().items():
@@ -25,7 +25,7 @@ def tensors_of(blocks: Sequence[PrunedBlock]) -> dict[str, Tensor]:
 
 
 def open_blocks(tensors: Mapping[str, Tensor], decoder: Decoder) -> list[PrunedBlock]:
-    """Blocks that a window left open, as they were in memory, of what `tensors_of` gives."""
+    """The blocks that a window left open, as they were in memory, from the tensors of `tensors_of`."""
     blocks = []
     for index in sorted({int(name.split("/", 1)[0]) for name in tensors}):
         pruned = PrunedBlock(decoder.load(index))

@@ -1,4 +1,4 @@
-"""What memory this process takes, and the most that it has held since that was last forgotten."""
+"""The memory that this process takes, and its peak since the last reset."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from reprune.model.whole import collect_models
 
 
 def forget_peak_memory(device: str) -> None:
-    """Give back memory that is no longer used, and let the peak count from now on, where the system can (Linux)."""
-    collect_models()  # one that was evaluated before would count as this run's memory
+    """Release memory that is no longer used and, where the system allows it (Linux), reset the peak."""
+    collect_models()  # a model evaluated earlier would count as this run's memory
     trim_heap()
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-    if device.startswith("cuda") and torch.cuda.is_initialized():  # before, there is none
+    if device.startswith("cuda") and torch.cuda.is_initialized():  # otherwise there is no peak to reset
         torch.cuda.reset_peak_memory_stats(device)
 
 
 def peak_memory_bytes(device: str) -> dict[str, int]:
-    """The most resident memory that this process has held since `forget_peak_memory`, on the host and the device."""
+    """The peak memory of this process since `forget_peak_memory`: resident on the host, allocated on the device."""
     unit = 1 if sys.platform == "darwin" else 1024
     host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     with suppress(OSError):
@@ -39,7 +39,7 @@ def peak_memory_bytes(device: str) -> dict[str, int]:
 
 
 def resident_bytes() -> int:
-    """What this process takes now; the most that it has taken where the system does not say (it is no Linux)."""
+    """The resident memory of this process now; its peak on systems other than Linux, which do not tell."""
     try:
         return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError, IndexError):

@@ -1,4 +1,4 @@
-"""The last blocks as an objective for a descent: that the model predicts what the dense model does."""
+"""The objective of distillation: the last blocks are fitted so that the model predicts what the dense model does."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from reprune.model.predictor import Predictor
 
 @final
 class PredictionObjective(Objective):
-    """Its loss and its error are KL(dense || sparse) of the next token's probabilities, in nats a token."""
+    """Loss and error are KL(dense || sparse) of the next token's probabilities, in nats per token."""
 
     def __init__(
         self, frontier: Frontier, blocks: Sequence[PrunedBlock], predictor: Predictor, checkpointing: bool
     ) -> None:
-        """The frontier is at the end, and has kept what enters the first of the blocks, which are the model's last."""
+        """The frontier is at the end, and has kept what enters the first of these blocks, the model's last ones."""
         assert frontier.kept is not None
         self._frontier = frontier
         self._entering = frontier.kept.student
@@ -48,7 +48,7 @@ class PredictionObjective(Objective):
         for batch in self._frontier.heldout_batches:
             states = self._frontier.run(self._blocks, self._entering.read(batch), batch)
             ids, of = self._frontier.ids[batch], self._targets.read(batch).to(states.device)
-            # Where squares overflow the last norm makes zeros of the states: all words alike, which can seem better.
+            # If squares overflow, the last norm turns the states into zeros: a uniform prediction, which can seem good.
             finite = math.isfinite(float(torch.linalg.vector_norm(states, dtype=torch.float32)))
             total += float(self._divergence(states, of, ids)) if finite else math.inf
             tokens += ids.numel()

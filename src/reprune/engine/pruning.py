@@ -1,4 +1,4 @@
-"""Prunes one block: finds its groups of linears and, group by group, has their statistics and then the pruner."""
+"""Prunes one block: finds its linear groups and, group by group, gathers statistics and runs the pruner."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ _NAMED = 8  # linears, or experts, that a note names
 
 @torch.no_grad()
 def linear_groups(block: Block, states: Tensor, call: Call, kept_dense: Collection[str]) -> list[LinearGroup]:
-    """The groups of linears that are to be pruned; a linear that never runs is in none.
+    """The linear groups that are to be pruned; a linear that never runs is in none.
 
     Args:
-        block: dense.
+        block: the dense block.
         states, call: a batch of what reaches it.
-        kept_dense: names of linears that are to stay dense.
+        kept_dense: names of linears that stay dense.
     """
     found = block.groups(states, call)
     left = [
@@ -44,7 +44,7 @@ def linear_groups(block: Block, states: Tensor, call: Call, kept_dense: Collecti
 
 
 def find_groups_(pruned: PrunedBlock, entering: Stream, frontier: Frontier, choice: Choice) -> None:
-    """Set what is to be pruned of a dense block, found by running it on some of what enters it, on the first rank."""
+    """Set a dense block's groups to be pruned, which the first rank finds by running it on a few of its inputs."""
     ranks = frontier.ranks
     if ranks.first:
         states, call = frontier.few(entering, pruned.block)
@@ -71,25 +71,25 @@ def prune_block_(
     ranks: Ranks,
     refitting: Refitting | None = None,
 ) -> list[str]:
-    """Choose the masks of a block's linears and set their weights as the pruner, or the refitting, leaves them.
+    """Choose the masks of a block's linears, and set their weights to the pruner's or the refitting's.
 
     Args:
-        pruned: the dense block, its groups known, without masks; changed in place.
-        inputs: the states that reach it in the sparse model, over all calibration samples.
-        pruner, sparsities: how.
-        sequential: gather the statistics of each group anew, after the groups before it have been pruned;
-            otherwise all of them come from the dense block.
-        known: statistics that were gathered before of the same block, inputs and precision; takes those of this call.
-        min_tokens: an expert that fewer tokens reach, or none, is pruned by magnitude.
-        ranks: the processes that have the samples together; each group is pruned by one, which tells the others.
-        refitting: fit each group by least squares once it is pruned; its statistics are then sequential.
+        pruned: the dense block with its groups and without masks; changed in place.
+        inputs: the states that reach it in the sparse model, over the samples that statistics are gathered from.
+        pruner, sparsities: how to prune.
+        sequential: gather each group's statistics after the groups before it have been pruned; otherwise all
+            statistics come from the dense block.
+        known: statistics gathered earlier from the same block, inputs and precision; new ones are added.
+        min_tokens: an expert reached by fewer tokens than this, or by none, is pruned by magnitude.
+        ranks: the processes that share the samples; each group is pruned by one of them, which tells the others.
+        refitting: fit each group by least squares once it is pruned; statistics are then sequential.
 
     Returns:
-        Notes on what was not done by the plain rule.
+        Notes on exceptions from the plain rule.
 
     Raises:
         NumericalError: the pruner cannot use the numbers.
-        UnsupportedModelError: a product with experts' weights cannot be seen.
+        UnsupportedModelError: no calibration token was seen to reach a group, or any expert of a stage.
     """
     job = _Job(pruned, inputs, pruner, sparsities, {} if sequential else known, max(min_tokens, 1), ranks)
     notes: list[str] = []
@@ -106,7 +106,7 @@ def prune_block_(
 
 
 def _require_tokens(pruned: PrunedBlock) -> None:
-    """Raise `UnsupportedModelError` where no token was seen to reach any of the experts that run together."""
+    """Raise `UnsupportedModelError` if no token was seen to reach any expert of a stage."""
     reached: dict[str, int] = {}  # by stage
     for group in (group for group in pruned.groups if group.expert):
         stage = group.stage or ""
@@ -119,7 +119,7 @@ def _require_tokens(pruned: PrunedBlock) -> None:
 
 
 def _stages(groups: Sequence[LinearGroup]) -> list[list[LinearGroup]]:
-    """Groups that do not depend on each other, one after the other: of experts in a list they lie between others."""
+    """Groups by stage, in order: those of one stage are independent; a group without one is a stage of its own."""
     found: dict[int | str, list[LinearGroup]] = {}
     for number, group in enumerate(groups):
         found.setdefault(number if group.stage is None else group.stage, []).append(group)
@@ -129,7 +129,7 @@ def _stages(groups: Sequence[LinearGroup]) -> list[list[LinearGroup]]:
 @final
 @dataclass(frozen=True)
 class _Job:
-    """What the pruning of a block's groups has in common."""
+    """What all groups of a block are pruned with."""
 
     pruned: PrunedBlock
     inputs: Inputs
@@ -140,13 +140,13 @@ class _Job:
     ranks: Ranks
 
     def prune_(self, groups: Sequence[LinearGroup]) -> list[str]:
-        """Prune groups by the statistics of the block as it is; returns notes."""
+        """Prune groups by statistics of the block as it is now; returns notes."""
         notes: list[str] = []
         results: list[tuple[LinearGroup, list[Pruned] | None]] = []
         poor: dict[str, list[LinearGroup]] = {}  # by stage: experts that too few tokens reach
         parts = passes(groups, self.pruner)
-        # What the pruner makes of one group need not wait in memory for that of all, unless statistics are to come of
-        # the block as it is, or other processes make theirs meanwhile.
+        # Results are held back only if a later pass still needs the unpruned block for statistics, or if other
+        # processes prune their groups meanwhile; otherwise each is set at once, to save memory.
         at_once = len(parts) == 1 and self.ranks.alone
         for together in parts:
             for group, statistics in zip(together, self._statistics(together), strict=True):
@@ -165,7 +165,7 @@ class _Job:
         return notes + [self._note(stage, few) for stage, few in poor.items()]
 
     def refit_(self, group: LinearGroup, refitting: Refitting) -> list[str]:
-        """Prune a group's matrices and fit what is left of them; returns notes."""
+        """Prune a group's matrices and fit the kept weights; returns notes."""
         place = _place(self.pruned, [group])
         statistics = self.pruner.statistics(group.columns, self.pruned.block.device)
         pairs = refitting.gather(self.pruned.block, group, statistics)
@@ -183,7 +183,7 @@ class _Job:
         return self._set_(group, results, 0)
 
     def other_shares(self) -> list[str]:
-        """A note where a package's pruner has pruned another share of matrices than it was told."""
+        """A note if another package's pruner pruned a different share of some matrices than it was asked to."""
         if not isinstance(self.pruner, Checked):
             return []
         told: list[str] = []
@@ -210,7 +210,7 @@ class _Job:
         return [found[name] for name in group.names]
 
     def _set_(self, group: LinearGroup, results: Sequence[Pruned] | None, source: int) -> list[str]:
-        """Take over what one rank has found, on the others None; returns its notes."""
+        """Set a group's masks and weights to the results of rank `source` (None on the others); returns its notes."""
         if results is None:
             device = self.pruned.block.device
             results = [
@@ -248,7 +248,7 @@ class _Job:
 
 
 def held_notes(pruned: PrunedBlock) -> list[str]:
-    """Notes on what of a block, whose masks are chosen, keeps its zeros though it is not pruned."""
+    """Notes on the matrices of a block that are not pruned now but keep the zeros of an earlier pruning."""
     left = [linear for linear in pruned.block.linears if linear.name not in pruned.masks]
     if not (names := [linear.name for linear in left if pruned_before(linear) is not None]):
         return []

@@ -1,4 +1,4 @@
-"""What a run puts on record, in the form of reprune.json. Knows nothing of how the numbers came about."""
+"""The records of a run, in the form of reprune.json. Knows nothing of how the numbers were computed."""
 
 from __future__ import annotations
 
@@ -39,10 +39,12 @@ def window_record(
     """One entry of `windows`: errors against the window's own targets, before and after its reconstruction.
 
     Args:
-        solver: its loss is the measure that relative errors are in.
-        features: of its targets; None where nothing was fitted to them.
-        fresh: its blocks that were pruned in it.
-        notes: what was not done by the plain rule, such as a damping that was raised, and where.
+        window, fit, after: the window, what the solver did to it, and its errors afterwards.
+        solver: its loss is the measure of the relative errors.
+        features: statistics of the targets; None if nothing was fitted to them.
+        fresh: the blocks that were pruned in this window.
+        notes: exceptions from the plain rule, such as a raised damping, and where they were made.
+        seconds: how long the window took.
     """
     before = fit.before or after
     standardized = solver.standardizes
@@ -96,7 +98,7 @@ def _reconstructed(window: Window, fit: Fit) -> list[int]:
 
 
 def _guard_record(fit: Fit, start: Error, standardized: bool) -> dict[str, Any]:
-    """What the guard did to a window, and what it saved: epochs not run, held-out error not gained."""
+    """What the guard did to a window: epochs that it saved, and the held-out errors of the last and the kept state."""
     relative = [start.in_measure(standardized), *(epoch.heldout for epoch in fit.epochs)]
     judged = [start.judged, *(epoch.judged for epoch in fit.epochs)]
     return {
@@ -111,7 +113,7 @@ def _guard_record(fit: Fit, start: Error, standardized: bool) -> dict[str, Any]:
 
 
 def exchange_record(ranks: Ranks, before: Traffic) -> dict[str, Any]:
-    """The entry `exchange`: what each process has sent since, and how long that took; of one process there is none."""
+    """The entry `exchange`: bytes that each process sent since `before`, and seconds; none for a single process."""
     if ranks.alone:
         return {}
     spent = ranks.traffic.since(before)
@@ -120,7 +122,7 @@ def exchange_record(ranks: Ranks, before: Traffic) -> dict[str, Any]:
 
 
 def block_record(pruned: PrunedBlock, errors: Errors, sparsities: Sparsities, choice: Choice) -> dict[str, Any]:
-    """One entry of `blocks`: the errors are the paper's, the sparse stream's against the dense model's."""
+    """One entry of `blocks`; its errors are the paper's, of the sparse stream against the dense one."""
     linears = [linear for linear in pruned.block.linears if linear.name in pruned.masks]
     matrices = [_matrix_record(pruned, linear, sparsities) for linear in linears]
     return {
@@ -136,7 +138,7 @@ def block_record(pruned: PrunedBlock, errors: Errors, sparsities: Sparsities, ch
 
 
 def _matrix_record(pruned: PrunedBlock, linear: Linear, sparsities: Sparsities) -> dict[str, Any]:
-    """A pattern is named where it is not that of the whole run, and of an expert the tokens that it was pruned by."""
+    """One entry of a block's `matrices`; with `pattern` if it is not the run's, and with `tokens` for an expert's."""
     pattern, zeros = sparsities.of(pruned.index, linear.name), int((linear.matrix() == 0).sum())
     rows, columns = linear.shape
     return {
@@ -151,17 +153,17 @@ def _matrix_record(pruned: PrunedBlock, linear: Linear, sparsities: Sparsities) 
 
 
 def _sparsity(matrices: Sequence[Mapping[str, Any]]) -> float:
-    """The share of zeros among the weights of matrices as they are on record."""
+    """The share of zeros among the weights of recorded matrices."""
     weights = sum(matrix["rows"] * matrix["columns"] for matrix in matrices)
     return sum(matrix["zeros"] for matrix in matrices) / weights if weights else 0.0
 
 
 def versions(*pruners: str) -> dict[str, str]:
-    """The versions of all that decides the bits of a result, and of the packages that bring these pruners."""
+    """The versions of everything that determines a result's bits, and of the packages that provide these pruners."""
     return {
         "reprune": __version__,
         "python": platform.python_version(),
-        "torch": str(torch.__version__),  # with the kind of build, which the package's metadata may lack
+        "torch": str(torch.__version__),  # includes the build, such as +cpu, which package metadata may lack
         **{name: version(name) for name in ("transformers", "safetensors", "tokenizers")},
         **{name: number for pruner in pruners for name, number in package(pruner).items()},
     }
@@ -174,11 +176,11 @@ def full_record(
     seconds: float,
     peaks: Sequence[dict[str, int]],
 ) -> dict[str, Any]:
-    """The whole of reprune.json. Local paths are reduced to their last part: a result is made to be passed on.
+    """The whole of reprune.json. Local paths are reduced to their last part, because results are published.
 
-    `peaks` are the most memory that each process has held.
+    `peaks` are the processes' peak memory, in bytes.
     """
-    blocks = list({block["index"]: block for line in lines for block in line["blocks"]}.values())  # as they are last
+    blocks = list({block["index"]: block for line in lines for block in line["blocks"]}.values())  # the last of each
     steps = [line["window"] for line in lines]
     if own := job.get("self_generation"):
         peaks = _highest(peaks, own["peak_memory_bytes"])
@@ -199,7 +201,7 @@ def full_record(
         "windows": [step for step in steps if not step.get("distilled")],
         "distillation": next((step for step in steps if step.get("distilled")), None),
         "forward": lines[-1]["forward"],
-        "seconds": round(seconds, 3),  # of the windows and what is written; the model's own texts have their own
+        "seconds": round(seconds, 3),  # without self-generation, which has its own
         "self_generation": own,
         "peak_memory_bytes": peaks[0],
         "machine": machine(recipe.device),
@@ -208,13 +210,13 @@ def full_record(
 
 
 def _highest(peaks: Sequence[dict[str, int]], before: Sequence[dict[str, int]]) -> list[dict[str, int]]:
-    """The higher of two peaks of each process; those before may have been of another number of them."""
+    """The higher of two peaks of each process; the earlier ones may be of a different number of processes."""
     pairs = zip(peaks, [*before, *peaks[len(before) :]], strict=False)
     return [{key: max(one[key], other[key]) for key in one} for one, other in pairs]
 
 
 def machine(device: str) -> dict[str, Any]:
-    """What of this machine decides times."""
+    """What determines times on this machine."""
     return {
         "system": f"{platform.system()} {platform.machine()}",
         "threads": torch.get_num_threads(),

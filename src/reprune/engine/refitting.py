@@ -1,6 +1,6 @@
-"""Least squares as part of pruning: each linear group is refitted before the statistics of the next are taken.
+"""Least squares as part of pruning: each linear group is refitted before the next one's statistics are gathered.
 
-Knows the pairs of states that enter the sparse block and its dense twin; `reprune.math.least_squares` fits.
+Gathers the inputs of a group in the sparse block and in its dense twin; `reprune.math.least_squares` fits.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from reprune.model.block import Block, Call, LinearGroup
 from reprune.model.linears import Linear
 
 Pairs = Callable[[], Iterable[tuple[slice, Tensor, Tensor, Call]]]
-"""Gives samples in batches, those calibrated on and those held out: which they are, what enters the sparse block and
-what enters its dense twin, and the block's other arguments."""
+"""Returns batches of all samples, calibration and held-out: their numbers, what enters the sparse block, what enters
+its dense twin, and the block's other arguments."""
 
 
 @final
@@ -33,27 +33,27 @@ class Refitting:
     solver: LeastSquares
     dense: Block  # as it was before pruning
     pairs: Pairs
-    calibration: int  # how many samples, from the first, are calibrated on; the others are held out
-    statistics_samples: int  # how many of these, from the first, the pruner's statistics are of
-    statistics_of_all: bool  # whether that is all of all ranks
+    calibration: int  # the first so many samples of this rank are calibrated on, the others held out
+    statistics_samples: int  # the pruner's statistics are of the first so many of them
+    statistics_of_all: bool  # whether these are all calibration samples, on every rank
     ranks: Ranks
 
     @torch.no_grad()
     def gather(self, block: Block, group: LinearGroup, statistics: Statistics) -> tuple[Paired, Paired] | None:
-        """Take in the inputs of a group in both models, over calibration and held-out samples, in one pass.
+        """Gather a group's inputs in both models, over calibration and held-out samples, in one pass.
 
         Args:
-            block: the sparse block, the groups before this one pruned and refitted.
-            group: of that block.
-            statistics: what the pruner needs, empty; fed on the way.
+            block: the sparse block; the groups before this one are pruned and refitted.
+            group: a group of that block.
+            statistics: the pruner's, empty; filled on the way.
 
         Returns:
-            None, with statistics that are of no use, where the two models do not give the group the same tokens, as
-            where experts are routed to, or where it runs several times in a pass.
+            The sums over the calibration and over the held-out samples. None, with unusable statistics, if the group
+            runs several times in a pass, or gets other tokens in one model than in the other, as experts do.
         """
         if not group.once:
             return None
-        # A pruner whose statistics are X'X of the same samples takes it from here.
+        # A pruner whose statistics are X'X of the same samples shares it.
         same = statistics if isinstance(statistics, Gram) and self.statistics_of_all else None
         found = Paired(group.columns, block.device, same), Paired(group.columns, block.device)
         alike = self._take_in_(block, group, statistics, found, same is None)
@@ -68,15 +68,15 @@ class Refitting:
     def _take_in_(
         self, block: Block, group: LinearGroup, statistics: Statistics, found: tuple[Paired, Paired], apart: bool
     ) -> bool:
-        """Take in this rank's samples; returns whether both models give the group the same tokens.
+        """Add this rank's samples to the sums; returns whether the group gets the same tokens in both models.
 
-        `apart` says that the pruner's statistics are not those that are found.
+        `apart` says that the pruner's statistics are not part of `found` and must be updated separately.
         """
         twin = self._twins(group)[0]
         for samples, states, dense_states, call in self.pairs():
             X = block.inputs_of(group.linears[0], states, call)
             Z = self.dense.inputs_of(twin, dense_states, call)
-            every = (*states.shape[:2], group.columns)  # some models flatten samples and tokens before a linear
+            every = (*states.shape[:2], group.columns)  # undoes the flattening of samples and tokens by some models
             if X.shape != Z.shape or X.numel() != math.prod(every):
                 return False
             X, Z = X.reshape(every), Z.reshape(every)
@@ -87,7 +87,7 @@ class Refitting:
         return True
 
     def refit(self, group: LinearGroup, results: Sequence[Pruned], pairs: tuple[Paired, Paired]) -> Refit:
-        """A group's best weights under the pruner's masks."""
+        """Fit a group's weights under the pruner's masks."""
         return self.solver.refit(
             [result.weight for result in results],
             [result.mask for result in results],
@@ -96,6 +96,6 @@ class Refitting:
         )
 
     def _twins(self, group: LinearGroup) -> list[Linear]:
-        """The dense block's linears of the same names."""
+        """The linears of the same names in the dense block."""
         dense = {linear.name: linear for linear in self.dense.linears}
         return [dense[name] for name in group.names]

@@ -41,12 +41,12 @@ from reprune.planning.schedule import Window, once_more, windows
 @final
 @dataclass(frozen=True)
 class Methods:
-    """What a recipe stands for, as objects."""
+    """A recipe's pruner, solver, schedule and distillation, as objects."""
 
     pruner: Pruner[Any]
     solver: Solver
     schedule: list[Window]
-    distillation: tuple[Adam, Window] | None  # by which descent the last blocks are fitted once more, and which
+    distillation: tuple[Adam, Window] | None  # the descent that fits the last blocks once more, and these blocks
 
     @staticmethod
     def of(recipe: Recipe, blocks: int) -> Methods:
@@ -60,13 +60,13 @@ class Methods:
         )
 
     def batch_sizes(self, samples: int) -> set[int]:
-        """In batches of which sizes samples pass through a block in steps, where there are so many samples in all."""
+        """The batch sizes in which a fit passes samples through a block, out of `samples` in all."""
         found = self.solver.batch_sizes(samples)
         return found if self.distillation is None else found | self.distillation[0].batch_sizes(samples)
 
     @property
     def steps(self) -> list[Window]:
-        """All that is finished one after the other."""
+        """All windows, and distillation if there is one: each is committed when it is finished."""
         return self.schedule if self.distillation is None else [*self.schedule, self.distillation[1]]
 
 
@@ -79,13 +79,13 @@ def run_windows(
     shared: Shared | None,
     statistics_samples: int | None,
 ) -> None:
-    """Do all windows of a settled recipe that the books do not hold yet.
+    """Do all steps of a settled recipe that the books do not hold yet.
 
-    The pruner's statistics are of `statistics_samples` calibration samples, from the first; None is all.
+    The pruner's statistics are of the first `statistics_samples` calibration samples; None means all.
 
     Raises:
-        NumericalError: numbers went bad; what was finished before stays finished.
-        ChangedError: a file of the model is another than when it was opened; so it does.
+        NumericalError: a value is not finite, or cannot be used; finished steps stay finished.
+        ChangedError: a file of the model has changed since it was opened; finished steps stay finished.
     """
     forget_peak_memory(recipe.device)
     methods = Methods.of(recipe, len(decoder))
@@ -94,8 +94,8 @@ def run_windows(
     if done >= len(methods.steps):
         return
     torch.manual_seed(recipe.seed)
-    books.clear_streams()  # of a process that was killed
-    # However the run ends: what is read of files that are left open takes room on the disk.
+    books.clear_streams()  # left behind by a process that was killed
+    # The store closes its files however the run ends; left open, they would keep taking room on the disk.
     with StreamStore(int(recipe.streams.memory), books.streams) as store, _naming_float16(decoder):
         watcher.phase(None, "embedding the samples")
         calibration, heldout = books.samples()
@@ -134,7 +134,7 @@ def run_windows(
 
 @contextmanager
 def _naming_float16(decoder: Decoder) -> Iterator[None]:
-    """Say of numbers that went bad that products were in float16, where they were: going on would end the same."""
+    """Add to a `NumericalError` that products were in float16, if they were: resuming would fail in the same way."""
     try:
         yield
     except NumericalError as error:
@@ -149,7 +149,7 @@ def _naming_float16(decoder: Decoder) -> Iterator[None]:
 @final
 @dataclass(frozen=True)
 class _Windows:
-    """What windows have in common."""
+    """What all windows are done with."""
 
     recipe: Recipe
     methods: Methods
@@ -160,10 +160,10 @@ class _Windows:
     pruning: FreshBlocks
 
     def do(self, window: Window, still_open: list[PrunedBlock]) -> list[PrunedBlock]:
-        """Prune and reconstruct a window, and put it on record.
+        """Prune and reconstruct a window, and commit it.
 
-        Given are its blocks that windows before have begun with, returned those that later windows go on with. Nothing
-        else outlives this call: the next window's blocks take its memory.
+        Takes the window's blocks that earlier windows left open; returns those that it leaves open itself. It keeps no
+        other block, so that the next window's blocks can take their memory.
         """
         recipe, books, watcher, frontier = self.recipe, self.books, self.watcher, self.frontier
         ranks = frontier.ranks
@@ -228,7 +228,7 @@ class _Windows:
         return open_
 
     def _fit(self, window: Window, problem: WindowProblem) -> Fit:
-        if not problem.parameters:  # no text passes through any of its blocks
+        if not problem.parameters:  # text passes through none of its blocks
             return Fit()
         seed = seed_of(self.recipe.seed, window.index)
         planned = self.methods.solver.planned(len(window.blocks))

@@ -1,7 +1,7 @@
-"""What runs of one model on the same samples have in common, computed once: for the cells of a study.
+"""What runs of one model on the same samples have in common, computed once for all cells of a study.
 
-That is the dense model's stream after each block, and the statistics of the inputs of block 0, which no pruning has
-touched yet. It lives as long as this process: the streams in files of a folder, never read by another process.
+That is the dense model's stream after each block, and the statistics of block 0, whose inputs no pruning has changed.
+It lives as long as this process; the streams are in files of a folder that no other process reads.
 """
 
 from __future__ import annotations
@@ -19,41 +19,41 @@ _SHARE_OF_FREE_DISK = 0.5
 
 @final
 class Shared:
-    """Use it as a context: its files are gone at the end."""
+    """A context manager: its files are removed at the end."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._key: Hashable = None
         self._store = StreamStore(0, folder)
         self._shape: Shape | None = None  # None: no more streams are shared
-        self.dense: dict[int, Stream] = {}  # by block: what it puts out in the dense model, whole
-        self.statistics: dict[Hashable, list[Statistics]] = {}  # of block 0, by what they are of
+        self.dense: dict[int, Stream] = {}  # by block: its complete outputs in the dense model
+        self.statistics: dict[Hashable, list[Statistics]] = {}  # of block 0 (see `group_statistics.Known`)
 
     def serve(self, key: Hashable) -> None:
-        """Begin a run; what runs with another key have left is dropped.
+        """Begin a run; drop everything that was computed under another key.
 
         Args:
-            key: all that decides the dense stream and the statistics: model, samples, batches, precision, device.
+            key: all that determines the dense stream and the statistics: model, samples, batches, precision, device.
         """
         if key != self._key:
             self.clear()
             self._key = key
 
     def make_room(self, shape: Shape, blocks: int) -> None:
-        """Say how large a stream is, (samples, tokens, hidden), and how many there will be.
+        """Set the shape of a stream, (samples, tokens, hidden), and how many there will be in all.
 
-        Where they would fill the disk, no more streams are shared.
+        If those still to come would take more than half of the free disk, no more streams are shared.
         """
         self._folder.mkdir(parents=True, exist_ok=True)
         left = (blocks - len(self.dense)) * stream_bytes(shape)
         self._shape = shape if left <= _SHARE_OF_FREE_DISK * shutil.disk_usage(self._folder).free else None
 
     def new_stream(self) -> Stream | None:
-        """A stream for what a dense block puts out, or None where there is no room for it."""
+        """A stream for the outputs of a dense block, or None if no more streams are shared."""
         return self._store.new(self._shape) if self._shape is not None else None
 
     def rest_before(self, index: int) -> None:
-        """Have the dense streams before that of this number, which are not read for now, take no memory."""
+        """Unmap the dense streams of all blocks before this one, which are not read for now, from memory."""
         for stream in (stream for block, stream in self.dense.items() if block < index):
             stream.rest()
 
@@ -65,7 +65,7 @@ class Shared:
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def __enter__(self) -> Self:
-        self.clear()  # of a process that was killed
+        self.clear()  # files left behind by a process that was killed
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -1,4 +1,4 @@
-"""What this machine does in a second: what forecasts go by."""
+"""Measures the speed of this machine, which forecasts are computed from."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from reprune.model.full_speed import fast_float32
 
 @dataclass(frozen=True)
 class Speed:
-    """What a device does in a second."""
+    """What a device does per second."""
 
     products: float  # floating-point operations of matrix products in the run's precision
     full: float  # the same in float32
-    traffic: float  # bytes moved by sums into new memory, which stand for all operations on each element
-    link: float = math.inf  # bytes moved between host and device; where they are one, nothing moves
-    attention: float | None = None  # floating-point operations of PyTorch's fused attention; None is as of products
+    traffic: float  # bytes moved by additions into new memory, which stand for all elementwise operations
+    link: float = math.inf  # bytes moved between host and device; infinite if they are the same
+    attention: float | None = None  # floating-point operations of PyTorch's fused attention; None: as `products`
 
     def seconds(self, flops: Flops) -> float:
-        """Of a pass, what is not traffic."""
+        """The time of a pass's products and attention, without traffic."""
         return flops.products / self.products + flops.attention / (self.attention or self.products)
 
 
@@ -53,12 +53,12 @@ def measure_speed(device: torch.device, products: torch.dtype) -> Speed:
         flops / full,
         3.0 * many.nbytes / moved,
         math.inf if device.type == "cpu" else sent.nbytes / sending,
-        4.0 * states.numel() * tokens / attending,  # all are counted, also those that a causal mask spares
+        4.0 * states.numel() * tokens / attending,  # counts all pairs of tokens, also those that the mask leaves out
     )
 
 
 def _size(device: torch.device) -> int:
-    """Of matrices that fill the device; of a GPU all that is timed takes no more than half of what is free."""
+    """The size of square matrices that fill the device; all that is timed takes at most half of a GPU's free memory."""
     if device.type == "cpu":
         return 1024
     size = 8192
@@ -68,9 +68,9 @@ def _size(device: torch.device) -> int:
 
 
 def _best_of_each(device: torch.device, *runs: Callable[[], torch.Tensor]) -> list[float]:
-    """The fewest seconds that each took, of all its tries within half a second, but at least one.
+    """The least seconds that each took, over its tries within half a second, at least one after a warm-up.
 
-    They take turns, so that what disturbs the machine for a moment does not hit all tries of one.
+    The runs take turns, so that a momentary disturbance does not hit all tries of one of them.
     """
     found: list[float] = []
     end = time.perf_counter() + 0.5

@@ -1,4 +1,4 @@
-"""What someone who watches a run is told. Knows nothing of how it is shown."""
+"""The events of a run, for those who watch it. Knows nothing of how they are shown."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from reprune.planning.schedule import Window
 
 
 class Watcher:
-    """Is told what happens in a run; this one ignores it all, subclasses show it."""
+    """Is told what happens in a run. This class ignores everything; subclasses show it."""
 
     def started(self, windows: int, done: int) -> None:
-        """The run begins (or goes on): so many windows in all, so many done before."""
+        """The run begins or resumes: the number of windows in all, and of those that are already done."""
 
     def phase(self, window: Window | None, what: str) -> None:
-        """What is being done now, in a few words, and in which window."""
+        """A phase begins, described in a few words; `window` is None outside of windows."""
 
     def epoch(self, window: Window, epoch: Epoch, of: int) -> None:
-        """An epoch of a window's reconstruction has ended."""
+        """An epoch of a window's reconstruction has ended, out of `of` planned."""
 
     def window_done(self, window: Window, record: Mapping[str, Any]) -> None:
-        """A window is durable; `record` is its entry in reprune.json."""
+        """A window is committed; `record` is its entry in reprune.json."""
 
     def note(self, text: str) -> None:
-        """Something that was not done by the plain rule."""
+        """There was an exception from the plain rule, described in words."""

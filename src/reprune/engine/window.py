@@ -26,9 +26,9 @@ from reprune.model.streams import Stream
 from reprune.planning.choice import Choice
 
 _SPARSE = 0.25
-"""The share of zeros from which on a matrix that is not pruned is taken to have been pruned before.
+"""A matrix with at least this share of zeros that is not pruned now counts as pruned earlier.
 
-Rounding to four bits makes up to 17 % of a matrix zero, and these are to be trained.
+Rounding to four bits makes up to 17 % of a matrix zero, and those zeros should be trained.
 """
 
 
@@ -38,19 +38,19 @@ class PrunedBlock:
     """A block whose masks are chosen, or about to be."""
 
     block: Block
-    groups: list[LinearGroup] = field(default_factory=list)  # what is pruned of it, once that is known
+    groups: list[LinearGroup] = field(default_factory=list)  # the groups to be pruned, once they are known
     masks: dict[str, Tensor] = field(default_factory=dict)  # by linear: (rows, columns), bool, True where kept
-    # By the names of a linear group: the ridge that least squares chose, None where the pruner's weights stayed.
+    # By the names of a linear group: the ridge that least squares chose, or None if the pruner's weights were kept.
     ridges: dict[tuple[str, ...], float | None] = field(default_factory=dict)
-    tokens: dict[str, int] = field(default_factory=dict)  # by linear of an expert: how many calibrated it
-    routes: Routes | None = None  # where the dense model sends its tokens; None: where it sends them itself
+    tokens: dict[str, int] = field(default_factory=dict)  # by linear of an expert: how many tokens calibrated it
+    routes: Routes | None = None  # the dense model's choices of experts, to be repeated; None: the block chooses
 
     @property
     def index(self) -> int:
         return self.block.index
 
     def idle(self, choice: Choice) -> list[str]:
-        """The linears that were to be pruned and never run, as those that look at images or at another model."""
+        """The linears that were to be pruned but never ran, such as those that read images or other models."""
         return [
             linear.name
             for linear in self.block.linears
@@ -61,7 +61,7 @@ class PrunedBlock:
 
     @torch.no_grad()
     def round_(self, decoder: Decoder) -> dict[str, Tensor]:
-        """Round all weights to the dtypes in which they are saved, so that the streams see what is saved.
+        """Round all weights to the dtypes in which they are saved, so that streams pass through what is saved.
 
         Returns:
             The tensors to save, under the checkpoint's names.
@@ -80,7 +80,7 @@ class PrunedBlock:
 
 @final
 class WindowProblem(Problem):
-    """The reconstruction of a window's blocks: the student's states in, the targets out."""
+    """The reconstruction of a window's blocks, from the student's states to the targets."""
 
     def __init__(
         self,
@@ -96,15 +96,15 @@ class WindowProblem(Problem):
     ) -> None:
         """
         Args:
-            blocks, targets: what is fitted, and what the last of them is to put out.
-            entering: the states that enter the first of them; by default the student's at the frontier.
-            entering_last: those that enter the last of them, as those before it are now, if they are at hand.
-            checkpointing: keep only what enters each block for the gradients, and compute the rest anew.
-            features: of the calibration targets, with which errors are standardized, too; None where nothing is to be
-                fitted to them.
+            blocks, targets: the blocks to fit, and what the last of them should put out.
+            entering: the states that enter the first block; by default the student's at the frontier.
+            entering_last: the states that enter the last block, given the blocks before it as they are; if at hand.
+            checkpointing: keep only what enters each block for the backward pass, and recompute the rest.
+            features: statistics of the calibration targets, by which errors are also standardized; None if nothing is
+                fitted to these.
             standardized: whether the loss is of standardized differences.
-            teacher_forcing: the dense model's share in the states that enter while it is fitted; errors are of the
-                student's alone.
+            teacher_forcing: the dense model's share in the states that enter during the fit; errors are measured on
+                the student's states alone.
         """
         self._frontier = frontier
         self._pruned = blocks
@@ -171,7 +171,7 @@ class WindowProblem(Problem):
 
     @torch.no_grad()
     def _measure(self, batches: Sequence[slice], blocks: Sequence[Block], entering: Stream) -> Errors:
-        """The errors of some samples at the end of these blocks, which are the window's last."""
+        """The errors of some samples after these blocks, which are the window's last, on the states that enter them."""
         pair = ErrorPair(self._frontier.calibration, self._scale)
         with many_passes(blocks):
             for batch in batches:
@@ -203,6 +203,6 @@ class WindowProblem(Problem):
 
 
 def pruned_before(linear: Linear) -> Tensor | None:
-    """The mask of a matrix that is not to be pruned, if it was before: its zeros are to stay."""
+    """The mask of a matrix that was pruned by an earlier run and so keeps its zeros, or None if it was not."""
     kept = linear.matrix() != 0
     return kept if int(kept.count_nonzero()) <= (1 - _SPARSE) * kept.numel() else None

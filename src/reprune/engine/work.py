@@ -1,4 +1,4 @@
-"""What a run is to do, in numbers. Knows nothing of how long that takes, or of what it holds."""
+"""The amount of work of a run, in numbers. Knows nothing of the time or the memory that it takes."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from reprune.planning.schedule import Window
 
 @dataclass(frozen=True)
 class Group:
-    """A linear group: rows of all its matrices together, and columns."""
+    """The size of a linear group."""
 
-    rows: int
+    rows: int  # of all its matrices together
     columns: int
-    share: float = 1.0  # of the tokens, how many reach it
+    share: float = 1.0  # of all tokens, the part that reaches it
     expert: bool = False
     matrices: int = 1
 
     @staticmethod
     def of(shapes: Iterable[tuple[int, int]], share: float | None = None) -> Group:
-        """The group of matrices of these shapes, which have their columns in common.
+        """The group of matrices of these shapes (rows, columns), which all have the same number of columns.
 
-        `share` is that of the tokens which reach it, of an expert.
+        `share` is given for an expert: the part of the tokens that reaches it.
         """
         each = list(shapes)
         rows = sum(rows for rows, _ in each)
@@ -33,18 +33,18 @@ class Group:
 
 @dataclass(frozen=True)
 class Work:
-    """What a run is to do, in numbers."""
+    """The amount of work of a run, in numbers."""
 
     blocks: Sequence[BlockCosts]
     groups: Sequence[Sequence[Group]]  # of each block
     schedule: Sequence[Window]
-    calibration: int
-    heldout: int
-    tokens: int  # a sample
+    calibration: int  # samples
+    heldout: int  # samples
+    tokens: int  # per sample
     block_bytes: Sequence[int]  # of each block's tensors on disk
     outside_bytes: Sequence[int]  # of each tensor outside the blocks
-    head: tuple[int, int] = (0, 0)  # words and hidden size of what makes the logits
+    head: tuple[int, int] = (0, 0)  # vocabulary and hidden size of the head
 
     def parameters(self, blocks: Iterable[int]) -> int:
-        """How many some blocks have together."""
+        """The number of parameters of some blocks together."""
         return sum(self.blocks[index].parameters for index in blocks)

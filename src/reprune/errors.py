@@ -25,28 +25,28 @@ class UnsupportedModelError(InputError):
 
 
 class HalfPrecisionError(UnsupportedModelError):
-    """The model computes something of its own that goes with float32 products alone (exit code 2)."""
+    """The model has code of its own that runs with float32 products only (exit code 2)."""
 
     def __init__(self, reason: str) -> None:
         """`reason` says what cannot be computed, and in which dtype."""
-        super().__init__(f"{reason}; give precision float32 ('--set precision=float32', or '--precision float32').")
+        super().__init__(f"{reason}; use precision float32 ('--set precision=float32', or '--precision float32').")
         self.reason = reason
 
     def __reduce__(self) -> tuple[type[HalfPrecisionError], tuple[str]]:
-        """Another process is sent the reason, from which it makes the message anew."""
+        """Pickled for another process, it is the reason, from which the message is made again."""
         return type(self), (self.reason,)
 
 
 class NumericalError(RepruneError):
-    """A computation produced what cannot be used (NaN, a matrix that no damping makes definite)."""
+    """A computation gave unusable numbers: NaN, or a matrix that no damping makes positive definite (exit code 1)."""
 
 
 class ChangedError(RepruneError):
-    """A file that is read was changed by somebody else on the way (exit code 1)."""
+    """A file of the model was changed or replaced while it was in use (exit code 1)."""
 
 
 class LostRankError(RepruneError):
-    """Another process of the run has ended, or cannot be reached."""
+    """Another process of the run has ended or cannot be reached (exit code 1)."""
 
 
 def check_system() -> None:
@@ -57,7 +57,9 @@ def check_system() -> None:
     if sys.platform == "win32":
         raise InputError("reprune needs Linux or macOS; on Windows, run it in WSL.")
     if sys.flags.optimize > 1:
-        raise InputError("Transformers needs docstrings, which -OO and PYTHONOPTIMIZE=2 leave out; start without them.")
+        raise InputError(
+            "Transformers needs docstrings, which -OO and PYTHONOPTIMIZE=2 strip; run Python without them."
+        )
 
 
 @contextmanager

@@ -226,7 +226,7 @@ def test_shares_of_a_model_that_changes_while_they_are_measured_are_not_kept(
         return found
 
     monkeypatch.setattr("reprune.engine.run.allocate", changing)
-    with pytest.raises(ChangedError, match=r"config\.json: was written to"):
+    with pytest.raises(ChangedError, match=r"config\.json: was changed or replaced"):
         prune(model, tmp_path / "out", "allocation=owl")
     assert not (tmp_path / "out" / ".reprune" / "allocation.json").exists()
 

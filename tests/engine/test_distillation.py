@@ -188,7 +188,7 @@ def test_a_model_that_changes_meanwhile_leaves_the_step_undone(llama: Path, tmp_
                 with (model / "config.json").open("a") as file:
                     file.write("\n")
 
-    with pytest.raises(ChangedError, match=r"config\.json: was written to"):
+    with pytest.raises(ChangedError, match=r"config\.json: was changed or replaced"):
         prune(model, tmp_path / "out", "distill=1", "distill.epochs=1", reconstruct="LR", watcher=Changing())
     assert reprune.status(tmp_path / "out").windows_done == 3
 

@@ -281,7 +281,7 @@ def test_a_model_that_changes_on_the_way_ends_the_run_which_goes_on_with_what_wa
     model = shutil.copytree(llama, tmp_path / "model")
     before = (model / name).read_bytes()
     other = before + b"\n" if name.endswith(".json") else before[:-1] + bytes([before[-1] ^ 1])
-    with pytest.raises(ChangedError, match=rf"{name}: was written to or replaced .* 'reprune resume DIR'"):
+    with pytest.raises(ChangedError, match=rf"{name}: was changed or replaced .* 'reprune resume DIR'"):
         prune(model, tmp_path / "cut", "LR", ChangeAt(model / name, other, window))
     assert reprune.status(tmp_path / "cut").windows_done == done
     with pytest.raises(InputError, match=f"not the model that this run began with: {name} differs"):

@@ -78,14 +78,14 @@ def test_a_disk_that_cannot_be_reached_leaves_the_old_file(path: Path, monkeypat
 @pytest.mark.parametrize(
     ("number", "files", "said"),
     [
-        (errno.ENOSPC, (9, 1), "No space left on device (2.0 MB are to be written, 0.5 MB are free)"),
+        (errno.ENOSPC, (9, 1), "No space left on device (2.0 MB are needed, 0.5 MB are free)"),
         (
             errno.ENOSPC,
             (9, 0),
-            "No space left on device (2.0 MB are to be written, it takes no more files: remove some)",
+            "No space left on device (2.0 MB are needed, the file system has no room for more files: remove some)",
         ),
-        (errno.ENOSPC, (0, 0), "No space left on device (2.0 MB are to be written, 0.5 MB are free)"),
-        (errno.EDQUOT, (9, 1), "Disk quota exceeded (2.0 MB are to be written)"),
+        (errno.ENOSPC, (0, 0), "No space left on device (2.0 MB are needed, 0.5 MB are free)"),
+        (errno.EDQUOT, (9, 1), "Disk quota exceeded (2.0 MB are needed)"),
     ],
     ids=["bytes", "files", "files uncounted", "quota"],
 )
@@ -227,7 +227,7 @@ def test_a_file_system_without_rights_takes_tensors_all_the_same(
 
 
 def test_an_error_of_the_system_is_named_in_the_form_that_safetensors_gives_it(path: Path) -> None:
-    said = r"\(2\.0 MB are to be written, \d+\.\d MB are free\)"
+    said = r"\(2\.0 MB are needed, \d+\.\d MB are free\)"
     with pytest.raises(OSError, match=said) as full, naming(path, 2_000_000):
         raise SafetensorError(f"Error while serializing: I/O error: whatever (os error {errno.ENOSPC})")
     assert (full.value.errno, full.value.filename) == (errno.ENOSPC, str(path))

@@ -55,7 +55,7 @@ def test_a_file_system_without_locks_is_no_other_process(
 
     monkeypatch.setattr(fcntl, "flock", none)
     assert not is_held(tmp_path)
-    said = r"out: the file system gives no lock that keeps .* of this run \(No locks available\)"
+    said = r"out: this run cannot be locked against other processes here \(No locks available\)"
     with pytest.raises(InputError, match=said), locked(tmp_path, Path("out"), "run", wait):
         pass
 

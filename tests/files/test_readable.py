@@ -15,7 +15,7 @@ from reprune.model.checkpoint import Checkpoint
 from reprune.model.locate import locate_model
 from tests import tiny
 
-_REFUSAL = r"cannot be read \(Permission denied\); check who may read it\.$"
+_REFUSAL = r"cannot be read \(Permission denied\); check its permissions\.$"
 
 
 def deny(monkeypatch: pytest.MonkeyPatch, method: str, denied: Path) -> None:

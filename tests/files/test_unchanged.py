@@ -47,7 +47,7 @@ def test_a_file_that_was_changed_is_named(change: Callable[[Path], None], files:
     change(other)
     unchanged.check(one)
     for asked in ((), (other,)):
-        with pytest.raises(ChangedError, match=r"other: was written to .* put back the file that was there"):
+        with pytest.raises(ChangedError, match=r"other: was changed .* put the original file back"):
             unchanged.check(*asked)
 
 

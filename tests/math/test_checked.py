@@ -75,8 +75,8 @@ def _second(**changes: Callable[[Pruned], Tensor]) -> Callable[[list[Pruned]], l
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
-        pytest.param(lambda found: found[:1], "gave 1 matrices, where 2 were expected", id="too few"),
-        pytest.param(lambda found: [*found, found[1]], "gave 3 matrices, where 2 were expected", id="too many"),
+        pytest.param(lambda found: found[:1], "returned 1 matrices; 2 were expected", id="too few"),
+        pytest.param(lambda found: [*found, found[1]], "returned 3 matrices; 2 were expected", id="too many"),
         pytest.param(_second(weight=lambda one: one.weight.half()), "a weight of torch.float32 (4, 8)", id="half"),
         pytest.param(
             _second(mask=lambda one: one.mask.float()), "a mask of torch.bool (4, 8) on cpu, got", id="floats"
@@ -86,21 +86,23 @@ def _second(**changes: Callable[[Pruned], Tensor]) -> Callable[[list[Pruned]], l
             _second(mask=lambda one: one.mask.to("meta")), "on cpu, got torch.bool (4, 8) on meta", id="elsewhere"
         ),
         pytest.param(_second(weight=lambda one: one.weight / 0.0), "NaN or infinite", id="infinite"),
-        pytest.param(_second(weight=lambda one: one.weight + 1.0), "not zero where the mask is False", id="unmasked"),
-        pytest.param(_second(mask=lambda one: torch.ones_like(one.mask)), "keeps more than 2:4 allows", id="pattern"),
+        pytest.param(_second(weight=lambda one: one.weight + 1.0), "not zero where its mask is False", id="unmasked"),
+        pytest.param(
+            _second(mask=lambda one: torch.ones_like(one.mask)), "keeps more weights than 2:4 allows", id="pattern"
+        ),
     ],
 )
 def test_what_is_not_is_refused_by_name(spoil: Callable[[list[Pruned]], list[Pruned]], said: str) -> None:
     with pytest.raises(NumericalError, match="pruner mine") as caught:
         _prune(Spoilt(spoil), NM(2, 4))
     assert said in str(caught.value)
-    assert "gave" in said or "matrix 2 of this group" in str(caught.value)
+    assert "returned" in said or "matrix 2 of this group" in str(caught.value)
 
 
 @pytest.mark.parametrize(
     ("made", "said"),
     [
-        (None, "gave 1 matrices, where 2 were expected"),
+        (None, "returned 1 matrices; 2 were expected"),
         ([(torch.zeros(6, 8), torch.zeros(6, 8).bool())] * 2, "matrix 1 .*: expected a .*Pruned, got a tuple"),
     ],
 )
@@ -138,7 +140,7 @@ def test_statistics_that_others_read_are_not_to_be_changed() -> None:
         return checked.prune([torch.randn(4, 8)], statistics, NM(2, 4))
 
     assert len(prune(copied=True)) == 1
-    with pytest.raises(NumericalError, match="pruner mine changed its statistics, which others read"):
+    with pytest.raises(NumericalError, match="pruner mine changed its statistics, which are shared"):
         prune(copied=False)
 
 

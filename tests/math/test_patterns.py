@@ -135,7 +135,7 @@ def test_a_fraction_too_large_for_one_weight_prunes_all() -> None:
 def test_scores_that_are_nan_are_refused_not_pruned_first(where: Any, scope: Scope) -> None:
     scores = torch.arange(24.0).reshape(4, 6)
     scores[where] = torch.nan
-    with pytest.raises(NumericalError, match="scores of weights are NaN"):
+    with pytest.raises(NumericalError, match="some scores are NaN, so the weights cannot be ranked"):
         Unstructured(0.5).keep(scores, scope)
 
 
@@ -211,7 +211,9 @@ def test_an_impossible_fraction_cannot_be_made(arguments: Any) -> None:
 
 
 def test_a_matrix_whose_columns_do_not_fall_into_groups_is_refused_by_name() -> None:
-    with pytest.raises(InputError, match=r"mlp\.up_proj: the pattern 3:5 needs .* 5 divides, but it has 32") as raised:
+    with pytest.raises(
+        InputError, match=r"mlp\.up_proj: the pattern 3:5 needs a multiple of 5 .*, but this matrix has 32"
+    ) as raised:
         NM(3, 5).check(32, "mlp.up_proj")
     assert "exclude" in str(raised.value)
     NM(2, 4).check(32, "mlp.up_proj")

@@ -31,7 +31,9 @@ def test_a_pytorch_without_distributed_is_enough_for_one_process() -> None:
 
 def test_and_is_refused_for_several(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dist, "is_available", lambda: False)
-    with pytest.raises(InputError, match=r"is built without torch\.distributed, .*; start one process"):
+    with pytest.raises(
+        InputError, match=r"needs torch\.distributed, which PyTorch .* is built without; start one process"
+    ):
         Together(1)
 
 
@@ -75,7 +77,7 @@ def test_who_is_not_told_where_the_others_are_does_not_find_them(monkeypatch: py
     for name, value in {"RANK": "0", "WORLD_SIZE": "2", "MASTER_PORT": "1"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("MASTER_ADDR", raising=False)
-    with pytest.raises(LostRankError, match=r"do not find each other: .*MASTER_ADDR"):
+    with pytest.raises(LostRankError, match=r"cannot find each other: .*MASTER_ADDR"):
         Together(1)
 
 

@@ -205,7 +205,7 @@ def test_fewer_tokens_than_columns_need_no_raised_damping() -> None:
 def test_a_gram_matrix_that_no_damping_makes_definite_is_refused() -> None:
     gram = Gram(4, _CPU)
     gram.matrix.sub_(10 * torch.eye(4))
-    with pytest.raises(NumericalError, match="indefinite even with damping 1 x"):
+    with pytest.raises(NumericalError, match="is not positive definite even with damping of 1 x"):
         SparseGPT().prune(_weights(2, columns=4), gram, Unstructured(0.5))
 
 

@@ -245,7 +245,7 @@ def test_a_tensor_of_another_file_than_was_opened_is_refused(name: str, tmp_path
     checkpoint = Checkpoint(_folder(tmp_path, model={"first": torch.ones(3)} | _tensors()))
     save_file(_tensors(), tmp_path / "new")
     (tmp_path / "new").replace(tmp_path / "model.safetensors")
-    with pytest.raises(ChangedError, match=r"model\.safetensors: was written to or replaced"):
+    with pytest.raises(ChangedError, match=r"model\.safetensors: was changed or replaced"):
         checkpoint.tensor(name)
 
 

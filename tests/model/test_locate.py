@@ -275,6 +275,6 @@ def test_a_cache_on_a_file_system_without_locks_is_an_input_error(
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(fcntl, "flock", none)
-    said = rf"{cache}: the file system gives no lock \({os.strerror(number)}\); set REPRUNE_CACHE to a folder"
+    said = rf"{cache}: the cache cannot be locked here \({os.strerror(number)}\); set REPRUNE_CACHE to a folder"
     with pytest.raises(InputError, match=said):
         locate_model(str(gguf))

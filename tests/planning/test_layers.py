@@ -234,7 +234,7 @@ def test_a_recipe_file_that_is_no_yaml_is_refused_in_one_line(text: str, tmp_pat
 
 @pytest.mark.parametrize("text", ["samples: 8\nsamples: 16\n", "solver:\n  lr: 1\n  lr: 2\n", "solver: {lr: 1, lr: 1}"])
 def test_a_key_that_stands_twice_is_refused_with_its_line(text: str, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"expected each key once, but '\w+' stands twice in .* line [123]"):
+    with pytest.raises(InputError, match=r"expected each key once, but '\w+' appears twice in .* line [123]"):
         read(text, tmp_path)
     with pytest.raises(InputError, match="not valid YAML"):
         parse_setting("solver={lr: 1, lr: 2}")
@@ -250,7 +250,7 @@ def test_a_key_may_be_over_one_that_is_merged_in(tmp_path: Path) -> None:
     "value", ["&a [*a]", "&a {x: *a}", "[&a {x: [*a]}]", "&a !!pairs [x: *a]", "&a !!omap [x: *a]"]
 )
 def test_an_alias_to_what_it_stands_in_is_refused(key: str, value: str, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"recipe\.yaml: not valid YAML: with its aliases written out it has more"):
+    with pytest.raises(InputError, match=r"recipe\.yaml: not valid YAML: with its aliases expanded it has more"):
         read(f"{key}: {value}\n", tmp_path)
     with pytest.raises(InputError, match="the value is not valid YAML"):
         parse_setting(f"{key}={value}")
@@ -268,13 +268,13 @@ def test_merges_of_merges_are_refused_too_as_earlier_pyyaml_writes_them_out(
 
     monkeypatch.setattr(yaml.SafeLoader, "flatten_mapping", flatten)
     lines = [f"a{n}: &a{n} {{<<: [{', '.join([f'*a{n - 1}'] * 9)}]}}" for n in range(1, 7)]
-    with pytest.raises(InputError, match="with its aliases written out it has more than 100000 parts"):
+    with pytest.raises(InputError, match="with its aliases expanded it has more than 100000 parts"):
         read("\n".join(["a0: &a0 {x: 1}", *lines]), tmp_path)
 
 
 def test_aliases_of_aliases_that_come_to_more_than_memory_are_refused(tmp_path: Path) -> None:
     lines = ["a0: &a0 [x, x]", *(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 30))]
-    with pytest.raises(InputError, match="with its aliases written out it has more than 100000 parts"):
+    with pytest.raises(InputError, match="with its aliases expanded it has more than 100000 parts"):
         read("\n".join(lines), tmp_path)
     assert read("\n".join(lines[:4]), tmp_path)["a3"][9][9][9] == ["x", "x"]
 

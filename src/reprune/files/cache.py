@@ -27,7 +27,9 @@ def cache_root() -> Path:
             return shared / "reprune"
         return Path.home() / ".cache" / "reprune"
     except RuntimeError as error:
-        raise InputError(f"no cache can be kept ({str(error).rstrip('.')}); set REPRUNE_CACHE to a folder.") from None
+        raise InputError(
+            f"there is no place for the cache ({str(error).rstrip('.')}); set REPRUNE_CACHE to a folder."
+        ) from None
 
 
 @contextmanager
@@ -37,7 +39,9 @@ def usable_cache() -> Iterator[Path]:
     try:
         yield root
     except OSError as error:
-        raise InputError(f"{root}: no cache can be kept here ({error.strerror}); set REPRUNE_CACHE.") from None
+        raise InputError(
+            f"{root}: cannot be used for the cache ({error.strerror}); set REPRUNE_CACHE to another folder."
+        ) from None
 
 
 @contextmanager
@@ -57,7 +61,7 @@ def locked_cache(name: str, notify: Notify = lambda said: None) -> Iterator[Path
             hold(lock.fileno(), lambda: notify(f"waiting for another process that is making {name}"))
         except OSError as error:
             raise InputError(
-                f"{root}: the file system gives no lock ({error.strerror}); set REPRUNE_CACHE to a folder on another "
+                f"{root}: the cache cannot be locked here ({error.strerror}); set REPRUNE_CACHE to a folder on another "
                 "disk."
             ) from None
         yield root

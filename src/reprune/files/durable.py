@@ -72,7 +72,7 @@ def naming(path: Path, size: int | None = None) -> Iterator[None]:
 def _named(number: int, path: Path, size: int | None) -> OSError:
     facts = []
     if number in (errno.ENOSPC, errno.EDQUOT) and size is not None:
-        facts.append(f"{size / 1e6:.1f} MB are to be written")
+        facts.append(f"{size / 1e6:.1f} MB are needed")
     if number == errno.ENOSPC:  # of a quota it is not known what is left
         facts.append(_left(path.parent))
     return OSError(number, os.strerror(number) + (f" ({', '.join(facts)})" if facts else ""), str(path))
@@ -82,7 +82,7 @@ def _left(folder: Path) -> str:
     """What the file system of a folder has left, of that which ran out: bytes, or files, if it counts these."""
     found = os.statvfs(folder)
     if found.f_files and not found.f_favail:
-        return "it takes no more files: remove some"
+        return "the file system has no room for more files: remove some"
     return f"{found.f_bavail * found.f_frsize / 1e6:.1f} MB are free"
 
 

@@ -37,8 +37,7 @@ def locked(
             raise InputError(f"{where}: another process is working on this {what}; wait for it or stop it.") from None
         except OSError as error:
             raise InputError(
-                f"{where}: the file system gives no lock that keeps other processes out of this {what} "
-                f"({error.strerror}); {way}."
+                f"{where}: this {what} cannot be locked against other processes here ({error.strerror}); {way}."
             ) from None
         yield
     finally:

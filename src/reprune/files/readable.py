@@ -29,4 +29,4 @@ def check_readable(*places: Path) -> None:
             elif place.exists():
                 raise InputError(f"{place}: is a pipe or a device; put a file in its place.")
         except OSError as error:
-            raise InputError(f"{place}: cannot be read ({error.strerror}); check who may read it.") from None
+            raise InputError(f"{place}: cannot be read ({error.strerror}); check its permissions.") from None

@@ -32,7 +32,7 @@ def unseal(text: str, after: str = "", indent: int | None = None) -> tuple[dict[
     """
     content = read_json(text)
     if not isinstance(content, dict) or not isinstance(found := content.pop(_SEAL, None), str):
-        raise ValueError("it carries no SHA-256 of itself")
+        raise ValueError("its own SHA-256 is missing")
     if seal(content, after, indent) != text:
-        raise ValueError("it is not as it was written: its SHA-256 differs")
+        raise ValueError("it has changed since it was written: its SHA-256 differs")
     return content, found

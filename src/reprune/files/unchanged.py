@@ -29,8 +29,8 @@ class Unchanged:
         for file in files or self._seen:
             if _look(file) != self._seen[file]:
                 raise ChangedError(
-                    f"{file}: was written to or replaced while the model was in use; put back the file that was there, "
-                    "or begin anew with the model as it is now."
+                    f"{file}: was changed or replaced while the model was in use; put the original file back, or start "
+                    "again with the model as it is now."
                 )
 
 

@@ -32,4 +32,4 @@ def read_json(text: str | bytes) -> Any:
 
 
 def _too_deep() -> ValueError:
-    return ValueError("it is nested too deep")
+    return ValueError("it is nested too deeply")

@@ -25,7 +25,7 @@ class _Loader(yaml.SafeLoader):
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode):
                 if (key.tag, key.value) in seen:
-                    why = f"expected each key once, but {key.value!r} stands twice"
+                    why = f"expected each key once, but {key.value!r} appears twice"
                     raise yaml.composer.ComposerError(None, None, why, key.start_mark)
                 seen.add((key.tag, key.value))
         return node
@@ -48,7 +48,7 @@ def read_yaml(text: str) -> Any:
     try:
         content = yaml.load(text, _Loader)
     except (AttributeError, LookupError, ValueError) as error:  # of a date or a tag whose value is none, as 2026-13-45
-        raise yaml.YAMLError(f"a value is not what its form or tag says ({short(error)})") from None
+        raise yaml.YAMLError(f"a value does not fit its tag or notation ({short(error)})") from None
     parts = [content]
     for one in parts:
         parts += [*one, *one.values()] if isinstance(one, dict) else one if isinstance(one, list | tuple) else ()
@@ -58,7 +58,7 @@ def read_yaml(text: str) -> Any:
 
 
 def _too_many() -> yaml.YAMLError:
-    return yaml.YAMLError(f"with its aliases written out it has more than {_MOST} parts")
+    return yaml.YAMLError(f"with its aliases expanded it has more than {_MOST} parts")
 
 
 def write_yaml(content: Mapping[str, Any], width: int = 80) -> str:

@@ -39,9 +39,9 @@ class Checked(Pruner[Statistics]):
             made: Any = self.pruner.prune([weight.clone() for weight in weights], statistics, pattern)
             found = list(made) if isinstance(made, Iterable) else [made]  # which may be made only now
         if len(found) != len(weights):
-            raise NumericalError(f"pruner {self.name} gave {len(found)} matrices, where {len(weights)} were expected")
+            raise NumericalError(f"pruner {self.name} returned {len(found)} matrices; {len(weights)} were expected")
         if any(one._version != version for one, version in gathered):
-            raise NumericalError(f"pruner {self.name} changed its statistics, which others read; let it change a copy")
+            raise NumericalError(f"pruner {self.name} changed its statistics, which are shared; change a copy instead")
         results = []
         for number, (weight, one) in enumerate(zip(weights, found, strict=True), start=1):
             if wrong := _wrong(weight, one, pattern):
@@ -72,7 +72,7 @@ def _wrong(weight: Tensor, pruned: Pruned, pattern: Pattern) -> str | None:
     if not all_finite(pruned.weight):
         return "its weights hold NaN or infinite values"
     if bool((pruned.weight.bool() & ~pruned.mask).any()):
-        return "weights are not zero where the mask is False"
+        return "its weights are not zero where its mask is False"
     if not pattern.allows(pruned.mask):
-        return f"the mask keeps more than {pattern} allows, as where scores are NaN"
+        return f"its mask keeps more weights than {pattern} allows; scores that are NaN can be the cause"
     return None

@@ -60,8 +60,8 @@ class Pattern(ABC):
         if columns % self.group:
             last = name.rsplit(".", 1)[-1]
             raise InputError(
-                f"{name}: the pattern {self} needs a number of input columns that {self.group} divides, "
-                f"but it has {columns}. Choose another pattern, or leave the matrix out with "
+                f"{name}: the pattern {self} needs a multiple of {self.group} input columns, but this matrix has "
+                f"{columns}. Choose another pattern, or leave the matrix dense with "
                 f"--set 'exclude=[\"{name if last == 'weight' or last.isdigit() else last}\"]'."
             )
 
@@ -102,7 +102,7 @@ class Unstructured(Pattern):
         surplus = scores.shape[1] - pruned - keep.sum(dim=1)  # kept too few by as many: ties at the threshold
         rows = surplus.nonzero().flatten().tolist()
         if rows and bool(scores.isnan().any()):  # which is above no threshold
-            raise NumericalError("scores of weights are NaN, so that none is the lowest")
+            raise NumericalError("some scores are NaN, so the weights cannot be ranked")
         for row in rows:
             ties = (scores[row] == threshold[row]).nonzero().flatten()
             keep[row, ties[len(ties) - int(surplus[row]) :]] = True

@@ -179,8 +179,8 @@ class Together(Ranks):
         """
         if not dist.is_available():
             raise InputError(
-                f"one of several processes: PyTorch {torch.__version__} is built without torch.distributed, by which "
-                "they exchange; start one process, or install a PyTorch that has it."
+                f"a run on several processes needs torch.distributed, which PyTorch {torch.__version__} is built "
+                "without; start one process, or install a PyTorch that has it."
             )
         from torch.distributed.rendezvous import rendezvous  # which such a PyTorch cannot import
 
@@ -199,7 +199,7 @@ class Together(Ranks):
             self._store.set_timeout(wait)
             dist.init_process_group(backend, store=self._store, rank=self.number, world_size=self.count, timeout=wait)
         except (RuntimeError, ValueError) as error:
-            raise LostRankError(f"the processes of this run do not find each other: {_short(error)}") from None
+            raise LostRankError(f"the processes of this run cannot find each other: {_short(error)}") from None
         self._meetings, self._patience = 0, timeout
         self._heart = Heartbeat(self._store)
         if self.first:

@@ -77,8 +77,8 @@ class SparseGPT(Pruner[Gram]):
                 return upper, dead, (raised,) if damping > self.damping else ()
             damping *= 10.0
         raise NumericalError(
-            f"the Gram matrix of this group stays indefinite even with damping {damping / 10.0:g} x its mean diagonal; "
-            "calibrate on more or other text"
+            f"the Gram matrix of this group is not positive definite even with damping of {damping / 10.0:g} x its "
+            "mean diagonal; calibrate on more or other text"
         )
 
     def _sweep_(self, W: Tensor, U: Tensor, rows: list[int], pattern: Pattern) -> Tensor:

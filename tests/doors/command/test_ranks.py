@@ -100,7 +100,7 @@ def test_a_model_that_changes_on_the_way_is_said_once(here: Path, llama: Path) -
     ended = _ended(_faulty(2, "change", "0", "1", "prune", "llama", "--out", "cut", *CR))
     assert [one.code for one in ended] == [1, 1]
     (said,) = _messages(ended)
-    assert "config.json: was written to or replaced" in said
+    assert "config.json: was changed or replaced" in said
     assert "reprune resume" in said
     assert _windows_done(here / "cut") == 2
 

@@ -194,7 +194,7 @@ def test_without_a_home_it_is_said_where_to_keep_them(
     said = cli(*command, *OWN)
     assert (said.code, said.err) == (
         2,
-        "error: no cache can be kept (Could not determine home directory); set REPRUNE_CACHE to a folder.\n",
+        "error: there is no place for the cache (Could not determine home directory); set REPRUNE_CACHE to a folder.\n",
     )
 
 
@@ -207,7 +207,7 @@ def test_a_cache_that_cannot_be_made_is_said(
     said = cli("prune", "llama", "--out", "out", *OWN)
     assert (said.code, said.err) == (
         2,
-        f"error: {here / cache}: no cache can be kept here ({why}); set REPRUNE_CACHE.\n",
+        f"error: {here / cache}: cannot be used for the cache ({why}); set REPRUNE_CACHE to another folder.\n",
     )
 
 
@@ -220,7 +220,10 @@ def test_a_cache_without_locks_may_be_elsewhere(here: Path, cli: Cli, monkeypatc
     monkeypatch.setattr(fcntl, "flock", none)
     said = cli("prune", "llama", "--out", "out", *OWN)
     assert said.code == 2
-    assert said.err.endswith("of this cache (No locks available); set REPRUNE_CACHE to a folder on another disk.\n")
+    assert said.err.endswith(
+        "this cache cannot be locked against other processes here (No locks available); set REPRUNE_CACHE to a folder "
+        "on another disk.\n"
+    )
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])

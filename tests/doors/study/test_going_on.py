@@ -153,7 +153,9 @@ def test_a_model_that_changes_on_the_way_ends_the_study_which_goes_on_with_what_
 
     with monkeypatch.context() as patch:
         patch.setattr(Bench, "perplexity", perplexity)
-        with pytest.raises(ChangedError, match=r"model\.safetensors: was written to .* the same command goes on"):
+        with pytest.raises(
+            ChangedError, match=r"model\.safetensors: was changed or replaced .* the same command goes on"
+        ):
             study("llama", "s", **SMALL, **SETTINGS)
     record = read_study(here / "s")
     left = ["pending", "pending"] if measured == "llama" else ["done", "pending"]

@@ -168,7 +168,7 @@ def test_an_unknown_key_names_the_nearest_known_one(setting: str, place: str, me
     ],
 )
 def test_a_value_without_a_space_before_it_is_told_from_its_key(setting: str, place: str, meant: str) -> None:
-    said = f"{place}: expected a space after the colon, by which YAML tells a key from its value: {meant} (got "
+    said = f"{place}: expected a space after the colon, which YAML needs between a key and its value: {meant} (got "
     with pytest.raises(InputError, match=rf"^{re.escape(said)}"):
         resolve_recipe("model", settings=[setting])
 

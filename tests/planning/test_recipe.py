@@ -382,8 +382,14 @@ def test_generated_texts_are_as_long_as_samples_at_least(
     [
         (["solver.routing=teacher"], "solver.routing teacher needs the dense model's own states"),
         (["solver.teacher_forcing=0.5"], "solver.teacher_forcing needs the dense model's own states"),
-        (["allocation=owl", "sparsity=2:4"], "allocation owl shares out a fraction such as 0.6 over blocks; 2:4 is"),
-        (["allocation=by-error", "sparsity=4:8"], "allocation by-error shares out a fraction such as 0.6 over blocks"),
+        (
+            ["allocation=owl", "sparsity=2:4"],
+            "allocation owl shares out a fraction such as 0.6 over the blocks, but 2:4 is",
+        ),
+        (
+            ["allocation=by-error", "sparsity=4:8"],
+            "allocation by-error shares out a fraction such as 0.6 over the blocks",
+        ),
     ],
 )
 def test_settings_that_do_not_go_together_are_refused(settings: list[str], message: str) -> None:

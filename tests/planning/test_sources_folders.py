@@ -65,8 +65,8 @@ def test_a_note_tells_of_them_and_they_can_be_given_by_their_paths(
     drawn = draw_samples(with_bos, [SourceSpec(str(tmp_path))], [], 4, 8, 0)
     assert [source.unread_files for source in drawn.sources] == [1, 1]
     [note] = drawn.notes
-    assert note.startswith(f"source {tmp_path.name!r}: files of one kind are read")
-    assert "1 more in that folder that look like text are not: give them by their own paths" in note
+    assert note.startswith(f"source {tmp_path.name!r}: of a folder, only files of one kind are read")
+    assert "1 more that look like text are left out: give these by their own paths" in note
     draw_samples(with_bos, [SourceSpec(str(tmp_path)), SourceSpec(str(tmp_path / "c.txt"))], [], 4, 8, 0)
 
 

@@ -151,7 +151,7 @@ def test_some_linears_have_a_pattern_of_their_own(llama: Decoder) -> None:
     assert shared.of(1, "mlp.up_proj") == Unstructured(0.4)
     assert shared.of(1, "mlp.down_proj") == Unstructured(0.3)
     survey(llama, sparsities, Choice()).check()
-    with pytest.raises(InputError, match="sparsity_by_name: 'upp' fits no matrix"):
+    with pytest.raises(InputError, match="sparsity_by_name: 'upp' matches no matrix"):
         survey(llama, Sparsities(Unstructured(0.5), {"upp": NM(2, 4)}), Choice())
     refusals = survey(llama, Sparsities(Unstructured(0.5), {"1.*": NM(3, 64)}), Choice()).refusals
     assert len(refusals) == 6
@@ -168,28 +168,28 @@ def test_attention_and_mlp_share_out_the_linears_of_every_architecture(name: str
 
 @pytest.mark.parametrize("exclude", [["dwn_proj"], ["mlp.*", "lm_head"], [""]])
 def test_an_exclusion_that_fits_nothing_is_refused_with_what_there_is(exclude: list[str], llama: Decoder) -> None:
-    with pytest.raises(InputError, match=rf"exclude: '{exclude[-1]}' fits no matrix .*mlp\.down_proj"):
+    with pytest.raises(InputError, match=rf"exclude: '{exclude[-1]}' matches no matrix .*mlp\.down_proj"):
         survey(llama, _HALF, Choice(exclude=tuple(exclude)))
 
 
 @pytest.mark.parametrize(
     ("pattern", "hint"),
     [
-        ("lm_head", ": what is outside the blocks stays dense anyway; there"),
-        ("model.embed_tokens", ": what is outside the blocks stays dense anyway; there"),
-        ("model.layers.0.mlp.down_proj", ": give it with the block's number, '0.mlp.down_proj'; there"),
-        ("model.layers.*.mlp.*", r": give it with the block's number, '\*\.mlp\.\*'; there"),
-        ("model.layers.9.mlp.down_proj", "; there"),
-        ("model", "; there"),
+        ("lm_head", ": what is outside the blocks stays dense anyway; the matrices"),
+        ("model.embed_tokens", ": what is outside the blocks stays dense anyway; the matrices"),
+        ("model.layers.0.mlp.down_proj", ": give it with the block's number, '0.mlp.down_proj'; the matrices"),
+        ("model.layers.*.mlp.*", r": give it with the block's number, '\*\.mlp\.\*'; the matrices"),
+        ("model.layers.9.mlp.down_proj", "; the matrices"),
+        ("model", "; the matrices"),
     ],
 )
 def test_a_name_in_the_whole_model_is_known_for_what_it_is(pattern: str, hint: str, llama: Decoder) -> None:
-    with pytest.raises(InputError, match=rf"fits no matrix of a block{hint} are mlp\.down_proj"):
+    with pytest.raises(InputError, match=rf"matches no matrix of a block{hint} are mlp\.down_proj"):
         survey(llama, _HALF, Choice(exclude=(pattern,)))
 
 
 def test_an_exclusion_of_everything_is_refused(llama: Decoder) -> None:
-    with pytest.raises(InputError, match="no linear of any block is left to prune"):
+    with pytest.raises(InputError, match="no linear is left to prune in any block"):
         survey(llama, _HALF, Choice(exclude=("*",)))
 
 
@@ -324,7 +324,9 @@ def test_a_block_whose_products_cannot_be_seen_is_refused(llama: Decoder, monkey
     monkeypatch.setattr(llama.weightless, "stacks", _failing(ValueError("no\nnumber")))
     with pytest.raises(UnsupportedModelError) as refused:
         survey(llama, _HALF, Choice()).check()
-    assert str(refused.value) == "blocks 0-2: which matrices it multiplies by cannot be seen (ValueError: no number)"
+    assert (
+        str(refused.value) == "blocks 0-2: the matrices that it multiplies by cannot be found (ValueError: no number)"
+    )
 
 
 @pytest.mark.parametrize("asked", ["stacks", "groups"])

@@ -25,7 +25,7 @@ _NUMBERS = (int, float, int | None, float | None)
 
 
 class RecipePart(BaseModel):
-    """Frozen, and it refuses what it does not know."""
+    """A part of a recipe: frozen, and it refuses keys that it does not know."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -93,7 +93,7 @@ class SolverRecipe(RecipePart):
     @model_validator(mode="after")
     def _one_way_to_move(self) -> Self:
         if self.compact and self.rank is not None:
-            raise ValueError(f"compact goes with all weights, not with updates of rank {self.rank}; leave out either")
+            raise ValueError(f"compact and rank ({self.rank}) cannot be combined; leave one of them out")
         return self
 
     _is_a_rate = field_validator("lr", mode="before")(_read_rate)
@@ -107,7 +107,7 @@ class SolverRecipe(RecipePart):
     @classmethod
     def _below_one(cls, value: tuple[float, float]) -> tuple[float, float]:
         if not all(0 <= beta < 1 for beta in value):
-            raise ValueError("both must be at least 0 and below 1")
+            raise ValueError("expected two numbers of at least 0 and below 1")
         return value
 
     @property
@@ -116,10 +116,10 @@ class SolverRecipe(RecipePart):
         return self.settled().loss == "standardized" and self.name != "none"
 
     def settled(self) -> Self:
-        """With the loss and the learning rate decided: the paper's, but for a solver that is not of the paper.
+        """The same with loss and learning rate filled in: the paper's, unless the solver is not one of the paper's.
 
-        With a standardized loss, which is not of the paper either, the rate goes with the weights: what suits one
-        model is a tenth of what suits another (docs/measurements/models.md).
+        With a standardized loss, which is not in the paper either, the rate is relative to the size of the weights,
+        as the best absolute rate differs tenfold between models (docs/measurements/models.md).
         """
         loss = self.loss or ("standardized" if self.name == "widening" else "squared")
         lr = self.lr or (_OWN_LR if loss == "standardized" and self.name != "none" else PAPER_LR)

@@ -83,8 +83,8 @@ def label(name: str) -> str:
 def said_unread(name: str, count: int) -> str:
     """What to say of a folder's files that are not read."""
     return (
-        f"{label(name)}: files of one kind are read, and where names tell of splits, of that split; {count:,} more "
-        "in that folder that look like text are not: give them by their own paths"
+        f"{label(name)}: of a folder, only files of one kind are read, and of one split where names tell splits; "
+        f"{count:,} more that look like text are left out: give these by their own paths"
     )
 
 

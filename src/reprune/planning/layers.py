@@ -36,7 +36,7 @@ def read_recipe(path: Path) -> dict[str, Any]:
     except yaml.YAMLError as error:
         raise InputError(f"--recipe {path}: not valid YAML: {' '.join(str(error).split())}") from None
     except RecursionError:
-        raise InputError(f"--recipe {path}: nested too deep to be read.") from None
+        raise InputError(f"--recipe {path}: nested too deeply to be read.") from None
     if content is None:
         return {}
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
@@ -201,7 +201,7 @@ def _unspaced(location: tuple[int | str, ...], value: Any) -> str | None:
         return None
     place = ".".join(str(part) for part in location[:-1]) or word
     return (
-        f"{place}: expected a space after the colon, by which YAML tells a key from its value: {{{key}: {meant}}} "
+        f"{place}: expected a space after the colon, which YAML needs between a key and its value: {{{key}: {meant}}} "
         f"(got {{{word}}})."
     )
 

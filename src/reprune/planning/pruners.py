@@ -57,7 +57,7 @@ def build(name: str, settings: Mapping[str, Any]) -> Pruner[Any]:
         which = " and ".join(sorted(package(name)))
         raise InputError(f"pruner.name: the packages {which} both bring a pruner {name}; uninstall one of them.")
     if said := _outdated(found[0]):
-        raise InputError(f"pruner {name}: {said}; start Python anew (of a notebook, its kernel).")
+        raise InputError(f"pruner {name}: {said}; restart Python (in a notebook, the kernel).")
     try:
         made = found[0].load()(**settings)
         statistics = made.statistics(1, torch.device("cpu")) if isinstance(made, Pruner) else None
@@ -68,9 +68,9 @@ def build(name: str, settings: Mapping[str, Any]) -> Pruner[Any]:
         made_by = f"{found[0].value}({given}) of the package {_whose(found[0])}"
         raise InputError(f"pruner {name}: {made_by} cannot be used ({short(error)}).") from error
     if not isinstance(statistics, Statistics):
-        wrong = f"{type(made).__name__} is no reprune.math.pruner.Pruner"
+        wrong = f"{type(made).__name__} is not a reprune.math.pruner.Pruner"
         if isinstance(made, Pruner):
-            wrong = f"its statistics are a {type(statistics).__name__}, no reprune.math.statistics.Statistics"
+            wrong = f"its statistics are a {type(statistics).__name__}, not a reprune.math.statistics.Statistics"
         raise InputError(f"pruner {name} of the package {_whose(found[0])} cannot be used: {wrong}.")
     return Checked(name, made, repr(dict(settings)))
 
@@ -115,7 +115,7 @@ def _outdated(entry: EntryPoint) -> str | None:
         return None
     installed = entry.dist.version
     imported = _FIRST_VERSIONS.setdefault(module, installed)
-    said = f"version {imported} of the package {_whose(entry)} is imported, and {installed} is installed by now"
+    said = f"version {imported} of the package {_whose(entry)} is imported, but {installed} is installed now"
     return said if imported != installed else None
 
 

@@ -101,10 +101,10 @@ class PrunerRecipe(RecipePart):
     def build(self) -> Pruner[Any]:
         """Raises `InputError` where there is none of that name, or it does not take the settings."""
         if self.settings and self.name in PRUNERS:
-            own = "its own are pruner.damping and pruner.block_size" if self.name == "sparsegpt" else "it has none"
+            own = "it has pruner.damping and pruner.block_size" if self.name == "sparsegpt" else "it has no settings"
             given = ", ".join(self.settings)
             raise InputError(
-                f"pruner: settings are for a pruner that another package brings, not {self.name}: {own} (got {given})."
+                f"pruner.settings are for pruners that other packages bring, not for {self.name}; {own} (got {given})."
             )
         match self.name:
             case "magnitude":
@@ -178,7 +178,7 @@ class AllocationRecipe(RecipePart):
 
 @final
 class StreamsRecipe(RecipePart):
-    """Where the hidden states of the samples are held."""
+    """Where the hidden states of the samples are kept."""
 
     memory: Annotated[ByteSize, BeforeValidator(_size)] = ByteSize(8 * 10**9)  # of all; those beyond it go to files
 
@@ -245,7 +245,7 @@ class Recipe(RecipePart, BaseModel):  # the latter again, so that ruff knows pyd
     @model_validator(mode="after")
     def _choice_is_guarded(self) -> Self:
         if self.solver.name == "widening" and not self.guard:
-            raise ValueError("reconstruct auto chooses by held-out error, which guard: off ignores; leave the guard on")
+            raise ValueError("reconstruct auto chooses by held-out error, which needs the guard; leave it on")
         return self
 
     @model_validator(mode="after")
@@ -279,8 +279,8 @@ class Recipe(RecipePart, BaseModel):  # the latter again, so that ruff knows pyd
     def _allocation_needs_a_share(self) -> Self:
         if self.allocation.name != "uniform" and self.pattern.group > 1:
             raise ValueError(
-                f"allocation {self.allocation.name} shares out a fraction such as 0.6 over blocks; {self.sparsity} is "
-                "the same in all of them"
+                f"allocation {self.allocation.name} shares out a fraction such as 0.6 over the blocks, but "
+                f"{self.sparsity} is the same in every block; give a fraction, or leave allocation out"
             )
         return self
 

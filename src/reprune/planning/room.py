@@ -20,6 +20,6 @@ def no_room(error: BaseException, folder: str | None = None, variable: str = "TM
     for found in causes(error):
         if isinstance(found, OSError) and found.errno in (*_NUMBERS, errno.ENOLCK):
             place = "on another disk" if found.errno == errno.ENOLCK else "with room"
-            said = f"{os.strerror(found.errno)}, where files are kept for a while; set {variable} to a folder {place}"
+            said = f"{os.strerror(found.errno)}, where temporary files go; set {variable} to a folder {place}"
             return OSError(found.errno, said, folder or tempfile.gettempdir())
     return None

@@ -74,8 +74,8 @@ class Samples:
         names = dict.fromkeys(source.name for source in self.sources if source.foreign_tokens)
         unread = {source.name: source.unread_files for source in self.sources if source.unread_files}
         return [said_unread(name, count) for name, count in unread.items()] + [
-            f"{label(name)}: this model's tokenizer does not decode some of its token ids to their texts; it "
-            "tokenizes these texts anew"
+            f"{label(name)}: some of its token ids do not decode to their texts with this model's tokenizer; these "
+            "texts are tokenized again"
             for name in names
         ]
 

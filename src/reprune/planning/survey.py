@@ -79,9 +79,11 @@ def survey(decoder: Decoder, sparsities: Sparsities, choice: Choice) -> Survey:
         if not any(fits_place(index, name, pattern) for index, name in places):
             there = ", ".join(sorted({name for _, name in places}))
             hint = _hint(decoder, pattern, places)
-            raise InputError(f"{key}: {pattern!r} fits no matrix of a block{hint}; there are {there:.2000}.")
+            raise InputError(f"{key}: {pattern!r} matches no matrix of a block{hint}; the matrices are {there:.2000}.")
     if not any(block.groups for block in blocks) and not refusals:
-        raise InputError(f"{decoder.name}: no linear of any block is left to prune; see 'only' and 'exclude'.")
+        raise InputError(
+            f"{decoder.name}: no linear is left to prune in any block; see 'only', 'include' and 'exclude'."
+        )
     said = (
         f"block {found[0]}: {reason}" if len(found) == 1 else f"blocks {ranges(found)}: {reason}"
         for reason, found in refusals.items()
@@ -114,7 +116,7 @@ def _survey_block(
     except RepruneError:
         raise
     except Exception as error:  # whatever a module raises
-        refusals.append(f"which matrices it multiplies by cannot be seen ({short(error)})")
+        refusals.append(f"the matrices that it multiplies by cannot be found ({short(error)})")
     linears = find_linears(module, stacks)
     routers = find_routers(module, stacks)
     dense = choice.kept_dense(index, linears) - routers

@@ -37,7 +37,7 @@ def open_bytes(path: Path, label: str) -> Iterator[BinaryIO]:
     except (OSError, EOFError, zlib.error) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise InputError(
-            f"{label}: expected a file that can be read, but: {reason}; check the file and who may read it"
+            f"{label}: expected a file that can be read, but: {reason}; check the file and its permissions"
         ) from error
 
 
@@ -79,7 +79,7 @@ def _decoded(path: Path, label: str) -> str:
         line = data.count(b"\n", 0, place) + 1
         raise InputError(
             f"{label}, line {line}: expected text in UTF-8, but it has a zero byte, as UTF-16 has; convert the file to "
-            "UTF-8, or take such bytes out"
+            "UTF-8, or remove such bytes"
         )
     try:
         return data.decode("utf-8-sig")
@@ -162,7 +162,7 @@ def explain_json(path: Path, label: str) -> InputError | None:
 def _too_much(label: str, where: str = "") -> InputError:
     return InputError(
         f"{label}: expected text, but it unpacks{where} to more than {_PACKED} times its size, beyond "
-        f"{_LARGE >> 20} MiB; look what it holds, or unpack it and give that file"
+        f"{_LARGE >> 20} MiB; check what it holds, or unpack it and give the unpacked file"
     )
 
 

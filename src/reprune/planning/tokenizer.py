@@ -32,7 +32,7 @@ def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> Any:
         file = _sentencepiece(folder)
         if file is not None and (lacking := [package for module, package in _READERS if not _is_there(module)]):
             raise InputError(
-                f"{called(folder)}: its tokenizer ({file.name}) is read by other packages: pip install "
+                f"{called(folder)}: its tokenizer ({file.name}) needs other packages; install them with: pip install "
                 f"{' '.join(lacking)}"
             ) from None
         with suppress(UnsupportedModelError):  # of no concern to a tokenizer
@@ -45,7 +45,7 @@ def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> Any:
         ) from None
     if not words:  # of a class that Transformers makes without its files
         raise InputError(
-            f"{called(folder)}: its tokenizer knows no words; copy the model's tokenizer files (tokenizer.json, "
+            f"{called(folder)}: its tokenizer is empty; copy the model's tokenizer files (tokenizer.json, "
             "tokenizer_config.json) into the folder."
         )
     return tokenizer

@@ -157,12 +157,12 @@ _RECIPES: list[object] = [
     (["--set", "schedule.size=4"], "schedule.size 4: llama has 3 blocks; give as many at most"),
     (["--set", f"schedule.size={10**21}"], f"schedule.size {10**21}: llama has 3 blocks"),
     (["--set", "solver.name=sgd"], "sgd"),
-    (["--set", "solver.betas=[1, 2]"], "solver.betas: both must be"),
+    (["--set", "solver.betas=[1, 2]"], "solver.betas: expected two numbers of at least 0 and below 1"),
     (["--set", "solver.betas=[0.9]"], "solver.betas"),
     (["--set", "samples=["], "--set samples=[: the value is not valid YAML"),
     (["--set", "samples.x=1"], "samples: "),
-    (["--set", "exclude=[nothing]"], "exclude: 'nothing' fits no matrix"),
-    (["--set", "exclude=['*']"], "no linear of any block is left"),
+    (["--set", "exclude=[nothing]"], "exclude: 'nothing' matches no matrix"),
+    (["--set", "exclude=['*']"], "no linear is left to prune in any block"),
     (["--set", "precision=float8"], "float8"),
     (["--set", "teacher=none"], "teacher: "),
     (["--set", "streams.memory=lots"], "lots"),
@@ -385,7 +385,7 @@ def test_a_model_without_a_tokenizer(here: Path, cli: Cli) -> None:
     said = cli("plan", "bare", *QUICK)
     assert (said.code, "refused bare: its tokenizer cannot be loaded" in " ".join(said.out.split())) == (2, True)
     (here / "bare" / "tokenizer_config.json").write_text('{"tokenizer_class": "LlamaTokenizer", "unk_token": "<unk>"}')
-    _refused(cli, here, ["prune", "bare", "--out", "out", *QUICK], "bare: its tokenizer knows no words")
+    _refused(cli, here, ["prune", "bare", "--out", "out", *QUICK], "bare: its tokenizer is empty")
 
 
 def test_windows_is_refused_before_a_command_looks_at_anything(

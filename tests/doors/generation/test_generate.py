@@ -245,7 +245,7 @@ def test_beside_anothers_file_nothing_is_written(here: Path, cli: Cli) -> None:
     before = set(here.iterdir())
     said = cli("generate", "llama", "--out", "self.jsonl", *FLAGS)
     assert (said.code, set(here.iterdir())) == (2, before)
-    assert said.err == "error: --out self.jsonl: self.rejected.jsonl is there already; give another file.\n"
+    assert said.err == "error: --out self.jsonl: self.rejected.jsonl exists already; give another file.\n"
 
 
 def test_a_length_that_is_not_given_is_the_models_limit(here: Path, cli: Cli) -> None:

@@ -145,9 +145,7 @@ def test_settings_go_to_the_pruners_that_packages_bring(tmp_path: Path, monkeypa
         InputError, match=r"^cell mine-LR-seed0: pruner mine: brought:mine\(\) of the package brought cannot"
     ):
         cell_recipes(cells, "m", {}, {}, [])
-    with pytest.raises(
-        InputError, match=r"^cell wanda-LR-seed0: pruner: settings are for a pruner that another package"
-    ):
+    with pytest.raises(InputError, match=r"^cell wanda-LR-seed0: pruner\.settings are for pruners that other packages"):
         cell_recipes(cells[:1], "m", {}, {}, ["pruner.settings.power=2"])
 
 

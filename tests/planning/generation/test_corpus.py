@@ -159,7 +159,7 @@ def test_filters_learn_what_they_had_learned(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["self.jsonl", "self.rejected.jsonl"])
 def test_a_file_that_is_there_is_not_written_over(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text("years of work")
-    with pytest.raises(InputError, match=f"{name} is there already; give another file"):
+    with pytest.raises(InputError, match=f"{name} exists already; give another file"):
         Corpus(tmp_path / "self.jsonl").open(MADE_BY, 5)
     assert files(tmp_path) == {name: b"years of work"}
 
@@ -310,7 +310,7 @@ def test_a_file_that_lost_its_texts_is_not_said_to_be_whole(left: int | None, tm
         path.write_bytes(content[:left])
     remedy = r"remove it and self\.rejected\.jsonl and self\.manifest\.json and generate again"
     for look in (Corpus.finished, Corpus.texts, lambda corpus: corpus.open(MADE_BY, 6)):
-        with pytest.raises(InputError, match=rf"self\.jsonl: gone, or shorter than it was; {remedy}"):
+        with pytest.raises(InputError, match=rf"self\.jsonl: is missing, or shorter than it was; {remedy}"):
             look(Corpus(path))
     for name in ("self.jsonl", "self.rejected.jsonl", "self.manifest.json"):
         (tmp_path / name).unlink(missing_ok=True)
@@ -325,7 +325,7 @@ def test_a_whole_file_stays_whole_where_more_texts_are_refused(left: int | None,
     if left is not None:
         corpus.rejected.write_bytes(content[:left])
     before = files(tmp_path)
-    with pytest.raises(InputError, match=r"self\.rejected\.jsonl: gone, or shorter than it was; remove it and"):
+    with pytest.raises(InputError, match=r"self\.rejected\.jsonl: is missing, or shorter than it was; remove it and"):
         Corpus(corpus.path).open(MADE_BY, 6)
     assert files(tmp_path) == before
     assert Corpus(corpus.path).finished() is not None

@@ -211,5 +211,5 @@ def test_only_duplicates_need_a_library_and_name_its_extra(monkeypatch: pytest.M
     require_filters(FILTERS)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     require_filters([name for name in FILTERS if name != "duplicates"])
-    with pytest.raises(InputError, match=r"pip install 'reprune\[generate\]', or leave the filter duplicates out"):
+    with pytest.raises(InputError, match=r"pip install 'reprune\[generate\]', or leave that filter out"):
         require_filters(FILTERS)

@@ -67,7 +67,7 @@ class Corpus:
         try:
             content = read_json(self.manifest.read_text(encoding="utf-8"))
             if not _is_manifest(content):
-                raise ValueError("no manifest of reprune")
+                raise ValueError("not a manifest of reprune")
         except (OSError, ValueError) as error:
             raise InputError(f"{self.manifest}: damaged ({error}); {self._remedy(self.manifest)}") from None
         self._require_bytes(self.path, content["last_rounds"][-1]["kept_bytes"])
@@ -75,7 +75,7 @@ class Corpus:
 
     def _require_bytes(self, file: Path, size: int) -> None:
         if not file.exists() or file.stat().st_size < size:
-            raise InputError(f"{file}: gone, or shorter than it was; {self._remedy(file)}")
+            raise InputError(f"{file}: is missing, or shorter than it was; {self._remedy(file)}")
 
     def _remedy(self, damaged: Path) -> str:
         files = (self.path, self.rejected, self.manifest, self._rounds)
@@ -86,7 +86,7 @@ class Corpus:
         """Raise `InputError` where a file that has not been begun would overwrite another."""
         for file in () if self._rounds.exists() else (self.path, self.rejected, self.manifest):
             if file.exists() and file.stat().st_size:
-                raise InputError(f"--out {self.path}: {file.name} is there already; give another file.")
+                raise InputError(f"--out {self.path}: {file.name} exists already; give another file.")
 
     def open(self, made_by: Mapping[str, Any], samples: int) -> None:
         """Begin the file, or go on with it, be it finished or not; `made_by` is all that decides so many texts.
@@ -268,4 +268,4 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
                     raise ValueError("no text, and no prefix of one")
                 yield found
         except ValueError:
-            raise InputError(f"{path}: damaged; remove it and what stands beside it, and generate again.") from None
+            raise InputError(f"{path}: damaged; remove it and the files beside it, and generate again.") from None

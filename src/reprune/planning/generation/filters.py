@@ -235,6 +235,6 @@ def require_filters(names: Sequence[str]) -> None:
     """Raise `InputError` where a library of these filters is not installed."""
     if NoDuplicate.name in names and importlib.util.find_spec("datasketch") is None:
         raise InputError(
-            "filtering near-duplicates needs datasketch; install it with: pip install 'reprune[generate]', or leave "
-            "the filter duplicates out."
+            "the filter 'duplicates' needs datasketch; install it with: pip install 'reprune[generate]', or leave that "
+            "filter out."
         )

@@ -65,7 +65,7 @@ def first_tokens(tokenizer: Any, rows: int) -> FirstTokens:
         else:
             left_out[reason] += 1
     if not ids:
-        raise InputError("the tokenizer has no token that a text could begin with; give the model's own tokenizer.")
+        raise InputError("the tokenizer has no token that a text could begin with; use the model's own tokenizer.")
     return FirstTokens(np.asarray(ids, dtype=np.int64), dict(sorted(left_out.items())), special)
 
 

@@ -1,8 +1,8 @@
-"""The gradients of root mean square norms, in less time and memory than those of the operations that make them up.
+"""The gradients of root mean square norms, in less time and memory than by the operations that make them up.
 
-Of these each has a gradient of its own, which reads and writes all states, and some are kept for it; here a norm is one
-function, which keeps what enters it. Its values are the module's own. Which of a block's modules are such norms is
-learned by running them.
+Each of these operations has its own backward, which reads and writes all states, and some keep tensors for it. Here a
+norm is one function, which keeps only its inputs. Its outputs are computed by the module itself. Running a block's
+modules shows which of them are such norms.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ from torch import Tensor, nn
 
 Scaled = Callable[[Tensor, Tensor], None]
 
-_EPSILONS = ("eps", "variance_epsilon", "epsilon")  # what modules call it
+_EPSILONS = ("eps", "variance_epsilon", "epsilon")  # attribute names in modules
 _OFFSETS = (0.0, 1.0)  # what modules add to their weights
-_CLOSE = 1e-5  # relative, hundred times float32's rounding
-_TRIED = (1.0, 1e-3)  # sizes of states; at the second one an epsilon of 1e-6 counts as much as they do
+_CLOSE = 1e-5  # relative, a hundred times float32's rounding
+_TRIED = (1.0, 1e-3)  # scales of states; at the second, an epsilon of 1e-6 is as large as their mean square
 
 
 @final
 @dataclass(frozen=True)
 class RmsNorm:
-    """A module that makes of x: x / sqrt(mean(x^2) + epsilon) * (offset + weight), over the last dimension."""
+    """A module that computes x / sqrt(mean(x^2) + epsilon) * (offset + weight), over the last dimension."""
 
     module: nn.Module
     epsilon: float
     offset: float
 
     def run(self, scaled: Scaled, *args: Any, **kwargs: Any) -> Any:
-        """What the module's forward gives; `scaled` is told of outputs that need a gradient for their scale alone."""
+        """The module's forward; calls `scaled(outputs, scale)` if only the scale of the outputs needs a gradient."""
         own = partial(type(self.module).forward, self.module)
         if kwargs or len(args) != 1 or not isinstance(args[0], Tensor):
             return own(*args, **kwargs)
@@ -50,7 +50,7 @@ class RmsNorm:
 
 @torch.no_grad()
 def find_norms(block: nn.Module) -> list[RmsNorm]:
-    """The modules of a block that are such norms; what weights they have, if any, does not matter."""
+    """The modules of a block that are such norms; the values of their weights do not matter."""
     return [norm for module in block.modules() if (norm := _as_norm(module)) is not None]
 
 
@@ -67,7 +67,7 @@ def _as_norm(module: nn.Module) -> RmsNorm | None:
     tried._parameters = {"weight": scale}
     try:
         found = [(tried(size * states), size * states * _factors(size * states, epsilon)) for size in _TRIED]
-    except Exception:  # whatever a module raises that is no such norm
+    except Exception:  # whatever a module raises that is not such a norm
         return None
     for offset in _OFFSETS:
         if all(_alike(given, normed * (scale + offset)) for given, normed in found):
@@ -86,9 +86,9 @@ def _alike(given: Any, expected: Tensor) -> bool:
 
 @contextmanager
 def as_one(norms: Sequence[RmsNorm], scaled: Scaled) -> Iterator[None]:
-    """Within this context these modules are computed as one function each.
+    """Within this context each of these norms is one function.
 
-    `scaled` is told of outputs that need a gradient for their scale alone, and of that scale.
+    `scaled(outputs, scale)` is called for outputs of which only the scale needs a gradient.
     """
     for norm in norms:
         norm.module.forward = partial(norm.run, scaled)
@@ -100,7 +100,7 @@ def as_one(norms: Sequence[RmsNorm], scaled: Scaled) -> Iterator[None]:
 
 
 def _factors(states: Tensor, epsilon: float) -> Tensor:
-    """What the states are multiplied by to be normed, (..., 1), float32."""
+    """The factors that norm the states, (..., 1), float32."""
     lengths: Tensor = torch.linalg.vector_norm(states, dim=-1, keepdim=True, dtype=torch.float32)
     return lengths.square_().div_(states.shape[-1]).add_(epsilon).rsqrt_()
 
@@ -118,7 +118,7 @@ class _RmsNorm(torch.autograd.Function):
         states, scale, factors = ctx.saved_tensors
         order = _memory_order(states)
         gradient, inputs, factors = (one.permute(order).float().contiguous() for one in (outer[0], states, factors))
-        # Layer norm's own gradient, of a mean of zero, less what it takes away as its mean moves with the inputs.
+        # Layer norm's gradient for a mean of zero; the term that its mean contributes there is added back.
         by_states, by_scale, _ = torch.ops.aten.native_layer_norm_backward(
             gradient, inputs, [len(scale)], torch.zeros_like(factors), factors, scale, None, [True, True, False]
         )
@@ -128,6 +128,6 @@ class _RmsNorm(torch.autograd.Function):
 
 
 def _memory_order(states: Tensor) -> list[int]:
-    """Its dimensions as they lie in memory, but for the last, which stays."""
+    """The dimensions in their order in memory, except for the last, which stays last."""
     strides = states.stride()
     return [*sorted(range(states.dim() - 1), key=lambda place: -strides[place]), states.dim() - 1]

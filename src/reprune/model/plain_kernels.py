@@ -1,7 +1,7 @@
-"""Parts of models without the kernels that other packages have for them, which take tensors of a GPU alone.
+"""Runs models without the kernels of other packages, which accept only tensors of a GPU.
 
-Transformers calls such packages (flash-linear-attention, causal-conv1d, mamba-ssm) wherever they are installed, on any
-device. But not for an export, where it computes the same in plain PyTorch.
+If such packages (flash-linear-attention, causal-conv1d, mamba-ssm) are installed, Transformers calls them on any
+device. Only for an export does it compute the same in plain PyTorch.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ import torch
 from transformers.integrations import hub_kernels
 
 _ASKED = "is_torchdynamo_exporting"
-"""What they are chosen by; only they are, by the name in that module."""
+"""The function that Transformers asks before it calls these kernels; in that module it is used for nothing else."""
 
 
 @contextmanager
 def plain_kernels(device: torch.device) -> Iterator[None]:
-    """A context in which a model runs on this device as if they were not installed, if it is one that they refuse.
+    """A context in which models run as if these packages were not installed, if they do not support the device.
 
-    Other threads, which may run a model on a GPU, are none of its concern.
+    Other threads, which may run a model on a GPU, are not affected.
     """
     if device.type not in ("cpu", "meta"):
         yield
@@ -36,11 +36,11 @@ def plain_kernels(device: torch.device) -> Iterator[None]:
 
 @final
 class _Answer:
-    """Stands in Transformers for what it asks, for as long as a thread is in such a context."""
+    """Replaces the function that Transformers asks, as long as any thread is in such a context."""
 
     def __init__(self) -> None:
         self._lock = Lock()
-        self._threads: list[int] = []  # by the contexts that they are in
+        self._threads: list[int] = []  # one entry for each context that a thread is in
         self._plain: Callable[[], bool] = bool
 
     def begin(self) -> None:
@@ -52,7 +52,7 @@ class _Answer:
 
     def end(self) -> None:
         with self._lock:
-            if get_ident() in self._threads:  # not where an interrupt came before
+            if get_ident() in self._threads:  # not if an interrupt came before `begin` had finished
                 self._threads.remove(get_ident())
                 if not self._threads:
                     setattr(hub_kernels, _ASKED, self._plain)

@@ -1,6 +1,6 @@
-"""What a model predicts from its last block's states: its own norm, head and whatever follows them, some at a time.
+"""A model's predictions from its last block's states, by its own norm, head and whatever follows them.
 
-Logits are as wide as the vocabulary, so they are made of a few tokens at a time and never kept. Knows no losses.
+Logits are as wide as the vocabulary, so they are computed for a few tokens at a time and never kept. Knows no losses.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from reprune.model.skeleton import Skeleton
 
 LOGITS = 2**24  # at a time: 64 MiB in float32
 _TRIED = 4  # tokens
-_NEAR = 0.02  # of the largest logit: what rounding of half precision may do
+_NEAR = 0.02  # of the largest logit: differences that rounding to half precision may make
 
 
 @torch.no_grad()
 def check_predicts(skeleton: Skeleton, precision: Precision, fill: Fill) -> None:
-    """Raise `UnsupportedModelError` unless a model makes logits of its last block's states; no weight is read.
+    """Raise `UnsupportedModelError` unless a model computes logits from its last block's states; reads no weight.
 
-    `fill` gives the weights outside the blocks, without values. Raises `HalfPrecisionError` where it makes them with
-    products in float32 only.
+    `fill` gives the weights outside the blocks, without values. Raises `HalfPrecisionError` if the model computes
+    logits with float32 products only.
     """
     if not isinstance(skeleton.model.get_output_embeddings(), nn.Module):
         raise UnsupportedModelError(
@@ -54,7 +54,7 @@ class Predictor:
     """From states after the last block to logits."""
 
     def __init__(self, run: Callable[[Tensor, Tensor], Tensor]) -> None:
-        """`run` makes logits (batch, tokens, words) of states (batch, tokens, ...) and their ids (batch, tokens)."""
+        """`run` maps states (batch, tokens, ...) and their ids (batch, tokens) to logits (batch, tokens, words)."""
         self._run = run
         self._words = 0
         self._by_token = True
@@ -63,14 +63,14 @@ class Predictor:
         """The logits (batch, tokens, words), float32, with gradients to the states.
 
         Args:
-            states: a stream's (batch, tokens, ...), float32, where blocks run.
-            ids: the tokens that they are of (batch, tokens), int64, on the CPU.
+            states: a stream's (batch, tokens, ...), float32, on the device of the blocks.
+            ids: their tokens (batch, tokens), int64, on the CPU.
         """
         return self._run(states, ids).float()
 
     @torch.no_grad()
     def parts(self, states: Tensor, ids: Tensor) -> Iterator[tuple[slice, slice]]:
-        """The samples and the tokens of states to make logits of at a time, all of them in turn."""
+        """Slices of samples and of tokens that cover all states, each for the logits of one call."""
         if not self._words:
             self._look_at(states, ids)
         samples, tokens = ids.shape
@@ -79,9 +79,9 @@ class Predictor:
         yield from product(of_samples, slices(0, tokens, at_once) if self._by_token else [slice(None)])
 
     def _look_at(self, states: Tensor, ids: Tensor) -> None:
-        """Learn how many words there are, and whether a token's logits depend on its own states alone.
+        """Find the number of words, and whether a token's logits depend on its own states only.
 
-        They do not where a stream has more than the text's tokens: prompts before them, or streams of n-grams behind.
+        They do not if a stream has more than the text's tokens, such as prompts before or n-gram streams after them.
         """
         if states.shape[1] != ids.shape[1]:
             self._words, self._by_token = self(states[:1], ids[:1]).shape[-1], False

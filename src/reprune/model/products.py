@@ -1,8 +1,8 @@
-"""Sees what a block multiplies its tokens by, where that is no module of its own: the matrices of experts.
+"""Watches the matrix products of a block to find matrices that are not modules, such as those of experts.
 
-Transformers keeps the experts of a layer as one parameter, and each architecture multiplies by its parts in a way of
-its own. What is watched here is the product itself: of some tokens and a view of such a parameter. So the parts, how
-they are laid out and what reaches each are learned by running the block, not from a list of architectures.
+Transformers keeps the experts of a layer as one parameter, and each architecture multiplies by its parts in its own
+way. Here the products themselves are watched, of some tokens and a view of such a parameter. So running the block shows
+the parts, their layout and their inputs, without a list of architectures.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from torch.overrides import TorchFunctionMode
 from reprune.model.linears import Linear, Stack, is_linear
 
 _NO_PRODUCT = (nn.Embedding, nn.EmbeddingBag, nn.modules.conv._ConvNd)
-"""Modules whose weight is no matrix that tokens are multiplied by: a table of rows that are looked up, or a kernel."""
+"""Modules whose weight tokens are not multiplied by: it is a table of rows, or the kernel of a convolution."""
 
 Saw = Callable[[Tensor, Tensor], None]
-"""Is told of a product: a matrix (rows, columns), a view of a parameter, and its inputs (..., columns)."""
+"""Called for each product with the matrix (rows, columns), a view of a parameter, and its inputs (..., columns)."""
 
 
 @final
 class _Products(TorchFunctionMode):
-    """While it is entered, tells of each product of a view of one of some parameters."""
+    """While it is entered, calls `saw` for each product with a view of one of some parameters."""
 
     def __init__(self, parameters: Iterable[Tensor], saw: Saw) -> None:
         super().__init__()
@@ -79,7 +79,7 @@ class _Products(TorchFunctionMode):
 
 @final
 class _Reads(TorchFunctionMode):
-    """While it is entered, notes which of some parameters tensors are made of, but for views by an attribute."""
+    """While it is entered, notes which of some parameters are used to make tensors, except attributes such as `.T`."""
 
     def __init__(self, parameters: Iterable[Tensor]) -> None:
         super().__init__()
@@ -103,10 +103,10 @@ def _tensors(values: Iterable[object]) -> Iterator[Tensor]:
 
 
 def as_products(args: tuple[Any, ...], is_ours: Callable[[object], bool]) -> tuple[Tensor, ...]:
-    """The operands of an `einsum` as those of a product of inputs (batch, tokens, columns) and matrices.
+    """The operands of an `einsum` as inputs (batch, tokens, columns) and matrices; () if it is no such product.
 
-    Letters that operands have in common are columns, or number the matrices where the result has them too; the others
-    of the parameter are rows, and those of the inputs tokens. What is no product of that kind is ().
+    Letters that both operands have are columns or, if the result has them too, number the matrices. The other letters
+    of the parameter are rows, and those of the inputs are tokens.
     """
     if len(args) == 2 and isinstance(args[1], tuple | list):
         args = (args[0], *args[1])
@@ -126,7 +126,7 @@ def as_products(args: tuple[Any, ...], is_ours: Callable[[object], bool]) -> tup
     if not columns or not rows or summed or len({*of_inputs}) < inputs.dim():
         return ()
     matrices = weight.permute([of_weight.index(one) for one in (*numbers, *columns, *rows)])
-    try:  # a view, or no matrix that could be written to
+    try:  # it must be a view, so that writes to the matrices reach the parameter
         matrices = matrices.view(
             math.prod(weight.shape[of_weight.index(one)] for one in numbers),
             math.prod(weight.shape[of_weight.index(one)] for one in columns),
@@ -141,10 +141,10 @@ def as_products(args: tuple[Any, ...], is_ours: Callable[[object], bool]) -> tup
 
 @contextmanager
 def watched_products(linears: Iterable[Linear], saw: Callable[[Linear, Tensor], None]) -> Iterator[None]:
-    """Call `saw(linear, inputs)` whenever within this context tokens are multiplied by one of these of a stack.
+    """Within this context, call `saw(linear, inputs)` whenever tokens are multiplied by one of these stacks' linears.
 
-    Rows of inputs that are zero, as where all tokens are multiplied by all experts and most are blanked out before,
-    count as tokens that were routed elsewhere.
+    Input rows of zeros count as tokens that were routed elsewhere: some models multiply all tokens by all experts and
+    first set those that are not routed to an expert to zero.
     """
     by_place = {(storage(linear.parameter), linear.offset): linear for linear in linears}
 
@@ -159,10 +159,10 @@ def watched_products(linears: Iterable[Linear], saw: Callable[[Linear, Tensor], 
 
 @final
 class SlicesApart(TorchFunctionMode):
-    """While it is entered, parameters that are indexed matrix by matrix are taken apart once.
+    """While it is entered, parameters that are indexed matrix by matrix are unbound once.
 
-    The gradient of a slice that was taken by its index is as large as the whole parameter, and there is one for each
-    expert; all slices that are taken at once have one gradient together.
+    The gradient of a slice taken by its index is as large as the whole parameter, and each expert would have one; all
+    slices that are unbound together share a single gradient.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
@@ -188,7 +188,7 @@ class SlicesApart(TorchFunctionMode):
 
 
 def candidates(block: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters that may be stacks: of two or more dimensions, and of no module that says what they are."""
+    """The parameters that may be stacks: of two or more dimensions, and not of a linear, embedding or convolution."""
     return {
         f"{path}.{key}" if path else key: parameter
         for path, module in block.named_modules()
@@ -204,9 +204,9 @@ class _Seen:
 
     shape: tuple[int, int]
     strides: tuple[int, int]
-    inputs: dict[int, Tensor]  # by offset: what reached the matrix there
-    regular: bool = True  # all of one shape and layout, one after the other
-    rows: int = 0
+    inputs: dict[int, Tensor]  # by offset: the inputs of the matrix there
+    regular: bool = True  # whether all matrices have one shape and layout, one after the other
+    rows: int = 0  # of inputs, those of zeros left out
 
 
 @torch.no_grad()
@@ -214,9 +214,9 @@ def find_stacks(block: nn.Module, run: Callable[[], None], tokens: int) -> list[
     """The stacks of a block, found by running it.
 
     Args:
-        block: with values in its parameters, any.
+        block: its parameters may have any values, but not be on the meta device.
         run: runs it on some tokens.
-        tokens: on how many.
+        tokens: how many.
     """
     linears = {name: module for name, module in block.named_modules() if is_linear(module)}
     parameters = candidates(block) | _weights(linears)
@@ -247,13 +247,13 @@ def find_stacks(block: nn.Module, run: Callable[[], None], tokens: int) -> list[
     stacks: list[Stack] = []
     for name, found in seen.items():
         count, rest = divmod(parameters[name].numel(), math.prod(found.shape))
-        # A linear whose module is not called, as its weight is multiplied by directly, is a stack of one; so is what
-        # would hold more experts in another configuration.
+        # A linear whose weight is multiplied by directly, without calling its module, is a stack of one. So is a
+        # parameter that would hold several experts in another configuration.
         alone = count == 1 and (name.removesuffix(".weight") in linears or parameters[name].dim() > 2)
         if not found.regular or rest or not (count > 1 or alone) or name in called:
             continue
         shares = next((one for one in stacks if one.count == count and _read_alike(seen[one.parameter], found)), None)
-        # What comes out of a linear with weights of zero is zero, and tells nothing of who reads it.
+        # With weights of zero, what reads another linear's outputs gets only zeros, so its tokens cannot be counted.
         unknown = 1.0 if count == 1 else 0.0
         known = next((one.per_token for one in reversed(stacks) if one.count == count), unknown)
         per_token = known if found.rows == 0 else min(found.rows / tokens, float(count))
@@ -265,7 +265,7 @@ def find_stacks(block: nn.Module, run: Callable[[], None], tokens: int) -> list[
 
 @torch.no_grad()
 def find_read(block: nn.Module, run: Callable[[], None]) -> set[str]:
-    """The linears of a block whose weights are made something of, found by running it: multiplied by or not."""
+    """The names of the linears whose weights the block uses, in products or otherwise, found by running it."""
     linears = {name: module for name, module in block.named_modules() if is_linear(module)}
     reads = _Reads(_weights(linears).values())
     with reads:
@@ -278,16 +278,16 @@ def _weights(linears: Mapping[str, nn.Module]) -> dict[str, nn.Parameter]:
 
 
 def _read_alike(one: _Seen, other: _Seen) -> bool:
-    """Whether the same tensors reach the matrices of two stacks, number by number."""
+    """Whether matrices of the same number in two stacks read the same tensors."""
     size, others = math.prod(one.shape), math.prod(other.shape)
     pairs = [
         (inputs, other.inputs.get(offset // size * others)) for offset, inputs in one.inputs.items()
-    ]  # what was seen of one and not of the other tells them apart too
+    ]  # a matrix that was seen in only one of them makes them differ too
     return all(second is not None and same_data(first, second) for first, second in pairs)
 
 
 def same_data(first: Tensor, second: Tensor) -> bool:
-    """Whether two tensors that are both alive are one and the same data."""
+    """Whether two tensors, both alive, are the same data in memory."""
     if first is second:
         return True
     return (
@@ -300,13 +300,13 @@ def same_data(first: Tensor, second: Tensor) -> bool:
 
 
 def _routed_rows(inputs: Tensor) -> Tensor:
-    """The inputs (..., columns) as (tokens, columns), without those that are zero in all columns."""
+    """The inputs (..., columns) as (tokens, columns), without rows of zeros."""
     flat = inputs.detach().reshape(-1, inputs.shape[-1])
     return flat[(flat != 0).any(dim=-1)]
 
 
 def storage(tensor: Tensor) -> int:
-    """What tells memory from other memory, whichever tensor views it, as long as one does."""
+    """An identifier of a tensor's storage, the same for all its views; unique as long as one of them is alive."""
     return int(tensor.untyped_storage()._cdata)
 
 

@@ -1,4 +1,4 @@
-"""Keeps what Transformers prints to itself, for as long as a context lasts."""
+"""Suppresses what Transformers prints, for as long as a context lasts."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from contextlib import ExitStack, contextmanager
 from threading import RLock
 
 _IN_TURN = RLock()
-"""What is set here, and what Transformers sets while it makes a model, is the whole process's."""
+"""The settings here, and those that Transformers changes while it builds a model, belong to the whole process."""
 
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """No advice, no progress bars; errors still show. All settings are as before when the context ends.
+    """No advice and no progress bars; errors are still shown. All settings are restored when the context ends.
 
-    Threads enter it one after the other, so keep it short.
+    Only one thread at a time can be in it, so keep it short.
     """
     from transformers.utils import logging
 
     with _IN_TURN, ExitStack() as stack, warnings.catch_warnings():
-        # What puts a setting back comes before it is changed: an interrupt may come at any moment.
+        # The callback that restores a setting is added before its change, as an interrupt may come at any moment.
         stack.callback(logging.set_verbosity, logging.get_verbosity())
         if logging.is_progress_bar_enabled():
             stack.callback(logging.enable_progress_bar)

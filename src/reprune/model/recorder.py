@@ -1,4 +1,4 @@
-"""Runs a model's own forward with recorders in place of its blocks, and the weights before them filled in as needed."""
+"""Runs a model's own forward with recorders in place of its blocks, loading weights outside them when needed."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ Fill = Callable[[str, nn.Module, Tensor | None], None]
 """Gives the parameters of a module outside the blocks: (module name, module, token ids if it embeds them)."""
 
 Saw = Callable[[int, Tensor, Call], Any]
-"""Is told of a block's number, and of the states and the call that reach it. True ends the forward pass by
-`LastBlockReached`; what is neither that nor False is what the block returns."""
+"""Called with a block's index, and the states and the call that reach it. If it returns True, the forward pass ends by
+`LastBlockReached`; if False, the states are handed on; anything else is returned as the block's output."""
 
 
 @final
 class _Recorder(nn.Module):
-    """Stands in for a block: keeps what it is given and hands the hidden states on as they are."""
+    """Stands in for a block: reports what it is given and hands on the hidden states unchanged."""
 
     def __init__(self, index: int, block: nn.Module, saw: Saw, returned: int, disturb: bool) -> None:
         super().__init__()
         self._index = index
-        self._original = (block,)  # in a tuple, so that it is no module of this one
+        self._original = (block,)  # in a tuple, so that it is not registered as a submodule
         self._names = list(inspect.signature(block.forward).parameters)
         self._saw = saw
         self._returned = returned
@@ -37,11 +37,11 @@ class _Recorder(nn.Module):
 
     @property  # type: ignore[misc]  # nobody sets it
     def __class__(self) -> type[Any]:
-        """The block's, as models may ask of which class it is before they call it."""
+        """The block's class, as a model may check it before calling the block."""
         return type(self._original[0]) if "_original" in self.__dict__ else _Recorder
 
     def __getattr__(self, name: str) -> Any:
-        # Models ask their blocks for such things as attention_type before they call them.
+        # Models read attributes of their blocks, such as attention_type, before they call them.
         try:
             return super().__getattr__(name)
         except AttributeError:
@@ -74,18 +74,18 @@ def stop(*_: Any) -> None:
 
 
 class LastBlockReached(Exception):
-    """Ends a forward pass when the last recorder has been called: what comes after is never run."""
+    """Ends a forward pass when the last recorder has been called; what would follow is not run."""
 
 
 @contextmanager
 def recorders(blocks: nn.ModuleList, saw: Saw, returned: int, disturb: bool = False) -> Iterator[None]:
-    """Have recorders stand in for blocks.
+    """Within this context recorders stand in for blocks.
 
     Args:
-        blocks: the model's list of them.
-        saw: is told of what reaches each.
-        returned: what the blocks return: the states, or a tuple of so many that begins with them; if negative, with
-            None beside them.
+        blocks: the model's list of blocks, restored afterwards.
+        saw: called with what reaches each block.
+        returned: what the blocks return: 0 for the states, n for a tuple of length n that begins with the states and
+            goes on with placeholders, -n for one that goes on with None.
         disturb: have them hand on other states than they are given.
     """
     originals = list(blocks)
@@ -99,16 +99,16 @@ def recorders(blocks: nn.ModuleList, saw: Saw, returned: int, disturb: bool = Fa
 
 
 def is_outside(path: str, inside: tuple[str, ...]) -> bool:
-    """Whether a module of that path lies outside all of these."""
+    """Whether the module at `path` lies outside all modules at `inside`."""
     return not any(f"{path}.".startswith(f"{one}.") for one in inside)
 
 
 @contextmanager
 def filling(model: Any, inside: tuple[str, ...], fill: Fill, ids: Tensor, early: bool) -> Iterator[None]:
-    """Have the weights of each module outside some lists of blocks filled in just before it first runs.
+    """Within this context the weights of each module outside some lists of blocks are filled in just before it runs.
 
-    Those of the embedding are there from the start, as some models look at them before they run it; `early` has all be
-    there but those of the output head.
+    The embedding's are filled in at the start, as some models read them before they run it. With `early` so are all
+    others but the output head's.
     """
     embedding = model.get_input_embeddings()
 
@@ -138,10 +138,10 @@ def filling(model: Any, inside: tuple[str, ...], fill: Fill, ids: Tensor, early:
 
 
 def fill_with_nothing(path: str, module: nn.Module, ids: Tensor | None) -> None:
-    """Give a module memory without values: enough to learn the shapes of what it makes."""
+    """Give a module parameters without meaningful values, enough to learn the shapes of its outputs."""
     del path, ids
     for key, parameter in list(module.named_parameters(recurse=False)):
         if parameter.is_meta:
-            # An embedding of gigabytes takes no memory as long as nothing is written to it.
+            # An embedding of gigabytes takes no memory as long as nothing writes to it.
             nothing = torch.empty if parameter.dim() == 2 else torch.zeros
             setattr(module, key, nn.Parameter(nothing(parameter.shape), requires_grad=False))

@@ -1,8 +1,8 @@
-"""Which experts a block's tokens were sent to, recorded in one model and repeated in another.
+"""Records which experts a block's tokens are routed to in one model, and repeats it in another.
 
-Every architecture chooses by the highest of some scores (`torch.topk`), once or in several steps; what is recorded is
-the outcome of each choice, in the order in which the block makes them. Where it is repeated, scores are the model's
-own and choices the recorded ones.
+Every architecture chooses experts by their highest scores (`torch.topk`), in one or several steps. The outcome of each
+choice is recorded, in the order in which the block makes them. Where they are repeated, the scores are the model's own
+and the choices are the recorded ones.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ class Routes:
     """The choices that a block makes on all samples."""
 
     def __init__(self) -> None:
-        self._choices: list[list[Tensor]] = []  # of each choice, by batch: (samples, tokens, ...), int32, on the CPU
+        self._choices: list[list[Tensor]] = []  # for each choice, by batch: (samples, tokens, ...), int32, on the CPU
 
     def recording(self, samples: int, tokens: int) -> TorchFunctionMode:
-        """Take in the choices for the next so many samples while it is entered."""
+        """While it is entered, record the choices for the next samples, so many of so many tokens."""
         return _Recording(self._choices, samples, tokens)
 
     def repeating(self, samples: Tensor) -> TorchFunctionMode:
-        """Have a block make the choices recorded for these samples while it is entered."""
+        """While it is entered, have a block make the choices recorded for these samples."""
         for batches in self._choices:
-            if len(batches) > 1:  # once
+            if len(batches) > 1:  # joined only once
                 batches[:] = [torch.cat(batches)]
         return _Repeating([whole[samples] for (whole,) in self._choices])
 

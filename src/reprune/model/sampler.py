@@ -1,7 +1,7 @@
-"""Continues texts with a whole model, many at a time and with its cache of keys and values. Knows tokens, no texts.
+"""Continues texts with a whole model, many at a time and with its cache of keys and values. Knows tokens, not texts.
 
-A round of the decoder and its head costs a CPU little more for many rows than for one, as both read all weights. Rows
-that have ended are taken out of the batch and of the cache, so that what is left runs faster.
+On a CPU a step of the decoder and its head takes little longer for many rows than for one, as all weights are read in
+both cases. Rows that have ended are removed from the batch and the cache, so that the others run faster.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from reprune.errors import InputError, NumericalError, is_expected, is_of_gpu, s
 from reprune.model.block import Precision
 from reprune.model.uncached import cache_argument
 
-_LOGITS = 2**24  # handled at a time, in numbers
-_PART = 512  # words of a vocabulary whose weights are summed before one of them is chosen
-_EDGE = 1e-12  # of a distribution
+_LOGITS = 2**24  # elements handled at a time
+_PART = 512  # words whose weights are summed before one of them is chosen
+_EDGE = 1e-12  # a relative distance from the end of a distribution
 _TRIED, _LENGTH = 4, 6  # rows and tokens that show whether a model's cache can be used
-_COLDEST = 1e-30  # temperature: the likeliest word, while by less logits would be beyond numbers
-_OFF = 0.05  # of logits, relative: in half precision they are off by a hundredth or so, with or without a cache
+_COLDEST = 1e-30  # the least temperature: it draws the likeliest word; a lower one would overflow the logits
+_OFF = 0.05  # relative error of logits: in half precision about 0.01 is usual, with or without a cache
 
 
 @final
@@ -32,22 +32,22 @@ _OFF = 0.05  # of logits, relative: in half precision they are off by a hundredt
 class Continuation:
     """What a model wrote after the tokens that it was given."""
 
-    ids: tuple[int, ...]  # without those given, and without the token that ended it
+    ids: tuple[int, ...]  # without the given tokens and the token that ended it
     log_probability: float  # natural logarithm, summed over `ids`, under the model's whole distribution
-    ended: bool  # by a token of the end; otherwise by its length
+    ended: bool  # by an end token; otherwise by its length
 
 
 @final
 @dataclass(frozen=True)
 class Choice:
-    """From which of the likeliest words the next one is drawn, after Transformers' own definitions."""
+    """Which words the next one is drawn from, by Transformers' definitions of the settings."""
 
     temperature: float = 1.0
     top_k: int | None = None
     top_p: float | None = None
 
     def cut(self, ids: Tensor, logits: Tensor) -> Tensor:
-        """The logits (rows, words) that words are drawn by; minus infinity where none is."""
+        """The logits (rows, words) to draw from; minus infinity for excluded words."""
         if self.temperature != 1.0:
             logits = TemperatureLogitsWarper(max(self.temperature, _COLDEST))(ids, logits)
         if self.top_k is not None:
@@ -59,10 +59,10 @@ class Choice:
 
 @final
 class Sampler:
-    """One model, in memory and in evaluation mode, that writes."""
+    """Writes with one model, which is in memory and in evaluation mode."""
 
     def __init__(self, model: Any, precision: Precision) -> None:
-        """Raises `InputError` where the model keeps nothing from token to token, or not what it would need."""
+        """Raises `InputError` if the model has no cache from token to token, or one that cannot be used."""
         self._model = model
         self._precision = precision
         kept = cache_argument(model)
@@ -78,7 +78,7 @@ class Sampler:
 
     @torch.no_grad()
     def _check_cache(self) -> None:
-        """Raise `InputError` unless some rows go on by the cache, when others have left it, as they would without."""
+        """Raise `InputError` unless rows, once others are removed, continue with the cache as they do without it."""
         embedding = self._model.get_input_embeddings().weight
         ids = torch.arange(_TRIED * _LENGTH, device=embedding.device) * 7919 % max(len(embedding) - 3, 1) + 3
         ids, stay = ids.view(_TRIED, _LENGTH), torch.arange(1, _TRIED, device=embedding.device)
@@ -89,10 +89,10 @@ class Sampler:
                 self._last_logits(ids[:, :-1], cache)
                 cache.reorder_cache(stay)
                 found = self._last_logits(ids[stay, -1:], cache)
-            # One row may be sent to other experts by a rounding; where the cache is at fault, all are off.
+            # Rounding may route one row to other experts; if the cache is at fault, all rows are off.
             off = float(((found - whole).norm(dim=1) / (whole - whole.mean(1, keepdim=True)).norm(dim=1)).min())
             reason = f"next tokens are {off:.0%} off" if off > _OFF else None
-        except Exception as error:  # the library raises nearly anything where a cache is not what a model expects
+        except Exception as error:  # a model may raise nearly anything if the cache is not what it expects
             if is_expected(error) or is_of_gpu(error):
                 raise
             reason = short(error, 160)
@@ -106,14 +106,14 @@ class Sampler:
         return DynamicCache(config=self._model.config)
 
     def _last_logits(self, ids: Tensor, cache: Any | None = None) -> Tensor:
-        """What may follow rows of tokens (rows, tokens), or those and what is kept in a cache: (rows, words)."""
+        """The logits (rows, words) after rows of tokens (rows, tokens), which continue those in a cache if given."""
         kept = {"use_cache": False} if cache is None else {self._kept: cache, "use_cache": True}
         logits: Tensor = self._model(input_ids=ids, **kept, **self._more).logits[:, -1]
         return logits
 
     @torch.no_grad()
     def greedily(self, ids: Tensor, steps: int) -> Tensor:
-        """The likeliest continuation of rows of tokens (rows, tokens) by so many; returns (rows, steps)."""
+        """The greedy continuation of rows of tokens (rows, tokens) by `steps` tokens; returns (rows, steps)."""
         written: list[Tensor] = []
 
         def likeliest(logits: Tensor) -> tuple[Tensor, None]:
@@ -133,15 +133,15 @@ class Sampler:
         generator: torch.Generator,
         progress: Callable[[int, int], None] = lambda done, of: None,
     ) -> list[Continuation]:
-        """Draw a continuation of each row of tokens (rows, tokens) by at most so many.
+        """Draw a continuation of each row of tokens (rows, tokens).
 
         Args:
             ids: int64, on the model's device.
-            steps: how many tokens to write at most.
-            choice: what is drawn from.
+            steps: the most tokens to write.
+            choice: which words to draw from.
             ends: tokens that end a text.
             generator: of the CPU; decides what is drawn.
-            progress: is told after each token how many there are, of how many.
+            progress: called after each token with the number of tokens so far and `steps`.
         """
         rows, words, device = len(ids), [list[int]() for _ in ids], ids.device
         sums, ended = torch.zeros(rows, dtype=torch.float64), [False] * rows
@@ -175,12 +175,14 @@ class Sampler:
         choose: Callable[[Tensor], tuple[Tensor, Tensor | None]],
         progress: Callable[[int, int], None],
     ) -> None:
-        """Run the model `steps` times, or until no row is open.
+        """Run the model `steps` times, or until all rows have ended.
 
         Args:
-            choose: from logits (rows, words) to the tokens that follow, (rows,), and which of them go on, (rows,); None
-                for all.
-            progress: is told after each step but the last how many there were, of how many.
+            ids: the tokens to continue (rows, tokens).
+            steps: the most tokens to write.
+            choose: from logits (rows, words) to the next tokens, (rows,), and which rows go on, (rows,) or None for
+                all.
+            progress: called after each step but the last with the number of steps so far and `steps`.
         """
         cache = self._new_cache()
         given = ids
@@ -198,17 +200,17 @@ class Sampler:
                     if not len(stay):
                         return
                     tokens = tokens[stay]
-                    cache.reorder_cache(stay)  # which caches of states have, too, and selects as well
+                    cache.reorder_cache(stay)  # also selects rows; caches of recurrent states have it too
                 given = tokens[:, None]
 
 
 def draw(logits: Tensor, uniform: Tensor, choice: Choice) -> tuple[Tensor, Tensor]:
-    """Draw one word a row by inverting its distribution, without sorting the vocabulary.
+    """Draw one word for each row by inverting its distribution function, without sorting the vocabulary.
 
     Args:
         logits: (rows, words).
-        uniform: (rows,), float64 in [0, 1): where in the distribution.
-        choice: what is drawn from.
+        uniform: (rows,), float64 in [0, 1): where in the distribution to draw.
+        choice: which words to draw from.
 
     Returns:
         The words (rows,), int64, and their log-probabilities under the whole distribution (rows,), float64.
@@ -220,11 +222,11 @@ def draw(logits: Tensor, uniform: Tensor, choice: Choice) -> tuple[Tensor, Tenso
     padding = -weights.shape[1] % _PART
     weights = torch.nn.functional.pad(weights, (0, padding)).view(len(weights), -1, _PART)  # (rows, parts, words)
     upto = weights.sum(2).double().cumsum(1)  # (rows, parts)
-    place = (uniform.clamp(max=1 - _EDGE) * upto[:, -1])[:, None]  # before the end, so in a part that has weight
+    place = (uniform.clamp(max=1 - _EDGE) * upto[:, -1])[:, None]  # before the end, so in a part with weight
     part = torch.searchsorted(upto, place, right=True)  # (rows, 1)
     inside = weights[torch.arange(len(weights), device=weights.device), part[:, 0]].double().cumsum(1)
     before = torch.where(part > 0, upto.gather(1, (part - 1).clamp(min=0)), 0.0)
-    # The two sums of a part, of float32 and of float64, differ by a rounding: beyond its last word is its last word.
+    # A part's sums in float32 and in float64 differ by rounding: a place beyond its last word means its last word.
     rest = torch.minimum(place - before, inside[:, -1:] * (1 - _EDGE))
     words = part * _PART + torch.searchsorted(inside, rest, right=True)
     return words[:, 0], logits.gather(1, words)[:, 0].double() - whole.double()
@@ -235,6 +237,6 @@ def _rows(logits: Tensor) -> int:
 
 
 def _parts(logits: Tensor) -> tuple[Tensor, ...]:
-    """Some rows at a time, so that what is made of them takes little memory."""
+    """The logits in parts of some rows, so that what is computed from a part takes little memory."""
     parts: tuple[Tensor, ...] = logits.split(_rows(logits))
     return parts

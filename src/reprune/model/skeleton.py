@@ -1,9 +1,9 @@
-"""A decoder without its weights, its blocks found by what it does rather than by its name.
+"""A decoder without its weights, whose blocks are found by running the model rather than by its name.
 
 The model is built from its configuration with all parameters on the meta device. Its blocks are replaced by
-recorders, and the model's own forward is run over them: what reaches a recorder is what the block would have been
-given. Nothing of a model's forward is rebuilt here, so masks, rotary embeddings and whatever else differs from
-block to block are the model's own.
+recorders, and the model's own forward is run over them: a recorder receives what the block would have been given.
+No part of a model's forward is rebuilt here, so masks, rotary embeddings and whatever else differs from block to
+block are the model's own.
 """
 
 from __future__ import annotations
@@ -32,35 +32,34 @@ from reprune.model.written import refuse_written
 
 _FEW_TOKENS = 11  # a size that nothing else in a model is likely to have
 _RETURNED = (0, 1, 2, 3, 4, -2, -3, -4)
-"""What blocks return: the states, or a tuple of so many that begins with them; if negative, with None beside them."""
+"""What blocks may return, to be tried in this order; `recorders` describes the values."""
 
 
 @final
 class Skeleton:
-    """The modules of a decoder: where its blocks are, and what it does before them."""
+    """A decoder's modules: where its blocks are, and what comes before and after them."""
 
     def __init__(self, folder: Path, trust_remote_code: bool = False) -> None:
         """Build the model of a folder's config.json without weights and find its blocks.
 
         Raises:
-            UnsupportedModelError: it is no decoder whose blocks can be run one by one; the message says why.
+            UnsupportedModelError: the blocks cannot be run one by one; the message says why.
         """
         self.model = build_bare(folder, trust_remote_code)
         self.name = type(self.model).__name__  # in messages
         self.config: Any = self.model.config.get_text_config(decoder=True)
         self._returned = 0
-        self._early = False  # whether weights are looked at before the module that holds them is run
+        self._early = False  # whether the model reads weights before it runs the module that holds them
         lists = _find_lists(self.model)
         self.blocks_path, self.running = self._choose(lists)
         self.blocks = lists[self.blocks_path]
 
     @torch.no_grad()
     def _choose(self, lists: dict[str, nn.ModuleList]) -> tuple[str, tuple[int, ...]]:
-        """The list of blocks that text passes through, once: of several, as where a model reads images too.
+        """Find the list of blocks that text passes through; a model that also reads images has several lists.
 
         Returns:
-            Its path, and the numbers of those blocks that text passes through: all, but for those that look at images
-            alone.
+            Its path, and the indices of the blocks that text passes through: all except those for images only.
         """
         raised: dict[bool, str] = {}
         for self._early, self._returned in product((False, True), _RETURNED):
@@ -75,7 +74,7 @@ class Skeleton:
                 break
         self._returned, self._early = 0, self._early and bool(ran)
         if len(ran) > 1 or (not ran and len(lists) > 1):
-            why = "" if ran else raised.get(True, "")  # with all weights at hand it says more of the model
+            why = "" if ran else raised.get(True, "")  # with all weights filled in, its error says more
             raise UnsupportedModelError(
                 f"{self.name}: text passes through several lists of blocks, or through none as a whole "
                 f"({', '.join(ran or lists)}), so its blocks cannot be pruned one after the other{why}."
@@ -90,7 +89,7 @@ class Skeleton:
         return path, tuple(sorted(seen)) or tuple(range(len(lists[path])))
 
     def _blocks_run(self, lists: dict[str, nn.ModuleList]) -> tuple[dict[str, list[int]], str | None]:
-        """The numbers of the blocks that a few tokens pass through, by list, and what the model raises if it does."""
+        """The indices of the blocks that a few tokens pass through, by list, and the model's error if it raises one."""
         ids, calls = self.few_ids(), dict[str, list[int]]()
 
         def saw(path: str, index: int, *_: Any) -> bool:
@@ -102,22 +101,22 @@ class Skeleton:
                 stack.enter_context(recorders(blocks, partial(saw, path), self._returned))
             stack.enter_context(filling(self.model, tuple(lists), fill_with_nothing, ids, self._early))
             head = self.model.get_output_embeddings()
-            if isinstance(head, nn.Module):  # what comes then is of no concern
+            if isinstance(head, nn.Module):  # nothing from the head on is needed
                 stack.callback(head.register_forward_pre_hook(stop).remove)
             try:
                 with suppress(LastBlockReached):
                     uncached(self.model, ids)
-            except Exception as error:  # whatever a model raises whose blocks return something else, or at its end
+            except Exception as error:  # its blocks return something else, or it fails after them
                 return calls, short(error)
         return calls, None
 
     @cached_property
     def max_positions(self) -> int | None:
-        """The longest sequence that the model takes, where its configuration says so."""
+        """The longest sequence that the model accepts, in tokens; None if its configuration does not say."""
         return longest_of(self.model)
 
     def few_ids(self, samples: int = 1) -> Tensor:
-        """Token ids (samples, tokens) to try something on: no more than the model takes."""
+        """A few token ids (samples, tokens) for trials, no more than the model accepts."""
         return torch.zeros(samples, min(_FEW_TOKENS, self.max_positions or _FEW_TOKENS), dtype=torch.int64)
 
     def release(self) -> None:
@@ -137,7 +136,7 @@ class Skeleton:
         Args:
             ids: (batch, tokens), int64.
             fill: gives the weights that are needed before the blocks.
-            disturb: have each block hand on other states than it is given; what is passed beside must not show it.
+            disturb: have each block hand on other states than it is given, to see whether other arguments change.
 
         Returns:
             The states that enter the first block, as a stream's (batch, tokens, ...), and what each block is passed
@@ -148,22 +147,22 @@ class Skeleton:
         """
         forms = self.forms
         states, calls = self._recorded(ids, fill, disturb)
-        if not any(isinstance(slot.place, int) for slot in forms[0].slots):  # of what blocks return beside the states
+        if not any(isinstance(slot.place, int) for slot in forms[0].slots):  # no slot is returned
             calls = [call.without_beside() for call in calls]
         calls = [replace(call, form=form) for call, form in zip(calls, forms, strict=True)]
         return forms[self.running[0]].of(states), calls
 
     def predict(self, ids: Tensor, states: Tensor, fill: Fill, fill_after: Fill) -> Tensor:
-        """Run the model's own forward, what its last block puts out being given.
+        """Run the model's own forward with given outputs of its last block.
 
         Args:
             ids: (batch, tokens), int64.
             states: a stream's (batch, tokens, ...), after the last block; gradients flow back to them.
-            fill: gives the weights that are needed before that.
-            fill_after: and those after it, where the states are.
+            fill: gives the weights that are needed before the last block.
+            fill_after: gives those after it, on the device of the states.
 
         Returns:
-            The logits (batch, tokens, words). Where the model makes none so, whatever it raises is raised.
+            The logits (batch, tokens, words). A model that computes none this way may raise anything.
         """
         form = self.forms[self.running[-1]]
         return self._predicted(ids, form.entering(states), form.beside(states), fill, fill_after)
@@ -171,8 +170,8 @@ class Skeleton:
     def _predicted(
         self, ids: Tensor, states: Tensor, beside: Mapping[int, Any], fill: Fill, fill_after: Fill
     ) -> Tensor:
-        """The same of the states as the model lays them, and what the last block returns beside them, by its place."""
-        # Elsewhere nothing stands beside them: what follows may prefer it to the states, where there is something.
+        """`predict` with states in the model's layout, and what the last block returns besides them, by tuple index."""
+        # All other places hold None: what follows the blocks might use a value there instead of the states.
         given = (states, *map(beside.get, range(1, abs(self._returned)))) if self._returned else states
         fills = [fill]
 
@@ -191,17 +190,17 @@ class Skeleton:
         return logits
 
     def _reads_after(self, states: Tensor, beside: Mapping[int, Tensor]) -> set[int]:
-        """The places of what the model makes something of, after its blocks, that the last returns beside the states.
+        """The tuple indices of what the last block returns besides the states and the model uses after its blocks.
 
         Args:
-            states: as the model lays them, for one sample of a few tokens.
-            beside: what may stand there, by its place.
+            states: in the model's layout, for one sample of a few tokens.
+            beside: what the last block may return besides them, by tuple index.
         """
 
         def runs(beside: Mapping[int, Any]) -> bool:
             try:
                 self._predicted(self.few_ids(), states, beside, fill_with_nothing, fill_with_nothing)
-            except Exception:  # whatever comes of it: it was looked at
+            except Exception:  # whatever it raises, a placeholder was used
                 return False
             finally:
                 self.release()
@@ -214,7 +213,7 @@ class Skeleton:
     @cached_property
     @torch.no_grad()
     def forms(self) -> list[Form]:
-        """How each block is given its states, found out on a few tokens."""
+        """How each block is given its states, found by running the model on a few tokens."""
         ids = self.few_ids()
         states, calls = self._recorded(ids, fill_with_nothing, False)
         refuse_caches(self.name, calls)
@@ -245,9 +244,9 @@ class Skeleton:
         )
 
     def refuse_written(self, into: Set[str]) -> None:
-        """Raise `UnsupportedModelError` where blocks hand on something in tensors that some write into.
+        """Raise `UnsupportedModelError` if blocks hand on something in tensors that they write into.
 
-        `into` are the names of the arguments that are these tensors.
+        `into` are the names of the arguments that hold these tensors.
         """
         with torch.no_grad():
             states, calls = self._recorded(self.few_ids(), fill_with_nothing, False)
@@ -255,18 +254,18 @@ class Skeleton:
         refuse_written(self.name, self.blocks, calls, states, into)
 
     def _recorded(self, ids: Tensor, fill: Fill, disturb: bool) -> tuple[Tensor, list[Call]]:
-        """The states that enter the first block as the model lays them, and what each block is passed with them.
+        """The states that enter the first block, in the model's layout, and what each block is passed with them.
 
-        Found out on the way: what blocks return, and whether weights are looked at before their module runs.
+        Sets `_returned` and `_early` to the first values with which the model runs.
         """
         first: Exception | None = None
         for early in dict.fromkeys((self._early, True)):
-            self._early, first = early, None  # with all weights at hand it says more of the model
+            self._early, first = early, None  # with all weights filled in, its error says more
             for returned in dict.fromkeys((self._returned, *_RETURNED)):
                 self._returned = returned
                 try:
                     return self._record(ids, fill, disturb)
-                except Exception as error:  # perhaps the blocks of this model return something else
+                except Exception as error:  # the blocks of this model may return something else
                     if is_expected(error):
                         raise
                     first = first or error
@@ -310,13 +309,13 @@ class Skeleton:
         )
 
     def _run(self, ids: Tensor, fill: Fill, recording: AbstractContextManager[None]) -> Any:
-        """What the model's own forward gives over recorders."""
+        """The output of the model's own forward over recorders."""
         with recording, filling(self.model, (self.blocks_path,), fill, ids, self._early), quiet_transformers():
             return uncached(self.model, ids)
 
 
 def _find_lists(model: nn.Module) -> dict[str, nn.ModuleList]:
-    """The lists of modules that each hold linears and lie in no other such list, by path."""
+    """The outermost lists of modules that each hold linears or 3-D parameters, by path."""
     found: dict[str, nn.ModuleList] = {}
     for path, module in model.named_modules():
         if not isinstance(module, nn.ModuleList) or any(path.startswith(f"{outer}.") for outer in found):
@@ -332,6 +331,6 @@ def _find_lists(model: nn.Module) -> dict[str, nn.ModuleList]:
 
 
 def _weights(module: nn.Module) -> Iterator[nn.Parameter]:
-    """The weight matrices of a would-be block."""
+    """The weight matrices of a possible block."""
     yield from (linear.parameter for linear in find_linears(module))
     yield from (parameter for parameter in module.parameters() if parameter.dim() >= 3)

@@ -1,6 +1,6 @@
-"""Folders of the Hugging Face cache, which are named by commits: which commit, and what the model is called.
+"""Folders of the Hugging Face cache, which are named by commits: their commit, and their model's name.
 
-Reads names of folders alone.
+Reads only names of folders.
 """
 
 from __future__ import annotations
@@ -8,17 +8,17 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-COMMIT = re.compile(r"[0-9a-f]{40}")  # as the caches of models and of data sets name folders
+COMMIT = re.compile(r"[0-9a-f]{40}")  # folder names in the caches of models and data sets
 _REPOSITORY = "models--"
 
 
 def hub_commit(folder: Path) -> str | None:
-    """The commit of a Hub's model, whose cache names folders by it; None for any other folder."""
+    """The commit of a Hub model, by which the cache names its folder; None for any other folder."""
     return folder.name if folder.parent.name == "snapshots" and COMMIT.fullmatch(folder.name) else None
 
 
 def called(folder: Path) -> str:
-    """What a model is called in messages: its Hub id, or the last part of any other folder."""
+    """A model's name in messages: its Hub id, or the name of any other folder."""
     repository = folder.parents[1].name if hub_commit(folder) else ""
     if not repository.startswith(_REPOSITORY):
         return folder.name

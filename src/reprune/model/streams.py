@@ -13,11 +13,11 @@ from torch import Tensor
 
 _CPU = torch.device("cpu")
 Shape = tuple[int, ...]
-"""Samples, tokens, hidden; of some models samples, tokens, streams of a token, hidden."""
+"""(samples, tokens, hidden); in some models (samples, tokens, parallel states of a token, hidden)."""
 
 
 def stream_bytes(shape: Shape) -> int:
-    """What a stream of that shape takes, in memory or on disk."""
+    """The bytes of a stream of that shape, in memory or on disk."""
     return 4 * math.prod(shape)
 
 
@@ -33,7 +33,7 @@ class Stream:
 
     @property
     def _states(self) -> Tensor:
-        if self._at_hand is None:  # of a file that is not mapped into memory now
+        if self._at_hand is None:  # the file is not mapped at present
             size = math.prod(self.shape)
             mapped = torch.from_file(str(self._file), shared=True, size=size, dtype=torch.float32)
             self._at_hand = mapped.view(self.shape)
@@ -42,8 +42,8 @@ class Stream:
     def read(self, samples: slice | Tensor, device: torch.device = _CPU) -> Tensor:
         """The states of some samples, (batch, tokens, hidden), float32, on a device.
 
-        What a GPU is to have of samples by number is gathered in pinned memory, from which it is sent while the GPU
-        computes: this process goes on at once. The memory is PyTorch's, which takes it again once all has arrived.
+        Samples that are given by index are gathered in pinned memory for a GPU, so that they are sent while the GPU
+        computes, and this returns at once. PyTorch reuses that memory once the copy has finished.
         """
         if isinstance(samples, slice) or device.type == "cpu":
             return self._states[samples].to(device)
@@ -53,19 +53,19 @@ class Stream:
 
     def write(self, samples: slice, states: Tensor) -> None:
         """Set the states of some samples."""
-        self._states[samples] = states.detach()  # of whatever device and dtype: one copy
+        self._states[samples] = states.detach()  # one copy, from any device and dtype
 
     @property
     def on_disk(self) -> bool:
         return self._file is not None
 
     def rest(self) -> None:
-        """Take the pages of its file out of this process's memory until they are read again."""
+        """Unmap its file, if it has one, until it is used again, so that its pages leave this process's memory."""
         if self._file is not None:
             self._at_hand = None
 
     def close(self) -> None:
-        """Give its memory or its file back; the stream must not be used after."""
+        """Free its memory, or delete its file; the stream must not be used afterwards."""
         self._at_hand = torch.empty(0)
         if self._file is not None:
             self._file.unlink(missing_ok=True)
@@ -73,13 +73,13 @@ class Stream:
 
 @final
 class StreamStore:
-    """Makes streams, in memory as long as the budget lasts, then in files of a folder; as a context it closes them."""
+    """Makes streams in memory up to a budget, then in files of a folder; closes them when it is left as a context."""
 
     def __init__(self, memory_bytes: int, folder: Path) -> None:
         """
         Args:
-            memory_bytes: what all streams in memory may take together.
-            folder: where the files of the others go; made when first needed.
+            memory_bytes: the most bytes of all streams in memory together.
+            folder: for the files of the other streams; made when first needed.
         """
         self._left = memory_bytes
         self._folder = folder
@@ -93,7 +93,7 @@ class StreamStore:
         """A stream whose states are not yet set.
 
         Raises:
-            OSError: its file has no room.
+            OSError: the disk has no room for its file.
         """
         stream = Stream(shape, None if self.has_memory_for(shape) else self._new_file(stream_bytes(shape)))
         if not stream.on_disk:
@@ -105,7 +105,7 @@ class StreamStore:
         self._folder.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=self._folder, suffix=".stream", delete=False) as file:
             path = Path(file.name)
-            try:  # a disk that is full shows now, not as a fault when a page is written
+            try:  # a full disk raises here, not as a fault when a page is written
                 if hasattr(os, "posix_fallocate"):
                     os.posix_fallocate(file.fileno(), 0, size)
             except OSError as error:
@@ -114,14 +114,14 @@ class StreamStore:
         return path
 
     def free(self, stream: Stream) -> None:
-        """Close a stream and take its memory back into the budget."""
+        """Close a stream and return its memory to the budget."""
         self._streams = [one for one in self._streams if one is not stream]
         if not stream.on_disk:
             self._left += stream.bytes
         stream.close()
 
     def close(self) -> None:
-        """Close all streams; a file's room is the disk's again, whoever still holds its stream."""
+        """Close all streams; their files are deleted, even if something still refers to a stream."""
         for stream in self._streams:
             self.free(stream)
 

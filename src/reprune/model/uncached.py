@@ -1,4 +1,4 @@
-"""What a model keeps from token to token: under which name, and how it is run so that it keeps nothing."""
+"""A model's cache from token to token: the name of its argument, and how to run the model without it."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ from torch import Tensor, nn
 
 
 def cache_argument(module: nn.Module) -> str | None:
-    """What a model or decoder calls the keys and values that it keeps; None where it keeps none that can be given."""
+    """The name of the argument by which a model or decoder takes its cache; None if it takes none."""
     names = inspect.signature(module.forward).parameters
-    known = ("cache", "past_key_values", "cache_params")  # the last of Mamba until Transformers 5.23
+    known = ("cache", "past_key_values", "cache_params")  # the last one: Mamba until Transformers 5.23
     return next((name for name in known if name in names), None)
 
 
 def uncached(model: Any, ids: Tensor) -> Any:
-    """What a model gives for token ids (batch, tokens), told to keep nothing where it can be, and by its configuration.
+    """The output of a model for token ids (batch, tokens), run without a cache.
 
-    Not every forward that can be told hands it on to the model's parts.
+    It is told so by the argument `use_cache` if it has one, and by its configuration too, as not every forward hands
+    the argument on to the model's parts.
     """
     parameters = inspect.signature(model.forward).parameters
     can = "use_cache" in parameters or any(one.kind is one.VAR_KEYWORD for one in parameters.values())
@@ -30,12 +31,12 @@ def uncached(model: Any, ids: Tensor) -> Any:
 
 @contextmanager
 def _configured_to_keep_nothing(model: Any) -> Iterator[None]:
-    """What a model's parts do where they are not told is to keep nothing."""
+    """Within this context the configurations of a model's parts say not to use a cache."""
     changed: list[tuple[Any, Any]] = []
     for part in model.modules():
         config: Any = getattr(part, "config", None)
         if kept := getattr(config, "use_cache", None):
-            with suppress(AttributeError):  # a frozen one stays as it is
+            with suppress(AttributeError):  # a frozen configuration stays as it is
                 config.use_cache = False
                 changed.append((config, kept))
     try:

@@ -1,4 +1,4 @@
-"""PyTorch's settings as they are when it starts, whatever a caller has made of them. Knows nothing of models."""
+"""Restores PyTorch's default settings for a while, whatever a caller has changed. Knows nothing of models."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ import torch
 from torch import backends
 
 _KINDS = ("cpu", "cuda")
-"""Of devices, with an autocast of their own."""
+"""Types of devices, each with its own autocast."""
 
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """A context, or decorator, in which what a caller has set changes no number, and nothing set is left behind.
+    """A context, or decorator, in which a caller's settings change no result, and which leaves them as they were.
 
-    Gradients are recorded, nothing is cast by itself, tensors are of float32 and on the CPU unless it is said
-    otherwise, products of float32 are no others; the random numbers that a caller draws next, of PyTorch's or Python's
-    own, are those that it would have drawn.
+    Within it gradients are recorded, autocast is off, new tensors are float32 and on the CPU by default, and float32
+    products are computed in float32. The random numbers that the caller draws next, from PyTorch or Python, are those
+    that it would have drawn without it.
     """
     with torch.inference_mode(False), torch.enable_grad(), ExitStack() as stack:
         _leave_autocast(stack)
@@ -34,15 +34,15 @@ def undisturbed() -> Iterator[None]:
             stack.callback(_seed_cuda)
         devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
         stack.enter_context(torch.random.fork_rng(devices, device_type="cuda"))
-        stack.callback(random.setstate, random.getstate())  # datasketch draws the name of an index from it
+        stack.callback(random.setstate, random.getstate())  # datasketch draws an index's name from Python's
         yield
 
 
 def _leave_autocast(stack: ExitStack) -> None:
-    """Leave all of its contexts until the stack is closed.
+    """Leave all of autocast's contexts until the stack is closed.
 
-    To turn it off is not enough: what the contexts within cast of weights is kept until the outermost one ends, and a
-    window's weights change in place.
+    Turning autocast off is not enough: casts of weights made in inner contexts are cached until the outermost context
+    ends, and a window's weights change in place.
     """
     depth = torch.autocast_increment_nesting() - 1
     torch.autocast_decrement_nesting()
@@ -60,18 +60,18 @@ def _leave_autocast(stack: ExitStack) -> None:
 
 
 def _leave_rounding(stack: ExitStack) -> None:
-    """Have no product of float32 be one of TF32 or bfloat16 until the stack is closed.
+    """Forbid TF32 and bfloat16 for float32 products until the stack is closed.
 
-    It may be the environment that has them so (TORCH_ALLOW_TF32_CUBLAS_OVERRIDE).
+    The environment may have allowed them too (TORCH_ALLOW_TF32_CUBLAS_OVERRIDE).
     """
-    # What is for several comes first: an operation of which nothing is said itself has that.
+    # General settings first: an operation without a setting of its own follows them.
     wide: list[Any] = [backends, backends.mkldnn, backends.cudnn]
     matmul: list[Any] = [backends.cuda.matmul, getattr(backends.mkldnn, "matmul", None)]
     places = [place for place in wide + matmul if hasattr(place, "fp32_precision")]  # since PyTorch 2.9
     if places and all(place.fp32_precision in ("none", "ieee") for place in places):
         return
     older: str | None = None
-    with suppress(RuntimeError):  # it says nothing where a caller has set the newer ones
+    with suppress(RuntimeError):  # raised if a caller has changed the newer settings
         older = torch.get_float32_matmul_precision()
     for place in places:
         stack.callback(setattr, place, "fp32_precision", place.fp32_precision)
@@ -82,13 +82,13 @@ def _leave_rounding(stack: ExitStack) -> None:
 
 
 def _nest(contexts: int) -> None:
-    """Count so many contexts of autocast more, or fewer."""
+    """Raise autocast's count of nested contexts by so many, or lower it."""
     step = torch.autocast_increment_nesting if contexts > 0 else torch.autocast_decrement_nesting
     for _ in range(abs(contexts)):
         step()
 
 
 def _seed_cuda() -> None:
-    """Where CUDA was begun with meanwhile, give it the caller's seed, which it would have begun with."""
+    """If CUDA was initialized meanwhile, seed it with the caller's seed, with which it would have started."""
     if torch.cuda.is_initialized():
         torch.cuda.manual_seed_all(torch.initial_seed())

@@ -1,11 +1,11 @@
-"""A whole model, loaded by plain Transformers, to be evaluated. Knows nothing of texts or pruning.
+"""Loads a whole model by plain Transformers, for evaluation. Knows nothing of texts or pruning.
 
-Products in bfloat16 need the weights of linears in no more than bfloat16: autocast would round them to it at every
-product. They are kept so, which halves what they take and changes no bit of the result. So are those of experts, which
-Transformers multiplies by in their own dtype, where autocast does not see it. Everything else (norms, embeddings, the
-states between) is float32.
+For products in half precision the weights of linears are kept in half precision: autocast would round them to it at
+each product anyway, so this halves their memory and changes no bit of the result. Those of experts are kept so too, as
+Transformers multiplies by them in their own dtype, out of autocast's reach. Everything else (norms, embeddings, the
+states between blocks) is float32.
 
-Quantized weights, and all beside them, stay as their quantizer has loaded them.
+A quantized model, with all its tensors, stays as its quantizer loaded it.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ from reprune.model.unread import FOREIGN, way_out, wrapped
 from reprune.model.weightless import Weightless
 
 _was_loaded = Event()
-"""Whether this process has ever loaded one."""
-_WHOLE = 8  # numbers in half precision: 16 bytes, of which PyTorch's grouped products want rows to be multiples
+"""Whether this process has ever loaded a whole model."""
+_WHOLE = 8  # elements in half precision: PyTorch's grouped products need rows of a multiple of 16 bytes
 
 
 def load_model(
@@ -48,13 +48,13 @@ def load_model(
 
     Raises:
         InputError: Transformers cannot load it.
-        UnsupportedModelError: its weights are stored as floats that are nothing without their scales.
+        UnsupportedModelError: its weights are stored as floats that have no meaning without their scales.
     """
     products = (precision or Precision()).products
     quantized = _is_quantized(folder, trust_remote_code)
     if not quantized:
         _check_floats(folder, trust_remote_code)
-    # Not every quantizer takes another dtype than that of products.
+    # Not every quantizer accepts a dtype other than the products'.
     load = _from_pretrained if quantized or products == torch.float32 else _load_for_half
     model = load(folder, products, trust_remote_code)
     _was_loaded.set()
@@ -62,7 +62,7 @@ def load_model(
 
 
 def _load_for_half(folder: Path, products: torch.dtype, trust_remote_code: bool) -> Any:
-    """The weights of linears and experts in the dtype of products, all else in float32."""
+    """The model with the weights of linears and experts in the products' dtype, and all else in float32."""
     bare = _bare(folder, trust_remote_code)
     dtype = _loaded_dtype(_used(Checkpoint(folder), bare), bare)
     model = _from_pretrained(folder, dtype, trust_remote_code)
@@ -77,9 +77,9 @@ def _load_for_half(folder: Path, products: torch.dtype, trust_remote_code: bool)
 
 
 def _stacked(folder: Path, trust_remote_code: bool) -> set[str]:
-    """The names of parameters that hold many matrices, and can be multiplied by in half precision.
+    """The names of parameters that hold many matrices and can be multiplied by in half precision.
 
-    None where the model's blocks are not found.
+    Empty if the model's blocks are not found.
     """
     try:
         skeleton = Skeleton(folder, trust_remote_code)
@@ -90,12 +90,12 @@ def _stacked(folder: Path, trust_remote_code: bool) -> set[str]:
             for stack in weightless.stacks(index)
             if all(size % _WHOLE == 0 for size in stack.shape)
         }
-    except Exception:  # whatever a model raises that cannot be pruned: of no concern here
+    except Exception:  # whatever is raised for a model that cannot be pruned: it can be evaluated all the same
         return set()
 
 
 def whole_bytes(folder: Path, precision: Precision, trust_remote_code: bool = False) -> int:
-    """What a whole model takes in memory at the least while `load_model` loads it."""
+    """The least memory that a whole model takes while `load_model` loads it."""
     bare = _bare(folder, trust_remote_code)
     used = _used(Checkpoint(folder), bare)
     dtype = _loaded_dtype(used, bare if precision.products != torch.float32 else None)
@@ -103,7 +103,7 @@ def whole_bytes(folder: Path, precision: Precision, trust_remote_code: bool = Fa
 
 
 def collect_models() -> None:
-    """Give back the memory of whole models that nobody uses any more: each, or a part of it, refers to itself."""
+    """Free the memory of whole models that are no longer used; as they hold cycles, they need a collection."""
     if _was_loaded.is_set():
         gc.collect()
 
@@ -111,29 +111,29 @@ def collect_models() -> None:
 def weights_dtype(folder: Path, trust_remote_code: bool = False) -> str:
     """The dtypes in which a folder's weights are saved, such as "bfloat16" or "bfloat16, float32"."""
     used = _used(Checkpoint(folder), _bare(folder, trust_remote_code))
-    quantized = _is_quantized(folder, trust_remote_code)  # then weights are integers, too
+    quantized = _is_quantized(folder, trust_remote_code)  # then weights may be integers
     dtypes = {entry.dtype for entry in used} if quantized else _dtypes(used)
     return ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
 
 
 def _is_quantized(folder: Path, trust_remote_code: bool) -> bool:
-    """Whether its weights are quantized by its config.json, in a way that Transformers knows; it passes over others."""
+    """Whether config.json says that the weights are quantized by a method that Transformers knows and so applies."""
     said = quantization(read_config(folder, trust_remote_code))
-    with quiet_transformers(), suppress(ValueError, TypeError):  # where it names none: loading it raises that
+    with quiet_transformers(), suppress(ValueError, TypeError):  # it names no method: loading reports that
         return said is not None and bool(AutoHfQuantizer.supports_quant_method(said))
     return False
 
 
 def _bare(folder: Path, trust_remote_code: bool) -> Any | None:
-    """The model without weights; None where it cannot be made."""
+    """The model without weights; None if it cannot be built."""
     try:
         return build_bare(folder, trust_remote_code)
-    except Exception:  # whatever it raises: of no concern here
+    except Exception:  # whatever it raises: loading reports it
         return None
 
 
 def _used(checkpoint: Checkpoint, bare: Any | None) -> list[TensorEntry]:
-    """The tensors that a model makes something of; all of them, where that is not known."""
+    """The tensors that a model uses; all of them if that is not known."""
     entries = checkpoint.entries
     with suppress(UnsupportedModelError):
         if bare is not None:
@@ -146,13 +146,13 @@ def _dtypes(entries: Iterable[TensorEntry]) -> set[torch.dtype]:
 
 
 def _loaded_dtype(used: Sequence[TensorEntry], bare: Any | None) -> torch.dtype:
-    """In which dtype a model is loaded: its files', where a `bare` one tells what it computes of its own."""
+    """The dtype to load a model in: that of its files if they have one and there is a `bare` model, else float32."""
     stored = _dtypes(used) if bare is not None else set()
     return stored.pop() if len(stored) == 1 else torch.float32
 
 
 def _check_floats(folder: Path, trust_remote_code: bool) -> None:
-    """Raise `UnsupportedModelError` where a weight is of eight bits: Transformers would take it without its scale."""
+    """Raise `UnsupportedModelError` for floats of 8 bits or less: Transformers would load them without scales."""
     checkpoint = Checkpoint(folder)
     small = {name: one for name, one in checkpoint.entries.items() if one.floats and one.dtype not in FLOATS}
     used = _used(checkpoint, _bare(folder, trust_remote_code)) if small else []
@@ -171,7 +171,7 @@ def _from_pretrained(folder: Path, dtype: torch.dtype, trust_remote_code: bool) 
                 use_safetensors=True,
                 trust_remote_code=trust_remote_code,
                 output_loading_info=True,
-                ignore_mismatched_sizes=True,  # which are named below; Transformers' own error names none
+                ignore_mismatched_sizes=True,  # reported below; Transformers' own error names no tensor
             )
     except Exception as error:  # the model's own code and a quantizer's raise nearly anything
         if out_of_memory(error) is not None:
@@ -180,7 +180,7 @@ def _from_pretrained(folder: Path, dtype: torch.dtype, trust_remote_code: bool) 
         way = _way_to_find(folder, trust_remote_code) if isinstance(error, OSError) else ""
         raise InputError(f"{folder}: Transformers cannot load it: {short(error, 300).rstrip('.')}{way}.") from None
     check_embedding(model)
-    # Buffers it makes itself; parameters that it does not find are random, others at each load.
+    # A model makes missing buffers itself, but missing parameters are random, and different at each load.
     parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     if missing := sorted(parameters.intersection(info["missing_keys"])):
         way = "download the model again, or give the causal language model that it belongs to"
@@ -205,7 +205,7 @@ def _from_pretrained(folder: Path, dtype: torch.dtype, trust_remote_code: bool) 
 
 
 def _way_to_find(folder: Path, trust_remote_code: bool) -> str:
-    """What to do where weights are in files of other names than Transformers looks for, to end a message."""
+    """The end of a message: what to do if weights are in files that Transformers does not look for."""
     if any((folder / name).exists() for name in USUAL):
         return ""
     checkpoint = Checkpoint(folder)
@@ -220,12 +220,12 @@ def _way_to_find(folder: Path, trust_remote_code: bool) -> str:
 
 
 def _widen_(model: Any, bare: Any | None, stacked: Set[str]) -> None:
-    """Make all but the linears' weights float32, as if the model had been loaded so.
+    """Make all but the linears' weights float32, as if the model had been loaded in float32.
 
     Args:
         model: loaded in the dtype of its files.
-        bare: the same model made in float32 without weights: its buffers are what the files do not hold.
-        stacked: the names of parameters that stay as linears' weights do.
+        bare: the same model built in float32 without weights; its buffers replace those that the files do not hold.
+        stacked: the names of parameters that, like linears' weights, are left as they are.
     """
     embedding = model.get_input_embeddings()
     for path, module in model.named_modules():
@@ -249,8 +249,8 @@ def _widen_(model: Any, bare: Any | None, stacked: Set[str]) -> None:
 
 
 def _widen_rows_when_used(embedding: nn.Embedding) -> None:
-    """Have an embedding give float32, at the cost of the rows that a text uses: while it runs, it holds them alone."""
-    embedding.padding_idx = None  # matters to gradients only, and would be looked for among those rows
+    """Make an embedding return float32 without widening all its rows: while it runs, it holds only the rows in use."""
+    embedding.padding_idx = None  # matters only for gradients, and would be checked against those rows
 
     def before(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         ids = args[0]
@@ -260,7 +260,7 @@ def _widen_rows_when_used(embedding: nn.Embedding) -> None:
         return torch.arange(ids.numel(), device=ids.device).view_as(ids), *args[1:]
 
     def after(*_: Any) -> None:
-        if kept:  # not where `before` found no such row
+        if kept:  # empty if `before` raised for an id without a row
             embedding._parameters["weight"] = kept.pop()
 
     kept: list[nn.Parameter | None] = []

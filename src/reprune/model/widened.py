@@ -1,4 +1,4 @@
-"""A model whose weights are kept in half precision, run in float32. Knows nothing of why."""
+"""Runs a model in float32 while its weights are kept in half precision. Knows nothing of why."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _HALF = (torch.bfloat16, torch.float16)
 
 @contextmanager
 def widened(model: nn.Module) -> Iterator[None]:
-    """A context in which each module's own weights are float32 while it runs, and no others': one copy at a time."""
+    """A context in which each module's own weights are float32 while it runs, so few float32 copies exist at a time."""
     kept: dict[nn.Module, dict[str, nn.Parameter]] = {}
 
     def before(module: nn.Module, _: Any) -> None:
@@ -37,7 +37,7 @@ def widened(model: nn.Module) -> Iterator[None]:
 
 
 def widen_after_(model: nn.Module, decoder: nn.Module) -> None:
-    """Make the weights of all linears outside a model's decoder float32, as its head's."""
+    """Make the weights of all linears outside a model's decoder float32, such as its head's."""
     within = set(decoder.modules())
     for module in model.modules():
         if module not in within and is_linear(module) and _half(module):

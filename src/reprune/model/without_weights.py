@@ -1,4 +1,4 @@
-"""A module run with weights that take no memory, to learn what it does with its inputs. Knows nothing of blocks."""
+"""Runs a module with weights that take no memory, to see what it does with its inputs. Knows nothing of blocks."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from reprune.model.plain_kernels import plain_kernels
 
-_UNPROMISED = getattr(mmap, "MAP_NORESERVE", 0x4000)  # Python 3.13 and later have its name
+_UNPROMISED = getattr(mmap, "MAP_NORESERVE", 0x4000)  # named since Python 3.13
 
 
 def without_weights(module: nn.Module) -> nn.Module:
-    """A copy on the CPU with weights that take no memory: zeros, and ones for vectors, that normalize as they are."""
+    """A copy on the CPU with weights that take no memory: zeros, but ones for vectors, which are norms' scales."""
     copied = copy.deepcopy(module)
     for part in copied.modules():
         for key, parameter in list(part.named_parameters(recurse=False)):
@@ -25,7 +25,7 @@ def without_weights(module: nn.Module) -> nn.Module:
 
 
 def run_without_weights(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """What a module puts out, with such weights."""
+    """The outputs of a module with such weights."""
     with plain_kernels(torch.device("cpu")):
         return without_weights(module)(*args, **kwargs)
 
@@ -35,7 +35,7 @@ def _without_memory(parameter: nn.Parameter) -> Tensor:
         return torch.ones(parameter.shape)
     shape = tuple(parameter.shape)
     try:
-        return torch.from_numpy(np.zeros(shape, dtype=np.float32))  # pages that nobody writes to
-    except MemoryError:  # more of them, as of all experts of a layer, than the system promises anybody
+        return torch.from_numpy(np.zeros(shape, dtype=np.float32))  # pages that are never written
+    except MemoryError:  # more than the system commits to, such as for all experts of a layer
         pages = mmap.mmap(-1, 4 * parameter.numel(), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _UNPROMISED)
         return torch.from_numpy(np.frombuffer(pages, dtype=np.float32).reshape(shape))

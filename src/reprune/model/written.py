@@ -1,7 +1,7 @@
-"""Refuses blocks that hand on something within an object, a list or a tensor, by running them on a few tokens.
+"""Refuses blocks that hand on values by writing them into an object, a list or a tensor; it runs them on a few tokens.
 
-It would be lost where blocks are run one by one. A mapping that is empty at first is no concern of this file: what
-blocks write to one is carried along.
+Such values would be lost when blocks are run one by one. What blocks write to a mapping that is empty at first is
+carried along, so mappings are not checked here.
 """
 
 from __future__ import annotations
@@ -25,25 +25,25 @@ _CLOSED = (
     *(Tensor, nn.Module, type, FunctionType, ModuleType, torch.dtype, torch.device, Beside),
     *(int, float, str, NoneType),
 )
-"""What most blocks are passed, and do not write into."""
+"""Types of what most blocks are passed and do not write into."""
 
 
 @torch.enable_grad()
 def refuse_written(
     model: str, blocks: nn.ModuleList, calls: Sequence[Call], states: Tensor, into: Set[str] = frozenset()
 ) -> None:
-    """Raise `UnsupportedModelError` where a block reads what an earlier one has written of its states for it.
+    """Raise `UnsupportedModelError` if a block reads what an earlier one has computed from its states and written.
 
-    The ways of gradients tell it: what a block puts out leads back to the states of another. Blocks that are passed
+    The autograd graph shows it: a block's outputs then lead back to the states of another block. Blocks that are passed
     nothing that several may write into are not run.
 
     Args:
         model: its name, for messages.
         blocks: on the meta device; left as they are.
-        calls: what each is passed for a few tokens; what blocks write stays there.
-        states: of the shape that enters them, as the model lays them.
-        into: the names of arguments whose tensors some block is known to write into. Others are taken for tensors that
-            none does, as masks are.
+        calls: what each is passed for a few tokens; what blocks write into it stays there.
+        states: of the shape that enters them, in the model's layout.
+        into: the names of arguments with tensors that some block is known to write into. Tensors in other arguments,
+            such as masks, are taken not to be written into.
     """
     passed = Counter(number for call in calls for number in {id(one) for one in _open(tuple(_named(call).values()))})
     entered: list[Tensor] = []
@@ -70,7 +70,10 @@ def refuse_written(
 
 
 def _leads_back(tensor: Tensor, entered: Sequence[Tensor]) -> bool:
-    """Whether it was computed from one of these; no gradient is, which would want what was written over since."""
+    """Whether a tensor was computed from one of these.
+
+    It follows the graph and computes no gradients, which would need tensors that were overwritten since.
+    """
     ahead: list[Any] = [tensor.grad_fn]
     seen = set()
     while ahead:
@@ -81,7 +84,7 @@ def _leads_back(tensor: Tensor, entered: Sequence[Tensor]) -> bool:
 
 
 def versions(call: Call) -> Mapping[str, Sequence[int]]:
-    """How often the tensors of each argument have been written into, by its name."""
+    """How often the tensors of each argument were written into, by the argument's name."""
     tensors = {name: within(value).values() for name, value in _named(call).items()}
     return {name: [one._version for one in some if isinstance(one, Tensor)] for name, some in tensors.items()}
 
@@ -91,7 +94,7 @@ def _named(call: Call) -> dict[str, Any]:
 
 
 def _open(value: Any) -> Iterator[Any]:
-    """What may be written into of a value, or of what a tuple holds."""
+    """The value, or the items of a tuple, that blocks may write into; mappings that are carried along left out."""
     if isinstance(value, tuple):
         for part in value:
             yield from _open(part)

@@ -1,1 +1,1 @@
-"""Files and folders: written whole, sealed, locked, read though anyone may have made them. Knows nothing of models."""
+"""Files and folders: writes them whole, seals and locks them, reads untrusted ones. Knows nothing of models."""

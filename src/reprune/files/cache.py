@@ -1,4 +1,4 @@
-"""Where what takes long to make is kept for the next time: converted models, self-generated texts. Knows neither."""
+"""The cache for what takes long to make: converted models, self-generated texts. Knows nothing of either."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from reprune.errors import InputError
 from reprune.files.lock import hold
 
 Notify = Callable[[str], None]
-"""Is told in one sentence what takes long."""
+"""Called with a sentence about what is going to take long."""
 
 
 def cache_root() -> Path:
-    """Where all of it is kept: $REPRUNE_CACHE, $XDG_CACHE_HOME/reprune or ~/.cache/reprune.
+    """The cache's folder: $REPRUNE_CACHE, $XDG_CACHE_HOME/reprune or ~/.cache/reprune.
 
     Raises:
-        InputError: it would be in a home folder, and there is none.
+        InputError: it would be in the home folder, and there is none.
     """
     try:
         if own := os.environ.get("REPRUNE_CACHE"):
             return Path(own).expanduser().absolute()
-        if (shared := Path(os.environ.get("XDG_CACHE_HOME", ""))).is_absolute():  # its standard ignores others
+        if (shared := Path(os.environ.get("XDG_CACHE_HOME", ""))).is_absolute():  # relative paths are ignored
             return shared / "reprune"
         return Path.home() / ".cache" / "reprune"
     except RuntimeError as error:
@@ -34,7 +34,7 @@ def cache_root() -> Path:
 
 @contextmanager
 def usable_cache() -> Iterator[Path]:
-    """Yields the cache's root; an error of the system within this context is an `InputError` that says what to do."""
+    """Yields the cache's root; an `OSError` within this context becomes an `InputError` that says what to do."""
     root = cache_root()
     try:
         yield root
@@ -48,14 +48,14 @@ def usable_cache() -> Iterator[Path]:
 def locked_cache(name: str, notify: Notify = lambda said: None) -> Iterator[Path]:
     """Hold the cache's lock of that name against other processes; yields the cache's root, which then exists.
 
-    The lock goes with the process. Its empty file stays: removing it would let two processes hold it.
+    The lock ends with the process. Its empty file stays: removing it would let two processes hold the lock.
 
     Raises:
-        InputError: the cache cannot be made, or the file system gives no locks.
+        InputError: the cache cannot be made, or the file system supports no locks.
     """
     with usable_cache() as root:
         root.mkdir(parents=True, exist_ok=True)
-        lock = (root / f".{name}.lock").open("a")  # which empties no file that a link in its place leads to
+        lock = (root / f".{name}.lock").open("a")  # a link in its place may lead to a file, which "w" would empty
     with lock:
         try:
             hold(lock.fileno(), lambda: notify(f"waiting for another process that is making {name}"))

@@ -1,4 +1,4 @@
-"""Writes files so that they are either whole and on disk, or not there. Knows nothing of what they hold."""
+"""Writes files so that they are either complete and on disk, or not there. Knows nothing of their contents."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError
 
-if TYPE_CHECKING:  # what writes no tensors does without PyTorch
+if TYPE_CHECKING:  # code that writes no tensors need not import PyTorch
     from torch import Tensor
 
 _CHUNK_BYTES = 2**22  # read at a time
 _UNKNOWN = (errno.EINVAL, errno.EBADF, errno.ENOSYS, errno.ENOTSUP)
-"""What a file system answers that does not know of what it is asked; that of a disk of Windows', for one."""
+"""Errors of file systems that do not support an operation, such as those of Windows."""
 
 
 def write_durably(path: Path, write: Callable[[Path], object], size: int | None = None) -> None:
@@ -28,11 +28,11 @@ def write_durably(path: Path, write: Callable[[Path], object], size: int | None 
 
     Args:
         path: the file.
-        write: is given the temporary's path.
-        size: how many bytes it writes, where that is known.
+        write: called with the temporary file's path.
+        size: the number of bytes that it writes, if known; for the message of an error.
 
     Raises:
-        OSError: it cannot be written; what was there is left as it was, and the error names `path`.
+        OSError: the file cannot be written; one that existed is unchanged, and the error names `path`.
     """
     temporary = unfinished(path)
     with naming(path, size):
@@ -49,13 +49,13 @@ def write_durably(path: Path, write: Callable[[Path], object], size: int | None 
 
 
 def unfinished(path: Path) -> Path:
-    """Where a file is made before it gets its name; what a process that is killed may leave."""
+    """The temporary path at which a file is written; a killed process may leave a file there."""
     return path.with_name(f".{path.name}.tmp")
 
 
 @contextmanager
 def naming(path: Path, size: int | None = None) -> Iterator[None]:
-    """Have an error of the system name this file, in whatever form a library hands it on, and say what lacks room."""
+    """Within this context make an `OSError`, also one inside a library's error, name this file and the free space."""
     try:
         yield
     except SafetensorError as error:
@@ -73,13 +73,13 @@ def _named(number: int, path: Path, size: int | None) -> OSError:
     facts = []
     if number in (errno.ENOSPC, errno.EDQUOT) and size is not None:
         facts.append(f"{size / 1e6:.1f} MB are needed")
-    if number == errno.ENOSPC:  # of a quota it is not known what is left
+    if number == errno.ENOSPC:  # what is left of a quota is not known
         facts.append(_left(path.parent))
     return OSError(number, os.strerror(number) + (f" ({', '.join(facts)})" if facts else ""), str(path))
 
 
 def _left(folder: Path) -> str:
-    """What the file system of a folder has left, of that which ran out: bytes, or files, if it counts these."""
+    """The free space of a folder's file system in words; or that it takes no more files, if it has run out of those."""
     found = os.statvfs(folder)
     if found.f_files and not found.f_favail:
         return "the file system has no room for more files: remove some"
@@ -92,7 +92,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write tensors as one safetensors file, durably. Tensors may be of any device; they are made contiguous."""
+    """Write tensors to one safetensors file, durably. They may be on any device and need not be contiguous."""
     ready = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
     size = sum(tensor.nbytes for tensor in ready.values())
     write_durably(path, lambda temporary: _save(ready, temporary), size)
@@ -106,14 +106,14 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def _save(tensors: dict[str, Tensor], temporary: Path) -> None:
-    """Write tensors in a folder beside `temporary`, which the next write empties, and as readable as other files.
+    """Write tensors by way of a folder beside `temporary`, and give the file the permissions of any other new file.
 
-    safetensors writes to a file of its own beside the one that it is given, and gives it another name in each process:
-    one that is killed leaves it. Nobody but its owner may read it.
+    safetensors writes to a temporary file of its own, with another name in each process, which a killed process leaves
+    behind; the next write empties the folder. The file that it makes is readable only by its owner.
     """
     from safetensors.torch import save_file
 
-    temporary.touch()  # with the rights that the system gives any new file here
+    temporary.touch()  # with the permissions that new files get here
     folder = temporary.with_suffix(".parts")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
@@ -126,7 +126,7 @@ def _save(tensors: dict[str, Tensor], temporary: Path) -> None:
 
 
 def copy_rights(source: Path, target: Path) -> None:
-    """Have the same people read and write both files, where the file system lets anybody say who does."""
+    """Copy a file's permissions to another file, if the file system allows setting them."""
     try:
         shutil.copymode(source, target)
     except OSError as error:
@@ -135,16 +135,16 @@ def copy_rights(source: Path, target: Path) -> None:
 
 
 def own(path: Path) -> None:
-    """Make a file anew that has other names too, as in a copy by hard links: what is written then is this name's alone.
+    """Replace a file that has several names (hard links) by a copy, so that later writes do not reach the other names.
 
-    Nobody may hold a lock of it.
+    No process may hold a lock on it.
     """
     if path.stat().st_nlink > 1:
         write_durably(path, partial(shutil.copyfile, path))
 
 
 def append_line(path: Path, line: str) -> None:
-    """Append one line to a file and force it to disk; where that fails, the file is cut to what it was."""
+    """Append one line to a file and force it to disk; if that fails, the file is truncated to its former size."""
     with naming(path), path.open("ab", buffering=0) as file:
         before = file.tell()
         left = memoryview(line.encode() + b"\n")
@@ -159,7 +159,7 @@ def append_line(path: Path, line: str) -> None:
 
 
 def whole_lines(path: Path) -> bytes:
-    """All whole lines of a file; what a crash has left after the last of them is cut off."""
+    """All complete lines of a file; whatever a crash left after the last of them is removed from the file."""
     content = path.read_bytes()
     whole = content[: content.rfind(b"\n") + 1]
     if whole != content:
@@ -168,14 +168,14 @@ def whole_lines(path: Path) -> bytes:
 
 
 def cut(path: Path, size: int) -> None:
-    """Cut a file to so many bytes, durably."""
+    """Truncate a file to `size` bytes, durably."""
     with path.open("r+b") as file:
         file.truncate(size)
         os.fsync(file.fileno())
 
 
 def sha256(path: Path, stopped: Callable[[], bool] = lambda: False) -> str:
-    """Of a file's contents; of no meaning once `stopped` says so, which is asked every few MB."""
+    """The SHA-256 of a file's contents. `stopped` is called every 4 MiB; once it returns True the result is useless."""
     digest = hashlib.sha256()
     with path.open("rb", buffering=0) as file:
         while (chunk := file.read(_CHUNK_BYTES)) and not stopped():
@@ -184,7 +184,7 @@ def sha256(path: Path, stopped: Callable[[], bool] = lambda: False) -> str:
 
 
 def sync_folder(folder: Path) -> None:
-    """Force a folder's entries (new names, renames) to disk, where the file system knows how to."""
+    """Force a folder's entries (new names, renames) to disk, if the file system supports that."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

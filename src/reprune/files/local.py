@@ -7,8 +7,8 @@ from pathlib import Path
 
 
 def local_path(given: str | os.PathLike[str]) -> Path:
-    """The path that is meant: `~` is the home folder, also where no shell has put that in its place."""
+    """The path that the user means: a leading `~`, which a shell may not have expanded, is the home folder."""
     try:
         return Path(given).expanduser()
-    except RuntimeError:  # ~someone who has no home here
+    except RuntimeError:  # ~user, for a user without a home folder here
         return Path(given)

@@ -1,4 +1,4 @@
-"""Keeps a second process out of a folder or file that one is working in. Knows nothing of what is done there."""
+"""Keeps other processes out of a folder or file that one is working in. Knows nothing of the work."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from pathlib import Path
 
 from reprune.errors import InputError
 
-_A_LOOK = 0.05  # seconds; `is_held`, which holds a lock while it looks, takes microseconds
+_A_LOOK = 0.05  # seconds to wait for `is_held` of another process, which holds the lock for microseconds
 
 
 @contextmanager
 def locked(
     path: Path, where: Path, what: str, wait: bool = False, way: str = "put it on another disk"
 ) -> Iterator[None]:
-    """Hold the lock of a folder or file, which the system gives back when the process ends, however it ends.
+    """Hold the lock of a folder or file. The system releases it when the process ends, however that happens.
 
     Args:
-        path: an existing one, which is not replaced meanwhile.
-        where, what: how the place and the work are called to a reader.
-        wait: for another process that holds it, however long that takes.
-        way: what to do where the file system gives no locks.
+        path: an existing folder or file, which must not be replaced meanwhile.
+        where, what: what messages call the place and the work.
+        wait: whether to wait, however long, for another process that holds the lock.
+        way: what messages say to do if the file system supports no locks.
 
     Raises:
-        InputError: another process holds it, or the file system gives no locks.
+        InputError: another process holds the lock, or the file system supports none.
     """
-    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)  # NFS locks only what may be written
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)  # NFS locks only files open for writing
     try:
         try:
             hold(descriptor, (lambda: None) if wait else None)
@@ -45,7 +45,7 @@ def locked(
 
 
 def is_held(path: Path) -> bool:
-    """Whether a process is working in a folder; not waited for, and no where it cannot be told."""
+    """Whether a process holds the lock of a folder; does not wait, and returns False if it cannot be determined."""
     with suppress(OSError):
         descriptor = os.open(path, os.O_RDONLY)
         try:
@@ -62,11 +62,11 @@ def hold(descriptor: int, waiting: Callable[[], None] | None) -> None:
 
     Args:
         descriptor: of the file.
-        waiting: is called where another process holds it, and then it is waited for; None: it is not.
+        waiting: called before waiting for another process that holds the lock; None to raise instead.
 
     Raises:
-        BlockingIOError: another process holds it.
-        OSError: the file system gives no locks.
+        BlockingIOError: another process holds the lock, and `waiting` is None.
+        OSError: the file system supports no locks.
     """
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,4 +1,4 @@
-"""Whether files may be read, asked before a library takes one that may not for missing or damaged. Knows no formats."""
+"""Checks that files can be read, as libraries report unreadable ones as missing or damaged. Knows no formats."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from reprune.errors import InputError
 
 
 def is_readable(place: Path) -> bool:
-    """Whether `check_readable` raises nothing."""
+    """Whether `check_readable` accepts a place."""
     try:
         check_readable(place)
     except InputError:
@@ -17,12 +17,12 @@ def is_readable(place: Path) -> bool:
 
 
 def check_readable(*places: Path) -> None:
-    """Raise `InputError` where a file cannot be opened or is none, or what a folder holds cannot be looked at."""
+    """Raise `InputError` if a file cannot be opened or is a pipe or device, or if a folder cannot be searched."""
     for place in places:
         try:
             if place.is_dir():
                 for inside in place.iterdir():
-                    inside.lstat()  # which a folder may refuse though it tells names
+                    inside.lstat()  # a folder may list its names and still refuse this
                     break
             elif place.is_file():
                 place.open("rb").close()

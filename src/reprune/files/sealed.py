@@ -1,4 +1,4 @@
-"""JSON that carries a SHA-256 of itself, so that a changed byte is noticed. Knows nothing of files."""
+"""JSON that holds a SHA-256 of itself, so that a changed byte is detected. Knows nothing of files."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ def seal(content: Mapping[str, Any], after: str = "", indent: int | None = None)
     """The JSON text of `content` with its seal.
 
     Args:
-        content: without a key `sha256` at its top.
-        after: the seal of what comes before it, where there is a sequence: none can be left out or moved.
-        indent: as of `json.dumps`.
+        content: without a key `sha256` at the top level.
+        after: in a sequence, the seal of the previous text, so that none can be removed or reordered.
+        indent: as in `json.dumps`.
     """
     digest = hashlib.sha256((after + json.dumps(content)).encode()).hexdigest()
     return json.dumps({**content, _SEAL: digest}, indent=indent)
 
 
 def unseal(text: str, after: str = "", indent: int | None = None) -> tuple[dict[str, Any], str]:
-    """What was sealed, and its seal.
+    """The sealed content and its seal; the arguments are those of `seal`.
 
     Raises:
-        ValueError: the text is not, byte by byte, what `seal` gave.
+        ValueError: the text is not, byte for byte, what `seal` returned.
     """
     content = read_json(text)
     if not isinstance(content, dict) or not isinstance(found := content.pop(_SEAL, None), str):

@@ -1,4 +1,4 @@
-"""Whether files are still those that they were. Knows their sizes and times alone; reads none of them."""
+"""Checks that files have not changed, by their sizes and modification times; reads none of them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from reprune.errors import ChangedError
 
 @final
 class Unchanged:
-    """Files as they were when this was made."""
+    """Files as they were when this object was made."""
 
     def __init__(self, files: Iterable[Path]) -> None:
         self._seen = {file: _look(file) for file in files}
@@ -21,10 +21,11 @@ class Unchanged:
         return self._seen
 
     def check(self, *files: Path) -> None:
-        """Raise `ChangedError` where one of these files, by default of all, was written to or replaced since.
+        """Check some of the files, by default all.
 
         Raises:
-            OSError: it is gone.
+            ChangedError: a file was written to or replaced since.
+            OSError: a file is gone.
         """
         for file in files or self._seen:
             if _look(file) != self._seen[file]:
@@ -35,6 +36,6 @@ class Unchanged:
 
 
 def _look(file: Path) -> tuple[int, int]:
-    """What tells a file from the one that was there; not its inode, which a network's disk may number anew."""
+    """What identifies a file's version; not its inode, which a network file system may change."""
     found = file.stat()
     return found.st_size, found.st_mtime_ns

@@ -1,4 +1,4 @@
-"""Writes a URL without what may be secret in it. Knows nothing of servers, nor of what a URL names."""
+"""Removes from a URL what may be secret. Knows nothing of servers, or of what a URL names."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ import re
 
 
 def without_secrets(url: str) -> str:
-    """The URL without user, password, query and fragment, also where it is no URL for a slash in its password."""
+    """The URL without user, password, query and fragment, even if a slash in its password makes it invalid."""
     return re.split(r"[?#]", re.sub(r"^(\w+://)?.*@", r"\1", url, flags=re.DOTALL), maxsplit=1)[0]

@@ -1,18 +1,18 @@
-"""JSON from files that anyone may have written. Knows nothing of what it says."""
+"""Reads JSON from untrusted files. Knows nothing of its contents."""
 
 from __future__ import annotations
 
 import json
 from typing import Any
 
-_DEEPEST = 100  # levels of lists and objects in each other: far beyond what any file holds, far below Python's limit
+_DEEPEST = 100  # levels of nested lists and objects: far beyond any real file, far below Python's recursion limit
 
 
 def read_json(text: str | bytes) -> Any:
-    """What a JSON text holds.
+    """The contents of a JSON text.
 
     Raises:
-        ValueError: it is none, or nested deeper than what goes through it level by level could bear.
+        ValueError: it is not JSON, or nested too deep for code that recurses through it.
     """
     try:
         content = json.loads(text)

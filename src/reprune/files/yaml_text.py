@@ -1,4 +1,4 @@
-"""YAML as recipes have it: 1.2 where PyYAML, which follows 1.1, would misread them. Knows no recipe."""
+"""YAML for recipes: it follows 1.2 where PyYAML, which follows 1.1, would misread them. Knows nothing of recipes."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import yaml
 
 from reprune.errors import short
 
-_MOST = 100_000  # values and keys of a YAML text, its aliases written out: far beyond what any recipe has
+_MOST = 100_000  # values and keys of a YAML text with its aliases expanded: far beyond any recipe
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML whose 2:4 is a pattern, not the number 124 in base 60 as in YAML 1.1, and whose keys stand once each.
+    """YAML in which 2:4 is text, not the number 124 in base 60 as in YAML 1.1, and in which keys are unique.
 
-    1e-3 is a number; 1.1 takes it for a text, as it has no point.
+    1e-3 is a number, while in YAML 1.1 it is text, as it has no decimal point.
     """
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
@@ -32,22 +32,22 @@ class _Loader(yaml.SafeLoader):
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
         super().flatten_mapping(node)
-        if len(node.value) > _MOST:  # before PyYAML 6.0.4 what is merged (<<) several times is written out as often
+        if len(node.value) > _MOST:  # before 6.0.4 PyYAML repeats what is merged (<<) repeatedly
             raise _too_many()
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes text that would be read as a number, also where 1.1 would not."""
+    """Quotes text that `_Loader` would read as a number, also where YAML 1.1 would not."""
 
 
 def read_yaml(text: str) -> Any:
-    """The contents of YAML text; raises `yaml.YAMLError` or `RecursionError` of what cannot be read.
+    """The contents of YAML text; raises `yaml.YAMLError` or `RecursionError` if it cannot be read.
 
-    Some lines of aliases to aliases, or to what they stand in, come to no end: they are refused.
+    Aliases that grow exponentially or contain themselves are refused.
     """
     try:
         content = yaml.load(text, _Loader)
-    except (AttributeError, LookupError, ValueError) as error:  # of a date or a tag whose value is none, as 2026-13-45
+    except (AttributeError, LookupError, ValueError) as error:  # an invalid date (2026-13-45), or value of a tag
         raise yaml.YAMLError(f"a value does not fit its tag or notation ({short(error)})") from None
     parts = [content]
     for one in parts:
@@ -62,7 +62,7 @@ def _too_many() -> yaml.YAMLError:
 
 
 def write_yaml(content: Mapping[str, Any], width: int = 80) -> str:
-    """YAML text of which `read_yaml` gives the same contents, keys in their order."""
+    """YAML text from which `read_yaml` returns the same contents, with the keys in their order."""
     written: str = yaml.dump(dict(content), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=width)
     return written
 

@@ -1,4 +1,4 @@
-"""What a run's pruner, rung and part of a block are called, in the order of the paper's tables. Knows names only."""
+"""The names of pruners, rungs and parts of a block, in the order of the paper's tables. Knows names only."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ Part = Literal["all", "attention", "mlp"]
 
 RUNGS: tuple[str, ...] = get_args(Rung)
 LADDER, AUTO = RUNGS[:-1], RUNGS[-1]
-"""The paper's rungs, each of which fits the calibration samples more closely than the one before; `auto` is none."""
+"""The paper's rungs, each of which fits the calibration samples more closely than the one before; and `auto`."""
 PARTS: tuple[str, ...] = get_args(Part)
 ALL = PARTS[0]
 PRUNERS = ("magnitude", "wanda", "sparsegpt")
-"""reprune's own; those of other packages come after them."""
+"""reprune's own pruners; those of other packages come after them."""
 
 
 def place(names: tuple[str, ...], name: str) -> tuple[int, str]:
-    """Orders what is called by names as these are ordered, and others after them, by the alphabet."""
+    """A sort key: the given names first, in their order, then all others in alphabetical order."""
     return names.index(name) if name in names else len(names), name

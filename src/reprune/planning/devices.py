@@ -1,4 +1,4 @@
-"""What devices are called."""
+"""The names of devices."""
 
 from __future__ import annotations
 
@@ -9,5 +9,5 @@ KINDS = ("cuda",)
 
 
 def is_device(name: str) -> bool:
-    """Whether this names a device: `auto`, `cpu`, an accelerator's kind, or one of a kind by its number."""
+    """Whether this names a device: `auto`, `cpu`, or a kind of accelerator, with or without a number."""
     return re.fullmatch(rf"auto|cpu|({'|'.join(KINDS)})(:(0|[1-9][0-9]*))?", name) is not None

@@ -1,4 +1,4 @@
-"""Documents: texts in a fixed order, read when they are asked for. Knows no files, no Hub, no tokenizers."""
+"""Documents: texts in a fixed order, read on access. Knows no files, no Hub, no tokenizers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ T_co = TypeVar("T_co", covariant=True)
 
 
 class Column(Protocol[T_co]):
-    """What `Documents` reads: a tuple is one, a column of a file on disk another."""
+    """What `Documents` reads: a tuple, or a column of a file on disk."""
 
     def __len__(self) -> int: ...
     def __getitem__(self, index: int, /) -> T_co: ...
@@ -22,16 +22,15 @@ class Documents:
     """A collection of texts, as calibration and evaluation read it.
 
     Args:
-        name: how reports call the collection: a file's name or a data set's id, never a path of this machine.
-        texts: may read each row from disk when it is indexed; nothing here keeps a text.
+        name: the collection's name in reports: a file's name or a data set's id, never a path of this machine.
+        texts: the texts, which may be read from disk on each access; they are not kept here.
         joiner: the string between two documents when they are packed into one text.
-        running: whether the rows are the consecutive lines of one text, so that a row alone is no document.
-        token_ids: runs parallel to `texts` and holds the tokens of texts that a model wrote itself, or None for a row
-            without any.
-        places: where the texts lie, equal for all names of them: of files, each with the column that is read.
-        commit: of a Hub data set, the commit of its repository, where it is known.
-        windows: how many windows from its start the field measures of this text; None for all that it gives.
-        unread: of a folder, how many files that look like text are not read.
+        running: whether the rows are the consecutive lines of one text, so that a single row is no document.
+        token_ids: parallel to `texts`: the tokens of texts that a model wrote itself, or None for a row without any.
+        places: identifies where the texts are, the same under all their names; for files, each with the column read.
+        commit: for a Hub data set, the commit of its repository, if known.
+        windows: the number of windows, from the start, over which the field measures this text; None: all.
+        unread: for a folder, the number of files that look like text but are not read.
     """
 
     def __init__(
@@ -61,7 +60,7 @@ class Documents:
         return len(self._texts)
 
     def __getitem__(self, index: int) -> str:
-        """The text of one document ("" where the row has none). Raises IndexError beyond the end."""
+        """The text of one document ("" if the row has none). Raises IndexError beyond the end."""
         return self._texts[index] or ""
 
     def __iter__(self) -> Iterator[str]:
@@ -69,19 +68,19 @@ class Documents:
             yield text or ""
 
     def token_ids(self, index: int) -> list[int] | None:
-        """The tokens that a document was generated as, or None if it is to be tokenized."""
+        """The tokens as which a document was generated, or None if it has to be tokenized."""
         if self._token_ids is None:
             return None
         return self._token_ids[index] or None
 
 
 def label(name: str) -> str:
-    """What messages call the collection of a name."""
+    """What messages call the collection of this name."""
     return f"source {name!r}"
 
 
 def said_unread(name: str, count: int) -> str:
-    """What to say of a folder's files that are not read."""
+    """The note on a folder's files that are not read."""
     return (
         f"{label(name)}: of a folder, only files of one kind are read, and of one split where names tell splits; "
         f"{count:,} more that look like text are left out: give these by their own paths"
@@ -89,9 +88,9 @@ def said_unread(name: str, count: int) -> str:
 
 
 def text_sha256(documents: Documents, order: Iterable[int] | None = None) -> str:
-    """The SHA-256, in hexadecimal, of the documents joined as they are packed, in UTF-8.
+    """The SHA-256, in hexadecimal, of the documents joined by their joiner, in UTF-8.
 
-    `order` selects documents by index, in that order; None is all of them as they come.
+    `order` selects documents by index, in that order; None takes all of them in their own order.
     """
     digest = hashlib.sha256()
     texts = iter(documents) if order is None else (documents[index] for index in order)

@@ -1,4 +1,4 @@
-"""Puts a recipe together from its layers, the later over the earlier: defaults, file, flags, `--set key.path=value`."""
+"""Merges a recipe from its layers, each overriding those before: defaults, file, flags, `--set key.path=value`."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from reprune.files.yaml_text import read_yaml
 from reprune.planning.recipe import RUNG_SETTINGS, Recipe, in_full
 from reprune.planning.sources import split_count, split_path
 
-_TOLD = 10  # things that are wrong with a recipe
+_TOLD = 10  # errors of a recipe that a message lists
 
 
 def read_recipe(path: Path) -> dict[str, Any]:
     """The contents of a recipe file, or of the recipe in a run's record.
 
     Raises:
-        InputError: it is no YAML mapping.
+        InputError: the file cannot be read, or is not a YAML mapping.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -49,7 +49,7 @@ def read_recipe(path: Path) -> dict[str, Any]:
 
 
 def _in_record(text: str) -> dict[str, Any] | None:
-    """The recipe in a run's record, which is JSON and may be longer than any YAML is read; None of any other text."""
+    """The recipe in a run's record, which is JSON and may be longer than YAML may be; None for any other text."""
     with suppress(ValueError):
         if isinstance(content := read_json(text), dict):
             recipe = recipe_of(content)
@@ -58,13 +58,13 @@ def _in_record(text: str) -> dict[str, Any] | None:
 
 
 def recipe_of(content: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The recipe in a run's record (reprune.json), whose `model` has parts; any other contents are one themselves."""
+    """The recipe in a run's record (reprune.json, whose `model` is a mapping); other contents are a recipe already."""
     recipe = content.get("recipe")
     return recipe if isinstance(recipe, Mapping) and isinstance(content.get("model"), Mapping) else content
 
 
 def _found_beside(source: Any, folder: Path) -> Any:
-    """A relative path in a recipe file is relative to that file's folder, if it is there."""
+    """A source of a recipe file; a relative path that exists in that file's folder is taken from there."""
     if not isinstance(source, str):
         return source
     there = split_path(split_count(source, folder)[0], folder)
@@ -72,7 +72,7 @@ def _found_beside(source: Any, folder: Path) -> Any:
 
 
 def parse_setting(text: str) -> dict[str, Any]:
-    """Read one `key.path=value` of --set, the value as YAML, into nested mappings."""
+    """Parse one `key.path=value` of --set, whose value is YAML, into nested mappings."""
     key, equals, value = text.partition("=")
     if not equals or not all(key.strip().split(".")):
         raise InputError(f"--set {text}: expected key.path=value, such as --set schedule.size=3.")
@@ -92,35 +92,35 @@ def resolve_recipe(
     flags: Mapping[str, Any] = {},
     settings: Sequence[str] = (),
 ) -> Recipe:
-    """Lay the layers over each other and validate the whole.
+    """Merge the layers and validate the result.
 
     Args:
         model: MODEL as given.
         file: a recipe file's contents.
-        flags: what command-line flags say, nested as in the recipe.
+        flags: the command-line flags, nested as in the recipe.
         settings: `key.path=value` strings.
 
     Raises:
         InputError: an unknown key (the nearest known one is named) or a value that does not fit.
     """
     recipe = lay_over(model, file, flags, settings)
-    recipe.pruner.build()  # which knows what other packages bring
+    recipe.pruner.build()  # checks pruners of other packages and their settings
     return recipe
 
 
 def lay_over(model: str, file: Mapping[str, Any], flags: Mapping[str, Any], settings: Sequence[str]) -> Recipe:
-    """The same, but for whether there is such a pruner, and whether it takes its settings: a study has several."""
+    """As `resolve_recipe`, but without checking that the pruner exists and takes its settings: a study has several."""
     lower, above = _normal(file), [_normal(flags)]
     for setting in settings:
         parsed = parse_setting(setting)
         if "model" in parsed:
             raise InputError(f"--set {setting}: the model is given by MODEL; leave this out.")
         above.append(_normal(parsed))
-    if any("reconstruct" in layer for layer in above):  # that rung replaces what the recipe file spells out below
+    if any("reconstruct" in layer for layer in above):  # that rung overrides the file's settings of its three axes
         lower = {key: value for key, value in lower.items() if key not in ("schedule", "teacher")}
         if isinstance(lower.get("solver"), dict):
             lower["solver"] = {key: value for key, value in lower["solver"].items() if key != "name"}
-    if _pruner(lower) not in (None, _pruner(reduce(_merged, above, lower))):  # whose settings they are
+    if _pruner(lower) not in (None, _pruner(reduce(_merged, above, lower))):  # the file's settings are of its pruner
         lower = _merged(lower, {"pruner": {"settings": {}}})
     merged = reduce(_merged, above, lower)
     merged["model"] = model
@@ -132,7 +132,7 @@ def lay_over(model: str, file: Mapping[str, Any], flags: Mapping[str, Any], sett
 
 
 def _pruner(layer: Mapping[str, Any]) -> Any:
-    """The name of the pruner in a layer; None where none is named."""
+    """The name of the pruner in a layer, or None if it names none."""
     pruner = layer.get("pruner")
     return pruner.get("name") if isinstance(pruner, dict) else None
 
@@ -142,7 +142,7 @@ def _normal(layer: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _without_paths(value: Any) -> Any:
-    """A path, alone or in a list, as the string that a recipe file has in its place."""
+    """Convert a path, alone or in a list, to the string that a recipe file would have; leave other values."""
     if isinstance(value, list | tuple):
         return [_without_paths(one) for one in value]
     return os.fspath(value) if isinstance(value, os.PathLike) else value
@@ -154,7 +154,7 @@ def _merged(lower: Mapping[str, Any], upper: Mapping[str, Any]) -> dict[str, Any
         below = merged.get(key)
         if not (isinstance(below, dict) and isinstance(value, dict)):
             merged[key] = value
-        elif key == "sparsity_by_name":  # of its patterns the first that fits decides, so the upper ones come first
+        elif key == "sparsity_by_name":  # the first pattern that fits decides, so the upper layer's come first
             merged[key] = {**value, **below, **value} if value else {}
         elif key == "settings" and not value:
             merged[key] = {}
@@ -164,7 +164,7 @@ def _merged(lower: Mapping[str, Any], upper: Mapping[str, Any]) -> dict[str, Any
 
 
 def _explain(error: ValidationError) -> str:
-    """What is wrong with a recipe, one line each, of many the first."""
+    """The errors of a recipe, one per line, at most the first `_TOLD`."""
     lines = []
     for problem in error.errors():
         place = _place(problem["loc"])
@@ -178,7 +178,7 @@ def _explain(error: ValidationError) -> str:
         else:
             said = problem["msg"].removeprefix("Value error, ")
             said = said.removeprefix(f"{place}: ").rstrip(".")
-            whole = problem["type"] == "value_error" and isinstance(problem["input"], dict)  # a part, with all its keys
+            whole = problem["type"] == "value_error" and isinstance(problem["input"], dict)  # an error of a whole part
             got = "" if whole or "got " in said else f" (got {problem['input']!r:.80})"
             lines.append(f"{place}: {said[0].lower() + said[1:]}{got}." if place else f"{said}.")
     if len(lines) > _TOLD:
@@ -187,14 +187,14 @@ def _explain(error: ValidationError) -> str:
 
 
 def _place(location: tuple[int | str, ...]) -> str:
-    """The key of a value, dotted; of a pruner's settings without the types that pydantic puts after each part."""
+    """The dotted key of a value; in a pruner's settings, without the type that pydantic adds after each part."""
     if location[:2] == ("pruner", "settings"):
         location = (*location[:2], *location[2::2])
     return ".".join(str(part) for part in location)
 
 
 def _unspaced(location: tuple[int | str, ...], value: Any) -> str | None:
-    """What to say of a key in which its value stands too, as YAML reads {key:value}; None of any other."""
+    """The message for a key that contains its value, as YAML reads {key:value}; None for any other key."""
     word = str(location[-1]) if location else ""
     key, colon, meant = word.partition(":")
     if value is not None or not (key and colon and meant):
@@ -207,14 +207,14 @@ def _unspaced(location: tuple[int | str, ...], value: Any) -> str | None:
 
 
 def _meant(location: tuple[int | str, ...], known: Sequence[str]) -> list[str]:
-    """Keys that an unknown one may have been meant for: of the same name in a part, as the flags have them, or near."""
+    """Keys that an unknown one may stand for: those of this name in a part (flags have no parts), or a similar one."""
     name = str(location[-1])
     parts = [part for part in Recipe.model_fields if len(location) == 1 and name in _keys((part,))]
     return [f"{part}.{name}" for part in parts] or difflib.get_close_matches(name, known, n=1, cutoff=0.5)
 
 
 def _keys(location: tuple[int | str, ...]) -> list[str]:
-    """The known keys of the part of a recipe at `location`; of a value that has no parts, none."""
+    """The known keys of the part of a recipe at `location`; none for a value without parts."""
     part: type[BaseModel] = Recipe
     for step in location:
         annotation = part.model_fields[str(step)].annotation

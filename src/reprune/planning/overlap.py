@@ -1,7 +1,7 @@
-"""Tells whether a text holds what a model was calibrated on, without keeping any of it.
+"""Detects whether a text contains what a model was calibrated on, without storing the calibration text.
 
-Of all passages of 24 tokens in the samples a sketch keeps the hashes of those 256 whose hashes are lowest (min-hash,
-Broder 1997). Which share of them a text holds is the share of the samples' passages that it holds, give or take 3 %.
+Of all passages of 24 tokens in the samples, a sketch keeps the 256 lowest hashes (min-hash, Broder 1997). The share of
+them that a text contains estimates the share of the samples' passages that it contains, to about 3 %.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-_PASSAGE = 24  # tokens: so many in a row are the same by chance in boilerplate only
+_PASSAGE = 24  # tokens; only boilerplate has so many in a row in common by chance
 _KEPT = 256
 _BASE = np.uint64(0x9E3779B97F4A7C15)
 
@@ -21,8 +21,8 @@ Hashes = npt.NDArray[np.uint64]
 
 
 def sketch(ids: Tensor) -> dict[str, Any]:
-    """What `overlap` needs of samples (samples, tokens), int64: a record for JSON."""
-    tokens = min(_PASSAGE, -(-ids.shape[1] // 2))  # a sample's first token may stand in no text
+    """The sketch of samples (samples, tokens), int64, for `overlap`; it can be written as JSON."""
+    tokens = min(_PASSAGE, -(-ids.shape[1] // 2))  # less than a sample, whose first token (BOS) may be in no text
     lowest = np.unique(_hashes(ids, tokens))[:_KEPT]
     return {"tokens": tokens, "hashes": [f"{value:016x}" for value in lowest]}
 
@@ -31,7 +31,7 @@ def overlap(known: dict[str, Any], ids: Tensor) -> float:
     """The share of a sketch's passages that are in other samples (samples, tokens), tokenized as those were.
 
     Raises:
-        ValueError, KeyError, TypeError: it is no sketch.
+        ValueError, KeyError, TypeError: `known` is not a sketch.
     """
     hashes = np.array([int(value, 16) for value in known["hashes"]], dtype=np.uint64)
     tokens = int(known["tokens"])
@@ -41,14 +41,14 @@ def overlap(known: dict[str, Any], ids: Tensor) -> float:
 
 
 def _hashes(ids: Tensor, tokens: int) -> Hashes:
-    """Of all passages of so many tokens within a sample, uint64."""
+    """The hashes of all passages of so many tokens within the samples, uint64."""
     values = ids.to(torch.int64).numpy().astype(np.uint64)  # (samples, tokens)
     places = values.shape[1] - tokens + 1
     found = np.zeros((len(values), places), dtype=np.uint64)
     with np.errstate(over="ignore"):  # modulo 2^64
         for step in range(tokens):
             found = found * _BASE + values[:, step : step + places] + np.uint64(1)
-        for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):  # mixed, so that low is random
+        for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):  # mix, so that order is random
             found = (found ^ (found >> np.uint64(shift))) * np.uint64(factor)
     mixed: Hashes = found.reshape(-1) ^ (found.reshape(-1) >> np.uint64(31))
     return mixed

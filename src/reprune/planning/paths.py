@@ -1,4 +1,4 @@
-"""Finds the local path in a SOURCE such as `texts/a.jsonl:body=64`, and puts another in its place."""
+"""Finds and replaces the local path in a SOURCE such as `texts/a.jsonl:body=64`."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from reprune.model.snapshots import hub_commit
 from reprune.planning.recipe import Recipe
 from reprune.planning.sources import split_count, split_path
 
-_NEAR = 3  # folders up to what a result and its texts share: of a study's cell to that which the study is in
+_NEAR = 3  # folders from a result up to a common ancestor with its texts: from a study's cell to the study's parent
 
 
 def with_path(source: str, change: Callable[[Path], object]) -> str:
-    """The source with its local path changed; one that begins with no path that exists comes back as it is."""
+    """The source with its local path changed; unchanged if it begins with no path that exists."""
     name, count = split_count(source)
     if (found := split_path(name)) is None:
         return source
@@ -38,9 +38,10 @@ def absolute(recipe: Recipe) -> Recipe:
 
 
 def beside(recipe: Recipe, folder: Path) -> Recipe:
-    """The recipe as it is written in `folder`: paths relative to it, and the model, always given anew, by name.
+    """The recipe as it is written in `folder`: paths are relative to it, and the model is reduced to its name.
 
-    Of a path that is not near, which names folders that are nobody's business, the last part is left, to be given anew.
+    Of a path that is not near only the last part is kept, so that no private folders are named. It has to be given
+    again, as the model always has.
     """
     written = with_paths(recipe, lambda path: _from(folder.resolve(), path.resolve()))
     return written.model_copy(update={"model": local_name(recipe.model)})
@@ -49,20 +50,20 @@ def beside(recipe: Recipe, folder: Path) -> Recipe:
 def _from(folder: Path, path: Path) -> str:
     common = Path(os.path.commonpath([folder, path]))
     near = common in [folder, *folder.parents][: _NEAR + 1] and common != Path(common.anchor)
-    if near or path.parent in folder.parents:  # the latter names no folder at all
+    if near or path.parent in folder.parents:  # in the latter case the relative path names no folder
         return os.path.relpath(path, folder)
     return last_part(path)
 
 
 def last_part(path: Path) -> str:
-    """What is left of a path without its folders: with the dot it is a path still, and not c4 or a Hub id."""
+    """A path without its folders; the leading `./` keeps it from being read as a known name or a Hub id."""
     return f"./{path.name}"
 
 
 def on_record(model: str, folder: Path) -> dict[str, str]:
-    """What a MODEL is called on record, and of one that is given by its Hub id the commit whose folder was found.
+    """A MODEL's name for the record and, if it was given by its Hub id, the commit of the folder found.
 
-    A link to such a folder is a local model, which is given by no commit.
+    A link to such a folder counts as a local model, without a commit.
     """
     commit = hub_commit(folder)
     named = {"name": local_name(model)}
@@ -70,6 +71,6 @@ def on_record(model: str, folder: Path) -> dict[str, str]:
 
 
 def local_name(model: str) -> str:
-    """The last part of a MODEL that is a local path; a Hub id as it is."""
+    """The last part of a MODEL that is a local path; a Hub id unchanged."""
     path = local_path(model)
     return path.name if path.is_absolute() or path.exists() else model

@@ -1,7 +1,7 @@
-"""Pruners by name: reprune's own, and those that other installed packages bring. Knows nothing of how they prune.
+"""Pruners by name: reprune's own, and those of other installed packages. Knows nothing of how they prune.
 
-A package brings one as an entry point of the group `reprune.pruners`: a name, and the class derived from
-`reprune.math.pruner.Pruner`, or a function that makes one. What `pruner.settings` says is passed to it by keyword.
+A package provides one as an entry point of the group `reprune.pruners`: a name, and a class derived from
+`reprune.math.pruner.Pruner` or a function that makes one. `pruner.settings` is passed to it as keyword arguments.
 """
 
 from __future__ import annotations
@@ -27,28 +27,28 @@ from reprune.math.statistics import Statistics
 from reprune.planning.axes import PRUNERS
 
 GROUP = "reprune.pruners"
-_NAME = re.compile(r"[A-Za-z0-9_.-]+")  # folders of studies are named by it
+_NAME = re.compile(r"[A-Za-z0-9_.-]+")  # it becomes part of the names of a study's folders
 
 _FIRST_VERSIONS: WeakKeyDictionary[ModuleType, str] = WeakKeyDictionary()
-"""Of the packages of modules, when a pruner of theirs was first made: their code stays that of this version."""
+"""By module, its package's version when a pruner of it was first made: the imported code remains of that version."""
 
 
 def known() -> tuple[str, ...]:
-    """The names of all pruners: reprune's own, then those that packages bring, in the order of the alphabet."""
+    """The names of all pruners: reprune's own, then those of packages in alphabetical order."""
     return PRUNERS + tuple(sorted(_brought(_places())))
 
 
 def package(name: str) -> dict[str, str]:
-    """The package that brings a pruner, with its version; empty for reprune's own, and where it is not installed."""
+    """The package that provides a pruner, with its version; empty for reprune's own, and if none is installed."""
     found = _brought(_places()).get(name, ())
     return {one.dist.name: one.dist.version for one in found if one.dist is not None}
 
 
 def build(name: str, settings: Mapping[str, Any]) -> Pruner[Any]:
-    """Make the pruner that a package brings.
+    """Make a pruner that a package provides.
 
     Raises:
-        InputError: none brings it, or several do; it cannot be imported, or does not take the settings.
+        InputError: no package provides it, or several do; it cannot be imported, or does not take the settings.
     """
     found = _brought(_places()).get(name, ())
     if not found:
@@ -62,8 +62,8 @@ def build(name: str, settings: Mapping[str, Any]) -> Pruner[Any]:
         made = found[0].load()(**settings)
         statistics = made.statistics(1, torch.device("cpu")) if isinstance(made, Pruner) else None
         if isinstance(statistics, Statistics):
-            int(type(statistics).size(1))  # asked of the class, as before there are any
-    except Exception as error:  # whatever another's code raises
+            int(type(statistics).size(1))  # called on the class, as reprune does before any statistics exist
+    except Exception as error:  # a package's code may raise anything
         given = ", ".join(f"{key}={value!r:.80}" for key, value in settings.items())
         made_by = f"{found[0].value}({given}) of the package {_whose(found[0])}"
         raise InputError(f"pruner {name}: {made_by} cannot be used ({short(error)}).") from error
@@ -76,7 +76,7 @@ def build(name: str, settings: Mapping[str, Any]) -> Pruner[Any]:
 
 
 def unknown(place: str, name: str) -> str:
-    """What to say of a name that no pruner has, given at `place`."""
+    """The message for a name at `place` that no pruner has."""
     names = known()
     near = difflib.get_close_matches(name.lower(), names, n=1)
     asked = f"; did you mean {near[0]}?" if near else "."
@@ -87,19 +87,19 @@ def unknown(place: str, name: str) -> str:
 
 
 def _places() -> tuple[tuple[str, int | None], ...]:
-    """Where modules are sought, and when something was last installed or removed there."""
+    """The folders that modules are imported from, each with the time when it last changed."""
     return tuple((place, _changed(Path(place))) for place in sys.path)
 
 
 def _changed(place: Path) -> int | None:
-    with suppress(OSError):  # it is not there, or not to be read
+    with suppress(OSError):  # it does not exist, or cannot be read
         return place.stat().st_mtime_ns
     return None
 
 
 @lru_cache(maxsize=1)
 def _brought(places: tuple[tuple[str, int | None], ...]) -> dict[str, tuple[EntryPoint, ...]]:
-    """What packages bring, by name, as long as nothing is installed or removed."""
+    """The entry points of packages' pruners by name, cached until something is installed or removed."""
     del places
     found: dict[str, tuple[EntryPoint, ...]] = {}
     for one in entry_points(group=GROUP):
@@ -109,7 +109,7 @@ def _brought(places: tuple[tuple[str, int | None], ...]) -> dict[str, tuple[Entr
 
 
 def _outdated(entry: EntryPoint) -> str | None:
-    """What to say of a package whose module was imported before another version of it was installed; None of others."""
+    """The message for a package of which another version was installed after its module was imported; else None."""
     module = sys.modules.get(entry.module)
     if module is None or entry.dist is None:
         return None

@@ -1,4 +1,4 @@
-"""Where a library finds no room, or no locks, for its own files, that is said of these: not of what it was reading."""
+"""Recognizes that a library failed for want of room, or locks, for its own files, not because of what it read."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ _NUMBERS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def no_room(error: BaseException, folder: str | None = None, variable: str = "TMPDIR") -> OSError | None:
-    """The error to raise in place of one that comes of no room or no locks, in whatever form; None of any other.
+    """The error to raise in place of one caused by a lack of room or locks, in whatever form; None for any other.
 
-    `folder` is where the library's files are, by default the system's for temporary ones; the variable of the
-    environment names another.
+    `folder` is where the library keeps its files, by default the system's temporary folder; `variable` is the
+    environment variable that names another.
     """
     for found in causes(error):
         if isinstance(found, OSError) and found.errno in (*_NUMBERS, errno.ENOLCK):

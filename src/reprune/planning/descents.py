@@ -1,4 +1,4 @@
-"""The parts of a recipe that say how weights are fitted: the solver of windows, and distillation."""
+"""The parts of a recipe that decide how weights are fitted: the solver of windows, and distillation."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from reprune.math.solver import NoSolver, Solver
 from reprune.math.widening import Widening
 
 PAPER_LR = 2e-4
-"""Of Adam, in all of the paper's experiments."""
+"""Adam's learning rate in all of the paper's experiments."""
 _OWN_LR = "1%"
-"""Where the loss is not of the paper."""
+"""The default learning rate with the standardized loss, which is not the paper's."""
 
 _WARMUP = 1 / 8
-"""Of distillation: the share of its steps during which the learning rate rises."""
+"""The share of distillation's steps during which the learning rate rises."""
 
 _NUMBERS = (int, float, int | None, float | None)
 
@@ -41,7 +41,7 @@ class RecipePart(BaseModel):
 
 
 def parse_rate(given: Any) -> tuple[float, bool]:
-    """Read `2e-4`, or `1%` of the weights' root mean square; raises `ValueError` where it is neither.
+    """Parse `2e-4`, or `1%` of the weights' root mean square; raises `ValueError` if it is neither.
 
     Returns:
         The learning rate, and whether it is a share of that root mean square.
@@ -69,18 +69,18 @@ class SolverRecipe(RecipePart):
     """Which solver, and its settings."""
 
     name: Literal["none", "adam", "widening"] = "adam"
-    start: Literal["pruner", "least-squares"] = "pruner"  # the weights that it begins with
-    ridge: float | None = Field(None, gt=0)  # of least squares, share of the mean diagonal; None: the best on held-out
-    loss: Literal["squared", "standardized"] | None = None  # plain, or all features alike; None: as the solver is
+    start: Literal["pruner", "least-squares"] = "pruner"  # the weights that the fit begins with
+    ridge: float | None = Field(None, gt=0)  # of least squares, over the mean diagonal; None: the best on held-out
+    loss: Literal["squared", "standardized"] | None = None  # plain, or with scaled features; None: by the solver
     epochs: int = Field(10, ge=1)
-    lr: float | str | None = None  # see `parse_rate`; None: as the loss is
+    lr: float | str | None = None  # see `parse_rate`; None: by the loss
     batch_size: int = Field(8, ge=1, lt=2**63)
-    micro_batch_size: int | None = Field(None, ge=1)  # of a step's samples, how many at a time; None: all at once
-    checkpointing: bool = False  # compute activations anew for the gradients, block by block
-    rank: int | None = Field(None, ge=1)  # move low-rank updates of the matrices; None: all their weights
-    compact: bool = False  # gradients, moments and the guard's copy of kept weights alone
+    micro_batch_size: int | None = Field(None, ge=1)  # samples of a step that are computed at a time; None: all
+    checkpointing: bool = False  # recompute activations in the backward pass, block by block
+    rank: int | None = Field(None, ge=1)  # train low-rank updates of the matrices; None: all their weights
+    compact: bool = False  # hold gradients, moments and the guard's copy for kept weights only
     betas: tuple[float, float] = (0.9, 0.95)
-    routing: Literal["student", "teacher"] = "student"  # whose choice of experts each token is fitted with
+    routing: Literal["student", "teacher"] = "student"  # whose choice of experts is used in the fit
     teacher_forcing: float = Field(0.0, ge=0, le=1)  # the dense model's share in the states that windows are fitted on
     patience: int = Field(2, ge=1)  # epochs in a row without a lower held-out error, after which the guard stops
 
@@ -100,7 +100,7 @@ class SolverRecipe(RecipePart):
 
     @property
     def samples_at_a_time(self) -> int:
-        """How many samples pass through a block together."""
+        """How many samples pass through a block at a time."""
         return self.micro_batch_size or self.batch_size
 
     @field_validator("betas")
@@ -112,14 +112,14 @@ class SolverRecipe(RecipePart):
 
     @property
     def standardizes(self) -> bool:
-        """Whether a window's errors are standardized: where there is a descent that minimizes such a loss."""
+        """Whether a window's relative errors are standardized: if a descent minimizes the standardized loss."""
         return self.settled().loss == "standardized" and self.name != "none"
 
     def settled(self) -> Self:
-        """The same with loss and learning rate filled in: the paper's, unless the solver is not one of the paper's.
+        """A copy with loss and learning rate set: the paper's, unless the solver or the loss is not the paper's.
 
-        With a standardized loss, which is not in the paper either, the rate is relative to the size of the weights,
-        as the best absolute rate differs tenfold between models (docs/measurements/models.md).
+        With the standardized loss, the default rate is relative to the weights, because what suits one model is a
+        tenth of what suits another (docs/measurements/models.md).
         """
         loss = self.loss or ("standardized" if self.name == "widening" else "squared")
         lr = self.lr or (_OWN_LR if loss == "standardized" and self.name != "none" else PAPER_LR)
@@ -134,8 +134,8 @@ class SolverRecipe(RecipePart):
         adam = self.descent(self.epochs, self.settled().lr, guard)
         if self.name == "adam":
             return adam
-        # An epoch on one block of two costs half of one on both: together less than `epochs` on both take, which
-        # leaves time for the tries of first steps. The rate falls over both as it does over one.
+        # An epoch on one block of two costs half of one on both. So both descents together take less time than
+        # `epochs` on both blocks, which leaves time to try first steps. The rate decays over both as over one descent.
         whole = max(2 * self.epochs // 3, 1)
         part = max(self.epochs - whole, 1)
         middle = whole / (part + whole)
@@ -147,7 +147,7 @@ class SolverRecipe(RecipePart):
         )
 
     def descent(self, epochs: int, rate: float | str | None, guard: bool) -> Adam:
-        """Adam with these settings, but for the number of epochs and the learning rate."""
+        """Adam with these settings, except for the given number of epochs and learning rate."""
         lr, relative = parse_rate(rate)
         return Adam(
             epochs,
@@ -165,22 +165,22 @@ class SolverRecipe(RecipePart):
 
 @final
 class DistillRecipe(RecipePart):
-    """Whether the last blocks are fitted once more, to what the dense model predicts (see `engine.distillation`)."""
+    """Whether the last blocks are fitted once more, to the dense model's predictions (see `engine.distillation`)."""
 
-    blocks: int = Field(0, ge=0)  # how many; 0: none
-    epochs: int | None = Field(None, ge=1)  # None: as many as of the solver
+    blocks: int = Field(0, ge=0)  # how many; 0: no distillation
+    epochs: int | None = Field(None, ge=1)  # None: as many as the solver's
     lr: float | str = "0.2%"  # see `parse_rate`
 
     _is_a_rate = field_validator("lr", mode="before")(_read_rate)
 
     def epochs_beside(self, solver: SolverRecipe) -> int:
-        """How many epochs it takes, where windows are fitted by that solver."""
+        """The number of epochs, which by default is that of the windows' solver."""
         return self.epochs or solver.epochs
 
     def build(self, solver: SolverRecipe, guard: bool) -> Adam:
         """A descent with the solver's other settings.
 
-        As weights are near their best, its rate rises first, and its first step is tried.
+        The weights are already near their optimum, so the rate has a warm-up, and the first step is tried.
         """
         descent = solver.descent(self.epochs_beside(solver), self.lr, guard)
         return replace(descent, warmup=_WARMUP, try_first_step=True)

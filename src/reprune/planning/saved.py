@@ -1,6 +1,6 @@
-"""Which files hold the rows of a folder that `save_to_disk` of the `datasets` library has written.
+"""Finds the files that hold the rows of a folder written by `save_to_disk` of the `datasets` library.
 
-Caches, and shards of an earlier save, may lie beside them: so it is the folder's own lists that say. Reads no row.
+Caches and shards of an earlier save may lie beside them, so the folder's own lists decide. Reads no rows.
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ _SPLITS = "dataset_dict.json"  # of a dictionary
 
 
 def saved_files(folder: Path, config: str | None, split: str | None, usual: str, label: str) -> tuple[Path, ...] | None:
-    """The files of a split in the order of their rows; None where the folder was not saved so.
+    """The files of a split in the order of their rows; None if the folder was not written by `save_to_disk`.
 
-    `config` and `split` are as they were named: several splits are joined by +, and `all` is every one. Where none is
-    named, it is `usual` of a dictionary, and the only one of a data set that was saved alone, which is `train` where
-    it has no name, and `train` of a part of it, too. `label` is what messages call the place.
+    `config` and `split` are as the user gave them; `split` may join several by +, and `all` is every one. Without one,
+    it is the split `usual` of a saved dictionary, or the only split of a data set saved alone. The latter is called
+    `train` if it has no name, and by the split's name if it is part of one, as train[:50%]. `label` is the source's
+    name in messages.
 
-    Raises InputError if there is no such configuration or split, or it has no files.
+    Raises InputError if there is no such configuration or split, or if it has no files.
     """
     files = _shards(folder)
     if files is not None:
@@ -43,26 +44,26 @@ def saved_files(folder: Path, config: str | None, split: str | None, usual: str,
             f"{label}: expected no configuration, as saved data sets have none, but got {config!r}; leave it out, or "
             "name a split as in FOLDER::SPLIT, a column as in FOLDER:::COLUMN"
         )
-    if not files:  # as an empty data set has
+    if not files:  # an empty data set
         raise InputError(f"{label}: {NO_TEXT}")
     return tuple(files)
 
 
 def _own_split(folder: Path) -> str:
-    """The names of the splits that one data set is of, joined by +; of one of a dictionary, which is its own there."""
+    """The split of one saved data set, several joined by +; within a saved dictionary, its folder's name."""
     among = _listed(folder.parent / _SPLITS, "splits")
     if isinstance(among, list) and folder.name in among:
-        return folder.name  # what `train_test_split` puts there is called train within
+        return folder.name  # the splits that `train_test_split` makes are all called train in their own state
     return "+".join(_names(str(_listed(folder / STATE, "_split") or "train")))
 
 
 def _names(splits: str) -> dict[str, None]:
-    """The names of splits, each once, of what is joined by + and cut as in train[:50%]."""
+    """The names of splits joined by +, each once, without slices such as [:50%]."""
     return dict.fromkeys(part.partition("[")[0].strip() for part in splits.split("+"))
 
 
 def _files_of(folder: Path, names: list[str], wanted: str, label: str) -> list[Path]:
-    """The files of the wanted splits of a dictionary of these names."""
+    """The files of the wanted splits of a dictionary with splits of these names."""
     files: list[Path] = []
     for name in names if wanted == "all" else [part.strip() for part in wanted.split("+")]:
         if name not in names:
@@ -79,7 +80,7 @@ def _files_of(folder: Path, names: list[str], wanted: str, label: str) -> list[P
 
 
 def _shards(folder: Path) -> list[Path] | None:
-    """The files of one data set; None where none was saved there."""
+    """The files of one data set; None if none was saved in this folder."""
     files = _listed(folder / STATE, "_data_files")
     try:
         return None if files is None else [folder / file["filename"] for file in files]
@@ -88,7 +89,7 @@ def _shards(folder: Path) -> list[Path] | None:
 
 
 def _listed(file: Path, key: str) -> Any:
-    """What a file of JSON has under a key; None where there is neither."""
+    """The value of a key in a JSON file; None if there is no such file or key."""
     try:
         content = read_json(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):

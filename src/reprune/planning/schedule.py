@@ -1,7 +1,7 @@
-"""Which blocks are reconstructed together, in which order. Knows numbers only.
+"""Which blocks are reconstructed together, and in which order. Knows numbers only.
 
 One formula yields every rung of the paper's ladder: windows of `size` blocks, each beginning `stride` blocks after
-the one before. Size 1, stride 1 is block by block; size 2, stride 1 the overlapping windows of cross-block
+the one before. Size 1, stride 1 goes block by block; size 2, stride 1 gives the overlapping windows of cross-block
 reconstruction, [0], [0, 1], [1, 2], ..., [n-1]; size k, stride k takes k blocks at a time.
 """
 
@@ -17,9 +17,9 @@ class Window:
 
     index: int
     blocks: range
-    fresh: range  # those of them that are dense until now, to be pruned first
-    retired: range  # those of them that no later window holds: final after it
-    distills: bool = False  # whether they are final already, and fitted to the model's predictions
+    fresh: range  # those that are still dense, and are pruned first
+    retired: range  # those that no later window contains: they are final after this one
+    distills: bool = False  # whether the blocks are already final and are fitted to the dense model's predictions
 
     def __str__(self) -> str:
         return f"window {self.index} (blocks {list(self.blocks)})"
@@ -28,8 +28,8 @@ class Window:
 def windows(blocks: int, size: int, stride: int) -> list[Window]:
     """All windows over so many blocks, in order.
 
-    Every block is fresh in exactly one window and retired in exactly one, in the order of the blocks.
-    Requires 1 <= stride <= size (a larger stride would leave blocks out).
+    Each block is fresh in exactly one window and retired in exactly one, in the order of the blocks.
+    Raises `ValueError` unless 1 <= stride <= size (a larger stride would leave blocks out).
     """
     if not 1 <= stride <= size:
         raise ValueError(f"a schedule needs 1 <= stride <= size, got size {size} and stride {stride}")
@@ -49,9 +49,9 @@ def windows(blocks: int, size: int, stride: int) -> list[Window]:
 
 
 def once_more(index: int, blocks: int, count: int) -> Window:
-    """The last so many of all blocks, which are fitted once more when all windows are done.
+    """The step that fits the last `count` blocks once more when all windows are done.
 
-    None of them is fresh in it; that they are retired is the windows' doing. `index` is the number of this step.
+    No block is fresh or retired in it: the windows before have pruned and retired them. `index` is the step's number.
     """
     return Window(index, range(blocks - count, blocks), range(blocks, blocks), range(blocks, blocks), distills=True)
 

@@ -14,13 +14,13 @@ from reprune.planning.sources import Source, SourceSpec, find_source
 
 Role = Literal["calibration", "heldout"]
 
-_PART = 8  # one held-out sample for so many calibration samples
+_PART = 8  # by default, calibration samples per held-out sample
 
 
 @final
 @dataclass(frozen=True)
 class Share:
-    """`count` samples from a source, which stands at `position` among the sources of its role."""
+    """`count` samples from one source, the one at `position` among the sources of its role."""
 
     spec: SourceSpec
     source: Source
@@ -29,18 +29,19 @@ class Share:
     count: int
 
     def generator(self, seed: int) -> np.random.Generator:
-        """The random numbers of this share alone, so that one source's draws do not depend on another's."""
+        """This share's own random numbers, so that one source's draws do not depend on another's."""
         return np.random.default_rng((seed, self.position, int(self.role == "heldout")))
 
 
 def share_out(calibration: list[SourceSpec], heldout: list[SourceSpec], samples: int) -> list[Share]:
-    """Say how many samples come from which source, calibration first.
+    """Decide how many samples come from each source, calibration first.
 
-    `samples` is the total of the calibration sources without a count of their own, divided evenly, the
-    remainder to the first. Held-out samples are extra: without `heldout` sources ceil(count / 8) from each
-    calibration source; else the counts of those sources, or ceil(N / 8) in total, but at least one of each.
+    `samples` is divided evenly among the calibration sources without a count of their own; the first ones get the
+    remainder. Held-out samples are extra: without `heldout` sources, ceil(count / 8) from each calibration source.
+    With them, each gives its own count; those without one share ceil(N / 8), at least one each, where N is the number
+    of calibration samples.
 
-    Raises InputError if `samples` leaves a source without one, or if a name can be no source.
+    Raises InputError if `samples` leaves a source without any, or if a name can be no source.
     """
     counts = _counts(calibration, samples)
     if 0 in counts:
@@ -61,10 +62,10 @@ def share_out(calibration: list[SourceSpec], heldout: list[SourceSpec], samples:
 def most(
     calibration: list[SourceSpec], heldout: list[SourceSpec], samples: int, first: Share, capacity: int
 ) -> str | None:
-    """What to ask for at most where a source has too little text, in words; None if nothing would do.
+    """The largest setting that a source with too little text allows, in words; None if even the smallest is too large.
 
-    `first` is the first share of that source and `capacity` the number of samples that it has. The setting is
-    the source's own count if it has one, else the number of samples.
+    `first` is the first share of that source and `capacity` the number of samples that it has. The setting is the
+    source's own count if it has one, else the number of samples.
     """
 
     def needed(number: int) -> int:
@@ -93,7 +94,7 @@ def _shares(role: Role, specs: list[SourceSpec], counts: list[int]) -> list[Shar
 
 
 def total(specs: Sequence[SourceSpec], samples: int) -> int:
-    """How many samples come from calibration sources, those without a count of their own sharing `samples`."""
+    """The number of calibration samples, where sources without a count of their own share `samples`."""
     return sum(_counts(specs, samples))
 
 
@@ -109,5 +110,5 @@ def _free(specs: Sequence[SourceSpec]) -> int:
 
 
 def heldout_part(count: int) -> int:
-    """How many held-out samples go with so many to calibrate on, where nothing is said of them."""
+    """The default number of held-out samples for `count` calibration samples."""
     return -(-count // _PART)

@@ -1,4 +1,4 @@
-"""Which pattern each linear gets: one for all, others by name, and by block where sparsity is shared out unevenly."""
+"""The pattern of each linear: one for all, others by name, and one per block if sparsity is allocated unevenly."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ class Sparsities:
 
     base: Pattern
     by_name: Mapping[str, Pattern] = field(default_factory=dict)
-    """By patterns of names, as `exclude` has them; the first that fits decides."""
+    """By pattern of names, as in `exclude`; the first that fits decides."""
     by_block: Sequence[float] = ()
-    """The share that is pruned of each block's weights that no name decides on; empty: `base` for all."""
+    """Each block's sparsity, for the linears that no name in `by_name` fits; empty: `base` for all blocks."""
 
     def of(self, index: int, name: str) -> Pattern:
-        """The pattern of a linear of a block."""
+        """The pattern of the linear of this name in block `index`."""
         for given, pattern in self.by_name.items():
             if fits_place(index, name, given):
                 return pattern
         return Unstructured(self.by_block[index]) if self.by_block else self.base
 
     def named(self, index: int, name: str) -> bool:
-        """Whether a name decides it."""
+        """Whether a name in `by_name` decides the linear's pattern."""
         return any(fits_place(index, name, given) for given in self.by_name)
 
     def allocated(self, shares: Sequence[float]) -> Sparsities:
-        """The same, with a share of its own for each block."""
+        """A copy with a sparsity for each block."""
         return replace(self, by_block=tuple(shares))

@@ -1,4 +1,4 @@
-"""What of a model would be pruned, known from its configuration and tensor headers alone."""
+"""Finds what would be pruned of a model, from its configuration and tensor headers alone."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from reprune.planning.choice import Choice, fits, fits_place, of_all_experts
 from reprune.planning.schedule import ranges
 from reprune.planning.sparsities import Sparsities
 
-_IDLE = 0.4  # of the weights of a block's linears: with more that never run something is amiss
-_LARGE = 0.1  # of a block's matrices: so large a share does not stay dense unless it is told to
+_IDLE = 0.4  # of the weights in a block's linears; if more than this never run, something is wrong
+_LARGE = 0.1  # of the weights in a block's matrices; a larger part stays dense only if the user excludes it
 
 
 @dataclass(frozen=True)
 class BlockSurvey:
-    """One block: which of its matrices are pruned, and which stay dense."""
+    """Which matrices of one block are pruned, and which stay dense."""
 
     index: int
     groups: tuple[tuple[str, ...], ...]  # names of the linears to be pruned, by shared input
     shapes: dict[str, tuple[int, int]]  # (rows, columns) of every linear
-    dense: tuple[str, ...]  # linears that stay dense as they were told to
-    routers: tuple[str, ...]  # linears that choose experts, which always stay dense
-    idle: tuple[str, ...]  # linears that never run where there is text alone, which stay dense
-    others: dict[str, tuple[int, ...]]  # matrices that no linear holds, which stay dense
-    experts: dict[str, float]  # by linear of an expert: the share of tokens that reach it if all are chosen alike
-    read: tuple[str, ...]  # of the idle: those whose weights are used, but not as what inputs are multiplied by
-    groups_known: bool  # False where only the block's weights will tell which linears share inputs
+    dense: tuple[str, ...]  # linears that the recipe's choice keeps dense
+    routers: tuple[str, ...]  # linears that choose experts; they always stay dense
+    idle: tuple[str, ...]  # linears that never run on text; they stay dense
+    others: dict[str, tuple[int, ...]]  # matrices that are not the weight of a linear; they stay dense
+    experts: dict[str, float]  # by linear of an expert: the share of tokens that reach it under uniform routing
+    read: tuple[str, ...]  # idle linears whose weights are used, but are not what inputs are multiplied by
+    groups_known: bool  # False if it takes the block's weights to find which linears share inputs
 
 
 @final
@@ -39,7 +39,7 @@ class Survey:
     """All blocks of a model."""
 
     blocks: tuple[BlockSurvey, ...]
-    refusals: tuple[str, ...]  # why the model cannot be pruned so; empty where it can
+    refusals: tuple[str, ...]  # why the model cannot be pruned in this way; empty if it can
 
     def check(self) -> None:
         """Raise `UnsupportedModelError` with all refusals, if there are any."""
@@ -57,13 +57,14 @@ class Survey:
 
 
 def survey(decoder: Decoder, sparsities: Sparsities, choice: Choice) -> Survey:
-    """Go through all blocks: no weight is read.
+    """Survey all blocks, without reading any weights.
 
     Raises:
-        InputError: no linear of any block would be pruned, or a pattern of `choice.exclude` fits nothing.
+        InputError: no linear of any block would be pruned, or a pattern of names in the choice or in
+            `sparsity_by_name` fits nothing.
     """
     blocks: list[BlockSurvey] = []
-    refusals: dict[str, list[int]] = {}  # the blocks that each is of
+    refusals: dict[str, list[int]] = {}  # the blocks that each refusal is about
     for index in range(len(decoder)):
         block, reasons = _survey_block(decoder, index, sparsities, choice)
         blocks.append(block)
@@ -92,7 +93,7 @@ def survey(decoder: Decoder, sparsities: Sparsities, choice: Choice) -> Survey:
 
 
 def _hint(decoder: Decoder, pattern: str, places: set[tuple[int, str]]) -> str:
-    """What a pattern that fits nothing may have been meant for: a name within the whole model."""
+    """A hint for a pattern that fits nothing, if it fits a name within the whole model instead of a block."""
     skeleton = decoder.skeleton
     path = f"{skeleton.blocks_path}."
     within = pattern.removeprefix(path)
@@ -107,7 +108,7 @@ def _hint(decoder: Decoder, pattern: str, places: set[tuple[int, str]]) -> str:
 def _survey_block(
     decoder: Decoder, index: int, sparsities: Sparsities, choice: Choice
 ) -> tuple[BlockSurvey, list[str]]:
-    """A block, and why it cannot be pruned so, if it cannot."""
+    """The survey of a block, and the reasons why it cannot be pruned, if any."""
     module = decoder.skeleton.blocks[index]
     refusals: list[str] = []
     stacks: tuple[Stack, ...] = ()
@@ -115,7 +116,7 @@ def _survey_block(
         stacks = decoder.weightless.stacks(index)
     except RepruneError:
         raise
-    except Exception as error:  # whatever a module raises
+    except Exception as error:  # a module may raise anything
         refusals.append(f"the matrices that it multiplies by cannot be found ({short(error)})")
     linears = find_linears(module, stacks)
     routers = find_routers(module, stacks)
@@ -133,7 +134,7 @@ def _survey_block(
         experts = {name for group in found if group.expert for name in group.names}
     except RepruneError:
         raise
-    except Exception:  # not every kernel runs on the meta device; the groups show when the block is loaded
+    except Exception:  # not every kernel runs on the meta device; groups are then found when the block is loaded
         groups, known, experts = [(linear.name,) for linear in linears], False, set()
     others = {
         name: shape for name, shape in other_matrices(module, stacks).items() if not choice.leaves_dense(index, name)

@@ -76,50 +76,55 @@ def summary(found: Mapping[str, Mapping[str, Any]]) -> str:
 
 INTRODUCTION = """# Architectures
 
-There is no list of what is supported: what a model is made of is found by running it ([how](architecture.md)). Whether
-that works is seen by trying. This table is of every causal language model that Transformers registers:
+There is no list of supported architectures: reprune finds out what a model is made of by running it
+([how](architecture.md)). Only a trial shows whether this works. This table has a trial of every causal language model
+that Transformers registers:
 
     python benchmarks/architectures.py --out sweep --page docs/architectures.md
 
 Each default configuration is shrunk (4 blocks of width 64), built with random weights, saved, and pruned from disk with
-Wanda 2:4, BR+GP and SparseGPT 50 %, BR+GP+CR (2 samples of 32 tokens). A model has passed if every linear of every
-block that runs on text has its zeros (routers of experts apart), plain Transformers loads the result without a tensor
-missing or unexpected and computes in it what was computed block by block (1e-5), the last block's calibration error
-(without the guard, which goes by another) is not above that of pruning alone, and `reprune verify` finds nothing. That
-is a test of form: it says nothing of quality.
-"Not built" are configurations that Transformers itself does not build or run by themselves. (gemma3n needs the package
-timm for its images.) Of an encoder-decoder, as BART, what is built here is the decoder, of which Transformers makes
-a model of its own (`BartForCausalLM`); as a whole it is refused.
+Wanda 2:4, BR+GP and with SparseGPT 50 %, BR+GP+CR (2 samples of 32 tokens). A model has passed if
 
-A model that is refused is refused before anything is written, for the reason in the table.
+- every linear of every block that runs on text has its zeros (except routers of experts);
+- plain Transformers loads the result without a missing or unexpected tensor, and computes the same as reprune did block
+  by block (1e-5);
+- the last block's calibration error is not above that of pruning alone (without the guard, which compares another
+  error);
+- `reprune verify` finds nothing.
 
-All of that is in float32 on the CPU. Most runs have products in bfloat16, and many are on a GPU, so that the same
-models are pruned in these ways too (SparseGPT 50 %, BR+GP), as far as a machine without a GPU can tell:
+This tests the form only; it says nothing about quality. "Not built" are configurations that Transformers itself does
+not build or run on their own. (gemma3n needs the package timm for its images.) Of an encoder-decoder such as BART, the
+decoder is built here, of which Transformers makes a model of its own (`BartForCausalLM`); the whole model is refused.
+
+A refused model is refused before anything is written, for the reason in the table.
+
+All of this is in float32 on the CPU. Most real runs have products in bfloat16, and many are on a GPU. So the same
+models are also pruned in these ways (SparseGPT 50 %, BR+GP), as far as a machine without a GPU can tell:
 
     python benchmarks/devices.py --out sweep
 
-The device there is a pretended one: it computes on the CPU, refuses tensors of the CPU among its own as CUDA does, and
-its autocast has CUDA's rules. Of the 183 that can be pruned (without timm), all are in float32 on that device, all but
-xmod in bfloat16 and in float16, and all but xmod and dbrx in bfloat16 on the CPU. Those two bring together tensors of
-two dtypes; with `precision: auto`, the default, they are run in float32, and a note says so.
+The device there is simulated: it computes on the CPU, refuses CPU tensors among its own as CUDA does, and its autocast
+has CUDA's rules. Of the 183 models that can be pruned (without timm), all work in float32 on that device, all but xmod
+in bfloat16 and in float16, and all but xmod and dbrx in bfloat16 on the CPU. Those two combine tensors of two dtypes;
+with `precision: auto`, the default, they are run in float32, and a note says so.
 """
 
 
 PARTS = """
 ## Models that read images or audio too
 
-Models of several parts, as Gemma 3 or Qwen2.5-VL, are calibrated on text alone. The blocks of their language model are
-pruned; towers for images and audio, and what leads from them to it, stay as they are. This table is of everything that
-Transformers registers as reading more than text, or as writing down speech:
+Models of several parts, such as Gemma 3 or Qwen2.5-VL, are calibrated on text alone. The blocks of their language model
+are pruned. The towers for images and audio, and the modules that connect them to the language model, stay as they are.
+This table has everything that Transformers registers as reading more than text, or as transcribing speech:
 
     python benchmarks/architectures.py --parts --out sweep --page docs/architectures.md
 
-Models are made and pruned as above, each as a whole of its own class, and pass by the same conditions; every tensor
-outside the blocks is also as it was, to the bit. "Not built" are here also those whose own forward fails on text in
-this release of Transformers. (Of Llama 4 it fails with images too; it is pruned, but nothing is known of its quality.)
-Refused are encoder-decoders, and models that run on nothing without an image or sound. ERNIE 4.5 VL has experts for
-images alone: with the flag that is named they stay dense, and it is pruned. No model is shown an image here: a Gemma 3
-is, dense and sparse, by a test (`tests/engine/test_parts.py`).
+Models are built and pruned as above, each as a whole of its own class, and pass by the same conditions; in addition
+every tensor outside the blocks must be bit-identical. Here "not built" also covers models whose own forward fails on
+text in this release of Transformers. (Llama 4's fails with images too; reprune prunes it, but nothing is known of its
+quality.) Refused are encoder-decoders, and models that need an image or sound to run. ERNIE 4.5 VL has experts for
+images alone; with the flag that its row names they stay dense, and the model is pruned. No model is shown an image
+here; one test shows an image to a Gemma 3, dense and sparse (`tests/engine/test_parts.py`).
 """
 
 

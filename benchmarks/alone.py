@@ -1,4 +1,4 @@
-"""Work on many architectures, each in a process of its own, which a model may end. Knows nothing of the work."""
+"""Runs work on many architectures, each in a process of its own, which a model may crash. Knows nothing of the work."""
 
 from __future__ import annotations
 

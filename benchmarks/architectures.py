@@ -2,24 +2,25 @@
 
     python benchmarks/architectures.py --out FOLDER [--only llama mixtral ...] [--jobs 2] [--page docs/architectures.md]
 
-With --parts, on every model that reads images or audio too instead, as a whole.
+With --parts: on every model that reads images or audio too, each as a whole, instead.
 
 Each architecture's default configuration is shrunk, built with random weights and saved. From disk it is pruned with
-Wanda 2:4, BR+GP and with SparseGPT 50 %, BR+GP+CR (2 samples), and both pruners' LR beside. Then:
+Wanda 2:4, BR+GP and with SparseGPT 50 %, BR+GP+CR (2 samples), and with LR by both pruners for comparison. Then these
+are checked:
 
-- streaming: what each block puts out under streaming is what it puts out in the whole model (1e-5, relative, float32);
-- predictions: the logits that are made of the last block's states, for distillation, are those of the whole model, or
-  it is said that there are none (1e-5);
-- sparsity: every linear of every block but the routers of experts is on record and has its zeros;
-- error: the last block's calibration error is not above LR's with the same pruner (without the guard, which goes by
+- streaming: each block's outputs under streaming equal those in the whole model (1e-5, relative, float32);
+- predictions: the logits computed from the last block's states, for distillation, equal those of the whole model
+  (1e-5), or reprune says that there are none;
+- sparsity: every linear of every block, except routers of experts, is on record and has its zeros;
+- error: the last block's calibration error is not above LR's with the same pruner (without the guard, which compares
   another error);
-- outside: every tensor outside the blocks is as it was, to the bit;
-- reloaded: plain Transformers loads the result with no tensor missing, unexpected or of another shape, and its blocks
-  put out what they put out under streaming; `reprune verify` finds nothing.
+- outside: every tensor outside the blocks is bit-identical to the original;
+- reloaded: plain Transformers loads the result with no tensor missing, unexpected or of another shape, its blocks give
+  the same outputs as under streaming, and `reprune verify` finds nothing.
 
-Prints a line for each: passed, refused (reprune says why), failed, or not built (Transformers' own fault here).
-Writes FOLDER/architectures.json (or several_parts.json) and, where --page is given, the tables of both. Started again
-it does what is missing.
+Prints a line for each model: passed, refused (reprune says why), failed, or not built (Transformers itself fails here).
+Writes FOLDER/architectures.json (or several_parts.json) and, with --page, the page with the tables of both. Started
+again, it does what is missing.
 """
 
 from __future__ import annotations

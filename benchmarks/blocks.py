@@ -1,16 +1,16 @@
-"""Seconds a block and peak memory on blocks of a large model's shape, reprune beside the textbook procedure.
+"""Seconds and peak memory of each block of a large model's shape, for reprune and for the textbook procedure.
 
     python benchmarks/blocks.py --out FOLDER --device cuda [--hidden 4096 --intermediate 11008 --heads 32 --blocks 3]
         [--samples 64] [--seqlen 1024] [--epochs 10] [--rungs BR+GP BR+GP+CR] [--precisions float32 auto]
         [--set solver.micro_batch_size=2]
 
 By default the blocks are those of Llama-7B and the setting is the paper's, whose peaks are 5.7 GB (BR+GP) and 10.6 GB
-(BR+GP+CR), one block or two at a time; but for the samples, a quarter of its 256, with which seconds grow and peaks do
-not. Writes a Llama of random weights and a text of random words, runs each way in a process of its own (SparseGPT,
-50 %), and prints a Markdown table. The textbook is in float32; reprune is run in that, and as it is by itself. The
-textbook holds the whole model on the device, of which reprune holds a window; so beside its peak stands that without
-the other blocks. Needs no network; runs on a CPU with smaller numbers, too. Cut off and started again with the same
-options it goes on with what is missing (FOLDER/blocks.json).
+(BR+GP+CR), one block or two at a time. Only the samples are fewer, a quarter of the paper's 256: seconds grow with
+them, peaks do not. Writes a Llama of random weights and a text of random words, runs each way in a process of its own
+(SparseGPT, 50 %), and prints a Markdown table. The textbook computes in float32, reprune in float32 and in its default
+precision. The textbook holds the whole model on the device, reprune one window; so the table also has the textbook's
+peak without the other blocks. Needs no network; with smaller numbers it runs on a CPU too. Started again with the same
+options, it does what is missing (FOLDER/blocks.json).
 """
 
 from __future__ import annotations

@@ -1,14 +1,14 @@
-"""The main job with products in halves, and on a device that is not the CPU, on every causal language model.
+"""The main job with products in half precision, and on a device that is not the CPU, on every causal language model.
 
     python benchmarks/devices.py --out FOLDER [--only llama mixtral ...] [--jobs 2]
 
-Each architecture that the installed Transformers registers is built in a tiny size with random weights, as
-benchmarks/architectures.py does, and pruned with SparseGPT 50 %, BR+GP (2 samples of 32 tokens): in bfloat16 on the
-CPU, and in float32, bfloat16 and float16 on a device that this machine need not have. That device is a pretended one:
-it computes on the CPU, refuses tensors of the CPU among its own as CUDA does, and its autocast has CUDA's rules.
+Each architecture that the installed Transformers registers is built in a tiny size with random weights, as in
+benchmarks/architectures.py, and pruned with SparseGPT 50 %, BR+GP (2 samples of 32 tokens): in bfloat16 on the CPU, and
+in float32, bfloat16 and float16 on a simulated device, which this machine need not have. That device computes on the
+CPU, refuses CPU tensors among its own as CUDA does, and its autocast has CUDA's rules.
 
-Prints a line for each that is not run everywhere, and why; writes FOLDER/devices.json. Started again it does what is
-missing.
+Prints a line for each model that does not run everywhere, and why; writes FOLDER/devices.json. Started again, it does
+what is missing.
 """
 
 from __future__ import annotations

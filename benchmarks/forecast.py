@@ -1,4 +1,4 @@
-"""How far `reprune plan` is off: its forecast of time and memory beside what then happens, over ten varied recipes.
+"""How far `reprune plan` is off: its forecasts of time and memory against the runs, over ten varied recipes.
 
     python benchmarks/forecast.py --out FOLDER --model MODEL [--only 1 5] [--device cpu]
 

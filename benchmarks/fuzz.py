@@ -1,11 +1,11 @@
-"""Coverage-guided fuzzing of all that reads what a user, or a crash, may have left: no traceback may come of it.
+"""Coverage-guided fuzzing of everything that reads what a user, or a crash, may have left: none may end in a traceback.
 
     pip install atheris
     python benchmarks/fuzz.py --out FOLDER [--seconds 60] [--only recipe setting ...]
 
-Each target is given bytes that Atheris grows towards code not yet reached, in a process of its own, for so many
-seconds. What is refused must be refused by reprune's own error; any other exception ends the target and is printed
-with the input that made it, which stays in FOLDER. Prints a line for each target; exits with 1 where one failed.
+Each target runs for --seconds in a process of its own, on bytes that Atheris varies to reach new code. Bad input must
+be refused by reprune's own error. Any other exception ends the target and is printed with the input that caused it,
+which is kept in FOLDER. Prints a line for each target; exits with 1 if one failed.
 """
 
 from __future__ import annotations

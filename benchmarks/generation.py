@@ -1,11 +1,12 @@
-"""How fast a model writes calibration texts, beside the paper's procedure one text at a time: rounds taken in turn.
+"""How fast a model writes calibration texts, against the paper's procedure of one text at a time, alternating.
 
     python benchmarks/generation.py MODEL [--length 256] [--batch-size 64] [--texts 4] [--repeats 3]
 
-Both do the same: a random first token of the same ones, four by greedy choice, the same look at the language, then
-sampling from the whole distribution up to --length tokens or the end of the text; no filter. One at a time is
-Transformers' own `generate` with its cache of keys and values, the model in the dtype that it is loaded in; a turn
-of it is --texts texts, a turn of reprune one round. Prints Markdown tables: medians, and in brackets the range.
+Both do the same: a random first token, from the same candidates, four tokens by greedy choice, the same check of the
+language, then sampling from the whole distribution up to --length tokens or the end of the text; no filter. "One at a
+time" is Transformers' own `generate` with its cache of keys and values, with the model in the dtype it is loaded in.
+One turn of it is --texts texts, one turn of reprune one round. Prints Markdown tables: medians, and the range in
+brackets.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Processes that are killed: by themselves just before one of their durable steps, or from outside at some moment."""
+"""Processes that are killed: by themselves, right before one of their durable steps, or from outside at some moment."""
 
 from __future__ import annotations
 

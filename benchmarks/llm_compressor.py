@@ -1,18 +1,18 @@
-"""Pruning beside llm-compressor's, on the same samples: time, memory, quality and masks, run in turn.
+"""Pruning with reprune and with llm-compressor on the same samples: time, memory, quality and masks, alternating.
 
     python benchmarks/llm_compressor.py MODEL --python PYTHON --documents FILE --text SOURCE --out FOLDER
         [--pruners wanda sparsegpt] [--sparsity 0.5] [--dtype float32] [--rungs LR] [--repeats 3] [--samples 32]
         [--seqlen 256]
 
-PYTHON is the interpreter of an environment of its own, with `pip install llmcompressor`. FILE has a document a line,
-JSON with its `text`; repeat number n draws its samples by seed n, the first tokens of documents that are long enough,
-and as held-out samples of reprune an eighth as many again, which is its default. --dtype is that of llm-compressor's
-model and products; reprune chooses its own.
-Seconds are of the whole process, from its start to the model on disk; memory is the peak of its resident pages. Then,
-untimed, perplexity (protocol `short`) and the last block's error relative to the dense model's, on --text, by reprune
-for both, and the share of the pruned weights that both either keep or set to zero.
-Writes FOLDER/llm_compressor.json and FOLDER/llm_compressor.md: medians, and in brackets the range; ratios are of the
-same repeat. Started again with the same settings it goes on with what is missing.
+PYTHON is the interpreter of a separate environment with `pip install llmcompressor`. FILE has one document a line, JSON
+with its `text`. Repeat n draws its samples with seed n: the first tokens of documents that are long enough, and for
+reprune an eighth as many again as held-out samples, its default. --dtype is that of llm-compressor's model and
+products; reprune chooses its own.
+Seconds are those of the whole process, from its start to the model on disk; memory is the peak of its resident pages.
+Not timed, and by reprune for both: perplexity (protocol `short`) and the last block's error relative to the dense
+model's, on --text, and the share of the pruned weights on whose mask both agree.
+Writes FOLDER/llm_compressor.json and FOLDER/llm_compressor.md: medians, and the range in brackets; ratios compare the
+same repeat. Started again with the same settings, it does what is missing.
 """
 
 from __future__ import annotations

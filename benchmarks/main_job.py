@@ -1,4 +1,4 @@
-"""The main job on one tiny model, and whether its form is right; see benchmarks/architectures.py."""
+"""The main job on one tiny model, and a check of the result's form; see benchmarks/architectures.py."""
 
 from __future__ import annotations
 

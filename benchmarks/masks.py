@@ -1,15 +1,15 @@
-"""Wanda's masks beside the paper's formula in plain Transformers, on every causal language model in a tiny size.
+"""Wanda's masks against the paper's formula in plain Transformers, on every causal language model in a tiny size.
 
     python benchmarks/masks.py --out FOLDER [--only llama mixtral ...] [--jobs 2]
 
 Each model (as `benchmarks/architectures.py` builds it) is pruned to 50 % by Wanda's LR on 8 samples of 32 tokens. Then,
-block by block: the blocks before it are given their pruned weights, all samples pass through the whole dense model, and
-hooks see what enters each linear that is a module of its own, or each expert. Its mask should be that of the smaller
-half of |W| x ||X||, row by row, in float64 (Sun et al., 2024). Experts that are one parameter, and linears that are not
-called as modules, cannot be seen so.
+block by block, the dense model is given the pruned weights of the blocks before, all samples pass through the whole
+model, and hooks record the inputs of each linear that is a module of its own, those of experts included. The expected
+mask has the smaller half of |W| x ||X|| in each row, in float64 (Sun et al., 2024). Experts that are one parameter, and
+linears that are not called as modules, cannot be compared in this way.
 
-Prints for each model how many matrices were compared and the least that one of them has in common, or why it was not
-compared. Writes FOLDER/masks.json; started again it does what is missing.
+Prints for each model how many matrices were compared, and the smallest share of a matrix's mask that agrees, or why the
+model was not compared. Writes FOLDER/masks.json; started again, it does what is missing.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Memory is the window's, not the model's: prunes a random Llama of over 6 GB and watches anonymous memory.
+"""Memory depends on the window, not on the model: prunes a random Llama of over 6 GB and watches anonymous memory.
 
     python benchmarks/memory.py --out FOLDER [--blocks 46] [--device cpu]
 

@@ -1,8 +1,8 @@
-"""llm-compressor's `oneshot` on samples of tokens, for `benchmarks/llm_compressor.py`, by a Python that has it.
+"""llm-compressor's `oneshot` on samples of tokens, for `benchmarks/llm_compressor.py`; run by a Python that has it.
 
     python benchmarks/oneshot.py MODEL --rows FILE --pruner PRUNER --sparsity S --dtype DTYPE --out FOLDER
 
-FILE has a sample a line, with its `token_ids`. All linears of the blocks are pruned, and none else.
+FILE has one sample a line, with its `token_ids`. All linears of the blocks are pruned, and no others.
 """
 
 from __future__ import annotations

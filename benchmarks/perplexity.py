@@ -1,11 +1,11 @@
-"""How fast a perplexity is, beside the plain loop over `model(x, labels=x).loss`: pairs measured in turn.
+"""How fast perplexity is measured, against a plain loop over `model(x, labels=x).loss`; the two alternate.
 
     python benchmarks/perplexity.py MODEL --text test.txt [--seqlen 2048] [--windows 4] [--repeats 3]
 
-Each way is a process of its own, so that its peak memory is its own. All are started first and then take turns, so
-that whatever else the machine does meets all alike. The plain loop is one window at a time without gradients, with
-the model in the dtype that Transformers loads it in by default and in float32. Prints Markdown tables:
-medians, and in brackets the range.
+Each way runs in a process of its own, so that its peak memory is its own. All are started first and then take turns, so
+that other load on the machine affects all alike. The plain loop takes one window at a time without gradients, with the
+model in the dtype that Transformers loads it in by default, and in float32. Prints Markdown tables: medians, and the
+range in brackets.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
-"""Hours under memory pressure: runs that are given too little memory, killed for it, and gone on with.
+"""Hours under memory pressure: runs that are given too little memory, are killed for it, and are resumed.
 
     python benchmarks/pressure.py MODEL --out FOLDER --calibration SOURCE [--minutes 120] [--samples 16] [--seqlen 256]
         [--threads 1]
 
-At each of three rungs, streams in memory and in files, a run is done undisturbed, and its peak of resident memory
-taken. Then, for so many minutes, the same runs in turn, each in a memory cgroup (version 1 or 2; this needs root on
-Linux) that holds a share of that peak: 110 %, where the system must take back the pages of files all the time, 80 % and
-60 %, where it kills the process sooner or later. Then the limit is raised by a twentieth of the peak and the run is
-gone on with, as a user would with more memory. In the end the folder must hold the bytes of the undisturbed run.
+At each of three rungs, with streams in memory and in files, a run is done undisturbed to find its peak of resident
+memory. Then, for --minutes, the same runs are repeated in turn, each in a memory cgroup (version 1 or 2; this needs
+root on Linux) that holds a share of that peak: 110 %, where the system has to reclaim file pages all the time, or 80 %
+or 60 %, where it kills the process sooner or later. After a kill the limit is raised by a twentieth of the peak and the
+run is resumed, as a user with more memory would do. In the end the folder must hold the bytes of the undisturbed run.
 Prints a line for each run, and writes FOLDER/pressure.json; exits with 1 if a run ended otherwise.
 """
 

@@ -1,24 +1,24 @@
-"""Runs that are killed, and runs whose files are damaged: what becomes of them.
+"""What becomes of runs that are killed, and of runs whose files are damaged.
 
     python benchmarks/reliability.py --out FOLDER [--kills 200] [--restarts 200] [--corruptions 1000] [--soak 50]
         [--seed 0]
 
-Kills: a tiny Llama is pruned at each of five rungs, with streams in memory and in files, in a process that kills
-itself (SIGKILL) just before one of its durable steps (a file forced to disk, renamed, cut or removed, a folder
-removed), or is killed at a random moment. What is there is then gone on with as a user would: `resume` where there is
-an unfinished run, `prune` where none had begun; every third time that is killed too. In the end the folder must hold,
-byte by byte, what an undisturbed run writes (of reprune.json all but times and memory).
+Kills: a tiny Llama is pruned at each of five rungs, with streams in memory and in files. The process kills itself
+(SIGKILL) right before one of its durable steps (a file is synced, renamed, cut or removed, a folder is removed), or is
+killed at a random moment. The run is then continued as a user would: by `resume` where there is an unfinished run, by
+`prune` where none had begun. Every third continuation is killed too. In the end the folder must hold, byte for byte,
+what an undisturbed run writes (in reprune.json except times and memory).
 
-Restarts: `generate`, `study` and `report` are killed before each of their durable steps, of each at most so many, and
-started again; see `restarts.py`.
+Restarts: `generate`, `study` and `report` are killed before each of their durable steps, at most --restarts times for
+each, and started again; see `restarts.py`.
 
-Corruptions: in the folder of an unfinished run one file is damaged (a bit flipped, cut short, bytes added, removed)
-and the run is gone on with. It must be refused by an error that names the file, or end with the very bytes of the
-undisturbed run, as where only what a crash may leave is missing. Nothing may come of it but these two.
+Corruptions: in the folder of an unfinished run one file is damaged (a bit flipped, cut short, bytes added, removed) and
+the run is resumed. It must either be refused by an error that names the file, or end with the very bytes of the
+undisturbed run, as it does if only something is missing that a crash may leave missing.
 
-Soak: so many runs in one process, at the rungs in turn; its memory may not grow from the tenth to the last by more than
-a twentieth.
-Prints a line for each kind of end, and writes FOLDER/reliability.json; exits with 1 where there was another.
+Soak: --soak runs in one process, taking the rungs in turn. From the tenth run to the last its memory may grow by at
+most a twentieth.
+Prints a line for each kind of end, and writes FOLDER/reliability.json; exits with 1 if there was any other end.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """`generate`, `study` and `report`, killed and started again: what becomes of their files.
 
-A process is killed (SIGKILL) just before one of its durable steps, and the same is asked for once more. In the end the
-folder must hold what an undisturbed process writes: every byte, but for times and memory in records.
+A process is killed (SIGKILL) right before one of its durable steps, and the same command is given again. In the end the
+folder must hold what an undisturbed process writes: every byte, except times and memory in records.
 """
 
 from __future__ import annotations

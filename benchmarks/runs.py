@@ -1,4 +1,4 @@
-"""What several benchmarks need: a run of reprune in a process of its own, and models and texts to run it on."""
+"""Shared by several benchmarks: a run of reprune in a process of its own, and models and texts to run it on."""
 
 from __future__ import annotations
 

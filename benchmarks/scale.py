@@ -1,13 +1,13 @@
-"""Time and memory against blocks, hidden size, samples and sample length; and what large models are forecast to take.
+"""Time and memory against blocks, hidden size, samples and sample length; and forecasts for large models.
 
     python benchmarks/scale.py --out FOLDER [--only blocks hidden samples seqlen large several] [--device cpu]
 
 Runs `reprune prune` (SparseGPT, BR+GP, 2 epochs) on Llamas of random weights, one quantity varied at a time, each run
-in a process of its own, and sets beside each what `reprune plan` had forecast. A straight line is fitted to each
-quantity (to the square of the hidden size, as the weights go by it), and the point furthest off it is named. Then the
-forecasts for Llama-7B, 70B and 405B, by `reprune plan --on`: of those models only the configuration and the headers of
-their tensors are there, in files without contents. Last, hours of 7B and 70B on several GPUs.
-Writes FOLDER/scale.json and FOLDER/scale.md. Started again it goes on with the runs that are missing.
+in a process of its own, and compares each with the forecast of `reprune plan`. A straight line is fitted to each
+quantity (to the square of the hidden size, as the weights grow with it), and the point furthest off the line is named.
+Then it forecasts Llama-7B, 70B and 405B by `reprune plan --on`. Of these models only the configuration and the headers
+of their tensors exist, in files without contents. Last come the hours of 7B and 70B on several GPUs.
+Writes FOLDER/scale.json and FOLDER/scale.md. Started again, it does the runs that are missing.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""Whether the ladder of reconstruction holds, and overfitting grows, with a model's size: a study of each, one table.
+"""Does the ladder of reconstruction hold, and overfitting grow, with a model's size? A study of each, in one table.
 
     python benchmarks/sizes.py MODEL [MODEL ...] --out FOLDER --calibration valid.txt --text test.txt [--seeds 0 1 2]
 
-Models are those of `train.py`, or any. Each is pruned with SparseGPT to 50 % by LR, BR, BR+GP and BR+GP+CR without the
-guard, 64 samples of 256 tokens, 10 epochs: the paper's plain procedure. "Overfitting" is the last block's relative
-error on the test text over that on the calibration samples; of several seeds the mean, and the least and the largest.
-Started again it does what is missing. Writes FOLDER/sizes.md.
+The models are those of `train.py`, or any others. Each is pruned with SparseGPT to 50 % by LR, BR, BR+GP and BR+GP+CR
+without the guard, 64 samples of 256 tokens, 10 epochs: the paper's plain procedure. "Overfitting" is the last block's
+relative error on the test text divided by that on the calibration samples. With several seeds: the mean, the lowest and
+the highest value. Started again, it does what is missing. Writes FOLDER/sizes.md.
 """
 
 from __future__ import annotations

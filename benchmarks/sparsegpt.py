@@ -1,9 +1,9 @@
-"""SparseGPT on one matrix: reprune's sweep over stacked, blocked columns beside the plain column loop, taken in turn.
+"""SparseGPT on one matrix: reprune's sweep over stacked, blocked columns against the plain column loop, alternating.
 
     python benchmarks/sparsegpt.py [--rows 2048] [--columns 2048] [--sparsity 0.5] [--repeats 5] [--device cpu]
 
 The plain loop is that of `benchmarks/textbook.py`: lazy updates of 128 columns, one column at a time within them. Both
-begin with the same Gram matrix of random inputs. Prints seconds (median, and range), their ratio in the same turn, and
+begin with the same Gram matrix of random inputs. Prints seconds (median and range), their ratio in the same turn, and
 how many weights have another mask.
 """
 

@@ -1,16 +1,16 @@
-"""The main job beside the textbook procedure: time, memory and quality of both, run in turn, each in its own process.
+"""The main job against the textbook procedure: time, memory and quality of both, alternating, each in its own process.
 
     python benchmarks/speed.py MODEL --calibration SOURCE --text SOURCE --out FOLDER [--rungs LR BR+GP BR+GP+CR]
         [--variant "BR+GP solver.start=least-squares"] [--repeats 3] [--samples 32] [--seqlen 256] [--epochs 3]
         [--device cpu]
 
-For each rung: `benchmarks/textbook.py`, `reprune prune`, and each --variant of that rung, which is reprune with
-settings of its own. SparseGPT, 50 %, learning rate 2e-4, batch 8. Repeat number n takes seed n for all of them.
-Seconds are of the whole process, from its start to the model on disk; memory is the peak of its resident pages, or on a
-GPU of what is allocated there. Then, untimed, the perplexity (protocol `short`) and the last block's error relative to
-the dense model's, on --text.
-Writes FOLDER/speed.json and FOLDER/speed.md: medians, and in brackets the range; ratios are of the same repeat.
-Started again with the same settings it goes on with the repeats that are missing.
+For each rung it runs `benchmarks/textbook.py`, `reprune prune`, and each --variant of that rung, which is reprune with
+other settings. SparseGPT, 50 %, learning rate 2e-4, batch 8. Repeat n uses seed n for all of them.
+Seconds are those of the whole process, from its start to the model on disk; memory is the peak of its resident pages,
+or on a GPU of its allocations there. Not timed: the perplexity (protocol `short`) and the last block's error relative
+to the dense model's, on --text.
+Writes FOLDER/speed.json and FOLDER/speed.md: medians, and the range in brackets; ratios compare the same repeat.
+Started again with the same settings, it does the repeats that are missing.
 """
 
 from __future__ import annotations

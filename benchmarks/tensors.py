@@ -1,12 +1,12 @@
-"""What a window's tensors take at the most, phase by phase, counted by PyTorch's own record of its allocations.
+"""The peak memory of a window's tensors, phase by phase, from PyTorch's own record of its allocations.
 
     python benchmarks/tensors.py --out FOLDER [--rung BR+GP+CR] [--hidden 4096 --intermediate 11008 --heads 32]
         [--batch 8] [--seqlen 1024] [--set precision=bfloat16 ...]
 
-By default of blocks of Llama-7B's shape at the paper's batch, two steps of one batch, SparseGPT 50 %. The streams are
-in files, so this is what a GPU would hold, but for the guard's copies (on a GPU of kept weights alone), what its
-libraries take for themselves and kernels that need other room; it runs on a CPU, in some minutes and 20 GB. Prints a
-Markdown table, and the largest of what is alive at the peak.
+By default: blocks of Llama-7B's shape at the paper's batch, two steps of one batch, SparseGPT 50 %. The streams are in
+files. So this is what a GPU would hold, except for the guard's copies (on a GPU only of kept weights), the memory of
+its libraries, and kernels that need other room. Runs on a CPU, in some minutes and 20 GB. Prints a Markdown table, and
+the largest tensors that are alive at the peak.
 """
 
 from __future__ import annotations

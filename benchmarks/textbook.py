@@ -1,12 +1,12 @@
-"""The procedure as the paper states it, as plainly as it can be written: the baseline of `benchmarks/speed.py`.
+"""The procedure as the paper states it, written as plainly as possible: the baseline of `benchmarks/speed.py`.
 
     python benchmarks/textbook.py MODEL --out FOLDER --rung BR+GP --calibration SOURCE
 
-The whole model in float32, one sample at a time; a Gram matrix of its own for each linear; SparseGPT column by column
-with its lazy updates of 128 columns (Frantar and Alistarh 2023); Adam over a block's or a window's parameters, weights
+The whole model in float32, one sample at a time; a Gram matrix for each linear; SparseGPT column by column with its
+lazy updates of 128 columns (Frantar and Alistarh 2023); Adam over the parameters of a block or a window, weights
 multiplied by their mask in each forward pass, gradients of a batch summed sample by sample (Shin et al. 2024, section 3
-and "Setting"). No guard, no held-out samples, no error measured that the procedure does not need. It knows decoders
-whose blocks are `model.model.layers` and whose linears are `nn.Linear`. Samples are drawn as reprune draws them.
+and "Setting"). No guard, no held-out samples, and no errors that the procedure does not need. It knows decoders whose
+blocks are `model.model.layers` and whose linears are `nn.Linear`. Samples are drawn as reprune draws them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Makes the default configuration of any architecture tiny. Knows names of settings, and nothing of what they do."""
+"""Makes the default configuration of any architecture tiny. Knows the names of settings, but not what they do."""
 
 from __future__ import annotations
 

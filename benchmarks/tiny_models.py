@@ -1,4 +1,4 @@
-"""Tiny models of random weights of every kind that the installed Transformers registers, and what to calibrate on."""
+"""Tiny random models of every kind that the installed Transformers registers, and text to calibrate them."""
 
 from __future__ import annotations
 

@@ -1,12 +1,12 @@
-"""Trains small models of real forms on real text, to study pruning on more than one model.
+"""Trains small models of real architectures on real text, to study pruning on more than one model.
 
     python benchmarks/train.py --out FOLDER --form llama --millions 3 --texts a.txt b.jsonl manual [--passes 2]
 
 Forms: llama, opt and mixtral (4 experts, 2 a token), of about 1, 3 or 10 million weights. The tokenizer (byte-level BPE
-of 4096 tokens) is trained on the same texts. Texts are any source that reprune calibrates on, all documents of each.
-Adam, a learning rate for each size, with a warm-up, falling to a tenth; batches of 4 x 256 tokens; products in bfloat16
-where the processor has them. A checkpoint is written every 200 steps, and the same command goes on from it. In the end
-FOLDER is an ordinary model folder.
+of 4096 tokens) is trained on the same texts. Texts are any sources that reprune calibrates on, all documents of each.
+Adam, with a learning rate for each size, a warm-up, and a decay to a tenth; batches of 4 x 256 tokens; products in
+bfloat16 where the processor has them. A checkpoint is written every 200 steps, and the same command continues from it.
+In the end FOLDER is an ordinary model folder.
 """
 
 from __future__ import annotations

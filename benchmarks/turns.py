@@ -1,4 +1,4 @@
-"""Ways to do one thing, each in a process of its own, that take turns: so whatever else the machine does meets all."""
+"""Several ways to do one thing, each in a process of its own, that take turns, so that other load affects all alike."""
 
 from __future__ import annotations
 

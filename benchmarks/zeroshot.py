@@ -1,11 +1,11 @@
-"""What zero-shot evaluation gains over lm-eval's own model class, HFLM, on the same rows in the same process.
+"""Zero-shot evaluation against lm-eval's own model class, HFLM, on the same rows in the same process.
 
     python benchmarks/zeroshot.py MODEL --data FOLDER [--limit 50] [--batch-size 1 8]
 
-Answers the same requests with HFLM at each batch size and with reprune's class, HFLM under the same autocast context,
-and prints seconds (of the clock, and of the processor: those that count where others use the machine, but not on a
-GPU), tokens a second (of the requests as they stand, whatever is run for them), how much longer HFLM takes, the largest
-difference of a log-likelihood, and the accuracies.
+Answers the same requests with HFLM at each batch size and with reprune's class, HFLM under the same autocast context.
+Prints seconds (of the clock, and of the processor: these count where others use the machine, but not on a GPU), tokens
+a second (of the requests as they are, whatever is run for them), how much longer HFLM takes, the largest difference of
+a log-likelihood, and the accuracies.
 """
 
 from __future__ import annotations

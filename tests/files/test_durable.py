@@ -1,4 +1,4 @@
-"""A file is written whole or not at all: what fails leaves what was there, and nothing beside it."""
+"""A file is written completely or not at all: a failure leaves the old file, and nothing beside it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from reprune.files.durable import append_line, naming, write_durably, write_tens
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    """A file that is there already, alone in its folder."""
+    """A file that exists already, alone in its folder."""
     path = tmp_path / "folder" / "file.json"
     path.parent.mkdir()
     path.write_text("old", encoding="utf-8")
@@ -92,7 +92,7 @@ def test_a_disk_that_cannot_be_reached_leaves_the_old_file(path: Path, monkeypat
 def test_it_is_said_what_a_disk_lacks(
     number: int, files: tuple[int, int], said: str, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of a quota it is not known what it leaves: what the disk has free is no answer."""
+    """What a quota leaves is not known, and the disk's free space does not tell it."""
     counted = SimpleNamespace(f_frsize=1000, f_bavail=500, f_files=files[0], f_favail=files[1])
     monkeypatch.setattr(os, "statvfs", lambda _: counted)
     monkeypatch.setattr(os, "fsync", Mock(side_effect=OSError(number, os.strerror(number))))
@@ -194,7 +194,7 @@ def test_tensors_may_be_read_by_whom_other_files_may(path: Path, mask: int) -> N
 def test_a_file_system_that_cannot_force_names_to_disk_takes_files_all_the_same(
     number: int, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A folder's entries, as of SMB or 9p; a disk that fails is another matter."""
+    """SMB and 9p cannot force a folder's entries to disk; a failing disk still raises."""
     fsync = os.fsync
 
     def unknown(descriptor: int, number: int = number) -> None:

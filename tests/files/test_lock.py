@@ -1,4 +1,4 @@
-"""A lock keeps a second process out, and what the system says of one that it does not give is passed on."""
+"""A lock keeps a second process out, and the system's reason is reported if it gives none."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_what_another_holds_is_refused_until_it_lets_go(folder: bool, tmp_path: 
 
 
 def test_a_process_that_only_looks_keeps_no_other_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As `status` does while `resume` begins."""
+    """`status` may look while `resume` begins."""
     looking = os.open(tmp_path, os.O_RDONLY)
     fcntl.flock(looking, fcntl.LOCK_SH)
     monkeypatch.setattr(time, "sleep", lambda seconds: os.close(looking))
@@ -61,7 +61,7 @@ def test_a_file_system_without_locks_is_no_other_process(
 
 
 def test_a_file_is_locked_as_one_that_may_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """NFS gives no exclusive lock of a file that is open to be read alone."""
+    """NFS gives no exclusive lock on a file that is open for reading only."""
     modes: list[int] = []
     monkeypatch.setattr(fcntl, "flock", lambda held, _: modes.append(fcntl.fcntl(held, fcntl.F_GETFL) & os.O_ACCMODE))
     (tmp_path / "file").touch()

@@ -1,4 +1,4 @@
-"""What the user may not read is said to be that: not missing, nor to be downloaded again."""
+"""Files that the user may not read are reported as such, not as missing or to be downloaded again."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _REFUSAL = r"cannot be read \(Permission denied\); check its permissions\.$"
 
 
 def deny(monkeypatch: pytest.MonkeyPatch, method: str, denied: Path) -> None:
-    """Refuse one file or folder to whoever asks, as the system does: it refuses root nothing."""
+    """Refuse access to one file or folder, which the system would not do for root."""
     real = getattr(Path, method)
 
     def call(path: Path, *arguments: Any, **settings: Any) -> Any:
@@ -59,7 +59,7 @@ def test_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(("method", "denied"), [("iterdir", "."), ("lstat", "config.json")])
 def test_a_folder(method: str, denied: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that tells no names, and one that tells names alone."""
+    """One folder does not list its names, and one lists only names."""
     (tmp_path / "config.json").touch()
     deny(monkeypatch, method, tmp_path / denied)
     with pytest.raises(InputError, match=rf"{tmp_path.name}: {_REFUSAL}"):

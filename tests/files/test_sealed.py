@@ -1,4 +1,4 @@
-"""A sealed text gives back what went in, and is refused with any one byte changed, left out or added."""
+"""A sealed text returns its content, and is refused if any byte is changed, removed or added."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files that were written to or replaced are told from those that were not, without being read."""
+"""Files that were written to or replaced are detected without being read."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def _append(file: Path) -> None:
     before = file.stat().st_mtime_ns
     with file.open("ab") as stream:
         stream.write(b"5")
-    os.utime(file, ns=(0, before))  # as where the system's clock stands still
+    os.utime(file, ns=(0, before))  # as if the system's clock stood still
 
 
 @pytest.mark.parametrize("change", [_write_in_place, _replace, _append])
@@ -52,7 +52,7 @@ def test_a_file_that_was_changed_is_named(change: Callable[[Path], None], files:
 
 
 def test_the_same_file_under_another_number_is_not_changed(files: tuple[Path, Path]) -> None:
-    """A disk of the network may have numbered it anew."""
+    """A network file system may have changed its inode number."""
     one, other = files
     unchanged = Unchanged(files)
     number = one.stat().st_ino

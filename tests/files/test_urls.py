@@ -1,4 +1,4 @@
-"""What is secret in a URL is written nowhere."""
+"""The secret parts of a URL are removed."""
 
 from __future__ import annotations
 

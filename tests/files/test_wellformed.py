@@ -1,4 +1,4 @@
-"""JSON is read, or refused by a ValueError, whatever it is."""
+"""Any JSON is read or refused with a ValueError."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""YAML is written for people: keys in the order in which they came, letters of all languages as they are."""
+"""YAML is written for people: keys in their order, and letters of all languages unescaped."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ SAMPLES, TOKENS = 7, 24  # more tokens than the tiny models' sliding windows hol
 
 @pytest.fixture(scope="session")
 def ids() -> Tensor:
-    """Token ids (samples, tokens), among them neither all of the vocabulary nor the padding."""
+    """Token ids (samples, tokens), with neither the whole vocabulary nor the padding among them."""
     return torch.randint(3, 200, (SAMPLES, TOKENS), generator=torch.Generator().manual_seed(0))
 
 
@@ -38,7 +38,7 @@ def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]
 
 @torch.no_grad()
 def states_of(model: Any, blocks_path: str, ids: Tensor) -> list[Tensor]:
-    """What enters a whole model's first block and what leaves each block, by the model's own forward."""
+    """The states that enter a whole model's first block and leave each block, by the model's own forward."""
     states: list[Tensor] = []
 
     def entered(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -64,7 +64,7 @@ def slices(samples: int, size: int) -> list[slice]:
 
 @torch.no_grad()
 def streamed(decoder: Decoder, ids: Tensor, size: int) -> Iterator[Tensor]:
-    """The same states, one block in memory at a time, in batches of `size` and what is left over."""
+    """The same states with one block in memory at a time, in batches of `size` and a rest."""
     batches = slices(len(ids), size)
     states = torch.cat([part for _, part in decoder.embed(ids, batches)])
     yield states
@@ -75,7 +75,7 @@ def streamed(decoder: Decoder, ids: Tensor, size: int) -> Iterator[Tensor]:
 
 
 def assert_same_states(found: Iterator[Tensor], expected: list[Tensor], tolerance: float = 1e-5) -> None:
-    """Equal within `tolerance` of the largest state at each point."""
+    """Assert that states are equal within `tolerance` times the largest state at each point."""
     count = 0
     for count, (one, other) in enumerate(zip(found, expected, strict=True), 1):
         assert one.dtype == torch.float32

@@ -1,4 +1,4 @@
-"""A bare model has parameters without values, while other threads make what they make; how many tokens it takes."""
+"""A bare model has parameters without values, other threads are not affected, and its longest sequence is known."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_a_model_of_several_parts_is_the_whole_also_where_its_class_is_not_said(
 def test_code_of_several_parts_that_comes_with_a_model_is_not_needed_where_transformers_has_the_class(
     tmp_path: Path,
 ) -> None:
-    """As Molmo 2 has on the Hub: for a whole alone. Where there is some for a causal language model, that is meant."""
+    """Molmo 2 has such code on the Hub, for the whole model only. Code for a causal language model would be used."""
     code = {"AutoConfig": "code.C", "AutoModelForImageTextToText": "code.M"}
     _llava(auto_map=code).save_pretrained(tmp_path)
     (tmp_path / "code.py").write_text("raise SystemExit('this must not run')\n")

@@ -1,4 +1,4 @@
-"""A block runs on hidden states as its model would run it, and shows which linears read the same inputs."""
+"""A block runs on hidden states as in its model, and shows which linears read the same inputs."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_the_states_take_their_place_among_the_arguments(
 ) -> None:
     states: Any = "X"
     assert call.bind(states) == (args, kwargs)
-    assert call.bind(states) == (args, kwargs)  # the first binding has changed nothing
+    assert call.bind(states) == (args, kwargs)  # the first call has changed nothing
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_a_block_that_writes_into_the_states_that_it_is_given_is_refused(device:
 
 
 def test_linears_are_grouped_by_the_tensor_they_read_in_the_order_in_which_they_run() -> None:
-    # k reads a copy, which is another tensor; o and the first run of `twice` read two more.
+    # k reads a copy, which is another tensor; o and the second run of `twice` read `mixed`.
     groups = _block(_Module()).groups(_states(), _FIRST)
     assert _names(groups) == [("q", "v"), ("k",), ("o",), ("twice",)]
     assert [group.once for group in groups] == [True, True, True, False]
@@ -120,7 +120,7 @@ def test_memory_that_is_used_again_for_other_inputs_makes_no_group() -> None:
     class Long(_Module):
         def forward(self, x: Tensor) -> Tensor:
             for linear in (self.q, self.k, self.v, self.o):
-                x = linear(torch.tanh(x))  # each input may be freed once its linear has run
+                x = linear(torch.tanh(x))  # each input is freed once its linear has run
             return x
 
     assert _names(_block(Long()).groups(_states(), _FIRST)) == [("q",), ("k",), ("v",), ("o",)]
@@ -230,7 +230,7 @@ def test_a_block_is_routed_where_tokens_pass_through_some_of_a_stacks_matrices(p
 
 
 class _Casts(TorchDispatchMode):
-    """Counts how often a matrix of weights is cast."""
+    """Counts how often a weight matrix is cast."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -243,7 +243,7 @@ class _Casts(TorchDispatchMode):
 
 
 def _passed(block: Block) -> tuple[list[Tensor], int]:
-    """What three passes put out, and how many weights they cast."""
+    """The outputs of three passes, and how many weights they cast."""
     with _Casts() as casts:
         return [block.run(_states() + number, _FIRST) for number in range(3)], casts.count
 
@@ -259,7 +259,7 @@ def test_weights_are_cast_once_in_many_passes_which_put_out_the_same(precision: 
         found, casts = _passed(block)
     assert (anew, casts) == (3 * (once + (once > 0)), once)  # one of the five linears runs twice in a pass
     assert all(torch.equal(one, other) for one, other in zip(found, wanted, strict=True))
-    assert _passed(block)[1] == anew  # what was cast is kept no longer
+    assert _passed(block)[1] == anew  # the casts are no longer kept
 
 
 def test_after_many_passes_as_many_parameters_record_gradients_as_before() -> None:

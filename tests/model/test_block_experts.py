@@ -1,4 +1,4 @@
-"""Linears of experts are groups, whether they are modules in a list or matrices of a stack, and say when they run."""
+"""The linears of experts form groups with stages, whether they are modules in a list or matrices of a stack."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ class _Expert(nn.Module):
 
 
 class _Listed(nn.Module):
-    """Experts are modules in a list; no token is routed to that in the middle."""
+    """Experts are modules in a list; no token is routed to the middle one."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.attention = nn.Sequential(nn.Linear(4, 4))  # has a number in its name too
+        self.attention = nn.Sequential(nn.Linear(4, 4))  # its name has a number in it too
         self.experts = nn.ModuleList(_Expert() for _ in range(3))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -36,7 +36,7 @@ class _Listed(nn.Module):
 
 
 class _Stacked(nn.Module):
-    """Experts are parts of three parameters, the last of which is multiplied by what the others give."""
+    """Experts are parts of three parameters, the last of which reads the outputs of the others."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ def _told(block: Block) -> list[Told]:
 
 
 class _Sequences(nn.Module):
-    """Experts are sequences, in which linears have numbers of their own."""
+    """Experts are sequences, in which the linears are numbered too."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -89,7 +89,7 @@ def test_listed_experts_are_of_the_stage_of_their_like_and_come_last_where_no_to
 
 
 class _Gated(nn.Module):
-    """Two linears of each expert read the same; no token is routed to the first and the last of four experts."""
+    """Two linears of each expert read the same inputs; of four experts the first and the last get no tokens."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -119,7 +119,7 @@ def test_what_reads_the_same_in_experts_that_run_is_one_group_of_those_that_do_n
 
 
 class _Unlike(nn.Module):
-    """Of two experts the first has some tokens, the second all."""
+    """Of two experts the first gets some tokens and the second all."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -134,7 +134,7 @@ def test_an_expert_that_all_tokens_pass_is_one_beside_another_that_some_do() -> 
 
 
 class _Deep(nn.Module):
-    """Experts are lists of layers; the first has some tokens, the second the rest, none is routed to the third."""
+    """Experts are lists of layers; the first gets some tokens, the second the rest, the third none."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -155,7 +155,7 @@ def test_the_layers_of_an_expert_are_no_experts_though_they_are_in_a_list_of_the
 
 
 class _HalvesOfExperts(nn.Module):
-    """All tokens pass a linear in each of two halves, and each one of two experts there."""
+    """All tokens pass a linear in each of two halves, and there each token passes one of two experts."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -178,7 +178,7 @@ def test_halves_that_all_tokens_pass_are_no_experts_though_they_have_some() -> N
 
 
 class _Widened(nn.Module):
-    """All tokens pass one part in two goes; the other reads them twice at once, and has two layers that they pass."""
+    """All tokens pass the first part in two calls; in the second, one linear reads them twice, and they pass a list."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -200,7 +200,7 @@ def test_modules_that_all_tokens_pass_in_parts_or_more_than_once_are_no_experts(
 
 
 class _Unused(nn.Module):
-    """All tokens pass a linear in the first of two halves, and none that in the second, beside which a stack is."""
+    """All tokens pass the first linear of a list; the second one, with a stack beside it, never runs."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -219,7 +219,7 @@ def test_a_linear_that_never_runs_beside_a_stack_that_does_is_of_no_expert() -> 
 
 
 class _Halves(nn.Module):
-    """All tokens pass a linear in each of two halves, and some a stack."""
+    """All tokens pass both linears of a list, and some a stack beside each."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""A folder's tensors are found whatever files they lie in, and what is not whole is refused by name."""
+"""A folder's tensors are found whatever files they are in, and incomplete files are refused by name."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from ..damage import add_unknown, flip_bit
 
 FolderOf = Callable[[str], Path]
 
-_OF_SCALES = [torch.float8_e8m0fnu] if hasattr(torch, "float8_e8m0fnu") else []  # of PyTorch 2.7
+_OF_SCALES = [torch.float8_e8m0fnu] if hasattr(torch, "float8_e8m0fnu") else []  # since PyTorch 2.7
 
 
 def _tensors() -> dict[str, Tensor]:
@@ -231,7 +231,7 @@ def test_the_digests_are_those_of_the_tokenizers_files_too(tmp_path: Path) -> No
     folder = _folder(tmp_path, model=_tensors())
     names = ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt"]
     names += ["tokenizer.model", "own.tiktoken", "prophetnet.tokenizer", "chat_template.jinja"]
-    others = ["counts_of_tokens.json", "my_vocab.json", "vocabulary.txt", "analyse.py"]  # that code might read, or is
+    others = ["counts_of_tokens.json", "my_vocab.json", "vocabulary.txt", "analyse.py"]  # code, and what it might read
     for name in (*names, *others, "generation_config.json", "results.json", "notes.txt"):
         (folder / name).write_text("{}")
     assert set(Checkpoint(folder).digests()) == {"config.json", "model.safetensors", *names}
@@ -241,7 +241,7 @@ def test_the_digests_are_those_of_the_tokenizers_files_too(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("name", ["b", "first"])
 def test_a_tensor_of_another_file_than_was_opened_is_refused(name: str, tmp_path: Path) -> None:
-    """Whether the new one has a tensor of that name or not."""
+    """It is refused whether or not the new file has a tensor of that name."""
     checkpoint = Checkpoint(_folder(tmp_path, model={"first": torch.ones(3)} | _tensors()))
     save_file(_tensors(), tmp_path / "new")
     (tmp_path / "new").replace(tmp_path / "model.safetensors")
@@ -307,7 +307,7 @@ def test_another_configuration_name_shape_or_dtype_changes_the_fingerprint(tmp_p
 def test_a_file_that_the_system_does_not_map_is_refused_by_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As 93 GB in one file, on a machine of 24."""
+    """An example is a file of 93 GB on a machine with 24 GB."""
 
     def refuse(*_: Any, **__: Any) -> None:
         raise RuntimeError(

@@ -1,4 +1,4 @@
-"""What a checkpoint holds in another form than the model is taken, and given back, by Transformers' own rules."""
+"""Tensors in another form than the model's parameters are converted, and back, by Transformers' own rules."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a block costs is what its products and its saved activations come to, learned without running it."""
+"""A block's costs are those of its products and saved activations, measured without its weights."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_every_architecture_is_costed_without_reading_a_weight(
         assert cost.exact
         assert cost.parameters == sum(parameter.numel() for parameter in block.parameters())
         assert _total(cost.forward) > 2 * matrices * _TOKENS, "the linears, and attention"
-        # What reads the block's first norm makes no gradient of its inputs, where that is one of root mean squares.
+        # Linears that read the block's first norm compute no gradient for their inputs if it is an RMS norm.
         spared = 0.0
         if find_norms(block):
             first = decoder.weightless.groups(index)[0]
@@ -51,7 +51,7 @@ def test_every_architecture_is_costed_without_reading_a_weight(
 
 @pytest.mark.parametrize("name", ["llama", "gemma3", "opt", "gpt2"])
 def test_the_activations_are_those_that_a_real_pass_keeps(name: str, tmp_path: Path) -> None:
-    """The twin: the block with its weights, and bytes that autograd holds on to."""
+    """The twin: the block with its weights, and the bytes that autograd saves."""
     decoder = Decoder(tiny.save(name, tmp_path / "model"))
     ids = torch.arange(_TOKENS).reshape(1, -1)
     ((_, states),) = decoder.embed(ids, [slice(0, 1)])
@@ -69,7 +69,7 @@ def test_the_activations_are_those_that_a_real_pass_keeps(name: str, tmp_path: P
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         block.run(states, decoder.call(0, slice(0, 1)))
     expected = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
-    # What all samples share, such as rotary angles, is left out; a copy more or less is the kernel's own choice.
+    # What all samples share, such as rotary angles, is not counted; a kernel may keep a copy more or less.
     assert decoder.costs(_TOKENS)[0].activations == pytest.approx(expected, rel=0.1)
 
 
@@ -95,7 +95,7 @@ def test_half_precision_keeps_less(tmp_path: Path) -> None:
     ],
 )
 def test_what_the_fused_kernel_does_is_told_apart(name: str, tmp_path: Path) -> None:
-    """Four operations a score and feature forward, and two and a half times that back."""
+    """Forward takes four operations for each score and feature, and backward two and a half times as many."""
     folder = tiny.save(name, tmp_path / "model")
     fused, plain = (
         Decoder(folder, precision=Precision(dtype)).costs(_TOKENS)[0] for dtype in (torch.float32, torch.bfloat16)
@@ -146,7 +146,7 @@ def test_few_tokens_tell_what_attention_over_many_costs(name: str, tmp_path: Pat
 
 
 def test_what_goes_by_chunks_is_costed_on_all_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Few tokens are padded to a chunk: they cost as many operations, and keep as much, whatever their number."""
+    """Few tokens are padded to one chunk, so their operations and activations do not depend on their number."""
 
     class Chunked(torch.nn.Module):
         def __init__(self) -> None:
@@ -169,7 +169,7 @@ def test_what_goes_by_chunks_is_costed_on_all_tokens(monkeypatch: pytest.MonkeyP
 
 
 class _Choosing(torch.nn.Module):
-    """Asks for values, as a router of experts does."""
+    """Depends on values, as a router of experts does."""
 
     def __init__(self) -> None:
         super().__init__()

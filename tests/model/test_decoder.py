@@ -36,7 +36,7 @@ def _renamed(folder: Path, rename: Callable[[str], str]) -> Path:
 
 
 def _stored_names(decoder: Decoder, index: int) -> dict[str, str]:
-    """Of a block's tensors that are parameters as they are: names in the block to names in the checkpoint."""
+    """From names in the block to names in the checkpoint, for parameters that are stored unchanged."""
     path = f"{decoder.skeleton.blocks_path}.{index}."
     plain = [one for one in decoder._blocks[index] if one.rule is None]
     return {one.parameters[0].removeprefix(path): one.stored[0] for one in plain}
@@ -147,7 +147,7 @@ def test_only_the_rows_of_the_embedding_that_are_used_are_read(
     folder_of: FolderOf, ids: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decoder, model = Decoder(folder_of("llama")), tiny.build("llama")
-    monkeypatch.setattr(torch, "empty", torch.zeros)  # so that what is not read can be told
+    monkeypatch.setattr(torch, "empty", torch.zeros)  # so that rows that are not read are known
     whole = model.model.embed_tokens.weight
     seen: set[int] = set()
     for batch, _ in decoder.embed(ids, slices(len(ids), 3)):
@@ -190,7 +190,7 @@ def test_a_single_sample_and_a_single_token_pass(folder_of: FolderOf, ids: Tenso
             assert_same_states(streamed(decoder, some, 7), expected)
 
 
-# --- What the files are called, and how they are stored
+# --- Names of tensors and files, and dtypes
 
 
 @pytest.mark.parametrize("name", ["llama-tied-bias", "opt", "gpt_neox", "gpt2"])
@@ -244,10 +244,7 @@ def test_products_in_bfloat16_leave_weights_and_states_in_float32(name: str, fol
     assert {parameter.dtype for parameter in decoder.load(0).module.parameters()} == {torch.float32}
 
 
-# --- What is bent, but borne with
-
-
-# --- What is refused
+# --- Errors, attention and gradients
 
 
 def test_ids_beyond_the_vocabulary_are_an_error(folder_of: FolderOf) -> None:
@@ -303,7 +300,7 @@ def test_a_block_that_is_fitted_has_the_gradients_of_its_own_module(
         twin = twins[key]
         assert (parameter.grad is None) == (twin is None), key
         if parameter.grad is not None and twin is not None:
-            # That of some, such as a bias of keys, is zero but for rounding.
+            # Some gradients, such as that of a bias of keys, are zero except for rounding.
             assert (parameter.grad - twin).norm() <= tolerance * (twin.norm() + 0.1 * largest), key
 
 

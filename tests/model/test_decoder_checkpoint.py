@@ -1,4 +1,4 @@
-"""What a checkpoint lacks, or has too much, is refused by name, unless nothing makes something of it."""
+"""Tensors that a checkpoint lacks, or has in excess, are refused by name, unless nothing uses them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Decoders of one's own, and such as differ from others, are streamed, or refused where they cannot be."""
+"""A user's own decoders, and unusual ones, are streamed, or refused if they cannot be."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_a_model_whose_first_weights_are_no_text_model_s_is_streamed_too(tmp_pat
         text_config=tiny.CONFIGS["llama"]().to_dict(), vision_config=vision | {"image_size": 28, "patch_size": 14}
     )
     torch.manual_seed(0)
-    model = tf.Idefics3ForConditionalGeneration(config).eval()  # moves embeddings to where those weights are
+    model = tf.Idefics3ForConditionalGeneration(config).eval()  # moves embeddings to the device of these weights
     model.save_pretrained(tmp_path)
     decoder = Decoder(tmp_path)
     assert decoder.skeleton.blocks_path == "model.text_model.layers"

@@ -1,4 +1,4 @@
-"""Each tensor of a checkpoint is a block's or none's, is counted once, and is refused where it is of several."""
+"""Each tensor of a checkpoint belongs to one block or to none, counts once, and is refused if several share it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _with(folder: Path, **more: torch.Tensor) -> Path:
 
 
 def test_tensors_of_blocks_behind_the_last_are_no_blocks(tmp_path: Path) -> None:
-    """As those that predict tokens further on."""
+    """Such tensors belong to blocks that predict further tokens."""
     more = {f"model.layers.{number}.eh_proj.weight": torch.ones(2) for number in ("2", "3", "x")}
     decoder = Decoder(_with(tiny.save("llama", tmp_path), **more))
     assert [decoder.block_of(name) for name in more] == [2, None, None]
@@ -47,7 +47,7 @@ def test_parameters_come_back_as_they_would_be_read_from_what_is_stored(tmp_path
     decoder = Decoder(tiny.save("mixtral", tmp_path, torch.bfloat16))
     block, name = decoder.load(1), "mlp.experts.down_proj"
     with torch.no_grad():
-        block.module.get_parameter(name).mul_(1 + 2**-12)[2, 1, 3] = torch.nan  # which the engine names, once rounded
+        block.module.get_parameter(name).mul_(1 + 2**-12)[2, 1, 3] = torch.nan  # which the engine reports, once rounded
     stored, parameters = decoder.rounded(block)
     wanted = block.module.get_parameter(name).detach().bfloat16()
     assert parameters[name].dtype == torch.bfloat16
@@ -70,7 +70,7 @@ def test_a_tensor_that_a_block_shares_with_what_lies_outside_is_refused(
 def test_weights_that_are_tied_to_a_blocks_and_not_stored_twice_are_called_so(
     other: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """To those of another block, or of the same."""
+    """They may be tied to weights of another block, or of the same."""
     make, name = odd._Base.__init__, "layers.1.up.weight"
 
     def twinned(self: nn.Module, config: Any) -> None:

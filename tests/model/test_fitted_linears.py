@@ -1,4 +1,4 @@
-"""Fitted linears are those of autocast, keep an input once and no cast weight, and leave others alone."""
+"""Fitted linears compute what autocast does, keep each input once and no cast weight, and leave others alone."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_linears_that_read_the_same_tensor_keep_it_once_and_weights_as_they_are(
 
 
 def test_the_gradients_of_what_several_read_are_summed_in_float32() -> None:
-    """2^-9 beside 1 is lost where two gradients are added in bfloat16."""
+    """Adding two gradients in bfloat16 would lose 2^-9 beside 1."""
     one, other = _linear(1, 1, bias=False), _linear(1, 1, bias=False)
     with torch.no_grad():
         one.weight.fill_(1.0)
@@ -155,7 +155,7 @@ def _in(dtype: torch.dtype) -> Iterator[FittedLinears]:
 @pytest.mark.parametrize("others", [False, True])
 @pytest.mark.parametrize("least", [0.5, 0.0])
 def test_a_scale_has_its_gradient_of_that_of_the_weights(dtype: torch.dtype, others: bool, least: float) -> None:
-    """Also where something else reads the states, and where the scale is too small to be divided by."""
+    """Also if something else reads the states, and if the scale is too small to divide by."""
     first, second = _linear(7, 12, bias=True), _linear(5, 12, bias=False, seed=5)
     states, scale = _drawn(2, 9, 12), (least + _drawn(12, seed=3).abs()).requires_grad_()
     if not least:
@@ -187,7 +187,7 @@ def test_a_scale_has_its_gradient_of_that_of_the_weights(dtype: torch.dtype, oth
 def test_no_gradient_of_the_states_is_made_where_that_of_their_scale_will_do(
     sizes: tuple[float, float], without: bool
 ) -> None:
-    """Whatever its signs and units, unless some of it are far smaller than others."""
+    """Whatever the scale's signs and size, unless some of its values are far smaller than others."""
     module, states, made = _linear(7, 12, bias=False), _drawn(9, 12), list[Tensor]()
     scale = torch.tensor(sizes).repeat(6).requires_grad_()
     with _in(torch.float32) as linears:

@@ -1,4 +1,4 @@
-"""A model's states and what goes with them lie in a stream's by samples and tokens, and come back as they were."""
+"""A model's states, and the slots beside them, are laid out in a stream by samples and tokens, and come back equal."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _slots(draw: st.DrawFn) -> tuple[Slot, ...]:
 
 @st.composite
 def _cases(draw: st.DrawFn) -> tuple[Form, Tensor]:
-    """A form, and states as a model lays them."""
+    """A form, and states in a model's layout."""
     rest = tuple(draw(st.lists(_SIZES, min_size=1, max_size=2)))
     samples, tokens = draw(st.permutations(range(len(rest) + 2)))[:2]
     main = torch.randn(draw(_SIZES), draw(_SIZES), *rest)
@@ -100,14 +100,14 @@ def test_gradients_pass_through_what_is_carried_along() -> None:
         ((1, 11, 64), (3, 6, 64), (0, 1)),
         ((11, 1, 64), (6, 3, 64), (1, 0)),
         ((4, 1, 11, 64), (4, 3, 6, 64), (1, 2)),
-        ((1, 43, 64), (3, 38, 64), (0, 1)),  # with positions of its own
+        ((1, 43, 64), (3, 38, 64), (0, 1)),  # with positions that the model adds
         ((1, 22, 64), (3, 12, 64), (0, 1)),
         ((11, 64), (18, 64), None),  # samples and tokens in one
         ((1, 64), (3, 64), None),  # no tokens
-        ((1, 11, 11), (3, 6, 6), None),  # numbers of pairs of tokens
+        ((1, 11, 11), (3, 6, 6), None),  # values of pairs of tokens
         ((1, 11, 64), (3, 6), None),
         ((1, 1, 64), (3, 3, 64), None),  # pairs of samples
-        ((11, 22, 64), (6, 12, 64), None),  # of tokens alone
+        ((11, 22, 64), (6, 12, 64), None),  # two axes of tokens, none of samples
     ],
 )
 def test_axes_are_told_by_what_changes_with_samples_and_tokens(
@@ -135,14 +135,14 @@ def test_of_what_stands_beside_the_states_a_block_returns_what_it_writes() -> No
 
 def test_a_mapping_that_blocks_write_to_is_another_in_each_pass() -> None:
     form = Form(rest=(4,), slots=(Slot(("side", 0, None), (1,), 1),), writes=frozenset({0}))
-    shared = {0: torch.ones(2, 3, 1)}  # as a pass before has left it
+    shared = {0: torch.ones(2, 3, 1)}  # as left by an earlier pass
     _, kwargs = form.hand((None,), {"side": shared}, torch.randn(2, 3, 5))
     assert kwargs["side"] == {}
     assert kwargs["side"] is not shared
 
 
 def test_parts_of_one_entry_are_handed_as_the_tuple_that_they_were() -> None:
-    """As keys and values are."""
+    """An example is an entry of keys and values."""
     form = Form(rest=(4,), slots=tuple(Slot(("side", "key", number), (2,), 1) for number in (0, 1)))
     stream = torch.randn(2, 3, 8)
     _, kwargs = replace(form, reads=frozenset({0, 1})).hand((None,), {"side": {}}, stream)

@@ -1,4 +1,4 @@
-"""Float32 products by oneDNN are exact where they are taken; what is freed stays with the process until it is over."""
+"""oneDNN is used for float32 products only if they are exact; freed memory is kept until the context ends."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_a_product_of_bfloat16_is_not_taken_for_exact(monkeypatch: pytest.Monkey
 
 
 def _kept_of(size: int) -> int:
-    """Of a tensor of so many bytes, how many this process still has once it is freed."""
+    """How many bytes of a tensor of `size` bytes this process still holds once it is freed."""
     trim_heap()
     before = resident_bytes()
     tensor = torch.ones(size, dtype=torch.uint8)
@@ -116,7 +116,7 @@ def _kept_of(size: int) -> int:
 
 @needs_heap
 def test_what_is_freed_is_kept_and_given_back_at_the_end() -> None:
-    assert _kept_of(64 * _MIB) < 8 * _MIB  # it is more than glibc would ever keep by itself
+    assert _kept_of(64 * _MIB) < 8 * _MIB  # more than glibc would ever keep by default
     with full_speed():
         assert _kept_of(64 * _MIB) > 56 * _MIB
         kept = resident_bytes()
@@ -144,7 +144,7 @@ def test_a_system_without_such_a_heap_is_left_alone(monkeypatch: pytest.MonkeyPa
 
 
 class _Old:
-    """A library whose `mallopt` takes no larger threshold than glibc did before 2.35, or none at all."""
+    """A library whose `mallopt` accepts thresholds only up to glibc's limit before 2.35, or none at all."""
 
     def __init__(self, most: int) -> None:
         self.most = most
@@ -162,7 +162,7 @@ class _Old:
 
 @pytest.mark.parametrize(("most", "wanted"), [(2**25, {_MMAP: 2**25, _TRIM: 2**31 - 1}), (0, {})])
 def test_an_older_heap_keeps_what_it_can(most: int, wanted: dict[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
-    """One threshold without the other would have glibc give each tensor pages of its own."""
+    """With one threshold but not the other, glibc would give each tensor its own pages."""
     library = _Old(most)
     monkeypatch.setattr(ctypes, "CDLL", lambda _: library)
     with kept_heap():

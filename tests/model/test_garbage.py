@@ -1,4 +1,4 @@
-"""Python's search for garbage: put off, and as it was before once that is over."""
+"""Python's garbage collection is deferred, and as before once the context ends."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_it_is_searched_again_whatever_happens() -> None:
 
 
 def test_a_program_is_searched_rarely_and_what_it_leaves_not_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(garbage, "_leaks_are_told", lambda: False)  # whatever has been imported here
+    monkeypatch.setattr(garbage, "_leaks_are_told", lambda: False)  # whatever the test run has imported
     before, frozen = gc.get_threshold(), gc.get_freeze_count()
     with pytest.raises(SystemExit), few_searches():
         assert gc.isenabled()

@@ -1,4 +1,4 @@
-"""A converted GGUF file is kept by what decides it, where the user says, and is found again by any path to the file."""
+"""A converted GGUF file is cached by what decides it, where the user says, and found again by any path to it."""
 
 from __future__ import annotations
 

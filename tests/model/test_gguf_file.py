@@ -1,4 +1,4 @@
-"""What a GGUF file says of its model is read from it, and nothing else."""
+"""What a GGUF file says about its model is read from it; other files are refused."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_blocks_that_predict_later_tokens_are_none_of_the_models(tmp_path: Path)
 
 @pytest.fixture
 def said(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """What is read of a file that has these fields and tensors."""
+    """Reads a file that has these fields and tensors."""
 
     def read(fields: dict[str, Any], tensors: dict[str, list[float]] | None = None, name: str = "m.gguf") -> GgufFile:
         reader = SimpleNamespace(
@@ -62,7 +62,7 @@ def test_settings_are_those_of_the_files_architecture_and_tensors_those_of_its_b
         (0.0, [1.0, 1.0], False),
         (1.0, None, False),
         (8.0, None, True),
-        (None, [1.0, 8.0], True),  # as those of Llama 3.1, which stay for the fastest
+        (None, [1.0, 8.0], True),  # such as Llama 3.1's, where the fastest frequencies stay
     ],
 )
 def test_frequencies_are_scaled_by_a_factor_or_any_of_a_table(

@@ -1,4 +1,4 @@
-"""What Transformers passes over in a GGUF file is put right, or the file is refused: it never becomes another model."""
+"""What Transformers ignores in a GGUF file is corrected, or the file is refused: it never becomes another model."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_rotation_and_window_are_what_the_file_says(config: Any, said: Any, tmp_
         ("qwen2", "qwen2", {"width": 4}, "rope.dimension_count = 4"),
         ("llama", "llama", {"split": "falcon"}, "tokenizer.ggml.pre = falcon"),
         ("llama", "llama", {"split": "none that is known"}, "tokenizer.ggml.pre = none that is known"),
-        ("qwen2", "qwen2", {"split": "smollm"}, "tokenizer.ggml.pre = smollm"),  # for which it has one class alone
+        ("qwen2", "qwen2", {"split": "smollm"}, "tokenizer.ggml.pre = smollm"),  # Transformers has one class for it
     ],
 )
 def test_what_no_configuration_has_a_place_for_is_refused(
@@ -91,7 +91,7 @@ def test_queries_of_gemma_27b_have_their_own_scale(arch: str, blocks: int, scale
 
 
 def settled(config: Any, tensors: dict[str, int] | None = None, **said: Any) -> tuple[Any, list[str]]:
-    """The configuration as a file's settings leave it, and what the model is without."""
+    """The configuration after a file's settings are applied, and what the model lacks of the file."""
     model = tf.AutoModelForCausalLM.from_config(config)
     names = {"base": "rope.freq_base", "width": "rope.dimension_count", "window": "attention.sliding_window"}
     settings = {"block_count": 2} | {names[key]: value for key, value in said.items()}
@@ -121,7 +121,7 @@ def both(base: float) -> dict[str, Any]:
         (tf.Qwen3Config(**COMMON, head_dim=8), 8, False),
         (tf.Qwen3Config(**COMMON, head_dim=8), 16, True),
         (tf.Qwen3Config(**COMMON, head_dim=8), 4, True),
-        pytest.param(  # not known of each
+        pytest.param(  # the file does not say which kind of block the width is for
             tf.Gemma3TextConfig(**COMMON, head_dim=8, rope_parameters=both(10_000.0)),
             4,
             False,
@@ -143,9 +143,9 @@ def test_a_share_of_the_heads_is_put_right_where_the_configuration_has_one(share
     ("config", "window", "kept"),
     [
         (tf.LlamaConfig(**COMMON), tiny.POSITIONS - 1, False),
-        (tf.LlamaConfig(**COMMON), tiny.POSITIONS, True),  # as long as any text is
+        (tf.LlamaConfig(**COMMON), tiny.POSITIONS, True),  # no text is longer
         (tf.LlamaConfig(**COMMON), 0, True),
-        (tf.Qwen2Config(**COMMON), 16, False),  # whose blocks look at all tokens, though it could have a window
+        (tf.Qwen2Config(**COMMON), 16, False),  # its blocks attend to all tokens, though it could have a window
         (tf.Gemma3TextConfig(**COMMON, sliding_window=16), 16, True),
         (tf.Gemma3TextConfig(**COMMON, sliding_window=8), 16, True),
         (tf.Gemma3TextConfig(**COMMON, sliding_window=16, layer_types=["full_attention"] * 2), 16, True),
@@ -178,7 +178,7 @@ def test_a_head_that_is_the_embedding_counts_once() -> None:
     ],
 )
 def test_text_is_cut_as_the_file_says(split: str | None, known: bool, tokens: str) -> None:
-    """No merges lead to the token `ab`. A way to split that Transformers knows is another than GPT-2's."""
+    """No merges lead to the token `ab`. A pre-tokenizer that Transformers knows is not GPT-2's."""
     raw = Tokenizer(models.BPE(dict(zip(("1", "2", "a", "b", "12", "ab"), range(6), strict=True)), [("1", "2")]))
     raw.pre_tokenizer = pre_tokenizers.Digits() if known else pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer = tf.PreTrainedTokenizerFast(tokenizer_object=raw)
@@ -192,7 +192,7 @@ def test_text_is_cut_as_the_file_says(split: str | None, known: bool, tokens: st
         (tf.Starcoder2Config(**COMMON, rope_parameters=rope(10_000.0, 1.0)), "starcoder", "each"),
         (tf.Starcoder2Config(**COMMON, rope_parameters=rope(10_000.0, 1.0)), "gpt-2", "whole"),
         (tf.Qwen2Config(**COMMON), "qwen2", "each"),
-        (tf.Qwen2Config(**COMMON), None, "each"),  # of older files, whose models are the same
+        (tf.Qwen2Config(**COMMON), None, "each"),  # older files name none, for the same models
     ],
 )
 def test_a_class_with_a_cut_of_its_own_is_not_over_what_the_file_says(

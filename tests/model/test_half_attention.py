@@ -1,4 +1,4 @@
-"""Attention by plain products is what the formula gives, in parts of any size, and elsewhere the kernel is asked."""
+"""Attention by plain products equals the formula, in parts of any size; other cases go to PyTorch's kernel."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _DTYPES = (torch.bfloat16, torch.float16)
 
 
 def _drawn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
-    """As heads lie in memory: (samples, heads, tokens, size), token after token."""
+    """Heads in their usual memory layout: (samples, heads, tokens, size), token after token."""
     samples, heads, tokens, size = shape
     drawn = torch.randn(samples, tokens, heads, size, generator=torch.Generator().manual_seed(seed))
     return drawn.transpose(1, 2).to(dtype)
 
 
 def _twin(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool, scale: float | None) -> Tensor:
-    """From the formula, head by head and token by token, in float64."""
+    """The formula, head by head and token by token, in float64."""
     samples, heads, tokens, size = query.shape
     group = heads // key.shape[1]
     rows = []
@@ -51,7 +51,7 @@ def _mask(kind: str, samples: int, tokens: int, keys: int) -> Tensor | None:
     if kind == "none":
         return None
     near = torch.ones(tokens, keys, dtype=torch.bool).tril(keys - tokens).triu(-2)
-    near[:, 0] = True  # nobody is left without a key
+    near[:, 0] = True  # no token is left without a key
     if kind == "bool":
         return near
     added = torch.zeros(samples if kind == "own" else 1, 1, tokens, keys).masked_fill_(
@@ -71,7 +71,7 @@ _CASES = [
     (2, 4, 4, 5, 5, 4, "float", False, None),
     (2, 4, 2, 5, 5, 4, "own", False, None),
     (3, 4, 2, 7, 7, 4, "own", False, 0.5),
-    (2, 4, 2, 6, 6, 4, "none", True, 1.5),  # three times the usual one
+    (2, 4, 2, 6, 6, 4, "none", True, 1.5),  # three times the default
     (2, 4, 2, 5, 5, 4, "own", False, 0.125),
     (2, 2, 1, 3, 9, 4, "bool", False, None),
     (2, 2, 1, 9, 3, 4, "none", True, None),
@@ -105,7 +105,7 @@ def test_values_and_gradients_are_those_of_the_formula(
     monkeypatch.setattr(half_attention, "_AT_ONCE", at_once)
     monkeypatch.setattr(half_attention, "_ROWS", rows)
     asked = _without_the_kernel(monkeypatch)
-    # One of them comes in float32, as what rotary angles were multiplied with does.
+    # The queries come in float32, as after rotary embeddings.
     given = [
         _drawn(samples, heads, tokens, size, seed=1).requires_grad_(),
         _drawn(samples, key_heads, keys, size, seed=2, dtype=dtype).requires_grad_(),
@@ -130,7 +130,7 @@ def test_values_and_gradients_are_those_of_the_formula(
 
 
 def _without_the_kernel(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Have attention fail where it would ask the kernel; gives a list that gets a 1 for each time it is computed."""
+    """Make attention fail if it calls the kernel; returns a list that gets a 1 for each time it is computed."""
     attention, asked = half_attention._attention, list[int]()
 
     def no_kernel(*_: Any, **__: Any) -> None:
@@ -138,7 +138,7 @@ def _without_the_kernel(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     def alone(*args: Any, **kwargs: Any) -> Any:
         asked.append(1)
-        with pytest.MonkeyPatch.context() as patch:  # not for longer, as attention is told by being that function
+        with pytest.MonkeyPatch.context() as patch:  # only meanwhile, as attention is recognized by this function
             patch.setattr(half_attention, "scaled_dot_product_attention", no_kernel)
             return attention(*args, **kwargs)
 
@@ -220,7 +220,7 @@ def test_what_it_has_no_way_for_is_the_kernels(arguments: tuple[Tensor, ...], mo
 @pytest.mark.parametrize(
     ("arguments", "more"),
     [
-        ((_HEADS, _HEADS[:, :2], _HEADS[:, :2]), {}),  # heads that share keys, where nothing says so
+        ((_HEADS, _HEADS[:, :2], _HEADS[:, :2]), {}),  # heads that share keys, without enable_gqa
         ((_HEADS, _HEADS, _HEADS[:, :2]), {}),
         ((_HEADS, _HEADS, _HEADS), {"attn_mask": torch.zeros(3, 1, 6, 6)}),
     ],
@@ -236,7 +236,7 @@ def test_what_the_kernel_refuses_is_refused(arguments: tuple[Tensor, ...], more:
 
 
 def _outcome(*arguments: Tensor, **more: Any) -> Tensor | str:
-    """What the kernel gives, or what it says: newer ones refuse two masks."""
+    """What the kernel returns, or its error: newer ones refuse two masks."""
     torch.manual_seed(0)
     try:
         return _KERNEL(*arguments, **more)

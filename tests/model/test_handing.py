@@ -1,4 +1,4 @@
-"""What blocks hand to later ones beside the states goes along with them, or is refused for what it is."""
+"""What blocks hand to later ones besides the states is carried along, or refused with a reason."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _OF_TOKENS: tuple[odd.Quirk, ...] = (
 
 @torch.no_grad()
 def _assert_streams(decoder: Decoder, whole: tf.PreTrainedModel, ids: Tensor, size: int) -> None:
-    """Block by block, in batches, the states are those of the whole model."""
+    """Assert that streaming block by block, in batches, gives the states of the whole model."""
     forms, running = decoder.skeleton.forms, decoder.skeleton.running
     blocks = whole.get_submodule(decoder.skeleton.blocks_path)
     seen: list[Tensor] = []
@@ -87,7 +87,7 @@ def test_so_it_does_where_blocks_return_more_or_write_it_to_a_mapping(
 
 @joined
 def test_gradients_reach_the_weights_that_make_what_is_handed_on(name: str, folder_of: FolderOf, ids: Tensor) -> None:
-    """Through all blocks, as through the whole model."""
+    """They pass through all blocks, as in the whole model."""
     decoder = Decoder(folder_of(name))
     whole = _whole(folder_of(name))
     path, running = decoder.skeleton.blocks_path, decoder.skeleton.running
@@ -110,7 +110,7 @@ def test_gradients_reach_the_weights_that_make_what_is_handed_on(name: str, fold
         largest = max(float(one.grad.abs().max()) for one in expected.values() if one.grad is not None)
         for key, parameter in block.module.named_parameters():
             if (wanted := expected[key].grad) is not None and parameter.grad is not None:
-                atol = max(1e-4 * float(wanted.abs().max()), 1e-7 * largest)  # some are zero but for rounding
+                atol = max(1e-4 * float(wanted.abs().max()), 1e-7 * largest)  # some are zero except for rounding
                 torch.testing.assert_close(parameter.grad, wanted, rtol=1e-3, atol=atol)
                 compared += 1
     assert compared > len(running)
@@ -171,7 +171,7 @@ def test_what_is_not_so_many_numbers_a_token_is_refused(
 
 
 def test_blocks_with_such_hands_are_pruned_as_the_others(folder_of: FolderOf) -> None:
-    """The linears of blocks that read shared keys and values, and make none of their own."""
+    """The last blocks read shared keys and values and compute none of their own."""
     decoder = Decoder(folder_of("gemma4"))
     groups = [[name for group in decoder.weightless.groups(index) for name in group.names] for index in range(4)]
     assert "self_attn.k_proj" in groups[0]
@@ -186,7 +186,7 @@ def test_what_is_handed_on_counts_to_what_a_stream_takes(folder_of: FolderOf) ->
 
 
 def test_a_call_is_bound_anew_each_time(folder_of: FolderOf, ids: Tensor) -> None:
-    """One batch does not see what another has written."""
+    """What one batch writes does not reach another."""
     decoder = Decoder(folder_of("gemma4"))
     (_, states), *_ = list(decoder.embed(ids, [slice(0, len(ids))]))
     call = decoder.call(0, slice(0, len(ids)))
@@ -197,7 +197,7 @@ def test_a_call_is_bound_anew_each_time(folder_of: FolderOf, ids: Tensor) -> Non
 
 
 Puts = Callable[[Tensor, Any, Any], Any]
-"""What a block puts out, of its states, a mapping that all may share, and what the one before returned beside."""
+"""A block's outputs, from its states, a mapping that all may share, and what the previous one returned besides."""
 
 
 class _Hands(nn.Module):
@@ -210,7 +210,7 @@ class _Hands(nn.Module):
 
 
 def _forms(*blocks: tuple[Puts, dict[str, Any]], passed_over: int | None = None) -> list[Form]:
-    """Of blocks that are passed this, all but one of which run."""
+    """The forms of blocks, each with the keyword arguments that it is passed; one of them may be passed over."""
     calls = [Call((None,), kwargs, 0, Form(runs=index != passed_over)) for index, (_, kwargs) in enumerate(blocks)]
     modules = nn.ModuleList(_Hands(puts) for puts, _ in blocks).to("meta")
     return find_forms("Model", modules, calls, torch.zeros(1, 11, 4), Form(), lambda returned: set())

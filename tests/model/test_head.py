@@ -1,4 +1,4 @@
-"""The loss of each token is the cross entropy of the model's own logits, however few of them are made at a time."""
+"""Each token's loss is the cross entropy of the model's own logits, however few are computed at a time."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_they_are_those_of_the_whole_logits(
 
 @pytest.mark.parametrize("name", [*tiny.MIXTURES, *tiny.JOINED, "modernbert-decoder"])
 def test_they_are_so_whatever_transformers_gives_for_the_decoder(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    if name == "modernbert-decoder":  # its head is what it calls decoder
+    if name == "modernbert-decoder":  # its attribute `decoder` is its head
         torch.manual_seed(0)
         model = AutoModelForCausalLM.from_config(tf.ModernBertDecoderConfig(**_SMALL)).eval()
     else:
@@ -69,7 +69,7 @@ def test_no_more_logits_are_made_than_were_allowed(precision: Precision, monkeyp
     monkeypatch.setattr(head, "_LOGITS_ELSEWHERE", 7 * 50)
     model = tiny.build("llama")
     losses = TokenLosses(model, precision)
-    losses(IDS)  # the first time it is tried whether slices are the same, on a few tokens
+    losses(IDS)  # the first call also tries slices on a few tokens
     made: list[tuple[int, ...]] = []
     monkeypatch.setattr(F, "linear", lambda *args, real=F.linear: _note(made, real(*args)))
     losses(IDS)
@@ -100,7 +100,7 @@ _SMALL: dict[str, Any] = {
 def test_what_a_model_does_besides_its_head_is_done(
     name: str, precision: Precision, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Logits are divided, scaled or capped after the head, it has a bias, the base model returns more than states."""
+    """Logits are divided, scaled or capped after the head, the head has a bias, or the base model returns more."""
     config = {
         "granite": lambda: tf.GraniteConfig(**_SMALL, logits_scaling=3.0),
         "cohere": lambda: tf.CohereConfig(**_SMALL, logit_scale=0.3),
@@ -121,7 +121,7 @@ def test_what_a_model_does_besides_its_head_is_done(
     assert losses._sliceable, "none of this needs all words at once"
 
 
-@pytest.mark.parametrize("sizes", [(7, 50), (24, 1)])  # of the last, each word is the first of its slice
+@pytest.mark.parametrize("sizes", [(7, 50), (24, 1)])  # in the second, each word is the first of its slice
 def test_in_bfloat16_the_logits_that_count_most_are_exact(
     sizes: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -130,7 +130,7 @@ def test_in_bfloat16_the_logits_that_count_most_are_exact(
     ids = IDS[:, :2]
     with torch.no_grad():
         model.lm_head.weight.mul_(20)
-        while ids.shape[1] < 24:  # a text of which the model is sure
+        while ids.shape[1] < 24:  # a text that the model is sure of
             ids = torch.cat([ids, model(ids).logits[:, -1:].argmax(-1)], 1)
     losses = TokenLosses(model, BFLOAT16)(ids)
     with torch.no_grad(), BFLOAT16.on(torch.device("cpu")):
@@ -145,7 +145,7 @@ def test_in_bfloat16_the_logits_that_count_most_are_exact(
 
 
 class _Normalized(tf.LlamaForCausalLM):
-    """Gives logarithms of probabilities: each of its logits depends on all words."""
+    """Returns log-probabilities, so each of its logits depends on all words."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         output = super().forward(*args, **kwargs)
@@ -154,7 +154,7 @@ class _Normalized(tf.LlamaForCausalLM):
 
 
 class _Forbidding(tf.LlamaForCausalLM):
-    """Rules one word out, by its number."""
+    """Excludes one word, by its index."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         output = super().forward(*args, **kwargs)
@@ -163,7 +163,7 @@ class _Forbidding(tf.LlamaForCausalLM):
 
 
 class _Narrow(tf.LlamaForCausalLM):
-    """Drops the last words of its head, as those of a vocabulary that was padded."""
+    """Drops the last words of its head, as a model with a padded vocabulary does."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         output = super().forward(*args, **kwargs)
@@ -195,21 +195,21 @@ def test_a_head_that_is_no_linear_is_run_as_it_is(monkeypatch: pytest.MonkeyPatc
 
 
 class _Tuple(tf.LlamaForCausalLM):
-    """Returns no output of Transformers' own."""
+    """Returns a tuple instead of Transformers' output object."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return (super().forward(*args, **kwargs).logits,)
 
 
 class _LastAlone(tf.LlamaForCausalLM):
-    """Makes the logits of the last token alone."""
+    """Returns the logits of the last token only."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return super().forward(*args, **kwargs, logits_to_keep=1)
 
 
 class _Short(tf.LlamaForCausalLM):
-    """Takes fewer tokens than its configuration says."""
+    """Accepts fewer tokens than its configuration says."""
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)

@@ -1,4 +1,4 @@
-"""Where a folder lacks what a model is read from, it is said what there is in its place and what to do."""
+"""If a folder lacks what a model is read from, the message says what it holds instead and what to do."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _OF_TRAINER = ["optimizer.pt", "scheduler.pt", "rng_state_0.pth", "training_args
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """What a trainer leaves beside weights, in `run` of the working folder."""
+    """The folder `run` of the working folder, with the files that a trainer leaves beside weights."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "run").mkdir()
     for name in _OF_TRAINER:
@@ -56,7 +56,7 @@ def test_weights_in_parts_of_a_training_run_are_to_be_put_together(
 
 @pytest.mark.parametrize("pickle", ["pytorch_model.bin", "pytorch_model.bin.index.json"])
 def test_whole_weights_are_loaded_though_the_script_for_parts_lies_beside_them(folder: Path, pickle: str) -> None:
-    """As a trainer leaves that script, and as such folders are on the Hub, without the parts."""
+    """Trainers leave the script there, and the Hub has such folders, without the parts."""
     (folder / "config.json").write_text(json.dumps({"model_type": "llama"}))
     for name in (pickle, "pytorch_model-00001-of-00001.bin", "zero_to_fp32.py", "latest"):
         (folder / name).touch()
@@ -67,7 +67,7 @@ def test_whole_weights_are_loaded_though_the_script_for_parts_lies_beside_them(f
 def test_a_checkpoint_of_deepspeed_without_config_json_is_put_together_though_that_was_done_before(
     folder: Path,
 ) -> None:
-    """DeepSpeed saves no config.json; older releases of its script write one whole pickle."""
+    """DeepSpeed saves no config.json; older releases of its script write one pickle of all weights."""
     for name in ("pytorch_model.bin", "zero_to_fp32.py", "latest"):
         (folder / name).touch()
     with pytest.raises(InputError, match=r"^run: its weights are in parts, .*, copy config\.json and the tokenizer's"):

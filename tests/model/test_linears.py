@@ -1,4 +1,4 @@
-"""Every linear is seen as a matrix of outputs by inputs, however it is stored; other matrices are not."""
+"""Every linear is a matrix of outputs by inputs, however it is stored; other matrices are not linears."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from transformers.pytorch_utils import Conv1D
 
 from reprune.model.linears import Linear, Stack, find_linears, find_routers, other_matrices
 
-_CASES = {"nn.Linear": lambda: nn.Linear(4, 6), "Conv1D": lambda: Conv1D(6, 4)}  # of 4 inputs and 6 outputs
+_CASES = {"nn.Linear": lambda: nn.Linear(4, 6), "Conv1D": lambda: Conv1D(6, 4)}  # with 4 inputs and 6 outputs
 linears = pytest.mark.parametrize("module", [make() for make in _CASES.values()], ids=list(_CASES))
 
 
@@ -72,7 +72,7 @@ def test_the_matrices_of_a_stack_lie_one_after_the_other(transposed: bool) -> No
 
 
 class _Subclass(nn.Linear):
-    """A linear with a name of its own, as remote code has them."""
+    """A linear of a class of its own, as remote code may have."""
 
 
 class _Block(nn.Module):
@@ -105,7 +105,7 @@ def test_matrices_that_no_linear_holds_are_named_with_their_shapes() -> None:
 
 
 class _Mixture(nn.Module):
-    """Two kinds of experts, each with its router, and linears of its own."""
+    """Two kinds of experts, each with its router, and other linears."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -131,6 +131,6 @@ def test_routers_are_the_linears_beside_experts_that_have_an_output_for_each_or_
 def test_only_a_parameter_that_is_one_matrix_as_it_lies_is_whole() -> None:
     assert Linear.of("", nn.Linear(3, 2)).is_whole
     assert not Linear.of("", Conv1D(2, 3)).is_whole
-    assert not Linear.of("", Conv1D(3, 3)).is_whole  # of the same shape, but turned
+    assert not Linear.of("", Conv1D(3, 3)).is_whole  # of the same shape, but transposed
     assert not Linear("", nn.Parameter(torch.zeros(2, 3, 4)), (3, 4), (4, 1)).is_whole
     assert not Linear("", nn.Parameter(torch.zeros(3, 4)), (3, 4), (4, 1), 12).is_whole

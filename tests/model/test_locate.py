@@ -76,7 +76,7 @@ def test_the_converted_tokenizer_is_the_models(gguf: Path) -> None:
     original = tiny.tokenizer()
     ids = tokenizer(TEXT).input_ids
     assert ids == original(TEXT).input_ids
-    assert ids[0] == tokenizer.bos_token_id == 1 and ids[-1] == 1  # BOS is added, <s> in a text kept whole
+    assert ids[0] == tokenizer.bos_token_id == 1 and ids[-1] == 1  # BOS is added, and <s> in a text stays one token
     assert tokenizer.decode(tokenizer(TEXT, add_special_tokens=False).input_ids) == TEXT
     assert (tokenizer.eos_token, tokenizer.pad_token) == ("</s>", "<pad>")
 

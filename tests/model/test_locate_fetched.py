@@ -1,4 +1,4 @@
-"""Of a Hub's model what is needed is fetched, at the revision that is meant; a tokenizer needs no weights."""
+"""Only the needed files of a Hub model are downloaded, at the given revision; a tokenizer needs no weights."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LLAMA = {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
 
 @pytest.fixture
 def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """What is asked of the Hub's library, which has the model in `tmp_path / SHA`."""
+    """The calls of the Hub's library, which has the model in `tmp_path / SHA`."""
     found: list[dict[str, Any]] = []
 
     def fetch(model: str, **options: Any) -> str:

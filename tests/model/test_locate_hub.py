@@ -1,4 +1,4 @@
-"""A Hub model is found by its name and revision, in the cache or by download, or what to do is said."""
+"""A Hub model is found by its name and revision, in the cache or by download, or the message says what to do."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ OTHER = "89abcdef" * 5
 
 @pytest.fixture
 def cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """owner/tiny as the Hub's library keeps it; there is no network."""
+    """owner/tiny as the Hub's library caches it; there is no network."""
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     repository = tmp_path / "hub" / "models--owner--tiny"
@@ -153,7 +153,7 @@ def test_what_a_hub_model_holds_is_named_where_nothing_of_it_is_wanted(
     tree = [huggingface_hub.RepoFile(path=file, size=1, oid="") for file in files]
     monkeypatch.setattr(huggingface_hub.HfApi, "repo_info", lambda *_, **__: info)
     monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_tree", lambda *_, **__: iter(tree))
-    monkeypatch.setattr(_snapshot_download, "hf_hub_download", lambda *_, **__: "")  # it is there
+    monkeypatch.setattr(_snapshot_download, "hf_hub_download", lambda *_, **__: "")  # as if it were in the cache
     with pytest.raises(InputError, match=message):
         locate_model("owner/tiny@v1")
     assert not caplog.records
@@ -194,7 +194,7 @@ def test_what_the_hub_refuses_is_said_with_its_remedy(
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"):
         monkeypatch.delenv(name, raising=False)
-    raising(monkeypatch, error.__new__(error))  # without the response of a server
+    raising(monkeypatch, error.__new__(error))  # without a server's response
     with pytest.raises(InputError, match=message):
         locate_model("owner/tiny@v1")
 
@@ -255,7 +255,7 @@ def test_what_is_asked_in_place_of_the_hub_is_named(monkeypatch: pytest.MonkeyPa
 
 def test_a_hub_model_without_a_home_folder_says_where_it_could_go(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HOME")
-    monkeypatch.setattr(pwd, "getpwuid", {}.__getitem__)  # as of a container's user without a name
+    monkeypatch.setattr(pwd, "getpwuid", {}.__getitem__)  # as for a user without a name in a container
     with pytest.raises(RuntimeError) as error:
         Path.home()
     raising(monkeypatch, error.value)
@@ -274,7 +274,7 @@ def test_what_the_cache_does_not_hold_is_refused_offline(model: str, message: st
 
 
 def test_a_model_that_is_no_longer_where_it_was_is_taken_from_where_it_is(cached: Path, tmp_path: Path) -> None:
-    """A Hub's in another cache is that of its commit, wherever the branch is; a model that is named anew goes first."""
+    """A Hub model in another cache is that of its commit, wherever its branch is; one given now takes precedence."""
     (cached.parent.parent / "refs" / "main").write_text(OTHER)
     gone = tmp_path / "old" / "snapshots" / SHA
     assert locate_again("owner/tiny@main", gone) == cached
@@ -287,7 +287,7 @@ def test_a_model_that_is_no_longer_where_it_was_is_taken_from_where_it_is(cached
 
 
 def test_of_a_commit_that_is_no_longer_whole_the_rest_is_fetched(cached: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As where a user has removed what took the most room in the cache."""
+    """A user may have removed the largest files from the cache."""
     weights = cached / "model.safetensors"
     content = weights.read_bytes()
 
@@ -297,7 +297,7 @@ def test_of_a_commit_that_is_no_longer_whole_the_rest_is_fetched(cached: Path, m
         return str(cached)
 
     weights.unlink()
-    # Older releases of huggingface_hub see that a file is gone, newer ones give the folder.
+    # Older releases of huggingface_hub notice that a file is gone; newer ones return the folder.
     seen = rf"( at revision {SHA}: no folder here, nor is it whole in the |@{SHA}: holds no \*\.safetensors )"
     with pytest.raises(InputError, match=rf"^owner/tiny{seen}.*a link to it"):
         locate_again("owner/tiny", cached)
@@ -307,7 +307,7 @@ def test_of_a_commit_that_is_no_longer_whole_the_rest_is_fetched(cached: Path, m
 
 
 def test_the_hub_is_not_asked_for_what_was_a_local_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Models of the Hub that have no owner go by such names, too."""
+    """Hub models without an owner have such names too."""
     raising(monkeypatch, AssertionError("asked"))
     with pytest.raises(InputError, match="gpt2: the model that this run prunes is no longer there"):
         locate_again("gpt2", tmp_path / "gpt2")

@@ -1,4 +1,4 @@
-"""A local folder is taken as it is or refused, and so is what is no Hub id either: a path, a URL, a revision."""
+"""A local folder is accepted or refused; so is a name that is no Hub id either: a path, a URL, a revision."""
 
 from __future__ import annotations
 

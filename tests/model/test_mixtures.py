@@ -1,4 +1,4 @@
-"""Experts that are kept as one parameter are found by what a block multiplies by, whatever the architecture."""
+"""Experts that are one parameter are found by a block's matrix products, whatever the architecture."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ mixtures = pytest.mark.parametrize("name", list(tiny.MIXTURES))
 
 
 def _last(decoder: Decoder, ids: Tensor) -> tuple[Block, Tensor, Any]:
-    """The last block, what reaches it, and what it is passed."""
+    """The last block, the states that enter it, and what else it is passed."""
     (_, states), *_ = list(decoder.embed(ids, [slice(0, len(ids))]))
     for index in range(len(decoder) - 1):
         with torch.no_grad():
@@ -72,7 +72,7 @@ def test_the_matrices_of_experts_hold_all_their_weights_and_nothing_twice(
 def test_what_reaches_an_expert_times_its_matrix_is_what_the_block_computes(
     name: str, folder_of: FolderOf, ids: Tensor
 ) -> None:
-    """Zeroing one expert's matrix changes just the tokens that were seen to reach it."""
+    """Zeroing one expert's matrix changes exactly the tokens that were seen to reach it."""
     block, states, call = _last(Decoder(folder_of(name)), ids)
     seen: dict[str, int] = {}
     tokens = ids.numel()
@@ -141,7 +141,7 @@ def test_mixtral_is_stored_matrix_by_matrix_and_held_in_two_parameters(folder_of
 def test_gradients_are_the_same_where_experts_are_taken_apart_once(
     name: str, folder_of: FolderOf, ids: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("reprune.model.block.find_norms", lambda _: [])  # whose gradients are summed in another order
+    monkeypatch.setattr("reprune.model.block.find_norms", lambda _: [])  # their gradients are summed in another order
     decoder = Decoder(folder_of(name))
     block, states, call = _last(decoder, ids)
     block.module.requires_grad_(True)
@@ -188,7 +188,7 @@ def test_a_model_routes_as_another_did(name: str, folder_of: FolderOf, ids: Tens
         torch.testing.assert_close(
             block.run(turned, call, routes.repeating(torch.tensor([2, 1, 0]))), block.run(turned, call)
         )
-        # Other tokens, sent where the first were: as many reach each expert.
+        # Other tokens with the first ones' routes: as many reach each expert.
         counts: list[dict[str, int]] = []
         for some, routing in ((states, None), (torch.randn_like(states), routes.repeating(torch.arange(3)))):
             seen: dict[str, int] = {}

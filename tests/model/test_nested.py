@@ -1,4 +1,4 @@
-"""Tensors are found and replaced in tuples, lists, mappings and objects that hold them; all else stays what it is."""
+"""Tensors are found and replaced in tuples, lists, mappings and objects that hold them; all else is unchanged."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class _Slotted:
 
 
 class _AndMore(_Slotted):
-    """Has a dictionary too."""
+    """Has slots and a dictionary."""
 
     def __init__(self, mask: Any, more: Any = None) -> None:
         super().__init__(mask)

@@ -1,4 +1,4 @@
-"""Root mean square norms are found by what they do, and give what their formula does, and its gradients."""
+"""Root mean square norms are found by what they compute; their values and gradients are those of the formula."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class _OtherEpsilon(LlamaRMSNorm):
         nn.Linear(_HIDDEN, 3),
         _Centred(_HIDDEN),
         _OtherEpsilon(_HIDDEN, eps=1e-3),
-        _OtherEpsilon(_HIDDEN, eps=1e-6),  # which only small states tell apart
+        _OtherEpsilon(_HIDDEN, eps=1e-6),  # only small states show the difference
         nn.RMSNorm((2, _HIDDEN), eps=1e-3),
         nn.RMSNorm(_HIDDEN),
         nn.Embedding(4, _HIDDEN),
@@ -82,9 +82,9 @@ def test_values_and_gradients_are_those_of_the_formula(
     kind: type[nn.Module], offset: float, shape: tuple[int, ...], moved: bool | None, size: float
 ) -> None:
     module, states = _norm(kind), size * _drawn(*shape, seed=2)
-    if moved and len(shape) > 2:  # as heads are before attention
+    if moved and len(shape) > 2:  # as for heads before attention
         states = states.transpose(-3, -2)
-    if moved is None and len(shape) > 3:  # each dimension at another's place
+    if moved is None and len(shape) > 3:  # all dimensions permuted
         states = states.permute(2, 0, 1, 3)
     states.requires_grad_()
     exact, weight = states.detach().double().requires_grad_(), module.weight.detach().double().requires_grad_()
@@ -101,7 +101,7 @@ def test_values_and_gradients_are_those_of_the_formula(
 
 
 @norms
-@pytest.mark.filterwarnings("ignore:Mismatch dtype")  # PyTorch's own norm would have them alike
+@pytest.mark.filterwarnings("ignore:Mismatch dtype")  # PyTorch's own norm expects equal dtypes
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_in_half_precision_values_and_dtypes_are_the_modules_own(
     kind: type[nn.Module], offset: float, dtype: torch.dtype
@@ -149,7 +149,7 @@ def test_a_norm_that_is_given_more_runs_as_it_is() -> None:
 
 def test_a_norm_that_runs_another_forward_than_its_classs_is_left_as_it_is() -> None:
     module = _norm(LlamaRMSNorm)
-    module.forward = given = partial(LlamaRMSNorm.forward, module)  # as hooks of other libraries do it
+    module.forward = given = partial(LlamaRMSNorm.forward, module)  # as other libraries' hooks do
     with as_one(find_norms(nn.ModuleList([module])), _told):
         assert module.forward is given
     assert module.forward is given

@@ -1,4 +1,4 @@
-"""Weights outside the blocks are where the modules that hold them run, and of the shapes that the model wants."""
+"""Weights outside the blocks are on the device of their modules, and have the shapes that the model expects."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_weights_that_were_looked_at_before_go_where_they_are_run(folder_of: Cal
 def test_one_of_another_shape_is_refused_before_anything_is_done(
     name: str, folder_of: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    """As a head is that did not grow with the embedding: the result would be one that nobody can load."""
+    """An example is a head that was not resized with the embedding: nothing could load the resulting model."""
     folder = shutil.copytree(folder_of("llama"), tmp_path / "model")
     for file in folder.glob("*.safetensors"):
         tensors = load_file(file)

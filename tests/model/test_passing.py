@@ -1,4 +1,4 @@
-"""Blocks are passed what their model passes them, each sample its own; what joins blocks otherwise is refused."""
+"""Blocks are passed what their model passes them, with each sample's own values; other dependencies are refused."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_blocks_are_passed_what_is_each_samples_own(
                 )
             states = torch.cat([block.run(states[one], decoder.call(index, one)) for one in slices(len(ids), size)])
         torch.testing.assert_close(states, expected[index + 1])
-    turned = embedded(decoder, ids.flip(0), size)  # other samples have others
+    turned = embedded(decoder, ids.flip(0), size)  # other samples have other values
     first = slice(0, size)
     with torch.no_grad():
         again = decoder.load(0).run(turned[first], decoder.call(0, first))
@@ -74,7 +74,7 @@ def _calls(*values: Tensor) -> list[Call]:
 
 def test_each_block_is_passed_what_is_the_own_of_some_samples() -> None:
     for samples in (2, 5, 3):
-        own = [torch.randn(samples, samples + 3) for _ in range(3)]  # as an embedding for each block
+        own = [torch.randn(samples, samples + 3) for _ in range(3)]  # such as an embedding for each block
         passing = Passing("model", samples)
         for batch in slices(samples, 2):
             others = _calls(*(each.roll(1, 0)[batch] for each in own))

@@ -1,4 +1,4 @@
-"""Packages of kernels for a GPU may be installed: what runs on the CPU, or without values, does without them."""
+"""If packages of GPU kernels are installed, models on the CPU or without values run without them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ REFUSAL = "Expected x.is_cuda() to be true, but got false."
 
 @pytest.fixture
 def kernel(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """What LFM2 calls for its convolutions where causal-conv1d is installed."""
+    """The function that LFM2 calls for its convolutions if causal-conv1d is installed."""
 
     def causal_conv1d_fn(
         x: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str | None = None

@@ -1,4 +1,4 @@
-"""What is multiplied in an `einsum` is seen as a product of inputs and matrices, or not at all."""
+"""An `einsum` is seen as a product of inputs and matrices, or not at all; experts are found by their products."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _sizes(letters: str) -> list[int]:
         "bth,dh->btd",
         "hd,bth->btd",
         "tbh,hnd->tbnd",  # a head's outputs are rows too
-        "tbnd,hnd->tbh",  # several letters of columns
+        "tbnd,hnd->tbh",  # several letters are columns
         "ebh,ehd->ebd",  # one matrix for each expert
         "ebh,edh->bed",
         "b t h, h d -> b t d",
@@ -44,17 +44,17 @@ def test_the_product_that_is_seen_gives_what_einsum_gives(equation: str) -> None
     assert matrices.numel() == weight.numel()
     expected, found = torch.einsum(equation, *tensors), inputs @ matrices
     assert torch.allclose(found.flatten().sort().values, expected.flatten().sort().values, atol=1e-5)
-    assert len(as_products((equation, tensors), lambda one: one is weight)) == 2  # as a list too
+    assert len(as_products((equation, tensors), lambda one: one is weight)) == 2  # operands in a list
 
 
 @pytest.mark.parametrize(
     "equation",
     [
-        "bth,hd",  # the result is not said
-        "bth,bth->bt",  # no rows: how much a token has of something
+        "bth,hd",  # without a result
+        "bth,bth->bt",  # no rows
         "bth,t->bth",  # nothing is summed over
         "...h,hd->...d",
-        "bth,dnh->bth",  # rows that no result has
+        "bth,dnh->bth",  # rows that are summed over
         "btt,td->bd",
     ],
 )
@@ -111,7 +111,7 @@ def test_matrices_that_a_block_multiplies_by_in_einsum_are_found() -> None:
 
 
 class _Experts(nn.Module):
-    """A block with a parameter of three matrices (rows, columns), or of as many the other way about."""
+    """A block with a parameter of three matrices (rows, columns) or, if turned, (columns, rows)."""
 
     def __init__(self, way: Callable[[Tensor, Tensor], None], turned: bool) -> None:
         super().__init__()
@@ -143,8 +143,8 @@ _WAYS: dict[str, Callable[[Tensor, Tensor], Any]] = {
 @pytest.mark.parametrize("way", _WAYS.values(), ids=_WAYS.keys())
 def test_experts_are_found_however_they_are_multiplied_by(way: Callable[[Tensor, Tensor], None], turned: bool) -> None:
     block, x = _Experts(way, turned), torch.randn(3, 5, 4)
-    x[..., 1] = 0.0  # of a token that is routed to an expert some numbers may be zero
-    x[0, 1:], x[1, :3], x[2] = 0.0, 0.0, 0.0  # of five tokens one goes to the first, two to the second
+    x[..., 1] = 0.0  # a routed token may have some zeros
+    x[0, 1:], x[1, :3], x[2] = 0.0, 0.0, 0.0  # one of five tokens is routed to the first expert, two to the second
     (stack,) = find_stacks(block, lambda: block(x), 5)
     strides = (1, 6) if turned else (4, 1)
     assert stack == Stack("weight", 3, (6, 4), strides, "weight", per_token=3 / 5)
@@ -166,18 +166,18 @@ def test_a_parameter_that_is_multiplied_by_in_parts_of_several_kinds_is_no_stack
     for way in (
         lambda x, w: [x[0] @ w[0].T, x[1] @ w[1, :5].T],  # of another shape
         lambda x, w: [x[0] @ w[0].T, x[1] @ w[1, :4]],
-        lambda x, w: [x[0] @ w[0, 1:].T, x[1] @ w[1, 1:].T],  # not one after the other
+        lambda x, w: [x[0] @ w[0, 1:].T, x[1] @ w[1, 1:].T],  # not one directly after the other
         lambda x, w: [x[0, :, :2] @ w[0, :, :2].T],
-        lambda x, w: [x[0] @ w.flatten(0, 1)[1:3].T],  # as if it were one of nine, but for where it begins
+        lambda x, w: [x[0] @ w.flatten(0, 1)[1:3].T],  # like one of nine, except for its offset
         lambda x, w: [x[0] @ w.flatten(0, 1)[:5].T],
-        lambda x, w: [x[0, :, :2] @ w.view(-1, 2)[:2].T, x[1, :, :2] @ w.view(-1, 2)[2:4]],  # one as it is, one turned
+        lambda x, w: [x[0, :, :2] @ w.view(-1, 2)[:2].T, x[1, :, :2] @ w.view(-1, 2)[2:4]],  # one of them transposed
     ):
         block = _Experts(way, False)
         assert find_stacks(block, lambda block=block: block(x), 5) == []
 
 
 class _Mixed(nn.Module):
-    """A block of two layers of experts that all tokens pass, one matrix alone, and a linear."""
+    """A block with two stacks of experts that all tokens pass, a single matrix, and two linears."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -201,7 +201,7 @@ def test_a_linear_whose_module_runs_is_no_stack_and_what_zeros_reach_has_the_tok
     assert found.keys() == {"alone", "up", "down", "free.weight"}
     assert [(one.count, one.per_token, one.routed) for one in found.values()] == [
         (1, 1.0, False),
-        (3, 3.0, False),  # though each token passes each of them twice
+        (3, 3.0, False),  # even though each token passes each of them twice
         (3, 3.0, False),
         (1, 1.0, False),
     ]

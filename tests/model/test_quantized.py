@@ -1,4 +1,4 @@
-"""Of quantized weights it is said how plain ones are made of them, where Transformers does that."""
+"""Messages about quantized weights say how to dequantize them, if Transformers can."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_the_way_is_that_of_the_quantizer(method: str, kind: str, tmp_path: Path
 
 
 def test_of_plain_weights_it_is_said_what_to_take_out(tmp_path: Path) -> None:
-    """As where an adapter was merged into a model that was loaded in four bits: the configuration may still say so."""
+    """If an adapter was merged into a model loaded in four bits, the configuration may still say quantized."""
     folder = _quantized(tiny.save("llama", tmp_path, torch.bfloat16), "bitsandbytes")
     with pytest.raises(UnsupportedModelError, match=r"hold bfloat16 alone: .* take quantization_config out of"):
         Decoder(folder)

@@ -1,4 +1,4 @@
-"""Transformers is quiet within `quiet_transformers`, in one thread at a time, and as it was once that is over."""
+"""Transformers is quiet within `quiet_transformers`, in one thread at a time, and as before after it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Recorders stand in for blocks, and modules outside the blocks have their weights just before they run."""
+"""Recorders stand in for blocks, and modules outside the blocks get their weights just before they run."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class _Block(nn.Module):
 def _recorded(
     *args: Any, said: Any = False, returned: int = 0, disturb: bool = False, **kwargs: Any
 ) -> tuple[Any, Any]:
-    """What a recorder has seen of a call, and what it returns."""
+    """What a recorder reports of a call, and what it returns."""
     blocks, seen = nn.ModuleList([_Block()]), list[tuple[Tensor, Call]]()
     with recorders(blocks, lambda _, states, call: (seen.append((states, call)), said)[1], returned, disturb):
         assert isinstance(blocks[0], _Block) and blocks[0].kind == "sliding" and blocks[0].inner.in_features == 4
@@ -81,7 +81,7 @@ def test_what_sees_a_call_may_give_what_the_block_returns_or_end_the_pass_and_st
 
 
 class _Model(nn.Module):
-    """Embeds other tokens than it is given, and has a norm whose name begins as that of its blocks."""
+    """Embeds other tokens than it is given, and has a norm whose name begins like that of its blocks."""
 
     def __init__(self) -> None:
         super().__init__()

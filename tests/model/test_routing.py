@@ -1,4 +1,4 @@
-"""Choices that a block makes by `topk` are recorded in their order, and repeated on other scores for any samples."""
+"""A block's choices by `topk` are recorded in order, and repeated with other scores for any samples."""
 
 from __future__ import annotations
 

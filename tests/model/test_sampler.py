@@ -1,4 +1,4 @@
-"""What a model writes many at a time is what it would write one by one, from the whole of its own distribution."""
+"""Many texts written at a time are those written one by one, drawn from the model's whole distribution."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ OF_STATES = {
         shared_expert_intermediate_size=16,
     ),
 }
-"""Models whose caches hold states, in all blocks or some, in place of keys and values."""
+"""Models whose caches hold recurrent states instead of keys and values, in all blocks or in some."""
 GIVEN = torch.randint(3, tiny.VOCABULARY, (5, 4), generator=torch.Generator().manual_seed(0))
 
 
@@ -55,7 +55,7 @@ def plain_logits(model: Any, ids: list[int]) -> Tensor:
 @pytest.mark.parametrize("name", tiny.CONFIGS)
 def test_greedy_words_are_the_likeliest_one_after_another(name: str) -> None:
     model = tiny.build(name)
-    found = Sampler(model, FLOAT32).greedily(GIVEN, 12)  # past the sliding windows of some
+    found = Sampler(model, FLOAT32).greedily(GIVEN, 12)  # beyond some models' sliding windows
     for given_, written in zip(GIVEN.tolist(), found.tolist(), strict=True):
         for end, token in enumerate(written):
             assert int(plain_logits(model, given_ + written[:end]).argmax()) == token
@@ -86,7 +86,7 @@ def _check_sampled(model: Any) -> None:
 
 
 def test_rows_that_end_leave_the_others_as_they_would_be() -> None:
-    """With a choice of one word, what is drawn is greedy, whoever leaves the batch on the way."""
+    """With top_k of 1 the drawn words are the greedy ones, whichever rows leave the batch on the way."""
     model = tiny.build("gemma3")
     sampler = Sampler(model, FLOAT32)
     greedy = sampler.greedily(GIVEN, 20).tolist()
@@ -123,7 +123,7 @@ def test_a_draw_inverts_the_distribution(seed: int, words: int, uniform: float, 
     (found,), (logarithm,) = draw(logits[None], torch.tensor([uniform], dtype=torch.float64), Choice())
     probabilities = logits.double().softmax(0)
     upto = probabilities.cumsum(0)
-    # A rounding may move the edge between two words, by no more than a rounding.
+    # Rounding may move the boundary between two words, but no further than that.
     low = float(upto[found - 1]) if found else 0.0
     assert low - 1e-5 <= uniform <= float(upto[found]) + 1e-5
     assert float(logarithm) == pytest.approx(float(probabilities[found].log()), abs=1e-5)

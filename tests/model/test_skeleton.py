@@ -108,7 +108,7 @@ def test_blocks_that_return_tuples_are_found_out_by_trying(tmp_path: Path, ids: 
 def test_so_are_tuples_of_a_length_that_the_model_insists_on(
     returned: int, tmp_path: Path, ids: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If negative, it insists on None beside the states, else on something."""
+    """If the length is negative, it requires None beside the states, otherwise a value."""
 
     def through(self: nn.Module, block: nn.Module, states: Tensor, ids: Tensor) -> Tensor:
         first, *beside = block(states)

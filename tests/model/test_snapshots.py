@@ -1,4 +1,4 @@
-"""A model of the Hub's cache, whose folder is named by a commit, is called by its Hub id."""
+"""A model in the Hub's cache, whose folder is named by a commit, is called by its Hub id."""
 
 from __future__ import annotations
 

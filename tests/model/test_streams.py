@@ -1,4 +1,4 @@
-"""A stream gives back what was written to it, in memory or in a file, and its room when it is closed."""
+"""A stream returns what was written to it, from memory or a file, and frees its space when it is closed."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_states_are_held_in_float32_and_without_gradients(memory: int, tmp_path:
 
 
 class _Operations(TorchDispatchMode):
-    """Their names, in their order, and what each was given by keyword."""
+    """Records the names of operations in order, and their keyword arguments."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -88,7 +88,7 @@ def test_what_a_gpu_reads_by_number_is_sent_from_pinned_memory_without_waiting(t
     pinned, sent = (operations.keywords[operations.names.index(name)] for name in ("empty", "_to_copy"))
     assert pinned["pin_memory"]
     assert sent["non_blocking"]
-    assert operations.names.count("index_select") == 1  # not first into memory of its own
+    assert operations.names.count("index_select") == 1  # not first into unpinned memory
 
 
 @places
@@ -159,7 +159,7 @@ def test_of_several_streams_one_is_freed_and_the_others_closed_with_the_store(me
     assert [*tmp_path.iterdir()] == []
     assert second.read(slice(0, 5)).numel() == 0
     assert store.has_memory_for((10, 3, 4)) == (memory > 0)
-    assert not store.has_memory_for((11, 3, 4))  # none of it is given back twice
+    assert not store.has_memory_for((11, 3, 4))  # no memory is returned twice
 
 
 def test_a_disk_without_room_is_named_and_keeps_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""A model is told to keep nothing from token to token where it can be told, and run all the same where it cannot."""
+"""A model is told to use no cache if it can be told, and is run in any case."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Within `undisturbed` nothing that a caller has set changes a number; once it is over all is as the caller had it."""
+"""Within `undisturbed` no setting of the caller changes a result; after it all settings are the caller's again."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _default_device(device: str) -> Iterator[None]:
     try:
         yield
     finally:
-        torch.set_default_device("cpu")  # with None, PyTorch 2.6 can no longer say which it is
+        torch.set_default_device("cpu")  # with None, PyTorch 2.6 could no longer name it
 
 
 @contextmanager
@@ -80,12 +80,12 @@ if hasattr(torch.backends.cuda.matmul, "fp32_precision"):  # since PyTorch 2.9
 
 
 def _rounding() -> list[object]:
-    """Of products; what is not said is exact."""
+    """The settings for float32 products; those that are unset count as exact."""
     matmul = getattr(torch.backends.mkldnn, "matmul", None)
     found = [getattr(of, "fp32_precision", "none") for of in (torch.backends, torch.backends.cuda.matmul, matmul)]
     try:
         older = torch.get_float32_matmul_precision()
-    except RuntimeError:  # where the newer settings are used
+    except RuntimeError:  # if the newer settings are used
         older = "unsaid"
     return [older, *("ieee" if one == "none" else one for one in found)]
 

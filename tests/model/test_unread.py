@@ -1,4 +1,4 @@
-"""Names of a model that was saved within a wrapper are told, with a way out that works for it."""
+"""The names of a model that was saved in a wrapper are reported, with a remedy that works."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_a_name_as_it_is_and_another_are_no_wrappers() -> None:
 
 
 def test_a_makers_own_names_are_not_to_be_exchanged(tmp_path: Path) -> None:
-    """Rows of Mistral's and Llama's queries and keys have another order in Transformers' format."""
+    """In Transformers' format the rows of Mistral's and Llama's queries and keys have another order."""
     folder = tiny.save("llama", tmp_path / "model")
     tensors = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()

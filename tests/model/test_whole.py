@@ -1,4 +1,4 @@
-"""A whole model gives the bits of one loaded in float32 and run under autocast, at half of its memory."""
+"""A whole model gives bit for bit the results of one loaded in float32 under autocast, in half of the memory."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def logits(model: Any) -> Tensor:
 
 
 def plain(folder: Path) -> Any:
-    """The slow twin: all in float32, every weight rounded at every product."""
+    """The slow twin: all in float32, with each weight rounded at each product."""
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
 
@@ -62,14 +62,14 @@ def test_its_bits_are_those_of_autocast_over_float32(name: str, saved: torch.dty
 
 
 def experts_one_by_one(folder: Path) -> Any:
-    """The slow twin, of which autocast sees each expert, as it does where blocks are run one by one."""
+    """The slow twin, in which autocast sees each expert, as when blocks are run one by one."""
     model = plain(folder)
     if model._can_set_experts_implementation():
         model.set_experts_implementation("eager")
     return model
 
 
-@pytest.mark.parametrize("name", [name for name in tiny.MIXTURES if name != "dbrx"])  # which bfloat16 cannot run
+@pytest.mark.parametrize("name", [name for name in tiny.MIXTURES if name != "dbrx"])  # it cannot run in bfloat16
 def test_experts_are_multiplied_by_in_the_precision_of_products(name: str, tmp_path: Path) -> None:
     folder = tiny.save(name, tmp_path / name, torch.bfloat16)
     model = load_model(folder, CPU, precision=BFLOAT16)
@@ -86,7 +86,7 @@ def test_a_mixture_takes_what_is_said_of_it(tmp_path: Path) -> None:
 
 def test_experts_whose_rows_no_grouped_product_takes_stay_float32(tmp_path: Path) -> None:
     config = tiny.MIXTURES["qwen3_moe"]()
-    config.moe_intermediate_size = 12  # 24 bytes in bfloat16, which are not a multiple of 16
+    config.moe_intermediate_size = 12  # 24 bytes in bfloat16, not a multiple of 16
     torch.manual_seed(0)
     folder = tmp_path / "model"
     AutoModelForCausalLM.from_config(config).bfloat16().save_pretrained(folder)
@@ -116,7 +116,7 @@ def test_a_folder_of_two_dtypes_is_loaded_exactly(tmp_path: Path) -> None:
     (file,) = folder.glob("*.safetensors")
     tensors = load_file(file)
     norm = "model.layers.1.input_layernorm.weight"
-    tensors[norm] = tensors[norm].float() + 1e-4  # not to be told apart in bfloat16
+    tensors[norm] = tensors[norm].float() + 1e-4  # equal in bfloat16
     save_file(tensors, file, metadata={"format": "pt"})
     assert weights_dtype(folder) == "bfloat16, float32"
     model = load_model(folder, CPU, precision=BFLOAT16)
@@ -228,7 +228,7 @@ def test_a_quantizer_whose_name_is_none_is_an_input_error(method: Any, tmp_path:
 
 
 class Packed(nn.Linear):
-    """A linear whose weight is integers, as a quantizer keeps it."""
+    """A linear with integer weights, as a quantizer keeps them."""
 
     def __init__(self, columns: int, rows: int) -> None:
         super().__init__(columns, rows, bias=False)
@@ -256,7 +256,7 @@ class Quantizer(HfQuantizer):
 
 @pytest.fixture
 def packed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A tiny Llama in bfloat16, the weights of its blocks' linears in int8; Transformers knows how to load it."""
+    """A tiny Llama in bfloat16 with its blocks' linear weights in int8, which Transformers is made to load."""
     monkeypatch.setitem(auto.AUTO_QUANTIZATION_CONFIG_MAPPING, "pretended", QuantizationConfigMixin)
     monkeypatch.setitem(auto.AUTO_QUANTIZER_MAPPING, "pretended", Quantizer)
     folder = tiny.save("llama", tmp_path / "packed", torch.bfloat16)
@@ -314,7 +314,7 @@ def test_weights_of_eight_bits_are_run_with_their_scales(tmp_path: Path) -> None
     found = logits(load_model(folder, CPU, precision=BFLOAT16))
     assert (found - expected).norm() < 0.02 * expected.norm()
     assert weights_dtype(folder) == "bfloat16, float32, float8_e4m3fn"
-    say_quantized(folder, said | {"quant_method": "unknown"})  # which Transformers passes over
+    say_quantized(folder, said | {"quant_method": "unknown"})  # Transformers ignores it
     with pytest.raises(UnsupportedModelError, match=r"the tensor .* is stored as float8_e4m3fn"):
         load_model(folder, CPU, precision=BFLOAT16)
 
@@ -364,7 +364,7 @@ def test_a_weight_of_another_shape_is_named(tmp_path: Path) -> None:
 
 def test_a_whole_model_that_nobody_uses_is_given_back(folder_of: Callable[[str], Path]) -> None:
     gc.collect()
-    with no_search():  # so that nothing else does it
+    with no_search():  # so that nothing else collects it
         model = load_model(folder_of("llama"), torch.device("cpu"))
         model.itself = [model]
         gone = weakref.ref(model)
@@ -385,7 +385,7 @@ def test_a_part_of_it_that_refers_to_itself_is_given_back_when_the_model_is_gone
         part = model.get_input_embeddings()
         part.__dict__["itself"] = [part]
         gone, part_gone = weakref.ref(model), weakref.ref(part)
-        model.__dict__.clear()  # as a search has left it
+        model.__dict__.clear()  # as after an earlier collection
         del model, part
         assert gone() is None and part_gone() is not None
         collect_models()

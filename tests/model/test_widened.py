@@ -1,4 +1,4 @@
-"""A model with weights in half precision runs as one with the same weights in float32, and is left as it was."""
+"""A model with half-precision weights runs like one with the same weights in float32, and is left unchanged."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from reprune.model.without_weights import without_weights
 
 
 def test_more_weights_than_memory_take_none() -> None:
-    numbers = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")  # of 4 bytes each
+    numbers = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")  # each of 4 bytes
     module = nn.Module()
     module.experts = nn.Parameter(torch.empty(2, 2, numbers // 4, device="meta"))
     experts = without_weights(module).experts

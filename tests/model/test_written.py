@@ -1,4 +1,4 @@
-"""Blocks that read what others have written into an object, a list or a tensor are refused; others are let pass."""
+"""Blocks that read what others have written into an object, a list or a tensor are refused; others are accepted."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .. import odd
 from .conftest import embedded
 
 Uses = Callable[[Any, Tensor], Tensor | None]
-"""What a block does with what it is passed and what it has put out; gives what it puts out in truth, where other."""
+"""What a block does with its argument and its output; returns another output, or None to keep it."""
 
 
 class _Block(nn.Module):
@@ -41,14 +41,14 @@ class _Other(_Block):
 
 
 class _InPlace(_Block):
-    """Writes to the states that it is passed, too."""
+    """Also writes to the states that it is passed."""
 
     def forward(self, x: Tensor, side: Any) -> Tensor:
         return super().forward(x.mul_(2.0), side)
 
 
 def _try(uses: Uses, *sides: Any, kind: type[_Block] = _Block, others: Uses | None = None) -> None:
-    """Look for what is written by three blocks, or by those of another class after them too."""
+    """Check three blocks and, with `others`, two blocks of another class after them."""
     blocks = [kind(uses) for _ in range(3)] + [_Other(use) for use in [others] if use is not None for _ in range(2)]
     calls = [Call((None,), {"side": sides[index % len(sides)]}, 0) for index in range(len(blocks))]
     refuse_written("Model", nn.ModuleList(blocks).to("meta"), calls, torch.zeros(2, 3, 4))
@@ -70,7 +70,7 @@ def _last(side: Any, out: Tensor) -> Tensor:
 
 
 def _in_place(side: Any, out: Tensor) -> Tensor:
-    read = out * side.memory  # which this gradient needs, as it was
+    read = out * side.memory  # its gradient needs the memory as it was
     side.memory.add_(out)
     return read
 
@@ -190,7 +190,7 @@ def test_what_is_written_otherwise_is_let_pass(uses: Uses, sides: list[Any]) -> 
 
 @pytest.mark.parametrize(("sides", "runs"), [([[1]], 3), ([[1], [2], [3]], 0), ([1], 0), ([torch.zeros(1)], 0)])
 def test_blocks_are_run_where_something_is_passed_that_several_may_write_into(sides: list[Any], runs: int) -> None:
-    """A tensor is not, for ordinary models pass some."""
+    """Blocks that share only a tensor are not run, as ordinary models pass tensors."""
     ran: list[Tensor] = []
     _try(lambda side, out: ran.append(out), *sides)
     assert len(ran) == runs

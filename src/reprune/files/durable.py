@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # code that writes no tensors need not import PyTorch
 
 _CHUNK_BYTES = 2**22  # read at a time
 _UNKNOWN = (errno.EINVAL, errno.EBADF, errno.ENOSYS, errno.ENOTSUP)
-"""Errors of file systems that do not support an operation, such as those of Windows."""
+"""Error numbers of file systems that do not support an operation, such as a disk of Windows."""
 
 
 def write_durably(path: Path, write: Callable[[Path], object], size: int | None = None) -> None:
@@ -55,7 +55,7 @@ def unfinished(path: Path) -> Path:
 
 @contextmanager
 def naming(path: Path, size: int | None = None) -> Iterator[None]:
-    """Within this context make an `OSError`, also one inside a library's error, name this file and the free space."""
+    """Within this context errors of the system, also from safetensors, name this file and any lack of space."""
     try:
         yield
     except SafetensorError as error:

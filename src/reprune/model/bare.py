@@ -108,7 +108,7 @@ def setting(config: Any, name: str) -> Any:
 
 
 def _kernel(config: Any) -> str | None:
-    """The Hub repository whose code a configuration, or that of a part, names for attention; None if there is none."""
+    """The Hub repository that a configuration, or that of a part, names for its attention kernel; None if none."""
     parts = (setting(config, name) for name in getattr(config, "sub_configs", ()))
     named = (setting(one, "_attn_implementation") for one in (config, *parts))
     return next((one for one in named if isinstance(one, str) and "/" in one), None)
@@ -121,7 +121,7 @@ def quantization(config: Any) -> Any | None:
 
 
 def dequantizing(said: Any) -> str:
-    """The end of a message that says how to dequantize such weights with Transformers; empty where it cannot."""
+    """The end of a message: how to dequantize such weights with Transformers; empty if it cannot."""
     with suppress(Exception):  # whatever is wrong with it: this only makes a message more helpful
         kind = AUTO_QUANTIZATION_CONFIG_MAPPING[said["quant_method"]]
         if "dequantize" in inspect.signature(kind).parameters:
@@ -153,7 +153,7 @@ def _generates(module: nn.Module) -> bool:
 
 
 def plain_all_the_same(folder: Path) -> str:
-    """A sentence for where config.json says quantized but all tensors are stored as plain floats; else empty."""
+    """What to do if config.json says quantized but all tensors are plain floats, as a sentence; otherwise empty."""
     with suppress(InputError):
         dtypes = {entry.dtype for entry in Checkpoint(folder).entries.values()}
         if dtypes.issubset(FLOATS):
@@ -212,7 +212,7 @@ def build_bare(folder: Path, trust_remote_code: bool) -> Any:
 
 @final
 class _LargeOnMeta(TorchFunctionMode):
-    """Creates large tensors on the meta device at once: no system may have the memory for all experts together."""
+    """Creates large tensors directly on the meta device: a system may lack the memory for all experts together."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         del types

@@ -117,7 +117,7 @@ class Checkpoint:
     def _files(self) -> list[Path]:
         """The files that Transformers reads.
 
-        They are the file or index that config.json names, else the one of a usual name; without these, all files.
+        The file or index that config.json names, else the one of a usual name, else all model*.safetensors, else all.
         """
         usual = (name for name in USUAL if (self.folder / name).exists())
         named = self._named_by_config() or next(usual, None)

@@ -91,7 +91,7 @@ class Layout:
         return self.load(conversion, {name: self._checkpoint.tensor(name) for name in conversion.stored})
 
     def check(self, name: str, conversion: Conversion, wanted: Tensor) -> None:
-        """Raise `UnsupportedModelError` unless a parameter is stored as floats and has the shape of `wanted`."""
+        """Raise `UnsupportedModelError` unless a tensor has the shape of `wanted` and a weight is stored as floats."""
         if isinstance(wanted, nn.Parameter) and wanted.is_floating_point():
             for stored in conversion.stored:
                 if (dtype := self._checkpoint.entries[stored].dtype) not in FLOATS:

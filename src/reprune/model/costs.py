@@ -53,7 +53,7 @@ class BlockCosts:
     both: Flops  # of a forward and a backward pass
     activations: float  # bytes kept from the forward pass for the backward pass
     exact: bool  # False if the block does not run without values, so that this is an estimate by formula
-    operations: int = 0  # number of them in a forward and a backward pass, of any size; 0 in an estimate
+    operations: int = 0  # how many a forward and a backward pass take, of any size; 0 in an estimate
 
 
 def block_costs(

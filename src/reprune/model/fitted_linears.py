@@ -2,7 +2,7 @@
 
 Autocast casts the inputs and weights of each linear and keeps both for the gradients, so linears that read the same
 inputs keep one copy each. Here they share a copy, and weights are cast again in the backward pass. Where the inputs
-need a gradient only for a scale in them, it is computed without a product.
+need a gradient only for a scale in them, that gradient is computed without a product.
 """
 
 from __future__ import annotations

@@ -67,8 +67,8 @@ def convert_gguf(gguf: Path, notify: Notify) -> Path:
         if is_whole(folder):  # converted by the process that held the lock
             return folder
         notify(f"converting {gguf.name} once; the result is kept in the cache")
-        work = root / f".{folder.name}.partial"  # of a conversion that was killed, if any
-        shutil.rmtree(work, ignore_errors=True)
+        work = root / f".{folder.name}.partial"
+        shutil.rmtree(work, ignore_errors=True)  # left by a conversion that was killed: we hold the lock
         try:
             (work / "read").mkdir(parents=True)
             (work / "read" / "model.gguf").symlink_to(gguf.resolve())  # away from the other files of its folder

@@ -96,7 +96,7 @@ def find_linears(block: nn.Module, stacks: Sequence[Stack] = ()) -> list[Linear]
 
 
 def is_linear(module: nn.Module) -> bool:
-    """Whether a module is a linear of its own."""
+    """Whether a module is an `nn.Linear` or `Conv1D` whose weight is a parameter."""
     return isinstance(module, nn.Linear | Conv1D) and isinstance(module.weight, nn.Parameter)
 
 
@@ -123,7 +123,7 @@ def other_matrices(block: nn.Module, stacks: Sequence[Stack] = ()) -> dict[str, 
 
 
 def find_routers(block: nn.Module, stacks: Sequence[Stack]) -> set[str]:
-    """The names of linears that choose or weigh experts: they lie beside experts and have one output each, or one.
+    """The names of linears that choose or weigh experts: beside experts, with one output for each, or only one.
 
     Experts are stacks, or lists of modules that each hold linears.
     """

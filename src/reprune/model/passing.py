@@ -1,4 +1,4 @@
-"""What a model passes to its blocks besides the hidden states, either the same for all samples or for each its own.
+"""What a model passes to its blocks besides the hidden states: the same for all samples, or different for each.
 
 Masks and rotary embeddings are the same for all samples. Some models also pass values that differ, such as an embedding
 of each token for each block; these are kept for each sample, in memory or, if they are large, in an unnamed file.
@@ -20,7 +20,7 @@ from reprune.errors import UnsupportedModelError
 from reprune.model.block import Call
 from reprune.model.nested import Place, leaves, plain_values, with_leaves, with_tensors
 
-_IN_MEMORY = 2**30  # bytes of values of single samples
+_IN_MEMORY = 2**30  # bytes of values that differ between samples
 
 
 @final
@@ -30,7 +30,7 @@ class Passing:
     def __init__(self, model: str, samples: int) -> None:
         """`model` is the model's name, for messages; `samples` is how many there are in all."""
         self._model = model
-        self._calls: dict[int, list[Call]] = {}  # by batch size; a sample's own values in them are any sample's
+        self._calls: dict[int, list[Call]] = {}  # by batch size; a sample's own values are of other samples
         self._own: dict[tuple[int, Place], Tensor] = {}  # by block and place: (samples, ...), on the CPU
         self._samples, self._filled = samples, 0
 
@@ -91,7 +91,7 @@ class Passing:
         taken = sum(own.nbytes for own in self._own.values())
         if taken + size * dtype.itemsize <= _IN_MEMORY:
             return torch.empty(tuple(shape), dtype=dtype)
-        with tempfile.NamedTemporaryFile(prefix="reprune-") as file:  # which lasts as long as it is mapped
+        with tempfile.NamedTemporaryFile(prefix="reprune-") as file:  # its data lasts as long as it is mapped
             if hasattr(os, "posix_fallocate"):
                 os.posix_fallocate(file.fileno(), 0, size * dtype.itemsize)
             return torch.from_file(file.name, shared=True, size=size, dtype=dtype).view(tuple(shape))

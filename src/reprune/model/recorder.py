@@ -107,8 +107,8 @@ def is_outside(path: str, inside: tuple[str, ...]) -> bool:
 def filling(model: Any, inside: tuple[str, ...], fill: Fill, ids: Tensor, early: bool) -> Iterator[None]:
     """Within this context the weights of each module outside some lists of blocks are filled in just before it runs.
 
-    The embedding's are filled in at the start, as some models read them before they run it. With `early` so are all
-    others but the output head's.
+    The embedding's are filled in at the start, as some models read them before they run it. With `early`, so are all
+    others except the output head's.
     """
     embedding = model.get_input_embeddings()
 

@@ -315,7 +315,7 @@ class Skeleton:
 
 
 def _find_lists(model: nn.Module) -> dict[str, nn.ModuleList]:
-    """The outermost lists of modules that each hold linears or 3-D parameters, by path."""
+    """The outermost lists of modules that each hold linears, or parameters of three or more dimensions, by path."""
     found: dict[str, nn.ModuleList] = {}
     for path, module in model.named_modules():
         if not isinstance(module, nn.ModuleList) or any(path.startswith(f"{outer}.") for outer in found):

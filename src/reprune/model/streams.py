@@ -73,7 +73,7 @@ class Stream:
 
 @final
 class StreamStore:
-    """Makes streams in memory up to a budget, then in files of a folder; closes them when it is left as a context."""
+    """Makes streams in memory up to a budget, then in files of a folder; as a context it closes them at its end."""
 
     def __init__(self, memory_bytes: int, folder: Path) -> None:
         """

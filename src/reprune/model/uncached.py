@@ -20,8 +20,8 @@ def cache_argument(module: nn.Module) -> str | None:
 def uncached(model: Any, ids: Tensor) -> Any:
     """The output of a model for token ids (batch, tokens), run without a cache.
 
-    It is told so by the argument `use_cache` if it has one, and by its configuration too, as not every forward hands
-    the argument on to the model's parts.
+    The model is told so by the argument `use_cache`, if it has one, and by its configuration, as not every forward
+    hands the argument on to the model's parts.
     """
     parameters = inspect.signature(model.forward).parameters
     can = "use_cache" in parameters or any(one.kind is one.VAR_KEYWORD for one in parameters.values())

@@ -16,7 +16,7 @@ _UNPROMISED = getattr(mmap, "MAP_NORESERVE", 0x4000)  # named since Python 3.13
 
 
 def without_weights(module: nn.Module) -> nn.Module:
-    """A copy on the CPU with weights that take no memory: zeros, but ones for vectors, which are norms' scales."""
+    """A copy on the CPU with weights that take no memory: zeros, but ones for vectors, so that norms keep scale."""
     copied = copy.deepcopy(module)
     for part in copied.modules():
         for key, parameter in list(part.named_parameters(recurse=False)):

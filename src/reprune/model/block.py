@@ -308,7 +308,7 @@ class Block:
         return (".".join(parts), *numbers)
 
     def _lists_of_experts(self, passed: Mapping[str, int], tokens: int) -> set[str]:
-        """The paths of lists with modules that ran, of which some got fewer tokens than the module around the list.
+        """The paths of the lists of experts: those that ran, with modules that got fewer tokens than the one around.
 
         `passed` says how many tokens passed each linear, of `tokens` in all.
         """

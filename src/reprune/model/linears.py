@@ -16,7 +16,7 @@ from transformers.pytorch_utils import Conv1D
 class Stack:
     """A parameter that holds matrices of one shape one after the other: those of all experts, or of all heads.
 
-    Or a single one: that of a linear whose weight is multiplied by directly, while its module is never called.
+    It may hold a single one: the weight of a linear that is multiplied by directly, while its module is never called.
     """
 
     parameter: str  # its name within the block

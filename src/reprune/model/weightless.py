@@ -104,7 +104,7 @@ class Weightless:
         return self._groups_of(block, states.to(meta), to_device([calls[index]], meta)[0])
 
     def _groups_of(self, block: Block, states: Tensor, call: Call) -> list[LinearGroup]:
-        """The linear groups of a block; refuses tensors that it writes into if other blocks are passed them too.
+        """The linear groups of a block; raises if another block reads what this one writes into a tensor.
 
         Only one block of each kind is run, so what another one writes is not seen.
         """

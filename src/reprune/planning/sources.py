@@ -1,4 +1,4 @@
-"""Sources: what a user writes after --calibration, --heldout and --text, and the documents that it names.
+"""Sources: what a user gives to --calibration, --heldout and --text, and the documents that it names.
 
 Knows the texts that the field calibrates and evaluates on, and the forms of files and Hub data sets; knows
 nothing of tokens or samples.
@@ -22,9 +22,9 @@ from reprune.planning.rows import SUFFIXES, Rows, places
 from reprune.planning.saved import saved_files
 from reprune.planning.textfiles import check_lines, explain_json, is_text_file, read_text
 
-Split = Literal["train", "test"]  # of calibration and held-out samples, and of evaluation
+Split = Literal["train", "test"]  # for calibration and held-out samples, and for evaluation
 
-_LONGEST = 4096  # that any path is
+_LONGEST = 4096  # no path is longer
 _FORMS = (
     "c4, wikitext2, ptb, manual, a file (.txt, .jsonl, .json, each also with .gz, or .parquet), "
     "or a Hub data set as ID[@REVISION][:CONFIG][:SPLIT][:COLUMN] with an id such as org/name"
@@ -33,7 +33,7 @@ _FORMS = (
 
 @dataclass(frozen=True)
 class SourceSpec:
-    """One source as the user gave it: its name, and how many samples to draw from it, or None for a share."""
+    """One source as the user gave it: its name, and the number of samples to draw from it (None: an equal share)."""
 
     name: str
     count: int | None = None
@@ -43,7 +43,7 @@ def parse_source(text: str) -> SourceSpec:
     """Parse SOURCE[=COUNT], such as `c4=256`.
 
     What follows the last `=` is a count only if it is a whole number, so paths may contain `=`; see `split_count`.
-    Raises InputError if the name is empty or the count is below 1.
+    Raises InputError if the name is empty or the count is less than 1.
     """
     name, suffix = split_count(text)
     if not name.strip():
@@ -57,10 +57,10 @@ def parse_source(text: str) -> SourceSpec:
 
 
 def split_count(text: str, folder: Path | None = None) -> tuple[str, str]:
-    """The name in SOURCE[=COUNT], and `=COUNT` as it is written: "" where there is none.
+    """Split SOURCE[=COUNT] into the name and `=COUNT` as it is written, "" if there is no count.
 
-    Where the whole is a path, such as `year=2024`, and what comes before `=` is none, there is none either. `folder` is
-    where relative paths begin; None is the working folder.
+    If the whole is an existing path, such as `year=2024`, and the part before `=` is not, there is no count. Relative
+    paths begin at `folder`; None is the working folder.
     """
     if (found := re.search(r"=[+-]?[0-9]{1,18}\Z", text)) is None:
         return text, ""
@@ -70,14 +70,14 @@ def split_count(text: str, folder: Path | None = None) -> tuple[str, str]:
 
 
 def split_path(name: str, folder: Path | None = None) -> tuple[Path, str] | None:
-    """The path of this machine that a source's name begins with, and the `:part`s after it; None where there is none.
+    """The existing local path that a source's name begins with, and the `:part`s after it; None if there is none.
 
-    A known name is no path. `folder` is where relative paths begin; None is the working folder.
+    A known name is never a path. Relative paths begin at `folder`; None is the working folder.
     """
     end = -1 if name in KNOWN else len(name)
     while end > 0:
         path = local_path(name[:end]) if folder is None else folder / name[:end]
-        with suppress(OSError):  # longer than any file's name
+        with suppress(OSError):  # too long for a file's name
             if path.exists():
                 return path, name[end:]
         end = name.rfind(":", 0, end)
@@ -87,19 +87,19 @@ def split_path(name: str, folder: Path | None = None) -> tuple[Path, str] | None
 def load_documents(name: str, split: Split) -> Documents:
     """Load the documents that a source names.
 
-    A local file has no splits and gives the same documents for both; a Hub data set that names its own split
-    gives that. Raises InputError, with what was expected and the remedy, for whatever keeps the text from
-    being read: an unknown name, a missing or damaged file, a missing column or split, no network.
+    A local file has no splits and gives the same documents for both; a Hub data set whose name includes a split gives
+    that split. Raises InputError, with what was expected and the remedy, if the text cannot be read: an unknown name,
+    a missing or damaged file, a missing column or split, no network.
     """
     return find_source(name).load(split)
 
 
 class Source(ABC):
-    """A place that texts come from. Two names of the same place give equal sources."""
+    """A place that texts come from. Different names of one place give equal sources."""
 
     @property
     def local(self) -> bool:
-        """Whether its texts are on this machine, so that none is fetched."""
+        """Whether its texts are on this machine, so that nothing is downloaded."""
         return True
 
     @abstractmethod
@@ -110,10 +110,10 @@ class Source(ABC):
 @final
 @dataclass(frozen=True)
 class Manual(Source):
-    """The language topics that CPython carries for `help()`: a text that needs no network.
+    """The language topics that CPython includes for `help()`: a text that needs no network.
 
-    Topics are sorted by key; those at even positions are split `train`, those at odd ones split `test`. As topics
-    repeat each other, paragraphs of the second kind that also stand in one of the first are left out.
+    Topics are sorted by key; those at even positions are the split `train`, those at odd positions the split `test`.
+    Topics repeat each other, so paragraphs of `test` that are also in `train` are left out.
     """
 
     def load(self, split: Split) -> Documents:
@@ -137,7 +137,7 @@ class Manual(Source):
 @final
 @dataclass(frozen=True)
 class TextFile(Source):
-    """A .txt or .txt.gz file: one document, its lines as they stand."""
+    """A .txt or .txt.gz file: one document, its lines unchanged."""
 
     path: Path
 
@@ -152,8 +152,8 @@ class TextFile(Source):
 class RowFile(Source):
     """A file of JSON Lines, JSON or Parquet, read with `datasets`; each row is a document.
 
-    JSON rows may also hold `token_ids` or `ids`, the tokens of a text that a model wrote itself: they are taken to be
-    those of the column `text`, not of one that is named.
+    JSON rows may also hold `token_ids` or `ids`, the tokens of a text that a model wrote itself. These are taken to
+    belong to the column `text`, and are ignored if another column is read.
     """
 
     path: Path
@@ -179,7 +179,7 @@ class RowFile(Source):
 @final
 @dataclass(frozen=True)
 class Excerpt:
-    """What the field measures of a long test split: its first rows, joined, and at most so many windows of them."""
+    """The part of a long test split that the field measures: its first rows, joined, and at most so many windows."""
 
     rows: int
     joiner: str
@@ -191,9 +191,9 @@ class Excerpt:
 class DataSet(Source):
     """A data set of the Hub, or a local directory of the same form.
 
-    `files` are patterns of the (train, test) files to read, where the whole data set would be too much.
-    `split` overrides the split that is asked for. `running` says that rows are the lines of one text. `tested` is
-    what there is to evaluate on, where that is not all of the split.
+    `files` are patterns of the (train, test) files to read, if the whole data set would be too much. `split` overrides
+    the split that `load` is asked for. `running` says that rows are the lines of one text. `tested` is the part of
+    the test split to evaluate on; None: all of it.
     """
 
     name: str
@@ -209,7 +209,7 @@ class DataSet(Source):
 
     @property
     def local(self) -> bool:
-        """Whether it is a directory of this machine, whose path is absolute."""
+        """Whether it is a local directory, whose path is then absolute."""
         return Path(self.id).is_absolute()
 
     def load(self, split: Split) -> Documents:
@@ -234,10 +234,10 @@ class DataSet(Source):
         )
 
 
-# SparseGPT's choice of C4, which the field keeps: shards (1 of 1024 for calibration, 1 of 8 for evaluation), and what
-# is measured of the second. Of WikiText-2, whose rows are lines that keep their newline, or are empty, the field
-# measures the test joined by two newlines.
-# PTB is published as a loading script, which `datasets` no longer runs; the Hub has it converted to Parquet.
+# C4: SparseGPT's choice, which the field has kept: 1 of 1024 shards for calibration, and the beginning of 1 of 8 shards
+# for evaluation.
+# WikiText-2: its rows are lines, with their newline or empty; the field measures the test split joined by two newlines.
+# PTB: it is published as a loading script, which `datasets` no longer runs; the Hub has it converted to Parquet.
 KNOWN: dict[str, Source] = {
     "c4": DataSet(
         "c4",
@@ -263,7 +263,7 @@ KNOWN: dict[str, Source] = {
 def find_source(name: str) -> Source:
     """The source that a name stands for: a known text, else a local path, else a Hub data set.
 
-    Opens nothing. Raises InputError if the name can be none of these, and says which known name is nearest.
+    Opens nothing. Raises InputError, with the nearest known name, if the name can be none of these.
     """
     if name in KNOWN:
         return KNOWN[name]
@@ -282,7 +282,7 @@ def find_source(name: str) -> Source:
 
 
 def _parts(name: str, parts: list[str]) -> tuple[str | None, str | None, str | None]:
-    """The configuration, split and column of a data set; None for what is not named."""
+    """The configuration, split and column of a data set; None for each that is not given."""
     if found := re.search(r"\[[^\]]*:[^\]]*\]", ":".join(parts)):
         raise InputError(
             f"{label(name)}: expected whole splits, but got the slice {found[0]!r}; leave it out, as samples are "
@@ -321,7 +321,7 @@ def _file(path: Path, parts: list[str]) -> Source:
 
 
 def _require_hub_id(name: str, identifier: str) -> None:
-    """Raise InputError unless the identifier, which is no local path, has the form of a Hub data set's."""
+    """Raise InputError unless the identifier, which is no local path, has the form of a Hub data set's id."""
     if "\n" in name or len(name) > _LONGEST:
         raise InputError(
             f"source {name[:80]!r}: expected the name of a source, but this is a text; write texts to a file, such as "

@@ -1,4 +1,4 @@
-"""Local text files, plain or through gzip: read them whole, or say in which line they are wrong.
+"""Reads local text files, plain or gzipped, and finds the line at which they are wrong.
 
 Knows encodings and JSON syntax, nothing of data sets or of what the text is for.
 """
@@ -16,11 +16,11 @@ from reprune.errors import InputError
 from reprune.files.wellformed import read_json
 
 _LARGE = 2**30  # bytes that any compressed file may unpack to
-_PACKED = 200  # times smaller than it is no text becomes; gzip makes a thousand of what is all the same
+_PACKED = 200  # compression ratio that no text reaches; gzip reaches a thousand on repeated bytes
 
 
 def is_text_file(name: str) -> bool:
-    """Whether a file is a plain text, by its name."""
+    """Whether a file is plain text, by its name."""
     return name.lower().endswith((".txt", ".txt.gz"))
 
 
@@ -42,9 +42,9 @@ def open_bytes(path: Path, label: str) -> Iterator[BinaryIO]:
 
 
 def read_text(path: Path, label: str) -> str:
-    """The whole text of a file, its line ends as they stand, without a byte order mark.
+    """The whole text of a file, with its own line ends, without a byte order mark.
 
-    Raises InputError if it cannot be read, is not UTF-8, or has nothing but white space.
+    Raises InputError if it cannot be read, is not UTF-8, or is only white space.
     """
     text = _decoded(path, label)
     if not text.strip():
@@ -75,7 +75,7 @@ class TextFiles:
 def _decoded(path: Path, label: str) -> str:
     with open_bytes(path, label) as file:
         data = _unpacked(file, path, label) if path.name.lower().endswith(".gz") else file.read()
-    if (place := data.find(b"\0")) >= 0:  # every other byte of UTF-16
+    if (place := data.find(b"\0")) >= 0:  # about every other byte is zero in UTF-16
         line = data.count(b"\n", 0, place) + 1
         raise InputError(
             f"{label}, line {line}: expected text in UTF-8, but it has a zero byte, as UTF-16 has; convert the file to "
@@ -89,7 +89,7 @@ def _decoded(path: Path, label: str) -> str:
 
 
 def _unpacked(file: BinaryIO, path: Path, label: str) -> bytearray:
-    """All of a compressed file, unless it is far more than a text can be packed to."""
+    """All of a compressed file; raises InputError if it unpacks to more than any text would."""
     most = _most(path)
     data = bytearray()
     while part := file.read(1 << 20):
@@ -100,16 +100,16 @@ def _unpacked(file: BinaryIO, path: Path, label: str) -> bytearray:
 
 
 def _most(path: Path) -> int:
-    """Bytes of a compressed file that are held at a time."""
+    """The most unpacked bytes of a compressed file that may be held at a time."""
     return max(_LARGE, _PACKED * path.stat().st_size)
 
 
 def check_lines(path: Path, label: str) -> None:
-    """Check that every line of a file is UTF-8 and that one of them has content, keeping none in memory.
+    """Check that every line of a file is UTF-8 and that at least one has content, holding one line at a time.
 
-    Readers of JSON let some bytes that are not UTF-8 pass, and fail only when the row is asked for. They hold a whole
-    line, and a whole array: of a compressed file, one that is far more than a text can be packed to is refused.
-    Raises InputError otherwise.
+    Readers of JSON let some bytes that are not UTF-8 pass, and fail only when the row is accessed. They hold a whole
+    line, or a whole array, so a compressed file in which one of these unpacks to more than any text would is refused.
+    Raises InputError if a check fails.
     """
     content = array = False
     most = _most(path) if path.name.lower().endswith(".gz") else None
@@ -132,7 +132,7 @@ def check_lines(path: Path, label: str) -> None:
 def explain_json(path: Path, label: str) -> InputError | None:
     """The first thing wrong with a file of JSON Lines or of one JSON array, or None if it is well formed.
 
-    Costs a pass over the file, so it is for files that a reader has already refused.
+    It reads the whole file, so it is for files that a reader has already refused.
     """
     with open_bytes(path, label) as file:
         first = file.read(1)

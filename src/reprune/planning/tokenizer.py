@@ -1,4 +1,4 @@
-"""Loads a model folder's tokenizer, and knows its files."""
+"""Loads a model folder's tokenizer, and finds its files."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from reprune.model.quiet import quiet_transformers
 from reprune.model.snapshots import called
 
 _READERS = (("sentencepiece", "sentencepiece"), ("google.protobuf", "protobuf"))
-"""The modules by which a model of sentencepiece is read, and the packages that have them."""
+"""The modules needed to read a SentencePiece model, and the packages that provide them."""
 
 
 def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> Any:
-    """The tokenizer of a model folder; raises `InputError` where there is none that can be used."""
+    """The tokenizer of a model folder; raises `InputError` if there is none that can be used."""
     from transformers import AutoTokenizer
 
     try:
         with quiet_transformers(), no_search():
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
             words = tokenizer("one two", add_special_tokens=False)["input_ids"]
-    except Exception as error:  # the library raises nearly anything on damaged files
+    except Exception as error:  # on damaged files the library raises nearly anything
         if out_of_memory(error) is not None:
             raise
         check_trusted(folder, error)
@@ -35,15 +35,15 @@ def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> Any:
                 f"{called(folder)}: its tokenizer ({file.name}) needs other packages; install them with: pip install "
                 f"{' '.join(lacking)}"
             ) from None
-        with suppress(UnsupportedModelError):  # of no concern to a tokenizer
+        with suppress(UnsupportedModelError):  # does not matter to a tokenizer
             if (folder / "config.json").exists():
-                read_config(folder, trust_remote_code)  # where that cannot be used, it is said
+                read_config(folder, trust_remote_code)  # if the cause is the configuration, this says so
         reason = " ".join(str(error).split())
         raise InputError(
             f"{called(folder)}: its tokenizer cannot be loaded ({reason:.200}); copy the model's tokenizer files "
             "(tokenizer.json, tokenizer_config.json) into the folder."
         ) from None
-    if not words:  # of a class that Transformers makes without its files
+    if not words:  # Transformers makes some classes of tokenizers without their files
         raise InputError(
             f"{called(folder)}: its tokenizer is empty; copy the model's tokenizer files (tokenizer.json, "
             "tokenizer_config.json) into the folder."
@@ -52,7 +52,7 @@ def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> Any:
 
 
 def tokenizer_files(folder: Path) -> set[str]:
-    """What the class of a folder's tokenizer, which may come with it, calls its files, of those that are there."""
+    """The files of a folder's tokenizer that exist, as named by its class, which may be code in the folder."""
     try:
         names = {str(name) for name in load_tokenizer(folder, True).vocab_files_names.values()}
     except InputError:
@@ -61,15 +61,15 @@ def tokenizer_files(folder: Path) -> set[str]:
 
 
 def _is_there(module: str) -> bool:
-    """Whether a module can be imported, from what is installed."""
+    """Whether a module is installed."""
     try:
         return importlib.util.find_spec(module) is not None
-    except (ImportError, ValueError):  # of a package that is not there, or is kept from being imported
+    except (ImportError, ValueError):  # its package is not installed, or is blocked from being imported
         return False
 
 
 def _sentencepiece(folder: Path) -> Path | None:
-    """A file of a model of sentencepiece, which begins with a list of pieces; one of tiktoken is text."""
+    """A SentencePiece model, which begins with the tag of its list of pieces (a newline); tiktoken's files are text."""
     files = (file for kind in ("model", "spm") for file in sorted(folder.glob(f"*.{kind}")) if file.is_file())
     for file in files:
         with file.open("rb") as stream:

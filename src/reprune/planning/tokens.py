@@ -1,4 +1,4 @@
-"""Tokens of documents: what a tokenizer puts before a text, and texts packed into one row of tokens.
+"""Tokenizes documents: what a tokenizer puts before a text, and texts packed into one row of tokens.
 
 Knows tokenizers and documents; knows nothing of sources, samples or random choice.
 """
@@ -17,36 +17,36 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Tokens = NDArray[np.int64]
-PIECE = 1 << 20  # characters tokenized at a time; an encoding holds some hundred bytes a token
-LINE = 2 * PIECE  # and as many more up to the end of a line
+PIECE = 1 << 20  # characters tokenized at a time; an encoding takes some hundred bytes per token
+LINE = 2 * PIECE  # the most further characters in which the end of a line is looked for
 
 
 def beginning(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The tokens that every sample starts with: those that the tokenizer itself puts before a text.
 
-    For most models that is one beginning-of-sequence token, or none; what a tokenizer adds at the end is left
-    out. Models trained with BOS need it on every sample: without it SparseGPT's perplexity on Gemma 3 270M rose
+    For most models that is one beginning-of-sequence (BOS) token, or none; what a tokenizer adds at the end is left
+    out. Models trained with BOS need it on every sample: without it, SparseGPT's perplexity on Gemma 3 270M rose
     from 48 to 57.
     """
     plain = _ids(tokenizer, "a", special=False)
     whole = _ids(tokenizer, "a", special=True)
-    # The text's own tokens end the prefix; a tokenizer to which the letter is nothing leaves only specials.
+    # The prefix ends where the text's own tokens begin. If the letter gives no tokens, only a BOS can be recognized.
     size = next((i for i in range(len(whole)) if plain and whole[i : i + len(plain)] == plain), None)
     return whole[: size if size is not None else int(whole[:1] == [tokenizer.bos_token_id])]
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> Tokens:
-    """The tokens of a text, without special ones. Returns (tokens,) int64."""
+    """The tokens of a text without special ones, (tokens,) int64."""
     return np.asarray(_ids(tokenizer, text, special=False), dtype=np.int64)
 
 
 def document_tokens(tokenizer: PreTrainedTokenizerBase, documents: Documents, index: int, prefix: list[int]) -> Tokens:
-    """The tokens of one document without the prefix: as it was generated, else tokenized. (tokens,) int64."""
+    """The tokens of one document without the prefix, (tokens,) int64: those it was generated as, if any."""
     return pack(tokenizer, documents, [index], prefix)[0]
 
 
 def foreign_tokens(tokenizer: PreTrainedTokenizerBase, documents: Documents, used: Iterable[int]) -> int:
-    """How many of the documents come with tokens that are not this tokenizer's, so that their words are tokenized."""
+    """How many of the documents come with tokens that are not this tokenizer's, so that their text is tokenized."""
     return sum(
         documents.token_ids(index) is not None and _generated(tokenizer, documents, index) is None for index in used
     )
@@ -61,7 +61,7 @@ def pack(
 ) -> tuple[Tokens, list[int]]:
     """Join documents by their joiner, in the given order, and tokenize the whole.
 
-    Long texts are tokenized in pieces that end with a document, a line or, where lines are long, a word; documents with
+    Long texts are tokenized in pieces that end with a document, a line or, if lines are long, a word. Documents with
     tokens of their own keep them. With a `limit`, reading stops once there are that many tokens. Returns the tokens,
     (tokens,) int64, and the indices of the documents read.
     """
@@ -79,7 +79,7 @@ def pack(
 def _runs(
     tokenizer: PreTrainedTokenizerBase, documents: Documents, order: Iterable[int], used: list[int]
 ) -> Iterator[str | list[int]]:
-    """Cut the joined text into runs of about PIECE characters, and lists of ready tokens between them."""
+    """Cut the joined text into pieces of about PIECE characters; documents with tokens of their own give those."""
     parts: list[str] = []
     size = 0
     for index in order:
@@ -107,7 +107,7 @@ def _pieces(text: str) -> Iterator[str]:
 
 
 def _end(text: str, least: int) -> int:
-    """Where a piece ends: behind the first line that ends there or later, but before a space where that is far off."""
+    """Where a piece ends: after the first newline from `least` on, or before a space if that is too far away."""
     line = text.find("\n", least, least + LINE)
     if line >= 0 or len(text) <= least + LINE:
         return line + 1 or len(text)
@@ -116,9 +116,9 @@ def _end(text: str, least: int) -> int:
 
 
 def _generated(tokenizer: PreTrainedTokenizerBase, documents: Documents, index: int) -> list[int] | None:
-    """The tokens that a document was generated as, if they are its text by this tokenizer.
+    """The tokens that a document was generated as, if they are this tokenizer's tokens of its text.
 
-    A text is what `reprune generate` makes of its tokens; that of a server may go on after the last of them.
+    `reprune generate` decodes a text from its tokens; the text of a server may continue after the last token.
     """
     ids = documents.token_ids(index)
     if ids is None:
@@ -126,7 +126,7 @@ def _generated(tokenizer: PreTrainedTokenizerBase, documents: Documents, index: 
     text = documents[index]
     try:
         decoded = tokenizer.decode(ids, skip_special_tokens=True)
-    except (LookupError, OverflowError, TypeError, ValueError):  # numbers that are no ids at all
+    except (LookupError, OverflowError, TypeError, ValueError):  # numbers that are no token ids
         return None
     return ids if decoded == text or _ids(tokenizer, text, special=False)[: len(ids)] == ids else None
 
@@ -143,6 +143,6 @@ def _ids(tokenizer: PreTrainedTokenizerBase, text: str, *, special: bool) -> lis
         add_special_tokens=special,
         return_attention_mask=False,
         **unasked,  # not every class takes it: mistral-common's does not
-        verbose=False,  # longer than the model's maximum on purpose: it is cut afterwards
+        verbose=False,  # no warning that the text exceeds the model's maximum: it is cut afterwards
     )
     return list(encoding["input_ids"])

@@ -1,1 +1,1 @@
-"""Calibration data that the dense model writes itself: which texts are begun, which are kept, and why."""
+"""Calibration data that the dense model writes itself: how texts begin, and which are kept or rejected, and why."""

@@ -1,12 +1,13 @@
-"""A file of generated texts that only grows, whatever interrupts it, and ends as if nothing had.
+"""A file of generated texts that only grows and, whatever interrupts it, ends up the same as without interruption.
 
-FILE.jsonl             one line a text that was kept
-FILE.rejected.jsonl    one line a text, or a prefix, that was not, and why
-FILE.manifest.json     what made them, and how many were rejected for what reason: written last
-.FILE.rounds           while it grows: one line a finished round, with the sizes of the two files after it
+FILE.jsonl             one line per text that was kept
+FILE.rejected.jsonl    one line per rejected text or prefix, with the reason
+FILE.manifest.json     what made them, and how many were rejected for each reason: written last
+.FILE.rounds           while the file grows: one line per finished round, with the sizes of the first two files after it
 
-A round is finished when its line is on disk. What a process that was killed wrote after the last such line is cut off.
-A finished file grows on as if it had never ended: its last round is done again if there were texts left over of it.
+A round is finished when its line is on disk. What a killed process wrote after the last such line is cut off. A
+finished file can be extended as if it had never ended: its last round is done again if some of its texts were left
+over.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ _NOTHING: _Line = {"rounds": 0, "kept": 0, "kept_bytes": 0, "rejected_bytes": 0,
 
 
 def _merged(lines: Sequence[_Line]) -> _Line:
-    """One line for rounds in a row."""
+    """Merge the lines of consecutive rounds into one."""
     counts: Counter[str] = Counter()
     for line in lines:
         counts.update(line["counts"])
@@ -43,10 +44,10 @@ def _merged(lines: Sequence[_Line]) -> _Line:
 
 @final
 class Corpus:
-    """One such file."""
+    """One file of generated texts, with the files that belong to it."""
 
     def __init__(self, path: Path) -> None:
-        """Raises `InputError` where the name is not that of a file of JSON lines, or its folder is none."""
+        """Raises `InputError` unless the name ends in .jsonl and is not that of a folder."""
         if path.suffix != SUFFIX:
             raise InputError(f"--out {path}: expected a file that ends in {SUFFIX}.")
         if path.is_dir():
@@ -55,13 +56,13 @@ class Corpus:
         self.rejected = path.with_name(f"{path.stem}.rejected{SUFFIX}")
         self.manifest = path.with_name(f"{path.stem}.manifest.json")
         self._rounds = path.with_name(f".{path.stem}.rounds")
-        self.count = 0  # of texts that are kept
+        self.count = 0  # texts kept
         self.counts: Counter[str] = Counter()
         self.next_round = 0
-        self._last: list[_Line] = []  # what stands in `_rounds` of all rounds but the last, and of the last
+        self._last: list[_Line] = []  # two lines as in `_rounds`: all rounds but the last, merged, and the last
 
     def finished(self) -> dict[str, Any] | None:
-        """The manifest, if the file is whole; raises `InputError` where one of the two is damaged."""
+        """The manifest, if the file is finished; raises `InputError` if either of them is damaged."""
         if self._rounds.exists() or not self.manifest.exists():
             return None
         try:
@@ -83,17 +84,17 @@ class Corpus:
         return f"remove {' and '.join(('it', *others))} and generate again."
 
     def check_free(self) -> None:
-        """Raise `InputError` where a file that has not been begun would overwrite another."""
+        """Raise `InputError` if beginning this file would overwrite another."""
         for file in () if self._rounds.exists() else (self.path, self.rejected, self.manifest):
             if file.exists() and file.stat().st_size:
                 raise InputError(f"--out {self.path}: {file.name} exists already; give another file.")
 
     def open(self, made_by: Mapping[str, Any], samples: int) -> None:
-        """Begin the file, or go on with it, be it finished or not; `made_by` is all that decides so many texts.
+        """Begin the file or continue it, finished or not; `made_by` is everything that determines its texts.
 
         Raises:
-            InputError: there is a file that this would overwrite, one that something else has begun, or one with more
-                texts.
+            InputError: this would overwrite another file, or the file was begun with other settings or has more than
+                `samples` texts.
         """
         if not self._rounds.exists():
             finished = self.finished()
@@ -109,7 +110,7 @@ class Corpus:
         head, *lines = self._read(whole_lines(self._rounds))
         self.check(head["made_by"], made_by, lines[-1]["kept"] if lines else 0, samples)
         if lines and lines[-1]["kept"] < samples and lines[-1]["counts"].get("left over"):
-            lines.pop()  # it was cut short where there were enough texts
+            lines.pop()  # this round was cut short when there were enough texts
             self._begin_anew(made_by, lines)
         last = lines[-1] if lines else _NOTHING
         for file, size in ((self.path, last["kept_bytes"]), (self.rejected, last["rejected_bytes"])):
@@ -121,14 +122,14 @@ class Corpus:
         self._last = [_merged(lines[:-1]), *lines[-1:]]
 
     def _begin_anew(self, made_by: Mapping[str, Any], lines: Sequence[_Line]) -> None:
-        """Put the head and these rounds in place of what stands in `_rounds`, durably."""
+        """Replace the contents of `_rounds` by the head and these rounds, durably."""
         write_text(self._rounds, "".join(json.dumps(line) + "\n" for line in ({"made_by": made_by}, *lines)))
 
     def check(self, before: Mapping[str, Any], made_by: Mapping[str, Any], texts: int, samples: int) -> None:
-        """Raise `InputError` unless this is the file that is to be, or the beginning of it."""
+        """Raise `InputError` unless the file made by `before` is the wanted one, or the beginning of it."""
         was, is_ = _decisive(before), _decisive(made_by)
         same_model = was["model"] == is_["model"]
-        # Files that decide how its text becomes tokens; the fingerprint knows config.json.
+        # Files that determine how text becomes tokens; config.json is already part of the fingerprint.
         those, these = (one["model"].get("files", {}) for one in (before, made_by))
         files = differing(those, these) - {"config.json"} if same_model else set()
         if was != is_ or files:
@@ -145,7 +146,7 @@ class Corpus:
             )
 
     def _read(self, whole: bytes) -> list[dict[str, Any]]:
-        """The head and the rounds that stand in so many whole lines."""
+        """Parse the whole lines of `_rounds` into the head and the rounds."""
         with suppress(ValueError):
             head, *lines = [read_json(line) for line in whole.splitlines()]
             if isinstance(head, dict) and _is_made_by(head.get("made_by")) and _are_rounds(lines):
@@ -153,7 +154,7 @@ class Corpus:
         raise InputError(f"{self._rounds}: damaged; {self._remedy(self._rounds)}")
 
     def texts(self) -> int:
-        """How many texts are there for good, finished or not; changes nothing."""
+        """The number of texts that are durably kept, whether the file is finished or not; changes nothing."""
         if not self._rounds.exists():
             return 0 if (finished := self.finished()) is None else int(finished["texts"])
         content = self._rounds.read_bytes()
@@ -165,11 +166,11 @@ class Corpus:
         return _lines(self.path)
 
     def rejected_texts(self) -> Iterator[dict[str, Any]]:
-        """The texts that were not, in order, without the prefixes that were not gone on with."""
+        """The rejected texts, in order, without the rejected prefixes."""
         return (line for line in _lines(self.rejected) if "text" in line)
 
     def teach(self, filters: Sequence[Filter]) -> None:
-        """Have filters learn from the texts of the rounds before, in the order in which they were written."""
+        """Let filters learn from the texts of all rounds so far: round by round, kept texts first."""
         by_round: list[tuple[int, bool, Mapping[str, Any]]] = [
             *((line["round"], True, line) for line in self.kept_texts()),
             *((line["round"], False, line) for line in self.rejected_texts()),
@@ -198,7 +199,7 @@ class Corpus:
         self._last = [_merged(self._last), line]
 
     def close(self, manifest: Mapping[str, Any]) -> None:
-        """Write the manifest: the file is whole."""
+        """Write the manifest, which finishes the file."""
         content = {**manifest, "last_rounds": self._last}
         write_text(self.manifest, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
         self._rounds.unlink()
@@ -206,13 +207,13 @@ class Corpus:
 
 
 def _decisive(made_by: Mapping[str, Any]) -> dict[str, Any]:
-    """What decides texts: of a model the fingerprint where there is one, by whatever name it goes."""
+    """What determines the texts; a model counts by its fingerprint, or by its name if it has none."""
     model = made_by["model"]
     return {**made_by, "model": model.get("fingerprint") or model.get("name")}
 
 
 def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
-    """What differs, in words; of what has settings of its own which of them, and how: `length 40, now 41`."""
+    """The differences, in words; for a key with settings of its own, each that differs, as `length 40, now 41`."""
     for key in {**before, **now}:
         was, is_ = before.get(key), now.get(key)
         if was != is_ and isinstance(was, dict) and isinstance(is_, dict):
@@ -223,14 +224,14 @@ def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]
 
 
 def _at_commit(model: Mapping[str, Any]) -> str | None:
-    """A Hub's model by its commit, as it is to be given where a branch has moved on; None of any other."""
+    """How to give a Hub model by its commit, now that its branch may have moved on; None for any other model."""
     if not {"name", "commit", "fingerprint"} <= model.keys():
         return None
     return by_commit(model["name"], model["commit"])
 
 
 def _is_made_by(content: Any) -> bool:
-    """Whether this says of which model it is, and of what files, if it does."""
+    """Whether this has a model and, if given, its files, name, commit and fingerprint are of the right types."""
     model = content.get("model") if isinstance(content, dict) else None
     if not isinstance(model, dict) or not isinstance(model.get("files", {}), dict):
         return False
@@ -238,7 +239,7 @@ def _is_made_by(content: Any) -> bool:
 
 
 def _is_manifest(content: Any) -> TypeGuard[dict[str, Any]]:
-    """Whether this is what `close` writes."""
+    """Whether this is a manifest as `close` writes it."""
     return (
         isinstance(content, dict)
         and _is_made_by(content.get("made_by"))
@@ -249,7 +250,7 @@ def _is_manifest(content: Any) -> TypeGuard[dict[str, Any]]:
 
 
 def _are_rounds(lines: Any) -> bool:
-    """Whether these are lines as `_NOTHING` is one."""
+    """Whether these are lines of rounds, of the form of `_NOTHING`."""
     return isinstance(lines, list) and all(
         isinstance(line, dict)
         and all(isinstance(line.get(key), type(value)) for key, value in _NOTHING.items())

@@ -1,7 +1,7 @@
-"""Filters of generated texts: each looks at one thing, and says what it measured and whether the text may stay.
+"""Filters of generated texts: each measures one property, and says whether the text may stay.
 
-Texts come in a fixed order, and what a filter has learned from those before it (texts kept, likelihoods seen) follows
-from them alone, so that a process that goes on with a file decides as the one before would have.
+Texts come in a fixed order, and what a filter has learned (texts kept, likelihoods seen) follows from the texts before
+alone. So a process that continues a file decides as the process before it would have.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Text:
 
     text: str
     token_ids: tuple[int, ...]  # without a beginning-of-sequence token
-    mean_log_probability: float | None  # natural logarithm, a token, of those that were drawn; None if not known
+    mean_log_probability: float | None  # natural logarithm, mean over the sampled tokens; None if not known
 
 
 @final
@@ -35,11 +35,11 @@ class Judgement:
     """What a filter measured of a text."""
 
     value: float
-    reason: str | None  # why it may not stay, in a few words; None if it may
+    reason: str | None  # why the text is rejected, in a few words; None if it may stay
 
 
 class Filter(ABC):
-    """One reason to leave a text out."""
+    """One criterion by which a text may be rejected."""
 
     name: str
 
@@ -55,7 +55,7 @@ class Filter(ABC):
 @final
 @dataclass
 class LongEnough(Filter):
-    """A sample needs so many tokens."""
+    """The text has at least the tokens that a sample needs."""
 
     name = "length"
     tokens: int
@@ -68,10 +68,10 @@ class LongEnough(Filter):
 @final
 @dataclass
 class InLanguage(Filter):
-    """The whole text is in one language, not only its start."""
+    """The whole text is in the wanted language, not only its beginning."""
 
     name = "language"
-    share = 0.8  # of its letters
+    share = 0.8  # the least share of its letters that must be
     language: str
 
     def judge(self, text: Text) -> Judgement:
@@ -81,11 +81,12 @@ class InLanguage(Filter):
 
 @final
 class NotRepetitive(Filter):
-    """Words do not come again and again, by the measures of Rae et al. 2021 (arXiv 2112.11446, Table A1).
+    """Words do not repeat too often, by the measures of Rae et al. 2021 (arXiv 2112.11446, Table A1).
 
-    The share of characters in the most frequent n-gram of 2, 3 and 4 words, and in all n-grams of 5 to 10 words that
-    come more than once, each has a limit. The value is the largest share over its limit: above 1 is too much. Of a text
-    with hardly a space, as Chinese or Thai, so many characters in a row, wherever they begin, stand for a word.
+    There is a limit on the share of characters in the most frequent n-gram of 2, 3 and 4 words each, and in all
+    repeated n-grams of 5 to 10 words each. The value is the largest ratio of a share to its limit; above 1 is too much.
+    In a text with hardly any spaces, such as Chinese or Thai, every `_CHARACTERS` consecutive characters count as a
+    word.
     """
 
     name = "repetition"
@@ -106,21 +107,21 @@ class NotRepetitive(Filter):
         return Judgement(worst, f"the same {n * unit} {name} again" if worst > 1 else None)
 
 
-_CHARACTERS = 4  # for a word: few in Thai, many in Chinese
-_LONGEST = 15  # characters a word on average, in a text of words
+_CHARACTERS = 4  # that count as a word, which is few for Thai and many for Chinese
+_LONGEST = 15  # mean characters per word; if there are more, the text has hardly any spaces
 _TOP = {2: 0.20, 3: 0.18, 4: 0.16}
 _DOUBLE = {5: 0.15, 6: 0.14, 7: 0.13, 8: 0.12, 9: 0.11, 10: 0.10}
-"""By the words of an n-gram, the largest share of characters."""
+"""The largest allowed share of characters, by the number of words in an n-gram."""
 
 
 def _in_top(words: Sequence[str], n: int) -> int:
-    """Characters in the n-gram that takes most of them, if it comes more than once."""
+    """Characters in all occurrences of the n-gram that takes the most, among those that occur more than once."""
     counts = Counter(tuple(words[start : start + n]) for start in range(len(words) - n + 1))
     return max((sum(map(len, gram)) * count for gram, count in counts.items() if count > 1), default=0)
 
 
 def _in_doubles(words: Sequence[str], n: int) -> int:
-    """Characters of words in any n-gram that came before."""
+    """Characters of words in any n-gram that has occurred before."""
     seen: set[tuple[str, ...]] = set()
     doubled = [False] * len(words)
     for start in range(len(words) - n + 1):
@@ -133,7 +134,7 @@ def _in_doubles(words: Sequence[str], n: int) -> int:
 
 @final
 class NoCode(Filter):
-    """Prose, not source code, markup or tables: few of its characters are those that such things are made of."""
+    """The text is prose, not source code, markup or tables: few of its characters are typical of these."""
 
     name = "code"
     share = 0.04
@@ -148,14 +149,14 @@ class NoCode(Filter):
         return Judgement(share, f"{share:.0%} code or markup" if share > self.share else None)
 
     def _symbols(self, text: str) -> float:
-        """The share of characters in tags and commands, or of the kind that prose hardly has."""
+        """The share of characters that are in tags and commands, or are symbols that prose hardly uses."""
         inside = sum(len(tag) for tag in self._TAG.findall(text))
         bare = self._TAG.sub(" ", text)
         symbols = sum(bare.count(symbol) for symbol in "{}<>[]=|\\_#$^~`@+")
         return (inside + symbols) / max(len(text), 1)
 
     def _lines(self, text: str) -> float:
-        """The share of lines that look like code, an eighth of it: some lines are no matter."""
+        """An eighth of the share of lines that look like code: some such lines do not matter."""
         lines = [line for line in text.splitlines() if line.strip()]
         if len(lines) < 4:
             return 0.0
@@ -164,10 +165,10 @@ class NoCode(Filter):
 
 @final
 class NoDuplicate(Filter):
-    """No text is nearly one that was kept: by MinHash over runs of five words (Broder 1997), as datasketch has it."""
+    """The text is no near-duplicate of a kept one, by MinHash over runs of five words (Broder 1997; datasketch)."""
 
     name = "duplicates"
-    similarity = 0.5  # of Jaccard
+    similarity = 0.5  # Jaccard similarity from which on it is one
 
     def __init__(self) -> None:
         from datasketch import MinHashLSH
@@ -203,15 +204,15 @@ _PERMUTATIONS = 128
 
 @final
 class Likely(Filter):
-    """Neither far less likely, a token, than the model's other texts (junk) nor far more (rote).
+    """The text is neither far less likely per token than the model's other texts (junk) nor far more likely (rote).
 
-    Far is more than so many times the median deviation from the median of all texts written so far; the first ones,
-    before there is a median to speak of, all stay.
+    Far means more than `deviations` median absolute deviations from the median of all texts so far. The first texts
+    all stay, because the median is not yet reliable.
     """
 
     name = "likelihood"
     deviations = 5.0
-    least = 16  # texts before any is judged
+    least = 16  # texts to see before any is judged
 
     def __init__(self) -> None:
         self._seen: list[float] = []
@@ -232,7 +233,7 @@ class Likely(Filter):
 
 
 def require_filters(names: Sequence[str]) -> None:
-    """Raise `InputError` where a library of these filters is not installed."""
+    """Raise `InputError` if a library that these filters need is not installed."""
     if NoDuplicate.name in names and importlib.util.find_spec("datasketch") is None:
         raise InputError(
             "the filter 'duplicates' needs datasketch; install it with: pip install 'reprune[generate]', or leave that "

@@ -1,4 +1,4 @@
-"""Which tokens are pieces of text, that one may begin with, and which are signs to a model. Knows no model."""
+"""Tells tokens of text, with which a generated text may begin, from control tokens. Knows no model."""
 
 from __future__ import annotations
 
@@ -16,30 +16,30 @@ from reprune.errors import InputError
 _BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 _UNUSED = re.compile(r"[<\[(]\|?[^<>\[\]()]*(unused|reserved|extra_id|dummy|placeholder)[^<>\[\]()]*\|?[>\])]", re.I)
 _SIGN = re.compile(
-    r"<[|\uff5c][^<>|\uff5c]+[|\uff5c]>"  # DeepSeek's bars are of full width
-    r"|\[\|[^\[\]|]+\|\]|\[/?[A-Z]+(_[A-Z]+)*\]"  # EXAONE's and Mistral's
-    r"|</?([A-Za-z]+(_[A-Za-z]+)+|image|think)>"  # no tag of HTML has an underscore, or is one of these
+    r"<[|\uff5c][^<>|\uff5c]+[|\uff5c]>"  # DeepSeek uses full-width bars
+    r"|\[\|[^\[\]|]+\|\]|\[/?[A-Z]+(_[A-Z]+)*\]"  # of EXAONE and Mistral
+    r"|</?([A-Za-z]+(_[A-Za-z]+)+|image|think)>"  # no HTML tag has an underscore, or is one of these two
 )
 
 
 @final
 @dataclass(frozen=True)
 class FirstTokens:
-    """The tokens that texts begin with, and how many are left out for what reason."""
+    """The tokens that texts may begin with, and how many are left out for which reason."""
 
     ids: NDArray[np.int64]  # ascending
     left_out: dict[str, int]
-    signs: frozenset[int]  # the tokens that no text may hold
+    signs: frozenset[int]  # the tokens that no text may contain
 
     def draw(self, generator: np.random.Generator, count: int) -> NDArray[np.int64]:
-        """So many of them, (count,), each as likely as any other, whatever came before."""
+        """Draw `count` of them uniformly, with replacement, (count,)."""
         return self.ids[generator.integers(len(self.ids), size=count)]
 
 
 def signs(tokenizer: Any) -> frozenset[int]:
-    """The tokens that are never text: special ones, those without use, and added ones such as <start_of_image>."""
+    """The tokens that are never text: special ones, unused ones, and added ones such as <start_of_image>."""
     added = tokenizer.added_tokens_decoder
-    if not isinstance(added, Mapping):  # in mistral-common's a method that raises; all it has added are special
+    if not isinstance(added, Mapping):  # mistral-common has a method that raises; all its added tokens are special
         added = {}
     found = set(tokenizer.all_special_ids)
     found |= {index for index, token in added.items() if token.special or _SIGN.fullmatch(str(token))}
@@ -48,7 +48,9 @@ def signs(tokenizer: Any) -> frozenset[int]:
 
 
 def first_tokens(tokenizer: Any, rows: int) -> FirstTokens:
-    """Find them; `rows` are the model's embedding's, of which those beyond the tokenizer's own ids are padding.
+    """Find the first tokens among `rows` token ids, the rows of the model's embedding.
+
+    Rows that are no token of the tokenizer are padding.
 
     Raises:
         InputError: no token is left.
@@ -70,7 +72,7 @@ def first_tokens(tokenizer: Any, rows: int) -> FirstTokens:
 
 
 def _reason(index: int, token: str | None, special: frozenset[int], text: str) -> str | None:
-    """Why a token is left out; None if it is not."""
+    """The reason why a token is left out; None if it is not."""
     if token is None:
         return "no token of the tokenizer"
     if _UNUSED.fullmatch(token):

@@ -1,4 +1,4 @@
-"""Which language a text is in, by py3langid. Knows texts, no tokens."""
+"""Identifies the language of a text by py3langid. Knows texts, no tokens."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from reprune.errors import InputError
 from reprune.planning.room import no_room
 
 ANY = "any"
-"""Stands for whatever language a text is in."""
+"""Stands for any language."""
 _PIECE = 200  # characters judged at a time
 
 
 def require_language(language: str) -> None:
-    """Raise `InputError` where languages cannot be told, or not this one."""
+    """Raise `InputError` if languages cannot be identified, or this one is not known."""
     if not can_tell():
         raise InputError("generating texts needs py3langid; install it with: pip install 'reprune[generate]'")
     if wrong := wrong_language(language):
@@ -24,12 +24,12 @@ def require_language(language: str) -> None:
 
 
 def can_tell() -> bool:
-    """Whether there is what languages are told by."""
+    """Whether the library that identifies languages is installed."""
     return importlib.util.find_spec("py3langid") is not None
 
 
 def wrong_language(language: str) -> str | None:
-    """What is wrong with the code of a language that is to be told; None if nothing is."""
+    """The message for a language code that is not known; None if it is."""
     known = sorted(str(label) for label in _identifier().labels)
     return None if language in (ANY, *known) else f"expected {ANY}, or a code of ISO 639 among {', '.join(known)}"
 
@@ -37,24 +37,24 @@ def wrong_language(language: str) -> str | None:
 @final
 @dataclass(frozen=True)
 class Language:
-    """What a text was taken for."""
+    """The language that a text was identified as."""
 
     code: str  # of ISO 639
     score: float  # its probability, 0 to 1
 
     def fits(self, wanted: str) -> bool:
-        """Whether it is the one that is wanted, or any is."""
+        """Whether it is the wanted language, or any language will do."""
         return wanted in (ANY, self.code)
 
 
 def language_of(text: str) -> Language:
-    """The likeliest language of a text, and its probability among all that are known."""
+    """The most likely language of a text, and its probability among all known languages."""
     code, score = _identifier().classify(text)
     return Language(str(code), float(score))
 
 
 def share_in(text: str, language: str) -> float:
-    """How much of a text, by its letters, is in a language: its pieces of some 200 characters are judged one by one."""
+    """The share of a text's letters that are in a language, judged in pieces of about 200 characters."""
     if language == ANY:
         return 1.0
     pieces = _pieces(text)
@@ -64,7 +64,7 @@ def share_in(text: str, language: str) -> float:
 
 
 def _pieces(text: str) -> list[str]:
-    """A text cut at white space, the last piece joined to that before it where it is short."""
+    """A text cut at white space; a short last piece is joined to the one before it."""
     words, pieces, size = text.split(), [list[str]()], 0
     for word in words:
         if size >= _PIECE:
@@ -80,10 +80,10 @@ def _pieces(text: str) -> list[str]:
 
 @cache
 def _identifier() -> Any:
-    """The library's own model, with probabilities."""
+    """The library's own model, which gives normalized probabilities."""
     from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
     try:
         return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
-    except OSError as error:  # it unpacks the file
+    except OSError as error:  # the library unpacks the file to disk
         raise no_room(error) or error from None

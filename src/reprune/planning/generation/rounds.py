@@ -1,8 +1,8 @@
 """One round of the paper's procedure: begin many texts, screen their first words, write those that pass, filter them.
 
-What a round writes depends on the seed and its own number alone, so that rounds can be written in any order by any
-number of processes; what is kept of it depends on what filters have learned of those before, so that they are judged in
-order. Knows an author by what it can do, not what it is.
+What a round writes depends only on the seed and its own number, so rounds can be written in any order by any number
+of processes. What is kept of it depends on what the filters have learned from the rounds before, so rounds are judged
+in order. Knows what an author can do, not what it is.
 """
 
 from __future__ import annotations
@@ -26,27 +26,27 @@ Ids = tuple[int, ...]
 @final
 @dataclass(frozen=True)
 class Written:
-    """What an author has made of a beginning."""
+    """A text that an author has written from a prefix."""
 
     text: str
-    token_ids: Ids  # the whole text's, without BOS
+    token_ids: Ids  # of the whole text, without BOS
     mean_log_probability: float | None
-    ended: bool  # by the end of the text, not by its length
+    ended: bool  # by an end-of-text token, not by its length
 
 
 class Author(ABC):
-    """Something that writes texts: a model here, or one behind an endpoint."""
+    """Something that writes texts: a model in this process, or one behind an endpoint."""
 
     rows: int
-    """Of its embedding: token ids are below this number."""
+    """The rows of its embedding: token ids are below this number."""
 
     @abstractmethod
     def begin(self, firsts: Sequence[int]) -> list[tuple[str, Ids]]:
-        """Texts and tokens of prefixes: each first token, and the four after it by greedy choice."""
+        """The texts and tokens of prefixes: each first token, and the four after it by greedy choice."""
 
     @abstractmethod
     def write(self, prefixes: Sequence[Ids], number: int) -> list[Written]:
-        """Go on with each prefix by sampling. `number` is that of the round, which decides what is drawn."""
+        """Continue each prefix by sampling. `number` is the round's, and determines what is drawn."""
 
 
 _Line = dict[str, Any]
@@ -55,18 +55,18 @@ _Line = dict[str, Any]
 @final
 @dataclass(frozen=True)
 class Draft:
-    """What a round has written, before any text is judged: all of it can be held by JSON."""
+    """What a round has written, before any text is judged; it can be written as JSON."""
 
     begun: int
     rejected: Sequence[_Line]  # prefixes, as lines of the file
-    lines: Sequence[_Line]  # texts, as lines of the file but for the judgement
+    lines: Sequence[_Line]  # texts, as lines of the file without the judgement
     begins_in: Sequence[str]  # the language of each text's prefix
 
 
 @final
 @dataclass
 class Round:
-    """What a round gave, as lines of JSON, in order."""
+    """The result of a round, as lines of JSON, in order."""
 
     kept: list[_Line] = field(default_factory=list)
     rejected: list[_Line] = field(default_factory=list)
@@ -74,7 +74,7 @@ class Round:
 
 
 def draft(author: Author, tokens: FirstTokens, settings: Generation, number: int) -> Draft:
-    """Write what the round of that number has; it depends on no other."""
+    """Write the round of that number, which does not depend on any other."""
     generator = np.random.default_rng((settings.seed, number))
     firsts = [int(token) for token in tokens.draw(generator, 2 * settings.batch_size)]
     rejected: list[_Line] = []
@@ -108,7 +108,7 @@ def _line(one: Written, origin: _Line) -> _Line:
         **origin,
         "language": language.code,
         "language_score": round(language.score, 4),
-        # As a process that reads the file knows it.
+        # Rounded here, so that filters see the same value as when they learn from the file.
         "mean_log_probability": None if likelihood is None else round(likelihood, 4),
         "ended": one.ended,
     }
@@ -117,7 +117,7 @@ def _line(one: Written, origin: _Line) -> _Line:
 def judge(draft: Draft, filters: Sequence[Filter], wanted: int) -> Round:
     """Judge the texts of a round; those beyond the number wanted are neither judged nor kept.
 
-    Filters must have learned from all rounds before it, and learn from it.
+    The filters must have learned from all rounds before, and learn from this one.
     """
     found = Round(rejected=list(draft.rejected), counts=Counter(begun=draft.begun))
     if draft.rejected:

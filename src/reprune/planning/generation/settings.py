@@ -1,4 +1,4 @@
-"""Everything that decides which texts a model writes, as one validated object."""
+"""Everything that determines which texts a model writes, as one validated object."""
 
 from __future__ import annotations
 
@@ -22,31 +22,31 @@ from reprune.planning.generation.filters import (
     NotRepetitive,
 )
 
-PREFIX = 5  # tokens that are looked at before a text is written: the first, and four by greedy choice (the paper's)
+PREFIX = 5  # tokens that are screened before a text is written: the first, and four by greedy choice (the paper)
 FILTERS = ("language", "repetition", "code", "duplicates", "likelihood")
 
 
 def wrong_filters(names: Sequence[str]) -> str | None:
-    """What is wrong with names of filters; None if nothing is."""
+    """The message for an unknown name of a filter; None if all are known."""
     unknown = [name for name in names if name not in FILTERS]
     return f"expected some of {', '.join(FILTERS)}, got {unknown[0]}" if unknown else None
 
 
 @final
 class Generation(BaseModel):
-    """How texts are generated: the paper's procedure, and filters of what it gives."""
+    """How texts are generated: the settings of the paper's procedure, and the filters of its texts."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    length: int = Field(2048, gt=PREFIX)  # tokens of a text at most, without BOS
-    least: int = Field(PREFIX + 1, gt=PREFIX)  # tokens of a text at least
+    length: int = Field(2048, gt=PREFIX)  # the most tokens of a text, without BOS
+    least: int = Field(PREFIX + 1, gt=PREFIX)  # the least tokens of a text
     temperature: float = Field(1.0, gt=0)
     top_p: float | None = Field(None, gt=0, lt=1)
     top_k: int | None = Field(None, ge=1)
-    language: str = "en"  # of ISO 639, or any
+    language: str = "en"  # an ISO 639 code, or any
     filters: tuple[str, ...] = FILTERS
     seed: int = Field(0, ge=0, lt=2**63)
-    batch_size: int = Field(64, ge=1, lt=2**31)  # texts written at a time, about; prefixes by twice as many
+    batch_size: int = Field(64, ge=1, lt=2**31)  # texts written at a time, about; twice as many prefixes are begun
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -61,7 +61,7 @@ class Generation(BaseModel):
         return Choice(self.temperature, self.top_k, self.top_p)
 
     def build_filters(self) -> list[Filter]:
-        """The filters in the order in which they judge: the cheap ones first."""
+        """The filters in the order in which they judge, cheap ones first."""
         kinds: dict[str, Callable[[], Filter]] = {
             "language": partial(InLanguage, self.language),
             "repetition": NotRepetitive,
@@ -72,7 +72,7 @@ class Generation(BaseModel):
         return [LongEnough(self.least), *(kinds[name]() for name in FILTERS if name in self.filters)]
 
     def key(self, *more: str) -> str:
-        """A short name for these settings, with whatever else decides the texts: the start of a SHA-256."""
+        """A short name for these settings and whatever else determines the texts: the start of a SHA-256."""
         content = json.dumps([self.model_dump(mode="json"), *more], sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 

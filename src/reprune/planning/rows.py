@@ -1,4 +1,4 @@
-"""One column of rows, read by the `datasets` library, and its failures in plain words.
+"""Reads one column of rows by the `datasets` library, and explains its failures in plain words.
 
 Knows what `datasets.load_dataset` takes and how it fails; knows nothing of which texts people calibrate on.
 """
@@ -27,27 +27,27 @@ from reprune.planning.saved import NO_TEXT, STATE
 from reprune.planning.textfiles import TextFiles, is_text_file
 
 SUFFIXES = (".txt", ".txt.gz", ".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
-"""Of files that hold text, or rows of it."""
+"""The endings of files that hold text, or rows of it."""
 
-_TOKEN_COLUMNS = ("token_ids", "ids")  # where a file keeps the tokens of texts that a model wrote itself
+_TOKEN_COLUMNS = ("token_ids", "ids")  # columns for the tokens of texts that a model wrote itself
 _FORMATS = {"json": "JSON", "parquet": "Parquet", "arrow": "Arrow"}
 _DESCRIPTIONS = {"config.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json"}
 _STRINGS = {"string", "large_string", "string_view"}
 _INTEGER_LIST = re.compile(r"(large_)?list<[^<>]*: u?int\d+( not null)?>")
-_STRINGS_WITHIN = re.compile(r"<.*(string|json)")  # as chats have them
-_FILE = re.compile(r"struct<bytes: (large_)?binary, path: (large_)?string>")  # as images have them
-_ESCAPED = re.compile(r"\[([*?[])\]")  # as by `glob.escape`
+_STRINGS_WITHIN = re.compile(r"<.*(string|json)")  # nested strings, as in chats
+_FILE = re.compile(r"struct<bytes: (large_)?binary, path: (large_)?string>")  # an embedded file, such as an image
+_ESCAPED = re.compile(r"\[([*?[])\]")  # a character escaped by `glob.escape`
 _BATCH = 1000  # rows read at a time when a whole column is read in order
-_SECONDS = 100  # that the Hub is waited for, as `datasets` does
+_SECONDS = 100  # to wait for the Hub, as `datasets` does
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Where rows lie: the arguments of `datasets.load_dataset`.
+    """Where rows are: the arguments of `datasets.load_dataset`.
 
     `name` is what reports and messages call the place. `path` is a Hub id, a local directory, or a format of
-    `_FORMATS`; `data_files` files or patterns for `split`. `column` None means `text`, or the only column with strings,
-    at the top or within. `first` leaves only so many rows.
+    `_FORMATS`; `data_files` are files or patterns for `split`. If `column` is None, it is `text`, or the only column
+    that holds strings, nested ones included. `first` keeps only the first so many rows.
     """
 
     name: str
@@ -67,15 +67,15 @@ class Rows:
         generated: bool = False,
         windows: int | None = None,
     ) -> Documents:
-        """Read the column into `Documents`, rows staying on disk as memory-mapped Arrow.
+        """Read the column into `Documents`; rows stay on disk as memory-mapped Arrow.
 
-        What comes from the Hub is kept in the cache of `datasets`. What comes from local files is converted
-        into a folder of its own, which is removed with the documents, so that no stale cache is ever read. Of a
-        local directory of .txt files, whose lines `datasets` takes for rows, each file is a document.
-        `generated` says that integer lists in a column of _TOKEN_COLUMNS are the tokens of the texts.
+        Data sets of the Hub are kept in the cache of `datasets`. Local files are converted into a temporary folder,
+        which is removed with the documents, so that no stale cache is ever read. In a local directory of .txt files,
+        whose lines `datasets` would take for rows, each file is one document. `generated` says that integer lists in
+        a column of _TOKEN_COLUMNS are the tokens of the texts.
 
-        Raises InputError if there is no such place, split, configuration or column, if it cannot be read
-        (damaged, no network) or not at the revision, or if no row has more than white space.
+        Raises InputError if there is no such place, split, configuration, column or revision, if it cannot be read
+        (damaged, no network), or if all rows are empty or white space.
         """
         folder = self.path not in _FORMATS and Path(self.path).is_dir()
         if folder and (part := next(filter(glob.has_magic, Path(self.path).parts), None)):
@@ -124,20 +124,20 @@ class Rows:
         return documents
 
     def _place(self, config: str, column: str, commit: str | None) -> Hashable:
-        """What is the same for all names of one column."""
+        """An identity of one column that is the same under all its names."""
         return self.path, config, self.split, self.data_files, commit or self.revision, column
 
     def _require_revision(self, commit: str | None) -> None:
-        """Raise InputError unless it is the revision's: `datasets` takes any that it has where the Hub gives none.
+        """Raise InputError unless `commit` is that of the revision: without the Hub, `datasets` takes any in its cache.
 
-        Of files that are named it has none to take.
+        That does not happen with `data_files`.
         """
         import huggingface_hub
 
         if commit is not None:
             if commit == self.revision:
                 return
-            with contextlib.suppress(Exception):  # whatever the Hub's client raises, it does not say that it is
+            with contextlib.suppress(Exception):  # on any error of the Hub's client, this is not confirmed
                 found = huggingface_hub.HfApi().dataset_info(self.path, revision=self.revision, timeout=_SECONDS)
                 if commit == found.sha:
                     return
@@ -148,15 +148,15 @@ class Rows:
         )
 
     def _files(self) -> list[Path]:
-        """The files of this machine that are named; none of what is a Hub's."""
+        """The local files in `data_files`; none for a Hub data set."""
         named = self.data_files if self.path in _FORMATS else None
         return [Path(_ESCAPED.sub(r"\1", pattern)) for pattern in named or ()]
 
     def _folder_files(self) -> tuple[list[Path], bool, int]:
-        """The files of a local directory's split, where that is known, and whether they would be cut into lines.
+        """A local directory's files of the split, if known; whether they would be cut into lines; how many are unread.
 
-        And how many files beside them look like text, but are of no split, and no configuration is named that leaves
-        them out: `datasets` takes those of the most frequent kind alone, and where names tell of splits, of these only.
+        The last look like text but belong to no split: `datasets` reads only the most frequent kind of file and, if
+        names tell of splits, only those. They are not counted if a configuration is named, which may leave files out.
         """
         import datasets
 
@@ -179,8 +179,7 @@ class Rows:
     def _load(self, cache: str | None) -> Any:
         import datasets  # here because it takes a second to import
 
-        # The files that a split is made of are named here, so the sizes that the card declares for the whole
-        # split do not hold.
+        # Named files may be only a part of a split, so the sizes that the card declares for it are not checked.
         files = None if self.data_files is None else {self.split: list(self.data_files)}
         checks = "basic_checks" if files is None else "no_checks"
         hub = () if cache else (str(datasets.config.HF_DATASETS_CACHE), "HF_HOME")
@@ -198,9 +197,10 @@ class Rows:
 
     @contextlib.contextmanager
     def _reading(self, *cache: str) -> Iterator[None]:
-        """Have readers be quiet, and say what they raise in plain words; `cache` is where they put files, if known.
+        """Silence the readers, and turn what they raise into `InputError`.
 
-        Builders, Arrow, the Hub's client and its HTTP library each raise their own; all mean the same here.
+        `cache` is the folder that they write to and the variable that sets it, if known. Builders, Arrow, the Hub's
+        client and its HTTP library each raise errors of their own; all mean the same here.
         """
         try:
             with quiet_reading():
@@ -214,7 +214,7 @@ class Rows:
         return InputError(f"{label(self.name)}: {why}")
 
     def _require_text(self, texts: Column[str | None]) -> None:
-        # One by one: a batch of books is large.
+        # One by one, because a batch of books is large.
         if not any((texts[index] or "").strip() for index in range(len(texts))):
             raise self._refused(NO_TEXT)
 
@@ -283,7 +283,7 @@ class Rows:
 
 
 def _texts(folder: Path) -> Iterator[Path]:
-    """The files below a folder that look like text or rows of it, without hidden ones and what describes a data set."""
+    """The files below a folder that look like text or rows of it, except hidden ones and descriptions of data sets."""
     for path in folder.rglob("*"):
         hidden = any(part.startswith((".", "__")) for part in path.relative_to(folder).parts)
         if not hidden and path.name.lower().endswith(SUFFIXES) and path.name not in _DESCRIPTIONS and path.is_file():
@@ -291,7 +291,7 @@ def _texts(folder: Path) -> Iterator[Path]:
 
 
 def places(files: Iterable[Path], column: str = "text") -> list[Hashable]:
-    """Of each file what is the same for all names of it, with the column that is read of it."""
+    """For each file, an identity that is the same under all its names, with the column that is read."""
     return [(file.resolve(), column) for file in files]
 
 
@@ -318,7 +318,7 @@ class _Column(Generic[T]):
 
 
 def _commit(dataset: Any) -> str | None:
-    """The commit of the Hub's data set that was read, by which its cache names folders; None where it has no name."""
+    """The commit of the Hub data set that was read, after which its cache folder is named; None if it is not."""
     folder = next((Path(file["filename"]).parent.name for file in dataset.cache_files), "")
     return folder if COMMIT.fullmatch(folder) else None
 
@@ -331,7 +331,7 @@ def _token_column(dataset: Any) -> str | None:
 
 @contextlib.contextmanager
 def quiet_reading() -> Iterator[None]:
-    """Progress bars, log lines and counting of the readers off, and afterwards as they were before."""
+    """Turn off the readers' progress bars, log lines and download counting; restore them afterwards."""
     import datasets
     import huggingface_hub.utils as hub
     from datasets import config
@@ -344,11 +344,11 @@ def quiet_reading() -> Iterator[None]:
             (datasets, "HF_DATASETS_DISABLE_PROGRESS_BARS"),
             (hub, "HF_HUB_DISABLE_PROGRESS_BARS"),
         ):
-            # A user who set the variable has decided, and the libraries let nobody overrule it.
+            # If the user has set the variable, the libraries follow it alone.
             if variable not in os.environ and not bars.are_progress_bars_disabled():
                 bars.disable_progress_bars()
                 stack.callback(bars.enable_progress_bars)
-        if "HF_UPDATE_DOWNLOAD_COUNTS" not in os.environ:  # else a server is told of local files too
+        if "HF_UPDATE_DOWNLOAD_COUNTS" not in os.environ:  # by default a server is told of local files too
             stack.callback(setattr, config, "HF_UPDATE_DOWNLOAD_COUNTS", config.HF_UPDATE_DOWNLOAD_COUNTS)
             config.HF_UPDATE_DOWNLOAD_COUNTS = False
         yield

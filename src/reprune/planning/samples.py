@@ -1,8 +1,7 @@
-"""Samples: rows of tokens drawn from sources, to calibrate on, to hold out, and to evaluate on.
+"""Draws samples, rows of tokens, from sources: to calibrate on, to hold out, and to evaluate on.
 
-Knows how many samples come from where and that none is used twice; knows nothing of models. Calibration and
-held-out samples both come from the `train` split, so that nothing chosen by them has seen the text that
-perplexity is measured on.
+Sees to it that no text is used twice; knows nothing of models. Calibration and held-out samples both come from the
+`train` split, so that nothing chosen by them has seen the text that perplexity is measured on.
 """
 
 from __future__ import annotations
@@ -25,11 +24,11 @@ from reprune.planning.tokens import Tokens, beginning, document_tokens, encode, 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_CHOICE = 4  # packed: read so many times the tokens needed, where a text is long enough to choose from
-_LONG_ENOUGH = 1 / 1000  # of a collection's documents; where fewer are, they are joined
-_LOOKED_AT = 4000  # documents, before that is judged
-_COMPARED = 100  # documents, of all parts of a collection, by which one of as many is told to be the same
-_CHARACTERS = 16  # a token: more than any text needs; so much is read where only some windows are wanted
+_CHOICE = 4  # packed: how many times the needed tokens to read, if there are as many, to choose spans from
+_LONG_ENOUGH = 1 / 1000  # if a smaller share of a collection's documents is long enough, they are joined
+_LOOKED_AT = 4000  # documents to visit before that is judged
+_COMPARED = 100  # at most so many documents, evenly spread, tell whether two collections of one size are the same
+_CHARACTERS = 16  # per token, more than any text needs; this much is read if only some windows are wanted
 
 
 _Chosen = tuple[Tokens, str, int]  # rows (count, width), the SHA-256 of their texts, how many have foreign tokens
@@ -38,11 +37,11 @@ _Chosen = tuple[Tokens, str, int]  # rows (count, width), the SHA-256 of their t
 @final
 @dataclass(frozen=True)
 class SourceRecord:
-    """What one source gave in one role: its display name, the samples drawn, the documents that it has.
+    """What one source gave in one role: its display name, the number of samples drawn, and of documents it has.
 
-    `sha256` is that of the texts that the samples were drawn from, joined, in UTF-8. `foreign_tokens` counts those
-    of them whose token ids are not this tokenizer's, and were left aside. `commit` is that of a Hub data set.
-    `unread_files` counts those of a folder that look like text and are not read.
+    `sha256` is that of the texts that the samples were drawn from, joined, in UTF-8. `foreign_tokens` counts the texts
+    whose own token ids were ignored because they are not this tokenizer's. `commit` is that of a Hub data set.
+    `unread_files` counts the files of a folder that look like text but are not read.
     """
 
     name: str
@@ -60,7 +59,7 @@ class SourceRecord:
 class Samples:
     """Calibration samples (N, T) and held-out samples (K, T), int64, in the order of their sources.
 
-    `sha256` is that of both tensors: for each its shape and then its values, as little-endian int64.
+    `sha256` is over both tensors: for each its shape and then its values, as little-endian int64.
     """
 
     calibration: Tensor
@@ -70,7 +69,7 @@ class Samples:
 
     @property
     def notes(self) -> list[str]:
-        """What a reader should know of them."""
+        """What the user should know about the samples."""
         names = dict.fromkeys(source.name for source in self.sources if source.foreign_tokens)
         unread = {source.name: source.unread_files for source in self.sources if source.unread_files}
         return [said_unread(name, count) for name, count in unread.items()] + [
@@ -91,19 +90,19 @@ def draw_samples(
 ) -> Samples:
     """Draw calibration and held-out samples of exactly `seqlen` tokens (the paper: 256 of 1024 from C4).
 
-    `share_out` says how many samples each source gives: N calibration samples, and K held-out ones beside
-    them, by default an eighth of N from the same sources. Each sample begins with what the tokenizer puts
-    before a text (its BOS token, if it adds one; see `beginning`).
+    `share_out` decides how many samples each source gives: N calibration samples and, in addition, K held-out ones,
+    by default an eighth of N from the same sources. Each sample begins with what the tokenizer puts before a text
+    (its BOS token, if it adds one; see `beginning`).
 
-    From a collection, documents are visited in random order and each of at least the length of a sample gives
-    one random span, as SparseGPT draws from C4. If the collection runs out, if fewer than one in a thousand of those
-    visited are long enough, or if its rows are the lines of one text, the documents are joined and tokenized, and
-    non-overlapping spans are chosen from a random offset.
-    No two samples of one source share a document, or share tokens of a packed text, whatever their roles. The
-    same arguments give the same tensors. With `local`, those of sources that are not on this machine are left out.
+    The documents of a collection are visited in random order, and each that is long enough gives one random span, as
+    SparseGPT draws from C4. If the collection runs out, if fewer than one in a thousand of the visited documents are
+    long enough, or if its rows are the lines of one text, the documents are joined and tokenized, and non-overlapping
+    spans are chosen from a random offset.
+    No two samples of one source share a document, or tokens of a packed text, whatever their roles. The same
+    arguments give the same tensors. With `local`, sources that are not on this machine are left out.
 
     Raises InputError if a source cannot be loaded, if its text is too short (the message says which number of
-    samples or --seqlen it allows), if one text goes by two names, or if `seqlen` leaves no room for a token of it.
+    samples or --seqlen it allows), if one text is given under two names, or if `seqlen` has no room for any text.
     """
     prefix = beginning(tokenizer)
     width = _width(seqlen, prefix)
@@ -136,12 +135,12 @@ def evaluation_windows(
 ) -> Tensor:
     """Cut a whole text, joined and tokenized once, into consecutive windows. Returns (W, T) int64.
 
-    The windows do not overlap and the last, incomplete one is dropped, as perplexity is measured in the GPTQ
-    and SparseGPT papers. Where the tokenizer adds a BOS token each window is BOS and the next `seqlen` - 1
-    tokens, so no token of the text is left out; `begun_once` has that token before the whole text alone, as the
-    code of these papers does. At most `max_windows` are returned, from the beginning.
+    The windows do not overlap and the last, incomplete one is dropped, as perplexity is measured in the GPTQ and
+    SparseGPT papers. If the tokenizer adds a BOS token, each window is BOS and the next `seqlen` - 1 tokens, so no
+    token between windows is left out. With `begun_once`, BOS comes only before the whole text, as in the code
+    of these papers. At most the first `max_windows` windows are returned.
 
-    Raises InputError if the text is shorter than one window, or a window has no room for a token of it.
+    Raises InputError if the text is shorter than one window, or if a window has no room for any text.
     """
     start = beginning(tokenizer)
     prefix = [] if begun_once else start
@@ -161,13 +160,13 @@ def evaluation_windows(
 
 @final
 class _Names:
-    """The sources that were read before, by what their texts are and by where these lie."""
+    """The names of the sources read so far, by the content and by the places of their texts."""
 
     def __init__(self) -> None:
         self._names: dict[Hashable, str] = {}
 
     def add(self, name: str, documents: Documents) -> None:
-        """Raise InputError where a source before has the same text, or reads a file of it."""
+        """Add a source; raise InputError if an earlier one has the same text, or reads one of its files."""
         size = len(documents)
         content = size, text_sha256(documents, range(0, size, size // _COMPARED + 1))
         within = next((self._names[place] for place in documents.places if place in self._names), None)
@@ -197,7 +196,7 @@ def _draw(
     width: int,
     seed: int,
 ) -> dict[Share, tuple[Tokens, SourceRecord]]:
-    """Draw all shares of one source: rows (count, width) without the prefix, and what they came from."""
+    """Draw all shares of one source: rows (count, width) without the prefix, and the records of their origin."""
     chosen = None
     if not documents.running and sum(share.count for share in shares) <= len(documents):
         chosen = _spans_of_documents(tokenizer, documents, shares, prefix, width, seed)
@@ -218,8 +217,8 @@ def _spans_of_documents(
     width: int,
     seed: int,
 ) -> list[_Chosen] | None:
-    """One random span of each of `count` random documents that are long enough, or None if they run out or are rare."""
-    claimed: set[int] = set()  # used by a share before, or too short for any
+    """One random span of each of `count` random documents that are long enough; None if these run out or are rare."""
+    claimed: set[int] = set()  # used by an earlier share, or too short
     chosen: list[_Chosen] = []
     for share in shares:
         generator = share.generator(seed)
@@ -254,7 +253,7 @@ def _spans_of_packed(
     width: int,
     seed: int,
 ) -> list[_Chosen]:
-    """Non-overlapping spans of the joined text. Raises _TooShort if there are too few."""
+    """Random non-overlapping spans of the joined text. Raises _TooShort if there are too few."""
     need = sum(share.count for share in shares) * width
     generators = [share.generator(seed) for share in shares]
     order = list(range(len(documents)))
@@ -277,7 +276,7 @@ def _spans_of_packed(
 
 
 def _too_short(short: _TooShort, name: str, need: int, prefix: list[int], most: str | None) -> InputError:
-    """The error for a text that is too short, with the largest settings that it allows."""
+    """The error for a text that is too short; it names the largest settings that the text allows."""
     remedies = [] if most is None else [most]
     if short.tokens >= need:
         remedies.append(f"--seqlen {short.tokens // need + len(prefix)}")
@@ -296,7 +295,7 @@ def _width(seqlen: int, prefix: list[int]) -> int:
 
 
 def _joined(rows: list[Tokens], width: int) -> Tokens:
-    """The rows of all, of which there may be none: (samples, width)."""
+    """All rows, of which there may be none: (samples, width)."""
     return np.concatenate([np.empty((0, width), np.int64), *rows])
 
 
@@ -306,17 +305,17 @@ def _begin(rows: Tokens, prefix: list[int]) -> Tokens:
 
 
 def _first_tokens(tokenizer: PreTrainedTokenizerBase, documents: Documents, wanted: int | None) -> Tokens:
-    """The tokens of the joined text, (tokens,): so many at least, and of a text that is much longer not all."""
+    """The tokens of the joined text, (tokens,): all, or at least the first `wanted` if the text is much longer."""
     if wanted is not None and (head := _head(documents, wanted * _CHARACTERS)) is not None:
         tokens = encode(tokenizer, head)
-        # The end of a cut text may be tokenized differently; what is used must lie far before it.
+        # A cut may change the tokens before it, so those that are used must be far from it.
         if len(tokens) >= 2 * wanted:
             return tokens
     return encode(tokenizer, documents.joiner.join(documents))
 
 
 def _head(documents: Documents, characters: int) -> str | None:
-    """The first characters of the joined text, or None if it has no more than that."""
+    """The first characters of the joined text, or None if it has no more than these."""
     parts: list[str] = []
     size = 0
     for text in documents:

@@ -22,8 +22,8 @@ def saved_files(folder: Path, config: str | None, split: str | None, usual: str,
 
     `config` and `split` are as the user gave them; `split` may join several by +, and `all` is every one. Without one,
     it is the split `usual` of a saved dictionary, or the only split of a data set saved alone. The latter is called
-    `train` if it has no name, and by the split's name if it is part of one, as train[:50%]. `label` is the source's
-    name in messages.
+    `train` if it has no name, and a part such as train[:50%] is called by its whole split's name. `label` is what
+    messages call the place.
 
     Raises InputError if there is no such configuration or split, or if it has no files.
     """

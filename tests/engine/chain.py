@@ -1,4 +1,4 @@
-"""A block of three linears in turn, and what reaches it."""
+"""A block of three linears in sequence, and inputs for it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _CALL = Call((None,), {}, 0)
 
 
 class Chain(torch.nn.Module):
-    """Three linears in turn, of which one may run twice; counts how often each has been run to its end."""
+    """Three linears in sequence, of which the third may run twice; records each that has run to its end."""
 
     def __init__(self, twice: bool) -> None:
         super().__init__()
@@ -28,7 +28,7 @@ class Chain(torch.nn.Module):
 
 
 def made(twice: bool = False) -> tuple[Chain, Block, list[tuple[Tensor, Call]], list[LinearGroup]]:
-    """The module, its block, three batches of what reaches that, and the groups of its linears."""
+    """The module, its block, three batches of inputs for that, and its linear groups."""
     torch.manual_seed(0)
     module = Chain(twice)
     block = Block(0, module, torch.device("cpu"), Precision())

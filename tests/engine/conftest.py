@@ -1,4 +1,4 @@
-"""For the engine's tests: a source "manual" that is short."""
+"""A fixture for the engine's tests: a shortened source "manual"."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ _CHARACTERS = 2000
 
 @pytest.fixture(scope="module")
 def short_manual() -> Iterator[None]:
-    """Of each topic only the beginning: where all are joined, to tokenize them takes as long as to prune a tiny model.
+    """Keep only the beginning of each topic: tokenizing all of them joined takes as long as pruning a tiny model.
 
-    Not for what shows that a fit overfits: of so short a text it may not.
+    Not for tests that a fit overfits: on so short a text it may not.
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(topics, "topics", {name: text[:_CHARACTERS] for name, text in topics.topics.items()})

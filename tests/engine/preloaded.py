@@ -1,4 +1,4 @@
-"""All that a run imports, which no process that is forked searches for garbage: that takes as long as to prune."""
+"""All that a run imports, frozen: searching it for garbage would take each forked process as long as pruning."""
 
 import gc
 

@@ -1,4 +1,4 @@
-"""Runs of the whole job that take a moment, for the engine's tests."""
+"""Quick runs of the whole job, for the engine's tests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ranks go on with the first one's weights and saved buffers, or end where their masks are not the same."""
+"""Ranks continue with the first rank's weights and saved buffers, or fail if their masks differ."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MASK = torch.eye(4) == 0
 
 
 def _blocks(seed: int, **masks: Tensor) -> list[PrunedBlock]:
-    """Two blocks with weights and a saved buffer of their own; the masks are those of the second."""
+    """Two blocks, each with its own weights and a saved buffer; `masks` are the second block's."""
     torch.manual_seed(seed)
     found = []
     for index in range(2):
@@ -30,7 +30,7 @@ def _blocks(seed: int, **masks: Tensor) -> list[PrunedBlock]:
 
 
 def _agree(first: list[PrunedBlock], second: list[PrunedBlock]) -> None:
-    """As two ranks would, in one process: what the first has sent the second is given."""
+    """Play two ranks in one process: the second receives what the first has sent."""
     sent: list[Any] = []
 
     def give(tensors: list[Tensor]) -> None:

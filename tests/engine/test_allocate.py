@@ -1,4 +1,4 @@
-"""A sparsity is shared out over blocks by what each bears, once, before anything is pruned."""
+"""Sparsity is allocated to blocks by how much pruning each tolerates, once, before anything is pruned."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def prune(model: Path, out: Path, *settings: str, **options: Any) -> dict[str, A
 
 
 def _told(monkeypatch: pytest.MonkeyPatch, name: str) -> list[Any]:
-    """What a function of the allocation will have been given, call by call."""
+    """Record the arguments of each call to a function of the allocation."""
     told: list[Any] = []
     function = getattr(allocate, name)
     monkeypatch.setattr(allocate, name, lambda *given: function(*(told.append(given) or given)))
@@ -42,7 +42,7 @@ def _told(monkeypatch: pytest.MonkeyPatch, name: str) -> list[Any]:
 @pytest.mark.parametrize("name", ["owl", "by-error"])
 @pytest.mark.parametrize("model", ["llama", "mixtral", "gpt2"])
 def test_the_whole_has_the_sparsity_and_blocks_differ(name: str, model: str, tmp_path: Path) -> None:
-    many = {"samples": 32, "heldout": "manual=16"}  # of fewer, an error may bend so that even shares are the best
+    many = {"samples": 32, "heldout": "manual=16"}  # with fewer, error curves may be such that equal shares are best
     record = prune(tiny.save(model, tmp_path / "model"), tmp_path / "out", f"allocation={name}", **many)
     shares = []
     for block in record["blocks"]:
@@ -52,7 +52,7 @@ def test_the_whole_has_the_sparsity_and_blocks_differ(name: str, model: str, tmp
     assert sum(shares) / len(shares) == pytest.approx(0.6, abs=1e-5), "blocks are of one size"
     assert max(shares) - min(shares) > 0.005
     assert max(shares) - min(shares) < 2 * 0.08 + 1e-5, "the spread to either side"
-    if name == "by-error":  # the middle of OWL's may lie anywhere between the two
+    if name == "by-error":  # OWL's shares need not be centred on the whole's sparsity
         assert all(abs(share - 0.6) < 0.08 + 1e-5 for share in shares)
     assert record["sparsity"] == pytest.approx(0.6, abs=0.01)
     found = [block["sparsity"] for block in record["blocks"]]
@@ -63,7 +63,7 @@ def test_the_whole_has_the_sparsity_and_blocks_differ(name: str, model: str, tmp
 def test_what_is_measured_by_error_is_each_block_pruned_alone_in_the_dense_model(
     llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The twin: whole models with one block pruned by magnitude, hooks on their blocks, the share of the target."""
+    """The twin: whole models with one block pruned by magnitude, hooks on their blocks, and the relative error."""
     told = _told(monkeypatch, "by_error")
     settings = ("allocation=by-error", "allocation.spread=0.2", 'sparsity_by_name={"down_proj": 0.3}')
     record = prune(llama, tmp_path / "out", *settings, pruner="magnitude", exclude=["0.*"])
@@ -89,7 +89,7 @@ def test_what_is_measured_by_error_is_each_block_pruned_alone_in_the_dense_model
 def test_a_block_is_dense_again_before_it_is_measured_at_another_sparsity(
     llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """So the error at the sparsity of the whole does not depend on the others; SparseGPT moves weights that stay."""
+    """So the error at the middle sparsity does not depend on the others; SparseGPT changes the kept weights, too."""
     told = _told(monkeypatch, "by_error")
     for spread in ("0.1", "0.2"):
         prune(llama, tmp_path / spread, "allocation=by-error", f"allocation.spread={spread}", pruner="sparsegpt")
@@ -101,7 +101,7 @@ def test_a_block_is_dense_again_before_it_is_measured_at_another_sparsity(
 def test_what_is_measured_by_owl_is_outliers_among_all_scores_of_a_block_in_the_dense_model(
     llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The twin: of the whole dense model, hooks before its linears, |w| times the root mean square of their inputs."""
+    """The twin: hooks before the linears of the whole dense model, |w| times the root mean square of their inputs."""
     told = _told(monkeypatch, "by_outliers")
     record = prune(llama, tmp_path / "out", "allocation=owl", "allocation.outlier=2", "allocation.spread=0.1")
     ((shares, weights, sparsity, spread),) = told
@@ -125,7 +125,7 @@ def test_what_is_measured_by_owl_is_outliers_among_all_scores_of_a_block_in_the_
 
 
 def test_outliers_of_an_expert_are_by_the_tokens_that_reach_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of inputs alike all scores are, whether many tokens come or one."""
+    """With equal inputs all scores are equal, whether many tokens reach an expert or one."""
     statistics = [SquaredNorms(3, torch.device("cpu")) for _ in range(2)]
     for some, tokens in zip(statistics, (100, 1), strict=True):
         some.update(torch.ones(tokens, 3))
@@ -139,7 +139,7 @@ def test_outliers_of_an_expert_are_by_the_tokens_that_reach_it(monkeypatch: pyte
 
 
 def test_shared_out_by_error_the_sum_of_errors_of_blocks_alone_is_lower(llama: Path, tmp_path: Path) -> None:
-    """Where the error of each block is that of itself alone, which a window of one with a local teacher has."""
+    """In windows of one block with a local teacher, an error is that of the block alone."""
 
     def total(record: dict[str, Any]) -> float:
         return sum(float(window["relative_heldout_error"]["after"]) for window in record["windows"])

@@ -1,4 +1,4 @@
-"""The first process alone looks at the ledger and the result; the others hear of it what it has found."""
+"""Only the first process accesses the ledger and the result; it tells the others what it has read."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from reprune.math.ranks import ALONE
 
 
 class _Rank:
-    """One of two, which hears what the first has told before it."""
+    """One of two ranks; the second receives what the first has told so far."""
 
     alone = False
 
@@ -33,7 +33,7 @@ class _Rank:
 
 
 class _Kept:
-    """A ledger and a result in one, which note what is written."""
+    """A ledger and a result in one, which records what is written."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -75,7 +75,7 @@ def kept(tmp_path: Path) -> _Kept:
 
 @pytest.fixture
 def both(kept: _Kept) -> list[Books]:
-    """Of the first, and of another whose ledger and result nobody may look at."""
+    """The books of the first rank, and of another rank, which fails if it accesses its ledger or result."""
     told: list[Any] = []
     nothing: Any = SimpleNamespace(folder=kept.folder)
     found: list[Any] = [(kept, kept, _Rank(0, told)), (nothing, nothing, _Rank(1, told))]
@@ -113,7 +113,7 @@ def test_the_first_alone_writes(both: list[Books], kept: _Kept, monkeypatch: pyt
 
 def test_nobody_goes_on_before_a_window_is_finished(both: list[Books], kept: _Kept) -> None:
     window: Any = SimpleNamespace(index=4)
-    with pytest.raises(IndexError):  # the first has not said so
+    with pytest.raises(IndexError):  # the first has not told it yet
         both[1].commit(window, {}, {}, [])
     both[0].commit(window, {}, {}, [])
     both[1].commit(window, {}, {}, [])

@@ -1,4 +1,4 @@
-"""Models alike in all blocks are compared, relative to the dense one, with as much in memory as is allowed."""
+"""Models with the same shapes are compared, relative to the dense one, within the memory that is allowed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _IDS = torch.arange(20).view(5, 4)
 
 
 class _Shaped:
-    """A decoder of blocks with these shapes."""
+    """A decoder whose blocks have tensors of these shapes."""
 
     def __init__(self, name: str, *blocks: dict[str, tuple[int, ...]]) -> None:
         self.name, self.vocabulary, self._blocks = name, 10, blocks

@@ -1,4 +1,4 @@
-"""The dense model's stream is computed once, from what enters a block, and kept as long as something reads it."""
+"""The dense model's stream is computed once, from each block's inputs, and kept as long as something reads it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BATCHES = [slice(0, 3), slice(3, 5)]
 
 
 class _Ran:
-    """Block after block, what has passed it; each adds ten times its number and one, and each sample's own number."""
+    """Records the batches that pass each block, which adds 10 * its index + 1, and each sample's number, to states."""
 
     def __init__(self) -> None:
         self.batches: list[tuple[int, int]] = []

@@ -1,6 +1,6 @@
-"""On a device that is not the CPU the same is done, by one process and by several: no tensor is left on the other side.
+"""Runs on another device do the same as on the CPU, in one process and in several: no tensor is on the wrong device.
 
-Machines that test this have no GPU, so the device is a pretended one, which refuses what CUDA refuses.
+The machines that test this have no GPU, so the device is simulated; it refuses what CUDA refuses.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ from tests.engine.test_ranks import RECIPES, TOLERANCE, job, lay_out
 _LEFT_OUT = ("LR, magnitude", "LR, SparseGPT", "BR", "no guard, in parts", "by error", "experts")
 ALONE = [
     name for name in RECIPES if name not in _LEFT_OUT and not name.startswith("float16")
-]  # rounded by each its way
+]  # float16: each device rounds in its own way
 TOGETHER = ["BR+GP+CR", "least squares", "kept weights", "experts, as the teacher"]
 PLACES = {"cpu": "cpu", "1": pretended.NAME}
-"""Where one process leaves its results, by device."""
+"""By the folder of one process's results: its device."""
 WRITING = Generation(length=16, least=8, batch_size=4, language="any", filters=())
 
 
 def _prune(jobs: list[tuple[str, str, dict[str, Any]]], folder: Path) -> None:
     pretended.device()
-    masking._AT_ONCE = 1000  # less than a matrix, as of large models
+    masking._AT_ONCE = 1000  # less than a matrix, as in large models
     together.prune(jobs, folder)
 
 
@@ -59,7 +59,7 @@ def _prune_alone(jobs: list[tuple[str, str, dict[str, Any]]]) -> None:
 
 @contextmanager
 def _features_summed_on(device: str) -> Iterator[None]:
-    """Fails where the host sums targets over tokens while a GPU waits."""
+    """Fail if targets are summed over tokens on another device than this one."""
     update = FeatureSums.update
 
     def on_device(self: FeatureSums, targets: Tensor) -> None:
@@ -99,7 +99,7 @@ def test_the_result_is_that_of_the_cpu(folder: Path, count: int, name: str) -> N
 
 
 def _run_models(root: str, device: str) -> None:
-    """What else runs a model, in all precisions."""
+    """Do everything else that runs a model, in all precisions."""
     pretended.device()
     folder, found = Path(root), {}
     text, model = str(folder / "text.txt"), folder / "llama"
@@ -122,10 +122,10 @@ def _run_models(root: str, device: str) -> None:
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    """By device and precision what else runs a model."""
+    """The figures of `_run_models`, by device and precision."""
     root = tmp_path_factory.mktemp("measured")
     tiny.save("llama", root / "llama")
-    (root / "text.txt").write_text(tiny.LICENCE)  # as in `lay_out`, so that masks are the same
+    (root / "text.txt").write_text(tiny.LICENCE)  # as in `lay_out`, so that masks do not depend on Python's version
     (root / "rows").mkdir()
     for task in ("boolq", "arc_easy"):
         (root / "rows" / LAYOUTS[task].file).write_text("\n".join(json.dumps(line) for line in lines(task)))
@@ -150,7 +150,7 @@ def test_a_model_is_evaluated_there_as_on_the_cpu(
 
 
 def _textbook(root: str) -> None:
-    """What a GPU is to be measured with, the baseline and SparseGPT's own benchmark."""
+    """Run the textbook baseline, with which a GPU is to be compared."""
     pretended.device()
     textbook = load("textbook")
     network = load_model(Path(root) / "llama", pretended.device()).requires_grad_(False)

@@ -1,4 +1,4 @@
-"""The last blocks may be fitted once more, to what the dense model predicts (`distill`)."""
+"""The last blocks may be fitted once more, to the dense model's predictions (`distill`)."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ pytestmark = pytest.mark.usefixtures("short_manual")
 
 LAST = ["distill.blocks=2", "distill.epochs=3", "distill.lr=2%"]
 MANY: dict[str, Any] = {"samples": 48, "heldout": "manual=16"}
-"""Samples from which held-out predictions gain whatever the text; of fewer, the guard may take all of it back."""
+"""So many samples that held-out predictions improve for any text; with fewer, the guard may keep no epoch."""
 
 
 class Keeping(Watcher):
@@ -47,7 +47,7 @@ class Keeping(Watcher):
 
 @torch.no_grad()
 def divergence(dense: Path, sparse: Path, ids: torch.Tensor) -> float:
-    """KL(dense || sparse) a token, from the formula, by plain Transformers."""
+    """KL(dense || sparse) per token, from the formula, with plain Transformers."""
     one, other = (
         load_model(folder, torch.device("cpu"))(input_ids=ids, use_cache=False).logits.double().softmax(-1)
         for folder in (dense, sparse)
@@ -59,7 +59,7 @@ def divergence(dense: Path, sparse: Path, ids: torch.Tensor) -> float:
 def test_predictions_come_nearer_to_the_dense_models_and_nothing_else_changes(
     llama: Path, tmp_path: Path, rung: str, blocks: int
 ) -> None:
-    """All three blocks can be distilled, too."""
+    """Among the cases, all three blocks are distilled."""
     plain, distilled = tmp_path / "plain", tmp_path / "distilled"
     keeping = Keeping(distilled)
     before = prune(llama, plain, reconstruct=rung, **MANY)
@@ -67,7 +67,7 @@ def test_predictions_come_nearer_to_the_dense_models_and_nothing_else_changes(
     record = prune(llama, distilled, *settings, reconstruct=rung, watcher=keeping, **MANY)
     assert before["distillation"] is None
     step = record["distillation"]
-    # What is on record is what plain Transformers finds.
+    # The record agrees with plain Transformers.
     measured = [divergence(llama, folder, keeping.heldout) for folder in (plain, distilled)]
     assert step["heldout_divergence"]["before"] == pytest.approx(measured[0], rel=1e-3)
     assert step["heldout_divergence"]["after"] == pytest.approx(measured[1], rel=1e-3)
@@ -75,7 +75,7 @@ def test_predictions_come_nearer_to_the_dense_models_and_nothing_else_changes(
     for key, found in step["last_block"].items():
         assert found == {"before": before["blocks"][-1][key], "after": record["blocks"][-1][key]}
     assert divergence(llama, distilled, keeping.calibration) < divergence(llama, plain, keeping.calibration)
-    # The windows, and all that lies outside the last blocks, are those of the plain run; zeros stay zeros.
+    # The windows, and everything outside the last blocks, are those of the plain run; zeros stay zeros.
     last = tuple(f"layers.{index}." for index in step["blocks"])
     assert step["blocks"] == list(range(3 - blocks, 3))
     seconds = {"seconds"}
@@ -94,7 +94,7 @@ def test_predictions_come_nearer_to_the_dense_models_and_nothing_else_changes(
 
 def test_an_epochs_divergence_is_that_of_a_token_of_all_samples_calibrated_on(llama: Path, tmp_path: Path) -> None:
     out, keeping = tmp_path / "out", Keeping(tmp_path / "out")
-    settings = ("distill.blocks=1", "distill.epochs=1", "distill.lr=1e-12")  # no step is large enough to matter
+    settings = ("distill.blocks=1", "distill.epochs=1", "distill.lr=1e-12")  # steps too small to matter
     record = prune(llama, out, *settings, reconstruct="LR", watcher=keeping)
     (epoch,) = record["distillation"]["epochs"]
     assert epoch["calibration_divergence"] == pytest.approx(divergence(llama, out, keeping.calibration), rel=1e-3)
@@ -125,7 +125,7 @@ def test_the_guard_keeps_no_state_that_predicts_worse(llama: Path, tmp_path: Pat
 
 @pytest.mark.parametrize("seed", range(3))
 def test_a_state_whose_squares_overflow_is_not_kept(llama: Path, tmp_path: Path, seed: int) -> None:
-    """A norm makes zeros of it, all words are as likely, and that is nearer than what so much pruning predicts."""
+    """The norm turns it into zeros, so predictions are uniform, which beats those of a model pruned this much."""
     options: dict[str, Any] = {"pruner": "magnitude", "sparsity": "0.9", "seed": seed}
     step = prune(llama, tmp_path / "out", "distill=2", "distill.lr=3e5", **options)["distillation"]
     assert step["kept_epoch"] == 0
@@ -139,7 +139,7 @@ def test_a_state_whose_squares_overflow_is_not_kept(llama: Path, tmp_path: Path,
 
 @pytest.mark.parametrize("seed", range(4))
 def test_what_rounding_takes_back_more_of_than_was_gained_is_not_kept(tmp_path: Path, seed: int) -> None:
-    """The steps are far below what bfloat16 can tell apart."""
+    """The steps are far smaller than bfloat16 can resolve."""
     folder = tiny.save("llama", tmp_path / "dense", dtype=torch.bfloat16)
     out = tmp_path / "out"
     step = prune(folder, out, "distill=2", "distill.lr=0.05%", "distill.epochs=1", seed=seed)["distillation"]
@@ -236,13 +236,13 @@ def test_a_model_whose_logits_no_module_makes_is_refused_before_anything_is_done
 
 @pytest.fixture(scope="module")
 def whole(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A distilled result that nothing has interrupted."""
+    """A distilled result of an uninterrupted run."""
     folder = tmp_path_factory.mktemp("whole") / "out"
     prune(llama, folder, *LAST)
     return folder
 
 
-STEP = 3  # of the tiny Llama's three windows
+STEP = 3  # the index of distillation, after the tiny Llama's three windows
 
 
 @pytest.mark.parametrize("window, phase", [(1, "reconstruction"), (2, None), (STEP, "predictions"), (STEP, None)])
@@ -263,7 +263,7 @@ def test_it_goes_on_after_an_interruption_to_the_same_bits(
 
 
 def test_blocks_that_were_staged_for_nothing_do_no_harm(llama: Path, whole: Path, tmp_path: Path) -> None:
-    """A process was killed after it had written the blocks, and before the ledger said so."""
+    """A process was killed after it had written the blocks, and before their line was in the ledger."""
     cut = tmp_path / "cut"
     with pytest.raises(Interrupted):
         prune(llama, cut, *LAST, watcher=InterruptAt(STEP, "predictions"))

@@ -1,4 +1,4 @@
-"""What processes share out and exchange is counted: less work each, more to send, and no gain without end."""
+"""A forecast counts how processes divide work and what they exchange: less work for each, but more to send."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_an_epoch_takes_each_no_less_than_its_part_and_no_more_than_all(count: i
 
 
 def test_how_unevenly_batches_fall() -> None:
-    """Eight of many samples on two processes: half, and half of the mean distance from it, 1.09."""
+    """With two processes, the larger part of a batch of 8 is 4 + E|X - 4| on average: 1.09 for a binomial X."""
     assert Crew(2).per_epoch(1024, 8) == pytest.approx(1024 / 8 * (4 + 1.09), rel=0.03)
 
 
@@ -78,7 +78,7 @@ def test_of_kept_weights_alone_there_are_fewer_gradients() -> None:
 
 
 def test_a_window_exchanges_what_it_prunes_and_what_it_fits() -> None:
-    """Of [0], [0, 1] and [1] the last prunes nothing; each goes three times through three batches."""
+    """Of the windows [0], [0, 1] and [1] the last prunes nothing; each takes three epochs of three batches."""
     cost, groups = _work().blocks[0], _work().groups[0]
     work = replace(_work(blocks=2, calibration=20, size=2), blocks=[cost, replace(cost, parameters=10**6)])
     settings = ["device=cpu", "solver.epochs=3", "solver.batch_size=8"]
@@ -108,7 +108,7 @@ def test_statistics_are_exchanged_as_far_as_any_are_gathered(pruner: str, start:
     work = replace(_work(blocks=1), groups=[[Group(64, 32)]])
     settings = ["device=cpu", f"solver.start={start}"]
     recipe = resolve_recipe("model", {"reconstruct": "LR", "pruner": pruner}, settings=settings)
-    weights = 4 * work.blocks[0].parameters  # of the first, that all go on with
+    weights = 4 * work.blocks[0].parameters  # the first process's, with which all continue
     assert exchanges(recipe, work) == [(expected, 5 * 64 * 32 + weights, 4)]
 
 
@@ -125,7 +125,7 @@ def test_least_squares_exchanges_both_pairs_of_all_but_experts() -> None:
 
 
 def test_gradients_of_factors_are_rank_times_rows_and_columns() -> None:
-    """Of matrices of 3072, 1024, 4096 rows by 1024 columns, and 1024 by 2048, in 8 blocks."""
+    """The matrices are of 3072, 1024 and 4096 rows by 1024 columns, and of 1024 by 2048, in 8 blocks."""
     saved = (3072 + 1024 + 4096) * 1024 + 1024 * 2048 - 4 * ((3072 + 1024 + 4096) + 3 * 1024 + 1024 + 2048)
     steps = 64 // 8 * 10
     full, factors = _forecast(2, "local"), _forecast(2, "local", "solver.rank=4")
@@ -133,7 +133,7 @@ def test_gradients_of_factors_are_rank_times_rows_and_columns() -> None:
 
 
 def test_each_matrix_of_a_group_has_factors_of_its_own() -> None:
-    """One that is no larger than its factors has none."""
+    """A matrix that is no larger than its factors has none."""
     group = Group.of([(64, 32), (16, 32)])
     assert (group.rows, group.columns, group.matrices) == (80, 32, 2)
     assert Group.of([(8, 4)], 0.5) == Group(8, 4, 0.5, True, 1)
@@ -156,7 +156,7 @@ def test_distillation_exchanges_its_gradients_and_both_states_of_its_blocks() ->
     assert exchanges(recipe, replace(work, **sizes))[-1] == (steps * 4 * last, 4 * last + 6 + 7, 2 * steps + 2 * 3)
 
 
-@pytest.mark.parametrize("start", ["pruner", "least-squares"])  # which is not measured with
+@pytest.mark.parametrize("start", ["pruner", "least-squares"])  # an allocation measures without least squares
 @pytest.mark.parametrize(("name", "squares", "times"), [("by-error", True, 3), ("owl", False, 0)])
 def test_an_allocation_exchanges_statistics_once_and_what_is_pruned_each_time(
     name: str, squares: bool, times: int, start: str

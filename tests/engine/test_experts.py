@@ -1,4 +1,4 @@
-"""Mixtures of experts are pruned expert by expert, by the tokens that are routed to each, and saved as they were."""
+"""Mixtures are pruned expert by expert, by the tokens that are routed to each, and saved in their original form."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def test_tokens_may_be_fitted_with_the_experts_that_the_dense_model_chooses(
 def test_a_run_that_goes_on_finds_the_experts_of_a_block_left_dense_in_the_dense_model(
     mixtral: Path, tmp_path: Path
 ) -> None:
-    """A window of two fits the block that is left dense, before the run is cut, and once more after."""
+    """Windows of two fit the dense block both before the run is interrupted and after."""
     options = {"reconstruct": "BR+GP+CR", "exclude": ["1.*"], "lr": 1e-2}
     prune(mixtral, tmp_path / "whole", "solver.routing=teacher", "guard=off", **options)
     with pytest.raises(KeyboardInterrupt):

@@ -1,4 +1,4 @@
-"""What is held at a time is that of the blocks that are there then, each with its own size, and of no others."""
+"""The memory held at a time is that of the blocks that are loaded then, each with its own size."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from reprune.planning.schedule import windows
 from tests.engine.test_forecast import _SPEED, _work
 
 _UNLIKE = [(1000, 5.0, 3), (4000, 7.0, 30), (2000, 70.0, 5)]
-"""Of three blocks parameters, and bytes of activations and of states."""
+"""For each of three blocks: parameters, bytes of activations, bytes of states."""
 
 
 def _blocks(calibration: int = 32, size: int = 1, groups: list[Group] | None = None) -> Work:
-    """Three blocks, each of another size, of groups alike."""
+    """Three blocks of different sizes with the same groups."""
     cost = _work().blocks[0]
     blocks = [replace(cost, parameters=one, activations=kept, states=states) for one, kept, states in _UNLIKE]
     work = _work(blocks=3, calibration=calibration)
@@ -65,7 +65,7 @@ def test_a_window_that_is_not_fitted_holds_its_weights_and_a_blocks_passing_samp
 
 
 def test_least_squares_holds_the_largest_fresh_block_dense_too() -> None:
-    """Of [0], [0, 1], [1, 2] and [2] the last has nothing fresh: what it refits is all of it."""
+    """Of the windows [0], [0, 1], [1, 2] and [2] the last has no fresh block; it counts with all its blocks."""
     work = _blocks(size=2)
     recipe = _recipe("LR", "solver.start=least-squares", "solver.micro_batch_size=1")
     plain = _recipe("LR", "solver.micro_batch_size=1")
@@ -74,7 +74,7 @@ def test_least_squares_holds_the_largest_fresh_block_dense_too() -> None:
     both = windows(3, 3, 3)[0]
     assert window_bytes(recipe, work, both) - window_bytes(plain, work, both) == 4 * 4000
     grouped = replace(work, groups=[[Group(6, 4), Group(2, 5)]] * 3)
-    statistics, copies = 16 * 5**2, 4 * 7 * 6 * 4  # of the widest group and of the largest
+    statistics, copies = 16 * 5**2, 4 * 7 * 6 * 4  # of the group with most columns, and of that with most weights
     assert window_bytes(recipe, grouped, both) - window_bytes(plain, grouped, both) == 4 * 4000 + statistics + copies
 
 
@@ -121,7 +121,7 @@ def test_distillation_has_two_streams_more_however_many_blocks_it_fits() -> None
 
 @pytest.mark.parametrize("device", ["cuda", "cuda:1"])
 def test_a_gpu_holds_gradients_or_activations_and_the_places_of_what_it_picks(device: str) -> None:
-    """At low rank it picks nothing, and no gradients of whole weights are there."""
+    """At low rank nothing is picked, and there are no gradients of whole matrices."""
     cost = replace(_work().blocks[0], parameters=2 * PLACES_BYTES, activations=0.0)
     work = replace(_work(), blocks=[cost] * 8, groups=[[]] * 8)
     weights = 4 * cost.parameters

@@ -43,7 +43,7 @@ def test_fused_attention_is_forecast_at_its_own_speed() -> None:
 
 
 def test_a_run_of_passes_alone_takes_what_they_take() -> None:
-    """LR with magnitude: the dense stream, local targets (and statistics), a sample for the groups, and advancing."""
+    """LR with magnitude: the dense stream, local targets (with statistics), a sample to find groups, and advancing."""
     work = replace(_work(), block_bytes=[0] * 8, outside_bytes=[0])
     found = _forecast("LR", work, pruner="magnitude")
     one = 2.0 * _WEIGHTS * _TOKENS / _SPEED.products + 2.0 * 40 * _HIDDEN * _TOKENS / _SPEED.traffic
@@ -52,7 +52,7 @@ def test_a_run_of_passes_alone_takes_what_they_take() -> None:
 
 
 def test_windows_of_several_blocks_take_what_leads_to_each_fresh_one_and_the_errors_before() -> None:
-    """Of blocks that are there already the last alone is passed for the errors before, as what enters it is at hand."""
+    """For the errors before, only the last block of a window is run, as the states that enter it are at hand."""
     work = replace(_work(), schedule=windows(8, 2, 2), block_bytes=[0] * 8, outside_bytes=[0])
     flops, moved = 2.0 * _WEIGHTS * _TOKENS / _SPEED.products, 40 * _HIDDEN * _TOKENS / _SPEED.traffic
     one, both = flops + 2 * moved, 3 * flops + 6 * moved
@@ -64,7 +64,7 @@ def test_windows_of_several_blocks_take_what_leads_to_each_fresh_one_and_the_err
     steps = 4 * 4 * 2 * _WEIGHTS * 9 / _SPEED.traffic
     descent = 36 * one + 2 * (32 * both + 4 * one) + steps
     assert fitted.seconds - found.seconds == pytest.approx(4 * descent)
-    overlapping = replace(work, schedule=windows(2, 2, 1))  # [0], [0, 1], [1]: the last has nothing fresh
+    overlapping = replace(work, schedule=windows(2, 2, 1))  # [0], [0, 1], [1]: the last has no fresh block
     found = _forecast("BR+GP+CR", overlapping, "solver.epochs=1", pruner="magnitude")
     passes = 2 * (36 + 1) + 3 * 36 + 4 * (36 + 4)
     left_open = 5 * 2 * _WEIGHTS / 4e8
@@ -93,9 +93,9 @@ def test_statistics_come_with_the_targets_of_a_lone_block_where_the_teacher_is_l
 
 @pytest.mark.parametrize(("pruner", "gram"), [("magnitude", 0.625 * 36), ("sparsegpt", 0.625 * 4)])
 def test_least_squares_takes_both_models_to_each_group_and_sums_two_products(pruner: str, gram: float) -> None:
-    """Half of each model on average; a pruner that needs the same X'X shares it, and is then one of a group at a time.
+    """Each group takes half a pass of each model on average; a pruner that needs the same X'X shares it.
 
-    The weights, those of the dense model, and the largest group of each kind are held; inputs here take nothing.
+    Held are the weights, the dense block's, and the largest group of each kind; activations take nothing here.
     """
     work = replace(_work(), blocks=[replace(_work().blocks[0], activations=0.0)] * 8)
     groups, one = work.groups[0], 2.0 * _WEIGHTS * _TOKENS / _SPEED.products
@@ -115,7 +115,7 @@ def test_least_squares_takes_both_models_to_each_group_and_sums_two_products(pru
 
 
 def test_experts_take_passes_of_their_own_and_their_share_of_the_tokens() -> None:
-    """A batch for the groups; statistics in a pass, or two where each group is reached; they are not refitted."""
+    """A batch to find the groups; statistics in one pass, or two for experts if sequential; these are not refitted."""
     groups = [Group(3072, 1024), Group(512, 1024, 0.25, expert=True)]
     work = replace(_work(), groups=[groups] * 8)
     one = 2.0 * _WEIGHTS * _TOKENS / _SPEED.products + 2.0 * 40 * _HIDDEN * _TOKENS / _SPEED.traffic
@@ -149,7 +149,7 @@ def test_processes_prune_groups_at_once_unless_each_is_to_see_what_those_before_
 
 
 def test_what_is_written_takes_its_time() -> None:
-    """Retired blocks, what lies outside them, and of windows of two what each but the last leaves open."""
+    """That is retired blocks, tensors outside them, and the block that each window of two but the last leaves open."""
     nothing = replace(_work(size=2), block_bytes=[0] * 8, outside_bytes=[0])
     kept_open = 8 * 5 * _WEIGHTS / 4e8
     for work, expected in (
@@ -164,7 +164,7 @@ def test_what_is_written_takes_its_time() -> None:
 
 
 def test_distillation_takes_its_passes_its_products_of_the_head_and_its_steps() -> None:
-    """Held-out errors before, between and after; steps; and both models once more through the blocks."""
+    """Held-out errors before, after each epoch and after rounding; steps; and both streams once more."""
     work = replace(_work(), block_bytes=[0] * 8, head=(5000, _HIDDEN))
     without = _forecast("LR", work, pruner="magnitude")
     found = _forecast("LR", work, "distill.blocks=2", "distill.epochs=3", pruner="magnitude")
@@ -179,7 +179,7 @@ def test_distillation_takes_its_passes_its_products_of_the_head_and_its_steps() 
 
 
 def test_an_allocation_takes_its_walk_and_each_blocks_prunings() -> None:
-    """Every sample once through each block and one for its groups; then statistics, or prunings and held-out errors."""
+    """Each sample once through each block, one to find groups; then statistics, or prunings and held-out errors."""
     work = replace(_work(), outside_bytes=[0])
     one = 2.0 * _WEIGHTS * _TOKENS / _SPEED.products + 2.0 * 40 * _HIDDEN * _TOKENS / _SPEED.traffic
     plain = _forecast("LR", work, pruner="magnitude")
@@ -192,7 +192,7 @@ def test_an_allocation_takes_its_walk_and_each_blocks_prunings() -> None:
     plain, found = (_forecast("LR", work, *more, pruner="sparsegpt") for more in ((), ("allocation=by-error",)))
     allocating = 8 * ((36 + 1 + 32 + 3 * 4) * one + gram + 3 * solving)
     assert found.seconds - plain.seconds == pytest.approx(allocating)
-    in_turn = ("pruner.sequential=true",)  # which measuring is not
+    in_turn = ("pruner.sequential=true",)  # which does not apply to the allocation
     plain, found = (
         _forecast("LR", work, *in_turn, *more, pruner="sparsegpt") for more in ((), ("allocation=by-error",))
     )
@@ -203,10 +203,10 @@ def test_an_allocation_takes_its_walk_and_each_blocks_prunings() -> None:
     ("less", "more"),
     [
         (_forecast("LR"), _forecast("BR+GP")),
-        (_forecast("BR+GP"), _forecast("BR")),  # targets of its own
+        (_forecast("BR+GP"), _forecast("BR")),  # a local teacher's targets take a pass of their own
         (_forecast("BR"), _forecast("BR+GP+CR")),
         (_forecast("LR", None, pruner="wanda"), _forecast("LR", None, pruner="sparsegpt")),
-        (_forecast("BR+GP", None, pruner="magnitude"), _forecast("BR+GP", None, pruner="wanda")),  # no statistics
+        (_forecast("BR+GP", None, pruner="magnitude"), _forecast("BR+GP", None, pruner="wanda")),  # of statistics
         (_forecast("BR+GP"), _forecast("BR+GP", None, "pruner.sequential=true")),
         (_forecast("LR"), _forecast("LR", None, "solver.start=least-squares")),
         (_forecast(), _forecast(work=_work(blocks=9))),
@@ -223,7 +223,7 @@ def test_more_work_takes_longer(less: Forecast, more: Forecast) -> None:
 
 
 def test_what_crosses_a_link_takes_its_time() -> None:
-    """LR with magnitude: as many passes as above, of which each has states that enter and states that come out."""
+    """LR with magnitude: as many passes as above; in each, states go to the device and come back."""
     work = _work()
     recipe = resolve_recipe("model", {"reconstruct": "LR", "pruner": "magnitude"}, settings=["device=cuda"])
     near, far = (forecast(recipe, work, replace(_SPEED, link=link), 10**8) for link in (math.inf, 1e9))
@@ -231,5 +231,5 @@ def test_what_crosses_a_link_takes_its_time() -> None:
     assert far.seconds - near.seconds == pytest.approx(8 * passes * 2 * 4 * _TOKENS * _HIDDEN / 1e9)
     recipe = resolve_recipe("model", {"reconstruct": "BR", "pruner": "magnitude"}, settings=["device=cuda"])
     fitted = [forecast(recipe, work, replace(_SPEED, link=link), 10**8) for link in (math.inf, 1e9)]
-    passes += 36 + 10 * 36  # the errors before, and ten epochs each with the held-out error after it
+    passes += 36 + 10 * 36  # the errors before, and ten epochs, each with the held-out error
     assert fitted[1].seconds - fitted[0].seconds == pytest.approx(8 * passes * 2 * 4 * _TOKENS * _HIDDEN / 1e9)

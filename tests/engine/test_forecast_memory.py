@@ -1,4 +1,4 @@
-"""A forecast of memory and disk counts what a run holds at a time: weights, what a fit keeps of them, streams."""
+"""A forecast of memory and disk counts what a run holds at a time: weights, what a fit adds to them, streams."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.engine.test_forecast import _HIDDEN, _SPEED, _TOKENS, _WEIGHTS, _fore
 def test_a_gpu_picks_kept_weights_of_a_compact_fit_within_its_backward_passes() -> None:
     recipe = resolve_recipe("model", {"reconstruct": "BR+GP"}, settings=["device=cuda", "precision=bfloat16"])
     compact = recipe.model_copy(update={"solver": recipe.solver.model_copy(update={"compact": True})})
-    cost = replace(_work().blocks[0], activations=1e8)  # far above the weights: the peak is in a backward pass
+    cost = replace(_work().blocks[0], activations=1e8)  # far more than the weights: the peak is in a backward pass
     weights = 4 * _WEIGHTS
     for one, picking in ((recipe, 0), (compact, 2 * weights)):
         kept = one.solver.samples_at_a_time * cost.activations
@@ -49,7 +49,7 @@ def test_an_allocation_has_two_streams_more_than_the_start() -> None:
 def test_streams_are_the_students_those_a_window_looks_back_on_and_local_targets(
     rung: str, settings: list[str], count: int
 ) -> None:
-    """A window of several blocks has what its open ones put out, too, and distillation both streams once more."""
+    """Windows of several blocks add the outputs of their open blocks, and distillation a copy of both streams."""
     stream = 36 * 4 * _TOKENS * _HIDDEN
     held, filed = (_forecast(rung, None, f"streams.memory={memory}", *settings) for memory in ("1e12", "0"))
     assert filed.disk_bytes - held.disk_bytes == count * stream
@@ -171,11 +171,11 @@ def test_a_gpu_holds_the_windows_and_the_host_the_streams() -> None:
     assert found.memory_bytes == 10**8 + 9 * 10**7 + 10**8, "a process, its surroundings, and a tensor that is written"
     no_tensors = forecast(recipe, replace(_work(), outside_bytes=[0]), _SPEED, 10**8)
     assert no_tensors.memory_bytes == int(10**8 + 9e7 + 1.1 * 3 * 36 * 4 * _TOKENS * _HIDDEN), "or the streams"
-    # At the peak either all activations are there or all gradients: of weights beside moments and masks.
+    # At the peak, besides weights, masks and moments, either all activations are held or all gradients.
     kept = 8 * 40 * _HIDDEN * _TOKENS
     assert found.device_bytes == int(3.25 * 4 * _WEIGHTS + kept + 0.3 * kept)
     few = forecast(recipe, replace(_work(), calibration=1), _SPEED, 10**8)
     assert few.device_bytes == int(4.25 * 4 * _WEIGHTS + 0.3 * kept / 8)
-    # Half a copy more with the guard, and the places of what it copies.
+    # The guard adds a copy of the kept weights, which are half of them, and the places of what it copies.
     guarded = forecast(recipe.model_copy(update={"guard": True}), _work(), _SPEED, 10**8)
     assert guarded.device_bytes == int(4.75 * 4 * _WEIGHTS + 8 * _WEIGHTS)

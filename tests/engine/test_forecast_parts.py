@@ -1,4 +1,4 @@
-"""A forecast is of the part that a process does, of the blocks that it does it with, and of the most that it holds."""
+"""A forecast counts a process's own part of the work, with the right blocks, and the most that it holds."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from reprune.planning.schedule import windows
 from tests.engine.test_forecast import _HIDDEN, _SPEED, _TOKENS, _WEIGHTS, _work
 
 _ONE = 2.0 * _WEIGHTS * _TOKENS / _SPEED.products + 2.0 * 40 * _HIDDEN * _TOKENS / _SPEED.traffic
-"""Seconds of a sample's pass through a block."""
+"""Seconds of one sample's pass through one block."""
 
 
 def _forecast(
@@ -33,7 +33,7 @@ def _forecast(
         ("LR", ["pruner.name=wanda"]),
         ("LR", ["solver.start=least-squares"]),
         ("LR", ["pruner.name=wanda", "pruner.sequential=true"]),
-        ("LR", ["pruner.name=sparsegpt", "pruner.sequential=true"]),  # a group after the other, by all
+        ("LR", ["pruner.name=sparsegpt", "pruner.sequential=true"]),  # groups cannot be solved in parallel
         ("LR", ["pruner.name=sparsegpt", "solver.start=least-squares"]),
         ("LR", ["allocation=by-error"]),
         ("LR", ["allocation=owl"]),
@@ -43,7 +43,7 @@ def _forecast(
     ],
 )
 def test_processes_that_exchange_at_no_cost_take_what_one_takes_with_its_part(rung: str, settings: list[str]) -> None:
-    """Of 10 and 4 samples the one of three that has most has 4 and 2; a step is of all."""
+    """Of 10 and 4 samples, the process of three with the most has 4 and 2; one batch is all samples."""
     settings = ["solver.batch_size=10", "solver.micro_batch_size=1", *settings]
     size = 2 if rung == "BR+GP+CR" else 1
     several = Crew(3, Network("free", math.inf, 0.0))
@@ -67,7 +67,7 @@ def test_distillation_takes_the_time_of_the_last_blocks_and_of_writing_them_agai
 
 
 def test_a_window_without_fresh_blocks_has_no_dense_pass_that_crosses_a_link() -> None:
-    """Of [0], [0, 1], [1]: two dense passes and three each for targets and advancing; a sample each for the groups."""
+    """The windows [0], [0, 1], [1]: two dense passes, three each for targets and advancing, two samples for groups."""
     work = _work(blocks=2, size=2)
     near, far = (
         _forecast("LR", work, "schedule.size=2", "schedule.stride=1", "teacher=local", link=link).seconds
@@ -78,7 +78,7 @@ def test_a_window_without_fresh_blocks_has_no_dense_pass_that_crosses_a_link() -
 
 
 def test_statistics_come_with_targets_of_a_block_that_is_alone_in_its_window() -> None:
-    """Of eight fresh blocks the first is; each other one's window has a block that was pruned before."""
+    """Of eight fresh blocks, only the first is alone; the others' windows have a block pruned before."""
     work = _work(size=2)
     overlapping = ("schedule.size=2", "schedule.stride=1", "teacher=local")
     plain, found = (_forecast("LR", work, *overlapping, pruner=name).seconds for name in ("magnitude", "wanda"))
@@ -94,7 +94,7 @@ def test_no_more_samples_show_which_experts_share_inputs_than_there_are() -> Non
 
 
 def test_steps_that_come_before_and_after_the_windows_hold_what_is_more() -> None:
-    """A window that is fitted holds more than a block that is measured, and two blocks more than one."""
+    """Here the windows hold more than the allocation (they are fitted) and than distillation (two blocks, not one)."""
     work = _work()
     gpu = ("device=cuda", "streams.memory=0")
     plain, measured = (_forecast("BR+GP", work, *gpu, *more) for more in ([], ["allocation=by-error"]))

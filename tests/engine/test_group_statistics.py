@@ -1,4 +1,4 @@
-"""Samples pass through a block no further, and no more often, than its pruner's statistics need."""
+"""Samples pass through a block no further, and no more often, than the pruner's statistics need."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_statistics_alone_end_a_pass_at_the_last_group(pruner: Pruner[Any], what
 def test_of_experts_as_many_are_gathered_in_a_pass_as_fit(
     at_once: int, counts: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is no expert's takes no part."""
+    """Only experts' statistics count."""
     monkeypatch.setattr(group_statistics, "AT_ONCE", at_once * SparseGPT().statistics(8, torch.device("cpu")).size(8))
     groups: list[Any] = [SimpleNamespace(columns=8, expert=expert) for expert in (False, True, True, False, True, True)]
     found = group_statistics.passes(groups, SparseGPT())
@@ -69,7 +69,7 @@ def test_a_linear_that_runs_again_is_seen_to_the_end() -> None:
 
 
 def test_a_pass_ends_when_each_group_was_seen_not_when_the_last_listed_was() -> None:
-    """Of a group whose first linear stays dense, the next may run after other groups."""
+    """If a group's first linear stays dense, the next one may run only after other groups."""
     module, block, inputs, groups = made()
     found = gathered(block, lambda: inputs, [groups[2], groups[0]], Wanda(), {}, ALONE)
     assert module.ran == ["first", "second"] * 3
@@ -87,7 +87,7 @@ def test_a_linear_that_no_token_is_seen_to_reach_is_refused_not_pruned_blindly()
     [
         ("llama", []),
         ("mixtral", []),
-        ("xlnet", []),  # whose matrices in einsum run first and are listed last
+        ("xlnet", []),  # its matrices in einsum run first and are listed last
         ("cohere", ["o_proj", "up_proj"]),  # attention and MLP read one tensor: up_proj, of the first group, runs last
         ("gptj", ["out_proj", "fc_in"]),
     ],
@@ -113,6 +113,6 @@ def test_no_sample_is_passed_for_a_pruner_that_needs_no_data() -> None:
     assert [found.tokens for found in gathered(block, none, groups, Magnitude(), {}, ALONE)] == [0, 0, 0]
     assert not module.ran
     known: dict[Any, Any] = {}
-    with torch.no_grad(), gathering(block, groups, Magnitude(), known, ALONE):  # where samples pass for another purpose
+    with torch.no_grad(), gathering(block, groups, Magnitude(), known, ALONE):  # samples pass for another purpose
         block.run(*inputs[0])
     assert module.ran and not known

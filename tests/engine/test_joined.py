@@ -1,4 +1,4 @@
-"""Models whose blocks hand on more than hidden states, or pass over some blocks, are pruned as all others."""
+"""Models whose blocks hand on more than hidden states, or that skip some blocks, are pruned like all others."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.engine.quick import tensors
 
 PASSED_OVER = {"mllama": 1, "mllama-last": 2}
 BY_AUTO = ("gemma3n", "mllama", "mllama-last")
-"""Of several streams, and with a block that is passed over."""
+"""With several streams, and with a skipped block."""
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.mark.parametrize("name", list(tiny.JOINED))
 def test_the_whole_job_is_done(name: str, folders: dict[str, Path], tmp_path: Path) -> None:
-    """Blocks that text passes over keep their bits."""
+    """Blocks that text does not pass through keep their bits."""
     over, errors, before = PASSED_OVER.get(name), {}, tensors(folders[name])
     for rung in ("LR", "BR+GP+CR", *(["auto"] if name in BY_AUTO else [])):
         record = quick.prune(folders[name], tmp_path / rung, reconstruct=rung, epochs=3)
@@ -89,7 +89,7 @@ def test_what_a_run_will_do_is_planned_too(folders: dict[str, Path]) -> None:
 
 @pytest.mark.parametrize("quirk", ["beside, of tokens", "by name, of tokens"])
 def test_errors_count_what_is_handed_on(quirk: odd.Quirk, tmp_path: Path) -> None:
-    """A block's targets are all that later blocks see of it, not its hidden states alone."""
+    """A block's targets are everything that later blocks read of it, not only its hidden states."""
     odd.save(quirk, tmp_path / "model")
     tiny.tokenizer().save_pretrained(tmp_path / "model")
     record = quick.prune(tmp_path / "model", tmp_path / "out", reconstruct="BR+GP")

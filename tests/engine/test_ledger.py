@@ -1,4 +1,4 @@
-"""A run that is interrupted goes on from its last finished window and ends with the same bits."""
+"""An interrupted run resumes after its last finished window and ends with the same bits."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Whole = Callable[[str], Path]
 
 
 class Interrupted(Exception):
-    """Stands for whatever ends a process."""
+    """Stands for anything that ends a process."""
 
 
 class InterruptAt(Watcher):
@@ -50,7 +50,7 @@ class InterruptAt(Watcher):
 
 
 class ChangeAt(Watcher):
-    """Replaces a file by another right after a window is finished, or as what is left of the result is written."""
+    """Replaces a file right after a window is finished or, for None, when the rest of the result is being written."""
 
     def __init__(self, file: Path, content: bytes, window: int | None) -> None:
         self._file = file
@@ -85,7 +85,7 @@ def prune(model: Path, out: Path, rung: str, watcher: Watcher | None = None, *se
 
 @pytest.fixture(scope="module")
 def whole(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Whole:
-    """The result at a rung that nothing has interrupted; tests must not change it."""
+    """The result of an uninterrupted run at a rung; tests must not change it."""
 
     @cache
     def made(rung: str) -> Path:
@@ -147,7 +147,7 @@ def test_a_line_cut_short_by_a_crash_counts_as_not_written(llama: Path, whole: W
 
 
 def test_a_copy_by_hard_links_is_a_run_of_its_own(llama: Path, whole: Whole, tmp_path: Path) -> None:
-    """As `cp -al` makes one in a moment."""
+    """As made quickly by `cp -al`."""
     with pytest.raises(Interrupted):
         prune(llama, tmp_path / "cut", "BR+GP+CR", InterruptAt(2, "reconstruction"))
     shutil.copytree(tmp_path / "cut", tmp_path / "copy", copy_function=os.link)
@@ -192,7 +192,7 @@ def test_another_model_or_version_is_not_gone_on_with(tmp_path: Path) -> None:
 def test_a_run_goes_on_with_its_model_at_another_place(
     llama: Path, whole: Whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As where its folder was renamed, or taken to another machine: it is the same model, by every file."""
+    """As if its folder was renamed, or moved to another machine: all files show that it is the same model."""
     before, after = tmp_path / "before", tmp_path / "after"
     shutil.copytree(llama, before / "mine")
     monkeypatch.chdir(before)
@@ -298,7 +298,7 @@ def test_a_run_that_another_process_finishes_meanwhile_is_left_as_it_is(
 
     def slowly(*arguments: Any) -> Any:
         monkeypatch.setattr(api, "open_decoder", opened)
-        reprune.resume(out)  # as another process does
+        reprune.resume(out)  # as if another process did
         return opened(*arguments)
 
     with pytest.raises(Interrupted):
@@ -318,7 +318,7 @@ def test_two_processes_do_not_work_on_one_run(llama: Path, tmp_path: Path) -> No
 
 
 def test_a_run_that_never_began_is_no_hindrance(llama: Path, whole: Whole, tmp_path: Path) -> None:
-    """A process was killed before run.json was there; a ledger without it is of a run that is no more."""
+    """A process was killed before run.json existed; a ledger without it is left over and belongs to no run."""
     left = tmp_path / "out" / ".reprune"
     left.mkdir(parents=True)
     (left / "ledger.jsonl").write_text("{}\n")

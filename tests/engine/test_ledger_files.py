@@ -1,4 +1,4 @@
-"""What stands in a ledger's files is given back, and refused where it is damaged, gone, or no ledger's."""
+"""A ledger's files give back what was written, and are refused if they are damaged, missing, or not a ledger's."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.damage import flip_bit
 
 
 def _with_two_windows(folder: Path) -> Ledger:
-    """A ledger of three windows of which two are finished; both have left block 1 open."""
+    """A ledger of three windows, two of them finished; both have left block 1 open."""
     ledger = Ledger(folder)
     ledger.folder.mkdir()
     recipe = resolve_recipe("model", {"reconstruct": "BR+GP+CR"}).model_dump(mode="json")

@@ -1,4 +1,4 @@
-"""Experts that are modules in a list are pruned by the tokens that reach them, and where none does by magnitude."""
+"""Experts that are modules in a list are pruned by the tokens that reach them, or by magnitude if none do."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class _Gated(nn.Module):
 
 
 class _Mixture(nn.Module):
-    """So many of the first tokens go to the first expert, the rest to the second, none to the third."""
+    """The first `first` tokens go to the first expert, the next `rest` to the second, none to the third."""
 
     def __init__(self, first: int, rest: int) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class _Mixture(nn.Module):
 
 
 def _pruned(first: int, rest: int, sequential: bool, min_tokens: int = 2) -> tuple[PrunedBlock, list[str], int]:
-    """The block, notes, and how often the samples were passed through it."""
+    """The pruned block, the notes, and how often the samples were passed through it."""
     torch.manual_seed(0)
     return _prune(_Mixture(first, rest), sequential, min_tokens)
 
@@ -112,7 +112,7 @@ def test_the_layers_of_an_expert_are_pruned_one_after_the_other_and_by_magnitude
 
 
 class _Halves(nn.Module):
-    """Two halves that all tokens pass, one after the other."""
+    """Two halves in sequence, which all tokens pass."""
 
     def __init__(self, halves: nn.ModuleList | nn.ModuleDict) -> None:
         super().__init__()
@@ -125,7 +125,7 @@ class _Halves(nn.Module):
 
 
 def test_modules_in_a_list_that_all_tokens_pass_are_pruned_as_if_each_had_a_name() -> None:
-    """As the halves of a block of LongCat-Flash: the second reads what the first, pruned, has become."""
+    """As the halves of a LongCat-Flash block: the second reads the outputs of the first, pruned one."""
     torch.manual_seed(0)
     halves = {"a": _Gated(), "b": _Gated()}
     listed, named = nn.ModuleList(halves.values()), nn.ModuleDict(halves)

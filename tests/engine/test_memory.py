@@ -1,4 +1,4 @@
-"""What a run holds in memory, and for how long."""
+"""A run holds in memory what it needs, and no longer than it needs it."""
 
 from __future__ import annotations
 
@@ -96,11 +96,11 @@ def test_a_block_is_in_memory_while_a_window_needs_it_and_once(
             if what == "targets":
                 self.windows += 1
                 assert set(held) <= {*window.blocks}
-            else:  # the dense ones are of no more use
+            else:  # the dense blocks are no longer needed
                 assert held == list(window.blocks)
 
     monkeypatch.setattr(Decoder, "load", watched)
     looking = Looking()
-    with no_search():  # what is held by a cycle alone is held too
+    with no_search():  # what only a reference cycle holds counts as held
         record = prune(llama, tmp_path / "out", *settings, reconstruct=rung, watcher=looking)
     assert looking.windows == len(record["windows"]) > 1

@@ -1,4 +1,4 @@
-"""Of a model of several parts the blocks that text passes through are pruned, and all else is kept bit for bit."""
+"""In a model of several parts, the blocks that text passes through are pruned; all else is kept bit for bit."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _RUN: dict[str, Any] = {"calibration": "manual", "samples": 4, "seqlen": 24, "ep
 
 @pytest.fixture(scope="module")
 def seeing(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Gemma 3 that reads images too, with its processor."""
+    """A Gemma 3 that also reads images, with its processor."""
     folder = tmp_path_factory.mktemp("seeing")
     tiny.tokenizer().save_pretrained(folder)
     tokenizer = tf.PreTrainedTokenizerFast.from_pretrained(folder, extra_special_tokens=_TOKENS)
@@ -44,7 +44,7 @@ def seeing(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @torch.no_grad()
 def _logits(folder: Path) -> torch.Tensor:
-    """What plain Transformers makes of an image and a question."""
+    """The logits of plain Transformers for an image and a question."""
     image = Image.fromarray(np.arange(56 * 56 * 3, dtype=np.uint8).reshape(56, 56, 3))
     processor = tf.AutoProcessor.from_pretrained(folder)
     given = processor(text="<start_of_image> What is it?", images=[image], return_tensors="pt")

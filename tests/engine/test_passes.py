@@ -19,7 +19,7 @@ ALL = CALIBRATION + HELDOUT
 
 @pytest.fixture
 def passed(monkeypatch: pytest.MonkeyPatch) -> Counter[int]:
-    """By block: how many samples have passed through it, or through its dense twin, without gradients."""
+    """By block: how many samples passed through it, or through its dense twin, without gradients."""
     found: Counter[int] = Counter()
     run = Block.run
 
@@ -32,11 +32,11 @@ def passed(monkeypatch: pytest.MonkeyPatch) -> Counter[int]:
     return found
 
 
-# The dense stream; one sample that says which linears share inputs; statistics; after the fit; and the probe.
+# The dense stream; one sample to find which linears share inputs; statistics; after the fit; and the probe.
 OF_ALL_RUNGS = ALL + 1 + CALIBRATION + ALL + 1
 # Before the fit, and after each epoch.
 OF_A_FIT = ALL + EPOCHS * HELDOUT
-# A block of each kind is looked at before anything is done; here all are of one kind.
+# One block of each kind is examined before the run; here all are of one kind.
 SURVEYED = Counter({0: 1})
 
 
@@ -53,8 +53,9 @@ def test_what_windows_that_overlap_have_in_common_is_passed_once(
 ) -> None:
     record = prune(llama, tmp_path / "out", reconstruct="BR+GP+CR")
     blocks = range(len(record["blocks"]))
-    # Each block is in a second window, with the next, and what comes out of it until that one's fit is what the first
-    # has ended with. The last block is there alone, and passed for the errors before.
+    # Each block is in a second window, together with the next one; until that is fitted, the block's outputs are those
+    # that the first window ended with. The last block's second window has no other block, so it is run for the errors
+    # before the fit.
     again = EPOCHS * HELDOUT + ALL
     expected = Counter(dict.fromkeys(blocks, OF_ALL_RUNGS + OF_A_FIT + again))
     assert passed - SURVEYED == expected + Counter({blocks[-1]: ALL})

@@ -1,4 +1,4 @@
-"""The most memory that was held is the host's and the named device's, since it was last forgotten; or what is held."""
+"""Peak memory is the host's and the named device's since the last reset; resident memory is what is held now."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from reprune.engine.peak_memory import forget_peak_memory, peak_memory_bytes, re
 
 @pytest.fixture
 def peaks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """What two GPUs, of which the first is current, have held at most."""
+    """The peak memory of two GPUs, of which the first is the current device."""
     held = [5, 9_600_000_000]
 
     def reset(device: str | None = None) -> None:
@@ -55,7 +55,7 @@ def test_a_gpu_that_nothing_was_done_on_has_no_peak_to_forget(
     peaks: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
-    forget_peak_memory("cuda:1")  # PyTorch refuses it of a device that it has not begun with
+    forget_peak_memory("cuda:1")  # PyTorch refuses to reset the peak before CUDA is initialized
     assert peaks == [5, 9_600_000_000]
 
 

@@ -1,4 +1,4 @@
-"""A probe's tokens are by a rule, and the record holds how large the states of the first have become."""
+"""A probe's tokens follow a fixed rule, and the record has the size of the first tokens' states."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from reprune.engine.probe import TOKENS, Probe, rms
 
 
 def test_tokens_are_the_same_for_all_and_spread_over_the_vocabulary() -> None:
-    """Who checks a result makes them anew: the rule may not change."""
+    """Verifying a result generates them again, so the rule must not change."""
     ids = Probe(32000, 64).ids
     assert ids.tolist() == [[7919 * place % 32000 for place in range(64)]]
     assert len(set(ids[0].tolist())) == 64

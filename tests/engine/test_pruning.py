@@ -28,7 +28,7 @@ from tests.engine.quick import QUICK, prune
 
 
 def test_an_expert_that_just_enough_tokens_reach_is_pruned_as_the_others_and_the_last_may_have_none() -> None:
-    """Statistics that are at hand say that the two columns of the smallest weights matter most."""
+    """The given statistics say that the two columns with the smallest weights matter most."""
     _, block, _, _ = made()
     groups = [LinearGroup((linear,), False, expert=True, stage="mlp") for linear in block.linears]
     known: list[Any] = []
@@ -59,7 +59,7 @@ def test_matrices_of_one_group_may_have_patterns_of_their_own() -> None:
 
 
 class _Sparser(Pruner[Statistics]):
-    """Prunes by magnitude, and of the first of a group's matrices three quarters whatever it is told."""
+    """Prunes by magnitude, but three quarters of a group's first matrix, whatever the pattern."""
 
     data_free = True
 

@@ -1,4 +1,4 @@
-"""Several processes that share the samples come to what one process comes to, whatever the recipe."""
+"""Several processes that share the samples get the result of a single one, whatever the recipe."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from tests.engine import together
 from tests.engine.quick import tensors
 
 TOLERANCE = 1e-4
-"""Of a model's weights, relative: sums over samples are made in another order, and nothing else differs."""
+"""Relative to a model's weights: sums over samples are taken in another order, and nothing else differs."""
 
 _COMMON: dict[str, Any] = {
-    "samples": 9,  # which no number of processes divides
+    "samples": 9,  # not divisible by any tested number of processes
     "seqlen": 24,
     "device": "cpu",
     "precision": "float32",
@@ -61,14 +61,14 @@ COUNTS: dict[int, list[str]] = {
     2: list(RECIPES),
     4: ["BR+GP+CR", "least squares", "owl, on disk", "float16, some without a sample", "experts", "distilled"],
 }
-"""What is done by how many processes: by four, one recipe of each kind of sum that they exchange."""
+"""The recipes by the number of processes that run them: for four, one recipe for each kind of sum exchanged."""
 
 
 def lay_out(root: Path) -> None:
     """Write the models of all recipes and their text.
 
-    The text is the same with every Python: of thousands of scores two can be so close that the order of a sum decides
-    which weight is pruned, and where they are is a matter of the text.
+    The text does not depend on Python's version: two of thousands of scores can be so close that the order of a sum
+    decides which weight is pruned, and whether there are such scores depends on the text.
     """
     for name in {model for model, _ in RECIPES.values()}:
         tiny.save(name, root / name)
@@ -76,7 +76,7 @@ def lay_out(root: Path) -> None:
 
 
 def job(root: Path, place: str, name: str, **more: Any) -> tuple[str, str, dict[str, Any]]:
-    """The model, the result's folder and the recipe of a run."""
+    """A run as its model, the result's folder and the recipe."""
     model, own = RECIPES[name]
     solver = {**_COMMON["solver"], **own.get("solver", {})}
     content = {**_COMMON, "calibration": [str(root / "text.txt")], **own, "solver": solver, **more}
@@ -85,7 +85,7 @@ def job(root: Path, place: str, name: str, **more: Any) -> tuple[str, str, dict[
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Every recipe done by one process and by two, and some by four."""
+    """The results of every recipe run by one process and by two, and of some by four."""
     root = tmp_path_factory.mktemp("ranks")
     lay_out(root)
     (root / "1").mkdir()

@@ -229,7 +229,7 @@ def test_a_model_whose_logits_no_module_makes_is_refused_before_anything_is_done
         monkeypatch.setattr(self.model, "get_output_embeddings", lambda: None)
 
     monkeypatch.setattr(Skeleton, "__init__", headless)
-    with pytest.raises(UnsupportedModelError, match=r"no module that makes its logits.*leave out distill\.blocks"):
+    with pytest.raises(UnsupportedModelError, match=r"no module that computes its logits.*leave out distill\.blocks"):
         prune(llama, tmp_path / "out", "distill=1")
     assert not (tmp_path / "out").exists()
 

@@ -200,7 +200,10 @@ def test_a_run_goes_on_with_its_model_at_another_place(
         prune(Path("mine"), Path("cut"), "BR+GP", InterruptAt(0))
     before.rename(after)
     monkeypatch.chdir(tmp_path)
-    message = f"{before}/mine: .* no longer there; put it, or a link to it, back, or go where mine is that model, and"
+    message = (
+        f"{before}/mine: .* no longer there; put it, or a link to it, back, or change to the folder in which mine is "
+        "that model, and"
+    )
     with pytest.raises(InputError, match=message):
         reprune.resume(after / "cut")
     monkeypatch.chdir(after)

@@ -97,7 +97,7 @@ def _llava(**options: Any) -> LlavaConfig:
 def test_of_a_whole_that_embeds_no_tokens_the_parts_that_generate_are_named() -> None:
     parts = {"tower": tiny.build("gpt2").transformer, "thinker": tiny.build("llama"), "vocoder": nn.Linear(2, 2)}
     whole = nn.ModuleDict(parts)
-    with pytest.raises(UnsupportedModelError, match="of its parts, thinker can generate: load it"):
+    with pytest.raises(UnsupportedModelError, match="of its parts, thinker can generate: load the model"):
         check_embedding(whole)
 
 
@@ -130,7 +130,7 @@ def test_a_model_that_cannot_be_made_is_refused_with_what_it_raises(
     (folder / "own.py").write_text("def Own(:")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | said))
-    with pytest.raises(UnsupportedModelError, match=rf"^model: Transformers cannot make the model .*\({message}"):
+    with pytest.raises(UnsupportedModelError, match=rf"^model: Transformers cannot build a model .*\({message}"):
         build_bare(folder, trust_remote_code=True)
 
 
@@ -150,7 +150,9 @@ def _naming_a_kernel(folder: Path, said: dict[str, Any]) -> Path:
 
 @pytest.mark.parametrize("said", _NAMING_A_KERNEL)
 def test_a_kernel_of_the_hub_that_a_configuration_names_is_not_fetched(said: dict[str, Any], tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"^model: its config.json has '[\w|]+[/-].* compute attention, code that"):
+    with pytest.raises(
+        InputError, match=r"^model: its config.json names '[\w|]+[/-].* as its attention, which is code that"
+    ):
         build_bare(_naming_a_kernel(tmp_path / "model", said), trust_remote_code=False)
 
 
@@ -158,7 +160,7 @@ def test_a_kernel_of_the_hub_that_a_configuration_names_is_not_fetched(said: dic
 def test_one_that_is_trusted_is_fetched_by_transformers(said: dict[str, Any], tmp_path: Path) -> None:
     if said == _NAMING_A_KERNEL[1] and Version(transformers.__version__) < Version("5.23"):
         pytest.skip("Transformers passes over one that is named so until 5.23")
-    with pytest.raises(UnsupportedModelError, match=r"cannot make the model .*kernel"):
+    with pytest.raises(UnsupportedModelError, match=r"cannot build a model .*kernel"):
         build_bare(_naming_a_kernel(tmp_path / "model", said), trust_remote_code=True)
 
 

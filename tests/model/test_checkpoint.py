@@ -90,7 +90,7 @@ def test_the_one_file_goes_before_an_index_as_transformers_has_it(tmp_path: Path
 
 def test_a_tensor_that_is_in_two_files_is_refused_by_its_name(tmp_path: Path) -> None:
     folder = _folder(tmp_path, one={"a": torch.ones(2)}, two={"a": torch.zeros(2), "b": torch.ones(1)})
-    with pytest.raises(InputError, match=r"the tensor a is in one\.safetensors and in two\.safetensors"):
+    with pytest.raises(InputError, match=r"the tensor a is in both one\.safetensors and two\.safetensors"):
         Checkpoint(folder)
 
 

@@ -69,7 +69,7 @@ def test_tensors_under_names_that_nothing_reads_are_named(old: str, new: str, tm
 def test_a_tensor_of_a_block_under_two_names_is_refused(tmp_path: Path) -> None:
     name, other = "model.layers.1.mlp.up_proj.weight", "layers.1.mlp.up_proj.weight"
     folder = _edited(tiny.save("llama", tmp_path), lambda tensors: tensors.update({other: tensors[name].clone()}))
-    with pytest.raises(InputError, match=f"the tensors {other} and {name} are both {name}; take"):
+    with pytest.raises(InputError, match=f"the tensors {other} and {name} are both {name}; remove"):
         Decoder(folder)
 
 

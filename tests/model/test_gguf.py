@@ -54,7 +54,7 @@ def test_a_release_that_loses_bos_is_refused_before_anything_is_written(
     (tmp_path / "a.gguf").write_bytes(b"GGUF and more")
     for version in ("5.16.0", "5.22.2"):
         monkeypatch.setattr("transformers.__version__", version)
-        with pytest.raises(InputError, match=rf'a\.gguf: .* 5\.23 or newer, this is {version}.*"reprune\[gguf\]", or'):
+        with pytest.raises(InputError, match=rf'a\.gguf: .* 5\.23 or newer \(this is {version}.*"reprune\[gguf\]", or'):
             convert_gguf(tmp_path / "a.gguf", pytest.fail)
     assert not (tmp_path / "cache").exists()
 

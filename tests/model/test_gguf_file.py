@@ -114,7 +114,7 @@ def test_one_of_several_parts_is_refused_and_one_of_one_is_whole(said: Any) -> N
     ("kind", "arch", "message"),
     [
         ("adapter", "llama", r"is a LoRA adapter; merge it into its model first \(llama-export-lora\)"),
-        ("mmproj", "clip", "is of type mmproj, so it is no language model; give the .gguf file of the model itself"),
+        ("mmproj", "clip", "is of type mmproj, so it is not a language model; give the .gguf file of the model itself"),
         ("imatrix", "", "is of type imatrix, so"),
         (None, "clip", r"has no clip\.block_count, so"),
     ],

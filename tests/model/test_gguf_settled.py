@@ -75,9 +75,7 @@ def test_what_no_configuration_has_a_place_for_is_refused(
     name: str, arch: str, said: Any, lost: str, tmp_path: Path
 ) -> None:
     file = write_gguf(tmp_path / "odd.gguf", arch=arch, model=tiny.build(name), **said)
-    with pytest.raises(
-        UnsupportedModelError, match=f"odd.gguf: .* passes over {lost} in a GGUF of architecture {arch}"
-    ):
+    with pytest.raises(UnsupportedModelError, match=f"odd.gguf: .* ignores {lost} in a GGUF of architecture {arch}"):
         locate_model(str(file))
 
 

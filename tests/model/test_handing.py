@@ -157,10 +157,16 @@ def test_more_than_half_of_the_blocks_must_run(tmp_path: Path, ids: Tensor) -> N
 @pytest.mark.parametrize(
     ("quirk", "reason"),
     [
-        ("beside", r"block 0 hands to later blocks .* the shape \[\] for one sample of 11 tokens"),
-        ("beside, numbers", r"block 0 hands to later blocks .* a tensor of torch\.int64"),
-        ("beside, by name", r"block 0 hands to later blocks .* the shape \[\]"),
-        ("beside, without name", r"block 0 hands to later blocks .* an argument without a name"),
+        (
+            "beside",
+            r"block 0 hands more than the hidden states to later blocks, .* the shape \[\] for one sample of 11 tokens",
+        ),
+        ("beside, numbers", r"block 0 hands more than the hidden states to later blocks, .* a tensor of torch\.int64"),
+        ("beside, by name", r"block 0 hands more than the hidden states to later blocks, .* the shape \[\]"),
+        (
+            "beside, without name",
+            r"block 0 hands more than the hidden states to later blocks, .* an argument without a name",
+        ),
     ],
 )
 def test_what_is_not_so_many_numbers_a_token_is_refused(
@@ -287,7 +293,9 @@ def test_what_a_block_writes_to_a_mapping_of_its_own_is_handed_to_nobody() -> No
 def test_several_mappings_under_one_name_are_not_taken_for_one(number: int) -> None:
     sides: list[dict[str, Tensor]] = [{} for _ in range(number)]
     passed = [*sides, *sides[:2]]
-    with pytest.raises(UnsupportedModelError, match=r"block 0 hands .*, and in one of several mappings under one name"):
+    with pytest.raises(
+        UnsupportedModelError, match=r"block 0 hands .*, and it does so in one of several mappings of the same name"
+    ):
         _forms(*((_writes(2), {"side": side}) for side in passed))
     assert _reads_and_writes(_forms(*((_alone, {"side": side}) for side in passed))) == [([], [])] * len(passed)
 
@@ -296,7 +304,10 @@ def test_an_entry_that_is_written_once_more_is_of_one_shape() -> None:
     shared: dict[str, Tensor] = {}
     forms = _forms(*((puts, {"side": shared}) for puts in (_writes(2), _writes(2))))
     assert _reads_and_writes(forms) == [([], [0]), ([0], [0])]
-    with pytest.raises(UnsupportedModelError, match=r"block 1 hands to later blocks .*, and it is not of one shape"):
+    with pytest.raises(
+        UnsupportedModelError,
+        match=r"block 1 hands more than .* to later blocks, and that has different shapes in different blocks",
+    ):
         _forms(*((puts, {"side": shared}) for puts in (_writes(2), _writes(3))))
 
 

@@ -233,7 +233,7 @@ def test_a_model_that_gives_no_logits_is_refused_with_what_it_raises(
     kind: type[Any], reason: str, precision: Precision
 ) -> None:
     losses = TokenLosses(kind(tiny.CONFIGS["llama"]()).eval(), precision)
-    with pytest.raises(InputError, match=f"{kind.__name__}: it gives no logits of token ids alone .{reason}"):
+    with pytest.raises(InputError, match=f"{kind.__name__}: it returns no logits for token ids alone .{reason}"):
         losses(IDS)
 
 

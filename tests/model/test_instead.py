@@ -38,7 +38,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             ["pytorch_model_fsdp_0/__0_0.distcp", "optimizer_0/__0_0.distcp"],
             "'accelerate merge-weights run/pyt.*_0 OUT'",
         ),
-        (["__0_0.distcp", ".metadata"], "what has trained the model"),
+        (["__0_0.distcp", ".metadata"], "the trainer"),
     ],
     ids=["deepspeed", "fsdp", "distributed"],
 )
@@ -50,7 +50,7 @@ def test_weights_in_parts_of_a_training_run_are_to_be_put_together(
         (folder / name).touch()
     if configured:
         tiny.CONFIGS["llama"]().save_pretrained(folder)
-    with pytest.raises(InputError, match=f"^run: its weights are in parts, .*; have {way} put them together"):
+    with pytest.raises(InputError, match=f"^run: its weights are in parts, .*; have {way} merge them"):
         locate_model("run")
 
 
@@ -83,7 +83,9 @@ def test_what_else_a_trainer_keeps_as_pickles_is_not_taken_for_weights(folder: P
 def test_pickles_that_transformers_does_not_look_for_are_for_what_wrote_them(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps({"model_type": "llama"}))
     (folder / "pytorch_model_fsdp.bin").touch()
-    with pytest.raises(InputError, match=r"pickles \(pytorch_model_fsdp\.bin\).* have what wrote them save the model"):
+    with pytest.raises(
+        InputError, match=r"pickles \(pytorch_model_fsdp\.bin\).* have the program that wrote them save the model"
+    ):
         locate_model("run")
     (folder / "pytorch_model.bin").touch()
     with pytest.raises(InputError, match=r"AutoModelForCausalLM\.from_pretrained\('run'\)\.save_pretrained\(FOLDER\)"):
@@ -101,7 +103,7 @@ def test_the_models_within_a_folder_are_named(folder: Path) -> None:
     for name in ("checkpoint-1", "checkpoint-2", "snapshots/abc", "snapshots/def"):
         (folder / name).mkdir(parents=True)
         (folder / name / "config.json").touch()
-    shown = "run/checkpoint-1, run/checkpoint-2, run/snapshots/abc and 1 more: give the one you mean"
+    shown = "run/checkpoint-1, run/checkpoint-2, run/snapshots/abc and 1 more: give the folder that you mean"
     with pytest.raises(InputError, match=f"^run: has no config.json, .* there is one in {shown}"):
         locate_model("run")
 
@@ -109,13 +111,13 @@ def test_the_models_within_a_folder_are_named(folder: Path) -> None:
 def test_a_makers_own_format_is_told(folder: Path) -> None:
     for name in ("params.json", "consolidated.safetensors"):
         (folder / name).touch()
-    with pytest.raises(InputError, match=r"^run: has no config\.json; params\.json is of its maker's own format"):
+    with pytest.raises(InputError, match=r"^run: has no config\.json; its params\.json is of its maker's own format"):
         locate_model("run")
 
 
 def test_for_a_file_of_a_model_its_folder_is_named(folder: Path) -> None:
     tiny.save("llama", folder)
-    with pytest.raises(InputError, match=r"^run/model\.safetensors: is a file of a model; give the folder .*: run$"):
+    with pytest.raises(InputError, match=r"^run/model\.safetensors: is one file of a model; give the folder .*: run$"):
         locate_model("run/model.safetensors")
 
 

@@ -116,7 +116,7 @@ def test_without_a_package_that_reads_gguf_the_extra_is_named(
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == lacking else find(name))
     with pytest.raises(
-        InputError, match=r'tiny\.gguf: GGUF files are read by other packages: pip install "reprune\[gguf'
+        InputError, match=r'tiny\.gguf: reading GGUF files needs other packages: pip install "reprune\[gguf'
     ):
         locate_model(str(gguf))
 
@@ -226,7 +226,7 @@ def test_more_blocks_than_tensors_are_not_made(tmp_path: Path) -> None:
     content = write_gguf(tmp_path / "tiny.gguf").read_bytes()
     key = b"llama.block_count" + (4).to_bytes(4, "little")
     (tmp_path / "tiny.gguf").write_bytes(content.replace(key + b"\3\0\0\0", key + b"\xff" * 4))
-    with pytest.raises(UnsupportedModelError, match=r"tiny\.gguf: has 30 tensors for 4294967295 blocks; use"):
+    with pytest.raises(UnsupportedModelError, match=r"tiny\.gguf: has only 30 tensors for 4294967295 blocks; use"):
         locate_model(str(tmp_path / "tiny.gguf"))
 
 
@@ -239,7 +239,7 @@ def test_what_is_no_gguf_or_but_a_part_of_one_is_refused(gguf: Path, tmp_path: P
     with pytest.raises(InputError, match="--merge"):
         locate_model(str(tmp_path / "m-00002-of-00003.gguf"))
     (tmp_path / "model.gguf").write_text("<html>not found</html>")
-    with pytest.raises(InputError, match="is no GGUF file"):
+    with pytest.raises(InputError, match="is not a GGUF file"):
         locate_model(str(tmp_path / "model.gguf"))
 
 

@@ -140,7 +140,7 @@ def test_endings_are_those_of_files_whatever_their_case(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such file"):
         locate_model("owner/MODEL.GGUF")
     (tmp_path / "A.GGUF").touch()
-    with pytest.raises(InputError, match=r"in GGUF alone; name the file itself: .*/A\.GGUF"):
+    with pytest.raises(InputError, match=r"holds its model only as GGUF; give the path of the file: .*/A\.GGUF"):
         locate_model(str(tmp_path))
 
 

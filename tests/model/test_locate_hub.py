@@ -95,7 +95,7 @@ def test_neither_pickles_nor_second_copies_are_downloaded() -> None:
 @pytest.mark.parametrize(
     ("files", "downloaded", "message"),
     [
-        (["README.md", "a.gguf"], [], r"in GGUF alone; .*'hf download owner/tiny a.gguf --revision v1'"),
+        (["README.md", "a.gguf"], [], r"holds its model only as GGUF; .*'hf download owner/tiny a.gguf --revision v1'"),
         (
             ["a-00001-of-00002.gguf", "mmproj.gguf", "q4.gguf"],
             [],
@@ -107,25 +107,26 @@ def test_neither_pickles_nor_second_copies_are_downloaded() -> None:
         (
             ["config.json", "model.fp16.safetensors", "pytorch_model.bin"],
             ["config.json"],
-            r"variant alone \(model\.fp16\.safetensors\).*'hf download owner/tiny --revision v1 --local-dir FOLDER', "
+            r"only as a variant \(model\.fp16\.safetensors\)"
+            r".*'hf download owner/tiny --revision v1 --local-dir FOLDER', "
             r"rename the file there to model\.safetensors, then give FOLDER",
         ),
         (
             ["config.json", "model.safetensors.index.bf16.json", "model.bf16-00001-of-00002.safetensors"],
             ["config.json"],
-            r"variant alone .*rename the file there to model\.safetensors\.index\.json, then",
+            r"only as a variant .*rename the file there to model\.safetensors\.index\.json, then",
         ),
         ([".gitattributes"], [], "has no config.json"),
         (
             ["config.json", "zero_to_fp32.py", "latest", "global_step9/zero_pp_rank_0_mp_rank_00_model_states.pt"],
             ["config.json", "zero_to_fp32.py"],
             r"saved them; 'hf download owner/tiny --revision v1 --local-dir FOLDER', then have "
-            r"'python FOLDER/zero_to_fp32\.py FOLDER OUT --safe_serialization' put them together",
+            r"'python FOLDER/zero_to_fp32\.py FOLDER OUT --safe_serialization' merge them",
         ),
         (
             ["config.json", "pytorch_model_fsdp_0/__0_0.distcp"],
             ["config.json"],
-            "--local-dir FOLDER', then have 'accelerate merge-weights FOLDER/pytorch_model_fsdp_0 OUT' put",
+            "--local-dir FOLDER', then have 'accelerate merge-weights FOLDER/pytorch_model_fsdp_0 OUT' merge",
         ),
         (
             ["README.md", "a/config.json", "a/model.safetensors", "b/config.json", "b/model.safetensors"],
@@ -204,7 +205,7 @@ def test_what_the_hub_refuses_is_said_with_its_remedy(
     [
         (401, r"the Hub does not let you read it \(401\); check HF_TOKEN, or run 'hf auth login'\.$"),
         (403, r"the Hub does not let you read it \(403\); check HF_TOKEN"),
-        (429, r"the Hub takes no more requests for now \(429\); wait some minutes"),
+        (429, r"the Hub accepts no more requests for now \(429\); wait some minutes"),
         (500, r"the Hub fails \(500\); try again later"),
         (503, r"the Hub fails \(503\); try again later"),
     ],
@@ -240,14 +241,16 @@ def test_what_is_asked_in_place_of_the_hub_is_named(monkeypatch: pytest.MonkeyPa
     mirror, missing = "https://me:secret@mirror.example", errors.LocalEntryNotFoundError("")
     assert said(mirror, missing).startswith("https://mirror.example (HF_ENDPOINT) cannot be reached; go online")
     monkeypatch.setenv("HTTPS_PROXY", "http://me:secret@proxy.example")
-    assert "(HF_ENDPOINT) cannot be reached by the proxy of HTTPS_PROXY; go online" in said(mirror, missing)
+    assert "(HF_ENDPOINT) cannot be reached through the proxy in HTTPS_PROXY; go online" in said(mirror, missing)
     assert said("http://mirror.example", missing).startswith(
         "http://mirror.example (HF_ENDPOINT) cannot be reached; go"
     )
     monkeypatch.setenv("NO_PROXY", "other.example,.mirror.example")
     assert said(f"{mirror}:8443", missing).startswith("https://mirror.example:8443 (HF_ENDPOINT) cannot be reached; go")
     page = json.JSONDecodeError("Expecting value", "<html>", 0)
-    assert said(mirror, page).startswith("what answers is not https://mirror.example (HF_ENDPOINT), but a proxy")
+    assert said(mirror, page).startswith(
+        "a server that is not https://mirror.example (HF_ENDPOINT) answers, such as a proxy"
+    )
     assert said("mirror.example", missing) == (
         "HF_ENDPOINT is mirror.example; expected a URL, which begins with https://."
     )

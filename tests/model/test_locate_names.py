@@ -32,10 +32,10 @@ LLAMA = {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
         (None, [], "has no config.json"),
         (None, ["model.safetensors"], "has no config.json"),
         (None, ["adapter_config.json", "adapter_model.safetensors"], "merge_and_unload"),
-        (None, ["b.gguf", "a.gguf"], r"name the file itself: .*/a\.gguf"),
-        (LLAMA, ["a.gguf"], r"name the file itself: .*/a\.gguf"),
-        (None, ["MMProj-f16.gguf", "imatrix.gguf", "tiny.gguf"], r"name the file itself: .*/tiny\.gguf"),
-        (None, ["mmproj.gguf", "tiny-00001-of-00002.gguf"], r"name the file itself: .*/tiny-00001-of-00002\.gguf"),
+        (None, ["b.gguf", "a.gguf"], r"give the path of the file: .*/a\.gguf"),
+        (LLAMA, ["a.gguf"], r"give the path of the file: .*/a\.gguf"),
+        (None, ["MMProj-f16.gguf", "imatrix.gguf", "tiny.gguf"], r"give the path of the file: .*/tiny\.gguf"),
+        (None, ["mmproj.gguf", "tiny-00001-of-00002.gguf"], r"give the path of the file: .*/tiny-00001-of-00002\.gguf"),
         (LLAMA, ["pytorch_model.bin"], r"pickles \(pytorch_model.bin\).*save_pretrained"),
         (LLAMA, ["pytorch_model-00001-of-00002.bin"], "pickles"),
         (LLAMA, ["consolidated.00.pth"], "pickles"),
@@ -142,7 +142,7 @@ def test_a_name_that_no_file_can_have_is_refused() -> None:
 def test_a_missing_gguf_file_and_a_revision_of_a_folder_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such file"):
         locate_model("owner/model.gguf")
-    with pytest.raises(InputError, match=f"{tmp_path} is on this machine, and only a Hub id"):
+    with pytest.raises(InputError, match=f"{tmp_path} is a local path, and only a Hub id"):
         locate_model(f"{tmp_path}@main")
     with pytest.raises(InputError, match="expected a branch, tag or commit after the @"):
         locate_model("owner/tiny@")

@@ -35,5 +35,5 @@ def test_one_of_another_shape_is_refused_before_anything_is_done(
         tensors = load_file(file)
         tensors |= {key: torch.cat([tensors[key], tensors[key][:8]]) for key in tensors.keys() & {name}}
         save_file(tensors, file, {"format": "pt"})
-    with pytest.raises(UnsupportedModelError, match=rf"the tensor {name} has the shape .* not of one model"):
+    with pytest.raises(UnsupportedModelError, match=rf"the tensor {name} has the shape .* not of the same model"):
         Decoder(folder)

@@ -58,13 +58,13 @@ def test_blocks_are_passed_what_is_each_samples_own(
 
 def test_blocks_that_are_passed_what_earlier_blocks_make_are_refused(tmp_path: Path, ids: Tensor) -> None:
     decoder = Decoder(odd.save("handed on", tmp_path))
-    with pytest.raises(UnsupportedModelError, match=r"block 1 is passed .*, which comes from the blocks before it"):
+    with pytest.raises(UnsupportedModelError, match=r"block 1 is passed .*, which depends on the blocks before it"):
         embedded(decoder, ids)
 
 
 def test_a_cache_that_is_passed_although_none_is_to_be_kept_is_refused(tmp_path: Path, ids: Tensor) -> None:
     decoder = Decoder(odd.save("cache", tmp_path))
-    with pytest.raises(UnsupportedModelError, match="block 0 is passed a DynamicCache, though use_cache is False"):
+    with pytest.raises(UnsupportedModelError, match="block 0 is passed a DynamicCache though use_cache is False"):
         embedded(decoder, ids)
 
 

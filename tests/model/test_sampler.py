@@ -176,7 +176,7 @@ def test_few_rows_at_a_time_give_the_same(monkeypatch: pytest.MonkeyPatch) -> No
 def test_a_model_without_a_cache_is_refused() -> None:
     model = tiny.build("llama")
     model.config.use_cache = False
-    with pytest.raises(InputError, match="keeps no keys and values"):
+    with pytest.raises(InputError, match="has no cache of keys and values"):
         Sampler(model, FLOAT32)
 
 
@@ -192,7 +192,7 @@ def test_a_fault_of_a_gpu_is_not_laid_to_the_cache() -> None:
     [("prophetnet", r"next tokens are \d\d% off"), ("cpmant", "RuntimeError: The size of tensor")],
 )
 def test_a_model_whose_cache_gives_other_words_or_none_is_refused(name: str, reason: str) -> None:
-    with pytest.raises(InputError, match=rf"writes something else with its cache.*\({reason}.*--endpoint"):
+    with pytest.raises(InputError, match=rf"does not write the same with its cache.*\({reason}.*--endpoint"):
         Sampler(tiny.build(name), FLOAT32)
 
 

@@ -16,8 +16,8 @@ from reprune.model.whole import load_model
 from .. import tiny
 
 _WITHIN = {
-    "_orig_mod.{}": r"\(by torch\.compile or DDP\) with save_pretrained",
-    "module._orig_mod.{}": r"\(by torch\.compile or DDP\) with save_pretrained",
+    "_orig_mod.{}": r"without its wrapper \(torch\.compile, DDP\) with save_pretrained",
+    "module._orig_mod.{}": r"without its wrapper \(torch\.compile, DDP\) with save_pretrained",
     "base_model.model.{}": r"\(merge_and_unload\), and save that with save_pretrained",
 }
 
@@ -62,7 +62,7 @@ def test_a_makers_own_names_are_not_to_be_exchanged(tmp_path: Path) -> None:
     tensors = {name.replace("_proj", "").replace("norm.", "n."): one for name, one in tensors.items()}
     tensors["output.weight"] = tensors.pop("lm_head.weight")
     save_file(tensors, folder / "consolidated.safetensors")
-    said = "are not in the format of Transformers: give the model in that"
+    said = "are not in the format of Transformers: give the model in that format"
     with pytest.raises(UnsupportedModelError, match=rf"hold layers\.0\.attention\.\w+\.weight, .*: they {said}"):
         Decoder(folder)
     with pytest.raises(InputError, match=rf"the tensors of consolidated\.safetensors {said}"):
@@ -88,7 +88,7 @@ def test_tensors_that_a_process_saved_empty_are_told(tmp_path: Path) -> None:
     folder = tiny.save("llama", tmp_path / "model")
     names = load_file(folder / "model.safetensors")
     save_file({name: torch.empty(0) for name in names}, folder / "model.safetensors", {"format": "pt"})
-    said = r"shape \[0\], .*; it is empty, as a process leaves it .*: have the trainer gather them"
+    said = r"shape \[0\], .*; it is empty, as when a process .*: have the trainer gather the weights"
     with pytest.raises(UnsupportedModelError, match=said):
         Decoder(folder)
     with pytest.raises(InputError, match=said):

@@ -357,7 +357,7 @@ def test_a_weight_of_another_shape_is_named(tmp_path: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     config["intermediate_size"] = 48
     (folder / "config.json").write_text(json.dumps(config))
-    expected = r"down_proj\.weight with shape \[32, 64\], and by its config\.json it has \[32, 48\]"
+    expected = r"down_proj\.weight with shape \[32, 64\], but by its config\.json it should have \[32, 48\]"
     with pytest.raises(InputError, match=expected):
         load_model(folder, CPU)
 

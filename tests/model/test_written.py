@@ -92,7 +92,7 @@ def _within(side: Any, out: Tensor) -> Tensor:
     ids=["object", "object with a tensor", "dict", "list", "in place", "deep"],
 )
 def test_what_a_block_reads_of_others_is_refused_by_the_name_of_its_argument(uses: Uses, side: Any) -> None:
-    with pytest.raises(UnsupportedModelError, match="Model: block 1 reads what an earlier one has written into 'side'"):
+    with pytest.raises(UnsupportedModelError, match="Model: block 1 reads what an earlier block wrote into 'side'"):
         _try(uses, side)
 
 
@@ -145,7 +145,7 @@ def test_so_it_is_where_they_write_to_a_mapping_that_is_carried_along_too() -> N
     shared: dict[str, Tensor] = {}
     side: list[Tensor] = []
     calls = [Call((None,), {"shared": shared, "side": side}, 0) for _ in range(2)]
-    with pytest.raises(UnsupportedModelError, match="block 1 reads what an earlier one has written into 'side'"):
+    with pytest.raises(UnsupportedModelError, match="block 1 reads what an earlier block wrote into 'side'"):
         refuse_written("Model", nn.ModuleList(Both() for _ in calls), calls, torch.zeros(2, 3, 4))
 
 
@@ -153,7 +153,7 @@ def test_an_argument_without_a_name_is_told_by_its_place() -> None:
     side: list[Tensor] = []
     calls = [Call((None, side), {}, 0) for _ in range(3)]
     blocks = nn.ModuleList(_Block(_last) for _ in calls).to("meta")
-    with pytest.raises(UnsupportedModelError, match="block 1 reads what an earlier one has written into 'argument 1'"):
+    with pytest.raises(UnsupportedModelError, match="block 1 reads what an earlier block wrote into 'argument 1'"):
         refuse_written("Model", blocks, calls, torch.zeros(2, 3, 4))
 
 
@@ -198,13 +198,13 @@ def test_blocks_are_run_where_something_is_passed_that_several_may_write_into(si
 
 def test_a_model_of_such_blocks_is_refused(tmp_path: Path, ids: Tensor) -> None:
     decoder = Decoder(odd.save("handed on, in an object", tmp_path))
-    with pytest.raises(UnsupportedModelError, match="OddModel: block 1 reads what an earlier one has written into"):
+    with pytest.raises(UnsupportedModelError, match="OddModel: block 1 reads what an earlier block wrote into"):
         embedded(decoder, ids)
 
 
 def test_so_is_one_whose_blocks_write_into_a_tensor_that_all_are_passed(tmp_path: Path) -> None:
     weightless = Decoder(odd.save("handed on, in a tensor", tmp_path)).weightless
-    with pytest.raises(UnsupportedModelError, match="block 1 reads what an earlier one has written into 'side'"):
+    with pytest.raises(UnsupportedModelError, match="block 1 reads what an earlier block wrote into 'side'"):
         weightless.groups(0)
 
 

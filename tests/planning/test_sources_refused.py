@@ -124,7 +124,7 @@ def test_what_the_hub_answers_is_said_though_the_library_only_misses_files(monke
             raise FileNotFoundError("Couldn't find any data file at /here/org/name.") from None
 
     monkeypatch.setattr(datasets, "load_dataset", load)
-    said = "expected to read 'org/name' from the Hugging Face Hub, but .* takes no more requests for now .429.; wait"
+    said = "expected to read 'org/name' from the Hugging Face Hub, but .* accepts no more requests for now .429.; wait"
     with pytest.raises(InputError, match=said):
         load_documents("org/name", "train")
 
@@ -155,7 +155,10 @@ def test_a_damaged_file_on_this_machine_is_no_page_of_a_proxy(
 
 @pytest.mark.parametrize(
     ("told", "said"),
-    [('{"default": broken', "expected split 'train' .* Expecting value"), ("<html>", "not the Hub, but")],
+    [
+        ('{"default": broken', "expected split 'train' .* Expecting value"),
+        ("<html>", "a server that is not the Hub answers, such as"),
+    ],
 )
 def test_a_damaged_file_of_a_hubs_data_set_is_no_page_of_a_proxy(
     told: str, said: str, monkeypatch: pytest.MonkeyPatch

@@ -60,7 +60,8 @@ def test_the_flag_is_named_that_lets_a_tokenizers_own_code_run(
         (folder / "tokenizer.model").write_bytes(_PIECES)
     with pytest.raises(
         InputError,
-        match=r"^model: Python code comes with it .*, give --trust-remote-code \(.*trust_remote_code=True\)\.$",
+        match=r"^model: loading it runs Python code that comes with it; .*, give --trust-remote-code "
+        r"\(.*trust_remote_code=True\)\.$",
     ):
         load_tokenizer(folder)
 

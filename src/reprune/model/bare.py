@@ -51,13 +51,14 @@ def read_config(folder: Path, trust_remote_code: bool) -> Any:
         )
     if not trust_remote_code and (kernel := _kernel(config)) is not None:
         raise InputError(
-            f"{called(folder)}: its config.json has {kernel!r:.100} compute attention, code that Transformers would "
-            "fetch from the Hub; take attn_implementation out of it, or give --trust-remote-code."
+            f"{called(folder)}: its config.json names {kernel!r:.100} as its attention, which is code that "
+            "Transformers would download from the Hub; remove attn_implementation from config.json, or give "
+            "--trust-remote-code."
         )
     if config.model_type in ENCODERS and getattr(config, "is_decoder", None) is False:
         raise UnsupportedModelError(
-            f"{called(folder)}: {config.model_type} with is_decoder false attends to the tokens that are to come, so "
-            "it does not predict the next one; give a causal language model."
+            f"{called(folder)}: {config.model_type} with is_decoder false attends to later tokens, so it does not "
+            "predict the next one; give a causal language model."
         )
     return config
 
@@ -66,7 +67,7 @@ def check_trusted(folder: Path, error: Exception) -> None:
     """Raise an `InputError` with the remedy if Transformers' error says that the model needs remote code."""
     if "argument `trust_remote_code=True`" in str(error):
         raise InputError(
-            f"{called(folder)}: Python code comes with it that it is loaded by; if you trust that, give "
+            f"{called(folder)}: loading it runs Python code that comes with it; if you trust that code, give "
             "--trust-remote-code (from Python, trust_remote_code=True)."
         ) from None
 
@@ -126,8 +127,8 @@ def dequantizing(said: Any) -> str:
         kind = AUTO_QUANTIZATION_CONFIG_MAPPING[said["quant_method"]]
         if "dequantize" in inspect.signature(kind).parameters:
             return (
-                "; where there are none, save what from_pretrained makes of these with "
-                f"quantization_config={kind.__name__}(dequantize=True)"
+                "; if there are none, load these by from_pretrained with "
+                f"quantization_config={kind.__name__}(dequantize=True) and save the result"
             )
     return ""
 
@@ -139,11 +140,11 @@ def check_embedding(model: Any) -> None:
     except Exception:  # Transformers' own error if it finds none, or whatever a model's own code raises
         found = None
     if not isinstance(found, nn.Module):
-        way = "have it return the one that embeds tokens"
+        way = "have it return the module that embeds tokens"
         if parts := [name for name, part in model.named_children() if _generates(part)]:
             way = (
-                f"of its parts, {' and '.join(parts)} can generate: load it with from_pretrained, write the one that "
-                "makes text with save_pretrained, copy the tokenizer's files there, and give that folder"
+                f"of its parts, {' and '.join(parts)} can generate: load the model with from_pretrained, save the part "
+                "that writes text with save_pretrained, copy the tokenizer's files there, and give that folder"
             )
         raise UnsupportedModelError(f"{type(model).__name__}: its get_input_embeddings() gives no module; {way}.")
 
@@ -159,8 +160,8 @@ def plain_all_the_same(folder: Path) -> str:
         if dtypes.issubset(FLOATS):
             stored = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
             return (
-                f" Its files hold {stored} alone: if those are the weights, as where an adapter was merged into a "
-                "dequantized model, take quantization_config out of its config.json."
+                f" Its files hold {stored} only: if these are the plain weights, as after an adapter was merged into "
+                "a dequantized model, remove quantization_config from its config.json."
             )
     return ""
 
@@ -198,8 +199,8 @@ def build_bare(folder: Path, trust_remote_code: bool) -> Any:
             if out_of_memory(error) is not None:
                 raise
             raise UnsupportedModelError(
-                f"{called(folder)}: Transformers cannot make the model of its config.json ({short(error, 300)}); mend "
-                "that until plain Transformers loads the folder."
+                f"{called(folder)}: Transformers cannot build a model from its config.json ({short(error, 300)}); "
+                "correct it until plain Transformers loads the folder."
             ) from None
         check_embedding(model)
         model.tie_weights()

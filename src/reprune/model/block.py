@@ -165,7 +165,7 @@ class Block:
         if states._version != version:
             raise UnsupportedModelError(
                 f"{type(self.module).__name__}: block {self.index} writes into the hidden states that it is given, "
-                "which are needed as they are; where its code has 'x += y' of them, write 'x = x + y'."
+                "though they are still needed; where its code has 'x += y' for them, write 'x = x + y'."
             )
         return call.form.leaving(outputs, kwargs, states)
 

@@ -108,8 +108,8 @@ class Checkpoint:
             for name, entry in _read_header(file):
                 if name in found:
                     raise InputError(
-                        f"{folder}: the tensor {name} is in {found[name].file.name} and in {file.name}; "
-                        "remove the file that is not of this model."
+                        f"{folder}: the tensor {name} is in both {found[name].file.name} and {file.name}; "
+                        "remove the file that does not belong to this model."
                     )
                 found[name] = entry
         self.entries: Mapping[str, TensorEntry] = dict(sorted(found.items()))

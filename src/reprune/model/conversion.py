@@ -26,8 +26,8 @@ from reprune.errors import UnsupportedModelError, short
 from reprune.model.checkpoint import FLOATS, Checkpoint, no_floats
 
 EMPTY = (
-    "it is empty, as a process leaves it that had but a part of the weights (DeepSpeed ZeRO-3, FSDP): have the trainer "
-    "gather them, and save the model again."
+    "it is empty, as when a process that holds only a part of the weights (DeepSpeed ZeRO-3, FSDP) saves a model: have "
+    "the trainer gather the weights, and save the model again."
 )
 """The end of a message: why a stored tensor has no elements, and what to do."""
 
@@ -100,8 +100,8 @@ class Layout:
         if found != shape:
             raise UnsupportedModelError(
                 f"{self._checkpoint.name}: the tensor {conversion.stored[0]} has the shape {list(found)}, but "
-                f"the configuration makes it {list(shape)}; "
-                + (EMPTY if 0 in found else "config.json and the safetensors files are not of one model.")
+                f"by config.json it should have {list(shape)}; "
+                + (EMPTY if 0 in found else "config.json and the safetensors files are not of the same model.")
             )
 
     def save(self, conversion: Conversion, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -157,16 +157,16 @@ class Layout:
             raise
         except Exception as error:  # the rules raise nearly anything on tensors that do not fit
             raise UnsupportedModelError(
-                f"{self._checkpoint.name}: {conversion.stored[0]} cannot be converted as Transformers does it "
+                f"{self._checkpoint.name}: {conversion.stored[0]} cannot be converted by Transformers' own rules "
                 f"({short(error)})."
             ) from None
         if {name: tuple(tensor.shape) for name, tensor in back.items()} != {
             name: entries[name].shape for name in conversion.stored
         }:
             raise UnsupportedModelError(
-                f"{self._checkpoint.name}: Transformers does not turn what it makes of {conversion.stored[0]} "
-                "back into that tensor, so it cannot be saved as it was; load the model with from_pretrained and write "
-                "it with save_pretrained(..., save_original_format=False), then prune that folder."
+                f"{self._checkpoint.name}: Transformers converts {conversion.stored[0]} when loading, but cannot "
+                "convert it back, so it cannot be saved as it was; load the model with from_pretrained and save it "
+                "with save_pretrained(..., save_original_format=False), then prune that folder."
             )
 
 

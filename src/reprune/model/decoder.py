@@ -94,14 +94,14 @@ class Decoder:
                 continue
             if outside := next((one for one in conversion.parameters if not one.startswith(path)), None):
                 raise UnsupportedModelError(
-                    f"{self.name}: {conversion.stored[0]} holds weights of block {index} and {outside}; blocks "
-                    "whose weights lie in one tensor cannot be pruned one by one."
+                    f"{self.name}: {conversion.stored[0]} holds weights of both block {index} and {outside}; "
+                    "blocks that share a stored tensor cannot be pruned one by one."
                 )
             if conversion.rule is None and len(conversion.stored) > 1:
                 one, other, *_ = conversion.stored
                 raise InputError(
-                    f"{self.folder}: the tensors {one} and {other} are both {path + name}; take the one that is not of "
-                    "this model out of its files."
+                    f"{self.folder}: the tensors {one} and {other} are both {path + name}; remove the one that does "
+                    "not belong to this model from its files."
                 )
             found[id(conversion)] = conversion
             self._layout.check(path + name, conversion, tensor)
@@ -111,8 +111,8 @@ class Decoder:
         full = self._path(index) + name
         if others := self._outside.aliases.get(full):
             return (
-                f"{self.name}: {full} and {others[0]} are one and the same weights; what shares weights with a "
-                "block cannot be pruned block by block."
+                f"{self.name}: {full} and {others[0]} are the same weights; a block that shares weights with other "
+                "parts of the model cannot be pruned by itself."
             )
         if packed := next((stored for stored in self.checkpoint.entries if stored.endswith(_PACKED)), None):
             return (
@@ -171,7 +171,7 @@ class Decoder:
             if tensor.dtype in FLOATS and not all_finite(tensor):
                 raise InputError(
                     f"{self.name}: the tensor {stored} holds NaN or infinite values, so the model cannot be pruned; "
-                    "download it again, or save it anew in a dtype that holds its numbers, as bfloat16."
+                    "download it again, or save it again in a dtype that can hold its numbers, such as bfloat16."
                 )
 
     @property
@@ -230,7 +230,7 @@ class Decoder:
             stacks = self.weightless.stacks(index)
         except Exception as error:  # whatever a module raises
             raise UnsupportedModelError(
-                f"{self.name}: which matrices block {index} multiplies by could not be seen ({short(error)})."
+                f"{self.name}: the matrices that block {index} multiplies by could not be found ({short(error)})."
             ) from error
         return Block(index, module, self.device, self.precision, stacks)
 
@@ -267,7 +267,7 @@ class Decoder:
                 if conversion.rule is not None and not torch.equal(tensor.nan_to_num(), held.nan_to_num()):
                     raise UnsupportedModelError(
                         f"{self.name}: {name} cannot be stored as {conversion.stored[0]}: Transformers "
-                        "would not read it back as it is."
+                        "would read back other values."
                     )
             tensors |= stored
         return tensors, parameters

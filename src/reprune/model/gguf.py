@@ -52,8 +52,8 @@ def convert_gguf(gguf: Path, notify: Notify) -> Path:
         with gguf.open("rb") as file:
             if file.read(4) != b"GGUF":
                 if (gguf.parent / "config.json").is_file() and gguf.suffix.lower() != ".gguf":
-                    raise InputError(f"{gguf}: is a file of a model; give the folder that it is in: {gguf.parent}")
-                raise InputError(f"{gguf}: is no GGUF file; expected a model folder, a Hub id or a .gguf file.")
+                    raise InputError(f"{gguf}: is one file of a model; give the folder that it is in: {gguf.parent}")
+                raise InputError(f"{gguf}: is not a GGUF file; expected a model folder, a Hub id or a .gguf file.")
             file.seek(0)
             folder = converted_folder(gguf.name, hashlib.file_digest(file, "sha256").hexdigest())
     except OSError as error:
@@ -61,7 +61,7 @@ def convert_gguf(gguf: Path, notify: Notify) -> Path:
     if is_whole(folder):
         return folder
     if any(importlib.util.find_spec(name) is None for name in ("gguf", "accelerate")):
-        raise InputError(f'{gguf}: GGUF files are read by other packages: pip install "reprune[gguf]"')
+        raise InputError(f'{gguf}: reading GGUF files needs other packages: pip install "reprune[gguf]"')
     check_release(gguf)
     with locked_cache(folder.name, notify) as root:
         if is_whole(folder):  # converted by the process that held the lock
@@ -87,7 +87,7 @@ def convert_gguf(gguf: Path, notify: Notify) -> Path:
         except (OSError, SafetensorError) as error:
             raise InputError(
                 f"{gguf.name}: the converted model cannot be written to {root} ({short(error)}); "
-                "it may take four times the file's size: free some space, or set REPRUNE_CACHE elsewhere."
+                "it can take four times the file's size: free some space, or set REPRUNE_CACHE to another folder."
             ) from None
         finally:
             shutil.rmtree(work, ignore_errors=True)
@@ -114,8 +114,8 @@ def check_release(gguf: Path) -> None:
     found = transformers.__version__
     if tuple(map(int, found.split(".")[:2])) < OLDEST:
         raise InputError(
-            f"{gguf}: GGUF files need Transformers {'.'.join(map(str, OLDEST))} or newer, this is {found}, which loses "
-            'BOS: pip install "reprune[gguf]", or give the model\'s safetensors folder or Hub id.'
+            f"{gguf}: GGUF files need Transformers {'.'.join(map(str, OLDEST))} or newer (this is {found}, which loses "
+            'BOS): pip install "reprune[gguf]", or give the model\'s safetensors folder or Hub id.'
         )
 
 
@@ -139,22 +139,22 @@ def _convert(gguf: Path, source: Path, target: Path) -> None:
         return UnsupportedModelError(f"{gguf.name}: {why}; use the model's safetensors folder or Hub id instead.")
 
     def passed_over(what: str) -> UnsupportedModelError:
-        return refusal(f"{library} passes over {what} in a GGUF {of_kind}, so the model would be another")
+        return refusal(f"{library} ignores {what} in a GGUF {of_kind}, so the model would not be the same")
 
     if (blocks := int(said.settings["block_count"])) > (held := len(said.tensors)):  # before so many are built
-        raise refusal(f"has {held} tensors for {blocks} blocks")
+        raise refusal(f"has only {held} tensors for {blocks} blocks")
     try:
         model, info = auto.from_pretrained(source, gguf_file="model.gguf", **options)
         tokenizer: Any = transformers.AutoTokenizer.from_pretrained(source, gguf_file="model.gguf")
     except Exception as error:  # an unknown architecture, a missing key: it may be nearly anything
-        raise refusal(f"{library} makes no decoder of this GGUF, {of_kind} ({short(error)})") from None
+        raise refusal(f"{library} cannot make a decoder of this GGUF {of_kind} ({short(error)})") from None
     if missing := sorted(info["missing_keys"]):
         raise refusal(f"lacks {len(missing)} tensors ({missing[0]})")
     rope = json.dumps(getattr(model.config, "rope_parameters", None), default=str)
     if said.rope_is_scaled and not re.search(r'"rope_type": "(?!default")', rope):
         raise refusal(
             f"its rotary frequencies are scaled, which {library} does not read from a GGUF {of_kind}, so the model "
-            "would be another"
+            "would not be the same"
         )
     if lost := settle_(model, said) + settle_tokenizer_(tokenizer, said):
         raise passed_over(", ".join(lost))

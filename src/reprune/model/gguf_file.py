@@ -74,7 +74,7 @@ def read_gguf(gguf: Path, file: Path) -> GgufFile:
     if kind != "model" or "block_count" not in settings:
         what = f"is of type {kind}" if kind != "model" else f"has no {architecture}.block_count"
         raise UnsupportedModelError(
-            f"{gguf}: {what}, so it is no language model; give the .gguf file of the model itself."
+            f"{gguf}: {what}, so it is not a language model; give the .gguf file of the model itself."
         )
     blocks = int(settings["block_count"]) - int(settings.get("nextn_predict_layers", 0))
     later = re.compile(r"blk\.(\d+)\.")  # blocks after the model's own predict further tokens

@@ -28,8 +28,9 @@ def refuse_caches(model: str, calls: Sequence[Call]) -> None:
         for value in (*call.args, *call.kwargs.values()):
             if isinstance(value, Cache):
                 raise UnsupportedModelError(
-                    f"{model}: block {index} is passed a {type(value).__name__}, though use_cache is False; blocks "
-                    "that write to a cache in each pass cannot be pruned one by one: have its forward make none then."
+                    f"{model}: block {index} is passed a {type(value).__name__} though use_cache is False; blocks "
+                    "that write to a cache in each pass cannot be pruned one by one: have the model's forward make no "
+                    "cache then."
                 )
 
 
@@ -94,21 +95,21 @@ def find_forms(
     for index, following in zip(running, [*running[1:], None], strict=True):
         call, reads[index] = calls[index], search.at_hand
         if any(map(is_shared, call.args)):
-            raise search.refusal(index, "in an argument without a name")
+            raise search.refusal(index, "it does so in an argument without a name")
         form = replace(plain, slots=tuple(search.slots), reads=reads[index])
         try:
             args, kwargs = replace(call, form=form).bind(form.of(torch.zeros_like(states, dtype=torch.float32)))
             handed = {name: dict(kwargs[name]) for name in shared.keys() & kwargs.keys()}
             outputs = run_without_weights(blocks[index], args, kwargs)
         except Exception as error:  # whatever a module raises
-            raise search.refusal(index, f"it does not run by itself ({short(error)})") from error
+            raise search.refusal(index, f"it fails when it is run by itself ({short(error)})") from error
         if following is None:
             wanted = reads_after(search.returned())
         else:
             wanted = {beside.place for beside in calls[following].beside}
         put_out = _put_out(outputs, wanted, kwargs, handed)
         if any(not isinstance(place, int) and shared[place[0]] for place, _ in put_out):
-            raise search.refusal(index, "in one of several mappings under one name")
+            raise search.refusal(index, "it does so in one of several mappings of the same name")
         writes[index] = search.take(index, put_out)
     plain = replace(plain, slots=tuple(search.slots))
     return [
@@ -147,7 +148,7 @@ class _Search:
         for number, known in enumerate(self.slots):
             if known.place == place:
                 if known != slot:
-                    raise self.refusal(index, "it is not of one shape")
+                    raise self.refusal(index, "that has different shapes in different blocks")
                 return number
         self.slots.append(slot)
         return len(self.slots) - 1
@@ -155,17 +156,17 @@ class _Search:
     def _slot(self, index: int, place: Place, value: Any) -> Slot:
         if not isinstance(value, Tensor) or not value.is_floating_point():
             what = f"a tensor of {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
-            raise self.refusal(index, f"it is {what}")
+            raise self.refusal(index, f"that is {what}")
         places = [axis for axis, size in enumerate(value.shape) if axis and size == self._tokens]
         if len(places) != 1 or len(value) != 1:
-            raise self.refusal(index, f"it has the shape {list(value.shape)} for one sample of {self._tokens} tokens")
+            raise self.refusal(index, f"that has the shape {list(value.shape)} for one sample of {self._tokens} tokens")
         (axis,) = places
         return Slot(place, tuple(value.shape[1:axis] + value.shape[axis + 1 :]), axis)
 
     def refusal(self, index: int, why: str) -> UnsupportedModelError:
         return UnsupportedModelError(
-            f"{self._model}: block {index} hands to later blocks more than the hidden states, and {why}; only numbers "
-            "that belong to a token can be carried along with its states."
+            f"{self._model}: block {index} hands more than the hidden states to later blocks, and {why}; only floats "
+            "that belong to a token can be carried along with the token's states."
         )
 
 

@@ -199,8 +199,8 @@ def _told(model: Any) -> Iterator[None]:
         if is_expected(error) or is_of_gpu(error):
             raise
         raise InputError(
-            f"{type(model).__name__}: it gives no logits of token ids alone ({short(error, 160)}), so its losses are "
-            "not known; have its forward return them as the models of Transformers do."
+            f"{type(model).__name__}: it returns no logits for token ids alone ({short(error, 160)}), so its loss "
+            "cannot be computed; have its forward return logits as the models of Transformers do."
         ) from error
 
 

@@ -18,12 +18,12 @@ def hub_answer(error: BaseException) -> str | None:
         return f"HF_ENDPOINT is {without_secrets(constants.ENDPOINT)}; expected a URL, which begins with https://"
     for found in causes(error):
         if isinstance(found, json.JSONDecodeError) and not found.doc.lstrip().startswith(("{", "[")):  # a page
-            return f"what answers is not {the_hub()}, but a proxy, for one; check HF_ENDPOINT and HTTPS_PROXY"
+            return f"a server that is not {the_hub()} answers, such as a proxy; check HF_ENDPOINT and HTTPS_PROXY"
         status = getattr(getattr(found, "response", None), "status_code", None)
         if status in (401, 403):
             return f"{the_hub()} does not let you read it ({status}); check HF_TOKEN, or run 'hf auth login'"
         if status == 429:
-            return f"{the_hub()} takes no more requests for now (429); wait some minutes, or run 'hf auth login'"
+            return f"{the_hub()} accepts no more requests for now (429); wait some minutes, or run 'hf auth login'"
         if isinstance(status, int) and status >= 500:
             return f"{the_hub()} fails ({status}); try again later"
     return None
@@ -40,7 +40,7 @@ def the_hub() -> str:
 def not_reached() -> str:
     """The words for a Hub that does not answer, with the variable of the proxy that was used."""
     proxy = next((name for name in _proxies() if os.environ.get(name)), None)
-    return f"{the_hub()} cannot be reached{f' by the proxy of {proxy}' if proxy else ''}"
+    return f"{the_hub()} cannot be reached{f' through the proxy in {proxy}' if proxy else ''}"
 
 
 def _proxies() -> list[str]:

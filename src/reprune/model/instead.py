@@ -35,10 +35,10 @@ def parts_of_training(names: Sequence[str], place: Path, first: str) -> str | No
     elif folder := next(filter(_FSDP.fullmatch, (file.partition("/")[0] for file in names)), None):
         way = f"'accelerate merge-weights {place / folder} OUT'"
     elif any(file.endswith(".distcp") for file in names):
-        way = "what has trained the model"
+        way = "the trainer"
     return way and (
-        f"its weights are in parts, as the processes that trained it have saved them; {first}have {way} put them "
-        "together as *.safetensors, copy config.json and the tokenizer's files to them, and give that folder."
+        f"its weights are in parts, as the processes of a training run saved them; {first}have {way} merge them into "
+        "*.safetensors, copy config.json and the tokenizer's files to these, and give that folder."
     )
 
 
@@ -51,7 +51,7 @@ def pickled(names: Sequence[str], loaded: str, classes: Sequence[str]) -> str | 
     pickles = [file for file in names if _PICKLE.fullmatch(file) and not _OF_TRAINING.fullmatch(file)]
     if not pickles:
         return None
-    way = "have what wrote them save the model by save_pretrained, then give that folder."
+    way = "have the program that wrote them save the model with save_pretrained, then give that folder."
     if any(file in names for file in _LOADED_PICKLES):
         whole = next((name for name in classes if name.endswith(_OF_SEVERAL_PARTS)), None)
         way = (
@@ -68,12 +68,12 @@ def without_config(folder: Path, names: Sequence[str], place: Path, first: str) 
         shown = ", ".join(str(place / one.relative_to(folder)) for one in within[:_NAMED])
         more = f" and {len(within) - _NAMED} more" if len(within) > _NAMED else ""
         return (
-            f"has no config.json, so it is not a model folder; there is one in {shown}{more}: {first}give the one you "
-            "mean."
+            f"has no config.json, so it is not a model folder; there is one in {shown}{more}: {first}give the folder "
+            "that you mean."
         )
     if "params.json" in names:
         return (
-            "has no config.json; params.json is of its maker's own format, which is not read: give the model in that "
-            "of Transformers (config.json, *.safetensors)."
+            "has no config.json; its params.json is of its maker's own format, which is not read: give the model in "
+            "the format of Transformers (config.json, *.safetensors)."
         )
     return "has no config.json, so it is not a model folder."

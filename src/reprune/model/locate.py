@@ -85,11 +85,11 @@ def locate_model(model: str, *, notify: Notify = lambda said: None, weights: boo
     identifier, at, revision = model.partition("@")
     if at and identifier and local_path(identifier).exists():
         raise InputError(
-            f"{model}: no such folder; {identifier} is on this machine, and only a Hub id takes a revision after the @."
+            f"{model}: no such folder; {identifier} is a local path, and only a Hub id takes a revision after an @."
         )
     found = _URL.match(_of_hub(model))
     if found or _looks_like_path(identifier):
-        meant = f" Of a model of the Hub give its id alone: {found[1]}" if found else ""
+        meant = f" For a model on the Hub give its id alone: {found[1]}" if found else ""
         raise InputError(f"{model}: no such folder; expected a model folder, a Hub id or a .gguf file.{meant}")
     if at and not revision:
         raise InputError(f"{model}: expected a branch, tag or commit after the @.")
@@ -125,8 +125,8 @@ def locate_again(model: str, folder: Path, given: str | None = None, *, notify: 
         try:
             return locate_model(at_commit(model, folder), notify=notify)
         except InputError as error:
-            raise InputError(f"{error} (It, or a link to it, may be put where this run had it: {folder})") from None
-    elsewhere = "" if path.is_absolute() else f", or go where {model} is that model,"
+            raise InputError(f"{error} (Or put the model, or a link to it, where this run had it: {folder})") from None
+    elsewhere = "" if path.is_absolute() else f", or change to the folder in which {model} is that model,"
     raise InputError(
         f"{folder}: the model that this run prunes is no longer there; put it, or a link to it, back{elsewhere} and "
         "resume."
@@ -186,19 +186,19 @@ def _check_folder(
         own = any(file.endswith(".safetensors") and not file.startswith("adapter_") for file in here)
         if weights and own and adapter:
             raise InputError(
-                f"{name}: holds a PEFT adapter beside its weights (adapter_config.json); give the model with it merged "
-                "in (merge_and_unload), or take the adapter's files out of the folder."
+                f"{name}: holds a PEFT adapter beside its weights (adapter_config.json); give the model with the "
+                "adapter merged in (merge_and_unload), or remove the adapter's files from the folder."
             )
         if own or not weights:
             return
     if adapter:
-        raise InputError(f"{name}: is a PEFT adapter; give its base model with it merged in (merge_and_unload).")
+        raise InputError(f"{name}: is a PEFT adapter; merge it into its base model (merge_and_unload) and give that.")
     if "config.json" in names:
         if "model.safetensors.index.json" in names:
             raise InputError(f"{name}: none of its *.safetensors files is here; download the model again.")
         if variant := next(filter(None, map(_VARIANT.fullmatch, names if left else ())), None):
             raise InputError(
-                f"{name}: its weights are a variant alone ({variant[0]}), which is not downloaded; "
+                f"{name}: it has its weights only as a variant ({variant[0]}), which is not downloaded; "
                 f"{fetch}rename the file there to {variant[1]}.{variant[3]}, then give FOLDER."
             )
         given = f"{model!r}, revision={revision!r}" if revision else repr(model)
@@ -209,9 +209,9 @@ def _check_folder(
         raise InputError(f"{name}: {said}")
     if ggufs:
         gguf = min(ggufs, key=lambda file: (bool(_BESIDE_GGUF.search(file)), bool(_PART.search(file))))
-        way = f"what 'hf download {model} {gguf}{at}' gives" if gguf in left else f"{Path(name, gguf)}"
-        raise InputError(f"{name}: holds a model in GGUF alone; name the file itself: {way}")
-    raise InputError(f"{name}: holds no *.safetensors files, the only weights that are read from a folder.")
+        way = f"the one that 'hf download {model} {gguf}{at}' prints" if gguf in left else f"{Path(name, gguf)}"
+        raise InputError(f"{name}: holds its model only as GGUF; give the path of the file: {way}")
+    raise InputError(f"{name}: holds no *.safetensors files, and a folder's weights are read from no others.")
 
 
 def _check_config(file: Path, name: str) -> list[str]:
@@ -224,7 +224,7 @@ def _check_config(file: Path, name: str) -> list[str]:
     if not isinstance(classes, list) or not isinstance(kind, str | None):
         raise InputError(
             f"{name}: its config.json has architectures {classes!r:.80} and model_type {kind!r:.80}; expected a list "
-            "of names and a name: download it again."
+            "of names and one name; download it again."
         )
     classes = [str(each) for each in classes]
     if any(GENERATIVE.search(each) for each in classes):
@@ -288,7 +288,7 @@ def _hub_message(error: Exception, model: str, revision: str | None) -> str:
     if isinstance(error, errors.RevisionNotFoundError):
         return f"{model}: has no revision {revision or constants.DEFAULT_REVISION}; see {page}."
     if isinstance(error, errors.GatedRepoError):  # a subclass of RepositoryNotFoundError
-        return f"{model}: its owner grants access; accept the terms at {page}, then run 'hf auth login'."
+        return f"{model}: access is gated; accept the terms at {page}, then run 'hf auth login'."
     if isinstance(error, errors.RepositoryNotFoundError):
         why = "nor a model on the Hub that you may read; check the name, or run 'hf auth login'"
     elif (answer := hub_answer(error)) is not None:

@@ -77,7 +77,7 @@ class Passing:
             for (path, value), (_, changed) in zip(_leaves(one), _leaves(other), strict=True):
                 if not _equal(value, changed):
                     raise self._refusal(
-                        index, path, "comes from the blocks before it", "are joined by more than the hidden states"
+                        index, path, "depends on the blocks before it", "are connected by more than the hidden states"
                     )
 
     def _begin_own(self, index: int, path: Place, known: Any, value: Any, size: int) -> None:

@@ -32,8 +32,8 @@ def check_predicts(skeleton: Skeleton, precision: Precision, fill: Fill) -> None
     """
     if not isinstance(skeleton.model.get_output_embeddings(), nn.Module):
         raise UnsupportedModelError(
-            f"{skeleton.name}: has no module that makes its logits, so its blocks cannot be fitted to what it "
-            "predicts; leave out distill.blocks."
+            f"{skeleton.name}: it has no module that computes its logits, so its blocks cannot be fitted to its "
+            "predictions; leave out distill.blocks."
         )
     try:
         with precision.on(torch.device("cpu")):
@@ -44,7 +44,7 @@ def check_predicts(skeleton: Skeleton, precision: Precision, fill: Fill) -> None
         if is_expected(error):
             raise
         raise UnsupportedModelError(
-            f"{skeleton.name}: what it predicts cannot be computed from its last block ({short(error)}); leave out "
+            f"{skeleton.name}: its predictions cannot be computed from its last block ({short(error)}); leave out "
             "distill.blocks."
         ) from error
 

@@ -55,7 +55,7 @@ class _Recorder(nn.Module):
         else:
             key = next((name for name in ("hidden_states", *self._names) if isinstance(kwargs.get(name), Tensor)), None)
             if key is None:
-                raise UnsupportedModelError("a block is called without hidden states, so it cannot be run by itself.")
+                raise UnsupportedModelError("a block is called without hidden states, so it cannot be run on its own.")
             states, call = kwargs[key], Call(args, {**kwargs, key: None}, key)
         said = self._saw(self._index, states, call)
         if said is True:

@@ -68,8 +68,8 @@ class Sampler:
         kept = cache_argument(model)
         if kept is None or not getattr(model.config, "use_cache", True):
             raise InputError(
-                f"{type(model).__name__} keeps no keys and values from token to token, so that it would write too "
-                "slowly; serve it and give --endpoint URL."
+                f"{type(model).__name__} has no cache of keys and values, so it would write too slowly; serve it and "
+                "give --endpoint URL."
             )
         self._kept = kept
         last = "logits_to_keep" in inspect.signature(model.forward).parameters
@@ -98,8 +98,8 @@ class Sampler:
             reason = short(error, 160)
         if reason is not None:
             raise InputError(
-                f"{type(self._model).__name__} writes something else with its cache, many rows at a time, than "
-                f"without it ({reason}); serve it and give --endpoint URL."
+                f"{type(self._model).__name__} does not write the same with its cache, many rows at a time, as without "
+                f"it ({reason}); serve it and give --endpoint URL."
             )
 
     def _new_cache(self) -> Any:

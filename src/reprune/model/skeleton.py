@@ -226,7 +226,7 @@ class Skeleton:
             raise UnsupportedModelError(
                 f"{self.name}: its blocks are given states of shape {list(states.shape)} for {ids.shape[0]} sample of "
                 f"{ids.shape[1]} tokens, and {list(others.shape)} for {more.shape[0]} of {more.shape[1]}; blocks whose "
-                "states are not as many numbers for every token of every sample cannot be pruned one by one."
+                "states do not have the same size for every token of every sample cannot be pruned one by one."
             )
         plain = Form(*places)
         calls = [replace(call, form=replace(plain, runs=call.form.runs)) for call in calls]
@@ -324,8 +324,8 @@ def _find_lists(model: nn.Module) -> dict[str, nn.ModuleList]:
             found[path] = module
     if not found:
         raise UnsupportedModelError(
-            f"{type(model).__name__}: no list of blocks with linears was found in it: no nn.ModuleList of modules that "
-            "each hold linears, or matrices of experts."
+            f"{type(model).__name__}: no list of blocks with linears was found; expected an nn.ModuleList of modules "
+            "that each hold linears, or matrices of experts."
         )
     return found
 

@@ -12,7 +12,7 @@ from difflib import get_close_matches
 _WRAPPERS = re.compile(r"\b(_orig_mod|module|base_model\.model|base_layer)\.")  # torch.compile's, DDP's, PEFT's
 _OF_PEFT = re.compile(r"^base_model\.model\.|\.(base_layer|lora_[AB])\.")
 
-FOREIGN = "are not in the format of Transformers: give the model in that, or convert it by what its makers say"
+FOREIGN = "are not in the format of Transformers: give the model in that format, or convert it as its makers say"
 """The end of a message about tensors with the names of another format, with what to do."""
 
 
@@ -41,9 +41,9 @@ def way_out(unread: str, stored: Iterable[str], name: str | None = None) -> str:
         name: the closest parameter. If even the last parts of the two names differ, the tensors are in another format,
             such as the maker's own, in which rows may have another order too, so renaming would not be enough.
     """
-    way = "rename the tensors, or save what is wrapped (by torch.compile or DDP) with save_pretrained"
+    way = "rename the tensors, or save the model without its wrapper (torch.compile, DDP) with save_pretrained"
     if name is not None and _last(unread) != _last(name):
         way = f"they {FOREIGN}"
     if any(map(_OF_PEFT.search, stored)):
-        way = "have PEFT merge what it has added into the model (merge_and_unload), and save that with save_pretrained"
+        way = "have PEFT merge its adapter into the model (merge_and_unload), and save that with save_pretrained"
     return f"they hold {unread}, which nothing reads: {way}"

@@ -188,17 +188,17 @@ def _from_pretrained(folder: Path, dtype: torch.dtype, trust_remote_code: bool) 
         if unread := wrapped(missing[0], stored):
             way = way_out(unread, stored)
         raise InputError(
-            f"{folder}: its files lack {', '.join(missing):.300}, so what it predicts is not known; {way}."
+            f"{folder}: its files lack {', '.join(missing):.300}, so its predictions would be random; {way}."
         )
     if mismatched := sorted(info["mismatched_keys"]):
         name, found, expected = mismatched[0]
         raise InputError(
-            f"{folder}: its files have {name} with shape {list(found)}, and by its config.json it has "
+            f"{folder}: its files have {name} with shape {list(found)}, but by its config.json it should have "
             f"{list(expected)}; "
             + (
                 EMPTY
                 if 0 in found
-                else "the two are not of one model, or the weights are packed. Give one whose files fit."
+                else "the two are not of the same model, or the weights are packed. Give a model whose files fit."
             )
         )
     return model

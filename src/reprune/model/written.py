@@ -63,9 +63,9 @@ def refuse_written(
             leads = _leads_back(left, before)
         if leads:
             raise UnsupportedModelError(
-                f"{model}: block {index} reads what an earlier one has written into {' or '.join(map(repr, watched))}; "
-                "blocks that hand on something in that way cannot be pruned one by one: have it returned beside the "
-                "hidden states, or written to a dict that is empty before the first block."
+                f"{model}: block {index} reads what an earlier block wrote into {' or '.join(map(repr, watched))}; "
+                "blocks that hand values on in that way cannot be pruned one by one: have the block return them beside "
+                "the hidden states, or write them to a dict that is empty before the first block."
             )
 
 

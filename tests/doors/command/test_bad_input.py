@@ -67,7 +67,7 @@ _MODELS = [
     ("owner/no-such-model", "owner/no-such-model: no folder here"),
     ("no such--model", "no such--model"),
     ("missing.gguf", "missing.gguf: no such file"),
-    ("afile", "afile: is no GGUF file"),
+    ("afile", "afile: is not a GGUF file"),
     ("empty", "empty: has no config.json"),
     ("no-weights", "no-weights: holds no *.safetensors"),
     ("pickled", "pytorch_model.bin"),

@@ -286,6 +286,45 @@ with exit_codes():
     os.kill(os.getpid(), signal.SIGINT)
 """
 
+_ENDING = """
+import gc, os, runpy, signal, typer
+from reprune.doors.command.options import exit_codes
+
+def __call__(*_, **__):
+    with exit_codes():
+        pass
+
+typer.Typer.__call__ = __call__
+gc.freeze = lambda: os.kill(os.getpid(), signal.{signal})
+runpy.run_module("reprune", run_name="__main__")
+"""
+_UNREAD = """
+import os, signal
+from reprune.doors.command.interrupts import heed_at_once
+from reprune.doors.printable import complain
+
+heed_at_once(lambda: complain("interrupted"))
+os.close(2)
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+finally:
+    os._exit(0)
+"""
+_ASKING = """
+import os, signal, sys
+from reprune.doors.command.options import exit_codes
+
+def way_on():
+    if sys.exc_info()[0] is KeyboardInterrupt and not asked:
+        asked.append(1)
+        os.kill(os.getpid(), signal.SIGTERM)
+    return "; go on"
+
+asked = []
+with exit_codes(way_on=way_on):
+    os.kill(os.getpid(), signal.SIGINT)
+"""
+
 
 def _run(code: str, folder: Path) -> tuple[int, str]:
     environment = {**os.environ, **SOURCES}
@@ -319,6 +358,19 @@ def test_an_interrupt_while_the_command_line_is_imported_is_said_to_be_one(sent:
 
 def test_an_interrupt_while_another_ends_the_command_is_said_once(tmp_path: Path) -> None:
     assert _run(_TWICE, tmp_path) == (1, "interrupted\n")
+
+
+def test_an_interrupt_while_it_is_looked_for_a_way_on_does_not_keep_it_from_being_said(tmp_path: Path) -> None:
+    assert _run(_ASKING, tmp_path) == (1, "interrupted; go on\n")
+
+
+@pytest.mark.parametrize("sent", ["SIGINT", "SIGTERM"])
+def test_an_interrupt_once_a_command_is_done_adds_nothing(sent: str, tmp_path: Path) -> None:
+    assert _run(_ENDING.format(signal=sent), tmp_path) == (1, "")
+
+
+def test_an_interrupt_ends_the_process_though_nobody_reads_what_is_said(tmp_path: Path) -> None:
+    assert _run(_UNREAD, tmp_path) == (1, "")
 
 
 def test_a_second_interrupt_adds_nothing(tmp_path: Path) -> None:

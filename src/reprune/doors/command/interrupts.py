@@ -43,12 +43,14 @@ def heed_no_more() -> None:
 
 
 def _end(say: Callable[[], None]) -> NoReturn:
-    with suppress(OSError, RuntimeError):  # of a pipe that nobody reads, or what was just being written
-        if sys.__stdout__ is not None:
-            print(_BARE_LINE if sys.__stdout__.isatty() else "", end="", file=sys.__stdout__, flush=True)
-    if speaks():
-        say()
-    os._exit(1)
+    try:
+        with suppress(OSError, RuntimeError):  # of a pipe that nobody reads, or what was just being written
+            if sys.__stdout__ is not None:
+                print(_BARE_LINE if sys.__stdout__.isatty() else "", end="", file=sys.__stdout__, flush=True)
+        if speaks():
+            say()
+    finally:  # whoever reads it
+        os._exit(1)
 
 
 def _is_importing(frame: FrameType | None) -> bool:

@@ -93,8 +93,8 @@ def exit_codes(run: Path | None = None, way_on: Callable[[], str] | None = None)
         way_on: of anything else that may be, says how, if there is something to go on with.
     """
     hint = partial(_hint, way_on or partial(_resume, run))
-    heed_interrupts(lambda: _say_interrupted(hint()))
     try:
+        heed_interrupts(lambda: _say_interrupted(hint()))
         yield
     except InputError as error:
         complain(f"error: {error}")
@@ -103,8 +103,9 @@ def exit_codes(run: Path | None = None, way_on: Callable[[], str] | None = None)
         complain(f"error: {error}")
         raise typer.Exit(1) from None
     except KeyboardInterrupt:
+        way = hint()
         heed_no_more()
-        _say_interrupted(hint())
+        _say_interrupted(way)
         raise typer.Exit(1) from None
     except BrokenPipeError:
         unread()
@@ -119,6 +120,8 @@ def exit_codes(run: Path | None = None, way_on: Callable[[], str] | None = None)
             raise
         complain(f"error: {said}{_LESS_MEMORY if run is not None else ''}{hint()}")
         raise typer.Exit(1) from None
+    finally:
+        heed_no_more()
 
 
 def _say_interrupted(hint: str) -> None:

@@ -76,24 +76,34 @@ def test_a_disk_that_cannot_be_reached_leaves_the_old_file(path: Path, monkeypat
 
 
 @pytest.mark.parametrize(
-    ("number", "files", "said"),
+    ("number", "free", "files", "said"),
     [
-        (errno.ENOSPC, (9, 1), "No space left on device (2.0 MB are needed, 0.5 MB are free)"),
+        (errno.ENOSPC, 500, (9, 1), "No space left on device (2.0 MB are needed, 0.5 MB are free)"),
         (
             errno.ENOSPC,
+            9000,
             (9, 0),
-            "No space left on device (2.0 MB are needed, the file system has no room for more files: remove some)",
+            "No space left on device (2.0 MB are needed, 9.0 MB are free; no room for more files)",
         ),
-        (errno.ENOSPC, (0, 0), "No space left on device (2.0 MB are needed, 0.5 MB are free)"),
-        (errno.EDQUOT, (9, 1), "Disk quota exceeded (2.0 MB are needed)"),
+        (errno.ENOSPC, 500, (0, 0), "No space left on device (2.0 MB are needed, 0.5 MB are free)"),
+        (
+            errno.ENOSPC,
+            0,
+            (9, 0),
+            "No space left on device (2.0 MB are needed, 0.0 MB are free; no room for more files)",
+        ),
+        (errno.EDQUOT, 500, (9, 1), "Disk quota exceeded (2.0 MB are needed)"),
     ],
-    ids=["bytes", "files", "files uncounted", "quota"],
+    ids=["bytes", "files", "files uncounted", "bytes, of which files are made", "quota"],
 )
 def test_it_is_said_what_a_disk_lacks(
-    number: int, files: tuple[int, int], said: str, path: Path, monkeypatch: pytest.MonkeyPatch
+    number: int, free: int, files: tuple[int, int], said: str, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What a quota leaves is not known, and the disk's free space does not tell it."""
-    counted = SimpleNamespace(f_frsize=1000, f_bavail=500, f_files=files[0], f_favail=files[1])
+    """What a quota leaves is not known, and the disk's free space does not tell it.
+
+    ZFS and XFS have room for as many more files as fit into the free bytes: none on a full disk.
+    """
+    counted = SimpleNamespace(f_frsize=1000, f_bavail=free, f_files=files[0], f_favail=files[1])
     monkeypatch.setattr(os, "statvfs", lambda _: counted)
     monkeypatch.setattr(os, "fsync", Mock(side_effect=OSError(number, os.strerror(number))))
     with pytest.raises(OSError, match=re.escape(str(path))) as raised:

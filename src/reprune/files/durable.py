@@ -79,11 +79,13 @@ def _named(number: int, path: Path, size: int | None) -> OSError:
 
 
 def _left(folder: Path) -> str:
-    """The free space of a folder's file system in words; or that it takes no more files, if it has run out of those."""
+    """The free space of a folder's file system in words, and whether it has no room for more files.
+
+    Both are said, because some file systems have no room for more files whenever they are out of bytes.
+    """
     found = os.statvfs(folder)
-    if found.f_files and not found.f_favail:
-        return "the file system has no room for more files: remove some"
-    return f"{found.f_bavail * found.f_frsize / 1e6:.1f} MB are free"
+    no_file = "; no room for more files" if found.f_files and not found.f_favail else ""
+    return f"{found.f_bavail * found.f_frsize / 1e6:.1f} MB are free{no_file}"
 
 
 def write_text(path: Path, text: str) -> None:

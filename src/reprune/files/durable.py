@@ -139,10 +139,11 @@ def copy_rights(source: Path, target: Path) -> None:
 def own(path: Path) -> None:
     """Replace a file that has several names (hard links) by a copy, so that later writes do not reach the other names.
 
-    No process may hold a lock on it.
+    A lock held on the file stays with the other names.
     """
+    path = path.resolve()  # what a link leads to
     if path.stat().st_nlink > 1:
-        write_durably(path, partial(shutil.copyfile, path))
+        write_durably(path, partial(shutil.copyfile, path), path.stat().st_size)
 
 
 def append_line(path: Path, line: str) -> None:

@@ -160,6 +160,22 @@ def test_growing_that_is_interrupted_goes_on(here: Path) -> None:
     assert files(here / "grown") == files(here / "whole")
 
 
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_a_copy_by_hard_links_grows_by_itself(interrupted: bool, here: Path) -> None:
+    """As `cp -al` makes one in a moment; of files that are whole, and of others."""
+    generate("llama", "whole/self.jsonl", samples=9, settings=SMALL, **EXACT)
+    generate("llama", "begun/self.jsonl", samples=4, settings=SMALL, **EXACT)
+    if interrupted:
+        with pytest.raises(KeyboardInterrupt):
+            generate("llama", "begun/self.jsonl", samples=9, settings=SMALL, watcher=_Stop(1), **EXACT)
+    before = files(here / "begun")
+    shutil.copytree(here / "begun", here / "copy", copy_function=os.link)
+    for folder in (here / "copy", here / "begun"):
+        generate("llama", folder / "self.jsonl", samples=9, settings=SMALL, **EXACT)
+        assert files(folder) == files(here / "whole")
+        assert folder.name == "begun" or files(here / "begun") == before
+
+
 def _killed(step: int, *arguments: str) -> None:
     """The command line, killed in its second round, before that of its durable steps."""
     add, append, left = Corpus.add, corpus.append_line, [-1]

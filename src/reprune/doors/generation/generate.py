@@ -139,6 +139,8 @@ def generate(
                 corpus.check_free()  # before there is the file that is locked
             corpus.path.parent.mkdir(parents=True, exist_ok=True)
             corpus.path.touch()
+            with locked(corpus.path, corpus.path, "file"):  # the lock of all names of the file
+                corpus.own()
             stack.enter_context(locked(corpus.path, corpus.path, "file"))
             corpus.open(made_by, samples)
             return None

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, TypeGuard, final
 
 from reprune.errors import InputError
-from reprune.files.durable import append_line, cut, sync_folder, whole_lines, write_text
+from reprune.files.durable import append_line, cut, own, sync_folder, whole_lines, write_text
 from reprune.files.wellformed import read_json
 from reprune.model.checkpoint import differing
 from reprune.model.locate import by_commit
@@ -88,6 +88,15 @@ class Corpus:
         for file in () if self._rounds.exists() else (self.path, self.rejected, self.manifest):
             if file.exists() and file.stat().st_size:
                 raise InputError(f"--out {self.path}: {file.name} exists already; give another file.")
+
+    def own(self) -> None:
+        """Replace its files by copies where other folders share them by hard links, as it writes into them.
+
+        A lock held on the file stays with the other names.
+        """
+        for file in (self.path, self.rejected, self._rounds):
+            if file.exists():
+                own(file)
 
     def open(self, made_by: Mapping[str, Any], samples: int) -> None:
         """Begin the file or continue it, finished or not; `made_by` is everything that determines its texts.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 import reprune
 from reprune.engine.watcher import Watcher
 from reprune.math.ranks import ALONE
-from reprune.math.statistics import Statistics
+from reprune.math.statistics import Gram, SquaredNorms, Statistics
 from reprune.model.block import Block, Call, LinearGroup, Precision
 from reprune.planning.layers import resolve_recipe
 from reprune.planning.schedule import Window
@@ -236,3 +236,35 @@ def test_gathering_feeds_the_pruner_with_its_own_samples_only() -> None:
         flat = samples.reshape(-1, 4)
         torch.testing.assert_close(paired.gram.matrix, flat.T @ flat)
         torch.testing.assert_close(paired.cross, 2 * flat.T @ flat)
+
+
+class _Alike:
+    """Two ranks whose samples are the same."""
+
+    def add(self, values: Sequence[float]) -> list[float]:
+        return [2 * value for value in values]
+
+    def sum_(self, tensors: Sequence[Tensor]) -> None:
+        for tensor in tensors:
+            tensor.mul_(2)
+
+
+@pytest.mark.parametrize("kind", [SquaredNorms, Gram])
+def test_what_is_gathered_is_summed_over_ranks_once(kind: type[SquaredNorms | Gram]) -> None:
+    """A pruner's statistics too, be they its own or the X'X that least squares takes."""
+    from reprune.engine.refitting import Refitting
+    from reprune.math.least_squares import LeastSquares
+
+    block, twin = (Block(0, _Twice(), torch.device("cpu"), Precision()) for _ in range(2))
+    pairs = [
+        (slice(start, start + 1), torch.ones(1, 5, 4), torch.ones(1, 5, 4), Call((None,), {}, 0)) for start in (0, 1)
+    ]
+    ranks: Any = _Alike()
+    refitting = Refitting(LeastSquares(), twin, lambda: pairs, 1, 1, True, ranks)
+    statistics = kind(4, torch.device("cpu"))
+    found = refitting.gather(block, LinearGroup((block.linears[0],)), statistics)
+    assert found is not None
+    assert statistics.tokens == 2 * 5
+    assert all(sums.eq(2 * 5).all() for sums in statistics._sums_of())
+    for paired in found:
+        assert paired.gram.matrix.eq(2 * 5).all() and paired.cross.eq(2 * 5).all()

@@ -48,6 +48,14 @@ def test_a_window_of_one_block_passes_it_for_the_errors_before_and_after(
     assert passed - SURVEYED == dict.fromkeys(blocks, OF_ALL_RUNGS + OF_A_FIT)
 
 
+def test_statistics_and_targets_of_a_local_teacher_come_of_one_pass(
+    llama: Path, tmp_path: Path, passed: Counter[int]
+) -> None:
+    record = prune(llama, tmp_path / "out", reconstruct="BR")
+    blocks = range(len(record["blocks"]))
+    assert passed - SURVEYED == dict.fromkeys(blocks, OF_ALL_RUNGS - CALIBRATION + ALL + OF_A_FIT)
+
+
 def test_what_windows_that_overlap_have_in_common_is_passed_once(
     llama: Path, tmp_path: Path, passed: Counter[int]
 ) -> None:
@@ -63,13 +71,20 @@ def test_what_windows_that_overlap_have_in_common_is_passed_once(
 
 def test_streams_are_freed_as_windows_go_on(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     left: list[int] = []
-    free = StreamStore.free
+    at_end: list[int] = []
+    free, close = StreamStore.free, StreamStore.close
 
     def watched(self: StreamStore, stream: Any) -> None:
         free(self, stream)
         left.append(len(self._streams))
 
+    def closing(self: StreamStore) -> None:
+        at_end.append(len(self._streams))
+        close(self)
+
     monkeypatch.setattr(StreamStore, "free", watched)
+    monkeypatch.setattr(StreamStore, "close", closing)
     prune(llama, tmp_path / "out", reconstruct="BR+GP+CR")
     assert left[-1] == 0
+    assert at_end == [2], "the student's, and what the dense model's last block puts out"
     assert max(left) <= 5, "the student's, the dense model's before, between and after two blocks, one for statistics"

@@ -137,6 +137,17 @@ def test_a_state_whose_squares_overflow_is_not_kept(llama: Path, tmp_path: Path,
         prune(llama, tmp_path / "loose", *loose, **options)
 
 
+def test_blocks_whose_outputs_have_become_infinite_are_not_kept(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on samples that are calibrated on alone, after the last step, whose loss nothing has looked at."""
+    monkeypatch.setattr(PredictionObjective, "heldout_error", lambda _: Error.of_predictions(0.5))
+    settings = ["distill=1", "distill.epochs=1", "distill.lr=1e30", "guard=off"]
+    with pytest.raises(NumericalError, match=r"blocks \[2\]: their outputs are not finite after distillation"):
+        prune(llama, tmp_path / "out", *settings, reconstruct="LR", batch_size=8)
+    assert reprune.status(tmp_path / "out").windows_done == 3
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_what_rounding_takes_back_more_of_than_was_gained_is_not_kept(tmp_path: Path, seed: int) -> None:
     """The steps are far smaller than bfloat16 can resolve."""

@@ -27,8 +27,12 @@ from tests.engine.chain import made
 from tests.engine.quick import QUICK, prune
 
 
-def test_an_expert_that_just_enough_tokens_reach_is_pruned_as_the_others_and_the_last_may_have_none() -> None:
+@pytest.mark.parametrize(("named", "few"), [(8, "second (3), third (0)"), (1, "second (3) and 1 more")])
+def test_an_expert_that_just_enough_tokens_reach_is_pruned_as_the_others_and_the_last_may_have_none(
+    named: int, few: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The given statistics say that the two columns with the smallest weights matter most."""
+    monkeypatch.setattr(pruning, "_NAMED", named)
     _, block, _, _ = made()
     groups = [LinearGroup((linear,), False, expert=True, stage="mlp") for linear in block.linears]
     known: list[Any] = []
@@ -45,8 +49,7 @@ def test_an_expert_that_just_enough_tokens_reach_is_pruned_as_the_others_and_the
     assert [mask[0].tolist() for mask in pruned.masks.values()] == [by_wanda, by_magnitude, by_magnitude]
     assert pruned.tokens == {"first": 4, "second": 3, "third": 0}
     assert notes == [
-        "block 0: 2 of 3 experts of mlp were reached by fewer than 4 tokens and are pruned by magnitude: "
-        "second (3), third (0)"
+        f"block 0: 2 of 3 experts of mlp were reached by fewer than 4 tokens and are pruned by magnitude: {few}"
     ]
 
 

@@ -1,9 +1,10 @@
-"""A block is written only where all its weights are finite as they are saved."""
+"""A block is written only where all its weights are finite as they are saved; zeros tell what was pruned before."""
 
 from __future__ import annotations
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from safetensors.torch import save_file
 
 import reprune
 from reprune.engine import fresh
+from reprune.engine.window import pruned_before
 from reprune.errors import NumericalError
 from tests import tiny
 from tests.engine.quick import prune, tensors
@@ -59,3 +61,13 @@ def test_where_float16_overflows_it_is_said_what_leads_on(rung: str, message: st
     with pytest.raises(NumericalError, match=message + leads_on):
         reprune.resume(tmp_path / "out")
     assert prune(model, tmp_path / "other", "precision=float32", pruner="magnitude", reconstruct="LR")["sparsity"] > 0
+
+
+@pytest.mark.parametrize(("zeros", "before"), [(4, True), (3, False)])
+def test_a_matrix_of_which_a_quarter_is_zero_was_pruned_before(zeros: int, before: bool) -> None:
+    matrix = torch.ones(4, 4)
+    matrix[0, :zeros] = 0
+    linear: Any = SimpleNamespace(matrix=lambda: matrix)
+    mask = pruned_before(linear)
+    assert (mask is not None) is before
+    assert mask is None or torch.equal(mask, matrix != 0)

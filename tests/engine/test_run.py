@@ -251,6 +251,20 @@ def test_what_was_pruned_before_and_is_not_now_keeps_its_zeros(
     assert [window["notes"] for window in record["windows"]] == [*notes, []]
 
 
+def test_such_zeros_stay_where_nothing_but_distillation_would_fill_them_too(llama: Path, tmp_path: Path) -> None:
+    prune(llama, tmp_path / "first", only="attention", reconstruct="LR")
+    (tmp_path / "first" / "reprune.json").unlink()
+    for blocks in (0, 1):
+        record = prune(
+            tmp_path / "first", tmp_path / f"{blocks}", f"distill={blocks}", "guard=off", only="mlp", reconstruct="LR"
+        )
+        assert [len(window["notes"]) for window in record["windows"]] == [blocks] * 3
+    first, second = tensors(tmp_path / "first"), tensors(tmp_path / "1")
+    for key in (key for key in first if "layers.2.self_attn" in key):
+        assert not torch.equal(first[key], second[key])
+        assert torch.equal(first[key] == 0, second[key] == 0)
+
+
 def test_zeros_of_rounding_to_four_bits_are_trained(llama: Path, tmp_path: Path) -> None:
     """As of GGUF's Q4_0 and Q3_K: up to 17 % of a matrix that nobody has pruned."""
     weights = tensors(llama)

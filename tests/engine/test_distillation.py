@@ -137,13 +137,20 @@ def test_a_state_whose_squares_overflow_is_not_kept(llama: Path, tmp_path: Path,
         prune(llama, tmp_path / "loose", *loose, **options)
 
 
-def test_blocks_whose_outputs_have_become_infinite_are_not_kept(
-    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("error", "rate", "message"),
+    [
+        (math.inf, "1%", r"distillation of blocks \[2\]: what the model predicts from them is not finite"),
+        (0.5, "1e30", r"blocks \[2\]: their outputs are not finite after distillation"),
+    ],
+)
+def test_blocks_that_give_what_is_not_finite_are_not_written(
+    error: float, rate: str, message: str, llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As on samples that are calibrated on alone, after the last step, whose loss nothing has looked at."""
-    monkeypatch.setattr(PredictionObjective, "heldout_error", lambda _: Error.of_predictions(0.5))
-    settings = ["distill=1", "distill.epochs=1", "distill.lr=1e30", "guard=off"]
-    with pytest.raises(NumericalError, match=r"blocks \[2\]: their outputs are not finite after distillation"):
+    """Not before the first step, nor after the last, whose loss on what is calibrated on nothing has looked at."""
+    monkeypatch.setattr(PredictionObjective, "heldout_error", lambda _: Error.of_predictions(error))
+    settings = ["distill=1", "distill.epochs=1", f"distill.lr={rate}", "guard=off"]
+    with pytest.raises(NumericalError, match=f"^{message}"):
         prune(llama, tmp_path / "out", *settings, reconstruct="LR", batch_size=8)
     assert reprune.status(tmp_path / "out").windows_done == 3
 

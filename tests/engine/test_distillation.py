@@ -19,6 +19,7 @@ from reprune.engine.predictions import PredictionObjective
 from reprune.engine.watcher import Watcher
 from reprune.errors import ChangedError, InputError, NumericalError, UnsupportedModelError
 from reprune.math.reconstruction_error import Error
+from reprune.model.decoder import Decoder
 from reprune.model.skeleton import Skeleton
 from reprune.model.whole import load_model
 from reprune.planning.schedule import Window
@@ -187,6 +188,21 @@ def test_the_record_says_that_nothing_is_kept_where_rounding_makes_it_worse(
     assert step["kept_epoch"] == (guard == "off")
     prune(llama, tmp_path / "plain", reconstruct="LR")
     assert (files(tmp_path / "out") == files(tmp_path / "plain")) is (guard == "on")
+
+
+def test_what_makes_the_logits_takes_no_memory_when_dense_blocks_are_loaded_again(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    for name in ("predictor", "release", "load"):
+
+        def noted(*given: Any, whole: Any = getattr(Decoder, name), name: str = name) -> Any:
+            done.append(name)
+            return whole(*given)
+
+        monkeypatch.setattr(Decoder, name, noted)
+    prune(llama, tmp_path / "out", "distill=1", "distill.epochs=1", reconstruct="LR")
+    assert done[done.index("predictor") + 1 :][:2] == ["release", "load"]
 
 
 def test_how_many_tokens_reached_each_expert_stays_on_record(tmp_path: Path) -> None:

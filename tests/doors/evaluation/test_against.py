@@ -90,7 +90,7 @@ def test_they_are_those_of_two_whole_models(
 
 
 def test_a_model_against_itself_has_no_error(llama: Path, here: Path) -> None:
-    found = errors_against(llama, llama, "text.txt", seqlen=16, max_windows=5, device="cpu")
+    found = errors_against(llama, llama, "text.txt", seqlen=16, max_windows=5, batch_size=1, device="cpu")
     assert [(block.normalized, block.relative, block.sparsity) for block in found.blocks] == [(0.0, 0.0, 0.0)] * 3
     assert found.embedding == 0.0
 

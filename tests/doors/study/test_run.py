@@ -280,13 +280,13 @@ def test_zero_shot_accuracy_is_measured_of_every_model_where_tasks_are_given(
 
     monkeypatch.setattr(Bench, "tasks", lambda self, notify: {"boolq": "ab" * 32, "rte": "cd" * 32})
     monkeypatch.setattr(Bench, "zero_shot", zero_shot)
-    flags = [*ONE, *STUDY, "--zero-shot", "paper", "--zero-shot-limit", "8"]
+    flags = [*ONE, *STUDY, "--zero-shot", "paper", "--zero-shot-data", "a/rows", "--zero-shot-limit", "8"]
     said = cli("study", "llama", "--out", "s", *flags)
     assert (said.code, said.err) == (0, "")
     assert [line for line in said.out.splitlines() if len(line) > 80] == []
     record = read_study(here / "s")
     assert record["measures"]["zero_shot"] == {"boolq": "ab" * 32, "rte": "cd" * 32}
-    assert (record["measures"]["zero_shot_limit"], record["measures"]["zero_shot_data"]) == (8, None)
+    assert (record["measures"]["zero_shot_limit"], record["measures"]["zero_shot_data"]) == (8, "rows")
     assert record["dense"]["zero_shot"] is not None and record["dense"]["zero_shot"]["mean"] == 0.75
     assert record["cells"][0]["zero_shot"] == {
         task: {"accuracy": 0.5, "standard_error": 0.125, "examples": 8} for task in ("boolq", "rte")

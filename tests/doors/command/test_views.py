@@ -54,14 +54,16 @@ def test_experts_with_a_sparsity_of_their_own_are_counted_apart(here: Path, cli:
 
 
 @pytest.mark.parametrize(
-    ("flags", "sparsity"),
+    ("flags", "sparsity", "zeros"),
     [
-        ([], "0.5"),
-        (BY_NAME, "0.5, others by name"),
-        (["--set", "allocation=owl", *BY_NAME], "0.5 (owl), others by name"),
+        ([], "0.5", "50.00% zeros"),
+        (BY_NAME, "0.5, others by name", "% zeros"),
+        (["--set", "allocation=owl", *BY_NAME], "0.5 (owl), others by name", "% zeros"),
     ],
 )
-def test_status_and_verify_say_what_decides_the_sparsity(flags: list[str], sparsity: str, here: Path, cli: Cli) -> None:
+def test_status_and_verify_say_what_decides_the_sparsity(
+    flags: list[str], sparsity: str, zeros: str, here: Path, cli: Cli
+) -> None:
     cli("prune", "llama", "--out", "out", *QUICK, "--reconstruct", "LR", *flags)
     assert f"sparsegpt {sparsity}, LR" in cli("status", "out").out.splitlines()[0]
-    assert any(line.endswith(f"% zeros, pattern {sparsity}") for line in cli("verify", "out").out.splitlines())
+    assert any(line.endswith(f"{zeros}, pattern {sparsity}") for line in cli("verify", "out").out.splitlines())

@@ -116,6 +116,21 @@ def test_no_way_on_is_named_where_the_folder_cannot_be_looked_at(capsys: pytest.
     assert (end.value.exit_code, capsys.readouterr().err) == (1, "interrupted\n")
 
 
+def test_an_error_of_the_system_that_names_no_file_names_none(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(typer.Exit) as end, exit_codes():
+        raise OSError(28, "No space left on device")
+    assert (end.value.exit_code, capsys.readouterr().err) == (1, "error: No space left on device\n")
+
+
+@pytest.mark.parametrize("ignored", [True, False], ids=["in the background", "in front"])
+def test_ctrl_c_does_not_reach_what_a_shell_has_started_in_the_background(ignored: bool) -> None:
+    before = signal.SIG_IGN if ignored else signal.default_int_handler
+    signal.signal(signal.SIGINT, before)
+    with exit_codes():
+        assert (signal.getsignal(signal.SIGINT) is before) is ignored
+        assert callable(signal.getsignal(signal.SIGTERM))
+
+
 def test_the_way_on_can_be_pasted_into_a_shell(cli: Cli, break_: Break) -> None:
     break_(KeyboardInterrupt(), 1)
     assert cli("prune", "llama", "--out", "my run", *QUICK).err.endswith("go on with: reprune resume 'my run'\n")

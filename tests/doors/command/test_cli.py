@@ -34,6 +34,7 @@ FLAGS = {
     "plan": {*_RECIPE, "--out", "--quiet", "--on", "--ranks", "--network"},
     "resume": {"--quiet", "--verbose", "--rank-timeout"},
     "status": set(),
+    "verify": {"--trust-remote-code"},
     "evaluate": {
         *("--text", "--protocol", "--seqlen", "--windows", "--against", "--no-perplexity", "--zero-shot"),
         *("--zero-shot-data", "--zero-shot-limit", "--json", "--device", "--precision", "--trust-remote-code"),

@@ -206,7 +206,7 @@ def test_an_allocation_takes_its_walk_and_each_blocks_prunings() -> None:
         (_forecast("BR+GP"), _forecast("BR")),  # a local teacher's targets take a pass of their own
         (_forecast("BR"), _forecast("BR+GP+CR")),
         (_forecast("LR", None, pruner="wanda"), _forecast("LR", None, pruner="sparsegpt")),
-        (_forecast("BR+GP", None, pruner="magnitude"), _forecast("BR+GP", None, pruner="wanda")),  # of statistics
+        (_forecast("BR+GP", None, pruner="magnitude"), _forecast("BR+GP", None, pruner="wanda")),  # gathers statistics
         (_forecast("BR+GP"), _forecast("BR+GP", None, "pruner.sequential=true")),
         (_forecast("LR"), _forecast("LR", None, "solver.start=least-squares")),
         (_forecast(), _forecast(work=_work(blocks=9))),

@@ -1,4 +1,4 @@
-"""A record says what was done, in which measure, and of the device that the run was on."""
+"""A record says what was done, in which measure, and on which device."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ def test_the_device_is_the_one_that_was_named(device: str, name: str, monkeypatc
 def _window(
     kept: int, *, alone: int = 0, loss: str = "squared", guarded: bool = True, planned: int = 4
 ) -> dict[str, Any]:
-    """The record of a window of blocks 0 and 1 after three epochs, so many of them of its last block alone.
+    """The record of a window of blocks 0 and 1 after three epochs, the first `alone` of them on its last block alone.
 
-    Errors before are 1 to 6, those after 11 to 16; those of an epoch 0.5, 0.3, 0.4, as the guard sees them tenfold.
+    Errors before are 1 to 6, those after 11 to 16; the epochs' are 0.5, 0.3, 0.4, and ten times that for the guard.
     """
     before = Errors(Error(1.0, 2.0, 3.0), Error(4.0, 5.0, 6.0))
     after = Errors(Error(11.0, 12.0, 13.0), Error(14.0, 15.0, 16.0))
@@ -122,7 +122,7 @@ def test_what_the_guard_did_is_on_record() -> None:
 
 
 def test_a_window_that_nothing_was_fitted_in_has_the_errors_after_it_alone() -> None:
-    """Its first block is not pruned in it; no targets were looked at."""
+    """It has no fresh blocks and no statistics of its targets."""
     errors = Errors(Error(1.0, 2.0), Error(4.0, 5.0))
     solver = resolve_recipe("model", {"reconstruct": "LR"}).solver
     found = window_record(windows(3, 2, 1)[1], Fit(None, (), 0, 0, True), errors, solver, None, [], [], 0.0)
@@ -184,7 +184,7 @@ _COMMIT = 40 * "a"
 
 
 def _full(model: str, peaks: list[dict[str, int]], distilled: bool = False, **own: Any) -> dict[str, Any]:
-    """The record of a run of two blocks, of which the last may have been fitted once more."""
+    """The record of a run of two blocks, of which the last may have been distilled."""
     recipe = resolve_recipe(model, {"calibration": ["texts.txt=4"]}, settings=["device=cpu"])
     job = {"folder": f"/cache/models--a--b/snapshots/{_COMMIT}", **dict.fromkeys(("fingerprint", "weights"), "f")}
     job |= {"versions": {}, "data": {}, "sketch": {}, **own}
@@ -228,7 +228,7 @@ def test_it_names_no_folders_of_this_machine(tmp_path: Path, monkeypatch: pytest
     ("before", "most"),
     [
         ([(10, 0), (1, 9)], [(10, 1), (7, 9)]),
-        ([(10, 0)], [(10, 1), (7, 2)]),  # fewer processes had written its texts
+        ([(10, 0)], [(10, 1), (7, 2)]),  # fewer processes wrote the texts
         ([(6, 0), (8, 0), (99, 9)], [(9, 1), (8, 2)]),
     ],
 )

@@ -1,4 +1,4 @@
-"""With `solver.start=least-squares` each linear group is fitted as it is pruned, to the dense model's outputs."""
+"""With `solver.start=least-squares`, each linear group is fitted to the dense model's outputs when it is pruned."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("short_manual")
 
 REFIT = "solver.start=least-squares"
 _FORMS = [name for name in tiny.CONFIGS if name not in ("qwen2", "qwen3", "mistral")]
-"""Left out are those whose biases, norms and windows another has."""
+"""Without those whose biases, norms and sliding windows are covered by others."""
 
 
 @pytest.mark.parametrize(
@@ -48,7 +48,7 @@ def test_every_architecture_comes_nearer_to_the_dense_model(name: str, pruner: s
 
 
 def test_a_linear_gets_the_weights_that_least_squares_over_whole_models_gives(llama: Path, tmp_path: Path) -> None:
-    """The twin: the gate of block 1, by inputs that hooks see in the dense model and in the one pruned up to there."""
+    """The twin: the gate of block 1, by the inputs that hooks see in the dense model and in one pruned up to there."""
     ridge = 0.1
     record = prune(
         llama, tmp_path / "out", REFIT, "teacher=global", f"solver.ridge={ridge}", pruner="magnitude", reconstruct="LR"
@@ -117,7 +117,7 @@ def test_resume_ends_with_the_same_bits(llama: Path, rung: str, tmp_path: Path) 
 
 @pytest.mark.parametrize("pruner", ["wanda", "sparsegpt"])
 def test_pruner_statistics_may_be_of_the_first_source_alone(llama: Path, pruner: str, tmp_path: Path) -> None:
-    """Masks are then those of the first source, whatever the weights are fitted to."""
+    """Masks are then those of the first source alone, although weights are fitted to all sources."""
     own = tmp_path / "other.txt"
     own.write_text("Whatever else there is to be read is read here, and again, and once more. " * 200)
     sources = {"calibration": ["manual=8", f"{own}=5"], "heldout": "manual=4"}
@@ -133,7 +133,7 @@ def test_pruner_statistics_may_be_of_the_first_source_alone(llama: Path, pruner:
 
 
 class _Beside(torch.nn.Module):
-    """Two linears that read the same, named in an order of their own."""
+    """Two linears that read the same tensor, with names that are not in alphabetical order."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -144,7 +144,7 @@ class _Beside(torch.nn.Module):
 
 
 def test_each_matrix_of_a_group_is_fitted_to_its_own_dense_one() -> None:
-    """With the inputs of the dense model, nothing masked and hardly a ridge, it becomes that one again."""
+    """With the dense model's inputs, no masks and a tiny ridge, it becomes the dense matrix again."""
     from reprune.engine.refitting import Refitting
     from reprune.math.least_squares import LeastSquares
     from reprune.math.pruner import Pruned
@@ -174,7 +174,7 @@ class _Twice(torch.nn.Module):
 
 
 class _Routed(torch.nn.Module):
-    """Sends only tokens of positive first value to its linear, as to an expert."""
+    """Sends only tokens with a positive first value to its linear, as to an expert."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -205,7 +205,7 @@ def test_a_group_that_cannot_be_paired_is_left_to_the_pruner(
     twin = Block(0, module(), torch.device("cpu"), Precision())
     twin.module.load_state_dict(block.module.state_dict())
     call, states = Call((None,), {}, 0), torch.randn(4, 5, 4)
-    if as_many:  # tokens reach the expert in both models, though others
+    if as_many:  # equally many tokens reach the expert in both models, but different ones
         states[..., 0] = states[..., 0].abs() * torch.tensor([1.0, -1.0]).repeat(10).reshape(4, 5)
     pruned = PrunedBlock(block, linear_groups(block, states, call, ()))
     refitting = Refitting(LeastSquares(), twin, lambda: [(slice(0, 4), states, -states, call)], 4, 4, True, ALONE)
@@ -224,7 +224,7 @@ def test_gathering_feeds_the_pruner_with_its_own_samples_only() -> None:
     torch.manual_seed(0)
     block, twin = (Block(0, _Twice(), torch.device("cpu"), Precision()) for _ in range(2))
     call, states = Call((None,), {}, 0), torch.randn(7, 5, 4)
-    batches = [slice(0, 3), slice(3, 5), slice(5, 7)]  # 5 calibrated on, 2 held out
+    batches = [slice(0, 3), slice(3, 5), slice(5, 7)]  # 5 calibration samples, 2 held-out ones
     pairs = [(batch, states[batch], 2 * states[batch], call) for batch in batches]
     refitting = Refitting(LeastSquares(), twin, lambda: pairs, 5, 4, True, ALONE)
     statistics = Statistics(4, torch.device("cpu"))

@@ -1,4 +1,4 @@
-"""The result's folder holds all that belongs to the model but for weights that are not its own."""
+"""The result's folder holds everything that belongs to the model, but no other weights than its own."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.files.test_readable import deny
 
 
 def finished(folder: Path, out: Path, others: Collection[str] = ("words.vocab",)) -> Path:
-    """A result of a model of which nothing was changed."""
+    """The result of a model in which nothing was changed."""
     out.mkdir()
     decoder = Decoder(folder)
     result = Result(out, decoder)
@@ -62,7 +62,7 @@ def test_it_holds_templates_licences_and_tokenizers_and_no_other_weights(tmp_pat
 
 
 def test_links_to_what_is_no_models_are_left_out_and_named(tmp_path: Path) -> None:
-    """A model from elsewhere may have them; the result may be given to others."""
+    """A downloaded model may contain such links, and the result may be published."""
     folder, base = tiny.save("llama", tmp_path / "model"), tiny.save("llama", tmp_path / "base")
     cache = tmp_path / "models--a--b" / "blobs"
     cache.mkdir(parents=True)
@@ -105,7 +105,7 @@ def test_a_model_that_a_link_leads_to_has_its_files_itself(tmp_path: Path) -> No
 
 
 def test_what_may_not_be_read_is_left_out_and_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the model is loaded from is refused before a run, or ends it: a result without it would be none."""
+    """Not so for files that the model is loaded from: they are refused before a run or end it."""
     folder = tiny.save("llama", tmp_path / "model")
     for name in ("LICENSE", "notes.json"):
         (folder / name).write_text("{}")
@@ -123,7 +123,7 @@ def test_what_may_not_be_read_is_left_out_and_named(tmp_path: Path, monkeypatch:
 
 
 def test_what_it_is_loaded_from_is_copied_wherever_it_lies(tmp_path: Path) -> None:
-    """DVC, git-annex and Nix lay each file into a store and a link into the folder."""
+    """DVC, git-annex and Nix put each file into a store, and a link to it into the folder."""
     folder, store = tiny.save("llama", tmp_path / "model"), tmp_path / "store"
     store.mkdir()
     (folder / "preprocessor_config.json").write_text("{}")
@@ -162,7 +162,7 @@ def test_its_weights_are_those_that_the_configuration_named(tmp_path: Path) -> N
 
 
 def _planned(sizes: dict[str, int], monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
-    """The shards, of at most 8 bytes, of what lies outside blocks in a model of tensors of these sizes."""
+    """The shards, of at most 8 bytes, for tensors outside the blocks, in a model with tensors of these sizes."""
     monkeypatch.setattr(module, "_SHARD_BYTES", 8)
 
     class Model:

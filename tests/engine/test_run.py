@@ -57,7 +57,7 @@ def test_calibration_error_falls_along_the_ladder(llama: Path, pruner: str, tmp_
 
 @pytest.mark.parametrize("rung", RUNGS)
 def test_the_recorded_block_errors_are_those_of_the_saved_model(llama: Path, rung: str, tmp_path: Path) -> None:
-    """The twin: whole models, hooks on their blocks, the paper's formula."""
+    """The twin: whole models, hooks on their blocks, and the paper's formula."""
     record = prune(llama, tmp_path / "out", reconstruct=rung)
     from reprune.doors.prepare import draw, open_decoder
     from reprune.planning.layers import resolve_recipe
@@ -75,7 +75,7 @@ def test_the_recorded_block_errors_are_those_of_the_saved_model(llama: Path, run
 
 @torch.no_grad()
 def _block_outputs(model: Any, ids: torch.Tensor) -> list[torch.Tensor]:
-    """Of a model, or of that in a folder."""
+    """The outputs of each block of a model, or of the model in a folder."""
     model = AutoModelForCausalLM.from_pretrained(model) if isinstance(model, Path) else model
     seen: list[torch.Tensor] = []
     for block in model.model.layers:
@@ -88,7 +88,7 @@ def _block_outputs(model: Any, ids: torch.Tensor) -> list[torch.Tensor]:
 def test_a_local_teachers_targets_are_what_dense_blocks_make_of_the_sparse_stream(
     llama: Path, size: int, tmp_path: Path
 ) -> None:
-    """The twin: the saved model, and the same with its last block dense, which the last window is."""
+    """The twin: the saved model, and the same with a dense last block, which is the last window."""
     record = prune(llama, tmp_path / "out", f"schedule.size={size}", "schedule.stride=1", reconstruct="BR")
     from reprune.doors.prepare import draw, open_decoder
     from reprune.planning.layers import resolve_recipe
@@ -107,7 +107,7 @@ def test_a_local_teachers_targets_are_what_dense_blocks_make_of_the_sparse_strea
 
 
 def test_masks_are_fixed_during_reconstruction(llama: Path, tmp_path: Path) -> None:
-    """What magnitude pruning zeroes does not depend on the rung, and no more is zero after training."""
+    """What magnitude pruning sets to zero does not depend on the rung, and training adds no zeros."""
     prune(llama, tmp_path / "lr", pruner="magnitude", reconstruct="LR")
     prune(llama, tmp_path / "cr", pruner="magnitude", reconstruct="BR+GP+CR", lr=1e-2)
     before, after = tensors(tmp_path / "lr"), tensors(tmp_path / "cr")
@@ -123,12 +123,12 @@ def test_biases_of_the_window_are_trained(tmp_path: Path) -> None:
     dense, sparse = tensors(model), tensors(tmp_path / "out")
     biases = [key for key in dense if key.endswith("proj.bias")]
     assert biases
-    # The bias of the keys alone shifts all scores of a query alike, so its gradient is zero up to rounding.
+    # A bias of the keys shifts all scores of a query by the same amount, so its gradient is zero up to rounding.
     assert all(not torch.equal(dense[key], sparse[key]) for key in biases if "k_proj" not in key)
 
 
 def test_the_statistics_come_from_the_sparse_stream(llama: Path, tmp_path: Path) -> None:
-    """The twin: Wanda on block 1, scored by hand with inputs that went through the pruned block 0."""
+    """The twin: Wanda on block 1, scored by hand with inputs that passed through the pruned block 0."""
     prune(llama, tmp_path / "out", pruner="wanda", reconstruct="LR", samples=4)
     from reprune.doors.prepare import draw, open_decoder
     from reprune.planning.layers import resolve_recipe
@@ -226,7 +226,7 @@ def test_excluded_linears_stay_dense(llama: Path, tmp_path: Path) -> None:
 def test_what_stays_dense_is_trained_where_there_is_an_error(
     excluded: str, trained: set[int], llama: Path, tmp_path: Path
 ) -> None:
-    """As docs/pruning.md says: norms and excluded blocks too."""
+    """As docs/pruning.md says, this includes norms and excluded blocks."""
     prune(llama, tmp_path / "out", f"exclude=[{excluded}]", "guard=off", reconstruct="BR+GP")
     dense, sparse = tensors(llama), tensors(tmp_path / "out")
     for index in range(3):
@@ -266,7 +266,7 @@ def test_such_zeros_stay_where_nothing_but_distillation_would_fill_them_too(llam
 
 
 def test_zeros_of_rounding_to_four_bits_are_trained(llama: Path, tmp_path: Path) -> None:
-    """As of GGUF's Q4_0 and Q3_K: up to 17 % of a matrix that nobody has pruned."""
+    """As in GGUF's Q4_0 and Q3_K, up to 17 % of a matrix that was never pruned is zero."""
     weights = tensors(llama)
     attention = [key for key in weights if "self_attn" in key]
     for key in attention:
@@ -302,7 +302,7 @@ def test_only_a_part_of_each_block_can_be_pruned(llama: Path, only: str, dense: 
 
 
 def test_what_was_not_done_by_the_plain_rule_is_on_record(llama: Path, tmp_path: Path) -> None:
-    """Two samples of four tokens cannot make a Gram matrix of full rank, and so little damping does not help."""
+    """Two samples of four tokens cannot give a Gram matrix of full rank, and so little damping does not help."""
     tight = {"samples": 1, "seqlen": 4, "reconstruct": "LR", "pruner": "sparsegpt"}
     record = prune(llama, tmp_path / "out", "pruner.damping=1e-12", **tight)
     notes = [note for window in record["windows"] for note in window["notes"]]

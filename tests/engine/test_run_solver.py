@@ -1,4 +1,4 @@
-"""What the solver and the guard are told holds in a run: losses, precision, low ranks, memory, and when to stop."""
+"""The settings of the solver and the guard take effect in a run: losses, precision, rank, memory, early stopping."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def course(window: dict[str, Any], measure: str) -> list[float]:
 
 
 def test_the_guard_stops_what_overfits(llama: Path, tmp_path: Path) -> None:
-    """Eight samples, 30 epochs: the paper's plain procedure lowers calibration error at the cost of held-out error."""
+    """In 30 epochs on 8 samples, the paper's procedure lowers calibration error at the cost of held-out error."""
     plain = prune(llama, tmp_path / "plain", "guard=off", **OVERFIT)
     last = plain["windows"][-1]
     assert last["calibration_error"]["after"] < 0.8 * last["calibration_error"]["before"]
@@ -67,7 +67,7 @@ def test_the_guard_stops_what_overfits(llama: Path, tmp_path: Path) -> None:
 
 
 def test_auto_chooses_for_each_window_and_does_not_overfit(llama: Path, tmp_path: Path) -> None:
-    steep = {**OVERFIT, "lr": 3e-2}  # so that every rung of the ladder overfits, and no one choice is best for all
+    steep = {**OVERFIT, "lr": 3e-2}  # so that every rung overfits, and no single choice is best for all windows
     fixed = {
         rung: prune(llama, tmp_path / rung, "guard=off", **{**steep, "reconstruct": rung})["blocks"][-1]
         for rung in ("LR", "BR", "BR+GP", "BR+GP+CR")
@@ -84,13 +84,13 @@ def test_auto_chooses_for_each_window_and_does_not_overfit(llama: Path, tmp_path
         assert window["blocks"] in trained
     assert {window["loss"] for window in record["windows"]} == {"standardized"}
     solver = record["recipe"]["solver"]
-    assert (solver["loss"], solver["lr"]) == ("standardized", steep["lr"])  # what is recorded is what was done
+    assert (solver["loss"], solver["lr"]) == ("standardized", steep["lr"])  # the record has what was used
     assert len({len(blocks) for blocks in chosen}) > 1, "one choice for all windows would show nothing"
     assert record["blocks"][-1]["heldout_error"] < min(last["heldout_error"] for last in fixed.values())
 
 
 def test_reconstructed_names_the_blocks_that_changed(llama: Path, tmp_path: Path) -> None:
-    """The twin: weights of LR against those of auto."""
+    """The twin: compare the weights of LR with those of auto."""
     prune(llama, tmp_path / "lr", pruner="magnitude", reconstruct="LR")
     record = prune(llama, tmp_path / "auto", pruner="magnitude", reconstruct="auto", lr=3e-2)
     before, after = tensors(tmp_path / "lr"), tensors(tmp_path / "auto")
@@ -108,7 +108,7 @@ def test_checkpointing_changes_no_bit(llama: Path, tmp_path: Path) -> None:
 
 
 def test_a_standardized_loss_is_fitted_and_judged_in_its_own_measure(llama: Path, tmp_path: Path) -> None:
-    # So many samples that both measures fall: the guard keeps no epoch in which either has risen.
+    # Enough samples for both measures to fall: the guard keeps no epoch in which either has risen.
     options = {"reconstruct": "BR+GP+CR", "samples": 32, "heldout": "manual=16"}
     plain = prune(llama, tmp_path / "plain", **options)
     record = prune(llama, tmp_path / "standardized", "solver.loss=standardized", **options)
@@ -118,11 +118,11 @@ def test_a_standardized_loss_is_fitted_and_judged_in_its_own_measure(llama: Path
         path = course(window, "relative")
         assert path == course(window, "standardized")
         assert window["kept_epoch"] == path.index(min(path))
-        # After it: as the fit has left it, but for the rounding of what is saved.
+        # The error afterwards is that of the kept epoch, except for rounding to the saved dtype.
         assert window["relative_heldout_error"]["after"] == pytest.approx(min(path), rel=1e-3)
     for window in plain["windows"]:
         assert course(window, "relative") != course(window, "standardized")
-    # A window's plain error, and that of its retired block, are in the same measure.
+    # A window's plain error and that of its retired block are in the same measure.
     last, block = record["windows"][-1], record["blocks"][-1]
     assert last["calibration_error"]["after"] == pytest.approx(block["calibration_error"], rel=1e-5)
     assert last["relative_calibration_error"]["after"] != pytest.approx(block["relative_calibration_error"], rel=1e-3)
@@ -153,7 +153,7 @@ def test_micro_batches_end_at_the_same_weights(llama: Path, micro: int, tmp_path
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 def test_products_in_half_precision_come_near_those_in_full(llama: Path, precision: str, tmp_path: Path) -> None:
     full, half = (
-        prune(llama, tmp_path / name, f"precision={name}", "guard=off")  # which may keep one epoch here, another there
+        prune(llama, tmp_path / name, f"precision={name}", "guard=off")  # the guard might keep different epochs
         for name in ("float32", precision)
     )
     for kind in ("calibration", "heldout"):
@@ -192,7 +192,7 @@ def test_compact_is_the_same_run_with_less_memory(rung: str, model: str, tmp_pat
 
 
 def test_a_relative_rate_of_a_block_that_stays_dense_is_a_share_of_its_linears(tmp_path: Path) -> None:
-    """A Mamba's other matrices, as A_log, are many times as large."""
+    """Mamba's other matrices, such as A_log, are many times as large."""
     config = MambaConfig(vocab_size=tiny.VOCABULARY, hidden_size=32, num_hidden_layers=2, state_size=4, use_cache=False)
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config)

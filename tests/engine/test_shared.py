@@ -1,4 +1,4 @@
-"""Runs that share what they have in common give the bits that they give alone, and compute the common part once."""
+"""Runs that share what they have in common compute it once, and give the same bits as each run alone."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def _same(one: Path, other: Path) -> bool:
 
 @pytest.fixture
 def counted(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
-    """How many dense blocks were run over all samples, and how many passes for statistics of block 0 were made."""
+    """Counts dense blocks that were run over all samples, and passes that gathered statistics of block 0."""
     counts = {"dense": 0, "statistics": 0}
     compute, gather = dense.DenseStream._compute, group_statistics.gathering
 

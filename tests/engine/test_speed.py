@@ -1,4 +1,4 @@
-"""A machine's speed is measured by what fits it, or known by its maker."""
+"""A machine's speed is measured with sizes that fit it, or taken from its data sheet."""
 
 from __future__ import annotations
 

@@ -27,12 +27,12 @@ def alike(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 def test_on_the_dense_models_states_alone_a_block_does_not_see_what_was_pruned_before_it(
     llama: Path, precision: str, tmp_path: Path
 ) -> None:
-    # By magnitude, masks depend on no states either.
+    # With magnitude pruning, masks do not depend on states either.
     plain = ["guard=off", "pruner=magnitude", f"precision={precision}"]
     prune(llama, tmp_path / "own", *plain)
     prune(llama, tmp_path / "forced", *plain, "solver.teacher_forcing=1")
     prune(llama, tmp_path / "lone", *plain, "include=[2.*]")  # all blocks before it stay dense
-    assert alike(block(tmp_path / "forced", 0), block(tmp_path / "own", 0))  # nothing is before it
+    assert alike(block(tmp_path / "forced", 0), block(tmp_path / "own", 0))  # no block is before it
     assert alike(block(tmp_path / "forced", 2), block(tmp_path / "lone", 2))
     assert not alike(block(tmp_path / "own", 2), block(tmp_path / "lone", 2))
 
@@ -53,7 +53,7 @@ def test_what_enters_is_that_share_of_the_dense_states_and_the_rest_of_the_stude
     monkeypatch.setattr(Frontier, "run", watched)
     prune(llama, tmp_path / "out", f"solver.teacher_forcing={share}", reconstruct=rung)
     assert any(apart)
-    assert not all(apart)  # the first block's are the same
+    assert not all(apart)  # the first block's states are the same
 
 
 @pytest.mark.parametrize("rung", ["BR+GP", "auto"])
@@ -63,7 +63,7 @@ def test_it_is_on_record_and_errors_are_of_the_students_states(llama: Path, rung
     assert record["recipe"]["solver"]["teacher_forcing"] == 0.5
     for window in record["windows"]:
         kept = [epoch for epoch in window["epochs"] if epoch["epoch"] == window["kept_epoch"]]
-        for epoch in kept:  # the state that was kept, measured again on its way to the next window
+        for epoch in kept:  # the kept state, measured again when the student's stream advances
             after = window["standardized_heldout_error"]["after"]
             assert epoch["standardized_heldout_error"] == pytest.approx(after, rel=1e-4)
 

@@ -1,4 +1,4 @@
-"""A block is written only where all its weights are finite as they are saved; zeros tell what was pruned before."""
+"""A block is written only if its weights are finite in their saved dtype; zeros tell what was pruned before."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.engine.quick import prune, tensors
 def test_no_weight_that_is_not_finite_reaches_a_file(
     value: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A million is finite, but not in float16, in which it would be saved."""
+    """1e6 is finite, but not in float16, in which it would be saved."""
     whole = fresh.prune_block_
 
     def broken(pruned: Any, *arguments: Any) -> Any:

@@ -1,6 +1,6 @@
-"""Runs what it is given in several processes at once, as `torchrun` would start them.
+"""Runs functions in several processes at once, as `torchrun` would start them.
 
-They are forked from one that has imported everything, so that a process more costs next to nothing.
+They are forked from a process that has imported everything, so another process costs next to nothing.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _SERVER.set_forkserver_preload(["tests.engine.preloaded"])
 
 @dataclass(frozen=True)
 class Ended:
-    """How a process ended, and what it wrote where."""
+    """How a process ended, and what it wrote to stdout and stderr."""
 
     code: int
     out: str
@@ -49,7 +49,7 @@ class Rank:
         os.kill(self._process.pid, number)
 
     def wait(self, seconds: float) -> Ended:
-        """Its end; raises `TimeoutError` where that does not come in time."""
+        """Wait for its end; raises `TimeoutError` if that takes longer."""
         self._process.join(seconds)
         if self._process.exitcode is None:
             self._process.kill()
@@ -61,7 +61,7 @@ class Rank:
 
 
 def _start_server() -> None:
-    """Start what forks, where it does not run yet; it looks for what it is to import in PYTHONPATH alone."""
+    """Start the fork server if it does not run yet; it finds the modules to import by PYTHONPATH alone."""
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join([str(SOURCES), str(SOURCES.parent)])
     try:
@@ -88,7 +88,7 @@ def _child(
 
 
 def places(rank: int, count: int, port: int) -> dict[str, str]:
-    """What a launcher says by the environment."""
+    """The environment variables that a launcher sets."""
     found = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "MASTER_PORT": port, "MASTER_ADDR": "127.0.0.1"}
     return {name: str(value) for name, value in found.items()}
 
@@ -100,13 +100,13 @@ def free_port() -> int:
 
 
 def start(count: int, work: Callable[..., None], *arguments: Any) -> list[Rank]:
-    """Have so many ranks do something."""
+    """Start `count` ranks that each do this work."""
     port = free_port()
     return [Rank(work, arguments, _told() | places(rank, count, port), Path.cwd()) for rank in range(count)]
 
 
 def start_alone(work: Callable[..., None], *arguments: Any) -> Rank:
-    """Have a process do something that no launcher has started."""
+    """Start a process that does this work without a launcher's environment."""
     return Rank(work, arguments, _told(), Path.cwd())
 
 
@@ -115,20 +115,20 @@ def _told() -> dict[str, str]:
 
 
 def command(*arguments: str) -> None:
-    """The command line."""
+    """Run the command line."""
     from reprune.doors.command.cli import main
 
     main(arguments)
 
 
 def script(path: str, *arguments: str) -> None:
-    """A script with arguments."""
+    """Run a script with arguments."""
     sys.argv = [path, *arguments]
     runpy.run_path(path, run_name="__main__")
 
 
 def prune(jobs: Sequence[tuple[str, str, dict[str, Any]]], folder: Path) -> None:
-    """Do jobs one after the other, each a model, the result's folder and what stands in the recipe."""
+    """Do jobs one after the other; each is a model, the result's folder and a recipe's contents."""
     import json
 
     from reprune.doors.api import prune_by_recipe

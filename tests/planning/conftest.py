@@ -1,4 +1,4 @@
-"""Fixtures for the plan's tests: small tokenizers, with a BOS token before a text and without."""
+"""Fixtures for the planning tests: small tokenizers that do or do not put a BOS token before a text."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 
 def make_tokenizer(*, bos: bool, eos: bool = False) -> PreTrainedTokenizerBase:
-    """A byte-level BPE over a few of Python's help topics; with `bos` it puts <s> before a text."""
+    """A byte-level BPE trained on a few of Python's help topics; with `bos` it puts <s> before a text."""
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
@@ -64,7 +64,7 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
 
 @pytest.fixture
 def cache_rows(_own_cache: Path, tmp_path: Path) -> Callable[..., None]:
-    """Put texts into the cache of `datasets` as those of the Hub's org/name at a commit; each is later than before."""
+    """Put texts into the cache of `datasets` as if of the Hub's org/name at a commit; each call's are newer."""
     from datasets.packaged_modules.json.json import Json
 
     ages = iter(range(1000, 0, -1))
@@ -91,7 +91,7 @@ def cache_rows(_own_cache: Path, tmp_path: Path) -> Callable[..., None]:
 
 @pytest.fixture
 def write_jsonl(tmp_path: Path) -> Callable[..., Path]:
-    """Write rows, each a dict or a text, as JSON Lines."""
+    """Write rows, each a dict or a text, to a file of JSON Lines."""
 
     def write(*rows: object, name: str = "rows.jsonl") -> Path:
         path = tmp_path / name

@@ -1,4 +1,4 @@
-"""What the tests of recipes and of their layers have in common."""
+"""Helpers that the tests of recipes and of their layers share."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ FEW = settings(deadline=None, max_examples=60)
 
 
 def read(text: str, folder: Path) -> dict[str, Any]:
-    """What a recipe file of this text says."""
+    """Read a recipe file with this text."""
     path = folder / "recipe.yaml"
     path.write_text(text, encoding="utf-8")
     return read_recipe(path)
 
 
 def rung(recipe: Recipe) -> tuple[str, int, int, str, str]:
-    """A rung's name, and what it stands for."""
+    """A recipe's rung, and its values on the three axes."""
     schedule = recipe.schedule
     return recipe.reconstruct, schedule.size, schedule.stride, recipe.teacher, recipe.solver.name

@@ -1,4 +1,4 @@
-"""Documents are read as they were given, and their hash is of them as they are joined."""
+"""Documents are read as they were given, and their hash is over the joined text."""
 
 from __future__ import annotations
 

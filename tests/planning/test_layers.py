@@ -1,4 +1,4 @@
-"""A recipe is what defaults, file, flags and --set say, the later over the earlier; faults are named."""
+"""A recipe is made of defaults, file, flags and --set, each overriding those before; errors are named."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_patterns_of_a_later_layer_decide_before_those_of_an_earlier_one() -> No
 
 
 def test_of_a_runs_record_its_recipe_is_read(tmp_path: Path) -> None:
-    """However long it is: of a mixture's matrices there are more than a YAML text may have parts."""
+    """However long the record is: a mixture has more matrices than the parts that a YAML text may have."""
     recipe = {"model": "theirs", "seed": 3, "solver": {"lr": 1e-05}}
     (file := tmp_path / "reprune.json").write_text(
         json.dumps({"recipe": recipe, "model": {"name": "theirs"}, "blocks": 101_000 * [0]})
@@ -85,7 +85,7 @@ def test_a_rung_in_a_flag_replaces_what_the_file_spells_out() -> None:
     }
     recipe = resolve_recipe("model", file, {"reconstruct": "BR+GP+CR"})
     assert rung(recipe) == ("BR+GP+CR", 2, 1, "global", "adam")
-    assert recipe.solver.epochs == 3  # no rung speaks of epochs
+    assert recipe.solver.epochs == 3  # no rung sets epochs
     short = resolve_recipe("model", {"solver": "none"}, {"reconstruct": "BR"})
     assert rung(short) == ("BR", 1, 1, "local", "adam")
 
@@ -119,7 +119,7 @@ def test_sources_in_a_recipe_file_are_those_beside_it(tmp_path: Path) -> None:
     for name in ("a.txt", "b=3.txt"):
         (tmp_path / name).touch()
     (tmp_path / "year=2024").mkdir()
-    (tmp_path / "c4").mkdir()  # which is no name of it
+    (tmp_path / "c4").mkdir()  # `c4` still means the known text
     here = {name: str(tmp_path / name) for name in ("a.txt", "a.txt=8", "b=3.txt=2", "year=2024", "year=2024=5")}
     file = tmp_path / "recipe.yaml"
     file.write_text(f"calibration: [{', '.join(here)}, c4=3, c.txt, org/name]\nheldout: [a.txt=2]\nexclude: [a.txt]\n")
@@ -147,7 +147,7 @@ def test_a_path_stands_for_its_name() -> None:
         ("solver.batchsize=8", "solver.batchsize", "batch_size"),
         ("schedule.strides=1", "schedule.strides", "stride"),
         ("streams.mem=1", "streams.mem", "memory"),
-        ("lr=1e-3", "lr", "solver.lr or distill.lr"),  # as the flags are named
+        ("lr=1e-3", "lr", "solver.lr or distill.lr"),  # named like a flag
         ("epochs=3", "epochs", "solver.epochs or distill.epochs"),
         ("size=3", "size", "schedule.size"),
         ("zzz=1", "zzz", None),
@@ -190,7 +190,7 @@ def test_a_setting_without_key_and_value_is_refused(text: str) -> None:
 
 
 _NO_VALUES = ("2026-13-45", "!!bool x", "!!int x", "!!int ''", "!!float ''", "!!timestamp x", "9" * 5000)
-"""What YAML gives a type by its form or tag, and none of that type is."""
+"""Values whose form or tag makes YAML choose a type that they are not valid for."""
 
 
 @pytest.mark.parametrize(
@@ -259,7 +259,7 @@ def test_an_alias_to_what_it_stands_in_is_refused(key: str, value: str, tmp_path
 def test_merges_of_merges_are_refused_too_as_earlier_pyyaml_writes_them_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def flatten(self: yaml.SafeLoader, node: yaml.MappingNode) -> None:  # as 6.0.2 does lists of them
+    def flatten(self: yaml.SafeLoader, node: yaml.MappingNode) -> None:  # as PyYAML 6.0.2 does for lists of merges
         merged = [one for key, value in node.value if key.value == "<<" for one in value.value]
         for one in merged:
             self.flatten_mapping(one)
@@ -298,7 +298,7 @@ def test_what_is_wrong_between_keys_is_said_without_all_of_them() -> None:
     with pytest.raises(InputError) as caught:
         resolve_recipe("m", {"solver": {"batch_size": 8, "micro_batch_size": 9}})
     assert str(caught.value) == "solver: micro_batch_size 9 is more than batch_size 8."
-    with pytest.raises(InputError, match=r"\(got \{'a': 1\}\)"):  # of a value alone, it is what was given
+    with pytest.raises(InputError, match=r"\(got \{'a': 1\}\)"):  # for a single value, it is shown
         resolve_recipe("m", {"samples": {"a": 1}})
 
 
@@ -325,7 +325,7 @@ def _recipes(draw: st.DrawFn) -> Recipe:
 @given(recipe=_recipes())
 def test_a_recipe_written_as_yaml_reads_back_equal(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = tmp_path_factory.getbasetemp()
-    # A source that is there beside the file is read as that path, and comes back absolute.
+    # A source that exists beside the file is read as a path, and comes back absolute.
     assume(not any((folder / source).exists() for source in recipe.calibration))
     content = read(recipe.to_yaml(), folder)
     assert resolve_recipe(content["model"], content) == recipe

@@ -1,4 +1,4 @@
-"""A sketch tells how much of the samples a text holds, and gives nothing of them away."""
+"""A sketch tells how much of the samples a text contains, and reveals nothing of them."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_what_an_earlier_run_has_on_record_is_found() -> None:
 
 
 def _hash(tokens: Iterable[int]) -> int:
-    """The twin of a passage's hash, in numbers without an end."""
+    """The twin of a passage's hash, in Python's unbounded integers."""
     value = 0
     for token in tokens:
         value = (value * 0x9E3779B97F4A7C15 + token + 1) % 2**64

@@ -1,4 +1,4 @@
-"""Paths in sources are found, whatever follows them, and written so that a result can be passed on."""
+"""Paths in sources are found, whatever follows them, and written so that a result can be published."""
 
 from __future__ import annotations
 

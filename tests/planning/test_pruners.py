@@ -1,4 +1,4 @@
-"""A pruner that an installed package brings is found by its name and given its settings, or refused in a line."""
+"""A pruner of an installed package is found by its name and given its settings, or refused in one line."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_it_is_found_and_given_its_settings() -> None:
     assert (made.name, made.pruner.power) == ("mine", 0.5)
     assert pruners.known()[:3] == PRUNERS
     assert "mine" in pruners.known()[3:]
-    assert pruners.known().count("wanda") == 1  # none can stand in for reprune's own
+    assert pruners.known().count("wanda") == 1  # no package can replace reprune's own
     assert not isinstance(_build("wanda"), Checked)
     assert pruners.package("mine") == {"brought": "1.0"}
     assert pruners.package("sparsegpt") == {}
@@ -99,7 +99,7 @@ def test_it_is_found_and_given_its_settings() -> None:
         ("5E2", 500.0),
         ("1.5e3", 1500.0),
         ("-.5e1", -5.0),
-        ("'1e3'", "1e3"),  # as a commit may be
+        ("'1e3'", "1e3"),  # a commit, for example
         ("2", 2),
         ("e3", "e3"),
         ("[1e-3, {a: 2e1}]", [0.001, {"a": 20.0}]),
@@ -220,7 +220,7 @@ def test_one_that_is_installed_while_python_runs_is_found_and_a_newer_version_is
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def pip_install(version: str) -> None:
-        """What it leaves in a folder that is sought already, whose time is another then."""
+        """Leave what pip would in a folder that was searched before, which changes the folder's time."""
         (tmp_path / "of_late.py").write_text(CODE)
         for older in tmp_path.glob("*.dist-info"):
             shutil.rmtree(older)

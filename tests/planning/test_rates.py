@@ -1,4 +1,4 @@
-"""A learning rate is a number, or a share of the weights' root mean square; anything else is refused."""
+"""A learning rate is a number or a share of the weights' root mean square; anything else is refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A recipe is one valid point of all that can be chosen, and builds what it names."""
+"""A recipe is one valid combination of all that can be chosen, and builds what it names."""
 
 from __future__ import annotations
 
@@ -259,7 +259,7 @@ def test_the_least_and_the_most_that_a_setting_may_be_are_taken(setting: str) ->
 
 
 def test_a_language_is_taken_as_it_is_where_none_can_be_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)  # as where a record of elsewhere is read
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)  # as when another machine's record is read
     assert resolve_recipe("model", settings=["self_generate.language=xx"]).self_generate.language == "xx"
 
 
@@ -305,7 +305,7 @@ def test_a_recipe_builds_what_it_names() -> None:
         ("BR+GP", {}, "squared", 2e-4),
         ("BR+GP", {"loss": "standardized"}, "standardized", "1%"),
         ("BR+GP", {"loss": "standardized", "lr": 0.1}, "standardized", 0.1),
-        ("LR", {"loss": "standardized"}, "standardized", 2e-4),  # which nothing uses
+        ("LR", {"loss": "standardized"}, "standardized", 2e-4),  # LR uses neither
         ("auto", {}, "standardized", "1%"),
         ("auto", {"loss": "squared"}, "squared", 2e-4),
         ("auto", {"lr": 0.1}, "standardized", 0.1),
@@ -360,11 +360,11 @@ def test_a_recipe_has_samples_from_sources_or_from_the_model_itself() -> None:
 @pytest.mark.parametrize(
     ("asked", "tokens", "most", "length", "least"),
     [
-        ({}, 31, None, 62, 31),  # twice a sample's
+        ({}, 31, None, 62, 31),  # twice a sample
         ({}, 31, 127, 62, 31),
-        ({}, 31, 50, 50, 31),  # no more than the model takes
+        ({}, 31, 50, 50, 31),  # at most what the model takes
         ({"length": 40}, 31, 127, 40, 31),
-        ({"length": 20}, 31, 127, 31, 31),  # a sample at least
+        ({"length": 20}, 31, 127, 31, 31),  # at least a sample
         ({}, 3, None, 6, 6),  # more than a prefix
     ],
 )

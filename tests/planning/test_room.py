@@ -1,4 +1,4 @@
-"""A full disk of a library's own files is said of these, not of what it was reading."""
+"""If the disk for a library's own files is full, the error names these, not what the library was reading."""
 
 from __future__ import annotations
 

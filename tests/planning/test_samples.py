@@ -1,4 +1,4 @@
-"""Samples have exactly the tokens asked for, begin as the tokenizer begins, and none is used twice."""
+"""Samples have exactly the length asked for, begin as the tokenizer begins a text, and use no text twice."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class _Given(Source):
 
 
 class _Counting:
-    """A tokenizer that counts how often it is asked."""
+    """A tokenizer that counts its calls."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer
@@ -65,7 +65,7 @@ def _sources(**given: Source) -> Iterator[None]:
 
 
 def _texts(*words: int) -> tuple[str, ...]:
-    """Documents of so many words, no word in two places."""
+    """Documents of so many words each; no word occurs twice."""
     return tuple(" ".join(f"{i:03}x{j:04}" for j in range(count)) for i, count in enumerate(words))
 
 
@@ -93,7 +93,7 @@ def test_each_long_document_gives_one_span_in_one_role(
     assert drawn.heldout.shape == (-(-count // 8), 16)
     bodies = _bodies(tokenizer, torch.cat([drawn.calibration, drawn.heldout]))
     homes = [[i for i, text in enumerate(texts) if body in text] for body in bodies]
-    assert all(len(home) == 1 for home in homes)  # a span lies within one document
+    assert all(len(home) == 1 for home in homes)  # a span is within one document
     assert len({home[0] for home in homes}) == len(homes)
     order = [home[0] for home in homes]
     for source, used in zip(drawn.sources, (order[:count], order[count:]), strict=True):
@@ -140,7 +140,7 @@ def test_spans_of_a_packed_text_do_not_overlap_and_its_shortness_is_told(
 
 
 def _check_remedies(tokenizer: PreTrainedTokenizerBase, message: str, count: int, seqlen: int, seed: int) -> None:
-    """What the message says is the most that works does work, and one more does not."""
+    """The largest settings that the message names work, and one more does not."""
     found = dict(re.findall(r"--(samples|seqlen) (\d+)", message))
     for name, value in found.items():
         for more, works in ((0, True), (1, False)):
@@ -168,7 +168,7 @@ def test_the_same_seed_gives_the_same_samples_and_another_seed_others(
     assert torch.equal(first.heldout, again.heldout)
     assert (first.sha256, first.sources) == (again.sha256, again.sources)
     assert other.sha256 != first.sha256
-    assert torch.equal(alone.calibration, first.calibration[:8])  # sources do not disturb each other
+    assert torch.equal(alone.calibration, first.calibration[:8])  # sources do not affect each other
 
 
 def test_a_span_may_begin_anywhere_in_its_document(without_bos: PreTrainedTokenizerBase) -> None:
@@ -179,7 +179,7 @@ def test_a_span_may_begin_anywhere_in_its_document(without_bos: PreTrainedTokeni
         rows = draw_samples(without_bos, [A], [], 64, width, 0).calibration.tolist()
     starts = [start for row in rows for own in known for start in range(len(own)) if own[start : start + width] == row]
     assert len(starts) == 64
-    assert all(starts.count(start) > 8 for start in range(3))  # each is a third's
+    assert all(starts.count(start) > 8 for start in range(3))  # each is expected in a third of 64
 
 
 @pytest.mark.parametrize("lines", [True, False], ids=["lines", "one document"])
@@ -195,7 +195,7 @@ def test_a_span_may_be_of_any_part_of_a_running_text(
     starts = [next(start for start in range(len(whole)) if whole[start : start + 16] == row) for row in rows]
     quarters = [4 * start // len(whole) for start in starts]
     assert all(20 < quarters.count(quarter) < 44 for quarter in range(4))
-    assert {start % 16 for start in starts} == {*range(16)}  # cut at a random offset
+    assert {start % 16 for start in starts} == {*range(16)}  # the offset is random
 
 
 def test_a_text_of_just_the_tokens_is_long_enough(without_bos: PreTrainedTokenizerBase) -> None:
@@ -215,7 +215,7 @@ def test_of_many_short_texts_a_random_part_is_read(
         drawn = draw_samples(without_bos, [SourceSpec("a", 2)], [], 1, 64, 5)
     order = np.random.default_rng((5, 0, 0)).permutation(300).tolist()
     sizes = np.cumsum([len(encode(without_bos, f" | {texts[index]}")) for index in order])
-    enough = int((sizes < 4 * 3 * 64).sum())  # texts: four times what is drawn, held-out samples included
+    enough = int((sizes < 4 * 3 * 64).sum())  # texts with four times the tokens drawn, held-out samples included
     read = {text_sha256(Documents("", texts, joiner=" | "), order[: enough + more]) for more in range(6)}
     assert enough < 200
     assert len({one.sha256 for one in drawn.sources} & read) == 1
@@ -226,7 +226,7 @@ def test_tokens_of_generated_texts_are_used_as_they_were_generated(
 ) -> None:
     ids = [[0, *range(40 * i + 9, 40 * i + 15)] for i in range(9)]
     texts = [str(with_bos.decode(row, skip_special_tokens=True)) for row in ids]
-    assert [encode(with_bos, text).tolist() for text in texts] != [row[1:] for row in ids]  # not so tokenized anew
+    assert [encode(with_bos, text).tolist() for text in texts] != [row[1:] for row in ids]  # tokenizing gives others
     path = write_jsonl(*({"text": text, "token_ids": row} for text, row in zip(texts, ids, strict=True)))
     for name in (str(path), f"{path}:text"):
         drawn = draw_samples(with_bos, [SourceSpec(name)], [], 8, 7, 0)
@@ -234,7 +234,7 @@ def test_tokens_of_generated_texts_are_used_as_they_were_generated(
         assert ([one.foreign_tokens for one in drawn.sources], drawn.notes) == ([0, 0], [])
 
 
-@pytest.mark.parametrize("seqlen", [8, 400])  # one span a text, or spans of all joined
+@pytest.mark.parametrize("seqlen", [8, 400])  # one span per text, or spans of the joined texts
 def test_numbers_that_are_no_tokens_of_the_text_are_left_aside_with_a_note(
     with_bos: PreTrainedTokenizerBase, write_jsonl: Callable[..., Path], seqlen: int
 ) -> None:
@@ -286,13 +286,13 @@ def test_too_short_a_text_of_its_own_count_says_which_count_would_do(
 @pytest.mark.parametrize(
     ("words", "calibration", "heldout", "remedy"),
     [
-        (4, [A, B], [], "--samples 4 or --seqlen 3"),  # two of each, and one held out
+        (4, [A, B], [], "--samples 4 or --seqlen 3"),  # two from each source, and one held out
         (1, [A, B], [], None),
         (40, [SourceSpec("a", 9)], [SourceSpec("a", 30)], "a count of 5 or --seqlen 9"),
         (40, [A], [SourceSpec("a", 30)], "--samples 5 or --seqlen 7"),
         (4, [B], [SourceSpec("a", 9)], "a count of 3 or --seqlen 3"),
-        (40, [SourceSpec("a", 6)], [SourceSpec("a", 30)], "a count of 5 or --seqlen 9"),  # one less than was asked for
-        (40, [SourceSpec("a", 2)], [SourceSpec("a", 34)], "a count of 1 or --seqlen 9"),  # the least there is
+        (40, [SourceSpec("a", 6)], [SourceSpec("a", 30)], "a count of 5 or --seqlen 9"),  # one less than asked for
+        (40, [SourceSpec("a", 2)], [SourceSpec("a", 34)], "a count of 1 or --seqlen 9"),  # the least possible
     ],
 )
 def test_too_short_a_text_of_several_says_what_would_do(

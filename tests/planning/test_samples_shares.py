@@ -1,4 +1,4 @@
-"""Samples of several sources, or of one in several roles: no text is used twice, and what was used is on record."""
+"""Samples of several sources, or of one in several roles, use no text twice, and what was used is recorded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Windows of evaluation are a text's, in its order; of too short a text there are none."""
+"""Evaluation windows are a text's tokens in order; a text that is too short is refused."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_some_windows_of_long_words_are_the_first_of_all() -> None:
 
 
 class _Read(tuple[str, ...]):
-    """Texts that remember which of them were read."""
+    """Texts that record which of them were read."""
 
     def __iter__(self) -> Iterator[str]:
         self.read = []

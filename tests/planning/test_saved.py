@@ -1,4 +1,4 @@
-"""Of a folder that `save_to_disk` has written the files on its own lists are read, and no others beside them."""
+"""In a folder written by `save_to_disk`, only the files in its own lists are read."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_of_several_splits_each_is_read_without_the_caches_beside_it(tmp_path: P
     datasets.DatasetDict(splits).save_to_disk(str(folder))
     for name in texts:
         rows = (folder / name / "data-00000-of-00001.arrow").read_bytes()
-        (folder / name / "cache-0123.arrow").write_bytes(rows)  # as a map over them leaves it
+        (folder / name / "cache-0123.arrow").write_bytes(rows)  # as left by `map`
     assert list(load_documents(str(folder), "test")) == ["d"]
     for named, expected in (("train_sft", "ab"), ("train_gen + test", "cd"), ("all", "abcd")):
         assert list(load_documents(f"{folder}::{named}", "train")) == list(expected)
@@ -71,14 +71,14 @@ def test_a_data_set_that_was_saved_alone_has_no_split_but_its_own(
 def test_a_data_set_that_was_saved_of_parts_of_splits_has_their_names(tmp_path: Path, saved: str, own: str) -> None:
     datasets.Dataset.from_dict({"text": ["a"]}, split=datasets.NamedSplit("x")).save_to_disk(str(tmp_path))
     state = tmp_path / "state.json"
-    state.write_text(state.read_text().replace('"x"', f'"{saved}"'))  # as where load_dataset was asked for that split
+    state.write_text(state.read_text().replace('"x"', f'"{saved}"'))  # as if load_dataset had been asked for it
     assert list(load_documents(f"{tmp_path}::{own}", "test")) == ["a"]
     with pytest.raises(InputError, match=r"the only split .* got 'test'; leave it"):
         load_documents(f"{tmp_path}::test", "test")
 
 
 def test_a_split_of_several_goes_by_its_name_among_them(tmp_path: Path) -> None:
-    """`train_test_split` calls both of its parts as the split that they are of."""
+    """`train_test_split` gives both parts the name of the split that they are parts of."""
     rows = datasets.Dataset.from_dict({"text": ["a", "b"]}, split=datasets.Split.TRAIN)
     rows.train_test_split(1, shuffle=False).save_to_disk(str(tmp_path))
     assert list(load_documents(f"{tmp_path}/test::test", "train")) == ["b"]

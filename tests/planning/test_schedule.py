@@ -1,4 +1,4 @@
-"""One formula yields the paper's schedules; in each, every block is pruned and becomes final in its turn."""
+"""One formula yields the paper's schedules; in each, blocks are pruned and become final in order."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_a_block_of_a_window_is_pruned_by_then_and_not_final_before(schedule: tu
         pruned |= set(window.fresh)
         assert set(window.blocks) <= pruned - final
         final |= set(window.retired)
-        # The student's stream stands before the first block that is not final: the next window begins there.
+        # The student's stream is at the first block that is not final: the next window begins there.
         assert final == set(range(len(final)))
         assert window.retired.start == window.blocks.start or not window.retired
 

@@ -1,4 +1,4 @@
-"""Each source gives its own count or an even share, and held-out samples come on top."""
+"""Each source gives its own count or an equal share, and held-out samples are extra."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A source names texts, of this machine or of the Hub, and gives them as they stand."""
+"""A source names texts, on this machine or the Hub, and gives them unchanged."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_the_manual_is_split_into_even_and_odd_topics() -> None:
 
 
 def test_no_passage_of_the_manual_is_in_both_halves() -> None:
-    """Topics repeat each other, so that to split them is not enough: the twin looks for 24 words in a row."""
+    """Topics repeat each other, so splitting them is not enough; the twin looks for runs of 24 words."""
 
     def passages(split: Split) -> set[tuple[str, ...]]:
         words = "\n\n".join(load_documents("manual", split)).split()
@@ -138,7 +138,7 @@ def test_the_column_is_the_named_one_or_text_or_the_only_strings(tmp_path: Path)
     both = _parquet(tmp_path / "both.parquet", text=["t"], body=["b"], n=[1])
     only = _parquet(tmp_path / "only.parquet", body=["b"], n=[1])
     numbered = _parquet(tmp_path / "numbered.parquet", text=["t"], ids=[[1, 2]])
-    assert load_documents(str(numbered), "train").token_ids(0) is None  # which JSON alone may have
+    assert load_documents(str(numbered), "train").token_ids(0) is None  # only JSON files may have them
     assert list(load_documents(str(both), "train")) == ["t"]
     assert list(load_documents(f"{both}:body", "train")) == ["b"]
     assert list(load_documents(str(only), "train")) == ["b"]
@@ -177,7 +177,7 @@ def test_a_label_beside_chats_is_not_taken_for_the_text(write_jsonl: Write, with
 
 @pytest.mark.parametrize("several", [False, True])
 def test_a_caption_beside_images_is_the_text(tmp_path: Path, several: bool) -> None:
-    """Their column has strings within, too: the names of files."""
+    """The images' column contains strings too: the names of files."""
     image = {"bytes": b"x", "path": "a.png"}
     path = _parquet(tmp_path / "rows.parquet", image=[[image] if several else image], caption=["a"])
     assert list(load_documents(str(path), "train")) == ["a"]

@@ -1,4 +1,4 @@
-"""Of a folder of texts, what is read, and what is said of the files that are not."""
+"""A folder's texts of the main kind and the right split are read; the other ones are counted."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def _write(folder: Path, *names: str) -> None:
 @pytest.mark.parametrize(
     ("names", "read", "unread"),
     [
-        (("a.jsonl", "b.jsonl", "c.txt", "more/d.txt.gz", "e.parquet"), 2, 3),  # of another kind than most
+        (("a.jsonl", "b.jsonl", "c.txt", "more/d.txt.gz", "e.parquet"), 2, 3),  # not of the most frequent kind
         (("train.jsonl", "more.jsonl"), 1, 1),  # of no split
         (("a.jsonl", "README.md", "config.json", ".cache/b.txt", "run.py"), 1, 0),  # no texts
         (("train.txt", "test.txt"), 1, 0),  # of another split

@@ -1,4 +1,4 @@
-"""Data sets that the field publishes are read as it reads them, and others of the Hub at the revision that is named."""
+"""The field's published data sets are read as the field reads them, others on the Hub at the revision given."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_wikitext2_is_one_running_text_joined_as_published_whether_or_not_rows_k
     by_id = load_documents(f"{tmp_path}:wikitext-103-raw-v1:train", "test")
     assert by_id[1] == f" = wikitext-103-raw-v1 train = {end}"
     assert by_id.name == f"{tmp_path.name}:wikitext-103-raw-v1:train"
-    with pytest.raises(InputError, match="wikitext-103-raw-v1"):  # the configurations to choose from
+    with pytest.raises(InputError, match="wikitext-103-raw-v1"):  # the message lists the configurations
         load_documents(str(tmp_path), "test")
     with pytest.raises(InputError, match=r"nothere.*train.*test"):
         load_documents(f"{tmp_path}:wikitext-2-raw-v1:nothere", "test")
@@ -87,7 +87,7 @@ def test_a_data_set_of_the_hub_is_read_at_the_revision_that_is_named(monkeypatch
         return datasets.Dataset.from_dict({"text": ["a"], "sentence": ["b"]})
 
     monkeypatch.setattr(datasets, "load_dataset", load)
-    monkeypatch.setattr(rows, "_commit", lambda dataset: asked[-1][-1])  # as if the revision were that commit's name
+    monkeypatch.setattr(rows, "_commit", lambda dataset: asked[-1][-1])  # as if the revision were the commit
     places = [
         load_documents(name, "train").places
         for name in ("org/name@v1.0", "org/name@v1.1", "org/name", "org/name@v1.0:c:part:text", "ptb")

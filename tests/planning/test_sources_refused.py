@@ -1,4 +1,4 @@
-"""What is wrong with a text that a source names is said in one message."""
+"""What is wrong with a source's text is said in one message."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_rows_are_held_line_by_line_and_no_line_is_gigabytes(tmp_path: Path, mon
     path.write_bytes(gzip.compress(b"\n".join([*lines, row % (b"a" * 100_001), row % b"b"])))
     with pytest.raises(InputError, match=r"it unpacks, in line 6, to more than 200 times its size"):
         load_documents(str(path), "train")
-    path.write_bytes(gzip.compress(b"[" + b",\n".join(lines) + b"]"))  # which is held as a whole
+    path.write_bytes(gzip.compress(b"[" + b",\n".join(lines) + b"]"))  # an array is held as a whole
     with pytest.raises(InputError, match="it unpacks to more than 200 times its size"):
         load_documents(str(path), "train")
 
@@ -87,7 +87,7 @@ def test_a_hub_data_set_without_a_home_folder_says_where_it_could_go(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("HOME")
-    monkeypatch.setattr(pwd, "getpwuid", {}.__getitem__)  # as of a container's user without a name
+    monkeypatch.setattr(pwd, "getpwuid", {}.__getitem__)  # as for a nameless user in a container
     monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: Path("~").expanduser())
     with pytest.raises(InputError, match=r"but there is no home folder to download it to; set HF_HOME to a folder$"):
         load_documents(name, "train")
@@ -163,7 +163,7 @@ def test_a_damaged_file_on_this_machine_is_no_page_of_a_proxy(
 def test_a_damaged_file_of_a_hubs_data_set_is_no_page_of_a_proxy(
     told: str, said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: json.loads(told))  # as of its dataset_infos.json
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: json.loads(told))  # as with dataset_infos.json
     with pytest.raises(InputError, match=said):
         load_documents("org/name", "train")
 

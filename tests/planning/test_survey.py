@@ -1,4 +1,4 @@
-"""A survey names what of a model would be pruned, and all that stands in the way, with its remedy."""
+"""A survey names what would be pruned of a model, and everything that prevents it, with remedies."""
 
 from __future__ import annotations
 
@@ -213,7 +213,7 @@ def test_widths_that_a_pattern_does_not_divide_are_refused_by_name(llama: Decode
 
 
 def test_a_width_that_is_not_divided_may_be_left_dense(llama: Decoder) -> None:
-    assert len(survey(llama, Sparsities(NM(3, 64)), Choice()).refusals) == 6  # all but mlp.down_proj, of 64 inputs
+    assert len(survey(llama, Sparsities(NM(3, 64)), Choice()).refusals) == 6  # all but mlp.down_proj with 64 inputs
     left = survey(llama, Sparsities(NM(3, 64)), Choice(exclude=("self_attn.*", "gate_proj", "up_proj")))
     assert left.refusals == ()
     assert left.blocks[0].groups == (("mlp.down_proj",),)
@@ -351,9 +351,9 @@ def test_a_pattern_that_does_not_divide_experts_is_refused_once_for_all_of_them(
     ("name", "remedy"), [("mamba", "dt_proj"), ("jetmoe", "mlp.input_linear.weight"), ("by number", "mlp.2")]
 )
 def test_what_such_a_refusal_says_to_leave_out_is_what_it_names(name: str, remedy: str, tmp_path: Path) -> None:
-    """Mamba multiplies by the weight of one; JetMoE's experts are parameters that are called weight.
+    """Mamba uses the weight of a linear without calling it; JetMoE's experts are parameters named `weight`.
 
-    Linears in a row have numbers, as experts have, but are called by them.
+    Linears in a list have numbers in their names, like experts, but the numbers belong to their names.
     """
     if name == "mamba":
         config = tf.MambaConfig(vocab_size=tiny.VOCABULARY, hidden_size=32, num_hidden_layers=1, state_size=4)

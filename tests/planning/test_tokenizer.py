@@ -1,4 +1,4 @@
-"""A tokenizer that cannot be loaded is refused with what to do."""
+"""A tokenizer that cannot be loaded is refused, with the remedy."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _PIECES = b"\n\x0e\n\x05<unk>\x15\x00\x00\x00\x00\x18\x02"
 def test_it_is_said_what_lacks(
     content: bytes, lacking: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Transformers reads a model of sentencepiece by both packages, and takes it for tiktoken's without the second."""
+    """Transformers needs both packages to read a SentencePiece model; without protobuf it takes it for tiktoken's."""
     for module in lacking:
         monkeypatch.setitem(sys.modules, module, None)
     tiny.CONFIGS["llama"]().save_pretrained(tmp_path)
@@ -48,7 +48,7 @@ def test_a_lack_of_memory_is_no_fault_of_the_tokenizer(tmp_path: Path, monkeypat
 def test_the_flag_is_named_that_lets_a_tokenizers_own_code_run(
     pieces: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also beside a model of sentencepiece that cannot be read: that code may do without."""
+    """Even beside a SentencePiece model that cannot be read: the tokenizer's code may not need it."""
     if pieces:
         monkeypatch.setitem(sys.modules, "sentencepiece", None)
     folder = tiny.save("llama", tmp_path / "model")

@@ -1,4 +1,4 @@
-"""What a tokenizer puts before a text begins every sample, and packed texts are those texts joined."""
+"""Every sample begins with what the tokenizer puts before a text, and packed texts are the joined texts."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_the_beginning_is_what_the_tokenizer_adds(bos: bool, eos: bool, expected
 
 @pytest.mark.parametrize("before", ["</s> <s>", "</s>"])
 def test_the_beginning_may_be_other_tokens_than_bos_alone(before: str) -> None:
-    """As GLM's [gMASK]<sop>."""
+    """For example GLM's [gMASK]<sop>."""
     tokenizer = make_tokenizer(bos=False)
     assert isinstance(tokenizer, PreTrainedTokenizerFast)
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
@@ -46,7 +46,7 @@ def test_a_tokenizer_that_knows_no_latin_letter_begins_as_it_does(bos: bool, eos
 
 
 def test_a_class_is_not_asked_for_what_it_has_not(with_bos: PreTrainedTokenizerBase) -> None:
-    """mistral-common's takes no other arguments, and has no token types that could be left out."""
+    """mistral-common's class takes no other arguments, and has no token types to leave out."""
 
     class Strict:
         bos_token_id, model_input_names = with_bos.bos_token_id, ["input_ids", "attention_mask"]
@@ -77,7 +77,7 @@ def test_packed_pieces_are_the_joined_text(with_bos: PreTrainedTokenizerBase, te
 def test_no_more_is_tokenized_at_a_time_where_lines_are_long(
     with_bos: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch, between: str
 ) -> None:
-    """As in text8, 100 MB in one line: an encoding of it took 13 GB."""
+    """An example is text8, 100 MB in one line, whose encoding took 13 GB."""
     sizes: list[int] = []
 
     def encoded(tokenizer: PreTrainedTokenizerBase, text: str) -> tokens.Tokens:
@@ -121,7 +121,7 @@ def test_generated_tokens_are_kept_as_they_are_without_their_prefix(
 def test_ids_that_a_tokenizer_does_not_know_are_left_aside(
     with_bos: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch, raised: type[Exception]
 ) -> None:
-    """What it raises then goes by its class: mistral-common's raises KeyError."""
+    """What it raises depends on its class: mistral-common's raises KeyError."""
 
     def decode(*_: object, **__: object) -> str:
         raise raised

@@ -1,4 +1,4 @@
-"""A file of texts that a crash cut anywhere goes on from its last whole round, and nothing else is written over."""
+"""A file of texts continues from its last whole round after a crash at any point, and overwrites no other file."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_it_goes_on_after_a_crash_anywhere(done: int, cut: str, tmp_path: Path) 
     for one in ROUNDS[:done]:
         corpus.add(one)
     rubbish = {"nothing": [], "kept": [corpus.path], "both": [corpus.path, corpus.rejected], "ledger": [corpus._rounds]}
-    for file in rubbish[cut]:  # what a process that was killed had written of the next round
+    for file in rubbish[cut]:  # what a killed process had written of the next round
         with file.open("a", encoding="utf-8") as stream:
             stream.write('{"kept": 3, "text": "cut sh')
     again = Corpus(corpus.path)
@@ -85,7 +85,7 @@ def test_it_goes_on_after_a_crash_anywhere(done: int, cut: str, tmp_path: Path) 
 
 
 class _Endless:
-    """Rounds of one to four texts each that pass, and some that do not."""
+    """Rounds of one to four texts each that pass, and of some that do not."""
 
     def round(self, number: int, wanted: int) -> Round:
         found = round_(number, min(1 + number % 4, wanted), number % 2)
@@ -209,7 +209,7 @@ def test_files_that_decide_tokens_are_compared(tmp_path: Path) -> None:
 
     begun(**{"config.json": "01", "tokenizer.json": "23"})
     begun(**{"config.json": "45", "tokenizer.json": "23"})
-    begun(**{"tokenizer.json": "23", "merges.txt": "89"})  # which is not read then
+    begun(**{"tokenizer.json": "23", "merges.txt": "89"})  # merges.txt is not read beside tokenizer.json
     message = (
         r"\(the model's tokenizer\.json; the model's tokenizer\.model\); give the same, the model as owner/tiny@0123, "
     )
@@ -218,7 +218,7 @@ def test_files_that_decide_tokens_are_compared(tmp_path: Path) -> None:
 
 
 def test_a_local_model_is_given_by_no_commit(tmp_path: Path) -> None:
-    """It may be a link to where a commit is kept."""
+    """It may be a link to a commit's folder."""
     for number, name in enumerate((str(tmp_path), "./gone")):
         corpus = Corpus(tmp_path / f"{number}.jsonl")
         corpus.open({**MADE_BY, "model": {"name": name, "commit": "0123", "fingerprint": "ab"}}, 5)

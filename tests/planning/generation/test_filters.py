@@ -1,4 +1,4 @@
-"""Each filter leaves out what it is for, keeps prose, and decides as a process before it would have."""
+"""Each filter rejects what it is meant to, keeps prose, and decides as the process before it would have."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_prose_with_spaces_or_without_does_not_repeat_itself(prose: str) -> None
 
 
 def test_english_reference_prose_passes() -> None:
-    """A manual full of operators and brackets is near the edge; its plain paragraphs must not fall over it."""
+    """A manual full of operators and brackets is near the limits; its plain paragraphs must not exceed them."""
     paragraphs = [part for topic in topics.values() for part in topic.split("\n\n") if part[:1].isupper()]
     plain = [part for part in paragraphs if len(part) > 300 and not any(odd in part for odd in ("   ", '"', "*"))]
     assert len(plain) > 20
@@ -106,7 +106,7 @@ def test_a_text_in_another_language_is_kept_where_that_is_asked_for() -> None:
 
 @given(st.lists(st.sampled_from("abcd"), max_size=30), st.integers(2, 6))
 def test_ngrams_are_counted_as_one_would_by_hand(words: list[str], n: int) -> None:
-    """The twins: quadratic, without sets."""
+    """The twins take quadratic time and use no sets of n-grams."""
     grams = [tuple(words[start : start + n]) for start in range(len(words) - n + 1)]
     counts = Counter(grams)
     assert module._in_top(words, n) == max((n * c for c in counts.values() if c > 1), default=0)
@@ -133,13 +133,13 @@ def test_a_text_may_have_a_fifth_in_another_language(
 
 
 LIMITS = {2: 0.20, 3: 0.18, 4: 0.16, 5: 0.15, 6: 0.14, 7: 0.13, 8: 0.12, 9: 0.11, 10: 0.10}
-"""Of Rae et al. 2021, Table A1."""
+"""From Rae et al. 2021, Table A1."""
 
 
 @pytest.mark.parametrize("unit", [1, 4])
 @pytest.mark.parametrize("n", LIMITS)
 def test_ngrams_have_the_limits_of_the_paper(n: int, unit: int) -> None:
-    """Signs that come once each, but for a run of n that comes so often: n words, or n times four signs of no word."""
+    """A run of n words, or of 4 n characters without spaces, is repeated; all other characters occur once."""
     run, rest = [chr(0x4E00 + place) for place in range(n * unit)], iter(range(0x5E00, 0x8000))
     for times in (2, 4, 6):
         signs = [sign for _ in range(times) for sign in (*run, chr(next(rest)))]

@@ -1,4 +1,4 @@
-"""Texts begin with any token that is a piece of text, and with no other; what is no text ends them."""
+"""Texts begin with any token of text, and with no other; tokens that are no text end them."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_special_unused_byte_and_padding_tokens_are_left_out() -> None:
 
 
 def test_a_class_that_does_not_tell_its_added_tokens_has_special_ones_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """mistral-common's: there it is a method, which raises."""
+    """In mistral-common's class it is a method, which raises."""
 
     def added_tokens_decoder(self: object) -> None:
         raise NotImplementedError

@@ -1,4 +1,4 @@
-"""A text's language is told as a whole and piece by piece."""
+"""The language of a text is identified as a whole and piece by piece."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A round begins texts at random, writes those whose first words read as the language, and says why others went."""
+"""A round begins texts at random, writes those that begin in the language, and says why others were rejected."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FIRSTS = FirstTokens(np.arange(100, 200, dtype=np.int64), {}, frozenset({7}))
 
 @final
 class Scribe(Author):
-    """Writes as many tokens as its first token says; it begins in English where that is even."""
+    """Its texts' lengths depend on their first token; those with an even first token begin in English."""
 
     def __init__(self) -> None:
         self.begun: list[int] = []

@@ -105,7 +105,7 @@ def exchanges(recipe: Recipe, work: Work) -> list[Exchange]:
 
 
 def steps(recipe: Recipe, work: Work, epochs: int) -> int:
-    """The number of gradient steps in so many epochs."""
+    """The number of gradient steps in these epochs."""
     return -(-work.calibration // recipe.solver.batch_size) * epochs
 
 
@@ -129,7 +129,7 @@ def _in_pruning(recipe: Recipe, groups: Sequence[Group], times: int = 1) -> Exch
 
 
 def _in_descent(recipe: Recipe, work: Work, blocks: Sequence[int], epochs: int) -> Exchange:
-    """While blocks are fitted for so many epochs, after which all ranks take the first rank's weights."""
+    """While blocks are fitted, after which all ranks take the first rank's weights."""
     taken = steps(recipe, work, epochs)
     return taken * 4 * _moved(recipe, work, blocks), 4 * work.parameters(blocks), 2 * taken + 2 * epochs
 

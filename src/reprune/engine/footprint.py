@@ -43,8 +43,8 @@ def _streams(recipe: Recipe, blocks: int) -> int:
     """How many streams there are at most.
 
     They are the student's, the dense model's before and after each block of a window, a local teacher's targets, and
-    one between the blocks of a window of several. An allocation's walk through the dense model has two more than the
-    two of the start; distillation keeps two.
+    one inside a window of several blocks. An allocation's walk through the dense model holds two in addition to the
+    two of the start; distillation keeps two more.
     """
     size = min(recipe.schedule.size, blocks)
     in_windows = 1 + (size + 1) + (recipe.teacher == "local") + (size > 1)
@@ -103,7 +103,7 @@ def measured(recipe: Recipe) -> Recipe:
 
 
 def _fitting_bytes(recipe: Recipe, weights: int, costs: Sequence[BlockCosts], at_a_time: int) -> float:
-    """The most held while blocks with so many bytes of weights are fitted."""
+    """The most held while blocks are fitted; `weights` are their weights' bytes."""
     held, kept = _copies(recipe) * weights, at_a_time * _kept_bytes(recipe, costs)
     passing = (_TEMPORARY - 1.0) * at_a_time * max(cost.activations for cost in costs)
     if not on_gpu(recipe):  # gradients come as activations go, but the heap seldom fits them into the freed memory

@@ -56,7 +56,7 @@ class Frontier:
             calibration, heldout: the token ids of all samples (samples, tokens), int64.
             batch_size: how many samples pass through a block at a time.
             shared: holds what earlier runs have computed of the dense model, and takes what this run computes.
-            statistics_samples: the pruner's statistics are of the first so many calibration samples; None: of all.
+            statistics_samples: how many calibration samples, from the first, the pruner's statistics are of; None: all.
             training_sizes: the other batch sizes in which samples will pass through blocks.
             keep_before: the block before which copies of both streams are kept, if any.
         """

@@ -129,7 +129,7 @@ def _stages(groups: Sequence[LinearGroup]) -> list[list[LinearGroup]]:
 @final
 @dataclass(frozen=True)
 class _Job:
-    """What all groups of a block are pruned with."""
+    """What the pruning of all groups of a block has in common."""
 
     pruned: PrunedBlock
     inputs: Inputs

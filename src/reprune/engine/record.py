@@ -176,7 +176,7 @@ def full_record(
     seconds: float,
     peaks: Sequence[dict[str, int]],
 ) -> dict[str, Any]:
-    """The whole of reprune.json. Local paths are reduced to their last part, because results are published.
+    """The whole of reprune.json. Local paths are reduced to their last part, because results are meant to be shared.
 
     `peaks` are the processes' peak memory, in bytes.
     """

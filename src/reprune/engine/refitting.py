@@ -33,8 +33,8 @@ class Refitting:
     solver: LeastSquares
     dense: Block  # as it was before pruning
     pairs: Pairs
-    calibration: int  # the first so many samples of this rank are calibrated on, the others held out
-    statistics_samples: int  # the pruner's statistics are of the first so many of them
+    calibration: int  # this rank's number of calibration samples, which come before the held-out ones
+    statistics_samples: int  # how many of these, from the first, the pruner's statistics are of
     statistics_of_all: bool  # whether these are all calibration samples, on every rank
     ranks: Ranks
 

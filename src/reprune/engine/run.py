@@ -149,7 +149,7 @@ def _naming_float16(decoder: Decoder) -> Iterator[None]:
 @final
 @dataclass(frozen=True)
 class _Windows:
-    """What all windows are done with."""
+    """What the steps of all windows have in common."""
 
     recipe: Recipe
     methods: Methods

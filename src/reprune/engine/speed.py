@@ -31,7 +31,7 @@ class Speed:
 
 @fast_float32()
 def measure_speed(device: torch.device, products: torch.dtype) -> Speed:
-    """Time products, attention and additions of a size that fills the device, for about half a second."""
+    """Time products, attention and additions that are large enough to fill the device, for about half a second."""
     size = _size(device)
     samples, heads, tokens, width = (1 if device.type == "cpu" else size // 512), 16, 1024, 64
     many = torch.ones(size * size * 8, device=device)

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-_PASSAGE = 24  # tokens; only boilerplate has so many in a row in common by chance
+_PASSAGE = 24  # tokens; texts that have this many in a row in common by chance are boilerplate
 _KEPT = 256
 _BASE = np.uint64(0x9E3779B97F4A7C15)
 
@@ -41,7 +41,7 @@ def overlap(known: dict[str, Any], ids: Tensor) -> float:
 
 
 def _hashes(ids: Tensor, tokens: int) -> Hashes:
-    """The hashes of all passages of so many tokens within the samples, uint64."""
+    """The hashes of all passages of this number of tokens within the samples, uint64."""
     values = ids.to(torch.int64).numpy().astype(np.uint64)  # (samples, tokens)
     places = values.shape[1] - tokens + 1
     found = np.zeros((len(values), places), dtype=np.uint64)

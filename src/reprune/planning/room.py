@@ -1,4 +1,4 @@
-"""Recognizes that a library failed for want of room, or locks, for its own files, not because of what it read."""
+"""Recognizes that a library failed because its own files had no room or no locks, not because of what it read."""
 
 from __future__ import annotations
 

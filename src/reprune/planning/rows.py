@@ -47,7 +47,7 @@ class Rows:
 
     `name` is what reports and messages call the place. `path` is a Hub id, a local directory, or a format of
     `_FORMATS`; `data_files` are files or patterns for `split`. If `column` is None, it is `text`, or the only column
-    that holds strings, nested ones included. `first` keeps only the first so many rows.
+    that holds strings, nested ones included. `first` is the number of rows to keep, from the first; None: all.
     """
 
     name: str
@@ -344,7 +344,7 @@ def quiet_reading() -> Iterator[None]:
             (datasets, "HF_DATASETS_DISABLE_PROGRESS_BARS"),
             (hub, "HF_HUB_DISABLE_PROGRESS_BARS"),
         ):
-            # If the user has set the variable, the libraries follow it alone.
+            # If the user has set the variable, the libraries ignore calls that would override it.
             if variable not in os.environ and not bars.are_progress_bars_disabled():
                 bars.disable_progress_bars()
                 stack.callback(bars.enable_progress_bars)

@@ -1,7 +1,7 @@
-"""Draws samples, rows of tokens, from sources: to calibrate on, to hold out, and to evaluate on.
+"""Draws samples, which are rows of tokens, from sources: to calibrate on, to hold out, and to evaluate on.
 
-Sees to it that no text is used twice; knows nothing of models. Calibration and held-out samples both come from the
-`train` split, so that nothing chosen by them has seen the text that perplexity is measured on.
+Ensures that no text is used twice; knows nothing of models. Calibration and held-out samples both come from the `train`
+split, so that nothing chosen by them has seen the text that perplexity is measured on.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from reprune.planning.tokens import Tokens, beginning, document_tokens, encode, 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_CHOICE = 4  # packed: how many times the needed tokens to read, if there are as many, to choose spans from
+_CHOICE = 4  # packed: to choose spans at random, up to this many times the needed tokens are read
 _LONG_ENOUGH = 1 / 1000  # if a smaller share of a collection's documents is long enough, they are joined
 _LOOKED_AT = 4000  # documents to visit before that is judged
-_COMPARED = 100  # at most so many documents, evenly spread, tell whether two collections of one size are the same
+_COMPARED = 100  # documents, at most and evenly spread, by which collections of equal size are compared
 _CHARACTERS = 16  # per token, more than any text needs; this much is read if only some windows are wanted
 
 

@@ -26,7 +26,7 @@ class Window:
 
 
 def windows(blocks: int, size: int, stride: int) -> list[Window]:
-    """All windows over so many blocks, in order.
+    """All windows over this number of blocks, in order.
 
     Each block is fresh in exactly one window and retired in exactly one, in the order of the blocks.
     Raises `ValueError` unless 1 <= stride <= size (a larger stride would leave blocks out).

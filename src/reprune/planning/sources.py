@@ -179,7 +179,7 @@ class RowFile(Source):
 @final
 @dataclass(frozen=True)
 class Excerpt:
-    """The part of a long test split that the field measures: its first rows, joined, and at most so many windows."""
+    """The part of a long test split that the field measures: its first rows, joined, and the first windows of these."""
 
     rows: int
     joiner: str

@@ -29,7 +29,7 @@ class BlockSurvey:
     idle: tuple[str, ...]  # linears that never run on text; they stay dense
     others: dict[str, tuple[int, ...]]  # matrices that are not the weight of a linear; they stay dense
     experts: dict[str, float]  # by linear of an expert: the share of tokens that reach it under uniform routing
-    read: tuple[str, ...]  # idle linears whose weights are used, but are not what inputs are multiplied by
+    read: tuple[str, ...]  # idle linears whose weights are used, but not to multiply inputs by them as they are
     groups_known: bool  # False if it takes the block's weights to find which linears share inputs
 
 

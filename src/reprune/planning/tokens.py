@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 Tokens = NDArray[np.int64]
 PIECE = 1 << 20  # characters tokenized at a time; an encoding takes some hundred bytes per token
-LINE = 2 * PIECE  # the most further characters in which the end of a line is looked for
+LINE = 2 * PIECE  # further characters that are searched for the end of a line
 
 
 def beginning(tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -135,7 +135,7 @@ class Corpus:
         write_text(self._rounds, "".join(json.dumps(line) + "\n" for line in ({"made_by": made_by}, *lines)))
 
     def check(self, before: Mapping[str, Any], made_by: Mapping[str, Any], texts: int, samples: int) -> None:
-        """Raise `InputError` unless the file made by `before` is the wanted one, or the beginning of it."""
+        """Raise `InputError` unless the file made with `before` is the wanted one, or the beginning of it."""
         was, is_ = _decisive(before), _decisive(made_by)
         same_model = was["model"] == is_["model"]
         # Files that determine how text becomes tokens; config.json is already part of the fingerprint.

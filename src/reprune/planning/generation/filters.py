@@ -71,7 +71,7 @@ class InLanguage(Filter):
     """The whole text is in the wanted language, not only its beginning."""
 
     name = "language"
-    share = 0.8  # the least share of its letters that must be
+    share = 0.8  # the least share of its letters that must be in it
     language: str
 
     def judge(self, text: Text) -> Judgement:
@@ -85,8 +85,7 @@ class NotRepetitive(Filter):
 
     There is a limit on the share of characters in the most frequent n-gram of 2, 3 and 4 words each, and in all
     repeated n-grams of 5 to 10 words each. The value is the largest ratio of a share to its limit; above 1 is too much.
-    In a text with hardly any spaces, such as Chinese or Thai, every `_CHARACTERS` consecutive characters count as a
-    word.
+    In a text with hardly any spaces, such as Chinese or Thai, any `_CHARACTERS` consecutive characters count as a word.
     """
 
     name = "repetition"
@@ -107,7 +106,7 @@ class NotRepetitive(Filter):
         return Judgement(worst, f"the same {n * unit} {name} again" if worst > 1 else None)
 
 
-_CHARACTERS = 4  # that count as a word, which is few for Thai and many for Chinese
+_CHARACTERS = 4  # consecutive characters that count as a word: few for Thai, many for Chinese
 _LONGEST = 15  # mean characters per word; if there are more, the text has hardly any spaces
 _TOP = {2: 0.20, 3: 0.18, 4: 0.16}
 _DOUBLE = {5: 0.15, 6: 0.14, 7: 0.13, 8: 0.12, 9: 0.11, 10: 0.10}
@@ -168,7 +167,7 @@ class NoDuplicate(Filter):
     """The text is no near-duplicate of a kept one, by MinHash over runs of five words (Broder 1997; datasketch)."""
 
     name = "duplicates"
-    similarity = 0.5  # Jaccard similarity from which on it is one
+    similarity = 0.5  # the least Jaccard similarity of near-duplicates
 
     def __init__(self) -> None:
         from datasketch import MinHashLSH
@@ -204,7 +203,7 @@ _PERMUTATIONS = 128
 
 @final
 class Likely(Filter):
-    """The text is neither far less likely per token than the model's other texts (junk) nor far more likely (rote).
+    """The text is neither far less likely per token than the model's other texts (junk), nor far more likely (rote).
 
     Far means more than `deviations` median absolute deviations from the median of all texts so far. The first texts
     all stay, because the median is not yet reliable.

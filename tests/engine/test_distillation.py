@@ -32,7 +32,7 @@ pytestmark = pytest.mark.usefixtures("short_manual")
 
 LAST = ["distill.blocks=2", "distill.epochs=3", "distill.lr=2%"]
 MANY: dict[str, Any] = {"samples": 48, "heldout": "manual=16"}
-"""So many samples that held-out predictions improve for any text; with fewer, the guard may keep no epoch."""
+"""Enough samples for held-out predictions to improve on any text; with fewer, the guard may keep no epoch."""
 
 
 class Keeping(Watcher):

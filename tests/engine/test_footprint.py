@@ -65,7 +65,7 @@ def test_a_window_that_is_not_fitted_holds_its_weights_and_a_blocks_passing_samp
 
 
 def test_least_squares_holds_the_largest_fresh_block_dense_too() -> None:
-    """Of the windows [0], [0, 1], [1, 2] and [2] the last has no fresh block; it counts with all its blocks."""
+    """Of the windows [0], [0, 1], [1, 2] and [2] the last has no fresh block; there, all blocks of the window count."""
     work = _blocks(size=2)
     recipe = _recipe("LR", "solver.start=least-squares", "solver.micro_batch_size=1")
     plain = _recipe("LR", "solver.micro_batch_size=1")

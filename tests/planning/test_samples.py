@@ -65,7 +65,7 @@ def _sources(**given: Source) -> Iterator[None]:
 
 
 def _texts(*words: int) -> tuple[str, ...]:
-    """Documents of so many words each; no word occurs twice."""
+    """Documents with these numbers of words; no word occurs twice."""
     return tuple(" ".join(f"{i:03}x{j:04}" for j in range(count)) for i, count in enumerate(words))
 
 

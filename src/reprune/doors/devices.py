@@ -1,4 +1,4 @@
-"""On which device, and with products in which dtype, a model is run."""
+"""Decides the device that a model runs on and the dtype of its products."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ Value = TypeVar("Value")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 _INSTRUCTIONS = {"bfloat16": ("avx512_bf16", "amx_bf16"), "float16": ("avx512_fp16", "amx_fp16")}
-"""Of x86 processors, as PyTorch names them: any of these multiplies faster than in float32."""
+"""Of x86 CPUs, by PyTorch's names; with any of these, products are faster than in float32."""
 
 
 def settle_device(device: str | torch.device) -> str:
-    """`auto` is CUDA where there is one; raises `InputError` for a device that is not there."""
+    """Replace `auto` by CUDA if there is a GPU, else by the CPU; raises `InputError` for a device that is not there."""
     device = str(device)
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
@@ -37,7 +37,7 @@ def settle_device(device: str | torch.device) -> str:
 
 
 def check_begun_on(device: str, run: str | os.PathLike[str]) -> None:
-    """Raise `InputError` where this machine lacks the device that a run began on."""
+    """Raise `InputError` if this machine lacks the device that a run began on."""
     if _is_absent(device):
         raise InputError(
             f"{run}: this run began on {device}, and this machine has {torch.cuda.device_count()} CUDA devices; resume "
@@ -50,7 +50,7 @@ def _is_absent(device: str) -> bool:
 
 
 def settle_precision(precision: str, device: str) -> str:
-    """`auto` is bfloat16 where the device multiplies it faster than float32."""
+    """Replace `auto` by bfloat16 if the device multiplies it faster than float32, else by float32."""
     if precision not in ("auto", *DTYPES):
         raise InputError(f"precision {precision}: expected auto, {', '.join(DTYPES)}.")
     if precision != "auto":
@@ -60,10 +60,10 @@ def settle_precision(precision: str, device: str) -> str:
 
 
 def settle_together(device: str | torch.device, precision: str, ranks: Ranks) -> tuple[str, str]:
-    """Device and precision of all processes of a run, whose machines may differ: what `auto` is on the first's.
+    """The device and precision of all processes of a run. Machines may differ, so `auto` is settled on the first.
 
     Raises:
-        InputError: there is no such device on one of them, or no such precision.
+        InputError: one of the machines lacks the device, or the precision is unknown.
     """
 
     def settled() -> list[str]:
@@ -75,40 +75,40 @@ def settle_together(device: str | torch.device, precision: str, ranks: Ranks) ->
 
 
 def slowness(precision: str, device: str) -> list[str]:
-    """What to say where a model is run slower than it could be on this machine."""
+    """Notes if a model runs slower than it could on this machine."""
     said = _slow_precision(precision, device), said_of_threads() if device == "cpu" else None
     return [one for one in said if one is not None]
 
 
 def _slow_precision(precision: str, device: str) -> str | None:
-    """Of one that was asked for by name, if products in it are slower than in float32."""
+    """A note if products in the requested precision are slower than in float32."""
     slow = (
         precision in _INSTRUCTIONS
         and device == "cpu"
-        and cpu_capabilities().get("architecture") == "x86_64"  # of others the names of instructions are not known here
+        and cpu_capabilities().get("architecture") == "x86_64"  # for others, the instructions are unknown here
         and not _cpu_multiplies(precision)
     )
     return f"this CPU multiplies slowly in {precision}; precision auto is faster" if slow else None
 
 
 def _cpu_multiplies(precision: str) -> bool:
-    """Whether the CPU has instructions for such products (without them they are slower than in float32)."""
+    """Whether the CPU has instructions for products in this precision; without them, float32 is faster."""
     return any(cpu_capabilities().get(name, False) for name in _INSTRUCTIONS[precision])
 
 
 def _gpu_multiplies_bfloat16(device: str) -> bool:
-    """Whether this GPU has units for them: NVIDIA's before Ampere know bfloat16, but multiply it without."""
+    """Whether the GPU has units for bfloat16 products; NVIDIA's before Ampere compute them without."""
     return torch.version.hip is not None or torch.cuda.get_device_properties(device).major >= 8
 
 
 def in_precision(precision: str, device: str, work: Callable[[str], Value], notify: Callable[[str], None]) -> Value:
-    """What some work gives that is told in which dtype products are.
+    """Call `work` with the settled precision and return its result.
 
-    `auto` is what `settle_precision` says, and float32 where a model turns out not to be computable in that.
+    With `auto`, it is called again with float32 if the model cannot be computed in the settled precision.
 
     Raises:
-        InputError: there is no such precision.
-        HalfPrecisionError: the model cannot be computed in the one that was asked for by name.
+        InputError: the precision is unknown.
+        HalfPrecisionError: the model cannot be computed in the precision that was asked for by name.
     """
     settled = settle_precision(precision, device)
     for slow in slowness(precision, device):

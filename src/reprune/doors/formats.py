@@ -1,4 +1,4 @@
-"""How numbers are written for a person, and where they are written to."""
+"""Formats numbers for people, and makes the console that they are printed on."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from rich.text import Text
 from reprune.doors.printable import complain, printable, unread
 
 _WIDTH = 80  # of notes
-_WIDEST = 10_000  # that a table may be where nothing says how wide it is shown
+_WIDEST = 10_000  # of tables, if the width of the output is unknown
 
 
 class _Output(Console):
-    """Shows names that others gave as text, and work goes on where nobody reads of it any more."""
+    """A console that replaces control characters, and lets the work go on if its reader has gone."""
 
-    def render_str(self, text: str, **options: Any) -> Text:  # of all that is printed, cells of tables too
+    def render_str(self, text: str, **options: Any) -> Text:  # called for all that is printed, cells of tables too
         return super().render_str(printable(text), **options)
 
     def on_broken_pipe(self) -> None:
@@ -29,23 +29,23 @@ class _Output(Console):
 
 
 def console() -> Console:
-    """Where output goes, as it is: names may have brackets and colons. Off a terminal, lines are not broken.
+    """The console for output. It reads no markup, as names may hold brackets, and off a terminal it wraps no lines.
 
-    It is interactive, so that a bar may be drawn, on a terminal alone: an environment that wants colours wherever
-    output goes (FORCE_COLOR, as Jupyter sets for what a cell starts) wants no bar in a file.
+    Only a terminal is interactive, so that bars may be drawn: an environment that asks for colours everywhere
+    (FORCE_COLOR, which Jupyter sets for processes that a cell starts) does not ask for bars in files.
     """
     output = _Output(highlight=False, markup=False, emoji=False, soft_wrap=True)
     terminal = output.is_terminal and _is_terminal(output.file)
     output.is_interactive &= terminal
     if not terminal and not os.environ.get("COLUMNS", "").strip("0"):
         output.width = _WIDEST
-    elif output.width < 1:  # COLUMNS=0, in which nothing would be shown
+    elif output.width < 1:  # COLUMNS=0, with which nothing would be shown
         output.width = _WIDTH
     return output
 
 
 def _is_terminal(file: Any) -> bool:
-    """What a program has put in the place of its output need not say it, and may be closed."""
+    """Whether a file is a terminal; what a program has put in place of its output may lack `isatty`, or be closed."""
     try:
         return bool(file.isatty())
     except (AttributeError, ValueError):
@@ -53,7 +53,7 @@ def _is_terminal(file: Any) -> bool:
 
 
 def table(words: Sequence[str] = (), numbers: Sequence[str] = ()) -> Table:
-    """A table without lines: columns of words, by their headings, and then of numbers."""
+    """A table without rules: columns of words, then columns of numbers, by their headings."""
     made = Table(box=None, pad_edge=False, header_style="bold")
     for heading in words:
         made.add_column(heading)
@@ -90,7 +90,7 @@ def nats(divergence: float) -> str:
 
 
 def sparsities(recipe: Mapping[str, Any]) -> str:
-    """What a recipe asks for: 0.5, and what else decides, as in 0.5 (owl), others by name."""
+    """The sparsity that a recipe asks for, and what else decides it: 0.5, or 0.5 (owl), others by name."""
     allocation = recipe.get("allocation")
     way = allocation.get("name") if isinstance(allocation, Mapping) else allocation
     shared_out = "" if way in (None, "uniform") else f" ({way})"
@@ -103,7 +103,7 @@ def counted(count: int, one: str, many: str | None = None) -> str:
 
 
 def wrapped(note: str, indent: int = 6) -> str:
-    """The lines of a note, those that are long as several; names and paths are not broken."""
+    """A note with its long lines wrapped; names and paths are not broken."""
     return "\n".join(
         textwrap.fill(line, _WIDTH, subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False)
         for line in note.split("\n")

@@ -1,4 +1,4 @@
-"""Finds the model that a user names, and says of a folder that is none whether it is a run's or a study's."""
+"""Finds the model that a user names; says of a folder without a model whether it holds a run or a study."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from reprune.model.locate import locate_model
 
 
 def model_text(model: object) -> str:
-    """A model as it is named; raises `InputError` where it is one in memory, or what else has no name."""
+    """The name of a model as text; raises `InputError` for a model in memory, or anything else without a name."""
     if not isinstance(model, str | os.PathLike):
         raise InputError(
             f"model: expected a folder, a Hub id or a .gguf file, got {of_type(model)}; save a model that is in "
@@ -24,16 +24,16 @@ def model_text(model: object) -> str:
 
 
 def find_model(model: str | os.PathLike[str], *, notify: Callable[[str], None], weights: bool = True) -> Path:
-    """`locate_model`, which knows nothing of what runs and studies leave.
+    """As `locate_model`, which does not know the folders of runs and studies; here its error says what they hold.
 
     Raises:
-        InputError: there is no such model that can be used.
+        InputError: the model does not exist or cannot be used.
     """
     name, said = model_text(model), None
     try:
         return locate_model(name, notify=notify, weights=weights)
     except InputError:
-        with suppress(OSError, ValueError):  # of a name that is no path
+        with suppress(OSError, ValueError):  # the name is not a path
             said = what_is_there(local_path(model))
         if said is None:
             raise

@@ -1,4 +1,4 @@
-"""What is given for a run, as flags, settings and a recipe in any form, is made one recipe. Knows no model."""
+"""Makes one recipe of all that is given for a run: flags, settings and a recipe in any form. Knows no model."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _MOST = 10_000  # names
 
 
 def several(what: str, given: Any, expected: str = "a name") -> list[str]:
-    """What may be given alone, or several of it, as texts; raises `InputError` where one is neither text nor path."""
+    """One value or several, as a list of texts; raises `InputError` if one is neither a text nor a path."""
     if given is None:
         return []
     alone = isinstance(given, str | os.PathLike | Mapping) or not isinstance(given, Iterable)
@@ -35,14 +35,14 @@ def several(what: str, given: Any, expected: str = "a name") -> list[str]:
     for one in [given] if alone else given:
         if not isinstance(one, str | os.PathLike):
             raise InputError(f"{what}: expected {expected}, or several, got {of_type(given)}.")
-        if len(names) == _MOST:  # of what has no end, as texts that are made one after the other
+        if len(names) == _MOST:  # of an endless iterable, such as a generator of texts
             raise InputError(f"{what}: expected {expected}, or several, got more than {_MOST:,} texts.")
         names.append(os.fspath(one))
     return names
 
 
 def whole_numbers(what: str, given: Any) -> list[int]:
-    """Several numbers, such as a range or an array; raises `InputError` where one is not whole, or is given alone."""
+    """Numbers as a list, from a range or an array, say; raises `InputError` if one is not whole, or is given alone."""
     with suppress(TypeError):
         found = list(given)
         if not any(isinstance(one, bool) for one in found):
@@ -64,7 +64,7 @@ def nested_flags(
     device: str | torch.device | None = None,
     **plain: Any,
 ) -> dict[str, Any]:
-    """Flags in the places that they have in a recipe; those not given (None, empty) are left out."""
+    """Flags at their places in a recipe; those not given (None, empty) are left out."""
     if pruner is not None and not isinstance(pruner, str):
         raise InputError(f"pruner: expected {A_PRUNER}, got {of_type(pruner)}.")
     solver = {"epochs": epochs, "lr": lr, "batch_size": batch_size}
@@ -83,7 +83,7 @@ def nested_flags(
 
 
 def recipe_contents(recipe: str | os.PathLike[str] | Mapping[str, Any] | Recipe | None) -> dict[str, Any]:
-    """What a recipe says, given as a file, as its contents, or made already; of a run's record, its recipe."""
+    """The contents of a recipe, which is given as a file, a mapping or a `Recipe`; of a run's record, its recipe."""
     if isinstance(recipe, Recipe):
         return recipe.model_dump(mode="json")
     if recipe is None or isinstance(recipe, Mapping):
@@ -100,7 +100,7 @@ def made_recipe(
     settings: str | Sequence[str],
     watcher: Watcher,
 ) -> Recipe:
-    """The recipe that all that is given comes to; raises `InputError` where it is none."""
+    """The recipe made of all that is given; raises `InputError` if it is not valid."""
     content = recipe_contents(recipe)
     made = resolve_recipe(model_text(model), content, nested_flags(**flags), several("settings", settings, A_SETTING))
     if said := said_trusting(recipe, content, made, flags.get("trust_remote_code")):
@@ -109,7 +109,7 @@ def made_recipe(
 
 
 def said_trusting(recipe: object, content: Mapping[str, Any], made: Recipe, flag: bool | None) -> str | None:
-    """What is to be known where a recipe file lets code run, and no flag does."""
+    """A note if a recipe file lets code run that no flag has allowed."""
     in_file = isinstance(recipe, str | os.PathLike) and content.get("trust_remote_code")
     if in_file and made.trust_remote_code and not flag:
         return f"{recipe} sets trust_remote_code: Python code that comes with the model is run"

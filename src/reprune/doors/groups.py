@@ -1,4 +1,4 @@
-"""Linux's control groups that this process is in, in which a container or a job has its limits. Knows none of them."""
+"""Finds the Linux control groups of this process, which hold the limits of its container or job. Knows no limits."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ _MOUNTED = "sys/fs/cgroup"
 
 
 def groups(controller: str, system: Path = Path("/")) -> Iterator[tuple[Path, int]]:
-    """Folders of the group that this process is in and of all above it, each with the version of the system's groups.
+    """The folders of this process's group and all groups above it, each with its version of control groups (1 or 2).
 
-    In a container the path is often the host's. The container's own group is then what is mounted, and the only one.
+    In a container the path is often the host's. What is mounted is then the container's own group, the only one there.
 
     Args:
-        controller: what limits are asked for, as the first version calls it.
+        controller: the kind of limits, by its name in version 1 ("cpu", "memory").
         system: the root of the file system.
     """
     lines: list[str] = []

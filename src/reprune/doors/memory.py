@@ -1,4 +1,4 @@
-"""How much memory is left for this process: of a GPU's, or the machine's, or what its container or job may take."""
+"""Measures the memory that is left for this process: on a GPU, on the machine, or in its container's or job's limit."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from reprune.doors.groups import groups
 @final
 @dataclass(frozen=True)
 class _Controller:
-    """Where a version of Linux's control groups keeps what it says of memory."""
+    """The files in which a version of Linux's control groups reports memory."""
 
     limit: str
     used: str
-    reclaimable: tuple[str, ...]  # of what is used, in memory.stat: pages of files and the like, which make room
+    reclaimable: tuple[str, ...]  # parts of it, in memory.stat: file pages and the like, which can be freed
 
 
 _CONTROLLERS = {
@@ -31,16 +31,16 @@ _CONTROLLERS = {
 
 
 def available_memory(device: str) -> int | None:
-    """Bytes that can still be taken of a device's memory; None where the system does not say."""
+    """The bytes that can still be allocated on a device; None if the system does not tell."""
     if device.startswith("cuda"):
         gpu = torch.device(device)
-        kept = torch.cuda.memory_reserved(gpu) - torch.cuda.memory_allocated(gpu)  # by PyTorch, of what it has freed
+        kept = torch.cuda.memory_reserved(gpu) - torch.cuda.memory_allocated(gpu)  # freed, but kept by PyTorch
         return int(torch.cuda.mem_get_info(gpu)[0]) + kept
     return free_memory()
 
 
 def free_memory(system: Path = Path("/")) -> int | None:
-    """Bytes that can still be taken: the least that the machine and each group of this process has; None: not known."""
+    """The bytes that can still be allocated: the least left on the machine or in a group; None if unknown."""
     return min((*_of_machine(system), *_of_groups(system)), default=None)
 
 
@@ -52,7 +52,7 @@ def _of_machine(system: Path) -> Iterator[int]:
 
 
 def _of_groups(system: Path) -> Iterator[int]:
-    """Of all groups that have a limit."""
+    """The free bytes of each group that has a limit."""
     for group, version in groups("memory", system):
         yield from _of_group(group, _CONTROLLERS[version])
 

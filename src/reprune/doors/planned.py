@@ -1,4 +1,4 @@
-"""What a run would do, would be refused for, and would take: known before any weight is read."""
+"""Plans a run before any weight is read: what it would do, why it would be refused, and what it would take."""
 
 from __future__ import annotations
 
@@ -56,18 +56,18 @@ _IN_ONE = 8  # GPUs of a machine
 class Plan:
     """What `prune` would do with the same arguments."""
 
-    recipe: Recipe  # for `prune`; of another machine's run, device and precision are as asked for
+    recipe: Recipe  # for `prune`; for a run on another machine, device and precision stay as asked for
     decoder: Decoder
     survey: Survey
-    machine: Machine | None  # that the run is forecast for; None is this one
+    machine: Machine | None  # that the run is forecast for; None: this one
     crew: Crew  # the processes
-    out: Path | None  # the folder to write, where it is said
+    out: Path | None  # the folder to write, if given
 
     @cached_property
     def refusals(self) -> tuple[str, ...]:
-        """Why `prune` would refuse, a line each: by the model, the memory and disk that are here, its texts.
+        """The reasons for which `prune` would refuse, a line each: the model, memory and disk here, the texts.
 
-        It may refuse texts that are `unread`, too.
+        It may also refuse texts that are `unread` here.
         """
         checks: list[Callable[[], object]] = []
         if self.machine is None:
@@ -80,7 +80,7 @@ class Plan:
 
     @property
     def unread(self) -> tuple[str, ...]:
-        """The sources whose texts no plan reads: those of the Hub, and what the model is to write itself."""
+        """The sources whose texts a plan does not read: those on the Hub, and the texts that the model is to write."""
         named = dict.fromkeys(parse_source(one).name for one in (*self.recipe.calibration, *self.recipe.heldout))
         own = ["the model's own texts"] if self.recipe.self_generate.samples else []
         return (*(name for name in named if not find_source(name).local), *own)
@@ -92,32 +92,32 @@ class Plan:
 
     @cached_property
     def samples(self) -> tuple[int, int]:
-        """How many there are to calibrate on, and held out."""
+        """The numbers of calibration samples and of held-out samples."""
         return count_samples(self.recipe)
 
     @property
     def weights(self) -> int:
-        """How many the model has."""
+        """The number of weights in the model."""
         return sum(math.prod(entry.shape) for entry in self.decoder.checkpoint.entries.values())
 
     @property
     def bytes(self) -> int:
-        """Of its files."""
+        """The size of the model's weights in its files."""
         return self.decoder.checkpoint.bytes
 
     @property
     def folder(self) -> Path:
-        """The model's."""
+        """The model's folder."""
         return self.decoder.folder
 
     @cached_property
     def texts(self) -> int:
-        """How many texts the model will write itself before; none where they are in the cache of this machine."""
+        """How many texts the model will write before the run; 0 if this machine's cache already has them."""
         return unwritten(self.recipe, self.decoder) if self.machine is None else texts_of(self.recipe)
 
     @property
     def products(self) -> str:
-        """The precision of products; `auto`, which only the recipe of another machine's run still says, is a GPU's."""
+        """The precision of products; `auto`, which only a recipe for another machine still says, is that of a GPU."""
         return "bfloat16" if self.recipe.precision == "auto" else self.recipe.precision
 
     def _writer_bytes(self, texts: int) -> int:
@@ -148,9 +148,9 @@ class Plan:
     @cached_property
     @undisturbed()
     def forecast(self) -> Forecast:
-        """What the run will take: by what this machine does in a second just now, or another by its data sheet.
+        """What the run will take, by this machine's speed as measured now, or by another machine's data sheet.
 
-        The time in which the model writes texts is not in it.
+        The time in which the model writes texts is not included.
         """
         recipe, writer = self.recipe, self._writer_bytes(self.texts)
         if self.machine is not None:
@@ -161,7 +161,7 @@ class Plan:
 
     @property
     def memory_bytes(self) -> int:
-        """The forecast's memory, whatever a machine does in a second or has in its cache."""
+        """The memory of the forecast; it depends neither on a machine's speed nor on its cache."""
         writer = self._writer_bytes(texts_of(self.recipe))
         return forecast(self.recipe, self._work, Speed(1.0, 1.0, 1.0), resident_bytes(), self.crew, writer).memory_bytes
 
@@ -174,15 +174,15 @@ def plan_by_recipe(
     crew: Crew = ONE_PROCESS,
     out: Path | None = None,
 ) -> Plan:
-    """Look at a model's configuration and tensor headers; load no weights. See `Plan` for what else is given.
+    """Plan from a model's configuration and tensor headers; load no weights. `Plan` describes the other arguments.
 
     Raises:
-        InputError: the recipe does not fit the model at all. What would be refused is in `Plan.refusals`.
+        InputError: the recipe does not fit the model at all. Other refusals are in `Plan.refusals`.
     """
     folder = find_model(recipe.model, notify=watcher.note)
     check_dense(folder)
     asked = {"device": recipe.device, "precision": recipe.precision}
-    if machine is not None:  # nothing is run on it: blocks without values are on the CPU
+    if machine is not None:  # nothing is run there: blocks without values are on the CPU here
         precision = "bfloat16" if recipe.precision == "auto" else recipe.precision
         recipe = recipe.model_copy(update={"device": "cpu", "precision": precision})
     recipe = settle(recipe)
@@ -211,7 +211,7 @@ def plan_by_recipe(
 
 
 def make_crew(ranks: int | None, network: str | None, machine: Machine | None) -> Crew:
-    """So many processes, on a network with a name: by default what machines of eight GPUs have."""
+    """The processes and the named network between them, by default that of machines with eight GPUs."""
     if ranks is not None and ranks < 1:
         raise InputError(f"--ranks {ranks}: expected at least 1.")
     if network is not None and ranks is None:
@@ -235,15 +235,15 @@ def plan(
 
     Args:
         model: a local folder, a Hub id, or a .gguf file.
-        out: the folder that it would write: is it free, and is there room?
-        on: the name of a machine, where that is not this one.
-        ranks: so many processes.
-        network: what they exchange over: local, nvlink or 100g.
-        settings, watcher, flags: as of `prune`.
+        out: the folder that it would write, to check that it is free and has room.
+        on: the name of another machine to forecast for.
+        ranks: the number of processes.
+        network: the network that connects them: local, nvlink or 100g.
+        settings, watcher, flags: as for `prune`.
 
     Returns:
-        What the run will do and take (`forecast`), and in `refusals` why it would be refused. Files and folders of
-        texts are read for that; `unread` names the other sources.
+        What the run will do and take (`forecast`), and in `refusals` why it would be refused. For that, texts in
+        files and folders are read; `unread` names the other sources.
 
     Raises:
         InputError: something given cannot be used at all.

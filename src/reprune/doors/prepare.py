@@ -1,4 +1,4 @@
-"""Makes ready what a run needs, and refuses what cannot be used, before anything is written."""
+"""Prepares what a run needs, and refuses what cannot be used, before anything is written."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ from reprune.planning.sources import SourceSpec, find_source, parse_source
 from reprune.planning.tokenizer import load_tokenizer
 
 DEFAULT_SEQLEN = 1024  # the paper's
-_UNWRITTEN = "c4"  # stands for texts that a model has yet to write: any source that is not on this machine
+_UNWRITTEN = "c4"  # in place of texts that the model has yet to write: any source that is not on this machine
 
 
 def refusal(check: Callable[[], object]) -> str | None:
-    """What a check refuses, if it does."""
+    """The message with which a check refuses; None if it passes."""
     try:
         check()
     except InputError as error:
@@ -44,7 +44,7 @@ def refusal(check: Callable[[], object]) -> str | None:
 
 
 def check_dense(folder: Path) -> None:
-    """Raise `InputError` where a model is a result of `prune`: what it lost would be the teacher's loss too."""
+    """Raise `InputError` if a model is a result of `prune`: a sparse teacher would lack what the pruning removed."""
     if (folder / RECORD).exists():
         raise InputError(
             f"{called(folder)}: is sparse already, a result of reprune; prune the dense model it was made from. (To "
@@ -55,7 +55,7 @@ def check_dense(folder: Path) -> None:
 def check_out(out: Path) -> None:
     """Raise `InputError` unless a result can be written to `out`.
 
-    What a process left that was killed before its run began is no hindrance.
+    Files of a process that was killed before its run began do not matter.
     """
     try:
         str(out).encode()
@@ -87,12 +87,12 @@ def check_out(out: Path) -> None:
 
 
 def _there(out: Path) -> Path:
-    """The innermost of a folder and those that it is in which exists, and can be looked at."""
+    """The innermost folder among `out` and its parents that exists and is accessible."""
     return next(folder for folder in (out.absolute(), *out.absolute().parents) if os.access(folder, os.F_OK))
 
 
 def check_disk(recipe: Recipe, decoder: Decoder, samples: int, out: Path) -> None:
-    """Raise `InputError` where a run on so many samples, those held out among them, needs more disk than is free."""
+    """Raise `InputError` if a run on so many samples, including those held out, needs more disk than is free."""
     assert recipe.seqlen is not None
     disk = disk_bytes(recipe, len(decoder), 4 * samples * recipe.seqlen * decoder.width, decoder.checkpoint.bytes)
     if disk > (free := shutil.disk_usage(_there(out)).free):
@@ -103,7 +103,7 @@ def check_disk(recipe: Recipe, decoder: Decoder, samples: int, out: Path) -> Non
 
 
 def check_memory(recipe: Recipe, decoder: Decoder, texts: int) -> None:
-    """Raise `InputError` where a run surely needs more memory than there is; its model writes so many texts before."""
+    """Raise `InputError` if a run surely needs more memory than there is; its model writes so many texts first."""
     schedule = windows(len(decoder), recipe.schedule.size, recipe.schedule.stride)
     parameters = [sum(map(math.prod, decoder.shapes(index).values())) for index in range(len(decoder))]
     memory = least_memory_bytes(recipe, schedule, parameters)
@@ -125,7 +125,7 @@ def check_memory(recipe: Recipe, decoder: Decoder, texts: int) -> None:
 
 
 def settle(recipe: Recipe, ranks: Ranks = ALONE) -> Recipe:
-    """The recipe with `auto` replaced by what this machine has, or the first of several."""
+    """The recipe with `auto` replaced by what this machine has, or the first process's machine."""
     device, precision = settle_together(recipe.device, recipe.precision, ranks)
     return recipe.model_copy(update={"device": device, "precision": precision})
 
@@ -141,7 +141,7 @@ def open_decoder(recipe: Recipe, folder: Path) -> Decoder:
 
 
 def settle_seqlen(recipe: Recipe, decoder: Decoder) -> Recipe:
-    """The recipe with the length of a sample decided, and within what the model takes."""
+    """The recipe with the length of a sample set, and checked against the model's longest."""
     limit = decoder.skeleton.max_positions
     if recipe.seqlen is None:
         return recipe.model_copy(update={"seqlen": min(DEFAULT_SEQLEN, limit or DEFAULT_SEQLEN)})
@@ -151,9 +151,9 @@ def settle_seqlen(recipe: Recipe, decoder: Decoder) -> Recipe:
 
 
 def check_schedule(recipe: Recipe, decoder: Decoder) -> None:
-    """Raise `InputError` where overlapping windows are larger than the model: many would be all of it, over and over.
+    """Raise `InputError` if overlapping windows are larger than the model: many of them would be the whole model.
 
-    Those of two blocks are the rungs' own, and of a model of one block there are two.
+    Windows of two blocks, which rungs use, are accepted for a model of one block: there are only two of them.
     """
     size, stride = recipe.schedule.size, recipe.schedule.stride
     if size > max(len(decoder), 2) and stride < size:
@@ -164,7 +164,7 @@ def check_schedule(recipe: Recipe, decoder: Decoder) -> None:
 
 
 def check_distillation(recipe: Recipe, decoder: Decoder) -> None:
-    """Raise `InputError` unless there are as many blocks to distill, text passes through one, and the last predicts."""
+    """Raise `InputError` unless the model has the blocks to distill, text passes through one, and the last predicts."""
     asked, least = recipe.distill.blocks, len(decoder) - decoder.skeleton.running[-1]
     if asked > len(decoder):
         raise InputError(f"distill.blocks {asked}: {decoder.name} has {len(decoder)} blocks.")
@@ -177,7 +177,7 @@ def check_distillation(recipe: Recipe, decoder: Decoder) -> None:
 
 
 def said_lacking(decoder: Decoder) -> str | None:
-    """What is to be known of a model whose files lack something that its blocks do without, as a head."""
+    """A note if the model's files lack something that its blocks do not need, such as a head."""
     if not decoder.lacking:
         return None
     return (
@@ -187,7 +187,7 @@ def said_lacking(decoder: Decoder) -> str | None:
 
 
 def count_samples(recipe: Recipe) -> tuple[int, int]:
-    """How many samples there will be to calibrate on, and held out; opens no source.
+    """The numbers of calibration samples and of held-out samples; opens no source.
 
     Raises:
         InputError: a source's name or count cannot be right.
@@ -203,14 +203,14 @@ def count_samples(recipe: Recipe) -> tuple[int, int]:
 
 
 def check_texts(recipe: Recipe, decoder: Decoder) -> None:
-    """Raise `InputError` where a run would be refused for its tokenizer, or for a text that is on this machine."""
+    """Raise `InputError` if a run would be refused because of its tokenizer or a text on this machine."""
     draw(recipe, decoder, _UNWRITTEN if recipe.self_generate.samples else None, local=True)
 
 
 def draw(recipe: Recipe, decoder: Decoder, own: str | Path | None = None, local: bool = False) -> Samples:
-    """The samples of a recipe whose seqlen is settled; `own` are the texts that its model has written for it.
+    """The samples of a recipe whose seqlen is settled; `own` is the source of the texts that its model has written.
 
-    With `local` they are drawn from texts that are on this machine alone.
+    With `local`, only texts on this machine are read.
     """
     assert recipe.seqlen is not None
     tokenizer = load_tokenizer(decoder.folder, recipe.trust_remote_code)
@@ -229,7 +229,7 @@ def draw(recipe: Recipe, decoder: Decoder, own: str | Path | None = None, local:
 
 
 def check_ids(model: str, ids: Tensor, rows: int) -> None:
-    """Raise `InputError` unless an embedding of so many rows has one for each token."""
+    """Raise `InputError` unless an embedding of so many rows has a row for each token id."""
     if ids.numel() and (largest := int(ids.max())) >= rows:
         raise InputError(
             f"{model}: its tokenizer yields the id {largest}, but its embedding has only {rows} rows; "

@@ -1,4 +1,4 @@
-"""What may be printed on a terminal: text that others wrote may hold what moves the cursor. Knows no messages."""
+"""Makes text safe to print on a terminal: others' text may hold characters that move the cursor. Knows no messages."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tab and newl
 
 
 def printable(text: str) -> str:
-    """`text` with a sign in place of each character that a terminal would obey rather than show."""
+    """`text` with a replacement character for each control character, which a terminal would obey instead of show."""
     return _CONTROLS.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def unread() -> None:
-    """Of output that nobody reads any more (`| head`), write no more, so that it comes to no other error."""
+    """Send further output to the null device when its reader has gone (`| head`), so that it raises no more errors."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def complain(message: str) -> None:
-    """Print a message where errors go."""
+    """Print a message to standard error."""
     print(printable(message), file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""What processes need to do one run together: a sample and a device each, the same versions, and the same model."""
+"""Checks that processes can do one run together: a sample and a device each, the same versions and model."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from reprune.planning.recipe import Recipe
 
 
 def ranks_or_alone(ranks: Ranks | None, function: str) -> Ranks:
-    """The processes that do a run; none given, this one. Raises `InputError` where that would be one of several."""
+    """`ranks`, or this process alone; raises `InputError` if none are given but a launcher started the process."""
     if ranks is None and launched():
         raise InputError(
             f"{function}: a launcher has started this process as one of several. To do one run together, pass ranks, a "
@@ -27,7 +27,7 @@ def ranks_or_alone(ranks: Ranks | None, function: str) -> Ranks:
 
 
 def check_ranks(recipe: Recipe, calibration: int, ranks: Ranks) -> None:
-    """Raise `InputError` unless so many samples can be shared out over ranks, and devices too."""
+    """Raise `InputError` unless each rank can have a calibration sample and a device of its own."""
     if calibration < ranks.count:
         raise InputError(
             f"--samples: {calibration} cannot be shared out over {ranks.count} processes; start as many at most."
@@ -42,7 +42,7 @@ def check_devices(device: str, ranks: Ranks) -> None:
 
 
 def check_versions(ranks: Ranks, *pruners: str) -> None:
-    """Raise `InputError`, on all ranks, unless each has the versions of the first, with these pruners' packages."""
+    """Raise `InputError`, on all ranks, unless each has the first one's versions, also of these pruners' packages."""
     first, *others = ranks.each_tells(versions(*pruners))
     for number, own in enumerate(others, 1):
         if said := other_versions(own, first, "the first"):
@@ -50,15 +50,15 @@ def check_versions(ranks: Ranks, *pruners: str) -> None:
 
 
 def other_versions(own: Mapping[str, str], than: Mapping[str, str], whose: str) -> str:
-    """Which versions differ, each with the other beside it and whose that is; empty where none do."""
+    """The versions that differ, each followed by the other one and whose it is; empty if none do."""
     both = [(name, own.get(name, "none"), than.get(name, "none")) for name in {**own, **than}]
     return ", ".join(f"{name} {was} ({whose} {other})" for name, was, other in both if was != other)
 
 
 def check_model(ranks: Ranks, model: str, folder: Path, weights: bool = True) -> None:
-    """Raise `InputError`, on all ranks, unless each has found the model of the first, or all of it but its weights.
+    """Raise `InputError`, on all ranks, unless each has the first one's model, or all of it except the weights.
 
-    Commits of a Hub's that differ in nothing that decides the model are the same.
+    Different commits of a Hub model are accepted if all files that decide the model are the same.
     """
     if ranks.alone:
         return
@@ -79,7 +79,7 @@ def check_model(ranks: Ranks, model: str, folder: Path, weights: bool = True) ->
 
 
 def _other_files(own: Mapping[str, str], first: Mapping[str, str]) -> str:
-    """Which files of a model differ from the first process's, by their digests; empty where none do."""
+    """Which of a model's files differ from the first process's, by their digests; empty if none do."""
     names = differing(own, first)
     said = (
         ("has another {} than the first", names & own.keys() & first.keys()),

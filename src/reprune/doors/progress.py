@@ -41,7 +41,7 @@ def watching(quiet: bool, verbose: bool) -> Iterator[Watcher]:
 
 
 def bar_of(output: Console, *more: TextColumn) -> Progress:
-    """A bar of what is being done: how much of it is, for how long; gone at its end."""
+    """A bar with the current task, how much of it is done, and for how long; it disappears at the end."""
     done = TextColumn("{task.description}", markup=False), BarColumn(bar_width=20), MofNCompleteColumn()
     return Progress(*done, TimeElapsedColumn(), *more, console=output, transient=True)
 
@@ -90,7 +90,7 @@ class _Lines(Watcher):
             self._output.print(_MEASURES[record["loss"]], _HEAD, sep="\n", style="bold")
         errors = (record[f"relative_{which}_error"] for which in ("calibration", "heldout"))
         self._line(window, record, [_change(error, percent) for error in errors])
-        if len(self._seconds) == 1 and (said := said_of_rate([record])):  # now, not when the hours are over
+        if len(self._seconds) == 1 and (said := said_of_rate([record])):  # at the first window, not after hours
             self.note("\n      ".join([f"rate {said[0]}", said[1]]))
 
     def _line(self, window: Window, record: Mapping[str, Any], changes: Sequence[str]) -> None:
@@ -137,7 +137,7 @@ class _Bar(_Lines):
 
 @contextmanager
 def counting(what: str, quiet: bool) -> Iterator[Callable[[int, int], None]]:
-    """A function that shows how many of something are done; silent off a terminal."""
+    """Yields a function that shows how many of something are done; silent off a terminal."""
     output = console()
     if quiet or not output.is_interactive:
         yield lambda done, of: None

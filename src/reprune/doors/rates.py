@@ -1,4 +1,4 @@
-"""What is said of a learning rate that is far from the weights' size. Knows what is on record, loads no PyTorch."""
+"""Notes on learning rates that do not fit the weights' size. Reads records; loads no PyTorch."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any, Literal
 from reprune.doors.formats import percent
 
 _USUAL = (0.0025, 0.04)
-"""As shares of the kept weights' root mean square."""
+"""The usual range of rates, as shares of the kept weights' root mean square."""
 
 
 def said_of_rate(windows: Sequence[Mapping[str, Any]]) -> tuple[str, str] | None:
-    """What is wrong with the rate of windows as they are on record, and what to do; None where nothing is."""
+    """What is wrong with the learning rate of windows on record, and what to do; None if nothing is wrong."""
     begun = [window["epochs"][0].get("relative_lr") for window in windows if window["epochs"]]
     unusual = unusual_steps([window.get("relative_lr") for window in windows], begun)
     if unusual is None:
@@ -29,15 +29,15 @@ def said_of_rate(windows: Sequence[Mapping[str, Any]]) -> tuple[str, str] | None
 def unusual_steps(
     asked: Iterable[float | None], begun: Iterable[float | None]
 ) -> tuple[float, Literal["shorter", "longer"]] | None:
-    """What a run's learning rate makes of Adam's steps, where it is far from 1 % of the weights.
+    """Whether a run's learning rate, far from 1 % of the weights, makes Adam's steps unusually long or short.
 
     Args:
-        asked: the rate that each window was to begin with, over the root mean square of its kept weights; None where
-            it is not known.
-        begun: the same of the rate that it began with, which is lower where first steps are tried (`first_step`).
+        asked: for each window the requested first rate, over the root mean square of its kept weights; None if
+            unknown.
+        begun: the same for the actual first rate, which is lower if first steps are tried (`first_step`).
 
     Returns:
-        The median rate, and what steps are by it; None where it is not far.
+        The median rate, and how steps are with it; None if they are as usual.
     """
     shortest, longest = _USUAL
     if (rate := _median(asked)) is not None and rate < shortest:

@@ -1,4 +1,4 @@
-"""How far a run is, finished or not: what its folder says. Knows nothing of models, nor of PyTorch."""
+"""Reads from a run's folder how far the run is. Knows nothing of models, and loads no PyTorch."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ class Status:
     """How far a run is."""
 
     finished: bool
-    windows: int  # with the distillation, which comes after them
+    windows: int  # including the distillation, which comes after them
     windows_done: int
     recipe: dict[str, Any]
-    last: dict[str, Any] | None  # the record of the window, or the distillation, that was finished last
+    last: dict[str, Any] | None  # the record of the last finished window or distillation
     running: bool = False  # whether a process is working on it now
 
 
 def status(out: str | os.PathLike[str]) -> Status:
-    """How far the run in a folder is; raises `InputError` where there is none."""
+    """How far the run in a folder is; raises `InputError` if there is none."""
     folder = local_path(out)
     ledger = Ledger(folder)
     if ledger.exists:
@@ -50,7 +50,7 @@ def status(out: str | os.PathLike[str]) -> Status:
 
 
 def what_is_there(folder: Path) -> str | None:
-    """What a folder without a result holds, and the way on; None where that is neither a run nor a study."""
+    """What a folder without a result holds, and how to go on; None if that is neither a run nor a study."""
     if (ledger := Ledger(folder)).exists:
         return ledger.way_on
     if (folder / STUDY).is_file():
@@ -62,7 +62,7 @@ def what_is_there(folder: Path) -> str | None:
 
 
 def damaged(folder: Path, error: Exception, finished: bool = True) -> InputError:
-    """What is said of a folder whose record, or of an unfinished run its job, cannot be read for this reason."""
+    """The error for a folder whose record, or whose unfinished run's job, cannot be read because of `error`."""
     said = "what it holds is no run's"
     if isinstance(error, KeyError):
         said = f"it holds no {error}"

@@ -1,4 +1,4 @@
-"""Whether PyTorch takes more threads than this process has processors' time for. Knows nothing of what they compute."""
+"""Tells if PyTorch uses more threads than this process has CPU time for. Knows nothing of what they compute."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from reprune.doors.groups import groups
 
 
 def allowed_cpus(system: Path = Path("/")) -> float | None:
-    """Of how many processors a container or a job may take the time; None: of all that it sees, or it is not known."""
+    """How many CPUs' time a container or a job may take; None if that of all CPUs it sees, or if unknown."""
     return min(_quotas(system), default=None)
 
 
 def said_of_threads() -> str | None:
-    """What to say where the container has the time of fewer processors than there are threads, which PyTorch counts by
-    the processors that it sees. They wait for each other by keeping busy, and what that takes is their quota's.
+    """A note if the quota allows the time of fewer CPUs than PyTorch has threads.
+
+    PyTorch starts a thread for each CPU that it sees. They wait for each other by spinning, which uses up the quota.
     """
     threads, cpus = torch.get_num_threads(), allowed_cpus()
     if cpus is None or threads <= math.ceil(cpus):

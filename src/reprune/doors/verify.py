@@ -1,4 +1,4 @@
-"""Whether a result is what its record says: files, sparsity and pattern, numbers, and a forward pass.
+"""Checks that a result is what its record says: files, sparsity and pattern, numbers, and a forward pass.
 
 The forward pass is that of plain Transformers, which knows nothing of reprune.
 """
@@ -37,10 +37,10 @@ from reprune.model.uncached import uncached
 from reprune.model.undisturbed import undisturbed
 
 TOLERANCE = 0.05
-"""How far the states of the forward pass may be off, relative: products in bfloat16 are by a hundredth or so."""
+"""The largest relative difference in the states of the forward pass; products in bfloat16 cause about 0.01."""
 
 _SENT_ELSEWHERE = 8
-"""One token in so many may be further off in a mixture, where rounding sends it to another expert that is as good."""
+"""In a mixture, one token in so many may differ more: rounding may send it to another expert that is as good."""
 
 
 class _Read(BaseModel):
@@ -52,7 +52,7 @@ class _Matrix(_Read):
     rows: NonNegativeInt
     columns: NonNegativeInt
     zeros: NonNegativeInt
-    pattern: str | None = None  # where it is not the recipe's
+    pattern: str | None = None  # if it is not the recipe's
 
 
 class _Block(_Read):
@@ -67,7 +67,7 @@ class _Forward(_Read):
 
 
 class _Record(_Read):
-    """What is verified by, of a whole record."""
+    """The parts of a record that a result is verified against."""
 
     recipe: dict[str, Any]
     blocks: list[_Block] = Field(min_length=1)
@@ -78,7 +78,7 @@ class _Record(_Read):
 @final
 @dataclass(frozen=True)
 class Check:
-    """One thing that was looked at."""
+    """The outcome of one check."""
 
     name: str
     found: str  # in words
@@ -92,7 +92,7 @@ class Check:
 @final
 @dataclass(frozen=True)
 class Verification:
-    """All that was looked at."""
+    """The outcome of all checks."""
 
     checks: tuple[Check, ...]
 
@@ -101,7 +101,7 @@ class Verification:
         return all(check.passed for check in self.checks)
 
     def __bool__(self) -> bool:
-        """Whether it passed, so that `assert verify(out)` says what it seems to."""
+        """Whether all checks passed, so that `assert verify(out)` means what it says."""
         return self.passed
 
     def record(self) -> dict[str, Any]:
@@ -117,20 +117,20 @@ def verify(
     trust_remote_code: bool = False,
     notify: Callable[[Check], None] = lambda _: None,
 ) -> Verification:
-    """Hold a finished result against its record.
+    """Check a finished result against its record.
 
     Args:
         out: the folder that `prune` wrote.
         trust_remote_code: let Transformers run Python code that comes with the model.
-        notify: told of each check as it is done.
+        notify: called with each check as it is done.
 
     Returns:
-        What was found: every file is there and as it was written; each matrix has the zeros on record, and its mask
-        is one that the pattern allows; no weight is NaN or infinite; and, unless the files already are not what they
-        were, plain Transformers loads the model and its last block puts out the states on record, within 5 %.
+        The outcome of four checks: every file is there and as it was written; each matrix has the zeros on record, in
+        a mask that the pattern allows; no weight is NaN or infinite; plain Transformers loads the model, and its last
+        block outputs the states on record, within 5 %. If the files fail, the other checks are left out.
 
     Raises:
-        InputError: there is no finished result, or its record is not one, or what it has in place of a model is none.
+        InputError: there is no finished result, its record is not valid, or the folder holds no model.
     """
     folder = local_path(out)
     record = _read(folder)
@@ -192,7 +192,7 @@ def _files(folder: Path, expected: dict[str, str]) -> Check:
 def _is_file(path: Path) -> bool:
     try:
         return path.is_file()
-    except (OSError, ValueError):  # of a name that is too long, or none
+    except (OSError, ValueError):  # the name is too long, or not valid
         return False
 
 
@@ -262,7 +262,7 @@ def _off(found: Tensor, wanted: Tensor) -> float:
 
 @torch.no_grad()
 def _last_states(decoder: Decoder, expected: _Forward, trust_remote_code: bool) -> Tensor:
-    """What the last block puts out for the tokens on record (tokens, hidden), with as many after them as there were."""
+    """The last block's output for the tokens on record (tokens, hidden), followed by as many others as on record."""
     seen: list[Tensor] = []
     first = torch.tensor([expected.ids])
     more = Probe(decoder.vocabulary, expected.tokens).ids[:, first.shape[1] :]
@@ -272,7 +272,7 @@ def _last_states(decoder: Decoder, expected: _Forward, trust_remote_code: bool) 
         del module, inputs
         states = outputs[0] if isinstance(outputs, tuple | list) else outputs
         seen.append(skeleton.forms[-1].states(skeleton.forms[-1].of(states))[0, :TOKENS])
-        raise Enough  # before logits are made of all tokens
+        raise Enough  # before logits are computed for all tokens
 
     with quiet_transformers():
         kind = model_class(read_config(decoder.folder, trust_remote_code))

@@ -1,1 +1,1 @@
-"""What a model is worth on a text: perplexity by named protocols, errors against the dense model."""
+"""Measures of a model on a text: perplexity by named protocols, errors against the dense model."""

@@ -25,7 +25,7 @@ from reprune.model.snapshots import called
 from reprune.model.undisturbed import undisturbed
 from reprune.planning.recipe import StreamsRecipe
 
-_TOKENS = 8192  # a batch at the most: more would take memory and no less time
+_TOKENS = 8192  # a batch, at most: more would take more memory and no less time
 
 
 @final
@@ -61,19 +61,19 @@ def errors_against(
 ) -> AgainstDense:
     """The error of every block of a sparse model against its dense model, each on its own model's stream.
 
-    Neither model is ever in memory: a block of each at a time is, and the hidden states of the text, in memory up to
-    8 GB and then in files of the system's temporary folder, which are removed however this ends.
+    Only one block of each model is in memory at a time. The hidden states of the text are kept in memory up to 8 GB,
+    and beyond that in files in the system's temporary folder, which are removed at the end, also after an error.
 
     Args:
         sparse, dense: local folders, Hub ids, or .gguf files, of one architecture and shape.
-        text, protocol, seqlen, max_windows: as of `evaluate`.
-        batch_size: windows that pass through a block at a time, at most; fewer if they are longer than 1024 tokens.
+        text, protocol, seqlen, max_windows: as for `evaluate`.
+        batch_size: the most windows in a batch; fewer if more would be over 8192 tokens.
         device, precision: as in a recipe.
-        progress: is told how many batches have passed through a block, of how many in all.
-        notify: is told what may make the errors mean less than they seem to.
+        progress: called with the number of batches that have passed through a block, and of all.
+        notify: called with each reason for which the errors may mean less than they seem to.
 
     Raises:
-        InputError: a model or the text cannot be used, or the two are not alike; the message names the difference.
+        InputError: a model or the text cannot be used, or the models are not alike; the message names the difference.
         NumericalError: a model's outputs are not finite.
     """
     if batch_size < 1:
@@ -113,7 +113,7 @@ def check_against(
     trust_remote_code: bool,
     notify: Callable[[str], None],
 ) -> None:
-    """Raise the `InputError` that `errors_against` would of the sparse and the dense model and the text."""
+    """Raise the `InputError` that `errors_against` would raise for the sparse and the dense model and the text."""
     folders = [find_model(model, notify=notify) for model in models]
     _pair(folders, "cpu", "float32", trust_remote_code)
     _windows(folders, text, cut, trust_remote_code)

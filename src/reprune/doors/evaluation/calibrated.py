@@ -1,4 +1,4 @@
-"""Tells whether a model was calibrated on the text that it is measured on. Knows nothing of measures."""
+"""Tells how much of the text that a model is measured on it was calibrated on. Knows nothing of measures."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from reprune.engine.names import RECORD
 from reprune.files.wellformed import read_json
 from reprune.planning.overlap import overlap
 
-_TOLD = 0.02  # of passages: less is boilerplate
+_TOLD = 0.02  # share of passages; less is boilerplate
 
 
 def calibrated_on(folder: Path, windows: CutText, notify: Callable[[str], None]) -> float | None:
-    """The share of what a model was calibrated on that is in a text; None where nothing is known.
+    """The share of a model's calibration data that is in a text; None if it is unknown.
 
-    `notify` is told of a share that is worth it.
+    `notify` is called if the share is large enough to matter.
     """
     try:
         record = read_json((folder / RECORD).read_text(encoding="utf-8"))

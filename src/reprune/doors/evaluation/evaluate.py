@@ -1,4 +1,4 @@
-"""`reprune evaluate`: what a model, dense or sparse, is worth on a text."""
+"""`reprune evaluate`: the perplexity of a model, dense or sparse, on a text."""
 
 from __future__ import annotations
 
@@ -38,15 +38,15 @@ def evaluate(
 
     Args:
         model: a local folder (a result of `prune` is one), a Hub id, or a .gguf file.
-        text: a SOURCE; of a data set, its test split.
+        text: a SOURCE; for a data set, its test split is taken.
         protocol: "wanda" (the model's full length, at most 4096 tokens), "paper" (2048 tokens), "short" (the first 12
             windows of 512 tokens), "published" or "gptq" (as "wanda" and "paper", with one BOS before the whole text);
-            it stands in place of the next two.
-        seqlen: tokens a window; by default 2048, or the model's longest sequence if that is shorter.
-        max_windows: only so many windows from the start.
+            in place of the next two.
+        seqlen: tokens per window; by default 2048, or the model's longest sequence if that is shorter.
+        max_windows: the number of windows from the start; by default all.
         device, precision: as in a recipe.
-        progress: is told how many windows are done, of how many.
-        notify: is told what may make the number mean less than it seems to.
+        progress: called with the number of windows that are done, and of all.
+        notify: called with each reason for which the number may mean less than it seems to.
 
     Raises:
         InputError: the model or the text cannot be used.

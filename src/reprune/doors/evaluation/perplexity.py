@@ -1,8 +1,8 @@
 """Perplexity of a whole model, loaded by plain Transformers, over non-overlapping windows of a text.
 
-The text is tokenized once, without special tokens, and cut in order into windows of `seqlen` tokens. Where the
-tokenizer adds a beginning-of-sequence token, each window is that token and the seqlen - 1 tokens that follow. Every
-token but a window's first is predicted from those before it; the perplexity is exp of the mean loss.
+The text is tokenized once, without special tokens, and cut in order into windows of `seqlen` tokens. If the tokenizer
+adds a beginning-of-sequence token, each window is that token and the next seqlen - 1 tokens. Every token except a
+window's first is predicted from those before it; the perplexity is exp of the mean loss.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _LARGEST_EXPONENT = 709.0  # of a float64
 @final
 @dataclass(frozen=True, kw_only=True)
 class Perplexity(Measured):
-    """A perplexity with all that decides it, so that no two are compared by mistake."""
+    """A perplexity with all that decides it, so that different ones are not compared by mistake."""
 
     perplexity: float
     tokens: int  # predicted
@@ -48,7 +48,7 @@ def perplexity(
     """
     losses = TokenLosses(model, precision)
     total = 0.0
-    with precision.on(model.device):  # around all windows, so that what is converted is converted once
+    with precision.on(model.device):  # around all windows, so that weights are converted once
         for number, ids in enumerate(windows.to(model.device).split(1), 1):
             total += float(losses(ids).sum(dtype=torch.float64))
             progress(number)

@@ -1,6 +1,6 @@
-"""How a text is cut for a measurement: protocols with names, and the windows that they give of a text.
+"""Cuts texts into windows for measurements, by named protocols.
 
-A name means one thing: a protocol is refused where a model or a text cannot be measured by it to the letter.
+A name means one thing: a protocol that cannot be followed exactly for a model or a text is refused.
 """
 
 from __future__ import annotations
@@ -25,25 +25,25 @@ from reprune.planning.sources import load_documents, parse_source
 from reprune.planning.tokenizer import load_tokenizer
 from reprune.planning.tokens import beginning
 
-CUSTOM = "custom"  # what is measured by no protocol's name is called
+CUSTOM = "custom"  # the name of measurements by no protocol
 
 
 @final
 @dataclass(frozen=True)
 class Protocol:
-    """The length of windows, how many of them, and how they begin."""
+    """The length of windows, their number, and how they begin."""
 
     name: str
     seqlen: int  # tokens a window
-    windows: int | None = None  # the first so many; None is all
-    model_length: bool = False  # the model's longest sequence in place of seqlen, where that is shorter
-    begun_once: bool = False  # what the tokenizer puts before a text is before the first window alone
+    windows: int | None = None  # the first so many; None: all
+    model_length: bool = False  # the model's longest sequence in place of seqlen, if that is shorter
+    begun_once: bool = False  # the tokenizer's beginning, such as BOS, is only before the first window
 
     def length(self, limit: int | None, model: str) -> int:
-        """Tokens a window, of a model whose longest sequence is `limit` tokens (None: it has none).
+        """The tokens per window for a model whose longest sequence is `limit` tokens (None: there is no limit).
 
         Raises:
-            InputError: the protocol cannot be followed to the letter.
+            InputError: the protocol cannot be followed exactly.
         """
         alike = [one for one in PROTOCOLS.values() if one.begun_once == self.begun_once]
         if self.model_length:
@@ -74,7 +74,7 @@ PROTOCOLS = {protocol.name: protocol for protocol in (WANDA, PAPER, SHORT, PUBLI
 @final
 @dataclass(frozen=True)
 class Cut:
-    """What was asked of the windows: a protocol, or a length and a number of one's own."""
+    """The windows that were asked for: a protocol, or a length and a number."""
 
     protocol: Protocol | None
     seqlen: int | None
@@ -82,7 +82,7 @@ class Cut:
 
     @staticmethod
     def of(protocol: str | None, seqlen: int | None, max_windows: int | None) -> Cut:
-        """Raises `InputError` for a protocol that there is not, or that has company."""
+        """Raises `InputError` for an unknown protocol, or one that is given together with a length or a number."""
         if max_windows is not None and max_windows < 1:
             raise InputError(f"--windows {max_windows}: expected at least 1.")
         if protocol is None:
@@ -97,10 +97,10 @@ class Cut:
         return Cut(PROTOCOLS[protocol], None, PROTOCOLS[protocol].windows)
 
     def settle(self, limit: int | None, model: str) -> tuple[str, int]:
-        """The protocol's name and the tokens a window, of a model whose longest sequence is `limit` tokens.
+        """The protocol's name and the tokens per window for a model whose longest sequence is `limit` tokens.
 
         Raises:
-            InputError: the model does not take such windows.
+            InputError: the model does not accept such windows.
         """
         if self.protocol is not None:
             return self.protocol.name, self.protocol.length(limit, model)
@@ -117,7 +117,7 @@ class Cut:
 @final
 @dataclass(frozen=True, eq=False)
 class CutText:
-    """A text as a model is to read it, with all that decides it."""
+    """A text cut into a model's windows, with all that decides it."""
 
     ids: Tensor  # (windows, tokens), int64
     text: str
@@ -125,15 +125,15 @@ class CutText:
     protocol: str
     bos: bool  # whether each window begins with the beginning-of-sequence token
     begun: bool  # whether the first one does
-    beginning: int  # tokens at the start of each window that are not the text's
+    beginning: int  # tokens at the start of each window that are not part of the text
 
     @property
     def running(self) -> Tensor:
-        """The text's own tokens, (1, all of them), as each window goes on where the one before it ends."""
+        """The text's own tokens, (1, tokens); each window continues where the one before it ends."""
         return self.ids[:, self.beginning :].reshape(1, -1)
 
     def record(self) -> dict[str, Any]:
-        """All of it but the tokens, under the names that measurements have it by."""
+        """All of it except the tokens, by the field names of `Measured`."""
         windows, seqlen = self.ids.shape
         named = {"text": self.text, "text_sha256": self.text_sha256, "protocol": self.protocol}
         return {**named, "seqlen": seqlen, "windows": windows, "bos": self.bos, "begun": self.begun}
@@ -141,19 +141,19 @@ class CutText:
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """A model measured on a text, and all that decides what comes of it."""
+    """A measurement of a model on a text, with all that decides its result."""
 
     model: str
     fingerprint: str  # of the model's configuration and weights
     text: str
     text_sha256: str
-    protocol: str  # the name of one, or "custom"
+    protocol: str  # its name, or "custom"
     seqlen: int  # tokens a window
     windows: int
     bos: bool  # whether each window begins with the beginning-of-sequence token
     begun: bool  # whether the first one does
     precision: str  # of the products
-    calibration_overlap: float | None = None  # share of what it was calibrated on that the text holds; None: not known
+    calibration_overlap: float | None = None  # the share of its calibration data in the text; None: unknown
 
     def record(self) -> dict[str, Any]:
         """All of it, for JSON."""
@@ -161,7 +161,7 @@ class Measured:
 
 
 def describe(measured: Mapping[str, Any]) -> str:
-    """What a record's number was measured on: short: 12 windows of 512 tokens (BOS + 511), not overlapping."""
+    """What a record was measured on, as "short: 12 windows of 512 tokens (BOS + 511), not overlapping"."""
     seqlen = measured["seqlen"]
     start = f"BOS + {seqlen - 1}" if measured["bos"] else "BOS once" if measured["begun"] else f"no BOS, {seqlen}"
     windows = counted(measured["windows"], "window")
@@ -169,7 +169,7 @@ def describe(measured: Mapping[str, Any]) -> str:
 
 
 def open_text(source: str | os.PathLike[str]) -> Documents:
-    """The test split of a SOURCE; raises `InputError` where it cannot be read or has a COUNT."""
+    """The test split of a SOURCE; raises `InputError` if it cannot be read or has a COUNT."""
     if not isinstance(source, str | os.PathLike):
         raise InputError(f"text: expected {A_SOURCE}, got {of_type(source)}.")
     spec = parse_source(os.fspath(source))
@@ -185,11 +185,12 @@ def cut_text(
     trust_remote_code: bool = False,
     notify: Callable[[str], None] = lambda text: None,
 ) -> CutText:
-    """The windows of a text, in the tokens of a model folder's tokenizer; `notify` is told where they are too few,
-    or files of a folder are not read.
+    """The windows of a text, tokenized by a model folder's tokenizer.
+
+    `notify` is called if there are fewer windows than asked for, or if files of a folder were not read.
 
     Raises:
-        InputError: the text is too short for the cut, or the model for its windows.
+        InputError: the text is too short for the cut, or its windows are too long for the model.
     """
     limit = longest(folder, trust_remote_code)
     protocol, seqlen = cut.settle(limit, called(folder))
@@ -215,5 +216,5 @@ def cut_text(
 
 
 def model_name(model: str | os.PathLike[str], folder: Path) -> str:
-    """What a MODEL is called in a measurement: the last part of its path, or its Hub id."""
+    """The name of a MODEL in a measurement: the last part of its path, or its Hub id."""
     return local_name(os.fspath(model)) or called(folder)

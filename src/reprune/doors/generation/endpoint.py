@@ -1,7 +1,7 @@
 """An author behind an endpoint: any server of OpenAI's completions interface (vLLM, SGLang, llama.cpp, Transformers).
 
-The procedure is the same as with a model in this process. What a server does not tell is found here: token ids are
-those of the local tokenizer on the text that came back, and likelihoods are those of the server, where it gives them.
+The procedure is the same as with a model in this process. Token ids, which a server does not tell, come from the local
+tokenizer applied to the returned text. Likelihoods are the server's, if it gives them.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ from reprune.planning.generation.settings import PREFIX, Generation
 
 _RETRIES = 6  # the client waits longer before each, up to some 8 seconds
 _SECONDS = 600.0  # for one text
-_PAUSE = 0.5  # seconds after an answer that is none, doubled each time up to _LONGEST
+_PAUSE = 0.5  # seconds after an invalid answer, doubled each time up to _LONGEST
 _LONGEST = 8.0
-_MOST = 1e9  # far beyond the logarithm of any probability; NaN is not below it either
+_MOST = 1e9  # larger than the logarithm of any probability; NaN is not less either
 _KEY = "OPENAI_API_KEY"
 
 
 class EndpointError(RepruneError):
-    """A server that worked no longer does."""
+    """A server that answered before no longer does."""
 
 
 class _Strange(Exception):
-    """An answer is not what the interface has."""
+    """An answer does not follow the interface."""
 
 
 @final
 class EndpointAuthor(Author):
-    """A server that writes texts, some of them at a time."""
+    """A server that writes texts, several at a time."""
 
     def __init__(
         self,
@@ -51,16 +51,16 @@ class EndpointAuthor(Author):
         concurrency: int = 16,
         progress: Callable[[int, int], None] = lambda done, of: None,
     ) -> None:
-        """Look whether the server is there and completes texts.
+        """Check that the server is there and completes texts.
 
         Args:
-            url: its base, such as http://localhost:8000/v1.
-            model: what it calls the model; None: the only one that it lists.
-            concurrency: requests under way at a time.
-            progress: is told how many texts of a round are written, of how many.
+            url: the server's base URL, such as http://localhost:8000/v1.
+            model: the server's name of the model; None: the only one that it lists.
+            concurrency: the number of requests at a time.
+            progress: called with the number of texts of a round that are written, and of all.
 
         Raises:
-            InputError: it cannot be used.
+            InputError: the server cannot be used.
         """
         if importlib.util.find_spec("openai") is None:
             raise InputError("--endpoint needs the openai client; install it with: pip install 'reprune[endpoint]'")
@@ -83,11 +83,11 @@ class EndpointAuthor(Author):
         key = self._key or "none"
         try:
             self._client = openai.OpenAI(base_url=url, api_key=key, max_retries=_RETRIES, timeout=_SECONDS)
-        except Exception as error:  # of whatever HTTP library it has
+        except Exception as error:  # whatever its HTTP library raises
             said = f"expected a URL such as http://localhost:8000/v1 ({self._words(error)})."
             raise InputError(f"{self._place} {said}") from None
         self._more: dict[str, Any] = {}
-        self.model = ""  # for what may go wrong before it is known
+        self.model = ""  # for errors before it is known
         try:
             self.model = model or self._only_model()
             self._more = self._probe()
@@ -96,13 +96,13 @@ class EndpointAuthor(Author):
             raise InputError(self._said(error)) from None
 
     def close(self) -> None:
-        """Close its connections."""
+        """Close the connections."""
         self._client.close()
 
     def _only_model(self) -> str:
         try:
             listed = [str(one.id) for one in self._client.models.list().data]
-        except (AttributeError, TypeError, ValueError, RecursionError):  # what the client makes of anything else
+        except (AttributeError, TypeError, ValueError, RecursionError):  # of other answers
             raise _Strange("no list of models") from None
         if len(listed) == 1:
             return listed[0]
@@ -110,7 +110,7 @@ class EndpointAuthor(Author):
         raise InputError(f"{self._place} lists {len(listed)} models ({found}); name one: --endpoint-model.")
 
     def _probe(self) -> dict[str, Any]:
-        """What is asked for beside the text: likelihoods, where the server takes such a request."""
+        """The options that ask for likelihoods, or none if the server rejects such a request."""
         import openai
 
         try:
@@ -121,7 +121,7 @@ class EndpointAuthor(Author):
         return {"logprobs": 1}
 
     def _choice(self, prompt: str, **more: Any) -> Any:
-        """What the server writes after a prompt: a text that can be told and kept."""
+        """The server's completion of a prompt; raises `_Strange` unless it has a text that can be encoded."""
         try:
             answer = self._client.completions.create(model=self.model, prompt=prompt, **more)
             choices = getattr(answer, "choices", None)
@@ -129,7 +129,7 @@ class EndpointAuthor(Author):
             if not isinstance(text := getattr(choice, "text", None), str):
                 raise ValueError(f"no text in {' '.join(str(answer).split())}")
             text.encode()
-        except (ValueError, RecursionError) as error:  # of JSON, however deep, and of characters too
+        except (ValueError, RecursionError) as error:  # bad or too deep JSON, or a lone surrogate
             raise _Strange(str(error)) from None
         return choice
 
@@ -152,13 +152,13 @@ class EndpointAuthor(Author):
             sampled["extra_body"] = {"top_k": settings.top_k}
         options = [
             {**sampled, "max_tokens": self._room(prompt), "seed": seed_of(settings.seed, number, place, size=4)}
-            for place, prompt in enumerate(prompts)  # seeds of 31 bits, which every server takes
+            for place, prompt in enumerate(prompts)  # seeds of 31 bits, which every server accepts
         ]
         found = self._complete(prompts, options, lambda done: self._progress(done, len(prompts)))
         return [self._written(prompt, choice) for prompt, choice in zip(prompts, found, strict=True)]
 
     def _room(self, prompt: str) -> int:
-        """How many tokens may follow: a prefix, tokenized anew, may have more than it was written with."""
+        """How many tokens may follow. A prefix may have more tokens than it was written with, once tokenized again."""
         return max(1, self._settings.length - max(PREFIX, len(self._ids(prompt))))
 
     def _written(self, prompt: str, choice: Any) -> Written:
@@ -172,13 +172,13 @@ class EndpointAuthor(Author):
         if (end := next((place for place, one in enumerate(ids) if one in self._signs), None)) is not None:
             ids, ended = ids[:end], True
             text = str(self._tokenizer.decode(ids))
-        ids = ids[: self._settings.length]  # its tokens need not be those that the server counted
+        ids = ids[: self._settings.length]  # the server may have counted other tokens
         return Written(text, ids, mean, ended)
 
     def _complete(
         self, prompts: Sequence[str], options: Sequence[dict[str, Any]], done: Callable[[int], None]
     ) -> list[Any]:
-        """The server's answers, in order."""
+        """The server's answers, in the order of the prompts."""
         import openai
 
         asked: list[Future[Any]] = [Future() for _ in prompts]
@@ -187,7 +187,7 @@ class EndpointAuthor(Author):
 
         def ask(prompt: str, more: dict[str, Any]) -> Any:
             for attempt in range(_RETRIES):
-                with suppress(_Strange):  # the client itself asks again after errors
+                with suppress(_Strange):  # after other errors the client itself retries
                     return self._choice(prompt, **more)
                 if unwanted.wait(min(_PAUSE * 2**attempt, _LONGEST)):
                     break
@@ -204,7 +204,7 @@ class EndpointAuthor(Author):
 
         try:
             for _ in range(min(self._concurrency, len(prompts))):
-                threading.Thread(target=work, daemon=True).start()  # Python waits for those of an executor as it ends
+                threading.Thread(target=work, daemon=True).start()  # Python would wait for an executor's at its end
             answers = []
             for one in asked:
                 answers.append(one.result())
@@ -219,14 +219,14 @@ class EndpointAuthor(Author):
         return tuple(self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
     def _words(self, error: Exception) -> str:
-        """An error's own, which may repeat what was sent."""
+        """An error's message without secrets, as it may repeat what was sent."""
         if self._secret_url:
             return "its answer is not shown, as the URL has a user or a query"
         words = " ".join(str(error).split())
         return (words.replace(self._key, f"<{_KEY}>") if self._key else words)[:200]
 
     def _said(self, error: Any) -> str:
-        """What went wrong, and what to do."""
+        """The message for an error: what went wrong, and what to do."""
         import openai
 
         detail = self._words(error)

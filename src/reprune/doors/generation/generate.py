@@ -1,4 +1,4 @@
-"""`reprune generate`: texts that a model writes itself, as the paper has them, into a file that survives anything."""
+"""`reprune generate`: has a model write texts, as in the paper, to a file from which an interrupted run can go on."""
 
 from __future__ import annotations
 
@@ -41,19 +41,19 @@ _AGAIN = "Finished rounds are kept: give the same command again, with any number
 
 
 class GenerationWatcher:
-    """Is told how texts come along; this one ignores it all, subclasses show it."""
+    """Is told about the progress of a generation; this class ignores it, subclasses show it."""
 
     def started(self, kept: int, wanted: int) -> None:
-        """Texts are about to be written; so many are there already."""
+        """Texts are about to be written; `kept` of `wanted` are there already."""
 
     def writing(self, done: int, of: int) -> None:
-        """So many tokens of each text of a round are written, of at most so many."""
+        """`done` tokens of at most `of` are written of each text of a round; with an endpoint, `done` of `of` texts."""
 
     def round_done(self, kept: int, wanted: int, counts: Mapping[str, int]) -> None:
         """A round is on disk; `counts` is over all rounds."""
 
     def note(self, text: str) -> None:
-        """Something that a reader should know."""
+        """Something that the user should know."""
 
 
 @undisturbed()
@@ -73,24 +73,24 @@ def generate(
     watcher: GenerationWatcher | None = None,
     ranks: Ranks = ALONE,
 ) -> dict[str, Any]:
-    """Have a model write texts, the paper's way: a first token at random, four by greedy choice, the rest by sampling.
+    """Have a model write texts as in the paper: a random first token, four by greedy choice, the rest by sampling.
 
-    Started again with the same arguments it goes on where it was, and ends with the same file. Asked for more texts
-    than a file has it goes on, too, and ends with the file that it would have written at once.
+    If it is interrupted, a call with the same arguments goes on and ends with the same file. If more texts are asked
+    for than a finished file has, it goes on too, and the file ends as if all had been asked for at once.
 
     Args:
         model: a local folder, a Hub id, or a .gguf file.
-        out: the file, .jsonl; two more are written beside it, see `reprune.planning.generation.corpus`.
+        out: the .jsonl file; two more are written beside it, see `reprune.planning.generation.corpus`.
         samples: how many texts to keep.
-        settings: how they are written and filtered; a length that is left to its default is within the model's limit.
+        settings: how they are written and filtered; the default length is cut to the model's limit.
         endpoint: the URL of a server of OpenAI's completions interface that writes in place of this process; of
             `model`, only the tokenizer and the configuration are then needed.
-        endpoint_model: what the server calls the model, if it has several.
-        concurrency: requests to the server at a time.
+        endpoint_model: the server's name of the model, if it has several.
+        concurrency: the number of requests to the server at a time.
         device, precision: as in a recipe.
         watcher: is told what happens.
-        ranks: the N processes that do it together, each with a whole model and every N-th round; only the first
-            judges texts, and writes.
+        ranks: the N processes that write texts together, each with a whole model and every N-th round; only the first
+            judges and saves texts.
 
     Returns:
         The manifest.
@@ -136,7 +136,7 @@ def generate(
                 if finished["texts"] == samples:
                     return finished
             else:
-                corpus.check_free()  # before there is the file that is locked
+                corpus.check_free()  # before the file to lock is created
             corpus.path.parent.mkdir(parents=True, exist_ok=True)
             corpus.path.touch()
             with locked(corpus.path, corpus.path, "file"):  # the lock of all names of the file
@@ -162,7 +162,7 @@ def _fill(
     watcher: GenerationWatcher,
     ranks: Ranks,
 ) -> dict[str, Any]:
-    """Do the rounds that are left, as many at a time as there are ranks."""
+    """Do the rounds that are left, one on each rank at a time."""
     firsts = first_tokens(tokenizer, author.rows)
     judging = _Judging(corpus, samples, settings, watcher) if ranks.first else None
 
@@ -190,7 +190,7 @@ def _fill(
 
 @final
 class _Judging:
-    """Judges rounds in order, and puts them on disk; those after the last text that is wanted are passed over."""
+    """Judges rounds in order and saves them; rounds after the last text that is wanted are ignored."""
 
     def __init__(self, corpus: Corpus, samples: int, settings: Generation, watcher: GenerationWatcher) -> None:
         self._corpus = corpus
@@ -202,7 +202,7 @@ class _Judging:
         watcher.started(corpus.count, samples)
 
     def next_round(self) -> int | None:
-        """Its number; None where there are enough texts. Raises `InputError` where there will never be."""
+        """The next round's number; None if there are enough texts. Raises `InputError` if too many rounds kept none."""
         if self._corpus.count >= self._samples:
             return None
         if self._idle >= _HOPELESS:
@@ -225,7 +225,7 @@ class _Judging:
 
 
 def _fitting(folder: Path, settings: Generation, prefix: int, trust_remote_code: bool) -> Generation:
-    """The settings, a length that was not given within what the model takes; raises `InputError` of one that was."""
+    """The settings, with the default length cut to the model's limit; raises `InputError` for a given one beyond it."""
     limit = longest(folder, trust_remote_code)
     if limit is None or settings.length + prefix <= limit:
         return settings

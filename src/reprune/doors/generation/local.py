@@ -21,7 +21,7 @@ from reprune.planning.tokens import beginning
 
 @final
 class LocalAuthor(Author):
-    """A model folder's model."""
+    """Writes with the model of a model folder."""
 
     def __init__(
         self,
@@ -33,7 +33,7 @@ class LocalAuthor(Author):
         trust_remote_code: bool = False,
         progress: Callable[[int, int], None] = lambda done, of: None,
     ) -> None:
-        """Load the model; raises `InputError` where it cannot be loaded, or keeps nothing from token to token."""
+        """Load the model; raises `InputError` if it cannot be loaded, or has no usable cache from token to token."""
         products = Precision(DTYPES[precision])
         model = load_model(folder, torch.device(device), trust_remote_code, products)
         self._tokenizer = tokenizer
@@ -80,7 +80,7 @@ class LocalAuthor(Author):
 
 
 def ends_of(model: Any, tokenizer: Any) -> frozenset[int]:
-    """The tokens that end a text: by the model's own configuration, and all that are never text."""
+    """The tokens that end a text: those of the model's own configuration, and all that are never text."""
     found = getattr(model.generation_config, "eos_token_id", None)
     ends = {found} if isinstance(found, int) else set(found or ())
     return signs(tokenizer) | ends

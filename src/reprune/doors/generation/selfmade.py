@@ -1,6 +1,6 @@
-"""The calibration texts that a recipe's own model writes: made once, and kept in the cache by all that decides them.
+"""The calibration texts that a recipe's own model writes: written once, then cached by all that decides them.
 
-There they are one growing file: the first so many of its texts are the same, however many were asked for before.
+In the cache they are one growing file: its first N texts are the same, however many were asked for before.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ from reprune.planning.shares import heldout_part
 from reprune.planning.tokenizer import load_tokenizer
 from reprune.planning.tokens import beginning
 
-_ALL = "all.jsonl"  # as many as were ever asked for
-_FIRST = "self-generated.jsonl"  # in a folder that is named for how many it has
+_ALL = "all.jsonl"  # all that were ever asked for
+_FIRST = "self-generated.jsonl"  # in a folder named by the number of its texts
 
 
 def texts_of(recipe: Recipe) -> int:
-    """How many texts a recipe has its model write, those to be held out among them."""
+    """How many texts a recipe has its model write, including those to be held out."""
     wanted = recipe.self_generate.samples
     return wanted + (0 if recipe.heldout else heldout_part(wanted))
 
@@ -49,7 +49,7 @@ class _Place:
 
     settings: Generation
     folder: Path
-    first: Path  # of them, just as many as are asked for
+    first: Path  # the file of only as many as are asked for
 
     @staticmethod
     def of(recipe: Recipe, decoder: Decoder) -> _Place:
@@ -68,13 +68,13 @@ class _Place:
         return Corpus(self.folder / _ALL)
 
     def lacks(self, texts: int) -> bool:
-        """Whether a model has to write any of so many."""
+        """Whether the model still has to write some of so many texts."""
         with usable_cache():
             return not self.first.exists() and self.corpus.texts() < texts
 
 
 def unwritten(recipe: Recipe, decoder: Decoder) -> int:
-    """How many texts a settled recipe has, if its model has to write any of them; otherwise none."""
+    """How many texts a settled recipe has, if its model still has to write some of them; otherwise 0."""
     texts = texts_of(recipe)
     return texts if texts and _Place.of(recipe, decoder).lacks(texts) else 0
 
@@ -82,16 +82,16 @@ def unwritten(recipe: Recipe, decoder: Decoder) -> int:
 @final
 @dataclass(frozen=True)
 class OwnTexts:
-    """What a model has written."""
+    """The texts that a model has written."""
 
     path: Path
-    record: dict[str, Any] | None  # of their writing: how many, seconds, and each rank's peak of memory; None: cached
+    record: dict[str, Any] | None  # number, seconds, and each rank's peak of memory; None: they were cached
 
 
 def self_generated(recipe: Recipe, decoder: Decoder, watcher: Watcher, ranks: Ranks) -> OwnTexts | None:
-    """A settled recipe's self-generated texts, written now unless they were before; None where none are asked.
+    """A settled recipe's self-generated texts, written now if the cache lacks them; None if none are asked for.
 
-    Ranks write them together. They are in the first one's cache.
+    The ranks write them together, to the first one's cache.
 
     Raises:
         InputError: the model cannot write them.
@@ -109,7 +109,7 @@ def self_generated(recipe: Recipe, decoder: Decoder, watcher: Watcher, ranks: Ra
             with usable_cache():
                 folder.mkdir(parents=True, exist_ok=True)
                 way = "set REPRUNE_CACHE to a folder on another disk"
-                stack.enter_context(locked(folder, folder, "cache", wait=True, way=way))  # another run may be at it
+                stack.enter_context(locked(folder, folder, "cache", wait=True, way=way))  # another run may be writing
             return place.lacks(texts)
 
         if ranks.first_does(missing):
@@ -137,7 +137,7 @@ def self_generated(recipe: Recipe, decoder: Decoder, watcher: Watcher, ranks: Ra
 
 @contextmanager
 def _room_in(folder: Path) -> Iterator[None]:
-    """Where a disk has no room for the texts of this folder, say that the cache may be on another."""
+    """If the disk has no room for the texts in this folder, say in the error that the cache can be on another disk."""
     try:
         yield
     except OSError as error:
@@ -149,7 +149,7 @@ def _room_in(folder: Path) -> Iterator[None]:
 
 @final
 class _Passing(GenerationWatcher):
-    """Passes on to who watches a run, but for notes that this has had."""
+    """Passes progress and notes to a run's watcher, except for notes that it has already been given."""
 
     def __init__(self, watcher: Watcher, had: Collection[str]) -> None:
         self._watcher = watcher

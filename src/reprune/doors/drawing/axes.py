@@ -1,4 +1,4 @@
-"""The axes of a picture: scales, the numbers along them, names beside points. Knows not what is measured."""
+"""The axes of a picture: scales, the numbers along them, names beside points. Knows nothing of what is measured."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import Any, Literal
 
 _SIZE = 11.0
-"""Of names beside points, in pixels."""
+"""The font size of names beside points, in pixels."""
 
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
@@ -16,14 +16,14 @@ _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 def scale(
     axes: Any, which: Literal["x", "y"], values: Sequence[float], percent: bool = False, flat: float = 12.0
 ) -> bool:
-    """A linear axis from zero, or a logarithmic one where the values need it; says whether it is logarithmic.
+    """Set a linear scale from zero, or a logarithmic one if the values need it; return whether it is logarithmic.
 
     Args:
-        axes: matplotlib's.
-        which: axis.
-        values: all that is drawn along this axis.
+        axes: of matplotlib.
+        which: the axis.
+        values: all values that are drawn along it.
         percent: values are fractions; show them as percentages.
-        flat: a largest value so many times the smallest would flatten the small ones on a linear axis.
+        flat: if the largest value is more than this many times the smallest, the scale is logarithmic.
     """
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
@@ -45,7 +45,7 @@ def scale(
 
 
 def limits(values: Sequence[float], logarithmic: bool) -> tuple[float, float]:
-    """Where both axes of a square picture begin and end, with some room for all values."""
+    """The start and end of both axes of a square picture, with some room around all values."""
     if not values:
         return 0.0, 1.0
     if logarithmic:
@@ -54,7 +54,7 @@ def limits(values: Sequence[float], logarithmic: bool) -> tuple[float, float]:
 
 
 def whole_numbers(axes: Any) -> None:
-    """Only whole numbers along the x axis, as many as there is room for."""
+    """Write only whole numbers along the x axis, as many as there is room for."""
     from matplotlib.ticker import MaxNLocator
 
     axes.xaxis.set_major_locator(MaxNLocator(9, integer=True, min_n_ticks=1))
@@ -78,16 +78,16 @@ def write_beside(
     names: Sequence[tuple[str, str, tuple[float, float]]],
     lines: Sequence[Sequence[tuple[float, float]]],
 ) -> None:
-    """Write names beside their points, where there is room: over no other name or point, and nearest to their own.
+    """Write names beside their points, where they cover no other name or point and are nearest to their own point.
 
-    A name for which no such place is free is left out: a wrong one would mislead.
+    A name without such a place is left out, as it would be read as another point's.
 
     Args:
-        axes: matplotlib's, with its scales and limits set.
+        axes: of matplotlib, with scales and limits set.
         names: (name, colour, point).
-        lines: the points that are drawn, and joined, line by line.
+        lines: for each line, the points that are drawn and joined.
     """
-    axes.figure.draw_without_rendering()  # settles where everything is
+    axes.figure.draw_without_rendering()  # computes the layout
     place = axes.transData.transform
     frame = axes.get_window_extent()
     dots = [tuple(place(point)) for line in lines for point in line]
@@ -103,7 +103,7 @@ def write_beside(
             and not any(_distance(dot, box) < near for dot in dots if dot != own)
         )
 
-    for name, color, point in sorted(names, key=lambda named: -len(named[0])):  # the long ones need most room
+    for name, color, point in sorted(names, key=lambda named: -len(named[0])):  # long names need the most room
         own = tuple(place(point))
         there = [found for found in _boxes(name, *own) if free(found[0], own)]
         if not there:
@@ -122,7 +122,7 @@ _Box = tuple[float, float, float, float]
 
 
 def _boxes(name: str, x: float, y: float) -> Iterator[tuple[_Box, tuple[float, float], str, str]]:
-    """The places around a point that a name may stand at, the best first, and how it is aligned there."""
+    """The places for a name around a point, the best first: box, offset, and alignment across and up."""
     from matplotlib.textpath import TextPath
 
     wide, high, near = TextPath((0, 0), name, size=_SIZE).get_extents().width + 3, 13.0, 7.0

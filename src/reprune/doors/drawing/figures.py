@@ -1,7 +1,7 @@
-"""The figures of runs and studies, as SVG text: what is drawn how. Knows neither records nor pages.
+"""The figures of runs and studies, as SVG text. Knows neither records nor pages.
 
-Of all of them `title` is shown above the picture, and `ylabel` is what the values are; with `percent` these are
-fractions, shown as percentages. Where matplotlib is not installed each raises `InputError`.
+In each, `title` is shown above the picture, and `ylabel` says what the values are; with `percent`, they are fractions
+and shown as percentages. Each raises `InputError` if matplotlib is not installed.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from reprune.doors.drawing.svg import color, draw, legend, plain, short, style
 from reprune.planning.axes import AUTO
 
 Number = float | None
-"""None and NaN are gaps: what was not measured."""
+"""None and NaN are gaps: not measured."""
 
 
 def error_by_block(series: Mapping[str, Sequence[Number]], *, title: str, ylabel: str, percent: bool = False) -> str:
-    """One line a series over the blocks 0, 1, ...; on a logarithmic axis where the values need one.
+    """One line per series over the blocks 0, 1, ...; on a logarithmic axis if the values need one.
 
     Args:
-        series: by name, one value a block; None or NaN where there is none.
+        series: by name, one value per block; None or NaN if there is none.
     """
 
     def paint(axes: Any) -> None:
@@ -46,10 +46,10 @@ def calibration_against(
     """Calibration error against held-out or test error, in percent, with the diagonal on which both are equal.
 
     Args:
-        points: (label, calibration error, the other error). The label's first word is its series (one colour, one entry
-            in the legend); the rest, if any, is written beside the point, and the points of such a series are joined in
-            the order that they come in: "wanda BR+GP" is the point BR+GP of the series wanda. Points of the same label
-            (seeds) are joined at their mean. Points that lack one of the two numbers are left out.
+        points: (label, calibration error, the other error). The label's first word names the series (one colour, one
+            entry in the legend). The rest, if any, is written beside the point: "wanda BR+GP" is the point BR+GP of the
+            series wanda. The points of such a series are joined in their order, those with the same label (seeds) at
+            their mean. Points that lack one of the two numbers are left out.
         ylabel: what the other error is.
     """
     series: dict[str, dict[str, list[tuple[float, float]]]] = {}
@@ -126,19 +126,19 @@ def by_rung(
     dense: Number = None,
     percent: bool = False,
 ) -> str:
-    """What was measured on each rung, one line a series, one point a seed.
+    """The values on each rung, one line per series, one point per seed.
 
     Args:
         series: by name, for each rung the values of its seeds.
         rungs: the names of the rungs.
         joined: how many rungs, from the first, form a ladder whose means are joined.
-        dense: the dense model's, drawn as a level line.
+        dense: the dense model's value, drawn as a horizontal line.
     """
 
     def paint(axes: Any) -> None:
         handles, labels = [], list(series)
         for number, columns in enumerate(series.values()):
-            aside = (number - (len(series) - 1) / 2) * 0.12  # equal values stay apart
+            aside = (number - (len(series) - 1) / 2) * 0.12  # keeps equal values apart
             dots = [(place + aside, value) for place, values in enumerate(columns) for value in _known(values)]
             means = [
                 (place + aside, fmean(_known(values)))
@@ -166,12 +166,12 @@ def by_number(
     dense: Number = None,
     percent: bool = False,
 ) -> str:
-    """What was measured by the number of self-generated samples: one line a series through means, one dot a measure.
+    """Values by the number of self-generated samples: one line per series through the means, one dot per value.
 
     Args:
-        series: by name, (number, value); a number may come several times (seeds). Numbers are 0 and up, shown so that
-            doubling is about the same step everywhere.
-        dense: the dense model's, drawn as a level line.
+        series: by name, (number, value); a number may occur several times (seeds). Numbers are 0 or more, on an axis
+            where each doubling is about the same step.
+        dense: the dense model's value, drawn as a horizontal line.
     """
 
     def paint(axes: Any) -> None:
@@ -185,7 +185,7 @@ def by_number(
         _add_dense_(axes, dense, handles, labels, values)
         numbers = sorted({x for points in series.values() for x, _ in points})
         least = min((x for x in numbers if x > 0), default=1)
-        axes.set_xscale("symlog", base=2, linthresh=least)  # linear from none to the least, then logarithmic
+        axes.set_xscale("symlog", base=2, linthresh=least)  # linear from 0 to the least, then logarithmic
         axes.set_xticks(numbers, [f"{x:,.0f}" for x in numbers])
         axes.set_xticks([], minor=True)
         axes.set(xlabel="self-generated samples", ylabel=short(ylabel, 40))
@@ -199,7 +199,7 @@ def seconds_by_window(seconds: Sequence[Number], *, title: str) -> str:
     """The time that each window took, as bars.
 
     Args:
-        seconds: one value a window; None or NaN where there is none.
+        seconds: one value per window; None or NaN if there is none.
     """
 
     def paint(axes: Any) -> None:
@@ -216,7 +216,7 @@ def change_by_window(series: Mapping[str, Sequence[Number]], *, title: str, ylab
     """How far each window's values went up or down, on a linear axis with its zero.
 
     Args:
-        series: by name, one change a window as a fraction, -0.2 for a fifth less; None or NaN where there is none.
+        series: by name, one change per window as a fraction, -0.2 for a fifth less; None or NaN if there is none.
     """
 
     def paint(axes: Any) -> None:
@@ -232,10 +232,10 @@ def change_by_window(series: Mapping[str, Sequence[Number]], *, title: str, ylab
 
 
 def share_by_matrix(rows: Mapping[str, Sequence[Number]], *, title: str) -> str:
-    """A map of blocks by matrices: the share of a matrix (0 to 1) is the strength of its cell's colour.
+    """A map of blocks by matrices: the share of a matrix (0 to 1) sets the strength of its cell's colour.
 
     Args:
-        rows: by matrix, one share a block; None or NaN where a block has no such matrix.
+        rows: by matrix, one share per block; None or NaN if a block has no such matrix.
     """
     blocks = max((len(shares) for shares in rows.values()), default=0)
 
@@ -277,7 +277,7 @@ def _line(axes: Any, number: int, places: Sequence[int], values: Sequence[Number
 
 
 def _dots(axes: Any, number: int, points: Sequence[tuple[float, float]], joined: Sequence[tuple[float, float]]) -> Any:
-    """Points, and a line through those of `joined`; gives what stands for both in a legend."""
+    """Draw points, and a line through those of `joined`; returns the legend's handle for both."""
     from matplotlib.lines import Line2D
 
     drawn = style(number)
@@ -296,7 +296,7 @@ def _dots(axes: Any, number: int, points: Sequence[tuple[float, float]], joined:
 
 
 def _add_dense_(axes: Any, dense: Number, handles: list[Any], labels: list[str], values: list[float]) -> None:
-    """Draw the dense model's value, if it is known, as a level line, and add it to what the legend and axis are of."""
+    """Draw the dense model's value, if known, as a horizontal line, and add it to the legend's and the axis's lists."""
     if _is(dense):
         handles.append(axes.axhline(dense, color=color("muted"), linewidth=1.2, linestyle=(0, (2, 3))))
         labels.append("dense")

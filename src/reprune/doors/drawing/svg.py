@@ -1,8 +1,8 @@
 """Draws one SVG picture with matplotlib, made for a page: light and dark, with the page's font. Knows no runs.
 
-A picture is an `<svg>` element that stands in an HTML page or alone in a file. Its colours are CSS custom properties
-(`--figure-ink`, `--figure-1`, ...) with the light palette as their fallback: a page sets them as it likes, and a file
-of its own turns dark with the system's setting. The same numbers give the same bytes.
+A picture is an `<svg>` element in an HTML page or alone in a file. Its colours are CSS custom properties
+(`--figure-ink`, `--figure-1`, ...) with the light palette as their fallback: a page sets them as it likes, and a
+separate file follows the system's dark setting. The same numbers give the same bytes.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from xml.etree import ElementTree
 from reprune.errors import InputError
 
 WIDTH = 400
-"""Pixels: what a phone shows nearly unscaled, so that text stays legible there."""
+"""In pixels: a phone shows it nearly unscaled, so that text stays legible."""
 
 PALETTE: dict[str, tuple[str, str]] = {
     "ink": ("#1b2026", "#e8ecf1"),
@@ -37,7 +37,7 @@ PALETTE: dict[str, tuple[str, str]] = {
     "5": ("#26221c", "#f0e442"),
     "6": ("#8a22dd", "#9d78ff"),
 }
-"""(light, dark) of each role; the series go by Okabe and Ito, darker or lighter to be read on their ground."""
+"""The (light, dark) colours of each role; those of series are Okabe and Ito's, darker or lighter for contrast."""
 
 _DASHES: Sequence[Any] = ("solid", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)), (0, (9, 2.5)), (0, (3, 1)))
 _MARKERS = "osD^vP"
@@ -66,7 +66,7 @@ def style(number: int) -> Style:
 
 
 def color(role: str) -> str:
-    """The colour to draw a role of `PALETTE` with; the page's takes its place."""
+    """The colour to draw a role of `PALETTE` with; a page replaces it by its own."""
     return PALETTE[role][0]
 
 
@@ -75,8 +75,8 @@ def draw(paint: Callable[[Any], None], *, title: str, height: int) -> str:
 
     Args:
         paint: draws on the one matplotlib axes that it is given.
-        title: shown above, and told to those who can't see the picture.
-        height: pixels, of which the title and the legend take theirs.
+        title: shown above the picture, and read to those who can't see it.
+        height: in pixels, including the title and the legend.
 
     Raises:
         InputError: matplotlib is not installed.
@@ -88,9 +88,9 @@ def draw(paint: Callable[[Any], None], *, title: str, height: int) -> str:
 
     heading = "\n".join(textwrap.wrap(short(title, 120), int(WIDTH / 8.8))) or " "
     with warnings.catch_warnings(), matplotlib.rc_context():
-        matplotlib.rcdefaults()  # the reader's own settings are for other pictures
+        matplotlib.rcdefaults()  # the user's own settings are for other pictures
         matplotlib.rcParams.update(_SETTINGS)
-        # matplotlib's own font only measures: the page's font has what it lacks
+        # matplotlib's font only measures text: the page's font may have glyphs that it lacks
         warnings.filterwarnings("ignore", message="Glyph .* missing", category=UserWarning)
         figure = Figure(figsize=(WIDTH / 72, height / 72), layout="constrained")
         axes = figure.subplots()
@@ -108,8 +108,8 @@ def legend(axes: Any, handles: Sequence[Any], labels: Sequence[str], handlelengt
     labels = [short(label, 34) for label in labels]
     entries = [12 * handlelength + 28 + 6.8 * len(label) for label in labels]
     most = max(number for number in range(1, len(labels) + 1) if number == 1 or _wide(entries, number) < WIDTH - 8)
-    columns = math.ceil(len(labels) / math.ceil(len(labels) / most))  # no more than so many lines need
-    # a label that begins with an underscore would be left out
+    columns = math.ceil(len(labels) / math.ceil(len(labels) / most))  # no more than needed for that many lines
+    # matplotlib leaves out labels that begin with an underscore
     shown = [f"\N{HAIR SPACE}{label}" if label.startswith("_") else label for label in labels]
     axes.figure.legend(
         handles,
@@ -123,14 +123,14 @@ def legend(axes: Any, handles: Sequence[Any], labels: Sequence[str], handlelengt
 
 
 def _wide(entries: Sequence[float], columns: int) -> float:
-    """How wide a legend is whose entries go down its columns."""
+    """The width of a legend whose entries fill it column by column."""
     high, longer = divmod(len(entries), columns)
     starts = [column * high + min(column, longer) for column in range(columns + 1)]
     return sum(max(entries[start:end]) for start, end in pairwise(starts))
 
 
 def short(text: str, most: int) -> str:
-    """`text` for a picture, where a long name would leave no room for what is drawn: its middle is left out."""
+    """`text` without its middle if it is longer than `most`: a long name would leave no room for what is drawn."""
     text = plain(text)
     if len(text) <= most:
         return text
@@ -138,7 +138,7 @@ def short(text: str, most: int) -> str:
 
 
 def plain(text: str) -> str:
-    """`text` with nothing in it that XML or UTF-8 refuses."""
+    """`text` with spaces for characters that XML or UTF-8 refuses."""
     return re.sub("[\x00-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]", " ", text)
 
 
@@ -174,11 +174,11 @@ _ALONE = (
     + ";".join(f"--figure-{role}:{dark}" for role, (_, dark) in PALETTE.items())
     + "}}"
 )
-"""For a file of its own: in a page, no `svg` is the root."""
+"""For a separate file: in a page, no `svg` is the root."""
 
 
 def _for_a_page(svg: str, title: str, height: int) -> str:
-    """matplotlib's file as one element: no ids but its own, no style that leaks, colours as properties."""
+    """matplotlib's file as one element: with ids of its own, no style that leaks, and colours as properties."""
     drawn = ElementTree.fromstring(svg)
     used = {
         name: ""
@@ -229,13 +229,13 @@ def _attributes(element: ElementTree.Element, ids: Mapping[str, str]) -> Iterato
 def _declarations(css: str) -> Iterator[str]:
     for declaration in css.split(";"):
         name, _, value = (part.strip() for part in declaration.partition(":"))
-        if name == "font-family":  # the page's
+        if name == "font-family":  # the page's font is used
             continue
-        if name == "font":  # so matplotlib 3.8 writes size and family, and maybe a weight before them
+        if name == "font":  # matplotlib 3.8 writes size and family like this, perhaps after a weight
             *weight, size = value.partition("'")[0].split()
             yield f"font-size:{size}"
             yield from (f"font-weight:{word}" for word in weight)
             continue
         yield f"{name}:{value}"
         if name in ("fill", "stroke") and value in _ROLES:
-            yield f"{name}:var(--figure-{_ROLES[value]},{value})"  # the first is for readers that know no properties
+            yield f"{name}:var(--figure-{_ROLES[value]},{value})"  # the one above: for viewers without var()

@@ -1,6 +1,6 @@
-"""A study's cells brought together: one row for those that differ in their seed only, and what rows are compared by.
+"""A study's cells as rows, one for cells that differ only in their seed, and the measures that rows are compared by.
 
-Seeds are put together as their mean, with the least and the largest. Errors are those of the last block. Knows nothing
+Several seeds are shown as their mean, with the least and the largest. Errors are those of the last block. Knows nothing
 of pages, tables and pictures, which all show these rows.
 """
 
@@ -24,29 +24,29 @@ def known(value: Value) -> TypeGuard[float]:
 
 
 def mean(values: Iterable[Value]) -> Value:
-    """The mean of those that are known; None if none is."""
+    """The mean of the known values; None if there are none."""
     there = [value for value in values if known(value)]
     return fmean(there) if there else None
 
 
 @dataclass(frozen=True)
 class Row:
-    """The cells that differ in nothing but their seed."""
+    """The cells that differ only in their seed."""
 
-    family: str  # what all rows have in common that may stand on one ladder, as wanda+32 of 32 self-generated samples
+    family: str  # the same for all rows of a ladder: the pruner, with 32 self-generated samples as wanda+32
     pruner: str
     rung: str
     only: str
     self_generate: int
-    cells: tuple[Cell, ...]  # that are done, by their seeds
-    asked: int  # of how many
+    cells: tuple[Cell, ...]  # those that are done, by seed
+    asked: int  # the number of all
 
     def values(self, of: Callable[[Cell], Value]) -> list[float]:
-        """What is known, one value a seed."""
+        """The known values, one per seed."""
         return [value for cell in self.cells if known(value := of(cell))]
 
     def mean(self, of: Callable[[Cell], Value]) -> Value:
-        """The mean over the seeds; None if nothing is known."""
+        """The mean over the seeds; None if no value is known."""
         return mean(map(of, self.cells))
 
     def by_block(self, of: Callable[[CellBlock], Value]) -> list[Value]:
@@ -60,15 +60,15 @@ class Measure:
     """One number of every row.
 
     Args:
-        name: what it is called, where a page has no other name for it.
-        kind: what it is.
-        of: a cell's; None where it was not measured. An error is also of a block.
-        text: what it is taken on, a text or a task; empty for what is taken on the run's own samples, or on all.
-        dense: the dense model's, if it has one.
-        better: -1: the lowest is the best, 1: the highest, 0: none is.
-        largest: of several seeds the largest counts, as of what there must be room for.
-        error, dense_error: of a single value, its standard error.
-        write: a number as text; None is what was not measured.
+        name: its name, unless a page has another for it.
+        kind: calibration, heldout, test, perplexity, accuracy, time or memory.
+        of: a cell's value, or None if it was not measured. For errors, also a block's.
+        text: the text or task that it is measured on; empty for the run's own samples, and for all tasks.
+        dense: the dense model's value, if it has one.
+        better: -1 if the lowest is best, 1 if the highest is, 0 if none is.
+        largest: show the largest value of several seeds, not the mean: for memory, there must be room for it.
+        error, dense_error: the standard error of a single value.
+        write: a value as text; None is a value that was not measured.
     """
 
     name: str
@@ -83,11 +83,11 @@ class Measure:
     write: Callable[[Value], str] = str
 
     def shown(self, write: Callable[[Value], str], name: str | None = None) -> Self:
-        """The same as a page shows it."""
+        """The same measure, with a page's name and its way to write numbers."""
         return replace(self, write=write, name=self.name if name is None else name)
 
     def written(self, row: Row, spread: bool = True) -> str:
-        """What stands in a row; with `spread`, also from where to where seeds go, or its standard error."""
+        """A row's value as text; with `spread`, also the range of its seeds, or the standard error of a single one."""
         values = row.values(self.of)
         if self.largest:
             return self.write(max(values, default=None))
@@ -99,7 +99,7 @@ class Measure:
         return self._with_error(whole, next(iter(row.values(self.error)), None))
 
     def written_dense(self, spread: bool = True) -> str:
-        """What stands in the dense model's row."""
+        """The dense model's value as text."""
         return self._with_error(self.write(self.dense), self.dense_error if spread else None)
 
     def _with_error(self, whole: str, error: Value) -> str:
@@ -107,7 +107,7 @@ class Measure:
 
 
 def rows(study: Study) -> list[Row]:
-    """All rows, pruner after pruner, then by part and by number of self-generated samples, each along the ladder."""
+    """All rows, by pruner, then by part, by number of self-generated samples, and by rung."""
     found: dict[tuple[str, str, str, str, int], list[Cell]] = {}
     for cell in sorted(study.cells, key=lambda cell: cell.seed):
         family = f"{cell.pruner}+{cell.self_generate}" if cell.self_generate else cell.pruner
@@ -124,7 +124,7 @@ def _place(row: Row) -> tuple[Any, ...]:
 
 
 def by_own_samples(found: Iterable[Row]) -> Mapping[tuple[str, str], Mapping[int, Row]]:
-    """By pruner and rung: rows of one part of a block by their number of self-generated samples, the lowest first."""
+    """By pruner and rung: the rows, all of one part, by their number of self-generated samples, the lowest first."""
     lines: dict[tuple[str, str], dict[int, Row]] = {}
     for row in found:
         lines.setdefault((row.pruner, row.rung), {})[row.self_generate] = row
@@ -134,7 +134,7 @@ def by_own_samples(found: Iterable[Row]) -> Mapping[tuple[str, str], Mapping[int
 def points(
     lines: Mapping[tuple[str, str], Mapping[int, Row]], of: Callable[[Cell], Value]
 ) -> dict[str, list[tuple[float, float]]]:
-    """The same as they are drawn: by pruner and rung, the number and a value for each seed that has one."""
+    """The points of these lines: by pruner and rung, (number of samples, value) for each seed that has a value."""
     return {
         f"{pruner} {rung}": [(number, value) for number, row in line.items() for value in row.values(of)]
         for (pruner, rung), line in lines.items()
@@ -142,7 +142,7 @@ def points(
 
 
 def errors(study: Study) -> list[Measure]:
-    """The relative errors: calibration error first, then held-out, and of each text."""
+    """The relative errors: the calibration error, the held-out error, and the error on each text."""
     return [
         Measure("calibration error", "calibration", lambda one: one.relative_calibration_error),
         Measure("held-out error", "heldout", lambda one: one.relative_heldout_error),
@@ -160,7 +160,7 @@ def normalized_errors(study: Study) -> list[Measure]:
 
 
 def perplexities(study: Study) -> list[Measure]:
-    """The perplexity of each text."""
+    """The perplexity on each text."""
     dense = {text: found.perplexity for text, found in study.dense.perplexity.items()}
     return [
         Measure(f"perplexity on {text}", "perplexity", _perplexity(text), text, dense=dense.get(text))
@@ -193,11 +193,11 @@ def accuracies(study: Study) -> list[Measure]:
 
 
 TIME = Measure("time", "time", lambda cell: cell.seconds, better=0)
-"""Of pruning and reconstruction, in seconds."""
+"""The time of pruning and reconstruction, in seconds."""
 
 
 def peak_memory(where: Callable[[Memory], int], largest: bool = True) -> Measure:
-    """The most that was held, in bytes."""
+    """The most memory that was held, in bytes: `where` picks the host's or the device's."""
 
     def of(cell: Cell) -> Value:
         return None if cell.peak_memory_bytes is None else where(cell.peak_memory_bytes)

@@ -1,4 +1,4 @@
-"""What reprune.json says of a run, as far as it is shown; what newer versions add is passed over."""
+"""The parts of reprune.json that are shown; fields that newer versions add are ignored."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 Value = float | None
-"""None where it was not measured."""
+"""None: not measured."""
 
 DOMINANT = 0.5
-"""A feature with a larger share of the power than this rules the squared error."""
+"""A feature with a larger share of the power than this dominates the squared error."""
 
 
 class Read(BaseModel):
@@ -21,7 +21,7 @@ class Read(BaseModel):
 
 
 def fault(error: ValidationError) -> str:
-    """The first thing that is wrong with a record: windows.1.kept_epoch: field required."""
+    """The first fault in a record, as "windows.1.kept_epoch: field required"."""
     first = error.errors()[0]
     place = ".".join(str(part) for part in first["loc"]) or "the whole"
     return f"{place}: {first['msg'].lower()}"
@@ -35,14 +35,14 @@ class Change(Read):
 
 
 class Judged(Read):
-    """The standardized error before and after; None without a descent."""
+    """The standardized error before and after; None if Adam did not train the window."""
 
     before: Value
     after: Value
 
 
 class Epoch(Read):
-    """The errors after an epoch, in the measure of the loss; on calibration samples, the mean on its way."""
+    """The errors after an epoch, in the measure of the loss; the calibration error is a mean over the epoch."""
 
     epoch: int
     relative_calibration_error: float
@@ -52,7 +52,7 @@ class Epoch(Read):
 
 
 class Kept(Read):
-    """An error of the last state, and of the one that was kept."""
+    """An error of the last state and of the kept one."""
 
     last: float
     kept: float
@@ -71,16 +71,16 @@ class Guard(Read):
 
     @property
     def judged(self) -> Kept:
-        """The error for which it kept the state that it kept.
+        """The error by which the kept state was chosen.
 
-        The standardized one; but the plain one where the last state was worse by that alone.
+        It is the standardized one, unless the last state was worse only by the plain one.
         """
         standardized = self.standardized_heldout_error
         return standardized if standardized.kept <= standardized.last else self.relative_heldout_error
 
 
 class Exchange(Read):
-    """What several processes told each other, waiting included: the time of each."""
+    """The time that each of several processes spent on exchange, including waiting."""
 
     seconds: tuple[float, ...] = Field(min_length=1)
 
@@ -105,7 +105,7 @@ class Window(Read):
     guard: Guard | None
     least_squares: tuple[dict[str, Any], ...]
     reconstructed: tuple[int, ...]
-    exchange: Exchange | None = None  # of one process there is none
+    exchange: Exchange | None = None  # None for a single process
 
     @property
     def standardized(self) -> bool:
@@ -114,12 +114,12 @@ class Window(Read):
 
     @property
     def judged_apart(self) -> bool:
-        """Whether its states were told apart by another error than the one that its loss is of."""
+        """Whether its states were compared by another error than that of its loss."""
         return bool(self.epochs) and not self.standardized
 
 
 class DistilledEpoch(Read):
-    """The divergences of an epoch, in nats a token; on calibration samples, the mean on its way."""
+    """The divergences of an epoch, in nats per token; the calibration divergence is a mean over the epoch."""
 
     epoch: int
     calibration_divergence: float
@@ -127,13 +127,13 @@ class DistilledEpoch(Read):
 
 
 class LastBlock(Read):
-    """What it has done to the last block's own error."""
+    """The change of the last block's own error by the distillation."""
 
     relative_heldout_error: Change
 
 
 class Distillation(Read):
-    """What fitting the last blocks to the dense model's predictions has done."""
+    """The effect of fitting the last blocks to the dense model's predictions."""
 
     blocks: tuple[int, ...]
     heldout_divergence: Change
@@ -168,11 +168,11 @@ class Memory(Read):
     """The most memory that was held, in bytes."""
 
     host: int
-    device: int  # 0 where none was used
+    device: int  # 0 if none was used
 
     @property
     def most(self) -> int:
-        """On the device where one was used, else on the host."""
+        """The device's if one was used, else the host's."""
         return self.device or self.host
 
 
@@ -180,13 +180,13 @@ class Origin(Read):
     """The dense model."""
 
     name: str
-    commit: str | None = None  # of a Hub's
+    commit: str | None = None  # of a Hub model
     fingerprint: str
     files: Mapping[str, str]  # SHA-256 of each
 
     @property
     def again(self) -> str:
-        """The MODEL that is the same again: of a Hub's the commit, where a branch may move on."""
+        """The MODEL argument that gives the same model again: a Hub model's commit, as its branch may move on."""
         return self.name if self.commit is None else f"{self.name.partition('@')[0]}@{self.commit}"
 
 
@@ -219,7 +219,7 @@ class Run(Read):
     distillation: Distillation | None
     seconds: float
     peak_memory_bytes: Memory
-    peak_memory_bytes_by_rank: tuple[Memory, ...] = ()  # this and the next: where there were several
+    peak_memory_bytes_by_rank: tuple[Memory, ...] = ()  # this and the next: if there were several ranks
     ranks: int = 1
     machine: dict[str, Any]
 
@@ -237,13 +237,13 @@ class Run(Read):
 
     @property
     def processes(self) -> tuple[int, ...]:
-        """How many did it; several numbers where it went on with another than before."""
+        """The number of processes; several numbers if the run went on with another one."""
         found = {1 if window.exchange is None else len(window.exchange.seconds) for window in self.windows}
         return tuple(sorted(found | {self.ranks}))
 
     @property
     def exchange(self) -> Value:
-        """The share of the windows' time that processes spent on exchanging, on average; None where there was one."""
+        """The mean share of the windows' time that processes spent on exchange; None for a single process."""
         pairs = [(window.exchange.seconds, window.seconds) for window in self.windows if window.exchange is not None]
         whole = sum(seconds for _, seconds in pairs)
         return sum(sum(spent) / len(spent) for spent, _ in pairs) / whole if whole else None

@@ -1,6 +1,6 @@
-"""What study.json says: the study writes it by these names, and all that is shown of a study is read by them.
+"""The fields of study.json: a study writes it by these names, and all that is shown of a study is read by them.
 
-A number is None, and a mapping by text or task lacks it, until it is measured.
+Until something is measured, its number is None, and a mapping by text or task lacks it.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from reprune.doors.records.run import Data, Memory, Origin, Read, Value, Window
 
 FILE = "study.json"
 ERRORS = ("calibration_error", "heldout_error", "relative_calibration_error", "relative_heldout_error")
-"""Of a block, and of a cell those of the last one."""
+"""The errors of a block; a cell has those of its last block."""
 
 
 class TestError(Read):
-    """The error of a block against the dense model's on a test text: the paper's form, and that over its power."""
+    """A block's error against the dense model on a test text: in the paper's form, and relative."""
 
-    __test__ = False  # no test class of pytest's
+    __test__ = False  # not a test class of pytest
     normalized: float
     relative: float
 
@@ -41,7 +41,7 @@ class Accuracy(Read):
     """The accuracy on a zero-shot task."""
 
     accuracy: Value = None
-    standard_error: Value = None  # None of a single example
+    standard_error: Value = None  # None for a single example
     examples: int = 0
 
 
@@ -70,7 +70,7 @@ class ZeroShot(Read):
 
 
 class Dense(Read):
-    """What was measured of the dense model."""
+    """The measurements of the dense model."""
 
     perplexity: Mapping[str, Perplexity]
     zero_shot: Annotated[ZeroShot, BeforeValidator(lambda given: {} if given is None else given)]
@@ -81,11 +81,11 @@ class Cell(Read):
 
     name: str
     pruner: str
-    sparsity: str  # of all cells the same
+    sparsity: str  # the same for all cells
     rung: str
     only: str
     seed: int
-    self_generate: int  # samples that the model has written itself, beside the others
+    self_generate: int  # number of samples that the model has written itself, beside the others
     status: Literal["pending", "done", "failed"]
     error: str | None = None
     folder: str  # within the study's folder
@@ -111,10 +111,10 @@ class Study(Read):
     format: Literal[1]
     model: Origin
     versions: Mapping[str, str]
-    packages: Mapping[str, str]  # by pruner: the one that brings it
+    packages: Mapping[str, str]  # by pruner: the package that provides it
     machine: Mapping[str, Any]
-    settings: Mapping[str, Any]  # the recipe's keys that are common to all cells
+    settings: Mapping[str, Any]  # the recipe's keys that all cells have in common
     measures: Mapping[str, Any]  # what is measured, and how
-    data: Mapping[str, Data]  # by what decides them (`Cell.samples` of the grid): all samples, and their sources
+    data: Mapping[str, Data]  # all samples and their sources, by what decides them (`Cell.samples` of the grid)
     dense: Dense
     cells: tuple[Cell, ...] = Field(min_length=1)

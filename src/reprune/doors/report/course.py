@@ -1,4 +1,4 @@
-"""Which way numbers go, and how that is said. Knows nothing of what they measure."""
+"""Tells which way numbers go, in words. Knows nothing of what they measure."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from reprune.doors.report.text import listed
 
 
 def direction(before: float | None, after: float | None) -> str | None:
-    """falls, rises or stays, by more than `RISE`; None if one of them is not known."""
+    """Whether a value "falls" or "rises" by more than the share `RISE`, or "stays"; None if one is unknown."""
     if not known(before) or not known(after):
         return None
     if after > before * (1 + RISE):
@@ -26,7 +26,7 @@ def course(steps: Sequence[tuple[str, float | None]]) -> str | None:
         steps: (rung, value), from the lowest rung.
 
     Returns:
-        Words that follow the measure's name; None where fewer than two values are known.
+        Words that follow the measure's name; None if fewer than two values are known.
     """
     there = [(rung, value) for rung, value in steps if known(value)]
     if len(there) < 2:
@@ -46,7 +46,7 @@ def course(steps: Sequence[tuple[str, float | None]]) -> str | None:
 
 
 def courses(ways: Mapping[str, str | None]) -> list[str]:
-    """How several measures go, by their names: those that go alike share a part, as "a and b fall at every step"."""
+    """How several measures go, by name: those that go the same way share a phrase, as "a and b fall at every step"."""
     alike: dict[str, list[str]] = {}
     for name, way in ways.items():
         if way is not None:
@@ -55,7 +55,7 @@ def courses(ways: Mapping[str, str | None]) -> list[str]:
 
 
 def _plural(way: str) -> str:
-    """Of several measures: fall for falls."""
+    """The same of several measures: fall for falls."""
     for one, many in (("falls", "fall"), ("rises", "rise"), ("stays", "stay")):
         way = way.replace(one, many)
     return way

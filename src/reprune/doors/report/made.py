@@ -16,7 +16,7 @@ from reprune.files.yaml_text import write_yaml
 
 
 def processes_of(run: Run) -> list[tuple[str, str]]:
-    """How many processes did a run, where there were several."""
+    """How many processes did a run, if there were several."""
     if run.processes == (1,):
         return []
     said = listed([str(count) for count in run.processes])
@@ -123,13 +123,13 @@ def _made_with(versions: Mapping[str, str], machine: Mapping[str, Any]) -> Itera
 
 
 def _samples(key: str) -> str:
-    """A key of a study's `data` in words: 0, or 0 with 32 self-generated."""
+    """A key of a study's `data` in words, as "0" or "0 with 32 self-generated"."""
     seed, plus, count = key.partition("+")
     return f"{seed} with {count} self-generated" if plus else seed
 
 
 def _sources(drawn: Sequence[tuple[str, Data]]) -> list[Table]:
-    """One table of all sources; the first column names whose they are, if they are several's."""
+    """One table of all sources; if there are several sets of samples, the first column names the set."""
     rows = []
     for of, data in drawn:
         for source in data.sources:

@@ -1,4 +1,4 @@
-"""What a report is made of, and how it becomes one HTML file. Knows nothing of what it tells."""
+"""The parts of a report, and how they become one HTML file. Knows nothing of what they tell."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from reprune.doors.report.verdict import Verdict
 from reprune.errors import InputError
 
 MARK = '<meta name="generator" content="reprune report'
-"""By this a report is known for one."""
+"""A file that begins with this is a report."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """Numbers in rows, as text; the first `labels` columns name what they are of."""
+    """Rows of numbers as text; the first `labels` columns name what the numbers are of."""
 
     caption: str
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
     labels: int = 1
     best: frozenset[tuple[int, int]] = frozenset()
-    """(row, column) of what stands out."""
+    """The (row, column) of each highlighted cell."""
 
 
 @dataclass(frozen=True)
 class Plot:
-    """A picture as SVG text, what one sees in it, and the numbers behind it."""
+    """A picture as SVG text, its caption, and the numbers in it."""
 
     svg: str
     caption: str
@@ -40,7 +40,7 @@ class Plot:
 
 @dataclass(frozen=True)
 class Code:
-    """Lines to be copied."""
+    """Lines to copy."""
 
     caption: str
     text: str
@@ -48,7 +48,7 @@ class Code:
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page under a heading of its own."""
+    """A part of the page under its own heading."""
 
     anchor: str
     heading: str
@@ -62,7 +62,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Tile:
-    """One number that is worth a glance."""
+    """One number to see at a glance."""
 
     name: str
     value: str
@@ -82,7 +82,7 @@ class Page:
 
 
 def render(page: Page) -> str:
-    """The page as one HTML text that needs no other file; see `check_extra` for what it needs to be made."""
+    """The page as one HTML text that needs no other file. Needs the packages that `check_extra` looks for."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
 
@@ -106,7 +106,7 @@ def render(page: Page) -> str:
 
 
 def check_extra() -> None:
-    """Raise `InputError` unless what reports are made with is installed."""
+    """Raise `InputError` unless the packages for reports are installed."""
     for module, name in (("matplotlib", "matplotlib"), ("jinja2", "Jinja2")):
         if importlib.util.find_spec(module) is None:
             raise InputError(f"a report needs {name}; install it with: pip install 'reprune[report]'")

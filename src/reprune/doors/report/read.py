@@ -55,7 +55,7 @@ def _read(path: Path, kind: type[_Record]) -> _Record:
 
 
 def _printable(content: Any) -> Any:
-    """`content` with no character in its texts that a page can't hold."""
+    """`content`, its texts without characters that a page can't hold."""
     match content:
         case str():
             return _UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", content)

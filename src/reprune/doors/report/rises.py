@@ -1,4 +1,4 @@
-"""How the errors of a window went over its epochs, and whether the held-out one rose. Knows nothing of the verdict."""
+"""The errors of a window over its epochs, and whether the held-out one rose. Knows nothing of the verdict."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ RISE = 0.01
 """An error rose or fell if it changed by more than this share; less is taken for noise."""
 
 SLIGHT = unbroken(f"{100 * RISE:g} %")
-"""The same, as it is written."""
+"""The same as text."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Rise:
     kind: Literal["overfits", "harmed"]
     lowest_epoch: int  # 0 is the start
     share: float  # the last held-out error over the lowest, less 1
-    kept: bool  # the window ends with weights of a held-out error that high
+    kept: bool  # whether the window kept weights with such a high error
 
 
 def calibration_course(window: Window) -> list[float | None]:
@@ -41,7 +41,7 @@ def heldout_course(window: Window) -> list[float | None]:
 
 
 def judged_course(window: Window) -> list[float | None]:
-    """The held-out error at the start and after each epoch, as the guard looks at it: all features alike."""
+    """The held-out error at the start and after each epoch, in the guard's measure: all features count alike."""
     if not window.judged_apart:
         return heldout_course(window)
     return [window.standardized_heldout_error.before, *(epoch.standardized_heldout_error for epoch in window.epochs)]
@@ -59,7 +59,7 @@ def rise(window: Window) -> Rise | None:
         return None
     then, now = calibration[epoch], calibration[there[-1][1]]
     if window.kept_epoch == there[-1][1]:
-        now = window.relative_calibration_error.after  # that of the epoch is a mean on its way
+        now = window.relative_calibration_error.after  # the epoch's own is a mean over the epoch
     fell = known(then) and known(now) and now < then * (1 - RISE)
     after = window.standardized_heldout_error.after if window.judged_apart else window.relative_heldout_error.after
     kept = known(after) and after > lowest * (1 + RISE)

@@ -1,4 +1,4 @@
-"""A study's rows as families, and what they are compared by. Knows nothing of pages."""
+"""A study's rows as families, and the measures that they are compared by. Knows nothing of pages."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from reprune.doors.report.text import duration, memory, number, share, two_place
 from reprune.planning.axes import ALL, LADDER, RUNGS, place
 
 PART_NAMES = {"attention": "attention only", "mlp": "feed-forward only", "all": "all"}
-"""What may be pruned of each block, and what it is called."""
+"""The parts of each block that may be pruned, with their names in a report."""
 
 TIME = records.TIME.shown(duration)
 PEAK = peak_memory(lambda held: held.most).shown(memory)
@@ -51,10 +51,10 @@ class Family:
 
 @dataclass(frozen=True)
 class Rows:
-    """All that is finished of a study."""
+    """All finished cells of a study."""
 
     families: tuple[Family, ...]  # of whole blocks
-    parts: tuple[Row, ...]  # of which only the attention or only the rest was pruned
+    parts: tuple[Row, ...]  # with only the attention or only the rest pruned
     errors: tuple[Measure, ...]  # relative, of the last block; calibration error first
     normalized: tuple[Measure, ...]  # the same in the paper's form
     perplexities: tuple[Measure, ...]
@@ -73,14 +73,14 @@ class Rows:
 
     @property
     def measures(self) -> tuple[Measure, ...]:
-        """All that cells are compared by."""
+        """All measures that cells are compared by."""
         return (*self.errors, *self.perplexities)
 
     @property
     def best(self) -> tuple[Measure, Row] | None:
-        """The best row, and by what: the lowest first perplexity, else the lowest first test error, else held-out.
+        """The best row and its measure: the first perplexity, else the first test error, else the held-out error.
 
-        It has the seeds alone that all rows have, if there are any: these it is chosen by.
+        If all rows have seeds in common, it is chosen by those, and has only those.
         """
         for kind in ("perplexity", "test", "heldout"):
             for measure in self.measures:
@@ -92,7 +92,7 @@ class Rows:
 
     @property
     def uneven(self) -> bool:
-        """Whether some rows have seeds that others have not."""
+        """Whether some rows have seeds that others lack."""
         return len({frozenset(cell.seed for cell in row.cells) for row in self.rows}) > 1
 
 
@@ -102,7 +102,7 @@ def bring_together(study: Study) -> Rows:
     whole = [row for row in every if row.only == ALL]
 
     def told(measures: Sequence[Measure], write: Callable[[Value], str]) -> tuple[Measure, ...]:
-        """With numbers so written, and of texts and tasks those that a finished cell has."""
+        """The measures with their numbers so written, without texts and tasks that no finished cell has."""
         there = [one for one in measures if not one.text or any(row.values(one.of) for row in every)]
         return tuple(one.shown(write) for one in there)
 
@@ -121,14 +121,14 @@ def bring_together(study: Study) -> Rows:
 
 
 def in_common(rows: Sequence[Row], of: Callable[[Cell], Value]) -> list[Row]:
-    """The rows with the seeds alone of which all have a value; one without any value has no say in that."""
+    """The rows with only the seeds for which all have a value; rows without any value are not considered."""
     seeds = [{cell.seed for cell in row.cells if known(of(cell))} for row in rows]
     shared = set.intersection(*filter(None, seeds)) if any(seeds) else set()
     return [replace(row, cells=tuple(cell for cell in row.cells if cell.seed in shared)) for row in rows]
 
 
 def means(rows: Sequence[Row], of: Callable[[Cell], Value]) -> list[Value]:
-    """The mean of each row, to be compared: over the seeds that all have. None where there are none."""
+    """The means of rows to compare, over the seeds that all have in common; None for a row without any."""
     return [row.mean(of) for row in in_common(rows, of)]
 
 

@@ -1,4 +1,4 @@
-"""The report on one run: which numbers of reprune.json it shows, as pictures and tables. Judges nothing itself."""
+"""The report on one run: shows the numbers of reprune.json as pictures and tables. Judges nothing itself."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from reprune.doors.report.verdict import run_verdict
 from reprune.planning.schedule import ranges
 
 _SHOWN = 3
-"""Of how many windows the epochs are drawn."""
+"""The number of windows whose epochs are drawn."""
 
 _TALLEST = 24
-"""So many rows a map of matrices may have; beyond, those that differ in a number only (experts) share one."""
+"""The most rows of a map of matrices; if there are more, matrices that differ only in a number (experts) share one."""
 
 
 def run_page(run: Run) -> Page:
@@ -143,7 +143,7 @@ def _windows(run: Run) -> Section:
 
 
 def _changes(run: Run) -> Plot:
-    """Where reconstruction gained, and where only on the samples that it was fitted to."""
+    """Where reconstruction gained, and where it gained only on the samples that it was fitted to."""
     pairs = [
         (_fraction(window.relative_calibration_error), _fraction(window.relative_heldout_error))
         for window in run.windows
@@ -202,7 +202,7 @@ def epochs_section(windows: Sequence[tuple[str, str, Window]]) -> Section:
     """The epochs of the windows whose held-out error rose most, or, if none did, of those with the widest gap.
 
     Args:
-        windows: (group, name, window), only such with epochs. Of a group, one window is shown.
+        windows: (group, name, window), each with epochs; one window of each group is shown.
     """
     named = {id(window): (group, name) for group, name, window in windows}
     ranked = [rise.window for rise in rises([window for *_, window in windows])]
@@ -245,7 +245,7 @@ def epochs_section(windows: Sequence[tuple[str, str, Window]]) -> Section:
 
 
 def _judge(window: Window) -> str:
-    """In which measure errors are, and by which states were told apart."""
+    """The measure of the errors, and the one by which states were compared."""
     if window.standardized:
         return " Errors are standardized, as the loss is."
     if not window.judged_apart or window.guard is None or not window.guard.on:
@@ -262,7 +262,7 @@ def _gap(window: Window) -> float:
 
 
 def _predictions(step: Distillation) -> Section:
-    """What fitting the last blocks to the dense model's predictions has done."""
+    """The effect of fitting the last blocks to the dense model's predictions."""
     before, after = step.heldout_divergence.before, step.heldout_divergence.after
     said = f"On held-out samples their divergence went from {number(before)} to {number(after)} nats a token"
     error = step.last_block.relative_heldout_error

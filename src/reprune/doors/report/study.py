@@ -1,4 +1,4 @@
-"""The report on a study: which of its numbers it shows, as pictures and tables. Judges nothing itself."""
+"""The report on a study: shows its numbers as pictures and tables. Judges nothing itself."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def _results(study: Study, rows: Rows) -> Section:
 
 
 def _blocks(rows: Rows, error: Measure) -> Iterator[Plot]:
-    """One panel a pruner, one line a rung."""
+    """One panel per pruner, one line per rung."""
     for family in rows.families:
         series = {row.rung: row.by_block(error.of) for row in family.rows}
         if not any(series.values()):
@@ -130,7 +130,7 @@ def _blocks(rows: Rows, error: Measure) -> Iterator[Plot]:
 
 
 def _against(rows: Rows) -> Iterator[Plot]:
-    """Calibration error against each other error, one point a pruner, rung and seed."""
+    """Calibration error against each other error, one point per pruner, rung and seed."""
     calibration, *others = rows.errors
     for measure in others:
         found = [(row, cell, calibration.of(cell), measure.of(cell)) for row in rows.rows for cell in row.cells]
@@ -166,7 +166,7 @@ def _cost(rows: Rows) -> Iterator[Plot]:
 
 
 def _ladder(rows: Rows, measure: Measure, ylabel: str, unit: float = 1, percent: bool = False) -> Iterator[Plot]:
-    """A measure on each rung, one line a pruner; nothing if it was never measured."""
+    """A measure on each rung, one line per pruner; nothing if it was never measured."""
     rungs = rows.rungs
     series = {}
     lines = []

@@ -16,7 +16,7 @@ _UP, _DOWN = "\N{UPWARDS ARROW} ", "\N{DOWNWARDS ARROW} "
 
 
 def results(rows: Rows) -> Table:
-    """One row a pruner and rung, the dense model's first: relative errors of the last block, quality and cost."""
+    """One row per pruner and rung, the dense model's first: relative errors of the last block, quality and cost."""
     columns = [*rows.errors, *rows.perplexities, *([rows.accuracy] if rows.accuracies else []), TIME, PEAK]
     return _table("Errors of the last block, relative to the dense model's output; quality; cost", rows, columns)
 
@@ -27,7 +27,7 @@ def results_normalized(rows: Rows) -> Table:
 
 
 def zero_shot(rows: Rows) -> Table:
-    """Accuracy by task, with its standard error where there is one seed."""
+    """Accuracy by task, with its standard error if there is one seed."""
     tasks = rows.accuracies
     measured = any(known(task.dense) for task in tasks)
     lines = [["dense", "", *(task.written_dense() for task in tasks)]] if measured else []
@@ -36,7 +36,7 @@ def zero_shot(rows: Rows) -> Table:
 
 
 def parts(rows: Rows) -> list[Table]:
-    """What pruning the attention alone, the rest alone and all of a block leaves, one table a measure."""
+    """The results of pruning only the attention, only the rest and all of each block, one table per measure."""
     every = [*rows.rows, *rows.parts]
     columns = [name for name in PART_NAMES if any(row.only == name for row in every)]
     names = dict.fromkeys((row.family, row.rung) for row in rows.parts)
@@ -53,7 +53,7 @@ def parts(rows: Rows) -> list[Table]:
 
 
 def steps(rows: Rows) -> Table:
-    """How each measure changes from rung to rung; what rises stands out where the calibration error falls."""
+    """How each measure changes from rung to rung; rises are highlighted where the calibration error falls."""
     measures = [measure for measure in rows.measures if any(row.values(measure.of) for row in rows.rows)]
     lines: list[list[str]] = []
     rising: set[tuple[int, int]] = set()

@@ -1,4 +1,4 @@
-"""How a report puts numbers and lists into words. Knows nothing of what they tell."""
+"""Writes numbers and lists as text for reports. Knows nothing of what they tell."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from reprune.doors.records.rows import known
 from reprune.planning.schedule import ranges
 
 NONE = "\N{EN DASH}"
-"""What stands where nothing was measured."""
+"""In place of what was not measured."""
 
 _MINUS = "\N{MINUS SIGN}"
 
 
 def share(value: float | None) -> str:
-    """0.0315 as 3.15 %, with three digits, or two of what is small."""
+    """0.0315 as 3.15 %, with three digits; two for small values."""
     if not known(value):
         return NONE
     return unbroken(f"{100 * value:.2g} %" if 0 < abs(value) < 1e-3 else percent(value))
@@ -32,7 +32,7 @@ def change(before: float | None, after: float | None) -> str:
 
 
 def number(value: float | None) -> str:
-    """Four digits, thousands apart."""
+    """Four digits, with thousands separated."""
     if not known(value):
         return NONE if value is None else "not finite"
     if value and abs(value) < 1e-3:
@@ -41,7 +41,7 @@ def number(value: float | None) -> str:
 
 
 def two_places(value: float | None) -> str:
-    """A perplexity: 43.16; thousands apart."""
+    """A perplexity, as 43.16, with thousands separated."""
     if not known(value):
         return NONE if value is None else "not finite"
     return f"{value:,.2f}"
@@ -69,5 +69,5 @@ def numbered(one: str, numbers: Sequence[int]) -> str:
 
 
 def unbroken(text: str) -> str:
-    """`text` that stays on one line."""
+    """`text` with no-break spaces, so that it stays on one line."""
     return text.replace(" ", "\N{NO-BREAK SPACE}")

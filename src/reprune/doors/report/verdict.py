@@ -20,7 +20,7 @@ from reprune.doors.report.rises import RISE, SLIGHT, Rise, rises
 from reprune.doors.report.text import listed, number, numbered, share, unbroken
 
 CLOSE, FAR = 1.25, 2.0
-"""Held-out over calibration error of the last block: up to the one they are close, above the other far apart."""
+"""The last block's held-out over its calibration error: up to `CLOSE` the two are close, above `FAR` far apart."""
 
 Tone = Literal["good", "mixed", "bad", "plain"]
 
@@ -121,7 +121,7 @@ def _by_least_squares(run: Run) -> bool:
 
 
 def _divergence(run: Run) -> float:
-    """By which share distillation changed the held-out divergence of predictions; 0 without it."""
+    """The share by which distillation changed the held-out divergence of predictions; 0 without it."""
     if run.distillation is None or not run.distillation.heldout_divergence.before > 0:
         return 0.0
     return run.distillation.heldout_divergence.after / run.distillation.heldout_divergence.before - 1
@@ -222,7 +222,7 @@ def _fitted(run: Run) -> bool:
 
 
 def _is_blind(run: Run) -> bool:
-    """Whether what is pruned was chosen without a look at samples."""
+    """Whether the pruned weights were chosen without looking at samples."""
     allocation = run.recipe.get("allocation") or {}
     return run.pruner == "magnitude" and allocation.get("name", "uniform") == "uniform"
 
@@ -271,7 +271,7 @@ def _since(rise: Rise) -> str:
 
 
 def _ruled(windows: Sequence[Window]) -> Iterator[str]:
-    """Whether one feature rules the squared loss."""
+    """Whether one feature dominates the squared loss."""
     shares = [window.largest_feature for window in windows if not window.standardized]
     ruled = [found for found in shares if known(found) and found > DOMINANT]
     if ruled:
@@ -283,7 +283,7 @@ def _ruled(windows: Sequence[Window]) -> Iterator[str]:
 
 
 def _rated(windows: Sequence[Window]) -> Iterator[str]:
-    """Whether the learning rate is far from what suits weights of that size."""
+    """Whether the learning rate is far from what suits the size of the weights."""
     begun = [window.epochs[0].relative_lr for window in windows if window.epochs]
     if unusual := unusual_steps([window.relative_lr for window in windows], begun):
         rate, steps = unusual

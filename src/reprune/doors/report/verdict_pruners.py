@@ -1,4 +1,4 @@
-"""Where one pruner fits the calibration samples more closely than another and makes the worse model, in words."""
+"""Where one pruner fits the calibration samples more closely than another but makes the worse model, in words."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from reprune.doors.report.text import listed
 
 @dataclass(frozen=True)
 class Closer:
-    """One pruner that fits more closely than another and is the worse one."""
+    """A pruner that fits more closely than another but makes the worse model."""
 
-    measure: Measure  # what is higher
+    measure: Measure  # the one that is higher
     pairs: tuple[tuple[Row, Row], ...]  # its row and the other's, at the same rung
 
 
 def closer_and_worse(rows: Rows) -> list[Closer]:
-    """All of them, by what the best row is chosen by; none where that is not measured."""
+    """All such pruners, by the measure that the best row is chosen by; none if it was not measured."""
     if rows.best is None:
         return []
     calibration, (measure, _) = rows.measures[0], rows.best
@@ -40,7 +40,7 @@ def closer_and_worse(rows: Rows) -> list[Closer]:
 
 
 def pruner_sentences(found: Sequence[Closer]) -> Iterator[str]:
-    """One sentence for two pruners."""
+    """One sentence per pair of pruners."""
     for one in found:
         where = listed([f"{mine.rung} ({_both(one.measure, mine, theirs)})" for mine, theirs in one.pairs])
         mine, theirs = one.pairs[0]
@@ -51,7 +51,7 @@ def pruner_sentences(found: Sequence[Closer]) -> Iterator[str]:
 
 
 def _comparable(first: Family, second: Family) -> bool:
-    """Whether two families differ in their pruner alone."""
+    """Whether two families differ only in their pruner."""
     return first.rows[0].self_generate == second.rows[0].self_generate
 
 

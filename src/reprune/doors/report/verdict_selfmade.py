@@ -1,4 +1,4 @@
-"""What samples that the model has written itself change, in words: a row at each number of them, all else the same."""
+"""What self-generated samples change, in words: rows with different numbers of them, all else being the same."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ Lines = Mapping[tuple[str, str], Mapping[int, Row]]
 
 
 def selfmade_lines(rows: Rows) -> Lines:
-    """All rows, if they differ in that number; none otherwise."""
+    """All rows, if they differ in that number; otherwise none."""
     found = by_own_samples(rows.rows)
     return found if len({count for line in found.values() for count in line}) > 1 else {}
 
 
 def _in_common(line: Mapping[int, Row]) -> Mapping[int, Row]:
-    """The same with the seeds alone that all its rows have; all of it where there are none."""
+    """The line with only the seeds that all its rows have; the whole line if there are none."""
     seeds = set.intersection(*({cell.seed for cell in row.cells} for row in line.values()))
     if not seeds:
         return line
@@ -35,7 +35,7 @@ def _in_common(line: Mapping[int, Row]) -> Mapping[int, Row]:
 
 
 def selfmade_sentences(study: Study, rows: Rows) -> Iterator[str]:
-    """One sentence a pruner and rung, on what is measured on the same samples at each number."""
+    """One sentence per pruner and rung, on what is measured on the same samples at each number."""
     for (pruner, rung), whole in selfmade_lines(rows).items():
         line = _in_common(whole)
         ways: dict[str, str | None] = {}
@@ -51,7 +51,7 @@ def selfmade_sentences(study: Study, rows: Rows) -> Iterator[str]:
 
 
 def selfmade_headline(study: Study, rows: Rows) -> tuple[Tone, str, str] | None:
-    """Whether they help: the fewest against the most, by all that can be compared; None where there is nothing to."""
+    """Whether they help: the fewest against the most, by all comparable measures; None if nothing can be compared."""
     fell: Counter[str] = Counter()
     count: Counter[str] = Counter()
     for line in map(_in_common, selfmade_lines(rows).values()):
@@ -74,6 +74,6 @@ def selfmade_headline(study: Study, rows: Rows) -> tuple[Tone, str, str] | None:
 
 
 def _comparable(study: Study, rows: Rows) -> list[Measure]:
-    """Held-out errors are of the same samples only where a held-out text was given."""
+    """The measures on the same samples at each number; held-out errors only if a held-out text was given."""
     kinds = ("heldout", "test", "perplexity") if study.settings.get("heldout") else ("test", "perplexity")
     return [measure for measure in rows.measures if measure.kind in kinds]

@@ -44,19 +44,19 @@ RULES = (
 
 @dataclass(frozen=True)
 class Step:
-    """A step up the ladder that fits the calibration samples more closely, and something else that is measured."""
+    """A step of the ladder, or to `auto`, that fits the calibration samples more closely, and another measure."""
 
     lower: Row
     upper: Row
     measure: Measure
 
     def values(self, of: Callable[[Cell], Value]) -> list[Value]:
-        """Something before and after the step."""
+        """The means before and after the step."""
         return means((self.lower, self.upper), of)
 
     @property
     def seeds(self) -> tuple[int, int]:
-        """In how many seeds the measure is higher after the step, of how many that have both."""
+        """The number of seeds whose measure is higher after the step, and the number of seeds that have both values."""
         below = {cell.seed: self.measure.of(cell) for cell in self.lower.cells}
         above = {cell.seed: self.measure.of(cell) for cell in self.upper.cells}
         pairs = [(below[seed], above[seed]) for seed in below.keys() & above.keys()]
@@ -65,7 +65,7 @@ class Step:
 
 
 def pitfalls(rows: Rows) -> list[Step]:
-    """All steps of all ladders, and to `auto`, at which the calibration error falls and what matters more rises."""
+    """All steps of ladders, and to `auto`, at which the calibration error falls and another measure rises."""
     calibration, *others = rows.measures
     return [
         Step(lower, upper, measure)
@@ -78,7 +78,7 @@ def pitfalls(rows: Rows) -> list[Step]:
 
 
 def _to_auto(family: Family, rows: Rows) -> Iterator[tuple[Row, Row]]:
-    """From the best rung of the ladder to `auto`, where both are measured."""
+    """The step from the best rung of the ladder to `auto`, if both are measured."""
     auto = family.row(AUTO)
     if auto is None or rows.best is None:
         return
@@ -89,7 +89,7 @@ def _to_auto(family: Family, rows: Rows) -> Iterator[tuple[Row, Row]]:
 
 
 def steps_in_vain(rows: Rows) -> list[tuple[Step, ...]]:
-    """By step: what stays as it was though the calibration error falls; steps with a pitfall are not among them."""
+    """For each step without a pitfall: the measures that stay as they were though the calibration error falls."""
     calibration, *others = rows.measures
     found = []
     for family in rows.families:
@@ -156,7 +156,7 @@ def study_verdict(study: Study, rows: Rows) -> Verdict:
 
 
 def _count(rows: Rows) -> int:
-    """How many results have what the best is chosen by."""
+    """The number of results that have the measure by which the best is chosen."""
     return 0 if rows.best is None else sum(bool(row.values(rows.best[0].of)) for row in rows.rows)
 
 
@@ -173,7 +173,7 @@ def _best(rows: Rows) -> Iterator[str]:
 
 
 def _ladders(rows: Rows) -> Iterator[str]:
-    """How the measures go along the ladders; pruners of which the same is true share a sentence."""
+    """How the measures go along the ladders; pruners with the same course share a sentence."""
     alike: dict[str, list[str]] = {}
     for family in rows.families:
         rungs = [row.rung for row in family.ladder]
@@ -215,7 +215,7 @@ def _vain_sentences(found: Sequence[tuple[Step, ...]]) -> Iterator[str]:
 
 
 def _seeds(rows: Rows, pruners: bool) -> Iterator[str]:
-    """`pruners` says whether they are compared."""
+    """Notes on seeds; `pruners` says whether pruners are compared."""
     compared = pruners or any(family.ladder[1:] for family in rows.families) or selfmade_lines(rows)
     if compared and all(len(row.cells) == 1 for row in rows.rows):
         yield "All of this is of one seed: differences of a few percent may be chance."
@@ -277,7 +277,7 @@ def _auto(rows: Rows) -> Iterator[str]:
 
 
 def _parts(rows: Rows) -> Iterator[str]:
-    """What pruning a part of each block leaves, against another part and the whole: the lowest first."""
+    """Pruning a part of each block, compared with another part and the whole; the lowest first."""
     every = [row for row in (*rows.rows, *rows.parts) if row.only in PART_NAMES]
     for measure in (rows.perplexities or rows.errors[1:2])[:1]:
         for family, rung in dict.fromkeys((row.family, row.rung) for row in rows.parts):
@@ -290,7 +290,7 @@ def _parts(rows: Rows) -> Iterator[str]:
 
 
 def _standardized(rows: Sequence[Row]) -> set[bool]:
-    """Whether the loss of their windows is, where there are epochs."""
+    """Whether the loss of the rows' trained windows is standardized: both values if some are and some are not."""
     return {window.standardized for window in windows_of(rows) if window.epochs}
 
 

@@ -6,14 +6,14 @@ from collections.abc import Iterator, Sequence
 
 from reprune.files.local import local_path
 
-_SETTINGS = "--set"  # its values hold an equals sign, by which a MODEL after them is told
+_SETTINGS = "--set"  # its values have an equals sign, so a MODEL after them can be told apart
 _MANY = ("--calibration", "--heldout", "--include", "--exclude", _SETTINGS)
 _MANY_OF = {  # by command
     "study": (*_MANY, "--pruners", "--rungs", "--seeds", "--only", "--self-generate", "--text", "--zero-shot"),
     "evaluate": ("--zero-shot",),
     "generate": ("--filters",),
 }
-_MAYBE_ONE = {"study": ("--ray",)}  # by command: takes a value or none, which is then the empty one
+_MAYBE_ONE = {"study": ("--ray",)}  # by command: flags with one value or none, which becomes an empty one
 _PATHS = ("--out", "--recipe", "--zero-shot-data")
 _SWITCHES = ("--quiet", "--verbose", "--trust-remote-code", "--keep-models", "--json", "--show", "--help", "--version")
 
@@ -21,16 +21,16 @@ _SWITCHES = ("--quiet", "--verbose", "--trust-remote-code", "--keep-models", "--
 def separate_sources(arguments: list[str]) -> list[str]:
     """Repeat the flag before each of its values: `--calibration a b` becomes `--calibration a --calibration b`.
 
-    A value that begins with a dash ends the list. Where no MODEL stands anywhere else, the last value of the last
-    list of several is the MODEL.
+    A word that begins with a dash ends the list. If there is no MODEL elsewhere, the last value of the last list of
+    several values is the MODEL.
     """
     command, rest = arguments[:1], list(arguments[1:])
     many, maybe_one = _MANY_OF.get(" ".join(command), _MANY), _MAYBE_ONE.get(" ".join(command), ())
-    parts: list[tuple[str | None, list[str]]] = []  # (flag of values, these), or (None, words as they are)
+    parts: list[tuple[str | None, list[str]]] = []  # (flag, its values), or (None, words to keep as they are)
     has_model = False
     while rest:
         word = rest.pop(0)
-        if word == "--":  # what follows is no flag
+        if word == "--":  # no flags follow
             has_model = has_model or bool(rest)
             parts.append((None, [word, *rest]))
             rest = []
@@ -63,7 +63,7 @@ def separate_sources(arguments: list[str]) -> list[str]:
 
 
 def _at_home(words: Sequence[str]) -> Iterator[str]:
-    """The words with `~` at the start of paths as the home folder: of `--out=~/x`, a shell leaves it as it is."""
+    """The words, `~` at the start of paths replaced by the home folder: shells do not replace it in `--out=~/x`."""
     before = ""
     for word in words:
         flag, _, value = word.partition("=")
@@ -75,5 +75,5 @@ def _at_home(words: Sequence[str]) -> Iterator[str]:
 
 
 def _is_short(word: str) -> bool:
-    """Whether a word is of one-letter switches, such as -q or -qv."""
+    """Whether a word consists of one-letter switches, such as -q or -qv."""
     return len(word) > 1 and word[1] != "-"

@@ -52,7 +52,7 @@ from reprune.math.launch import launched
 from reprune.model.garbage import few_searches
 
 _TOGETHER = ("prune", "resume", "generate")
-"""What several processes do together."""
+"""The commands that several processes can run together."""
 
 app = typer.Typer(
     name="reprune",
@@ -260,7 +260,7 @@ def demo(
 
 
 def _given(arguments: dict[str, Any]) -> dict[str, Any]:
-    """The flags that belong to the recipe, out of a command's arguments; a switch that is off was not given."""
+    """Of a command's arguments, the flags that belong to the recipe; a switch that is off counts as not given."""
     names = [
         *("pruner", "sparsity", "reconstruct", "calibration", "heldout", "self_generate", "samples", "seqlen"),
         *("epochs", "lr", "batch_size", "seed", "only", "include", "exclude", "device", "trust_remote_code"),
@@ -269,7 +269,7 @@ def _given(arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """What `reprune` does with these arguments, by default those of the process."""
+    """Run `reprune` with these arguments, by default those of the process."""
     try:
         check_system()
     except InputError as error:
@@ -277,6 +277,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(2)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
-            stream.reconfigure(errors="replace")  # a sign that the terminal does not know is no reason to end a run
+            stream.reconfigure(errors="replace")  # a character that the terminal cannot show must not end a run
     with few_searches():
         app(args=separate_sources(list(sys.argv[1:] if arguments is None else arguments)), prog_name="reprune")

@@ -80,7 +80,7 @@ def evaluate(
         silent = quiet or as_json
 
         def notify(said: str) -> None:
-            if not quiet and said not in told:  # of two measures the same is true
+            if not quiet and said not in told:  # two measures may say the same
                 told.add(said)
                 print(wrapped(printable(said)), file=sys.stderr if as_json else sys.stdout)
 
@@ -98,7 +98,7 @@ def evaluate(
                 show(result, quiet)
             records[name] = result.record()
 
-        # Whatever cannot be used is told before the first measure, which may take hours.
+        # Refuse what cannot be used before the first measure, which may take hours.
         if zero_shot:
             from reprune.doors.zeroshot.accuracy import check_tasks
 
@@ -130,13 +130,13 @@ def evaluate(
                     )
                 take("zero_shot", found, views.show_zero_shot)
         finally:
-            if as_json and records:  # of those before one that failed, too
+            if as_json and records:  # also if a later measure failed
                 print(json.dumps(records, indent=2))
 
 
 @contextmanager
 def _room_for_all(against: str | None) -> Iterator[None]:
-    """Where the whole model does not fit in memory, say how to do without where that is possible."""
+    """If the whole model does not fit in memory, say how to do without it, if that is possible."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
@@ -149,7 +149,7 @@ def _room_for_all(against: str | None) -> Iterator[None]:
 
 
 def _one(texts: list[str] | None) -> str | None:
-    """The text, if one is given; raises `InputError` where there are several."""
+    """The text, if one is given; raises `InputError` if there are several."""
     if texts and len(texts) > 1:
         raise InputError(f"--text {' --text '.join(texts)}: one text is measured at a time; give one.")
     return texts[0] if texts else None
@@ -158,7 +158,7 @@ def _one(texts: list[str] | None) -> str | None:
 def _check(
     text: str | None, of_text: Mapping[str, Any], zero_shot: list[str] | None, of_zero_shot: Mapping[str, Any]
 ) -> None:
-    """Raise `InputError` where nothing is asked for, or a flag lacks the one that it belongs to."""
+    """Raise `InputError` if nothing is asked for, or a flag lacks the one that it belongs to."""
     lacking = {} if text is not None else dict.fromkeys(of_text, "--text SOURCE")
     lacking |= {} if zero_shot else dict.fromkeys(of_zero_shot, "--zero-shot TASKS")
     for flag, value in {**of_text, **of_zero_shot}.items():

@@ -1,4 +1,4 @@
-"""How Ctrl-C, and SIGTERM as it, end a command. Knows no command."""
+"""How Ctrl-C ends a command, and SIGTERM likewise. Knows no command."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import NoReturn
 from reprune.math.launch import speaks
 
 _BARE_LINE = "\r\x1b[2K\x1b[?25h"
-"""Takes a bar from a terminal's line, and shows the cursor that it hides."""
+"""Clears a progress bar from the terminal's line, and shows the cursor that it hides."""
 
 
 def heed_at_once(say: Callable[[], None]) -> None:
@@ -22,10 +22,10 @@ def heed_at_once(say: Callable[[], None]) -> None:
 
 
 def heed_interrupts(say: Callable[[], None]) -> None:
-    """Have an interrupt raise `KeyboardInterrupt`; while a module is imported it calls `say` and ends the process.
+    """Have an interrupt raise `KeyboardInterrupt`; during an import, it calls `say` and ends the process instead.
 
-    What is raised in an import may be taken for a part of a library that is missing, or abort the process. A second
-    interrupt does so too: it would be raised in whatever the first one has come to.
+    An exception in an import may be taken for a missing part of a library, or abort the process. A second interrupt
+    also ends the process: an exception would hit whatever handles the first one.
     """
 
     def interrupt(_: int, frame: FrameType | None) -> None:
@@ -38,18 +38,18 @@ def heed_interrupts(say: Callable[[], None]) -> None:
 
 
 def heed_no_more() -> None:
-    """Have another interrupt end the process without a word, as all has been said."""
+    """Have further interrupts end the process without a message, as it has been printed."""
     _handle(lambda _number, _frame: os._exit(1))
 
 
 def _end(say: Callable[[], None]) -> NoReturn:
     try:
-        with suppress(OSError, RuntimeError):  # of a pipe that nobody reads, or what was just being written
+        with suppress(OSError, RuntimeError):  # a closed pipe, or a write that was interrupted
             if sys.__stdout__ is not None:
                 print(_BARE_LINE if sys.__stdout__.isatty() else "", end="", file=sys.__stdout__, flush=True)
         if speaks():
             say()
-    finally:  # whoever reads it
+    finally:  # even if nobody reads the message
         os._exit(1)
 
 
@@ -63,5 +63,5 @@ def _is_importing(frame: FrameType | None) -> bool:
 
 def _handle(handler: Callable[[int, FrameType | None], None]) -> None:
     signal.signal(signal.SIGTERM, handler)
-    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as it is of what a shell starts in the background
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as for what a shell starts in the background
         signal.signal(signal.SIGINT, handler)

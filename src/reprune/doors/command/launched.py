@@ -1,4 +1,4 @@
-"""Commands that a launcher such as torchrun has started several times: who speaks, and how they end together."""
+"""Commands that a launcher such as torchrun has started several times: which one prints, and how they end together."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from reprune.math.launch import launched
 from reprune.math.ranks import ALONE, Ranks, Together
 
 TIMEOUT = 600.0
-"""Seconds; the default."""
+"""The default, in seconds."""
 
 
 @contextmanager
 def ranks_of_launch(timeout: float) -> Iterator[Ranks]:
-    """The processes that were launched together; alone where there is one.
+    """The processes that were launched together, or this one alone.
 
-    An error that all of them come to is said once, by the first. Another's is said with the number of its process. One
-    that is waited for longer than so many seconds is given up for lost.
+    An error that all of them meet is printed once, by the first; another error is printed with its process's number.
+    A process that the others wait for longer than `timeout` seconds is taken for lost.
     """
     if not launched():
         yield ALONE
@@ -49,5 +49,5 @@ def ranks_of_launch(timeout: float) -> Iterator[Ranks]:
             print(f"process {together.number} of {together.count}: ", end="", file=sys.stderr)
         raise
     finally:
-        if not lost:  # or it would wait for those that are
+        if not lost:  # otherwise it would wait for the lost ones
             together.close()

@@ -86,11 +86,11 @@ _LESS_MEMORY = (
 
 @contextmanager
 def exit_codes(run: Path | None = None, way_on: Callable[[], str] | None = None) -> Iterator[None]:
-    """Turn errors into one message and the exit code that the contract names.
+    """Turn errors into one message and an exit code (see the module).
 
     Args:
-        run: the folder of a run that may be gone on with.
-        way_on: of anything else that may be, says how, if there is something to go on with.
+        run: the folder of a run that can be resumed.
+        way_on: tells how to go on with anything else, if there is something to go on with.
     """
     hint = partial(_hint, way_on or partial(_resume, run))
     try:
@@ -129,7 +129,7 @@ def _say_interrupted(hint: str) -> None:
 
 
 def _hint(way_on: Callable[[], str]) -> str:
-    with suppress(OSError):  # of a folder that cannot be looked at
+    with suppress(OSError):  # the folder cannot be read
         return way_on()
     return ""
 

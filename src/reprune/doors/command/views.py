@@ -15,11 +15,11 @@ from reprune.doors.records.run import DOMINANT
 from reprune.doors.verify import Check
 from reprune.planning.schedule import ranges
 
-_PROBLEMS = 20  # shown of one check
+_PROBLEMS = 20  # shown per check
 
 
 def show_result(record: Mapping[str, Any], out: Path) -> None:
-    """What a finished run has made."""
+    """Show what a finished run has made."""
     output = console()
     last = record["blocks"][-1]
     output.print()
@@ -48,7 +48,7 @@ def show_result(record: Mapping[str, Any], out: Path) -> None:
 
 
 def _distilled(step: Mapping[str, Any] | None) -> Iterator[str]:
-    """What fitting the last blocks to the dense model's predictions has done to them."""
+    """The effect of fitting the last blocks to the dense model's predictions."""
     if step is None:
         return
     change = step["heldout_divergence"]
@@ -74,7 +74,7 @@ def _guarded(record: Mapping[str, Any]) -> Iterator[str]:
 
 
 def show_check(check: Check) -> None:
-    """One thing that was looked at in a result, and what is wrong with it."""
+    """Show one check of a result, and its problems."""
     output = console()
     output.print(f"{'ok' if check.passed else 'FAILED':<7} {check.name:<9} {check.found}")
     for problem in check.problems[:_PROBLEMS]:
@@ -84,7 +84,7 @@ def show_check(check: Check) -> None:
 
 
 def show_plan(plan: Plan) -> None:
-    """What a run would do."""
+    """Show what a run would do."""
     output = console()
 
     def say(line: str, style: str | None = None) -> None:
@@ -158,7 +158,7 @@ def show_plan(plan: Plan) -> None:
 
 
 def _alike(plan: Plan) -> Iterator[tuple[str, str, str]]:
-    """The linear groups, blocks that are alike in one row, and of experts all that are alike."""
+    """The linear groups; blocks that are alike share a row, and so do experts that are alike."""
     rows: dict[tuple[str, str], list[int]] = {}
     tokens = plan.samples[0] * (plan.recipe.seqlen or 0)
     given = plan.recipe.sparsities

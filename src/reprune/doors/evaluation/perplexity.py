@@ -27,7 +27,7 @@ _LARGEST_EXPONENT = 709.0  # of a float64
 @final
 @dataclass(frozen=True, kw_only=True)
 class Perplexity(Measured):
-    """A perplexity with all that decides it, so that different ones are not compared by mistake."""
+    """A perplexity with all that decides it, so that no two are compared by mistake."""
 
     perplexity: float
     tokens: int  # predicted

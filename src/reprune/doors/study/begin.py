@@ -1,4 +1,4 @@
-"""Begins a study, or goes on with one: refuses what cannot be used before anything is written. Runs no cell."""
+"""Begins a study, or goes on with one; refuses what cannot be used before anything is written. Runs no cell."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ from reprune.planning.sources import RowFile, TextFile, find_source, parse_sourc
 class Begun:
     """A study that is ready to run."""
 
-    model: str  # of a Hub's with its commit, as in the recipes: all cells prune the same
+    model: str  # a Hub model with its commit, as in the recipes: all cells prune the same
     recipes: Mapping[Cell, Recipe]  # of the cells that are asked for, in their order
     bench: Bench
     texts: Sequence[Text]
     record: StudyRecord
-    plans: Mapping[str, Plan]  # by what is pruned
-    source: Unchanged  # the file that the model is converted from, if it is
+    plans: Mapping[str, Plan]  # by the part that is pruned
+    source: Unchanged  # the file that the model is converted from, if any
 
     def check_unchanged(self) -> None:
-        """Raise `ChangedError` where the model is not that which the study was begun with, or has been gone on with."""
+        """Raise `ChangedError` if the model's files have changed since this call began the study or went on with it."""
         self.source.check()
         for plan in self.plans.values():
             plan.decoder.checkpoint.check_unchanged()
@@ -50,7 +50,7 @@ class Begun:
 def begin(
     model: str, recipes: Mapping[Cell, Recipe], measures: Measures, folder: StudyFolder, watcher: StudyWatcher
 ) -> Begun:
-    """Look at all that the study needs, and make its record, or read and extend the one that is there.
+    """Check all that the study needs, and make its record, or read and extend the one that is there.
 
     Raises:
         InputError: something cannot be used, or differs from what the study was begun with. Nothing is written.
@@ -94,12 +94,12 @@ def begin(
 
 
 def _of(model: str, recipes: Mapping[Cell, Recipe]) -> dict[Cell, Recipe]:
-    """The recipes for a model by this name."""
+    """The recipes, with this name for their model."""
     return {cell: recipe.model_copy(update={"model": model}) for cell, recipe in recipes.items()}
 
 
 def _planned(recipes: Mapping[Cell, Recipe], watcher: StudyWatcher) -> dict[str, Plan]:
-    """A plan for each part that is pruned, once the model is known to be prunable in every cell."""
+    """A plan for each part that is pruned; checks that the model can be pruned so."""
     plans: dict[str, Plan] = {}
     for cell, recipe in recipes.items():
         if cell.only not in plans:
@@ -109,13 +109,13 @@ def _planned(recipes: Mapping[Cell, Recipe], watcher: StudyWatcher) -> dict[str,
 
 
 def _common(recipe: Recipe, recipes: Mapping[Cell, Recipe]) -> dict[str, Any]:
-    """What all cells have in common, and the settings that only those of packages' pruners have."""
+    """What all cells have in common, with the pruner's settings, which only cells with pruners from packages have."""
     taking = [one.pruner for one in recipes.values() if one.pruner.settings]
     return common(recipe.model_copy(update={"pruner": taking[0]}) if taking else recipe)
 
 
 def _match_settings_(before: StudyRecord, now: StudyRecord, recipes: Mapping[Cell, Recipe]) -> None:
-    """Let settings of packages' pruners be given with the first of these, and left out where none is asked for."""
+    """Accept settings for packages' pruners along with the first such pruner, and none if none is asked for."""
     was, is_ = before["settings"]["pruner"], now["settings"]["pruner"]
     if all(cell["pruner"] in PRUNERS for cell in before["cells"]):
         was["settings"] = is_["settings"]
@@ -124,16 +124,16 @@ def _match_settings_(before: StudyRecord, now: StudyRecord, recipes: Mapping[Cel
 
 
 def _is_calibrated_on(text: Text, recipe: Recipe) -> bool:
-    """Whether a local file is both; of a data set, other splits are used."""
+    """Whether a local file is also calibrated on; of a data set, calibration takes other splits."""
     drawn = [find_source(parse_source(source).name) for source in (*recipe.calibration, *recipe.heldout)]
     source = find_source(text.source)
     return isinstance(source, TextFile | RowFile) and source in drawn
 
 
 def _check_sources(record: StudyRecord, recipes: Mapping[Cell, Recipe], recipe: Recipe, decoder: Decoder) -> None:
-    """Draw what the sources give, to see that it can be done, and is what it was before.
+    """Draw the samples, to check that this is possible and gives the same as before.
 
-    Self-generated samples are checked as a cell has written them.
+    Self-generated samples are checked when a cell has written them.
     """
     if not recipe.calibration:
         return
@@ -146,7 +146,7 @@ def _check_sources(record: StudyRecord, recipes: Mapping[Cell, Recipe], recipe: 
 
 
 def _found(model: str, plan: Plan) -> dict[str, Any]:
-    """What a study has on record of its model."""
+    """What a study records of its model."""
     return {
         **on_record(model, plan.folder),
         "fingerprint": plan.decoder.checkpoint.fingerprint(),
@@ -155,7 +155,7 @@ def _found(model: str, plan: Plan) -> dict[str, Any]:
 
 
 def _as_begun(model: str, begun: Mapping[str, Any], found: Mapping[str, Any]) -> str:
-    """The model by the commit that a study was begun with, where it is the same and its repository has moved on."""
+    """The model with the commit that a study was begun with, if it is the same and its repository has moved on."""
     moved = begun.get("commit") and found.get("commit") not in (None, begun["commit"])
     same_name = begun["name"].partition("@")[0] == model.partition("@")[0]
     if not moved or not same_name or not _is_same_model(begun, found):
@@ -164,12 +164,12 @@ def _as_begun(model: str, begun: Mapping[str, Any], found: Mapping[str, Any]) ->
 
 
 def _is_same_model(begun: Mapping[str, Any], found: Mapping[str, Any]) -> bool:
-    """Whether it is, by whatever name or commit."""
+    """Whether the two are the same model, whatever its name or commit."""
     return bool(begun["fingerprint"] == found["fingerprint"]) and not differing(begun["files"], found["files"])
 
 
 def _same(before: StudyRecord, now: StudyRecord, folder: StudyFolder, watcher: StudyWatcher) -> StudyRecord:
-    """The record that was there, if it is of the same study. A model may go by another name."""
+    """The earlier record; raises `InputError` unless it is of the same study. The model may have another name."""
     changed: list[str] = []
     pinned = by_commit(before["model"]["name"], before["model"].get("commit"))
     begun, given = ({key: said for key, said in one["model"].items() if key != "name"} for one in (before, now))
@@ -194,13 +194,13 @@ def _same(before: StudyRecord, now: StudyRecord, folder: StudyFolder, watcher: S
         )
     if said := differences(before["machine"], now["machine"]):
         watcher.note(f"the study was begun on another machine ({'; '.join(said)}): do not compare times")
-    before["versions"] = before["versions"] | now["versions"]  # a new pruner may have come with its package
+    before["versions"] = before["versions"] | now["versions"]  # a new pruner's package may be new, too
     before["packages"] = packages | brought
     return before
 
 
 def _forget_unused_(record: StudyRecord, folder: StudyFolder) -> None:
-    """Leave out packages none of whose pruners has pruned a cell: another version of them may come, or another."""
+    """Remove packages none of whose pruners has pruned a cell, so that other versions or packages may replace them."""
     used = {cell["pruner"] for cell in record["cells"] if cell["blocks"] or (folder.cell(cell) / RECORD).exists()}
     packages = record["packages"]
     record["packages"] = {pruner: name for pruner, name in packages.items() if pruner in used}
@@ -209,7 +209,7 @@ def _forget_unused_(record: StudyRecord, folder: StudyFolder) -> None:
 
 
 def check_data(record: StudyRecord, samples: str, data: dict[str, Any]) -> None:
-    """Put samples (`Cell.samples`) on record; raise `InputError` where others are there already."""
+    """Record the data of samples (`Cell.samples`); raise `InputError` if other data are on record."""
     known = record["data"].setdefault(samples, data)
     if known["sha256"] != data["sha256"]:
         raise InputError(

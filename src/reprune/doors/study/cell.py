@@ -1,6 +1,6 @@
-"""One cell of a study: a run of `prune`, then its measures; each step is on record before the next begins.
+"""One cell of a study: a run of `prune`, then its measures; each step is recorded before the next begins.
 
-A cell goes on where it was: an interrupted run is resumed from its ledger, and what is measured is not measured again.
+A cell goes on where it was: an interrupted run is resumed from its ledger, and no measure is taken twice.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class CellTask:
     """All that decides a cell."""
 
     cell: CellRecord
-    place: tuple[int, int]  # its number, from 1, of how many
+    place: tuple[int, int]  # its number, from 1, and the number of all
     recipe: Recipe
     folder: Path  # of its run
     bench: Bench
@@ -52,20 +52,20 @@ class CellTask:
 class Outcome:
     """How a cell has ended; its numbers are in its record."""
 
-    data: dict[str, Any] | None = None  # what its samples are, once they are known
+    data: dict[str, Any] | None = None  # the record of its samples, once known
     model: str | None = None  # the fingerprint of the dense model, likewise
     error: str | None = None  # in one line
-    trace: str | None = None  # of a fault of the program
-    disk_full: bool = False  # so that no other cell would fare better
+    trace: str | None = None  # of a fault in the program
+    disk_full: bool = False  # then no other cell would succeed
 
 
 def attempt(task: CellTask, shared: Shared | None, save: Callable[[], None], watcher: StudyWatcher) -> Outcome:
-    """Prune and measure, and put on record what comes out.
+    """Prune and measure, and record the results.
 
     Args:
         task: the cell.
-        shared: what the runs of a study have in common, where they are done in one process.
-        save: puts its record on disk.
+        shared: what the runs of a study share, if they are done in one process.
+        save: saves the cell's record.
         watcher: is told what happens.
     """
     data: dict[str, Any] | None = None
@@ -79,7 +79,7 @@ def attempt(task: CellTask, shared: Shared | None, save: Callable[[], None], wat
             run.drop_weights()
     except Exception as error:  # the other cells may well succeed
         if shared is not None:
-            shared.statistics.clear()  # a pruner may have failed as it changed them
+            shared.statistics.clear()  # a pruner may have failed while changing them
         trace = None if is_expected(error) else traceback.format_exc()
         return Outcome(data, model, in_a_line(error), trace, _is_disk_full(error))
     return Outcome(data, model)
@@ -88,7 +88,7 @@ def attempt(task: CellTask, shared: Shared | None, save: Callable[[], None], wat
 @final
 @dataclass(frozen=True)
 class _CellRun:
-    """What is left of one cell."""
+    """What is left to do of one cell."""
 
     task: CellTask
     shared: Shared | None
@@ -96,14 +96,14 @@ class _CellRun:
     watcher: StudyWatcher
 
     def prune(self) -> dict[str, Any]:
-        """Do what is left of the run, put its numbers on record, and return its own record, as `prune` does."""
+        """Do what is left of the run, copy its numbers to the cell's record, and return its own, as `prune` does."""
         cell, folder = self.task.cell, self.task.folder
         whole = (folder / INDEX).exists() and (folder / RECORD).exists()
         if not (whole or self._is_measured()):
             with self.watcher.pruning() as watcher:
                 self._run(watcher)
             cell["blocks"] = []
-        shutil.rmtree(Ledger(folder).folder, ignore_errors=True)  # of a run killed as it removed it
+        shutil.rmtree(Ledger(folder).folder, ignore_errors=True)  # left if the run was killed while removing it
         record: dict[str, Any] = read_json((folder / RECORD).read_text(encoding="utf-8"))
         if not cell["blocks"]:
             self._take_down(record)
@@ -111,7 +111,7 @@ class _CellRun:
         return record
 
     def _is_measured(self) -> bool:
-        """Whether all is on record, so that the weights may be gone."""
+        """Whether all measures are on record, so that the weights may have been removed."""
         cell, measures = self.task.cell, self.task.bench.measures
         return (
             bool(cell["blocks"])
@@ -134,7 +134,7 @@ class _CellRun:
         prune_by_recipe(recipe, folder, watcher, self.shared)
 
     def _take_down(self, record: dict[str, Any]) -> None:
-        """Put a finished run on record; measures of a run before it are forgotten."""
+        """Copy a finished run to the cell's record; forget measures of an earlier run."""
         cell = self.task.cell
         blocks = [CellBlock.model_validate(block).model_dump(mode="json") for block in record["blocks"]]
         cell.update({key: blocks[-1][key] for key in ERRORS})
@@ -143,7 +143,7 @@ class _CellRun:
         cell["measuring_seconds"] = 0.0
 
     def measure(self) -> None:
-        """Take the measures that are not on record; where one cannot be taken, those before it are."""
+        """Take the measures that are not on record; if one fails, those before it are recorded."""
         cell, folder, bench, note = self.task.cell, self.task.folder, self.task.bench, self.watcher.note
         for text in self.task.texts:
             name = text.name
@@ -165,7 +165,7 @@ class _CellRun:
 
     @contextmanager
     def _step(self, what: str) -> Iterator[Progress]:
-        """One measure: shown, timed and put on record."""
+        """One measure, which is shown, timed and recorded."""
         began = time.monotonic()
         with self.watcher.measuring(what) as progress:
             yield progress
@@ -174,7 +174,7 @@ class _CellRun:
         self.save()
 
     def drop_weights(self) -> None:
-        """Remove all of the sparse model but its record and its recipe, which make it again."""
+        """Remove all of the sparse model except its record and its recipe, by which it can be made again."""
         for path in self.task.folder.iterdir():
             if path.is_dir():
                 shutil.rmtree(path)
@@ -183,7 +183,7 @@ class _CellRun:
 
 
 def in_a_line(error: Exception) -> str:
-    """What went wrong, in one line that names no folder of this machine."""
+    """An error in one line, without folders of this machine."""
     if isinstance(error, OSError):
         text = (error.strerror or str(error)) + (f": {error.filename}" if error.filename else "")
     else:
@@ -195,4 +195,4 @@ def _is_disk_full(error: Exception) -> bool:
     """Whether a disk or a quota is full."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return True
-    return "No space left on device" in str(error)  # of safetensors, which has no number for it
+    return "No space left on device" in str(error)  # from safetensors, which gives no errno

@@ -1,7 +1,7 @@
 """The cells of a study as tasks of a Ray cluster: as many at a time as its nodes have cores, GPUs and memory for.
 
-All nodes see the study's folder, the model and the texts by the same paths. A worker puts what its cell has on record
-beside the study's, so that one that is lost is gone on with by another, from the last window that was finished.
+All nodes see the study's folder, the model and the texts by the same paths. A worker saves its cell's record beside the
+study's. If a worker is lost, another goes on with its cell from the last finished window.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ from reprune.planning.paths import absolute, with_path
 
 RETRIES = 3
 """How often a cell whose worker is lost is given to another."""
-_MARK = "mark"  # by which a node knows that it sees the study's folder
+_MARK = "mark"  # the file by which a node tells whether it sees the study's folder
 _PATIENCE = 10.0  # seconds for a cluster to answer
-_SAID_HERE = "worker died or was killed"  # what Ray need not print
-_NO_OBJECTS = 100_000_000  # bytes for Ray's own store, which holds nothing here
+_SAID_HERE = "worker died or was killed"  # in messages that Ray need not print
+_NO_OBJECTS = 100_000_000  # bytes for Ray's object store, which is not used
 
 
 @final
@@ -45,15 +45,15 @@ class OnRay(Hands):
     """The workers of a Ray cluster."""
 
     def __init__(self, address: str, apart: Path, watcher: StudyWatcher) -> None:
-        """Connect.
+        """Connect to a cluster, or start one.
 
         Args:
-            address: of the cluster; empty is that of RAY_ADDRESS, or one of this machine alone that is started now.
-            apart: the folder for what cells in hand have on record.
+            address: of the cluster; if empty, that in RAY_ADDRESS, or else a new one on this machine alone.
+            apart: the folder for records of unfinished cells.
             watcher: is told what happens.
 
         Raises:
-            InputError: there is no Ray, or no cluster.
+            InputError: Ray is not installed, or there is no cluster.
         """
         try:
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -74,10 +74,10 @@ class OnRay(Hands):
             raise InputError(f"--ray {address}: no cluster that can be used ({_short(error)}).") from None
 
     def check(self, wanted: Mapping[str, Needs], pruners: Sequence[str] = ()) -> None:
-        """Take what cells need, by their names, and what prunes them.
+        """Set what cells need, by name, and check that nodes have it and can run these pruners.
 
         Raises:
-            InputError: no node will ever have it, or one that has it cannot do a cell as it would be done here.
+            InputError: no node has what a cell needs, or one that has it lacks reprune or has other versions.
         """
         living = [node for node in self._ray.nodes() if node["Alive"]]
         nodes = [node["Resources"] for node in living]
@@ -97,7 +97,7 @@ class OnRay(Hands):
         self.at_once = max(1, sum(each))
 
     def _look_at(self, nodes: Sequence[Mapping[str, Any]], pruners: Sequence[str]) -> None:
-        """Raise `InputError` unless each node has reprune, these pruners, and the versions that are here."""
+        """Raise `InputError` unless each node has reprune and these pruners in the versions that are here."""
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         ray, here = self._ray, versions(*pruners)
@@ -121,7 +121,7 @@ class OnRay(Hands):
         ray, mark = self._ray, secrets.token_hex(8)
         self._apart.mkdir(parents=True, exist_ok=True)
         write_text(self._apart / _MARK, mark)
-        # A worker that is lost is no matter of Ray's own retries, of which nobody would be told.
+        # Ray's own retries are off, as they would not be reported.
         running = {self._begin(task, mark): (task, RETRIES) for task in tasks}
         while running:
             (ended,), _ = ray.wait(list(running), num_returns=1)
@@ -129,7 +129,7 @@ class OnRay(Hands):
             try:
                 outcome = self._outcome(ended, task)
             except ray.exceptions.RayError as error:
-                if isinstance(error, ray.exceptions.RayTaskError):  # a fault of ours
+                if isinstance(error, ray.exceptions.RayTaskError):  # a fault in reprune
                     raise
                 lost = f"its worker was lost ({_short(error)})"
                 if retries:
@@ -152,7 +152,7 @@ class OnRay(Hands):
         return remote.remote(_from_anywhere(task), self._apart.resolve(), mark, needs.cpus)
 
     def _outcome(self, ended: Any, task: CellTask) -> Outcome:
-        """What a worker gave; its numbers are put on the cell's record."""
+        """A worker's outcome; its numbers are copied to the cell's record."""
         cell, outcome, notes = self._ray.get(ended)
         for note in notes:
             self._watcher.note(note)
@@ -169,10 +169,10 @@ class OnRay(Hands):
 
 
 def do_cell(task: CellTask, apart: Path, mark: str, cpus: int) -> tuple[CellRecord, Outcome, list[str]]:
-    """Do a cell in this process, a worker's: begin it, or go on with what a worker before has left.
+    """Do a cell in this process, a worker: begin it, or go on with what an earlier worker left.
 
     Returns:
-        Its record, how it ended, and what a reader should know.
+        The cell's record, its outcome, and notes for the user.
     """
     torch.set_num_threads(cpus)
     if not _sees(apart, mark):
@@ -185,7 +185,7 @@ def do_cell(task: CellTask, apart: Path, mark: str, cpus: int) -> tuple[CellReco
 
 
 def _from_anywhere(task: CellTask) -> CellTask:
-    """The same with absolute paths."""
+    """The same task with absolute paths."""
     model = _absolute(task.model)
     measures = task.bench.measures
     if measures.zero_shot_data is not None:
@@ -214,7 +214,7 @@ def _sees(apart: Path, mark: str) -> bool:
 
 
 def _check_reachable(address: str) -> None:
-    """Raise `InputError` where nobody listens at HOST:PORT: Ray itself would try for minutes."""
+    """Raise `InputError` if nothing listens at HOST:PORT; Ray itself would try for minutes."""
     host, _, port = address.rpartition("://")[2].partition("/")[0].rpartition(":")
     if not host or not port.isdecimal():
         return  # auto, local and the like
@@ -225,17 +225,17 @@ def _check_reachable(address: str) -> None:
 
 
 def _short(error: Exception) -> str:
-    """The first sentence of what Ray says."""
+    """The first sentence of Ray's message."""
     return re.split(r"(?<=[a-z])[.:](?:\s|$)", " ".join(str(error).split()))[0][:200]
 
 
 def _last_line(error: Exception) -> str:
-    """What went wrong on a node, without where."""
+    """The last line of a node's error, without its traceback."""
     return str(error).strip().splitlines()[-1][:200]
 
 
 def _times(node: Mapping[str, float], needs: Needs) -> int:
-    """How many such cells a node has room for at a time."""
+    """How many cells with such needs a node has room for at a time."""
     has = [
         (node.get("CPU", 0), needs.cpus),
         (node.get("GPU", 0), needs.gpus),
@@ -246,7 +246,7 @@ def _times(node: Mapping[str, float], needs: Needs) -> int:
 
 @final
 class _Notes(StudyWatcher):
-    """Keeps what a reader should know."""
+    """Keeps the notes."""
 
     def __init__(self) -> None:
         self.said: list[str] = []

@@ -1,6 +1,6 @@
-"""A study's figures: error by block for each rung, one picture a pruner; calibration against test error.
+"""A study's figures: error by block for each rung, one picture per pruner; calibration against test error.
 
-Seeds are put together as their mean.
+Of several seeds, the mean is drawn.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from reprune.planning.axes import ALL
 
 
 def write_figures(folder: Path, record: StudyRecord, note: Callable[[str], None]) -> None:
-    """Write figures/*.svg, in place of those from before; without matplotlib, say how to get them."""
+    """Write figures/*.svg in place of earlier ones; without matplotlib, say how to get them."""
     try:
         drawn = dict(_figures(Study.model_validate(record)))
     except InputError as error:
@@ -59,7 +59,7 @@ def _figures(study: Study) -> Iterator[tuple[str, str]]:
 
 
 def _by_number(study: Study, found: Sequence[Row], part: str, said: str) -> Iterator[tuple[str, str]]:
-    """Each error and perplexity against the number of self-generated samples, one line a pruner and rung."""
+    """Each error and perplexity against the number of self-generated samples, one line per pruner and rung."""
     from reprune.doors.drawing.figures import by_number
 
     lines = by_own_samples(found)
@@ -85,5 +85,5 @@ def _short(error: Measure) -> str:
 
 
 def _plain(text: str) -> str:
-    """A text's name as part of a file's."""
+    """A text's name as part of a file name."""
     return "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in text)

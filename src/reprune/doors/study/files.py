@@ -1,4 +1,4 @@
-"""Writes a study's tables: study.md for a reader, study.csv for a spreadsheet. All their numbers are study.json's."""
+"""Writes a study's tables: study.md to read, study.csv for a spreadsheet. All their numbers are from study.json."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ from reprune.planning.sources import parse_source
 
 
 def write_tables(folder: Path, record: StudyRecord) -> None:
-    """Write study.md and study.csv, each before or after, nothing between."""
+    """Write study.md and study.csv, each atomically."""
     figures = sorted(path.name for path in (folder / FIGURES).glob("*.svg"))
     write_text(folder / "study.md", markdown(record, figures))
     write_text(folder / "study.csv", comma_separated(record))
 
 
 def markdown(record: StudyRecord, figures: Sequence[str] = ()) -> str:
-    """The study as a page: its tables, after the paper's 1 to 4 and 7, and under them how the numbers came about."""
+    """The study as a page: its tables, after the paper's 1 to 4 and 7, each with how its numbers were measured."""
     study = Study.model_validate(record)
     parts = [f"# Study of {study.model.name}", _about(study)]
     columns = [*error_columns(study), *quality_columns(study), *cost_columns(study)]
@@ -66,7 +66,7 @@ def _about(study: Study) -> str:
 
 
 def _samples(study: Study) -> str:
-    """What the cells are calibrated on, by the counts that the sources have."""
+    """The number and sources of the samples that the cells are calibrated on."""
     settings = study.settings
     own = " or ".join(map(str, sorted({cell.self_generate for cell in study.cells})))
     length = f"samples of {settings['seqlen']} tokens"
@@ -78,7 +78,7 @@ def _samples(study: Study) -> str:
 
 
 def _table(study: Study, columns: Sequence[Measure]) -> str:
-    """One line a row, the dense model first."""
+    """One line per row, the dense model first."""
     head, found = labels(study), rows(study)
     if any(row.asked > 1 for row in found):
         head["seeds"] = _seeds
@@ -88,7 +88,7 @@ def _table(study: Study, columns: Sequence[Measure]) -> str:
 
 
 def _seeds(row: Row) -> str:
-    """3, or 2 of 3 where some are not done."""
+    """3, or 2 of 3 if some are not done."""
     return f"{row.asked}" if len(row.cells) == row.asked else f"{len(row.cells)} of {row.asked}"
 
 
@@ -161,7 +161,7 @@ def _settings(study: Study) -> str:
 
 
 def comma_separated(record: StudyRecord) -> str:
-    """One row a cell, all its numbers as they are; what was not measured is empty."""
+    """One row per cell with all its numbers, not rounded; what was not measured is empty."""
     texts = list(record["dense"]["perplexity"])
     tasks = list((record["dense"]["zero_shot"] or {}).get("tasks", ()))
     table = [dict(_numbers(cell, texts, tasks)) for cell in record["cells"]]

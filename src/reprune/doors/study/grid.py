@@ -1,8 +1,8 @@
-"""The grid of a study: which cells there are, in which order, and each one's recipe. Knows nothing of running them.
+"""The grid of a study: its cells, their order, and each one's recipe. Knows nothing of running them.
 
 A cell is one combination of the axes (pruner, rung, part of the block, seed, number of self-generated samples); all
-else is common to all cells.
-One more axis is one more field of `Cell` and of `Grid`, and its key in `VARIED`.
+else is the same for all cells.
+A new axis takes a field in `Cell` and in `Grid`, and its key in `VARIED`.
 """
 
 from __future__ import annotations
@@ -45,19 +45,19 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """Of its folder: wanda-BR+GP-seed0, or wanda-BR+GP-mlp-self32-seed0."""
+        """The name of its folder, as wanda-BR+GP-seed0 or wanda-BR+GP-mlp-self32-seed0."""
         part = [self.only] if self.only != ALL else []
         own = [f"self{self.self_generate}"] if self.self_generate else []
         return "-".join([self.pruner, self.rung, *part, *own, f"seed{self.seed}"])
 
     @property
     def samples(self) -> str:
-        """What decides its samples: 0, or 0+32 with 32 self-generated ones. Cells in which it is equal share them."""
+        """The key of its samples: 0, or 0+32 with 32 self-generated ones. Cells with the same key share them."""
         return f"{self.seed}+{self.self_generate}" if self.self_generate else str(self.seed)
 
     @property
     def place(self) -> tuple[Any, ...]:
-        """Orders cells: outside what decides the samples, which cells share; rungs inside, as the ladder goes."""
+        """Sorts cells by what decides their samples, so that those that share them follow each other; by rung last."""
         inside = place(PRUNERS, self.pruner), place(PARTS, self.only), place(RUNGS, self.rung)
         return self.seed, self.self_generate, *inside
 
@@ -81,7 +81,7 @@ class Grid:
         seeds: Sequence[int],
         self_generate: Sequence[int] = (0,),
     ) -> Grid:
-        """Raises `InputError` where an axis has no value, or one that is not known."""
+        """Raises `InputError` if an axis has no value, or an unknown one."""
         axes = {"--pruners": pruners, "--rungs": rungs, "--only": only, "--seeds": seeds}
         for flag, values in {**axes, "--self-generate": self_generate}.items():
             if not values:
@@ -108,7 +108,7 @@ class Grid:
 
 
 def _known(flag: str, given: Sequence[str], known: tuple[str, ...]) -> tuple[str, ...]:
-    """The values, each once, as they are written; raises `InputError` for one that is not known."""
+    """The values, each once, in their proper spelling; raises `InputError` for an unknown one."""
     by_name = {name.lower(): name for name in known}
     for value in given:
         if value.lower() not in by_name:
@@ -121,10 +121,10 @@ def _known(flag: str, given: Sequence[str], known: tuple[str, ...]) -> tuple[str
 
 
 def base_recipe(model: str, file: Mapping[str, Any], flags: Mapping[str, Any], settings: Sequence[str]) -> Recipe:
-    """What all cells begin from, but for its pruner, which is theirs.
+    """The recipe that all cells begin from, except for its pruner, which each cell sets.
 
     Raises:
-        InputError: it does not fit, or `settings` touch what the cells differ in.
+        InputError: the recipe does not fit, or `settings` set what the cells differ in.
     """
     for setting in settings:
         for key in flat(parse_setting(setting)):
@@ -136,9 +136,9 @@ def base_recipe(model: str, file: Mapping[str, Any], flags: Mapping[str, Any], s
 def cell_recipes(
     cells: Iterable[Cell], model: str, file: Mapping[str, Any], flags: Mapping[str, Any], settings: Sequence[str]
 ) -> dict[Cell, Recipe]:
-    """Each cell's recipe: the layers of `resolve_recipe`, and over the flags what the cell is.
+    """Each cell's recipe: the layers of `resolve_recipe`, with the cell's own axes above the flags.
 
-    `pruner.settings` go to the pruners that packages bring.
+    If some pruners are from packages, only these get `pruner.settings`.
 
     Raises:
         InputError: a cell's recipe does not fit; the cell is named. Or no pruner takes the settings.
@@ -146,7 +146,7 @@ def cell_recipes(
     made: dict[Cell, Recipe] = {}
     cells = list(cells)
     beside = any(cell.pruner not in PRUNERS for cell in cells)
-    sources: dict[str, list[str]] = {}  # of cells without self-generated samples; the others have them beside
+    sources: dict[str, list[str]] = {}  # of cells without self-generated samples; the others use them too
     for cell in sorted(cells, key=lambda cell: cell.self_generate):
         own = {"pruner": {"name": cell.pruner}, "reconstruct": cell.rung, "only": cell.only, "seed": cell.seed}
         own["self_generate"] = {"samples": cell.self_generate}
@@ -162,12 +162,12 @@ def cell_recipes(
 
 
 def _without_settings(recipe: Recipe) -> Recipe:
-    """The recipe without those of a pruner that another package brings."""
+    """The recipe without settings for a pruner from another package."""
     return recipe.model_copy(update={"pruner": recipe.pruner.model_copy(update={"settings": {}})})
 
 
 def common(recipe: Recipe) -> dict[str, Any]:
-    """What a cell's recipe shares with those of all other cells; local paths are reduced to their last part."""
+    """The part of a cell's recipe that all cells share; local paths are reduced to their last part."""
     content = with_paths(recipe, lambda path: path.name).model_dump(mode="json", exclude={"model"})
     return {
         key: {name: part for name, part in value.items() if f"{key}.{name}" not in VARIED}
@@ -179,7 +179,7 @@ def common(recipe: Recipe) -> dict[str, Any]:
 
 
 def flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one, its keys dotted."""
+    """Nested mappings as one with dotted keys."""
     found: dict[str, Any] = {}
     for key, value in content.items():
         found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}

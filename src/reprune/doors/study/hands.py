@@ -1,4 +1,4 @@
-"""Those who do the cells of a study. Here: this process, cell after cell."""
+"""What does the cells of a study; here, this process does one cell after another."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from reprune.engine.shared import Shared
 
 
 class Hands(ABC):
-    """Someone who does cells."""
+    """Does cells."""
 
     at_once = 1
     """How many cells are done at a time."""
@@ -30,8 +30,8 @@ class InTurn(Hands):
     def __init__(self, folder: Path, save: Callable[[], None], watcher: StudyWatcher) -> None:
         """
         Args:
-            folder: for what cells have in common, as long as a study runs.
-            save: puts what is on record on disk.
+            folder: for what cells share while a study runs.
+            save: saves the records.
             watcher: is told what happens.
         """
         self._folder = folder

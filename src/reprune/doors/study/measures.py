@@ -45,7 +45,7 @@ class Measures:
     zero_shot_limit: int | None = None
 
     def record(self, texts: Sequence[Text], tasks: Mapping[str, str]) -> dict[str, Any]:
-        """As study.json has it: texts and tasks with their SHA-256, a folder of this machine by its last part."""
+        """As in study.json: texts and tasks with their SHA-256, a folder of this machine by its last part."""
         return {
             "texts": {text.name: text.sha256 for text in texts},
             "protocol": self.protocol,
@@ -68,7 +68,7 @@ class Bench:
     trust_remote_code: bool
 
     def tasks(self, notify: Notify) -> dict[str, str]:
-        """The zero-shot tasks, each with the SHA-256 of what is asked; raises `InputError` where they cannot be run."""
+        """The zero-shot tasks, each with the SHA-256 of what is asked; raises `InputError` if they cannot be run."""
         if not self.measures.zero_shot:
             return {}
         measures = self.measures
@@ -78,7 +78,7 @@ class Bench:
         return {task.name: task.sha256 for task in opened}
 
     def texts(self, folder: Path) -> list[Text]:
-        """All texts, read and cut into windows to see that it can be done.
+        """All texts, read and cut into windows to check that this is possible.
 
         Args:
             folder: the dense model's.
@@ -92,7 +92,7 @@ class Bench:
         for given in self.measures.texts:
             try:
                 windows = cut_text(folder, open_text(given), Cut.of(**self._cut), self.trust_remote_code)
-            except InputError as error:  # of `evaluate`, whose --seqlen is another here
+            except InputError as error:  # of `evaluate`, whose --seqlen has another name here
                 raise InputError(str(error).replace("--seqlen", "--text-seqlen")) from None
             if windows.text in texts:
                 raise InputError(f"--text {given}: another text is called {windows.text} too; rename one of them.")

@@ -1,4 +1,4 @@
-"""What a cell needs of a machine: cores, a GPU, memory. By the forecast of its run, and by what measuring it holds."""
+"""What a cell needs of a machine: cores, a GPU, memory; by its run's forecast and the memory that measuring takes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _MARGIN = 1.15  # forecasts of memory were off by at most 15 %
 @final
 @dataclass(frozen=True)
 class Needs:
-    """Of one cell."""
+    """The needs of one cell."""
 
     cpus: int
     gpus: int
@@ -39,7 +39,7 @@ def needs(plan: Plan, recipe: Recipe, cpus: int) -> Needs:
     settled = recipe.model_copy(update={key: getattr(plan.recipe, key) for key in ("device", "precision", "seqlen")})
     own = replace(plan, recipe=settled)
     on_gpu = settled.device.startswith("cuda")
-    # The whole model that is measured goes to a GPU, too, by way of the host's memory.
+    # The whole model is loaded to measure it: on its way to a GPU, too, it is in the host's memory.
     measuring = resident_bytes() + plan.weights * DTYPES[settled.precision].itemsize
     return Needs(cpus, int(on_gpu), int(_MARGIN * max(own.memory_bytes, measuring)))
 
@@ -48,8 +48,8 @@ def all_needs(plans: Mapping[str, Plan], recipes: Mapping[str, Recipe], cpus: in
     """What each cell needs, by its name.
 
     Args:
-        plans: by what is pruned.
-        recipes: of the cells.
+        plans: by the part that is pruned.
+        recipes: by cell.
         cpus: the cores that each is to have.
     """
     found: dict[str, Needs] = {}  # by recipe, whatever its seed

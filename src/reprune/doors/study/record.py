@@ -1,10 +1,10 @@
-"""A study's folder and what it has on record: study.json, written durably after every step. Runs nothing.
+"""A study's folder and its record, study.json, which is written durably after every step. Runs nothing.
 
 study.json         all numbers of all cells, and what decides them
-study.md, .csv     the same as tables, made anew from it
+study.md, .csv     the same as tables, made from it each time
 figures/           pictures of them
 cells/NAME/        what `reprune prune` left of each cell: reprune.json and recipe.yaml, which make it again
-.cells/            on a cluster: what cells in hand have on record
+.cells/            on a cluster: the records of unfinished cells
 """
 
 from __future__ import annotations
@@ -38,23 +38,23 @@ CellRecord = dict[str, Any]
 
 
 def new_cell(cell: Cell, sparsity: str) -> CellRecord:
-    """A cell of which nothing is done."""
+    """The record of a cell of which nothing is done."""
     own = {"name": cell.name, "sparsity": sparsity, "status": "pending", "folder": _folder_of(cell.name)}
     return records.Cell(**asdict(cell), **own).model_dump(mode="json")
 
 
 def _folder_of(name: str) -> str:
-    """Where a cell of this name is, within the study's folder: what stands in its place is removed."""
+    """The folder of a cell of this name within the study's; anything else in its place is removed."""
     return f"cells/{name}"
 
 
 def cell_of(record: CellRecord) -> Cell:
-    """Where in the grid a cell stands."""
+    """The cell of the grid that a record is of."""
     return Cell(record["pruner"], record["rung"], record["only"], record["seed"], record["self_generate"])
 
 
 def read_study(folder: Path) -> StudyRecord:
-    """The record of a study; raises `InputError` where there is none, or one that cannot be read."""
+    """The record of a study; raises `InputError` if there is none, or one that cannot be read."""
     path = folder / FILE
     try:
         record: StudyRecord = read_json(path.read_text(encoding="utf-8"))
@@ -77,7 +77,7 @@ def read_study(folder: Path) -> StudyRecord:
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What differs between two nested mappings, in words: `solver.epochs 2, now 3`."""
+    """The differences between two nested mappings, in words: `solver.epochs 2, now 3`."""
     was, is_ = flat(before), flat(now)
     return [
         f"{key} {_said(was.get(key))}, now {_said(is_.get(key))}"
@@ -95,7 +95,7 @@ def _said(value: Any) -> str:
 
 @final
 class StudyFolder:
-    """The folder of one study. Use it as a context: a second process cannot enter the same one."""
+    """The folder of one study. Use it as a context, which a second process cannot enter."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -108,11 +108,11 @@ class StudyFolder:
     def check(self) -> None:
         """Raise `InputError` unless a study can be begun here, or gone on with.
 
-        What a process left that was killed before its study began is no hindrance.
+        Files of a process that was killed before its study began do not matter.
         """
         cells = self.path / "cells"
         for folder in (self.apart, self.path / FIGURES, cells, *cells.glob("*")):
-            if folder.is_symlink():  # what it leads to, or holds, would be removed
+            if folder.is_symlink():  # what it points to, or what is in there, would be removed
                 raise InputError(
                     f"--out {self.path}: {folder} is a link to {folder.readlink()}; put a folder in its place."
                 )
@@ -130,27 +130,27 @@ class StudyFolder:
         self._held.close()
 
     def cell(self, record: CellRecord) -> Path:
-        """Where a cell's run is."""
+        """The folder of a cell's run."""
         return self.path / _folder_of(record["name"])
 
     @property
     def apart(self) -> Path:
-        """The folder for what cells that are done elsewhere have on record until study.json has it."""
+        """The folder for records of cells that are done elsewhere, until study.json has them."""
         return self.path / ".cells"
 
     def pick_up(self, record: StudyRecord) -> None:
-        """Take over what such cells have on record."""
+        """Take over the records of such cells."""
         for cell in record["cells"]:
             if (found := read_apart(self.apart, cell["name"])) is not None:
                 cell.update(found)
 
     def save(self, record: StudyRecord) -> None:
-        """Write study.json; before or after, nothing between."""
+        """Write study.json atomically."""
         write_text(self.path / FILE, json.dumps(record, indent=1) + "\n")
 
 
 def read_apart(folder: Path, name: str) -> CellRecord | None:
-    """What a cell that is done elsewhere has on record, if anything."""
+    """The record of a cell that is done elsewhere, if there is a whole one."""
     try:
         found: CellRecord = read_json((folder / f"{name}.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -160,12 +160,12 @@ def read_apart(folder: Path, name: str) -> CellRecord | None:
 
 
 def save_apart(folder: Path, cell: CellRecord) -> None:
-    """Write what a cell has on record; before or after, nothing between."""
+    """Write a cell's record atomically."""
     write_text(folder / f"{cell['name']}.json", json.dumps(cell))
 
 
 def extend(record: StudyRecord, cells: Iterable[Cell], sparsity: str) -> None:
-    """Add the cells that a record lacks, all in the grid's order."""
+    """Add the cells that a record lacks, and sort all in the grid's order."""
     there = {cell["name"] for cell in record["cells"]}
     record["cells"] += [new_cell(cell, sparsity) for cell in cells if cell.name not in there]
     record["cells"].sort(key=lambda cell: cell_of(cell).place)

@@ -1,7 +1,7 @@
-"""`reprune study`: the paper's grid on one model, cell after cell, each pruned and measured; it can be gone on with.
+"""`reprune study`: the paper's grid on one model, whose cells are pruned and measured; an interrupted study can go on.
 
 Everything that can be refused is refused before the folder is touched. Then the dense model is measured once, and each
-cell is run and measured, here in turn or on a cluster. A cell that fails is put on record and does not end the study.
+cell is run and measured, here in turn or on a cluster. A cell that fails is recorded and does not end the study.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ from reprune.planning.recipe import Recipe
 
 _KEPT = "What is done is kept: the same command goes on from there."
 _CPUS_BESIDE_GPU = 4
-_SHARED = ".shared"  # what cells have in common, as long as a study runs
+_SHARED = ".shared"  # what cells share while a study runs
 
 
 @undisturbed()
@@ -89,34 +89,34 @@ def study(
     ray_cpus: int | None = None,
     watcher: StudyWatcher | None = None,
 ) -> StudyRecord:
-    """Prune and measure a model in every cell of a grid; go on with it where it was begun before.
+    """Prune and measure a model in every cell of a grid, or go on with a study that was begun before.
 
     Args:
         model: a local folder, a Hub id, or a .gguf file.
         out: the study's folder: new, empty, or that of the same study. Axes may have more values than before (or
             fewer: the other cells stay as they are); all else must be the same.
-        pruners, rungs, only, seeds, self_generate: the axes; the last are numbers of calibration samples that the model
-            writes itself, beside those of `calibration`; without that and without a 0 among them, cells are calibrated
-            on these alone. None: the one value that the recipe has, by default "all", 0 and 0.
+        pruners, rungs, only, seeds, self_generate: the axes. The values of `self_generate` are numbers of calibration
+            samples that the model writes itself, beside those of `calibration`; without that and without a value of 0,
+            cells are calibrated only on these. None: the one value in the recipe, by default "all", 0 and 0.
         recipe, sparsity, ..., settings: as for `prune`, for all cells.
-        texts: SOURCEs that perplexity and test errors are measured on; of a data set, its test split.
+        texts: SOURCEs that perplexity and test errors are measured on; for a data set, its test split is taken.
         protocol, text_seqlen, windows: as protocol, seqlen and max_windows of `evaluate`.
-        zero_shot, zero_shot_data, zero_shot_limit: as tasks, data and limit of `zero_shot`; without tasks there is
-            no such measure.
+        zero_shot, zero_shot_data, zero_shot_limit: as tasks, data and limit of `zero_shot`; without tasks, accuracy is
+            not measured.
         keep_models: keep each cell's sparse model; otherwise only its record and recipe stay.
-        ray: the address of a Ray cluster whose workers do the cells; empty is that of RAY_ADDRESS, or one of this
-            machine alone. All nodes must see `out`, the model and the texts by the same paths.
-        ray_cpus: the cores that a cell has there; by default as many as PyTorch takes here, and 4 beside a GPU.
+        ray: the address of a Ray cluster whose workers do the cells; if empty, that in RAY_ADDRESS, or else a new one
+            on this machine alone. All nodes must see `out`, the model and the texts by the same paths.
+        ray_cpus: a cell's cores there; by default as many as PyTorch uses here, but at most 4 beside a GPU.
         watcher: is told what happens.
 
     Returns:
         The record, as in `out`/study.json. Cells that failed have the status "failed" and their error; their folders
-        keep what was done, and the next time they are tried again from there.
+        keep what was done, and the next call tries them again from there.
 
     Raises:
         InputError: something given cannot be used, or differs from what the study was begun with; nothing has been
             written.
-        ChangedError: a file of the model was changed on the way.
+        ChangedError: a file of the model was changed meanwhile.
     """
     watcher = watcher or StudyWatcher()
     model = model_text(model)
@@ -165,7 +165,7 @@ def study(
         raise InputError(f"--ray-cpus {ray_cpus}: expected at least 1, and --ray with it.")
     if ray is not None and base.device.partition(":")[2] not in ("", "0"):
         raise InputError(f"--device {base.device}: Ray gives each cell a GPU of its own; give cuda.")
-    first = None if folder.path.exists() else ready()  # so that no folder is made for what is refused
+    first = None if folder.path.exists() else ready()  # so that a refused study leaves no folder
     with ExitStack() as stack:
         cluster = None if ray is None else stack.enter_context(OnRay(ray, folder.apart, watcher))
         if cluster is not None and first is not None:
@@ -191,7 +191,7 @@ def _needs(begun: Begun, cpus: int | None) -> dict[str, Needs]:
 
 @final
 class _Study:
-    """What is left of a study."""
+    """What is left to do of a study."""
 
     def __init__(self, begun: Begun, folder: StudyFolder, keep_models: bool, watcher: StudyWatcher) -> None:
         self._begun = begun
@@ -201,7 +201,7 @@ class _Study:
         self._watcher = watcher
 
     def run(self, axes: str, cluster: Hands | None) -> None:
-        """Measure the dense model, have all cells done that are not, and write tables and figures."""
+        """Measure the dense model, have the remaining cells done, and write tables and figures."""
         self._folder.pick_up(self._record)
         self._save()
         shutil.rmtree(self._folder.apart, ignore_errors=True)
@@ -217,7 +217,7 @@ class _Study:
         write_tables(self._folder.path, self._record)
 
     def _note_gone(self, cells: Sequence[CellRecord]) -> None:
-        """Say which models are asked for that an earlier run of the study has not kept."""
+        """Note the models that are asked for but were not kept by an earlier call."""
         gone = [cell for cell in cells if cell["status"] == "done" and not (self._folder.cell(cell) / INDEX).exists()]
         if self._keep_models and gone:
             self._watcher.note(
@@ -230,18 +230,18 @@ class _Study:
         cell["status"], cell["error"] = "pending", None
         begun = self._begun
         own = cell_of(cell)
-        # Of a node of a cluster `auto` might be something else.
+        # On a node of a cluster, `auto` might be something else.
         common = begun.plans[own.only].recipe
         recipe = begun.recipes[own].model_copy(update={"device": common.device, "precision": common.precision})
         folder = self._folder.cell(cell)
         return CellTask(cell, (number, of), recipe, folder, begun.bench, begun.model, begun.texts, self._keep_models)
 
     def _have_done(self, tasks: Sequence[CellTask], hands: Hands) -> None:
-        """Have cells done; each is on record when it has ended."""
+        """Have cells done; each is recorded when it has ended."""
         left = [task.cell for task in tasks]
         for task, outcome in hands.do(tasks):
             cell = task.cell
-            if outcome.disk_full:  # no other cell would fare better, and all can go on with room
+            if outcome.disk_full:  # no other cell would succeed; with more room, all can go on
                 raise OSError(errno.ENOSPC, outcome.error)
             if outcome.trace is not None:
                 print(outcome.trace, file=sys.stderr)
@@ -272,7 +272,7 @@ class _Study:
 
     def _save(self) -> None:
         with going_on(_KEPT):
-            self._begun.check_unchanged()  # of no other model may anything come on record
+            self._begun.check_unchanged()  # nothing about another model may be recorded
         self._folder.save(self._record)
 
     def _measure_dense(self) -> None:
@@ -292,7 +292,7 @@ class _Study:
 
 
 def seconds_left(record: StudyRecord, left: Sequence[CellRecord], at_once: int = 1) -> float | None:
-    """How long the cells that are left will take: as long as those done, of the same rung where there are any."""
+    """The seconds that the remaining cells will take: as long as those done, of the same rung if there are any."""
     by_rung: dict[str, list[float]] = {}
     for cell in record["cells"]:
         if cell["status"] == "done" and cell["seconds"] is not None:

@@ -1,4 +1,4 @@
-"""A study's tables, after those of the paper: which columns they have and how numbers stand in them. Knows no files."""
+"""A study's tables, after those of the paper: their columns and how numbers are written in them. Knows no files."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def labels(study: Study) -> dict[str, Callable[[Row], str]]:
 
 
 def error_columns(study: Study) -> list[Measure]:
-    """The paper's normalized error, and the relative ones in percent: calibration, held-out, and of each text."""
+    """The paper's normalized error, and the relative ones in percent: calibration, held-out, and on each text."""
     headings = {"calibration": "calibration %", "heldout": "held-out %"}
     return [
         normalized_errors(study)[0].shown(_shown("{:.4g}".format), "error"),
@@ -50,13 +50,13 @@ def error_columns(study: Study) -> list[Measure]:
 
 
 def quality_columns(study: Study) -> list[Measure]:
-    """Perplexity of each text, and the mean zero-shot accuracy in percent."""
+    """Perplexity on each text, and the mean zero-shot accuracy in percent."""
     mean = [mean_accuracy(study).shown(_accuracy, "zero-shot %")] if study.dense.zero_shot.tasks else []
     return [*perplexity_columns(study), *mean]
 
 
 def perplexity_columns(study: Study) -> list[Measure]:
-    """Perplexity of each text."""
+    """Perplexity on each text."""
     return [found.shown(_shown("{:.2f}".format), f"perplexity {found.text}") for found in perplexities(study)]
 
 

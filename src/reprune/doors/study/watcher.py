@@ -1,4 +1,4 @@
-"""What someone who watches a study is told. Knows nothing of how it is shown."""
+"""What the watcher of a study is told. Knows nothing of how it is shown."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from reprune.engine.watcher import Watcher
 
 
 class StudyWatcher:
-    """Is told what happens in a study; this one ignores it all, subclasses show it."""
+    """Is told what happens in a study; this class ignores it, subclasses show it."""
 
     def started(self, record: StudyRecord, axes: str, cells: int, done: int) -> None:
         """The study begins (or goes on): so many cells are asked for, along these axes, and so many are done."""
@@ -26,18 +26,18 @@ class StudyWatcher:
         return nullcontext(Watcher())
 
     def measuring(self, what: str) -> AbstractContextManager[Callable[[int, int], None]]:
-        """Something is measured; the function is told how much of it is done, of how much."""
+        """Something is measured; the function is called with how much of it is done, and with the whole."""
         return nullcontext(lambda done, of: None)
 
     def cell_ended(self, cell: CellRecord, seconds_left: float | None) -> None:
-        """A cell is done or has failed, see its `status`; what is left will take so long, if that can be told."""
+        """A cell is done or has failed (its `status`); the rest will take `seconds_left`, if that can be told."""
 
     def note(self, text: str) -> None:
-        """Something that a reader of the numbers should know."""
+        """Something that a reader of the results should know."""
 
 
 class NotesOfRun(Watcher):
-    """Passes on nothing of a run but what a reader should know."""
+    """Passes on only the notes of a run."""
 
     def __init__(self, show: Callable[[str], None]) -> None:
         self._show = show

@@ -31,8 +31,8 @@ from reprune.planning.tokenizer import load_tokenizer
 
 TASKS = tuple(LAYOUTS)
 PAPER = "paper"  # the name of all of them
-_METRIC = "acc"  # the paper's: the answer of the highest likelihood, however long it is
-_NORMALIZED = "acc_norm"  # of the highest likelihood a character
+_METRIC = "acc"  # the paper's: the answer is the choice of the highest likelihood, whatever its length
+_NORMALIZED = "acc_norm"  # the choice of the highest likelihood per character
 
 
 @final
@@ -43,15 +43,15 @@ class TaskScore:
     task: str
     metric: str  # of the harness
     accuracy: float
-    standard_error: float | None  # None where there is but one row
+    standard_error: float | None  # None for a single row
     examples: int
     sha256: str  # of all prompts, choices and right answers
     split: str
-    accuracy_norm: float | None = None  # None where the harness has no such metric for the task
+    accuracy_norm: float | None = None  # None if the harness has no such metric for the task
     standard_error_norm: float | None = None
 
     def record(self) -> dict[str, Any]:
-        """All of it but the task's name, for JSON; without normalized accuracy where there is none."""
+        """All of it except the task's name, for JSON; without normalized accuracy if there is none."""
         entries = {key: value for key, value in vars(self).items() if key != "task"}
         if self.accuracy_norm is None:
             del entries["accuracy_norm"], entries["standard_error_norm"]
@@ -103,14 +103,14 @@ def zero_shot(
         model: a local folder (a result of `prune` is one), a Hub id, or a .gguf file.
         tasks: names among `TASKS`, or "paper" for all of them; commas may separate names.
         data: a folder of local JSON lines, in place of the Hub's data sets; nothing then needs a network.
-        limit: only so many rows of each task, from the start.
+        limit: the number of rows of each task, from the start; by default all.
         device, precision: as in a recipe.
-        progress: is told how many requests (a question with one of its choices) are done, of how many.
-        notify: is told which tasks of "paper" are left out, as the folder lacks them, and which prompts are cut.
+        progress: called with the number of requests (a question with one of its choices) that are done, and of all.
+        notify: called with notes on tasks of "paper" that the folder lacks, and on prompts that are cut.
 
     Raises:
         InputError: lm-eval is not installed, or the model, a task or its rows cannot be used.
-        NumericalError: the model's likelihoods are no numbers.
+        NumericalError: the model's likelihoods are not numbers.
     """
     loaded = open_tasks(tasks, data=data, limit=limit, notify=notify)
     where = settle_device(device)
@@ -126,10 +126,10 @@ def zero_shot(
 
         def answered(products: str) -> tuple[str, Any, Any]:
             asked = [one for task in loaded for one in task.requests]
-            # The head multiplies in float32: its weights are kept in half precision only where they are saved so.
+            # The head multiplies in float32: weights are kept in half precision only if they are saved in it.
             kept = products if products == saved else "float32"
             likelihoods = opened(products, kept)
-            if likelihoods.exact and kept != "float32":  # the harness's own loop runs it in that
+            if likelihoods.exact and kept != "float32":  # the harness's own loop needs float32 weights
                 del likelihoods
                 collect_models()
                 likelihoods = opened(products, "float32")
@@ -159,7 +159,7 @@ def zero_shot(
 def open_tasks(
     tasks: str | Sequence[str], *, data: str | os.PathLike[str] | None, limit: int | None, notify: Callable[[str], None]
 ) -> tuple[Task, ...]:
-    """The tasks that `zero_shot` with the same arguments would put a model to, with their rows.
+    """The tasks on which `zero_shot` with the same arguments would measure a model, with their rows.
 
     Raises:
         InputError: lm-eval is not installed, or a task or its rows cannot be used.
@@ -176,7 +176,7 @@ def check_tasks(tasks: str | Sequence[str], *, data: str | os.PathLike[str] | No
 def _asked(
     tasks: str | Sequence[str], data: str | os.PathLike[str] | None, limit: int | None, notify: Callable[[str], None]
 ) -> tuple[list[str], Mapping[str, Sequence[Row]] | None]:
-    """The names of the tasks that there will be, and their rows where these are local."""
+    """The names of the tasks that will be run, and their rows if these are local."""
     names = _names(tasks)
     if limit is not None and limit < 1:
         raise InputError(f"--zero-shot-limit {limit}: expected at least 1.")
@@ -188,7 +188,7 @@ def _asked(
 
 
 def _names(tasks: str | Sequence[str]) -> dict[str, bool]:
-    """The tasks asked for, each once, in order; True for those that were named themselves, not by a group."""
+    """The tasks asked for, each once, in order; True for those that were named themselves, not through "paper"."""
     asked = [name.strip() for item in ([tasks] if isinstance(tasks, str) else tasks) for name in item.split(",")]
     names: dict[str, bool] = {}
     for name in asked:
@@ -202,7 +202,7 @@ def _names(tasks: str | Sequence[str]) -> dict[str, bool]:
 
 
 def _local_rows(folder: Path, names: Mapping[str, bool], notify: Callable[[str], None]) -> dict[str, list[Row]]:
-    """The rows of the tasks whose file is in the folder; raises `InputError` where a task named itself has none."""
+    """The rows of the tasks whose file is in the folder; raises `InputError` if a task named itself has none."""
     if not folder.is_dir():
         raise InputError(
             f"--zero-shot-data {folder}: no such folder; expected one with files such as {_file('boolq')}."
@@ -240,7 +240,7 @@ def _score(task: Task, answers: Sequence[tuple[float, bool]]) -> TaskScore:
 
 
 def mean_and_error(values: Sequence[float]) -> tuple[float, float | None]:
-    """The mean and its standard error, from the sample's variance: of rights and wrongs sqrt(p (1 - p) / (n - 1))."""
+    """The mean and its standard error by the sample variance, which for accuracies is sqrt(p (1 - p) / (n - 1))."""
     count = len(values)
     mean = sum(values) / count
     if count == 1:

@@ -1,7 +1,7 @@
-"""A model as lm-eval asks it: log-likelihoods of continuations, without computing what no answer needs.
+"""A model for lm-eval: log-likelihoods of continuations, without computing what no answer needs.
 
-Tokens, BOS and truncation are the harness's own. What differs is the work: contexts that several continuations share
-are run once, and the head, which may be most of a model, is applied only where a continuation is predicted.
+Tokens, BOS and truncation are the harness's own. The work differs: a context that several continuations share is run
+once, and the head, which may be most of a model, is applied only where a continuation is predicted.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ from reprune.model.head import find_decoder
 from reprune.model.uncached import cache_argument, uncached
 from reprune.model.widened import widen_after_, widened
 
-_BATCH_TOKENS = 2**11  # run at a time
-_SMALL_BATCH = 2**8  # tokens below which more of them are nearly free, so that padding is no waste
-_WASTE = 1.1  # tokens run for a larger batch, over those that its groups have to run
-_LOGIT_ELEMENTS = 2**25  # logits held at a time, in numbers: 128 MiB in float32
-_TOLERANCE = 1e-3  # of states in float32, relative
-_TRIED_TOKENS = (4, 8)  # of two sequences, the longer of which begins with the shorter
+_BATCH_TOKENS = 2**11  # tokens run at a time
+_SMALL_BATCH = 2**8  # tokens; below this, more are nearly free, so padding costs nothing
+_WASTE = 1.1  # the most tokens of a batch with padding, over those without
+_LOGIT_ELEMENTS = 2**25  # logits held at a time: 128 MiB in float32
+_TOLERANCE = 1e-3  # relative, of states in float32
+_TRIED_TOKENS = (4, 8)  # lengths of two sequences, the longer of which begins with the shorter
 
 Tokens = tuple[int, ...]
 
 
 @final
 class _Group:
-    """Continuations of one context, each with the number of its request, and the fewest tails that predict them all.
+    """The continuations of one context, each with its request's number, and the fewest tails that predict them all.
 
-    A tail is what is run after the context: a continuation but for its last token.
+    A tail is what is run after the context: a continuation without its last token.
     """
 
     def __init__(self, context: Tokens, continuations: Iterable[tuple[int, Tokens]]) -> None:
@@ -50,8 +50,8 @@ class _Group:
         self.tails = self._lay_out()[0]
 
     def places(self) -> dict[Tokens, tuple[int, int]]:
-        """Which tail, and which position with the context, predicts what follows a beginning of a continuation."""
-        return self._lay_out()[1]  # made anew each time, as those of all groups at once would be large
+        """By the beginning of a continuation: the tail and position (with the context) that predict what follows."""
+        return self._lay_out()[1]  # computed each time: kept for all groups, they would be large
 
     def _lay_out(self) -> tuple[list[Tokens], dict[Tokens, tuple[int, int]]]:
         tails: list[Tokens] = []
@@ -68,16 +68,16 @@ class _Group:
 class Likelihoods(HFLM):  # type: ignore[misc]  # lm-eval has no type information
     """The harness's model class, with its loop over requests replaced.
 
-    `cut` is how many of the requests so far were longer than the model takes, and lost the start of their context.
-    `exact` is whether products are in float32 whatever was asked for, as no decoder can be stood in for.
+    `cut` counts the requests so far that were longer than the model takes, and lost the start of their context.
+    `exact` says that products are in float32 whatever was asked for, as no decoder was found.
     """
 
     def __init__(
         self, model: Any, tokenizer: Any, precision: Precision, progress: Callable[[int, int], None] = lambda *_: None
     ) -> None:
-        """A model on its device, in evaluation mode, whose head may be made float32 in place.
+        """`model` is on its device, in evaluation mode; its head may be made float32 in place.
 
-        progress is told how many requests are done, of how many.
+        `progress` is called with the number of requests that are done, and of all.
         """
         self._longest = longest_of(model)
         super().__init__(pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=1)
@@ -94,19 +94,19 @@ class Likelihoods(HFLM):  # type: ignore[misc]  # lm-eval has no type informatio
         self._pads = self._decoder is not None and self._can_pad()
 
     def _create_tokenizer(self, pretrained: Any, tokenizer: Any, **_: Any) -> None:
-        """The one that is given, of any class: the harness's own takes none of mistral-common's."""
+        """Take the given tokenizer, of any class; the harness's own method refuses those of mistral-common."""
         self.tokenizer = tokenizer
 
     @property
     def max_length(self) -> int:
-        """The harness's, and no more than the configuration says under names that the harness does not read."""
+        """The harness's, but at most what the configuration says under names that the harness does not read."""
         found = int(super().max_length)
-        found = found if found > 0 else self._DEFAULT_MAX_LENGTH  # XLNet's is -1, which is none
+        found = found if found > 0 else self._DEFAULT_MAX_LENGTH  # XLNet's is -1: no limit
         return min(found, self._longest or found)
 
     @property
     def prefix_token_id(self) -> int:
-        """What stands for an empty context: BOS or else EOS."""
+        """The token in place of an empty context: BOS, or else EOS."""
         if self._names_no_prefix():
             raise InputError(
                 f"{self.tokenizer.name_or_path}: its tokenizer has neither a bos_token nor an eos_token to begin a "
@@ -115,7 +115,7 @@ class Likelihoods(HFLM):  # type: ignore[misc]  # lm-eval has no type informatio
         return int(super().prefix_token_id)
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **options: Any) -> list[int]:
-        """The harness's, but for a tokenizer without BOS and EOS, as it looks whether a text begins with them."""
+        """The harness's, except for a tokenizer without BOS and EOS, as it checks whether a text begins with them."""
         if add_special_tokens is None and self._names_no_prefix():
             return list(self.tokenizer.encode(string))
         return list(super().tok_encode(string, add_special_tokens, **options))
@@ -130,7 +130,7 @@ class Likelihoods(HFLM):  # type: ignore[misc]  # lm-eval has no type informatio
         disable_tqdm: bool = False,
         override_bs: int | None = None,
     ) -> list[tuple[float, bool]]:
-        """The log-likelihood of each continuation, and whether each token of it is the likeliest; in order."""
+        """For each request: its continuation's log-likelihood, and whether each of its tokens is the likeliest."""
         del disable_tqdm, override_bs
         largest = max((token for _, *parts in requests for token in chain(*parts)), default=0)
         rows = len(self.model.get_input_embeddings().weight)
@@ -147,14 +147,14 @@ class Likelihoods(HFLM):  # type: ignore[misc]  # lm-eval has no type informatio
             for context, each in by_context.items()
             for part in ([each] if self._pads else [[one] for one in each])
         ]
-        with self._precision.on(self.device):  # one context for all, in which each weight is converted once
+        with self._precision.on(self.device):  # one context for all batches, so that each weight is converted once
             for batch in self._batches(groups):
                 answers.update(self._answers(batch))
                 self._progress(len(answers), len(requests))
         return [answers[number] for number in range(len(requests))]
 
     def _whole(self, requests: Sequence[tuple[Any, list[int], list[int]]]) -> list[tuple[float, bool]]:
-        """The same where no decoder can be stood in for: as the harness does it, in float32, one by one."""
+        """The same if no decoder was found: as the harness does it, in float32, one by one."""
         for _, context, continuation in requests:
             self._fitting(context, continuation)
         answers: list[tuple[float, bool]] = super()._loglikelihood_tokens(list(requests), disable_tqdm=True)
@@ -164,7 +164,7 @@ class Likelihoods(HFLM):  # type: ignore[misc]  # lm-eval has no type informatio
         return answers
 
     def _fitting(self, context: list[int], continuation: list[int]) -> Tokens:
-        """The context that the model takes before a continuation: as the harness has it, its start goes if it must."""
+        """The context that fits before a continuation; as in the harness, its start is cut off if it is too long."""
         if not 0 < len(continuation) <= self.max_length:
             raise InputError(
                 f"{self.tokenizer.name_or_path}: a continuation of {len(continuation)} tokens; the model takes 1 to "
@@ -175,7 +175,7 @@ class Likelihoods(HFLM):  # type: ignore[misc]  # lm-eval has no type informatio
         return tuple(context[-room:])
 
     def _batches(self, groups: list[_Group]) -> Iterator[list[_Group]]:
-        """Groups with contexts of similar length, the longest first, as many at a time as is worth it."""
+        """Batches of groups with contexts of similar length, the longest first, as large as is worth their padding."""
         groups.sort(key=lambda group: (len(group.tails) > 1, len(group.context)), reverse=True)
         batch: list[_Group] = []
         least = 0  # tokens that the groups of the batch would run one by one
@@ -196,10 +196,10 @@ class Likelihoods(HFLM):  # type: ignore[misc]  # lm-eval has no type informatio
         return len(batch) * shared + len(lengths) * (max(lengths) - shared)
 
     def _shared(self, batch: list[_Group]) -> int:
-        """How many tokens of its context to run once for each group.
+        """How many tokens of each group's context to run only once.
 
-        Less than the shortest context: so kept keys and values hold no padding, and all that is to be predicted is
-        predicted by what is run after them.
+        This is less than the shortest context, so that kept keys and values hold no padding, and all predictions are
+        made by the tokens that are run after them.
         """
         worth = self._kept_name is not None and any(len(group.tails) > 1 for group in batch)
         return min(len(group.context) for group in batch) - 1 if worth else 0
@@ -214,9 +214,9 @@ class Likelihoods(HFLM):  # type: ignore[misc]  # lm-eval has no type informatio
             shared = self._shared(batch)
         output = self._run(batch, shared)
         first = 0  # the row of the batch with which a group begins
-        rows: list[int] = []  # where tokens are predicted
+        rows: list[int] = []  # of the states that predict tokens
         columns: list[int] = []
-        asked: list[tuple[int, int]] = []  # which of these places, and which token
+        asked: list[tuple[int, int]] = []  # (which of these states, which token)
         for group in batch:
             places = group.places()
             index = {before: len(rows) + number for number, before in enumerate(places)}
@@ -236,7 +236,7 @@ class Likelihoods(HFLM):  # type: ignore[misc]  # lm-eval has no type informatio
     def _run(self, batch: list[_Group], shared: int) -> Any:
         """The decoder's output for all sequences of a batch, from token `shared` on; padded on the right with zeros.
 
-        No token sees what follows it, so padding there needs no mask; where one does, there is no padding.
+        If no token sees what follows it, padding needs no mask; otherwise there is no padding.
         """
         options: dict[str, Any] = {"use_cache": False}
         if shared:
@@ -252,7 +252,7 @@ class Likelihoods(HFLM):  # type: ignore[misc]  # lm-eval has no type informatio
 
     @torch.no_grad()
     def _can_pad(self) -> bool:
-        """Whether this decoder gives tokens the same states whatever follows them, zeros among it."""
+        """Whether this decoder gives tokens the same states whatever follows them, including zeros."""
         short, long = (_Group(tuple(range(1, 1 + length)), [(0, (0,))]) for length in _TRIED_TOKENS)
         with Precision().on(self.device), widened(self.model):
             try:
@@ -262,7 +262,7 @@ class Likelihoods(HFLM):  # type: ignore[misc]  # lm-eval has no type informatio
         return bool(((both[:, : alone.shape[1]] - alone).norm(dim=(1, 2)) <= _TOLERANCE * alone.norm()).all())
 
     def _can_share(self, group: _Group) -> bool:
-        """Whether this decoder, run after kept keys and values, gives the states that it gives in one go."""
+        """Whether this decoder gives the same states if it is run after kept keys and values as in one go."""
         half = len(group.context) // 2
         if half == 0:
             return False
@@ -275,10 +275,10 @@ class Likelihoods(HFLM):  # type: ignore[misc]  # lm-eval has no type informatio
         return after.shape == whole.shape and bool((after - whole).norm() <= _TOLERANCE * whole.norm())
 
     def _predicted(self, output: Any, states: Tensor, asked: list[tuple[int, int]]) -> tuple[list[float], list[bool]]:
-        """Of each (place, token) asked: the token's log-likelihood, and whether it is the likeliest.
+        """For each (place, token) asked: the token's log-likelihood, and whether it is the likeliest.
 
-        states is (places, hidden). The model's own forward applies its head, scaling and caps, slice by slice: in
-        float32 whatever the precision, as bfloat16 logits are so far apart that two short answers would often tie.
+        `states` is (places, hidden). The model's own forward applies its head, scaling and caps, slice by slice, in
+        float32 whatever the precision: bfloat16 logits are so coarse that two short answers would often tie.
         """
         places, tokens = torch.tensor(asked, device=self.device).unbind(1)
         likelihoods = torch.empty(len(asked), device=self.device)

@@ -21,14 +21,14 @@ Row = dict[str, Any]
 @final
 @dataclass(frozen=True)
 class Line:
-    """One line of a file: an object of fields, and the place to name where one of them is wrong."""
+    """One line of a file: an object of fields, and its place, to name if one of them is wrong."""
 
     place: str
     example: str
     fields: Mapping[str, Any]
 
     def text(self, name: str, *, empty: bool = False) -> str:
-        """A field that is a text; `empty` allows one of nothing but white space."""
+        """A field that is a text; `empty` allows one of only white space."""
         value = self.fields.get(name)
         if not isinstance(value, str) or not (empty or value.strip()):
             raise self.wrong(name, "a text")
@@ -44,7 +44,7 @@ class Line:
         return value
 
     def index(self, name: str, of: int) -> int:
-        """A field that is the place of the right one among `of`, counted from 0."""
+        """A field that is the index of the right one among `of`, from 0."""
         value = self.fields.get(name)
         if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < of:
             raise self.wrong(name, f"the number of the right choice, 0 to {of - 1}")
@@ -156,4 +156,4 @@ LAYOUTS: Mapping[str, Layout] = {
     "arc_challenge": Layout("arc_challenge_test.jsonl", _QUESTION, _arc),
     "openbookqa": Layout("openbookqa_test.jsonl", _QUESTION.replace("question", "query"), _openbookqa),
 }
-"""The tasks by name, in the paper's order of its tables."""
+"""The tasks by name, in the order of the paper's tables."""

@@ -1,6 +1,6 @@
 """The zero-shot tasks as lm-eval defines them: its own prompts, choices and metrics, on the Hub's rows or given ones.
 
-Knows the harness's tasks; knows no files and no models. Imports nothing of the harness before it is asked to.
+Knows the harness's tasks; knows no files and no models. Imports the harness only when it is needed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from reprune.errors import InputError, short
 from reprune.model.quiet import quiet_transformers
 from reprune.planning.rows import quiet_reading
 
-# Where the harness keeps each task: reading these few folders takes a moment, reading all of its tasks takes seconds.
+# The harness's folder of each task: reading these few takes a moment, reading those of all its tasks takes seconds.
 _FOLDERS = {
     "boolq": "super_glue/boolq",
     "rte": "glue/rte",
@@ -32,7 +32,7 @@ _FOLDERS = {
 
 
 def require_harness() -> None:
-    """Raise `InputError` where lm-eval, or what its Transformers backend imports, is not installed."""
+    """Raise `InputError` if lm-eval, or what its Transformers backend imports, is not installed."""
     for module, package in (("lm_eval", "lm-eval"), ("accelerate", "accelerate")):
         if importlib.util.find_spec(module) is None:
             raise InputError(f"zero-shot evaluation needs {package}; install it with: pip install 'reprune[eval]'")
@@ -40,7 +40,7 @@ def require_harness() -> None:
 
 @contextmanager
 def quiet_harness() -> Iterator[None]:
-    """No advice and no progress bars of the harness and its libraries, for as long as the context lasts."""
+    """A context without advice and progress bars of the harness and its libraries."""
     logger = logging.getLogger("lm_eval")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -54,7 +54,7 @@ def quiet_harness() -> Iterator[None]:
 @final
 @dataclass(frozen=True)
 class Question:
-    """One row as the harness puts it to a model: requests for the likelihood of a continuation of a context."""
+    """One row as the harness asks it: requests for the likelihood of a continuation of a context."""
 
     row: Mapping[str, Any]
     requests: tuple[Any, ...]  # the harness's instances, whose arguments are (context, continuation)
@@ -86,7 +86,7 @@ class Task:
 
     @property
     def sha256(self) -> str:
-        """The SHA-256, in hexadecimal, of all contexts, continuations and right answers, wherever they are from."""
+        """The SHA-256, in hexadecimal, of all contexts, continuations and right answers, wherever the rows are from."""
         digest = hashlib.sha256()
         for question in self.questions:
             arguments = [list(request.args) for request in question.requests]
@@ -107,12 +107,12 @@ class Task:
 def load_tasks(
     names: Sequence[str], rows: Mapping[str, Sequence[Mapping[str, Any]]] | None, limit: int | None
 ) -> tuple[Task, ...]:
-    """The tasks of these names, with the first `limit` rows of each (None is all).
+    """The tasks of these names, with the first `limit` rows of each (None: all).
 
-    `rows` has, by name, what replaces the Hub's data set, in its columns; None leaves the harness's own.
+    `rows` has by name the rows that replace the Hub's data set, in its columns; with None, the Hub's are read.
 
     Raises:
-        InputError: the Hub's rows cannot be had.
+        InputError: the Hub's rows cannot be read.
     """
     with quiet_harness():
         import lm_eval.tasks as harness
@@ -131,7 +131,7 @@ def _load(manager: Any, name: str, rows: Mapping[str, Sequence[Mapping[str, Any]
         return _configured(manager, {"task": name, "custom_dataset": lambda **_: _splits(rows[name])})
     try:
         return _configured(manager, {"task": name})
-    except Exception as error:  # of the Hub's client, of `datasets`, of their HTTP libraries, plain OSErrors
+    except Exception as error:  # from the Hub's client, `datasets`, or their HTTP libraries; also plain OSErrors
         raise InputError(
             f"zero-shot task {name}: its data set cannot be read from the Hub ({short(error)}); go online, "
             "or give its rows in local files: --zero-shot-data FOLDER"
@@ -139,7 +139,7 @@ def _load(manager: Any, name: str, rows: Mapping[str, Sequence[Mapping[str, Any]
 
 
 def _configured(manager: Any, changes: dict[str, Any]) -> Any:
-    """A task by its own configuration, but for some changes, which the harness takes from members of a group."""
+    """A task with changes to its configuration, which the harness accepts from members of a group."""
     loaded = manager.load([{"group": "reprune", "task": [changes]}])
     return loaded["tasks"][changes["task"]]
 
@@ -149,4 +149,4 @@ def _splits(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     from datasets import Dataset
 
     whole = Dataset.from_list(list(rows))
-    return {"test": whole, "validation": whole, "train": whole.select(range(1))}  # examples are drawn from train: none
+    return {"test": whole, "validation": whole, "train": whole.select(range(1))}  # only for few-shot examples

@@ -1,4 +1,4 @@
-"""The entry point of `reprune` and of `python -m reprune`. Knows interrupts, which the command line is too late for."""
+"""The entry point of `reprune` and of `python -m reprune`. Handles interrupts before the command line is imported."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from reprune.doors.printable import complain
 
 
 def main() -> None:
-    """Run the command line, whose import takes a moment; an interrupt once all is done says nothing."""
+    """Run the command line, whose import takes a moment. An interrupt after its end prints nothing."""
     heed_at_once(lambda: complain("interrupted"))
     try:
         from reprune.doors.command import cli

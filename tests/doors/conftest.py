@@ -23,7 +23,7 @@ QUICK = [
 
 @dataclass(frozen=True)
 class Said:
-    """How a command ended, and what it wrote where."""
+    """How a command ended, and what it wrote."""
 
     code: int
     out: str
@@ -35,7 +35,7 @@ Cli = Callable[..., Said]
 
 @pytest.fixture
 def here(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working folder: it holds `llama` and `text.txt`. Output is no terminal, there is no network."""
+    """The working folder, which holds `llama` and `text.txt`. Output is not a terminal, and there is no network."""
     folder = tmp_path / "here"
     folder.mkdir()
     monkeypatch.chdir(folder)
@@ -51,7 +51,7 @@ def here(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def cli(here: Path, capfd: pytest.CaptureFixture[str]) -> Cli:
-    """Runs `reprune` with the arguments that it is given; says what came of it."""
+    """Runs `reprune` with the given arguments and returns its exit code and output."""
     del here
 
     def run(*arguments: str | Path) -> Said:

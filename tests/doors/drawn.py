@@ -1,4 +1,4 @@
-"""What tests of pages and figures have in common: pictures that are not drawn, but kept."""
+"""Shared by tests of pages and figures: records what pictures are drawn from, and draws nothing."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 Drawn = dict[str, tuple[tuple[Any, ...], dict[str, Any]]]
-"""By a picture's title: what it is drawn from."""
+"""By a picture's title: the arguments that it is drawn from."""
 
 
 def keep_drawn(monkeypatch: pytest.MonkeyPatch, module: Any, names: Sequence[str]) -> Drawn:
-    """Have these functions of a module draw nothing; what they will have been given."""
+    """Replace these functions of a module by ones that draw nothing; returns the arguments of their calls."""
     found: Drawn = {}
 
     def draw(*given: Any, **options: Any) -> str:

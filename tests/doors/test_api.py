@@ -1,4 +1,4 @@
-"""The Python API: it takes what a caller naturally gives, and what a caller has set before changes no bit of it."""
+"""The Python API accepts what a caller naturally gives, and a caller's PyTorch settings change no bit of a result."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def _weights(folder: Path) -> str:
 
 
 class _Meddling(reprune.Watcher):
-    """Turns gradients off whenever it is told of something."""
+    """Turns gradients off in each of its methods."""
 
     def epoch(self, *_: Any) -> None:
         torch.set_grad_enabled(False)
@@ -43,7 +43,7 @@ class _Meddling(reprune.Watcher):
 
 
 class _Interrupting(reprune.Watcher):
-    """Has the run end after its first window."""
+    """Ends the run after its first window."""
 
     def window_done(self, *_: Any) -> None:
         raise KeyboardInterrupt
@@ -51,7 +51,7 @@ class _Interrupting(reprune.Watcher):
 
 @pytest.fixture(scope="module")
 def done(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run of an ordinary caller; tests must not change it."""
+    """A finished run with ordinary arguments; tests must not change it."""
     folder = tmp_path_factory.mktemp("done")
     (folder / "text.txt").write_text(tiny.text(6_000), encoding="utf-8")
     reprune.prune(llama, folder / "out", **QUICK | {"calibration": str(folder / "text.txt")})
@@ -92,7 +92,7 @@ def test_the_record_that_is_returned_is_the_one_on_disk() -> None:
 
 
 def test_a_watcher_is_told_of_no_more_epochs_than_there_are(here: Path) -> None:
-    """Of one epoch `auto` makes two, where a window has two blocks."""
+    """`auto` makes two epochs of one for a window of two blocks."""
     told: dict[int, list[tuple[int, int]]] = {}
 
     class Counting(reprune.Watcher):
@@ -183,7 +183,7 @@ def test_a_path_may_begin_with_the_home_folder(here: Path, monkeypatch: pytest.M
 
 
 def _together(out: str) -> None:
-    """What a script does that a launcher starts several times."""
+    """A script that a launcher starts several times."""
     ranks = Together(60)
     print(reprune.prune("llama", out, **QUICK, ranks=ranks)["ranks"])
     ranks.close()
@@ -298,7 +298,7 @@ COMMIT = "0123456789" * 4
 
 @pytest.fixture
 def repository(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """owner/tiny in the cache of Hub models, at two revisions of one commit."""
+    """owner/tiny in the cache of Hub models, with two revisions of one commit."""
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     repository = tmp_path / "models--owner--tiny"

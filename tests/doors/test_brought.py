@@ -1,4 +1,4 @@
-"""A pruner that another package brings prunes as one of reprune's own does, and its version is on record."""
+"""A pruner from another package prunes like one of reprune's own, and its version is on record."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def test_a_run_goes_on_with_the_same_version_of_the_package_alone(
     with pytest.raises(KeyboardInterrupt):
         reprune.prune("llama", "out", pruner="as_wanda", **HOW, watcher=Stopping())
     install(write_pruner(package, CODE, version="2.0", as_wanda="AsWanda"), monkeypatch)
-    monkeypatch.syspath_prepend(here)  # another path: what is installed is looked for anew
+    monkeypatch.syspath_prepend(here)  # a changed path makes Python look again for what is installed
     with pytest.raises(InputError, match=r"began with brought 1\.0 \(now 2\.0\); install that again to resume"):
         reprune.resume("out")
     monkeypatch.undo()
@@ -182,7 +182,7 @@ def test_a_study_goes_on_with_the_package_by_which_its_cells_were_pruned(
     assert grid("magnitude", "unmasked").code == 1
     assert read_study(here / "grid")["packages"] == {"unmasked": "brought"}
     install(write_pruner(package, CODE, version="2.0", unmasked="AsWanda"), monkeypatch)
-    monkeypatch.syspath_prepend(here)  # another path: what is installed is looked for anew
+    monkeypatch.syspath_prepend(here)  # a changed path makes Python look again for what is installed
     assert "cells/unmasked-LR-seed0: this run began with brought 1.0 (now 2.0)" in grid("unmasked").err
     shutil.rmtree(here / "grid" / "cells" / "unmasked-LR-seed0")
     assert grid("unmasked").code == 0

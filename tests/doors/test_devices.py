@@ -1,4 +1,4 @@
-"""Products in halves, where a model is not computable so: `auto` then is float32, and what was asked for is refused."""
+"""If a model cannot be computed in half precision, `auto` is float32, and a half precision given by name is refused."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.engine.quick import tensors
 
 @pytest.fixture
 def dbrx(here: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A model that adds up its experts' outputs in the dtype of the states; `auto` is bfloat16."""
+    """A model that sums its experts' outputs in the dtype of the states; `auto` is bfloat16."""
     monkeypatch.setattr(devices, "_cpu_multiplies", lambda precision: True)
     (here / "text.txt").write_text(tiny.text())
     return tiny.save("dbrx", here / "dbrx")
@@ -90,7 +90,7 @@ def test_only_what_comes_of_dtypes_is_said_to(wrong: Callable[[], Any], expected
 def test_a_result_that_windows_were_finished_of_is_kept(
     here: Path, dbrx: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where it is a later block that cannot be run."""
+    """A later block cannot be run."""
     from reprune.model.block import Block
 
     run = Block.run
@@ -158,7 +158,7 @@ def test_auto_is_what_the_gpu_that_is_asked_for_multiplies_fast(
         return SimpleNamespace(major=cards[torch.device(of).index or 0] // 10)
 
     monkeypatch.setattr(torch.cuda, "get_device_properties", properties)
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)  # as it says of all: it counts emulation
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)  # true of all GPUs, as it counts emulation
     assert devices.settle_precision("auto", device) == precision
     monkeypatch.setattr(torch.version, "hip", "6.2")
     assert devices.settle_precision("auto", device) == "bfloat16", "AMD numbers its GPUs otherwise"

@@ -1,4 +1,4 @@
-"""What a person is told of distillation: before, while it runs, at its end, and in the report."""
+"""Distillation is reported before it, while it runs, at its end, and in the report."""
 
 from __future__ import annotations
 

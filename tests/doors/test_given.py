@@ -1,4 +1,4 @@
-"""What is given in the forms that callers have it in is one recipe's content."""
+"""Arguments in all forms that callers have become the contents of one recipe."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What memory is left is what the device or the machine has, or less where a control group has a limit."""
+"""The memory that is left is what the device or the machine has, or less if a control group has a limit."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _UNLIMITED = {"memory.max": "max\n"}, {**_FIRST, "memory.limit_in_bytes": f"{2**
 
 
 def _system(folder: Path, groups: str, files: dict[str, dict[str, str]]) -> Path:
-    """A machine with 4 kB available; its groups by the name of their folder."""
+    """The root of a machine with 4 kB available; `files` has its groups by folder."""
     for name, content in {
         "proc/meminfo": "MemTotal:       8 kB\nMemAvailable:       4 kB\n",
         "proc/self/cgroup": groups,
@@ -80,7 +80,7 @@ def test_a_run_on_the_cpu_goes_by_it(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_what_pytorch_has_freed_of_a_gpu_and_keeps_can_be_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    """After a model was measured, for one."""
+    """Such as after measuring a model."""
     says = {"mem_get_info": (10, 100), "memory_reserved": 60, "memory_allocated": 5}
     for name, found in says.items():
         monkeypatch.setattr(torch.cuda, name, lambda device, found=found: found)

@@ -1,4 +1,4 @@
-"""A plan is of the run that there would be: here or on another machine, with what would be refused."""
+"""A plan describes the run that would be done, here or on another machine, and what would be refused."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def _refusing(name: str, seen: dict[str, Any]) -> Callable[..., None]:
 def test_all_that_would_be_refused_is_said_in_order(
     on: str | None, out: str | None, expected: list[str], here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The memory of another machine is not known here."""
+    """The memory of another machine is unknown here."""
     seen: dict[str, Any] = {}
     plan = reprune.plan("llama", out, **RUN, on=on, sparsity="3:5")
     for name in ("check_memory", "check_out", "check_disk", "check_texts"):
@@ -116,8 +116,8 @@ def test_products_of_another_machine_are_as_asked_or_as_its_gpu_multiplies_fast(
 
 
 def _bytes(plan: Plan) -> tuple[bool, bool]:
-    """Whether a forecast of memory counts a whole model that writes, and whether the plan's own does."""
-    plan = replace(plan)  # as nothing was asked of
+    """Whether the forecast's memory includes a whole model that writes texts, and whether the plan's own does."""
+    plan = replace(plan)  # without cached properties
     return plan.forecast.memory_bytes > 10**15, plan.memory_bytes > 10**15
 
 

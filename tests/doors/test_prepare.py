@@ -1,4 +1,4 @@
-"""What a run needs is looked at before anything is written, and refused just where it cannot be."""
+"""What a run needs is checked before anything is written, and refused exactly when it cannot be had."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from reprune.planning.sources import SourceSpec
 
 
 class _Model:
-    """Of so many blocks, as far as it is asked here."""
+    """A stand-in for a model with so many blocks."""
 
     width = 32
     vocabulary = 100
@@ -85,7 +85,7 @@ def test_of_the_blocks_that_are_distilled_text_passes_through_one(blocks: int, r
     ("blocks", "size", "stride", "refused"),
     [
         *((3, 3, 1, False), (3, 3, 3, False), (3, 4, 1, True), (3, 4, 3, True), (3, 4, 4, False), (3, 900, 900, False)),
-        *((1, 2, 1, False), (1, 3, 1, True)),  # the rungs' own are of two
+        *((1, 2, 1, False), (1, 3, 1, True)),  # windows of two blocks are those of rungs
     ],
 )
 def test_overlapping_windows_are_no_larger_than_the_model(blocks: int, size: int, stride: int, refused: bool) -> None:

@@ -1,4 +1,4 @@
-"""What others wrote is shown on a terminal, never obeyed by it."""
+"""A terminal shows what others wrote, and never obeys it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Processes do a run together with a sample and a device each, the same versions, and, file by file, the same model."""
+"""Processes do a run together only with a sample and a device each, the same versions, and the same model files."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ COMMIT = "01234567" * 5
 
 
 class _Two:
-    """This process, and another that has found another folder."""
+    """This process, and another that found another folder."""
 
     alone, count = False, 2
 
@@ -40,7 +40,7 @@ def _check(name: str, first: Path, other: Path) -> None:
 
 @pytest.fixture
 def machines(tmp_path: Path) -> tuple[Path, Path]:
-    """The folder of one commit in the caches of two machines."""
+    """The folders of one commit in the caches of two machines."""
     first = tiny.save("llama", tmp_path / "one" / "snapshots" / COMMIT)
     return first, shutil.copytree(first, tmp_path / "other" / "snapshots" / COMMIT)
 

@@ -1,4 +1,4 @@
-"""What a person sees: numbers in a few digits, and on a terminal a live bar that leaves whole lines behind."""
+"""Users see numbers with few digits, and on a terminal a live bar that leaves whole lines behind."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_size_is_in_decimal_units(count: int, expected: str) -> None:
 
 @pytest.fixture
 def terminal(here: object, monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
-    """What all consoles write to: a terminal of 80 columns."""
+    """A terminal of 80 columns, to which all consoles write."""
     screen = io.StringIO()
     monkeypatch.setenv("TERM", "xterm-256color")
     console = Console(file=screen, force_terminal=True, width=80, highlight=False, soft_wrap=True)
@@ -191,7 +191,7 @@ def test_notes_are_shown(shown: Callable[[], AbstractContextManager[Any]], capfd
 
 
 def _record(seconds: float, *rates: float) -> dict[str, Any]:
-    """What is said of a window on record, of whose epochs each began with such a rate."""
+    """The record of a window whose epochs began with these rates."""
     epochs = [{"relative_lr": rate} for rate in rates]
     return {
         "seconds": seconds,
@@ -243,16 +243,16 @@ def test_off_a_terminal_nothing_is_counted(here: object, capfd: pytest.CaptureFi
 def test_off_a_terminal_colours_that_are_wanted_all_the_same_bring_no_bar(
     name: str, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(name, "1")  # as Jupyter does for what a cell starts, and many a CI
+    monkeypatch.setenv(name, "1")  # as Jupyter does for a cell's processes, and many CI systems
     monkeypatch.delenv("COLUMNS")
     said = cli("prune", "llama", "--out", "out", *QUICK).out
     codes = set(re.findall(r"\x1b\[[0-9;?]*([A-Za-z])", said))
-    wanted = {"m"} if Console(file=io.StringIO()).is_terminal else set()  # Rich knows TTY_COMPATIBLE from 14 on
+    wanted = {"m"} if Console(file=io.StringIO()).is_terminal else set()  # Rich reads TTY_COMPATIBLE since version 14
     assert codes == wanted and "━" not in said and "\r" not in said
 
 
 def test_output_may_be_replaced_by_what_does_not_say_whether_it_is_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As a program does that has its output in a file too; and one may have closed it."""
+    """Such as by a program that also copies its output to a file, or that has closed it."""
     said: list[str] = []
     monkeypatch.setattr("sys.stdout", SimpleNamespace(write=said.append, flush=lambda: None))
     with watching(quiet=False, verbose=False) as watcher:
@@ -283,7 +283,7 @@ def test_off_a_terminal_colours_bring_no_bar_for_a_study_s_cells(
 
 @pytest.mark.parametrize("interactive", [False, True])
 def test_no_columns_are_as_none_said(interactive: bool, here: object, monkeypatch: pytest.MonkeyPatch) -> None:
-    """COLUMNS=0 is in the environment of some pseudo-terminals, and of what is started where there is none."""
+    """COLUMNS=0 is set in some pseudo-terminals, and for processes started without a terminal."""
     monkeypatch.setenv("COLUMNS", "0")
     screen = io.StringIO()
     screen.isatty = lambda: interactive  # type: ignore[method-assign]

@@ -17,12 +17,12 @@ from tests.doors.conftest import QUICK, Cli, record_of
         ("BR+GP", "0.05%", "shorter"),
         ("BR+GP", "1%", None),
         ("BR+GP", "30%", "longer"),
-        ("auto", "0.05%", "shorter"),  # as asked: its tries of first steps make it shorter still
+        ("auto", "0.05%", "shorter"),  # by the rate asked for; trying first steps lowers it further
         ("auto", "1%", None),
     ],
 )
 def test_a_rate_far_from_the_weights_size_is_said(here: Path, cli: Cli, lr: str, steps: str | None, rung: str) -> None:
-    """After the first window, while there is time to begin again, and at the end."""
+    """It is said after the first window, when one can still begin again, and at the end."""
     said = cli("prune", "llama", "--out", "rated", *QUICK, "--lr", lr, "--reconstruct", rung)
     assert (said.code, said.err) == (0, "")
     windows = record_of(here / "rated")["windows"]
@@ -30,7 +30,7 @@ def test_a_rate_far_from_the_weights_size_is_said(here: Path, cli: Cli, lr: str,
     assert [window["relative_lr"] for window in windows] == [pytest.approx(share)] * len(windows)
     begun = [window["epochs"][0]["relative_lr"] for window in windows]
     assert rung == "auto" or begun == [pytest.approx(share)] * len(windows)
-    # Each window's own, but where `auto` begins with a block that it has left as it was in the window before.
+    # Each window has its own, unless `auto` begins with a block that the window before left unchanged.
     states = set()
     for number, window in enumerate(windows):
         (block,) = window["epochs"][0]["blocks"]
@@ -48,7 +48,7 @@ def test_a_rate_far_from_the_weights_size_is_said(here: Path, cli: Cli, lr: str,
 def test_too_long_is_a_rate_that_windows_began_with_and_too_short_one_that_was_asked_for() -> None:
     def said(asked: float | None, *epochs: float | None) -> str | None:
         windows = [{"relative_lr": asked, "epochs": [{"relative_lr": rate} for rate in epochs]}] * 2
-        found = said_of_rate([*windows, {"epochs": []}])  # as least squares leaves it
+        found = said_of_rate([*windows, {"epochs": []}])  # as with least squares only
         return None if found is None else found[0]
 
     assert said(0.3, 0.3, 0.001) == "30.0 % of the kept weights' root mean square: longer steps"
@@ -75,8 +75,8 @@ def test_one_window_of_many_says_nothing(first: float) -> None:
         ([0.0025, 0.04], [0.0025, 0.04], None),
         ([0.001, None, 0.002, 0.9], [0.001, 0.002, 0.9], (0.002, "shorter")),
         ([0.05], [0.05], (0.05, "longer")),
-        ([0.01], [0.001], None),  # tries of the first step have shortened it: nobody's mistake
-        ([0.05], [0.02], None),  # the same: it was too long, and is not
+        ([0.01], [0.001], None),  # trying first steps has lowered it, which is no mistake of the user's
+        ([0.05], [0.02], None),  # the same: it was too high, and is no longer
         ([0.001], [0.0001], (0.001, "shorter")),
         ([None], [0.05], (0.05, "longer")),
         ([None], [0.001], None),

@@ -1,4 +1,4 @@
-"""How far a run is, is what its folder says: all windows and the distillation of one that is finished."""
+"""The status of a run is read from its folder; a finished run has all windows and the distillation."""
 
 from __future__ import annotations
 

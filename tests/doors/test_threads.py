@@ -1,4 +1,4 @@
-"""Threads that have to share a container's few processors are spoken of, as each waits for the others by being busy."""
+"""A note says if a container's CPU quota is too small for PyTorch's threads, which wait for each other by spinning."""
 
 from __future__ import annotations
 

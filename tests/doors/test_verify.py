@@ -1,4 +1,4 @@
-"""A result that is as it was written passes; whatever is not is named, with exit code 1."""
+"""A result that is as it was written passes; whatever differs is named, with exit code 1."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _pruned(cli: Cli, model: str | Path = "llama", *flags: str) -> None:
 
 @pytest.fixture(scope="module")
 def finished(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A result; tests must not change it."""
+    """A finished result; tests must not change it."""
     out = tmp_path_factory.mktemp("finished") / "out"
     how: dict[str, Any] = {"pruner": "magnitude", "sparsity": "2:4", "reconstruct": "LR", "device": "cpu"}
     reprune.prune(llama, out, calibration="manual", samples=4, seqlen=24, settings=["precision=float32"], **how)
@@ -37,7 +37,7 @@ def finished(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def out(finished: Path, here: Path) -> Path:
-    """That result, to change; it is `out` of the working folder."""
+    """A copy of the result, to change, as `out` in the working folder."""
     return copytree(finished, here / "out")
 
 
@@ -86,7 +86,7 @@ def test_an_old_buffer_may_be_infinite(here: Path, cli: Cli) -> None:
 
 
 def test_positions_may_depend_on_how_long_a_text_is(here: Path, cli: Cli) -> None:
-    """LongRoPE has other factors beyond its first context, from the first token on."""
+    """For texts longer than its original context, LongRoPE has other factors, from the first token on."""
     torch.manual_seed(0)
     rope = {"rope_type": "longrope", "rope_theta": 10000.0, "partial_rotary_factor": 1.0}
     rope |= {"short_factor": [1.0] * 4, "long_factor": [8.0] * 4, "original_max_position_embeddings": 48}
@@ -186,7 +186,7 @@ def test_what_was_found_is_true_only_if_it_passed(out: Path) -> None:
 
 
 def _rewritten(out: Path, change: Callable[[dict[str, Tensor]], None]) -> None:
-    """Change tensors of the first shard, and the record with them, so that the files are those on record."""
+    """Change tensors of the first shard, and the record accordingly, so that the files are those on record."""
     shard = min(out.glob("model-*.safetensors"))
     tensors = load_file(shard)
     change(tensors)
@@ -305,7 +305,7 @@ def test_what_is_no_result_is_refused(content: str | None, expected: str, here: 
         (("blocks",), [], "blocks: "),
         (("files", "config.json"), 3, "files.config.json"),
         (("forward", "ids"), [2**64], "forward.ids.0"),
-        (("forward", "ids"), [1] * 33, "forward.ids: "),  # as many as on record at most: a million took minutes
+        (("forward", "ids"), [1] * 33, "forward.ids: "),  # no more than there are on record: a million took minutes
         (("forward", "tokens"), "1e3", "forward.tokens"),
     ],
 )
@@ -335,7 +335,7 @@ def test_a_record_of_another_model_is_a_problem(
 
 
 def _change(out: Path, place: tuple[str | int, ...], value: object) -> None:
-    """Put a value somewhere in a record."""
+    """Set a value at some place of a record."""
     record = json.loads((out / "reprune.json").read_text())
     inner = record
     for step in place[:-1]:

@@ -1,4 +1,4 @@
-"""For commands that run as several processes: what one makes of the same."""
+"""For tests of commands that run as several processes: what a single process makes of the same."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CR = [*map(str, QUICK), "--reconstruct", "BR+GP+CR", "-q"]
 
 @pytest.fixture(scope="package")
 def by_one(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What one process makes; tests must not change it."""
+    """The result of one process; tests must not change it."""
     folder = tmp_path_factory.mktemp("by-one")
     (folder / "text.txt").write_text(tiny.text(6_000), encoding="utf-8")
     with pytest.MonkeyPatch.context() as there, pytest.raises(SystemExit, match="0"):

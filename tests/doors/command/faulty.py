@@ -2,9 +2,8 @@
 
     python faulty.py FAULT RANK WINDOW ARGUMENTS...
 
-When process RANK is about to finish WINDOW it is killed ("kill"), stops without a sign of life ("stop"), finds its disk
-full ("full"), runs out of memory ("memory"), or has the model's configuration be written anew ("change"). "none" has no
-fault.
+When process RANK is about to finish WINDOW, it is killed ("kill"), stops responding ("stop"), finds its disk full
+("full"), runs out of memory ("memory"), or the model's configuration is rewritten ("change"). "none" has no fault.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from tests.doors.conftest import QUICK, Cli, Said
 
 @pytest.fixture(autouse=True)
 def strange(here: Path) -> None:
-    """Files and folders that are not what they are given for."""
+    """Files and folders that are not what they are passed as."""
     files = {
         "afile": "x",
         "empty.txt": " \n",
@@ -191,7 +191,7 @@ def test_recipes_and_settings(command: str, flags: list[str], expected: str, her
 
 
 _LONG = "x" * 300
-"""A name that the system refuses to look at, as it does a folder within one that may not be entered."""
+"""A name that the system refuses to look up, like a folder inside one that may not be entered."""
 
 
 @pytest.mark.parametrize(
@@ -331,7 +331,7 @@ def test_status_of_a_damaged_record(content: str, here: Path, cli: Cli) -> None:
 def test_a_model_without_a_head_is_pruned_with_a_note_and_nothing_that_needs_the_head_is_done(
     here: Path, cli: Cli
 ) -> None:
-    model = tiny.build("mistral").model  # as embedding models are saved
+    model = tiny.build("mistral").model  # saved like embedding models
     model.save_pretrained(here / "headless")
     tiny.tokenizer().save_pretrained(here / "headless")
     flags = ["headless", *QUICK, "--reconstruct", "LR"]

@@ -228,7 +228,7 @@ def test_a_flag_goes_over_the_recipe_and_the_recipe_over_the_default(here: Path,
     assert (made["samples"], made["seqlen"], made["solver"]["epochs"]) == (6, 24, 2)  # flags and --set
     assert (made["sparsity"], made["solver"]["lr"], made["seed"], made["exclude"]) == ("2:4", 0.01, 7, ["down_proj"])
     assert (made["pruner"]["name"], made["reconstruct"], made["solver"]["batch_size"]) == ("sparsegpt", "BR+GP", 8)
-    assert made["device"] in ("cpu", "cuda")  # settled, as what is recorded must be what was done
+    assert made["device"] in ("cpu", "cuda")  # not auto: the record must say what was done
 
 
 @pytest.mark.parametrize("command", [("prune", "--out", "out"), ("plan",)])
@@ -309,7 +309,7 @@ def test_lines_are_short(command: list[str], cli: Cli) -> None:
 def test_signs_that_a_terminal_does_not_know_end_no_run(
     errors: str, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Python has other errors for the locale C."""
+    """In the C locale, Python's output has another error handler."""
     with TextIOWrapper(BytesIO(), encoding="ascii", errors=errors) as output:
         monkeypatch.setattr(sys, "stdout", output)
         with pytest.raises(SystemExit) as end:

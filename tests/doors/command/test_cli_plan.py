@@ -1,4 +1,4 @@
-"""plan says what prune would do, and refuses what it would."""
+"""plan says what prune would do, and refuses what prune would refuse."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_plan_loads_no_weights_and_writes_nothing(here: Path, cli: Cli, monkeypa
     assert "; widening, 2 epochs\n" in auto.out
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt2", "phi3"])  # test_decoder.py compares the groups of all
+@pytest.mark.parametrize("name", ["llama", "gpt2", "phi3"])  # test_decoder.py compares the groups of all models
 def test_plan_counts_what_prune_prunes(name: str, here: Path, cli: Cli) -> None:
     tiny.save(name, here / name)
     planned = cli("plan", name, *QUICK)

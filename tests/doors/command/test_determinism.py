@@ -15,7 +15,7 @@ RECIPES = {
     "BR+GP+CR": (2, ["--pruner", "sparsegpt", "--reconstruct", "BR+GP+CR", "--set", "precision=bfloat16"]),
     "auto": (1, ["--pruner", "wanda", "--reconstruct", "auto", "--set", "solver.start=least-squares"]),
 }
-"""How many threads, and which flags."""
+"""The number of threads, and the flags."""
 _ALL = """
 import sys, torch
 from reprune.doors.command.cli import main
@@ -27,7 +27,7 @@ for threads, arguments in {commands}:
         if end.code:
             sys.exit(end.code)
 """
-"""Both in one process: to start one takes longer than to prune."""
+"""Both in one process, as starting one takes longer than pruning."""
 
 
 def test_three_processes_write_the_same_bytes(here: Path) -> None:

@@ -1,4 +1,4 @@
-"""What ends a run before its end leaves one plain message, an exit code, and a run that `resume` finishes."""
+"""Whatever ends a run early leaves one plain message, an exit code, and a run that `resume` finishes."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ Break = Callable[[BaseException, int], None]
 
 @pytest.fixture
 def break_(monkeypatch: pytest.MonkeyPatch) -> Break:
-    """Lets the pruning of the block of that number raise an error, once."""
+    """A function that makes the pruning of a block of some number raise an error, once."""
     whole = engine.prune_block_
 
     def set_(error: BaseException, block: int) -> None:
@@ -237,7 +237,7 @@ def test_an_error_of_the_program_itself_is_not_hidden(kind: type[Exception], bre
 
 
 def test_a_process_that_is_interrupted_from_outside(here: Path, cli: Cli) -> None:
-    """In a process of its own, by Ctrl-C, in the middle of the second window; test_ranks.py has SIGTERM."""
+    """In a separate process, by Ctrl-C, in the middle of the second window; test_ranks.py has SIGTERM."""
     command = [*COMMAND, "prune", "llama", "--out", "cut", *QUICK, "--epochs", "400", "-v"]
     pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen(command, cwd=here, env={**os.environ, **SOURCES}, **pipes) as process:

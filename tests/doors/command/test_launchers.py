@@ -1,4 +1,4 @@
-"""Processes that a launcher starts on one or two machines find each other; where their link is cut they end."""
+"""Processes that a launcher starts on one or two machines find each other; if their link is cut, they end."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node"]
 
 
 def _environment(**own: str) -> dict[str, str]:
-    """Of a process of one thread, from these sources."""
+    """The environment of a process with one thread and these sources."""
     return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(together.SOURCES), **own}
 
 
 def _stuck(launchers: Sequence[subprocess.Popen[bytes]]) -> int:
-    """How many do not end in time; what they have started, and they, are ended and say where they were."""
+    """The number of launchers that do not end in time; these and their children are ended and print where they were."""
     until = time.monotonic() + 2 * BOUND
     found = 0
     for launcher in launchers:
@@ -59,7 +59,7 @@ def test_torchrun_starts_it(here: Path, by_one: Path) -> None:
 
 
 def test_two_machines_find_each_other_as_the_docs_say(here: Path, by_one: Path) -> None:
-    """Two launchers on this one, each with a process of its own."""
+    """Two launchers on this machine, each with one process."""
     meeting = ["--nnodes", "2", "--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{together.free_port()}"]
     command = [*TORCHRUN, "1", *meeting, "-m", "reprune", "prune", "llama", "--out", "two", *CR]
     environment = _environment(PYTHONFAULTHANDLER="1")
@@ -78,7 +78,7 @@ def test_two_machines_find_each_other_as_the_docs_say(here: Path, by_one: Path) 
 
 @pytest.fixture
 def two_hosts() -> Iterator[tuple[str, str]]:
-    """Two network namespaces with a link between them, at 10.99.7.1 and 10.99.7.2; only where they may be made."""
+    """Two network namespaces with a link between them, at 10.99.7.1 and 10.99.7.2; skips if they cannot be made."""
     names = (f"reprune-{os.getpid()}-a", f"reprune-{os.getpid()}-b")
 
     def ip(*arguments: str) -> bool:
@@ -127,7 +127,7 @@ def test_where_the_link_between_two_hosts_is_cut_both_end_and_the_run_is_gone_on
     subprocess.run(["ip", "-n", two_hosts[0], "link", "set", "one", "down"], check=True)
     ended = [rank.wait(BOUND) for rank in ranks]
     assert [one.code for one in ended] == [1, 1]
-    assert all("has lost the others" in one.err for one in ended)  # each host has a reader of its own
+    assert all("has lost the others" in one.err for one in ended)  # each host has its own reader
     assert _windows_done(here / "cut") >= 1
     assert cli("resume", "cut", "-q").code == 0
     assert reprune.verify(here / "cut").passed

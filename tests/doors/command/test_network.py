@@ -1,4 +1,4 @@
-"""No command opens a connection that was not asked for: a model and a text that are here need none."""
+"""No command opens a connection that was not asked for: local models and texts need none."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ def _one_error(said: Said, expected: str) -> None:
 
 @pytest.fixture
 def small_disk(here: Path) -> Iterator[tuple[Path, Mount]]:
-    """A file system of a size that can be changed; only where this process may mount one."""
+    """A file system whose size can be changed; skips if this process may not mount one."""
     place = here / "disk"
     place.mkdir()
 
@@ -74,10 +74,10 @@ def small_disk(here: Path) -> Iterator[tuple[Path, Mount]]:
 def test_a_full_disk_is_said_and_a_run_goes_on_when_there_is_room(
     streams: str, cli: Cli, whole: dict[str, bytes], small_disk: tuple[Path, Mount], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("reprune.doors.api.check_disk", lambda *_: None)  # others fill the disk after it was looked at
+    monkeypatch.setattr("reprune.doors.api.check_disk", lambda *_: None)  # as if others fill the disk after the check
     place, resize = small_disk
     out, full = place / "out", 0
-    # In small steps as far as 4 kB pages need, then in large ones, where each file takes a larger page.
+    # In small steps where pages have 4 kB, then in large ones, where each file takes a larger page.
     for size in (*range(40, 2000, 40), *(2000 << step for step in range(8))):
         resize(f"{size}k")
         if (out / ".reprune" / "run.json").exists():
@@ -101,7 +101,7 @@ def test_a_full_disk_is_said_and_a_run_goes_on_when_there_is_room(
 def test_whatever_step_fails_is_named_and_loses_nothing(
     first: int, number: int, cli: Cli, here: Path, whole: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every fifth step fails, in each of four tests for another reason."""
+    """Every fifth step fails, for a different reason in each of four tests."""
     steps = {"fsync": os.fsync, "replace": os.replace}
     for failing in range(first, 200, 20):
         out, count = here / f"out-{failing}", [0]
@@ -130,14 +130,14 @@ def test_whatever_step_fails_is_named_and_loses_nothing(
 
 
 def _limited(size: int, *arguments: str) -> None:
-    """The command line, where no file may be larger."""
-    sys.dont_write_bytecode = True  # it would be cut to that size, too, and each process after it would read that
+    """The command line, with a limit on the size of files."""
+    sys.dont_write_bytecode = True  # a cut .pyc would be read by later processes
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
     together.command(*arguments)
 
 
 def test_a_file_that_may_not_grow_is_named(here: Path, whole: dict[str, bytes], cli: Cli) -> None:
-    """The error comes from the system through the library that writes tensors, in a process of its own."""
+    """The error comes from the system through the library that writes tensors, in a separate process."""
     limit = max(len(content) for content in whole.values()) // 2
     arguments = ["prune", *map(str, _RUN), "--out", "out", "-q"]
     said = together.start_alone(_limited, limit, *arguments).wait(60)
@@ -148,14 +148,14 @@ def test_a_file_that_may_not_grow_is_named(here: Path, whole: dict[str, bytes], 
 
 
 def _refused(said: str) -> str:
-    """The line of a plan on what `prune` ends with."""
+    """The line of a plan for a message with which `prune` ends."""
     return "refused    " + said.removeprefix("error: ").rstrip()
 
 
 def test_without_a_folder_for_temporary_files_it_is_said_how_to_name_one(
     here: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As in a container of which all is read-only but the folder of the result."""
+    """As in a container in which only the result's folder can be written."""
     (here / "rows.jsonl").write_text('{"text": "a"}\n')
     with monkeypatch.context() as patch:
         patch.setattr(tempfile, "tempdir", None)
@@ -193,7 +193,7 @@ def test_a_run_that_cannot_fit_the_memory_is_refused_before_it_begins(
     assert not (here / "out").exists()
     planned = cli("plan", *_RUN)
     assert (planned.code, planned.out.splitlines()[-1:]) == (2, [_refused(said.err)])
-    assert cli("plan", *_RUN, "--on", "h100").code == 0  # that memory is another machine's
+    assert cli("plan", *_RUN, "--on", "h100").code == 0  # another machine's memory is not checked
 
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="only Linux says which files are in memory")

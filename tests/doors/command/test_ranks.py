@@ -1,4 +1,4 @@
-"""A command that runs as several processes ends as one: with one message, in a bounded time, and is gone on with."""
+"""A command that runs as several processes ends as one: with one message, in a bounded time, and can go on."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.engine.together import Ended, Rank
 
 FAULTY = str(Path(__file__).parent / "faulty.py")
 BOUND = 60
-"""Seconds within which all processes are to have ended."""
+"""Seconds within which all processes must end."""
 
 
 def _faulty(count: int, *arguments: str) -> list[Rank]:
@@ -35,7 +35,7 @@ def _commands(count: int, *arguments: str) -> list[Rank]:
 
 
 def _ended(ranks: list[Rank], stopped: int | None = None) -> list[Ended]:
-    """How each ended; one that has stopped is killed when the others have."""
+    """How each process ended; the stopped one is killed after the others have ended."""
     found = {number: rank.wait(BOUND) for number, rank in enumerate(ranks) if number != stopped}
     if stopped is not None:
         ranks[stopped].send(signal.SIGKILL)
@@ -44,7 +44,7 @@ def _ended(ranks: list[Rank], stopped: int | None = None) -> list[Ended]:
 
 
 def _messages(ended: list[Ended]) -> list[str]:
-    """What all have said, without the warnings of the libraries."""
+    """The messages of all processes, without the libraries' warnings."""
     lines = [line for one in ended for line in one.err.splitlines()]
     return [line for line in lines if line.startswith(("error:", "interrupted", "process "))]
 
@@ -76,19 +76,19 @@ def test_what_ends_one_process_ends_all_with_one_message_and_any_number_goes_on_
     for number, one in enumerate(ended):
         assert one.code == (-signal.SIGKILL if fault == "kill" and number == rank else 1)
     said = _messages(ended)
-    # Where a process fails by itself the others, which nothing tells, may say that they have lost it.
+    # If one process fails by itself, the others are not told why and may say that they have lost it.
     own = [line for line in said if "has lost the others" not in line]
     assert len(said) - len(own) <= 1
     if fault == "kill":
         assert not own
         assert "reprune resume" in said[0]
-        assert ".cc" not in said[0]  # no place in PyTorch's source
+        assert ".cc" not in said[0]  # no location in PyTorch's source
     else:
         assert len(own) == 1
         assert {"full": "No space left", "memory": "out of memory ("}[fault] in own[0]
         assert own[0].startswith("error: " if rank == 0 else f"process {rank} of {count}: error: ")
     assert not any("Traceback" in one.err for one in ended)
-    assert _windows_done(here / "cut") in ((2,) if rank == 0 else (2, 3))  # the first may have finished its own
+    assert _windows_done(here / "cut") in ((2,) if rank == 0 else (2, 3))  # the first process may have finished it
     assert [one.code for one in _ended(_commands(then, "resume", "cut", "-q"))] == [0] * then
     _like(by_one, here / "cut")
     assert reprune.verify(here / "cut").passed
@@ -131,7 +131,7 @@ def test_a_run_that_another_process_holds_is_refused_once(here: Path) -> None:
 
 
 def _stopping(*arguments: str) -> None:
-    """The command line, whose first process stops without a sign of life as it draws samples."""
+    """The command line, whose first process stops responding when it draws samples."""
     from reprune.doors import api
 
     def draw(*_: Any) -> Any:
@@ -166,7 +166,7 @@ def test_bad_input_is_said_once_and_nothing_is_written(arguments: list[str], her
 
 
 def test_what_is_wrong_in_one_process_alone_is_said_by_it(here: Path) -> None:
-    """As where another machine lacks the model."""
+    """For example, another machine lacks the model."""
     (here / "elsewhere").mkdir()
     ended = _apart(here, here / "elsewhere", "prune", "llama", "--out", "bad", *CR)
     assert ended[1].code == 2
@@ -185,7 +185,7 @@ def test_only_the_first_machine_needs_the_texts(here: Path) -> None:
 
 
 def _apart(here: Path, elsewhere: Path, *arguments: str) -> list[Ended]:
-    """The command line in two processes with a working folder each, as on two machines."""
+    """The command line in two processes, each with its own working folder, as on two machines."""
     port = together.free_port()
     folders = enumerate([here, elsewhere])
     return _ended(
@@ -194,7 +194,7 @@ def _apart(here: Path, elsewhere: Path, *arguments: str) -> list[Ended]:
 
 
 def _elsewhere(what: str, *arguments: str) -> None:
-    """The command line, in a second process whose machine multiplies in bfloat16, or has another PyTorch."""
+    """The command line, with a second process whose machine multiplies in bfloat16, or has another PyTorch."""
     from reprune.doors import api, devices, processes
 
     second = os.environ["RANK"] == "1"
@@ -232,7 +232,7 @@ def test_another_version_on_another_machine_is_refused(arguments: list[str], her
 
 
 def _of_its_own_cache(*arguments: str) -> None:
-    """The command line, whose processes each have a cache of Hub models of their own."""
+    """The command line, whose processes each have their own cache of Hub models."""
     from huggingface_hub import constants
 
     constants.HF_HUB_CACHE, constants.HF_HUB_OFFLINE = f"hub{os.environ['RANK']}", True

@@ -1,4 +1,4 @@
-"""The job of the page on clusters, on a Slurm of two nodes that are both on this machine."""
+"""The job script of the docs' page on clusters runs on a Slurm of two nodes, both on this machine."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.test_docs import ROOT
 _NEEDED = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "squeue")
 _PATH = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"], "/usr/sbin", "/sbin"])
 BOUND = 120
-"""Seconds within which anything is to have happened."""
+"""Seconds within which anything must have happened."""
 _CONFIGURATION = """\
 ClusterName=tests
 SlurmctldHost={machine}(127.0.0.1)
@@ -56,7 +56,7 @@ PartitionName=all Nodes=ALL Default=YES
 
 @pytest.fixture(scope="module")
 def slurm() -> Iterator[dict[str, str]]:
-    """A cluster of two nodes, as the environment that its commands need."""
+    """A cluster of two nodes: the environment that its commands need."""
     if any(shutil.which(name, path=_PATH) is None for name in _NEEDED):
         pytest.skip("Slurm is not installed")
     machine = socket.gethostname()
@@ -108,7 +108,7 @@ def _ask(environment: dict[str, str], *command: str) -> str:
 
 
 def _job(more: str) -> str:
-    """The page's script, for nodes of one core, with a run that is quick."""
+    """The page's script, adapted to nodes of one core and a quick run."""
     page = (ROOT / "docs" / "distributed.md").read_text(encoding="utf-8")
     (script,) = re.findall(r"^```bash\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
     for theirs, here in (
@@ -132,11 +132,11 @@ def _submit(environment: dict[str, str], here: Path, more: str) -> str:
 
 
 def _until_ended(environment: dict[str, str], job: str, here: Path) -> str:
-    """What the job has said, once it has ended."""
+    """The output of the job, after it has ended."""
     until = time.monotonic() + BOUND
     while _ask(environment, "squeue", "--noheader", "--job", job):
         assert time.monotonic() < until, (here / "said.txt").read_text()
-        _ask(environment, "scontrol", "update", f"JobId={job}", "StartTime=now")  # not after two minutes
+        _ask(environment, "scontrol", "update", f"JobId={job}", "StartTime=now")  # instead of in two minutes
         time.sleep(0.5)
     return (here / "said.txt").read_text()
 

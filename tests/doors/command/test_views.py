@@ -1,4 +1,4 @@
-"""What a plan says is what there will be."""
+"""What a plan shows is what a run will do."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How far a run is, is said with the measure of its errors, and the way on."""
+"""The status of a run names the measure of its errors, and how to go on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The demo prunes a model and shows what it was worth before and after; it touches no stranger's files."""
+"""The demo prunes a model and shows its perplexity before and after; it leaves others' files alone."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.prose import write_as_if_prose
 
 @pytest.fixture(autouse=True)
 def tiny_demo(llama: Path, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The demo with a tiny model, and little of everything."""
+    """The demo with a tiny model and small settings."""
 
     def demo_model(notify: Callable[[str], None]) -> Path:
         notify("converting the model once")

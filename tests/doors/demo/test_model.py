@@ -38,11 +38,11 @@ def write_gguf(
 ) -> Path:
     """A model (the tiny Llama) and the tiny tokenizer as a GGUF file, in float32 or Q8_0.
 
-    Skips the test where Transformers is too old for such files.
+    Skips the test if Transformers is too old for such files.
 
     Args:
-        bos, split: what it says of BOS and of how text is split, if anything.
-        rope: the `base`, `factor`, `table` and `width` of what rotates, a `window`, and how many blocks are `later`.
+        bos, split: what the file says about BOS and the splitting of text, if anything.
+        rope: `base`, `factor`, `table` and `width` of rotary embeddings, a `window`, and the number of `later` blocks.
     """
     try:
         check_release(file)
@@ -119,7 +119,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A package like the demo's, of the tiny Llama in three parts."""
+    """A package like the demo's, with the tiny Llama in three parts."""
     content = write_gguf(tmp_path / "whole.gguf", quantized=True).read_bytes()
     data = tmp_path / "package" / "data"
     data.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""What stands along an axis, and where axes begin and end."""
+"""The numbers along an axis are readable, and axes begin and end where their values need it."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_a_number_takes_few_digits_whatever_its_size(value: float, expected: str
     ],
 )
 def test_a_share_is_in_percent_also_where_it_is_large(share: float, expected: str) -> None:
-    """As errors of models that a pruner has destroyed."""
+    """Such as errors of models that a pruner has destroyed."""
     assert written(share, percent=True) == expected.replace(" ", "\N{NO-BREAK SPACE}")
 
 
@@ -68,7 +68,7 @@ def test_axes_have_room_for_all_values(values: list[float], logarithmic: bool, e
 
 
 def ticks(axis: Any) -> list[str]:
-    """What stands along an axis."""
+    """The labels along an axis."""
     low, high = sorted(axis.get_view_interval())
     return [axis.get_major_formatter()(place) for place in axis.get_majorticklocs() if low <= place <= high]
 
@@ -104,14 +104,14 @@ def test_only_whole_numbers_stand_below_windows_and_blocks(count: int, expected:
 
 
 def _away(place: Any, box: Any) -> float:
-    """How far a place is from a box, in pixels."""
+    """The distance of a place from a box, in pixels."""
     return math.hypot(*(max(low - at, at - high, 0.0) for at, low, high in zip(place, box.min, box.max, strict=True)))
 
 
 def test_names_stand_within_the_frame_and_not_on_one_another() -> None:
     points = {"left": (0.0, 0.5), "right": (1.0, 0.5), "top": (0.5, 1.0), "low": (0.5, 0.0)}
     points |= {"one": (0.5, 0.3), "two": (0.56, 0.3), "the same": (0.56, 0.3)}
-    axes = Figure(dpi=72).subplots()  # as pictures have it: a point is a pixel
+    axes = Figure(dpi=72).subplots()  # as in pictures: a point is a pixel
     axes.set(xlim=(0.0, 1.0), ylim=(0.0, 1.0))
     write_beside(axes, [(name, "black", point) for name, point in points.items()], [[*points.values()]])
     boxes = {text.get_text(): text.get_window_extent() for text in axes.texts}

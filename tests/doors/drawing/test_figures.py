@@ -47,12 +47,12 @@ every = pytest.mark.parametrize("name", EVERY)
 
 
 def texts(svg: str) -> list[str]:
-    """All that is written in a picture."""
+    """All texts in a picture."""
     return ["".join(element.itertext()) for element in ElementTree.fromstring(svg).iter(f"{SVG}text")]
 
 
 def lines(svg: str, number: int) -> list[int]:
-    """How many points each line of a series has, marks and legend left out."""
+    """The number of points of each line of a series, without marks and legend."""
     color = style(number).color
     paths = ElementTree.fromstring(svg).iter(f"{SVG}path")
     drawn = [path for path in paths if f"stroke:{color}" in path.get("style", "") and path.get("clip-path")]
@@ -62,7 +62,7 @@ def lines(svg: str, number: int) -> list[int]:
 @every
 def test_a_figure_is_one_element_that_leaks_nothing_into_its_page(name: str) -> None:
     svg = EVERY[name]("Error & title")
-    root = ElementTree.fromstring(svg)  # well-formed, in the file of its own too
+    root = ElementTree.fromstring(svg)  # well-formed, also as a separate file
     assert root.tag == f"{SVG}svg"
     assert (root.get("role"), root.get("aria-label")) == ("img", "Error & title")
     assert root.get("viewBox") == f"0 0 {root.get('width')} {root.get('height')}"
@@ -124,7 +124,7 @@ def test_a_long_name_leaves_room_for_what_is_drawn() -> None:
         figures.by_rung({long: [[1.0], [2.0]]}, [long, "BR"], title=long, ylabel=long, joined=2),
         figures.share_by_matrix({long: [0.5]}, title=long),
     ]
-    for svg in drawn:  # and no warning that nothing is left of the axes
+    for svg in drawn:  # and matplotlib does not warn that no room is left for the axes
         assert ElementTree.fromstring(svg).get("aria-label") == long
         assert max(map(len, texts(svg))) <= 50
         assert any(text.startswith("a/very/") and text.endswith("end") for text in texts(svg))
@@ -213,7 +213,7 @@ def test_series_differ_in_more_than_their_colour() -> None:
     assert len({(one.color, one.marker) for one in map(style, range(12))}) == 12
 
 
-# Machado, Oliveira and Fernandes 2009, at full severity, on linear RGB
+# Colour vision deficiencies by Machado, Oliveira and Fernandes 2009, at full severity, on linear RGB
 _SIGHT = {
     "protanopia": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
     "deuteranopia": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
@@ -257,7 +257,7 @@ def test_colours_are_legible_on_their_ground(which: int) -> None:
 def test_colours_are_told_apart_by_those_who_see_fewer_of_them(which: int, sight: str) -> None:
     seen = {role: lab(times(_SIGHT[sight], linear(PALETTE[role][which]))) for role in "123456"}
     for one, other in itertools.combinations(seen, 2):
-        assert math.dist(seen[one], seen[other]) > 10, (one, other)  # 2 is the least that an eye tells apart
+        assert math.dist(seen[one], seen[other]) > 10, (one, other)  # an eye can tell 2 apart
 
 
 def test_without_matplotlib_the_message_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:

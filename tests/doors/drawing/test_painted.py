@@ -1,4 +1,4 @@
-"""What is on a figure stands where its numbers say."""
+"""Points, lines and labels of a figure are drawn where their numbers say."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Painted = Callable[[Callable[[], str]], Any]
 
 @pytest.fixture
 def painted(monkeypatch: pytest.MonkeyPatch) -> Painted:
-    """The axes on which a figure is drawn, with all that is on them."""
+    """A function that draws a figure and returns its axes with all that is on them."""
     kept: list[Callable[[Any], None]] = []
 
     def draw(paint: Callable[[Any], None], **_: Any) -> str:
@@ -34,12 +34,12 @@ def painted(monkeypatch: pytest.MonkeyPatch) -> Painted:
 
 
 def drawn(axes: Any) -> list[tuple[list[float], list[float]]]:
-    """Where each line, and each series of points, is drawn."""
+    """The coordinates of each line and each series of points."""
     return [([*map(float, line.get_xdata())], [*map(float, line.get_ydata())]) for line in axes.lines]
 
 
 def named(axes: Any) -> list[str]:
-    """What the legend says, in order."""
+    """The texts of the legend, in order."""
     (legend,) = axes.figure.legends
     return [text.get_text() for text in legend.get_texts()]
 

@@ -1,4 +1,4 @@
-"""A picture's legend fits its width, names are cut in their middle, and a file of its own turns dark."""
+"""A picture's legend fits its width, long names are cut in the middle, and a separate file can turn dark."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from reprune.doors.drawing.svg import PALETTE, _declarations, _wide, legend, sho
     [
         (["abcde"], 1),
         (["abcde"] * 4, 4),
-        (["abcde"] * 5, 3),  # two lines need no more
+        (["abcde"] * 5, 3),  # two lines need no more columns
         (["abcde"] * 6, 3),
         (["abcde"] * 9, 3),
         (["a" * 30] * 3, 1),

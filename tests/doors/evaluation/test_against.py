@@ -1,4 +1,4 @@
-"""The errors of a sparse model by block are those of two whole models side by side, at the memory of two blocks."""
+"""A sparse model's errors by block are those of two whole models side by side, in the memory of two blocks."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _ALL_EMBEDDINGS = ("embed_tokens", "wte")
 
 
 def sparse_twin(name: str, folder: Path, embeddings: bool = False, **options: Any) -> Path:
-    """The same tiny model with half of each block's matrices zero and everything in its blocks a little off."""
+    """The same tiny model with half of each block's matrices zero and all weights of its blocks slightly changed."""
     model = tiny.build(name)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -53,7 +53,7 @@ def sparse_twin(name: str, folder: Path, embeddings: bool = False, **options: An
 
 @torch.no_grad()
 def outputs(folder: Path, path: str, ids: Tensor) -> list[Tensor]:
-    """The slow twin: the whole model on all windows, what each of its blocks puts out."""
+    """The slow twin: the output of each block of the whole model on all windows."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     seen: list[Tensor] = []
     for block in model.get_submodule(path):
@@ -266,7 +266,7 @@ def test_no_file_is_left_however_it_ends(
 
 
 def _stuck() -> None:
-    """The command line, with streams on disk, and a block that says when it is run and takes a minute."""
+    """The command line, with streams on disk and a block that signals when it is run and takes a minute."""
 
     def run(*_: Any) -> None:
         Path("running").touch()

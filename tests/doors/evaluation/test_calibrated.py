@@ -1,4 +1,4 @@
-"""It is said where a text holds what a model was calibrated on, by the text's own tokens, and not for boilerplate."""
+"""A note says if a text holds what a model was calibrated on, by the text's own tokens, but not for boilerplate."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_windows_go_on_where_the_ones_before_end_whatever_begins_each(tmp_path: 
     running = torch.randint(500, (400,), generator=torch.Generator().manual_seed(0))
     (tmp_path / "reprune.json").write_text(json.dumps({"sketch": sketch(running.view(1, -1))}), encoding="utf-8")
     told: list[str] = []
-    begun = torch.cat([torch.full((40, 2), 7), running.view(40, 10)], 1)  # by two tokens that are not the text's
+    begun = torch.cat([torch.full((40, 2), 7), running.view(40, 10)], 1)  # two tokens that are not the text's
     assert calibrated_on(tmp_path, _cut(begun, beginning=2), told.append) == 1.0
     assert ["a.txt holds 100% of what this model was calibrated on" in one for one in told] == [True]
 

@@ -29,7 +29,7 @@ ALL: dict[str, Any] = {"protocol": None, "seqlen": None, "max_windows": None}
 
 
 def long_model(folder: Path, positions: int) -> Path:
-    """A model of one block that takes sequences of that length."""
+    """A model of one block that accepts sequences up to that length."""
     config = LlamaConfig(
         vocab_size=tiny.VOCABULARY, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
         max_position_embeddings=positions, bos_token_id=1, eos_token_id=2, pad_token_id=0,
@@ -260,7 +260,7 @@ def test_the_help_fits_80_columns(cli: Cli) -> None:
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """What is asked of zero-shot evaluation, which is stood in for."""
+    """The calls of zero-shot evaluation, which is replaced by a stand-in."""
     calls: list[Any] = []
 
     def zero_shot(model: str, tasks: list[str], **options: Any) -> ZeroShot:
@@ -327,7 +327,7 @@ def test_bare_numbers_come_one_a_line(cli: Cli, asked: list[Any]) -> None:
 
 
 def test_errors_alone_never_load_the_model_whole(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where it does not fit, what does is named."""
+    """If it does not fit in memory, the message names what does."""
 
     def load_model(*arguments: object) -> None:
         raise MemoryError
@@ -347,7 +347,7 @@ def test_errors_alone_never_load_the_model_whole(cli: Cli, monkeypatch: pytest.M
 
 
 def test_a_text_that_was_calibrated_on_is_noticed(cli: Cli, here: Path) -> None:
-    (here / "other.txt").write_text(tiny.LICENCE)  # not more of the manual, which has passages twice
+    (here / "other.txt").write_text(tiny.LICENCE)  # not from the manual, which repeats passages
     assert cli("prune", "llama", "--out", "out", *QUICK, "-q").code == 0
     cut = ("--seqlen", "64", "--device", "cpu")
     said = cli("evaluate", "out", "--text", "text.txt", *cut).out
@@ -367,7 +367,7 @@ def test_a_text_that_was_calibrated_on_is_noticed(cli: Cli, here: Path) -> None:
     assert reprune.errors_against("out", "llama", "text.txt", seqlen=64, device="cpu").calibration_overlap == held
     (here / "twice.txt").write_text(
         (here / "text.txt").read_text() * 2
-    )  # what the last window leaves out stands before
+    )  # so that what the last window leaves out is in an earlier one
     short, long = (reprune.evaluate("out", "twice.txt", seqlen=tokens, device="cpu") for tokens in (8, 64))
     assert short.calibration_overlap == pytest.approx(long.calibration_overlap, abs=0.05)  # 8: less than any passage
     (here / "out" / "reprune.json").write_text("{}")

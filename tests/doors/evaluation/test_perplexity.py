@@ -1,4 +1,4 @@
-"""A perplexity is that of plain Transformers over the same windows, and says what it was measured on."""
+"""A perplexity equals that of plain Transformers over the same windows, and says what it was measured on."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_a_loss_of_no_finite_perplexity_is_an_error() -> None:
 @pytest.mark.parametrize("bos", [True, False])
 @pytest.mark.parametrize("seqlen", [None, 33])
 def test_the_windows_are_those_of_the_protocol(bos: bool, seqlen: int | None, here: Path) -> None:
-    """Where the tokenizer adds BOS each window has it, and no token of the text is left out for it."""
+    """If the tokenizer adds BOS, each window begins with it, and no token of the text is left out for it."""
     model = tiny.save("llama", here / "model", bos=bos)
     text = (here / "text.txt").read_text()
     windows = cut(text, seqlen or tiny.POSITIONS, bos)
@@ -129,7 +129,7 @@ def test_the_split_of_a_text_with_splits_is_the_test_split(llama: Path, here: Pa
 
 @pytest.fixture
 def bloom(here: Path) -> Path:
-    """A model without a longest sequence, and a tokenizer that adds no BOS."""
+    """A model without a longest sequence, with a tokenizer that adds no BOS."""
     torch.manual_seed(0)
     model = tf.BloomForCausalLM(tf.BloomConfig(vocab_size=tiny.VOCABULARY, hidden_size=32, n_layer=2, n_head=4))
     model.save_pretrained(here / "bloom")
@@ -155,7 +155,7 @@ def test_a_window_without_a_token_to_predict_is_refused(bloom: Path, seqlen: int
 
 @pytest.mark.parametrize(("full", "fixed"), [("wanda", "paper"), ("published", "gptq")])
 def test_a_model_of_any_length_has_no_full_length(full: str, fixed: str, bloom: Path) -> None:
-    """It is sent to a protocol whose windows begin in the same way."""
+    """The message suggests a protocol whose windows begin in the same way."""
     said = rf"^--protocol {full}: .*bloom names none; give --seqlen, or --protocol {fixed}\.$"
     with pytest.raises(InputError, match=said):
         reprune.evaluate(bloom, "text.txt", protocol=full)

@@ -1,4 +1,4 @@
-"""An endpoint writes by the same procedure: proven against a real server on loopback, Transformers' own."""
+"""An endpoint writes by the same procedure, as tested against a real server, Transformers' own, on loopback."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def free_port() -> int:
 
 @pytest.fixture(scope="module")
 def server(llama: Path) -> Iterator[tuple[str, str]]:
-    """The URL of a server with the tiny model, and what it calls it."""
+    """The URL of a server with the tiny model, and the server's name of the model."""
     port = free_port()
     command = [Path(sys.executable).parent / "transformers", "serve", str(llama), "--host", "127.0.0.1"]
     options = ["--port", str(port), "--device", "cpu", "--dtype", "float32"]
@@ -65,9 +65,9 @@ def server(llama: Path) -> Iterator[tuple[str, str]]:
 def answering(
     answer: Callable[[dict[str, Any]], Any], model: str | None = "m", settings: Generation = SMALL
 ) -> Iterator[EndpointAuthor]:
-    """The author behind a server that answers requests by a function: with JSON, or with bytes of HTML.
+    """The author behind a server whose answers a function gives: JSON, or bytes of HTML.
 
-    Asked for its models it answers the request {}.
+    For the list of its models, the function is called with {}.
     """
 
     class Handler(BaseHTTPRequestHandler):
@@ -109,12 +109,12 @@ def half_is_english(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_it_begins_as_the_model_here_does(server: tuple[str, str], llama: Path, request: pytest.FixtureRequest) -> None:
-    """The twin: greedy beginnings of the same model in this process."""
+    """The twin: greedy beginnings by the same model in this process."""
     tokenizer = tiny.tokenizer()
     here = LocalAuthor(llama, tokenizer, SMALL, "cpu", "float32")
     there = EndpointAuthor(*server, tokenizer, SMALL, concurrency=3)
     request.addfinalizer(there.close)
-    # A server takes text, so only beginnings that come back to their own tokens can be compared.
+    # A server takes text, so only beginnings whose text gives the same tokens again can be compared.
     firsts = [
         int(i)
         for i in first_tokens(tokenizer, here.rows).ids
@@ -185,7 +185,7 @@ def test_a_path_without_completions_is_named(server: tuple[str, str], here: Path
 def test_a_server_that_goes_away_ends_it_with_what_is_written(
     server: tuple[str, str], here: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After the first round the URL leads nowhere."""
+    """After the first round, nothing is at the URL."""
     written = EndpointAuthor.write
     rounds_done: list[int] = []
 
@@ -195,7 +195,7 @@ def test_a_server_that_goes_away_ends_it_with_what_is_written(
         rounds_done.append(number)
         return written(self, prefixes, number)  # type: ignore[arg-type]
 
-    # More texts than one round can keep, which are two batches.
+    # More texts than one round, which is two batches, can keep.
     flags = [*FLAGS, "--samples", "15", "--endpoint", server[0], "--endpoint-model", server[1]]
     with monkeypatch.context() as away:
         away.setattr(EndpointAuthor, "write", write)
@@ -225,7 +225,7 @@ STRANGE = [
 
 @pytest.mark.parametrize("strange", STRANGE)
 def test_an_answer_that_is_no_completion_is_named(strange: object, monkeypatch: pytest.MonkeyPatch) -> None:
-    """At the start, where nothing is written, and later, where a text may come after all."""
+    """At the start, when nothing is written yet, and later, when a text may still come."""
     message = r"answers with what is no completion \(.*\); check the URL \(it often ends in /v1\)\."
     with pytest.raises(InputError, match=message), answering(lambda request: strange):
         pass
@@ -262,7 +262,7 @@ def test_a_server_that_hangs_is_said_to_have_been_asked_so_often(monkeypatch: py
 
 
 def test_an_interrupt_waits_for_no_answer() -> None:
-    """Nor does Python as it ends, which waits for threads that are no daemons."""
+    """Nor does Python at its end, which waits for threads that are not daemons."""
     main, before = threading.main_thread(), threading.enumerate()
     over, answered = threading.Event(), threading.Event()
 
@@ -326,7 +326,7 @@ def test_a_token_that_is_no_text_ends_one() -> None:
 
 
 def test_a_prefix_of_more_tokens_leaves_room_for_less() -> None:
-    """A server refuses what is longer than its model takes."""
+    """A server refuses sequences that are longer than its model accepts."""
     asked: list[dict[str, Any]] = []
 
     def answer(request: dict[str, Any]) -> object:

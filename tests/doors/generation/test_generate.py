@@ -1,4 +1,4 @@
-"""`reprune generate` has a model write texts into a file that says all of them, and that no interruption changes."""
+"""`reprune generate` has a model write texts to a file with all about them, which no interruption changes."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ EXACT = {"device": "cpu", "precision": "float32"}
 
 
 def reads(text: str) -> Language:
-    """A stand-in for a language, as a tiny model writes none: half of all beginnings are English."""
+    """A stand-in for the language of a text, as a tiny model writes none: half of all beginnings are English."""
     return Language("en" if sum(map(ord, text)) % 2 else "de", 0.75)
 
 
@@ -61,7 +61,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 def test_a_text_is_what_the_model_would_have_written(llama: Path, here: Path) -> None:
-    """The twin: whole models, no cache; greedy where it must be, and the likelihood of all the rest."""
+    """The twin: the whole model without a cache. It checks the greedy tokens, and the likelihood of the others."""
     manifest = generate(llama, here / "self.jsonl", samples=9, settings=SMALL, **EXACT)
     model = AutoModelForCausalLM.from_pretrained(llama)
     tokenizer = tiny.tokenizer()
@@ -101,7 +101,7 @@ def test_the_file_is_calibrated_on_with_the_tokens_as_they_were_written(here: Pa
 
 
 class _Stop(GenerationWatcher):
-    """Interrupts at the given step of writing; at 0 never, and only counts."""
+    """Interrupts at the given step of writing; with 0, only counts steps."""
 
     def __init__(self, when: int = 0) -> None:
         self.steps, self._when = 0, when
@@ -177,7 +177,7 @@ def test_a_copy_by_hard_links_grows_by_itself(interrupted: bool, here: Path) -> 
 
 
 def _killed(step: int, *arguments: str) -> None:
-    """The command line, killed in its second round, before that of its durable steps."""
+    """The command line, killed in its second round before durable step number `step`."""
     add, append, left = Corpus.add, corpus.append_line, [-1]
 
     def adding(self: Corpus, found: Any) -> None:
@@ -197,7 +197,7 @@ def _killed(step: int, *arguments: str) -> None:
 
 @pytest.mark.parametrize("step", [0, 1, 2])
 def test_a_killed_process_is_gone_on_with(step: int, here: Path, cli: Cli) -> None:
-    """In a process of its own, before it writes what it kept, what it rejected, and that the round is done."""
+    """In a separate process, before it writes what it kept, what it rejected, or that the round is done."""
     arguments = ["generate", "llama", *FLAGS, "--samples", "24", "--device", "cpu", "--precision", "float32", "--out"]
     assert cli(*arguments, "whole/self.jsonl").code == 0
     assert together.start_alone(_killed, step, *arguments, "cut/self.jsonl").wait(BOUND).code == -signal.SIGKILL

@@ -1,4 +1,4 @@
-"""Several processes write the file that one would have written, byte by byte, and end as one."""
+"""Several processes write the same file as one, byte by byte, and end as one."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ GENERATE = ["generate", "llama", *FLAGS, "--samples", "24", "--device", "cpu", "
 
 
 def writing(fault: tuple[int, int] | None, *arguments: str) -> None:
-    """The command line, in which a rank is killed as it begins its round of that number."""
+    """The command line, in which a rank is killed at the beginning of a round: (rank, round)."""
     from reprune.doors.command.cli import main
     from reprune.doors.generation import generate
     from reprune.planning.generation import rounds
@@ -32,7 +32,7 @@ def writing(fault: tuple[int, int] | None, *arguments: str) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         return rounds.draft(*given)
 
-    generate.draft = drafting  # that is the fault
+    generate.draft = drafting  # the fault
     main(arguments)
 
 
@@ -67,7 +67,7 @@ def test_what_a_killed_one_leaves_is_gone_on_with_by_any_number(
     assert ranks[rank].code == -signal.SIGKILL
     other = ranks[1 - rank]
     assert other.code == 1
-    assert f"error: process {1 - rank} of 2 has lost the others" in other.err  # after what the libraries say
+    assert f"error: process {1 - rank} of 2 has lost the others" in other.err  # after the libraries' messages
     assert "give the same command again" in other.err
     assert not (here / "cut" / "self.manifest.json").exists()
     assert [one.code for one in ended(then, None, *GENERATE, "cut/self.jsonl", "-q")] == [0] * then
@@ -81,7 +81,7 @@ OWN = [
 
 
 def test_two_runs_at_once_are_calibrated_on_texts_that_one_of_them_writes(here: Path) -> None:
-    """Neither is refused because the other is writing them."""
+    """Neither is refused while the other is writing them."""
     runs = [together.start(1, writing, None, *OWN, "--out", out) for out in ("a", "b")]
     assert [(rank.wait(BOUND).code, len(run)) for run in runs for rank in run] == [(0, 1)] * 2
     a, b = tensors(here / "a"), tensors(here / "b")

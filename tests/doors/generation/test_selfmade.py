@@ -210,7 +210,7 @@ def test_a_cache_that_cannot_be_made_is_said(
 
 
 def test_a_cache_without_locks_may_be_elsewhere(here: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As a home folder on a cluster's disk may be."""
+    """Such as a home folder on a cluster's disk."""
 
     def none(*_: int) -> None:
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
@@ -242,7 +242,7 @@ def test_a_cache_that_is_full_may_be_elsewhere(
 
 
 def test_the_pruners_statistics_can_be_of_the_first_source_alone(here: Path, cli: Cli) -> None:
-    """With wanda and LR only statistics see the samples: more samples of other sources then change nothing."""
+    """With wanda and LR, samples only enter the statistics: more samples of other sources then change nothing."""
     plain = ["prune", "llama", "--pruner", "wanda", "--reconstruct", "LR", "--seqlen", "12", "--device", "cpu"]
     plain += ["--set", "precision=float32", "--heldout", "manual=1"]
     (here / "other.txt").write_text("0 1 2 3 4 5 6 7 8 9 " * 200)

@@ -1,4 +1,4 @@
-"""Cells are brought together over the seeds that are known: means and ranges are of these, in the paper's order."""
+"""Cells are grouped over their seeds, in the paper's order, with means and ranges of the known values."""
 
 from __future__ import annotations
 

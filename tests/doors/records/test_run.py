@@ -1,4 +1,4 @@
-"""What a record says of several processes is put together over all of them."""
+"""What a record holds of several processes is summarized over all of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the tests of reports start from."""
+"""Fixtures for the tests of reports."""
 
 from __future__ import annotations
 
@@ -9,5 +9,5 @@ from reprune.doors.drawing import figures
 
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pictures take most of a report's time: tests of its words and files do without."""
+    """Draw no pictures, which take most of a report's time: tests of its words and files do not need them."""
     monkeypatch.setattr(figures, "draw", lambda *_, **__: '<svg role="img" aria-label="picture"></svg>')

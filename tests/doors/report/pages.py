@@ -1,4 +1,4 @@
-"""What tests of reports have in common: a folder with a record, and the page that is made of it."""
+"""Shared by tests of reports: a folder with a record, and the page made from it."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Page(HTMLParser):
 
 
 def written(folder: Path, record: Any) -> Path:
-    """A folder with such a record."""
+    """A folder with this record."""
     folder.mkdir(parents=True, exist_ok=True)
     name = "study.json" if isinstance(record, dict) and "cells" in record else "reprune.json"
     (folder / name).write_text(json.dumps(record), encoding="utf-8")

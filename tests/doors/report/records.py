@@ -1,4 +1,4 @@
-"""Records as `prune` and `study` write them, of any size and without a model: what reports are made of."""
+"""Records like those of `prune` and `study`, of any size and without a model, to make reports of."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def window(
 
     Args:
         kept: the epoch kept; by default the guard's choice, or the last.
-        planned: how many epochs there were to be; by default as many as there are.
+        planned: the planned number of epochs; by default those that there are.
     """
     epochs = len(heldout) - 1
     if kept is None:
@@ -88,7 +88,7 @@ def window(
 
 
 def fitted(index: int, blocks: int = 18, *, epochs: int = 3, overfits: bool = False, level: float = 1.0) -> Any:
-    """A window whose errors fall; one that `overfits` has a held-out error that turns up again."""
+    """A window whose errors fall; if it `overfits`, its held-out error rises again."""
     start = level * 0.004 * (1 + index) ** 0.6
     calibration = [start * 0.8**epoch for epoch in range(epochs + 1)]
     fall = [start * 1.2 * 0.88**epoch for epoch in range(epochs + 1)]
@@ -109,7 +109,7 @@ def block(index: int, calibration: float, heldout: float) -> dict[str, Any]:
 
 
 def distilled(after: float) -> dict[str, Any]:
-    """What distillation made of a divergence of 0.1."""
+    """The record of a distillation that changed a divergence from 0.1 to `after`."""
     return {
         "blocks": [2, 3],
         "heldout_divergence": pair(0.1, after),
@@ -121,10 +121,10 @@ def distilled(after: float) -> dict[str, Any]:
 
 
 def run_record(count: int = 4, **changes: Any) -> dict[str, Any]:
-    """reprune.json of a run whose second window overfits and is taken back.
+    """reprune.json of a run whose second window overfits and is restored to an earlier state.
 
     Args:
-        changes: what is put in place of top-level keys.
+        changes: replacements of top-level keys.
     """
     matrices = [
         {"name": name, "rows": rows, "columns": columns, "zeros": rows * columns // 2, "sparsity": 0.5}
@@ -155,10 +155,10 @@ def run_record(count: int = 4, **changes: Any) -> dict[str, Any]:
 
 
 def cell(pruner: str, rung: str, *, seed: int = 0, count: int = 4, zero_shot: bool = False, **changes: Any) -> Any:
-    """A finished cell. Up the ladder the calibration error falls at every step, the test error only to BR+GP.
+    """A finished cell. Up the ladder, the calibration error falls at every step, the test error only up to BR+GP.
 
     Args:
-        changes: what is put in place of its keys.
+        changes: replacements of its keys.
     """
     step = {"LR": 0, "BR": 1, "BR+GP": 2, "BR+GP+CR": 3, "auto": 2.4}[rung]
     base = {"sparsegpt": 0.056, "wanda": 0.094, "magnitude": 0.24}[pruner] * (1 + 0.03 * seed)
@@ -210,7 +210,7 @@ def study_record(cells: Sequence[Any] | None = None, *, zero_shot: bool = False,
     """study.json of the whole grid, or of these cells.
 
     Args:
-        changes: what is put in place of top-level keys.
+        changes: replacements of top-level keys.
     """
     if cells is None:
         pruners = ("magnitude", "wanda", "sparsegpt")

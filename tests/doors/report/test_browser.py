@@ -1,4 +1,4 @@
-"""In a real browser a report shows all that it holds: no error, no request, nothing cut off, dark where it should."""
+"""In a real browser, a report shows all that it holds: no error, no request, nothing cut off, dark if it should be."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Show = Callable[..., Any]
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """Headless Chromium that keeps what it logs and what it asks the network for."""
+    """Headless Chromium that keeps its log and its network requests."""
     options = webdriver.ChromeOptions()
     options.binary_location = str(CHROMIUM)
     profile = tmp_path_factory.mktemp("profile")
@@ -59,7 +59,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture
 def show(browser: Any) -> Show:
-    """Shows a file at a width and in a colour scheme; runs a script in it, if one is given."""
+    """A function that shows a file at a width, in a colour scheme and for a medium."""
 
     def shown(file: Path, width: int = 1400, scheme: str = "light", media: str = "screen") -> None:
         size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
@@ -67,7 +67,7 @@ def show(browser: Any) -> Show:
         preferred = {"media": media, "features": [{"name": "prefers-color-scheme", "value": scheme}]}
         browser.execute_cdp_cmd("Emulation.setEmulatedMedia", preferred)
         for log in ("browser", "performance"):
-            browser.get_log(log)  # and forget it
+            browser.get_log(log)  # clears the log
         browser.get(file.as_uri())
         complete = "return document.readyState === 'complete'"
         WebDriverWait(browser, 60).until(lambda it: it.execute_script(complete))
@@ -76,7 +76,7 @@ def show(browser: Any) -> Show:
 
 
 def requests(browser: Any) -> list[str]:
-    """What the page has asked for since it was shown."""
+    """The URLs that the page has requested since it was shown."""
     messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
     found = [one["params"]["request"]["url"] for one in messages if one["method"] == "Network.requestWillBeSent"]
     return [url for url in found if not url.startswith(("chrome", "devtools"))]
@@ -181,7 +181,7 @@ def test_text_in_plots_stays_legible_and_within_them(
 
 
 def colors(browser: Any) -> list[str]:
-    """Of the page, its text, a plot's card, a line and a letter in a plot."""
+    """The colours of the page, its text, a plot's card, and a line and a letter in a plot."""
     found: list[str] = browser.execute_script(
         """const of = (where, what) => getComputedStyle(document.querySelector(where))[what];
         return [of("body", "backgroundColor"), of("body", "color"), of("figure", "backgroundColor"),

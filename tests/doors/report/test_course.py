@@ -1,4 +1,4 @@
-"""A course along a ladder is told by its turns, each with the rung that it goes up to."""
+"""A course along a ladder is described by its turns, each with the rung that it goes up to."""
 
 from __future__ import annotations
 

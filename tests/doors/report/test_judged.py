@@ -1,4 +1,4 @@
-"""Where states were told apart by another error than that of the loss, reports go by it and show it."""
+"""If states were compared by another error than that of the loss, reports judge by that error and show it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.doors.report.records import fitted, run_record, said, window
 
 
 def _judged(standardized: list[float], heldout: list[float], kept: int) -> Run:
-    """A run of one window, squared loss, with these courses of its standardized and its plain held-out error."""
+    """A run of one window with squared loss and these courses of its standardized and its plain held-out error."""
     each = window(0, [0.1, 0.09, 0.08, 0.07][: len(heldout)], heldout, kept=kept)
     for epoch, error in zip(each["epochs"], standardized[1:], strict=True):
         epoch["standardized_heldout_error"] = error
@@ -24,7 +24,7 @@ def _judged(standardized: list[float], heldout: list[float], kept: int) -> Run:
 
 FALLS, RISES = [0.5, 0.4, 0.35, 0.3], [0.5, 0.4, 0.45, 0.6]
 PLAIN = [0.2, 0.15, 0.17, 0.19]
-"""It is at its lowest after the first epoch, which may be one feature's doing."""
+"""Plain held-out errors, lowest after the first epoch, which may be due to one feature."""
 
 
 def test_whether_a_window_overfits_is_seen_where_all_features_count_alike() -> None:
@@ -35,12 +35,12 @@ def test_whether_a_window_overfits_is_seen_where_all_features_count_alike() -> N
     kept = rise(_judged(RISES, PLAIN, kept=3).windows[0])
     assert kept is not None
     assert kept.kept
-    # What the guard put back is told in its own measure: 0.4 is a third less than 0.6.
+    # What the guard gained is told in its own measure: 0.4 is a third less than 0.6.
     assert "33.3 % less of that window's held-out error" in said(run_verdict(_judged(RISES, PLAIN, kept=1)))
 
 
 def test_a_state_put_back_for_its_plain_error_is_told_by_that() -> None:
-    """The standardized error of the last state is the lowest, but its plain one, 0.25, is above the start's, 0.2."""
+    """The last state has the lowest standardized error, but its plain one, 0.25, is above the start's, 0.2."""
     text = said(run_verdict(_judged([0.5, 0.4], [0.2, 0.25], kept=0)))
     assert "20.0 % less of that window's held-out error" in text
 

@@ -1,4 +1,4 @@
-"""The commands that a report gives make the same again: the flags that were given, and no others."""
+"""The commands in a report make the same again: with the flags that were given, and no others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A window's held-out error rose where it ends above its lowest; it overfits if its calibration error fell then."""
+"""A window's held-out error rose if it ends above its lowest; it overfits if its calibration error fell since then."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_a_window_overfits_where_the_held_out_error_rises_while_the_calibration_
 def test_training_that_lowers_neither_error_is_harm_and_no_overfitting() -> None:
     assert seen([1.0, 3.0, 2.0], [1.0, 2.0, 1.5]).kind == "harmed"
     assert seen([1.0, 0.995], [1.0, 2.0]).kind == "harmed"
-    # the mean on the way to the last epoch, while the weights after it were kept: their own error counts
+    # The last epoch's error is a mean over it; if the weights after it were kept, their own error counts.
     kept = window(0, [1.0, 1.0], [1.0, 2.0], guard=False)
     kept["relative_calibration_error"]["after"] = 0.5
     found = rise(Window.model_validate(kept))

@@ -1,4 +1,4 @@
-"""What is compared of rows is of the seeds that all of them have."""
+"""Rows are compared over the seeds that all of them have."""
 
 from __future__ import annotations
 

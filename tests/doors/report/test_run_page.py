@@ -1,4 +1,4 @@
-"""A run's page shows the record's numbers as what they are, in pictures and in the tables behind them."""
+"""A run's page shows each number of the record in its place, in pictures and in their tables."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def paged(count: int = 2, **changes: Any) -> Page:
 
 
 def rows(page: Page, caption: str) -> list[list[str]]:
-    """Of the table of that name, with plain signs and spaces."""
+    """The rows of the table with this caption, with plain signs and spaces."""
     tables: list[Table] = [one.table for section in page.sections for one in section.plots]
     found = next(table for table in tables if table.caption == caption)
     return [

@@ -1,4 +1,4 @@
-"""A study's page shows the record's numbers as what they are: pictures, the tables behind them, and tiles."""
+"""A study's page shows each number of the record in its place: in pictures, in their tables, and in tiles."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def paged(*cells: Any, **options: Any) -> Page:
 
 
 def plot(page: Page, caption: str) -> Plot:
-    """The picture whose table is called so."""
+    """The picture whose table has this caption."""
     return next(one for section in page.sections for one in section.plots if one.table.caption == caption)
 
 

@@ -1,4 +1,4 @@
-"""The tables of a study's report have each number in its own column, and the best of each pruner stands out."""
+"""The tables of a study's report have each number in its own column, and highlight the best of each pruner."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def by_heading(table: Table, row: int) -> dict[str, str]:
 
 
 def best(table: Table) -> dict[str, int]:
-    """By heading, the row that stands out."""
+    """By heading, the highlighted row."""
     return {table.columns[column]: row for row, column in table.best}
 
 

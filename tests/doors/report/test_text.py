@@ -1,4 +1,4 @@
-"""A report's words for numbers say what is small, what has a sign and what is not known."""
+"""A report's numbers as text show what is small, what has a sign and what is unknown."""
 
 from __future__ import annotations
 

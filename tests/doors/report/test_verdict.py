@@ -1,4 +1,4 @@
-"""The verdict says what the numbers amount to, by rules that a reader can check, and nothing that they do not show."""
+"""The verdict says what the numbers show, by rules that a reader can check, and nothing else."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_where_no_window_overfits_the_whole_does_only_if_the_held_out_error_rose
     heldout: float, badge: str, headline: str
 ) -> None:
     windows = [window(i, [1.0, 0.97], [1.0, heldout], kept=1) for i in range(3)]
-    for one in windows:  # the error by which states are told apart falls
+    for one in windows:  # the error by which states are compared falls
         one["standardized_heldout_error"] = {"before": 1.0, "after": 0.9}
         one["epochs"][0]["standardized_heldout_error"] = 0.9
     verdict = judged(windows=windows)
@@ -230,6 +230,6 @@ def test_a_rate_far_from_the_weights_size_is_said(rate: float, steps: str | None
         size, _, kind = steps.partition(": ")
         assert f"The learning rate is {size} of the kept weights' root mean square" in text
         assert f"{kind} steps than usual. With solver.lr: 1% it goes with the weights." in text
-    for each in record["windows"]:  # as where first steps are tried
+    for each in record["windows"]:  # as if first steps were tried
         each["relative_lr"], each["epochs"][0]["relative_lr"] = 0.01, 0.0001
     assert "learning rate" not in said(run_verdict(Run.model_validate(record)))

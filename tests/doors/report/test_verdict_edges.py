@@ -1,4 +1,4 @@
-"""The verdict on a run keeps to its rules where they are close: at 1 %, between means, and of what comes together."""
+"""The verdict on a run follows its rules at their limits: at 1 %, between means, and with several outcomes at once."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.doors.report.records import distilled, fitted, run_record, said, wind
 
 
 def judged(*windows: Any, divergence: float | None = None, **changes: Any) -> Verdict:
-    """On a run of these windows; `divergence`: what distillation made of one of 0.1."""
+    """The verdict on a run of these windows; `divergence` is that after distillation, from 0.1."""
     if divergence is not None:
         changes["distillation"] = distilled(divergence)
     return run_verdict(Run.model_validate(run_record(windows=list(windows), **changes)))

@@ -1,4 +1,4 @@
-"""The verdict on a study goes along its ladder and its own samples, by rules that a reader can check."""
+"""The verdict on a study follows its ladder and its self-generated samples, by rules that a reader can check."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_a_rise_is_no_pitfall_where_the_fit_gets_no_closer() -> None:
 
 def test_several_seeds_are_told_apart() -> None:
     cells = [cell("wanda", rung, seed=seed) for rung in ("BR+GP", "BR+GP+CR") for seed in (0, 1, 2)]
-    cells[3]["perplexity"] = {"test.txt": 50.0}  # of seed 0, below that of BR+GP
+    cells[3]["perplexity"] = {"test.txt": 50.0}  # for seed 0, below that of BR+GP
     cells[4]["perplexity"] = {"test.txt": 80.0}
     text = verdict_on(cells)
     assert "in 2 of 3 seeds" in text
@@ -164,7 +164,7 @@ def test_cells_of_another_part_or_with_own_samples_are_no_rung_of_the_same_ladde
 
 
 def own(count: int, rung: str = "BR+GP", seed: int = 0, **measured: float) -> Any:
-    """A cell with so many samples of its own."""
+    """A cell with so many self-generated samples."""
     test_error, perplexity = measured.pop("test", 0.04), measured.pop("perplexity", 50.0)
     changes = {"test_error": {"test.txt": {"normalized": 1.0, "relative": test_error}}}
     return cell(

@@ -1,4 +1,4 @@
-"""A study without a ladder says what else of it can be compared: pruners, or the parts of a block that are pruned."""
+"""The verdict on a study without a ladder compares pruners, or the parts of a block that are pruned."""
 
 from __future__ import annotations
 

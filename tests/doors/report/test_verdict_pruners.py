@@ -1,4 +1,4 @@
-"""A study says where one pruner has the lower calibration error and another the better model."""
+"""The verdict on a study says if one pruner has the lower calibration error but another the better model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Samples of a model's own are told by their number, from the fewest, and by the seeds that all numbers have."""
+"""Self-generated samples are compared by their number, from the fewest, over the seeds that all numbers have."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from tests.doors.report.records import cell, study_record, verdict_on
 
 
 def own(count: int, perplexity: float, seed: int = 0, pruner: str = "wanda") -> Any:
-    """A cell with so many samples of its own."""
+    """A cell with so many self-generated samples."""
     measured = {"perplexity": {"test.txt": perplexity}, "test_error": {}}
     return cell(pruner, "BR+GP", seed=seed, self_generate=count, **measured)
 
 
 def headline(*cells: Any) -> tuple[str, str]:
-    """Its badge, and what falls in how many."""
+    """The badge of the verdict, and what falls in how many lines."""
     study = Study.model_validate(study_record(cells))
     found = selfmade_headline(study, bring_together(study))
     assert found is not None

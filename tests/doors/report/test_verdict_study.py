@@ -1,4 +1,4 @@
-"""The verdict on a study counts what it says that it counts: seeds that rose, results that have the measure, steps."""
+"""The verdict on a study counts correctly: seeds that rose, results that have the measure, steps."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def of(rung: str, perplexity: float | None, seed: int = 0, pruner: str = "wanda"
 
 
 def test_a_step_rises_in_the_seeds_whose_two_numbers_are_known_and_rose() -> None:
-    """Of seeds 0 to 4: risen, fallen, the same, known below alone, known above alone."""
+    """Seeds 0 to 4: risen, fallen, the same, known only below, known only above."""
     below, above = (30.0, 30.0, 30.0, 30.0, None), (31.0, 29.0, 30.0, None, 31.0)
     cells = [of("LR", value, seed) for seed, value in enumerate(below)]
     cells += [of("BR", value, seed) for seed, value in enumerate(above)]

@@ -1,4 +1,4 @@
-"""A report is one HTML file from the records alone, and needs nothing but itself."""
+"""A report is one HTML file, made from the records alone, and needs no other file."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_the_command_writes_one_file_and_says_where(here: Path, cli: Cli) -> Non
 
 
 def test_a_report_is_written_without_pytorch(tmp_path: Path) -> None:
-    """Which takes most of the time to load."""
+    """Loading it would take most of the time."""
     folders = [str(written(tmp_path / "run", run_record())), str(written(tmp_path / "study", study_record()))]
     code = (
         "import sys; from reprune.doors.command.cli import app\n"
@@ -264,7 +264,7 @@ def test_what_decides_the_sparsity_is_said(recipe: dict[str, Any], expected: str
 
 
 def shared(index: int, *seconds: float) -> dict[str, Any]:
-    """A window that so many processes did, of the time that each spent on exchanging."""
+    """A window done by several processes, with the seconds that each spent on exchange."""
     return {**fitted(index), "seconds": 10.0, "exchange": {"bytes": [9] * len(seconds), "seconds": seconds}}
 
 

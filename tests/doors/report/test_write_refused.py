@@ -1,4 +1,4 @@
-"""A record that cannot be read is refused, and nothing but a report is written over."""
+"""A record that cannot be read is refused, and only reports are written over."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the tests of studies start from."""
+"""Fixtures for the tests of studies."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.doors.study.runs import SMALL, quicken, studied, write_test_text
 
 @pytest.fixture
 def here(here: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working folder, with a text that is not calibrated on. Figures take their time and are not drawn."""
+    """The working folder, with a text that is not calibrated on. Figures take long and are not drawn."""
     write_test_text(here)
     quicken(monkeypatch)
     return here
@@ -21,7 +21,7 @@ def here(here: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def figures(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Figures are drawn after all."""
+    """Draw figures after all."""
     monkeypatch.setattr(doors, "write_figures", study_figures.write_figures)
 
 

@@ -1,4 +1,4 @@
-"""What the tests of studies have in common: flags of a small study, and its record."""
+"""Shared by the tests of studies: the flags of a small study, and its record."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ SETTINGS: dict[str, Any] = {
     "text_seqlen": 32,
     "windows": 4,
 }
-"""The same, as arguments of `study`."""
+"""The same as arguments of `study`."""
 MEASURES = ("texts", "text_seqlen", "windows")
 """Those of them that `prune` does not take."""
 
@@ -44,18 +44,18 @@ SMALL: Mapping[str, Any] = {"pruners": ["magnitude", "wanda"], "rungs": ["BR+GP"
 
 
 def quicken(patch: pytest.MonkeyPatch) -> None:
-    """Draw no figures and collect no garbage: both take longer than a tiny model."""
+    """Draw no figures and collect no garbage: both take longer than pruning a tiny model."""
     patch.setattr(gc, "collect", lambda: 0)
     patch.setattr(doors, "write_figures", lambda *_: None)
 
 
 def write_test_text(folder: Path) -> None:
-    """A text that is not calibrated on."""
+    """Write a text that is not calibrated on."""
     (folder / "test.txt").write_text(tiny.text(9_000)[6_000:], encoding="utf-8")
 
 
 def studied(model: Path, folder: Path, **grid: Any) -> Path:
-    """A study of these pruners and rungs, with those settings, in a folder."""
+    """Do a study with these axes in a folder; returns the study's folder."""
     (folder / "text.txt").write_text(tiny.text(6_000), encoding="utf-8")
     write_test_text(folder)
     texts = {"calibration": str(folder / "text.txt"), "texts": [str(folder / "test.txt"), "manual"]}
@@ -66,7 +66,7 @@ def studied(model: Path, folder: Path, **grid: Any) -> Path:
 
 
 def copy_of(whole: Path, here: Path) -> Path:
-    """A study to change, as it would be if it had been made here."""
+    """A copy of a study, to change, as if it had been made here."""
     shutil.copytree(whole, here / "s")
     return here / "s"
 
@@ -77,6 +77,6 @@ def cell(study: Path, name: str) -> CellRecord:
 
 
 def numbers(record: StudyRecord) -> list[Any]:
-    """All that a cell's run and its measures say, but times and memory."""
+    """All numbers of the cells' runs and measures, except times and memory."""
     varying = ("seconds", "measuring_seconds", "peak_memory_bytes", "windows")
     return [{key: value for key, value in cell.items() if key not in varying} for cell in record["cells"]]

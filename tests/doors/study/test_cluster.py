@@ -1,4 +1,4 @@
-"""A study on a Ray cluster comes to the numbers of one in this process, whatever becomes of its workers."""
+"""A study on a Ray cluster gives the same numbers as one in this process, whatever happens to its workers."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ BOUND = 300
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Of a cluster of three nodes: a head that does no work, and two with a core each."""
+    """The address of a cluster of three nodes: a head that does no work, and two nodes with a core each."""
     code = (
         "import sys\n"
         "from ray.cluster_utils import Cluster\n"
@@ -80,7 +80,7 @@ def workers(cell: str) -> list[int]:
 
 
 def kill_workers(cell: str, ready: Callable[[], bool], killed: list[int], times: int, over: threading.Event) -> None:
-    """Kill the workers of a cell as they come, each when that is so, as often as is said."""
+    """Kill the workers of a cell one after the other, each when `ready` says so, `times` times in all."""
     while len(killed) < times and not over.is_set():
         if (now := [process for process in workers(cell) if process not in killed]) and ready():
             os.kill(now[0], signal.SIGKILL)
@@ -171,7 +171,7 @@ def test_what_no_node_has_is_refused_and_nothing_is_written(here: Path, address:
 
 
 class _Ray:
-    """A stand-in for Ray: it has nodes, of which the first is dead, and loses each worker as often as is said."""
+    """A stand-in for Ray: it has nodes, of which the first is dead, and loses each worker `lost` times."""
 
     exceptions = ray.exceptions
     versions: Mapping[str, str] | None = versions()  # on all nodes; None: reprune is not there
@@ -186,7 +186,7 @@ class _Ray:
         return [{"Alive": number > 0, "Resources": node, **named} for number, node in enumerate(self._nodes)]
 
     def remote(self, *work: Any) -> Any:
-        """Of a function, and of its arguments: both give back what has these methods."""
+        """Stands in for `ray.remote` of a function, and for `remote` of its arguments."""
         self.begun += len(work) > 1
         return object() if len(work) > 1 else self
 
@@ -197,7 +197,7 @@ class _Ray:
         return running[:num_returns], running[num_returns:]
 
     def get(self, ended: Any) -> Any:
-        if ended is self:  # of a function without arguments
+        if ended is self:  # the answer of `versions`
             if self.versions is None:
                 raise ray.exceptions.RaySystemError("Traceback:\nNo module named 'reprune'")
             return self.versions
@@ -240,7 +240,7 @@ def test_a_node_that_cannot_do_a_cell_as_here_is_refused(there: Mapping[str, str
     crew._ray.versions = there
     with pytest.raises(InputError, match=message):
         crew.check({"a": Needs(1, 0, 1)})
-    crew.check({})  # no node is to do anything
+    crew.check({})  # no node has anything to do
 
 
 @pytest.mark.parametrize("lost", [0, 1, module.RETRIES, module.RETRIES + 1])

@@ -1,4 +1,4 @@
-"""A study's figures show its record's numbers: means over seeds, block by block, each error as what it is."""
+"""A study's figures show its record's numbers: means over seeds, block by block, each error under its own name."""
 
 from __future__ import annotations
 

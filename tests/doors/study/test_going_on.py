@@ -1,4 +1,4 @@
-"""A study that anything has ended goes on where it was, to the same numbers."""
+"""A study goes on where it was, whatever ended it, and gives the same numbers."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ NAMES = ["magnitude-BR+GP-seed0", "wanda-BR+GP-seed0"]
 
 
 def stop_at(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, when: Callable[..., bool], times: int) -> None:
-    """Let a function raise KeyboardInterrupt when `when` has said so of its arguments so many times."""
+    """Have a function raise KeyboardInterrupt when `when` has been true of its arguments `times` times."""
     real = getattr(owner, name)
     said = []
 
@@ -118,7 +118,7 @@ def test_a_cell_goes_on_with_the_model_that_its_study_is_given(
 def test_what_is_measured_is_not_measured_again(
     measure: str, here: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Interrupted at the second text of the second cell, or of the dense model, only what is missing is done."""
+    """After an interrupt at the second text of the second cell, or of the dense model, only what is missing is done."""
     stop_at(monkeypatch, Bench, measure, lambda self, model, *_: Path(model).name in ("llama", NAMES[1]), times=2)
     with pytest.raises(KeyboardInterrupt):
         study("llama", "s", **SMALL, **SETTINGS)
@@ -141,7 +141,7 @@ def test_what_is_measured_is_not_measured_again(
 def test_a_model_that_changes_on_the_way_ends_the_study_which_goes_on_with_what_was_there(
     measured: str, here: Path, whole: Path, llama: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """While the dense model is measured, or the second cell: that does not come on record."""
+    """It changes while the dense model or the second cell is measured, which is then not recorded."""
     (here / "llama").unlink()
     file = shutil.copytree(llama, here / "llama") / "model.safetensors"
     last, real = file.stat().st_size - 1, Bench.perplexity
@@ -168,7 +168,7 @@ def test_a_model_that_changes_on_the_way_ends_the_study_which_goes_on_with_what_
 
 
 def test_a_cell_of_another_model_than_the_studys_has_failed(here: Path, whole: Path) -> None:
-    """As where a node of a cluster has another model under the same path."""
+    """Such as when a node of a cluster has another model under the same path."""
     folder = copy_of(whole, here)
     record = read_study(folder)
     record["cells"][1]["status"] = "pending"
@@ -217,7 +217,7 @@ def test_a_run_that_cannot_be_gone_on_with_begins_anew(left: str, here: Path, wh
     record = read_study(folder)
     record["cells"][1]["status"] = "pending"
     del record["cells"][1]["perplexity"]["manual"]
-    record["cells"][1]["seconds"] = record["cells"][1]["calibration_error"] = 99.0  # of the run that is no more
+    record["cells"][1]["seconds"] = record["cells"][1]["calibration_error"] = 99.0  # of the run that is gone
     StudyFolder(folder).save(record)
     if left == "no ledger yet":
         shutil.rmtree(folder / "cells" / NAMES[1])
@@ -231,7 +231,7 @@ def test_a_run_that_cannot_be_gone_on_with_begins_anew(left: str, here: Path, wh
 def test_a_cell_that_was_begun_with_code_of_the_models_runs_none_that_the_study_is_not_given(
     here: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As in a study of somebody else's, whose cell may name any folder as the model's."""
+    """Such as a study of somebody else's, whose cell may name any folder as the model's."""
     folder = copy_of(whole, here)
     record = read_study(folder)
     record["cells"][1] |= {"status": "pending", "blocks": []}
@@ -249,7 +249,7 @@ def test_a_cell_that_was_begun_with_code_of_the_models_runs_none_that_the_study_
 
 
 def _killed(*arguments: str) -> None:
-    """The command line, killed as it prunes the second block of its second cell."""
+    """The command line, killed when it prunes the second block of its second cell."""
     pruned, prune = [0], engine.prune_block_
 
     def pruning(*given: Any, **more: Any) -> Any:
@@ -263,7 +263,7 @@ def _killed(*arguments: str) -> None:
 
 
 def test_a_killed_process_is_gone_on_with(here: Path, whole: Path, cli: Cli) -> None:
-    """In a process of its own, with the signal that nothing can catch, in the middle of the second cell."""
+    """In a separate process, by a signal that cannot be caught, in the middle of the second cell."""
     flags = [*GRID[:3], "--rungs", "BR+GP", *STUDY]
     ended = together.start_alone(_killed, "study", "llama", "--out", "s", *flags, "-v").wait(120)
     assert ended.code == -signal.SIGKILL, ended.err

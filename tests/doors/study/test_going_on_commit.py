@@ -1,4 +1,4 @@
-"""A study of a Hub model goes on with the commit that it was begun with, wherever that lies."""
+"""A study of a Hub model goes on with the commit that it was begun with."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FIRST, SECOND = "01234567" * 5, "89abcdef" * 5
 
 @pytest.fixture
 def repository(here: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """In the cache of Hub models owner/tiny, whose branch is at its first commit."""
+    """owner/tiny in the cache of Hub models, with its branch at the first commit."""
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(here / "hub"))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     repository = here / "hub" / "models--owner--tiny"
@@ -33,7 +33,7 @@ def repository(here: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_all_cells_prune_the_commit_that_a_study_was_begun_with(repository: Path) -> None:
-    """The branch moves to another model after the first cell; by the commit the study can be gone on with."""
+    """The branch moves to another model after the first cell; given the commit, the study goes on."""
     first, second, main = FIRST, SECOND, repository / "refs" / "main"
     tiny.save("qwen2", repository / "snapshots" / second)
 
@@ -57,7 +57,7 @@ def test_a_study_whose_branch_moves_on_goes_on_with_its_commit_where_only_a_card
     record = study("owner/tiny", "s", pruners=["magnitude"], **grid)
     new = shutil.copytree(repository / "snapshots" / FIRST, repository / "snapshots" / SECOND)
     (new / "README.md").write_text("a better card")
-    (new / "vocab.json").write_text("{}")  # which is not read beside a tokenizer.json
+    (new / "vocab.json").write_text("{}")  # not read if there is a tokenizer.json
     (repository / "refs" / "main").write_text(SECOND)
     notes: list[str] = []
     heard = Heard()
@@ -78,7 +78,7 @@ def test_a_study_whose_branch_moves_on_goes_on_with_its_commit_where_only_a_card
 
 
 def test_a_study_of_a_link_to_a_commit_goes_on_where_it_leads_to_the_same_model(repository: Path, here: Path) -> None:
-    """A local name takes no commit."""
+    """A local name cannot have a commit."""
     new = shutil.copytree(repository / "snapshots" / FIRST, repository / "snapshots" / SECOND)
     grid = {"rungs": ["LR"], **SETTINGS, "texts": ["test.txt"]}
     for pruner, commit in (("magnitude", FIRST), ("wanda", SECOND)):

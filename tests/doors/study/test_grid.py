@@ -1,4 +1,4 @@
-"""A grid is all combinations of its axes, each once, in the paper's order; each cell's recipe is what it says."""
+"""A grid is all combinations of its axes, each once, in the paper's order; each cell's recipe is that of its axes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a cell asks of a node follows from its own recipe, and is found once for all seeds."""
+"""What a cell needs of a node follows from its own recipe, and is computed once for all seeds."""
 
 from __future__ import annotations
 

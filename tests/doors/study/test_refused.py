@@ -1,4 +1,4 @@
-"""What cannot be studied, or not as a study was begun, is refused by name, and nothing is changed."""
+"""What cannot be studied, or differs from how a study was begun, is refused by name, and nothing is changed."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_another_model_another_version_or_another_text_of_the_same_name_is_refus
 
 
 def test_another_tokenizer_is_refused_by_its_file(here: Path, llama: Path, whole: Path) -> None:
-    """Also where it makes the same tokens of the texts that are calibrated on."""
+    """Also if it gives the same tokens for the calibration texts."""
     copy_of(whole, here)
     (here / "llama").unlink()
     tokenizer = shutil.copytree(llama, here / "llama") / "tokenizer.json"
@@ -154,7 +154,7 @@ def test_nothing_is_written_where_something_cannot_be_used(
         (here / "s").mkdir()
     before = sorted(here.rglob("*"))
     flags = [*ONE, *QUICK, *TEXTS]
-    for flag in arguments:  # in place of the flag that is there, not beside it
+    for flag in arguments:  # replaces the flag that is there
         if flag in ("--text", "--calibration", "--pruners", "--rungs"):
             first = flags.index(flag)
             after = next((n for n, word in enumerate(flags) if n > first and word.startswith("--")), len(flags))

@@ -1,4 +1,4 @@
-"""A study runs its grid, measures each cell as the single commands would, and leaves nothing but records and tables."""
+"""A study runs its grid, measures each cell as the single commands would, and leaves only records and tables."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def test_a_whole_grid(here: Path, cli: Cli) -> None:
 
 
 def test_what_auto_is_here_it_is_for_all_cells(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A cluster's node, or the machine that a study is gone on with on, may have another."""
+    """A cluster's node, or another machine on which a study goes on, may settle it differently."""
     seen: list[tuple[str, str]] = []
 
     def look(_: InTurn, tasks: Sequence[CellTask]) -> Iterator[tuple[CellTask, Outcome]]:
@@ -122,7 +122,7 @@ def test_what_auto_is_here_it_is_for_all_cells(here: Path, monkeypatch: pytest.M
 
 
 def test_a_cell_is_what_the_single_commands_make(here: Path, cli: Cli, finished: Path) -> None:
-    """Pruned, evaluated and compared by hand, the numbers are the same to the last digit."""
+    """Pruning, evaluating and comparing by single commands gives the same numbers to the last digit."""
     assert cli("prune", "llama", "--out", "one", "--pruner", "wanda", "--reconstruct", "BR+GP", *QUICK).code == 0
     mine = cell(finished, "wanda-BR+GP-seed0")
     made = json.loads((here / "one" / "reprune.json").read_text())
@@ -268,7 +268,7 @@ def test_without_figures_a_study_is_whole_and_says_so(
 def test_zero_shot_accuracy_is_measured_of_every_model_where_tasks_are_given(
     here: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With a stand-in for the harness, which is an extra."""
+    """With a stand-in for the harness, which is an optional dependency."""
     asked: list[str] = []
 
     def zero_shot(self: Bench, model: str | Path, *rest: Any) -> dict[str, Any]:

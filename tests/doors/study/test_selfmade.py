@@ -1,4 +1,4 @@
-"""A study over numbers of self-generated samples: an axis as the others, each number with samples of its own."""
+"""In a study, the number of self-generated samples is an axis like the others; each number has its own samples."""
 
 from __future__ import annotations
 

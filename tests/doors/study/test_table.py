@@ -1,4 +1,4 @@
-"""A study's tables say what its record says: means computed by hand, the same numbers in Markdown, CSV and JSON."""
+"""A study's tables show its record: means computed by hand, and the same numbers in Markdown, CSV and JSON."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def done(place: Cell, scale: float) -> CellRecord:
 
 @pytest.fixture
 def record() -> StudyRecord:
-    """Two rows of three seeds, of which one cell failed, one of one seed, and one that nothing is done of."""
+    """Two rows of three seeds, in which one cell failed, one row of one seed, and one of which nothing is done."""
     failed = new_cell(Cell("wanda", "LR", "all", 2), "0.5")
     failed.update({"status": "failed", "error": "window 1: not finite"})
     text: dict[str, Any] = {
@@ -101,7 +101,7 @@ def record() -> StudyRecord:
 
 
 def table(page: str, after: str) -> list[dict[str, str]]:
-    """The first Markdown table after a text, by its headings."""
+    """The rows of the first Markdown table after a text, by heading."""
     lines = page[page.index(after) :].split("\n\n")[1].splitlines()
     cut = [[part.strip() for part in line.replace("\\|", "!").strip("|").split("|")] for line in lines]
     assert all(len(line) == len(cut[0]) for line in cut)
@@ -244,7 +244,7 @@ def test_a_devices_memory_is_shown_where_one_was_used(record: StudyRecord) -> No
 
 
 def test_the_three_forms_agree(record: StudyRecord, tmp_path: Path) -> None:
-    """Every number of a cell stands in the CSV as it is in the JSON; the Markdown's are means of those."""
+    """Every number of a cell is the same in the CSV and the JSON; those of the Markdown are their means."""
     write_tables(tmp_path, record)
     cells = json.loads(json.dumps(record))["cells"]
     rows = list(csv.DictReader(io.StringIO((tmp_path / "study.csv").read_text())))
@@ -322,7 +322,7 @@ def test_no_heading_and_no_number_is_cut(
 
 def test_what_is_left_takes_as_long_as_what_is_done_of_the_same_rung(record: StudyRecord) -> None:
     cells = record["cells"]
-    lr = [120.0, 140.0, 190.0, 70.0, 90.0]  # seconds and 20 of measuring
+    lr = [120.0, 140.0, 190.0, 70.0, 90.0]  # the cells' seconds, and 20 of measuring
     assert seconds_left(record, []) == 0
     assert seconds_left(record, [cells[5]]) == pytest.approx(sum(lr) / 5)
     assert seconds_left(record, [cells[5], cells[6]]) == pytest.approx(sum(lr) / 5 + 45)

@@ -1,4 +1,4 @@
-"""Rows of each task, as local lines and as the Hub have them, and what a model is asked by the first."""
+"""Rows of each task, as local lines and as on the Hub, and what a model is asked about the first one."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ _EGGS = {
     "ctx": "[header] How to boil eggs [title] Take a pot. [step] Fill it.",
     "endings": ["Wait. [title] Eat.", "Run.", "Sleep.", "Sing."],
 }
-"""Of HellaSwag: what local lines and the Hub have alike."""
+"""The fields of HellaSwag that are the same in local lines and on the Hub."""
 
-# Of each task: where it is on the Hub, its split, the Hub's features, and rows (as local lines have them, as the Hub).
+# For each task: its place on the Hub, its split, the Hub's features, and rows (in local lines, on the Hub).
 HUB: dict[str, tuple[tuple[str, str | None], str, Features, list[tuple[dict[str, Any], dict[str, Any]]]]] = {
     "boolq": (
         ("aps/super_glue", "boolq"),
@@ -194,7 +194,7 @@ HUB: dict[str, tuple[tuple[str, str | None], str, Features, list[tuple[dict[str,
     ),
 }
 
-# Written by hand: what is asked of the first row of each task, and the right answer.
+# Written by hand: what is asked about the first row of each task, and the right answer.
 ASKED: dict[str, tuple[list[tuple[str, str]], int]] = {
     "boolq": (
         [

@@ -1,4 +1,4 @@
-"""Zero-shot accuracies are those of the harness, and offline where rows are local."""
+"""Zero-shot accuracies are those of the harness, and need no network if rows are local."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from reprune.model.whole import load_model
 from tests import tiny
 from tests.doors.zeroshot.test_likelihoods import build
 
-WORDS = tiny.LICENCE.split()  # hundreds of them, whatever the Python
+WORDS = tiny.LICENCE.split()  # hundreds, independent of the Python version
 COUNT = 12  # rows of each task
 
 
@@ -38,7 +38,7 @@ def some(start: int, count: int = 4) -> str:
 
 
 def lines(task: str) -> list[dict[str, Any]]:
-    """Rows of a task, of real words, in which every choice is right now and then."""
+    """Rows of a task in real words, in which every choice is right now and then."""
     rows: list[dict[str, Any]] = []
     for number in range(COUNT):
         at = 17 * number + sum(map(ord, task))
@@ -87,7 +87,7 @@ def run(model: Path | str, tasks: Any, data: Path | None, **options: Any) -> Zer
 
 @pytest.mark.parametrize("limit", [None, 5])
 def test_accuracies_and_errors_are_those_of_the_harness(limit: int | None, llama: Path, data: Path) -> None:
-    """The twin: the harness's own evaluation loop, with its own model class, on its own task objects."""
+    """The twin: the harness's own evaluation loop, model class and task objects."""
     result = run(llama, [PAPER], data, limit=limit)
     loaded = load_tasks(TASKS, {task: LAYOUTS[task].read(data) for task in TASKS}, None)
     with quiet_harness():
@@ -203,7 +203,7 @@ def test_without_the_harness_the_extra_is_named(
 
 @pytest.fixture
 def part(data: Path, tmp_path: Path) -> Path:
-    """A folder with the rows of two tasks, and something else."""
+    """A folder with the rows of two tasks and another file."""
     folder = tmp_path / "part"
     folder.mkdir()
     for task in ("rte", "openbookqa"):
@@ -260,7 +260,7 @@ def test_a_model_of_the_hub_is_called_by_its_id(llama: Path, part: Path, monkeyp
         json.dumps({"premise": " ".join(WORDS[:300]), "hypothesis": "b", "label": "entailment"}), encoding="utf-8"
     )
     said: list[str] = []
-    result = run("organization/name", ["rte"], part, notify=said.append)  # its folder's name is a commit's hash
+    result = run("organization/name", ["rte"], part, notify=said.append)  # the name of its folder is a commit's hash
     assert result.model == "organization/name"
     assert said == [f"2 of 2 requests were cut at their start: organization/name takes {tiny.POSITIONS} tokens"]
 
@@ -278,8 +278,8 @@ def test_a_model_that_is_run_as_the_harness_runs_it_has_products_in_float32(part
     ("name", "dtype", "kept"),
     [
         ("llama", torch.bfloat16, ["bfloat16"]),
-        ("llama", torch.float16, ["float32"]),  # which the head multiplies as they are
-        ("mamba", torch.bfloat16, ["bfloat16", "float32"]),  # it reads weights without running their linears
+        ("llama", torch.float16, ["float32"]),  # the head multiplies them as they are
+        ("mamba", torch.bfloat16, ["bfloat16", "float32"]),  # reads weights without running their linears
     ],
 )
 def test_weights_are_kept_in_the_precision_where_they_are_saved_in_it(
@@ -340,7 +340,7 @@ def test_a_hub_that_cannot_be_reached_is_said(llama: Path, tmp_path: Path, monke
     assert str(error.value).endswith("or give its rows in local files: --zero-shot-data FOLDER")
 
 
-_seen: list[str] | None = None  # what this process did, while it is watched
+_seen: list[str] | None = None  # what this process did while it was watched
 
 
 def _watch(event: str, args: tuple[Any, ...]) -> None:
@@ -356,9 +356,9 @@ def _watch(event: str, args: tuple[Any, ...]) -> None:
 
 @contextmanager
 def watching() -> Iterator[list[str]]:
-    """What this process writes and would connect to; sockets are closed to it."""
+    """What this process writes, and what it tries to connect to; sockets are blocked."""
     global _seen
-    sys.addaudithook(_watch)  # for the rest of the process, but it does nothing unless asked
+    sys.addaudithook(_watch)  # it cannot be removed, but does nothing unless `_seen` is set
     _seen = found = []
     try:
         yield found
@@ -373,15 +373,15 @@ def test_local_rows_need_no_network_and_nothing_is_written(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    run(llama, ["rte"], data, limit=1)  # all is imported
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)  # the libraries may believe in a Hub
+    run(llama, ["rte"], data, limit=1)  # so that all is imported
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)  # the libraries may try to reach the Hub
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
     capfd.readouterr()
     with watching() as seen:
         assert len(run(llama, [PAPER], data, limit=2).tasks) == 7
         assert (*capfd.readouterr(), caplog.records) == ("", "", [])
         assert seen == []
-        with pytest.raises(OSError, match="there is no network"):  # what is watched would be seen
+        with pytest.raises(OSError, match="there is no network"):  # shows that a connection would be seen
             socket.create_connection(("127.0.0.1", 9), timeout=1)
         (data.parent / "mine").touch()
         assert [each.partition(" ")[0] for each in seen] == ["socket.getaddrinfo", "open"]

@@ -1,4 +1,4 @@
-"""Log-likelihoods are those of the harness's own model class, for less work."""
+"""Log-likelihoods are those of the harness's own model class, with less work."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ ODD = {
     "mamba": lambda: tf.MambaConfig(vocab_size=tiny.VOCABULARY, hidden_size=32, num_hidden_layers=2, state_size=8),
     "modernbert-decoder": lambda: tf.ModernBertDecoderConfig(**_SMALL),
 }
-"""Positions without a table, logits changed after the head, experts, no attention, a head that is called decoder."""
+"""Positions without a table, logits changed after the head, experts, no attention, a head named decoder."""
 
 
 def build(name: str) -> Any:
@@ -66,7 +66,7 @@ def ask(pairs: list[tuple[str, str]]) -> list[Any]:
 
 
 def pairs() -> list[tuple[str, str]]:
-    """All that may meet: one context and many continuations, of one token or more, beginning alike or not, twice."""
+    """All cases: many continuations of one context, of one token or more, with common beginnings or not, repeated."""
     found = [("", "the"), ("", "<s>x"), ("a  ", "b"), (TEXT[:700], " far too long"), (TEXT[:700], " far")]
     for number in range(7):
         context = TEXT[200 * number : 200 * number + 30 + 9 * number]
@@ -134,7 +134,7 @@ def test_a_decoder_is_found_where_transformers_gives_another_module_for_it(name:
 
 
 def test_where_what_follows_changes_a_token_s_state_nothing_follows() -> None:
-    model = tiny.build("cpmant")  # zeros are for a mask
+    model = tiny.build("cpmant")  # zeros mean a mask
     requests = [request for request in REQUESTS if len(request.args[0]) < 100]
     same(ours(model, requests)[1], plain(model, requests, batch_size=1), 5e-5)
 
@@ -182,7 +182,7 @@ def test_weights_in_half_precision_give_the_same_bits(name: str, tmp_path: Path)
 
 
 def watched(model: Any) -> tuple[list[tuple[int, ...]], list[int]]:
-    """Tokens that the model's decoder is given, and positions to which its head is applied, call by call."""
+    """For each call, the shape of the decoder's tokens, or the number of positions that the head is applied to."""
     given: list[tuple[int, ...]] = []
     headed: list[int] = []
     embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
@@ -220,7 +220,7 @@ def test_continuations_of_one_token_take_one_pass_and_one_position() -> None:
 
 def test_contexts_of_like_length_are_run_together_and_padding_is_little(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(door, "_SMALL_BATCH", 1)
-    words = tiny.LICENCE.split()  # how well lengths fit together is a matter of the text
+    words = tiny.LICENCE.split()  # how similar lengths are depends on the text
     contexts = [" ".join(words[number % 45 : number % 45 + 3 + number % 9]) for number in range(90)]
     lengths = {context: len(tiny.tokenizer().encode(context)) for context in contexts}
     assert len(lengths) == 45
@@ -239,7 +239,7 @@ def test_no_batch_is_larger_than_it_may_be(monkeypatch: pytest.MonkeyPatch) -> N
     model = tiny.build("llama")
     given, headed = watched(model)
     ours(model)
-    assert max(rows * columns for rows, columns in given[3:]) <= 300  # the first is tried whole and shared
+    assert max(rows * columns for rows, columns in given[3:]) <= 300  # the first is run whole and shared, as a trial
     assert max(headed) <= 4
 
 
@@ -312,7 +312,7 @@ def test_the_longest_sequence_is_known_where_the_harness_does_not_know_it() -> N
     config = tf.MptConfig(vocab_size=tiny.VOCABULARY, d_model=32, n_layers=2, n_heads=4, max_seq_len=32)
     class_, _ = ours(tf.AutoModelForCausalLM.from_config(config).eval(), ask([(TEXT[:200], "x")]))
     assert (class_.max_length, class_.cut) == (32, 1)
-    roberta = tf.RobertaConfig(**_SMALL, is_decoder=True)  # whose table has a first row of padding
+    roberta = tf.RobertaConfig(**_SMALL, is_decoder=True)  # its table begins with a row for padding
     assert made(tf.AutoModelForCausalLM.from_config(roberta).eval()).max_length == tiny.POSITIONS - 1
     assert made(tiny.build("xlnet")).max_length == 2048, "the harness's own default, as it has no limit"
 
@@ -342,7 +342,7 @@ def test_a_tokenizer_that_names_neither_bos_nor_eos_begins_a_text_with_nothing()
 
 
 class _OfAnotherClass:
-    """A tokenizer that is of none of Transformers' two classes, as mistral-common's."""
+    """A tokenizer of neither of Transformers' two classes, like mistral-common's."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(tiny.tokenizer(), name)
@@ -357,7 +357,7 @@ def test_a_tokenizer_may_be_of_any_class() -> None:
 
 @pytest.mark.parametrize("more", [0, 1])
 def test_a_request_that_just_fits_is_not_cut(more: int) -> None:
-    requests = ask([("x" * (tiny.POSITIONS - 1 + more), "x")])  # with BOS, and the last token is not run
+    requests = ask([("x" * (tiny.POSITIONS - 1 + more), "x")])  # BOS is added, and the last token is not run
     model = tiny.build("llama")
     class_, answers = ours(model, requests)
     assert class_.cut == more

@@ -1,4 +1,4 @@
-"""Local rows become the columns of the Hub's data sets, or the line and the field that are wrong are named."""
+"""Local rows become the columns of the Hub's data sets; if one is wrong, its line and field are named."""
 
 from __future__ import annotations
 

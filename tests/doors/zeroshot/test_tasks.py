@@ -1,4 +1,4 @@
-"""Local rows are put to a model in the very words in which the harness puts the Hub's rows of the same content."""
+"""Local rows are asked in exactly the words in which the harness asks the Hub's rows of the same content."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.doors.zeroshot.hub import ASKED, HUB
 
 
 def write(folder: Path, times: int = 1) -> Path:
-    """A folder with the local lines of all tasks, one after the other, over and over."""
+    """A folder with the local lines of all tasks, repeated `times` times."""
     folder.mkdir(exist_ok=True)
     for name, (_, _, _, rows) in HUB.items():
         lines = [json.dumps(local, ensure_ascii=False) for local, _ in rows] * times
@@ -30,7 +30,7 @@ def write(folder: Path, times: int = 1) -> Path:
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str | None]]:
-    """The Hub's data sets, with a row in the other splits that must not be read; says what was asked of it."""
+    """The Hub's data sets, with a row in other splits that must not be read; the list has what was asked for."""
     asked: list[tuple[str, str | None]] = []
 
     def load_dataset(path: str, name: str | None = None, **_: Any) -> DatasetDict:
@@ -46,7 +46,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str | None]]:
 
 @cache
 def homes() -> dict[str, Path]:
-    """The folder of each of the harness's tasks that has a name of ours, wherever it is."""
+    """The folder of each of the harness's tasks that has one of our names, wherever it is."""
     with quiet_harness():
         import lm_eval.tasks as harness
     found: dict[str, list[Path]] = {}
@@ -58,7 +58,7 @@ def homes() -> dict[str, Path]:
 
 
 def own(name: str) -> Any:
-    """A task as the harness loads it, with nothing of ours but the Hub's rows."""
+    """A task as the harness loads it, with nothing of ours except the Hub's rows."""
     home = homes()[name]
     with quiet_harness():
         from lm_eval.tasks import TaskManager
@@ -161,7 +161,7 @@ def test_the_answer_of_the_highest_likelihood_counts(name: str, tmp_path: Path) 
 
 
 def test_normalized_accuracy_is_of_the_likelihood_a_character(tmp_path: Path) -> None:
-    task = local(write(tmp_path), "openbookqa", 1)  # lions, humans, bunnies, grass: the third is right
+    task = local(write(tmp_path), "openbookqa", 1)  # choices: lions, humans, bunnies, grass; the third is right
     answers = [(-10.0 * len(each), False) for each in ("lions", "humans")] + [(-66.0, False), (-49.9, False)]
     assert task.metrics(answers) == {"acc": [0.0], "acc_norm": [1.0]}
 

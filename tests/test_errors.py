@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from itertools import islice
 
 import pytest
 
@@ -12,6 +13,7 @@ from reprune.errors import (
     NumericalError,
     RepruneError,
     UnsupportedModelError,
+    causes,
     out_of_memory,
 )
 
@@ -37,3 +39,9 @@ def test_an_error_that_is_sent_says_the_same(kind: type[RepruneError]) -> None:
 )
 def test_of_what_a_gpu_says_a_lack_of_memory_is_told_from_a_fault(said: str, lacks: bool) -> None:
     assert (out_of_memory(RuntimeError(said)) is not None) == lacks
+
+
+def test_what_an_error_comes_of_has_an_end_though_it_was_raised_again() -> None:
+    first, second = ValueError("first"), ValueError("second")
+    first.__cause__, second.__cause__ = second, first
+    assert list(islice(causes(first), 9)) == [first, second]

@@ -136,9 +136,11 @@ def lacks_temporary_folder(error: BaseException) -> bool:
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:
-    """An error and all that it comes of."""
-    while error is not None:
+    """An error and all that it comes of, each once: one that is raised again comes of those that came of it."""
+    told: list[BaseException] = []
+    while error is not None and error not in told:
         yield error
+        told.append(error)
         error = error.__cause__ or error.__context__
 
 

@@ -7,6 +7,7 @@ from collections.abc import Collection
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -216,10 +217,16 @@ def test_a_block_that_is_staged_leaves_its_shard_as_it_is(tmp_path: Path) -> Non
     assert torch.equal(load_file(tmp_path / "staged" / next(iter(staged)))["a"], other["a"])
 
 
-def test_a_block_that_cannot_be_read_and_a_model_that_has_changed_are_said(tmp_path: Path) -> None:
+def test_a_block_that_cannot_be_read_and_a_model_that_has_changed_are_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a lack of memory it is not said that the block cannot be read."""
     folder = tiny.save("llama", tmp_path / "model")
     result = Result(tmp_path, Decoder(folder))
     with pytest.raises(InputError, match=r"model-00002-of-00004\.safetensors: cannot be read .*; start the run again"):
+        result.read_block(1)
+    with monkeypatch.context() as patch, pytest.raises(MemoryError):
+        patch.setattr("reprune.engine.result.read_tensors", Mock(side_effect=MemoryError))
         result.read_block(1)
     config = (folder / "config.json").read_text()
     (folder / "config.json").write_text(config + " ")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import gguf
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 
 from reprune.errors import InputError, UnsupportedModelError
 from reprune.model.gguf_file import GgufFile, read_gguf
+from reprune.model.locate import locate_model
 from tests import tiny
 from tests.doors.demo.test_model import write_gguf
 
@@ -24,6 +26,19 @@ def test_all_numbers_that_a_model_computes_with_are_counted(tmp_path: Path) -> N
 def test_blocks_that_predict_later_tokens_are_none_of_the_models(tmp_path: Path) -> None:
     file = write_gguf(tmp_path / "tiny.gguf", later=1)
     assert {name.split(".")[1] for name in read_gguf(file, file).tensors if name.startswith("blk.")} == {"0", "1"}
+
+
+_NO_MEMORY = RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+
+
+@pytest.mark.parametrize("place", ["gguf.GGUFReader", "transformers.AutoModelForCausalLM.from_pretrained"])
+def test_a_lack_of_memory_is_no_fault_of_the_file(place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REPRUNE_CACHE", str(tmp_path / "cache"))
+    file = write_gguf(tmp_path / "tiny.gguf")
+    monkeypatch.setattr(place, Mock(side_effect=_NO_MEMORY))
+    with pytest.raises(RuntimeError) as raised:
+        locate_model(str(file))
+    assert raised.value is _NO_MEMORY
 
 
 @pytest.fixture

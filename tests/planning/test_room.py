@@ -1,4 +1,4 @@
-"""If the disk for a library's own files is full, the error names these, not what the library was reading."""
+"""Errors on a full disk name the library files that filled it, and memory that ran out is not called damage."""
 
 from __future__ import annotations
 
@@ -44,6 +44,23 @@ def test_rows_without_room_or_locks_for_their_copy_are_not_damaged(
     with pytest.raises(OSError, match=f"set TMPDIR to a folder {folder}") as error:
         load_documents(str(tmp_path / "t.jsonl"), "train")
     assert (error.value.errno, error.value.filename) == (number, tempfile.gettempdir())
+
+
+@pytest.mark.parametrize("lacking", [MemoryError("malloc of size 9 failed"), RuntimeError("can't start new thread")])
+def test_rows_for_which_there_is_no_memory_or_thread_are_not_damaged(
+    lacking: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(*_: Any, **__: Any) -> NoReturn:
+        try:
+            raise lacking
+        except (MemoryError, RuntimeError) as error:
+            raise ValueError("an error occurred while generating the dataset") from error
+
+    (tmp_path / "t.jsonl").write_text('{"text": "a"}\n')
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    with pytest.raises(type(lacking)) as raised:
+        load_documents(str(tmp_path / "t.jsonl"), "train")
+    assert raised.value is lacking
 
 
 def test_a_full_cache_of_the_hubs_data_sets_is_where_hf_home_says(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ from typing import Any, final
 from torch import Tensor
 
 from reprune.engine.names import INDEX, RECIPE, RECORD
-from reprune.errors import InputError
+from reprune.errors import InputError, out_of_memory
 from reprune.files.durable import read_tensors, sha256, write_durably, write_tensors, write_text
 from reprune.files.readable import is_readable
 from reprune.files.wellformed import read_json
@@ -74,6 +74,8 @@ class Result:
         try:
             return read_tensors(self._shard(index))
         except Exception as error:
+            if out_of_memory(error) is not None:
+                raise
             raise InputError(f"{self._shard(index)}: cannot be read ({error}); start the run again.") from None
 
     def write_outside(self) -> dict[str, str]:

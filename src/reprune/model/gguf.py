@@ -18,7 +18,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from reprune.errors import InputError, UnsupportedModelError, short
+from reprune.errors import InputError, UnsupportedModelError, out_of_memory, short
 from reprune.files.cache import Notify, cache_root, locked_cache
 from reprune.files.durable import copy_rights, sync_folder
 from reprune.model.gguf_file import read_gguf
@@ -146,7 +146,9 @@ def _convert(gguf: Path, source: Path, target: Path) -> None:
     try:
         model, info = auto.from_pretrained(source, gguf_file="model.gguf", **options)
         tokenizer: Any = transformers.AutoTokenizer.from_pretrained(source, gguf_file="model.gguf")
-    except Exception as error:  # an unknown architecture, a missing key: it may be nearly anything
+    except Exception as error:  # an unknown architecture, a missing key: nearly anything
+        if out_of_memory(error) is not None:
+            raise
         raise refusal(f"{library} cannot make a decoder of this GGUF {of_kind} ({short(error)})") from None
     if missing := sorted(info["missing_keys"]):
         raise refusal(f"lacks {len(missing)} tensors ({missing[0]})")

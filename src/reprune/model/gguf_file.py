@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
-from reprune.errors import InputError, UnsupportedModelError, short
+from reprune.errors import InputError, UnsupportedModelError, out_of_memory, short
 
 AS_LLAMA3 = (
     *("llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2", "jina-v5-nano"),
@@ -64,8 +64,10 @@ def read_gguf(gguf: Path, file: Path) -> GgufFile:
             key.removeprefix(own): each.contents() for key, each in reader.fields.items() if key.startswith(own)
         }
         if wrong := [key for key in _NUMBERS if not math.isfinite(settings.get(key, 0))]:
-            raise ValueError(f"{own}{wrong[0]} is no number")
+            raise ValueError(f"{own}{wrong[0]} is not a number")
     except Exception as error:  # the reader does not check the bytes, so damage may raise anything
+        if out_of_memory(error) is not None:
+            raise
         raise InputError(
             f"{gguf}: is damaged, cut short or of an unknown version ({short(error)}); download it again."
         ) from None

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar, cast, final
 
-from reprune.errors import InputError, causes, lacks_home
+from reprune.errors import InputError, causes, lacks_home, out_of_memory
 from reprune.model.hub import hub_answer, not_reached
 from reprune.model.snapshots import COMMIT
 from reprune.planning.documents import Column, Documents, label
@@ -208,6 +208,9 @@ class Rows:
         except Exception as error:
             if full := no_room(error, *cache):
                 raise full from error
+            for cause in causes(error):
+                if out_of_memory(cause) is not None:
+                    raise cause from None
             raise self._refused(self._reason(error)) from error
 
     def _refused(self, why: str) -> InputError:

@@ -280,7 +280,7 @@ def test_the_record_holds_no_text_of_the_calibration(here: Path, cli: Cli) -> No
     [
         (None, "holds no result of reprune"),
         ("{", "not a record to verify by"),
-        ("[]", "not a record to verify by"),
+        *((content, "not a record to verify by (what it holds is no run's)") for content in ("[]", "null", "3")),
         ('{"recipe": {"sparsity": "0.5"}, "blocks": []}', "it holds no 'files'"),
         ('{"recipe": {"sparsity": "2:1"}, "blocks": [], "files": {}, "forward": {}}', "not a record to verify by"),
         ('{"recipe": {"sparsity": 0.5}, "blocks": [{}], "files": {}, "forward": {}}', "not a record to verify by"),
@@ -303,6 +303,7 @@ def test_what_is_no_result_is_refused(content: str | None, expected: str, here: 
         *[(("blocks", 0, "matrices", 0, key), "5", f"blocks.0.matrices.0.{key}") for key in ("rows", "zeros")],
         *[(("blocks", 0, "matrices", 0, key), None, f"blocks.0.matrices.0.{key}") for key in ("columns", "zeros")],
         (("blocks",), [], "blocks: "),
+        (("recipe",), {}, "it holds no 'sparsity'"),
         (("files", "config.json"), 3, "files.config.json"),
         (("forward", "ids"), [2**64], "forward.ids.0"),
         (("forward", "ids"), [1] * 33, "forward.ids: "),  # no more than there are on record: a million took minutes

@@ -159,6 +159,8 @@ def _read(folder: Path) -> _Record:
         raise InputError(f"{folder}: {ledger.way_on}, then verify it.")
     try:
         content = read_json(file.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError("what it holds is no run's")
         if missing := _Record.model_fields.keys() - set(content):
             raise ValueError(f"it holds no {min(missing)!r}")
         record = _Record.model_validate(content)
@@ -167,8 +169,10 @@ def _read(folder: Path) -> _Record:
         said = what_is_there(folder) or f"holds no result of reprune ({RECORD} is not in it)"
         raise InputError(f"{folder}: {said}.") from None
     except (ValueError, KeyError, TypeError, RepruneError) as error:
-        first = error.errors()[0] if isinstance(error, ValidationError) else None
-        said = str(error) if first is None else f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        said = f"it holds no {error}" if isinstance(error, KeyError) else str(error)
+        if isinstance(error, ValidationError):
+            first = error.errors()[0]
+            said = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
         reason = " ".join(said.split())
         raise InputError(f"{file}: not a record to verify by ({reason:.100}); prune the model again.") from None
     return record

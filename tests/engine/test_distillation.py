@@ -194,13 +194,13 @@ def test_what_makes_the_logits_takes_no_memory_when_dense_blocks_are_loaded_agai
     llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     done: list[str] = []
-    for name in ("predictor", "release", "load"):
+    for method in (Decoder.predictor, Decoder.release, Decoder.load):
 
-        def noted(*given: Any, whole: Any = getattr(Decoder, name), name: str = name) -> Any:
-            done.append(name)
-            return whole(*given)
+        def noted(*given: Any, method: Any = method) -> Any:
+            done.append(method.__name__)
+            return method(*given)
 
-        monkeypatch.setattr(Decoder, name, noted)
+        monkeypatch.setattr(Decoder, method.__name__, noted)
     prune(llama, tmp_path / "out", "distill=1", "distill.epochs=1", reconstruct="LR")
     assert done[done.index("predictor") + 1 :][:2] == ["release", "load"]
 

@@ -158,6 +158,12 @@ def test_every_step_is_the_one_of_the_formula(
         torch.testing.assert_close(found.double(), wanted, rtol=1e-4, atol=1e-5)
 
 
+def test_by_itself_it_is_as_in_the_paper() -> None:
+    """A learning rate of 2e-4 that falls linearly to 0, from the first step on, in 10 epochs of batches of 8."""
+    paper = Adam(10, 2e-4, 8, betas=(0.9, 0.95), decay=(1.0, 0.0), warmup=0.0, try_first_step=False, relative=False)
+    assert Adam() == paper
+
+
 def test_a_relative_rate_is_a_share_of_the_kept_weights_root_mean_square() -> None:
     """Of the pruned matrices alone; where none is told, of all that moves."""
     problem, plain = _Network(), _Network()

@@ -13,6 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import reprune
+from reprune.engine.frontier import Frontier
 from reprune.engine.ledger import Ledger
 from reprune.engine.names import FOLDER
 from reprune.engine.predictions import PredictionObjective
@@ -188,6 +189,23 @@ def test_the_record_says_that_nothing_is_kept_where_rounding_makes_it_worse(
     assert step["kept_epoch"] == (guard == "off")
     prune(llama, tmp_path / "plain", reconstruct="LR")
     assert (files(tmp_path / "out") == files(tmp_path / "plain")) is (guard == "on")
+
+
+def test_what_saves_memory_in_windows_saves_it_here(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fitted: list[tuple[int, bool]] = []
+    run = Frontier.run
+
+    def watched(self: Frontier, blocks: Any, states: torch.Tensor, samples: Any, *how: Any) -> torch.Tensor:
+        if torch.is_grad_enabled():
+            fitted.append((len(states), how[0]))
+        return run(self, blocks, states, samples, *how)
+
+    monkeypatch.setattr(Frontier, "run", watched)
+    settings = ["distill=1", "distill.epochs=1", "solver.checkpointing=true", "solver.micro_batch_size=1"]
+    prune(llama, tmp_path / "out", *settings, reconstruct="LR")
+    assert fitted == [(1, True)] * 8
 
 
 def test_what_makes_the_logits_takes_no_memory_when_dense_blocks_are_loaded_again(

@@ -13,8 +13,9 @@ from safetensors.torch import save_file
 
 import reprune
 from reprune.engine import fresh
-from reprune.engine.window import pruned_before
+from reprune.engine.window import WindowProblem, pruned_before
 from reprune.errors import NumericalError
+from reprune.math.reconstruction_error import Error
 from tests import tiny
 from tests.engine.quick import prune, tensors
 
@@ -61,6 +62,16 @@ def test_where_float16_overflows_it_is_said_what_leads_on(rung: str, message: st
     with pytest.raises(NumericalError, match=message + leads_on):
         reprune.resume(tmp_path / "out")
     assert prune(model, tmp_path / "other", "precision=float32", pruner="magnitude", reconstruct="LR")["sparsity"] > 0
+
+
+def test_outputs_that_have_become_infinite_since_the_last_loss_are_said_to_have_by_the_fit(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on samples that are calibrated on alone."""
+    monkeypatch.setattr(WindowProblem, "heldout_error", lambda _: Error(1.0, 1.0))
+    message = r"^window 0 \(blocks \[0\]\): its outputs are not finite after its reconstruction$"
+    with pytest.raises(NumericalError, match=message):
+        prune(llama, tmp_path / "out", "guard=off", reconstruct="BR", lr=1e30, epochs=1, batch_size=8)
 
 
 @pytest.mark.parametrize(("zeros", "before"), [(4, True), (3, False)])

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from reprune.doors import progress
-from reprune.doors.command import views, views_evaluation
+from reprune.doors.command import views, views_evaluation, views_generation
 from reprune.doors.command.views_generation import Lines
 from reprune.doors.command.views_study import StudyLines
 from reprune.doors.formats import clock, console, percent, size
@@ -220,6 +220,22 @@ def test_a_line_says_how_a_window_s_errors_went_and_how_long_those_left_will_tak
         "  11/13  9-10      20.0 % > 10.0 %    40.0 %             30.0 s  40.0 s",
         "  12/13  10-11     20.0 % > 10.0 %    40.0 %              5.0 s  15.0 s",
         "  13/13  11        20.0 % > 10.0 %    40.0 %              7.0 s   0.0 s",
+    ]
+
+
+def test_texts_that_are_left_take_as_long_as_those_written_since_the_command_began(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    now = iter([0.0, 100.0, 130.0, 160.0])
+    monkeypatch.setattr(views_generation, "time", SimpleNamespace(monotonic=lambda: next(now)))
+    lines = Lines()
+    lines.started(10, 20)
+    lines.round_done(15, 20, {"begun": 1024})
+    lines.round_done(20, 20, {"begun": 2048})
+    assert capfd.readouterr().out.splitlines() == [
+        "going on: 10 of 20 texts are there",
+        "    15/20 texts of 1,024 begun, 30.0 s, 30.0 s left",
+        "    20/20 texts of 2,048 begun, 60.0 s",
     ]
 
 

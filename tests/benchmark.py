@@ -1,4 +1,4 @@
-"""Loads scripts of `benchmarks/`, which are no package."""
+"""Loads scripts of `benchmarks/`, which is not a package."""
 
 from __future__ import annotations
 

@@ -15,14 +15,14 @@ import pytest
 import torch
 from hypothesis import settings
 
-# No test is a matter of time: beside other work an example may take as long as it likes.
+# Examples have no deadline: while the machine does other work, one may take long.
 settings.register_profile(
     "untimed", parent=settings.get_profile("ci" if "CI" in os.environ else "default"), deadline=None
 )
 settings.load_profile("untimed")
 torch.set_num_threads(1)
 gc.disable()  # until the first test
-# Tests kill processes and cut no power. What the tests of this process start has the real one.
+# Tests kill processes, but cut no power, so nothing need reach the disk. Processes that tests start have the real one.
 os.fsync = lambda descriptor: None
 # A shell that runs tests in the background has them ignore Ctrl-C, and so would the processes that they interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -30,7 +30,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 @pytest.fixture(scope="module", autouse=True)
 def _few_searches() -> None:
-    """What is imported by now is not searched for garbage: that takes longer than to prune a tiny model."""
+    """Keep what is imported by now out of garbage collection, which would take longer than pruning a tiny model."""
     gc.collect()
     gc.freeze()
     gc.enable()
@@ -38,7 +38,7 @@ def _few_searches() -> None:
 
 @pytest.fixture(autouse=True)
 def _own_interrupts() -> Iterator[None]:
-    """A command that a test runs leaves its handlers behind, and a second interrupt would end all tests."""
+    """Restore signal handlers after each test: with those that a command leaves, a second interrupt ends all tests."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     yield
     for number, handler in before.items():

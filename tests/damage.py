@@ -16,7 +16,7 @@ def flip_bit(path: Path, place: int) -> None:
 
 
 def add_unknown(path: Path, name: str) -> None:
-    """Add a tensor of numbers that PyTorch does not know to a safetensors file."""
+    """Add a tensor of a dtype that PyTorch does not know to a safetensors file."""
     content = path.read_bytes()
     length = int.from_bytes(content[:8], "little")
     header, data = json.loads(content[8 : 8 + length]), content[8 + length :]

@@ -1,4 +1,4 @@
-"""A tiny decoder of our own with a quirk of choice: each bends or breaks one assumption about models."""
+"""A tiny decoder with a chosen quirk, each of which bends or breaks one assumption about models."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 Quirk = Literal[
     "",  # none: a plain decoder
-    # what is borne with
+    # what is supported
     "tuples",  # blocks return tuples
-    "keywords",  # blocks are given the states by a keyword of their own
+    "keywords",  # blocks are given the states by a keyword with another name
     "block buffer",  # a block multiplies by a saved buffer
     "outer buffer",  # the model multiplies by a saved buffer before its blocks
     "likely name",  # a module before the blocks has a name that begins with theirs
@@ -27,8 +27,8 @@ Quirk = Literal[
     "beside, of tokens",  # blocks hand the next one a number of each token beside the states
     "beside, of tokens, to the end",  # the same, and the model adds the last block's to the states
     "by name, of tokens",  # the first, as an entry of a mapping that all are passed
-    "by name, of its own",  # each writes to a mapping that it alone is passed, and reads what is there
-    "beside, of no use",  # blocks hand the next one something beside the states that it does not look at
+    "by name, of its own",  # each writes to a mapping that only it is passed, and reads from it
+    "beside, of no use",  # blocks hand the next one something beside the states, which it does not use
     "looked at",  # the model uses a weight whose module it never runs
     "where a weight is",  # the model makes numbers on the device of a weight whose module has not run
     "where a weight is, by name",  # the same, and gives them to that module by a keyword
@@ -48,13 +48,13 @@ Quirk = Literal[
     "per sample, in its own object",  # the same, within an object that lies within another, and that within itself
     "per sample, a number",  # the same, as a number
     "per sample, a number in an object",  # the same, within an object
-    "beside",  # blocks hand the next one something beside the states that is no token's
+    "beside",  # blocks hand the next one something beside the states that belongs to no token
     "beside, numbers",  # the same, whole numbers
     "beside, by name",  # the same, as an entry of a mapping that all are passed
     "beside, without name",  # the same, where the argument has no name
-    "handed on",  # blocks are given what the first block has put out
-    "handed on, in an object",  # the first block writes it into an object that all are passed
-    "handed on, in a tensor",  # each block adds it to a tensor that all are passed
+    "handed on",  # blocks are given the first block's output
+    "handed on, in an object",  # the first block writes its output into an object that all are passed
+    "handed on, in a tensor",  # each block adds its output to a tensor that all are passed
     "between",  # the model changes the states between its blocks
     "backwards",  # the last block runs first
     "again",  # the first block runs twice

@@ -11,7 +11,7 @@ import pytest
 
 
 def install(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have a package's module and entry points be found, where they lie."""
+    """Make a package's module and entry points be found in its folder."""
     project = tomllib.loads((package / "pyproject.toml").read_text())["project"]
     for older in package.glob("*.dist-info"):
         shutil.rmtree(older)
@@ -26,9 +26,9 @@ def install(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def write_pruner(package: Path, code: str, *, version: str = "1.0", **names: str) -> Path:
-    """A package whose module `code` is, and the pruners that it brings, by name.
+    """Write a package with `code` as its module, which brings pruners: by name, their names in the code.
 
-    Its module and itself are called as the folder is.
+    The package and its module have the folder's name.
     """
     package.mkdir(exist_ok=True)
     (package / f"{package.name}.py").write_text(code)

@@ -1,8 +1,8 @@
-"""A device that is not the CPU, for tests on machines that have none: its tensors do not mix with the CPU's.
+"""A pretended device, for tests on machines with only a CPU: its tensors do not mix with the CPU's.
 
-Its values are computed on the CPU, so that they can be held against the CPU's own; what is asked of it is what CUDA
-would refuse: a CPU tensor among a device's, an array of a device's tensor, a CPU's generator for a device's values.
-PyTorch is told of it as of any device that it does not know itself, so that autograd and autocast are the real ones.
+Its values are computed on the CPU, so that they can be compared with the CPU's own. It refuses what CUDA would refuse:
+a CPU tensor among the device's, an array of a device's tensor, a CPU generator for a device's values. It is registered
+with PyTorch like any device from another package, so that autograd and autocast are the real ones.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _CPU = torch.device("cpu")
 
 _CROSSING = ("copy_", "_to_copy", "_foreach_copy_")  # between devices
 _INDEXING = ("index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index", "_unsafe_index_put")
-"""CUDA takes the indices of a tensor in brackets from the CPU too."""
+"""Operations for which CUDA also accepts indices on the CPU."""
 
 _IN_HALF = {
     "addbmm",
@@ -44,12 +44,12 @@ _IN_HALF = {
 _IN_HALF |= {"conv1d", "conv2d", "conv3d", "matmul", "mm", "mv", "prelu", "scaled_dot_product_attention"}
 _TO_FLOAT32 = {"prod", "softmax", "log_softmax", "cumprod", "cumsum", "linalg_vector_norm", "sum"}
 _IN_THE_WIDEST = {"addcdiv", "addcmul", "atan2", "bilinear", "cross", "dot", "index_put", "scatter_add", "tensordot"}
-"""What CUDA's autocast does in which dtype, as PyTorch's manual lists it: products in halves; with a result in float32,
-unless another is asked for; in the widest of what is given. All else that it knows is done in float32."""
+"""CUDA's autocast by PyTorch's manual: operations in half precision; with a result in float32, unless another dtype is
+asked for; in the widest dtype of the inputs. All others that autocast knows are done in float32."""
 
 
 class _Module:
-    """What PyTorch asks of a device."""
+    """The module that PyTorch asks about the device."""
 
     @staticmethod
     def is_available() -> bool:
@@ -69,7 +69,7 @@ class _Module:
 
     @staticmethod
     def manual_seed_all(seed: int) -> None:
-        """It draws nothing itself."""
+        """Do nothing: the device draws no numbers itself."""
 
     @staticmethod
     def get_amp_supported_dtype() -> list[torch.dtype]:
@@ -112,14 +112,14 @@ class Pretended(Tensor):
 
 @cache
 def device() -> torch.device:
-    """The device; PyTorch and reprune know of it from the first call on, and PyTorch forgets none."""
+    """The device; the first call registers it with PyTorch, which cannot remove it, and with reprune."""
     devices.KINDS = (*devices.KINDS, NAME)
     backend_registration._setup_privateuseone_for_python_backend(NAME, backend_module=_Module())
     library = torch.library.Library("_", "IMPL")
     library.fallback(_called, "PrivateUse1")
     library.fallback(torch.library.fallthrough_kernel, "AutocastPrivateUse1")
     made = torch.library.Library("aten", "IMPL")
-    for full in ("_to_copy", "copy_", "empty.memory_format", "empty_strided"):  # where PyTorch asks no fallback
+    for full in ("_to_copy", "copy_", "empty.memory_format", "empty_strided"):  # for which PyTorch uses no fallback
         name, _, overload = full.partition(".")
         func = getattr(getattr(torch.ops.aten, name), overload or "default")
         made.impl(full, partial(_called, func), "PrivateUse1")
@@ -140,14 +140,14 @@ _Policy = Callable[[Sequence[Tensor]], torch.dtype]
 
 
 def _policy(name: str) -> _Policy | None:
-    """In which dtype an operation is done; None where its result alone is float32."""
+    """The rule for the dtype of an operation; None if only its result is float32."""
     if name in _TO_FLOAT32:
         return None
     return _in_half if name in _IN_HALF else _in_the_widest if name in _IN_THE_WIDEST else _in_float32
 
 
 def _cast(func: Any, policy: _Policy | None, *args: Any, **kwargs: Any) -> Any:
-    """An operation within autocast; without a policy its result alone is float32, where nothing else is asked for."""
+    """Do an operation within autocast; without a policy only its result is float32, unless another is asked for."""
     with torch._C._ExcludeDispatchKeyGuard(_AUTOCAST):
         tensors = [one for one in _tensors_of((args, kwargs)) if _is_cast(one)]
         if policy is not None:
@@ -185,7 +185,7 @@ def _called(func: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 def _mapped(change: Callable[[Any], Any], value: Any) -> Any:
-    """The same lists, tuples and mappings of what each value in them is changed to; PyTorch's own takes far longer."""
+    """Change each value in lists, tuples and mappings; PyTorch's own function takes far longer."""
     if isinstance(value, (list, tuple)):
         each = [_mapped(change, one) for one in value]
         return each if isinstance(value, list) else tuple(each)
@@ -201,9 +201,9 @@ def _tensors_of(value: Any) -> list[Tensor]:
 
 
 def _run(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    """Do on the CPU what is asked for; raises `RuntimeError` for what a device does not do."""
-    wrappers: dict[int, Pretended] = {}  # of tensors of the device, by what each holds
-    theirs: set[int] = set()  # tensors of the CPU
+    """Do an operation on the CPU; raises `RuntimeError` for what the device refuses."""
+    wrappers: dict[int, Pretended] = {}  # the device's tensors, by the id of what each holds
+    theirs: set[int] = set()  # ids of the CPU's tensors
 
     def held(one: Any) -> Any:
         if isinstance(one, Pretended):
@@ -238,7 +238,7 @@ def _written(func: Any) -> list[int]:
 
 
 def _check(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], on_device: bool, on_cpu: bool) -> None:
-    """Raise `RuntimeError` where CUDA would, of tensors of the device, of the CPU, or of both."""
+    """Raise `RuntimeError` where CUDA would, for tensors on the device, on the CPU, or on both."""
     generator = kwargs.get("generator")
     asked = kwargs.get("device")
     drawn_here = on_device or (asked is not None and torch.device(asked).type == NAME)

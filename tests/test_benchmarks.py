@@ -1,4 +1,4 @@
-"""The textbook that reprune is measured against does all of the procedure: the same weights, the same errors."""
+"""The textbook script that reprune is compared with does the whole procedure: the same weights and errors."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _QUICK = {"samples": 8, "seqlen": 24, "epochs": 3, "device": "cpu", "calibration
 
 
 def _by_textbook(model: Path, rung: str, record: dict[str, Any]) -> tuple[Any, torch.Tensor]:
-    """The model pruned by the textbook on the very samples of a run, and those samples."""
+    """The model pruned by the textbook script on exactly the samples of a run, and these samples."""
     recipe = resolve_recipe(str(model), record["recipe"])
     ids = draw(recipe, open_decoder(recipe, model)).calibration
     network = AutoModelForCausalLM.from_pretrained(model).eval().requires_grad_(False)
@@ -95,10 +95,10 @@ def test_each_target_of_fuzzing_takes_what_it_begins_with(tmp_path: Path) -> Non
 
 
 def test_no_kill_and_no_damage_goes_unnoticed(tmp_path: Path) -> None:
-    """A sample of what `benchmarks/reliability.py` does, in a process of its own: it forks."""
+    """A part of what `benchmarks/reliability.py` does, in a separate process, as it forks."""
     command = [sys.executable, str(FOLDER / "reliability.py"), "--out", str(tmp_path)]
     sample = ["--kills", "20", "--restarts", "4", "--corruptions", "66", "--soak", "0"]
-    rungs = ["--rungs", "LR", "BR+GP+CR"]  # windows that leave nothing open, and such that do
+    rungs = ["--rungs", "LR", "BR+GP+CR"]  # windows that leave no block open, and windows that do
     said = subprocess.run([*command, *sample, *rungs], capture_output=True, text=True, check=False)
     assert said.returncode == 0, said.stdout + said.stderr
     found = json.loads((tmp_path / "reliability.json").read_text())
@@ -294,5 +294,5 @@ def test_an_encoder_is_swept_as_a_decoder_in_a_process_of_its_own(
 ) -> None:
     monkeypatch.syspath_prepend(str(FOLDER))
     module = load("tiny_models")
-    kinds = pickle.loads(pickle.dumps(module.CAUSAL))  # as it gets there
+    kinds = pickle.loads(pickle.dumps(module.CAUSAL))  # as it is sent to the process
     assert module.build(kinds, "bert", tmp_path).config.is_decoder

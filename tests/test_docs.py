@@ -57,7 +57,7 @@ PAGES = (
     "docs/python.md",
     "README.md",
 )
-"""In a reader's order."""
+"""In the order in which a reader meets them."""
 _BY_NAME = {"recipe", "versions", "model.files", "files", "self_generation.peak_memory_bytes"}
 _PAIRS = ({"before", "after"}, {"last", "kept"})
 _FILE = re.compile(r"# (\S+\.(?:py|toml))\n")
@@ -76,7 +76,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _add_chats(model: Path, file: Path) -> None:
-    """Chats, and a template for them in the model's tokenizer."""
+    """Write chats, and a template for them to the model's tokenizer."""
     tokenizer = tf.AutoTokenizer.from_pretrained(model)
     tokenizer.chat_template = "{{ bos_token }}{% for one in messages %}{{ one.role }}: {{ one.content }}\n{% endfor %}"
     tokenizer.save_pretrained(model)
@@ -86,7 +86,7 @@ def _add_chats(model: Path, file: Path) -> None:
 
 
 def _save_xlm(folder: Path) -> None:
-    """A tiny model of random weights whose blocks lie in four lists."""
+    """Write a tiny model of random weights whose blocks are in four lists."""
     config = tf.XLMConfig(vocab_size=tiny.VOCABULARY, emb_dim=32, n_layers=3, n_heads=4, causal=True)
     torch.manual_seed(0)
     tf.XLMWithLMHeadModel(config).save_pretrained(folder)
@@ -100,7 +100,7 @@ def commands(block: str) -> list[str]:
 
 
 def _pruned(name: str, folder: Path, *settings: str, reconstruct: str = "LR") -> Path:
-    """A tiny model, pruned to 2:4 where the settings do not say otherwise."""
+    """A tiny model, pruned to 2:4 unless the settings say otherwise."""
     tiny.save(name, folder / name)
     flags: dict[str, Any] = {"pruner": "magnitude", "sparsity": "2:4", "samples": 4, "seqlen": 16}
     flags |= {"calibration": "manual", "reconstruct": reconstruct, "settings": settings}
@@ -138,11 +138,11 @@ def test_every_command_and_script_of_the_page_runs(page: str, folder: Path, monk
             if words[:2] == ["pip", "install"]:
                 install(Path(words[2]), monkeypatch)
                 continue
-            if words[:5] == ["torchrun", "--nproc-per-node", "2", "-m", "reprune"]:  # which test_launchers.py starts
+            if words[:5] == ["torchrun", "--nproc-per-node", "2", "-m", "reprune"]:  # test_launchers.py starts torchrun
                 ranks = together.start(2, together.command, *words[5:])
                 assert [rank.wait(300).code for rank in ranks] == [0, 0], command
                 continue
-            if words[0] == "accelerate" or "--ray" in words:  # in processes of their own
+            if words[0] == "accelerate" or "--ray" in words:  # in separate processes
                 module = "accelerate.commands.accelerate_cli" if words[0] == "accelerate" else "reprune"
                 environment = {**os.environ, "OMP_NUM_THREADS": "1"}
                 launched = [sys.executable, "-m", module, *words[1:]]
@@ -161,7 +161,7 @@ def test_every_command_and_script_of_the_page_runs(page: str, folder: Path, monk
 def test_the_script_that_checks_a_result_passes_a_right_one_and_no_other(
     name: str, settings: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """GPT-2's matrices are square or not, and transposed in the file; by name, not all have the run's pattern."""
+    """GPT-2's matrices are square or not, and transposed in the file; some have another pattern, given by name."""
     out = _pruned(name, tmp_path, *settings)
     _check(out)
     matrices = [matrix for block in record_of(out)["blocks"] for matrix in block["matrices"]]
@@ -182,7 +182,7 @@ def test_the_script_that_checks_a_result_says_what_it_does_not_cover(tmp_path: P
 
 
 def _scripts_on_using() -> list[CodeType]:
-    """Those that write a model card, that tune, and that set to zero again what merging has filled."""
+    """The scripts that write a model card, that tune, and that set to zero again what merging has filled."""
     page = (ROOT / "docs/using.md").read_text(encoding="utf-8")
     return [compile(block, "docs/using.md", "exec") for kind, block in _BLOCK.findall(page) if kind == "python"]
 
@@ -205,7 +205,7 @@ def test_the_model_card_says_what_the_hub_reads_and_leaves_the_result_whole(
 def test_the_scripts_that_tune_a_result_keep_its_zeros(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Those of experts too, which are one parameter for a whole layer."""
+    """Also the zeros of experts, which are one parameter for a whole layer."""
     _, train, merge = _scripts_on_using()
     monkeypatch.chdir(tmp_path)
     model = tiny.build(name)
@@ -248,7 +248,7 @@ def test_the_recipe_page_names_every_key() -> None:
         }
 
     known = keys(Recipe(model="x", sparsity_by_name={"": "0.5"}).model_dump()) - {"sparsity_by_name."}
-    known |= {"sparsity_by_name", "pruner.settings"}  # whose keys are patterns, and a package's own
+    known |= {"sparsity_by_name", "pruner.settings"}  # their keys are patterns, and a package's own
     page = (ROOT / "docs/recipe.md").read_text(encoding="utf-8")
     assert known == set(re.findall(r"^\| `([a-z_.]+)`", page, re.MULTILINE))
 
@@ -268,7 +268,7 @@ def test_the_page_on_python_names_all_there_is() -> None:
     "returned", [Plan, Forecast, Status, Verification, Check, Perplexity, AgainstDense, BlockError, ZeroShot, TaskScore]
 )
 def test_what_the_page_on_python_says_of_what_is_returned_is_there(returned: type) -> None:
-    """What stands in brackets after a name belongs to that one's entries."""
+    """Names in brackets after a name are fields of its entries."""
     inner = {"Forecast": "forecast", "Check": "checks", "BlockError": "blocks", "TaskScore": "tasks"}
     page = (ROOT / "docs/python.md").read_text(encoding="utf-8")
     if returned.__name__ in inner:
@@ -282,7 +282,7 @@ def test_what_the_page_on_python_says_of_what_is_returned_is_there(returned: typ
 
 
 def test_the_page_on_the_record_names_every_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a run that has everything on record but what only several processes and a Hub model have."""
+    """Checked on a run with everything on record except what only several processes or a Hub model have."""
     monkeypatch.setenv("REPRUNE_CACHE", str(tmp_path / "cache"))
     write_as_if_prose(monkeypatch)
     everything = ("solver.start=least-squares", "distill=1", "solver.epochs=1", "sparsity_by_name={self_attn.*: 0.3}")
@@ -296,7 +296,7 @@ def test_the_page_on_the_record_names_every_key(tmp_path: Path, monkeypatch: pyt
 
 
 def _keys(entry: object, path: str = "") -> set[str]:
-    """The keys of a record, of lists those of all their entries; what has names for keys, or is a pair, is one."""
+    """The keys of a record, and of all entries of its lists; a mapping by names, or a pair, counts as one key."""
     if isinstance(entry, list) and entry and isinstance(entry[0], dict):
         return {key for each in entry for key in _keys(each, f"{path}[]")}
     if not isinstance(entry, dict) or path in _BY_NAME or entry.keys() in _PAIRS:
@@ -327,7 +327,7 @@ def test_every_link_to_a_page_or_a_heading_leads_there() -> None:
     headings = {page: set(_anchors(page)) for page in pages}
     for page in pages:
         for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
-            if ":" in link:  # another site's
+            if ":" in link:  # on another site
                 continue
             name, _, anchor = link.partition("#")
             target = (page.parent / name).resolve() if name else page

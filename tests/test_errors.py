@@ -1,4 +1,4 @@
-"""Errors say the same in every process that they are sent to, and a lack of memory is known by what it says."""
+"""Errors keep their message in every process that they are sent to; a lack of memory is recognized by its message."""
 
 from __future__ import annotations
 

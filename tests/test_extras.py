@@ -1,4 +1,4 @@
-"""What pip installs for reprune, and for each of its extras, is enough for what they are for."""
+"""What pip installs for reprune, and for each of its extras, is enough for its purpose."""
 
 import subprocess
 import sys
@@ -40,7 +40,7 @@ def _site(extra: str, folder: Path) -> Path:
         seen.add(key)
         try:
             found = distribution(asked.name)
-        except PackageNotFoundError:  # of another system or Python
+        except PackageNotFoundError:  # for another system or Python
             continue
         for top in {file.parts[0] for file in found.files or () if file.parts[0] not in ("..", "__pycache__")}:
             link = folder / top

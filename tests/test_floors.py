@@ -1,4 +1,4 @@
-"""The house stands on its floors: each imports only itself and those below; importing all costs nothing."""
+"""Each floor of the code imports only itself and those below, and importing reprune costs nothing."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ _ROOMS = [
     "demo",
     "command",
 ]
-"""Of the last floor, in which each imports only those before it."""
+"""The parts of the last floor; each imports only those before it."""
 _FOR_ALL = {"reprune", "reprune.errors"}
 _BANNED = {"utils", "util", "helpers", "helper", "manager", "managers", "misc", "common"}
 
@@ -56,7 +56,7 @@ def _trees() -> dict[Path, ast.Module]:
 
 
 def _imports(tree: ast.AST, package: str) -> Iterator[str]:
-    """The absolute names of all modules of reprune that a module imports, wherever in it."""
+    """The absolute names of all modules of reprune that a module imports, anywhere in it."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -70,7 +70,7 @@ def _imports(tree: ast.AST, package: str) -> Iterator[str]:
 
 
 def _floor(name: str) -> int | None:
-    """The floor of reprune.FLOOR.module, or None of what belongs to no floor."""
+    """The floor of reprune.FLOOR.module; None for what belongs to no floor."""
     parts = name.split(".")
     return _FLOORS.index(parts[1]) if len(parts) > 1 and parts[1] in _FLOORS else None
 
@@ -91,7 +91,7 @@ def test_a_module_imports_only_its_own_floor_and_those_below() -> None:
             floor = _floor(imported)
             assert floor is not None or imported == "reprune.__version__", f"{name} imports {imported}, of no floor"
             assert name != "reprune.errors", f"errors.py imports {imported}"
-            if own is not None and floor is not None:  # the front door, reprune/__init__.py, opens on every floor
+            if own is not None and floor is not None:  # reprune/__init__.py may import from every floor
                 assert floor <= own, f"{name} imports {imported}, of a floor above"
 
 
@@ -151,7 +151,7 @@ def test_what_is_on_record_is_read_and_brought_together_without_pytorch() -> Non
 
 
 def test_the_names_of_the_api_are_there_to_be_called_whatever_was_imported_before() -> None:
-    # In a process of its own, and of reprune anew: what has been imported already would hide what is wrong.
+    # In a separate process with a fresh import: modules that are already imported would hide mistakes.
     names = sorted({*reprune.__all__, "prune", "plan", "resume", "status", "evaluate", "study", "report"})
     code = f"""
 import importlib, sys
@@ -191,7 +191,7 @@ def test_without_docstrings_no_door_is_imported_as_transformers_needs_them() -> 
 
 
 def test_how_far_a_run_is_is_told_without_waiting_for_pytorch(tmp_path: Path) -> None:
-    """It is asked again and again, on a machine that the run itself keeps busy."""
+    """It is asked again and again, on a machine that the run keeps busy."""
     recipe = {"model": "m", "pruner": {"name": "wanda"}, "sparsity": "0.5", "reconstruct": "LR"}
     error = {"after": 0.25}
     window = {"blocks": [0], "loss": "squared", "relative_calibration_error": error, "relative_heldout_error": error}

@@ -49,7 +49,7 @@ CONFIGS: Mapping[str, Callable[[], Any]] = {
         vocab_size=VOCABULARY, n_embd=32, n_layer=3, n_head=4, n_positions=POSITIONS, bos_token_id=1, eos_token_id=2
     ),
 }
-"""The architectures on which discovery is proven, by name."""
+"""The architectures on which discovery is tested, by name."""
 
 PARALLEL: Mapping[str, Callable[[], Any]] = {
     "cohere": lambda: tf.CohereConfig(**_GROUPED),
@@ -57,7 +57,7 @@ PARALLEL: Mapping[str, Callable[[], Any]] = {
         vocab_size=VOCABULARY, n_embd=32, n_layer=3, n_head=4, n_positions=POSITIONS, rotary_dim=8
     ),
 }
-"""Attention and MLP read the same tensor."""
+"""Architectures whose attention and MLP read the same tensor."""
 
 _MOE = {**_GROUPED, "num_experts_per_tok": 2}
 _ROPE = {"rope_type": "default", "rope_theta": 10000.0}
@@ -106,7 +106,7 @@ MIXTURES: Mapping[str, Callable[[], Any]] = {
         **_COMMON, num_key_value_heads=2, kv_channels=8, intermediate_size=32, num_local_experts=4
     ),
 }
-"""Mixtures of experts: each keeps its experts in a way of its own, in the model or in the checkpoint."""
+"""Mixtures of experts, each of which keeps its experts in its own way, in the model or in the checkpoint."""
 
 _SHARED_KEYS: dict[str, Any] = {
     **_SLIDING,
@@ -168,14 +168,14 @@ def build(name: str, seed: int = 0) -> Any:
     model = tf.AutoModelForCausalLM.from_config({**CONFIGS, **PARALLEL, **MIXTURES, **JOINED}[name]())
     with torch.no_grad():
         for parameter in model.parameters():
-            # Biases and norms too, so that a test sees whether they are carried along.
+            # Biases and norms too, so that tests see whether they are kept.
             parameter.add_(torch.randn_like(parameter) * (0.15 if parameter.dim() > 1 else 0.05))
     return model.float().eval()
 
 
 @cache
 def tokenizer(bos: bool = True) -> Any:
-    """A byte-level BPE tokenizer, the same with every Python; it adds BOS to what it encodes, or not."""
+    """A byte-level BPE tokenizer, the same in every Python version, which adds BOS or not."""
     raw = Tokenizer(models.BPE(unk_token=None))
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     raw.decoder = decoders.ByteLevel()

@@ -31,7 +31,7 @@ def _forward(X: Tensor, first: Tensor, bias: Tensor, second: Tensor) -> Tensor:
 
 
 class _Network(Problem):
-    """A pruned two-layer network that is to do what the dense one did; it keeps the batches asked of it."""
+    """A pruned two-layer network to be fitted to the dense one's outputs; it keeps the batches that it is asked for."""
 
     def __init__(self, contrary: bool = False) -> None:
         random = torch.Generator().manual_seed(0)
@@ -49,7 +49,7 @@ class _Network(Problem):
         self.masks: list[Tensor | None] = [mask, None, None]
         self.sized = [True, False, False]
         self.samples = _SAMPLES
-        if contrary:  # held out is what the pruned network does already: whatever is learned is wrong there
+        if contrary:  # held-out targets are the pruned network's own outputs: any step is wrong there
             self.goals[_SAMPLES:] = self._run(self.inputs[_SAMPLES:]).detach()
         self.batches: list[Tensor] = []
 
@@ -90,7 +90,7 @@ class _Network(Problem):
 
 
 class _OneMatrix(_Network):
-    """The first matrix of the network alone, in other units: so many times as large, on inputs as much smaller."""
+    """Only the network's first matrix, in other units: times `factor`, on inputs divided by it."""
 
     def __init__(self, factor: float) -> None:
         super().__init__()
@@ -111,8 +111,8 @@ def _twin(problem: _Network, start: list[Tensor], batches: list[Tensor], adam: A
     """Adam written out, in float64, the mask multiplied into the weights of every forward pass.
 
     m = b1 m + (1 - b1) g, v = b2 v + (1 - b2) g^2, w -= lr (1 - step / steps) m^ / (sqrt(v^) + 1e-8),
-    where m^ and v^ are m and v over 1 - b1^t and 1 - b2^t. 1 and 0 are those of `decay`. In a warm-up of n steps, lr
-    is times 1 / (n + 1) in the first, 2 / (n + 1) in the second, and so on.
+    where m^ and v^ are m and v over 1 - b1^t and 1 - b2^t. The factor of lr goes from `decay[0]` to `decay[1]`, 1 and 0
+    above. In a warm-up of n steps, lr is multiplied by 1 / (n + 1) in the first, 2 / (n + 1) in the second, and so on.
     """
     first_beta, second_beta = adam.betas
     weights = [weight.double() for weight in start]
@@ -165,7 +165,7 @@ def test_by_itself_it_is_as_in_the_paper() -> None:
 
 
 def test_a_relative_rate_is_a_share_of_the_kept_weights_root_mean_square() -> None:
-    """Of the pruned matrices alone; where none is told, of all that moves."""
+    """Only pruned matrices count; if none is marked as such, all parameters do."""
     problem, plain = _Network(), _Network()
     pruned, mask = problem.state()[0], problem.masks[0]
     assert mask is not None
@@ -267,7 +267,7 @@ def test_an_epochs_calibration_error_is_the_relative_one_over_all_samples() -> N
 
 
 def test_losses_are_read_after_the_last_step_of_their_epoch() -> None:
-    """A GPU has to be waited for then."""
+    """Reading them waits for a GPU."""
     seen = ""
 
     class Told(_Network):
@@ -322,7 +322,7 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_another_order() -> N
     fits: list[tuple[Fit, _Network]] = []
     for seed in (3, 3, 4):
         problem = _Network()
-        torch.manual_seed(len(fits))  # the global generator has no say in it
+        torch.manual_seed(len(fits))  # the global generator must not matter
         fits.append((Adam(epochs=2, lr=0.01, batch_size=2).fit(problem, seed, _nothing), problem))
     assert fits[0][0] == fits[1][0]
     assert _same(fits[0][1].state(), fits[1][1].state())

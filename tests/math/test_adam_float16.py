@@ -1,4 +1,4 @@
-"""Products in float16 cost Adam no step that vanishes, and of one that overflows no more than that."""
+"""With products in float16, no step of Adam's vanishes, and an overflow costs only its own step."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.math.test_adam import _Network, _nothing, _same
 
 
 def test_float16_gradients_are_kept_from_vanishing() -> None:
-    """Gradients through float16 below 6e-8 are zero, unless the loss is scaled up before."""
+    """Gradients through float16 below 6e-8 are zero, unless the loss is scaled up beforehand."""
 
     class Faint(_Network):
         def __init__(self, half: bool) -> None:

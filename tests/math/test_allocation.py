@@ -1,4 +1,4 @@
-"""A sparsity shared out over blocks: the whole keeps it, and each block gets what it bears."""
+"""A sparsity is shared out over blocks: it holds for the whole, and each block gets what it can bear."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_by_error_the_whole_has_the_sparsity_and_no_block_leaves_what_was_measur
 
 
 def test_by_error_no_weights_could_move_to_lower_the_sum() -> None:
-    """The twin: all shares on a grid, the least sum of errors at the same total."""
+    """The twin: of all shares on a grid with the same total, those with the least sum of errors."""
     levels = (0.4, 0.5, 0.6)
     curves = [[(s, scale * math.exp(rate * s)) for s in levels] for scale, rate in ((1.0, 2.0), (0.2, 8.0), (0.5, 4.0))]
     weights = [100, 200, 100]
@@ -129,7 +129,7 @@ def test_the_logarithm_of_an_error_is_straight_between_what_was_measured_and_goe
 
 
 def test_by_error_the_last_weight_costs_as_much_in_a_large_block_as_in_a_small_one() -> None:
-    """Of errors exp(8 s) in both, with four times the weights in one, slopes are as 4 to 1: log(4) / 8 apart."""
+    """With errors exp(8 s) in both and four times the weights in one, slopes are as 4 to 1: log(4) / 8 apart."""
     curve = [(s, math.exp(8 * s)) for s in (0.3, 0.5, 0.7)]
     small, large = by_error([curve, curve], [100, 400], 0.5)
     assert large - small == pytest.approx(math.log(4) / 8, abs=3 * STEP)

@@ -1,4 +1,4 @@
-"""A pruner of another package is passed on as it is where it keeps what it promises, and refused by name where not."""
+"""Results of another package's pruner are passed on if they are what it promises, and otherwise refused by its name."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from reprune.math.wanda import Wanda
 
 
 class Spoilt(Pruner[SquaredNorms]):
-    """Wanda, whose results something is done to."""
+    """Wanda, whose results `spoil` changes."""
 
     def __init__(self, spoil: Callable[[list[Pruned]], list[Pruned]]) -> None:
         self.spoil = spoil
@@ -42,7 +42,7 @@ def _prune(pruner: Pruner[SquaredNorms], pattern: Pattern) -> list[Pruned]:
 
 @final
 class ByNaN(Pruner[SquaredNorms]):
-    """Wanda, whose scores are divided by a sum that is zero."""
+    """Wanda with scores that are divided by a sum of zero."""
 
     def statistics(self, columns: int, device: torch.device) -> SquaredNorms:
         return Wanda().statistics(columns, device)
@@ -117,7 +117,7 @@ def test_results_may_come_one_by_one_and_a_note_alone() -> None:
 
 
 class Damping(Pruner[Gram]):
-    """Adds to the diagonal of its statistics, of a copy or where they lie."""
+    """Adds to the diagonal of its statistics, in a copy or in place."""
 
     def __init__(self, copied: bool) -> None:
         self.copied = copied
@@ -145,7 +145,7 @@ def test_statistics_that_others_read_are_not_to_be_changed() -> None:
 
 
 class Careless(Pruner[Statistics]):
-    """Prunes the first half of each row where it lies, and needs no data."""
+    """Prunes the first half of each row in place, and needs no data."""
 
     data_free = True
 

@@ -22,7 +22,7 @@ def twin(logits: Tensor, of: Tensor) -> Tensor:
 
 
 def predict(states: Tensor, ids: Tensor) -> Tensor:
-    return (states @ HEAD + ids[..., None]).tanh() * 4  # a cap, whose gradient needs what it put out
+    return (states @ HEAD + ids[..., None]).tanh() * 4  # a cap, whose gradient needs its output
 
 
 def one_by_one(states: Tensor, ids: Tensor) -> Iterator[tuple[slice, slice]]:

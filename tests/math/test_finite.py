@@ -1,4 +1,4 @@
-"""A tensor with a NaN or an infinity anywhere is found out, whatever its dtype."""
+"""A NaN or an infinity anywhere in a tensor is found, whatever the dtype."""
 
 from __future__ import annotations
 

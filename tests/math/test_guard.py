@@ -16,7 +16,7 @@ from tests.math.test_masking import Picking
 
 
 def _run(errors: list[float], patience: int) -> tuple[int, float, float, int]:
-    """Walk through states 0, 1, 2, ... of these errors: epoch kept, its error, the state put back, epochs run."""
+    """Go through states 0, 1, 2, ... with these errors: epoch kept, its error, the state restored, epochs run."""
     parameter = nn.Parameter(torch.zeros(2))
     guard = Guard([parameter], [None], Error(errors[0], errors[0] / 2), patience)
     ran = 0
@@ -36,7 +36,7 @@ def test_it_keeps_the_first_lowest_of_the_states_that_it_saw(errors: list[float]
     kept, lowest, state, ran = _run(errors, patience)
     assert lowest == min(errors[: ran + 1])
     assert kept == state == errors.index(lowest)
-    # It stopped once, and only then, so many epochs in a row had brought no error below those of all epochs before.
+    # It stopped exactly when `patience` epochs in a row had brought no error below those of all epochs before.
     expected = next(
         (n for n in range(1, len(errors)) if n - errors.index(min(errors[1 : n + 1]), 1) >= patience), len(errors) - 1
     )
@@ -64,7 +64,7 @@ def test_cases(errors: list[float], patience: int, kept: int, ran: int) -> None:
 def test_states_are_told_apart_with_all_features_alike_but_none_is_kept_that_is_worse_than_the_start_as_it_is() -> None:
     parameter = nn.Parameter(torch.zeros(1))
     guard = Guard([parameter], [None], Error(4.0, 0.4, standardized=9.0), patience=2)
-    # (plain, standardized): the second is the lowest plain one, the fourth is above the start, the third is kept.
+    # (plain, standardized): the second has the lowest plain one, the fourth's is above the start's, the third is kept.
     seen = [(3.0, 8.0), (1.0, 7.0), (4.0, 6.0), (4.1, 5.0), (3.0, 6.5), (3.0, 6.6)]
     stops = []
     for epoch, (plain, standardized) in enumerate(seen, 1):

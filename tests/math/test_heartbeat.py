@@ -1,4 +1,4 @@
-"""A process that lives is waited for, however long; one that is silent is given up, and waiting can be interrupted."""
+"""A live process is waited for, however long; a silent one is given up, and waiting can be interrupted."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_an_interrupt_that_the_system_gives_to_another_thread_is_noticed_too(
 
 
 class _Silent:
-    """A store that knows of nothing, and counts how often it is asked."""
+    """A store without keys, which counts how often it is asked."""
 
     def __init__(self) -> None:
         self.asked = 0
@@ -145,7 +145,7 @@ def test_a_store_that_is_gone_is_said() -> None:
 
 @pytest.mark.usefixtures("store")
 def test_where_the_store_is_gone_who_gives_signs_ends_without_a_word() -> None:
-    """An error of a thread would be a traceback beside what the process says."""
+    """An error in the thread would print a traceback beside the process's message."""
     alone = Heartbeat(_Gone())
     alone.begin()
     assert alone._thread is not None

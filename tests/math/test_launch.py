@@ -1,4 +1,4 @@
-"""Whether a launcher started a process stands in what it is told, and of several the first speaks."""
+"""The environment tells whether a launcher started a process; of several processes, the first prints."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from reprune.math.launch import launched, speaks
     [
         ({}, False, True),
         ({"RANK": "1"}, False, True),
-        ({"WORLD_SIZE": "2"}, False, True),  # as some job systems set it alone
+        ({"WORLD_SIZE": "2"}, False, True),  # some job systems set only this one
         ({"RANK": "0", "WORLD_SIZE": "1"}, False, True),
         ({"RANK": "1", "WORLD_SIZE": ""}, False, True),
         ({"RANK": "0", "WORLD_SIZE": "2"}, True, True),

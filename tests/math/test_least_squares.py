@@ -19,7 +19,7 @@ def _random(*shape: int, seed: int = 0) -> Tensor:
 
 
 def _inputs(tokens: int, seed: int, noise: float = 0.3) -> tuple[Tensor, Tensor]:
-    """What reaches a linear in the sparse and in the dense model: alike, but not the same."""
+    """A linear's inputs (tokens, columns) in the sparse and in the dense model: similar, but not the same."""
     mixing = torch.eye(_COLUMNS) + 0.3 * _random(_COLUMNS, _COLUMNS, seed=99)
     dense = _random(tokens, _COLUMNS, seed=seed) @ mixing
     return dense + noise * _random(tokens, _COLUMNS, seed=seed + 1), dense
@@ -33,14 +33,14 @@ def _paired(X: Tensor, Z: Tensor) -> Paired:
 
 
 def _group() -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    """Dense matrices, masks of a half of each, and what a pruner that changes no weight leaves."""
+    """Dense matrices, masks that keep half of each, and what a pruner without updates leaves."""
     dense = [_random(rows, _COLUMNS, seed=rows) for rows in _ROWS]
     masks = [one.abs() >= one.abs().median() for one in dense]
     return dense, masks, [one * mask for one, mask in zip(dense, masks, strict=True)]
 
 
 def _twin(X: Tensor, Z: Tensor, dense: Tensor, mask: Tensor, prior: Tensor, ridge: float) -> Tensor:
-    """Each row by itself: the columns that it keeps, against the dense outputs, with the prior as further rows."""
+    """Solve each row by itself: its kept columns against the dense outputs, with the prior as further rows."""
     X, Z, dense, prior = X.double(), Z.double(), dense.double(), prior.double()
     penalty = (ridge * X.square().sum(dim=0).mean()).sqrt()
     found = torch.zeros_like(dense)
@@ -110,7 +110,7 @@ def test_each_iteration_lowers_what_is_minimized() -> None:
 
 
 def test_inputs_that_have_nothing_in_common_are_solved_by_one_iteration_whatever_their_sizes() -> None:
-    """What Jacobi's preconditioner is for: of such a system it is the inverse."""
+    """The Jacobi preconditioner is the inverse of such a system."""
     diagonal, right, mask = torch.logspace(-2, 2, _COLUMNS), _random(3, _COLUMNS), _random(3, _COLUMNS, seed=1) > 0
     prior, ridge = _random(3, _COLUMNS, seed=2) * mask, 0.5
     W = solve(diagonal.diag(), right, prior, prior, mask, ridge, 1)
@@ -118,7 +118,7 @@ def test_inputs_that_have_nothing_in_common_are_solved_by_one_iteration_whatever
 
 
 def test_the_ridge_is_the_one_whose_fit_heldout_inputs_like_best() -> None:
-    """Few noisy tokens: a small ridge fits them best and anything else worst."""
+    """With few noisy tokens, a small ridge fits these best and all others worst."""
     X, Z = _inputs(14, seed=21, noise=1.0)
     other = _inputs(400, seed=31, noise=1.0)
     dense, masks, pruned = _group()
@@ -141,7 +141,7 @@ def test_the_ridge_is_the_one_whose_fit_heldout_inputs_like_best() -> None:
 def test_where_no_fit_is_better_the_pruners_weights_stay() -> None:
     X, Z = _inputs(40, seed=41)
     dense, masks, pruned = _group()
-    content = _paired(X, Z)  # held-out inputs of which the pruner's weights make just what the dense model makes
+    content = _paired(X, Z)  # held-out inputs for which the pruner's weights give the dense outputs
     content.cross = (torch.linalg.pinv(torch.cat(dense)) @ torch.cat(pruned) @ content.gram.matrix).T
     fit = LeastSquares().refit(pruned, masks, dense, _paired(X, Z), content)
     assert fit.ridge is None

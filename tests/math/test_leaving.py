@@ -1,4 +1,4 @@
-"""How one of several processes leaves the others."""
+"""One of several processes leaves the others without waiting for ever."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from reprune.math.ranks import Together
 
 @pytest.fixture
 def _held_lock() -> Iterator[None]:
-    """Python's lock goes to another thread only where this one waits for something."""
+    """Pass Python's lock to another thread only when this one waits for something."""
     interval = sys.getswitchinterval()
     sys.setswitchinterval(60)
     yield
@@ -27,7 +27,7 @@ def _held_lock() -> Iterator[None]:
 
 @pytest.fixture
 def hearing(monkeypatch: pytest.MonkeyPatch) -> float:
-    """Seconds for all to come to the same error."""
+    """The seconds that processes are given to meet the same error, here a few."""
     monkeypatch.setattr(module, "_HEARING", 0.2)
     return 0.2
 
@@ -43,7 +43,7 @@ def _rank(number: int, count: int, store: Any) -> Together:
 def test_threads_that_await_pythons_lock_have_it_before_the_group_waits_for_them(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """PyTorch 2.6 holds the lock while it waits for gloo's threads, which let go of tensors under it."""
+    """PyTorch 2.6 holds the lock while it waits for gloo's threads, which need it to release tensors."""
     gate, had, at_end = threading.Lock(), threading.Event(), []
 
     def let_go() -> None:
@@ -100,7 +100,7 @@ def test_of_those_who_lose_others_one_says_so() -> None:
 
 @pytest.mark.parametrize("silent", [False, True])
 def test_where_nobody_can_be_asked_the_first_two_say_so(silent: bool, hearing: float) -> None:
-    """One of them is not lost where one alone is."""
+    """If a single process is lost, one of these two is not."""
     over = threading.Event()
 
     class Gone:

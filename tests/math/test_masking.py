@@ -1,4 +1,4 @@
-"""Masks are multiplied by, and what they leave out is a positive zero; what they keep is picked a part at a time."""
+"""Masks set what they leave out to a positive zero; what they keep is picked a part at a time."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from reprune.math.masking import mask_, mask_weights_, pick, put_back_
 
 
 class Picking(TorchDispatchMode):
-    """Notes in tensors of which shapes the places of a mask are looked for."""
+    """Notes the shapes of masks that are used as an index."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ class Picking(TorchDispatchMode):
 
 
 class _Elsewhere(Tensor):
-    """Says that it is on a GPU, where places take memory."""
+    """A tensor that claims to be on a GPU, where indices take memory."""
 
     device = property(lambda self: torch.device("cuda"))  # type: ignore[assignment]
 
@@ -61,7 +61,7 @@ def test_what_is_kept_is_picked_and_put_back_a_part_at_a_time(
     monkeypatch.setattr(masking, "_AT_ONCE", 7)
     generator = torch.Generator().manual_seed(0)
     values, mask = torch.randn(shape, generator=generator), torch.rand(shape, generator=generator) > 0.5
-    if turned:  # as a gradient may lie
+    if turned:  # gradients may be laid out so
         values, mask = (one.permute(*reversed(range(one.dim()))) for one in (values, mask))
     with Picking() as picking:
         picked = pick(values, mask)

@@ -1,4 +1,4 @@
-"""The mean square is PyTorch's own, with the gradient that it would have, and holds one tensor for it."""
+"""The mean square and its gradient equal PyTorch's, and only one tensor is kept for the gradient."""
 
 from __future__ import annotations
 

@@ -201,7 +201,7 @@ def test_a_pattern_allows_masks_that_keep_no_more_of_a_group_than_it_does() -> N
         mask = torch.tensor([[bit == "1" for bit in kept], [False] * 8])
         assert NM(2, 4).allows(mask) is allowed
         assert Unstructured(0.5).allows(mask)
-        assert not NM(2, 3).allows(mask)  # into whose groups its columns do not fall
+        assert not NM(2, 3).allows(mask)  # 8 columns are not a multiple of 3
 
 
 @pytest.mark.parametrize("arguments", [(0.0,), (1.0,), (-0.1,), (float("nan"),)])
@@ -227,9 +227,9 @@ def test_a_matrix_whose_columns_do_not_fall_into_groups_is_refused_by_name() -> 
     repeated=st.sampled_from([1, 5]),
 )
 def test_looking_at_a_sample_first_changes_nothing(scores: list[float], fraction: float, repeated: int) -> None:
-    """What long rows go through, on short ones; a sample of four misses often enough to test what comes then.
+    """The procedure for long rows, on short ones; a sample of four misses often enough to test what follows then.
 
-    On a GPU they do so, and here in float64, as NumPy selects from float32.
+    It is used on a GPU, and here with float64, as NumPy selects from float32.
     """
     row = torch.tensor([scores * repeated], dtype=torch.float64)
     with pytest.MonkeyPatch.context() as patch:

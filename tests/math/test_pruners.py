@@ -1,4 +1,4 @@
-"""Each pruner takes the weights that the formula of its paper says, to the last; test_sparsegpt.py has more."""
+"""Each pruner removes exactly the weights that its paper's formula says; test_sparsegpt.py has more."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ pruners = pytest.mark.parametrize("pruner", _PRUNERS, ids=lambda pruner: type(pr
 
 
 def _inputs(columns: int, tokens: int = 200, seed: int = 0) -> Tensor:
-    """Inputs (tokens, columns) whose columns differ in scale and go along with each other."""
+    """Inputs (tokens, columns) whose columns differ in scale and are correlated."""
     random = torch.Generator().manual_seed(seed)
     mixing = torch.eye(columns) + 0.4 * torch.randn(columns, columns, generator=random)
     scales = 0.2 + 2 * torch.rand(columns, generator=random)
@@ -50,7 +50,7 @@ def _lowest(scores: Tensor, count: int) -> list[tuple[int, int]]:
 
 
 def _mask_of(scores: Tensor, pattern: Pattern, by_row: bool) -> Tensor:
-    """The twins' mask: drop the lowest scores, of the whole, of each row or of each group of a row."""
+    """The twins' mask: drop the lowest scores of the whole matrix, of each row, or of each group of a row."""
     rows, columns = scores.shape
     height = 1 if by_row or isinstance(pattern, NM) else rows
     width = pattern.of if isinstance(pattern, NM) else columns
@@ -134,7 +134,7 @@ def test_what_is_pruned_is_plus_zero_and_what_comes_out_is_whole(pruner: Pruner[
 @patterns
 def test_exactly_the_share_asked_for_goes(pruner: Pruner[Statistics], pattern: Pattern) -> None:
     (pruned,) = _prune(pruner, _weights(10, columns=16), _inputs(16), pattern)
-    # Within each block of 8 columns, or each row of 16, half a weight is rounded away at most.
+    # In each block of 8 columns, or each row of 16, rounding changes the count by at most half a weight.
     assert abs(int((~pruned.mask).sum()) - pattern.sparsity * 160) <= 5
     if isinstance(pattern, NM):
         assert (pruned.mask.reshape(-1, pattern.of).sum(dim=1) == pattern.kept).all()

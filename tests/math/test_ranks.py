@@ -1,4 +1,4 @@
-"""How processes find each other; a PyTorch that is built for one process does all that one process does."""
+"""Processes find each other; a PyTorch built without torch.distributed is enough for one process."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ sys.modules["torch.distributed.rendezvous"] = None
 
 
 def test_a_pytorch_without_distributed_is_enough_for_one_process() -> None:
-    """In a process of its own: this one has imported it already."""
+    """In a separate process, as this one has already imported it."""
     code = f"{_WITHOUT}from reprune.math.ranks import ALONE; print(ALONE.add([1.0]))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stdout) == (0, "[1.0]\n"), done.stderr
@@ -56,12 +56,12 @@ def test_each_has_a_gpu_of_its_own_as_far_as_there_are_any(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cards > 0)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: cards)
     monkeypatch.setattr(torch.cuda, "set_device", used.append)
-    module = sys.modules["torch.distributed.rendezvous"]  # a function of torch.distributed has its name
+    module = sys.modules["torch.distributed.rendezvous"]  # a function of torch.distributed has the same name
     monkeypatch.setattr(module, "rendezvous", lambda url, timeout: iter([(store, number, here)]))
     monkeypatch.setattr(dist, "init_process_group", lambda name, **more: begun.append((name, more)))
     for name, value in {"LOCAL_RANK": number, "LOCAL_WORLD_SIZE": here}.items():
         monkeypatch.setenv(name, str(value))
-    monkeypatch.setenv("TORCH_NCCL_BLOCKING_WAIT", "")  # so that it is taken back
+    monkeypatch.setenv("TORCH_NCCL_BLOCKING_WAIT", "")  # so that it is restored
     monkeypatch.delenv("TORCH_NCCL_BLOCKING_WAIT")
     ranks = Together(7)
     ranks._heart.end()

@@ -1,4 +1,4 @@
-"""Over batches the error is (1 / (N H T)) ||outputs - targets||^2 of the whole, and its share of targets."""
+"""Over batches, the error is (1 / (N H T)) ||outputs - targets||^2 of all, also as a share of the targets' power."""
 
 from __future__ import annotations
 
@@ -52,14 +52,14 @@ def test_sums_do_not_lose_small_batches_after_large_ones() -> None:
 
 
 def test_sums_do_not_lose_small_numbers_beside_large_ones() -> None:
-    """2^24 + 1 is no float32."""
+    """2^24 + 1 is not a float32."""
     meter = ErrorMeter(torch.ones(2))
     meter.update(torch.zeros(1, 1, 2), torch.tensor([[[4096.0, 1.0]]]))
     assert meter.error() == Error((2**24 + 1) / 2, 1.0, (2**24 + 1) / 2)
 
 
 def test_low_precision_is_compared_in_float32() -> None:
-    """Of bfloat16's eight bits 129 takes all, and its square, or half of it, more."""
+    """129 takes all of bfloat16's eight bits; 129.5 and its square take more."""
     outputs, targets = (torch.full((1, 64, 64), value, dtype=torch.bfloat16) for value in (129.0, -0.5))
     meter = ErrorMeter()
     meter.update(outputs, targets)
@@ -81,7 +81,7 @@ def test_states_are_told_apart_by_the_standardized_error_where_there_is_one() ->
 
 def test_what_several_processes_have_seen_is_one_mean() -> None:
     class Two(Alone):
-        """The other has seen twice as much, with the same differences in all."""
+        """The other process has seen twice as much, with the same sum of differences."""
 
         def add(self, values: Sequence[float]) -> list[float]:
             difference, scaled, target, count = values

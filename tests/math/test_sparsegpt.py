@@ -17,7 +17,7 @@ from tests.math.test_pruners import _CPU, _inputs, _mask_of, _prune, _weights, p
 def _sparsegpt_twin(
     W: Tensor, H: Tensor, pattern: Pattern, block_size: int, damping: float = 0.01
 ) -> tuple[Tensor, Tensor]:
-    """Column by column, the inverse over the columns F not yet passed: H_F^-1, by itself, in float64.
+    """Column by column, in float64; H_F^-1 is computed anew for the columns F not yet passed.
 
     cost = w_p^2 / [H_F^-1]_pp; pruning p updates w_F -= w_p / [H_F^-1]_pp * H_F^-1[:, p].
     """
@@ -46,7 +46,7 @@ def _sparsegpt_twin(
 @pytest.mark.parametrize("pattern", [NM(2, 3), NM(3, 5), NM(10, 20)], ids=str)
 @pytest.mark.parametrize("block_size", [16, 128])
 def test_sparsegpt_prunes_groups_of_any_length_as_the_formula_says(pattern: NM, block_size: int) -> None:
-    """Also such as do not end where one of its narrow sweeps does."""
+    """Also groups that do not end where a narrow sweep ends."""
     weights, X = _weights(5, columns=60), _inputs(60)
     (found,) = _prune(SparseGPT(block_size=block_size), weights, X, pattern)
     expected, mask = _sparsegpt_twin(weights[0], X.double().T @ X.double(), pattern, block_size)
@@ -73,7 +73,7 @@ def test_sparsegpt_prunes_and_updates_as_the_formula_says(pattern: Pattern, colu
 
 @pytest.mark.parametrize(("columns", "rows"), [(1, 5), (4, 3), (16, 40), (32, 7)])
 def test_columns_are_swept_at_once_as_they_are_one_by_one(columns: int, rows: int) -> None:
-    """What a GPU does in place of a loop over columns: the same weights and errors."""
+    """What a GPU does in place of a loop over columns gives the same weights and errors."""
     random = torch.Generator().manual_seed(columns)
     X = _inputs(columns)
     U = torch.linalg.cholesky(torch.linalg.inv(X.T @ X), upper=True)
@@ -83,7 +83,7 @@ def test_columns_are_swept_at_once_as_they_are_one_by_one(columns: int, rows: in
     for sweep in (sparsegpt._one_by_one_, sparsegpt._at_once_):
         weights, errors = W.clone(), torch.empty_like(W)
         sweep(weights, errors, scales, U)
-        found.append((weights * (scales == 0), errors))  # what is pruned becomes zero, whatever is left there
+        found.append((weights * (scales == 0), errors))  # pruned weights are set to zero, whatever is left there
     torch.testing.assert_close(found[0], found[1])
 
 
@@ -154,7 +154,7 @@ def test_raised_damping_still_makes_up_for_what_was_pruned() -> None:
     (weight,), X = (
         _weights(6, columns=16),
         _inputs(16, tokens=3),
-    )  # three tokens: the other half can stand in wholly
+    )  # with three tokens, the other half can make up for all of it
     (pruned,) = _prune(SparseGPT(damping=1e-12), [weight], X, Unstructured(0.5))
     (note,) = pruned.notes
     assert "near singular" in note

@@ -1,4 +1,4 @@
-"""A scale is sqrt(variance + FLOOR * mean variance) of each feature, and a standardized loss is blind to units."""
+"""A scale is sqrt(variance + FLOOR * mean variance) of each feature; a standardized loss does not depend on units."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _CPU = torch.device("cpu")
 
 
 def _states(seed: int = 0, features: int = 6) -> Tensor:
-    """(samples, tokens, features), each feature of a size of its own, one of them massive."""
+    """States (samples, tokens, features), each feature of a different size, one of them massive."""
     random = torch.Generator().manual_seed(seed)
     states = torch.randn(5, 7, features, generator=random) * torch.logspace(-2, 2, features)
     return states + 100.0 * torch.randn(features, generator=random)
@@ -47,7 +47,7 @@ def test_it_is_the_standard_deviation_over_all_tokens(batch: int) -> None:
 
 @pytest.mark.parametrize("own", [2, 0])
 def test_it_is_over_the_tokens_of_all_processes(own: int) -> None:
-    """Also where this one has seen none."""
+    """Also if this process has seen none."""
 
     class Two(Alone):
         def sum_(self, tensors: Sequence[Tensor]) -> None:
@@ -112,7 +112,7 @@ def test_the_error_is_blind_to_units(seed: int, unit: float) -> None:
 
 
 def test_each_feature_counts_alike() -> None:
-    """An error of a tenth of each feature's deviation is one of a hundredth, whatever their sizes."""
+    """An error of a tenth of each feature's deviation gives 0.01, whatever the features' sizes."""
     targets, scale = _states(), torch.linspace(1.0, 1e4, 6)
     meter = ErrorMeter(scale)
     meter.update(targets[:3] + 0.1 * scale, targets[:3])

@@ -1,4 +1,4 @@
-"""Statistics taken in batch by batch are those of all the inputs at once, in float32 whatever came in."""
+"""Statistics accumulated batch by batch are those of all inputs at once, in float32 whatever the inputs' dtype."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_the_bytes_that_are_told_beforehand_are_those_that_sums_take(kind: type[
 
 
 class _Two(Alone):
-    """This process and another, whose tokens and sums these are."""
+    """This process and another, with these tokens and sums."""
 
     def __init__(self, tokens: int, *sums: Tensor) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What processes sum, copy and tell each other comes whole, however it is sent, and what each has sent is counted."""
+"""What processes sum, copy and tell each other arrives whole, however it is sent, and what each sends is counted."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def _rank(number: int, count: int, store: dist.Store | None = None) -> Together:
 
 @pytest.fixture
 def summed(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
-    """What was summed at once, as two others sum it who have twice as much each."""
+    """The tensors of each sum over ranks; two other ranks add twice the values each."""
     found: list[Tensor] = []
 
     def all_reduce(tensor: Tensor) -> None:
@@ -46,7 +46,7 @@ def summed(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
 
 @pytest.fixture
 def wire(monkeypatch: pytest.MonkeyPatch) -> Callable[[Together, int], None]:
-    """What one rank sends lies here until others take it. Says whose turn it is, and who sends."""
+    """Keeps what one rank sends until others take it. The function sets whose turn it is, and who sends."""
     sent: list[Tensor] = []
     taken, now = [0], [0, 0]
 
@@ -104,7 +104,7 @@ def test_numbers_are_added_in_float64(summed: list[Tensor]) -> None:
 
 
 def test_gradients_are_summed_where_any_rank_has_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of four parameters here, in another rank, in both, and in none."""
+    """Four parameters have gradients here, in another rank, in both, and in none."""
     others = [torch.tensor([0.0, 1.0, 1.0, 0.0], dtype=torch.float64), torch.tensor([0.0] * 2 + [2.0] * 2 + [3.0] * 2)]
     monkeypatch.setattr(dist, "all_reduce", lambda tensor: tensor.add_(others.pop(0)))
     parameters = [nn.Parameter(torch.zeros(2)) for _ in range(4)]

@@ -1,4 +1,4 @@
-"""Widening fits a window's last part, then all of it, and keeps the state of lowest held-out error on the whole way."""
+"""Widening fits a window's last part, then all of it, and keeps the state with the lowest held-out error of both."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _SAMPLES, _HELDOUT, _TOKENS, _HIDDEN = 6, 3, 4, 5
 
 @final
 class _Chain(Problem):
-    """Layers x -> x + tanh(x W), W halfway zero, that are to do what the dense ones did."""
+    """Layers x -> x + tanh(x W), half of W zero, to be fitted to the outputs of the dense ones."""
 
     def __init__(self, layers: int, *, hopeless: bool = False) -> None:
         random = torch.Generator().manual_seed(1)
@@ -36,7 +36,7 @@ class _Chain(Problem):
         ]
         self.sized = [True] * layers
         self.samples = _SAMPLES
-        if hopeless:  # held out is what the pruned layers do already: whatever is learned is wrong there
+        if hopeless:  # held-out targets are the pruned layers' own outputs: any step is wrong there
             self.goals[_SAMPLES:] = self._through(self.inputs[_SAMPLES:], self.parameters).detach()
         self.parts: list[_Chain] = []
         self.freed = False

@@ -20,7 +20,7 @@ SECONDS = 400
 
 
 def alone(work: Callable[[str, Path], dict[str, Any]], model_type: str, out: Path) -> dict[str, Any]:
-    """Some work on an architecture in a process of its own, which a model may end."""
+    """Do some work on an architecture in a separate process, which a model may end."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     with _limited():
@@ -47,7 +47,7 @@ def in_processes(
     jobs: int,
     done: Callable[[str, dict[str, Any]], None],
 ) -> None:
-    """Each in a fork of this process, so many at a time; one that ends its process has failed."""
+    """Do each in a fork of this process, `jobs` at a time; one that ends its process has failed."""
     context = multiprocessing.get_context("fork")
     while names:
         with ProcessPoolExecutor(jobs, mp_context=context, max_tasks_per_child=None) as pool:
@@ -62,7 +62,7 @@ def in_processes(
 
 
 def read(file: Path) -> dict[str, Any]:
-    """What was found before."""
+    """The outcomes in a file, if it exists."""
     found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     return found
 
@@ -75,7 +75,7 @@ def sweep(
     jobs: int,
     say: Callable[[str, dict[str, Any]], None],
 ) -> dict[str, Any]:
-    """Do what is missing of the names, or some of them anew, in the file's folder; the file keeps what each came to."""
+    """Do the names that the file lacks, or some of them anew, in the file's folder; the file keeps their outcomes."""
     found = read(file)
 
     def done(name: str, outcome: dict[str, Any]) -> None:

@@ -35,7 +35,7 @@ PLACES = [("cpu", "bfloat16"), *((pretended.NAME, dtype) for dtype in ("float32"
 
 
 def examine(model_type: str, out: Path) -> dict[str, str]:
-    """By place how one architecture went: passed, or why not; of one that is refused or not built that alone."""
+    """One architecture's outcomes by device and precision: passed, or why not; only one if refused or not built."""
     folder = out / "models" / model_type
     shutil.rmtree(folder, ignore_errors=True)
     found = {}

@@ -34,7 +34,7 @@ SHOWN = ("pruner", "samples", "seqlen", "epochs")
 
 
 def like(given: Path, folder: Path, sizes: dict[str, int]) -> Path:
-    """A model of random weights with the tokenizer of another, unless it is there."""
+    """Write a model of random weights with another's tokenizer, unless it is there; returns its folder."""
     if not (folder / "config.json").exists():
         tokenizer = AutoTokenizer.from_pretrained(given)
         random_llama(folder, **sizes, vocab_size=len(tokenizer))

@@ -36,7 +36,7 @@ SEEDS: dict[str, list[bytes]] = {
 
 
 def targets(folder: Path) -> dict[str, Callable[[bytes], object]]:
-    """What is given bytes, by name; files go to `folder`."""
+    """The functions to fuzz, by name; files go to `folder`."""
     from reprune.doors.report.read import read_records
     from reprune.doors.study.record import read_study
     from reprune.engine.ledger import Ledger
@@ -53,7 +53,7 @@ def targets(folder: Path) -> dict[str, Callable[[bytes], object]]:
         return path
 
     def sealed(data: bytes) -> bytes:
-        """With its seal, where it is an object: so that what comes after the seal's check is reached too."""
+        """The data with its seal, if it is a JSON object, so that what comes after the seal's check is reached too."""
         with suppress(ValueError, RecursionError):
             content = json.loads(data)
             if isinstance(content, dict):
@@ -131,7 +131,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seconds", type=int, default=60)
     parser.add_argument("--only", nargs="+", default=[*SEEDS], choices=[*SEEDS])
-    parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)  # the one target, in this process
+    parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)  # fuzz the one target in this process
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     if options.here:

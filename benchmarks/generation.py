@@ -37,7 +37,7 @@ OURS, PLAIN = "reprune", "one at a time"
 
 
 def batched(options: argparse.Namespace) -> Callable[[], dict[str, Any]]:
-    """A round: as many texts as there are among the prefixes that it begins."""
+    """A round: writes as many texts as begin with a prefix that passes."""
     folder = locate_model(options.model)
     tokenizer = load_tokenizer(folder, False)
     settings = Generation(length=options.length, batch_size=options.batch_size, filters=())

@@ -14,11 +14,11 @@ from typing import Any
 
 _STEPS = ("fsync", "replace", "ftruncate", "unlink", "rmdir")
 _OF_ONE_RUN = {"seconds", "measuring_seconds", "peak_memory_bytes"}
-"""What a record has that differs from one run to the next."""
+"""The entries of a record that differ between runs."""
 
 
 def contents(folder: Path) -> dict[str, Any]:
-    """All that has been written to a folder, without what differs from one run to the next."""
+    """The contents of all files in a folder, without what differs between runs."""
     found: dict[str, Any] = {
         str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()
     }
@@ -32,9 +32,9 @@ def _timeless(value: Any) -> Any:
 
 
 def in_child(work: Callable[[], object], kill_after: float | None = None) -> int:
-    """Do something in a process of its own, perhaps killed after so many seconds; returns how it ended."""
+    """Do something in a separate process, perhaps killed after so many seconds; returns its exit status."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of forking: there is one thread
+        warnings.simplefilter("ignore", DeprecationWarning)  # about forking: there is only one thread
         process = os.fork()
     if process == 0:
         try:
@@ -50,7 +50,7 @@ def in_child(work: Callable[[], object], kill_after: float | None = None) -> int
 
 
 def kill_before(step: int) -> list[int]:
-    """Have this process kill itself just before the durable step of that number; returns where they are counted.
+    """Have this process kill itself just before the durable step of that number; returns the counter of steps.
 
     A durable step is a file forced to disk, renamed, cut or removed, or a folder removed.
     """
@@ -71,11 +71,11 @@ def kill_before(step: int) -> list[int]:
 
 
 def steps_of(work: Callable[[], object], counted: Path) -> int:
-    """Do something undisturbed in a process of its own; returns in how many durable steps.
+    """Do something undisturbed in a separate process; returns the number of its durable steps.
 
     Args:
-        work: what.
-        counted: a file that their number is passed by.
+        work: what to do.
+        counted: a file through which the number is passed.
     """
 
     def run() -> None:

@@ -40,7 +40,7 @@ from turns import spread
 
 
 def draw(options: argparse.Namespace, seed: int) -> tuple[Path, Path]:
-    """Write samples to calibrate on and held-out ones, each a document's first tokens; returns both files."""
+    """Write calibration samples and held-out ones, each a document's first tokens; returns both files."""
     tokenizer = AutoTokenizer.from_pretrained(options.model)
     documents = [json.loads(line)["text"] for line in options.documents.read_text(encoding="utf-8").splitlines()]
     random.Random(seed).shuffle(documents)
@@ -58,9 +58,9 @@ def draw(options: argparse.Namespace, seed: int) -> tuple[Path, Path]:
 
 
 def timed(command: Sequence[str], log: Path) -> dict[str, float]:
-    """Run a command to its end; its seconds and its peak of resident pages in bytes, as Linux counts them.
+    """Run a command to its end; returns its seconds and its peak of resident memory in bytes, as Linux counts it.
 
-    The count is asked for while it runs: what is known of a process that has ended includes this one's, as it began.
+    The peak is read while the command runs: that of an ended process includes this process's, from which it was forked.
     """
     began, peak = time.perf_counter(), 0
     with log.open("w", encoding="utf-8") as file:
@@ -81,7 +81,7 @@ def tensors(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def agreement(ours: Path, theirs: Path) -> float:
-    """The share of the weights of matrices that we have pruned which both keep or both set to zero."""
+    """The share of weights, in the matrices that we have pruned, that both keep or both set to zero."""
     of_theirs, same, weights = tensors(theirs), 0, 0
     for name, tensor in tensors(ours).items():
         if tensor.dim() == 2 and 4 * int((tensor == 0).sum()) > tensor.numel():
@@ -91,7 +91,7 @@ def agreement(ours: Path, theirs: Path) -> float:
 
 
 def commands(options: argparse.Namespace, pruner: str, files: tuple[Path, Path]) -> dict[str, list[str]]:
-    """By way: what runs it, but for its folder. llm-compressor's comes first."""
+    """The command of each way, without its folder; llm-compressor's comes first."""
     theirs = {"rows": files[0], "pruner": pruner, "sparsity": options.sparsity, "dtype": options.dtype}
     ours = {
         "pruner": pruner,
@@ -157,7 +157,7 @@ def main() -> None:
 def _repeat(
     options: argparse.Namespace, pruner: str, seed: int, ways: dict[str, list[str]], runs: dict[str, Any]
 ) -> None:
-    """Run what is missing of one repeat; llm-compressor's model stays until all are compared with it."""
+    """Run what one repeat lacks; llm-compressor's model stays until all are compared with it."""
     missing = [way for way in ways if str(seed) not in runs.get(f"{pruner}, {way}", {})]
     if not missing:
         return

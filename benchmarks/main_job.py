@@ -37,7 +37,7 @@ def tokens() -> Tensor:
 
 
 def seen_whole(folder: Path, path: str) -> tuple[list[Tensor], dict[str, Any]]:
-    """What each block puts out in the whole model as plain Transformers loads it, and how that loading went."""
+    """The output of each block in the whole model, loaded by plain Transformers, and the loading info."""
     decoder = Decoder(folder)
     kind = model_class(decoder.skeleton.model.config)
     model, info = kind.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
@@ -69,16 +69,16 @@ def streamed(decoder: Decoder) -> list[tuple[Call, Tensor]]:
 
 
 def seen_streaming(decoder: Decoder) -> list[Tensor]:
-    """The same, block by block."""
+    """The output of each block, streamed block by block."""
     return [call.form.states(states) for call, states in streamed(decoder)]
 
 
 @torch.no_grad()
 def predictions(folder: Path) -> float:
-    """How far logits of the last block's states are off those of the whole model as plain Transformers loads it.
+    """The distance of the logits by the last block's states to those of the whole model in plain Transformers.
 
     Raises:
-        UnsupportedModelError: the model makes none of them.
+        UnsupportedModelError: the model computes no logits from these states.
     """
     decoder, ids = Decoder(folder), tokens()
     decoder.check_predicts()
@@ -95,7 +95,7 @@ def off(found: list[Tensor], wanted: list[Tensor]) -> float:
 
 
 def check_outside(dense: Decoder, result: Checkpoint) -> Iterator[str]:
-    """What is wrong with a result's tensors outside its blocks: they are the dense model's to the bit."""
+    """What is wrong with a result's tensors outside its blocks, which must be the dense model's to the bit."""
     if dense.checkpoint.entries.keys() != result.entries.keys():
         yield "outside: its tensors have other names"
         return
@@ -135,7 +135,7 @@ def check_result(dense: Path, out: Path, record: dict[str, Any], sparsity: str) 
 
 
 def examine(kinds: Mapping[str, Any], model_type: str, out: Path) -> dict[str, Any]:
-    """One architecture: how it went, and why."""
+    """One architecture's outcome, and the reason."""
     began = time.monotonic()
     folder = out / "models" / model_type
     shutil.rmtree(folder, ignore_errors=True)
@@ -152,7 +152,7 @@ def examine(kinds: Mapping[str, Any], model_type: str, out: Path) -> dict[str, A
         streaming = seen_streaming(decoder)
         try:
             whole, _ = seen_whole(folder / "dense", decoder.skeleton.blocks_path)
-        except Exception as error:  # whatever a model raises that is not run in this way by Transformers itself
+        except Exception as error:  # whatever a model raises that Transformers itself cannot run in this way
             return found | {"outcome": "not built", "why": f"its own forward fails: {_said(error)}"}
         measured["streaming"] = off(streaming, whole)
         if not measured["streaming"] <= TOLERANCE:

@@ -34,11 +34,11 @@ import reprune
 
 SAMPLES = 8
 ALIKE = 0.999
-"""Of a matrix's weights: sums in float32 may settle a near tie otherwise."""
+"""The least share of a matrix's weights that must agree: sums in float32 may settle near ties differently."""
 
 
 def write_rows(model: Path, file: Path) -> Tensor:
-    """Samples of random capital letters, each a token; (samples, tokens), as a line of JSON each in the file."""
+    """Write samples of random capital letters, one token each, as JSON lines; returns them (samples, tokens)."""
     tokenizer = AutoTokenizer.from_pretrained(model)
     letters = torch.randint(65, 91, (SAMPLES, SEQLEN), generator=torch.Generator().manual_seed(0))
     texts = ["".join(map(chr, row)) for row in letters.tolist()]
@@ -49,7 +49,7 @@ def write_rows(model: Path, file: Path) -> Tensor:
 
 
 def kept(weight: Tensor, inputs: Tensor) -> Tensor:
-    """By the formula: which weights (rows, columns) stay of half of each row, given inputs (tokens, columns)."""
+    """By the formula, the weights (rows, columns) that are kept, half of each row, given inputs (tokens, columns)."""
     scores = weight.double().abs() * inputs.double().square().sum(0).sqrt()
     dropped = scores.argsort(1)[:, : weight.shape[1] // 2]
     return torch.ones_like(scores, dtype=torch.bool).scatter_(1, dropped, False)
@@ -66,7 +66,7 @@ def block_of(name: str) -> int | None:
 
 @torch.no_grad()
 def compare(model: nn.Module, pruned: dict[str, Tensor], ids: Tensor) -> dict[str, float]:
-    """By linear, the share of its weights that both keep or both drop."""
+    """By linear, the share of its weights that both masks keep or both drop."""
     blocks: dict[int, dict[str, nn.Module]] = {}
     for name, module in model.named_modules():
         weight, number = pruned.get(f"{name}.weight"), block_of(name)
@@ -100,7 +100,7 @@ def compare(model: nn.Module, pruned: dict[str, Tensor], ids: Tensor) -> dict[st
 
 
 def examine(model_type: str, out: Path) -> dict[str, Any]:
-    """Build, prune and compare one model, in a folder of its own that does not stay."""
+    """Build, prune and compare one model, in a folder that is removed afterwards."""
     folder = out / model_type
     folder.mkdir(exist_ok=True)
     try:

@@ -65,7 +65,7 @@ def write_model(folder: Path, blocks: int) -> int:
 
 
 def watch(command: list[str]) -> tuple[int, float]:
-    """Run a command; the peak of its anonymous resident memory in bytes, and its seconds."""
+    """Run a command; returns the peak of its anonymous resident memory in bytes, and its seconds."""
     began = time.monotonic()
     process = subprocess.Popen(command)
     peak = 0

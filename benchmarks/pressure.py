@@ -34,11 +34,11 @@ from reprune.engine.ledger import Ledger
 
 RUNGS = ("LR", "BR+GP", "BR+GP+CR")
 SHARES = (1.1, 0.8, 0.6)  # of the peak
-STEP = 0.05  # of the peak, by which a limit is raised
+STEP = 0.05  # of the peak, by which the limit is raised
 
 
 class MemoryLimit:
-    """A cgroup that processes can be started in."""
+    """A cgroup in which processes can be started."""
 
     def __init__(self) -> None:
         root = Path("/sys/fs/cgroup")
@@ -51,7 +51,7 @@ class MemoryLimit:
         (self._folder / self._file).write_text(str(count), encoding="ascii")
 
     def run(self, command: Sequence[str], environment: dict[str, str]) -> int:
-        """Run a command within the limit; returns how it ended."""
+        """Run a command within the limit; returns its exit status."""
         enter = f'echo $$ > "{self._folder}/cgroup.procs" && exec "$@"'
         return subprocess.run(["sh", "-c", enter, "sh", *command], env=environment, check=False).returncode
 
@@ -80,7 +80,7 @@ class Setting:
         shutil.rmtree(out)
 
     def under(self, limit: MemoryLimit, share: float, out: Path) -> dict[str, Any]:
-        """Run within a share of the peak, and with more as often as it is killed."""
+        """Run within a share of the peak; each time that the run is killed, go on with more."""
         shutil.rmtree(out, ignore_errors=True)
         kills = 0
         while True:

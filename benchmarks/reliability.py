@@ -36,7 +36,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-os.environ["OMP_NUM_THREADS"] = "1"  # processes that are forked can't have torch told otherwise
+os.environ["OMP_NUM_THREADS"] = "1"  # set before torch is imported, as forked processes can't change it
 
 from killing import contents, in_child, kill_before, steps_of
 from restarts import commands, restarts
@@ -66,7 +66,7 @@ def options(rung: str, place: str, text: Path) -> dict[str, Any]:
 
 
 def go_on(model: Path, out: Path, given: dict[str, Any]) -> None:
-    """What a user does who finds this folder."""
+    """Do what a user would do with this folder."""
     if Ledger(out).exists:
         reprune.resume(out)
     elif not (out / "model.safetensors.index.json").exists():
@@ -74,7 +74,7 @@ def go_on(model: Path, out: Path, given: dict[str, Any]) -> None:
 
 
 class Scenario:
-    """A run at one rung, undisturbed: what it writes, in how many steps and seconds."""
+    """An undisturbed run at one rung: what it writes, in how many steps and seconds."""
 
     def __init__(self, model: Path, rung: str, place: str, folder: Path, text: Path) -> None:
         self.model, self.rung, self.place = model, rung, place
@@ -88,7 +88,7 @@ class Scenario:
         self.expected = contents(whole)
 
     def kill(self, out: Path, chance: random.Random, step: int | None) -> str:
-        """Kill a run, before a step or at a random moment, and go on; returns what is wrong, nothing if all is well."""
+        """Kill a run, before a step or at a random moment, and go on; returns what is wrong, if anything."""
         shutil.rmtree(out, ignore_errors=True)
         deaths = 0
 
@@ -115,10 +115,10 @@ class Scenario:
         return self.differences(out)
 
     def differences(self, out: Path) -> str:
-        """Where a result is not what the undisturbed run wrote."""
+        """How a result differs from what the undisturbed run wrote."""
         found = contents(out)
         wrong = {name for name in {*found, *self.expected} if found.get(name) != self.expected.get(name)}
-        wrong -= {name for name in wrong if name.startswith(".reprune/")}  # what a finished run may leave
+        wrong -= {name for name in wrong if name.startswith(".reprune/")}  # which a finished run may leave
         if "reprune.json" in wrong:
             one, other = found["reprune.json"], self.expected["reprune.json"]
             wrong |= {f"reprune.json: {key}" for key in {*one, *other} if one.get(key) != other.get(key)}
@@ -126,7 +126,7 @@ class Scenario:
 
 
 def kills(scenarios: list[Scenario], out: Path, count: int, chance: random.Random) -> Counter[str]:
-    """Half of them before a step, in turn over all steps of all scenarios; half at random moments."""
+    """Kill runs: half before a durable step, drawn from all steps of all scenarios; half at random moments."""
     every = [(scenario, step) for scenario in scenarios for step in range(1, scenario.steps + 1)]
     chosen: list[tuple[Scenario, int | None]] = list(chance.sample(every, min(count // 2, len(every))))
     chosen += [(chance.choice(scenarios), None) for _ in range(count - len(chosen))]
@@ -141,7 +141,7 @@ def kills(scenarios: list[Scenario], out: Path, count: int, chance: random.Rando
 
 
 class StopAfter(Watcher):
-    """Ends a process once so many windows are done."""
+    """Ends the process after so many windows."""
 
     def __init__(self, windows: int) -> None:
         self._left = windows
@@ -170,7 +170,7 @@ def damage(path: Path, chance: random.Random) -> str:
 
 
 def corruptions(scenarios: list[Scenario], out: Path, count: int, chance: random.Random) -> Counter[str]:
-    """Damage one file each time of a run that stopped after one window or two."""
+    """Each time, damage one file of a run that stopped after one or two windows."""
     stopped = []
     for number, scenario in enumerate(scenarios):
         for windows in (1, 2):
@@ -187,7 +187,7 @@ def corruptions(scenarios: list[Scenario], out: Path, count: int, chance: random
         shutil.rmtree(here / ".reprune" / "streams", ignore_errors=True)
         path = chance.choice(sorted(path for path in here.rglob("*") if path.is_file()))
         kind = damage(path, chance)
-        # Of a ledger without its end, the file that its last line spoke of is missed; of no run.json, the run.
+        # If a ledger's end is lost, the file of its last line is reported; if run.json is lost, the run is.
         named = {"ledger.jsonl": ["open-"], "run.json": ["is not empty"]}.get(path.name, [])
         name = "a shard" if path.parent == here else path.name.replace("00000", "N").replace("00001", "N")
         try:
@@ -203,7 +203,7 @@ def corruptions(scenarios: list[Scenario], out: Path, count: int, chance: random
 
 
 def soak(scenarios: list[Scenario], out: Path, count: int) -> Counter[str]:
-    """Many runs in this process; what it takes after the first ten and after all."""
+    """Do many runs in this process; compare its memory after the first ten and after all."""
     taken = []
     for number in range(count):
         scenario = scenarios[number % len(scenarios)]
@@ -237,7 +237,7 @@ def main() -> None:
     text = random_text(given.out / "text.txt", 2000)
     shutil.rmtree(given.out / "first", ignore_errors=True)
     reprune.prune(model, given.out / "first", **options("LR", "memory", text))  # imports what runs import
-    gc.freeze()  # no process that is forked searches that for garbage
+    gc.freeze()  # forked processes do not search it for garbage
     scenarios = [Scenario(model, rung, place, given.out, text) for rung in given.rungs for place in PLACES]
     chance = random.Random(given.seed)
     found = kills(scenarios, given.out, given.kills, chance)

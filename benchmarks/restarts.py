@@ -23,21 +23,21 @@ from reprune.planning.generation.settings import generation
 
 @dataclass(frozen=True)
 class Command:
-    """Something that a user may ask for twice."""
+    """A command that a user may give twice."""
 
     name: str
     run: Callable[[Path], object]
-    """Given the folder that it is to write to."""
+    """Called with the folder to write to."""
     compare: Callable[[str], bool] = lambda name: True
-    """Which files are compared by their contents; of the others it counts that they are there."""
+    """Which files are compared by their contents; the others must only be there."""
 
 
 def commands(model: Path, text: Path, pruned: Path) -> list[Command]:
-    """Of a tiny model.
+    """The commands, on a tiny model.
 
     Args:
-        model: it.
-        text: samples come from there.
+        model: the model.
+        text: where samples come from.
         pruned: a finished run, to report on.
     """
     settings = generation({"length": 24, "filters": [], "language": "any", "batch_size": 4})
@@ -70,7 +70,7 @@ def commands(model: Path, text: Path, pruned: Path) -> list[Command]:
 
 
 def restarts(commands: list[Command], out: Path, most: int, chance: random.Random) -> Counter[str]:
-    """Kill each command before each of its durable steps, or before so many that are drawn, and start it again."""
+    """Kill each command before each of its durable steps, or before at most `most` random ones, and start it again."""
     found: Counter[str] = Counter()
     for command in commands:
         whole, here = out / f"whole-{command.name}", out / "restarted"
@@ -87,7 +87,7 @@ def restarts(commands: list[Command], out: Path, most: int, chance: random.Rando
 
 
 def _killed(command: Command, folder: Path, step: int) -> str:
-    """Kill a command before a step and start it again; returns what went wrong."""
+    """Kill a command before a step and start it again; returns what is wrong, if anything."""
     _empty(folder)
 
     def begin() -> None:

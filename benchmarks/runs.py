@@ -17,12 +17,12 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 PLACES = {"memory": "1GB", "files": "0B"}
-"""Of streams: the setting `streams.memory` that has all of them held there."""
+"""By the place that holds all streams: the setting `streams.memory` for it."""
 TEXTBOOK = Path(__file__).with_name("textbook.py")
 
 
 def textbook(model: Path, out: Path, rung: str, flags: Mapping[str, Any]) -> dict[str, Any]:
-    """Run the textbook procedure in a process of its own; returns its record."""
+    """Run the textbook procedure in a separate process; returns its record."""
     command = [sys.executable, str(TEXTBOOK), str(model), "--out", str(out), "--rung", rung, *words(flags)]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     record: dict[str, Any] = json.loads((out / "textbook.json").read_text(encoding="utf-8"))
@@ -30,7 +30,7 @@ def textbook(model: Path, out: Path, rung: str, flags: Mapping[str, Any]) -> dic
 
 
 def prune(model: Path, out: Path, flags: Mapping[str, Any], settings: Sequence[str] = ()) -> dict[str, Any]:
-    """Run `reprune prune` into a folder that is emptied before; returns its record."""
+    """Run `reprune prune` into a folder, which is removed before; returns its record."""
     shutil.rmtree(out, ignore_errors=True)
     command = pruning(model, {"out": out, **flags})
     subprocess.run(command + [word for setting in settings for word in ("--set", setting)], check=True)
@@ -39,17 +39,17 @@ def prune(model: Path, out: Path, flags: Mapping[str, Any], settings: Sequence[s
 
 
 def pruning(model: Path | str, flags: Mapping[str, Any]) -> list[str]:
-    """The command of a run of reprune that says nothing."""
+    """The command of a quiet run of reprune."""
     return [sys.executable, "-m", "reprune", "prune", str(model), "--quiet", *words(flags)]
 
 
 def words(flags: Mapping[str, Any]) -> list[str]:
-    """Flags as a command line has them."""
+    """Flags as words of a command line."""
     return [word for name, value in flags.items() for word in (f"--{name}", str(value))]
 
 
 def planned(model: Path, flags: Mapping[str, Any], settings: Sequence[str] = ()) -> dict[str, float]:
-    """What `reprune plan` forecasts, in a process of its own, as its memory counts."""
+    """The forecast of `reprune plan`, made in a separate process, as the memory of its process counts."""
     code = (
         "import json, sys, reprune\n"
         "model, flags, settings = json.loads(sys.argv[1])\n"
@@ -63,7 +63,7 @@ def planned(model: Path, flags: Mapping[str, Any], settings: Sequence[str] = ())
 
 
 def random_llama(folder: Path, **sizes: int) -> Path:
-    """Write a model of random weights in bfloat16, with a token for each byte, unless it is there."""
+    """Write a model of random weights in bfloat16, with a token for each byte, unless it is there; returns it."""
     if not (folder / "config.json").exists():
         torch.manual_seed(0)
         config = LlamaConfig(**{"vocab_size": 1024, "max_position_embeddings": 2048, **sizes})
@@ -73,7 +73,7 @@ def random_llama(folder: Path, **sizes: int) -> Path:
 
 
 def add_shape(parser: ArgumentParser) -> None:
-    """Options for the shape of a Llama's blocks, by default that of Llama-7B's, and how long samples are."""
+    """Add options for the shape of a Llama's blocks, by default Llama-7B's, and the length of samples."""
     for name, value in (("hidden", 4096), ("intermediate", 11008), ("heads", 32), ("seqlen", 1024)):
         parser.add_argument(f"--{name}", type=int, default=value)
 
@@ -91,7 +91,7 @@ def llama_of_shape(folder: Path, options: Namespace, blocks: int) -> Path:
 
 
 def write_tokenizer(folder: Path) -> None:
-    """A tokenizer with a token for each byte."""
+    """Write a tokenizer with a token for each byte."""
     PreTrainedTokenizerFast(tokenizer_object=byte_level(["the quick brown fox"])).save_pretrained(folder)
 
 
@@ -106,7 +106,7 @@ def byte_level(texts: Sequence[str], **settings: Any) -> Tokenizer:
 
 
 def random_text(file: Path, tokens: int) -> Path:
-    """Words of random letters: one token a letter, for so many tokens and more."""
+    """Write words of random letters, of one token each, for more than so many tokens."""
     letters = random.Random(0)
     words = ("".join(letters.choices("abcdefghijklmnopqrstuvwxyz", k=7)) for _ in range(tokens // 7 + 100))
     file.write_text(" ".join(words), encoding="utf-8")

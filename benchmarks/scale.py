@@ -35,13 +35,13 @@ VARIED = {
     "seqlen": (128, 256, 512, 1024),
 }
 POWER = {"blocks": 1, "hidden": 2, "samples": 1, "seqlen": 1}
-SHAPES = {  # hidden, intermediate, blocks, heads, heads of keys and values, words: from their papers and configurations
+SHAPES = {  # hidden, intermediate, blocks, heads, key-value heads, words: from their papers and configurations
     "Llama-7B": (4096, 11008, 32, 32, 32, 32000),
     "Llama-70B": (8192, 28672, 80, 64, 8, 32000),
     "Llama-405B": (16384, 53248, 126, 128, 8, 128256),
 }
 PARTS = [*VARIED, "large", "several"]
-CREWS = ((1, "nvlink"), (8, "nvlink"), (64, "100g"))  # processes, a GPU each, and what they exchange over
+CREWS = ((1, "nvlink"), (8, "nvlink"), (64, "100g"))  # processes, each with a GPU, and their network
 COMPACT, LESS = "solver.compact=true", ["solver.micro_batch_size=1", "solver.checkpointing=true"]
 SPARING = [[], [COMPACT], [COMPACT, *LESS], ["solver.rank=64", *LESS]]  # the first that fits is taken
 
@@ -70,7 +70,7 @@ def run(point: dict[str, int], out: Path, device: str) -> dict[str, Any]:
 
 
 def line(values: list[int], found: list[float], power: int) -> str:
-    """A straight line through the points, and how far the furthest is from it."""
+    """How far the furthest point is from a straight line through all, and the power with which values grow."""
     x, y = np.array(values, dtype=float) ** power, np.array(found)
     slope, start = np.polyfit(x, y, 1)
     off = (y - (slope * x + start)) / y
@@ -80,7 +80,7 @@ def line(values: list[int], found: list[float], power: int) -> str:
 
 
 def without_contents(folder: Path, shape: tuple[int, ...]) -> Path:
-    """A Llama whose files have headers and the right sizes, and take no disk."""
+    """Write a Llama whose files have headers and the right sizes, but take no disk; returns its folder."""
     hidden, intermediate, blocks, heads, kv_heads, words = shape
     config = LlamaConfig(
         hidden_size=hidden, intermediate_size=intermediate, num_hidden_layers=blocks, num_attention_heads=heads,
@@ -110,7 +110,7 @@ def without_contents(folder: Path, shape: tuple[int, ...]) -> Path:
 
 
 def large(name: str, rung: str, machine: str, out: Path) -> dict[str, Any]:
-    """The paper's setting; with settings that spare memory, where it does not fit without."""
+    """The forecast for the paper's setting, with settings that spare memory if it does not fit without them."""
     model = without_contents(out / name, SHAPES[name])
     flags = {"pruner": "sparsegpt", "reconstruct": rung, "calibration": "manual", "samples": 256, "seqlen": 1024}
     limit = find_machine(machine).memory_bytes
@@ -124,7 +124,7 @@ def large(name: str, rung: str, machine: str, out: Path) -> dict[str, Any]:
 
 
 def several(name: str, batch: int, ranks: int, network: str, out: Path) -> float:
-    """The hours of BR+GP on so many H100s, 1024 samples of 1024 tokens."""
+    """The forecast hours of BR+GP on so many H100s, with 1024 samples of 1024 tokens."""
     model = without_contents(out / name, SHAPES[name])
     flags = {"pruner": "sparsegpt", "reconstruct": "BR+GP", "calibration": "manual", "samples": 1024, "seqlen": 1024}
     more = {"batch_size": batch, "on": "h100", "ranks": ranks, "network": network}

@@ -56,7 +56,7 @@ def _common(options: argparse.Namespace, seed: int) -> dict[str, Any]:
 
 
 def measure(out: Path, options: argparse.Namespace) -> dict[str, float]:
-    """The quality of a sparse model."""
+    """The perplexity and the last block's error of a sparse model."""
     how: dict[str, Any] = {"protocol": "short", "precision": "float32", "device": options.device}
     found = reprune.evaluate(out, options.text, **how)
     errors = reprune.errors_against(out, options.model, options.text, **how)
@@ -132,7 +132,7 @@ def _table(found: dict[str, Any], rungs: list[str]) -> str:
 
 
 def beside(pairs: Sequence[tuple[Mapping[str, float], Mapping[str, float]]]) -> list[str]:
-    """Cells of a way's row: its runs, each with the baseline's of the same repeat before it."""
+    """The cells of a way's row, from its runs, each paired with the baseline's run of the same repeat."""
     return [
         spread([run["seconds"] for _, run in pairs], 1),
         spread([plain["seconds"] / run["seconds"] for plain, run in pairs], 2),

@@ -36,7 +36,7 @@ class Marks(Watcher):
 
 
 def allocations(trace: Path) -> Iterator[tuple[str, dict[int, int]]]:
-    """After each allocation in a window: its phase, and the bytes of all that is alive but files, by address."""
+    """After each allocation in a window: its phase, and the bytes of all that is alive except files, by address."""
     events = json.loads(trace.read_text(encoding="utf-8"))["traceEvents"]
     files = [one for one in events if one.get("name") == "aten::from_file"]
     spans = [(float(one["ts"]), float(one["ts"]) + float(one["dur"])) for one in files]

@@ -63,7 +63,7 @@ def block_inputs(model: nn.Module, samples: Tensor) -> tuple[list[Tensor], list[
         arguments.append({key: value for key, value in kwargs.items() if key != "hidden_states"})
 
     hooks = [layer.register_forward_pre_hook(saw, with_kwargs=True) for layer in layers]
-    for sample in samples:  # all are of one length, so what the first is passed beside its states serves all
+    for sample in samples:  # all have one length, so the first sample's other arguments serve all
         with suppress(StopForward):
             model.model(sample[None], use_cache=False)
     for hook in hooks:
@@ -175,7 +175,7 @@ def prune(model: nn.Module, samples: Tensor, rung: str, sparsity: float, epochs:
     torch.manual_seed(seed)
     with torch.no_grad():
         student, arguments = block_inputs(model, samples)
-    teacher = list(student)  # the dense model's own stream, which GP compares with
+    teacher = list(student)  # the dense model's own stream, with which GP compares
     targets: list[Tensor] = []
     layers = list(model.model.layers)
     size = 2 if "CR" in rung else 1
@@ -235,7 +235,7 @@ def train(
 
 
 def parametrize_no_more(block: nn.Module) -> None:
-    """Make masked weights plain ones."""
+    """Make masked weights plain parameters."""
     for _, linear in linears(block):
         parametrize.remove_parametrizations(linear, "weight")
 

@@ -37,13 +37,13 @@ SIZES: Mapping[str, int] = {
     **dict.fromkeys(("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length"), 128),
     **dict.fromkeys(("max_target_positions", "max_source_positions", "context_length", "index_topk"), 128),
     **dict.fromkeys(("vocab_size", "vocab_size_per_layer_input", "unpadded_vocab_size", "text_vocab_size"), VOCABULARY),
-    **dict.fromkeys(("out_hidden_size", "text_hidden_size", "output_dim"), WIDTH),  # of what is made of images
+    **dict.fromkeys(("out_hidden_size", "text_hidden_size", "output_dim"), WIDTH),  # of outputs for images
     **dict.fromkeys(("rotary_dim", "partial_rotary_dim"), 8),
     **dict.fromkeys(("mamba_n_heads", "mamba_num_heads", "n_mamba_heads"), 4),
     **dict.fromkeys(("mamba_d_ssm", "mamba_intermediate_size"), WIDTH),
     **dict.fromkeys(("hidden_size_per_layer_input", "laurel_rank", "lru_width", "recurrent_block_width"), WIDTH),
 }
-"""What a configuration's numbers become, by name, where it has them and they are larger."""
+"""By name, what a configuration's numbers become if they are larger."""
 
 _HEAD = {"head_dim": 16}
 _SHARED = {"attention_hidden_size": 2 * WIDTH}
@@ -59,12 +59,12 @@ _ROPE = {"rope_type": "default", "rope_theta": 10000.0}
 
 
 def _sections(*sizes: int) -> Mapping[str, Any]:
-    """Of positions in time, height and width: how many frequencies each has."""
+    """The numbers of rotary frequencies for positions in time, height and width."""
     return {"rope_parameters": {**_ROPE, "mrope_section": list(sizes)}}
 
 
 _SECTIONS = _sections(2, 3, 3)
-_LATENT = {"num_key_value_heads": HEADS}  # latent attention has as many heads of keys
+_LATENT = {"num_key_value_heads": HEADS}  # latent attention has as many key heads as heads
 _TEXT_SECTIONS, _TEXT_LATENT = {"text_config": _SECTIONS}, {"text_config": _LATENT}
 _THINKER_SECTIONS = {"thinker_config": _TEXT_SECTIONS}
 _FEW_FILTERS = {"num_filters": 2}
@@ -124,7 +124,7 @@ ODD: Mapping[str, Mapping[str, Any]] = {
     **dict.fromkeys(("qwen2_5_omni", "qwen3_omni_moe"), _THINKER_SECTIONS),
     **dict.fromkeys(("kimi_k25", "mistral_large4"), _TEXT_LATENT),
     **dict.fromkeys(("chameleon", "emu3"), _IMAGE_TOKENS),
-    # Its linears are wide, so that the mixers of its streams are few beside them.
+    # Its linears are wide, so that the weights of its stream mixers are few in comparison.
     "glm5_next": {"text_config": {**_LATENT, "intermediate_size": 4 * WIDE}},
     "mistral4": {**_LATENT, "head_dim": 32},
     "step3p7": {"text_config": {"sliding_window": 8}},
@@ -151,11 +151,11 @@ ODD: Mapping[str, Mapping[str, Any]] = {
         "ffn_config": {"ffn_hidden_size": WIDTH, "moe_num_experts": 4, "moe_top_k": 2, "hidden_size": WIDTH},
     },
 }
-"""What must be given besides, by architecture."""
+"""What else must be given, by architecture."""
 
 
 def shrunk(kind: type[PreTrainedConfig], odd: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """The arguments that make a configuration tiny; `odd` ones go over what is shrunk, part by part."""
+    """The arguments that make a configuration tiny; those in `odd` override shrunk ones, part by part."""
     default, odd = kind(), odd or {}
     given: dict[str, Any] = {}
     for name, size in SIZES.items():
@@ -180,7 +180,7 @@ def shrunk(kind: type[PreTrainedConfig], odd: Mapping[str, Any] | None = None) -
 def _value(config: PreTrainedConfig, name: str) -> Any:
     try:
         return getattr(config, name, None)
-    except Exception:  # some say that what differs from block to block has no one value
+    except Exception:  # some refuse to give one value for what differs from block to block
         return None
 
 

@@ -23,7 +23,7 @@ SEVERAL_PARTS: Mapping[str, Any] = {
     **dict.fromkeys(MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES, AutoModelForSpeechSeq2Seq),
     **dict.fromkeys(MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES, AutoModelForMultimodalLM),
 }
-"""Architectures, and what makes a model of their configurations: of language alone, and of what is read beside it."""
+"""By architecture, the class that makes a model from its configuration: language models, and those of several parts."""
 
 SEQLEN = 32
 
@@ -54,6 +54,6 @@ def build(kinds: Mapping[str, Any], model_type: str, folder: Path) -> Any:
 
 
 def write_text(out: Path) -> None:
-    """What is calibrated on."""
+    """Write the calibration text."""
     out.mkdir(parents=True, exist_ok=True)
     (out / "text.txt").write_text("\n\n".join(topics[key] for key in sorted(topics))[:60_000], encoding="utf-8")

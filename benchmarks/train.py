@@ -43,7 +43,7 @@ RATES = {1: 3.125e-3, 3: 1e-3, 10: 6e-4}  # millions: the highest learning rate
 
 
 def build(form: str, millions: int) -> Any:
-    """The model, its weights as random as its form begins with."""
+    """The model with its architecture's random initial weights."""
     hidden, blocks, heads = SIZES[millions]
     common = {
         "vocab_size": VOCABULARY,
@@ -69,7 +69,7 @@ def build(form: str, millions: int) -> Any:
 
 
 def tokenizer(texts: list[str], folder: Path) -> PreTrainedTokenizerFast:
-    """Trained once on the texts; every text begins with a token of its own."""
+    """The tokenizer, trained once on the texts; every text begins with BOS."""
     file = folder / "tokenizer.json"
     if not file.exists():
         raw = byte_level(texts, vocab_size=VOCABULARY, special_tokens=["<pad>", "<s>", "</s>"])
@@ -98,13 +98,13 @@ def batches(ids: Tensor, passes: int) -> list[Tensor]:
 
 
 def rate(step: int, steps: int, highest: float) -> float:
-    """The learning rate: up over 100 steps, then down along a cosine to a tenth."""
+    """The learning rate: it rises over 100 steps, then falls along a cosine to a tenth."""
     warm = min((step + 1) / 100, 1.0)
     return highest * warm * (0.55 + 0.45 * math.cos(math.pi * step / steps))
 
 
 def train(model: Any, ids: Tensor, options: argparse.Namespace, products: torch.dtype) -> None:
-    """Take all steps that are left."""
+    """Take all remaining steps."""
     optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.98), weight_decay=0.1)
     state, every = options.out / "training", batches(ids, options.passes)
     first = _restore(model, optimizer, state)
@@ -130,7 +130,7 @@ def train(model: Any, ids: Tensor, options: argparse.Namespace, products: torch.
 
 
 def _keep(model: Any, optimizer: torch.optim.Optimizer, folder: Path, step: int) -> None:
-    """Write weights and moments; the file that says so is written last."""
+    """Write weights and moments; the file with their step is written last."""
     folder.mkdir(exist_ok=True)
     moments = {
         f"{number}/{name}": tensor
@@ -148,7 +148,7 @@ def _keep(model: Any, optimizer: torch.optim.Optimizer, folder: Path, step: int)
 
 @torch.no_grad()
 def _restore(model: Any, optimizer: torch.optim.Optimizer, folder: Path) -> int:
-    """Take up the last checkpoint; returns how many steps it has behind it."""
+    """Load the last checkpoint; returns how many steps it has done."""
     if not (folder / "step.json").exists():
         return 0
     step = int(json.loads((folder / "step.json").read_text(encoding="utf-8")))

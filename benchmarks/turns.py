@@ -14,7 +14,7 @@ from reprune.engine.peak_memory import peak_memory_bytes
 
 
 def serve(measure: Callable[[], dict[str, Any]]) -> None:
-    """In a worker: measure once for each line of the standard input, and say how it went in a line of JSON."""
+    """In a worker: measure once for each line of the standard input, and print the result as a line of JSON."""
     for _ in sys.stdin:
         began, busy = time.perf_counter(), time.process_time()
         found = measure()

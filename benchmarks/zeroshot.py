@@ -32,7 +32,7 @@ Answers = list[tuple[float, bool]]
 
 
 def timed(model: Any, requests: list[Any], precision: Precision) -> tuple[Answers, float, float]:
-    """The answers of a model class to requests, its seconds, and the processor's."""
+    """The answers of a model class to requests, the seconds that it took, and its CPU seconds."""
     began, busy = time.monotonic(), time.process_time()
     with quiet_harness(), precision.on(model.device):
         answers = model.loglikelihood(requests, disable_tqdm=True)

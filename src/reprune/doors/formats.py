@@ -85,7 +85,7 @@ def size(count: float) -> str:
 
 
 def nats(divergence: float) -> str:
-    """A divergence with three digits."""
+    """A divergence as text, with three digits."""
     return f"{divergence:.3g}"
 
 

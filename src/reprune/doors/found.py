@@ -24,7 +24,7 @@ def model_text(model: object) -> str:
 
 
 def find_model(model: str | os.PathLike[str], *, notify: Callable[[str], None], weights: bool = True) -> Path:
-    """As `locate_model`, which does not know the folders of runs and studies; here its error says what they hold.
+    """As `locate_model`, but the error for the folder of a run or a study says what it holds.
 
     Raises:
         InputError: the model does not exist or cannot be used.

@@ -42,7 +42,7 @@ def several(what: str, given: Any, expected: str = "a name") -> list[str]:
 
 
 def whole_numbers(what: str, given: Any) -> list[int]:
-    """Numbers as a list, from a range or an array, say; raises `InputError` if one is not whole, or is given alone."""
+    """Whole numbers as a list, such as those of a range or an array; raises `InputError` for anything else."""
     with suppress(TypeError):
         found = list(given)
         if not any(isinstance(one, bool) for one in found):

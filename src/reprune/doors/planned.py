@@ -102,7 +102,7 @@ class Plan:
 
     @property
     def bytes(self) -> int:
-        """The size of the model's weights in its files."""
+        """The bytes of the model's weights in its files."""
         return self.decoder.checkpoint.bytes
 
     @property

@@ -47,7 +47,7 @@ def bar_of(output: Console, *more: TextColumn) -> Progress:
 
 
 class _Lines(Watcher):
-    """One line a window."""
+    """One line per window."""
 
     def __init__(self, output: Console, verbose: bool) -> None:
         self._output = output
@@ -107,7 +107,7 @@ class _Lines(Watcher):
 
 @final
 class _Bar(_Lines):
-    """The same lines, and below them a bar with what is being done now."""
+    """The same lines, and below them a bar with the current task."""
 
     def __init__(self, output: Console, verbose: bool, bar: Progress) -> None:
         super().__init__(output, verbose)

@@ -20,7 +20,8 @@ def allowed_cpus(system: Path = Path("/")) -> float | None:
 def said_of_threads() -> str | None:
     """A note if the quota allows the time of fewer CPUs than PyTorch has threads.
 
-    PyTorch starts a thread for each CPU that it sees. They wait for each other by spinning, which uses up the quota.
+    By default, PyTorch has a thread for each core that it sees. They wait for each other by spinning, which uses up the
+    quota.
     """
     threads, cpus = torch.get_num_threads(), allowed_cpus()
     if cpus is None or threads <= math.ceil(cpus):

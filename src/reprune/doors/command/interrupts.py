@@ -1,4 +1,4 @@
-"""How Ctrl-C ends a command, and SIGTERM likewise. Knows no command."""
+"""Ends commands on Ctrl-C, and on SIGTERM in the same way. Knows no command."""
 
 from __future__ import annotations
 

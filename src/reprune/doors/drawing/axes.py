@@ -19,7 +19,7 @@ def scale(
     """Set a linear scale from zero, or a logarithmic one if the values need it; return whether it is logarithmic.
 
     Args:
-        axes: of matplotlib.
+        axes: the matplotlib axes.
         which: the axis.
         values: all values that are drawn along it.
         percent: values are fractions; show them as percentages.
@@ -83,7 +83,7 @@ def write_beside(
     A name without such a place is left out, as it would be read as another point's.
 
     Args:
-        axes: of matplotlib, with scales and limits set.
+        axes: the matplotlib axes, with scales and limits set.
         names: (name, colour, point).
         lines: for each line, the points that are drawn and joined.
     """

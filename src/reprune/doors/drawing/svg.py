@@ -49,7 +49,7 @@ _UNDATED = {"Date": None, "Creator": None, "Format": None, "Type": None}
 
 @dataclass(frozen=True)
 class Style:
-    """How a series is told apart: by colour, by dashes and by the form of its points."""
+    """How a series is told apart: by its colour, its dashes and its markers."""
 
     color: str
     dash: Any

@@ -1,4 +1,4 @@
-"""Tells how much of the text that a model is measured on it was calibrated on. Knows nothing of measures."""
+"""Tells how much of a model's calibration data is in the text that it is measured on. Knows nothing of measures."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ class Protocol:
     """The length of windows, their number, and how they begin."""
 
     name: str
-    seqlen: int  # tokens a window
+    seqlen: int  # tokens per window
     windows: int | None = None  # the first so many; None: all
     model_length: bool = False  # the model's longest sequence in place of seqlen, if that is shorter
     begun_once: bool = False  # the tokenizer's beginning, such as BOS, is only before the first window
@@ -148,7 +148,7 @@ class Measured:
     text: str
     text_sha256: str
     protocol: str  # its name, or "custom"
-    seqlen: int  # tokens a window
+    seqlen: int  # tokens per window
     windows: int
     bos: bool  # whether each window begins with the beginning-of-sequence token
     begun: bool  # whether the first one does

@@ -68,7 +68,7 @@ class _Place:
         return Corpus(self.folder / _ALL)
 
     def lacks(self, texts: int) -> bool:
-        """Whether the model still has to write some of so many texts."""
+        """Whether the model still has to write some of this number of texts."""
         with usable_cache():
             return not self.first.exists() and self.corpus.texts() < texts
 

@@ -33,7 +33,7 @@ def mean(values: Iterable[Value]) -> Value:
 class Row:
     """The cells that differ only in their seed."""
 
-    family: str  # the same for all rows of a ladder: the pruner, with 32 self-generated samples as wanda+32
+    family: str  # shared by the rows of a ladder: wanda, or wanda+32 with 32 self-generated samples
     pruner: str
     rung: str
     only: str

@@ -60,7 +60,7 @@ class Perplexity(Read):
 
 
 class ZeroShot(Read):
-    """The accuracies on all zero-shot tasks, and what decides them; empty where there are none."""
+    """The accuracies on all zero-shot tasks, and what decides them; empty if there are none."""
 
     mean: Value = None
     tasks: Mapping[str, Accuracy] = {}

@@ -190,7 +190,7 @@ def _ladders(rows: Rows) -> Iterator[str]:
 
 
 def _pitfall_sentences(found: Sequence[Step]) -> Iterator[str]:
-    """One sentence a step."""
+    """One sentence per step."""
     steps: dict[tuple[str, str], list[Step]] = {}
     for pitfall in found:
         steps.setdefault((pitfall.upper.family, pitfall.upper.rung), []).append(pitfall)
@@ -202,7 +202,7 @@ def _pitfall_sentences(found: Sequence[Step]) -> Iterator[str]:
 
 
 def _vain_sentences(found: Sequence[tuple[Step, ...]]) -> Iterator[str]:
-    """One sentence a step."""
+    """One sentence per step."""
     for here in found:
         step = here[0]
         fell = _size(*step.values(_calibration))

@@ -1,4 +1,4 @@
-"""What does the cells of a study; here, this process does one cell after another."""
+"""Runs the cells of a study: the interface, and this process, which runs one after another."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from reprune.engine.shared import Shared
 
 
 class Hands(ABC):
-    """Does cells."""
+    """Runs the cells of a study."""
 
     at_once = 1
-    """How many cells are done at a time."""
+    """How many cells are run at a time."""
 
     @abstractmethod
     def do(self, tasks: Sequence[CellTask]) -> Iterator[tuple[CellTask, Outcome]]:
-        """Do cells, and give each one back when it has ended, with its record filled in."""
+        """Run cells; yields each one when it has ended, with its record filled in."""
 
 
 @final

@@ -95,7 +95,7 @@ def _said(value: Any) -> str:
 
 @final
 class StudyFolder:
-    """The folder of one study. Use it as a context, which a second process cannot enter."""
+    """The folder of one study. Used as a context, it is locked against a second process."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -106,7 +106,7 @@ class StudyFolder:
         return (self.path / FILE).exists()
 
     def check(self) -> None:
-        """Raise `InputError` unless a study can be begun here, or gone on with.
+        """Raise `InputError` unless a study can begin or go on here.
 
         Files of a process that was killed before its study began do not matter.
         """

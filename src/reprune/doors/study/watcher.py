@@ -13,10 +13,10 @@ class StudyWatcher:
     """Is told what happens in a study; this class ignores it, subclasses show it."""
 
     def started(self, record: StudyRecord, axes: str, cells: int, done: int) -> None:
-        """The study begins (or goes on): so many cells are asked for, along these axes, and so many are done."""
+        """The study begins, or goes on: `cells` are asked for, along these axes, and `done` of them are done."""
 
     def dense_done(self, record: StudyRecord, seconds: float) -> None:
-        """The dense model is measured, in so many seconds of this process."""
+        """The dense model is measured, which took this process so many seconds."""
 
     def cell_started(self, cell: CellRecord, number: int, of: int) -> None:
         """A cell begins, or goes on where it was; on a cluster, it has ended."""

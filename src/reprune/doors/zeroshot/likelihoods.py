@@ -29,7 +29,7 @@ from reprune.model.widened import widen_after_, widened
 
 _BATCH_TOKENS = 2**11  # tokens run at a time
 _SMALL_BATCH = 2**8  # tokens; below this, more are nearly free, so padding costs nothing
-_WASTE = 1.1  # the most tokens of a batch with padding, over those without
+_WASTE = 1.1  # the most tokens of a larger batch, over those of its groups one by one
 _LOGIT_ELEMENTS = 2**25  # logits held at a time: 128 MiB in float32
 _TOLERANCE = 1e-3  # relative, of states in float32
 _TRIED_TOKENS = (4, 8)  # lengths of two sequences, the longer of which begins with the shorter

@@ -22,7 +22,7 @@ settings.register_profile(
 settings.load_profile("untimed")
 torch.set_num_threads(1)
 gc.disable()  # until the first test
-# Tests kill processes, but cut no power, so nothing need reach the disk. Processes that tests start have the real one.
+# Tests kill processes, but cut no power, so nothing need reach the disk. Processes that they start have the real fsync.
 os.fsync = lambda descriptor: None
 # A shell that runs tests in the background has them ignore Ctrl-C, and so would the processes that they interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)

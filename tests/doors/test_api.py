@@ -92,7 +92,7 @@ def test_the_record_that_is_returned_is_the_one_on_disk() -> None:
 
 
 def test_a_watcher_is_told_of_no_more_epochs_than_there_are(here: Path) -> None:
-    """`auto` makes two epochs of one for a window of two blocks."""
+    """Given one epoch, `auto` runs two in a window of two blocks."""
     told: dict[int, list[tuple[int, int]]] = {}
 
     class Counting(reprune.Watcher):

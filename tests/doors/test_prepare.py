@@ -1,4 +1,4 @@
-"""What a run needs is checked before anything is written, and refused exactly when it cannot be had."""
+"""What a run needs is checked before anything is written, and refused only if it cannot be used."""
 
 from __future__ import annotations
 

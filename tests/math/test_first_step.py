@@ -1,4 +1,4 @@
-"""The first step is halved until the held-out error accepts it, and the rate of all later steps with it."""
+"""The first step is halved until it hardly raises the held-out error, and the rate of all later steps with it."""
 
 from __future__ import annotations
 

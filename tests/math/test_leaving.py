@@ -27,7 +27,7 @@ def _held_lock() -> Iterator[None]:
 
 @pytest.fixture
 def hearing(monkeypatch: pytest.MonkeyPatch) -> float:
-    """The seconds that processes are given to meet the same error, here a few."""
+    """The seconds that processes have to meet the same error, shortened."""
     monkeypatch.setattr(module, "_HEARING", 0.2)
     return 0.2
 

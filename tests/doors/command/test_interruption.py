@@ -36,7 +36,7 @@ Break = Callable[[BaseException, int], None]
 
 @pytest.fixture
 def break_(monkeypatch: pytest.MonkeyPatch) -> Break:
-    """A function that makes the pruning of a block of some number raise an error, once."""
+    """A function that makes the pruning of one block raise an error, once."""
     whole = engine.prune_block_
 
     def set_(error: BaseException, block: int) -> None:

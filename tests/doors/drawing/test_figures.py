@@ -257,7 +257,7 @@ def test_colours_are_legible_on_their_ground(which: int) -> None:
 def test_colours_are_told_apart_by_those_who_see_fewer_of_them(which: int, sight: str) -> None:
     seen = {role: lab(times(_SIGHT[sight], linear(PALETTE[role][which]))) for role in "123456"}
     for one, other in itertools.combinations(seen, 2):
-        assert math.dist(seen[one], seen[other]) > 10, (one, other)  # an eye can tell 2 apart
+        assert math.dist(seen[one], seen[other]) > 10, (one, other)  # an eye just tells a distance of 2 apart
 
 
 def test_without_matplotlib_the_message_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -51,7 +51,7 @@ class Page(HTMLParser):
 
 
 def written(folder: Path, record: Any) -> Path:
-    """A folder with this record."""
+    """Write a record to a folder; returns the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     name = "study.json" if isinstance(record, dict) and "cells" in record else "reprune.json"
     (folder / name).write_text(json.dumps(record), encoding="utf-8")

@@ -141,7 +141,7 @@ def test_what_is_measured_is_not_measured_again(
 def test_a_model_that_changes_on_the_way_ends_the_study_which_goes_on_with_what_was_there(
     measured: str, here: Path, whole: Path, llama: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It changes while the dense model or the second cell is measured, which is then not recorded."""
+    """It changes while the dense model or the second cell is measured; that measure is not recorded."""
     (here / "llama").unlink()
     file = shutil.copytree(llama, here / "llama") / "model.safetensors"
     last, real = file.stat().st_size - 1, Bench.perplexity

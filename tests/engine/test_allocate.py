@@ -247,6 +247,6 @@ def test_damaged_shares_are_refused(llama: Path, tmp_path: Path) -> None:
 
 
 def test_a_pattern_of_groups_cannot_be_shared_out(llama: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"allocation owl shares out a fraction such as 0\.6 over blocks; 2:4"):
+    with pytest.raises(InputError, match=r"allocation owl shares out a fraction such as 0\.6 over the blocks, but 2:4"):
         prune(llama, tmp_path / "out", "allocation=owl", sparsity="2:4")
     assert not (tmp_path / "out").exists()

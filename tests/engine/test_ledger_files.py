@@ -121,5 +121,5 @@ def test_a_line_that_names_what_is_no_file_of_weights_is_refused(tmp_path: Path,
     line = {"window": {"index": 0, "distilled": True}, "blocks": [], "files": {}, "open": {}, kind: {name: ""}}
     (ledger.folder / "ledger.jsonl").write_text(seal(line) + "\n")
     for ask in (ledger.check, ledger.settle):
-        with pytest.raises(InputError, match=r"ledger\.jsonl: damaged \(line 1: .* is no file of weights"):
+        with pytest.raises(InputError, match=r"ledger\.jsonl: damaged \(line 1: .* is not a file of weights"):
             ask()

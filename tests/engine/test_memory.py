@@ -67,7 +67,7 @@ def test_a_block_is_gone_whose_bearing_is_measured_before_the_next_is_loaded(
     with no_search():
         prune(llama, tmp_path / "out", f"allocation={name}", reconstruct="LR", watcher=Looking())
     blocks = range(len(told))
-    assert told == [(f"what block {index} bears", index) for index in blocks], "before it is loaded"
+    assert told == [(f"measuring the sensitivity of block {index}", index) for index in blocks], "before it is loaded"
     assert at_load[: len(blocks)] == [0] * len(blocks)
 
 

@@ -86,8 +86,8 @@ def test_a_package_s_pruner_that_prunes_another_share_is_told_once_a_block(patte
     assert notes(1, pattern, Checked("mine", Magnitude())) == notes(3, Unstructured(0.75), sparser) == []
     for groups, count in ((1, 1), (3, 3)):
         assert notes(groups, pattern, sparser) == [
-            f"block 0: pruner mine pruned another share than was asked for of {count} of its 3 matrices, as of first "
-            f"75.0% in place of {asked}"
+            f"block 0: pruner mine did not prune the share asked for in {count} of 3 matrices, for example 75.0% of "
+            f"first instead of {asked}"
         ]
 
 

@@ -211,7 +211,7 @@ def test_a_group_that_cannot_be_paired_is_left_to_the_pruner(
     refitting = Refitting(LeastSquares(), twin, lambda: [(slice(0, 4), states, -states, call)], 4, 4, True, ALONE)
     sparsities = Sparsities(Unstructured(0.5))
     notes = prune_block_(pruned, lambda: [(states, call)], Wanda(), sparsities, False, {}, 0, ALONE, refitting)
-    assert [note for note in notes if f"{linear}: left as the pruner made it" in note]
+    assert [note for note in notes if f"{linear}: not fitted by least squares" in note]
     assert (linear,) not in pruned.ridges
     matrix = next(one for one in block.linears if one.name == linear).matrix()
     assert (matrix == 0).sum() == matrix.numel() // 2

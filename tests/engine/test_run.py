@@ -246,7 +246,7 @@ def test_what_was_pruned_before_and_is_not_now_keeps_its_zeros(
     assert not any(torch.equal(first[key], second[key]) for key in attention)
     assert all(torch.equal(first[key] == 0, second[key] == 0) for key in attention)
     names = ", ".join(f"self_attn.{letter}_proj" for letter in "qkvo")
-    said = "not pruned now, but a quarter or more is zero, as of a pruning before: the zeros stay"
+    said = "not pruned, but a quarter or more is zero, as after an earlier pruning: the zeros stay"
     notes = [[f"block {index}, {names}: {said}"] for index in range(3)]
     assert [window["notes"] for window in record["windows"]] == [*notes, []]
 

@@ -68,7 +68,7 @@ def test_a_fit_that_diverges_keeps_its_start_under_the_guard(batch_size: int) ->
 
 @pytest.mark.parametrize("batch_size", [2, 7])
 def test_a_fit_that_diverges_is_an_error_without_the_guard(batch_size: int) -> None:
-    with pytest.raises(NumericalError, match=r"epoch \d+; lower the learning rate \(--lr, now 1e\+30\)"):
+    with pytest.raises(NumericalError, match=r"epoch \d+; lower --lr \(the learning rate, now 1e\+30\)"):
         Adam(epochs=4, lr=1e30, batch_size=batch_size, guard=False).fit(_Network(), 0, _nothing)
 
 

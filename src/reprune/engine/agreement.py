@@ -26,5 +26,5 @@ def agree_(blocks: Sequence[PrunedBlock], ranks: Ranks) -> None:
     if (said := ranks.tell(own.hexdigest())) != own.hexdigest():
         raise NumericalError(
             f"blocks {[pruned.index for pruned in blocks]}: process {ranks.number} has other masks than the first "
-            f"({own.hexdigest()[:8]}, not {said[:8]}); this is a fault of reprune, please report it"
+            f"({own.hexdigest()[:8]}, not {said[:8]}); this is a bug in reprune, please report it"
         )

@@ -38,7 +38,7 @@ def allocate(
     weights, outliers, curves = [], [], []
 
     def dense(index: int) -> Block:
-        watcher.phase(None, f"what block {index} bears")
+        watcher.phase(None, f"measuring the sensitivity of block {index}")
         return decoder.load(index)
 
     def measure(block: Block, entering: Stream, after: Stream) -> None:

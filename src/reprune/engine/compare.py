@@ -46,23 +46,24 @@ class Comparison:
 def check_alike(sparse: Decoder, dense: Decoder) -> None:
     """Raise `InputError`, naming the difference, unless both models have the same architecture and shapes."""
     for what, of in (
-        ("is of the architecture", lambda decoder: decoder.skeleton.config.model_type),
-        ("has so many blocks:", len),
-        ("has the hidden size", lambda decoder: getattr(decoder.skeleton.config, "hidden_size", None)),
-        ("has so many words in its vocabulary:", lambda decoder: decoder.vocabulary),
+        ("their architecture", lambda decoder: decoder.skeleton.config.model_type),
+        ("their number of blocks", len),
+        ("their hidden size", lambda decoder: getattr(decoder.skeleton.config, "hidden_size", None)),
+        ("their vocabulary size", lambda decoder: decoder.vocabulary),
     ):
         if (one := of(sparse)) != (other := of(dense)):
-            raise _different(sparse, dense, f"{what} {one}", f"{other}")
+            raise _different(sparse, dense, what, f"{one} and {other}")
     for index in range(len(dense)):
         shapes = [decoder.shapes(index) for decoder in (sparse, dense)]
         for name in (name for name in shapes[0] | shapes[1] if shapes[0].get(name) != shapes[1].get(name)):
-            said = [list(found[name]) if name in found else "nothing" for found in shapes]
-            raise _different(sparse, dense, f"has as {name} of block {index} {said[0]}", f"{said[1]}")
+            one, other = (list(found[name]) if name in found else "none" for found in shapes)
+            raise _different(sparse, dense, f"the shape of {name} in block {index}", f"{one} and {other}")
 
 
-def _different(sparse: Decoder, dense: Decoder, said: str, other: str) -> InputError:
+def _different(sparse: Decoder, dense: Decoder, what: str, values: str) -> InputError:
     return InputError(
-        f"{sparse.name} {said}, {dense.name} {other}; only a model pruned from the dense one can be compared with it."
+        f"{sparse.name} and {dense.name} differ in {what} ({values}); only a model pruned from the dense one can "
+        "be compared with it."
     )
 
 
@@ -105,7 +106,9 @@ def compare(
                 progress(index * len(batches) + number, len(dense) * len(batches))
             error = meter.error()
             if not error.finite:
-                raise NumericalError(f"block {index}: what {sparse.name} or its dense model gives is not finite")
+                raise NumericalError(
+                    f"block {index}: the outputs of {sparse.name} or of its dense model are not finite"
+                )
             return BlockError(index, error.normalized, error.relative, sparsity(one))
 
         return Comparison(embedding.error(), tuple(measure(index) for index in range(len(dense))))

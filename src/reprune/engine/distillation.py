@@ -89,8 +89,8 @@ def _descend(
     """Fit the blocks by the solver; its errors name them."""
     place = f"distillation of blocks {list(window.blocks)}"
     if not start.finite:
-        raise NumericalError(f"{place}: what the model predicts from them is not finite")
-    with problem.fitting(f"{place}, whose rate is distill.lr"):
+        raise NumericalError(f"{place}: the predictions from their outputs are not finite")
+    with problem.fitting(place):
         return solver.descend(
             problem, start, seed_of(seed, "distill"), lambda epoch: watcher.epoch(window, epoch, solver.epochs)
         )

@@ -34,7 +34,7 @@ class Network:
 
 
 NETWORKS = {
-    "local": Network("one machine, by its memory", 4e8, 5e-4),
+    "local": Network("the memory of one machine", 4e8, 5e-4),
     "nvlink": Network("NVLink of H100", 450e9, 3e-5),
     "100g": Network("100 Gbit/s between machines", 12.5e9, 1e-4),
 }

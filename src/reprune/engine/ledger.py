@@ -83,7 +83,7 @@ class Ledger:
         except (FileNotFoundError, NotADirectoryError):
             return False
         except OSError as error:
-            raise InputError(f"{self.result}: cannot be read ({error.strerror}); give a folder that can.") from None
+            raise InputError(f"{self.result}: cannot be read ({error.strerror}); check its permissions.") from None
         return True
 
     @property
@@ -198,7 +198,7 @@ class Ledger:
                 if entry["window"].get("index") != number:
                     raise ValueError(f"window {number} was expected")
                 if strange := [name for name in (*entry["files"], *entry["open"]) if not _SHARD.fullmatch(name)]:
-                    raise ValueError(f"{min(strange)!r} is no file of weights")
+                    raise ValueError(f"{min(strange)!r} is not a file of weights")
             except ValueError as error:
                 raise _damaged(path, f"line {number + 1}: {error}") from None
             done.append(entry)
@@ -280,7 +280,7 @@ def _require(content: Mapping[str, Any], kinds: Mapping[str, type]) -> None:
     """Raise `ValueError` unless each key has a value of its type."""
     for key, kind in kinds.items():
         if not isinstance(content.get(key), kind):
-            raise ValueError(f"{key} is missing, or of another kind")
+            raise ValueError(f"{key} is missing, or of the wrong type")
 
 
 def _check(path: Path, expected: str) -> None:
@@ -288,9 +288,9 @@ def _check(path: Path, expected: str) -> None:
     try:
         found = sha256(path)
     except FileNotFoundError:
-        raise _damaged(path, "it is gone") from None
+        raise _damaged(path, "it is missing") from None
     if found != expected:
-        raise _damaged(path, "it is not as it was written: its SHA-256 differs")
+        raise _damaged(path, "it has changed since it was written: its SHA-256 differs")
 
 
 def _damaged(path: Path, why: str) -> InputError:

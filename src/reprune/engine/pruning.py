@@ -100,7 +100,9 @@ def prune_block_(
             notes += job.refit_(together[0], refitting)
         else:
             notes += job.prune_(together)
-            notes.append(f"{_place(pruned, together)}: left as the pruner made them: each token has experts of its own")
+            notes.append(
+                f"{_place(pruned, together)}: not fitted by least squares: each expert reads tokens of its own"
+            )
     _require_tokens(pruned)
     return notes + job.other_shares()
 
@@ -170,8 +172,8 @@ class _Job:
         statistics = self.pruner.statistics(group.columns, self.pruned.block.device)
         pairs = refitting.gather(self.pruned.block, group, statistics)
         if pairs is None:
-            why = "its tokens in the dense and the sparse model differ"
-            return [*self.prune_([group]), f"{place}: left as the pruner made it: {why}"]
+            why = "it reads other tokens in the sparse model than in the dense one"
+            return [*self.prune_([group]), f"{place}: not fitted by least squares: {why}"]
         results, ridge = None, None
         if self.ranks.first:
             results = self._results(group, statistics)
@@ -190,12 +192,12 @@ class _Job:
         for name, mask in self.pruned.masks.items():
             found, asked = 1.0 - float(mask.float().mean()), self.sparsities.of(self.pruned.index, name).sparsity
             if abs(found - asked) > 0.5 / mask.shape[1] + 0.01:
-                told.append(f"of {name} {found:.1%} in place of {asked:.1%}")
+                told.append(f"{found:.1%} of {name} instead of {asked:.1%}")
         if not told:
             return []
         return [
-            f"block {self.pruned.index}: pruner {self.pruner.name} pruned another share than was asked for of "
-            f"{len(told)} of its {len(self.pruned.masks)} matrices, as {told[0]}"
+            f"block {self.pruned.index}: pruner {self.pruner.name} did not prune the share asked for in {len(told)} "
+            f"of {len(self.pruned.masks)} matrices, for example {told[0]}"
         ]
 
     def _results(self, group: LinearGroup, statistics: Statistics) -> list[Pruned]:
@@ -252,7 +254,7 @@ def held_notes(pruned: PrunedBlock) -> list[str]:
     left = [linear for linear in pruned.block.linears if linear.name not in pruned.masks]
     if not (names := [linear.name for linear in left if pruned_before(linear) is not None]):
         return []
-    why = "not pruned now, but a quarter or more is zero, as of a pruning before: the zeros stay"
+    why = "not pruned, but a quarter or more is zero, as after an earlier pruning: the zeros stay"
     return [f"{_of_linears(pruned, names)}: {why}"]
 
 

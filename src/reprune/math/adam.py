@@ -59,6 +59,8 @@ class Adam(Solver):
     """Halve the learning rate until the first step is one that the held-out data take (see `first_step`)."""
     relative: bool = False
     """Whether `lr` is a share of the root mean square of the window's kept weights."""
+    lr_name: str = "--lr"
+    """What a message calls the setting that `lr` comes from."""
 
     def planned(self, blocks: int) -> int:
         return self.epochs
@@ -151,7 +153,9 @@ class Adam(Solver):
                 failed = f"the held-out error became {heldout.normalized}"
             if failed is not None:
                 if guard is None:
-                    raise NumericalError(f"{failed} in epoch {number}; lower the learning rate (--lr, now {lr:g})")
+                    raise NumericalError(
+                        f"{failed} in epoch {number}; lower {self.lr_name} (the learning rate, now {lr:g})"
+                    )
                 break
             calibration, seen = total / problem.samples, heldout.in_measure(standardized)
             highest = lr * self.decay[0]

@@ -183,4 +183,4 @@ class DistillRecipe(RecipePart):
         The weights are already near their optimum, so the rate has a warm-up, and the first step is tried.
         """
         descent = solver.descent(self.epochs_beside(solver), self.lr, guard)
-        return replace(descent, warmup=_WARMUP, try_first_step=True)
+        return replace(descent, warmup=_WARMUP, try_first_step=True, lr_name="distill.lr")

@@ -298,7 +298,7 @@ def test_evaluate(flags: list[str], expected: str, here: Path, cli: Cli) -> None
     ("flags", "expected"),
     [
         (["--against", "nowhere"], "nowhere"),
-        (["--against", "other"], "is of the architecture llama, other gpt2"),
+        (["--against", "other"], "differ in their architecture (llama and gpt2)"),
         (["--zero-shot", "boolque"], "--zero-shot boolque: no such task"),
         (["--zero-shot", "boolq", "--zero-shot-data", "nowhere"], "--zero-shot-data nowhere: no such folder"),
         (["--zero-shot", "boolq", "--zero-shot-limit", "0"], "--zero-shot-limit 0"),

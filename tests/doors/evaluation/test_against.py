@@ -191,19 +191,19 @@ def changed(name: str, folder: Path, **config: Any) -> Path:
 @pytest.mark.parametrize(
     ("name", "config", "message"),
     [
-        ("qwen2", {}, "other is of the architecture qwen2, llama llama"),
-        ("llama", {"num_hidden_layers": 2}, "other has so many blocks: 2, llama 3"),
-        ("llama", {"hidden_size": 48}, "other has the hidden size 48, llama 32"),
-        ("llama", {"vocab_size": 400}, "other has so many words in its vocabulary: 400, llama 320"),
+        ("qwen2", {}, r"other and llama differ in their architecture \(qwen2 and llama\)"),
+        ("llama", {"num_hidden_layers": 2}, r"other and llama differ in their number of blocks \(2 and 3\)"),
+        ("llama", {"hidden_size": 48}, r"other and llama differ in their hidden size \(48 and 32\)"),
+        ("llama", {"vocab_size": 400}, r"other and llama differ in their vocabulary size \(400 and 320\)"),
         (
             "llama",
             {"intermediate_size": 48},
-            r"other has as mlp.gate_proj.weight of block 0 \[48, 32\], llama \[64, 32\]",
+            r"other and llama differ in the shape of mlp.gate_proj.weight in block 0 \(\[48, 32\] and \[64, 32\]\)",
         ),
         (
             "llama",
             {"attention_bias": True},
-            r"other has as self_attn.q_proj.bias of block 0 \[32\], llama nothing",
+            r"other and llama differ in the shape of self_attn.q_proj.bias in block 0 \(\[32\] and none\)",
         ),
     ],
 )

@@ -92,7 +92,7 @@ def study(
     ] = None,
     ray_cpus: Annotated[
         int | None,
-        typer.Option(metavar="N", help="With --ray, cores per cell. [PyTorch's threads here; 4 beside a GPU]"),
+        typer.Option(metavar="N", help="With --ray, cores per cell. [PyTorch's threads here; beside a GPU at most 4]"),
     ] = None,
     trust_remote_code: Trust = False,
     quiet: Quiet = False,

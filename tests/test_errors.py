@@ -41,6 +41,11 @@ def test_of_what_a_gpu_says_a_lack_of_memory_is_told_from_a_fault(said: str, lac
     assert (out_of_memory(RuntimeError(said)) is not None) == lacks
 
 
+def test_so_is_it_of_what_is_said_of_a_library_that_is_not_loaded() -> None:
+    assert out_of_memory(ImportError("l.so: cannot map zero-fill pages: Cannot allocate memory")) is not None
+    assert out_of_memory(ImportError("l.so: cannot open shared object file")) is None
+
+
 def test_what_an_error_comes_of_has_an_end_though_it_was_raised_again() -> None:
     first, second = ValueError("first"), ValueError("second")
     first.__cause__, second.__cause__ = second, first

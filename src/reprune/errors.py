@@ -99,9 +99,9 @@ _LACKS_MEMORY = (
     "bad_alloc",
     ": out of memory",
     "STATUS_ALLOC_FAILED",
-    "failed to map segment from shared object",
 )
 _NO_THREAD = "can't start new thread"  # of Python, which does not say what there is too little of
+_NO_MAPPING = "failed to map segment from shared object"  # of the system's loader, which does not either
 _MAY_LACK_MEMORY = ("could not create a primitive", "could not create a memory")  # oneDNN gives no reason
 """How errors of PyTorch, of the libraries that it runs on a GPU, and of an import read where memory runs out."""
 _OF_A_GPU = ("CUDA error", "CUDA driver error", "cuDNN error", "cusolver error", "HIP error", "Triton Error")
@@ -113,6 +113,8 @@ def out_of_memory(error: BaseException) -> str | None:
     said = " ".join(str(error).split()).rpartition("DefaultCPUAllocator: ")[2]
     if isinstance(error, RuntimeError) and said == _NO_THREAD:
         return f"out of memory, or of processes: see 'ulimit -u' ({said})"
+    if isinstance(error, ImportError) and _NO_MAPPING in said:
+        return f"out of memory, or a disk mounted with noexec ({said[:160]})"
     told = isinstance(error, RuntimeError | ImportError) and any(text in str(error) for text in _LACKS_MEMORY)
     perhaps = isinstance(error, RuntimeError) and any(text in said for text in _MAY_LACK_MEMORY)
     if not (told or perhaps or isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"):

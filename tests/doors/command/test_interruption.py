@@ -193,7 +193,7 @@ def test_resume_can_be_quiet_or_verbose(cli: Cli, break_: Break) -> None:
         ),
         (
             ImportError("_image.so: failed to map segment from shared object"),
-            "out of memory (_image.so: failed to map segment from shared object); 'reprune plan'",
+            "out of memory, or a disk mounted with noexec (_image.so: failed to map segment from shared object); 'repr",
         ),
         (OSError(28, "No space left on device", "cut/model-00002"), "No space left on device: cut/model-00002"),
     ],

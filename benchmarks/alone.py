@@ -57,7 +57,7 @@ def in_processes(
                     done(name, future.result())
                     names = names[1:]
             except BrokenProcessPool:
-                done(name, {"outcome": "failed", "why": "it ended its process", "seconds": 0.0})
+                done(name, {"outcome": "failed", "why": "it ended its process"})
                 names = names[1:]
 
 

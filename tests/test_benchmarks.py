@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -296,3 +297,32 @@ def test_an_encoder_is_swept_as_a_decoder_in_a_process_of_its_own(
     module = load("tiny_models")
     kinds = pickle.loads(pickle.dumps(module.CAUSAL))  # as it is sent to the process
     assert module.build(kinds, "bert", tmp_path).config.is_decoder
+
+
+_SWEEP = """
+import json, os, sys
+from pathlib import Path
+from alone import sweep
+
+def work(name, out):
+    if name == "ends" and not (out / "mended").exists():
+        os._exit(3)
+    return {"cpu, float32": "passed"}
+
+found = sweep(["first", "ends", "last"], sys.argv[2:] or None, work, Path(sys.argv[1]), 1, print)
+print(json.dumps(found))
+"""
+
+
+def test_a_sweep_goes_on_after_a_model_that_ends_its_process_and_does_it_anew_when_told(tmp_path: Path) -> None:
+    """What is kept of it are texts, as of the others: where it ran, and how that went."""
+    file, passed = tmp_path / "found.json", {"cpu, float32": "passed"}
+    ended = {"outcome": "failed", "why": "it ended its process"}
+    environment = {**os.environ, "PYTHONPATH": str(FOLDER)}
+    for only, ends in (([], ended), ([], ended), (["ends"], passed)):
+        if only:
+            (tmp_path / "mended").touch()
+        command = [sys.executable, "-c", _SWEEP, str(file), *only]
+        said = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+        assert json.loads(said.splitlines()[-1]) == json.loads(file.read_text())
+        assert json.loads(file.read_text()) == {"first": passed, "ends": ends, "last": passed}

@@ -135,7 +135,7 @@ def test_gradients_of_factors_are_rank_times_rows_and_columns() -> None:
 def test_each_matrix_of_a_group_has_factors_of_its_own() -> None:
     """A matrix that is no larger than its factors has none."""
     group = Group.of([(64, 32), (16, 32)])
-    assert (group.rows, group.columns, group.matrices) == (80, 32, 2)
+    assert group == Group(80, 32, 1.0, False, 2)
     assert Group.of([(8, 4)], 0.5) == Group(8, 4, 0.5, True, 1)
     work = replace(_work(blocks=1), groups=[[group, Group(8, 4)]])
     recipe = resolve_recipe("model", {"reconstruct": "BR+GP", "pruner": "magnitude"}, settings=["device=cpu"])

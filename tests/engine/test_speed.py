@@ -17,6 +17,7 @@ def test_a_machine_does_a_part_of_what_its_maker_says(machine: Machine) -> None:
     half, full = machine.speed("bfloat16"), machine.speed("float32")
     assert full.products == full.full == half.full < half.products < machine.bfloat16
     assert half.traffic < machine.bandwidth and half.link < machine.link < half.traffic
+    assert f"{machine.memory_bytes / 1e9:g} GB)" in machine.name
 
 
 def test_an_unknown_machine_is_refused_with_those_that_are_known() -> None:

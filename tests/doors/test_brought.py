@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import reprune
 from reprune.doors.study.record import read_study
@@ -25,6 +26,8 @@ from tests.doors.study.runs import quicken
 from tests.packages import install, write_pruner
 
 CODE = """
+import torch
+
 from reprune.math.pruner import Pruned, Pruner
 from reprune.math.sparsegpt import SparseGPT
 from reprune.math.statistics import Gram, SquaredNorms
@@ -57,6 +60,12 @@ class Unmasked(AsWanda):
         return [Pruned(weight, weight > 0) for weight in weights]
 
 
+class Drawing(AsWanda):
+    def _prune(self, weights, statistics, pattern):
+        masks = [pattern.keep(torch.rand(weight.shape), "row") for weight in weights]
+        return [Pruned(weight * mask, mask) for weight, mask in zip(weights, masks)]
+
+
 class Spoiling(AsWanda):
     times = 0
 
@@ -73,7 +82,7 @@ SETTINGS = ["precision=float32"]
 @pytest.fixture(autouse=True)
 def package(here: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     made = {"as_wanda": "AsWanda", "as_gpt": "AsSparseGPT", "by_power": "ByPower", "unmasked": "Unmasked"}
-    found = write_pruner(here / "brought", CODE, spoiling="Spoiling", **made)
+    found = write_pruner(here / "brought", CODE, spoiling="Spoiling", drawing="Drawing", **made)
     install(found, monkeypatch)
     return found
 
@@ -96,6 +105,22 @@ def test_the_same_rule_gives_the_same_weights(name: str, own: str, settings: Seq
     files = [sorted((here / pruner).glob("*.safetensors")) for pruner in (name, own)]
     assert files[0]
     assert [file.read_bytes() for file in files[0]] == [file.read_bytes() for file in files[1]]
+
+
+def test_what_it_draws_is_decided_by_the_seed_also_where_a_run_goes_on(here: Path) -> None:
+    how: dict[str, Any] = {"pruner": "drawing", "reconstruct": "LR", **HOW, "settings": SETTINGS}
+    for drawn, (name, seed) in enumerate([("one", 3), ("again", 3), ("other", 4)]):
+        torch.manual_seed(drawn)  # as what ran before in this process may have left it
+        reprune.prune("llama", name, seed=seed, **how)
+    with pytest.raises(KeyboardInterrupt):
+        reprune.prune("llama", "cut", seed=3, watcher=Stopping(), **how)
+    torch.manual_seed(5)
+    reprune.resume("cut")
+    one, again, other, cut = (
+        {file.name: file.read_bytes() for file in (here / name).glob("*.safetensors")}
+        for name in ("one", "again", "other", "cut")
+    )
+    assert one == again == cut != other
 
 
 def test_the_forecast_goes_by_what_it_gathers() -> None:

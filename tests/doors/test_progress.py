@@ -226,7 +226,7 @@ def test_a_line_says_how_a_window_s_errors_went_and_how_long_those_left_will_tak
 def test_texts_that_are_left_take_as_long_as_those_written_since_the_command_began(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    now = iter([0.0, 100.0, 130.0, 160.0])
+    now = iter([0.0, 100.0, 130.0, 150.0])
     monkeypatch.setattr(views_generation, "time", SimpleNamespace(monotonic=lambda: next(now)))
     lines = Lines()
     lines.started(10, 20)
@@ -235,7 +235,7 @@ def test_texts_that_are_left_take_as_long_as_those_written_since_the_command_beg
     assert capfd.readouterr().out.splitlines() == [
         "going on: 10 of 20 texts are there",
         "    15/20 texts of 1,024 begun, 30.0 s, 30.0 s left",
-        "    20/20 texts of 2,048 begun, 60.0 s",
+        "    20/20 texts of 2,048 begun, 50.0 s",
     ]
 
 

@@ -116,7 +116,7 @@ def test_an_interrupted_file_ends_as_one_that_was_not(llama: Path, here: Path) -
     counting = _Stop()
     generate("llama", "whole/self.jsonl", samples=9, settings=SMALL, watcher=counting, **EXACT)
     for when in (1, counting.steps // 2, counting.steps):
-        folder = here / f"cut{when}"
+        folder = here / "cut" / str(when)
         with pytest.raises(KeyboardInterrupt):
             generate("llama", folder / "self.jsonl", samples=9, settings=SMALL, watcher=_Stop(when), **EXACT)
         assert not (folder / "self.manifest.json").exists()

@@ -157,8 +157,8 @@ def test_a_study_is_no_model_and_no_run(here: Path, cli: Cli) -> None:
     (here / "grid").mkdir()
     (here / "grid" / "study.json").write_text("{}")
     said = (
-        "error: grid: holds a study: 'reprune report grid' shows it, and the 'reprune study' that began it goes on "
-        "with it; the models of its cells, where --keep-models was given, are grid/cells/NAME.\n"
+        "error: grid: holds a study: 'reprune report grid' shows it, and the same 'reprune study' command goes "
+        "on with it; with --keep-models, its cells' models are grid/cells/NAME.\n"
     )
     for command in ("status", "resume", "verify", "plan"):
         assert cli(command, "grid").err == said, command
@@ -264,7 +264,7 @@ def test_a_link_to_nothing_is_refused_at_once(out: str, said: str, here: Path, c
     ended = cli("prune", "no-model", "--out", out, "--calibration", "text.txt")
     assert (ended.code, ended.err) == (
         2,
-        f"error: --out {out}: {said}which is not there; make that folder, or give another.\n",
+        f"error: --out {out}: {said}which does not exist; make that folder, or give another.\n",
     )
     assert not (here / "gone").exists()
 

@@ -43,7 +43,7 @@ def test_processes_exchange_over_what_machines_of_eight_gpus_have(
     ("ranks", "network", "said"),
     [
         (0, None, "--ranks 0: expected at least 1"),
-        (None, "100g", "--network 100g: of how many processes"),
+        (None, "100g", "--network 100g: only several processes exchange anything"),
         (2, "usb", "--network usb: expected one of local"),
     ],
 )
@@ -55,7 +55,7 @@ def test_processes_that_cannot_be_are_refused(ranks: int | None, network: str | 
 @pytest.mark.usefixtures("here")
 def test_each_process_has_a_sample() -> None:
     assert reprune.plan("llama", **RUN, ranks=6).crew.count == 6
-    with pytest.raises(InputError, match="--ranks 7: each process needs a sample, and there are 6; give 6 at most"):
+    with pytest.raises(InputError, match="--ranks 7: each process needs a sample, but there are 6; give at most 6"):
         reprune.plan("llama", **RUN, ranks=7)
 
 

@@ -64,8 +64,9 @@ def test_of_one_commit_on_both_machines_the_commit_is_no_remedy(machines: tuple[
     with pytest.raises(InputError) as raised:
         _check(f"owner/tiny@{COMMIT}", *machines)
     assert str(raised.value) == (
-        f"owner/tiny@{COMMIT}: process 1 of 2 has another tokenizer.json than the first and has tokenizer_config.json, "
-        f"which the first lacks, though both have commit {COMMIT}; download it again on both machines."
+        f"owner/tiny@{COMMIT}: process 1 of 2 has a different tokenizer.json than the first and has "
+        f"tokenizer_config.json, which the first lacks, though both have commit {COMMIT}; "
+        f"download it again on both machines."
     )
 
 
@@ -74,7 +75,7 @@ def test_a_commit_is_the_way_out_of_another_one_unless_the_model_is_a_link_to_it
 ) -> None:
     other = machines[1].rename(machines[1].with_name("89abcdef" * 5))
     _change(other / "tokenizer.json")
-    has = "process 1 of 2 has another tokenizer.json than the first, "
+    has = "process 1 of 2 has a different tokenizer.json than the first, "
     has += f"as it has commit {other.name} and the first {COMMIT}"
     with pytest.raises(InputError, match=f"owner/tiny@main: {has}; give owner/tiny@{COMMIT}"):
         _check("owner/tiny@main", machines[0], other)

@@ -37,7 +37,7 @@ def test_a_rate_far_from_the_weights_size_is_said(here: Path, cli: Cli, lr: str,
         states.add((block, sum(block in before["reconstructed"] for before in windows[:number])))
     assert len({window["epochs"][0]["lr"] for window in windows}) == len(states) >= 3
     what = f"{percent(share)} of the kept weights' root mean square: {steps} steps"
-    then = "than usual; --lr 1% goes with the weights"
+    then = "than usual; --lr 1% scales with the weights"
     if steps is None:
         assert "root mean square" not in said.out
         return

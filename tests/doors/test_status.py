@@ -29,7 +29,9 @@ def test_what_a_damaged_record_lacks_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", ["[]", "null", '{"recipe": {}, "windows": []}', '{"windows": 3}'])
 def test_what_is_no_record_is_told_in_words_and_not_as_python_says_it(content: str, tmp_path: Path) -> None:
     (tmp_path / "reprune.json").write_text(content)
-    with pytest.raises(InputError, match=r"reprune\.json: damaged \(what it holds is no run's\); the model beside it"):
+    with pytest.raises(
+        InputError, match=r"reprune\.json: damaged \(its contents are not those of a run\); the model beside it"
+    ):
         status(tmp_path)
 
 

@@ -65,7 +65,7 @@ def test_more_threads_than_its_processors_are_spoken_of(
 def test_of_one_processor_it_is_said_in_the_singular(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(threads, "allowed_cpus", lambda: 1.0)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    assert "may take the time of 1 CPU; OMP_NUM_THREADS=1" in str(said_of_threads())
+    assert "is limited to 1 CPU; OMP_NUM_THREADS=1" in str(said_of_threads())
 
 
 def test_each_command_that_runs_a_model_says_so_once(cli: Cli, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,7 +73,7 @@ def test_each_command_that_runs_a_model_says_so_once(cli: Cli, here: Path, monke
     tiny.save("llama", here / "llama")
     (here / "text.txt").write_text(tiny.text())
     monkeypatch.setattr(threads, "allowed_cpus", lambda: 4.0)
-    line = "note: PyTorch computes with 64 threads, and this container or job may take the"
+    line = "note: PyTorch computes with 64 threads, but this container or job is limited to"
     assert cli("plan", "llama", *QUICK).out.count(line) == 1
     assert slowness("float32", "cpu") and not slowness("float32", "cuda")
     assert cli("prune", "llama", "--out", "out", "--reconstruct", "LR", *QUICK).out.count(line) == 1

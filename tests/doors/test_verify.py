@@ -158,7 +158,7 @@ def test_every_file_is_looked_at(out: Path, cli: Cli) -> None:
         said = cli("verify", "out")
         assert said.code == 1
         assert said.out.splitlines()[0].startswith("FAILED  files")
-        assert f"{path.name}: is not as it was written" in said.out
+        assert f"{path.name}: has changed since it was written" in said.out
         path.unlink()
         assert f"{path.name}: is missing" in cli("verify", "out").out
         path.write_bytes(content)
@@ -178,7 +178,7 @@ def test_what_was_found_is_true_only_if_it_passed(out: Path) -> None:
             {
                 "name": "files",
                 "found": found.checks[0].found,
-                "problems": ["config.json: is not as it was written"],
+                "problems": ["config.json: has changed since it was written"],
                 "passed": False,
             }
         ],
@@ -221,7 +221,7 @@ def _scale(tensors: dict[str, Tensor]) -> None:
     ("change", "expected"),
     [
         (_fill, "block 0, mlp.up_proj: has "),
-        (_swap, "block 0, mlp.up_proj: is not 2:4"),
+        (_swap, "block 0, mlp.up_proj: does not have the pattern 2:4"),
         (_spoil, "model.layers.0.input_layernorm.weight: holds NaN or infinite values"),
         (_overflow, "model.layers.0.input_layernorm.weight: holds NaN or infinite values"),
         (_scale, "more than the 5% that rounding explains"),

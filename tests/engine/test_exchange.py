@@ -175,8 +175,8 @@ def test_an_allocation_exchanges_statistics_once_and_what_is_pruned_each_time(
     ("flags", "reason"),
     [
         ({"ranks": 0}, "--ranks 0: expected at least 1"),
-        ({"ranks": 9, "samples": 8}, "--ranks 9: each process needs a sample, and there are 8"),
-        ({"network": "100g"}, "of how many processes"),
+        ({"ranks": 9, "samples": 8}, "--ranks 9: each process needs a sample, but there are 8"),
+        ({"network": "100g"}, "only several processes exchange anything"),
         ({"ranks": 2, "network": "pigeons"}, "--network pigeons: expected one of local, nvlink, 100g"),
     ],
 )

@@ -116,7 +116,7 @@ def test_what_may_not_be_read_is_left_out_and_named(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(watcher, "note", said.append)
     prune(folder, tmp_path / "out", pruner="magnitude", reconstruct="LR", watcher=watcher)
     assert not [name for name in ("LICENSE", "notes.json") if (tmp_path / "out" / name).exists()]
-    why = "is not in the result: it cannot be read; check who may read it"
+    why = "is not in the result: it cannot be read; check its permissions"
     assert said == [f"LICENSE {why}", f"notes.json {why}"]
     assert reprune.verify(tmp_path / "out")
     deny(monkeypatch, "open", folder / "tokenizer.json")

@@ -88,21 +88,21 @@ def prune(
     Args:
         model: a local folder, a Hub id, or a .gguf file.
         out: the folder to write; it must not exist, or be empty.
-        recipe: a recipe file, its contents, a `Recipe`, such as that of a plan, or a record, whose recipe is meant.
-        pruner, sparsity, ..., device: as the flags of `reprune prune`; they go over the recipe.
+        recipe: a recipe file, its contents, a `Recipe` (such as a plan's), or a run's record, whose recipe is taken.
+        pruner, sparsity, ..., device: as the flags of `reprune prune`; they override the recipe.
         trust_remote_code: let Transformers run Python code that comes with the model.
-        settings: one `key.path=value` or several, over everything else.
+        settings: one or several `key.path=value`; they override everything else.
         watcher: is told what happens.
-        ranks: the processes that a launcher has started and that do it together, each called with the same; by default
-            this one does it alone, and must be alone.
+        ranks: the processes that a launcher has started to do the run together, each of which calls this with the same
+            arguments; by default this process does it alone, and must not be one of several.
 
     Returns:
         The record, as in `out`/reprune.json.
 
     Raises:
-        InputError: something given cannot be used; nothing has been written.
-        NumericalError: numbers went bad on the way; `resume` goes on from the last finished window.
-        ChangedError: a file of the model was changed on the way; `resume` does so once it is as it was.
+        InputError: an argument cannot be used; nothing has been written.
+        NumericalError: numbers became NaN or infinite; `resume` goes on from the last finished window.
+        ChangedError: a file of the model was changed during the run; `resume` goes on once the file is as it was.
     """
     ranks = ranks_or_alone(ranks, "prune")
     flags = dict(
@@ -139,7 +139,7 @@ def prune_by_recipe(
     except HalfPrecisionError as error:
         if recipe.precision != "auto" or not ranks.alone or refusal(lambda: check_out(out)):
             raise
-        watcher.note(f"{error.reason}; so its products are in float32")
+        watcher.note(f"{error.reason}; float32 is used instead")
     return _prune(recipe.model_copy(update={"precision": "float32"}), out, watcher, shared, ranks)
 
 
@@ -213,9 +213,9 @@ def _prune(recipe: Recipe, out: Path, watcher: Watcher, shared: Shared | None, r
 def resume(
     out: str | os.PathLike[str], *, watcher: Watcher | None = None, ranks: Ranks | None = None
 ) -> dict[str, Any]:
-    """Go on with a run that was interrupted; on a CPU the result is the same, bit by bit, as without the interruption.
+    """Go on with an interrupted run; on a CPU the result is bit for bit the same as without the interruption.
 
-    That is so where as many ranks do it; with another number of them, and on a GPU, sums are made in another order.
+    This holds for the same number of ranks; with another number, or on a GPU, sums are computed in another order.
 
     Args:
         out: the folder of the run.
@@ -223,12 +223,12 @@ def resume(
         ranks: as for `prune`.
 
     Returns:
-        The record, as of `prune`.
+        The record, as for `prune`.
 
     Raises:
-        InputError: there is no unfinished run in `out`, the model or a version changed since it began, or its device is
-            not there.
-        NumericalError: as of `prune`.
+        InputError: there is no unfinished run in `out`, the model or a version has changed since it began, or this
+            machine lacks its device.
+        NumericalError: as for `prune`.
     """
     return resume_sharing(out, watcher or Watcher(), None, ranks_or_alone(ranks, "resume"))
 
@@ -248,7 +248,9 @@ def resume_sharing(
     if recipe.trust_remote_code and given is None:
         watcher.note(f"{out} was begun with trust_remote_code: Python code that comes with the model is run")
     if given is not None and recipe.trust_remote_code > given.trust_remote_code:
-        raise InputError(f"{out}: this run began with trust_remote_code; give --trust-remote-code, if you trust it.")
+        raise InputError(
+            f"{out}: this run began with trust_remote_code; give --trust-remote-code if you trust the model's code."
+        )
     folder = locate_again(recipe.model, Path(job["folder"]), given and given.model, notify=watcher.note)
     check_begun_on(recipe.device, out)
     for slow in slowness("auto", recipe.device):  # the precision is settled
@@ -257,7 +259,8 @@ def resume_sharing(
     changed = min(differing(job["weights"], checkpoint.digests()), default=None)
     if changed is not None:  # before any code beside it is run
         raise InputError(
-            f"{folder}: not the model that this run began with: {changed} differs; put that back, or start a new run."
+            f"{folder}: not the model that this run began with: {changed} differs; put the original back, or start a "
+            "new run."
         )
     decoder = open_decoder(recipe, folder)
     checkpoint.check_unchanged()
@@ -332,13 +335,15 @@ def _write_(
         files = tokenizer_files(result.dense) | {file.name for file in result.dense.glob("*.py")}
     copied, left_out = result.linked(files)
     if copied:
-        watcher.note(f"copied into the result, from where links in the model's folder lead: {', '.join(copied)}")
+        watcher.note(
+            f"copied into the result from outside the model's folder, which links to them: {', '.join(copied)}"
+        )
     for name in left_out:
         watcher.note(
             f"{name} is not in the result: in the model's folder it is a link to a file that may not be the model's"
         )
     for name in result.unreadable(files):
-        watcher.note(f"{name} is not in the result: it cannot be read; check who may read it")
+        watcher.note(f"{name} is not in the result: it cannot be read; check its permissions")
     lines = ledger.lines()
     seconds = max(time.monotonic() - began, sum(line["window"]["seconds"] for line in lines))
     # Of a short run, what is written last is the most that is held.

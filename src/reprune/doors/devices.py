@@ -31,17 +31,21 @@ def settle_device(device: str | torch.device) -> str:
         raise InputError(f"--device {device}: expected auto, cpu, cuda or cuda:N.")
     if _is_absent(device):
         raise InputError(
-            f"--device {device}: this machine has {torch.cuda.device_count()} CUDA devices; use --device cpu."
+            f"--device {device}: {_has_devices()}; use --device {'cuda:0 or ' if torch.cuda.device_count() else ''}cpu."
         )
     return device
+
+
+def _has_devices() -> str:
+    count = torch.cuda.device_count()
+    return f"this machine has {count or 'no'} CUDA device{'' if count == 1 else 's'}"
 
 
 def check_begun_on(device: str, run: str | os.PathLike[str]) -> None:
     """Raise `InputError` if this machine lacks the device that a run began on."""
     if _is_absent(device):
         raise InputError(
-            f"{run}: this run began on {device}, and this machine has {torch.cuda.device_count()} CUDA devices; resume "
-            f"it on a machine that has {device}."
+            f"{run}: this run began on {device}, but {_has_devices()}; resume it on a machine that has {device}."
         )
 
 
@@ -118,5 +122,5 @@ def in_precision(precision: str, device: str, work: Callable[[str], Value], noti
     except HalfPrecisionError as error:
         if precision != "auto":
             raise
-        notify(f"note: {error.reason}; so its products are in float32")
+        notify(f"note: {error.reason}; float32 is used instead")
     return work("float32")

@@ -19,9 +19,9 @@ from reprune.planning.recipe import Recipe
 
 Sources = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 """One SOURCE, or several."""
-A_PRUNER = "the name of a pruner (one of your own has it from its package, see docs/extending.md)"
+A_PRUNER = "the name of a pruner (for one of your own see docs/extending.md)"
 A_SOURCE = "a source, such as a file (write texts that are in memory to one, as JSON lines)"
-A_SETTING = "a text 'key.path=value' (what is nested may be given as recipe={...})"
+A_SETTING = "a string 'key.path=value' (nested settings may be given as recipe={...})"
 
 _MOST = 10_000  # names
 

@@ -204,8 +204,8 @@ def plan_by_recipe(
     calibration, _ = planned.samples
     if calibration < crew.count:
         raise InputError(
-            f"--ranks {crew.count}: each process needs a sample, and there are {calibration}; give {calibration} at "
-            "most."
+            f"--ranks {crew.count}: each process needs a sample, but there are {calibration}; give at most "
+            f"{calibration}."
         )
     return planned
 
@@ -215,7 +215,7 @@ def make_crew(ranks: int | None, network: str | None, machine: Machine | None) -
     if ranks is not None and ranks < 1:
         raise InputError(f"--ranks {ranks}: expected at least 1.")
     if network is not None and ranks is None:
-        raise InputError(f"--network {network}: of how many processes? Give --ranks too.")
+        raise InputError(f"--network {network}: only several processes exchange anything; give --ranks N too.")
     usual = "local" if machine is None else "nvlink" if (ranks or 1) <= _IN_ONE else "100g"
     return Crew(ranks or 1, find_network(network or usual))
 
@@ -246,7 +246,7 @@ def plan(
         files and folders are read; `unread` names the other sources.
 
     Raises:
-        InputError: something given cannot be used at all.
+        InputError: an argument cannot be used at all.
     """
     machine = None if on is None else find_machine(on)
     crew = make_crew(ranks, network, machine)

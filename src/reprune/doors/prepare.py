@@ -48,7 +48,7 @@ def check_dense(folder: Path) -> None:
     if (folder / RECORD).exists():
         raise InputError(
             f"{called(folder)}: is sparse already, a result of reprune; prune the dense model it was made from. (To "
-            f"prune it further all the same, against itself as it is now, take {RECORD} out of the folder.)"
+            f"prune it further all the same, compared with itself as it is now, remove {RECORD} from the folder.)"
         )
 
 
@@ -61,7 +61,8 @@ def check_out(out: Path) -> None:
         str(out).encode()
     except UnicodeEncodeError:
         raise InputError(
-            f"--out {out}: has bytes that are not UTF-8, and files of weights take no such path; give another folder."
+            f"--out {out}: has bytes that are not UTF-8, which the paths of weight files cannot have; give another "
+            "folder."
         ) from None
     ledger = Ledger(out)
     begun = ledger.exists
@@ -73,8 +74,8 @@ def check_out(out: Path) -> None:
         if folder.is_symlink() and not folder.exists():
             where = "" if folder == out else f"{folder} "
             raise InputError(
-                f"--out {out}: {where}is a link to {folder.readlink()}, which is not there; make that folder, or give "
-                "another."
+                f"--out {out}: {where}is a link to {folder.readlink()}, which does not exist; make that folder, or "
+                "give another."
             )
     if out.is_dir() and ledger.never_began:
         ledger.check_links()
@@ -97,7 +98,7 @@ def check_disk(recipe: Recipe, decoder: Decoder, samples: int, out: Path) -> Non
     disk = disk_bytes(recipe, len(decoder), 4 * samples * recipe.seqlen * decoder.width, decoder.checkpoint.bytes)
     if disk > (free := shutil.disk_usage(_there(out)).free):
         raise InputError(
-            f"--out {out}: a run writes about {size(disk)}, and {size(free)} are free there; give a folder on another "
+            f"--out {out}: a run writes about {size(disk)}, but {size(free)} are free there; give a folder on another "
             "disk."
         )
 
@@ -110,16 +111,16 @@ def check_memory(recipe: Recipe, decoder: Decoder, texts: int) -> None:
     available = available_memory(recipe.device)
     if available is not None and memory > available:
         raise InputError(
-            f"--device {recipe.device}: a window takes at least {size(memory)} of memory with what its solver holds, "
-            f"and {size(available)} are available; see what 'reprune plan' says, with --set solver.compact=true, "
-            "--set solver.rank=64, or a rung of one block a window."
+            f"--device {recipe.device}: a window and its solver's state take at least {size(memory)} of memory, but "
+            f"{size(available)} are available; see what 'reprune plan' says with --set solver.compact=true, "
+            "--set solver.rank=64, or a rung with one block per window."
         )
     precision = Precision(DTYPES[recipe.precision])
     whole = whole_bytes(decoder.folder, precision, recipe.trust_remote_code) if texts else 0
     if available is not None and whole > available:
         raise InputError(
             f"--self-generate {recipe.self_generate.samples}: the whole model, which writes the texts, takes at least "
-            f"{size(whole)} of memory, and {size(available)} are available; have a server write them (reprune generate "
+            f"{size(whole)} of memory, but {size(available)} are available; have a server write them (reprune generate "
             "--endpoint URL), and give the file with --calibration."
         )
 
@@ -158,8 +159,8 @@ def check_schedule(recipe: Recipe, decoder: Decoder) -> None:
     size, stride = recipe.schedule.size, recipe.schedule.stride
     if size > max(len(decoder), 2) and stride < size:
         raise InputError(
-            f"schedule.size {size}: {decoder.name} has {len(decoder)} blocks; give as many at most, or a "
-            "schedule.stride as large, for one window of all."
+            f"schedule.size {size}: {decoder.name} has {len(decoder)} blocks; give at most {len(decoder)}, or for one "
+            f"window of all blocks also schedule.stride={size}."
         )
 
 
@@ -169,8 +170,9 @@ def check_distillation(recipe: Recipe, decoder: Decoder) -> None:
     if asked > len(decoder):
         raise InputError(f"distill.blocks {asked}: {decoder.name} has {len(decoder)} blocks.")
     if 0 < asked < least:
+        last = "block" if asked == 1 else f"{asked} blocks"
         raise InputError(
-            f"distill.blocks {asked}: no text passes through them in {decoder.name}; give at least {least}."
+            f"distill.blocks {asked}: no text passes through the last {last} of {decoder.name}; give at least {least}."
         )
     if asked:
         decoder.check_predicts()
@@ -181,8 +183,8 @@ def said_lacking(decoder: Decoder) -> str | None:
     if not decoder.lacking:
         return None
     return (
-        f"{decoder.name}: its files lack {', '.join(decoder.lacking):.300}; its blocks are pruned all the same, "
-        "and the result will lack it too; neither model predicts anything that could be evaluated"
+        f"{decoder.name}: its files lack {', '.join(decoder.lacking):.300}; its blocks can be pruned all the same, but "
+        "the result will lack it too, and neither model's predictions can be evaluated"
     )
 
 

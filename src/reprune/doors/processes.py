@@ -19,9 +19,9 @@ def ranks_or_alone(ranks: Ranks | None, function: str) -> Ranks:
     """`ranks`, or this process alone; raises `InputError` if none are given but a launcher started the process."""
     if ranks is None and launched():
         raise InputError(
-            f"{function}: a launcher has started this process as one of several. To do one run together, pass ranks, a "
-            "reprune.math.ranks.Together(600), or start the command by it ('torchrun -m reprune'); for a run of its "
-            "own in each process pass reprune.math.ranks.ALONE."
+            f"{function}: a launcher has started this process as one of several. For one run of all of them, pass "
+            "ranks=reprune.math.ranks.Together(600), or launch the command line ('torchrun -m reprune'); for a run of "
+            "its own in each process, pass ranks=reprune.math.ranks.ALONE."
         )
     return ranks or ALONE
 
@@ -30,7 +30,7 @@ def check_ranks(recipe: Recipe, calibration: int, ranks: Ranks) -> None:
     """Raise `InputError` unless each rank can have a calibration sample and a device of its own."""
     if calibration < ranks.count:
         raise InputError(
-            f"--samples: {calibration} cannot be shared out over {ranks.count} processes; start as many at most."
+            f"--samples: {calibration} cannot be shared out over {ranks.count} processes; start at most {calibration}."
         )
     check_devices(recipe.device, ranks)
 
@@ -82,7 +82,7 @@ def _other_files(own: Mapping[str, str], first: Mapping[str, str]) -> str:
     """Which of a model's files differ from the first process's, by their digests; empty if none do."""
     names = differing(own, first)
     said = (
-        ("has another {} than the first", names & own.keys() & first.keys()),
+        ("has a different {} than the first", names & own.keys() & first.keys()),
         ("lacks {}, which the first has", names - own.keys()),
         ("has {}, which the first lacks", names - first.keys()),
     )

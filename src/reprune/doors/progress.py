@@ -20,7 +20,7 @@ _MEASURES = {
     "squared": "errors: ||sparse - target||² / ||target||² of a window's outputs, before > after",
     "standardized": "errors: mean of ((sparse - target) / feature's deviation)², before > after",
 }
-_PREDICTIONS = "the last blocks once more: KL(dense || sparse) of predictions, in nats a token"
+_PREDICTIONS = "distillation: KL(dense || sparse) of the predictions, in nats per token"
 _HEAD = (
     f"{'window':>7}  {'blocks':<9} {'calibration error':<17}  {'held-out error':<17} {'time':>7} {'left':>7}   memory"
 )

@@ -22,7 +22,7 @@ def said_of_rate(windows: Sequence[Mapping[str, Any]]) -> tuple[str, str] | None
     rate, steps = unusual
     return (
         f"{percent(rate)} of the kept weights' root mean square: {steps} steps",
-        "than usual; --lr 1% goes with the weights",
+        "than usual; --lr 1% scales with the weights",
     )
 
 

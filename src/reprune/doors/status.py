@@ -55,15 +55,15 @@ def what_is_there(folder: Path) -> str | None:
         return ledger.way_on
     if (folder / STUDY).is_file():
         return (
-            f"holds a study: 'reprune report {shlex.quote(str(folder))}' shows it, and the 'reprune study' that began "
-            f"it goes on with it; the models of its cells, where --keep-models was given, are {folder / 'cells'}/NAME"
+            f"holds a study: 'reprune report {shlex.quote(str(folder))}' shows it, and the same 'reprune study' "
+            f"command goes on with it; with --keep-models, its cells' models are {folder / 'cells'}/NAME"
         )
     return None
 
 
 def damaged(folder: Path, error: Exception, finished: bool = True) -> InputError:
     """The error for a folder whose record, or whose unfinished run's job, cannot be read because of `error`."""
-    said = "what it holds is no run's"
+    said = "its contents are not those of a run"
     if isinstance(error, KeyError):
         said = f"it holds no {error}"
     elif isinstance(error, OSError | ValueError):

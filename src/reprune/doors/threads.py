@@ -27,7 +27,7 @@ def said_of_threads() -> str | None:
     if cpus is None or threads <= math.ceil(cpus):
         return None
     return (
-        f"PyTorch computes with {threads} threads, and this container or job may take the time of {cpus:.3g} "
+        f"PyTorch computes with {threads} threads, but this container or job is limited to {cpus:.3g} "
         f"{'CPU' if cpus == 1 else 'CPUs'}; OMP_NUM_THREADS={max(int(cpus), 1)} is faster"
     )
 

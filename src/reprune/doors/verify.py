@@ -187,7 +187,7 @@ def _files(folder: Path, expected: dict[str, str]) -> Check:
         elif not _is_file(path):
             problems.append(f"{name:.200}: is missing")
         elif sha256(path) != digest:
-            problems.append(f"{name}: is not as it was written")
+            problems.append(f"{name}: has changed since it was written")
     beside = {path.name for path in folder.glob("*.safetensors")} - set(expected)
     problems += [f"{name}: is not one of the result's files" for name in sorted(beside)]
     return Check("files", f"{len(expected)} files, their SHA-256", tuple(problems))
@@ -228,7 +228,7 @@ def _matrix(place: str, matrix: Tensor | None, entry: _Matrix, pattern: Pattern)
     elif (zeros := int((matrix == 0).sum())) != entry.zeros:
         yield f"{place}: has {zeros} zeros, on record {entry.zeros}"
     elif not pattern.allows(matrix != 0):
-        yield f"{place}: is not {pattern}"
+        yield f"{place}: does not have the pattern {pattern}"
 
 
 def _numbers(decoder: Decoder) -> Check:

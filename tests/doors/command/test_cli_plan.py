@@ -136,7 +136,7 @@ def test_plan_forecasts_for_a_machine_that_is_not_here(here: Path, cli: Cli, mon
     assert " on the device;" in said.out and "does not fit" not in said.out
     assert "(24 GB), products in float32\n" in cli(*flags, "--on", "4090", "--set", "precision=float32").out
     monkeypatch.setitem(machines.MACHINES, "4090", replace(machines.MACHINES["4090"], memory_bytes=1000))
-    assert "note       it does not fit the 1 kB of that device; try" in cli(*flags, "--on", "4090").out
+    assert "note       this does not fit in the 1 kB of that device; try" in cli(*flags, "--on", "4090").out
     unknown = cli(*flags, "--on", "tpu")
     assert (unknown.code, unknown.err) == (2, "error: --on tpu: expected one of h100, a100, 4090.\n")
 
@@ -146,7 +146,7 @@ def test_what_plan_says_in_words_fits_80_columns(cli: Cli, monkeypatch: pytest.M
     flags = ["--calibration", "text.txt", "org/name-that-is-long", "--samples", "4", "--self-generate", "2"]
     said = cli("plan", "llama", *flags, "--ranks", "4", "--on", "h100")
     assert said.code == 0
-    for line in ("not read   ", "generation ", "processes  4: ", "note       it does not fit "):
+    for line in ("not read   ", "generation ", "processes  4: ", "note       this does not fit "):
         assert f"\n{line}" in said.out
     assert [line for line in said.out.splitlines() if len(line) > 80] == []
 
@@ -158,7 +158,7 @@ def test_plan_refuses_a_source_that_is_not_there(cli: Cli) -> None:
 def test_plan_forecasts_for_several_processes(cli: Cli) -> None:
     said = cli("plan", "llama", *QUICK, "--ranks", "2")
     assert said.code == 0
-    assert "processes  2: time and memory are of each" in said.out
+    assert "processes  2: time and memory are for each of them; each sends about " in said.out
     assert "processes" not in cli("plan", "llama", *QUICK).out
     linked = cli("plan", "llama", *QUICK, "--ranks", "2", "--on", "h100").out
     assert "over NVLink of H100" in " ".join(linked.split())  # over two lines

@@ -173,7 +173,7 @@ def test_resume_can_be_quiet_or_verbose(cli: Cli, break_: Break) -> None:
     ("error", "message"),
     [
         (NumericalError("block 1, mlp.up_proj: the Gram matrix is not finite"), "block 1, mlp.up_proj: the Gram"),
-        (MemoryError(), "out of memory; 'reprune plan' forecasts what a run takes"),
+        (MemoryError(), "out of memory; 'reprune plan' forecasts a run's memory, which"),
         (
             torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB."),
             "out of memory (CUDA out of memory. Tried to allocate 20.00 GiB.); 'reprune plan'",
@@ -222,8 +222,8 @@ def test_a_run_is_not_resumed_where_its_gpu_is_not(
     said = cli("resume", "cut")
     assert (said.code, said.err) == (
         2,
-        f"error: cut: this run began on {device}, and this machine has {there} CUDA devices; resume it on a machine "
-        f"that has {device}.\n",
+        f"error: cut: this run began on {device}, but this machine has {there or 'no'} CUDA devices; resume it on "
+        f"a machine that has {device}.\n",
     )
 
 

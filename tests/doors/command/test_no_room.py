@@ -188,7 +188,7 @@ def test_a_run_that_cannot_fit_the_memory_is_refused_before_it_begins(
     monkeypatch.setattr("reprune.doors.prepare.available_memory", lambda _: 20)
     said = cli("prune", *_RUN, "--out", "out")
     assert said.code == 2
-    assert "a window takes at least" in said.err
+    assert "a window and its solver's state take at least" in said.err
     assert "solver.compact=true" in said.err
     assert not (here / "out").exists()
     planned = cli("plan", *_RUN)

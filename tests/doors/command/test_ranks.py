@@ -258,8 +258,8 @@ def test_another_commit_on_another_machine_is_refused_unless_it_is_the_same_mode
     ended = _ended(together.start(2, _of_its_own_cache, *arguments, "--out", "new.jsonl"))
     assert [one.code for one in ended] == [2, 2]
     assert _messages(ended) == [
-        f"error: owner/tiny: process 1 of 2 has another fingerprint than the first, as it has commit {commits[1]} and "
-        f"the first {commits[0]}; give owner/tiny@{commits[0]}."
+        f"error: owner/tiny: process 1 of 2 has a different fingerprint than the first, as it has commit {commits[1]} "
+        f"and the first {commits[0]}; give owner/tiny@{commits[0]}."
     ]
     assert not (here / "new.jsonl").exists()
 
@@ -270,7 +270,8 @@ def test_another_tokenizer_on_another_machine_is_refused(here: Path) -> None:
     ended = _apart(here, here / "elsewhere", "prune", "llama", "--out", "two", *CR)
     assert [one.code for one in ended] == [2, 2]
     assert _messages(ended) == [
-        "error: llama: process 1 of 2 has another tokenizer.json than the first; put the same model on all machines."
+        "error: llama: process 1 of 2 has a different tokenizer.json than the first; put the same model on all "
+        "machines."
     ]
 
 

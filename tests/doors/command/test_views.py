@@ -39,7 +39,7 @@ BY_NAME = ["--set", "sparsity_by_name={down_proj: 0.3, 1.self_attn.o_proj: 2:4}"
 def test_a_plan_shows_which_linears_have_a_sparsity_of_their_own(here: Path, cli: Cli) -> None:
     said = cli("plan", "llama", *QUICK, *BY_NAME, "--set", "allocation=owl").out
     assert "prune      sparsegpt at 0.5, others by name: " in said
-    assert "allocation owl shares it out over the blocks" in said
+    assert "allocation owl: more sparsity for blocks that bear more" in said
     rows = [" ".join(line.split()) for line in said.splitlines()]
     assert "0-2 mlp.down_proj (0.3) 32 x 64" in rows
     assert "1 self_attn.o_proj (2:4) 32 x 32" in rows

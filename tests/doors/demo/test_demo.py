@@ -121,7 +121,10 @@ def test_a_result_of_another_model_is_kept(here: Path, cli: Cli) -> None:
     _result(here / "out" / "LR", tiny.save("gpt2", here / "mine"))
     before = (here / "out" / "LR" / "reprune.json").read_bytes()
     said = cli("demo", "--out", "out")
-    assert (said.code, said.err) == (2, "error: --out out: LR is not of the demo's model; give another folder.\n")
+    assert (said.code, said.err) == (
+        2,
+        "error: --out out: LR was not made from the demo's model; give another folder.\n",
+    )
     assert (here / "out" / "LR" / "reprune.json").read_bytes() == before
 
 
@@ -131,7 +134,7 @@ def test_what_somebody_put_beside_a_demo_is_kept(here: Path, llama: Path, cli: C
     (theirs := here / "out" / "LR" / "notes.txt").write_text("a week of evaluation")
     said = cli("demo", "--out", "out")
     assert (said.code, theirs.read_text()) == (2, "a week of evaluation")
-    assert said.err == "error: --out out: LR holds notes.txt, which is not of a demo; give another folder.\n"
+    assert said.err == "error: --out out: LR holds notes.txt, which no demo wrote; give another folder.\n"
 
 
 def test_without_its_package_the_demo_names_the_extra(here: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -226,7 +226,7 @@ def test_models_that_read_a_text_in_different_tokens_are_refused(llama: Path, he
     ("options", "message"),
     [
         ({"batch_size": 0}, "batch_size 0: expected at least 1"),
-        ({"seqlen": 16, "protocol": "short"}, "leave --seqlen 16 out"),
+        ({"seqlen": 16, "protocol": "short"}, "leave out either --seqlen 16 or --protocol"),
         ({"max_windows": 0}, "--windows 0: expected at least 1"),
         ({"protocol": "paper"}, "llama takes at most 128"),
     ],

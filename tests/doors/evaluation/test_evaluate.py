@@ -98,13 +98,17 @@ def test_the_first_windows_of_the_paper_are_not_the_paper(here: Path) -> None:
         (
             "paper",
             1024,
-            "windows of 2048 tokens, but model takes at most 1024; use --protocol wanda or short, or --seq",
+            "its windows have 2048 tokens, but model takes at most 1024; use --protocol wanda or short, or --seq",
         ),
-        ("short", 511, "windows of 512 tokens, but model takes at most 511; use --protocol wanda, or --seqlen 511"),
+        (
+            "short",
+            511,
+            "its windows have 512 tokens, but model takes at most 511; use --protocol wanda, or --seqlen 511",
+        ),
         (
             "short",
             512,
-            r"12 windows of 512 tokens, but text\.txt gives only [0-9]; give a longer text, or --seqlen 512",
+            r"12 windows of 512 tokens, but text\.txt gives [0-9]; give a longer text, or --seqlen 512",
         ),
         ("long", 512, "expected wanda, paper, short, published, gptq; or give --seqlen and --windows"),
     ],
@@ -137,7 +141,7 @@ def test_published_figures_are_of_windows_after_one_bos(protocol: str, positions
 @pytest.mark.parametrize(("options", "flag"), [({"seqlen": 64}, "--seqlen 64"), ({"max_windows": 3}, "--windows 3")])
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_a_protocol_decides_alone(options: dict[str, int], flag: str, protocol: str, llama: Path, here: Path) -> None:
-    with pytest.raises(InputError, match=f"leave {flag} out"):
+    with pytest.raises(InputError, match=f"leave out either {flag} or --protocol"):
         reprune.evaluate(llama, "text.txt", protocol=protocol, **options)
 
 
@@ -243,7 +247,7 @@ def test_a_window_without_bos_is_shown_so(cli: Cli, here: Path) -> None:
         ),
         (
             ["--text", "text.txt", "--protocol", "short", "--windows", "3"],
-            "--protocol short: decides the windows by itself; leave --windows 3 out, or --protocol.",
+            "--protocol short: sets the windows itself; leave out either --windows 3 or --protocol.",
         ),
     ],
 )
@@ -339,7 +343,8 @@ def test_errors_alone_never_load_the_model_whole(cli: Cli, monkeypatch: pytest.M
     said = cli(*asked, "--no-perplexity", "--json")
     assert (said.code, said.err, json.loads(said.out)) == (0, "", {"against": found.record()})
     remedy = (
-        "; perplexity needs the whole model in memory, --against only a block: leave perplexity out by --no-perplexity."
+        "; perplexity needs the whole model in memory, but --against only a block; leave perplexity out with "
+        "--no-perplexity."
     )
     said = cli(*asked, "-q")
     assert (said.code, said.out, said.err) == (1, "", f"error: out of memory{remedy}\n")

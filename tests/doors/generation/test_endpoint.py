@@ -202,7 +202,7 @@ def test_a_server_that_goes_away_ends_it_with_what_is_written(
         said = cli("generate", "llama", "--out", "self.jsonl", *flags)
     assert said.code == 1
     assert "cannot be reached" in said.err
-    assert "What is written is kept; the same command goes on." in said.err
+    assert "What is written is kept; the same command goes on from there." in said.err
     before = lines(here / "self.jsonl")
     again = cli("generate", "llama", "--out", "self.jsonl", *flags)
     assert (again.code, again.err) == (0, "")
@@ -226,7 +226,7 @@ STRANGE = [
 @pytest.mark.parametrize("strange", STRANGE)
 def test_an_answer_that_is_no_completion_is_named(strange: object, monkeypatch: pytest.MonkeyPatch) -> None:
     """At the start, when nothing is written yet, and later, when a text may still come."""
-    message = r"answers with what is no completion \(.*\); check the URL \(it often ends in /v1\)\."
+    message = r"does not answer with a completion \(.*\); check the URL \(it often ends in /v1\)\."
     with pytest.raises(InputError, match=message), answering(lambda request: strange):
         pass
     answers: list[object] = [completion("a"), strange, completion(" man"), strange, strange]

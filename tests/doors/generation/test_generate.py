@@ -229,7 +229,7 @@ def test_what_is_printed_fits_a_narrow_terminal_and_says_why(here: Path, cli: Cl
         (["--length", "5"], "--length 5: input should be greater than 5."),
         (
             ["--length", "200"],
-            "--length 200: llama takes at most 128 tokens, 1 of them at the start; give --length 127",
+            "--length 200: llama takes at most 128 tokens, 1 of which begin each text; give --length 127",
         ),
         (["--least", "30"], "least 30 is more than length 24."),
         (["--temperature", "0"], "--temperature 0.0: input should be greater than 0."),

@@ -56,7 +56,7 @@ def test_a_model_is_calibrated_on_its_own_texts_alone(here: Path, cli: Cli, monk
     monkeypatch.setattr(prepare, "draw_samples", lambda *a, **k: drawn.append(real(*a, **k)) or drawn[-1])
     said = cli("prune", "llama", "--out", "out", *OWN)
     assert (said.code, said.err) == (0, "")
-    assert "generating 7 texts, which the cache keeps, or finding them there" in said.out
+    assert "generating 7 texts, or finding them in the cache" in said.out
     made = record(here / "out")
     assert [(one["name"], one["count"], one["role"]) for one in made["data"]["sources"]] == [
         ("self-generated.jsonl", 6, "calibration"),
@@ -154,7 +154,7 @@ def test_a_record_has_what_the_writing_took_and_a_plan_says_that_there_is_some(h
     line = "generation 7 texts, which the model writes first"
     assert line in cli("plan", "llama", *OWN).out
     said = cli("prune", "llama", "--out", "one", *OWN)
-    assert "generation     7 texts before" in said.out
+    assert "generation     7 texts beforehand, " in said.out
     made = record(here / "one")
     own = made["self_generation"]
     assert own["texts"] == 7
@@ -235,7 +235,7 @@ def test_a_cache_that_is_full_may_be_elsewhere(
         patch.setattr(corpus, "append_line", full)
         said = cli("prune", "llama", "--out", "out", *OWN, "-q")
     (file,) = (here.parent / "cache").glob("self-generated/*/all.jsonl")
-    why = f"{os.strerror(number)}; make room, and the same command goes on, or set REPRUNE_CACHE to another folder"
+    why = f"{os.strerror(number)}; make room and give the same command again, or set REPRUNE_CACHE to another folder"
     assert (said.code, said.err) == (1, f"error: {why}: {file}\n")
     assert not (here / "out").exists()
     assert cli("prune", "llama", "--out", "out", *OWN, "-q").code == 0

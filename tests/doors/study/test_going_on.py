@@ -244,7 +244,9 @@ def test_a_cell_that_was_begun_with_code_of_the_models_runs_none_that_the_study_
         reprune.prune("llama", out, pruner="wanda", reconstruct="BR+GP", trust_remote_code=True, **flags)
     (done, failed) = study("llama", "s", **SMALL, **SETTINGS)["cells"]
     assert (done["status"], failed["status"]) == ("done", "failed")
-    assert "began with trust_remote_code; give --trust-remote-code, if you trust it. (Remove " in str(failed["error"])
+    assert "began with trust_remote_code; give --trust-remote-code if you trust the model's code. (Remove " in str(
+        failed["error"]
+    )
     assert not (out / "reprune.json").exists()
 
 

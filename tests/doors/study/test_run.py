@@ -238,7 +238,7 @@ def test_a_text_that_is_calibrated_on_is_pointed_out(here: Path, cli: Cli) -> No
     flags = [*ONE, *QUICK, *TEXTS[3:]]
     said = cli("study", "llama", "--out", "s", *flags, "--text", "text.txt")
     assert said.code == 0
-    assert "note: text.txt is calibrated on too" in said.out
+    assert "note: text.txt is a calibration text too" in said.out
     assert "note:" not in cli("study", "llama", "--out", "t", *flags, "--text", "test.txt").out
 
 

@@ -160,7 +160,10 @@ def plan(
     ] = None,
     network: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="What these exchange over. [local; with --on nvlink up to 8, then 100g]"),
+        typer.Option(
+            metavar="NAME",
+            help="What they exchange over: local, nvlink, 100g. [local; with --on nvlink to 8, then 100g]",
+        ),
     ] = None,
 ) -> None:
     """Show what `prune` with the same flags would do, and forecast its time and memory; loads no weights.
@@ -245,7 +248,7 @@ def report(
             print(f"report  {file}")
 
 
-app.command(short_help="Prune and measure MODEL by every pruner and rung.")(study)
+app.command(short_help="Prune and measure MODEL with every pruner and rung.")(study)
 
 
 @app.command(short_help="Prune a real model, Gemma 3 270M, in minutes.")

@@ -54,7 +54,7 @@ def evaluate(
     device: Annotated[str, typer.Option(metavar="DEVICE", help="auto, cpu, cuda or cuda:N.")] = "auto",
     precision: Annotated[str, typer.Option(metavar="P", help="auto, float32, bfloat16 or float16.")] = "auto",
     trust_remote_code: Trust = False,
-    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Print bare numbers only, one a line.")] = False,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Print bare numbers only, one per line.")] = False,
 ) -> None:
     """Measure MODEL: its perplexity on a text, each block's error, its zero-shot accuracy.
 
@@ -143,8 +143,8 @@ def _room_for_all(against: str | None) -> Iterator[None]:
         if against is None or (said := out_of_memory(error)) is None:
             raise
         raise RepruneError(
-            f"{said}; perplexity needs the whole model in memory, --against only a block: "
-            "leave perplexity out by --no-perplexity."
+            f"{said}; perplexity needs the whole model in memory, but --against only a block; "
+            "leave perplexity out with --no-perplexity."
         ) from error
 
 

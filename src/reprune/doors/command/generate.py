@@ -18,13 +18,13 @@ def generate(
     out: Annotated[Path, typer.Option(metavar="FILE", help="The file to write, .jsonl.")],
     samples: Annotated[int, typer.Option(metavar="N", help="Texts to keep.")],
     length: Annotated[
-        int | None, typer.Option(metavar="L", help="Tokens of a text, at most. [2048, or the model's limit]")
+        int | None, typer.Option(metavar="L", help="Most tokens of a text. [2048, or the model's limit]")
     ] = None,
-    least: Annotated[int | None, typer.Option(metavar="L", help="Tokens of a text, at least. [6]")] = None,
+    least: Annotated[int | None, typer.Option(metavar="L", help="Fewest tokens of a text. [6]")] = None,
     temperature: Annotated[float | None, typer.Option(metavar="X", help="Sampling temperature. [1]")] = None,
     top_p: Annotated[
         float | None,
-        typer.Option(metavar="P", help="Draw from the likeliest tokens, of probability P together. [all]"),
+        typer.Option(metavar="P", help="Draw from the likeliest tokens that have probability P together. [all]"),
     ] = None,
     top_k: Annotated[int | None, typer.Option(metavar="K", help="Draw from the K likeliest tokens. [all]")] = None,
     language: Annotated[
@@ -32,27 +32,29 @@ def generate(
     ] = None,
     filters: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME ...", help="Of language, repetition, code, duplicates, likelihood; or none. [all]"),
+        typer.Option(
+            metavar="NAME ...", help="Some of language, repetition, code, duplicates, likelihood; or none. [all]"
+        ),
     ] = None,
-    seed: Annotated[int | None, typer.Option(metavar="S", help="Decides everything random. [0]")] = None,
+    seed: Annotated[int | None, typer.Option(metavar="S", help="Seed of everything random. [0]")] = None,
     batch_size: Annotated[int | None, typer.Option(metavar="B", help="Texts written at a time. [64]")] = None,
     show: Annotated[bool, typer.Option("--show", help="Print ten texts kept and ten rejected.")] = False,
     endpoint: Annotated[
-        str | None, typer.Option(metavar="URL", help="Have this server write, by OpenAI's completions interface.")
+        str | None, typer.Option(metavar="URL", help="Have this server write, through OpenAI's completions API.")
     ] = None,
     endpoint_model: Annotated[
         str | None, typer.Option(metavar="NAME", help="What the server calls the model. [the only one it lists]")
     ] = None,
-    concurrency: Annotated[int, typer.Option(metavar="N", help="Requests to the server at a time.")] = 16,
+    concurrency: Annotated[int, typer.Option(metavar="N", help="Concurrent requests to the server.")] = 16,
     device: Annotated[str, typer.Option(metavar="DEVICE", help="auto, cpu, cuda or cuda:N.")] = "auto",
     precision: Annotated[str, typer.Option(metavar="P", help="auto, float32, bfloat16 or float16.")] = "auto",
     trust_remote_code: Trust = False,
     quiet: Quiet = False,
     rank_timeout: RankTimeout = None,
 ) -> None:
-    """Have MODEL write texts to calibrate on, and keep those worth it. Started again, it goes on where it was.
+    """Have MODEL write texts to calibrate on, and keep those that pass. Run again, it goes on where it stopped.
 
-    A first token at random, four by greedy choice; if those read as the language, the rest is sampled.
+    The first token is random, the next four are greedy; if these read as the language, the rest is sampled.
     """
     with exit_codes(way_on=partial(way_on, out)), processes(rank_timeout) as ranks:
         from reprune.doors.command.views_generation import Lines, show_manifest, show_texts

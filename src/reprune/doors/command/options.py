@@ -25,7 +25,7 @@ Model = Annotated[
 Out = Annotated[Path, typer.Option(metavar="DIR", help="The folder to write; new or empty.")]
 RecipeFile = Annotated[Path | None, typer.Option(metavar="FILE", help="A recipe file (YAML); flags override it.")]
 Pruner = Annotated[
-    str | None, typer.Option(metavar="NAME", help="magnitude, wanda, sparsegpt, or a package's own. [sparsegpt]")
+    str | None, typer.Option(metavar="NAME", help="magnitude, wanda, sparsegpt, or one from a package. [sparsegpt]")
 ]
 Sparsity = Annotated[
     str | None, typer.Option(metavar="S", help="Share of zeros, or N:M: 2:4 keeps 2 of every 4. [0.5]")
@@ -39,7 +39,7 @@ Calibration = Annotated[
 ]
 Heldout = Annotated[
     list[str] | None,
-    typer.Option(metavar="SOURCE[=COUNT] ...", help="Held-out samples. [an eighth as many again, of --calibration]"),
+    typer.Option(metavar="SOURCE[=COUNT] ...", help="Held-out samples. [from --calibration, an eighth as many]"),
 ]
 SelfGenerate = Annotated[
     int | None,
@@ -52,11 +52,11 @@ Lr = Annotated[
     str | None,
     typer.Option(
         metavar="X",
-        help="Learning rate, falling to zero; 1% is of the weights' size. [2e-4; standardized loss: 1%]",
+        help="Learning rate, decaying to zero; 1% is relative to the weights. [2e-4; standardized loss: 1%]",
     ),
 ]
 BatchSize = Annotated[int | None, typer.Option(metavar="B", help="Samples per step. [8]")]
-Seed = Annotated[int | None, typer.Option(metavar="S", help="Decides everything random. [0]")]
+Seed = Annotated[int | None, typer.Option(metavar="S", help="Seed of everything random. [0]")]
 Only = Annotated[str | None, typer.Option(metavar="PART", help="Prune all linears, or only attention or mlp. [all]")]
 Include = Annotated[
     list[str] | None,
@@ -79,8 +79,8 @@ RankTimeout = Annotated[
 ]
 
 _LESS_MEMORY = (
-    "; 'reprune plan' forecasts what a run takes, and it takes less with solver.micro_batch_size=1, "
-    "solver.compact=true or solver.checkpointing=true"
+    "; 'reprune plan' forecasts a run's memory, which --set solver.micro_batch_size=1, solver.compact=true or "
+    "solver.checkpointing=true lowers"
 )
 
 

@@ -88,7 +88,7 @@ def study(
     keep_models: Annotated[bool, typer.Option("--keep-models", help="Keep each cell's sparse model.")] = False,
     ray: Annotated[
         str | None,
-        typer.Option(metavar="[ADDRESS]", help="Do cells on a Ray cluster. [RAY_ADDRESS's, or this machine alone]"),
+        typer.Option(metavar="[ADDRESS]", help="Run cells on a Ray cluster. [RAY_ADDRESS, or this machine alone]"),
     ] = None,
     ray_cpus: Annotated[
         int | None,

@@ -25,7 +25,7 @@ def show_result(record: Mapping[str, Any], out: Path) -> None:
     output.print()
     output.print(f"sparse model   {out}")
     output.print(f"sparsity       {percent(record['sparsity'])} of {len(record['blocks'])} blocks' pruned matrices")
-    output.print("last block     its error against the dense model (relative to that one's power)")
+    output.print("last block     error against the dense model (relative to its output's power)")
     for kind, name in (("calibration", "calibration"), ("heldout", "held-out")):
         value, share = last[f"{kind}_error"], last[f"relative_{kind}_error"]
         output.print(f"  {name:<12} {value:.4g} ({percent(share)})")
@@ -33,7 +33,7 @@ def show_result(record: Mapping[str, Any], out: Path) -> None:
         output.print(line)
     squared = [window["largest_feature"] or 0.0 for window in record["windows"] if window["loss"] == "squared"]
     if (share := max(squared, default=0.0)) > DOMINANT:
-        output.print(f"loss           up to {percent(share)} of the power of what it compares is one feature's;")
+        output.print(f"loss           up to {percent(share)} of the power that it compares is in one feature;")
         output.print("               --set solver.loss=standardized counts all features alike")
     if said := said_of_rate(record["windows"]):
         output.print(f"rate           {said[0]}")
@@ -43,7 +43,7 @@ def show_result(record: Mapping[str, Any], out: Path) -> None:
     output.print(f"time, memory   {clock(record['seconds'])}, peak {size(memory['host'])}{device}")
     if own := record["self_generation"]:
         peak = size(max(own["peak_memory_bytes"].values()))
-        output.print(f"generation     {own['texts']} texts before, {clock(own['seconds'])}, peak {peak}")
+        output.print(f"generation     {own['texts']} texts beforehand, {clock(own['seconds'])}, peak {peak}")
     output.print(f"recipe, record {out / 'recipe.yaml'}, {out / 'reprune.json'}")
 
 
@@ -52,8 +52,8 @@ def _distilled(step: Mapping[str, Any] | None) -> Iterator[str]:
     if step is None:
         return
     change = step["heldout_divergence"]
-    yield f"distilled      blocks {ranges(step['blocks'])}: KL(dense || sparse) of what the model predicts,"
-    yield f"               held-out {nats(change['before'])} > {nats(change['after'])} nats a token"
+    yield f"distilled      blocks {ranges(step['blocks'])}: KL(dense || sparse) of the model's predictions,"
+    yield f"               held-out {nats(change['before'])} > {nats(change['after'])} nats per token"
 
 
 def _guarded(record: Mapping[str, Any]) -> Iterator[str]:
@@ -65,12 +65,12 @@ def _guarded(record: Mapping[str, Any]) -> Iterator[str]:
     spared = sum(guard["planned_epochs"] - guard["run_epochs"] for guard in early)
     restored = sum(window["guard"]["restored"] for window in windows)
     yield f"guard          stopped {len(early)} of {len(windows)} windows early: {spared} epochs not run"
-    yield f"               put back an earlier, better state in {restored} of them all"
+    yield f"               put back an earlier, better state in {restored} of {len(windows)}"
     if record["recipe"]["reconstruct"] == "auto":
         sizes = Counter(len(window["reconstructed"]) for window in windows)
         larger = "".join(f", {size} in {sizes[size]}" for size in sorted(sizes) if size > 2)
         nothing = counted(sizes[0], "window")
-        yield f"auto           nothing in {nothing}, one block in {sizes[1]}, two in {sizes[2]}{larger}"
+        yield f"auto           fitted nothing in {nothing}, one block in {sizes[1]}, two in {sizes[2]}{larger}"
 
 
 def show_check(check: Check) -> None:
@@ -96,7 +96,7 @@ def show_plan(plan: Plan) -> None:
     pruned = f"{recipe.pruner.name} at {sparsities(recipe.model_dump(exclude={'allocation'}))}"
     output.print(f"prune      {pruned}: {survey.pruned_weights:,} weights ({percent(share)})")
     if recipe.allocation.name != "uniform":
-        output.print(f"allocation {recipe.allocation.name} shares it out over the blocks, by what each bears")
+        output.print(f"allocation {recipe.allocation.name}: more sparsity for blocks that bear more")
     schedule, solver = recipe.schedule, recipe.solver
     steps = ["least squares"] if solver.start == "least-squares" else []
     epochs = max(recipe.planned_epochs(len(window.blocks)) for window in plan.schedule)
@@ -122,7 +122,7 @@ def show_plan(plan: Plan) -> None:
     if plan.unread:
         say(f"not read   {', '.join(plan.unread)}: prune may yet refuse them")
     if plan.texts:
-        say(f"generation {plan.texts} texts, which the model writes first; the forecast leaves the time for it out")
+        say(f"generation {plan.texts} texts, which the model writes first; the forecast leaves out the time for this")
     where = recipe.device if plan.machine is None else plan.machine.name
     output.print(f"device     {where}, products in {plan.products}")
     forecast = plan.forecast
@@ -133,12 +133,12 @@ def show_plan(plan: Plan) -> None:
     )
     if plan.crew.count > 1:
         say(
-            f"processes  {plan.crew.count}: time and memory are of each, which sends about "
+            f"processes  {plan.crew.count}: time and memory are for each of them; each sends about "
             f"{size(forecast.exchanged_bytes)} over {plan.crew.network.name}"
         )
     if plan.machine is not None and forecast.device_bytes > plan.machine.memory_bytes:
         say(
-            f"note       it does not fit the {size(plan.machine.memory_bytes)} of that device; try "
+            f"note       this does not fit in the {size(plan.machine.memory_bytes)} of that device; try "
             "solver.compact, solver.checkpointing, a smaller solver.micro_batch_size, solver.rank",
             style="red",
         )
@@ -148,8 +148,8 @@ def show_plan(plan: Plan) -> None:
     output.print(groups)
     if unknown := [block.index for block in survey.blocks if not block.groups_known]:
         say(
-            f"note       blocks {ranges(unknown)} do not run without weights: their linear groups show once they are "
-            "loaded"
+            f"note       blocks {ranges(unknown)} do not run without weights: their linear groups are known only once "
+            "they are loaded"
         )
     if lacking := said_lacking(plan.decoder):
         say(f"note       {lacking}")

@@ -28,7 +28,7 @@ class Lines(GenerationWatcher):
     def started(self, kept: int, wanted: int) -> None:
         self._began, self._had = time.monotonic(), kept
         if kept:
-            self._output.print(f"going on: {kept} of {wanted} texts are there")
+            self._output.print(f"going on: {kept} of {wanted} texts are finished")
 
     def round_done(self, kept: int, wanted: int, counts: Mapping[str, int]) -> None:
         seconds = time.monotonic() - self._began

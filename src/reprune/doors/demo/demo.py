@@ -62,7 +62,7 @@ def demo(out: Path) -> dict[str, Any]:
         said = ", on texts that the model writes itself" if name == OWN else ""
         output.print(f"\nSparseGPT at 50 %, {name.removesuffix('-own')}{said}", style="bold")
         if name == OWN:
-            output.print("writing the texts takes some minutes the first time; then they are in the cache")
+            output.print("writing the texts takes some minutes the first time; then they are cached")
         record, sparse = _prune(model, out / name, name)
         last = record["blocks"][-1]
         results.add_row(
@@ -79,7 +79,7 @@ def demo(out: Path) -> dict[str, Any]:
     peak = rows["BR+GP"]["record"]["peak_memory_bytes"]["host"]
     output.print(
         "\nErrors are those of the last block, relative to its output in the dense model;\n"
-        "those of BR+GP-own are of its own texts, as it has seen none of the manual.\n"
+        "for BR+GP-own they are measured on its own texts, as it saw none of the manual.\n"
         f"sparse models  {', '.join(str(out / name) for name in _RUNS)}\n"
         "               ordinary model folders\n"
         f"total time     {clock(time.monotonic() - began)}; peak memory of BR+GP {size(peak)}"
@@ -120,7 +120,7 @@ def _check_out(out: Path) -> None:
     for path in out.iterdir() if out.is_dir() else ():
         ours = path.name in _RUNS and path.is_dir() and (not any(path.iterdir()) or _is_run(path))
         if not ours:
-            raise InputError(f"--out {out}: holds {path.name}, which is not of a demo; give another folder.")
+            raise InputError(f"--out {out}: holds {path.name}, which no demo wrote; give another folder.")
 
 
 def _is_run(folder: Path) -> bool:
@@ -133,12 +133,12 @@ def _check_runs(out: Path, model: Path) -> None:
     for folder in (out / name for name in _RUNS if (out / name).is_dir() and any((out / name).iterdir())):
         run = _begun_with(folder)
         if run.get("fingerprint") != fingerprint and run.get("name") != model.name:
-            raise InputError(f"--out {out}: {folder.name} is not of the demo's model; give another folder.")
+            raise InputError(f"--out {out}: {folder.name} was not made from the demo's model; give another folder.")
         ours = {path.name for path in model.iterdir()} | {RECORD, RECIPE, INDEX, FOLDER, NAME}
         for path in sorted(folder.iterdir()):
             if path.name not in ours and not _SHARD.fullmatch(path.name):
                 raise InputError(
-                    f"--out {out}: {folder.name} holds {path.name}, which is not of a demo; give another folder."
+                    f"--out {out}: {folder.name} holds {path.name}, which no demo wrote; give another folder."
                 )
 
 

@@ -56,5 +56,7 @@ def perplexity(
     if not math.isfinite(loss):
         raise NumericalError("the model's loss on this text is not finite")
     if loss > _LARGEST_EXPONENT:
-        raise NumericalError(f"the model's loss on this text, {loss:.4g} a token, is that of no finite perplexity")
+        raise NumericalError(
+            f"the model's loss on this text, {loss:.4g} per token, is too high for a finite perplexity"
+        )
     return math.exp(loss)

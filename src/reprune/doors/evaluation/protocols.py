@@ -50,14 +50,14 @@ class Protocol:
             if limit is None:
                 fixed = next(one.name for one in alike if not one.model_length)
                 raise InputError(
-                    f"--protocol {self.name}: windows of the model's full length, but the config of {model} names "
-                    f"none; give --seqlen, or --protocol {fixed}."
+                    f"--protocol {self.name}: its windows have the model's full length, but the config of {model} "
+                    f"names none; give --seqlen, or --protocol {fixed}."
                 )
             return min(self.seqlen, limit)
         if limit is not None and limit < self.seqlen:
             fitting = [one.name for one in alike if one.model_length or one.seqlen <= limit]
             raise InputError(
-                f"--protocol {self.name}: windows of {self.seqlen} tokens, but {model} takes at most {limit}; "
+                f"--protocol {self.name}: its windows have {self.seqlen} tokens, but {model} takes at most {limit}; "
                 f"use --protocol {' or '.join(fitting)}, or --seqlen {limit}."
             )
         return self.seqlen
@@ -92,7 +92,7 @@ class Cut:
         for flag, given in (("--seqlen", seqlen), ("--windows", max_windows)):
             if given is not None:
                 raise InputError(
-                    f"--protocol {protocol}: decides the windows by itself; leave {flag} {given} out, or --protocol."
+                    f"--protocol {protocol}: sets the windows itself; leave out either {flag} {given} or --protocol."
                 )
         return Cut(PROTOCOLS[protocol], None, PROTOCOLS[protocol].windows)
 
@@ -199,7 +199,7 @@ def cut_text(
     ids = evaluation_windows(tokenizer, documents, seqlen, cut.max_windows or documents.windows, once)
     if cut.protocol is not None and len(ids) < (needed := cut.protocol.windows or 0):
         raise InputError(
-            f"--protocol {protocol}: {needed} windows of {seqlen} tokens, but {documents.name} gives only {len(ids)}; "
+            f"--protocol {protocol}: needs {needed} windows of {seqlen} tokens, but {documents.name} gives {len(ids)}; "
             f"give a longer text, or --seqlen {seqlen}."
         )
     if documents.unread:

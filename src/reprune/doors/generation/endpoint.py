@@ -210,7 +210,9 @@ class EndpointAuthor(Author):
                 answers.append(one.result())
                 done(len(answers))
         except (openai.OpenAIError, _Strange) as error:
-            raise EndpointError(f"{self._said(error)} What is written is kept; the same command goes on.") from None
+            raise EndpointError(
+                f"{self._said(error)} What is written is kept; the same command goes on from there."
+            ) from None
         finally:
             unwanted.set()
         return answers
@@ -243,7 +245,7 @@ class EndpointAuthor(Author):
             case openai.RateLimitError():
                 said = f"is too busy, also after {_RETRIES} retries ({detail}); take a lower --concurrency."
             case _Strange():
-                said = f"answers with what is no completion ({detail}); check the URL (it often ends in /v1)."
+                said = f"does not answer with a completion ({detail}); check the URL (it often ends in /v1)."
             case _:
                 said = f"answers with an error ({detail})."
         return f"{self._place} {said}"

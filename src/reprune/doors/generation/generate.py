@@ -232,6 +232,6 @@ def _fitting(folder: Path, settings: Generation, prefix: int, trust_remote_code:
     if "length" not in settings.model_fields_set and settings.least + prefix <= limit:
         return settings.model_copy(update={"length": limit - prefix})
     raise InputError(
-        f"--length {settings.length}: {called(folder)} takes at most {limit} tokens, {prefix} of them at the start; "
-        f"give --length {limit - prefix} or less."
+        f"--length {settings.length}: {called(folder)} takes at most {limit} tokens, {prefix} of which begin each "
+        f"text; give --length {limit - prefix} or less."
     )

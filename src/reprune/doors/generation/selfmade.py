@@ -105,7 +105,7 @@ def self_generated(recipe: Recipe, decoder: Decoder, watcher: Watcher, ranks: Ra
     with ExitStack() as stack, _room_in(folder):
 
         def missing() -> bool:
-            watcher.phase(None, f"generating {texts} texts, which the cache keeps, or finding them there")
+            watcher.phase(None, f"generating {texts} texts, or finding them in the cache")
             with usable_cache():
                 folder.mkdir(parents=True, exist_ok=True)
                 way = "set REPRUNE_CACHE to a folder on another disk"
@@ -143,7 +143,7 @@ def _room_in(folder: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT) or folder not in Path(error.filename or "").parents:
             raise
-        way = "make room, and the same command goes on, or set REPRUNE_CACHE to another folder"
+        way = "make room and give the same command again, or set REPRUNE_CACHE to another folder"
         raise OSError(error.errno, f"{error.strerror}; {way}", error.filename) from None
 
 

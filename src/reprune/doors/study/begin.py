@@ -70,7 +70,7 @@ def begin(
     bench = replace(bench, measures=replace(measures, zero_shot=tuple(tasks)))
     for text in texts:
         if _is_calibrated_on(text, plan.recipe):
-            watcher.note(f"{text.name} is calibrated on too: what is measured on it is not measured on unseen text")
+            watcher.note(f"{text.name} is a calibration text too, so what is measured on it is not on unseen text")
     record: StudyRecord = {
         "kind": KIND,
         "format": FORMAT,
@@ -213,6 +213,6 @@ def check_data(record: StudyRecord, samples: str, data: dict[str, Any]) -> None:
     known = record["data"].setdefault(samples, data)
     if known["sha256"] != data["sha256"]:
         raise InputError(
-            f"the samples of seed {samples} are not those that this study was begun with, though the settings are: a "
-            "calibration text has changed, or another has its name. Put it back, or give another folder."
+            f"the samples of seed {samples} are not those that this study was begun with, though the settings are the "
+            "same: a calibration text has changed or was replaced. Put the original back, or give another folder."
         )

@@ -86,8 +86,8 @@ class OnRay(Hands):
                 largest = max(nodes, key=lambda node: (node.get("GPU", 0), node.get("memory", 0)))
                 has = Needs(int(largest.get("CPU", 0)), int(largest.get("GPU", 0)), int(largest.get("memory", 0)))
                 raise InputError(
-                    f"--ray: cell {name} needs {needs}; no node has that (the largest: {has}). Give a cluster that "
-                    "has, fewer cores a cell (--ray-cpus), or less to hold (streams.memory, fewer samples)."
+                    f"--ray: cell {name} needs {needs}; no node has that (the largest: {has}). Give a larger "
+                    "cluster, fewer cores per cell (--ray-cpus), or less to hold (streams.memory, fewer samples)."
                 )
         self._look_at(
             [node for node in living if any(_times(node["Resources"], needs) for needs in wanted.values())], pruners

@@ -257,8 +257,8 @@ class _Study:
         if outcome.model == self._record["model"]["fingerprint"]:
             return None
         return (
-            "another model was pruned than this study was begun with, as files of it were replaced meanwhile; put them "
-            f"back, and remove {cell['folder']} to begin this cell anew"
+            "the model that was pruned is not the one that this study was begun with, as its files were replaced "
+            f"meanwhile; put the originals back, and remove {cell['folder']} to begin this cell anew"
         )
 
     def _wrong_data(self, cell: CellRecord, outcome: Outcome) -> str | None:

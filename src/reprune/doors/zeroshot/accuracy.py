@@ -97,7 +97,7 @@ def zero_shot(
     progress: Callable[[int, int], None] = lambda done, of: None,
     notify: Callable[[str], None] = lambda text: None,
 ) -> ZeroShot:
-    """The zero-shot accuracy of a model, by lm-eval's own prompts, choices and metrics.
+    """The zero-shot accuracy of a model, with lm-eval's own prompts, choices and metrics.
 
     Args:
         model: a local folder (a result of `prune` is one), a Hub id, or a .gguf file.
@@ -139,7 +139,7 @@ def zero_shot(
     name = model_name(model, folder)
     if likelihoods.exact and products != "float32":
         products = "float32"
-        notify(f"note: {name} is run as lm-eval runs it; so its products are in float32")
+        notify(f"note: {name} is run by lm-eval's own loop, so its products are in float32")
     if likelihoods.cut:
         taken = f"{name} takes {likelihoods.max_length} tokens"
         notify(f"{likelihoods.cut} of {len(answers)} requests were cut at their start: {taken}")

@@ -109,8 +109,8 @@ class Likelihoods(HFLM):  # type: ignore[misc]  # lm-eval has no type informatio
         """The token in place of an empty context: BOS, or else EOS."""
         if self._names_no_prefix():
             raise InputError(
-                f"{self.tokenizer.name_or_path}: its tokenizer has neither a bos_token nor an eos_token to begin a "
-                "text without a context with; name one in tokenizer_config.json."
+                f"{self.tokenizer.name_or_path}: its tokenizer has neither a bos_token nor an eos_token, one of which "
+                "must begin a text that has no context; name one in tokenizer_config.json."
             )
         return int(super().prefix_token_id)
 
@@ -167,8 +167,8 @@ class Likelihoods(HFLM):  # type: ignore[misc]  # lm-eval has no type informatio
         """The context that fits before a continuation; as in the harness, its start is cut off if it is too long."""
         if not 0 < len(continuation) <= self.max_length:
             raise InputError(
-                f"{self.tokenizer.name_or_path}: a continuation of {len(continuation)} tokens; the model takes 1 to "
-                f"{self.max_length}; leave the task out."
+                f"{self.tokenizer.name_or_path}: a continuation has {len(continuation)} tokens, but the model takes 1 "
+                f"to {self.max_length}; leave the task out."
             )
         room = self.max_length + 1 - len(continuation)  # the last token is not run
         self.cut += len(context) > room
@@ -301,4 +301,4 @@ class Likelihoods(HFLM):  # type: ignore[misc]  # lm-eval has no type informatio
 
 def _check(value: float) -> None:
     if math.isnan(value):
-        raise NumericalError("the model's log-likelihoods are not numbers; its weights are damaged")
+        raise NumericalError("the model's log-likelihoods are NaN; its weights are damaged")

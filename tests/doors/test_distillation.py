@@ -22,7 +22,7 @@ def test_a_run_shows_its_divergences_in_80_columns(cli: Cli, flags: list[str]) -
     assert said.code == 0
     change = r"[\d.e-]+ > [\d.e-]+"
     assert re.search(r"KL\(dense \|\| sparse\).*\n(.*\n)*? +4/4  1-2 +[\d.e-]+.* +[\d.e-]+.* s ", said.out)
-    assert re.search(rf"^distilled +blocks 1-2: KL.*\n +held-out {change} nats a token$", said.out, re.MULTILINE)
+    assert re.search(rf"^distilled +blocks 1-2: KL.*\n +held-out {change} nats per token$", said.out, re.MULTILINE)
     verbose = re.findall(r"epoch \d/2: calibration ([\d.e-]+( %)?), held-out", said.out)
     assert [bool(share) for _, share in verbose] == ([True] * 6 + [False] * 2 if flags else [])
     assert max(map(len, said.out.splitlines())) <= 80
@@ -71,8 +71,8 @@ def test_a_report_has_a_section_of_its_own(tmp_path: Path) -> None:
     assert "Predictions of the last blocks" not in plain.text
     text = page(tmp_path / "run", run_record(distillation=STEP)).text
     assert "Blocks 2-3 were fitted once more" in text
-    assert "went from 0.5000 to 0.4000 nats a token (\N{MINUS SIGN}20.0 %)" in text
-    assert "compares its output and no predictions, went from 2.00 % to 3.00 % by it" in text
+    assert "went from 0.5000 to 0.4000 nats per token (\N{MINUS SIGN}20.0 %)" in text
+    assert "compares outputs and not predictions, went from 2.00 % to 3.00 %." in text
 
 
 def test_a_report_of_a_real_run_can_be_made(cli: Cli) -> None:

@@ -35,14 +35,14 @@ def test_whether_a_window_overfits_is_seen_where_all_features_count_alike() -> N
     kept = rise(_judged(RISES, PLAIN, kept=3).windows[0])
     assert kept is not None
     assert kept.kept
-    # What the guard gained is told in its own measure: 0.4 is a third less than 0.6.
-    assert "33.3 % less of that window's held-out error" in said(run_verdict(_judged(RISES, PLAIN, kept=1)))
+    # What the guard put back is told in its own measure: 0.4 is a third less than 0.6.
+    assert "the held-out error is 33.3 % lower than after" in said(run_verdict(_judged(RISES, PLAIN, kept=1)))
 
 
 def test_a_state_put_back_for_its_plain_error_is_told_by_that() -> None:
     """The last state has the lowest standardized error, but its plain one, 0.25, is above the start's, 0.2."""
     text = said(run_verdict(_judged([0.5, 0.4], [0.2, 0.25], kept=0)))
-    assert "20.0 % less of that window's held-out error" in text
+    assert "the held-out error is 20.0 % lower than after" in text
 
 
 def test_the_page_shows_the_error_that_states_were_told_apart_by() -> None:

@@ -78,8 +78,15 @@ def test_what_distillation_did_is_drawn_by_epoch_and_said_from_before_to_after(d
     assert [row[1:] for row in rows(page, title)] == [[NONE, "0.1000", ""], ["0.07000", "0.08000", "kept"]]
     [section] = [section for section in page.sections if section.anchor == "predictions"]
     text = " ".join(section.intro).replace("\N{NO-BREAK SPACE}", " ")
-    assert "went from 0.1000 to 0.08000 nats a token" in text
-    assert "went from 2.00 % to 3.00 % by it" in text
+    assert "went from 0.1000 to 0.08000 nats per token" in text
+    assert "compares outputs and not predictions, went from 2.00 % to 3.00 %." in text
+
+
+@pytest.mark.parametrize(("blocks", "said"), [([1], "Block 1 was fitted"), ([0, 1], "Blocks 0-1 were fitted")])
+def test_one_block_or_several_were_distilled(blocks: list[int], said: str) -> None:
+    page = paged(distillation={**distilled(0.08), "blocks": blocks})
+    [section] = [section for section in page.sections if section.anchor == "predictions"]
+    assert section.intro[0].startswith(said)
 
 
 def test_of_a_group_the_window_that_rose_most_is_shown(drawn: Drawn) -> None:

@@ -35,7 +35,7 @@ def test_what_the_guard_takes_back_does_no_harm_but_is_told() -> None:
     )
     assert "An earlier state was put back." in text
     assert "The guard put an earlier state back in 1 of 4 windows." in text
-    assert "17.5 % less of that window's held-out error than the state after the last epoch" in text
+    assert "With the earlier state, the held-out error is 17.5 % lower than after the last epoch" in text
 
 
 def test_overfitting_that_was_kept_is_a_bad_result() -> None:
@@ -100,7 +100,7 @@ def test_an_error_that_is_halved_makes_up_for_one_that_is_doubled() -> None:
 def test_an_earlier_state_that_is_the_worse_one_is_not_said_to_have_less_error() -> None:
     text = said(judged(windows=[window(0, [0.1, 0.08, 0.07], [0.1, 0.05, 0.049], kept=1)]))
     assert "put an earlier state back in 1 of 1 window" in text
-    assert "What it put back" not in text
+    assert "With the earlier" not in text
 
 
 PRUNED = [fitted(index, epochs=0) for index in range(4)]
@@ -188,7 +188,7 @@ def test_what_the_guard_saved_is_counted() -> None:
         "put an earlier state back in 1 of 2 windows and stopped 1 window early, which saved 7 of 11 planned epochs"
         in text
     )
-    assert "20.0 % less" in text.replace("\N{NO-BREAK SPACE}", " ")
+    assert "20.0 % lower than after" in text.replace("\N{NO-BREAK SPACE}", " ")
 
 
 def test_auto_says_what_it_chose_how_often() -> None:
@@ -210,7 +210,7 @@ def test_a_run_whose_loss_is_of_one_feature_says_so() -> None:
     for each, share in zip(record["windows"], (0.2, 0.5, 0.51, 0.95), strict=True):
         each["largest_feature"] = share
     text = said(run_verdict(Run.model_validate(record)))
-    assert "In 2 of 4 trained windows one feature has most of the power of what the loss compares, up to 95.0 %" in text
+    assert "In 2 of 4 trained windows, one feature has most of the power that the loss compares (up to 95.0 %)" in text
     for each in record["windows"]:
         each["loss"] = "standardized"
     assert "one feature" not in said(run_verdict(Run.model_validate(record)))
@@ -229,7 +229,7 @@ def test_a_rate_far_from_the_weights_size_is_said(rate: float, steps: str | None
     if steps:
         size, _, kind = steps.partition(": ")
         assert f"The learning rate is {size} of the kept weights' root mean square" in text
-        assert f"{kind} steps than usual. With solver.lr: 1% it goes with the weights." in text
+        assert f"{kind} steps than usual. With solver.lr: 1%, it scales with the weights." in text
     for each in record["windows"]:  # as if first steps were tried
         each["relative_lr"], each["epochs"][0]["relative_lr"] = 0.01, 0.0001
     assert "learning rate" not in said(run_verdict(Run.model_validate(record)))

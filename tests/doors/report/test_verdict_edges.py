@@ -88,9 +88,9 @@ def test_a_guard_that_only_stopped_early_is_told() -> None:
 
 def test_what_the_guard_put_back_is_a_geometric_mean_over_the_windows_that_it_did_so_in() -> None:
     windows = [window(0, [1, 0.9], [0.25, 1.0]), window(1, [1, 0.9], [1.0, 1.0 / 0.64]), fitted(2)]
-    assert "60.0 % less of those windows' held-out error on average than" in _guarded(*windows)
+    assert "With the earlier states, the held-out errors are 60.0 % lower on average than" in _guarded(*windows)
     broken = window(3, [1, 0.9], [0.25, float("inf")])
-    assert "60.0 % less of those windows' held-out error on average than" in _guarded(*windows, broken)
+    assert "With the earlier states, the held-out errors are 60.0 % lower on average than" in _guarded(*windows, broken)
 
 
 def _gap(calibration: float, heldout: float, pruner: str = "wanda", one: Any = PRUNED, **options: Any) -> str:

@@ -41,7 +41,8 @@ def test_a_study_finds_the_pitfall_where_the_fit_gets_closer_and_the_text_worse(
     text = said(verdict)
     assert "at 3 steps of a ladder it fell while" in text
     assert (
-        "Best of 15 results is sparsegpt with auto: perplexity on test.txt 43.82, which is 1.63 times the dense" in text
+        "The best of 15 results is sparsegpt with auto: perplexity on test.txt 43.82, which is 1.63 times the dense"
+        in text
     )
     assert (
         "Along the ladder of magnitude, wanda and sparsegpt, calibration error and held-out error fall at every step"
@@ -54,7 +55,7 @@ def test_a_study_finds_the_pitfall_where_the_fit_gets_closer_and_the_text_worse(
     assert "auto against the best fixed rung, by held-out error: magnitude 18.8 % above BR+GP+CR" in text
     assert "by perplexity on test.txt: magnitude 18.6 % below BR+GP" in text
     assert "Time of auto over that of BR+GP+CR: 0.82 with magnitude" in text
-    assert "All of this is of one seed: differences of a few percent may be chance." in text
+    assert "All of this comes from one seed: differences of a few percent may be chance." in text
 
 
 def test_a_study_in_which_auto_has_another_loss_says_so() -> None:
@@ -65,7 +66,7 @@ def test_a_study_in_which_auto_has_another_loss_says_so() -> None:
         each["loss"] = "standardized"
     other = Study.model_validate(study_record(cells))
     text = said(study_verdict(other, bring_together(other)))
-    assert "auto has the standardized loss, the ladder the paper's squared one" in text
+    assert "auto uses the standardized loss, the ladder the paper's squared one" in text
 
 
 def test_a_test_error_of_auto_that_is_above_the_best_rungs_is_said() -> None:
@@ -89,10 +90,10 @@ def test_a_closer_fit_that_leaves_something_as_it_was_is_said_to_be_in_vain() ->
     upper = cell("wanda", "BR+GP+CR", perplexity=lower["perplexity"], test_error={})
     study = Study.model_validate(study_record([lower, upper]))
     verdict = study_verdict(study, bring_together(study))
-    assert verdict.headline.endswith("by more than 1\N{NO-BREAK SPACE}%; but at 1 step not all of it fell with it.")
+    assert verdict.headline.endswith("by more than 1\N{NO-BREAK SPACE}%; but at 1 step not all measures fell.")
     assert (
-        "In vain, by perplexity on test.txt, with wanda from BR+GP to BR+GP+CR: the calibration error falls by 38.0 %, "
-        "and that stays within 1 %."
+        "In vain with wanda: from BR+GP to BR+GP+CR the calibration error falls by 38.0 %, "
+        "but perplexity on test.txt stays within 1 %."
     ) in said(verdict)
     rising = {**upper, "relative_heldout_error": 2 * lower["relative_heldout_error"]}
     assert "In vain" not in said(
@@ -115,7 +116,7 @@ def test_several_seeds_are_told_apart() -> None:
     text = verdict_on(cells)
     assert "in 2 of 3 seeds" in text
     assert "one seed" not in text
-    assert "Best of 2 results" in text
+    assert "The best of 2 results" in text
 
 
 def test_rows_are_compared_by_the_seeds_that_they_have_in_common() -> None:
@@ -124,9 +125,9 @@ def test_rows_are_compared_by_the_seeds_that_they_have_in_common() -> None:
     text = verdict_on([*cells, cell("wanda", "LR", seed=1, **easy), cell("wanda", "BR", seed=1, status="failed")])
     for found in (text, verdict_on(cells)):
         assert "nothing else that was measured rose" in found
-        assert "Best of 2 results is wanda with BR" in found
+        assert "The best of 2 results is wanda with BR" in found
         assert "perplexity on test.txt fall from LR to BR" in found
-    assert "Not all results have the same seeds: they are compared by the seeds that they have in common." in text
+    assert "Not all results have the same seeds: they are compared over the seeds that they have in common." in text
     assert "the same seeds" not in verdict_on(cells)
     auto = [cell("wanda", "auto"), cell("wanda", "auto", seed=1, perplexity={"test.txt": 999.0})]
     found = verdict_on([*cells, *auto])
@@ -148,7 +149,7 @@ def test_cells_that_did_not_end_are_told_and_not_counted() -> None:
     cells = [cell("wanda", "LR"), cell("wanda", "BR", status="failed"), cell("wanda", "BR+GP", status="pending")]
     text = verdict_on(cells)
     assert "Of 3 cells, 1 failed and 1 is not finished yet; they are not counted here." in text
-    assert "one rung only" in text
+    assert "has only one rung" in text
     assert "No cell that prunes whole blocks is finished." in verdict_on(cells[1:])
 
 
@@ -176,11 +177,11 @@ def test_samples_of_its_own_help_where_what_is_measured_falls() -> None:
     cells = [own(0), own(32, test=0.036, perplexity=50.2), own(128, test=0.03, perplexity=47.0)]
     text = verdict_on(cells)
     assert (
-        "What falls from the fewest self-generated samples to the most, by pruner and rung: "
+        "From the fewest self-generated samples to the most, these fall, by pruner and rung: "
         "test error on test.txt in 1 of 1 and perplexity on test.txt in 1 of 1." in text
     )
     assert (
-        "With 0 to 128 samples of its own beside the others, wanda with BR+GP: test error on test.txt (4.00 % to "
+        "With 0 to 128 self-generated samples, wanda with BR+GP: test error on test.txt (4.00 % to "
         "3.00 %) falls at every step; perplexity on test.txt (50.00 to 47.00) stays within 1 % up to 32, then falls up "
         "to 128." in text
     )
@@ -190,9 +191,9 @@ def test_samples_of_its_own_help_where_what_is_measured_falls() -> None:
 @pytest.mark.parametrize(
     ("test", "perplexity", "badge"),
     [
-        (0.03, 45.0, "Own samples help"),
-        (0.03, 50.1, "Own samples help in part"),
-        (0.05, 51.0, "Own samples do not help"),
+        (0.03, 45.0, "Self-generated samples help"),
+        (0.03, 50.1, "Self-generated samples help in part"),
+        (0.05, 51.0, "Self-generated samples do not help"),
     ],
 )
 def test_a_study_of_own_samples_is_judged_by_both_ends(test: float, perplexity: float, badge: str) -> None:
@@ -218,6 +219,6 @@ def test_held_out_errors_are_compared_where_their_text_was_given() -> None:
 def test_a_ladder_is_the_verdict_and_own_samples_are_told_beside_it() -> None:
     cells = [own(count, rung) for count in (0, 32) for rung in ("LR", "BR")]
     text = verdict_on(cells)
-    assert "What falls from the fewest" not in text
+    assert "From the fewest" not in text
     assert "wanda with LR: " in text and "wanda with BR: " in text
     assert "of its own beside the others" not in verdict_on(cells[:2])

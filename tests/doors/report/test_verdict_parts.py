@@ -32,8 +32,8 @@ PARTS = "By the part of each block that is pruned, wanda with LR has a perplexit
 def test_several_results_without_a_ladder_are_compared(others: list[Any]) -> None:
     verdict = judged(ALONE, *others)
     assert (verdict.tone, verdict.badge) == ("plain", "No ladder")
-    assert verdict.headline.startswith("Best of 2 results is ")
-    assert said(verdict).count("Best of") == 1
+    assert verdict.headline.startswith("The best of 2 results is ")
+    assert said(verdict).count("The best of") == 1
     assert "nothing to compare" not in said(verdict)
     assert (PARTS in said(verdict)) is (len(others) > 1)
 
@@ -69,7 +69,7 @@ def test_parts_are_compared_by_the_seeds_that_they_have_in_common() -> None:
 @pytest.mark.parametrize(
     ("cells", "words"),
     [
-        ([ALONE], "There is one rung only for each pruner: nothing to compare."),
+        ([ALONE], "Each pruner has only one rung: there is nothing to compare."),
         ([part("mlp", 40.0)], "No cell that prunes whole blocks is finished."),
     ],
 )
@@ -81,4 +81,4 @@ def test_one_result_is_compared_with_nothing(cells: list[Any], words: str) -> No
 def test_windows_of_parts_are_counted_too(whole: bool) -> None:
     cells = [cell("wanda", "BR", only=only, name=only) for only in (["all"] if whole else []) + ["attention", "mlp"]]
     windows = sum(len(one["windows"]) for one in cells)
-    assert f"of {windows} trained windows of all cells overfitted" in said(judged(*cells))
+    assert f"of the {windows} trained windows of all cells overfitted" in said(judged(*cells))

@@ -13,16 +13,16 @@ def test_a_pruner_that_fits_more_closely_than_another_and_is_worse_is_named() ->
     wanda = [cell("wanda", rung) for rung in ("LR", "BR+GP")]
     worse = cell("sparsegpt", "BR+GP", perplexity={"test.txt": 99.0})
     told = (
-        "Between pruners: sparsegpt ends at a lower calibration error than wanda, and at a higher perplexity on "
+        "Between pruners: sparsegpt ends at a lower calibration error than wanda, but at a higher perplexity on "
         "test.txt, with BR+GP (99.00 against 58.76)."
     )
     text = verdict_on([*wanda, cell("sparsegpt", "LR"), worse])
     assert told in text
-    assert "All of this is of one seed" in text
+    assert "All of this comes from one seed" in text
     alone = [wanda[1], worse]  # nothing else is compared
     assert told in verdict_on(alone)
     assert "one pruner ends at the lower error, another at the better model" in verdict_on(alone)
-    assert "All of this is of one seed" in verdict_on(alone)
+    assert "All of this comes from one seed" in verdict_on(alone)
     assert "one seed" not in verdict_on([wanda[1], cell("sparsegpt", "BR+GP")])
 
 

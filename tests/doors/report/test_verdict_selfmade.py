@@ -26,17 +26,17 @@ def headline(*cells: Any) -> tuple[str, str]:
 
 def test_numbers_are_told_from_the_fewest_in_whatever_order_they_are_on_record() -> None:
     cells = [own(128, 45.0), own(0, 50.0), own(32, 48.0)]
-    assert "With 0 to 128 samples of its own" in verdict_on(cells)
+    assert "With 0 to 128 self-generated samples" in verdict_on(cells)
     assert "perplexity on test.txt (50.00 to 45.00) falls at every step" in verdict_on(cells)
 
 
 def test_the_headline_is_by_the_seeds_that_all_numbers_have() -> None:
     cells = [own(0, 50.0), own(0, 40.0, seed=1), own(64, 47.0)]
-    assert headline(*cells) == ("Own samples help", "perplexity on test.txt in 1 of 1.")
+    assert headline(*cells) == ("Self-generated samples help", "perplexity on test.txt in 1 of 1.")
 
 
 def test_a_pruner_that_has_one_number_alone_has_no_say() -> None:
     cells = [own(0, 50.0), own(64, 47.0), own(0, 60.0, pruner="magnitude")]
-    assert headline(*cells) == ("Own samples help", "perplexity on test.txt in 1 of 1.")
+    assert headline(*cells) == ("Self-generated samples help", "perplexity on test.txt in 1 of 1.")
     worse = own(64, 66.0, pruner="magnitude")
-    assert headline(*cells, worse) == ("Own samples help in part", "perplexity on test.txt in 1 of 2.")
+    assert headline(*cells, worse) == ("Self-generated samples help in part", "perplexity on test.txt in 1 of 2.")

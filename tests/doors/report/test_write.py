@@ -118,7 +118,7 @@ def test_numbers_of_self_generated_samples_are_compared(tmp_path: Path) -> None:
     there = page(tmp_path, study_record([*ladder, cell("sparsegpt", "LR")]))
     assert "By the number of self-generated samples" in there.text
     assert "Perplexity on test.txt by self-generated samples" in there.text
-    assert "+32 after a pruner's name: calibrated on so many samples more" in there.text
+    assert "+32 after a pruner's name: calibrated on that many more samples" in there.text
     assert "pruner rung 0 32 wanda LR 83.54 50.00 wanda BR 69.38 50.00 sparsegpt LR 60.64 \N{EN DASH} " in there.text
     assert "--self-generate 0 32" in there.text
     assert "self-generated" not in page(tmp_path, study_record(ladder[:2])).text
@@ -278,11 +278,14 @@ def test_a_run_of_several_processes_is_told_as_that(tmp_path: Path) -> None:
     assert "Of the windows' time, exchange between processes 30.0 %, waiting included" in text
     assert "Peak memory of the largest process 2.00 GB Peak memory of the fullest device 3.00 GB" in text
     assert "3.00 GB on the fullest device" in text
-    assert "number of processes, on the same CPU with as many threads, it gives the same weights; on a GPU they" in text
+    assert (
+        "number of processes, on the same CPU with the same number of threads, it gives the same weights; on a GPU they"
+        in text
+    )
     assert "torchrun --nproc-per-node 2 -m reprune prune tiny-llama" in text
     gone_on = run_record(2, windows=[shared(0, 1.0, 3.0), fitted(1)])
     text = page(tmp_path / "b", gone_on).text
-    assert text.count("Processes 1 and 2: it went on with another number of them") == 2
+    assert text.count("Processes 1 and 2: the run went on with another number") == 2
     assert "20.0 %, waiting included" in text
     assert "Peak memory of the process" in text
     assert "Processes" not in page(tmp_path / "c", run_record(1)).text

@@ -98,7 +98,7 @@ def test_only_a_report_is_written_over(here: Path, cli: Cli) -> None:
         (here / name).write_text(content)
         said = cli("report", "out", "--out", name)
         assert said.code == 2
-        assert f"{name} exists and is no report of reprune" in said.err
+        assert f"{name} exists and is not a report of reprune" in said.err
         assert (here / name).read_text() == content
     said = cli("report", "out", "--out", "out/reprune.json")
     assert said.code == 2

@@ -20,7 +20,7 @@ def processes_of(run: Run) -> list[tuple[str, str]]:
     if run.processes == (1,):
         return []
     said = listed([str(count) for count in run.processes])
-    return [("Processes", said if len(run.processes) == 1 else f"{said}: it went on with another number of them")]
+    return [("Processes", said if len(run.processes) == 1 else f"{said}: the run went on with another number")]
 
 
 def run_made(run: Run) -> Section:
@@ -32,8 +32,8 @@ def run_made(run: Run) -> Section:
         "How it was made",
         intro=(
             "The recipe decides the result: with the same model, data, versions and number of processes, on the same "
-            "CPU with as many threads, it gives the same weights; on a GPU they may differ by rounding. It is in the "
-            "result's folder as recipe.yaml; files are named without their folders here.",
+            "CPU with the same number of threads, it gives the same weights; on a GPU they may differ by rounding. The "
+            "recipe is in the result's folder as recipe.yaml; here, files are named without their folders.",
         ),
         pairs=[
             *_model(run.model),

@@ -82,7 +82,7 @@ def _blocks(run: Run) -> Section:
     return Section(
         "blocks",
         "Error by block",
-        intro=("Errors add up from block to block, as each block reads what the sparse blocks before it wrote.",),
+        intro=("Errors add up from block to block, as each block reads the outputs of the sparse blocks before it.",),
         plots=(
             Plot(
                 error_by_block(
@@ -91,7 +91,7 @@ def _blocks(run: Run) -> Section:
                     ylabel="relative error",
                     percent=True,
                 ),
-                "The difference from the dense model's output, over that output's power.",
+                "The power of the difference from the dense model's output, over that output's power.",
                 table("Relative error by block", relative, share),
             ),
             Plot(
@@ -112,7 +112,7 @@ def _measure(run: Run) -> str:
         return ""
     return (
         " They are standardized, as its loss is: the mean square of each feature's difference over the feature's"
-        " standard deviation. Errors by block are the plain ones."
+        " standard deviation. Errors by block are not standardized."
     )
 
 
@@ -129,7 +129,7 @@ def _windows(run: Run) -> Section:
     return Section(
         "windows",
         "Calibration against held-out error",
-        intro=("Errors of a window are against the target that it is fitted to." + _measure(run),),
+        intro=("The errors of a window are against the target that it is fitted to." + _measure(run),),
         plots=(
             Plot(
                 calibration_against(points, title="Each window's two errors", ylabel="held-out error"),
@@ -235,11 +235,12 @@ def epochs_section(windows: Sequence[tuple[str, str, Window]]) -> Section:
             )
         )
     mixed = any(window.teacher_forcing for window in found)
-    forced = ", of states that are partly the dense model's (teacher forcing)" if mixed else ""
+    mean = "An epoch's calibration error is the mean over its samples, each measured before its step"
+    forced = ", on states that are partly the dense model's (teacher forcing)" if mixed else ""
     return Section(
         "epochs",
         "Error by epoch",
-        intro=(f"{intro} An epoch's calibration error is the mean over its steps, each taken before it{forced}.",),
+        intro=(f"{intro} {mean}{forced}.",),
         plots=plots,
     )
 
@@ -251,7 +252,7 @@ def _judge(window: Window) -> str:
     if not window.judged_apart or window.guard is None or not window.guard.on:
         return ""
     return (
-        " Of the states whose plain held-out error is not above the start's, it has the lowest standardized one"
+        " Of the states whose plain held-out error is not above that of the start, it has the lowest standardized one"
         " (see the table)."
     )
 
@@ -264,14 +265,14 @@ def _gap(window: Window) -> float:
 def _predictions(step: Distillation) -> Section:
     """The effect of fitting the last blocks to the dense model's predictions."""
     before, after = step.heldout_divergence.before, step.heldout_divergence.after
-    said = f"On held-out samples their divergence went from {number(before)} to {number(after)} nats a token"
+    said = f"On held-out samples their divergence went from {number(before)} to {number(after)} nats per token"
     error = step.last_block.relative_heldout_error
+    blocks = f"Block {step.blocks[0]} was" if len(step.blocks) == 1 else f"Blocks {ranges(step.blocks)} were"
     intro = (
-        f"Blocks {ranges(step.blocks)} were fitted once more, to the probabilities that the dense model gives to the "
-        f"next token. {said} ({change(before, after)}).",
-        f"The last block's held-out error, which compares its output and no predictions, went from "
-        f"{share(error.before)} to {share(error.after)} by it. Errors by block are those after it, those of windows "
-        "before.",
+        f"{blocks} fitted once more, to the probabilities that the dense model gives to the next token. {said} "
+        f"({change(before, after)}).",
+        f"The last block's held-out error, which compares outputs and not predictions, went from {share(error.before)} "
+        f"to {share(error.after)}. Errors by block are those after this step, errors of windows those before it.",
     )
     heldout = [before, *(epoch.heldout_divergence for epoch in step.epochs)]
     calibration = [None, *(epoch.calibration_divergence for epoch in step.epochs)]
@@ -284,8 +285,8 @@ def _predictions(step: Distillation) -> Section:
         error_by_epoch(
             calibration, heldout, kept=step.kept_epoch, title=title, ylabel="KL(dense || sparse), nats", percent=False
         ),
-        "Before the result is rounded to the dtype that it is saved in. An epoch's calibration divergence is the mean "
-        "over its steps, each taken before it.",
+        "Measured before the result is rounded to the dtype that it is saved in. An epoch's calibration divergence is "
+        "the mean over its samples, each measured before its step.",
         Table(title, ("epoch", "calibration", "held-out", "kept"), rows),
     )
     return Section("predictions", "Predictions of the last blocks", intro=intro, plots=(plot,))
@@ -308,7 +309,7 @@ def _matrices(run: Run) -> Section:
         else f"From {share(low)} to {share(high)} of a matrix's weights are zero."
     )
     if joined:
-        spread += " Matrices whose names differ in a number only share a row, with their mean."
+        spread += " Matrices whose names differ only in a number share a row, which shows their mean."
     return Section(
         "sparsity",
         "Sparsity by matrix",
@@ -341,7 +342,7 @@ def _device(run: Run) -> str:
 def _cost(run: Run) -> Section:
     pairs = [("Whole run", duration(run.seconds))]
     if run.distillation is not None:
-        pairs.append(("Of it, distillation", duration(run.distillation.seconds)))
+        pairs.append(("Of which distillation", duration(run.distillation.seconds)))
     pairs += processes_of(run)
     if run.exchange is not None:
         pairs.append(("Of the windows' time, exchange between processes", f"{share(run.exchange)}, waiting included"))

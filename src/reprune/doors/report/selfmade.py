@@ -20,9 +20,9 @@ def selfmade_sections(rows: Rows) -> Iterator[Section]:
             "selfmade",
             "By the number of self-generated samples",
             intro=(
-                "Samples that the dense model has written itself, beside those of the calibration texts. Each is more "
-                "to calibrate on: the calibration error is of other samples at each number, and so is the held-out "
-                "error where no held-out text of its own was given; test error and perplexity can be compared.",
+                "The dense model wrote these samples itself; they are added to those of the calibration texts. So the "
+                "calibration error is of different samples at each number, and so is the held-out error if no held-out "
+                "text was given; test error and perplexity can be compared.",
             ),
             plots=list(_plots(rows, lines)),
         )

@@ -60,13 +60,13 @@ def _sections(study: Study, rows: Rows) -> Iterator[Section]:
             "steps",
             "Step by step up the ladder",
             intro=(
-                "What each step changes. A step is called a pitfall where it lowers the calibration error and raises "
-                f"something else, in bold, each by more than {SLIGHT}.",
+                "What each step changes. A step is called a pitfall if it lowers the calibration error and raises "
+                f"another measure (in bold), each by more than {SLIGHT}.",
             ),
             tables=(steps(rows),),
         )
     if plots := [*_blocks(rows, rows.errors[1]), *_blocks(rows, rows.errors[0])]:
-        intro = "Relative to the dense model's output, on held-out samples and on the samples calibrated on."
+        intro = "Relative to the dense model's output, on held-out samples and on calibration samples."
         yield Section("blocks", "Error by block", intro=(intro,), plots=plots)
     if plots := list(_against(rows)):
         yield Section("against", "Calibration error against error on other text", plots=plots)
@@ -101,13 +101,15 @@ def _sections(study: Study, rows: Rows) -> Iterator[Section]:
 
 
 def _results(study: Study, rows: Rows) -> Section:
-    said = " Means over the seeds, with the least and the largest." if _many(rows) else ""
+    said = " Means over the seeds, with the lowest and the highest." if _many(rows) else ""
     if own := max(cell.self_generate for cell in study.cells):
-        said += f" +{own} after a pruner's name: calibrated on so many samples more, which the model wrote itself."
+        said += f" +{own} after a pruner's name: calibrated on that many more samples, which the model wrote itself."
     return Section(
         "results",
         "Results",
-        intro=(f"One row a pruner and rung, after the paper's Tables 1 to 3; in bold, the best of its pruner.{said}",),
+        intro=(
+            f"One row per pruner and rung, as in the paper's Tables 1 to 3; in bold, the best of its pruner.{said}",
+        ),
         tables=(results(rows),),
         folded=(results_normalized(rows), *([zero_shot(rows)] if rows.accuracies else [])),
     )

@@ -27,16 +27,17 @@ Tone = Literal["good", "mixed", "bad", "plain"]
 RULES = (
     f"A window overfits if, at the end of its epochs, the held-out error is more than {SLIGHT} above its lowest (the "
     f"start included) while the calibration error is more than {SLIGHT} below what it was there. If the held-out error "
-    "rose and the calibration error did not fall, training did harm, which is no overfitting: most often the learning "
-    "rate is too high for that window. This held-out error is the standardized one, in which all features count alike, "
-    "where it is on record.",
+    "rose and the calibration error did not fall, training did harm, which is not overfitting: most often the learning "
+    "rate is too high for that window. The held-out error meant here is the standardized one, in which all features "
+    "count alike, if it is on record.",
     "Averages over windows are geometric means of the error after over the error before. They count only windows with "
     "epochs.",
-    "Whether the whole overfits is judged by the weights that were kept: what the guard took back does no harm. The "
-    f"whole also overfits where, on average, the calibration error fell by more than {SLIGHT} and the held-out error "
-    f"rose by more than {SLIGHT}; where the held-out error did neither, it was fitted in vain.",
-    f"Held-out over calibration error of the last block: up to {CLOSE:g} times is called close, above {FAR:g} times "
-    "far apart. Part of that gap is the pruner's, which looks at the calibration samples too, unless it is magnitude.",
+    "The run as a whole is judged by the weights that were kept: overfitting that the guard took back does not count. "
+    f"It also overfits if, on average, the calibration error fell by more than {SLIGHT} and the held-out error rose by "
+    f"more than {SLIGHT}; if the held-out error stayed within {SLIGHT}, it was fitted in vain.",
+    f"A held-out error of the last block up to {CLOSE:g} times its calibration error is called close, one above "
+    f"{FAR:g} times far apart. Part of that gap comes from the pruner, which looks at the calibration samples too, "
+    "unless it is magnitude.",
     "Distillation helps if it lowers the held-out divergence of predictions, and harms if it raises it.",
 )
 """How the verdict is made, for the reader."""
@@ -132,7 +133,7 @@ def _distilled(run: Run) -> Iterator[str]:
     if run.distillation is None:
         return
     changed, divergence = _divergence(run), run.distillation.heldout_divergence
-    values = f"from {number(divergence.before)} to {number(divergence.after)} nats a token"
+    values = f"from {number(divergence.before)} to {number(divergence.after)} nats per token"
     if abs(changed) <= RISE:
         yield f"Distillation left the held-out divergence of predictions as it was, within {SLIGHT} ({values})."
         return
@@ -163,12 +164,10 @@ def guard_sentences(windows: Sequence[Window]) -> Iterator[str]:
     pairs = [(guard.judged.last, guard.judged.kept) for guard in restored]
     ratios = [kept / last for last, kept in pairs if known(last) and known(kept) and last > 0 and kept > 0]
     if ratios and (avoided := 1 - geometric_mean(ratios)) > 0:
-        where = "that window's" if len(restored) == 1 else "those windows'"
-        mean = "" if len(restored) == 1 else " on average"
-        yield (
-            f"What it put back has {share(avoided)} less of {where} held-out error{mean} than the state after the last "
-            "epoch."
-        )
+        errors, mean = ("state, the held-out error is", "")
+        if len(restored) > 1:
+            errors, mean = ("states, the held-out errors are", " on average")
+        yield f"With the earlier {errors} {share(avoided)} lower{mean} than after the last epoch."
 
 
 def _headline(gained: float, fitted: float) -> str:
@@ -276,9 +275,9 @@ def _ruled(windows: Sequence[Window]) -> Iterator[str]:
     ruled = [found for found in shares if known(found) and found > DOMINANT]
     if ruled:
         yield (
-            f"In {len(ruled)} of {counted(len(windows), 'trained window')} one feature has most of the power of what "
-            f"the loss compares, up to {share(max(ruled))}: a squared loss sees little else. "
-            "With solver.loss: standardized all features count alike."
+            f"In {len(ruled)} of {counted(len(windows), 'trained window')}, one feature has most of the power that the "
+            f"loss compares (up to {share(max(ruled))}): a squared loss sees little else. "
+            "With solver.loss: standardized, all features count alike."
         )
 
 
@@ -289,7 +288,7 @@ def _rated(windows: Sequence[Window]) -> Iterator[str]:
         rate, steps = unusual
         yield (
             f"The learning rate is {share(rate)} of the kept weights' root mean square: {steps} steps than usual. "
-            "With solver.lr: 1% it goes with the weights."
+            "With solver.lr: 1%, it scales with the weights."
         )
 
 

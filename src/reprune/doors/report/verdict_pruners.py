@@ -45,7 +45,7 @@ def pruner_sentences(found: Sequence[Closer]) -> Iterator[str]:
         where = listed([f"{mine.rung} ({_both(one.measure, mine, theirs)})" for mine, theirs in one.pairs])
         mine, theirs = one.pairs[0]
         yield (
-            f"Between pruners: {mine.family} ends at a lower calibration error than {theirs.family}, and at a higher "
+            f"Between pruners: {mine.family} ends at a lower calibration error than {theirs.family}, but at a higher "
             f"{one.measure.name}, with {where}."
         )
 

@@ -45,8 +45,7 @@ def selfmade_sentences(study: Study, rows: Rows) -> Iterator[str]:
             ways[f"{measure.name} ({first} to {last})"] = course([(f"{n:,}", value) for n, value in values.items()])
         if said := courses(ways):
             yield (
-                f"With {min(line):,} to {max(line):,} samples of its own beside the others, {pruner} with {rung}: "
-                f"{'; '.join(said)}."
+                f"With {min(line):,} to {max(line):,} self-generated samples, {pruner} with {rung}: {'; '.join(said)}."
             )
 
 
@@ -64,13 +63,13 @@ def selfmade_headline(study: Study, rows: Rows) -> tuple[Tone, str, str] | None:
         return None
     tone: Tone
     if fell == count:
-        tone, badge = "good", "Own samples help"
+        tone, badge = "good", "Self-generated samples help"
     elif any(fell.values()):
-        tone, badge = "mixed", "Own samples help in part"
+        tone, badge = "mixed", "Self-generated samples help in part"
     else:
-        tone, badge = "plain", "Own samples do not help"
+        tone, badge = "plain", "Self-generated samples do not help"
     said = listed([f"{name} in {fell[name]} of {count[name]}" for name in count])
-    return tone, badge, f"What falls from the fewest self-generated samples to the most, by pruner and rung: {said}."
+    return tone, badge, f"From the fewest self-generated samples to the most, these fall, by pruner and rung: {said}."
 
 
 def _comparable(study: Study, rows: Rows) -> list[Measure]:

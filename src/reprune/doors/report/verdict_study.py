@@ -23,19 +23,19 @@ from reprune.doors.report.verdict_selfmade import selfmade_headline, selfmade_li
 from reprune.planning.axes import AUTO, LADDER
 
 RULES = (
-    f"An error or a perplexity rose or fell if it changed by more than {SLIGHT}; less is taken for noise. Where there "
-    "are several seeds, the means over those that all of what is compared have are compared, and the text says in how "
-    "many of the seeds it is so.",
+    f"An error or a perplexity rose or fell if it changed by more than {SLIGHT}; a smaller change is taken for noise. "
+    "With several seeds, means are compared, over those seeds that all the results have, and the text says in how many "
+    "of the seeds it is so.",
     "The ladder holds for a measure if it falls at every step from LR to the highest rung measured.",
     "The pitfall: a step up the ladder, or from its best rung to auto, lowers the calibration error and raises the "
     "held-out error, the test error or the perplexity.",
-    "Self-generated samples help if all that can be compared falls from their fewest to their most, in part if some "
-    "does: perplexity, test error, and the held-out error where a held-out text was given; by the seeds that all "
-    "numbers of them have.",
+    "Self-generated samples help if, from the fewest to the most of them, every measure falls that can be compared "
+    "(perplexity, test error, and the held-out error if a held-out text was given); they help in part if some fall. "
+    "Means are over those seeds that all numbers of samples have.",
     "Two pruners are compared at each rung, by the measure that the best result is chosen by.",
-    "A step is in vain by a measure if it lowers the calibration error and the measure neither falls nor rises.",
-    "The best result is that of the lowest perplexity on the first text; without perplexities, that of the lowest test "
-    "error, else held-out error. Errors are those of the last block, relative to the dense model's output.",
+    "A step is in vain for a measure if it lowers the calibration error and the measure neither falls nor rises.",
+    "The best result has the lowest perplexity on the first text; without perplexities, the lowest test error, or else "
+    "held-out error. Errors are those of the last block, relative to the dense model's output.",
     f"A window overfits if, at the end of its epochs, the held-out error is more than {SLIGHT} above its lowest (the "
     f"start included) while the calibration error is more than {SLIGHT} below what it was there.",
 )
@@ -137,20 +137,20 @@ def study_verdict(study: Study, rows: Rows) -> Verdict:
     elif closer:
         tone, badge = "mixed", "Pitfall seen"
         headline = (
-            f"A lower calibration error is not always a better model: {'not from rung to rung, but ' if climbs else ''}"
-            "one pruner ends at the lower error, another at the better model."
+            "A lower calibration error is not always a better model: one pruner ends at the lower error, another at "
+            f"the better model{', though no step from rung to rung shows it' if climbs else ''}."
         )
     elif not climbs and _count(rows) > 1:
         tone, badge, headline = "plain", "No ladder", best[0]
     elif not climbs and parts:
         tone, badge, headline = "plain", "Parts compared", parts[0]
     elif not climbs:
-        tone, badge, headline = "plain", "No ladder", "There is one rung only for each pruner: nothing to compare."
+        tone, badge, headline = "plain", "No ladder", "Each pruner has only one rung: there is nothing to compare."
     else:
         tone, badge = "good", "No pitfall seen"
         headline = (
             "Where the calibration error fell from rung to rung, nothing else that was measured rose by more than "
-            f"{SLIGHT}" + (f"; but at {counted(len(vain), 'step')} not all of it fell with it." if vain else ".")
+            f"{SLIGHT}" + (f"; but at {counted(len(vain), 'step')} not all measures fell." if vain else ".")
         )
     return Verdict(tone, badge, headline, tuple(said for said in sentences if said != headline), RULES)
 
@@ -164,7 +164,7 @@ def _best(rows: Rows) -> Iterator[str]:
     if rows.best is None:
         return
     measure, best = rows.best
-    said = f"Best of {counted(_count(rows), 'result')} is {best.family} with {best.rung}: {measure.name} "
+    said = f"The best of {counted(_count(rows), 'result')} is {best.family} with {best.rung}: {measure.name} "
     said += measure.written(best)
     value, dense = best.mean(measure.of), measure.dense
     if known(dense) and dense > 0 and known(value):
@@ -208,9 +208,8 @@ def _vain_sentences(found: Sequence[tuple[Step, ...]]) -> Iterator[str]:
         fell = _size(*step.values(_calibration))
         still = listed([one.measure.name for one in here])
         yield (
-            f"In vain, by {still}, with {step.lower.family} from {step.lower.rung} to {step.upper.rung}: the "
-            f"calibration error falls by {fell}, and {'that stays' if len(here) == 1 else 'these stay'} within "
-            f"{SLIGHT}."
+            f"In vain with {step.lower.family}: from {step.lower.rung} to {step.upper.rung} the calibration error "
+            f"falls by {fell}, but {still} {'stays' if len(here) == 1 else 'stay'} within {SLIGHT}."
         )
 
 
@@ -218,9 +217,9 @@ def _seeds(rows: Rows, pruners: bool) -> Iterator[str]:
     """Notes on seeds; `pruners` says whether pruners are compared."""
     compared = pruners or any(family.ladder[1:] for family in rows.families) or selfmade_lines(rows)
     if compared and all(len(row.cells) == 1 for row in rows.rows):
-        yield "All of this is of one seed: differences of a few percent may be chance."
+        yield "All of this comes from one seed: differences of a few percent may be chance."
     if rows.uneven:
-        yield "Not all results have the same seeds: they are compared by the seeds that they have in common."
+        yield "Not all results have the same seeds: they are compared over the seeds that they have in common."
 
 
 def _moved(pitfall: Step) -> str:
@@ -263,7 +262,10 @@ def _auto(rows: Rows) -> Iterator[str]:
     autos = [auto for family in rows.families if (auto := family.row(AUTO)) is not None]
     ladder = [row for family in rows.families for row in family.ladder]
     if _standardized(autos) == {True} and _standardized(ladder) == {False}:
-        yield "auto has the standardized loss, the ladder the paper's squared one: part of what lies between is that."
+        yield (
+            "auto uses the standardized loss, the ladder the paper's squared one: part of the difference comes from "
+            "that."
+        )
     times = []
     for family in rows.families:
         auto, highest = family.row(AUTO), family.row(LADDER[-1])
@@ -300,9 +302,9 @@ def _guard(rows: Rows) -> Iterator[str]:
         return
     overfitted = sum(rise.kind == "overfits" for rise in rises(windows))
     if overfitted:
-        yield f"{overfitted} of {counted(len(windows), 'trained window')} of all cells overfitted over their epochs."
+        yield f"{overfitted} of the {counted(len(windows), 'trained window')} of all cells overfitted."
     else:
-        yield f"None of {counted(len(windows), 'trained window')} of all cells overfitted over its epochs."
+        yield f"None of the {counted(len(windows), 'trained window')} of all cells overfitted."
     yield from guard_sentences(windows)
 
 

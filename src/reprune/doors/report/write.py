@@ -26,8 +26,8 @@ def report(directory: str | os.PathLike[str], out: str | os.PathLike[str] | None
         The file written.
 
     Raises:
-        InputError: the folder holds no record, or one that can't be read; `out` is something else than a report; an
-            extra is not installed. Nothing is written then.
+        InputError: the folder holds no record, or one that cannot be read; `out` exists and is not a report; an extra
+            is not installed. Nothing is written then.
     """
     folder = local_path(directory)
     file = folder / NAME if out is None else local_path(out)
@@ -56,4 +56,4 @@ def _check(file: Path) -> None:
         return
     with file.open("rb") as there:
         if MARK.encode() not in there.read(4096):
-            raise InputError(f"{file} exists and is no report of reprune; give another --out, or move it away")
+            raise InputError(f"{file} exists and is not a report of reprune; give another --out, or move it away")

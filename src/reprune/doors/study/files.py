@@ -123,9 +123,9 @@ def _legend(study: Study) -> str:
         "||sparse - dense||² / (N H T) on the calibration samples; the columns in % are relative, "
         f"||sparse - dense||² / ||dense||², on the calibration samples, on held-out samples of {heldout}, and on each "
         "test text.",
-        "Of several seeds: the mean, and from the least to the largest. Time and peak memory are those of pruning and "
-        "reconstruction, memory the largest of all seeds. What cells of one seed have in common, the dense model's "
-        "stream and the statistics of block 0, is in the time of the first of them.",
+        "With several seeds: the mean, and the range from the lowest to the highest. Time and peak memory are those of "
+        "pruning and reconstruction, memory the largest of all seeds. The time of what the cells of one seed share, "
+        "the dense model's stream and the statistics of block 0, is counted in the first of them.",
     ]
     return "\n\n".join([*lines, "\n".join(f"- {line}" for line in _protocols(study))])
 

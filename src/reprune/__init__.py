@@ -3,16 +3,16 @@
     prune           prune a model, reconstruct it window by window, and write the sparse model
     resume          go on with a run that was interrupted
     status          how far a run is
-    plan            what `prune` would do, be refused for, and take
-    verify          hold a result against its record
+    plan            what `prune` would do and need, and why it would refuse
+    verify          check a result against its record
     evaluate        a model's perplexity on a text
     errors_against  the error of every block against the dense model
     zero_shot       a model's accuracy on the paper's tasks
     study           prune and measure a model in every cell of a grid
     report          one HTML file on a run or a study
 
-A `Watcher` is told what happens in a run, a `StudyWatcher` what happens in a study. All that is raised on purpose is a
-`RepruneError`: an `InputError` where something given cannot be used, a `NumericalError` where numbers went bad.
+A `Watcher` is told what happens in a run, a `StudyWatcher` what happens in a study. Every error raised on purpose is a
+`RepruneError`: an `InputError` if an argument cannot be used, a `NumericalError` if numbers became NaN or infinite.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """The errors that reprune raises on purpose. Knows nothing of models or tensors.
 
-Every message names the place, what was expected, what came, and the remedy. The command line turns an
-`InputError` into exit code 2 and any other `RepruneError` into exit code 1, in both cases with the message
-alone.
+Every message names the place, what was expected, what came, and the remedy. The command line shows the message alone,
+with exit code 2 for an `InputError` and 1 for any other `RepruneError`.
 """
 
 from __future__ import annotations

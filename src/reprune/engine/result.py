@@ -87,7 +87,7 @@ class Result:
         return written
 
     def _beside(self, others: Collection[str]) -> dict[str, Path]:
-        """The files that belong to the model beside its weights, and these others, by name."""
+        """The files beside the weights that belong to the model, and these others, by name."""
         folder = self._decoder.folder
         found = sorted({file for pattern in (*_COPIED, *map(glob.escape, others)) for file in folder.glob(pattern)})
         return {
@@ -97,10 +97,10 @@ class Result:
         }
 
     def linked(self, others: Collection[str] = ()) -> tuple[list[str], list[str]]:
-        """The names of those that are links to what is no model's: first those that are copied all the same.
+        """The files beside the weights that are links to outside of any model's folder: those copied, those left out.
 
-        These are what the model is loaded from, as these others are: in a store of files, as of DVC, it lies elsewhere.
-        All else may be private, and is left out.
+        Copied are files that the model is loaded from, `others` included: a store of files, such as DVC's, keeps them
+        elsewhere. Any other file may be private, and is left out.
         """
         folder = self._decoder.folder.resolve()
         elsewhere = {
@@ -112,7 +112,7 @@ class Result:
         return copied, [name for name in elsewhere if name not in copied]
 
     def unreadable(self, others: Collection[str] = ()) -> list[str]:
-        """The names of those that may not be read and that the model is not loaded from: they are left out."""
+        """The files beside the weights that cannot be read and that the model is not loaded from: they are left out."""
         return [
             name
             for name, source in self._beside(others).items()
@@ -128,13 +128,13 @@ class Result:
             record: what reprune.json is to hold, beside the SHA-256 of all other files.
             recipe: the contents of recipe.yaml.
             written: the files of weights, by name, and their SHA-256.
-            others: files that it is loaded from, too: code, and those of a tokenizer whose names are its own.
+            others: more files that the model is loaded from: code, and a tokenizer's files with names of their own.
 
         Returns:
             What reprune.json holds.
 
         Raises:
-            ChangedError: a file of the dense model is another than when it was opened.
+            ChangedError: a file of the dense model has changed since it was opened.
         """
         checkpoint = self._decoder.checkpoint
         checkpoint.check_unchanged()

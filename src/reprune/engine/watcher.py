@@ -22,7 +22,7 @@ class Watcher:
         """An epoch of a window's reconstruction has ended, out of `of` planned."""
 
     def window_done(self, window: Window, record: Mapping[str, Any]) -> None:
-        """A window is committed; `record` is its entry in reprune.json."""
+        """A window is finished and on disk; `record` is its entry in reprune.json."""
 
     def note(self, text: str) -> None:
-        """There was an exception from the plain rule, described in words."""
+        """Something out of the ordinary that the user should know, as a sentence."""

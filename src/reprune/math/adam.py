@@ -24,7 +24,7 @@ from reprune.math.solver import Epoch, Fit, Objective, Problem, Solver, finite_e
 
 @dataclass(frozen=True)
 class Descent:
-    """Where a descent went."""
+    """The outcome of a descent."""
 
     epochs: tuple[Epoch, ...]
     kept_epoch: int  # the epoch whose state the parameters are left in; 0: as they were
@@ -52,9 +52,9 @@ class Adam(Solver):
     compact: bool = False
     """Hold gradients, moments and the guard's copy of kept weights alone: the same steps with less memory."""
     decay: tuple[float, float] = (1.0, 0.0)
-    """What share of `lr` the learning rate falls from, and to."""
+    """The shares of `lr` that the learning rate falls from and to."""
     warmup: float = 0.0
-    """During what share of the steps, the first ones, the rate rises linearly to that; whole steps, rounded up."""
+    """The share of the steps, the first ones, in which the rate rises linearly to that; rounded up to whole steps."""
     try_first_step: bool = False
     """Halve the learning rate until the first step is one that the held-out data take (see `first_step`)."""
     relative: bool = False
@@ -80,8 +80,8 @@ class Adam(Solver):
         """Take the steps of all epochs.
 
         Args:
-            problem: what it lowers.
-            start: its held-out error as it stands.
+            problem: what is minimized.
+            start: its held-out error before the first step.
             seed: decides the order of the samples.
             progress: called after each epoch.
         """

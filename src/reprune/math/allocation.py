@@ -19,13 +19,13 @@ LEAST, MOST = 1e-6, 0.99  # of a block's weights that are pruned: hardly any, or
 
 
 def outlier_share(matrices: Callable[[], Iterable[tuple[Tensor, Tensor]]], times: float = 5.0) -> float:
-    """The share of a block's Wanda scores that are more than so many times their mean (OWL, Yin et al. 2024, eq. 1).
+    """The share of a block's Wanda scores that are more than `times` their mean (OWL, Yin et al. 2024, eq. 1).
 
     The mean is over the scores of all matrices, so that outliers may be all in one of them.
 
     Args:
         matrices: gives weights (rows, columns) and the root mean squares of their inputs (columns,), each time anew.
-        times: how many.
+        times: how many times the mean.
     """
     total, count, above = 0.0, 0, 0
     for weight, norms in matrices():
@@ -40,7 +40,7 @@ def by_outliers(shares: Sequence[float], weights: Sequence[int], sparsity: float
     """OWL (Yin et al. 2024, section 3.3): the more outliers a block has, the denser it stays.
 
     Args:
-        shares: of each block, of scores that are outliers.
+        shares: of each block, the share of scores that are outliers.
         weights: of each block, how many may be pruned.
         sparsity: of all together.
         spread: the most by which two blocks differ, halved (the paper's lambda).
@@ -56,14 +56,14 @@ def by_outliers(shares: Sequence[float], weights: Sequence[int], sparsity: float
 
 
 def by_error(curves: Sequence[Sequence[tuple[float, float]]], weights: Sequence[int], sparsity: float) -> list[float]:
-    """Step after step, prune more of the block whose error rises least for a weight, until the whole has the sparsity.
+    """Step after step, prune more of the block whose error rises least per weight, until all together are that sparse.
 
-    Where errors rise ever faster that is the least sum of errors: the last weight pruned costs the same in all blocks.
-    A block whose error rises fast at first and slowly later may stay where later steps would have paid.
+    If errors rise ever faster, this gives the least sum of errors: the last weight pruned costs the same in all blocks.
+    A block whose error rises fast at first and slowly later may stay where later steps would have paid off.
 
     Args:
-        curves: of each block, (sparsity, error) at two or more sparsities that rise, the error at each above 0. Between
-            them the logarithm of the error is taken to be straight; beyond them no block goes.
+        curves: of each block, (sparsity, error) at two or more rising sparsities, all errors above 0. The logarithm of
+            the error is interpolated linearly between them; no block goes beyond them.
         weights: of each block, how many may be pruned.
         sparsity: of all together, within the range of the curves.
     """

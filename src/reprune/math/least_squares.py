@@ -34,7 +34,7 @@ _TRIAL = 3  # iterations for each of them; that is enough to tell which is best
 
 @dataclass(frozen=True)
 class Refit:
-    """What became of a group's matrices."""
+    """The outcome of fitting a group's matrices."""
 
     weights: list[Tensor]  # each (rows_i, columns), float32, zero where masked
     ridge: float | None  # the one chosen; None where the pruner's weights were the best
@@ -102,7 +102,7 @@ def solve(G: Tensor, right: Tensor, W: Tensor, prior: Tensor, mask: Tensor, ridg
         G: X'X, (columns, columns), float32, positive semidefinite.
         right: D Z'X, (rows, columns).
         W: where to begin, zero outside the mask.
-        prior: what the ridge draws to, zero outside the mask.
+        prior: what the ridge pulls W towards, zero outside the mask.
         mask: bool, of the shape of W.
         ridge: at least 0.
         iterations: at most so many; fewer where all rows are solved to within float32.

@@ -47,7 +47,7 @@ class Pattern(ABC):
             The mask (rows, columns), bool, True where kept.
 
         Raises:
-            NumericalError: the pattern is unstructured, and scores are NaN.
+            NumericalError: the pattern is unstructured, and some scores are NaN.
         """
 
     def allows(self, mask: Tensor) -> bool:
@@ -56,7 +56,7 @@ class Pattern(ABC):
         return True
 
     def check(self, columns: int, name: str) -> None:
-        """Raise `InputError` where a matrix of so many input columns cannot have this pattern."""
+        """Raise `InputError` if a matrix with so many input columns cannot have this pattern."""
         if columns % self.group:
             last = name.rsplit(".", 1)[-1]
             raise InputError(

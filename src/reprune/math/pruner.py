@@ -28,18 +28,18 @@ class Pruned:
 
     weight: Tensor  # (rows, columns), float32, exactly zero where the mask is False
     mask: Tensor  # (rows, columns), bool, True where kept
-    notes: tuple[str, ...] = ()  # what was not done by the plain rule, in words
+    notes: tuple[str, ...] = ()  # what was out of the ordinary, in words
 
 
 class Pruner(ABC, Generic[S]):
     """Chooses the mask of each matrix of a linear group from what its inputs look like."""
 
     data_free: bool = False
-    """Whether it looks at weights alone: then no samples are passed for its statistics."""
+    """Whether it looks at the weights alone: then no samples are run to gather its statistics."""
 
     @abstractmethod
     def statistics(self, columns: int, device: torch.device) -> S:
-        """A fresh accumulator of what this pruner needs of a group's inputs."""
+        """A fresh accumulator of what this pruner needs to know of a group's inputs (..., columns)."""
 
     def prune(self, weights: Sequence[Tensor], statistics: S, pattern: Pattern) -> list[Pruned]:
         """Prune all matrices of one group, which share their inputs.
@@ -59,4 +59,4 @@ class Pruner(ABC, Generic[S]):
 
     @abstractmethod
     def _prune(self, weights: Sequence[Tensor], statistics: S, pattern: Pattern) -> list[Pruned]:
-        """What `prune` does once the weights are known to be finite."""
+        """As `prune`, which has made sure that the weights are finite."""

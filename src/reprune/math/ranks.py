@@ -175,7 +175,7 @@ class Together(Ranks):
 
         Raises:
             InputError: this PyTorch is built for one process.
-            LostRankError: the others do not come.
+            LostRankError: the others cannot be found in that time.
         """
         if not dist.is_available():
             raise InputError(

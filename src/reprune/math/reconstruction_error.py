@@ -25,14 +25,14 @@ class Error:
 
     @classmethod
     def of_predictions(cls, divergence: float) -> Self:
-        """Where what is compared are not outputs but what is predicted from them: their divergence, in nats a token."""
+        """The error of predictions, in place of outputs: their divergence, in nats per token."""
         return cls(divergence, divergence)
 
     @property
     def judged(self) -> float:
-        """What tells states of the same window apart, whatever its loss: all features alike, if their scale is known.
+        """What states of a window are compared by, whatever its loss: the standardized error if there is one.
 
-        A squared error can be that of one feature of hundreds, and then says little of the model.
+        A squared error can come from one feature of hundreds, and then says little about the model.
         """
         return self.normalized if self.standardized is None else self.standardized
 

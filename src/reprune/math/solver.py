@@ -55,7 +55,7 @@ class Fit:
 
 
 class Objective(ABC):
-    """What a descent lowers, and by what it is judged."""
+    """What a descent minimizes, and the held-out error that it is judged by."""
 
     parameters: Sequence[nn.Parameter]
     """All that may change: float32 leaves, exactly zero where masked."""

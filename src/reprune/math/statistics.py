@@ -24,7 +24,7 @@ class Statistics:
 
     @staticmethod
     def size(columns: int) -> int:
-        """The bytes that it takes for so many columns."""
+        """The bytes that its sums take for so many columns."""
         del columns
         return 0
 
@@ -40,12 +40,12 @@ class Statistics:
         """Add X (tokens, columns), float32."""
 
     def sum_over_(self, ranks: Ranks) -> None:
-        """Take in what all ranks have seen."""
+        """Add up what all ranks have seen."""
         self.tokens = int(ranks.add([self.tokens])[0])
         ranks.sum_(self._sums_of())
 
     def _sums_of(self) -> list[Tensor]:
-        """What is summed over inputs."""
+        """The tensors that are sums over tokens: several processes add up theirs."""
         return []
 
 
@@ -83,7 +83,7 @@ class Gram(Statistics):
 
     @property
     def matrix(self) -> Tensor:
-        """X'X of all inputs so far; changes with those that come."""
+        """X'X of all inputs so far; the tensor changes with further updates."""
         if not self._mirrored:
             for strip in _strips(self.columns):
                 self._sums[strip.stop :, strip] = self._sums[strip, strip.stop :].T
@@ -123,6 +123,6 @@ class Paired:
         self.cross.addmm_(X.T, Z)
 
     def sum_over_(self, ranks: Ranks) -> None:
-        """Take in what all ranks have seen."""
+        """Add up what all ranks have seen."""
         self.gram.sum_over_(ranks)
         ranks.sum_([self.cross])

@@ -319,7 +319,7 @@ def test_the_commit_of_a_hub_model_is_on_record(tmp_path: Path) -> None:
 
 def test_messages_call_a_hub_model_by_its_id(repository: Path, tmp_path: Path) -> None:
     for given, message in {
-        "seqlen=4096": "--seqlen 4096: owner/tiny takes at most 128 tokens",
+        "seqlen=4096": "--seqlen 4096: owner/tiny takes at most 128 tokens; give that or less",
         "distill=99": "distill.blocks 99: owner/tiny has 3 blocks",
     }.items():
         with pytest.raises(InputError, match=message):

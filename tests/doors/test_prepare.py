@@ -62,7 +62,7 @@ def test_a_sample_is_as_long_as_asked_or_as_the_model_takes(
     if settled is not None:
         assert prepare.settle_seqlen(recipe, _model(limit)).seqlen == settled
         return
-    with pytest.raises(InputError, match=f"--seqlen {asked}: model takes at most {limit} tokens"):
+    with pytest.raises(InputError, match=f"--seqlen {asked}: model takes at most {limit} tokens; give that or less"):
         prepare.settle_seqlen(recipe, _model(limit))
 
 

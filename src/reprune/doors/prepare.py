@@ -147,7 +147,7 @@ def settle_seqlen(recipe: Recipe, decoder: Decoder) -> Recipe:
     if recipe.seqlen is None:
         return recipe.model_copy(update={"seqlen": min(DEFAULT_SEQLEN, limit or DEFAULT_SEQLEN)})
     if limit is not None and recipe.seqlen > limit:
-        raise InputError(f"--seqlen {recipe.seqlen}: {decoder.name} takes at most {limit} tokens.")
+        raise InputError(f"--seqlen {recipe.seqlen}: {decoder.name} takes at most {limit} tokens; give that or less.")
     return recipe
 
 
@@ -168,7 +168,7 @@ def check_distillation(recipe: Recipe, decoder: Decoder) -> None:
     """Raise `InputError` unless the model has the blocks to distill, text passes through one, and the last predicts."""
     asked, least = recipe.distill.blocks, len(decoder) - decoder.skeleton.running[-1]
     if asked > len(decoder):
-        raise InputError(f"distill.blocks {asked}: {decoder.name} has {len(decoder)} blocks.")
+        raise InputError(f"distill.blocks {asked}: {decoder.name} has {len(decoder)} blocks; give that or less.")
     if 0 < asked < least:
         last = "block" if asked == 1 else f"{asked} blocks"
         raise InputError(

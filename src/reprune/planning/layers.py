@@ -31,8 +31,10 @@ def read_recipe(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
         content = _in_record(text) or read_yaml(text)
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--recipe {path}: cannot be read: {error}") from None
+    except OSError as error:
+        raise InputError(f"--recipe {path}: cannot be read ({error.strerror}); check the path.") from None
+    except UnicodeDecodeError:
+        raise InputError(f"--recipe {path}: cannot be read (it is not UTF-8); convert it to UTF-8.") from None
     except yaml.YAMLError as error:
         raise InputError(f"--recipe {path}: not valid YAML: {' '.join(str(error).split())}") from None
     except RecursionError:

@@ -171,9 +171,15 @@ _RECIPES: list[object] = [
     (["--set", "seed=1.5"], "seed: "),
     (["--set", "samples=true"], "samples: "),
     (["--set", "model=another"], "model"),
-    (["--recipe", "missing.yaml"], "--recipe missing.yaml: cannot be read"),
+    (
+        ["--recipe", "missing.yaml"],
+        "--recipe missing.yaml: cannot be read (No such file or directory); check the path.",
+    ),
     (["--recipe", "empty"], "--recipe empty: cannot be read"),
-    (["--recipe", "latin1.txt"], "--recipe latin1.txt: cannot be read"),
+    (
+        ["--recipe", "latin1.txt"],
+        "--recipe latin1.txt: cannot be read (it is not UTF-8); convert it to UTF-8.",
+    ),
     (["--recipe", "bad.yaml"], "--recipe bad.yaml: not valid YAML"),
     (["--recipe", "list.yaml"], "--recipe list.yaml: expected keys and values"),
     (["--recipe", "afile"], "--recipe afile: expected keys and values"),

@@ -150,9 +150,9 @@ def test_an_interrupt_ends_the_tasks_too_and_the_study_goes_on_without_the_clust
         (["--ray", "127.0.0.1:1"], "--ray 127.0.0.1:1: no cluster there ("),
         (["--ray", "ray://127.0.0.1:1"], "--ray ray://127.0.0.1:1: no cluster there ("),
         (["--ray", "127.0.0.1:99999"], "--ray 127.0.0.1:99999: no cluster there ("),
-        (["--ray-cpus", "2"], "--ray-cpus 2: expected at least 1, and --ray with it."),
+        (["--ray-cpus", "2"], "--ray-cpus 2: has no effect without a Ray cluster; give --ray too."),
         (["--ray", "127.0.0.1:1", "--device", "cuda:1"], "--device cuda:1: Ray gives each cell a GPU of its own; give"),
-        (["--ray", "127.0.0.1:1", "--ray-cpus", "0"], "--ray-cpus 0: expected at least 1, and --ray with it."),
+        (["--ray", "127.0.0.1:1", "--ray-cpus", "0"], "--ray-cpus 0: expected at least 1."),
     ],
 )
 def test_wrong_uses_are_refused_before_anything(arguments: list[str], message: str, here: Path, cli: Cli) -> None:

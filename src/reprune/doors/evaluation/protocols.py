@@ -108,7 +108,7 @@ class Cut:
             seqlen = min(PAPER.seqlen, limit or PAPER.seqlen)
             return PAPER.name if (seqlen, self.max_windows) == (PAPER.seqlen, PAPER.windows) else CUSTOM, seqlen
         if limit is not None and self.seqlen > limit:
-            raise InputError(f"--seqlen {self.seqlen}: {model} takes at most {limit} tokens.")
+            raise InputError(f"--seqlen {self.seqlen}: {model} takes at most {limit} tokens; give that or less.")
         if self.seqlen < 2:
             raise InputError(f"--seqlen {self.seqlen}: expected at least 2, as the first token is not predicted.")
         return CUSTOM, self.seqlen

@@ -161,8 +161,10 @@ def study(
     def ready() -> Begun:
         return begin(model, recipes, measures, folder, watcher)
 
-    if ray_cpus is not None and (ray is None or ray_cpus < 1):
-        raise InputError(f"--ray-cpus {ray_cpus}: expected at least 1, and --ray with it.")
+    if ray_cpus is not None and ray_cpus < 1:
+        raise InputError(f"--ray-cpus {ray_cpus}: expected at least 1.")
+    if ray_cpus is not None and ray is None:
+        raise InputError(f"--ray-cpus {ray_cpus}: has no effect without a Ray cluster; give --ray too.")
     if ray is not None and base.device.partition(":")[2] not in ("", "0"):
         raise InputError(f"--device {base.device}: Ray gives each cell a GPU of its own; give cuda.")
     first = None if folder.path.exists() else ready()  # so that a refused study leaves no folder

@@ -296,7 +296,9 @@ def test_a_recipe_builds_what_it_names() -> None:
         ), "one rate that falls over both"
     recipe = resolve_recipe("model", {"distill": {"blocks": 2, "epochs": 5}, "solver": {"batch_size": 2}})
     distillation = recipe.distill.build(recipe.solver, guard=True)
-    assert distillation == Adam(5, 0.002, batch_size=2, try_first_step=True, relative=True, warmup=1 / 8)
+    assert distillation == Adam(
+        5, 0.002, batch_size=2, try_first_step=True, relative=True, warmup=1 / 8, lr_name="distill.lr"
+    )
 
 
 @pytest.mark.parametrize(

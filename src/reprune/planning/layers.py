@@ -36,7 +36,8 @@ def read_recipe(path: Path) -> dict[str, Any]:
     except UnicodeDecodeError:
         raise InputError(f"--recipe {path}: cannot be read (it is not UTF-8); convert it to UTF-8.") from None
     except yaml.YAMLError as error:
-        raise InputError(f"--recipe {path}: not valid YAML: {' '.join(str(error).split())}") from None
+        said = " ".join(str(error).split()).replace('"<unicode string>", ', "")  # PyYAML's name of the text
+        raise InputError(f"--recipe {path}: not valid YAML: {said}") from None
     except RecursionError:
         raise InputError(f"--recipe {path}: nested too deeply to be read.") from None
     if content is None:

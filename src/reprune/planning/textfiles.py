@@ -141,7 +141,9 @@ def explain_json(path: Path, label: str) -> InputError | None:
             try:
                 read_json(file.read())
             except ValueError as error:
-                return InputError(f"{label}: expected a JSON array of objects, but {error}; correct the file")
+                return InputError(
+                    f"{label}: expected a JSON array of objects, but it is not valid JSON ({error}); correct it"
+                )
             return None
         for number, line in enumerate(file, 1):
             place = f"{label}, line {number}"
@@ -150,7 +152,10 @@ def explain_json(path: Path, label: str) -> InputError | None:
             try:
                 value = read_json(line)
             except ValueError as error:
-                return InputError(f"{place}: expected one JSON object a line, but {error}; correct or remove the line")
+                return InputError(
+                    f"{place}: expected one JSON object per line, but it is not valid JSON ({error}); correct or "
+                    "remove the line"
+                )
             if not isinstance(value, dict):
                 return InputError(
                     f'{place}: expected a JSON object such as {{"text": "..."}}, but got '

@@ -156,7 +156,10 @@ def test_what_a_label_may_be_is_said(task: str, name: str, value: Any, expected:
 
 @pytest.mark.parametrize("line", ["{", "[1]", "3", '"text"', '{"a": 1} 2'])
 def test_a_line_that_is_no_json_object_is_named(line: str, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"rte_dev\.jsonl, line 2: expected a JSON object, but .*; a line is {"):
+    with pytest.raises(
+        InputError,
+        match=r"rte_dev\.jsonl, line 2: expected a JSON object, but (it is not valid JSON \(.*\)|got .*); a line is {",
+    ):
         read("rte", tmp_path, GOOD["rte"], line)
 
 

@@ -45,7 +45,7 @@ def _read(path: Path, kind: type[_Record]) -> _Record:
         content = read_json(path.read_text(encoding="utf-8"))
     except ValueError as error:  # not UTF-8, or not JSON
         raise InputError(
-            f"{path} is damaged: expected JSON, but {error}; run the command that wrote it again"
+            f"{path} is damaged: it is not valid JSON ({error}); run the command that wrote it again"
         ) from None
     try:
         return kind.model_validate(_printable(content))

@@ -87,7 +87,9 @@ class Layout:
         try:
             fields = read_json(line)
         except ValueError as error:
-            raise InputError(f"{place}: expected a JSON object, but {error}; a line is {self.example}") from None
+            raise InputError(
+                f"{place}: expected a JSON object, but it is not valid JSON ({error}); a line is {self.example}"
+            ) from None
         if not isinstance(fields, dict):
             raise InputError(f"{place}: expected a JSON object, but got {line:.60}; a line is {self.example}")
         return Line(place, self.example, fields)

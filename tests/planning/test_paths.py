@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from reprune.planning.layers import read_recipe, resolve_recipe
-from reprune.planning.paths import absolute, beside, local_name, on_record, with_path
+from reprune.planning.paths import absolute, beside, last_part, local_name, on_record, with_path, with_paths
 
 
 @pytest.fixture(autouse=True)
@@ -76,6 +76,15 @@ def test_folders_that_are_not_near_a_result_are_not_named(
     recipe = resolve_recipe("model", {}, {"calibration": [f"{text}=4"], "heldout": [text]})
     found = beside(recipe, Path(folder))
     assert (found.calibration, found.heldout) == ([f"{written}=4"], [written])
+
+
+@pytest.mark.parametrize("source", ["/home/alice/gone.jsonl", "/home/alice/gone.jsonl:body=4", "/home/al:ice/gone.txt"])
+def test_folders_of_a_text_that_is_gone_are_not_named(source: str, here: Path) -> None:
+    recipe = resolve_recipe("model", {}, {"calibration": [source, f"{here}/gone.txt:body=4"], "heldout": [source]})
+    found = beside(recipe, here / "out")
+    kept = f"./{source.rpartition('/')[2]}"
+    assert (found.calibration, found.heldout) == ([kept, "../gone.txt:body=4"], [kept])
+    assert with_paths(recipe, last_part).calibration == [kept, "./gone.txt:body=4"]
 
 
 def test_a_recipe_file_is_read_from_any_folder(here: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

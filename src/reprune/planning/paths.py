@@ -16,9 +16,12 @@ _NEAR = 3  # folders from a result up to a common ancestor with its texts: from 
 
 
 def with_path(source: str, change: Callable[[Path], object]) -> str:
-    """The source with its local path changed; unchanged if it begins with no path that exists."""
+    """The source with its local path changed; unchanged if it begins with no path that exists or is absolute."""
     name, count = split_count(source)
-    if (found := split_path(name)) is None:
+    found = split_path(name)
+    if found is None and os.path.isabs(name):
+        found = Path(name), ""  # a text that is gone since the run began
+    if found is None:
         return source
     path, parts = found
     return f"{change(path)}{parts}{count}"

@@ -19,7 +19,7 @@ def with_path(source: str, change: Callable[[Path], object]) -> str:
     """The source with its local path changed; unchanged if it begins with no path that exists or is absolute."""
     name, count = split_count(source)
     found = split_path(name)
-    if found is None and os.path.isabs(name):
+    if found is None and Path(name).is_absolute():
         found = Path(name), ""  # a text that is gone since the run began
     if found is None:
         return source

@@ -157,6 +157,14 @@ def test_nothing_is_wider_than_the_screen(
         assert scrolled > 0, "wide tables scroll in their own place"
 
 
+def test_the_results_of_several_seeds_are_seen_without_scrolling(browser: Any, show: Show, tmp_path: Path) -> None:
+    cells = [cell(pruner, rung, seed=seed) for pruner in ("wanda", "sparsegpt") for rung in RUNGS for seed in range(3)]
+    (tmp_path / "study.json").write_text(json.dumps(study_record(cells)))
+    show(report(tmp_path), 1200)
+    hidden = "const table = document.querySelector('.scroll'); return table.scrollWidth - table.clientWidth"
+    assert browser.execute_script(hidden) == 0
+
+
 @both
 @pytest.mark.parametrize("width", [400, 1400])
 def test_text_in_plots_stays_legible_and_within_them(

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -47,18 +47,30 @@ def in_processes(
     jobs: int,
     done: Callable[[str, dict[str, Any]], None],
 ) -> None:
-    """Do each in a fork of this process, `jobs` at a time; one that ends its process has failed."""
-    context = multiprocessing.get_context("fork")
+    """Do each in a fork of this process, `jobs` at a time; one that ends its process has failed.
+
+    A process that ends breaks the pool for all that run beside it. So the first of these is done again by itself, to
+    find the one that failed.
+    """
     while names:
-        with ProcessPoolExecutor(jobs, mp_context=context, max_tasks_per_child=None) as pool:
+        with _pool(jobs) as pool:
             futures = {name: pool.submit(work, name, out) for name in names}
-            try:
+            with suppress(BrokenProcessPool):
                 for name, future in futures.items():
                     done(name, future.result())
                     names = names[1:]
-            except BrokenProcessPool:
-                done(name, {"outcome": "failed", "why": "it ended its process"})
-                names = names[1:]
+        if names:
+            with _pool(1) as pool:
+                try:
+                    outcome = pool.submit(work, names[0], out).result()
+                except BrokenProcessPool:
+                    outcome = {"outcome": "failed", "why": "it ended its process"}
+            done(names[0], outcome)
+            names = names[1:]
+
+
+def _pool(jobs: int) -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("fork"))
 
 
 def read(file: Path) -> dict[str, Any]:

@@ -300,16 +300,17 @@ def test_an_encoder_is_swept_as_a_decoder_in_a_process_of_its_own(
 
 
 _SWEEP = """
-import json, os, sys
+import json, os, sys, time
 from pathlib import Path
 from alone import sweep
 
 def work(name, out):
     if name == "ends" and not (out / "mended").exists():
         os._exit(3)
+    time.sleep(name == "first")  # as another ends its process
     return {"cpu, float32": "passed"}
 
-found = sweep(["first", "ends", "last"], sys.argv[2:] or None, work, Path(sys.argv[1]), 1, print)
+found = sweep(["first", "ends", "last"], sys.argv[2:] or None, work, Path(sys.argv[1]), 2, print)
 print(json.dumps(found))
 """
 

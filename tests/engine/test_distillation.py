@@ -205,9 +205,9 @@ def test_what_saves_memory_in_windows_saves_it_here(
         return run(self, blocks, states, samples, *how)
 
     monkeypatch.setattr(Frontier, "run", watched)
-    settings = ["distill=1", "distill.epochs=1", "solver.checkpointing=true", "solver.micro_batch_size=1"]
-    prune(llama, tmp_path / "out", *settings, reconstruct="LR")
-    assert fitted == [(1, True)] * 8
+    settings = ["distill=1", "distill.epochs=1", "solver.checkpointing=true", "solver.micro_batch_size=4"]
+    prune(llama, tmp_path / "out", *settings, reconstruct="LR", samples=8, batch_size=6)
+    assert fitted == [(4, True), (2, True), (2, True)], "two at a time pass nowhere else"
 
 
 def test_what_makes_the_logits_takes_no_memory_when_dense_blocks_are_loaded_again(
@@ -308,10 +308,18 @@ def test_it_goes_on_after_an_interruption_to_the_same_bits(
     cut = tmp_path / "cut"
     with pytest.raises(Interrupted):
         prune(llama, cut, *LAST, watcher=InterruptAt(window, phase))
-    status = reprune.status(cut)
-    assert (status.windows_done, status.windows) == (window + (phase is None), STEP + 1)
+    status, done = reprune.status(cut), window + (phase is None)
+    assert (status.windows_done, status.windows) == (done, STEP + 1)
     assert not (cut / "config.json").exists()
-    record = reprune.resume(cut)
+    said: list[str] = []
+
+    class Saying(Watcher):
+        def phase(self, window: Window | None, name: str) -> None:
+            said.extend([name] * (window is None))
+
+    record = reprune.resume(cut, watcher=Saying())
+    again = ["embedding the samples", *(f"replaying block {index}" for index in range(done))]
+    assert said == (again if done <= STEP else [])
     assert files(cut) == files(whole)
     assert len(record["windows"]) == STEP
     assert record["distillation"]["blocks"] == [1, 2]

@@ -14,6 +14,7 @@ import torch
 
 from reprune.engine import peak_memory
 from reprune.engine.peak_memory import forget_peak_memory, peak_memory_bytes, resident_bytes
+from tests.engine.quick import prune
 
 
 @pytest.fixture
@@ -85,6 +86,15 @@ def test_a_peak_is_forgotten_when_what_was_held_has_been_given_back(monkeypatch:
     monkeypatch.setattr(Path, "write_text", lambda path, text, **_: done.append((str(path), text)))
     forget_peak_memory("cpu")
     assert done == ["models", "heap", ("/proc/self/clear_refs", "5")]
+
+
+def test_a_run_forgets_the_peak_of_what_was_before_it(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forgotten: list[str] = []
+    monkeypatch.setattr("reprune.engine.run.forget_peak_memory", forgotten.append)
+    prune(llama, tmp_path / "out", pruner="magnitude", reconstruct="LR")
+    assert forgotten == ["cpu"]
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="only Linux counts a process's pages")

@@ -61,20 +61,27 @@ def test_an_error_is_relative_to_the_dense_model(tmp_path: Path) -> None:
     assert same.embedding.relative == 0.0
 
 
-@pytest.mark.parametrize("memory", [10**9, 0])
-def test_streams_that_memory_holds_need_no_disk(memory: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("memory", "free"), [(10**9, 0), (0, 10**9), (0, 0)])
+def test_streams_that_memory_holds_need_no_disk_and_others_room_there(
+    memory: int, free: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     dense = tiny.save("llama", tmp_path / "dense")
     (work := tmp_path / "work").mkdir()
-    monkeypatch.setattr("reprune.engine.compare.shutil.disk_usage", lambda _: SimpleNamespace(free=0))
+    monkeypatch.setattr("reprune.engine.compare.shutil.disk_usage", lambda _: SimpleNamespace(free=free))
     files: list[int] = []
+    told: list[tuple[int, int]] = []
+
+    def progress(done: int, of: int) -> None:
+        files.append(len(list(work.iterdir())))
+        told.append((done, of))
 
     def measure() -> None:
-        decoders = Decoder(dense), Decoder(dense)
-        compare(*decoders, _IDS, 2, memory, work, lambda done, of: files.append(len(list(work.iterdir()))))
+        compare(Decoder(dense), Decoder(dense), _IDS, 2, memory, work, progress)
 
-    if memory:
+    if memory or free:
         measure()
-        assert files == [0] * 9
+        assert files == [0 if memory else 2] * 9
+        assert told == [(number, 9) for number in range(1, 10)], "three batches a block"
     else:
         with pytest.raises(InputError, match=f"{tmp_path}: the hidden states of this text take"):
             measure()

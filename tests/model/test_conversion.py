@@ -39,6 +39,13 @@ def test_experts_beyond_the_tenth_keep_their_order(tmp_path: Path) -> None:
     assert all(torch.equal(one, decoder.checkpoint.tensor(name)) for name, one in stored.items())
 
 
+def test_a_tensor_that_a_rule_would_give_a_name_that_the_model_lacks_keeps_its_own(folder_of: FolderOf) -> None:
+    """As the last norm of DeepSeek V4, saved by Transformers, by a rule for the names of the original."""
+    decoder = Decoder(folder_of("deepseek_v4"))
+    assert "model.norm.weight" in decoder.used
+    assert not decoder.lacking
+
+
 def test_what_is_not_turned_back_into_what_it_was_is_refused(
     folder_of: FolderOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:

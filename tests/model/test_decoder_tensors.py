@@ -43,6 +43,20 @@ def test_all_tensors_are_counted_once(folder_of: FolderOf) -> None:
     assert decoder.head_shape == (tiny.VOCABULARY, 32)
 
 
+def test_a_model_without_a_head_makes_logits_of_no_words(folder_of: FolderOf, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder = Decoder(folder_of("llama"))
+    monkeypatch.setattr(decoder.skeleton.model, "get_output_embeddings", lambda: None)
+    assert decoder.head_shape == (0, 0)
+
+
+def test_a_buffer_that_is_not_in_the_files_is_as_the_model_makes_it(tmp_path: Path) -> None:
+    folder = tiny.save("gemma4", tmp_path)
+    (file,) = folder.glob("*.safetensors")
+    left = {name: tensor for name, tensor in load_file(file).items() if not name.endswith(".layer_scalar")}
+    save_file(left, file, metadata={"format": "pt"})
+    assert float(Decoder(folder).load(1).module.get_buffer("layer_scalar")) == 1.0
+
+
 def test_parameters_come_back_as_they_would_be_read_from_what_is_stored(tmp_path: Path) -> None:
     decoder = Decoder(tiny.save("mixtral", tmp_path, torch.bfloat16))
     block, name = decoder.load(1), "mlp.experts.down_proj"

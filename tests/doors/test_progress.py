@@ -72,6 +72,8 @@ def test_clock(seconds: float, expected: str) -> None:
     ("count", "expected"),
     [
         (0, "0 kB"),
+        (999_400, "999 kB"),
+        (999_500, "1 MB"),
         (416_000_000, "416 MB"),
         (999_400_000, "999 MB"),
         (999_900_000, "1.00 GB"),

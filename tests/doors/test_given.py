@@ -97,7 +97,7 @@ def test_whole_numbers_are_given_in_whatever_holds_them(given: Any) -> None:
     assert {type(one) for one in found} == {int}
 
 
-@pytest.mark.parametrize("given", [0, 3, [0, 1.5], [True], ["0"], np.linspace(0, 1, 2)])
+@pytest.mark.parametrize("given", [0, 3, [0, 1.5], [True], ["0"], np.linspace(0, 1, 2), range(1_000_000)])
 def test_of_what_holds_no_whole_numbers_it_is_said_what_is_expected(given: Any) -> None:
     with pytest.raises(InputError, match=r"^seeds: expected a list of whole numbers, such as \[0, 1\], got "):
         whole_numbers("seeds", given)

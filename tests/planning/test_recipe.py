@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import replace
 from enum import Enum
 from pathlib import Path
@@ -113,6 +114,21 @@ def test_of_many_values_that_are_wrong_the_first_are_told() -> None:
     lines = str(refused.value).splitlines()
     assert lines[-1] == "And 990 more."
     assert len(lines) == 11
+
+
+@pytest.mark.parametrize("one", ["a text", {"text": "a row"}])
+def test_sources_without_end_are_not_read_on_and_on(one: Any) -> None:
+    read = 0
+
+    def endless() -> Iterator[Any]:
+        nonlocal read
+        while read < 20_000:
+            read += 1
+            yield one
+
+    with pytest.raises(InputError, match=r"^calibration: expected a name, or several, got more than 10,000\.$"):
+        resolve_recipe("model", {"calibration": endless()})
+    assert read < 20_000
 
 
 def test_of_several_sparsities_the_one_that_is_none_is_named() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from itertools import islice
 from operator import index
 from typing import Any
 
@@ -15,15 +16,13 @@ from reprune.engine.watcher import Watcher
 from reprune.errors import InputError, of_type
 from reprune.files.local import local_path
 from reprune.planning.layers import read_recipe, recipe_of, resolve_recipe
-from reprune.planning.recipe import Recipe
+from reprune.planning.recipe import MOST_NAMES, Recipe
 
 Sources = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 """One SOURCE, or several."""
 A_PRUNER = "the name of a pruner (for one of your own see docs/extending.md)"
 A_SOURCE = "a source, such as a file (write texts that are in memory to one, as JSON lines)"
 A_SETTING = "a string 'key.path=value' (nested settings may be given as recipe={...})"
-
-_MOST = 10_000  # names
 
 
 def several(what: str, given: Any, expected: str = "a name") -> list[str]:
@@ -35,8 +34,8 @@ def several(what: str, given: Any, expected: str = "a name") -> list[str]:
     for one in [given] if alone else given:
         if not isinstance(one, str | os.PathLike):
             raise InputError(f"{what}: expected {expected}, or several, got {of_type(given)}.")
-        if len(names) == _MOST:  # of an endless iterable, such as a generator of texts
-            raise InputError(f"{what}: expected {expected}, or several, got more than {_MOST:,} texts.")
+        if len(names) == MOST_NAMES:  # of an endless iterable, such as a generator of texts
+            raise InputError(f"{what}: expected {expected}, or several, got more than {MOST_NAMES:,} texts.")
         names.append(os.fspath(one))
     return names
 
@@ -44,8 +43,8 @@ def several(what: str, given: Any, expected: str = "a name") -> list[str]:
 def whole_numbers(what: str, given: Any) -> list[int]:
     """Whole numbers as a list, such as those of a range or an array; raises `InputError` for anything else."""
     with suppress(TypeError):
-        found = list(given)
-        if not any(isinstance(one, bool) for one in found):
+        found = list(islice(given, MOST_NAMES + 1))
+        if len(found) <= MOST_NAMES and not any(isinstance(one, bool) for one in found):
             return [index(one) for one in found]
     raise InputError(f"{what}: expected a list of whole numbers, such as [0, 1], got {given!r:.80}.")
 

@@ -6,8 +6,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sized
 from contextlib import suppress
+from itertools import islice
 from numbers import Integral, Real
 from typing import Annotated, Any, Literal, Self, final
 
@@ -47,6 +48,7 @@ RUNG_SETTINGS: Mapping[str, dict[str, Any]] = {
 }
 """The paper's reconstruction ladder (its section 3), each rung as a point on three axes; and `auto`, which chooses."""
 
+MOST_NAMES = 10_000  # far more than anybody writes
 _FIRST_KEYS: Mapping[str, tuple[str, type]] = {
     "pruner": ("name", str),
     "solver": ("name", str),
@@ -222,6 +224,10 @@ class Recipe(RecipePart, BaseModel):  # the latter again, so that ruff knows pyd
     @field_validator("calibration", "heldout", "include", "exclude", mode="before")
     @classmethod
     def _one_or_many(cls, value: Any) -> Any:
+        if isinstance(value, Iterable) and not isinstance(value, Sized):  # it may have no end
+            value = list(islice(value, MOST_NAMES + 1))
+            if len(value) > MOST_NAMES:
+                raise ValueError(f"expected a name, or several, got more than {MOST_NAMES:,}")
         return [value] if isinstance(value, str) else value
 
     @model_validator(mode="before")

@@ -18,11 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar, cast, final
 
-from reprune.errors import InputError, causes, lacks_home, out_of_memory
+from reprune.errors import InputError, causes, lacks_home
 from reprune.model.hub import hub_answer, not_reached
 from reprune.model.snapshots import COMMIT
 from reprune.planning.documents import Column, Documents, label
-from reprune.planning.room import no_room
+from reprune.planning.room import cache_of_the_hub, no_room
 from reprune.planning.saved import NO_TEXT, STATE
 from reprune.planning.textfiles import TextFiles, is_text_file
 
@@ -182,7 +182,7 @@ class Rows:
         # Named files may be only a part of a split, so the sizes that the card declares for it are not checked.
         files = None if self.data_files is None else {self.split: list(self.data_files)}
         checks = "basic_checks" if files is None else "no_checks"
-        hub = () if cache else (str(datasets.config.HF_DATASETS_CACHE), "HF_HOME")
+        hub = () if cache else cache_of_the_hub()
         with self._reading(*hub):
             return datasets.load_dataset(
                 self.path,
@@ -207,10 +207,7 @@ class Rows:
                 yield
         except Exception as error:
             if full := no_room(error, *cache):
-                raise full from error
-            for cause in causes(error):
-                if out_of_memory(cause) is not None:
-                    raise cause from None
+                raise full from None
             raise self._refused(self._reason(error)) from error
 
     def _refused(self, why: str) -> InputError:

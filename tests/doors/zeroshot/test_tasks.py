@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import re
 from functools import cache
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import datasets
 import pytest
@@ -177,6 +179,21 @@ def test_a_hub_that_cannot_be_reached_is_said_in_one_line(monkeypatch: pytest.Mo
     assert said.startswith("zero-shot task boolq: its data set cannot be read from the Hub (ConnectionError: ")
     assert said.endswith("go online, or give its rows in local files: --zero-shot-data FOLDER")
     assert "\n" not in said
+
+
+@pytest.mark.parametrize(
+    ("lacking", "said"),
+    [
+        (OSError(errno.ENOSPC, "full"), r"No space left on device.*set HF_HOME to a folder with room"),
+        (MemoryError("malloc of size 9 failed"), "malloc of size 9 failed"),
+    ],
+)
+def test_what_this_machine_lacks_is_not_said_of_the_hub(
+    lacking: Exception, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(datasets, "load_dataset", Mock(side_effect=lacking))
+    with pytest.raises(type(lacking), match=said):
+        load_tasks(["boolq"], None, None)
 
 
 def test_a_harness_that_is_too_old_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ from typing import Any, final
 
 from reprune.errors import InputError, short
 from reprune.model.quiet import quiet_transformers
+from reprune.planning.room import cache_of_the_hub, no_room
 from reprune.planning.rows import quiet_reading
 
 # The harness's folder of each task: reading these few takes a moment, reading those of all its tasks takes seconds.
@@ -132,6 +133,8 @@ def _load(manager: Any, name: str, rows: Mapping[str, Sequence[Mapping[str, Any]
     try:
         return _configured(manager, {"task": name})
     except Exception as error:  # from the Hub's client, `datasets`, or their HTTP libraries; also plain OSErrors
+        if (full := no_room(error, *cache_of_the_hub())) is not None:
+            raise full from None
         raise InputError(
             f"zero-shot task {name}: its data set cannot be read from the Hub ({short(error)}); go online, "
             "or give its rows in local files: --zero-shot-data FOLDER"

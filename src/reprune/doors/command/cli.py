@@ -168,7 +168,7 @@ def plan(
 ) -> None:
     """Show what `prune` with the same flags would do, and forecast its time and memory; loads no weights.
 
-    The exit code is 2 if `prune` would refuse. Texts are read where they are on this machine."""
+    The exit code is 2 if `prune` would refuse. Texts on this machine are read; those of the Hub are not."""
     given = _given(locals())
     with exit_codes():
         from reprune.doors.command.views import show_plan
@@ -239,7 +239,7 @@ def report(
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="The file to write. [DIR/report.html]")] = None,
     quiet: Quiet = False,
 ) -> None:
-    """Write one HTML file on a run or a study: a verdict in words, pictures, tables, how to reproduce it."""
+    """Write one HTML file on a run or a study: a verdict in words, figures, tables, and how to reproduce it."""
     with exit_codes():
         from reprune.doors.report.write import report as write_report
 

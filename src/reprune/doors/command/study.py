@@ -98,9 +98,9 @@ def study(
     quiet: Quiet = False,
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Print every window.")] = False,
 ) -> None:
-    """Prune MODEL by every pruner and rung, measure each, and write tables and figures to DIR.
+    """Prune MODEL with every pruner and rung, measure each, and write tables and figures to DIR.
 
-    Started again with the same flags it goes on where it was; with more values of an axis it does those too.
+    Run again with the same flags, it goes on where it stopped; with more values of an axis, it does those too.
     """
     with exit_codes(way_on=partial(_hint, out)):
         from reprune.doors.command.views_study import StudyLines, show_study

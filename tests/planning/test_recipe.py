@@ -353,7 +353,7 @@ def test_auto_takes_no_more_epochs_than_a_fixed_rung(epochs: int) -> None:
 
 
 def test_auto_without_the_guard_is_refused() -> None:
-    with pytest.raises(InputError, match="chooses by held-out error"):
+    with pytest.raises(InputError, match="leave the guard on, or choose another rung"):
         resolve_recipe("model", {"reconstruct": "auto", "guard": False})
 
 

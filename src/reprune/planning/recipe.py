@@ -251,7 +251,10 @@ class Recipe(RecipePart, BaseModel):  # the latter again, so that ruff knows pyd
     @model_validator(mode="after")
     def _choice_is_guarded(self) -> Self:
         if self.solver.name == "widening" and not self.guard:
-            raise ValueError("reconstruct auto chooses by held-out error, which needs the guard; leave it on")
+            raise ValueError(
+                "reconstruct auto chooses by held-out error, which needs the guard; leave the guard on, or choose "
+                "another rung"
+            )
         return self
 
     @model_validator(mode="after")

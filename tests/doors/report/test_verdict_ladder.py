@@ -92,13 +92,23 @@ def test_a_closer_fit_that_leaves_something_as_it_was_is_said_to_be_in_vain() ->
     verdict = study_verdict(study, bring_together(study))
     assert verdict.headline.endswith("by more than 1\N{NO-BREAK SPACE}%; but at 1 step not all measures fell.")
     assert (
-        "In vain with wanda: from BR+GP to BR+GP+CR the calibration error falls by 38.0 %, "
+        "In vain with wanda: the calibration error falls by 38.0 % from BR+GP to BR+GP+CR, "
         "but perplexity on test.txt stays within 1 %."
     ) in said(verdict)
     rising = {**upper, "relative_heldout_error": 2 * lower["relative_heldout_error"]}
     assert "In vain" not in said(
         study_verdict(study, bring_together(Study.model_validate(study_record([lower, rising]))))
     )
+
+
+def test_steps_that_are_in_vain_for_the_same_measures_share_a_sentence() -> None:
+    first = cell("wanda", "LR", test_error={})
+    cells = [first, *(cell("wanda", rung, test_error={}, perplexity=first["perplexity"]) for rung in ("BR", "BR+GP"))]
+    study = Study.model_validate(study_record(cells))
+    assert (
+        "In vain with wanda: the calibration error falls by 38.0 % from LR to BR and by 38.0 % from BR to BR+GP, "
+        "but perplexity on test.txt stays within 1 %."
+    ) in said(study_verdict(study, bring_together(study)))
 
 
 def test_a_rise_is_no_pitfall_where_the_fit_gets_no_closer() -> None:

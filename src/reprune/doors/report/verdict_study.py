@@ -202,15 +202,15 @@ def _pitfall_sentences(found: Sequence[Step]) -> Iterator[str]:
 
 
 def _vain_sentences(found: Sequence[tuple[Step, ...]]) -> Iterator[str]:
-    """One sentence per step."""
+    """One sentence per pruner and per set of measures that stay as they were."""
+    alike: dict[tuple[str, str], list[str]] = {}
     for here in found:
         step = here[0]
-        fell = _size(*step.values(_calibration))
-        still = listed([one.measure.name for one in here])
-        yield (
-            f"In vain with {step.lower.family}: from {step.lower.rung} to {step.upper.rung} the calibration error "
-            f"falls by {fell}, but {still} {'stays' if len(here) == 1 else 'stay'} within {SLIGHT}."
-        )
+        still = f"{listed([one.measure.name for one in here])} {'stays' if len(here) == 1 else 'stay'}"
+        fell = f"by {_size(*step.values(_calibration))} from {step.lower.rung} to {step.upper.rung}"
+        alike.setdefault((step.lower.family, still), []).append(fell)
+    for (family, still), falls in alike.items():
+        yield f"In vain with {family}: the calibration error falls {listed(falls)}, but {still} within {SLIGHT}."
 
 
 def _seeds(rows: Rows, pruners: bool) -> Iterator[str]:

@@ -38,10 +38,10 @@ def test_plan_loads_no_weights_and_writes_nothing(here: Path, cli: Cli, monkeypa
         assert line in said.out
     assert re.search(r"self_attn.q_proj, self_attn.k_proj, +32 x 32, 16 x 32, 16 x 32 *\n +self_attn.v_proj", said.out)
     assert "refused" not in said.out
-    assert "descent" not in said.out
+    assert "training" not in said.out
     settings = ["--set", "solver.loss=standardized", "--set", "solver.teacher_forcing=0.5"]
     other = cli("plan", "llama", "--calibration", "text.txt", "--reconstruct", "BR+GP+CR", *settings)
-    assert "\ndescent    standardized loss, teacher forcing 0.5\nschedule " in other.out
+    assert "\ntraining   standardized loss, teacher forcing 0.5\nschedule " in other.out
     assert "; adam, 1 epoch\n" in cli("plan", "llama", "--calibration", "text.txt", "--epochs", "1").out
     auto = cli("plan", "llama", "--calibration", "text.txt", "--reconstruct", "auto", "--epochs", "1")
     assert "; widening, 2 epochs\n" in auto.out

@@ -106,7 +106,7 @@ def show_plan(plan: Plan) -> None:
     forced = solver.teacher_forcing > 0 and solver.name != "none"
     traits = ["standardized loss"] * solver.standardizes + [f"teacher forcing {solver.teacher_forcing:g}"] * forced
     if traits:
-        output.print(f"descent    {', '.join(traits)}")
+        output.print(f"training   {', '.join(traits)}")
     if (step := recipe.distill).blocks:
         output.print(
             f"distill    the last {step.blocks} blocks, {counted(step.epochs_beside(solver), 'epoch')} at {step.lr}"

@@ -342,7 +342,7 @@ def test_no_solver_changes_nothing_and_measures_nothing() -> None:
     start = problem.state()
     called: list[Epoch] = []
     append: Callable[[Epoch], None] = called.append
-    assert NoSolver().fit(problem, 0, append) == Fit()
+    assert NoSolver().fit(problem, 0, append) == Fit(None, (), planned_epochs=0, kept_epoch=0, guarded=False)
     assert _same(problem.state(), start)
     assert not called
     assert not problem.batches

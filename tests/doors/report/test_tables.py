@@ -63,7 +63,7 @@ def test_memory_of_several_seeds_is_the_largest_and_time_the_mean() -> None:
 def test_accuracies_of_one_seed_have_their_error_and_those_of_several_their_range() -> None:
     def scored(rung: str, accuracy: float, seed: int = 0) -> Any:
         score = {"accuracy": accuracy, "standard_error": 0.02, "examples": 500}
-        return cell("wanda", rung, seed=seed, zero_shot=True) | {"zero_shot": {"boolq": score}}
+        return cell("wanda", rung, seed=seed, zero_shot=True) | {"zero_shot": {"boolq": score, "piqa": score}}
 
     table = zero_shot(together(scored("LR", 0.5), scored("BR", 0.4), scored("BR", 0.6, seed=1)))
     assert [by_heading(table, row)["boolq"] for row in range(3)] == [

@@ -80,6 +80,8 @@ def test_what_distillation_did_is_drawn_by_epoch_and_said_from_before_to_after(d
     text = " ".join(section.intro).replace("\N{NO-BREAK SPACE}", " ")
     assert "went from 0.1000 to 0.08000 nats per token" in text
     assert "compares outputs and not predictions, went from 2.00 % to 3.00 %." in text
+    costs = [dict(next(one for one in each.sections if one.anchor == "cost").pairs) for each in (page, paged())]
+    assert [cost.get("Of which distillation", "").replace("\N{NO-BREAK SPACE}", " ") for cost in costs] == ["3.0 s", ""]
 
 
 @pytest.mark.parametrize(("blocks", "said"), [([1], "Block 1 was fitted"), ([0, 1], "Blocks 0-1 were fitted")])
@@ -106,6 +108,8 @@ def test_without_a_rise_the_window_of_the_widest_gap_comes_first(drawn: Drawn) -
 def test_matrices_of_one_name_share_a_row_with_their_mean(drawn: Drawn) -> None:
     shares = [0.2, 0.6, *[0.5] * 28]
     matrices = [{"name": f"experts.{i}.up", "rows": 4, "columns": 4, "sparsity": s} for i, s in enumerate(shares)]
-    paged(blocks=[block(0, 0.01, 0.02) | {"matrices": matrices}])
+    page = paged(blocks=[block(0, 0.01, 0.02) | {"matrices": matrices}])
     (found,), _ = drawn["Share of zeros, by block and matrix"]
     assert found == {"experts.*.up": [pytest.approx(14.8 / 30)]}
+    said = [next(one for one in each.sections if one.anchor == "sparsity").intro[0] for each in (page, paged())]
+    assert ["share a row, which shows their mean" in one for one in said] == [True, False]

@@ -68,3 +68,13 @@ def test_a_text_is_told_with_the_windows_that_were_measured(windows: int, said: 
     record = study_record()
     record["dense"]["perplexity"]["test.txt"]["windows"] = windows
     assert said in str(study_made(Study.model_validate(record)).pairs)
+
+
+def test_the_texts_that_samples_are_of_are_told_with_whose_they_are() -> None:
+    record = study_record()
+    record["data"]["0+32"] = record["data"]["0"]
+    (of_study,) = study_made(Study.model_validate(record)).tables
+    (of_run,) = run_made(Run.model_validate(run_record(1))).tables
+    assert [row[0] for row in of_study.rows] == ["0", "0 with 32 self-generated"]
+    assert of_study.columns == ["seed", *of_run.columns]
+    assert [row[1] for row in of_run.rows] == ["calibration", "held-out"]

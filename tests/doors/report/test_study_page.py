@@ -52,6 +52,9 @@ def test_errors_by_block_and_against_each_other_are_what_they_are_named(drawn: D
         assert series == {"LR": [error] * 4}
     (points,), _ = drawn["Calibration error against held-out error"]
     assert points == [("wanda LR", 0.1, 0.2)]
+    assert plot(page, "wanda: calibration error by block").caption == ""
+    of_two = paged(one, cell("wanda", "LR", seed=1))
+    assert plot(of_two, "wanda: calibration error by block").caption == "Mean over the seeds."
     (row,) = plot(page, "Calibration error against held-out error").table.rows
     assert list(map(flat, row)) == ["wanda", "LR", "0", "10.0 %", "20.0 %", "2.00"]
 

@@ -324,6 +324,7 @@ def test_a_record_that_is_not_whole_is_refused_by_the_place(
     [
         (("blocks", 0, "index"), 999, ["block 0: is not on record", "block 999: is not in the model"]),
         (("files", "a" * 5000), "0", [f"{'a' * 200}: is missing"]),
+        (("forward", "rms"), [1.0] * 3, ["states of 3 tokens", "more than the 5% that rounding explains"]),
     ],
 )
 def test_a_record_of_another_model_is_a_problem(
@@ -333,6 +334,13 @@ def test_a_record_of_another_model_is_a_problem(
     said = cli("verify", "out")
     assert (said.code, said.err) == (1, "")
     assert [one for one in expected if one not in said.out] == []
+
+
+def test_blocks_that_a_record_lacks_are_named(out: Path, cli: Cli) -> None:
+    _change(out, ("blocks",), json.loads((out / "reprune.json").read_text())["blocks"][:1])
+    said = cli("verify", "out")
+    assert (said.code, said.err) == (1, "")
+    assert "block 1: is not on record" in said.out and "block 2: is not on record" in said.out
 
 
 def _change(out: Path, place: tuple[str | int, ...], value: object) -> None:

@@ -10,7 +10,7 @@ from reprune.doors.records.study import Study
 from reprune.doors.report.rows import bring_together
 from reprune.doors.report.verdict import Verdict
 from reprune.doors.report.verdict_study import Step, pitfalls, steps_in_vain, study_verdict
-from tests.doors.report.records import cell, said, study_record, verdict_on, window
+from tests.doors.report.records import cell, fitted, said, study_record, verdict_on, window
 
 
 def judged(*cells: Any) -> Verdict:
@@ -108,6 +108,11 @@ def test_a_loss_that_auto_and_the_ladder_share_is_no_difference() -> None:
     assert "standardized loss" not in said(judged(*cells))
 
 
+def test_a_rung_that_was_not_measured_is_not_the_best_fixed_one() -> None:
+    text = said(judged(of("LR", None), of("BR", 50.0), of("auto", 45.0)))
+    assert "best fixed rung, by perplexity on test.txt: wanda 10.0 % below BR." in text
+
+
 def test_the_time_of_auto_is_held_against_that_of_the_highest_rung_alone() -> None:
     cells = [of(rung, 50.0) for rung in ("LR", "BR", "auto")]
     assert "Time of auto" not in said(judged(*cells))
@@ -116,7 +121,8 @@ def test_the_time_of_auto_is_held_against_that_of_the_highest_rung_alone() -> No
 
 def test_windows_that_training_harmed_are_not_said_to_overfit() -> None:
     one = of("BR", 50.0, windows=[window(0, [1.0, 1.2], [1.0, 1.5]), window(1, [1.0, 0.8], [1.0, 1.5])])
-    assert "1 of the 2 trained windows of all cells overfitted." in said(judged(one))
+    untrained = of("LR", 60.0, windows=[fitted(0, epochs=0)])
+    assert "1 of the 2 trained windows of all cells overfitted." in said(judged(untrained, one))
 
 
 def test_a_seed_without_a_finite_number_is_in_no_range() -> None:

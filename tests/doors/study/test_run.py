@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +16,7 @@ from reprune.doors.command.arguments import separate_sources
 from reprune.doors.evaluation.against import errors_against
 from reprune.doors.evaluation.evaluate import evaluate
 from reprune.doors.records.study import Cell, CellBlock, Study
+from reprune.doors.study import cell as study_cell
 from reprune.doors.study import figures as study_figures
 from reprune.doors.study.cell import CellTask, Outcome
 from reprune.doors.study.hands import InTurn
@@ -280,6 +283,8 @@ def test_zero_shot_accuracy_is_measured_of_every_model_where_tasks_are_given(
 
     monkeypatch.setattr(Bench, "tasks", lambda self, notify: {"boolq": "ab" * 32, "rte": "cd" * 32})
     monkeypatch.setattr(Bench, "zero_shot", zero_shot)
+    ticks = itertools.count()
+    monkeypatch.setattr(study_cell, "time", SimpleNamespace(monotonic=lambda: float(next(ticks))))
     flags = [*ONE, *STUDY, "--zero-shot", "paper", "--zero-shot-data", "a/rows", "--zero-shot-limit", "8"]
     said = cli("study", "llama", "--out", "s", *flags)
     assert (said.code, said.err) == (0, "")
@@ -292,6 +297,7 @@ def test_zero_shot_accuracy_is_measured_of_every_model_where_tasks_are_given(
         task: {"accuracy": 0.5, "standard_error": 0.125, "examples": 8} for task in ("boolq", "rte")
     }
     assert record["cells"][0]["zero_shot_mean"] == 0.5
+    assert record["cells"][0]["measuring_seconds"] == 5.0, "of two texts twice, and of zero-shot accuracy"
     page = (here / "s" / "study.md").read_text()
     assert "| dense |  | 75.00 ± 12.50 | 75.00 ± 12.50 |\n| magnitude | LR | 50.00 ± 12.50 | 50.00 ± 12.50 |" in page
     assert cli("study", "llama", "--out", "s", *flags).code == 0

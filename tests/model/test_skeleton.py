@@ -11,9 +11,11 @@ from unittest.mock import Mock
 import pytest
 import torch
 import transformers as tf
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from reprune.errors import InputError, UnsupportedModelError
+from reprune.model.decoder import Decoder
 from reprune.model.skeleton import Skeleton
 from reprune.model.whole import load_model
 
@@ -233,9 +235,13 @@ def test_a_folder_without_a_configuration_is_refused(tmp_path: Path) -> None:
         Skeleton(tmp_path)
 
 
-def test_code_that_comes_with_a_model_is_not_run_unless_allowed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("opened", [Skeleton, Decoder])
+def test_code_that_comes_with_a_model_is_not_run_unless_allowed(
+    opened: Callable[[Path], object], tmp_path: Path
+) -> None:
     auto_map = {"AutoConfig": "code.C", "AutoModelForCausalLM": "code.M"}
     folder = _config(tmp_path, model_type="homemade", auto_map=auto_map)
     (folder / "code.py").write_text("raise SystemExit('this must not run')\n")
+    save_file({"weight": torch.ones(1)}, folder / "model.safetensors", {"format": "pt"})
     with pytest.raises(InputError, match=r"give --trust-remote-code \(from Python, trust_remote_code=True\)\.$"):
-        Skeleton(folder)
+        opened(folder)

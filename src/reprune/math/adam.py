@@ -1,6 +1,6 @@
 """Reconstruction by Adam: gradient steps on a window's parameters, masks fixed (PAPER: "Setting").
 
-The paper moves all weights; those that are kept can be moved alone, or low-rank updates in their place (see
+The paper moves all weights. The kept weights alone, or low-rank updates, can be moved instead (see
 `reprune.math.coordinates`).
 """
 
@@ -27,40 +27,40 @@ class Descent:
     """The outcome of a descent."""
 
     epochs: tuple[Epoch, ...]
-    kept_epoch: int  # the epoch whose state the parameters are left in; 0: as they were
+    kept_epoch: int  # the epoch whose state the parameters are left in; 0: the state before the first step
     heldout: Error  # of that state
-    relative_lr: float  # the rate asked for, over the root mean square of the kept weights before the first step
+    relative_lr: float  # the rate asked for, divided by the root mean square of the kept weights before the first step
 
 
 @final
 @dataclass(frozen=True)
 class Adam(Solver):
-    """Adam with a learning rate that falls linearly; no weight decay, no clipping. The loss is the problem's."""
+    """Adam on the problem's loss, with a learning rate that falls linearly; no weight decay, no clipping."""
 
     epochs: int = 10
     lr: float = 2e-4
     batch_size: int = 8
     micro_batch_size: int | None = None
-    """A step's samples that pass through the window at a time, their gradients summed; None is all of them at once."""
+    """How many of a step's samples pass through the window at a time; gradients are summed. None: all of them."""
     betas: tuple[float, float] = (0.9, 0.95)
     guard: bool = True
     """Keep the state with the lowest held-out error among the start and the end of each epoch."""
     patience: int = 2
-    """Under the guard: stop after so many epochs in a row without a new lowest held-out error."""
+    """With the guard: stop after this many epochs in a row without a new lowest held-out error."""
     rank: int | None = None
-    """Move low-rank updates of the matrices, of this rank, in place of all their weights."""
+    """Move low-rank updates of the matrices, of this rank, instead of all their weights."""
     compact: bool = False
-    """Hold gradients, moments and the guard's copy of kept weights alone: the same steps with less memory."""
+    """Hold gradients, moments and the guard's copy for kept weights only: the same steps with less memory."""
     decay: tuple[float, float] = (1.0, 0.0)
     """The shares of `lr` that the learning rate falls from and to."""
     warmup: float = 0.0
-    """The share of the steps, the first ones, in which the rate rises linearly to that; rounded up to whole steps."""
+    """The share of the steps, rounded up to whole steps, in which the rate first rises linearly to its full value."""
     try_first_step: bool = False
-    """Halve the learning rate until the first step is one that the held-out data take (see `first_step`)."""
+    """Halve the learning rate until the first step keeps the held-out error in bounds (see `first_step`)."""
     relative: bool = False
     """Whether `lr` is a share of the root mean square of the window's kept weights."""
     lr_name: str = "--lr"
-    """What a message calls the setting that `lr` comes from."""
+    """The name, in messages, of the setting that `lr` comes from."""
 
     def planned(self, blocks: int) -> int:
         return self.epochs
@@ -80,9 +80,9 @@ class Adam(Solver):
         """Take the steps of all epochs.
 
         Args:
-            problem: what is minimized.
+            problem: the objective to minimize.
             start: its held-out error before the first step.
-            seed: decides the order of the samples.
+            seed: determines the order of the samples.
             progress: called after each epoch.
         """
         with self._coordinates(problem, seed) as coordinates:
@@ -107,11 +107,11 @@ class Adam(Solver):
         lr, relative_lr = (self.lr * size, self.lr) if self.relative else (self.lr, self.lr / size)
         optimizer = torch.optim.Adam(parameters, lr=lr, betas=self.betas, fused=device.type in ("cpu", "cuda"))
         scaler = torch.amp.GradScaler(device.type, enabled=problem.half)
-        scaler.scale(torch.zeros((), device=device))  # a rank may have no sample in the first step
+        scaler.scale(torch.zeros((), device=device))  # sets the scale up: a rank may have no sample in step 1
         tried = not self.try_first_step
         generator = torch.Generator().manual_seed(seed)
         standardized = problem.scale is not None
-        # On a CPU it takes fifty times as long to pick out half of a matrix as to copy all of it.
+        # On a CPU, picking half of a matrix takes fifty times as long as copying all of it.
         masks = [None] * len(parameters) if device.type == "cpu" else coordinates.masks
         guard = Guard(parameters, masks, start, self.patience) if self.guard else None
         epochs: list[Epoch] = []
@@ -119,15 +119,15 @@ class Adam(Solver):
         batches_per_epoch = math.ceil(problem.samples / self.batch_size)
         steps, step = self.epochs * batches_per_epoch, 0
         for number in range(1, self.epochs + 1):
-            losses: list[tuple[Tensor, int]] = []  # read when all are there, as a GPU has to be waited for then
+            losses: list[tuple[Tensor, int]] = []  # read once an epoch: reading one waits for the GPU
             for batch in torch.randperm(problem.samples, generator=generator).split(self.batch_size):
                 warmth = self._warmth(step, steps)
-                for group in optimizer.param_groups:  # a try is of a whole step
+                for group in optimizer.param_groups:  # the step is tried without warm-up
                     group["lr"] = lr * self._share(step, steps) * (warmth if tried else 1.0)
                 optimizer.zero_grad()
                 own = problem.ranks.own(batch)
                 for part in own.split(self.micro_batch_size or self.batch_size) if len(own) else ():
-                    with torch.enable_grad():  # whoever is told of epochs may have turned it off
+                    with torch.enable_grad():  # `progress` may have turned gradients off
                         loss = problem.loss(part) * (len(part) / len(batch))
                         scaler.scale(loss).backward()
                     losses.append((loss.detach(), len(batch)))
@@ -138,7 +138,7 @@ class Adam(Solver):
                 scaler.step(optimizer)
                 scaler.update()
                 coordinates.push_()
-                if origin is not None and scaler.get_scale() == scale:  # else gradients overflowed: it was not taken
+                if origin is not None and scaler.get_scale() == scale:  # else gradients overflowed: no step taken
                     tried = True
                     lr *= shorten_(parameters, origin, start, lambda: _measured(problem, coordinates))
                     retreat_(parameters, origin, warmth)
@@ -170,12 +170,12 @@ class Adam(Solver):
         return kept
 
     def _share(self, step: int, steps: int) -> float:
-        """Of `lr`, in a step (from 0) of so many, but for the warm-up."""
+        """The share of `lr` at a step, counted from 0, without the warm-up."""
         first, last = self.decay
         return first + (last - first) * step / steps
 
     def _warmth(self, step: int, steps: int) -> float:
-        """Of that rate, in the same."""
+        """The factor that the warm-up applies at the same step."""
         return min(1.0, (step + 1) / (math.ceil(self.warmup * steps) + 1))
 
 
@@ -185,9 +185,9 @@ def _measured(problem: Objective, coordinates: Coordinates) -> Error:
 
 
 def kept_rms(problem: Objective) -> float:
-    """The root mean square of the kept weights of a problem's matrices, all together that are pruned in this run.
+    """The root mean square of the kept weights of all of a problem's matrices that are pruned in this run.
 
-    Where none is it is that of all its linears, and where there are none of all its parameters.
+    If none is pruned, all its linears count instead; if there are none either, all its parameters.
     """
     pairs = list(zip(problem.parameters, problem.masks, strict=True))
     counted = [pair for pair, counts in zip(pairs, problem.sized, strict=True) if counts] or pairs

@@ -1,4 +1,4 @@
-"""A pruner of another package, held to what a `Pruner` promises: a wrong mask would be a wrong model, silently."""
+"""Holds a pruner of another package to what `Pruner` promises: a wrong mask would silently give a wrong model."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from reprune.math.statistics import Statistics
 
 @final
 class Checked(Pruner[Statistics]):
-    """Another pruner, whose matrices are looked at before anybody takes them."""
+    """Wraps another pruner and checks each matrix that it returns."""
 
     def __init__(self, name: str, pruner: Pruner[Any], settings: str = "") -> None:
-        """`name` is what it is called in messages, `settings` what the package has made it with, in words."""
+        """`name` is its name in messages; `settings` describes the settings that its package made it with."""
         self.name = name
         self.pruner = pruner
         self.settings = settings
@@ -33,11 +33,11 @@ class Checked(Pruner[Statistics]):
         return made
 
     def _prune(self, weights: Sequence[Tensor], statistics: Statistics, pattern: Pattern) -> list[Pruned]:
-        # Tensors that were made in inference mode do not count their changes.
+        # Tensors made in inference mode have no version counter.
         gathered = [(one, one._version) for one in statistics._sums_of() if not one.is_inference()]
         with _seeded(weights), naming(f"pruner {self.name}"):
             made: Any = self.pruner.prune([weight.clone() for weight in weights], statistics, pattern)
-            found = list(made) if isinstance(made, Iterable) else [made]  # which may be made only now
+            found = list(made) if isinstance(made, Iterable) else [made]  # a generator prunes only now
         if len(found) != len(weights):
             raise NumericalError(f"pruner {self.name} returned {len(found)} matrices; {len(weights)} were expected")
         if any(one._version != version for one, version in gathered):
@@ -53,7 +53,7 @@ class Checked(Pruner[Statistics]):
 
 @contextmanager
 def _seeded(weights: Sequence[Tensor]) -> Iterator[None]:
-    """Random numbers that the run's seed and these matrices decide: the same in a run that was interrupted before."""
+    """Seed random numbers by the run's seed and these matrices, so that a resumed run draws the same ones."""
     device, row = weights[0].device, weights[0][0].tolist()
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(seed_of(torch.initial_seed(), *(tuple(weight.shape) for weight in weights), row))
@@ -61,7 +61,7 @@ def _seeded(weights: Sequence[Tensor]) -> Iterator[None]:
 
 
 def _wrong(weight: Tensor, pruned: Pruned, pattern: Pattern) -> str | None:
-    """What is not as promised of a pruned matrix; None where all is."""
+    """How a pruned matrix breaks the promises, in words; None if it keeps them."""
     if not isinstance(pruned, Pruned):
         return f"expected a reprune.math.pruner.Pruned, got a {type(pruned).__name__}"
     for name, found, dtype in (("weight", pruned.weight, torch.float32), ("mask", pruned.mask, torch.bool)):

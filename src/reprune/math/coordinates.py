@@ -1,7 +1,7 @@
-"""What an optimizer moves: all weights of a window, those that are kept, or low-rank updates of its matrices.
+"""What an optimizer moves: all weights of a window, the kept weights alone, or low-rank updates of its matrices.
 
-Either way a masked weight stays exactly zero, and the window's own forward pass is left as it is: gradients come in by
-its parameters, and what the optimizer has done goes back to them.
+In each case masked weights stay exactly zero, and the window's own forward pass is unchanged: gradients are read from
+its parameters, and the optimizer's steps are written back to them.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from reprune.math.solver import Objective
 
 
 class Coordinates:
-    """Use it as a context, which leaves the window's parameters as they are, and nothing else behind."""
+    """A context manager; on exit, the window's parameters keep their values and the hooks on them are removed."""
 
     leaves: Sequence[nn.Parameter]
     """What the optimizer moves; float32."""
     masks: Sequence[Tensor | None]
-    """For each of them, bool and of its shape, True where it moves; None where all of it does."""
+    """For each leaf, bool and of its shape, True where it moves; None if all of it does."""
     _apart: Sequence[_Kept | _Factored] = ()
-    """What stands between those leaves that are no parameters and the parameters."""
+    """The links between parameters and the leaves that are not parameters themselves."""
 
     def pull_(self) -> None:
         """After the backward passes of a step: give the leaves their gradients."""
@@ -34,7 +34,7 @@ class Coordinates:
                 mask_(leaf.grad, mask)
 
     def push_(self) -> None:
-        """After the leaves have moved: give the window its parameters."""
+        """After the leaves have moved: write them to the window's parameters."""
         for one in self._apart:
             one.push_()
 
@@ -60,11 +60,11 @@ class AllWeights(Coordinates):
 
 @final
 class KeptWeights(Coordinates):
-    """Of each masked parameter the weights that are kept, as one vector: gradients, moments and steps are of no others.
+    """The kept weights of each masked parameter, as one vector; gradients, moments and steps exist for these alone.
 
-    The steps are those of `AllWeights`. Of a matrix of n weights of which half are kept, 4n bytes of weights stay, and
-    leaf, gradient, two moments and the guard's copy take 10n in place of 16n. A parameter's gradient is taken down to
-    its kept weights as soon as the backward pass has it, and dropped: there is never more than one of full size.
+    The steps are those of `AllWeights`. For a matrix of n weights, half of them kept, the weights still take 4n bytes,
+    but leaf, gradient, two moments and the guard's copy take 10n instead of 16n. A parameter's gradient is reduced to
+    its kept weights and freed as soon as it is computed, so at most one gradient of full size exists at a time.
     """
 
     def __init__(self, problem: Objective) -> None:
@@ -101,21 +101,21 @@ class _Kept:
 
 @final
 class LowRank(Coordinates):
-    """For each matrix W two factors, W = W0 + mask * (B A), with B (rows, rank) and A (rank, columns) (LoRA, Hu 2021).
+    """Two factors for each matrix W: W = W0 + mask * (B A), with B (rows, rank) and A (rank, columns) (LoRA, Hu 2021).
 
-    Where a parameter holds the matrices of several experts each has its own.
+    If a parameter holds the matrices of several experts, each has its own factors.
 
-    B begins as zero and A as normal of variance 1 / rank, so that a first step of Adam, which moves each value of B by
-    the learning rate, moves the values of W by as much on average: a learning rate means the same as without factors.
-    What is no matrix, or no larger than its factors, is moved itself. A matrix's gradient is turned into those of its
-    factors as soon as the backward pass has it, and dropped: there is never more than one.
+    B begins as zero and A as normal with variance 1 / rank. So Adam's first step, which moves each value of B by the
+    learning rate, moves the values of W by as much on average: a learning rate means the same as without factors.
+    A parameter that is not a matrix, or not larger than its factors, is moved itself. A matrix's gradient is turned
+    into those of its factors and freed as soon as it is computed, so at most one exists at a time.
     """
 
     def __init__(self, problem: Objective, rank: int, seed: int) -> None:
         generator = torch.Generator().manual_seed(seed)
         self._apart: list[_Factored] = []
         self.leaves: list[nn.Parameter] = []
-        self.masks: list[Tensor | None] = []  # those of the factored are in what is factored
+        self.masks: list[Tensor | None] = []  # None for factors: `_Factored` applies the mask
         for parameter, mask in zip(problem.parameters, problem.masks, strict=True):
             if parameter.dim() >= 2 and rank * sum(parameter.shape[-2:]) < math.prod(parameter.shape[-2:]):
                 factored = _Factored(parameter, mask, rank, generator)
@@ -128,7 +128,7 @@ class LowRank(Coordinates):
 
 
 class _Factored:
-    """One matrix, or those of all experts, and the two factors of what is added to it."""
+    """One matrix, or those of all experts, and the two factors of its update."""
 
     def __init__(self, parameter: nn.Parameter, mask: Tensor | None, rank: int, generator: torch.Generator) -> None:
         *experts, rows, columns = parameter.shape
@@ -141,7 +141,7 @@ class _Factored:
 
     @torch.no_grad()
     def _pull_(self, parameter: Tensor) -> None:
-        """dL/dB = G A' and dL/dA = B' G, with G the gradient where the mask lets it through; summed over passes."""
+        """dL/dB = G A' and dL/dA = B' G, where G is the masked gradient of the matrix; summed over passes."""
         gradient = parameter.grad
         assert gradient is not None
         if self._mask is not None:

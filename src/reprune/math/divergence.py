@@ -1,7 +1,7 @@
-"""How far what one model predicts is from what another does: the Kullback-Leibler divergence of their next tokens.
+"""How far one model's predictions are from another's: the Kullback-Leibler divergence of their next tokens.
 
-Logits are as wide as the vocabulary, so the gradient is taken to the states that they are made of part by part, in
-closed form, and no more logits are held than those of a part.
+Logits are as wide as the vocabulary. So the gradient with respect to the states that they are computed from is found
+part by part, in closed form, and only one part's logits are held at a time.
 """
 
 from __future__ import annotations
@@ -13,23 +13,23 @@ import torch
 from torch import Tensor
 
 Parts = Callable[[Tensor, Tensor], Iterable[tuple[slice, slice]]]
-"""From states and ids to the samples and tokens that are taken at a time, all of them in turn."""
+"""From states and ids to slices of samples and tokens, each computed at a time; together they cover all."""
 Predict = Callable[[Tensor, Tensor], Tensor]
 """From states (batch, tokens, ...) and ids (batch, tokens) to logits (batch, tokens, words), float32."""
 
 
 @torch.no_grad()
 def divergence(logits: Tensor, of: Tensor) -> tuple[Tensor, Tensor]:
-    """Of each token KL(p || q) = sum over words of p (log p - log q), in nats.
+    """KL(p || q) of each token: the sum over words of p (log p - log q), in nats.
 
     Args:
-        logits: of q, (..., words), float32: what is to come near.
-        of: of p, the same shape: what it is to come near to.
+        logits: the logits of q, which is fitted; (..., words), float32.
+        of: the logits of p, which q should match; the same shape.
 
     Returns:
-        The divergences (...), float32, at least 0 but for rounding; and p (..., words).
+        The divergences (...), float32, at least 0 up to rounding; and p (..., words).
     """
-    p = of.softmax(-1)  # not exp of its logarithm, which is ten times as slow where it is next to nothing
+    p = of.softmax(-1)  # not exp of log_softmax, which is ten times as slow where p is nearly 0
     negative_entropy = _dot(p, of.log_softmax(-1))
     return negative_entropy - _dot(p, logits.log_softmax(-1)), p
 
@@ -39,14 +39,14 @@ def _dot(one: Tensor, other: Tensor) -> Tensor:
 
 
 def summed_divergence(states: Tensor, of: Tensor, ids: Tensor, predict: Predict, parts: Parts) -> Tensor:
-    """The sum of all tokens' divergence, with a gradient to the states where they record one.
+    """The sum of all tokens' divergence, with a gradient to the states if they require one.
 
     Args:
         states: what q is predicted from, (batch, tokens, ...), float32.
         of: what p is predicted from, of the same shape.
         ids: the tokens (batch, tokens).
-        predict: makes the logits.
-        parts: how many at a time.
+        predict: computes the logits.
+        parts: splits samples and tokens into the parts that are computed at a time.
     """
     if states.requires_grad:
         summed = _Summed.apply(states, of, ids, predict, parts)  # type: ignore[no-untyped-call]  # PyTorch's own
@@ -61,7 +61,7 @@ def summed_divergence(states: Tensor, of: Tensor, ids: Tensor, predict: Predict,
 
 @final
 class _Summed(torch.autograd.Function):
-    """Finds the gradient along with the sum, while a part's logits are at hand."""
+    """Computes the gradient along with the sum, while a part's logits are in memory."""
 
     @staticmethod
     def forward(ctx: Any, states: Tensor, of: Tensor, ids: Tensor, predict: Predict, parts: Parts) -> Tensor:

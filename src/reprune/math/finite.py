@@ -9,8 +9,8 @@ from torch import Tensor
 def all_finite(X: Tensor) -> bool:
     """Whether X, of any float dtype, holds no NaN and no infinity.
 
-    `torch.isfinite` takes 1.75 times as much memory again as X for a moment, which of a Gram matrix of 9,000 columns is
-    0.6 GB. The least and the greatest number say the same: either is NaN where X holds one.
+    `torch.isfinite` briefly takes another 1.75 times the memory of X, which is 0.6 GB for a Gram matrix of 9,000
+    columns. The minimum and the maximum give the same answer: both are NaN if X holds a NaN.
     """
     if not X.numel():
         return True

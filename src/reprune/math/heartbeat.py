@@ -1,6 +1,6 @@
 """How processes that wait for one of them know that it lives: it counts up a number in a store that all can read.
 
-The store may fall silent with it, so threads ask; who waits for them can be interrupted.
+If that process dies, calls to the store may block. So threads make them, and waiting for a thread can be interrupted.
 """
 
 from __future__ import annotations
@@ -11,25 +11,25 @@ from contextlib import suppress
 from typing import Protocol, final
 
 _KEY = "reprune/alive"
-_EACH = 0.5  # seconds from sign to sign
-_LONGEST = 0.2  # seconds from question to question
-_LOOK = 0.5  # seconds for an interrupt to be noticed, where the system wakes another thread
-_ENDING = 0.1  # seconds for a thread to notice that it is over
+_EACH = 0.5  # seconds between two signs of life
+_LONGEST = 0.2  # seconds between two questions, at most
+_LOOK = 0.5  # seconds until an interrupt is noticed, at most, if the system delivers it to another thread
+_ENDING = 0.1  # seconds to wait for a thread that was told to end
 
 
 class Store(Protocol):
-    """What is needed of PyTorch's; all raise `RuntimeError` where it cannot be reached."""
+    """The part of PyTorch's `Store` that is used; its methods raise `RuntimeError` if it cannot be reached."""
 
     def check(self, keys: list[str], /) -> bool:
-        """Whether these are set."""
+        """Whether all keys are set."""
 
     def add(self, key: str, amount: int, /) -> int:
-        """The number with so much added."""
+        """Add an amount to a key's number, 0 at first; returns the sum."""
 
 
 @final
 class Heartbeat:
-    """Of one process, as itself or another of them sees it."""
+    """The sign of life of one process, which gives it; other processes watch it."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -37,25 +37,25 @@ class Heartbeat:
         self._thread: threading.Thread | None = None
 
     def begin(self) -> None:
-        """Be the one that lives, until `end`."""
+        """Give signs of life, until `end`."""
         self._thread = threading.Thread(target=self._beat, daemon=True)
         self._thread.start()
 
     def end(self) -> None:
-        """Give no more signs, if this is the one that did."""
+        """Stop giving signs, if this process gave them."""
         self._over.set()
         if self._thread is not None:
             self._thread.join(_ENDING)
 
     def wait(self, key: str, patience: float) -> None:
-        """Wait until a key is set, as long as the other lives.
+        """Wait until a key is set, as long as the other process lives.
 
         Args:
-            key: that it will set.
-            patience: seconds without a sign of life after which it is given up.
+            key: the key that it will set.
+            patience: seconds without a sign of life after which to give up.
 
         Raises:
-            RuntimeError: it is given up, or the store cannot be reached.
+            RuntimeError: there was no sign of life for that long, or the store cannot be reached.
         """
         asking = _Asking(self._store, key)
         asking.start()
@@ -74,14 +74,14 @@ class Heartbeat:
             raise asking.wrong
 
     def _beat(self) -> None:
-        with suppress(RuntimeError):  # those who wait notice too that the store is gone
+        with suppress(RuntimeError):  # waiting processes notice a lost store themselves
             while not self._over.wait(_EACH):
                 self._store.add(_KEY, 1)
 
 
 @final
 class _Asking(threading.Thread):
-    """Asks a store for a key until it is there, and each time for the number."""
+    """Asks a store for a key until it is set, and reads the number of signs each time."""
 
     def __init__(self, store: Store, key: str) -> None:
         super().__init__(daemon=True)

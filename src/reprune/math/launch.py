@@ -1,4 +1,4 @@
-"""Whether a launcher started this process. Loads nothing, so that a command may ask before all else."""
+"""Whether a launcher started this process. Loads nothing, so that a command can ask before anything else."""
 
 from __future__ import annotations
 
@@ -11,5 +11,5 @@ def launched() -> bool:
 
 
 def speaks() -> bool:
-    """Whether this process is the one that says what all of them come to."""
+    """Whether this process is the one that reports for all of them."""
     return not launched() or os.environ["RANK"] == "0"

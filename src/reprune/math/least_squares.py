@@ -1,17 +1,17 @@
 """Reconstruction of one linear group by least squares: its best weights under given masks, from Gram matrices alone.
 
-With X (tokens, columns) what reaches a linear in the sparse model, and Z what reaches it in the dense one, the weights
-W that best give back the dense model's outputs Z D' from the sparse model's inputs are those that minimize
+Let X (tokens, columns) be a linear's inputs in the sparse model and Z those in the dense one. The weights W that best
+reproduce the dense model's outputs Z D' from the sparse model's inputs minimize
 
-    || X W' - Z D' ||^2 + ridge * mean(diag X'X) * || W - S ||^2     over W that are zero where they are masked
+    || X W' - Z D' ||^2 + ridge * mean(diag X'X) * || W - S ||^2     over W that are zero where masked
 
-where D is the dense matrix and S what the pruner left. That is one linear system a row, (X'X + ridge) restricted to the
-columns that the row keeps, and all rows can be solved at once by conjugate gradients, as each product with X'X is one
-product of matrices. No pass over activations is needed beyond that which sums X'X and X'Z. The objective is the
+where D is the dense matrix and S the weights that the pruner left. This is one linear system per row, X'X plus the
+ridge restricted to the columns that the row keeps. Conjugate gradients solve all rows at once, as each product with X'X
+is one matrix product. No pass over activations is needed beyond the one that sums X'X and X'Z. The objective is the
 paper's layer-wise one (Shin et al. 2024, section 2), with the dense stream's targets of its global propagation.
 
-The ridge decides how closely the calibration samples are fitted; it is chosen by the error on held-out samples, which
-their own Gram matrices give in closed form.
+The ridge determines how closely the calibration samples are fitted. It is chosen by the error on held-out samples,
+which their own Gram matrices give in closed form.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from reprune.math.finite import all_finite
 from reprune.math.statistics import Paired
 
 RIDGES = (1.0, 0.3, 0.1, 0.03)
-"""Tried one after the other, from the one that changes least, until the held-out error rises."""
-_TRIAL = 3  # iterations for each of them; that is enough to tell which is best
+"""Tried in this order, from the one that changes least, until the held-out error rises."""
+_TRIAL = 3  # iterations at each of these, enough to tell which is best
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Refit:
     """The outcome of fitting a group's matrices."""
 
     weights: list[Tensor]  # each (rows_i, columns), float32, zero where masked
-    ridge: float | None  # the one chosen; None where the pruner's weights were the best
+    ridge: float | None  # the one chosen; None if the pruner's weights were the best
 
 
 @final
@@ -46,9 +46,9 @@ class LeastSquares:
     """Masked least squares by conjugate gradients."""
 
     ridge: float | None = None
-    """As a share of the mean diagonal of X'X; None is chosen by the held-out samples."""
+    """A share of the mean diagonal of X'X; None: chosen by the held-out error."""
     iterations: int = 6
-    """Of the conjugate gradients at the ridge that is chosen, from where the tries have come; twice as many without."""
+    """Iterations at the chosen ridge, from the weights of its trial; twice as many if `ridge` is given."""
 
     def refit(
         self,
@@ -61,11 +61,11 @@ class LeastSquares:
         """Fit the matrices of one group.
 
         Args:
-            pruned: what the pruner left, (rows_i, columns) each, float32.
-            masks: bool, True where kept.
+            pruned: the weights that the pruner left, (rows_i, columns) each, float32.
+            masks: bool, of the same shapes, True where kept.
             dense: the dense model's matrices, of the same shapes.
-            calibration: the inputs of the group in both models, over the calibration samples.
-            heldout: the same over held-out samples.
+            calibration: sums over the calibration samples of the group's inputs in both models.
+            heldout: the same over the held-out samples.
 
         Raises:
             NumericalError: the inputs are not finite.
@@ -76,7 +76,7 @@ class LeastSquares:
         if not (all_finite(G) and all_finite(right)):
             raise NumericalError("the inputs of this group hold NaN or infinite values, which least squares cannot use")
         mean = float(G.diagonal().mean())
-        if mean == 0.0:  # nothing ever reaches this group
+        if mean == 0.0:  # all inputs of this group are zero
             return Refit(list(pruned), None)
         heldout_right = D @ heldout.cross.T
         W, best, chosen = start, start, self.ridge
@@ -101,11 +101,11 @@ def solve(G: Tensor, right: Tensor, W: Tensor, prior: Tensor, mask: Tensor, ridg
     Args:
         G: X'X, (columns, columns), float32, positive semidefinite.
         right: D Z'X, (rows, columns).
-        W: where to begin, zero outside the mask.
-        prior: what the ridge pulls W towards, zero outside the mask.
+        W: the starting point, zero outside the mask; not changed.
+        prior: the weights that the ridge pulls W towards, zero outside the mask.
         mask: bool, of the shape of W.
         ridge: at least 0.
-        iterations: at most so many; fewer where all rows are solved to within float32.
+        iterations: the maximum; fewer if all rows are solved to float32 accuracy.
     """
     kept = mask.to(W.dtype)
     inverse = 1.0 / (G.diagonal() + ridge).clamp_min(torch.finfo(W.dtype).tiny)  # (columns,)

@@ -1,4 +1,4 @@
-"""Magnitude pruning: the smallest |w| of each matrix go (PAPER: "magnitude, per layer")."""
+"""Magnitude pruning: the weights of smallest |w| in each matrix are pruned (PAPER: "magnitude, per layer")."""
 
 from __future__ import annotations
 

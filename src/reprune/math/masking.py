@@ -1,4 +1,4 @@
-"""Sets to zero what a mask leaves out, and picks what it keeps."""
+"""Sets the values that a mask leaves out to zero, and picks those that it keeps."""
 
 from __future__ import annotations
 
@@ -6,38 +6,38 @@ import torch
 from torch import Tensor
 
 _AT_ONCE = 2**24
-"""Values among which a mask's are looked for at a time. PyTorch makes a list of their places, int64 for each dimension,
-which for all experts of a layer would be up to three times as large as their weights."""
+"""How many values are picked from at a time. PyTorch lists the places of those that are kept, as int64 per dimension;
+for all experts of a layer, this list would be up to three times as large as their weights."""
 PLACES_BYTES = 8 * _AT_ONCE
-"""What such a list takes at the most."""
+"""The largest size of such a list."""
 
 
 def mask_(values: Tensor, mask: Tensor) -> Tensor:
     """Multiply values by a mask in place.
 
-    On a CPU, bytes are multiplied by in a third of the time that PyTorch takes for bool.
+    On a CPU, multiplying by bytes takes a third of the time of multiplying by bool.
 
     Args:
         values: of any shape and float dtype.
-        mask: bool, of the same shape, True where they stay.
+        mask: bool, of the same shape, True where values stay.
 
     Returns:
-        The values; zeros have the sign of what they were.
+        The values; zeros have the sign of the values that they replace.
     """
     return values.mul_(mask.view(torch.uint8))
 
 
 def mask_weights_(weights: Tensor, mask: Tensor) -> Tensor:
-    """The same of weights that are finite, all of whose zeros are then positive, as they are saved."""
+    """The same for finite weights, which are saved: all their zeros become positive."""
     return mask_(weights, mask).add_(0.0)
 
 
 def pick(values: Tensor, mask: Tensor) -> Tensor:
-    """What a mask keeps, as one vector in the order in which it lies.
+    """The values that a mask keeps, as one vector in row-major order.
 
     Args:
         values: of any shape and dtype.
-        mask: bool, of the same shape, True where they are kept.
+        mask: bool, of the same shape, True where values are kept.
     """
     flat, flat_mask = values.reshape(-1), mask.reshape(-1)
     if len(flat) <= _AT_ONCE:
@@ -52,8 +52,8 @@ def pick(values: Tensor, mask: Tensor) -> Tensor:
 
 
 def put_back_(values: Tensor, mask: Tensor, picked: Tensor) -> None:
-    """Set what a mask keeps of values, which lie without gaps, to a vector as `pick` gives it; leave the others."""
-    if values.device.type == "cpu" or values.numel() <= _AT_ONCE:  # a CPU needs no places for this
+    """Set the values that a mask keeps to a vector as `pick` returns it; `values` is contiguous."""
+    if values.device.type == "cpu" or values.numel() <= _AT_ONCE:  # a CPU makes no list of places for this
         values.masked_scatter_(mask, picked)
         return
     start = 0

@@ -1,7 +1,7 @@
-"""The mean square of differences, with a gradient that takes no memory beside them.
+"""The mean square of differences, with a gradient that takes no memory beyond the differences.
 
-By PyTorch's own operations both ways together hold five tensors of the outputs' size more, at the moment when all that
-the forward pass kept for the gradients is still there.
+PyTorch's own operations, forward and backward together, hold five more tensors of the outputs' size, at the moment when
+everything that the forward pass kept for the gradients is still in memory.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ def mean_square_(outputs: Tensor, targets: Tensor, scale: Tensor | None = None) 
 
     Args:
         outputs: (samples, ..., hidden), float32.
-        targets: the same; they are overwritten.
-        scale: of each feature, (hidden,), if there is one.
+        targets: of the same shape and dtype; they are overwritten.
+        scale: one number per feature, (hidden,), or None.
 
     Returns:
-        A number, float32. Its gradient can be taken once.
+        A scalar, float32. Its gradient can be taken once.
     """
     mean = _MeanSquare.apply(outputs, targets, scale)  # type: ignore[no-untyped-call]  # PyTorch's own
     assert isinstance(mean, Tensor)
@@ -30,7 +30,7 @@ def mean_square_(outputs: Tensor, targets: Tensor, scale: Tensor | None = None) 
 
 @final
 class _MeanSquare(torch.autograd.Function):
-    """Holds the differences, which become their own gradient."""
+    """Keeps the differences, which are turned into the gradient in place."""
 
     @staticmethod
     def forward(ctx: Any, outputs: Tensor, targets: Tensor, scale: Tensor | None) -> Tensor:
@@ -44,5 +44,5 @@ class _MeanSquare(torch.autograd.Function):
     def backward(ctx: Any, *outer: Any) -> Any:
         gradient = ctx.differences
         ctx.differences = None
-        gradient.mul_(outer[0] * (-2.0 / gradient.numel()))  # they are of the targets from the outputs
+        gradient.mul_(outer[0] * (-2.0 / gradient.numel()))  # minus, as they are targets - outputs
         return gradient if ctx.scale is None else gradient.div_(ctx.scale), None, None

@@ -19,7 +19,7 @@ from reprune.errors import InputError, NumericalError
 
 Scope = Literal["matrix", "row"]
 """Which weights compete with each other: all of a matrix, or those of one output row."""
-_LONG, _SAMPLE = 2**16, 2**12  # scores that are sought through by a sample first, and about how many that looks at
+_LONG, _SAMPLE = 2**16, 2**12  # rows this long are searched by a sample first; about the sample's size
 
 
 class Pattern(ABC):
@@ -33,21 +33,21 @@ class Pattern(ABC):
     @property
     @abstractmethod
     def group(self) -> int:
-        """How many consecutive columns belong together (1 where any weight may go)."""
+        """How many consecutive columns belong together (1 if any weight may be pruned)."""
 
     @abstractmethod
     def keep(self, scores: Tensor, scope: Scope) -> Tensor:
-        """Keep the best weights that the pattern allows.
+        """Choose the mask that keeps the weights of highest score, as far as the pattern allows.
 
         Args:
-            scores: importance of each weight (rows, columns), any float dtype, higher is kept.
+            scores: importance of each weight (rows, columns), any float dtype; higher ones are kept.
             scope: which weights compete; a pattern with its own groups ignores it.
 
         Returns:
             The mask (rows, columns), bool, True where kept.
 
         Raises:
-            NumericalError: the pattern is unstructured, and some scores are NaN.
+            NumericalError: the pattern is unstructured and some scores are NaN.
         """
 
     def allows(self, mask: Tensor) -> bool:
@@ -56,7 +56,7 @@ class Pattern(ABC):
         return True
 
     def check(self, columns: int, name: str) -> None:
-        """Raise `InputError` if a matrix with so many input columns cannot have this pattern."""
+        """Raise `InputError` if a matrix with this many input columns cannot have this pattern."""
         if columns % self.group:
             last = name.rsplit(".", 1)[-1]
             raise InputError(
@@ -69,7 +69,7 @@ class Pattern(ABC):
 @final
 @dataclass(frozen=True)
 class Unstructured(Pattern):
-    """Any `fraction` of the weights may go."""
+    """`fraction` of the weights are pruned, wherever they are."""
 
     fraction: float
 
@@ -99,9 +99,9 @@ class Unstructured(Pattern):
             return torch.ones_like(scores, dtype=torch.bool)
         threshold = _kth_lowest(scores, pruned)  # (rows, 1)
         keep = scores > threshold
-        surplus = scores.shape[1] - pruned - keep.sum(dim=1)  # kept too few by as many: ties at the threshold
+        surplus = scores.shape[1] - pruned - keep.sum(dim=1)  # how many of the ties are kept too
         rows = surplus.nonzero().flatten().tolist()
-        if rows and bool(scores.isnan().any()):  # which is above no threshold
+        if rows and bool(scores.isnan().any()):  # NaN is above no threshold
             raise NumericalError("some scores are NaN, so the weights cannot be ranked")
         for row in rows:
             ties = (scores[row] == threshold[row]).nonzero().flatten()
@@ -113,7 +113,7 @@ class Unstructured(Pattern):
 
 
 def _kth_lowest(scores: Tensor, k: int) -> Tensor:
-    """The k-th lowest of each row (rows, columns), as (rows, 1)."""
+    """The k-th lowest score of each row of (rows, columns), as (rows, 1)."""
     if scores.device.type == "cpu" and scores.dtype == torch.float32:  # NumPy takes a fifth of the time
         return torch.from_numpy(np.partition(scores.detach().numpy(), k - 1, axis=1)[:, k - 1 : k])
     if len(scores) == 1 and scores.shape[1] >= _LONG:
@@ -122,10 +122,11 @@ def _kth_lowest(scores: Tensor, k: int) -> Tensor:
 
 
 def _kth_of_many(row: Tensor, k: int) -> Tensor:
-    """The k-th lowest of one long row (columns,).
+    """The k-th lowest score of one long row (columns,).
 
-    It is sought among those values alone that a sample of the row says it may be one of: PyTorch's selection from one
-    row is by one group of threads. Where the sample was wrong, all are sought through, so the result is always exact.
+    A sample of the row gives the range in which it should lie, and only scores in this range are searched: PyTorch
+    selects from one row by a single thread block. If the sample misled, the whole row is searched, so the result is
+    always exact.
     """
     sample = row[:: row.numel() // _SAMPLE | 1].sort().values
     share = k / row.numel()
@@ -162,7 +163,7 @@ class NM(Pattern):
         return self.of
 
     def keep(self, scores: Tensor, scope: Scope) -> Tensor:
-        del scope  # the groups compete within themselves
+        del scope  # weights compete within their group
         groups = scores.reshape(scores.shape[0], -1, self.of)  # (rows, groups, of)
         rank = torch.zeros_like(groups, dtype=torch.int16)
         for other in range(self.of):

@@ -1,7 +1,7 @@
 """What a pruner is: scores for the weights of a linear group, a mask, and perhaps updated weights.
 
-A new pruner is one file that derives from `Pruner`, its name in `reprune.planning.axes` and its settings in
-`reprune.planning.recipe`; or a package of its own (`reprune.planning.pruners`).
+A new pruner is one file with a class derived from `Pruner`, its name in `reprune.planning.axes` and its settings in
+`reprune.planning.recipe`; or a package of its own (see `reprune.planning.pruners`).
 """
 
 from __future__ import annotations
@@ -28,25 +28,25 @@ class Pruned:
 
     weight: Tensor  # (rows, columns), float32, exactly zero where the mask is False
     mask: Tensor  # (rows, columns), bool, True where kept
-    notes: tuple[str, ...] = ()  # what was out of the ordinary, in words
+    notes: tuple[str, ...] = ()  # anything out of the ordinary, in words
 
 
 class Pruner(ABC, Generic[S]):
-    """Chooses the mask of each matrix of a linear group from what its inputs look like."""
+    """Chooses the mask of each matrix of a linear group from statistics of the group's inputs."""
 
     data_free: bool = False
-    """Whether it looks at the weights alone: then no samples are run to gather its statistics."""
+    """Whether it looks at the weights alone; then no samples are run to gather statistics."""
 
     @abstractmethod
     def statistics(self, columns: int, device: torch.device) -> S:
-        """A fresh accumulator of what this pruner needs to know of a group's inputs (..., columns)."""
+        """A new accumulator of what this pruner needs to know about a group's inputs (..., columns)."""
 
     def prune(self, weights: Sequence[Tensor], statistics: S, pattern: Pattern) -> list[Pruned]:
         """Prune all matrices of one group, which share their inputs.
 
         Args:
-            weights: matrices (rows_i, columns), float32; left as they are.
-            statistics: the inputs' statistics, as made by `statistics` and fed with calibration data.
+            weights: matrices (rows_i, columns), float32; not changed.
+            statistics: the inputs' statistics, made by `statistics` and fed with calibration data.
             pattern: what the masks may look like.
 
         Raises:
@@ -59,4 +59,4 @@ class Pruner(ABC, Generic[S]):
 
     @abstractmethod
     def _prune(self, weights: Sequence[Tensor], statistics: S, pattern: Pattern) -> list[Pruned]:
-        """As `prune`, which has made sure that the weights are finite."""
+        """Like `prune`, which has checked that the weights are finite."""

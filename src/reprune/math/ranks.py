@@ -1,8 +1,8 @@
 """The processes that do one run together, each with a part of the samples (torch.distributed).
 
-Each of N ranks has every N-th sample, counted from its own number. What is summed over samples is summed over ranks;
-what one rank has computed or read, it tells the others. Alone there is one rank, and nothing of this does anything.
-Nothing is pickled: values go as JSON, tensors as their bytes.
+Each of N ranks has every N-th sample, starting from its own number. Sums over samples are summed over ranks; what one
+rank has computed or read, it sends to the others. A single process is one rank, and then nothing is exchanged.
+Nothing is pickled: values are sent as JSON, tensors as their bytes.
 """
 
 from __future__ import annotations
@@ -30,32 +30,32 @@ from reprune.math.heartbeat import Heartbeat
 Value = TypeVar("Value")
 
 _BUCKET = 2**26  # bytes of small tensors that are summed at once
-_HEARING = 2.0  # seconds for all ranks to come to the same error
-_LETTING_GO = 0.1  # seconds for threads that await Python's lock, and nothing else
+_HEARING = 2.0  # seconds to wait for the other ranks to report an error
+_LETTING_GO = 0.1  # seconds for threads that wait for Python's lock and for nothing else
 
 
 @dataclass
 class Traffic:
-    """What ranks have exchanged."""
+    """What a rank has exchanged with the others."""
 
-    bytes: int = 0  # that this rank has sent
-    seconds: float = 0.0  # that it has spent on it, mostly waiting
+    bytes: int = 0  # sent by this rank
+    seconds: float = 0.0  # spent on exchanges, mostly waiting
 
     def since(self, before: Traffic) -> Traffic:
         return Traffic(self.bytes - before.bytes, self.seconds - before.seconds)
 
 
 class Ranks(ABC):
-    """All processes of a run, as one of them sees them."""
+    """All processes of a run, as seen by one of them."""
 
     number: int
-    """This one's."""
+    """The rank of this process, from 0."""
     count: int
     traffic: Traffic
 
     @property
     def first(self) -> bool:
-        """Whether this is the one that writes."""
+        """Whether this is the rank that writes."""
         return self.number == 0
 
     @property
@@ -63,12 +63,12 @@ class Ranks(ABC):
         return self.count == 1
 
     def part(self, samples: int) -> int:
-        """How many of so many samples are this rank's."""
+        """How many of `samples` samples are this rank's."""
         return len(range(self.number, samples, self.count))
 
     @abstractmethod
     def own(self, samples: Tensor) -> Tensor:
-        """Of the numbers of some samples those of this rank's, as it numbers them itself."""
+        """Select this rank's samples from sample numbers of the run; returns the rank's own numbers of them."""
 
     @abstractmethod
     def sum_(self, tensors: Sequence[Tensor]) -> None:
@@ -76,18 +76,18 @@ class Ranks(ABC):
 
     @abstractmethod
     def add(self, values: Sequence[float]) -> list[float]:
-        """Each number's sum over all ranks, in float64."""
+        """The sum of each number over all ranks, in float64."""
 
     @abstractmethod
     def copy_(self, tensors: Sequence[Tensor], source: int = 0) -> None:
-        """Set each tensor to what it is on one rank."""
+        """Set each tensor to its values on the source rank."""
 
     @abstractmethod
     def tell(self, value: Any, source: int = 0) -> Any:
-        """What one rank gives: whatever JSON can hold."""
+        """Send the source rank's value to all ranks; returns it on each. JSON must be able to hold it."""
 
     def each_tells(self, value: Any) -> list[Any]:
-        """What all ranks give, in their order: whatever JSON can hold."""
+        """The values of all ranks, in the order of ranks. JSON must be able to hold them."""
         return [self.tell(value, source) for source in range(self.count)]
 
     @abstractmethod
@@ -95,10 +95,12 @@ class Ranks(ABC):
         """Wait until the first rank gets here, however long that takes, as long as it lives."""
 
     def first_does(self, work: Callable[[], Value]) -> Value:
-        """What the first rank's work gives, which JSON can hold; the others wait, however long it takes.
+        """Do work on the first rank alone; returns its result, which JSON must be able to hold, on all ranks.
+
+        The other ranks wait, however long it takes.
 
         Raises:
-            InputError: on all ranks, where the work raises it.
+            InputError: on all ranks, if the work raises it.
         """
         found: Value | None = None
         wrong: InputError | None = None
@@ -114,7 +116,7 @@ class Ranks(ABC):
         return cast("Value", told)
 
     def tell_tensors(self, tensors: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
-        """What the first rank gives, on the CPU; the others give None."""
+        """Send the first rank's tensors to all ranks; returns them on the CPU. The other ranks pass None."""
         if self.alone:
             return dict(tensors or {})
         kinds = [[name, str(one.dtype).removeprefix("torch."), [*one.shape]] for name, one in (tensors or {}).items()]
@@ -126,7 +128,7 @@ class Ranks(ABC):
         return found
 
     def sum_gradients_(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Sum all gradients; where no rank has one there is none."""
+        """Sum all gradients over ranks; a parameter without a gradient on every rank stays without one."""
         there = self.add([float(parameter.grad is not None) for parameter in parameters])
         having = [parameter for parameter, count in zip(parameters, there, strict=True) if count]
         for parameter in having:
@@ -137,7 +139,7 @@ class Ranks(ABC):
 
 @final
 class Alone(Ranks):
-    """One process."""
+    """A run of one process."""
 
     number, count = 0, 1
 
@@ -148,41 +150,41 @@ class Alone(Ranks):
         return samples
 
     def sum_(self, tensors: Sequence[Tensor]) -> None:
-        """They are the sums."""
+        """Does nothing: the tensors are the sums."""
 
     def add(self, values: Sequence[float]) -> list[float]:
         return list(values)
 
     def copy_(self, tensors: Sequence[Tensor], source: int = 0) -> None:
-        """They are what they are."""
+        """Does nothing: there is no other rank."""
 
     def tell(self, value: Any, source: int = 0) -> Any:
         return value
 
     def wait_for_first(self) -> None:
-        """It is here."""
+        """Does nothing: this is the first rank."""
 
 
 @final
 class Together(Ranks):
-    """Several processes, as a launcher such as torchrun has started them."""
+    """A run of several processes, started by a launcher such as torchrun."""
 
     def __init__(self, timeout: float) -> None:
-        """Join the others, as RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT say.
+        """Join the other processes by RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT in the environment.
 
         Args:
-            timeout: how many seconds to wait for another rank before it is given up for lost.
+            timeout: seconds to wait for another rank before it counts as lost.
 
         Raises:
-            InputError: this PyTorch is built for one process.
-            LostRankError: the others cannot be found in that time.
+            InputError: this PyTorch is built without torch.distributed.
+            LostRankError: the other processes are not found within that time.
         """
         if not dist.is_available():
             raise InputError(
                 f"a run on several processes needs torch.distributed, which PyTorch {torch.__version__} is built "
                 "without; start one process, or install a PyTorch that has it."
             )
-        from torch.distributed.rendezvous import rendezvous  # which such a PyTorch cannot import
+        from torch.distributed.rendezvous import rendezvous  # such a PyTorch cannot import it
 
         self.traffic = Traffic()
         backend = "gloo"
@@ -191,7 +193,7 @@ class Together(Ranks):
             # NCCL refuses processes that share a GPU.
             if int(os.environ.get("LOCAL_WORLD_SIZE", "1")) <= torch.cuda.device_count():
                 backend = "cpu:gloo,cuda:nccl"
-                # So that a lost rank is an error here, as with gloo, and does not end this process by NCCL's watchdog.
+                # Makes a lost rank an error here, as with gloo; otherwise NCCL's watchdog ends this process.
                 os.environ.setdefault("TORCH_NCCL_BLOCKING_WAIT", "1")
         wait = timedelta(seconds=timeout)
         try:
@@ -206,10 +208,10 @@ class Together(Ranks):
             self._heart.begin()
 
     def close(self) -> None:
-        """Leave the others, whatever has become of them."""
+        """Leave the process group, even if other processes are lost."""
         self._heart.end()
-        # Threads of gloo let go of tensors under Python's lock. PyTorch 2.6 holds that while it waits for them to end,
-        # for ever: so they are to be through with it.
+        # Gloo's threads need Python's lock to release tensors. PyTorch 2.6 holds that lock while it waits for these
+        # threads to end, a deadlock. So they get time to release their tensors first.
         time.sleep(_LETTING_GO)
         with suppress(RuntimeError):
             dist.destroy_process_group()
@@ -239,7 +241,7 @@ class Together(Ranks):
             tensor.copy_(part.view_as(tensor))
 
     def _sum_(self, tensor: Tensor) -> None:
-        # In a ring each rank sends (count - 1) / count of it twice.
+        # In a ring, each rank sends (count - 1) / count of the tensor twice.
         self._exchange(2 * tensor.nbytes * (self.count - 1) // self.count, lambda: dist.all_reduce(tensor))
 
     def add(self, values: Sequence[float]) -> list[float]:
@@ -277,24 +279,24 @@ class Together(Ranks):
             self._exchange(0, lambda: self._heart.wait(key, self._patience))
 
     def blame(self, message: str) -> bool:
-        """Whether this rank is the one to say why all end: the first, or one whose reason is not that of the first."""
+        """Whether this rank must report why the run ends: the first must, and any whose message is another."""
         said, heard = "reprune/error", "reprune/heard"
         try:
             if self.first:
                 self._store.set(said, message.encode())
                 until = time.monotonic() + _HEARING
                 while self._store.add(heard, 0) < self.count - 1 and time.monotonic() < until:
-                    time.sleep(0.05)  # with the first ends what they find each other by
+                    time.sleep(0.05)  # the store ends with the first rank
                 return True
             self._store.wait([said], timedelta(seconds=_HEARING))
             same = self._store.get(said) == message.encode()
             self._store.add(heard, 1)
             return not same
-        except RuntimeError:  # the first knows of no error
+        except RuntimeError:  # the first rank has reported no error
             return True
 
     def is_first_to_lose(self) -> bool:
-        """Whether no other rank has said before that some are lost, as far as can be known."""
+        """Whether no other rank has reported before that ranks are lost, as far as can be known."""
         self._heart.end()
         found: list[int] = []
 
@@ -302,7 +304,7 @@ class Together(Ranks):
             with suppress(RuntimeError):
                 found.append(int(self._store.add("reprune/lost", 1)))
 
-        # Where the one to ask is lost, nobody answers.
+        # If the rank that holds the store is lost, nobody answers.
         asking = threading.Thread(target=ask, daemon=True)
         asking.start()
         asking.join(_HEARING)
@@ -322,10 +324,10 @@ class Together(Ranks):
 
 
 def _short(error: Exception) -> str:
-    """What an error of PyTorch's says first, without the place in its source that it stands behind."""
+    """The first sentence of PyTorch's error, without the place in its source that precedes it."""
     said = re.sub(r"^\[[^]]*\.cc:\d+\] *", "", " ".join(str(error).split()))
     return re.split(r"\. (?=[A-Z])", said)[0][:150]
 
 
 ALONE = Alone()
-"""Of what runs in one process."""
+"""The ranks of anything that runs in one process."""

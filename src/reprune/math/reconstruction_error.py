@@ -21,23 +21,23 @@ class Error:
     relative: float
     """||outputs - targets||^2 / ||targets||^2."""
     standardized: float | None = None
-    """The mean of ((outputs - targets) / scale)^2; None where no scale of each feature was given."""
+    """The mean of ((outputs - targets) / scale)^2; None if no scale of the features was given."""
 
     @classmethod
     def of_predictions(cls, divergence: float) -> Self:
-        """The error of predictions, in place of outputs: their divergence, in nats per token."""
+        """The error of predictions instead of outputs: their divergence, in nats per token."""
         return cls(divergence, divergence)
 
     @property
     def judged(self) -> float:
-        """What states of a window are compared by, whatever its loss: the standardized error if there is one.
+        """The error by which a window's states are compared, whatever the loss: the standardized one if there is one.
 
         A squared error can come from one feature of hundreds, and then says little about the model.
         """
         return self.normalized if self.standardized is None else self.standardized
 
     def in_measure(self, standardized: bool) -> float:
-        """The relative or the standardized error."""
+        """The standardized error if `standardized`, else the relative one."""
         if not standardized:
             return self.relative
         assert self.standardized is not None
@@ -71,7 +71,7 @@ class ErrorMeter:
         self._count += targets.numel()
 
     def error(self, ranks: Ranks = ALONE) -> Error:
-        """The error over all batches of all ranks so far (0 where there were none)."""
+        """The error over all batches of all ranks so far (0 if there were none)."""
         difference, scaled, target, count = ranks.add([self._difference, self._scaled, self._target, self._count])
         return Error(
             difference / max(count, 1),

@@ -1,8 +1,8 @@
-"""Cuts what is numbered into parts. Knows nothing of what that is."""
+"""Cuts a range of numbers into parts. Knows nothing of what is numbered."""
 
 from __future__ import annotations
 
 
 def slices(start: int, stop: int, size: int) -> list[slice]:
-    """All numbers from `start` to before `stop`, so many at a time; the last slice may be shorter."""
+    """The range from `start` to before `stop`, in slices of `size`; the last may be shorter."""
     return [slice(first, min(first + size, stop)) for first in range(start, stop, size)]

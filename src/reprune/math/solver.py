@@ -1,8 +1,8 @@
 """What a solver is: something that fits a window's weights to its targets under fixed masks.
 
 A solver sees a window as a `Problem`: parameters, and a differentiable map from sample numbers to outputs. A descent
-needs less of it, an `Objective`.
-A new solver is one file that derives from `Solver`, and its name and settings in `reprune.planning.descents`.
+needs only part of that, an `Objective`.
+A new solver is one file with a class derived from `Solver`, and its name and settings in `reprune.planning.descents`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from reprune.math.reconstruction_error import Error
 
 @dataclass(frozen=True)
 class Errors:
-    """Errors on the samples that are fitted and on those that are not."""
+    """Errors on the samples that are fitted and on those held out."""
 
     calibration: Error
     heldout: Error
@@ -31,27 +31,27 @@ class Errors:
 
 @dataclass(frozen=True)
 class Epoch:
-    """What one pass over the calibration samples did."""
+    """The outcome of one pass over the calibration samples."""
 
     number: int  # 1 for the window's first
-    calibration: float  # in the measure of the loss, mean over the epoch's batches, each before its own step
-    heldout: float  # the error after the epoch, in the same measure: relative, or standardized as the loss is
-    judged: float  # the same error as the guard looks at it, see `Error.judged`
+    calibration: float  # the mean loss of the epoch's batches, each before its own step
+    heldout: float  # the error after the epoch, in the measure of the loss: relative or standardized
+    judged: float  # the error after the epoch by which the guard compares states, see `Error.judged`
     lr: float  # the learning rate that its descent began with, or rose to in its warm-up
-    relative_lr: float  # the same, over the root mean square of the kept weights as they were then
-    last_part: bool = False  # whether it trained the last part of the window alone
+    relative_lr: float  # the same, divided by the root mean square of the kept weights before the descent
+    last_part: bool = False  # whether only the last part of the window was trained
 
 
 @dataclass(frozen=True)
 class Fit:
     """What a solver did to a window."""
 
-    before: Errors | None = None  # None where nothing was fitted: the errors are those after
+    before: Errors | None = None  # None if nothing was fitted: they equal the errors after
     epochs: tuple[Epoch, ...] = ()
     planned_epochs: int = 0  # how many there would have been without an early stop
     kept_epoch: int = 0  # the epoch whose state the window keeps; 0 is the state before
-    guarded: bool = False  # whether it is that of the lowest held-out error
-    relative_lr: float | None = None  # the rate asked for, over the root mean square of the kept weights before the fit
+    guarded: bool = False  # whether that is the state of the lowest held-out error
+    relative_lr: float | None = None  # the rate asked for, divided by the RMS of the kept weights before the fit
 
 
 class Objective(ABC):
@@ -60,24 +60,24 @@ class Objective(ABC):
     parameters: Sequence[nn.Parameter]
     """All that may change: float32 leaves, exactly zero where masked."""
     masks: Sequence[Tensor | None]
-    """For each parameter, bool and of its shape, True where it may change; None where all of it may."""
+    """For each parameter, bool and of its shape, True where it may change; None if all of it may."""
     sized: Sequence[bool]
-    """For each parameter, whether a relative rate is a share of its size: if it is pruned in this run, or all linears
-    where none is."""
+    """For each parameter, whether its size counts for a relative rate: if it is pruned in this run, or, if none is, if
+    it is of a linear."""
     samples: int
     """How many calibration samples there are; they are numbered from 0."""
     ranks: Ranks = ALONE
-    """The processes that fit it together, each to its own samples."""
+    """The processes that fit it together, each on its own samples."""
     scale: Tensor | None = None
     """What the loss divides each feature's differences by, (hidden,), float32; None: the root of the mean power."""
     half: bool = False
-    """Whether gradients pass through float16, whose smallest numbers a loss must be scaled up to stay above."""
+    """Whether gradients pass through float16; the loss must then be scaled up so that they do not underflow."""
 
     @abstractmethod
     def loss(self, samples: Tensor) -> Tensor:
-        """The mean loss of calibration samples (batch,) of this rank's, with gradients.
+        """The mean loss of some of this rank's calibration samples (batch,), with gradients.
 
-        They are numbered as `Ranks.own` does.
+        They are given by this rank's own numbers (see `Ranks.own`).
         """
 
     @abstractmethod
@@ -86,7 +86,7 @@ class Objective(ABC):
 
     @contextmanager
     def fitting(self, what: str) -> Iterator[None]:
-        """Parameters record gradients within, and a `NumericalError` that leaves it says what was fitted."""
+        """Within this context, parameters record gradients, and a `NumericalError` names what was fitted."""
         self._record_gradients_(True)
         try:
             with naming(what):
@@ -105,36 +105,36 @@ class Problem(Objective):
 
     @abstractmethod
     def outputs(self, samples: Tensor) -> Tensor:
-        """The window's outputs (batch, tokens, hidden) for samples as `loss` is given them, with gradients."""
+        """The window's outputs (batch, tokens, hidden), with gradients; samples are numbered as for `loss`."""
 
     @abstractmethod
     def targets(self, samples: Tensor) -> Tensor:
-        """The targets (batch, tokens, hidden) of the same samples; the caller's own, to write to."""
+        """The targets (batch, tokens, hidden) of the same samples; the caller may overwrite them."""
 
     def loss(self, samples: Tensor) -> Tensor:
-        """The mean square of the outputs' differences from the targets over the mean power of all targets.
+        """The mean square of the outputs' differences from the targets, divided by the mean power of all targets.
 
-        So neither the hidden size nor massive activations change the scale of the gradients. Where there is a scale of
-        each feature, it is the mean of ((outputs - targets) / scale)^2.
+        So neither the hidden size nor massive activations change the scale of the gradients. If there is a scale of
+        each feature, the loss is the mean of ((outputs - targets) / scale)^2 instead.
         """
         mean = mean_square_(self.outputs(samples).float(), self.targets(samples), self.scale)
         return mean if self.scale is not None else mean / (self.target_power() or 1.0)
 
     @abstractmethod
     def errors_before(self) -> Errors:
-        """The errors over all calibration and all held-out samples; only before anything of the window is fitted."""
+        """The errors over all calibration and all held-out samples; call it before anything of the window is fitted."""
 
     @abstractmethod
     def target_power(self) -> float:
-        """The mean square of all calibration targets, by which losses are normalized."""
+        """The mean square of all calibration targets, which losses are divided by."""
 
     @abstractmethod
     def last_part(self) -> AbstractContextManager[Problem | None]:
-        """The same problem with all but the window's last part fixed; None where it has one part only."""
+        """The same problem with all but the window's last part fixed; None if it has only one part."""
 
 
 def finite_errors(problem: Problem) -> Errors:
-    """The errors before anything is fitted; raises `NumericalError` where they are not finite."""
+    """The errors before anything is fitted; raises `NumericalError` if they are not finite."""
     errors = problem.errors_before()
     if not errors.calibration.finite:
         raise NumericalError("the window's outputs are not finite before its reconstruction")
@@ -150,7 +150,7 @@ class Solver(ABC):
 
         Args:
             problem: the window.
-            seed: decides everything random in it.
+            seed: determines everything random in it.
             progress: called after each epoch.
 
         Raises:
@@ -159,16 +159,16 @@ class Solver(ABC):
 
     @abstractmethod
     def planned(self, blocks: int) -> int:
-        """How many epochs a window of so many blocks takes, where none stops it early."""
+        """How many epochs a window of this many blocks takes if it does not stop early."""
 
     @abstractmethod
     def batch_sizes(self, samples: int) -> set[int]:
-        """Of how many samples the outputs are asked for at a time, where there are so many in all."""
+        """The sizes of the batches that are passed through a window, for this many samples in all."""
 
 
 @final
 class NoSolver(Solver):
-    """Leaves the pruner's own update as it is (the LR rung of the paper)."""
+    """Fits nothing: the pruner's own update stays (the LR rung of the paper)."""
 
     def planned(self, blocks: int) -> int:
         return 0

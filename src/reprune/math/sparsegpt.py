@@ -5,9 +5,9 @@ For one row w with Gram matrix H, pruning weight p at the least cost and correct
     cost   = w_p^2 / [H^-1]_pp
     update = -(w_p / [H^-1]_pp) * H^-1[:, p]
 
-Going through the columns from left to right, only those not yet passed may still change, so H^-1 is that of the
-columns that remain. The rows of the upper Cholesky factor U of H^-1 hold just these: U_pp^2 is [H_F^-1]_pp and
-U[p, p:] / U_pp its scaled column, F being the columns p and after. All rows share H, hence U.
+Columns are pruned from left to right, and only those not yet pruned may still change, so the inverse needed is that of
+H restricted to the columns F from p on. The upper Cholesky factor U of H^-1 holds it for every p: U_pp^2 is
+[H_F^-1]_pp, and U[p, p:] / U_pp is the column H_F^-1[:, p] / [H_F^-1]_pp. All rows share H, hence U.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from reprune.math.pruner import Pruned, Pruner
 from reprune.math.statistics import Gram
 
 _NARROW = 16  # columns: few enough that they stay in the processor's cache
-_DIRECT = 128  # columns: so few are factorized by LAPACK, which is slower than products are
+_DIRECT = 128  # columns: up to so many by LAPACK's factorization, which is slower than products for more
 
 
 @final
@@ -36,14 +36,14 @@ _DIRECT = 128  # columns: so few are factorized by LAPACK, which is slower than 
 class SparseGPT(Pruner[Gram]):
     """Score w^2 / diag(U)^2 in blocks of columns, with the OBS update of all columns to the right.
 
-    Unstructured masks are chosen once a block of `block_size` columns, N:M masks once a group of M, both from
-    the weights as the updates so far have left them.
+    Unstructured masks are chosen once per block of `block_size` columns, N:M masks once per group of M, both from the
+    weights as updated so far.
     """
 
     damping: float = 0.01
     """Added to the diagonal of H, as a share of its mean."""
     block_size: int = 128
-    """Columns between two lazy updates of all that is to the right."""
+    """Columns between two lazy updates of all columns to the right."""
 
     def statistics(self, columns: int, device: torch.device) -> Gram:
         return Gram(columns, device)
@@ -62,7 +62,7 @@ class SparseGPT(Pruner[Gram]):
     def _factor(self, statistics: Gram) -> tuple[Tensor, Tensor, tuple[str, ...]]:
         """The upper Cholesky factor U of H^-1, the columns whose input is always zero, and notes.
 
-        Where H is not definite at the given damping, that is raised tenfold, up to the mean diagonal.
+        While H is not positive definite, the damping is raised tenfold, up to the mean diagonal.
         """
         if not all_finite(statistics.matrix):
             raise NumericalError(
@@ -82,11 +82,11 @@ class SparseGPT(Pruner[Gram]):
         )
 
     def _sweep_(self, W: Tensor, U: Tensor, rows: list[int], pattern: Pattern) -> Tensor:
-        """Prune W (columns, rows) in place; return its mask (columns, rows), bool."""
+        """Prune W (columns, rows) in place; returns its mask (columns, rows), bool."""
         columns = W.shape[0]
         mask = torch.ones_like(W, dtype=torch.bool)
         width = max(self.block_size // pattern.group, 1) * pattern.group
-        # Within a block the same again: updates reach the columns nearby at once, those further on after a few.
+        # The same scheme within a block: columns nearby are updated at once, those beyond after `narrow` columns.
         narrow = max(_NARROW // pattern.group, 1) * pattern.group
         sweep = _one_by_one_ if W.device.type == "cpu" else _at_once_
         for start in range(0, columns, width):
@@ -114,18 +114,18 @@ class SparseGPT(Pruner[Gram]):
 
 
 def _one_by_one_(W: Tensor, errors: Tensor, scales: Tensor, U: Tensor) -> None:
-    """Sweep a few columns whose masks are chosen; what pruning those before it does to a column is done in its turn.
+    """Sweep a few columns whose masks are chosen; each column is updated for those before it when its turn comes.
 
-    By NumPy, whose calls take a third of the time of PyTorch's: so small are these that nothing else counts.
+    Uses NumPy, whose calls take a third of the time of PyTorch's: on so few columns, nothing else counts.
 
     Args:
-        W: (columns, rows), on the CPU; becomes what pruning the columns before it leaves of each.
-        errors: (columns, rows), set: what each column loses, over U_pp.
+        W: (columns, rows), on the CPU; each column is updated for the pruning of those before it.
+        errors: (columns, rows), output: what each column loses, divided by U_pp.
         scales: (columns, rows): 1 / U_pp where pruned, 0 where kept.
-        U: their part of the factor (columns, columns).
+        U: the factor of these columns (columns, columns).
     """
     weights, lost, by, upper = (one.detach().numpy() for one in (W, errors, scales, U))
-    with np.errstate(all="ignore"):  # what is not finite is told of where it would be saved
+    with np.errstate(all="ignore"):  # saving the weights reports those that are not finite
         for column in range(len(weights)):
             if column:
                 weights[column] -= upper[:column, column] @ lost[:column]
@@ -133,9 +133,9 @@ def _one_by_one_(W: Tensor, errors: Tensor, scales: Tensor, U: Tensor) -> None:
 
 
 def _at_once_(W: Tensor, errors: Tensor, scales: Tensor, U: Tensor) -> None:
-    """The same by one triangular solve for each row, all in one call: a GPU would wait on a call for every column.
+    """The same by one triangular solve for each row, all in one call: a GPU is slow at a call for every column.
 
-    With s the scales of a row and V the part of U above its diagonal, its errors are e = s * (w - V' e), so that
+    Let s be the scales of a row w and V the part of U above its diagonal. The row's errors are e = s * (w - V' e), so
     (1 + diag(s) V') e = s * w.
     """
     V = U.triu(1)
@@ -147,11 +147,11 @@ def _at_once_(W: Tensor, errors: Tensor, scales: Tensor, U: Tensor) -> None:
 
 
 def _upper_factor(H: Tensor, damping: float) -> Tensor | None:
-    """The upper Cholesky factor of the inverse of H with a damped diagonal; None where that is not definite.
+    """The upper Cholesky factor of the inverse of H with a damped diagonal; None if that is not positive definite.
 
-    Beside H itself there are never more than two matrices of its size: of a wide group they are what takes memory.
+    Besides H, at most two matrices of its size exist at a time: for a wide group, these take most of the memory.
     """
-    # Backwards, H = L L' with L lower; forwards again, L^-1 is the upper factor of H^-1.
+    # Reversed in both dimensions, H is L L' with L lower; L^-1, reversed again, is the upper factor of H^-1.
     backwards = H.flip(0, 1)
     diagonal = backwards.diagonal()  # a view: writing to it writes to the matrix
     diagonal[diagonal == 0] = 1.0
@@ -164,14 +164,14 @@ def _upper_factor(H: Tensor, damping: float) -> Tensor | None:
 
 
 def _to_inverse_factor_(A: Tensor) -> bool:
-    """Put in the place of A = L L' the inverse of its lower Cholesky factor L; whether A is definite.
+    """Overwrite A = L L' with the inverse of its lower Cholesky factor L; returns whether A is positive definite.
 
-    By halves, so that nearly all of it is products:
+    It recurses on halves, so that nearly all of the work is matrix products:
 
         A = | A1  .  |    L^-1 = | L1^-1                 0     |    with B L1' = A21 and L2 L2' = A2 - B B'
             | A21 A2 |           | -L2^-1 B L1^-1        L2^-1 |
 
-    Only what is on and below the diagonal is read.
+    Only values on and below the diagonal are read.
     """
     size = len(A)
     if size <= _DIRECT:

@@ -1,8 +1,8 @@
-"""How large each feature of a window's targets is, and how much it varies, so that a loss can count all alike.
+"""How large each feature of a window's targets is, and how much it varies, so that a loss can weigh all alike.
 
 A few features of a language model's hidden states are hundreds of times as large as the others (massive activations).
-They make up most of the squared error, whatever they do for the model. The norm at the beginning of the next block
-scales features back to about the same size; a loss over standard deviations does so before gradients are taken.
+They make up most of the squared error, however little they matter to the model. The norm at the beginning of the next
+block scales features back to about the same size; a loss of differences in standard deviations does so too.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ from torch import Tensor
 from reprune.math.ranks import Ranks
 
 FLOOR = 1e-3
-"""Of the mean variance, added to each: features that hardly vary are not to decide."""
+"""The share of the mean variance that is added to each variance, so that features that hardly vary do not dominate."""
 
 
 @final
 @dataclass(frozen=True)
 class FeatureStatistics:
-    """Of all features over tokens."""
+    """Statistics of the features over all tokens."""
 
     power: float
     """The mean square of all numbers."""
     largest_share: float
-    """How much of all features' power is that of one of them, the largest; 0 where there is none."""
+    """The largest feature's share in the power of all features; 0 if all are zero."""
     scale: Tensor
     """What to divide each feature's differences by, (hidden,), float32: sqrt(variance + FLOOR * mean variance).
 
-    Features of a target that does not vary at all are divided by 1.
+    If no feature varies at all, it is 1 for each.
     """
 
 
@@ -49,12 +49,12 @@ class FeatureSums:
         self._sums = found if self._sums is None else self._sums + found
 
     def statistics(self, hidden: int, device: torch.device, ranks: Ranks) -> FeatureStatistics:
-        """What the sums amount to.
+        """The statistics of all targets so far, of all ranks.
 
         Args:
-            hidden: how many features there are, also where this rank has seen none.
-            device: where the scale is to be.
-            ranks: over which the tokens are spread.
+            hidden: how many features there are; this rank may have seen no targets.
+            device: the device of the returned scale.
+            ranks: the ranks that the tokens are spread over.
         """
         sums = torch.zeros(3, hidden, dtype=torch.float64) if self._sums is None else self._sums.cpu()
         ranks.sum_([sums])

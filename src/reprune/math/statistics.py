@@ -1,4 +1,4 @@
-"""What a pruner or solver needs to know of a linear's inputs. Accumulated in float32, one batch at a time.
+"""What a pruner or solver needs to know about a linear's inputs. Accumulated in float32, one batch at a time.
 
 All linears of a group read the same inputs, so they share one object.
 """
@@ -24,7 +24,7 @@ class Statistics:
 
     @staticmethod
     def size(columns: int) -> int:
-        """The bytes that its sums take for so many columns."""
+        """The bytes that the sums take for this many columns."""
         del columns
         return 0
 
@@ -45,7 +45,7 @@ class Statistics:
         ranks.sum_(self._sums_of())
 
     def _sums_of(self) -> list[Tensor]:
-        """The tensors that are sums over tokens: several processes add up theirs."""
+        """The tensors that are sums over tokens; several processes add up theirs."""
         return []
 
 
@@ -75,7 +75,7 @@ class Gram(Statistics):
     def __init__(self, columns: int, device: torch.device) -> None:
         super().__init__(columns, device)
         self._sums = torch.zeros(columns, columns, device=device)
-        self._mirrored = True  # what is below the diagonal is what is above
+        self._mirrored = True  # whether the lower triangle is a copy of the upper
 
     @staticmethod
     def size(columns: int) -> int:
@@ -83,7 +83,7 @@ class Gram(Statistics):
 
     @property
     def matrix(self) -> Tensor:
-        """X'X of all inputs so far; the tensor changes with further updates."""
+        """X'X of all inputs so far; further updates change the tensor."""
         if not self._mirrored:
             for strip in _strips(self.columns):
                 self._sums[strip.stop :, strip] = self._sums[strip, strip.stop :].T
@@ -91,26 +91,26 @@ class Gram(Statistics):
         return self._sums
 
     def _accumulate(self, X: Tensor) -> None:
-        # It is symmetric: each strip of its rows is summed from its diagonal on, five eighths of the work.
+        # X'X is symmetric: each strip of rows is summed from its diagonal on, which is five eighths of the work.
         for strip in _strips(self.columns):
             self._sums[strip, strip.start :].addmm_(X[:, strip].T, X[:, strip.start :])
         self._mirrored = False
 
     def _sums_of(self) -> list[Tensor]:
-        return [self.matrix]  # mirrored on all ranks, also where one has seen nothing
+        return [self.matrix]  # mirrored on all ranks, even on one that has seen no tokens
 
 
 def _strips(columns: int) -> list[slice]:
-    """A matrix's rows in strips: four, or one where it is so small that calls cost more than products."""
+    """A matrix's rows in strips: four, or one if it is so small that calls cost more than products."""
     return slices(0, columns, columns if columns < 256 else -(-columns // 4))
 
 
 @final
 class Paired:
-    """Of a linear's inputs X in the sparse model and Z in the dense one: X'X and X'Z, (columns, columns), float32."""
+    """X'X and X'Z of a linear's inputs, X in the sparse model and Z in the dense one; (columns, columns), float32."""
 
     def __init__(self, columns: int, device: torch.device, gram: Gram | None = None) -> None:
-        """`gram`, if given, is fed with X here: a pruner that needs the same X'X shares it."""
+        """`gram`, if given, sums X'X here too, so that a pruner that needs the same matrix can share it."""
         self.gram = gram or Gram(columns, device)
         self.cross = torch.zeros(columns, columns, device=device)
 

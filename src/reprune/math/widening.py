@@ -1,9 +1,9 @@
-"""Reconstruction that widens: first the window's last part alone, then all of it, each as far as held-out data allow.
+"""Reconstruction that widens: first the window's last part alone, then all of it, as far as the held-out error allows.
 
-Under the overlapping schedule a window's first block has been fitted before, and its last block is fresh. Training the
-fresh block alone costs half of what training both does, as the first need not be run again. So a part of the epochs
-goes to it, and the others, from the best state found, to both. The guard keeps the state of the lowest held-out error
-on the whole way: nothing changed, one block changed, or both.
+Under the overlapping schedule, a window's first block has been fitted before and its last block is fresh. Training the
+fresh block alone costs half as much as training both, as the first need not be run again. So some of the epochs go to
+it, and the others, from the best state found, to both. The guard keeps the state of the lowest held-out error of all,
+whether no block has changed, one has, or both.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Widening(Solver):
         with problem.last_part() as part:
             if part is None:
                 return self.only_part.fit(problem, seed, progress)
-            before = finite_errors(part)  # the window's own
+            before = finite_errors(part)  # the same as the whole window's
             first = self.last_part.descend(part, before.heldout, seed, lambda epoch: progress(_of_last_part(epoch)))
 
         def later(epoch: Epoch) -> Epoch:

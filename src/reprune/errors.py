@@ -1,7 +1,7 @@
 """The errors that reprune raises on purpose. Knows nothing of models or tensors.
 
-Every message names the place, what was expected, what came, and the remedy. The command line shows the message alone,
-with exit code 2 for an `InputError` and 1 for any other `RepruneError`.
+Every message names the place, what was expected, what was found, and the remedy. The command line shows only the
+message, and exits with code 2 for an `InputError` and 1 for any other `RepruneError`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ class RepruneError(Exception):
 
 
 class InputError(RepruneError, ValueError):
-    """What the user gave cannot be used: a path, a text, an option, a recipe (exit code 2)."""
+    """An input of the user cannot be used: a path, a text, an option, a recipe (exit code 2)."""
 
 
 class UnsupportedModelError(InputError):
@@ -32,7 +32,7 @@ class HalfPrecisionError(UnsupportedModelError):
         self.reason = reason
 
     def __reduce__(self) -> tuple[type[HalfPrecisionError], tuple[str]]:
-        """Pickled for another process, it is the reason, from which the message is made again."""
+        """Pickle the reason alone; the constructor makes the message from it again."""
         return type(self), (self.reason,)
 
 
@@ -49,9 +49,10 @@ class LostRankError(RepruneError):
 
 
 def check_system() -> None:
-    """Raise `InputError` on Windows, which lacks the locks and limits of POSIX that the doors import.
+    """Raise `InputError` if reprune cannot run here.
 
-    And where Python keeps no docstrings, from which Transformers makes those of its classes.
+    Windows lacks the POSIX locks and limits that the doors import. Transformers builds docstrings from other ones,
+    which Python strips under -OO.
     """
     if sys.platform == "win32":
         raise InputError("reprune needs Linux or macOS; on Windows, run it in WSL.")
@@ -63,7 +64,7 @@ def check_system() -> None:
 
 @contextmanager
 def naming(place: str) -> Iterator[None]:
-    """Have what goes wrong with numbers say where."""
+    """Put the place before the message of a `NumericalError`."""
     try:
         yield
     except NumericalError as error:
@@ -72,7 +73,7 @@ def naming(place: str) -> Iterator[None]:
 
 @contextmanager
 def going_on(how: str) -> Iterator[None]:
-    """Say how to go on where another process is lost, or a file is changed, meanwhile."""
+    """Add to the message of a `LostRankError` or a `ChangedError` how to go on."""
     try:
         yield
     except (LostRankError, ChangedError) as error:
@@ -80,12 +81,12 @@ def going_on(how: str) -> Iterator[None]:
 
 
 def short(error: BaseException, most: int = 200) -> str:
-    """An error of a library in one line, of so many characters behind its name."""
+    """A library's error in one line: its class, and up to `most` characters of its message."""
     return f"{type(error).__name__}: {' '.join(str(error).split()):.{most}}"
 
 
 def of_type(value: object) -> str:
-    """What a value is that is none of those expected, however long it prints: "Dataset", "list of Tensor"."""
+    """The type of an unexpected value, for a message: "Dataset", "list of Tensor"; the value may print too long."""
     if isinstance(value, type):
         return f"the class {value.__name__}"
     name = type(value).__name__
@@ -99,16 +100,16 @@ _LACKS_MEMORY = (
     ": out of memory",
     "STATUS_ALLOC_FAILED",
 )
-_NO_THREAD = "can't start new thread"  # of Python, which does not say what there is too little of
-_NO_MAPPING = "failed to map segment from shared object"  # of the system's loader, which does not either
+_NO_THREAD = "can't start new thread"  # from Python, which does not say what has run out
+_NO_MAPPING = "failed to map segment from shared object"  # from the system's loader, which does not either
 _MAY_LACK_MEMORY = ("could not create a primitive", "could not create a memory")  # oneDNN gives no reason
-"""How errors of PyTorch, of the libraries that it runs on a GPU, and of an import read where memory runs out."""
+"""Texts of the errors that PyTorch, its libraries for GPUs, and an import raise when memory runs out."""
 _OF_A_GPU = ("CUDA error", "CUDA driver error", "cuDNN error", "cusolver error", "HIP error", "Triton Error")
-"""How errors begin that a GPU, its driver or the libraries on it report."""
+"""The beginnings of the errors that a GPU, its driver or its libraries report."""
 
 
 def out_of_memory(error: BaseException) -> str | None:
-    """What an error says that comes of too little memory, of the host or of a GPU; None of any other error."""
+    """The message for an error caused by too little memory, of the host or of a GPU; None for any other error."""
     said = " ".join(str(error).split()).rpartition("DefaultCPUAllocator: ")[2]
     if isinstance(error, RuntimeError) and said == _NO_THREAD:
         return f"out of memory, or of processes: see 'ulimit -u' ({said})"
@@ -122,22 +123,22 @@ def out_of_memory(error: BaseException) -> str | None:
 
 
 def is_of_gpu(error: BaseException) -> bool:
-    """Whether a GPU or its driver is at fault, or the libraries on it, whatever code ran there."""
+    """Whether an error was reported by a GPU, its driver or its libraries, whatever code ran there."""
     return isinstance(error, RuntimeError) and str(error).startswith(_OF_A_GPU)
 
 
 def lacks_home(error: BaseException) -> bool:
-    """Whether it is pathlib's where the user has no home folder, which has no class of its own."""
+    """Whether it is pathlib's error for a user without a home folder, which has no class of its own."""
     return isinstance(error, RuntimeError) and "home directory" in str(error)
 
 
 def lacks_temporary_folder(error: BaseException) -> bool:
-    """Whether it is tempfile's where no folder for temporary files can be written to, which names no way on."""
+    """Whether it is tempfile's error for a lack of writable temporary folders, whose message names no remedy."""
     return isinstance(error, FileNotFoundError) and "No usable temporary directory" in str(error)
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:
-    """An error and all that it comes of, each once: one that is raised again comes of those that came of it."""
+    """An error and the chain of its causes, each once: an error that is raised again may be among its own causes."""
     told: list[BaseException] = []
     while error is not None and error not in told:
         yield error
@@ -146,5 +147,5 @@ def causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def is_expected(error: BaseException) -> bool:
-    """Whether that may go wrong without a fault of the program; of anything else the traceback is shown."""
+    """Whether an error may occur without a fault of the program; for any other, the traceback is shown."""
     return isinstance(error, RepruneError | OSError) or out_of_memory(error) is not None

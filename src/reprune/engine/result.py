@@ -1,7 +1,7 @@
-"""The result: an ordinary model folder, written shard by shard. Knows nothing of how its weights came about.
+"""The result: an ordinary model folder, written shard by shard. Knows nothing of how its weights were computed.
 
-Each block is a shard of its own, written once when the block retires. Weights outside the blocks are copied from
-the input, in shards of bounded size. The index comes last, so that an unfinished folder does not load.
+Each block is a shard of its own, written once, when the block retires. Weights outside the blocks are copied from the
+dense model, in shards of bounded size. The index is written last, so that an unfinished folder does not load.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from reprune.model.decoder import Decoder
 from reprune.model.locate import BESIDE, LOADED
 
 _COPIED = (*BESIDE, "LICENSE*", "NOTICE*", "USE_POLICY*", "*TERMS*")
-_OF_A_TRAINER = ("trainer_state.json", "*_results.json")  # on the dense model: what it measured, and its paths
+_OF_A_TRAINER = ("trainer_state.json", "*_results.json")  # measurements of the dense model, and paths
 _NOT_COPIED = ("*.index.*json", RECORD, *_OF_A_TRAINER)
-_SHARD_BYTES = 2**28  # of tensors outside the blocks: a shard is in memory while it is written
+_SHARD_BYTES = 2**28  # for tensors outside the blocks: a shard is in memory while it is written
 
 
 @final
@@ -44,7 +44,7 @@ class Result:
 
     @property
     def dense(self) -> Path:
-        """The folder of the model that it is made of."""
+        """The folder of the dense model."""
         return self._decoder.folder
 
     def _plan_outside(self) -> list[list[str]]:
@@ -64,13 +64,13 @@ class Result:
         return self.folder / f"model-{number + 1:05d}-of-{self._shards:05d}.safetensors"
 
     def write_block(self, index: int, tensors: Mapping[str, Tensor], folder: Path | None = None) -> dict[str, str]:
-        """Write a block's shard, durably, or into another folder; returns its file's name and SHA-256."""
+        """Write a block's shard durably, here or to another folder; returns its file's name and SHA-256."""
         path = (folder or self.folder) / self._shard(index).name
         write_tensors(path, tensors)
         return {path.name: sha256(path)}
 
     def read_block(self, index: int) -> dict[str, Tensor]:
-        """The tensors of a block that was written before."""
+        """The tensors of a block that was written before; raises `InputError` if they cannot be read."""
         try:
             return read_tensors(self._shard(index))
         except Exception as error:
@@ -79,7 +79,7 @@ class Result:
             raise InputError(f"{self._shard(index)}: cannot be read ({error}); start the run again.") from None
 
     def write_outside(self) -> dict[str, str]:
-        """Write the weights outside the blocks, as they were; returns the names of the files and their SHA-256."""
+        """Write the weights outside the blocks, unchanged; returns the names of the files and their SHA-256."""
         written = {}
         for number, names in enumerate(self._outside, len(self._decoder)):
             write_tensors(self._shard(number), {name: self._decoder.checkpoint.tensor(name) for name in names})
@@ -87,7 +87,7 @@ class Result:
         return written
 
     def _beside(self, others: Collection[str]) -> dict[str, Path]:
-        """The files beside the weights that belong to the model, and these others, by name."""
+        """The files beside the weights that belong to the model, and `others`, by name."""
         folder = self._decoder.folder
         found = sorted({file for pattern in (*_COPIED, *map(glob.escape, others)) for file in folder.glob(pattern)})
         return {
@@ -97,10 +97,10 @@ class Result:
         }
 
     def linked(self, others: Collection[str] = ()) -> tuple[list[str], list[str]]:
-        """The files beside the weights that are links to outside of any model's folder: those copied, those left out.
+        """The files beside the weights that link outside any model's folder: those to copy, and those to leave out.
 
-        Copied are files that the model is loaded from, `others` included: a store of files, such as DVC's, keeps them
-        elsewhere. Any other file may be private, and is left out.
+        Files that the model is loaded from, `others` included, are copied: a store of files, such as DVC's, keeps them
+        elsewhere. Any other file may be private and is left out.
         """
         folder = self._decoder.folder.resolve()
         elsewhere = {
@@ -112,7 +112,7 @@ class Result:
         return copied, [name for name in elsewhere if name not in copied]
 
     def unreadable(self, others: Collection[str] = ()) -> list[str]:
-        """The files beside the weights that cannot be read and that the model is not loaded from: they are left out."""
+        """The unreadable files beside the weights that the model is not loaded from; they are left out."""
         return [
             name
             for name, source in self._beside(others).items()
@@ -122,16 +122,16 @@ class Result:
     def finish(
         self, record: Mapping[str, Any], recipe: str, written: Mapping[str, str], others: Collection[str] = ()
     ) -> dict[str, Any]:
-        """Write all but the weights: configuration, tokenizer, recipe, record and index.
+        """Write everything except the weights: configuration, tokenizer, recipe, record and index.
 
         Args:
-            record: what reprune.json is to hold, beside the SHA-256 of all other files.
+            record: the contents of reprune.json, without the SHA-256 of the other files, which is added.
             recipe: the contents of recipe.yaml.
-            written: the files of weights, by name, and their SHA-256.
-            others: more files that the model is loaded from: code, and a tokenizer's files with names of their own.
+            written: the SHA-256 of each file of weights, by name.
+            others: more files that the model is loaded from: code, and tokenizer files with names of their own.
 
         Returns:
-            What reprune.json holds.
+            The contents of reprune.json.
 
         Raises:
             ChangedError: a file of the dense model has changed since it was opened.
@@ -170,7 +170,7 @@ def _is_loaded(file: Path) -> bool:
 
 
 def _is_of_a_model(file: Path, folder: Path) -> bool:
-    """Whether a file, with its links followed, lies in this folder, in the Hub's cache, or beside another model."""
+    """Whether a file, its links resolved, lies in this folder, in the Hub's cache, or beside another model."""
     if file.is_relative_to(folder) or (file.parent.name == "blobs" and file.parent.parent.name.startswith("models--")):
         return True
     try:
@@ -180,7 +180,7 @@ def _is_of_a_model(file: Path, folder: Path) -> bool:
 
 
 def _copy(source: Path, target: Path) -> None:
-    """Copy a file; from a configuration is left out what names the files of weights, which have other names now."""
+    """Copy a file, config.json without the key that names the files of weights, which have other names now."""
     if source.name == "config.json" and NAMES_WEIGHTS in (config := read_json(source.read_text(encoding="utf-8"))):
         rest = {key: value for key, value in config.items() if key != NAMES_WEIGHTS}
         target.write_text(json.dumps(rest, indent=2) + "\n", encoding="utf-8")

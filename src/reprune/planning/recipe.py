@@ -1,4 +1,4 @@
-"""Everything that decides a run's result, as one validated object. How it is put together is in `layers`.
+"""Everything that determines a run's result, as one validated object. `layers` merges it from defaults, file and flags.
 
 `reconstruct` names a rung of the paper's ladder and gives the defaults of `schedule`, `teacher` and `solver.name`.
 """
@@ -59,7 +59,7 @@ _FIRST_KEYS: Mapping[str, tuple[str, type]] = {
 
 
 def in_full(key: str, value: Any) -> Any:
-    """Let the first key of a part be given alone: `pruner: wanda` for `pruner: {name: wanda}`."""
+    """Let a part be given by the value of its first key: `pruner: wanda` for `pruner: {name: wanda}`."""
     if key not in _FIRST_KEYS or isinstance(value, bool):
         return value
     first, kind = _FIRST_KEYS[key]
@@ -67,7 +67,7 @@ def in_full(key: str, value: Any) -> Any:
 
 
 def _written(value: Any) -> str:
-    """Let `sparsity: 0.5` stand for `sparsity: "0.5"`; raises `ValueError` for what is no pattern."""
+    """Let `sparsity: 0.5` stand for `sparsity: "0.5"`; raises `ValueError` for anything that is not a pattern."""
     text = str(value) if isinstance(value, Real) and not isinstance(value, bool) else value  # NumPy's too
     if not isinstance(text, str):
         raise ValueError(f"expected a fraction such as 0.5, or a pattern such as 2:4; got {value!r:.80}")
@@ -79,9 +79,9 @@ def _written(value: Any) -> str:
 
 
 def _size(value: Any) -> Any:
-    """Let `8e9`, `8 GB` and `7.5GiB` be a size in bytes, and nothing that only begins like one."""
+    """Accept `8e9`, `8 GB` and `7.5GiB` as a size in bytes, but no text that only begins with a size."""
     if isinstance(value, str) and re.fullmatch(r"\s*(\d*\.?\d+\s*[A-Za-z]+|\d+)\s*", value):
-        return value  # which ByteSize reads
+        return value  # ByteSize parses it
     with suppress(TypeError, ValueError):
         if not isinstance(value, bool) and float(value) >= 0 and float(value).is_integer():
             return int(float(value))
@@ -93,15 +93,15 @@ class PrunerRecipe(RecipePart):
     """Which pruner, and its settings."""
 
     name: str = "sparsegpt"  # see `reprune.planning.pruners`
-    settings: dict[str, JsonValue] = Field({})  # of a pruner that another package brings
+    settings: dict[str, JsonValue] = Field({})  # for a pruner of another package
     damping: float = Field(0.01, gt=0)  # SparseGPT: share of the mean diagonal of H
     block_size: int = Field(128, ge=1)  # SparseGPT: columns between lazy updates
-    sequential: bool = False  # statistics of a group after the groups before it are pruned
+    sequential: bool = False  # gather a group's statistics after pruning the groups before it
     min_tokens: int = Field(32, ge=0)  # an expert that fewer calibration tokens reach is pruned by magnitude
     statistics: Literal["all", "first"] = "all"  # from all calibration samples, or the first source's (the paper's way)
 
     def build(self) -> Pruner[Any]:
-        """Raises `InputError` where there is none of that name, or it does not take the settings."""
+        """The pruner; raises `InputError` if there is none of that name, or if it rejects the settings."""
         if self.settings and self.name in PRUNERS:
             own = "it has pruner.damping and pruner.block_size" if self.name == "sparsegpt" else "it has no settings"
             given = ", ".join(self.settings)
@@ -138,7 +138,7 @@ class SelfGenerateRecipe(RecipePart):
     """How many calibration texts the dense model writes itself, and how (see `reprune.planning.generation`)."""
 
     samples: int = Field(0, ge=0)  # beside those of the calibration sources
-    length: int | None = Field(None, gt=PREFIX)  # tokens of a text at most; None: twice those of a sample
+    length: int | None = Field(None, gt=PREFIX)  # the most tokens of a text; None: twice those of a sample
     temperature: float = Field(1.0, gt=0)
     top_p: float | None = Field(None, gt=0, lt=1)
     top_k: int | None = Field(None, ge=1)
@@ -149,7 +149,7 @@ class SelfGenerateRecipe(RecipePart):
     @field_validator("language")
     @classmethod
     def _can_be_told(cls, value: str) -> str:
-        usual = value in (ANY, "en")  # to know the others takes a second
+        usual = value in (ANY, "en")  # loading the others takes a second
         if not usual and can_tell() and (wrong := wrong_language(value)):
             raise ValueError(f"{wrong}, got {value}")
         return value
@@ -162,7 +162,7 @@ class SelfGenerateRecipe(RecipePart):
         return value
 
     def build(self, tokens: int, most: int | None, seed: int) -> Generation:
-        """Settings of generation; a text has as many tokens as a sample at least, and as the model takes at most."""
+        """Settings of generation; a text has at least the `tokens` of a sample, and at most the `most` of the model."""
         length = max(self.length or 2 * tokens, tokens)
         own = self.model_dump(exclude={"samples", "length"})
         own |= {"length": length if most is None else min(length, most), "least": max(tokens, PREFIX + 1)}
@@ -174,15 +174,15 @@ class AllocationRecipe(RecipePart):
     """How the sparsity is shared out over blocks (see `reprune.math.allocation`)."""
 
     name: Literal["uniform", "owl", "by-error"] = "uniform"
-    spread: float = Field(0.08, gt=0, lt=0.5)  # owl: half of what two blocks differ by at most; by-error: from the mean
-    outlier: float = Field(5.0, gt=1)  # owl: scores of so many times the mean are outliers
+    spread: float = Field(0.08, gt=0, lt=0.5)  # owl: half the largest difference; by-error: that from the total
+    outlier: float = Field(5.0, gt=1)  # owl: scores above this multiple of their mean are outliers
 
 
 @final
 class StreamsRecipe(RecipePart):
     """Where the hidden states of the samples are kept."""
 
-    memory: Annotated[ByteSize, BeforeValidator(_size)] = ByteSize(8 * 10**9)  # of all; those beyond it go to files
+    memory: Annotated[ByteSize, BeforeValidator(_size)] = ByteSize(8 * 10**9)  # of all; what exceeds it goes to files
 
 
 @final
@@ -198,12 +198,12 @@ class Recipe(RecipePart, BaseModel):  # the latter again, so that ruff knows pyd
     solver: SolverRecipe = SolverRecipe()
     distill: DistillRecipe = DistillRecipe()
     guard: bool = True  # a window keeps its state of the lowest held-out error
-    calibration: list[str] = ["c4"]  # none where only self-generated texts are asked for
+    calibration: list[str] = ["c4"]  # empty if there are only self-generated texts
     self_generate: SelfGenerateRecipe = SelfGenerateRecipe()
-    heldout: list[str] = []  # empty: an eighth as many samples again, from the calibration sources
+    heldout: list[str] = []  # empty: an eighth as many more samples from the calibration sources
     samples: int = Field(256, ge=1, lt=2**63)
     seqlen: int | None = Field(None, ge=2)  # None: 1024, or the model's longest sequence if that is shorter
-    only: Part = "all"  # prune only the linears of the attention, or only the others
+    only: Part = "all"  # "all", or only the linears of the attention, or only the others
     include: list[str] = []  # names of linears, as patterns, that are pruned; none: all
     exclude: list[str] = []  # names of linears, as patterns, that stay dense
     sparsity_by_name: dict[str, Annotated[str, BeforeValidator(_written)]] = {}  # patterns of names
@@ -233,7 +233,7 @@ class Recipe(RecipePart, BaseModel):  # the latter again, so that ruff knows pyd
     @model_validator(mode="before")
     @classmethod
     def _spelt_out(cls, content: Any) -> Any:
-        """Without sources of its own, a recipe that has the model write texts calibrates on those alone."""
+        """Expand short forms; a recipe with self-generated texts and no sources calibrates on these texts alone."""
         if not isinstance(content, dict):
             return content
         content = {key: in_full(key, value) for key, value in content.items()}
@@ -269,15 +269,15 @@ class Recipe(RecipePart, BaseModel):  # the latter again, so that ruff knows pyd
         return self
 
     def planned_epochs(self, blocks: int) -> int:
-        """How many epochs a window of so many blocks takes, where none stops it early."""
+        """How many epochs a window of this many blocks takes if it does not stop early."""
         return self.solver.build(self.guard).planned(blocks)
 
     def build_distillation(self) -> Adam | None:
-        """The descent that fits the last blocks once more; None where there is none."""
+        """The descent that fits the last blocks once more; None if the recipe has no distillation."""
         return self.distill.build(self.solver, self.guard) if self.distill.blocks else None
 
     def settled(self) -> Self:
-        """The recipe with what its solver decides made explicit."""
+        """The recipe with the solver's own defaults, loss and learning rate, made explicit."""
         return self.model_copy(update={"solver": self.solver.settled()})
 
     @property
@@ -303,5 +303,5 @@ class Recipe(RecipePart, BaseModel):  # the latter again, so that ruff knows pyd
         return parse_pattern(self.sparsity)
 
     def to_yaml(self) -> str:
-        """The recipe as YAML that reads back to the same recipe."""
+        """The recipe as YAML, from which the same recipe is read again."""
         return write_yaml(self.model_dump(mode="json"))

@@ -1,5 +1,5 @@
-# Everything that a newcomer needs: `make demo` runs the main job on a real model, `make test` the tests.
-# Both install what they need into .venv, and only there.
+# Everything that a newcomer needs: `make demo` runs the main job on a real model, `make test` runs the tests.
+# Both install what they need into .venv and nowhere else.
 
 PYTHON ?= python3
 VENV := .venv
@@ -16,8 +16,8 @@ test: $(VENV)/.dev
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
 
-# The lower bounds in pyproject.toml: the tests with the oldest releases that they admit, in an environment of its own.
-# GGUF files need a newer Transformers, so what is of these comes after, with the oldest that the extra admits.
+# Tests the lower bounds in pyproject.toml: runs the tests with the oldest releases that they admit, in an environment
+# of its own. GGUF files need a newer Transformers, so their tests run again with the oldest that the extra gguf admits.
 lowest:
 	$(PYTHON) -m venv $(VENV)-lowest
 	$(VENV)-lowest/bin/python -m pip install --quiet uv

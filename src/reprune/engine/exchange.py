@@ -118,7 +118,7 @@ def _in_window(recipe: Recipe, work: Work, window: Window) -> Exchange:
 
 
 def _in_pruning(recipe: Recipe, groups: Sequence[Group], times: int = 1) -> Exchange:
-    """While groups are pruned `times` times by the same statistics."""
+    """What is exchanged while groups are pruned `times` times by the same statistics."""
     summed = told = 0.0
     refit = recipe.solver.start == "least-squares"
     size = gathers(recipe.pruner.build()).size
@@ -129,7 +129,7 @@ def _in_pruning(recipe: Recipe, groups: Sequence[Group], times: int = 1) -> Exch
 
 
 def _in_descent(recipe: Recipe, work: Work, blocks: Sequence[int], epochs: int) -> Exchange:
-    """While blocks are fitted, after which all ranks take the first rank's weights."""
+    """What is exchanged while blocks are fitted and when all ranks take the first rank's weights at the end."""
     taken = steps(recipe, work, epochs)
     return taken * 4 * _moved(recipe, work, blocks), 4 * work.parameters(blocks), 2 * taken + 2 * epochs
 

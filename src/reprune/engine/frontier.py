@@ -56,7 +56,7 @@ class Frontier:
             calibration, heldout: the token ids of all samples (samples, tokens), int64.
             batch_size: how many samples pass through a block at a time.
             shared: holds what earlier runs have computed of the dense model, and takes what this run computes.
-            statistics_samples: how many calibration samples, from the first, the pruner's statistics are of; None: all.
+            statistics_samples: how many calibration samples, from the first, give the pruner's statistics; None: all.
             training_sizes: the other batch sizes in which samples will pass through blocks.
             keep_before: the block before which copies of both streams are kept, if any.
         """
@@ -106,7 +106,7 @@ class Frontier:
             self._keep_probe(0)
 
     def _keep(self, before: int, batch: slice, student: Tensor, dense: Tensor) -> None:
-        """Copy a batch of what enters a block in both models, if that is to be kept."""
+        """Copy a batch of what enters a block in both models, if this block's inputs are to be kept."""
         if self.kept is not None and self.kept.before == before:
             self.kept.student.write(batch, student)
             self.kept.dense.write(batch, dense)

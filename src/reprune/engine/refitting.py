@@ -34,7 +34,7 @@ class Refitting:
     dense: Block  # as it was before pruning
     pairs: Pairs
     calibration: int  # this rank's number of calibration samples, which come before the held-out ones
-    statistics_samples: int  # how many of these, from the first, the pruner's statistics are of
+    statistics_samples: int  # how many of these, from the first, give the pruner's statistics
     statistics_of_all: bool  # whether these are all calibration samples, on every rank
     ranks: Ranks
 

@@ -81,7 +81,7 @@ def run_windows(
 ) -> None:
     """Do all steps of a settled recipe that the books do not hold yet.
 
-    The pruner's statistics are of the first `statistics_samples` calibration samples; None means all.
+    The pruner's statistics come from the first `statistics_samples` calibration samples; None means all.
 
     Raises:
         NumericalError: a value is not finite, or cannot be used; finished steps stay finished.

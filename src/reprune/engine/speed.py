@@ -68,7 +68,7 @@ def _size(device: torch.device) -> int:
 
 
 def _best_of_each(device: torch.device, *runs: Callable[[], torch.Tensor]) -> list[float]:
-    """The least seconds that each took, over its tries within half a second, at least one after a warm-up.
+    """The shortest time of each run in seconds, over its tries within half a second; at least one after a warm-up.
 
     The runs take turns, so that a momentary disturbance does not hit all tries of one of them.
     """

@@ -98,7 +98,7 @@ class WindowProblem(Problem):
         Args:
             blocks, targets: the blocks to fit, and what the last of them should put out.
             entering: the states that enter the first block; by default the student's at the frontier.
-            entering_last: the states that enter the last block, given the blocks before it as they are; if at hand.
+            entering_last: the states that enter the last block, with the blocks before it as they are; None: unknown.
             checkpointing: keep only what enters each block for the backward pass, and recompute the rest.
             features: statistics of the calibration targets, by which errors are also standardized; None if nothing is
                 fitted to these.

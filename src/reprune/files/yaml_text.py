@@ -32,7 +32,7 @@ class _Loader(yaml.SafeLoader):
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
         super().flatten_mapping(node)
-        if len(node.value) > _MOST:  # before 6.0.4 PyYAML repeats what is merged (<<) repeatedly
+        if len(node.value) > _MOST:  # before 6.0.4, PyYAML repeats the keys of repeated merges (<<)
             raise _too_many()
 
 

@@ -308,11 +308,11 @@ class Block:
         return (".".join(parts), *numbers)
 
     def _lists_of_experts(self, passed: Mapping[str, int], tokens: int) -> set[str]:
-        """The paths of the lists of experts: those that ran, with modules that got fewer tokens than the one around.
+        """The paths of the lists of experts: lists that ran, with members that got fewer tokens than the module around.
 
         `passed` says how many tokens passed each linear, of `tokens` in all.
         """
-        most = {"": tokens}  # by path of a module in a list: most tokens that passed one of its linears
+        most = {"": tokens}  # by path of a module in a list: the most tokens that passed one of its linears
         ran = {path for linear in self.linears if linear.name in passed for path, _ in self._lists(linear)}
         for linear in self.linears:
             if linear.module is not None or linear.name in passed:

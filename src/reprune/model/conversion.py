@@ -45,7 +45,7 @@ class Conversion:
 
     @property
     def parameters(self) -> list[str]:
-        """Their names in the model."""
+        """The names of the parameters in the model."""
         return list(self.shapes)
 
 

@@ -102,7 +102,7 @@ def block_costs(
 
 
 def costs_of_many(cost: Callable[[int, int | None], BlockCosts], tokens: int) -> BlockCosts:
-    """A block's costs for a sample of so many tokens, extrapolated from a few tokens for a scan.
+    """A block's costs for a sample of `tokens` tokens; for a scan, extrapolated from a few tokens.
 
     Args:
         cost: `block_costs` of the block, as a function of the number of tokens and of `most`.
@@ -126,7 +126,7 @@ def _may_scan(few: Sequence[BlockCosts]) -> bool:
 
 
 def extrapolated(few: Sequence[BlockCosts], tokens: int) -> BlockCosts:
-    """A block's costs for so many tokens, from those for `FEW`, by the quadratic through the three."""
+    """A block's costs for `tokens` tokens, by the quadratic through its costs for the three numbers in `FEW`."""
     steps = tokens / FEW[0] - 1  # from FEW[0]; the distance between two of FEW is FEW[0] too
 
     def value(of: Callable[[BlockCosts], float]) -> float:

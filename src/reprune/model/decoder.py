@@ -121,7 +121,7 @@ class Decoder:
             )
         way = "the files may be incomplete, download the model again"
         unread = self._unread(index, full, shape)
-        if unread is None and not self.used:  # no tensor is read at all, so any shape may be the one
+        if unread is None and not self.used:  # if none is read, the names are of another format; the closest will do
             unread = closest(full, self.checkpoint.entries)
         if unread is not None:
             way = way_out(unread, self.checkpoint.entries, full)
@@ -325,5 +325,5 @@ class Decoder:
         check_predicts(self.skeleton, self.precision, self._outside.fill_with_nothing)
 
     def costs(self, tokens: int, device: str | None = None) -> list[BlockCosts]:
-        """What each block costs for one sample of so many tokens, on a type of device, by default the decoder's."""
+        """The costs of each block for one sample of `tokens` tokens, on a type of device, by default the decoder's."""
         return self.weightless.costs(tokens, device or self.device.type)

@@ -33,7 +33,7 @@ def settle_(model: Any, said: GgufFile) -> list[str]:
 
 
 def settle_tokenizer_(tokenizer: Any, said: GgufFile) -> list[str]:
-    """Make a tokenizer split text as its file says; returns what is not known of that, in words."""
+    """Make a tokenizer split text as its file says; returns the settings of the file that are not known here."""
     from tokenizers import pre_tokenizers
 
     backend = tokenizer.backend_tokenizer

@@ -74,7 +74,7 @@ class TokenLosses:
             return torch.cat(list(losses(output, ids, following)))[:-1]
 
     def _by_words(self, output: Any, ids: Tensor, following: Tensor) -> Iterator[Tensor]:
-        """Losses of slices of tokens, each by slices of the vocabulary; `following` (tokens,) is to be predicted."""
+        """Losses of slices of tokens, each by slices of the vocabulary; `following` (tokens,) is what to predict."""
         for tokens in slices(0, ids.shape[1], _TOKENS):
             targets = following[tokens]  # (n,)
             run = self._runner(output, ids, tokens)

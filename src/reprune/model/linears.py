@@ -113,7 +113,7 @@ def _of_stack(block: nn.Module, stack: Stack) -> list[Linear]:
 
 
 def other_matrices(block: nn.Module, stacks: Sequence[Stack] = ()) -> dict[str, tuple[int, ...]]:
-    """The shapes of parameters of two or more dimensions that are no linear's weight and so not pruned, by name."""
+    """By name, the shapes of parameters of two or more dimensions that are not a linear's weight, so not pruned."""
     weights = {id(linear.parameter) for linear in find_linears(block, stacks)}
     return {
         name: tuple(parameter.shape)

@@ -22,11 +22,11 @@ class Routes:
         self._choices: list[list[Tensor]] = []  # for each choice, by batch: (samples, tokens, ...), int32, on the CPU
 
     def recording(self, samples: int, tokens: int) -> TorchFunctionMode:
-        """While it is entered, record the choices for the next samples, so many of so many tokens."""
+        """While it is entered, record the choices for the next `samples` samples, of `tokens` tokens each."""
         return _Recording(self._choices, samples, tokens)
 
     def repeating(self, samples: Tensor) -> TorchFunctionMode:
-        """While it is entered, have a block make the choices recorded for these samples."""
+        """While it is entered, a block makes the choices that were recorded for these samples."""
         for batches in self._choices:
             if len(batches) > 1:  # joined only once
                 batches[:] = [torch.cat(batches)]

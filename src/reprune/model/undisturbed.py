@@ -82,7 +82,7 @@ def _leave_rounding(stack: ExitStack) -> None:
 
 
 def _nest(contexts: int) -> None:
-    """Raise autocast's count of nested contexts by so many, or lower it."""
+    """Change autocast's count of nested contexts by `contexts`, which may be negative."""
     step = torch.autocast_increment_nesting if contexts > 0 else torch.autocast_decrement_nesting
     for _ in range(abs(contexts)):
         step()

@@ -134,7 +134,7 @@ class Weightless:
 
     @torch.no_grad()
     def costs(self, tokens: int, device: str) -> list[BlockCosts]:
-        """What each block costs for one sample of so many tokens, on a device of that type."""
+        """The costs of each block for one sample of `tokens` tokens, on a device of that type."""
         entering = cache(self._entering)
         known: dict[Hashable, BlockCosts] = {}
         costs = []
@@ -156,7 +156,7 @@ class Weightless:
         return block_costs(module, *entering(tokens)[index], self._precision, device, stacks, most)
 
     def _entering(self, tokens: int) -> list[_Entering]:
-        """What enters each block for one sample of so many tokens, and for two such samples; without values."""
+        """What enters each block for one sample of `tokens` tokens, and for two such samples; without values."""
         one, two = (
             self._skeleton.record(torch.zeros(samples, tokens, dtype=torch.int64), fill_with_nothing)
             for samples in (1, 2)

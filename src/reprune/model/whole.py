@@ -90,7 +90,7 @@ def _stacked(folder: Path, trust_remote_code: bool) -> set[str]:
             for stack in weightless.stacks(index)
             if all(size % _WHOLE == 0 for size in stack.shape)
         }
-    except Exception:  # whatever is raised for a model that cannot be pruned: it can be evaluated all the same
+    except Exception:  # whatever is raised for a model that cannot be pruned: it can still be evaluated
         return set()
 
 

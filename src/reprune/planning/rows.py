@@ -348,7 +348,7 @@ def quiet_reading() -> Iterator[None]:
             if variable not in os.environ and not bars.are_progress_bars_disabled():
                 bars.disable_progress_bars()
                 stack.callback(bars.enable_progress_bars)
-        if "HF_UPDATE_DOWNLOAD_COUNTS" not in os.environ:  # by default a server is told of local files too
+        if "HF_UPDATE_DOWNLOAD_COUNTS" not in os.environ:  # by default, even local files are reported to a server
             stack.callback(setattr, config, "HF_UPDATE_DOWNLOAD_COUNTS", config.HF_UPDATE_DOWNLOAD_COUNTS)
             config.HF_UPDATE_DOWNLOAD_COUNTS = False
         yield

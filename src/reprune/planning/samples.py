@@ -295,7 +295,7 @@ def _width(seqlen: int, prefix: list[int]) -> int:
 
 
 def _joined(rows: list[Tokens], width: int) -> Tokens:
-    """All rows, of which there may be none: (samples, width)."""
+    """All rows (samples, width); there may be none."""
     return np.concatenate([np.empty((0, width), np.int64), *rows])
 
 

@@ -164,7 +164,7 @@ class NoCode(Filter):
 
 @final
 class NoDuplicate(Filter):
-    """The text is no near-duplicate of a kept one, by MinHash over runs of five words (Broder 1997; datasketch)."""
+    """The text is not a near-duplicate of a kept one, by MinHash over runs of five words (Broder 1997; datasketch)."""
 
     name = "duplicates"
     similarity = 0.5  # the least Jaccard similarity of near-duplicates

@@ -203,7 +203,7 @@ def _prune(recipe: Recipe, out: Path, watcher: Watcher, shared: Shared | None, r
         try:
             return _finish(made_absolute, decoder, ledger, ranks.first_does(begin), watcher, shared, ranks)
         except HalfPrecisionError:
-            if ranks.first and not ledger.lines():  # nothing is finished that could be gone on with
+            if ranks.first and not ledger.lines():  # no window is finished: there is nothing to resume
                 ledger.clear()
                 with suppress(OSError):
                     out.rmdir()
@@ -280,7 +280,7 @@ def resume_sharing(
 
 
 def _unfinished(ledger: Ledger, out: str | os.PathLike[str]) -> dict[str, Any]:
-    """What a run that is to be gone on with has begun with."""
+    """The job of the unfinished run in `out`; raises `InputError` if there is nothing to resume."""
     if not ledger.exists:
         if (local_path(out) / RECORD).exists():
             raise InputError(f"{out}: this run is finished; there is nothing to resume.")
@@ -346,7 +346,7 @@ def _write_(
         watcher.note(f"{name} is not in the result: it cannot be read; check its permissions")
     lines = ledger.lines()
     seconds = max(time.monotonic() - began, sum(line["window"]["seconds"] for line in lines))
-    # Of a short run, what is written last is the most that is held.
+    # In a short run, memory may peak while the weights outside the blocks are written.
     peaks = [peak_memory_bytes(recipe.device), *peaks[1:]]
     record = full_record(recipe, job, lines, seconds, peaks)
     written |= {name: digest for line in lines for name, digest in line["files"].items()}

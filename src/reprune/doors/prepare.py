@@ -93,7 +93,7 @@ def _there(out: Path) -> Path:
 
 
 def check_disk(recipe: Recipe, decoder: Decoder, samples: int, out: Path) -> None:
-    """Raise `InputError` if a run on so many samples, including those held out, needs more disk than is free."""
+    """Raise `InputError` if a run on these numbers of samples needs more disk than is free."""
     assert recipe.seqlen is not None
     disk = disk_bytes(recipe, len(decoder), 4 * samples * recipe.seqlen * decoder.width, decoder.checkpoint.bytes)
     if disk > (free := shutil.disk_usage(_there(out)).free):
@@ -104,7 +104,7 @@ def check_disk(recipe: Recipe, decoder: Decoder, samples: int, out: Path) -> Non
 
 
 def check_memory(recipe: Recipe, decoder: Decoder, texts: int) -> None:
-    """Raise `InputError` if a run surely needs more memory than there is; its model writes so many texts first."""
+    """Raise `InputError` if a run surely needs more memory than there is, or if writing its texts does."""
     schedule = windows(len(decoder), recipe.schedule.size, recipe.schedule.stride)
     parameters = [sum(map(math.prod, decoder.shapes(index).values())) for index in range(len(decoder))]
     memory = least_memory_bytes(recipe, schedule, parameters)
@@ -231,7 +231,7 @@ def draw(recipe: Recipe, decoder: Decoder, own: str | Path | None = None, local:
 
 
 def check_ids(model: str, ids: Tensor, rows: int) -> None:
-    """Raise `InputError` unless an embedding of so many rows has a row for each token id."""
+    """Raise `InputError` unless an embedding with this many rows has a row for each token id."""
     if ids.numel() and (largest := int(ids.max())) >= rows:
         raise InputError(
             f"{model}: its tokenizer yields the id {largest}, but its embedding has only {rows} rows; "

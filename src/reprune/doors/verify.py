@@ -40,7 +40,7 @@ TOLERANCE = 0.05
 """The largest relative difference in the states of the forward pass; products in bfloat16 cause about 0.01."""
 
 _SENT_ELSEWHERE = 8
-"""In a mixture, one token in so many may differ more: rounding may send it to another expert that is as good."""
+"""In a mixture, one in this many tokens may differ more: rounding may send it to another expert that is as good."""
 
 
 class _Read(BaseModel):
@@ -105,7 +105,7 @@ class Verification:
         return self.passed
 
     def record(self) -> dict[str, Any]:
-        """All of it, for JSON."""
+        """All fields, for JSON."""
         checks = [asdict(check) | {"problems": list(check.problems), "passed": check.passed} for check in self.checks]
         return {"passed": self.passed, "checks": checks}
 

@@ -35,8 +35,8 @@ class Protocol:
 
     name: str
     seqlen: int  # tokens per window
-    windows: int | None = None  # the first so many; None: all
-    model_length: bool = False  # the model's longest sequence in place of seqlen, if that is shorter
+    windows: int | None = None  # how many, from the first; None: all
+    model_length: bool = False  # the model's longest sequence instead of seqlen, if it is shorter
     begun_once: bool = False  # the tokenizer's beginning, such as BOS, is only before the first window
 
     def length(self, limit: int | None, model: str) -> int:
@@ -133,7 +133,7 @@ class CutText:
         return self.ids[:, self.beginning :].reshape(1, -1)
 
     def record(self) -> dict[str, Any]:
-        """All of it except the tokens, by the field names of `Measured`."""
+        """All fields except the tokens, by the field names of `Measured`."""
         windows, seqlen = self.ids.shape
         named = {"text": self.text, "text_sha256": self.text_sha256, "protocol": self.protocol}
         return {**named, "seqlen": seqlen, "windows": windows, "bos": self.bos, "begun": self.begun}
@@ -156,7 +156,7 @@ class Measured:
     calibration_overlap: float | None = None  # the share of its calibration data in the text; None: unknown
 
     def record(self) -> dict[str, Any]:
-        """All of it, for JSON."""
+        """All fields, for JSON."""
         return asdict(self)
 
 

@@ -18,7 +18,7 @@ from reprune.planning.axes import ALL
 
 
 def write_figures(folder: Path, record: StudyRecord, note: Callable[[str], None]) -> None:
-    """Write figures/*.svg in place of earlier ones; without matplotlib, say how to get them."""
+    """Write figures/*.svg, replacing earlier ones; without matplotlib, say how to get them."""
     try:
         drawn = dict(_figures(Study.model_validate(record)))
     except InputError as error:

@@ -38,18 +38,18 @@ CellRecord = dict[str, Any]
 
 
 def new_cell(cell: Cell, sparsity: str) -> CellRecord:
-    """The record of a cell of which nothing is done."""
+    """The record of a cell that has not been begun."""
     own = {"name": cell.name, "sparsity": sparsity, "status": "pending", "folder": _folder_of(cell.name)}
     return records.Cell(**asdict(cell), **own).model_dump(mode="json")
 
 
 def _folder_of(name: str) -> str:
-    """The folder of a cell of this name within the study's; anything else in its place is removed."""
+    """The folder of the cell of this name, within the study's; a cell that begins removes what is in it."""
     return f"cells/{name}"
 
 
 def cell_of(record: CellRecord) -> Cell:
-    """The cell of the grid that a record is of."""
+    """The cell of the grid that a record describes."""
     return Cell(record["pruner"], record["rung"], record["only"], record["seed"], record["self_generate"])
 
 
@@ -139,7 +139,7 @@ class StudyFolder:
         return self.path / ".cells"
 
     def pick_up(self, record: StudyRecord) -> None:
-        """Take over the records of such cells."""
+        """Copy the records of cells that are done elsewhere into the study's."""
         for cell in record["cells"]:
             if (found := read_apart(self.apart, cell["name"])) is not None:
                 cell.update(found)

@@ -16,7 +16,7 @@ class StudyWatcher:
         """The study begins, or goes on: `cells` are asked for, along these axes, and `done` of them are done."""
 
     def dense_done(self, record: StudyRecord, seconds: float) -> None:
-        """The dense model is measured, which took this process so many seconds."""
+        """The dense model is measured; `seconds` is the time that this took this process."""
 
     def cell_started(self, cell: CellRecord, number: int, of: int) -> None:
         """A cell begins, or goes on where it was; on a cluster, it has ended."""
@@ -26,7 +26,7 @@ class StudyWatcher:
         return nullcontext(Watcher())
 
     def measuring(self, what: str) -> AbstractContextManager[Callable[[int, int], None]]:
-        """Something is measured; the function is called with how much of it is done, and with the whole."""
+        """Something is measured; the returned function is called with the amount that is done, and with the total."""
         return nullcontext(lambda done, of: None)
 
     def cell_ended(self, cell: CellRecord, seconds_left: float | None) -> None:

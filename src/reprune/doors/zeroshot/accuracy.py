@@ -51,7 +51,7 @@ class TaskScore:
     standard_error_norm: float | None = None
 
     def record(self) -> dict[str, Any]:
-        """All of it except the task's name, for JSON; without normalized accuracy if there is none."""
+        """All fields except the task's name, for JSON; without normalized accuracy if there is none."""
         entries = {key: value for key, value in vars(self).items() if key != "task"}
         if self.accuracy_norm is None:
             del entries["accuracy_norm"], entries["standard_error_norm"]
@@ -78,7 +78,7 @@ class ZeroShot:
         return sum(task.accuracy for task in self.tasks) / len(self.tasks)
 
     def record(self) -> dict[str, Any]:
-        """All of it, for JSON."""
+        """All fields, for JSON."""
         whole = {key: value for key, value in vars(self).items() if key != "tasks"}
         return {**whole, "mean": self.mean, "tasks": {task.task: task.record() for task in self.tasks}}
 

@@ -11,7 +11,7 @@
     study           prune and measure a model in every cell of a grid
     report          one HTML file on a run or a study
 
-A `Watcher` is told what happens in a run, a `StudyWatcher` what happens in a study. Every error raised on purpose is a
+A `Watcher` receives the events of a run, a `StudyWatcher` those of a study. Every error raised on purpose is a
 `RepruneError`: an `InputError` if an argument cannot be used, a `NumericalError` if numbers became NaN or infinite.
 """
 

@@ -88,11 +88,11 @@ def prune(
     Args:
         model: a local folder, a Hub id, or a .gguf file.
         out: the folder to write; it must not exist, or be empty.
-        recipe: a recipe file, its contents, a `Recipe` (such as a plan's), or a run's record, whose recipe is taken.
-        pruner, sparsity, ..., device: as the flags of `reprune prune`; they override the recipe.
+        recipe: a recipe file, its contents, a `Recipe` (such as a plan's), or a run's record, whose recipe is used.
+        pruner, sparsity, ..., device: like the flags of `reprune prune`; they override the recipe.
         trust_remote_code: let Transformers run Python code that comes with the model.
         settings: one or several `key.path=value`; they override everything else.
-        watcher: is told what happens.
+        watcher: receives the run's events.
         ranks: the processes that a launcher has started to do the run together, each of which calls this with the same
             arguments; by default this process does it alone, and must not be one of several.
 
@@ -133,7 +133,7 @@ def prune(
 def prune_by_recipe(
     recipe: Recipe, out: Path, watcher: Watcher, shared: Shared | None = None, ranks: Ranks = ALONE
 ) -> dict[str, Any]:
-    """`prune` with its recipe made, and what runs of one study share; only the first rank writes, or looks at `out`."""
+    """Like `prune`, with a finished recipe and what the runs of a study share; only the first rank uses `out`."""
     try:
         return _prune(recipe, out, watcher, shared, ranks)
     except HalfPrecisionError as error:
@@ -219,7 +219,7 @@ def resume(
 
     Args:
         out: the folder of the run.
-        watcher: is told what happens.
+        watcher: receives the run's events.
         ranks: as for `prune`.
 
     Returns:
@@ -241,7 +241,7 @@ def resume_sharing(
     ranks: Ranks = ALONE,
     given: Recipe | None = None,
 ) -> dict[str, Any]:
-    """`resume` with what runs of one study have in common, and the recipe that it is asked for by now."""
+    """Like `resume`, with what the runs of a study share, and the recipe that the study asks for now."""
     ledger = Ledger(local_path(out), begun=True)
     job = ranks.first_does(lambda: _unfinished(ledger, out))
     recipe = Recipe.model_validate(job["recipe"])
@@ -257,7 +257,7 @@ def resume_sharing(
         watcher.note(slow)
     checkpoint = Checkpoint(folder)
     changed = min(differing(job["weights"], checkpoint.digests()), default=None)
-    if changed is not None:  # before any code beside it is run
+    if changed is not None:  # before any code that comes with it is run
         raise InputError(
             f"{folder}: not the model that this run began with: {changed} differs; put the original back, or start a "
             "new run."
@@ -330,7 +330,7 @@ def _write_(
     watcher.phase(None, "writing the result")
     ledger.settle()
     written = result.write_outside()
-    files: set[str] = set()  # that the model is loaded from, beside those whose names are known
+    files: set[str] = set()  # further files that the model is loaded from
     if recipe.trust_remote_code:
         files = tokenizer_files(result.dense) | {file.name for file in result.dense.glob("*.py")}
     copied, left_out = result.linked(files)

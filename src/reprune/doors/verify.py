@@ -245,7 +245,7 @@ def _forward(decoder: Decoder, expected: _Forward, trust_remote_code: bool) -> C
     try:
         found = torch.tensor(rms(_last_states(decoder, expected, trust_remote_code)))
     except Exception as error:  # the library raises nearly anything on a model that it cannot run
-        if out_of_memory(error) is not None:  # which is no fault of the result
+        if out_of_memory(error) is not None:  # not a fault of the result
             raise
         return Check("forward", "by Transformers", (short(error),))
     if found.shape != wanted.shape:

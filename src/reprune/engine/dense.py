@@ -35,7 +35,7 @@ class DenseStream:
 
     @torch.no_grad()
     def after(self, index: int, dense: Dense) -> Stream:
-        """A block's outputs. Unless they are kept or shared, they are computed; its inputs must then be at hand."""
+        """A block's outputs. Unless they are kept or shared, they are computed, for which its inputs must be kept."""
         if index not in self._at_hand:
             self._compute(dense(index))
         return self._at_hand[index]

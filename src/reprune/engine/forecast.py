@@ -145,7 +145,7 @@ class _Estimate:
         if self.recipe.teacher == "local":
             seconds += self.samples * self.forward(window.blocks)
         for index in window.fresh:
-            if index > window.fresh.start:  # the states that enter the first are at hand
+            if index > window.fresh.start:  # the states that enter the first are already there
                 seconds += self.samples * self.forward([i for i in window.blocks if i < index])
             seconds += self.pruning(index, len(window.blocks) == 1)
         if self.recipe.solver.name != "none":

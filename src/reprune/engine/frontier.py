@@ -195,8 +195,9 @@ class Frontier:
         """What a window's last block should put out: the outputs of the dense blocks on the teacher's states.
 
         Args:
-            window, teacher: which.
-            dense: called for each dense block whose outputs are not at hand; the blocks are not kept.
+            window: the window.
+            teacher: which model's states the targets are computed from.
+            dense: called for each dense block whose outputs are not available; the blocks are not kept.
             gathering: entered while the samples that statistics are gathered from pass through the dense blocks; only
                 with a local teacher, whose states are the student's.
         """
@@ -222,8 +223,8 @@ class Frontier:
     ) -> Iterator[Stream]:
         """The outputs of these blocks on the student's stream (without blocks, that stream itself).
 
-        The blocks are not kept. If they are those that the last `advance` left open, their outputs are at hand, once;
-        the blocks must not have changed since.
+        The blocks are not kept. If they are those that the last `advance` left open, their outputs were
+        kept and are returned, once; the blocks must not have changed since.
         """
         if not blocks:
             yield self.student

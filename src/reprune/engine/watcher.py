@@ -10,7 +10,7 @@ from reprune.planning.schedule import Window
 
 
 class Watcher:
-    """Is told what happens in a run. This class ignores everything; subclasses show it."""
+    """Receives the events of a run. This class ignores them; subclasses show them."""
 
     def started(self, windows: int, done: int) -> None:
         """The run begins or resumes: the number of windows in all, and of those that are already done."""

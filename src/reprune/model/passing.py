@@ -30,7 +30,7 @@ class Passing:
     def __init__(self, model: str, samples: int) -> None:
         """`model` is the model's name, for messages; `samples` is how many there are in all."""
         self._model = model
-        self._calls: dict[int, list[Call]] = {}  # by batch size; a sample's own values are of other samples
+        self._calls: dict[int, list[Call]] = {}  # by batch size; values that differ between samples are other samples'
         self._own: dict[tuple[int, Place], Tensor] = {}  # by block and place: (samples, ...), on the CPU
         self._samples, self._filled = samples, 0
 

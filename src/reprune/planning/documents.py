@@ -25,7 +25,7 @@ class Documents:
         name: the collection's name in reports: a file's name or a data set's id, never a path of this machine.
         texts: the texts, which may be read from disk on each access; they are not kept here.
         joiner: the string between two documents when they are packed into one text.
-        running: whether the rows are the consecutive lines of one text, so that a single row is no document.
+        running: whether the rows are the consecutive lines of one text, so that a single row is not a document.
         token_ids: parallel to `texts`: the tokens of texts that a model wrote itself, or None for a row without any.
         places: identifies where the texts are, the same under all their names; for files, each with the column read.
         commit: for a Hub data set, the commit of its repository, if known.

@@ -321,7 +321,7 @@ def _file(path: Path, parts: list[str]) -> Source:
 
 
 def _require_hub_id(name: str, identifier: str) -> None:
-    """Raise InputError unless the identifier, which is no local path, has the form of a Hub data set's id."""
+    """Raise InputError unless the identifier, which is not a local path, has the form of a Hub data set's id."""
     if "\n" in name or len(name) > _LONGEST:
         raise InputError(
             f"source {name[:80]!r}: expected the name of a source, but this is a text; write texts to a file, such as "

@@ -126,7 +126,7 @@ def _generated(tokenizer: PreTrainedTokenizerBase, documents: Documents, index: 
     text = documents[index]
     try:
         decoded = tokenizer.decode(ids, skip_special_tokens=True)
-    except (LookupError, OverflowError, TypeError, ValueError):  # numbers that are no token ids
+    except (LookupError, OverflowError, TypeError, ValueError):  # numbers that are not token ids
         return None
     return ids if decoded == text or _ids(tokenizer, text, special=False)[: len(ids)] == ids else None
 

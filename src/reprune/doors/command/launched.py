@@ -22,7 +22,7 @@ def ranks_of_launch(timeout: float) -> Iterator[Ranks]:
     """The processes that were launched together, or this one alone.
 
     An error that all of them meet is printed once, by the first; another error is printed with its process's number.
-    A process that the others wait for longer than `timeout` seconds is taken for lost.
+    A process that the others wait for longer than `timeout` seconds counts as lost.
     """
     if not launched():
         yield ALONE

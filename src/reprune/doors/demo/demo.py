@@ -128,7 +128,7 @@ def _is_run(folder: Path) -> bool:
 
 
 def _check_runs(out: Path, model: Path) -> None:
-    """Refuse to replace a run of another model, or what somebody has put beside a run's files."""
+    """Refuse to replace a run of another model, or files that somebody has put beside those of a run."""
     fingerprint = Checkpoint(model).fingerprint()
     for folder in (out / name for name in _RUNS if (out / name).is_dir() and any((out / name).iterdir())):
         run = _begun_with(folder)

@@ -102,7 +102,7 @@ class EndpointAuthor(Author):
     def _only_model(self) -> str:
         try:
             listed = [str(one.id) for one in self._client.models.list().data]
-        except (AttributeError, TypeError, ValueError, RecursionError):  # of other answers
+        except (AttributeError, TypeError, ValueError, RecursionError):  # the answer is not a list of models
             raise _Strange("no list of models") from None
         if len(listed) == 1:
             return listed[0]

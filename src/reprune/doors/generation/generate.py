@@ -41,7 +41,7 @@ _AGAIN = "Finished rounds are kept: give the same command again, with any number
 
 
 class GenerationWatcher:
-    """Is told about the progress of a generation; this class ignores it, subclasses show it."""
+    """Receives the events of a generation; this class ignores them, subclasses show them."""
 
     def started(self, kept: int, wanted: int) -> None:
         """Texts are about to be written; `kept` of `wanted` are there already."""
@@ -88,7 +88,7 @@ def generate(
         endpoint_model: the server's name of the model, if it has several.
         concurrency: the number of requests to the server at a time.
         device, precision: as in a recipe.
-        watcher: is told what happens.
+        watcher: receives the generation's events.
         ranks: the N processes that write texts together, each with a whole model and every N-th round; only the first
             judges and saves texts.
 

@@ -12,7 +12,7 @@ from reprune.doors.records.run import Window
 from reprune.doors.report.text import unbroken
 
 RISE = 0.01
-"""An error rose or fell if it changed by more than this share; less is taken for noise."""
+"""An error rose or fell if it changed by more than this share; less counts as noise."""
 
 SLIGHT = unbroken(f"{100 * RISE:g} %")
 """The same as text."""

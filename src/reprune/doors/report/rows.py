@@ -102,7 +102,7 @@ def bring_together(study: Study) -> Rows:
     whole = [row for row in every if row.only == ALL]
 
     def told(measures: Sequence[Measure], write: Callable[[Value], str]) -> tuple[Measure, ...]:
-        """The measures with their numbers so written, without texts and tasks that no finished cell has."""
+        """The measures, their numbers written by `write`, without texts and tasks that no finished cell has."""
         there = [one for one in measures if not one.text or any(row.values(one.of) for row in every)]
         return tuple(one.shown(write) for one in there)
 

@@ -66,7 +66,7 @@ def attempt(task: CellTask, shared: Shared | None, save: Callable[[], None], wat
         task: the cell.
         shared: what the runs of a study share, if they are done in one process.
         save: saves the cell's record.
-        watcher: is told what happens.
+        watcher: receives the study's events.
     """
     data: dict[str, Any] | None = None
     model: str | None = None
@@ -195,4 +195,4 @@ def _is_disk_full(error: Exception) -> bool:
     """Whether a disk or a quota is full."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return True
-    return "No space left on device" in str(error)  # from safetensors, which gives no errno
+    return "No space left on device" in str(error)  # from safetensors, which sets no errno

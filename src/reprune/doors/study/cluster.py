@@ -50,7 +50,7 @@ class OnRay(Hands):
         Args:
             address: of the cluster; if empty, that in RAY_ADDRESS, or else a new one on this machine alone.
             apart: the folder for records of unfinished cells.
-            watcher: is told what happens.
+            watcher: receives the study's events.
 
         Raises:
             InputError: Ray is not installed, or there is no cluster.

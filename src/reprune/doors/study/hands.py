@@ -32,7 +32,7 @@ class InTurn(Hands):
         Args:
             folder: for what cells share while a study runs.
             save: saves the records.
-            watcher: is told what happens.
+            watcher: receives the study's events.
         """
         self._folder = folder
         self._save = save

@@ -107,7 +107,7 @@ def study(
         ray: the address of a Ray cluster whose workers do the cells; if empty, that in RAY_ADDRESS, or else a new one
             on this machine alone. All nodes must see `out`, the model and the texts by the same paths.
         ray_cpus: a cell's cores there; by default as many as PyTorch uses here, but at most 4 beside a GPU.
-        watcher: is told what happens.
+        watcher: receives the study's events.
 
     Returns:
         The record, as in `out`/study.json. Cells that failed have the status "failed" and their error; their folders

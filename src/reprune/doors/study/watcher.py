@@ -1,4 +1,4 @@
-"""What the watcher of a study is told. Knows nothing of how it is shown."""
+"""The events of a study, for those who watch it. Knows nothing of how they are shown."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from reprune.engine.watcher import Watcher
 
 
 class StudyWatcher:
-    """Is told what happens in a study; this class ignores it, subclasses show it."""
+    """Receives the events of a study; this class ignores them, subclasses show them."""
 
     def started(self, record: StudyRecord, axes: str, cells: int, done: int) -> None:
         """The study begins, or goes on: `cells` are asked for, along these axes, and `done` of them are done."""

@@ -257,7 +257,7 @@ class Likelihoods(HFLM):  # type: ignore[misc]  # lm-eval has no type informatio
         with Precision().on(self.device), widened(self.model):
             try:
                 alone, both = (self._run(batch, 0).last_hidden_state for batch in ([short], [short, long]))
-            except Exception:  # of whatever code the decoder has
+            except Exception:  # the decoder's code may raise anything
                 return False
         return bool(((both[:, : alone.shape[1]] - alone).norm(dim=(1, 2)) <= _TOLERANCE * alone.norm()).all())
 
@@ -269,7 +269,7 @@ class Likelihoods(HFLM):  # type: ignore[misc]  # lm-eval has no type informatio
         with torch.autocast(self.device.type, enabled=False), widened(self.model):
             try:
                 after = self._run([group], half).last_hidden_state
-            except Exception:  # of whatever code the decoder has
+            except Exception:  # the decoder's code may raise anything
                 return False
             whole = self._run([group], 0).last_hidden_state[:, half:]
         return after.shape == whole.shape and bool((after - whole).norm() <= _TOLERANCE * whole.norm())

@@ -50,7 +50,7 @@ def signs(tokenizer: Any) -> frozenset[int]:
 def first_tokens(tokenizer: Any, rows: int) -> FirstTokens:
     """Find the first tokens among `rows` token ids, the rows of the model's embedding.
 
-    Rows that are no token of the tokenizer are padding.
+    Rows that are not a token of the tokenizer are padding.
 
     Raises:
         InputError: no token is left.

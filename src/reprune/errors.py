@@ -86,7 +86,7 @@ def short(error: BaseException, most: int = 200) -> str:
 
 
 def of_type(value: object) -> str:
-    """The type of an unexpected value, for a message: "Dataset", "list of Tensor"; the value may print too long."""
+    """The type of an unexpected value, for messages, as the value may be long: "Dataset", "list of Tensor"."""
     if isinstance(value, type):
         return f"the class {value.__name__}"
     name = type(value).__name__

@@ -107,7 +107,7 @@ class Adam(Solver):
         lr, relative_lr = (self.lr * size, self.lr) if self.relative else (self.lr, self.lr / size)
         optimizer = torch.optim.Adam(parameters, lr=lr, betas=self.betas, fused=device.type in ("cpu", "cuda"))
         scaler = torch.amp.GradScaler(device.type, enabled=problem.half)
-        scaler.scale(torch.zeros((), device=device))  # sets the scale up: a rank may have no sample in step 1
+        scaler.scale(torch.zeros((), device=device))  # creates the scale: a rank may have no sample in step 1
         tried = not self.try_first_step
         generator = torch.Generator().manual_seed(seed)
         standardized = problem.scale is not None

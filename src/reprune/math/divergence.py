@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 Parts = Callable[[Tensor, Tensor], Iterable[tuple[slice, slice]]]
-"""From states and ids to slices of samples and tokens, each computed at a time; together they cover all."""
+"""From states and ids to slices of samples and tokens, which are computed one at a time and together cover all."""
 Predict = Callable[[Tensor, Tensor], Tensor]
 """From states (batch, tokens, ...) and ids (batch, tokens) to logits (batch, tokens, words), float32."""
 

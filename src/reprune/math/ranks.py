@@ -30,7 +30,7 @@ from reprune.math.heartbeat import Heartbeat
 Value = TypeVar("Value")
 
 _BUCKET = 2**26  # bytes of small tensors that are summed at once
-_HEARING = 2.0  # seconds to wait for the other ranks to report an error
+_HEARING = 2.0  # seconds that ranks wait for each other when one reports an error
 _LETTING_GO = 0.1  # seconds for threads that wait for Python's lock and for nothing else
 
 

@@ -28,7 +28,7 @@ from reprune.math.pruner import Pruned, Pruner
 from reprune.math.statistics import Gram
 
 _NARROW = 16  # columns: few enough that they stay in the processor's cache
-_DIRECT = 128  # columns: up to so many by LAPACK's factorization, which is slower than products for more
+_DIRECT = 128  # columns: up to this size LAPACK factorizes; beyond it, halves and matrix products are faster
 
 
 @final

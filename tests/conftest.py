@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"  # processes that tests start read it, and so does torch when it is imported
@@ -36,12 +35,16 @@ def _few_searches() -> None:
     gc.enable()
 
 
+_HANDLERS = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+
 @pytest.fixture(autouse=True)
-def _own_interrupts() -> Iterator[None]:
-    """Restore signal handlers after each test: with those that a command leaves, a second interrupt ends all tests."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    yield
-    for number, handler in before.items():
+def _own_interrupts() -> None:
+    """Begin each test with the usual signal handlers: with those that a command leaves, an interrupt ends all tests.
+
+    Commands run in tests and in fixtures of a wider scope, so what a test finds may be another test's.
+    """
+    for number, handler in _HANDLERS.items():
         signal.signal(number, handler)
 
 

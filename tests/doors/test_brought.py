@@ -166,7 +166,7 @@ def test_a_run_goes_on_with_the_same_version_of_the_package_alone(
 
 def test_what_it_returns_is_looked_at(here: Path) -> None:
     with pytest.raises(
-        NumericalError, match=r"block 0, .*: pruner unmasked, matrix 1 of this group: weights are not zero"
+        NumericalError, match=r"block 0, .*: pruner unmasked, matrix 1 of this group: its weights are not zero"
     ):
         reprune.prune("llama", "out", pruner="unmasked", **HOW)
 

@@ -235,7 +235,7 @@ def test_texts_that_are_left_take_as_long_as_those_written_since_the_command_beg
     lines.round_done(15, 20, {"begun": 1024})
     lines.round_done(20, 20, {"begun": 2048})
     assert capfd.readouterr().out.splitlines() == [
-        "going on: 10 of 20 texts are there",
+        "going on: 10 of 20 texts are finished",
         "    15/20 texts of 1,024 begun, 30.0 s, 30.0 s left",
         "    20/20 texts of 2,048 begun, 50.0 s",
     ]

@@ -41,9 +41,9 @@ def test_every_block_of_both_has_to_be_alike() -> None:
     }
     check_alike(models["same"], models["dense"])
     for one, other, message in (
-        ("wide", "dense", r"wide has as up of block 1 \[4, 3\], dense \[4, 2\]"),
-        ("more", "dense", r"more has as bias of block 1 \[4\], dense nothing"),
-        ("dense", "more", r"dense has as bias of block 1 nothing, more \[4\]"),
+        ("wide", "dense", r"wide and dense differ in the shape of up in block 1 \(\[4, 3\] and \[4, 2\]\)"),
+        ("more", "dense", r"more and dense differ in the shape of bias in block 1 \(\[4\] and none\)"),
+        ("dense", "more", r"dense and more differ in the shape of bias in block 1 \(none and \[4\]\)"),
     ):
         with pytest.raises(InputError, match=message):
             check_alike(models[one], models[other])

@@ -144,7 +144,7 @@ def test_a_state_whose_squares_overflow_is_not_kept(llama: Path, tmp_path: Path,
 @pytest.mark.parametrize(
     ("error", "rate", "message"),
     [
-        (math.inf, "1%", r"distillation of blocks \[2\]: what the model predicts from them is not finite"),
+        (math.inf, "1%", r"distillation of blocks \[2\]: the predictions from their outputs are not finite"),
         (0.5, "1e30", r"blocks \[2\]: their outputs are not finite after distillation"),
     ],
 )

@@ -97,5 +97,7 @@ def test_of_a_loss_and_a_heldout_error_that_went_bad_the_loss_is_told() -> None:
     problem = _Network()
     start = problem.heldout_error()
     problem.goals[0] = math.inf
-    with pytest.raises(NumericalError, match=r"^the loss became (inf|nan) in epoch 1; lower .* \(--lr, now 0\.01\)$"):
+    with pytest.raises(
+        NumericalError, match=r"^the loss became (inf|nan) in epoch 1; lower --lr \(the learning rate, now 0\.01\)$"
+    ):
         Adam(epochs=1, lr=0.01, batch_size=2, guard=False).descend(problem, start, 0, _nothing)

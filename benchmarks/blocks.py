@@ -1,4 +1,4 @@
-"""Seconds and peak memory of each block of a large model's shape, for reprune and for the textbook procedure.
+"""Seconds a block, and peak memory, on blocks of a large model's shape: reprune and the textbook procedure.
 
     python benchmarks/blocks.py --out FOLDER --device cuda [--hidden 4096 --intermediate 11008 --heads 32 --blocks 3]
         [--samples 64] [--seqlen 1024] [--epochs 10] [--rungs BR+GP BR+GP+CR] [--precisions float32 auto]

@@ -106,7 +106,7 @@ def byte_level(texts: Sequence[str], **settings: Any) -> Tokenizer:
 
 
 def random_text(file: Path, tokens: int) -> Path:
-    """Write words of random letters, of one token each, for more than so many tokens."""
+    """Write words of random letters, each letter one token, for more than so many tokens."""
     letters = random.Random(0)
     words = ("".join(letters.choices("abcdefghijklmnopqrstuvwxyz", k=7)) for _ in range(tokens // 7 + 100))
     file.write_text(" ".join(words), encoding="utf-8")

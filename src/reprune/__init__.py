@@ -12,7 +12,8 @@
     report          one HTML file on a run or a study
 
 A `Watcher` receives the events of a run, a `StudyWatcher` those of a study. Every error raised on purpose is a
-`RepruneError`: an `InputError` if an argument cannot be used, a `NumericalError` if numbers became NaN or infinite.
+`RepruneError`: an `InputError` if an argument cannot be used, a `NumericalError` if a computation gave unusable
+numbers.
 """
 
 from __future__ import annotations

@@ -101,7 +101,7 @@ def prune(
 
     Raises:
         InputError: an argument cannot be used; nothing has been written.
-        NumericalError: numbers became NaN or infinite; `resume` goes on from the last finished window.
+        NumericalError: a computation gave unusable numbers; `resume` goes on from the last finished window.
         ChangedError: a file of the model was changed during the run; `resume` goes on once the file is as it was.
     """
     ranks = ranks_or_alone(ranks, "prune")

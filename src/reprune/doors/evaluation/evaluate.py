@@ -43,7 +43,7 @@ def evaluate(
             windows of 512 tokens), "published" or "gptq" (as "wanda" and "paper", with one BOS before the whole text);
             in place of the next two.
         seqlen: tokens per window; by default 2048, or the model's longest sequence if that is shorter.
-        max_windows: the number of windows from the start; by default all.
+        max_windows: the number of windows from the start; by default all, for c4 the 256 that the field measures.
         device, precision: as in a recipe.
         progress: called with the number of windows that are done, and of all.
         notify: called with each reason for which the number may mean less than it seems to.

@@ -26,7 +26,7 @@ _RETRIES = 6  # the client waits longer before each, up to some 8 seconds
 _SECONDS = 600.0  # for one text
 _PAUSE = 0.5  # seconds after an invalid answer, doubled each time up to _LONGEST
 _LONGEST = 8.0
-_MOST = 1e9  # larger than the logarithm of any probability; NaN is not less either
+_MOST = 1e9  # far larger in magnitude than any log-probability; NaN is not less either
 _KEY = "OPENAI_API_KEY"
 
 

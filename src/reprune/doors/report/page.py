@@ -14,7 +14,7 @@ from reprune.doors.report.verdict import Verdict
 from reprune.errors import InputError
 
 MARK = '<meta name="generator" content="reprune report'
-"""A file that begins with this is a report."""
+"""A file with this in its first bytes is a report."""
 
 
 @dataclass(frozen=True)

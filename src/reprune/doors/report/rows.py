@@ -121,7 +121,7 @@ def bring_together(study: Study) -> Rows:
 
 
 def in_common(rows: Sequence[Row], of: Callable[[Cell], Value]) -> list[Row]:
-    """The rows with only the seeds for which all have a value; rows without any value are not considered."""
+    """The rows with only the seeds for which all have a value; rows without any value do not narrow them."""
     seeds = [{cell.seed for cell in row.cells if known(of(cell))} for row in rows]
     shared = set.intersection(*filter(None, seeds)) if any(seeds) else set()
     return [replace(row, cells=tuple(cell for cell in row.cells if cell.seed in shared)) for row in rows]

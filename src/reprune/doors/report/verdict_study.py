@@ -24,8 +24,8 @@ from reprune.planning.axes import AUTO, LADDER
 
 RULES = (
     f"An error or a perplexity rose or fell if it changed by more than {SLIGHT}; a smaller change is taken for noise. "
-    "With several seeds, means are compared, over those seeds that all the results have, and the text says in how many "
-    "of the seeds it is so.",
+    "With several seeds, means are compared, over those seeds that all the compared results have, and the text says in "
+    "how many of the seeds it is so.",
     "The ladder holds for a measure if it falls at every step from LR to the highest rung measured.",
     "The pitfall: a step up the ladder, or from its best rung to auto, lowers the calibration error and raises the "
     "held-out error, the test error or the perplexity.",

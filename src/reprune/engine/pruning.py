@@ -250,7 +250,7 @@ class _Job:
 
 
 def held_notes(pruned: PrunedBlock) -> list[str]:
-    """Notes on the matrices of a block that are not pruned now but keep the zeros of an earlier pruning."""
+    """Notes on matrices that are not pruned now but keep earlier zeros, of a block whose masks have been chosen."""
     left = [linear for linear in pruned.block.linears if linear.name not in pruned.masks]
     if not (names := [linear.name for linear in left if pruned_before(linear) is not None]):
         return []

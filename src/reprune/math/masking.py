@@ -52,7 +52,7 @@ def pick(values: Tensor, mask: Tensor) -> Tensor:
 
 
 def put_back_(values: Tensor, mask: Tensor, picked: Tensor) -> None:
-    """Set the values that a mask keeps to a vector as `pick` returns it; `values` is contiguous."""
+    """Set the values that a mask keeps to a vector as `pick` returns it; others stay. `values` is contiguous."""
     if values.device.type == "cpu" or values.numel() <= _AT_ONCE:  # a CPU makes no list of places for this
         values.masked_scatter_(mask, picked)
         return

@@ -128,7 +128,7 @@ class Ranks(ABC):
         return found
 
     def sum_gradients_(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Sum all gradients over ranks; a parameter without a gradient on every rank stays without one."""
+        """Sum all gradients over ranks; a parameter that has a gradient on no rank stays without one."""
         there = self.add([float(parameter.grad is not None) for parameter in parameters])
         having = [parameter for parameter, count in zip(parameters, there, strict=True) if count]
         for parameter in having:

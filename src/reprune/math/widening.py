@@ -1,4 +1,4 @@
-"""Reconstruction that widens: first the window's last part alone, then all of it, as far as the held-out error allows.
+"""Reconstruction that widens: first the window's last part alone, then all, each as far as held-out errors allow.
 
 Under the overlapping schedule, a window's first block has been fitted before and its last block is fresh. Training the
 fresh block alone costs half as much as training both, as the first need not be run again. So some of the epochs go to

@@ -20,7 +20,7 @@ _NAMED = 3  # folders, in a message
 def parts_of_training(names: Sequence[str], place: Path, first: str) -> str | None:
     """What to do about weights that the processes of a training run saved in parts; None if there are none.
 
-    Also None if there are complete weights that Transformers loads: DeepSpeed leaves its script beside those too.
+    Also None if Transformers loads complete weights there by config.json: DeepSpeed leaves its script beside those too.
 
     Args:
         names: of the folder's files and folders; those on the Hub with their path in the repository.

@@ -56,7 +56,7 @@ class Skeleton:
 
     @torch.no_grad()
     def _choose(self, lists: dict[str, nn.ModuleList]) -> tuple[str, tuple[int, ...]]:
-        """Find the list of blocks that text passes through; a model that also reads images has several lists.
+        """Find the list of blocks that text passes through once; a model that also reads images has several lists.
 
         Returns:
             Its path, and the indices of the blocks that text passes through: all except those for images only.

@@ -173,6 +173,8 @@ class _Job:
         pairs = refitting.gather(self.pruned.block, group, statistics)
         if pairs is None:
             why = "it reads other tokens in the sparse model than in the dense one"
+            if not group.once:
+                why = "it runs several times in a pass"
             return [*self.prune_([group]), f"{place}: not fitted by least squares: {why}"]
         results, ridge = None, None
         if self.ranks.first:

@@ -187,7 +187,7 @@ def test_samples_of_its_own_help_where_what_is_measured_falls() -> None:
     cells = [own(0), own(32, test=0.036, perplexity=50.2), own(128, test=0.03, perplexity=47.0)]
     text = verdict_on(cells)
     assert (
-        "From the fewest self-generated samples to the most, these fall, by pruner and rung: "
+        "How often each measure falls from the fewest self-generated samples to the most, by pruner and rung: "
         "test error on test.txt in 1 of 1 and perplexity on test.txt in 1 of 1." in text
     )
     assert (

@@ -32,7 +32,7 @@ def evaluate(
     seqlen: Annotated[
         int | None, typer.Option(metavar="T", help="Tokens per window. [2048, or the model's limit]")
     ] = None,
-    windows: Annotated[int | None, typer.Option(metavar="N", help="Only the first N windows. [all]")] = None,
+    windows: Annotated[int | None, typer.Option(metavar="N", help="Only the first N windows. [all; of c4 256]")] = None,
     against: Annotated[
         str | None, typer.Option(metavar="DENSE", help="Show each block's error against this dense model.")
     ] = None,

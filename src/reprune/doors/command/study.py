@@ -74,7 +74,9 @@ def study(
     text_seqlen: Annotated[
         int | None, typer.Option(metavar="T", help="Tokens per window of a text. [the protocol's]")
     ] = None,
-    windows: Annotated[int | None, typer.Option(metavar="N", help="Only a text's first N windows. [all]")] = None,
+    windows: Annotated[
+        int | None, typer.Option(metavar="N", help="Only a text's first N windows. [all; of c4 256]")
+    ] = None,
     zero_shot: Annotated[
         list[str] | None,
         typer.Option(metavar="TASK ...", help="Measure zero-shot accuracy on these tasks too."),

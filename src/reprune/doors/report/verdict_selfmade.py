@@ -69,7 +69,8 @@ def selfmade_headline(study: Study, rows: Rows) -> tuple[Tone, str, str] | None:
     else:
         tone, badge = "plain", "Self-generated samples do not help"
     said = listed([f"{name} in {fell[name]} of {count[name]}" for name in count])
-    return tone, badge, f"From the fewest self-generated samples to the most, these fall, by pruner and rung: {said}."
+    counted = "How often each measure falls from the fewest self-generated samples to the most, by pruner and rung"
+    return tone, badge, f"{counted}: {said}."
 
 
 def _comparable(study: Study, rows: Rows) -> list[Measure]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import multiprocessing
 import signal
@@ -77,6 +78,15 @@ def read(file: Path) -> dict[str, Any]:
     """The outcomes in a file, if it exists."""
     found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     return found
+
+
+def sweep_parser(description: str | None) -> argparse.ArgumentParser:
+    """The options that all sweeps over tiny models have."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--only", nargs="+")
+    parser.add_argument("--jobs", type=int, default=2)
+    return parser
 
 
 def sweep(

@@ -25,7 +25,6 @@ again, it does what is missing.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Mapping
 from functools import partial
@@ -33,7 +32,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from alone import read, sweep
+from alone import read, sweep, sweep_parser
 from main_job import examine
 from tiny_models import CAUSAL, SEVERAL_PARTS, write_text
 
@@ -42,11 +41,8 @@ OUTCOMES = ("passed", "refused", "failed", "not built")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True)
+    parser = sweep_parser(__doc__)
     parser.add_argument("--parts", action="store_true")
-    parser.add_argument("--only", nargs="+")
-    parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--page", type=Path)
     options = parser.parse_args()
     write_text(options.out)

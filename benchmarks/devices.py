@@ -13,14 +13,13 @@ what is missing.
 
 from __future__ import annotations
 
-import argparse
 import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from alone import sweep
+from alone import sweep, sweep_parser
 from main_job import SAMPLES
 from tiny_models import CAUSAL, SEQLEN, build, write_text
 
@@ -78,10 +77,7 @@ def summary(found: Mapping[str, Mapping[str, str]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--only", nargs="+")
-    parser.add_argument("--jobs", type=int, default=2)
+    parser = sweep_parser(__doc__)
     options = parser.parse_args()
     write_text(options.out)
 

@@ -14,7 +14,6 @@ model was not compared. Writes FOLDER/masks.json; started again, it does what is
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
 import shutil
@@ -24,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from alone import sweep
+from alone import sweep, sweep_parser
 from tiny_models import CAUSAL, SEQLEN, build
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -133,10 +132,7 @@ def _examine(model_type: str, folder: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--only", nargs="+")
-    parser.add_argument("--jobs", type=int, default=2)
+    parser = sweep_parser(__doc__)
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
 

@@ -7,11 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
-from safetensors.torch import load_file, save_file
 
 from tests import tiny
-from tests.doors.conftest import QUICK, Cli, Said
+from tests.doors.command.refused import refused
+from tests.doors.conftest import QUICK, Cli
 
 
 @pytest.fixture(autouse=True)
@@ -49,18 +48,6 @@ def strange(here: Path) -> None:
     (here / "empty").mkdir()
 
 
-def _refused(cli: Cli, here: Path, arguments: list[str], expected: str) -> Said:
-    before = {path: path.stat().st_mtime_ns for path in here.rglob("*")}
-    said = cli(*arguments)
-    assert said.code == 2
-    assert said.err.startswith("error: ") or "Usage: " in said.err or said.err.startswith("Error: ")
-    assert said.err.lower().count("error: ") == 1
-    assert expected in said.err
-    assert "Traceback" not in said.err
-    assert {path: path.stat().st_mtime_ns for path in here.rglob("*")} == before, "something was written"
-    return said
-
-
 _MODELS = [
     ("./nowhere", "./nowhere: no such folder"),
     ("two/slashes/nowhere", "two/slashes/nowhere: no such folder"),
@@ -81,7 +68,7 @@ _MODELS = [
 @pytest.mark.parametrize(("model", "expected"), _MODELS)
 def test_models(command: str, model: str, expected: str, here: Path, cli: Cli) -> None:
     flags = {"prune": ["--out", "out", *QUICK], "plan": QUICK, "evaluate": ["--text", "text.txt"]}
-    _refused(cli, here, [command, model, *flags[command]], expected)
+    refused(cli, here, [command, model, *flags[command]], expected)
 
 
 _FLAGS: list[object] = [
@@ -108,7 +95,7 @@ _FLAGS: list[object] = [
 
 @pytest.mark.parametrize(("flags", "expected"), _FLAGS)
 def test_flags(flags: list[str], expected: str, here: Path, cli: Cli) -> None:
-    _refused(cli, here, ["prune", "llama", "--out", "out", *QUICK, *flags], expected)
+    refused(cli, here, ["prune", "llama", "--out", "out", *QUICK, *flags], expected)
 
 
 _SOURCES: list[tuple[list[str], str]] = [
@@ -140,7 +127,7 @@ _SOURCES: list[tuple[list[str], str]] = [
 @pytest.mark.parametrize(("sources", "expected"), _SOURCES)
 def test_sources(flag: str, sources: list[str], expected: str, here: Path, cli: Cli) -> None:
     given = QUICK if flag == "--heldout" else QUICK[2:]
-    said = _refused(cli, here, ["prune", "llama", "--out", "out", *given, flag, *sources], expected)
+    said = refused(cli, here, ["prune", "llama", "--out", "out", *given, flag, *sources], expected)
     assert str(here) not in said.err or sources == ["empty"], "a source is named as it was given"
 
 
@@ -193,7 +180,7 @@ _RECIPES: list[object] = [
 @pytest.mark.parametrize("command", ["prune", "plan"])
 def test_recipes_and_settings(command: str, flags: list[str], expected: str, here: Path, cli: Cli) -> None:
     out = ["--out", "out"] if command == "prune" else []
-    _refused(cli, here, [command, "llama", *out, *QUICK, *flags], expected)
+    refused(cli, here, [command, "llama", *out, *QUICK, *flags], expected)
 
 
 _LONG = "x" * 300
@@ -215,17 +202,17 @@ _LONG = "x" * 300
     ],
 )
 def test_where_nothing_can_be_written(out: str, expected: str, here: Path, cli: Cli) -> None:
-    _refused(cli, here, ["prune", "llama", "--out", out, *QUICK], expected)
+    refused(cli, here, ["prune", "llama", "--out", out, *QUICK], expected)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_folder_that_may_not_be_written_to(here: Path, cli: Cli) -> None:
     (here / "locked").mkdir(mode=0o555)
-    _refused(cli, here, ["prune", "llama", "--out", "locked/out", *QUICK], "locked cannot be written to")
+    refused(cli, here, ["prune", "llama", "--out", "locked/out", *QUICK], "locked cannot be written to")
 
 
 def test_all_that_is_wrong_is_said_at_once(here: Path, cli: Cli) -> None:
-    said = _refused(cli, here, ["prune", "llama", "--out", "out", "--samples", "0", "--lr", "-1"], "samples")
+    said = refused(cli, here, ["prune", "llama", "--out", "out", "--samples", "0", "--lr", "-1"], "samples")
     assert "solver.lr" in said.err
     assert len(said.err.splitlines()) == 2
 
@@ -273,7 +260,7 @@ def test_all_that_is_wrong_is_said_at_once(here: Path, cli: Cli) -> None:
     ],
 )
 def test_other_commands(arguments: list[str], expected: str, here: Path, cli: Cli) -> None:
-    _refused(cli, here, arguments, expected)
+    refused(cli, here, arguments, expected)
 
 
 @pytest.mark.parametrize(
@@ -297,7 +284,7 @@ def test_other_commands(arguments: list[str], expected: str, here: Path, cli: Cl
 )
 def test_evaluate(flags: list[str], expected: str, here: Path, cli: Cli) -> None:
     text = [] if "--text" in flags else ["--text", "text.txt"]
-    _refused(cli, here, ["evaluate", "llama", *text, *flags], expected)
+    refused(cli, here, ["evaluate", "llama", *text, *flags], expected)
 
 
 @pytest.mark.parametrize(
@@ -315,7 +302,7 @@ def test_evaluate_measures_nothing_before_all_is_known_to_be_usable(
 ) -> None:
     tiny.save("gpt2", here / "other")
     monkeypatch.setattr("reprune.doors.evaluation.evaluate.evaluate", lambda *_, **__: pytest.fail("it was measured"))
-    _refused(cli, here, ["evaluate", "llama", "--text", "text.txt", *flags, "--json"], expected)
+    refused(cli, here, ["evaluate", "llama", "--text", "text.txt", *flags, "--json"], expected)
 
 
 _STATUS = '{"recipe": {"model": "m", "sparsity": 0.5, "reconstruct": "LR", %s}, "windows": [{}]}'
@@ -331,74 +318,12 @@ _STATUS = '{"recipe": {"model": "m", "sparsity": 0.5, "reconstruct": "LR", %s}, 
 )
 def test_status_of_a_damaged_record(content: str, here: Path, cli: Cli) -> None:
     (here / "full" / "reprune.json").write_text(content)
-    _refused(cli, here, ["status", "full"], "reprune.json")
-
-
-def test_a_model_without_a_head_is_pruned_with_a_note_and_nothing_that_needs_the_head_is_done(
-    here: Path, cli: Cli
-) -> None:
-    model = tiny.build("mistral").model  # saved like embedding models
-    model.save_pretrained(here / "headless")
-    tiny.tokenizer().save_pretrained(here / "headless")
-    flags = ["headless", *QUICK, "--reconstruct", "LR"]
-    _refused(cli, here, ["prune", *flags, "--out", "out", "--set", "distill.blocks=1"], "the tensor lm_head.weight")
-    _refused(cli, here, ["plan", *flags, "--set", "distill.blocks=1"], "the tensor lm_head.weight")
-    _refused(cli, here, ["evaluate", "headless", "--text", "text.txt"], "its files lack lm_head.weight")
-    said = cli("generate", "headless", "--out", "a.jsonl", "--samples", "1", "--length", "9")
-    assert (said.code, "its files lack lm_head.weight" in said.err) == (2, True)
-    for said in (cli("plan", *flags), cli("prune", *flags, "--out", "out")):
-        assert said.code == 0
-        assert "headless: its files lack lm_head.weight; its blocks can be pruned all the same" in " ".join(
-            (said.out + said.err).split()
-        )
-    assert cli("verify", "out").code == 0
-
-
-def test_a_model_without_an_embedding(here: Path, cli: Cli) -> None:
-    tiny.save("llama", here / "cut")
-    weights = load_file(here / "cut" / "model.safetensors")
-    del weights["model.embed_tokens.weight"]
-    save_file(weights, here / "cut" / "model.safetensors", metadata={"format": "pt"})
-    _refused(cli, here, ["prune", "cut", "--out", "out", *QUICK], "the tensor model.embed_tokens.weight")
-    _refused(cli, here, ["plan", "cut", *QUICK], "the tensor model.embed_tokens.weight")
-
-
-@pytest.mark.parametrize(
-    ("number", "flags"), [(float("nan"), []), (float("-inf"), []), (float("nan"), ["--self-generate", "2"])]
-)
-def test_a_model_with_a_weight_that_is_no_number(number: float, flags: list[str], here: Path, cli: Cli) -> None:
-    tiny.save("llama", here / "spoilt", torch.float16)
-    weights = load_file(here / "spoilt" / "model.safetensors")
-    weights["model.layers.1.mlp.down_proj.weight"][3, 5] = number
-    save_file(weights, here / "spoilt" / "model.safetensors", metadata={"format": "pt"})
-    expected = "the tensor model.layers.1.mlp.down_proj.weight holds NaN or infinite values"
-    _refused(cli, here, ["prune", "spoilt", "--out", "out", *QUICK, *flags], expected)
-
-
-def test_a_model_whose_tokenizer_belongs_to_another(here: Path, cli: Cli) -> None:
-    tiny.save("llama", here / "small")
-    weights = load_file(here / "small" / "model.safetensors")
-    for name in ("model.embed_tokens.weight", "lm_head.weight"):
-        weights[name] = weights[name][:100].clone()
-    save_file(weights, here / "small" / "model.safetensors", metadata={"format": "pt"})
-    config = here / "small" / "config.json"
-    config.write_text(config.read_text().replace(f'"vocab_size": {tiny.VOCABULARY}', '"vocab_size": 100'))
-    _refused(cli, here, ["prune", "small", "--out", "out", *QUICK], "has only 100 rows")
-
-
-def test_a_model_without_a_tokenizer(here: Path, cli: Cli) -> None:
-    tiny.build("llama").save_pretrained(here / "bare")
-    _refused(cli, here, ["prune", "bare", "--out", "out", *QUICK], "bare: its tokenizer cannot be loaded")
-    _refused(cli, here, ["evaluate", "bare", "--text", "text.txt"], "bare: its tokenizer cannot be loaded")
-    said = cli("plan", "bare", *QUICK)
-    assert (said.code, "refused bare: its tokenizer cannot be loaded" in " ".join(said.out.split())) == (2, True)
-    (here / "bare" / "tokenizer_config.json").write_text('{"tokenizer_class": "LlamaTokenizer", "unk_token": "<unk>"}')
-    _refused(cli, here, ["prune", "bare", "--out", "out", *QUICK], "bare: its tokenizer is empty")
+    refused(cli, here, ["status", "full"], "reprune.json")
 
 
 def test_windows_is_refused_before_a_command_looks_at_anything(
     here: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "platform", "win32")
-    said = _refused(cli, here, ["status", "nowhere"], "reprune needs Linux or macOS; on Windows, run it in WSL.")
+    said = refused(cli, here, ["status", "nowhere"], "reprune needs Linux or macOS; on Windows, run it in WSL.")
     assert said.out == ""

@@ -171,11 +171,8 @@ class _Job:
         place = _place(self.pruned, [group])
         statistics = self.pruner.statistics(group.columns, self.pruned.block.device)
         pairs = refitting.gather(self.pruned.block, group, statistics)
-        if pairs is None:
-            why = "it reads other tokens in the sparse model than in the dense one"
-            if not group.once:
-                why = "it runs several times in a pass"
-            return [*self.prune_([group]), f"{place}: not fitted by least squares: {why}"]
+        if isinstance(pairs, str):
+            return [*self.prune_([group]), f"{place}: not fitted by least squares: {pairs}"]
         results, ridge = None, None
         if self.ranks.first:
             results = self._results(group, statistics)

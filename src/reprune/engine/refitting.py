@@ -39,7 +39,7 @@ class Refitting:
     ranks: Ranks
 
     @torch.no_grad()
-    def gather(self, block: Block, group: LinearGroup, statistics: Statistics) -> tuple[Paired, Paired] | None:
+    def gather(self, block: Block, group: LinearGroup, statistics: Statistics) -> tuple[Paired, Paired] | str:
         """Gather a group's inputs in both models, over calibration and held-out samples, in one pass.
 
         Args:
@@ -48,17 +48,17 @@ class Refitting:
             statistics: the pruner's, empty; filled on the way.
 
         Returns:
-            The sums over the calibration and over the held-out samples. None, with unusable statistics, if the group
-            runs several times in a pass, or gets other tokens in one model than in the other, as experts do.
+            The sums over the calibration and over the held-out samples; or why there are none, with unusable
+            statistics.
         """
         if not group.once:
-            return None
+            return "it runs several times in a pass"
         # A pruner whose statistics are X'X of the same samples shares it.
         same = statistics if isinstance(statistics, Gram) and self.statistics_of_all else None
         found = Paired(group.columns, block.device, same), Paired(group.columns, block.device)
         alike = self._take_in_(block, group, statistics, found, same is None)
         if sum(self.ranks.add([0.0 if alike else 1.0])):  # on any rank
-            return None
+            return "it reads other tokens in the sparse model than in the dense one"
         for pair in found:
             pair.sum_over_(self.ranks)
         if same is None:

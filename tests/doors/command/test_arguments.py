@@ -5,8 +5,11 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from typer.core import TyperGroup, TyperOption
+from typer.main import get_command
 
 from reprune.doors.command.arguments import separate_sources
+from reprune.doors.command.cli import app
 from tests.doors.conftest import QUICK, Cli
 
 _VALUES = st.text("abc01=./:, ", max_size=6)  # also the empty text, and texts with an equals sign
@@ -52,6 +55,7 @@ _PARTS = st.one_of(
         ("study M --ray --out o", "study M --ray - --out o"),
         ("study M --out o --ray", "study M --out o --ray -"),
         ("study --seeds 0 1 --ray a:1 M", "study --seeds 0 --seeds 1 --ray a:1 M"),
+        ("evaluate --no-perplexity M --zero-shot a b", "evaluate --no-perplexity M --zero-shot a --zero-shot b"),
         ("status DIR", "status DIR"),
         ("--help", "--help"),
         ("", ""),
@@ -59,6 +63,23 @@ _PARTS = st.one_of(
 )
 def test_a_flag_is_repeated_before_each_of_its_values(given_: str, expected: str) -> None:
     assert separate_sources(given_.split()) == ["" if word == "-" else word for word in expected.split()]
+
+
+def test_a_word_after_any_switch_is_not_its_value() -> None:
+    group = get_command(app)
+    assert isinstance(group, TyperGroup)
+    switches = [
+        (command, name)
+        for command, found in group.commands.items()
+        for option in found.params
+        if isinstance(option, TyperOption) and option.is_flag
+        for name in option.opts
+    ]
+    assert ("evaluate", "--no-perplexity") in switches
+    for command, name in switches:
+        several = {"evaluate": "--zero-shot", "generate": "--filters"}.get(command, "--calibration")
+        once = separate_sources([command, name, "M", several, "a", "b"])
+        assert once == [command, name, "M", several, "a", several, "b"]
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,10 @@ _MANY_OF = {  # by command
 }
 _MAYBE_ONE = {"study": ("--ray",)}  # by command: flags with one value or none, which becomes an empty one
 _PATHS = ("--out", "--recipe", "--zero-shot-data")
-_SWITCHES = ("--quiet", "--verbose", "--trust-remote-code", "--keep-models", "--json", "--show", "--help", "--version")
+_SWITCHES = (  # of all commands
+    *("--quiet", "--verbose", "--trust-remote-code", "--keep-models", "--no-perplexity"),
+    *("--json", "--show", "--help", "--version"),
+)
 
 
 def separate_sources(arguments: list[str]) -> list[str]:

@@ -65,7 +65,7 @@ def server(llama: Path) -> Iterator[tuple[str, str]]:
 def answering(
     answer: Callable[[dict[str, Any]], Any], model: str | None = "m", settings: Generation = SMALL
 ) -> Iterator[EndpointAuthor]:
-    """The author behind a server whose answers a function gives: JSON, or bytes of HTML.
+    """The author behind a server whose answers a function gives: JSON, bytes of HTML, or the status of a refusal.
 
     For the list of its models, the function is called with {}.
     """
@@ -80,7 +80,7 @@ def answering(
         def _send(self, found: Any) -> None:
             html = isinstance(found, bytes)
             data = found if html else found.encode() if isinstance(found, str) else json.dumps(found).encode()
-            self.send_response(200)
+            self.send_response(found if isinstance(found, int) else 200)
             self.send_header("content-type", "text/html" if html else "application/json")
             self.send_header("content-length", str(len(data)))
             self.end_headers()
@@ -141,6 +141,54 @@ def test_it_fills_a_file_as_the_model_here_would(server: tuple[str, str], here: 
     manifest = json.loads((here / "self.manifest.json").read_text())
     assert manifest["made_by"]["endpoint_model"] == name
     assert "127.0.0.1" not in (here / "self.manifest.json").read_text(), "where a server is, is nobody's business"
+
+
+def test_words_are_drawn_from_all_that_the_model_gives_a_chance(server: tuple[str, str]) -> None:
+    """By default, Transformers takes the likeliest word, or draws from the 50 likeliest."""
+    one_word = SMALL.model_copy(update={"length": PREFIX + 1, "batch_size": 1})
+    for settings, least, most in (
+        (one_word, 55, 160),  # bytes that are no character look alike
+        (one_word.model_copy(update={"top_k": 3}), 2, 3),
+        (one_word.model_copy(update={"temperature": 0.001}), 1, 2),
+    ):
+        with closing(EndpointAuthor(*server, tiny.tokenizer(), settings)) as author:
+            texts = {one.text for one in author.write([(70, 71, 72, 73, 74)] * 160, 0)}
+        assert least <= len(texts) <= most
+
+
+OFF = {"min_p": 0.0, "repetition_penalty": 1.0}
+
+
+@pytest.mark.parametrize("top_k", [None, 5])
+@pytest.mark.parametrize("likelihoods", [True, False])
+@pytest.mark.parametrize("kind", ["vLLM", "Transformers", "OpenAI"])
+def test_a_server_is_asked_to_leave_its_own_defaults_out_in_the_way_that_it_takes(
+    kind: str, likelihoods: bool, top_k: int | None
+) -> None:
+    own = {"do_sample": True, "top_k": top_k or 0, **OFF}
+    expected: dict[str, Any] = {
+        "vLLM": {"top_k": top_k or -1, **OFF},
+        "Transformers": {"generation_config": own},
+        "OpenAI": {"top_k": top_k} if top_k else {},
+    }[kind]
+    known = {"model", "prompt", "max_tokens", "temperature", "top_p", "seed", *expected}
+    asked: list[dict[str, Any]] = []
+
+    def answer(request: dict[str, Any]) -> object:
+        if not request.keys() <= known | ({"logprobs"} if likelihoods else set()):
+            return 422 if kind == "Transformers" else 400
+        asked.append(request)
+        return completion(" man")
+
+    with answering(answer, settings=SMALL.model_copy(update={"top_k": top_k})) as author:
+        author.begin([70])
+        author.write([(70, 71)], 0)
+    assert len(asked) == 3
+    for request in asked:
+        sent = {key: json.loads(said) if key == "generation_config" else said for key, said in request.items()}
+        assert {key: said for key, said in sent.items() if key in expected or key in OFF} == expected
+        assert request.get("logprobs") == (1 if likelihoods else None)
+    assert [request.get("temperature") for request in asked] == [None, 0.0, 1.0]
 
 
 def test_only_the_tokenizer_is_needed_here(server: tuple[str, str], llama: Path, here: Path) -> None:

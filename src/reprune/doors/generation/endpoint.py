@@ -7,10 +7,11 @@ tokenizer applied to the returned text. Likelihoods are the server's, if it give
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from typing import Any, final
@@ -110,15 +111,32 @@ class EndpointAuthor(Author):
         raise InputError(f"{self._place} lists {len(listed)} models ({found}); name one: --endpoint-model.")
 
     def _probe(self) -> dict[str, Any]:
-        """The options that ask for likelihoods, or none if the server rejects such a request."""
+        """The options of all requests: the first of `_options` that the server accepts."""
         import openai
 
-        try:
-            self._choice("The", max_tokens=1, logprobs=1)
-        except (openai.BadRequestError, openai.UnprocessableEntityError):
-            self._choice("The", max_tokens=1)
-            return {}
-        return {"logprobs": 1}
+        *tried, last = self._options()
+        for options in tried:
+            with suppress(openai.BadRequestError, openai.UnprocessableEntityError):
+                self._choice("The", max_tokens=1, **options)
+                return options
+        self._choice("The", max_tokens=1, **last)
+        return last
+
+    def _options(self) -> Iterator[dict[str, Any]]:
+        """Options that a server may accept, the best first: with likelihoods, and drawing only as the settings say.
+
+        What is not sent, servers take from the model's generation_config.json, or from defaults of their own, which
+        leave words out or penalize repetition. Transformers then does not even draw: it takes the likeliest word.
+        """
+        top_k = self._settings.top_k
+        off = {"min_p": 0.0, "repetition_penalty": 1.0}
+        ways: list[dict[str, Any]] = [
+            {"top_k": top_k or -1, **off},  # vLLM, SGLang, llama.cpp
+            {"generation_config": json.dumps({"do_sample": True, "top_k": top_k or 0, **off})},  # Transformers
+            {} if top_k is None else {"top_k": top_k},
+        ]
+        for likelihoods in ({"logprobs": 1}, {}):
+            yield from ({"extra_body": way, **likelihoods} for way in ways)
 
     def _choice(self, prompt: str, **more: Any) -> Any:
         """The server's completion of a prompt; raises `_Strange` unless it has a text that can be encoded."""
@@ -135,7 +153,7 @@ class EndpointAuthor(Author):
 
     def begin(self, firsts: Sequence[int]) -> list[tuple[str, Ids]]:
         prompts = [str(self._tokenizer.decode([first])) for first in firsts]
-        greedy: dict[str, Any] = {"max_tokens": PREFIX - 1, "temperature": 0.0}
+        greedy: dict[str, Any] = {"max_tokens": PREFIX - 1, "temperature": 0.0, **self._more}
         found = self._complete(prompts, [greedy] * len(prompts), lambda done: None)
         texts = [prompt + choice.text for prompt, choice in zip(prompts, found, strict=True)]
         return [(text, self._ids(text)) for text in texts]
@@ -148,8 +166,6 @@ class EndpointAuthor(Author):
             "top_p": settings.top_p or 1.0,
             **self._more,
         }
-        if settings.top_k is not None:
-            sampled["extra_body"] = {"top_k": settings.top_k}
         options = [
             {**sampled, "max_tokens": self._room(prompt), "seed": seed_of(settings.seed, number, place, size=4)}
             for place, prompt in enumerate(prompts)  # seeds of 31 bits, which every server accepts

@@ -10,25 +10,15 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import ray
 
 import reprune
-from reprune.doors.study import cluster as module
-from reprune.doors.study.cell import CellTask, Outcome
-from reprune.doors.study.cluster import OnRay, do_cell
-from reprune.doors.study.measures import Bench, Measures
-from reprune.doors.study.needs import Needs
 from reprune.doors.study.record import read_study, save_apart
 from reprune.doors.study.run import study
-from reprune.doors.study.watcher import StudyWatcher
-from reprune.engine.record import versions
-from reprune.errors import InputError
-from reprune.planning.recipe import Recipe
 from tests.doors.conftest import Cli
 from tests.doors.study.runs import GRID, ONE, SETTINGS, STUDY, numbers
 
@@ -168,108 +158,6 @@ def test_what_no_node_has_is_refused_and_nothing_is_written(here: Path, address:
     assert "cell magnitude-LR-seed0 needs 3 CPU, " in said.stderr
     assert "no node has that (the largest: " in said.stderr
     assert not (here / "s").exists()
-
-
-class _Ray:
-    """A stand-in for Ray: it has nodes, of which the first is dead, and loses each worker `lost` times."""
-
-    exceptions = ray.exceptions
-    versions: Mapping[str, str] | None = versions()  # on all nodes; None: reprune is not there
-
-    def __init__(self, *nodes: Mapping[str, float], lost: int = 0) -> None:
-        self._nodes = nodes
-        self._lost = lost
-        self.begun = 0
-
-    def nodes(self) -> list[dict[str, Any]]:
-        named = {"NodeID": "1" * 56, "NodeManagerHostname": "there"}
-        return [{"Alive": number > 0, "Resources": node, **named} for number, node in enumerate(self._nodes)]
-
-    def remote(self, *work: Any) -> Any:
-        """Stands in for `ray.remote` of a function, and for `remote` of its arguments."""
-        self.begun += len(work) > 1
-        return object() if len(work) > 1 else self
-
-    def options(self, **_: Any) -> Any:
-        return self
-
-    def wait(self, running: list[Any], num_returns: int) -> tuple[list[Any], list[Any]]:
-        return running[:num_returns], running[num_returns:]
-
-    def get(self, ended: Any) -> Any:
-        if ended is self:  # the answer of `versions`
-            if self.versions is None:
-                raise ray.exceptions.RaySystemError("Traceback:\nNo module named 'reprune'")
-            return self.versions
-        if self.begun <= self._lost:
-            raise ray.exceptions.WorkerCrashedError
-        return {"status": "pending", "seconds": 3.0}, Outcome({}), ["a note"]
-
-
-@pytest.mark.parametrize(
-    ("wanted", "at_once"), [(Needs(1, 0, 10), 6), (Needs(2, 0, 10), 3), (Needs(1, 0, 40), 3), (Needs(1, 1, 10), 2)]
-)
-def test_as_many_cells_are_done_at_a_time_as_nodes_that_live_have_room_for(
-    wanted: Needs, at_once: int, tmp_path: Path
-) -> None:
-    crew = object.__new__(OnRay)
-    dead = {"CPU": 64.0, "memory": 1e12, "GPU": 8.0}
-    crew._ray = _Ray(dead, {"CPU": 4.0, "memory": 100.0, "GPU": 2.0}, {"CPU": 2.0, "memory": 50.0})
-    crew.check({"a": wanted})
-    assert crew.at_once == at_once
-    with pytest.raises(InputError, match=r"cell b needs 1 CPU, 3 GPU, 0\.0 GB of memory; no node has that"):
-        crew.check({"a": wanted, "b": Needs(1, 3, 10)})
-    crew.check({})
-    crew._apart = tmp_path
-    assert (crew.at_once, list(crew.do([]))) == (1, []), "of a study that is done already"
-
-
-@pytest.mark.parametrize(
-    ("there", "message"),
-    [
-        (
-            {**versions(), "torch": "1.0"},
-            r"--ray: node there has torch 1\.0 \(here .*\); install the same on all nodes",
-        ),
-        (None, r"--ray: node there cannot load reprune \(No module named 'reprune'\); install it there"),
-    ],
-)
-def test_a_node_that_cannot_do_a_cell_as_here_is_refused(there: Mapping[str, str] | None, message: str) -> None:
-    crew = object.__new__(OnRay)
-    crew._ray = _Ray({}, {"CPU": 0.0, "memory": 9.0}, {"CPU": 1.0, "memory": 9.0})
-    crew._ray.versions = there
-    with pytest.raises(InputError, match=message):
-        crew.check({"a": Needs(1, 0, 1)})
-    crew.check({})  # no node has anything to do
-
-
-@pytest.mark.parametrize("lost", [0, 1, module.RETRIES, module.RETRIES + 1])
-def test_a_cell_whose_workers_are_lost_again_and_again_fails_in_the_end(lost: int, here: Path) -> None:
-    notes: list[str] = []
-    crew = object.__new__(OnRay)
-    crew._ray, crew._apart, crew._watcher = _Ray(lost=lost), here / ".cells", StudyWatcher()
-    crew._watcher.note = notes.append  # type: ignore[method-assign]
-    crew._needs = {"a": Needs(1, 0, 1)}
-    bench = Bench(Measures(()), "cpu", "float32", False)
-    task = CellTask({"name": "a"}, (1, 1), Recipe(model="llama"), here / "s", bench, "llama", (), False)  # type: ignore[typeddict-item]
-    ((same, outcome),) = crew.do([task])
-    assert same is task
-    died = "its worker was lost (The worker died unexpectedly while executing this task)"
-    assert [note for note in notes if "lost" in note] == [f"cell a: {died}; another goes on with it"] * min(
-        lost, module.RETRIES
-    )
-    if lost > module.RETRIES:
-        assert outcome == Outcome(error=f"{died}, as were {module.RETRIES} before it")
-    else:
-        assert outcome == Outcome({})
-        assert (task.cell["seconds"], notes[-1]) == (3.0, "a note")
-
-
-def test_a_node_that_does_not_see_the_folder_says_so(here: Path) -> None:
-    task = CellTask({"name": "a"}, (1, 1), *(None,) * 4, (), False)  # type: ignore[arg-type,typeddict-item]
-    _, outcome, _ = do_cell(task, here / "nowhere", "mark", 1)
-    assert outcome.error is not None
-    assert "does not see the study's folder" in outcome.error
 
 
 def test_what_a_worker_has_left_is_taken_over_by_a_study_that_goes_on_without(here: Path) -> None:

@@ -219,7 +219,7 @@ def _check_reachable(address: str) -> None:
     if not host or not port.isdecimal():
         return  # auto, local and the like
     try:
-        socket.create_connection((host, int(port)), timeout=_PATIENCE).close()
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_PATIENCE).close()  # IPv6 is in brackets
     except (OSError, OverflowError) as error:
         raise InputError(f"--ray {address}: no cluster there ({error}).") from None
 

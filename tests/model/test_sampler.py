@@ -75,10 +75,10 @@ def test_rows_that_end_leave_a_cache_of_states_too(name: str) -> None:
 def _check_sampled(model: Any) -> None:
     ends = set(range(3, 40))
     found = Sampler(model, FLOAT32).sample(GIVEN, 14, Choice(), ends, seeded())
-    assert {one.ended for one in found} == {True, False} or all(one.ended for one in found)
+    assert any(one.ended for one in found)
     for given_, one in zip(GIVEN.tolist(), found, strict=True):
         assert not ends & set(one.ids)
-        assert one.ended == (len(one.ids) < 14) or (one.ended and len(one.ids) == 13)
+        assert one.ended == (len(one.ids) < 14)
         total = 0.0
         for end, token in enumerate(one.ids):
             total += float(plain_logits(model, given_ + list(one.ids[:end])).log_softmax(0)[token])

@@ -39,7 +39,8 @@ class _Elsewhere(Tensor):
 def test_it_is_what_filling_with_zero_gives(rows: int, columns: int, seed: int, turned: bool) -> None:
     generator = torch.Generator().manual_seed(seed)
     weight = torch.randn(rows, columns, generator=generator)
-    mask = torch.rand(columns, rows, generator=generator).T > 0.5 if turned else torch.rand(rows, columns) > 0.5
+    mask = torch.rand((columns, rows) if turned else (rows, columns), generator=generator) > 0.5
+    mask = mask.T if turned else mask
     filled = weight.masked_fill(~mask, 0.0)
     found = mask_weights_(weight.clone(), mask)
     assert torch.equal(found, filled)

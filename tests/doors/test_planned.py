@@ -12,6 +12,7 @@ import pytest
 import reprune
 from reprune.doors import planned
 from reprune.doors.planned import Plan, make_crew
+from reprune.engine.exchange import Crew, find_network
 from reprune.engine.machines import Machine, find_machine
 from reprune.errors import InputError
 from reprune.model.decoder import Decoder
@@ -36,7 +37,7 @@ def test_processes_exchange_over_what_machines_of_eight_gpus_have(
     ranks: int | None, network: str | None, machine: Machine | None, count: int, name: str
 ) -> None:
     crew = make_crew(ranks, network, machine)
-    assert (crew.count, crew.network) == (count, planned.find_network(name))
+    assert (crew.count, crew.network) == (count, find_network(name))
 
 
 @pytest.mark.parametrize(
@@ -44,7 +45,7 @@ def test_processes_exchange_over_what_machines_of_eight_gpus_have(
     [
         (0, None, "--ranks 0: expected at least 1"),
         (None, "100g", "--network 100g: only several processes exchange anything"),
-        (2, "usb", "--network usb: expected one of local"),
+        (2, "usb", r"--network usb: expected one of local, nvlink, 100g\."),
     ],
 )
 def test_processes_that_cannot_be_are_refused(ranks: int | None, network: str | None, said: str) -> None:
@@ -53,8 +54,8 @@ def test_processes_that_cannot_be_are_refused(ranks: int | None, network: str | 
 
 
 @pytest.mark.usefixtures("here")
-def test_each_process_has_a_sample() -> None:
-    assert reprune.plan("llama", **RUN, ranks=6).crew.count == 6
+def test_each_process_of_a_plan_has_a_sample() -> None:
+    assert reprune.plan("llama", **RUN, ranks=6, network="100g").crew == Crew(6, find_network("100g"))
     with pytest.raises(InputError, match="--ranks 7: each process needs a sample, but there are 6; give at most 6"):
         reprune.plan("llama", **RUN, ranks=7)
 

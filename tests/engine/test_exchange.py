@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import reprune
-from reprune.engine.exchange import NETWORKS, Crew, Network, exchanges, find_network
+from reprune.engine.exchange import Crew, Network, exchanges, find_network
 from reprune.engine.forecast import Forecast, forecast
 from reprune.engine.speed import Speed
 from reprune.engine.work import Group
-from reprune.errors import InputError
 from reprune.planning.layers import resolve_recipe
-from tests import tiny
 from tests.engine.test_forecast import _SPEED, _work
 
 
@@ -169,22 +164,3 @@ def test_an_allocation_exchanges_statistics_once_and_what_is_pruned_each_time(
     assert found.exchanged_bytes - plain.exchanged_bytes == 8 * (statistics + times * pruned)
     recipe = resolve_recipe("model", {"reconstruct": "LR"}, settings=["device=cpu", f"allocation={name}"])
     assert [often for _, _, often in exchanges(recipe, _work())[8:]] == [4 * max(times, 1) * len(groups)] * 8
-
-
-@pytest.mark.parametrize(
-    ("flags", "reason"),
-    [
-        ({"ranks": 0}, "--ranks 0: expected at least 1"),
-        ({"ranks": 9, "samples": 8}, "--ranks 9: each process needs a sample, but there are 8"),
-        ({"network": "100g"}, "only several processes exchange anything"),
-        ({"ranks": 2, "network": "pigeons"}, "--network pigeons: expected one of local, nvlink, 100g"),
-    ],
-)
-def test_what_cannot_be_is_refused(flags: dict[str, Any], reason: str, tmp_path: Path) -> None:
-    model = tiny.save("llama", tmp_path / "llama")
-    with pytest.raises(InputError, match=reason):
-        reprune.plan(model, calibration="manual", **flags)
-
-
-def test_the_network_is_what_machines_have() -> None:
-    assert set(NETWORKS) == {"local", "nvlink", "100g"}

@@ -101,7 +101,7 @@ def test_sparsegpt_is_the_formulas_with_columns_at_once(
         torch.testing.assert_close(pruned.weight, expected.float(), rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("damping", [1e-4, 0.1, 1.0])
+@pytest.mark.parametrize("damping", [1e-4, 0.1, 1.0, 2.0])
 def test_sparsegpt_uses_the_damping_it_was_given(damping: float) -> None:
     (weight,), X = _weights(6, columns=16), _inputs(16)
     (pruned,) = _prune(SparseGPT(damping=damping), [weight], X, Unstructured(0.5))
@@ -109,14 +109,6 @@ def test_sparsegpt_uses_the_damping_it_was_given(damping: float) -> None:
     assert torch.equal(pruned.mask, mask)
     torch.testing.assert_close(pruned.weight.double(), expected, rtol=1e-3, atol=1e-4)
     assert pruned.notes == ()
-
-
-def test_sparsegpt_uses_a_damping_above_one_too() -> None:
-    (weight,), X = _weights(6, columns=16), _inputs(16)
-    (pruned,) = _prune(SparseGPT(damping=2.0), [weight], X, Unstructured(0.5))
-    expected, mask = _sparsegpt_twin(weight, X.double().T @ X.double(), Unstructured(0.5), 128, 2.0)
-    assert torch.equal(pruned.mask, mask)
-    torch.testing.assert_close(pruned.weight.double(), expected, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("block_size", [4, 7, 16, 128])

@@ -252,7 +252,12 @@ def said(verdict: Verdict) -> str:
     return " ".join([verdict.headline, *verdict.sentences]).replace("\N{NO-BREAK SPACE}", " ")
 
 
-def verdict_on(cells: list[Any] | None = None, **options: Any) -> str:
-    """All words of the verdict on a study of these cells."""
-    study = Study.model_validate(study_record(cells, **options))
-    return said(study_verdict(study, bring_together(study)))
+def judged(*cells: Any, **changes: Any) -> Verdict:
+    """The verdict on a study of these cells; without any, of a whole grid."""
+    study = Study.model_validate(study_record(cells or None, **changes))
+    return study_verdict(study, bring_together(study))
+
+
+def verdict_on(cells: list[Any] | None = None, **changes: Any) -> str:
+    """All words of the same verdict."""
+    return said(judged(*(cells or ()), **changes))

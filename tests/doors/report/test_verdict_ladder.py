@@ -11,7 +11,7 @@ from reprune.doors.records.study import Study
 from reprune.doors.report.course import course, direction
 from reprune.doors.report.rows import bring_together
 from reprune.doors.report.verdict_study import pitfalls, study_verdict
-from tests.doors.report.records import RUNGS, cell, said, study_record, verdict_on
+from tests.doors.report.records import RUNGS, cell, judged, said, study_record, verdict_on
 
 
 def test_a_course_along_the_ladder_is_put_into_words() -> None:
@@ -27,16 +27,14 @@ def test_a_course_along_the_ladder_is_put_into_words() -> None:
 
 
 def test_a_study_finds_the_pitfall_where_the_fit_gets_closer_and_the_text_worse() -> None:
-    study = Study.model_validate(study_record())
-    rows = bring_together(study)
-    found = pitfalls(rows)
+    found = pitfalls(bring_together(Study.model_validate(study_record())))
     assert {(one.lower.family, one.lower.rung, one.upper.rung) for one in found} == {
         (pruner, "BR+GP", "BR+GP+CR") for pruner in ("magnitude", "wanda", "sparsegpt")
     }
     assert {one.measure.kind for one in found} == {"test", "perplexity"}, (
         "held-out error falls, as calibration error does"
     )
-    verdict = study_verdict(study, rows)
+    verdict = judged()
     assert (verdict.tone, verdict.badge) == ("mixed", "Pitfall seen")
     text = said(verdict)
     assert "at 3 steps of a ladder it fell while" in text
@@ -60,13 +58,10 @@ def test_a_study_finds_the_pitfall_where_the_fit_gets_closer_and_the_text_worse(
 
 def test_a_study_in_which_auto_has_another_loss_says_so() -> None:
     cells = [cell("wanda", rung) for rung in RUNGS]
-    alike = Study.model_validate(study_record(cells))
-    assert "standardized" not in said(study_verdict(alike, bring_together(alike)))
+    assert "standardized" not in verdict_on(cells)
     for each in cells[-1]["windows"]:
         each["loss"] = "standardized"
-    other = Study.model_validate(study_record(cells))
-    text = said(study_verdict(other, bring_together(other)))
-    assert "auto uses the standardized loss, the ladder the paper's squared one" in text
+    assert "auto uses the standardized loss, the ladder the paper's squared one" in verdict_on(cells)
 
 
 def test_a_test_error_of_auto_that_is_above_the_best_rungs_is_said() -> None:
@@ -77,9 +72,7 @@ def test_a_test_error_of_auto_that_is_above_the_best_rungs_is_said() -> None:
 
 
 def test_a_study_without_the_pitfall_says_so() -> None:
-    cells = [cell("wanda", rung) for rung in ("LR", "BR", "BR+GP")]
-    study = Study.model_validate(study_record(cells))
-    verdict = study_verdict(study, bring_together(study))
+    verdict = judged(*(cell("wanda", rung) for rung in ("LR", "BR", "BR+GP")))
     assert (verdict.tone, verdict.badge) == ("good", "No pitfall seen")
     assert "The pitfall" not in said(verdict)
     assert "auto" not in said(verdict)
@@ -88,27 +81,23 @@ def test_a_study_without_the_pitfall_says_so() -> None:
 def test_a_closer_fit_that_leaves_something_as_it_was_is_said_to_be_in_vain() -> None:
     lower = cell("wanda", "BR+GP")
     upper = cell("wanda", "BR+GP+CR", perplexity=lower["perplexity"], test_error={})
-    study = Study.model_validate(study_record([lower, upper]))
-    verdict = study_verdict(study, bring_together(study))
+    verdict = judged(lower, upper)
     assert verdict.headline.endswith("by more than 1\N{NO-BREAK SPACE}%; but at 1 step not all measures fell.")
     assert (
         "In vain with wanda: the calibration error falls by 38.0 % from BR+GP to BR+GP+CR, "
         "but perplexity on test.txt stays within 1 %."
     ) in said(verdict)
     rising = {**upper, "relative_heldout_error": 2 * lower["relative_heldout_error"]}
-    assert "In vain" not in said(
-        study_verdict(study, bring_together(Study.model_validate(study_record([lower, rising]))))
-    )
+    assert "In vain" not in verdict_on([lower, rising])
 
 
 def test_steps_that_are_in_vain_for_the_same_measures_share_a_sentence() -> None:
     first = cell("wanda", "LR", test_error={})
     cells = [first, *(cell("wanda", rung, test_error={}, perplexity=first["perplexity"]) for rung in ("BR", "BR+GP"))]
-    study = Study.model_validate(study_record(cells))
     assert (
         "In vain with wanda: the calibration error falls by 38.0 % from LR to BR and by 38.0 % from BR to BR+GP, "
         "but perplexity on test.txt stays within 1 %."
-    ) in said(study_verdict(study, bring_together(study)))
+    ) in verdict_on(cells)
 
 
 def test_a_rise_is_no_pitfall_where_the_fit_gets_no_closer() -> None:
@@ -207,8 +196,7 @@ def test_samples_of_its_own_help_where_what_is_measured_falls() -> None:
     ],
 )
 def test_a_study_of_own_samples_is_judged_by_both_ends(test: float, perplexity: float, badge: str) -> None:
-    record = Study.model_validate(study_record([own(0), own(64, test=test, perplexity=perplexity)]))
-    assert study_verdict(record, bring_together(record)).badge == badge
+    assert judged(own(0), own(64, test=test, perplexity=perplexity)).badge == badge
 
 
 def test_own_samples_are_compared_by_the_seeds_that_all_numbers_of_them_have() -> None:

@@ -6,16 +6,7 @@ from typing import Any
 
 import pytest
 
-from reprune.doors.records.study import Study
-from reprune.doors.report.rows import bring_together
-from reprune.doors.report.verdict import Verdict
-from reprune.doors.report.verdict_study import study_verdict
-from tests.doors.report.records import cell, said, study_record
-
-
-def judged(*cells: Any) -> Verdict:
-    study = Study.model_validate(study_record(cells))
-    return study_verdict(study, bring_together(study))
+from tests.doors.report.records import cell, judged, said
 
 
 def part(only: str, perplexity: float, pruner: str = "wanda") -> Any:

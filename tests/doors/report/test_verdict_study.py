@@ -8,14 +8,8 @@ import pytest
 
 from reprune.doors.records.study import Study
 from reprune.doors.report.rows import bring_together
-from reprune.doors.report.verdict import Verdict
-from reprune.doors.report.verdict_study import Step, pitfalls, steps_in_vain, study_verdict
-from tests.doors.report.records import cell, fitted, said, study_record, verdict_on, window
-
-
-def judged(*cells: Any) -> Verdict:
-    study = Study.model_validate(study_record(cells))
-    return study_verdict(study, bring_together(study))
+from reprune.doors.report.verdict_study import Step, pitfalls, steps_in_vain
+from tests.doors.report.records import cell, fitted, judged, said, study_record, verdict_on, window
 
 
 def of(rung: str, perplexity: float | None, seed: int = 0, pruner: str = "wanda", **changes: Any) -> Any:

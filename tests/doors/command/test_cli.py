@@ -65,11 +65,8 @@ def weights_of(folder: Path) -> dict[str, torch.Tensor]:
 def test_every_command_has_the_flags_of_the_contract(command: str, cli: Cli) -> None:
     said = cli(command, "--help")
     assert (said.code, said.err) == (0, "")
-    assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", said.out)) >= FLAGS[command] | {"--help"}
-    assert {flag for flag in re.findall(r"^ +(?:-\w, )?(--[a-z-]+)", said.out, re.MULTILINE)} == {
-        *FLAGS[command],
-        "--help",
-    }
+    flags = re.findall(r"^ +(?:-\w, )?(--[a-z-]+)", said.out, re.MULTILINE)
+    assert {*flags} == {*FLAGS[command], "--help"}
 
 
 def test_help_names_every_command(cli: Cli) -> None:
@@ -287,9 +284,7 @@ def test_off_a_terminal_lines_are_plain(rung: str, cli: Cli) -> None:
 @pytest.mark.parametrize(
     "command",
     [
-        pytest.param(
-            ["prune", "llama", "--out", "another", *QUICK, "-v"],
-        ),
+        ["prune", "llama", "--out", "another", *QUICK, "-v"],
         ["plan", "llama", *QUICK],
         ["status", "out"],
         ["evaluate", "out", "--text", "text.txt", "--windows", "3"],
@@ -340,12 +335,3 @@ def test_status_of_a_finished_run(cli: Cli) -> None:
     assert (said.code, said.err) == (0, "")
     assert said.out.startswith("out: llama, sparsegpt 4:8, BR+GP\n3 of 3 windows finished\n")
     assert said.out.endswith("finished\n")
-
-
-def test_the_api_has_the_names_of_the_commands(here: Path, cli: Cli) -> None:
-    planned = reprune.plan("llama", calibration="text.txt", samples=4)
-    assert [list(window.blocks) for window in planned.schedule] == [[0], [1], [2]]
-    assert cli("prune", "llama", "--out", "out", *QUICK, "-q").code == 0
-    assert reprune.status("out").windows_done == 3
-    for name in ("prune", "plan", "resume", "status", "evaluate"):
-        assert callable(getattr(reprune, name))

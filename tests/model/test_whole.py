@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import gc
 import json
-import weakref
-from collections.abc import Callable
 from pathlib import Path
-from threading import Event
 from typing import Any
 
 import pytest
@@ -24,8 +20,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from reprune.errors import InputError, UnsupportedModelError
 from reprune.model import whole
 from reprune.model.block import Precision
-from reprune.model.garbage import no_search
-from reprune.model.whole import collect_models, load_model, weights_dtype, whole_bytes
+from reprune.model.whole import load_model, weights_dtype, whole_bytes
 
 from .. import tiny
 from ..damage import add_unknown
@@ -78,12 +73,6 @@ def test_experts_are_multiplied_by_in_the_precision_of_products(name: str, tmp_p
     assert (found - expected).norm() < 0.02 * expected.norm()
 
 
-def test_a_mixture_takes_what_is_said_of_it(tmp_path: Path) -> None:
-    folder = tiny.save("mixtral", tmp_path / "model", torch.bfloat16)
-    held = sum(parameter.nbytes for parameter in load_model(folder, CPU, precision=BFLOAT16).parameters())
-    assert held == pytest.approx(whole_bytes(folder, BFLOAT16), rel=0.01)
-
-
 def test_experts_whose_rows_no_grouped_product_takes_stay_float32(tmp_path: Path) -> None:
     config = tiny.MIXTURES["qwen3_moe"]()
     config.moe_intermediate_size = 12  # 24 bytes in bfloat16, not a multiple of 16
@@ -134,16 +123,6 @@ def test_a_tensor_that_the_model_makes_nothing_of_is_not_counted(tmp_path: Path)
     assert model.get_input_embeddings().weight.dtype == torch.float16
     assert torch.equal(logits(model), expected)
     assert (weights_dtype(folder), whole_bytes(folder, BFLOAT16)) == ("float16", counted)
-
-
-def test_what_it_takes_is_that_of_float32_unless_products_and_all_weights_are_in_half(tmp_path: Path) -> None:
-    folder = tiny.save("llama", tmp_path / "model", torch.bfloat16)
-    numbers = sum(parameter.numel() for parameter in tiny.build("llama").parameters())
-    assert (whole_bytes(folder, BFLOAT16), whole_bytes(folder, Precision())) == (2 * numbers, 4 * numbers)
-    file = folder / "model.safetensors"
-    tensors = load_file(file)
-    save_file(tensors | {"model.norm.weight": tensors["model.norm.weight"].half()}, file, metadata={"format": "pt"})
-    assert whole_bytes(folder, BFLOAT16) == 4 * numbers
 
 
 def test_a_model_whose_blocks_are_not_found_is_loaded_all_the_same(
@@ -360,39 +339,3 @@ def test_a_weight_of_another_shape_is_named(tmp_path: Path) -> None:
     expected = r"down_proj\.weight with shape \[32, 64\], but by its config\.json it should have \[32, 48\]"
     with pytest.raises(InputError, match=expected):
         load_model(folder, CPU)
-
-
-def test_a_whole_model_that_nobody_uses_is_given_back(folder_of: Callable[[str], Path]) -> None:
-    gc.collect()
-    with no_search():  # so that nothing else collects it
-        model = load_model(folder_of("llama"), torch.device("cpu"))
-        model.itself = [model]
-        gone = weakref.ref(model)
-        collect_models()
-        assert gone() is model
-        del model
-        assert gone() is not None
-        collect_models()
-        assert gone() is None
-
-
-def test_a_part_of_it_that_refers_to_itself_is_given_back_when_the_model_is_gone(
-    folder_of: Callable[[str], Path],
-) -> None:
-    gc.collect()
-    with no_search():
-        model = load_model(folder_of("llama"), torch.device("cpu"))
-        part = model.get_input_embeddings()
-        part.__dict__["itself"] = [part]
-        gone, part_gone = weakref.ref(model), weakref.ref(part)
-        model.__dict__.clear()  # as after an earlier collection
-        del model, part
-        assert gone() is None and part_gone() is not None
-        collect_models()
-        assert part_gone() is None
-
-
-def test_where_no_model_was_loaded_nothing_is_searched(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(whole, "_was_loaded", Event())
-    monkeypatch.setattr(gc, "collect", lambda: pytest.fail("everything was searched through"))
-    collect_models()

@@ -252,16 +252,17 @@ def _widen_rows_when_used(embedding: nn.Embedding) -> None:
     """Make an embedding return float32 without widening all its rows: while it runs, it holds only the rows in use."""
     embedding.padding_idx = None  # matters only for gradients, and would be checked against those rows
 
-    def before(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    # These name no module: an embedding that refers to itself would outlive its model until the next collection.
+    def before(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         ids = args[0]
-        rows = embedding.weight[ids.flatten()].float()
-        kept.append(embedding._parameters["weight"])
-        embedding.weight = nn.Parameter(rows, requires_grad=False)
+        rows = module.get_parameter("weight")[ids.flatten()].float()
+        kept.append(module._parameters["weight"])
+        module.weight = nn.Parameter(rows, requires_grad=False)
         return torch.arange(ids.numel(), device=ids.device).view_as(ids), *args[1:]
 
-    def after(*_: Any) -> None:
+    def after(module: nn.Module, *_: Any) -> None:
         if kept:  # empty if `before` raised for an id without a row
-            embedding._parameters["weight"] = kept.pop()
+            module._parameters["weight"] = kept.pop()
 
     kept: list[nn.Parameter | None] = []
     embedding.register_forward_pre_hook(before)

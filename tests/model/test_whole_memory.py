@@ -23,6 +23,15 @@ CPU = torch.device("cpu")
 BFLOAT16 = Precision(torch.bfloat16)
 
 
+def test_a_head_that_is_tied_to_the_embedding_stays_so(tmp_path: Path) -> None:
+    """Two parameters, even of the same memory, would be two copies on a GPU."""
+    folder = tiny.save("gemma3", tmp_path / "model", torch.bfloat16)
+    model = load_model(folder, CPU, precision=BFLOAT16)
+    assert model.lm_head.weight is model.get_input_embeddings().weight
+    held = sum(parameter.nbytes for parameter in model.parameters())
+    assert held == pytest.approx(whole_bytes(folder, BFLOAT16), rel=0.05)  # norms are float32
+
+
 def test_a_mixture_takes_what_is_said_of_it(tmp_path: Path) -> None:
     folder = tiny.save("mixtral", tmp_path / "model", torch.bfloat16)
     held = sum(parameter.nbytes for parameter in load_model(folder, CPU, precision=BFLOAT16).parameters())

@@ -70,7 +70,10 @@ def _load_for_half(folder: Path, products: torch.dtype, trust_remote_code: bool)
     _widen_(model, bare if dtype != torch.float32 else None, stacked)
     for linear in find_linears(model):
         assert linear.module is not None
-        linear.module.weight = nn.Parameter(linear.parameter.to(products), requires_grad=False)
+        weight = linear.parameter
+        if weight.dtype != products:  # otherwise a head that is tied to the embedding stays so: one copy on a GPU
+            weight = linear.module.weight = nn.Parameter(weight.to(products))
+        weight.requires_grad_(False)
     for parameter in map(model.get_parameter, stacked):
         parameter.requires_grad_(False).data = parameter.to(products)
     return model

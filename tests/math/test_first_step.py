@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import weakref
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from torch import Tensor, nn
 from reprune.math.adam import Adam
 from reprune.math.first_step import SHORTEST, TOLERANCE, shorten_
 from reprune.math.reconstruction_error import Error
+from reprune.math.solver import Problem
 from tests.math.test_widening import _Chain
 
 
@@ -97,3 +100,25 @@ def test_a_rate_that_is_fine_is_left_alone() -> None:
     plain, _ = _path(Adam(3, 1e-3, 2))
     assert rates == [1e-3] * 3
     assert all(torch.equal(found, wanted) for found, wanted in zip(tried, plain, strict=True))
+
+
+def test_the_weights_before_the_step_are_not_held_while_the_next_one_is_computed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    held: list[weakref.ref[Tensor]] = []
+    seen: list[int] = []
+    plain = Problem.loss
+
+    def loss(self: Problem, samples: Tensor) -> Tensor:
+        seen.append(sum(origin() is not None for origin in held))
+        return plain(self, samples)
+
+    def shorten(parameters: Any, start: Any, *more: Any) -> float:
+        held.extend(map(weakref.ref, start))
+        return shorten_(parameters, start, *more)
+
+    monkeypatch.setattr(Problem, "loss", loss)
+    monkeypatch.setattr("reprune.math.adam.shorten_", shorten)
+    _path(Adam(2, 1.6, 2, try_first_step=True))
+    assert held
+    assert set(seen) == {0}

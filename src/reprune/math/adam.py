@@ -143,6 +143,7 @@ class Adam(Solver):
                     lr *= shorten_(parameters, origin, start, lambda: _measured(problem, coordinates))
                     retreat_(parameters, origin, warmth)
                     coordinates.push_()
+                origin = None  # so that it is not held while the next step's activations are
                 step += 1
             total = 0.0
             for loss, samples in losses:

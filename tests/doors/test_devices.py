@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -123,6 +124,7 @@ def test_a_result_that_windows_were_finished_of_is_kept(
 def test_a_device_is_one_that_is_there(
     count: int, device: str | torch.device, settled: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(torch.version, "cuda", "12.8")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
     if settled is not None:
@@ -132,6 +134,18 @@ def test_a_device_is_one_that_is_there(
         InputError, match=f"--device {device}: this machine has {count or 'no'} CUDA devices?; use --device"
     ):
         devices.settle_device(device)
+
+
+@pytest.mark.parametrize(("cuda", "hip", "has"), [("12.8", None, True), (None, "6.2", True), (None, None, False)])
+def test_a_pytorch_without_cuda_says_nothing_of_the_machine(
+    cuda: str | None, hip: str | None, has: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, version in {"cuda": cuda, "hip": hip}.items():
+        monkeypatch.setattr(torch.version, name, version)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    why = "this machine has no CUDA devices" if has else f"PyTorch {torch.__version__} is built without CUDA, whatever"
+    with pytest.raises(InputError, match=re.escape(f"--device cuda: {why}")):
+        devices.settle_device("cuda")
 
 
 def test_what_auto_is_on_the_first_machine_must_be_there_on_each(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,6 +38,8 @@ def settle_device(device: str | torch.device) -> str:
 
 def _has_devices() -> str:
     count = torch.cuda.device_count()
+    if not count and torch.version.cuda is None and torch.version.hip is None:
+        return f"PyTorch {torch.__version__} is built without CUDA, whatever this machine has"
     return f"this machine has {count or 'no'} CUDA device{'' if count == 1 else 's'}"
 
 

@@ -20,6 +20,7 @@ from reprune.engine.predictions import PredictionObjective
 from reprune.engine.watcher import Watcher
 from reprune.errors import ChangedError, InputError, NumericalError, UnsupportedModelError
 from reprune.math.reconstruction_error import Error
+from reprune.math.solver import Errors
 from reprune.model.decoder import Decoder
 from reprune.model.skeleton import Skeleton
 from reprune.model.whole import load_model
@@ -157,6 +158,20 @@ def test_blocks_that_give_what_is_not_finite_are_not_written(
     with pytest.raises(NumericalError, match=f"^{message}"):
         prune(llama, tmp_path / "out", *settings, reconstruct="LR", batch_size=8)
     assert reprune.status(tmp_path / "out").windows_done == 3
+
+
+def test_blocks_that_give_what_is_not_finite_on_held_out_samples_alone_are_not_written(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repeat = Frontier.repeat
+
+    def overflowing(self: Frontier, *arguments: Any) -> dict[int, Errors]:
+        errors = repeat(self, *arguments)
+        return {index: Errors(one.calibration, Error(math.inf, math.inf)) for index, one in errors.items()}
+
+    monkeypatch.setattr(Frontier, "repeat", overflowing)
+    with pytest.raises(NumericalError, match=r"^blocks \[2\]: their outputs are not finite after distillation"):
+        prune(llama, tmp_path / "out", "distill=1", reconstruct="LR")
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -64,6 +64,21 @@ def test_where_float16_overflows_it_is_said_what_leads_on(rung: str, message: st
     assert prune(model, tmp_path / "other", "precision=float32", pruner="magnitude", reconstruct="LR")["sparsity"] > 0
 
 
+@pytest.mark.parametrize(
+    ("rung", "message"),
+    [("LR", "its outputs are not finite after pruning"), ("BR", "outputs are not finite before its reconstruction")],
+)
+def test_what_is_not_finite_on_held_out_samples_alone_is_refused_too(rung: str, message: str, tmp_path: Path) -> None:
+    """No state could be judged by them, and the record would hold NaN, which is no JSON."""
+    model = tiny.save("llama", tmp_path / "model")
+    weights = tensors(model)
+    weights["model.embed_tokens.weight"][tiny.tokenizer()("\x01", add_special_tokens=False).input_ids] = math.nan
+    save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
+    (tmp_path / "rare.txt").write_text("\x01" * 100)
+    with pytest.raises(NumericalError, match=message):
+        prune(model, tmp_path / "out", reconstruct=rung, heldout=[f"{tmp_path}/rare.txt"])
+
+
 def test_outputs_that_have_become_infinite_since_the_last_loss_are_said_to_have_by_the_fit(
     llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

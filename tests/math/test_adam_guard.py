@@ -86,9 +86,10 @@ def test_a_heldout_error_that_is_not_finite_ends_a_descent_though_its_loss_is() 
     assert _same(problem.state(), start)
 
 
-def test_a_window_that_is_not_finite_before_it_is_fitted_is_refused() -> None:
+@pytest.mark.parametrize("sample", [0, -1], ids=["calibrated on", "held out"])
+def test_a_window_that_is_not_finite_before_it_is_fitted_is_refused(sample: int) -> None:
     problem = _Network()
-    problem.inputs[0] = math.nan
+    problem.inputs[sample] = math.nan
     with pytest.raises(NumericalError, match="before its reconstruction"):
         Adam(epochs=1).fit(problem, 0, _nothing)
 

@@ -71,7 +71,7 @@ def distill(
     del tensors
     twins = (decoder.load(index) for index in window.blocks)
     errors = frontier.repeat(twins, [pruned.block for pruned in blocks])
-    if not errors[window.blocks[-1]].calibration.finite:
+    if not errors[window.blocks[-1]].finite:
         raise NumericalError(f"blocks {list(window.blocks)}: their outputs are not finite after distillation")
     records = [block_record(pruned, errors[pruned.index], sparsities, recipe.choice) for pruned in blocks]
     record = _record(window, before, records, descent, (start, after), solver, time.monotonic() - began)

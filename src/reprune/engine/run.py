@@ -209,7 +209,7 @@ class _Windows:
                 written |= books.write_block(pruned.index, pruned.round_(self.decoder))
             advanced = [pruned.block for pruned in blocks]
             errors, block_errors = frontier.advance(window, advanced, targets, features and features.scale)
-            if not errors.calibration.finite:
+            if not errors.finite:
                 fitted = "its reconstruction" if fit.epochs else "pruning"
                 raise NumericalError(f"{window}: its outputs are not finite after {fitted}")
         open_ = [pruned for pruned in blocks if pruned.index not in window.retired]

@@ -28,6 +28,10 @@ class Errors:
     calibration: Error
     heldout: Error
 
+    @property
+    def finite(self) -> bool:
+        return self.calibration.finite and self.heldout.finite
+
 
 @dataclass(frozen=True)
 class Epoch:
@@ -136,7 +140,7 @@ class Problem(Objective):
 def finite_errors(problem: Problem) -> Errors:
     """The errors before anything is fitted; raises `NumericalError` if they are not finite."""
     errors = problem.errors_before()
-    if not errors.calibration.finite:
+    if not errors.finite:
         raise NumericalError("the window's outputs are not finite before its reconstruction")
     return errors
 

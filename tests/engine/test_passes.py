@@ -56,6 +56,14 @@ def test_statistics_and_targets_of_a_local_teacher_come_of_one_pass(
     assert passed - SURVEYED == dict.fromkeys(blocks, OF_ALL_RUNGS - CALIBRATION + ALL + OF_A_FIT)
 
 
+def test_of_a_block_that_stays_dense_no_statistics_are_gathered(
+    llama: Path, tmp_path: Path, passed: Counter[int]
+) -> None:
+    record = prune(llama, tmp_path / "out", reconstruct="BR+GP", exclude=["1.*"])
+    expected = Counter(dict.fromkeys(range(len(record["blocks"])), OF_ALL_RUNGS + OF_A_FIT))
+    assert passed - SURVEYED == expected - Counter({1: CALIBRATION})
+
+
 def test_what_windows_that_overlap_have_in_common_is_passed_once(
     llama: Path, tmp_path: Path, passed: Counter[int]
 ) -> None:

@@ -95,8 +95,8 @@ def gathering(
 
 
 def _needs_none(groups: Sequence[LinearGroup], pruner: Pruner[Any]) -> bool:
-    """Whether a pruner can do without statistics; experts' are always needed, as they count tokens."""
-    return pruner.data_free and not any(group.expert for group in groups)
+    """Whether no group's statistics are needed; those of experts always are, as they count tokens."""
+    return all(pruner.data_free and not group.expert for group in groups)
 
 
 def _key(groups: Sequence[LinearGroup], pruner: Pruner[Any]) -> Hashable:

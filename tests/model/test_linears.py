@@ -128,6 +128,31 @@ def test_routers_are_the_linears_beside_experts_that_have_an_output_for_each_or_
     assert find_routers(_Mixture(), [heads]) == {"listed.router"}
 
 
+def test_a_router_has_one_more_output_where_a_token_may_be_sent_to_no_expert() -> None:
+    """As in Zaya."""
+    block = _Mixture()
+    block.mlp.gate = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 6))
+    stack = Stack("mlp.experts.up", 5, (6, 4), (4, 1), "mlp.experts.up", 1.0)
+    block.mlp.shared = nn.Linear(4, 9)
+    assert find_routers(block, [stack]) == {"mlp.gate.1", "mlp.shared_gate", "listed.router"}
+
+
+def test_a_router_is_found_where_experts_are_directly_in_the_block() -> None:
+    """As in Gemma 4."""
+    block = nn.ModuleDict({"router": nn.ModuleDict({"proj": nn.Linear(4, 3)}), "mlp": nn.Linear(4, 6)})
+    stack = Stack("experts.up", 3, (6, 4), (4, 1), "experts.up", 1.0)
+    assert find_routers(block, [stack]) == {"router.proj"}
+
+
+def test_a_layer_of_a_shared_expert_as_wide_as_there_are_experts_is_no_router() -> None:
+    """As in Qwen3-Next, of 512 experts with a shared one of width 512."""
+    block = _Mixture()
+    block.mlp.gate = nn.Linear(4, 5)
+    block.mlp.shared = nn.ModuleDict({"gate": nn.Linear(4, 5), "up": nn.Linear(4, 5), "down": nn.Linear(5, 4)})
+    stack = Stack("mlp.experts.up", 5, (6, 4), (4, 1), "mlp.experts.up", 1.0)
+    assert find_routers(block, [stack]) == {"mlp.gate", "mlp.shared_gate", "listed.router"}
+
+
 def test_only_a_parameter_that_is_one_matrix_as_it_lies_is_whole() -> None:
     assert Linear.of("", nn.Linear(3, 2)).is_whole
     assert not Linear.of("", Conv1D(2, 3)).is_whole

@@ -123,25 +123,29 @@ def other_matrices(block: nn.Module, stacks: Sequence[Stack] = ()) -> dict[str, 
 
 
 def find_routers(block: nn.Module, stacks: Sequence[Stack]) -> set[str]:
-    """The names of linears that choose or weigh experts: beside experts, with one output for each, or only one.
+    """The names of linears that choose or weigh experts: beside experts, with an output for each, or only one.
 
-    Experts are stacks, or lists of modules that each hold linears.
+    There may be one more output, to choose no expert. Experts are stacks, or lists of modules that each hold linears. A
+    linear whose outputs another one beside it reads is not a router but a layer, such as of a shared expert.
     """
     beside: dict[str, set[int]] = {}  # by the path of a module that holds experts: how many it holds
     for stack in stacks:
         if stack.routed:
-            # For mlp.experts.down_proj the router is mlp.gate; experts may lie deeper (ffn.experts.mlp.w1).
+            # For mlp.experts.down_proj the router is mlp.gate; experts may lie deeper (ffn.experts.mlp.w1), or in the
+            # block itself (experts.down_proj), whose path is empty.
             *parts, _ = stack.parameter.split(".")
-            for length in range(1, len(parts)):
+            for length in range(1, len(parts)) or [0]:
                 beside.setdefault(".".join(parts[:length]), set()).add(stack.count)
     for path, module in block.named_modules():
         experts = module if isinstance(module, nn.ModuleList) and len(module) > 1 else ()
-        if experts and all(any(map(is_linear, expert.modules())) for expert in experts):
+        if "." in path and experts and all(any(map(is_linear, expert.modules())) for expert in experts):
             beside.setdefault(path.rpartition(".")[0], set()).add(len(experts))
-    return {
+    shapes = {linear.name: linear.shape for linear in find_linears(block)}
+    found = {
         name
-        for name, module in block.named_modules()
-        if is_linear(module)
+        for name, (rows, _) in shapes.items()
         for holder, counts in beside.items()
-        if holder and name.startswith(f"{holder}.") and Linear.of(name, module).shape[0] in {1, *counts}
+        if name.startswith(f"{holder}." if holder else "") and rows in {1, *counts, *(one + 1 for one in counts)}
     }
+    read = {(name.rpartition(".")[0], columns) for name, (_, columns) in shapes.items() if name not in found}
+    return {name for name in found if (name.rpartition(".")[0], shapes[name][0]) not in read}

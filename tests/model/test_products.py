@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from reprune.model.linears import Linear, Stack, find_linears
 from reprune.model.products import as_products, find_stacks, watched_products
+from reprune.model.without_weights import without_weights
 
 SIZES = {"b": 2, "t": 3, "h": 4, "n": 5, "d": 6, "e": 7}
 
@@ -205,6 +206,26 @@ def test_a_linear_whose_module_runs_is_no_stack_and_what_zeros_reach_has_the_tok
         (3, 3.0, False),
         (1, 1.0, False),
     ]
+
+
+def test_experts_that_read_the_outputs_of_a_linear_have_the_tokens_that_are_sent_to_them() -> None:
+    """As in Nemotron 3, whose experts are of a latent size; without weights they get only zeros."""
+
+    class _Latent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.enter = nn.Linear(4, 4, bias=False)
+            self.up = nn.Parameter(torch.zeros(3, 6, 4))
+            self.down = nn.Parameter(torch.zeros(3, 4, 6))
+
+        def forward(self, x: Tensor) -> None:
+            x = self.enter(x)
+            for number, routed in ((0, x[:1]), (2, x[1:])):
+                F.linear(F.linear(routed, self.up[number]), self.down[number])
+
+    block, x = without_weights(_Latent()), torch.randn(5, 4)
+    stacks = find_stacks(block, lambda: block(x), 5)
+    assert [(one.parameter, one.per_token, one.routed) for one in stacks] == [("up", 1.0, True), ("down", 1.0, True)]
 
 
 def test_one_matrix_and_experts_that_read_the_same_do_not_share() -> None:

@@ -206,7 +206,8 @@ class _Seen:
     strides: tuple[int, int]
     inputs: dict[int, Tensor]  # by offset: the inputs of the matrix there
     regular: bool = True  # whether all matrices have one shape and layout, one after the other
-    rows: int = 0  # of inputs, those of zeros left out
+    rows: int = 0  # of inputs
+    not_zero: int = 0  # of these, those that are not all zeros
 
 
 @torch.no_grad()
@@ -237,7 +238,8 @@ def find_stacks(block: nn.Module, run: Callable[[], None], tokens: int) -> list[
             and (rows - 1) * first + (columns - 1) * second == size - 1
         )
         found.inputs[int(matrix.storage_offset())] = inputs
-        found.rows += len(_routed_rows(inputs))
+        found.rows += inputs[..., 0].numel()
+        found.not_zero += len(_routed_rows(inputs))
 
     with ExitStack() as stack:
         for name, module in linears.items():
@@ -253,10 +255,12 @@ def find_stacks(block: nn.Module, run: Callable[[], None], tokens: int) -> list[
         if not found.regular or rest or not (count > 1 or alone) or name in called:
             continue
         shares = next((one for one in stacks if one.count == count and _read_alike(seen[one.parameter], found)), None)
-        # With weights of zero, what reads another linear's outputs gets only zeros, so its tokens cannot be counted.
-        unknown = 1.0 if count == 1 else 0.0
-        known = next((one.per_token for one in reversed(stacks) if one.count == count), unknown)
-        per_token = known if found.rows == 0 else min(found.rows / tokens, float(count))
+        # With weights of zero, what reads another linear's outputs gets only zeros: it has the tokens of the stack that
+        # it reads or, if it reads a linear that is no stack, all its rows are counted.
+        rows = found.not_zero or (found.rows if count > 1 else tokens)
+        per_token = min(rows / tokens, float(count))
+        if not found.not_zero:
+            per_token = next((one.per_token for one in reversed(stacks) if one.count == count), per_token)
         stacks.append(
             Stack(name, count, found.shape, found.strides, shares.shares if shares is not None else name, per_token)
         )

@@ -1,14 +1,16 @@
-"""Weights outside the blocks are on the device of their modules, and have the shapes that the model expects."""
+"""Weights outside the blocks are loaded as far as they are used, where they are used, and have the right shapes."""
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from reprune.errors import UnsupportedModelError
 from reprune.model.decoder import Decoder
@@ -23,6 +25,26 @@ def test_weights_that_were_looked_at_before_go_where_they_are_run(folder_of: Cal
     assert norm.weight.device == torch.device("cpu")
     decoder._outside.fill("model.norm", norm, None, torch.device("meta"))  # stands for a GPU
     assert norm.weight.device == torch.device("meta")
+
+
+@pytest.mark.parametrize("table", ["embed_tokens", "embed_tokens_per_layer"])
+def test_of_each_table_of_embeddings_only_the_rows_in_use_are_loaded(
+    table: str, folder_of: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The table of Gemma 4 E2B's embeddings for each block is larger than all its blocks."""
+    empty = torch.empty
+
+    def unknown(*args: Any, **options: Any) -> Tensor:
+        made = empty(*args, **options)
+        return made.fill_(torch.nan) if made.is_floating_point() else made
+
+    monkeypatch.setattr(torch, "empty", unknown)
+    decoder = Decoder(folder_of("gemma4"))
+    list(decoder.embed(torch.tensor([[5, 9, 5], [70, 9, 300]]), [slice(0, 1), slice(1, 2)]))
+    loaded = decoder.skeleton.model.get_submodule(f"model.{table}").weight
+    rows = loaded.isfinite().all(1).nonzero()[:, 0]
+    assert rows.tolist() == [5, 9, 70, 300]
+    assert torch.equal(loaded[rows], decoder.checkpoint.tensor(f"model.{table}.weight")[rows])
 
 
 @pytest.mark.parametrize("name", ["lm_head.weight", "model.norm.weight", "model.embed_tokens.weight"])

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from reprune.errors import UnsupportedModelError
 from reprune.model.block import Call
 from reprune.model.forms import Beside
-from reprune.model.recorder import LastBlockReached, fill_with_nothing, filling, is_outside, recorders
+from reprune.model.recorder import LastBlockReached, fill_with_nothing, filling, is_outside, looks_up, recorders
 
 STATES, MASK = torch.full((1, 2, 4), 2.0), torch.ones(2, 2)
 
@@ -119,6 +119,18 @@ def test_weights_are_there_before_they_are_needed_and_those_of_the_embedding_for
     assert before == (others if early else [("embed", [3])])
     assert filled[len(before) :] == [("embed", [4]), ("layers_norm", None), ("rotary", None)]
     assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+def test_ids_are_looked_up_in_tables_like_the_embedding_that_are_not_smaller() -> None:
+    class _Scaled(nn.Embedding):
+        pass
+
+    embedding = nn.Embedding(9, 4)
+    assert looks_up(embedding, embedding) and looks_up(nn.Embedding(8, 6), embedding)
+    assert not looks_up(nn.Embedding(8, 4), embedding)  # which may be of positions
+    assert not looks_up(_Scaled(9, 4), embedding) and looks_up(_Scaled(9, 4), _Scaled(9, 4))
+    module = nn.Linear(9, 4)
+    assert looks_up(module, module) and not looks_up(nn.Linear(9, 4), module)
 
 
 def test_what_lies_in_a_list_of_blocks_is_not_outside_it() -> None:

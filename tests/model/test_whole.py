@@ -56,6 +56,15 @@ def test_its_bits_are_those_of_autocast_over_float32(name: str, saved: torch.dty
             assert parameter.dtype == expected, key
 
 
+@pytest.mark.parametrize("name", ["gemma3n", "gemma4"])
+def test_embeddings_for_each_block_are_widened_by_rows_too(name: str, tmp_path: Path) -> None:
+    """They may be half of all weights."""
+    folder = tiny.save(name, tmp_path / name, torch.bfloat16)
+    model = load_model(folder, CPU, precision=BFLOAT16)
+    assert model.model.embed_tokens_per_layer.weight.dtype == torch.bfloat16
+    assert torch.equal(logits(model), logits(plain(folder)))
+
+
 def experts_one_by_one(folder: Path) -> Any:
     """The slow twin, in which autocast sees each expert, as when blocks are run one by one."""
     model = plain(folder)

@@ -64,7 +64,7 @@ class Outside:
         Args:
             path: of the module.
             module: takes the parameters.
-            ids: for the embedding: only these rows are loaded; None elsewhere.
+            ids: for a table that they are looked up in: only these rows are loaded; None elsewhere.
             device: of the parameters; the CPU by default.
             products: the dtype of a linear's weight; the others are float32.
 
@@ -82,7 +82,7 @@ class Outside:
                 continue
             source = self._tensor(prefix + key, parameter)
             if parameter.is_meta:
-                # Fresh pages take no memory until they are written, so an embedding takes only that of its used rows.
+                # Fresh pages take no memory until they are written, so a table takes only that of its used rows.
                 dtype = products if is_linear(module) and key == "weight" else torch.float32
                 parameter = nn.Parameter(torch.empty(source.shape, dtype=dtype, device=device), requires_grad=False)
                 setattr(module, key, parameter)

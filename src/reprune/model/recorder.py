@@ -15,7 +15,7 @@ from reprune.model.block import Call
 from reprune.model.forms import Beside
 
 Fill = Callable[[str, nn.Module, Tensor | None], None]
-"""Gives the parameters of a module outside the blocks: (module name, module, token ids if it embeds them)."""
+"""Gives the parameters of a module outside the blocks: (module name, module, token ids if it looks them up)."""
 
 Saw = Callable[[int, Tensor, Call], Any]
 """Called with a block's index, and the states and the call that reach it. If it returns True, the forward pass ends by
@@ -103,12 +103,22 @@ def is_outside(path: str, inside: tuple[str, ...]) -> bool:
     return not any(f"{path}.".startswith(f"{one}.") for one in inside)
 
 
+def looks_up(module: nn.Module, embedding: nn.Module) -> bool:
+    """Whether a module looks up token ids in a table: the embedding, and others of its class that are not smaller.
+
+    Such tables hold an embedding of each token for each block, for example. Smaller ones may be of positions.
+    """
+    if isinstance(module, nn.Embedding) and isinstance(embedding, nn.Embedding) and type(module) is type(embedding):
+        return module.weight.numel() >= embedding.weight.numel()
+    return module is embedding
+
+
 @contextmanager
 def filling(model: Any, inside: tuple[str, ...], fill: Fill, ids: Tensor, early: bool) -> Iterator[None]:
     """Within this context the weights of each module outside some lists of blocks are filled in just before it runs.
 
-    The embedding's are filled in at the start, as some models read them before they run it. With `early`, so are all
-    others except the output head's.
+    Of tables that token ids are looked up in, only these ids' rows are. The embedding's are filled in at the start, as
+    some models read them before they run it. With `early`, so are all others except the output head's.
     """
     embedding = model.get_input_embeddings()
 
@@ -116,7 +126,7 @@ def filling(model: Any, inside: tuple[str, ...], fill: Fill, ids: Tensor, early:
         def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if any(isinstance(one, Tensor) and one.is_meta for one in (*args, *kwargs.values())):
                 raise TypeError(f"{name} is given a tensor without values, made where weights are that have none yet")
-            fill(name, module, args[0] if module is embedding else None)
+            fill(name, module, args[0] if args and looks_up(module, embedding) else None)
 
         return before
 

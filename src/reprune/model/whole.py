@@ -30,7 +30,7 @@ from reprune.model.conversion import EMPTY, Layout
 from reprune.model.linears import find_linears, is_linear
 from reprune.model.products import candidates
 from reprune.model.quiet import quiet_transformers
-from reprune.model.recorder import fill_with_nothing
+from reprune.model.recorder import fill_with_nothing, looks_up
 from reprune.model.skeleton import Skeleton
 from reprune.model.snapshots import called
 from reprune.model.unread import FOREIGN, way_out, wrapped
@@ -232,7 +232,7 @@ def _widen_(model: Any, bare: Any | None, stacked: Set[str]) -> None:
     """
     embedding = model.get_input_embeddings()
     for path, module in model.named_modules():
-        by_rows = module is embedding and isinstance(module, nn.Embedding)
+        by_rows = isinstance(module, nn.Embedding) and looks_up(module, embedding)
         if by_rows:
             _widen_rows_when_used(module)
         for key, parameter in list(module.named_parameters(recurse=False)):

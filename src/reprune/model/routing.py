@@ -1,8 +1,8 @@
 """Records which experts a block's tokens are routed to in one model, and repeats it in another.
 
-Every architecture chooses experts by their highest scores (`torch.topk`), in one or several steps. The outcome of each
-choice is recorded, in the order in which the block makes them. Where they are repeated, the scores are the model's own
-and the choices are the recorded ones.
+Architectures choose experts by their highest scores (`torch.topk`), in one or several steps. The outcome of each choice
+is recorded, in the order in which the block makes them. Where they are repeated, the scores are the model's own and the
+choices are the recorded ones. PhiMoE calls `max` instead, so nothing is recorded or repeated there.
 """
 
 from __future__ import annotations

@@ -216,6 +216,19 @@ def test_a_run_goes_on_with_its_model_at_another_place(
     assert files(Path("cut")) == files(whole("BR+GP"))
 
 
+def test_a_run_that_goes_on_from_another_working_folder_names_its_model_as_if_it_had_not(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = shutil.copytree(llama, tmp_path / "models" / "mine")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(Interrupted):
+        prune(model.relative_to(tmp_path), Path("cut"), "LR", InterruptAt(0))
+    monkeypatch.chdir(model)
+    record = reprune.resume(tmp_path / "cut")
+    assert record["model"]["name"] == record["recipe"]["model"] == "mine"
+    assert "\nmodel: mine\n" in f"\n{(tmp_path / 'cut' / 'recipe.yaml').read_text()}"
+
+
 _CODE = """
 from transformers import LlamaConfig, LlamaForCausalLM
 class C(LlamaConfig):

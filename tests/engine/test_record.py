@@ -221,7 +221,8 @@ def test_it_names_no_folders_of_this_machine(tmp_path: Path, monkeypatch: pytest
     assert _full("a/b", [{"host": 5, "device": 1}])["model"]["commit"] == _COMMIT
     (tmp_path / "c4").mkdir()
     recipe = resolve_recipe("model", {"calibration": [f"{tmp_path}/texts.txt=4", "./c4", "c4"]})
-    assert record._without_folders(recipe)["calibration"] == ["./texts.txt=4", "./c4", "c4"], "the last is the Hub's"
+    named = record._without_folders(recipe, tmp_path)["calibration"]
+    assert named == ["./texts.txt=4", "./c4", "c4"], "the last is the Hub's"
 
 
 @pytest.mark.parametrize(

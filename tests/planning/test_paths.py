@@ -50,7 +50,7 @@ def test_the_path_of_a_source_is_changed_and_the_rest_kept(source: str, expected
 def test_a_recipe_beside_a_result_names_no_folder_above_what_they_share(here: Path) -> None:
     recipe = absolute(resolve_recipe(str(here / "model"), {}, {"calibration": ["texts/a.jsonl=4", "manual"]}))
     assert recipe.calibration == [f"{here}/texts/a.jsonl=4", "manual"]
-    written = beside(recipe, here / "results" / "one")
+    written = beside(recipe, here / "results" / "one", here / "model")
     assert written.calibration == ["../../texts/a.jsonl=4", "manual"]
     assert written.model == "model"
 
@@ -74,14 +74,14 @@ def test_folders_that_are_not_near_a_result_are_not_named(
 ) -> None:
     monkeypatch.setattr(Path, "exists", lambda path: str(path) in (text, "/"))
     recipe = resolve_recipe("model", {}, {"calibration": [f"{text}=4"], "heldout": [text]})
-    found = beside(recipe, Path(folder))
+    found = beside(recipe, Path(folder), Path("/models/model"))
     assert (found.calibration, found.heldout) == ([f"{written}=4"], [written])
 
 
 @pytest.mark.parametrize("source", ["/home/alice/gone.jsonl", "/home/alice/gone.jsonl:body=4", "/home/al:ice/gone.txt"])
 def test_folders_of_a_text_that_is_gone_are_not_named(source: str, here: Path) -> None:
     recipe = resolve_recipe("model", {}, {"calibration": [source, f"{here}/gone.txt:body=4"], "heldout": [source]})
-    found = beside(recipe, here / "out")
+    found = beside(recipe, here / "out", here / "model")
     kept = f"./{source.rpartition('/')[2]}"
     assert (found.calibration, found.heldout) == ([kept, "../gone.txt:body=4"], [kept])
     assert with_paths(recipe, last_part).calibration == [kept, "./gone.txt:body=4"]
@@ -104,10 +104,18 @@ def test_one_path_in_a_recipe_file_is_found_as_a_list_of_one_is(here: Path, key:
         assert read_recipe(file) == {key: [f"{here}/texts/a.jsonl=4"]}
 
 
-def test_a_hub_id_is_no_path() -> None:
-    assert local_name("meta-llama/Llama-3.2-1B") == "meta-llama/Llama-3.2-1B"
-    assert local_name("texts/a.jsonl") == "a.jsonl"
-    assert local_name("/models/llama") == "llama"
+def test_a_model_has_the_same_name_in_every_working_folder(
+    here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cached = tmp_path / "models--meta-llama--Llama-3.2-1B" / "snapshots" / (40 * "a")
+    for folder in (here, here / "texts"):
+        monkeypatch.chdir(folder)
+        assert local_name("meta-llama/Llama-3.2-1B", cached) == "meta-llama/Llama-3.2-1B"
+        assert local_name("meta-llama/Llama-3.2-1B", here / "models" / "Llama") == "Llama-3.2-1B", "a local folder"
+        assert local_name("../models/llama", here / "models" / "llama") == "llama"
+        assert local_name("texts/a.gguf", here / "cache" / "gguf") == "a.gguf"
+        assert local_name("/models/llama", Path("/models/llama")) == "llama"
+        assert local_name(".", Path("/models/llama")) == "llama"
 
 
 def test_a_commit_is_on_record_of_a_model_that_is_given_by_its_hub_id(tmp_path: Path) -> None:
@@ -118,4 +126,4 @@ def test_a_commit_is_on_record_of_a_model_that_is_given_by_its_hub_id(tmp_path: 
     Path("link").symlink_to(found)
     assert on_record("link", found) == {"name": "link"}, "link@commit is no model"
     assert on_record(str(found), found) == {"name": commit}
-    assert on_record("owner/tiny", tmp_path) == {"name": "owner/tiny"}
+    assert on_record("owner/tiny", tmp_path) == {"name": "tiny"}, "what is not in the cache was a local folder"

@@ -350,6 +350,6 @@ def _write_(
     peaks = [peak_memory_bytes(recipe.device), *peaks[1:]]
     record = full_record(recipe, job, lines, seconds, peaks)
     written |= {name: digest for line in lines for name, digest in line["files"].items()}
-    record = result.finish(record, beside(recipe, ledger.result).to_yaml(), written, files)
+    record = result.finish(record, beside(recipe, ledger.result, Path(job["folder"])).to_yaml(), written, files)
     ledger.clear()
     return record

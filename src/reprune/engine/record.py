@@ -185,10 +185,11 @@ def full_record(
     if own := job.get("self_generation"):
         peaks = _highest(peaks, own["peak_memory_bytes"])
         own = {**own, "peak_memory_bytes": own["peak_memory_bytes"][0]}
+    model = Path(job["folder"])
     return {
-        "recipe": _without_folders(recipe),
+        "recipe": _without_folders(recipe, model),
         "model": {
-            **on_record(recipe.model, Path(job["folder"])),
+            **on_record(recipe.model, model),
             "fingerprint": job["fingerprint"],
             "files": job["weights"],
         },
@@ -224,6 +225,6 @@ def machine(device: str) -> dict[str, Any]:
     }
 
 
-def _without_folders(recipe: Recipe) -> dict[str, Any]:
+def _without_folders(recipe: Recipe, model: Path) -> dict[str, Any]:
     named = with_paths(recipe, last_part)
-    return named.model_copy(update={"model": local_name(recipe.model)}).model_dump(mode="json")
+    return named.model_copy(update={"model": local_name(recipe.model, model)}).model_dump(mode="json")

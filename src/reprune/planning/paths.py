@@ -7,8 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from reprune.files.local import local_path
-from reprune.model.locate import by_commit
-from reprune.model.snapshots import hub_commit
+from reprune.model.snapshots import called, hub_commit
 from reprune.planning.recipe import Recipe
 from reprune.planning.sources import split_count, split_path
 
@@ -40,14 +39,16 @@ def absolute(recipe: Recipe) -> Recipe:
     return with_paths(recipe, lambda path: path.resolve())
 
 
-def beside(recipe: Recipe, folder: Path) -> Recipe:
+def beside(recipe: Recipe, folder: Path, model: Path) -> Recipe:
     """The recipe as it is written in `folder`: paths are relative to it, and the model is reduced to its name.
+
+    `model` is the folder that the model was found in.
 
     Of a path that is not near only the last part is kept, so that no private folders are named. It has to be given
     again, as the model always has.
     """
     written = with_paths(recipe, lambda path: _from(folder.resolve(), path.resolve()))
-    return written.model_copy(update={"model": local_name(recipe.model)})
+    return written.model_copy(update={"model": local_name(recipe.model, model)})
 
 
 def _from(folder: Path, path: Path) -> str:
@@ -68,12 +69,18 @@ def on_record(model: str, folder: Path) -> dict[str, str]:
 
     A link to such a folder counts as a local model, without a commit.
     """
-    commit = hub_commit(folder)
-    named = {"name": local_name(model)}
-    return named if commit is None or by_commit(model, commit) is None else {**named, "commit": commit}
+    named = {"name": local_name(model, folder)}
+    return {**named, "commit": folder.name} if _is_id(model, folder) else named
 
 
-def local_name(model: str) -> str:
-    """The last part of a MODEL that is a local path; a Hub id unchanged."""
-    path = local_path(model)
-    return path.name if path.is_absolute() or path.exists() else model
+def local_name(model: str, folder: Path) -> str:
+    """The last part of a MODEL that is a local path, a Hub id unchanged; `folder` is where the model was found.
+
+    It is the same in every working folder, as a run may go on in another one than it began in.
+    """
+    return model if _is_id(model, folder) else local_path(model).name or called(folder)
+
+
+def _is_id(model: str, folder: Path) -> bool:
+    """Whether a MODEL that was found in `folder` was given by its Hub id, which the cache names that folder after."""
+    return hub_commit(folder) is not None and called(folder) == model.partition("@")[0]

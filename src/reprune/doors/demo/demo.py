@@ -147,6 +147,6 @@ def _begun_with(folder: Path) -> dict[str, Any]:
     with suppress(InputError, OSError, ValueError, KeyError, TypeError):
         if (ledger := Ledger(folder)).exists:
             job = ledger.job()
-            return {"name": local_name(job["recipe"]["model"]), "fingerprint": job["fingerprint"]}
+            return {"name": local_name(job["recipe"]["model"], Path(job["folder"])), "fingerprint": job["fingerprint"]}
         return dict(read_json((folder / RECORD).read_text(encoding="utf-8"))["model"])
     return {}

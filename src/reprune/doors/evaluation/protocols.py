@@ -217,4 +217,4 @@ def cut_text(
 
 def model_name(model: str | os.PathLike[str], folder: Path) -> str:
     """The name of a MODEL in a measurement: the last part of its path, or its Hub id."""
-    return local_name(os.fspath(model)) or called(folder)
+    return local_name(os.fspath(model), folder)

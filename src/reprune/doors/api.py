@@ -245,6 +245,7 @@ def resume_sharing(
     ledger = Ledger(local_path(out), begun=True)
     job = ranks.first_does(lambda: _unfinished(ledger, out))
     recipe = Recipe.model_validate(job["recipe"])
+    _check_versions(job, out, recipe.pruner.name)  # before the model is downloaded or read
     if recipe.trust_remote_code and given is None:
         watcher.note(f"{out} was begun with trust_remote_code: Python code that comes with the model is run")
     if given is not None and recipe.trust_remote_code > given.trust_remote_code:
@@ -264,8 +265,6 @@ def resume_sharing(
         )
     decoder = open_decoder(recipe, folder)
     checkpoint.check_unchanged()
-    if said := other_versions(job["versions"], versions(recipe.pruner.name), "now"):
-        raise InputError(f"{out}: this run began with {said}; install that again to resume, or start a new run.")
     check_ranks(
         recipe, sum(source["count"] for source in job["data"]["sources"] if source["role"] == "calibration"), ranks
     )
@@ -290,8 +289,15 @@ def _unfinished(ledger: Ledger, out: str | os.PathLike[str]) -> dict[str, Any]:
     try:
         Recipe.model_validate(job["recipe"])
     except ValueError as error:
+        _check_versions(job, out)  # in another version, recipes may have other keys
         raise ledger.damaged_job(str(error)) from None
     return job
+
+
+def _check_versions(job: Mapping[str, Any], out: str | os.PathLike[str], *pruners: str) -> None:
+    """Raise `InputError` if a run began with other versions than those that are installed now."""
+    if said := other_versions(job["versions"], versions(*pruners), "now"):
+        raise InputError(f"{out}: this run began with {said}; install that again to resume, or start a new run.")
 
 
 def _finish(

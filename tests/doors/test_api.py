@@ -258,6 +258,20 @@ def test_a_recipe_may_be_that_of_a_plan_or_of_a_record() -> None:
         assert elsewhere == plan.recipe.model_copy(update=asked), "this machine has only looked at it"
 
 
+@pytest.mark.parametrize("door", ["api.prune", "planned.plan"])
+@pytest.mark.parametrize(
+    "given", [{"calibration": "gone.txt"}, {"heldout": "gone.txt"}, {"samples": 1, "calibration": ["c4", "ptb"]}]
+)
+def test_a_text_that_cannot_be_is_refused_before_the_model_is_downloaded(
+    door: str, given: dict[str, Any], here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module, _, name = door.partition(".")
+    monkeypatch.setattr(f"reprune.doors.{module}.find_model", lambda *_, **__: pytest.fail("the model is downloaded"))
+    for wrong in (given, {"device": "cuda:99"}):
+        with pytest.raises(InputError, match=r"gone\.txt|samples: expected at least one|--device cuda:99"):
+            getattr(reprune, name)("owner/model", here / "out", **wrong)
+
+
 @pytest.mark.parametrize(("out", "said"), [("link", "is a link to gone, "), ("link/out", "link is a link to gone, ")])
 def test_a_link_to_nothing_is_refused_at_once(out: str, said: str, here: Path, cli: Cli) -> None:
     (here / "link").symlink_to("gone")

@@ -146,11 +146,13 @@ def prune_by_recipe(
 def _prune(recipe: Recipe, out: Path, watcher: Watcher, shared: Shared | None, ranks: Ranks) -> dict[str, Any]:
     ranks.first_does(lambda: check_out(out))
     check_versions(ranks, recipe.pruner.name)
+    recipe = settle(recipe, ranks).settled()
+    counts = ranks.first_does(lambda: count_samples(recipe))  # no other reads the texts
+    check_ranks(recipe, counts[0], ranks)
     watcher.phase(None, "reading the model")
-    folder = find_model(recipe.model, notify=watcher.note)
+    folder = find_model(recipe.model, notify=watcher.note)  # which may download it, so what needs no model comes first
     check_dense(folder)
     check_model(ranks, recipe.model, folder)
-    recipe = settle(recipe, ranks).settled()
     for slow in slowness(recipe.precision, recipe.device):
         watcher.note(slow)
     decoder = open_decoder(recipe, folder)
@@ -160,8 +162,6 @@ def _prune(recipe: Recipe, out: Path, watcher: Watcher, shared: Shared | None, r
     check_distillation(recipe, decoder)
     if lacking := said_lacking(decoder):
         watcher.note(lacking)
-    counts = ranks.first_does(lambda: count_samples(recipe))  # no other reads the texts
-    check_ranks(recipe, counts[0], ranks)
     writes = ranks.first_does(lambda: unwritten(recipe, decoder))
     check_memory(recipe, decoder, writes)
     ranks.first_does(lambda: check_disk(recipe, decoder, sum(counts), out))

@@ -179,20 +179,26 @@ def plan_by_recipe(
     Raises:
         InputError: the recipe does not fit the model at all. Other refusals are in `Plan.refusals`.
     """
-    folder = find_model(recipe.model, notify=watcher.note)
-    check_dense(folder)
+    calibration, _ = count_samples(recipe)
+    if calibration < crew.count:
+        raise InputError(
+            f"--ranks {crew.count}: each process needs a sample, but there are {calibration}; give at most "
+            f"{calibration}."
+        )
     asked = {"device": recipe.device, "precision": recipe.precision}
     if machine is not None:  # nothing is run there: blocks without values are on the CPU here
         precision = "bfloat16" if recipe.precision == "auto" else recipe.precision
         recipe = recipe.model_copy(update={"device": "cpu", "precision": precision})
     recipe = settle(recipe)
+    folder = find_model(recipe.model, notify=watcher.note)  # which may download it, so what needs no model comes first
+    check_dense(folder)
     for slow in slowness(recipe.precision, recipe.device) if machine is None else ():
         watcher.note(slow)
     decoder = open_decoder(recipe, folder)
     recipe = settle_seqlen(recipe, decoder)
     check_schedule(recipe, decoder)
     check_distillation(recipe, decoder)
-    planned = Plan(
+    return Plan(
         recipe if machine is None else recipe.model_copy(update=asked),
         decoder,
         survey(decoder, recipe.sparsities, recipe.choice),
@@ -200,14 +206,6 @@ def plan_by_recipe(
         crew,
         out,
     )
-    recipe.pruner.build()  # which may refuse its settings
-    calibration, _ = planned.samples
-    if calibration < crew.count:
-        raise InputError(
-            f"--ranks {crew.count}: each process needs a sample, but there are {calibration}; give at most "
-            f"{calibration}."
-        )
-    return planned
 
 
 def make_crew(ranks: int | None, network: str | None, machine: Machine | None) -> Crew:

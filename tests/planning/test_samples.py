@@ -221,12 +221,14 @@ def test_of_many_short_texts_a_random_part_is_read(
     assert len({one.sha256 for one in drawn.sources} & read) == 1
 
 
+@pytest.mark.parametrize("bos", [False, True])  # whether the texts spell BOS out, as `decode` does by default
 def test_tokens_of_generated_texts_are_used_as_they_were_generated(
-    with_bos: PreTrainedTokenizerBase, write_jsonl: Callable[..., Path]
+    bos: bool, with_bos: PreTrainedTokenizerBase, write_jsonl: Callable[..., Path]
 ) -> None:
     ids = [[0, *range(40 * i + 9, 40 * i + 15)] for i in range(9)]
-    texts = [str(with_bos.decode(row, skip_special_tokens=True)) for row in ids]
-    assert [encode(with_bos, text).tolist() for text in texts] != [row[1:] for row in ids]  # tokenizing gives others
+    texts = [str(with_bos.decode(row, skip_special_tokens=not bos)) for row in ids]
+    tokenized = [encode(with_bos, text).tolist() for text in texts]
+    assert tokenized != [row if bos else row[1:] for row in ids]
     path = write_jsonl(*({"text": text, "token_ids": row} for text, row in zip(texts, ids, strict=True)))
     for name in (str(path), f"{path}:text"):
         drawn = draw_samples(with_bos, [SourceSpec(name)], [], 8, 7, 0)

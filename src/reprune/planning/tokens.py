@@ -118,17 +118,18 @@ def _end(text: str, least: int) -> int:
 def _generated(tokenizer: PreTrainedTokenizerBase, documents: Documents, index: int) -> list[int] | None:
     """The tokens that a document was generated as, if they are this tokenizer's tokens of its text.
 
-    `reprune generate` decodes a text from its tokens; the text of a server may continue after the last token.
+    The text may leave out special tokens such as BOS, as `reprune generate` does, or spell them. The text of a server
+    may continue after the last token.
     """
     ids = documents.token_ids(index)
     if ids is None:
         return None
     text = documents[index]
     try:
-        decoded = tokenizer.decode(ids, skip_special_tokens=True)
+        decoded = text in (tokenizer.decode(ids, skip_special_tokens=skip) for skip in (True, False))
     except (LookupError, OverflowError, TypeError, ValueError):  # numbers that are not token ids
         return None
-    return ids if decoded == text or _ids(tokenizer, text, special=False)[: len(ids)] == ids else None
+    return ids if decoded or _ids(tokenizer, text, special=False)[: len(ids)] == ids else None
 
 
 def _without(prefix: list[int], ids: list[int]) -> Tokens:

@@ -150,7 +150,7 @@ def _prune(recipe: Recipe, out: Path, watcher: Watcher, shared: Shared | None, r
     counts = ranks.first_does(lambda: count_samples(recipe))  # no other reads the texts
     check_ranks(recipe, counts[0], ranks)
     watcher.phase(None, "reading the model")
-    folder = find_model(recipe.model, notify=watcher.note)  # which may download it, so what needs no model comes first
+    folder = find_model(recipe.model, notify=watcher.note)  # may download it, so what needs no model comes first
     check_dense(folder)
     check_model(ranks, recipe.model, folder)
     for slow in slowness(recipe.precision, recipe.device):
@@ -245,7 +245,12 @@ def resume_sharing(
     ledger = Ledger(local_path(out), begun=True)
     job = ranks.first_does(lambda: _unfinished(ledger, out))
     recipe = Recipe.model_validate(job["recipe"])
-    _check_versions(job, out, recipe.pruner.name)  # before the model is downloaded or read
+    # What needs no model comes first, as the model may have to be downloaded, and all of it is read.
+    _check_versions(job, out, recipe.pruner.name)
+    check_begun_on(recipe.device, out)
+    check_ranks(
+        recipe, sum(source["count"] for source in job["data"]["sources"] if source["role"] == "calibration"), ranks
+    )
     if recipe.trust_remote_code and given is None:
         watcher.note(f"{out} was begun with trust_remote_code: Python code that comes with the model is run")
     if given is not None and recipe.trust_remote_code > given.trust_remote_code:
@@ -253,7 +258,6 @@ def resume_sharing(
             f"{out}: this run began with trust_remote_code; give --trust-remote-code if you trust the model's code."
         )
     folder = locate_again(recipe.model, Path(job["folder"]), given and given.model, notify=watcher.note)
-    check_begun_on(recipe.device, out)
     for slow in slowness("auto", recipe.device):  # the precision is settled
         watcher.note(slow)
     checkpoint = Checkpoint(folder)
@@ -265,9 +269,6 @@ def resume_sharing(
         )
     decoder = open_decoder(recipe, folder)
     checkpoint.check_unchanged()
-    check_ranks(
-        recipe, sum(source["count"] for source in job["data"]["sources"] if source["role"] == "calibration"), ranks
-    )
     with ExitStack() as stack:
 
         def enter() -> None:

@@ -190,7 +190,7 @@ def plan_by_recipe(
         precision = "bfloat16" if recipe.precision == "auto" else recipe.precision
         recipe = recipe.model_copy(update={"device": "cpu", "precision": precision})
     recipe = settle(recipe)
-    folder = find_model(recipe.model, notify=watcher.note)  # which may download it, so what needs no model comes first
+    folder = find_model(recipe.model, notify=watcher.note)  # may download it, so what needs no model comes first
     check_dense(folder)
     for slow in slowness(recipe.precision, recipe.device) if machine is None else ():
         watcher.note(slow)

@@ -81,3 +81,13 @@ def test_a_model_that_lacks_a_part_is_not_whole(lost: str, tmp_path: Path) -> No
     for file in tmp_path.glob(lost):
         file.unlink()
     assert not is_whole(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["tekken.json", "vocab.json", "vocab.txt", "spiece.model"])
+def test_a_model_whose_tokenizer_has_files_of_other_names_is_whole(name: str, tmp_path: Path) -> None:
+    """Mistral Small 3.2, for example, has tekken.json alone."""
+    tiny.save("llama", tmp_path)
+    for file in tmp_path.glob("tok*"):
+        file.unlink()
+    (tmp_path / name).touch()
+    assert is_whole(tmp_path)

@@ -34,6 +34,9 @@ OLDEST = (5, 23)
 _LIST = ".converted"
 """The file in a converted folder that lists the names of the others, one a line."""
 
+_TOKENIZERS = ("tok*", "tekken.json", "vocab.*", "*.model", "*.spm", "*.tiktoken")
+"""Patterns of files of which a tokenizer has at least one."""
+
 
 def converted_folder(file_name: str, sha256: str) -> Path:
     """The folder that a GGUF file is converted to, whether or not it exists yet.
@@ -101,8 +104,9 @@ def is_whole(folder: Path) -> bool:
     with suppress(OSError):  # only converted folders have a list
         if not all((folder / name).exists() for name in (folder / _LIST).read_text(encoding="utf-8").split("\n")):
             return False
+    tokenizer = any(any(folder.glob(pattern)) for pattern in _TOKENIZERS)
     try:
-        return bool(Checkpoint(folder).entries) and (folder / "config.json").exists() and any(folder.glob("tok*"))
+        return tokenizer and (folder / "config.json").exists() and bool(Checkpoint(folder).entries)
     except InputError:
         return False
 

@@ -77,6 +77,6 @@ def cell(study: Path, name: str) -> CellRecord:
 
 
 def numbers(record: StudyRecord) -> list[Any]:
-    """All numbers of the cells' runs and measures, except times and memory."""
-    varying = ("seconds", "measuring_seconds", "peak_memory_bytes", "windows")
+    """All numbers of the cells' runs and measures, except times, memory and machines."""
+    varying = ("seconds", "measuring_seconds", "peak_memory_bytes", "machine", "windows")
     return [{key: value for key, value in cell.items() if key not in varying} for cell in record["cells"]]

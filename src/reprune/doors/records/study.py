@@ -100,6 +100,7 @@ class Cell(Read):
     seconds: Value = None  # of pruning and reconstruction
     measuring_seconds: float = 0.0
     peak_memory_bytes: Memory | None = None
+    machine: Mapping[str, Any] | None = None  # that pruned it
     blocks: tuple[CellBlock, ...] = ()
     windows: tuple[Window, ...] = ()
 
@@ -112,9 +113,19 @@ class Study(Read):
     model: Origin
     versions: Mapping[str, str]
     packages: Mapping[str, str]  # by pruner: the package that provides it
-    machine: Mapping[str, Any]
+    machine: Mapping[str, Any]  # on which the study was begun
     settings: Mapping[str, Any]  # the recipe's keys that all cells have in common
     measures: Mapping[str, Any]  # what is measured, and how
     data: Mapping[str, Data]  # all samples and their sources, by what decides them (`Cell.samples` of the grid)
     dense: Dense
     cells: tuple[Cell, ...] = Field(min_length=1)
+
+    @property
+    def machines(self) -> list[tuple[Mapping[str, Any], int]]:
+        """The machines that pruned cells, with the number of these cells; before any is pruned, only `machine`."""
+        found: list[tuple[Mapping[str, Any], int]] = []
+        known = [cell.machine or self.machine for cell in self.cells if cell.seconds is not None]
+        for machine in known:
+            if all(machine != other for other, _ in found):
+                found.append((machine, known.count(machine)))
+        return found or [(self.machine, 0)]

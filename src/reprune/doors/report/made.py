@@ -38,7 +38,7 @@ def run_made(run: Run) -> Section:
         pairs=[
             *_model(run.model),
             ("SHA-256 of all samples", run.data.sha256),
-            *_made_with(run.versions, run.machine),
+            *_made_with(run.versions, _words(run.machine)),
             *processes_of(run),
         ],
         tables=_sources([("", run.data)]),
@@ -58,7 +58,7 @@ def study_made(study: Study) -> Section:
         "made",
         "How it was made",
         intro=("Each cell's record and recipe are in the study's folder, under cells/.",),
-        pairs=[*_model(study.model), *_protocols(study), *_made_with(study.versions, study.machine)],
+        pairs=[*_model(study.model), *_protocols(study), *_made_with(study.versions, _machines(study))],
         tables=_sources([(_samples(key), data) for key, data in study.data.items()]),
         codes=(
             Code("Make it again, with the settings below as settings.yaml", f"{command}\nreprune report again"),
@@ -117,9 +117,22 @@ def _protocols(study: Study) -> Iterator[tuple[str, str]]:
         yield f"Perplexity on {text}", f"protocol {found.protocol}, {windows}, SHA-256 {found.text_sha256}"
 
 
-def _made_with(versions: Mapping[str, str], machine: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    yield "Versions", ", ".join(f"{name} {version}" for name, version in versions.items())
-    yield "Machine", ", ".join(f"{name} {value}" for name, value in machine.items())
+def _made_with(versions: Mapping[str, str], machine: str) -> Iterator[tuple[str, str]]:
+    yield "Versions", _words(versions)
+    yield "Machine", machine
+
+
+def _machines(study: Study) -> str:
+    """The machine that pruned all cells, or how many cells each of several did."""
+    (first, _), *others = machines = study.machines
+    if not others:
+        return _words(first)
+    said = "; ".join(f"{counted(cells, 'cell')} on {_words(machine)}" for machine, cells in machines)
+    return f"{said}: do not compare their times"
+
+
+def _words(content: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in content.items())
 
 
 def _samples(key: str) -> str:

@@ -138,7 +138,7 @@ class _CellRun:
         cell = self.task.cell
         blocks = [CellBlock.model_validate(block).model_dump(mode="json") for block in record["blocks"]]
         cell.update({key: blocks[-1][key] for key in ERRORS})
-        cell.update({key: record[key] for key in ("seconds", "peak_memory_bytes", "windows")})
+        cell.update({key: record[key] for key in ("seconds", "peak_memory_bytes", "machine", "windows")})
         cell.update(blocks=blocks, test_error={}, perplexity={}, zero_shot={}, zero_shot_mean=None)
         cell["measuring_seconds"] = 0.0
 

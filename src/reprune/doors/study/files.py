@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from reprune.doors.evaluation.protocols import describe
+from reprune.doors.formats import counted
 from reprune.doors.records.rows import Measure, Row, rows
 from reprune.doors.records.study import ERRORS, Study
 from reprune.doors.study.record import FIGURES, CellRecord, StudyRecord
@@ -151,13 +152,24 @@ def _zero_shot_protocol(study: Study) -> str:
 
 def _settings(study: Study) -> str:
     said = ", ".join(f"{name} {version}" for name, version in study.versions.items())
-    machine, model = study.machine, study.model
+    model = study.model
     commit = f"commit {model.commit}, " if model.commit is not None else ""
     return (
-        f"{said}; {machine['system']}, {machine['threads']} threads, {machine['device']}. Model {commit}"
+        f"{said}; {_machines(study)}. Model {commit}"
         f"fingerprint {model.fingerprint[:12]}. All settings are in study.json; each cell's recipe, which makes it "
         "again, is in cells/NAME/recipe.yaml."
     )
+
+
+def _machines(study: Study) -> str:
+    """The machine that pruned all cells, or how many cells each of several did."""
+    named = [
+        (f"{one['system']}, {counted(one['threads'], 'thread')}, {one['device']}", cells)
+        for one, cells in study.machines
+    ]
+    if len(named) == 1:
+        return named[0][0]
+    return "; ".join(f"{counted(cells, 'cell')} on {name}" for name, cells in named) + " (do not compare their times)"
 
 
 def comma_separated(record: StudyRecord) -> str:

@@ -62,6 +62,7 @@ def read_study(folder: Path) -> StudyRecord:
         if not isinstance(record["settings"].get("pruner"), dict):
             raise ValueError("settings.pruner is missing")
         for cell in record["cells"]:
+            cell.setdefault("machine", None)  # studies that are older than this key go on
             if missing := records.Cell.model_fields.keys() - cell.keys():
                 raise ValueError(f"{min(missing)} is missing in a cell")
             if not cell["name"] == cell_of(cell).name == Path(cell["name"]).name:

@@ -83,3 +83,11 @@ def test_the_dense_models_level_is_drawn_where_it_is_known(drawn: Drawn) -> None
     assert levels["Perplexity on test.txt by rung"] == 26.91
     assert levels["Mean zero-shot accuracy by rung"] == 0.55
     assert levels["Time by rung"] is None
+
+
+def test_a_page_names_all_that_decides_the_sparsity() -> None:
+    assert paged(cell("wanda", "LR")).subtitle == "wanda at 0.5, reconstruction LR"
+    settings = {"sparsity": "0.5", "allocation": {"name": "owl"}, "sparsity_by_name": {"mlp.*": "0.7"}}
+    assert paged(cell("wanda", "LR"), settings=settings).subtitle == (
+        "wanda at 0.5 (owl), others by name, reconstruction LR"
+    )

@@ -159,6 +159,8 @@ def test_the_protocol_of_every_text_is_stated(record: StudyRecord) -> None:
     assert "- a|b.txt (sha256 abababababab): custom: 1,200 windows of 512 tokens (no BOS, 512)" in page
     assert "Sparsity 0.5, calibrated on 32 samples of 256 tokens of c4; seeds 0, 1, 2." in page
     assert "Cells: 6 done, 1 failed, 1 pending." in page
+    record["settings"] |= {"sparsity_by_name": {"mlp.*": "0.7"}, "allocation": {"name": "uniform"}}
+    assert "Sparsity 0.5, others by name, calibrated on" in markdown(record)
     assert "## Failed\n\n- wanda-LR-seed2: window 1: not finite\n" in page
     assert "reprune 0.2.0, torch 2.9; Linux x86_64, 2 threads, cpu." in page
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from itertools import zip_longest
 
 from reprune.doors.drawing.figures import by_rung, calibration_against, error_by_block
-from reprune.doors.formats import counted
+from reprune.doors.formats import counted, sparsities
 from reprune.doors.records.rows import Measure, known
 from reprune.doors.records.study import Study
 from reprune.doors.report.made import study_made
@@ -30,7 +30,7 @@ def study_page(study: Study) -> Page:
     return Page(
         kind="Pruning study",
         title=study.model.name,
-        subtitle=f"{pruners} at {study.cells[0].sparsity}, reconstruction {rungs}",
+        subtitle=f"{pruners} at {sparsities({'sparsity': NONE, **study.settings})}, reconstruction {rungs}",
         verdict=study_verdict(study, rows),
         tiles=tuple(_tiles(study, rows)),
         sections=tuple(_sections(study, rows)),

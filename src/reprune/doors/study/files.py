@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from reprune.doors.evaluation.protocols import describe
-from reprune.doors.formats import counted
+from reprune.doors.formats import counted, sparsities
 from reprune.doors.records.rows import Measure, Row, rows
 from reprune.doors.records.study import ERRORS, Study
 from reprune.doors.study.record import FIGURES, CellRecord, StudyRecord
@@ -61,7 +61,7 @@ def _about(study: Study) -> str:
     state = ", ".join(f"{states.count(one)} {one}" for one in ("done", "failed", "pending") if one in states)
     seeds = sorted({cell.seed for cell in study.cells})
     return (
-        f"Sparsity {study.settings['sparsity']}, calibrated on {_samples(study)}; "
+        f"Sparsity {sparsities(study.settings)}, calibrated on {_samples(study)}; "
         f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}. Cells: {state}."
     )
 

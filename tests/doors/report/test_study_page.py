@@ -91,3 +91,12 @@ def test_a_page_names_all_that_decides_the_sparsity() -> None:
     assert paged(cell("wanda", "LR"), settings=settings).subtitle == (
         "wanda at 0.5 (owl), others by name, reconstruction LR"
     )
+
+
+def test_results_of_several_seeds_are_told_as_what_they_are(drawn: Drawn) -> None:
+    def intro(*cells: Any) -> str:
+        return str(next(section for section in paged(*cells).sections if section.anchor == "results").intro)
+
+    said = "Means over the seeds, with the lowest and the highest; of peak memory, the highest alone."
+    assert said in intro(cell("wanda", "LR"), cell("wanda", "LR", seed=1))
+    assert "seeds" not in intro(cell("wanda", "LR"))

@@ -75,4 +75,10 @@ def test_the_whole_has_a_column_beside_its_parts() -> None:
     values = {"all": 60.0, "mlp": 40.0}
     cells = [cell("wanda", "LR", only=one, name=one, perplexity={"test.txt": values[one]}) for one in values]
     (table,) = parts(together(*cells))
+    assert table.caption == "Perplexity on test.txt"
     assert (list(table.columns[2:]), list(table.rows[0][2:])) == (["feed-forward only", "all"], ["40.00", "60.00"])
+
+
+def test_the_name_of_a_text_keeps_its_capitals() -> None:
+    cells = [cell("wanda", "LR", only=one, name=one, perplexity={"Alice.TXT": 60.0}) for one in ("all", "mlp")]
+    assert [table.caption for table in parts(together(*cells))] == ["Perplexity on Alice.TXT"]

@@ -101,7 +101,9 @@ def _sections(study: Study, rows: Rows) -> Iterator[Section]:
 
 
 def _results(study: Study, rows: Rows) -> Section:
-    said = " Means over the seeds, with the lowest and the highest." if _many(rows) else ""
+    said = ""
+    if _many(rows):
+        said = " Means over the seeds, with the lowest and the highest; of peak memory, the highest alone."
     if own := max(cell.self_generate for cell in study.cells):
         said += f" +{own} after a pruner's name: calibrated on that many more samples, which the model wrote itself."
     return Section(

@@ -48,7 +48,7 @@ def parts(rows: Rows) -> list[Table]:
             cells = [measure.written(found[part]) if part in found else NONE for part in columns]
             lines.append([family, rung, *cells])
         heads = [PART_NAMES[part] for part in columns]
-        tables.append(Table(measure.name.capitalize(), ("pruner", "rung", *heads), lines, labels=2))
+        tables.append(Table(measure.name[:1].upper() + measure.name[1:], ("pruner", "rung", *heads), lines, labels=2))
     return tables
 
 

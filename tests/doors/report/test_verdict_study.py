@@ -29,6 +29,25 @@ def test_a_step_rises_in_the_seeds_whose_two_numbers_are_known_and_rose() -> Non
     assert Step(lower, upper, measure).seeds == (1, 3)
 
 
+def test_a_seed_in_which_a_measure_rises_by_less_than_noise_is_not_counted() -> None:
+    cells = [of(rung, 30.0, seed) for seed in (0, 1, 2) for rung in ("LR", "BR")]
+    for cell_of_seed, value in zip(cells[1::2], (33.0, 30.2, 30.2), strict=True):
+        cell_of_seed["perplexity"] = {"test.txt": value}
+    assert "perplexity on test.txt rises by 3.8 % (from 30.00 to 31.13, in 1 of 3 seeds)" in said(judged(*cells))
+
+
+def test_a_pitfall_that_only_one_of_several_seeds_can_show_says_so() -> None:
+    cells = [of("LR", 30.0), of("LR", 30.0, seed=1), of("BR", 33.0)]
+    assert "rises by 10.0 % (from 30.00 to 33.00, in 1 of 1 seed)" in said(judged(*cells))
+    assert "seed)" not in said(judged(cells[0], cells[2]))
+
+
+def test_results_of_different_seeds_are_not_said_to_be_of_one() -> None:
+    text = said(judged(of("LR", 60.0), of("BR", 50.0, seed=1)))
+    assert "one seed" not in text
+    assert "Not all results have the same seeds" in text
+
+
 def test_a_held_out_error_that_rises_is_a_pitfall() -> None:
     lower = cell("wanda", "BR")
     upper = cell("wanda", "BR+GP", relative_heldout_error=1.1 * lower["relative_heldout_error"])

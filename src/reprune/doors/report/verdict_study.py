@@ -24,8 +24,8 @@ from reprune.planning.axes import AUTO, LADDER
 
 RULES = (
     f"An error or a perplexity rose or fell if it changed by more than {SLIGHT}; a smaller change is taken for noise. "
-    "With several seeds, means are compared, over those seeds that all the compared results have, and the text says in "
-    "how many of the seeds it is so.",
+    "With several seeds, means are compared, over those seeds that all the compared results have; of a pitfall, the "
+    "text says in how many of them the measure rose.",
     "The ladder holds for a measure if it falls at every step from LR to the highest rung measured.",
     "The pitfall: a step up the ladder, or from its best rung to auto, lowers the calibration error and raises the "
     "held-out error, the test error or the perplexity.",
@@ -56,12 +56,11 @@ class Step:
 
     @property
     def seeds(self) -> tuple[int, int]:
-        """The number of seeds whose measure is higher after the step, and the number of seeds that have both values."""
+        """The number of seeds in which the measure rises, and the number of seeds that have both values."""
         below = {cell.seed: self.measure.of(cell) for cell in self.lower.cells}
         above = {cell.seed: self.measure.of(cell) for cell in self.upper.cells}
-        pairs = [(below[seed], above[seed]) for seed in below.keys() & above.keys()]
-        both = [(before, after) for before, after in pairs if known(before) and known(after)]
-        return sum(after > before for before, after in both), len(both)
+        ways = [direction(below[seed], above[seed]) for seed in below.keys() & above.keys()]
+        return ways.count("rises"), sum(way is not None for way in ways)
 
 
 def pitfalls(rows: Rows) -> list[Step]:
@@ -216,7 +215,7 @@ def _vain_sentences(found: Sequence[tuple[Step, ...]]) -> Iterator[str]:
 def _seeds(rows: Rows, pruners: bool) -> Iterator[str]:
     """Notes on seeds; `pruners` says whether pruners are compared."""
     compared = pruners or any(family.ladder[1:] for family in rows.families) or selfmade_lines(rows)
-    if compared and all(len(row.cells) == 1 for row in rows.rows):
+    if compared and len({cell.seed for row in rows.rows for cell in row.cells}) == 1:
         yield "All of this comes from one seed: differences of a few percent may be chance."
     if rows.uneven:
         yield "Not all results have the same seeds: they are compared over the seeds that they have in common."
@@ -226,7 +225,8 @@ def _moved(pitfall: Step) -> str:
     measure = pitfall.measure
     before, after = pitfall.values(measure.of)
     rose, seeds = pitfall.seeds
-    where = f", in {rose} of {counted(seeds, 'seed')}" if seeds > 1 else ""
+    several = any(len(row.cells) > 1 for row in (pitfall.lower, pitfall.upper))
+    where = f", in {rose} of {counted(seeds, 'seed')}" if several else ""
     values = f"from {measure.write(before)} to {measure.write(after)}"
     return f"rises by {_size(before, after)} ({values}{where})"
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 
 from reprune.doors.records.rows import Measure, Row, by_own_samples
 from reprune.doors.records.study import Study
 from reprune.doors.report.course import course, courses, direction
-from reprune.doors.report.rows import Rows
+from reprune.doors.report.rows import Rows, means
 from reprune.doors.report.text import listed
 from reprune.doors.report.verdict import Tone
 
@@ -23,26 +22,15 @@ def selfmade_lines(rows: Rows) -> Lines:
     return found if len({count for line in found.values() for count in line}) > 1 else {}
 
 
-def _in_common(line: Mapping[int, Row]) -> Mapping[int, Row]:
-    """The line with only the seeds that all its rows have; the whole line if there are none."""
-    seeds = set.intersection(*({cell.seed for cell in row.cells} for row in line.values()))
-    if not seeds:
-        return line
-    return {
-        count: replace(row, cells=tuple(cell for cell in row.cells if cell.seed in seeds))
-        for count, row in line.items()
-    }
-
-
 def selfmade_sentences(study: Study, rows: Rows) -> Iterator[str]:
     """One sentence per pruner and rung, on what is measured on the same samples at each number."""
-    for (pruner, rung), whole in selfmade_lines(rows).items():
-        line = _in_common(whole)
+    for (pruner, rung), line in selfmade_lines(rows).items():
         ways: dict[str, str | None] = {}
         for measure in _comparable(study, rows):
-            values = {count: row.mean(measure.of) for count, row in line.items()}
-            first, last = (measure.write(values[count]) for count in (min(line), max(line)))
-            ways[f"{measure.name} ({first} to {last})"] = course([(f"{n:,}", value) for n, value in values.items()])
+            values = means(tuple(line.values()), measure.of)
+            first, last = measure.write(values[0]), measure.write(values[-1])
+            steps = [(f"{count:,}", value) for count, value in zip(line, values, strict=True)]
+            ways[f"{measure.name} ({first} to {last})"] = course(steps)
         if said := courses(ways):
             yield (
                 f"With {min(line):,} to {max(line):,} self-generated samples, {pruner} with {rung}: {'; '.join(said)}."
@@ -53,9 +41,10 @@ def selfmade_headline(study: Study, rows: Rows) -> tuple[Tone, str, str] | None:
     """Whether they help: the fewest against the most, by all comparable measures; None if nothing can be compared."""
     fell: Counter[str] = Counter()
     count: Counter[str] = Counter()
-    for line in map(_in_common, selfmade_lines(rows).values()):
+    for line in selfmade_lines(rows).values():
         for measure in _comparable(study, rows):
-            way = direction(line[min(line)].mean(measure.of), line[max(line)].mean(measure.of))
+            values = means(tuple(line.values()), measure.of)
+            way = direction(values[0], values[-1])
             if way is not None and len(line) > 1:
                 fell[measure.name] += way == "falls"
                 count[measure.name] += 1

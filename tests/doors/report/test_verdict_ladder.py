@@ -123,7 +123,7 @@ def test_rows_are_compared_by_the_seeds_that_they_have_in_common() -> None:
     cells = [cell("wanda", rung) for rung in ("LR", "BR")]
     text = verdict_on([*cells, cell("wanda", "LR", seed=1, **easy), cell("wanda", "BR", seed=1, status="failed")])
     for found in (text, verdict_on(cells)):
-        assert "nothing else that was measured rose" in found
+        assert "no other error and no perplexity rose" in found
         assert "The best of 2 results is wanda with BR" in found
         assert "perplexity on test.txt fall from LR to BR" in found
     assert "Not all results have the same seeds: they are compared over the seeds that they have in common." in text

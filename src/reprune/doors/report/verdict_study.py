@@ -148,7 +148,7 @@ def study_verdict(study: Study, rows: Rows) -> Verdict:
     else:
         tone, badge = "good", "No pitfall seen"
         headline = (
-            "Where the calibration error fell from rung to rung, nothing else that was measured rose by more than "
+            "Where the calibration error fell from rung to rung, no other error and no perplexity rose by more than "
             f"{SLIGHT}" + (f"; but at {counted(len(vain), 'step')} not all measures fell." if vain else ".")
         )
     return Verdict(tone, badge, headline, tuple(said for said in sentences if said != headline), RULES)

@@ -67,6 +67,15 @@ def test_seeds_stand_beside_one_another_on_their_rung_and_a_level_line_at_the_ba
     assert axes.get_ylim() == pytest.approx((0.0, 1.08 * 9.0)), "with room for the baseline"
 
 
+def test_values_of_many_series_stay_nearer_to_their_rung_than_to_the_next(painted: Painted) -> None:
+    """Such as three pruners at four numbers of self-generated samples."""
+    series = {str(number): [[1.0], [2.0]] for number in range(12)}
+    axes = painted(lambda: figures.by_rung(series, ["LR", "BR"], title="t", ylabel="y", joined=2))
+    for places, values in drawn(axes):
+        assert [round(place) for place in places] == [value - 1.0 for value in values]
+    assert len({place for places, _ in drawn(axes) for place in places}) == 24
+
+
 def test_numbers_are_joined_from_the_least_to_the_largest(painted: Painted) -> None:
     points = [(32, 2.0), (0, 1.0), (0, 4.0), (512, 3.0)]
     axes = painted(lambda: figures.by_number({"a": points}, title="t", ylabel="y", dense=7.0))

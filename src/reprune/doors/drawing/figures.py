@@ -137,8 +137,9 @@ def by_rung(
 
     def paint(axes: Any) -> None:
         handles, labels = [], list(series)
+        apart = min(0.12, 0.72 / max(len(series) - 1, 1))  # so that equal values are, but stay at their own rung
         for number, columns in enumerate(series.values()):
-            aside = (number - (len(series) - 1) / 2) * 0.12  # keeps equal values apart
+            aside = (number - (len(series) - 1) / 2) * apart
             dots = [(place + aside, value) for place, values in enumerate(columns) for value in _known(values)]
             means = [
                 (place + aside, fmean(_known(values)))

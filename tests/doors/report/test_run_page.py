@@ -113,3 +113,13 @@ def test_matrices_of_one_name_share_a_row_with_their_mean(drawn: Drawn) -> None:
     assert found == {"experts.*.up": [pytest.approx(14.8 / 30)]}
     said = [next(one for one in each.sections if one.anchor == "sparsity").intro[0] for each in (page, paged())]
     assert ["share a row, which shows their mean" in one for one in said] == [True, False]
+
+
+def test_the_time_of_writing_texts_is_told_beside_that_of_the_run() -> None:
+    own = {"texts": 36, "seconds": 245.0, "peak_memory_bytes": {"host": 2 * 10**9, "device": 0}}
+    page, plain = paged(self_generation=own), paged(self_generation=None)
+    pairs = [next(one for one in each.sections if one.anchor == "cost").pairs for each in (page, plain)]
+    assert pairs[0][:2] == [("Before the run", "the model wrote 36 texts in 4:05"), ("Whole run", "2:02")]
+    assert pairs[1][0] == ("Whole run", "2:02")
+    notes = [next(tile.note for tile in each.tiles if tile.name == "Time") for each in (page, plain)]
+    assert notes == ["without the model's texts", ""]

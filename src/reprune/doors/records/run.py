@@ -206,6 +206,13 @@ class Data(Read):
     sources: tuple[Text, ...]
 
 
+class OwnTexts(Read):
+    """The texts that the model wrote before the run."""
+
+    texts: int
+    seconds: float
+
+
 class Run(Read):
     """reprune.json: what `prune` did."""
 
@@ -217,7 +224,8 @@ class Run(Read):
     blocks: tuple[Block, ...] = Field(min_length=1)
     windows: tuple[Window, ...] = Field(min_length=1)
     distillation: Distillation | None
-    seconds: float
+    seconds: float  # without those of `self_generation`
+    self_generation: OwnTexts | None = None
     peak_memory_bytes: Memory
     peak_memory_bytes_by_rank: tuple[Memory, ...] = ()  # this and the next: if there were several ranks
     ranks: int = 1

@@ -13,7 +13,7 @@ from reprune.doors.drawing.figures import (
     seconds_by_window,
     share_by_matrix,
 )
-from reprune.doors.formats import sparsities
+from reprune.doors.formats import counted, sparsities
 from reprune.doors.records.rows import mean
 from reprune.doors.records.run import Change, Distillation, Run, Window
 from reprune.doors.report.made import processes_of, run_made
@@ -50,7 +50,7 @@ def _tiles(run: Run) -> Iterator[Tile]:
     yield Tile("Sparsity", share(run.sparsity), "of pruned matrices")
     yield Tile("Calibration error", share(last.relative_calibration_error), "last block, relative")
     yield Tile("Held-out error", share(last.relative_heldout_error), "last block, relative")
-    yield Tile("Time", duration(run.seconds))
+    yield Tile("Time", duration(run.seconds), "without the model's texts" if run.self_generation else "")
     yield Tile("Peak memory", memory(run.peak.most), "on " + _device(run) if run.peak.device else "of " + _process(run))
 
 
@@ -341,6 +341,8 @@ def _device(run: Run) -> str:
 
 def _cost(run: Run) -> Section:
     pairs = [("Whole run", duration(run.seconds))]
+    if (own := run.self_generation) is not None:
+        pairs.insert(0, ("Before the run", f"the model wrote {counted(own.texts, 'text')} in {duration(own.seconds)}"))
     if run.distillation is not None:
         pairs.append(("Of which distillation", duration(run.distillation.seconds)))
     pairs += processes_of(run)

@@ -191,6 +191,14 @@ def test_the_samples_are_counted_as_they_are_drawn(
     assert said in markdown(record)
 
 
+def test_what_time_and_memory_are_of_is_said(record: StudyRecord) -> None:
+    shared = "is computed by the first of them each time the study is started, and counted in its time; on a cluster, "
+    own = " The peak memory of a cell for which the model wrote texts includes that."
+    assert f"{shared}every cell computes its own.\n" in markdown(record)
+    record["cells"][0]["self_generate"] = 8
+    assert f"{shared}every cell computes its own.{own}\n" in markdown(record)
+
+
 def test_the_commit_of_a_hub_model_is_said(record: StudyRecord) -> None:
     assert f"cpu. Model fingerprint {6 * 'cd'}. All" in markdown(record)
     record["model"]["commit"] = 5 * "01234567"

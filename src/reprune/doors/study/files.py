@@ -119,14 +119,17 @@ def _cell(text: str) -> str:
 def _legend(study: Study) -> str:
     """What the columns are, and by which protocol each was measured."""
     heldout = ", ".join(study.settings["heldout"]) or "the same sources"
+    writing = any(cell.self_generate for cell in study.cells)
+    own = " The peak memory of a cell for which the model wrote texts includes that." if writing else ""
     lines = [
         "Errors are the last block's, of the sparse model against the dense one: *error* is the paper's, "
         "||sparse - dense||² / (N H T) on the calibration samples; the columns in % are relative, "
         f"||sparse - dense||² / ||dense||², on the calibration samples, on held-out samples of {heldout}, and on each "
         "test text.",
         "With several seeds: the mean, and the range from the lowest to the highest. Time and peak memory are those of "
-        "pruning and reconstruction, memory the largest of all seeds. The time of what the cells of one seed share, "
-        "the dense model's stream and the statistics of block 0, is counted in the first of them.",
+        "pruning and reconstruction, memory the largest of all seeds. What cells with the same samples share, the "
+        "dense model's stream and the statistics of block 0, is computed by the first of them each time the study is "
+        f"started, and counted in its time; on a cluster, every cell computes its own.{own}",
     ]
     return "\n\n".join([*lines, "\n".join(f"- {line}" for line in _protocols(study))])
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
-from reprune.doors.study.record import read_study
+from reprune.doors.study.record import StudyFolder, read_study
 from reprune.doors.study.run import study
 from reprune.planning.generation import rounds
 from tests.doors.conftest import Cli
@@ -60,3 +61,27 @@ def test_without_the_plain_number_and_without_texts_they_are_all_that_is_calibra
     assert {key: {source["name"] for source in data["sources"]} for key, data in record["data"].items()} == {
         key: {"self-generated.jsonl"} for key in ("0+8", "0+9")
     }
+
+
+def test_other_texts_of_the_model_are_told_from_a_text_that_has_changed(here: Path, cli: Cli) -> None:
+    """As a machine writes that computes otherwise. Once the first texts are back, the cell can be begun anew."""
+    flags = [*ONE, *STUDY, "--self-generate", "4", "--set", *OWN[1:]]
+    assert cli("study", "llama", "--out", "s", *flags).code == 0
+    whole = (here / "s" / "study.json").read_text()
+    for place, why in (
+        (1, "the model has written other texts, as it may on another machine or with another number of threads. Set "),
+        (0, "a calibration text has changed or was replaced. Put the original back, or give another folder. "),
+    ):
+        record = json.loads(whole)
+        record["data"]["0+4"]["sha256"] = record["data"]["0+4"]["sources"][place]["sha256"] = "ab" * 32
+        record["cells"][0]["status"] = "pending"
+        StudyFolder(here / "s").save(record)
+        said = cli("study", "llama", "--out", "s", *flags)
+        assert said.code == 1
+        assert f"though the settings are the same: {why}" in said.err
+        assert "(Remove cells/magnitude-LR-self4-seed0 to begin this cell anew.)" in said.err
+        record = read_study(here / "s")
+        record["data"] = json.loads(whole)["data"]
+        StudyFolder(here / "s").save(record)
+        shutil.rmtree(here / "s" / "cells" / "magnitude-LR-self4-seed0")
+        assert cli("study", "llama", "--out", "s", *flags).code == 0

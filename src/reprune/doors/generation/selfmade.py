@@ -33,7 +33,7 @@ from reprune.planning.tokenizer import load_tokenizer
 from reprune.planning.tokens import beginning
 
 _ALL = "all.jsonl"  # all that were ever asked for
-_FIRST = "self-generated.jsonl"  # in a folder named by the number of its texts
+OWN_TEXTS = "self-generated.jsonl"  # as many as a run asks for, in a folder named by their number
 
 
 def texts_of(recipe: Recipe) -> int:
@@ -61,7 +61,7 @@ class _Place:
         model = decoder.checkpoint.fingerprint(), *digests_beside(decoder.folder).values()
         decisive = *model, recipe.device, recipe.precision, *versions().values()
         folder = cache_root() / "self-generated" / settings.key(*decisive)  # whatever the model is called
-        return _Place(settings, folder, folder / str(texts_of(recipe)) / _FIRST)
+        return _Place(settings, folder, folder / str(texts_of(recipe)) / OWN_TEXTS)
 
     @property
     def corpus(self) -> Corpus:

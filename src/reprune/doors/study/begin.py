@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, final
 
+from reprune.doors.generation.selfmade import OWN_TEXTS
 from reprune.doors.planned import Plan, plan_by_recipe
 from reprune.doors.prepare import draw
 from reprune.doors.study.grid import Cell, common
@@ -211,8 +212,15 @@ def _forget_unused_(record: StudyRecord, folder: StudyFolder) -> None:
 def check_data(record: StudyRecord, samples: str, data: dict[str, Any]) -> None:
     """Record the data of samples (`Cell.samples`); raise `InputError` if other data are on record."""
     known = record["data"].setdefault(samples, data)
-    if known["sha256"] != data["sha256"]:
-        raise InputError(
-            f"the samples of seed {samples} are not those that this study was begun with, though the settings are the "
-            "same: a calibration text has changed or was replaced. Put the original back, or give another folder."
-        )
+    if known["sha256"] == data["sha256"]:
+        return
+    pairs = zip(known["sources"], data["sources"], strict=False)
+    if {one["name"] for one, other in pairs if one["sha256"] != other["sha256"]} == {OWN_TEXTS}:
+        why = "the model has written other texts, as it may on another machine or with another number of threads"
+        way = "Set REPRUNE_CACHE to the cache with the first texts"
+    else:
+        why, way = "a calibration text has changed or was replaced", "Put the original back"
+    raise InputError(
+        f"the samples of seed {samples} are not those that this study was begun with, though the settings are the "
+        f"same: {why}. {way}, or give another folder."
+    )

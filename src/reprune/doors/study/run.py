@@ -269,7 +269,7 @@ class _Study:
         try:
             check_data(self._record, cell_of(cell).samples, outcome.data)
         except InputError as error:
-            return in_a_line(error)
+            return f"{in_a_line(error)} (Remove {cell['folder']} to begin this cell anew.)"
         return None
 
     def _save(self) -> None:

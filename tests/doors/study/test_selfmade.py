@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from pathlib import Path
 
 import pytest
 
+from reprune.doors.records.study import Study
+from reprune.doors.report.made import study_made
 from reprune.doors.study.record import StudyFolder, read_study
 from reprune.doors.study.run import study
 from reprune.planning.generation import rounds
 from tests.doors.conftest import Cli
 from tests.doors.generation.test_generate import reads
-from tests.doors.study.runs import ONE, SETTINGS, STUDY
+from tests.doors.study.runs import ONE, SETTINGS, STUDY, numbers
 
 OWN = ["--set", "self_generate.filters=[duplicates]", "self_generate.batch_size=6"]
 
@@ -61,6 +64,17 @@ def test_without_the_plain_number_and_without_texts_they_are_all_that_is_calibra
     assert {key: {source["name"] for source in data["sources"]} for key, data in record["data"].items()} == {
         key: {"self-generated.jsonl"} for key in ("0+8", "0+9")
     }
+
+
+def test_what_a_report_names_makes_a_study_without_texts_again(here: Path, cli: Cli) -> None:
+    settings = {**SETTINGS, "calibration": None, "settings": [*SETTINGS["settings"], *OWN[1:]]}
+    record = study("llama", "s", pruners=["magnitude"], rungs=["LR"], self_generate=[8, 9], **settings)
+    again, _, written = study_made(Study.model_validate(record)).codes
+    (here / "settings.yaml").write_text(written.text)
+    command = again.text.replace("\\\n", "").partition("\nreprune report")[0]
+    said = cli(*shlex.split(command)[1:])
+    assert (said.code, said.err) == (0, "")
+    assert numbers(read_study(here / "again")) == numbers(record)
 
 
 def test_other_texts_of_the_model_are_told_from_a_text_that_has_changed(here: Path, cli: Cli) -> None:

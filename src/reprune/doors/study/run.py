@@ -135,7 +135,10 @@ def study(
         device=device,
         trust_remote_code=trust_remote_code,
     )
-    base = base_recipe(model, content, flags, settings)
+    counts = None if self_generate is None else whole_numbers("self_generate", self_generate)
+    # A recipe may name no sources if the cells have samples of the model's own.
+    own = {} if counts is None else {"self_generate": {"samples": max(counts, default=0)}}
+    base = base_recipe(model, content, {**flags, **own}, settings)
     if said := said_trusting(recipe, content, base, trust_remote_code):
         watcher.note(said)
     grid = Grid.of(
@@ -143,7 +146,7 @@ def study(
         several("rungs", rungs),
         [base.only] if only is None else several("only", only),
         [base.seed] if seeds is None else whole_numbers("seeds", seeds),
-        [base.self_generate.samples] if self_generate is None else whole_numbers("self_generate", self_generate),
+        [base.self_generate.samples] if counts is None else counts,
     )
     measures = Measures(
         tuple(dict.fromkeys(several("texts", texts, A_SOURCE))),

@@ -21,18 +21,16 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import reprune
-from reprune.doors.prepare import draw, open_decoder
-from reprune.planning.layers import resolve_recipe
 from tests import tiny
 from tests.benchmark import FOLDER, load
+from tests.engine.quick import samples_of
 
 _QUICK = {"samples": 8, "seqlen": 24, "epochs": 3, "device": "cpu", "calibration": "manual"}
 
 
 def _by_textbook(model: Path, rung: str, record: dict[str, Any]) -> tuple[Any, torch.Tensor]:
     """The model pruned by the textbook script on exactly the samples of a run, and these samples."""
-    recipe = resolve_recipe(str(model), record["recipe"])
-    ids = draw(recipe, open_decoder(recipe, model)).calibration
+    ids = samples_of(model, record).calibration
     network = AutoModelForCausalLM.from_pretrained(model).eval().requires_grad_(False)
     load("textbook").prune(network, ids, rung, 0.5, _QUICK["epochs"], 0)
     return network, ids

@@ -14,7 +14,6 @@ import yaml
 from transformers import AutoModelForCausalLM
 
 import reprune
-from reprune.doors.prepare import draw, open_decoder
 from reprune.engine import allocate
 from reprune.errors import ChangedError, InputError
 from reprune.math.patterns import Unstructured
@@ -68,8 +67,7 @@ def test_what_is_measured_by_error_is_each_block_pruned_alone_in_the_dense_model
     settings = ("allocation=by-error", "allocation.spread=0.2", 'sparsity_by_name={"down_proj": 0.3}')
     record = prune(llama, tmp_path / "out", *settings, pruner="magnitude", exclude=["0.*"])
     ((curves, weights, sparsity),) = told
-    recipe = resolve_recipe(str(llama), record["recipe"])
-    ids = draw(recipe, open_decoder(recipe, llama)).heldout
+    ids = quick.samples_of(llama, record).heldout
     dense, shapes = _block_outputs(llama, ids), quick.tensors(llama)
     own = [name for name in shapes if ".layers.1." in name and "_proj." in name and "down_proj" not in name]
     one = sum(shapes[name].numel() for name in own)
@@ -105,8 +103,7 @@ def test_what_is_measured_by_owl_is_outliers_among_all_scores_of_a_block_in_the_
     told = _told(monkeypatch, "by_outliers")
     record = prune(llama, tmp_path / "out", "allocation=owl", "allocation.outlier=2", "allocation.spread=0.1")
     ((shares, weights, sparsity, spread),) = told
-    recipe = resolve_recipe(str(llama), record["recipe"])
-    ids = draw(recipe, open_decoder(recipe, llama)).calibration
+    ids = quick.samples_of(llama, record).calibration
     model = AutoModelForCausalLM.from_pretrained(llama)
     scores: list[list[torch.Tensor]] = [[] for _ in model.model.layers]
     for found, block in zip(scores, model.model.layers, strict=True):

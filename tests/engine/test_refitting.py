@@ -13,14 +13,21 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 import reprune
+from reprune.engine.pruning import linear_groups, prune_block_
+from reprune.engine.refitting import Refitting
 from reprune.engine.watcher import Watcher
+from reprune.engine.window import PrunedBlock
+from reprune.math.least_squares import LeastSquares
+from reprune.math.patterns import Unstructured
+from reprune.math.pruner import Pruned
 from reprune.math.ranks import ALONE
 from reprune.math.statistics import Gram, SquaredNorms, Statistics
+from reprune.math.wanda import Wanda
 from reprune.model.block import Block, Call, LinearGroup, Precision
-from reprune.planning.layers import resolve_recipe
 from reprune.planning.schedule import Window
+from reprune.planning.sparsities import Sparsities
 from tests import tiny
-from tests.engine.test_run import prune, tensors
+from tests.engine.quick import prune, samples_of, tensors
 
 pytestmark = pytest.mark.usefixtures("short_manual")
 
@@ -53,10 +60,7 @@ def test_a_linear_gets_the_weights_that_least_squares_over_whole_models_gives(ll
     record = prune(
         llama, tmp_path / "out", REFIT, "teacher=global", f"solver.ridge={ridge}", pruner="magnitude", reconstruct="LR"
     )
-    from reprune.doors.prepare import draw, open_decoder
-
-    recipe = resolve_recipe(str(llama), record["recipe"])
-    ids = draw(recipe, open_decoder(recipe, llama)).calibration
+    ids = samples_of(llama, record).calibration
     dense, sparse = tensors(llama), tensors(tmp_path / "out")
     so_far = ("layers.0.", "layers.1.self_attn.")
     half_pruned = AutoModelForCausalLM.from_pretrained(llama)
@@ -145,10 +149,6 @@ class _Beside(torch.nn.Module):
 
 def test_each_matrix_of_a_group_is_fitted_to_its_own_dense_one() -> None:
     """With the dense model's inputs, no masks and a tiny ridge, it becomes the dense matrix again."""
-    from reprune.engine.refitting import Refitting
-    from reprune.math.least_squares import LeastSquares
-    from reprune.math.pruner import Pruned
-
     torch.manual_seed(0)
     block, twin = (Block(0, _Beside(), torch.device("cpu"), Precision()) for _ in range(2))
     call, states = Call((None,), {}, 0), torch.randn(6, 5, 4)
@@ -197,14 +197,6 @@ class _Routed(torch.nn.Module):
 def test_a_group_that_cannot_be_paired_is_left_to_the_pruner(
     module: type[torch.nn.Module], linear: str, as_many: bool, why: str
 ) -> None:
-    from reprune.engine.pruning import linear_groups, prune_block_
-    from reprune.engine.refitting import Refitting
-    from reprune.engine.window import PrunedBlock
-    from reprune.math.least_squares import LeastSquares
-    from reprune.math.patterns import Unstructured
-    from reprune.math.wanda import Wanda
-    from reprune.planning.sparsities import Sparsities
-
     torch.manual_seed(0)
     block = Block(0, module(), torch.device("cpu"), Precision())
     twin = Block(0, module(), torch.device("cpu"), Precision())
@@ -223,9 +215,6 @@ def test_a_group_that_cannot_be_paired_is_left_to_the_pruner(
 
 
 def test_gathering_feeds_the_pruner_with_its_own_samples_only() -> None:
-    from reprune.engine.refitting import Refitting
-    from reprune.math.least_squares import LeastSquares
-
     torch.manual_seed(0)
     block, twin = (Block(0, _Twice(), torch.device("cpu"), Precision()) for _ in range(2))
     call, states = Call((None,), {}, 0), torch.randn(7, 5, 4)
@@ -257,9 +246,6 @@ class _Alike:
 @pytest.mark.parametrize("kind", [SquaredNorms, Gram])
 def test_what_is_gathered_is_summed_over_ranks_once(kind: type[SquaredNorms | Gram]) -> None:
     """A pruner's statistics too, be they its own or the X'X that least squares takes."""
-    from reprune.engine.refitting import Refitting
-    from reprune.math.least_squares import LeastSquares
-
     block, twin = (Block(0, _Twice(), torch.device("cpu"), Precision()) for _ in range(2))
     pairs = [
         (slice(start, start + 1), torch.ones(1, 5, 4), torch.ones(1, 5, 4), Call((None,), {}, 0)) for start in (0, 1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from pathlib import Path
@@ -15,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 import reprune
 from tests import tiny
-from tests.engine.quick import prune, tensors
+from tests.engine.quick import prune, samples_of, tensors
 
 RUNGS = ("LR", "BR", "BR+GP", "BR+GP+CR", "auto")
 
@@ -59,11 +58,7 @@ def test_calibration_error_falls_along_the_ladder(llama: Path, pruner: str, tmp_
 def test_the_recorded_block_errors_are_those_of_the_saved_model(llama: Path, rung: str, tmp_path: Path) -> None:
     """The twin: whole models, hooks on their blocks, and the paper's formula."""
     record = prune(llama, tmp_path / "out", reconstruct=rung)
-    from reprune.doors.prepare import draw, open_decoder
-    from reprune.planning.layers import resolve_recipe
-
-    recipe = resolve_recipe(str(llama), record["recipe"])
-    drawn = draw(recipe, open_decoder(recipe, llama))
+    drawn = samples_of(llama, record)
     for kind, ids in (("calibration", drawn.calibration), ("heldout", drawn.heldout)):
         dense, sparse = (_block_outputs(folder, ids) for folder in (llama, tmp_path / "out"))
         for block, target, output in zip(record["blocks"], dense, sparse, strict=True):
@@ -90,13 +85,9 @@ def test_a_local_teachers_targets_are_what_dense_blocks_make_of_the_sparse_strea
 ) -> None:
     """The twin: the saved model, and the same with a dense last block, which is the last window."""
     record = prune(llama, tmp_path / "out", f"schedule.size={size}", "schedule.stride=1", reconstruct="BR")
-    from reprune.doors.prepare import draw, open_decoder
-    from reprune.planning.layers import resolve_recipe
-
     window = record["windows"][-1]
     assert window["blocks"] == [2]
-    recipe = resolve_recipe(str(llama), record["recipe"])
-    drawn = draw(recipe, open_decoder(recipe, llama))
+    drawn = samples_of(llama, record)
     teacher = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     dense = AutoModelForCausalLM.from_pretrained(llama)
     teacher.model.layers[2].load_state_dict(dense.model.layers[2].state_dict())
@@ -129,13 +120,8 @@ def test_biases_of_the_window_are_trained(tmp_path: Path) -> None:
 
 def test_the_statistics_come_from_the_sparse_stream(llama: Path, tmp_path: Path) -> None:
     """The twin: Wanda on block 1, scored by hand with inputs that passed through the pruned block 0."""
-    prune(llama, tmp_path / "out", pruner="wanda", reconstruct="LR", samples=4)
-    from reprune.doors.prepare import draw, open_decoder
-    from reprune.planning.layers import resolve_recipe
-
-    record = json.loads((tmp_path / "out" / "reprune.json").read_text())
-    recipe = resolve_recipe(str(llama), record["recipe"])
-    ids = draw(recipe, open_decoder(recipe, llama)).calibration
+    record = prune(llama, tmp_path / "out", pruner="wanda", reconstruct="LR", samples=4)
+    ids = samples_of(llama, record).calibration
     dense, sparse = tensors(llama), tensors(tmp_path / "out")
     half_pruned = AutoModelForCausalLM.from_pretrained(llama)
     half_pruned.load_state_dict(

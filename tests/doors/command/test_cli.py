@@ -23,6 +23,7 @@ from reprune.doors.command.views import show_result
 from reprune.doors.formats import percent
 from tests import tiny
 from tests.doors.conftest import QUICK, Cli, record_of
+from tests.engine.quick import tensors
 
 _RECIPE = {
     *("--recipe", "--pruner", "--sparsity", "--reconstruct", "--calibration", "--heldout", "--samples", "--seqlen"),
@@ -55,10 +56,6 @@ FLAGS = {
     "demo": {"--out"},
 }
 _HEX = re.compile(r"[0-9a-f]{64}")
-
-
-def weights_of(folder: Path) -> dict[str, torch.Tensor]:
-    return {name: tensor for file in folder.glob("*.safetensors") for name, tensor in load_file(file).items()}
 
 
 @pytest.mark.parametrize("command", FLAGS)
@@ -125,7 +122,7 @@ def test_the_main_job(here: Path, cli: Cli) -> None:
     assert yaml.safe_load((out / "recipe.yaml").read_text())["samples"] == 8
     AutoModelForCausalLM.from_pretrained(out)
     assert AutoTokenizer.from_pretrained(out)("yield")["input_ids"] == tiny.tokenizer()("yield")["input_ids"]
-    up = weights_of(out)["model.layers.1.mlp.up_proj.weight"]
+    up = tensors(out)["model.layers.1.mlp.up_proj.weight"]
     assert ((up.reshape(-1, 4) == 0).sum(dim=1) == 2).all()
 
 
@@ -240,7 +237,7 @@ def test_a_recipe_file_that_alone_lets_code_run_is_said(command: tuple[str, ...]
 def test_the_recipe_of_a_result_makes_it_again(recipe: str, here: Path, cli: Cli) -> None:
     assert cli("prune", "llama", "--out", "first", *QUICK, "--seed", "5", "--pruner", "magnitude").code == 0
     assert cli("prune", "llama", "--out", "second", "--recipe", f"first/{recipe}").code == 0
-    first, second = weights_of(here / "first"), weights_of(here / "second")
+    first, second = tensors(here / "first"), tensors(here / "second")
     assert first.keys() == second.keys()
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert (here / "first" / "recipe.yaml").read_text() == (here / "second" / "recipe.yaml").read_text()

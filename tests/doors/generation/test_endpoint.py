@@ -7,7 +7,6 @@ import math
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -31,18 +30,13 @@ from reprune.planning.generation.settings import PREFIX, Generation
 from tests import tiny
 from tests.doors.conftest import Cli
 from tests.doors.generation.test_generate import FLAGS, SMALL, lines, reads
-
-
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
+from tests.engine import together
 
 
 @pytest.fixture(scope="module")
 def server(llama: Path) -> Iterator[tuple[str, str]]:
     """The URL of a server with the tiny model, and the server's name of the model."""
-    port = free_port()
+    port = together.free_port()
     command = [Path(sys.executable).parent / "transformers", "serve", str(llama), "--host", "127.0.0.1"]
     options = ["--port", str(port), "--device", "cpu", "--dtype", "float32"]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore"}

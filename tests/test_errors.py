@@ -41,7 +41,7 @@ def test_of_what_a_gpu_says_a_lack_of_memory_is_told_from_a_fault(said: str, lac
     assert (out_of_memory(RuntimeError(said)) is not None) == lacks
 
 
-def test_so_is_it_of_what_is_said_of_a_library_that_is_not_loaded() -> None:
+def test_of_a_library_that_is_not_loaded_a_lack_of_memory_is_told_from_a_missing_file() -> None:
     assert out_of_memory(ImportError("l.so: cannot map zero-fill pages: Cannot allocate memory")) is not None
     assert out_of_memory(ImportError("l.so: cannot open shared object file")) is None
 

@@ -102,7 +102,7 @@ def test_a_room_of_the_doors_imports_only_those_before_it() -> None:
         assert imported <= {*_ROOMS[: _ROOMS.index(room) + 1]}, path
 
 
-def test_all_rooms_are_there() -> None:
+def test_every_part_of_the_doors_has_a_place_in_their_order() -> None:
     there = {path.stem for path in (_ROOT / "doors").iterdir() if not path.name.startswith("__")}
     assert there == set(_ROOMS)
 
@@ -128,7 +128,7 @@ def test_the_math_floor_knows_no_models() -> None:
         assert not names & foreign, path.name
 
 
-def test_all_floors_are_there() -> None:
+def test_every_package_is_a_floor() -> None:
     packages = {path.parent.name for path in _ROOT.glob("*/__init__.py")}
     assert packages == set(_FLOORS)
 

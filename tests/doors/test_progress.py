@@ -64,7 +64,7 @@ def test_percent_has_three_digits(share: float, expected: str) -> None:
         (360_000.0, "100:00:00"),
     ],
 )
-def test_clock(seconds: float, expected: str) -> None:
+def test_seconds_are_shown_as_a_clock_from_a_minute_on(seconds: float, expected: str) -> None:
     assert clock(seconds) == expected
 
 
@@ -101,7 +101,9 @@ def _plain(screen: io.StringIO) -> str:
 
 
 @pytest.mark.parametrize("flags", [[], ["-v"]])
-def test_a_run_on_a_terminal(flags: list[str], cli: Cli, terminal: io.StringIO) -> None:
+def test_on_a_terminal_prune_shows_a_bar_and_a_line_for_each_window(
+    flags: list[str], cli: Cli, terminal: io.StringIO
+) -> None:
     assert cli("prune", "llama", "--out", "out", *QUICK, *flags).code == 0
     seen = _plain(terminal)
     for window in ("1/3", "2/3", "3/3"):
@@ -131,7 +133,7 @@ def test_an_interrupted_run_gives_the_terminal_back(
     assert len(re.findall(r"^ +\d/3  \d ", _plain(terminal), re.MULTILINE)) == 3
 
 
-def test_other_commands_on_a_terminal(cli: Cli, terminal: io.StringIO) -> None:
+def test_on_a_terminal_plan_and_evaluate_show_their_results_too(cli: Cli, terminal: io.StringIO) -> None:
     assert cli("plan", "llama", *QUICK, "--sparsity", "3:5").code == 2
     assert cli("evaluate", "llama", "--text", "text.txt", "--seqlen", "32").code == 0
     seen = _plain(terminal)

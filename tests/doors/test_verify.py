@@ -43,7 +43,7 @@ def out(finished: Path, here: Path) -> Path:
 
 @pytest.mark.parametrize("name", ["llama", "gemma3", "opt", "gpt2"])
 @pytest.mark.parametrize("sparsity", ["0.5", "2:4"])
-def test_a_result_passes(name: str, sparsity: str, here: Path, cli: Cli) -> None:
+def test_verify_passes_a_result_as_it_was_written(name: str, sparsity: str, here: Path, cli: Cli) -> None:
     _pruned(cli, tiny.save(name, here / "model", dtype=torch.bfloat16), "--sparsity", sparsity)
     said = cli("verify", "out")
     assert said.code == 0, said.out
@@ -58,7 +58,7 @@ def test_a_result_passes(name: str, sparsity: str, here: Path, cli: Cli) -> None
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
-def test_a_result_of_half_precision_passes(precision: str, cli: Cli) -> None:
+def test_verify_passes_a_result_computed_in_half_precision(precision: str, cli: Cli) -> None:
     _pruned(cli, "llama", "--set", f"precision={precision}")
     assert cli("verify", "out").code == 0
 

@@ -160,7 +160,7 @@ def _textbook(root: str) -> None:
     assert abs(float(zeros.float().mean()) - 0.5) < 0.01
 
 
-def test_the_baseline_runs_there(tmp_path: Path) -> None:
+def test_the_textbook_script_of_the_benchmarks_runs_on_the_device(tmp_path: Path) -> None:
     tiny.save("llama", tmp_path / "llama")
     _end(together.start(1, _textbook, str(tmp_path)))
 

@@ -30,7 +30,7 @@ def test_an_epoch_takes_each_no_less_than_its_part_and_no_more_than_all(count: i
     assert Crew(1).per_epoch(samples, batch) == samples
 
 
-def test_how_unevenly_batches_fall() -> None:
+def test_the_larger_part_of_a_batch_is_what_a_binomial_gives() -> None:
     """With two processes, the larger part of a batch of 8 has 4 + E|X - 4| samples: 4 + 1.09 for a binomial X."""
     assert Crew(2).per_epoch(1024, 8) == pytest.approx(1024 / 8 * (4 + 1.09), rel=0.03)
 

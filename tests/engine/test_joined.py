@@ -25,7 +25,9 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.mark.parametrize("name", list(tiny.JOINED))
-def test_the_whole_job_is_done(name: str, folders: dict[str, Path], tmp_path: Path) -> None:
+def test_decoders_whose_blocks_hand_on_more_than_states_are_pruned_and_fitted(
+    name: str, folders: dict[str, Path], tmp_path: Path
+) -> None:
     """Blocks that text does not pass through keep their bits."""
     over, errors, before = PASSED_OVER.get(name), {}, tensors(folders[name])
     for rung in ("LR", "BR+GP+CR", *(["auto"] if name in BY_AUTO else [])):
@@ -50,7 +52,7 @@ def test_the_whole_job_is_done(name: str, folders: dict[str, Path], tmp_path: Pa
 
 @pytest.mark.parametrize("name", ["gemma3n", "gemma4", "mllama-last"])
 @pytest.mark.parametrize("settings", [["solver.start=least-squares"], ["allocation=by-error"], ["allocation=owl"]])
-def test_so_it_is_by_least_squares_and_where_sparsity_is_shared_out(
+def test_decoders_whose_blocks_hand_on_more_are_pruned_by_least_squares_and_with_an_allocation(
     name: str, settings: list[str], folders: dict[str, Path], tmp_path: Path
 ) -> None:
     record = quick.prune(folders[name], tmp_path / "out", *settings, reconstruct="BR+GP", heldout="manual=4")

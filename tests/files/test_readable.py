@@ -31,26 +31,30 @@ def deny(monkeypatch: pytest.MonkeyPatch, method: str, denied: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json"])
-def test_a_file_beside_the_weights(name: str, llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreadable_file_that_a_model_is_loaded_from_is_named(
+    name: str, llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     deny(monkeypatch, "open", llama / name)
     with pytest.raises(InputError, match=rf"{name}: {_REFUSAL}"):
         locate_model(str(llama))
 
 
-def test_a_file_that_no_model_is_loaded_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreadable_file_that_no_model_is_loaded_from_does_no_harm(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tiny.save("llama", tmp_path) / "notes.json").write_text("{}")
     deny(monkeypatch, "open", tmp_path / "notes.json")
     assert locate_model(str(tmp_path)) == tmp_path
 
 
-def test_an_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreadable_index_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tiny.save("llama", tmp_path, max_shard_size="50KB")
     deny(monkeypatch, "open", tmp_path / "model.safetensors.index.json")
     with pytest.raises(InputError, match=rf"index\.json: {_REFUSAL}"):
         Checkpoint(tmp_path)
 
 
-def test_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreadable_file_of_weights_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tiny.save("llama", tmp_path)
     deny(monkeypatch, "open", tmp_path / "model.safetensors")
     with pytest.raises(InputError, match=rf"model\.safetensors: {_REFUSAL}"):
@@ -58,7 +62,9 @@ def test_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(("method", "denied"), [("iterdir", "."), ("lstat", "config.json")])
-def test_a_folder(method: str, denied: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreadable_folder_is_named(
+    method: str, denied: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """One folder does not list its names, and one lists only names."""
     (tmp_path / "config.json").touch()
     deny(monkeypatch, method, tmp_path / denied)

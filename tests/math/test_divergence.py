@@ -38,7 +38,7 @@ def whole(states: Tensor, ids: Tensor) -> Iterator[tuple[slice, slice]]:
 
 
 @given(st.integers(0, 2**31), st.floats(0.01, 8))
-def test_it_is_the_formulas(seed: int, size: float) -> None:
+def test_a_divergence_is_that_of_the_formula(seed: int, size: float) -> None:
     generator = torch.Generator().manual_seed(seed)
     logits, of = (size * torch.randn(4, 9, generator=generator) for _ in range(2))
     found, p = divergence(logits, of)

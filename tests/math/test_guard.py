@@ -56,7 +56,9 @@ def test_it_keeps_the_first_lowest_of_the_states_that_it_saw(errors: list[float]
         ([3.0, math.nan, math.nan, 1.0], 2, 0, 2),
     ],
 )
-def test_cases(errors: list[float], patience: int, kept: int, ran: int) -> None:
+def test_the_epoch_kept_and_the_last_one_run_are_those_worked_out_by_hand(
+    errors: list[float], patience: int, kept: int, ran: int
+) -> None:
     found = _run(errors, patience)
     assert (found[0], found[3]) == (kept, ran)
 

@@ -29,7 +29,7 @@ def test_a_pytorch_without_distributed_is_enough_for_one_process() -> None:
     assert (done.returncode, done.stdout) == (0, "[1.0]\n"), done.stderr
 
 
-def test_and_is_refused_for_several(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pytorch_without_distributed_is_refused_for_several_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dist, "is_available", lambda: False)
     with pytest.raises(
         InputError, match=r"needs torch\.distributed, which PyTorch .* is built without; start one process"

@@ -157,7 +157,7 @@ def test_a_kernel_of_the_hub_that_a_configuration_names_is_not_fetched(said: dic
 
 
 @pytest.mark.parametrize("said", _NAMING_A_KERNEL)
-def test_one_that_is_trusted_is_fetched_by_transformers(said: dict[str, Any], tmp_path: Path) -> None:
+def test_a_kernel_of_a_trusted_configuration_is_fetched_by_transformers(said: dict[str, Any], tmp_path: Path) -> None:
     if said == _NAMING_A_KERNEL[1] and Version(transformers.__version__) < Version("5.23"):
         pytest.skip("Transformers passes over one that is named so until 5.23")
     with pytest.raises(UnsupportedModelError, match=r"cannot build a model .*kernel"):

@@ -86,7 +86,7 @@ def test_other_processors_are_left_as_they_are(monkeypatch: pytest.MonkeyPatch, 
         assert _switch() == before
 
 
-def test_so_are_those_whose_trial_is_rounded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_processor_whose_trial_is_rounded_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     _machine(monkeypatch)
     monkeypatch.setattr(module, "_is_exact", lambda *_: False)
     before = _switch()
@@ -131,7 +131,7 @@ def test_a_very_large_tensor_goes_back_at_once() -> None:
 
 
 @needs_heap
-def test_it_ends_whatever_happens() -> None:
+def test_freed_memory_goes_back_to_the_system_after_an_error_too() -> None:
     with pytest.raises(KeyError), kept_heap():
         raise KeyError("any")
     assert _kept_of(64 * _MIB) < 8 * _MIB

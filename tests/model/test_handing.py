@@ -79,7 +79,7 @@ def test_streaming_gives_the_states_of_the_whole_model(name: str, size: int, fol
 
 @sizes
 @pytest.mark.parametrize("quirk", _OF_TOKENS)
-def test_so_it_does_where_blocks_return_more_or_write_it_to_a_mapping(
+def test_streaming_blocks_that_return_more_or_write_to_a_mapping_gives_the_states_of_the_whole_model(
     quirk: odd.Quirk, size: int, tmp_path: Path, ids: Tensor
 ) -> None:
     _assert_streams(Decoder(odd.save(quirk, tmp_path)), odd.build(quirk), ids, size)

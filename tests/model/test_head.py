@@ -36,7 +36,7 @@ def few_at_a_time(monkeypatch: pytest.MonkeyPatch, tokens: int = 7, words: int =
 
 @pytest.mark.parametrize("name", tiny.CONFIGS)
 @pytest.mark.parametrize("sizes", [None, (7, 50), (24, 1), (1, 320), (5, 64)])
-def test_they_are_those_of_the_whole_logits(
+def test_losses_of_tokens_are_those_of_the_whole_logits(
     name: str, sizes: tuple[int, int] | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = tiny.build(name)
@@ -50,7 +50,9 @@ def test_they_are_those_of_the_whole_logits(
 
 
 @pytest.mark.parametrize("name", [*tiny.MIXTURES, *tiny.JOINED, "modernbert-decoder"])
-def test_they_are_so_whatever_transformers_gives_for_the_decoder(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_losses_are_the_same_whatever_transformers_gives_for_the_decoder(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if name == "modernbert-decoder":  # its attribute `decoder` is its head
         torch.manual_seed(0)
         model = AutoModelForCausalLM.from_config(tf.ModernBertDecoderConfig(**_SMALL)).eval()

@@ -107,7 +107,7 @@ def test_blocks_that_return_tuples_are_found_out_by_trying(tmp_path: Path, ids: 
 
 
 @pytest.mark.parametrize("returned", [1, 2, 3, 4, -2, -3, -4])
-def test_so_are_tuples_of_a_length_that_the_model_insists_on(
+def test_tuples_of_a_length_that_the_model_insists_on_are_found_out_by_trying(
     returned: int, tmp_path: Path, ids: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """If the length is negative, it requires None beside the states, otherwise a value."""

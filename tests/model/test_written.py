@@ -96,18 +96,18 @@ def test_what_a_block_reads_of_others_is_refused_by_the_name_of_its_argument(use
         _try(uses, side)
 
 
-def test_so_it_is_where_they_work_in_place_on_the_states() -> None:
+def test_a_list_that_blocks_share_is_refused_though_they_also_change_their_states_in_place() -> None:
     with pytest.raises(UnsupportedModelError, match="block 1 reads"):
         _try(_last, [], kind=_InPlace)
 
 
-def test_so_it_is_where_two_blocks_alone_are_passed_it() -> None:
+def test_a_list_that_only_two_blocks_share_is_refused() -> None:
     both: list[Tensor] = []
     with pytest.raises(UnsupportedModelError, match="block 1 reads"):
         _try(_last, both, both, [])
 
 
-def test_so_it_is_where_a_block_that_is_not_the_first_of_its_class_writes() -> None:
+def test_a_list_that_only_a_later_block_of_a_class_writes_to_is_refused() -> None:
     numbers = count()
 
     def uses(side: Any, out: Tensor) -> Tensor | None:
@@ -120,7 +120,7 @@ def test_so_it_is_where_a_block_that_is_not_the_first_of_its_class_writes() -> N
         _try(uses, [])
 
 
-def test_so_it_is_where_a_block_between_neither_writes_nor_reads() -> None:
+def test_a_list_is_refused_though_a_block_between_writer_and_reader_leaves_it_alone() -> None:
     numbers = count()
 
     def uses(side: Any, out: Tensor) -> Tensor | None:
@@ -133,7 +133,7 @@ def test_so_it_is_where_a_block_between_neither_writes_nor_reads() -> None:
         _try(uses, [])
 
 
-def test_so_it_is_where_they_write_to_a_mapping_that_is_carried_along_too() -> None:
+def test_a_list_that_blocks_share_is_refused_beside_a_mapping_that_is_carried_along() -> None:
     class Both(nn.Module):
         def forward(self, x: Tensor, shared: dict[str, Tensor], side: list[Tensor]) -> Tensor:
             if side:
@@ -157,7 +157,7 @@ def test_an_argument_without_a_name_is_told_by_its_place() -> None:
         refuse_written("Model", blocks, calls, torch.zeros(2, 3, 4))
 
 
-def test_so_it_is_where_blocks_of_one_class_write_and_those_of_another_read() -> None:
+def test_a_list_that_one_class_of_blocks_writes_and_another_reads_is_refused() -> None:
     with pytest.raises(UnsupportedModelError, match="block 3 reads"):
         _try(lambda side, out: side.append(out), [], others=lambda side, out: out + side[0])
 
@@ -184,7 +184,7 @@ def _lazily(side: Any, out: Tensor) -> Tensor:
     ],
     ids=["read by none", "numbers", "not of the states", "carried along", "of each block", "not run"],
 )
-def test_what_is_written_otherwise_is_let_pass(uses: Uses, sides: list[Any]) -> None:
+def test_what_no_later_block_reads_or_is_not_of_the_states_is_accepted(uses: Uses, sides: list[Any]) -> None:
     _try(uses, *sides)
 
 
@@ -196,18 +196,18 @@ def test_blocks_are_run_where_something_is_passed_that_several_may_write_into(si
     assert len(ran) == runs
 
 
-def test_a_model_of_such_blocks_is_refused(tmp_path: Path, ids: Tensor) -> None:
+def test_a_model_whose_blocks_share_an_object_is_refused(tmp_path: Path, ids: Tensor) -> None:
     decoder = Decoder(odd.save("handed on, in an object", tmp_path))
     with pytest.raises(UnsupportedModelError, match="OddModel: block 1 reads what an earlier block wrote into"):
         embedded(decoder, ids)
 
 
-def test_so_is_one_whose_blocks_write_into_a_tensor_that_all_are_passed(tmp_path: Path) -> None:
+def test_a_model_whose_blocks_share_a_tensor_is_refused(tmp_path: Path) -> None:
     weightless = Decoder(odd.save("handed on, in a tensor", tmp_path)).weightless
     with pytest.raises(UnsupportedModelError, match="block 1 reads what an earlier block wrote into 'side'"):
         weightless.groups(0)
 
 
-def test_one_whose_blocks_write_what_is_not_of_the_states_into_a_tensor_is_let_pass(tmp_path: Path) -> None:
+def test_a_model_whose_blocks_write_something_else_than_states_to_a_shared_tensor_is_accepted(tmp_path: Path) -> None:
     weightless = Decoder(odd.save("masked in place", tmp_path)).weightless
     assert [group.names for group in weightless.groups(0)] == [("up",), ("down",)]

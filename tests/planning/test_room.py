@@ -70,7 +70,9 @@ def test_a_full_cache_of_the_hubs_data_sets_is_where_hf_home_says(monkeypatch: p
     assert error.value.filename == str(datasets.config.HF_DATASETS_CACHE)
 
 
-def test_so_is_a_language_identifier_that_cannot_unpack_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_language_identifier_without_room_to_unpack_itself_names_the_folder_to_set(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def full(*arguments: Any, **settings: Any) -> NoReturn:
         raise OSError(errno.ENOSPC, "full")
 

@@ -40,7 +40,9 @@ def _counts(calibration: str, heldout: str, samples: int) -> tuple[list[int], li
         ("c4=40", "manual", 8, ([40], [5])),
     ],
 )
-def test_counts(calibration: str, heldout: str, samples: int, expected: tuple[list[int], list[int]]) -> None:
+def test_sources_without_a_count_share_the_samples_and_an_eighth_more_is_held_out(
+    calibration: str, heldout: str, samples: int, expected: tuple[list[int], list[int]]
+) -> None:
     assert _counts(calibration, heldout, samples) == expected
 
 

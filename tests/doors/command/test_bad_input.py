@@ -66,7 +66,7 @@ _MODELS = [
 
 @pytest.mark.parametrize("command", ["prune", "plan", "evaluate"])
 @pytest.mark.parametrize(("model", "expected"), _MODELS)
-def test_models(command: str, model: str, expected: str, here: Path, cli: Cli) -> None:
+def test_a_model_that_cannot_be_used_is_refused(command: str, model: str, expected: str, here: Path, cli: Cli) -> None:
     flags = {"prune": ["--out", "out", *QUICK], "plan": QUICK, "evaluate": ["--text", "text.txt"]}
     refused(cli, here, [command, model, *flags[command]], expected)
 
@@ -94,7 +94,7 @@ _FLAGS: list[object] = [
 
 
 @pytest.mark.parametrize(("flags", "expected"), _FLAGS)
-def test_flags(flags: list[str], expected: str, here: Path, cli: Cli) -> None:
+def test_a_flag_with_an_impossible_value_is_refused(flags: list[str], expected: str, here: Path, cli: Cli) -> None:
     refused(cli, here, ["prune", "llama", "--out", "out", *QUICK, *flags], expected)
 
 
@@ -125,7 +125,9 @@ _SOURCES: list[tuple[list[str], str]] = [
 
 @pytest.mark.parametrize("flag", ["--calibration", "--heldout"])
 @pytest.mark.parametrize(("sources", "expected"), _SOURCES)
-def test_sources(flag: str, sources: list[str], expected: str, here: Path, cli: Cli) -> None:
+def test_a_source_that_gives_no_samples_is_refused(
+    flag: str, sources: list[str], expected: str, here: Path, cli: Cli
+) -> None:
     given = QUICK if flag == "--heldout" else QUICK[2:]
     said = refused(cli, here, ["prune", "llama", "--out", "out", *given, flag, *sources], expected)
     assert str(here) not in said.err or sources == ["empty"], "a source is named as it was given"
@@ -178,7 +180,9 @@ _RECIPES: list[object] = [
 
 @pytest.mark.parametrize(("flags", "expected"), _RECIPES)
 @pytest.mark.parametrize("command", ["prune", "plan"])
-def test_recipes_and_settings(command: str, flags: list[str], expected: str, here: Path, cli: Cli) -> None:
+def test_a_recipe_or_a_setting_that_cannot_be_used_is_refused(
+    command: str, flags: list[str], expected: str, here: Path, cli: Cli
+) -> None:
     out = ["--out", "out"] if command == "prune" else []
     refused(cli, here, [command, "llama", *out, *QUICK, *flags], expected)
 
@@ -201,17 +205,17 @@ _LONG = "x" * 300
         (os.fsdecode(b"caf\xe9"), "has bytes that are not UTF-8"),
     ],
 )
-def test_where_nothing_can_be_written(out: str, expected: str, here: Path, cli: Cli) -> None:
+def test_an_out_path_that_cannot_hold_a_result_is_refused(out: str, expected: str, here: Path, cli: Cli) -> None:
     refused(cli, here, ["prune", "llama", "--out", out, *QUICK], expected)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_a_folder_that_may_not_be_written_to(here: Path, cli: Cli) -> None:
+def test_an_out_folder_without_the_right_to_write_is_refused(here: Path, cli: Cli) -> None:
     (here / "locked").mkdir(mode=0o555)
     refused(cli, here, ["prune", "llama", "--out", "locked/out", *QUICK], "locked cannot be written to")
 
 
-def test_all_that_is_wrong_is_said_at_once(here: Path, cli: Cli) -> None:
+def test_two_mistakes_are_told_in_one_message(here: Path, cli: Cli) -> None:
     said = refused(cli, here, ["prune", "llama", "--out", "out", "--samples", "0", "--lr", "-1"], "samples")
     assert "solver.lr" in said.err
     assert len(said.err.splitlines()) == 2
@@ -259,7 +263,7 @@ def test_all_that_is_wrong_is_said_at_once(here: Path, cli: Cli) -> None:
         (["--prune"], "--prune"),
     ],
 )
-def test_other_commands(arguments: list[str], expected: str, here: Path, cli: Cli) -> None:
+def test_bad_arguments_of_each_command_are_refused(arguments: list[str], expected: str, here: Path, cli: Cli) -> None:
     refused(cli, here, arguments, expected)
 
 
@@ -282,7 +286,7 @@ def test_other_commands(arguments: list[str], expected: str, here: Path, cli: Cl
         (["--zero", "x"], "--zero"),
     ],
 )
-def test_evaluate(flags: list[str], expected: str, here: Path, cli: Cli) -> None:
+def test_bad_arguments_of_evaluate_are_refused(flags: list[str], expected: str, here: Path, cli: Cli) -> None:
     text = [] if "--text" in flags else ["--text", "text.txt"]
     refused(cli, here, ["evaluate", "llama", *text, *flags], expected)
 
@@ -297,7 +301,7 @@ def test_evaluate(flags: list[str], expected: str, here: Path, cli: Cli) -> None
         (["--zero-shot", "boolq", "--zero-shot-limit", "0"], "--zero-shot-limit 0"),
     ],
 )
-def test_evaluate_measures_nothing_before_all_is_known_to_be_usable(
+def test_evaluate_refuses_bad_arguments_before_it_measures_anything(
     flags: list[str], expected: str, here: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tiny.save("gpt2", here / "other")
@@ -316,14 +320,12 @@ _STATUS = '{"recipe": {"model": "m", "sparsity": 0.5, "reconstruct": "LR", %s}, 
         _STATUS % '"pruner": {"name": "wanda"}',
     ],
 )
-def test_status_of_a_damaged_record(content: str, here: Path, cli: Cli) -> None:
+def test_status_refuses_a_damaged_record(content: str, here: Path, cli: Cli) -> None:
     (here / "full" / "reprune.json").write_text(content)
     refused(cli, here, ["status", "full"], "reprune.json")
 
 
-def test_windows_is_refused_before_a_command_looks_at_anything(
-    here: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_command_is_refused_on_windows(here: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "platform", "win32")
     said = refused(cli, here, ["status", "nowhere"], "reprune needs Linux or macOS; on Windows, run it in WSL.")
     assert said.out == ""

@@ -33,7 +33,7 @@ def test_a_model_without_a_head_is_pruned_with_a_note_and_nothing_that_needs_the
     assert cli("verify", "out").code == 0
 
 
-def test_a_model_without_an_embedding(here: Path, cli: Cli) -> None:
+def test_a_model_without_an_embedding_is_refused(here: Path, cli: Cli) -> None:
     tiny.save("llama", here / "cut")
     weights = load_file(here / "cut" / "model.safetensors")
     del weights["model.embed_tokens.weight"]
@@ -45,7 +45,9 @@ def test_a_model_without_an_embedding(here: Path, cli: Cli) -> None:
 @pytest.mark.parametrize(
     ("number", "flags"), [(float("nan"), []), (float("-inf"), []), (float("nan"), ["--self-generate", "2"])]
 )
-def test_a_model_with_a_weight_that_is_no_number(number: float, flags: list[str], here: Path, cli: Cli) -> None:
+def test_a_model_with_a_weight_that_is_not_finite_is_refused(
+    number: float, flags: list[str], here: Path, cli: Cli
+) -> None:
     tiny.save("llama", here / "spoilt", torch.float16)
     weights = load_file(here / "spoilt" / "model.safetensors")
     weights["model.layers.1.mlp.down_proj.weight"][3, 5] = number
@@ -54,7 +56,7 @@ def test_a_model_with_a_weight_that_is_no_number(number: float, flags: list[str]
     refused(cli, here, ["prune", "spoilt", "--out", "out", *QUICK, *flags], expected)
 
 
-def test_a_model_whose_tokenizer_belongs_to_another(here: Path, cli: Cli) -> None:
+def test_a_model_whose_tokenizer_has_more_tokens_than_its_embedding_is_refused(here: Path, cli: Cli) -> None:
     tiny.save("llama", here / "small")
     weights = load_file(here / "small" / "model.safetensors")
     for name in ("model.embed_tokens.weight", "lm_head.weight"):
@@ -65,7 +67,7 @@ def test_a_model_whose_tokenizer_belongs_to_another(here: Path, cli: Cli) -> Non
     refused(cli, here, ["prune", "small", "--out", "out", *QUICK], "has only 100 rows")
 
 
-def test_a_model_without_a_tokenizer(here: Path, cli: Cli) -> None:
+def test_a_model_without_a_usable_tokenizer_is_refused(here: Path, cli: Cli) -> None:
     tiny.build("llama").save_pretrained(here / "bare")
     refused(cli, here, ["prune", "bare", "--out", "out", *QUICK], "bare: its tokenizer cannot be loaded")
     refused(cli, here, ["evaluate", "bare", "--text", "text.txt"], "bare: its tokenizer cannot be loaded")

@@ -73,7 +73,7 @@ def test_help_names_every_command(cli: Cli) -> None:
     assert cli().code == 2, "no command at all is a usage error"
 
 
-def test_the_main_job(here: Path, cli: Cli) -> None:
+def test_prune_writes_a_model_folder_with_the_record_of_the_contract(here: Path, cli: Cli) -> None:
     said = cli(
         "prune", "llama", "--out", "out", "--calibration", "text.txt", "--heldout", "manual=3", "--samples", "8",
         "--seqlen", "24", "--pruner", "wanda", "--sparsity", "2:4", "--reconstruct", "BR+GP+CR", "--epochs", "2",
@@ -264,7 +264,7 @@ def test_verbose_prints_every_epoch(cli: Cli) -> None:
 
 
 @pytest.mark.parametrize("rung", ["LR", "BR+GP+CR"])
-def test_off_a_terminal_lines_are_plain(rung: str, cli: Cli) -> None:
+def test_off_a_terminal_no_command_prints_control_characters(rung: str, cli: Cli) -> None:
     commands = [
         ["prune", "llama", "--out", "out", *QUICK, "--reconstruct", rung, "-v"],
         ["plan", "llama", *QUICK],
@@ -288,7 +288,7 @@ def test_off_a_terminal_lines_are_plain(rung: str, cli: Cli) -> None:
     ],
     ids=lambda command: command[0],
 )
-def test_lines_are_short(command: list[str], cli: Cli) -> None:
+def test_no_command_prints_lines_of_more_than_80_columns(command: list[str], cli: Cli) -> None:
     assert cli("prune", "llama", "--out", "out", *QUICK, "-q").code == 0
     said = cli(*command)
     assert said.code == 0
@@ -310,7 +310,7 @@ def test_signs_that_a_terminal_does_not_know_end_no_run(
     assert (here / "out" / "reprune.json").exists()
 
 
-def test_a_line_a_window(cli: Cli) -> None:
+def test_prune_prints_a_table_with_a_line_for_each_window(cli: Cli) -> None:
     said = cli("prune", "llama", "--out", "out", *QUICK, "--reconstruct", "BR+GP+CR")
     change = r"[\d.]+ %(?: > [\d.]+ %)?"
     rows = re.findall(rf"^ +(\d/4)  (\S+) +{change} +{change} +[\d.]+ s +([\d.]+) s\b.*$", said.out, re.MULTILINE)
@@ -326,7 +326,7 @@ def test_a_line_a_window(cli: Cli) -> None:
     assert len(head) == len(row)
 
 
-def test_status_of_a_finished_run(cli: Cli) -> None:
+def test_status_says_that_a_run_is_finished(cli: Cli) -> None:
     assert cli("prune", "llama", "--out", "out", *QUICK, "--sparsity", "4:8").code == 0
     said = cli("status", "out")
     assert (said.code, said.err) == (0, "")

@@ -95,7 +95,7 @@ class _Result(dict[str, Any]):
     ("command", "flags"),
     [("prune", {**_RUN, **_ONE}), ("plan", {**_RUN, **_ONE, **_PLAN}), ("study", {**_RUN, **_STUDY})],
 )
-def test_a_run_a_plan_and_a_study(
+def test_flags_of_prune_plan_and_study_are_passed_on_under_their_own_names(
     command: str,
     flags: dict[str, tuple[tuple[str, ...], Any]],
     cli: Cli,
@@ -108,7 +108,7 @@ def test_a_run_a_plan_and_a_study(
     assert given == {name: value for name, (_, value) in flags.items()}
 
 
-def test_a_study_of_what_is_given_no_flag_for(cli: Cli, called: dict[str, dict[str, Any]]) -> None:
+def test_study_without_flags_has_the_defaults(cli: Cli, called: dict[str, dict[str, Any]]) -> None:
     assert cli("study", "llama", "--out", "o", "-q").code == 0
     given = {name: value for name, value in called["study"].items() if value is not None}
     assert given == {
@@ -121,7 +121,7 @@ def test_a_study_of_what_is_given_no_flag_for(cli: Cli, called: dict[str, dict[s
     }
 
 
-def test_an_evaluation(cli: Cli, called: dict[str, dict[str, Any]]) -> None:
+def test_flags_of_evaluate_are_passed_on_under_their_own_names(cli: Cli, called: dict[str, dict[str, Any]]) -> None:
     common = {"device": "cpu", "precision": "float16", "trust_remote_code": True}
     flags = ["--device", "cpu", "--precision", "float16", "--trust-remote-code"]
     said = cli(
@@ -141,7 +141,7 @@ def test_an_evaluation(cli: Cli, called: dict[str, dict[str, Any]]) -> None:
     }
 
 
-def test_a_generation(cli: Cli, called: dict[str, dict[str, Any]]) -> None:
+def test_flags_of_generate_are_passed_on_under_their_own_names(cli: Cli, called: dict[str, dict[str, Any]]) -> None:
     settings = {
         "length": 40,
         "least": 8,

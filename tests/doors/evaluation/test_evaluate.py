@@ -140,7 +140,9 @@ def test_published_figures_are_of_windows_after_one_bos(protocol: str, positions
 
 @pytest.mark.parametrize(("options", "flag"), [({"seqlen": 64}, "--seqlen 64"), ({"max_windows": 3}, "--windows 3")])
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_a_protocol_decides_alone(options: dict[str, int], flag: str, protocol: str, llama: Path, here: Path) -> None:
+def test_a_protocol_with_a_length_or_a_number_of_windows_is_refused(
+    options: dict[str, int], flag: str, protocol: str, llama: Path, here: Path
+) -> None:
     with pytest.raises(InputError, match=f"leave out either {flag} or --protocol"):
         reprune.evaluate(llama, "text.txt", protocol=protocol, **options)
 
@@ -282,7 +284,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return calls
 
 
-def test_zero_shot_alone(cli: Cli, asked: list[Any]) -> None:
+def test_zero_shot_needs_no_text_and_is_shown_as_a_table(cli: Cli, asked: list[Any]) -> None:
     said = cli("evaluate", "llama", "--zero-shot", "boolq,arc_challenge", "--device", "cpu")
     assert (said.code, said.err) == (0, "")
     assert asked == [

@@ -49,7 +49,7 @@ def test_it_is_that_of_plain_transformers(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma2", "opt", "gpt2"])
-def test_bfloat16_products_are_near(name: str) -> None:
+def test_with_bfloat16_products_a_perplexity_is_near_the_exact_one(name: str) -> None:
     model = tiny.build(name)
     near = perplexity(model, WINDOWS, Precision(torch.bfloat16))
     exact = perplexity(model, WINDOWS, FLOAT32)
@@ -95,7 +95,7 @@ def test_the_windows_are_those_of_the_protocol(bos: bool, seqlen: int | None, he
     assert result.text_sha256 == hashlib.sha256(text.encode()).hexdigest()
 
 
-def test_the_first_windows_alone(llama: Path, here: Path) -> None:
+def test_a_number_of_windows_measures_only_the_first_of_them(llama: Path, here: Path) -> None:
     text = (here / "text.txt").read_text()
     done: list[tuple[int, int]] = []
     result = reprune.evaluate(

@@ -52,7 +52,7 @@ def test_a_flag_is_repeated_before_each_of_its_values(given: str, expected: str)
     assert separate_sources(given.split()) == expected.split()
 
 
-def test_a_whole_grid(here: Path, cli: Cli) -> None:
+def test_a_study_prunes_and_measures_every_cell_of_its_grid(here: Path, cli: Cli) -> None:
     said = cli("study", "llama", "--out", "s", *GRID, *STUDY)
     assert (said.code, said.err) == (0, "")
     assert [line for line in said.out.splitlines() if len(line) > 80] == []

@@ -26,7 +26,8 @@ def evaluate(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="Windows: wanda, published (full length, up to 4096), paper, gptq (2048), short (12 of 512). [paper]",
+            help="Windows: paper (2048 tokens), wanda (full length, up to 4096), short (12 of 512); "
+            "gptq and published: as paper and wanda, with one BOS before the whole text. [paper]",
         ),
     ] = None,
     seqlen: Annotated[

@@ -69,7 +69,9 @@ def study(
     ] = None,
     protocol: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Windows of the texts: wanda, paper, short, published or gptq. [paper]"),
+        typer.Option(
+            metavar="NAME", help="Windows of the texts, as in evaluate: paper, wanda, short, gptq, published. [paper]"
+        ),
     ] = None,
     text_seqlen: Annotated[
         int | None, typer.Option(metavar="T", help="Tokens per window of a text. [the protocol's]")

@@ -218,6 +218,7 @@ def test_a_run_is_not_resumed_where_its_gpu_is_not(
     job, _ = unseal(file.read_text(), indent=2)
     job["recipe"]["device"] = device
     file.write_text(seal(job, indent=2))
+    monkeypatch.setattr(torch.version, "cuda", "12.8")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: there)
     said = cli("resume", "cut")
     assert (said.code, said.err) == (

@@ -144,7 +144,7 @@ class Sampler:
             progress: called after each token with the number of tokens so far and `steps`.
         """
         rows, words, device = len(ids), [list[int]() for _ in ids], ids.device
-        sums, ended = torch.zeros(rows, dtype=torch.float64), [False] * rows
+        sums, ended = [0.0] * rows, [False] * rows
         left = torch.arange(rows)
         stops = torch.tensor(sorted(ends), device=device)
 
@@ -154,19 +154,21 @@ class Sampler:
             parts = zip(_parts(logits), uniform.split(_rows(logits)), strict=True)
             found = [draw(part, part_uniform, choice) for part, part_uniform in parts]
             tokens = torch.cat([token for token, _ in found])
-            logarithms = torch.cat([logarithm for _, logarithm in found]).cpu()
+            logarithms = torch.cat([logarithm for _, logarithm in found])
             over = torch.isin(tokens, stops).cpu()
-            for place, row in enumerate(left.tolist()):
-                if over[place]:
+            # Read from a GPU at once, not word by word.
+            each = zip(left.tolist(), tokens.tolist(), logarithms.tolist(), over.tolist(), strict=True)
+            for row, token, logarithm, ends_here in each:
+                if ends_here:
                     ended[row] = True
                 else:
-                    words[row].append(int(tokens[place]))
-                    sums[row] += logarithms[place]
+                    words[row].append(token)
+                    sums[row] += logarithm
             left = left[~over]
             return tokens, ~over
 
         self._write(ids, steps, drawn, progress)
-        return [Continuation(tuple(words[row]), float(sums[row]), ended[row]) for row in range(rows)]
+        return [Continuation(tuple(words[row]), sums[row], ended[row]) for row in range(rows)]
 
     def _write(
         self,

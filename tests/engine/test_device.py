@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import reprune
 from reprune.doors.api import prune_by_recipe
@@ -21,8 +22,10 @@ from reprune.doors.generation.generate import generate
 from reprune.doors.zeroshot.accuracy import zero_shot
 from reprune.doors.zeroshot.rows import LAYOUTS
 from reprune.engine.watcher import Watcher
+from reprune.engine.window import PrunedBlock
 from reprune.math import masking
 from reprune.math.standardization import FeatureSums
+from reprune.model.decoder import Decoder
 from reprune.model.whole import load_model
 from reprune.planning.generation.settings import Generation
 from reprune.planning.layers import resolve_recipe
@@ -163,6 +166,41 @@ def _textbook(root: str) -> None:
 def test_the_textbook_script_of_the_benchmarks_runs_on_the_device(tmp_path: Path) -> None:
     tiny.save("llama", tmp_path / "llama")
     _end(together.start(1, _textbook, str(tmp_path)))
+
+
+class _Crossing(TorchDispatchMode):
+    """Counts the bytes that CUDA would send to a device, and back: if a copy converts, the host does it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.there = self.back = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        if func.overloadpacket.__name__ in ("_to_copy", "copy_"):
+            source = args[1] if func.overloadpacket.__name__ == "copy_" else args[0]
+            way = source.device.type, found.device.type
+            self.there += found.nbytes * (way == ("cpu", pretended.NAME))
+            self.back += source.nbytes * (way == (pretended.NAME, "cpu"))
+        return found
+
+
+def _carry(root: str) -> None:
+    """Load a block and round it: what crosses, and that it comes back as it was."""
+    decoder = Decoder(Path(root) / "llama", device=pretended.device())
+    with _Crossing() as crossing:
+        block = decoder.load(0)
+        tensors = PrunedBlock(block).round_(decoder)
+    assert (crossing.there, crossing.back) == (decoder.block_bytes(0), decoder.block_bytes(0))
+    for name, tensor in tensors.items():
+        assert tensor.device.type == "cpu"
+        assert torch.equal(tensor, decoder.checkpoint.tensor(name))
+
+
+def test_a_block_goes_there_and_back_as_it_is_stored(tmp_path: Path) -> None:
+    """In float32, it would be twice as much that crosses a GPU's link."""
+    tiny.save("llama", tmp_path / "llama", torch.bfloat16)
+    _end(together.start(1, _carry, str(tmp_path)))
 
 
 def _mix() -> None:

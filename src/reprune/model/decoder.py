@@ -223,7 +223,8 @@ class Decoder:
             for name, tensor in self._layout.load(conversion, stored).items():
                 dtype = torch.float32 if tensor.is_floating_point() else tensor.dtype
                 made = torch.empty(tensor.shape, dtype=dtype, device=self.device)
-                state[name.removeprefix(self._path(index))] = made.copy_(tensor)
+                # Sent as it is stored: widened on the host it would be twice as much for a GPU's link.
+                state[name.removeprefix(self._path(index))] = made.copy_(tensor.to(self.device))
         module.load_state_dict(state, strict=False, assign=True)
         module = module.to(self.device).requires_grad_(False).eval()
         try:
@@ -241,7 +242,7 @@ class Decoder:
         Returns:
             All its tensors under the checkpoint's names and in its dtypes, on the CPU; tensors of the checkpoint that
             the block's module does not know (old buffers) are passed on unchanged. And its parameters as they would be
-            read from these tensors, by their names in the block.
+            read from these tensors, by their names in the block, on its device: there they are rounded.
 
         Raises:
             UnsupportedModelError: the stored tensors would not be read back as what the block holds.
@@ -257,19 +258,18 @@ class Decoder:
             made = self._layout.save(
                 conversion, {name: state[name.removeprefix(path)] for name in conversion.parameters}
             )
-            stored = {
-                name: tensor.to(device="cpu", dtype=self.checkpoint.dtype(name)).contiguous()
-                for name, tensor in made.items()
-            }
+            stored = {name: tensor.to(self.checkpoint.dtype(name)).contiguous() for name, tensor in made.items()}
             for name, tensor in self._layout.load(conversion, stored).items():
                 parameters[name.removeprefix(path)] = tensor
-                held = state[name.removeprefix(path)].to(device="cpu", dtype=tensor.dtype)
-                if conversion.rule is not None and not torch.equal(tensor.nan_to_num(), held.nan_to_num()):
+                if conversion.rule is None:
+                    continue
+                held = state[name.removeprefix(path)].to(tensor.dtype)
+                if not torch.equal(tensor.nan_to_num(), held.nan_to_num()):
                     raise UnsupportedModelError(
                         f"{self.name}: {name} cannot be stored as {conversion.stored[0]}: Transformers "
                         "would read back other values."
                     )
-            tensors |= stored
+            tensors |= {name: tensor.cpu() for name, tensor in stored.items()}
         return tensors, parameters
 
     @torch.no_grad()

@@ -50,31 +50,47 @@ class Error:
 
 @final
 class ErrorMeter:
-    """Sums squared differences over batches; the sums are held in float64."""
+    """Sums squared differences over batches; the sums are held in float64.
+
+    A batch's sums are read when the next batch comes: by then a GPU has computed them, and it has the next at hand.
+    """
 
     def __init__(self, scale: Tensor | None = None) -> None:
         """`scale` (hidden,), if given, is what the standardized error divides each feature's differences by."""
         self._scale = scale
-        self._difference = 0.0
-        self._scaled = 0.0
-        self._target = 0.0
+        self._sums = [0.0, 0.0, 0.0]  # of the squares of differences, of targets, of scaled differences
+        self._last: Tensor | None = None  # the same of the last batch, float64
         self._count = 0
 
     def update(self, outputs: Tensor, targets: Tensor) -> None:
         """Take in one batch: outputs and targets (samples, tokens, hidden), any float dtype."""
         outputs, targets = outputs.detach().float(), targets.detach().float()
         difference = outputs - targets
-        self._difference += float(difference.square().sum(dtype=torch.float64))
+        sums = [_squares(difference), _squares(targets)]
         if self._scale is not None:
-            self._scaled += float((difference / self._scale).square().sum(dtype=torch.float64))
-        self._target += float(targets.square().sum(dtype=torch.float64))
+            sums.append(_squares(difference / self._scale))
+        self._read_last()
+        self._last = torch.stack(sums)
         self._count += targets.numel()
+
+    def _read_last(self) -> None:
+        if self._last is not None:
+            for place, value in enumerate(self._last.tolist()):
+                self._sums[place] += value
+            self._last = None
 
     def error(self, ranks: Ranks = ALONE) -> Error:
         """The error over all batches of all ranks so far (0 if there were none)."""
-        difference, scaled, target, count = ranks.add([self._difference, self._scaled, self._target, self._count])
+        self._read_last()
+        difference, target, scaled = self._sums
+        difference, scaled, target, count = ranks.add([difference, scaled, target, self._count])
         return Error(
             difference / max(count, 1),
             difference / target if target else 0.0,
             None if self._scale is None else scaled / max(count, 1),
         )
+
+
+def _squares(X: Tensor) -> Tensor:
+    """The sum of squares, a scalar, float64."""
+    return X.square().sum(dtype=torch.float64)

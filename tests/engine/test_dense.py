@@ -31,7 +31,7 @@ class _Ran:
 
 
 def _block(index: int) -> Any:
-    return SimpleNamespace(index=index, precision=Precision())
+    return SimpleNamespace(index=index, precision=Precision(), device=torch.device("cpu"))
 
 
 def _dense(store: StreamStore, run: _Ran, shared: Shared | None = None) -> DenseStream:

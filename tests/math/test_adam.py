@@ -266,15 +266,20 @@ def test_an_epochs_calibration_error_is_the_relative_one_over_all_samples() -> N
     assert fit.epochs[0].calibration == pytest.approx(problem.errors().calibration.relative, rel=1e-5)
 
 
-def test_losses_are_read_after_the_last_step_of_their_epoch() -> None:
-    """Reading them waits for a GPU."""
+def test_losses_are_read_after_the_last_step_of_their_epoch_and_targets_are_asked_for_before_outputs() -> None:
+    """Reading losses waits for a GPU; targets are sent to it while it computes what was asked for before."""
     seen = ""
 
     class Told(_Network):
-        def loss(self, samples: Tensor) -> Tensor:
+        def outputs(self, samples: Tensor) -> Tensor:
             nonlocal seen
-            seen += "s"
-            return super().loss(samples)
+            seen += "o"
+            return super().outputs(samples)
+
+        def targets(self, samples: Tensor) -> Tensor:
+            nonlocal seen
+            seen += "t"
+            return super().targets(samples)
 
     class Reading(TorchDispatchMode):
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -286,7 +291,7 @@ def test_losses_are_read_after_the_last_step_of_their_epoch() -> None:
     problem.scale = torch.ones(_HIDDEN)
     with Reading():
         Adam(epochs=2, lr=0.01, batch_size=3, guard=False).fit(problem, 0, _nothing)
-    assert [*filter(None, seen.split("r"))] == ["sss", "sss"]
+    assert [*filter(None, seen.split("r"))] == ["tototo", "tototo"]
 
 
 def test_parameters_record_gradients_while_they_are_fitted_and_leave_none_behind() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from reprune.model.streams import StreamStore
+from reprune.model.streams import StreamStore, _sender
 
 _SHAPE = (5, 3, 4)
 _BYTES = 5 * 3 * 4 * 4
@@ -80,15 +82,78 @@ def test_states_of_another_kind_are_copied_once(memory: int, tmp_path: Path) -> 
     assert [name for name in operations.names if "copy" in name] == ["copy_"]
 
 
-def test_what_a_gpu_reads_by_number_is_sent_from_pinned_memory_without_waiting(tmp_path: Path) -> None:
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """What a GPU's queues of work are asked for, in order; there is no GPU."""
+    found: list[str] = []
+
+    @contextmanager
+    def within(queue: str) -> Iterator[None]:
+        with _Operations() as operations:
+            yield
+        found.append(f"in {queue}: {' '.join(name for name in operations.names if name != 'device')}")
+
+    class Mark:
+        def synchronize(self) -> None:
+            found.append("this process waits")
+
+    class Computing:
+        def wait_stream(self, queue: str) -> None:
+            found.append(f"wait for {queue}")
+
+        def record_event(self) -> Mark:
+            found.append("mark")
+            return Mark()
+
+    def used_by(states: Tensor, queue: Computing) -> None:
+        assert (states.device.type, type(queue)) == ("cuda", Computing)
+        found.append("used by computations")
+
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: f"copies to {device}")
+    monkeypatch.setattr(torch.cuda, "stream", within)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Computing())
+    monkeypatch.setattr(Tensor, "record_stream", used_by)
+    yield found
+    _sender.cache_clear()
+
+
+@pytest.mark.parametrize("samples", [torch.tensor([4, 0, 2]), slice(1, 4)], ids=["by number", "in a row"])
+def test_what_a_gpu_reads_is_sent_from_pinned_memory_beside_its_computations(
+    samples: slice | Tensor, tmp_path: Path, asked: list[str]
+) -> None:
     stream = StreamStore(_BYTES, tmp_path).new(_SHAPE)
     with FakeTensorMode(allow_non_fake_inputs=True), _Operations() as operations:
-        found = stream.read(torch.tensor([4, 0, 2]), torch.device("cuda:0"))
+        found = stream.read(samples, torch.device("cuda:0"))
     assert (found.shape, found.dtype, found.device.type) == ((3, 3, 4), torch.float32, "cuda")
     pinned, sent = (operations.keywords[operations.names.index(name)] for name in ("empty", "_to_copy"))
     assert pinned["pin_memory"]
     assert sent["non_blocking"]
     assert operations.names.count("index_select") == 1  # not first into unpinned memory
+    queue = "copies to cuda:0"
+    assert asked == [f"in {queue}: _to_copy", f"wait for {queue}", "used by computations", "mark"]
+
+
+def test_a_gpu_is_sent_no_more_than_a_few_states_that_it_has_not_computed_with(
+    tmp_path: Path, asked: list[str]
+) -> None:
+    """They take its memory; two reads are the inputs and the targets of the step that it computes."""
+    stream = StreamStore(_BYTES, tmp_path).new(_SHAPE)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        for _ in range(4):
+            stream.read(slice(0, 2), torch.device("cuda:0"))
+    assert [one for one in asked if one in ("mark", "this process waits")] == [
+        *("mark", "mark", "mark", "this process waits", "mark", "this process waits")
+    ]
+
+
+def test_what_a_gpu_writes_comes_by_pinned_memory(tmp_path: Path) -> None:
+    stream = StreamStore(_BYTES, tmp_path).new(_SHAPE)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        states = torch.empty(2, 3, 4, device="cuda:0")
+        with _Operations() as operations:
+            stream.write(slice(1, 3), states)
+    assert operations.keywords[operations.names.index("empty")]["pin_memory"]
+    assert [name for name in operations.names if "copy" in name] == ["copy_", "copy_"]
 
 
 @places

@@ -89,8 +89,8 @@ def _curve(
         prune_block_(pruned, inputs, pruner, sparsities, False, known, few, frontier.ranks)
         meter = ErrorMeter()
         for batch in frontier.heldout_batches:
-            states = frontier.run([block], entering.read(batch), batch)
-            meter.update(states, after.read(batch).to(states.device))
+            states = frontier.run([block], entering.read(batch, block.device), batch)
+            meter.update(states, after.read(batch, block.device))
         curve.append((level, meter.error(frontier.ranks).relative))
         for parameter, weight in zip(parameters, dense, strict=True):
             parameter.copy_(weight)

@@ -136,7 +136,7 @@ class _Side:
 
     def advance(self, block: Block, batch: slice) -> Tensor:
         """Pass a batch of the stream through a block; returns its states (batch, tokens, hidden) after it."""
-        states = self._stream.read(batch).to(self._decoder.device)
+        states = self._stream.read(batch, self._decoder.device)
         states = block.run(states, self._decoder.call(block.index, batch))
         self._stream.write(batch, states)
         return states

@@ -50,7 +50,7 @@ class DenseStream:
         stream = shared or self._store.new(source.shape)
         with many_passes([block]):
             for batch in self._batches:
-                stream.write(batch, self._run(block, source.read(batch), batch))
+                stream.write(batch, self._run(block, source.read(batch, block.device), batch))
         if self._shared is not None and shared is not None:
             self._shared.dense[block.index] = shared
         else:

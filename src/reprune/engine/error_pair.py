@@ -22,7 +22,7 @@ class ErrorPair:
 
     def update(self, batch: slice, outputs: Tensor, targets: Tensor) -> None:
         """Add a batch of samples, either all calibration or all held-out."""
-        self._meters[batch.start >= self._calibration].update(outputs, targets.to(outputs.device))
+        self._meters[batch.start >= self._calibration].update(outputs, targets)
 
     def errors(self, ranks: Ranks) -> Errors:
         """The errors over all batches of all ranks so far."""

@@ -61,6 +61,7 @@ class Frontier:
             keep_before: the block before which copies of both streams are kept, if any.
         """
         self._decoder = decoder
+        self._device = decoder.device
         self._store = store
         self.ranks = ranks
         self.samples = len(calibration)  # of all ranks
@@ -128,7 +129,7 @@ class Frontier:
         With checkpointing, activations within a block are not kept for the backward pass but recomputed. `routing` maps
         a block's index to a context that decides which experts its tokens are sent to, or to None.
         """
-        states = states.to(self._decoder.device)
+        states = states.to(self._device)
         for block in blocks:
             call = self._decoder.call(block.index, samples)
 
@@ -156,7 +157,7 @@ class Frontier:
         """Which experts a dense block sends the tokens of the calibration samples to, in the dense model."""
         found, entering = Routes(), self._dense.before(dense.index)
         for batch in self.calibration_batches:
-            states = entering.read(batch).to(dense.device)
+            states = entering.read(batch, dense.device)
             recording = found.recording(len(states), states.shape[1])
             dense.run(states, self._decoder.call(dense.index, batch), recording)
         return found
@@ -164,20 +165,19 @@ class Frontier:
     def inputs(self, entering: Stream, block: Block) -> Iterator[tuple[Tensor, Call]]:
         """Batches of what reaches a block in the sparse model, of the samples that statistics are gathered from."""
         for batch in self._statistics_batches:
-            states = entering.read(batch).to(block.device)
-            yield states, self._decoder.call(block.index, batch)
+            yield entering.read(batch, block.device), self._decoder.call(block.index, batch)
 
     def few(self, entering: Stream, block: Block) -> tuple[Tensor, Call]:
         """What reaches a block in the sparse model: of one sample, or of a batch if the block routes tokens."""
         samples = self._statistics_batches[0] if block.routed else slice(0, 1)
-        return entering.read(samples).to(block.device), self._decoder.call(block.index, samples)
+        return entering.read(samples, block.device), self._decoder.call(block.index, samples)
 
     def pairs(self, entering: Stream, block: Block, teacher: Teacher) -> Iterator[tuple[slice, Tensor, Tensor, Call]]:
         """Batches of all samples: what reaches the sparse block, and what its dense twin computes the targets from."""
         dense = self._dense.before(block.index) if teacher == "global" else entering
         for batch in self.batches:
-            states = entering.read(batch).to(block.device)
-            yield batch, states, dense.read(batch).to(block.device), self._decoder.call(block.index, batch)
+            states, of_dense = entering.read(batch, block.device), dense.read(batch, block.device)
+            yield batch, states, of_dense, self._decoder.call(block.index, batch)
 
     @property
     def statistics_aside(self) -> bool:
@@ -214,8 +214,8 @@ class Frontier:
         """How large each feature of a window's targets is, and how much it varies, over all calibration tokens."""
         sums = FeatureSums()
         for batch in self.calibration_batches:
-            sums.update(targets.read(batch).to(self._decoder.device))
-        return sums.statistics(self._shape[-1], self._decoder.device, self.ranks)
+            sums.update(targets.read(batch, self._device))
+        return sums.statistics(self._shape[-1], self._device, self.ranks)
 
     @contextmanager
     def through(
@@ -254,7 +254,7 @@ class Frontier:
         """Write the outputs of blocks on the student's stream to `into`, which may be that stream itself."""
         with many_passes(blocks):
             for batch in batches:
-                into.write(batch, self.run(blocks, self.student.read(batch), batch))
+                into.write(batch, self.run(blocks, self.student.read(batch, self._device), batch))
 
     @torch.no_grad()
     def advance(
@@ -277,7 +277,7 @@ class Frontier:
         with many_passes(blocks):
             for batch in self.batches:
                 advanced, states = self._advanced(blocks, batch, of_block)
-                at_end.update(batch, states, targets.read(batch))
+                at_end.update(batch, states, targets.read(batch, self._device))
                 self.student.write(batch, advanced)
                 if self._ahead is not None:
                     self._ahead[1].write(batch, states)
@@ -290,11 +290,11 @@ class Frontier:
 
         The retired blocks' errors are added to `of_block`.
         """
-        advanced = states = self.student.read(batch)
+        advanced = states = self.student.read(batch, self._device)
         for block in blocks:
             states = self.run([block], states, batch)
             if block.index in of_block:
-                dense = self._dense.before(block.index + 1).read(batch)
+                dense = self._dense.before(block.index + 1).read(batch, self._device)
                 of_block[block.index].update(batch, states, dense)
                 self._keep(block.index + 1, batch, states, dense)
                 advanced = states
@@ -327,8 +327,8 @@ class Frontier:
         for twin, block in zip(dense, blocks, strict=True):
             pair = ErrorPair(self.calibration)
             for batch in self.batches:
-                student = self.run([block], kept.student.read(batch), batch)
-                teacher = self.run([twin], kept.dense.read(batch), batch)
+                student = self.run([block], kept.student.read(batch, self._device), batch)
+                teacher = self.run([twin], kept.dense.read(batch, self._device), batch)
                 pair.update(batch, student, teacher)
                 kept.student.write(batch, student)
                 kept.dense.write(batch, teacher)
@@ -350,7 +350,7 @@ class Frontier:
                 block = dense(index)
                 entering, after = after, entering
                 for batch in self.batches:
-                    after.write(batch, self.run([block], entering.read(batch), batch))
+                    after.write(batch, self.run([block], entering.read(batch, self._device), batch))
                 see(block, entering, after)
                 del block
         finally:

@@ -31,6 +31,7 @@ class PredictionObjective(Objective):
         self._targets = frontier.dense_end
         self._window = WindowProblem(frontier, blocks, self._targets, self._entering, checkpointing=checkpointing)
         self._blocks = [pruned.block for pruned in blocks]
+        self._device = self._blocks[0].device
         self._predictor = predictor
         self.parameters, self.masks, self.sized = self._window.parameters, self._window.masks, self._window.sized
         self.samples, self.ranks, self.half = self._window.samples, self._window.ranks, self._window.half
@@ -46,8 +47,8 @@ class PredictionObjective(Objective):
     def heldout_error(self) -> Error:
         total, tokens = 0.0, 0
         for batch in self._frontier.heldout_batches:
-            states = self._frontier.run(self._blocks, self._entering.read(batch), batch)
-            ids, of = self._frontier.ids[batch], self._targets.read(batch).to(states.device)
+            states = self._frontier.run(self._blocks, self._entering.read(batch, self._device), batch)
+            ids, of = self._frontier.ids[batch], self._targets.read(batch, self._device)
             # If squares overflow, the last norm turns the states into zeros: a uniform prediction, which can seem good.
             finite = math.isfinite(float(torch.linalg.vector_norm(states, dtype=torch.float32)))
             total += float(self._divergence(states, of, ids)) if finite else math.inf

@@ -175,8 +175,8 @@ class WindowProblem(Problem):
         pair = ErrorPair(self._frontier.calibration, self._scale)
         with many_passes(blocks):
             for batch in batches:
-                states = self._frontier.run(blocks, entering.read(batch), batch)
-                pair.update(batch, states, self._targets.read(batch))
+                states = self._frontier.run(blocks, entering.read(batch, self._device), batch)
+                pair.update(batch, states, self._targets.read(batch, self._device))
         return pair.errors(self.ranks)
 
     def target_power(self) -> float:

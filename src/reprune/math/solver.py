@@ -121,7 +121,8 @@ class Problem(Objective):
         So neither the hidden size nor massive activations change the scale of the gradients. If there is a scale of
         each feature, the loss is the mean of ((outputs - targets) / scale)^2 instead.
         """
-        mean = mean_square_(self.outputs(samples).float(), self.targets(samples), self.scale)
+        targets = self.targets(samples)  # first, so that they are sent to a GPU before it needs them
+        mean = mean_square_(self.outputs(samples).float(), targets, self.scale)
         return mean if self.scale is not None else mean / (self.target_power() or 1.0)
 
     @abstractmethod

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import os
 import tempfile
+from collections import deque
+from functools import cache
 from pathlib import Path
 from typing import Self, final
 
@@ -12,6 +14,8 @@ import torch
 from torch import Tensor
 
 _CPU = torch.device("cpu")
+_AHEAD = 2
+"""How many reads of a stream may be queued on a GPU before this process waits: a step reads inputs and targets."""
 Shape = tuple[int, ...]
 """(samples, tokens, hidden); in some models (samples, tokens, parallel states of a token, hidden)."""
 
@@ -42,18 +46,22 @@ class Stream:
     def read(self, samples: slice | Tensor, device: torch.device = _CPU) -> Tensor:
         """The states of some samples, (batch, tokens, hidden), float32, on a device.
 
-        Samples that are given by index are gathered in pinned memory for a GPU, so that they are sent while the GPU
-        computes, and this returns at once. PyTorch reuses that memory once the copy has finished.
+        For a GPU they are gathered in pinned memory, so that they are sent while the GPU computes, and this returns as
+        soon as they are gathered. PyTorch reuses that memory once the copy has finished.
         """
-        if isinstance(samples, slice) or device.type == "cpu":
+        if device.type != "cuda":
             return self._states[samples].to(device)
-        gathered = torch.empty((len(samples), *self.shape[1:]), pin_memory=device.type == "cuda")
-        torch.index_select(self._states, 0, samples, out=gathered)
-        return gathered.to(device, non_blocking=True)
+        wanted = torch.arange(len(self._states))[samples]
+        gathered = torch.empty((len(wanted), *self.shape[1:]), pin_memory=True)
+        torch.index_select(self._states, 0, wanted, out=gathered)
+        return _sender(device)(gathered)
 
     def write(self, samples: slice, states: Tensor) -> None:
-        """Set the states of some samples."""
-        self._states[samples] = states.detach()  # one copy, from any device and dtype
+        """Set the states of some samples. Those of a GPU come by pinned memory: into other memory they come slowly."""
+        states = states.detach()
+        if states.device.type == "cuda":
+            states = torch.empty(states.shape, pin_memory=True).copy_(states)
+        self._states[samples] = states  # one copy, from any dtype
 
     @property
     def on_disk(self) -> bool:
@@ -69,6 +77,31 @@ class Stream:
         self._at_hand = torch.empty(0)
         if self._file is not None:
             self._file.unlink(missing_ok=True)
+
+
+@final
+class _Sender:
+    """Sends states to a GPU while it computes; not far ahead, as those that it has not yet used take its memory."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._copies = torch.cuda.Stream(device)  # beside the computations, so that they do not delay copies
+        self._marks: deque[torch.cuda.Event] = deque()  # where the last states were sent, among the computations
+
+    def __call__(self, states: Tensor) -> Tensor:
+        """The states, in pinned memory, on the device; returns before they have arrived."""
+        with torch.cuda.stream(self._copies):
+            sent = states.to(self._device, non_blocking=True)
+        computations = torch.cuda.current_stream(self._device)
+        computations.wait_stream(self._copies)  # those to come; this process does not wait
+        sent.record_stream(computations)  # so that their memory is not reused before
+        self._marks.append(computations.record_event())
+        if len(self._marks) > _AHEAD:
+            self._marks.popleft().synchronize()
+        return sent
+
+
+_sender = cache(_Sender)
 
 
 @final

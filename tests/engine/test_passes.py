@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import torch
 
+from reprune.engine.frontier import Frontier
 from reprune.model.block import Block
-from reprune.model.streams import StreamStore
+from reprune.model.streams import Stream, StreamStore
 from tests.engine.quick import QUICK, prune
 
 CALIBRATION, HELDOUT, EPOCHS = QUICK["samples"], 1, QUICK["epochs"]
@@ -75,6 +76,24 @@ def test_what_windows_that_overlap_have_in_common_is_passed_once(
     again = EPOCHS * HELDOUT + ALL
     expected = Counter(dict.fromkeys(blocks, OF_ALL_RUNGS + OF_A_FIT + again))
     assert passed - SURVEYED == expected + Counter({blocks[-1]: ALL})
+
+
+def test_what_windows_targets_and_blocks_errors_have_in_common_is_read_once_a_batch(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A window's targets are what its last block puts out in the dense model."""
+    advance, read, found = Frontier.advance, Stream.read, list[list[Any]]()
+
+    def advanced(self: Frontier, *args: Any) -> Any:
+        found.append([])
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Stream, "read", lambda *of: found[-1].append(of[:2]) or read(*of))  # type: ignore[func-returns-value]
+            return advance(self, *args)
+
+    monkeypatch.setattr(Frontier, "advance", advanced)
+    prune(llama, tmp_path / "out", reconstruct="BR+GP")
+    batches = -(-CALIBRATION // QUICK["batch_size"]) + HELDOUT
+    assert [len(reads) for reads in found] == [2 * batches] * 3
 
 
 def test_streams_are_freed_as_windows_go_on(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

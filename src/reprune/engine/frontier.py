@@ -7,7 +7,7 @@ its dense blocks on one of the two streams: the student's (a local teacher) or t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal, final
 
@@ -276,8 +276,9 @@ class Frontier:
         self._ahead = (still_open, self._store.new(self._shape)) if still_open else None
         with many_passes(blocks):
             for batch in self.batches:
-                advanced, states = self._advanced(blocks, batch, of_block)
-                at_end.update(batch, states, targets.read(batch, self._device))
+                wanted = targets.read(batch, self._device)
+                advanced, states = self._advanced(blocks, batch, of_block, {targets: wanted})
+                at_end.update(batch, states, wanted)
                 self.student.write(batch, advanced)
                 if self._ahead is not None:
                     self._ahead[1].write(batch, states)
@@ -285,16 +286,19 @@ class Frontier:
             self._pass_probe(block)
         return at_end.errors(self.ranks), {index: pair.errors(self.ranks) for index, pair in of_block.items()}
 
-    def _advanced(self, blocks: Sequence[Block], batch: slice, of_block: dict[int, ErrorPair]) -> tuple[Tensor, Tensor]:
+    def _advanced(
+        self, blocks: Sequence[Block], batch: slice, of_block: dict[int, ErrorPair], at_hand: Mapping[Stream, Tensor]
+    ) -> tuple[Tensor, Tensor]:
         """A batch of the student's states after the last retired block, and after all blocks.
 
-        The retired blocks' errors are added to `of_block`.
+        The retired blocks' errors are added to `of_block`. `at_hand` is what has been read of the batch.
         """
         advanced = states = self.student.read(batch, self._device)
         for block in blocks:
             states = self.run([block], states, batch)
             if block.index in of_block:
-                dense = self._dense.before(block.index + 1).read(batch, self._device)
+                after = self._dense.before(block.index + 1)
+                dense = at_hand[after] if after in at_hand else after.read(batch, self._device)
                 of_block[block.index].update(batch, states, dense)
                 self._keep(block.index + 1, batch, states, dense)
                 advanced = states

@@ -14,6 +14,7 @@ from reprune.engine.footprint import (
     distilling_bytes,
     held_bytes,
     least_memory_bytes,
+    pinned_bytes,
     window_bytes,
 )
 from reprune.engine.forecast import forecast
@@ -107,6 +108,17 @@ def test_an_allocation_holds_each_block_alone_and_by_error_dense_once_more() -> 
     found = forecast(_recipe("LR", one, "allocation=by-error"), work, _SPEED, 0)
     plain = forecast(_recipe("LR", one), work, _SPEED, 0)
     assert found.seconds > plain.seconds
+
+
+def test_states_on_their_way_to_a_gpu_are_in_pinned_memory_of_two_batches() -> None:
+    """PyTorch allocates powers of two of it."""
+    for device, settings, expected in (
+        ("cuda:1", ["solver.batch_size=10"], 2 * 32),
+        ("cuda", ["solver.batch_size=10", "solver.micro_batch_size=4"], 2 * 16),
+        ("cuda", ["solver.batch_size=100"], 2 * 64),  # all 16 samples
+        ("cpu", ["solver.batch_size=10"], 0),
+    ):
+        assert pinned_bytes(_recipe("BR+GP", f"device={device}", *settings), _blocks(calibration=16)) == expected
 
 
 def test_whole_streams_are_held() -> None:

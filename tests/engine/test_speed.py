@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from reprune.engine.machines import MACHINES, Machine, find_machine
 from reprune.engine.speed import _size, measure_speed
@@ -29,6 +31,22 @@ def test_an_unknown_machine_is_refused_with_those_that_are_known() -> None:
 def test_what_a_gpu_is_measured_by_fits_it(free: float, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (int(free), int(80e9)))
     assert _size(torch.device("cuda", 0)) == size
+
+
+def test_a_link_is_measured_from_pinned_memory_as_a_run_sends_from_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (10**9, 10**9))
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    ones, made = torch.ones, list[tuple[Any, Any]]()
+
+    def noted(*shape: Any, **options: Any) -> torch.Tensor:
+        made.append((options.get("device"), options.get("pin_memory", False)))
+        return ones(*shape, **options)
+
+    monkeypatch.setattr(torch, "ones", noted)
+    gpu = torch.device("cuda", 0)
+    with FakeTensorMode():
+        assert measure_speed(gpu, torch.bfloat16).link < math.inf
+    assert [pinned for device, pinned in made if device is None] == [True]
 
 
 def test_the_machine_is_measured() -> None:

@@ -16,6 +16,7 @@ MASKS = 0.25  # bytes of masks (bool) per byte of weights (float32)
 _REFIT_COPIES = 7  # copies of a group's matrices that conjugate gradients hold in addition to the pruner's
 _LEVELS = 3  # sparsities to which allocation by error prunes each block
 _LOGITS_HELD = 5  # tensors of the logits' size that are held at a time
+_PINNED = 2  # batches of states in pinned memory: one is sent to the GPU while the next is gathered
 _TEMPORARY = 1.3  # peak of a backward pass, in multiples of the activations kept for it
 
 
@@ -37,6 +38,14 @@ def disk_bytes(recipe: Recipe, blocks: int, stream: int, files: int) -> int:
 def held_bytes(recipe: Recipe, blocks: int, stream: int) -> int:
     """What streams of `stream` bytes each take in memory; those that do not fit are in files."""
     return min(stream * _streams(recipe, blocks), int(recipe.streams.memory) // stream * stream)
+
+
+def pinned_bytes(recipe: Recipe, work: Work) -> int:
+    """What states take on the host on their way to a GPU; PyTorch allocates powers of two of it."""
+    if not on_gpu(recipe):
+        return 0
+    batch = min(recipe.solver.samples_at_a_time, work.calibration) * work.blocks[0].states
+    return int(_PINNED * 2 ** (batch - 1).bit_length())
 
 
 def _streams(recipe: Recipe, blocks: int) -> int:

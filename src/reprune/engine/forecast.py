@@ -21,6 +21,7 @@ from reprune.engine.footprint import (
     levels,
     measured,
     on_gpu,
+    pinned_bytes,
     window_bytes,
 )
 from reprune.engine.group_statistics import gathers
@@ -85,7 +86,8 @@ def forecast(
         window = max(window, distilling_bytes(recipe, work))
     writing = max((*work.outside_bytes, *work.block_bytes))  # a tensor at a time, mapped from the checkpoint
     on_device = on_gpu(recipe)
-    host = base_bytes + _BESIDE_BYTES + max(_HEAP * (held + (0 if on_device else window)), writing, writer_bytes)
+    most = max(_HEAP * (held + (0 if on_device else window)), writing, writer_bytes)
+    host = base_bytes + _BESIDE_BYTES + pinned_bytes(recipe, work) + most
     disk = disk_bytes(recipe, len(work.blocks), stream, sum(work.block_bytes) + sum(work.outside_bytes))
     sent = sum(crew.bytes(summed, told) for summed, told, _ in exchanged)
     return Forecast(seconds, int(host), int(max(window, writer_bytes)) if on_device else 0, int(disk), int(sent))

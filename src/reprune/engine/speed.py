@@ -36,7 +36,7 @@ def measure_speed(device: torch.device, products: torch.dtype) -> Speed:
     samples, heads, tokens, width = (1 if device.type == "cpu" else size // 512), 16, 1024, 64
     many = torch.ones(size * size * 8, device=device)
     states = torch.ones(samples, heads, tokens, width, device=device, dtype=products)
-    sent = torch.ones(0 if device.type == "cpu" else 2**26)
+    sent = torch.ones(0 if device.type == "cpu" else 2**26, pin_memory=device.type == "cuda")  # as a run's states are
     matrix = torch.ones(size, size, device=device)
     rounded = matrix.to(products)
     moved, full, multiplied, attending, sending = _best_of_each(

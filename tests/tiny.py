@@ -105,6 +105,16 @@ MIXTURES: Mapping[str, Callable[[], Any]] = {
     "jetmoe": lambda: tf.JetMoeConfig(
         **_COMMON, num_key_value_heads=2, kv_channels=8, intermediate_size=32, num_local_experts=4
     ),
+    "gemma4_moe": lambda: tf.Gemma4TextConfig(  # experts beside a dense MLP, directly in the block
+        **_SLIDING,
+        global_head_dim=8,
+        hidden_size_per_layer_input=0,
+        layer_types=["sliding_attention", "full_attention", "full_attention"],
+        enable_moe_block=True,
+        num_experts=4,
+        top_k_experts=2,
+        moe_intermediate_size=16,
+    ),
 }
 """Mixtures of experts, each of which keeps its experts in its own way, in the model or in the checkpoint."""
 

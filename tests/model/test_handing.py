@@ -189,6 +189,7 @@ def test_what_is_handed_on_counts_to_what_a_stream_takes(folder_of: FolderOf) ->
     assert Decoder(folder_of("gemma4")).width == 32 + 4 * 16
     assert Decoder(folder_of("gemma3n")).width == 4 * 32 + 4 * 16
     assert Decoder(folder_of("llama")).width == 32
+    assert Decoder(folder_of("gemma4_moe")).width == 32  # whose last keys and values no block reads
 
 
 def test_a_call_is_bound_anew_each_time(folder_of: FolderOf, ids: Tensor) -> None:
@@ -234,6 +235,10 @@ def _alone(x: Tensor, side: Any, beside: Any) -> Any:
     return x
 
 
+def _reads(x: Tensor, side: Any, beside: Any) -> Any:
+    return x + sum(part.sum() for value in side.values() for part in ([value] if isinstance(value, Tensor) else value))
+
+
 def test_what_is_returned_is_for_the_next_block_alone() -> None:
     after = {"beside": Beside(1)}
     assert _reads_and_writes(_forms((_returns, {}), (_alone, after), (_alone, {}))) == [([], [0]), ([0], []), ([], [])]
@@ -251,7 +256,7 @@ def test_parts_of_an_entry_are_handed_one_by_one(kind: Callable[[list[Tensor]], 
         return x
 
     shared: dict[str, Any] = {}
-    forms = _forms((puts, {"side": shared}), (_alone, {"side": shared}))
+    forms = _forms((puts, {"side": shared}), (_reads, {"side": shared}))
     assert [(slot.place, slot.width) for slot in forms[0].slots] == [(("side", "key", 0), 2), (("side", "key", 1), 3)]
     assert _reads_and_writes(forms) == [([], [0, 1]), ([0, 1], [])]
 
@@ -275,10 +280,35 @@ def _writes(width: int) -> Puts:
 
 def test_what_is_written_to_a_mapping_is_for_all_later_blocks_and_the_models_own_stays_empty() -> None:
     shared: dict[str, Tensor] = {}
-    forms = _forms(*((puts, {"side": shared}) for puts in (_writes(2), _alone, _alone)))
+    forms = _forms(*((puts, {"side": shared}) for puts in (_writes(2), _alone, _reads)))
     assert _reads_and_writes(forms) == [([], [0]), ([0], []), ([0], [])]
     assert forms[0].slots == (Slot(("side", "key", None), (2,), 1),)
     assert shared == {}
+
+
+def test_what_is_written_to_a_mapping_and_read_by_no_later_block_is_not_carried_along() -> None:
+    """As the last keys and values of a Gemma 4 that shares none."""
+
+    def writes_more(x: Tensor, side: Any, beside: Any) -> Any:
+        side["more"] = x[..., :3]
+        return _reads(x, side, beside)
+
+    def puts_out(x: Tensor, side: Any, beside: Any) -> Any:
+        side["more"] = side["key"]
+        return x
+
+    def reads(key: str) -> Puts:
+        return lambda x, side, beside: x + side[key].sum()
+
+    for puts, expected in (
+        ((_writes(2), _alone, writes_more), [([], [0]), ([0], []), ([0], [])]),
+        ((_writes(2), _writes(2)), [([], []), ([], [])]),
+        ((writes_more, _writes(2), reads("key")), [([], [0]), ([0], [1]), ([0, 1], [])]),
+        ((writes_more, reads("more"), _writes(2)), [([], [0]), ([0], []), ([0], [])]),
+        ((_writes(2), puts_out, reads("more")), [([], [0]), ([0], [1]), ([0, 1], [])]),
+    ):
+        shared: dict[str, Tensor] = {}
+        assert _reads_and_writes(_forms(*((one, {"side": shared}) for one in puts))) == expected
 
 
 def test_what_a_block_writes_to_a_mapping_of_its_own_is_handed_to_nobody() -> None:
@@ -302,8 +332,8 @@ def test_several_mappings_under_one_name_are_not_taken_for_one(number: int) -> N
 
 def test_an_entry_that_is_written_once_more_is_of_one_shape() -> None:
     shared: dict[str, Tensor] = {}
-    forms = _forms(*((puts, {"side": shared}) for puts in (_writes(2), _writes(2))))
-    assert _reads_and_writes(forms) == [([], [0]), ([0], [0])]
+    forms = _forms(*((puts, {"side": shared}) for puts in (_writes(2), _writes(2), _reads)))
+    assert _reads_and_writes(forms) == [([], [0]), ([0], [0]), ([0], [])]
     with pytest.raises(
         UnsupportedModelError,
         match=r"block 1 hands more than .* to later blocks, and that has different shapes in different blocks",

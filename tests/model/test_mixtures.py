@@ -112,6 +112,7 @@ def test_routers_are_told_from_what_is_pruned(name: str, folder_of: FolderOf, id
         "llama4": {"feed_forward.router"},
         "dbrx": {"ffn.router.layer"},
         "jetmoe": {"mlp.router.layer", "self_attention.experts.router.layer"},
+        "gemma4_moe": {"router.proj"},
     }
     assert block.routers == expected.get(name, set())
 

@@ -1,14 +1,14 @@
 """Finds what blocks hand to later ones besides the states, by running each on a few tokens without its weights.
 
-Some blocks return more than the states, and some models pass it on. If the next block does not use it, or if it is in
-fact None, it need not be carried along. To find out, the block is run with an object in that place that fails when it
-is used.
+Some blocks return more than the states, and some models pass it on, or blocks write it to a mapping. If no later block
+uses it, or if it is in fact None, it need not be carried along. To find out, a block is run with an object in that
+place that fails when it is used.
 """
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import replace
 from typing import Any, final
 
@@ -18,7 +18,7 @@ from transformers import Cache
 
 from reprune.errors import UnsupportedModelError, short
 from reprune.model.block import Call
-from reprune.model.forms import Form, Place, Slot, is_shared
+from reprune.model.forms import Beside, Form, Place, Slot, is_shared
 from reprune.model.without_weights import run_without_weights
 
 
@@ -89,6 +89,7 @@ def find_forms(
     main, shared = plain.of(states), _shared(calls)
     plain = replace(plain, rest=tuple(main.shape[2:]))
     search = _Search(model, main.shape[1])
+    read: set[int] = set()  # slots of mappings that a later block reads; nothing else of a mapping is carried along
     running = [index for index, call in enumerate(calls) if call.form.runs]
     reads: defaultdict[int, frozenset[int]] = defaultdict(frozenset)
     writes: defaultdict[int, frozenset[int]] = defaultdict(frozenset)
@@ -97,8 +98,9 @@ def find_forms(
         if any(map(is_shared, call.args)):
             raise search.refusal(index, "it does so in an argument without a name")
         form = replace(plain, slots=tuple(search.slots), reads=reads[index])
+        call, stream = replace(call, form=form), form.of(torch.zeros_like(states, dtype=torch.float32))
         try:
-            args, kwargs = replace(call, form=form).bind(form.of(torch.zeros_like(states, dtype=torch.float32)))
+            args, kwargs = call.bind(stream)
             handed = {name: dict(kwargs[name]) for name in shared.keys() & kwargs.keys()}
             outputs = run_without_weights(blocks[index], args, kwargs)
         except Exception as error:  # whatever a module raises
@@ -107,13 +109,22 @@ def find_forms(
             wanted = reads_after(search.returned())
         else:
             wanted = {beside.place for beside in calls[following].beside}
+        given = {number for number in reads[index] if not isinstance(search.slots[number].place, int)}
+        if not given <= read and _reads_entries(blocks[index], call, stream, shared.keys(), wanted):
+            read |= given
         put_out = _put_out(outputs, wanted, kwargs, handed)
         if any(not isinstance(place, int) and shared[place[0]] for place, _ in put_out):
             raise search.refusal(index, "it does so in one of several mappings of the same name")
         writes[index] = search.take(index, put_out)
-    plain = replace(plain, slots=tuple(search.slots))
+    kept = [number for number, slot in enumerate(search.slots) if isinstance(slot.place, int) or number in read]
+    plain = replace(plain, slots=tuple(search.slots[number] for number in kept))
     return [
-        replace(plain, reads=reads[index], writes=writes[index], runs=call.form.runs)
+        replace(
+            plain,
+            reads=frozenset(new for new, number in enumerate(kept) if number in reads[index]),
+            writes=frozenset(new for new, number in enumerate(kept) if number in writes[index]),
+            runs=call.form.runs,
+        )
         for index, call in enumerate(calls)
     ]
 
@@ -176,6 +187,21 @@ def _shared(calls: Sequence[Call]) -> dict[str, bool]:
     passed = Counter(given)
     mappings = Counter(name for name, _ in passed)
     return {name: mappings[name] > 1 for (name, _), count in passed.items() if count > 1}
+
+
+def _reads_entries(block: nn.Module, call: Call, stream: Tensor, names: Set[str], wanted: set[int]) -> bool:
+    """Whether a block uses an entry of the mappings of these names, or puts it out: placeholders stand for them."""
+    args, kwargs = call.bind(stream)
+    handed: dict[str, dict[Any, Any]] = {}
+    for name in names & kwargs.keys():
+        for key in kwargs[name]:
+            kwargs[name][key] = Beside(0)
+        handed[name] = dict(kwargs[name])
+    try:
+        outputs = run_without_weights(block, args, kwargs)
+    except Exception:  # whatever it raises, a placeholder was used
+        return True
+    return any(isinstance(value, Beside) for _, value in _put_out(outputs, wanted, kwargs, handed))
 
 
 def _put_out(

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from pydoc_data.topics import topics
 from types import SimpleNamespace
+from typing import Any
 
 import datasets
 import pyarrow as pa  # type: ignore[import-untyped]  # it ships no types
@@ -209,6 +210,28 @@ def test_lines_without_a_row_are_passed_over(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text('\n{"text": "a"}\n\n{"text": "b"}\n\n')
     assert list(load_documents(str(path), "train")) == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("first", "later"),
+    [
+        ({"meta": None}, {"meta": "b"}),
+        ({}, {"meta": "b"}),
+        ({"score": 1}, {"score": 0.5}),
+        ({"meta": None, "token_ids": [1, 2]}, {"meta": "b", "token_ids": [3]}),
+    ],
+)
+def test_columns_besides_the_text_may_change_within_a_large_file(
+    first: dict[str, Any], later: dict[str, Any], write_jsonl: Write
+) -> None:
+    """`datasets` infers the types of all columns from the first 10 MB."""
+    long = "word " * 2**18
+    path = write_jsonl(*[{"text": long, **first}] * 9, {"text": "last", **later})
+    documents = load_documents(str(path), "train")
+    assert list(documents) == [*[long] * 9, "last"]
+    assert documents.token_ids(9) == later.get("token_ids")
+    with pytest.raises(InputError, match="expected a file of JSON rows, but: "):
+        load_documents(f"{path}:body", "train")
 
 
 def test_a_changed_file_is_read_anew_and_leaves_nothing_behind(

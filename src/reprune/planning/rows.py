@@ -29,7 +29,7 @@ from reprune.planning.textfiles import TextFiles, is_text_file
 SUFFIXES = (".txt", ".txt.gz", ".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
 """The endings of files that hold text, or rows of it."""
 
-_TOKEN_COLUMNS = ("token_ids", "ids")  # columns for the tokens of texts that a model wrote itself
+TOKEN_COLUMNS = ("token_ids", "ids")  # columns for the tokens of texts that a model wrote itself
 _FORMATS = {"json": "JSON", "parquet": "Parquet", "arrow": "Arrow"}
 _DESCRIPTIONS = {"config.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json"}
 _STRINGS = {"string", "large_string", "string_view"}
@@ -72,7 +72,7 @@ class Rows:
         Data sets of the Hub are kept in the cache of `datasets`. Local files are converted into a temporary folder,
         which is removed with the documents, so that no stale cache is ever read. In a local directory of .txt files,
         whose lines `datasets` would take for rows, each file is one document. `generated` says that integer lists in
-        a column of _TOKEN_COLUMNS are the tokens of the texts.
+        a column of TOKEN_COLUMNS are the tokens of the texts.
 
         Raises InputError if there is no such place, split, configuration, column or revision, if it cannot be read
         (damaged, no network), or if all rows are empty or white space.
@@ -326,7 +326,7 @@ def _commit(dataset: Any) -> str | None:
 def _token_column(dataset: Any) -> str | None:
     schema = dataset.features.arrow_schema
     lists = {field.name for field in schema if _INTEGER_LIST.fullmatch(str(field.type))}
-    return next((column for column in _TOKEN_COLUMNS if column in lists), None)
+    return next((column for column in TOKEN_COLUMNS if column in lists), None)
 
 
 @contextlib.contextmanager

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import difflib
 import glob
+import json
 import re
+import tempfile
 from abc import ABC, abstractmethod
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -18,9 +20,10 @@ from typing import Literal, final
 from reprune.errors import InputError
 from reprune.files.local import local_path
 from reprune.planning.documents import Documents, label
-from reprune.planning.rows import SUFFIXES, Rows, places
+from reprune.planning.room import no_room
+from reprune.planning.rows import SUFFIXES, TOKEN_COLUMNS, Rows, places
 from reprune.planning.saved import saved_files
-from reprune.planning.textfiles import check_lines, explain_json, is_text_file, read_text
+from reprune.planning.textfiles import check_lines, explain_json, is_text_file, json_rows, read_text
 
 Split = Literal["train", "test"]  # for calibration and held-out samples, and for evaluation
 
@@ -167,13 +170,29 @@ class RowFile(Source):
             check_lines(self.path, called)
         form, file = "json" if is_json else "parquet", glob.escape(str(self.path))
         rows = Rows(self.path.name, form, data_files=(file,), column=self.column)
+        generated = is_json and self.column in (None, "text")
         try:
-            return rows.read(generated=is_json and self.column in (None, "text"))
-        except InputError:
-            better = explain_json(self.path, called) if is_json else None
-            if better is None:
+            return rows.read(generated=generated)
+        except InputError as error:
+            if not is_json:
                 raise
-        raise better
+            refused = explain_json(self.path, called) or error
+        if refused.__cause__ is not None:  # `datasets` takes the types of all columns from a file's first 10 MB
+            with suppress(ValueError):  # an `InputError` is one too
+                return self._read_alone(rows, {self.column or "text", *(TOKEN_COLUMNS if generated else ())}, generated)
+        raise refused
+
+    def _read_alone(self, rows: Rows, columns: set[str], generated: bool) -> Documents:
+        """Read a copy of a file of JSON Lines that has these columns alone, whatever the types of the others."""
+        with tempfile.TemporaryDirectory(prefix="reprune-") as folder:
+            copy = Path(folder) / "rows.jsonl"
+            try:
+                with copy.open("w", encoding="utf-8") as file:
+                    for row in json_rows(self.path, label(self.path.name)):
+                        file.write(json.dumps({name: row[name] for name in columns & row.keys()}) + "\n")
+            except OSError as error:
+                raise no_room(error) or error from None
+            return replace(rows, data_files=(str(copy),)).read(generated=generated)
 
 
 @final

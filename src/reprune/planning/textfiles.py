@@ -10,7 +10,7 @@ import gzip
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO, cast, final
+from typing import Any, BinaryIO, cast, final
 
 from reprune.errors import InputError
 from reprune.files.wellformed import read_json
@@ -162,6 +162,16 @@ def explain_json(path: Path, label: str) -> InputError | None:
                     f"{type(value).__name__}; make every line an object"
                 )
     return None
+
+
+def json_rows(path: Path, label: str) -> Iterator[dict[str, Any]]:
+    """The rows of a file of JSON Lines; raises `ValueError` if it is anything else, such as a JSON array."""
+    with open_bytes(path, label) as file:
+        for line in file:
+            if line.strip():
+                if not isinstance(row := read_json(line), dict):
+                    raise ValueError("not a row")
+                yield row
 
 
 def _too_much(label: str, where: str = "") -> InputError:

@@ -232,6 +232,15 @@ def test_a_recipe_file_that_is_no_yaml_is_refused_in_one_line(text: str, tmp_pat
     assert "\n" not in str(raised.value)
 
 
+def test_a_part_of_a_recipe_file_may_be_empty(tmp_path: Path) -> None:
+    file = read("pruner: wanda\nsolver:\n  # epochs: 3\nschedule:\nsamples: 8\n", tmp_path)
+    assert resolve_recipe("model", file) == resolve_recipe("model", {"pruner": "wanda", "samples": 8})
+    assert resolve_recipe("model", file, {"solver": {"epochs": 2}}).solver.epochs == 2
+    for text in ("samples:\n", "calibration:\n", "solver:\n  epochs:\n"):
+        with pytest.raises(InputError, match="input should be a valid"):
+            resolve_recipe("model", read(text, tmp_path))
+
+
 @pytest.mark.parametrize("text", ["samples: 8\nsamples: 16\n", "solver:\n  lr: 1\n  lr: 2\n", "solver: {lr: 1, lr: 1}"])
 def test_a_key_that_stands_twice_is_refused_with_its_line(text: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"expected each key once, but '\w+' appears twice in line [123]"):

@@ -44,6 +44,9 @@ def read_recipe(path: Path) -> dict[str, Any]:
         return {}
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise InputError(f"--recipe {path}: expected keys and values, such as 'sparsity: 0.5'; got {content!r:.80}.")
+    for key in Recipe.model_fields:
+        if content.get(key, {}) is None and _keys((key,)):  # a part whose lines are all comments
+            content[key] = {}
     for key in ("calibration", "heldout"):
         if isinstance(given := content.get(key), list | str):
             sources = [given] if isinstance(given, str) else given

@@ -65,6 +65,12 @@ def test_of_a_block_that_stays_dense_no_statistics_are_gathered(
     assert passed - SURVEYED == expected - Counter({1: CALIBRATION})
 
 
+def test_a_block_without_an_error_is_not_fitted(llama: Path, tmp_path: Path, passed: Counter[int]) -> None:
+    record = prune(llama, tmp_path / "out", reconstruct="BR+GP", exclude=["0.*"])
+    assert [len(window["epochs"]) for window in record["windows"]] == [0, EPOCHS, EPOCHS]
+    assert passed[0] == OF_ALL_RUNGS - CALIBRATION + ALL + SURVEYED[0], "the errors before"
+
+
 def test_what_windows_that_overlap_have_in_common_is_passed_once(
     llama: Path, tmp_path: Path, passed: Counter[int]
 ) -> None:

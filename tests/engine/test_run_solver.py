@@ -198,7 +198,7 @@ def test_a_relative_rate_of_a_block_that_stays_dense_is_a_share_of_its_linears(t
     model = AutoModelForCausalLM.from_config(config)
     model.save_pretrained(tmp_path / "mamba")
     tiny.tokenizer().save_pretrained(tmp_path / "mamba")
-    record = prune(tmp_path / "mamba", tmp_path / "out", "include=[0.*]", reconstruct="BR", lr="1%")
+    record = prune(tmp_path / "mamba", tmp_path / "out", "include=[0.*]", reconstruct="BR+GP", lr="1%")
     linears = [one.weight.detach() for one in model.backbone.layers[1].modules() if isinstance(one, nn.Linear)]
     rms = torch.cat([weight.flatten() for weight in linears]).square().mean().sqrt()
     assert record["windows"][1]["epochs"][0]["lr"] == pytest.approx(0.01 * float(rms), rel=1e-5)

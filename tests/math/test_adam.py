@@ -313,6 +313,15 @@ def test_targets_that_are_all_zero_are_fitted() -> None:
     assert problem.errors().calibration.normalized < before
 
 
+def test_where_there_is_no_error_no_step_is_taken() -> None:
+    problem = _Network()
+    problem.goals = problem._run(problem.inputs).detach()
+    start = problem.state()
+    assert Adam(epochs=5, lr=0.05).fit(problem, 0, _nothing) == Fit(problem.errors())
+    assert problem.batches == []
+    assert _same(problem.state(), start)
+
+
 @pytest.mark.parametrize("batch_size", [1, 2, 7, 8])
 def test_an_epoch_takes_every_sample_once_in_an_order_of_its_own(batch_size: int) -> None:
     problem = _Network()

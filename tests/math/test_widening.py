@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from reprune.errors import NumericalError
 from reprune.math.adam import Adam, kept_rms
 from reprune.math.reconstruction_error import Error
-from reprune.math.solver import Epoch, Errors, Problem
+from reprune.math.solver import Epoch, Errors, Fit, Problem
 from reprune.math.widening import Widening
 
 _SAMPLES, _HELDOUT, _TOKENS, _HIDDEN = 6, 3, 4, 5
@@ -198,6 +198,14 @@ def test_a_window_that_is_not_finite_before_it_is_fitted_is_refused() -> None:
     problem.inputs[0] = torch.nan
     with pytest.raises(NumericalError, match="before its reconstruction"):
         _widening(1, 0.02).fit(problem, 0, lambda epoch: None)
+
+
+def test_where_there_is_no_error_no_step_is_taken() -> None:
+    problem = _Chain(2)
+    problem.goals = problem.outputs(torch.arange(len(problem.inputs))).detach()
+    start = [parameter.detach().clone() for parameter in problem.parameters]
+    assert _widening(1, 0.02).fit(problem, 0, lambda epoch: None) == Fit(problem.errors())
+    assert all(torch.equal(one, other) for one, other in zip(problem.parameters, start, strict=True))
 
 
 def test_a_window_of_one_part_is_adams_alone() -> None:

@@ -73,6 +73,8 @@ class Adam(Solver):
 
     def fit(self, problem: Problem, seed: int, progress: Callable[[Epoch], None]) -> Fit:
         before = finite_errors(problem)
+        if not before.calibration.normalized:  # nor is there a gradient
+            return Fit(before)
         descent = self.descend(problem, before.heldout, seed, progress)
         return Fit(before, descent.epochs, self.epochs, descent.kept_epoch, self.guard, descent.relative_lr)
 

@@ -37,6 +37,8 @@ class Widening(Solver):
             if part is None:
                 return self.only_part.fit(problem, seed, progress)
             before = finite_errors(part)  # the same as the whole window's
+            if not before.calibration.normalized:
+                return Fit(before)
             first = self.last_part.descend(part, before.heldout, seed, lambda epoch: progress(_of_last_part(epoch)))
 
         def later(epoch: Epoch) -> Epoch:

@@ -219,6 +219,13 @@ def test_the_least_and_the_most_that_a_setting_may_be_are_taken(setting: str) ->
     assert made == (tuple(expected) if isinstance(expected, list) else expected)
 
 
+def test_norwegian_is_a_language() -> None:
+    """YAML reads an unquoted no as false."""
+    recipe = resolve_recipe("model", settings=["self_generate.language=no"])
+    assert recipe.self_generate.language == "no"
+    assert "language: 'no'\n" in recipe.to_yaml()
+
+
 def test_a_language_is_taken_as_it_is_where_none_can_be_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)  # as when another machine's record is read
     assert resolve_recipe("model", settings=["self_generate.language=xx"]).self_generate.language == "xx"

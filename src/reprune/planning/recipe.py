@@ -146,6 +146,12 @@ class SelfGenerateRecipe(RecipePart):
     filters: tuple[str, ...] = FILTERS
     batch_size: int = Field(64, ge=1, lt=2**31)  # texts written at a time, about
 
+    @field_validator("language", mode="before")
+    @classmethod
+    def _norwegian(cls, value: Any) -> Any:
+        """Take `language: no`, which YAML reads as false, for the code that it is."""
+        return "no" if value is False else value
+
     @field_validator("language")
     @classmethod
     def _can_be_told(cls, value: str) -> str:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from reprune.math.adam import Adam
+from reprune.math.ranks import Alone
 from tests.math.test_adam import _Network, _nothing, _same
 
 
@@ -50,6 +52,28 @@ def test_an_overflow_of_float16_costs_a_step_and_no_more() -> None:
     assert all(bool(torch.isfinite(parameter).all()) for parameter in problem.state())
     assert fits[0].kept_epoch == fits[1].kept_epoch == 3
     assert problem.errors().calibration.relative == pytest.approx(unhurt.errors().calibration.relative, rel=0.2)
+
+
+def test_a_process_without_a_sample_in_the_first_step_takes_it_with_the_others() -> None:
+    class Late(Alone):
+        """A process that has no sample of the first batch, and so no gradient but what the others send."""
+
+        steps = 0
+
+        def own(self, batch: Tensor) -> Tensor:
+            self.steps += 1
+            return batch[: 0 if self.steps == 1 else len(batch)]
+
+        def sum_gradients_(self, parameters: Sequence[nn.Parameter]) -> None:
+            for parameter in parameters:
+                parameter.grad = torch.ones_like(parameter) if parameter.grad is None else parameter.grad
+
+    problem = _Network()
+    problem.half, problem.ranks = True, Late()
+    start = problem.state()
+    fit = Adam(epochs=1, lr=1e-3, batch_size=7, guard=False).fit(problem, 0, _nothing)
+    assert math.isfinite(fit.epochs[0].calibration)
+    assert not _same(problem.state(), start)
 
 
 def test_a_first_step_that_overflowed_was_not_tried_and_the_next_is() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -102,11 +103,14 @@ def test_a_cluster_is_the_one_named_or_that_of_the_environment_or_a_new_one(
 ) -> None:
     begun: list[dict[str, Any]] = []
     monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(init=lambda **settings: begun.append(settings)))
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    for name in ("RAY_ADDRESS", "RAY_USAGE_STATS_ENABLED"):
+        monkeypatch.setenv(name, "")  # so that it is restored
+        monkeypatch.delenv(name)
     if told is not None:
         monkeypatch.setenv("RAY_ADDRESS", told)
     OnRay(address, Path(".cells"), StudyWatcher())
     assert begun == [{**given, "log_to_driver": False, "logging_level": logging.ERROR}]
+    assert os.environ["RAY_USAGE_STATS_ENABLED"] == "0", "Ray tells its makers nothing unless it is asked to"
 
 
 def test_a_cluster_that_cannot_be_used_is_refused_with_the_first_sentence_of_the_reason(

@@ -40,8 +40,10 @@ class _Ray:
         self.settings: list[dict[str, Any]] = []
 
     def nodes(self) -> list[dict[str, Any]]:
-        named = {"NodeID": "1" * 56, "NodeManagerHostname": "there"}
-        return [{"Alive": number > 0, "Resources": node, **named} for number, node in enumerate(self._nodes)]
+        return [
+            {"Alive": number > 0, "Resources": node, "NodeID": str(number) * 56, "NodeManagerHostname": "there"}
+            for number, node in enumerate(self._nodes)
+        ]
 
     def remote(self, *work: Any) -> Any:
         """Stands in for `ray.remote` of a function, and for `remote` of its arguments."""
@@ -74,6 +76,7 @@ class _Ray:
         ("ray://[fd00::1]:10001", [("fd00::1", 10001)]),
         ("auto", []),
         ("local", []),
+        ("head:port", []),
     ],
 )
 def test_a_host_and_its_port_are_asked_whether_a_cluster_is_there(
@@ -139,6 +142,8 @@ def test_as_many_cells_are_done_at_a_time_as_nodes_that_live_have_room_for(
     crew._ray = _Ray(dead, {"CPU": 4.0, "memory": 100.0, "GPU": 2.0}, {"CPU": 2.0, "memory": 50.0})
     crew.check({"a": wanted})
     assert crew.at_once == at_once
+    crew.check({"a": wanted, "b": Needs(2, 0, 10)})
+    assert crew.at_once == min(at_once, 3), "of the cells that need most"
     largest = r"\(the largest: 4 CPU, 2 GPU, 0\.0 GB of memory\)"
     with pytest.raises(InputError, match=rf"cell b needs 1 CPU, 3 GPU, 0\.0 GB of memory; no node has that {largest}"):
         crew.check({"a": wanted, "b": Needs(1, 3, 10)})
@@ -164,6 +169,10 @@ def test_a_node_that_cannot_do_a_cell_as_here_is_refused(there: Mapping[str, str
     with pytest.raises(InputError, match=message):
         crew.check({"a": Needs(1, 0, 1)})
     crew.check({})  # no node has anything to do
+    (asked,) = crew._ray.settings
+    place = asked.pop("scheduling_strategy")
+    assert (place.node_id, place.soft) == ("2" * 56, False), "of the nodes that live, the one with a core"
+    assert asked == {"num_cpus": 0, "max_retries": 0}, "though its cores are busy"
 
 
 _BENCH = Bench(Measures(("test.txt",), zero_shot_data=Path("rows")), "cpu", "float32", False)

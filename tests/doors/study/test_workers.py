@@ -206,10 +206,12 @@ def test_a_cell_whose_workers_are_lost_again_and_again_fails_in_the_end(lost: in
     started: list[Any] = []
     crew._watcher.cell_started = lambda cell, *place: started.append((cell["name"], *place))  # type: ignore[method-assign]
     task = CellTask({"name": "a"}, (2, 5), Recipe(model="llama"), here / "s", _BENCH, "llama", (), False)  # type: ignore[typeddict-item]
+    left = {**new_cell(Cell("wanda", "LR", "all", 0), "0.5"), "name": "a", "seconds": 7.0}
+    (here / ".cells").mkdir()
+    save_apart(here / ".cells", left)  # type: ignore[arg-type]
     done = crew.do([task])
     same, outcome = next(done)
     assert same is task
-    (here / ".cells" / "a.json").touch()
     assert list(done) == []
     assert started == [("a", 2, 5)]
     assert [path.name for path in (here / ".cells").iterdir()] == ["mark"]
@@ -219,6 +221,7 @@ def test_a_cell_whose_workers_are_lost_again_and_again_fails_in_the_end(lost: in
     )
     if lost > module.RETRIES:
         assert outcome == Outcome(error=f"{died}, as were {module.RETRIES} before it")
+        assert task.cell == left, "what the workers had done stays on record"
     else:
         assert outcome == Outcome({})
         assert (task.cell["seconds"], notes[-1]) == (3.0, "a note")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import shutil
 import socket
 import sys
 from collections.abc import Iterator
@@ -254,8 +255,12 @@ def test_prompts_that_are_cut_are_said(llama: Path, part: Path) -> None:
     assert said == [f"2 of 2 requests were cut at their start: llama takes {tiny.POSITIONS} tokens"]
 
 
-def test_a_model_of_the_hub_is_called_by_its_id(llama: Path, part: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(door, "find_model", lambda *_, **__: llama)
+def test_a_model_of_the_hub_is_called_by_its_id(
+    llama: Path, part: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cached = tmp_path / "models--organization--name" / "snapshots" / (40 * "a")
+    shutil.copytree(llama, cached)
+    monkeypatch.setattr(door, "find_model", lambda *_, **__: cached)
     (part / "rte_dev.jsonl").write_text(
         json.dumps({"premise": " ".join(WORDS[:300]), "hypothesis": "b", "label": "entailment"}), encoding="utf-8"
     )

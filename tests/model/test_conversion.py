@@ -9,13 +9,24 @@ from typing import Any
 import pytest
 import torch
 import transformers as tf
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from reprune.errors import UnsupportedModelError
 from reprune.model.conversion import Layout
 from reprune.model.decoder import Decoder
 
+from .. import tiny
+
 FolderOf = Callable[[str], Path]
+
+_TEXT: dict[str, Any] = {
+    "vocab_size": tiny.VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+}
 
 
 def test_a_block_is_made_of_the_tensors_that_transformers_makes_it_of(folder_of: FolderOf) -> None:
@@ -37,6 +48,37 @@ def test_experts_beyond_the_tenth_keep_their_order(tmp_path: Path) -> None:
     assert all(torch.equal(one, expected[name]) for name, one in decoder.load(0).module.state_dict().items())
     stored, _ = decoder.rounded(decoder.load(0))
     assert all(torch.equal(one, decoder.checkpoint.tensor(name)) for name, one in stored.items())
+
+
+def test_experts_that_are_turned_when_they_are_loaded_are_turned_back(tmp_path: Path) -> None:
+    """Those of Qwen3-VL-MoE lie on the Hub the other way round than in the model."""
+    text = {**_TEXT, "num_key_value_heads": 2, "head_dim": 8, "num_experts": 4, "moe_intermediate_size": 24}
+    text["rope_parameters"] = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]}
+    vision = {"depth": 1, "hidden_size": 32, "num_heads": 4, "out_hidden_size": 32, "deepstack_visual_indexes": [0]}
+    config = tf.Qwen3VLMoeConfig(text_config=text, vision_config=vision | {"num_position_embeddings": 16})
+    tf.Qwen3VLMoeForConditionalGeneration(config).save_pretrained(tmp_path)
+    _assert_kept(tmp_path, tf.Qwen3VLMoeForConditionalGeneration)
+    _edit(tmp_path, lambda stored: {name: one.mT if ".experts." in name else one for name, one in stored.items()})
+    _assert_kept(tmp_path, tf.Qwen3VLMoeForConditionalGeneration)
+
+
+def _edit(folder: Path, edit: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> None:
+    file = folder / "model.safetensors"
+    stored = {name: one.contiguous() for name, one in edit(load_file(file)).items()}
+    save_file(stored, file, metadata={"format": "pt"})
+
+
+def _assert_kept(folder: Path, kind: Any) -> None:
+    """Assert that blocks are what Transformers makes of the tensors, and are stored as they were."""
+    decoder = Decoder(folder)
+    whole = kind.from_pretrained(folder, dtype=torch.float32)
+    for index, expected in enumerate(whole.get_submodule(decoder.skeleton.blocks_path)):
+        block = decoder.load(index)
+        found = block.module.state_dict()
+        assert all(torch.equal(found[name], one) for name, one in expected.state_dict().items())
+        stored, _ = decoder.rounded(block)
+        assert stored.keys() == {name for name in decoder.checkpoint.entries if decoder.block_of(name) == index}
+        assert all(torch.equal(decoder.checkpoint.tensor(name), one) for name, one in stored.items())
 
 
 def test_a_tensor_that_a_rule_would_give_a_name_that_the_model_lacks_keeps_its_own(folder_of: FolderOf) -> None:

@@ -62,6 +62,21 @@ def test_experts_that_are_turned_when_they_are_loaded_are_turned_back(tmp_path: 
     _assert_kept(tmp_path, tf.Qwen3VLMoeForConditionalGeneration)
 
 
+def test_parts_of_a_tensor_that_are_not_equally_long_are_told_apart_again(tmp_path: Path) -> None:
+    """In a convolution of OLMo Hybrid, values have twice the rows of keys."""
+    config = tf.OlmoHybridConfig(**_TEXT, layer_types=["linear_attention", "full_attention"], pad_token_id=0)
+    model = tf.OlmoHybridForCausalLM(config)
+    model.save_pretrained(tmp_path, save_original_format=False)
+
+    def apart(stored: dict[str, Tensor]) -> dict[str, Tensor]:
+        name = "model.layers.0.linear_attn.conv1d.weight"
+        parts = stored.pop(name).split([24, 24, 48])
+        return stored | {name.replace("conv1d", f"{of}_conv1d"): part for of, part in zip("qkv", parts, strict=True)}
+
+    _edit(tmp_path, apart)
+    _assert_kept(tmp_path, type(model))
+
+
 def _edit(folder: Path, edit: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> None:
     file = folder / "model.safetensors"
     stored = {name: one.contiguous() for name, one in edit(load_file(file)).items()}

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import (
+    Concatenate,
     WeightConverter,
     WeightRenaming,
     dot_natural_key,
@@ -110,6 +111,11 @@ class Layout:
         if conversion.rule is None:
             return {conversion.stored[0]: one}
         shapes = {name: self._checkpoint.entries[name].shape for name in conversion.stored}
+        if [type(operation) for operation in conversion.rule.operations] == [Concatenate]:
+            # Transformers' own reverse cuts into equal parts.
+            order, axis = conversion.rule.source_patterns, conversion.rule.operations[0].dim
+            names = sorted(conversion.stored, key=lambda name: order.index(conversion.patterns[name]))
+            return dict(zip(names, one.split([shapes[name][axis] for name in names], axis), strict=True))
         rule = deepcopy(conversion.rule).reverse_transform()
         for operation in rule.operations:
             # One that turns only what has another shape than the parameter would never turn a parameter back.

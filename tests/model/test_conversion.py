@@ -17,6 +17,7 @@ from reprune.model.conversion import Layout
 from reprune.model.decoder import Decoder
 
 from .. import tiny
+from .conftest import embedded
 
 FolderOf = Callable[[str], Path]
 
@@ -75,6 +76,30 @@ def test_parts_of_a_tensor_that_are_not_equally_long_are_told_apart_again(tmp_pa
 
     _edit(tmp_path, apart)
     _assert_kept(tmp_path, type(model))
+
+
+@pytest.mark.skipif(not hasattr(tf, "Molmo2Config"), reason="this Transformers has no Molmo 2")
+def test_words_in_a_tensor_of_their_own_are_told_apart_again(tmp_path: Path) -> None:
+    """Molmo 2 has few of them, and Transformers would cut its embedding into halves."""
+    vision = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "head_dim": 8}
+    adapter = {"hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 8}
+    config = tf.Molmo2Config(
+        text_config={**_TEXT, "num_key_value_heads": 2, "head_dim": 8, "additional_vocab_size": 8},
+        vision_config={**vision, "num_key_value_heads": 4, "intermediate_size": 64, "num_position_embeddings": 4},
+        adapter_config={**adapter, "intermediate_size": 64, "text_hidden_size": 32, "vision_feature_layer": [0]},
+    )
+    model = tf.Molmo2ForConditionalGeneration(config)
+    model.save_pretrained(tmp_path)
+
+    def apart(stored: dict[str, Tensor]) -> dict[str, Tensor]:
+        names = [name for name in sorted(stored) if "wte." in name]  # embedding, new_embedding
+        parts = torch.cat([stored[name] for name in names]).split([tiny.VOCABULARY, 8])
+        return stored | dict(zip(names, parts, strict=True))
+
+    _edit(tmp_path, apart)
+    _assert_kept(tmp_path, type(model))
+    ids = torch.arange(tiny.VOCABULARY - 8, tiny.VOCABULARY + 8)[None]
+    assert torch.equal(embedded(Decoder(tmp_path), ids), model.get_input_embeddings()(ids).detach())
 
 
 def _edit(folder: Path, edit: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> None:

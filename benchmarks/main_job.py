@@ -39,7 +39,7 @@ def tokens() -> Tensor:
 def seen_whole(folder: Path, path: str) -> tuple[list[Tensor], dict[str, Any]]:
     """The output of each block in the whole model, loaded by plain Transformers, and the loading info."""
     decoder = Decoder(folder)
-    kind = model_class(decoder.skeleton.model.config)
+    kind = model_class(decoder.skeleton.model.config, False)
     model, info = kind.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
     states: list[Tensor] = []
     plain = replace(decoder.skeleton.forms[decoder.skeleton.running[0]], slots=())
@@ -83,7 +83,7 @@ def predictions(folder: Path) -> float:
     decoder, ids = Decoder(folder), tokens()
     decoder.check_predicts()
     found = decoder.predictor()(streamed(decoder)[-1][1], ids)
-    model = model_class(decoder.skeleton.model.config).from_pretrained(folder, dtype=torch.float32)
+    model = model_class(decoder.skeleton.model.config, False).from_pretrained(folder, dtype=torch.float32)
     return off([found], [model.eval()(input_ids=ids, use_cache=False).logits])
 
 

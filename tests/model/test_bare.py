@@ -49,7 +49,7 @@ def test_other_threads_make_modules_with_values_meanwhile(llama: Path, monkeypat
                 theirs.append(threads.submit(nn.Linear, 2, 2).result())
             super().__init__(config)
 
-    monkeypatch.setattr(bare, "model_class", lambda config: Slow)
+    monkeypatch.setattr(bare, "model_class", lambda config, trusted: Slow)
     model = build_bare(llama, trust_remote_code=False)
     assert isinstance(model, Slow)
     assert {parameter.device for parameter in theirs[0].parameters()} == {torch.device("cpu")}
@@ -76,17 +76,19 @@ def test_a_model_of_several_parts_is_the_whole_also_where_its_class_is_not_said(
 def test_code_of_several_parts_that_comes_with_a_model_is_not_needed_where_transformers_has_the_class(
     tmp_path: Path,
 ) -> None:
-    """Molmo 2 has such code on the Hub, for the whole model only. Code for a causal language model would be used."""
+    """Molmo 2 and PaddleOCR-VL have such code on the Hub, the latter as a causal language model too."""
     code = {"AutoConfig": "code.C", "AutoModelForImageTextToText": "code.M"}
-    _llava(auto_map=code).save_pretrained(tmp_path)
     (tmp_path / "code.py").write_text("raise SystemExit('this must not run')\n")
-    assert isinstance(build_bare(tmp_path, trust_remote_code=False), LlavaForConditionalGeneration)
-    _llava(auto_map=code | {"AutoModelForCausalLM": "code.M"}).save_pretrained(tmp_path)
-    with pytest.raises(InputError, match="give --trust-remote-code"):
-        build_bare(tmp_path, trust_remote_code=False)
-    save_file({"a": torch.ones(1)}, tmp_path / "model.safetensors")
-    with pytest.raises(InputError, match="give --trust-remote-code"):
-        load_model(tmp_path, torch.device("cpu"))
+    for own in (code, code | {"AutoModelForCausalLM": "code.M"}):
+        _llava(auto_map=own).save_pretrained(tmp_path)
+        assert isinstance(build_bare(tmp_path, trust_remote_code=False), LlavaForConditionalGeneration)
+
+
+def test_code_of_several_parts_that_is_trusted_is_used(tmp_path: Path) -> None:
+    _llava(auto_map={"AutoModelForCausalLM": "code.M"}).save_pretrained(tmp_path)
+    (tmp_path / "code.py").write_text("raise OSError('this is run')\n")
+    with pytest.raises(UnsupportedModelError, match="OSError: this is run"):
+        build_bare(tmp_path, trust_remote_code=True)
 
 
 def _llava(**options: Any) -> LlavaConfig:

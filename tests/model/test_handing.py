@@ -65,7 +65,7 @@ def _assert_streams(decoder: Decoder, whole: tf.PreTrainedModel, ids: Tensor, si
 
 def _whole(folder: Path) -> tf.PreTrainedModel:
     """The model as plain Transformers loads it."""
-    kind = model_class(read_config(folder, False))
+    kind = model_class(read_config(folder, False), False)
     found: tf.PreTrainedModel = kind.from_pretrained(folder, dtype=torch.float32).eval()
     return found
 

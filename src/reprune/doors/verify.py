@@ -279,7 +279,7 @@ def _last_states(decoder: Decoder, expected: _Forward, trust_remote_code: bool) 
         raise Enough  # before logits are computed for all tokens
 
     with quiet_transformers():
-        kind = model_class(read_config(decoder.folder, trust_remote_code))
+        kind = model_class(read_config(decoder.folder, trust_remote_code), trust_remote_code)
         model = kind.from_pretrained(
             decoder.folder, dtype="auto", use_safetensors=True, trust_remote_code=trust_remote_code
         ).eval()

@@ -181,7 +181,7 @@ def build_bare(folder: Path, trust_remote_code: bool) -> Any:
                 "use the model's bfloat16, float16 or float32 weights (a .gguf file is dequantized by itself)"
                 f"{dequantizing(quantized)}.{plain_all_the_same(folder)}"
             )
-        kind = model_class(config)
+        kind = model_class(config, trust_remote_code)
         try:
             # Buffers keep their values: those that no checkpoint holds (rotary frequencies) exist nowhere else.
             with no_init_weights(), _parameters_on_meta():
@@ -248,10 +248,11 @@ def _parameters_on_meta() -> Iterator[None]:
         nn.Module.register_parameter = plain  # type: ignore[method-assign]
 
 
-def model_class(config: Any) -> Any:
+def model_class(config: Any, trust_remote_code: bool) -> Any:
     """The class that loads a model: the one that its configuration names if Transformers has it, else its type's.
 
-    For a model of several parts, such as one that also reads images, it is the class of the whole model.
+    For a model of several parts, such as one that also reads images, it is the class of the whole model. Code that
+    comes with such a model is used only if it is trusted.
     """
     own = getattr(config, "auto_map", None) or ()  # code that comes with the model
     if not own:
@@ -259,6 +260,7 @@ def model_class(config: Any) -> Any:
             kind = getattr(transformers, str(name), None)
             if GENERATIVE.search(str(name)) and isinstance(kind, type) and issubclass(kind, PreTrainedModel):
                 return kind
-    if AutoModelForCausalLM.__name__ not in own and type(config) not in CAUSAL and type(config) in SEVERAL_PARTS:
+    used = trust_remote_code and AutoModelForCausalLM.__name__ in own
+    if not used and type(config) not in CAUSAL and type(config) in SEVERAL_PARTS:
         return SEVERAL_PARTS[type(config)]
     return AutoModelForCausalLM

@@ -165,7 +165,7 @@ def _check_floats(folder: Path, trust_remote_code: bool) -> None:
 
 
 def _from_pretrained(folder: Path, dtype: torch.dtype, trust_remote_code: bool) -> Any:
-    kind = model_class(read_config(folder, trust_remote_code))
+    kind = model_class(read_config(folder, trust_remote_code), trust_remote_code)
     try:
         with quiet_transformers():
             model, info = kind.from_pretrained(

@@ -50,39 +50,33 @@ class Error:
 
 @final
 class ErrorMeter:
-    """Sums squared differences over batches; the sums are held in float64.
+    """Sums squared differences over batches, in float64, on the device of the outputs.
 
-    A batch's sums are read when the next batch comes: by then a GPU has computed them, and it has the next at hand.
+    Nothing is read from there before the error is asked for: that would wait for what a GPU has been given so far, and
+    leave it without work while the next batch is gathered.
     """
 
     def __init__(self, scale: Tensor | None = None) -> None:
         """`scale` (hidden,), if given, is what the standardized error divides each feature's differences by."""
         self._scale = scale
-        self._sums = [0.0, 0.0, 0.0]  # of the squares of differences, of targets, of scaled differences
-        self._last: Tensor | None = None  # the same of the last batch, float64
+        self._sums: Tensor | None = None  # (2,), with a scale (3,): squares of differences, targets, scaled differences
         self._count = 0
 
     def update(self, outputs: Tensor, targets: Tensor) -> None:
-        """Take in one batch: outputs and targets (samples, tokens, hidden), any float dtype."""
+        """Take in one batch: outputs and targets (samples, tokens, hidden) on one device, any float dtype."""
         outputs, targets = outputs.detach().float(), targets.detach().float()
         difference = outputs - targets
-        sums = [_squares(difference), _squares(targets)]
+        squares = [_squares(difference), _squares(targets)]
         if self._scale is not None:
-            sums.append(_squares(difference / self._scale))
-        self._read_last()
-        self._last = torch.stack(sums)
+            squares.append(_squares(difference / self._scale))
+        found = torch.stack(squares)
+        self._sums = found if self._sums is None else self._sums + found
         self._count += targets.numel()
-
-    def _read_last(self) -> None:
-        if self._last is not None:
-            for place, value in enumerate(self._last.tolist()):
-                self._sums[place] += value
-            self._last = None
 
     def error(self, ranks: Ranks = ALONE) -> Error:
         """The error over all batches of all ranks so far (0 if there were none)."""
-        self._read_last()
-        difference, target, scaled = self._sums
+        sums = [] if self._sums is None else self._sums.tolist()
+        difference, target, scaled, *_ = (*sums, 0.0, 0.0, 0.0)
         difference, scaled, target, count = ranks.add([difference, scaled, target, self._count])
         return Error(
             difference / max(count, 1),

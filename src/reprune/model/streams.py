@@ -46,8 +46,8 @@ class Stream:
     def read(self, samples: slice | Tensor, device: torch.device = _CPU) -> Tensor:
         """The states of some samples, (batch, tokens, hidden), float32, on a device.
 
-        For a GPU they are gathered in pinned memory, so that they are sent while the GPU computes, and this returns as
-        soon as they are gathered. PyTorch reuses that memory once the copy has finished.
+        For a GPU they are gathered in pinned memory, so that they are sent while the GPU computes; this returns before
+        they have arrived. PyTorch reuses that memory once the copy has finished.
         """
         if device.type != "cuda":
             return self._states[samples].to(device)

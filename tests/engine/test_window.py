@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,9 +14,12 @@ from safetensors.torch import save_file
 
 import reprune
 from reprune.engine import fresh
+from reprune.engine.frontier import Frontier
 from reprune.engine.window import WindowProblem, pruned_before
 from reprune.errors import NumericalError
 from reprune.math.reconstruction_error import Error
+from reprune.math.solver import Errors
+from reprune.planning.schedule import Window
 from tests import tiny
 from tests.engine.quick import prune, tensors
 
@@ -77,6 +81,25 @@ def test_what_is_not_finite_on_held_out_samples_alone_is_refused_too(rung: str, 
     (tmp_path / "rare.txt").write_text("\x01" * 100)
     with pytest.raises(NumericalError, match=message):
         prune(model, tmp_path / "out", reconstruct=rung, heldout=[f"{tmp_path}/rare.txt"])
+
+
+@pytest.mark.parametrize("which", ["calibration", "heldout"])
+def test_an_error_against_the_dense_model_that_is_not_finite_is_refused(
+    which: str, llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its own states may overflow in float16 where a local teacher's, which are the sparse model's, do not."""
+    advance = Frontier.advance
+
+    def overflowing(self: Frontier, window: Window, *arguments: Any) -> tuple[Errors, dict[int, Errors]]:
+        errors, of_block = advance(self, window, *arguments)
+        infinite = {which: Error(math.inf, math.nan)}
+        return errors, {index: replace(one, **infinite) for index, one in of_block.items()}
+
+    monkeypatch.setattr(Frontier, "advance", overflowing)
+    message = "^block 0: its outputs in the sparse or in the dense model are not finite$"
+    with pytest.raises(NumericalError, match=message):
+        prune(llama, tmp_path / "out", reconstruct="LR")
+    assert reprune.status(tmp_path / "out").windows_done == 0
 
 
 def test_outputs_that_have_become_infinite_since_the_last_loss_are_said_to_have_by_the_fit(

@@ -327,14 +327,17 @@ def test_of_blocks_that_are_distilled_a_line_says_the_divergences(
         assert line.startswith(f"    4/4  1-2       {calibration:<17}  0.5 > 0.25 ")
 
 
-def test_a_rate_is_spoken_of_after_the_first_window_alone(here: object, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_rate_is_spoken_of_once_after_the_first_window_that_is_trained(
+    here: object, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A window without an error, such as that of a first block which stays dense, is not trained."""
     with watching(quiet=False, verbose=False) as watcher:
-        watcher.started(3, 0)
-        for window in windows(3, 1, 1):
-            watcher.window_done(window, _record(1.0, 0.0001, 0.0001))
+        watcher.started(4, 0)
+        for window in windows(4, 1, 1):
+            watcher.window_done(window, _record(1.0, *[0.0001] * 2 * (window.index > 0)))
     said = capfd.readouterr().out
     assert said.count("note: rate 0.01 % of the kept weights' root mean square: shorter steps\n") == 1
-    assert said.index("note: rate") < said.index("    2/3  ")
+    assert said.index("    2/4  ") < said.index("note: rate") < said.index("    3/4  ")
 
 
 def test_a_standardized_run_names_its_measure(cli: Cli, here: Path) -> None:

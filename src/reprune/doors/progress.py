@@ -55,6 +55,7 @@ class _Lines(Watcher):
         self._windows = 0
         self._left = 0
         self._seconds: list[float] = []
+        self._rated = False  # whether a window has been trained, so that its learning rate is known
 
     def started(self, windows: int, done: int) -> None:
         self._windows, self._left = windows, windows - done
@@ -90,7 +91,10 @@ class _Lines(Watcher):
             self._output.print(_MEASURES[record["loss"]], _HEAD, sep="\n", style="bold")
         errors = (record[f"relative_{which}_error"] for which in ("calibration", "heldout"))
         self._line(window, record, [_change(error, percent) for error in errors])
-        if len(self._seconds) == 1 and (said := said_of_rate([record])):  # at the first window, not after hours
+        if self._rated or record["relative_lr"] is None:
+            return
+        self._rated = True
+        if said := said_of_rate([record]):  # at the first window that is trained, not after hours
             self.note("\n      ".join([f"rate {said[0]}", said[1]]))
 
     def _line(self, window: Window, record: Mapping[str, Any], changes: Sequence[str]) -> None:

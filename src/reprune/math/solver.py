@@ -50,7 +50,7 @@ class Epoch:
 class Fit:
     """What a solver did to a window."""
 
-    before: Errors | None = None  # None if nothing was fitted: they equal the errors after
+    before: Errors | None = None  # None if they were not measured: they equal those after
     epochs: tuple[Epoch, ...] = ()
     planned_epochs: int = 0  # how many there would have been without an early stop
     kept_epoch: int = 0  # the epoch whose state the window keeps; 0 is the state before

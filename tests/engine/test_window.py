@@ -96,7 +96,7 @@ def test_an_error_against_the_dense_model_that_is_not_finite_is_refused(
         return errors, {index: replace(one, **infinite) for index, one in of_block.items()}
 
     monkeypatch.setattr(Frontier, "advance", overflowing)
-    message = "^block 0: its outputs in the sparse or in the dense model are not finite$"
+    message = "^block 0: its outputs, or the dense model's, are not finite$"
     with pytest.raises(NumericalError, match=message):
         prune(llama, tmp_path / "out", reconstruct="LR")
     assert reprune.status(tmp_path / "out").windows_done == 0

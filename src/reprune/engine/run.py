@@ -214,7 +214,7 @@ class _Windows:
                 raise NumericalError(f"{window}: its outputs are not finite after {fitted}")
             # Under a local teacher, no target shows that the dense model's own states are not finite.
             if strange := [index for index, one in block_errors.items() if not one.finite]:
-                raise NumericalError(f"block {strange[0]}: its outputs in the sparse or in the dense model are not finite")
+                raise NumericalError(f"block {strange[0]}: its outputs, or the dense model's, are not finite")
         open_ = [pruned for pruned in blocks if pruned.index not in window.retired]
         record = window_record(window, fit, errors, recipe.solver, features, fresh, notes, time.monotonic() - began)
         self.decoder.checkpoint.check_unchanged()  # on each rank, before any can commit

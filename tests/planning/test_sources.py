@@ -222,14 +222,17 @@ def test_lines_without_a_row_are_passed_over(tmp_path: Path) -> None:
     ],
 )
 def test_columns_besides_the_text_may_change_within_a_large_file(
-    first: dict[str, Any], later: dict[str, Any], write_jsonl: Write
+    first: dict[str, Any], later: dict[str, Any], write_jsonl: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`datasets` infers the types of all columns from the first 10 MB."""
+    (temporary := tmp_path / "a[1]").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
     long = "word " * 2**18
     path = write_jsonl(*[{"text": long, **first}] * 9, {"text": "last", **later})
     documents = load_documents(str(path), "train")
     assert list(documents) == [*[long] * 9, "last"]
     assert documents.token_ids(9) == later.get("token_ids")
+    assert documents.places == {(path, "text")}, "so that it is known under all its names"
     with pytest.raises(InputError, match="expected a file of JSON rows, but: "):
         load_documents(f"{path}:body", "train")
 

@@ -179,11 +179,12 @@ class RowFile(Source):
             refused = explain_json(self.path, called) or error
         if refused.__cause__ is not None:  # `datasets` takes the types of all columns from a file's first 10 MB
             with suppress(ValueError):  # an `InputError` is one too
-                return self._read_alone(rows, {self.column or "text", *(TOKEN_COLUMNS if generated else ())}, generated)
+                return self._read_alone(rows, self.column or "text", generated)
         raise refused
 
-    def _read_alone(self, rows: Rows, columns: set[str], generated: bool) -> Documents:
-        """Read a copy of a file of JSON Lines that has these columns alone, whatever the types of the others."""
+    def _read_alone(self, rows: Rows, column: str, generated: bool) -> Documents:
+        """Read a copy of a file of JSON Lines with this column and tokens alone, whatever the types of the others."""
+        columns = {column, *(TOKEN_COLUMNS if generated else ())}
         with tempfile.TemporaryDirectory(prefix="reprune-") as folder:
             copy = Path(folder) / "rows.jsonl"
             try:
@@ -192,7 +193,9 @@ class RowFile(Source):
                         file.write(json.dumps({name: row[name] for name in columns & row.keys()}) + "\n")
             except OSError as error:
                 raise no_room(error) or error from None
-            return replace(rows, data_files=(str(copy),)).read(generated=generated)
+            documents = replace(rows, data_files=(glob.escape(str(copy)),)).read(generated=generated)
+            documents.places = frozenset(places([self.path], column))  # the same file, whatever was read
+            return documents
 
 
 @final

@@ -115,7 +115,8 @@ def test_a_model_has_the_same_name_in_every_working_folder(
         assert local_name("../models/llama", here / "models" / "llama") == "llama"
         assert local_name("texts/a.gguf", here / "cache" / "gguf") == "a.gguf"
         assert local_name("/models/llama", Path("/models/llama")) == "llama"
-        assert local_name(".", Path("/models/llama")) == "llama"
+        for dots in (".", "..", "../.."):
+            assert local_name(dots, Path("/models/llama")) == "llama"
 
 
 def test_a_commit_is_on_record_of_a_model_that_is_given_by_its_hub_id(tmp_path: Path) -> None:

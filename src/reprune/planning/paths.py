@@ -78,7 +78,10 @@ def local_name(model: str, folder: Path) -> str:
 
     It is the same in every working folder, as a run may go on in another one than it began in.
     """
-    return model if _is_id(model, folder) else local_path(model).name or called(folder)
+    if _is_id(model, folder):
+        return model
+    last = local_path(model).name
+    return last if last.strip(".") else called(folder)
 
 
 def _is_id(model: str, folder: Path) -> bool:

@@ -221,6 +221,19 @@ def test_a_run_goes_on_with_its_model_at_another_place(
     assert files(Path("cut")) == files(whole("BR+GP"))
 
 
+def test_a_model_of_the_hub_whose_place_in_the_cache_is_a_link_is_on_record_by_its_id(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit = 40 * "a"
+    shutil.copytree(llama, tmp_path / "elsewhere" / "snapshots" / commit)
+    (tmp_path / "models--owner--tiny").symlink_to(tmp_path / "elsewhere")
+    found = tmp_path / "models--owner--tiny" / "snapshots" / commit
+    monkeypatch.setattr(api, "find_model", lambda *_, **__: found)
+    record = prune(Path("owner/tiny"), tmp_path / "out", "LR")
+    assert {key: record["model"][key] for key in ("name", "commit")} == {"name": "owner/tiny", "commit": commit}
+    assert record["recipe"]["model"] == "owner/tiny"
+
+
 def test_a_run_that_goes_on_from_another_working_folder_names_its_model_as_if_it_had_not(
     llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -186,7 +186,7 @@ def _prune(recipe: Recipe, out: Path, watcher: Watcher, shared: Shared | None, r
                 watcher.note(note)
             job = {
                 "recipe": made_absolute.model_dump(mode="json"),
-                "folder": str(folder.resolve()),
+                "folder": str(folder.absolute()),
                 "fingerprint": fingerprint,
                 "weights": weights,
                 "versions": versions(recipe.pruner.name),

@@ -246,7 +246,7 @@ def resume_sharing(
     job = ranks.first_does(lambda: _unfinished(ledger, out))
     recipe = Recipe.model_validate(job["recipe"])
     # What needs no model comes first, as the model may have to be downloaded, and all of it is read.
-    _check_versions(job, out, recipe.pruner.name)
+    _check_versions(job["versions"], out, recipe.pruner.name)
     check_begun_on(recipe.device, out)
     check_ranks(
         recipe, sum(source["count"] for source in job["data"]["sources"] if source["role"] == "calibration"), ranks
@@ -290,14 +290,15 @@ def _unfinished(ledger: Ledger, out: str | os.PathLike[str]) -> dict[str, Any]:
     try:
         Recipe.model_validate(job["recipe"])
     except ValueError as error:
-        _check_versions(job, out)  # in another version, recipes may have other keys
+        # In another version, recipes may have other keys. The pruner, and so its package, is then unknown.
+        _check_versions({name: job["versions"].get(name, "none") for name in versions()}, out)
         raise ledger.damaged_job(str(error)) from None
     return job
 
 
-def _check_versions(job: Mapping[str, Any], out: str | os.PathLike[str], *pruners: str) -> None:
-    """Raise `InputError` if a run began with other versions than those that are installed now."""
-    if said := other_versions(job["versions"], versions(*pruners), "now"):
+def _check_versions(began: Mapping[str, str], out: str | os.PathLike[str], *pruners: str) -> None:
+    """Raise `InputError` if the versions that a run began with are other than those that are installed now."""
+    if said := other_versions(began, versions(*pruners), "now"):
         raise InputError(f"{out}: this run began with {said}; install that again to resume, or start a new run.")
 
 

@@ -272,6 +272,40 @@ def test_a_text_that_cannot_be_is_refused_before_the_model_is_downloaded(
             getattr(reprune, name)("owner/model", here / "out", **wrong)
 
 
+@pytest.mark.parametrize(
+    ("module", "call", "wrong"),
+    [
+        ("evaluation.evaluate", lambda: reprune.evaluate("owner/model", "gone.txt"), r"'gone\.txt': expected a file"),
+        ("evaluation.evaluate", lambda: reprune.evaluate("owner/model", "text.txt", device="cuda:99"), "cuda:99"),
+        ("evaluation.against", lambda: reprune.errors_against("a/b", "c/d", "gone.txt"), r"'gone\.txt': expected a"),
+        ("planned", lambda: reprune.study("owner/model", "s", **QUICK, texts="gone.txt"), r"'gone\.txt': expected a"),
+        (
+            "generation.generate",
+            lambda: generate("owner/model", "o.jsonl", samples=1, settings=generation({}), device="cuda:99"),
+            "cuda:99",
+        ),
+    ],
+)
+@pytest.mark.usefixtures("here")
+def test_what_cannot_be_measured_or_used_is_refused_before_the_model_is_downloaded(
+    module: str, call: Callable[[], object], wrong: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(f"reprune.doors.{module}.find_model", lambda *_, **__: pytest.fail("the model is downloaded"))
+    with pytest.raises(InputError, match=wrong):
+        call()
+
+
+def test_evaluate_refuses_before_it_compares_what_it_would_refuse_to_measure_on(
+    here: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = "reprune.doors.evaluation.against.find_model"
+    monkeypatch.setattr(found, lambda *_, **__: pytest.fail("the model is downloaded"))
+    for flags, wrong in ((["--device", "cuda:99"], "--device cuda:99"), (["--text", "gone.txt"], "'gone.txt'")):
+        text = [] if "--text" in flags else ["--text", "text.txt"]
+        said = cli("evaluate", "owner/model", "--against", "owner/dense", *text, *flags)
+        assert (said.code, wrong in said.err) == (2, True)
+
+
 @pytest.mark.parametrize(("out", "said"), [("link", "is a link to gone, "), ("link/out", "link is a link to gone, ")])
 def test_a_link_to_nothing_is_refused_at_once(out: str, said: str, here: Path, cli: Cli) -> None:
     (here / "link").symlink_to("gone")

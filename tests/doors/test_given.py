@@ -66,8 +66,8 @@ def test_what_is_in_memory_in_place_of_a_name_is_refused_in_one_line(given: dict
         lambda model: reprune.prune(model, "out"),
         lambda model: reprune.plan(model),
         lambda model: reprune.study(model, "out"),
-        lambda model: reprune.evaluate(model, "text.txt"),
-        lambda model: reprune.errors_against("folder", model, "text.txt"),
+        lambda model: reprune.evaluate(model, "manual"),
+        lambda model: reprune.errors_against("folder", model, "manual"),
     ],
     ids=["prune", "plan", "study", "evaluate", "errors_against"],
 )

@@ -73,6 +73,7 @@ def evaluate(
         if no_perplexity and against is None:
             raise InputError("--no-perplexity: leaves nothing to measure on a text; give --against DENSE too.")
         from reprune.doors.command import views_evaluation as views
+        from reprune.doors.devices import settle_device
         from reprune.doors.formats import wrapped
         from reprune.doors.progress import counting
 
@@ -99,7 +100,8 @@ def evaluate(
                 show(result, quiet)
             records[name] = result.record()
 
-        # Refuse what cannot be used before the first measure, which may take hours.
+        # Refuse what cannot be used before the first measure, which may take hours, and before models are downloaded.
+        settle_device(device)
         if zero_shot:
             from reprune.doors.zeroshot.accuracy import check_tasks
 

@@ -13,7 +13,7 @@ import torch
 
 from reprune.doors.devices import DTYPES, in_precision, settle_device
 from reprune.doors.evaluation.calibrated import calibrated_on
-from reprune.doors.evaluation.protocols import Cut, CutText, Measured, cut_text, model_name, open_text
+from reprune.doors.evaluation.protocols import Cut, CutText, Measured, check_text, cut_text, model_name, open_text
 from reprune.doors.found import find_model
 from reprune.doors.prepare import check_ids
 from reprune.engine.compare import BlockError, check_alike, compare
@@ -80,6 +80,7 @@ def errors_against(
         raise InputError(f"batch_size {batch_size}: expected at least 1.")
     cut = Cut.of(protocol, seqlen, max_windows)
     where = settle_device(device)
+    check_text(text)
     folders = [find_model(model, notify=notify) for model in (sparse, dense)]
 
     def against(products: str) -> AgainstDense:
@@ -114,6 +115,7 @@ def check_against(
     notify: Callable[[str], None],
 ) -> None:
     """Raise the `InputError` that `errors_against` would raise for the sparse and the dense model and the text."""
+    check_text(text)
     folders = [find_model(model, notify=notify) for model in models]
     _pair(folders, "cpu", "float32", trust_remote_code)
     _windows(folders, text, cut, trust_remote_code)

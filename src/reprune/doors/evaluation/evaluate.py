@@ -10,7 +10,7 @@ import torch
 from reprune.doors.devices import DTYPES, in_precision, settle_device
 from reprune.doors.evaluation.calibrated import calibrated_on
 from reprune.doors.evaluation.perplexity import Perplexity, perplexity
-from reprune.doors.evaluation.protocols import Cut, cut_text, model_name, open_text
+from reprune.doors.evaluation.protocols import Cut, check_text, cut_text, model_name, open_text
 from reprune.doors.found import find_model
 from reprune.doors.prepare import check_ids
 from reprune.model.block import Precision
@@ -52,8 +52,9 @@ def evaluate(
         InputError: the model or the text cannot be used.
     """
     cut = Cut.of(protocol, seqlen, max_windows)
-    folder = find_model(model, notify=notify)
     where = settle_device(device)
+    check_text(text)
+    folder = find_model(model, notify=notify)  # may download it, so what needs no model comes first
     windows = cut_text(folder, open_text(text), cut, trust_remote_code, notify)
     share = calibrated_on(folder, windows, notify)
 

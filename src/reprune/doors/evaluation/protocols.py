@@ -21,7 +21,7 @@ from reprune.model.snapshots import called
 from reprune.planning.documents import Documents, said_unread, text_sha256
 from reprune.planning.paths import local_name
 from reprune.planning.samples import evaluation_windows
-from reprune.planning.sources import load_documents, parse_source
+from reprune.planning.sources import find_source, load_documents, parse_source
 from reprune.planning.tokenizer import load_tokenizer
 from reprune.planning.tokens import beginning
 
@@ -168,14 +168,20 @@ def describe(measured: Mapping[str, Any]) -> str:
     return f"{measured['protocol']}: {windows} of {seqlen} tokens ({start}), not overlapping"
 
 
-def open_text(source: str | os.PathLike[str]) -> Documents:
-    """The test split of a SOURCE; raises `InputError` if it cannot be read or has a COUNT."""
+def check_text(source: str | os.PathLike[str]) -> None:
+    """Raise `InputError` if a SOURCE can be no text to measure on, or has a COUNT; opens nothing."""
     if not isinstance(source, str | os.PathLike):
         raise InputError(f"text: expected {A_SOURCE}, got {of_type(source)}.")
     spec = parse_source(os.fspath(source))
     if spec.count is not None:
         raise InputError(f"--text {source}: takes no COUNT; use --windows to read only the start of a text.")
-    return load_documents(spec.name, "test")
+    find_source(spec.name)
+
+
+def open_text(source: str | os.PathLike[str]) -> Documents:
+    """The test split of a SOURCE; raises `InputError` if it cannot be read or has a COUNT."""
+    check_text(source)
+    return load_documents(parse_source(os.fspath(source)).name, "test")
 
 
 def cut_text(

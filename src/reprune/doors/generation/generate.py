@@ -105,7 +105,9 @@ def generate(
     require_filters(settings.filters)
     require_language(settings.language)
     check_versions(ranks)
-    folder = find_model(model, notify=watcher.note, weights=endpoint is None)
+    check_devices(str(device), ranks)
+    where, products = settle_together(device, precision, ranks)
+    folder = find_model(model, notify=watcher.note, weights=endpoint is None)  # may download it, so it comes late
     check_model(ranks, os.fspath(model), folder, weights=endpoint is None)
     tokenizer = load_tokenizer(folder, trust_remote_code)
     settings = _fitting(folder, settings, len(beginning(tokenizer)), trust_remote_code)
@@ -115,8 +117,6 @@ def generate(
         "versions": versions(),
     }
 
-    check_devices(str(device), ranks)
-    where, products = settle_together(device, precision, ranks)
     with ExitStack() as stack:
         server: Author | None = None
         if endpoint is None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from reprune.engine.exchange import Crew
+from reprune.engine.exchange import Crew, planned_epochs
 from reprune.engine.footprint import window_bytes
 from reprune.engine.forecast import Forecast, forecast
 from reprune.engine.speed import Speed
@@ -77,6 +77,30 @@ def test_auto_with_one_epoch_takes_the_two_that_it_makes_of_two_blocks() -> None
     assert one == two < three
     lone = _work()
     assert _forecast("auto", lone, "solver.epochs=1").seconds < _forecast("auto", lone, "solver.epochs=2").seconds
+
+
+def test_windows_without_an_error_take_no_epochs_and_dense_blocks_no_statistics() -> None:
+    """With the dense model's own states a dense block has an error once any block before it has been pruned."""
+    work = replace(_work(), block_bytes=[0] * 8)
+    flops, moved = 2.0 * _WEIGHTS * _TOKENS / _SPEED.products, 40 * _HIDDEN * _TOKENS / _SPEED.traffic
+    one, both = flops + 2 * moved, 3 * flops + 6 * moved
+    descent = 10 * (32 * both + 4 * one + 4 * 4 * _WEIGHTS * 9 / _SPEED.traffic)
+    for rung, dense, saved in (
+        ("BR+GP", (0, 1), 2 * (32 * one + descent)),
+        ("BR+GP", (4, 5), 2 * 32 * one),
+        ("BR", (4, 5), 2 * descent),
+        ("LR", (4, 5), 0.0),
+    ):
+        some = replace(work, groups=[[] if index in dense else groups for index, groups in enumerate(work.groups)])
+        all_, found = (_forecast(rung, each, pruner="wanda").seconds for each in (work, some))
+        assert all_ - found == pytest.approx(saved), (rung, dense)
+    pairs = replace(work, schedule=windows(8, 2, 1), groups=[[], [], *work.groups[2:]])
+    recipe = resolve_recipe("model", {"reconstruct": "BR+GP+CR"}, settings=["device=cpu"])
+    for teacher in ("global", "local"):
+        settled = recipe.model_copy(update={"teacher": teacher})
+        assert [planned_epochs(settled, pairs, window) for window in pairs.schedule] == [0, 0, *[10] * 7]
+        once = replace(pairs, groups=[work.groups[0], *[[]] * 7])
+        assert [planned_epochs(settled, once, window) for window in pairs.schedule] == [10] * 9, "the fit goes on"
 
 
 def test_statistics_come_with_the_targets_of_a_lone_block_where_the_teacher_is_local() -> None:

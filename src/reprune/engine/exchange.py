@@ -104,6 +104,11 @@ def exchanges(recipe: Recipe, work: Work) -> list[Exchange]:
     return found
 
 
+def planned_epochs(recipe: Recipe, work: Work, window: Window) -> int:
+    """How many epochs a window takes if it does not stop early; none if it has no error."""
+    return recipe.planned_epochs(len(window.blocks)) if work.errs(window, recipe.teacher == "local") else 0
+
+
 def steps(recipe: Recipe, work: Work, epochs: int) -> int:
     """The number of gradient steps in these epochs."""
     return -(-work.calibration // recipe.solver.batch_size) * epochs
@@ -111,7 +116,7 @@ def steps(recipe: Recipe, work: Work, epochs: int) -> int:
 
 def _in_window(recipe: Recipe, work: Work, window: Window) -> Exchange:
     fresh = [group for index in window.fresh for group in work.groups[index]]
-    epochs = recipe.planned_epochs(len(window.blocks))
+    epochs = planned_epochs(recipe, work, window)
     summed, told, often = _in_pruning(recipe, fresh)
     then_summed, then_told, then_often = _in_descent(recipe, work, window.blocks, epochs)
     return summed + then_summed, told + then_told, often + then_often

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import final
 
-from reprune.engine.exchange import Crew, exchanges, steps
+from reprune.engine.exchange import Crew, exchanges, planned_epochs, steps
 from reprune.engine.footprint import (
     MASKS,
     allocating_bytes,
@@ -153,7 +153,7 @@ class _Estimate:
         if self.recipe.solver.name != "none":
             blocks = list(window.blocks)
             seconds += self.samples * self.forward(blocks[-1:] if window.fresh else blocks)  # the errors before
-            seconds += self.descent(blocks, self.recipe.planned_epochs(len(blocks)))
+            seconds += self.descent(blocks, planned_epochs(self.recipe, self.work, window))
         seconds += self.samples * self.forward(window.blocks)  # advancing, with the errors after
         # Blocks that later windows continue with are written in float32, with their masks.
         left_open = self.work.parameters(i for i in window.blocks if i not in window.retired)
@@ -211,7 +211,7 @@ class _Estimate:
         seconds = (min(recipe.solver.samples_at_a_time, calibration) if routed else 1) * forward  # to find the groups
         if refit:  # a pass of both models for each group, ended when it is reached: half of each on average
             seconds += samples * forward * (plain + 2 * routed)
-        elif routed or not pruner.data_free:
+        elif groups and (routed or not pruner.data_free):
             if recipe.pruner.sequential:  # a pass for each group, ended when it is reached
                 seconds += calibration * forward * (plain / 2 + 2 * routed)
             elif recipe.teacher == "global" or not lone:  # else the pass that makes the targets gathers them

@@ -45,6 +45,12 @@ class Work:
     outside_bytes: Sequence[int]  # of each tensor outside the blocks
     head: tuple[int, int] = (0, 0)  # vocabulary and hidden size of the head
 
+    def errs(self, window: Window, local: bool) -> bool:
+        """Whether a window has an error to fit: something was pruned before its end, or with a local teacher in it."""
+        # Windows that overlap hand on what they fit; if none does, a local teacher starts from the student at each.
+        first = window.blocks.start if local and window.fresh == window.blocks else 0
+        return any(self.groups[index] for index in range(first, window.blocks.stop))
+
     def parameters(self, blocks: Iterable[int]) -> int:
         """The number of parameters of some blocks together."""
         return sum(self.blocks[index].parameters for index in blocks)

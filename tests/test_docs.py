@@ -282,7 +282,7 @@ def test_what_the_page_on_python_says_of_what_is_returned_is_there(returned: typ
 
 
 def test_the_page_on_the_record_names_every_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Checked on a run with everything on record except what only several processes or a Hub model have."""
+    """Checked on a run with everything on record but what only several processes or machines or a Hub model have."""
     monkeypatch.setenv("REPRUNE_CACHE", str(tmp_path / "cache"))
     write_as_if_prose(monkeypatch)
     everything = ("solver.start=least-squares", "distill=1", "solver.epochs=1", "sparsity_by_name={self_attn.*: 0.3}")
@@ -290,6 +290,7 @@ def test_the_page_on_the_record_names_every_key(tmp_path: Path, monkeypatch: pyt
     record = record_of(_pruned("mixtral", tmp_path, *everything, reconstruct="BR+GP"))
     elsewhere = {f"{step}.exchange.{what}" for step in ("windows[]", "distillation") for what in ("bytes", "seconds")}
     elsewhere |= {"ranks", "peak_memory_bytes_by_rank", "model.commit"}
+    elsewhere |= {"windows[].machine", "distillation.machine"}  # of a run that was resumed on another
     page = (ROOT / "docs/record.md").read_text(encoding="utf-8")
     named = set(re.findall(r"^\| `([a-z0-9_.\[\]]+)`", page, re.MULTILINE))
     assert _keys(record) | elsewhere == named - {"windows[].guard", "distillation", "self_generation"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
@@ -183,8 +184,10 @@ def test_a_block_has_the_share_of_zeros_of_all_its_matrices_and_the_papers_error
 _COMMIT = 40 * "a"
 
 
-def _full(model: str, peaks: list[dict[str, int]], distilled: bool = False, **own: Any) -> dict[str, Any]:
-    """The record of a run of two blocks, of which the last may have been distilled."""
+def _full(
+    model: str, peaks: list[dict[str, int]], distilled: bool = False, machines: Sequence[Any] = (), **own: Any
+) -> dict[str, Any]:
+    """The record of a run of two blocks, of which the last may have been distilled, by the machines of its steps."""
     recipe = resolve_recipe(model, {"calibration": ["texts.txt=4"]}, settings=["device=cpu"])
     job = {"folder": f"/cache/models--a--b/snapshots/{_COMMIT}", **dict.fromkeys(("fingerprint", "weights"), "f")}
     job |= {"versions": {}, "data": {}, "sketch": {}, **own}
@@ -195,6 +198,8 @@ def _full(model: str, peaks: list[dict[str, int]], distilled: bool = False, **ow
     if distilled:
         again = {"index": 1, "matrices": [_matrix(2, 2, 2)]}
         lines.append({"window": {"index": 2, "distilled": [1]}, "blocks": [again], "forward": 2})
+    for line, one in zip(lines, machines or [machine("cpu")] * 3, strict=False):
+        line["machine"] = one
     return full_record(recipe, job, lines, 1.23456, peaks)
 
 
@@ -209,6 +214,16 @@ def test_of_blocks_that_were_fitted_once_more_what_they_are_last_is_on_record() 
     assert found["seconds"] == 1.235
     assert found["peak_memory_bytes"] == peaks[0]
     assert "ranks" not in found and "peak_memory_bytes_by_rank" not in found
+
+
+def test_what_another_machine_has_done_before_a_run_was_resumed_names_it() -> None:
+    here, there = machine("cpu"), machine("cpu") | {"threads": 99}
+    peaks = [{"host": 5, "device": 1}]
+    assert "machine" not in _full("model", peaks)["windows"][0]
+    found = _full("model", peaks, distilled=True, machines=[there, here, there])
+    assert found["machine"] == here
+    assert [window.get("machine") for window in found["windows"]] == [there, None]
+    assert found["distillation"]["machine"] == there
 
 
 def test_it_names_no_folders_of_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from reprune.engine.agreement import agree_
 from reprune.engine.books import Books
 from reprune.engine.frontier import Frontier
 from reprune.engine.predictions import PredictionObjective
-from reprune.engine.record import block_record, exchange_record
+from reprune.engine.record import block_record, exchange_record, machine
 from reprune.engine.watcher import Watcher
 from reprune.engine.window import PrunedBlock
 from reprune.errors import NumericalError
@@ -77,7 +77,7 @@ def distill(
     record = _record(window, before, records, descent, (start, after), solver, time.monotonic() - began)
     decoder.checkpoint.check_unchanged()
     record |= exchange_record(ranks, traffic)
-    entry = {"window": record, "blocks": records, "forward": frontier.probe_record()}
+    entry = {"window": record, "blocks": records, "machine": machine(recipe.device), "forward": frontier.probe_record()}
     books.commit(window, entry, written, [])
     trim_heap()
     watcher.window_done(window, record)

@@ -181,7 +181,8 @@ def full_record(
     `peaks` are the processes' peak memory, in bytes.
     """
     blocks = list({block["index"]: block for line in lines for block in line["blocks"]}.values())  # the last of each
-    steps = [line["window"] for line in lines]
+    here = machine(recipe.device)
+    steps = [{**line["window"], **_elsewhere(line, here)} for line in lines]
     if own := job.get("self_generation"):
         peaks = _highest(peaks, own["peak_memory_bytes"])
         own = {**own, "peak_memory_bytes": own["peak_memory_bytes"][0]}
@@ -205,9 +206,14 @@ def full_record(
         "seconds": round(seconds, 3),  # without self-generation, which has its own
         "self_generation": own,
         "peak_memory_bytes": peaks[0],
-        "machine": machine(recipe.device),
+        "machine": here,
         **({"ranks": len(peaks), "peak_memory_bytes_by_rank": list(peaks)} if len(peaks) > 1 else {}),
     }
+
+
+def _elsewhere(line: Mapping[str, Any], here: Mapping[str, Any]) -> dict[str, Any]:
+    """The machine that did a step, if it is another than the last one, on which the run was resumed."""
+    return {} if (there := line.get("machine", here)) == here else {"machine": there}
 
 
 def _highest(peaks: Sequence[dict[str, int]], before: Sequence[dict[str, int]]) -> list[dict[str, int]]:

@@ -21,7 +21,7 @@ from reprune.engine.distillation import distill
 from reprune.engine.fresh import FreshBlocks
 from reprune.engine.frontier import Frontier
 from reprune.engine.peak_memory import forget_peak_memory
-from reprune.engine.record import block_record, exchange_record, window_record
+from reprune.engine.record import block_record, exchange_record, machine, window_record
 from reprune.engine.shared import Shared
 from reprune.engine.watcher import Watcher
 from reprune.engine.window import PrunedBlock, WindowProblem
@@ -223,6 +223,7 @@ class _Windows:
         entry = {
             "window": record,
             "blocks": [block_record(one, block_errors[one.index], sparsities, recipe.choice) for one in retired],
+            "machine": machine(recipe.device),
         }
         if window is self.methods.schedule[-1]:
             entry["forward"] = frontier.probe_record()

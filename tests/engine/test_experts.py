@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PhimoeConfig
 
 import reprune
 from reprune.engine import group_statistics
@@ -137,6 +137,27 @@ def test_a_run_that_goes_on_finds_the_experts_of_a_block_left_dense_in_the_dense
     reprune.resume(tmp_path / "broken")
     one, other = tensors(tmp_path / "whole"), tensors(tmp_path / "broken")
     assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+@pytest.mark.parametrize("rung", ["BR+GP", "BR+GP+CR"])
+def test_where_experts_are_not_chosen_by_topk_each_model_chooses_its_own_and_notes_say_so(
+    rung: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_local_experts": 4}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
+    tokens = {"vocab_size": tiny.VOCABULARY, "max_position_embeddings": tiny.POSITIONS, "bos_token_id": 1}
+    monkeypatch.setitem(
+        tiny.MIXTURES, "phimoe", lambda: PhimoeConfig(**sizes, **heads, **tokens, eos_token_id=2, pad_token_id=0)
+    )
+    model = tiny.save("phimoe", tmp_path / "model")
+    records = [
+        prune(model, tmp_path / routing, f"solver.routing={routing}", reconstruct=rung)
+        for routing in ("student", "teacher")
+    ]
+    assert records[0]["blocks"] == records[1]["blocks"]
+    notes = [[note for window in record["windows"] for note in window["notes"]] for record in records]
+    effect = "solver.routing teacher has no effect, as its experts are not chosen by topk"
+    assert [note for note in notes[1] if note not in notes[0]] == [f"block {index}: {effect}" for index in range(3)]
 
 
 def test_a_local_teacher_has_no_routes_to_give(mixtral: Path, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ solver (see `reprune.planning.recipe.RUNG_SETTINGS`).
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, final
@@ -17,6 +17,7 @@ import torch
 from reprune.engine.agreement import agree_
 from reprune.engine.allocate import allocate
 from reprune.engine.books import Books
+from reprune.engine.dense import Dense
 from reprune.engine.distillation import distill
 from reprune.engine.fresh import FreshBlocks
 from reprune.engine.frontier import Frontier
@@ -178,10 +179,7 @@ class _Windows:
             return loaded[index] if index in loaded else self.decoder.load(index)
 
         with frontier.targets(window, dense, recipe.teacher, gathering) as targets, ExitStack() as streams:
-            if recipe.solver.routing == "teacher":
-                for pruned in blocks:
-                    if pruned.routes is None and pruned.block.routed:
-                        pruned.routes = frontier.routes(dense(pruned.index))
+            said = self._route(blocks, fresh, dense) if recipe.solver.routing == "teacher" else []
 
             watcher.phase(window, "pruning")
             notes, entering = self.pruning.prune_(fresh, still_open, streams, watcher)
@@ -216,6 +214,7 @@ class _Windows:
             if strange := [index for index, one in block_errors.items() if not one.finite]:
                 raise NumericalError(f"block {strange[0]}: its outputs, or the dense model's, are not finite")
         open_ = [pruned for pruned in blocks if pruned.index not in window.retired]
+        notes = said + notes
         record = window_record(window, fit, errors, recipe.solver, features, fresh, notes, time.monotonic() - began)
         self.decoder.checkpoint.check_unchanged()  # on each rank, before any can commit
         record |= exchange_record(ranks, traffic)
@@ -230,6 +229,20 @@ class _Windows:
         books.commit(window, entry, written, open_)
         watcher.window_done(window, record)
         return open_
+
+    def _route(self, blocks: Sequence[PrunedBlock], fresh: Sequence[PrunedBlock], dense: Dense) -> list[str]:
+        """Let blocks repeat the dense model's choices of experts; returns the notes that the watcher was given."""
+        for pruned in blocks:
+            if pruned.routes is None and pruned.block.routed:
+                pruned.routes = self.frontier.routes(dense(pruned.index))
+        notes = [
+            f"block {pruned.index}: solver.routing teacher has no effect, as its experts are not chosen by topk"
+            for pruned in fresh
+            if pruned.routes is not None and not pruned.routes.found
+        ]
+        for note in notes:
+            self.watcher.note(note)
+        return notes
 
     def _fit(self, window: Window, problem: WindowProblem) -> Fit:
         if not problem.parameters:  # text passes through none of its blocks

@@ -2,7 +2,7 @@
 
 Architectures choose experts by their highest scores (`torch.topk`), in one or several steps. The outcome of each choice
 is recorded, in the order in which the block makes them. Where they are repeated, the scores are the model's own and the
-choices are the recorded ones. PhiMoE calls `max` instead, so nothing is recorded or repeated there.
+choices are the recorded ones. PhiMoE calls `max` instead, so nothing is recorded or repeated there, and a run says so.
 """
 
 from __future__ import annotations
@@ -20,6 +20,11 @@ class Routes:
 
     def __init__(self) -> None:
         self._choices: list[list[Tensor]] = []  # for each choice, by batch: (samples, tokens, ...), int32, on the CPU
+
+    @property
+    def found(self) -> bool:
+        """Whether any choice was recorded."""
+        return bool(self._choices)
 
     def recording(self, samples: int, tokens: int) -> TorchFunctionMode:
         """While it is entered, record the choices for the next `samples` samples, of `tokens` tokens each."""

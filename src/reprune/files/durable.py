@@ -15,10 +15,13 @@ from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError
 
+from reprune.errors import InputError
+
 if TYPE_CHECKING:  # code that writes no tensors need not import PyTorch
     from torch import Tensor
 
 _CHUNK_BYTES = 2**22  # read at a time
+_UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG)
 _UNKNOWN = (errno.EINVAL, errno.EBADF, errno.ENOSYS, errno.ENOTSUP)
 """Error numbers of file systems that do not support an operation, such as a disk of Windows."""
 
@@ -86,6 +89,25 @@ def _left(folder: Path) -> str:
     found = os.statvfs(folder)
     no_file = "; no room for more files" if found.f_files and not found.f_favail else ""
     return f"{found.f_bavail * found.f_frsize / 1e6:.1f} MB are free{no_file}"
+
+
+@contextmanager
+def refusing(out: Path) -> Iterator[None]:
+    """Within this context, where the file `--out` goes, a place that cannot be written is an error of the user.
+
+    Raises:
+        InputError: instead of an `OSError` that says so; any other, such as one of a full disk, stays as it is.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _UNWRITABLE:
+            raise
+        place = "" if error.filename in (None, str(out)) else f"{error.filename} "
+        said = f"{place}cannot be written ({error.strerror})"
+        if error.errno in (errno.EEXIST, errno.ENOTDIR):
+            said = "a file is in the place of one of its folders"
+        raise InputError(f"--out {out}: {said}; give another file.") from None
 
 
 def write_text(path: Path, text: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -262,6 +263,32 @@ def test_beside_anothers_file_nothing_is_written(here: Path, cli: Cli) -> None:
     said = cli("generate", "llama", "--out", "self.jsonl", *FLAGS)
     assert (said.code, set(here.iterdir())) == (2, before)
     assert said.err == "error: --out self.jsonl: self.rejected.jsonl exists already; give another file.\n"
+
+
+@pytest.mark.parametrize("out", ["text.txt/self.jsonl", "text.txt/below/self.jsonl"])
+def test_a_place_that_cannot_be_written_is_refused(out: str, here: Path, cli: Cli) -> None:
+    before = set(here.iterdir())
+    said = cli("generate", "llama", "--out", out, *FLAGS)
+    assert said.code == 2
+    assert said.err == f"error: --out {out}: a file is in the place of one of its folders; give another file.\n"
+    assert set(here.iterdir()) == before
+
+
+@pytest.mark.parametrize(("number", "code"), [(errno.EACCES, 2), (errno.EROFS, 2), (errno.ENOSPC, 1)])
+def test_a_folder_without_the_right_to_write_is_refused_and_a_full_one_fails(
+    number: int, code: int, here: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the system would say it, which lets root write everywhere."""
+
+    def touch(path: Path, *_: Any, **__: Any) -> None:
+        raise OSError(number, os.strerror(number), str(path))
+
+    monkeypatch.setattr(Path, "touch", touch)
+    said = cli("generate", "llama", "--out", "self.jsonl", *FLAGS)
+    refused = f"error: --out self.jsonl: cannot be written ({os.strerror(number)}); give another file.\n"
+    full = f"error: {os.strerror(number)}: self.jsonl\n"
+    assert (said.code, said.err) == (code, refused if code == 2 else full)
+    assert not list(here.glob("self*"))
 
 
 def test_a_length_that_is_not_given_is_the_models_limit(here: Path, cli: Cli) -> None:

@@ -139,3 +139,12 @@ def test_a_study_is_read_where_both_records_are(tmp_path: Path) -> None:
 def test_the_error_is_an_input_error(tmp_path: Path) -> None:
     with pytest.raises(InputError):
         report(tmp_path)
+
+
+@words_only
+def test_a_place_that_cannot_be_written_is_refused(here: Path, cli: Cli) -> None:
+    written(here / "out", run_record(1))
+    said = cli("report", "out", "--out", "text.txt/report.html")
+    assert said.code == 2
+    why = "a file is in the place of one of its folders"
+    assert said.err == f"error: --out text.txt/report.html: {why}; give another file.\n"

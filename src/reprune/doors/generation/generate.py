@@ -18,6 +18,7 @@ from reprune.doors.generation.local import LocalAuthor
 from reprune.doors.processes import check_devices, check_model, check_versions
 from reprune.engine.record import versions
 from reprune.errors import InputError, going_on
+from reprune.files.durable import refusing
 from reprune.files.local import local_path
 from reprune.files.lock import locked
 from reprune.math.ranks import ALONE, Ranks
@@ -137,12 +138,13 @@ def generate(
                     return finished
             else:
                 corpus.check_free()  # before the file to lock is created
-            corpus.path.parent.mkdir(parents=True, exist_ok=True)
-            corpus.path.touch()
-            with locked(corpus.path, corpus.path, "file"):  # the lock of all names of the file
-                corpus.own()
-            stack.enter_context(locked(corpus.path, corpus.path, "file"))
-            corpus.open(made_by, samples)
+            with refusing(corpus.path):
+                corpus.path.parent.mkdir(parents=True, exist_ok=True)
+                corpus.path.touch()
+                with locked(corpus.path, corpus.path, "file"):  # the lock of all names of the file
+                    corpus.own()
+                stack.enter_context(locked(corpus.path, corpus.path, "file"))
+                corpus.open(made_by, samples)
             return None
 
         if (finished := ranks.first_does(begin)) is not None:

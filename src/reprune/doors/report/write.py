@@ -9,7 +9,7 @@ from reprune.doors.records.run import Run
 from reprune.doors.report.page import MARK, check_extra, render
 from reprune.doors.report.read import read_records
 from reprune.errors import InputError
-from reprune.files.durable import write_text
+from reprune.files.durable import refusing, write_text
 from reprune.files.local import local_path
 
 NAME = "report.html"
@@ -43,8 +43,9 @@ def report(directory: str | os.PathLike[str], out: str | os.PathLike[str] | None
 
         page = study_page(record)
     text = render(page)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_text(file, text)
+    with refusing(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_text(file, text)
     return file
 
 

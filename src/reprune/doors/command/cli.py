@@ -46,7 +46,7 @@ from reprune.doors.command.options import (
     processes,
 )
 from reprune.doors.command.study import study
-from reprune.doors.printable import complain
+from reprune.doors.printable import complain, unread
 from reprune.errors import InputError, check_system
 from reprune.math.launch import launched
 from reprune.model.garbage import few_searches
@@ -281,5 +281,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
             stream.reconfigure(errors="replace")  # a character that the terminal cannot show must not end a run
+    try:
+        _run(separate_sources(list(sys.argv[1:] if arguments is None else arguments)))
+    except OSError as error:  # of standard output: commands report those of files themselves
+        unread()  # so that the rest is not tried once more
+        if not isinstance(error, BrokenPipeError):
+            complain(f"error: standard output: {error.strerror}")
+        sys.exit(1)
+
+
+def _run(arguments: list[str]) -> None:
+    """Run a command, and write what waits to be written, such as help."""
     with few_searches():
-        app(args=separate_sources(list(sys.argv[1:] if arguments is None else arguments)), prog_name="reprune")
+        try:
+            app(args=arguments, prog_name="reprune")
+        except SystemExit:  # as nearly every command ends
+            if sys.stdout is not None:  # it is None if the process was started without one
+                sys.stdout.flush()
+            raise

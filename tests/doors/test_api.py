@@ -17,6 +17,7 @@ import reprune
 from reprune.doors.command.views_status import show_status
 from reprune.doors.generation.generate import generate
 from reprune.errors import InputError
+from reprune.files.local import quoted_command
 from reprune.math.ranks import ALONE, Together
 from reprune.planning.generation.settings import generation
 from tests import tiny
@@ -176,6 +177,13 @@ def test_a_study_is_no_model_and_no_run(here: Path, cli: Cli) -> None:
     )
     for command in ("status", "resume", "verify", "plan"):
         assert cli(command, "grid").err == said, command
+
+
+def test_a_command_in_a_message_has_quotes_that_it_does_not_hold(here: Path, cli: Cli) -> None:
+    (here / "a grid").mkdir()
+    (here / "a grid" / "study.json").write_text("{}")
+    assert "holds a study: \"reprune report 'a grid'\" shows it" in cli("verify", "a grid").err
+    assert quoted_command("reprune", "resume", "out") == "'reprune resume out'"
 
 
 def test_a_path_may_begin_with_the_home_folder(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

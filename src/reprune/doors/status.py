@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from reprune.doors.records.study import FILE as STUDY
 from reprune.engine.ledger import Ledger
 from reprune.engine.names import RECORD
 from reprune.errors import InputError
-from reprune.files.local import local_path
+from reprune.files.local import local_path, quoted_command
 from reprune.files.wellformed import read_json
 
 
@@ -55,7 +54,7 @@ def what_is_there(folder: Path) -> str | None:
         return ledger.way_on
     if (folder / STUDY).is_file():
         return (
-            f"holds a study: 'reprune report {shlex.quote(str(folder))}' shows it, and the same 'reprune study' "
+            f"holds a study: {quoted_command('reprune', 'report', str(folder))} shows it, and the same 'reprune study' "
             f"command goes on with it; with --keep-models, its cells' models are {folder / 'cells'}/NAME"
         )
     return None

@@ -21,7 +21,6 @@ to them: the samples, retired blocks and open blocks.
 from __future__ import annotations
 
 import re
-import shlex
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, nullcontext, suppress
@@ -40,6 +39,7 @@ from reprune.files.durable import (
     write_tensors,
     write_text,
 )
+from reprune.files.local import quoted_command
 from reprune.files.lock import is_held, locked
 from reprune.files.sealed import seal, unseal
 
@@ -96,7 +96,7 @@ class Ledger:
         """For messages about an unfinished run: what the folder holds, and what to do about it."""
         if self.running:
             return "holds a run that another process is working on; wait for it"
-        return f"holds an unfinished run; go on with 'reprune resume {shlex.quote(str(self.result))}'"
+        return f"holds an unfinished run; go on with {quoted_command('reprune', 'resume', str(self.result))}"
 
     @property
     def never_began(self) -> bool:

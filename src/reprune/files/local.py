@@ -1,8 +1,9 @@
-"""Paths on this machine as a user writes them."""
+"""Paths on this machine as a user writes them, and commands for messages that name them."""
 
 from __future__ import annotations
 
 import os
+import shlex
 from pathlib import Path
 
 
@@ -12,3 +13,9 @@ def local_path(given: str | os.PathLike[str]) -> Path:
         return Path(given).expanduser()
     except RuntimeError:  # ~user, for a user without a home folder here
         return Path(given)
+
+
+def quoted_command(*words: str) -> str:
+    """A command line for messages, in quotes other than those that a shell needs within it."""
+    line = shlex.join(words)
+    return f'"{line}"' if "'" in line else f"'{line}'"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -38,28 +39,37 @@ def test_a_pytorch_without_distributed_is_refused_for_several_processes(monkeypa
 
 
 @pytest.mark.parametrize(
-    ("cards", "number", "here", "backend", "current"),
+    ("cards", "number", "gpus", "backend", "current"),
     [
-        (0, 1, 2, "gloo", []),
-        (2, 1, 2, "cpu:gloo,cuda:nccl", [1]),
-        (4, 1, 2, "cpu:gloo,cuda:nccl", [1]),
-        (2, 3, 4, "gloo", [1]),  # NCCL refuses processes that share a GPU
-        (1, 0, 2, "gloo", [0]),
+        (0, 1, ["none", "none"], "gloo", []),
+        (2, 1, ["a", "b"], "cpu:gloo,cuda:nccl", [1]),
+        (4, 1, ["a", "b"], "cpu:gloo,cuda:nccl", [1]),
+        (1, 1, ["a", "b"], "cpu:gloo,cuda:nccl", [0]),  # as srun shows each its own
+        (2, 3, ["a", "b", "a", "b"], "gloo", [1]),  # NCCL refuses processes that share a GPU
+        (1, 0, ["a", "a"], "gloo", [0]),
+        (1, 0, ["a", "none"], "gloo", [0]),
+        (1, 1, ["none", "part"], "gloo", [0]),
     ],
 )
 def test_each_has_a_gpu_of_its_own_as_far_as_there_are_any(
-    cards: int, number: int, here: int, backend: str, current: list[int], monkeypatch: pytest.MonkeyPatch
+    cards: int, number: int, gpus: list[str], backend: str, current: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begun: list[Any] = []
     used: list[int] = []
-    store = dist.HashStore()
+    store, count = dist.HashStore(), len(gpus)
+    card = f"NVIDIA A100{' MIG 1g.5gb' * (gpus[number] == 'part')}"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cards > 0)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: cards)
     monkeypatch.setattr(torch.cuda, "set_device", used.append)
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties", lambda index: SimpleNamespace(name=card, uuid=gpus[number])
+    )
+    for other in {*range(count)} - {number}:
+        store.set(f"reprune/gpu/{other}", gpus[other])
     module = sys.modules["torch.distributed.rendezvous"]  # a function of torch.distributed has the same name
-    monkeypatch.setattr(module, "rendezvous", lambda url, timeout: iter([(store, number, here)]))
+    monkeypatch.setattr(module, "rendezvous", lambda url, timeout: iter([(store, number, count)]))
     monkeypatch.setattr(dist, "init_process_group", lambda name, **more: begun.append((name, more)))
-    for name, value in {"LOCAL_RANK": number, "LOCAL_WORLD_SIZE": here}.items():
+    for name, value in {"LOCAL_RANK": number, "LOCAL_WORLD_SIZE": count}.items():
         monkeypatch.setenv(name, str(value))
     monkeypatch.setenv("TORCH_NCCL_BLOCKING_WAIT", "")  # so that it is restored
     monkeypatch.delenv("TORCH_NCCL_BLOCKING_WAIT")
@@ -67,7 +77,7 @@ def test_each_has_a_gpu_of_its_own_as_far_as_there_are_any(
     ranks._heart.end()
     ((name, more),) = begun
     assert (name, used) == (backend, current)
-    assert (more["rank"], more["world_size"], more["timeout"].seconds) == (number, here, 7)
+    assert (more["rank"], more["world_size"], more["timeout"].seconds) == (number, count, 7)
     assert store.timeout.seconds == 7
     assert ("TORCH_NCCL_BLOCKING_WAIT" in os.environ) is ("nccl" in backend)
     assert (ranks._heart._thread is not None) is (number == 0), "the first gives signs of life"

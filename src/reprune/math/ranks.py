@@ -32,6 +32,8 @@ Value = TypeVar("Value")
 _BUCKET = 2**26  # bytes of small tensors that are summed at once
 _HEARING = 2.0  # seconds that ranks wait for each other when one reports an error
 _LETTING_GO = 0.1  # seconds for threads that wait for Python's lock and for nothing else
+_NO_GPU = "none"
+_PART = " MIG "  # in the name of a part of a GPU
 
 
 @dataclass
@@ -187,18 +189,16 @@ class Together(Ranks):
         from torch.distributed.rendezvous import rendezvous  # such a PyTorch cannot import it
 
         self.traffic = Traffic()
-        backend = "gloo"
-        if torch.cuda.is_available():
-            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
-            # NCCL refuses processes that share a GPU.
-            if int(os.environ.get("LOCAL_WORLD_SIZE", "1")) <= torch.cuda.device_count():
-                backend = "cpu:gloo,cuda:nccl"
-                # Makes a lost rank an error here, as with gloo; otherwise NCCL's watchdog ends this process.
-                os.environ.setdefault("TORCH_NCCL_BLOCKING_WAIT", "1")
+        gpu = _own_gpu()
         wait = timedelta(seconds=timeout)
         try:
             self._store, self.number, self.count = next(rendezvous("env://", timeout=wait))
             self._store.set_timeout(wait)
+            backend = "gloo"
+            if self._have_own_gpus(gpu):  # NCCL refuses processes that share one
+                backend = "cpu:gloo,cuda:nccl"
+                # Makes a lost rank an error here, as with gloo; otherwise NCCL's watchdog ends this process.
+                os.environ.setdefault("TORCH_NCCL_BLOCKING_WAIT", "1")
             dist.init_process_group(backend, store=self._store, rank=self.number, world_size=self.count, timeout=wait)
         except (RuntimeError, ValueError) as error:
             raise LostRankError(f"the processes of this run cannot find each other: {_short(error)}") from None
@@ -206,6 +206,12 @@ class Together(Ranks):
         self._heart = Heartbeat(self._store)
         if self.first:
             self._heart.begin()
+
+    def _have_own_gpus(self, gpu: str) -> bool:
+        """Whether each rank has a GPU that no other has, given this rank's."""
+        self._store.set(f"reprune/gpu/{self.number}", gpu.encode())
+        found = {self._store.get(f"reprune/gpu/{rank}") for rank in range(self.count)}
+        return len(found) == self.count and _NO_GPU.encode() not in found
 
     def close(self) -> None:
         """Leave the process group, even if other processes are lost."""
@@ -321,6 +327,19 @@ class Together(Ranks):
             ) from None
         self.traffic.bytes += sent
         self.traffic.seconds += time.perf_counter() - began
+
+
+def _own_gpu() -> str:
+    """The id of the GPU that this process takes. Where a launcher shows each process one GPU alone, all see number 0.
+
+    `_NO_GPU` if it takes none, or a part of one, for which NCCL takes no more than one process.
+    """
+    if not torch.cuda.is_available():
+        return _NO_GPU
+    index = int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count()
+    torch.cuda.set_device(index)
+    gpu = torch.cuda.get_device_properties(index)
+    return _NO_GPU if _PART in gpu.name else str(gpu.uuid)
 
 
 def _short(error: Exception) -> str:

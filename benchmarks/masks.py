@@ -9,7 +9,8 @@ mask has the smaller half of |W| x ||X|| in each row, in float64 (Sun et al., 20
 linears that are not called as modules, cannot be compared in this way.
 
 Prints for each model how many matrices were compared, and the smallest share of a matrix's mask that agrees, or why the
-model was not compared. Writes FOLDER/masks.json; started again, it does what is missing.
+model was not compared. Exits with 1 if a mask is another, or if a model cannot be compared although Transformers loads
+it and reprune does not refuse it. Writes FOLDER/masks.json; started again, it does what is missing.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.pytorch_utils import Conv1D
 
 import reprune
+from reprune.errors import UnsupportedModelError
 
 SAMPLES = 8
 ALIKE = 0.999
@@ -103,15 +105,25 @@ def examine(model_type: str, out: Path) -> dict[str, Any]:
     folder = out / model_type
     folder.mkdir(exist_ok=True)
     try:
-        return _examine(model_type, folder)
+        try:
+            build(CAUSAL, model_type, folder / "model")
+            model = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32)
+        except Exception as error:  # whatever a model raises
+            return _not_compared("not loaded", error)
+        return _examine(model, folder)
+    except UnsupportedModelError as error:
+        return _not_compared("refused", error)
     except Exception as error:  # whatever a model raises
-        return {"compared": 0, "least": None, "why": f"{type(error).__name__}: {error}"[:300]}
+        return _not_compared("failed", error)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _examine(model_type: str, folder: Path) -> dict[str, Any]:
-    model = build(CAUSAL, model_type, folder / "model")
+def _not_compared(outcome: str, error: Exception) -> dict[str, Any]:
+    return {"outcome": outcome, "compared": 0, "least": None, "why": f"{type(error).__name__}: {error}"[:300]}
+
+
+def _examine(model: Any, folder: Path) -> dict[str, Any]:
     ids = write_rows(folder / "model", folder / "rows.jsonl")
     reprune.prune(
         folder / "model",
@@ -128,7 +140,9 @@ def _examine(model_type: str, folder: Path) -> dict[str, Any]:
     )
     pruned = AutoModelForCausalLM.from_pretrained(folder / "out", dtype=torch.float32).state_dict()
     found = compare(model, pruned, ids)
-    return {"compared": len(found), "least": min(found.values(), default=None), "why": ""}
+    if not found:
+        raise ValueError("none of its pruned linears is called as a module")
+    return {"outcome": "compared", "compared": len(found), "least": min(found.values()), "why": ""}
 
 
 def main() -> None:
@@ -142,9 +156,11 @@ def main() -> None:
     found = sweep(CAUSAL, options.only, examine, options.out / "masks.json", options.jobs, say)
     compared = {name: one for name, one in found.items() if one.get("compared")}
     unlike = [name for name, one in compared.items() if one["least"] < ALIKE]
+    failed = [name for name, one in found.items() if one.get("outcome") == "failed"]
     matrices = sum(one["compared"] for one in compared.values())
-    print(f"{len(compared)} models, {matrices} matrices compared; not alike: {', '.join(unlike) or 'none'}")
-    sys.exit(bool(unlike))
+    said = f"not alike: {', '.join(unlike) or 'none'}; failed: {', '.join(failed) or 'none'}"
+    print(f"{len(compared)} models, {matrices} matrices compared; {said}")
+    sys.exit(bool(unlike or failed))
 
 
 if __name__ == "__main__":

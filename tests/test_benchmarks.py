@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import reprune
+from reprune.errors import UnsupportedModelError
 from tests import tiny
 from tests.benchmark import FOLDER, load
 from tests.engine.quick import samples_of
@@ -325,3 +326,33 @@ def test_a_sweep_goes_on_after_a_model_that_ends_its_process_and_does_it_anew_wh
         said = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
         assert json.loads(said.splitlines()[-1]) == json.loads(file.read_text())
         assert json.loads(file.read_text()) == {"first": passed, "ends": ends, "last": passed}
+
+
+@pytest.mark.parametrize(
+    ("fault", "at", "outcome", "code"),
+    [
+        (OSError("no such class"), "build", "not loaded", 0),
+        (UnsupportedModelError("shared weights"), "_examine", "refused", 0),
+        (ValueError("other shapes"), "_examine", "failed", 1),
+    ],
+)
+def test_a_model_whose_masks_could_not_be_compared_ends_the_sweep_in_an_error(
+    fault: Exception, at: str, outcome: str, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But not one that Transformers itself does not load, or that reprune refuses."""
+
+    def fail(*_: Any) -> None:
+        raise fault
+
+    monkeypatch.syspath_prepend(str(FOLDER))
+    masks = load("masks")
+    for name in ("build", "_examine"):
+        monkeypatch.setattr(masks, name, fail if name == at else lambda *_: None)
+    monkeypatch.setattr(masks.AutoModelForCausalLM, "from_pretrained", lambda *_, **__: None)
+    found = masks.examine("llama", tmp_path)
+    assert (found["outcome"], found["compared"]) == (outcome, 0)
+    monkeypatch.setattr(masks, "sweep", lambda *_: {"llama": found})
+    monkeypatch.setattr(sys, "argv", ["masks.py", "--out", str(tmp_path)])
+    with pytest.raises(SystemExit) as end:
+        masks.main()
+    assert end.value.code == code

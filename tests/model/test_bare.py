@@ -11,7 +11,6 @@ import pytest
 import torch
 import transformers
 from packaging.version import Version
-from safetensors.torch import save_file
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
@@ -29,7 +28,6 @@ from reprune.errors import InputError, UnsupportedModelError
 from reprune.model import bare
 from reprune.model.bare import build_bare, check_embedding, longest
 from reprune.model.skeleton import Skeleton
-from reprune.model.whole import load_model
 from tests import tiny
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from reprune.errors import UnsupportedModelError
-from reprune.model.conversion import Layout
+from reprune.model.conversion import Conversion, Layout
 from reprune.model.decoder import Decoder
 
 from .. import tiny
@@ -166,3 +168,38 @@ def test_what_would_be_read_back_otherwise_is_not_saved(folder_of: FolderOf, mon
     monkeypatch.setattr(Layout, "save", turned)
     with pytest.raises(UnsupportedModelError, match="would read back other values"):
         decoder.rounded(block)
+
+
+def test_what_is_stored_is_compared_without_further_copies_of_all_experts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU they would take its memory: several times what is stored."""
+    decoder = Decoder(tiny.save("mixtral", tmp_path, torch.bfloat16))
+    block = decoder.load(1)
+    save, load, made = Layout.save, Layout.load, list[weakref.ref[Tensor]]()
+
+    def saved(self: Layout, conversion: Conversion, parameters: dict[str, Tensor]) -> dict[str, Tensor]:
+        found = save(self, conversion, parameters)
+        if conversion.rule is not None:
+            made.extend(map(weakref.ref, found.values()))
+        return found
+
+    def loaded(self: Layout, conversion: Conversion, stored: dict[str, Tensor]) -> dict[str, Tensor]:
+        assert not any(one() is not None for one in made)  # what is rounded by now
+        return load(self, conversion, stored)
+
+    monkeypatch.setattr(Layout, "save", saved)
+    monkeypatch.setattr(Layout, "load", loaded)
+    monkeypatch.setattr(Tensor, "nan_to_num", lambda _: pytest.fail("a copy was made"))
+    decoder.rounded(block)
+    assert made
+
+
+def test_an_expert_of_which_a_weight_is_nan_is_read_back_as_it_is(folder_of: FolderOf) -> None:
+    """What a run refuses then is the weight, not the model."""
+    decoder = Decoder(folder_of("mixtral"))
+    block = decoder.load(1)
+    experts = block.module.get_parameter("mlp.experts.down_proj")
+    with torch.no_grad():
+        experts[2, 3, 4] = math.nan
+    assert decoder.rounded(block)[1]["mlp.experts.down_proj"].isnan().nonzero().tolist() == [[2, 3, 4]]

@@ -255,16 +255,18 @@ class Decoder:
         parameters: dict[str, Tensor] = {}
         path, state = self._path(block.index), block.module.state_dict()
         for conversion in self._blocks[block.index]:
-            made = self._layout.save(
-                conversion, {name: state[name.removeprefix(path)] for name in conversion.parameters}
-            )
-            stored = {name: tensor.to(self.checkpoint.dtype(name)).contiguous() for name, tensor in made.items()}
+            held = {name: state[name.removeprefix(path)] for name in conversion.parameters}
+            stored = {
+                name: tensor.to(self.checkpoint.dtype(name)).contiguous()
+                for name, tensor in self._layout.save(conversion, held).items()
+            }
             for name, tensor in self._layout.load(conversion, stored).items():
                 parameters[name.removeprefix(path)] = tensor
                 if conversion.rule is None:
                     continue
-                held = state[name.removeprefix(path)].to(tensor.dtype)
-                if not torch.equal(tensor.nan_to_num(), held.nan_to_num()):
+                rounded = held[name].to(tensor.dtype)
+                # NaN, which `round_` refuses, is equal to nothing.
+                if not (torch.equal(tensor, rounded) or torch.equal(tensor.nan_to_num(), rounded.nan_to_num())):
                     raise UnsupportedModelError(
                         f"{self.name}: {name} cannot be stored as {conversion.stored[0]}: Transformers "
                         "would read back other values."

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, final
 
-from reprune.doors.evaluation.protocols import check_text
 from reprune.doors.generation.selfmade import OWN_TEXTS
 from reprune.doors.planned import Plan, plan_by_recipe
 from reprune.doors.prepare import draw
@@ -57,8 +56,7 @@ def begin(
     Raises:
         InputError: something cannot be used, or differs from what the study was begun with. Nothing is written.
     """
-    for given in measures.texts:
-        check_text(given)  # before the model, which may have to be downloaded
+    measures.check()  # before the model, which may have to be downloaded
     plans = _planned(recipes, watcher)
     plan = next(iter(plans.values()))
     found = _found(model, plan)

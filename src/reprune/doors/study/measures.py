@@ -5,20 +5,30 @@ Perplexity and test errors are taken on the same windows of the same texts, so t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
 from reprune.doors.evaluation.against import errors_against
 from reprune.doors.evaluation.evaluate import evaluate
-from reprune.doors.evaluation.protocols import Cut, cut_text, open_text
-from reprune.doors.zeroshot.accuracy import open_tasks, zero_shot
+from reprune.doors.evaluation.protocols import Cut, check_text, cut_text, open_text
+from reprune.doors.zeroshot.accuracy import check_tasks, open_tasks, zero_shot
 from reprune.errors import InputError
 from reprune.model.whole import collect_models
 
 Progress = Callable[[int, int], None]
 Notify = Callable[[str], None]
+
+
+@contextmanager
+def _by_its_name_here() -> Iterator[None]:
+    """Call --seqlen of `evaluate` by its name here in errors."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(str(error).replace("--seqlen", "--text-seqlen")) from None
 
 
 @final
@@ -43,6 +53,22 @@ class Measures:
     zero_shot: tuple[str, ...] = ()  # names of tasks
     zero_shot_data: Path | None = None
     zero_shot_limit: int | None = None
+
+    def check(self) -> None:
+        """Raise `InputError` for what cannot be measured, as far as that can be told without a model or a network."""
+        if not self.texts:
+            raise InputError("--text: expected at least one text, such as wikitext2.")
+        with _by_its_name_here():
+            Cut.of(**self.cut)
+            for text in self.texts:
+                check_text(text)
+        if self.zero_shot:
+            check_tasks(self.zero_shot, data=self.zero_shot_data, limit=self.zero_shot_limit)
+
+    @property
+    def cut(self) -> dict[str, Any]:
+        """The windows, as arguments of `evaluate`."""
+        return {"protocol": self.protocol, "seqlen": self.seqlen, "max_windows": self.windows}
 
     def record(self, texts: Sequence[Text], tasks: Mapping[str, str]) -> dict[str, Any]:
         """As in study.json: texts and tasks with their SHA-256, a folder of this machine by its last part."""
@@ -86,23 +112,14 @@ class Bench:
         Raises:
             InputError: a text cannot be used, or two have one name.
         """
-        if not self.measures.texts:
-            raise InputError("--text: expected at least one text, such as wikitext2.")
         texts: dict[str, Text] = {}
         for given in self.measures.texts:
-            try:
-                windows = cut_text(folder, open_text(given), Cut.of(**self._cut), self.trust_remote_code)
-            except InputError as error:  # of `evaluate`, whose --seqlen has another name here
-                raise InputError(str(error).replace("--seqlen", "--text-seqlen")) from None
+            with _by_its_name_here():
+                windows = cut_text(folder, open_text(given), Cut.of(**self.measures.cut), self.trust_remote_code)
             if windows.text in texts:
                 raise InputError(f"--text {given}: another text is called {windows.text} too; rename one of them.")
             texts[windows.text] = Text(given, windows.text, windows.text_sha256)
         return list(texts.values())
-
-    @property
-    def _cut(self) -> dict[str, Any]:
-        measures = self.measures
-        return {"protocol": measures.protocol, "seqlen": measures.seqlen, "max_windows": measures.windows}
 
     def _common(self, progress: Progress, notify: Notify) -> dict[str, Any]:
         return {
@@ -115,7 +132,7 @@ class Bench:
 
     def perplexity(self, model: str | Path, text: Text, progress: Progress, notify: Notify) -> dict[str, Any]:
         """The record of `evaluate`: the perplexity and all that decides it."""
-        found = evaluate(model, text.source, **self._cut, **self._common(progress, notify)).record()
+        found = evaluate(model, text.source, **self.measures.cut, **self._common(progress, notify)).record()
         collect_models()
         return found
 
@@ -123,7 +140,7 @@ class Bench:
         self, sparse: Path, dense: str, text: Text, progress: Progress, notify: Notify
     ) -> list[dict[str, float]]:
         """Each block's error against the dense model, on the windows that perplexity is measured on."""
-        found = errors_against(sparse, dense, text.source, **self._cut, **self._common(progress, notify))
+        found = errors_against(sparse, dense, text.source, **self.measures.cut, **self._common(progress, notify))
         return [{"normalized": block.normalized, "relative": block.relative} for block in found.blocks]
 
     def zero_shot(self, model: str | Path, progress: Progress, notify: Notify) -> dict[str, Any]:

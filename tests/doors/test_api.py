@@ -302,7 +302,7 @@ def test_a_text_that_cannot_be_is_refused_before_the_model_is_downloaded(
         ("evaluation.against", lambda: reprune.errors_against("a/b", "c/d", "gone.txt"), r"'gone\.txt': expected a"),
         ("planned", lambda: reprune.study("owner/model", "s", **QUICK, texts="gone.txt"), r"'gone\.txt': expected a"),
         ("planned", lambda: reprune.study("owner/model", "s", **QUICK, protocol="long"), "--protocol long: expected"),
-        ("planned", lambda: reprune.study("owner/model", "s", **QUICK, zero_shot="boolk"), "--zero-shot boolk: no such"),
+        ("planned", lambda: reprune.study("owner/model", "s", **QUICK, zero_shot="boolk"), "--zero-shot boolk: no"),
         (
             "generation.generate",
             lambda: generate("owner/model", "o.jsonl", samples=1, settings=generation({}), device="cuda:99"),

@@ -165,6 +165,13 @@ def test_what_the_guard_did_and_auto_chose_is_said(here: Path, cli: Cli) -> None
     assert names == {f"self_attn.{part}_proj" for part in "qkvo"}
 
 
+def test_a_window_without_an_error_is_one_in_which_auto_fitted_nothing(cli: Cli) -> None:
+    said = cli("prune", "llama", "--out", "part", *QUICK, "--reconstruct", "auto", "--exclude", "0.*")
+    assert (said.code, said.err) == (0, "")
+    counts = re.search(r"auto +fitted nothing in (\d) windows?, one block in (\d), two in (\d)\n", said.out)
+    assert counts is not None and int(counts[1]) >= 1 and sum(map(int, counts.groups())) == 4
+
+
 def test_larger_windows_that_auto_chose_are_counted_too(
     here: Path, cli: Cli, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -67,7 +67,7 @@ def _guarded(record: Mapping[str, Any]) -> Iterator[str]:
     yield f"guard          stopped {len(early)} of {len(windows)} windows early: {spared} epochs not run"
     yield f"               put back an earlier, better state in {restored} of {len(windows)}"
     if record["recipe"]["reconstruct"] == "auto":
-        sizes = Counter(len(window["reconstructed"]) for window in windows)
+        sizes = Counter(len(window["reconstructed"]) for window in record["windows"])
         larger = "".join(f", {size} in {sizes[size]}" for size in sorted(sizes) if size > 2)
         nothing = counted(sizes[0], "window")
         yield f"auto           fitted nothing in {nothing}, one block in {sizes[1]}, two in {sizes[2]}{larger}"

@@ -208,6 +208,40 @@ def test_a_linear_whose_module_runs_is_no_stack_and_what_zeros_reach_has_the_tok
     ]
 
 
+class _Grouped(nn.Linear):
+    """As in DeepSeek V4: each half of the outputs comes of a half of the inputs (tokens, 2, 4)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.bmm(x.transpose(0, 1), self.weight.view(2, 3, 4).mT).transpose(0, 1)
+
+
+def test_a_linear_that_multiplies_parts_of_its_inputs_by_parts_of_its_weight_is_the_stack_of_these() -> None:
+    block, x = nn.ModuleDict({"out": _Grouped(4, 6, bias=False)}), torch.randn(5, 2, 4)
+    stacks = find_stacks(block, lambda: block["out"](x), 5)
+    assert stacks == [Stack("out.weight", 2, (3, 4), (4, 1), "out.weight", per_token=2.0)]
+    linears = find_linears(block, stacks)
+    reached: dict[str, Tensor] = {}
+
+    def saw(linear: Linear, inputs: Tensor) -> None:
+        reached[linear.name] = inputs
+
+    with torch.no_grad(), watched_products(linears, saw):
+        outputs = block["out"](x)
+    assert reached.keys() == {"out.0", "out.1"}
+    for number, linear in enumerate(linears):
+        assert torch.equal(reached[linear.name], x[:, number])
+        torch.testing.assert_close(reached[linear.name] @ linear.matrix().T, outputs[:, number])
+
+
+def test_a_linear_that_multiplies_by_a_part_of_its_weight_alone_is_no_stack() -> None:
+    class _Half(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return F.linear(x, self.weight[:3])
+
+    block, x = nn.ModuleDict({"out": _Half(4, 6)}), torch.randn(5, 4)
+    assert find_stacks(block, lambda: block["out"](x), 5) == []
+
+
 def test_experts_that_read_the_outputs_of_a_linear_have_the_tokens_that_are_sent_to_them() -> None:
     """As in Nemotron 3, whose experts are of a latent size; without weights they get only zeros."""
 

@@ -16,7 +16,8 @@ from transformers.pytorch_utils import Conv1D
 class Stack:
     """A parameter that holds matrices of one shape one after the other: those of all experts, or of all heads.
 
-    It may hold a single one: the weight of a linear that is multiplied by directly, while its module is never called.
+    It may be the weight of a linear: a single matrix that is multiplied by directly, while the linear's module is never
+    called, or several, if the module multiplies each part of its inputs by a part of the weight.
     """
 
     parameter: str  # its name within the block
@@ -103,11 +104,13 @@ def is_linear(module: nn.Module) -> bool:
 def _of_stack(block: nn.Module, stack: Stack) -> list[Linear]:
     parameter = block.get_parameter(stack.parameter)
     size = math.prod(stack.shape)
+    name = stack.parameter.removesuffix(".weight")
     if stack.count == 1:
-        name = stack.parameter.removesuffix(".weight")
         return [Linear(name, parameter, stack.shape, stack.strides, stack=stack)]
+    if name == stack.parameter or not is_linear(block.get_submodule(name)):
+        name = stack.parameter
     return [
-        Linear(f"{stack.parameter}.{number}", parameter, stack.shape, stack.strides, number * size, stack=stack)
+        Linear(f"{name}.{number}", parameter, stack.shape, stack.strides, number * size, stack=stack)
         for number in range(stack.count)
     ]
 

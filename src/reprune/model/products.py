@@ -250,9 +250,11 @@ def find_stacks(block: nn.Module, run: Callable[[], None], tokens: int) -> list[
     for name, found in seen.items():
         count, rest = divmod(parameters[name].numel(), math.prod(found.shape))
         # A linear whose weight is multiplied by directly, without calling its module, is a stack of one. So is a
-        # parameter that would hold several experts in another configuration.
+        # parameter that would hold several experts in another configuration. A linear that is called is a stack if it
+        # multiplies by parts of its weight, all of them: each part reads inputs of its own.
         alone = count == 1 and (name.removesuffix(".weight") in linears or parameters[name].dim() > 2)
-        if not found.regular or rest or not (count > 1 or alone) or name in called:
+        plain = name in called and (count == 1 or len(found.inputs) < count)
+        if not found.regular or rest or not (count > 1 or alone) or plain:
             continue
         shares = next((one for one in stacks if one.count == count and _read_alike(seen[one.parameter], found)), None)
         # With weights of zero, what reads another linear's outputs gets only zeros: it has the tokens of the stack that

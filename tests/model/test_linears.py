@@ -129,12 +129,12 @@ def test_routers_are_the_linears_beside_experts_that_have_an_output_for_each_or_
 
 
 def test_a_router_has_one_more_output_where_a_token_may_be_sent_to_no_expert() -> None:
-    """As in Zaya."""
+    """As in Zaya, whose router has several layers."""
     block = _Mixture()
     block.mlp.gate = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 6))
     stack = Stack("mlp.experts.up", 5, (6, 4), (4, 1), "mlp.experts.up", 1.0)
     block.mlp.shared = nn.Linear(4, 9)
-    assert find_routers(block, [stack]) == {"mlp.gate.1", "mlp.shared_gate", "listed.router"}
+    assert find_routers(block, [stack]) == {"mlp.gate.0", "mlp.gate.1", "mlp.shared_gate", "listed.router"}
 
 
 def test_a_router_is_found_where_experts_are_directly_in_the_block() -> None:

@@ -129,7 +129,8 @@ def find_routers(block: nn.Module, stacks: Sequence[Stack]) -> set[str]:
     """The names of linears that choose or weigh experts: beside experts, with an output for each, or only one.
 
     There may be one more output, to choose no expert. Experts are stacks, or lists of modules that each hold linears. A
-    linear whose outputs another one beside it reads is not a router but a layer, such as of a shared expert.
+    linear whose outputs another one beside it reads is not a router but a layer, such as of a shared expert. If a
+    module ends in a router, all its linears belong to the router.
     """
     beside: dict[str, set[int]] = {}  # by the path of a module that holds experts: how many it holds
     for stack in stacks:
@@ -144,11 +145,17 @@ def find_routers(block: nn.Module, stacks: Sequence[Stack]) -> set[str]:
         if "." in path and experts and all(any(map(is_linear, expert.modules())) for expert in experts):
             beside.setdefault(path.rpartition(".")[0], set()).add(len(experts))
     shapes = {linear.name: linear.shape for linear in find_linears(block)}
-    found = {
-        name
-        for name, (rows, _) in shapes.items()
-        for holder, counts in beside.items()
-        if name.startswith(f"{holder}." if holder else "") and rows in {1, *counts, *(one + 1 for one in counts)}
-    }
+    found: dict[str, str] = {}  # by name: the path of the module around it that lies directly in the one with experts
+    for holder in sorted(beside, key=len):
+        rows_of_routers = {1, *beside[holder], *(one + 1 for one in beside[holder])}
+        around = f"{holder}." if holder else ""
+        for name, (rows, _) in shapes.items():
+            if name.startswith(around) and rows in rows_of_routers:
+                found[name] = around + name.removeprefix(around).split(".")[0]
     read = {(name.rpartition(".")[0], columns) for name, (_, columns) in shapes.items() if name not in found}
-    return {name for name in found if (name.rpartition(".")[0], shapes[name][0]) not in read}
+    routers: set[str] = set()
+    for name, path in found.items():
+        if (name.rpartition(".")[0], shapes[name][0]) not in read:
+            within = [other for other in shapes if f"{other}.".startswith(f"{path}.")]
+            routers |= {name, *(within if within[-1] == name else ())}
+    return routers

@@ -151,6 +151,23 @@ def test_weights_that_are_gone_and_memory_that_ran_out_are_no_fault_of_the_model
     assert raised.value is error
 
 
+@pytest.mark.parametrize(
+    ("quirk", "reason"),
+    [
+        ("between", "changes the hidden states between block 0 and block 1"),
+        ("handed on", "block 1 is passed 'side', which depends on the blocks before it"),
+    ],
+)
+def test_what_is_done_to_states_between_blocks_is_refused_before_any_weight_is_read(
+    quirk: odd.Quirk, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in RWKV, which halves its states after some blocks, where memory without values happens to be zero."""
+    skeleton = Skeleton(odd.save(quirk, tmp_path))
+    monkeypatch.setattr(torch, "empty", torch.zeros)
+    with pytest.raises(UnsupportedModelError, match=f"OddModel: .*{reason}"):
+        _ = skeleton.forms
+
+
 def test_what_takes_no_positions_says_so(tmp_path: Path) -> None:
     assert Skeleton(odd.save("", tmp_path)).max_positions is None
 

@@ -63,9 +63,14 @@ class _Recorder(nn.Module):
         if said is not False:
             return said
         if self._disturb:
-            states = 1.25 * states
+            states = disturbed(states)
         beside = [Beside(place) if self._returned > 0 else None for place in range(1, abs(self._returned))]
         return (states, *beside) if self._returned else states
+
+
+def disturbed(states: Tensor) -> Tensor:
+    """Other states than these, even where these are zero."""
+    return 1.25 * states + 1
 
 
 def stop(*_: Any) -> None:

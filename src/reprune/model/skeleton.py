@@ -25,8 +25,18 @@ from reprune.model.block import Call
 from reprune.model.forms import Beside, Form, axes
 from reprune.model.handing import find_forms, hands_on, matters, refuse_caches
 from reprune.model.linears import find_linears, is_linear
+from reprune.model.passing import Passing
 from reprune.model.quiet import quiet_transformers
-from reprune.model.recorder import Fill, LastBlockReached, fill_with_nothing, filling, is_outside, recorders, stop
+from reprune.model.recorder import (
+    Fill,
+    LastBlockReached,
+    disturbed,
+    fill_with_nothing,
+    filling,
+    is_outside,
+    recorders,
+    stop,
+)
 from reprune.model.uncached import uncached
 from reprune.model.written import refuse_written
 
@@ -217,6 +227,8 @@ class Skeleton:
         ids = self.few_ids()
         states, calls = self._recorded(ids, fill_with_nothing, False)
         refuse_caches(self.name, calls)
+        # States without values may all be zero, in which no change shows.
+        Passing(self.name, 0).check(calls, self._recorded(ids, fill_with_nothing, True)[1])
         more = self.few_ids(3)[:, : -(-ids.shape[1] // 2)]
         others, calls_of_others = self._recorded(more, fill_with_nothing, False)
         self.release()
@@ -286,10 +298,11 @@ class Skeleton:
                     f"{self.name}: block {index} is called where block {self.running[len(calls)]} was "
                     "expected; blocks that do not run once each in their order cannot be pruned one by one."
                 )
-            if calls and states is not entered[0] and not disturb:
+            if calls and states is not entered[0]:
                 if states.shape != entered[0].shape:
                     raise TypeError("the blocks return tuples")
-                if not torch.equal(states.nan_to_num(), entered[0].nan_to_num()):  # memory without values may hold any
+                handed = disturbed(entered[-1]) if disturb else entered[0]
+                if not torch.equal(states.nan_to_num(), handed.nan_to_num()):  # memory without values may hold any
                     raise UnsupportedModelError(
                         f"{self.name}: the model changes the hidden states between block {index - 1} "
                         f"and block {index}, so its blocks cannot be run one by one."

@@ -144,6 +144,13 @@ def test_a_router_is_found_where_experts_are_directly_in_the_block() -> None:
     assert find_routers(block, [stack]) == {"router.proj"}
 
 
+def test_linears_that_are_no_chain_are_no_layers_of_a_router() -> None:
+    """Such as an attention with a gate for each head, in a block with as many experts as heads."""
+    block = nn.ModuleDict({"attention": nn.ModuleDict({"q": nn.Linear(4, 6), "gate": nn.Linear(4, 3)})})
+    stack = Stack("experts.up", 3, (6, 4), (4, 1), "experts.up", 1.0)
+    assert find_routers(block, [stack]) == {"attention.gate"}
+
+
 def test_a_layer_of_a_shared_expert_as_wide_as_there_are_experts_is_no_router() -> None:
     """As in Qwen3-Next, of 512 experts with a shared one of width 512."""
     block = _Mixture()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import final
 
 import torch
@@ -130,7 +131,7 @@ def find_routers(block: nn.Module, stacks: Sequence[Stack]) -> set[str]:
 
     There may be one more output, to choose no expert. Experts are stacks, or lists of modules that each hold linears. A
     linear whose outputs another one beside it reads is not a router but a layer, such as of a shared expert. If a
-    module ends in a router, all its linears belong to the router.
+    module is a chain of linears that ends in a router, all of them belong to the router.
     """
     beside: dict[str, set[int]] = {}  # by the path of a module that holds experts: how many it holds
     for stack in stacks:
@@ -156,6 +157,7 @@ def find_routers(block: nn.Module, stacks: Sequence[Stack]) -> set[str]:
     routers: set[str] = set()
     for name, path in found.items():
         if (name.rpartition(".")[0], shapes[name][0]) not in read:
-            within = [other for other in shapes if f"{other}.".startswith(f"{path}.")]
-            routers |= {name, *(within if within[-1] == name else ())}
+            chain = [other for other in shapes if f"{other}.".startswith(f"{path}.")]
+            fits = all(shapes[one][0] == shapes[after][1] for one, after in pairwise(chain))
+            routers |= {name, *(chain if fits and chain[-1] == name else ())}
     return routers

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import json
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -83,6 +85,26 @@ def test_a_folder_without_a_record_is_refused(here: Path, cli: Cli) -> None:
     assert "text.txt is not a folder" in cli("report", "text.txt").err
     assert cli("report", "nowhere").code == 2
     assert cli("report").code == 2
+
+
+def test_a_record_that_may_not_be_read_is_an_input_error(here: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever runs the tests may read everything, so the system is made to refuse."""
+    said = cli("report", "x" * 300)
+    assert (said.code, said.err) == (
+        2,
+        f"error: {'x' * 300}: cannot be read (File name too long); check its permissions.\n",
+    )
+    written(here / "out", run_record(1))
+
+    def refuse(path: Path, **_: Any) -> str:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr(Path, "read_text", refuse)
+    said = cli("report", "out")
+    assert (said.code, said.err) == (
+        2,
+        "error: out/reprune.json cannot be read (Permission denied); check its permissions\n",
+    )
 
 
 @words_only

@@ -21,15 +21,17 @@ def read_records(folder: Path) -> Run | Study:
     """What `folder` holds: the record of a study or that of a run.
 
     Raises:
-        InputError: it holds neither, or one that is damaged or of another version.
+        InputError: it holds neither, or one that cannot be read, is damaged or of another version.
     """
+    ledger = Ledger(folder)
+    begun = ledger.exists  # first, as it refuses a folder that cannot be looked into
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder; give the folder that `reprune prune` or `reprune study` wrote")
     if (folder / STUDY).is_file():
         return _read(folder / STUDY, Study)
     if (folder / RECORD).is_file():
         return _read(folder / RECORD, Run)
-    if (ledger := Ledger(folder)).exists:
+    if begun:
         raise InputError(f"{folder}: {ledger.way_on}, then make the report.")
     raise InputError(
         f"{folder} holds neither {RECORD} nor {STUDY}; give the folder that `reprune prune` or `reprune study` wrote"
@@ -43,6 +45,8 @@ _UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\uff
 def _read(path: Path, kind: type[_Record]) -> _Record:
     try:
         content = read_json(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}); check its permissions") from None
     except ValueError as error:  # not UTF-8, or not JSON
         raise InputError(
             f"{path} is damaged: it is not valid JSON ({error}); run the command that wrote it again"

@@ -113,6 +113,13 @@ def test_a_folder_with_files_of_others_is_refused(file: str, here: Path, cli: Cl
     assert [path for path in here.rglob("out/**/*") if path.is_file()] == [theirs]
 
 
+def test_a_place_that_cannot_be_written_is_refused_before_anything_is_measured(here: Path, cli: Cli) -> None:
+    (here / "file").touch()
+    said = cli("demo", "--out", "file/out")
+    assert (said.code, said.out) == (2, "")
+    assert said.err.startswith("error: --out file/out/LR: ")
+
+
 def _result(folder: Path, model: Path) -> None:
     reprune.prune(model, folder, calibration="manual", samples=2, seqlen=32, pruner="magnitude", reconstruct="LR")
 

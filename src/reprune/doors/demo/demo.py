@@ -20,6 +20,7 @@ from reprune.doors.evaluation.evaluate import evaluate
 from reprune.doors.evaluation.perplexity import Perplexity
 from reprune.doors.evaluation.protocols import describe
 from reprune.doors.formats import clock, console, percent, size, table
+from reprune.doors.prepare import check_out
 from reprune.doors.progress import counting, watching
 from reprune.doors.report.write import NAME
 from reprune.engine.ledger import Ledger
@@ -121,6 +122,9 @@ def _check_out(out: Path) -> None:
         ours = path.name in _RUNS and path.is_dir() and (not any(path.iterdir()) or _is_run(path))
         if not ours:
             raise InputError(f"--out {out}: holds {path.name}, which no demo wrote; give another folder.")
+    for folder in (out / name for name in _RUNS):
+        if not folder.exists():
+            check_out(folder)
 
 
 def _is_run(folder: Path) -> bool:

@@ -119,7 +119,8 @@ def test_the_time_of_writing_texts_is_told_beside_that_of_the_run() -> None:
     own = {"texts": 36, "seconds": 245.0, "peak_memory_bytes": {"host": 2 * 10**9, "device": 0}}
     page, plain = paged(self_generation=own), paged(self_generation=None)
     pairs = [next(one for one in each.sections if one.anchor == "cost").pairs for each in (page, plain)]
-    assert pairs[0][:2] == [("Before the run", "the model wrote 36 texts in 4:05"), ("Whole run", "2:02")]
+    wrote = "the model wrote 36 texts, or what its cache lacked of them, in 4:05"
+    assert pairs[0][:2] == [("Before the run", wrote), ("Whole run", "2:02")]
     assert pairs[1][0] == ("Whole run", "2:02")
     notes = [next(tile.note for tile in each.tiles if tile.name == "Time") for each in (page, plain)]
     assert notes == ["without the model's texts", ""]

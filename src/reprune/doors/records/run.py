@@ -209,8 +209,8 @@ class Data(Read):
 class OwnTexts(Read):
     """The texts that the model wrote before the run."""
 
-    texts: int
-    seconds: float
+    texts: int  # that were asked for, also those that were in the cache
+    seconds: float  # of writing the others
 
 
 class Run(Read):

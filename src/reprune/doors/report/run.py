@@ -342,7 +342,8 @@ def _device(run: Run) -> str:
 def _cost(run: Run) -> Section:
     pairs = [("Whole run", duration(run.seconds))]
     if (own := run.self_generation) is not None:
-        pairs.insert(0, ("Before the run", f"the model wrote {counted(own.texts, 'text')} in {duration(own.seconds)}"))
+        wrote = f"the model wrote {counted(own.texts, 'text')}, or what its cache lacked of them"
+        pairs.insert(0, ("Before the run", f"{wrote}, in {duration(own.seconds)}"))
     if run.distillation is not None:
         pairs.append(("Of which distillation", duration(run.distillation.seconds)))
     pairs += processes_of(run)

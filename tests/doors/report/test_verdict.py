@@ -175,6 +175,12 @@ def test_a_wide_gap_is_not_called_good() -> None:
     assert "in 7 matrices of 1 block to zero" in said(verdict), "one block is no blocks"
 
 
+def test_a_block_in_which_nothing_was_pruned_is_not_among_those_that_were() -> None:
+    first, *others = run_record()["blocks"]
+    verdict = judged(blocks=[{**first, "matrices": []}, *others])
+    assert "in 21 matrices of 3 blocks to zero" in said(verdict)
+
+
 def test_several_windows_that_overfit_are_told_together() -> None:
     text = said(judged(windows=[window(i, [1.0, 0.7, 0.5], [1.0, 0.8, 1.0]) for i in range(2)]))
     assert "2 of 2 trained windows overfit" in text

@@ -186,7 +186,7 @@ def _headline(gained: float, fitted: float) -> str:
 
 def _pruned(run: Run) -> str:
     matrices = sum(len(block.matrices) for block in run.blocks)
-    where = counted(len(run.blocks), "block")
+    where = counted(sum(bool(block.matrices) for block in run.blocks) or len(run.blocks), "block")
     where = f"{counted(matrices, 'matrix', 'matrices')} of {where}" if matrices else where
     return f"{run.pruner or 'The pruner'} set {share(run.sparsity)} of the weights in {where} to zero."
 

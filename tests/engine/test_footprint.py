@@ -133,18 +133,31 @@ def test_distillation_has_two_streams_more_however_many_blocks_it_fits() -> None
 
 @pytest.mark.parametrize("device", ["cuda", "cuda:1"])
 def test_a_gpu_holds_gradients_or_activations_and_the_places_of_what_it_picks(device: str) -> None:
-    """At low rank nothing is picked, and there are no gradients of whole matrices."""
+    """At low rank nothing is picked, and there are no gradients of whole matrices.
+
+    While a pass is computed, the states of the next one are sent: what enters the window, and its targets.
+    """
     cost = replace(_work().blocks[0], parameters=2 * PLACES_BYTES, activations=0.0)
     work = replace(_work(), blocks=[cost] * 8, groups=[[]] * 8)
     weights = 4 * cost.parameters
-    for settings, held, picked in (
-        (["guard=off"], 4.25, 0),
-        ([], 4.25 + 0.25, PLACES_BYTES),
-        (["solver.compact=true"], 1.25 + 0.25 * 5, PLACES_BYTES),
-        (["solver.rank=2"], 2.0, 0),
+    sent = 2 * 8 * cost.states
+    for settings, held, more in (
+        (["guard=off"], 4.25, sent),
+        ([], 4.25 + 0.25, PLACES_BYTES),  # between passes
+        (["solver.compact=true"], 1.25 + 0.25 * 5, PLACES_BYTES + sent),
+        (["solver.rank=2"], 2.0, sent),
     ):
         recipe = _recipe("BR+GP", f"device={device}", "sparsity=0.75", *settings)
-        assert window_bytes(recipe, work, work.schedule[0]) == int(held * weights) + picked
+        assert window_bytes(recipe, work, work.schedule[0]) == int(held * weights) + more
     busy = replace(work, blocks=[replace(cost, activations=1e12)] * 8)
     low = _recipe("BR+GP", f"device={device}", "solver.rank=2", "solver.micro_batch_size=1")
-    assert window_bytes(low, busy, work.schedule[0]) == 2 * weights + int(1.3 * 1e12)
+    assert window_bytes(low, busy, work.schedule[0]) == 2 * weights + int(1.3 * 1e12) + 2 * cost.states
+
+
+def test_a_gpu_that_fits_nothing_holds_a_passing_batch_and_the_two_after_it() -> None:
+    work = _blocks()
+    for device, sent in (("cpu", 0), ("cuda", 2 * 3 * 5)):
+        recipe = _recipe("LR", f"device={device}", "solver.micro_batch_size=3")
+        assert window_bytes(recipe, work, work.schedule[2]) == 4 * 2000 + 3 * 70 + sent
+        distilled = _recipe("BR+GP", f"device={device}", "solver.micro_batch_size=3", "solver.rank=2", distill=1)
+        assert distilling_bytes(distilled, replace(work, head=(0, 3))) == 2 * 4 * 2000 + int(1.3 * 3 * 70) + sent

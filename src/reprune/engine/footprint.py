@@ -9,6 +9,7 @@ from reprune.engine.work import Group, Work
 from reprune.math.masking import PLACES_BYTES
 from reprune.model.costs import BlockCosts
 from reprune.model.predictor import LOGITS
+from reprune.model.streams import AHEAD
 from reprune.planning.recipe import Recipe
 from reprune.planning.schedule import Window, windows
 
@@ -66,7 +67,8 @@ def window_bytes(recipe: Recipe, work: Work, window: Window) -> int:
     weights = 4 * work.parameters(window.blocks)
     largest = max(work.blocks[i].activations for i in window.blocks)
     at_a_time = min(solver.samples_at_a_time, work.calibration)
-    passing = at_a_time * largest  # a pass without gradients holds no more than one with gradients keeps
+    # A pass without gradients holds no more than one with gradients keeps.
+    passing = at_a_time * largest + _sent_bytes(recipe, at_a_time * work.blocks[window.blocks.start].states)
     size = gathers(recipe.pruner.build()).size
     pruning = max(
         _statistics_bytes(work.groups[i], size)
@@ -115,6 +117,7 @@ def _fitting_bytes(recipe: Recipe, weights: int, costs: Sequence[BlockCosts], at
     """The most held while blocks are fitted; `weights` are their weights' bytes."""
     held, kept = _copies(recipe) * weights, at_a_time * _kept_bytes(recipe, costs)
     passing = (_TEMPORARY - 1.0) * at_a_time * max(cost.activations for cost in costs)
+    passing += _sent_bytes(recipe, at_a_time * costs[0].states)
     if not on_gpu(recipe):  # gradients come as activations go, but the heap seldom fits them into the freed memory
         return held + kept + passing
     picking = min(PLACES_BYTES, 2 * weights) if _picks(recipe) else 0  # between backward passes; if compact, in them
@@ -130,7 +133,13 @@ def distilling_bytes(recipe: Recipe, work: Work) -> int:
     kept = _kept_bytes(recipe, costs)
     weights = _copies(recipe) * 4 * sum(cost.parameters for cost in costs)
     logits = min(4 * LOGITS, 4 * words * work.tokens * at_a_time) * _LOGITS_HELD
-    return int(weights + 4 * words * hidden + max(at_a_time * kept + logits, _TEMPORARY * at_a_time * kept))
+    passing = max(at_a_time * kept + logits, _TEMPORARY * at_a_time * kept)
+    return int(weights + 4 * words * hidden + passing + _sent_bytes(recipe, at_a_time * costs[0].states))
+
+
+def _sent_bytes(recipe: Recipe, states: int) -> int:
+    """The states that a GPU is sent while it computes with those before, for batches of that many bytes."""
+    return AHEAD * states if on_gpu(recipe) else 0
 
 
 def _kept_bytes(recipe: Recipe, costs: Sequence[BlockCosts]) -> float:

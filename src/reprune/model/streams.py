@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 _CPU = torch.device("cpu")
-_AHEAD = 2
+AHEAD = 2
 """How many reads of a stream may be queued on a GPU before this process waits: a step reads inputs and targets."""
 Shape = tuple[int, ...]
 """(samples, tokens, hidden); in some models (samples, tokens, parallel states of a token, hidden)."""
@@ -96,7 +96,7 @@ class _Sender:
         computations.wait_stream(self._copies)  # those to come; this process does not wait
         sent.record_stream(computations)  # so that their memory is not reused before
         self._marks.append(computations.record_event())
-        if len(self._marks) > _AHEAD:
+        if len(self._marks) > AHEAD:
             self._marks.popleft().synchronize()
         return sent
 

@@ -55,6 +55,33 @@ def _told(block: Block) -> list[Told]:
     return [(one.names, one.expert, one.stage) for one in block.groups(torch.randn(2, 3, 4), _CALL)]
 
 
+class _Latent(nn.Module):
+    """As in Nemotron 3, experts are of a latent size: one linear reads their outputs, and another runs after both."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.beside, self.leave, self.enter = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4)
+        self.experts = nn.Parameter(torch.randn(2, 4, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        latent = self.enter(x)
+        mixed = torch.cat([F.linear(latent[:, :1], self.experts[0]), F.linear(latent[:, 1:], self.experts[1])], dim=1)
+        left: Tensor = self.leave(mixed)
+        return left + self.beside(x * 2)
+
+
+def test_groups_are_in_the_order_in_which_they_run_whether_or_not_they_are_of_a_stack() -> None:
+    module = _Latent()
+    stack = Stack("experts", 2, (4, 4), (4, 1), "experts", per_token=1.0)
+    assert _told(Block(0, module, torch.device("cpu"), Precision(), [stack])) == [
+        (("enter",), False, None),
+        (("experts.0",), True, "experts"),
+        (("experts.1",), True, "experts"),
+        (("leave",), False, None),
+        (("beside",), False, None),
+    ]
+
+
 class _Sequences(nn.Module):
     """Experts are sequences, in which the linears are numbered too."""
 
@@ -236,8 +263,9 @@ class _Halves(nn.Module):
 def test_linears_in_a_list_that_all_tokens_pass_are_of_no_expert_where_they_have_stacks_beside_them() -> None:
     stacks = [Stack(f"halves.{half}.up", 2, (4, 4), (4, 1), f"halves.{half}.up", 1.0) for half in range(2)]
     told = _told(Block(0, _Halves(), torch.device("cpu"), Precision(), stacks))
-    assert told[:2] == [((f"halves.{half}",), False, None) for half in range(2)]
-    assert all(expert for _, expert, _ in told[2:])
+    plain = [one for one in told if one[2] is None]
+    assert plain == [((f"halves.{half}",), False, None) for half in range(2)]
+    assert all(expert for _, expert, stage in told if stage is not None)
 
 
 def test_stacked_experts_are_matrix_by_matrix_those_that_read_the_same_and_stack_after_stack() -> None:

@@ -219,8 +219,8 @@ class Block:
     def groups(self, states: Tensor, call: Call) -> list[LinearGroup]:
         """The linear groups: linears that read the same tensor.
 
-        Linears that run once come first, in the order in which they run, and those of stacks, which have a stage, come
-        last. A linear that runs more than once is a group of its own; one that never runs is in no group.
+        They are in the order in which they run; those of stacks have a stage. A linear that runs more than once is a
+        group of its own, after the others; one that never runs is in no group.
 
         Modules in a list are experts only if some of the tokens that reach the module around the list do not pass all
         of them. Otherwise a member may read what the ones before it made, as in the two halves of a block of
@@ -229,7 +229,7 @@ class Block:
         tokens = states.shape[0] * states.shape[1]
         seen: list[tuple[Tensor, list[Linear]]] = []  # holding the tensors keeps their identities apart
         runs: dict[str, int] = {}
-        order: list[str] = []  # of stacks, as they first run
+        order: list[int | str] = []  # as they first run: numbers in `seen`, and of stacks what they share
         passed: dict[str, int] = {}  # how many tokens, by linear; all tokens reach a stack that runs
 
         def saw(linear: Linear, inputs: Tensor) -> None:
@@ -244,6 +244,7 @@ class Block:
                 if same_data(tensor, inputs):
                     linears.append(linear)
                     return
+            order.append(len(seen))
             seen.append((inputs, [linear]))
 
         with self.watch(saw):
@@ -252,24 +253,27 @@ class Block:
         repeated = [linear for linear in self.linears if runs.get(linear.name, 0) > 1]
         idle = [linear for linear in self.linears if linear.module is not None and linear.name not in runs]
         experts = self._lists_of_experts(passed, tokens)
-        running = [self._plain_group(linears, experts) for linears in shared if linears]
+        running: list[LinearGroup] = []
+        for place in order:
+            if isinstance(place, str):
+                running += self._stacked_groups(place)
+            elif shared[place]:
+                running.append(self._plain_group(shared[place], experts))
         return [
             *running,
             *(LinearGroup((linear,), once=False) for linear in repeated),
-            *self._idle_experts(idle, experts, running),
-            *self._stacked_groups(order),
+            *self._idle_experts(idle, experts, [group for group in running if group.linears[0].stack is None]),
         ]
 
-    def _stacked_groups(self, order: Sequence[str]) -> Iterator[LinearGroup]:
-        """For stacks that read the same inputs, one group for each matrix number, stage after stage."""
-        for shares in order:
-            together: dict[int, list[Linear]] = {}
-            for linear in self.linears:
-                if linear.stack is not None and linear.stack.shares == shares:
-                    together.setdefault(linear.number or 0, []).append(linear)
-            for linears in together.values():
-                assert linears[0].stack is not None
-                yield LinearGroup(tuple(linears), expert=linears[0].stack.routed, stage=shares)
+    def _stacked_groups(self, shares: str) -> Iterator[LinearGroup]:
+        """For stacks that read the same inputs, one group for each matrix number."""
+        together: dict[int, list[Linear]] = {}
+        for linear in self.linears:
+            if linear.stack is not None and linear.stack.shares == shares:
+                together.setdefault(linear.number or 0, []).append(linear)
+        for linears in together.values():
+            assert linears[0].stack is not None
+            yield LinearGroup(tuple(linears), expert=linears[0].stack.routed, stage=shares)
 
     def _idle_experts(
         self, idle: Sequence[Linear], experts: Set[str], running: Sequence[LinearGroup]

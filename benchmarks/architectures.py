@@ -101,7 +101,7 @@ models are also pruned in these ways (SparseGPT 50 %, BR+GP), as far as a machin
     python benchmarks/devices.py --out sweep
 
 The device there is simulated: it computes on the CPU, refuses CPU tensors among its own as CUDA does, and its autocast
-has CUDA's rules. Of the 183 models that can be pruned (without timm), all work in float32 on that device, all but xmod
+has CUDA's rules. Of the 180 models that can be pruned (without timm), all work in float32 on that device, all but xmod
 in bfloat16 and in float16, and all but xmod and dbrx in bfloat16 on the CPU. Those two combine tensors of two dtypes;
 with `precision: auto`, the default, they are run in float32, and a note says so.
 """

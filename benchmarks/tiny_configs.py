@@ -69,6 +69,8 @@ _TEXT_SECTIONS, _TEXT_LATENT = {"text_config": _SECTIONS}, {"text_config": _LATE
 _THINKER_SECTIONS = {"thinker_config": _TEXT_SECTIONS}
 _FEW_FILTERS = {"num_filters": 2}
 _IMAGE_TOKENS = {"vocabulary_map": {"<image>": 5, "<|extra_200|>": 6}}
+_RESIDUALS = {"n_layers_per_attn_res_block": 2}
+_LOOP = {**_RESIDUALS, "loop_layer_index_start": 2, "loop_layer_index_end": 4}
 ODD: Mapping[str, Mapping[str, Any]] = {
     **dict.fromkeys(("axk1", "axk2", "deepseek_v3", "deepseek_v32", "sarvam_mla"), _LATENT),
     **dict.fromkeys(("glm4_moe_lite", "glm_moe_dsa", "longcat_flash", "minicpm3", "youtu", "kimi_linear"), _LATENT),
@@ -105,6 +107,11 @@ ODD: Mapping[str, Mapping[str, Any]] = {
     "zamba": {"layers_block_type": ["linear_attention", "hybrid"] * 2, "attention_head_dim": 32, **_SHARED},
     "zamba2": {"layers_block_type": ["mamba", "hybrid"] * 2, "num_mem_blocks": 1, "mamba_headdim": 32, **_SHARED},
     "xmod": {"default_language": "en_XX"},
+    "rwkv": {"rescale_every": 2},
+    "inkling2_text": _RESIDUALS,
+    "inkling2": {"text_config": _RESIDUALS},
+    "inkling2_loop_text": _LOOP,
+    "inkling2_loop": {"text_config": _LOOP},
     "cohere_compass_text": {"rope_parameters": {"full_attention": _ROPE}},
     "qwen4_exp": {"text_config": _INDEXER},
     "qwen4_exp_text": _INDEXER,

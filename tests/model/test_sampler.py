@@ -173,9 +173,17 @@ def test_few_rows_at_a_time_give_the_same(monkeypatch: pytest.MonkeyPatch) -> No
     assert (sampler.sample(GIVEN, 8, Choice(), {2}, seeded()), sampler.greedily(GIVEN, 3).tolist()) == whole
 
 
+def test_a_model_whose_configuration_says_to_keep_no_cache_writes_with_one() -> None:
+    """As trainers that checkpoint gradients save it."""
+    model = tiny.build("llama")
+    expected = Sampler(model, FLOAT32).greedily(GIVEN, 3)
+    model.config.use_cache = False
+    assert torch.equal(Sampler(model, FLOAT32).greedily(GIVEN, 3), expected)
+
+
 def test_a_model_without_a_cache_is_refused() -> None:
     model = tiny.build("llama")
-    model.config.use_cache = False
+    model.forward = lambda input_ids: None
     with pytest.raises(InputError, match="has no cache of keys and values"):
         Sampler(model, FLOAT32)
 

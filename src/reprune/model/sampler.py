@@ -66,7 +66,7 @@ class Sampler:
         self._model = model
         self._precision = precision
         kept = cache_argument(model)
-        if kept is None or not getattr(model.config, "use_cache", True):
+        if kept is None:
             raise InputError(
                 f"{type(model).__name__} has no cache of keys and values, so it would write too slowly; serve it and "
                 "give --endpoint URL."

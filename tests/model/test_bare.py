@@ -63,7 +63,7 @@ def test_experts_beyond_any_memory_are_made_without_it(kind: Any, architecture: 
     assert sum(parameter.numel() for parameter in block.parameters()) > 2**43
 
 
-@pytest.mark.parametrize("architectures", [None, ["LlavaOfAnotherRelease"]])
+@pytest.mark.parametrize("architectures", [None, ["LlavaOfAnotherRelease"], ["LlamaForCausalLM"]])
 def test_a_model_of_several_parts_is_the_whole_also_where_its_class_is_not_said(
     architectures: list[str] | None, tmp_path: Path
 ) -> None:

@@ -257,8 +257,9 @@ def model_class(config: Any, trust_remote_code: bool) -> Any:
     own = getattr(config, "auto_map", None) or ()  # code that comes with the model
     if not own:
         for name in getattr(config, "architectures", None) or ():
-            kind = getattr(transformers, str(name), None)
-            if GENERATIVE.search(str(name)) and isinstance(kind, type) and issubclass(kind, PreTrainedModel):
+            kind: Any = getattr(transformers, str(name), None)
+            named = GENERATIVE.search(str(name)) and isinstance(kind, type) and issubclass(kind, PreTrainedModel)
+            if named and isinstance(config, kind.config_class or object):  # it may be the class of a part
                 return kind
     used = trust_remote_code and AutoModelForCausalLM.__name__ in own
     if not used and type(config) not in CAUSAL and type(config) in SEVERAL_PARTS:

@@ -219,6 +219,8 @@ def test_lines_without_a_row_are_passed_over(tmp_path: Path) -> None:
         ({}, {"meta": "b"}),
         ({"score": 1}, {"score": 0.5}),
         ({"meta": None, "token_ids": [1, 2]}, {"meta": "b", "token_ids": [3]}),
+        ({"token_ids": None}, {"token_ids": [3]}),
+        ({"url": "u"}, {"token_ids": [3], "prefix": "l"}),  # texts of the model's own behind others
     ],
 )
 def test_columns_besides_the_text_may_change_within_a_large_file(
@@ -235,6 +237,10 @@ def test_columns_besides_the_text_may_change_within_a_large_file(
     assert documents.places == {(path, "text")}, "so that it is known under all its names"
     with pytest.raises(InputError, match="expected a file of JSON rows, but: "):
         load_documents(f"{path}:body", "train")
+    rows = [{"text": {"body": "no text"}, **first}, *[{"text": long, **first}] * 9, {"text": "last", **later}]
+    other = write_jsonl(*rows, name="other.jsonl")
+    with pytest.raises(InputError, match=r"expected a (file of JSON rows|string column)"):
+        load_documents(str(other), "train")
 
 
 def test_a_changed_file_is_read_anew_and_leaves_nothing_behind(

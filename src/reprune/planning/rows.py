@@ -48,6 +48,7 @@ class Rows:
     `name` is what reports and messages call the place. `path` is a Hub id, a local directory, or a format of
     `_FORMATS`; `data_files` are files or patterns for `split`. If `column` is None, it is `text`, or the only column
     that holds strings, nested ones included. `first` is the number of rows to keep, from the first; None: all.
+    `types` are the columns' types (`datasets.Features`); None: as `datasets` finds them.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Rows:
     revision: str | None = None
     column: str | None = None
     first: int | None = None
+    types: Any = None
 
     def read(
         self,
@@ -190,6 +192,7 @@ class Rows:
                 split=self.split,
                 data_files=files,
                 revision=self.revision,
+                features=self.types,
                 verification_mode=checks,
                 keep_in_memory=False,
                 cache_dir=cache,

@@ -15,7 +15,7 @@ from abc import ABC, abstractmethod
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, final
+from typing import Any, Literal, final
 
 from reprune.errors import InputError
 from reprune.files.local import local_path
@@ -184,16 +184,24 @@ class RowFile(Source):
 
     def _read_alone(self, rows: Rows, column: str, generated: bool) -> Documents:
         """Read a copy of a file of JSON Lines with this column and tokens alone, whatever the types of the others."""
-        columns = {column, *(TOKEN_COLUMNS if generated else ())}
+        import datasets  # here because it takes a second to import
+
+        lists = TOKEN_COLUMNS if generated else ()
+        types: dict[str, Any] = {column: datasets.Value("string")}  # also of columns that are first there later
         with tempfile.TemporaryDirectory(prefix="reprune-") as folder:
             copy = Path(folder) / "rows.jsonl"
             try:
                 with copy.open("w", encoding="utf-8") as file:
                     for row in json_rows(self.path, label(self.path.name)):
-                        file.write(json.dumps({name: row[name] for name in columns & row.keys()}) + "\n")
+                        if not isinstance(text := row.get(column), str | None):  # it would become one, in its JSON
+                            raise ValueError("not a text")
+                        tokens = {name: row[name] for name in lists if isinstance(row.get(name), list)}
+                        types |= dict.fromkeys(tokens, [datasets.Value("int64")])
+                        file.write(json.dumps({column: text, **tokens}) + "\n")
             except OSError as error:
                 raise no_room(error) or error from None
-            documents = replace(rows, data_files=(glob.escape(str(copy)),)).read(generated=generated)
+            alone = replace(rows, data_files=(glob.escape(str(copy)),), types=datasets.Features(types))
+            documents = alone.read(generated=generated)
             documents.places = frozenset(places([self.path], column))  # the same file, whatever was read
             return documents
 

@@ -203,3 +203,20 @@ def test_an_expert_of_which_a_weight_is_nan_is_read_back_as_it_is(folder_of: Fol
     with torch.no_grad():
         experts[2, 3, 4] = math.nan
     assert decoder.rounded(block)[1]["mlp.experts.down_proj"].isnan().nonzero().tolist() == [[2, 3, 4]]
+
+
+@pytest.mark.parametrize("name", ["deepseek_v4", "mixtral"])
+def test_names_without_the_prefix_of_the_base_model_are_given_back_so(
+    name: str, folder_of: FolderOf, tmp_path: Path
+) -> None:
+    """As the names of DeepSeek V4 as published, whose blocks are layers.0, not model.layers.0."""
+    named = load_file(folder_of(name) / "model.safetensors")
+    tensors = {key.removeprefix("model."): tensor for key, tensor in named.items()}
+    assert tensors.keys() != named.keys()
+    (tmp_path / "config.json").write_bytes((folder_of(name) / "config.json").read_bytes())
+    save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
+    decoder = Decoder(tmp_path)
+    for index in range(len(decoder)):
+        stored, _ = decoder.rounded(decoder.load(index))
+        assert stored.keys() == {key for key in tensors if decoder.block_of(key) == index}
+        assert all(torch.equal(one, tensors[key]) for key, one in stored.items())

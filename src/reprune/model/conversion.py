@@ -154,7 +154,12 @@ class Layout:
             else:
                 conversion.rule = by_pattern[pattern]
                 conversion.patterns[stored] = pattern
-                conversion.between[stored], _ = rename_source_key(stored, renamings, [])
+                between, _ = rename_source_key(stored, renamings, [])
+                alone, _ = rename_source_key(stored, renamings, converters)
+                if alone != name:  # the model has its base model's prefix before it, or lacks it
+                    adds = name.endswith(f".{alone}")
+                    between = f"{prefix}.{between}" if adds else between.removeprefix(f"{prefix}.")
+                conversion.between[stored] = between
         return list(found.values())
 
     def _try(self, conversion: Conversion) -> None:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,6 +13,7 @@ import pytest
 
 from reprune.doors.drawing import figures
 from reprune.doors.drawing.svg import PALETTE, _declarations, _wide, legend, short
+from tests.engine.together import SOURCES
 
 
 @pytest.mark.parametrize(
@@ -65,3 +70,12 @@ def test_a_font_as_older_releases_of_matplotlib_write_it_keeps_its_size_and_weig
     css = "font: bold 13px 'DejaVu Sans', sans-serif; text-anchor: start"
     assert [*_declarations(css)] == ["font-size:13px", "font-weight:bold", "text-anchor:start"]
     assert [*_declarations("font: 12px 'DejaVu Sans'")] == ["font-size:12px"]
+
+
+def test_matplotlib_says_nothing_where_it_can_keep_nothing(tmp_path: Path) -> None:
+    """As in a container whose home folder is not there, or may not be written to."""
+    (tmp_path / "file").touch()
+    code = "from reprune.doors.drawing.svg import draw; print(len(draw(lambda axes: None, title='t', height=200)) > 0)"
+    there = {**os.environ, "PYTHONPATH": str(SOURCES), "MPLCONFIGDIR": str(tmp_path / "file" / "x")}
+    said = subprocess.run([sys.executable, "-c", code], env=there, capture_output=True, text=True, check=False)
+    assert (said.returncode, said.stdout, said.stderr) == (0, "True\n", "")

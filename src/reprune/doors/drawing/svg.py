@@ -10,11 +10,13 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import io
+import logging
 import math
 import re
 import textwrap
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -83,24 +85,37 @@ def draw(paint: Callable[[Any], None], *, title: str, height: int) -> str:
     """
     if importlib.util.find_spec("matplotlib") is None:
         raise InputError("a figure needs matplotlib; install it with: pip install 'reprune[report]'")
-    import matplotlib
-    from matplotlib.figure import Figure
-
     heading = "\n".join(textwrap.wrap(short(title, 120), int(WIDTH / 8.8))) or " "
-    with warnings.catch_warnings(), matplotlib.rc_context():
-        matplotlib.rcdefaults()  # the user's own settings are for other pictures
-        matplotlib.rcParams.update(_SETTINGS)
-        # matplotlib's font only measures text: the page's font may have glyphs that it lacks
-        warnings.filterwarnings("ignore", message="Glyph .* missing", category=UserWarning)
-        figure = Figure(figsize=(WIDTH / 72, height / 72), layout="constrained")
-        axes = figure.subplots()
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.set_axisbelow(True)
-        figure.suptitle(heading, x=0.005, ha="left", fontsize=13, fontweight="bold")
-        paint(axes)
-        written = io.StringIO()
-        figure.savefig(written, format="svg", metadata=_UNDATED, transparent=True)
+    with _without_advice():
+        import matplotlib
+        from matplotlib.figure import Figure
+
+        with warnings.catch_warnings(), matplotlib.rc_context():
+            matplotlib.rcdefaults()  # the user's own settings are for other pictures
+            matplotlib.rcParams.update(_SETTINGS)
+            # matplotlib's font only measures text: the page's font may have glyphs that it lacks
+            warnings.filterwarnings("ignore", message="Glyph .* missing", category=UserWarning)
+            figure = Figure(figsize=(WIDTH / 72, height / 72), layout="constrained")
+            axes = figure.subplots()
+            axes.spines[["top", "right"]].set_visible(False)
+            axes.set_axisbelow(True)
+            figure.suptitle(heading, x=0.005, ha="left", fontsize=13, fontweight="bold")
+            paint(axes)
+            written = io.StringIO()
+            figure.savefig(written, format="svg", metadata=_UNDATED, transparent=True)
     return _for_a_page(written.getvalue(), plain(title), height)
+
+
+@contextmanager
+def _without_advice() -> Iterator[None]:
+    """A context in which matplotlib does not tell where it keeps its settings and its list of fonts."""
+    logger = logging.getLogger("matplotlib")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def legend(axes: Any, handles: Sequence[Any], labels: Sequence[str], handlelength: float = 2.6) -> None:

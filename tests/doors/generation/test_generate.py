@@ -247,6 +247,7 @@ def test_what_is_printed_fits_a_narrow_terminal_and_says_why(here: Path, cli: Cl
             "filters: expected some of language, repetition, code, duplicates, ",
         ),
         (["--out", "self.txt"], "--out self.txt: expected a file that ends in .jsonl."),
+        (["--endpoint-model", "m"], "--endpoint-model m: names a model of a server; give its --endpoint URL too."),
     ],
 )
 def test_wrong_uses_are_refused_and_nothing_is_written(flags: list[str], message: str, here: Path, cli: Cli) -> None:

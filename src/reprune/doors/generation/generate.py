@@ -102,6 +102,8 @@ def generate(
     watcher = watcher or GenerationWatcher()
     if samples < 1:
         raise InputError(f"--samples {samples}: expected at least 1.")
+    if endpoint_model is not None and endpoint is None:
+        raise InputError(f"--endpoint-model {endpoint_model}: names a model of a server; give its --endpoint URL too.")
     corpus = Corpus(local_path(out))
     require_filters(settings.filters)
     require_language(settings.language)

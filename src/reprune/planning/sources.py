@@ -196,7 +196,7 @@ class RowFile(Source):
                         if not isinstance(text := row.get(column), str | None):  # it would become one, in its JSON
                             raise ValueError("not a text")
                         tokens = {name: row[name] for name in lists if isinstance(row.get(name), list)}
-                        types |= dict.fromkeys(tokens, [datasets.Value("int64")])
+                        types |= {name: [datasets.Value("int64")] for name in tokens}
                         file.write(json.dumps({column: text, **tokens}) + "\n")
             except OSError as error:
                 raise no_room(error) or error from None

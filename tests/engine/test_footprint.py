@@ -123,12 +123,21 @@ def test_states_on_their_way_to_a_gpu_are_in_pinned_memory_of_two_batches() -> N
 
 def test_whole_streams_are_held() -> None:
     recipe = _recipe("BR+GP", "streams.memory=2500")
-    assert [held_bytes(recipe, 3, stream) for stream in (1000, 800, 500, 3000)] == [2000, 2400, 3 * 500, 0]
+    assert [held_bytes(recipe, 3, stream, 0) for stream in (1000, 800, 500, 3000)] == [2000, 2400, 3 * 500, 0]
+
+
+def test_what_is_each_samples_own_comes_before_streams() -> None:
+    recipe = _recipe("BR+GP", "streams.memory=2500")
+    for own, held in ((0, 2000), (400, 2400), (501, 1501), (9000, 2500)):
+        assert held_bytes(recipe, 3, 1000, own) == held
+        assert disk_bytes(recipe, 3, 1000, own, 7) == 7 + 3000 + own - held
+    plain, found = (forecast(recipe, replace(_work(), own=own), _SPEED, 0) for own in (0, 10**6))
+    assert found.disk_bytes - plain.disk_bytes == 36 * 10**6 - 2500
 
 
 def test_distillation_has_two_streams_more_however_many_blocks_it_fits() -> None:
     for blocks, streams in ((0, 3), (1, 5), (4, 5)):
-        assert disk_bytes(_recipe("BR+GP", "streams.memory=0", distill=blocks), 8, 100, 7) == 7 + 100 * streams
+        assert disk_bytes(_recipe("BR+GP", "streams.memory=0", distill=blocks), 8, 100, 0, 7) == 7 + 100 * streams
 
 
 @pytest.mark.parametrize("device", ["cuda", "cuda:1"])

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from reprune.model.decoder import Decoder
+from reprune.model.passing import Room, in_memory
 
 from .. import tiny
 
@@ -85,5 +86,5 @@ def assert_same_states(found: Iterator[Tensor], expected: list[Tensor], toleranc
     assert count == len(expected)
 
 
-def embedded(decoder: Decoder, ids: Tensor, size: int = 3) -> Tensor:
-    return torch.cat([states for _, states in decoder.embed(ids, slices(len(ids), size))])
+def embedded(decoder: Decoder, ids: Tensor, size: int = 3, room: Room = in_memory) -> Tensor:
+    return torch.cat([states for _, states in decoder.embed(ids, slices(len(ids), size), room)])

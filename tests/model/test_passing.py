@@ -12,8 +12,9 @@ from reprune.errors import UnsupportedModelError
 from reprune.model.block import Call
 from reprune.model.decoder import Decoder
 from reprune.model.passing import Passing
+from reprune.model.streams import StreamStore
 
-from .. import odd
+from .. import odd, tiny
 from .conftest import embedded, slices, states_of
 
 
@@ -33,11 +34,11 @@ def test_blocks_that_are_passed_a_number_of_each_batch_are_refused(
     "quirk", ["per sample", "per sample, nested", "per sample, in an object", "per sample, in its own object"]
 )
 def test_blocks_are_passed_what_is_each_samples_own(
-    quirk: odd.Quirk, size: int, in_memory: int, tmp_path: Path, ids: Tensor, monkeypatch: pytest.MonkeyPatch
+    quirk: odd.Quirk, size: int, in_memory: int, tmp_path: Path, ids: Tensor
 ) -> None:
-    monkeypatch.setattr("reprune.model.passing._IN_MEMORY", in_memory)
-    decoder, whole = Decoder(odd.save(quirk, tmp_path)), odd.build(quirk)
-    states = embedded(decoder, ids, size)
+    decoder, whole = Decoder(odd.save(quirk, tmp_path / "model")), odd.build(quirk)
+    states = embedded(decoder, ids, size, StreamStore(in_memory, tmp_path / "streams").tensor)
+    assert (tmp_path / "streams").exists() is (in_memory == 0)
     expected = states_of(whole, "model.layers", ids)
     some = torch.tensor([4, 0, 6])[: min(size, 3)]
     for index in range(len(decoder)):
@@ -66,6 +67,24 @@ def test_a_cache_that_is_passed_although_none_is_to_be_kept_is_refused(tmp_path:
     decoder = Decoder(odd.save("cache", tmp_path))
     with pytest.raises(UnsupportedModelError, match="block 0 is passed a DynamicCache though use_cache is False"):
         embedded(decoder, ids)
+
+
+@pytest.mark.parametrize("name", [*tiny.CONFIGS, *tiny.PARALLEL, *tiny.MIXTURES, *tiny.JOINED])
+def test_the_bytes_of_what_is_each_samples_own_are_known_without_weights(
+    name: str, tmp_path: Path, ids: Tensor
+) -> None:
+    """Gemma 3n and 4 have an embedding of each token for each of four blocks; DeepSeek-V4's blocks see its id."""
+    decoder = Decoder(tiny.save(name, tmp_path))
+    each = decoder.own_bytes(ids.shape[1])
+    embedded(decoder, ids)
+    assert sum(own.nbytes for own in decoder._passing._own.values()) == len(ids) * each
+    assert each == {"gemma3n": 4 * 4 * 8, "gemma4": 4 * 4 * 8, "deepseek_v4": 3 * 8}.get(name, 0) * ids.shape[1]
+
+
+@pytest.mark.parametrize("quirk", ["per sample", "per sample, nested", "per sample, in its own object"])
+def test_so_are_those_of_values_in_others(quirk: odd.Quirk, tmp_path: Path) -> None:
+    decoder = Decoder(odd.save(quirk, tmp_path))
+    assert decoder.own_bytes(30) == 4 * 30 * len(decoder)
 
 
 def _calls(*values: Tensor) -> list[Call]:

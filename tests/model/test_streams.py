@@ -272,3 +272,16 @@ def test_states_of_another_shape_are_not_written(tmp_path: Path) -> None:
     stream = StreamStore(_BYTES, tmp_path).new(_SHAPE)
     with pytest.raises(RuntimeError):
         stream.write(slice(0, 2), torch.zeros(2, 3, 5))
+
+
+def test_a_tensor_is_in_memory_as_far_as_the_budget_goes_and_in_a_file_that_nothing_else_finds(tmp_path: Path) -> None:
+    with StreamStore(40, tmp_path / "streams") as store:
+        held = store.tensor((2, 5), torch.bfloat16)
+        assert not (tmp_path / "streams").exists()
+        assert not store.has_memory_for((1, 6, 1))
+        assert store.has_memory_for((1, 5, 1))
+        filed = store.tensor((3, 2), torch.int64)
+        assert not list((tmp_path / "streams").iterdir())
+        filed[:] = torch.arange(6).view(3, 2)
+        assert (held.shape, held.dtype, filed.tolist()) == ((2, 5), torch.bfloat16, [[0, 1], [2, 3], [4, 5]])
+    assert filed.sum() == 15

@@ -143,6 +143,7 @@ class Plan:
             [decoder.block_bytes(index) for index in range(len(decoder))],
             decoder.outside_bytes(),
             decoder.head_shape,
+            decoder.own_bytes(recipe.seqlen),
         )
 
     @cached_property

@@ -95,7 +95,8 @@ def _there(out: Path) -> Path:
 def check_disk(recipe: Recipe, decoder: Decoder, samples: int, out: Path) -> None:
     """Raise `InputError` if a run on these numbers of samples needs more disk than is free."""
     assert recipe.seqlen is not None
-    disk = disk_bytes(recipe, len(decoder), 4 * samples * recipe.seqlen * decoder.width, decoder.checkpoint.bytes)
+    stream, own = 4 * samples * recipe.seqlen * decoder.width, samples * decoder.own_bytes(recipe.seqlen)
+    disk = disk_bytes(recipe, len(decoder), stream, own, decoder.checkpoint.bytes)
     if disk > (free := shutil.disk_usage(_there(out)).free):
         raise InputError(
             f"--out {out}: a run writes about {size(disk)}, but {size(free)} are free there; give a folder on another "

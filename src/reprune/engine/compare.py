@@ -83,7 +83,8 @@ def compare(
         sparse, dense: the models.
         ids: the text's token ids (samples, tokens), int64.
         batch_size: how many samples pass through a block at a time.
-        memory_bytes: the memory that both streams may take together; what does not fit goes to files.
+        memory_bytes: the memory that both streams, and what else differs between samples, may take together; what does
+            not fit goes to files.
         folder: where those files go.
         progress: called with the number of batches that have passed through a block, and their total.
 
@@ -122,7 +123,7 @@ class _Side:
         self, decoder: Decoder, ids: Tensor, batches: Sequence[slice], store: StreamStore, folder: Path
     ) -> None:
         self._decoder = decoder
-        for batch, states in decoder.embed(ids, batches):
+        for batch, states in decoder.embed(ids, batches, store.tensor):
             if batch.start == 0:
                 shape = len(ids), *states.shape[1:]
                 if not store.has_memory_for(shape):

@@ -31,14 +31,18 @@ def least_memory_bytes(recipe: Recipe, schedule: Sequence[Window], parameters: S
     return int(4 * max(windows, sum(parameters[len(parameters) - recipe.distill.blocks :]) * _copies(recipe)))
 
 
-def disk_bytes(recipe: Recipe, blocks: int, stream: int, files: int) -> int:
-    """What a run takes on disk, given the bytes of one stream of all samples and of the model's tensors."""
-    return files + stream * _streams(recipe, blocks) - held_bytes(recipe, blocks, stream)
+def disk_bytes(recipe: Recipe, blocks: int, stream: int, own: int, files: int) -> int:
+    """What a run takes on disk, given the bytes of one stream of all samples and of the model's tensors.
+
+    `own` are those of what blocks are passed and differs between samples, for all of them.
+    """
+    return files + own + stream * _streams(recipe, blocks) - held_bytes(recipe, blocks, stream, own)
 
 
-def held_bytes(recipe: Recipe, blocks: int, stream: int) -> int:
-    """What streams of `stream` bytes each take in memory; those that do not fit are in files."""
-    return min(stream * _streams(recipe, blocks), int(recipe.streams.memory) // stream * stream)
+def held_bytes(recipe: Recipe, blocks: int, stream: int, own: int) -> int:
+    """What streams of `stream` bytes each, and samples' own values, take in memory; what does not fit is in files."""
+    own = min(own, int(recipe.streams.memory))  # which come first
+    return own + min(stream * _streams(recipe, blocks), (int(recipe.streams.memory) - own) // stream * stream)
 
 
 def pinned_bytes(recipe: Recipe, work: Work) -> int:

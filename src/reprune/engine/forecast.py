@@ -76,7 +76,8 @@ def forecast(
     seconds += sum(crew.seconds(*exchange) for exchange in exchanged)
     seconds += sum(work.outside_bytes) / _COPIED_BYTES_PER_SECOND
     stream = estimate.samples * work.blocks[0].states
-    held = held_bytes(recipe, len(work.blocks), stream)
+    own = estimate.samples * work.own
+    held = held_bytes(recipe, len(work.blocks), stream, own)
     window = max(window_bytes(recipe, work, one) for one in work.schedule)
     if recipe.allocation.name != "uniform":
         seconds += estimate.allocating()
@@ -88,7 +89,7 @@ def forecast(
     on_device = on_gpu(recipe)
     most = max(_HEAP * (held + (0 if on_device else window)), writing, writer_bytes)
     host = base_bytes + _BESIDE_BYTES + pinned_bytes(recipe, work) + most
-    disk = disk_bytes(recipe, len(work.blocks), stream, sum(work.block_bytes) + sum(work.outside_bytes))
+    disk = disk_bytes(recipe, len(work.blocks), stream, own, sum(work.block_bytes) + sum(work.outside_bytes))
     sent = sum(crew.bytes(summed, told) for summed, told, _ in exchanged)
     return Forecast(seconds, int(host), int(max(window, writer_bytes)) if on_device else 0, int(disk), int(sent))
 

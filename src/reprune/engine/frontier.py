@@ -82,7 +82,8 @@ class Frontier:
         self._probe = Probe(decoder.vocabulary, ids.shape[1])
         probe = self._probe_sample = slice(len(ids), len(ids) + 1)
         batches = [*self.batches, probe, *(slice(0, size) for size in sorted(others))]
-        for number, (batch, states) in enumerate(decoder.embed(torch.cat([ids, self._probe.ids]), batches)):
+        every = torch.cat([ids, self._probe.ids])
+        for number, (batch, states) in enumerate(decoder.embed(every, batches, store.tensor)):
             if batch == probe:
                 self._probe.states = states
             if number >= len(self.batches):

@@ -44,6 +44,7 @@ class Work:
     block_bytes: Sequence[int]  # of each block's tensors on disk
     outside_bytes: Sequence[int]  # of each tensor outside the blocks
     head: tuple[int, int] = (0, 0)  # vocabulary and hidden size of the head
+    own: int = 0  # bytes that blocks are passed for a sample and differ between samples
 
     def errs(self, window: Window, local: bool) -> bool:
         """Whether a window has an error to fit: something was pruned before its end, or with a local teacher in it."""

@@ -21,7 +21,7 @@ from reprune.model.checkpoint import FLOATS, Checkpoint
 from reprune.model.conversion import Conversion, Layout
 from reprune.model.costs import BlockCosts
 from reprune.model.outside import Outside
-from reprune.model.passing import Passing
+from reprune.model.passing import Passing, Room, in_memory
 from reprune.model.predictor import Predictor, check_predicts
 from reprune.model.skeleton import Skeleton
 from reprune.model.unread import closest, way_out
@@ -179,6 +179,10 @@ class Decoder:
         """How many numbers a stream holds for each token."""
         return self.weightless.width
 
+    def own_bytes(self, tokens: int) -> int:
+        """The bytes of what blocks are passed for one sample of `tokens` tokens and differs between samples."""
+        return self.weightless.own_bytes(tokens)
+
     def shapes(self, index: int) -> dict[str, tuple[int, ...]]:
         """The shapes of a block's tensors, by their names in it."""
         path = self._path(index)
@@ -275,12 +279,13 @@ class Decoder:
         return tensors, parameters
 
     @torch.no_grad()
-    def embed(self, ids: Tensor, slices: Iterable[slice]) -> Iterable[tuple[slice, Tensor]]:
+    def embed(self, ids: Tensor, slices: Iterable[slice], room: Room = in_memory) -> Iterable[tuple[slice, Tensor]]:
         """The states that enter block 0, a batch at a time; what all blocks are passed is recorded for `call`.
 
         Args:
             ids: all samples (samples, tokens), int64.
             slices: the batches.
+            room: for what blocks are passed and differs between samples.
 
         Yields:
             Each slice with its states (batch, tokens, ...), float32, on the CPU.
@@ -290,7 +295,7 @@ class Decoder:
                 row for each sample, or that depends on the blocks before it.
         """
         slices = list(slices)
-        self._passing = Passing(self.name, max(batch.stop for batch in slices))
+        self._passing = Passing(self.name, max(batch.stop for batch in slices), room)
         for batch in slices:
             states, calls = self.skeleton.record(ids[batch], self._outside.fill)
             self._passing.take(batch, calls, partial(self._calls_of_others, ids, batch))

@@ -1,14 +1,11 @@
 """What a model passes to its blocks besides the hidden states: the same for all samples, or different for each.
 
 Masks and rotary embeddings are the same for all samples. Some models also pass values that differ, such as an embedding
-of each token for each block; these are kept for each sample, in memory or, if they are large, in an unnamed file.
+of each token for each block; these are kept for each sample.
 """
 
 from __future__ import annotations
 
-import math
-import os
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, final
@@ -20,16 +17,28 @@ from reprune.errors import UnsupportedModelError
 from reprune.model.block import Call
 from reprune.model.nested import Place, leaves, plain_values, with_leaves, with_tensors
 
-_IN_MEMORY = 2**30  # bytes of values that differ between samples
+Room = Callable[[tuple[int, ...], torch.dtype], Tensor]
+"""Makes a tensor of a shape and dtype, on the CPU, whose values are not yet set."""
+
+
+def in_memory(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Room for a tensor that is sure to fit in memory."""
+    return torch.empty(shape, dtype=dtype)
 
 
 @final
 class Passing:
     """The calls of all blocks, for batches of samples."""
 
-    def __init__(self, model: str, samples: int) -> None:
-        """`model` is the model's name, for messages; `samples` is how many there are in all."""
+    def __init__(self, model: str, samples: int, room: Room = in_memory) -> None:
+        """
+        Args:
+            model: the model's name, for messages.
+            samples: how many there are in all.
+            room: for what differs between samples.
+        """
         self._model = model
+        self._room = room
         self._calls: dict[int, list[Call]] = {}  # by batch size; values that differ between samples are other samples'
         self._own: dict[tuple[int, Place], Tensor] = {}  # by block and place: (samples, ...), on the CPU
         self._samples, self._filled = samples, 0
@@ -86,16 +95,6 @@ class Passing:
             raise self._refusal(index, path)
         self._own[index, path] = self._room((self._samples, *value.shape[1:]), value.dtype)
 
-    def _room(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-        size = math.prod(shape)
-        taken = sum(own.nbytes for own in self._own.values())
-        if taken + size * dtype.itemsize <= _IN_MEMORY:
-            return torch.empty(tuple(shape), dtype=dtype)
-        with tempfile.NamedTemporaryFile(prefix="reprune-") as file:  # its data lasts as long as it is mapped
-            if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(file.fileno(), 0, size * dtype.itemsize)
-            return torch.from_file(file.name, shared=True, size=size, dtype=dtype).view(tuple(shape))
-
     def finish(self, device: torch.device) -> None:
         """Move what all samples share to the device that blocks run on."""
         self._calls = {size: to_device(calls, device) for size, calls in self._calls.items()}
@@ -119,6 +118,18 @@ class Passing:
             f"{self._model}: block {index} is passed {name!r}, which {what}; "
             f"blocks that {who} cannot be pruned one by one."
         )
+
+
+def own_of_samples(calls: Sequence[Call]) -> Iterator[Tensor]:
+    """What differs between the two samples that these calls, one for each block, are for: tensors of two rows."""
+    for call in calls:
+        for _, value in _leaves(call):
+            if isinstance(value, Tensor) and value.dim() and len(value) == 2 and not _alike(*value):
+                yield value
+
+
+def _alike(one: Tensor, other: Tensor) -> bool:
+    return torch.equal(one.nan_to_num(), other.nan_to_num())  # memory without values may hold any
 
 
 def _leaves(call: Call) -> Iterator[tuple[Place, Any]]:

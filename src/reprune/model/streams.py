@@ -134,6 +134,21 @@ class StreamStore:
         self._streams.append(stream)
         return stream
 
+    def tensor(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """A tensor whose values are not yet set, for as long as it is used; its memory counts until the store's end.
+
+        Raises:
+            OSError: as `new`.
+        """
+        size = math.prod(shape)
+        if size * dtype.itemsize <= self._left:
+            self._left -= size * dtype.itemsize
+            return torch.empty(shape, dtype=dtype)
+        file = self._new_file(size * dtype.itemsize)
+        mapped = torch.from_file(str(file), shared=True, size=size, dtype=dtype).view(shape)
+        file.unlink()  # its data lasts as long as it is mapped
+        return mapped
+
     def _new_file(self, size: int) -> Path:
         self._folder.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=self._folder, suffix=".stream", delete=False) as file:

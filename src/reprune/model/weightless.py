@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from reprune.model.block import Block, Call, LinearGroup, Precision
 from reprune.model.costs import BlockCosts, block_costs, costs_of_many
 from reprune.model.linears import Stack, find_linears
-from reprune.model.passing import to_device
+from reprune.model.passing import own_of_samples, to_device
 from reprune.model.products import candidates, find_read, find_stacks
 from reprune.model.recorder import Fill, fill_with_nothing
 from reprune.model.skeleton import Skeleton
@@ -67,6 +67,18 @@ class Weightless:
         """How many numbers a stream holds for each token."""
         states = self._sample()[0]
         return states.numel() // (len(states) * states.shape[1])
+
+    @torch.no_grad()
+    def own_bytes(self, tokens: int) -> int:
+        """The bytes of what blocks are passed for one sample of `tokens` tokens and differs between samples.
+
+        It is found by two samples of a few tokens and random weights.
+        """
+        ids = self._skeleton.few_ids(2)
+        ids[0], ids[1] = 3, 4  # hardly padding
+        _, calls = self._skeleton.record(ids, _fill_randomly)
+        self._skeleton.release()
+        return sum(own[0].nbytes for own in own_of_samples(calls)) // ids.shape[1] * tokens
 
     @_once_a_kind
     def stacks(self, index: int) -> tuple[Stack, ...]:
@@ -163,6 +175,19 @@ class Weightless:
         )
         self._skeleton.release()
         return [((one[0], call), (two[0], for_two)) for call, for_two in zip(one[1], two[1], strict=True)]
+
+
+def _fill_randomly(path: str, module: nn.Module, ids: Tensor | None) -> None:
+    """Give a module random parameters; of a table only the rows that are looked up, the others take no memory."""
+    fill_with_nothing(path, module, ids)
+    for parameter in module.parameters(recurse=False):
+        if not parameter.is_floating_point():
+            continue
+        if ids is None:
+            parameter.normal_()
+        elif parameter.dim() == 2:
+            rows = ids.unique()
+            parameter[rows] = torch.randn(len(rows), parameter.shape[1])
 
 
 def _kind_of(module: nn.Module, call: Call) -> Hashable:

@@ -222,7 +222,7 @@ class _Widened(nn.Module):
 
 def test_modules_that_all_tokens_pass_in_parts_or_more_than_once_are_no_experts() -> None:
     assert _told(Block(0, _Widened(), torch.device("cpu"), Precision())) == [
-        ((f"parts.{name}",), False, None) for name in ("1.wide", "1.layers.0", "1.layers.1", "0.mix")
+        ((f"parts.{name}",), False, None) for name in ("0.mix", "1.wide", "1.layers.0", "1.layers.1")
     ]
 
 
@@ -263,9 +263,29 @@ class _Halves(nn.Module):
 def test_linears_in_a_list_that_all_tokens_pass_are_of_no_expert_where_they_have_stacks_beside_them() -> None:
     stacks = [Stack(f"halves.{half}.up", 2, (4, 4), (4, 1), f"halves.{half}.up", 1.0) for half in range(2)]
     told = _told(Block(0, _Halves(), torch.device("cpu"), Precision(), stacks))
-    plain = [one for one in told if one[2] is None]
-    assert plain == [((f"halves.{half}",), False, None) for half in range(2)]
+    plain = [((f"halves.{half}",), False, None) for half in range(2)]
+    assert [one for one in told if one[2] is None] == plain
     assert all(expert for _, expert, stage in told if stage is not None)
+
+
+class _Between(nn.Module):
+    """A stack that all tokens pass lies between two linears, the first of which runs twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.heads = nn.Parameter(torch.randn(2, 4, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(self.first(x))
+        return self.last(F.linear(x, self.heads[0]) + F.linear(x, self.heads[1]))
+
+
+def test_groups_come_in_the_order_in_which_they_first_run() -> None:
+    """So that each is fitted after those that its inputs come from."""
+    stack = Stack("heads", 2, (4, 4), (4, 1), "heads", 2.0)
+    told = _told(Block(0, _Between(), torch.device("cpu"), Precision(), [stack]))
+    assert [names for names, *_ in told] == [("first",), ("heads.0",), ("heads.1",), ("last",)]
 
 
 def test_stacked_experts_are_matrix_by_matrix_those_that_read_the_same_and_stack_after_stack() -> None:

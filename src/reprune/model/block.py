@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from copy import copy
 from dataclasses import dataclass, replace
@@ -219,8 +219,8 @@ class Block:
     def groups(self, states: Tensor, call: Call) -> list[LinearGroup]:
         """The linear groups: linears that read the same tensor.
 
-        They are in the order in which they run; those of stacks have a stage. A linear that runs more than once is a
-        group of its own, after the others; one that never runs is in no group.
+        They come in the order in which they first run; experts that no token of this batch was routed to come last. A
+        linear that runs more than once is a group of its own; one that never runs is in no group.
 
         Modules in a list are experts only if some of the tokens that reach the module around the list do not pass all
         of them. Otherwise a member may read what the ones before it made, as in the two halves of a block of
@@ -229,22 +229,23 @@ class Block:
         tokens = states.shape[0] * states.shape[1]
         seen: list[tuple[Tensor, list[Linear]]] = []  # holding the tensors keeps their identities apart
         runs: dict[str, int] = {}
-        order: list[int | str] = []  # as they first run: numbers in `seen`, and of stacks what they share
+        order: dict[str, int] = {}  # of linears, and of the first of stacks that read the same, as they first run
+        stacks: dict[str, None] = {}  # those among them
         passed: dict[str, int] = {}  # how many tokens, by linear; all tokens reach a stack that runs
 
         def saw(linear: Linear, inputs: Tensor) -> None:
             if linear.stack is not None:
                 passed[linear.name] = tokens
-                if linear.stack.shares not in order:
-                    order.append(linear.stack.shares)
+                stacks.setdefault(linear.stack.shares)
+                order.setdefault(linear.stack.shares, len(order))
                 return
+            order.setdefault(linear.name, len(order))
             passed[linear.name] = min(passed.get(linear.name, 0) + inputs[..., 0].numel(), tokens)
             runs[linear.name] = runs.get(linear.name, 0) + 1
             for tensor, linears in seen:
                 if same_data(tensor, inputs):
                     linears.append(linear)
                     return
-            order.append(len(seen))
             seen.append((inputs, [linear]))
 
         with self.watch(saw):
@@ -253,27 +254,29 @@ class Block:
         repeated = [linear for linear in self.linears if runs.get(linear.name, 0) > 1]
         idle = [linear for linear in self.linears if linear.module is not None and linear.name not in runs]
         experts = self._lists_of_experts(passed, tokens)
-        running: list[LinearGroup] = []
-        for place in order:
-            if isinstance(place, str):
-                running += self._stacked_groups(place)
-            elif shared[place]:
-                running.append(self._plain_group(shared[place], experts))
-        return [
+        running = [self._plain_group(linears, experts) for linears in shared if linears]
+        found = [
             *running,
             *(LinearGroup((linear,), once=False) for linear in repeated),
-            *self._idle_experts(idle, experts, [group for group in running if group.linears[0].stack is None]),
+            *self._idle_experts(idle, experts, running),
+            *self._stacked_groups(stacks),
         ]
 
-    def _stacked_groups(self, shares: str) -> Iterator[LinearGroup]:
-        """For stacks that read the same inputs, one group for each matrix number."""
-        together: dict[int, list[Linear]] = {}
-        for linear in self.linears:
-            if linear.stack is not None and linear.stack.shares == shares:
-                together.setdefault(linear.number or 0, []).append(linear)
-        for linears in together.values():
-            assert linears[0].stack is not None
-            yield LinearGroup(tuple(linears), expert=linears[0].stack.routed, stage=shares)
+        def began(group: LinearGroup) -> int:
+            return min((order[name] for name in (group.stage or "", *group.names) if name in order), default=len(order))
+
+        return sorted(found, key=began)
+
+    def _stacked_groups(self, order: Iterable[str]) -> Iterator[LinearGroup]:
+        """For stacks that read the same inputs, one group for each matrix number, stage after stage."""
+        for shares in order:
+            together: dict[int, list[Linear]] = {}
+            for linear in self.linears:
+                if linear.stack is not None and linear.stack.shares == shares:
+                    together.setdefault(linear.number or 0, []).append(linear)
+            for linears in together.values():
+                assert linears[0].stack is not None
+                yield LinearGroup(tuple(linears), expert=linears[0].stack.routed, stage=shares)
 
     def _idle_experts(
         self, idle: Sequence[Linear], experts: Set[str], running: Sequence[LinearGroup]

@@ -90,6 +90,13 @@ def _inputs_of_gate(model: Any, ids: Tensor) -> Tensor:
     return seen[0].flatten(0, 1)
 
 
+def test_parts_of_a_linear_that_read_parts_of_its_inputs_are_fitted_too(tmp_path: Path) -> None:
+    """As in DeepSeek V4."""
+    record = prune(tiny.save("deepseek_v4", tmp_path / "model"), tmp_path / "out", REFIT, reconstruct="LR", samples=8)
+    fitted = {name for window in record["windows"] for entry in window["least_squares"] for name in entry["linears"]}
+    assert {"self_attn.o_a_proj.0", "self_attn.o_a_proj.1"} <= fitted
+
+
 def test_adam_goes_on_from_there(llama: Path, tmp_path: Path) -> None:
     alone = prune(llama, tmp_path / "alone", REFIT, "solver.name=none", reconstruct="BR+GP", samples=48)
     both = prune(llama, tmp_path / "both", REFIT, reconstruct="BR+GP", samples=48)

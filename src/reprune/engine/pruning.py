@@ -96,8 +96,9 @@ def prune_block_(
     for together in _stages(pruned.groups) if sequential or refitting is not None else [pruned.groups]:
         if refitting is None:
             notes += job.prune_(together)
-        elif len(together) == 1 and not together[0].expert:
-            notes += job.refit_(together[0], refitting)
+        elif not any(group.expert for group in together):
+            for group in together:
+                notes += job.refit_(group, refitting)
         else:
             notes += job.prune_(together)
             own = "expert reads tokens" if together[0].expert else "matrix reads inputs"

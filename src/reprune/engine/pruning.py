@@ -101,8 +101,9 @@ def prune_block_(
                 notes += job.refit_(group, refitting)
         else:
             notes += job.prune_(together)
-            own = "expert reads tokens" if together[0].expert else "matrix reads inputs"
-            notes.append(f"{_place(pruned, together)}: not fitted by least squares: each {own} of its own")
+            notes.append(
+                f"{_place(pruned, together)}: not fitted by least squares: each expert reads tokens of its own"
+            )
     _require_tokens(pruned)
     return notes + job.other_shares()
 

@@ -57,3 +57,20 @@ def test_several_choices_are_repeated_in_their_order() -> None:
     with routes.repeating(some):
         found = chosen(_scores(1)[some])
     assert all(torch.equal(one, other[some]) for one, other in zip(found, expected, strict=True))
+
+
+def test_choices_that_are_not_made_for_all_tokens_are_left_to_the_model() -> None:
+    """As by the indexer of Qwen4, which chooses keys for one token after the other."""
+
+    def chosen(scores: Tensor) -> list[Tensor]:
+        by_token = [row.topk(2).indices for row in scores.flatten(0, 1)]
+        return [*by_token, scores.flatten(0, 1).mT.topk(1).indices, scores.topk(3).indices]
+
+    routes = Routes()
+    with routes.recording(SAMPLES, TOKENS):
+        expected = chosen(_scores(0))
+    some = torch.tensor([2, 3])
+    with routes.repeating(some):
+        *left, found = chosen(_scores(1)[some])
+    assert torch.equal(found, expected[-1][some])
+    assert all(torch.equal(one, other) for one, other in zip(left, chosen(_scores(1)[some]), strict=False))

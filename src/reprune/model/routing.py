@@ -3,6 +3,7 @@
 Architectures choose experts by their highest scores (`torch.topk`), in one or several steps. The outcome of each choice
 is recorded, in the order in which the block makes them. Where they are repeated, the scores are the model's own and the
 choices are the recorded ones. PhiMoE calls `max` instead, so nothing is recorded or repeated there, and a run says so.
+Nor are choices that are not made for all tokens at once, such as those of an indexer that goes token by token (Qwen4).
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ class _Recording(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         found = func(*args, **(kwargs or {}))
-        if getattr(func, "__name__", "") == "topk":
+        if getattr(func, "__name__", "") == "topk" and _of_tokens(found.indices, self._samples, self._tokens):
             if self._number == len(self._choices):
                 self._choices.append([])
             kept = found.indices.reshape(self._samples, self._tokens, -1).to("cpu", torch.int32)
@@ -63,10 +64,18 @@ class _Repeating(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         found = func(*args, **(kwargs or {}))
-        if getattr(func, "__name__", "") != "topk":
+        if getattr(func, "__name__", "") != "topk" or not self._choices:
+            return found
+        if not _of_tokens(found.indices, *self._choices[0].shape[:2]):
             return found
         scores = args[0] if args else (kwargs or {})["input"]
         dim = args[2] if len(args) > 2 else (kwargs or {}).get("dim", -1)
         indices = self._choices[self._number].to(scores.device, torch.int64).reshape(found.indices.shape)
         self._number += 1
         return type(found)((scores.gather(dim, indices), indices))
+
+
+def _of_tokens(indices: Tensor, samples: int, tokens: int) -> bool:
+    """Whether the indices of a choice are a row, or several, for each token of each sample."""
+    first, *others = indices.shape
+    return bool(others) and (first == samples * tokens or (first == samples and tokens in others))

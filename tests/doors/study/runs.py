@@ -37,6 +37,8 @@ SETTINGS: dict[str, Any] = {
 """The same as arguments of `study`."""
 MEASURES = ("texts", "text_seqlen", "windows")
 """Those of them that `prune` does not take."""
+QUICK = {name: value for name, value in SETTINGS.items() if name not in MEASURES}
+"""The others."""
 
 
 SMALL: Mapping[str, Any] = {"pruners": ["magnitude", "wanda"], "rungs": ["BR+GP"]}

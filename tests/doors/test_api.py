@@ -150,7 +150,9 @@ def test_a_run_that_is_worked_on_is_told_from_one_that_was_left(
     assert not reprune.status("out").running
 
 
-def test_a_window_that_was_done_on_another_machine_names_it(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_window_that_was_done_on_another_machine_names_it_and_its_peak_counts(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Ending(reprune.Watcher):
         def window_done(self, window: Any, record: Any) -> None:
             raise KeyboardInterrupt
@@ -158,10 +160,12 @@ def test_a_window_that_was_done_on_another_machine_names_it(here: Path, monkeypa
     there = {"system": "Linux riscv64", "threads": 64, "device": "cpu"}
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr("reprune.engine.run.machine", lambda _: there)
+        patch.setattr("reprune.engine.run.peak_memory_bytes", lambda _: {"host": 10**15, "device": 0})
         reprune.prune("llama", "out", **QUICK, watcher=Ending())
     record = reprune.resume("out")
     assert record["machine"] != there
     assert [window.get("machine") for window in record["windows"]] == [there, None, None]
+    assert record["peak_memory_bytes"]["host"] == 10**15
 
 
 def test_a_study_is_no_model_and_no_run(here: Path, cli: Cli) -> None:

@@ -185,9 +185,17 @@ _COMMIT = 40 * "a"
 
 
 def _full(
-    model: str, peaks: list[dict[str, int]], distilled: bool = False, machines: Sequence[Any] = (), **own: Any
+    model: str,
+    peaks: list[dict[str, int]],
+    distilled: bool = False,
+    machines: Sequence[Any] = (),
+    of_windows: Sequence[list[dict[str, int]]] = (),
+    **own: Any,
 ) -> dict[str, Any]:
-    """The record of a run of two blocks, of which the last may have been distilled, by the machines of its steps."""
+    """The record of a run of two blocks, of which the last may have been distilled.
+
+    `machines` and `of_windows` are the machines and the peaks of its steps.
+    """
     recipe = resolve_recipe(model, {"calibration": ["texts.txt=4"]}, settings=["device=cpu"])
     job = {"folder": f"/cache/models--a--b/snapshots/{_COMMIT}", **dict.fromkeys(("fingerprint", "weights"), "f")}
     job |= {"versions": {}, "data": {}, "sketch": {}, **own}
@@ -200,6 +208,8 @@ def _full(
         lines.append({"window": {"index": 2, "distilled": [1]}, "blocks": [again], "forward": 2})
     for line, one in zip(lines, machines or [machine("cpu")] * 3, strict=False):
         line["machine"] = one
+    for line, highest in zip(lines, of_windows, strict=False):
+        line["peaks"] = highest
     return full_record(recipe, job, lines, 1.23456, peaks)
 
 
@@ -260,6 +270,12 @@ def test_a_peak_of_each_process_is_the_highest_of_its_texts_and_its_run(
     assert found["peak_memory_bytes"] == named(most)[0]
     assert found["ranks"] == 2
     assert found["self_generation"] == {"seconds": 3, "peak_memory_bytes": named(before)[0]}
+
+
+def test_the_peaks_of_what_was_done_before_a_run_was_resumed_count() -> None:
+    before = [[{"host": 9, "device": 0}], [{"host": 4, "device": 3}]]
+    found = _full("model", [{"host": 5, "device": 1}], of_windows=before)
+    assert found["peak_memory_bytes"] == {"host": 9, "device": 3}
 
 
 def test_the_versions_of_all_that_decides_bits_are_on_record() -> None:

@@ -15,6 +15,7 @@ from typing import Any
 from reprune.engine.agreement import agree_
 from reprune.engine.books import Books
 from reprune.engine.frontier import Frontier
+from reprune.engine.peak_memory import peak_memory_bytes
 from reprune.engine.predictions import PredictionObjective
 from reprune.engine.record import block_record, exchange_record, machine
 from reprune.engine.watcher import Watcher
@@ -77,7 +78,13 @@ def distill(
     record = _record(window, before, records, descent, (start, after), solver, time.monotonic() - began)
     decoder.checkpoint.check_unchanged()
     record |= exchange_record(ranks, traffic)
-    entry = {"window": record, "blocks": records, "machine": machine(recipe.device), "forward": frontier.probe_record()}
+    entry = {
+        "window": record,
+        "blocks": records,
+        "machine": machine(recipe.device),
+        "peaks": ranks.each_tells(peak_memory_bytes(recipe.device)),
+        "forward": frontier.probe_record(),
+    }
     books.commit(window, entry, written, [])
     trim_heap()
     watcher.window_done(window, record)

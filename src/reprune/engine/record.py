@@ -178,11 +178,13 @@ def full_record(
 ) -> dict[str, Any]:
     """The whole of reprune.json. Local paths are reduced to their last part, because results are meant to be shared.
 
-    `peaks` are the processes' peak memory, in bytes.
+    `peaks` are the processes' peak memory, in bytes, since the run began or was resumed.
     """
     blocks = list({block["index"]: block for line in lines for block in line["blocks"]}.values())  # the last of each
     here = machine(recipe.device)
     steps = [{**line["window"], **_elsewhere(line, here)} for line in lines]
+    for line in lines:  # some may be of processes that were interrupted
+        peaks = _highest(peaks, line.get("peaks", ()))
     if own := job.get("self_generation"):
         peaks = _highest(peaks, own["peak_memory_bytes"])
         own = {**own, "peak_memory_bytes": own["peak_memory_bytes"][0]}

@@ -7,8 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 import reprune
+from reprune.engine.compare import compare
+from reprune.model.decoder import Decoder
 from tests import odd, tiny
 from tests.engine import quick
 from tests.engine.quick import tensors
@@ -87,6 +90,31 @@ def test_what_a_run_will_do_is_planned_too(folders: dict[str, Path]) -> None:
     assert [bool(block.groups) for block in plan.survey.blocks] == [True, False, True]
     assert plan.survey.blocks[1].idle
     assert reprune.plan(folders["gemma3n"], pruner="wanda").survey.refusals == ()
+
+
+@pytest.mark.parametrize("name", ["gemma3n", "gemma4"])
+def test_a_blocks_error_counts_only_what_the_block_puts_out(
+    name: str, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    """Not keys and values that earlier blocks have written or later ones will write."""
+    record = quick.prune(folders[name], tmp_path / "out", reconstruct="LR")
+    samples = quick.samples_of(folders[name], record)
+    ids, (last, *_) = samples.calibration, reversed(record["blocks"])
+    outputs = []
+    for folder in (tmp_path / "out", folders[name]):
+        model = AutoModelForCausalLM.from_pretrained(folder).eval()
+        model.model.layers[-1].register_forward_hook(lambda _, __, states: outputs.append(states.double()))
+        with torch.no_grad():
+            model(input_ids=ids, use_cache=False)
+    found, wanted = outputs
+    difference = (found - wanted).square()
+    assert last["calibration_error"] == pytest.approx(float(difference.mean()), rel=1e-3)
+    relative = float(difference.sum() / wanted.square().sum())
+    assert last["relative_calibration_error"] == pytest.approx(relative, rel=1e-3)
+    work = tmp_path / "work"
+    work.mkdir()
+    compared = compare(Decoder(tmp_path / "out"), Decoder(folders[name]), ids, 3, 10**9, work).blocks[-1]
+    assert compared.relative == pytest.approx(relative, rel=1e-3)
 
 
 @pytest.mark.parametrize("quirk", ["beside, of tokens", "by name, of tokens"])

@@ -101,9 +101,10 @@ def compare(
 
         def measure(index: int) -> BlockError:
             one, other = sparse.load(index), dense.load(index)
-            meter = ErrorMeter()
+            meter, form = ErrorMeter(), dense.skeleton.forms[index]
             for number, batch in enumerate(batches, 1):
-                meter.update(student.advance(one, batch), teacher.advance(other, batch))
+                outputs, targets = student.advance(one, batch), teacher.advance(other, batch)
+                meter.update(form.put_out(outputs), form.put_out(targets))
                 progress(index * len(batches) + number, len(dense) * len(batches))
             error = meter.error()
             if not error.finite:

@@ -300,7 +300,8 @@ class Frontier:
             if block.index in of_block:
                 after = self._dense.before(block.index + 1)
                 dense = at_hand[after] if after in at_hand else after.read(batch, self._device)
-                of_block[block.index].update(batch, states, dense)
+                form = self._decoder.skeleton.forms[block.index]
+                of_block[block.index].update(batch, form.put_out(states), form.put_out(dense))
                 self._keep(block.index + 1, batch, states, dense)
                 advanced = states
         return advanced, states
@@ -330,11 +331,11 @@ class Frontier:
         self._probe.states = kept.probe
         found = {}
         for twin, block in zip(dense, blocks, strict=True):
-            pair = ErrorPair(self.calibration)
+            pair, form = ErrorPair(self.calibration), self._decoder.skeleton.forms[block.index]
             for batch in self.batches:
                 student = self.run([block], kept.student.read(batch, self._device), batch)
                 teacher = self.run([twin], kept.dense.read(batch, self._device), batch)
-                pair.update(batch, student, teacher)
+                pair.update(batch, form.put_out(student), form.put_out(teacher))
                 kept.student.write(batch, student)
                 kept.dense.write(batch, teacher)
             self._pass_probe(block)

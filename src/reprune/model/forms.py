@@ -119,6 +119,13 @@ class Form:
             parts.append(columns if value is None else slot.columns(value).float())
         return torch.cat(parts, dim=-1)
 
+    def put_out(self, stream: Tensor) -> Tensor:
+        """What the block itself puts out: its states and the slots that it writes, without those of other blocks."""
+        if not self.slots:
+            return stream
+        written = [columns for number, _, columns in self._parts(stream) if number in self.writes]
+        return torch.cat([stream[..., : math.prod(self.rest)], *written], dim=-1)
+
     def beside(self, stream: Tensor) -> dict[int, Tensor]:
         """The slots of a stream that the block returned besides the states, by their index in its tuple."""
         return {

@@ -136,7 +136,7 @@ def test_the_way_on_can_be_pasted_into_a_shell(cli: Cli, break_: Break) -> None:
     assert cli("prune", "llama", "--out", "my run", *QUICK).err.endswith("go on with: reprune resume 'my run'\n")
     assert cli("status", "my run").out.endswith("go on with: reprune resume 'my run'\n")
     for command in ("report", "verify"):
-        assert "go on with 'reprune resume 'my run'', then" in cli(command, "my run").err
+        assert "go on with \"reprune resume 'my run'\", then" in cli(command, "my run").err
 
 
 def test_the_way_on_with_a_file_of_texts_is_the_same_command(

@@ -275,6 +275,11 @@ def test_a_place_that_cannot_be_written_is_refused(out: str, here: Path, cli: Cl
     assert set(here.iterdir()) == before
 
 
+def test_a_name_that_is_too_long_is_refused(here: Path, cli: Cli) -> None:
+    said = cli("generate", "llama", "--out", f"{'a' * 300}.jsonl", *FLAGS)
+    assert (said.code, f"({os.strerror(errno.ENAMETOOLONG)}); give another file.\n" in said.err) == (2, True)
+
+
 @pytest.mark.parametrize(("number", "code"), [(errno.EACCES, 2), (errno.EROFS, 2), (errno.ENOSPC, 1)])
 def test_a_folder_without_the_right_to_write_is_refused_and_a_full_one_fails(
     number: int, code: int, here: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch

@@ -129,6 +129,12 @@ def test_only_a_report_is_written_over(here: Path, cli: Cli) -> None:
     assert sorted(path.name for path in (here / "out").iterdir()) == ["report.html", "reprune.json"]
 
 
+def test_a_name_that_is_too_long_is_refused(here: Path, cli: Cli) -> None:
+    written(here / "out", run_record(1))
+    said = cli("report", "out", "--out", f"{'a' * 300}.html")
+    assert (said.code, f"({os.strerror(errno.ENAMETOOLONG)}); give another file" in said.err) == (2, True)
+
+
 @pytest.mark.parametrize("missing", ["matplotlib", "jinja2"])
 def test_without_the_extra_the_message_says_how_to_get_it(
     missing: str, here: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch

@@ -104,7 +104,8 @@ def generate(
         raise InputError(f"--samples {samples}: expected at least 1.")
     if endpoint_model is not None and endpoint is None:
         raise InputError(f"--endpoint-model {endpoint_model}: names a model of a server; give its --endpoint URL too.")
-    corpus = Corpus(local_path(out))
+    with refusing(local_path(out)):
+        corpus = Corpus(local_path(out))
     require_filters(settings.filters)
     require_language(settings.language)
     check_versions(ranks)
@@ -134,13 +135,13 @@ def generate(
             made_by["endpoint_model"] = server.model
 
         def begin() -> dict[str, Any] | None:
-            if (finished := corpus.finished()) is not None:
-                corpus.check(finished["made_by"], made_by, finished["texts"], samples)
-                if finished["texts"] == samples:
-                    return finished
-            else:
-                corpus.check_free()  # before the file to lock is created
             with refusing(corpus.path):
+                if (finished := corpus.finished()) is not None:
+                    corpus.check(finished["made_by"], made_by, finished["texts"], samples)
+                    if finished["texts"] == samples:
+                        return finished
+                else:
+                    corpus.check_free()  # before the file to lock is created
                 corpus.path.parent.mkdir(parents=True, exist_ok=True)
                 corpus.path.touch()
                 with locked(corpus.path, corpus.path, "file"):  # the lock of all names of the file

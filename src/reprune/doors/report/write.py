@@ -32,7 +32,8 @@ def report(directory: str | os.PathLike[str], out: str | os.PathLike[str] | None
     folder = local_path(directory)
     file = folder / NAME if out is None else local_path(out)
     record = read_records(folder)
-    _check(file)
+    with refusing(file):
+        _check(file)
     check_extra()
     if isinstance(record, Run):
         from reprune.doors.report.run import run_page

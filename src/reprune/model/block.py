@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence, Set
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from copy import copy
 from dataclasses import dataclass, replace
@@ -230,13 +230,11 @@ class Block:
         seen: list[tuple[Tensor, list[Linear]]] = []  # holding the tensors keeps their identities apart
         runs: dict[str, int] = {}
         order: dict[str, int] = {}  # of linears, and of the first of stacks that read the same, as they first run
-        stacks: dict[str, None] = {}  # those among them
         passed: dict[str, int] = {}  # how many tokens, by linear; all tokens reach a stack that runs
 
         def saw(linear: Linear, inputs: Tensor) -> None:
             if linear.stack is not None:
                 passed[linear.name] = tokens
-                stacks.setdefault(linear.stack.shares)
                 order.setdefault(linear.stack.shares, len(order))
                 return
             order.setdefault(linear.name, len(order))
@@ -259,7 +257,7 @@ class Block:
             *running,
             *(LinearGroup((linear,), once=False) for linear in repeated),
             *self._idle_experts(idle, experts, running),
-            *self._stacked_groups(stacks),
+            *self._stacked_groups(order),
         ]
 
         def began(group: LinearGroup) -> int:
@@ -267,16 +265,15 @@ class Block:
 
         return sorted(found, key=began)
 
-    def _stacked_groups(self, order: Iterable[str]) -> Iterator[LinearGroup]:
-        """For stacks that read the same inputs, one group for each matrix number, stage after stage."""
-        for shares in order:
-            together: dict[int, list[Linear]] = {}
-            for linear in self.linears:
-                if linear.stack is not None and linear.stack.shares == shares:
-                    together.setdefault(linear.number or 0, []).append(linear)
-            for linears in together.values():
-                assert linears[0].stack is not None
-                yield LinearGroup(tuple(linears), expert=linears[0].stack.routed, stage=shares)
+    def _stacked_groups(self, ran: Container[str]) -> Iterator[LinearGroup]:
+        """For stacks that ran and read the same inputs, one group for each matrix number."""
+        together: dict[tuple[str, int], list[Linear]] = {}
+        for linear in self.linears:
+            if linear.stack is not None and linear.stack.shares in ran:
+                together.setdefault((linear.stack.shares, linear.number or 0), []).append(linear)
+        for (shares, _), linears in together.items():
+            assert linears[0].stack is not None
+            yield LinearGroup(tuple(linears), expert=linears[0].stack.routed, stage=shares)
 
     def _idle_experts(
         self, idle: Sequence[Linear], experts: Set[str], running: Sequence[LinearGroup]

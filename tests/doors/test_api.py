@@ -159,8 +159,8 @@ def test_a_window_that_was_done_on_another_machine_names_it_and_its_peak_counts(
 
     there = {"system": "Linux riscv64", "threads": 64, "device": "cpu"}
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("reprune.engine.run.machine", lambda _: there)
-        patch.setattr("reprune.engine.run.peak_memory_bytes", lambda _: {"host": 10**15, "device": 0})
+        patch.setattr("reprune.engine.record.machine", lambda _: there)
+        patch.setattr("reprune.engine.record.peak_memory_bytes", lambda _: {"host": 10**15, "device": 0})
         reprune.prune("llama", "out", **QUICK, watcher=Ending())
     record = reprune.resume("out")
     assert record["machine"] != there

@@ -15,9 +15,8 @@ from typing import Any
 from reprune.engine.agreement import agree_
 from reprune.engine.books import Books
 from reprune.engine.frontier import Frontier
-from reprune.engine.peak_memory import peak_memory_bytes
 from reprune.engine.predictions import PredictionObjective
-from reprune.engine.record import block_record, exchange_record, machine
+from reprune.engine.record import block_record, conditions, exchange_record
 from reprune.engine.watcher import Watcher
 from reprune.engine.window import PrunedBlock
 from reprune.errors import NumericalError
@@ -81,8 +80,7 @@ def distill(
     entry = {
         "window": record,
         "blocks": records,
-        "machine": machine(recipe.device),
-        "peaks": ranks.each_tells(peak_memory_bytes(recipe.device)),
+        **conditions(ranks, recipe.device),
         "forward": frontier.probe_record(),
     }
     books.commit(window, entry, written, [])

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from reprune import __version__
+from reprune.engine.peak_memory import peak_memory_bytes
 from reprune.engine.window import PrunedBlock
 from reprune.math.ranks import Ranks, Traffic
 from reprune.math.reconstruction_error import Error
@@ -211,6 +212,11 @@ def full_record(
         "machine": here,
         **({"ranks": len(peaks), "peak_memory_bytes_by_rank": list(peaks)} if len(peaks) > 1 else {}),
     }
+
+
+def conditions(ranks: Ranks, device: str) -> dict[str, Any]:
+    """For the ledger's line of a step: the machine that did it, and the peak memory of each process so far."""
+    return {"machine": machine(device), "peaks": ranks.each_tells(peak_memory_bytes(device))}
 
 
 def _elsewhere(line: Mapping[str, Any], here: Mapping[str, Any]) -> dict[str, Any]:

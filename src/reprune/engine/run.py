@@ -21,8 +21,8 @@ from reprune.engine.dense import Dense
 from reprune.engine.distillation import distill
 from reprune.engine.fresh import FreshBlocks
 from reprune.engine.frontier import Frontier
-from reprune.engine.peak_memory import forget_peak_memory, peak_memory_bytes
-from reprune.engine.record import block_record, exchange_record, machine, window_record
+from reprune.engine.peak_memory import forget_peak_memory
+from reprune.engine.record import block_record, conditions, exchange_record, window_record
 from reprune.engine.shared import Shared
 from reprune.engine.watcher import Watcher
 from reprune.engine.window import PrunedBlock, WindowProblem
@@ -222,8 +222,7 @@ class _Windows:
         entry = {
             "window": record,
             "blocks": [block_record(one, block_errors[one.index], sparsities, recipe.choice) for one in retired],
-            "machine": machine(recipe.device),
-            "peaks": ranks.each_tells(peak_memory_bytes(recipe.device)),
+            **conditions(ranks, recipe.device),
         }
         if window is self.methods.schedule[-1]:
             entry["forward"] = frontier.probe_record()

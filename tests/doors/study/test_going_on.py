@@ -23,7 +23,7 @@ from reprune.engine import fresh as engine
 from reprune.errors import ChangedError, InputError, NumericalError
 from tests.damage import flip_bit
 from tests.doors.conftest import Cli
-from tests.doors.study.runs import GRID, MEASURES, ONE, SETTINGS, SMALL, STUDY, cell, copy_of, numbers
+from tests.doors.study.runs import GRID, ONE, QUICK, SETTINGS, SMALL, STUDY, cell, copy_of, numbers
 from tests.engine import together
 
 TWO = [*GRID[:3], "--rungs", "LR", *STUDY]
@@ -239,9 +239,8 @@ def test_a_cell_that_was_begun_with_code_of_the_models_runs_none_that_the_study_
     out = folder / "cells" / NAMES[1]
     shutil.rmtree(out)
     stop_at(monkeypatch, engine, "prune_block_", lambda *_: True, 2)
-    flags = {key: value for key, value in SETTINGS.items() if key not in MEASURES}
     with pytest.raises(KeyboardInterrupt):
-        reprune.prune("llama", out, pruner="wanda", reconstruct="BR+GP", trust_remote_code=True, **flags)
+        reprune.prune("llama", out, pruner="wanda", reconstruct="BR+GP", trust_remote_code=True, **QUICK)
     (done, failed) = study("llama", "s", **SMALL, **SETTINGS)["cells"]
     assert (done["status"], failed["status"]) == ("done", "failed")
     assert "began with trust_remote_code; give --trust-remote-code if you trust the model's code. (Remove " in str(

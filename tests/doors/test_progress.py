@@ -116,6 +116,34 @@ def test_on_a_terminal_prune_shows_a_bar_and_a_line_for_each_window(
     assert shows > hides >= 0, "the cursor is back"
 
 
+def test_the_bar_says_after_an_epoch_how_long_the_rest_will_take(
+    terminal: io.StringIO, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passed = 0.0
+    monkeypatch.setattr(progress, "monotonic", lambda: passed)
+    first, second = windows(10, 1, 1)[:2]
+    record = {"seconds": 90.0, "loss": "squared", "relative_lr": None}
+    record |= {f"relative_{which}_error": {"before": 0.2, "after": 0.1} for which in ("calibration", "heldout")}
+
+    def shown() -> Any:
+        watcher._bar.refresh()  # type: ignore[attr-defined]
+        return re.findall(r"epoch \d/4 +[━╸╺]+ +(\d+)/10 \S+ (.+ left) peak", _plain(terminal))[-1]
+
+    with watching(quiet=False, verbose=False) as watcher:
+        watcher.started(10, 0)
+        watcher.phase(first, "targets")
+        passed = 40.0
+        watcher.phase(first, "reconstruction")
+        watcher.epoch(first, SimpleNamespace(number=2), 4)  # type: ignore[arg-type]
+        assert shown() == ("0", "16:00 left"), "100 s a window, by two fifths of it in 40 s; 9.6 windows"
+        passed = 90.0
+        watcher.window_done(first, record)
+        watcher.phase(second, "targets")
+        passed = 130.0
+        watcher.epoch(second, SimpleNamespace(number=1), 4)  # type: ignore[arg-type]
+        assert shown() == ("1", "15:53 left"), "130 s for 1.2 windows; 8.8 are left"
+
+
 def test_an_interrupted_run_gives_the_terminal_back(
     cli: Cli, terminal: io.StringIO, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from time import monotonic
 from typing import Any, final
 
 from rich.console import Console
@@ -36,7 +37,7 @@ def watching(quiet: bool, verbose: bool) -> Iterator[Watcher]:
     if not output.is_interactive:
         yield _Lines(output, verbose)
         return
-    with bar_of(output, TextColumn("{task.fields[memory]}")) as bar:
+    with bar_of(output, *(TextColumn(f"{{task.fields[{field}]}}") for field in ("left", "memory"))) as bar:
         yield _Bar(output, verbose, bar)
 
 
@@ -111,18 +112,22 @@ class _Lines(Watcher):
 
 @final
 class _Bar(_Lines):
-    """The same lines, and below them a bar with the current task."""
+    """The same lines, and below them a bar with the current task, and from the first epoch on the time left."""
 
     def __init__(self, output: Console, verbose: bool, bar: Progress) -> None:
         super().__init__(output, verbose)
         self._bar = bar
-        self._task = bar.add_task("starting", total=None, memory="")
+        self._task = bar.add_task("starting", total=None, left="", memory="")
+        self._window: Window | None = None
+        self._began = 0.0  # when the current window did
 
     def started(self, windows: int, done: int) -> None:
         super().started(windows, done)
         self._bar.update(self._task, total=windows, completed=done)
 
     def phase(self, window: Window | None, what: str) -> None:
+        if window is not self._window:
+            self._window, self._began = window, monotonic()
         self._show(what)
         if window is not None:
             super().phase(window, what)
@@ -130,10 +135,17 @@ class _Bar(_Lines):
     def epoch(self, window: Window, epoch: Epoch, of: int) -> None:
         super().epoch(window, epoch, of)
         self._show(f"epoch {epoch.number}/{of}")
+        self._reached(epoch.number / (of + 1), monotonic() - self._began)  # the rest of a window takes about an epoch
 
     def window_done(self, window: Window, record: Mapping[str, Any]) -> None:
         super().window_done(window, record)
-        self._bar.advance(self._task)
+        self._reached(0.0, 0.0)
+
+    def _reached(self, share: float, seconds: float) -> None:
+        """A share of the current window is done, in so many seconds; they say how long the others will take."""
+        each = (sum(self._seconds) + seconds) / (len(self._seconds) + share)
+        left = f"{clock(each * (self._left - share))} left"
+        self._bar.update(self._task, completed=self._windows - self._left + share, left=left)
 
     def _show(self, what: str) -> None:
         self._bar.update(self._task, description=f"{what:<14}", memory=f"peak {size(peak_memory_bytes('cpu')['host'])}")

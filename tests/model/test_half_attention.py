@@ -51,14 +51,22 @@ def _mask(kind: str, samples: int, tokens: int, keys: int) -> Tensor | None:
     if kind == "none":
         return None
     near = torch.ones(tokens, keys, dtype=torch.bool).tril(keys - tokens).triu(-2)
+    if kind == "window":
+        return near
     near[:, 0] = True  # no token is left without a key
     if kind == "bool":
         return near
+    if kind == "expanded":
+        return near.expand(samples, 1, tokens, keys)
+    if kind == "one row":
+        return near[-1].expand(tokens, keys)
     added = torch.zeros(samples if kind == "own" else 1, 1, tokens, keys).masked_fill_(
         ~near, torch.finfo(torch.float32).min
     )
     if kind == "own":
         added += torch.randn(added.shape, generator=torch.Generator().manual_seed(7))
+    if kind == "padded":
+        added[:, :, 1] = torch.finfo(torch.float32).min  # this token sees no key, so its shares of all are the same
     return added
 
 
@@ -73,6 +81,11 @@ _CASES = [
     (3, 4, 2, 7, 7, 4, "own", False, 0.5),
     (2, 4, 2, 6, 6, 4, "none", True, 1.5),  # three times the default
     (2, 4, 2, 5, 5, 4, "own", False, 0.125),
+    (2, 4, 2, 7, 7, 4, "window", False, None),
+    (2, 2, 1, 3, 9, 4, "window", False, None),
+    (2, 2, 2, 7, 7, 4, "padded", False, None),
+    (2, 2, 2, 7, 7, 4, "expanded", False, None),
+    (2, 2, 2, 7, 7, 4, "one row", False, None),
     (2, 2, 1, 3, 9, 4, "bool", False, None),
     (2, 2, 1, 9, 3, 4, "none", True, None),
     (1, 1, 1, 1, 1, 2, "none", True, None),
@@ -84,7 +97,7 @@ cases = pytest.mark.parametrize(
 
 @cases
 @pytest.mark.parametrize("dtype", _DTYPES)
-@pytest.mark.parametrize(("near", "at_once", "rows"), [(2**20, 2**23, 512), (2**20, 60, 2), (0, 40, 2), (0, 1, 1)])
+@pytest.mark.parametrize(("near", "at_once", "together"), [(2**20, 2**23, 64), (2**20, 60, 2), (0, 40, 2), (0, 1, 1)])
 def test_values_and_gradients_are_those_of_the_formula(
     samples: int,
     heads: int,
@@ -98,12 +111,12 @@ def test_values_and_gradients_are_those_of_the_formula(
     dtype: torch.dtype,
     near: int,
     at_once: int,
-    rows: int,
+    together: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(half_attention, "_NEAR", near)
     monkeypatch.setattr(half_attention, "_AT_ONCE", at_once)
-    monkeypatch.setattr(half_attention, "_ROWS", rows)
+    monkeypatch.setattr(half_attention, "_ROWS", together * max(2, heads // key_heads))
     asked = _without_the_kernel(monkeypatch)
     # The queries come in float32, as after rotary embeddings.
     given = [
@@ -144,6 +157,24 @@ def _without_the_kernel(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setattr(half_attention, "_attention", alone)
     return asked
+
+
+@pytest.mark.parametrize(
+    ("causal", "window", "expected"),
+    [
+        (True, 8, [(0, 2), (0, 4), (0, 6), (0, 8)]),
+        (False, 8, [(0, 2), (0, 4), (0, 6), (0, 8)]),
+        (False, 3, [(0, 2), (0, 4), (2, 6), (4, 8)]),
+    ],
+)
+def test_keys_that_no_token_of_a_part_sees_are_left_out(
+    causal: bool, window: int, expected: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(half_attention, "_ROWS", 8)
+    shape = half_attention._Shape(2, 1, 4, 8, 8, causal, 1.0, torch.bfloat16)
+    seen = torch.ones(1, 1, 8, 8, dtype=torch.bool).tril().triu(1 - window)
+    mask = None if causal else half_attention._additive(seen, torch.bfloat16)
+    assert [(part.keys.start, part.keys.stop) for part in shape.parts(mask)] == expected
 
 
 @pytest.mark.parametrize(("near", "kept"), [(4 * 16**2, True), (4 * 16**2 - 1, False)])

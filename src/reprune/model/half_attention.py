@@ -20,7 +20,7 @@ from reprune.math.slices import slices
 
 _AT_ONCE = 2**23  # scores that are computed together: 16 MiB
 _NEAR = 2**20  # scores of a sample, up to which they are kept for the gradients
-_ROWS = 512  # tokens whose scores are computed together if they are not kept
+_ROWS = 512  # rows of scores that are computed together, one for each token and query head that shares its keys
 
 
 @final
@@ -79,6 +79,8 @@ def _is_ours(mask: Tensor | None, query: Tensor, key: Tensor) -> bool:
 def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
     """A mask as finite values to add to the scores, (1 or samples, tokens, keys)."""
     least = torch.finfo(dtype).min
+    if mask.dim() == 4 and mask.stride(0) == 0:  # one mask, expanded to all samples
+        mask = mask[:1]
     mask = mask.reshape(-1, *mask.shape[-2:])
     if mask.dtype == torch.bool:
         return torch.zeros(mask.shape, dtype=dtype).masked_fill_(~mask, least)
@@ -125,30 +127,47 @@ class _Shape:
         """Whether there are few enough scores to keep them for the gradients."""
         return self.heads * self.group * self.tokens * self.keys <= _NEAR
 
+    @property
+    def at_once(self) -> int:
+        """How many tokens' scores are computed together; keys that none of these tokens sees are left out."""
+        return max(1, _ROWS // max(2, self.group))
+
     def parts(self, mask: Tensor | None) -> Iterator[_Part]:
         units = self.samples * self.heads
-        step = self.tokens if self.near else _ROWS
-        for start in range(0, self.tokens, step):
-            stop = min(start + step, self.tokens)
-            keys = min(stop, self.keys) if self.causal else self.keys
+        for some_tokens in slices(0, self.tokens, self.at_once):
+            start, stop = some_tokens.start, some_tokens.stop
+            keys = self._seen(mask, start, stop)
             added = self._mask(mask, start, stop, keys)
             rows = slice(start * self.group, stop * self.group)
-            at_once = max(1, _AT_ONCE // ((rows.stop - rows.start) * keys))
-            for some in slices(0, units, at_once):
+            scores = (rows.stop - rows.start) * (keys.stop - keys.start)
+            for some in slices(0, units, max(1, _AT_ONCE // scores)):
                 of_some = added
                 if added is not None and len(added) > 1:
                     of_some = added[torch.arange(some.start, some.stop) // self.heads]
-                yield _Part(some, rows, slice(0, keys), of_some)
+                yield _Part(some, rows, keys, of_some)
 
-    def _mask(self, mask: Tensor | None, start: int, stop: int, keys: int) -> Tensor | None:
+    def _seen(self, mask: Tensor | None, start: int, stop: int) -> slice:
+        """The keys from the first to the last that some tokens see, of any sample."""
+        if self.causal:
+            return slice(0, min(stop, self.keys))
+        if mask is None or self.tokens <= self.at_once:
+            return slice(0, self.keys)
+        seen = mask[:, start:stop] > torch.finfo(self.half).min  # (1 or samples, tokens, keys)
+        if not seen.any(-1).all():  # a token that sees no key has shares of all
+            return slice(0, self.keys)
+        keys = seen.flatten(0, 1).any(0).nonzero()
+        return slice(int(keys[0]), int(keys[-1]) + 1)
+
+    def _mask(self, mask: Tensor | None, start: int, stop: int, keys: slice) -> Tensor | None:
         """The mask of some tokens as added to their scores, one row for each token and query head."""
         if self.causal:
-            own = torch.full((1, stop - start, keys), torch.finfo(self.half).min, dtype=self.half).triu_(start + 1)
+            own = torch.full((1, stop - start, keys.stop), torch.finfo(self.half).min, dtype=self.half)
+            own.triu_(start + 1)
         elif mask is not None:
-            own = mask[:, start:stop]
+            own = mask[:, start:stop, keys]
         else:
             return None
-        return own[:, :, None].expand(-1, -1, self.group, -1).reshape(len(own), -1, keys)
+        return own[:, :, None].expand(-1, -1, self.group, -1).flatten(1, 2)
 
 
 @final
@@ -180,7 +199,9 @@ class _Attention(torch.autograd.Function):
         rows, key_rows, values, mask, *kept = ctx.saved_tensors
         (by_outputs,) = outer
         by_rows = torch.empty_like(rows)
-        sums = rows.dtype if shape.near else torch.float32  # if near, all rows are one part: nothing is summed
+        sums = (
+            rows.dtype if shape.tokens <= shape.at_once else torch.float32
+        )  # all rows are one part: nothing is summed
         by_keys, by_values = (torch.zeros(one.shape, dtype=sums) for one in (key_rows, values))
         for number, part in enumerate(shape.parts(mask)):
             own, its_keys = (part.units, part.rows), (part.units, part.keys)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
 import math
+import os
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
+from transformers.integrations import sdpa_attention
 
 from reprune.model import half_attention
 from reprune.model.half_attention import HalfAttention
+from tests.tiny import build
 
 _DTYPES = (torch.bfloat16, torch.float16)
 
@@ -273,6 +277,29 @@ def _outcome(*arguments: Tensor, **more: Any) -> Tensor | str:
         return _KERNEL(*arguments, **more)
     except RuntimeError as error:
         return str(error)
+
+
+@pytest.mark.parametrize("before", [None, "0", "1"])
+def test_keys_under_a_mask_are_not_repeated_for_each_query_head(
+    before: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = half_attention._SHARED_KEYS
+    if name not in inspect.getsource(sdpa_attention):
+        pytest.skip("this release of Transformers always repeats them")
+    monkeypatch.delenv(name, raising=False)
+    if before is not None:
+        monkeypatch.setenv(name, before)
+    attention, heads = half_attention._attention, list[int]()
+
+    def seen(query: Tensor, key: Tensor, *args: Any, **kwargs: Any) -> Any:
+        heads.append(key.shape[1])
+        return attention(query, key, *args, **kwargs)
+
+    monkeypatch.setattr(half_attention, "_attention", seen)
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16), HalfAttention():
+        build("gemma3")(torch.arange(16)[None])
+    assert heads == [2, 2, 2], "a window of 8 tokens in the first and the last block"
+    assert os.environ.get(name) == before
 
 
 def test_without_autocast_the_kernel_is_asked() -> None:

@@ -7,6 +7,7 @@ and values are not repeated. If there are many scores, they are not kept for the
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, final
@@ -21,11 +22,26 @@ from reprune.math.slices import slices
 _AT_ONCE = 2**23  # scores that are computed together: 16 MiB
 _NEAR = 2**20  # scores of a sample, up to which they are kept for the gradients
 _ROWS = 512  # rows of scores that are computed together, one for each token and query head that shares its keys
+_SHARED_KEYS = "TRANSFORMERS_SDPA_FORCE_GQA"
+"""With this at 1, Transformers leaves it to the attention function to share keys; else, where there is a mask, it
+repeats them for each query head. (Releases before 5.24 may not know it.)"""
 
 
 @final
 class HalfAttention(TorchFunctionMode):
     """While it is entered, attention under autocast on a CPU is computed this way."""
+
+    def __enter__(self) -> Any:
+        self._shared_keys = os.environ.get(_SHARED_KEYS)
+        os.environ[_SHARED_KEYS] = "1"
+        return super().__enter__()  # type: ignore[no-untyped-call]  # PyTorch's own
+
+    def __exit__(self, *raised: Any) -> None:
+        super().__exit__(*raised)  # type: ignore[no-untyped-call]
+        if self._shared_keys is None:
+            os.environ.pop(_SHARED_KEYS, None)
+        else:
+            os.environ[_SHARED_KEYS] = self._shared_keys
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is scaled_dot_product_attention and torch.is_autocast_enabled("cpu"):

@@ -11,7 +11,7 @@ from torch import Tensor
 from reprune.errors import UnsupportedModelError
 from reprune.model.block import Call
 from reprune.model.decoder import Decoder
-from reprune.model.passing import Passing
+from reprune.model.passing import Passing, to_device
 from reprune.model.streams import StreamStore
 
 from .. import odd, tiny
@@ -122,3 +122,18 @@ def test_what_has_other_parts_for_other_samples_is_refused() -> None:
     passing, value = Passing("model", 2), torch.zeros(2, 4)
     with pytest.raises(UnsupportedModelError, match="block 0 is passed 'more', which differs from sample to sample"):
         passing.take(slice(0, 2), _calls(value), lambda: [Call((None, value), {"more": value}, 0)])
+
+
+def test_a_tensor_that_several_blocks_are_passed_is_moved_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, moved = Tensor.to, list[Tensor]()
+
+    def to(tensor: Tensor, device: torch.device) -> Tensor:
+        moved.append(tensor)
+        return plain(tensor, device)
+
+    monkeypatch.setattr(Tensor, "to", to)
+    mask = torch.ones(2, 4)
+    calls = to_device(_calls(mask, mask, mask), torch.device("meta"))  # stands for a GPU
+    assert len(moved) == 1
+    assert calls[0].args[1].is_meta
+    assert all(call.args[1] is calls[0].args[1] for call in calls)

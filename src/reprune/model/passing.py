@@ -167,6 +167,8 @@ def to_device(calls: list[Call], device: torch.device) -> list[Call]:
     moved: dict[int, Tensor] = {}
 
     def move(tensor: Tensor) -> Tensor:
-        return moved.setdefault(id(tensor), tensor.detach().to(device))
+        if id(tensor) not in moved:
+            moved[id(tensor)] = tensor.detach().to(device)
+        return moved[id(tensor)]
 
     return [replace(call, args=with_tensors(call.args, move), kwargs=with_tensors(call.kwargs, move)) for call in calls]

@@ -170,8 +170,6 @@ class Layout:
             made = self.load(conversion, empty)
             conversion.shapes = {name: tuple(tensor.shape) for name, tensor in made.items()}
             back = self.save(conversion, made)
-        except UnsupportedModelError:
-            raise
         except Exception as error:  # the rules raise nearly anything on tensors that do not fit
             raise UnsupportedModelError(
                 f"{self._checkpoint.name}: {conversion.stored[0]} cannot be converted by Transformers' own rules "

@@ -87,12 +87,14 @@ class Layout:
             rule.add_tensor(conversion.first, name, conversion.patterns[name], stored[name])
         return _singly(rule.convert(conversion.first, model=self._model, config=self._model.config))
 
-    def read(self, conversion: Conversion) -> dict[str, Tensor]:
-        """The parameters that a conversion makes of the checkpoint's own tensors, as `load` returns them."""
-        return self.load(conversion, {name: self._checkpoint.tensor(name) for name in conversion.stored})
+    def read(self, name: str) -> Tensor:
+        """A parameter that the checkpoint holds, in the dtype of the stored tensors."""
+        conversion = self.of_parameter[name]
+        return self.load(conversion, {stored: self._checkpoint.tensor(stored) for stored in conversion.stored})[name]
 
-    def check(self, name: str, conversion: Conversion, wanted: Tensor) -> None:
-        """Raise `UnsupportedModelError` unless a tensor has the shape of `wanted` and a weight is stored as floats."""
+    def check(self, name: str, wanted: Tensor) -> None:
+        """Raise `UnsupportedModelError` unless a parameter has the shape of `wanted`, and a weight is of floats."""
+        conversion = self.of_parameter[name]
         if isinstance(wanted, nn.Parameter) and wanted.is_floating_point():
             for stored in conversion.stored:
                 if (dtype := self._checkpoint.entries[stored].dtype) not in FLOATS:

@@ -104,7 +104,7 @@ class Decoder:
                     "not belong to this model from its files."
                 )
             found[id(conversion)] = conversion
-            self._layout.check(path + name, conversion, tensor)
+            self._layout.check(path + name, tensor)
         return list(found.values())
 
     def _why_missing(self, index: int, name: str, shape: tuple[int, ...]) -> str:

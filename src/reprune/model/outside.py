@@ -49,7 +49,7 @@ class Outside:
         """
         for name, parameter in self._model.named_parameters(remove_duplicate=False):
             if is_outside(name, (self._blocks_path,)) and name in self._layout.of_parameter:
-                self._layout.check(name, self._layout.of_parameter[name], parameter)
+                self._layout.check(name, parameter)
 
     def fill(
         self,
@@ -100,8 +100,7 @@ class Outside:
 
     def _tensor(self, name: str, wanted: Tensor) -> Tensor:
         """A parameter or buffer, or the one that it is tied to, as stored in the checkpoint."""
-        held = self._checked(name, wanted)
-        return self._layout.read(self._layout.of_parameter[held])[held]
+        return self._layout.read(self._checked(name, wanted))
 
     def _checked(self, name: str, wanted: Tensor) -> str:
         """The name under which a parameter is held (`_held`), once its dtype and shape are checked."""
@@ -111,7 +110,7 @@ class Outside:
                 f"{self._name}: the tensor {name}, which is needed, is not in its safetensors files; they may be "
                 "incomplete, download the model again."
             )
-        self._layout.check(held, self._layout.of_parameter[held], wanted)
+        self._layout.check(held, wanted)
         return held
 
     def _held(self, name: str) -> str | None:

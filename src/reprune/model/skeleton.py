@@ -8,7 +8,7 @@ block are the model's own.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Mapping, Set
 from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import replace
 from functools import cached_property, partial
@@ -333,7 +333,7 @@ def _find_lists(model: nn.Module) -> dict[str, nn.ModuleList]:
     for path, module in model.named_modules():
         if not isinstance(module, nn.ModuleList) or any(path.startswith(f"{outer}.") for outer in found):
             continue
-        if len(module) and all(not is_linear(child) and any(True for _ in _weights(child)) for child in module):
+        if len(module) and all(not is_linear(child) and _holds_matrices(child) for child in module):
             found[path] = module
     if not found:
         raise UnsupportedModelError(
@@ -343,7 +343,6 @@ def _find_lists(model: nn.Module) -> dict[str, nn.ModuleList]:
     return found
 
 
-def _weights(module: nn.Module) -> Iterator[nn.Parameter]:
-    """The weight matrices of a possible block."""
-    yield from (linear.parameter for linear in find_linears(module))
-    yield from (parameter for parameter in module.parameters() if parameter.dim() >= 3)
+def _holds_matrices(module: nn.Module) -> bool:
+    """Whether a module has linears, or parameters of three or more dimensions."""
+    return bool(find_linears(module)) or any(parameter.dim() >= 3 for parameter in module.parameters())

@@ -71,12 +71,12 @@ class Skeleton:
         Returns:
             Its path, and the indices of the blocks that text passes through: all except those for images only.
         """
-        raised: dict[bool, str] = {}
+        said = ""
         for self._early, self._returned in product((False, True), _RETURNED):
             calls, error = self._blocks_run(lists)
             self._release(tuple(lists))
-            if error is not None:
-                raised.setdefault(self._early, f" ({error})")
+            if error is not None and self._early:  # with all weights filled in, its error says more
+                said = said or f" ({error})"
             ran = [path for path, seen in calls.items() if len(seen) >= len(lists[path])]
             if not ran and error is None and len(calls) == 1:
                 ran = [path for path, seen in calls.items() if len({*seen}) > len(lists[path]) / 2]
@@ -84,10 +84,9 @@ class Skeleton:
                 break
         self._returned, self._early = 0, self._early and bool(ran)
         if len(ran) > 1 or (not ran and len(lists) > 1):
-            why = "" if ran else raised.get(True, "")  # with all weights filled in, its error says more
             raise UnsupportedModelError(
                 f"{self.name}: text passes through several lists of blocks, or through none as a whole "
-                f"({', '.join(ran or lists)}), so its blocks cannot be pruned one after the other{why}."
+                f"({', '.join(ran or lists)}), so its blocks cannot be pruned one after the other{'' if ran else said}."
             )
         path = next(iter(ran or lists))
         seen = calls.get(path, []) if ran else []

@@ -349,7 +349,7 @@ def many_passes(blocks: Sequence[Block]) -> Iterator[None]:
 
     It is for passes without gradients, between which no weight changes.
     """
-    if not blocks or blocks[0].precision.products == torch.float32:
+    if blocks[0].precision.products == torch.float32:
         yield
         return
     # Autocast caches the casts of parameters that require gradients, until the outermost context ends.

@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from reprune.errors import InputError, UnsupportedModelError, out_of_memory, short
 from reprune.files.cache import Notify, cache_root, locked_cache
 from reprune.files.durable import copy_rights, sync_folder
+from reprune.model.checkpoint import Checkpoint
 from reprune.model.gguf_file import read_gguf
 from reprune.model.gguf_settled import save_tokenizer, settle_, settle_tokenizer_
 from reprune.model.quiet import quiet_transformers
@@ -99,8 +100,6 @@ def convert_gguf(gguf: Path, notify: Notify) -> Path:
 
 def is_whole(folder: Path) -> bool:
     """Whether the folder has all that a model needs, and all files that a conversion wrote to it."""
-    from reprune.model.checkpoint import Checkpoint
-
     with suppress(OSError):  # only converted folders have a list
         if not all((folder / name).exists() for name in (folder / _LIST).read_text(encoding="utf-8").split("\n")):
             return False

@@ -18,8 +18,8 @@ Fill = Callable[[str, nn.Module, Tensor | None], None]
 """Gives the parameters of a module outside the blocks: (module name, module, token ids if it looks them up)."""
 
 Saw = Callable[[int, Tensor, Call], Any]
-"""Called with a block's index, and the states and the call that reach it. If it returns True, the forward pass ends by
-`LastBlockReached`; if False, the states are handed on; anything else is returned as the block's output."""
+"""Called with a block's index, and the states and the call that reach it. It returns what the block returns, or None to
+hand the states on, and may end the forward pass by `LastBlockReached`."""
 
 
 @final
@@ -57,11 +57,9 @@ class _Recorder(nn.Module):
             if key is None:
                 raise UnsupportedModelError("a block is called without hidden states, so it cannot be run on its own.")
             states, call = kwargs[key], Call(args, {**kwargs, key: None}, key)
-        said = self._saw(self._index, states, call)
-        if said is True:
-            raise LastBlockReached
-        if said is not False:
-            return said
+        output = self._saw(self._index, states, call)
+        if output is not None:
+            return output
         if self._disturb:
             states = disturbed(states)
         beside = [Beside(place) if self._returned > 0 else None for place in range(1, abs(self._returned))]

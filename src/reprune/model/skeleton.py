@@ -101,9 +101,8 @@ class Skeleton:
         """The indices of the blocks that a few tokens pass through, by list, and the model's error if it raises one."""
         ids, calls = self.few_ids(), dict[str, list[int]]()
 
-        def saw(path: str, index: int, *_: Any) -> bool:
+        def saw(path: str, index: int, *_: Any) -> None:
             calls.setdefault(path, []).append(index)
-            return False
 
         with ExitStack() as stack, quiet_transformers():
             for path, blocks in lists.items():
@@ -186,7 +185,7 @@ class Skeleton:
 
         def saw(index: int, *_: Any) -> Any:
             if index != self.running[-1]:
-                return False
+                return None
             fills.append(fill_after)
             return given
 
@@ -291,7 +290,7 @@ class Skeleton:
         entered: list[Tensor] = []
         calls: list[Call] = []
 
-        def saw(index: int, states: Tensor, call: Call) -> bool:
+        def saw(index: int, states: Tensor, call: Call) -> None:
             if index != self.running[len(calls)]:
                 raise UnsupportedModelError(
                     f"{self.name}: block {index} is called where block {self.running[len(calls)]} was "
@@ -308,7 +307,8 @@ class Skeleton:
                     )
             entered.append(states)
             calls.append(call)
-            return len(calls) == len(self.running)
+            if len(calls) == len(self.running):
+                raise LastBlockReached
 
         try:
             self._run(ids, fill, recorders(self.blocks, saw, self._returned, disturb))

@@ -65,7 +65,10 @@ def _measured(model: Path) -> tuple[float, float, bool]:
 @pytest.mark.parametrize("name", ["inference_mode", "autocast", "float64", "meta by default"])
 def test_what_a_caller_has_set_changes_no_bit(name: str, here: Path, done: Path) -> None:
     with SURROUNDINGS[name]():
-        assert reprune.plan("llama", **QUICK).memory_bytes > 0
+        random, plan = torch.get_rng_state(), reprune.plan("llama", "out", **QUICK)
+        assert plan.memory_bytes > 0
+        assert plan.refusals == ()
+        assert torch.equal(torch.get_rng_state(), random)
         reprune.prune("llama", "out", **QUICK)
         found = _measured(here / "out")
     assert _weights(here / "out") == _weights(done)

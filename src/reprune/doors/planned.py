@@ -64,6 +64,7 @@ class Plan:
     out: Path | None  # the folder to write, if given
 
     @cached_property
+    @undisturbed()
     def refusals(self) -> tuple[str, ...]:
         """The reasons for which `prune` would refuse, a line each: the model, memory and disk here, the texts.
 

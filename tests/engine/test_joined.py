@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import weakref
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 import reprune
 from reprune.engine.compare import compare
+from reprune.engine.result import Result
 from reprune.model.decoder import Decoder
+from reprune.model.streams import StreamStore
 from tests import odd, tiny
 from tests.engine import quick
 from tests.engine.quick import tensors
@@ -115,6 +119,27 @@ def test_a_blocks_error_counts_only_what_the_block_puts_out(
     work.mkdir()
     compared = compare(Decoder(tmp_path / "out"), Decoder(folders[name]), ids, 3, 10**9, work).blocks[-1]
     assert compared.relative == pytest.approx(relative, rel=1e-3)
+
+
+def test_what_is_each_samples_own_is_gone_when_the_weights_outside_the_blocks_are_written(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may take as much memory as all streams together."""
+    made: list[weakref.ref[Tensor]] = []
+    make, write = StreamStore.tensor, Result.write_outside
+
+    def tensor(self: StreamStore, *of: Any) -> Tensor:
+        made.append(weakref.ref(found := make(self, *of)))
+        return found
+
+    def write_outside(self: Result) -> dict[str, str]:
+        assert made
+        assert all(one() is None for one in made)
+        return write(self)
+
+    monkeypatch.setattr(StreamStore, "tensor", tensor)
+    monkeypatch.setattr(Result, "write_outside", write_outside)
+    quick.prune(folders["gemma4"], tmp_path / "out", reconstruct="BR+GP")
 
 
 @pytest.mark.parametrize("quirk", ["beside, of tokens", "by name, of tokens"])

@@ -130,6 +130,7 @@ def run_windows(
             still_open = doing.do(window, still_open)
         if methods.distillation is not None:
             distill(recipe, *methods.distillation, decoder, books, watcher, frontier, sparsities)
+    decoder.forget_samples()  # while the rest of the result is written
     books.clear_streams()
 
 

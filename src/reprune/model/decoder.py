@@ -317,6 +317,10 @@ class Decoder:
         """Give back the memory of all weights outside the blocks."""
         self.skeleton.release()
 
+    def forget_samples(self) -> None:
+        """Give back the memory of what blocks are passed with the samples that were embedded last."""
+        self._passing = Passing(self.name, 0)
+
     def predictor(self) -> Predictor:
         """What follows the last block: from its outputs to logits; `release` gives the memory back."""
         fill_after = partial(self._outside.fill, device=self.device, products=self.precision.products)

@@ -5,8 +5,9 @@
 Each model (as `benchmarks/architectures.py` builds it) is pruned to 50 % by Wanda's LR on 8 samples of 32 tokens. Then,
 block by block, the dense model is given the pruned weights of the blocks before, all samples pass through the whole
 model, and hooks record the inputs of each linear that is a module of its own, those of experts included. The expected
-mask has the smaller half of |W| x ||X|| in each row, in float64 (Sun et al., 2024). Experts that are one parameter, and
-linears that are not called as modules, cannot be compared in this way.
+mask has the smaller half of |W| x ||X|| in each row, in float64 (Sun et al., 2024). Experts that are one parameter,
+linears that are not called as modules, and those that are pruned in parts, each by its own inputs, cannot be compared
+in this way.
 
 Prints for each model how many matrices were compared, and the smallest share of a matrix's mask that agrees, or why the
 model was not compared. Exits with 1 if a mask is another, or if a model cannot be compared although Transformers loads
@@ -66,14 +67,16 @@ def block_of(name: str) -> int | None:
 
 
 @torch.no_grad()
-def compare(model: nn.Module, pruned: dict[str, Tensor], ids: Tensor) -> dict[str, float]:
-    """By linear, the share of its weights that both masks keep or both drop."""
+def compare(
+    model: nn.Module, pruned: dict[str, Tensor], ids: Tensor, matrices: set[tuple[int, str]]
+) -> dict[str, float]:
+    """By linear, the share of its weights that both masks keep or both drop; `matrices` are those on record."""
     blocks: dict[int, dict[str, nn.Module]] = {}
     for name, module in model.named_modules():
-        weight, number = pruned.get(f"{name}.weight"), block_of(name)
-        if not isinstance(module, nn.Linear | Conv1D) or weight is None or number is None:
+        number = block_of(name)
+        if number is None or (number, name.partition(f".{number}.")[2]) not in matrices:
             continue
-        if 4 * int((weight == 0).sum()) > weight.numel():
+        if isinstance(module, nn.Linear | Conv1D):
             blocks.setdefault(number, {})[name] = module
     found = {}
     for number in sorted(blocks):
@@ -125,7 +128,7 @@ def _not_compared(outcome: str, error: Exception) -> dict[str, Any]:
 
 def _examine(model: Any, folder: Path) -> dict[str, Any]:
     ids = write_rows(folder / "model", folder / "rows.jsonl")
-    reprune.prune(
+    record = reprune.prune(
         folder / "model",
         folder / "out",
         pruner="wanda",
@@ -139,7 +142,8 @@ def _examine(model: Any, folder: Path) -> dict[str, Any]:
         settings=["precision=float32", "pruner.min_tokens=0"],
     )
     pruned = AutoModelForCausalLM.from_pretrained(folder / "out", dtype=torch.float32).state_dict()
-    found = compare(model, pruned, ids)
+    matrices = {(block["index"], matrix["name"]) for block in record["blocks"] for matrix in block["matrices"]}
+    found = compare(model, pruned, ids, matrices)
     if not found:
         raise ValueError("none of its pruned linears is called as a module")
     return {"outcome": "compared", "compared": len(found), "least": min(found.values()), "why": ""}

@@ -356,3 +356,12 @@ def test_a_model_whose_masks_could_not_be_compared_ends_the_sweep_in_an_error(
     with pytest.raises(SystemExit) as end:
         masks.main()
     assert end.value.code == code
+
+
+def test_masks_are_compared_of_all_linears_but_those_that_are_pruned_in_parts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as the grouped projection of DeepSeek V4, each part of which reads inputs of its own."""
+    monkeypatch.syspath_prepend(str(FOLDER))
+    found = load("masks").examine("deepseek_v4", tmp_path)
+    assert (found["outcome"], found["least"]) == ("compared", 1.0)

@@ -209,6 +209,18 @@ def test_a_cache_that_cannot_be_made_is_said(
     )
 
 
+def test_a_cache_whose_files_may_not_be_written_is_said(here: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the system would say it of another user's, which lets root write everywhere."""
+
+    def touch(path: Path, *_: Any, **__: Any) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr(Path, "touch", touch)
+    said = cli("prune", "llama", "--out", "out", *OWN)
+    why = f"cannot be used for the cache ({os.strerror(errno.EACCES)}); set REPRUNE_CACHE to another folder.\n"
+    assert (said.code, said.err) == (2, f"error: {here.parent / 'cache'}: {why}")
+
+
 def test_a_cache_without_locks_may_be_elsewhere(here: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     """Such as a home folder on a cluster's disk."""
 

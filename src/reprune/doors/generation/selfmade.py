@@ -110,7 +110,9 @@ def self_generated(recipe: Recipe, decoder: Decoder, watcher: Watcher, ranks: Ra
                 folder.mkdir(parents=True, exist_ok=True)
                 way = "set REPRUNE_CACHE to a folder on another disk"
                 stack.enter_context(locked(folder, folder, "cache", wait=True, way=way))  # another run may be writing
-            return place.lacks(texts)
+                if lacks := place.lacks(texts):
+                    corpus.path.touch()  # here it is the cache that cannot be used, in `generate` it would be --out
+            return lacks
 
         if ranks.first_does(missing):
             forget_peak_memory(recipe.device)

@@ -215,9 +215,8 @@ class _Attention(torch.autograd.Function):
         rows, key_rows, values, mask, *kept = ctx.saved_tensors
         (by_outputs,) = outer
         by_rows = torch.empty_like(rows)
-        sums = (
-            rows.dtype if shape.tokens <= shape.at_once else torch.float32
-        )  # all rows are one part: nothing is summed
+        in_parts = shape.tokens > shape.at_once  # whose gradients of keys and values are summed
+        sums = torch.float32 if in_parts else rows.dtype
         by_keys, by_values = (torch.zeros(one.shape, dtype=sums) for one in (key_rows, values))
         for number, part in enumerate(shape.parts(mask)):
             own, its_keys = (part.units, part.rows), (part.units, part.keys)

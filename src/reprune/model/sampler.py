@@ -120,7 +120,7 @@ class Sampler:
             written.append(torch.cat([part.argmax(1) for part in _parts(logits)]))
             return written[-1], None
 
-        self._write(ids, steps, likeliest, lambda done, of: None)
+        self._write(ids, steps, likeliest)
         return torch.stack(written, 1)
 
     @torch.no_grad()
@@ -131,7 +131,6 @@ class Sampler:
         choice: Choice,
         ends: Collection[int],
         generator: torch.Generator,
-        progress: Callable[[int, int], None] = lambda done, of: None,
     ) -> list[Continuation]:
         """Draw a continuation of each row of tokens (rows, tokens).
 
@@ -141,7 +140,6 @@ class Sampler:
             choice: which words to draw from.
             ends: tokens that end a text.
             generator: of the CPU; decides what is drawn.
-            progress: called after each token with the number of tokens so far and `steps`.
         """
         rows, words, device = len(ids), [list[int]() for _ in ids], ids.device
         sums, ended = [0.0] * rows, [False] * rows
@@ -167,7 +165,7 @@ class Sampler:
             left = left[~over]
             return tokens, ~over
 
-        self._write(ids, steps, drawn, progress)
+        self._write(ids, steps, drawn)
         return [Continuation(tuple(words[row]), sums[row], ended[row]) for row in range(rows)]
 
     def _write(
@@ -175,7 +173,6 @@ class Sampler:
         ids: Tensor,
         steps: int,
         choose: Callable[[Tensor], tuple[Tensor, Tensor | None]],
-        progress: Callable[[int, int], None],
     ) -> None:
         """Run the model `steps` times, or until all rows have ended.
 
@@ -184,7 +181,6 @@ class Sampler:
             steps: the most tokens to write.
             choose: from logits (rows, words) to the next tokens, (rows,), and which rows go on, (rows,) or None for
                 all.
-            progress: called after each step but the last with the number of steps so far and `steps`.
         """
         cache = self._new_cache()
         given = ids
@@ -196,7 +192,6 @@ class Sampler:
                 tokens, going_on = choose(logits)
                 if step + 1 == steps:
                     return
-                progress(step + 1, steps)
                 if going_on is not None and not bool(going_on.all()):
                     stay = going_on.nonzero()[:, 0].to(tokens.device)
                     if not len(stay):

@@ -7,6 +7,8 @@ import json
 import os
 import shutil
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from reprune.doors.generation import local
-from reprune.doors.generation.generate import GenerationWatcher, generate
+from reprune.doors.generation.generate import generate
 from reprune.errors import InputError
+from reprune.model.sampler import Sampler
 from reprune.planning.generation import corpus, rounds
 from reprune.planning.generation.corpus import Corpus
 from reprune.planning.generation.language import Language
@@ -101,25 +104,29 @@ def test_the_file_is_calibrated_on_with_the_tokens_as_they_were_written(here: Pa
     ]
 
 
-class _Stop(GenerationWatcher):
-    """Interrupts at the given step of writing; with 0, only counts steps."""
+@contextmanager
+def stopped(when: int = 0) -> Iterator[list[None]]:
+    """Interrupt at the given step of the model; with 0, only note the steps."""
+    step, steps = Sampler._last_logits, list[None]()
 
-    def __init__(self, when: int = 0) -> None:
-        self.steps, self._when = 0, when
-
-    def writing(self, done: int, of: int) -> None:
-        self.steps += 1
-        if self.steps == self._when:
+    def noted(*arguments: Any) -> torch.Tensor:
+        steps.append(None)
+        if len(steps) == when:
             raise KeyboardInterrupt
+        return step(*arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Sampler, "_last_logits", noted)
+        yield steps
 
 
 def test_an_interrupted_file_ends_as_one_that_was_not(llama: Path, here: Path) -> None:
-    counting = _Stop()
-    generate("llama", "whole/self.jsonl", samples=9, settings=SMALL, watcher=counting, **EXACT)
-    for when in (1, counting.steps // 2, counting.steps):
+    with stopped() as steps:
+        generate("llama", "whole/self.jsonl", samples=9, settings=SMALL, **EXACT)
+    for when in (1, len(steps) // 2, len(steps)):
         folder = here / "cut" / str(when)
-        with pytest.raises(KeyboardInterrupt):
-            generate("llama", folder / "self.jsonl", samples=9, settings=SMALL, watcher=_Stop(when), **EXACT)
+        with pytest.raises(KeyboardInterrupt), stopped(when):
+            generate("llama", folder / "self.jsonl", samples=9, settings=SMALL, **EXACT)
         assert not (folder / "self.manifest.json").exists()
         generate("llama", folder / "self.jsonl", samples=9, settings=SMALL, **EXACT)
         assert files(folder) == files(here / "whole")
@@ -154,8 +161,8 @@ def test_a_file_is_not_gone_on_with_by_another_tokenizer(here: Path) -> None:
 def test_growing_that_is_interrupted_goes_on(here: Path) -> None:
     generate("llama", "whole/self.jsonl", samples=9, settings=SMALL, **EXACT)
     generate("llama", "grown/self.jsonl", samples=4, settings=SMALL, **EXACT)
-    with pytest.raises(KeyboardInterrupt):
-        generate("llama", "grown/self.jsonl", samples=9, settings=SMALL, watcher=_Stop(1), **EXACT)
+    with pytest.raises(KeyboardInterrupt), stopped(1):
+        generate("llama", "grown/self.jsonl", samples=9, settings=SMALL, **EXACT)
     assert len(files(here / "grown")) == 4, "the ledger of rounds is there again"
     generate("llama", "grown/self.jsonl", samples=9, settings=SMALL, **EXACT)
     assert files(here / "grown") == files(here / "whole")
@@ -167,8 +174,8 @@ def test_a_copy_by_hard_links_grows_by_itself(interrupted: bool, here: Path) -> 
     generate("llama", "whole/self.jsonl", samples=9, settings=SMALL, **EXACT)
     generate("llama", "begun/self.jsonl", samples=4, settings=SMALL, **EXACT)
     if interrupted:
-        with pytest.raises(KeyboardInterrupt):
-            generate("llama", "begun/self.jsonl", samples=9, settings=SMALL, watcher=_Stop(1), **EXACT)
+        with pytest.raises(KeyboardInterrupt), stopped(1):
+            generate("llama", "begun/self.jsonl", samples=9, settings=SMALL, **EXACT)
     before = files(here / "begun")
     shutil.copytree(here / "begun", here / "copy", copy_function=os.link)
     for folder in (here / "copy", here / "begun"):

@@ -11,7 +11,7 @@ import json
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from typing import Any, final
@@ -50,7 +50,6 @@ class EndpointAuthor(Author):
         tokenizer: Any,
         settings: Generation,
         concurrency: int = 16,
-        progress: Callable[[int, int], None] = lambda done, of: None,
     ) -> None:
         """Check that the server is there and completes texts.
 
@@ -58,7 +57,6 @@ class EndpointAuthor(Author):
             url: the server's base URL, such as http://localhost:8000/v1.
             model: the server's name of the model; None: the only one that it lists.
             concurrency: the number of requests at a time.
-            progress: called with the number of texts of a round that are written, and of all.
 
         Raises:
             InputError: the server cannot be used.
@@ -78,7 +76,6 @@ class EndpointAuthor(Author):
         self._signs = signs(tokenizer)
         self._settings = settings
         self._concurrency = concurrency
-        self._progress = progress
         self._secret_url = shown != url
         self._key = os.environ.get(_KEY)
         key = self._key or "none"
@@ -154,7 +151,7 @@ class EndpointAuthor(Author):
     def begin(self, firsts: Sequence[int]) -> list[tuple[str, Ids]]:
         prompts = [str(self._tokenizer.decode([first])) for first in firsts]
         greedy: dict[str, Any] = {"max_tokens": PREFIX - 1, "temperature": 0.0, **self._more}
-        found = self._complete(prompts, [greedy] * len(prompts), lambda done: None)
+        found = self._complete(prompts, [greedy] * len(prompts))
         texts = [prompt + choice.text for prompt, choice in zip(prompts, found, strict=True)]
         return [(text, self._ids(text)) for text in texts]
 
@@ -170,7 +167,7 @@ class EndpointAuthor(Author):
             {**sampled, "max_tokens": self._room(prompt), "seed": seed_of(settings.seed, number, place, size=4)}
             for place, prompt in enumerate(prompts)  # seeds of 31 bits, which every server accepts
         ]
-        found = self._complete(prompts, options, lambda done: self._progress(done, len(prompts)))
+        found = self._complete(prompts, options)
         return [self._written(prompt, choice) for prompt, choice in zip(prompts, found, strict=True)]
 
     def _room(self, prompt: str) -> int:
@@ -191,9 +188,7 @@ class EndpointAuthor(Author):
         ids = ids[: self._settings.length]  # the server may have counted other tokens
         return Written(text, ids, mean, ended)
 
-    def _complete(
-        self, prompts: Sequence[str], options: Sequence[dict[str, Any]], done: Callable[[int], None]
-    ) -> list[Any]:
+    def _complete(self, prompts: Sequence[str], options: Sequence[dict[str, Any]]) -> list[Any]:
         """The server's answers, in the order of the prompts."""
         import openai
 
@@ -221,17 +216,13 @@ class EndpointAuthor(Author):
         try:
             for _ in range(min(self._concurrency, len(prompts))):
                 threading.Thread(target=work, daemon=True).start()  # Python would wait for an executor's at its end
-            answers = []
-            for one in asked:
-                answers.append(one.result())
-                done(len(answers))
+            return [one.result() for one in asked]
         except (openai.OpenAIError, _Strange) as error:
             raise EndpointError(
                 f"{self._said(error)} What is written is kept; the same command goes on from there."
             ) from None
         finally:
             unwanted.set()
-        return answers
 
     def _ids(self, text: str) -> Ids:
         return tuple(self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])

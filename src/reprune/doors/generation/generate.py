@@ -47,9 +47,6 @@ class GenerationWatcher:
     def started(self, kept: int, wanted: int) -> None:
         """Texts are about to be written; `kept` of `wanted` are there already."""
 
-    def writing(self, done: int, of: int) -> None:
-        """`done` tokens of at most `of` are written of each text of a round; with an endpoint, `done` of `of` texts."""
-
     def round_done(self, kept: int, wanted: int, counts: Mapping[str, int]) -> None:
         """A round is on disk; `counts` is over all rounds."""
 
@@ -130,7 +127,7 @@ def generate(
                 watcher.note(slow)
         else:
             server = stack.enter_context(
-                closing(EndpointAuthor(endpoint, endpoint_model, tokenizer, settings, concurrency, watcher.writing))
+                closing(EndpointAuthor(endpoint, endpoint_model, tokenizer, settings, concurrency))
             )
             made_by["endpoint_model"] = server.model
 
@@ -152,7 +149,7 @@ def generate(
 
         if (finished := ranks.first_does(begin)) is not None:
             return finished
-        author = server or LocalAuthor(folder, tokenizer, settings, where, products, trust_remote_code, watcher.writing)
+        author = server or LocalAuthor(folder, tokenizer, settings, where, products, trust_remote_code)
         with going_on(_AGAIN):
             return _fill(corpus, author, tokenizer, samples, settings, made_by, watcher, ranks)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, final
 
@@ -31,7 +31,6 @@ class LocalAuthor(Author):
         device: str,
         precision: str,
         trust_remote_code: bool = False,
-        progress: Callable[[int, int], None] = lambda done, of: None,
     ) -> None:
         """Load the model; raises `InputError` if it cannot be loaded, or has no usable cache from token to token."""
         products = Precision(DTYPES[precision])
@@ -42,7 +41,6 @@ class LocalAuthor(Author):
         self._sampler = Sampler(model, products)
         self._start = beginning(tokenizer)
         self._ends = ends_of(model, tokenizer)
-        self._progress = progress
         self.rows = len(model.get_input_embeddings().weight)
 
     def begin(self, firsts: Sequence[int]) -> list[tuple[str, Ids]]:
@@ -60,7 +58,6 @@ class LocalAuthor(Author):
             settings.choice,
             self._ends,
             torch.Generator().manual_seed(seed),
-            self._progress,
         )
         return [
             Written(

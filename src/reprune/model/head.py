@@ -136,7 +136,7 @@ class TokenLosses:
         part = replace(output, last_hidden_state=output.last_hidden_state[:, tokens])
 
         def run(head: Head | None) -> Tensor:
-            with _stands_in(self._decoder, lambda *_, **__: part), _stands_in(self._linear, head):
+            with stands_in(self._decoder, lambda *_, **__: part), stands_in(self._linear, head):
                 logits: Tensor = uncached(self._model, ids[:, tokens]).logits
             return logits[0].float()
 
@@ -177,7 +177,7 @@ def _makes_logits(model: Any, decoder: Any, precision: Precision) -> bool:
             expected = uncached(model, ids).logits[:, last].float()
             output = decoder(input_ids=ids, use_cache=False)
             part = replace(output, last_hidden_state=output.last_hidden_state[:, last])
-            with _stands_in(decoder, lambda *_, **__: part):
+            with stands_in(decoder, lambda *_, **__: part):
                 logits = uncached(model, ids[:, last]).logits.float()
             near = _near(precision) * expected.abs().amax()
     except Exception:  # whatever the model's code raises
@@ -205,7 +205,7 @@ def _told(model: Any) -> Iterator[None]:
 
 
 @contextmanager
-def _stands_in(module: nn.Module, forward: Callable[..., Any] | None) -> Iterator[None]:
+def stands_in(module: nn.Module, forward: Callable[..., Any] | None) -> Iterator[None]:
     """Within this context a module runs another forward; None leaves its own."""
     if forward is None:
         yield

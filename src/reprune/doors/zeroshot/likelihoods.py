@@ -23,7 +23,7 @@ from reprune.doors.prepare import check_ids
 from reprune.errors import InputError, NumericalError
 from reprune.model.bare import longest_of
 from reprune.model.block import Precision
-from reprune.model.head import find_decoder
+from reprune.model.head import find_decoder, stands_in
 from reprune.model.uncached import cache_argument, uncached
 from reprune.model.widened import widen_after_, widened
 
@@ -284,18 +284,17 @@ class Likelihoods(HFLM):  # type: ignore[misc]  # lm-eval has no type informatio
         likelihoods = torch.empty(len(asked), device=self.device)
         likeliest = torch.empty(len(asked), dtype=torch.bool, device=self.device)
         size = max(_LOGIT_ELEMENTS // max(int(self.config.get_text_config().vocab_size), 1), 1)
-        try:
-            for first in range(0, len(states), size):
-                part = replace(output, last_hidden_state=states[None, first : first + size].float())
-                self._decoder.forward = lambda *_, part=part, **__: part
-                ids = torch.zeros(part.last_hidden_state.shape[:2], dtype=torch.long, device=self.device)
-                with torch.autocast(self.device.type, enabled=False):
-                    logits = uncached(self.model, ids).logits[0].log_softmax(-1)
-                (here,) = torch.where((places >= first) & (places < first + size))
-                likelihoods[here] = logits[places[here] - first, tokens[here]]
-                likeliest[here] = logits.argmax(-1)[places[here] - first] == tokens[here]
-        finally:
-            vars(self._decoder).pop("forward", None)
+        for first in range(0, len(states), size):
+            part = replace(output, last_hidden_state=states[None, first : first + size].float())
+            ids = torch.zeros(part.last_hidden_state.shape[:2], dtype=torch.long, device=self.device)
+            with (
+                stands_in(self._decoder, lambda *_, part=part, **__: part),
+                torch.autocast(self.device.type, enabled=False),
+            ):
+                logits = uncached(self.model, ids).logits[0].log_softmax(-1)
+            (here,) = torch.where((places >= first) & (places < first + size))
+            likelihoods[here] = logits[places[here] - first, tokens[here]]
+            likeliest[here] = logits.argmax(-1)[places[here] - first] == tokens[here]
         return likelihoods.tolist(), likeliest.tolist()
 
 

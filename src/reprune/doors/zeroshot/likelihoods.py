@@ -264,8 +264,6 @@ class Likelihoods(HFLM):  # type: ignore[misc]  # lm-eval has no type informatio
     def _can_share(self, group: _Group) -> bool:
         """Whether this decoder gives the same states if it is run after kept keys and values as in one go."""
         half = len(group.context) // 2
-        if half == 0:
-            return False
         with torch.autocast(self.device.type, enabled=False), widened(self.model):
             try:
                 after = self._run([group], half).last_hidden_state

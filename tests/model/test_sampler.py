@@ -72,6 +72,29 @@ def test_rows_that_end_leave_a_cache_of_states_too(name: str) -> None:
     _check_sampled(tf.AutoModelForCausalLM.from_config(OF_STATES[name]()).float().eval())
 
 
+@pytest.mark.parametrize("given_", [4, 11], ids=["grown to it", "given"])
+def test_a_text_beyond_the_border_of_longrope_goes_on_with_keys_turned_for_long_texts(given_: int) -> None:
+    """As in Transformers' own generation, which begins its cache anew there; in both, some rows have ended before."""
+    config = tiny.CONFIGS["phi3"]()
+    rope = {"rope_type": "longrope", "rope_theta": 10000.0, "partial_rotary_factor": 1.0}
+    config.rope_parameters = {**rope, "short_factor": [1.0] * 4, "long_factor": [8.0] * 4}
+    config.rope_parameters["original_max_position_embeddings"] = config.original_max_position_embeddings = 10
+    torch.manual_seed(0)
+    model = tf.AutoModelForCausalLM.from_config(config).float().eval()
+    with torch.no_grad():
+        for parameter in model.model.layers.parameters():
+            parameter.mul_(20 if parameter.dim() > 1 else 1)
+    sampler = Sampler(model, FLOAT32)
+    given = torch.randint(3, tiny.VOCABULARY, (5, given_), generator=seeded())
+    greedy = sampler.greedily(given, 14)
+    own = model.generate(given, max_new_tokens=14, do_sample=False, eos_token_id=None, pad_token_id=0)
+    assert torch.equal(greedy, own[:, given_:])
+    for ids, written in zip(given.tolist(), greedy.tolist(), strict=True):
+        for end, token in enumerate(written):
+            assert int(plain_logits(model, ids + written[:end]).argmax()) == token
+    _check_sampled(model)
+
+
 def _check_sampled(model: Any) -> None:
     ends = set(range(3, 40))
     found = Sampler(model, FLOAT32).sample(GIVEN, 14, Choice(), ends, seeded())

@@ -74,6 +74,7 @@ class Sampler:
         self._kept = kept
         last = "logits_to_keep" in inspect.signature(model.forward).parameters
         self._more: dict[str, Any] = {"logits_to_keep": 1} if last else {}
+        self._borders = _borders(model.config.get_text_config(decoder=True))
         self._check_cache()
 
     @torch.no_grad()
@@ -183,7 +184,7 @@ class Sampler:
                 all.
         """
         cache = self._new_cache()
-        given = ids
+        text = given = ids
         with self._precision.on(ids.device):
             for step in range(steps):
                 logits = self._last_logits(given, cache)
@@ -196,9 +197,19 @@ class Sampler:
                     stay = going_on.nonzero()[:, 0].to(tokens.device)
                     if not len(stay):
                         return
-                    tokens = tokens[stay]
+                    text, tokens = text[stay], tokens[stay]
                     cache.reorder_cache(stay)  # also selects rows; caches of recurrent states have it too
                 given = tokens[:, None]
+                text = torch.cat([text, given], 1)
+                if text.shape[1] - 1 in self._borders:  # the keys in the cache are those of a shorter text
+                    cache, given = self._new_cache(), text
+
+
+def _borders(config: Any) -> set[int]:
+    """The lengths beyond which LongRoPE turns all of a text's keys otherwise, from the first token on."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    each = [one for one in (rope, *rope.values()) if isinstance(one, dict)]  # in some models one for each type of block
+    return {one["original_max_position_embeddings"] for one in each if one.get("rope_type") == "longrope"}
 
 
 def draw(logits: Tensor, uniform: Tensor, choice: Choice) -> tuple[Tensor, Tensor]:

@@ -12,8 +12,10 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 import reprune
+from reprune.engine import allocate
 from reprune.engine.compare import compare
 from reprune.engine.result import Result
+from reprune.math.patterns import Unstructured
 from reprune.model.decoder import Decoder
 from reprune.model.streams import StreamStore
 from tests import odd, tiny
@@ -140,6 +142,31 @@ def test_what_is_each_samples_own_is_gone_when_the_weights_outside_the_blocks_ar
     monkeypatch.setattr(StreamStore, "tensor", tensor)
     monkeypatch.setattr(Result, "write_outside", write_outside)
     quick.prune(folders["gemma4"], tmp_path / "out", reconstruct="BR+GP")
+
+
+@pytest.mark.parametrize("name", ["gemma3n", "gemma4"])
+def test_so_do_the_errors_that_sparsity_is_allocated_by(
+    name: str, folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told, by_error = list[Any](), allocate.by_error
+    monkeypatch.setattr(allocate, "by_error", lambda *given: by_error(*(told.append(given) or given)))
+    record = quick.prune(
+        folders[name], tmp_path / "out", "allocation=by-error", reconstruct="LR", pruner="magnitude", heldout="manual=3"
+    )
+    (((*_, curve), *_),) = told
+    ids, outputs = quick.samples_of(folders[name], record).heldout, []
+    for level in (None, *(level for level, _ in curve)):
+        model = AutoModelForCausalLM.from_pretrained(folders[name]).eval()
+        block = model.model.layers[-1]
+        block.register_forward_hook(lambda _, __, states: outputs.append(states.double()))
+        for matrix in record["blocks"][-1]["matrices"] if level else ():
+            weight = block.get_submodule(matrix["name"]).weight.data
+            weight *= Unstructured(level).keep(weight.abs(), "matrix")
+        with torch.no_grad():
+            model(input_ids=ids, use_cache=False)
+    dense, *sparse = outputs
+    errors = [float((one - dense).square().sum() / dense.square().sum()) for one in sparse]
+    assert [error for _, error in curve] == pytest.approx(errors, rel=1e-3)
 
 
 @pytest.mark.parametrize("quirk", ["beside, of tokens", "by name, of tokens"])

@@ -23,6 +23,7 @@ from reprune.math.reconstruction_error import ErrorMeter
 from reprune.math.wanda import Wanda
 from reprune.model.block import Block
 from reprune.model.decoder import Decoder
+from reprune.model.forms import Form
 from reprune.model.streams import Stream
 from reprune.planning.recipe import Recipe
 from reprune.planning.sparsities import Sparsities
@@ -50,7 +51,8 @@ def allocate(
         if recipe.allocation.name == "owl":
             outliers.append(_outliers(recipe, frontier, pruned, entering))
         else:
-            curves.append(_curve(recipe, pruner, frontier, pruned, entering, after))
+            form = decoder.skeleton.forms[block.index]
+            curves.append(_curve(recipe, pruner, frontier, pruned, entering, after, form))
 
     frontier.dense_walk(dense, measure)
     if recipe.allocation.name == "owl":
@@ -74,7 +76,13 @@ def _outliers(recipe: Recipe, frontier: Frontier, pruned: PrunedBlock, entering:
 
 
 def _curve(
-    recipe: Recipe, pruner: Pruner[Any], frontier: Frontier, pruned: PrunedBlock, entering: Stream, after: Stream
+    recipe: Recipe,
+    pruner: Pruner[Any],
+    frontier: Frontier,
+    pruned: PrunedBlock,
+    entering: Stream,
+    after: Stream,
+    form: Form,
 ) -> list[tuple[float, float]]:
     """(sparsity, relative held-out error) of a block pruned alone to each level; it is dense again afterwards."""
     block, base, spread = pruned.block, recipe.pattern.sparsity, recipe.allocation.spread
@@ -90,7 +98,7 @@ def _curve(
         meter = ErrorMeter()
         for batch in frontier.heldout_batches:
             states = frontier.run([block], entering.read(batch, block.device), batch)
-            meter.update(states, after.read(batch, block.device))
+            meter.update(form.put_out(states), form.put_out(after.read(batch, block.device)))
         curve.append((level, meter.error(frontier.ranks).relative))
         for parameter, weight in zip(parameters, dense, strict=True):
             parameter.copy_(weight)

@@ -10,7 +10,7 @@ import yaml
 from reprune.doors.records.run import Run
 from reprune.doors.records.study import Study
 from reprune.doors.report.made import run_made, study_made
-from tests.doors.report.records import MODEL, cell, fitted, run_record, study_record
+from tests.doors.report.records import MODEL, cell, distilled, fitted, run_record, study_record
 
 
 def command(cells: list[Any], **measures: Any) -> list[str]:
@@ -50,6 +50,17 @@ def test_a_run_is_made_again_by_as_many_processes_as_ended_it() -> None:
     alone = [{**fitted(0), "exchange": None}]
     made = run_made(Run.model_validate(run_record(1, windows=alone, ranks=2)))
     assert made.codes[0].text.startswith("torchrun --nproc-per-node 2 -m reprune prune tiny-llama")
+
+
+def test_a_run_that_went_on_elsewhere_names_all_machines() -> None:
+    other = {"system": "Linux x86_64", "threads": 8, "device": "cpu"}
+    windows = [fitted(0) | {"machine": other}, fitted(1) | {"machine": other}, fitted(2)]
+    for step, what in ((None, "window"), (distilled(0.05), "step")):
+        made = run_made(Run.model_validate(run_record(1, windows=windows, distillation=step)))
+        assert dict(made.pairs)["Machine"] == (
+            f"2 {what}s on system Linux x86_64, threads 8, device cpu; {'1 window' if step is None else '2 steps'} on "
+            "system Linux x86_64, threads 2, device cpu: do not compare their times"
+        )
 
 
 def test_a_hub_model_is_that_of_its_commit_again() -> None:

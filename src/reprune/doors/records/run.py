@@ -105,6 +105,7 @@ class Window(Read):
     guard: Guard | None
     least_squares: tuple[dict[str, Any], ...]
     reconstructed: tuple[int, ...]
+    machine: dict[str, Any] | None = None  # that did it; None: the one that finished the run
     exchange: Exchange | None = None  # None for a single process
 
     @property
@@ -141,6 +142,7 @@ class Distillation(Read):
     kept_epoch: int
     seconds: float
     last_block: LastBlock
+    machine: dict[str, Any] | None = None  # as for windows
 
 
 class Matrix(Read):
@@ -242,6 +244,13 @@ class Run(Read):
         """The most memory that one of its processes held."""
         held = (self.peak_memory_bytes, *self.peak_memory_bytes_by_rank)
         return Memory(host=max(one.host for one in held), device=max(one.device for one in held))
+
+    @property
+    def machines(self) -> list[tuple[Mapping[str, Any], int]]:
+        """The machines that did its windows and its distillation, with the number of these steps."""
+        steps = [*self.windows, *filter(None, [self.distillation])]
+        did = [step.machine or self.machine for step in steps]
+        return [(one, did.count(one)) for place, one in enumerate(did) if one not in did[:place]]
 
     @property
     def processes(self) -> tuple[int, ...]:

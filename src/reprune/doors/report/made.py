@@ -38,7 +38,7 @@ def run_made(run: Run) -> Section:
         pairs=[
             *_model(run.model),
             ("SHA-256 of all samples", run.data.sha256),
-            *_made_with(run.versions, _words(run.machine)),
+            *_made_with(run.versions, _machines(run.machines, "window" if run.distillation is None else "step")),
             *processes_of(run),
         ],
         tables=_sources([("", run.data)]),
@@ -58,7 +58,11 @@ def study_made(study: Study) -> Section:
         "made",
         "How it was made",
         intro=("Each cell's record and recipe are in the study's folder, under cells/.",),
-        pairs=[*_model(study.model), *_protocols(study), *_made_with(study.versions, _machines(study))],
+        pairs=[
+            *_model(study.model),
+            *_protocols(study),
+            *_made_with(study.versions, _machines(study.machines, "cell")),
+        ],
         tables=_sources([(_samples(key), data) for key, data in study.data.items()]),
         codes=(
             Code("Make it again, with the settings below as settings.yaml", f"{command}\nreprune report again"),
@@ -122,12 +126,12 @@ def _made_with(versions: Mapping[str, str], machine: str) -> Iterator[tuple[str,
     yield "Machine", machine
 
 
-def _machines(study: Study) -> str:
-    """The machine that pruned all cells, or how many cells each of several did."""
-    (first, _), *others = machines = study.machines
+def _machines(machines: Sequence[tuple[Mapping[str, Any], int]], what: str) -> str:
+    """The machine that did all cells, windows or steps, as `what` calls them, or how many each of several did."""
+    (first, _), *others = machines
     if not others:
         return _words(first)
-    said = "; ".join(f"{counted(cells, 'cell')} on {_words(machine)}" for machine, cells in machines)
+    said = "; ".join(f"{counted(count, what)} on {_words(machine)}" for machine, count in machines)
     return f"{said}: do not compare their times"
 
 

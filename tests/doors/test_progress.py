@@ -162,10 +162,10 @@ def test_an_interrupted_run_gives_the_terminal_back(
 
 
 def test_on_a_terminal_plan_and_evaluate_show_their_results_too(cli: Cli, terminal: io.StringIO) -> None:
-    assert cli("plan", "llama", *QUICK, "--sparsity", "3:5").code == 2
+    assert cli("plan", "llama", *QUICK, "--sparsity", "2:4").code == 0
     assert cli("evaluate", "llama", "--text", "text.txt", "--seqlen", "32").code == 0
     seen = _plain(terminal)
-    assert "refused    blocks 0-2: self_attn.q_proj" in seen
+    assert "forecast   about " in seen
     assert re.search(r"windows +━+ +(\d+)/\1 ", seen)
     assert re.search(r"^perplexity \d+\.\d{4}$", seen, re.MULTILINE)
 

@@ -71,7 +71,6 @@ def test_a_model_without_a_usable_tokenizer_is_refused(here: Path, cli: Cli) -> 
     tiny.build("llama").save_pretrained(here / "bare")
     refused(cli, here, ["prune", "bare", "--out", "out", *QUICK], "bare: its tokenizer cannot be loaded")
     refused(cli, here, ["evaluate", "bare", "--text", "text.txt"], "bare: its tokenizer cannot be loaded")
-    said = cli("plan", "bare", *QUICK)
-    assert (said.code, "refused bare: its tokenizer cannot be loaded" in " ".join(said.out.split())) == (2, True)
+    refused(cli, here, ["plan", "bare", *QUICK], "bare: its tokenizer cannot be loaded")
     (here / "bare" / "tokenizer_config.json").write_text('{"tokenizer_class": "LlamaTokenizer", "unk_token": "<unk>"}')
     refused(cli, here, ["prune", "bare", "--out", "out", *QUICK], "bare: its tokenizer is empty")

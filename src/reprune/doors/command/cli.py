@@ -178,12 +178,10 @@ def plan(
         machine: dict[str, Any] = {"on": on, "ranks": ranks, "network": network}
         with watching(quiet, verbose=False) as watcher:
             planned = plan_run(model, out, **machine, recipe=recipe, settings=settings or (), watcher=watcher, **given)
-        if quiet and planned.refusals:
-            raise InputError("\n".join(planned.refusals))
         if not quiet:
             show_plan(planned)
         if planned.refusals:
-            raise typer.Exit(2)
+            raise InputError("\n".join(planned.refusals))
 
 
 @app.command(short_help="Go on with an interrupted run.")

@@ -84,7 +84,7 @@ def show_check(check: Check) -> None:
 
 
 def show_plan(plan: Plan) -> None:
-    """Show what a run would do."""
+    """Show what a run would do; `plan.refusals` are left to the caller."""
     output = console()
 
     def say(line: str, style: str | None = None) -> None:
@@ -153,8 +153,6 @@ def show_plan(plan: Plan) -> None:
         )
     if lacking := said_lacking(plan.decoder):
         say(f"note       {lacking}")
-    for refusal in plan.refusals:
-        output.print(f"refused    {refusal}", style="red")
 
 
 def _alike(plan: Plan) -> Iterator[tuple[str, str, str]]:

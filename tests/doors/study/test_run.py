@@ -124,6 +124,17 @@ def test_what_auto_is_here_it_is_for_all_cells(here: Path, monkeypatch: pytest.M
     assert seen == [here_is] * 2
 
 
+def test_the_same_sparsities_may_be_written_in_another_way(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(InTurn, "do", lambda *_: iter(()))
+    for rung, half, less in (("LR", "0.5", "0.3"), ("BR", "50%", "30%"), ("BR+GP", ".50", "0.30")):
+        settings = ["precision=float32", f'sparsity_by_name={{"down_proj": "{less}"}}']
+        given = {**SETTINGS, "sparsity": half, "settings": settings}
+        record = study("llama", "s", pruners=["magnitude"], rungs=[rung], **given)
+        assert record["settings"]["sparsity"] == "0.5"
+        assert record["settings"]["sparsity_by_name"] == {"down_proj": "0.3"}
+    assert [cell["sparsity"] for cell in record["cells"]] == ["0.5"] * 3
+
+
 def test_a_cell_is_what_the_single_commands_make(here: Path, cli: Cli, finished: Path) -> None:
     """Pruning, evaluating and comparing by single commands gives the same numbers to the last digit."""
     assert cli("prune", "llama", "--out", "one", "--pruner", "wanda", "--reconstruct", "BR+GP", *QUICK).code == 0

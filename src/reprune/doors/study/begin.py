@@ -18,6 +18,7 @@ from reprune.engine.record import machine, versions
 from reprune.errors import InputError
 from reprune.files.local import local_path
 from reprune.files.unchanged import Unchanged
+from reprune.math.patterns import parse_pattern
 from reprune.model.checkpoint import differing, digests_beside
 from reprune.model.decoder import Decoder
 from reprune.model.locate import at_commit, by_commit
@@ -88,9 +89,10 @@ def begin(
     }
     if before is not None:
         _match_settings_(before, record, recipes)
+        _match_sparsities_(before["settings"], record["settings"])
         record = _same(before, record, folder, watcher)
     _check_sources(record, recipes, plan.recipe, plan.decoder)
-    extend(record, recipes, plan.recipe.sparsity)
+    extend(record, recipes, record["settings"]["sparsity"])
     model = at_commit(model, plan.folder)
     return Begun(model, _of(model, recipes), bench, texts, record, plans, source)
 
@@ -123,6 +125,18 @@ def _match_settings_(before: StudyRecord, now: StudyRecord, recipes: Mapping[Cel
         was["settings"] = is_["settings"]
     elif all(cell.pruner in PRUNERS for cell in recipes):
         is_["settings"] = was["settings"]
+
+
+def _match_sparsities_(was: Mapping[str, Any], now: dict[str, Any]) -> None:
+    """Write the sparsities of settings as they were before where they are the same, such as 0.5 for 50%."""
+
+    def as_before(before: Any, sparsity: str) -> Any:
+        same = isinstance(before, str) and parse_pattern(before) == parse_pattern(sparsity)
+        return before if same else sparsity
+
+    now["sparsity"] = as_before(was.get("sparsity"), now["sparsity"])
+    by_name = was.get("sparsity_by_name", {})
+    now["sparsity_by_name"] = {name: as_before(by_name.get(name), one) for name, one in now["sparsity_by_name"].items()}
 
 
 def _is_calibrated_on(text: Text, recipe: Recipe) -> bool:

@@ -102,6 +102,38 @@ def test_what_windows_targets_and_blocks_errors_have_in_common_is_read_once_a_ba
     assert [len(reads) for reads in found] == [2 * batches] * 3
 
 
+def test_the_next_batch_is_read_before_the_outputs_of_one_are_written(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Writing waits for a GPU, which then has its next states at hand."""
+    advance, found = Frontier.advance, list[list[tuple[str, int]]]()
+
+    def noted(name: str) -> Any:
+        function = getattr(Stream, name)
+
+        def call(self: Stream, samples: slice, *given: Any) -> Any:
+            found[-1].append((name, samples.start))
+            return function(self, samples, *given)
+
+        return call
+
+    def advanced(self: Frontier, *args: Any) -> Any:
+        found.append([])
+        with pytest.MonkeyPatch.context() as patch:
+            for name in ("read", "write"):
+                patch.setattr(Stream, name, noted(name))
+            return advance(self, *args)
+
+    monkeypatch.setattr(Frontier, "advance", advanced)
+    prune(llama, tmp_path / "out", reconstruct="BR+GP")
+    for did in found:
+        written = [place for place, (name, _) in enumerate(did) if name == "write"]
+        following = [start for name, start in did if name == "write"][1:]
+        assert len(following) > 1
+        for place, start in zip(written, following, strict=False):
+            assert did[:place].count(("read", start)) == 2
+
+
 def test_streams_are_freed_as_windows_go_on(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     left: list[int] = []
     at_end: list[int] = []

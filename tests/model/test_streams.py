@@ -15,7 +15,9 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from reprune.model.streams import StreamStore, _sender
+from reprune.model.block import Call
+from reprune.model.passing import Passing
+from reprune.model.streams import Stream, StreamStore, _sender, pass_on
 
 _SHAPE = (5, 3, 4)
 _BYTES = 5 * 3 * 4 * 4
@@ -131,6 +133,44 @@ def test_what_a_gpu_reads_is_sent_from_pinned_memory_beside_its_computations(
     assert operations.names.count("index_select") == 1  # not first into unpinned memory
     queue = "copies to cuda:0"
     assert asked == [f"in {queue}: _to_copy", f"wait for {queue}", "used by computations", "mark"]
+
+
+def test_what_is_a_samples_own_is_sent_the_same_way(asked: list[str]) -> None:
+    passing, own = Passing("model", 3), torch.arange(12).view(3, 4)
+    calls = [Call((None, value), {}, 0) for value in (own, own.flip(0))]
+    passing.take(slice(0, 3), calls[:1], lambda: calls[1:])
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        passing.finish(torch.device("cuda:0"))
+        with _Operations() as operations:
+            found = passing.call(0, torch.tensor([2, 0, 1])).args[1]
+    assert (found.shape, found.dtype, found.device.type) == ((3, 4), torch.int64, "cuda")
+    assert operations.keywords[operations.names.index("empty")]["pin_memory"]
+    queue = "copies to cuda:0"
+    assert asked == [f"in {queue}: _to_copy", f"wait for {queue}", "used by computations", "mark"]
+
+
+@pytest.mark.parametrize("itself", [True, False])
+def test_a_gpu_has_its_next_states_before_this_process_waits_for_what_it_puts_out(
+    itself: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, did = StreamStore(2 * _BYTES, tmp_path), list[str]()
+    stream = store.new(_SHAPE)
+    into = stream if itself else store.new(_SHAPE)
+    stream.write(slice(0, 5), _states())
+
+    def noted(what: str, function: Any) -> Any:
+        def call(*given: Any) -> Any:
+            did.append(f"{what} {next(one for one in given if isinstance(one, slice)).start}")
+            return function(*given)
+
+        return call
+
+    for name in ("read", "write"):
+        monkeypatch.setattr(Stream, name, noted(name, getattr(Stream, name)))
+    batches = [slice(0, 2), slice(2, 4), slice(4, 5)]
+    pass_on(stream, into, batches, torch.device("cpu"), noted("run", lambda states, _: states + 1))
+    assert did == ["read 0", *("run 0", "read 2", "write 0"), *("run 2", "read 4", "write 2"), *("run 4", "write 4")]
+    assert torch.equal(into.read(slice(0, 5)), _states() + 1)
 
 
 def test_a_gpu_is_sent_no_more_than_a_few_states_that_it_has_not_computed_with(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import ChainMap
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import final
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from reprune.engine.shared import Shared
 from reprune.model.block import Block, many_passes
-from reprune.model.streams import Stream, StreamStore
+from reprune.model.streams import Stream, StreamStore, pass_on
 
 Run = Callable[[Block, Tensor, slice], Tensor]
 Dense = Callable[[int], Block]
@@ -49,8 +50,7 @@ class DenseStream:
         shared = self._shared.new_stream() if self._shared is not None else None
         stream = shared or self._store.new(source.shape)
         with many_passes([block]):
-            for batch in self._batches:
-                stream.write(batch, self._run(block, source.read(batch, block.device), batch))
+            pass_on(source, stream, self._batches, block.device, partial(self._run, block))
         if self._shared is not None and shared is not None:
             self._shared.dense[block.index] = shared
         else:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Any, Literal, final
 
 import torch
@@ -27,7 +28,7 @@ from reprune.math.standardization import FeatureStatistics, FeatureSums
 from reprune.model.block import Block, Call, many_passes
 from reprune.model.decoder import Decoder
 from reprune.model.routing import Routes
-from reprune.model.streams import Stream, StreamStore
+from reprune.model.streams import Stream, StreamStore, pass_on
 from reprune.planning.schedule import Window
 
 Teacher = Literal["local", "global"]
@@ -254,8 +255,7 @@ class Frontier:
     def _pass(self, blocks: Sequence[Block], into: Stream, batches: Sequence[slice]) -> None:
         """Write the outputs of blocks on the student's stream to `into`, which may be that stream itself."""
         with many_passes(blocks):
-            for batch in batches:
-                into.write(batch, self.run(blocks, self.student.read(batch, self._device), batch))
+            pass_on(self.student, into, batches, self._device, partial(self.run, blocks))
 
     @torch.no_grad()
     def advance(
@@ -276,10 +276,16 @@ class Frontier:
         still_open = [block for block in blocks if block.index not in window.retired]
         self._ahead = (still_open, self._store.new(self._shape)) if still_open else None
         with many_passes(blocks):
+            reads = (
+                (targets.read(batch, self._device), self.student.read(batch, self._device)) for batch in self.batches
+            )
+            read = next(reads, None)
             for batch in self.batches:
-                wanted = targets.read(batch, self._device)
-                advanced, states = self._advanced(blocks, batch, of_block, {targets: wanted})
+                assert read is not None
+                wanted, entering = read
+                advanced, states = self._advanced(blocks, entering, batch, of_block, {targets: wanted})
                 at_end.update(batch, states, wanted)
+                read = next(reads, None)  # before the writing, as in `pass_on`
                 self.student.write(batch, advanced)
                 if self._ahead is not None:
                     self._ahead[1].write(batch, states)
@@ -288,13 +294,18 @@ class Frontier:
         return at_end.errors(self.ranks), {index: pair.errors(self.ranks) for index, pair in of_block.items()}
 
     def _advanced(
-        self, blocks: Sequence[Block], batch: slice, of_block: dict[int, ErrorPair], at_hand: Mapping[Stream, Tensor]
+        self,
+        blocks: Sequence[Block],
+        states: Tensor,
+        batch: slice,
+        of_block: dict[int, ErrorPair],
+        at_hand: Mapping[Stream, Tensor],
     ) -> tuple[Tensor, Tensor]:
         """A batch of the student's states after the last retired block, and after all blocks.
 
         The retired blocks' errors are added to `of_block`. `at_hand` is what has been read of the batch.
         """
-        advanced = states = self.student.read(batch, self._device)
+        advanced = states
         for block in blocks:
             states = self.run([block], states, batch)
             if block.index in of_block:
@@ -355,8 +366,7 @@ class Frontier:
             for index in range(len(self._decoder)):
                 block = dense(index)
                 entering, after = after, entering
-                for batch in self.batches:
-                    after.write(batch, self.run([block], entering.read(batch, self._device), batch))
+                pass_on(entering, after, self.batches, self._device, partial(self.run, [block]))
                 see(block, entering, after)
                 del block
         finally:

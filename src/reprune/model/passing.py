@@ -16,6 +16,7 @@ from torch import Tensor
 from reprune.errors import UnsupportedModelError
 from reprune.model.block import Call
 from reprune.model.nested import Place, leaves, plain_values, with_leaves, with_tensors
+from reprune.model.streams import sent
 
 Room = Callable[[tuple[int, ...], torch.dtype], Tensor]
 """Makes a tensor of a shape and dtype, on the CPU, whose values are not yet set."""
@@ -103,8 +104,8 @@ class Passing:
         """What a block is passed with the states of these samples."""
         size = samples.stop - samples.start if isinstance(samples, slice) else len(samples)
         call = self._calls[size][index]
-        own = {place: tensors[samples] for (block, place), tensors in self._own.items() if block == index}
-        return _with(call, own) if own else call
+        own = {place: values for (block, place), values in self._own.items() if block == index}
+        return _with(call, own, samples) if own else call
 
     def _refusal(
         self,
@@ -134,11 +135,11 @@ def _leaves(call: Call) -> Iterator[tuple[Place, Any]]:
     yield from leaves(call.kwargs, ("kwargs",))
 
 
-def _with(call: Call, own: Mapping[Place, Tensor]) -> Call:
-    """A call with other tensors at some places, each moved to the device of the one that it replaces."""
+def _with(call: Call, own: Mapping[Place, Tensor], samples: slice | Tensor) -> Call:
+    """A call with some samples' values at some places, each on the device of the tensor that it replaces."""
 
     def put(place: Place, value: Any) -> Any:
-        return own[place].to(value.device) if place in own else value
+        return sent(own[place], samples, value.device) if place in own else value
 
     return replace(call, args=with_leaves(call.args, ("args",), put), kwargs=with_leaves(call.kwargs, ("kwargs",), put))
 

@@ -6,6 +6,7 @@ import math
 import os
 import tempfile
 from collections import deque
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Self, final
@@ -44,17 +45,8 @@ class Stream:
         return self._at_hand
 
     def read(self, samples: slice | Tensor, device: torch.device = _CPU) -> Tensor:
-        """The states of some samples, (batch, tokens, hidden), float32, on a device.
-
-        For a GPU they are gathered in pinned memory, so that they are sent while the GPU computes; this returns before
-        they have arrived. PyTorch reuses that memory once the copy has finished.
-        """
-        if device.type != "cuda":
-            return self._states[samples].to(device)
-        wanted = torch.arange(len(self._states))[samples]
-        gathered = torch.empty((len(wanted), *self.shape[1:]), pin_memory=True)
-        torch.index_select(self._states, 0, wanted, out=gathered)
-        return _sender(device)(gathered)
+        """The states of some samples, (batch, tokens, hidden), float32, on a device (see `sent`)."""
+        return sent(self._states, samples, device)
 
     def write(self, samples: slice, states: Tensor) -> None:
         """Set the states of some samples. Those of a GPU come by pinned memory: into other memory they come slowly."""
@@ -77,6 +69,42 @@ class Stream:
         self._at_hand = torch.empty(0)
         if self._file is not None:
             self._file.unlink(missing_ok=True)
+
+
+def sent(values: Tensor, samples: slice | Tensor, device: torch.device) -> Tensor:
+    """The rows of some samples, of a tensor on the CPU, on a device.
+
+    For a GPU they are gathered in pinned memory, so that they are sent while the GPU computes; this returns before
+    they have arrived. PyTorch reuses that memory once the copy has finished.
+    """
+    if device.type != "cuda":
+        return values[samples].to(device)
+    wanted = torch.arange(len(values))[samples]
+    gathered = torch.empty((len(wanted), *values.shape[1:]), dtype=values.dtype, pin_memory=True)
+    torch.index_select(values, 0, wanted, out=gathered)
+    return _sender(device)(gathered)
+
+
+def pass_on(
+    stream: Stream,
+    into: Stream,
+    batches: Sequence[slice],
+    device: torch.device,
+    run: Callable[[Tensor, slice], Tensor],
+) -> None:
+    """Write `run(states, samples)` for batches of a stream to another one, or to the same.
+
+    A batch is read before the outputs of the one before it are written: writing waits for a GPU, which then has its
+    next states at hand.
+    """
+    reads = (stream.read(batch, device) for batch in batches)
+    states = next(reads, None)
+    for batch in batches:
+        assert states is not None
+        outputs = run(states, batch)
+        states = next(reads, None)
+        into.write(batch, outputs)
+        del outputs  # so that the next batch can have their memory
 
 
 @final

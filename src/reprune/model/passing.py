@@ -152,10 +152,6 @@ def _equal(one: Any, other: Any) -> bool:
         return one.shape == other.shape and (
             torch.equal(one, other) or bool(((one == other) | ((one != one) & (other != other))).all())
         )
-    if isinstance(one, Tensor) or isinstance(other, Tensor):
-        return False
-    if isinstance(one, int | float | str | None):
-        return bool(one == other)
     return type(one) is type(other) and plain_values(one) == plain_values(other)
 
 

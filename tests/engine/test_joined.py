@@ -123,27 +123,6 @@ def test_a_blocks_error_counts_only_what_the_block_puts_out(
     assert compared.relative == pytest.approx(relative, rel=1e-3)
 
 
-def test_what_is_each_samples_own_is_gone_when_the_weights_outside_the_blocks_are_written(
-    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It may take as much memory as all streams together."""
-    made: list[weakref.ref[Tensor]] = []
-    make, write = StreamStore.tensor, Result.write_outside
-
-    def tensor(self: StreamStore, *of: Any) -> Tensor:
-        made.append(weakref.ref(found := make(self, *of)))
-        return found
-
-    def write_outside(self: Result) -> dict[str, str]:
-        assert made
-        assert all(one() is None for one in made)
-        return write(self)
-
-    monkeypatch.setattr(StreamStore, "tensor", tensor)
-    monkeypatch.setattr(Result, "write_outside", write_outside)
-    quick.prune(folders["gemma4"], tmp_path / "out", reconstruct="BR+GP")
-
-
 @pytest.mark.parametrize("name", ["gemma3n", "gemma4"])
 def test_so_do_the_errors_that_sparsity_is_allocated_by(
     name: str, folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -167,6 +146,27 @@ def test_so_do_the_errors_that_sparsity_is_allocated_by(
     dense, *sparse = outputs
     errors = [float((one - dense).square().sum() / dense.square().sum()) for one in sparse]
     assert [error for _, error in curve] == pytest.approx(errors, rel=1e-3)
+
+
+def test_what_is_each_samples_own_is_gone_when_the_weights_outside_the_blocks_are_written(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may take as much memory as all streams together."""
+    made: list[weakref.ref[Tensor]] = []
+    make, write = StreamStore.tensor, Result.write_outside
+
+    def tensor(self: StreamStore, *of: Any) -> Tensor:
+        made.append(weakref.ref(found := make(self, *of)))
+        return found
+
+    def write_outside(self: Result) -> dict[str, str]:
+        assert made
+        assert all(one() is None for one in made)
+        return write(self)
+
+    monkeypatch.setattr(StreamStore, "tensor", tensor)
+    monkeypatch.setattr(Result, "write_outside", write_outside)
+    quick.prune(folders["gemma4"], tmp_path / "out", reconstruct="BR+GP")
 
 
 @pytest.mark.parametrize("quirk", ["beside, of tokens", "by name, of tokens"])

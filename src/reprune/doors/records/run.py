@@ -248,7 +248,7 @@ class Run(Read):
     @property
     def machines(self) -> list[tuple[Mapping[str, Any], int]]:
         """The machines that did its windows and its distillation, with the number of these steps."""
-        steps = [*self.windows, *filter(None, [self.distillation])]
+        steps: list[Window | Distillation] = [*self.windows, *filter(None, [self.distillation])]
         did = [step.machine or self.machine for step in steps]
         return [(one, did.count(one)) for place, one in enumerate(did) if one not in did[:place]]
 

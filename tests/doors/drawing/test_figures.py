@@ -156,7 +156,7 @@ def test_what_is_not_known_is_a_gap() -> None:
         lambda: figures.error_by_block({}, title="t", ylabel="y"),
         lambda: figures.error_by_block({"a": [None], "b": []}, title="t", ylabel="y"),
         lambda: figures.calibration_against([], title="t", ylabel="y"),
-        lambda: figures.error_by_epoch([], [None], kept=None, title="t"),
+        lambda: figures.error_by_epoch([], [None], kept=0, title="t"),
         lambda: figures.by_rung({"a": [[], [None]]}, ["LR", "BR"], title="t", ylabel="y", joined=2),
         lambda: figures.by_number({"a": []}, title="t", ylabel="y"),
         lambda: figures.seconds_by_window([], title="t"),

@@ -87,7 +87,7 @@ def error_by_epoch(
     calibration: Sequence[Number],
     heldout: Sequence[Number],
     *,
-    kept: int | None,
+    kept: int,
     title: str,
     ylabel: str = "relative error",
     percent: bool = True,
@@ -97,21 +97,18 @@ def error_by_epoch(
     Args:
         calibration: the errors at the start and after epochs 1, 2, ...
         heldout: the same on held-out text.
-        kept: the epoch kept, 0 for the start; None to mark none.
+        kept: the epoch kept, 0 for the start.
     """
 
     def paint(axes: Any) -> None:
         handles = [
             _line(axes, number, range(len(values)), values) for number, values in enumerate((calibration, heldout))
         ]
-        labels = ["calibration", "held-out"]
-        if kept is not None:
-            handles.append(axes.axvline(kept, color=color("ink"), linewidth=1.2, linestyle=(0, (1, 2)), zorder=1))
-            labels.append("kept")
+        handles.append(axes.axvline(kept, color=color("ink"), linewidth=1.2, linestyle=(0, (1, 2)), zorder=1))
         axes.set(xlabel="epoch (0 is the start)", ylabel=short(ylabel, 40))
         whole_numbers(axes)
         scale(axes, "y", [*_known(calibration), *_known(heldout)], percent)
-        legend(axes, handles, labels)
+        legend(axes, handles, ["calibration", "held-out", "kept"])
 
     return draw(paint, title=title, height=300)
 

@@ -44,7 +44,6 @@ class Judged(Read):
 class Epoch(Read):
     """The errors after an epoch, in the measure of the loss; the calibration error is a mean over the epoch."""
 
-    epoch: int
     relative_calibration_error: float
     relative_heldout_error: float
     standardized_heldout_error: float
@@ -90,8 +89,6 @@ class Window(Read):
 
     index: int
     blocks: tuple[int, ...]
-    calibration_error: Change
-    heldout_error: Change
     relative_calibration_error: Change
     relative_heldout_error: Change
     standardized_heldout_error: Judged
@@ -122,7 +119,6 @@ class Window(Read):
 class DistilledEpoch(Read):
     """The divergences of an epoch, in nats per token; the calibration divergence is a mean over the epoch."""
 
-    epoch: int
     calibration_divergence: float
     heldout_divergence: float
 
@@ -149,8 +145,6 @@ class Matrix(Read):
     """One pruned matrix of a block."""
 
     name: str
-    rows: int
-    columns: int
     sparsity: float
 
 
@@ -158,7 +152,6 @@ class Block(Read):
     """One entry of a run's `blocks`."""
 
     index: int
-    sparsity: float
     calibration_error: float
     heldout_error: float
     relative_calibration_error: float

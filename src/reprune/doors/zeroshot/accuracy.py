@@ -184,7 +184,7 @@ def _asked(
     if data is None:
         return list(names), None
     rows = _local_rows(local_path(data), names, notify)
-    return [name for name in names if name in rows], rows
+    return list(rows), rows
 
 
 def _names(tasks: str | Sequence[str]) -> dict[str, bool]:

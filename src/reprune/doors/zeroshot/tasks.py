@@ -123,13 +123,12 @@ def load_tasks(
         home = Path(harness.__file__).parent
         folders = sorted({str(home / _FOLDERS[name]) for name in names})
         manager = harness.TaskManager(include_path=folders, include_defaults=False)
-        given = None if rows is None else {name: rows[name] for name in names}
-        return tuple(Task(name, _load(manager, name, given), limit) for name in names)
+        return tuple(Task(name, _load(manager, name, None if rows is None else rows[name]), limit) for name in names)
 
 
-def _load(manager: Any, name: str, rows: Mapping[str, Sequence[Mapping[str, Any]]] | None) -> Any:
+def _load(manager: Any, name: str, rows: Sequence[Mapping[str, Any]] | None) -> Any:
     if rows is not None:
-        return _configured(manager, {"task": name, "custom_dataset": lambda **_: _splits(rows[name])})
+        return _configured(manager, {"task": name, "custom_dataset": lambda **_: _splits(rows)})
     try:
         return _configured(manager, {"task": name})
     except Exception as error:  # from the Hub's client, `datasets`, or their HTTP libraries; also plain OSErrors

@@ -6,12 +6,11 @@ import json
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from reprune.doors.command.options import Model, Trust, exit_codes
+from reprune.doors.command.options import Model, Trust, ZeroShotData, ZeroShotLimit, exit_codes
 from reprune.doors.printable import printable
 from reprune.errors import InputError, RepruneError, out_of_memory
 
@@ -45,12 +44,8 @@ def evaluate(
         list[str] | None,
         typer.Option(metavar="TASK ...", help="Tasks of lm-eval: boolq, rte, hellaswag, ..., or paper for all seven."),
     ] = None,
-    zero_shot_data: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="Local rows of the tasks, JSON lines. [from the Hub]")
-    ] = None,
-    zero_shot_limit: Annotated[
-        int | None, typer.Option(metavar="N", help="Only the first N rows of a task. [all]")
-    ] = None,
+    zero_shot_data: ZeroShotData = None,
+    zero_shot_limit: ZeroShotLimit = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     device: Annotated[str, typer.Option(metavar="DEVICE", help="auto, cpu, cuda or cuda:N.")] = "auto",
     precision: Annotated[str, typer.Option(metavar="P", help="auto, float32, bfloat16 or float16.")] = "auto",

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from reprune.doors.command.options import Model, Quiet, RankTimeout, Trust, exit_codes, processes
+from reprune.doors.command.options import Model, Quiet, RankTimeout, Seed, Trust, exit_codes, processes
 
 _NONE = "none"
 
@@ -36,7 +36,7 @@ def generate(
             metavar="NAME ...", help="Some of language, repetition, code, duplicates, likelihood; or none. [all]"
         ),
     ] = None,
-    seed: Annotated[int | None, typer.Option(metavar="S", help="Seed of everything random. [0]")] = None,
+    seed: Seed = None,
     batch_size: Annotated[int | None, typer.Option(metavar="B", help="Texts written at a time. [64]")] = None,
     show: Annotated[bool, typer.Option("--show", help="Print ten texts kept and ten rejected.")] = False,
     endpoint: Annotated[

@@ -70,6 +70,10 @@ Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE ...", help="Set any keys of the recipe, such as schedule.size=3."),
 ]
+ZeroShotData = Annotated[
+    Path | None, typer.Option(metavar="FOLDER", help="Local rows of the tasks, JSON lines. [from the Hub]")
+]
+ZeroShotLimit = Annotated[int | None, typer.Option(metavar="N", help="Only the first N rows of a task. [all]")]
 Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the model.")]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Print errors only.")]
 Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Print every epoch and step.")]

@@ -25,6 +25,8 @@ from reprune.doors.command.options import (
     Settings,
     Sparsity,
     Trust,
+    ZeroShotData,
+    ZeroShotLimit,
     exit_codes,
 )
 from reprune.doors.printable import complain
@@ -83,12 +85,8 @@ def study(
         list[str] | None,
         typer.Option(metavar="TASK ...", help="Measure zero-shot accuracy on these tasks too."),
     ] = None,
-    zero_shot_data: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="Local rows of the tasks, JSON lines. [from the Hub]")
-    ] = None,
-    zero_shot_limit: Annotated[
-        int | None, typer.Option(metavar="N", help="Only the first N rows of a task. [all]")
-    ] = None,
+    zero_shot_data: ZeroShotData = None,
+    zero_shot_limit: ZeroShotLimit = None,
     keep_models: Annotated[bool, typer.Option("--keep-models", help="Keep each cell's sparse model.")] = False,
     ray: Annotated[
         str | None,

@@ -15,7 +15,7 @@ from reprune.doors.rates import said_of_rate
 from reprune.engine.peak_memory import peak_memory_bytes
 from reprune.engine.watcher import Watcher
 from reprune.math.solver import Epoch
-from reprune.planning.schedule import Window
+from reprune.planning.schedule import Window, ranges
 
 _MEASURES = {
     "squared": "errors: ||sparse - target||² / ||target||² of a window's outputs, before > after",
@@ -99,7 +99,7 @@ class _Lines(Watcher):
             self.note("\n      ".join([f"rate {said[0]}", said[1]]))
 
     def _line(self, window: Window, record: Mapping[str, Any], changes: Sequence[str]) -> None:
-        blocks = f"{window.blocks[0]}" if len(window.blocks) == 1 else f"{window.blocks[0]}-{window.blocks[-1]}"
+        blocks = ranges(window.blocks)
         left = self._left * sum(self._seconds) / len(self._seconds)
         self._output.print(
             f"{f'{window.index + 1}/{self._windows}':>7}  {blocks:<9} {changes[0]:<17}  {changes[1]:<17} "

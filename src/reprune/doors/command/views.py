@@ -174,7 +174,7 @@ def _alike(plan: Plan) -> Iterator[tuple[str, str, str]]:
                 shapes += f", about {share * tokens:,.0f} tokens each"
             seen[(said, shapes)] = None
         for name, shapes in seen:
-            of_all = f"{counts[name]} expert{'s' * (counts[name] != 1)}: " if name in counts else ""
+            of_all = f"{counted(counts[name], 'expert')}: " if name in counts else ""
             rows.setdefault((name, of_all + shapes), []).append(block.index)
         for name in (*block.dense, *block.routers, *block.idle):
             idle = "not run as it is" if name in block.read else "never runs"

@@ -59,8 +59,7 @@ def show_texts(out: Path) -> None:
         for line in lines[:: max(len(lines) // _SHOWN, 1)][:_SHOWN]:
             why = f"{line['rejected']}: {line['reason']}" if "reason" in line else _measured(line["kept"])
             output.print(f"\n{title}: {why}", style="green" if title == "kept" else "red")
-            text = " ".join(line["text"].split())
-            for row in textwrap.wrap(textwrap.shorten(text, 480, placeholder=" ..."), _WIDTH - 2):
+            for row in textwrap.wrap(textwrap.shorten(line["text"], 480, placeholder=" ..."), _WIDTH - 2):
                 output.print(f"  {row}")
 
 

@@ -147,6 +147,29 @@ def test_nothing_but_the_result_is_left(folder: Path, count: int) -> None:
         assert not (folder / str(count) / name / ".reprune").exists()
 
 
+def test_processes_whose_statistics_end_with_a_batch_and_within_one_go_on_alike(tmp_path: Path) -> None:
+    """Of nine samples that give statistics one process has five and the other four, which are a batch.
+
+    A block that stays dense has none to gather.
+    """
+    model, half = tiny.save("llama", tmp_path / "model"), len(tiny.LICENCE) // 2
+    sources = {"first.txt": tiny.LICENCE[:half], "second.txt": tiny.LICENCE[half:]}
+    for name, text in sources.items():
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    content = {
+        **_COMMON,
+        "samples": 18,
+        "calibration": [f"{tmp_path / name}=9" for name in sources],
+        "reconstruct": "LR",
+        "pruner": {"name": "wanda", "statistics": "first"},
+        "exclude": ["0.*"],
+    }
+    jobs = [(str(model), str(tmp_path / "out"), content)]
+    for ended in [rank.wait(300) for rank in together.start(2, together.prune, jobs, tmp_path)]:
+        assert ended.code == 0, ended.err
+    assert reprune.verify(tmp_path / "out").passed
+
+
 @pytest.mark.parametrize("name", ["BR+GP+CR", "least squares"])
 def test_zeros_are_at_the_same_places(folder: Path, name: str) -> None:
     one, two = tensors(folder / "1" / name), tensors(folder / "2" / name)

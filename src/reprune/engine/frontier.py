@@ -75,6 +75,9 @@ class Frontier:
         self.statistics_of_all = statistics_samples is None or statistics_samples == self.samples
         self.statistics_samples = ranks.part(self.samples if statistics_samples is None else statistics_samples)
         self._statistics_batches = slices(0, self.statistics_samples, batch_size)
+        # Whether, on every rank, these batches are also the first of the batches of all samples.
+        aside = self._statistics_batches == self.batches[: len(self._statistics_batches)]
+        self.statistics_aside = not sum(ranks.add([0.0 if aside else 1.0]))
         # Embedding records what blocks are passed for each batch size, so a batch of each size has to be embedded.
         seen = {batch.stop - batch.start for batch in self.batches}
         own = {*training_sizes} if ranks.alone else {*range(1, max(training_sizes, default=0) + 1)}
@@ -180,11 +183,6 @@ class Frontier:
         for batch in self.batches:
             states, of_dense = entering.read(batch, block.device), dense.read(batch, block.device)
             yield batch, states, of_dense, self._decoder.call(block.index, batch)
-
-    @property
-    def statistics_aside(self) -> bool:
-        """Whether the batches that statistics are gathered from are also the first of the batches of all samples."""
-        return self._statistics_batches == self.batches[: len(self._statistics_batches)]
 
     @contextmanager
     def targets(

@@ -121,7 +121,7 @@ class Adam(Solver):
         batches_per_epoch = math.ceil(problem.samples / self.batch_size)
         steps, step = self.epochs * batches_per_epoch, 0
         for number in range(1, self.epochs + 1):
-            losses: list[tuple[Tensor, int]] = []  # read once an epoch: reading one waits for the GPU
+            total = torch.zeros((), dtype=torch.float64, device=device)  # read once an epoch, as that waits for a GPU
             for batch in torch.randperm(problem.samples, generator=generator).split(self.batch_size):
                 warmth = self._warmth(step, steps)
                 for group in optimizer.param_groups:  # the step is tried without warm-up
@@ -132,7 +132,7 @@ class Adam(Solver):
                     with torch.enable_grad():  # `progress` may have turned gradients off
                         loss = problem.loss(part) * (len(part) / len(batch))
                         scaler.scale(loss).backward()
-                    losses.append((loss.detach(), len(batch)))
+                    total += loss.detach().double() * len(batch)
                 coordinates.pull_()
                 problem.ranks.sum_gradients_(parameters)
                 origin = None if tried else [parameter.detach().clone() for parameter in parameters]
@@ -147,11 +147,8 @@ class Adam(Solver):
                     coordinates.push_()
                 origin = None  # so that it is not held while the next step's activations are
                 step += 1
-            total = 0.0
-            for loss, samples in losses:
-                total += loss.item() * samples
-            (total,) = problem.ranks.add([total])
-            failed = f"the loss became {total}" if not math.isfinite(total) else None
+            (summed,) = problem.ranks.add([float(total)])
+            failed = f"the loss became {summed}" if not math.isfinite(summed) else None
             if failed is None and not (heldout := problem.heldout_error()).finite:
                 failed = f"the held-out error became {heldout.normalized}"
             if failed is not None:
@@ -160,7 +157,7 @@ class Adam(Solver):
                         f"{failed} in epoch {number}; lower {self.lr_name} (the learning rate, now {lr:g})"
                     )
                 break
-            calibration, seen = total / problem.samples, heldout.in_measure(standardized)
+            calibration, seen = summed / problem.samples, heldout.in_measure(standardized)
             highest = lr * self.decay[0]
             epochs.append(Epoch(number, calibration, seen, heldout.judged, highest, highest / size))
             progress(epochs[-1])

@@ -59,10 +59,8 @@ def measure_speed(device: torch.device, products: torch.dtype) -> Speed:
 
 def _size(device: torch.device) -> int:
     """The size of square matrices that fill the device; all that is timed takes at most half of a GPU's free memory."""
-    if device.type == "cpu":
-        return 1024
-    size = 8192
-    while device.type == "cuda" and size > 1024 and 80 * size**2 > torch.cuda.mem_get_info(device)[0] / 2:
+    size = 1024 if device.type == "cpu" else 8192
+    while size > 1024 and 80 * size**2 > torch.cuda.mem_get_info(device)[0] / 2:
         size //= 2
     return size
 

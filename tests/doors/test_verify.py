@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from shutil import copytree
@@ -294,6 +296,16 @@ def test_what_is_no_result_is_refused(content: str | None, expected: str, here: 
     assert said.code == 2
     assert expected in said.err
     assert said.err.count("error: ") == 1
+
+
+def test_a_record_that_cannot_be_read_is_no_failed_check(here: Path, cli: Cli) -> None:
+    (here / "out" / "reprune.json").mkdir(parents=True)
+    said = cli("verify", "out")
+    why = os.strerror(errno.EISDIR)
+    assert (said.code, said.err) == (
+        2,
+        f"error: out/reprune.json: cannot be read ({why}); check its permissions.\n",
+    )
 
 
 @pytest.mark.parametrize(

@@ -168,6 +168,8 @@ def _read(folder: Path) -> _Record:
     except (FileNotFoundError, NotADirectoryError):
         said = what_is_there(folder) or f"holds no result of reprune ({RECORD} is not in it)"
         raise InputError(f"{folder}: {said}.") from None
+    except OSError as error:
+        raise InputError(f"{file}: cannot be read ({error.strerror}); check its permissions.") from None
     except (ValueError, KeyError, TypeError, RepruneError) as error:
         said = f"it holds no {error}" if isinstance(error, KeyError) else str(error)
         if isinstance(error, ValidationError):

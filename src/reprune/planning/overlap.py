@@ -31,7 +31,7 @@ def overlap(known: dict[str, Any], ids: Tensor) -> float:
     """The share of a sketch's passages that are in other samples (samples, tokens), tokenized as those were.
 
     Raises:
-        ValueError, KeyError, TypeError: `known` is not a sketch.
+        ValueError, KeyError, TypeError, OverflowError: `known` is not a sketch.
     """
     hashes = np.array([int(value, 16) for value in known["hashes"]], dtype=np.uint64)
     tokens = int(known["tokens"])

@@ -38,7 +38,14 @@ def test_a_share_is_said_from_two_hundredths_on(
     assert bool(told) is said
 
 
-@pytest.mark.parametrize("record", [None, "[]", "{", '{"sketch": null}', '{"recipe": {}}'])
+@pytest.mark.parametrize(
+    "record",
+    [
+        *(None, "[]", "{", '{"sketch": null}', '{"recipe": {}}'),
+        '{"sketch": {"tokens": 4, "hashes": ["11112222333344445"]}}',  # more than 64 bits
+        '{"sketch": {"tokens": Infinity, "hashes": ["1"]}}',
+    ],
+)
 def test_of_a_model_of_which_nothing_is_known_nothing_is_said(record: str | None, tmp_path: Path) -> None:
     if record is not None:
         (tmp_path / "reprune.json").write_text(record, encoding="utf-8")

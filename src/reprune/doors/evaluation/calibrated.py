@@ -21,7 +21,7 @@ def calibrated_on(folder: Path, windows: CutText, notify: Callable[[str], None])
     try:
         record = read_json((folder / RECORD).read_text(encoding="utf-8"))
         share = overlap(record["sketch"], windows.running)
-    except (OSError, ValueError, KeyError, TypeError):  # it was not pruned by reprune
+    except (OSError, ValueError, KeyError, TypeError, OverflowError):  # it was not pruned by reprune
         return None
     if share >= _TOLD:
         notify(

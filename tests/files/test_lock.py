@@ -6,12 +6,13 @@ import errno
 import fcntl
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from reprune.errors import InputError
-from reprune.files.lock import hold, is_held, locked
+from reprune.files.lock import is_held, locked
 
 
 @pytest.mark.parametrize("folder", [True, False])
@@ -38,17 +39,16 @@ def test_a_process_that_only_looks_keeps_no_other_out(tmp_path: Path, monkeypatc
 
 
 def test_who_waits_for_a_lock_says_so_and_has_it_when_it_is_free(tmp_path: Path) -> None:
-    held, waiting = (os.open(tmp_path, os.O_RDONLY) for _ in range(2))
-    hold(held, None)
-    hold(waiting, lambda: os.close(held))
-    assert is_held(tmp_path)
-    os.close(waiting)
+    held = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(held, fcntl.LOCK_EX)
+    with locked(tmp_path, tmp_path, "run", waiting=lambda: os.close(held)):
+        assert is_held(tmp_path)
     assert not is_held(tmp_path)
 
 
-@pytest.mark.parametrize("wait", [True, False])
+@pytest.mark.parametrize("waiting", [None, lambda: None])
 def test_a_file_system_without_locks_is_no_other_process(
-    wait: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    waiting: Callable[[], None] | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def none(*_: int) -> None:
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
@@ -56,7 +56,7 @@ def test_a_file_system_without_locks_is_no_other_process(
     monkeypatch.setattr(fcntl, "flock", none)
     assert not is_held(tmp_path)
     said = r"out: this run cannot be locked against other processes here \(No locks available\)"
-    with pytest.raises(InputError, match=said), locked(tmp_path, Path("out"), "run", wait):
+    with pytest.raises(InputError, match=said), locked(tmp_path, Path("out"), "run", waiting):
         pass
 
 

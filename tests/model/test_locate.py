@@ -275,6 +275,9 @@ def test_a_cache_on_a_file_system_without_locks_is_an_input_error(
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(fcntl, "flock", none)
-    said = rf"{cache}: the cache cannot be locked here \({os.strerror(number)}\); set REPRUNE_CACHE to a folder"
+    said = (
+        rf"{cache}: this cache cannot be locked against other processes here \({os.strerror(number)}\); set "
+        "REPRUNE_CACHE to a folder on another disk"
+    )
     with pytest.raises(InputError, match=said):
         locate_model(str(gguf))

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from reprune.errors import InputError
-from reprune.files.lock import hold
+from reprune.files.lock import locked
 
 Notify = Callable[[str], None]
 """Called with a sentence about what is going to take long."""
@@ -55,13 +55,8 @@ def locked_cache(name: str, notify: Notify = lambda said: None) -> Iterator[Path
     """
     with usable_cache() as root:
         root.mkdir(parents=True, exist_ok=True)
-        lock = (root / f".{name}.lock").open("a")  # a link in its place may lead to a file, which "w" would empty
-    with lock:
-        try:
-            hold(lock.fileno(), lambda: notify(f"waiting for another process that is making {name}"))
-        except OSError as error:
-            raise InputError(
-                f"{root}: the cache cannot be locked here ({error.strerror}); set REPRUNE_CACHE to a folder on another "
-                "disk."
-            ) from None
+        lock = root / f".{name}.lock"
+        lock.open("a").close()  # a link in its place may lead to a file, which "w" would empty
+    way = "set REPRUNE_CACHE to a folder on another disk"
+    with locked(lock, root, "cache", lambda: notify(f"waiting for another process that is making {name}"), way):
         yield root

@@ -16,23 +16,27 @@ _A_LOOK = 0.05  # seconds to wait for `is_held` of another process, which holds 
 
 @contextmanager
 def locked(
-    path: Path, where: Path, what: str, wait: bool = False, way: str = "put it on another disk"
+    path: Path,
+    where: Path,
+    what: str,
+    waiting: Callable[[], None] | None = None,
+    way: str = "put it on another disk",
 ) -> Iterator[None]:
     """Hold the lock of a folder or file. The system releases it when the process ends, however that happens.
 
     Args:
         path: an existing folder or file, which must not be replaced meanwhile.
         where, what: what messages call the place and the work.
-        wait: whether to wait, however long, for another process that holds the lock.
+        waiting: called before waiting, however long, for another process that holds the lock; None to raise instead.
         way: what messages say to do if the file system supports no locks.
 
     Raises:
-        InputError: another process holds the lock, or the file system supports none.
+        InputError: another process holds the lock and `waiting` is None, or the file system supports no locks.
     """
     descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)  # NFS locks only files open for writing
     try:
         try:
-            hold(descriptor, (lambda: None) if wait else None)
+            _hold(descriptor, waiting)
         except BlockingIOError:
             raise InputError(f"{where}: another process is working on this {what}; wait for it or stop it.") from None
         except OSError as error:
@@ -57,17 +61,8 @@ def is_held(path: Path) -> bool:
     return False
 
 
-def hold(descriptor: int, waiting: Callable[[], None] | None) -> None:
-    """Take the lock of an open file until it is closed.
-
-    Args:
-        descriptor: of the file.
-        waiting: called before waiting for another process that holds the lock; None to raise instead.
-
-    Raises:
-        BlockingIOError: another process holds the lock, and `waiting` is None.
-        OSError: the file system supports no locks.
-    """
+def _hold(descriptor: int, waiting: Callable[[], None] | None) -> None:
+    """Take the lock of an open file until it is closed; without `waiting`, raises `BlockingIOError` if it is held."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -19,9 +19,8 @@ from reprune.doors.generation.generate import GenerationWatcher, generate
 from reprune.engine.peak_memory import forget_peak_memory, peak_memory_bytes
 from reprune.engine.record import versions
 from reprune.engine.watcher import Watcher
-from reprune.files.cache import cache_root, usable_cache
+from reprune.files.cache import cache_root, locked_cache, usable_cache
 from reprune.files.durable import write_text
-from reprune.files.lock import locked
 from reprune.math.ranks import Ranks
 from reprune.model.checkpoint import digests_beside
 from reprune.model.decoder import Decoder
@@ -106,10 +105,9 @@ def self_generated(recipe: Recipe, decoder: Decoder, watcher: Watcher, ranks: Ra
 
         def missing() -> bool:
             watcher.phase(None, f"generating {texts} texts, or finding them in the cache")
+            stack.enter_context(locked_cache(folder.name))  # another run may be writing
             with usable_cache():
                 folder.mkdir(parents=True, exist_ok=True)
-                way = "set REPRUNE_CACHE to a folder on another disk"
-                stack.enter_context(locked(folder, folder, "cache", wait=True, way=way))  # another run may be writing
                 if lacks := place.lacks(texts):
                     corpus.path.touch()  # here it is the cache that cannot be used, in `generate` it would be --out
             return lacks

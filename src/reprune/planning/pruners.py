@@ -10,10 +10,7 @@ import difflib
 import re
 import sys
 from collections.abc import Mapping
-from contextlib import suppress
-from functools import lru_cache
 from importlib.metadata import EntryPoint, entry_points
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -35,12 +32,12 @@ _FIRST_VERSIONS: WeakKeyDictionary[ModuleType, str] = WeakKeyDictionary()
 
 def known() -> tuple[str, ...]:
     """The names of all pruners: reprune's own, then those of packages in alphabetical order."""
-    return PRUNERS + tuple(sorted(_brought(_places())))
+    return PRUNERS + tuple(sorted(_brought()))
 
 
 def package(name: str) -> dict[str, str]:
     """The package that provides a pruner, with its version; empty for reprune's own, and if none is installed."""
-    found = _brought(_places()).get(name, ())
+    found = _brought().get(name, ())
     return {one.dist.name: one.dist.version for one in found if one.dist is not None}
 
 
@@ -50,7 +47,7 @@ def build(name: str, settings: Mapping[str, Any]) -> Pruner[Any]:
     Raises:
         InputError: no package provides it, or several do; it cannot be imported, or does not take the settings.
     """
-    found = _brought(_places()).get(name, ())
+    found = _brought().get(name, ())
     if not found:
         raise InputError(unknown("pruner.name", name))
     if len(found) > 1:
@@ -86,21 +83,8 @@ def unknown(place: str, name: str) -> str:
     )
 
 
-def _places() -> tuple[tuple[str, int | None], ...]:
-    """The folders that modules are imported from, each with the time when it last changed."""
-    return tuple((place, _changed(Path(place))) for place in sys.path)
-
-
-def _changed(place: Path) -> int | None:
-    with suppress(OSError):  # it does not exist, or cannot be read
-        return place.stat().st_mtime_ns
-    return None
-
-
-@lru_cache(maxsize=1)
-def _brought(places: tuple[tuple[str, int | None], ...]) -> dict[str, tuple[EntryPoint, ...]]:
-    """The entry points of packages' pruners by name, cached until something is installed or removed."""
-    del places
+def _brought() -> dict[str, tuple[EntryPoint, ...]]:
+    """The entry points of packages' pruners by name."""
     found: dict[str, tuple[EntryPoint, ...]] = {}
     for one in entry_points(group=GROUP):
         if one.name not in PRUNERS and _NAME.fullmatch(one.name):

@@ -74,12 +74,13 @@ def begin(
     for text in texts:
         if _is_calibrated_on(text, plan.recipe):
             watcher.note(f"{text.name} is a calibration text too, so what is measured on it is not on unseen text")
+    pruners = sorted({cell.pruner for cell in recipes})
     record: StudyRecord = {
         "kind": KIND,
         "format": FORMAT,
         "model": found,
-        "versions": versions(*sorted({cell.pruner for cell in recipes})),
-        "packages": {cell.pruner: name for cell in recipes for name in package(cell.pruner)},
+        "versions": versions(*pruners),
+        "packages": {pruner: name for pruner in pruners for name in package(pruner)},
         "machine": machine(plan.recipe.device),
         "settings": _common(plan.recipe, recipes),
         "measures": measures.record(texts, tasks),

@@ -46,6 +46,14 @@ def test_a_study_gives_the_settings_that_its_command_names_and_a_cells_own() -> 
     assert yaml.safe_load(settings.text) == record["settings"]
 
 
+def test_a_cells_recipe_is_named_only_if_it_is_there() -> None:
+    """A cell that has failed may have none."""
+    failed, done = cell("magnitude", "LR", status="failed"), cell("wanda", "LR")
+    for cells, named in (([failed, done], ["cells/wanda-LR-seed0/recipe.yaml"]), ([failed], [])):
+        _, *one, _ = study_made(Study.model_validate(study_record(cells))).codes
+        assert [code.text.partition("--recipe ")[2].split()[0] for code in one] == named
+
+
 def test_a_run_is_made_again_by_as_many_processes_as_ended_it() -> None:
     alone = [{**fitted(0), "exchange": None}]
     made = run_made(Run.model_validate(run_record(1, windows=alone, ranks=2)))

@@ -52,8 +52,8 @@ def run_made(run: Run) -> Section:
 def study_made(study: Study) -> Section:
     """Settings, versions, data and commands of a study."""
     command = _command("study", study.model.again, "--recipe", "settings.yaml", *_flags(study), "--out", "again")
-    recipe = f"{study.cells[0].folder}/recipe.yaml"
-    one = _command("prune", study.model.again, "--recipe", recipe, "--out", "one-cell")
+    recipes = [f"{cell.folder}/{RECIPE}" for cell in study.cells if cell.status == "done"]  # others may have none yet
+    one = [_command("prune", study.model.again, "--recipe", recipe, "--out", "one-cell") for recipe in recipes[:1]]
     return Section(
         "made",
         "How it was made",
@@ -66,7 +66,7 @@ def study_made(study: Study) -> Section:
         tables=_sources([(_samples(key), data) for key, data in study.data.items()]),
         codes=(
             Code("Make it again, with the settings below as settings.yaml", f"{command}\nreprune report again"),
-            Code("Make one cell's model again", one),
+            *(Code("Make one cell's model again", line) for line in one),
             Code("settings.yaml: what all cells have in common", _yaml(study.settings)),
         ),
     )

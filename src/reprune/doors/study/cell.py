@@ -81,7 +81,8 @@ def attempt(task: CellTask, shared: Shared | None, save: Callable[[], None], wat
         if shared is not None:
             shared.statistics.clear()  # a pruner may have failed while changing them
         trace = None if is_expected(error) else traceback.format_exc()
-        return Outcome(data, model, in_a_line(error), trace, _is_disk_full(error))
+        disk_full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        return Outcome(data, model, in_a_line(error), trace, disk_full)
     return Outcome(data, model)
 
 
@@ -189,10 +190,3 @@ def in_a_line(error: Exception) -> str:
     else:
         text = str(error) if isinstance(error, RepruneError) else f"{type(error).__name__}: {error}"
     return " ".join(_FOLDERS.sub("", text).split())
-
-
-def _is_disk_full(error: Exception) -> bool:
-    """Whether a disk or a quota is full."""
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return True
-    return "No space left on device" in str(error)  # from safetensors, which sets no errno

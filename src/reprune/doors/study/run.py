@@ -161,27 +161,25 @@ def study(
     folder = StudyFolder(local_path(out))
     folder.check()
 
-    def ready() -> Begun:
-        return begin(model, recipes, measures, folder, watcher)
-
     if ray_cpus is not None and ray_cpus < 1:
         raise InputError(f"--ray-cpus {ray_cpus}: expected at least 1.")
     if ray_cpus is not None and ray is None:
         raise InputError(f"--ray-cpus {ray_cpus}: has no effect without a Ray cluster; give --ray too.")
     if ray is not None and base.device.partition(":")[2] not in ("", "0"):
         raise InputError(f"--device {base.device}: Ray gives each cell a GPU of its own; give cuda.")
-    first = None if folder.path.exists() else ready()  # so that a refused study leaves no folder
     with ExitStack() as stack:
         cluster = None if ray is None else stack.enter_context(OnRay(ray, folder.apart, watcher))
-        if cluster is not None and first is not None:
-            cluster.check(_needs(first, ray_cpus), grid.pruners)
-        stack.enter_context(folder)
-        if first is None or folder.exists:
-            begun = ready()
+
+        def ready() -> Begun:
+            begun = begin(model, recipes, measures, folder, watcher)
             if cluster is not None:
                 cluster.check(_needs(begun, ray_cpus), grid.pruners)
-        else:
-            begun = first
+            return begun
+
+        begun = None if folder.path.exists() else ready()  # so that a refused study leaves no folder
+        stack.enter_context(folder)
+        if begun is None or folder.exists:
+            begun = ready()
         _Study(begun, folder, keep_models, watcher).run(str(grid), cluster)
     return begun.record
 

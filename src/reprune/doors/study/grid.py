@@ -2,7 +2,7 @@
 
 A cell is one combination of the axes (pruner, rung, part of the block, seed, number of self-generated samples); all
 else is the same for all cells.
-A new axis takes a field in `Cell` and in `Grid`, and its key in `VARIED`.
+A new axis takes a field in `Cell` and in `Grid`, and its key in `VARIED` and in `common`.
 """
 
 from __future__ import annotations
@@ -168,14 +168,9 @@ def _without_settings(recipe: Recipe) -> Recipe:
 
 def common(recipe: Recipe) -> dict[str, Any]:
     """The part of a cell's recipe that all cells share; local paths are reduced to their last part."""
-    content = with_paths(recipe, lambda path: path.name).model_dump(mode="json", exclude={"model"})
-    return {
-        key: {name: part for name, part in value.items() if f"{key}.{name}" not in VARIED}
-        if isinstance(value, dict)
-        else value
-        for key, value in content.items()
-        if key not in ("reconstruct", "schedule", "teacher", "only", "seed")
-    }
+    own: dict[str, Any] = {"pruner": {"name"}, "solver": {"name"}, "self_generate": {"samples"}}
+    own |= dict.fromkeys(("model", "reconstruct", "schedule", "teacher", "only", "seed"), True)
+    return with_paths(recipe, lambda path: path.name).model_dump(mode="json", exclude=own)
 
 
 def flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

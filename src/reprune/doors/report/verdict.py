@@ -15,7 +15,7 @@ from typing import Literal
 from reprune.doors.formats import counted
 from reprune.doors.rates import unusual_steps
 from reprune.doors.records.rows import known
-from reprune.doors.records.run import DOMINANT, Run, Window
+from reprune.doors.records.run import DOMINANT, Change, Run, Window
 from reprune.doors.report.rises import RISE, SLIGHT, Rise, rises
 from reprune.doors.report.text import listed, number, numbered, share, unbroken
 
@@ -54,11 +54,10 @@ class Verdict:
     rules: tuple[str, ...] = RULES
 
 
-def mean_change(windows: Sequence[Window], which: Literal["calibration", "heldout"]) -> float | None:
-    """The geometric mean of the error after over the error before, less 1; None without epochs."""
-    changes = [getattr(window, f"relative_{which}_error") for window in windows if window.epochs]
+def _mean_change(changes: Sequence[Change]) -> float:
+    """The geometric mean of the errors after over those before, less 1; 0 if none can be compared."""
     ratios = [change.after / change.before for change in changes if change.before > 0 and change.after > 0]
-    return geometric_mean(ratios) - 1 if ratios else None
+    return geometric_mean(ratios) - 1 if ratios else 0.0
 
 
 def run_verdict(run: Run) -> Verdict:
@@ -66,7 +65,8 @@ def run_verdict(run: Run) -> Verdict:
     trained = [window for window in run.windows if window.epochs]
     if not trained:
         return Verdict(*_untrained(run), (_pruned(run), _last_block(run)))
-    gained, fitted = mean_change(trained, "heldout") or 0.0, mean_change(trained, "calibration") or 0.0
+    gained = _mean_change([window.relative_heldout_error for window in trained])
+    fitted = _mean_change([window.relative_calibration_error for window in trained])
     found = rises(trained)
     overfitted = [rise for rise in found if rise.kind == "overfits"]
     kept = [rise for rise in found if rise.kept]
@@ -92,7 +92,7 @@ def run_verdict(run: Run) -> Verdict:
     sentences = (
         _pruned(run),
         _last_block(run),
-        *_rising(run, found),
+        *_rising(trained, found),
         *guard_sentences(trained),
         *_ruled(trained),
         *_rated(trained),
@@ -226,8 +226,8 @@ def _is_blind(run: Run) -> bool:
     return run.pruner == "magnitude" and allocation.get("name", "uniform") == "uniform"
 
 
-def _rising(run: Run, found: Sequence[Rise]) -> Iterator[str]:
-    windows = sum(bool(window.epochs) for window in run.windows)
+def _rising(windows: Sequence[Window], found: Sequence[Rise]) -> Iterator[str]:
+    """Whether windows overfit, or were harmed, and what became of them."""
     overfitted = [rise for rise in found if rise.kind == "overfits"]
     harmed = [rise for rise in found if rise.kind == "harmed"]
     if not overfitted:
@@ -239,7 +239,7 @@ def _rising(run: Run, found: Sequence[Rise]) -> Iterator[str]:
         which = numbered("window", sorted(rise.window.index for rise in overfitted))
         verb = "overfits" if len(overfitted) == 1 else "overfit"
         worst = overfitted[0]
-        said = f"{len(overfitted)} of {counted(windows, 'trained window')} {verb}: {which}. "
+        said = f"{len(overfitted)} of {counted(len(windows), 'trained window')} {verb}: {which}. "
         where = "There" if len(overfitted) == 1 else f"Worst is window {worst.window.index}, where"
         said += f"{where} the held-out error rose by {_risen(worst)} after {_since(worst)} "
         yield f"{said}while the calibration error fell.{_outcome(overfitted)}"
@@ -283,7 +283,7 @@ def _ruled(windows: Sequence[Window]) -> Iterator[str]:
 
 def _rated(windows: Sequence[Window]) -> Iterator[str]:
     """Whether the learning rate is far from what suits the size of the weights."""
-    begun = [window.epochs[0].relative_lr for window in windows if window.epochs]
+    begun = [window.epochs[0].relative_lr for window in windows]
     if unusual := unusual_steps([window.relative_lr for window in windows], begun):
         rate, steps = unusual
         yield (

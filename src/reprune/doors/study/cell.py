@@ -42,7 +42,6 @@ class CellTask:
     recipe: Recipe
     folder: Path  # of its run
     bench: Bench
-    model: str  # the dense one
     texts: Sequence[Text]
     keep_model: bool
 
@@ -153,7 +152,7 @@ class _CellRun:
                     cell["perplexity"][name] = bench.perplexity(folder, text, progress, note)["perplexity"]
             if name not in cell["test_error"]:
                 with self._step(f"test error, {name}") as progress:
-                    errors = bench.errors(folder, self.task.model, text, progress, note)
+                    errors = bench.errors(folder, self.task.recipe.model, text, progress, note)
                     for block, error in zip(cell["blocks"], errors, strict=True):
                         block["test_error"][name] = error
                     cell["test_error"][name] = errors[-1]

@@ -186,17 +186,15 @@ def do_cell(task: CellTask, apart: Path, mark: str, cpus: int) -> tuple[CellReco
 
 def _from_anywhere(task: CellTask) -> CellTask:
     """The same task with absolute paths."""
-    model = _absolute(task.model)
     measures = task.bench.measures
     if measures.zero_shot_data is not None:
         measures = replace(measures, zero_shot_data=measures.zero_shot_data.resolve())
     texts = [replace(text, source=with_path(text.source, lambda path: path.resolve())) for text in task.texts]
     return replace(
         task,
-        recipe=absolute(task.recipe).model_copy(update={"model": model}),
+        recipe=absolute(task.recipe).model_copy(update={"model": _absolute(task.recipe.model)}),
         folder=task.folder.resolve(),
         bench=replace(task.bench, measures=measures),
-        model=model,
         texts=texts,
     )
 

@@ -237,7 +237,7 @@ class _Study:
         common = begun.plans[own.only].recipe
         recipe = begun.recipes[own].model_copy(update={"device": common.device, "precision": common.precision})
         folder = self._folder.cell(cell)
-        return CellTask(cell, (number, of), recipe, folder, begun.bench, begun.model, begun.texts, self._keep_models)
+        return CellTask(cell, (number, of), recipe, folder, begun.bench, begun.texts, self._keep_models)
 
     def _have_done(self, tasks: Sequence[CellTask], hands: Hands) -> None:
         """Have cells done; each is recorded when it has ended."""

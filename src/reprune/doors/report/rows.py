@@ -55,7 +55,7 @@ class Rows:
 
     families: tuple[Family, ...]  # of whole blocks
     parts: tuple[Row, ...]  # with only the attention or only the rest pruned
-    errors: tuple[Measure, ...]  # relative, of the last block; calibration error first
+    errors: tuple[Measure, ...]  # relative, of the last block: calibration, held-out, then test errors
     normalized: tuple[Measure, ...]  # the same in the paper's form
     perplexities: tuple[Measure, ...]
     accuracies: tuple[Measure, ...]  # by task
@@ -82,12 +82,11 @@ class Rows:
 
         If all rows have seeds in common, it is chosen by those, and has only those.
         """
-        for kind in ("perplexity", "test", "heldout"):
-            for measure in self.measures:
-                for found in (in_common(tuple(self.rows), measure.of), list(self.rows)):
-                    there = [(value, at) for at, row in enumerate(found) if known(value := row.mean(measure.of))]
-                    if measure.kind == kind and there:
-                        return measure, found[min(there)[1]]
+        for measure in (*self.perplexities, *self.errors[2:], self.errors[1]):
+            for found in (in_common(tuple(self.rows), measure.of), list(self.rows)):
+                there = [(value, at) for at, row in enumerate(found) if known(value := row.mean(measure.of))]
+                if there:
+                    return measure, found[min(there)[1]]
         return None
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -34,20 +35,28 @@ def test_what_a_gpu_is_measured_by_fits_it(free: float, size: int, monkeypatch: 
     assert _size(torch.device("cuda", 0)) == size
 
 
-def test_a_link_is_measured_from_pinned_memory_as_a_run_sends_from_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_link_is_measured_by_pinned_memory_as_a_run_sends_from_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run gathers states there first, which may take longer than the sending."""
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (10**9, 10**9))
-    monkeypatch.setattr(measuring, "_best_of_each", lambda device, *runs: [1.0] * len(runs))  # without a driver
-    ones, made = torch.ones, list[tuple[Any, Any]]()
+    ones, copy, did = torch.ones, torch.Tensor.copy_, list[Any]()
 
     def noted(*shape: Any, **options: Any) -> torch.Tensor:
-        made.append((options.get("device"), options.pop("pin_memory", False)))  # a machine without a GPU cannot pin
+        if options.get("device") is None:
+            did.append(options.pop("pin_memory", False))  # a machine without a GPU cannot pin
         return ones(*shape, **options)
 
+    def best(device: torch.device, *runs: Callable[[], torch.Tensor]) -> list[float]:  # without a driver
+        monkeypatch.setattr(torch.Tensor, "copy_", lambda *given: did.append("gathered") or copy(*given))
+        did.append(runs[-1]().device)
+        return [1.0] * len(runs)
+
     monkeypatch.setattr(torch, "ones", noted)
+    monkeypatch.setattr(measuring, "_best_of_each", best)
+    monkeypatch.setattr("reprune.model.full_speed._is_better", lambda: False)  # which compares values
     gpu = torch.device("cuda", 0)
     with FakeTensorMode():
         assert measure_speed(gpu, torch.bfloat16).link == 2**28
-    assert [pinned for device, pinned in made if device is None] == [True]
+    assert did == [False, True, "gathered", gpu]
 
 
 def test_the_machine_is_measured() -> None:

@@ -2,7 +2,8 @@
 
 Matrix products of the sizes in blocks reach about half of a GPU's peak, and operations that only move bytes about two
 thirds of its bandwidth. States cross from the host at about half of the link's rate, and are counted as if nothing
-were computed meanwhile. These shares are estimates: they have not been compared with runs on these machines.
+were computed meanwhile; copies within the host, to and from pinned memory, are not counted. These shares are estimates:
+they have not been compared with runs on these machines.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ class Speed:
     products: float  # floating-point operations of matrix products in the run's precision
     full: float  # the same in float32
     traffic: float  # bytes moved by additions into new memory, which stand for all elementwise operations
-    link: float = math.inf  # bytes moved between host and device; infinite if they are the same
+    link: float = math.inf  # bytes moved between a stream on the host and the device; infinite if they are the same
     attention: float | None = None  # floating-point operations of PyTorch's fused attention; None: as `products`
 
     def seconds(self, flops: Flops) -> float:
@@ -36,7 +36,8 @@ def measure_speed(device: torch.device, products: torch.dtype) -> Speed:
     samples, heads, tokens, width = (1 if device.type == "cpu" else size // 512), 16, 1024, 64
     many = torch.ones(size * size * 8, device=device)
     states = torch.ones(samples, heads, tokens, width, device=device, dtype=products)
-    sent = torch.ones(0 if device.type == "cpu" else 2**26, pin_memory=device.type == "cuda")  # as a run's states are
+    kept = torch.ones(0 if device.type == "cpu" else 2**26)
+    gathered = torch.ones(kept.shape, pin_memory=device.type == "cuda")  # as a run's states are
     matrix = torch.ones(size, size, device=device)
     rounded = matrix.to(products)
     moved, full, multiplied, attending, sending = _best_of_each(
@@ -45,14 +46,14 @@ def measure_speed(device: torch.device, products: torch.dtype) -> Speed:
         lambda: matrix @ matrix,
         lambda: rounded @ rounded,
         lambda: scaled_dot_product_attention(states, states, states, is_causal=True),
-        lambda: sent.to(device),
+        lambda: gathered.copy_(kept).to(device),
     )
     flops = 2.0 * size**3
     return Speed(
         flops / (full if products == torch.float32 else multiplied),
         flops / full,
         3.0 * many.nbytes / moved,
-        math.inf if device.type == "cpu" else sent.nbytes / sending,
+        math.inf if device.type == "cpu" else kept.nbytes / sending,
         4.0 * states.numel() * tokens / attending,  # counts all pairs of tokens, also those that the mask leaves out
     )
 

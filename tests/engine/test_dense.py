@@ -8,36 +8,34 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from reprune.engine.dense import DenseStream
 from reprune.engine.shared import Shared
-from reprune.model.block import Precision
 from reprune.model.streams import Stream, StreamStore
 
 SHAPE = (5, 2, 3)
-BATCHES = [slice(0, 3), slice(3, 5)]
 
 
 class _Ran:
-    """Records the batches that pass each block, which adds 10 * its index + 1, and each sample's number, to states."""
+    """Records the blocks that are passed; each adds 10 * its index + 1, and each sample's number, to states."""
 
     def __init__(self) -> None:
-        self.batches: list[tuple[int, int]] = []
+        self.blocks: list[int] = []
 
-    def __call__(self, block: Any, states: Tensor, samples: slice) -> Tensor:
-        self.batches.append((block.index, samples.start))
-        return states + 10 * block.index + 1 + torch.arange(5.0)[samples, None, None]
+    def __call__(self, block: Any, entering: Stream, after: Stream) -> None:
+        self.blocks.append(block.index)
+        states = entering.read(slice(0, 5))
+        after.write(slice(0, 5), states + 10 * block.index + 1 + torch.arange(5.0)[:, None, None])
 
 
 def _block(index: int) -> Any:
-    return SimpleNamespace(index=index, precision=Precision(), device=torch.device("cpu"))
+    return SimpleNamespace(index=index)
 
 
 def _dense(store: StreamStore, run: _Ran, shared: Shared | None = None) -> DenseStream:
     embedded = store.new(SHAPE)
     embedded.write(slice(0, 5), torch.zeros(SHAPE))
-    return DenseStream(embedded, store, BATCHES, run, shared)
+    return DenseStream(embedded, store, run, shared)
 
 
 def _values(stream: Stream) -> list[float]:
@@ -52,7 +50,7 @@ def test_a_block_is_passed_once_and_reads_what_the_one_before_puts_out(tmp_path:
         assert _values(dense.after(0, _block)) == [1.0, 2.0, 3.0, 4.0, 5.0]
         assert _values(dense.after(1, _block)) == [12.0, 14.0, 16.0, 18.0, 20.0]
         assert dense.after(0, _block) is dense.before(1)
-        assert run.batches == [(0, 0), (0, 3), (1, 0), (1, 3)]
+        assert run.blocks == [0, 1]
 
 
 def test_what_entered_blocks_that_are_passed_is_freed_and_no_more(
@@ -81,6 +79,6 @@ def test_what_is_shared_is_not_computed_anew_and_rests_behind_the_frontier(
         first, second = (_dense(store, run, shared) for run in runs)
         found = [first.after(index, _block) for index in range(3)]
         assert [second.after(index, _block) for index in range(3)] == found
-        assert (second.before(3), runs[1].batches) == (found[2], [])
+        assert (second.before(3), runs[1].blocks) == (found[2], [])
         first.forget_before(2)
         assert rested == found[:1], "what enters block 2 is read"

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections import ChainMap
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable
 from typing import final
 
-import torch
-from torch import Tensor
-
 from reprune.engine.shared import Shared
-from reprune.model.block import Block, many_passes
-from reprune.model.streams import Stream, StreamStore, pass_on
+from reprune.model.block import Block
+from reprune.model.streams import Stream, StreamStore
 
-Run = Callable[[Block, Tensor, slice], Tensor]
+Pass = Callable[[Block, Stream, Stream], None]
+"""Passes all samples through a block, from a stream of its inputs to one of its outputs."""
 Dense = Callable[[int], Block]
 """Returns the dense model's block of a given index."""
 
@@ -23,18 +20,14 @@ Dense = Callable[[int], Block]
 class DenseStream:
     """The stream at the frontier, and after each block of the window ahead of it."""
 
-    def __init__(
-        self, embedded: Stream, store: StreamStore, batches: Sequence[slice], run: Run, shared: Shared | None
-    ) -> None:
+    def __init__(self, embedded: Stream, store: StreamStore, run: Pass, shared: Shared | None) -> None:
         """Begins with the states that enter block 0. `shared` holds the streams of earlier runs and takes new ones."""
         self._after: dict[int, Stream] = {-1: embedded}
         self._at_hand = ChainMap({} if shared is None else shared.dense, self._after)
         self._store = store
-        self._batches = batches
         self._run = run
         self._shared = shared
 
-    @torch.no_grad()
     def after(self, index: int, dense: Dense) -> Stream:
         """A block's outputs. Unless they are kept or shared, they are computed, for which its inputs must be kept."""
         if index not in self._at_hand:
@@ -49,8 +42,7 @@ class DenseStream:
         source = self._at_hand[block.index - 1]
         shared = self._shared.new_stream() if self._shared is not None else None
         stream = shared or self._store.new(source.shape)
-        with many_passes([block]):
-            pass_on(source, stream, self._batches, block.device, partial(self._run, block))
+        self._run(block, source, stream)
         if self._shared is not None and shared is not None:
             self._shared.dense[block.index] = shared
         else:

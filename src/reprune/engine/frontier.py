@@ -100,7 +100,7 @@ class Frontier:
         if shared is not None:
             shared.make_room(self._shape, len(decoder))
         self._dense = DenseStream(
-            embedded, store, self.batches, lambda block, x, samples: self.run([block], x, samples), shared
+            embedded, store, lambda block, entering, after: self._pass([block], entering, after, self.batches), shared
         )
         decoder.release()
         self._ahead: tuple[list[Block], Stream] | None = None  # blocks, and their outputs on the student's stream
@@ -235,8 +235,8 @@ class Frontier:
             if ahead is None:
                 gathered = len(self._statistics_batches)
                 with gathering or nullcontext():
-                    self._pass(blocks, stream, self.batches[:gathered])
-                self._pass(blocks, stream, self.batches[gathered:])
+                    self._pass(blocks, self.student, stream, self.batches[:gathered])
+                self._pass(blocks, self.student, stream, self.batches[gathered:])
             del blocks, gathering
             yield stream
         finally:
@@ -250,10 +250,10 @@ class Frontier:
         return stream
 
     @torch.no_grad()
-    def _pass(self, blocks: Sequence[Block], into: Stream, batches: Sequence[slice]) -> None:
-        """Write the outputs of blocks on the student's stream to `into`, which may be that stream itself."""
+    def _pass(self, blocks: Sequence[Block], entering: Stream, into: Stream, batches: Sequence[slice]) -> None:
+        """Write the outputs of blocks to `into`, which may be the stream that enters them itself."""
         with many_passes(blocks):
-            pass_on(self.student, into, batches, self._device, partial(self.run, blocks))
+            pass_on(entering, into, batches, self._device, partial(self.run, blocks))
 
     @torch.no_grad()
     def advance(
@@ -320,7 +320,7 @@ class Frontier:
         """Advance both streams through a block that was retired before the run was interrupted."""
         after = self._dense.after(dense.index, lambda _: dense)
         self._dense.forget_before(dense.index + 1)
-        self._pass([pruned], self.student, self.batches)
+        self._pass([pruned], self.student, self.student, self.batches)
         self._pass_probe(pruned)
         for batch in self.batches:
             self._keep(dense.index + 1, batch, self.student.read(batch), after.read(batch))
@@ -364,7 +364,7 @@ class Frontier:
             for index in range(len(self._decoder)):
                 block = dense(index)
                 entering, after = after, entering
-                pass_on(entering, after, self.batches, self._device, partial(self.run, [block]))
+                self._pass([block], entering, after, self.batches)
                 see(block, entering, after)
                 del block
         finally:

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import final
 
 import torch
-from torch import Tensor
 
 from reprune.errors import NumericalError
 from reprune.math.coordinates import AllWeights, Coordinates, KeptWeights, LowRank

@@ -317,6 +317,7 @@ def test_a_record_that_cannot_be_read_is_no_failed_check(here: Path, cli: Cli) -
         (("blocks",), [], "blocks: "),
         (("recipe",), {}, "it holds no 'sparsity'"),
         (("files", "config.json"), 3, "files.config.json"),
+        pytest.param(("blocks", 0, "matrices", 0, "zeros"), 10**400, "blocks.0.matrices.0.zeros", id="too large"),
         (("forward", "ids"), [2**64], "forward.ids.0"),
         (("forward", "ids"), [1] * 33, "forward.ids: "),  # no more than there are on record: a million took minutes
         (("forward", "tokens"), "1e3", "forward.tokens"),

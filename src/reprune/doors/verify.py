@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, final
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 
 from reprune.doors.formats import sparsities
@@ -42,6 +42,8 @@ TOLERANCE = 0.05
 _SENT_ELSEWHERE = 8
 """In a mixture, one in this many tokens may differ more: rounding may send it to another expert that is as good."""
 
+_Count = Annotated[int, Field(ge=0, lt=2**63)]  # of a tensor: 64 bits
+
 
 class _Read(BaseModel):
     model_config = ConfigDict(strict=True)
@@ -49,21 +51,21 @@ class _Read(BaseModel):
 
 class _Matrix(_Read):
     name: str
-    rows: NonNegativeInt
-    columns: NonNegativeInt
-    zeros: NonNegativeInt
+    rows: _Count
+    columns: _Count
+    zeros: _Count
     pattern: str | None = None  # if it is not the recipe's
 
 
 class _Block(_Read):
-    index: NonNegativeInt
+    index: _Count
     matrices: list[_Matrix]
 
 
 class _Forward(_Read):
-    ids: list[Annotated[int, Field(ge=0, lt=2**63)]] = Field(max_length=TOKENS)
+    ids: list[_Count] = Field(max_length=TOKENS)
     rms: list[float]
-    tokens: NonNegativeInt
+    tokens: _Count
 
 
 class _Record(_Read):

@@ -33,3 +33,9 @@ def test_errors_are_said_to_be_of_the_measure_that_they_are_in(
 def test_of_what_has_no_whole_recipe_the_file_that_holds_it_is_named(finished: bool, file: str) -> None:
     with pytest.raises(InputError, match=rf"out/.*{file}: damaged \(it holds no 'pruner'\); "):
         show_status(Status(finished, 3, 2, {"model": "m"}, None), Path("out"))
+
+
+def test_a_number_beyond_all_floats_is_damage() -> None:
+    window: dict[str, Any] = {"blocks": [0], "loss": "squared", "relative_calibration_error": {"after": 10**400}}
+    with pytest.raises(InputError, match=r"out/reprune\.json: damaged \("):
+        show_status(Status(True, 1, 1, _RECIPE, window), Path("out"))

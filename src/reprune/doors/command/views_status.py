@@ -15,7 +15,7 @@ def show_status(status: Status, out: Path) -> None:
     output = console()
     try:
         lines = list(_status(status))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise damaged(out, error, status.finished) from None
     output.print(f"{out}: {lines[0]}")
     for line in lines[1:]:

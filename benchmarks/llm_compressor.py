@@ -21,18 +21,14 @@ import argparse
 import json
 import os
 import random
-import re
 import shutil
 import subprocess
-import sys
-import time
-from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-from runs import pruning, words
+from runs import pruning, watched, words
 from safetensors.torch import load_file
 from speed import beside, measure, processor
 from transformers import AutoTokenizer
@@ -55,24 +51,6 @@ def draw(options: argparse.Namespace, seed: int) -> tuple[Path, Path]:
     for file, some in zip(files, (rows[: options.samples], rows[options.samples :]), strict=True):
         file.write_text("".join(some), encoding="utf-8")
     return files
-
-
-def timed(command: Sequence[str], log: Path) -> dict[str, float]:
-    """Run a command to its end; returns its seconds and its peak of resident memory in bytes, as Linux counts it.
-
-    The peak is read while the command runs: that of an ended process includes this process's, from which it was forked.
-    """
-    began, peak = time.perf_counter(), 0
-    with log.open("w", encoding="utf-8") as file:
-        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
-        while process.poll() is None:
-            status = Path(f"/proc/{process.pid}/status").read_text(encoding="ascii")
-            if counted := re.search(r"VmHWM:\s+(\d+) kB", status):
-                peak = int(counted[1]) * 1024
-            time.sleep(0.1)
-    if process.returncode:
-        sys.exit(f"{' '.join(command)} failed; see {log}")
-    return {"seconds": time.perf_counter() - began, "peak": peak}
 
 
 def tensors(folder: Path) -> dict[str, torch.Tensor]:
@@ -165,7 +143,8 @@ def _repeat(
     for way in dict.fromkeys(["llm-compressor", *missing]):
         out = of_theirs if way == "llm-compressor" else options.out / "reprune"
         shutil.rmtree(out, ignore_errors=True)
-        took: dict[str, float] = timed([*ways[way], "--out", str(out)], options.out / "log.txt")
+        with (options.out / "log.txt").open("w", encoding="utf-8") as log:
+            took = watched([*ways[way], "--out", str(out)], "VmHWM", log)
         took |= measure(out, options)
         if way != "llm-compressor":
             took["agreement"] = agreement(out, of_theirs)

@@ -10,23 +10,19 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import shutil
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import torch
-from runs import write_tokenizer
+from runs import pruning, watched, write_tokenizer
 from safetensors.torch import save_file
 from transformers import LlamaConfig
 
 HIDDEN, INTERMEDIATE, VOCABULARY = 2048, 8192, 32000
 
 
-def write_model(folder: Path, blocks: int) -> int:
-    """Write the model; returns its size in bytes."""
+def write_model(folder: Path, blocks: int) -> None:
+    """Write the model."""
     folder.mkdir(parents=True)
     config = LlamaConfig(
         hidden_size=HIDDEN, intermediate_size=INTERMEDIATE, num_hidden_layers=blocks, num_attention_heads=16,
@@ -61,25 +57,6 @@ def write_model(folder: Path, blocks: int) -> int:
     index_file = {"metadata": {"total_size": total}, "weight_map": files}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index_file))
     write_tokenizer(folder)
-    return total
-
-
-def watch(command: list[str]) -> tuple[int, float]:
-    """Run a command; returns the peak of its anonymous resident memory in bytes, and its seconds."""
-    began = time.monotonic()
-    process = subprocess.Popen(command)
-    peak = 0
-    while process.poll() is None:
-        try:
-            status = Path(f"/proc/{process.pid}/status").read_text()
-        except OSError:
-            break
-        if found := re.search(r"RssAnon:\s+(\d+) kB", status):
-            peak = max(peak, int(found[1]) * 1024)
-        time.sleep(0.05)
-    if process.wait():
-        raise SystemExit(f"{command} exited with {process.returncode}")
-    return peak, time.monotonic() - began
 
 
 def main() -> None:
@@ -95,16 +72,12 @@ def main() -> None:
         shutil.rmtree(model, ignore_errors=True)
         write_model(model, options.blocks)
     total = sum(file.stat().st_size for file in model.glob("*.safetensors"))
-    peak, seconds = watch(
-        [
-            sys.executable, "-m", "reprune", "prune", str(model), "--out", str(result), "--pruner", "wanda",
-            "--reconstruct", options.reconstruct, "--calibration", "manual", "--samples", "8", "--seqlen", "128",
-            "--epochs", "1", "--device", options.device,
-        ]
-    )  # fmt: skip
+    flags = {"pruner": "wanda", "reconstruct": options.reconstruct, "calibration": "manual", "device": options.device}
+    flags |= {"samples": 8, "seqlen": 128, "epochs": 1, "out": result}
+    took = watched(pruning(model, flags), "RssAnon")
     print(
         f"model {total / 1e9:.2f} GB on disk, {options.blocks} blocks; Wanda, {options.reconstruct}: "
-        f"{seconds:.0f} s, peak anonymous resident memory {peak / 1e9:.2f} GB"
+        f"{took['seconds']:.0f} s, peak anonymous resident memory {took['peak'] / 1e9:.2f} GB"
     )
 
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import shutil
 import subprocess
 import sys
+import time
 from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -46,6 +48,24 @@ def pruning(model: Path | str, flags: Mapping[str, Any]) -> list[str]:
 def words(flags: Mapping[str, Any]) -> list[str]:
     """Flags as words of a command line."""
     return [word for name, value in flags.items() for word in (f"--{name}", str(value))]
+
+
+def watched(command: Sequence[str], counter: str, output: IO[str] | None = None) -> dict[str, float]:
+    """Run a command to its end; returns its seconds, and the peak of a counter of Linux for its memory in bytes.
+
+    The peak is read while the command runs: that of an ended process includes this process's, from which it was forked.
+    `output` is the file for all that it says; None: this process's own outputs.
+    """
+    began, peak = time.perf_counter(), 0
+    process = subprocess.Popen(command, stdout=output, stderr=output)
+    while process.poll() is None:
+        status = Path(f"/proc/{process.pid}/status").read_text(encoding="ascii")
+        if counted := re.search(rf"{counter}:\s+(\d+) kB", status):
+            peak = max(peak, int(counted[1]) * 1024)
+        time.sleep(0.05)
+    if process.returncode:
+        sys.exit(f"{' '.join(command)} exited with {process.returncode}")
+    return {"seconds": time.perf_counter() - began, "peak": peak}
 
 
 def planned(model: Path, flags: Mapping[str, Any], settings: Sequence[str] = ()) -> dict[str, float]:

@@ -272,7 +272,7 @@ def test_nothing_that_is_measured_goes_to_a_gpu_unasked(
     monkeypatch.syspath_prepend(str(FOLDER))
     module, runs = load(name), importlib.import_module("runs")
 
-    def ran(command: list[str], **_: Any) -> None:
+    def ran(command: list[str], *_: Any, **__: Any) -> None:
         assert command[command.index("--device") + 1] == "cpu"
         raise KeyboardInterrupt
 
@@ -280,7 +280,7 @@ def test_nothing_that_is_measured_goes_to_a_gpu_unasked(
         assert flags["device"] == "cpu"
 
     monkeypatch.setattr(runs.subprocess, "run", ran)
-    made: dict[str, Any] = {"planned": planned, "watch": ran, "write_model": lambda *_: 0}
+    made: dict[str, Any] = {"planned": planned, "watched": ran, "write_model": lambda *_: None}
     made |= dict.fromkeys(("like", "random_llama"), lambda folder, *_, **__: folder)
     for function, instead in made.items():
         monkeypatch.setattr(module, function, instead, raising=False)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from reprune.doors.study.hands import InTurn
 from reprune.doors.study.record import StudyFolder, differences
 from reprune.doors.study.run import study
 from reprune.errors import InputError
@@ -39,6 +40,25 @@ def test_other_settings_are_refused_by_name(changed: dict[str, Any], message: st
     with pytest.raises(InputError, match=f"this study was begun with other settings: {message}"):
         study("llama", "s", **SMALL, **{**SETTINGS, **changed})
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_another_order_of_names_is_refused_as_the_first_that_fits_decides(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(InTurn, "do", lambda *_: iter(()))
+    one, other, more = "mlp.*: 0.3", "down_proj: 0.4", "up_proj: 0.6"
+
+    def go_on(*names: str) -> None:
+        settings = ["precision=float32", f"sparsity_by_name={{{', '.join(names)}}}"]
+        study("llama", "s", pruners=["magnitude"], rungs=["LR"], **{**SETTINGS, "settings": settings})
+
+    go_on(one, other)
+    go_on(one, other)
+    said = r"settings: order of sparsity_by_name mlp[.][*] down_proj, now down_proj mlp[.][*][.] Give"
+    with pytest.raises(InputError, match=said):
+        go_on(other, one)
+    with pytest.raises(InputError, match=r"settings: sparsity_by_name.up_proj none, now 0[.]6[.] Give"):
+        go_on(one, more, other)
 
 
 def test_an_empty_list_is_said_as_none() -> None:

@@ -199,6 +199,7 @@ def _same(before: StudyRecord, now: StudyRecord, folder: StudyFolder, watcher: S
         ("version of ", now["versions"] | before["versions"], before["versions"] | now["versions"]),
         ("package of pruner ", brought | packages, packages | brought),
         ("", before["settings"], now["settings"]),
+        ("order of ", *_in_common(before["settings"].get("sparsity_by_name", {}), now["settings"]["sparsity_by_name"])),
         ("measure ", before["measures"], now["measures"]),
     )
     for what, was, is_ in parts:
@@ -214,6 +215,12 @@ def _same(before: StudyRecord, now: StudyRecord, folder: StudyFolder, watcher: S
     before["versions"] = before["versions"] | now["versions"]  # a new pruner's package may be new, too
     before["packages"] = packages | brought
     return before
+
+
+def _in_common(was: Mapping[str, str], now: Mapping[str, str]) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """The names that both give a sparsity for, each in its own order: of those that fit a linear, the first decides."""
+    begun, given = ([name for name in one if name in other] for one, other in ((was, now), (now, was)))
+    return {"sparsity_by_name": begun}, {"sparsity_by_name": given}
 
 
 def _forget_unused_(record: StudyRecord, folder: StudyFolder) -> None:

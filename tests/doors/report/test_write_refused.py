@@ -42,6 +42,7 @@ def _without(*path: str, of: Callable[[], dict[str, Any]] = lambda: run_record(2
         (_without("windows", "1", "loss"), r"windows.1.loss: field required"),
         (_without("windows", "0", "guard"), r"windows.0.guard: field required"),
         (_without("machine"), "machine: field required"),
+        (lambda: run_record(2, peak_memory_bytes={"host": 10**400, "device": 0}), "peak_memory_bytes.host: input"),
         (lambda: run_record(2, blocks=[]), "blocks: tuple should have at least 1 item"),
         (lambda: run_record(2, windows=[]), "windows: tuple should have at least 1 item"),
         (lambda: run_record(2, windows="none"), "windows: input should be a valid tuple"),

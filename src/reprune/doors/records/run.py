@@ -162,8 +162,8 @@ class Block(Read):
 class Memory(Read):
     """The most memory that was held, in bytes."""
 
-    host: int
-    device: int  # 0 if none was used
+    host: int = Field(lt=2**63)
+    device: int = Field(lt=2**63)  # 0 if none was used
 
     @property
     def most(self) -> int:

@@ -68,20 +68,17 @@ class Ranks(ABC):
         """How many of `samples` samples are this rank's."""
         return len(range(self.number, samples, self.count))
 
+    @abstractmethod
     def own(self, samples: Tensor) -> Tensor:
         """Select this rank's samples from sample numbers of the run; returns the rank's own numbers of them."""
-        return samples[samples % self.count == self.number] // self.count
 
     @abstractmethod
     def sum_(self, tensors: Sequence[Tensor]) -> None:
         """Set each tensor to its sum over all ranks."""
 
+    @abstractmethod
     def add(self, values: Sequence[float]) -> list[float]:
         """The sum of each number over all ranks, in float64."""
-        sums = torch.tensor(list(values), dtype=torch.float64)
-        self.sum_([sums])
-        found: list[float] = sums.tolist()
-        return found
 
     @abstractmethod
     def copy_(self, tensors: Sequence[Tensor], source: int = 0) -> None:
@@ -122,6 +119,8 @@ class Ranks(ABC):
 
     def tell_tensors(self, tensors: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
         """Send the first rank's tensors to all ranks; returns them on the CPU. The other ranks pass None."""
+        if self.alone:
+            return dict(tensors or {})
         kinds = [[name, str(one.dtype).removeprefix("torch."), [*one.shape]] for name, one in (tensors or {}).items()]
         told = self.tell(kinds)
         if tensors is None:
@@ -149,8 +148,14 @@ class Alone(Ranks):
     def __init__(self) -> None:
         self.traffic = Traffic()
 
+    def own(self, samples: Tensor) -> Tensor:
+        return samples
+
     def sum_(self, tensors: Sequence[Tensor]) -> None:
         """Does nothing: the tensors are the sums."""
+
+    def add(self, values: Sequence[float]) -> list[float]:
+        return list(values)
 
     def copy_(self, tensors: Sequence[Tensor], source: int = 0) -> None:
         """Does nothing: there is no other rank."""
@@ -217,6 +222,9 @@ class Together(Ranks):
         with suppress(RuntimeError):
             dist.destroy_process_group()
 
+    def own(self, samples: Tensor) -> Tensor:
+        return samples[samples % self.count == self.number] // self.count
+
     def sum_(self, tensors: Sequence[Tensor]) -> None:
         bucket: list[Tensor] = []
         size = 0
@@ -241,6 +249,11 @@ class Together(Ranks):
     def _sum_(self, tensor: Tensor) -> None:
         # In a ring, each rank sends (count - 1) / count of the tensor twice.
         self._exchange(2 * tensor.nbytes * (self.count - 1) // self.count, lambda: dist.all_reduce(tensor))
+
+    def add(self, values: Sequence[float]) -> list[float]:
+        sums = torch.tensor(list(values), dtype=torch.float64)
+        self._sum_(sums)
+        return [float(value) for value in sums]
 
     def copy_(self, tensors: Sequence[Tensor], source: int = 0) -> None:
         for tensor in tensors:

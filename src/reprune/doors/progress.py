@@ -99,12 +99,16 @@ class _Lines(Watcher):
             self.note("\n      ".join([f"rate {said[0]}", said[1]]))
 
     def _line(self, window: Window, record: Mapping[str, Any], changes: Sequence[str]) -> None:
-        blocks = ranges(window.blocks)
-        left = self._left * sum(self._seconds) / len(self._seconds)
         self._output.print(
-            f"{f'{window.index + 1}/{self._windows}':>7}  {blocks:<9} {changes[0]:<17}  {changes[1]:<17} "
-            f"{clock(record['seconds']):>7} {clock(left):>7} {size(peak_memory_bytes('cpu')['host']):>8}"
+            f"{f'{window.index + 1}/{self._windows}':>7}  {ranges(window.blocks):<9} {changes[0]:<17}  "
+            f"{changes[1]:<17} {clock(record['seconds']):>7} {self._time_left():>7} "
+            f"{size(peak_memory_bytes('cpu')['host']):>8}"
         )
+
+    def _time_left(self, share: float = 0.0, seconds: float = 0.0) -> str:
+        """How long the rest will take, if a share of the current window took so many seconds."""
+        each = (sum(self._seconds) + seconds) / (len(self._seconds) + share)
+        return clock(each * (self._left - share))
 
     def note(self, text: str) -> None:
         self._output.print(wrapped(f"note: {text}"), style="yellow")
@@ -139,12 +143,11 @@ class _Bar(_Lines):
 
     def window_done(self, window: Window, record: Mapping[str, Any]) -> None:
         super().window_done(window, record)
-        self._reached(0.0, 0.0)
+        self._reached()
 
-    def _reached(self, share: float, seconds: float) -> None:
-        """A share of the current window is done, in so many seconds; they say how long the others will take."""
-        each = (sum(self._seconds) + seconds) / (len(self._seconds) + share)
-        left = f"{clock(each * (self._left - share))} left"
+    def _reached(self, share: float = 0.0, seconds: float = 0.0) -> None:
+        """A share of the current window is done, in so many seconds."""
+        left = f"{self._time_left(share, seconds)} left"
         self._bar.update(self._task, completed=self._windows - self._left + share, left=left)
 
     def _show(self, what: str) -> None:

@@ -144,13 +144,13 @@ class _Shape:
         return self.heads * self.group * self.tokens * self.keys <= _NEAR
 
     @property
-    def at_once(self) -> int:
+    def tokens_at_once(self) -> int:
         """How many tokens' scores are computed together; keys that none of these tokens sees are left out."""
         return max(1, _ROWS // max(2, self.group))
 
     def parts(self, mask: Tensor | None) -> Iterator[_Part]:
         units = self.samples * self.heads
-        for some_tokens in slices(0, self.tokens, self.at_once):
+        for some_tokens in slices(0, self.tokens, self.tokens_at_once):
             start, stop = some_tokens.start, some_tokens.stop
             keys = self._seen(mask, start, stop)
             added = self._mask(mask, start, stop, keys)
@@ -166,7 +166,7 @@ class _Shape:
         """The keys from the first to the last that some tokens see, of any sample."""
         if self.causal:
             return slice(0, min(stop, self.keys))
-        if mask is None or self.tokens <= self.at_once:
+        if mask is None or self.tokens <= self.tokens_at_once:
             return slice(0, self.keys)
         seen = mask[:, start:stop] > torch.finfo(self.half).min  # (1 or samples, tokens, keys)
         if not seen.any(-1).all():  # a token that sees no key has shares of all
@@ -215,7 +215,7 @@ class _Attention(torch.autograd.Function):
         rows, key_rows, values, mask, *kept = ctx.saved_tensors
         (by_outputs,) = outer
         by_rows = torch.empty_like(rows)
-        in_parts = shape.tokens > shape.at_once  # whose gradients of keys and values are summed
+        in_parts = shape.tokens > shape.tokens_at_once  # whose gradients of keys and values are summed
         sums = torch.float32 if in_parts else rows.dtype
         by_keys, by_values = (torch.zeros(one.shape, dtype=sums) for one in (key_rows, values))
         for number, part in enumerate(shape.parts(mask)):

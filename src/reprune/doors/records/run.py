@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -25,6 +25,11 @@ def fault(error: ValidationError) -> str:
     first = error.errors()[0]
     place = ".".join(str(part) for part in first["loc"]) or "the whole"
     return f"{place}: {first['msg'].lower()}"
+
+
+def counted_by_machine(machines: Sequence[Mapping[str, Any]]) -> list[tuple[Mapping[str, Any], int]]:
+    """Each machine, in the order in which they first appear, with how often it appears."""
+    return [(one, machines.count(one)) for place, one in enumerate(machines) if one not in machines[:place]]
 
 
 class Change(Read):
@@ -242,8 +247,7 @@ class Run(Read):
     def machines(self) -> list[tuple[Mapping[str, Any], int]]:
         """The machines that did its windows and its distillation, with the number of these steps."""
         steps: list[Window | Distillation] = [*self.windows, *filter(None, [self.distillation])]
-        did = [step.machine or self.machine for step in steps]
-        return [(one, did.count(one)) for place, one in enumerate(did) if one not in did[:place]]
+        return counted_by_machine([step.machine or self.machine for step in steps])
 
     @property
     def processes(self) -> tuple[int, ...]:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from reprune.doors.records.run import Data, Memory, Origin, Read, Value, Window
+from reprune.doors.records.run import Data, Memory, Origin, Read, Value, Window, counted_by_machine
 
 FILE = "study.json"
 ERRORS = ("calibration_error", "heldout_error", "relative_calibration_error", "relative_heldout_error")
@@ -123,9 +123,5 @@ class Study(Read):
     @property
     def machines(self) -> list[tuple[Mapping[str, Any], int]]:
         """The machines that pruned cells, with the number of these cells; before any is pruned, only `machine`."""
-        found: list[tuple[Mapping[str, Any], int]] = []
         known = [cell.machine or self.machine for cell in self.cells if cell.seconds is not None]
-        for machine in known:
-            if all(machine != other for other, _ in found):
-                found.append((machine, known.count(machine)))
-        return found or [(self.machine, 0)]
+        return counted_by_machine(known) or [(self.machine, 0)]

@@ -168,7 +168,7 @@ def test_a_gpu_has_its_next_states_before_this_process_waits_for_what_it_puts_ou
     for name in ("read", "write"):
         monkeypatch.setattr(Stream, name, noted(name, getattr(Stream, name)))
     batches = [slice(0, 2), slice(2, 4), slice(4, 5)]
-    pass_on(stream, into, batches, torch.device("cpu"), noted("run", lambda states, _: states + 1))
+    pass_on(batches, stream.read, noted("run", lambda states, _: states + 1), into.write)
     assert did == ["read 0", *("run 0", "read 2", "write 0"), *("run 2", "read 4", "write 2"), *("run 4", "write 4")]
     assert torch.equal(into.read(slice(0, 5)), _states() + 1)
 

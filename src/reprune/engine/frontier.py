@@ -253,7 +253,7 @@ class Frontier:
     def _pass(self, blocks: Sequence[Block], entering: Stream, into: Stream, batches: Sequence[slice]) -> None:
         """Write the outputs of blocks to `into`, which may be the stream that enters them itself."""
         with many_passes(blocks):
-            pass_on(entering, into, batches, self._device, partial(self.run, blocks))
+            pass_on(batches, partial(entering.read, device=self._device), partial(self.run, blocks), into.write)
 
     @torch.no_grad()
     def advance(
@@ -273,20 +273,23 @@ class Frontier:
             self._store.free(self._ahead[1])
         still_open = [block for block in blocks if block.index not in window.retired]
         self._ahead = (still_open, self._store.new(self._shape)) if still_open else None
+
+        def read(batch: slice) -> tuple[Tensor, Tensor]:
+            return targets.read(batch, self._device), self.student.read(batch, self._device)
+
+        def run(given: tuple[Tensor, Tensor], batch: slice) -> tuple[Tensor, Tensor]:
+            wanted, entering = given
+            advanced, states = self._advanced(blocks, entering, batch, of_block, {targets: wanted})
+            at_end.update(batch, states, wanted)
+            return advanced, states
+
+        def write(batch: slice, made: tuple[Tensor, Tensor]) -> None:
+            self.student.write(batch, made[0])
+            if self._ahead is not None:
+                self._ahead[1].write(batch, made[1])
+
         with many_passes(blocks):
-            reads = (
-                (targets.read(batch, self._device), self.student.read(batch, self._device)) for batch in self.batches
-            )
-            read = next(reads, None)
-            for batch in self.batches:
-                assert read is not None
-                wanted, entering = read
-                advanced, states = self._advanced(blocks, entering, batch, of_block, {targets: wanted})
-                at_end.update(batch, states, wanted)
-                read = next(reads, None)  # before the writing, as in `pass_on`
-                self.student.write(batch, advanced)
-                if self._ahead is not None:
-                    self._ahead[1].write(batch, states)
+            pass_on(self.batches, read, run, write)
         for block in (block for block in blocks if block.index in window.retired):
             self._pass_probe(block)
         return at_end.errors(self.ranks), {index: pair.errors(self.ranks) for index, pair in of_block.items()}

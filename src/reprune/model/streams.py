@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Self, final
+from typing import Self, TypeVar, final
 
 import torch
 from torch import Tensor
@@ -17,6 +17,8 @@ from torch import Tensor
 _CPU = torch.device("cpu")
 AHEAD = 2
 """How many reads of a stream may be queued on a GPU before this process waits: a step reads inputs and targets."""
+Given = TypeVar("Given")
+Made = TypeVar("Made")
 Shape = tuple[int, ...]
 """(samples, tokens, hidden); in some models (samples, tokens, parallel states of a token, hidden)."""
 
@@ -86,25 +88,24 @@ def sent(values: Tensor, samples: slice | Tensor, device: torch.device) -> Tenso
 
 
 def pass_on(
-    stream: Stream,
-    into: Stream,
     batches: Sequence[slice],
-    device: torch.device,
-    run: Callable[[Tensor, slice], Tensor],
+    read: Callable[[slice], Given],
+    run: Callable[[Given, slice], Made],
+    write: Callable[[slice, Made], None],
 ) -> None:
-    """Write `run(states, samples)` for batches of a stream to another one, or to the same.
+    """Read each batch of samples, run it, and write what is made of it; a batch may be written where it was read.
 
-    A batch is read before the outputs of the one before it are written: writing waits for a GPU, which then has its
+    A batch is read before what is made of the one before it is written: writing waits for a GPU, which then has its
     next states at hand.
     """
-    reads = (stream.read(batch, device) for batch in batches)
-    states = next(reads, None)
+    given = map(read, batches)
+    following = next(given, None)
     for batch in batches:
-        assert states is not None
-        outputs = run(states, batch)
-        states = next(reads, None)
-        into.write(batch, outputs)
-        del outputs  # so that the next batch can have their memory
+        assert following is not None
+        made = run(following, batch)
+        following = next(given, None)
+        write(batch, made)
+        del made  # so that the next batch can have its memory
 
 
 @final

@@ -132,16 +132,22 @@ def test_the_bar_says_after_an_epoch_how_long_the_rest_will_take(
     with watching(quiet=False, verbose=False) as watcher:
         watcher.started(10, 0)
         watcher.phase(first, "targets")
-        passed = 40.0
+        passed = 30.0
         watcher.phase(first, "reconstruction")
+        passed = 50.0
+        watcher.epoch(first, SimpleNamespace(number=1), 4)  # type: ignore[arg-type]
+        assert shown() == ("0", "19:10 left"), "20 s an epoch, 120 s a window: 50, three epochs and half of one"
+        passed = 60.0
         watcher.epoch(first, SimpleNamespace(number=2), 4)  # type: ignore[arg-type]
-        assert shown() == ("0", "16:00 left"), "100 s a window, by two fifths of it in 40 s; 9.6 windows"
+        assert shown() == ("0", "13:10 left"), "the second epoch took 10 s: 85 s a window, 25 of them left"
         passed = 90.0
         watcher.window_done(first, record)
         watcher.phase(second, "targets")
+        passed = 110.0
+        watcher.phase(second, "reconstruction")
         passed = 130.0
         watcher.epoch(second, SimpleNamespace(number=1), 4)  # type: ignore[arg-type]
-        assert shown() == ("1", "15:53 left"), "130 s for 1.2 windows; 8.8 are left"
+        assert shown() == ("1", "13:43 left"), "130 s for 1 4/11 windows, as this one will take 110 s; 8 7/11 are left"
 
 
 def test_an_interrupted_run_gives_the_terminal_back(

@@ -124,6 +124,7 @@ class _Bar(_Lines):
         self._task = bar.add_task("starting", total=None, left="", memory="")
         self._window: Window | None = None
         self._began = 0.0  # when the current window did
+        self._since = 0.0  # when its current phase or epoch did
 
     def started(self, windows: int, done: int) -> None:
         super().started(windows, done)
@@ -132,6 +133,7 @@ class _Bar(_Lines):
     def phase(self, window: Window | None, what: str) -> None:
         if window is not self._window:
             self._window, self._began = window, monotonic()
+        self._since = monotonic()
         self._show(what)
         if window is not None:
             super().phase(window, what)
@@ -139,7 +141,12 @@ class _Bar(_Lines):
     def epoch(self, window: Window, epoch: Epoch, of: int) -> None:
         super().epoch(window, epoch, of)
         self._show(f"epoch {epoch.number}/{of}")
-        self._reached(epoch.number / (of + 1), monotonic() - self._began)  # the rest of a window takes about an epoch
+        now = monotonic()
+        seconds, each = now - self._began, now - self._since
+        self._since = now
+        # The window's other epochs are taken to be as long as this one, and its outputs take about half as long.
+        whole = seconds + each * (of - epoch.number + 0.5)
+        self._reached(seconds / whole, seconds)
 
     def window_done(self, window: Window, record: Mapping[str, Any]) -> None:
         super().window_done(window, record)

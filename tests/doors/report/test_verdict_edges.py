@@ -23,6 +23,11 @@ def test_averages_over_windows_are_geometric() -> None:
     assert "lowered the windows' held-out error by 29.3 % on average (calibration error: by 50.0 %)" in text
 
 
+def test_errors_too_far_apart_for_a_ratio_are_not_counted() -> None:
+    text = said(judged(window(0, [1e300, 1e-300], [1.0, 0.9]), window(1, [1.0, 0.5], [1e-300, 1e300], guard=False)))
+    assert "lowered the windows' held-out error by 10.0 % on average (calibration error: by 50.0 %)" in text
+
+
 @pytest.mark.parametrize(
     ("calibration", "badge", "words"),
     [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import importlib.util
 import json
+import math
 import os
 import re
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from reprune.doors.report.write import report
 from reprune.errors import InputError
 from tests.doors.conftest import Cli
 from tests.doors.report.pages import Page, words_only, written
-from tests.doors.report.records import cell, run_record, study_record
+from tests.doors.report.records import block, cell, run_record, study_record, window
 
 
 def _without(*path: str, of: Callable[[], dict[str, Any]] = lambda: run_record(2)) -> Callable[[], dict[str, Any]]:
@@ -45,6 +46,15 @@ def _without(*path: str, of: Callable[[], dict[str, Any]] = lambda: run_record(2
         (lambda: run_record(2, peak_memory_bytes={"host": 10**400, "device": 0}), "peak_memory_bytes.host: input"),
         (lambda: run_record(2, blocks=[]), "blocks: tuple should have at least 1 item"),
         (lambda: run_record(2, windows=[]), "windows: tuple should have at least 1 item"),
+        (
+            lambda: run_record(1, windows=[window(0, [math.inf, 0.5], [1.0, 0.9])]),
+            "windows.0.relative_calibration_error.before: input should be a finite number",
+        ),
+        (
+            lambda: run_record(1, windows=[window(0, [1.0, 0.5], [1.0, math.nan], kept=1)]),
+            "windows.0.relative_heldout_error.after: input should be a finite number",
+        ),
+        (lambda: run_record(1, blocks=[block(0, math.inf, 0.1)]), "blocks.0.calibration_error: input should be"),
         (lambda: run_record(2, windows="none"), "windows: input should be a valid tuple"),
         (list, "the whole: input should be a valid dictionary"),
         (lambda: "{", r"damaged: it is not valid JSON \("),

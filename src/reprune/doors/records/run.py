@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 Value = float | None
 """None: not measured."""
@@ -35,8 +35,8 @@ def counted_by_machine(machines: Sequence[Mapping[str, Any]]) -> list[tuple[Mapp
 class Change(Read):
     """An error before and after the reconstruction of a window."""
 
-    before: float
-    after: float
+    before: FiniteFloat  # a run ends with an error before it records another number
+    after: FiniteFloat
 
 
 class Judged(Read):
@@ -157,10 +157,10 @@ class Block(Read):
     """One entry of a run's `blocks`."""
 
     index: int
-    calibration_error: float
-    heldout_error: float
-    relative_calibration_error: float
-    relative_heldout_error: float
+    calibration_error: FiniteFloat
+    heldout_error: FiniteFloat
+    relative_calibration_error: FiniteFloat
+    relative_heldout_error: FiniteFloat
     matrices: tuple[Matrix, ...]
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import geometric_mean
 from typing import Literal
@@ -54,10 +54,16 @@ class Verdict:
     rules: tuple[str, ...] = RULES
 
 
+def _mean_ratio(pairs: Iterable[tuple[float, float]]) -> float:
+    """The geometric mean of the second number of each pair over the first; 1 if no pair can be compared."""
+    ratios = [second / first for first, second in pairs if first > 0]
+    there = [ratio for ratio in ratios if known(ratio) and ratio > 0]
+    return geometric_mean(there) if there else 1.0
+
+
 def _mean_change(changes: Sequence[Change]) -> float:
     """The geometric mean of the errors after over those before, less 1; 0 if none can be compared."""
-    ratios = [change.after / change.before for change in changes if change.before > 0 and change.after > 0]
-    return geometric_mean(ratios) - 1 if ratios else 0.0
+    return _mean_ratio((change.before, change.after) for change in changes) - 1
 
 
 def run_verdict(run: Run) -> Verdict:
@@ -161,9 +167,7 @@ def guard_sentences(windows: Sequence[Window]) -> Iterator[str]:
         saved = f"{spared} of {counted(planned, 'planned epoch')}"
         did.append(f"stopped {counted(len(early), 'window')} early, which saved {saved}")
     yield f"The guard {listed(did)}."
-    pairs = [(guard.judged.last, guard.judged.kept) for guard in restored]
-    ratios = [kept / last for last, kept in pairs if known(last) and known(kept) and last > 0 and kept > 0]
-    if ratios and (avoided := 1 - geometric_mean(ratios)) > 0:
+    if (avoided := 1 - _mean_ratio((guard.judged.last, guard.judged.kept) for guard in restored)) > 0:
         errors, mean = ("state, the held-out error is", "")
         if len(restored) > 1:
             errors, mean = ("states, the held-out errors are", " on average")

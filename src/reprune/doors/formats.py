@@ -89,12 +89,17 @@ def nats(divergence: float) -> str:
     return f"{divergence:.3g}"
 
 
-def sparsities(recipe: Mapping[str, Any]) -> str:
-    """The sparsity that a recipe asks for, and what else decides it: 0.5, or 0.5 (owl), others by name."""
+def shared_out(recipe: Mapping[str, Any]) -> Any:
+    """The name of the way in which a recipe shares the sparsity out over blocks; None if all have the same."""
     allocation = recipe.get("allocation")
     way = allocation.get("name") if isinstance(allocation, Mapping) else allocation
-    shared_out = "" if way in (None, "uniform") else f" ({way})"
-    return f"{recipe['sparsity']}{shared_out}{', others by name' if recipe.get('sparsity_by_name') else ''}"
+    return None if way == "uniform" else way
+
+
+def sparsities(recipe: Mapping[str, Any]) -> str:
+    """The sparsity that a recipe asks for, and what else decides it: 0.5, or 0.5 (owl), others by name."""
+    way = f" ({way})" if (way := shared_out(recipe)) else ""
+    return f"{recipe['sparsity']}{way}{', others by name' if recipe.get('sparsity_by_name') else ''}"
 
 
 def counted(count: int, one: str, many: str | None = None) -> str:

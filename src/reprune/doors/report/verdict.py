@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from statistics import geometric_mean
 from typing import Literal
 
-from reprune.doors.formats import counted
+from reprune.doors.formats import counted, shared_out
 from reprune.doors.rates import unusual_steps
 from reprune.doors.records.rows import known
 from reprune.doors.records.run import DOMINANT, Change, Run, Window
@@ -226,8 +226,7 @@ def _fitted(run: Run) -> bool:
 
 def _is_blind(run: Run) -> bool:
     """Whether the pruned weights were chosen without looking at samples."""
-    allocation = run.recipe.get("allocation") or {}
-    return run.pruner == "magnitude" and allocation.get("name", "uniform") == "uniform"
+    return run.pruner == "magnitude" and shared_out(run.recipe) is None
 
 
 def _rising(windows: Sequence[Window], found: Sequence[Rise]) -> Iterator[str]:

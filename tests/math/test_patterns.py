@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -185,6 +185,13 @@ def test_any_other_text_is_refused_with_what_was_expected(text: str) -> None:
 def test_a_fraction_as_it_is_shown_reads_back_as_the_same_number(thousandths: int) -> None:
     pattern = Unstructured(thousandths / 1000)
     assert parse_pattern(str(pattern)) == pattern
+
+
+@_FEW
+@given(tenths=st.integers(1, 999))
+@example(tenths=333)  # as floats, 33.3 / 100 is less than 0.333
+def test_a_percentage_reads_as_the_same_number_as_its_fraction(tenths: int) -> None:
+    assert parse_pattern(f"{tenths / 10}%") == parse_pattern(f"{tenths / 1000}")
 
 
 @_FEW

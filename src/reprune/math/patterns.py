@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Literal, final
 
 import numpy as np
@@ -189,7 +190,7 @@ def parse_pattern(text: str) -> Pattern:
             kept, of = cleaned.split(":")
             return NM(int(kept), int(of))
         if cleaned.endswith("%"):
-            return Unstructured(float(cleaned[:-1]) / 100.0)
+            return Unstructured(float(Decimal(str(float(cleaned[:-1]))) / 100))  # 33.3% is 0.333, to the bit
         return Unstructured(float(cleaned))
     except InputError:
         raise

@@ -2,7 +2,7 @@
 
 A cell is one combination of the axes (pruner, rung, part of the block, seed, number of self-generated samples); all
 else is the same for all cells.
-A new axis takes a field in `Cell` and in `Grid`, and its key in `VARIED` and in `common`.
+A new axis takes a field in `Cell` and in `Grid`, and its key in `VARIED`.
 """
 
 from __future__ import annotations
@@ -19,15 +19,14 @@ from reprune.planning.axes import ALL, PARTS, PRUNERS, RUNGS, place
 from reprune.planning.layers import lay_over, parse_setting
 from reprune.planning.paths import with_paths
 from reprune.planning.pruners import known, unknown
-from reprune.planning.recipe import Recipe
+from reprune.planning.recipe import Recipe, in_full
 
 VARIED = {
-    **dict.fromkeys(("pruner", "pruner.name"), "--pruners"),
-    **dict.fromkeys(("reconstruct", "schedule", "schedule.size", "schedule.stride", "teacher"), "--rungs"),
-    **dict.fromkeys(("solver", "solver.name"), "--rungs"),
+    "pruner.name": "--pruners",
+    **dict.fromkeys(("reconstruct", "schedule", "teacher", "solver.name"), "--rungs"),
     "only": "--only",
     "seed": "--seeds",
-    **dict.fromkeys(("self_generate", "self_generate.samples"), "--self-generate"),
+    "self_generate.samples": "--self-generate",
 }
 """The keys of a recipe in which cells differ, each with the flag of the axis that decides it."""
 
@@ -127,9 +126,9 @@ def base_recipe(model: str, file: Mapping[str, Any], flags: Mapping[str, Any], s
         InputError: the recipe does not fit, or `settings` set what the cells differ in.
     """
     for setting in settings:
-        for key in flat(parse_setting(setting)):
-            if key in VARIED:
-                raise InputError(f"--set {setting}: in a study, {VARIED[key]} decides that; leave this out.")
+        for key in flat({part: in_full(part, value) for part, value in parse_setting(setting).items()}):
+            if flag := next((flag for varied, flag in VARIED.items() if f"{key}.".startswith(f"{varied}.")), None):
+                raise InputError(f"--set {setting}: in a study, {flag} decides that; leave this out.")
     return lay_over(model, file, flags, settings)
 
 
@@ -168,8 +167,8 @@ def _without_settings(recipe: Recipe) -> Recipe:
 
 def common(recipe: Recipe) -> dict[str, Any]:
     """The part of a cell's recipe that all cells share; local paths are reduced to their last part."""
-    own: dict[str, Any] = {"pruner": {"name"}, "solver": {"name"}, "self_generate": {"samples"}}
-    own |= dict.fromkeys(("model", "reconstruct", "schedule", "teacher", "only", "seed"), True)
+    keys = (key.partition(".") for key in ("model", *VARIED))
+    own: dict[str, Any] = {part: {inner} if inner else True for part, _, inner in keys}
     return with_paths(recipe, lambda path: path.name).model_dump(mode="json", exclude=own)
 
 

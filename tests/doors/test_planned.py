@@ -109,6 +109,16 @@ def test_what_blocks_take_is_that_on_the_machine_of_the_run(
     assert asked == [(24, device)]
 
 
+def test_matrices_of_a_stack_are_one_stage_of_the_work(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny.save("deepseek_v4", here / "v4")
+    monkeypatch.setattr(planned, "forecast", lambda recipe, work, *_: work)
+    work: Any = reprune.plan("v4", **RUN, on="h100").forecast
+    for groups in work.groups:
+        stages = [group.stage for group in groups if not group.expert]
+        assert stages.count("self_attn.o_a_proj.weight") == 2
+        assert {*stages} == {None, "self_attn.o_a_proj.weight"}
+
+
 @pytest.mark.usefixtures("here")
 def test_products_of_another_machine_are_as_asked_or_as_its_gpu_multiplies_fast() -> None:
     for asked, products in (("auto", "bfloat16"), ("float32", "float32"), ("float16", "float16")):

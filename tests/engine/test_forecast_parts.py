@@ -110,3 +110,12 @@ def test_the_largest_that_is_written_may_be_a_block() -> None:
     work = replace(_work(), outside_bytes=[10**7, 0], block_bytes=[2 * 10**7] * 7 + [5 * 10**7])
     sent = 2 * 8 * 4 * _TOKENS * _HIDDEN  # states on their way to the GPU
     assert _forecast("LR", work, "device=cuda", "streams.memory=0").memory_bytes == 9 * 10**7 + 5 * 10**7 + sent
+
+
+def test_matrices_of_a_stack_that_all_tokens_pass_are_seen_in_one_pass() -> None:
+    """One group after the other: half a pass on average for one by itself, a whole one for eight of a stack."""
+    work = replace(_work(), groups=[[Group(3072, 1024), *[Group(64, 128, stage="heads")] * 8]] * 8)
+    plain, found = (
+        _forecast("BR+GP", work, *more, pruner="wanda").seconds for more in ((), ("pruner.sequential=true",))
+    )
+    assert found - plain == pytest.approx(8 * (1.5 - 1) * 32 * _ONE)

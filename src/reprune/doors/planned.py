@@ -133,7 +133,11 @@ class Plan:
             decoder.costs(recipe.seqlen, None if self.machine is None else "cuda"),
             [
                 [
-                    Group.of((block.shapes[name] for name in names), block.experts.get(names[0]))
+                    Group.of(
+                        (block.shapes[name] for name in names),
+                        block.experts.get(names[0]),
+                        block.stages.get(names[0]),
+                    )
                     for names in block.groups
                 ]
                 for block in self.survey.blocks

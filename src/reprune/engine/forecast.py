@@ -205,16 +205,17 @@ class _Estimate:
         calibration, samples = self.calibration, self.samples
         groups, forward = work.groups[index], self.forward([index])
         routed = any(group.expert for group in groups)
-        plain = sum(not group.expert for group in groups)
+        plain = [group.stage for group in groups if not group.expert]
         refit = recipe.solver.start == "least-squares"
         pruner = recipe.pruner.build()
         grams = gathers(pruner) is Gram
         seconds = (min(recipe.solver.samples_at_a_time, calibration) if routed else 1) * forward  # to find the groups
         if refit:  # a pass of both models for each group, ended when it is reached: half of each on average
-            seconds += samples * forward * (plain + 2 * routed)
+            seconds += samples * forward * (len(plain) + 2 * routed)
         elif groups and (routed or not pruner.data_free):
-            if recipe.pruner.sequential:  # a pass for each group, ended when it is reached
-                seconds += calibration * forward * (plain / 2 + 2 * routed)
+            if recipe.pruner.sequential:  # a pass for each stack, and one for each group, ended when it is reached
+                stacks = len({*plain} - {None})
+                seconds += calibration * forward * (plain.count(None) / 2 + stacks + 2 * routed)
             elif recipe.teacher == "global" or not lone:  # else the pass that makes the targets gathers them
                 seconds += calibration * forward
         solving = []  # of each group, which one process solves

@@ -18,17 +18,18 @@ class Group:
     share: float = 1.0  # of all tokens, the part that reaches it
     expert: bool = False
     matrices: int = 1
+    stage: str | None = None  # shared by groups whose inputs are seen in one pass; None for a group by itself
 
     @staticmethod
-    def of(shapes: Iterable[tuple[int, int]], share: float | None = None) -> Group:
+    def of(shapes: Iterable[tuple[int, int]], share: float | None = None, stage: str | None = None) -> Group:
         """The group of matrices of these shapes (rows, columns), which all have the same number of columns.
 
-        `share` is given for an expert: the part of the tokens that reaches it.
+        `share` is given for an expert: the part of the tokens that reaches it; `stage` for the matrices of a stack.
         """
         each = list(shapes)
         rows = sum(rows for rows, _ in each)
         reached, expert = (1.0, False) if share is None else (share, True)
-        return Group(rows, each[0][1], reached, expert, len(each))
+        return Group(rows, each[0][1], reached, expert, len(each), stage)
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ class BlockSurvey:
     idle: tuple[str, ...]  # linears that never run on text; they stay dense
     others: dict[str, tuple[int, ...]]  # matrices that are not the weight of a linear; they stay dense
     experts: dict[str, float]  # by linear of an expert: the share of tokens that reach it under uniform routing
+    stages: dict[str, str]  # by linear of a stack: the stage of its group, as in `LinearGroup`
     read: tuple[str, ...]  # idle linears whose weights are used, but not to multiply inputs by them as they are
     groups_known: bool  # False if it takes the block's weights to find which linears share inputs
 
@@ -132,10 +133,11 @@ def _survey_block(
         found = decoder.weightless.groups(index)
         groups, known = [group.names for group in found], True
         experts = {name for group in found if group.expert for name in group.names}
+        stages = {name: group.stage for group in found if group.stage is not None for name in group.names}
     except RepruneError:
         raise
     except Exception:  # not every kernel runs on the meta device; groups are then found when the block is loaded
-        groups, known, experts = [(linear.name,) for linear in linears], False, set()
+        groups, known, experts, stages = [(linear.name,) for linear in linears], False, set(), {}
     others = {
         name: shape for name, shape in other_matrices(module, stacks).items() if not choice.leaves_dense(index, name)
     }
@@ -173,6 +175,7 @@ def _survey_block(
             idle=tuple(linear.name for linear in idle),
             others=others,
             experts={one.name: one.share for one in linears if one.name in experts and one.stack is not None},
+            stages=stages,
             read=tuple(linear.name for linear in idle if linear.name in read),
             groups_known=known,
         ),

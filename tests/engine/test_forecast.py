@@ -149,8 +149,8 @@ def test_experts_take_passes_of_their_own_and_their_share_of_the_tokens() -> Non
     fitting = 2 * (0.625 * 36 + 36) * _TOKENS * square + 24 * 2 * 3072 * square
     for settings, passes, more in (
         ([], 7 + 32, 0.0),
-        ([sequential], 7 + 32 * 2.5, 0.0),
-        ([refit], 7 + 36 * 3, fitting),
+        ([sequential], 7 + 32 * 2, 0.0),
+        ([refit], 7 + 36 + 32 * 2, fitting),
     ):
         found = _forecast("BR+GP", work, *settings, pruner="magnitude").seconds
         assert found - dense == pytest.approx(8 * (passes * one + more))

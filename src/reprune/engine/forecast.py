@@ -7,6 +7,7 @@ machine's speed is measured in about half a second. The constants below join the
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import final
@@ -24,7 +25,7 @@ from reprune.engine.footprint import (
     pinned_bytes,
     window_bytes,
 )
-from reprune.engine.group_statistics import gathers
+from reprune.engine.group_statistics import AT_ONCE, gathers
 from reprune.engine.speed import Speed
 from reprune.engine.work import Work
 from reprune.math.statistics import Gram
@@ -210,14 +211,17 @@ class _Estimate:
         pruner = recipe.pruner.build()
         grams = gathers(pruner) is Gram
         seconds = (min(recipe.solver.samples_at_a_time, calibration) if routed else 1) * forward  # to find the groups
+        held = sum(gathers(pruner).size(group.columns) for group in groups if group.expert)
+        often = max(1, math.ceil(held / AT_ONCE))  # passes for the statistics of all experts
+        by_stage = routed * (1 + often)  # experts' two matrices are seen one after the other
         if refit:  # a pass of both models for each group, ended when it is reached: half of each on average
-            seconds += samples * forward * (len(plain) + 2 * routed)
+            seconds += forward * (samples * len(plain) + calibration * by_stage)
         elif groups and (routed or not pruner.data_free):
             if recipe.pruner.sequential:  # a pass for each stack, and one for each group, ended when it is reached
-                stacks = len({*plain} - {None})
-                seconds += calibration * forward * (plain.count(None) / 2 + stacks + 2 * routed)
-            elif recipe.teacher == "global" or not lone:  # else the pass that makes the targets gathers them
-                seconds += calibration * forward
+                alone, stacks = plain.count(None), len({*plain} - {None})
+                seconds += calibration * forward * (by_stage + (0 if pruner.data_free else alone / 2 + stacks))
+            elif recipe.teacher == "global" or not lone or often > 1:  # else the pass that makes the targets does
+                seconds += calibration * forward * often
         solving = []  # of each group, which one process solves
         for group in groups:
             square = group.columns**2

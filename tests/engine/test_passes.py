@@ -102,36 +102,38 @@ def test_what_windows_targets_and_blocks_errors_have_in_common_is_read_once_a_ba
     assert [len(reads) for reads in found] == [2 * batches] * 3
 
 
+@pytest.mark.parametrize(("method", "reads", "distilled"), [("advance", 2, 0), ("repeat", 1, 1)])
 def test_the_next_batch_is_read_before_the_outputs_of_one_are_written(
-    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, reads: int, distilled: int
 ) -> None:
     """Writing waits for a GPU, which then has its next states at hand."""
-    advance, found = Frontier.advance, list[list[tuple[str, int]]]()
+    passing, found = getattr(Frontier, method), list[list[tuple[str, int]]]()
 
     def noted(name: str) -> Any:
         function = getattr(Stream, name)
 
-        def call(self: Stream, samples: slice, *given: Any) -> Any:
+        def call(self: Stream, samples: slice, *given: Any, **more: Any) -> Any:
             found[-1].append((name, samples.start))
-            return function(self, samples, *given)
+            return function(self, samples, *given, **more)
 
         return call
 
-    def advanced(self: Frontier, *args: Any) -> Any:
+    def passed(self: Frontier, *args: Any) -> Any:
         found.append([])
         with pytest.MonkeyPatch.context() as patch:
             for name in ("read", "write"):
                 patch.setattr(Stream, name, noted(name))
-            return advance(self, *args)
+            return passing(self, *args)
 
-    monkeypatch.setattr(Frontier, "advance", advanced)
-    prune(llama, tmp_path / "out", reconstruct="BR+GP")
+    monkeypatch.setattr(Frontier, method, passed)
+    prune(llama, tmp_path / "out", f"distill.blocks={distilled}", "distill.epochs=1", reconstruct="BR+GP")
+    assert found
     for did in found:
         written = [place for place, (name, _) in enumerate(did) if name == "write"]
         following = [start for name, start in did if name == "write"][1:]
         assert len(following) > 1
-        for place, start in zip(written, following, strict=False):
-            assert did[:place].count(("read", start)) == 2
+        for before, place, start in zip([-1, *written], written, following, strict=False):
+            assert not start or did[before + 1 : place].count(("read", start)) == reads
 
 
 def test_streams_are_freed_as_windows_go_on(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

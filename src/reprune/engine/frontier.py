@@ -344,12 +344,11 @@ class Frontier:
         found = {}
         for twin, block in zip(dense, blocks, strict=True):
             pair, form = ErrorPair(self.calibration), self._decoder.skeleton.forms[block.index]
+            for one, stream in ((block, kept.student), (twin, kept.dense)):
+                self._pass([one], stream, stream, self.batches)
             for batch in self.batches:
-                student = self.run([block], kept.student.read(batch, self._device), batch)
-                teacher = self.run([twin], kept.dense.read(batch, self._device), batch)
+                student, teacher = (stream.read(batch, self._device) for stream in (kept.student, kept.dense))
                 pair.update(batch, form.put_out(student), form.put_out(teacher))
-                kept.student.write(batch, student)
-                kept.dense.write(batch, teacher)
             self._pass_probe(block)
             found[block.index] = pair.errors(self.ranks)
         kept.free(self._store)

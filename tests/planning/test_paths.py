@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import gzip
 from pathlib import Path
 
+import pyarrow as pa  # type: ignore[import-untyped]  # it ships no types
+import pyarrow.parquet  # type: ignore[import-untyped]  # it ships no types
 import pytest
 
 from reprune.planning.layers import read_recipe, resolve_recipe
 from reprune.planning.paths import absolute, beside, last_part, local_name, on_record, with_path, with_paths
+from reprune.planning.sources import find_source, load_documents
 
 
 @pytest.fixture(autouse=True)
@@ -128,3 +132,22 @@ def test_a_commit_is_on_record_of_a_model_that_is_given_by_its_hub_id(tmp_path: 
     assert on_record("link", found) == {"name": "link"}, "link@commit is no model"
     assert on_record(str(found), found) == {"name": commit}
     assert on_record("owner/tiny", tmp_path) == {"name": "tiny"}, "what is not in the cache was a local folder"
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.txt.gz", "b.jsonl", "b.jsonl.gz", "b.parquet"])
+def test_a_link_tells_the_kind_of_a_file_whose_own_name_does_not(name: str, here: Path) -> None:
+    """As in the Hub's cache, whose files are named by their content."""
+    link, file = here / "texts" / name, here / "blob"
+    if name.endswith(".parquet"):
+        pyarrow.parquet.write_table(pa.table({"text": ["one"]}), file)
+    else:
+        data = b"one" if ".txt" in name else b'{"text": "one"}\n'
+        file.write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+    link.unlink(missing_ok=True)
+    link.symlink_to(file)
+    documents = load_documents(f"texts/{name}", "train")
+    assert (list(documents), documents.name) == (["one"], name)
+    assert find_source(f"texts/{name}") == find_source(str(link))
+    recipe = absolute(resolve_recipe("model", {}, {"calibration": [f"texts/{name}=4"]}))
+    assert recipe.calibration == [f"{link}=4"]
+    assert beside(recipe, here / "out", here / "model").calibration == [f"../texts/{name}=4"]

@@ -9,7 +9,7 @@ from pathlib import Path
 from reprune.files.local import local_path
 from reprune.model.snapshots import called, hub_commit
 from reprune.planning.recipe import Recipe
-from reprune.planning.sources import split_count, split_path
+from reprune.planning.sources import real_path, split_count, split_path
 
 _NEAR = 3  # folders from a result up to a common ancestor with its texts: from a study's cell to the study's parent
 
@@ -36,7 +36,7 @@ def with_paths(recipe: Recipe, change: Callable[[Path], object]) -> Recipe:
 
 def absolute(recipe: Recipe) -> Recipe:
     """The recipe with absolute paths, so that it means the same from every folder."""
-    return with_paths(recipe, lambda path: path.resolve())
+    return with_paths(recipe, real_path)
 
 
 def beside(recipe: Recipe, folder: Path, model: Path) -> Recipe:
@@ -47,7 +47,7 @@ def beside(recipe: Recipe, folder: Path, model: Path) -> Recipe:
     Of a path that is not near only the last part is kept, so that no private folders are named. It has to be given
     again, as the model always has.
     """
-    written = with_paths(recipe, lambda path: _from(folder.resolve(), path.resolve()))
+    written = with_paths(recipe, lambda path: _from(folder.resolve(), real_path(path)))
     return written.model_copy(update={"model": local_name(recipe.model, model)})
 
 

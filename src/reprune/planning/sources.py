@@ -87,6 +87,14 @@ def split_path(name: str, folder: Path | None = None) -> tuple[Path, str] | None
     return None
 
 
+def real_path(path: Path) -> Path:
+    """A path without links, except for the name of a file whose own name is none of a text, as in the Hub's cache."""
+    real = path.resolve()
+    if real.is_dir() or real.name.lower().endswith(SUFFIXES):
+        return real
+    return path.parent.resolve() / path.name
+
+
 def load_documents(name: str, split: Split) -> Documents:
     """Load the documents that a source names.
 
@@ -342,7 +350,7 @@ def _file(path: Path, parts: list[str]) -> Source:
     if len(parts) > 1:
         raise InputError(f"{called}: expected FILE[:COLUMN], but got {':'.join(parts)!r} after it; leave out the rest")
     column = (parts or [""])[0] or None
-    path = path.resolve()
+    path = real_path(path)
     if not is_text_file(path.name):
         return RowFile(path, column)
     if column is not None:

@@ -31,6 +31,7 @@ from reprune.errors import InputError
 from reprune.files.durable import write_text
 from reprune.files.local import local_path
 from reprune.planning.paths import absolute, with_path
+from reprune.planning.sources import real_path
 
 RETRIES = 3
 """How often a cell whose worker is lost is given to another."""
@@ -189,7 +190,7 @@ def _from_anywhere(task: CellTask) -> CellTask:
     measures = task.bench.measures
     if measures.zero_shot_data is not None:
         measures = replace(measures, zero_shot_data=measures.zero_shot_data.resolve())
-    texts = [replace(text, source=with_path(text.source, lambda path: path.resolve())) for text in task.texts]
+    texts = [replace(text, source=with_path(text.source, real_path)) for text in task.texts]
     return replace(
         task,
         recipe=absolute(task.recipe).model_copy(update={"model": _absolute(task.recipe.model)}),

@@ -11,6 +11,8 @@ from random import Random
 from types import SimpleNamespace
 
 import datasets
+import pyarrow as pa  # type: ignore[import-untyped]  # it ships no types
+import pyarrow.parquet  # type: ignore[import-untyped]  # it ships no types
 import pytest
 from datasets.exceptions import DatasetNotFoundError
 from huggingface_hub import HfApi
@@ -241,3 +243,14 @@ def test_a_directory_without_data_is_refused(tmp_path: Path, content: bytes | No
         (tmp_path / "model.bin").write_bytes(content)
     with pytest.raises(InputError, match=rf"source '{tmp_path.name}'.*\.parquet, but the folder has none$"):
         load_documents(str(tmp_path), "train")
+
+
+def test_texts_of_a_parquet_file_that_are_not_utf8_are_refused(tmp_path: Path) -> None:
+    """Its writer may have said that bytes are text, and nobody checks."""
+    data = pa.array([b"one", b"caf\xe9"], pa.binary())
+    texts = pa.Array.from_buffers(pa.string(), len(data), data.buffers())
+    pyarrow.parquet.write_table(pa.table({"text": texts}), tmp_path / "a.parquet")
+    documents = load_documents(str(tmp_path / "a.parquet"), "train")
+    for read in (list, lambda found: found[1]):
+        with pytest.raises(InputError, match=r"^source 'a\.parquet': .* column 'text', but byte 0xe9 "):
+            read(documents)

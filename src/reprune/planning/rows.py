@@ -100,7 +100,7 @@ class Rows:
             dataset = self._load(cache)
             column = self._text_column(dataset)
             tokens = _token_column(dataset) if generated else None
-            self._require_text(_Column[str](dataset, column))
+            self._require_text(_Column[str](dataset, column, self.name))
             commit = _commit(dataset) if cache is None else None
             if cache is None and self.revision is not None and self.data_files is None:
                 self._require_revision(commit)
@@ -108,10 +108,10 @@ class Rows:
                 dataset = dataset.select(range(len(dataset))[: self.first])
             documents = Documents(
                 self.name,
-                _Column[str](dataset, column),
+                _Column[str](dataset, column, self.name),
                 joiner=joiner,
                 running=running,
-                token_ids=None if tokens is None else _Column[list[int]](dataset, tokens),
+                token_ids=None if tokens is None else _Column[list[int]](dataset, tokens, self.name),
                 places=places(files, column) or [self._place(dataset.config_name, column, commit)],
                 commit=commit,
                 windows=windows,
@@ -305,19 +305,33 @@ T = TypeVar("T")
 class _Column(Generic[T]):
     """One column of an Arrow data set; every access reads from disk."""
 
-    def __init__(self, dataset: Any, column: str) -> None:
+    def __init__(self, dataset: Any, column: str, source: str) -> None:
         self._dataset = dataset.select_columns([column])
         self._column = column
+        self._source = source
 
     def __len__(self) -> int:
         return len(self._dataset)
 
     def __getitem__(self, index: int, /) -> T | None:
-        return cast("T | None", self._dataset[index][self._column])
+        with self._decoding():
+            return cast("T | None", self._dataset[index][self._column])
 
     def __iter__(self) -> Iterator[T | None]:
-        for batch in self._dataset.iter(batch_size=_BATCH):
-            yield from batch[self._column]
+        with self._decoding():
+            for batch in self._dataset.iter(batch_size=_BATCH):
+                yield from batch[self._column]
+
+    @contextlib.contextmanager
+    def _decoding(self) -> Iterator[None]:
+        """Turn the error for a text that is not UTF-8, which its file claims to be, into an `InputError`."""
+        try:
+            yield
+        except UnicodeDecodeError as error:
+            raise InputError(
+                f"{label(self._source)}: expected UTF-8 in the column {self._column!r}, but byte "
+                f"0x{error.object[error.start]:02x} of a row is not; write the file again with texts in UTF-8"
+            ) from error
 
 
 def _commit(dataset: Any) -> str | None:

@@ -187,3 +187,13 @@ def test_a_place_that_cannot_be_written_is_refused(here: Path, cli: Cli) -> None
     assert said.code == 2
     why = "a file is in the place of one of its folders"
     assert said.err == f"error: --out text.txt/report.html: {why}; give another file.\n"
+
+
+def test_a_pipe_is_refused_without_reading_it(here: Path, cli: Cli) -> None:
+    written(here / "out", run_record(1))
+    os.mkfifo(here / "page.html")
+    pipe = os.open(here / "page.html", os.O_RDWR)
+    os.write(pipe, b"x" * 4096)  # what is read to look for a report
+    said = cli("report", "out", "--out", "page.html")
+    os.close(pipe)
+    assert (said.code, said.err.startswith("error: page.html is a pipe or a device; give --out")) == (2, True)

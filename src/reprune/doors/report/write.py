@@ -56,6 +56,8 @@ def _check(file: Path) -> None:
         raise InputError(f"{file} is a folder; give --out the name of the HTML file to write")
     if not file.exists():
         return
+    if not file.is_file():  # reading it might wait for ever
+        raise InputError(f"{file} is a pipe or a device; give --out the name of the HTML file to write")
     with file.open("rb") as there:
         if MARK.encode() not in there.read(4096):
             raise InputError(f"{file} exists and is not a report of reprune; give another --out, or move it away")

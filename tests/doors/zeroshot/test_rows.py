@@ -154,7 +154,7 @@ def test_what_a_label_may_be_is_said(task: str, name: str, value: Any, expected:
     assert f"zero-shot data {LAYOUTS[task].file}, line 1, '{name}': {expected}" in str(error.value)
 
 
-@pytest.mark.parametrize("line", ["{", "[1]", "3", '"text"', '{"a": 1} 2'])
+@pytest.mark.parametrize("line", ["{", "[1]", "3", '"text"', '{"a": 1} 2', r'{"premise": "\ud83d"}'])
 def test_a_line_that_is_no_json_object_is_named(line: str, tmp_path: Path) -> None:
     with pytest.raises(
         InputError,

@@ -86,6 +86,7 @@ class Layout:
         place = f"zero-shot data {self.file}, line {number}"
         try:
             fields = read_json(line)
+            json.dumps(fields, ensure_ascii=False).encode()  # raises for half of a surrogate pair, which is no text
         except ValueError as error:
             raise InputError(
                 f"{place}: expected a JSON object, but it is not valid JSON ({error}); a line is {self.example}"

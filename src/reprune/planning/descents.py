@@ -72,7 +72,7 @@ class SolverRecipe(RecipePart):
     start: Literal["pruner", "least-squares"] = "pruner"  # the weights that the fit begins with
     ridge: float | None = Field(None, gt=0)  # of least squares, over the mean diagonal; None: the best on held-out
     loss: Literal["squared", "standardized"] | None = None  # plain, or with scaled features; None: by the solver
-    epochs: int = Field(10, ge=1)
+    epochs: int = Field(10, ge=1, lt=2**63)
     lr: float | str | None = None  # see `parse_rate`; None: by the loss
     batch_size: int = Field(8, ge=1, lt=2**63)
     micro_batch_size: int | None = Field(None, ge=1)  # samples of a step that are computed at a time; None: all
@@ -168,7 +168,7 @@ class DistillRecipe(RecipePart):
     """Whether the last blocks are fitted once more, to the dense model's predictions (see `engine.distillation`)."""
 
     blocks: int = Field(0, ge=0)  # how many; 0: no distillation
-    epochs: int | None = Field(None, ge=1)  # None: as many as the solver's
+    epochs: int | None = Field(None, ge=1, lt=2**63)  # None: as many as the solver's
     lr: float | str = "0.2%"  # see `parse_rate`
 
     _is_a_rate = field_validator("lr", mode="before")(_read_rate)

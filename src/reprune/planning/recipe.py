@@ -82,7 +82,7 @@ def _size(value: Any) -> Any:
     """Accept `8e9`, `8 GB` and `7.5GiB` as a size in bytes, but no text that only begins with a size."""
     if isinstance(value, str) and re.fullmatch(r"\s*(\d*\.?\d+\s*[A-Za-z]+|\d+)\s*", value):
         return value  # ByteSize parses it
-    with suppress(TypeError, ValueError):
+    with suppress(TypeError, ValueError, OverflowError):
         if not isinstance(value, bool) and float(value) >= 0 and float(value).is_integer():
             return int(float(value))
     raise ValueError(f"expected a number of bytes, or one with a unit, such as 8GB or 500 MiB, got {value!r:.80}")
@@ -137,7 +137,7 @@ class ScheduleRecipe(RecipePart):
 class SelfGenerateRecipe(RecipePart):
     """How many calibration texts the dense model writes itself, and how (see `reprune.planning.generation`)."""
 
-    samples: int = Field(0, ge=0)  # beside those of the calibration sources
+    samples: int = Field(0, ge=0, lt=2**63)  # beside those of the calibration sources
     length: int | None = Field(None, gt=PREFIX)  # the most tokens of a text; None: twice those of a sample
     temperature: float = Field(1.0, gt=0)
     top_p: float | None = Field(None, gt=0, lt=1)
@@ -208,7 +208,7 @@ class Recipe(RecipePart, BaseModel):  # the latter again, so that ruff knows pyd
     self_generate: SelfGenerateRecipe = SelfGenerateRecipe()
     heldout: list[str] = []  # empty: an eighth as many more samples from the calibration sources
     samples: int = Field(256, ge=1, lt=2**63)
-    seqlen: int | None = Field(None, ge=2)  # None: 1024, or the model's longest sequence if that is shorter
+    seqlen: int | None = Field(None, ge=2, lt=2**31)  # None: 1024, or the model's longest sequence if that is shorter
     only: Part = "all"  # "all", or only the linears of the attention, or only the others
     include: list[str] = []  # names of linears, as patterns, that are pruned; none: all
     exclude: list[str] = []  # names of linears, as patterns, that stay dense

@@ -328,6 +328,10 @@ def test_a_text_ends_where_the_configuration_says_and_where_it_is_no_text() -> N
     assert local.ends_of(model, tiny.tokenizer()) == {0, 1, 2}
     model.generation_config.eos_token_id = [5, 6]
     assert local.ends_of(model, tiny.tokenizer()) == {0, 1, 2, 5, 6}
+    for strange in ("</s>", 2.0, 2**63, [5, None], [[5]]):
+        model.generation_config.eos_token_id = strange
+        with pytest.raises(InputError, match=r"its eos_token_id is .*; expected the number of a token"):
+            local.ends_of(model, tiny.tokenizer())
 
 
 def test_settings_have_a_key_of_their_own() -> None:

@@ -9,6 +9,7 @@ from typing import Any, final
 import torch
 
 from reprune.doors.devices import DTYPES
+from reprune.errors import InputError
 from reprune.math.seeds import seed_of
 from reprune.model.block import Precision
 from reprune.model.sampler import Sampler
@@ -77,7 +78,16 @@ class LocalAuthor(Author):
 
 
 def ends_of(model: Any, tokenizer: Any) -> frozenset[int]:
-    """The tokens that end a text: those of the model's own configuration, and all that are never text."""
+    """The tokens that end a text: those of the model's own configuration, and all that are never text.
+
+    Raises:
+        InputError: the configuration names something that is no token.
+    """
     found = getattr(model.generation_config, "eos_token_id", None)
-    ends = {found} if isinstance(found, int) else set(found or ())
-    return signs(tokenizer) | ends
+    ends = found if isinstance(found, list) else [] if found is None else [found]
+    if not all(isinstance(one, int) and abs(one) < 2**63 for one in ends):
+        raise InputError(
+            f"{type(model).__name__}: its eos_token_id is {found!r:.80}; expected the number of a token, or a list of "
+            "them, in its generation_config.json."
+        )
+    return signs(tokenizer) | set(ends)

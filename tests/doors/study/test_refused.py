@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -227,3 +228,12 @@ def test_what_is_behind_a_link_is_refused_as_it_would_be_removed(name: str, here
     link.symlink_to(here / "other")
     with pytest.raises(InputError, match=rf"s/{re.escape(name)} is a link to .*/other; put a folder in its place"):
         study("llama", "s", **SMALL, **SETTINGS)
+
+
+@pytest.mark.parametrize(("key", "flag"), [("texts", "--text"), ("zero_shot_data", "--zero-shot-data")])
+def test_a_name_that_no_record_can_hold_is_refused(key: str, flag: str, here: Path) -> None:
+    name = os.fsdecode(b"caf\xe9")
+    given = {**SETTINGS, "zero_shot": "boolq", key: name}
+    with pytest.raises(InputError, match=rf"^{flag} {name}: its name has bytes that are not UTF-8; rename it"):
+        study("llama", "s", **SMALL, **given)
+    assert not (here / "s").exists()

@@ -116,6 +116,8 @@ def _measure(model: Path) -> Perplexity:
 
 
 def _check_out(out: Path) -> None:
+    if Ledger(out).exists:  # raises if the folder cannot be read
+        raise InputError(f"--out {out}: holds a run, which no demo wrote; give another folder.")
     if out.exists() and not out.is_dir():
         raise InputError(f"--out {out}: is a file; give a folder.")
     for path in out.iterdir() if out.is_dir() else ():

@@ -104,21 +104,30 @@ class StudyFolder:
 
     @property
     def exists(self) -> bool:
-        return (self.path / FILE).exists()
+        """Whether a study has begun here; raises `InputError` if the folder cannot be read."""
+        try:
+            (self.path / FILE).stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        except OSError as error:
+            raise InputError(
+                f"--out {self.path}: cannot be read ({error.strerror}); check its permissions, or give another folder."
+            ) from None
+        return True
 
     def check(self) -> None:
         """Raise `InputError` unless a study can begin or go on here.
 
         Files of a process that was killed before its study began do not matter.
         """
-        cells = self.path / "cells"
+        begun, cells = self.exists, self.path / "cells"
         for folder in (self.apart, self.path / FIGURES, cells, *cells.glob("*")):
             if folder.is_symlink():  # what it points to, or what is in there, would be removed
                 raise InputError(
                     f"--out {self.path}: {folder} is a link to {folder.readlink()}; put a folder in its place."
                 )
         left = [unfinished(self.path / FILE)]
-        if not self.exists and not (self.path.is_dir() and list(self.path.iterdir()) == left):
+        if not begun and not (self.path.is_dir() and list(self.path.iterdir()) == left):
             check_out(self.path)
 
     def __enter__(self) -> Self:

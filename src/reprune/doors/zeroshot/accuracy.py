@@ -22,6 +22,7 @@ from reprune.doors.zeroshot.rows import LAYOUTS, Row
 from reprune.doors.zeroshot.tasks import Task, load_tasks, quiet_harness, require_harness
 from reprune.errors import InputError
 from reprune.files.local import local_path
+from reprune.files.readable import check_readable
 from reprune.model.block import Precision
 from reprune.model.checkpoint import Checkpoint
 from reprune.model.full_speed import full_speed
@@ -203,6 +204,7 @@ def _names(tasks: str | Sequence[str]) -> dict[str, bool]:
 
 def _local_rows(folder: Path, names: Mapping[str, bool], notify: Callable[[str], None]) -> dict[str, list[Row]]:
     """The rows of the tasks whose file is in the folder; raises `InputError` if a task named itself has none."""
+    check_readable(folder)
     if not folder.is_dir():
         raise InputError(
             f"--zero-shot-data {folder}: no such folder; expected one with files such as {_file('boolq')}."

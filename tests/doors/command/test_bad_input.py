@@ -241,6 +241,7 @@ def test_two_mistakes_are_told_in_one_message(here: Path, cli: Cli) -> None:
         (["verify", _LONG], "cannot be read (File name too long)"),
         (["demo", "--out", _LONG], "cannot be read (File name too long)"),
         (["study", "llama", "--out", _LONG, *QUICK], "cannot be read (File name too long)"),
+        (["prune", "llama", "--out", "out", *QUICK, "--rank-timeout", "inf"], "--rank-timeout"),
         (["resume", "full", "again"], "again"),
         (["status"], "DIR"),
         (["status", "nowhere"], "nowhere: holds no run"),

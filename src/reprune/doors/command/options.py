@@ -79,7 +79,7 @@ Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Print errors only.")
 Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Print every epoch and step.")]
 RankTimeout = Annotated[
     float | None,
-    typer.Option(metavar="S", min=1, help="Under torchrun: seconds to wait for another process. [600]"),
+    typer.Option(metavar="S", min=1, max=1e9, help="Under torchrun: seconds to wait for another process. [600]"),
 ]
 
 _LESS_MEMORY = (

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
+
+import pytest
 
 from reprune.doors.printable import printable
 from tests.doors.conftest import QUICK, Cli
@@ -23,3 +26,12 @@ def test_names_in_a_record_and_in_errors_move_no_cursor(cli: Cli, here: Path) ->
     for said in (cli("status", "out"), cli("verify", "out"), cli("plan", "\x1b[2Jmodel")):
         assert "\ufffd" in said.out + said.err
         assert "\x1b" not in said.out + said.err
+
+
+def test_where_standard_error_is_closed_no_message_gets_into_the_output(
+    cli: Cli, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert cli("prune", "llama", "--out", "out", *QUICK, "-q").code == 0
+    monkeypatch.setattr(sys, "stderr", None)
+    said = cli("evaluate", "out", "--text", "text.txt", "--seqlen", "32", "--json")  # on what it is calibrated on
+    assert (said.code, [*json.loads(said.out)]) == (0, ["perplexity"])

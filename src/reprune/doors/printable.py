@@ -20,5 +20,6 @@ def unread() -> None:
 
 
 def complain(message: str) -> None:
-    """Print a message to standard error."""
-    print(printable(message), file=sys.stderr, flush=True)
+    """Print a message to standard error; if that is closed, nowhere: `print` would take standard output instead."""
+    if sys.stderr is not None:
+        print(printable(message), file=sys.stderr, flush=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Annotated, Any
@@ -11,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from reprune.doors.command.options import Model, Trust, ZeroShotData, ZeroShotLimit, exit_codes
-from reprune.doors.printable import printable
+from reprune.doors.printable import complain, printable
 from reprune.errors import InputError, RepruneError, out_of_memory
 
 
@@ -79,7 +78,10 @@ def evaluate(
         def notify(said: str) -> None:
             if not quiet and said not in told:  # two measures may say the same
                 told.add(said)
-                print(wrapped(printable(said)), file=sys.stderr if as_json else sys.stdout)
+                if as_json:
+                    complain(wrapped(said))
+                else:
+                    print(wrapped(printable(said)))
 
         common: dict[str, Any] = {
             "device": device,

@@ -12,7 +12,7 @@ import transformers as tf
 from packaging.version import Version
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from reprune.model import costs
+from reprune.model import costs, half_attention
 from reprune.model.block import Block, Call, Precision
 from reprune.model.costs import BlockCosts, Flops, block_costs
 from reprune.model.decoder import Decoder
@@ -106,6 +106,15 @@ def test_what_the_fused_kernel_does_is_told_apart(name: str, tmp_path: Path) -> 
     assert plain.forward.attention == plain.both.attention == 0
     of_gpu = Decoder(folder, precision=Precision(torch.bfloat16)).costs(_TOKENS, "cuda")[0]
     assert of_gpu.forward.attention == fused.forward.attention, "which is the kernel's there in any precision"
+
+
+def test_of_a_mask_a_block_costs_what_it_would_of_a_causal_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without values it cannot tell which keys it leaves out. Here it is that of a sliding window."""
+    monkeypatch.setattr(half_attention, "_ROWS", 16)  # less than all tokens, as in long samples
+    decoder = Decoder(tiny.save("gemma3", tmp_path / "model"), precision=Precision(torch.bfloat16))
+    sliding, causal, _ = decoder.costs(_TOKENS)
+    assert sliding.exact
+    assert (sliding.forward, sliding.both) == (causal.forward, causal.both)
 
 
 def test_a_scan_over_many_tokens_is_costed_on_few(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

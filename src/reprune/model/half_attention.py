@@ -14,6 +14,7 @@ from typing import Any, final
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
@@ -164,7 +165,7 @@ class _Shape:
 
     def _seen(self, mask: Tensor | None, start: int, stop: int) -> slice:
         """The keys from the first to the last that some tokens see, of any sample."""
-        if self.causal:
+        if self.causal or isinstance(mask, FakeTensor):  # a forecast has no mask's values: it is taken for causal
             return slice(0, min(stop, self.keys))
         if mask is None or self.tokens <= self.tokens_at_once:
             return slice(0, self.keys)

@@ -221,6 +221,22 @@ def test_a_cache_whose_files_may_not_be_written_is_said(here: Path, cli: Cli, mo
     assert (said.code, said.err) == (2, f"error: {here.parent / 'cache'}: {why}")
 
 
+def test_texts_in_a_cache_that_may_only_be_read_are_used(here: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as another user's, or one on a disk that is mounted so."""
+    assert cli("prune", "llama", "--out", "one", *OWN).code == 0
+    opened = Path.open
+
+    def only_read(path: Path, mode: str = "r", *more: Any, **options: Any) -> Any:
+        if {*mode} - {*"rb"} and path.is_relative_to(here.parent / "cache"):
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+        return opened(path, mode, *more, **options)
+
+    monkeypatch.setattr(Path, "open", only_read)
+    assert cli("prune", "llama", "--out", "two", *OWN).code == 0
+    more = cli("prune", "llama", "--out", "three", *OWN, "--self-generate", "9")
+    assert (more.code, "cannot be used for the cache (Read-only file system)" in more.err) == (2, True)
+
+
 def test_a_cache_without_locks_may_be_elsewhere(here: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     """Such as a home folder on a cluster's disk."""
 

@@ -105,6 +105,9 @@ def self_generated(recipe: Recipe, decoder: Decoder, watcher: Watcher, ranks: Ra
 
         def missing() -> bool:
             watcher.phase(None, f"generating {texts} texts, or finding them in the cache")
+            with usable_cache():
+                if first.exists():  # whole, so no lock is needed, for which a cache has to be writable
+                    return False
             stack.enter_context(locked_cache(folder.name))  # another run may be writing
             with usable_cache():
                 folder.mkdir(parents=True, exist_ok=True)

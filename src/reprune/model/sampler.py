@@ -74,7 +74,7 @@ class Sampler:
         self._kept = kept
         last = "logits_to_keep" in inspect.signature(model.forward).parameters
         self._more: dict[str, Any] = {"logits_to_keep": 1} if last else {}
-        self._borders = _borders(model.config.get_text_config(decoder=True))
+        self._borders = longrope_borders(model)
         self._check_cache()
 
     @torch.no_grad()
@@ -205,9 +205,9 @@ class Sampler:
                     cache, given = self._new_cache(), text
 
 
-def _borders(config: Any) -> set[int]:
+def longrope_borders(model: Any) -> set[int]:
     """The lengths beyond which LongRoPE turns all of a text's keys otherwise, from the first token on."""
-    rope = getattr(config, "rope_parameters", None) or {}
+    rope = getattr(model.config.get_text_config(decoder=True), "rope_parameters", None) or {}
     each = [one for one in (rope, *rope.values()) if isinstance(one, dict)]  # in some models one for each type of block
     return {one["original_max_position_embeddings"] for one in each if one.get("rope_type") == "longrope"}
 

@@ -263,6 +263,26 @@ def test_a_decoder_that_forgets_what_it_kept_is_found_out_and_run_whole() -> Non
         assert found._kept_name is None
 
 
+@pytest.mark.parametrize("lengths", [(62,), (200, 62), (140, 66, 60)])
+def test_texts_beyond_the_border_of_longrope_share_nothing_with_shorter_ones(lengths: tuple[int, ...]) -> None:
+    """Keys are turned by the longest text of a batch, those that were kept by the text that was run first."""
+    rope = {"rope_type": "longrope", "rope_theta": 10000.0, "partial_rotary_factor": 1.0}
+    rope |= {"short_factor": [1.0] * 4, "long_factor": [3.0] * 4}
+    sizes = {"max_position_embeddings": 512, "original_max_position_embeddings": 64}
+    torch.manual_seed(0)
+    config = tf.Phi3Config(**_SMALL | sizes, rope_parameters=rope)
+    model = tf.AutoModelForCausalLM.from_config(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    ids = tiny.tokenizer().encode(TEXT)
+    contexts = [tiny.tokenizer().decode(ids[:length]) for length in lengths]
+    requests = ask([(context, each) for context in contexts for each in (" yes", " no and no one", " no and yes")])
+    found, answers = ours(model, requests)
+    same(answers, plain(model, requests, batch_size=1))
+    assert found._kept_name is not None
+
+
 def test_answers_do_not_depend_on_the_order_of_requests_or_on_one_another() -> None:
     model = tiny.build("gemma2")
     whole = ours(model)[1]

@@ -24,6 +24,7 @@ from reprune.errors import InputError, NumericalError
 from reprune.model.bare import longest_of
 from reprune.model.block import Precision
 from reprune.model.head import find_decoder, stands_in
+from reprune.model.sampler import longrope_borders
 from reprune.model.uncached import cache_argument, uncached
 from reprune.model.widened import widen_after_, widened
 
@@ -48,6 +49,7 @@ class _Group:
         self.context = context
         self.continuations = sorted(continuations, key=lambda each: -len(each[1]))
         self.tails = self._lay_out()[0]
+        self.longest = len(context) + max(map(len, self.tails))  # tokens that are run for one of its sequences
 
     def places(self) -> dict[Tokens, tuple[int, int]]:
         """By the beginning of a continuation: the tail and position (with the context) that predict what follows."""
@@ -90,6 +92,7 @@ class Likelihoods(HFLM):  # type: ignore[misc]  # lm-eval has no type informatio
         if self._decoder is not None:
             widen_after_(model, self._decoder)
         self._kept_name = None if self._decoder is None else cache_argument(self._decoder)
+        self._borders = longrope_borders(model)
         self._tried = False
         self._pads = self._decoder is not None and self._can_pad()
 
@@ -137,14 +140,15 @@ class Likelihoods(HFLM):  # type: ignore[misc]  # lm-eval has no type informatio
         check_ids(Path(self.tokenizer.name_or_path).name, torch.tensor(largest), rows)
         if self._decoder is None:
             return self._whole(requests)
-        by_context: dict[Tokens, list[tuple[int, Tokens]]] = {}
+        by_context: dict[tuple[Tokens, int], list[tuple[int, Tokens]]] = {}
         for number, (_, context, continuation) in enumerate(requests):
             fitting = self._fitting(context, continuation)
-            by_context.setdefault(fitting, []).append((number, tuple(continuation)))
+            side = self._side(len(fitting) + len(continuation) - 1)
+            by_context.setdefault((fitting, side), []).append((number, tuple(continuation)))
         answers: dict[int, tuple[float, bool]] = {}
         groups = [
             _Group(context, part)
-            for context, each in by_context.items()
+            for (context, _), each in by_context.items()
             for part in ([each] if self._pads else [[one] for one in each])
         ]
         with self._precision.on(self.device):  # one context for all batches, so that each weight is converted once
@@ -182,7 +186,8 @@ class Likelihoods(HFLM):  # type: ignore[misc]  # lm-eval has no type informatio
         for group in groups:
             least += self._cost([group])
             room = max(_WASTE * least, _SMALL_BATCH) if self._pads else least
-            if batch and self._cost([*batch, group]) > min(room, _BATCH_TOKENS):
+            apart = bool(batch) and self._side(batch[0].longest) != self._side(group.longest)
+            if batch and (apart or self._cost([*batch, group]) > min(room, _BATCH_TOKENS)):
                 yield batch
                 batch, least = [], self._cost([group])
             batch.append(group)
@@ -191,9 +196,9 @@ class Likelihoods(HFLM):  # type: ignore[misc]  # lm-eval has no type informatio
 
     def _cost(self, batch: list[_Group]) -> int:
         """Tokens to run for a batch, padding included."""
-        lengths = [len(group.context) + len(tail) for group in batch for tail in group.tails]
         shared = self._shared(batch)
-        return len(batch) * shared + len(lengths) * (max(lengths) - shared)
+        tails = sum(len(group.tails) for group in batch)
+        return len(batch) * shared + tails * (max(group.longest for group in batch) - shared)
 
     def _shared(self, batch: list[_Group]) -> int:
         """How many tokens of each group's context to run only once.
@@ -202,7 +207,15 @@ class Likelihoods(HFLM):  # type: ignore[misc]  # lm-eval has no type informatio
         made by the tokens that are run after them.
         """
         worth = self._kept_name is not None and any(len(group.tails) > 1 for group in batch)
-        return min(len(group.context) for group in batch) - 1 if worth else 0
+        shared = min(len(group.context) for group in batch) - 1
+        return shared if worth and self._side(shared) == self._side(batch[0].longest) else 0
+
+    def _side(self, tokens: int) -> int:
+        """How many borders of LongRoPE a text of that length is beyond.
+
+        Texts on different sides share neither a batch, in which the longest decides for all, nor kept keys.
+        """
+        return sum(tokens > border for border in self._borders)
 
     def _answers(self, batch: list[_Group]) -> Iterator[tuple[int, tuple[float, bool]]]:
         """The number of each request of a batch, and its answer."""

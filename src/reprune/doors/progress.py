@@ -116,7 +116,7 @@ class _Lines(Watcher):
 
 @final
 class _Bar(_Lines):
-    """The same lines, and below them a bar with the current task, and from the first epoch on the time left."""
+    """The same lines above a bar with the current task and, from the first epoch or window on, the time left."""
 
     def __init__(self, output: Console, verbose: bool, bar: Progress) -> None:
         super().__init__(output, verbose)

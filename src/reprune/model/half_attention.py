@@ -22,7 +22,7 @@ from reprune.math.slices import slices
 
 _AT_ONCE = 2**23  # scores that are computed together: 16 MiB
 _NEAR = 2**20  # scores of a sample, up to which they are kept for the gradients
-_ROWS = 512  # rows of scores that are computed together, one for each token and query head that shares its keys
+_ROWS = 512  # the most rows of scores computed together, one for each token and query head that shares its keys
 _SHARED_KEYS = "TRANSFORMERS_SDPA_FORCE_GQA"
 """With this at 1, Transformers leaves it to the attention function to share keys; else, where there is a mask, it
 repeats them for each query head. (Releases before 5.24 may not know it.)"""
@@ -146,7 +146,7 @@ class _Shape:
 
     @property
     def tokens_at_once(self) -> int:
-        """How many tokens' scores are computed together; keys that none of these tokens sees are left out."""
+        """How many tokens' scores are computed together, at most `_ROWS` / 2; keys that none of them sees are left out."""
         return max(1, _ROWS // max(2, self.group))
 
     def parts(self, mask: Tensor | None) -> Iterator[_Part]:

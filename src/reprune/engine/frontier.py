@@ -7,7 +7,7 @@ its dense blocks on one of the two streams: the student's (a local teacher) or t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any, Literal, final
@@ -278,10 +278,19 @@ class Frontier:
             return targets.read(batch, self._device), self.student.read(batch, self._device)
 
         def run(given: tuple[Tensor, Tensor], batch: slice) -> tuple[Tensor, Tensor]:
-            wanted, entering = given
-            advanced, states = self._advanced(blocks, entering, batch, of_block, {targets: wanted})
+            wanted, states = given
+            advanced = states
+            for block in blocks:
+                states = self.run([block], states, batch)
+                if block.index in of_block:
+                    after = self._dense.before(block.index + 1)
+                    dense = wanted if after is targets else after.read(batch, self._device)
+                    form = self._decoder.skeleton.forms[block.index]
+                    of_block[block.index].update(batch, form.put_out(states), form.put_out(dense))
+                    self._keep(block.index + 1, batch, states, dense)
+                    advanced = states
             at_end.update(batch, states, wanted)
-            return advanced, states
+            return advanced, states  # after the last retired block, and after all
 
         def write(batch: slice, made: tuple[Tensor, Tensor]) -> None:
             self.student.write(batch, made[0])
@@ -293,30 +302,6 @@ class Frontier:
         for block in (block for block in blocks if block.index in window.retired):
             self._pass_probe(block)
         return at_end.errors(self.ranks), {index: pair.errors(self.ranks) for index, pair in of_block.items()}
-
-    def _advanced(
-        self,
-        blocks: Sequence[Block],
-        states: Tensor,
-        batch: slice,
-        of_block: dict[int, ErrorPair],
-        at_hand: Mapping[Stream, Tensor],
-    ) -> tuple[Tensor, Tensor]:
-        """A batch of the student's states after the last retired block, and after all blocks.
-
-        The retired blocks' errors are added to `of_block`. `at_hand` is what has been read of the batch.
-        """
-        advanced = states
-        for block in blocks:
-            states = self.run([block], states, batch)
-            if block.index in of_block:
-                after = self._dense.before(block.index + 1)
-                dense = at_hand[after] if after in at_hand else after.read(batch, self._device)
-                form = self._decoder.skeleton.forms[block.index]
-                of_block[block.index].update(batch, form.put_out(states), form.put_out(dense))
-                self._keep(block.index + 1, batch, states, dense)
-                advanced = states
-        return advanced, states
 
     @torch.no_grad()
     def replay(self, dense: Block, pruned: Block) -> None:

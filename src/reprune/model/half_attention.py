@@ -146,7 +146,7 @@ class _Shape:
 
     @property
     def tokens_at_once(self) -> int:
-        """How many tokens' scores are computed together, at most `_ROWS` / 2; keys that none of them sees are left out."""
+        """How many tokens' scores are computed together, at most `_ROWS` / 2; keys that none sees are left out."""
         return max(1, _ROWS // max(2, self.group))
 
     def parts(self, mask: Tensor | None) -> Iterator[_Part]:

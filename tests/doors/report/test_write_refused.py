@@ -33,6 +33,12 @@ def _without(*path: str, of: Callable[[], dict[str, Any]] = lambda: run_record(2
     return make
 
 
+def _of_kept_epoch(number: int) -> dict[str, Any]:
+    record = run_record(2)
+    record["windows"][1]["kept_epoch"] = number
+    return record
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -44,6 +50,8 @@ def _without(*path: str, of: Callable[[], dict[str, Any]] = lambda: run_record(2
         (_without("windows", "0", "guard"), r"windows.0.guard: field required"),
         (_without("machine"), "machine: field required"),
         (lambda: run_record(2, peak_memory_bytes={"host": 10**400, "device": 0}), "peak_memory_bytes.host: input"),
+        (lambda: _of_kept_epoch(10**400), "windows.1.kept_epoch: input should be less than"),
+        (lambda: _of_kept_epoch(-1), "windows.1.kept_epoch: input should be greater than or equal to 0"),
         (lambda: run_record(2, blocks=[]), "blocks: tuple should have at least 1 item"),
         (lambda: run_record(2, windows=[]), "windows: tuple should have at least 1 item"),
         (

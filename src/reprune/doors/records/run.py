@@ -99,7 +99,7 @@ class Window(Read):
     standardized_heldout_error: Judged
     epochs: tuple[Epoch, ...]
     relative_lr: Value
-    kept_epoch: int
+    kept_epoch: int = Field(ge=0, lt=2**63)
     seconds: float
     loss: str
     teacher_forcing: float
@@ -140,7 +140,7 @@ class Distillation(Read):
     blocks: tuple[int, ...]
     heldout_divergence: Change
     epochs: tuple[DistilledEpoch, ...]
-    kept_epoch: int
+    kept_epoch: int = Field(ge=0, lt=2**63)
     seconds: float
     last_block: LastBlock
     machine: dict[str, Any] | None = None  # as for windows

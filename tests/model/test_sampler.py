@@ -74,7 +74,7 @@ def test_rows_that_end_leave_a_cache_of_states_too(name: str) -> None:
 
 @pytest.mark.parametrize("given_", [4, 11], ids=["grown to it", "given"])
 def test_a_text_beyond_the_border_of_longrope_goes_on_with_keys_turned_for_long_texts(given_: int) -> None:
-    """As in Transformers' own generation, which begins its cache anew there; in both, some rows have ended before."""
+    """As plain Transformers computes the whole text; some rows have ended before."""
     config = tiny.CONFIGS["phi3"]()
     rope = {"rope_type": "longrope", "rope_theta": 10000.0, "partial_rotary_factor": 1.0}
     config.rope_parameters = {**rope, "short_factor": [1.0] * 4, "long_factor": [8.0] * 4}
@@ -87,8 +87,6 @@ def test_a_text_beyond_the_border_of_longrope_goes_on_with_keys_turned_for_long_
     sampler = Sampler(model, FLOAT32)
     given = torch.randint(3, tiny.VOCABULARY, (5, given_), generator=seeded())
     greedy = sampler.greedily(given, 14)
-    own = model.generate(given, max_new_tokens=14, do_sample=False, eos_token_id=None, pad_token_id=0)
-    assert torch.equal(greedy, own[:, given_:])
     for ids, written in zip(given.tolist(), greedy.tolist(), strict=True):
         for end, token in enumerate(written):
             assert int(plain_logits(model, ids + written[:end]).argmax()) == token

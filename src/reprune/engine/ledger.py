@@ -41,6 +41,7 @@ from reprune.files.durable import (
 )
 from reprune.files.local import quoted_command
 from reprune.files.lock import is_held, locked
+from reprune.files.readable import is_there
 from reprune.files.sealed import seal, unseal
 
 if TYPE_CHECKING:  # `reprune status` need not wait for PyTorch
@@ -78,13 +79,7 @@ class Ledger:
     @property
     def exists(self) -> bool:
         """Whether a run has begun and is not finished; raises `InputError` if the folder cannot be read."""
-        try:
-            (self.folder / "run.json").stat()  # Path.exists raises or returns False, depending on Python's version
-        except (FileNotFoundError, NotADirectoryError):
-            return False
-        except OSError as error:
-            raise InputError(f"{self.result}: cannot be read ({error.strerror}); check its permissions.") from None
-        return True
+        return is_there(self.folder / "run.json", str(self.result))
 
     @property
     def running(self) -> bool:

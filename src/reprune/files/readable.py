@@ -16,6 +16,21 @@ def is_readable(place: Path) -> bool:
     return True
 
 
+def is_there(file: Path, called: str, way_on: str = "check its permissions") -> bool:
+    """Whether a file exists.
+
+    `Path.exists` raises or returns False where that cannot be told, depending on Python's version; here it is an
+    `InputError`, whose message calls the place by `called` and says what to do by `way_on`.
+    """
+    try:
+        file.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise InputError(f"{called}: cannot be read ({error.strerror}); {way_on}.") from None
+    return True
+
+
 def check_readable(*places: Path) -> None:
     """Raise `InputError` if a file cannot be opened or is a pipe or device, or if a folder cannot be searched."""
     for place in places:

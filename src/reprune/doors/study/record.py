@@ -26,6 +26,7 @@ from reprune.doors.study.grid import Cell, flat
 from reprune.errors import InputError
 from reprune.files.durable import unfinished, write_text
 from reprune.files.lock import locked
+from reprune.files.readable import is_there
 from reprune.files.wellformed import read_json
 
 KIND, FORMAT = "reprune study", 1
@@ -105,15 +106,8 @@ class StudyFolder:
     @property
     def exists(self) -> bool:
         """Whether a study has begun here; raises `InputError` if the folder cannot be read."""
-        try:
-            (self.path / FILE).stat()
-        except (FileNotFoundError, NotADirectoryError):
-            return False
-        except OSError as error:
-            raise InputError(
-                f"--out {self.path}: cannot be read ({error.strerror}); check its permissions, or give another folder."
-            ) from None
-        return True
+        way_on = "check its permissions, or give another folder"
+        return is_there(self.path / FILE, f"--out {self.path}", way_on)
 
     def check(self) -> None:
         """Raise `InputError` unless a study can begin or go on here.

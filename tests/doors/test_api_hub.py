@@ -29,7 +29,8 @@ def test_a_text_that_cannot_be_is_refused_before_the_model_is_downloaded(
     door: str, given: dict[str, Any], here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     module, _, name = door.partition(".")
-    monkeypatch.setattr(f"reprune.doors.{module}.find_model", lambda *_, **__: pytest.fail("the model is downloaded"))
+    find = "find_headers" if module == "planned" else "find_model"
+    monkeypatch.setattr(f"reprune.doors.{module}.{find}", lambda *_, **__: pytest.fail("the model is downloaded"))
     for wrong in (given, {"device": "cuda:99"}):
         with pytest.raises(InputError, match=r"gone\.txt|samples: expected at least one|--device cuda:99"):
             getattr(reprune, name)("owner/model", here / "out", **wrong)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import huggingface_hub
@@ -44,7 +45,7 @@ def test_weights_are_fetched_once_and_only_where_they_are_needed(
 ) -> None:
     tiny.save("llama", tmp_path / SHA)
     listed: list[str] = []
-    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", lambda _, model, revision: listed.append(model) or [])
+    monkeypatch.setattr(huggingface_hub.HfApi, "repo_info", lambda _, model, revision: listed.append(model))
     beside = {"config.json", "tokenizer.json"}
     copies = ["model.fp16.safetensors", "consolidated.safetensors", "onnx/model.safetensors"]
     for weights, expected in ((True, {*beside, "model.safetensors"}), (False, beside)):
@@ -123,8 +124,8 @@ def test_what_else_there_is_is_looked_up_at_the_commit_that_was_fetched(
 ) -> None:
     (tmp_path / SHA).mkdir()
     (tmp_path / SHA / "config.json").write_text(json.dumps(LLAMA))
-    files = {SHA: ["pytorch_model.bin"]}
-    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", lambda _, model, revision: files[revision])
+    found = {SHA: SimpleNamespace(siblings=[SimpleNamespace(rfilename="pytorch_model.bin")])}
+    monkeypatch.setattr(huggingface_hub.HfApi, "repo_info", lambda _, model, revision: found[revision])
     with pytest.raises(InputError, match=r"owner/tiny: its weights are pickles \(pytorch_model\.bin\)"):
         locate_model("owner/tiny")
     assert len(asked) == 1

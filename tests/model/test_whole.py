@@ -20,6 +20,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from reprune.errors import InputError, UnsupportedModelError
 from reprune.model import whole
 from reprune.model.block import Precision
+from reprune.model.checkpoint import Checkpoint
 from reprune.model.whole import load_model, weights_dtype, whole_bytes
 
 from .. import tiny
@@ -124,14 +125,14 @@ def test_a_folder_of_two_dtypes_is_loaded_exactly(tmp_path: Path) -> None:
 
 def test_a_tensor_that_the_model_makes_nothing_of_is_not_counted(tmp_path: Path) -> None:
     folder = tiny.save("llama", tmp_path / "model", torch.float16)
-    counted, expected = whole_bytes(folder, BFLOAT16), logits(load_model(folder, CPU, precision=BFLOAT16))
+    counted, expected = whole_bytes(Checkpoint(folder), BFLOAT16), logits(load_model(folder, CPU, precision=BFLOAT16))
     file = folder / "model.safetensors"
     old = {f"model.layers.{index}.self_attn.rotary_emb.inv_freq": torch.rand(4) for index in range(3)}
     save_file(load_file(file) | old, file, metadata={"format": "pt"})
     model = load_model(folder, CPU, precision=BFLOAT16)
     assert model.get_input_embeddings().weight.dtype == torch.float16
     assert torch.equal(logits(model), expected)
-    assert (weights_dtype(folder), whole_bytes(folder, BFLOAT16)) == ("float16", counted)
+    assert (weights_dtype(folder), whole_bytes(Checkpoint(folder), BFLOAT16)) == ("float16", counted)
 
 
 def test_a_model_whose_blocks_are_not_found_is_loaded_all_the_same(

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from reprune.model import whole
 from reprune.model.block import Precision
+from reprune.model.checkpoint import Checkpoint
 from reprune.model.garbage import no_search
 from reprune.model.whole import collect_models, load_model, whole_bytes
 
@@ -29,23 +30,24 @@ def test_a_head_that_is_tied_to_the_embedding_stays_so(tmp_path: Path) -> None:
     model = load_model(folder, CPU, precision=BFLOAT16)
     assert model.lm_head.weight is model.get_input_embeddings().weight
     held = sum(parameter.nbytes for parameter in model.parameters())
-    assert held == pytest.approx(whole_bytes(folder, BFLOAT16), rel=0.05)  # norms are float32
+    assert held == pytest.approx(whole_bytes(Checkpoint(folder), BFLOAT16), rel=0.05)  # norms are float32
 
 
 def test_a_mixture_takes_what_is_said_of_it(tmp_path: Path) -> None:
     folder = tiny.save("mixtral", tmp_path / "model", torch.bfloat16)
     held = sum(parameter.nbytes for parameter in load_model(folder, CPU, precision=BFLOAT16).parameters())
-    assert held == pytest.approx(whole_bytes(folder, BFLOAT16), rel=0.01)
+    assert held == pytest.approx(whole_bytes(Checkpoint(folder), BFLOAT16), rel=0.01)
 
 
 def test_what_it_takes_is_that_of_float32_unless_products_and_all_weights_are_in_half(tmp_path: Path) -> None:
     folder = tiny.save("llama", tmp_path / "model", torch.bfloat16)
     numbers = sum(parameter.numel() for parameter in tiny.build("llama").parameters())
-    assert (whole_bytes(folder, BFLOAT16), whole_bytes(folder, Precision())) == (2 * numbers, 4 * numbers)
+    counted = [whole_bytes(Checkpoint(folder), precision) for precision in (BFLOAT16, Precision())]
+    assert counted == [2 * numbers, 4 * numbers]
     file = folder / "model.safetensors"
     tensors = load_file(file)
     save_file(tensors | {"model.norm.weight": tensors["model.norm.weight"].half()}, file, metadata={"format": "pt"})
-    assert whole_bytes(folder, BFLOAT16) == 4 * numbers
+    assert whole_bytes(Checkpoint(folder), BFLOAT16) == 4 * numbers
 
 
 def test_a_whole_model_that_nobody_uses_is_given_back(folder_of: Callable[[str], Path]) -> None:

@@ -13,7 +13,7 @@ from typing import Any, final
 import torch
 
 from reprune.doors.devices import DTYPES, slowness
-from reprune.doors.found import find_model
+from reprune.doors.found import find_headers, find_model
 from reprune.doors.generation.selfmade import texts_of, unwritten
 from reprune.doors.given import made_recipe
 from reprune.doors.prepare import (
@@ -22,6 +22,7 @@ from reprune.doors.prepare import (
     check_distillation,
     check_memory,
     check_out,
+    check_room,
     check_schedule,
     check_texts,
     count_samples,
@@ -73,6 +74,7 @@ class Plan:
         checks: list[Callable[[], object]] = []
         if self.machine is None:
             checks.append(lambda: check_memory(self.recipe, self.decoder, self.texts))
+            checks.append(lambda: check_room(self.decoder))
         if (out := self.out) is not None:
             checks.append(lambda: check_out(out))
             checks.append(lambda: check_disk(self.recipe, self.decoder, sum(self.samples), out))
@@ -107,6 +109,11 @@ class Plan:
         return self.decoder.checkpoint.bytes
 
     @property
+    def undownloaded_bytes(self) -> int:
+        """The bytes of a Hub model's weights that a run will download first."""
+        return self.decoder.checkpoint.undownloaded_bytes
+
+    @property
     def folder(self) -> Path:
         """The model's folder."""
         return self.decoder.folder
@@ -114,7 +121,8 @@ class Plan:
     @cached_property
     def texts(self) -> int:
         """How many texts the model will write before the run; 0 if this machine's cache already has them."""
-        return unwritten(self.recipe, self.decoder) if self.machine is None else texts_of(self.recipe)
+        here = self.machine is None and not self.undownloaded_bytes
+        return unwritten(self.recipe, self.decoder) if here else texts_of(self.recipe)
 
     @property
     def products(self) -> str:
@@ -122,7 +130,8 @@ class Plan:
         return "bfloat16" if self.recipe.precision == "auto" else self.recipe.precision
 
     def _writer_bytes(self, texts: int) -> int:
-        return whole_bytes(self.folder, Precision(DTYPES[self.products]), self.recipe.trust_remote_code) if texts else 0
+        precision = Precision(DTYPES[self.products])
+        return whole_bytes(self.decoder.checkpoint, precision, self.recipe.trust_remote_code) if texts else 0
 
     @cached_property
     @undisturbed()
@@ -179,8 +188,16 @@ def plan_by_recipe(
     machine: Machine | None = None,
     crew: Crew = ONE_PROCESS,
     out: Path | None = None,
+    *,
+    download: bool = True,
 ) -> Plan:
-    """Plan from a model's configuration and tensor headers; load no weights. `Plan` describes the other arguments.
+    """Plan from a model's configuration and tensor headers; load no weights.
+
+    Args:
+        download: whether the weights of a Hub model are downloaded first, for a run that follows; otherwise only
+            their headers are read, if they are not in the Hub's cache.
+        recipe, machine, crew, out: `Plan` describes them.
+        watcher: is told what is worth a note.
 
     Raises:
         InputError: the recipe does not fit the model at all. Other refusals are in `Plan.refusals`.
@@ -196,11 +213,15 @@ def plan_by_recipe(
         precision = "bfloat16" if recipe.precision == "auto" else recipe.precision
         recipe = recipe.model_copy(update={"device": "cpu", "precision": precision})
     recipe = settle(recipe)
-    folder = find_model(recipe.model, notify=watcher.note)  # may download it, so what needs no model comes first
+    # This may download the model, so what needs no model comes first.
+    if download:
+        folder, away = find_model(recipe.model, notify=watcher.note), None
+    else:
+        folder, away = find_headers(recipe.model, notify=watcher.note)
     check_dense(folder)
     for slow in slowness(recipe.precision, recipe.device) if machine is None else ():
         watcher.note(slow)
-    decoder = open_decoder(recipe, folder)
+    decoder = open_decoder(recipe, folder, away)
     recipe = settle_seqlen(recipe, decoder)
     check_schedule(recipe, decoder)
     check_distillation(recipe, decoder)
@@ -235,7 +256,7 @@ def plan(
     watcher: Watcher | None = None,
     **flags: Any,
 ) -> Plan:
-    """What `prune` with the same arguments would do; loads no weights.
+    """What `prune` with the same arguments would do; loads no weights, and downloads none.
 
     Args:
         model: a local folder, a Hub id, or a .gguf file.
@@ -256,4 +277,4 @@ def plan(
     crew = make_crew(ranks, network, machine)
     watcher = watcher or Watcher()
     recipe = made_recipe(model, flags.pop("recipe", None), flags, settings, watcher)
-    return plan_by_recipe(recipe, watcher, machine, crew, None if out is None else local_path(out))
+    return plan_by_recipe(recipe, watcher, machine, crew, None if out is None else local_path(out), download=False)

@@ -22,6 +22,7 @@ from reprune.math.ranks import ALONE, Ranks
 from reprune.model.block import Precision
 from reprune.model.decoder import Decoder
 from reprune.model.snapshots import called
+from reprune.model.undownloaded import Undownloaded
 from reprune.model.whole import whole_bytes
 from reprune.planning.recipe import Recipe
 from reprune.planning.samples import Samples, draw_samples
@@ -104,6 +105,18 @@ def check_disk(recipe: Recipe, decoder: Decoder, samples: int, out: Path) -> Non
         )
 
 
+def check_room(decoder: Decoder) -> None:
+    """Raise `InputError` if the cache of the Hub has no room for the weights that a run downloads to it."""
+    from huggingface_hub import constants
+
+    needed, cache = decoder.checkpoint.undownloaded_bytes, Path(constants.HF_HUB_CACHE)
+    if needed > (free := shutil.disk_usage(_there(cache)).free):
+        raise InputError(
+            f"{decoder.name}: its weights are still to be downloaded, {size(needed)}, but {size(free)} are free in "
+            f"{cache}; set HF_HUB_CACHE to a folder on another disk."
+        )
+
+
 def check_memory(recipe: Recipe, decoder: Decoder, texts: int) -> None:
     """Raise `InputError` if a run surely needs more memory than there is, or if writing its texts does."""
     schedule = windows(len(decoder), recipe.schedule.size, recipe.schedule.stride)
@@ -117,7 +130,7 @@ def check_memory(recipe: Recipe, decoder: Decoder, texts: int) -> None:
             "--set solver.rank=64, or a rung with one block per window."
         )
     precision = Precision(DTYPES[recipe.precision])
-    whole = whole_bytes(decoder.folder, precision, recipe.trust_remote_code) if texts else 0
+    whole = whole_bytes(decoder.checkpoint, precision, recipe.trust_remote_code) if texts else 0
     if available is not None and whole > available:
         raise InputError(
             f"--self-generate {recipe.self_generate.samples}: the whole model, which writes the texts, takes at least "
@@ -132,13 +145,14 @@ def settle(recipe: Recipe, ranks: Ranks = ALONE) -> Recipe:
     return recipe.model_copy(update={"device": device, "precision": precision})
 
 
-def open_decoder(recipe: Recipe, folder: Path) -> Decoder:
-    """The model that a settled recipe prunes."""
+def open_decoder(recipe: Recipe, folder: Path, undownloaded: Undownloaded | None = None) -> Decoder:
+    """The model that a settled recipe prunes; to plan it, its weights may be only on the Hub."""
     return Decoder(
         folder,
         device=torch.device(recipe.device),
         precision=Precision(DTYPES[recipe.precision]),
         trust_remote_code=recipe.trust_remote_code,
+        undownloaded=undownloaded,
     )
 
 

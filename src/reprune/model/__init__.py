@@ -2,7 +2,8 @@
 
 The engine uses `decoder`. The modules by topic:
 
-- a model's folder: `locate` finds it, with `gguf`, `gguf_file`, `gguf_settled`, `snapshots`, `hub`, `instead`;
+- a model's folder: `locate` finds it, with `gguf`, `gguf_file`, `gguf_settled`, `snapshots`, `hub`,
+  `undownloaded`, `instead`;
 - tensors: `checkpoint`, `conversion`, `outside`, `unread`;
 - a decoder without its weights: `skeleton`, with `bare` and `recorder`; what blocks hand on: `forms`, `handing`,
   `written`, `passing`, `nested`; what a block holds and costs: `weightless`, `without_weights`, `linears`,

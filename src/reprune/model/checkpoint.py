@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -25,6 +25,7 @@ from reprune.files.readable import check_readable
 from reprune.files.unchanged import Unchanged
 from reprune.files.wellformed import read_json
 from reprune.model.snapshots import called
+from reprune.model.undownloaded import Listed, Undownloaded
 
 DTYPES = {
     "F64": torch.float64,
@@ -81,7 +82,7 @@ class TensorEntry:
     shape: tuple[int, ...]
     dtype: torch.dtype | str  # as a string: its name in the file, if PyTorch has no such dtype
     bytes: int
-    offset: int  # of its first byte in the file
+    offset: int  # of its first byte in the file; -1 if the file is not here
 
     @property
     def floats(self) -> bool:
@@ -93,19 +94,25 @@ class TensorEntry:
 class Checkpoint:
     """All tensors of a folder of safetensors files, by name."""
 
-    def __init__(self, folder: Path) -> None:
-        """Read the headers of all files that belong to the model.
+    def __init__(self, folder: Path, undownloaded: Undownloaded | None = None) -> None:
+        """Read the headers of all files that belong to the model, also of those that are only on the Hub.
 
         Raises:
-            InputError: a file is missing or damaged, or there are none.
+            InputError: a file is missing or damaged, or there are none, or the Hub does not give a header.
         """
         self.folder = folder
         self.name = called(folder)
+        self._away = {folder / name for name in undownloaded.names} if undownloaded else set[Path]()
         weights = self._files()
-        self._unchanged = Unchanged({*weights, *_beside(folder)})
+        here, away = ([file for file in weights if (file in self._away) == gone] for gone in (False, True))
+        self._unchanged = Unchanged({*here, *_beside(folder)})
+        headers = {file: _read_header(file) for file in here}
+        if undownloaded and away:
+            read = undownloaded.tensors([file.name for file in away])
+            headers |= {file: _listed(file, tensors) for file, tensors in zip(away, read, strict=True)}
         found: dict[str, TensorEntry] = {}
         for file in weights:
-            for name, entry in _read_header(file):
+            for name, entry in headers[file]:
                 if name in found:
                     raise InputError(
                         f"{folder}: the tensor {name} is in both {found[name].file.name} and {file.name}; "
@@ -119,15 +126,16 @@ class Checkpoint:
 
         The file or index that config.json names, else the one of a usual name, else all model*.safetensors, else all.
         """
-        usual = (name for name in USUAL if (self.folder / name).exists())
+        usual = (name for name in USUAL if self._has(self.folder / name))
         named = self._named_by_config() or next(usual, None)
         if named is None:
-            files = sorted(self.folder.glob("model*.safetensors")) or sorted(self.folder.glob("*.safetensors"))
+            every = sorted({*self.folder.glob("*.safetensors"), *self._away})
+            files = [file for file in every if file.name.startswith("model")] or every
         elif named.endswith(".safetensors"):
             files = [self.folder / named]
         else:
             files = self._of_index(self.folder / named)
-        if missing := [file.name for file in files if not file.exists()]:
+        if missing := [file.name for file in files if not self._has(file)]:
             raise InputError(
                 f"{self.name}: the weight file {missing[0]} is missing ({len(missing)} of {len(files)} are); "
                 "download the model again."
@@ -135,6 +143,9 @@ class Checkpoint:
         if not files:
             raise InputError(f"{self.folder}: expected *.safetensors files, found none.")
         return files
+
+    def _has(self, file: Path) -> bool:
+        return file in self._away or file.exists()
 
     def _of_index(self, index: Path) -> list[Path]:
         check_readable(index)
@@ -198,6 +209,11 @@ class Checkpoint:
     def bytes(self) -> int:
         """The size of all tensors."""
         return sum(entry.bytes for entry in self.entries.values())
+
+    @property
+    def undownloaded_bytes(self) -> int:
+        """The size of the tensors whose files are only on the Hub."""
+        return sum(entry.bytes for entry in self.entries.values() if entry.file in self._away)
 
     def fingerprint(self) -> str:
         """A SHA-256 that tells this model from others, without reading all of its weights.
@@ -301,3 +317,9 @@ def _read_header(file: Path) -> Iterator[tuple[str, TensorEntry]]:
             continue
         (begin, end), dtype = entry["data_offsets"], DTYPES.get(entry["dtype"], entry["dtype"])
         yield name, TensorEntry(file, tuple(entry["shape"]), dtype, end - begin, 8 + length + begin)
+
+
+def _listed(file: Path, tensors: Iterable[Listed]) -> Iterator[tuple[str, TensorEntry]]:
+    """The same for a file that is only on the Hub, from what its header says."""
+    for name, dtype, shape, size in tensors:
+        yield name, TensorEntry(file, shape, DTYPES.get(dtype, dtype), size, -1)

@@ -24,6 +24,7 @@ from reprune.model.outside import Outside
 from reprune.model.passing import Passing, Room, in_memory
 from reprune.model.predictor import Predictor, check_predicts
 from reprune.model.skeleton import Skeleton
+from reprune.model.undownloaded import Undownloaded
 from reprune.model.unread import closest, way_out
 from reprune.model.weightless import Weightless
 
@@ -42,12 +43,14 @@ class Decoder:
         device: torch.device | None = None,
         precision: Precision | None = None,
         trust_remote_code: bool = False,
+        undownloaded: Undownloaded | None = None,
     ) -> None:
         """
         Args:
             folder: an ordinary model folder (config.json and safetensors files).
             device: where blocks are run; the CPU by default.
             precision: of the blocks' products; float32 by default.
+            undownloaded: weight files that are only on the Hub; blocks cannot be loaded from them.
 
         Raises:
             InputError: the folder is damaged or incomplete.
@@ -56,7 +59,7 @@ class Decoder:
         self.folder = folder
         self.device = device or torch.device("cpu")
         self.precision = precision or Precision()
-        self.checkpoint = Checkpoint(folder)
+        self.checkpoint = Checkpoint(folder, undownloaded)
         self.name = self.checkpoint.name
         self.skeleton = Skeleton(folder, trust_remote_code)
         for name in self.checkpoint.entries:

@@ -1,4 +1,4 @@
-"""Puts failed answers of the Hub, or of a mirror of it, into words. Knows no models."""
+"""Puts failed answers of the Hub, or of a mirror of it, into words."""
 
 from __future__ import annotations
 
@@ -6,8 +6,39 @@ import json
 import os
 from urllib.request import proxy_bypass
 
-from reprune.errors import causes
+from reprune.errors import causes, lacks_home, short
 from reprune.files.urls import without_secrets
+
+
+def not_fetched(error: Exception, model: str, revision: str | None) -> str:
+    """The message for a model, or a part of it, that could not be fetched; `error` is of the Hub's library."""
+    from huggingface_hub import constants, errors
+
+    endpoint = without_secrets(constants.ENDPOINT)
+    page = f"{endpoint}/{model}"
+    if isinstance(error, errors.HFValidationError):
+        return f"{model}: neither a folder or file on this machine nor a valid Hub id (name or owner/name)."
+    if isinstance(error, errors.RevisionNotFoundError):
+        return f"{model}: has no revision {revision or constants.DEFAULT_REVISION}; see {page}."
+    if isinstance(error, errors.GatedRepoError):  # a subclass of RepositoryNotFoundError
+        return f"{model}: access is gated; accept the terms at {page}, then run 'hf auth login'."
+    if isinstance(error, errors.RepositoryNotFoundError):
+        why = "nor a model on the Hub that you may read; check the name, or run 'hf auth login'"
+    elif (answer := hub_answer(error)) is not None:
+        why = f"nor is it whole in the Hugging Face cache, and {answer}"
+    elif isinstance(error, errors.LocalEntryNotFoundError | errors.OfflineModeIsEnabled) or _unconnected(error):
+        cause = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else not_reached()
+        why = f"nor is it whole in the Hugging Face cache, and {cause}; go online, or give a local model"
+    elif lacks_home(error):
+        why = "and there is no home folder to download it to; set HF_HOME to a folder"
+    else:
+        said = short(error).replace(constants.ENDPOINT, endpoint)
+        why = f"and its download failed ({said}); try again, it goes on where it stopped"
+    return f"{model}{f' at revision {revision}' if revision else ''}: no folder here, {why}."
+
+
+def _unconnected(error: BaseException) -> bool:
+    return any(type(found).__name__ in ("ConnectError", "ConnectTimeout") for found in causes(error))  # of httpx
 
 
 def hub_answer(error: BaseException) -> str | None:

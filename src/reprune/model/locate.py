@@ -8,21 +8,23 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from fnmatch import fnmatch
 from pathlib import Path
+from typing import Literal
 
-from reprune.errors import InputError, UnsupportedModelError, lacks_home, short
+from reprune.errors import InputError, UnsupportedModelError
 from reprune.files.cache import Notify
 from reprune.files.local import local_path
 from reprune.files.readable import check_readable
-from reprune.files.urls import without_secrets
 from reprune.files.wellformed import read_json
 from reprune.model.checkpoint import TOKENIZER
 from reprune.model.gguf import convert_gguf, is_whole
-from reprune.model.hub import hub_answer, not_reached
+from reprune.model.hub import not_fetched
 from reprune.model.instead import parts_of_training, pickled, without_config
 from reprune.model.snapshots import hub_commit
+from reprune.model.undownloaded import Undownloaded
 
 _LICENCES = ("license", "licence", "notice", "copying", "use_policy", "terms")
 _TEXTS = ("", "-MODEL", "-CODE", "*.txt", "*.md", "*.rst", "*.html", "*.pdf")
@@ -47,9 +49,15 @@ _URL = re.compile(  # a model's page on the Hub, or a page below it
     r"([\w.-]+?(?:/(?!(?:blob|commits?|discussions|resolve|tree)/)[\w.-]+?)?)(?:\.git)?(?:[/?#@]|$)",
     re.IGNORECASE,
 )
+Weights = Literal["here", "listed", "unneeded"]
+"""Whether a model's weights must be on this machine, or may be listed and left on the Hub, or do not matter."""
 _PART = re.compile(r"-\d{5}-of-\d{5}\.gguf$", re.IGNORECASE)
 GENERATIVE = re.compile(r"(ForCausalLM|LMHeadModel|ForConditionalGeneration)$")
 _NOT_GENERATIVE = re.compile(r"For(MaskedLM|\w*Classification|\w*QuestionAnswering|MultipleChoice)$")
+
+
+class _NoWeightsError(InputError):
+    """A folder has no weights in any form that is known."""
 
 
 def locate_model(model: str, *, notify: Notify = lambda said: None, weights: bool = True) -> Path:
@@ -68,6 +76,15 @@ def locate_model(model: str, *, notify: Notify = lambda said: None, weights: boo
         InputError: there is no such model, or it cannot be used; the message says what to do.
         UnsupportedModelError: it is not a decoder, or its file holds something that Transformers does not read.
     """
+    return _locate(model, notify, "here" if weights else "unneeded")[0]
+
+
+def locate_headers(model: str, *, notify: Notify = lambda said: None) -> tuple[Path, Undownloaded | None]:
+    """As `locate_model`, but the weights of a Hub model are not downloaded: what is not here of them is returned."""
+    return _locate(model, notify, "listed")
+
+
+def _locate(model: str, notify: Notify, weights: Weights) -> tuple[Path, Undownloaded | None]:
     path = local_path(model)
     try:
         path.exists()
@@ -77,9 +94,9 @@ def locate_model(model: str, *, notify: Notify = lambda said: None, weights: boo
         ) from None
     if model.strip() and path.is_dir():
         _check_folder(path, model, weights)
-        return path.resolve()
+        return path.resolve(), None
     if path.is_file():
-        return convert_gguf(path, notify)
+        return convert_gguf(path, notify), None
     if path.suffix.lower() == ".gguf":
         raise InputError(f"{model}: no such file; download a GGUF from the Hub first (hf download REPO FILE).")
     identifier, at, revision = model.partition("@")
@@ -165,16 +182,21 @@ def _of_hub(url: str) -> str:
 
 
 def _check_folder(
-    folder: Path, model: str, weights: bool, revision: str | None = None, left: Sequence[str] = ()
+    folder: Path,
+    model: str,
+    weights: Weights,
+    revision: str | None = None,
+    left: Sequence[str] = (),
+    listed: Collection[str] = (),
 ) -> None:
     """Raise unless the folder holds a decoder's configuration and, if needed, safetensors weights.
 
-    `left` are the names of files that were not downloaded from the Hub.
+    `left` are the names of files that were not downloaded from the Hub; those that are `listed` are as good as here.
     """
     name = f"{model}@{revision}" if revision else model
     check_readable(folder)
     check_readable(*(file for pattern in LOADED for file in folder.glob(pattern)))
-    here = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    here = [*listed, *(path.name for path in folder.iterdir())] if folder.is_dir() else []
     names = sorted({*here, *left})
     ggufs = [file for file in names if file.lower().endswith(".gguf")]
     adapter = "adapter_config.json" in names
@@ -184,18 +206,18 @@ def _check_folder(
     if "config.json" in names:
         classes = _check_config(folder / "config.json", name)
         own = any(file.endswith(".safetensors") and not file.startswith("adapter_") for file in here)
-        if weights and own and adapter:
+        if weights != "unneeded" and own and adapter:
             raise InputError(
                 f"{name}: holds a PEFT adapter beside its weights (adapter_config.json); give the model with the "
                 "adapter merged in (merge_and_unload), or remove the adapter's files from the folder."
             )
-        if own or not weights:
+        if own or weights == "unneeded":
             return
     if adapter:
         raise InputError(f"{name}: is a PEFT adapter; merge it into its base model (merge_and_unload) and give that.")
     if "config.json" in names:
         if "model.safetensors.index.json" in names:
-            raise InputError(f"{name}: none of its *.safetensors files is here; download the model again.")
+            raise _NoWeightsError(f"{name}: none of its *.safetensors files is here; download the model again.")
         if variant := next(filter(None, map(_VARIANT.fullmatch, names if left else ())), None):
             raise InputError(
                 f"{name}: it has its weights only as a variant ({variant[0]}), which is not downloaded; "
@@ -211,7 +233,7 @@ def _check_folder(
         gguf = min(ggufs, key=lambda file: (bool(_BESIDE_GGUF.search(file)), bool(_PART.search(file))))
         way = f"the one that 'hf download {model} {gguf}{at}' prints" if gguf in left else f"{Path(name, gguf)}"
         raise InputError(f"{name}: holds its model only as GGUF; give the path of the file: {way}")
-    raise InputError(f"{name}: holds no *.safetensors files, and a folder's weights are read from no others.")
+    raise _NoWeightsError(f"{name}: holds no *.safetensors files, and a folder's weights are read from no others.")
 
 
 def _check_config(file: Path, name: str) -> list[str]:
@@ -237,11 +259,11 @@ def _check_config(file: Path, name: str) -> list[str]:
     return classes
 
 
-def _from_hub(model: str, revision: str | None, weights: bool) -> Path:
+def _from_hub(model: str, revision: str | None, weights: Weights) -> tuple[Path, Undownloaded | None]:
     import huggingface_hub
 
     fetch = huggingface_hub.snapshot_download
-    wanted = [pattern for pattern in _WANTED if weights or not pattern.endswith(".safetensors")]
+    wanted = [pattern for pattern in _WANTED if weights == "here" or not pattern.endswith(".safetensors")]
     try:
         with _silent_where_nothing_is_wanted():
             folder = Path(fetch(model, revision=revision, allow_patterns=wanted, ignore_patterns=_UNWANTED))
@@ -252,15 +274,40 @@ def _from_hub(model: str, revision: str | None, weights: bool) -> Path:
             # Some releases (2.1) query the Hub even for a commit that is in the cache, unless told not to.
             with suppress(Exception):
                 cached = fetch(model, revision=revision, allow_patterns=wanted, local_files_only=True)
-        if cached is None or (weights and not is_whole(Path(cached))):
-            raise InputError(_hub_message(error, model, revision)) from None
+        if cached is None or (weights != "unneeded" and not is_whole(Path(cached))):
+            raise InputError(not_fetched(error, model, revision)) from None
         folder = Path(cached)
-    left: list[str] = []
-    if not (folder / "config.json").exists() or (weights and not any(folder.glob("*.safetensors"))):
-        with suppress(Exception):  # the list only makes the message more helpful
-            left = huggingface_hub.HfApi().list_repo_files(model, revision=folder.name)
-    _check_folder(folder, model, weights, revision, [name for name in left if not (folder / name).exists()])
-    return folder
+    left, missed = list[str](), None
+    away: frozenset[str] = frozenset()  # of them, the weights
+    if weights == "listed" and not is_whole(folder):
+        left = _left(folder, model, revision)
+        weights_left = (name for name in left if name.endswith(".safetensors"))
+        away = frozenset(name for name in weights_left if not any(fnmatch(name, one) for one in _UNWANTED))
+    elif not (folder / "config.json").exists() or (weights == "here" and not any(folder.glob("*.safetensors"))):
+        try:
+            left = _left(folder, model, revision)
+        except InputError as error:  # the list only makes the message more helpful
+            missed = error
+    try:
+        _check_folder(folder, model, weights, revision, left, away)
+    except _NoWeightsError as error:
+        # Without a network, older releases of the library take any cached folder for the model, also that of a plan.
+        raise missed or error from None
+    return folder, Undownloaded(model, revision, folder.name, away) if away else None
+
+
+def _left(folder: Path, model: str, revision: str | None) -> list[str]:
+    """The names of a Hub model's files that the folder of a commit lacks; `revision` is how the user gave the commit.
+
+    One request answers this; `list_repo_files` would repeat it for half a minute where nothing answers.
+    """
+    import huggingface_hub
+
+    try:
+        there = getattr(huggingface_hub.HfApi().repo_info(model, revision=folder.name), "siblings", None) or []
+    except Exception as error:  # as above
+        raise InputError(not_fetched(error, model, revision)) from None
+    return [file.rfilename for file in there if not (folder / file.rfilename).exists()]
 
 
 @contextmanager
@@ -276,29 +323,3 @@ def _silent_where_nothing_is_wanted() -> Iterator[None]:
         yield
     finally:
         logger.removeFilter(fits)
-
-
-def _hub_message(error: Exception, model: str, revision: str | None) -> str:
-    from huggingface_hub import constants, errors
-
-    endpoint = without_secrets(constants.ENDPOINT)
-    page = f"{endpoint}/{model}"
-    if isinstance(error, errors.HFValidationError):
-        return f"{model}: neither a folder or file on this machine nor a valid Hub id (name or owner/name)."
-    if isinstance(error, errors.RevisionNotFoundError):
-        return f"{model}: has no revision {revision or constants.DEFAULT_REVISION}; see {page}."
-    if isinstance(error, errors.GatedRepoError):  # a subclass of RepositoryNotFoundError
-        return f"{model}: access is gated; accept the terms at {page}, then run 'hf auth login'."
-    if isinstance(error, errors.RepositoryNotFoundError):
-        why = "nor a model on the Hub that you may read; check the name, or run 'hf auth login'"
-    elif (answer := hub_answer(error)) is not None:
-        why = f"nor is it whole in the Hugging Face cache, and {answer}"
-    elif isinstance(error, errors.LocalEntryNotFoundError | errors.OfflineModeIsEnabled):  # in older releases
-        cause = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else not_reached()
-        why = f"nor is it whole in the Hugging Face cache, and {cause}; go online, or give a local model"
-    elif lacks_home(error):
-        why = "and there is no home folder to download it to; set HF_HOME to a folder"
-    else:
-        said = short(error).replace(constants.ENDPOINT, endpoint)
-        why = f"and its download failed ({said}); try again, it goes on where it stopped"
-    return f"{model}{f' at revision {revision}' if revision else ''}: no folder here, {why}."

@@ -97,10 +97,10 @@ def _stacked(folder: Path, trust_remote_code: bool) -> set[str]:
         return set()
 
 
-def whole_bytes(folder: Path, precision: Precision, trust_remote_code: bool = False) -> int:
+def whole_bytes(checkpoint: Checkpoint, precision: Precision, trust_remote_code: bool = False) -> int:
     """The least memory that a whole model takes while `load_model` loads it."""
-    bare = _bare(folder, trust_remote_code)
-    used = _used(Checkpoint(folder), bare)
+    bare = _bare(checkpoint.folder, trust_remote_code)
+    used = _used(checkpoint, bare)
     dtype = _loaded_dtype(used, bare if precision.products != torch.float32 else None)
     return dtype.itemsize * sum(math.prod(entry.shape) for entry in used)
 

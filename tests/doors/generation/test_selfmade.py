@@ -18,6 +18,7 @@ from reprune.doors.generation import generate, selfmade
 from reprune.doors.prepare import open_decoder, settle
 from reprune.math.ranks import ALONE
 from reprune.model.block import Precision
+from reprune.model.checkpoint import Checkpoint
 from reprune.model.whole import whole_bytes
 from reprune.planning.generation import corpus, rounds
 from reprune.planning.layers import resolve_recipe
@@ -167,7 +168,7 @@ def test_a_record_has_what_the_writing_took_and_a_plan_says_that_there_is_some(h
 
 def test_a_model_that_writes_is_counted_as_a_whole(here: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = sum(tensor.numel() * 4 for tensor in load_file(here / "llama" / "model.safetensors").values())
-    assert whole_bytes(here / "llama", Precision()) == whole
+    assert whole_bytes(Checkpoint(here / "llama"), Precision()) == whole
     monkeypatch.setattr("reprune.doors.prepare.available_memory", lambda _: whole - 1)
     said, planned = cli("prune", "llama", "--out", "out", *OWN), cli("plan", "llama", *OWN)
     assert said.code == planned.code == 2

@@ -93,6 +93,8 @@ def show_plan(plan: Plan) -> None:
     recipe, survey = plan.recipe, plan.survey
     share = survey.pruned_weights / plan.weights
     output.print(f"model      {recipe.model}: {plan.weights:,} weights in {size(plan.bytes)} of safetensors")
+    if plan.undownloaded_bytes:
+        say(f"download   {size(plan.undownloaded_bytes)} first, by prune; the forecast leaves out the time for this")
     pruned = f"{recipe.pruner.name} at {sparsities(recipe.model_dump(exclude={'allocation'}))}"
     output.print(f"prune      {pruned}: {survey.pruned_weights:,} weights ({percent(share)})")
     if recipe.allocation.name != "uniform":

@@ -28,6 +28,7 @@ H100 = find_machine("h100")
         (None, None, None, 1, "local"),
         (16, None, None, 16, "local"),
         (8, None, H100, 8, "nvlink"),
+        (9, "nvlink", H100, 9, "nvlink"),
         (9, None, H100, 9, "100g"),
         (8, "100g", H100, 8, "100g"),
         (2, "nvlink", None, 2, "nvlink"),
@@ -38,6 +39,22 @@ def test_processes_exchange_over_what_machines_of_eight_gpus_have(
 ) -> None:
     crew = make_crew(ranks, network, machine)
     assert (crew.count, crew.network) == (count, find_network(name))
+
+
+@pytest.mark.parametrize(
+    ("machine", "name", "bandwidth"), [("a100", "NVLink of A100", 300e9), ("4090", "PCIe 4.0", 32e9)]
+)
+def test_gpus_in_one_machine_exchange_over_what_such_gpus_have(machine: str, name: str, bandwidth: float) -> None:
+    within = make_crew(8, None, find_machine(machine)).network
+    assert (within.name, within.bandwidth) == (name, bandwidth)
+    assert make_crew(9, None, find_machine(machine)).network == find_network("100g")
+    assert make_crew(2, "local", find_machine(machine)).network == find_network("local")
+
+
+def test_what_has_no_nvlink_is_not_forecast_with_it() -> None:
+    assert make_crew(2, "nvlink", find_machine("a100")).network.name == "NVLink of A100"
+    with pytest.raises(InputError, match=r"--network nvlink: one GeForce RTX 4090 \(24 GB\) has no NVLink; give 100g"):
+        make_crew(2, "nvlink", find_machine("4090"))
 
 
 @pytest.mark.parametrize(

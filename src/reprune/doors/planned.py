@@ -49,8 +49,6 @@ from reprune.planning.schedule import Window, windows
 from reprune.planning.sources import find_source, parse_source
 from reprune.planning.survey import Survey, survey
 
-_IN_ONE = 8  # GPUs of a machine
-
 
 @final
 @dataclass(frozen=True)
@@ -236,13 +234,13 @@ def plan_by_recipe(
 
 
 def make_crew(ranks: int | None, network: str | None, machine: Machine | None) -> Crew:
-    """The processes and the named network between them, by default that of machines with eight GPUs."""
+    """The processes and the named network between them, by default that of the machine."""
     if ranks is not None and ranks < 1:
         raise InputError(f"--ranks {ranks}: expected at least 1.")
     if network is not None and ranks is None:
         raise InputError(f"--network {network}: only several processes exchange anything; give --ranks N too.")
-    usual = "local" if machine is None else "nvlink" if (ranks or 1) <= _IN_ONE else "100g"
-    return Crew(ranks or 1, find_network(network or usual))
+    count = ranks or 1
+    return Crew(count, find_network(network or "local") if machine is None else machine.network(network, count))
 
 
 def plan(

@@ -33,9 +33,10 @@ class Network:
     latency: float  # seconds per collective, whatever its size
 
 
+NVLINK = "nvlink"
 NETWORKS = {
     "local": Network("the memory of one machine", 4e8, 5e-4),
-    "nvlink": Network("NVLink of H100", 450e9, 3e-5),
+    NVLINK: Network("NVLink of H100", 450e9, 3e-5),
     "100g": Network("100 Gbit/s between machines", 12.5e9, 1e-4),
 }
 """NVLink: NVIDIA's data sheet, one direction. local: gloo on two cores, waiting included (docs/distributed.md)."""

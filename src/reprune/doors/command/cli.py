@@ -162,7 +162,7 @@ def plan(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="What they exchange over: local, nvlink, 100g. [local; with --on: nvlink up to 8, else 100g]",
+            help="What they exchange over: local, nvlink, 100g. [local; with --on: that machine's up to 8, else 100g]",
         ),
     ] = None,
 ) -> None:

@@ -13,6 +13,8 @@ import pytest
 from huggingface_hub import errors
 
 from reprune.errors import InputError
+from reprune.model import hub
+from reprune.model.hub import late_bars
 from reprune.model.locate import locate_model
 from reprune.model.snapshots import hub_commit
 from tests import tiny
@@ -74,6 +76,17 @@ def test_of_what_the_library_warns_of_only_that_nothing_fits_is_left_out(
     assert locate_model("owner/tiny") == tmp_path
     assert said == ["The disk is slow."]
     assert not logger.filters
+
+
+@pytest.mark.parametrize(("seconds", "shown"), [(1000.0, False), (0.0, True)])
+def test_a_bar_is_shown_only_for_what_takes_a_while(
+    seconds: float, shown: bool, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(hub, "_SECONDS", seconds)
+    with late_bars()(desc="Fetching", total=2) as bar:
+        bar.update(2)
+        bar.set_description("Complete")
+    assert ("Complete" in capfd.readouterr().err) == shown
 
 
 def test_a_folder_without_weights_is_taken_where_none_are_needed(tmp_path: Path) -> None:

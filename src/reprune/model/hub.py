@@ -4,10 +4,32 @@ from __future__ import annotations
 
 import json
 import os
+import time
+from typing import Any
 from urllib.request import proxy_bypass
 
 from reprune.errors import causes, lacks_home, short
 from reprune.files.urls import without_secrets
+
+_SECONDS = 1.0  # before a bar is shown
+
+
+def late_bars() -> Any:
+    """The Hub's class of progress bars, shown only after a second: most often all files are in the cache."""
+    import huggingface_hub
+
+    utils: Any = huggingface_hub.utils  # which is not typed
+
+    class Late(utils.tqdm):  # type: ignore[misc]
+        def __init__(self, *args: Any, **options: Any) -> None:
+            self._begun = time.monotonic()
+            super().__init__(*args, **{"delay": _SECONDS, **options})
+
+        def display(self, *args: Any, **options: Any) -> Any:
+            late = time.monotonic() >= self._begun + _SECONDS  # tqdm waits with updates, but not with new words
+            return super().display(*args, **options) if late else None
+
+    return Late
 
 
 def not_fetched(error: Exception, model: str, revision: str | None) -> str:

@@ -21,7 +21,7 @@ from reprune.files.readable import check_readable
 from reprune.files.wellformed import read_json
 from reprune.model.checkpoint import TOKENIZER
 from reprune.model.gguf import convert_gguf, is_whole
-from reprune.model.hub import not_fetched
+from reprune.model.hub import late_bars, not_fetched
 from reprune.model.instead import parts_of_training, pickled, without_config
 from reprune.model.snapshots import hub_commit
 from reprune.model.undownloaded import Undownloaded
@@ -266,7 +266,10 @@ def _from_hub(model: str, revision: str | None, weights: Weights) -> tuple[Path,
     wanted = [pattern for pattern in _WANTED if weights == "here" or not pattern.endswith(".safetensors")]
     try:
         with _silent_where_nothing_is_wanted():
-            folder = Path(fetch(model, revision=revision, allow_patterns=wanted, ignore_patterns=_UNWANTED))
+            found = fetch(
+                model, revision=revision, allow_patterns=wanted, ignore_patterns=_UNWANTED, tqdm_class=late_bars()
+            )
+            folder = Path(found)
     except Exception as error:  # huggingface_hub's own errors, its HTTP client's, OSErrors
         # Offline it refuses a cached model that lacks any file of the repository, even one that is not needed.
         cached = getattr(error, "snapshot_path", None)

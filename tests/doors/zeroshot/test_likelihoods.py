@@ -263,7 +263,7 @@ def test_a_decoder_that_forgets_what_it_kept_is_found_out_and_run_whole() -> Non
         assert found._kept_name is None
 
 
-@pytest.mark.parametrize("lengths", [(62,), (200, 62), (140, 66, 60)])
+@pytest.mark.parametrize("lengths", [(62,), (200, 62), (140, 66, 60), (100, 62)])
 def test_texts_beyond_the_border_of_longrope_share_nothing_with_shorter_ones(lengths: tuple[int, ...]) -> None:
     """Keys are turned by the longest text of a batch, those that were kept by the text that was run first."""
     rope = {"rope_type": "longrope", "rope_theta": 10000.0, "partial_rotary_factor": 1.0}

@@ -222,7 +222,7 @@ class Likelihoods(HFLM):  # type: ignore[misc]  # lm-eval has no type informatio
         shared = self._shared(batch)
         if shared and not self._tried:
             self._tried = True
-            if not self._can_share(batch[0]):
+            if not self._can_share(batch[0], shared):
                 self._kept_name = None
             shared = self._shared(batch)
         output = self._run(batch, shared)
@@ -274,15 +274,14 @@ class Likelihoods(HFLM):  # type: ignore[misc]  # lm-eval has no type informatio
                 return False
         return bool(((both[:, : alone.shape[1]] - alone).norm(dim=(1, 2)) <= _TOLERANCE * alone.norm()).all())
 
-    def _can_share(self, group: _Group) -> bool:
-        """Whether this decoder gives the same states if it is run after kept keys and values as in one go."""
-        half = len(group.context) // 2
+    def _can_share(self, group: _Group, shared: int) -> bool:
+        """Whether this decoder gives the same states if it is run after `shared` kept keys and values as in one go."""
         with torch.autocast(self.device.type, enabled=False), widened(self.model):
             try:
-                after = self._run([group], half).last_hidden_state
+                after = self._run([group], shared).last_hidden_state
             except Exception:  # the decoder's code may raise anything
                 return False
-            whole = self._run([group], 0).last_hidden_state[:, half:]
+            whole = self._run([group], 0).last_hidden_state[:, shared:]
         return after.shape == whole.shape and bool((after - whole).norm() <= _TOLERANCE * whole.norm())
 
     def _predicted(self, output: Any, states: Tensor, asked: list[tuple[int, int]]) -> tuple[list[float], list[bool]]:

@@ -121,13 +121,20 @@ def test_matrices_of_a_stack_that_all_tokens_pass_are_seen_in_one_pass() -> None
     assert found - plain == pytest.approx(8 * (1.5 - 1) * 32 * _ONE)
 
 
-@pytest.mark.parametrize(("rung", "more"), [("BR+GP", 1), ("LR", 2)])
-def test_experts_whose_gram_matrices_take_much_memory_are_seen_in_several_passes(rung: str, more: int) -> None:
-    """Sixteen of these take 2**32 bytes. With one pass, a local teacher's targets are made on the way."""
+@pytest.mark.parametrize(
+    ("rung", "settings", "more"), [("BR+GP", [], 1), ("LR", [], 2), ("BR+GP", ["allocation=by-error"], 1 + 5)]
+)
+def test_experts_whose_gram_matrices_take_much_memory_are_seen_in_several_passes(
+    rung: str, settings: list[str], more: int
+) -> None:
+    """Sixteen of these take 2**32 bytes. With one pass, a local teacher's targets are made on the way.
+
+    With several, an allocation gathers them again for each of three sparsities.
+    """
 
     def seconds(experts: int) -> float:
         groups = [Group(64, 2**13, 0.0, expert=True)] * experts
-        return _forecast(rung, replace(_work(), groups=[groups] * 8), pruner="sparsegpt").seconds
+        return _forecast(rung, replace(_work(), groups=[groups] * 8), *settings, pruner="sparsegpt").seconds
 
     solving = seconds(16) - seconds(15)
     assert seconds(17) - seconds(16) - solving == pytest.approx(8 * more * 32 * _ONE)

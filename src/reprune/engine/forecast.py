@@ -198,7 +198,7 @@ class _Estimate:
         return seconds + moved / self.speed.traffic
 
     def pruning(self, index: int, lone: bool, times: int = 1) -> float:
-        """A block's statistics, `times` runs of the pruner by the same statistics, and least squares.
+        """A block's statistics, `times` runs of the pruner by them, and least squares.
 
         `lone` says whether the block is alone in its window.
         """
@@ -213,6 +213,7 @@ class _Estimate:
         seconds = (min(recipe.solver.samples_at_a_time, calibration) if routed else 1) * forward  # to find the groups
         held = sum(gathers(pruner).size(group.columns) for group in groups if group.expert)
         often = max(1, math.ceil(held / AT_ONCE))  # passes for the statistics of all experts
+        again = 1 if often == 1 else max(times, 1)  # what one pass gathers is kept for all runs of the pruner
         by_stage = routed * (1 + often)  # experts' two matrices are seen one after the other
         if refit:  # a pass of both models for each group, ended when it is reached: half of each on average
             seconds += forward * (samples * len(plain) + calibration * by_stage)
@@ -221,12 +222,12 @@ class _Estimate:
                 alone, stacks = plain.count(None), len({*plain} - {None})
                 seconds += calibration * forward * (by_stage + (0 if pruner.data_free else alone / 2 + stacks))
             elif recipe.teacher == "global" or not lone or often > 1:  # else the pass that makes the targets does
-                seconds += calibration * forward * often
+                seconds += calibration * forward * often * again
         solving = []  # of each group, which one process solves
         for group in groups:
             square = group.columns**2
             if grams:  # the pruner is taken to solve by them as SparseGPT does
-                seconds += 2.0 * _SYMMETRIC * calibration * work.tokens * group.share * square / speed.full
+                seconds += again * 2.0 * _SYMMETRIC * calibration * work.tokens * group.share * square / speed.full
                 solving.append(
                     group.columns**3 * 1.5 / speed.full
                     + 1.0 * group.rows * square / speed.full

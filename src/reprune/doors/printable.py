@@ -19,7 +19,7 @@ def unread() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def complain(message: str) -> None:
+def complain(message: str, end: str = "\n") -> None:
     """Print a message to standard error; if that is closed, nowhere: `print` would take standard output instead."""
     if sys.stderr is not None:
-        print(printable(message), file=sys.stderr, flush=True)
+        print(printable(message), end=end, file=sys.stderr, flush=True)

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -345,6 +346,8 @@ def test_a_fault_of_the_program_is_shown_whole_and_does_not_end_the_study(
     assert "Traceback" in said.err
     assert "error: cell magnitude-LR-seed0: IndexError: list index out of range\n" in said.err
     assert [each["status"] for each in read_study(here / "s")["cells"]] == ["failed", "done"]
+    monkeypatch.setattr(sys, "stderr", None)  # if it is closed
+    assert "Traceback" not in cli("study", "llama", "--out", "s", *TWO).out
 
 
 def test_an_error_on_record_names_no_folder_of_this_machine(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import typer
 
 from reprune.doors.command.interrupts import heed_no_more
+from reprune.doors.printable import complain
 from reprune.errors import InputError, LostRankError, RepruneError, is_expected
 from reprune.math.launch import launched
 from reprune.math.ranks import ALONE, Ranks, Together
@@ -46,7 +46,7 @@ def ranks_of_launch(timeout: float) -> Iterator[Ranks]:
         if not together.blame(str(error)):
             raise typer.Exit(2 if isinstance(error, InputError) else 1) from None
         if not together.first:
-            print(f"process {together.number} of {together.count}: ", end="", file=sys.stderr)
+            complain(f"process {together.number} of {together.count}: ", end="")
         raise
     finally:
         if not lost:  # otherwise it would wait for the lost ones

@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -30,6 +29,7 @@ from reprune.doors.given import (
     several,
     whole_numbers,
 )
+from reprune.doors.printable import complain
 from reprune.doors.study.begin import Begun, begin, check_data
 from reprune.doors.study.cell import CellTask, Outcome, in_a_line
 from reprune.doors.study.cluster import OnRay
@@ -247,7 +247,7 @@ class _Study:
             if outcome.disk_full:  # no other cell would succeed; with more room, all can go on
                 raise OSError(errno.ENOSPC, outcome.error)
             if outcome.trace is not None:
-                print(outcome.trace, file=sys.stderr)
+                complain(outcome.trace)
             cell["error"] = outcome.error or self._wrong_model(cell, outcome) or self._wrong_data(cell, outcome)
             cell["status"] = "done" if cell["error"] is None else "failed"
             left.remove(cell)

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from reprune.doors.study.hands import InTurn
+from reprune.doors.study.measures import Bench
 from reprune.doors.study.record import StudyFolder, differences
 from reprune.doors.study.run import study
 from reprune.errors import InputError
@@ -230,10 +231,18 @@ def test_what_is_behind_a_link_is_refused_as_it_would_be_removed(name: str, here
         study("llama", "s", **SMALL, **SETTINGS)
 
 
-@pytest.mark.parametrize(("key", "flag"), [("texts", "--text"), ("zero_shot_data", "--zero-shot-data")])
-def test_a_name_that_no_record_can_hold_is_refused(key: str, flag: str, here: Path) -> None:
-    name = os.fsdecode(b"caf\xe9")
-    given = {**SETTINGS, "zero_shot": "boolq", key: name}
-    with pytest.raises(InputError, match=rf"^{flag} {name}: its name has bytes that are not UTF-8; rename it"):
+@pytest.mark.parametrize("key", ["texts", "calibration", "heldout", "zero_shot_data"])
+def test_a_name_that_no_table_can_hold_is_refused(key: str, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where only a link to it is given, if what it leads to is what goes on record."""
+    name = os.fsdecode(b"caf\xe9.txt")
+    (here / "text.txt").rename(here / name)
+    (here / "text.txt").symlink_to(name)
+    monkeypatch.setattr("reprune.doors.study.measures.check_tasks", lambda *_, **__: None)
+    monkeypatch.setattr(Bench, "tasks", lambda *_: {})
+    linked = key in ("texts", "zero_shot_data")
+    given = {**SETTINGS, "texts": "manual", "zero_shot": "boolq", key: "text.txt" if linked else name}
+    with pytest.raises(
+        InputError, match=rf"^{name}: has bytes that are not UTF-8, in which tables are written; rename it"
+    ):
         study("llama", "s", **SMALL, **given)
     assert not (here / "s").exists()

@@ -88,6 +88,7 @@ def begin(
         "dense": {"perplexity": {}, "zero_shot": None},
         "cells": [],
     }
+    _check_names(record)
     if before is not None:
         _match_settings_(before, record, recipes)
         _match_sparsities_(before["settings"], record["settings"])
@@ -96,6 +97,17 @@ def begin(
     extend(record, recipes, record["settings"]["sparsity"])
     model = at_commit(model, plan.folder)
     return Begun(model, _of(model, recipes), bench, texts, record, plans, source)
+
+
+def _check_names(record: StudyRecord) -> None:
+    """Raise `InputError` if a name that the tables show is not UTF-8, as they are."""
+    settings, measures = record["settings"], record["measures"]
+    names = *settings["calibration"], *settings["heldout"], *measures["texts"], measures["zero_shot_data"] or ""
+    for name in names:
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            raise InputError(f"{name}: has bytes that are not UTF-8, in which tables are written; rename it.") from None
 
 
 def _of(model: str, recipes: Mapping[Cell, Recipe]) -> dict[Cell, Recipe]:

@@ -31,14 +31,6 @@ def _by_its_name_here() -> Iterator[None]:
         raise InputError(str(error).replace("--seqlen", "--text-seqlen")) from None
 
 
-def _check_name(flag: str, given: Path) -> None:
-    """Raise `InputError` if the last part of a path cannot be put on record."""
-    try:
-        given.name.encode()
-    except UnicodeEncodeError:
-        raise InputError(f"{flag} {given}: its name has bytes that are not UTF-8; rename it.") from None
-
-
 @final
 @dataclass(frozen=True)
 class Text:
@@ -69,10 +61,8 @@ class Measures:
         with _by_its_name_here():
             Cut.of(**self.cut)
             for text in self.texts:
-                _check_name("--text", Path(text))
                 check_text(text)
         if self.zero_shot:
-            _check_name("--zero-shot-data", self.zero_shot_data or Path())
             check_tasks(self.zero_shot, data=self.zero_shot_data, limit=self.zero_shot_limit)
 
     @property

@@ -202,7 +202,7 @@ def _from_anywhere(task: CellTask) -> CellTask:
 
 def _absolute(model: str) -> str:
     path = local_path(model)
-    return str(path.resolve()) if path.exists() else model
+    return str(path.absolute()) if path.exists() else model  # a link goes on record, and is converted, by its own name
 
 
 def _sees(apart: Path, mark: str) -> bool:

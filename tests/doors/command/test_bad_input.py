@@ -302,6 +302,7 @@ def test_bad_arguments_of_evaluate_are_refused(flags: list[str], expected: str, 
         (["--zero-shot", "boolque"], "--zero-shot boolque: no such task"),
         (["--zero-shot", "boolq", "--zero-shot-data", "nowhere"], "--zero-shot-data nowhere: no such folder"),
         (["--zero-shot", "boolq", "--zero-shot-data", _LONG], "cannot be read (File name too long)"),
+        (["--zero-shot", "boolq", "--zero-shot-data", "/dev/null"], "--zero-shot-data /dev/null: no such folder"),
         (["--zero-shot", "boolq", "--zero-shot-limit", "0"], "--zero-shot-limit 0"),
     ],
 )

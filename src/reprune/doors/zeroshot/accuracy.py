@@ -22,7 +22,7 @@ from reprune.doors.zeroshot.rows import LAYOUTS, Row
 from reprune.doors.zeroshot.tasks import Task, load_tasks, quiet_harness, require_harness
 from reprune.errors import InputError
 from reprune.files.local import local_path
-from reprune.files.readable import check_readable
+from reprune.files.readable import is_there
 from reprune.model.block import Precision
 from reprune.model.checkpoint import Checkpoint
 from reprune.model.full_speed import full_speed
@@ -204,17 +204,16 @@ def _names(tasks: str | Sequence[str]) -> dict[str, bool]:
 
 def _local_rows(folder: Path, names: Mapping[str, bool], notify: Callable[[str], None]) -> dict[str, list[Row]]:
     """The rows of the tasks whose file is in the folder; raises `InputError` if a task named itself has none."""
-    check_readable(folder)
+    called = f"--zero-shot-data {folder}"
+    files = {name: folder / _file(name) for name in TASKS}
+    there = [name for name, file in files.items() if is_there(file, called) and file.is_file()]
     if not folder.is_dir():
-        raise InputError(
-            f"--zero-shot-data {folder}: no such folder; expected one with files such as {_file('boolq')}."
-        )
-    there = [name for name in TASKS if (folder / _file(name)).is_file()]
+        raise InputError(f"{called}: no such folder; expected one with files such as {_file('boolq')}.")
     missing = [name for name in names if name not in there]
     if any(names[name] for name in missing) or len(missing) == len(names):
         wanted = ", ".join(_file(name) for name in missing)
         has = f"it has files for {', '.join(there)}" if there else "it has none of the tasks' files"
-        raise InputError(f"--zero-shot-data {folder}: expected {wanted}, but {has}; add what is missing.")
+        raise InputError(f"{called}: expected {wanted}, but {has}; add what is missing.")
     if missing:
         notify(f"{folder.resolve().name} has no {', '.join(_file(name) for name in missing)}: left out")
     return {name: LAYOUTS[name].read(folder) for name in names if name in there}

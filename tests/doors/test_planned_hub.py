@@ -115,6 +115,7 @@ def test_a_plan_refuses_weights_for_which_the_cache_has_no_room(hub: Hub, monkey
     (said,) = plan.refusals
     assert said.startswith("owner/tiny: its weights are still to be downloaded, 193 kB, but 1 kB are free in ")
     assert said.endswith("; set HF_HUB_CACHE to a folder on another disk.")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: pytest.fail("of a local model nothing is downloaded"))
     elsewhere = reprune.plan("owner/tiny", **RUN, on="h100")
     assert elsewhere.refusals == reprune.plan("llama", **RUN).refusals == ()
 

@@ -110,7 +110,7 @@ def check_room(decoder: Decoder) -> None:
     from huggingface_hub import constants
 
     needed, cache = decoder.checkpoint.undownloaded_bytes, Path(constants.HF_HUB_CACHE)
-    if needed > (free := shutil.disk_usage(_there(cache)).free):
+    if needed and needed > (free := shutil.disk_usage(_there(cache)).free):
         raise InputError(
             f"{decoder.name}: its weights are still to be downloaded, {size(needed)}, but {size(free)} are free in "
             f"{cache}; set HF_HUB_CACHE to a folder on another disk."

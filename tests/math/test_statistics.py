@@ -123,6 +123,26 @@ def test_low_precision_inputs_are_summed_in_float32(dtype: torch.dtype) -> None:
     torch.testing.assert_close(norms.sums.double(), whole.square().sum(dim=0), rtol=5e-5, atol=0)
 
 
+class _ByProduct(Statistics):
+    """X'X as a package may add it up: by a product that autocast would round."""
+
+    def __init__(self, columns: int, device: torch.device) -> None:
+        super().__init__(columns, device)
+        self.sums = torch.zeros(columns, columns, device=device)
+
+    def _accumulate(self, X: Tensor) -> None:
+        self.sums += X.T @ X
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_sums_of_products_are_not_rounded_where_those_of_the_block_are(dtype: torch.dtype) -> None:
+    X, plain, within = 100 * _inputs(), _ByProduct(6, _CPU), _ByProduct(6, _CPU)
+    plain.update(X)
+    with torch.autocast("cpu", dtype=dtype):
+        within.update(X)
+    assert torch.equal(within.sums, plain.sums)
+
+
 def test_inputs_that_carry_gradients_leave_no_graph_behind() -> None:
     gram, norms = Gram(6, _CPU), SquaredNorms(6, _CPU)
     X = _inputs().requires_grad_()

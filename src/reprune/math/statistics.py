@@ -34,7 +34,8 @@ class Statistics:
             raise ValueError(f"inputs of {X.shape[-1]} columns, where {self.columns} were expected")
         X = X.detach().reshape(-1, self.columns)  # (tokens, columns)
         self.tokens += X.shape[0]
-        self._accumulate(X.float())
+        with torch.autocast(X.device.type, enabled=False):  # a block that is run in half precision calls this
+            self._accumulate(X.float())
 
     def _accumulate(self, X: Tensor) -> None:
         """Add X (tokens, columns), float32."""

@@ -89,7 +89,7 @@ def test_checkpointing_keeps_the_activations_of_the_largest_block_and_what_enter
 
 
 def test_distillation_holds_the_last_blocks_alone_and_no_more_samples_than_there_are() -> None:
-    recipe = _recipe("BR+GP", "solver.micro_batch_size=8", distill=2)
+    recipe = _recipe("BR+GP", "solver.micro_batch_size=8", "solver.rank=2", distill=2)
     for calibration, at_a_time in ((32, 8), (3, 3)):
         work = replace(_blocks(calibration), head=(2, 3))
         logits = 5 * 4 * 2 * work.tokens * at_a_time
@@ -97,6 +97,21 @@ def test_distillation_holds_the_last_blocks_alone_and_no_more_samples_than_there
         assert distilling_bytes(recipe, work) == int(expected)
         without = replace(work, head=(0, 3))
         assert distilling_bytes(recipe, without) == int(4 * 6000 * _copies(recipe) + 1.3 * at_a_time * 77)
+
+
+@pytest.mark.parametrize(
+    ("settings", "moved"), [([], 1.0), (["sparsity=0.75", "solver.compact=true"], 0.25), (["solver.rank=2"], 0.0)]
+)
+def test_while_a_first_step_is_tried_what_it_moves_is_held_once_more_in_place_of_activations(
+    settings: list[str], moved: float
+) -> None:
+    """They are gone by then; here they take less than the weights, so that this is the peak."""
+    work, settings = replace(_blocks(), head=(2, 3)), ["solver.micro_batch_size=1", *settings]
+    auto, distilled = _recipe("auto", *settings), _recipe("BR+GP", "distill=2", *settings)
+    copies, kept = _copies(auto) + moved, [0, 0] if moved else [5 + 7 + 70, 7 + 70]
+    assert window_bytes(auto, work, windows(3, 3, 3)[0]) == int(4 * 7000 * copies + kept[0] + 0.3 * 70)
+    logits = 5 * 4 * 2 * work.tokens
+    assert distilling_bytes(distilled, work) == int(4 * 6000 * copies + kept[1] + 4 * 2 * 3 + logits)
 
 
 def test_an_allocation_holds_each_block_alone_and_by_error_dense_once_more() -> None:
@@ -158,6 +173,8 @@ def test_a_gpu_holds_gradients_or_activations_and_the_places_of_what_it_picks(de
     ):
         recipe = _recipe("BR+GP", f"device={device}", "sparsity=0.75", *settings)
         assert window_bytes(recipe, work, work.schedule[0]) == int(held * weights) + more
+    auto = _recipe("auto", f"device={device}", "sparsity=0.75")
+    assert window_bytes(auto, work, work.schedule[0]) == int((4.25 + 0.25 + 1) * weights) + sent, "a step is tried"
     busy = replace(work, blocks=[replace(cost, activations=1e12)] * 8)
     low = _recipe("BR+GP", f"device={device}", "solver.rank=2", "solver.micro_batch_size=1")
     assert window_bytes(low, busy, work.schedule[0]) == 2 * weights + int(1.3 * 1e12) + 2 * cost.states

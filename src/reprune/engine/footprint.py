@@ -122,10 +122,12 @@ def _fitting_bytes(recipe: Recipe, weights: int, costs: Sequence[BlockCosts], at
     held, kept = _copies(recipe) * weights, at_a_time * _kept_bytes(recipe, costs)
     passing = (_TEMPORARY - 1.0) * at_a_time * max(cost.activations for cost in costs)
     passing += _sent_bytes(recipe, at_a_time * costs[0].states)
+    # While a first step is tried, the weights as they were before it are held too, as much as gradients.
+    tried = _gradients(recipe) * weights if recipe.solver.name == "widening" else 0.0
     if not on_gpu(recipe):  # gradients come as activations go, but the heap seldom fits them into the freed memory
-        return held + kept + passing
+        return held + max(kept, tried) + passing
     picking = min(PLACES_BYTES, 2 * weights) if _picks(recipe) else 0  # between backward passes; if compact, in them
-    backward = max(held, held - _gradients(recipe) * weights + kept) + passing
+    backward = max(held + tried, held - _gradients(recipe) * weights + kept) + passing
     return max(held + picking, backward + picking * recipe.solver.compact)
 
 
@@ -135,10 +137,12 @@ def distilling_bytes(recipe: Recipe, work: Work) -> int:
     words, hidden = work.head
     at_a_time = min(recipe.solver.samples_at_a_time, work.calibration)
     kept = _kept_bytes(recipe, costs)
-    weights = _copies(recipe) * 4 * sum(cost.parameters for cost in costs)
+    weights = 4 * sum(cost.parameters for cost in costs)
     logits = min(4 * LOGITS, 4 * words * work.tokens * at_a_time) * _LOGITS_HELD
-    passing = max(at_a_time * kept + logits, _TEMPORARY * at_a_time * kept)
-    return int(weights + 4 * words * hidden + passing + _sent_bytes(recipe, at_a_time * costs[0].states))
+    tried = _gradients(recipe) * weights  # see `_fitting_bytes`
+    passing = max(max(at_a_time * kept, tried) + logits, _TEMPORARY * at_a_time * kept)
+    sent = _sent_bytes(recipe, at_a_time * costs[0].states)
+    return int(_copies(recipe) * weights + 4 * words * hidden + passing + sent)
 
 
 def _sent_bytes(recipe: Recipe, states: int) -> int:

@@ -23,6 +23,7 @@ from reprune.doors.study.hands import InTurn
 from reprune.doors.study.measures import Bench
 from reprune.doors.study.record import read_study
 from reprune.doors.study.run import study
+from reprune.doors.study.watcher import StudyWatcher
 from reprune.errors import InputError
 from tests.doors.conftest import QUICK, Cli
 from tests.doors.study.runs import GRID, ONE, SETTINGS, STUDY, TEXTS, cell, studied
@@ -318,3 +319,16 @@ def test_zero_shot_accuracy_is_measured_of_every_model_where_tasks_are_given(
     refused = cli("study", "llama", "--out", "s", *flags)
     assert refused.code == 2
     assert "measure zero_shot.boolq abababababab, now efefefefefef" in refused.err
+
+
+def test_who_watches_a_study_hears_the_notes_of_its_runs(here: Path) -> None:
+    notes: list[str] = []
+
+    class Notes(StudyWatcher):
+        def note(self, text: str) -> None:
+            notes.append(text)
+
+    tight = ["precision=float32", "pruner.damping=1e-12"]  # too little for the Gram matrix of so few tokens
+    settings = {**SETTINGS, "samples": 1, "seqlen": 4, "settings": tight}
+    study("llama", "s", pruners=["sparsegpt"], rungs=["LR"], **settings, watcher=Notes())
+    assert any(": damping raised from 1e-12 to " in note for note in notes)

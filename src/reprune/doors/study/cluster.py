@@ -12,7 +12,6 @@ import re
 import secrets
 import socket
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self, final
@@ -24,9 +23,8 @@ from reprune.doors.study.cell import CellTask, Outcome, attempt
 from reprune.doors.study.hands import Hands
 from reprune.doors.study.needs import Needs
 from reprune.doors.study.record import CellRecord, read_apart, save_apart
-from reprune.doors.study.watcher import NotesOfRun, StudyWatcher
+from reprune.doors.study.watcher import StudyWatcher
 from reprune.engine.record import versions
-from reprune.engine.watcher import Watcher
 from reprune.errors import InputError
 from reprune.files.durable import write_text
 from reprune.files.local import local_path
@@ -249,9 +247,6 @@ class _Notes(StudyWatcher):
 
     def __init__(self) -> None:
         self.said: list[str] = []
-
-    def pruning(self) -> AbstractContextManager[Watcher]:
-        return nullcontext(NotesOfRun(self.note))
 
     def note(self, text: str) -> None:
         if text not in self.said:

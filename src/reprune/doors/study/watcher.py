@@ -22,8 +22,8 @@ class StudyWatcher:
         """A cell begins, or goes on where it was; on a cluster, it has ended."""
 
     def pruning(self) -> AbstractContextManager[Watcher]:
-        """A watcher for the cell's run."""
-        return nullcontext(Watcher())
+        """A watcher for the cell's run, which passes on its notes."""
+        return nullcontext(NotesOfRun(self.note))
 
     def measuring(self, what: str) -> AbstractContextManager[Callable[[int, int], None]]:
         """Something is measured; the returned function is called with the amount that is done, and with the total."""

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-from unittest.mock import Mock
+from unittest.mock import MagicMock, Mock
 
 import pytest
 import ray
@@ -20,11 +20,13 @@ from reprune.doors.study.cluster import OnRay, do_cell
 from reprune.doors.study.grid import Cell
 from reprune.doors.study.measures import Bench, Measures, Text
 from reprune.doors.study.needs import Needs
-from reprune.doors.study.record import new_cell, read_apart, save_apart
+from reprune.doors.study.record import StudyFolder, new_cell, read_apart, read_study, save_apart
+from reprune.doors.study.run import study
 from reprune.doors.study.watcher import StudyWatcher
 from reprune.engine.record import versions
 from reprune.errors import InputError
 from reprune.planning.recipe import Recipe
+from tests.doors.study.runs import SETTINGS, copy_of
 
 
 class _Ray:
@@ -273,3 +275,25 @@ def test_a_node_that_does_not_see_the_folder_says_so(here: Path) -> None:
     _, outcome, _ = do_cell(task, here / "nowhere", "mark", 1)
     assert outcome.error is not None
     assert "does not see the study's folder" in outcome.error
+
+
+def test_a_cluster_is_asked_only_for_what_cells_that_are_not_done_need(
+    here: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    crew = MagicMock(at_once=1)
+    crew.__enter__.return_value = crew
+    crew.do.return_value = iter(())
+    monkeypatch.setattr("reprune.doors.study.run.OnRay", lambda *_: crew)
+    copy_of(whole, here)
+    study("llama", "s", pruners=["magnitude"], rungs=["LR", "BR+GP"], ray="", **SETTINGS)
+    ((wanted, _),) = (asked.args for asked in crew.check.call_args_list)
+    assert set(wanted) == {"magnitude-LR-seed0"}
+
+
+def test_what_a_worker_left_of_a_cell_that_is_done_is_no_news(here: Path, whole: Path) -> None:
+    folder = StudyFolder(copy_of(whole, here))
+    record = read_study(folder.path)
+    folder.apart.mkdir()
+    save_apart(folder.apart, {**record["cells"][0], "status": "pending"})
+    folder.pick_up(record)
+    assert record["cells"][0]["status"] == "done"

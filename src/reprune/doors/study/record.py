@@ -145,7 +145,7 @@ class StudyFolder:
     def pick_up(self, record: StudyRecord) -> None:
         """Copy the records of cells that are done elsewhere into the study's."""
         for cell in record["cells"]:
-            if (found := read_apart(self.apart, cell["name"])) is not None:
+            if cell["status"] != "done" and (found := read_apart(self.apart, cell["name"])) is not None:
                 cell.update(found)
 
     def save(self, record: StudyRecord) -> None:

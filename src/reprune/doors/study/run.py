@@ -185,11 +185,12 @@ def study(
 
 
 def _needs(begun: Begun, cpus: int | None) -> dict[str, Needs]:
-    """What each cell needs of a cluster's node."""
+    """What each cell that is not done needs of a cluster's node."""
     if cpus is None:
         on_gpu = next(iter(begun.plans.values())).recipe.device.startswith("cuda")
         cpus = min(torch.get_num_threads(), _CPUS_BESIDE_GPU) if on_gpu else torch.get_num_threads()
-    return all_needs(begun.plans, {cell.name: recipe for cell, recipe in begun.recipes.items()}, cpus)
+    left = {cell_of(cell) for cell in begun.record["cells"] if cell["status"] != "done"}
+    return all_needs(begun.plans, {cell.name: begun.recipes[cell] for cell in begun.recipes if cell in left}, cpus)
 
 
 @final

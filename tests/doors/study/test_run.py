@@ -21,12 +21,12 @@ from reprune.doors.study import figures as study_figures
 from reprune.doors.study.cell import CellTask, Outcome
 from reprune.doors.study.hands import InTurn
 from reprune.doors.study.measures import Bench
-from reprune.doors.study.record import read_study
+from reprune.doors.study.record import StudyFolder, read_study
 from reprune.doors.study.run import study
 from reprune.doors.study.watcher import StudyWatcher
 from reprune.errors import InputError
 from tests.doors.conftest import QUICK, Cli
-from tests.doors.study.runs import GRID, ONE, SETTINGS, STUDY, TEXTS, cell, studied
+from tests.doors.study.runs import GRID, ONE, SETTINGS, STUDY, TEXTS, cell, copy_of, studied
 
 _HEX = re.compile(r"[0-9a-f]{64}")
 
@@ -332,3 +332,13 @@ def test_who_watches_a_study_hears_the_notes_of_its_runs(here: Path) -> None:
     settings = {**SETTINGS, "samples": 1, "seqlen": 4, "settings": tight}
     study("llama", "s", pruners=["sparsegpt"], rungs=["LR"], **settings, watcher=Notes())
     assert any(": damping raised from 1e-12 to " in note for note in notes)
+
+
+def test_a_cell_that_failed_before_and_is_not_asked_for_fails_no_command(here: Path, whole: Path, cli: Cli) -> None:
+    folder = StudyFolder(copy_of(whole, here))
+    record = read_study(folder.path)
+    record["cells"][0] |= {"status": "failed", "error": "block 1: the Gram matrix is not finite"}
+    folder.save(record)
+    said = cli("study", "llama", "--out", "s", "--pruners", "wanda", "--rungs", "BR+GP", *STUDY)
+    assert (said.code, said.err) == (0, "")
+    assert [each["status"] for each in read_study(folder.path)["cells"]] == ["failed", "done"]

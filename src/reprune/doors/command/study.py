@@ -105,11 +105,11 @@ def study(
     Run again with the same flags, it goes on where it stopped; with more values of an axis, it does those too.
     """
     with exit_codes(way_on=partial(_hint, out)):
-        from reprune.doors.command.views_study import StudyLines, show_study
+        from reprune.doors.command.views_study import StudyFailures, StudyLines, show_study
         from reprune.doors.study.run import study as run_study
-        from reprune.doors.study.watcher import StudyWatcher
         from reprune.planning.axes import PRUNERS, RUNGS
 
+        watcher = StudyFailures() if quiet else StudyLines(verbose)
         record = run_study(
             model,
             out,
@@ -142,14 +142,14 @@ def study(
             keep_models=keep_models,
             ray=ray,
             ray_cpus=ray_cpus,
-            watcher=StudyWatcher() if quiet else StudyLines(verbose),
+            watcher=watcher,
         )
         if not quiet:
             show_study(record, out)
-        if failed := [cell for cell in record["cells"] if cell["status"] == "failed"]:
-            for cell in failed:
+        if watcher.failed:
+            for cell in watcher.failed:
                 complain(f"error: cell {cell['name']}: {cell['error']}")
-            complain(f"{len(failed)} of {len(record['cells'])} cells failed{_hint(out, 'tries them again')}")
+            complain(f"{len(watcher.failed)} of {watcher.cells} cells failed{_hint(out, 'tries them again')}")
             raise typer.Exit(1)
 
 

@@ -25,8 +25,23 @@ from reprune.math.solver import Epoch
 from reprune.planning.schedule import Window
 
 
+class StudyFailures(StudyWatcher):
+    """Shows nothing; keeps which of the cells that are asked for have failed."""
+
+    def __init__(self) -> None:
+        self.cells = 0
+        self.failed: list[CellRecord] = []
+
+    def started(self, record: StudyRecord, axes: str, cells: int, done: int) -> None:
+        self.cells = cells
+
+    def cell_ended(self, cell: CellRecord, seconds_left: float | None) -> None:
+        if cell["status"] == "failed":
+            self.failed.append(cell)
+
+
 @final
-class StudyLines(StudyWatcher):
+class StudyLines(StudyFailures):
     """Shows a study as it goes on.
 
     Args:
@@ -34,6 +49,7 @@ class StudyLines(StudyWatcher):
     """
 
     def __init__(self, verbose: bool) -> None:
+        super().__init__()
         self._output = console()
         self._told: set[str] = set()
         self._verbose = verbose
@@ -41,6 +57,7 @@ class StudyLines(StudyWatcher):
         self._zero_shot = False
 
     def started(self, record: StudyRecord, axes: str, cells: int, done: int) -> None:
+        super().started(record, axes, cells, done)
         said = f"; {done} done before" if done else ""
         self._output.print(f"study of {record['model']['name']}: {axes} = {counted(cells, 'cell')}{said}", style="bold")
 
@@ -65,6 +82,7 @@ class StudyLines(StudyWatcher):
         self._output.print(f"{number}/{of} {cell['pruner']} {cell['rung']}{part}{own}, seed {cell['seed']}")
 
     def cell_ended(self, cell: CellRecord, seconds_left: float | None) -> None:
+        super().cell_ended(cell, seconds_left)
         if cell["status"] == "failed":
             self._output.print(f"  failed: {cell['error']}", style="red")
             return

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from io import TextIOWrapper
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -43,6 +43,7 @@ from reprune.doors.command.options import (
     Trust,
     Verbose,
     exit_codes,
+    given,
     processes,
 )
 from reprune.doors.command.study import study
@@ -111,16 +112,14 @@ def prune(
     rank_timeout: RankTimeout = None,
 ) -> None:
     """Prune MODEL, reconstruct it window by window, and write a sparse model folder to DIR."""
-    given = _given(locals())
+    flags = given(locals(), "model", "out", "quiet", "verbose", "rank_timeout")
     with exit_codes(out), processes(rank_timeout) as ranks:
         from reprune.doors.api import prune as prune_model
         from reprune.doors.command.views import show_result
         from reprune.doors.progress import watching
 
         with watching(quiet or not ranks.first, verbose) as watcher:
-            record = prune_model(
-                model, out, recipe=recipe, settings=settings or (), watcher=watcher, ranks=ranks, **given
-            )
+            record = prune_model(model, out, watcher=watcher, ranks=ranks, **flags)
         if ranks.first and not quiet:
             show_result(record, out)
 
@@ -169,15 +168,14 @@ def plan(
     """Show what `prune` with the same flags would do, and forecast its time and memory; loads no weights.
 
     The exit code is 2 if `prune` would refuse. Texts on this machine are read; those of the Hub are not."""
-    given = _given(locals())
+    flags = given(locals(), "model", "out", "quiet")
     with exit_codes():
         from reprune.doors.command.views import show_plan
         from reprune.doors.planned import plan as plan_run
         from reprune.doors.progress import watching
 
-        machine: dict[str, Any] = {"on": on, "ranks": ranks, "network": network}
         with watching(quiet, verbose=False) as watcher:
-            planned = plan_run(model, out, **machine, recipe=recipe, settings=settings or (), watcher=watcher, **given)
+            planned = plan_run(model, out, watcher=watcher, **flags)
         if not quiet:
             show_plan(planned)
         if planned.refusals:
@@ -258,15 +256,6 @@ def demo(
         from reprune.doors.demo.demo import demo as run_demo
 
         run_demo(out)
-
-
-def _given(arguments: dict[str, Any]) -> dict[str, Any]:
-    """Of a command's arguments, the flags that belong to the recipe; a switch that is off counts as not given."""
-    names = [
-        *("pruner", "sparsity", "reconstruct", "calibration", "heldout", "self_generate", "samples", "seqlen"),
-        *("epochs", "lr", "batch_size", "seed", "only", "include", "exclude", "device", "trust_remote_code"),
-    ]
-    return {name: arguments[name] for name in names if arguments[name] is not False}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

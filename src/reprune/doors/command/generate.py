@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from reprune.doors.command.options import Model, Quiet, RankTimeout, Seed, Trust, exit_codes, processes
+from reprune.doors.command.options import Model, Quiet, RankTimeout, Seed, Trust, exit_codes, given, processes
 
 _NONE = "none"
 
@@ -56,39 +56,18 @@ def generate(
 
     The first token is random, the next four are greedy; if these read as the language, the rest is sampled.
     """
+    flags = given(locals(), "model", "out", "show", "quiet", "rank_timeout")
     with exit_codes(way_on=partial(way_on, out)), processes(rank_timeout) as ranks:
         from reprune.doors.command.views_generation import Lines, show_manifest, show_texts
         from reprune.doors.generation.generate import GenerationWatcher
         from reprune.doors.generation.generate import generate as run
-        from reprune.planning.generation.settings import generation
+        from reprune.planning.generation.settings import Generation, generation
 
-        settings = generation(
-            {
-                "length": length,
-                "least": least,
-                "temperature": temperature,
-                "top_p": top_p,
-                "top_k": top_k,
-                "language": language,
-                "filters": None if filters is None else tuple(name for name in filters if name != _NONE),
-                "seed": seed,
-                "batch_size": batch_size,
-            }
-        )
-        manifest = run(
-            model,
-            out,
-            samples=samples,
-            settings=settings,
-            endpoint=endpoint,
-            endpoint_model=endpoint_model,
-            concurrency=concurrency,
-            device=device,
-            precision=precision,
-            trust_remote_code=trust_remote_code,
-            watcher=Lines() if ranks.first and not quiet else GenerationWatcher(),
-            ranks=ranks,
-        )
+        settings = {name: flags.pop(name) for name in Generation.model_fields if name in flags}
+        if filters is not None:
+            settings["filters"] = tuple(name for name in filters if name != _NONE)
+        watcher = Lines() if ranks.first and not quiet else GenerationWatcher()
+        manifest = run(model, out, settings=generation(settings), watcher=watcher, ranks=ranks, **flags)
         if ranks.first and not quiet:
             show_manifest(manifest, out)
         if ranks.first and show:

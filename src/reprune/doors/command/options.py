@@ -6,7 +6,7 @@ Exit codes: 0 done, 2 a usage or input error (one message, no traceback), 1 anyt
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -149,3 +149,8 @@ def processes(timeout: float | None) -> AbstractContextManager[Any]:
     from reprune.doors.command.launched import TIMEOUT, ranks_of_launch
 
     return ranks_of_launch(TIMEOUT if timeout is None else timeout)
+
+
+def given(arguments: Mapping[str, Any], *own: str) -> dict[str, Any]:
+    """A command's arguments except its own, without those that are not given; a switch that is off is not given."""
+    return {name: value for name, value in arguments.items() if not (name in own or value is None or value is False)}

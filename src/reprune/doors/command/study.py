@@ -28,6 +28,7 @@ from reprune.doors.command.options import (
     ZeroShotData,
     ZeroShotLimit,
     exit_codes,
+    given,
 )
 from reprune.doors.printable import complain
 
@@ -65,9 +66,11 @@ def study(
     exclude: Exclude = None,
     device: Device = None,
     settings: Settings = None,
-    text: Annotated[
+    texts: Annotated[
         list[str] | None,
-        typer.Option(metavar="SOURCE ...", help="Texts to measure perplexity and test errors on. [wikitext2]"),
+        typer.Option(
+            "--text", metavar="SOURCE ...", help="Texts to measure perplexity and test errors on. [wikitext2]"
+        ),
     ] = None,
     protocol: Annotated[
         str | None,
@@ -104,46 +107,13 @@ def study(
 
     Run again with the same flags, it goes on where it stopped; with more values of an axis, it does those too.
     """
+    flags = given(locals(), "model", "out", "quiet", "verbose")
     with exit_codes(way_on=partial(_hint, out)):
         from reprune.doors.command.views_study import StudyFailures, StudyLines, show_study
         from reprune.doors.study.run import study as run_study
-        from reprune.planning.axes import PRUNERS, RUNGS
 
         watcher = StudyFailures() if quiet else StudyLines(verbose)
-        record = run_study(
-            model,
-            out,
-            pruners=pruners or PRUNERS,
-            rungs=rungs or RUNGS,
-            only=only or None,
-            seeds=seeds or None,
-            self_generate=self_generate or None,
-            recipe=recipe,
-            sparsity=sparsity,
-            calibration=calibration,
-            heldout=heldout,
-            samples=samples,
-            seqlen=seqlen,
-            epochs=epochs,
-            lr=lr,
-            batch_size=batch_size,
-            include=include,
-            exclude=exclude,
-            device=device,
-            trust_remote_code=trust_remote_code or None,
-            settings=settings or (),
-            texts=text or ("wikitext2",),
-            protocol=protocol,
-            text_seqlen=text_seqlen,
-            windows=windows,
-            zero_shot=zero_shot or (),
-            zero_shot_data=zero_shot_data,
-            zero_shot_limit=zero_shot_limit,
-            keep_models=keep_models,
-            ray=ray,
-            ray_cpus=ray_cpus,
-            watcher=watcher,
-        )
+        record = run_study(model, out, watcher=watcher, **flags)
         if not quiet:
             show_study(record, out)
         if watcher.failed:

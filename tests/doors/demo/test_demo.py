@@ -13,6 +13,7 @@ import reprune
 from reprune.doors.demo import demo as door
 from reprune.doors.demo.demo import demo
 from reprune.doors.evaluation.protocols import PROTOCOLS, Protocol
+from reprune.engine.ledger import Ledger
 from reprune.errors import InputError
 from tests import tiny
 from tests.doors.conftest import Cli
@@ -79,17 +80,31 @@ def test_a_second_demo_replaces_the_first(here: Path, cli: Cli) -> None:
     AutoModelForCausalLM.from_pretrained(here / "out" / "LR")
 
 
-def test_a_demo_that_was_interrupted_is_begun_anew(here: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
 
+
+def test_a_demo_that_was_interrupted_is_begun_anew(here: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr("reprune.engine.fresh.prune_block_", interrupt)
+        patch.setattr("reprune.engine.fresh.prune_block_", _interrupt)
         said = cli("demo", "--out", "out")
         assert said.code == 1
         assert "Traceback" not in said.err
     assert cli("demo", "--out", "out").code == 0
     assert reprune.status(here / "out" / "BR+GP").finished
+
+
+def test_a_run_that_another_process_is_working_on_is_left_alone(
+    here: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("reprune.engine.fresh.prune_block_", _interrupt)
+        assert cli("demo", "--out", "out").code == 1
+    with Ledger(here / "out" / "LR", begun=True):
+        said = cli("demo", "--out", "out")
+    told = "LR holds a run that another process is working on; wait for it, or give another folder"
+    assert (said.code, said.err) == (2, f"error: --out out: {told}.\n")
+    assert not reprune.status(here / "out" / "LR").finished
 
 
 @pytest.mark.parametrize(

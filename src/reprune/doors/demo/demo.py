@@ -90,6 +90,8 @@ def demo(out: Path) -> dict[str, Any]:
 
 def _prune(model: Path, folder: Path, name: str) -> tuple[dict[str, Any], Perplexity]:
     """One run: its record, and the perplexity of what it made."""
+    if (ledger := Ledger(folder)).running:
+        raise InputError(f"--out {folder.parent}: {folder.name} {ledger.way_on}, or give another folder.")
     if folder.exists():
         shutil.rmtree(folder)
     samples: dict[str, Any] = {"calibration": ["manual"], "samples": SAMPLES}

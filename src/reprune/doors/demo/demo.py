@@ -26,6 +26,7 @@ from reprune.doors.report.write import NAME
 from reprune.engine.ledger import Ledger
 from reprune.engine.names import FOLDER, INDEX, RECIPE, RECORD
 from reprune.errors import InputError
+from reprune.files.readable import check_readable, is_there
 from reprune.files.wellformed import read_json
 from reprune.model.checkpoint import Checkpoint
 from reprune.planning.paths import local_name
@@ -118,8 +119,7 @@ def _measure(model: Path) -> Perplexity:
 
 
 def _check_out(out: Path) -> None:
-    if Ledger(out).exists:  # raises if the folder cannot be read
-        raise InputError(f"--out {out}: holds a run, which no demo wrote; give another folder.")
+    check_readable(out)
     if out.exists() and not out.is_dir():
         raise InputError(f"--out {out}: is a file; give a folder.")
     for path in out.iterdir() if out.is_dir() else ():
@@ -127,7 +127,7 @@ def _check_out(out: Path) -> None:
         if not ours:
             raise InputError(f"--out {out}: holds {path.name}, which no demo wrote; give another folder.")
     for folder in (out / name for name in _RUNS):
-        if not folder.exists():
+        if not is_there(folder, str(out)):
             check_out(folder)
 
 

@@ -163,6 +163,7 @@ def test_a_second_process_is_refused(here: Path, whole: Path, cli: Cli) -> None:
         (["--zero-shot", "nonsense"], "--zero-shot nonsense: no such task"),
         (["--zero-shot", "boolq", "--zero-shot-data", "nowhere"], "nowhere"),
         (["--device", "cuda:99"], "cuda:99"),
+        (["--self-generate", "1000000000000"], "--out s: a run writes about "),
     ],
 )
 @pytest.mark.parametrize("there", [False, True])

@@ -8,10 +8,10 @@ from typing import Any, final
 
 from reprune.doors.generation.selfmade import OWN_TEXTS
 from reprune.doors.planned import Plan, plan_by_recipe
-from reprune.doors.prepare import draw
+from reprune.doors.prepare import check_disk, count_samples, draw
 from reprune.doors.study.grid import Cell, common
 from reprune.doors.study.measures import Bench, Measures, Text
-from reprune.doors.study.record import FORMAT, KIND, StudyFolder, StudyRecord, differences, extend, read_study
+from reprune.doors.study.record import FORMAT, KIND, StudyFolder, StudyRecord, cell_of, differences, extend, read_study
 from reprune.doors.study.watcher import NotesOfRun, StudyWatcher
 from reprune.engine.names import RECORD
 from reprune.engine.record import machine, versions
@@ -95,6 +95,7 @@ def begin(
         record = _same(before, record, folder, watcher)
     _check_sources(record, recipes, plan.recipe, plan.decoder)
     extend(record, recipes, record["settings"]["sparsity"])
+    _check_disk(record, recipes, plans, folder)
     model = at_commit(model, plan.folder)
     return Begun(model, _of(model, recipes), bench, texts, record, plans, source)
 
@@ -172,6 +173,18 @@ def _check_sources(record: StudyRecord, recipes: Mapping[Cell, Recipe], recipe: 
     drawn = draw(recipe.model_copy(update={"seed": seed}), decoder)
     if known is not None:
         check_data(record, known, {"sha256": drawn.sha256, "sources": [vars(source) for source in drawn.sources]})
+
+
+def _check_disk(
+    record: StudyRecord, recipes: Mapping[Cell, Recipe], plans: Mapping[str, Plan], folder: StudyFolder
+) -> None:
+    """Raise `InputError` if the cell with the most samples, of those still to begin, needs more disk than is free."""
+    begun = {cell_of(entry) for entry in record["cells"] if folder.cell(entry).exists()}
+    if left := [cell for cell in recipes if cell not in begun]:
+        most = max(left, key=lambda cell: cell.self_generate)
+        plan = plans[most.only]
+        recipe = recipes[most].model_copy(update={"seqlen": plan.recipe.seqlen})
+        check_disk(recipe, plan.decoder, sum(count_samples(recipe)), folder.path)
 
 
 def _found(model: str, plan: Plan) -> dict[str, Any]:

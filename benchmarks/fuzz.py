@@ -86,7 +86,7 @@ def targets(folder: Path) -> dict[str, Callable[[bytes], object]]:
 
     def text(data: bytes) -> None:
         check_lines(write("text.jsonl", data), "text")
-        error = explain_json(folder / "text.jsonl", "text")
+        error = explain_json(folder / "text.jsonl", "text", "text")
         if error is not None:
             raise error
 

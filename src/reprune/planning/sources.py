@@ -184,7 +184,7 @@ class RowFile(Source):
         except InputError as error:
             if not is_json:
                 raise
-            refused = explain_json(self.path, called) or error
+            refused = explain_json(self.path, called, self.column or "text") or error
         if refused.__cause__ is not None:  # `datasets` takes the types of all columns from a file's first 10 MB
             with suppress(ValueError):  # an `InputError` is one too
                 return self._read_alone(rows, self.column or "text", generated)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import re
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from reprune.files.wellformed import read_json
 
 _LARGE = 2**30  # bytes that any compressed file may unpack to
 _PACKED = 200  # compression ratio that no text reaches; gzip reaches a thousand on repeated bytes
+_HALF_A_PAIR = re.compile("[\ud800-\udfff]")
 
 
 def is_text_file(name: str) -> bool:
@@ -129,8 +131,8 @@ def check_lines(path: Path, label: str) -> None:
         raise _empty(label)
 
 
-def explain_json(path: Path, label: str) -> InputError | None:
-    """The first thing wrong with a file of JSON Lines or of one JSON array, or None if it is well formed.
+def explain_json(path: Path, label: str, column: str) -> InputError | None:
+    """The first thing wrong with a file of JSON Lines, or their texts, or of one JSON array; None if it is well formed.
 
     It reads the whole file, so it is for files that a reader has already refused.
     """
@@ -160,6 +162,11 @@ def explain_json(path: Path, label: str) -> InputError | None:
                 return InputError(
                     f'{place}: expected a JSON object such as {{"text": "..."}}, but got '
                     f"{type(value).__name__}; make every line an object"
+                )
+            if _HALF_A_PAIR.search(str(value.get(column))):
+                return InputError(
+                    f"{place}: expected text in {column!r}, but it has half of a surrogate pair; correct or remove the "
+                    "line"
                 )
     return None
 

@@ -213,9 +213,13 @@ def part(data: Path, tmp_path: Path) -> Path:
     return folder
 
 
-def test_of_the_paper_s_tasks_those_that_are_there_are_run_and_the_others_named(llama: Path, part: Path) -> None:
+def test_of_the_paper_s_tasks_those_that_are_there_are_run_and_the_others_named(
+    llama: Path, part: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(part))
     said: list[str] = []
-    result = run(llama, [PAPER], part, limit=3, notify=said.append)
+    result = run(llama, [PAPER], Path("~"), limit=3, notify=said.append)
+    assert result.data == "part"
     assert [task.task for task in result.tasks] == ["rte", "openbookqa"]
     assert said == [
         "part has no boolq_dev.jsonl, hellaswag_val.jsonl, winogrande_dev.jsonl, arc_easy_test.jsonl, "

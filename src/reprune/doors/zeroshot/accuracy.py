@@ -151,7 +151,7 @@ def zero_shot(
         precision=products,
         weights_dtype=saved,
         limit=limit,
-        data="hub" if data is None else Path(data).resolve().name,
+        data="hub" if data is None else local_path(data).resolve().name,
         harness=f"lm-eval {importlib.metadata.version('lm_eval')}",
         tasks=tuple(_score(task, [next(following) for _ in task.requests]) for task in loaded),
     )

@@ -73,14 +73,14 @@ def on_record(model: str, folder: Path) -> dict[str, str]:
     return {**named, "commit": folder.name} if _is_id(model, folder) else named
 
 
-def local_name(model: str, folder: Path) -> str:
+def local_name(model: str | os.PathLike[str], folder: Path) -> str:
     """The last part of a MODEL that is a local path, a Hub id unchanged; `folder` is where the model was found.
 
     It is the same in every working folder, as a run may go on in another one than it began in.
     """
-    if _is_id(model, folder):
-        return model
-    last = local_path(model).name
+    if _is_id(name := os.fspath(model), folder):
+        return name
+    last = local_path(name).name
     return last if last.strip(".") else called(folder)
 
 

@@ -13,7 +13,7 @@ import torch
 
 from reprune.doors.devices import DTYPES, in_precision, settle_device
 from reprune.doors.evaluation.calibrated import calibrated_on
-from reprune.doors.evaluation.protocols import Cut, CutText, Measured, check_text, cut_text, model_name, open_text
+from reprune.doors.evaluation.protocols import Cut, CutText, Measured, check_text, cut_text, open_text
 from reprune.doors.found import find_model
 from reprune.doors.prepare import check_ids
 from reprune.engine.compare import BlockError, check_alike, compare
@@ -23,6 +23,7 @@ from reprune.model.decoder import Decoder
 from reprune.model.full_speed import full_speed
 from reprune.model.snapshots import called
 from reprune.model.undisturbed import undisturbed
+from reprune.planning.paths import local_name
 from reprune.planning.recipe import StreamsRecipe
 
 _TOKENS = 8192  # a batch, at most: more would take more memory and no less time
@@ -93,9 +94,9 @@ def errors_against(
             batch = max(min(batch_size, _TOKENS // windows.ids.shape[1]), 1)
             found = compare(student, teacher, windows.ids, batch, memory, Path(folder), progress)
         return AgainstDense(
-            model=model_name(sparse, folders[0]),
+            model=local_name(sparse, folders[0]),
             fingerprint=student.checkpoint.fingerprint(),
-            dense=model_name(dense, folders[1]),
+            dense=local_name(dense, folders[1]),
             dense_fingerprint=teacher.checkpoint.fingerprint(),
             **windows.record(),
             precision=products,

@@ -10,7 +10,7 @@ import torch
 from reprune.doors.devices import DTYPES, in_precision, settle_device
 from reprune.doors.evaluation.calibrated import calibrated_on
 from reprune.doors.evaluation.perplexity import Perplexity, perplexity
-from reprune.doors.evaluation.protocols import Cut, check_text, cut_text, model_name, open_text
+from reprune.doors.evaluation.protocols import Cut, check_text, cut_text, open_text
 from reprune.doors.found import find_model
 from reprune.doors.prepare import check_ids
 from reprune.model.block import Precision
@@ -18,6 +18,7 @@ from reprune.model.checkpoint import Checkpoint
 from reprune.model.snapshots import called
 from reprune.model.undisturbed import undisturbed
 from reprune.model.whole import load_model, weights_dtype
+from reprune.planning.paths import local_name
 
 
 @undisturbed()
@@ -67,7 +68,7 @@ def evaluate(
     products, value = in_precision(precision, where, measured, notify)
     return Perplexity(
         perplexity=value,
-        model=model_name(model, folder),
+        model=local_name(model, folder),
         fingerprint=Checkpoint(folder).fingerprint(),
         **windows.record(),
         tokens=windows.ids[:, 1:].numel(),

@@ -19,7 +19,6 @@ from reprune.errors import InputError, of_type
 from reprune.model.bare import longest
 from reprune.model.snapshots import called
 from reprune.planning.documents import Documents, said_unread, text_sha256
-from reprune.planning.paths import local_name
 from reprune.planning.samples import evaluation_windows
 from reprune.planning.sources import find_source, load_documents, parse_source
 from reprune.planning.tokenizer import load_tokenizer
@@ -219,8 +218,3 @@ def cut_text(
     begun = bool(first) and first[0] == tokenizer.bos_token_id
     each = 0 if once else len(first)
     return CutText(ids, documents.name, text_sha256(documents), protocol, begun and not once, begun, each)
-
-
-def model_name(model: str | os.PathLike[str], folder: Path) -> str:
-    """The name of a MODEL in a measurement: the last part of its path, or its Hub id."""
-    return local_name(os.fspath(model), folder)

@@ -16,7 +16,6 @@ from typing import Any, final
 import torch
 
 from reprune.doors.devices import DTYPES, in_precision, settle_device
-from reprune.doors.evaluation.protocols import model_name
 from reprune.doors.found import find_model
 from reprune.doors.zeroshot.rows import LAYOUTS, Row
 from reprune.doors.zeroshot.tasks import Task, load_tasks, quiet_harness, require_harness
@@ -28,6 +27,7 @@ from reprune.model.checkpoint import Checkpoint
 from reprune.model.full_speed import full_speed
 from reprune.model.undisturbed import undisturbed
 from reprune.model.whole import collect_models, load_model, weights_dtype
+from reprune.planning.paths import local_name
 from reprune.planning.tokenizer import load_tokenizer
 
 TASKS = tuple(LAYOUTS)
@@ -137,7 +137,7 @@ def zero_shot(
             return products, likelihoods, likelihoods.loglikelihood(asked, disable_tqdm=True)
 
         products, likelihoods, answers = in_precision(precision, where, answered, notify)
-    name = model_name(model, folder)
+    name = local_name(model, folder)
     if likelihoods.exact and products != "float32":
         products = "float32"
         notify(f"note: {name} is run by lm-eval's own loop, so its products are in float32")

@@ -63,12 +63,17 @@ class Measures:
             for text in self.texts:
                 check_text(text)
         if self.zero_shot:
-            check_tasks(self.zero_shot, data=self.zero_shot_data, limit=self.zero_shot_limit)
+            check_tasks(**self.asked)
 
     @property
     def cut(self) -> dict[str, Any]:
         """The windows, as arguments of `evaluate`."""
         return {"protocol": self.protocol, "seqlen": self.seqlen, "max_windows": self.windows}
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """The zero-shot tasks, as arguments of `zero_shot`."""
+        return {"tasks": self.zero_shot, "data": self.zero_shot_data, "limit": self.zero_shot_limit}
 
     def record(self, texts: Sequence[Text], tasks: Mapping[str, str]) -> dict[str, Any]:
         """As in study.json: texts and tasks with their SHA-256, a folder of this machine by its last part."""
@@ -97,11 +102,7 @@ class Bench:
         """The zero-shot tasks, each with the SHA-256 of what is asked; raises `InputError` if they cannot be run."""
         if not self.measures.zero_shot:
             return {}
-        measures = self.measures
-        opened = open_tasks(
-            measures.zero_shot, data=measures.zero_shot_data, limit=measures.zero_shot_limit, notify=notify
-        )
-        return {task.name: task.sha256 for task in opened}
+        return {task.name: task.sha256 for task in open_tasks(**self.measures.asked, notify=notify)}
 
     def texts(self, folder: Path) -> list[Text]:
         """All texts, read and cut into windows to check that this is possible.
@@ -145,13 +146,6 @@ class Bench:
 
     def zero_shot(self, model: str | Path, progress: Progress, notify: Notify) -> dict[str, Any]:
         """The record of `zero_shot`: accuracy by task."""
-        measures = self.measures
-        found = zero_shot(
-            model,
-            measures.zero_shot,
-            data=measures.zero_shot_data,
-            limit=measures.zero_shot_limit,
-            **self._common(progress, notify),
-        ).record()
+        found = zero_shot(model, **self.measures.asked, **self._common(progress, notify)).record()
         collect_models()
         return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -87,6 +88,13 @@ def test_a_bar_is_shown_only_for_what_takes_a_while(
         bar.update(2)
         bar.set_description("Complete")
     assert ("Complete" in capfd.readouterr().err) == shown
+
+
+def test_no_bar_is_shown_where_standard_error_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub, "_SECONDS", 0.0)
+    monkeypatch.setattr(sys, "stderr", None)
+    with late_bars()(desc="Fetching", total=2, disable=None) as bar:  # as the library begins bars for a terminal
+        bar.update(2)
 
 
 def test_a_folder_without_weights_is_taken_where_none_are_needed(tmp_path: Path) -> None:

@@ -1,9 +1,10 @@
-"""Puts failed answers of the Hub, or of a mirror of it, into words."""
+"""The Hub, or a mirror of it: its progress bars, and its failed answers in words."""
 
 from __future__ import annotations
 
 import json
 import os
+import sys
 import time
 from typing import Any
 from urllib.request import proxy_bypass
@@ -23,6 +24,8 @@ def late_bars() -> Any:
     class Late(utils.tqdm):  # type: ignore[misc]
         def __init__(self, *args: Any, **options: Any) -> None:
             self._begun = time.monotonic()
+            if sys.stderr is None:  # it is closed: tqdm would fail, and other threads wait for its lock
+                options["disable"] = True
             super().__init__(*args, **{"delay": _SECONDS, **options})
 
         def display(self, *args: Any, **options: Any) -> Any:

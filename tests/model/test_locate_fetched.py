@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -84,17 +87,33 @@ def test_a_bar_is_shown_only_for_what_takes_a_while(
     seconds: float, shown: bool, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(hub, "_SECONDS", seconds)
-    with late_bars()(desc="Fetching", total=2) as bar:
+    with late_bars() as bars:
+        bar = bars(desc="Fetching", total=2)
         bar.update(2)
         bar.set_description("Complete")
     assert ("Complete" in capfd.readouterr().err) == shown
 
 
+@pytest.mark.parametrize("change", [lambda bar: bar.update(2), lambda bar: bar.set_description("Complete")])
+def test_a_bar_that_is_left_open_ends_with_a_line_and_is_not_shown_again(
+    change: Callable[[Any], None], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(hub, "_SECONDS", 0.05)
+    with late_bars() as bars:
+        left = bars(desc="Fetching", total=2)
+        time.sleep(0.12)
+        change(left)
+    assert capfd.readouterr().err.endswith("\n")
+    del left
+    gc.collect()
+    assert capfd.readouterr().err == ""
+
+
 def test_no_bar_is_shown_where_standard_error_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hub, "_SECONDS", 0.0)
     monkeypatch.setattr(sys, "stderr", None)
-    with late_bars()(desc="Fetching", total=2, disable=None) as bar:  # as the library begins bars for a terminal
-        bar.update(2)
+    with late_bars() as bars:
+        bars(desc="Fetching", total=2, disable=None).update(2)  # as the library begins bars for a terminal
 
 
 def test_a_folder_without_weights_is_taken_where_none_are_needed(tmp_path: Path) -> None:

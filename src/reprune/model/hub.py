@@ -6,6 +6,8 @@ import json
 import os
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 from urllib.request import proxy_bypass
 
@@ -15,24 +17,36 @@ from reprune.files.urls import without_secrets
 _SECONDS = 1.0  # before a bar is shown
 
 
-def late_bars() -> Any:
-    """The Hub's class of progress bars, shown only after a second: most often all files are in the cache."""
+@contextmanager
+def late_bars() -> Iterator[Any]:
+    """The Hub's class of progress bars, shown only after a second: most often all files are in the cache.
+
+    Bars end with this context. Some the library leaves open, to be ended whenever Python collects them.
+    """
     import huggingface_hub
 
     utils: Any = huggingface_hub.utils  # which is not typed
+    bars: list[Any] = []
 
     class Late(utils.tqdm):  # type: ignore[misc]
         def __init__(self, *args: Any, **options: Any) -> None:
+            bars.append(self)
             self._begun = time.monotonic()
             if sys.stderr is None:  # it is closed: tqdm would fail, and other threads wait for its lock
                 options["disable"] = True
             super().__init__(*args, **{"delay": _SECONDS, **options})
 
         def display(self, *args: Any, **options: Any) -> Any:
-            late = time.monotonic() >= self._begun + _SECONDS  # tqdm waits with updates, but not with new words
-            return super().display(*args, **options) if late else None
+            if time.monotonic() < self._begun + _SECONDS:  # tqdm waits with updates, but not with new words
+                return None
+            self.delay = 0  # it was shown, if only for new words, so tqdm has to end its line
+            return super().display(*args, **options)
 
-    return Late
+    try:
+        yield Late
+    finally:
+        for bar in bars:
+            bar.close()
 
 
 def not_fetched(error: Exception, model: str, revision: str | None) -> str:

@@ -265,10 +265,8 @@ def _from_hub(model: str, revision: str | None, weights: Weights) -> tuple[Path,
     fetch = huggingface_hub.snapshot_download
     wanted = [pattern for pattern in _WANTED if weights == "here" or not pattern.endswith(".safetensors")]
     try:
-        with _silent_where_nothing_is_wanted():
-            found = fetch(
-                model, revision=revision, allow_patterns=wanted, ignore_patterns=_UNWANTED, tqdm_class=late_bars()
-            )
+        with _silent_where_nothing_is_wanted(), late_bars() as bars:
+            found = fetch(model, revision=revision, allow_patterns=wanted, ignore_patterns=_UNWANTED, tqdm_class=bars)
             folder = Path(found)
     except Exception as error:  # huggingface_hub's own errors, its HTTP client's, OSErrors
         # Offline it refuses a cached model that lacks any file of the repository, even one that is not needed.

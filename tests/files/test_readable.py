@@ -54,9 +54,11 @@ def test_an_unreadable_index_is_named(tmp_path: Path, monkeypatch: pytest.Monkey
         Checkpoint(tmp_path)
 
 
-def test_an_unreadable_file_of_weights_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("method", ["open", "stat"])
+def test_an_unreadable_file_of_weights_is_named(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second is denied where the file is a link to a folder that is closed."""
     tiny.save("llama", tmp_path)
-    deny(monkeypatch, "open", tmp_path / "model.safetensors")
+    deny(monkeypatch, method, tmp_path / "model.safetensors")
     with pytest.raises(InputError, match=rf"model\.safetensors: {_REFUSAL}"):
         Checkpoint(tmp_path)
 

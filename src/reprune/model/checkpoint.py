@@ -21,7 +21,7 @@ from torch import Tensor
 
 from reprune.errors import InputError, UnsupportedModelError
 from reprune.files.durable import sha256
-from reprune.files.readable import check_readable
+from reprune.files.readable import check_readable, is_there
 from reprune.files.unchanged import Unchanged
 from reprune.files.wellformed import read_json
 from reprune.model.snapshots import called
@@ -145,7 +145,7 @@ class Checkpoint:
         return files
 
     def _has(self, file: Path) -> bool:
-        return file in self._away or file.exists()
+        return file in self._away or is_there(file, str(file))
 
     def _of_index(self, index: Path) -> list[Path]:
         check_readable(index)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from reprune.errors import InputError
-from reprune.files.readable import check_readable
+from reprune.files.readable import check_readable, is_there
 from reprune.model.checkpoint import Checkpoint
 from reprune.model.locate import locate_model
 from tests import tiny
@@ -94,3 +94,18 @@ def test_a_link_to_nothing_is_left_out(tmp_path: Path) -> None:
     (tmp_path / "more.json").symlink_to("gone")
     check_readable(tmp_path / "more.json")
     assert locate_model(str(tmp_path)) == tmp_path
+
+
+def test_what_cannot_be_looked_at_is_named_also_where_paths_call_it_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From Python 3.14 on, these methods of paths raise no errors."""
+    for method, quiet in (("exists", os.path.exists), ("is_dir", os.path.isdir), ("is_file", os.path.isfile)):
+        monkeypatch.setattr(Path, method, quiet)
+    name = 300 * "a"
+    with pytest.raises(InputError, match=rf"{name}: cannot be read \(File name too long\); check its permissions\.$"):
+        check_readable(Path(name))
+    with pytest.raises(InputError, match=r"aaa: cannot be read \(File name too long\); expected a model folder"):
+        locate_model(name)
+
+
+def test_a_name_that_no_system_has_is_not_there() -> None:
+    assert not is_there(Path("a\0b"), "a")

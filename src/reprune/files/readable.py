@@ -19,12 +19,12 @@ def is_readable(place: Path) -> bool:
 def is_there(file: Path, called: str, way_on: str = "check its permissions") -> bool:
     """Whether a file exists.
 
-    `Path.exists` raises or returns False where that cannot be told, depending on Python's version; here it is an
-    `InputError`, whose message calls the place by `called` and says what to do by `way_on`.
+    Where that cannot be told, `Path.exists` raises or, since Python 3.14, returns False; here it is an `InputError`,
+    whose message calls the place by `called` and says what to do by `way_on`.
     """
     try:
         file.stat()
-    except (FileNotFoundError, NotADirectoryError):
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # the last for a name with a null character
         return False
     except OSError as error:
         raise InputError(f"{called}: cannot be read ({error.strerror}); {way_on}.") from None
@@ -41,7 +41,7 @@ def check_readable(*places: Path) -> None:
                     break
             elif place.is_file():
                 place.open("rb").close()
-            elif place.exists():
+            elif is_there(place, str(place)):
                 raise InputError(f"{place}: is a pipe or a device; put a file in its place.")
         except OSError as error:
             raise InputError(f"{place}: cannot be read ({error.strerror}); check its permissions.") from None

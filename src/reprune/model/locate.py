@@ -17,7 +17,7 @@ from typing import Literal
 from reprune.errors import InputError, UnsupportedModelError
 from reprune.files.cache import Notify
 from reprune.files.local import local_path
-from reprune.files.readable import check_readable
+from reprune.files.readable import check_readable, is_there
 from reprune.files.wellformed import read_json
 from reprune.model.checkpoint import TOKENIZER
 from reprune.model.gguf import convert_gguf, is_whole
@@ -86,12 +86,8 @@ def locate_headers(model: str, *, notify: Notify = lambda said: None) -> tuple[P
 
 def _locate(model: str, notify: Notify, weights: Weights) -> tuple[Path, Undownloaded | None]:
     path = local_path(model)
-    try:
-        path.exists()
-    except OSError as error:  # the name is too long, or a folder on its path is not accessible
-        raise InputError(
-            f"{model:.200}: cannot be read ({error.strerror}); expected a model folder, a Hub id or a .gguf file."
-        ) from None
+    # Raises for a name that is too long, or if a folder on its path is not accessible.
+    is_there(path, f"{model:.200}", "expected a model folder, a Hub id or a .gguf file")
     if model.strip() and path.is_dir():
         _check_folder(path, model, weights)
         return path.resolve(), None

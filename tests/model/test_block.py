@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterator, MutableMapping
 from typing import Any
 
 import pytest
@@ -62,8 +63,35 @@ def test_the_states_take_their_place_among_the_arguments(
     assert call.bind(states) == (args, kwargs)  # the first call has changed nothing
 
 
+class _Own(MutableMapping[str, float]):
+    """A mapping that keeps its entries in a dict, which a plain copy shares."""
+
+    def __init__(self) -> None:
+        self.entries: dict[str, float] = {}
+
+    def __getitem__(self, key: str) -> float:
+        return self.entries.get(key, 0.0)
+
+    def __setitem__(self, key: str, value: float) -> None:
+        self.entries[key] = value
+
+    def __delitem__(self, key: str) -> None:
+        del self.entries[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.entries)
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+
 @pytest.mark.parametrize(
-    "call", [Call((None, defaultdict(float)), {}, 0), Call((None,), {"side": defaultdict(float)}, 0)]
+    "call",
+    [
+        Call((None, defaultdict(float)), {}, 0),
+        Call((None,), {"side": defaultdict(float)}, 0),
+        Call((None,), {"side": _Own()}, 0),
+    ],
 )
 def test_what_a_block_writes_to_an_empty_mapping_is_in_no_other_pass(call: Call) -> None:
     class Counting(nn.Module):

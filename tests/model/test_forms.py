@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import UserDict
+from collections import UserDict, defaultdict
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from reprune.model.block import Call
 from reprune.model.forms import Beside, Form, Slot, axes, is_shared
 
 _SIZES = st.integers(1, 4)
@@ -134,11 +135,14 @@ def test_of_what_stands_beside_the_states_a_block_returns_what_it_writes() -> No
 
 
 def test_a_mapping_that_blocks_write_to_is_another_in_each_pass() -> None:
-    form = Form(rest=(4,), slots=(Slot(("side", 0, None), (1,), 1),), writes=frozenset({0}))
-    shared = {0: torch.ones(2, 3, 1)}  # as left by an earlier pass
-    _, kwargs = form.hand((None,), {"side": shared}, torch.randn(2, 3, 5))
-    assert kwargs["side"] == {}
-    assert kwargs["side"] is not shared
+    form = Form(rest=(4,), slots=(Slot(("side", 0, None), (1,), 1),), reads=frozenset({0}))
+    shared: defaultdict[object, list[Any]] = defaultdict(list)
+    call = Call((None,), {"side": shared}, 0, form)
+    first, second = (call.bind(torch.randn(2, 3, 5))[1]["side"] for _ in range(2))
+    assert first is not second
+    assert not shared
+    assert [*first] == [0]
+    assert first["more"] == [], "it has the same default"
 
 
 def test_parts_of_one_entry_are_handed_as_the_tuple_that_they_were() -> None:
@@ -148,13 +152,6 @@ def test_parts_of_one_entry_are_handed_as_the_tuple_that_they_were() -> None:
     _, kwargs = replace(form, reads=frozenset({0, 1})).hand((None,), {"side": {}}, stream)
     keys, values = kwargs["side"]["key"]
     assert torch.equal(torch.cat([keys, values], dim=-1), stream[..., 4:])
-
-
-def test_it_stays_of_its_kind() -> None:
-    form = Form(rest=(4,), slots=(Slot(("side", 0, None), (1,), 1),), reads=frozenset({0}))
-    _, kwargs = form.hand((None,), {"side": UserDict()}, torch.randn(2, 3, 5))
-    assert type(kwargs["side"]) is UserDict
-    assert [*kwargs["side"]] == [0]
 
 
 def test_a_mapping_that_holds_something_is_none_that_blocks_share() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence, Set
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
-from copy import copy
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, final
@@ -59,7 +59,7 @@ class Call:
 
 
 def _anew(value: Any) -> Any:
-    return copy(value) if is_shared(value) else value
+    return deepcopy(value) if is_shared(value) else value
 
 
 _OF_DTYPES = r"dtype|scalar type|not implemented for '(BFloat16|Half)'"

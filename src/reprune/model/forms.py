@@ -88,7 +88,10 @@ class Form:
         return states if self._first else states.movedim((0, 1), (self.samples, self.tokens))
 
     def hand(self, args: Any, kwargs: Any, stream: Tensor) -> tuple[Any, Any]:
-        """The arguments with the slots that earlier blocks wrote for this one in their places."""
+        """The arguments with the slots that earlier blocks wrote for this one in their places.
+
+        Entries are put into the mappings themselves, so these must be of this pass alone.
+        """
         if not self.slots:
             return args, kwargs
         at_hand = {
@@ -99,8 +102,6 @@ class Form:
             return at_hand.get(value.place) if isinstance(value, Beside) else value
 
         args, kwargs = tuple(map(put, args)), {key: put(value) for key, value in kwargs.items()}
-        for name in {slot.place[0] for slot in self.slots if not isinstance(slot.place, int)} & kwargs.keys():
-            kwargs[name] = type(kwargs[name])()
         for place, value in at_hand.items():
             if not isinstance(place, int):
                 name, key, number = place

@@ -65,7 +65,7 @@ def not_fetched(error: Exception, model: str, revision: str | None) -> str:
         why = "nor a model on the Hub that you may read; check the name, or run 'hf auth login'"
     elif (answer := hub_answer(error)) is not None:
         why = f"nor is it whole in the Hugging Face cache, and {answer}"
-    elif isinstance(error, errors.LocalEntryNotFoundError | errors.OfflineModeIsEnabled) or _unconnected(error):
+    elif unreached(error):
         cause = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else not_reached()
         why = f"nor is it whole in the Hugging Face cache, and {cause}; go online, or give a local model"
     elif lacks_home(error):
@@ -76,8 +76,13 @@ def not_fetched(error: Exception, model: str, revision: str | None) -> str:
     return f"{model}{f' at revision {revision}' if revision else ''}: no folder here, {why}."
 
 
-def _unconnected(error: BaseException) -> bool:
-    return any(type(found).__name__ in ("ConnectError", "ConnectTimeout") for found in causes(error))  # of httpx
+def unreached(error: BaseException) -> bool:
+    """Whether an error of the Hub's libraries says that no connection was made: offline, or without an answer."""
+    from huggingface_hub import errors
+
+    offline = errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled
+    names = "ConnectError", "ConnectTimeout"  # of httpx
+    return any(isinstance(found, offline) or type(found).__name__ in names for found in causes(error))
 
 
 def hub_answer(error: BaseException) -> str | None:

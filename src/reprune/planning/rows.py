@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar, cast, final
 
 from reprune.errors import InputError, causes, lacks_home
-from reprune.model.hub import hub_answer, not_reached
+from reprune.model.hub import hub_answer, not_reached, unreached
 from reprune.model.snapshots import COMMIT
 from reprune.planning.documents import Column, Documents, label
 from reprune.planning.room import cache_of_the_hub, no_room
@@ -250,7 +250,6 @@ class Rows:
     def _reason(self, error: Exception) -> str:
         from datasets.exceptions import DatasetNotFoundError
 
-        offline = ("ConnectError", "ConnectTimeout", "ReadTimeout", "LocalEntryNotFoundError", "OfflineModeIsEnabled")
         if isinstance(error, DatasetNotFoundError):
             revision = f" at revision {self.revision!r}" if self.revision else ""
             return (
@@ -260,7 +259,8 @@ class Rows:
         local = self.path in _FORMATS or Path(self.path).is_dir()
         if not local and (answer := hub_answer(error)) is not None:
             return f"expected to read {self.path!r} from the Hugging Face Hub, but {answer}"
-        if any(isinstance(cause, ConnectionError) or type(cause).__name__ in offline for cause in causes(error)):
+        lost = (isinstance(one, ConnectionError) or type(one).__name__ == "ReadTimeout" for one in causes(error))
+        if unreached(error) or any(lost):  # a connection lost on the way makes no difference here
             return (
                 f"expected to read {self.path!r} from the Hugging Face Hub, but {not_reached()}; "
                 "check the network and HF_HUB_OFFLINE, or give a local file, or `manual`, which needs no network"

@@ -106,7 +106,10 @@ def load_documents(name: str, split: Split) -> Documents:
 
 
 class Source(ABC):
-    """A place that texts come from. Different names of one place give equal sources."""
+    """A place that texts come from.
+
+    Different names of one place give equal sources, except names of a file that has none of a text itself (`real_path`).
+    """
 
     @property
     def local(self) -> bool:

@@ -28,8 +28,8 @@ class BlockSurvey:
     routers: tuple[str, ...]  # linears that choose experts; they always stay dense
     idle: tuple[str, ...]  # linears that never run on text; they stay dense
     others: dict[str, tuple[int, ...]]  # matrices that are not the weight of a linear; they stay dense
-    experts: dict[str, float]  # by linear of an expert: the share of tokens that reach it under uniform routing
-    stages: dict[str, str]  # by linear of a stack: the stage of its group, as in `LinearGroup`
+    experts: dict[str, float]  # by linear of a stack of experts: the share of tokens that reach it by uniform routing
+    stages: dict[str, str]  # by linear of an expert or a stack: the stage of its group, as in `LinearGroup`
     read: tuple[str, ...]  # idle linears whose weights are used, but not to multiply inputs by them as they are
     groups_known: bool  # False if it takes the block's weights to find which linears share inputs
 

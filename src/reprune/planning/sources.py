@@ -108,7 +108,7 @@ def load_documents(name: str, split: Split) -> Documents:
 class Source(ABC):
     """A place that texts come from.
 
-    Different names of one place give equal sources, except names of a file that has none of a text itself (`real_path`).
+    Different names of one place give equal sources, but for links to a file whose own name is none of a text.
     """
 
     @property

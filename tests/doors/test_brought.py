@@ -124,7 +124,7 @@ def test_what_it_draws_is_decided_by_the_seed_also_where_a_run_goes_on(here: Pat
 
 
 def test_the_forecast_goes_by_what_it_gathers() -> None:
-    cost = BlockCosts(4 * 64 * 32, 4 * 24 * 32, Flops(1e9), Flops(3e9), 1e3, True)
+    cost = BlockCosts(4 * 64 * 32, 4 * 24 * 32, Flops(1e9), Flops(3e9), 1e3)
     work = Work(
         [cost] * 2, [[Group(64, 32), Group(32, 64, 0.5, True)]] * 2, windows(2, 1, 1), 6, 1, 24, [10**4] * 2, [10]
     )

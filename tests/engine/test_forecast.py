@@ -23,7 +23,7 @@ _WEIGHTS, _TOKENS, _HIDDEN = 10**7, 128, 1024
 
 def _work(blocks: int = 8, calibration: int = 32, heldout: int = 4, size: int = 1) -> Work:
     flops = 2.0 * _WEIGHTS * _TOKENS
-    cost = BlockCosts(_WEIGHTS, 4 * _TOKENS * _HIDDEN, Flops(flops), Flops(3 * flops), 40.0 * _HIDDEN * _TOKENS, True)
+    cost = BlockCosts(_WEIGHTS, 4 * _TOKENS * _HIDDEN, Flops(flops), Flops(3 * flops), 40.0 * _HIDDEN * _TOKENS)
     groups = [Group(3072, 1024), Group(1024, 1024), Group(4096, 1024), Group(1024, 2048)]
     return Work(
         [cost] * blocks, [groups] * blocks, windows(blocks, size, 1), calibration, heldout, _TOKENS,

@@ -37,7 +37,7 @@ def test_every_architecture_is_costed_without_reading_a_weight(
     for index, cost in enumerate(found):
         block = decoder.skeleton.blocks[index]
         matrices = sum(parameter.numel() for parameter in block.parameters() if parameter.dim() == 2)
-        assert cost.exact
+        assert cost.operations
         assert cost.parameters == sum(parameter.numel() for parameter in block.parameters())
         assert _total(cost.forward) > 2 * matrices * _TOKENS, "the linears, and attention"
         # Linears that read the block's first norm compute no gradient for their inputs if it is an RMS norm.
@@ -113,7 +113,7 @@ def test_of_a_mask_a_block_costs_what_it_would_of_a_causal_one(tmp_path: Path, m
     monkeypatch.setattr(half_attention, "_ROWS", 16)  # less than all tokens, as in long samples
     decoder = Decoder(tiny.save("gemma3", tmp_path / "model"), precision=Precision(torch.bfloat16))
     sliding, causal, _ = decoder.costs(_TOKENS)
-    assert sliding.exact
+    assert sliding.operations
     assert (sliding.forward, sliding.both) == (causal.forward, causal.both)
 
 
@@ -195,7 +195,7 @@ def test_a_block_that_needs_values_is_estimated_by_its_linears() -> None:
         module = _Choosing()
     call = Call((None,), {}, 0)
     found = block_costs(module, (torch.zeros(1, 5, 8), call), (torch.zeros(2, 5, 8), call), Precision())
-    assert not found.exact
+    assert not found.operations, "it is an estimate"
     assert found.forward == Flops(2 * (2 * 8 * 32 + 32 * 8) * 5)
     assert found.both.products == 3 * found.forward.products
     assert found.activations == 8 * (8 + 32 + 32 + 8) * 5
@@ -207,17 +207,15 @@ def test_what_few_tokens_tell_is_carried_on_as_a_square() -> None:
     def cost(tokens: int) -> BlockCosts:
         square = 3.0 * tokens**2 + 5.0 * tokens + 7.0
         flops = Flops(square, 2 * square)
-        return BlockCosts(9, 128 * tokens, flops, Flops(4 * square, square), 5 * square, True, 6 * tokens + 1)
+        return BlockCosts(9, 128 * tokens, flops, Flops(4 * square, square), 5 * square, 6 * tokens + 1)
 
     assert costs.extrapolated([cost(tokens) for tokens in costs.FEW], 1000) == cost(1000)
 
 
 @pytest.mark.parametrize(
-    ("operations", "exact", "scan"),
-    [((5, 9, 13), True, True), ((5, 5), True, False), ((5, 9, 14), True, False), ((0, 0), False, True)],
+    ("operations", "scan"),
+    [((5, 9, 13), True), ((5, 5), False), ((5, 9, 14), False), ((0, 0), True)],
 )
-def test_a_scan_takes_as_many_more_operations_for_each_more_tokens(
-    operations: tuple[int, ...], exact: bool, scan: bool
-) -> None:
-    few = [BlockCosts(1, 1, Flops(1.0), Flops(1.0), 1.0, exact, count) for count in operations]
+def test_a_scan_takes_as_many_more_operations_for_each_more_tokens(operations: tuple[int, ...], scan: bool) -> None:
+    few = [BlockCosts(1, 1, Flops(1.0), Flops(1.0), 1.0, count) for count in operations]
     assert costs._may_scan(few) is scan

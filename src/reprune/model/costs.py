@@ -52,8 +52,7 @@ class BlockCosts:
     forward: Flops  # of a forward pass
     both: Flops  # of a forward and a backward pass
     activations: float  # bytes kept from the forward pass for the backward pass
-    exact: bool  # False if the block does not run without values, so that this is an estimate by formula
-    operations: int = 0  # how many a forward and a backward pass take, of any size; 0 in an estimate
+    operations: int = 0  # of both passes, of any size; 0 if it does not run without values: all is then an estimate
 
 
 def block_costs(
@@ -86,7 +85,7 @@ def block_costs(
     hidden = one[0].numel() // tokens
     entering = 4 * tokens * hidden
     if not one[1].form.runs:
-        return BlockCosts(parameters, entering, Flops(0.0), Flops(0.0), 0.0, True)
+        return BlockCosts(parameters, entering, Flops(0.0), Flops(0.0), 0.0)
     try:
         (forward, both, kept, operations), (_, _, kept_of_two, _) = (
             _run(copy.deepcopy(module), states.shape, call, precision, device, most) for states, call in (one, two)
@@ -97,8 +96,8 @@ def block_costs(
         linears = find_linears(module, stacks)
         products = 2.0 * tokens * sum(linear.share * math.prod(linear.shape) for linear in linears)
         widths = hidden + sum(linear.share * linear.shape[0] for linear in linears)
-        return BlockCosts(parameters, entering, Flops(products), Flops(3.0 * products), 8.0 * widths * tokens, False)
-    return BlockCosts(parameters, entering, forward, both, kept_of_two - kept, True, operations)
+        return BlockCosts(parameters, entering, Flops(products), Flops(3.0 * products), 8.0 * widths * tokens)
+    return BlockCosts(parameters, entering, forward, both, kept_of_two - kept, operations)
 
 
 def costs_of_many(cost: Callable[[int, int | None], BlockCosts], tokens: int) -> BlockCosts:
@@ -122,7 +121,7 @@ def costs_of_many(cost: Callable[[int, int | None], BlockCosts], tokens: int) ->
 def _may_scan(few: Sequence[BlockCosts]) -> bool:
     """Whether a block's operations grow by the same number, not 0, at each step; an estimate is linear anyway."""
     steps = {after.operations - before.operations for before, after in pairwise(few)}
-    return not few[0].exact or (len(steps) < 2 and 0 not in steps)
+    return not few[0].operations or (len(steps) < 2 and 0 not in steps)
 
 
 def extrapolated(few: Sequence[BlockCosts], tokens: int) -> BlockCosts:
@@ -139,7 +138,6 @@ def extrapolated(few: Sequence[BlockCosts], tokens: int) -> BlockCosts:
         Flops(value(lambda costs: costs.forward.products), value(lambda costs: costs.forward.attention)),
         Flops(value(lambda costs: costs.both.products), value(lambda costs: costs.both.attention)),
         value(lambda costs: costs.activations),
-        all(costs.exact for costs in few),
         round(value(lambda costs: costs.operations)),
     )
 

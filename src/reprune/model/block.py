@@ -270,7 +270,7 @@ class Block:
         together: dict[tuple[str, int], list[Linear]] = {}
         for linear in self.linears:
             if linear.stack is not None and linear.stack.shares in ran:
-                together.setdefault((linear.stack.shares, linear.number or 0), []).append(linear)
+                together.setdefault((linear.stack.shares, linear.number), []).append(linear)
         for (shares, _), linears in together.items():
             assert linears[0].stack is not None
             yield LinearGroup(tuple(linears), expert=linears[0].stack.routed, stage=shares)

@@ -58,9 +58,9 @@ class Linear:
         return Linear(name, weight, (first, second), (second, 1), module=module)
 
     @property
-    def number(self) -> int | None:
-        """Its index in its stack; None outside of a stack."""
-        return None if self.stack is None else self.offset // math.prod(self.shape)
+    def number(self) -> int:
+        """Its index in its stack; 0 outside of one."""
+        return self.offset // math.prod(self.shape)
 
     @property
     def share(self) -> float:

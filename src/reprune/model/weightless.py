@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import suppress
-from functools import cache, partial, wraps
+from functools import cache, cached_property, partial, wraps
 from typing import Any, TypeVar, final
 
 import torch
@@ -35,7 +35,7 @@ def _once_a_kind(find: Callable[[Any, int], Found]) -> Callable[[Any, int], Foun
 
     @wraps(find)
     def known(self: Weightless, index: int) -> Found:
-        key = find.__name__, _kind_of(self._skeleton.blocks[index], self._sample()[1][index])
+        key = find.__name__, _kind_of(self._skeleton.blocks[index], self._sample[1][index])
         if key not in self._known:
             self._known[key] = find(self, index)
         found: Found = self._known[key]
@@ -53,19 +53,19 @@ class Weightless:
         self._fill = fill
         self._skeleton = skeleton
         self._precision = precision
-        self._recorded: tuple[Tensor, list[Call]] | None = None
         self._known: dict[Hashable, Any] = {}  # by method and kind of block
 
+    @cached_property
     def _sample(self) -> tuple[Tensor, list[Call]]:
-        if self._recorded is None:
-            self._recorded = self._skeleton.record(self._skeleton.few_ids(), self._fill)
-            self._skeleton.release()
-        return self._recorded
+        """The states that enter the first block for a few tokens, and what each block is passed with them."""
+        recorded = self._skeleton.record(self._skeleton.few_ids(), self._fill)
+        self._skeleton.release()
+        return recorded
 
     @property
     def width(self) -> int:
         """How many numbers a stream holds for each token."""
-        states = self._sample()[0]
+        states = self._sample[0]
         return states.numel() // (len(states) * states.shape[1])
 
     @torch.no_grad()
@@ -110,7 +110,7 @@ class Weightless:
     @_once_a_kind
     def _called_groups(self, index: int) -> list[LinearGroup]:
         """The linear groups of a block among the linears whose modules are called."""
-        states, calls = self._sample()
+        states, calls = self._sample
         meta = torch.device("meta")
         block = Block(index, copy.deepcopy(self._skeleton.blocks[index]).to(meta), meta, Precision())
         return self._groups_of(block, states.to(meta), to_device([calls[index]], meta)[0])
@@ -139,7 +139,7 @@ class Weightless:
 
     def _near(self, index: int, stacks: Sequence[Stack] = ()) -> tuple[Block, Tensor, Call]:
         """A block whose weights take no memory, states of a few tokens, and what the block is passed with them."""
-        states, calls = self._sample()
+        states, calls = self._sample
         some = torch.randn(states.shape, generator=torch.Generator().manual_seed(0))
         module = without_weights(self._skeleton.blocks[index])
         return Block(index, module, torch.device("cpu"), Precision(), stacks), some, calls[index]

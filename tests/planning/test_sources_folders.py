@@ -12,6 +12,7 @@ from reprune.errors import InputError
 from reprune.planning.samples import draw_samples
 from reprune.planning.shares import SourceSpec
 from reprune.planning.sources import load_documents
+from tests.files.test_readable import deny
 
 
 def _write(folder: Path, *names: str) -> None:
@@ -73,4 +74,13 @@ def test_a_note_tells_of_them_and_they_can_be_given_by_their_paths(
 def test_a_folder_of_other_files_is_refused_by_what_could_be_in_it(tmp_path: Path) -> None:
     _write(tmp_path, "notes.md", "run.py")
     with pytest.raises(InputError, match=r"expected files ending in \.txt, .*, \.parquet, but the folder has none$"):
+        load_documents(str(tmp_path), "train")
+
+
+@pytest.mark.parametrize("name", ["b.txt", "c.jsonl"])
+def test_a_link_into_a_closed_folder_is_named(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _write(tmp_path, "a.txt", name)
+    deny(monkeypatch, "stat", tmp_path / name)
+    said = rf"source {tmp_path.name!r}, file {name!r}: cannot be read \(Permission denied\); check its permissions\.$"
+    with pytest.raises(InputError, match=said):
         load_documents(str(tmp_path), "train")

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar, cast, final
 
 from reprune.errors import InputError, causes, lacks_home
+from reprune.files.readable import is_there
 from reprune.model.hub import hub_answer, not_reached, unreached
 from reprune.model.snapshots import COMMIT
 from reprune.planning.documents import Column, Documents, label
@@ -286,10 +287,15 @@ class Rows:
 
 
 def _texts(folder: Path) -> Iterator[Path]:
-    """The files below a folder that look like text or rows of it, except hidden ones and descriptions of data sets."""
+    """The files below a folder that look like text or rows of it, except hidden ones and descriptions of data sets.
+
+    Raises InputError for a link into a folder that is closed.
+    """
     for path in folder.rglob("*"):
         hidden = any(part.startswith((".", "__")) for part in path.relative_to(folder).parts)
-        if not hidden and path.name.lower().endswith(SUFFIXES) and path.name not in _DESCRIPTIONS and path.is_file():
+        if hidden or path.name in _DESCRIPTIONS or not path.name.lower().endswith(SUFFIXES):
+            continue
+        if is_there(path, f"{label(folder.name)}, file {path.name!r}") and path.is_file():
             yield path
 
 

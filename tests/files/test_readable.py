@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -19,24 +20,35 @@ _REFUSAL = r"cannot be read \(Permission denied\); check its permissions\.$"
 
 
 def deny(monkeypatch: pytest.MonkeyPatch, method: str, denied: Path) -> None:
-    """Refuse access to one file or folder, which the system would not do for root."""
+    """Refuse access to one file or folder, which the system would not do for root; a link itself may be looked at."""
     real = getattr(Path, method)
 
     def call(path: Path, *arguments: Any, **settings: Any) -> Any:
-        if path == denied:
+        if path == denied and settings.get("follow_symlinks", True):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
         return real(path, *arguments, **settings)
 
     monkeypatch.setattr(Path, method, call)
 
 
+@pytest.mark.parametrize("method", ["open", "stat"])
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json"])
 def test_an_unreadable_file_that_a_model_is_loaded_from_is_named(
-    name: str, llama: Path, monkeypatch: pytest.MonkeyPatch
+    method: str, name: str, llama: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    deny(monkeypatch, "open", llama / name)
+    """The second is denied where the file is a link into a folder that is closed."""
+    deny(monkeypatch, method, llama / name)
     with pytest.raises(InputError, match=rf"{name}: {_REFUSAL}"):
         locate_model(str(llama))
+
+
+def test_code_behind_a_link_into_a_closed_folder_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = json.loads((tiny.save("llama", tmp_path) / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "auto_map": {"AutoConfig": "own.Own"}}))
+    (tmp_path / "own.py").touch()
+    deny(monkeypatch, "stat", tmp_path / "own.py")
+    with pytest.raises(InputError, match=rf"own\.py: {_REFUSAL}"):
+        Checkpoint(tmp_path)
 
 
 def test_an_unreadable_file_that_no_model_is_loaded_from_does_no_harm(
@@ -56,7 +68,6 @@ def test_an_unreadable_index_is_named(tmp_path: Path, monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("method", ["open", "stat"])
 def test_an_unreadable_file_of_weights_is_named(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The second is denied where the file is a link to a folder that is closed."""
     tiny.save("llama", tmp_path)
     deny(monkeypatch, method, tmp_path / "model.safetensors")
     with pytest.raises(InputError, match=rf"model\.safetensors: {_REFUSAL}"):

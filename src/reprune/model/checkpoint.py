@@ -280,7 +280,9 @@ def no_floats(place: str, name: str, dtype: torch.dtype | str) -> UnsupportedMod
 def _beside(folder: Path) -> set[Path]:
     """The files that decide a model besides its weights."""
     patterns = (*_BESIDE, *_OF_CODE) if _names_code(folder) else _BESIDE
-    return {file for pattern in patterns for file in folder.glob(pattern) if file.is_file()}
+    return {
+        file for pattern in patterns for file in folder.glob(pattern) if is_there(file, str(file)) and file.is_file()
+    }
 
 
 def _is_outside(name: str) -> bool:

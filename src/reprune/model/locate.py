@@ -191,8 +191,9 @@ def _check_folder(
     """
     name = f"{model}@{revision}" if revision else model
     check_readable(folder)
-    check_readable(*(file for pattern in LOADED for file in folder.glob(pattern)))
-    here = [*listed, *(path.name for path in folder.iterdir())] if folder.is_dir() else []
+    inside = [*folder.iterdir()] if folder.is_dir() else []
+    check_readable(*(file for file in inside if any(map(file.match, LOADED))))
+    here = [*listed, *(file.name for file in inside)]
     names = sorted({*here, *left})
     ggufs = [file for file in names if file.lower().endswith(".gguf")]
     adapter = "adapter_config.json" in names

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from reprune.errors import HalfPrecisionError, UnsupportedModelError
 from reprune.model.fitted_linears import FittedLinears
+from reprune.model.float32_products import AskedInFloat32
 from reprune.model.forms import PLAIN, Beside, Form, is_shared
 from reprune.model.half_attention import HalfAttention
 from reprune.model.linears import Linear, Stack, find_linears, find_routers
@@ -68,7 +69,10 @@ _OF_DTYPES = r"dtype|scalar type|not implemented for '(BFloat16|Half)'"
 
 @dataclass(frozen=True)
 class Precision:
-    """The dtype of a block's matrix products; weights, sums and hidden states stay float32."""
+    """The dtype of a block's matrix products; weights, sums and hidden states stay float32.
+
+    So do products that the model's own code asks for in float32 (see `AskedInFloat32`).
+    """
 
     products: torch.dtype = torch.float32
 
@@ -86,7 +90,7 @@ class Precision:
     @contextmanager
     def _in_half(self, device: torch.device) -> Iterator[None]:
         try:
-            with torch.autocast(device.type, dtype=self.products):
+            with torch.autocast(device.type, dtype=self.products), AskedInFloat32(device.type):
                 yield
         except RuntimeError as error:
             said = " ".join(str(error).split())
@@ -160,7 +164,7 @@ class Block:
             return states
         args, kwargs = call.bind(states)
         version = states._version
-        with self.precision.on(self.device), self._ways(), routing or nullcontext():
+        with self._ways(), self.precision.on(self.device), routing or nullcontext():
             outputs = self.module(*args, **kwargs)
         if states._version != version:
             raise UnsupportedModelError(

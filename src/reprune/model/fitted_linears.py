@@ -54,9 +54,10 @@ class FittedLinears(TorchFunctionMode):
 
     def _cast(self, inputs: Tensor) -> Tensor:
         """The inputs in the products' dtype; a tensor that several linears read is cast once."""
-        if self._cast_last is not None and self._cast_last[0].is_(inputs):
+        dtype = _of_products(inputs.device.type)
+        if self._cast_last is not None and self._cast_last[0].is_(inputs) and self._cast_last[1].dtype == dtype:
             return self._cast_last[1]
-        cast = inputs.detach().to(_of_products(inputs.device.type))
+        cast = inputs.detach().to(dtype)
         self._cast_last = _Same(inputs), cast
         return cast
 

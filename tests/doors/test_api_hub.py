@@ -108,5 +108,6 @@ def test_messages_call_a_hub_model_by_its_id(repository: Path, tmp_path: Path) -
     with pytest.raises(InputError, match=r"^other and owner/tiny differ in their architecture \(qwen2 and llama\)"):
         reprune.errors_against(other, "owner/tiny", "manual", seqlen=8)
     (repository / "snapshots" / COMMIT / "reprune.json").touch()
-    with pytest.raises(InputError, match=r"^owner/tiny: is sparse already"):
+    way = rf"\(To prune .*, 'hf download owner/tiny --revision {COMMIT} --local-dir FOLDER', remove reprune\.json there"
+    with pytest.raises(InputError, match=rf"^owner/tiny: is sparse already, .* {way}"):
         reprune.plan("owner/tiny")

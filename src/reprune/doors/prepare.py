@@ -21,7 +21,7 @@ from reprune.errors import InputError
 from reprune.math.ranks import ALONE, Ranks
 from reprune.model.block import Precision
 from reprune.model.decoder import Decoder
-from reprune.model.snapshots import called
+from reprune.model.snapshots import called, hub_commit
 from reprune.model.undownloaded import Undownloaded
 from reprune.model.whole import whole_bytes
 from reprune.planning.recipe import Recipe
@@ -47,9 +47,13 @@ def refusal(check: Callable[[], object]) -> str | None:
 def check_dense(folder: Path) -> None:
     """Raise `InputError` if a model is a result of `prune`: a sparse teacher would lack what the pruning removed."""
     if (folder / RECORD).exists():
+        name, way = called(folder), f"remove {RECORD} from the folder"
+        if (commit := hub_commit(folder)) is not None:  # that folder is the Hub's cache, which would have it again
+            fetch = f"'hf download {name} --revision {commit} --local-dir FOLDER'"
+            way = f"{fetch}, remove {RECORD} there, then give FOLDER"
         raise InputError(
-            f"{called(folder)}: is sparse already, a result of reprune; prune the dense model it was made from. (To "
-            f"prune it further all the same, compared with itself as it is now, remove {RECORD} from the folder.)"
+            f"{name}: is sparse already, a result of reprune; prune the dense model it was made from. (To prune it "
+            f"further all the same, compared with itself as it is now, {way}.)"
         )
 
 

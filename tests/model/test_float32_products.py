@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from reprune.model.block import Precision
 from reprune.model.decoder import Decoder
 from reprune.model.fitted_linears import FittedLinears
+from reprune.model.float32_products import AskedInFloat32
 
 from .. import tiny
 
@@ -44,7 +45,7 @@ def test_a_product_by_a_weight_that_is_cast_to_float32_is_in_float32(
     """Also beside another product of the same inputs, which are cast once for all that are fitted."""
     module, other = _Scores(cast), nn.Linear(8, 3)
     expected = module(_STATES)
-    with FittedLinears() if fitted else nullcontext(), _HALF.on(_CPU):
+    with _HALF.on(_CPU), FittedLinears() if fitted else nullcontext(), AskedInFloat32("cpu"):
         before, found, after = other(_STATES), module(_STATES), other(_STATES)
     assert found.dtype == torch.float32 and torch.equal(found, expected)
     assert before.dtype == after.dtype == torch.bfloat16 and torch.equal(before, after)
@@ -55,7 +56,7 @@ def test_a_product_by_a_weight_that_is_cast_to_float32_is_in_float32(
 @pytest.mark.parametrize("cast", [lambda one: one, lambda one: one.to(torch.float32)])
 def test_other_products_are_in_half_precision(cast: Callable[[Tensor], Tensor]) -> None:
     """A weight that is cast to the dtype of the states is no sign: the states are float32 here."""
-    with _HALF.on(_CPU):
+    with _HALF.on(_CPU), AskedInFloat32("cpu"):
         assert _Scores(cast)(_STATES).dtype == torch.bfloat16
         assert nn.functional.linear(_STATES.float(), _Scores(cast).weight).dtype == torch.bfloat16
 

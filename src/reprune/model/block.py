@@ -7,7 +7,7 @@ from collections.abc import Callable, Container, Iterator, Mapping, Sequence, Se
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from copy import deepcopy
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, final
 
 import torch
@@ -69,10 +69,7 @@ _OF_DTYPES = r"dtype|scalar type|not implemented for '(BFloat16|Half)'"
 
 @dataclass(frozen=True)
 class Precision:
-    """The dtype of a block's matrix products; weights, sums and hidden states stay float32.
-
-    So do products that the model's own code asks for in float32 (see `AskedInFloat32`).
-    """
+    """The dtype of a block's matrix products; weights, sums and hidden states stay float32."""
 
     products: torch.dtype = torch.float32
 
@@ -90,7 +87,7 @@ class Precision:
     @contextmanager
     def _in_half(self, device: torch.device) -> Iterator[None]:
         try:
-            with torch.autocast(device.type, dtype=self.products), AskedInFloat32(device.type):
+            with torch.autocast(device.type, dtype=self.products):
                 yield
         except RuntimeError as error:
             said = " ".join(str(error).split())
@@ -145,7 +142,7 @@ class Block:
         self._norms = find_norms(module)
         self._stacked = [module.get_parameter(stack.parameter) for stack in stacks]
 
-    @property
+    @cached_property
     def routed(self) -> bool:
         """Whether the block sends a token to only some of its experts."""
         return any(
@@ -164,7 +161,7 @@ class Block:
             return states
         args, kwargs = call.bind(states)
         version = states._version
-        with self._ways(), self.precision.on(self.device), routing or nullcontext():
+        with self.precision.on(self.device), self._ways(), routing or nullcontext():
             outputs = self.module(*args, **kwargs)
         if states._version != version:
             raise UnsupportedModelError(
@@ -184,6 +181,8 @@ class Block:
                     stack.enter_context(SlicesApart(self._stacked))
                 linears = stack.enter_context(FittedLinears())
                 stack.enter_context(as_one(self._norms, linears.scaled))
+            if self.routed and self.precision.products != torch.float32:
+                stack.enter_context(AskedInFloat32(self.device.type))  # above the others, which see its autocast
             yield
 
     @torch.no_grad()

@@ -1,7 +1,9 @@
 """Keeps a product in float32 where a model's own code asks for that, though autocast would round it.
 
-The code of many mixtures does so for routers (`F.linear(x.float(), self.weight.float())`): which experts a token is
-sent to hangs on small differences of scores. Here weights are float32 already, so autocast would not notice.
+Blocks with experts run under it: the code of many mixtures asks for that in routers, by
+`F.linear(x.float(), self.weight.float())`, as which experts a token is sent to hangs on small differences of scores.
+Here weights are float32 already, so autocast would not notice. (Other blocks do without: it costs time for each
+operation.)
 """
 
 from __future__ import annotations

@@ -255,3 +255,15 @@ def test_texts_of_a_parquet_file_that_are_not_utf8_are_refused(tmp_path: Path) -
     for read in (list, lambda found: found[1]):
         with pytest.raises(InputError, match=r"^source 'a\.parquet': .* column 'text', but byte 0xe9 "):
             read(documents)
+
+
+@pytest.mark.parametrize(("name", "identifier"), [("wikitext2", "Salesforce/wikitext"), ("org/name@main", "org/name")])
+def test_a_folder_here_is_not_read_in_the_place_of_a_data_set_of_the_hub(
+    name: str, identifier: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path(identifier).mkdir(parents=True)
+    (Path(identifier) / "test.txt").write_text("not what was asked for")
+    said = f"expected {identifier!r} of the Hub, but `datasets` would read the folder of that name, which is here; "
+    with pytest.raises(InputError, match=said):
+        load_documents(name, "test")

@@ -255,6 +255,11 @@ class DataSet(Source):
 
     def load(self, split: Split) -> Documents:
         """The rows of the split. Raises InputError if there is none, or the Hub cannot be reached."""
+        if not self.local and Path(self.id).is_dir():
+            raise InputError(
+                f"{label(self.name)}: expected {self.id!r} of the Hub, but `datasets` would read the folder of "
+                f"that name, which is here; give it as ./{self.id}, or run in another folder"
+            )
         part = self.tested if split == "test" else None
         files = None if self.files is None else (self.files[("train", "test").index(split)],)
         rows = Rows(

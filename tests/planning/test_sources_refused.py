@@ -20,6 +20,7 @@ from huggingface_hub.errors import HfHubHTTPError
 
 from reprune.errors import InputError
 from reprune.planning.sources import find_source, load_documents, parse_source
+from tests.files.test_readable import deny
 
 OLD, NEW = "a" * 40, "b" * 40
 
@@ -255,6 +256,18 @@ def test_texts_of_a_parquet_file_that_are_not_utf8_are_refused(tmp_path: Path) -
     for read in (list, lambda found: found[1]):
         with pytest.raises(InputError, match=r"^source 'a\.parquet': .* column 'text', but byte 0xe9 "):
             read(documents)
+
+
+@pytest.mark.parametrize("column", ["", ":body"])
+def test_a_file_in_a_closed_folder_is_not_just_called_missing(
+    column: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "a.jsonl"
+    file.touch()
+    deny(monkeypatch, "stat", file)
+    said = rf"a\.jsonl{column}': expected a file or directory, but there is none that can be looked at; check the path and its permissions$"
+    with pytest.raises(InputError, match=said):
+        load_documents(f"{file}{column}", "train")
 
 
 @pytest.mark.parametrize(("name", "identifier"), [("wikitext2", "Salesforce/wikitext"), ("org/name@main", "org/name")])

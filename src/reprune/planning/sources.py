@@ -376,7 +376,10 @@ def _require_hub_id(name: str, identifier: str) -> None:
     called = label(name)
     starts_as_path = re.match(r"[/.~]|[A-Za-z]:[/\\]", name)
     if identifier.lower().endswith(SUFFIXES) or starts_as_path or "\\" in name:
-        raise InputError(f"{called}: expected a file or directory, but there is none; check the path")
+        raise InputError(
+            f"{called}: expected a file or directory, but there is none that can be looked at; check the path and "
+            "its permissions"
+        )
     if re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", identifier, re.ASCII):
         return
     if identifier in KNOWN:

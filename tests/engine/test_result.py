@@ -105,12 +105,15 @@ def test_a_model_that_a_link_leads_to_has_its_files_itself(tmp_path: Path) -> No
     assert Result(tmp_path, Decoder(tmp_path / "link")).linked() == ([], [])
 
 
-def test_what_may_not_be_read_is_left_out_and_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("method", ["open", "stat"])
+def test_what_may_not_be_read_is_left_out_and_named(
+    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Not so for files that the model is loaded from: they are refused before a run or end it."""
     folder = tiny.save("llama", tmp_path / "model")
     for name in ("LICENSE", "notes.json"):
         (folder / name).write_text("{}")
-        deny(monkeypatch, "open", folder / name)
+        deny(monkeypatch, method, folder / name)
     said: list[str] = []
     watcher = Watcher()
     monkeypatch.setattr(watcher, "note", said.append)

@@ -20,7 +20,7 @@ from torch import Tensor
 from reprune.engine.names import INDEX, RECIPE, RECORD
 from reprune.errors import InputError, out_of_memory
 from reprune.files.durable import read_tensors, sha256, write_durably, write_tensors, write_text
-from reprune.files.readable import is_readable
+from reprune.files.readable import is_readable, is_there
 from reprune.files.wellformed import read_json
 from reprune.model.checkpoint import NAMES_WEIGHTS
 from reprune.model.decoder import Decoder
@@ -93,7 +93,7 @@ class Result:
         return {
             source.relative_to(folder).as_posix(): source
             for source in found
-            if source.is_file() and not any(source.match(pattern) for pattern in _NOT_COPIED)
+            if _is_file(source) and not any(source.match(pattern) for pattern in _NOT_COPIED)
         }
 
     def linked(self, others: Collection[str] = ()) -> tuple[list[str], list[str]]:
@@ -162,6 +162,14 @@ class Result:
         write_text(self.folder / RECORD, json.dumps(whole, indent=2) + "\n")
         write_text(self.folder / INDEX, text)  # last: a folder without it does not load
         return whole
+
+
+def _is_file(file: Path) -> bool:
+    """Whether this is a file, or a link into a folder that is closed, which then counts as an unreadable file."""
+    try:
+        return is_there(file, str(file)) and file.is_file()
+    except InputError:
+        return True
 
 
 def _is_loaded(file: Path) -> bool:

@@ -173,7 +173,11 @@ def test_resume_can_be_quiet_or_verbose(cli: Cli, break_: Break) -> None:
     ("error", "message"),
     [
         (NumericalError("block 1, mlp.up_proj: the Gram matrix is not finite"), "block 1, mlp.up_proj: the Gram"),
-        (MemoryError(), "out of memory; 'reprune plan' forecasts a run's memory, which"),
+        (
+            MemoryError(),
+            "out of memory; 'reprune plan' forecasts a run's memory, which --set solver.micro_batch_size=1, "
+            "solver.compact=true or, in windows of several blocks, solver.checkpointing=true lowers",
+        ),
         (
             torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB."),
             "out of memory (CUDA out of memory. Tried to allocate 20.00 GiB.); 'reprune plan'",

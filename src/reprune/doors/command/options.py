@@ -83,8 +83,8 @@ RankTimeout = Annotated[
 ]
 
 _LESS_MEMORY = (
-    "; 'reprune plan' forecasts a run's memory, which --set solver.micro_batch_size=1, solver.compact=true or "
-    "solver.checkpointing=true lowers"
+    "; 'reprune plan' forecasts a run's memory, which --set solver.micro_batch_size=1, solver.compact=true or, in "
+    "windows of several blocks, solver.checkpointing=true lowers"
 )
 
 

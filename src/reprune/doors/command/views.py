@@ -141,7 +141,8 @@ def show_plan(plan: Plan) -> None:
     if plan.machine is not None and forecast.device_bytes > plan.machine.memory_bytes:
         say(
             f"note       this does not fit in the {size(plan.machine.memory_bytes)} of that device; try "
-            "solver.compact, solver.checkpointing, a smaller solver.micro_batch_size, solver.rank",
+            "solver.compact, a smaller solver.micro_batch_size, in windows of several blocks also "
+            "solver.checkpointing, or solver.rank instead of solver.compact",
             style="red",
         )
     groups = table(("blocks", "linear group", "rows x columns"))

@@ -90,6 +90,11 @@ class Rows:
         return None
 
     @property
+    def several(self) -> bool:
+        """Whether any row has several seeds."""
+        return any(len(row.cells) > 1 for row in self.rows)
+
+    @property
     def uneven(self) -> bool:
         """Whether some rows have seeds that others lack."""
         return len({frozenset(cell.seed for cell in row.cells) for row in self.rows}) > 1

@@ -102,7 +102,7 @@ def _sections(study: Study, rows: Rows) -> Iterator[Section]:
 
 def _results(study: Study, rows: Rows) -> Section:
     said = ""
-    if _many(rows):
+    if rows.several:
         said = " Means over the seeds, with the lowest and the highest; of peak memory, the highest alone."
     if own := max(cell.self_generate for cell in study.cells):
         said += f" +{own} after a pruner's name: calibrated on that many more samples, which the model wrote itself."
@@ -128,7 +128,7 @@ def _blocks(rows: Rows, error: Measure) -> Iterator[Plot]:
         lines = [(str(block), *map(share, values)) for block, values in blocks]
         yield Plot(
             error_by_block(series, title=title, ylabel=f"relative {error.name}", percent=True),
-            "Mean over the seeds." if _many(rows) else "",
+            "Mean over the seeds." if rows.several else "",
             Table(title, ("block", *series), lines),
         )
 
@@ -183,14 +183,10 @@ def _ladder(rows: Rows, measure: Measure, ylabel: str, unit: float = 1, percent:
     title = f"{measure.name[:1].upper()}{measure.name[1:]} by rung"
     joined = sum(rung in LADDER for rung in rungs)
     dense = measure.dense / unit if known(measure.dense) else None
-    said = ["Dots are seeds, lines join their means."] if _many(rows) else []
+    said = ["Dots are seeds, lines join their means."] if rows.several else []
     said += ["The dotted line is the dense model."] if dense is not None else []
     yield Plot(
         by_rung(series, rungs, title=title, ylabel=ylabel, joined=joined, dense=dense, percent=percent),
         " ".join(said),
         Table(title, ("pruner", *rungs), lines),
     )
-
-
-def _many(rows: Rows) -> bool:
-    return any(len(row.cells) > 1 for row in rows.rows)

@@ -84,23 +84,22 @@ def unfinished(study: Study) -> Table:
 
 def _table(caption: str, rows: Rows, columns: Sequence[Measure]) -> Table:
     shown = [column for column in columns if any(row.values(column.of) for row in rows.rows)]
-    several = any(len(row.cells) > 1 for row in rows.rows)
     lines: list[list[str]] = []
     best: set[tuple[int, int]] = set()
-    labels = 3 if several else 2
+    labels = 3 if rows.several else 2
     if any(known(column.dense) for column in shown):
         lines.append(["dense", *[""] * (labels - 1), *(_dense(column) for column in shown)])
     for family in rows.families:
         first = len(lines)
         for row in family.rows:
-            seeds = [str(len(row.cells))] if several else []
+            seeds = [str(len(row.cells))] if rows.several else []
             lines.append([family.name, row.rung, *seeds, *(column.written(row) for column in shown)])
         for place, column in enumerate(shown):
             values = enumerate(means(family.rows, column.of), first)
             there = [(column.better * value, at) for at, value in values if known(value)]
             if column.better and len(there) > 1:
                 best.add((max(there)[1], place + labels))
-    names = ("pruner", "rung", *(["seeds"] if several else []))
+    names = ("pruner", "rung", *(["seeds"] if rows.several else []))
     heads = (*names, *(column.name for column in shown))
     return Table(caption, heads, lines, labels=labels, best=frozenset(best))
 

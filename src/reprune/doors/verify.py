@@ -21,7 +21,7 @@ from reprune.doors.status import what_is_there
 from reprune.engine.ledger import Ledger
 from reprune.engine.names import RECORD
 from reprune.engine.probe import TOKENS, Probe, rms
-from reprune.errors import InputError, RepruneError, out_of_memory, short
+from reprune.errors import InputError, out_of_memory, short
 from reprune.files.durable import sha256
 from reprune.files.local import local_path
 from reprune.files.wellformed import read_json
@@ -172,7 +172,7 @@ def _read(folder: Path) -> _Record:
         raise InputError(f"{folder}: {said}.") from None
     except OSError as error:
         raise InputError(f"{file}: cannot be read ({error.strerror}); check its permissions.") from None
-    except (ValueError, KeyError, TypeError, RepruneError) as error:
+    except (ValueError, KeyError) as error:
         said = f"it holds no {error}" if isinstance(error, KeyError) else str(error)
         if isinstance(error, ValidationError):
             first = error.errors()[0]

@@ -87,7 +87,7 @@ class StudyLines(StudyFailures):
             self._output.print(f"  failed: {cell['error']}", style="red")
             return
         calibration, heldout = cell["relative_calibration_error"], cell["relative_heldout_error"]
-        mean = [percent(cell["zero_shot_mean"] or 0.0)] if self._zero_shot else []
+        mean = [percent(cell["zero_shot_mean"])] if self._zero_shot else []
         self._row(
             "",
             [

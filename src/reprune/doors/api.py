@@ -100,7 +100,8 @@ def prune(
         The record, as in `out`/reprune.json.
 
     Raises:
-        InputError: an argument cannot be used; nothing has been written.
+        InputError: an argument cannot be used; nothing has been written, unless this shows only during the run, as of
+            experts that no token reaches.
         NumericalError: a computation gave unusable numbers; `resume` goes on from the last finished window.
         ChangedError: a file of the model was changed during the run; `resume` goes on once the file is as it was.
     """

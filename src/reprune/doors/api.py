@@ -283,9 +283,9 @@ def resume_sharing(
 def _unfinished(ledger: Ledger, out: str | os.PathLike[str]) -> dict[str, Any]:
     """The job of the unfinished run in `out`; raises `InputError` if there is nothing to resume."""
     if not ledger.exists:
-        if (local_path(out) / RECORD).exists():
+        if (ledger.result / RECORD).exists():
             raise InputError(f"{out}: this run is finished; there is nothing to resume.")
-        if said := what_is_there(local_path(out)):
+        if said := what_is_there(ledger.result):
             raise InputError(f"{out}: {said}.")
     job = ledger.job()
     try:

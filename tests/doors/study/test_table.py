@@ -33,7 +33,7 @@ def done(place: Cell, scale: float) -> CellRecord:
             "heldout_error": 25.0 * scale,
             "relative_calibration_error": 0.02 * scale,
             "relative_heldout_error": 0.03 * scale,
-            "test_error": errors,  # type: ignore[typeddict-item]
+            "test_error": errors,
             "perplexity": {"wikitext2": 40.0 * scale, "a|b.txt": 80.0 * scale},
             "zero_shot": {
                 "boolq": {"accuracy": 0.5 * scale, "standard_error": 0.01, "examples": 3270},

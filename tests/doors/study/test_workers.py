@@ -187,7 +187,7 @@ def test_a_worker_is_given_what_its_cell_needs_and_paths_that_hold_on_all_nodes(
     crew._ray, crew._apart, crew._watcher = _Ray(), Path(".cells"), StudyWatcher()
     crew._needs = {"a": Needs(2, 1, 30)}
     recipe, text = Recipe(model=model, calibration=["text.txt=4"]), Text("test.txt", "test.txt", "ab" * 32)
-    task = CellTask({"name": "a"}, (1, 1), recipe, Path("s/cells/a"), _BENCH, [text], False)  # type: ignore[typeddict-item]
+    task = CellTask({"name": "a"}, (1, 1), recipe, Path("s/cells/a"), _BENCH, [text], False)
     list(crew.do([task]))
     assert crew._ray.settings == [{"name": "a", "num_cpus": 2, "num_gpus": 1, "memory": 30, "max_retries": 0}]
     ((given, apart, mark, cpus),) = crew._ray.begun
@@ -207,10 +207,10 @@ def test_a_cell_whose_workers_are_lost_again_and_again_fails_in_the_end(lost: in
     crew._needs = {"a": Needs(1, 0, 1)}
     started: list[Any] = []
     crew._watcher.cell_started = lambda cell, *place: started.append((cell["name"], *place))  # type: ignore[method-assign]
-    task = CellTask({"name": "a"}, (2, 5), Recipe(model="llama"), here / "s", _BENCH, (), False)  # type: ignore[typeddict-item]
+    task = CellTask({"name": "a"}, (2, 5), Recipe(model="llama"), here / "s", _BENCH, (), False)
     left = {**new_cell(Cell("wanda", "LR", "all", 0), "0.5"), "name": "a", "seconds": 7.0}
     (here / ".cells").mkdir()
-    save_apart(here / ".cells", left)  # type: ignore[arg-type]
+    save_apart(here / ".cells", left)
     done = crew.do([task])
     same, outcome = next(done)
     assert same is task
@@ -235,7 +235,7 @@ def test_a_fault_of_the_program_in_a_worker_ends_the_study(here: Path, monkeypat
     crew._needs = {"a": Needs(1, 0, 1)}
     fault = ray.exceptions.RayTaskError("do_cell", "a traceback", ValueError("a fault"))
     monkeypatch.setattr(_Ray, "get", Mock(side_effect=fault))
-    task = CellTask({"name": "a"}, (1, 1), Recipe(model="llama"), here / "s", _BENCH, (), False)  # type: ignore[typeddict-item]
+    task = CellTask({"name": "a"}, (1, 1), Recipe(model="llama"), here / "s", _BENCH, (), False)
     with pytest.raises(ray.exceptions.RayTaskError):
         list(crew.do([task]))
     assert len(crew._ray.begun) == 1, "the same would happen again"
@@ -271,7 +271,7 @@ def test_a_worker_goes_on_with_what_an_earlier_one_left_and_gives_back_each_note
 
 
 def test_a_node_that_does_not_see_the_folder_says_so(here: Path) -> None:
-    task = CellTask({"name": "a"}, (1, 1), *(None,) * 3, (), False)  # type: ignore[arg-type,typeddict-item]
+    task = CellTask({"name": "a"}, (1, 1), *(None,) * 3, (), False)  # type: ignore[arg-type]
     _, outcome, _ = do_cell(task, here / "nowhere", "mark", 1)
     assert outcome.error is not None
     assert "does not see the study's folder" in outcome.error

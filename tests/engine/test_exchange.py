@@ -164,3 +164,11 @@ def test_an_allocation_exchanges_statistics_once_and_what_is_pruned_each_time(
     assert found.exchanged_bytes - plain.exchanged_bytes == 8 * (statistics + times * pruned)
     recipe = resolve_recipe("model", {"reconstruct": "LR"}, settings=["device=cpu", f"allocation={name}"])
     assert [often for _, _, often in exchanges(recipe, _work())[8:]] == [4 * max(times, 1) * len(groups)] * 8
+
+
+@pytest.mark.parametrize(("experts", "times"), [(16, 1), (17, 3)])
+def test_statistics_that_several_passes_gather_are_exchanged_for_each_sparsity(experts: int, times: int) -> None:
+    """Sixteen of these take 2**32 bytes, as much as one pass gathers, and then all three sparsities use them."""
+    work = replace(_work(blocks=1), groups=[[Group(64, 2**13, expert=True)] * experts])
+    recipe = resolve_recipe("model", {"reconstruct": "LR"}, settings=["device=cpu", "allocation=by-error"])
+    assert exchanges(recipe, work)[-1][0] == times * experts * 4 * 2**26

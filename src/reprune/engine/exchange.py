@@ -13,7 +13,7 @@ from typing import final
 import torch
 
 from reprune.engine.footprint import levels, measured
-from reprune.engine.group_statistics import gathers
+from reprune.engine.group_statistics import gatherings, gathers
 from reprune.engine.work import Group, Work
 from reprune.errors import InputError
 from reprune.planning.recipe import Recipe
@@ -124,12 +124,13 @@ def _in_window(recipe: Recipe, work: Work, window: Window) -> Exchange:
 
 
 def _in_pruning(recipe: Recipe, groups: Sequence[Group], times: int = 1) -> Exchange:
-    """What is exchanged while groups are pruned `times` times by the same statistics."""
+    """What is exchanged while groups are pruned `times` times by statistics of the same inputs."""
     summed = told = 0.0
     refit = recipe.solver.start == "least-squares"
-    size = gathers(recipe.pruner.build()).size
+    pruner = recipe.pruner.build()
+    size, again = gathers(pruner).size, gatherings(groups, pruner, times)
     for group in groups:
-        summed += 16 * group.columns**2 if refit and not group.expert else size(group.columns)
+        summed += 16 * group.columns**2 if refit and not group.expert else again * size(group.columns)
         told += times * 5 * group.rows * group.columns  # weights and masks
     return summed, told, 4 * max(times, 1) * len(groups)
 

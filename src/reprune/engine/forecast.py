@@ -25,7 +25,7 @@ from reprune.engine.footprint import (
     pinned_bytes,
     window_bytes,
 )
-from reprune.engine.group_statistics import AT_ONCE, gathers
+from reprune.engine.group_statistics import AT_ONCE, gatherings, gathers
 from reprune.engine.speed import Speed
 from reprune.engine.work import Work
 from reprune.math.statistics import Gram
@@ -213,7 +213,7 @@ class _Estimate:
         seconds = (min(recipe.solver.samples_at_a_time, calibration) if routed else 1) * forward  # to find the groups
         held = sum(gathers(pruner).size(group.columns) for group in groups if group.expert)
         often = max(1, math.ceil(held / AT_ONCE))  # passes for the statistics of all experts
-        again = 1 if often == 1 else max(times, 1)  # what one pass gathers is kept for all runs of the pruner
+        again = gatherings(groups, pruner, times)
         by_stage = routed * (1 + often)  # experts' two matrices are seen one after the other
         if refit:  # a pass of both models for each group, ended when it is reached: half of each on average
             seconds += forward * (samples * len(plain) + calibration * by_stage)

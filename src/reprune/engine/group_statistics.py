@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
+from reprune.engine.work import Group
 from reprune.errors import UnsupportedModelError
 from reprune.math.checked import Checked
 from reprune.math.pruner import Pruner
@@ -19,6 +20,8 @@ from reprune.math.ranks import Ranks
 from reprune.math.statistics import Statistics
 from reprune.model.block import Block, Call, Enough, LinearGroup, many_passes
 from reprune.model.linears import Linear
+
+AnyGroup = TypeVar("AnyGroup", LinearGroup, Group)
 
 AT_ONCE = 2**32  # bytes of experts' statistics gathered in one pass; if they take more, there are several passes
 
@@ -110,10 +113,10 @@ def gathers(pruner: Pruner[Any]) -> type[Statistics]:
     return type(pruner.statistics(1, torch.device("cpu")))
 
 
-def passes(groups: Sequence[LinearGroup], pruner: Pruner[Any]) -> list[list[LinearGroup]]:
+def passes(groups: Sequence[AnyGroup], pruner: Pruner[Any]) -> list[list[AnyGroup]]:
     """Split groups by the pass that gathers their statistics: one for all, unless experts' exceed `AT_ONCE` bytes."""
     size = gathers(pruner).size
-    found: list[list[LinearGroup]] = [[]]
+    found: list[list[AnyGroup]] = [[]]
     left = AT_ONCE
     for group in groups:
         left -= size(group.columns) if group.expert else 0
@@ -122,3 +125,8 @@ def passes(groups: Sequence[LinearGroup], pruner: Pruner[Any]) -> list[list[Line
             left = AT_ONCE - size(group.columns)
         found[-1].append(group)
     return found
+
+
+def gatherings(groups: Sequence[AnyGroup], pruner: Pruner[Any], times: int) -> int:
+    """How often a block's statistics are gathered if it is pruned `times` times: those of a single pass are kept."""
+    return max(times, 1) if len(passes(groups, pruner)) > 1 else 1

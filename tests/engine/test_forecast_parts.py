@@ -138,3 +138,11 @@ def test_experts_whose_gram_matrices_take_much_memory_are_seen_in_several_passes
 
     solving = seconds(16) - seconds(15)
     assert seconds(17) - seconds(16) - solving == pytest.approx(8 * more * 32 * _ONE)
+
+
+def test_experts_of_which_no_two_fit_in_a_pass_are_seen_one_by_one() -> None:
+    """The statistics of one take a little more than 2**31 bytes."""
+    experts = [Group(64, 3 * 2**13, 0.0, expert=True)] * 3
+    works = (replace(_work(), groups=[experts[:count]] * 8) for count in (1, 2, 3))
+    one, two, three = (_forecast("BR+GP", work, pruner="sparsegpt").seconds for work in works)
+    assert three - two == pytest.approx(two - one)

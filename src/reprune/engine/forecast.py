@@ -7,7 +7,6 @@ machine's speed is measured in about half a second. The constants below join the
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import final
@@ -25,7 +24,7 @@ from reprune.engine.footprint import (
     pinned_bytes,
     window_bytes,
 )
-from reprune.engine.group_statistics import AT_ONCE, gatherings, gathers
+from reprune.engine.group_statistics import gatherings, gathers, passes
 from reprune.engine.speed import Speed
 from reprune.engine.work import Work
 from reprune.math.statistics import Gram
@@ -211,8 +210,7 @@ class _Estimate:
         pruner = recipe.pruner.build()
         grams = gathers(pruner) is Gram
         seconds = (min(recipe.solver.samples_at_a_time, calibration) if routed else 1) * forward  # to find the groups
-        held = sum(gathers(pruner).size(group.columns) for group in groups if group.expert)
-        often = max(1, math.ceil(held / AT_ONCE))  # passes for the statistics of all experts
+        often = len(passes(groups, pruner))  # for the statistics of all experts
         again = gatherings(groups, pruner, times)
         by_stage = routed * (1 + often)  # experts' two matrices are seen one after the other
         if refit:  # a pass of both models for each group, ended when it is reached: half of each on average

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -118,6 +120,21 @@ def test_a_plan_refuses_weights_for_which_the_cache_has_no_room(hub: Hub, monkey
     monkeypatch.setattr(shutil, "disk_usage", lambda _: pytest.fail("of a local model nothing is downloaded"))
     elsewhere = reprune.plan("owner/tiny", **RUN, on="h100")
     assert elsewhere.refusals == reprune.plan("llama", **RUN).refusals == ()
+
+
+def test_a_plan_refuses_a_folder_for_which_the_download_leaves_no_room(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    del hub
+    plan = reprune.plan("owner/tiny", "out", **RUN)
+    both = plan.undownloaded_bytes + plan.forecast.disk_bytes
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=both))
+    assert plan.refusals == ()
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=both - 1))
+    (said,) = replace(plan).refusals
+    assert re.fullmatch("--out out: a run .* are free there once the model is downloaded; give a folder on an.*", said)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", "/dev/none")  # another disk
+    assert replace(plan).refusals == ()
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ class _Model:
     width = 32
     vocabulary = 100
     name = "model"
-    checkpoint = SimpleNamespace(bytes=1000)
+    checkpoint = SimpleNamespace(bytes=1000, undownloaded_bytes=0)
     folder = Path("model")
 
     def __init__(self, limit: int | None, blocks: int) -> None:

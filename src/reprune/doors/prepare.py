@@ -97,23 +97,31 @@ def _there(out: Path) -> Path:
     return next(folder for folder in (out.absolute(), *out.absolute().parents) if os.access(folder, os.F_OK))
 
 
+def _hub_cache() -> Path:
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE)
+
+
 def check_disk(recipe: Recipe, decoder: Decoder, samples: int, out: Path) -> None:
     """Raise `InputError` if a run on these numbers of samples needs more disk than is free."""
     assert recipe.seqlen is not None
     stream, own = 4 * samples * recipe.seqlen * decoder.width, samples * decoder.own_bytes(recipe.seqlen)
     disk = disk_bytes(recipe, len(decoder), stream, own, decoder.checkpoint.bytes)
-    if disk > (free := shutil.disk_usage(_there(out)).free):
+    there, coming = _there(out), decoder.checkpoint.undownloaded_bytes
+    free, then = shutil.disk_usage(there).free, ""
+    if coming and there.stat().st_dev == _there(_hub_cache()).stat().st_dev:
+        free, then = max(free - coming, 0), " once the model is downloaded"
+    if disk > free:
         raise InputError(
-            f"--out {out}: a run writes about {size(disk)}, but {size(free)} are free there; give a folder on another "
-            "disk."
+            f"--out {out}: a run writes about {size(disk)}, but {size(free)} are free there{then}; give a folder on "
+            "another disk."
         )
 
 
 def check_room(decoder: Decoder) -> None:
     """Raise `InputError` if the cache of the Hub has no room for the weights that a run downloads to it."""
-    from huggingface_hub import constants
-
-    needed, cache = decoder.checkpoint.undownloaded_bytes, Path(constants.HF_HUB_CACHE)
+    needed, cache = decoder.checkpoint.undownloaded_bytes, _hub_cache()
     if needed and needed > (free := shutil.disk_usage(_there(cache)).free):
         raise InputError(
             f"{decoder.name}: its weights are still to be downloaded, {size(needed)}, but {size(free)} are free in "

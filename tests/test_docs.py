@@ -193,11 +193,14 @@ def test_the_model_card_says_what_the_hub_reads_and_leaves_the_result_whole(
     monkeypatch.setenv("REPRUNE_CACHE", str(tmp_path / "cache"))
     _pruned("llama", tmp_path).rename(tmp_path / "sparse")
     monkeypatch.chdir(tmp_path)
+    record = json.loads(Path("sparse/reprune.json").read_text(encoding="utf-8"))
+    record["model"]["name"] = "owner/llama@main"  # no id that the Hub takes as a base model
+    Path("sparse/reprune.json").write_text(json.dumps(record), encoding="utf-8")
     exec(_scripts_on_using()[0], {"__name__": "__main__"})
     card = ModelCard.load("sparse/README.md")
-    assert (card.data.base_model, card.data.license) == ("llama", "apache-2.0")
+    assert (card.data.base_model, card.data.license) == ("owner/llama", "apache-2.0")
     assert card.data.tags == ["pruned", "sparse", "magnitude"]
-    assert "# llama, 50% sparse" in card.text and "(pattern 2:4, magnitude,\nLR) on manual." in card.text
+    assert "# owner/llama, 50% sparse" in card.text and "(pattern 2:4, magnitude,\nLR) on manual." in card.text
     assert reprune.verify("sparse")
 
 

@@ -68,7 +68,7 @@ class Crew:
 
     def longest(self, seconds: Sequence[float]) -> float:
         """Seconds until all jobs are done, if they are dealt out to the processes in turn."""
-        return max((sum(seconds[first :: self.count]) for first in range(self.count)), default=0.0)
+        return max(sum(seconds[first :: self.count]) for first in range(self.count))
 
     def seconds(self, summed: float, told: float, collectives: int) -> float:
         """Seconds that an exchange takes."""

@@ -20,7 +20,7 @@ from torch import Tensor
 from reprune.engine.names import INDEX, RECIPE, RECORD
 from reprune.errors import InputError, out_of_memory
 from reprune.files.durable import read_tensors, sha256, write_durably, write_tensors, write_text
-from reprune.files.readable import is_readable, is_there
+from reprune.files.readable import is_file_there, is_readable
 from reprune.files.wellformed import read_json
 from reprune.model.checkpoint import NAMES_WEIGHTS
 from reprune.model.decoder import Decoder
@@ -167,7 +167,7 @@ class Result:
 def _is_file(file: Path) -> bool:
     """Whether this is a file, or a link into a folder that is closed, which then counts as an unreadable file."""
     try:
-        return is_there(file, str(file)) and file.is_file()
+        return is_file_there(file, str(file))
     except InputError:
         return True
 

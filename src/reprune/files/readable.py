@@ -31,6 +31,11 @@ def is_there(file: Path, called: str, way_on: str = "check its permissions") -> 
     return True
 
 
+def is_file_there(file: Path, called: str) -> bool:
+    """Whether there is a file, and no folder, pipe or device; raises as `is_there` does where that cannot be told."""
+    return is_there(file, called) and file.is_file()
+
+
 def check_readable(*places: Path) -> None:
     """Raise `InputError` if a file cannot be opened or is a pipe or device, or if a folder cannot be searched."""
     for place in places:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from reprune.errors import InputError, UnsupportedModelError
 from reprune.files.durable import sha256
-from reprune.files.readable import check_readable, is_there
+from reprune.files.readable import check_readable, is_file_there, is_there
 from reprune.files.unchanged import Unchanged
 from reprune.files.wellformed import read_json
 from reprune.model.snapshots import called
@@ -280,9 +280,7 @@ def no_floats(place: str, name: str, dtype: torch.dtype | str) -> UnsupportedMod
 def _beside(folder: Path) -> set[Path]:
     """The files that decide a model besides its weights."""
     patterns = (*_BESIDE, *_OF_CODE) if _names_code(folder) else _BESIDE
-    return {
-        file for pattern in patterns for file in folder.glob(pattern) if is_there(file, str(file)) and file.is_file()
-    }
+    return {file for pattern in patterns for file in folder.glob(pattern) if is_file_there(file, str(file))}
 
 
 def _is_outside(name: str) -> bool:

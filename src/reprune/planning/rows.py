@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar, cast, final
 
 from reprune.errors import InputError, causes, lacks_home
-from reprune.files.readable import is_there
+from reprune.files.readable import is_file_there
 from reprune.model.hub import hub_answer, not_reached, unreached
 from reprune.model.snapshots import COMMIT
 from reprune.planning.documents import Column, Documents, label
@@ -295,7 +295,7 @@ def _texts(folder: Path) -> Iterator[Path]:
         hidden = any(part.startswith((".", "__")) for part in path.relative_to(folder).parts)
         if hidden or path.name in _DESCRIPTIONS or not path.name.lower().endswith(SUFFIXES):
             continue
-        if is_there(path, f"{label(folder.name)}, file {path.name!r}") and path.is_file():
+        if is_file_there(path, f"{label(folder.name)}, file {path.name!r}"):
             yield path
 
 

@@ -21,7 +21,7 @@ from reprune.doors.zeroshot.rows import LAYOUTS, Row
 from reprune.doors.zeroshot.tasks import Task, load_tasks, quiet_harness, require_harness
 from reprune.errors import InputError
 from reprune.files.local import local_path
-from reprune.files.readable import is_there
+from reprune.files.readable import is_file_there
 from reprune.model.block import Precision
 from reprune.model.checkpoint import Checkpoint
 from reprune.model.full_speed import full_speed
@@ -206,7 +206,7 @@ def _local_rows(folder: Path, names: Mapping[str, bool], notify: Callable[[str],
     """The rows of the tasks whose file is in the folder; raises `InputError` if a task named itself has none."""
     called = f"--zero-shot-data {folder}"
     files = {name: folder / _file(name) for name in TASKS}
-    there = [name for name, file in files.items() if is_there(file, called) and file.is_file()]
+    there = [name for name, file in files.items() if is_file_there(file, called)]
     if not folder.is_dir():
         raise InputError(f"{called}: no such folder; expected one with files such as {_file('boolq')}.")
     missing = [name for name in names if name not in there]

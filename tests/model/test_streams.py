@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from reprune.model.block import Call
 from reprune.model.passing import Passing
-from reprune.model.streams import Stream, StreamStore, _sender, pass_on
+from reprune.model.streams import AHEAD, Stream, StreamStore, _sender, pass_on
 
 _SHAPE = (5, 3, 4)
 _BYTES = 5 * 3 * 4 * 4
@@ -173,17 +174,28 @@ def test_a_gpu_has_its_next_states_before_this_process_waits_for_what_it_puts_ou
     assert torch.equal(into.read(slice(0, 5)), _states() + 1)
 
 
-def test_a_gpu_is_sent_no_more_than_a_few_states_that_it_has_not_computed_with(
+def test_a_gpu_is_sent_no_more_than_two_states_beyond_those_that_it_computes_with(
     tmp_path: Path, asked: list[str]
 ) -> None:
-    """They take its memory; two reads are the inputs and the targets of the step that it computes."""
+    """They take its memory. Each step reads inputs and targets; this GPU begins a step only when it must."""
     stream = StreamStore(_BYTES, tmp_path).new(_SHAPE)
     with FakeTensorMode(allow_non_fake_inputs=True):
         for _ in range(4):
             stream.read(slice(0, 2), torch.device("cuda:0"))
-    assert [one for one in asked if one in ("mark", "this process waits")] == [
-        *("mark", "mark", "mark", "this process waits", "mark", "this process waits")
-    ]
+            stream.read(slice(0, 2), torch.device("cuda:0"))
+            asked.append("step")
+    steps = computing = most = 0  # steps asked for so far, and the number of the one that is computed
+    marks, sent = deque[int](), list[int]()  # by numbers of steps
+    for one in asked:
+        if one.startswith("in copies"):
+            sent.append(steps)
+            most = max(most, sum(step > computing for step in sent))
+        elif one == "mark":
+            marks.append(steps)
+        elif one == "this process waits":
+            computing = marks.popleft()
+        steps += one == "step"
+    assert most == AHEAD == 2
 
 
 def test_what_a_gpu_writes_comes_by_pinned_memory(tmp_path: Path) -> None:

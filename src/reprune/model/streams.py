@@ -119,14 +119,14 @@ class _Sender:
 
     def __call__(self, states: Tensor) -> Tensor:
         """The states, in pinned memory, on the device; returns before they have arrived."""
+        if len(self._marks) == AHEAD:
+            self._marks.popleft().synchronize()
         with torch.cuda.stream(self._copies):
             sent = states.to(self._device, non_blocking=True)
         computations = torch.cuda.current_stream(self._device)
         computations.wait_stream(self._copies)  # those to come; this process does not wait
         sent.record_stream(computations)  # so that their memory is not reused before
         self._marks.append(computations.record_event())
-        if len(self._marks) > AHEAD:
-            self._marks.popleft().synchronize()
         return sent
 
 

@@ -150,6 +150,23 @@ def test_what_is_a_samples_own_is_sent_the_same_way(asked: list[str]) -> None:
     assert asked == [f"in {queue}: _to_copy", f"wait for {queue}", "used by computations", "mark"]
 
 
+def test_all_that_a_gpu_reads_is_in_one_queue_however_the_gpu_is_named(
+    tmp_path: Path, asked: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """States are read for `cuda`, which is the current one, and what is a sample's own for the number of that."""
+    current = [1]
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: current[0])
+    stream = StreamStore(_BYTES, tmp_path).new(_SHAPE)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        for name in ("cuda", "cuda:1"):
+            stream.read(slice(0, 2), torch.device(name))
+        current[0] = 0
+        assert stream.read(slice(0, 2), torch.device("cuda")).device == torch.device("cuda:0")
+    assert [one for one in asked if one.startswith("in ")] == [
+        f"in copies to cuda:{number}: _to_copy" for number in (1, 1, 0)
+    ]
+
+
 @pytest.mark.parametrize("itself", [True, False])
 def test_a_gpu_has_its_next_states_before_this_process_waits_for_what_it_puts_out(
     itself: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -84,7 +84,8 @@ def sent(values: Tensor, samples: slice | Tensor, device: torch.device) -> Tenso
     wanted = torch.arange(len(values))[samples]
     gathered = torch.empty((len(wanted), *values.shape[1:]), dtype=values.dtype, pin_memory=True)
     torch.index_select(values, 0, wanted, out=gathered)
-    return _sender(device)(gathered)
+    number = torch.cuda.current_device() if device.index is None else device.index
+    return _sender(torch.device(device.type, number))(gathered)
 
 
 def pass_on(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from reprune.errors import InputError
+from reprune.errors import InputError, LostRankError
 from reprune.math import ranks as module
 from reprune.math.heartbeat import Heartbeat
 from reprune.math.ranks import ALONE, Together, Traffic
@@ -34,11 +35,15 @@ def summed(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
     """The tensors of each sum over ranks; two other ranks add twice the values each."""
     found: list[Tensor] = []
 
-    def all_reduce(tensor: Tensor) -> None:
+    def all_reduce(tensor: Tensor, async_op: bool) -> Any:
         assert tensor.is_contiguous(), "or PyTorch refuses it"
         found.append(tensor.clone())
-        time.sleep(_PAUSE)
-        tensor.mul_(5)
+
+        def wait() -> None:
+            time.sleep(_PAUSE)
+            tensor.mul_(5)
+
+        return SimpleNamespace(wait=wait)
 
     monkeypatch.setattr(dist, "all_reduce", all_reduce)
     return found
@@ -55,14 +60,18 @@ def wire(monkeypatch: pytest.MonkeyPatch) -> Callable[[Together, int], None]:
         if ranks.number == source:
             sent.clear()
 
-    def broadcast(raw: Tensor, source: int) -> None:
+    def broadcast(raw: Tensor, source: int, async_op: bool) -> Any:
         assert raw.numel() and source == now[1]
-        if now[0] == source:
-            sent.append(raw.clone())
-        else:
-            assert raw.shape == sent[taken[0]].shape, "or both wait for the other for ever"
-            raw.copy_(sent[taken[0]])
-            taken[0] += 1
+
+        def wait() -> None:
+            if now[0] == source:
+                sent.append(raw.clone())
+            else:
+                assert raw.shape == sent[taken[0]].shape, "or both wait for the other for ever"
+                raw.copy_(sent[taken[0]])
+                taken[0] += 1
+
+        return SimpleNamespace(wait=wait)
 
     monkeypatch.setattr(dist, "broadcast", broadcast)
     return turn
@@ -106,7 +115,11 @@ def test_numbers_are_added_in_float64(summed: list[Tensor]) -> None:
 def test_gradients_are_summed_where_any_rank_has_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """Four parameters have gradients here, in another rank, in both, and in none."""
     others = [torch.tensor([0.0, 1.0, 1.0, 0.0], dtype=torch.float64), torch.tensor([0.0] * 2 + [2.0] * 2 + [3.0] * 2)]
-    monkeypatch.setattr(dist, "all_reduce", lambda tensor: tensor.add_(others.pop(0)))
+
+    def all_reduce(tensor: Tensor, async_op: bool) -> Any:
+        return SimpleNamespace(wait=lambda: tensor.add_(others.pop(0)))
+
+    monkeypatch.setattr(dist, "all_reduce", all_reduce)
     parameters = [nn.Parameter(torch.zeros(2)) for _ in range(4)]
     parameters[0].grad, parameters[2].grad = torch.ones(2), torch.ones(2)
     _rank(0, 2).sum_gradients_(parameters)
@@ -129,6 +142,22 @@ def test_copies_have_the_bits_of_what_one_has(source: int, wire: Callable[[Toget
     receiver.copy_(others, source)
     assert all(torch.equal(one, other) for one, other in zip(own, others, strict=True))
     assert (sender.traffic.bytes, receiver.traffic.bytes) == (4 * 12 + 4 + 6 * (8 + 2 + 1), 0)
+
+
+def test_a_rank_that_is_lost_in_a_sum_or_a_copy_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By NCCL, calls without `async_op` return at once; only waiting for one that has it tells of the loss."""
+
+    def lost() -> None:
+        raise RuntimeError("timed out")
+
+    def begin(*_: Any, async_op: bool = False) -> Any:
+        return SimpleNamespace(wait=lost) if async_op else None
+
+    for name in ("all_reduce", "broadcast"):
+        monkeypatch.setattr(dist, name, begin)
+    for exchange in (_rank(0, 2).sum_, _rank(0, 2).copy_):
+        with pytest.raises(LostRankError, match=r"process 0 of 2 has lost the others \(timed out\)"):
+            exchange([torch.ones(3)])
 
 
 @pytest.mark.parametrize("source", [0, 2])

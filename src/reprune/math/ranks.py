@@ -248,7 +248,7 @@ class Together(Ranks):
 
     def _sum_(self, tensor: Tensor) -> None:
         # In a ring, each rank sends (count - 1) / count of the tensor twice.
-        self._exchange(2 * tensor.nbytes * (self.count - 1) // self.count, lambda: dist.all_reduce(tensor))
+        self._collective(2 * tensor.nbytes * (self.count - 1) // self.count, partial(dist.all_reduce, tensor))
 
     def add(self, values: Sequence[float]) -> list[float]:
         sums = torch.tensor(list(values), dtype=torch.float64)
@@ -262,7 +262,7 @@ class Together(Ranks):
                 continue
             sent = whole.nbytes if self.number == source else 0
             raw = whole.view(-1).view(torch.uint8)
-            self._exchange(sent, partial(dist.broadcast, raw, source))
+            self._collective(sent, partial(dist.broadcast, raw, source))
             if whole is not tensor:
                 tensor.copy_(whole)
 
@@ -315,6 +315,13 @@ class Together(Ranks):
         asking.start()
         asking.join(_HEARING)
         return found == [1] if found else self.number <= 1
+
+    def _collective(self, sent: int, begin: Callable[..., Any]) -> None:
+        """Begin a sum or a copy and wait for it.
+
+        Newer releases of PyTorch do not wait for NCCL by themselves, and a rank is only found to be lost by waiting.
+        """
+        self._exchange(sent, lambda: begin(async_op=True).wait())
 
     def _exchange(self, sent: int, work: Callable[[], Any]) -> None:
         began = time.perf_counter()

@@ -147,6 +147,7 @@ def main() -> None:
     options = parser.parse_args()
 
     began = time.monotonic()
+    torch.set_float32_matmul_precision("highest")  # the environment may have allowed TF32, as NVIDIA's containers do
     tokenizer = load_tokenizer(options.model, False)
     source = [parse_source(options.calibration)]
     samples = draw_samples(tokenizer, source, [], options.samples, options.seqlen, options.seed).calibration
@@ -156,7 +157,7 @@ def main() -> None:
     blocks_began = time.monotonic()
     prune(model, samples, options.rung, options.sparsity, options.epochs, options.seed)
     if torch.device(options.device).type == "cuda":
-        torch.cuda.synchronize()
+        torch.cuda.synchronize(options.device)
     blocks_seconds = time.monotonic() - blocks_began
     model.to("cpu", torch.bfloat16).save_pretrained(options.out)
     tokenizer.save_pretrained(options.out)

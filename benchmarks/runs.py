@@ -82,6 +82,13 @@ def planned(model: Path, flags: Mapping[str, Any], settings: Sequence[str] = ())
     return found
 
 
+def peaks(record: Mapping[str, Any], forecast: Mapping[str, float], device: str) -> tuple[float, float]:
+    """The peak memory of a run and what was forecast, in bytes: on a GPU of its allocations there."""
+    if device == "cpu":
+        return record["peak_memory_bytes"]["host"], forecast["memory_bytes"]
+    return record["peak_memory_bytes"]["device"], forecast["device_bytes"]
+
+
 def random_llama(folder: Path, **sizes: int) -> Path:
     """Write a model of random weights in bfloat16, with a token for each byte, unless it is there; returns it."""
     if not (folder / "config.json").exists():

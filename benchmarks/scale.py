@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from runs import planned, prune, random_llama, random_text, write_tokenizer
+from runs import peaks, planned, prune, random_llama, random_text, write_tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from reprune.engine.machines import find_machine
@@ -61,11 +61,12 @@ def run(point: dict[str, int], out: Path, device: str) -> dict[str, Any]:
     flags |= {name: point[name] for name in ("samples", "seqlen")}
     forecast = planned(model, flags)
     record = prune(model, out / "sparse", flags)
+    memory, expected = peaks(record, forecast, device)
     return {
         "seconds": record["seconds"],
-        "memory": record["peak_memory_bytes"]["host"],
+        "memory": memory,
         "forecast_seconds": forecast["seconds"],
-        "forecast_memory": forecast["memory_bytes"],
+        "forecast_memory": expected,
     }
 
 

@@ -1,4 +1,4 @@
-"""Benchmarks on a GPU: what they time is the GPU's work. There is none here, nor is one used."""
+"""Benchmarks on a GPU: what they time and what memory they compare is the GPU's. There is none here, nor is one used."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.benchmark import load
+from tests.benchmark import FOLDER, load
 
 
 def test_the_textbook_computes_in_float32_and_is_timed_until_its_gpu_is_done(
@@ -34,3 +34,29 @@ def test_the_textbook_computes_in_float32_and_is_timed_until_its_gpu_is_done(
     finally:
         torch.set_float32_matmul_precision("highest")
     assert seen == ["highest", "cuda:1"]
+
+
+@pytest.mark.parametrize(("device", "memory", "forecast"), [("cpu", 2, 1), ("cuda", 8, 4)])
+def test_a_forecast_is_compared_with_the_memory_of_the_device_that_ran(
+    device: str,
+    memory: int,
+    forecast: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.syspath_prepend(str(FOLDER))
+    plan = {"seconds": 1.0, "memory_bytes": 10**9, "device_bytes": 4 * 10**9}
+    record = {"seconds": 1.0, "peak_memory_bytes": {"host": 2 * 10**9, "device": 8 * 10**9}}
+    benchmarks = load("forecast"), load("scale")
+    made: dict[str, Any] = {"planned": lambda *_: plan, "prune": lambda *_: record}
+    made |= dict.fromkeys(("like", "random_llama"), lambda folder, *_, **__: folder)
+    for module in benchmarks:
+        for name, instead in made.items():
+            monkeypatch.setattr(module, name, instead, raising=False)
+    given = ["--out", str(tmp_path), "--model", "llama", "--only", "1", "--device", device]
+    monkeypatch.setattr(sys, "argv", ["forecast.py", *given])
+    benchmarks[0].main()
+    assert f"| {memory}.00 | {forecast}.00 (-50%) |" in capsys.readouterr().out
+    found = benchmarks[1].run(benchmarks[1].BASE, tmp_path, device)
+    assert (found["memory"], found["forecast_memory"]) == (memory * 10**9, forecast * 10**9)

@@ -1,4 +1,4 @@
-"""Benchmarks on a GPU: what they time and what memory they compare is the GPU's. There is none here, nor is one used."""
+"""Benchmarks on a GPU: what they time, and whose memory they compare, is the GPU. There is none here."""
 
 from __future__ import annotations
 

@@ -69,6 +69,20 @@ def test_it_leaves_others_that_are_gone_and_gives_no_more_signs_of_life(monkeypa
     assert ranks._heart._over.is_set()
 
 
+@pytest.mark.parametrize(("nccl", "failed", "leaves"), [(False, True, True), (True, False, True), (True, True, False)])
+def test_by_nccl_a_process_that_failed_ends_without_waiting_until_the_others_leave(
+    nccl: bool, failed: bool, leaves: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They wait for its part of a sum until they give it up, and its message is printed after this."""
+    left: list[int] = []
+    monkeypatch.setattr(dist, "destroy_process_group", lambda: left.append(1))
+    ranks = _rank(0, 2, dist.HashStore())
+    ranks._by_nccl = nccl
+    ranks._heart.begin()
+    ranks.close(failed)
+    assert (bool(left), ranks._heart._over.is_set()) == (leaves, True)
+
+
 def test_what_all_come_to_is_said_by_the_first_and_another_reason_by_who_has_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -79,7 +79,7 @@ def test_each_has_a_gpu_of_its_own_as_far_as_there_are_any(
     assert (name, used) == (backend, current)
     assert (more["rank"], more["world_size"], more["timeout"].seconds) == (number, count, 7)
     assert store.timeout.seconds == 7
-    assert ("TORCH_NCCL_BLOCKING_WAIT" in os.environ) is ("nccl" in backend)
+    assert ("TORCH_NCCL_BLOCKING_WAIT" in os.environ) is ranks._by_nccl is ("nccl" in backend)
     assert (ranks._heart._thread is not None) is (number == 0), "the first gives signs of life"
 
 

@@ -171,6 +171,8 @@ class Alone(Ranks):
 class Together(Ranks):
     """A run of several processes, started by a launcher such as torchrun."""
 
+    _by_nccl = False
+
     def __init__(self, timeout: float) -> None:
         """Join the other processes by RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT in the environment.
 
@@ -196,6 +198,7 @@ class Together(Ranks):
             self._store.set_timeout(wait)
             backend = "gloo"
             if self._have_own_gpus(gpu):  # NCCL refuses processes that share one
+                self._by_nccl = True
                 backend = "cpu:gloo,cuda:nccl"
                 # Makes a lost rank an error here, as with gloo; otherwise NCCL's watchdog ends this process.
                 os.environ.setdefault("TORCH_NCCL_BLOCKING_WAIT", "1")
@@ -213,12 +216,17 @@ class Together(Ranks):
         found = {self._store.get(f"reprune/gpu/{rank}") for rank in range(self.count)}
         return len(found) == self.count and _NO_GPU.encode() not in found
 
-    def close(self) -> None:
-        """Leave the process group, even if other processes are lost."""
+    def close(self, failed: bool = False) -> None:
+        """Leave the process group, even if other processes are lost.
+
+        NCCL lets a process leave when all of them have nothing more to do, so one that has `failed` ends without that.
+        """
         self._heart.end()
         # Gloo's threads need Python's lock to release tensors. PyTorch 2.6 holds that lock while it waits for these
         # threads to end, a deadlock. So they get time to release their tensors first.
         time.sleep(_LETTING_GO)
+        if failed and self._by_nccl:
+            return
         with suppress(RuntimeError):
             dist.destroy_process_group()
 

@@ -13,11 +13,14 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
 
 import reprune
+from reprune.doors.command import launched
+from reprune.errors import InputError
 from tests.doors.command.conftest import CR
 from tests.doors.command.test_ranks import BOUND, _like, _windows_done
 from tests.doors.conftest import Cli
@@ -46,6 +49,20 @@ def _stuck(launchers: Sequence[subprocess.Popen[bytes]]) -> int:
                     one.send_signal(signal.SIGABRT)
                     one.wait(BOUND)
     return found
+
+
+@pytest.mark.parametrize("error", [None, InputError("no model"), OSError("full"), ValueError(), KeyboardInterrupt()])
+def test_only_a_process_that_has_not_failed_leaves_the_others_as_if_all_were_done(
+    error: BaseException | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed: list[bool] = []
+    ranks = SimpleNamespace(first=True, blame=lambda _: True, close=closed.append)
+    monkeypatch.setattr(launched, "launched", lambda: True)
+    monkeypatch.setattr(launched, "Together", lambda _: ranks)
+    with suppress(BaseException), launched.ranks_of_launch(1):
+        if error is not None:
+            raise error
+    assert closed == [error is not None]
 
 
 def test_torchrun_starts_it(here: Path, by_one: Path) -> None:

@@ -27,9 +27,10 @@ def ranks_of_launch(timeout: float) -> Iterator[Ranks]:
     if not launched():
         yield ALONE
         return
-    together, lost = Together(timeout), False
+    together, lost, failed = Together(timeout), False, True
     try:
         yield together
+        failed = False
     except KeyboardInterrupt:
         if together.first:
             raise
@@ -50,4 +51,4 @@ def ranks_of_launch(timeout: float) -> Iterator[Ranks]:
         raise
     finally:
         if not lost:  # otherwise it would wait for the lost ones
-            together.close()
+            together.close(failed)

@@ -126,6 +126,13 @@ def test_what_may_not_be_read_is_left_out_and_named(
     assert Result(tmp_path / "out", Decoder(folder)).unreadable() == ["LICENSE", "notes.json"]
 
 
+def test_a_link_that_leads_in_a_circle_is_left_out_and_named(tmp_path: Path) -> None:
+    folder = tiny.save("llama", tmp_path / "model")
+    (folder / "LICENSE").symlink_to("LICENSE")
+    result = Result(tmp_path, Decoder(folder))
+    assert (result.linked(), result.unreadable()) == (([], []), ["LICENSE"])
+
+
 def test_what_it_is_loaded_from_is_copied_wherever_it_lies(tmp_path: Path) -> None:
     """DVC, git-annex and Nix put each file into a store, and a link to it into the folder."""
     folder, store = tiny.save("llama", tmp_path / "model"), tmp_path / "store"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import glob
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Collection, Mapping
 from functools import partial
@@ -106,7 +107,7 @@ class Result:
         elsewhere = {
             name: source
             for name, source in self._beside(others).items()
-            if not _is_of_a_model(source.resolve(), folder)
+            if not _is_of_a_model(Path(os.path.realpath(source)), folder)  # of a link in a circle too
         }
         copied = [name for name, file in elsewhere.items() if name in others or _is_loaded(file)]
         return copied, [name for name in elsewhere if name not in copied]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 from transformers import AutoModelForCausalLM
@@ -94,16 +96,43 @@ def test_a_demo_that_was_interrupted_is_begun_anew(here: Path, cli: Cli, monkeyp
     assert reprune.status(here / "out" / "BR+GP").finished
 
 
-def test_a_run_that_another_process_is_working_on_is_left_alone(
-    here: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with monkeypatch.context() as patch:
+def _begin(folder: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave an unfinished run."""
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr("reprune.engine.fresh.prune_block_", _interrupt)
-        assert cli("demo", "--out", "out").code == 1
-    with Ledger(here / "out" / "LR", begun=True):
+        _result(folder, model)
+
+
+_WORKED_ON = "holds a run that another process is working on; wait for it, or give another folder.\n"
+
+
+@pytest.mark.parametrize("name", ["LR", "BR+GP"])
+def test_a_run_that_another_process_is_working_on_is_left_alone(
+    name: str, here: Path, llama: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither that run nor one before it is begun anew, nor is anything measured."""
+    _begin(here / "out" / name, llama, monkeypatch)
+    with Ledger(here / "out" / name, begun=True):
         said = cli("demo", "--out", "out")
-    told = "LR holds a run that another process is working on; wait for it, or give another folder"
-    assert (said.code, said.err) == (2, f"error: --out out: {told}.\n")
+    assert (said.code, said.err) == (2, f"error: --out out: {name} {_WORKED_ON}")
+    assert said.out == "converting the model once\n"
+    assert [path.name for path in (here / "out").iterdir()] == [name]
+    assert not reprune.status(here / "out" / name).finished
+
+
+def test_so_is_one_that_another_process_goes_on_with_meanwhile(
+    here: Path, llama: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _begin(here / "out" / "LR", llama, monkeypatch)
+    with ExitStack() as other, monkeypatch.context() as patch:
+
+        def measure(*arguments: Any, **settings: Any) -> Any:
+            other.enter_context(Ledger(here / "out" / "LR", begun=True))
+            return reprune.evaluate(*arguments, **settings)
+
+        patch.setattr(door, "evaluate", measure)
+        said = cli("demo", "--out", "out")
+    assert (said.code, said.err) == (2, f"error: --out out: LR {_WORKED_ON}")
     assert not reprune.status(here / "out" / "LR").finished
 
 

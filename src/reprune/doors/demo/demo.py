@@ -91,8 +91,7 @@ def demo(out: Path) -> dict[str, Any]:
 
 def _prune(model: Path, folder: Path, name: str) -> tuple[dict[str, Any], Perplexity]:
     """One run: its record, and the perplexity of what it made."""
-    if (ledger := Ledger(folder)).running:
-        raise InputError(f"--out {folder.parent}: {folder.name} {ledger.way_on}, or give another folder.")
+    _check_idle(folder)
     if folder.exists():
         shutil.rmtree(folder)
     samples: dict[str, Any] = {"calibration": ["manual"], "samples": SAMPLES}
@@ -139,6 +138,7 @@ def _check_runs(out: Path, model: Path) -> None:
     """Refuse to replace a run of another model, or files that somebody has put beside those of a run."""
     fingerprint = Checkpoint(model).fingerprint()
     for folder in (out / name for name in _RUNS if (out / name).is_dir() and any((out / name).iterdir())):
+        _check_idle(folder)
         run = _begun_with(folder)
         if run.get("fingerprint") != fingerprint and run.get("name") != model.name:
             raise InputError(f"--out {out}: {folder.name} was not made from the demo's model; give another folder.")
@@ -148,6 +148,12 @@ def _check_runs(out: Path, model: Path) -> None:
                 raise InputError(
                     f"--out {out}: {folder.name} holds {path.name}, which no demo wrote; give another folder."
                 )
+
+
+def _check_idle(folder: Path) -> None:
+    """Refuse to replace a run that another process is working on."""
+    if (ledger := Ledger(folder)).running:
+        raise InputError(f"--out {folder.parent}: {folder.name} {ledger.way_on}, or give another folder.")
 
 
 def _begun_with(folder: Path) -> dict[str, Any]:

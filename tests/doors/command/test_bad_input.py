@@ -261,6 +261,7 @@ def test_two_mistakes_are_told_in_one_message(here: Path, cli: Cli) -> None:
         (["verify", "unfinished"], "'reprune resume unfinished'"),
         (["demo", "--out", "full"], "--out full: holds thing"),
         (["demo", "--out", "afile"], "--out afile: is a file"),
+        (["demo", "--out", "/dev/null"], "--out /dev/null: is a file; give a folder"),
         (["demo", "model"], "model"),
         (["prone"], "prone"),
         (["--prune"], "--prune"),

@@ -118,9 +118,9 @@ def _measure(model: Path) -> Perplexity:
 
 
 def _check_out(out: Path) -> None:
-    check_readable(out)
-    if out.exists() and not out.is_dir():
+    if is_there(out, str(out)) and not out.is_dir():
         raise InputError(f"--out {out}: is a file; give a folder.")
+    check_readable(out)
     for path in out.iterdir() if out.is_dir() else ():
         ours = path.name in _RUNS and path.is_dir() and (not any(path.iterdir()) or _is_run(path))
         if not ours:

@@ -7,10 +7,12 @@ import os
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+import reprune
 from reprune.doors.study.hands import InTurn
 from reprune.doors.study.measures import Bench
 from reprune.doors.study.record import StudyFolder, differences
@@ -19,7 +21,7 @@ from reprune.errors import InputError
 from reprune.files.durable import write_text
 from tests import tiny
 from tests.doors.conftest import QUICK, Cli
-from tests.doors.study.runs import GRID, ONE, SETTINGS, SMALL, STUDY, TEXTS, copy_of
+from tests.doors.study.runs import GRID, MEASURES, ONE, SETTINGS, SMALL, STUDY, TEXTS, copy_of
 
 
 @pytest.mark.parametrize(
@@ -187,6 +189,19 @@ def test_nothing_is_written_where_something_cannot_be_used(
     assert message in said.err
     assert "Traceback" not in said.err
     assert sorted(here.rglob("*")) == before
+
+
+def test_a_disk_on_which_only_some_rungs_fit_is_refused(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a rung with larger windows, more streams are on disk."""
+    settings = {**SETTINGS, "settings": ["precision=float32", "streams.memory=0"]}
+    run = {name: value for name, value in settings.items() if name not in MEASURES}
+    rungs = ["BR+GP", "BR+GP+CR"]
+    less, more = (reprune.plan("llama", reconstruct=rung, **run).forecast.disk_bytes for rung in rungs)
+    assert less < more
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=more - 1))
+    with pytest.raises(InputError, match="^--out s: a run writes about "):
+        study("llama", "s", pruners=["magnitude"], rungs=rungs, **settings)
+    assert not (here / "s").exists()
 
 
 @pytest.mark.parametrize("out", ["text.txt", "llama", "text.txt/s"])

@@ -178,12 +178,12 @@ def _check_sources(record: StudyRecord, recipes: Mapping[Cell, Recipe], recipe: 
 def _check_disk(
     record: StudyRecord, recipes: Mapping[Cell, Recipe], plans: Mapping[str, Plan], folder: StudyFolder
 ) -> None:
-    """Raise `InputError` if the cell with the most samples, of those still to begin, needs more disk than is free."""
+    """Raise `InputError` if a cell that is still to begin needs more disk than is free."""
     begun = {cell_of(entry) for entry in record["cells"] if folder.cell(entry).exists()}
-    if left := [cell for cell in recipes if cell not in begun]:
-        most = max(left, key=lambda cell: cell.self_generate)
-        plan = plans[most.only]
-        recipe = recipes[most].model_copy(update={"seqlen": plan.recipe.seqlen})
+    needs = {(cell.rung, cell.only, cell.self_generate): cell for cell in recipes if cell not in begun}
+    for cell in needs.values():  # whatever its pruner and seed
+        plan = plans[cell.only]
+        recipe = recipes[cell].model_copy(update={"seqlen": plan.recipe.seqlen})
         check_disk(recipe, plan.decoder, sum(count_samples(recipe)), folder.path)
 
 

@@ -75,7 +75,7 @@ def test_what_is_shared_is_not_computed_anew_and_rests_behind_the_frontier(
     monkeypatch.setattr(Stream, "rest", lambda self: rested.append(self))
     runs = _Ran(), _Ran()
     with StreamStore(2**20, tmp_path / "own") as store, Shared(tmp_path / "shared") as shared:
-        shared.make_room(SHAPE, 3)
+        shared.make_room(SHAPE, 3, 0)
         first, second = (_dense(store, run, shared) for run in runs)
         found = [first.after(index, _block) for index in range(3)]
         assert [second.after(index, _block) for index in range(3)] == found

@@ -133,16 +133,16 @@ def test_streams_are_not_shared_where_they_would_fill_the_disk(
 
 
 @pytest.mark.parametrize(("there", "left"), [(0, 4), (3, 1)])
-def test_streams_are_shared_where_those_to_come_take_up_to_half_of_what_is_free(
+def test_streams_are_shared_where_those_to_come_take_up_to_half_of_what_a_result_leaves_free(
     there: int, left: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shape, computed = (2, 3, 4), cast("Stream", None)
     for less in (0, 1):
-        free = 2 * left * stream_bytes(shape) - less
+        free = 1000 + 2 * left * stream_bytes(shape) - less
         monkeypatch.setattr("reprune.engine.shared.shutil.disk_usage", lambda _, free=free: SimpleNamespace(free=free))
         with Shared(tmp_path / "work" / "shared") as shared:
             shared.dense = dict.fromkeys(range(there), computed)
-            shared.make_room(shape, 4)
+            shared.make_room(shape, 4, 1000)
             assert (shared.new_stream() is None) is (less == 1)
         assert shared.new_stream() is None
         assert not list((tmp_path / "work").iterdir())

@@ -98,7 +98,7 @@ class Frontier:
             self.student.write(batch, states)
             embedded.write(batch, states)
         if shared is not None:
-            shared.make_room(self._shape, len(decoder))
+            shared.make_room(self._shape, len(decoder), decoder.checkpoint.bytes)
         self._dense = DenseStream(
             embedded, store, lambda block, entering, after: self._pass([block], entering, after, self.batches), shared
         )

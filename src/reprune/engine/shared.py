@@ -39,14 +39,16 @@ class Shared:
             self.clear()
             self._key = key
 
-    def make_room(self, shape: Shape, blocks: int) -> None:
+    def make_room(self, shape: Shape, blocks: int, result: int) -> None:
         """Set the shape of a stream, (samples, tokens, hidden), and how many there will be in all.
 
-        If those still to come would take more than half of the free disk, no more streams are shared.
+        If those still to come would take more than half of the disk that a result of `result` bytes leaves free, no
+        more streams are shared.
         """
         self._folder.mkdir(parents=True, exist_ok=True)
         left = (blocks - len(self.dense)) * stream_bytes(shape)
-        self._shape = shape if left <= _SHARE_OF_FREE_DISK * shutil.disk_usage(self._folder).free else None
+        free = shutil.disk_usage(self._folder).free - result
+        self._shape = shape if left <= _SHARE_OF_FREE_DISK * free else None
 
     def new_stream(self) -> Stream | None:
         """A stream for the outputs of a dense block, or None if no more streams are shared."""

@@ -27,8 +27,9 @@ def least_memory_bytes(recipe: Recipe, schedule: Sequence[Window], parameters: S
     `parameters` are each block's number of parameters.
     """
     most = max(sum(parameters[index] for index in window.blocks) for window in schedule)
-    windows = most * (_copies(recipe) if recipe.solver.name != "none" else 1.0)
-    return int(4 * max(windows, sum(parameters[len(parameters) - recipe.distill.blocks :]) * _copies(recipe)))
+    windows = most * (_copies(recipe) + _tried(recipe) if recipe.solver.name != "none" else 1.0)
+    distilled = sum(parameters[len(parameters) - recipe.distill.blocks :]) * (_copies(recipe) + _gradients(recipe))
+    return int(4 * max(windows, distilled))
 
 
 def disk_bytes(recipe: Recipe, blocks: int, stream: int, own: int, files: int) -> int:
@@ -122,8 +123,7 @@ def _fitting_bytes(recipe: Recipe, weights: int, costs: Sequence[BlockCosts], at
     held, kept = _copies(recipe) * weights, at_a_time * _kept_bytes(recipe, costs)
     passing = (_TEMPORARY - 1.0) * at_a_time * max(cost.activations for cost in costs)
     passing += _sent_bytes(recipe, at_a_time * costs[0].states)
-    # While a first step is tried, the weights as they were before it are held too, as much as gradients.
-    tried = _gradients(recipe) * weights if recipe.solver.name == "widening" else 0.0
+    tried = _tried(recipe) * weights
     if not on_gpu(recipe):  # gradients come as activations go, but the heap seldom fits them into the freed memory
         return held + max(kept, tried) + passing
     picking = min(PLACES_BYTES, 2 * weights) if _picks(recipe) else 0  # between backward passes; if compact, in them
@@ -139,7 +139,7 @@ def distilling_bytes(recipe: Recipe, work: Work) -> int:
     kept = _kept_bytes(recipe, costs)
     weights = 4 * sum(cost.parameters for cost in costs)
     logits = min(4 * LOGITS, 4 * words * work.tokens * at_a_time) * _LOGITS_HELD
-    tried = _gradients(recipe) * weights  # see `_fitting_bytes`
+    tried = _gradients(recipe) * weights  # see `_tried`
     passing = max(max(at_a_time * kept, tried) + logits, _TEMPORARY * at_a_time * kept)
     sent = _sent_bytes(recipe, at_a_time * costs[0].states)
     return int(_copies(recipe) * weights + 4 * words * hidden + passing + sent)
@@ -185,6 +185,11 @@ def _gradients(recipe: Recipe) -> float:
     if recipe.solver.rank is not None:
         return 0.0
     return 1.0 - recipe.pattern.sparsity if recipe.solver.compact else 1.0
+
+
+def _tried(recipe: Recipe) -> float:
+    """The bytes of what a window moves, as it was before a first step that is tried, over those of its weights."""
+    return _gradients(recipe) if recipe.solver.name == "widening" else 0.0
 
 
 def on_gpu(recipe: Recipe) -> bool:

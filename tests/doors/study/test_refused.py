@@ -199,7 +199,7 @@ def test_a_disk_on_which_only_some_rungs_fit_is_refused(here: Path, monkeypatch:
     less, more = (reprune.plan("llama", reconstruct=rung, **run).forecast.disk_bytes for rung in rungs)
     assert less < more
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=more - 1))
-    with pytest.raises(InputError, match="^--out s: a run writes about "):
+    with pytest.raises(InputError, match=r"^--out s: a run writes about "):
         study("llama", "s", pruners=["magnitude"], rungs=rungs, **settings)
     assert not (here / "s").exists()
 

@@ -52,7 +52,7 @@ class BlockCosts:
     forward: Flops  # of a forward pass
     both: Flops  # of a forward and a backward pass
     activations: float  # bytes kept from the forward pass for the backward pass
-    operations: int = 0  # of both passes, of any size; 0 if it does not run without values: all is then an estimate
+    operations: int = 0  # of both passes, of any size; 0 in an estimate, if it needs values, or if it never runs
 
 
 def block_costs(

@@ -126,6 +126,19 @@ def test_what_may_not_be_read_is_left_out_and_named(
     assert Result(tmp_path / "out", Decoder(folder)).unreadable() == ["LICENSE", "notes.json"]
 
 
+def test_a_link_out_of_the_model_that_may_not_be_read_is_named_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, said, watcher = tiny.save("llama", tmp_path / "model"), list[str](), Watcher()
+    (folder / "LICENSE").symlink_to(tmp_path / "closed")
+    deny(monkeypatch, "stat", folder / "LICENSE")
+    monkeypatch.setattr(watcher, "note", said.append)
+    prune(folder, tmp_path / "out", pruner="magnitude", reconstruct="LR", watcher=watcher)
+    assert said == [
+        "LICENSE is not in the result: in the model's folder it is a link to a file that may not be the model's"
+    ]
+
+
 def test_a_link_that_leads_in_a_circle_is_left_out_and_named(tmp_path: Path) -> None:
     folder = tiny.save("llama", tmp_path / "model")
     (folder / "LICENSE").symlink_to("LICENSE")

@@ -351,7 +351,7 @@ def _write_(
         watcher.note(
             f"{name} is not in the result: in the model's folder it is a link to a file that may not be the model's"
         )
-    for name in result.unreadable(files):
+    for name in (name for name in result.unreadable(files) if name not in left_out):
         watcher.note(f"{name} is not in the result: it cannot be read; check its permissions")
     lines = ledger.lines()
     seconds = max(time.monotonic() - began, sum(line["window"]["seconds"] for line in lines))

@@ -19,6 +19,7 @@ from reprune.engine.ledger import Ledger
 from reprune.errors import InputError
 from tests import tiny
 from tests.doors.conftest import Cli
+from tests.files.test_readable import deny
 from tests.prose import write_as_if_prose
 
 
@@ -155,6 +156,14 @@ def test_a_folder_with_files_of_others_is_refused(file: str, here: Path, cli: Cl
     assert said.code == 2
     assert said.err.startswith("error: --out out: ")
     assert [path for path in here.rglob("out/**/*") if path.is_file()] == [theirs]
+
+
+def test_a_run_whose_folder_is_closed_is_refused(here: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    (here / "out" / "LR").mkdir(parents=True)
+    deny(monkeypatch, "iterdir", Path("out", "LR"))
+    said = cli("demo", "--out", "out")
+    told = "error: out/LR: cannot be read (Permission denied); check its permissions.\n"
+    assert (said.code, said.out, said.err) == (2, "", told)
 
 
 def test_a_place_that_cannot_be_written_is_refused_before_anything_is_measured(here: Path, cli: Cli) -> None:

@@ -120,7 +120,7 @@ def _measure(model: Path) -> Perplexity:
 def _check_out(out: Path) -> None:
     if is_there(out, str(out)) and not out.is_dir():
         raise InputError(f"--out {out}: is a file; give a folder.")
-    check_readable(out)
+    check_readable(out, *(out / name for name in _RUNS))
     for path in out.iterdir() if out.is_dir() else ():
         ours = path.name in _RUNS and path.is_dir() and (not any(path.iterdir()) or _is_run(path))
         if not ours:

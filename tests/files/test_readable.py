@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from reprune.doors.prepare import check_dense
 from reprune.errors import InputError
 from reprune.files.readable import check_readable, is_there
 from reprune.model.checkpoint import Checkpoint
@@ -49,6 +50,12 @@ def test_code_behind_a_link_into_a_closed_folder_is_named(tmp_path: Path, monkey
     deny(monkeypatch, "stat", tmp_path / "own.py")
     with pytest.raises(InputError, match=rf"own\.py: {_REFUSAL}"):
         Checkpoint(tmp_path)
+
+
+def test_a_record_behind_a_link_into_a_closed_folder_is_named(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    deny(monkeypatch, "stat", llama / "reprune.json")
+    with pytest.raises(InputError, match=rf"reprune\.json: {_REFUSAL}"):
+        check_dense(llama)
 
 
 def test_an_unreadable_file_that_no_model_is_loaded_from_does_no_harm(

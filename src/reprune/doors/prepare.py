@@ -18,6 +18,7 @@ from reprune.engine.footprint import disk_bytes, least_memory_bytes
 from reprune.engine.ledger import Ledger
 from reprune.engine.names import RECORD
 from reprune.errors import InputError
+from reprune.files.readable import is_there
 from reprune.math.ranks import ALONE, Ranks
 from reprune.model.block import Precision
 from reprune.model.decoder import Decoder
@@ -46,7 +47,7 @@ def refusal(check: Callable[[], object]) -> str | None:
 
 def check_dense(folder: Path) -> None:
     """Raise `InputError` if a model is a result of `prune`: a sparse teacher would lack what the pruning removed."""
-    if (folder / RECORD).exists():
+    if is_there(folder / RECORD, str(folder / RECORD)):
         name, way = called(folder), f"remove {RECORD} from the folder"
         if (commit := hub_commit(folder)) is not None:  # that folder is the Hub's cache, which would have it again
             fetch = f"'hf download {name} --revision {commit} --local-dir FOLDER'"

@@ -43,7 +43,7 @@ from reprune.doors.command.options import (
     Trust,
     Verbose,
     exit_codes,
-    given,
+    flags_of,
     processes,
 )
 from reprune.doors.command.study import study
@@ -112,7 +112,7 @@ def prune(
     rank_timeout: RankTimeout = None,
 ) -> None:
     """Prune MODEL, reconstruct it window by window, and write a sparse model folder to DIR."""
-    flags = given(locals(), "model", "out", "quiet", "verbose", "rank_timeout")
+    flags = flags_of(locals(), "model", "out", "quiet", "verbose", "rank_timeout")
     with exit_codes(out), processes(rank_timeout) as ranks:
         from reprune.doors.api import prune as prune_model
         from reprune.doors.command.views import show_result
@@ -168,7 +168,7 @@ def plan(
     """Show what `prune` with the same flags would do, and forecast its time and memory; loads no weights.
 
     The exit code is 2 if `prune` would refuse. Texts on this machine are read; those of the Hub are not."""
-    flags = given(locals(), "model", "out", "quiet")
+    flags = flags_of(locals(), "model", "out", "quiet")
     with exit_codes():
         from reprune.doors.command.views import show_plan
         from reprune.doors.planned import plan as plan_run

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from reprune.doors.command.options import Model, Quiet, RankTimeout, Seed, Trust, exit_codes, given, processes
+from reprune.doors.command.options import Model, Quiet, RankTimeout, Seed, Trust, exit_codes, flags_of, processes
 
 _NONE = "none"
 
@@ -56,7 +56,7 @@ def generate(
 
     The first token is random, the next four are greedy; if these read as the language, the rest is sampled.
     """
-    flags = given(locals(), "model", "out", "show", "quiet", "rank_timeout")
+    flags = flags_of(locals(), "model", "out", "show", "quiet", "rank_timeout")
     with exit_codes(way_on=partial(way_on, out)), processes(rank_timeout) as ranks:
         from reprune.doors.command.views_generation import Lines, show_manifest, show_texts
         from reprune.doors.generation.generate import GenerationWatcher

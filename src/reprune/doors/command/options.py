@@ -151,6 +151,6 @@ def processes(timeout: float | None) -> AbstractContextManager[Any]:
     return ranks_of_launch(TIMEOUT if timeout is None else timeout)
 
 
-def given(arguments: Mapping[str, Any], *own: str) -> dict[str, Any]:
+def flags_of(arguments: Mapping[str, Any], *own: str) -> dict[str, Any]:
     """A command's arguments except its own, without those that are not given; a switch that is off is not given."""
     return {name: value for name, value in arguments.items() if not (name in own or value is None or value is False)}

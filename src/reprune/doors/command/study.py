@@ -28,7 +28,7 @@ from reprune.doors.command.options import (
     ZeroShotData,
     ZeroShotLimit,
     exit_codes,
-    given,
+    flags_of,
 )
 from reprune.doors.printable import complain
 
@@ -107,7 +107,7 @@ def study(
 
     Run again with the same flags, it goes on where it stopped; with more values of an axis, it does those too.
     """
-    flags = given(locals(), "model", "out", "quiet", "verbose")
+    flags = flags_of(locals(), "model", "out", "quiet", "verbose")
     with exit_codes(way_on=partial(_hint, out)):
         from reprune.doors.command.views_study import StudyFailures, StudyLines, show_study
         from reprune.doors.study.run import study as run_study

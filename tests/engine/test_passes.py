@@ -8,10 +8,17 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from reprune.engine import allocate
+from reprune.engine.compare import compare
 from reprune.engine.frontier import Frontier
-from reprune.model.block import Block
+from reprune.engine.refitting import Refitting
+from reprune.model.block import Block, Precision
+from reprune.model.decoder import Decoder
 from reprune.model.streams import Stream, StreamStore
+from tests import tiny
 from tests.engine.quick import QUICK, prune
 
 CALIBRATION, HELDOUT, EPOCHS = QUICK["samples"], 1, QUICK["epochs"]
@@ -155,3 +162,57 @@ def test_streams_are_freed_as_windows_go_on(llama: Path, tmp_path: Path, monkeyp
     assert left[-1] == 0
     assert at_end == [2], "the student's, and what the dense model's last block puts out"
     assert max(left) <= 5, "the student's, the dense model's before, between and after two blocks, one for statistics"
+
+
+class _Casts(TorchDispatchMode):
+    """Counts how often weights are cast."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        del types
+        self.count += func is torch.ops.aten._to_copy.default and isinstance(args[0], nn.Parameter)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    ("place", "name", "setting"),
+    [
+        (Frontier, "routes", "solver.routing=teacher"),
+        (Refitting, "gather", "solver.start=least-squares"),
+        (allocate, "_curve", "allocation=by-error"),
+    ],
+)
+def test_weights_are_cast_as_often_for_many_batches_as_for_one(
+    place: Any, name: str, setting: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, passing = tiny.save("mixtral", tmp_path / "model"), getattr(place, name)
+    found: dict[int, _Casts] = {}
+    for batch in (2, 8):
+        found[batch] = _Casts()
+
+        def counted(*args: Any, casts: _Casts = found[batch]) -> Any:
+            with casts:
+                return passing(*args)
+
+        monkeypatch.setattr(place, name, counted)
+        settings = "precision=bfloat16", f"solver.micro_batch_size={batch}", setting
+        prune(model, tmp_path / f"{batch}", *settings, reconstruct="BR+GP", batch_size=8, heldout="manual=8", epochs=1)
+    assert found[2].count == found[8].count > 0
+
+
+def test_weights_are_cast_once_for_all_batches_of_a_comparison(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, found = Block.run, _Casts()
+
+    def counted(*args: Any) -> torch.Tensor:
+        with found:
+            return run(*args)
+
+    monkeypatch.setattr(Block, "run", counted)
+    model = Decoder(llama, precision=Precision(torch.bfloat16))
+    compare(model, model, torch.arange(32).view(4, 8), 1, 10**9, tmp_path)
+    assert found.count == 2 * sum(len(model.load(index).linears) for index in range(len(model)))

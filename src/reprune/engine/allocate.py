@@ -21,7 +21,7 @@ from reprune.math.patterns import Unstructured
 from reprune.math.pruner import Pruner
 from reprune.math.reconstruction_error import ErrorMeter
 from reprune.math.wanda import Wanda
-from reprune.model.block import Block
+from reprune.model.block import Block, many_passes
 from reprune.model.decoder import Decoder
 from reprune.model.forms import Form
 from reprune.model.streams import Stream
@@ -96,9 +96,10 @@ def _curve(
         sparsities = Sparsities(Unstructured(level), recipe.sparsities.by_name)
         prune_block_(pruned, inputs, pruner, sparsities, False, known, few, frontier.ranks)
         meter = ErrorMeter()
-        for batch in frontier.heldout_batches:
-            states = frontier.run([block], entering.read(batch, block.device), batch)
-            meter.update(form.put_out(states), form.put_out(after.read(batch, block.device)))
+        with many_passes([block]):
+            for batch in frontier.heldout_batches:
+                states = frontier.run([block], entering.read(batch, block.device), batch)
+                meter.update(form.put_out(states), form.put_out(after.read(batch, block.device)))
         curve.append((level, meter.error(frontier.ranks).relative))
         for parameter, weight in zip(parameters, dense, strict=True):
             parameter.copy_(weight)

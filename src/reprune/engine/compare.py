@@ -18,7 +18,7 @@ from torch import Tensor
 from reprune.errors import InputError, NumericalError
 from reprune.math.reconstruction_error import Error, ErrorMeter
 from reprune.math.slices import slices
-from reprune.model.block import Block
+from reprune.model.block import Block, many_passes
 from reprune.model.decoder import Decoder
 from reprune.model.streams import StreamStore, stream_bytes
 
@@ -102,10 +102,11 @@ def compare(
         def measure(index: int) -> BlockError:
             one, other = sparse.load(index), dense.load(index)
             meter, form = ErrorMeter(), dense.skeleton.forms[index]
-            for number, batch in enumerate(batches, 1):
-                outputs, targets = student.advance(one, batch), teacher.advance(other, batch)
-                meter.update(form.put_out(outputs), form.put_out(targets))
-                progress(index * len(batches) + number, len(dense) * len(batches))
+            with many_passes([one, other]):
+                for number, batch in enumerate(batches, 1):
+                    outputs, targets = student.advance(one, batch), teacher.advance(other, batch)
+                    meter.update(form.put_out(outputs), form.put_out(targets))
+                    progress(index * len(batches) + number, len(dense) * len(batches))
             error = meter.error()
             if not error.finite:
                 raise NumericalError(

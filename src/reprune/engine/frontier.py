@@ -161,10 +161,11 @@ class Frontier:
     def routes(self, dense: Block) -> Routes:
         """Which experts a dense block sends the tokens of the calibration samples to, in the dense model."""
         found, entering = Routes(), self._dense.before(dense.index)
-        for batch in self.calibration_batches:
-            states = entering.read(batch, dense.device)
-            recording = found.recording(len(states), states.shape[1])
-            dense.run(states, self._decoder.call(dense.index, batch), recording)
+        with many_passes([dense]):
+            for batch in self.calibration_batches:
+                states = entering.read(batch, dense.device)
+                recording = found.recording(len(states), states.shape[1])
+                dense.run(states, self._decoder.call(dense.index, batch), recording)
         return found
 
     def inputs(self, entering: Stream, block: Block) -> Iterator[tuple[Tensor, Call]]:

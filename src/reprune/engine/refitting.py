@@ -17,7 +17,7 @@ from reprune.math.least_squares import LeastSquares, Refit
 from reprune.math.pruner import Pruned
 from reprune.math.ranks import Ranks
 from reprune.math.statistics import Gram, Paired, Statistics
-from reprune.model.block import Block, Call, LinearGroup
+from reprune.model.block import Block, Call, LinearGroup, many_passes
 from reprune.model.linears import Linear
 
 Pairs = Callable[[], Iterable[tuple[slice, Tensor, Tensor, Call]]]
@@ -56,7 +56,8 @@ class Refitting:
         # A pruner whose statistics are X'X of the same samples shares it.
         same = statistics if isinstance(statistics, Gram) and self.statistics_of_all else None
         found = Paired(group.columns, block.device, same), Paired(group.columns, block.device)
-        alike = self._take_in_(block, group, statistics, found, same is None)
+        with many_passes([block, self.dense]):
+            alike = self._take_in_(block, group, statistics, found, same is None)
         if sum(self.ranks.add([0.0 if alike else 1.0])):  # on any rank
             return "it reads other tokens in the sparse model than in the dense one"
         for pair in found:

@@ -13,7 +13,7 @@ from typing import final
 import torch
 
 from reprune.engine.footprint import levels, measured
-from reprune.engine.group_statistics import gatherings, gathers
+from reprune.engine.group_statistics import gatherings, gathers, passes
 from reprune.engine.work import Group, Work
 from reprune.errors import InputError
 from reprune.planning.recipe import Recipe
@@ -128,7 +128,7 @@ def _in_pruning(recipe: Recipe, groups: Sequence[Group], times: int = 1) -> Exch
     summed = told = 0.0
     refit = recipe.solver.start == "least-squares"
     pruner = recipe.pruner.build()
-    size, again = gathers(pruner).size, gatherings(groups, pruner, times)
+    size, again = gathers(pruner).size, gatherings(len(passes(groups, pruner)), times)
     for group in groups:
         summed += 16 * group.columns**2 if refit and not group.expert else again * size(group.columns)
         told += times * 5 * group.rows * group.columns  # weights and masks

@@ -211,7 +211,7 @@ class _Estimate:
         grams = gathers(pruner) is Gram
         seconds = (min(recipe.solver.samples_at_a_time, calibration) if routed else 1) * forward  # to find the groups
         often = len(passes(groups, pruner))  # for the statistics of all experts
-        again = gatherings(groups, pruner, times)
+        again = gatherings(often, times)
         by_stage = routed * (1 + often)  # experts' two matrices are seen one after the other
         if refit:  # a pass of both models for each group, ended when it is reached: half of each on average
             seconds += forward * (samples * len(plain) + calibration * by_stage)

@@ -127,6 +127,6 @@ def passes(groups: Sequence[AnyGroup], pruner: Pruner[Any]) -> list[list[AnyGrou
     return found
 
 
-def gatherings(groups: Sequence[AnyGroup], pruner: Pruner[Any], times: int) -> int:
-    """How often a block's statistics are gathered if it is pruned `times` times: those of a single pass are kept."""
-    return max(times, 1) if len(passes(groups, pruner)) > 1 else 1
+def gatherings(parts: int, times: int) -> int:
+    """How often statistics that `parts` passes gather are gathered for `times` prunings: those of one pass are kept."""
+    return max(times, 1) if parts > 1 else 1

@@ -93,6 +93,13 @@ def test_no_more_samples_show_which_experts_share_inputs_than_there_are() -> Non
     assert found - dense == pytest.approx(8 * (2 + 3) * _ONE)
 
 
+def test_the_dense_models_choices_of_experts_take_a_pass_of_each_block_that_makes_any() -> None:
+    experts = [Group(3072, 1024), Group(512, 1024, 0.25, expert=True)]
+    work = replace(_work(), groups=[*[experts] * 3, *_work().groups[3:]])
+    own, repeated = (_forecast("BR+GP", work, *more).seconds for more in ((), ("solver.routing=teacher",)))
+    assert repeated - own == pytest.approx(3 * 32 * _ONE)
+
+
 def test_steps_that_come_before_and_after_the_windows_hold_what_is_more() -> None:
     """Here the windows hold more than the allocation (they are fitted) and than distillation (two blocks, not one)."""
     work = _work()

@@ -13,10 +13,12 @@ import torch
 
 import reprune
 from reprune.doors import devices
+from reprune.doors.study.watcher import StudyWatcher
 from reprune.errors import HalfPrecisionError, InputError
 from reprune.model.block import Precision
 from tests import tiny
 from tests.doors.conftest import QUICK, Cli
+from tests.doors.study.runs import SETTINGS, quicken
 from tests.engine.quick import tensors
 
 
@@ -39,6 +41,27 @@ def test_prune_goes_on_in_float32(cli: Cli, here: Path, dbrx: Path) -> None:
     cli(*PRUNE[:3], "plain", *PRUNE[4:], *QUICK)
     one, other = tensors(here / "out"), tensors(here / "plain")
     assert all(torch.equal(tensor, other[key]) for key, tensor in one.items())
+
+
+def test_a_study_goes_on_in_float32_and_so_does_the_same_command_later(
+    here: Path, dbrx: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quicken(monkeypatch)
+    told: list[str] = []
+    watcher = StudyWatcher()
+    monkeypatch.setattr(watcher, "note", told.append)
+    monkeypatch.setattr(watcher, "started", lambda *_: told.append("started"))
+    options = {**SETTINGS, "texts": ["text.txt"], "pruners": ["magnitude"], "settings": []}
+    for rungs in (["LR"], ["LR", "BR"]):
+        record = reprune.study("dbrx", "s", rungs=rungs, watcher=watcher, **options)
+        assert [cell["status"] for cell in record["cells"]] == ["done"] * len(rungs)
+        assert record["settings"]["precision"] == record["dense"]["perplexity"]["text.txt"]["precision"] == "float32"
+    assert told.count("started") == 2
+    assert sum("float32 is used instead" in note for note in told) == 1
+    with pytest.raises(InputError, match="precision float32, now bfloat16"):
+        reprune.study("dbrx", "s", **{**options, "settings": ["precision=bfloat16"]})
+    with pytest.raises(HalfPrecisionError):
+        reprune.study("dbrx", "other", **{**options, "settings": ["precision=bfloat16"]})
 
 
 def test_it_does_so_in_an_empty_folder_that_out_is_a_link_to(here: Path, dbrx: Path) -> None:

@@ -58,10 +58,12 @@ def begin(
         InputError: something cannot be used, or differs from what the study was begun with. Nothing is written.
     """
     measures.check()  # before the model, which may have to be downloaded
+    before = read_study(folder.path) if folder.exists else None
+    if before is not None:
+        recipes = _in_float32(before["settings"], recipes)
     plans = _planned(recipes, watcher)
     plan = next(iter(plans.values()))
     found = _found(model, plan)
-    before = read_study(folder.path) if folder.exists else None
     if before is not None and (begun := _as_begun(model, before["model"], found)) != model:
         watcher.note(f"{model} is commit {found['commit']}; the study goes on with {begun}, which it was begun with")
         return begin(begun, _of(begun, recipes), measures, folder, watcher)
@@ -114,6 +116,12 @@ def _check_names(record: StudyRecord) -> None:
 def _of(model: str, recipes: Mapping[Cell, Recipe]) -> dict[Cell, Recipe]:
     """The recipes, with this name for their model."""
     return {cell: recipe.model_copy(update={"model": model}) for cell, recipe in recipes.items()}
+
+
+def _in_float32(settings: Mapping[str, Any], recipes: Mapping[Cell, Recipe]) -> dict[Cell, Recipe]:
+    """The recipes, with `auto` replaced by float32 if a study was begun in it: the model may run in nothing else."""
+    auto = {"precision": "float32"} if settings.get("precision") == "float32" else {}
+    return {cell: one.model_copy(update=auto) if one.precision == "auto" else one for cell, one in recipes.items()}
 
 
 def _planned(recipes: Mapping[Cell, Recipe], watcher: StudyWatcher) -> dict[str, Plan]:

@@ -10,7 +10,7 @@ import errno
 import os
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from statistics import mean
 from typing import Any, final
@@ -42,7 +42,7 @@ from reprune.doors.study.needs import Needs, all_needs
 from reprune.doors.study.record import CellRecord, StudyFolder, StudyRecord, cell_of
 from reprune.doors.study.watcher import StudyWatcher
 from reprune.engine.names import INDEX, RECIPE
-from reprune.errors import InputError, going_on
+from reprune.errors import HalfPrecisionError, InputError, going_on
 from reprune.files.local import local_path
 from reprune.model.undisturbed import undisturbed
 from reprune.planning.axes import PRUNERS, RUNGS
@@ -180,8 +180,7 @@ def study(
         stack.enter_context(folder)
         if begun is None or folder.exists:
             begun = ready()
-        _Study(begun, folder, keep_models, watcher).run(str(grid), cluster)
-    return begun.record
+        return _Study(begun, folder, keep_models, watcher).run(str(grid), cluster, ready)
 
 
 def _needs(begun: Begun, cpus: int | None) -> dict[str, Needs]:
@@ -204,21 +203,41 @@ class _Study:
         self._keep_models = keep_models
         self._watcher = watcher
 
-    def run(self, axes: str, cluster: Hands | None) -> None:
-        """Measure the dense model, have the remaining cells done, and write tables and figures."""
+    def run(self, axes: str, cluster: Hands | None, again: Callable[[], Begun]) -> StudyRecord:
+        """Measure the dense model, have the remaining cells done, and write tables and figures; returns the record.
+
+        `again` begins once more, by the record that is in the folder.
+        """
         self._folder.pick_up(self._record)
         self._save()
         shutil.rmtree(self._folder.apart, ignore_errors=True)
-        cells = [cell for cell in self._record["cells"] if cell_of(cell) in self._begun.recipes]
-        left = [(number, cell) for number, cell in enumerate(cells, 1) if cell["status"] != "done"]
-        self._watcher.started(self._record, axes, len(cells), len(cells) - len(left))
+        cells = self._cells()
+        self._watcher.started(self._record, axes, len(cells), sum(cell["status"] == "done" for cell in cells))
         self._note_gone(cells)
-        self._measure_dense()
+        try:
+            self._measure_dense()
+        except HalfPrecisionError as error:  # so no cell has begun
+            if any(recipe.precision != "auto" for recipe in self._begun.recipes.values()):
+                raise
+            self._watcher.note(f"{error.reason}; float32 is used instead")
+            self._record["settings"]["precision"] = "float32"
+            self._record["dense"] = {"perplexity": {}, "zero_shot": None}
+            self._save()
+            self._begun = again()
+            self._record = self._begun.record
+            self._measure_dense()
+        cells = self._cells()
+        left = [(number, cell) for number, cell in enumerate(cells, 1) if cell["status"] != "done"]
         tasks = [self._task(cell, number, len(cells)) for number, cell in left]
         self._have_done(tasks, cluster or InTurn(self._folder.path / _SHARED, self._save, self._watcher))
         shutil.rmtree(self._folder.apart, ignore_errors=True)
         write_figures(self._folder.path, self._record, self._watcher.note)
         write_tables(self._folder.path, self._record)
+        return self._record
+
+    def _cells(self) -> list[CellRecord]:
+        """The records of the cells that are asked for."""
+        return [cell for cell in self._record["cells"] if cell_of(cell) in self._begun.recipes]
 
     def _note_gone(self, cells: Sequence[CellRecord]) -> None:
         """Note the models that are asked for but were not kept by an earlier call."""

@@ -125,14 +125,21 @@ def test_what_auto_is_here_it_is_for_all_cells(here: Path, monkeypatch: pytest.M
     assert seen == [here_is] * 2
 
 
-def test_the_same_sparsities_may_be_written_in_another_way(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_same_sparsities_and_rates_may_be_written_in_another_way(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(InTurn, "do", lambda *_: iter(()))
-    for rung, half, less in (("LR", "0.5", "0.3"), ("BR", "50%", "30%"), ("BR+GP", ".50", "0.30")):
-        settings = ["precision=float32", f'sparsity_by_name={{"down_proj": "{less}"}}']
-        given = {**SETTINGS, "sparsity": half, "settings": settings}
+    for rung, half, less, rate in (
+        ("LR", "0.5", "0.3", "1%"),
+        ("BR", "50%", "30%", "1.0%"),
+        ("BR+GP", ".50", "0.30", "1 %"),
+    ):
+        settings = ["precision=float32", f'sparsity_by_name={{"down_proj": "{less}"}}', f"distill.lr={rate}"]
+        given = {**SETTINGS, "sparsity": half, "lr": rate, "settings": settings}
         record = study("llama", "s", pruners=["magnitude"], rungs=[rung], **given)
         assert record["settings"]["sparsity"] == "0.5"
         assert record["settings"]["sparsity_by_name"] == {"down_proj": "0.3"}
+        assert record["settings"]["solver"]["lr"] == record["settings"]["distill"]["lr"] == "1%"
     assert [cell["sparsity"] for cell in record["cells"]] == ["0.5"] * 3
 
 

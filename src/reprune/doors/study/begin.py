@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, final
 
 from reprune.doors.generation.selfmade import OWN_TEXTS
 from reprune.doors.planned import Plan, plan_by_recipe
 from reprune.doors.prepare import check_disk, count_samples, draw
-from reprune.doors.study.grid import Cell, common
+from reprune.doors.study.grid import Cell, common, flat
 from reprune.doors.study.measures import Bench, Measures, Text
 from reprune.doors.study.record import FORMAT, KIND, StudyFolder, StudyRecord, cell_of, differences, extend, read_study
 from reprune.doors.study.watcher import NotesOfRun, StudyWatcher
@@ -23,6 +24,7 @@ from reprune.model.checkpoint import differing, digests_beside
 from reprune.model.decoder import Decoder
 from reprune.model.locate import at_commit, by_commit
 from reprune.planning.axes import PRUNERS
+from reprune.planning.descents import parse_rate
 from reprune.planning.paths import on_record
 from reprune.planning.pruners import package
 from reprune.planning.recipe import Recipe
@@ -93,7 +95,7 @@ def begin(
     _check_names(record)
     if before is not None:
         _match_settings_(before, record, recipes)
-        _match_sparsities_(before["settings"], record["settings"])
+        _match_spellings_(before["settings"], record["settings"])
         record = _same(before, record, folder, watcher)
     _check_sources(record, recipes, plan.recipe, plan.decoder)
     extend(record, recipes, record["settings"]["sparsity"])
@@ -149,16 +151,20 @@ def _match_settings_(before: StudyRecord, now: StudyRecord, recipes: Mapping[Cel
         is_["settings"] = was["settings"]
 
 
-def _match_sparsities_(was: Mapping[str, Any], now: dict[str, Any]) -> None:
-    """Write the sparsities of settings as they were before where they are the same, such as 0.5 for 50%."""
+def _match_spellings_(was: Mapping[str, Any], now: dict[str, Any]) -> None:
+    """Write sparsities and rates of settings as they were before where they are the same, such as 0.5 for 50%."""
 
-    def as_before(before: Any, sparsity: str) -> Any:
-        same = isinstance(before, str) and parse_pattern(before) == parse_pattern(sparsity)
-        return before if same else sparsity
+    def as_before(before: Any, value: Any, parse: Callable[[str], object] = parse_pattern) -> Any:
+        with suppress(ValueError):  # one of them is none
+            if parse(str(before)) == parse(str(value)):
+                return before
+        return value
 
     now["sparsity"] = as_before(was.get("sparsity"), now["sparsity"])
-    by_name = was.get("sparsity_by_name", {})
+    by_name, rates = was.get("sparsity_by_name", {}), flat(was)
     now["sparsity_by_name"] = {name: as_before(by_name.get(name), one) for name, one in now["sparsity_by_name"].items()}
+    for part in ("solver", "distill"):
+        now[part]["lr"] = as_before(rates.get(f"{part}.lr"), now[part]["lr"], parse_rate)
 
 
 def _is_calibrated_on(text: Text, recipe: Recipe) -> bool:

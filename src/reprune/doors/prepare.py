@@ -22,7 +22,7 @@ from reprune.files.readable import is_there
 from reprune.math.ranks import ALONE, Ranks
 from reprune.model.block import Precision
 from reprune.model.decoder import Decoder
-from reprune.model.snapshots import called, hub_commit
+from reprune.model.snapshots import by_hand, called
 from reprune.model.undownloaded import Undownloaded
 from reprune.model.whole import whole_bytes
 from reprune.planning.recipe import Recipe
@@ -48,13 +48,9 @@ def refusal(check: Callable[[], object]) -> str | None:
 def check_dense(folder: Path) -> None:
     """Raise `InputError` if a model is a result of `prune`: a sparse teacher would lack what the pruning removed."""
     if is_there(folder / RECORD, str(folder / RECORD)):
-        name, way = called(folder), f"remove {RECORD} from the folder"
-        if (commit := hub_commit(folder)) is not None:  # that folder is the Hub's cache, which would have it again
-            fetch = f"'hf download {name} --revision {commit} --local-dir FOLDER'"
-            way = f"{fetch}, remove {RECORD} there, then give FOLDER"
         raise InputError(
-            f"{name}: is sparse already, a result of reprune; prune the dense model it was made from. (To prune it "
-            f"further all the same, compared with itself as it is now, {way}.)"
+            f"{called(folder)}: is sparse already, a result of reprune; prune the dense model it was made from. (To "
+            f"prune it further all the same, compared with itself as it is now, {by_hand(folder, f'remove {RECORD}')}.)"
         )
 
 

@@ -24,7 +24,7 @@ from reprune.errors import InputError, UnsupportedModelError, out_of_memory, sho
 from reprune.model.checkpoint import FLOATS, Checkpoint
 from reprune.model.locate import GENERATIVE
 from reprune.model.quiet import quiet_transformers
-from reprune.model.snapshots import called
+from reprune.model.snapshots import by_hand, called
 
 _LARGE = 2**28  # elements: a gigabyte in float32
 
@@ -52,8 +52,8 @@ def read_config(folder: Path, trust_remote_code: bool) -> Any:
     if not trust_remote_code and (kernel := _kernel(config)) is not None:
         raise InputError(
             f"{called(folder)}: its config.json names {kernel!r:.100} as its attention, which is code that "
-            "Transformers would download from the Hub; remove attn_implementation from config.json, or give "
-            "--trust-remote-code."
+            "Transformers would download from the Hub; give --trust-remote-code, or "
+            f"{by_hand(folder, 'remove attn_implementation from config.json')}."
         )
     if config.model_type in ENCODERS and getattr(config, "is_decoder", None) is False:
         raise UnsupportedModelError(
@@ -161,7 +161,7 @@ def plain_all_the_same(folder: Path) -> str:
             stored = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
             return (
                 f" Its files hold {stored} only: if these are the plain weights, as after an adapter was merged into "
-                "a dequantized model, remove quantization_config from its config.json."
+                f"a dequantized model, {by_hand(folder, 'remove quantization_config from config.json')}."
             )
     return ""
 
@@ -199,8 +199,8 @@ def build_bare(folder: Path, trust_remote_code: bool) -> Any:
             if out_of_memory(error) is not None:
                 raise
             raise UnsupportedModelError(
-                f"{called(folder)}: Transformers cannot build a model from its config.json ({short(error, 300)}); "
-                "correct it until plain Transformers loads the folder."
+                f"{called(folder)}: Transformers cannot build a model from its config.json ({short(error, 300)}); for "
+                f"plain Transformers to load it, {by_hand(folder, 'correct config.json')}."
             ) from None
         check_embedding(model)
         model.tie_weights()

@@ -1,4 +1,4 @@
-"""Folders of the Hugging Face cache, which are named by commits: their commit, and their model's name.
+"""Folders of the Hugging Face cache, which are named by commits: their commit, their model's name, how to change one.
 
 Reads only names of folders.
 """
@@ -15,6 +15,13 @@ _REPOSITORY = "models--"
 def hub_commit(folder: Path) -> str | None:
     """The commit of a Hub model, by which the cache names its folder; None for any other folder."""
     return folder.name if folder.parent.name == "snapshots" and COMMIT.fullmatch(folder.name) else None
+
+
+def by_hand(folder: Path, change: str) -> str:
+    """A change to a model's files in words; of a model in the Hub's cache, which is not to be changed, to a copy."""
+    if (model := called(folder)) == folder.name:
+        return change
+    return f"'hf download {model} --revision {folder.name} --local-dir FOLDER', {change} there, then give FOLDER"
 
 
 def called(folder: Path) -> str:

@@ -32,7 +32,7 @@ from reprune.model.products import candidates
 from reprune.model.quiet import quiet_transformers
 from reprune.model.recorder import fill_with_nothing, looks_up
 from reprune.model.skeleton import Skeleton
-from reprune.model.snapshots import called
+from reprune.model.snapshots import by_hand, called
 from reprune.model.unread import FOREIGN, way_out, wrapped
 from reprune.model.weightless import Weightless
 
@@ -216,10 +216,11 @@ def _way_to_find(folder: Path, trust_remote_code: bool) -> str:
     if not _used(checkpoint, _bare(folder, trust_remote_code)):
         return f"; the tensors of {files[0]} {FOREIGN}"
     if len(files) > 1 and (variants := sorted(folder.glob("model.safetensors.index.*.json"))):
-        return f"; its weights are in {files[0]} and {len(files) - 1} more: rename {variants[0].name} to {USUAL[1]}"
+        way = by_hand(folder, f"rename {variants[0].name} to {USUAL[1]}")
+        return f"; its weights are in {files[0]} and {len(files) - 1} more: {way}"
     if len(files) > 1:
         return f"; its weights are in {files[0]} and {len(files) - 1} more: download their index ({USUAL[1]}) too"
-    return f"; its weights are in {files[0]}: rename it to {USUAL[0]}"
+    return f"; its weights are in {files[0]}: {by_hand(folder, f'rename it to {USUAL[0]}')}"
 
 
 def _widen_(model: Any, bare: Any | None, stacked: Set[str]) -> None:

@@ -11,10 +11,12 @@ from reprune.errors import InputError, UnsupportedModelError, out_of_memory
 from reprune.model.bare import check_trusted, read_config
 from reprune.model.garbage import no_search
 from reprune.model.quiet import quiet_transformers
-from reprune.model.snapshots import called
+from reprune.model.snapshots import by_hand, called
 
 _READERS = (("sentencepiece", "sentencepiece"), ("google.protobuf", "protobuf"))
 """The modules needed to read a SentencePiece model, and the packages that provide them."""
+
+_COPY = "copy the model's tokenizer files (tokenizer.json, tokenizer_config.json) to its weights"
 
 
 def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> Any:
@@ -40,14 +42,10 @@ def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> Any:
                 read_config(folder, trust_remote_code)  # if the cause is the configuration, this says so
         reason = " ".join(str(error).split())
         raise InputError(
-            f"{called(folder)}: its tokenizer cannot be loaded ({reason:.200}); copy the model's tokenizer files "
-            "(tokenizer.json, tokenizer_config.json) into the folder."
+            f"{called(folder)}: its tokenizer cannot be loaded ({reason:.200}); {by_hand(folder, _COPY)}."
         ) from None
     if not words:  # Transformers makes some classes of tokenizers without their files
-        raise InputError(
-            f"{called(folder)}: its tokenizer is empty; copy the model's tokenizer files (tokenizer.json, "
-            "tokenizer_config.json) into the folder."
-        )
+        raise InputError(f"{called(folder)}: its tokenizer is empty; {by_hand(folder, _COPY)}.")
     return tokenizer
 
 

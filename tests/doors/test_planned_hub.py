@@ -20,6 +20,7 @@ from reprune.doors.given import made_recipe
 from reprune.doors.planned import plan_by_recipe
 from reprune.engine.watcher import Watcher
 from reprune.errors import InputError
+from reprune.model import checkpoint
 from tests.doors.conftest import Cli
 from tests.hub import COMMIT, Hub, serving
 
@@ -96,6 +97,16 @@ def test_further_copies_of_the_weights_do_not_count_and_a_file_may_have_any_name
     plan = reprune.plan("owner/tiny", **RUN)
     assert plan.bytes == reprune.plan("llama", **RUN).bytes
     assert {name for name in hub.sent if name.endswith(".safetensors")} == {"weights.safetensors"}
+
+
+def test_prune_downloads_what_the_plan_counts(hub: Hub, cli: Cli) -> None:
+    folder = files_of(hub)
+    shutil.copy(folder / "model.safetensors", folder / "model-of-a-draft.safetensors")
+    said = cli("plan", "owner/tiny", *FLAGS)
+    assert "\ndownload   193 kB first, by prune;" in said.out
+    hub.sent.clear()
+    assert cli("prune", "owner/tiny", "--out", "out", *FLAGS, "--epochs", "1").code == 0
+    assert {name for name in hub.sent if name.endswith(".safetensors")} == {"model.safetensors"}
 
 
 def test_a_plan_says_what_prune_downloads_first_until_it_is_there(hub: Hub, cli: Cli) -> None:
@@ -182,6 +193,22 @@ def test_a_hub_model_without_safetensors_is_refused_as_by_prune(hub: Hub) -> Non
     for call in (lambda: reprune.plan("owner/tiny", **RUN), lambda: reprune.prune("owner/tiny", "out", **RUN)):
         with pytest.raises(InputError, match="owner/tiny: its weights are pickles"):
             call()
+
+
+def test_a_plan_of_a_model_that_is_all_here_asks_and_reads_no_more_than_it_must(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here is one without a tokenizer: a plan says so, as it does of a folder, also without the Hub."""
+    for file in files_of(hub).glob("tokenizer*"):
+        file.unlink()
+    huggingface_hub.snapshot_download("owner/tiny")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    read = []
+    header = checkpoint._read_header
+    monkeypatch.setattr(checkpoint, "_read_header", lambda file: read.append(file) or header(file))  # type: ignore[func-returns-value]
+    (said,) = reprune.plan("owner/tiny", **RUN).refusals
+    assert "owner/tiny: its tokenizer " in said
+    assert len(read) == 1
 
 
 @pytest.mark.usefixtures("hub")

@@ -46,21 +46,49 @@ def _fetched(files: list[str], options: dict[str, Any]) -> set[str]:
     return set(utils.filter_repo_objects(files, **patterns))
 
 
-def test_weights_are_fetched_once_and_only_where_they_are_needed(
+def test_weights_are_fetched_only_where_they_are_needed_and_not_here(
     asked: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tiny.save("llama", tmp_path / SHA)
     listed: list[str] = []
-    monkeypatch.setattr(huggingface_hub.HfApi, "repo_info", lambda _, model, revision: listed.append(model))
+    siblings: list[Any] = []
+
+    def info(_: Any, model: str, revision: str) -> Any:
+        listed.append(f"{model}@{revision}")
+        return SimpleNamespace(siblings=siblings)
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "repo_info", info)
     beside = {"config.json", "tokenizer.json"}
-    copies = ["model.fp16.safetensors", "consolidated.safetensors", "onnx/model.safetensors"]
-    for weights, expected in ((True, {*beside, "model.safetensors"}), (False, beside)):
+    others = ["model.fp16.safetensors", "consolidated.safetensors", "onnx/model.safetensors", "model-2.safetensors"]
+    every = [*beside, "model.safetensors", *others]
+    siblings += [SimpleNamespace(rfilename=name) for name in every]
+    for weights in (True, False):
         locate_model("owner/tiny@v1", weights=weights)
         (one,) = asked
         assert (one["model"], one["revision"]) == ("owner/tiny", "v1")
-        assert _fetched([*beside, "model.safetensors", *copies], one) == expected
+        assert _fetched(every, one) == beside
         asked.clear()
     assert listed == [], "it is only asked where something is not there"
+    (tmp_path / SHA / "model.safetensors").unlink()
+    locate_model("owner/tiny@v1", weights=False)
+    assert len(asked) == 1
+    locate_model("owner/tiny@v1")
+    *_, one = asked
+    assert (one["model"], one["revision"]) == ("owner/tiny", SHA)
+    assert _fetched(every, one) == {"model.safetensors"}
+    assert listed == [f"owner/tiny@{SHA}"]
+
+
+def test_a_name_of_a_file_is_no_pattern(
+    asked: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / SHA).mkdir()
+    (tmp_path / SHA / "config.json").write_text(json.dumps({**LLAMA, "transformers_weights": "[a].safetensors"}))
+    every = ["[a].safetensors", "a.safetensors"]
+    found = SimpleNamespace(siblings=[SimpleNamespace(rfilename=name) for name in every])
+    monkeypatch.setattr(huggingface_hub.HfApi, "repo_info", lambda _, model, revision: found)
+    locate_model("owner/tiny")
+    assert _fetched(every, asked[-1]) == {"[a].safetensors"}
 
 
 def test_of_what_the_library_warns_of_only_that_nothing_fits_is_left_out(

@@ -88,7 +88,7 @@ def test_neither_pickles_nor_second_copies_are_downloaded() -> None:
     others += ["model.fp16.safetensors", "model.fp16-00001-of-00002.safetensors", "onnx/model.safetensors", "a.pth"]
     others += ["license.bin", "LICENSE.pkl", "README.md"]
     utils: Any = huggingface_hub.utils
-    patterns = {"allow_patterns": locate._WANTED, "ignore_patterns": locate._UNWANTED}
+    patterns = {"allow_patterns": ["*.safetensors", *locate.BESIDE], "ignore_patterns": locate._UNWANTED}
     assert list(utils.filter_repo_objects(wanted + others, **patterns)) == wanted
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -103,7 +103,7 @@ class Checkpoint:
         self.folder = folder
         self.name = called(folder)
         self._away = {folder / name for name in undownloaded.names} if undownloaded else set[Path]()
-        weights = self._files()
+        weights = weight_files(folder, self._away)
         here, away = ([file for file in weights if (file in self._away) == gone] for gone in (False, True))
         self._unchanged = Unchanged({*here, *_beside(folder)})
         headers = {file: _read_header(file) for file in here}
@@ -120,59 +120,6 @@ class Checkpoint:
                     )
                 found[name] = entry
         self.entries: Mapping[str, TensorEntry] = dict(sorted(found.items()))
-
-    def _files(self) -> list[Path]:
-        """The files that Transformers reads.
-
-        The file or index that config.json names, else the one of a usual name, else all model*.safetensors, else all.
-        """
-        usual = (name for name in USUAL if self._has(self.folder / name))
-        named = self._named_by_config() or next(usual, None)
-        if named is None:
-            every = sorted({*self.folder.glob("*.safetensors"), *self._away})
-            files = [file for file in every if file.name.startswith("model")] or every
-        elif named.endswith(".safetensors"):
-            files = [self.folder / named]
-        else:
-            files = self._of_index(self.folder / named)
-        if missing := [file.name for file in files if not self._has(file)]:
-            raise InputError(
-                f"{self.name}: the weight file {missing[0]} is missing ({len(missing)} of {len(files)} are); "
-                "download the model again."
-            )
-        if not files:
-            raise InputError(f"{self.folder}: expected *.safetensors files, found none.")
-        return files
-
-    def _has(self, file: Path) -> bool:
-        return file in self._away or is_there(file, str(file))
-
-    def _of_index(self, index: Path) -> list[Path]:
-        check_readable(index)
-        try:
-            weight_map = read_json(index.read_text(encoding="utf-8"))["weight_map"]
-            names = sorted({str(name) for name in weight_map.values()})
-        except (OSError, ValueError, KeyError, AttributeError, TypeError):
-            raise InputError(f"{index}: not a safetensors index with a weight_map; download the model again.") from None
-        if outside := [name for name in names if _is_outside(name)]:
-            raise InputError(f"{index}: names the file {outside[0]}, outside the model folder; refused.")
-        return [self.folder / name for name in names]
-
-    def _named_by_config(self) -> str | None:
-        """The weight file, or index of such files, that config.json names; None if it names none."""
-        config = self.folder / "config.json"
-        try:
-            named = read_json(config.read_text(encoding="utf-8")).get(NAMES_WEIGHTS)
-        except (OSError, ValueError, AttributeError):  # reported where the configuration itself is read
-            return None
-        if named is None:
-            return None
-        if not str(named).endswith((".safetensors", ".safetensors.index.json")) or _is_outside(str(named)):
-            raise InputError(
-                f"{config}: its {NAMES_WEIGHTS} is {named!r}; expected a *.safetensors file of the folder, or an index "
-                "of such files."
-            )
-        return str(named)
 
     def tensor(self, name: str) -> Tensor:
         """The tensor of that name on the CPU in its stored dtype, mapped from the file (do not write to it).
@@ -251,6 +198,66 @@ class Checkpoint:
         finally:
             left.set()
             pool.shutdown(cancel_futures=True)
+
+
+def weight_files(folder: Path, away: Collection[Path] = ()) -> list[Path]:
+    """The files that Transformers reads a model's weights from: some in its folder, some `away`, only on the Hub.
+
+    The file or index that config.json names, else the one of a usual name, else all model*.safetensors, else all.
+
+    Raises:
+        InputError: one of them is missing, or there are none, or their names cannot be read.
+    """
+
+    def has(file: Path) -> bool:
+        return file in away or is_there(file, str(file))
+
+    usual = (name for name in USUAL if has(folder / name))
+    named = _named_by_config(folder) or next(usual, None)
+    if named is None:
+        every = sorted({*folder.glob("*.safetensors"), *away})
+        files = [file for file in every if file.name.startswith("model")] or every
+    elif named.endswith(".safetensors"):
+        files = [folder / named]
+    else:
+        files = _of_index(folder / named)
+    if missing := [file.name for file in files if not has(file)]:
+        raise InputError(
+            f"{called(folder)}: the weight file {missing[0]} is missing ({len(missing)} of {len(files)} are); "
+            "download the model again."
+        )
+    if not files:
+        raise InputError(f"{folder}: expected *.safetensors files, found none.")
+    return files
+
+
+def _of_index(index: Path) -> list[Path]:
+    check_readable(index)
+    try:
+        weight_map = read_json(index.read_text(encoding="utf-8"))["weight_map"]
+        names = sorted({str(name) for name in weight_map.values()})
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+        raise InputError(f"{index}: not a safetensors index with a weight_map; download the model again.") from None
+    if outside := [name for name in names if _is_outside(name)]:
+        raise InputError(f"{index}: names the file {outside[0]}, outside the model folder; refused.")
+    return [index.parent / name for name in names]
+
+
+def _named_by_config(folder: Path) -> str | None:
+    """The weight file, or index of such files, that config.json names; None if it names none."""
+    config = folder / "config.json"
+    try:
+        named = read_json(config.read_text(encoding="utf-8")).get(NAMES_WEIGHTS)
+    except (OSError, ValueError, AttributeError):  # reported where the configuration itself is read
+        return None
+    if named is None:
+        return None
+    if not str(named).endswith((".safetensors", ".safetensors.index.json")) or _is_outside(str(named)):
+        raise InputError(
+            f"{config}: its {NAMES_WEIGHTS} is {named!r}; expected a *.safetensors file of the folder, or an index "
+            "of such files."
+        )
+    return str(named)
 
 
 def digests_beside(folder: Path) -> dict[str, str]:

@@ -6,6 +6,7 @@ files and the libraries that download and convert; knows nothing of blocks, and 
 
 from __future__ import annotations
 
+import glob
 import logging
 import re
 from collections.abc import Collection, Iterator, Sequence
@@ -19,7 +20,7 @@ from reprune.files.cache import Notify
 from reprune.files.local import local_path
 from reprune.files.readable import check_readable, is_there
 from reprune.files.wellformed import read_json
-from reprune.model.checkpoint import TOKENIZER
+from reprune.model.checkpoint import TOKENIZER, weight_files
 from reprune.model.gguf import convert_gguf, is_whole
 from reprune.model.hub import late_bars, not_fetched
 from reprune.model.instead import parts_of_training, pickled, without_config
@@ -36,7 +37,6 @@ BESIDE = (  # patterns of the files that are copied or downloaded besides the we
 LOADED = ("config.json", "generation_config.json", "*processor_config.json", "chat_template.json", *TOKENIZER)
 """Patterns of the files besides the weights that Transformers loads a model from."""
 
-_WANTED = ["*.safetensors", *BESIDE]
 _UNWANTED = [  # further copies of the same weights
     *("*/*.safetensors", "consolidated*"),
     *(f"*.{kind}{rest}" for kind in ("fp16", "bf16", "fp32") for rest in (".safetensors", "-*", ".index.*")),
@@ -259,39 +259,64 @@ def _check_config(file: Path, name: str) -> list[str]:
 def _from_hub(model: str, revision: str | None, weights: Weights) -> tuple[Path, Undownloaded | None]:
     import huggingface_hub
 
-    fetch = huggingface_hub.snapshot_download
-    wanted = [pattern for pattern in _WANTED if weights == "here" or not pattern.endswith(".safetensors")]
     try:
-        with _silent_where_nothing_is_wanted(), late_bars() as bars:
-            found = fetch(model, revision=revision, allow_patterns=wanted, ignore_patterns=_UNWANTED, tqdm_class=bars)
-            folder = Path(found)
+        folder = _fetch(model, revision, BESIDE)
     except Exception as error:  # huggingface_hub's own errors, its HTTP client's, OSErrors
         # Offline it refuses a cached model that lacks any file of the repository, even one that is not needed.
         cached = getattr(error, "snapshot_path", None)
         if cached is None and isinstance(error, huggingface_hub.errors.OfflineModeIsEnabled):
             # Some releases (2.1) query the Hub even for a commit that is in the cache, unless told not to.
             with suppress(Exception):
-                cached = fetch(model, revision=revision, allow_patterns=wanted, local_files_only=True)
+                fetch = huggingface_hub.snapshot_download
+                cached = fetch(model, revision=revision, allow_patterns=[*BESIDE], local_files_only=True)
         if cached is None or (weights != "unneeded" and not is_whole(Path(cached))):
             raise InputError(not_fetched(error, model, revision)) from None
         folder = Path(cached)
     left, missed = list[str](), None
-    away: frozenset[str] = frozenset()  # of them, the weights
-    if weights == "listed" and not is_whole(folder):
-        left = _left(folder, model, revision)
-        weights_left = (name for name in left if name.endswith(".safetensors"))
-        away = frozenset(name for name in weights_left if not any(fnmatch(name, one) for one in _UNWANTED))
-    elif not (folder / "config.json").exists() or (weights == "here" and not any(folder.glob("*.safetensors"))):
+    if not (folder / "config.json").exists() or (weights != "unneeded" and not _has_weights(folder)):
         try:
             left = _left(folder, model, revision)
-        except InputError as error:  # the list only makes the message more helpful
+        except InputError as error:
             missed = error
+    listed = [name for name in left if name.endswith(".safetensors")]
+    listed = [name for name in listed if not any(fnmatch(name, one) for one in _UNWANTED)]
     try:
-        _check_folder(folder, model, weights, revision, left, away)
+        _check_folder(folder, model, weights, revision, left, listed)
     except _NoWeightsError as error:
         # Without a network, older releases of the library take any cached folder for the model, also that of a plan.
         raise missed or error from None
-    return folder, Undownloaded(model, revision, folder.name, away) if away else None
+    if missed is not None:
+        raise missed
+    if not listed:
+        return folder, None
+    away = {folder / name for name in listed}
+    names = frozenset(file.name for file in weight_files(folder, away) if file in away)
+    if weights == "listed":
+        return folder, Undownloaded(model, revision, folder.name, names)
+    try:
+        return _fetch(model, folder.name, [glob.escape(name) for name in sorted(names)]), None
+    except Exception as error:  # as above
+        raise InputError(not_fetched(error, model, revision)) from None
+
+
+def _has_weights(folder: Path) -> bool:
+    """Whether all files are here that a model's weights are read from, whole or not."""
+    try:
+        return bool(weight_files(folder))
+    except InputError:
+        return False
+
+
+def _fetch(model: str, revision: str | None, wanted: Sequence[str]) -> Path:
+    """The folder of a Hub model's commit, with its files of these patterns; what is in the cache is not downloaded."""
+    import huggingface_hub
+
+    with _silent_where_nothing_is_wanted(), late_bars() as bars:
+        return Path(
+            huggingface_hub.snapshot_download(
+                model, revision=revision, allow_patterns=[*wanted], ignore_patterns=_UNWANTED, tqdm_class=bars
+            )
+        )
 
 
 def _left(folder: Path, model: str, revision: str | None) -> list[str]:

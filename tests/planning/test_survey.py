@@ -140,6 +140,9 @@ def test_a_pattern_may_begin_with_a_blocks_number() -> None:
     assert not choice.leaves_dense(1, "self_attn.q_proj")
     assert choice.leaves_dense(2, "self_attn.q_proj")
     assert choice.leaves_dense(0, "fc1"), "it is not among those that are included"
+    experts = Choice(exclude=("1.mlp.experts.up_proj",))
+    assert experts.leaves_dense(1, "mlp.experts.up_proj.7"), "as without the number of the block"
+    assert not experts.leaves_dense(0, "mlp.experts.up_proj.7")
 
 
 def test_some_linears_have_a_pattern_of_their_own(llama: Decoder) -> None:

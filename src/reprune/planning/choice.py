@@ -42,7 +42,8 @@ def fits_place(index: int, name: str, pattern: str) -> bool:
 
     `mlp.*` fits the MLP of every block, `down_proj` one linear of every block, `0.*` all linears of block 0.
     """
-    return fits(name, pattern) or fnmatchcase(f"{index}.{name}", pattern)
+    numbered = (f"{index}.{one}" for one in (name, of_all_experts(name)))
+    return fits(name, pattern) or any(fnmatchcase(one, pattern) for one in numbered)
 
 
 def fits(name: str, pattern: str) -> bool:

@@ -59,6 +59,11 @@ def _from(folder: Path, path: Path) -> str:
     return last_part(path)
 
 
+def own_name(path: Path) -> str:
+    """The last part of a path, or the name of the folder that `.` or `..` stands for."""
+    return path.name if path.name.strip(".") else path.resolve().name
+
+
 def last_part(path: Path) -> str:
     """A path without its folders; the leading `./` keeps it from being read as a known name or a Hub id."""
     return f"./{path.name}"

@@ -102,6 +102,16 @@ def test_what_is_common_to_all_cells_leaves_out_only_what_they_differ_in() -> No
     }
 
 
+def test_a_text_is_called_by_its_own_name_also_where_it_is_given_as_the_working_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "texts" / "more").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "texts" / "more")
+    recipe = Recipe(model="m", calibration=[".", "..::train=8"], heldout=[str(tmp_path / "texts")])
+    shared = common(recipe)
+    assert (shared["calibration"], shared["heldout"]) == (["more", "texts::train=8"], ["texts"])
+
+
 @pytest.mark.parametrize(
     ("setting", "flag"),
     [

@@ -17,7 +17,7 @@ from reprune.doors.formats import counted
 from reprune.errors import InputError
 from reprune.planning.axes import ALL, PARTS, PRUNERS, RUNGS, place
 from reprune.planning.layers import lay_over, parse_setting
-from reprune.planning.paths import with_paths
+from reprune.planning.paths import own_name, with_paths
 from reprune.planning.pruners import known, unknown
 from reprune.planning.recipe import Recipe, in_full
 
@@ -169,7 +169,7 @@ def common(recipe: Recipe) -> dict[str, Any]:
     """The part of a cell's recipe that all cells share; local paths are reduced to their last part."""
     keys = (key.partition(".") for key in ("model", *VARIED))
     own: dict[str, Any] = {part: {inner} if inner else True for part, _, inner in keys}
-    return with_paths(recipe, lambda path: path.name).model_dump(mode="json", exclude=own)
+    return with_paths(recipe, own_name).model_dump(mode="json", exclude=own)
 
 
 def flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -60,6 +60,13 @@ def test_a_value_given_twice_or_in_other_letters_is_one() -> None:
     assert str(grid) == "1 pruner x 2 rungs"
 
 
+def test_a_package_whose_pruner_differs_only_in_capitals_does_not_replace_one_of_our_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(write_pruner(tmp_path / "brought", "", Wanda="Mine"), monkeypatch)
+    assert Grid.of([*PRUNERS, "Wanda"], ["LR"], ["all"], [0]).pruners == (*PRUNERS, "Wanda")
+
+
 @pytest.mark.parametrize(
     ("axes", "message"),
     [

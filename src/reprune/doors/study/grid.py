@@ -116,7 +116,7 @@ def _known(flag: str, given: Sequence[str], known: tuple[str, ...]) -> tuple[str
             near = difflib.get_close_matches(value.lower(), by_name, n=1)
             hint = f"; did you mean {by_name[near[0]]}?" if near else "."
             raise InputError(f"{flag} {value}: expected {', '.join(known[:-1])} or {known[-1]}{hint}")
-    return tuple(dict.fromkeys(by_name[value.lower()] for value in given))
+    return tuple(dict.fromkeys(value if value in known else by_name[value.lower()] for value in given))
 
 
 def base_recipe(model: str, file: Mapping[str, Any], flags: Mapping[str, Any], settings: Sequence[str]) -> Recipe:

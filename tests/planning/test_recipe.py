@@ -335,6 +335,7 @@ def test_a_recipe_has_samples_from_sources_or_from_the_model_itself() -> None:
         ({"length": 40}, 31, 127, 40, 31),
         ({"length": 20}, 31, 127, 31, 31),  # at least a sample
         ({}, 3, None, 6, 6),  # more than a prefix
+        ({}, 2, None, 6, 6),
     ],
 )
 def test_generated_texts_are_as_long_as_samples_at_least(

@@ -169,9 +169,10 @@ class SelfGenerateRecipe(RecipePart):
 
     def build(self, tokens: int, most: int | None, seed: int) -> Generation:
         """Settings of generation; a text has at least the `tokens` of a sample, and at most the `most` of the model."""
-        length = max(self.length or 2 * tokens, tokens)
+        least = max(tokens, PREFIX + 1)
+        length = max(self.length or 2 * tokens, least)
         own = self.model_dump(exclude={"samples", "length"})
-        own |= {"length": length if most is None else min(length, most), "least": max(tokens, PREFIX + 1)}
+        own |= {"length": length if most is None else min(length, most), "least": least}
         return generation({**own, "seed": seed})
 
 

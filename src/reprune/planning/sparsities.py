@@ -23,14 +23,11 @@ class Sparsities:
 
     def of(self, index: int, name: str) -> Pattern:
         """The pattern of the linear of this name in block `index`."""
-        for given, pattern in self.by_name.items():
-            if fits_place(index, name, given):
-                return pattern
-        return Unstructured(self.by_block[index]) if self.by_block else self.base
+        return self.named(index, name) or (Unstructured(self.by_block[index]) if self.by_block else self.base)
 
-    def named(self, index: int, name: str) -> bool:
-        """Whether a name in `by_name` decides the linear's pattern."""
-        return any(fits_place(index, name, given) for given in self.by_name)
+    def named(self, index: int, name: str) -> Pattern | None:
+        """The pattern that a name in `by_name` decides for the linear; None if none fits it."""
+        return next((pattern for given, pattern in self.by_name.items() if fits_place(index, name, given)), None)
 
     def allocated(self, shares: Sequence[float]) -> Sparsities:
         """A copy with a sparsity for each block."""

@@ -37,7 +37,6 @@ _STRINGS = {"string", "large_string", "string_view"}
 _INTEGER_LIST = re.compile(r"(large_)?list<[^<>]*: u?int\d+( not null)?>")
 _STRINGS_WITHIN = re.compile(r"<.*(string|json)")  # nested strings, as in chats
 _FILE = re.compile(r"struct<bytes: (large_)?binary, path: (large_)?string>")  # an embedded file, such as an image
-_ESCAPED = re.compile(r"\[([*?[])\]")  # a character escaped by `glob.escape`
 _BATCH = 1000  # rows read at a time when a whole column is read in order
 _SECONDS = 100  # to wait for the Hub, as `datasets` does
 
@@ -47,8 +46,8 @@ class Rows:
     """Where rows are: the arguments of `datasets.load_dataset`.
 
     `name` is what reports and messages call the place. `path` is a Hub id, a local directory, or a format of
-    `_FORMATS`; `data_files` are files or patterns for `split`. If `column` is None, it is `text`, or the only column
-    that holds strings, nested ones included. `first` is the number of rows to keep, from the first; None: all.
+    `_FORMATS`; `data_files` are files of `split`, for a Hub id patterns. If `column` is None, it is `text`, or the only
+    column that holds strings, nested ones included. `first` is the number of rows to keep, from the first; None: all.
     `types` are the columns' types (`datasets.Features`); None: as `datasets` finds them.
     """
 
@@ -152,8 +151,7 @@ class Rows:
 
     def _files(self) -> list[Path]:
         """The local files in `data_files`; none for a Hub data set."""
-        named = self.data_files if self.path in _FORMATS else None
-        return [Path(_ESCAPED.sub(r"\1", pattern)) for pattern in named or ()]
+        return [Path(file) for file in self.data_files or ()] if self.path in _FORMATS else []
 
     def _folder_files(self) -> tuple[list[Path], bool, int]:
         """A local directory's files of the split, if known; whether they would be cut into lines; how many are unread.
@@ -183,15 +181,15 @@ class Rows:
         import datasets  # here because it takes a second to import
 
         # Named files may be only a part of a split, so the sizes that the card declares for it are not checked.
-        files = None if self.data_files is None else {self.split: list(self.data_files)}
-        checks = "basic_checks" if files is None else "no_checks"
+        named = [glob.escape(str(file)) for file in self._files()] or list(self.data_files or ())
+        checks = "no_checks" if named else "basic_checks"
         hub = () if cache else cache_of_the_hub()
         with self._reading(*hub):
             return datasets.load_dataset(
                 self.path,
                 self.config,
                 split=self.split,
-                data_files=files,
+                data_files={self.split: named} if named else None,
                 revision=self.revision,
                 features=self.types,
                 verification_mode=checks,

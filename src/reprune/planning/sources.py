@@ -7,7 +7,6 @@ nothing of tokens or samples.
 from __future__ import annotations
 
 import difflib
-import glob
 import json
 import re
 import tempfile
@@ -179,8 +178,8 @@ class RowFile(Source):
         is_json = not self.path.name.lower().endswith(".parquet")
         if is_json:
             check_lines(self.path, called)
-        form, file = "json" if is_json else "parquet", glob.escape(str(self.path))
-        rows = Rows(self.path.name, form, data_files=(file,), column=self.column)
+        form = "json" if is_json else "parquet"
+        rows = Rows(self.path.name, form, data_files=(str(self.path),), column=self.column)
         generated = is_json and self.column in (None, "text")
         try:
             return rows.read(generated=generated)
@@ -211,7 +210,7 @@ class RowFile(Source):
                         file.write(json.dumps({column: text, **tokens}) + "\n")
             except OSError as error:
                 raise no_room(error) or error from None
-            alone = replace(rows, data_files=(glob.escape(str(copy)),), types=datasets.Features(types))
+            alone = replace(rows, data_files=(str(copy),), types=datasets.Features(types))
             documents = alone.read(generated=generated)
             documents.places = frozenset(places([self.path], column))  # the same file, whatever was read
             return documents
@@ -273,8 +272,7 @@ class DataSet(Source):
             first=part and part.rows,
         )
         if (saved := saved_files(Path(self.id), self.config, self.split, split, label(self.name))) is not None:
-            data_files = tuple(glob.escape(str(file)) for file in saved)
-            rows = replace(rows, path="arrow", config=None, split="train", data_files=data_files)
+            rows = replace(rows, path="arrow", config=None, split="train", data_files=tuple(map(str, saved)))
         return rows.read(
             joiner=part.joiner if part else self.joiner, running=self.running, windows=part and part.windows
         )

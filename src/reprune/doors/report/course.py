@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
+from itertools import groupby, pairwise
+from operator import itemgetter
 
 from reprune.doors.records.rows import known
 from reprune.doors.report.rises import RISE, SLIGHT
@@ -32,17 +33,12 @@ def course(steps: Sequence[tuple[str, float | None]]) -> str | None:
     if len(there) < 2:
         return None
     ways = [(direction(before, after), rung) for (_, before), (rung, after) in pairwise(there)]
-    parts: list[tuple[str | None, str]] = []
-    for way, rung in ways:
-        if parts and parts[-1][0] == way:
-            parts.pop()
-        parts.append((way, rung))
     verb = {"stays": f"stays within {SLIGHT}"}
-    if len(parts) == 1:
-        way = parts[0][0]
+    alike = [(verb.get(str(way), way), list(found)) for way, found in groupby(ways, key=itemgetter(0))]
+    if len(alike) == 1:
         where = "at every step" if len(ways) > 1 else f"from {there[0][0]} to {there[-1][0]}"
-        return f"{verb.get(str(way), way)} {where}"
-    return ", then ".join(f"{verb.get(str(way), way)} up to {rung}" for way, rung in parts)
+        return f"{alike[0][0]} {where}"
+    return ", then ".join(f"{way} up to {here[-1][1]}" for way, here in alike)
 
 
 def courses(ways: Mapping[str, str | None]) -> list[str]:

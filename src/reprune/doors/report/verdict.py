@@ -110,7 +110,7 @@ def run_verdict(run: Run) -> Verdict:
 
 def _untrained(run: Run) -> tuple[Tone, str, str]:
     """Tone, badge and headline of a run in whose windows no epoch was run."""
-    for headline in _distilled(run):
+    if headline := next(_distilled(run), None):
         if abs(changed := _divergence(run)) <= RISE:
             return "bad", "Does not help", headline
         return ("bad", "Distillation harms", headline) if changed > 0 else ("good", "Distillation helps", headline)

@@ -119,12 +119,10 @@ def _measure(run: Run) -> str:
 def _windows(run: Run) -> Section:
     trained = any(window.epochs for window in run.windows)
     points = [
-        (when, getattr(window.relative_calibration_error, when), getattr(window.relative_heldout_error, when))
-        for when in (("before", "after") if trained else ("after",))
+        (name, getattr(window.relative_calibration_error, when), getattr(window.relative_heldout_error, when))
+        for name, when in ([("before", "before"), ("after", "after")] if trained else [("pruned", "after")])
         for window in run.windows
     ]
-    if not trained:
-        points = [("pruned", x, y) for _, x, y in points]
     moves = " A window that reconstruction helps moves down; one that only moves left was fitted to its samples."
     return Section(
         "windows",

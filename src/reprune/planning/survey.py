@@ -49,12 +49,7 @@ class Survey:
 
     @property
     def pruned_weights(self) -> int:
-        return sum(
-            block.shapes[name][0] * block.shapes[name][1]
-            for block in self.blocks
-            for group in block.groups
-            for name in group
-        )
+        return sum(math.prod(block.shapes[name]) for block in self.blocks for group in block.groups for name in group)
 
 
 def survey(decoder: Decoder, sparsities: Sparsities, choice: Choice) -> Survey:

@@ -8,6 +8,8 @@ from pathlib import Path
 from reprune.doors.records.run import Run
 from reprune.doors.report.page import MARK, check_extra, render
 from reprune.doors.report.read import read_records
+from reprune.doors.report.run import run_page
+from reprune.doors.report.study import study_page
 from reprune.errors import InputError
 from reprune.files.durable import refusing, write_text
 from reprune.files.local import local_path
@@ -35,15 +37,7 @@ def report(directory: str | os.PathLike[str], out: str | os.PathLike[str] | None
     with refusing(file):
         _check(file)
     check_extra()
-    if isinstance(record, Run):
-        from reprune.doors.report.run import run_page
-
-        page = run_page(record)
-    else:
-        from reprune.doors.report.study import study_page
-
-        page = study_page(record)
-    text = render(page)
+    text = render(run_page(record) if isinstance(record, Run) else study_page(record))
     with refusing(file):
         file.parent.mkdir(parents=True, exist_ok=True)
         write_text(file, text)

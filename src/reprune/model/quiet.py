@@ -1,10 +1,11 @@
-"""Suppresses what Transformers prints, for as long as a context lasts."""
+"""Suppresses what Transformers and other libraries print, for as long as a context lasts."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from logging import ERROR, getLogger
 from threading import RLock
 
 _IN_TURN = RLock()
@@ -28,3 +29,15 @@ def quiet_transformers() -> Iterator[None]:
         logging.disable_progress_bar()
         warnings.simplefilter("ignore")
         yield
+
+
+@contextmanager
+def quiet_logger(name: str, level: int = ERROR) -> Iterator[None]:
+    """Of what a library logs under this name, only lines of at least this level are shown."""
+    logger = getLogger(name)
+    before = logger.level
+    try:
+        logger.setLevel(level)
+        yield
+    finally:
+        logger.setLevel(before)

@@ -21,6 +21,7 @@ from typing import Any, Generic, TypeVar, cast, final
 from reprune.errors import InputError, causes, lacks_home
 from reprune.files.readable import is_file_there
 from reprune.model.hub import hub_answer, not_reached, unreached
+from reprune.model.quiet import quiet_logger
 from reprune.model.snapshots import COMMIT
 from reprune.planning.documents import Column, Documents, label
 from reprune.planning.room import cache_of_the_hub, no_room
@@ -358,9 +359,8 @@ def quiet_reading() -> Iterator[None]:
     from datasets import config
 
     with contextlib.ExitStack() as stack:
-        for logger in (logging.getLogger("datasets"), logging.getLogger("huggingface_hub")):
-            stack.callback(logger.setLevel, logger.level)
-            logger.setLevel(logging.CRITICAL)
+        for name in ("datasets", "huggingface_hub"):
+            stack.enter_context(quiet_logger(name, logging.CRITICAL))
         for bars, variable in (
             (datasets, "HF_DATASETS_DISABLE_PROGRESS_BARS"),
             (hub, "HF_HUB_DISABLE_PROGRESS_BARS"),

@@ -10,19 +10,18 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import io
-import logging
 import math
 import re
 import textwrap
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 from xml.etree import ElementTree
 
 from reprune.errors import InputError
+from reprune.model.quiet import quiet_logger
 
 WIDTH = 400
 """In pixels: a phone shows it nearly unscaled, so that text stays legible."""
@@ -86,7 +85,7 @@ def draw(paint: Callable[[Any], None], *, title: str, height: int) -> str:
     if importlib.util.find_spec("matplotlib") is None:
         raise InputError("a figure needs matplotlib; install it with: pip install 'reprune[report]'")
     heading = "\n".join(textwrap.wrap(short(title, 120), int(WIDTH / 8.8))) or " "
-    with _without_advice():
+    with quiet_logger("matplotlib"):  # it would tell where it keeps its settings and its list of fonts
         import matplotlib
         from matplotlib.figure import Figure
 
@@ -104,18 +103,6 @@ def draw(paint: Callable[[Any], None], *, title: str, height: int) -> str:
             written = io.StringIO()
             figure.savefig(written, format="svg", metadata=_UNDATED, transparent=True)
     return _for_a_page(written.getvalue(), plain(title), height)
-
-
-@contextmanager
-def _without_advice() -> Iterator[None]:
-    """A context in which matplotlib does not tell where it keeps its settings and its list of fonts."""
-    logger = logging.getLogger("matplotlib")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 def legend(axes: Any, handles: Sequence[Any], labels: Sequence[str], handlelength: float = 2.6) -> None:

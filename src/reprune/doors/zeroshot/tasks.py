@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any, final
 
 from reprune.errors import InputError, short
-from reprune.model.quiet import quiet_transformers
+from reprune.model.quiet import quiet_logger, quiet_transformers
 from reprune.planning.room import cache_of_the_hub, no_room
 from reprune.planning.rows import quiet_reading
 
@@ -42,14 +41,8 @@ def require_harness() -> None:
 @contextmanager
 def quiet_harness() -> Iterator[None]:
     """A context without advice and progress bars of the harness and its libraries."""
-    logger = logging.getLogger("lm_eval")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with quiet_reading(), quiet_transformers():
-            yield
-    finally:
-        logger.setLevel(level)
+    with quiet_logger("lm_eval"), quiet_reading(), quiet_transformers():
+        yield
 
 
 @final

@@ -17,7 +17,7 @@ DOMINANT = 0.5
 class Read(BaseModel):
     """A part of a record."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="ignore")
 
 
 def fault(error: ValidationError) -> str:

@@ -132,7 +132,7 @@ def test_a_value_of_another_type_is_named(here: Path, whole: Path) -> None:
 def test_a_second_process_is_refused(here: Path, whole: Path, cli: Cli) -> None:
     copy_of(whole, here)
     flags = [*GRID[:3], "--rungs", "BR+GP", *STUDY]
-    with StudyFolder(here / "s"):
+    with StudyFolder(here / "s").held():
         said = cli("study", "llama", "--out", "s", *flags)
     assert said.code == 2
     assert said.err == "error: s: another process is working on this study; wait for it or stop it.\n"

@@ -10,11 +10,11 @@ cells/NAME/        what `reprune prune` left of each cell: reprune.json and reci
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
-from contextlib import ExitStack
-from dataclasses import asdict
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Self, final
+from typing import Any, final
 
 from pydantic import ValidationError
 
@@ -96,12 +96,11 @@ def _said(value: Any) -> str:
 
 
 @final
+@dataclass(frozen=True)
 class StudyFolder:
-    """The folder of one study. Used as a context, it is locked against a second process."""
+    """The folder of one study."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._held = ExitStack()
+    path: Path
 
     @property
     def exists(self) -> bool:
@@ -124,14 +123,12 @@ class StudyFolder:
         if not begun and not (self.path.is_dir() and list(self.path.iterdir()) == left):
             check_out(self.path)
 
-    def __enter__(self) -> Self:
-        """Make the folder and lock it."""
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """A context in which the folder exists, and is locked against a second process."""
         self.path.mkdir(parents=True, exist_ok=True)
-        self._held.enter_context(locked(self.path, self.path, "study"))
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._held.close()
+        with locked(self.path, self.path, "study"):
+            yield
 
     def cell(self, record: CellRecord) -> Path:
         """The folder of a cell's run."""

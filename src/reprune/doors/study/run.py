@@ -177,7 +177,7 @@ def study(
             return begun
 
         begun = None if folder.path.exists() else ready()  # so that a refused study leaves no folder
-        stack.enter_context(folder)
+        stack.enter_context(folder.held())
         if begun is None or folder.exists:
             begun = ready()
         return _Study(begun, folder, keep_models, watcher).run(str(grid), cluster, ready)

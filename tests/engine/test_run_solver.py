@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,12 @@ from torch import nn
 from transformers import AutoModelForCausalLM, MambaConfig
 
 import reprune
+from reprune.math.adam import Adam, Descent
+from reprune.math.reconstruction_error import Error
+from reprune.math.solver import Epoch, Objective
 from tests import tiny
-from tests.engine.quick import prune, tensors
+from tests.engine.quick import prune, samples_of, tensors
+from tests.engine.test_run import _block_outputs
 
 
 def test_the_guard_never_ends_a_window_worse_than_it_began(llama: Path, tmp_path: Path) -> None:
@@ -129,8 +134,13 @@ def test_a_standardized_loss_is_fitted_and_judged_in_its_own_measure(llama: Path
 
 
 def test_how_much_of_the_power_one_feature_has_is_on_record(llama: Path, tmp_path: Path) -> None:
+    """Of the dense model's states after each block, on the samples that are calibrated on."""
     plain = prune(llama, tmp_path / "plain", reconstruct="BR+GP")
-    assert all(1 / 32 < window["largest_feature"] < 0.5 for window in plain["windows"]), "random weights have none"
+    for window, states in zip(
+        plain["windows"], _block_outputs(llama, samples_of(llama, plain).calibration), strict=True
+    ):
+        powers = states.double().square().flatten(0, 1).mean(0)
+        assert window["largest_feature"] == pytest.approx(float(powers.max() / powers.sum()), rel=1e-5)
     assert prune(llama, tmp_path / "lr", reconstruct="LR")["windows"][0]["largest_feature"] is None
 
 
@@ -148,6 +158,36 @@ def test_micro_batches_end_at_the_same_weights(llama: Path, micro: int, tmp_path
     one, two = tensors(tmp_path / "whole"), tensors(tmp_path / "parts")
     for key in one:
         torch.testing.assert_close(one[key], two[key], rtol=1e-3, atol=1e-4)
+
+
+@pytest.fixture
+def descents(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, bool]]:
+    """The seed of each descent, and whether its loss is scaled up for gradients in float16."""
+    found: list[tuple[int, bool]] = []
+    descend = Adam.descend
+
+    def noted(self: Adam, problem: Objective, start: Error, seed: int, progress: Callable[[Epoch], None]) -> Descent:
+        found.append((seed, problem.half))
+        return descend(self, problem, start, seed, progress)
+
+    monkeypatch.setattr(Adam, "descend", noted)
+    return found
+
+
+def test_each_fit_draws_by_the_runs_seed_and_as_no_other(
+    llama: Path, tmp_path: Path, descents: list[tuple[int, bool]]
+) -> None:
+    for seed in (0, 1):
+        prune(llama, tmp_path / str(seed), "distill=1", reconstruct="BR+GP", epochs=1, seed=seed)
+    assert len(descents) == len({seed for seed, _ in descents}) == 2 * (3 + 1)
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_losses_are_scaled_up_where_gradients_are_in_float16(
+    llama: Path, precision: str, tmp_path: Path, descents: list[tuple[int, bool]]
+) -> None:
+    prune(llama, tmp_path / "out", "distill=1", f"precision={precision}", reconstruct="auto", epochs=1)
+    assert [half for _, half in descents] == [precision == "float16"] * (1 + 2 + 2 + 1 + 1)
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])

@@ -54,23 +54,26 @@ def test_every_architecture_comes_nearer_to_the_dense_model(name: str, pruner: s
         assert sorted(named) == sorted(matrix["name"] for matrix in block["matrices"])
 
 
-def test_a_linear_gets_the_weights_that_least_squares_over_whole_models_gives(llama: Path, tmp_path: Path) -> None:
-    """The twin: the gate of block 1, by the inputs that hooks see in the dense model and in one pruned up to there."""
+@pytest.mark.parametrize(("teacher", "before"), [("global", []), ("local", ["layers.0."])])
+def test_a_linear_gets_the_weights_that_least_squares_over_whole_models_gives(
+    teacher: str, before: list[str], llama: Path, tmp_path: Path
+) -> None:
+    """The twin: the gate of block 1, by the inputs that hooks see in a model pruned up to there and in its teacher.
+
+    `before` names the blocks that are pruned in the teacher.
+    """
     ridge = 0.1
-    record = prune(
-        llama, tmp_path / "out", REFIT, "teacher=global", f"solver.ridge={ridge}", pruner="magnitude", reconstruct="LR"
-    )
+    settings = (REFIT, f"teacher={teacher}", f"solver.ridge={ridge}")
+    record = prune(llama, tmp_path / "out", *settings, pruner="magnitude", reconstruct="LR")
     ids = samples_of(llama, record).calibration
     dense, sparse = tensors(llama), tensors(tmp_path / "out")
-    so_far = ("layers.0.", "layers.1.self_attn.")
-    half_pruned = AutoModelForCausalLM.from_pretrained(llama)
-    half_pruned.load_state_dict(
-        {key: sparse[key] if any(part in key for part in so_far) else value for key, value in dense.items()},
-        strict=False,
-    )
-    X, Z = (
-        _inputs_of_gate(model, ids).double() for model in (half_pruned, AutoModelForCausalLM.from_pretrained(llama))
-    )
+    inputs = []
+    for parts in (["layers.0.", "layers.1.self_attn."], before):
+        model = AutoModelForCausalLM.from_pretrained(llama)
+        weights = {key: sparse[key] if any(part in key for part in parts) else value for key, value in dense.items()}
+        model.load_state_dict(weights, strict=False)
+        inputs.append(_inputs_of_gate(model, ids).double())
+    X, Z = inputs
     assert not torch.allclose(X, Z)
     name = "model.layers.1.mlp.gate_proj.weight"
     D, W = dense[name].double(), sparse[name].double()
@@ -126,21 +129,28 @@ def test_resume_ends_with_the_same_bits(llama: Path, rung: str, tmp_path: Path) 
     assert ridges[0] == ridges[1]
 
 
+@pytest.mark.parametrize("start", ["pruner", "least-squares"])
 @pytest.mark.parametrize("pruner", ["wanda", "sparsegpt"])
-def test_pruner_statistics_may_be_of_the_first_source_alone(llama: Path, pruner: str, tmp_path: Path) -> None:
-    """Masks are then those of the first source alone, although weights are fitted to all sources."""
+def test_pruner_statistics_may_be_of_the_first_source_alone(
+    llama: Path, pruner: str, start: str, tmp_path: Path
+) -> None:
+    """Masks are then those of the first source alone, although weights are fitted to all sources if they are fitted.
+
+    The first source does not end with a batch.
+    """
     own = tmp_path / "other.txt"
     own.write_text("Whatever else there is to be read is read here, and again, and once more. " * 200)
     sources = {"calibration": ["manual=8", f"{own}=5"], "heldout": "manual=4"}
     options: dict[str, Any] = {"samples": 8, "seqlen": 24, "batch_size": 3, "device": "cpu", "pruner": pruner}
     for name, first in (("mixed", True), ("alone", False)):
-        settings = [REFIT, "precision=float32", f"pruner.statistics={'first' if first else 'all'}"]
+        statistics = f"pruner.statistics={'first' if first else 'all'}"
+        settings = [f"solver.start={start}", "precision=float32", statistics]
         chosen = sources if first else {**sources, "calibration": ["manual=8"]}
         reprune.prune(llama, tmp_path / name, reconstruct="LR", settings=settings, **options, **chosen)
     mixed, alone = tensors(tmp_path / "mixed"), tensors(tmp_path / "alone")
     key = "model.layers.0.self_attn.q_proj.weight"
     assert torch.equal(mixed[key] == 0, alone[key] == 0)
-    assert not torch.equal(mixed[key], alone[key])
+    assert torch.equal(mixed[key], alone[key]) is (start == "pruner")
 
 
 class _Beside(torch.nn.Module):
@@ -248,6 +258,21 @@ class _Alike:
     def sum_(self, tensors: Sequence[Tensor]) -> None:
         for tensor in tensors:
             tensor.mul_(2)
+
+
+def test_a_group_that_cannot_be_paired_in_another_process_is_left_to_the_pruner_in_all() -> None:
+    """Each takes part in the same sums, or all wait for ever."""
+
+    class Unlike(_Alike):
+        def add(self, values: Sequence[float]) -> list[float]:
+            return [value + 1.0 for value in values]
+
+    block, twin = (Block(0, _Twice(), torch.device("cpu"), Precision()) for _ in range(2))
+    pairs = [(slice(0, 1), torch.ones(1, 5, 4), torch.ones(1, 5, 4), Call((None,), {}, 0))]
+    ranks: Any = Unlike()
+    refitting = Refitting(LeastSquares(), twin, lambda: pairs, 1, 1, True, ranks)
+    found = refitting.gather(block, LinearGroup((block.linears[0],)), SquaredNorms(4, torch.device("cpu")))
+    assert found == "it reads other tokens in the sparse model than in the dense one"
 
 
 @pytest.mark.parametrize("kind", [SquaredNorms, Gram])

@@ -37,10 +37,11 @@ def test_on_the_dense_models_states_alone_a_block_does_not_see_what_was_pruned_b
     assert not alike(block(tmp_path / "own", 2), block(tmp_path / "lone", 2))
 
 
-@pytest.mark.parametrize(("rung", "share"), [("BR+GP", 0.25), ("BR+GP+CR", 0.5)])
+@pytest.mark.parametrize(("rung", "share"), [("BR+GP", 0.25), ("BR+GP+CR", 0.5), ("auto", 1.0)])
 def test_what_enters_is_that_share_of_the_dense_states_and_the_rest_of_the_students(
     llama: Path, rung: str, share: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Also of the last block of a window by itself, which `auto` fits first."""
     run, apart = Frontier.run, []
 
     def watched(self: Frontier, blocks: Any, states: Tensor, samples: Any, *rest: Any) -> Tensor:

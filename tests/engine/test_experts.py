@@ -174,6 +174,16 @@ def test_least_squares_fits_what_all_tokens_pass_and_says_that_experts_are_left(
     assert sum("not fitted by least squares: each expert reads tokens of its own" in note for note in notes) == 2 * 3
 
 
+def test_an_expert_that_stays_dense_is_fitted_beside_those_that_are_pruned(mixtral: Path, tmp_path: Path) -> None:
+    """All experts of a block are one parameter, of which masks hold only the weights of those that are pruned."""
+    prune(mixtral, tmp_path / "out", "exclude=[mlp.experts.down_proj.3]", "guard=off", reconstruct="BR+GP")
+    dense, sparse = tensors(mixtral), tensors(tmp_path / "out")
+    for key in (key for key in dense if key.endswith(".w2.weight")):
+        zeros = int((sparse[key] == 0).sum())
+        assert zeros == (0 if ".experts.3." in key else sparse[key].numel() // 2)
+        assert not torch.equal(sparse[key], dense[key])
+
+
 def test_low_rank_updates_reach_experts(mixtral: Path, tmp_path: Path) -> None:
     plain = prune(mixtral, tmp_path / "lr", reconstruct="LR")
     record = prune(mixtral, tmp_path / "out", "solver.rank=4", reconstruct="BR+GP", epochs=4)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -50,6 +51,27 @@ def test_a_ledger_gives_back_what_it_was_given(tmp_path: Path) -> None:
     assert set(left) == {"1/weight/weight", "1/weight/bias", "1/mask/fc", "1/tokens/fc"}
     assert (left["1/mask/fc"].tolist(), int(left["1/tokens/fc"])) == ([True, False], 8)
     assert [file.name for file in ledger.folder.glob("open-*")] == ["open-00001.safetensors"], "the last alone"
+
+
+def test_a_window_whose_line_is_not_written_leaves_what_the_one_before_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger = _with_two_windows(tmp_path)
+    before = ledger.open_tensors()
+    monkeypatch.setattr("reprune.engine.ledger.append_line", Mock(side_effect=OSError))
+    with pytest.raises(OSError):
+        ledger.commit(2, {"window": {"index": 2}, "blocks": []}, {}, {"1/mask/fc": torch.tensor([True, True])})
+    ledger.check()
+    after = ledger.open_tensors()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in after.items())
+
+
+def test_a_run_whose_folder_is_only_partly_removed_is_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ledger = _with_two_windows(tmp_path)
+    monkeypatch.setattr("reprune.engine.ledger.shutil.rmtree", Mock())  # killed before it removes anything
+    ledger.clear()
+    assert not ledger.exists
 
 
 @pytest.mark.parametrize("gone", [False, True])

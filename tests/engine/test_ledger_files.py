@@ -11,16 +11,19 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import reprune
 from reprune.engine.ledger import Ledger
 from reprune.engine.open_blocks import tensors_of
+from reprune.engine.watcher import Watcher
 from reprune.engine.window import PrunedBlock
 from reprune.errors import InputError
 from reprune.files.durable import sha256
 from reprune.files.sealed import seal
 from reprune.model.block import Block, Precision
 from reprune.planning.layers import resolve_recipe
-from reprune.planning.schedule import windows
+from reprune.planning.schedule import Window, windows
 from tests.damage import flip_bit
+from tests.engine.test_ledger import Interrupted, InterruptAt, prune
 
 
 def _with_two_windows(folder: Path) -> Ledger:
@@ -65,6 +68,22 @@ def test_a_window_whose_line_is_not_written_leaves_what_the_one_before_left(
     after = ledger.open_tensors()
     assert after.keys() == before.keys()
     assert all(torch.equal(tensor, before[name]) for name, tensor in after.items())
+
+
+def test_streams_that_a_killed_process_left_are_gone_before_a_resumed_run_makes_its_own(
+    llama: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(Interrupted):
+        prune(llama, tmp_path / "cut", "LR", InterruptAt(0))
+    left = tmp_path / "cut" / ".reprune" / "streams" / "of-a-killed-process.stream"
+    left.parent.mkdir(exist_ok=True)
+    left.touch()
+
+    class Looking(Watcher):
+        def phase(self, window: Window | None, what: str) -> None:
+            assert not left.exists(), "it would take room on the disk"
+
+    reprune.resume(tmp_path / "cut", watcher=Looking())
 
 
 def test_a_run_whose_folder_is_only_partly_removed_is_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

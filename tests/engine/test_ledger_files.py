@@ -23,7 +23,7 @@ from reprune.model.block import Block, Precision
 from reprune.planning.layers import resolve_recipe
 from reprune.planning.schedule import Window, windows
 from tests.damage import flip_bit
-from tests.engine.test_ledger import Interrupted, InterruptAt, prune
+from tests.engine.test_ledger import InterruptAt, Interrupted, prune
 
 
 def _with_two_windows(folder: Path) -> Ledger:
